@@ -1,0 +1,94 @@
+"""Several processes under torchrun: the only file that says torch.distributed.
+
+One process is the same code with world size 1; every function here then returns at once.
+"""
+
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    """Number of processes of this run."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's number, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def is_main() -> bool:
+    """Whether this process writes the run's folder."""
+    return rank() == 0
+
+
+def start(device: torch.device) -> None:
+    """Join the group that torchrun describes in the environment; alone, do nothing."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+
+def stop() -> None:
+    """Leave the group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def gather(value: Any) -> list[Any]:
+    """`value` of every rank, in order of rank, on all ranks."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def broadcast(value: Any) -> Any:
+    """Rank 0's value on all ranks."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def total(values: dict[str, float], device: torch.device) -> dict[str, float]:
+    """Each value summed over ranks in float64; the ranks must hold the same keys in the same order."""
+    if world_size() == 1:
+        return values
+    sums = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
+    dist.all_reduce(sums)
+    return dict(zip(values, sums.tolist(), strict=True))
+
+
+def sum_(tensor: Tensor) -> Tensor:
+    """`tensor` summed over ranks, in place."""
+    if world_size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def join_gradients(parameters: list[torch.nn.Parameter]) -> None:
+    """Sum the gradients over ranks with one flat all-reduce after the last backward pass.
+
+    By hand instead of the DDP wrapper: no renamed keys, and a rank without samples or a parameter that only some
+    ranks used needs no special case. A parameter that no rank used keeps `grad=None`, so no decay touches it.
+    """
+    if world_size() == 1:
+        return
+    used = sum_(torch.tensor([float(p.grad is not None) for p in parameters], device=parameters[0].device))
+    chosen = [p for p, n in zip(parameters, used.tolist(), strict=True) if n > 0]
+    flat = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in chosen])
+    dist.all_reduce(flat)
+    for parameter, piece in zip(chosen, flat.split([p.numel() for p in chosen]), strict=True):
+        parameter.grad = piece.view_as(parameter)
+
+
+def barrier() -> None:
+    """Wait until every rank is here."""
+    if world_size() > 1:
+        dist.barrier()

@@ -1,0 +1,114 @@
+"""What the trainer and the evaluator must know about a data set and a problem: two small protocols.
+
+Nothing here is inherited from. A wing's class fits when it has these methods.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+Split = Literal["train", "val", "test"]
+Batch = dict[str, Any]  # tensors and lists; "ids" names its samples
+Answer = dict[str, Any]  # one sample's prediction in the user's units
+
+
+class Goal(NamedTuple):
+    """The number, read on `val`, that picks the best checkpoint."""
+
+    name: str
+    higher_is_better: bool
+
+    def better(self, new: float, old: float | None) -> bool:
+        """Whether `new` beats `old`; the first number always does."""
+        return old is None or (new > old if self.higher_is_better else new < old)
+
+
+class Adopted(NamedTuple):
+    """A foreign file in our own terms."""
+
+    weights: dict[str, Tensor]  # by our names
+    task_state: dict[str, Any]  # what `Task.restore` takes; empty when the file does not say
+    left_out: list[str]  # the file's keys that have no place here
+
+
+class Data(Protocol):
+    """A data set of a wing. Its constructor opens no file."""
+
+    batch_size: int  # samples, or padded tokens, of one optimizer step over all ranks
+
+    def count(self, split: Split) -> int:
+        """Number of samples in `split`."""
+
+    def cost(self, split: Split) -> Sequence[int]:
+        """What each sample weighs; a batch weighs its number of samples times its heaviest one."""
+
+    def sample(self, split: Split, index: int, generator: torch.Generator | None) -> dict[str, Any]:
+        """One sample, augmented by `generator`; None means as it is evaluated."""
+
+    def collate(self, samples: list[dict[str, Any]]) -> Batch:
+        """Samples to one batch of padded CPU tensors with their names under "ids"."""
+
+    def summary(self) -> list[str]:
+        """Lines for the start of a run: sizes, and what was left out and why."""
+
+
+class Metric(Protocol):
+    """An accumulator over one split: every sample once, joined over ranks by sample id, computed once."""
+
+    def update(self, batch: Batch, answers: list[Answer]) -> None:
+        """Take in the answers to one batch."""
+
+    def gather(self) -> None:
+        """Join the ranks' shares by sample id (a collective: all ranks call it)."""
+
+    def compute(self) -> dict[str, float]:
+        """The numbers, on every rank the same."""
+
+    def write(self, folder: Path) -> None:
+        """The predictions in the field's own file format (rank 0)."""
+
+
+class Task(Protocol):
+    """A problem: its loss, its answers and its numbers; never a particular model or data set."""
+
+    goal: Goal
+
+    def model_arguments(self) -> dict[str, Any]:
+        """What the data decide about the model (number of classes, vocabulary size)."""
+
+    def state(self) -> dict[str, Any]:
+        """Plain types, enough to predict without the data set."""
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take `state` from a checkpoint."""
+
+    def adopt(self, tensors: dict[str, Any]) -> Adopted:
+        """Translate a foreign checkpoint; raises UserError when the layout is not known."""
+
+    def sizes(self, batch: Batch) -> dict[str, float]:
+        """What each loss term is divided by: from targets and the task's constants, never from outputs."""
+
+    def loss(self, model: nn.Module, batch: Batch, sizes: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Total (scalar, at least fp32) and its named parts (detached scalars). Both are sums over the batch
+        divided by `sizes` of the WHOLE step, so micro-batches and ranks add up."""
+
+    def predict(self, model: nn.Module, batch: Batch) -> list[Answer]:
+        """One answer per sample, in the user's units, on the CPU."""
+
+    def read(self, input: str) -> Iterator[Batch]:
+        """A user's file, folder or pipe to batches as they come."""
+
+    def show(self, batch: Batch, answers: list[Answer], folder: Path) -> Iterable[str]:
+        """Write answers as pictures or text under `folder`; one line for the console each."""
+
+    def pictures(self, batch: Batch, answers: list[Answer]) -> Tensor | None:
+        """uint8 (B, 3, H, W) of answers for the log, or None where pictures make no sense."""
+
+    def metric(self, split: Split) -> Metric:
+        """A fresh accumulator for `split`."""
+
+    def checks(self, metrics: dict[str, float]) -> list[str]:
+        """Warnings that the data or the newest numbers call for, one sentence each."""

@@ -1,0 +1,20 @@
+"""Types that carry a range, so that a constructor's signature is its whole schema (imports nothing heavy)."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+
+@dataclass(frozen=True)
+class Range:
+    """The closed interval that a number must lie in; None leaves a side open."""
+
+    low: float | None = None
+    high: float | None = None
+    above: float | None = None  # open lower end: value > above
+
+
+Positive = Annotated[int, Range(low=1)]
+Count = Annotated[int, Range(low=0)]
+Fraction = Annotated[float, Range(low=0.0, high=1.0)]
+PositiveFloat = Annotated[float, Range(above=0.0)]
+NonNegativeFloat = Annotated[float, Range(low=0.0)]
