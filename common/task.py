@@ -67,6 +67,9 @@ class Metric(Protocol):
     def compute(self) -> dict[str, float]:
         """The numbers, on every rank the same."""
 
+    def details(self) -> Sequence[Sequence[Any]]:
+        """A table of finer numbers, its header first: those of each class, say."""
+
     def write(self, folder: Path) -> None:
         """The predictions in the field's own file format (rank 0)."""
 
@@ -104,11 +107,14 @@ class Task(Protocol):
     def show(self, batch: Batch, answers: list[Answer], folder: Path) -> Iterable[str]:
         """Write answers as pictures or text under `folder`; one line for the console each."""
 
-    def pictures(self, batch: Batch, answers: list[Answer]) -> Tensor | None:
-        """uint8 (B, 3, H, W) of answers for the log, or None where pictures make no sense."""
+    def pictures(self, batch: Batch, answers: list[Answer], count: int) -> Tensor | None:
+        """uint8 (B, 3, H, W) of the first `count` answers for the log, or None where pictures make no sense."""
 
     def metric(self, split: Split) -> Metric:
         """A fresh accumulator for `split`."""
 
-    def checks(self, metrics: dict[str, float]) -> list[str]:
-        """Warnings that the data or the newest numbers call for, one sentence each."""
+    def advice(self, model: nn.Module) -> list[str]:
+        """Warnings that the data and the model call for before the first step, one sentence each."""
+
+    def alarms(self, answers: list[Answer]) -> list[str]:
+        """Warnings that the newest answers on val call for, one sentence each."""

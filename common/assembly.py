@@ -1,0 +1,136 @@
+"""From a checked config to data, task and model, with the weights of a checkpoint in them."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from common import checkpoint, cli, distributed
+from common import device as devices
+from common.config import build, construct
+from common.errors import UserError
+from common.task import Data, Task
+from common.trainer import Trainer, describe, weights
+
+
+class Parts(NamedTuple):
+    """What a config describes, ready for use; `said` tells which weights the model holds."""
+
+    data: Data
+    task: Task
+    model: nn.Module
+    trainer: Trainer
+    device: torch.device
+    said: str
+
+
+def assemble(config: dict[str, Any]) -> Parts:
+    """Data, task and model as they stand at the start of a run, on the CPU.
+
+    The task is built first, because the data decide a part of the model. `checkpoint` in the config gives the weights
+    to start from; what does not fit this task is made anew and listed. Without it the model may fetch weights of its
+    own (`fetch_weights`, an optional method: a backbone's, say).
+    """
+    trainer, device = _trainer(config)
+    data: Data = build(config["data"])
+    task: Task = build(config["task"], data=data)
+    torch.manual_seed(config["seed"])
+    model: nn.Module = build(config["model"], **task.model_arguments())
+    said = "weights   drawn at random"
+    if config["checkpoint"]:
+        said = start_from(model, task, Path(config["checkpoint"]))
+    elif hasattr(model, "fetch_weights"):
+        said = model.fetch_weights() or said
+    return Parts(data, task, model, trainer, device, said)
+
+
+def restore(config: dict[str, Any]) -> Parts:
+    """Task and model as a checkpoint left them, on the device, in evaluation mode; the data stay unopened.
+
+    Takes our files and the foreign ones that the task can adopt. Raises UserError when the weights are of another
+    model than the config describes.
+    """
+    trainer, device = _trainer(config)
+    path = Path(config["checkpoint"])
+    content = checkpoint.load(path)
+    data: Data = build(config["data"])
+    task: Task = build(config["task"], data=data)
+    if checkpoint.is_ours(content):
+        state, tensors = content["task"], weights(content, config["weights"])
+        said = f"weights   {describe(path, content, config['weights'])}"
+    else:
+        adopted = task.adopt(content)
+        state, tensors = adopted.task_state, adopted.weights
+        said = f"weights   {path}: imported" + _listed(", without", adopted.left_out)
+    task.restore(state)
+    model: nn.Module = build(config["model"], **task.model_arguments())
+    missing, _ = _fitting(model, tensors)
+    foreign = sorted(tensors.keys() - model.state_dict().keys())
+    if missing or foreign:
+        first = (missing or foreign)[0]
+        raise UserError(
+            f"{path} holds the weights of another model than model={type(model).__name__} as configured: "
+            f"{len(missing)} tensors are missing or of another shape and {len(foreign)} have no place, the first is "
+            f"{first}; name the model that the file was trained as (model=...)."
+        )
+    model.load_state_dict(tensors)
+    return Parts(data, task, model.to(device).eval(), trainer, device, said)
+
+
+def load(file: str | Path, *overrides: str) -> tuple[nn.Module, Task]:
+    """A checkpoint's model, in evaluation mode on the best device here, and its task: for notebooks and scripts.
+
+        model, task = load("runs/detr-shapes/.../checkpoints/best.pt")
+        for batch in task.read("photo.jpg"):
+            print(task.predict(model, batch))
+
+    `overrides` are those of the command line; an official file needs one that names its model ("model=detr_r50").
+    Raises UserError as the doors do.
+    """
+    config = cli.configure("evaluate", [f"checkpoint={file}", *overrides], stored_config)
+    parts = restore(config)
+    return parts.model, parts.task
+
+
+def stored_config(path: Path) -> dict[str, Any]:
+    """The config inside a checkpoint of ours; empty for a foreign file."""
+    content = checkpoint.load(path)
+    return content["config"] if checkpoint.is_ours(content) else {}
+
+
+def start_from(model: nn.Module, task: Task, path: Path) -> str:
+    """Give a new run a checkpoint's weights, all but the parts that do not fit, which stay as drawn.
+
+    A part does not fit when its shape differs, or when the model names it in `decided_by_data` (a classifier) and the
+    checkpoint's task is another: 80 classes are not the same 80 classes. Returns what happened, for the log.
+    """
+    content = checkpoint.load(path)
+    if checkpoint.is_ours(content):
+        state, tensors, left_out = content["task"], weights(content), []
+    else:
+        tensors, state, left_out = task.adopt(content)
+    remade = tuple(getattr(model, "decided_by_data", ())) if state != task.state() else ()
+    tensors = {k: v for k, v in tensors.items() if not any(k == part or k.startswith(f"{part}.") for part in remade)}
+    missing, fitting = _fitting(model, tensors)
+    if not fitting:
+        raise UserError(f"{path} has no tensor that fits this model; give a checkpoint of the same kind, or no checkpoint.")
+    model.load_state_dict(fitting, strict=False)
+    unused = sorted((tensors.keys() - fitting.keys()) - set(missing)) + left_out
+    return f"weights   {path}: {len(fitting)} tensors" + _listed("; made anew:", missing) + _listed("; unused:", unused)
+
+
+def _fitting(model: nn.Module, tensors: dict[str, Tensor]) -> tuple[list[str], dict[str, Tensor]]:
+    """The model's names that `tensors` cannot fill, and the tensors that fit."""
+    wanted = model.state_dict()
+    fitting = {name: t for name, t in tensors.items() if name in wanted and wanted[name].shape == t.shape}
+    return [name for name in wanted if name not in fitting], fitting
+
+
+def _listed(words: str, names: list[str]) -> str:
+    return f"{words} {', '.join(names[:12])}{f' and {len(names) - 12} more' if len(names) > 12 else ''}" if names else ""
+
+
+def _trainer(config: dict[str, Any]) -> tuple[Trainer, torch.device]:
+    trainer: Trainer = construct(Trainer, config["trainer"])
+    return trainer, devices.choose(trainer.device, distributed.local_rank())

@@ -1,0 +1,85 @@
+"""Multi-head attention (Vaswani et al. 2017, arXiv 1706.03762, section 3.2) for self- and cross-attention alike."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Attention(nn.Module):
+    """Scaled dot-product attention in `heads` subspaces, with biases on all four projections.
+
+    The query, key and value projections are the rows of one matrix, in this order, so that inputs that coincide
+    share one multiplication.
+    """
+
+    def __init__(self, *, width: int, heads: int, dropout: float = 0.0):
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"width {width} is not divisible by heads {heads}")
+        self.heads = heads
+        self.dropout = dropout  # on the attention weights
+        self.in_proj = nn.Linear(width, 3 * width)
+        self.out_proj = nn.Linear(width, width)
+        self.watched: list[Tensor] | None = None  # see `watching`
+
+    def forward(self, *, q: Tensor, k: Tensor, v: Tensor, may_look: Tensor | None = None) -> Tensor:
+        """q (B, N, C), k and v (B, M, C) -> (B, N, C).
+
+        `may_look` is boolean, broadcastable to (B, heads, N, M), True where a query may look at a key.
+        A query that may look nowhere gets the projection of zeros, never NaN.
+        """
+        q, k, v = (self._split(x) for x in self._project(q, k, v))  # (B, h, N or M, C/h)
+        if self.watched is not None:
+            self.watched.append(weights(q, k, may_look).detach())
+        dropout = self.dropout if self.training else 0.0
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=may_look, dropout_p=dropout)
+        return self.out_proj(x.transpose(1, 2).flatten(2))  # (B, h, N, C/h) -> (B, N, C)
+
+    def _project(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The three projections, in one multiplication for each run of equal inputs."""
+        if q is k and k is v:
+            return self.in_proj(q).chunk(3, dim=-1)
+        width = q.shape[-1]
+        weight, bias = self.in_proj.weight, self.in_proj.bias
+        if q is k:
+            qk = F.linear(q, weight[: 2 * width], bias[: 2 * width])
+            return (*qk.chunk(2, dim=-1), F.linear(v, weight[2 * width :], bias[2 * width :]))
+        inputs = zip((q, k, v), weight.chunk(3), bias.chunk(3), strict=True)
+        return tuple(F.linear(x, w, b) for x, w, b in inputs)  # type: ignore[return-value]
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, N, C) -> (B, h, N, C/h)
+
+
+def weights(q: Tensor, k: Tensor, may_look: Tensor | None = None) -> Tensor:
+    """Softmax(q k^T / sqrt(C/h)) written out: (B, h, N, C/h), (B, h, M, C/h) -> (B, h, N, M).
+
+    Rows sum to one, or are zero where a query may look nowhere. The fast kernels never build this matrix, so
+    pictures of attention come from here whatever kernel is in use.
+    """
+    scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5  # (B, h, N, M)
+    if may_look is None:
+        return scores.softmax(dim=-1)
+    return scores.masked_fill(~may_look, -torch.inf).softmax(dim=-1).nan_to_num(0.0)
+
+
+@contextmanager
+def watching(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
+    """Collect attention weights: a list for each attention module's name, one (B, h, N, M) per call of it.
+
+    with watching(model) as maps:
+        model(images)
+    maps["decoder.blocks.5.cross_attention"][0]
+    """
+    modules = {name: module for name, module in model.named_modules() if isinstance(module, Attention)}
+    maps: dict[str, list[Tensor]] = {name: [] for name in modules}
+    for name, module in modules.items():
+        module.watched = maps[name]
+    try:
+        yield maps
+    finally:
+        for module in modules.values():
+            module.watched = None

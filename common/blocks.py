@@ -1,0 +1,173 @@
+"""Transformer blocks and stacks (Vaswani et al. 2017, arXiv 1706.03762, section 3.1) in both norm orders."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from common.attention import Attention
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockOptions:
+    """The sizes and places that the blocks of one stack share."""
+
+    width: int
+    heads: int
+    feedforward: int
+    pre_norm: bool
+    dropout: float = 0.0  # on the output of each sub-layer, before it is added
+    attention_dropout: float = 0.0  # on the attention weights
+    hidden_dropout: float = 0.0  # inside the feed-forward, after the activation
+    activation: Callable[[], nn.Module] = nn.ReLU
+
+
+class Residual(nn.Module):
+    """The one place where a sub-layer meets residual, norm and dropout.
+
+    post-norm: norm(x + drop(f(x))), section 3.1; pre-norm: x + drop(f(norm(x))), Xiong et al. 2020, arXiv 2002.04745.
+    """
+
+    def __init__(self, options: BlockOptions):
+        super().__init__()
+        self.pre_norm = options.pre_norm
+        self.norm = nn.LayerNorm(options.width)
+        self.dropout = nn.Dropout(options.dropout)
+
+    def forward(self, x: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
+        """x (B, N, C) -> (B, N, C)."""
+        if self.pre_norm:
+            return x + self.dropout(sublayer(self.norm(x)))
+        return self.norm(x + self.dropout(sublayer(x)))
+
+
+class FeedForward(nn.Sequential):
+    """Two linear maps with an activation between them, at each position alike (section 3.3)."""
+
+    def __init__(self, options: BlockOptions):
+        super().__init__()
+        self.expand = nn.Linear(options.width, options.feedforward)
+        self.activation = options.activation()
+        self.dropout = nn.Dropout(options.hidden_dropout)
+        self.contract = nn.Linear(options.feedforward, options.width)
+
+
+class EncoderBlock(nn.Module):
+    """Self-attention, then feed-forward."""
+
+    def __init__(self, options: BlockOptions):
+        super().__init__()
+        self.attention = _attention(options)
+        self.feed_forward = FeedForward(options)
+        self.residuals = nn.ModuleList(Residual(options) for _ in range(2))
+
+    def forward(self, x: Tensor, *, positions: Tensor | None = None, may_look: Tensor | None = None) -> Tensor:
+        """x (B, N, C) -> (B, N, C).
+
+        `positions` (broadcastable to x) are added to queries and keys, never to values, as DETR does; None for
+        models that add them once at the input. `may_look`: see Attention.
+        """
+
+        def attend(x: Tensor) -> Tensor:
+            qk = _add(x, positions)
+            return self.attention(q=qk, k=qk, v=x, may_look=may_look)
+
+        x = self.residuals[0](x, attend)
+        return self.residuals[1](x, self.feed_forward)
+
+
+class DecoderBlock(nn.Module):
+    """Self-attention, cross-attention to a memory, then feed-forward."""
+
+    def __init__(self, options: BlockOptions):
+        super().__init__()
+        self.attention = _attention(options)
+        self.cross_attention = _attention(options)
+        self.feed_forward = FeedForward(options)
+        self.residuals = nn.ModuleList(Residual(options) for _ in range(3))
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        memory: Tensor,
+        memory_keys: Tensor,
+        positions: Tensor | None = None,
+        may_look: Tensor | None = None,
+        may_look_at_memory: Tensor | None = None,
+    ) -> Tensor:
+        """x (B, N, C), memory (B, M, C) -> (B, N, C).
+
+        `memory_keys` is the memory with its positions added (or the memory itself): the same for every block of a
+        stack, so it comes in ready. `positions` are added to the queries of both attentions and to the keys of x.
+        """
+
+        def attend(x: Tensor) -> Tensor:
+            qk = _add(x, positions)
+            return self.attention(q=qk, k=qk, v=x, may_look=may_look)
+
+        def attend_to_memory(x: Tensor) -> Tensor:
+            return self.cross_attention(
+                q=_add(x, positions), k=memory_keys, v=memory, may_look=may_look_at_memory
+            )
+
+        x = self.residuals[0](x, attend)
+        x = self.residuals[1](x, attend_to_memory)
+        return self.residuals[2](x, self.feed_forward)
+
+
+class Encoder(nn.Module):
+    """A stack of encoder blocks. With pre-norm it ends in a norm, since its blocks leave their sums unnormalised."""
+
+    def __init__(self, options: BlockOptions, *, layers: int):
+        super().__init__()
+        self.blocks = nn.ModuleList(EncoderBlock(options) for _ in range(layers))
+        self.norm = nn.LayerNorm(options.width) if options.pre_norm else nn.Identity()
+
+    def forward(self, x: Tensor, *, positions: Tensor | None = None, may_look: Tensor | None = None) -> Tensor:
+        """x (B, N, C) -> (B, N, C)."""
+        for block in self.blocks:
+            x = block(x, positions=positions, may_look=may_look)
+        return self.norm(x)
+
+
+class Decoder(nn.Module):
+    """A stack of decoder blocks that hands out every block's output, each through the same final norm."""
+
+    def __init__(self, options: BlockOptions, *, layers: int, final_norm: bool):
+        super().__init__()
+        self.blocks = nn.ModuleList(DecoderBlock(options) for _ in range(layers))
+        self.norm = nn.LayerNorm(options.width) if final_norm else nn.Identity()
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        memory: Tensor,
+        positions: Tensor | None = None,
+        memory_positions: Tensor | None = None,
+        may_look: Tensor | None = None,
+        may_look_at_memory: Tensor | None = None,
+    ) -> list[Tensor]:
+        """x (B, N, C), memory (B, M, C) -> one (B, N, C) per block, first to last."""
+        memory_keys = _add(memory, memory_positions)
+        outputs = []
+        for block in self.blocks:
+            x = block(
+                x,
+                memory=memory,
+                memory_keys=memory_keys,
+                positions=positions,
+                may_look=may_look,
+                may_look_at_memory=may_look_at_memory,
+            )
+            outputs.append(self.norm(x))
+        return outputs
+
+
+def _attention(options: BlockOptions) -> Attention:
+    return Attention(width=options.width, heads=options.heads, dropout=options.attention_dropout)
+
+
+def _add(x: Tensor, positions: Tensor | None) -> Tensor:
+    return x if positions is None else x + positions

@@ -1,0 +1,213 @@
+"""One verified file: plain types and tensors, always loaded with weights_only=True, never half written.
+
+A file is a zip with a CRC per record, which PyTorch writes but does not check; here it is checked on every load.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import warnings
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor, nn
+
+from common.errors import UserError
+
+FORMAT = "triptych-1"
+KEPT = 2  # checkpoints of a run; with one, a fault of the disk would cost the run
+_PLAIN = (type(None), bool, int, float, str, bytes, torch.dtype, torch.device, torch.Size)
+_AGAIN = "copy or download it again"
+
+
+def save(path: Path, content: dict[str, Any]) -> None:
+    """Write `content`, marked as ours, so that `path` is at any moment the old file or the complete new one.
+
+    Raises TypeError when something is neither tensor nor plain type (it would not load again), and OSError when the
+    disk is full or the folder cannot be written; the old file is then untouched.
+    """
+    _assert_plain(content, "content")
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save({**content, "format": FORMAT}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):  # a full disk, which torch reports as an unexpected position
+            raise error.__context__ from None
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync(path.parent)
+
+
+def load(path: Path | str) -> dict[str, Any]:
+    """The content of a checkpoint on the CPU, ours or a foreign one, verified; nothing in it is executed.
+
+    Older files that are no zip (as published in 2020) have no checksums and load unverified. Raises UserError for
+    every file that cannot be read: missing, cut, altered, of another kind, or with objects that could run code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise UserError(f"{path} {what}; give the path of a checkpoint, such as RUN/checkpoints/best.pt.")
+    try:
+        with open(path, "rb") as file:
+            content = _read(file)
+    except UserError as error:
+        raise UserError(f"{path} {error}") from error.__cause__
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); check its permissions and the disk.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__} and not a dict of weights; give another file.")
+    version = content.get("format")
+    if isinstance(version, str) and version.startswith("triptych-") and version != FORMAT:
+        raise UserError(f"{path} is in the format {version} and this program reads {FORMAT}; use a newer Triptych.")
+    return content
+
+
+def is_ours(content: dict[str, Any]) -> bool:
+    """Whether a loaded file was written by `save`; any other is for `Task.adopt`."""
+    return content.get("format") == FORMAT
+
+
+class Folder:
+    """The checkpoints of one run: step_00001000.pt, the last two of them, and best.pt."""
+
+    def __init__(self, path: Path, writes: bool = True):
+        """Make the folder and clear what a killed save left; with `writes=False` (other ranks) only read."""
+        self.path, self.writes = Path(path), writes
+        if writes:
+            self.path.mkdir(parents=True, exist_ok=True)
+            for leftover in self.path.glob(".*.tmp"):
+                leftover.unlink()
+
+    def save(self, step: int, content: dict[str, Any]) -> Path:
+        """Write the checkpoint of `step`; only when it is safe on the disk do older ones than the last go.
+
+        Raises OSError when it cannot be written; nothing is lost then, and the next save starts anew.
+        """
+        path = self._file(step)
+        if self.writes:
+            save(path, content)
+            # A later step than this one is a damaged file that the run was continued without.
+            kept = [other for other in self.steps() if other <= step][-KEPT:]
+            for other in set(self.steps()) - set(kept):
+                self._file(other).unlink()
+        return path
+
+    def mark_best(self, step: int) -> None:
+        """Make the checkpoint of `step` best.pt: the same file under a second name, or a copy where links are not."""
+        if not self.writes:
+            return
+        best, temporary = self.path / "best.pt", self.path / ".best.pt.tmp"
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(self._file(step), temporary)
+        except OSError:
+            shutil.copyfile(self._file(step), temporary)
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+        os.replace(temporary, best)
+        temporary.unlink(missing_ok=True)  # still there when both were names of one file
+        _sync(self.path)
+
+    def latest(self, warn: Callable[[str], None] = warnings.warn) -> tuple[Path, dict[str, Any]] | None:
+        """The newest checkpoint that is whole, after one sentence to `warn` for each newer one; None without any.
+
+        Raises UserError when there are checkpoints and all of them are damaged.
+        """
+        reasons: list[str] = []
+        for step in reversed(self.steps()):
+            try:
+                content = load(self._file(step))
+                if not is_ours(content):
+                    raise UserError(f"{self._file(step)} was not written by this program.")
+            except UserError as error:
+                reasons.append(str(error))
+                continue
+            for reason in reasons:
+                warn(f"{reason} Going on from {self._file(step).name} instead.")
+            return self._file(step), content
+        if reasons:
+            reason = f"no checkpoint in {self.path} can be used ({' '.join(reasons)})"
+            raise UserError(f"{reason}; put a whole one there, or start anew with another run_dir.")
+        return None
+
+    def best(self) -> tuple[Path, dict[str, Any]] | None:
+        """best.pt, or None when no checkpoint was marked; raises UserError when it is damaged."""
+        path = self.path / "best.pt"
+        return (path, load(path)) if path.exists() else None
+
+    def steps(self) -> list[int]:
+        """The steps that have a file, whole or not, in order."""
+        found = (re.fullmatch(r"step_(\d{8,})\.pt", path.name) for path in self.path.glob("step_*.pt"))
+        return sorted(int(match[1]) for match in found if match)
+
+    def _file(self, step: int) -> Path:
+        return self.path / f"step_{step:08d}.pt"
+
+
+def _read(file: BinaryIO) -> Any:
+    """A checkpoint's content; raises UserError with the end of a sentence about the file."""
+    head = file.read(64)
+    if not head:
+        raise UserError(f"is empty, as after a broken copy; {_AGAIN}.")
+    if head.startswith(b"version https://git-lfs"):
+        raise UserError("is a Git LFS pointer and not the file itself; fetch that with `git lfs pull`.")
+    file.seek(0)
+    try:
+        if head.startswith(b"PK"):
+            with zipfile.ZipFile(file) as archive:
+                bad = archive.testzip()
+                names = archive.namelist()
+            if bad is not None:
+                raise UserError(f"is damaged (the checksum of {bad} is wrong); {_AGAIN}.")
+            if not any(name.endswith("data.pkl") for name in names):
+                raise UserError("is a zip file but no PyTorch checkpoint; give another file.")
+            file.seek(0)
+        with (
+            warnings.catch_warnings(),
+            torch.serialization.safe_globals([argparse.Namespace]),
+        ):  # official DETR's `args`
+            warnings.simplefilter("ignore")
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except (UserError, OSError):
+        raise
+    except Exception as error:  # damage comes as RuntimeError, KeyError, EOFError, UnpicklingError, BadZipFile and more
+        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
+        reason = f"is no PyTorch checkpoint, or is damaged; {_AGAIN}."
+        if refused:
+            reason = f"holds {refused[1]}, which could run code; nothing was executed, give a file of plain weights."
+        elif head.startswith(b"PK"):
+            reason = f"is damaged ({str(error).partition(chr(10))[0][:160]}); {_AGAIN}."
+        raise UserError(reason) from error
+
+
+def _assert_plain(value: Any, where: str) -> None:
+    """Raise TypeError unless `value` would load with weights_only=True; exact types, for np.float64 is a float."""
+    if type(value) in (dict, OrderedDict):
+        for key, item in value.items():
+            _assert_plain(key, f"a key of {where}")
+            _assert_plain(item, f"{where}[{key!r}]")
+    elif type(value) in (list, tuple):
+        for number, item in enumerate(value):
+            _assert_plain(item, f"{where}[{number}]")
+    elif type(value) not in (*_PLAIN, Tensor, nn.Parameter):
+        kind = f"{type(value).__module__}.{type(value).__qualname__}"
+        raise TypeError(f"{where} is a {kind}; a checkpoint takes tensors and plain types only, so convert it first.")
+
+
+def _sync(folder: Path) -> None:
+    """Make new names in `folder` survive a power cut."""
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        handle = os.open(folder, os.O_RDONLY)
+        os.fsync(handle)
+        os.close(handle)

@@ -1,0 +1,55 @@
+"""Where a token stands: fixed sines in one and two dimensions, and learned tables.
+
+Vaswani et al. 2017 (arXiv 1706.03762, section 3.5); in two dimensions Carion et al. 2020 (arXiv 2005.12872, A.4).
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+def sine(positions: Tensor, width: int, temperature: float = 10000.0) -> Tensor:
+    """Sines on even and cosines on odd channels: (...) -> (..., width), `width` even.
+
+    PE(p, 2i) = sin(p / T^(2i/width)), PE(p, 2i+1) = cos(the same).
+    """
+    even = torch.arange(0, width, 2, dtype=torch.float32, device=positions.device)  # (width/2,)
+    angles = positions[..., None] / temperature ** (even / width)  # (..., width/2)
+    return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)  # (..., width/2, 2) -> (..., width)
+
+
+def sine_2d(real: Tensor, width: int) -> Tensor:
+    """Sine positions of a padded map: real (B, H, W) -> (B, H, W, width), `width` a multiple of four.
+
+    Rows, then columns, take half of the channels each. A coordinate is the count of real positions up to here over
+    their number, times 2 pi: relative to each image's own size, so padding does not move it.
+    """
+    rows, columns = real.cumsum(1, dtype=torch.float32), real.cumsum(2, dtype=torch.float32)  # (B, H, W)
+    rows = rows / (rows[:, -1:, :] + 1e-6) * 2 * math.pi
+    columns = columns / (columns[:, :, -1:] + 1e-6) * 2 * math.pi
+    return torch.cat((sine(rows, width // 2), sine(columns, width // 2)), dim=-1)
+
+
+class Learned2d(nn.Module):
+    """A learned vector for each row and each column of a map of at most `side` by `side` positions."""
+
+    def __init__(self, width: int, side: int = 50):
+        super().__init__()
+        self.rows = nn.Embedding(side, width // 2)
+        self.columns = nn.Embedding(side, width // 2)
+        nn.init.uniform_(self.rows.weight)
+        nn.init.uniform_(self.columns.weight)
+
+    def forward(self, real: Tensor) -> Tensor:
+        """real (B, H, W) -> (B, H, W, width); columns take the first half of the channels.
+
+        Raises ValueError when the map is larger than the tables.
+        """
+        batch, height, width = real.shape
+        side = self.rows.num_embeddings
+        if max(height, width) > side:
+            raise ValueError(f"a {height}x{width} map does not fit learned positions of {side}x{side}")
+        columns = self.columns.weight[:width].expand(height, -1, -1)  # (H, W, C/2)
+        rows = self.rows.weight[:height, None].expand(-1, width, -1)  # (H, W, C/2)
+        return torch.cat((columns, rows), dim=-1).expand(batch, -1, -1, -1)

@@ -1,0 +1,88 @@
+"""One optimizer step: the same step however its batch is cut into micro-batches and dealt to ranks."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from common import distributed
+from common.device import autocast, to_device
+from common.errors import UserError
+from common.task import Batch, Task
+
+MOST_OVERFLOWS = 10  # skipped fp16 steps in a row before the run stops: the scale has then fallen by 1,000
+
+
+@dataclass
+class Stepper:
+    """What a step needs and changes: weights, optimizer, and the fp16 loss scale."""
+
+    task: Task
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    device: torch.device
+    precision: str
+    clip_norm: float | None
+    overflows: int = 0  # fp16 steps skipped in a row
+    scaler: torch.amp.GradScaler = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+
+    def __call__(self, micro_batches: list[Batch], number: int) -> dict[str, Tensor]:
+        """Update the weights by step `number`; returns this rank's share of the loss's parts, and the gradient norm.
+
+        The divisors are added up over micro-batches and ranks before the first backward pass, so gradients are sums
+        and nothing is averaged. A loss or gradient that is not finite never reaches the weights: it raises UserError
+        on all ranks alike, but for an fp16 overflow, which halves the scale and skips the step.
+        """
+        sizes = step_sizes(self.task, micro_batches, self.device)
+        self.optimizer.zero_grad(set_to_none=True)
+        parts = {"loss": torch.zeros((), device=self.device)}
+        for batch in micro_batches:
+            with autocast(self.device, self.precision):
+                loss, named = self.task.loss(self.model, to_device(batch, self.device), sizes)
+            self.scaler.scale(loss).backward()
+            for name, value in {"loss": loss.detach(), **named}.items():
+                parts[name] = parts[name] + value if name in parts else value
+        distributed.join_gradients(self.parameters)
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm or float("inf"))
+        loss_is_finite = bool(distributed.sum_(parts["loss"].clone()).isfinite())
+        if loss_is_finite and bool(norm.isfinite()):
+            self.scaler.step(self.optimizer)
+            self.overflows = 0
+        else:
+            self._refuse(loss_is_finite, micro_batches, number, parts, norm)
+        self.scaler.update()
+        return {**parts, "gradient_norm": norm / distributed.world_size()}  # shares add up when they are logged
+
+    def _refuse(
+        self, loss_is_finite: bool, micro_batches: list[Batch], number: int, parts: dict[str, Tensor], norm: Tensor
+    ) -> None:
+        self.overflows += 1
+        if self.scaler.is_enabled() and loss_is_finite and self.overflows < MOST_OVERFLOWS:
+            return
+        everything = distributed.gather(
+            ({name: float(value) for name, value in parts.items()}, [i for b in micro_batches for i in b["ids"]])
+        )
+        names = dict.fromkeys(name for shares, _ in everything for name in shares)
+        sums = {name: sum(shares.get(name, 0.0) for shares, _ in everything) for name in names}
+        ids = [i for _, of_rank in everything for i in of_rank]
+        raise UserError(
+            f"Step {number} was not taken, because its loss or gradient is not finite: "
+            + ", ".join(f"{name} {value:g}" for name, value in sums.items())
+            + f", gradient norm {float(norm):g}, on samples {ids}; the weights are as before it: look at these samples, "
+            "lower optimizer.lr, or use trainer.precision=fp32."
+        )
+
+
+def step_sizes(task: Task, micro_batches: list[Batch], device: torch.device) -> dict[str, float]:
+    """The divisors of a whole step, summed in float64 over micro-batches and ranks; only an exact zero becomes one."""
+    sums: dict[str, float] = {}
+    for sizes in distributed.gather([task.sizes(batch) for batch in micro_batches]):
+        for of_batch in sizes:
+            for name, value in of_batch.items():
+                sums[name] = sums.get(name, 0.0) + value
+    return {name: value if value != 0 else 1.0 for name, value in sums.items()}

@@ -1,0 +1,185 @@
+"""COCO's instances JSON (cocodataset.org, "Data format"): read, checked, and kept as arrays.
+
+Every mistake in a file is one UserError that names the file, the id at fault and the remedy.
+"""
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.errors import UserError
+
+Document = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Index:
+    """One split as arrays, which forked workers share: reading a Python object writes its counter and copies its page.
+
+    Images stand in the file's order. Boxes are the training targets: no crowds, clipped, with an area.
+    """
+
+    ids: NDArray[np.int64]  # (N,) image ids
+    files: NDArray[np.bytes_]  # (N,) UTF-8, relative to the folder of images
+    sizes: NDArray[np.int64]  # (N, 2) height, width
+    starts: NDArray[np.int64]  # (N + 1,) image i owns boxes[starts[i] : starts[i + 1]]
+    boxes: NDArray[np.float32]  # (T, 4) xyxy in pixels
+    labels: NDArray[np.int64]  # (T,) class index
+    notes: list[str]  # what was clipped or left out
+
+
+def load(path: Path) -> Document:
+    """Read and check a COCO JSON file."""
+    try:
+        document = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"The annotations {path} cannot be read ({error.strerror}); mend their path.") from None
+    except ValueError as error:  # not JSON, or not text
+        raise UserError(f"{path} is not JSON ({error}); give a file in COCO's format.") from None
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(document, dict) or not isinstance(document.get(key), list):
+            raise UserError(f'{path} has no list of "{key}", so it is not COCO instances JSON; give such a file.')
+        _check_ids(document[key], key, path)
+    for key in ("images", "categories"):
+        if not document[key]:
+            raise UserError(f"{path} lists no {key}; a split needs at least one.")
+    for category in document["categories"]:
+        if not isinstance(category.get("name"), str):
+            raise UserError(f'Category {category["id"]} of {path} has no "name"; add one.')
+    for image in document["images"]:
+        if not isinstance(image.get("file_name"), str):
+            raise UserError(f'Image {image["id"]} of {path} has no "file_name"; add it.')
+        if not all(_is_integer(image.get(key)) and image[key] > 0 for key in ("height", "width")):
+            raise UserError(f'Image {image["id"]} of {path} has no positive "height" and "width"; add its pixels.')
+    _check_annotations(document, path)
+    return document
+
+
+def categories(document: Document) -> list[dict[str, Any]]:
+    """The classes of a file, {"id", "name"} each, by ascending id: the order of class indices."""
+    return sorted(({"id": c["id"], "name": c["name"]} for c in document["categories"]), key=lambda c: c["id"])
+
+
+def select(document: Document, ids: Iterable[int]) -> Document:
+    """The file cut down to the images `ids`, crowds and degenerate boxes included.
+
+    What the format lets out but its evaluation needs is filled in: `iscrowd` 0 and the box's `area`.
+    """
+    chosen = set(ids)
+    return {
+        **document,
+        "images": [image for image in document["images"] if image["id"] in chosen],
+        "annotations": [
+            {"iscrowd": 0, "area": a["bbox"][2] * a["bbox"][3], **a}
+            for a in document["annotations"]
+            if a["image_id"] in chosen
+        ],
+    }
+
+
+def index(document: Document, classes: list[dict[str, Any]], path: Path) -> Index:
+    """Training targets of a checked file; `classes` as from `categories`, maybe another file's.
+
+    Raises UserError when `path` uses a category that is not among the classes or has another name there.
+    """
+    names = {category["id"]: category["name"] for category in classes}
+    used = {annotation["category_id"] for annotation in document["annotations"]}
+    for category in document["categories"]:
+        if category["id"] in used and names.get(category["id"]) != category["name"]:
+            there = repr(names[category["id"]]) if category["id"] in names else "not listed"
+            raise UserError(
+                f"Category {category['id']} is {category['name']!r} in {path}, but {there} in the train annotations; "
+                "give all splits the same categories."
+            )
+    images, annotations = document["images"], document["annotations"]
+    place = {image["id"]: i for i, image in enumerate(images)}
+    sizes = np.array([[image["height"], image["width"]] for image in images], dtype=np.int64).reshape(-1, 2)
+    numbers = np.array([a["id"] for a in annotations], dtype=np.int64)
+    owners = np.array([place[a["image_id"]] for a in annotations], dtype=np.int64)
+    crowd = np.array([bool(a.get("iscrowd", 0)) for a in annotations], dtype=bool)
+    label_of = {category["id"]: i for i, category in enumerate(classes)}
+    labels = np.array([label_of[a["category_id"]] for a in annotations], dtype=np.int64)
+    xywh = np.array([a["bbox"] for a in annotations], dtype=np.float64).reshape(-1, 4)
+
+    boxes = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)  # (T, 4) xyxy
+    clipped = boxes.clip(0, np.tile(sizes[owners][:, ::-1], 2)).astype(np.float32)
+    empty = (clipped[:, 2:] <= clipped[:, :2]).any(axis=1) | (xywh[:, 2:] <= 0).any(axis=1)
+    kept = ~crowd & ~empty
+    notes = [
+        _note("left out of the targets", "crowd", numbers[crowd]),
+        _note("left out of the targets", "box without area inside its image", numbers[empty & ~crowd]),
+        # Rounding in the file is no news: a hundredth of a pixel is COCO's own precision.
+        _note("clipped to the image", "box", numbers[kept & (np.abs(clipped - boxes) > 0.011).any(axis=1)]),
+    ]
+    order = np.flatnonzero(kept)[np.argsort(owners[kept], kind="stable")]
+    return Index(
+        ids=np.array([image["id"] for image in images], dtype=np.int64),
+        files=np.array([image["file_name"].encode() for image in images]),
+        sizes=sizes,
+        starts=np.concatenate([[0], np.cumsum(np.bincount(owners[kept], minlength=len(images)))]),
+        boxes=clipped[order],
+        labels=labels[order],
+        notes=[note for note in notes if note],
+    )
+
+
+def check_files(index: Index, folder: Path) -> None:
+    """Raise UserError when an image file is missing under `folder`."""
+    if not folder.is_dir():
+        raise UserError(f"The folder of images {folder} does not exist; mend its path.")
+    names = [name.decode() for name in index.files]
+    # One listing for each folder: 100,000 single questions are slow on a network drive.
+    places = {os.path.dirname(name) for name in names}
+    present = {os.path.join(p, f) for p in places if (folder / p).is_dir() for f in os.listdir(folder / p)}
+    missing = [name for name in names if name not in present and not (folder / name).exists()]
+    if missing:
+        raise UserError(
+            f"{len(missing)} of {len(names)} images are missing, the first is {folder / missing[0]}; "
+            "put them there or take them out of the JSON."
+        )
+
+
+def _check_ids(entries: list[Any], key: str, path: Path) -> None:
+    seen = set()
+    for position, entry in enumerate(entries):
+        if not isinstance(entry, dict) or not _is_integer(entry.get("id")):
+            raise UserError(f'Entry {position} of "{key}" in {path} has no integer "id"; add one.')
+        if entry["id"] in seen:
+            raise UserError(f'The id {entry["id"]} stands twice in "{key}" of {path}; ids must differ.')
+        seen.add(entry["id"])
+
+
+def _check_annotations(document: Document, path: Path) -> None:
+    images = {image["id"] for image in document["images"]}
+    kinds = {category["id"] for category in document["categories"]}
+    for annotation in document["annotations"]:
+        name = f"Annotation {annotation['id']} of {path}"
+        if annotation.get("image_id") not in images:
+            raise UserError(f"{name} belongs to image {annotation.get('image_id')}, which is not listed; add it there.")
+        if annotation.get("category_id") not in kinds:
+            raise UserError(f"{name} has category {annotation.get('category_id')}, which is not listed; add it there.")
+        if not _is_box(annotation.get("bbox")):
+            raise UserError(f'{name} has the "bbox" {annotation.get("bbox")}; expected four numbers x, y, w, h.')
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_box(value: Any) -> bool:
+    if not isinstance(value, list) or len(value) != 4:
+        return False
+    return all(isinstance(x, int | float) and not isinstance(x, bool) and -1e9 < x < 1e9 for x in value)  # NaN fails
+
+
+def _note(deed: str, what: str, ids: NDArray[np.int64]) -> str:
+    if not len(ids):
+        return ""
+    some = ", ".join(str(i) for i in ids[:3]) + (", ..." if len(ids) > 3 else "")
+    return f"{deed}: {len(ids)} x {what} (annotation {some})"

@@ -1,0 +1,251 @@
+"""The convolutional backbone of DETR: a ResNet (He et al. 2015, arXiv 1512.03385) that padding cannot leak through.
+
+Parameters keep torchvision's names (conv1, bn1, layer1.0.conv1, ...), so its files and official DETR's load unchanged.
+
+Differs: official DETR lets a convolution near an image's border see whatever earlier layers left in the batch's
+padding, so detections depend on the other images of the batch. Here padding is set to zero before every convolution
+that looks sideways; `official_padding` restores the original.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common import checkpoint
+from common.errors import UserError
+from common.types import Count
+
+SHAPES = {  # name: (block, blocks per stage, channels of the stages before expansion)
+    "small": ("basic", (1, 1), (64, 128)),
+    "resnet18": ("basic", (2, 2, 2, 2), (64, 128, 256, 512)),
+    "resnet34": ("basic", (3, 4, 6, 3), (64, 128, 256, 512)),
+    "resnet50": ("bottleneck", (3, 4, 6, 3), (64, 128, 256, 512)),
+    "resnet101": ("bottleneck", (3, 4, 23, 3), (64, 128, 256, 512)),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneOptions:
+    """Which ResNet, and where its weights come from.
+
+    name: `small` has stride 8 and suits 64-pixel images; the others are torchvision's.
+    weights: none, imagenet_v1 (torchvision's download), or a file in torchvision's or DETR's layout.
+    dilation: the last stage keeps its stride and dilates instead (DC5).
+    norm: frozen batch norm, for pretrained weights; or layer norm over channels, for training from scratch (batch
+        statistics would make a step depend on how its batch is cut).
+    frozen: how many leading parts (stem, layer1, ...) do not train; DETR freezes two.
+    """
+
+    name: Literal["small", "resnet18", "resnet34", "resnet50", "resnet101"]
+    weights: str
+    dilation: bool
+    norm: Literal["frozen", "layer"]
+    frozen: Count
+
+
+class FrozenBatchNorm(nn.Module):
+    """Batch norm whose statistics and affine part never change: four buffers, one scale and shift per channel."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.register_buffer("weight", torch.ones(channels))
+        self.register_buffer("bias", torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
+        """(C,), (C,) so that the norm is x * scale + shift."""
+        scale = self.weight * (self.running_var + 1e-5).rsqrt()
+        return scale, self.bias - self.running_mean * scale
+
+
+class ChannelLayerNorm(nn.LayerNorm):
+    """Layer norm over the channels of each position of a map, so that no position knows of another."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def _norm(kind: str, channels: int) -> nn.Module:
+    return FrozenBatchNorm(channels) if kind == "frozen" else ChannelLayerNorm(channels)
+
+
+def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
+    padding = dilation * (kernel // 2)
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, bias=False)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    return conv
+
+
+def normed(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
+    """norm(conv(x)); a frozen norm is folded into the convolution's weights, which saves a pass over the map."""
+    if not isinstance(norm, FrozenBatchNorm):
+        return norm(conv(x))
+    scale, shift = norm.scale_and_shift()
+    weight = conv.weight * scale[:, None, None, None]
+    return F.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation)
+
+
+def zero_padding(x: Tensor, real: Tensor | None) -> Tensor:
+    """x (B, C, H, W) with zeros wherever real (B, 1, H, W) is False; None means that nothing is padding."""
+    return x if real is None else x * real
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut (He et al., figure 5 left)."""
+
+    expansion = 1
+
+    def __init__(self, inputs: int, channels: int, stride: int, dilation: int, norm: str):
+        super().__init__()
+        self.conv1, self.bn1 = _conv(inputs, channels, 3, stride, dilation), _norm(norm, channels)
+        self.conv2, self.bn2 = _conv(channels, channels, 3), _norm(norm, channels)
+        self.downsample = _shortcut(inputs, channels, stride, norm)
+
+    def forward(self, x: Tensor, real_in: Tensor | None, real_out: Tensor | None) -> Tensor:
+        """(B, C, H, W) -> (B, channels, H/stride, W/stride); the masks say what is real before and after."""
+        y = F.relu(normed(self.conv1, self.bn1, zero_padding(x, real_in)))
+        y = normed(self.conv2, self.bn2, zero_padding(y, real_out))
+        return F.relu(y + _apply_shortcut(self.downsample, x))
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 (which carries the stride, as in torchvision) and 1x1 convolutions beside a shortcut."""
+
+    expansion = 4
+
+    def __init__(self, inputs: int, channels: int, stride: int, dilation: int, norm: str):
+        super().__init__()
+        outputs = channels * self.expansion
+        self.conv1, self.bn1 = _conv(inputs, channels, 1), _norm(norm, channels)
+        self.conv2, self.bn2 = _conv(channels, channels, 3, stride, dilation), _norm(norm, channels)
+        self.conv3, self.bn3 = _conv(channels, outputs, 1), _norm(norm, outputs)
+        self.downsample = _shortcut(inputs, outputs, stride, norm)
+
+    def forward(self, x: Tensor, real_in: Tensor | None, real_out: Tensor | None) -> Tensor:
+        """(B, C, H, W) -> (B, 4 channels, H/stride, W/stride); only the 3x3 looks sideways."""
+        y = F.relu(normed(self.conv1, self.bn1, x))
+        y = F.relu(normed(self.conv2, self.bn2, zero_padding(y, real_in)))
+        y = normed(self.conv3, self.bn3, y)
+        return F.relu(y + _apply_shortcut(self.downsample, x))
+
+
+def _shortcut(inputs: int, outputs: int, stride: int, norm: str) -> nn.Sequential | None:
+    if stride == 1 and inputs == outputs:
+        return None
+    return nn.Sequential(_conv(inputs, outputs, 1, stride), _norm(norm, outputs))
+
+
+def _apply_shortcut(downsample: nn.Sequential | None, x: Tensor) -> Tensor:
+    return x if downsample is None else normed(downsample[0], downsample[1], x)
+
+
+class Backbone(nn.Module):
+    """Images to the last stage's feature map, with the mask of its real positions."""
+
+    def __init__(self, options: BackboneOptions, *, official_padding: bool):
+        super().__init__()
+        kind, depths, channels = SHAPES[options.name]
+        block = BasicBlock if kind == "basic" else Bottleneck
+        if options.dilation and block is BasicBlock:
+            raise UserError(f"model.backbone.dilation=true needs resnet50 or resnet101, not {options.name}.")
+        self.official_padding = official_padding
+        self.options = options
+        small = options.name == "small"
+        self.conv1 = _conv(3, channels[0], 3, 2) if small else _conv(3, 64, 7, 2)
+        self.bn1 = _norm(options.norm, channels[0])
+        self.pool = nn.Identity() if small else nn.MaxPool2d(3, 2, 1)
+        self.stages: list[tuple[str, int, int]] = []  # name, the map's stride before, and after
+        inputs, stride = channels[0], 2 if small else 4
+        for i, depth in enumerate(depths):
+            dilate = options.dilation and i == len(depths) - 1
+            step = 1 if dilate or (i == 0 and not small) else 2
+            # As in torchvision, the first block of a dilated stage still looks at its direct neighbours.
+            blocks = [block(inputs, channels[i], step, 1, options.norm)]
+            inputs = channels[i] * block.expansion
+            blocks += [block(inputs, channels[i], 1, 2 if dilate else 1, options.norm) for _ in range(depth - 1)]
+            self.add_module(f"layer{i + 1}", nn.ModuleList(blocks))
+            self.stages.append((f"layer{i + 1}", stride, stride * step))
+            stride *= step
+        self.channels = inputs
+        parts = [nn.ModuleList([self.conv1, self.bn1]), *(getattr(self, name) for name, _, _ in self.stages)]
+        for part in parts[: options.frozen]:
+            part.requires_grad_(False)
+
+    def forward(self, images: Tensor, sizes: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Normalised images (B, 3, H, W), zero where padded -> features (B, C, H', W'), real (B, H', W') boolean.
+
+        `sizes` (B, 2): each image's height and width within the batch; None when all fill it, and then real is None.
+        H' = ceil(H / 32) for the ResNets (16 with dilation) and ceil(H / 8) for small.
+        """
+        shape, clean = images.shape[-2:], not self.official_padding and sizes is not None
+        real = {s: real_positions(shape, sizes, s)[:, None] if clean else None for s in (2, 4, 8, 16, 32)}
+        x = F.relu(normed(self.conv1, self.bn1, images))
+        x = self.pool(zero_padding(x, real[2]))
+        for name, before, after in self.stages:
+            for block in getattr(self, name):
+                x = block(x, real[before], real[after])
+                before = after
+        if sizes is None:
+            return x, None
+        if self.official_padding:  # it resamples the padded mask to the nearest position instead of dividing sizes
+            whole = real_positions(shape, sizes, 1)[:, None].float()
+            return x, F.interpolate(whole, size=x.shape[-2:])[:, 0].bool()
+        return x, real_positions(shape, sizes, after)
+
+
+def real_positions(shape: tuple[int, int], sizes: Tensor, stride: int) -> Tensor:
+    """Which positions of a map with this stride lie in their image: (H, W), sizes (B, 2) -> (B, H', W') boolean.
+
+    Every layer of stride two maps H to ceil(H / 2), so a whole stack maps it to ceil(H / stride).
+    """
+    height, width = (-(-side // stride) for side in shape)
+    rows, columns = ((sizes + stride - 1) // stride).unbind(1)  # (B,) each
+    inside_rows = torch.arange(height, device=sizes.device) < rows[:, None]  # (B, H')
+    inside_columns = torch.arange(width, device=sizes.device) < columns[:, None]  # (B, W')
+    return inside_rows[:, :, None] & inside_columns[:, None, :]
+
+
+def load_weights(backbone: Backbone, options: BackboneOptions) -> None:
+    """Fill `backbone` from torchvision's ImageNet weights or from a file in torchvision's or official DETR's layout.
+
+    Raises UserError when they cannot be fetched, or when a tensor is missing or has another shape.
+    """
+    if options.norm != "frozen":
+        raise UserError("model.backbone.weights goes with model.backbone.norm=frozen, the norm it was trained with.")
+    if options.weights == "imagenet_v1":
+        tensors = _download(options.name)
+    else:
+        content = checkpoint.load(Path(options.weights).expanduser())
+        tensors = content.get("model", content)
+    prefix = "backbone.0.body."  # official DETR's
+    if any(key.startswith(prefix) for key in tensors):
+        tensors = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+    wanted = backbone.state_dict()
+    bad = [key for key, value in wanted.items() if key not in tensors or tensors[key].shape != value.shape]
+    if bad:
+        raise UserError(
+            f"{options.weights} does not fit model.backbone.name={options.name}: {len(bad)} tensors are missing or of "
+            f"another shape, the first is {bad[0]}; name the backbone that the file holds."
+        )
+    backbone.load_state_dict({key: tensors[key] for key in wanted})
+
+
+def _download(name: str) -> dict[str, Tensor]:
+    if name == "small":
+        raise UserError("model.backbone.weights=imagenet_v1 exists for the ResNets, not for small; use weights=none.")
+    from torchvision.models import get_model_weights
+
+    weights = get_model_weights(name)["IMAGENET1K_V1"]
+    try:
+        return dict(weights.get_state_dict(progress=False, check_hash=True))
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"The ImageNet weights of {name} could not be fetched from {weights.url} ({error}); download that file "
+            "elsewhere and give its path as model.backbone.weights=FILE, or train without by weights=none."
+        ) from error

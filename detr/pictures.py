@@ -1,0 +1,81 @@
+"""Pictures of detections for people: boxes with class names and scores, legible on an icon and on a photograph."""
+
+import colorsys
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import ImageDraw, ImageFont
+from torch import Tensor
+from torch.nn.functional import pad
+from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
+
+SMALLEST = 400  # pixels of the longer side under which labels would hide what they name
+
+
+def draw(
+    image: Tensor,
+    boxes: Tensor,
+    names: Sequence[str],
+    scores: Tensor | None = None,
+    labels: Tensor | None = None,
+) -> Tensor:
+    """Draw boxes with their names on a copy of an image; the highest score comes last and lies on top.
+
+    Pillow draws, because torchvision's `draw_bounding_boxes` has one size of letters, 10 pixels, without a font file.
+
+    Args:
+        image: uint8 (3, H, W).
+        boxes: (n, 4) xyxy in pixels of `image`; what lies outside is cut off.
+        names: n class names.
+        scores: (n,) in 0..1; none for ground truth.
+        labels: (n,) class indices, so that a class has one colour in all pictures; without them the names that occur
+            in this picture get different colours.
+
+    Returns:
+        uint8 (3, fH, fW), where f is 1 or, for a small image, the integer that makes its longer side `SMALLEST`.
+    """
+    height, width = image.shape[-2:]
+    factor = math.ceil(SMALLEST / max(height, width))
+    enlarged = image.repeat_interleave(factor, dim=-2).repeat_interleave(factor, dim=-1)  # (3, fH, fW)
+    picture = to_pil_image(enlarged)
+    pen = ImageDraw.Draw(picture)
+    longer = max(picture.size)
+    font = ImageFont.load_default(size=max(14, longer // 60))
+    corners = (boxes.detach().cpu() * factor).round()
+    corners[:, 0::2] = corners[:, 0::2].clamp(0, picture.width - 1)
+    corners[:, 1::2] = corners[:, 1::2].clamp(0, picture.height - 1)
+    classes = [sorted(set(names)).index(name) for name in names] if labels is None else labels.tolist()
+    texts = list(names)
+    if scores is not None:
+        texts = [f"{name} {score:.2f}" for name, score in zip(names, scores.tolist(), strict=True)]
+    order = range(len(texts)) if scores is None else scores.argsort().tolist()
+    for i in order:
+        x0, y0, x1, y1 = corners[i].tolist()
+        pen.rectangle((x0, y0, x1, y1), outline=colour(classes[i]), width=max(2, longer // 400))
+        left, top, right, bottom = pen.textbbox((0, 0), texts[i], font=font)
+        x = max(0, min(x0, picture.width - right - 4))
+        y = y0 - bottom - 4 if y0 >= bottom + 4 else y0  # above the box, or inside at the picture's upper edge
+        pen.rectangle((x, y, x + right + 4, y + bottom + 4), fill=colour(classes[i]))
+        pen.text((x + 2, y + 2), texts[i], fill="black", font=font)
+    return pil_to_tensor(picture)
+
+
+def colour(label: int) -> tuple[int, int, int]:
+    """A bright colour for a class index, on which black is legible; neighbours differ by the golden ratio of hue."""
+    red, green, blue = colorsys.hsv_to_rgb(label * 0.618034 % 1, 0.75, 1.0)
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def grid(pictures: Sequence[Tensor]) -> Tensor:
+    """Pictures uint8 (3, H, W) of any sizes as one batch (B, 3, Hmax, Wmax), black at the bottom and right."""
+    height = max(picture.shape[-2] for picture in pictures)
+    width = max(picture.shape[-1] for picture in pictures)
+    return torch.stack([pad(p, (0, width - p.shape[-1], 0, height - p.shape[-2])) for p in pictures])
+
+
+def write(picture: Tensor, file: Path) -> None:
+    """Write a picture uint8 (3, H, W) in the format of the file's ending; its folder is made."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    to_pil_image(picture).save(file, quality=95)

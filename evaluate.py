@@ -1,0 +1,51 @@
+"""Evaluate a checkpoint: `python evaluate.py checkpoint=runs/.../checkpoints/best.pt`, or an official file with model=."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from common import cli
+
+
+def evaluate(config: dict[str, Any]) -> float | None:
+    """Print the numbers of one split as a table and as JSON, and write them with the predictions when asked to."""
+    from common import assembly, device, distributed, evaluator
+    from common.errors import UserError
+    from common.log import Log
+
+    distributed.start(device.choose(config["trainer"]["device"], distributed.local_rank()))
+    try:
+        parts, split = assembly.restore(config), config["split"]
+        if not parts.data.count(split):
+            raise UserError(f"split={split}: these data have no such split; give its files, or another split.")
+        numbers, metric = evaluator.evaluate(
+            parts.task,
+            parts.data,
+            parts.model,
+            split,
+            device=parts.device,
+            precision=parts.trainer.precision,
+            batch_size=parts.trainer.micro_batch or parts.data.batch_size,
+            workers=parts.trainer.workers,
+        )
+        log = Log(None, distributed.is_main())
+        log.say(parts.said)
+        log.table(f"{split}: {parts.data.count(split)} samples", [("number", "value"), *numbers.items()])
+        if config["per_class"]:
+            log.table("per class", metric.details())
+        log.say(json.dumps({f"{split}/{name}": value for name, value in numbers.items()}))
+        if config["output"] and distributed.is_main():
+            folder = Path(config["output"])
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "results.json").write_text(json.dumps(numbers, indent=1))
+            metric.write(folder)
+            log.say(f"The numbers and the predictions lie in {folder}.")
+        return numbers[parts.task.goal.name]
+    finally:
+        distributed.stop()
+
+
+if __name__ == "__main__":
+    from common.assembly import stored_config
+
+    cli.launch(evaluate, door="evaluate", base=stored_config)

@@ -1,0 +1,295 @@
+"""Checkpoint files: what they take, every kind of damage, and the folder of a run."""
+
+import argparse
+import os
+import pickle
+import random
+import resource
+import warnings
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from common import checkpoint
+from common.checkpoint import Folder
+from common.errors import UserError
+
+CONTENT = {
+    "weights": {"a": torch.arange(12.0).reshape(3, 4), "b": torch.tensor([1, 2])},
+    "config": {"lr": 1e-3, "name": "x", "on": True, "none": None, "list": [1, (2, "ü")], 7: "int key"},
+    "random": random.Random(0).getstate(),
+    "kind": [torch.bfloat16, torch.device("cuda", 1)],
+}
+
+
+def write(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path
+
+
+def same(one, other) -> bool:
+    if isinstance(one, Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    return one == other
+
+
+def good_bytes(folder: Path) -> bytes:
+    checkpoint.save(folder / "good.pt", CONTENT)
+    return (folder / "good.pt").read_bytes()
+
+
+def test_what_is_saved_comes_back_and_is_known_as_ours(tmp_path):
+    checkpoint.save(tmp_path / "a.pt", CONTENT)
+    content = checkpoint.load(tmp_path / "a.pt")
+    assert checkpoint.is_ours(content)
+    assert same({**CONTENT, "format": "triptych-1"}, content)
+    assert os.listdir(tmp_path) == ["a.pt"]
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (np.float64(0.5), "numpy.float64"),
+        (np.zeros(2), "numpy.ndarray"),
+        (Path("x"), "pathlib.PosixPath"),
+        (argparse.Namespace(a=1), "argparse.Namespace"),
+        ({1, 2}, "builtins.set"),
+    ],
+)
+def test_what_would_not_load_again_is_not_saved_and_is_named(value, kind, tmp_path):
+    checkpoint.save(tmp_path / "a.pt", {"old": 1})
+    with pytest.raises(TypeError, match=rf"content\['metrics'\]\[1\]\['AP'\] is a {kind}"):
+        checkpoint.save(tmp_path / "a.pt", {"metrics": [0, {"AP": value}]})
+    assert checkpoint.load(tmp_path / "a.pt")["old"] == 1
+
+
+def test_two_saves_of_the_same_content_are_the_same_bytes(tmp_path):
+    checkpoint.save(tmp_path / "a.pt", CONTENT)
+    first = (tmp_path / "a.pt").read_bytes()
+    checkpoint.save(tmp_path / "a.pt", CONTENT)
+    assert (tmp_path / "a.pt").read_bytes() == first
+
+
+def test_a_full_disk_leaves_the_old_file_and_the_next_save_works(tmp_path):
+    checkpoint.save(tmp_path / "a.pt", {"old": 1})
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, limit[1]))
+    try:
+        with pytest.raises(OSError):
+            checkpoint.save(tmp_path / "a.pt", {"new": torch.zeros(1_000_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert os.listdir(tmp_path) == ["a.pt"] and checkpoint.load(tmp_path / "a.pt")["old"] == 1
+    checkpoint.save(tmp_path / "a.pt", {"new": 2})
+    assert checkpoint.load(tmp_path / "a.pt")["new"] == 2
+
+
+def test_the_new_file_is_on_the_disk_before_it_replaces_the_old_one(tmp_path, monkeypatch):
+    calls = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: (calls.append("fsync"), fsync(handle)))
+    monkeypatch.setattr(os, "replace", lambda *paths: (calls.append("replace"), replace(*paths)))
+    checkpoint.save(tmp_path / "a.pt", CONTENT)
+    assert calls == ["fsync", "replace", "fsync"]  # file, name, folder
+
+
+DAMAGE = {
+    "empty": (lambda good: b"", "is empty"),
+    "text": (lambda good: b"hello, this is some text\n" * 9, "is no PyTorch checkpoint"),
+    "page": (lambda good: b"<!DOCTYPE html><html>404</html>", "is no PyTorch checkpoint"),
+    "pointer": (lambda good: b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 9\n", "git lfs pull"),
+    "half": (lambda good: good[: len(good) // 2], "is damaged"),
+    "cut": (lambda good: good[:-1], "is damaged"),
+    "zeroed": (lambda good: bytes(len(good)), "is no PyTorch checkpoint"),
+    "zeroed start": (lambda good: bytes(512) + good[512:], "is no PyTorch checkpoint"),
+    "zeroed middle": (lambda good: good[:700] + bytes(300) + good[1000:], "is damaged"),
+    "list": (lambda good: pickle.dumps([1, 2]), "is no PyTorch checkpoint"),
+    "one byte": (lambda good: good[:4], "is damaged"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damage_is_one_sentence_with_file_reason_and_remedy(name, tmp_path):
+    damage, reason = DAMAGE[name]
+    path = write(tmp_path / "my file.pt", damage(good_bytes(tmp_path)))
+    with warnings.catch_warnings(), pytest.raises(UserError) as caught:
+        warnings.simplefilter("error")
+        checkpoint.load(path)
+    text = str(caught.value)
+    assert text.startswith(str(path)) and reason in text and text.endswith(".") and "\n" not in text
+    assert any(remedy in text for remedy in ("copy or download it again", "git lfs pull", "give another file"))
+
+
+def test_no_flipped_byte_goes_unnoticed(tmp_path):
+    """A flip either is refused, or lies in padding and dates, where it changes nothing."""
+    good = good_bytes(tmp_path)
+    expected = checkpoint.load(tmp_path / "good.pt")
+    refused = 0
+    for position in range(0, len(good), 13):
+        flipped = bytearray(good)
+        flipped[position] ^= 0x55
+        path = write(tmp_path / "flipped.pt", bytes(flipped))
+        try:
+            assert same(checkpoint.load(path), expected)
+        except UserError:
+            refused += 1
+    assert refused > 0.5 * len(good) / 13
+    start = good.index(CONTENT["weights"]["a"].numpy().tobytes())
+    flipped = bytearray(good)
+    flipped[start + 5] ^= 1
+    with pytest.raises(UserError, match="checksum"):
+        checkpoint.load(write(tmp_path / "flipped.pt", bytes(flipped)))
+
+
+def test_a_missing_file_a_folder_and_a_foreign_zip_are_named(tmp_path):
+    with pytest.raises(UserError, match="nothing.pt does not exist"):
+        checkpoint.load(tmp_path / "nothing.pt")
+    with pytest.raises(UserError, match="is a folder"):
+        checkpoint.load(tmp_path)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("page.xml", "text")
+    with pytest.raises(UserError, match="is a zip file but no PyTorch checkpoint"):
+        checkpoint.load(tmp_path / "a.zip")
+    torch.save([torch.zeros(1)], tmp_path / "list.pt")
+    with pytest.raises(UserError, match="holds a list"):
+        checkpoint.load(tmp_path / "list.pt")
+
+
+def test_a_file_of_a_newer_version_is_not_taken_for_a_foreign_one(tmp_path):
+    torch.save({"format": "triptych-2"}, tmp_path / "a.pt")
+    with pytest.raises(UserError, match="triptych-2"):
+        checkpoint.load(tmp_path / "a.pt")
+
+
+class Malicious:
+    """Makes a file when it is unpickled by pickle itself."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return (os.mkdir, (str(self.path),))
+
+
+@pytest.mark.parametrize("kind", ["zip", "old", "pickle"])
+def test_a_malicious_pickle_is_refused_and_nothing_is_executed(kind, tmp_path):
+    content = {"model": {"a": torch.zeros(2)}, "args": Malicious(tmp_path / "executed")}
+    if kind == "pickle":
+        write(tmp_path / "a.pt", pickle.dumps(content["args"]))
+    else:
+        torch.save(content, tmp_path / "a.pt", _use_new_zipfile_serialization=kind == "zip")
+    with pytest.raises(UserError, match=r"a\.pt (holds posix.mkdir.*nothing was executed|is no PyTorch checkpoint)"):
+        checkpoint.load(tmp_path / "a.pt")
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_foreign_files_with_a_namespace_load_in_both_serialisations(zipped, tmp_path):
+    content = {"model": CONTENT["weights"], "args": argparse.Namespace(lr=1e-4, masks=False)}
+    torch.save(content, tmp_path / "detr.pth", _use_new_zipfile_serialization=zipped)
+    loaded = checkpoint.load(str(tmp_path / "detr.pth"))
+    assert same(loaded["model"], content["model"]) and loaded["args"] == content["args"]
+    assert not checkpoint.is_ours(loaded)
+    assert argparse.Namespace not in torch.serialization.get_safe_globals()  # allowed for that one load only
+
+
+def test_an_old_file_cut_short_is_refused(tmp_path):
+    torch.save({"model": CONTENT["weights"]}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    data = (tmp_path / "old.pth").read_bytes()
+    for length in (10, len(data) // 2, len(data) - 5):
+        with pytest.raises(UserError, match="damaged"):
+            checkpoint.load(write(tmp_path / "cut.pth", data[:length]))
+
+
+def names(folder: Folder) -> list[str]:
+    return sorted(os.listdir(folder.path))
+
+
+def test_a_folder_keeps_the_last_two_and_the_best(tmp_path):
+    folder = Folder(tmp_path / "checkpoints")
+    assert folder.latest() is None and folder.best() is None
+    for step in (5, 1000, 2000, 123456789):
+        path = folder.save(step, {"step": step})
+        if step == 5:
+            folder.mark_best(step)
+    assert names(folder) == ["best.pt", "step_00002000.pt", "step_123456789.pt"]
+    assert path == folder.path / "step_123456789.pt"
+    assert folder.latest()[0] == path and folder.latest()[1]["step"] == 123456789
+    assert folder.best()[1]["step"] == 5
+
+
+def test_a_checkpoint_that_cannot_be_written_costs_no_old_one(tmp_path, monkeypatch):
+    folder = Folder(tmp_path)
+    for step in (1, 2):
+        folder.save(step, {"step": step})
+    monkeypatch.setattr(os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space"):
+        folder.save(3, {"step": 3})
+    assert names(folder) == ["step_00000001.pt", "step_00000002.pt"]
+    monkeypatch.undo()
+    folder.save(3, {"step": 3})
+    assert names(folder) == ["step_00000002.pt", "step_00000003.pt"]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_the_best_is_whole_replaced_and_marked_twice(links, tmp_path, monkeypatch):
+    if not links:
+        monkeypatch.setattr(os, "link", lambda *paths: (_ for _ in ()).throw(OSError(1, "no links here")))
+    folder = Folder(tmp_path)
+    for step in (1, 2):
+        folder.save(step, {"step": step})
+        folder.mark_best(step)
+        folder.mark_best(step)
+        assert folder.best()[1]["step"] == step
+    assert names(folder) == ["best.pt", "step_00000001.pt", "step_00000002.pt"]
+    assert os.path.samefile(tmp_path / "best.pt", tmp_path / "step_00000002.pt") == links
+    folder.save(2, {"step": 99})  # the same step again does not write through the link
+    assert folder.best()[1]["step"] == 2
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_newest_is_named_and_the_one_before_is_used(name, tmp_path):
+    folder = Folder(tmp_path)
+    for step in (1, 2):
+        folder.save(step, {"step": step})
+    write(tmp_path / "step_00000002.pt", DAMAGE[name][0]((tmp_path / "step_00000002.pt").read_bytes()))
+    said = []
+    path, content = folder.latest(said.append)
+    assert content["step"] == 1 and path.name == "step_00000001.pt"
+    (line,) = said
+    assert "step_00000002.pt" in line and DAMAGE[name][1] in line and line.endswith("step_00000001.pt instead.")
+
+
+def test_the_next_save_keeps_the_whole_one_and_drops_the_damaged_one_ahead(tmp_path):
+    folder = Folder(tmp_path)
+    for step in (10, 20):
+        folder.save(step, {"step": step})
+    write(tmp_path / "step_00000020.pt", b"")
+    folder.save(15, {"step": 15})  # resumed from 10
+    assert names(folder) == ["step_00000010.pt", "step_00000015.pt"]
+
+
+def test_all_damaged_is_an_error_and_never_a_fresh_start(tmp_path):
+    folder = Folder(tmp_path)
+    for step in (1, 2):
+        folder.save(step, {"step": step})
+        write(tmp_path / f"step_{step:08d}.pt", b"text")
+    with pytest.raises(UserError, match=r"no checkpoint in .*step_00000002.pt is .*step_00000001.pt is .*run_dir"):
+        folder.latest()
+
+
+def test_what_a_killed_save_left_is_removed_at_the_start_by_the_writer_alone(tmp_path):
+    folder = Folder(tmp_path)
+    folder.save(1, {"step": 1})
+    write(tmp_path / ".step_00000002.pt.tmp", b"half")
+    other = Folder(tmp_path, writes=False)
+    other.save(2, {"step": 2})
+    other.mark_best(1)
+    assert names(other) == [".step_00000002.pt.tmp", "step_00000001.pt"] and other.latest()[1]["step"] == 1
+    assert names(Folder(tmp_path)) == ["step_00000001.pt"]

@@ -1,0 +1,249 @@
+"""Parameter groups, optimizers against plain update rules, schedules against torch's own."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import lr_scheduler
+
+from common import checkpoint, optim
+from common.errors import UserError
+from common.optim import OptimizerOptions, ScheduleOptions
+
+OPTIONS = OptimizerOptions(
+    name="adamw", lr=0.1, weight_decay=0.3, decay_norms=False, betas=(0.8, 0.9), eps=1e-3, momentum=0.7, rates={}
+)
+SCHEDULE = ScheduleOptions(name="constant", warmup=0, drops=[], factor=0.1, final=0.0)
+
+
+def make_model(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    parts = {"body": nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(1, 4)), "body2": nn.Linear(4, 4), "head": nn.Linear(4, 2)}
+    return nn.ModuleDict(parts).double()
+
+
+def give_gradients(model: nn.Module, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for p in model.parameters():
+        p.grad = torch.randn(p.shape, generator=generator, dtype=p.dtype)
+
+
+def groups(optimizer: torch.optim.Optimizer) -> dict[str, tuple[list[str], float, float]]:
+    return {g["name"]: (g["param_names"], g["base_lr"], g["weight_decay"]) for g in optimizer.param_groups}
+
+
+def test_norms_and_biases_are_not_decayed():
+    assert groups(optim.build(make_model(), OPTIONS)) == {
+        "rest, decay": (["body.0.weight", "body2.weight", "head.weight"], 0.1, 0.3),
+        "rest, no decay": (["body.0.bias", "body.1.weight", "body.1.bias", "body2.bias", "head.bias"], 0.1, 0.0),
+    }
+
+
+def test_decay_norms_decays_everything():
+    (group,) = optim.build(make_model(), replace(OPTIONS, decay_norms=True)).param_groups
+    assert len(group["params"]) == 8 and group["weight_decay"] == 0.3
+
+
+def test_the_longest_prefix_of_whole_words_sets_the_rate():
+    optimizer = optim.build(make_model(), replace(OPTIONS, decay_norms=True, rates={"body": 0.1, "body.1": 2.0}))
+    assert groups(optimizer) == {
+        "body, decay": (["body.0.weight", "body.0.bias"], pytest.approx(0.01), 0.3),
+        "body.1, decay": (["body.1.weight", "body.1.bias"], pytest.approx(0.2), 0.3),
+        "rest, decay": (["body2.weight", "body2.bias", "head.weight", "head.bias"], 0.1, 0.3),
+    }
+
+
+def test_a_prefix_that_fits_nothing_is_refused_with_the_nearest_name():
+    with pytest.raises(UserError, match="optimizer.rates.bod fits no parameter of the model; did you mean body?"):
+        optim.build(make_model(), replace(OPTIONS, rates={"bod": 0.1}))
+
+
+def test_frozen_parameters_are_left_out_and_their_prefix_is_no_mistake():
+    model = make_model()
+    model["body"].requires_grad_(False)
+    optimizer = optim.build(model, replace(OPTIONS, rates={"body": 0.1}))
+    assert not any(name.startswith("body.") for g in optimizer.param_groups for name in g["param_names"])
+    with pytest.raises(UserError, match="frozen"):
+        optim.build(model.requires_grad_(False), OPTIONS)
+
+
+def test_set_rate_keeps_the_proportions_of_the_groups():
+    optimizer = optim.build(make_model(), replace(OPTIONS, rates={"body": 0.5}))
+    optim.set_rate(optimizer, 0.1)
+    optim.set_rate(optimizer, 0.2)
+    assert {g["name"].split(",")[0]: g["lr"] for g in optimizer.param_groups} == pytest.approx({"body": 0.01, "rest": 0.02})
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
+def test_the_update_is_the_papers(name):
+    """Adam: arXiv:1412.6980, algorithm 1. AdamW: arXiv:1711.05101, algorithm 2 with the rate also on the decay."""
+    model = make_model()
+    expected = {n: p.detach().clone() for n, p in model.named_parameters()}
+    optimizer = optim.build(model, replace(OPTIONS, name=name, decay_norms=True))
+    first, second = ({n: torch.zeros_like(p) for n, p in expected.items()} for _ in range(2))
+    (b1, b2), lr, decay, eps, momentum = OPTIONS.betas, OPTIONS.lr, OPTIONS.weight_decay, OPTIONS.eps, OPTIONS.momentum
+    for step in range(1, 6):
+        give_gradients(model, seed=step)
+        optimizer.step()
+        for n, p in model.named_parameters():
+            w, gradient = expected[n], p.grad.clone()
+            if name == "adamw":
+                w -= lr * decay * w
+            else:
+                gradient += decay * w
+            if name == "sgd":
+                first[n] = momentum * first[n] + gradient
+                w -= lr * first[n]
+                continue
+            first[n] = b1 * first[n] + (1 - b1) * gradient
+            second[n] = b2 * second[n] + (1 - b2) * gradient**2
+            w -= lr * (first[n] / (1 - b1**step)) / ((second[n] / (1 - b2**step)).sqrt() + eps)
+    for n, p in model.named_parameters():
+        torch.testing.assert_close(p.detach(), expected[n], rtol=0, atol=1e-13)  # float64 rounding of five steps
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
+def test_a_gradient_in_another_memory_layout_changes_the_right_elements(name):
+    results = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        model = make_model().to(memory_format=layout)
+        optimizer = optim.build(model, replace(OPTIONS, name=name))
+        for step in range(3):
+            give_gradients(model, seed=step)  # always contiguous
+            optimizer.step()
+        results.append({n: p.detach().clone() for n, p in model.named_parameters()})
+    for n in results[0]:
+        torch.testing.assert_close(results[0][n], results[1][n], rtol=0, atol=1e-15)
+
+
+def torch_rates(make_scheduler, steps: int) -> list[float]:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = make_scheduler(optimizer)
+    rates = []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+def rates(options: ScheduleOptions, steps: int) -> list[float]:
+    return [optim.rate(options, step, steps) for step in range(steps)]
+
+
+def warmup_of_5_then(make_scheduler):
+    def scheduler(optimizer):
+        warmup = lr_scheduler.LinearLR(optimizer, start_factor=0.2, total_iters=4)
+        return lr_scheduler.SequentialLR(optimizer, [warmup, make_scheduler(optimizer)], milestones=[5])
+
+    return scheduler
+
+
+@pytest.mark.parametrize(
+    ("options", "make_scheduler"),
+    [
+        (SCHEDULE, lambda o: lr_scheduler.ConstantLR(o, factor=1.0)),
+        (replace(SCHEDULE, name="step", drops=[0.5, 0.8]), lambda o: lr_scheduler.MultiStepLR(o, [20, 32])),
+        (replace(SCHEDULE, name="step", drops=[0.8, 0.5]), lambda o: lr_scheduler.MultiStepLR(o, [20, 32])),
+        (replace(SCHEDULE, name="cosine"), lambda o: lr_scheduler.CosineAnnealingLR(o, 40)),
+        (replace(SCHEDULE, name="cosine", final=0.05), lambda o: lr_scheduler.CosineAnnealingLR(o, 40, eta_min=0.05)),
+        (replace(SCHEDULE, warmup=5), warmup_of_5_then(lambda o: lr_scheduler.ConstantLR(o, factor=1.0))),
+        (
+            replace(SCHEDULE, name="cosine", warmup=5),
+            warmup_of_5_then(lambda o: lr_scheduler.CosineAnnealingLR(o, 35)),
+        ),
+        (
+            replace(SCHEDULE, name="step", warmup=5, drops=[0.5]),  # drops count from the start of the run
+            warmup_of_5_then(lambda o: lr_scheduler.MultiStepLR(o, [15])),
+        ),
+    ],
+)
+def test_schedules_equal_torchs(options, make_scheduler):
+    assert rates(options, 40) == pytest.approx(torch_rates(make_scheduler, 40), abs=1e-12)
+
+
+def test_a_rounded_fraction_drops_at_the_meant_step():
+    found = rates(replace(SCHEDULE, name="step", drops=[0.6667]), 300)
+    assert [step for step in range(1, 300) if found[step] != found[step - 1]] == [200]
+
+
+def test_warm_up_begins_above_zero_and_ends_at_one():
+    found = rates(replace(SCHEDULE, warmup=4), 6)
+    assert found == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("name", ["constant", "step", "cosine"])
+def test_a_run_shorter_than_its_warm_up_still_has_finite_rates(name):
+    assert all(0 < r < 1 and math.isfinite(r) for r in rates(replace(SCHEDULE, name=name, warmup=100, drops=[0.5]), 10))
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
+def test_a_restored_optimizer_goes_on_bit_for_bit(name, tmp_path):
+    options = replace(OPTIONS, name=name, rates={"body": 0.1})
+    unbroken, first = make_model(), make_model()
+    whole, part = optim.build(unbroken, options), optim.build(first, options)
+    for step in range(3):
+        for model, optimizer in ((unbroken, whole), (first, part)):
+            give_gradients(model, step)
+            optimizer.step()
+    checkpoint.save(tmp_path / "a.pt", {"model": first.state_dict(), "optimizer": optim.state(part)})
+    content = checkpoint.load(tmp_path / "a.pt")
+    second = make_model(seed=1)
+    second.load_state_dict(content["model"])
+    rest = optim.build(second, options)
+    optim.restore(rest, content["optimizer"])
+    for step in range(3, 6):
+        for model, optimizer in ((unbroken, whole), (second, rest)):
+            give_gradients(model, step)
+            optimizer.step()
+    for a, b in zip(unbroken.parameters(), second.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_restored_state_follows_the_names_and_keeps_the_new_options():
+    model = make_model()
+    optimizer = optim.build(model, OPTIONS)
+    give_gradients(model, 0)
+    optimizer.step()
+    other = optim.build(model, replace(OPTIONS, lr=0.5, decay_norms=True, rates={"head": 0.1}))
+    optim.restore(other, optim.state(optimizer))
+    assert [(g["name"], g["lr"]) for g in other.param_groups] == [("rest, decay", 0.5), ("head, decay", 0.05)]
+    for p in model.parameters():
+        assert torch.equal(optimizer.state[p]["exp_avg"], other.state[p]["exp_avg"])
+        assert optimizer.state[p]["exp_avg"] is not other.state[p]["exp_avg"]
+
+
+def test_a_restored_state_takes_the_layout_of_its_parameter():
+    model = make_model()
+    optimizer = optim.build(model, OPTIONS)
+    give_gradients(model, 0)
+    optimizer.step()
+    again = optim.build(model.to(memory_format=torch.channels_last), OPTIONS)
+    optim.restore(again, optim.state(optimizer))
+    for p in model.parameters():
+        assert again.state[p]["exp_avg"].stride() == p.stride()
+
+
+def test_a_parameter_that_never_had_a_gradient_has_no_state():
+    model = make_model()
+    optimizer = optim.build(model, OPTIONS)
+    model["head"].weight.grad = torch.ones_like(model["head"].weight)
+    optimizer.step()
+    assert list(optim.state(optimizer)) == ["head.weight"]
+    again = optim.build(model, OPTIONS)
+    optim.restore(again, optim.state(optimizer))
+    assert list(optim.state(again)) == ["head.weight"]
+
+
+@pytest.mark.parametrize("head", [nn.Linear(4, 3).double(), nn.Identity()])
+def test_another_models_state_is_refused_with_the_parameter(head):
+    model = make_model()
+    optimizer = optim.build(model, OPTIONS)
+    give_gradients(model, 0)
+    optimizer.step()
+    saved = optim.state(optimizer)
+    model["head"] = head
+    with pytest.raises(UserError, match="does not fit this run at head.weight"):
+        optim.restore(optim.build(model, OPTIONS), saved)

@@ -1,0 +1,52 @@
+"""Train a model: `python train.py model=detr`; `python train.py --help` lists the choices."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from common import cli
+
+
+def train(config: dict[str, Any], run_dir: Path | None) -> float | None:
+    """Run one training from start or stop to its end; returns the goal's value, for sweeps.
+
+    Heavy imports are inside, so that a mistake in the config shows at once.
+    """
+    from common import assembly, device, distributed
+    from common.config import construct
+    from common.log import Log
+    from common.optim import OptimizerOptions, ScheduleOptions
+    from common.trainer import Run
+
+    distributed.start(device.choose(config["trainer"]["device"], distributed.local_rank()))
+    try:
+        folder = distributed.broadcast(run_dir)
+        results = folder / "results.json"
+        with Log(folder, distributed.is_main()) as log:
+            if results.exists():
+                log.say(f"{folder} is finished; {results} holds its numbers.")
+                return None
+            parts = assembly.assemble(config)
+            log.say(parts.said)
+            run = Run(
+                task=parts.task,
+                data=parts.data,
+                model=parts.model,
+                optimizer=construct(OptimizerOptions, config["optimizer"]),
+                schedule=construct(ScheduleOptions, config["schedule"]),
+                config=config,
+                seed=config["seed"],
+                folder=folder,
+            )
+            numbers = parts.trainer.fit(run, log, on=parts.device, resume=config["resume"] == "auto")
+            if distributed.is_main():
+                results.write_text(json.dumps(numbers, indent=1))
+            log.table("results", [("number", "value"), *numbers.items()])
+            log.say(f"All of it lies in {folder}: checkpoints/best.pt, metrics.jsonl, predictions/, TensorBoard events.")
+            return run.best
+    finally:
+        distributed.stop()
+
+
+if __name__ == "__main__":
+    cli.launch(train, door="train")
