@@ -47,8 +47,8 @@ class Attention(nn.Module):
         if q is k:
             qk = F.linear(q, weight[: 2 * width], bias[: 2 * width])
             return (*qk.chunk(2, dim=-1), F.linear(v, weight[2 * width :], bias[2 * width :]))
-        inputs = zip((q, k, v), weight.chunk(3), bias.chunk(3), strict=True)
-        return tuple(F.linear(x, w, b) for x, w, b in inputs)  # type: ignore[return-value]
+        (wq, wk, wv), (bq, bk, bv) = weight.chunk(3), bias.chunk(3)
+        return F.linear(q, wq, bq), F.linear(k, wk, bk), F.linear(v, wv, bv)
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, N, C) -> (B, h, N, C/h)

@@ -100,7 +100,7 @@ def _run(job: Job, config: dict[str, Any], folder: Path | None) -> float | None:
     try:
         return job(config, folder)
     except UserError:
-        if not (folder / "checkpoints").exists():
+        if not any((folder / "checkpoints").glob("*")):
             (folder / "config.yaml").unlink(missing_ok=True)
             if not any(folder.iterdir()):
                 folder.rmdir()

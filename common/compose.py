@@ -155,7 +155,7 @@ def choices_of(group: str) -> list[str]:
 def quote(argument: str) -> str:
     """key=value with quotes around a path, so that Hydra takes `a=b, photo (1).jpg` for the path that it is."""
     key, equals, value = argument.partition("=")
-    ready = value in ("", "null", "???") or value[0] + value[-1] in ("''", '""') or value.startswith("choice(")
+    ready = value in ("", "null", "???") or re.fullmatch(r"'.*'|\".*\"|choice\(.*\)", value)
     return f"{key}={quoted(value)}" if equals and _is_path(_key(key)) and not ready else argument
 
 
@@ -165,7 +165,7 @@ def quoted(text: str) -> str:
 
 
 def _is_path(key: str) -> bool:
-    *around, last = key.split(".")
+    last = key.rpartition(".")[2]
     return last in PATHS or last.endswith(("_dir", "_file", "_path", "_root", "_folder"))
 
 

@@ -46,7 +46,7 @@ class Order:
     def epoch(self, number: int) -> list[list[int]]:
         """A fresh permutation, cut into batches; a last one that is not full is left out unless it is the only one."""
         order = np.random.default_rng(mix(self.seed, "order", number)).permutation(len(self.costs))
-        batches = cut(order, self.costs, self.batch_size)
+        batches = cut(order.tolist(), self.costs, self.batch_size)
         last = batches[-1]
         full = (len(last) + 1) * max(self.costs[i] for i in last) > self.batch_size
         return batches if full or len(batches) == 1 else batches[:-1]

@@ -31,7 +31,7 @@ class Log:
         """Log to `folder`, made when missing, and to the console; None means the console alone."""
         self.main = main
         self.folder = folder if main else None
-        self.terminal = sys.stdout.isatty() and sys.stderr.isatty()
+        self.terminal = _is_terminal()
         self._bar: Any = None
         self._progress: Progress | None = None
         self._files: dict[str, TextIO] = {}
@@ -105,7 +105,7 @@ class Log:
                 self._tensorboard().add_scalar(name, value, step)
 
     def pictures(self, name: str, images: Tensor | None, step: int) -> None:
-        """Show uint8 (B, 3, H, W) images in TensorBoard."""
+        """Show uint8 (B, 3, H, W) images side by side in TensorBoard."""
         if self.folder and images is not None:
             self._tensorboard().add_images(name, images, step)
 
@@ -188,6 +188,12 @@ def table(title: str, rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join([title, lines[0], "  ".join("-" * len(column[0]) for column in columns), *lines[1:]])
 
 
+def _is_terminal() -> bool:
+    """Whether a bar would be seen; some containers' terminals claim to have no columns, and tqdm then draws none."""
+    both = sys.stdout.isatty() and sys.stderr.isatty()
+    return both and os.get_terminal_size(sys.stderr.fileno()).columns > 0
+
+
 def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4f}" if math.isfinite(value) else "-"
@@ -210,7 +216,7 @@ def _cut(path: Path, step: int, evaluated: bool) -> None:
         except ValueError:
             return False  # torn by a kill
         trains = path.name == "timing.jsonl" or any(name.startswith("train/") for name in record)
-        return record["step"] < step or record["step"] == step and (evaluated or trains)
+        return record["step"] < step or (record["step"] == step and (evaluated or trains))
 
     with open(path, encoding="utf-8", errors="replace") as file:
         kept = [line for line in file if line.endswith("\n") and stays(line)]

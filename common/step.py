@@ -49,7 +49,7 @@ class Stepper:
         distributed.join_gradients(self.parameters)
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm or float("inf"))
-        loss_is_finite = bool(distributed.sum_(parts["loss"].clone()).isfinite())
+        loss_is_finite = bool(distributed.sum_(parts["loss"].to(torch.float32, copy=True)).isfinite())
         if loss_is_finite and bool(norm.isfinite()):
             self.scaler.step(self.optimizer)
             self.overflows = 0

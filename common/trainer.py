@@ -25,6 +25,7 @@ from common.task import Answer, Batch, Data, Metric, Split, Task
 from common.types import Count, Fraction, Positive, PositiveFloat
 
 TRIAL_BATCHES = 2  # evaluated before the first step, so that a mistake there shows at once
+QUIET_STEPS = 300  # before which no alarm is raised: a model that has hardly begun always looks broken
 PICTURES = 8  # validation samples whose answers go to TensorBoard
 
 
@@ -44,6 +45,7 @@ class Run:
     best: float | None = None  # the goal's best value on val so far
     window: dict[str, Tensor] = field(default_factory=dict)  # sums of what steps gave since the last log line
     window_steps: int = 0
+    said: list[str] = field(default_factory=list)  # alarms, each once
 
 
 class Trainer:
@@ -192,8 +194,10 @@ class Trainer:
         log.numbers(run.step, {f"val/{name}": number for name, number in numbers.items()})
         for batch, answers in shown:
             log.pictures("val", run.task.pictures(batch, answers, PICTURES), run.step)
-            for alarm in run.task.alarms(answers):
+            new = [alarm for alarm in run.task.alarms(answers) if alarm not in run.said]
+            for alarm in new if run.step >= QUIET_STEPS else []:
                 log.warning(alarm)
+                run.said.append(alarm)
 
     def _finish(self, run: Run, folder: Folder, log: Log, on: torch.device) -> dict[str, float]:
         """Evaluate test, once, on the best weights of the run (the last ones when there was no val)."""

@@ -17,7 +17,6 @@ from detr import annotations
 from detr.images import read_image
 from detr.transforms import Augmentation, augment, boxes_on
 
-
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 

@@ -3,8 +3,9 @@
 import json
 import secrets
 import shutil
+import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +13,11 @@ from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 from scipy import ndimage
 
+from common.distributed import is_main
 from common.errors import UserError
 from common.randomness import mix
 from common.task import Split
-from common.types import Positive
+from common.types import Count, Positive, Range
 from detr.coco import SPLITS, Coco, Files
 from detr.transforms import Augmentation
 
@@ -40,9 +42,9 @@ class Shapes(Coco):
         self,
         *,
         root: str,
-        image_size: Positive,
+        image_size: Annotated[int, Range(low=32)],
         train_count: Positive,
-        val_count: Positive,
+        val_count: Count,
         test_count: Positive,
         seed: int,
         plain: bool,
@@ -56,7 +58,7 @@ class Shapes(Coco):
             root: folder of all drawn sets.
             image_size: height and width in pixels.
             train_count: images to learn from.
-            val_count: images that choose the checkpoint.
+            val_count: images that choose the checkpoint; 0 = no val.
             test_count: images that are reported.
             seed: of the drawing; the run's seed does not change the pictures.
             plain: plain backgrounds and fills, no overlap.
@@ -75,6 +77,8 @@ class Shapes(Coco):
         train, val, test = (
             Files(images=str(self.folder / split), annotations=str(self.folder / f"{split}.json")) for split in SPLITS
         )
+        if not val_count:
+            val = Files(images=None, annotations=None)
         kind: Literal["flip", "none"] = "flip" if flip else "none"
         augmentation = Augmentation(
             kind=kind,
@@ -100,6 +104,8 @@ class Shapes(Coco):
         if self.folder.exists():
             return
         draft = self.folder.with_name(f"{self.folder.name}.draft-{secrets.token_hex(4)}")
+        if is_main():
+            print(f"Drawing {self.folder}: once, some seconds.", file=sys.stderr)
         counts: dict[Split, int] = {"train": self.train_count, "val": self.val_count, "test": self.test_count}
         try:
             for split, count in counts.items():

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional
 from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
 
+from common.errors import UserError
 from common.types import Positive
 
 # Mean and standard deviation of ImageNet's RGB values in [0, 1], which the backbones were trained with.
@@ -33,6 +34,14 @@ class Augmentation:
     max_size: Positive  # the longer side's limit, always
     middle_sizes: list[Positive]  # the shorter side before a crop
     crop: tuple[Positive, Positive]  # a crop's least and greatest side
+
+    def __post_init__(self) -> None:
+        """Refuse what a type cannot: nothing to choose from, and limits in the wrong order."""
+        for name, values in (("sizes", self.sizes), ("middle_sizes", self.middle_sizes)):
+            if not values:
+                raise UserError(f"data.augmentation.{name}=[]: expected at least one size in pixels.")
+        if self.crop[0] > self.crop[1]:
+            raise UserError(f"data.augmentation.crop={list(self.crop)}: expected the least side first.")
 
 
 def boxes_on(image: Tensor, boxes: Tensor) -> BoundingBoxes:

@@ -148,7 +148,7 @@ def test_no_flipped_byte_goes_unnoticed(tmp_path):
 
 
 def test_a_missing_file_a_folder_and_a_foreign_zip_are_named(tmp_path):
-    with pytest.raises(UserError, match="nothing.pt does not exist"):
+    with pytest.raises(UserError, match=r"nothing\.pt does not exist"):
         checkpoint.load(tmp_path / "nothing.pt")
     with pytest.raises(UserError, match="is a folder"):
         checkpoint.load(tmp_path)

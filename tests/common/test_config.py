@@ -210,7 +210,9 @@ def test_a_right_config_passes_without_an_import(right: dict[str, Any]) -> None:
         ("trainer.steps", None, "trainer.steps=null and trainer.epochs=null: exactly one must be a number"),
     ],
 )
-def test_a_mistake_is_one_sentence_with_the_full_key(right: dict[str, Any], key: str, value: Any, sentence: str) -> None:
+def test_a_mistake_is_one_sentence_with_the_full_key(
+    right: dict[str, Any], key: str, value: Any, sentence: str
+) -> None:
     assert refusal(changed(right, key, value)).startswith(sentence)
 
 
@@ -285,7 +287,7 @@ def test_a_model_must_take_what_the_task_hands_it(right: dict[str, Any]) -> None
 
 
 def test_each_door_has_its_own_keys(right: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="run_dir is not a key of evaluate.py"):
+    with pytest.raises(UserError, match=r"run_dir is not a key of evaluate\.py"):
         config.check(right, ["toy"], "evaluate")
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import termios
 from pathlib import Path
 
 import numpy as np
@@ -69,19 +70,29 @@ def test_without_a_terminal_there_are_lines_with_the_time_left_and_no_carriage_r
     assert [line[21:] for line in in_file] == lines  # after the date and time
 
 
-def test_in_a_terminal_there_is_a_bar_and_evaluations_are_lines_above_it(tmp_path, monkeypatch):
+def shown_in_a_terminal(folder: Path, columns: int, monkeypatch) -> str:
     ours, theirs = os.openpty()
     with open(theirs, "w") as terminal:
+        termios.tcsetwinsize(theirs, (24, columns))
         monkeypatch.setattr(sys, "stdout", terminal)
         monkeypatch.setattr(sys, "stderr", terminal)
-        with Log(tmp_path, True) as log:
+        with Log(folder, True) as log:
             run(log, range(990, 1000), evaluate_at=995)
         terminal.flush()
         shown = os.read(ours, 100_000).decode()
     os.close(ours)
+    return shown
+
+
+def test_in_a_terminal_there_is_a_bar_and_evaluations_are_lines_above_it(tmp_path, monkeypatch):
+    shown = shown_in_a_terminal(tmp_path, 100, monkeypatch)
     assert "1000/1000" in shown and "loss 0.001" in shown and "\r" in shown
     assert "step 995: val/AP 0.5\r\n" in shown and "step 996" not in shown
     assert "step 996: loss" in (tmp_path / "train.log").read_text()
+
+
+def test_a_terminal_that_claims_no_columns_gets_lines(tmp_path, monkeypatch):
+    assert "step 996 of 1000" in shown_in_a_terminal(tmp_path, 0, monkeypatch)
 
 
 def test_a_training_line_is_short_and_the_file_is_complete(tmp_path, capsys):
@@ -111,13 +122,14 @@ def test_without_a_folder_there_is_only_the_console(tmp_path, capsys, monkeypatc
     assert capsys.readouterr().out == "step 1: test/AP 0.25\n" and os.listdir(tmp_path) == []
 
 
-def test_cutting_back_leaves_what_the_unbroken_run_had(tmp_path):
+@pytest.mark.parametrize("torn", ['{"step": 3, "train/lo', '{"step": 3, "train/loss": 1}'])
+def test_cutting_back_leaves_what_the_unbroken_run_had(torn, tmp_path):
     with Log(tmp_path, True) as log:
         run(log, range(10), evaluate_at=4)
     whole = (tmp_path / "metrics.jsonl").read_text()
     for name in ("metrics.jsonl", "timing.jsonl"):
         with open(tmp_path / name, "a") as file:
-            file.write('{"step": 3, "train/lo')  # torn by a kill, and with a step that would stay
+            file.write(torn)  # by a kill, and with a step that would stay
     with Log(tmp_path, True) as log:
         log.warning("going on from an older checkpoint.")
         log.cut_back(6)
@@ -153,7 +165,7 @@ def test_tensorboard_shows_numbers_and_pictures_and_no_step_twice_after_a_resume
     board = EventAccumulator(str(tmp_path)).Reload()
     assert [event.step for event in board.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
     assert board.Scalars("val/AP")[0].value == 0.5 and board.Scalars("timing/images/s")[0].value == 100
-    assert "val/bad" not in board.Tags()["scalars"] and board.Tags()["images"] == ["val/0", "val/1"]
+    assert "val/bad" not in board.Tags()["scalars"] and board.Tags()["images"] == ["val"]
 
 
 def test_a_traceback_ends_in_the_log_and_a_users_mistake_as_its_sentence(tmp_path):

@@ -44,6 +44,11 @@ def test_the_constructor_opens_no_file(tmp_path: Path):
     assert [category["name"] for category in data.categories()] == list(NAMES)
 
 
+def test_a_set_can_do_without_val(tmp_path: Path):
+    data = shapes(tmp_path, val_count=0)
+    assert [data.count(split) for split in ("train", "val", "test")] == [6, 0, 2]
+
+
 def test_pictures_hold_one_to_five_visible_shapes_of_the_promised_size():
     size, counts, overlaps = 64, set(), 0
     for seed in range(60):
@@ -62,7 +67,7 @@ def test_pictures_hold_one_to_five_visible_shapes_of_the_promised_size():
 def test_plain_pictures_hold_no_overlap_and_one_background_colour():
     for seed in range(20):
         pixels, masks, _ = draw(np.random.default_rng(seed), 64, plain=True)
-        around = ~ndimage.binary_dilation(np.any(masks, axis=0), iterations=2)  # without the soft rim
+        around = ~ndimage.binary_dilation(np.any(masks, axis=0), iterations=4)  # without soft tips
         assert len(np.unique(pixels[around], axis=0)) == 1
         assert ndimage.label(np.any(masks, axis=0))[1] == len(masks)
 
@@ -77,7 +82,9 @@ def test_boxes_masks_and_areas_agree(small: Shapes):
         assert [x, y, width, height] == [columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1]
     sample = small.sample("test", 3, None)
     expected = [annotation["bbox"] for annotation in truth.imgToAnns[sample["id"]]]
-    torch.testing.assert_close(torchvision.ops.box_convert(sample["boxes"], "xyxy", "xywh"), torch.tensor(expected).float())
+    torch.testing.assert_close(
+        torchvision.ops.box_convert(sample["boxes"], "xyxy", "xywh"), torch.tensor(expected).float()
+    )
 
 
 def test_hidden_parts_stay_below_the_limit():
@@ -111,7 +118,7 @@ def test_splits_share_no_picture(small: Shapes):
 
 def test_a_place_that_cannot_be_written_is_a_sentence(tmp_path: Path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="data.root"):
+    with pytest.raises(UserError, match=r"data.root"):
         shapes(tmp_path / "file").count("train")
 
 
@@ -126,15 +133,18 @@ def test_training_flips_and_evaluation_does_not(small: Shapes):
     torch.testing.assert_close(mirrored[0]["boxes"], expected)
 
 
-def test_thresholds_and_blobs_solve_plain_shapes_only(tmp_path: Path):
-    """Colour thresholds and connected regions, each told its class, at the threshold that suits the set best."""
-    easy = shapes(tmp_path, plain=True, test_count=80)
-    hard = shapes(tmp_path, test_count=80)
-    easy_scores = [average_precision(easy, distant_blobs, level) for level in (40, 60, 80)]
-    hard_scores = [average_precision(hard, distant_blobs, level) for level in (60, 80, 100, 120, 140, 160, 180)]
-    hard_scores += [average_precision(hard, uniform_blobs, level) for level in (2, 3, 4, 6, 8)]
-    assert max(ap50 for _, ap50 in easy_scores) >= 0.8
-    assert max(ap for ap, _ in hard_scores) < 0.2
+def test_thresholds_and_blobs_solve_plain_shapes(tmp_path: Path):
+    """The control for the next test: told its class, each region at the best threshold."""
+    easy = shapes(tmp_path, plain=True, test_count=60)
+    assert max(average_precision(easy, distant_blobs, level)[1] for level in (40, 60, 80)) >= 0.8
+
+
+def test_thresholds_and_blobs_do_not_solve_the_default_shapes(tmp_path: Path):
+    """The same finder and one that looks for regions of one colour, at the thresholds that suit the set best."""
+    hard = shapes(tmp_path, test_count=60)
+    scores = [average_precision(hard, distant_blobs, level)[0] for level in (80, 110, 140, 170)]
+    scores += [average_precision(hard, uniform_blobs, level)[0] for level in (2, 3, 4, 6)]
+    assert max(scores) < 0.2
 
 
 def distant_blobs(image: np.ndarray, threshold: int) -> list[list[float]]:
@@ -192,7 +202,7 @@ def average_precision(data: Shapes, find: Any, level: int) -> tuple[float, float
 
 
 def quiet_coco(document: dict[str, Any]) -> COCO:
-    """pycocotools' index of a COCO dict, without its prints."""
+    """Index a COCO dict without pycocotools' prints."""
     truth = COCO()
     truth.dataset = document
     with contextlib.redirect_stdout(io.StringIO()):

@@ -1,10 +1,13 @@
 """The augmentation against PIL, against marks painted into the pixels, and against the reference's size rule."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from common.errors import UserError
 from detr.transforms import Augmentation, augment, boxes_on, normalise, random_size_crop, resize, resized
 
 PAPER = Augmentation(
@@ -31,7 +34,7 @@ def reference_size(height: int, width: int, size: int, max_size: int | None) -> 
     """The published rule, for (height, width), written down from its description step by step."""
     small, large = float(min(height, width)), float(max(height, width))
     if max_size is not None and large / small * size > max_size:
-        size = int(round(max_size * small / large))
+        size = round(max_size * small / large)
     if min(height, width) == size:
         return height, width
     return (int(size * height / width), size) if width < height else (size, int(size * width / height))
@@ -131,12 +134,10 @@ def test_the_generator_decides_everything():
     assert len({tuple(run(seed).shape) for seed in range(8)}) > 2
 
 
-def test_half_of_the_images_are_flipped_and_half_are_cropped():
+def test_half_of_the_images_are_flipped():
     image = torch.zeros(3, 4, 400, dtype=torch.uint8)
     image[:, :, 200:] = 200  # bright on the right until flipped
-    options = Augmentation(
-        kind="flip", sizes=[4], eval_size=4, max_size=400, middle_sizes=[4], crop=(4, 4)
-    )
+    options = Augmentation(kind="flip", sizes=[4], eval_size=4, max_size=400, middle_sizes=[4], crop=(4, 4))
     flips = [
         augment(image, boxes_on(image, torch.zeros(0, 4)), torch.zeros(0), options, generator(seed))[0][0, 0, 0] > 100
         for seed in range(400)
@@ -152,6 +153,12 @@ def test_evaluation_and_kind_none_only_resize():
         size = options.eval_size
         assert seen.shape[1] == size and labels.tolist() == [7]
         torch.testing.assert_close(moved.tolist()[0], [0.0, 0.0, seen.shape[2] / 2, float(size)])
+
+
+def test_options_that_leave_no_choice_are_refused():
+    for changes, word in (({"sizes": []}, "sizes"), ({"middle_sizes": []}, "middle_sizes"), ({"crop": (9, 8)}, "crop")):
+        with pytest.raises(UserError, match=f"data.augmentation.{word}="):
+            dataclasses.replace(PAPER, **changes)
 
 
 def test_normalising_agrees_with_a_plain_computation_and_padding_is_zero():

@@ -1,0 +1,173 @@
+"""Attention against nn.MultiheadAttention, in float64, so that a difference is a mistake and not rounding."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from common.attention import Attention, watching, weights
+from common.randomness import generator
+
+BATCH, QUERIES, KEYS, WIDTH, HEADS = 2, 3, 5, 12, 4
+EXACT = {"rtol": 0, "atol": 1e-12}  # float64, sums of a dozen terms of size one
+KERNELS = [SDPBackend.MATH, SDPBackend.FLASH_ATTENTION]
+
+
+def ours_and_pytorchs(seed: int = 0, dropout: float = 0.0) -> tuple[Attention, nn.MultiheadAttention]:
+    """The same weights in both, biases drawn too (both start them at zero)."""
+    ours = Attention(width=WIDTH, heads=HEADS, dropout=dropout).double()
+    theirs = nn.MultiheadAttention(WIDTH, HEADS, dropout=dropout, batch_first=True).double()
+    drawn = generator("attention", seed)
+    for parameter in ours.parameters():
+        nn.init.normal_(parameter, std=0.5, generator=drawn)
+    names = {"in_proj_weight": "in_proj.weight", "in_proj_bias": "in_proj.bias"}
+    theirs.load_state_dict({name: ours.state_dict()[names.get(name, name)] for name in theirs.state_dict()})
+    return ours, theirs
+
+
+def inputs(kind: str) -> tuple[Tensor, Tensor, Tensor]:
+    drawn = generator(kind)
+    q, k, v = (
+        torch.randn(BATCH, count, WIDTH, dtype=torch.float64, generator=drawn, requires_grad=True)
+        for count in (QUERIES, KEYS, KEYS)
+    )
+    if kind == "self":
+        return q, q, q
+    if kind == "self with positions":  # DETR: queries and keys coincide, values do not
+        return k, k, v
+    if kind == "cross":
+        return q, k, k
+    return q, k, v
+
+
+def masks(name: str, queries: int, keys: int) -> Tensor | None:
+    """True = may look; every query may look at one key at least."""
+    drawn = generator(name)
+    if name == "none":
+        return None
+    if name == "padding":
+        return (torch.arange(keys) < torch.tensor([[keys - 1], [1]]))[:, None, None]  # (B, 1, 1, M)
+    if name == "causal":
+        return torch.ones(queries, keys, dtype=torch.bool).tril()
+    one_key_each = torch.rand(BATCH, HEADS, queries, keys, generator=drawn).argsort(-1) == 0
+    return one_key_each | (torch.rand(BATCH, HEADS, queries, keys, generator=drawn) < 0.5)
+
+
+def pytorchs_mask(may_look: Tensor | None, queries: int, keys: int) -> Tensor | None:
+    """nn.MultiheadAttention's: True = may not look, one (N, M) matrix for each image and head."""
+    if may_look is None:
+        return None
+    return ~may_look.expand(BATCH, HEADS, queries, keys).flatten(0, 1)
+
+
+@pytest.mark.parametrize("mask", ["none", "padding", "causal", "each head"])
+@pytest.mark.parametrize("kind", ["self", "self with positions", "cross", "three different"])
+def test_outputs_and_gradients_are_those_of_multihead_attention(kind: str, mask: str) -> None:
+    ours, theirs = ours_and_pytorchs()
+    q, k, v = inputs(kind)
+    may_look = masks(mask, q.shape[1], k.shape[1])
+
+    y = ours(q=q, k=k, v=v, may_look=may_look)
+    expected, _ = theirs(q, k, v, attn_mask=pytorchs_mask(may_look, q.shape[1], k.shape[1]), need_weights=False)
+    torch.testing.assert_close(y, expected, **EXACT)
+
+    leaves = list({id(x): x for x in (q, k, v)}.values())
+    direction = torch.randn(y.shape, dtype=y.dtype, generator=generator("direction"))
+    got = torch.autograd.grad(y, [*leaves, *ours.parameters()], direction)
+    wanted = torch.autograd.grad(expected, [*leaves, *theirs.parameters()], direction)
+    for ours_gradient, their_gradient in zip(got, wanted, strict=True):
+        torch.testing.assert_close(ours_gradient, their_gradient, **EXACT)
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name.lower())
+def test_a_query_that_may_look_nowhere_gives_finite_values_and_gradients(kernel: SDPBackend) -> None:
+    ours, _ = ours_and_pytorchs()
+    q, k, v = inputs("three different")
+    may_look = torch.ones(BATCH, 1, QUERIES, KEYS, dtype=torch.bool)
+    may_look[0] = False  # a whole image
+    may_look[1, :, 2] = False  # one query of the other
+    with sdpa_kernel(kernel):
+        y = ours(q=q, k=k, v=v, may_look=may_look)
+        gradients = torch.autograd.grad(y.square().sum(), [q, k, v, *ours.parameters()])
+        unmasked = ours(q=q[1:, :2], k=k[1:], v=v[1:])
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    assert not gradients[1][0].any() and not gradients[2][0].any(), "nobody looked at the keys of the first image"
+    for blind in (y[0], y[1, 2:]):
+        torch.testing.assert_close(blind, ours.out_proj.bias.expand_as(blind), **EXACT)
+    torch.testing.assert_close(y[1:, :2], unmasked, **EXACT)
+
+
+@pytest.mark.parametrize("mask", ["none", "padding", "each head"])
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name.lower())
+def test_watched_weights_are_multihead_attentions_whatever_the_kernel(kernel: SDPBackend, mask: str) -> None:
+    ours, theirs = ours_and_pytorchs()
+    q, k, v = inputs("three different")
+    may_look = masks(mask, QUERIES, KEYS)
+    theirs_mask = pytorchs_mask(may_look, QUERIES, KEYS)
+    _, expected = theirs(q, k, v, attn_mask=theirs_mask, need_weights=True, average_attn_weights=False)
+    with sdpa_kernel(kernel), watching(ours) as maps:
+        y = ours(q=q, k=k, v=v, may_look=may_look)
+    assert list(maps) == [""] and len(maps[""]) == 1
+    torch.testing.assert_close(maps[""][0], expected, **EXACT)
+    assert not maps[""][0].requires_grad
+    torch.testing.assert_close(y, ours(q=q, k=k, v=v, may_look=may_look), **EXACT)
+
+
+class TwoAttentions(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, _ = ours_and_pytorchs(1)
+        self.second, _ = ours_and_pytorchs(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in (self.first, self.second, self.first):
+            x = layer(q=x, k=x, v=x)
+        return x
+
+
+def test_watching_names_each_module_counts_each_call_and_leaves_no_trace() -> None:
+    model, (x, _, _) = TwoAttentions(), inputs("self")
+    with watching(model) as once:
+        model(x)
+    with watching(model) as again:
+        model(x)
+    model(x)
+    assert {name: len(maps) for name, maps in once.items()} == {"first": 2, "second": 1}
+    assert all(torch.equal(a, b) for name in once for a, b in zip(once[name], again[name], strict=True))
+    with pytest.raises(KeyError), watching(model) as cut:
+        model(x)
+        raise KeyError
+    model(x)
+    assert len(cut["second"]) == 1
+    assert model.first.watched is None and model.second.watched is None
+
+
+def test_weights_of_a_query_sum_to_one_or_are_zero_where_it_may_look_nowhere() -> None:
+    q, k = (torch.randn(1, 2, count, 3, generator=generator(count)) for count in (2, 4))
+    may_look = torch.tensor([[True, False, True, True], [False] * 4])
+    got = weights(q, k, may_look)
+    torch.testing.assert_close(got.sum(-1), torch.tensor([[[1.0, 0.0], [1.0, 0.0]]]))
+    assert not got[..., 0, 1].any()
+
+
+def test_dropout_acts_in_training_only() -> None:
+    ours, _ = ours_and_pytorchs(dropout=0.5)
+    still, _ = ours_and_pytorchs()
+    x, _, _ = inputs("self")
+    expected = still(q=x, k=x, v=x)
+    assert torch.equal(ours.eval()(q=x, k=x, v=x), expected)
+    torch.manual_seed(0)
+    assert not torch.allclose(ours.train()(q=x, k=x, v=x), expected)
+
+
+def test_the_order_of_keys_changes_nothing() -> None:
+    ours, _ = ours_and_pytorchs()
+    q, k, v = inputs("three different")
+    order = torch.tensor([3, 0, 4, 1, 2])
+    shuffled = ours(q=q, k=k[:, order], v=v[:, order])
+    torch.testing.assert_close(shuffled, ours(q=q, k=k, v=v), **EXACT)
+
+
+def test_a_width_that_heads_do_not_divide_is_refused() -> None:
+    with pytest.raises(ValueError, match="10 is not divisible by heads 4"):
+        Attention(width=10, heads=4)

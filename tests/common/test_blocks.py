@@ -1,0 +1,227 @@
+"""Blocks and stacks against PyTorch's own layers in both norm orders, in float64."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from common.blocks import BlockOptions, Decoder, DecoderBlock, Encoder, EncoderBlock, FeedForward, Residual
+from common.randomness import generator
+
+BATCH, TOKENS, MEMORY = 2, 4, 5
+OPTIONS = BlockOptions(width=12, heads=3, feedforward=20, pre_norm=False)
+EXACT = {"rtol": 0, "atol": 1e-11}  # float64, a handful of layers with values of size ten
+both_orders = pytest.mark.parametrize("pre_norm", [False, True], ids=["post-norm", "pre-norm"])
+
+ENCODER_NAMES = {
+    "attention.in_proj.": "self_attn.in_proj_",
+    "attention.out_proj.": "self_attn.out_proj.",
+    "feed_forward.expand.": "linear1.",
+    "feed_forward.contract.": "linear2.",
+    "residuals.0.norm.": "norm1.",
+    "residuals.1.norm.": "norm2.",
+}
+DECODER_NAMES = {
+    "cross_attention.in_proj.": "multihead_attn.in_proj_",
+    "cross_attention.out_proj.": "multihead_attn.out_proj.",
+    "residuals.2.norm.": "norm3.",
+    **ENCODER_NAMES,
+}
+
+
+def redrawn(module: nn.Module, seed: int = 0) -> nn.Module:
+    """In float64, with every parameter drawn: fresh norms and biases of ones and zeros would hide a swapped pair."""
+    drawn = generator("blocks", seed)
+    for parameter in module.double().parameters():
+        nn.init.normal_(parameter, std=0.5, generator=drawn)
+    return module
+
+
+def pytorchs_name(name: str) -> str:
+    """`blocks.0.attention.in_proj.weight` and the like in PyTorch's words."""
+    name = name.replace("blocks.", "layers.")
+    for ours, theirs in DECODER_NAMES.items():
+        name = name.replace(ours, theirs)
+    return name
+
+
+def same_weights(ours: nn.Module, theirs: nn.Module) -> None:
+    theirs.double().load_state_dict({pytorchs_name(name): value for name, value in ours.state_dict().items()})
+
+
+def encoder_pair(pre_norm: bool) -> tuple[EncoderBlock, nn.TransformerEncoderLayer]:
+    options = replace(OPTIONS, pre_norm=pre_norm)
+    theirs = nn.TransformerEncoderLayer(12, 3, 20, 0.0, batch_first=True, norm_first=pre_norm)
+    return EncoderBlock(options), theirs
+
+
+def decoder_pair(pre_norm: bool) -> tuple[DecoderBlock, nn.TransformerDecoderLayer]:
+    options = replace(OPTIONS, pre_norm=pre_norm)
+    theirs = nn.TransformerDecoderLayer(12, 3, 20, 0.0, batch_first=True, norm_first=pre_norm)
+    return DecoderBlock(options), theirs
+
+
+def draw(*shape: int) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=generator(*shape), requires_grad=True)
+
+
+X, Y = (BATCH, TOKENS, 12), (BATCH, MEMORY, 12)
+REAL_TOKENS = torch.tensor([[True] * TOKENS, [True, False, True, False]])
+REAL_MEMORY = torch.tensor([[True, True, True, False, False], [True] * MEMORY])
+CAUSAL = torch.ones(TOKENS, TOKENS, dtype=torch.bool).tril()
+
+
+def assert_same_gradients(ours: Tensor, theirs: Tensor, inputs: list[Tensor], a: nn.Module, b: nn.Module) -> None:
+    """Of outputs in one direction, towards inputs and all parameters (paired by name)."""
+    direction = torch.randn(ours.shape, dtype=ours.dtype, generator=generator("direction"))
+    mine, yours = dict(a.named_parameters()), dict(b.named_parameters())
+    assert len(mine) == len(yours)
+    got = torch.autograd.grad(ours, [*inputs, *mine.values()], direction)
+    wanted = torch.autograd.grad(theirs, [*inputs, *(yours[pytorchs_name(name)] for name in mine)], direction)
+    for one, other in zip(got, wanted, strict=True):
+        torch.testing.assert_close(one, other, **EXACT)
+
+
+@both_orders
+@pytest.mark.parametrize("masked", [False, True])
+def test_encoder_block_is_pytorchs_encoder_layer(pre_norm: bool, masked: bool) -> None:
+    ours, theirs = encoder_pair(pre_norm)
+    same_weights(redrawn(ours), theirs)
+    x = draw(*X)
+    y = ours(x, may_look=REAL_TOKENS[:, None, None] if masked else None)
+    expected = theirs(x, src_key_padding_mask=~REAL_TOKENS if masked else None)
+    torch.testing.assert_close(y, expected, **EXACT)
+    assert_same_gradients(y, expected, [x], ours, theirs)
+
+
+@both_orders
+@pytest.mark.parametrize("masked", [False, True])
+def test_decoder_block_is_pytorchs_decoder_layer(pre_norm: bool, masked: bool) -> None:
+    ours, theirs = decoder_pair(pre_norm)
+    same_weights(redrawn(ours), theirs)
+    x, memory = draw(*X), draw(*Y)
+    our_masks = {"may_look": CAUSAL, "may_look_at_memory": REAL_MEMORY[:, None, None]}
+    their_masks = {"tgt_mask": ~CAUSAL, "memory_key_padding_mask": ~REAL_MEMORY}
+    y = ours(x, memory=memory, memory_keys=memory, **(our_masks if masked else {}))
+    expected = theirs(x, memory, **(their_masks if masked else {}))
+    torch.testing.assert_close(y, expected, **EXACT)
+    assert_same_gradients(y, expected, [x, memory], ours, theirs)
+
+
+@both_orders
+def test_encoder_is_pytorchs_stack_with_a_last_norm_in_pre_norm_only(pre_norm: bool) -> None:
+    ours = redrawn(Encoder(replace(OPTIONS, pre_norm=pre_norm), layers=3))
+    _, layer = encoder_pair(pre_norm)
+    theirs = nn.TransformerEncoder(layer, 3, nn.LayerNorm(12) if pre_norm else None, enable_nested_tensor=False)
+    same_weights(ours, theirs)
+    x = draw(*X)
+    y = ours(x, may_look=REAL_TOKENS[:, None, None])
+    expected = theirs(x, src_key_padding_mask=~REAL_TOKENS)
+    torch.testing.assert_close(y, expected, **EXACT)
+    assert_same_gradients(y, expected, [x], ours, theirs)
+
+
+@both_orders
+@pytest.mark.parametrize("final_norm", [False, True])
+def test_decoder_hands_out_what_pytorchs_stack_would_give_after_each_layer(pre_norm: bool, final_norm: bool) -> None:
+    ours = redrawn(Decoder(replace(OPTIONS, pre_norm=pre_norm), layers=3, final_norm=final_norm))
+    _, layer = decoder_pair(pre_norm)
+    theirs = nn.TransformerDecoder(layer, 3, nn.LayerNorm(12) if final_norm else None)
+    same_weights(ours, theirs)
+    x, memory = draw(*X), draw(*Y)
+    masks = {"tgt_mask": ~CAUSAL, "memory_key_padding_mask": ~REAL_MEMORY}
+    outputs = ours(x, memory=memory, may_look=CAUSAL, may_look_at_memory=REAL_MEMORY[:, None, None])
+
+    layers, expected = theirs.layers, []
+    for count in (1, 2, 3):
+        theirs.layers, theirs.num_layers = layers[:count], count
+        expected.append(theirs(x, memory, **masks))
+    torch.testing.assert_close(torch.stack(outputs), torch.stack(expected), **EXACT)
+    assert_same_gradients(torch.stack(outputs), torch.stack(expected), [x, memory], ours, theirs)
+
+
+def test_positions_go_to_queries_and_keys_and_never_to_values() -> None:
+    """Against nn.MultiheadAttention called as DETR's figure 10 draws it, norms and feed-forward written out."""
+    block, layer = decoder_pair(False)
+    same_weights(redrawn(block), layer)
+    x, memory, positions, memory_positions = draw(*X), draw(*Y), draw(1, TOKENS, 12), draw(1, MEMORY, 12)
+
+    y = layer.norm1(x + layer.self_attn(x + positions, x + positions, x)[0])
+    y = layer.norm2(y + layer.multihead_attn(y + positions, memory + memory_positions, memory)[0])
+    y = layer.norm3(y + layer.linear2(layer.linear1(y).relu()))
+    got = block(x, memory=memory, memory_keys=memory + memory_positions, positions=positions)
+    torch.testing.assert_close(got, y, **EXACT)
+
+    stack = Decoder(OPTIONS, layers=1, final_norm=False).double()
+    stack.blocks[0].load_state_dict(block.state_dict())
+    (got,) = stack(x, memory=memory, positions=positions, memory_positions=memory_positions)
+    torch.testing.assert_close(got, y, **EXACT)
+
+
+@both_orders
+def test_positions_of_an_encoder_go_to_every_block(pre_norm: bool) -> None:
+    stack = redrawn(Encoder(replace(OPTIONS, pre_norm=pre_norm), layers=2))
+    _, layer = encoder_pair(pre_norm)
+    x, positions = draw(*X), draw(1, TOKENS, 12)
+    y = x
+    for block in stack.blocks:
+        same_weights(block, layer)
+        z = layer.norm1(y) if pre_norm else y
+        y = y + layer.self_attn(z + positions, z + positions, z)[0]
+        y = y if pre_norm else layer.norm1(y)
+        z = layer.norm2(y) if pre_norm else y
+        y = y + layer.linear2(layer.linear1(z).relu())
+        y = y if pre_norm else layer.norm2(y)
+    torch.testing.assert_close(stack(x, positions=positions), stack.norm(y), **EXACT)
+
+
+@pytest.mark.parametrize("masked_out", ["one image", "everything"])
+def test_tokens_that_may_look_nowhere_stay_finite_through_a_stack(masked_out: str) -> None:
+    encoder = redrawn(Encoder(OPTIONS, layers=2))
+    decoder = redrawn(Decoder(OPTIONS, layers=2, final_norm=True), 1)
+    real = torch.ones(BATCH, 1, 1, MEMORY, dtype=torch.bool)
+    real[0] = False
+    if masked_out == "everything":
+        real[:] = False
+    x, memory = draw(*X), draw(*Y)
+    seen = encoder(memory, may_look=real)
+    y = torch.stack(decoder(x, memory=seen, may_look_at_memory=real))
+    gradients = torch.autograd.grad(y.square().sum(), [x, memory, *decoder.parameters(), *encoder.parameters()])
+    assert y.isfinite().all() and all(gradient.isfinite().all() for gradient in gradients)
+    if masked_out == "one image":
+        alone = torch.stack(decoder(x[1:], memory=encoder(memory[1:])))
+        torch.testing.assert_close(y[:, 1:], alone, **EXACT)
+
+
+@pytest.mark.parametrize("place", ["dropout", "attention_dropout", "hidden_dropout"])
+def test_each_dropout_acts_in_training_and_not_in_evaluation(place: str) -> None:
+    still = redrawn(EncoderBlock(OPTIONS))
+    block = EncoderBlock(replace(OPTIONS, **{place: 0.5})).double()
+    block.load_state_dict(still.state_dict())
+    x = draw(*X)
+    torch.manual_seed(0)
+    assert torch.equal(block.eval()(x), still(x))
+    assert not torch.allclose(block.train()(x), still(x))
+
+
+def test_dropout_stands_between_a_sublayer_and_the_sum() -> None:
+    """With everything dropped only the residual is left: x in pre-norm, norm(x) in post-norm."""
+    x = draw(*X)
+    for pre_norm in (True, False):
+        residual = redrawn(Residual(replace(OPTIONS, pre_norm=pre_norm, dropout=1.0)))
+        assert torch.equal(residual(x, torch.sin), x if pre_norm else residual.norm(x))
+
+
+def test_hidden_dropout_stands_behind_the_activation() -> None:
+    """With everything dropped there the second linear map sees zeros."""
+    feed_forward = redrawn(FeedForward(replace(OPTIONS, hidden_dropout=1.0, activation=nn.Sigmoid)))
+    y = feed_forward(draw(*X))
+    assert torch.equal(y, feed_forward.contract.bias.expand_as(y))
+
+
+def test_another_activation_is_used() -> None:
+    ours = redrawn(EncoderBlock(replace(OPTIONS, activation=nn.GELU)))
+    theirs = nn.TransformerEncoderLayer(12, 3, 20, 0.0, "gelu", batch_first=True)
+    same_weights(ours, theirs)
+    torch.testing.assert_close(ours(draw(*X)), theirs(draw(*X)), **EXACT)

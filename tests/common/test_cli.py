@@ -1,0 +1,395 @@
+"""The doors' command line: every mistake one sentence and code 2, every path whole, every run its own folder."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from common import cli, compose
+from common.config import build, check
+from common.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+
+
+class Outcome:
+    """What came of a command line: exit code, the two streams, and the configs and folders that the job got."""
+
+    def __init__(self) -> None:
+        self.code, self.out, self.err = 0, "", ""
+        self.configs: list[dict[str, Any]] = []
+        self.folders: list[Path | None] = []
+
+
+@pytest.fixture
+def start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Outcome]:
+    """Launch a job that takes notes, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # to be put back after a sweep
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+    def go(*arguments: str, door: str = "train", base: Any = None, job: Any = None) -> Outcome:
+        outcome = Outcome()
+
+        def note(config: dict[str, Any], folder: Path | None = None) -> float | None:
+            outcome.configs.append(config)
+            outcome.folders.append(folder)
+            return job(config, folder) if job else None
+
+        with pytest.raises(SystemExit) as left:
+            cli.launch(note, door, base, arguments)
+        outcome.code = int(str(left.value.code))
+        outcome.out, outcome.err = capsys.readouterr()
+        return outcome
+
+    return go
+
+
+def sentence(outcome: Outcome) -> str:
+    """The one line on stderr of a refused command; nothing ran and nothing was made."""
+    assert outcome.code == 2 and not outcome.configs and not Path("runs").exists()
+    assert outcome.err.count("\n") == 1 and "Traceback" not in outcome.err
+    return outcome.err.strip()
+
+
+# Before the run.
+
+
+@pytest.mark.parametrize("door", ["train", "evaluate", "predict"])
+def test_help_needs_no_model(start: Callable[..., Outcome], door: str) -> None:
+    outcome = start("--help", door=door, base=None if door == "train" else lambda file: {})
+    assert outcome.code == 0 and not outcome.err
+    assert f"python {door}.py" in outcome.out and "detr_r50" in outcome.out and "trust: []" in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "train.py needs model=NAME (see --help); there are detr, "),
+        (("seed=1",), "train.py needs model=NAME"),
+        (("model=det",), "model=det: there is no configs/model/det.yaml; did you mean detr?"),
+        (("model=detr", "data=cocoo"), "data=cocoo: there is no configs/data/cocoo.yaml; did you mean coco?"),
+        (("model=detr", "optmizer.lr=1"), "optmizer.lr is not a key of this config; did you mean optimizer.lr?"),
+        (("model=detr", "optimizer.lrr=1"), "optimizer.lrr is not a key of this config; did you mean optimizer.lr?"),
+        (("modl=detr", "model=detr"), "modl is not a key of this config; did you mean model?"),
+        (("model=detr", "sed=1"), "sed is not a key of this config; did you mean seed?"),
+        (("model=detr", "+foo=1"), "foo is not a key of train.py"),
+        (("model=detr", "+optimizer.foo=1"), "optimizer.foo is not a key of common.optim.OptimizerOptions"),
+        (("model=detr", "~task"), "task is missing from the config"),
+        (("model=detr", "~task.loss.no_object"), "task.loss.no_object is missing: expected a number from 0."),
+        (("model=detr", "optimizer.lr=fast"), "optimizer.lr=fast: expected a number above 0."),
+        (("model=detr", "data.batch_size="), 'data.batch_size="": expected a whole number from 1.'),
+        (("model=detr", "data=null"), "Config group override must be a string or a list. Got NoneType."),
+        (("model=detr", "optimizer.lr=1,2"), "optimizer.lr=1,2: several values are a sweep, which needs -m"),
+        (("model=detr", "optimizer.name=a(b"), "optimizer.name=a(b: not understood; write key=value"),
+        (("model=detr", "seed"), "seed: not understood; write key=value"),
+        (("model=detr", "seed=${nope}"), "Interpolation key 'nope' not found."),
+        (("model=detr", "--sweep"), "unrecognized arguments: --sweep; see --help."),
+        (("model=detr", "--config-dir", "nowhere"), "--config-dir nowhere: there is no such folder."),
+        (("--config-name", "trian"), "there is no trian.yaml"),
+        (("model=detr", "experiment=detr_r50_coco_300"), "experiment= already chooses the model"),
+        (("model=detr", "resume=auto"), "resume=auto needs run_dir=FOLDER"),
+        (("model=detr", "hydra.run.dir=x"), "hydra.run.dir: Hydra's own settings are for sweeps (-m)"),
+        (("-m", "model=detr", "seed=1,2", "run_dir=x"), "run_dir= and resume= name one run"),
+        (("-m", "model=detr,det"), "model=det: there is no configs/model/det.yaml; did you mean detr?"),
+        (("-m", "model=detr", "optimizer.lr=1,fast"), "optimizer.lr=fast: expected a number above 0."),
+        (("-m", "model=detr", "optimizer.lrr=1,2"), "optimizer.lrr is not a key of this config; did you mean"),
+        (("-m", "model=detr", "seed=a(b"), "seed=a(b: not understood"),
+    ],
+)
+def test_a_mistake_is_one_sentence_before_anything_runs(
+    start: Callable[..., Outcome], arguments: tuple[str, ...], said: str
+) -> None:
+    assert sentence(start(*arguments)).startswith(said)
+
+
+def test_nothing_heavy_is_imported_before_the_job(tmp_path: Path) -> None:
+    code = "import sys; from common import cli; cli.launch(lambda *_: sys.exit('torch' in sys.modules), 'train')"
+    command = [sys.executable, "-c", code, "model=detr"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    assert subprocess.run(command, cwd=tmp_path, env=environment).returncode == 0
+
+
+PLACES = ["a b", "a=b", "a,b", "(1)", "[x]", "it's", "é{x}", "a&b#c", "1e3", "no", "a\\b", "it\\'s", "a\\", "'", "x: y"]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_any_path_arrives_as_it_was_typed(start: Callable[..., Outcome], place: str) -> None:
+    folder = f"out {place}"
+    outcome = start("model=detr", "data=coco", f"data.root={place}", f"data.val.images={place}", f"run_dir={folder}")
+    assert outcome.code == 0, outcome.err
+    assert outcome.configs[0]["data"]["root"] == outcome.configs[0]["data"]["val"]["images"] == place
+    assert outcome.folders == [Path(folder)] and (Path(folder) / "config.yaml").is_file()
+    again = start("--config-dir", folder, "--config-name", "config", f"run_dir={folder}/again")
+    assert again.configs[0]["data"] == outcome.configs[0]["data"]
+
+
+def test_a_tilde_is_the_home_folder_and_null_is_nothing(
+    start: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/of me")
+    outcome = start("model=detr", "data=coco", "data.root=~/coco", "data.val.images=null", "checkpoint=~")
+    assert outcome.configs[0]["data"]["root"] == "/of me/coco"
+    assert outcome.configs[0]["data"]["val"]["images"] is None
+    assert outcome.configs[0]["checkpoint"] == "/of me"
+
+
+def test_cfg_prints_the_config_and_runs_nothing(start: Callable[..., Outcome]) -> None:
+    outcome = start("model=detr", "--cfg", "job", "seed=3")
+    assert outcome.code == 0 and not outcome.configs and not Path("runs").exists()
+    check({**OmegaConf.to_container(OmegaConf.create(outcome.out))}, [])  # type: ignore[dict-item]
+
+
+# The run's folder and the exit code.
+
+
+def test_two_runs_of_the_same_second_get_two_folders(
+    start: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli.time, "strftime", lambda _: "now")
+    folders = [start("model=detr_r50", "data=shapes").folders[0] for _ in range(3)]
+    assert folders == [Path("runs/detr_r50-shapes", name) for name in ("now", "now_2", "now_3")]
+
+
+def test_an_experiment_names_its_folder_by_the_model_that_it_chose(start: Callable[..., Outcome]) -> None:
+    folder = start("experiment=detr_r50_coco_300", "data.root=x").folders[0]
+    assert folder is not None and folder.parent == Path("runs/detr_r50-coco")
+
+
+def test_a_saved_config_runs_again(start: Callable[..., Outcome]) -> None:
+    first = start("model=detr", "seed=5", "run_dir=first", "optimizer.name=sgd", "+optimizer.rates.backbone=0.5")
+    again = start("--config-dir", "first", "--config-name", "config", "run_dir=second", "optimizer.lr=1e-3")
+    expected = {**first.configs[0], "run_dir": "second"}
+    expected["optimizer"]["lr"] = 1e-3
+    assert again.configs == [expected]
+    third = start("--config-dir", "first", "--config-name", "config")
+    assert third.folders[0] is not None and third.folders[0].parent == Path("runs/detector-shapes")
+    refused = start("--config-dir", "first", "--config-name", "config", "data=coco")
+    assert refused.code == 2 and refused.err.startswith("data= cannot be chosen here")
+
+
+def test_own_groups_come_from_another_folder(start: Callable[..., Outcome]) -> None:
+    Path("my configs/experiment").mkdir(parents=True)
+    Path("my configs/experiment/mine.yaml").write_text(
+        "# @package _global_\ndefaults: [override /model: detr_r18, override /data: shapes]\n"
+        "seed: 9\nmodel: {width: 64}\n"
+    )
+    outcome = start("experiment=mine", "--config-dir", "my configs", "model.heads=4")
+    config = outcome.configs[0]
+    assert (config["seed"], config["model"]["width"], config["model"]["heads"]) == (9, 64, 4)
+    assert config["model"]["backbone"]["name"] == "resnet18"
+    said = start("experiment=mien", "--config-dir", "my configs").err
+    assert said.startswith("experiment=mien: there is no") and said.endswith("did you mean mine?\n")
+
+
+def test_a_class_of_ones_own_lies_beside_the_command_and_needs_trust(start: Callable[..., Outcome]) -> None:
+    Path("mynets.py").write_text(
+        "class Net:\n    def __init__(self, *, classes: int, width: int): self.width = width\n"
+    )
+    Path("mine/model").mkdir(parents=True)
+    task = OmegaConf.load(compose.CONFIGS / "model/detr.yaml").task
+    own = OmegaConf.create({"model": {"_target_": "mynets.Net", "width": 3}, "task": task, "trainer": {"steps": 9}})
+    own.task.queries = 5
+    groups = "override /data: shapes, override /optimizer: adamw, override /schedule: cosine"
+    Path("mine/model/net.yaml").write_text(f"# @package _global_\ndefaults: [{groups}]\n{OmegaConf.to_yaml(own)}")
+    arguments = ("model=net", "--config-dir", "mine", "model.width=4")
+    assert "trust=[mynets]" in sentence(start(*arguments))
+    outcome = start(*arguments, "trust=[mynets]")
+    assert outcome.code == 0, outcome.err
+    assert build(outcome.configs[0]["model"], classes=2).width == 4
+    assert outcome.folders[0] is not None and outcome.folders[0].parent == Path("runs/net-shapes")
+
+
+def test_a_folder_that_holds_a_run_is_refused_without_resume(start: Callable[..., Outcome]) -> None:
+    assert start("model=detr", "run_dir=x", "resume=auto").code == 0  # the same line starts it ...
+    written = Path("x/config.yaml").read_text()
+    assert start("model=detr", "run_dir=x", "resume=auto", "seed=1").folders == [Path("x")]  # ... and goes on
+    assert Path("x/config.yaml").read_text() == written
+    refused = start("model=detr", "run_dir=x")
+    assert refused.code == 2 and not refused.configs and "x already holds a run; add resume=auto" in refused.err
+
+
+def test_a_folder_that_cannot_be_made_is_a_sentence(start: Callable[..., Outcome]) -> None:
+    Path("file").write_text("")
+    for folder in ("file", "file/inside"):
+        assert sentence(start("model=detr", f"run_dir={folder}")).startswith(f"run_dir={folder}: cannot be written")
+
+
+def fail(error: BaseException, leave: str | None = None) -> Callable[..., None]:
+    """A job that ends with `error`, after it has left something in its folder."""
+
+    def job(config: dict[str, Any], folder: Path) -> None:
+        if leave:
+            (folder / leave).mkdir(parents=True)
+        raise error
+
+    return job
+
+
+def test_a_users_mistake_in_the_job_is_one_sentence_and_frees_the_folder(start: Callable[..., Outcome]) -> None:
+    outcome = start("model=detr", "run_dir=x", job=fail(UserError("There is no file y.")))
+    assert (outcome.code, outcome.err) == (2, "There is no file y.\n")
+    assert not Path("x").exists()
+    outcome = start("model=detr", "run_dir=x", job=fail(UserError("The loss is not finite."), leave="checkpoints/1.pt"))
+    assert outcome.code == 2 and Path("x/config.yaml").exists()
+
+
+def test_ctrl_c_is_no_traceback(start: Callable[..., Outcome]) -> None:
+    outcome = start("model=detr", job=fail(KeyboardInterrupt()))
+    assert outcome.code == 130 and outcome.err.count("\n") == 1
+
+
+def test_a_defect_keeps_its_traceback(start: Callable[..., Outcome]) -> None:
+    with pytest.raises(ZeroDivisionError):
+        start("model=detr", job=fail(ZeroDivisionError()))
+
+
+def test_a_later_rank_makes_no_folder(start: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("RANK", "1"), ("LOCAL_RANK", "1"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    assert start("model=detr", "run_dir=x").folders == [None]
+    assert os.listdir() == []
+    assert start("model=det").err == ""  # rank 0 says it
+    assert start("model=detr", job=fail(UserError("No memory."))).err == "rank 1: No memory.\n"
+    assert start("-m", "model=detr", "seed=1,2").code == 2
+
+
+def test_sweeps_are_refused_under_torchrun(start: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert sentence(start("-m", "model=detr", "seed=1,2")).startswith("-m does not work under torchrun")
+
+
+# Sweeps.
+
+
+def test_a_sweep_takes_models_keys_and_fixed_keys_beside_them(start: Callable[..., Outcome]) -> None:
+    outcome = start(
+        *("-m", "model=detr,detr_r50", "optimizer.lr=1e-3,1e-4", "model.heads=2", "data.root=a (b), c", "data=shapes")
+    )
+    assert outcome.code == 0, outcome.err
+    got = [(c["model"]["width"], c["optimizer"]["lr"], c["model"]["heads"], c["data"]["root"]) for c in outcome.configs]
+    assert got == [(width, lr, 2, "a (b), c") for width in (128, 256) for lr in (1e-3, 1e-4)]
+    names = [folder.name for folder in outcome.folders if folder]
+    assert names == ["0-detr-lr_0.001", "1-detr-lr_0.0001", "2-detr_r50-lr_0.001", "3-detr_r50-lr_0.0001"]
+    assert all(sorted(os.listdir(folder)) == ["config.yaml"] for folder in outcome.folders if folder)
+
+
+def test_a_sweep_takes_experiments_ranges_and_lists(start: Callable[..., Outcome]) -> None:
+    outcome = start(*("-m", "experiment=detr_r50_coco_300", "seed=range(2)", "optimizer.betas=[0.9,0.9],[0.8,0.9]"))
+    assert [(c["seed"], c["optimizer"]["betas"][0]) for c in outcome.configs] == [
+        (0, 0.9),
+        (0, 0.8),
+        (1, 0.9),
+        (1, 0.8),
+    ]
+    assert [folder.name for folder in outcome.folders if folder] == ["0-seed_0", "1-seed_0", "2-seed_1", "3-seed_1"]
+
+
+@pytest.mark.parametrize(("error", "code"), [(UserError("Seed 1 is unlucky."), 2), (ZeroDivisionError("oh"), 1)])
+def test_a_failing_run_does_not_stop_the_others(start: Callable[..., Outcome], error: Exception, code: int) -> None:
+    def job(config: dict[str, Any], folder: Path) -> float:
+        if config["seed"] == 1:
+            raise error
+        return 0.5
+
+    outcome = start("-m", "model=detr", "seed=0,1,2", job=job)
+    assert outcome.code == code and [config["seed"] for config in outcome.configs] == [0, 1, 2]
+    assert str(error) in outcome.err and "1 of the runs in" in outcome.err
+    assert ("Traceback" in outcome.err) == (code == 1)
+
+
+# evaluate.py and predict.py.
+
+
+def trained(start: Callable[..., Outcome], *arguments: str) -> dict[str, Any]:
+    """The config that a checkpoint of a run with these arguments holds."""
+    Path("a file.pt").write_text("")
+    return start("model=detr", *arguments).configs[0]
+
+
+def test_a_checkpoints_config_is_the_base_of_the_command_line(start: Callable[..., Outcome]) -> None:
+    config = trained(start, "model.width=64", "seed=5", "trainer.precision=bf16", "data.image_size=96")
+    outcome = start(
+        *("checkpoint=a file.pt", "trainer.workers=0", "per_class=true"), door="evaluate", base=lambda file: config
+    )
+    got = outcome.configs[0]
+    assert {**got["trainer"], "workers": 2} == config["trainer"] and got["trainer"]["workers"] == 0
+    assert all(got[part] == config[part] for part in ("seed", "model", "data", "task", "optimizer", "schedule"))
+    assert (got["checkpoint"], got["split"], got["per_class"]) == ("a file.pt", "test", True)
+    assert not {"run_dir", "resume"} & {*got}
+
+
+def test_groups_replace_parts_of_a_checkpoints_config(start: Callable[..., Outcome]) -> None:
+    config = trained(start, "model.width=64")
+    arguments = ("data=coco", "checkpoint=a file.pt", "data.root=x")
+    got = start(*arguments, door="evaluate", base=lambda file: config).configs[0]
+    assert got["data"]["_target_"] == "detr.coco.Coco" and got["model"]["width"] == 64
+
+
+def test_a_misspelt_key_is_refused_on_top_of_a_checkpoint(start: Callable[..., Outcome]) -> None:
+    config = trained(start)
+
+    def said(*arguments: str, door: str = "evaluate") -> str:
+        outcome = start("checkpoint=a file.pt", *arguments, door=door, base=lambda file: config)
+        assert outcome.code == 2
+        return outcome.err.strip()
+
+    assert said("splitt=val") == "splitt is not a key of this config; did you mean split?"
+    assert said("model.widht=1") == "model.widht is not a key of this config; did you mean model.width?"
+    assert said("split=vall").startswith("split=vall: expected train, val or test; did you mean val?")
+    assert said("run_dir=x").startswith("run_dir is not a key")
+    assert said("-m", "split=val,test").startswith("-m sweeps are for train.py")
+    assert said("threshhold=1", "input=x", door="predict").endswith("did you mean threshold?")
+    assert said(door="predict").startswith("input has no value: give input=, text.")
+
+
+def test_prediction_options_have_short_names(start: Callable[..., Outcome]) -> None:
+    config = trained(start)
+    arguments = ("checkpoint=a file.pt", "input=photo (1), a=b.jpg", "threshold=0.25")
+    got = start(*arguments, door="predict", base=lambda file: config).configs[0]
+    assert got["task"]["predict"]["threshold"] == 0.25 and got["input"] == "photo (1), a=b.jpg"
+
+
+def test_a_checkpoint_without_a_config_needs_a_model(start: Callable[..., Outcome]) -> None:
+    Path("detr.pth").write_text("")
+    said = start("checkpoint=detr.pth", door="evaluate", base=lambda file: {}).err
+    assert said.startswith("evaluate.py needs model=NAME (the checkpoint does not say which); there are detr,")
+    outcome = start("checkpoint=detr.pth", "model=detr_r50", "data.root=x", door="evaluate", base=lambda file: {})
+    assert outcome.configs[0]["model"]["backbone"]["name"] == "resnet50"
+
+
+def test_a_checkpoint_must_be_named_and_exist(start: Callable[..., Outcome]) -> None:
+    assert sentence(start(door="evaluate", base=dict)).startswith("evaluate.py needs checkpoint=FILE")
+    missing = start("checkpoint=no.pt", door="evaluate", base=dict)
+    assert sentence(missing) == "checkpoint=no.pt: there is no such file."
+
+
+def test_a_strangers_config_is_refused_whatever_it_trusts(start: Callable[..., Outcome]) -> None:
+    def said(**changes: Any) -> str:
+        outcome = start("checkpoint=a file.pt", door="evaluate", base=lambda file: {**config, **changes})
+        assert outcome.code == 2 and not outcome.configs, outcome.err
+        return outcome.err
+
+    config = trained(start)
+    evil = {"_target_": "os.system", "command": "true"}
+    assert "model._target_=os.system: expected a class of detr" in said(model=evil, trust=["os"])
+    assert "holds an interpolation" in said(data={**config["data"], "root": "${oc.env:HOME}"})
+    assert "data.defaults is not a key" in said(data={**config["data"], "defaults": ["/model: detr"]})
+    assert "task._target_=null" in said(task=None)
+    assert "seed=a: expected" in said(seed="a")
+
+
+def test_quotes_go_around_paths_alone() -> None:
+    assert compose.quote("optimizer.lr=1e-3") == "optimizer.lr=1e-3"
+    assert compose.quote("data.root='a'") == "data.root='a'"
+    assert compose.quote("data.root=choice(a,b)") == "data.root=choice(a,b)"
+    assert compose.quote("+data.root=a b") == "+data.root='a b'"
+    assert compose.quote("my_dir=a b") == "my_dir='a b'"

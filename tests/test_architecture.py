@@ -1,0 +1,98 @@
+"""Who may know whom: doors -> wings -> common, without circles; and what no file may say."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from common.schema import WINGS
+
+ROOT = Path(__file__).parents[1]
+DOORS = ("train", "evaluate", "predict")
+FLOORS = {"common": {"common"}, **{wing: {"common", wing} for wing in WINGS}, **{door: {"common"} for door in DOORS}}
+OURS = ("common", *WINGS, "scripts", "tests", *DOORS)
+FILES = sorted(file for folder in ("common", *WINGS, "scripts") for file in (ROOT / folder).rglob("*.py"))
+FILES += [ROOT / f"{door}.py" for door in DOORS]
+
+
+def name_of(file: Path) -> str:
+    """common/data.py is common.data."""
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported(file: Path) -> set[str]:
+    """The modules that a file imports, anywhere in it; `from a import b` counts as a and as a.b."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{file}: imports are written in full"
+            found |= {str(node.module)} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def test_there_are_files_to_look_at() -> None:
+    assert len(FILES) > 20 and all(file.exists() for file in FILES)
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_imports_go_down_only(file: Path) -> None:
+    floor = name_of(file).split(".")[0]
+    known = {module.split(".")[0] for module in imported(file)} & {*OURS}
+    assert known <= FLOORS.get(floor, {"common", *WINGS, "scripts"})
+
+
+def test_imports_make_no_circle() -> None:
+    names = {name_of(file) for file in FILES}
+    arrows = {name_of(file): (imported(file) & names) - {name_of(file)} for file in FILES}
+    while arrows:
+        leaves = {name for name, targets in arrows.items() if not targets & {*arrows}}
+        assert leaves, f"a circle among {sorted(arrows)}"
+        arrows = {name: targets for name, targets in arrows.items() if name not in leaves}
+
+
+@pytest.mark.parametrize("wing", [wing for wing in WINGS if (ROOT / wing / "task.py").exists()])
+def test_a_task_knows_no_model_and_no_data_set(wing: str) -> None:
+    files = [OmegaConf.load(file) for group in ("model", "data") for file in (ROOT / "configs" / group).glob("*.yaml")]
+    targets = {str(file[key]._target_) for file in files for key in ("model",) if "_target_" in (file.get(key) or {})}
+    targets |= {str(file._target_) for file in files if "_target_" in file}
+    modules = {target.rpartition(".")[0] for target in targets if target.startswith(f"{wing}.")}
+    assert len(modules) > 1 and not imported(ROOT / wing / "task.py") & modules
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_a_door_never_asks_which_model_it_has(door: str) -> None:
+    code = (ROOT / f"{door}.py").read_text(encoding="utf-8")
+    strings = {node.value for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant)}
+    assert not strings & {*WINGS}
+
+
+def test_one_file_says_torch_distributed() -> None:
+    says = [name_of(file) for file in FILES if any(name.startswith("torch.distributed") for name in imported(file))]
+    assert says == ["common.distributed"]
+
+
+def test_the_environment_is_read_in_the_doors_and_in_distributed_alone() -> None:
+    reads = re.compile(r"\bos\.(environ|getenv)|\bfrom os import .*\b(environ|getenv)\b")
+    allowed = {"common.cli", "common.distributed", *DOORS}
+    wings = [file for file in FILES if not name_of(file).startswith("scripts")]
+    assert {name_of(file) for file in wings if reads.search(file.read_text(encoding="utf-8"))} <= allowed
+
+
+def test_no_file_names_a_place_on_some_machine() -> None:
+    places = re.compile(r"(?<![\w.])/(?:work|home|Users|root|mnt|tmp|scratch)/|\.\./shared|pypi\.org|pythonhosted")
+    kinds = ("*.py", "*.yaml", "*.toml", "*.md", "*.txt", "*.cfg")
+    folders = [ROOT / folder for folder in (*OURS[: len(WINGS) + 3], "configs")]
+    files = {file for folder in folders for kind in kinds for file in folder.rglob(kind)}
+    files |= {file for kind in kinds for file in ROOT.glob(kind)}
+    named = {file for file in files if places.search(file.read_text(encoding="utf-8"))}
+    assert named <= {Path(__file__)}  # which says what is forbidden
+
+
+def test_names_say_what_is_inside() -> None:
+    assert not {file.stem for file in FILES} & {"utils", "util", "misc", "helpers", "base", "tools"}
+    assert not [file for file in FILES if file.name == "__init__.py" and file.read_text(encoding="utf-8").strip()]
