@@ -45,7 +45,12 @@ def evaluate(config: dict[str, Any]) -> float | None:
         distributed.stop()
 
 
-if __name__ == "__main__":
-    from common.assembly import stored_config
+def stored_config(file: Path) -> dict[str, Any]:
+    """The config inside a checkpoint; torch is imported only once a command line has got this far."""
+    from common import assembly
 
+    return assembly.stored_config(file)
+
+
+if __name__ == "__main__":
     cli.launch(evaluate, door="evaluate", base=stored_config)

@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from common import checkpoint, cli, distributed
+from common import checkpoint, distributed
 from common import device as devices
+from common.compose import configure
 from common.config import build, construct
 from common.errors import UserError
-from common.task import Data, Task
+from common.task import Adopted, Data, Task
 from common.trainer import Trainer, describe, weights
 
 
@@ -40,8 +41,8 @@ def assemble(config: dict[str, Any]) -> Parts:
     said = "weights   drawn at random"
     if config["checkpoint"]:
         said = start_from(model, task, Path(config["checkpoint"]))
-    elif hasattr(model, "fetch_weights"):
-        said = model.fetch_weights() or said
+    elif fetch := getattr(model, "fetch_weights", None):
+        said = fetch() or said
     return Parts(data, task, model, trainer, device, said)
 
 
@@ -88,7 +89,7 @@ def load(file: str | Path, *overrides: str) -> tuple[nn.Module, Task]:
     `overrides` are those of the command line; an official file needs one that names its model ("model=detr_r50").
     Raises UserError as the doors do.
     """
-    config = cli.configure("evaluate", [f"checkpoint={file}", *overrides], stored_config)
+    config = configure("evaluate", [f"checkpoint={file}", *overrides], stored_config)
     parts = restore(config)
     return parts.model, parts.task
 
@@ -107,16 +108,17 @@ def start_from(model: nn.Module, task: Task, path: Path) -> str:
     """
     content = checkpoint.load(path)
     if checkpoint.is_ours(content):
-        state, tensors, left_out = content["task"], weights(content), []
+        adopted = Adopted(weights(content), content["task"], [])
     else:
-        tensors, state, left_out = task.adopt(content)
-    remade = tuple(getattr(model, "decided_by_data", ())) if state != task.state() else ()
+        adopted = task.adopt(content)
+    tensors = adopted.weights
+    remade = tuple(getattr(model, "decided_by_data", ())) if adopted.task_state != task.state() else ()
     tensors = {k: v for k, v in tensors.items() if not any(k == part or k.startswith(f"{part}.") for part in remade)}
     missing, fitting = _fitting(model, tensors)
     if not fitting:
         raise UserError(f"{path} has no tensor that fits this model; give a checkpoint of the same kind, or no checkpoint.")
     model.load_state_dict(fitting, strict=False)
-    unused = sorted((tensors.keys() - fitting.keys()) - set(missing)) + left_out
+    unused = sorted((tensors.keys() - fitting.keys()) - set(missing)) + adopted.left_out
     return f"weights   {path}: {len(fitting)} tensors" + _listed("; made anew:", missing) + _listed("; unused:", unused)
 
 

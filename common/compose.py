@@ -16,7 +16,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from common.config import DOORS, TARGETS, did_you_mean
+from common.config import DOORS, TARGETS, check, did_you_mean
 from common.errors import UserError
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -31,6 +31,15 @@ class Composed(NamedTuple):
 
     config: dict[str, Any]
     choices: dict[str, str]
+
+
+def configure(door: str, arguments: Sequence[str], base: Base | None = None) -> dict[str, Any]:
+    """The checked config of a command line, for callers from Python; raises UserError."""
+    command = Command(door, arguments, base)
+    command.prepare()
+    config = command.compose().config
+    check(config, config.get("trust") or [], door)
+    return config
 
 
 class Command:

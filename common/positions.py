@@ -8,6 +8,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from common.errors import UserError
+
 
 def sine(positions: Tensor, width: int, temperature: float = 10000.0) -> Tensor:
     """Sines on even and cosines on odd channels: (...) -> (..., width), `width` even.
@@ -44,12 +46,15 @@ class Learned2d(nn.Module):
     def forward(self, real: Tensor) -> Tensor:
         """real (B, H, W) -> (B, H, W, width); columns take the first half of the channels.
 
-        Raises ValueError when the map is larger than the tables.
+        Raises UserError when the map is larger than the tables.
         """
         batch, height, width = real.shape
         side = self.rows.num_embeddings
         if max(height, width) > side:
-            raise ValueError(f"a {height}x{width} map does not fit learned positions of {side}x{side}")
+            raise UserError(
+                f"A feature map of {height}x{width} does not fit learned positions of {side}x{side}; take smaller images, "
+                "or sine positions, which have no limit."
+            )
         columns = self.columns.weight[:width].expand(height, -1, -1)  # (H, W, C/2)
         rows = self.rows.weight[:height, None].expand(-1, width, -1)  # (H, W, C/2)
         return torch.cat((columns, rows), dim=-1).expand(batch, -1, -1, -1)

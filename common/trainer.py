@@ -114,7 +114,8 @@ class Trainer:
                 progress.advance(run.step)
                 if run.step % self.log_every == 0 or run.step == total:
                     speed = run.data.batch_size * run.window_steps / (time.monotonic() - clock)
-                    extra = {"lr": optimizer.param_groups[0]["lr"], "epoch": epoch}
+                    rate = run.optimizer.lr * optim.rate(run.schedule, run.step - 1, total)
+                    extra = {"train/lr": rate, "train/epoch": epoch}
                     log.numbers(run.step, {**_close(run), **extra}, {"samples_per_s": speed})
                     clock = time.monotonic()
                 due = run.step % evaluates == 0 or run.step == total

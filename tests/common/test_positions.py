@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from common.errors import UserError
 from common.positions import Learned2d, sine, sine_2d
 from common.randomness import generator
 
@@ -104,5 +105,5 @@ def test_learned_positions_start_uniform_and_learn() -> None:
 def test_a_map_larger_than_the_learned_tables_is_refused(height: int, width: int) -> None:
     positions = Learned2d(4)
     positions(torch.ones(1, 50, 50, dtype=torch.bool))
-    with pytest.raises(ValueError, match=f"{height}x{width} map does not fit learned positions of 50x50"):
+    with pytest.raises(UserError, match=f"map of {height}x{width} does not fit learned positions of 50x50"):
         positions(torch.ones(1, height, width, dtype=torch.bool))
