@@ -54,8 +54,8 @@ def set_loss(
 
     no_object = logits.shape[-1] - 1
     classes = labels.new_full(logits.shape[:3], no_object).index_put(where, labels[matches.targets])  # (L, B, Q)
-    weight = torch.where(classes == no_object, options.no_object, 1.0).to(logits.dtype)
     nll = F.cross_entropy(logits.flatten(0, 2), classes.flatten(), reduction="none").view_as(classes)
+    weight = torch.ones_like(nll).masked_fill(classes == no_object, options.no_object)
     class_term = (nll * weight).sum((1, 2)) / sizes["classes"]  # (L,)
 
     chosen, truth = boxes[where], target_cxcywh[matches.targets]  # (M, 4)

@@ -78,8 +78,8 @@ def adopt(content: dict[str, Any]) -> Adopted:
     tensors = content.get("model", content)
     if not isinstance(tensors, dict) or not any(isinstance(value, Tensor) for value in tensors.values()):
         raise UserError(
-            'The checkpoint has no weights, neither bare nor under "model"; give a file of facebookresearch/detr in its '
-            "published layout, or one that this program wrote."
+            'The checkpoint holds no weights, bare or under "model"; give a facebookresearch/detr file as published, '
+            "or one that this program wrote."
         )
     weights, left_out = {}, []
     for whole, value in tensors.items():

@@ -289,13 +289,13 @@ def test_a_file_of_another_resnet_is_refused_and_named(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="nowhere.pth does not exist"):
+    with pytest.raises(UserError, match=r"nowhere.pth does not exist"):
         load_weights(backbone(), options(weights=str(tmp_path / "nowhere.pth")))
 
 
 def test_pretrained_weights_need_frozen_norms(tmp_path: Path) -> None:
     path, _ = torchvision_file(tmp_path)
-    with pytest.raises(UserError, match="model.backbone.norm=frozen"):
+    with pytest.raises(UserError, match=r"model.backbone.norm=frozen"):
         load_weights(backbone(norm="layer"), options(norm="layer", weights=str(path)))
 
 

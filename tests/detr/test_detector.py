@@ -19,7 +19,11 @@ def detector(name: str = "resnet50", seed: int = 0, **changed: Any) -> Detector:
     name, _, dilation = name.partition(" ")
     small = name == "small"
     backbone = BackboneOptions(
-        name=name, weights="none", dilation=bool(dilation), norm="layer" if small else "frozen", frozen=0 if small else 2
+        name=name,
+        weights="none",
+        dilation=bool(dilation),
+        norm="layer" if small else "frozen",
+        frozen=0 if small else 2,
     )
     arguments: dict[str, Any] = {
         "classes": 91,
@@ -45,9 +49,10 @@ def detector(name: str = "resnet50", seed: int = 0, **changed: Any) -> Detector:
 def redraw(model: nn.Module, seed: int) -> None:
     """Norms and biases at random: fresh ones (ones and zeros) would hide a swapped pair.
 
-    The transformer's matrices grow, or its answers would be nearly the same for every query and image.
+    Some matrices grow as training would make them, or all queries and images would have nearly the same answer.
     """
     drawn = generator("detector", seed)
+    growth = {"project.weight": 30, "class_head.weight": 4, "box_head.0.weight": 4, "box_head.2.weight": 4}
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
             if name.endswith("running_var"):
@@ -56,19 +61,26 @@ def redraw(model: nn.Module, seed: int) -> None:
                 low = 0.3 if name.startswith("backbone.") else 0.7
                 tensor.uniform_(low, low + 0.6, generator=drawn)
             elif tensor.dim() == 1:
-                tensor.normal_(std=0.2, generator=drawn)
-            elif name.startswith(("encoder.", "decoder.")):
-                tensor.mul_(GROWTH)
+                tensor.normal_(std=0.1, generator=drawn)
+            elif name.endswith("in_proj.weight"):
+                tensor[: 2 * len(tensor) // 3] *= 3  # queries and keys
+            else:
+                tensor *= growth.get(name, 1)
 
 
 def pictures(*sizes: tuple[int, int]) -> list[Tensor]:
-    return [torch.randn(3, *size, generator=generator(*size)) for size in sizes]
+    """Coloured tiles of 16 pixels."""
+    made = []
+    for height, width in sizes:
+        tiles = 3 * torch.randn(3, height // 16 + 1, width // 16 + 1, generator=generator(height, width))
+        made.append(tiles.repeat_interleave(16, 1).repeat_interleave(16, 2)[:, :height, :width])
+    return made
 
 
 def batch(images: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Zero padded at the bottom and the right to the largest, as `collate` does."""
     sizes = torch.tensor([image.shape[1:] for image in images])
-    padded = torch.zeros(len(images), 3, *sizes.amax(0).tolist())
+    padded = torch.zeros(len(images), 3, *sizes.amax(0).tolist(), dtype=images[0].dtype)
     for image, place in zip(images, padded, strict=True):
         place[:, : image.shape[1], : image.shape[2]] = image
     return padded, sizes
@@ -126,7 +138,8 @@ def all_layers(theirs: nn.Module, images: Tensor, sizes: Tensor) -> dict[str, Te
     """
     states: list[Tensor] = []
     hooks = [
-        layer.register_forward_hook(lambda _, __, output: states.append(output)) for layer in theirs.model.decoder.layers
+        layer.register_forward_hook(lambda _, __, output: states.append(output))
+        for layer in theirs.model.decoder.layers
     ]
     mask = torch.zeros(len(images), *images.shape[2:], dtype=torch.long)
     for row, (height, width) in zip(mask, sizes.tolist(), strict=True):
@@ -135,7 +148,10 @@ def all_layers(theirs: nn.Module, images: Tensor, sizes: Tensor) -> dict[str, Te
     for hook in hooks:
         hook.remove()
     normed = theirs.model.decoder.layernorm(torch.stack(states))
-    outputs = {"logits": theirs.class_labels_classifier(normed), "boxes_cxcywh": theirs.bbox_predictor(normed).sigmoid()}
+    outputs = {
+        "logits": theirs.class_labels_classifier(normed),
+        "boxes_cxcywh": theirs.bbox_predictor(normed).sigmoid(),
+    }
     torch.testing.assert_close(outputs["logits"][-1], last.logits)
     torch.testing.assert_close(outputs["boxes_cxcywh"][-1], last.pred_boxes)
     return outputs
@@ -148,17 +164,13 @@ def furthest(got: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
     return max((got[name] - expected[name]).abs().max().item() for name in got)
 
 
-GROWTH = 3.0
-UNEQUAL = ((120, 97), (64, 161), (128, 128))
-
-
 @pytest.mark.parametrize(
     "name, ours, theirs",
     [
         ("resnet50", {}, {}),
         ("resnet50 DC5", {}, {"dilation": True}),
         ("resnet50", {"positions": "learned"}, {"position_embedding_type": "learned"}),
-        pytest.param("resnet50", {"encoder_layers": 6, "decoder_layers": 6}, {}, marks=pytest.mark.slow),
+        ("resnet50", {"encoder_layers": 6, "decoder_layers": 6}, {}),
     ],
     ids=["sine", "DC5", "learned positions", "whole"],
 )
@@ -166,15 +178,24 @@ UNEQUAL = ((120, 97), (64, 161), (128, 128))
 def test_every_decoder_layer_answers_as_in_transformers_detr(
     name: str, ours: dict[str, Any], theirs: dict[str, Any]
 ) -> None:
-    """Measured: 3e-6 at most for logits of size 5, fp32 rounding."""
-    model = detector(name, official_padding=True, **ours)
-    images, sizes = batch(pictures(*UNEQUAL))
-    expected = all_layers(transformers_detr(model, **theirs), images, sizes)
-    difference = furthest(model(images, sizes), expected)
-    logits = expected["logits"]
-    print(f"{name} {ours}: {difference:.1e}, logits up to {expected['logits'].abs().max():.1f}", logits.std(1).mean((1,2)),
-          logits.std(2).mean((1,2)), expected['boxes_cxcywh'].std(1).mean((1,2)),expected['boxes_cxcywh'].std(2).mean((1,2)))
-    assert difference < 1e-5
+    """Measured: 1.1e-5 at most, for logits up to 7 in fp32; the bar is 1e-4."""
+    assert_parity(detector(name, official_padding=True, **ours), theirs, ((120, 97), (64, 161), (128, 128)))
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_the_papers_model_answers_as_transformers_detr_at_the_papers_sizes() -> None:
+    """Measured: 6.2e-6."""
+    assert_parity(detector(official_padding=True, encoder_layers=6, decoder_layers=6), {}, ((800, 608), (480, 1066)))
+
+
+def assert_parity(model: Detector, theirs: dict[str, Any], sizes: tuple[tuple[int, int], ...]) -> None:
+    padded = batch(pictures(*sizes))
+    expected = all_layers(transformers_detr(model, **theirs), *padded)
+    logits, difference = expected["logits"], furthest(model(*padded), expected)
+    print(f"{difference:.1e} for logits up to {logits.abs().max():.1f}")
+    assert logits.std(2).mean() > 0.01 < logits.std(1).mean(), "all queries or all images have the same answer"
+    assert difference < 5e-5
 
 
 @torch.no_grad()
@@ -183,29 +204,30 @@ def test_without_padding_both_paddings_answer_as_transformers_detr() -> None:
     for official_padding in (False, True):
         model = detector(official_padding=official_padding)
         expected = all_layers(transformers_detr(model), images, sizes)
-        assert furthest(model(images, sizes), expected) < 1e-5
-        assert furthest(model(images, None), expected) < 1e-5
+        assert furthest(model(images, sizes), expected) < 1e-4
+        assert furthest(model(images, None), expected) < 1e-4
 
 
 def test_gradients_are_those_of_transformers_detr() -> None:
-    """Of a random direction in logits and boxes, towards every trainable parameter."""
-    ours = detector(official_padding=True)
-    theirs = transformers_detr(ours)
+    """Of a random direction in logits and boxes, in float64 (with learned positions: sines are always fp32)."""
+    ours = detector(official_padding=True, positions="learned").double()
+    theirs = transformers_detr(ours, position_embedding_type="learned").double()
     images, sizes = batch(pictures((64, 97), (90, 60)))
+    got, expected = ours(images.double(), sizes), all_layers(theirs, images.double(), sizes)
+    assert furthest(got, expected) < 1e-11
     drawn = generator("direction")
-
-    got, expected = ours(images, sizes), all_layers(theirs, images, sizes)
     directions = {name: torch.randn(value.shape, generator=drawn) for name, value in expected.items()}
-    sum((got[name] * directions[name]).sum() for name in got).backward()
-    sum((expected[name] * directions[name]).sum() for name in got).backward()
-    parameters = dict(theirs.named_parameters())
-    for name, parameter in ours.named_parameters():
-        others = [parameters[other] for other in names_in_transformers(name)]
-        if parameter.requires_grad:
-            theirs_gradient = torch.cat([other.grad for other in others])
-            error = (parameter.grad - theirs_gradient).norm() / theirs_gradient.norm()
-            # The true gradient of a key's bias is zero, so rounding is measured against the whole projection.
-            assert error < 1e-3, (name, error)
+    for outputs in (got, expected):
+        torch.stack([(outputs[name] * directions[name]).sum() for name in got]).sum().backward()
+
+    trained = {name: parameter for name, parameter in ours.named_parameters() if parameter.requires_grad}
+    of_theirs = dict(theirs.named_parameters())
+    wanted = {name: torch.cat([of_theirs[other].grad for other in names_in_transformers(name)]) for name in trained}
+    whole = torch.stack([gradient.norm() for gradient in wanted.values()]).norm()
+    for name, parameter in trained.items():
+        error = (parameter.grad - wanted[name]).norm()
+        # Some true gradients are zero (a key's bias), so theirs is rounding: measured against the whole.
+        assert error < 1e-9 * wanted[name].norm() + 1e-13 * whole, (name, error / whole)
 
 
 def parameters_of(**changed: Any) -> tuple[int, int]:
@@ -236,18 +258,28 @@ ALONE_AND_BESIDE = {
 @pytest.mark.parametrize("name", ALONE_AND_BESIDE)
 @torch.no_grad()
 def test_detections_do_not_depend_on_what_else_is_in_the_batch(name: str, training: bool) -> None:
-    """Measured: 3e-6 at most; official padding moves the same answers by 0.02 and more."""
+    """Measured: 1e-5 at most, for logits up to 7; official padding moves the same answers by more than 1."""
     image, much_larger, other = pictures((70, 101), (288, 353), (40, 161))
     model = detector(name, **ALONE_AND_BESIDE[name]).train(training)
     alone = model(image[None], None)
     beside = {key: value[:, 1:2] for key, value in model(*batch([much_larger, image, other])).items()}
     print(f"{name}: {furthest(beside, alone):.1e}")
-    assert furthest(beside, alone) < 1e-5
+    assert furthest(beside, alone) < 5e-5
 
     official = detector(name, **ALONE_AND_BESIDE[name], official_padding=True).train(training)
     beside = {key: value[:, 1:2] for key, value in official(*batch([much_larger, image, other])).items()}
-    print(f"{name}, official: {furthest(beside, alone):.1e}")
-    assert furthest(beside, alone) > 1e-3, "this test could not fail"
+    assert furthest(beside, alone) > 0.1, "then the test above could not fail"
+
+
+@pytest.mark.parametrize("name", ["small", "resnet18"])
+@torch.no_grad()
+def test_what_other_images_change_is_rounding(name: str) -> None:
+    """In float64 it shrinks with the precision."""
+    image, larger = (picture.double() for picture in pictures((70, 101), (161, 200)))
+    model = detector(name, **ALONE_AND_BESIDE[name]).double()
+    padded, sizes = batch([image, larger])
+    beside = {key: value[:, :1] for key, value in model(padded, sizes).items()}
+    assert furthest(beside, model(image[None], None)) < 1e-12
 
 
 @torch.no_grad()
@@ -256,7 +288,7 @@ def test_the_order_of_images_is_the_order_of_answers() -> None:
     images = pictures((64, 97), (90, 60), (33, 33))
     order = [2, 0, 1]
     expected = {key: value[:, order] for key, value in model(*batch(images)).items()}
-    assert furthest(model(*batch([images[i] for i in order])), expected) < 1e-5
+    assert furthest(model(*batch([images[i] for i in order])), expected) < 1e-4
 
 
 @torch.no_grad()
@@ -312,7 +344,7 @@ def test_cross_attention_never_looks_at_padding_and_can_be_watched() -> None:
 
 
 def test_a_width_that_does_not_fit_is_named() -> None:
-    with pytest.raises(UserError, match="model.width=100 must be divisible by model.heads=8 and by 4"):
+    with pytest.raises(UserError, match=r"model.width=100 must be divisible by model.heads=8 and by 4"):
         detector("small", width=100)
 
 
@@ -320,9 +352,9 @@ def test_weights_of_the_backbone_are_fetched_when_asked(tmp_path: Any) -> None:
     source = detector("resnet18", seed=1).backbone
     torch.save(source.state_dict(), tmp_path / "resnet18.pth")
     path = str(tmp_path / "resnet18.pth")
-    model = detector("resnet18", backbone=BackboneOptions(
-        name="resnet18", weights=path, dilation=False, norm="frozen", frozen=2
-    ))
+    model = detector(
+        "resnet18", backbone=BackboneOptions(name="resnet18", weights=path, dilation=False, norm="frozen", frozen=2)
+    )
     assert not torch.equal(model.backbone.conv1.weight, source.conv1.weight)
     model.fetch_weights()
     assert all(torch.equal(value, source.state_dict()[key]) for key, value in model.backbone.state_dict().items())
