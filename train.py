@@ -42,7 +42,9 @@ def train(config: dict[str, Any], run_dir: Path | None) -> float | None:
             if distributed.is_main():
                 results.write_text(json.dumps(numbers, indent=1))
             log.table("results", [("number", "value"), *numbers.items()])
-            log.say(f"All of it lies in {folder}: checkpoints/best.pt, metrics.jsonl, predictions/, TensorBoard events.")
+            log.say(
+                f"All of it lies in {folder}: checkpoints/best.pt, metrics.jsonl, predictions/, TensorBoard events."
+            )
             return run.best
     finally:
         distributed.stop()

@@ -61,7 +61,7 @@ def restore(config: dict[str, Any]) -> Parts:
         state, tensors = content["task"], weights(content, config["weights"])
         said = f"weights   {describe(path, content, config['weights'])}"
     else:
-        adopted = task.adopt(content)
+        adopted = _adopt(task, content, path)
         state, tensors = adopted.task_state, adopted.weights
         said = f"weights   {path}: imported" + _listed(", without", adopted.left_out)
     task.restore(state)
@@ -110,16 +110,25 @@ def start_from(model: nn.Module, task: Task, path: Path) -> str:
     if checkpoint.is_ours(content):
         adopted = Adopted(weights(content), content["task"], [])
     else:
-        adopted = task.adopt(content)
+        adopted = _adopt(task, content, path)
     tensors = adopted.weights
     remade = tuple(getattr(model, "decided_by_data", ())) if adopted.task_state != task.state() else ()
     tensors = {k: v for k, v in tensors.items() if not any(k == part or k.startswith(f"{part}.") for part in remade)}
     missing, fitting = _fitting(model, tensors)
     if not fitting:
-        raise UserError(f"{path} has no tensor that fits this model; give a checkpoint of the same kind, or no checkpoint.")
+        raise UserError(
+            f"{path} has no tensor that fits this model; give a checkpoint of the same kind, or no checkpoint."
+        )
     model.load_state_dict(fitting, strict=False)
     unused = sorted((tensors.keys() - fitting.keys()) - set(missing)) + adopted.left_out
     return f"weights   {path}: {len(fitting)} tensors" + _listed("; made anew:", missing) + _listed("; unused:", unused)
+
+
+def _adopt(task: Task, content: dict[str, Any], path: Path) -> Adopted:
+    try:
+        return task.adopt(content)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def _fitting(model: nn.Module, tensors: dict[str, Tensor]) -> tuple[list[str], dict[str, Tensor]]:
@@ -130,7 +139,9 @@ def _fitting(model: nn.Module, tensors: dict[str, Tensor]) -> tuple[list[str], d
 
 
 def _listed(words: str, names: list[str]) -> str:
-    return f"{words} {', '.join(names[:12])}{f' and {len(names) - 12} more' if len(names) > 12 else ''}" if names else ""
+    return (
+        f"{words} {', '.join(names[:12])}{f' and {len(names) - 12} more' if len(names) > 12 else ''}" if names else ""
+    )
 
 
 def _trainer(config: dict[str, Any]) -> tuple[Trainer, torch.device]:

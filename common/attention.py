@@ -45,8 +45,8 @@ class Attention(nn.Module):
         width = q.shape[-1]
         weight, bias = self.in_proj.weight, self.in_proj.bias
         if q is k:
-            qk = F.linear(q, weight[: 2 * width], bias[: 2 * width])
-            return (*qk.chunk(2, dim=-1), F.linear(v, weight[2 * width :], bias[2 * width :]))
+            q, k = F.linear(q, weight[: 2 * width], bias[: 2 * width]).chunk(2, dim=-1)
+            return q, k, F.linear(v, weight[2 * width :], bias[2 * width :])
         (wq, wk, wv), (bq, bk, bv) = weight.chunk(3), bias.chunk(3)
         return F.linear(q, wq, bq), F.linear(k, wk, bk), F.linear(v, wv, bv)
 

@@ -107,9 +107,7 @@ class DecoderBlock(nn.Module):
             return self.attention(q=qk, k=qk, v=x, may_look=may_look)
 
         def attend_to_memory(x: Tensor) -> Tensor:
-            return self.cross_attention(
-                q=_add(x, positions), k=memory_keys, v=memory, may_look=may_look_at_memory
-            )
+            return self.cross_attention(q=_add(x, positions), k=memory_keys, v=memory, may_look=may_look_at_memory)
 
         x = self.residuals[0](x, attend)
         x = self.residuals[1](x, attend_to_memory)

@@ -52,8 +52,8 @@ class Learned2d(nn.Module):
         side = self.rows.num_embeddings
         if max(height, width) > side:
             raise UserError(
-                f"A feature map of {height}x{width} does not fit learned positions of {side}x{side}; take smaller images, "
-                "or sine positions, which have no limit."
+                f"A feature map of {height}x{width} does not fit learned positions of {side}x{side}; take smaller "
+                "images, or sine positions, which have no limit."
             )
         columns = self.columns.weight[:width].expand(height, -1, -1)  # (H, W, C/2)
         rows = self.rows.weight[:height, None].expand(-1, width, -1)  # (H, W, C/2)

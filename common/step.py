@@ -73,8 +73,8 @@ class Stepper:
         raise UserError(
             f"Step {number} was not taken, because its loss or gradient is not finite: "
             + ", ".join(f"{name} {value:g}" for name, value in sums.items())
-            + f", gradient norm {float(norm):g}, on samples {ids}; the weights are as before it: look at these samples, "
-            "lower optimizer.lr, or use trainer.precision=fp32."
+            + f", gradient norm {float(norm):g}, on samples {ids}; the weights are as before it: look at these "
+            "samples, lower optimizer.lr, or use trainer.precision=fp32."
         )
 
 

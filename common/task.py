@@ -95,8 +95,10 @@ class Task(Protocol):
         """What each loss term is divided by: from targets and the task's constants, never from outputs."""
 
     def loss(self, model: nn.Module, batch: Batch, sizes: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Total (scalar, at least fp32) and its named parts (detached scalars). Both are sums over the batch
-        divided by `sizes` of the WHOLE step, so micro-batches and ranks add up."""
+        """Total (scalar, at least fp32) and its named parts (detached scalars).
+
+        Both are sums over the batch divided by `sizes` of the WHOLE step, so micro-batches and ranks add up.
+        """
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Answer]:
         """One answer per sample, in the user's units, on the CPU."""

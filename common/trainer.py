@@ -126,7 +126,9 @@ class Trainer:
                     self._validate(run, average, folder, log, on)
         return self._finish(run, folder, log, on)
 
-    def _steps(self, run: Run, order: batching.Order, on: torch.device, total: int) -> Iterator[tuple[int, list[Batch]]]:
+    def _steps(
+        self, run: Run, order: batching.Order, on: torch.device, total: int
+    ) -> Iterator[tuple[int, list[Batch]]]:
         steps = batching.steps(
             run.data,
             order,

@@ -110,6 +110,4 @@ class BoxHead(nn.Sequential):
     """Three linear layers to the four box coordinates, before the sigmoid (section 3.2, FFN)."""
 
     def __init__(self, width: int):
-        super().__init__(
-            nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 4)
-        )
+        super().__init__(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 4))

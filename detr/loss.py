@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.types import NonNegativeFloat
-from detr.boxes import to_xyxy, giou
+from detr.boxes import giou, to_xyxy
 from detr.matcher import MatcherOptions, match
 
 

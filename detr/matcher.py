@@ -9,7 +9,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from common.types import NonNegativeFloat
-from detr.boxes import to_xyxy, pairwise_giou
+from detr.boxes import pairwise_giou, to_xyxy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,9 @@ class Matches(NamedTuple):
 
 
 @torch.no_grad()
-def costs(options: MatcherOptions, logits: Tensor, boxes_cxcywh: Tensor, labels: Tensor, target_cxcywh: Tensor) -> Tensor:
+def costs(
+    options: MatcherOptions, logits: Tensor, boxes_cxcywh: Tensor, labels: Tensor, target_cxcywh: Tensor
+) -> Tensor:
     """What each query costs for each object of its image, over all layers at once.
 
     logits (L, B, Q, K+1), boxes_cxcywh (L, B, Q, 4); labels (B, T) and target_cxcywh (B, T, 4) padded to the largest
@@ -45,7 +47,12 @@ def costs(options: MatcherOptions, logits: Tensor, boxes_cxcywh: Tensor, labels:
 
 
 def match(
-    options: MatcherOptions, logits: Tensor, boxes_cxcywh: Tensor, labels: Tensor, target_cxcywh: Tensor, counts: list[int]
+    options: MatcherOptions,
+    logits: Tensor,
+    boxes_cxcywh: Tensor,
+    labels: Tensor,
+    target_cxcywh: Tensor,
+    counts: list[int],
 ) -> Matches:
     """The cheapest one-to-one assignment of each layer and image.
 

@@ -93,7 +93,7 @@ def adopt(content: dict[str, Any]) -> Adopted:
             weights[ours] = value
     for official, ours in PARTS:
         optional = official.startswith("backbone.1.") or official == "transformer.encoder.norm."
-        if not optional and not any(name.startswith(ours) for name in weights):
+        if not optional and not any(name.startswith(ours) and name.endswith("weight") for name in weights):
             raise UserError(_refusal(tensors, f"it has no {official}*"))
     classes = len(weights["class_head.weight"]) - 1  # the last row is "no object"
     names = COCO_NAMES if classes == len(COCO_NAMES) else [f"class {i}" for i in range(classes)]

@@ -54,7 +54,7 @@ def draw(
     for i in order:
         x0, y0, x1, y1 = corners[i].tolist()
         pen.rectangle((x0, y0, x1, y1), outline=colour(classes[i]), width=max(2, longer // 400))
-        left, top, right, bottom = pen.textbbox((0, 0), texts[i], font=font)
+        _, _, right, bottom = pen.textbbox((0, 0), texts[i], font=font)
         x = max(0, min(x0, picture.width - right - 4))
         y = y0 - bottom - 4 if y0 >= bottom + 4 else y0  # above the box, or inside at the picture's upper edge
         pen.rectangle((x, y, x + right + 4, y + bottom + 4), fill=colour(classes[i]))

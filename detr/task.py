@@ -75,9 +75,7 @@ class Detection:
         image = torch.repeat_interleave(_counts(batch), output_size=len(batch["boxes"]))  # (T,) image of each object
         scale = batch["sizes"].flip(1).repeat(1, 2)[image]  # (T, 4) as w h w h
         targets = to_cxcywh(batch["boxes"]) / scale
-        return loss.set_loss(
-            self.loss_options, self.matcher, outputs, batch["labels"], targets, batch["counts"], sizes
-        )
+        return loss.set_loss(self.loss_options, self.matcher, outputs, batch["labels"], targets, batch["counts"], sizes)
 
     @torch.no_grad()
     def predict(self, model: nn.Module, batch: Batch) -> list[Answer]:
@@ -159,7 +157,9 @@ class Detection:
 
     def alarms(self, answers: list[Answer]) -> list[str]:
         """What the newest answers call for: the collapse in which all queries give nearly one box."""
-        spread = [float(a["boxes"].std(0).mean() / (a["boxes"].abs().max() + 1e-6)) for a in answers if len(a["boxes"]) > 1]
+        spread = [
+            float(a["boxes"].std(0).mean() / (a["boxes"].abs().max() + 1e-6)) for a in answers if len(a["boxes"]) > 1
+        ]
         if not spread or max(spread) > 0.01:
             return []
         return [

@@ -58,7 +58,14 @@ def test_a_run_prints_its_numbers_and_where_everything_lies(trained):
     for word in ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR100"):
         assert f"test/{word} " in said
     assert str(folder) in said and "resume=auto" in said and "parameters" in said and "9 images" in said
-    for name in ("config.yaml", "metrics.jsonl", "train.log", "results.json", "checkpoints/best.pt", "predictions/boxes.json"):
+    for name in (
+        "config.yaml",
+        "metrics.jsonl",
+        "train.log",
+        "results.json",
+        "checkpoints/best.pt",
+        "predictions/boxes.json",
+    ):
         assert (folder / name).exists(), name
     assert list(folder.glob("events.out.tfevents*"))
     assert "\r" not in said, "no progress bar outside a terminal"
@@ -82,7 +89,11 @@ def test_a_finished_run_says_so_and_is_not_written_over(trained, shapes):
 def test_evaluation_gives_the_numbers_of_training_again(trained, tmp_path):
     folder = trained[0]
     said = door(
-        "evaluate", f"checkpoint={folder}/checkpoints/best.pt", "per_class=true", f"output={tmp_path}", "trainer.workers=0"
+        "evaluate",
+        f"checkpoint={folder}/checkpoints/best.pt",
+        "per_class=true",
+        f"output={tmp_path}",
+        "trainer.workers=0",
     )
     expected = json.loads((folder / "results.json").read_text())
     assert json.loads(next(line for line in said.splitlines() if line.startswith("{"))) == expected
@@ -93,7 +104,14 @@ def test_evaluation_gives_the_numbers_of_training_again(trained, tmp_path):
 
 def test_two_processes_evaluate_to_the_same_numbers(trained):
     folder = trained[0]
-    command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "evaluate.py", f"checkpoint={folder}/checkpoints/best.pt"]
+    command = [
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "evaluate.py",
+        f"checkpoint={folder}/checkpoints/best.pt",
+    ]
     done = subprocess.run(
         [sys.executable, *command], capture_output=True, text=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
@@ -144,7 +162,13 @@ def test_a_notebook_needs_one_call(trained, tmp_path):
 
 
 def test_fine_tuning_makes_anew_just_what_does_not_fit(trained, tmp_path, shapes):
-    line = ["model=detr", *TINY, f"data.root={shapes}", "trainer.steps=2", f"checkpoint={trained[0]}/checkpoints/best.pt"]
+    line = [
+        "model=detr",
+        *TINY,
+        f"data.root={shapes}",
+        "trainer.steps=2",
+        f"checkpoint={trained[0]}/checkpoints/best.pt",
+    ]
     said = door("train", *line, "model.queries=9", f"run_dir={tmp_path / 'queries'}")
     assert "made anew: queries.weight\n" in said
     said = door("train", *line, f"run_dir={tmp_path / 'same'}")
@@ -167,7 +191,9 @@ def published(tmp_path_factory) -> Path:
     from common.compose import configure
     from common.config import build
 
-    config = configure("train", ["model=detr_r18", "model.queries=11", "model.encoder_layers=1", "model.decoder_layers=2"])
+    config = configure(
+        "train", ["model=detr_r18", "model.queries=11", "model.encoder_layers=1", "model.decoder_layers=2"]
+    )
     torch.manual_seed(0)
     model = build(config["model"], classes=91)
     file = tmp_path_factory.mktemp("official") / "detr-r18.pth"
@@ -189,7 +215,9 @@ def coco_mini(folder: Path) -> list[str]:
 
 
 def test_an_official_file_is_evaluated_with_its_92_logits(published, real_data, tmp_path):
-    said = door("evaluate", f"checkpoint={published}", *SMALL_R18, *coco_mini(real_data("coco_mini")), f"output={tmp_path}")
+    said = door(
+        "evaluate", f"checkpoint={published}", *SMALL_R18, *coco_mini(real_data("coco_mini")), f"output={tmp_path}"
+    )
     assert "imported" in said and '"test/AP"' in said
     found = json.loads((tmp_path / "boxes.json").read_text())
     assert len({line["image_id"] for line in found}) == 42

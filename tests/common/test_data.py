@@ -89,7 +89,8 @@ def test_evaluation_deals_whole_batches_and_every_sample_once():
     data = Numbers(11)
     for world in (1, 2, 3, 7):
         batches = [
-            [*batching.evaluation(data, "val", batch_size=2, rank=rank, world=world, workers=0)] for rank in range(world)
+            [*batching.evaluation(data, "val", batch_size=2, rank=rank, world=world, workers=0)]
+            for rank in range(world)
         ]
         ids = [batch["ids"] for of_rank in batches for batch in of_rank]
         assert sorted(ids) == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9], [10]]

@@ -202,7 +202,9 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_end(tmp_path, keys, stop, mo
     fit(tmp_path / "stopped", keys=keys, resume=True)
 
     assert (tmp_path / "whole/metrics.jsonl").read_text() == (tmp_path / "stopped/metrics.jsonl").read_text()
-    whole, stopped = (checkpoint.load(tmp_path / name / "checkpoints/step_00000020.pt") for name in ("whole", "stopped"))
+    whole, stopped = (
+        checkpoint.load(tmp_path / name / "checkpoints/step_00000020.pt") for name in ("whole", "stopped")
+    )
     for name, value in whole["model"].items():
         assert torch.equal(value, stopped["model"][name])
     assert whole["best"] == stopped["best"]
@@ -239,4 +241,6 @@ def test_a_mistake_in_evaluation_shows_before_the_first_step(tmp_path, monkeypat
 def test_a_compiled_model_keeps_the_names_of_its_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(torch._dynamo.config, "suppress_errors", True)  # no compiler here is no reason to fail
     fit(tmp_path, keys={"compile": True, "steps": 2, "eval_every": 2})
-    assert set(checkpoint.load(tmp_path / "checkpoints/step_00000002.pt")["model"]) == set(run(tmp_path).model.state_dict())
+    assert set(checkpoint.load(tmp_path / "checkpoints/step_00000002.pt")["model"]) == set(
+        run(tmp_path).model.state_dict()
+    )
