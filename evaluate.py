@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint: `python evaluate.py checkpoint=runs/.../checkpoints/best.pt`, or an official file with model=."""
+"""Evaluate a checkpoint, ours or an official one: `python evaluate.py checkpoint=runs/.../checkpoints/best.pt`."""
 
 import json
 from pathlib import Path

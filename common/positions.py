@@ -21,7 +21,7 @@ def sine(positions: Tensor, width: int, temperature: float = 10000.0) -> Tensor:
     return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)  # (..., width/2, 2) -> (..., width)
 
 
-def sine_2d(real: Tensor, width: int) -> Tensor:
+def sine_2d(real: Tensor, width: int, temperature: float = 10000.0) -> Tensor:
     """Sine positions of a padded map: real (B, H, W) -> (B, H, W, width), `width` a multiple of four.
 
     Rows, then columns, take half of the channels each. A coordinate is the count of real positions up to here over
@@ -30,7 +30,7 @@ def sine_2d(real: Tensor, width: int) -> Tensor:
     rows, columns = real.cumsum(1, dtype=torch.float32), real.cumsum(2, dtype=torch.float32)  # (B, H, W)
     rows = rows / (rows[:, -1:, :] + 1e-6) * 2 * math.pi
     columns = columns / (columns[:, :, -1:] + 1e-6) * 2 * math.pi
-    return torch.cat((sine(rows, width // 2), sine(columns, width // 2)), dim=-1)
+    return torch.cat([sine(axis, width // 2, temperature) for axis in (rows, columns)], dim=-1)
 
 
 class Learned2d(nn.Module):

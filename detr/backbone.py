@@ -35,20 +35,20 @@ class BackboneOptions:
     name: `small` has stride 8 and suits 64-pixel images; the others are torchvision's.
     weights: none, imagenet_v1 (torchvision's download), or a file in torchvision's or DETR's layout.
     dilation: the last stage keeps its stride and dilates instead (DC5).
-    norm: frozen batch norm, for pretrained weights; or layer norm over channels, for training from scratch (batch
-        statistics would make a step depend on how its batch is cut).
     frozen: how many leading parts (stem, layer1, ...) do not train; DETR freezes two.
     """
 
     name: Literal["small", "resnet18", "resnet34", "resnet50", "resnet101"]
     weights: str
     dilation: bool
-    norm: Literal["frozen", "layer"]
     frozen: Count
 
 
 class FrozenBatchNorm(nn.Module):
-    """Batch norm whose statistics and affine part never change: four buffers, one scale and shift per channel."""
+    """Batch norm whose statistics and affine part never change: four buffers, one scale and shift per channel.
+
+    Without weights to load it changes nothing. Norms that depend on the batch would make a step depend on its cut.
+    """
 
     def __init__(self, channels: int):
         super().__init__()
@@ -63,18 +63,6 @@ class FrozenBatchNorm(nn.Module):
         return scale, self.bias - self.running_mean * scale
 
 
-class ChannelLayerNorm(nn.LayerNorm):
-    """Layer norm over the channels of each position of a map, so that no position knows of another."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-
-
-def _norm(kind: str, channels: int) -> nn.Module:
-    return FrozenBatchNorm(channels) if kind == "frozen" else ChannelLayerNorm(channels)
-
-
 def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
     padding = dilation * (kernel // 2)
     conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, bias=False)
@@ -82,13 +70,26 @@ def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int
     return conv
 
 
-def normed(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
-    """norm(conv(x)); a frozen norm is folded into the convolution's weights, which saves a pass over the map."""
-    if not isinstance(norm, FrozenBatchNorm):
-        return norm(conv(x))
+def normed(conv: nn.Conv2d, norm: FrozenBatchNorm, x: Tensor) -> Tensor:
+    """norm(conv(x)), with the norm folded into the convolution's weights, which saves a pass over the map."""
     scale, shift = norm.scale_and_shift()
     weight = conv.weight * scale[:, None, None, None]
     return F.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation)
+
+
+def layer(
+    conv: nn.Conv2d, norm: FrozenBatchNorm, x: Tensor, *, shortcut: Tensor | None = None, real: Tensor | None = None
+) -> Tensor:
+    """relu(norm(conv(x)) + shortcut), with zeros wherever real (B, 1, H, W) is False; None means no such thing.
+
+    What the convolution returns is overwritten: a map of 50 MB takes longer to allocate than to compute.
+    """
+    y = normed(conv, norm, x)
+    if shortcut is not None:
+        y = y.add_(shortcut)
+    if real is not None:
+        y = y.mul_(real)
+    return F.relu(y, inplace=True)
 
 
 def zero_padding(x: Tensor, real: Tensor | None) -> Tensor:
@@ -101,17 +102,16 @@ class BasicBlock(nn.Module):
 
     expansion = 1
 
-    def __init__(self, inputs: int, channels: int, stride: int, dilation: int, norm: str):
+    def __init__(self, inputs: int, channels: int, stride: int, dilation: int):
         super().__init__()
-        self.conv1, self.bn1 = _conv(inputs, channels, 3, stride, dilation), _norm(norm, channels)
-        self.conv2, self.bn2 = _conv(channels, channels, 3), _norm(norm, channels)
-        self.downsample = _shortcut(inputs, channels, stride, norm)
+        self.conv1, self.bn1 = _conv(inputs, channels, 3, stride, dilation), FrozenBatchNorm(channels)
+        self.conv2, self.bn2 = _conv(channels, channels, 3), FrozenBatchNorm(channels)
+        self.downsample = _shortcut(inputs, channels, stride)
 
     def forward(self, x: Tensor, real_in: Tensor | None, real_out: Tensor | None) -> Tensor:
         """(B, C, H, W) -> (B, channels, H/stride, W/stride); the masks say what is real before and after."""
-        y = F.relu(normed(self.conv1, self.bn1, zero_padding(x, real_in)))
-        y = normed(self.conv2, self.bn2, zero_padding(y, real_out))
-        return F.relu(y + _apply_shortcut(self.downsample, x))
+        y = layer(self.conv1, self.bn1, zero_padding(x, real_in), real=real_out)
+        return layer(self.conv2, self.bn2, y, shortcut=_apply_shortcut(self.downsample, x))
 
 
 class Bottleneck(nn.Module):
@@ -119,26 +119,25 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(self, inputs: int, channels: int, stride: int, dilation: int, norm: str):
+    def __init__(self, inputs: int, channels: int, stride: int, dilation: int):
         super().__init__()
         outputs = channels * self.expansion
-        self.conv1, self.bn1 = _conv(inputs, channels, 1), _norm(norm, channels)
-        self.conv2, self.bn2 = _conv(channels, channels, 3, stride, dilation), _norm(norm, channels)
-        self.conv3, self.bn3 = _conv(channels, outputs, 1), _norm(norm, outputs)
-        self.downsample = _shortcut(inputs, outputs, stride, norm)
+        self.conv1, self.bn1 = _conv(inputs, channels, 1), FrozenBatchNorm(channels)
+        self.conv2, self.bn2 = _conv(channels, channels, 3, stride, dilation), FrozenBatchNorm(channels)
+        self.conv3, self.bn3 = _conv(channels, outputs, 1), FrozenBatchNorm(outputs)
+        self.downsample = _shortcut(inputs, outputs, stride)
 
     def forward(self, x: Tensor, real_in: Tensor | None, real_out: Tensor | None) -> Tensor:
         """(B, C, H, W) -> (B, 4 channels, H/stride, W/stride); only the 3x3 looks sideways."""
-        y = F.relu(normed(self.conv1, self.bn1, x))
-        y = F.relu(normed(self.conv2, self.bn2, zero_padding(y, real_in)))
-        y = normed(self.conv3, self.bn3, y)
-        return F.relu(y + _apply_shortcut(self.downsample, x))
+        y = layer(self.conv1, self.bn1, x, real=real_in)
+        y = layer(self.conv2, self.bn2, y)
+        return layer(self.conv3, self.bn3, y, shortcut=_apply_shortcut(self.downsample, x))
 
 
-def _shortcut(inputs: int, outputs: int, stride: int, norm: str) -> nn.Sequential | None:
+def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
     if stride == 1 and inputs == outputs:
         return None
-    return nn.Sequential(_conv(inputs, outputs, 1, stride), _norm(norm, outputs))
+    return nn.Sequential(_conv(inputs, outputs, 1, stride), FrozenBatchNorm(outputs))
 
 
 def _apply_shortcut(downsample: nn.Sequential | None, x: Tensor) -> Tensor:
@@ -158,7 +157,7 @@ class Backbone(nn.Module):
         self.options = options
         small = options.name == "small"
         self.conv1 = _conv(3, channels[0], 3, 2) if small else _conv(3, 64, 7, 2)
-        self.bn1 = _norm(options.norm, channels[0])
+        self.bn1 = FrozenBatchNorm(channels[0])
         self.pool = nn.Identity() if small else nn.MaxPool2d(3, 2, 1)
         self.stages: list[tuple[str, int, int]] = []  # name, the map's stride before, and after
         inputs, stride = channels[0], 2 if small else 4
@@ -166,9 +165,9 @@ class Backbone(nn.Module):
             dilate = options.dilation and i == len(depths) - 1
             step = 1 if dilate or (i == 0 and not small) else 2
             # As in torchvision, the first block of a dilated stage still looks at its direct neighbours.
-            blocks = [block(inputs, channels[i], step, 1, options.norm)]
+            blocks = [block(inputs, channels[i], step, 1)]
             inputs = channels[i] * block.expansion
-            blocks += [block(inputs, channels[i], 1, 2 if dilate else 1, options.norm) for _ in range(depth - 1)]
+            blocks += [block(inputs, channels[i], 1, 2 if dilate else 1) for _ in range(depth - 1)]
             self.add_module(f"layer{i + 1}", nn.ModuleList(blocks))
             self.stages.append((f"layer{i + 1}", stride, stride * step))
             stride *= step
@@ -176,6 +175,7 @@ class Backbone(nn.Module):
         parts = [nn.ModuleList([self.conv1, self.bn1]), *(getattr(self, name) for name, _, _ in self.stages)]
         for part in parts[: options.frozen]:
             part.requires_grad_(False)
+        self.to(memory_format=torch.channels_last)  # which convolutions are fastest in; names and values are the same
 
     def forward(self, images: Tensor, sizes: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Normalised images (B, 3, H, W), zero where padded -> features (B, C, H', W'), real (B, H', W') boolean.
@@ -185,8 +185,9 @@ class Backbone(nn.Module):
         """
         shape, clean = images.shape[-2:], not self.official_padding and sizes is not None
         real = {s: real_positions(shape, sizes, s)[:, None] if clean else None for s in (2, 4, 8, 16, 32)}
-        x = F.relu(normed(self.conv1, self.bn1, images))
-        x = self.pool(zero_padding(x, real[2]))
+        images = images.contiguous(memory_format=torch.channels_last)
+        x = zero_padding(normed(self.conv1, self.bn1, images), real[2])
+        x = F.relu(self.pool(x))  # in this order the same numbers, on a quarter of the positions
         for name, before, after in self.stages:
             for block in getattr(self, name):
                 x = block(x, real[before], real[after])
@@ -216,8 +217,6 @@ def load_weights(backbone: Backbone, options: BackboneOptions) -> None:
 
     Raises UserError when they cannot be fetched, or when a tensor is missing or has another shape.
     """
-    if options.norm != "frozen":
-        raise UserError("model.backbone.weights goes with model.backbone.norm=frozen, the norm it was trained with.")
     if options.weights == "imagenet_v1":
         tensors = _download(options.name)
     else:

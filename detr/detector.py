@@ -3,6 +3,7 @@
 Carion et al. 2020, "End-to-End Object Detection with Transformers", arXiv 2005.12872, section 3.2 and figure 2.
 """
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -11,8 +12,24 @@ from torch import Tensor, nn
 from common.blocks import BlockOptions, Decoder, Encoder
 from common.errors import UserError
 from common.positions import Learned2d, sine_2d
-from common.types import Fraction, Positive
+from common.types import Fraction, Positive, PositiveFloat
 from detr.backbone import Backbone, BackboneOptions, load_weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class PositionOptions:
+    """How the encoder and the decoder learn where a feature lies.
+
+    kind: sines, or learned rows and columns, added to queries and keys of every attention.
+    temperature: of the sines; the paper has 10,000, small maps tell neighbours apart better with 20 (Liu et al. 2022,
+        DAB-DETR, arXiv 2201.12329).
+    at_input: also add them once to the encoder's input, so that values know their place ("sine at input" in table 3).
+        A deep ResNet reads it off the image's border; a shallow backbone sees no border.
+    """
+
+    kind: Literal["sine", "learned"]
+    temperature: PositiveFloat
+    at_input: bool
 
 
 class Detector(nn.Module):
@@ -33,17 +50,17 @@ class Detector(nn.Module):
         dropout: Fraction,
         pre_norm: bool,
         queries: Positive,
-        positions: Literal["sine", "learned"],
+        positions: PositionOptions,
         auxiliary: bool,
         official_padding: bool,
     ):
         super().__init__()
         if width % heads or width % 4:
             raise UserError(f"model.width={width} must be divisible by model.heads={heads} and by 4.")
-        self.width, self.auxiliary = width, auxiliary
+        self.width, self.auxiliary, self.position_options = width, auxiliary, positions
         self.backbone = Backbone(backbone, official_padding=official_padding)
         self.project = nn.Conv2d(self.backbone.channels, width, 1)
-        self.positions = Learned2d(width) if positions == "learned" else None
+        self.positions = Learned2d(width) if positions.kind == "learned" else None
         blocks = BlockOptions(
             width=width,
             heads=heads,
@@ -73,6 +90,8 @@ class Detector(nn.Module):
         positions = self._positions(features, real).flatten(1, 2)  # (B, H', W', C) -> (B, M, C)
         memory = features.flatten(2).transpose(1, 2)  # (B, C, H', W') -> (B, M, C)
         may_look = None if real is None else real.flatten(1)[:, None, None]  # (B, 1, 1, M)
+        if self.position_options.at_input:
+            memory = memory + positions
         memory = self.encoder(memory, positions=positions, may_look=may_look)
 
         queries = self.queries.weight.to(memory.dtype).expand(len(images), -1, -1)  # (B, Q, C)
@@ -102,8 +121,9 @@ class Detector(nn.Module):
         if real is None:
             height, width = features.shape[-2:]
             real = torch.ones(1, height, width, dtype=torch.bool, device=features.device)
-        table = sine_2d(real, self.width) if self.positions is None else self.positions(real)
-        return table.to(features.dtype)
+        if self.positions is not None:
+            return self.positions(real).to(features.dtype)
+        return sine_2d(real, self.width, self.position_options.temperature).to(features.dtype)
 
 
 class BoxHead(nn.Sequential):

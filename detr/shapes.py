@@ -21,21 +21,23 @@ from common.types import Count, Positive, Range
 from detr.coco import SPLITS, Coco, Files
 from detr.transforms import Augmentation
 
-NAMES = ("circle", "square", "triangle", "star", "cross")
-DRAWING = 1  # goes up when the same keys draw other pictures
+NAMES = ("circle", "square", "triangle", "star")
+DRAWING = 2  # goes up when the same keys draw other pictures
 FINE = 4  # subpixels along each side of a pixel
 LEAST_VISIBLE = 0.6  # of each shape's pixels
-CLOUDS = 0.75  # contrast of the background; below 0.7 thresholds begin to find the shapes (tests/detr/test_shapes.py)
-LEAST_CONTRAST = 90.0  # distance of a shape's colour from what it covers, in levels of RGB
+CONFETTI = 0.9  # contrast of the background; below 0.7 thresholds begin to find the shapes (tests/detr/test_shapes.py)
+NOISE = 30.0  # standard deviation of every pixel, in levels
+DARKEST = 110.0  # level of a shape's colour in each channel; the background's mean is 90
+LEAST_CONTRAST = 70.0  # distance of a shape's colour from what it covers, in levels of RGB
 
 
 class Shapes(Coco):
-    """Circles, squares, triangles, stars and crosses, one to five in an image, drawn once into `root`.
+    """Circles, squares, triangles and stars, one to five in an image, drawn once into `root`.
 
-    A shape is a sixth to a half of the image's side long, turned a little, of random colour, and may hide up to 40 %
-    of another. Box and mask are those of its visible part. Backgrounds are coloured clouds and stripes with noise on
-    every pixel, so that thresholds and blobs do not solve it; `plain` draws one colour each and no overlap, so that
-    they do. The folder's name holds a hash of the drawing keys: other keys draw another folder.
+    A shape is a sixth to a half of the image's side long, of random light colour, and may hide up to 40 % of another.
+    Box and mask are those of its visible part. Backgrounds are confetti of all colours with noise on every pixel, so
+    that thresholds and blobs do not solve it; `plain` draws one colour each and no overlap, so that they do. The
+    folder's name holds a hash of the drawing keys: other keys draw another folder.
     """
 
     def __init__(
@@ -138,7 +140,7 @@ def draw(
     random: np.random.Generator, size: int, plain: bool
 ) -> tuple[NDArray[np.uint8], list[NDArray[np.bool_]], list[int]]:
     """One picture: pixels (size, size, 3), the visible mask (size, size) of each shape, and its index into NAMES."""
-    canvas = np.full((size, size, 3), random.uniform(0, 255, 3)) if plain else _clouds(random, size)
+    canvas = np.full((size, size, 3), random.uniform(0, 255, 3)) if plain else _confetti(random, size)
     masks: list[NDArray[np.bool_]] = []
     whole: list[int] = []  # pixels of each shape before others covered it
     labels: list[int] = []
@@ -161,15 +163,13 @@ def draw(
             fill = fill + _slope(random, size, 25.0)
         canvas = canvas * (1 - cover[..., None]) + fill * cover[..., None]
     if not plain:
-        canvas = canvas + random.normal(0, 12.0, canvas.shape)
+        canvas = canvas + random.normal(0, NOISE, canvas.shape)
     return canvas.clip(0, 255).round().astype(np.uint8), masks, labels
 
 
 def _place(random: np.random.Generator, size: int, label: int) -> NDArray[np.float64]:
-    """How much of each pixel (size, size) a shape of random size, turn and place covers, in [0, 1]."""
-    turn = random.uniform(-0.35, 0.35)  # 20 degrees
-    corners = _corners(label) @ np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
-    corners -= corners.min(axis=0)
+    """How much of each pixel (size, size) a shape of random size and place covers, in [0, 1]."""
+    corners = _corners(label) - _corners(label).min(axis=0)
     corners *= random.uniform(size / 6 + 1, size / 2) / corners.max()
     corners += random.uniform(0, size - corners.max(axis=0))
     image = Image.new("L", (size * FINE, size * FINE))
@@ -180,10 +180,6 @@ def _place(random: np.random.Generator, size: int, label: int) -> NDArray[np.flo
 def _corners(label: int) -> NDArray[np.float64]:
     """The outline (n, 2) of a shape of NAMES about the origin."""
     name = NAMES[label]
-    if name == "cross":
-        arm = 0.35
-        quarter = np.array([[1, -arm], [1, arm], [arm, arm]])
-        return np.concatenate([quarter @ np.array([[c, s], [-s, c]]) for c, s in ((1, 0), (0, 1), (-1, 0), (0, -1))])
     count = {"circle": 48, "square": 4, "triangle": 3, "star": 10}[name]
     angles = np.arange(count) * 2 * np.pi / count + (np.pi / 4 if name == "square" else -np.pi / 2)
     radii = np.where(np.arange(count) % 2, 0.45, 1.0) if name == "star" else np.ones(count)
@@ -193,23 +189,17 @@ def _corners(label: int) -> NDArray[np.float64]:
 def _colour(random: np.random.Generator, behind: NDArray[np.float64]) -> NDArray[np.float64]:
     """A colour (3,) that stands out from the mean of what it will cover."""
     while True:
-        colour = random.uniform(0, 255, 3)
+        colour = random.uniform(DARKEST, 255, 3)
         if np.linalg.norm(colour - behind) > LEAST_CONTRAST:
             return colour
 
 
-def _clouds(random: np.random.Generator, size: int) -> NDArray[np.float64]:
-    """A background (size, size, 3): soft clouds of many colours under one or two sets of stripes."""
-    cells = int(random.integers(3, 7))
+def _confetti(random: np.random.Generator, size: int) -> NDArray[np.float64]:
+    """A background (size, size, 3): specks of all colours, a 10th to a 20th of the side long, dark on average."""
+    cells = int(random.integers(10, 21))
     coarse = Image.fromarray(random.integers(0, 256, (cells, cells, 3), dtype=np.uint8))
     canvas = np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC)).astype(np.float64)
-    canvas = 128 + random.uniform(-30, 30, 3) + CLOUDS * (canvas - 128)
-    y, x = np.mgrid[:size, :size] / size
-    for _ in range(int(random.integers(1, 3))):
-        angle, waves, phase = random.uniform(0, np.pi), random.uniform(3, 10), random.uniform(0, 2 * np.pi)
-        stripes = np.sin(2 * np.pi * waves * (x * np.cos(angle) + y * np.sin(angle)) + phase)
-        canvas = canvas + stripes[..., None] * random.uniform(-30, 30, 3)
-    return canvas
+    return 90 + CONFETTI * (canvas - 128)
 
 
 def _slope(random: np.random.Generator, size: int, strength: float) -> NDArray[np.float64]:

@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common.errors import UserError
 from common.task import Adopted, Answer, Batch, Goal, Split
 from common.types import Fraction, Positive
 from detr import loss, official, pictures
-from detr.boxes import to_xyxy, to_cxcywh
+from detr.boxes import to_cxcywh, to_xyxy
 from detr.evaluation import CocoMetric
 from detr.images import list_images, read_image
 from detr.loss import LossOptions

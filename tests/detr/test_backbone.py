@@ -19,10 +19,7 @@ RESNETS = ["resnet18", "resnet34", "resnet50", "resnet101", "resnet50 DC5", "res
 def options(name: str = "resnet18", **changed: object) -> BackboneOptions:
     """`resnet50 DC5` means dilation."""
     name, _, dilation = name.partition(" ")
-    norm = "layer" if name == "small" else "frozen"
-    return BackboneOptions(
-        **{"name": name, "weights": "none", "dilation": bool(dilation), "norm": norm, "frozen": 0, **changed}
-    )
+    return BackboneOptions(**{"name": name, "weights": "none", "dilation": bool(dilation), "frozen": 0, **changed})
 
 
 def redraw(model: nn.Module, seed: int) -> None:
@@ -198,10 +195,9 @@ def test_real_positions_follow_layers_that_halve() -> None:
         assert torch.equal(got.sum((1, 2)), rows * columns)
 
 
-@pytest.mark.parametrize("norm", ["frozen", "layer"])
 @pytest.mark.parametrize("frozen", [0, 1, 2, 5])
-def test_frozen_parts_get_no_gradient_and_all_others_do(frozen: int, norm: str) -> None:
-    model = backbone("resnet18", frozen=frozen, norm=norm)
+def test_frozen_parts_get_no_gradient_and_all_others_do(frozen: int) -> None:
+    model = backbone("resnet18", frozen=frozen)
     features, _ = model(*batch(images((33, 40), (64, 64))))
     if frozen < 5:
         features.square().sum().backward()
@@ -293,12 +289,6 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         load_weights(backbone(), options(weights=str(tmp_path / "nowhere.pth")))
 
 
-def test_pretrained_weights_need_frozen_norms(tmp_path: Path) -> None:
-    path, _ = torchvision_file(tmp_path)
-    with pytest.raises(UserError, match=r"model.backbone.norm=frozen"):
-        load_weights(backbone(norm="layer"), options(norm="layer", weights=str(path)))
-
-
 def test_imagenet_weights_without_a_network_end_in_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -310,7 +300,7 @@ def test_imagenet_weights_without_a_network_end_in_one_sentence(
     with pytest.raises(UserError, match=r"resnet18 could not be fetched from https://.*model.backbone.weights=FILE"):
         load_weights(backbone(), options(weights="imagenet_v1"))
     with pytest.raises(UserError, match="not for small"):
-        load_weights(backbone("small", norm="frozen"), options("small", norm="frozen", weights="imagenet_v1"))
+        load_weights(backbone("small"), options("small", weights="imagenet_v1"))
 
 
 def test_imagenet_weights_once_fetched_need_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

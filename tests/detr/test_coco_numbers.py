@@ -76,5 +76,5 @@ def test_results_of_another_set_or_format_are_refused(tmp_path):
     file = tmp_path / "results.json"
     for text in ("{", "{}", "[1]", json.dumps([line | {"score": 1}]).replace("bbox", "box")):
         file.write_text(text)
-        with pytest.raises(UserError, match="results.json"):
+        with pytest.raises(UserError, match=r"results\.json"):
             read_results(file, "bbox")

@@ -11,7 +11,10 @@ from common.attention import watching
 from common.errors import UserError
 from common.randomness import generator
 from detr.backbone import BackboneOptions
-from detr.detector import Detector
+from detr.detector import Detector, PositionOptions
+
+SINE = PositionOptions(kind="sine", temperature=10000.0, at_input=False)
+LEARNED = PositionOptions(kind="learned", temperature=10000.0, at_input=False)
 
 
 def detector(name: str = "resnet50", seed: int = 0, **changed: Any) -> Detector:
@@ -22,7 +25,6 @@ def detector(name: str = "resnet50", seed: int = 0, **changed: Any) -> Detector:
         name=name,
         weights="none",
         dilation=bool(dilation),
-        norm="layer" if small else "frozen",
         frozen=0 if small else 2,
     )
     arguments: dict[str, Any] = {
@@ -36,7 +38,7 @@ def detector(name: str = "resnet50", seed: int = 0, **changed: Any) -> Detector:
         "dropout": 0.0,
         "pre_norm": False,
         "queries": 100,
-        "positions": "sine",
+        "positions": SINE,
         "auxiliary": True,
         "official_padding": False,
     }
@@ -169,7 +171,7 @@ def furthest(got: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
     [
         ("resnet50", {}, {}),
         ("resnet50 DC5", {}, {"dilation": True}),
-        ("resnet50", {"positions": "learned"}, {"position_embedding_type": "learned"}),
+        ("resnet50", {"positions": LEARNED}, {"position_embedding_type": "learned"}),
         ("resnet50", {"encoder_layers": 6, "decoder_layers": 6}, {}),
     ],
     ids=["sine", "DC5", "learned positions", "whole"],
@@ -210,7 +212,7 @@ def test_without_padding_both_paddings_answer_as_transformers_detr() -> None:
 
 def test_gradients_are_those_of_transformers_detr() -> None:
     """Of a random direction in logits and boxes, in float64 (with learned positions: sines are always fp32)."""
-    ours = detector(official_padding=True, positions="learned").double()
+    ours = detector(official_padding=True, positions=LEARNED).double()
     theirs = transformers_detr(ours, position_embedding_type="learned").double()
     images, sizes = batch(pictures((64, 97), (90, 60)))
     got, expected = ours(images.double(), sizes), all_layers(theirs, images.double(), sizes)
@@ -231,9 +233,9 @@ def test_gradients_are_those_of_transformers_detr() -> None:
 
 
 def parameters_of(**changed: Any) -> tuple[int, int]:
-    backbone = BackboneOptions(name="resnet50", weights="none", dilation=False, norm="frozen", frozen=2)
+    backbone = BackboneOptions(name="resnet50", weights="none", dilation=False, frozen=2)
     sizes = {"width": 256, "heads": 8, "encoder_layers": 6, "decoder_layers": 6, "feedforward": 2048, "queries": 100}
-    rest = {"dropout": 0.1, "pre_norm": False, "positions": "sine", "auxiliary": True, "official_padding": False}
+    rest = {"dropout": 0.1, "pre_norm": False, "positions": SINE, "auxiliary": True, "official_padding": False}
     with torch.device("meta"):
         model = Detector(classes=91, backbone=backbone, **{**sizes, **rest, **changed})
     counts = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
@@ -244,7 +246,7 @@ def test_parameters_are_as_many_as_the_official_models() -> None:
     """R50 with COCO's 92 logits; pre-norm adds the encoder's last norm."""
     assert parameters_of() == (41_524_768, 41_302_368)
     assert parameters_of(pre_norm=True) == (41_525_280, 41_302_880)
-    assert parameters_of(positions="learned")[0] == 41_524_768 + 2 * 50 * 128
+    assert parameters_of(positions=LEARNED)[0] == 41_524_768 + 2 * 50 * 128
 
 
 ALONE_AND_BESIDE = {
@@ -306,7 +308,7 @@ def test_without_auxiliary_the_last_layer_answers_alone() -> None:
     assert all(torch.equal(last[key], every[key][-1:]) for key in every)
 
 
-@pytest.mark.parametrize("changed", [{}, {"pre_norm": True}, {"positions": "learned"}], ids=str)
+@pytest.mark.parametrize("changed", [{}, {"pre_norm": True}, {"positions": LEARNED}], ids=str)
 def test_every_trainable_parameter_gets_a_gradient(changed: dict[str, Any]) -> None:
     model = detector("resnet18", dropout=0.1, **changed).train()
     outputs = model(*batch(pictures((64, 97), (90, 60))))
@@ -352,9 +354,7 @@ def test_weights_of_the_backbone_are_fetched_when_asked(tmp_path: Any) -> None:
     source = detector("resnet18", seed=1).backbone
     torch.save(source.state_dict(), tmp_path / "resnet18.pth")
     path = str(tmp_path / "resnet18.pth")
-    model = detector(
-        "resnet18", backbone=BackboneOptions(name="resnet18", weights=path, dilation=False, norm="frozen", frozen=2)
-    )
+    model = detector("resnet18", backbone=BackboneOptions(name="resnet18", weights=path, dilation=False, frozen=2))
     assert not torch.equal(model.backbone.conv1.weight, source.conv1.weight)
     model.fetch_weights()
     assert all(torch.equal(value, source.state_dict()[key]) for key, value in model.backbone.state_dict().items())

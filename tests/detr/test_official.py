@@ -16,11 +16,14 @@ from common.errors import UserError
 from common.positions import sine_2d
 from common.randomness import generator
 from detr.backbone import BackboneOptions
-from detr.detector import Detector
+from detr.detector import Detector, PositionOptions
 from detr.loss import LossOptions
 from detr.matcher import MatcherOptions
 from detr.official import adopt, export
 from detr.task import Detection, PredictOptions
+
+SINE = PositionOptions(kind="sine", temperature=10000.0, at_input=False)
+LEARNED = PositionOptions(kind="learned", temperature=10000.0, at_input=False)
 
 
 class OfficialDetr(nn.Module):
@@ -97,8 +100,8 @@ def official(**changed: Any) -> OfficialDetr:
 def detector(classes: int = 91, **changed: Any) -> Detector:
     body = changed.pop("body", "resnet18")
     sizes = {"width": 32, "heads": 4, "encoder_layers": 2, "decoder_layers": 2, "feedforward": 64, "queries": 10}
-    rest = {"dropout": 0.0, "pre_norm": False, "positions": "sine", "auxiliary": True, "official_padding": True}
-    backbone = BackboneOptions(name=body, weights="none", dilation=False, norm="frozen", frozen=2)
+    rest = {"dropout": 0.0, "pre_norm": False, "positions": SINE, "auxiliary": True, "official_padding": True}
+    backbone = BackboneOptions(name=body, weights="none", dilation=False, frozen=2)
     return Detector(classes=classes, backbone=backbone, **{**sizes, **rest, **changed}).eval()
 
 
@@ -107,7 +110,7 @@ def detector(classes: int = 91, **changed: Any) -> Detector:
 @torch.no_grad()
 def test_an_adopted_file_answers_as_the_official_network(pre_norm: bool, learned: bool) -> None:
     theirs = official(pre_norm=pre_norm, learned=learned)
-    ours = detector(pre_norm=pre_norm, positions="learned" if learned else "sine")
+    ours = detector(pre_norm=pre_norm, positions=LEARNED if learned else SINE)
     ours.load_state_dict(adopt({"model": theirs.state_dict()}).weights)
 
     sizes = torch.tensor([[70, 65], [50, 97]])
@@ -125,7 +128,7 @@ def test_an_adopted_file_answers_as_the_official_network(pre_norm: bool, learned
     [
         (458, {}, {}),
         (460, {"pre_norm": True}, {"pre_norm": True}),
-        (460, {"learned": True}, {"positions": "learned"}),
+        (460, {"learned": True}, {"positions": LEARNED}),
         (713, {"body": "resnet101"}, {"body": "resnet101"}),
     ],
     ids=["R50", "pre-norm", "learned", "R101"],
@@ -151,7 +154,7 @@ def test_the_way_there_and_back_is_exact(changed: dict[str, Any]) -> None:
 
 
 def test_the_way_back_and_there_is_exact_too() -> None:
-    ours = detector(classes=4, positions="learned").state_dict()
+    ours = detector(classes=4, positions=LEARNED).state_dict()
     again = adopt(export(ours)).weights
     assert list(again) == list(ours) and all(torch.equal(again[name], ours[name]) for name in ours)
 

@@ -69,7 +69,7 @@ def test_plain_pictures_hold_no_overlap_and_one_background_colour():
         pixels, masks, _ = draw(np.random.default_rng(seed), 64, plain=True)
         around = ~ndimage.binary_dilation(np.any(masks, axis=0), iterations=4)  # without soft tips
         assert len(np.unique(pixels[around], axis=0)) == 1
-        assert ndimage.label(np.any(masks, axis=0))[1] == len(masks)
+        assert ndimage.label(np.any(masks, axis=0), structure=np.ones((3, 3)))[1] == len(masks)
 
 
 def test_boxes_masks_and_areas_agree(small: Shapes):

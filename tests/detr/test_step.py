@@ -16,11 +16,13 @@ from common.optim import OptimizerOptions
 from common.step import Stepper, step_sizes
 from detr.backbone import BackboneOptions
 from detr.coco import Coco, Files
-from detr.detector import Detector
+from detr.detector import Detector, PositionOptions
 from detr.loss import LossOptions
 from detr.matcher import MatcherOptions
 from detr.task import Detection, PredictOptions
 from detr.transforms import Augmentation
+
+SINE = PositionOptions(kind="sine", temperature=10000.0, at_input=False)
 
 QUERIES = 5
 CUTS = {"1x8": [8], "3+1+4": [3, 1, 4], "8x1": [1] * 8}
@@ -67,7 +69,7 @@ def model(dtype: torch.dtype, backbone: str = "small") -> Detector:
     torch.manual_seed(0)
     return Detector(
         classes=3,
-        backbone=BackboneOptions(name=backbone, weights="none", dilation=False, norm="layer", frozen=0),
+        backbone=BackboneOptions(name=backbone, weights="none", dilation=False, frozen=0),
         width=32,
         heads=4,
         encoder_layers=1,
@@ -76,7 +78,7 @@ def model(dtype: torch.dtype, backbone: str = "small") -> Detector:
         dropout=0.0,
         pre_norm=False,
         queries=QUERIES,
-        positions="sine",
+        positions=SINE,
         auxiliary=True,
         official_padding=False,
     ).to(dtype)

@@ -1,0 +1,122 @@
+"""Input pipelines of DETR: JPEGs for them, and the paper's augmentation with PIL, as the official code does it.
+
+Carion et al. 2020, arXiv 2005.12872, appendix A.4. Draws are made in the order of detr/transforms.py, so that both
+pipelines make the same decisions from the same generator.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from common.randomness import generator
+from detr.images import read_image
+from detr.transforms import MEAN, STD, Augmentation, resized
+
+Sample = tuple[Tensor, Tensor, Tensor]  # image float (3, h, w), boxes (n, 4) xyxy in its pixels, labels (n,)
+
+
+def photo(height: int, width: int, seed: int) -> Tensor:
+    """uint8 (3, height, width) with a photograph's statistics: detail falls off with its frequency, and edges.
+
+    As a JPEG of quality 90 it takes about 4 bits a pixel, as COCO's photographs do.
+    """
+    draw = generator("photo", seed)
+    picture = torch.zeros(3, height, width)
+    for octave in range(2, 10):
+        rows, columns = (max(2, min(side, round(side / 512 * 2**octave))) for side in (height, width))
+        noise = torch.randn(1, 1, rows, columns, generator=draw) + 0.3 * torch.randn(
+            1, 3, rows, columns, generator=draw
+        )
+        picture += F.interpolate(noise, (height, width), mode="bilinear")[0] * 0.85**octave
+    for _ in range(12):
+        (top, bottom), (left, right) = (
+            sorted(torch.randint(0, side, (2,), generator=draw).tolist()) for side in (height, width)
+        )
+        picture[:, top:bottom, left:right] += 0.5 * torch.randn(3, 1, 1, generator=draw)
+    return (110 + 45 * picture).clamp(0, 255).to(torch.uint8)
+
+
+def write_photos(folder: Path, sizes: list[tuple[int, int]]) -> list[Path]:
+    """JPEGs of these heights and widths."""
+    files = [folder / f"{number:03d}.jpg" for number in range(len(sizes))]
+    for seed, (file, size) in enumerate(zip(files, sizes, strict=True)):
+        Image.fromarray(photo(*size, seed).permute(1, 2, 0).numpy()).save(file, quality=90)
+    return files
+
+
+def write_annotations(path: Path, files: list[Path], boxes: int) -> None:
+    """COCO JSON with `boxes` random boxes for each image file."""
+    images, annotations = [], []
+    for number, file in enumerate(files):
+        height, width = read_image(file).shape[1:]
+        images.append({"id": number, "file_name": file.name, "height": height, "width": width})
+        corners = torch.rand(boxes, 2, 2, generator=generator("boxes", number)).sort(1).values.flatten(1)
+        for x0, y0, x1, y1 in (corners * torch.tensor([width, height] * 2)).tolist():
+            box = {"bbox": [x0, y0, x1 - x0, y1 - y0], "category_id": 1, "image_id": number}
+            annotations.append({**box, "id": len(annotations) + 1, "iscrowd": 0, "area": 1.0})
+    document = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "thing"}]}
+    path.write_text(json.dumps(document), encoding="utf-8")
+
+
+def targets(path: Path, number: int) -> tuple[Tensor, Tensor]:
+    """Boxes (n, 4) xyxy in pixels and labels (n,) of one image of `write_annotations`."""
+    found = [a["bbox"] for a in json.loads(path.read_text(encoding="utf-8"))["annotations"] if a["image_id"] == number]
+    x, y, width, height = torch.tensor(found).unbind(1)
+    return torch.stack([x, y, x + width, y + height], dim=1), torch.zeros(len(found), dtype=torch.int64)
+
+
+def pil_sample(file: Path, boxes: Tensor, labels: Tensor, options: Augmentation, draw: torch.Generator) -> Sample:
+    """One training sample: decoded, flipped, perhaps cropped, resized, and normalised at once, as floats."""
+    with Image.open(file) as opened:
+        image = opened.convert("RGB")
+    if torch.rand((), generator=draw) < 0.5:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        boxes = boxes[:, [2, 1, 0, 3]] * torch.tensor([-1, 1, -1, 1]) + torch.tensor([image.width, 0] * 2)
+    if torch.rand((), generator=draw) < 0.5:
+        image, boxes = _resize(image, boxes, _choice(options.middle_sizes, draw), None)
+        image, boxes, labels = _crop(image, boxes, labels, options.crop, draw)
+    image, boxes = _resize(image, boxes, _choice(options.sizes, draw), options.max_size)
+    pixels = torch.from_numpy(np.array(image))  # (h, w, 3)
+    floats = pixels.permute(2, 0, 1).contiguous().float().div_(255)  # (h, w, 3) -> (3, h, w)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
+    return floats.sub_(mean).div_(std), boxes, labels
+
+
+def pil_collate(samples: list[Sample]) -> tuple[Tensor, Tensor]:
+    """Samples to images (B, 3, H, W), zero padded at the bottom and right, and real (B, H, W)."""
+    height, width = (max(image.shape[axis] for image, _, _ in samples) for axis in (1, 2))
+    images, real = torch.zeros(len(samples), 3, height, width), torch.zeros(len(samples), height, width).bool()
+    for number, (image, _, _) in enumerate(samples):
+        images[number, :, : image.shape[1], : image.shape[2]] = image
+        real[number, : image.shape[1], : image.shape[2]] = True
+    return images, real
+
+
+def _resize(image: Image.Image, boxes: Tensor, size: int, max_size: int | None) -> tuple[Image.Image, Tensor]:
+    height, width = resized(image.height, image.width, size, max_size)
+    scale = torch.tensor([width / image.width, height / image.height] * 2)
+    return image.resize((width, height), Image.Resampling.BILINEAR), boxes * scale
+
+
+def _crop(
+    image: Image.Image, boxes: Tensor, labels: Tensor, limits: tuple[int, int], draw: torch.Generator
+) -> tuple[Image.Image, Tensor, Tensor]:
+    height, width = (_between(min(limits[0], n), min(limits[1], n), draw) for n in (image.height, image.width))
+    top, left = _between(0, image.height - height, draw), _between(0, image.width - width, draw)
+    boxes = (boxes - torch.tensor([left, top] * 2)).clamp(min=0).minimum(torch.tensor([width, height] * 2))
+    kept = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+    return image.crop((left, top, left + width, top + height)), boxes[kept], labels[kept]
+
+
+def _between(low: int, high: int, draw: torch.Generator) -> int:
+    return int(torch.randint(low, high + 1, (), generator=draw))
+
+
+def _choice(values: list[int], draw: torch.Generator) -> Any:
+    return values[_between(0, len(values) - 1, draw)]

@@ -1,0 +1,98 @@
+"""transformers' DetrForObjectDetection with the weights of ours (Carion et al. 2020, arXiv 2005.12872)."""
+
+import re
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DetrConfig, DetrForObjectDetection
+
+from common.compose import configure
+from common.config import build
+from common.randomness import generator
+from detr.detector import Detector
+
+CLASSES = 91  # COCO's; with "no object" 92 logits
+
+RENAMED = (  # ours -> transformers' (5.x); one in_proj holds their q_proj, k_proj and v_proj
+    (r"^backbone\.", "model.backbone.model."),
+    (r"^project\.", "model.input_projection."),
+    (r"^queries\.", "model.query_position_embeddings."),
+    (r"^class_head\.", "class_labels_classifier."),
+    (r"^box_head\.0\.", "bbox_predictor.layers.0."),
+    (r"^box_head\.2\.", "bbox_predictor.layers.1."),
+    (r"^box_head\.4\.", "bbox_predictor.layers.2."),
+    (r"^decoder\.norm\.", "model.decoder.layernorm."),
+    (r"^(encoder\.blocks\.\d+)\.residuals\.1\.norm\.", r"\1.final_layer_norm."),
+    (r"^(decoder\.blocks\.\d+)\.residuals\.1\.norm\.", r"\1.encoder_attn_layer_norm."),
+    (r"^(decoder\.blocks\.\d+)\.residuals\.2\.norm\.", r"\1.final_layer_norm."),
+    (r"\.residuals\.0\.norm\.", ".self_attn_layer_norm."),
+    (r"\.cross_attention\.", ".encoder_attn."),
+    (r"\.attention\.", ".self_attn."),
+    (r"\.out_proj\.", ".o_proj."),
+    (r"\.feed_forward\.expand\.", ".mlp.fc1."),
+    (r"\.feed_forward\.contract\.", ".mlp.fc2."),
+    (r"^(encoder|decoder)\.blocks\.", r"model.\1.layers."),
+)
+
+
+def config(*overrides: str) -> dict[str, Any]:
+    """The paper's model and recipe, as `train.py model=detr_r50` takes them, but for pretrained weights."""
+    return configure("train", ["model=detr_r50", "model.backbone.weights=none", *overrides])
+
+
+def detector(*, fresh: str | None = None) -> Detector:
+    """Ours, with all that a new one has at zeros and ones drawn at random: those would hide a swapped name.
+
+    Names that match the pattern `fresh` stay as they are. Some matrices grow as training would make them, or all
+    queries would give nearly the same answer.
+    """
+    torch.manual_seed(0)
+    model: Detector = build(config()["model"], classes=CLASSES)
+    draw = generator("benchmark")
+    growth = {"project.weight": 30, "class_head.weight": 4, "box_head.0.weight": 4, "box_head.2.weight": 4}
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if fresh and re.match(fresh, name):
+                continue
+            if name.endswith("running_var"):
+                tensor.uniform_(0.5, 1.5, generator=draw)
+            elif tensor.dim() == 1 and name.endswith("weight"):
+                low = 0.3 if name.startswith("backbone.") else 0.7  # residuals' sums grow from block to block
+                tensor.uniform_(low, low + 0.6, generator=draw)
+            elif tensor.dim() == 1:
+                tensor.normal_(std=0.1, generator=draw)
+            elif name.endswith("in_proj.weight"):
+                tensor[: 2 * len(tensor) // 3] *= 2  # queries and keys: sharper attention
+            else:
+                tensor *= growth.get(name, 1)
+        map = model.project(model.backbone(torch.randn(1, 3, 256, 256, generator=draw), None)[0])
+        model.project.bias -= map.mean((0, 2, 3))  # a deep random network gives all positions nearly the same features
+    return model
+
+
+def in_transformers(ours: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Our state dict under transformers' names."""
+    theirs: dict[str, Tensor] = {}
+    for name, tensor in ours.items():
+        for pattern, replacement in RENAMED:
+            name = re.sub(pattern, replacement, name)
+        names = [name.replace("in_proj", f"{part}_proj") for part in "qkv"] if "in_proj" in name else [name]
+        theirs.update(zip(names, tensor.chunk(len(names)), strict=True))
+    return theirs
+
+
+def peer(model: Detector, *, attention: str = "sdpa", auxiliary_loss: bool = False) -> nn.Module:
+    """Theirs, built offline from a config, with our weights, as much dropout, and the same parts frozen.
+
+    Its own freezing of the first parts has no effect in 5.23.
+    """
+    dropout = {"dropout": 0.1, "attention_dropout": 0.1, "activation_dropout": 0.1}
+    options = DetrConfig(num_labels=CLASSES, auxiliary_loss=auxiliary_loss, **dropout)
+    theirs = DetrForObjectDetection(options)
+    theirs.set_attn_implementation(attention)
+    theirs.load_state_dict(in_transformers(model.state_dict()))
+    trained = in_transformers({name: p for name, p in model.named_parameters() if p.requires_grad})
+    for name, parameter in theirs.named_parameters():
+        parameter.requires_grad_(name in trained)
+    return theirs
