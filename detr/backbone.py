@@ -186,8 +186,7 @@ class Backbone(nn.Module):
         shape, clean = images.shape[-2:], not self.official_padding and sizes is not None
         real = {s: real_positions(shape, sizes, s)[:, None] if clean else None for s in (2, 4, 8, 16, 32)}
         images = images.contiguous(memory_format=torch.channels_last)
-        x = zero_padding(normed(self.conv1, self.bn1, images), real[2])
-        x = F.relu(self.pool(x))  # in this order the same numbers, on a quarter of the positions
+        x = self.pool(layer(self.conv1, self.bn1, images, real=real[2]))
         for name, before, after in self.stages:
             for block in getattr(self, name):
                 x = block(x, real[before], real[after])

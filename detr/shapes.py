@@ -25,9 +25,9 @@ NAMES = ("circle", "square", "triangle", "star")
 DRAWING = 2  # goes up when the same keys draw other pictures
 FINE = 4  # subpixels along each side of a pixel
 LEAST_VISIBLE = 0.6  # of each shape's pixels
-CONFETTI = 0.9  # contrast of the background; below 0.7 thresholds begin to find the shapes (tests/detr/test_shapes.py)
+CONFETTI = 0.85  # contrast of the background; below 0.7 thresholds begin to find the shapes (tests/detr/test_shapes.py)
 NOISE = 30.0  # standard deviation of every pixel, in levels
-DARKEST = 110.0  # level of a shape's colour in each channel; the background's mean is 90
+DARKEST = 120.0  # level of a shape's colour in each channel; the background's mean is 90
 LEAST_CONTRAST = 70.0  # distance of a shape's colour from what it covers, in levels of RGB
 
 

@@ -1,8 +1,8 @@
 """Time ours against the peers that users would take instead: `python scripts/benchmark.py detr`.
 
-Both sides do the same work on the same inputs with the same weights in one process, in turn, after it has been checked
-that they give the same. Reported is the ratio of their median times, with the quartiles of the rounds' own ratios; below
-one, ours is faster. Peers run in their fastest documented setting. The bars of the project are for two idle cores.
+All contenders do the same work on the same inputs with the same weights, in one process, in turns that are drawn anew
+every round; before that their outputs are compared. Reported is the ratio of their median times, with the quartiles of
+the rounds' own ratios: below one, the first is faster.
 """
 
 import argparse
@@ -89,7 +89,13 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _run(options: argparse.Namespace) -> dict[str, Any]:
     device = devices.choose(options.device)
     torch.set_num_threads(options.threads or torch.get_num_threads())
-    report = {"machine": _machine(device), "versions": _versions(), "rounds": options.rounds, "rows": []}
+    report: dict[str, Any] = {
+        "options": {name: str(value) for name, value in vars(options).items()},
+        "machine": _machine(device),
+        "versions": _versions(),
+        "rounds": options.rounds,
+        "rows": [],
+    }
     for name, module in SUITES.items():
         if options.suite not in (name, "all"):
             continue

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DetrConfig, DetrForObjectDetection
+from transformers import AutoModelForObjectDetection, DetrConfig
 
 from common.compose import configure
 from common.config import build
@@ -66,8 +66,9 @@ def detector(*, fresh: str | None = None) -> Detector:
                 tensor[: 2 * len(tensor) // 3] *= 2  # queries and keys: sharper attention
             else:
                 tensor *= growth.get(name, 1)
-        map = model.project(model.backbone(torch.randn(1, 3, 256, 256, generator=draw), None)[0])
-        model.project.bias -= map.mean((0, 2, 3))  # a deep random network gives all positions nearly the same features
+        # A deep random network gives all positions nearly the same features; what they share is taken off.
+        features = model.project(model.backbone(torch.randn(1, 3, 256, 256, generator=draw), None)[0])
+        model.project.bias -= features.mean((0, 2, 3))
     return model
 
 
@@ -89,8 +90,7 @@ def peer(model: Detector, *, attention: str = "sdpa", auxiliary_loss: bool = Fal
     """
     dropout = {"dropout": 0.1, "attention_dropout": 0.1, "activation_dropout": 0.1}
     options = DetrConfig(num_labels=CLASSES, auxiliary_loss=auxiliary_loss, **dropout)
-    theirs = DetrForObjectDetection(options)
-    theirs.set_attn_implementation(attention)
+    theirs = AutoModelForObjectDetection.from_config(options, attn_implementation=attention)
     theirs.load_state_dict(in_transformers(model.state_dict()))
     trained = in_transformers({name: p for name, p in model.named_parameters() if p.requires_grad})
     for name, parameter in theirs.named_parameters():

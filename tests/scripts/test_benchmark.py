@@ -1,0 +1,140 @@
+"""The benchmark's rows at toy sizes: that outputs are compared before times are taken, and that its numbers add up."""
+
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+import torch
+
+from scripts import benchmark
+from scripts.benchmarks.timing import Disagreement, Row, alike, measure, near
+
+pytest.importorskip("transformers")
+pytest.importorskip("timm")
+
+from scripts.benchmarks import detr_peer
+
+
+def run(tmp_path: Path, *options: str) -> tuple[int, Path]:
+    out = tmp_path / "report.json"
+    return benchmark.main(["detr", "--tiny", "--device", "cpu", "--warm-up", "0", "--out", str(out), *options]), out
+
+
+@pytest.mark.slow
+def test_every_row_runs_and_the_json_holds_what_the_table_shows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out = run(tmp_path, "--rounds", "2")
+    assert code == 0
+    printed, report = capsys.readouterr().out, json.loads(out.read_text())
+    assert benchmark.text(report) in printed
+    assert [row["row"].split()[0] for row in report["rows"]] == ["forward", "training", "matching", "input"]
+    assert report["machine"]["threads"] >= 1 and "torch" in report["versions"]
+    lines = printed.splitlines()
+    for row in report["rows"]:
+        assert row["agreement"] in printed
+        for ratio in row["ratios"]:
+            one, other = (row["seconds"][ratio[side]] for side in ("one", "other"))
+            assert len(one) == len(other) == report["rounds"] == 2
+            assert ratio["ratio"] == pytest.approx(statistics.median(one) / statistics.median(other))
+            assert any(
+                line.startswith(row["row"]) and f"  {ratio['one']} " in line and f"{ratio['ratio']:.3f}" in line
+                for line in lines
+            )
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        (r"\.feed_forward\.contract\.bias", ".self_attn.o_proj.bias"),
+        (r"^(decoder\.blocks\.\d+)\.residuals\.1\.norm\.", r"\1.final_layer_norm."),
+    ],
+)
+def test_a_tensor_without_a_place_is_no_peer(broken: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = detr_peer.detector()
+    monkeypatch.setattr(detr_peer, "RENAMED", (broken, *detr_peer.RENAMED))
+    with pytest.raises(RuntimeError, match="Missing key"):
+        detr_peer.peer(model)
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        ("model.encoder.layers.3.self_attn.q_proj", "model.encoder.layers.3.self_attn.k_proj"),
+        ("model.decoder.layers.5.encoder_attn_layer_norm", "model.decoder.layers.5.final_layer_norm"),
+        ("model.backbone.model.layer3.1.bn1", "model.backbone.model.layer3.1.bn2"),
+    ],
+)
+def test_no_time_is_taken_when_two_tensors_are_swapped(
+    pair: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    right = detr_peer.in_transformers
+    there_and_back = {pair[0]: pair[1], pair[1]: pair[0]}
+
+    def wrong(ours: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        theirs = right(ours)
+        return {
+            f"{there_and_back.get(part, part)}.{last}": tensor
+            for (part, _, last), tensor in ((name.rpartition("."), tensor) for name, tensor in theirs.items())
+        }
+
+    monkeypatch.setattr(detr_peer, "in_transformers", wrong)
+    code, out = run(tmp_path, "--rows", "forward", "--rounds", "1")
+    printed = capsys.readouterr()
+    assert code == 1 and not out.exists() and not printed.out
+    assert "ours fp32 logits" in printed.err and "not the same work" in printed.err
+
+
+def test_a_row_is_checked_before_it_is_timed_and_contenders_take_turns() -> None:
+    done: list[str] = []
+
+    def check() -> str:
+        assert not done
+        return "equal"
+
+    names = ("a", "b", "c")
+    contenders = {name: lambda name=name: done.append(name) for name in names}
+    row = Row(name="r", contenders=contenders, pairs=[("a", "b")], check=check, threads=1)
+    measured = measure(row, rounds=5, warm_up=2, device=torch.device("cpu"))
+    rounds = [done[i : i + 3] for i in range(0, len(done), 3)]
+    assert len(rounds) == 7 and all(sorted(one) == [*names] for one in rounds)
+    assert len({tuple(one) for one in rounds}) > 1, "always in one order, one contender finds another's cache"
+    assert [len(times) for times in measured["seconds"].values()] == [5, 5, 5]
+    low, high = measured["ratios"][0]["quartiles"]
+    assert low <= high and measured["agreement"] == "equal" and measured["threads"] == 1
+
+
+def test_a_disagreement_ends_a_row_without_a_time() -> None:
+    def check() -> str:
+        return near("x", torch.zeros(2, 3), torch.ones(2, 3), 0.1)
+
+    def work() -> None:
+        raise AssertionError("timed")
+
+    with pytest.raises(Disagreement):
+        measure(
+            Row(name="r", contenders={"a": work}, pairs=[], check=check),
+            rounds=1,
+            warm_up=0,
+            device=torch.device("cpu"),
+        )
+
+
+def test_a_shared_constant_hides_no_difference() -> None:
+    answers = 100 + torch.tensor([[0.0], [1.0], [2.0]])
+    others = 100 + torch.tensor([[2.0], [1.0], [0.0]])
+    assert near("x", answers, others, 0.03)
+    with pytest.raises(Disagreement, match="2 apart"):
+        near("x", answers, others, 0.03, along=-2)
+    with pytest.raises(Disagreement):
+        near("x", torch.full((2, 2), torch.nan), torch.ones(2, 2), 0.1)
+    with pytest.raises(Disagreement, match="shapes"):
+        near("x", torch.ones(2), torch.ones(3), 0.1)
+    with pytest.raises(Disagreement):
+        alike("x", torch.tensor(1.0), torch.tensor(1.1), 0.05)
+
+
+def test_an_unknown_row_ends_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, "--rows", "forwards")[0] == 2
+    assert "forwards: detr has forward, step, matching, pipeline" in capsys.readouterr().err
