@@ -33,11 +33,12 @@ def evaluate(config: dict[str, Any]) -> float | None:
         log.table(f"{split}: {parts.data.count(split)} samples", [("number", "value"), *numbers.items()])
         if config["per_class"]:
             log.table("per class", metric.details())
-        log.say(json.dumps({f"{split}/{name}": value for name, value in numbers.items()}))
+        named = {f"{split}/{name}": value for name, value in numbers.items()}
+        log.say(json.dumps(named))
         if config["output"] and distributed.is_main():
             folder = Path(config["output"])
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "results.json").write_text(json.dumps(numbers, indent=1))
+            (folder / "results.json").write_text(json.dumps(named, indent=1))
             metric.write(folder)
             log.say(f"The numbers and the predictions lie in {folder}.")
         return numbers[parts.task.goal.name]

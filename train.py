@@ -26,7 +26,8 @@ def train(config: dict[str, Any], run_dir: Path | None) -> float | None:
             if results.exists():
                 log.say(f"{folder} is finished; {results} holds its numbers.")
                 return None
-            parts = assembly.assemble(config)
+            goes_on = config["resume"] == "auto" and any(folder.glob("checkpoints/step_*.pt"))
+            parts = assembly.assemble(config, goes_on=goes_on)
             log.say(parts.said)
             run = Run(
                 task=parts.task,
@@ -37,10 +38,13 @@ def train(config: dict[str, Any], run_dir: Path | None) -> float | None:
                 config=config,
                 seed=config["seed"],
                 folder=folder,
+                pretrained=parts.pretrained,
             )
             numbers = parts.trainer.fit(run, log, on=parts.device, resume=config["resume"] == "auto")
             if distributed.is_main():
-                results.write_text(json.dumps(numbers, indent=1))
+                draft = results.with_suffix(".tmp")  # the file's being there says that the run is finished
+                draft.write_text(json.dumps(numbers, indent=1))
+                draft.rename(results)
             log.table("results", [("number", "value"), *numbers.items()])
             log.say(
                 f"All of it lies in {folder}: checkpoints/best.pt, metrics.jsonl, predictions/, TensorBoard events."

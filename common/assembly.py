@@ -24,26 +24,30 @@ class Parts(NamedTuple):
     trainer: Trainer
     device: torch.device
     said: str
+    pretrained: bool = True
 
 
-def assemble(config: dict[str, Any]) -> Parts:
+def assemble(config: dict[str, Any], *, goes_on: bool = False) -> Parts:
     """Data, task and model as they stand at the start of a run, on the CPU.
 
     The task is built first, because the data decide a part of the model. `checkpoint` in the config gives the weights
     to start from; what does not fit this task is made anew and listed. Without it the model may fetch weights of its
-    own (`fetch_weights`, an optional method: a backbone's, say).
+    own (`fetch_weights`, an optional method: a backbone's, say). A run that goes on has all its weights in its folder.
     """
     trainer, device = _trainer(config)
     data: Data = build(config["data"])
     task: Task = build(config["task"], data=data)
     torch.manual_seed(config["seed"])
     model: nn.Module = build(config["model"], **task.model_arguments())
-    said = "weights   drawn at random"
-    if config["checkpoint"]:
-        said = start_from(model, task, Path(config["checkpoint"]))
+    learnt: str | None = None
+    if goes_on:
+        learnt = "weights   from the run's own last checkpoint"
+    elif config["checkpoint"]:
+        learnt = start_from(model, task, Path(config["checkpoint"]))
     elif fetch := getattr(model, "fetch_weights", None):
-        said = fetch() or said
-    return Parts(data, task, model, trainer, device, said)
+        learnt = fetch()
+    said = learnt or "weights   drawn at random"
+    return Parts(data, task, model, trainer, device, said, pretrained=learnt is not None)
 
 
 def restore(config: dict[str, Any]) -> Parts:

@@ -20,6 +20,11 @@ def choose(name: str, local_rank: int = 0) -> torch.device:
     if name == "cuda":
         if not torch.cuda.is_available():
             raise UserError("trainer.device=cuda, but PyTorch sees no CUDA GPU here; use trainer.device=auto or cpu.")
+        if local_rank >= torch.cuda.device_count():
+            raise UserError(
+                f"process {local_rank + 1} of this machine has no GPU: there are {torch.cuda.device_count()}; start as "
+                "many processes as GPUs (--nproc-per-node), or use trainer.device=cpu."
+            )
         torch.cuda.set_device(local_rank)
         return torch.device("cuda", local_rank)
     if name == "mps" and not torch.backends.mps.is_available():

@@ -61,15 +61,6 @@ def broadcast(value: Any) -> Any:
     return box[0]
 
 
-def total(values: dict[str, float], device: torch.device) -> dict[str, float]:
-    """Each value summed over ranks in float64; the ranks must hold the same keys in the same order."""
-    if world_size() == 1:
-        return values
-    sums = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
-    dist.all_reduce(sums)
-    return dict(zip(values, sums.tolist(), strict=True))
-
-
 def sum_(tensor: Tensor) -> Tensor:
     """`tensor` summed over ranks, in place."""
     if world_size() > 1:

@@ -179,6 +179,8 @@ class Progress:
 
 def table(title: str, rows: Sequence[Sequence[Any]]) -> str:
     """Plain aligned text: words to the left, numbers to the right; floats have four places, NaN is a dash."""
+    if len(rows) < 2:
+        return f"{title}: none"
     cells = [[_cell(value) for value in row] for row in rows]
     columns = []
     for values, texts in zip(zip(*rows[1:], strict=True), zip(*cells, strict=True), strict=True):

@@ -184,7 +184,7 @@ def _constant(options: ScheduleOptions, step: int, steps: int) -> float:
 
 
 def _step(options: ScheduleOptions, step: int, steps: int) -> float:
-    # Rounded, because 0.6667 of 300 epochs is meant to be the 200th.
+    # Rounded to a step: a fraction such as 2/3 is rarely a whole number of them.
     return options.factor ** sum(step >= round(drop * steps) for drop in options.drops)
 
 

@@ -37,9 +37,10 @@ class Stepper:
         and nothing is averaged. A loss or gradient that is not finite never reaches the weights: it raises UserError
         on all ranks alike, but for an fp16 overflow, which halves the scale and skips the step.
         """
-        sizes = step_sizes(self.task, micro_batches, self.device)
+        sizes = step_sizes(self.task, micro_batches)
         self.optimizer.zero_grad(set_to_none=True)
         parts = {"loss": torch.zeros((), device=self.device)}
+        self.scaler.scale(parts["loss"])  # sets it up, on a rank without samples too
         for batch in micro_batches:
             with autocast(self.device, self.precision):
                 loss, named = self.task.loss(self.model, to_device(batch, self.device), sizes)
@@ -49,8 +50,9 @@ class Stepper:
         distributed.join_gradients(self.parameters)
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm or float("inf"))
-        loss_is_finite = bool(distributed.sum_(parts["loss"].to(torch.float32, copy=True)).isfinite())
-        if loss_is_finite and bool(norm.isfinite()):
+        total = distributed.sum_(parts["loss"].to(torch.float32, copy=True))
+        loss_is_finite, norm_is_finite = torch.stack((total, norm.float())).isfinite().tolist()
+        if loss_is_finite and norm_is_finite:
             self.scaler.step(self.optimizer)
             self.overflows = 0
         else:
@@ -78,7 +80,7 @@ class Stepper:
         )
 
 
-def step_sizes(task: Task, micro_batches: list[Batch], device: torch.device) -> dict[str, float]:
+def step_sizes(task: Task, micro_batches: list[Batch]) -> dict[str, float]:
     """The divisors of a whole step, summed in float64 over micro-batches and ranks; only an exact zero becomes one."""
     sums: dict[str, float] = {}
     for sizes in distributed.gather([task.sizes(batch) for batch in micro_batches]):

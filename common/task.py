@@ -115,8 +115,11 @@ class Task(Protocol):
     def metric(self, split: Split) -> Metric:
         """A fresh accumulator for `split`."""
 
-    def advice(self, model: nn.Module) -> list[str]:
-        """Warnings that the data and the model call for before the first step, one sentence each."""
+    def advice(self, pretrained: bool) -> list[str]:
+        """Warnings that the data call for before the first step, one sentence each.
+
+        `pretrained`: whether any part of the model starts from weights that were learnt.
+        """
 
     def alarms(self, answers: list[Answer]) -> list[str]:
         """Warnings that the newest answers on val call for, one sentence each."""

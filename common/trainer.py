@@ -41,6 +41,7 @@ class Run:
     config: dict[str, Any]  # kept in the checkpoint, to build the same again
     seed: int
     folder: Path
+    pretrained: bool = False  # whether the model starts from weights that were learnt
     step: int = 0  # steps taken
     best: float | None = None  # the goal's best value on val so far
     window: dict[str, Tensor] = field(default_factory=dict)  # sums of what steps gave since the last log line
@@ -169,7 +170,7 @@ class Trainer:
             f"folder    {run.folder}  (to go on after a stop: the same command with run_dir={run.folder} resume=auto)",
         ]
         log.say("\n".join(lines))
-        for advice in run.task.advice(run.model):
+        for advice in run.task.advice(run.pretrained):
             log.warning(advice)
 
     def _try_evaluation(self, run: Run, on: torch.device) -> None:
@@ -209,11 +210,12 @@ class Trainer:
         assert kept is not None, "the last step always leaves a checkpoint"
         path, content = kept
         run.model.load_state_dict(weights(content))
-        numbers: dict[str, float] = {}
+        numbers = {} if run.best is None else {f"val/{run.task.goal.name}": run.best}
         if run.data.count("test"):
             scores, metric = self._evaluate(run, "test", on)
-            numbers = {f"test/{name}": number for name, number in scores.items()}
-            log.numbers(run.step, numbers)
+            tested = {f"test/{name}": number for name, number in scores.items()}
+            log.numbers(run.step, tested)
+            numbers = {**tested, **numbers}
             if distributed.is_main():
                 metric.write(run.folder / "predictions")
         log.say(f"weights   {describe(path, content)}")
@@ -246,7 +248,7 @@ def _content(run: Run, stepper: Stepper, average: Average | None) -> dict[str, A
         "optimizer": optim.state(stepper.optimizer),
         "scaler": stepper.scaler.state_dict(),
         "overflows": stepper.overflows,
-        "window": run.window,
+        "window": _summed(run.window),
         "window_steps": run.window_steps,
         "task": run.task.state(),
         "config": run.config,
@@ -256,18 +258,44 @@ def _content(run: Run, stepper: Stepper, average: Average | None) -> dict[str, A
 def _resume(run: Run, stepper: Stepper, average: Average | None, folder: Folder, log: Log) -> None:
     """Take up the newest whole checkpoint, and forget what was logged after it; without any, start."""
     found = folder.latest(log.warning)
+    log.cut_back(found[1]["step"] if found else 0, evaluated=False)
     if found is None:
         return
     content = found[1]
-    run.step, run.best = content["step"], content["best"]
-    run.window, run.window_steps = content["window"], content["window_steps"]
+    _refuse_changes(content["config"], run.config, found[0])
+    run.step, run.best, run.window_steps = content["step"], content["best"], content["window_steps"]
+    if distributed.is_main():  # the sums are of all ranks
+        run.window = {name: torch.tensor(value) for name, value in content["window"].items()}
     run.model.load_state_dict(content["model"])
     optim.restore(stepper.optimizer, content["optimizer"])
     stepper.scaler.load_state_dict(content["scaler"])
     stepper.overflows = content["overflows"]
     if average is not None:
         average.load_state_dict(content["average"])
-    log.cut_back(run.step, evaluated=False)
+
+
+FREE = ("run_dir", "resume", "trust", "checkpoint", *(f"trainer.{key}" for key in
+        ("device", "workers", "compile", "micro_batch", "log_every", "eval_every", "save_every")))  # fmt: skip
+
+
+def _refuse_changes(before: dict[str, Any], now: dict[str, Any], path: Path) -> None:
+    """Raise UserError when going on from `path` would not be the same run; keys in FREE may differ."""
+    old, new = _flat(before), _flat(now)
+    changed = [key for key in {**old, **new} if old.get(key) != new.get(key) and key not in FREE]
+    if changed:
+        listed = ", ".join(f"{key} was {old.get(key)} and is {new.get(key)}" for key in changed)
+        raise UserError(
+            f"{path} is of another run than this one would be: {listed}; go on with what was, or start a new run from "
+            f"these weights with another run_dir and checkpoint={path}."
+        )
+
+
+def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(config, dict):
+        return {prefix: config}
+    return {
+        k: v for key, value in config.items() for k, v in _flat(value, f"{prefix}.{key}" if prefix else key).items()
+    }
 
 
 def _add(run: Run, parts: dict[str, Tensor]) -> None:
@@ -279,9 +307,13 @@ def _add(run: Run, parts: dict[str, Tensor]) -> None:
 
 def _close(run: Run) -> dict[str, float]:
     """Means over the window's steps of what the ranks' shares add up to; starts the next window."""
-    shares = distributed.gather({name: float(value) for name, value in run.window.items()})
-    names = dict.fromkeys(name for share in shares for name in share)
-    sums = {name: sum(share.get(name, 0.0) for share in shares) for name in names}
-    means = {f"train/{name}": value / run.window_steps for name, value in sums.items()}
+    means = {f"train/{name}": value / run.window_steps for name, value in _summed(run.window).items()}
     run.window, run.window_steps = {}, 0
     return means
+
+
+def _summed(window: dict[str, Tensor]) -> dict[str, float]:
+    """What the ranks' shares add up to."""
+    shares = distributed.gather({name: float(value) for name, value in window.items()})
+    names = dict.fromkeys(name for share in shares for name in share)
+    return {name: sum(share.get(name, 0.0) for share in shares) for name in names}

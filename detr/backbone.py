@@ -221,9 +221,9 @@ def load_weights(backbone: Backbone, options: BackboneOptions) -> None:
     else:
         content = checkpoint.load(Path(options.weights).expanduser())
         tensors = content.get("model", content)
-    prefix = "backbone.0.body."  # official DETR's
-    if any(key.startswith(prefix) for key in tensors):
-        tensors = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+    for prefix in ("backbone.0.body.", "backbone."):  # official DETR's, and ours
+        if any(key.startswith(prefix) for key in tensors):
+            tensors = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
     wanted = backbone.state_dict()
     bad = [key for key, value in wanted.items() if key not in tensors or tensors[key].shape != value.shape]
     if bad:

@@ -230,7 +230,10 @@ class Coco:
     def _cut(self, ids: list[int], path: Path) -> dict[str, list[int]]:
         """Train and val out of one file: the same cut for any seed of the run and any order of the file."""
         if self.val_count >= len(ids):
-            raise UserError(f"data.val_count={self.val_count} leaves nothing of the {len(ids)} images of {path}.")
+            raise UserError(
+                f"data.val_count={self.val_count} leaves nothing of the {len(ids)} images of {path}; "
+                "give val files of its own (data.val.images, data.val.annotations), or a smaller data.val_count."
+            )
         order = torch.randperm(len(ids), generator=seeded("val of train", self.val_count)).tolist()
         ids = sorted(ids)
         return {

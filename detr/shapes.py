@@ -40,6 +40,8 @@ class Shapes(Coco):
     folder's name holds a hash of the drawing keys: other keys draw another folder.
     """
 
+    drawn = True  # made for a model without pretrained weights
+
     def __init__(
         self,
         *,

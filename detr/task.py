@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from common.errors import UserError
 from common.task import Adopted, Answer, Batch, Goal, Split
 from common.types import Fraction, Positive
 from detr import loss, official, pictures
@@ -71,6 +72,11 @@ class Detection:
     def loss(self, model: nn.Module, batch: Batch, sizes: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
         """The set loss of all decoder layers; see detr/loss.py."""
         outputs = self._forward(model, batch)
+        if outputs["logits"].shape[2] != self.queries:
+            raise UserError(
+                f"task.queries={self.queries}, but the model has {outputs['logits'].shape[2]} queries (model.queries); "
+                "give both the same number."
+            )
         image = torch.repeat_interleave(_counts(batch), output_size=len(batch["boxes"]))  # (T,) image of each object
         scale = batch["sizes"].flip(1).repeat(1, 2)[image]  # (T, 4) as w h w h
         targets = to_cxcywh(batch["boxes"]) / scale
@@ -84,7 +90,7 @@ class Detection:
         """
         outputs = self._forward(model, batch)
         scores, labels = outputs["logits"][-1].float().softmax(-1)[..., :-1].max(-1)  # (B, Q)
-        scale = batch["original_sizes"].flip(1).repeat(1, 2)[:, None]  # (B, 1, 4) as w h w h
+        scale = batch["original_sizes"].to(scores.device).flip(1).repeat(1, 2)[:, None]  # (B, 1, 4) as w h w h
         boxes = to_xyxy(outputs["boxes_cxcywh"][-1].float()) * scale  # (B, Q, 4)
         answers = zip(boxes.cpu(), scores.cpu(), labels.cpu(), strict=True)
         return [{"boxes": box, "scores": score, "labels": label} for box, score, label in answers]
@@ -107,10 +113,11 @@ class Detection:
                 {"box": [round(v, 2) for v in box.tolist()], "name": self._name(label), "score": round(float(score), 4)}
                 for box, label, score in zip(*self._confident(answer), strict=True)
             ]
-            source, target = Path(path), folder / Path(path).name
+            source, target = Path(path), folder / f"{Path(path).name}.boxes"  # never a name of the user's own pictures
             picture = self._draw(read_image(source), answer)
-            pictures.write(picture, target.with_suffix(".jpg"))
-            target.with_suffix(".json").write_text(json.dumps({"file": str(source), "objects": found}, indent=1))
+            pictures.write(picture, target.with_name(f"{target.name}.jpg"))
+            answer_file = target.with_name(f"{target.name}.json")
+            answer_file.write_text(json.dumps({"file": str(source), "objects": found}, indent=1))
             names = [item["name"] for item in found]
             counted = ", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names)) or "nothing"
             yield f"{source.name}: {counted} (score >= {self.options.threshold})"
@@ -138,20 +145,33 @@ class Detection:
         return self.categories[int(label)]["name"]
 
     def metric(self, split: Split) -> CocoMetric:
-        """COCO average precision on the uncleaned ground truth of `split`."""
-        return CocoMetric(self.data.ground_truth(split), self.categories)
+        """COCO average precision on the uncleaned ground truth of `split`.
 
-    def advice(self, model: nn.Module) -> list[str]:
-        """What the data and the model call for before the first step."""
+        Raises UserError when the data's classes are not those that the model has learnt.
+        """
+        truth = self.data.ground_truth(split)
+        ours = {category["id"]: category["name"] for category in self.categories}
+        used = {annotation["category_id"] for annotation in truth["annotations"]}
+        for category in truth["categories"]:
+            known = ours.get(category["id"])
+            nameless = known is not None and known.startswith("class ")  # an imported file that names no classes
+            if category["id"] in used and known != category["name"] and not nameless:
+                raise UserError(
+                    f'{split} has objects of category {category["id"]} "{category["name"]}", and this model knows '
+                    f"{'none' if known is None else json.dumps(known)} by that id; evaluate it on data of its own "
+                    "classes, or train on these data from checkpoint=FILE."
+                )
+        return CocoMetric(truth, self.categories)
+
+    def advice(self, pretrained: bool) -> list[str]:
+        """What the data call for before the first step; the set that the project draws is made for a fresh start."""
         count = self.data.count("train")
-        backbone = getattr(model, "backbone", None)
-        options = getattr(backbone, "options", None)
-        if options is None or options.weights != "none" or options.name == "small" or count >= SMALL_DATA:
+        if pretrained or count >= SMALL_DATA or getattr(self.data, "drawn", False):
             return []
         return [
-            f"the backbone {options.name} starts without weights and there are only {count} training images: DETR "
-            f"learns nothing useful from fewer than {SMALL_DATA} that way; start from checkpoint=FILE (an official "
-            "COCO detector), from model.backbone.weights=imagenet_v1 or a file, or use a smaller model."
+            f"the model starts without any weights and there are only {count} training images: DETR learns next to "
+            f"nothing from fewer than {SMALL_DATA:,} that way; start from checkpoint=FILE (an official COCO detector), "
+            "or from model.backbone.weights=imagenet_v1 or a file."
         ]
 
     def alarms(self, answers: list[Answer]) -> list[str]:

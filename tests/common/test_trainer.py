@@ -70,7 +70,7 @@ class Fit:
     def metric(self, split):
         return Error(self.data.count(split))
 
-    def advice(self, model):
+    def advice(self, pretrained):
         return ["this is a toy."]
 
     def alarms(self, answers):
@@ -210,6 +210,18 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_end(tmp_path, keys, stop, mo
     assert whole["best"] == stopped["best"]
 
 
+def test_going_on_as_another_run_is_refused_with_the_differences(tmp_path):
+    fit(tmp_path, keys={"steps": 5})
+    with pytest.raises(UserError, match="seed was 0 and is 1"):
+        fit(tmp_path, seed=1, resume=True)
+
+
+def test_going_on_before_the_first_checkpoint_starts_the_log_anew(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 4, "train/loss": 9.0}\n')
+    fit(tmp_path, resume=True)
+    assert [line["step"] for line in lines(tmp_path) if "train/loss" in line] == [4, 8, 12, 16, 20]
+
+
 def test_averaged_weights_are_evaluated_and_kept(tmp_path):
     fit(tmp_path, keys={"ema_decay": 0.99})
     content = checkpoint.load(tmp_path / "checkpoints/step_00000020.pt")
@@ -223,7 +235,7 @@ def test_averaged_weights_are_evaluated_and_kept(tmp_path):
 def test_without_val_the_last_weights_count_and_without_test_there_are_no_numbers(tmp_path):
     assert "test/error" in fit(tmp_path / "a", data=Line(val=0))
     assert not (tmp_path / "a/checkpoints/best.pt").exists()
-    assert fit(tmp_path / "b", data=Line(test=0)) == {}
+    assert set(fit(tmp_path / "b", data=Line(test=0))) == {"val/error"}
 
 
 def test_epochs_are_counted_in_whole_batches(tmp_path):

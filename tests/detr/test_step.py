@@ -146,12 +146,12 @@ def test_parameters_after_a_clipped_step_do_not_depend_on_the_cut(monkeypatch, b
 def test_a_mean_of_means_would_be_seen(monkeypatch):
     """The control: divisors of each micro-batch alone, averaged, are another step."""
     whole = gradient(CUTS["1x8"])
-    monkeypatch.setattr("common.step.step_sizes", lambda task, micro_batches, device: {"classes": 8.0, "boxes": 10.0})
+    monkeypatch.setattr("common.step.step_sizes", lambda task, micro_batches: {"classes": 8.0, "boxes": 10.0})
     one = stepper(torch.float32, None)
     one.task.sizes = lambda batch: {}
     wrong = []
     for batch in batches([3, 1, 4]):
-        sizes = step_sizes(task(), [batch], torch.device("cpu"))
+        sizes = step_sizes(task(), [batch])
         one.model.zero_grad()
         one.task.loss(one.model, batch, sizes)[0].backward()
         wrong.append(torch.cat([p.grad.flatten() for p in one.parameters]))
