@@ -56,6 +56,27 @@ class FrozenBatchNorm(nn.Module):
         self.register_buffer("bias", torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
+        self._kept: tuple[object, tuple[Tensor, Tensor]] | None = None
+
+    def folded_into(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """The weight (C, ...) and bias (C,) of a convolution that does the work of this norm, too.
+
+        They are computed in every step that trains. Without gradients, as in evaluation, they are kept as long as
+        nothing that they come from has been written to, in the type that autocast would turn them into each time.
+        """
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or weight.is_inference():
+            self._kept = None
+            return self._fold(weight)
+        kind = weight.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+        written = dtype, *((tensor.data_ptr(), tensor._version) for tensor in (weight, *self.buffers()))
+        if self._kept is None or self._kept[0] != written:
+            self._kept = written, tuple(tensor.to(dtype) for tensor in self._fold(weight))
+        return self._kept[1]
+
+    def _fold(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        scale, shift = self.scale_and_shift()
+        return weight * scale[:, None, None, None], shift
 
     def scale_and_shift(self) -> tuple[Tensor, Tensor]:
         """(C,), (C,) so that the norm is x * scale + shift."""
@@ -72,9 +93,8 @@ def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int
 
 def normed(conv: nn.Conv2d, norm: FrozenBatchNorm, x: Tensor) -> Tensor:
     """norm(conv(x)), with the norm folded into the convolution's weights, which saves a pass over the map."""
-    scale, shift = norm.scale_and_shift()
-    weight = conv.weight * scale[:, None, None, None]
-    return F.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation)
+    weight, bias = norm.folded_into(conv.weight)
+    return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation)
 
 
 def layer(

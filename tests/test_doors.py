@@ -133,7 +133,7 @@ def test_two_processes_train_into_one_folder_and_take_the_same_first_steps(train
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("test/AP50 ") == 1, "one log"
+    assert done.stdout.count("All of it lies in") == 1, "one log"
     one, two = ([json.loads(x) for x in (f / "metrics.jsonl").read_text().splitlines()] for f in (trained[0], folder))
     assert one[0]["train/loss"] == pytest.approx(two[0]["train/loss"], rel=1e-5)
 
@@ -199,7 +199,7 @@ def published(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     model = build(config["model"], classes=91)
     file = tmp_path_factory.mktemp("official") / "detr-r18.pth"
-    content = {"model": official.export(model.state_dict()), "epoch": 499, "args": Namespace(lr=1e-4)}
+    content = {**official.export(model.state_dict()), "epoch": 499, "args": Namespace(lr=1e-4)}
     torch.save(content, file, _use_new_zipfile_serialization=False)
     return file
 
@@ -269,7 +269,8 @@ def test_damaged_foreign_and_malicious_checkpoints_are_one_sentence(trained, tmp
     (tmp_path / "text.pt").write_text("not a checkpoint")
     (tmp_path / "pickle.pt").write_bytes(pickle.dumps({"model": Harm()}))
     torch.save({"model": Harm()}, tmp_path / "harm.pt")
-    checkpoint.save(tmp_path / "other.pt", {**checkpoint.load(trained[0] / "checkpoints/best.pt"), "model": {}})
+    content = checkpoint.load(trained[0] / "checkpoints/best.pt")
+    checkpoint.save(tmp_path / "other.pt", {**content, "model": {}, "average": None})
     for name in ("cut", "flipped", "text", "pickle", "harm", "other", "missing"):
         said = door("evaluate", f"checkpoint={tmp_path}/{name}.pt", code=2)
         assert f"{name}.pt" in said and len(said.strip().splitlines()) == 1, said

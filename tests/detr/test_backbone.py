@@ -312,3 +312,33 @@ def test_imagenet_weights_once_fetched_need_no_network(tmp_path: Path, monkeypat
     model = backbone()
     load_weights(model, options(weights="imagenet_v1"))
     assert_holds(model, tensors)
+
+
+def test_what_is_kept_between_evaluations_follows_every_write():
+    """Folded weights are kept without gradients; a write to a weight or a statistic, or another type, must be seen."""
+    model = backbone("resnet18").eval()
+    (picture,) = images((64, 64))
+
+    def features() -> torch.Tensor:
+        with torch.no_grad():
+            return model(picture[None], None)[0]
+
+    seen = [features(), features()]
+    assert torch.equal(seen[0], seen[1])
+    with torch.no_grad():
+        model.layer1[0].conv1.weight.mul_(1.5)
+        seen.append(features())
+        model.layer2[0].downsample[1].running_var.mul_(2)
+        seen.append(features())
+    model.load_state_dict(backbone("resnet18").state_dict())
+    redraw(model, 7)
+    seen.append(features())
+    assert all(not torch.equal(one, other) for one, other in zip(seen[1:], seen[2:], strict=False))
+    fresh = backbone("resnet18").eval()
+    fresh.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        assert torch.equal(fresh(picture[None], None)[0], seen[-1])
+    assert torch.equal(model(picture[None], None)[0].detach(), seen[-1]), "and it is what training computes"
+    with torch.autocast("cpu", torch.bfloat16):
+        assert features().dtype == torch.bfloat16
+    assert torch.equal(features(), seen[-1])
