@@ -22,19 +22,19 @@ from detr.coco import SPLITS, Coco, Files
 from detr.transforms import Augmentation
 
 NAMES = ("circle", "square", "triangle", "star")
-DRAWING = 2  # goes up when the same keys draw other pictures
+DRAWING = 3  # goes up when the same keys draw other pictures
 FINE = 4  # subpixels along each side of a pixel
-LEAST_VISIBLE = 0.6  # of each shape's pixels
-CONFETTI = 0.85  # contrast of the background; below 0.7 thresholds begin to find the shapes (tests/detr/test_shapes.py)
-NOISE = 30.0  # standard deviation of every pixel, in levels
-DARKEST = 120.0  # level of a shape's colour in each channel; the background's mean is 90
+LEAST_VISIBLE = 0.75  # of each shape's pixels
+CONFETTI = 0.9  # contrast of the background; below 0.7 thresholds begin to find the shapes (tests/detr/test_shapes.py)
+NOISE = 22.0  # standard deviation of every pixel, in levels
+DARKEST = 125.0  # level of a shape's colour in each channel; the background's mean is 90
 LEAST_CONTRAST = 70.0  # distance of a shape's colour from what it covers, in levels of RGB
 
 
 class Shapes(Coco):
     """Circles, squares, triangles and stars, one to five in an image, drawn once into `root`.
 
-    A shape is a sixth to a half of the image's side long, of random light colour, and may hide up to 40 % of another.
+    A shape is a sixth to a half of the image's side long, of random light colour, and may hide up to a quarter of another.
     Box and mask are those of its visible part. Backgrounds are confetti of all colours with noise on every pixel, so
     that thresholds and blobs do not solve it; `plain` draws one colour each and no overlap, so that they do. The
     folder's name holds a hash of the drawing keys: other keys draw another folder.
