@@ -34,10 +34,10 @@ LEAST_CONTRAST = 70.0  # distance of a shape's colour from what it covers, in le
 class Shapes(Coco):
     """Circles, squares, triangles and stars, one to five in an image, drawn once into `root`.
 
-    A shape is a sixth to a half of the image's side long, of random light colour, and may hide up to a quarter of another.
-    Box and mask are those of its visible part. Backgrounds are confetti of all colours with noise on every pixel, so
-    that thresholds and blobs do not solve it; `plain` draws one colour each and no overlap, so that they do. The
-    folder's name holds a hash of the drawing keys: other keys draw another folder.
+    A shape is a sixth to a half of the image's side long, of random light colour, and may hide up to a quarter of
+    another. Box and mask are those of its visible part. Backgrounds are confetti of all colours with noise on every
+    pixel, so that thresholds and blobs do not solve it; `plain` draws one colour each and no overlap, so that they do.
+    The folder's name holds a hash of the drawing keys: other keys draw another folder.
     """
 
     drawn = True  # made for a model without pretrained weights
