@@ -120,7 +120,10 @@ def test_the_state_goes_on_bit_for_bit_after_a_checkpoint(tmp_path):
 def test_the_averaged_weights_load_into_a_model():
     model = make_model()
     average = Average(model, 0.9)
-    make_model(seed=1).load_state_dict(average.state_dict()["weights"], strict=True)
+    other = make_model(seed=1)
+    other.load_state_dict(average.state_dict()["weights"], strict=True)
+    for name, value in model.state_dict().items():
+        assert torch.equal(other.state_dict()[name], value)
 
 
 def test_another_models_average_is_refused():
