@@ -70,6 +70,7 @@ def restore(config: dict[str, Any]) -> Parts:
         said = f"weights   {path}: imported" + _listed(", without", adopted.left_out)
     task.restore(state)
     model: nn.Module = build(config["model"], **task.model_arguments())
+    tensors = _adapted(model, tensors)
     missing, _ = _fitting(model, tensors)
     foreign = sorted(tensors.keys() - model.state_dict().keys())
     if missing or foreign:
@@ -115,7 +116,7 @@ def start_from(model: nn.Module, task: Task, path: Path) -> str:
         adopted = Adopted(weights(content), content["task"], [])
     else:
         adopted = _adopt(task, content, path)
-    tensors = adopted.weights
+    tensors = _adapted(model, adopted.weights)
     remade = tuple(getattr(model, "decided_by_data", ())) if adopted.task_state != task.state() else ()
     tensors = {k: v for k, v in tensors.items() if not any(k == part or k.startswith(f"{part}.") for part in remade)}
     missing, fitting = _fitting(model, tensors)
@@ -133,6 +134,12 @@ def _adopt(task: Task, content: dict[str, Any], path: Path) -> Adopted:
         return task.adopt(content)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+
+
+def _adapted(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights as the model can take them, where it has an `adapt` (an optional method: positions of another grid)."""
+    adapt = getattr(model, "adapt", None)
+    return adapt(tensors) if adapt else tensors
 
 
 def _fitting(model: nn.Module, tensors: dict[str, Tensor]) -> tuple[list[str], dict[str, Tensor]]:

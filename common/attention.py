@@ -12,10 +12,13 @@ class Attention(nn.Module):
     """Scaled dot-product attention in `heads` subspaces, with biases on all four projections.
 
     The query, key and value projections are the rows of one matrix, in this order, so that inputs that coincide
-    share one multiplication.
+    share one multiplication. With `qk_norm` each head's queries and keys pass a layer norm of their own (Dehghani et al.
+    2023, arXiv 2302.05442, section 2), which keeps the scores from growing.
     """
 
-    def __init__(self, *, width: int, heads: int, dropout: float = 0.0):
+    def __init__(
+        self, *, width: int, heads: int, dropout: float = 0.0, qk_norm: bool = False, norm_eps: float = 1e-5
+    ):
         super().__init__()
         if width % heads:
             raise ValueError(f"width {width} is not divisible by heads {heads}")
@@ -23,6 +26,8 @@ class Attention(nn.Module):
         self.dropout = dropout  # on the attention weights
         self.in_proj = nn.Linear(width, 3 * width)
         self.out_proj = nn.Linear(width, width)
+        self.q_norm = nn.LayerNorm(width // heads, eps=norm_eps) if qk_norm else nn.Identity()
+        self.k_norm = nn.LayerNorm(width // heads, eps=norm_eps) if qk_norm else nn.Identity()
         self.watched: list[Tensor] | None = None  # see `watching`
 
     def forward(self, *, q: Tensor, k: Tensor, v: Tensor, may_look: Tensor | None = None) -> Tensor:
@@ -32,6 +37,7 @@ class Attention(nn.Module):
         A query that may look nowhere gets the projection of zeros, never NaN.
         """
         q, k, v = (self._split(x) for x in self._project(q, k, v))  # (B, h, N or M, C/h)
+        q, k = self.q_norm(q), self.k_norm(k)
         if self.watched is not None:
             self.watched.append(weights(q, k, may_look).detach())
         dropout = self.dropout if self.training else 0.0

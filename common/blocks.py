@@ -1,8 +1,9 @@
 """Transformer blocks and stacks (Vaswani et al. 2017, arXiv 1706.03762, section 3.1) in both norm orders."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor, nn
 
 from common.attention import Attention
@@ -20,25 +21,42 @@ class BlockOptions:
     attention_dropout: float = 0.0  # on the attention weights
     hidden_dropout: float = 0.0  # inside the feed-forward, after the activation
     activation: Callable[[], nn.Module] = nn.ReLU
+    norm_eps: float = 1e-5
+    qk_norm: bool = False  # see Attention
+    layer_scale: float | None = None  # first value of a learned factor for each channel of a sub-layer's output
+    drop_path: float = 0.0  # probability that a sample skips a sub-layer; in a stack, of the last block
 
 
 class Residual(nn.Module):
-    """The one place where a sub-layer meets residual, norm and dropout.
+    """The one place where a sub-layer meets residual, norm, dropout, layer scale and stochastic depth.
 
     post-norm: norm(x + drop(f(x))), section 3.1; pre-norm: x + drop(f(norm(x))), Xiong et al. 2020, arXiv 2002.04745.
+    Layer scale is Touvron et al. 2021, arXiv 2103.17239, section 2.1; stochastic depth Huang et al. 2016, arXiv 1603.09382.
     """
 
     def __init__(self, options: BlockOptions):
         super().__init__()
         self.pre_norm = options.pre_norm
-        self.norm = nn.LayerNorm(options.width)
+        self.norm = nn.LayerNorm(options.width, eps=options.norm_eps)
         self.dropout = nn.Dropout(options.dropout)
+        scale = options.layer_scale
+        self.scale = None if scale is None else nn.Parameter(torch.full((options.width,), scale))
+        self.drop_path = options.drop_path
 
     def forward(self, x: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
         """x (B, N, C) -> (B, N, C)."""
         if self.pre_norm:
-            return x + self.dropout(sublayer(self.norm(x)))
-        return self.norm(x + self.dropout(sublayer(x)))
+            return x + self._added(sublayer(self.norm(x)))
+        return self.norm(x + self._added(sublayer(x)))
+
+    def _added(self, x: Tensor) -> Tensor:
+        x = self.dropout(x)
+        if self.scale is not None:
+            x = x * self.scale
+        if self.drop_path and self.training:
+            kept = x.new_empty(len(x), 1, 1).bernoulli_(1 - self.drop_path)  # (B, 1, 1), each sample for itself
+            x = x * kept / (1 - self.drop_path)
+        return x
 
 
 class FeedForward(nn.Sequential):
@@ -115,12 +133,18 @@ class DecoderBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """A stack of encoder blocks. With pre-norm it ends in a norm, since its blocks leave their sums unnormalised."""
+    """A stack of encoder blocks. With pre-norm it ends in a norm, since its blocks leave their sums unnormalised.
 
-    def __init__(self, options: BlockOptions, *, layers: int):
+    Without `final_norm` that is left to the caller. `drop_path` grows linearly from 0 in the first block to its full
+    value in the last (Huang et al. 2016, section 3).
+    """
+
+    def __init__(self, options: BlockOptions, *, layers: int, final_norm: bool = True):
         super().__init__()
-        self.blocks = nn.ModuleList(EncoderBlock(options) for _ in range(layers))
-        self.norm = nn.LayerNorm(options.width) if options.pre_norm else nn.Identity()
+        rates = [options.drop_path * i / max(1, layers - 1) for i in range(layers)]
+        self.blocks = nn.ModuleList(EncoderBlock(replace(options, drop_path=rate)) for rate in rates)
+        ends_in_norm = options.pre_norm and final_norm
+        self.norm = nn.LayerNorm(options.width, eps=options.norm_eps) if ends_in_norm else nn.Identity()
 
     def forward(self, x: Tensor, *, positions: Tensor | None = None, may_look: Tensor | None = None) -> Tensor:
         """x (B, N, C) -> (B, N, C)."""
@@ -135,7 +159,7 @@ class Decoder(nn.Module):
     def __init__(self, options: BlockOptions, *, layers: int, final_norm: bool):
         super().__init__()
         self.blocks = nn.ModuleList(DecoderBlock(options) for _ in range(layers))
-        self.norm = nn.LayerNorm(options.width) if final_norm else nn.Identity()
+        self.norm = nn.LayerNorm(options.width, eps=options.norm_eps) if final_norm else nn.Identity()
 
     def forward(
         self,
@@ -164,7 +188,13 @@ class Decoder(nn.Module):
 
 
 def _attention(options: BlockOptions) -> Attention:
-    return Attention(width=options.width, heads=options.heads, dropout=options.attention_dropout)
+    return Attention(
+        width=options.width,
+        heads=options.heads,
+        dropout=options.attention_dropout,
+        qk_norm=options.qk_norm,
+        norm_eps=options.norm_eps,
+    )
 
 
 def _add(x: Tensor, positions: Tensor | None) -> Tensor:

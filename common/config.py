@@ -245,9 +245,7 @@ def _convert(value: Any, hint: Any) -> Any:
     if kind is Annotated:
         return _convert(value, inner[0])
     if kind in (Union, UnionType):
-        wanted = [
-            choice for choice in inner if isinstance(value, dict) == _takes_keys(choice) and choice is not NoneType
-        ]
+        wanted = [choice for choice in inner if _takes(choice) == _kind(value) and choice is not NoneType]
         return _convert(value, wanted[0]) if value is not None and wanted else value
     if dataclasses.is_dataclass(hint) and isinstance(value, dict):
         return construct(typing.cast(type, hint), value)
@@ -259,5 +257,11 @@ def _convert(value: Any, hint: Any) -> Any:
     return value
 
 
-def _takes_keys(hint: Any) -> bool:
-    return dataclasses.is_dataclass(hint) or typing.get_origin(hint) is dict
+def _takes(hint: Any) -> str:
+    if dataclasses.is_dataclass(hint) or typing.get_origin(hint) is dict:
+        return "keys"
+    return "list" if typing.get_origin(hint) in (list, tuple) else "one value"
+
+
+def _kind(value: Any) -> str:
+    return "keys" if isinstance(value, dict) else "list" if isinstance(value, list | tuple) else "one value"

@@ -6,7 +6,7 @@ Loshchilov and Hutter 2017 (arXiv:1608.03983) without restarts.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from common.config import did_you_mean
 from common.errors import UserError
-from common.types import Count, Fraction, NonNegativeFloat, PositiveFloat
+from common.types import Count, Fraction, NonNegativeFloat, Positive, PositiveFloat
 
 Groups = list[dict[str, Any]]
 
@@ -27,11 +27,14 @@ class OptimizerOptions:
     name: Literal["adamw", "adam", "sgd"]
     lr: PositiveFloat
     weight_decay: NonNegativeFloat  # decoupled in adamw, added to the gradient in adam and sgd
-    decay_norms: bool  # decay norms, biases and all else with fewer than two axes as well
+    decay_norms: bool  # decay norms, biases, tokens and positions as well
     betas: tuple[Fraction, Fraction]  # adamw, adam
     eps: PositiveFloat  # adamw, adam
     momentum: Fraction  # sgd
     rates: dict[str, NonNegativeFloat]  # first words of a parameter's name -> factor of lr; the longest match wins
+    layer_decay: Fraction  # what each layer further from the output multiplies the rate by; 1 = all learn alike
+    reference_batch: Positive | None  # the batch size that lr is given for; None = lr as it stands, for any
+    scaling: Literal["linear", "sqrt"]  # how lr follows from it for data.batch_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +42,8 @@ class ScheduleOptions:
     """How the rate changes over a run."""
 
     name: Literal["constant", "step", "cosine"]
-    warmup: Count  # optimizer steps of linear warm-up before any of them
+    warmup: Count | Fraction  # linear warm-up before any of them: whole number = steps, below 1 = a part of the run
+    start: Fraction  # the factor that the warm-up rises from
     drops: list[Fraction]  # step: where the rate drops, as fractions of the run
     factor: Fraction  # step: what each drop multiplies the rate by
     final: Fraction  # cosine: the factor that it falls to
@@ -58,6 +62,16 @@ def build(model: nn.Module, options: OptimizerOptions) -> Optimizer:
     optimizer = _OPTIMIZERS[options.name](groups, options, _fused(groups))
     optimizer.register_step_pre_hook(_match_layouts)
     return optimizer
+
+
+def for_batch(options: OptimizerOptions, batch_size: int) -> OptimizerOptions:
+    """The options with the rate that is in effect: `lr` as scaled from the reference batch to `batch_size`.
+
+    Linear is Goyal et al. 2017 (arXiv:1706.02677); the square root suits Adam better when the factor is large.
+    """
+    factor = batch_size / (options.reference_batch or batch_size)
+    lr = options.lr * (factor if options.scaling == "linear" else math.sqrt(factor))
+    return replace(options, lr=lr, reference_batch=None)
 
 
 def set_rate(optimizer: Optimizer, factor: float) -> None:
@@ -99,18 +113,22 @@ def _groups(model: nn.Module, options: OptimizerOptions) -> Groups:
         if not any(_under(name, prefix) for name in everything):
             parts = {".".join(name.split(".")[:depth]) for name in everything for depth in (1, 2)}
             raise UserError(f"optimizer.rates.{prefix} fits no parameter of the model{did_you_mean(prefix, parts)}")
-    groups: dict[tuple[str, bool], dict[str, Any]] = {}
+    spared = getattr(model, "undecayed", ())  # an optional attribute: tables that are no weights of a product
+    depths = _depths(model, options)
+    groups: dict[tuple[str, int, bool], dict[str, Any]] = {}
     for name, parameter in everything.items():
         if not parameter.requires_grad:
             continue
         prefix = max((prefix for prefix in options.rates if _under(name, prefix)), key=len, default="")
-        decays = options.decay_norms or parameter.ndim >= 2
+        depth = next((depth for part, depth in depths.items() if _under(name, part)), 0)
+        decays = options.decay_norms or (parameter.ndim >= 2 and not any(_under(name, part) for part in spared))
+        layer = f", {depth} below the output" if depths else ""
         group = groups.setdefault(
-            (prefix, decays),
+            (prefix, depth, decays),
             {
                 "params": [],
-                "name": f"{prefix or 'rest'}, {'decay' if decays else 'no decay'}",
-                "base_lr": options.lr * options.rates.get(prefix, 1.0),
+                "name": f"{prefix or 'rest'}{layer}, {'decay' if decays else 'no decay'}",
+                "base_lr": options.lr * options.rates.get(prefix, 1.0) * options.layer_decay**depth,
                 "weight_decay": options.weight_decay if decays else 0.0,
             },
         )
@@ -119,6 +137,22 @@ def _groups(model: nn.Module, options: OptimizerOptions) -> Groups:
     if not groups:
         raise UserError("the model has no parameter to train: all of them are frozen; unfreeze a part of it.")
     return list(groups.values())
+
+
+def _depths(model: nn.Module, options: OptimizerOptions) -> dict[str, int]:
+    """First words of parameter names -> layers between them and the output; empty when all layers learn alike.
+
+    `layers()`, an optional method of the model, lists those words from the input to the output.
+    """
+    if options.layer_decay == 1:
+        return {}
+    if not hasattr(model, "layers"):
+        raise UserError(
+            f"optimizer.layer_decay={options.layer_decay}: {type(model).__name__} has no method layers() that says "
+            "what its layers are; set it to 1, or use optimizer.rates."
+        )
+    layers: list[tuple[str, ...]] = model.layers()  # type: ignore[operator]
+    return {part: len(layers) - 1 - number for number, parts in enumerate(layers) for part in parts}
 
 
 def _under(name: str, prefix: str) -> bool:
@@ -172,11 +206,18 @@ _OPTIMIZERS: dict[str, Callable[[Groups, OptimizerOptions, bool | None], Optimiz
 def rate(options: ScheduleOptions, step: int, steps: int) -> float:
     """The factor of the full rate for the update made after `step` others, of `steps` in the run (0-based).
 
-    Linear warm-up: 1/warmup for the first update, 1 for update number `warmup`.
+    Linear warm-up from `start`, which itself is never used: 1/warmup of the rise for the first update, all of it for
+    update number `warmup`.
     """
-    if step < options.warmup:
-        return (step + 1) / options.warmup
+    warmup = warm_up(options, steps)
+    if step < warmup:
+        return options.start + (1 - options.start) * (step + 1) / warmup
     return _SCHEDULES[options.name](options, step, steps)
+
+
+def warm_up(options: ScheduleOptions, steps: int) -> int:
+    """Steps of warm-up in a run of `steps`."""
+    return options.warmup if isinstance(options.warmup, int) else round(options.warmup * steps)
 
 
 def _constant(options: ScheduleOptions, step: int, steps: int) -> float:
@@ -189,7 +230,8 @@ def _step(options: ScheduleOptions, step: int, steps: int) -> float:
 
 
 def _cosine(options: ScheduleOptions, step: int, steps: int) -> float:
-    progress = (step - options.warmup) / max(1, steps - options.warmup)
+    warmup = warm_up(options, steps)
+    progress = (step - warmup) / max(1, steps - warmup)
     return options.final + (1 - options.final) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
 
 

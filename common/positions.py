@@ -1,11 +1,13 @@
-"""Where a token stands: fixed sines in one and two dimensions, and learned tables.
+"""Where a token stands: fixed sines in one and two dimensions, and learned tables with their resampling.
 
 Vaswani et al. 2017 (arXiv 1706.03762, section 3.5); in two dimensions Carion et al. 2020 (arXiv 2005.12872, A.4).
 """
 
 import math
+from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.errors import UserError
@@ -58,3 +60,50 @@ class Learned2d(nn.Module):
         columns = self.columns.weight[:width].expand(height, -1, -1)  # (H, W, C/2)
         rows = self.rows.weight[:height, None].expand(-1, width, -1)  # (H, W, C/2)
         return torch.cat((columns, rows), dim=-1).expand(batch, -1, -1, -1)
+
+
+# Five conventions are in use, and a table resampled by one gives another function than by the others.
+Resampling = Literal[
+    "bicubic_antialias",  # timm
+    "bilinear_antialias",  # timm, for Google's .npz files
+    "bicubic",  # transformers and DINO
+    "bicubic_corners",  # torchvision: the corners of both grids coincide
+    "bilinear_corners",  # Google's vit_jax
+]
+
+
+def resample(grid: Tensor, size: tuple[int, int], how: Resampling) -> Tensor:
+    """A learned table of one grid for another: (h, w, C) -> (*size, C).
+
+    Both grids are known, so 4 x 9 becomes 6 x 6 although the number of tokens is the same; the same grid comes back
+    untouched.
+    """
+    if tuple(grid.shape[:2]) == tuple(size):
+        return grid
+    mode, _, variant = how.partition("_")
+    table = F.interpolate(
+        grid.float().permute(2, 0, 1)[None],  # (h, w, C) -> (1, C, h, w)
+        size=tuple(size),
+        mode=mode,
+        align_corners=variant == "corners",
+        antialias=variant == "antialias",
+    )
+    return table[0].permute(1, 2, 0).to(grid.dtype)  # (1, C, H, W) -> (H, W, C)
+
+
+class LearnedGrid(nn.Module):
+    """A learned vector for each place of a grid of patches, and one for a class token that goes before them.
+
+    Any other grid is served by resampling. The table keeps its two axes, so a checkpoint says which grid it was
+    learnt on.
+    """
+
+    def __init__(self, width: int, size: tuple[int, int], *, on_token: bool, how: Resampling):
+        super().__init__()
+        self.how: Resampling = how
+        self.grid = nn.Parameter(torch.empty(*size, width))
+        self.token = nn.Parameter(torch.empty(width)) if on_token else None
+
+    def forward(self, size: tuple[int, int]) -> Tensor:
+        """Positions of a grid of patches: (h, w) -> (h * w, C), row by row."""
+        return resample(self.grid, size, self.how).flatten(0, 1)

@@ -87,14 +87,15 @@ class Trainer:
         per_epoch = len(order.epoch(0))
         total = self.steps or order.steps(self.epochs or 1)
         run.model.to(on)
-        optimizer = optim.build(run.model, run.optimizer)
+        options = optim.for_batch(run.optimizer, run.data.batch_size)
+        optimizer = optim.build(run.model, options)
         average = Average(run.model, self.ema_decay) if self.ema_decay else None
         stepper = Stepper(run.task, run.model, optimizer, on, self.precision, self.clip_norm)
         folder = Folder(run.folder / "checkpoints", writes=distributed.is_main())
         evaluates = self.eval_every or per_epoch
         if resume:
             _resume(run, stepper, average, folder, log)
-        self._introduce(run, log, on, total, per_epoch)
+        self._introduce(run, options, log, on, total, per_epoch)
         if self.compile:
             run.model.compile()  # in place: the state dict keeps its names
         if run.step == 0:
@@ -115,7 +116,7 @@ class Trainer:
                 progress.advance(run.step)
                 if run.step % self.log_every == 0 or run.step == total:
                     speed = run.data.batch_size * run.window_steps / (time.monotonic() - clock)
-                    rate = run.optimizer.lr * optim.rate(run.schedule, run.step - 1, total)
+                    rate = options.lr * optim.rate(run.schedule, run.step - 1, total)
                     extra = {"train/lr": rate, "train/epoch": epoch}
                     log.numbers(run.step, {**_close(run), **extra}, {"samples_per_s": speed})
                     clock = time.monotonic()
@@ -156,7 +157,9 @@ class Trainer:
             **options,
         )
 
-    def _introduce(self, run: Run, log: Log, on: torch.device, total: int, per_epoch: int) -> None:
+    def _introduce(
+        self, run: Run, options: OptimizerOptions, log: Log, on: torch.device, total: int, per_epoch: int
+    ) -> None:
         """Say what is about to run, and how to go on after a stop."""
         count = sum(p.numel() for p in run.model.parameters())
         trained = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
@@ -167,6 +170,12 @@ class Trainer:
             f"device    {devices.describe(on)}, {self.precision}" + (f", {ranks} processes" if ranks > 1 else ""),
             f"steps     {total:,} of {run.data.batch_size} each, {per_epoch:,} an epoch"
             + (f", going on at {run.step:,}" if run.step else ""),
+            f"rate      {options.lr:.3g} at its highest"
+            + (
+                f", from {run.optimizer.lr:g} for {run.optimizer.reference_batch} by {run.optimizer.scaling} scaling"
+                if run.optimizer.reference_batch
+                else ""
+            ),
             f"folder    {run.folder}  (to go on after a stop: the same command with run_dir={run.folder} resume=auto)",
         ]
         log.say("\n".join(lines))
