@@ -87,6 +87,7 @@ class Loader:
             self.micro,
             batch_size=None,  # a key already is a whole micro-batch
             sampler=_Endless(keys),
+            collate_fn=_as_it_is,
             num_workers=self.workers,
             pin_memory=self.pin,
             prefetch_factor=4 if self.workers else None,
@@ -135,6 +136,11 @@ def evaluation(
     batches = cut(range(data.count(split)), data.cost(split), batch_size)[:limit]
     loader = Loader(data, split, seed=None, workers=workers, pin=False)
     yield from loader((0, tuple(batch)) for batch in batches[rank::world])
+
+
+def _as_it_is(batch: Any) -> Any:
+    """Keep what `Data.collate` made; PyTorch would turn arrays that are meant for the host into tensors."""
+    return batch
 
 
 class _MicroBatches(Dataset[Any]):

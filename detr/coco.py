@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
+from common.images import read_image
 from common.randomness import generator as seeded
 from common.task import Batch, Split
 from common.types import Count, Positive
 from detr import annotations
-from detr.images import read_image
 from detr.transforms import Augmentation, augment, boxes_on
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")

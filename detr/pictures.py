@@ -3,12 +3,9 @@
 import colorsys
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
-import torch
 from PIL import ImageDraw, ImageFont
 from torch import Tensor
-from torch.nn.functional import pad
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
 SMALLEST = 400  # pixels of the longer side under which labels would hide what they name
@@ -66,16 +63,3 @@ def colour(label: int) -> tuple[int, int, int]:
     """A bright colour for a class index, on which black is legible; neighbours differ by the golden ratio of hue."""
     red, green, blue = colorsys.hsv_to_rgb(label * 0.618034 % 1, 0.75, 1.0)
     return round(red * 255), round(green * 255), round(blue * 255)
-
-
-def grid(pictures: Sequence[Tensor]) -> Tensor:
-    """Pictures uint8 (3, H, W) of any sizes as one batch (B, 3, Hmax, Wmax), black at the bottom and right."""
-    height = max(picture.shape[-2] for picture in pictures)
-    width = max(picture.shape[-1] for picture in pictures)
-    return torch.stack([pad(p, (0, width - p.shape[-1], 0, height - p.shape[-2])) for p in pictures])
-
-
-def write(picture: Tensor, file: Path) -> None:
-    """Write a picture uint8 (3, H, W) in the format of the file's ending; its folder is made."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    to_pil_image(picture).save(file, quality=95)

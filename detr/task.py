@@ -10,14 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
+from common.images import list_images, read_image
+from common.pictures import grid, write
 from common.task import Adopted, Answer, Batch, Goal, Split
 from common.types import Fraction, Positive
-from detr import loss, official, pictures
+from detr import loss, official
 from detr.boxes import to_cxcywh, to_xyxy
 from detr.evaluation import CocoMetric
-from detr.images import list_images, read_image
 from detr.loss import LossOptions
 from detr.matcher import MatcherOptions
+from detr.pictures import draw
 from detr.transforms import normalise
 
 SMALL_DATA = 10_000  # images; the official repository's maintainers name 10 to 15 thousand
@@ -115,7 +117,7 @@ class Detection:
             ]
             source, target = Path(path), folder / f"{Path(path).name}.boxes"  # never a name of the user's own pictures
             picture = self._draw(read_image(source), answer)
-            pictures.write(picture, target.with_name(f"{target.name}.jpg"))
+            write(picture, target.with_name(f"{target.name}.jpg"))
             answer_file = target.with_name(f"{target.name}.json")
             answer_file.write_text(json.dumps({"file": str(source), "objects": found}, indent=1))
             names = [item["name"] for item in found]
@@ -131,11 +133,11 @@ class Detection:
             height, width = size.tolist()
             scale = (size.float() / original).flip(0).repeat(2).cpu()  # back to the pixels of the resized image
             drawn.append(self._draw(image[:, :height, :width].cpu(), {**answer, "boxes": answer["boxes"] * scale}))
-        return pictures.grid(drawn)
+        return grid(drawn)
 
     def _draw(self, image: Tensor, answer: Answer) -> Tensor:
         boxes, labels, scores = self._confident(answer)
-        return pictures.draw(image, boxes, [self._name(label) for label in labels], scores, labels)
+        return draw(image, boxes, [self._name(label) for label in labels], scores, labels)
 
     def _confident(self, answer: Answer) -> tuple[Tensor, Tensor, Tensor]:
         keep = answer["scores"] >= self.options.threshold

@@ -18,12 +18,12 @@ from transformers.loss.loss_for_object_detection import ForObjectDetectionLoss
 from common import optim
 from common.config import build, construct
 from common.device import autocast
+from common.images import list_images
 from common.optim import OptimizerOptions
 from common.randomness import generator
 from common.step import Stepper
 from detr import loss
 from detr.boxes import to_cxcywh
-from detr.images import list_images
 from detr.task import Detection
 from detr.transforms import normalise
 from scripts.benchmarks import detr_input

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from common.images import read_image
 from common.randomness import generator
-from detr.images import read_image
 from detr.transforms import MEAN, STD, Augmentation, resized
 
 Sample = tuple[Tensor, Tensor, Tensor]  # image float (3, h, w), boxes (n, 4) xyxy in its pixels, labels (n,)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -205,6 +206,105 @@ def test_an_old_file_cut_short_is_refused(tmp_path):
     for length in (10, len(data) // 2, len(data) - 5):
         with pytest.raises(UserError, match="damaged"):
             checkpoint.load(write(tmp_path / "cut.pth", data[:length]))
+
+
+ARRAYS = {
+    "block/kernel": np.arange(12, dtype=np.float32).reshape(3, 4),
+    "columns first": np.asfortranarray(np.arange(6, dtype=np.float64).reshape(2, 3)),
+    "high byte first": np.array([1.5, -2.0], dtype=">f4"),
+    "half": np.array([[0.5]], dtype=np.float16),
+    "count": np.array(7, dtype=np.int64),
+}
+
+
+def test_an_npz_comes_as_a_flat_dict_of_tensors(tmp_path):
+    np.savez(tmp_path / "a.npz", **ARRAYS)
+    with open(tmp_path / "by content.pt", "wb") as file:
+        np.savez_compressed(file, **ARRAYS)
+    for name in ("a.npz", "by content.pt"):
+        content = checkpoint.load(tmp_path / name)
+        assert list(content) == list(ARRAYS) and not checkpoint.is_ours(content)
+        for key, array in ARRAYS.items():
+            assert content[key].shape == array.shape and content[key].tolist() == array.tolist()
+        assert [str(value.dtype) for value in content.values()] == [
+            f"torch.{kind}" for kind in ("float32", "float64", "float32", "float16", "int64")
+        ]
+
+
+def test_two_bytes_without_a_meaning_are_bfloat16(tmp_path):
+    """Written out by hand: bfloat16 is the upper half of a float32."""
+    values = np.array([[1.0, -2.5, 3e38], [0.0, 0.15625, -1e-30]], dtype=np.float32)
+    halves = (values.view(np.uint32) >> 16).astype(np.uint16)
+    np.savez(tmp_path / "a.npz", bf16=halves.view("V2"), scalar=halves[0, 1].view("V2"))
+    content = checkpoint.load(tmp_path / "a.npz")
+    assert content["bf16"].dtype == content["scalar"].dtype == torch.bfloat16 and content["scalar"].shape == ()
+    expected = (halves.astype(np.uint32) << 16).view(np.float32)
+    assert content["bf16"].float().tolist() == expected.tolist() and content["scalar"] == -2.5
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_an_npz_with_pickles_is_refused_and_nothing_is_executed(first, tmp_path):
+    objects = {"objects": np.array([Malicious(tmp_path / "executed")], dtype=object)}
+    np.savez(tmp_path / "a.npz", **({**objects, **ARRAYS} if first else {**ARRAYS, **objects}))
+    with pytest.raises(
+        UserError, match=r"a\.npz holds pickled objects \(objects\), .*nothing was executed, give a file"
+    ):
+        checkpoint.load(tmp_path / "a.npz")
+    assert not (tmp_path / "executed").exists()
+    np.load(tmp_path / "a.npz", allow_pickle=True)["objects"]
+    assert (tmp_path / "executed").exists(), "the file would have done it"
+
+
+def test_an_npz_of_words_is_refused_by_their_name(tmp_path):
+    np.savez(tmp_path / "a.npz", weights=np.zeros(2), words=np.array(["a", "b"]))
+    with pytest.raises(UserError, match=r"a\.npz holds words, which is no array of numbers .*; give a file of plain"):
+        checkpoint.load(tmp_path / "a.npz")
+
+
+def test_safetensors_come_as_a_dict_whatever_the_ending(tmp_path):
+    tensors = {"a.weight": torch.randn(3, 4), "b": torch.tensor([1, 2]), "c": torch.ones(2, dtype=torch.bfloat16)}
+    safetensors.torch.save_file(tensors, tmp_path / "a.safetensors", metadata={"format": "pt"})
+    write(tmp_path / "b.pt", (tmp_path / "a.safetensors").read_bytes())
+    for name in ("a.safetensors", "b.pt"):
+        content = checkpoint.load(tmp_path / name)
+        assert same(tensors, dict(sorted(content.items()))) and not checkpoint.is_ours(content)
+        assert all(content[key].dtype == tensors[key].dtype for key in tensors)
+
+
+FOREIGN = {
+    "npz": lambda path: np.savez(path, **ARRAYS),
+    "safetensors": lambda path: safetensors.torch.save_file({"a": torch.randn(50), "b": torch.randn(50)}, path),
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_a_foreign_file_that_is_cut_is_refused_wherever_it_is_cut(kind, tmp_path):
+    whole = tmp_path / f"whole.{kind}"
+    FOREIGN[kind](whole)
+    good = whole.read_bytes()
+    checkpoint.load(whole)
+    for length in (len(good) - 1, len(good) // 2, 100, 20, 9):
+        path = write(tmp_path / f"cut.{kind}", good[:length])
+        with pytest.raises(UserError) as caught:
+            checkpoint.load(path)
+        text = str(caught.value)
+        assert text.startswith(str(path)) and "is damaged" in text and text.endswith("; copy or download it again.")
+        assert "\n" not in text
+
+
+def test_a_flipped_number_in_an_npz_is_noticed(tmp_path):
+    np.savez(tmp_path / "a.npz", a=np.arange(1000.0))
+    flipped = bytearray((tmp_path / "a.npz").read_bytes())
+    flipped[4000] ^= 1
+    with pytest.raises(UserError, match=r"is damaged \(the checksum of a\.npy is wrong\); copy or download it again"):
+        checkpoint.load(write(tmp_path / "flipped.npz", bytes(flipped)))
+
+
+def test_an_npz_or_safetensors_cannot_pass_for_a_checkpoint_of_ours(tmp_path):
+    np.savez(tmp_path / "a.npz", format=np.zeros(1))
+    safetensors.torch.save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors", metadata={"format": "triptych-1"})
+    for name in ("a.npz", "a.safetensors"):
+        assert not checkpoint.is_ours(checkpoint.load(tmp_path / name))
 
 
 def names(folder: Folder) -> list[str]:

@@ -1,0 +1,239 @@
+"""Pictures of classifications for people: a confusion matrix, attention over an image, an image with its answer."""
+
+import math
+import unicodedata
+from collections.abc import Sequence
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+from torch.nn.functional import pad
+from torchvision.transforms.v2.functional import pil_to_tensor, resize, rgb_to_grayscale, to_pil_image
+
+SMALLEST = 400  # pixels of the longer side under which letters would be as large as what they describe
+LARGEST = 480  # pixels of the longer side of one image among many
+NAMED = 40  # classes up to which a confusion matrix holds names and numbers
+GAP = 8  # pixels between images
+HEAT = ((8, 8, 20), (80, 20, 110), (190, 50, 90), (245, 130, 40), (255, 240, 150))  # lightness rises evenly
+BLUES = ((255, 255, 255), (190, 215, 235), (95, 160, 210), (30, 95, 165), (10, 40, 90))
+MARKS = {True: (185, 235, 190), False: (250, 190, 185), None: (225, 225, 225)}  # right, wrong, not known
+
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+
+def confusion(counts: Tensor, names: Sequence[str]) -> Tensor:
+    """Draw a confusion matrix, int (K, K) with rows for the truth and columns for what was predicted: uint8 (3, H, W).
+
+    A cell's shade is the square root of its share of the row, so that rare mistakes show; its number is the count.
+    Beyond `NAMED` classes there is no room for names and numbers: classes are then found by their index on the axes.
+    """
+    classes = len(names)
+    font = ImageFont.load_default(size=15 if classes <= 20 else 12 if classes <= 500 else 22)  # as the picture grows
+    shares = counts / counts.sum(1, keepdim=True).clamp(min=1)  # a class without images gives a white row
+    if classes <= NAMED:
+        cell = max(30, 240 // classes, _width(str(int(counts.max())), font) + 10)
+    else:
+        cell = max(2, 1000 // classes)
+    matrix = to_pil_image(_enlarged(_ramp(shares.sqrt(), BLUES), cell))
+    if classes <= NAMED:
+        _write_counts(matrix, counts, shares, cell, font)
+        upper, left = _names(names, cell, font)
+    else:
+        upper, left = _ticks(classes, cell, font)
+    return pil_to_tensor(_framed(matrix, upper, left, font))
+
+
+def heat(image: Tensor, map: Tensor) -> Tensor:
+    """Show an image, and beside it where a map (gh, gw) of what is not negative is high, relative to its own maximum.
+
+    uint8 (3, H, W) -> uint8 (3, fH, 2 fW + GAP), where f is 1 or, for a small image, the integer that makes its longer
+    side `SMALLEST`. Each cell of the map covers its part of the image, without smoothing: that is all it knows. The
+    image under it is grey, so that all colour is heat.
+    """
+    plain = _enlarged(image, math.ceil(SMALLEST / max(image.shape[-2:])))
+    gap = plain.new_full((3, plain.shape[-2], GAP), 255)
+    return torch.cat([plain, gap, _overlaid(plain, map)], dim=-1)
+
+
+def attention_sheet(image: Tensor, maps: Tensor) -> Tensor:
+    """Show an image uint8 (3, H, W), the mean of the heads' maps (heads, gh, gw) over it, and each head: one picture.
+
+    Every map is relative to its own maximum. An image whose longer side is over `LARGEST` is made smaller.
+    """
+    longer = max(image.shape[-2:])
+    if longer > LARGEST:
+        image = resize(image, [max(1, side * LARGEST // longer) for side in image.shape[-2:]], antialias=True)
+    plain = _enlarged(image, math.ceil(SMALLEST / longer))
+    tiles = [labelled(plain, "image", None), labelled(_overlaid(plain, maps.float().mean(0)), "mean of heads", None)]
+    tiles += [labelled(_overlaid(plain, map), f"head {number}", None) for number, map in enumerate(maps)]
+    columns = math.ceil(math.sqrt(len(tiles)))
+    tiles += [torch.full_like(tiles[0], 255)] * (-len(tiles) % columns)
+    spaced = [pad(tile, (0, GAP, 0, GAP), value=255) for tile in tiles]
+    rows = [torch.cat(spaced[i : i + columns], dim=-1) for i in range(0, len(spaced), columns)]
+    return torch.cat(rows, dim=-2)[:, :-GAP, :-GAP]
+
+
+def labelled(image: Tensor, text: str, good: bool | None) -> Tensor:
+    """Write a text under an image, on green, red or, where nothing is known, grey: uint8 (3, H, W) to (3, H', W').
+
+    A small image grows by an integer until its longer side is `SMALLEST`; one that is still too narrow for a few words
+    gets white at its sides. A long text is broken into lines.
+    """
+    enlarged = to_pil_image(_enlarged(image, math.ceil(SMALLEST / max(image.shape[-2:]))))
+    font = ImageFont.load_default(size=max(16, max(enlarged.size) // 24))
+    width = max(enlarged.width, SMALLEST // 2)
+    lines = _lines(text, font, width - 12)
+    step = _height(font) + 4
+    picture = Image.new("RGB", (width, enlarged.height + step * len(lines) + 8), "white")
+    picture.paste(enlarged, ((width - enlarged.width) // 2, 0))
+    pen = ImageDraw.Draw(picture)
+    pen.rectangle((0, enlarged.height, width, picture.height), fill=MARKS[good])
+    for number, line in enumerate(lines):
+        pen.text((6, enlarged.height + 6 + number * step), line, fill="black", font=font)
+    return pil_to_tensor(picture)
+
+
+def _ramp(values: Tensor, anchors: Sequence[tuple[int, int, int]]) -> Tensor:
+    """Values (...) in 0..1 as colours uint8 (3, ...) between the anchors, which lie at equal distances."""
+    colours = torch.tensor(anchors, dtype=torch.float32)
+    place = values.float().cpu().clamp(0, 1) * (len(anchors) - 1)
+    lower = place.long().clamp(max=len(anchors) - 2)
+    share = (place - lower)[..., None]
+    return colours[lower].lerp(colours[lower + 1], share).round().to(torch.uint8).movedim(-1, 0)
+
+
+def _enlarged(image: Tensor, factor: int) -> Tensor:
+    return image.cpu().repeat_interleave(factor, dim=-2).repeat_interleave(factor, dim=-1)  # (3, fH, fW)
+
+
+def _overlaid(image: Tensor, map: Tensor) -> Tensor:
+    """The map's colours (gh, gw), stretched over a grey copy of the image uint8 (3, H, W)."""
+    map = map.float().cpu().nan_to_num(0, posinf=0).clamp(min=0)
+    height, width = image.shape[-2:]
+    rows = torch.arange(height) * map.shape[0] // height  # of the map, for each row of pixels
+    columns = torch.arange(width) * map.shape[1] // width
+    colours = _ramp(map / map.max().clamp(min=1e-30), HEAT)[:, rows][:, :, columns]  # (3, H, W)
+    grey = rgb_to_grayscale(image, num_output_channels=3)
+    return (0.35 * grey + 0.65 * colours).round().to(torch.uint8)
+
+
+def _write_counts(matrix: Image.Image, counts: Tensor, shares: Tensor, cell: int, font: Font) -> None:
+    """Fine lines between the cells, and each cell's count unless it is zero: white on dark."""
+    pen = ImageDraw.Draw(matrix)
+    for i in range(1, len(counts)):
+        pen.line((i * cell, 0, i * cell, matrix.height), fill=(225, 225, 225))
+        pen.line((0, i * cell, matrix.width, i * cell), fill=(225, 225, 225))
+    for row, column in counts.nonzero().tolist():
+        ink = "white" if shares[row, column] > 0.4 else "black"
+        middle = (column * cell + cell / 2, row * cell + cell / 2)
+        pen.text(middle, str(int(counts[row, column])), fill=ink, font=font, anchor="mm")
+
+
+def _names(names: Sequence[str], cell: int, font: Font) -> tuple[Image.Image, Image.Image]:
+    """Margins with the classes' names: above the matrix, read upwards, and at its left.
+
+    A class whose name the font cannot write appears by its index.
+    """
+    written = [_plain(name) for name in names]
+    texts = [
+        _cut(text, font, 180) if text.count("?") == name.count("?") else str(label)
+        for label, (name, text) in enumerate(zip(names, written, strict=True))
+    ]
+    side = Image.new("RGB", (max(_width(text, font) for text in texts) + 16, cell * len(texts)), "white")
+    pen = ImageDraw.Draw(side)
+    for number, text in enumerate(texts):
+        pen.text((side.width - 8, number * cell + cell / 2), text, fill="black", font=font, anchor="rm")
+    upper = Image.new("RGB", side.size, "white")  # lies on its side; turned, its last row comes to the right
+    pen = ImageDraw.Draw(upper)
+    for number, text in enumerate(texts):
+        pen.text((8, number * cell + cell / 2), text, fill="black", font=font, anchor="lm")
+    return upper.transpose(Image.Transpose.ROTATE_90), side
+
+
+def _ticks(classes: int, cell: int, font: Font) -> tuple[Image.Image, Image.Image]:
+    """Margins with the index of every 10th, 20th, 50th ... class."""
+    width = _width(str(classes), font) + 16
+    steps = (10, 20, 50, 100, 200, 500, 1000)
+    step = next((step for step in steps if step * cell >= 3 * width), classes)
+    side = Image.new("RGB", (width, classes * cell), "white")
+    upper = Image.new("RGB", (classes * cell, _height(font) + 14), "white")
+    at_side, above = ImageDraw.Draw(side), ImageDraw.Draw(upper)
+    for label in range(0, classes, step):
+        place = label * cell + cell // 2
+        beside, over = ("rt", "ld") if place < upper.height / 4 else ("rm", "md")  # the corner would cut a 0 in halves
+        at_side.line((width - 6, place, width, place), fill="black")
+        at_side.text((width - 8, place), str(label), fill="black", font=font, anchor=beside)
+        above.line((place, upper.height - 6, place, upper.height), fill="black")
+        above.text((place, upper.height - 8), str(label), fill="black", font=font, anchor=over)
+    return upper, side
+
+
+def _framed(matrix: Image.Image, upper: Image.Image, left: Image.Image, font: Font) -> Image.Image:
+    """The matrix with a thin frame, its margins, the axes' titles, and the key to its shades below."""
+    line = _height(font) + 12
+    key = _key(font)
+    x, y = line + left.width, line + upper.height  # the matrix's corner
+    size = (max(x + matrix.width, 10 + key.width) + 20, y + matrix.height + key.height + 24)
+    picture = Image.new("RGB", size, "white")
+    picture.paste(upper, (x, line))
+    picture.paste(left, (line, y))
+    picture.paste(matrix, (x, y))
+    pen = ImageDraw.Draw(picture)
+    pen.rectangle((x - 1, y - 1, x + matrix.width, y + matrix.height), outline=(120, 120, 120))
+    pen.text((x + matrix.width / 2, line / 2), "predicted", fill="black", font=font, anchor="mm")
+    title = Image.new("RGB", (_width("truth", font) + 4, line), "white")
+    ImageDraw.Draw(title).text((title.width / 2, line / 2), "truth", fill="black", font=font, anchor="mm")
+    title = title.transpose(Image.Transpose.ROTATE_90)
+    picture.paste(title, (0, int(y + (matrix.height - title.height) / 2)))
+    picture.paste(key, (min(x, size[0] - 20 - key.width), y + matrix.height + 16))
+    return picture
+
+
+def _key(font: Font) -> Image.Image:
+    """What the shades of a confusion matrix mean."""
+    caption = "share of the true class"
+    box, height = _width("100%", font) + 10, _height(font) + 8
+    shares = (0.0, 0.01, 0.1, 0.5, 1.0)
+    key = Image.new("RGB", (box * len(shares) + 10 + _width(caption, font), height), "white")
+    pen = ImageDraw.Draw(key)
+    for number, share in enumerate(shares):
+        fill = tuple(_ramp(torch.tensor(share).sqrt(), BLUES).tolist())
+        pen.rectangle((number * box, 0, (number + 1) * box - 1, height - 1), fill=fill, outline=(200, 200, 200))
+        ink = "white" if share > 0.4 else "black"
+        pen.text((number * box + box / 2, height / 2), f"{share:.0%}", fill=ink, font=font, anchor="mm")
+    pen.text((box * len(shares) + 10, height / 2), caption, fill="black", font=font, anchor="lm")
+    return key
+
+
+def _lines(text: str, font: Font, width: int) -> list[str]:
+    """The text's words in lines that fit into `width` pixels; a word that does not fit alone is cut."""
+    lines: list[str] = []
+    for word in _plain(text).split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and _width(longer, font) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(_cut(word, font, width))
+    return lines or [""]
+
+
+def _plain(text: str) -> str:
+    """The text in one line of ASCII, which Pillow's own font can write: accents dropped, all else a question mark."""
+    letters = unicodedata.normalize("NFKD", " ".join(text.split()))
+    return "".join(c for c in letters if not unicodedata.combining(c)).encode("ascii", "replace").decode()
+
+
+def _cut(text: str, font: Font, width: int) -> str:
+    """The text, with an ellipsis for its end where it is wider than `width` pixels."""
+    if _width(text, font) <= width:
+        return text
+    return next((f"{text[:n]}…" for n in range(len(text), 0, -1) if _width(f"{text[:n]}…", font) <= width), "…")
+
+
+def _width(text: str, font: Font) -> int:
+    return math.ceil(font.getlength(text))
+
+
+def _height(font: Font) -> int:
+    """Of a line with capitals and descenders."""
+    return math.ceil(font.getbbox("Ag")[3])
