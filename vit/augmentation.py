@@ -166,9 +166,7 @@ def _sampled(images: Tensor, uniforms: np.ndarray, options: Augmentation, size: 
     return F.grid_sample(images.float(), grid, padding_mode=padding, align_corners=False).round_().to(torch.uint8)
 
 
-def _boxes(
-    numbers: np.ndarray, height: int, width: int, scale: Sequence[float], ratio: Sequence[float]
-) -> np.ndarray:
+def _boxes(numbers: np.ndarray, height: int, width: int, scale: Sequence[float], ratio: Sequence[float]) -> np.ndarray:
     """Random boxes (N, 4) top, left, height, width in pixels, of a share and ratio within limits; numbers (N, 22).
 
     The first of ten attempts that fits in the image; failing all, the largest centred box of a ratio within limits.
@@ -198,7 +196,7 @@ def _shifts(numbers: np.ndarray, padding: int) -> np.ndarray:
 
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Values 0..255 of (N, C, H, W) to floats with each channel's mean (in 0..1) taken off, in units of its deviation."""
+    """Values 0..255 of (N, C, H, W) to floats: each channel's mean taken off, in units of its deviation (of 0..1)."""
     shift, unit = (torch.tensor(v, device=images.device).view(-1, 1, 1) for v in (mean, std))
     return torch.addcmul(-shift / unit, images.to(torch.float32), 1 / (255 * unit))
 
@@ -225,7 +223,7 @@ def finish(
 
 
 def shares(uniforms: np.ndarray, options: Augmentation, size: tuple[int, int]) -> Tensor:
-    """How much of each mixed image's label is its own, and not its partner's: (2B, UNIFORMS) -> float32 (B,) in 0..1."""
+    """How much of each mixed image's label is its own, not its partner's: (2B, UNIFORMS) -> float32 (B,) in 0..1."""
     share, cut = _mixing(uniforms[: len(uniforms) // 2], options, size)
     cut_out = (cut[:, 2] - cut[:, 0]) * (cut[:, 3] - cut[:, 1]) / (size[0] * size[1])
     return torch.from_numpy(share - cut_out).float()

@@ -139,7 +139,7 @@ class Classifier(nn.Module):
         return self.pooled_norm(x)
 
     def embed(self, images: Tensor) -> Tensor:
-        """The encoder's input: (B, channels, H, W) -> (B, N, C), class token, registers, then patches with positions."""
+        """The encoder's input: (B, channels, H, W) -> (B, N, C): class token, registers, patches with positions."""
         grid = self.patches.grid(images.shape[-2], images.shape[-1])
         tokens = [self.patches(images) + self.positions(grid)]
         if self.registers is not None:
@@ -174,8 +174,9 @@ class Classifier(nn.Module):
 
     def _initialise(self) -> None:
         """The first values of the authors' code (google-research/vision_transformer)."""
-        for table in filter(lambda p: p is not None, (self.positions.grid, self.positions.token, self.registers)):
-            nn.init.normal_(table, std=0.02)
+        for table in (self.positions.grid, self.positions.token, self.registers):
+            if table is not None:
+                nn.init.normal_(table, std=0.02)
         for name, parameter in self.encoder.named_parameters():
             if name.endswith("in_proj.weight"):
                 for matrix in parameter.chunk(3):  # Xavier's bound for each of q, k and v, not for all three in one

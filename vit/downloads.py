@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 from torchvision import datasets
 
 from common import distributed
@@ -41,7 +40,7 @@ class FashionMnist(InMemory):
     def load(self) -> dict[Split, Images]:
         """The three splits; `root` holds FashionMNIST/raw/ with the four files, unpacked or as .gz, or gets them."""
         train, test = _fetched(datasets.FashionMNIST, self.root, "FashionMNIST/raw/*-ubyte.gz")
-        return _splits(*((found.data[:, None], found.targets) for found in (train, test)), self.val_count)
+        return _splits((train.data[:, None], train.targets), (test.data[:, None], test.targets), self.val_count)
 
 
 class Cifar10(InMemory):
@@ -70,8 +69,8 @@ class Cifar10(InMemory):
     def load(self) -> dict[Split, Images]:
         """The three splits; `root` holds cifar-10-batches-py/ or cifar-10-python.tar.gz, or gets it."""
         train, test = _fetched(datasets.CIFAR10, self.root, "cifar-10-python.tar.gz")
-        pairs = ((torch.from_numpy(s.data).permute(0, 3, 1, 2), torch.tensor(s.targets)) for s in (train, test))
-        return _splits(*pairs, self.val_count)
+        pairs = [(torch.from_numpy(s.data).permute(0, 3, 1, 2), torch.tensor(s.targets)) for s in (train, test)]
+        return _splits(pairs[0], pairs[1], self.val_count)
 
 
 def _fetched(kind: Callable[..., Any], root: str, file: str) -> tuple[Any, Any]:
@@ -91,6 +90,6 @@ def _fetched(kind: Callable[..., Any], root: str, file: str) -> tuple[Any, Any]:
     return kind(root, train=True), kind(root, train=False)
 
 
-def _splits(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], val_count: int) -> dict[Split, Images]:
+def _splits(train: Images, test: Images, val_count: int) -> dict[Split, Images]:
     rest, val = cut(*train, (val_count,), "data.val_count")
     return {"train": rest, "val": val, "test": (test[0].contiguous(), test[1])}

@@ -72,7 +72,7 @@ class InMemory(ABC):
     def sample(self, split: Split, index: int, generator: torch.Generator | None) -> dict[str, Any]:
         """Which image, and the random numbers of its views: rows and labels, its own and its partner's."""
         labels = self._split(split)[1]
-        found = {"split": split, "rows": [index], "labels": [int(labels[index])]}
+        found: dict[str, Any] = {"split": split, "rows": [index], "labels": [int(labels[index])]}
         if generator is None:
             return found
         if self.augmentation.mixes:
@@ -155,10 +155,10 @@ class InMemory(ABC):
 def cut(images: Tensor, labels: Tensor, counts: Sequence[int], what: str) -> list[Images]:
     """Cut a set into parts of so many images, and the rest first; the same cut for any seed of a run.
 
-    Raises UserError when nothing is left.
+    The last part does not depend on how large the others are. Raises UserError when nothing is left.
     """
     if sum(counts) >= len(labels):
         raise UserError(f"{what} leave nothing to train on of {len(labels)} images; make them smaller.")
-    order = torch.randperm(len(labels), generator=seeded("parts", *counts))
+    order = torch.randperm(len(labels), generator=seeded("parts"))
     parts = order.split([len(labels) - sum(counts), *counts])
     return [(images[part.sort().values], labels[part.sort().values]) for part in parts]

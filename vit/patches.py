@@ -1,7 +1,7 @@
 """Patches to tokens (Dosovitskiy et al. 2021, arXiv 2010.11929, equation 1), in two forms that compute the same.
 
-`multiply` is the paper's text: cut the image into squares, write each as one long vector, and multiply it with a matrix E.
-`convolution` is the same product as a convolution that strides by its own size, without the cutting.
+`multiply` is the paper's text: cut the image into squares, write each as one long vector, and multiply it with a
+matrix E. `convolution` is the same product as a convolution that strides by its own size, without the cutting.
 """
 
 import math
@@ -29,7 +29,7 @@ class Patches(nn.Module):
         nn.init.trunc_normal_(self.weight, std=deviation, a=-2 * deviation, b=2 * deviation)
 
     def forward(self, images: Tensor) -> Tensor:
-        """images (B, channels, H, W) -> (B, HW / size^2, C); raises UserError when the squares do not fill the image."""
+        """images (B, channels, H, W) -> (B, HW / size^2, C); raises UserError where squares do not fill the image."""
         self.grid(images.shape[-2], images.shape[-1])
         if self.form == "convolution":
             x = F.conv2d(images, self.weight, self.bias, stride=self.size)  # (B, C, h, w)

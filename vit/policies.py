@@ -5,6 +5,7 @@ ranges of torchvision, whose functions do the work: images that drew the same op
 it together.
 """
 
+import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -27,23 +28,23 @@ class Operation(NamedTuple):
     signed: bool
 
 
-def _affine(images: Tensor, *, angle: float = 0.0, move: tuple[float, float] = (0, 0), shear: tuple[float, float] = (0, 0)) -> Tensor:
-    shift, degrees = [int(v) for v in move], [float(np.degrees(np.arctan(v))) for v in shear]
-    # Shears keep the first row and column in place, as in the papers' code.
-    centre = [0, 0] if any(shear) else None
-    return functional.affine(images, angle, shift, 1.0, degrees, center=centre)
+def _shear(images: Tensor, across: float, down: float) -> Tensor:
+    # The first row and column stay in place, as in the papers' code.
+    degrees = [math.degrees(math.atan(v)) for v in (across, down)]
+    return functional.affine(images, 0.0, [0, 0], 1.0, degrees, center=[0, 0])
 
 
-def _part(images: Tensor, share: float, axis: int) -> float:
-    return share * images.shape[axis]
+def _shift(images: Tensor, across: float, down: float) -> Tensor:
+    pixels = [int(across * images.shape[-1]), int(down * images.shape[-2])]
+    return functional.affine(images, 0.0, pixels, 1.0, [0.0, 0.0])
 
 
 OPERATIONS: tuple[Operation, ...] = (
     Operation(lambda x, v: x, 0, 0, False),
-    Operation(lambda x, v: _affine(x, shear=(v, 0)), 0.3, 0.99, True),
-    Operation(lambda x, v: _affine(x, shear=(0, v)), 0.3, 0.99, True),
-    Operation(lambda x, v: _affine(x, move=(_part(x, v, -1), 0)), 150 / 331, 32 / 224, True),
-    Operation(lambda x, v: _affine(x, move=(0, _part(x, v, -2))), 150 / 331, 32 / 224, True),
+    Operation(lambda x, v: _shear(x, v, 0), 0.3, 0.99, True),
+    Operation(lambda x, v: _shear(x, 0, v), 0.3, 0.99, True),
+    Operation(lambda x, v: _shift(x, v, 0), 150 / 331, 32 / 224, True),
+    Operation(lambda x, v: _shift(x, 0, v), 150 / 331, 32 / 224, True),
     Operation(lambda x, v: functional.rotate(x, v), 30.0, 135.0, True),
     Operation(lambda x, v: functional.adjust_brightness(x, 1 + v), 0.9, 0.99, True),
     Operation(lambda x, v: functional.adjust_saturation(x, 1 + v), 0.9, 0.99, True),
@@ -59,27 +60,28 @@ OPERATIONS: tuple[Operation, ...] = (
 def apply(images: Tensor, numbers: np.ndarray, policy: Policy, operations: int, magnitude: int) -> Tensor:
     """Images uint8 (N, C, H, W) after their policy; numbers (N, 3 * MOST) uniform in [0, 1).
 
-    "rand" does `operations` of them at strength `magnitude`, "trivial" one at any strength. TrivialAugment's shift of 32
-    pixels is taken as of images of 224, so that it means the same for small ones.
+    "rand" does `operations` of them at strength `magnitude`, "trivial" one at any strength.
+
+    Differs: TrivialAugment's shift of 32 pixels is taken as of images of 224, so that it means the same for small ones.
     """
     if policy == "none":
         return images
+    greatest = np.array([getattr(operation, policy) for operation in OPERATIONS])
+    signed = np.array([operation.signed for operation in OPERATIONS])
     for turn in range(operations if policy == "rand" else 1):
-        choice, strength, sign = numbers[:, 3 * turn : 3 * turn + 3].T
-        chosen = (choice * len(OPERATIONS)).astype(np.int64)
-        levels = np.full_like(chosen, magnitude) if policy == "rand" else (strength * LEVELS).astype(np.int64)
-        images = _grouped(images, np.stack((chosen, levels, sign < 0.5), axis=1), policy)
+        which, level, sign = numbers[:, 3 * turn : 3 * turn + 3].T
+        chosen = (which * len(OPERATIONS)).astype(np.int64)
+        levels = magnitude if policy == "rand" else np.floor(level * LEVELS)
+        strengths = greatest[chosen] * levels / (LEVELS - 1) * np.where(signed[chosen] & (sign < 0.5), -1, 1)
+        images = _grouped(images, chosen, strengths)
     return images
 
 
-def _grouped(images: Tensor, keys: np.ndarray, policy: Policy) -> Tensor:
-    """Each image through the operation, level and sign of its key (N, 3); equal keys go together."""
-    keys = keys * [[1, 0 if op.rand == op.trivial == 0 else 1, int(op.signed)] for op in (OPERATIONS[i] for i in keys[:, 0])]
+def _grouped(images: Tensor, chosen: np.ndarray, strengths: np.ndarray) -> Tensor:
+    """Each image through its operation (N,) at its strength (N,); equal ones go together."""
     result = images.clone()
-    kinds, group = np.unique(keys, axis=0, return_inverse=True)
-    for number, (chosen, level, negative) in enumerate(kinds.tolist()):
-        operation = OPERATIONS[chosen]
-        strength = (operation.rand if policy == "rand" else operation.trivial) * level / (LEVELS - 1)
+    kinds, group = np.unique(np.stack((chosen, strengths), axis=1), axis=0, return_inverse=True)
+    for number, (operation, strength) in enumerate(kinds.tolist()):
         rows = torch.from_numpy(np.flatnonzero(group.reshape(-1) == number)).to(images.device)
-        result[rows] = operation.run(images[rows], -strength if negative else strength)
+        result[rows] = OPERATIONS[int(operation)].run(images[rows], strength)
     return result

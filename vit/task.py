@@ -20,7 +20,9 @@ from vit.evaluation import ClassificationMetric
 from vit.loss import LossOptions
 from vit.neighbours import Bank
 
-FROM_SCRATCH = 100_000  # images of photographs' size; the paper's figure 4 needs millions, its successors ImageNet's 1.3
+FROM_SCRATCH = (
+    100_000  # images of photographs' size; the paper's figure 4 needs millions, its successors ImageNet's 1.3
+)
 PHOTOGRAPH = 96  # pixels; smaller images are sets that small models learn from scratch
 
 
@@ -111,16 +113,17 @@ class Classification:
         logits: Tensor = model(self.data.inputs(batch, next(model.parameters()).device))
         return logits
 
-    def _maps(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Where the model looked: (B, heads, h, w) for one layer, (B, 1, h, w) for the rollout."""
+    def _maps(self, model: Any, batch: Batch) -> Tensor:
+        """Where the model looked: (B, heads, h, w) in one layer, (B, 1, h, w) for the rollout up to it."""
         if not all(hasattr(model, name) for name in ("patches", "pooling", "before_patches")):
             raise UserError(
-                f"task.predict.attention={self.options.attention}: {type(model).__name__} does not say where its patches "
-                "are (patches, pooling, before_patches); use attention=none."
+                f"task.predict.attention={self.options.attention}: {type(model).__name__} does not say where its "
+                "patches are (patches, pooling, before_patches); use attention=none."
             )
         images = self.data.inputs(batch, next(model.parameters()).device)
         layers = attention_maps.watch(model, images, self.options.layer)
-        where = (model.before_patches, model.pooling == "token", model.patches.grid(*images.shape[-2:]))  # type: ignore[operator, union-attr]
+        grid = model.patches.grid(images.shape[-2], images.shape[-1])
+        where = (model.before_patches, model.pooling == "token", grid)
         if self.options.attention == "rollout":
             return attention_maps.rollout(layers, *where)[:, None].cpu()
         return attention_maps.attention_map(layers[-1], *where).cpu()
@@ -166,7 +169,9 @@ class Classification:
     def pictures(self, batch: Batch, answers: list[Answer], count: int) -> Tensor:
         """uint8 (B, 3, H, W) of the first `count` images with what they were taken for, for the log."""
         drawn = []
-        for image, label, answer in zip(self.data.thumbnails(batch, count), batch["labels"].tolist(), answers, strict=False):
+        for image, label, answer in zip(
+            self.data.thumbnails(batch, count), batch["labels"].tolist(), answers, strict=False
+        ):
             text = f"{answer['name']} {answer['probability']:.2f}"
             drawn.append(pictures.labelled(image, text, None if label < 0 else answer["label"] == label))
         return grid(drawn)
