@@ -31,7 +31,8 @@ class Residual(nn.Module):
     """The one place where a sub-layer meets residual, norm, dropout, layer scale and stochastic depth.
 
     post-norm: norm(x + drop(f(x))), section 3.1; pre-norm: x + drop(f(norm(x))), Xiong et al. 2020, arXiv 2002.04745.
-    Layer scale is Touvron et al. 2021, arXiv 2103.17239, section 2.1; stochastic depth Huang et al. 2016, arXiv 1603.09382.
+    Layer scale is Touvron et al. 2021, arXiv 2103.17239, section 2.1; stochastic depth Huang et al. 2016, arXiv
+    1603.09382.
     """
 
     def __init__(self, options: BlockOptions):
@@ -54,8 +55,9 @@ class Residual(nn.Module):
         if self.scale is not None:
             x = x * self.scale
         if self.drop_path and self.training:
-            kept = x.new_empty(len(x), 1, 1).bernoulli_(1 - self.drop_path)  # (B, 1, 1), each sample for itself
-            x = x * kept / (1 - self.drop_path)
+            keep = 1 - self.drop_path
+            kept = x.new_empty(len(x), 1, 1).bernoulli_(keep)  # (B, 1, 1), each sample for itself
+            x = x * kept / (keep or 1.0)  # at 0 nothing is kept that could be made up for
         return x
 
 

@@ -1,6 +1,7 @@
 """One verified file: plain types and tensors, always loaded with weights_only=True, never half written.
 
 A file is a zip with a CRC per record, which PyTorch writes but does not check; here it is checked on every load.
+Foreign weights may also be an .npz of NumPy, a zip as well, or .safetensors; a file's content tells which it is.
 """
 
 import argparse
@@ -14,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -51,8 +54,9 @@ def save(path: Path, content: dict[str, Any]) -> None:
 def load(path: Path | str) -> dict[str, Any]:
     """The content of a checkpoint on the CPU, ours or a foreign one, verified; nothing in it is executed.
 
-    Older files that are no zip (as published in 2020) have no checksums and load unverified. Raises UserError for
-    every file that cannot be read: missing, cut, altered, of another kind, or with objects that could run code.
+    .npz and .safetensors give a dict of names and tensors. Files that are no zip (.safetensors, and PyTorch's of before
+    2020) have no checksums: of those only the sizes are verified. Raises UserError for every file that cannot be read:
+    missing, cut, altered, of another kind, or with objects that could run code.
     """
     path = Path(path)
     if not path.is_file():
@@ -170,9 +174,13 @@ def _read(file: BinaryIO) -> Any:
                 names = archive.namelist()
             if bad is not None:
                 raise UserError(f"is damaged (the checksum of {bad} is wrong); {_AGAIN}.")
+            file.seek(0)
+            if names and all(name.endswith(".npy") for name in names):
+                return _read_arrays(file)
             if not any(name.endswith("data.pkl") for name in names):
                 raise UserError("is a zip file but no PyTorch checkpoint; give another file.")
-            file.seek(0)
+        if _is_safetensors(head):
+            return safetensors.torch.load(file.read())
         with (
             warnings.catch_warnings(),
             torch.serialization.safe_globals([argparse.Namespace]),
@@ -186,9 +194,37 @@ def _read(file: BinaryIO) -> Any:
         reason = f"is no PyTorch checkpoint, or is damaged; {_AGAIN}."
         if refused:
             reason = f"holds {refused[1]}, which could run code; nothing was executed, give a file of plain weights."
-        elif head.startswith(b"PK"):
+        elif head.startswith(b"PK") or _is_safetensors(head):
             reason = f"is damaged ({str(error).partition(chr(10))[0][:160]}); {_AGAIN}."
         raise UserError(reason) from error
+
+
+def _is_safetensors(head: bytes) -> bool:
+    """Whether a file begins with the length of a JSON text, in eight bytes from the lowest up, and that text."""
+    return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= 100_000_000  # the format's own limit
+
+
+def _read_arrays(file: BinaryIO) -> dict[str, Tensor]:
+    """The arrays of an .npz; raises UserError with the end of a sentence for what are no numbers."""
+    tensors = {}
+    with np.load(file, allow_pickle=False) as archive:
+        for name in archive.files:
+            try:
+                tensors[name] = _tensor(archive[name])
+            except (TypeError, ValueError) as error:
+                if "Object arrays" in str(error):
+                    reason = f"holds pickled objects ({name}), which could run code; nothing was executed,"
+                else:
+                    reason = f"holds {name}, which is no array of numbers ({str(error).partition(chr(10))[0][:160]});"
+                raise UserError(f"{reason} give a file of plain weights.") from error
+    return tensors
+
+
+def _tensor(array: np.ndarray[Any, Any]) -> Tensor:
+    """A NumPy array as a tensor; bfloat16, which NumPy does not know, comes as two bytes without a meaning ("V2")."""
+    if array.dtype.str[1:] == "V2":
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
 
 
 def _assert_plain(value: Any, where: str) -> None:

@@ -82,7 +82,7 @@ def resample(grid: Tensor, size: tuple[int, int], how: Resampling) -> Tensor:
         return grid
     mode, _, variant = how.partition("_")
     table = F.interpolate(
-        grid.float().permute(2, 0, 1)[None],  # (h, w, C) -> (1, C, h, w)
+        grid.to(torch.promote_types(grid.dtype, torch.float32)).permute(2, 0, 1)[None],  # (h, w, C) -> (1, C, h, w)
         size=tuple(size),
         mode=mode,
         align_corners=variant == "corners",

@@ -190,7 +190,7 @@ class Classification:
                 f"{len(self.classes)} ({_some(self.classes)}); evaluate it on data of its own classes, or train on "
                 "these data from checkpoint=FILE."
             )
-        return ClassificationMetric(theirs)
+        return ClassificationMetric(theirs, self.data.count(split))
 
     def advice(self, pretrained: bool) -> list[str]:
         """What the data call for before the first step."""
