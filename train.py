@@ -46,9 +46,7 @@ def train(config: dict[str, Any], run_dir: Path | None) -> float | None:
                 draft.write_text(json.dumps(numbers, indent=1))
                 draft.rename(results)
             log.table("results", [("number", "value"), *numbers.items()])
-            log.say(
-                f"All of it lies in {folder}: checkpoints/best.pt, metrics.jsonl, predictions/, TensorBoard events."
-            )
+            log.say(f"All of it lies in {folder}: checkpoints/, metrics.jsonl, predictions/, TensorBoard events.")
             return run.best
     finally:
         distributed.stop()

@@ -11,6 +11,7 @@ from common import device as devices
 from common.compose import configure
 from common.config import build, construct
 from common.errors import UserError
+from common.schema import WINGS
 from common.task import Adopted, Data, Task
 from common.trainer import Trainer, describe, weights
 
@@ -62,6 +63,7 @@ def restore(config: dict[str, Any]) -> Parts:
     data: Data = build(config["data"])
     task: Task = build(config["task"], data=data)
     if checkpoint.is_ours(content):
+        _refuse_another_wing(content, task, path)
         state, tensors = content["task"], weights(content, config["weights"])
         said = f"weights   {describe(path, content, config['weights'])}"
     else:
@@ -113,6 +115,7 @@ def start_from(model: nn.Module, task: Task, path: Path) -> str:
     """
     content = checkpoint.load(path)
     if checkpoint.is_ours(content):
+        _refuse_another_wing(content, task, path)
         adopted = Adopted(weights(content), content["task"], [])
     else:
         adopted = _adopt(task, content, path)
@@ -120,13 +123,25 @@ def start_from(model: nn.Module, task: Task, path: Path) -> str:
     remade = tuple(getattr(model, "decided_by_data", ())) if adopted.task_state != task.state() else ()
     tensors = {k: v for k, v in tensors.items() if not any(k == part or k.startswith(f"{part}.") for part in remade)}
     missing, fitting = _fitting(model, tensors)
-    if not fitting:
+    if not any(tensor.ndim > 1 for tensor in fitting.values()):  # biases and norms alone are no start
         raise UserError(
-            f"{path} has no tensor that fits this model; give a checkpoint of the same kind, or no checkpoint."
+            f"{path} has no weight matrix that fits this model; give a checkpoint of the same kind and size, or none."
         )
     model.load_state_dict(fitting, strict=False)
     unused = sorted((tensors.keys() - fitting.keys()) - set(missing)) + adopted.left_out
     return f"weights   {path}: {len(fitting)} tensors" + _listed("; made anew:", missing) + _listed("; unused:", unused)
+
+
+def _refuse_another_wing(content: dict[str, Any], task: Task, path: Path) -> None:
+    """Raise UserError for a checkpoint of ours whose task is another wing's: equal shapes would fit by chance."""
+    theirs = str(content["config"].get("task", {}).get("_target_", ""))
+    ours = f"{type(task).__module__}.{type(task).__qualname__}"
+    wings = {name.split(".")[0] for name in (theirs, ours)}
+    if len(wings) > 1 and wings <= set(WINGS):
+        raise UserError(
+            f"{path} was trained for {theirs} and this would be {ours}, which is another problem; give a checkpoint of "
+            "the same kind, or leave out model= and data= to use it as what it is."
+        )
 
 
 def _adopt(task: Task, content: dict[str, Any], path: Path) -> Adopted:

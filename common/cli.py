@@ -196,7 +196,8 @@ def _sweep(job: Job, command: Command) -> int:
 def _spread(command: Command) -> tuple[list[str], str]:
     """The overrides as multirun takes them, and each run's folder name; every combination is checked first.
 
-    Hydra looks for fixed keys in a config that has no model yet, so model.heads=2 becomes a sweep of one value.
+    Hydra looks for fixed keys in a config that has no model yet, so model.heads=2 becomes a sweep of one value, and
+    trainer.epochs=null, of which it makes no sweep, a key that is added where it is not there.
     The folder's name interpolates the swept keys (0-detr-seed_1), but for values that make no good file name.
     """
     name = "${hydra.job.num}"
@@ -208,7 +209,8 @@ def _spread(command: Command) -> tuple[list[str], str]:
         choices = list(one.sweep_string_iterator()) if swept and one.is_discrete_sweep() else []
         values.append([f"{one.get_key_element()}={choice}" for choice in choices] or [text])
         fixed = not swept and text.startswith(f"{key}=") and "." in key and not key.startswith("hydra")
-        overrides.append(f"{key}=choice({text.partition('=')[2]})" if fixed else text)
+        value = text.partition("=")[2]
+        overrides.append(text if not fixed else f"++{text}" if value == "null" else f"{key}=choice({value})")
         if len(choices) > 1 and all(re.fullmatch(r"[\w.+-]+", choice) for choice in choices):
             last = key.rpartition(".")[2]
             name += f"-${{hydra.runtime.choices.{key}}}" if key in GROUPS else f"-{last}_${{{key}}}"

@@ -22,6 +22,7 @@ from common.errors import UserError
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 GROUPS = ("model", "data", "optimizer", "schedule", "trainer", "experiment")
 PATHS = ("run_dir", "checkpoint", "input", "output", "root", "images", "annotations", "weights")
+SPLITS = ("train", "val", "test")  # a split's folder, or its keys in braces
 
 Base = Callable[[Path], dict[str, Any]]  # a checkpoint's config; {} when it holds none
 
@@ -164,8 +165,11 @@ def choices_of(group: str) -> list[str]:
 def quote(argument: str) -> str:
     """key=value with quotes around a path, so that Hydra takes `a=b, photo (1).jpg` for the path that it is."""
     key, equals, value = argument.partition("=")
+    last = _key(key).rpartition(".")[2]
     ready = value in ("", "null", "???") or re.fullmatch(r"'.*'|\".*\"|choice\(.*\)", value)
-    return f"{key}={quoted(value)}" if equals and _is_path(_key(key)) and not ready else argument
+    ready = ready or (last in SPLITS and value.startswith("{"))
+    ready = ready or (last not in (*PATHS, *SPLITS) and re.fullmatch(r"[-+.,\deE]+", value))  # drop_path=0.1,0.2
+    return f"{key}={quoted(value)}" if equals and _is_path(last) and not ready else argument
 
 
 def quoted(text: str) -> str:
@@ -175,7 +179,7 @@ def quoted(text: str) -> str:
 
 def _is_path(key: str) -> bool:
     last = key.rpartition(".")[2]
-    return last in PATHS or last.endswith(("_dir", "_file", "_path", "_root", "_folder"))
+    return last in (*PATHS, *SPLITS) or last.endswith(("_dir", "_file", "_path", "_root", "_folder"))
 
 
 def _key(argument: str) -> str:

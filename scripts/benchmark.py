@@ -26,7 +26,7 @@ from common.errors import UserError
 from common.log import table
 from scripts.benchmarks.timing import Disagreement, Setting, measure
 
-SUITES = {"detr": "scripts.benchmarks.detr"}
+SUITES = {"detr": "scripts.benchmarks.detr", "vit": "scripts.benchmarks.vit"}
 PACKAGES = ("torch", "torchvision", "transformers", "timm", "pillow", "scipy", "numpy")
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
@@ -57,9 +57,8 @@ def text(report: dict[str, Any]) -> str:
         for ratio in row["ratios"]:
             numbers = [f"{ratio[key]:.{places}f}" for key, places in (("one_ms", 1), ("other_ms", 1), ("ratio", 3))]
             low, high = ratio["quartiles"]
-            lines.append(
-                (row["row"], ratio["one"], numbers[0], ratio["other"], numbers[1], numbers[2], f"{low:.3f}-{high:.3f}")
-            )
+            other = ratio["other"] + (f", fastest of {len(ratio['among'])}" if len(ratio["among"]) > 1 else "")
+            lines.append((row["row"], ratio["one"], numbers[0], other, numbers[1], numbers[2], f"{low:.3f}-{high:.3f}"))
     where = [f"{name}: {value}" for name, value in machine.items()]
     where.append("versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()))
     where += [f"outputs compared: {row['row']}: {row['agreement']}" for row in report["rows"]]
@@ -74,7 +73,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=20, help="how often each contender is timed")
     parser.add_argument("--warm-up", type=int, default=3, help="rounds before these")
     parser.add_argument("--threads", type=int, help="on the CPU; by default as many as PyTorch takes")
-    parser.add_argument("--compile", action="store_true", help="time torch.compile's version of ours, too")
+    parser.add_argument("--compile", action="store_true", help="time torch.compile's versions, too")
     parser.add_argument(
         "--images", type=Path, help="a folder of JPEGs for the input pipeline; by default some are made"
     )

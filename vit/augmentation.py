@@ -43,7 +43,7 @@ UNIFORMS = _POLICY.stop
 class Augmentation:
     """What is done to a training image, in this order; all probabilities and ranges are of one view.
 
-    crop: a random part of the image resized ("resized"), the image shifted over a border of zeros ("padded"), or "none".
+    crop: a random part resized ("resized"), the image shifted over a border of zeros ("padded"), or "none".
     scale: resized: the part's share of the area, least and greatest.
     ratio: resized: its width over its height, least and greatest.
     padding: padded: the border in pixels.
@@ -105,7 +105,8 @@ def view(
     numbers = uniforms.numpy()[None]
     if options.crop == "resized":
         top, left, h, w = (round(v) for v in _boxes(numbers[:, _CROP], height, width, options.scale, options.ratio)[0])
-        image = functional.crop(image, top, left, max(1, h), max(1, w))
+        h, w = max(1, h), max(1, w)
+        image = functional.crop(image, min(top, height - h), min(left, width - w), h, w)
         image = image[None].contiguous(memory_format=torch.channels_last)[0]  # a view of rows resizes more slowly
         image = _resized(image, size, interpolation)
     else:
@@ -150,11 +151,13 @@ def _sampled(images: Tensor, uniforms: np.ndarray, options: Augmentation, size: 
     """Crop, resizing and flip of each image at once."""
     count, _, height, width = images.shape
     flips = uniforms[:, _FLIP] < options.flip
-    boxes = np.tile([0.0, 0.0, height, width], (count, 1))  # (N, 4) top, left, height, width
+    factor = max(length / n for length, n in zip(size, (height, width), strict=True))
+    h, w = size[0] / factor, size[1] / factor  # of what is evaluated, see `plain`
+    boxes = np.tile([(height - h) / 2, (width - w) / 2, h, w], (count, 1))  # (N, 4) top, left, height, width
     if options.crop == "resized":
         boxes = _boxes(uniforms[:, _CROP], height, width, options.scale, options.ratio)
     elif options.crop == "padded":
-        boxes[:, :2] = _shifts(uniforms, options.padding) - options.padding
+        boxes[:, :2] += (_shifts(uniforms, options.padding) - options.padding) / factor
     if options.crop == "none" and not flips.any() and size == (height, width):
         return images
     top, left, h, w = boxes.T
@@ -217,8 +220,9 @@ def finish(
         return images
     own, partners = images.chunk(2)
     size = (images.shape[-2], images.shape[-1])
-    share, cut = (torch.from_numpy(v).to(images.device) for v in _mixing(uniforms[: len(own)], options, size))
-    mixed = torch.lerp(partners, own, share.float()[:, None, None, None])  # (B, C, H, W)
+    # fp32 on the host: Apple's GPU has no float64
+    share, cut = (torch.from_numpy(v).float().to(images.device) for v in _mixing(uniforms[: len(own)], options, size))
+    mixed = torch.lerp(partners, own, share[:, None, None, None])  # (B, C, H, W)
     return torch.where(_inside(cut, size)[:, None], partners, mixed)
 
 
@@ -235,7 +239,7 @@ def _erased(images: Tensor, uniforms: np.ndarray, options: Augmentation) -> Tens
     boxes = _boxes(uniforms[:, _ERASE], height, width, *ERASED).round()
     corners = np.concatenate((boxes[:, :2], boxes[:, :2] + boxes[:, 2:]), axis=1)
     corners *= (uniforms[:, _ERASE.start - 1] < options.erase)[:, None]  # an empty box
-    return _inside(torch.from_numpy(corners).to(images.device), (height, width))[:, None]
+    return _inside(torch.from_numpy(corners).float().to(images.device), (height, width))[:, None]
 
 
 def _mixing(uniforms: np.ndarray, options: Augmentation, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,7 @@ from common.blocks import BlockOptions, Encoder
 from common.errors import UserError
 from common.positions import LearnedGrid, Resampling, resample
 from common.types import Count, Fraction, Positive, PositiveFloat
-from vit.patches import Form, Patches
+from vit.patches import Form, Patches, lecun_normal_
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
@@ -187,5 +187,8 @@ class Classifier(nn.Module):
                 nn.init.xavier_uniform_(parameter)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
+        if self.representation is not None:
+            lecun_normal_(self.representation.weight)
+            nn.init.zeros_(self.representation.bias)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)

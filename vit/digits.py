@@ -4,7 +4,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from common.task import Split
-from common.types import Positive
+from common.types import Positive, PositiveFloat
 from vit.augmentation import Augmentation
 from vit.in_memory import Images, InMemory, cut
 
@@ -23,7 +23,7 @@ class Digits(InMemory):
         batch_size: Positive,
         image_size: Positive | tuple[Positive, Positive],
         mean: list[float],
-        std: list[float],
+        std: list[PositiveFloat],
         augmentation: Augmentation,
     ):
         super().__init__(batch_size=batch_size, image_size=image_size, mean=mean, std=std, augmentation=augmentation)

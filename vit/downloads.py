@@ -9,7 +9,7 @@ from torchvision import datasets
 from common import distributed
 from common.errors import UserError
 from common.task import Split
-from common.types import Count, Positive
+from common.types import Count, Positive, PositiveFloat
 from vit.augmentation import Augmentation
 from vit.in_memory import Images, InMemory, cut
 
@@ -31,7 +31,7 @@ class FashionMnist(InMemory):
         batch_size: Positive,
         image_size: Positive | tuple[Positive, Positive],
         mean: list[float],
-        std: list[float],
+        std: list[PositiveFloat],
         augmentation: Augmentation,
     ):
         super().__init__(batch_size=batch_size, image_size=image_size, mean=mean, std=std, augmentation=augmentation)
@@ -60,7 +60,7 @@ class Cifar10(InMemory):
         batch_size: Positive,
         image_size: Positive | tuple[Positive, Positive],
         mean: list[float],
-        std: list[float],
+        std: list[PositiveFloat],
         augmentation: Augmentation,
     ):
         super().__init__(batch_size=batch_size, image_size=image_size, mean=mean, std=std, augmentation=augmentation)
@@ -79,15 +79,20 @@ def _fetched(kind: Callable[..., Any], root: str, file: str) -> tuple[Any, Any]:
     One process does that and the others wait for it.
     """
     if distributed.is_main():
-        try:
-            kind(root, train=True, download=True)
-        except Exception as error:  # what is raised differs between file systems, networks and proxies
-            raise UserError(
-                f"data.root={root}: the files are not there, or not as published, and could not be downloaded or "
-                f"unpacked ({str(error) or type(error).__name__}); put {file} there."
-            ) from error
+        _opened(kind, root, file, download=True)
     distributed.barrier()
-    return kind(root, train=True), kind(root, train=False)
+    return _opened(kind, root, file, train=True), _opened(kind, root, file, train=False)
+
+
+def _opened(kind: Callable[..., Any], root: str, file: str, **keys: bool) -> Any:
+    try:
+        return kind(root, **keys)
+    except Exception as error:  # what is raised differs between file systems, networks and proxies
+        reason = " ".join(str(error).split()) or type(error).__name__  # torchvision's may have several lines
+        raise UserError(
+            f"data.root={root}: the files are not there, or not as published, and could not be downloaded or "
+            f"unpacked ({reason}); put {file} there, without broken files beside it."
+        ) from error
 
 
 def _splits(train: Images, test: Images, val_count: int) -> dict[Split, Images]:

@@ -3,6 +3,7 @@
 import csv
 import math
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,12 +55,7 @@ class ClassificationMetric:
         `batch` holds "ids" and the true "labels" (B,) int64. Raises UserError for a label that is no class.
         """
         truth = batch["labels"].cpu()  # (B,)
-        for sample, label in zip(batch["ids"], truth.tolist(), strict=True):
-            if not 0 <= label < len(self.classes):
-                raise UserError(
-                    f"sample {sample}: its label is {label}, and the classes are numbered from 0 to "
-                    f"{len(self.classes) - 1}; correct the label, or leave the sample out."
-                )
+        check_labels(batch["ids"], truth, len(self.classes))
         logs = torch.stack([answer["log_probabilities"] for answer in answers]).cpu().double()  # (B, K)
         assert logs.shape == (len(truth), len(self.classes)), (logs.shape, len(self.classes))
         of_truth = logs.gather(1, truth[:, None])  # (B, 1)
@@ -148,6 +144,17 @@ class ClassificationMetric:
                 table.writerow((judged.sample, self.classes[judged.truth], predicted, *probabilities))
         if len(self.classes) <= DRAWN:
             write(pictures.confusion(self.confusion(), self.classes), folder / "confusion.png")
+
+
+def check_labels(ids: Sequence[Any], labels: Tensor, classes: int, whose: str = "sample") -> None:
+    """Raise UserError for the first of the labels (B,) that is no class, naming the sample by its id."""
+    wrong = ((labels < 0) | (labels >= classes)).nonzero()
+    if len(wrong):
+        first = int(wrong[0])
+        raise UserError(
+            f"{whose} {ids[first]}: its label is {int(labels[first])}, and the classes are numbered from 0 to "
+            f"{classes - 1}; correct the label, or leave the sample out."
+        )
 
 
 def _place(logs: Tensor, truth: Tensor) -> Tensor:

@@ -62,7 +62,7 @@ OTHERS = (
     (r"patch_embed\.backbone|patch_embeddings\.backbone|conv_root/|conv_proj\.conv_", "a hybrid of ResNet and ViT"),
     (r"^(swin\w*\.|layers\.\d+\.blocks\.|features\.\d+\.\d+\.attn|features\.\d+\.reduction)", "a Swin Transformer"),
     (r"relative_position_bias|rel_pos|attn\.[qv]_bias$", "a BEiT or another ViT with relative positions"),
-    (r"attn_pool\.|MAPHead_\d/|(^|/)probe$|vision_model\.head\.", "a ViT that pools by attention (MAP, as SigLIP)"),
+    (r"attn_pool\.|MAPHead_\d/|(^|[./])probe$", "a ViT that pools by attention (MAP, as SigLIP)"),
     (r"norm_pre\.|ln_pre\.|pre_layrnorm|^visual\.|^vision_model\.", "a CLIP, with a norm before its blocks"),
     (r"mlp\.(w12|w1|w2|w3|fc1_g|gate_proj|weights_in)\.", GATED),
     (r"pixel_embed|inner_attn|attn_in\.", "a TNT"),

@@ -46,6 +46,11 @@ class InMemory(ABC):
         std: list[float],
         augmentation: Augmentation,
     ):
+        for name, values in (("mean", mean), ("std", std)):
+            if len(values) != self.channels:
+                raise UserError(
+                    f"data.{name}={values}: expected a list of {self.channels}, a number for each channel of the images."
+                )
         self.batch_size = batch_size
         self.image_size = pair(image_size)
         self.mean, self.std = mean, std

@@ -1,8 +1,7 @@
 """The names that torchvision, timm and transformers give to the tensors of a ViT, and ours for them.
 
-Recorded from the programs' own models and published files: torchvision 0.12 to 0.29, timm (and DeiT, DeiT III, MAE and
-DINOv2, whose names it took over), and transformers, whose models changed their names with version 5 and whose published
-files did not.
+Recorded from the programs' own models: torchvision 0.29; timm 1.0.31, with the names of DeiT III's and DINOv2's
+authors, which grew from it; transformers 5.23, whose models changed names with version 5 while published files did not.
 """
 
 import re
@@ -48,7 +47,7 @@ LAYOUTS = {
             (r"self_attention\.in_proj_", "attention.in_proj."),
             (r"self_attention\.out_proj\.", "attention.out_proj."),
             (r"ln_2\.", "residuals.1.norm."),
-            (r"mlp\.(?:0|linear_1)\.", "feed_forward.expand."),  # linear_1 and linear_2 until version 0.13
+            (r"mlp\.(?:0|linear_1)\.", "feed_forward.expand."),  # linear_1, _2: before vision#6053, of 2022
             (r"mlp\.(?:3|linear_2)\.", "feed_forward.contract."),
         ),
     ),

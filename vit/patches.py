@@ -24,9 +24,7 @@ class Patches(nn.Module):
         self.size, self.form = size, form
         self.weight = nn.Parameter(torch.empty(width, channels, size, size))
         self.bias = nn.Parameter(torch.zeros(width))
-        # LeCun's normal cut at two deviations, as the authors' code: .8796 is what the cut leaves of the deviation.
-        deviation = math.sqrt(1 / (channels * size * size)) / 0.87962566103423978
-        nn.init.trunc_normal_(self.weight, std=deviation, a=-2 * deviation, b=2 * deviation)
+        lecun_normal_(self.weight)
 
     def forward(self, images: Tensor) -> Tensor:
         """images (B, channels, H, W) -> (B, HW / size^2, C); raises UserError where squares do not fill the image."""
@@ -48,6 +46,15 @@ class Patches(nn.Module):
                 f"of {p}, such as {near} (data.image_size), or take another model.patch_size."
             )
         return height // p, width // p
+
+
+def lecun_normal_(weight: Tensor) -> None:
+    """LeCun's normal cut at two deviations, where the authors' code leaves flax its own first values.
+
+    weight (outputs, inputs...) is filled in place; .8796 is what the cut leaves of the deviation.
+    """
+    deviation = math.sqrt(1 / weight[0].numel()) / 0.87962566103423978
+    nn.init.trunc_normal_(weight, std=deviation, a=-2 * deviation, b=2 * deviation)
 
 
 def _around(height: int, width: int, p: int) -> list[tuple[int, int]]:

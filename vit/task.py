@@ -16,7 +16,7 @@ from common.pictures import grid, write
 from common.task import Adopted, Answer, Batch, Goal, Split
 from common.types import Count, Positive
 from vit import attention_maps, importing, loss, pictures
-from vit.evaluation import ClassificationMetric
+from vit.evaluation import ClassificationMetric, check_labels
 from vit.loss import LossOptions
 from vit.neighbours import Bank
 
@@ -72,15 +72,23 @@ class Classification:
         return {"classes": self.classes}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take the classes from a checkpoint."""
+        """Take the classes from a checkpoint; raises UserError when it has none, as an imported file without a head."""
         self._classes = list(state["classes"])
+        if not self._classes:
+            raise UserError(
+                "The checkpoint has no head and so knows no classes; train one on images of yours from it first "
+                "(train.py checkpoint=FILE)."
+            )
 
     def adopt(self, tensors: dict[str, Any]) -> Adopted:
         """Files of Google, torchvision, timm and transformers; as many classes as ours are taken to be ours."""
-        return importing.adopt(tensors, self._classes)
+        return importing.adopt(tensors, self._classes, tuple(self.data.image_size))
 
     def sizes(self, batch: Batch) -> dict[str, float]:
-        """Number of images."""
+        """Number of images; raises UserError for a label that is no class, at which a GPU would fail without a name."""
+        check_labels(batch["ids"], batch["labels"], len(self.classes))
+        if "other_labels" in batch:
+            check_labels(batch["ids"], batch["other_labels"], len(self.classes), "the one to mix with sample")
         return {"images": float(len(batch["labels"]))}
 
     def loss(self, model: nn.Module, batch: Batch, sizes: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -151,7 +159,10 @@ class Classification:
             yield self.data.collate([self.data.view(read_image(path), path)])
 
     def show(self, batch: Batch, answers: list[Answer], folder: Path) -> Iterator[str]:
-        """Write a JSON list of {name, probability} for each image, and pictures of attention; one line each."""
+        """Write each image's classes as JSON, and pictures of attention where there are maps; one line each.
+
+        classes is a list of {name, probability}, the likeliest first; nearest is what the neighbours vote for.
+        """
         for i, (path, answer) in enumerate(zip(batch["files"], answers, strict=True)):
             best = answer["log_probabilities"].exp().topk(min(self.options.top, len(self.classes)))
             found = [
@@ -160,11 +171,16 @@ class Classification:
             ]
             folder.mkdir(parents=True, exist_ok=True)
             target = folder / f"{Path(path).name}.classes.json"  # never a name of the user's own pictures
-            target.write_text(json.dumps({"file": str(path), "classes": found}, indent=1))
+            content: dict[str, Any] = {"file": str(path), "classes": found}
+            line = f"{Path(path).name}: " + ", ".join(f"{one['name']} {one['probability']:.3f}" for one in found)
+            if "nearest" in answer:
+                content["nearest"] = self.classes[answer["nearest"]] if answer["nearest"] >= 0 else None
+                line += f"; nearest training images: {content['nearest']}"
+            target.write_text(json.dumps(content, indent=1))
             if "maps" in answer:
                 image = self.data.thumbnails(batch, i + 1)[i]
                 write(pictures.attention_sheet(image, answer["maps"]), folder / f"{Path(path).name}.attention.png")
-            yield f"{Path(path).name}: " + ", ".join(f"{one['name']} {one['probability']:.3f}" for one in found)
+            yield line
 
     def pictures(self, batch: Batch, answers: list[Answer], count: int) -> Tensor:
         """uint8 (B, 3, H, W) of the first `count` images with what they were taken for, for the log."""

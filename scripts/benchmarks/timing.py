@@ -3,7 +3,7 @@
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ class Setting:
 
     device: torch.device
     tiny: bool  # toy sizes, to see that everything runs
-    compile: bool  # time torch.compile's version of ours, too
+    compile: bool  # time torch.compile's versions, too
     images: Path | None  # a folder of the user's JPEGs for the input pipeline; None makes some
     scratch: Path  # a folder for what a row writes
 
@@ -32,14 +32,15 @@ class Row:
     """One kind of work.
 
     contenders: name -> does the work once.
-    pairs: (one, other): reported is the time of one over the time of the other.
+    pairs: (one, other): reported is the time of one over the time of the other; where the other is several names, over
+        the time of the one that turns out fastest.
     check: compares what the contenders give, before any time is taken, and says how far apart they are; raises
         Disagreement.
     """
 
     name: str
-    contenders: dict[str, Callable[[], object]]
-    pairs: list[tuple[str, str]]
+    contenders: Mapping[str, Callable[[], object]]
+    pairs: Sequence[tuple[str, str | tuple[str, ...]]]
     check: Callable[[], str]
     threads: int | None = None  # None: as many as the run has
 
@@ -48,7 +49,7 @@ def measure(row: Row, *, rounds: int, warm_up: int, device: torch.device) -> dic
     """Check a row, and time each contender once a round, in an order that is drawn anew every round.
 
     Returns plain types: row, agreement, threads, seconds (every round's, by contender) and ratios (of each pair: ratio
-    of the medians, and the quartiles of the rounds' own ratios).
+    of the medians, the quartiles of the rounds' own ratios, and among whom the other is the fastest).
     """
     before = torch.get_num_threads()
     torch.set_num_threads(row.threads or before)
@@ -82,7 +83,9 @@ def _wait(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
-def _ratio(seconds: dict[str, list[float]], one: str, other: str) -> dict[str, Any]:
+def _ratio(seconds: dict[str, list[float]], one: str, others: str | tuple[str, ...]) -> dict[str, Any]:
+    among = [others] if isinstance(others, str) else [*others]
+    other = min(among, key=lambda name: statistics.median(seconds[name]))
     medians = [statistics.median(seconds[name]) for name in (one, other)]
     paired = sorted(a / b for a, b in zip(seconds[one], seconds[other], strict=True))
     low, _, high = statistics.quantiles(paired, n=4, method="inclusive") if len(paired) > 1 else paired * 3
@@ -91,6 +94,7 @@ def _ratio(seconds: dict[str, list[float]], one: str, other: str) -> dict[str, A
         "one_ms": 1e3 * medians[0],
         "other": other,
         "other_ms": 1e3 * medians[1],
+        "among": among,
         "ratio": medians[0] / medians[1],
         "quartiles": [low, high],
     }

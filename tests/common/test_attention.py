@@ -168,6 +168,78 @@ def test_the_order_of_keys_changes_nothing() -> None:
     torch.testing.assert_close(shuffled, ours(q=q, k=k, v=v), **EXACT)
 
 
+def plain_attention_with_qk_norm(module: Attention, x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Dehghani et al. 2023, section 2, one image, head and query at a time: outputs, and weights (B, h, N, N)."""
+
+    def normed(vector: Tensor, norm: nn.Module) -> Tensor:
+        deviation = (vector.var(unbiased=False) + eps).sqrt()
+        return (vector - vector.mean()) / deviation * norm.weight + norm.bias
+
+    size = WIDTH // HEADS
+    outputs, maps = torch.zeros_like(x), x.new_zeros(len(x), HEADS, x.shape[1], x.shape[1])
+    for image, tokens in enumerate(x):
+        q, k, v = (tokens @ module.in_proj.weight.T + module.in_proj.bias).split(WIDTH, dim=-1)
+        joined = []
+        for head in range(HEADS):
+            part = slice(head * size, (head + 1) * size)
+            keys = [normed(row[part], module.k_norm) for row in k]
+            rows = []
+            for i, row in enumerate(q):
+                query = normed(row[part], module.q_norm)
+                scores = torch.stack([query @ key / size**0.5 for key in keys])
+                maps[image, head, i] = scores.softmax(dim=0)
+                rows.append(maps[image, head, i] @ v[:, part])
+            joined.append(torch.stack(rows))
+        outputs[image] = torch.cat(joined, dim=-1) @ module.out_proj.weight.T + module.out_proj.bias
+    return outputs, maps
+
+
+@pytest.mark.parametrize("eps", [1e-6, 0.3])
+def test_qk_norm_is_a_layer_norm_of_each_heads_queries_and_keys(eps: float) -> None:
+    module = Attention(width=WIDTH, heads=HEADS, qk_norm=True, norm_eps=eps).double()
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.5, generator=generator("qk-norm"))
+    x, _, _ = inputs("self")
+    expected, maps = plain_attention_with_qk_norm(module, x, eps)
+    with watching(module) as watched:
+        y = module(q=x, k=x, v=x)
+    torch.testing.assert_close(y, expected, **EXACT)
+    torch.testing.assert_close(watched[""][0], maps, **EXACT)
+
+
+def test_qk_norm_keeps_scores_the_same_when_queries_and_keys_grow() -> None:
+    """What it is for; without it the same growth moves the attention towards one key."""
+    x, _, _ = inputs("self")
+    for qk_norm in (True, False):
+        module = Attention(width=WIDTH, heads=HEADS, qk_norm=qk_norm, norm_eps=1e-12).double()
+        nn.init.zeros_(module.in_proj.bias)
+        with watching(module) as maps:
+            module(q=x, k=x, v=x)
+            module.in_proj.weight.data[: 2 * WIDTH] *= 100
+            module(q=x, k=x, v=x)
+        before, after = maps[""]
+        assert torch.allclose(before, after, rtol=0, atol=1e-9) is qk_norm
+
+
+def test_without_qk_norm_there_is_nothing_of_it_in_a_checkpoint() -> None:
+    names = {"in_proj.weight", "in_proj.bias", "out_proj.weight", "out_proj.bias"}
+    assert {*Attention(width=WIDTH, heads=HEADS).state_dict()} == names
+    normed = Attention(width=WIDTH, heads=HEADS, qk_norm=True).state_dict()
+    assert {name: tuple(normed[name].shape) for name in normed.keys() - names} == {
+        f"{which}_norm.{part}": (WIDTH // HEADS,) for which in "qk" for part in ("weight", "bias")
+    }
+
+
+def test_qk_norm_runs_in_bf16() -> None:
+    """Autocast hands out norms in fp32, and the attention kernels want all three inputs in one type."""
+    module = Attention(width=WIDTH, heads=HEADS, qk_norm=True)
+    x = inputs("self")[0].detach().float()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = module(q=x, k=x, v=x)
+    # bf16 keeps 8 bits, and three products stand one behind the other.
+    torch.testing.assert_close(y.float(), module(q=x, k=x, v=x), rtol=0, atol=0.05)
+
+
 def test_a_width_that_heads_do_not_divide_is_refused() -> None:
     with pytest.raises(ValueError, match="10 is not divisible by heads 4"):
         Attention(width=10, heads=4)

@@ -1,6 +1,7 @@
 """Blocks and stacks against PyTorch's own layers in both norm orders, in float64."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -225,3 +226,118 @@ def test_another_activation_is_used() -> None:
     theirs = nn.TransformerEncoderLayer(12, 3, 20, 0.0, "gelu", batch_first=True)
     same_weights(ours, theirs)
     torch.testing.assert_close(ours(draw(*X)), theirs(draw(*X)), **EXACT)
+
+
+# Layer scale, stochastic depth and the rest of what published classifiers add.
+
+
+@both_orders
+def test_layer_scale_multiplies_each_channel_of_what_a_sublayer_adds(pre_norm: bool) -> None:
+    residual = redrawn(Residual(replace(OPTIONS, pre_norm=pre_norm, layer_scale=0.1)))
+    x = draw(*X)
+    added = torch.stack([torch.sin(residual.norm(x) if pre_norm else x)[..., c] * residual.scale[c] for c in range(12)])
+    expected = x + added.permute(1, 2, 0)
+    torch.testing.assert_close(residual(x, torch.sin), expected if pre_norm else residual.norm(expected), **EXACT)
+
+
+def test_layer_scale_starts_at_its_first_value_in_both_residuals_of_all_blocks() -> None:
+    scaled = Encoder(replace(OPTIONS, layer_scale=1e-5), layers=2)
+    scales = {name: value for name, value in scaled.named_parameters() if name.endswith("scale")}
+    assert {*scales} == {f"blocks.{i}.residuals.{j}.scale" for i in range(2) for j in range(2)}
+    assert all(torch.equal(value, torch.full((12,), 1e-5)) for value in scales.values())
+    assert not any("scale" in name for name in Encoder(OPTIONS, layers=2).state_dict())
+
+
+def test_layer_scale_comes_after_dropout_and_before_the_sum() -> None:
+    """Of everything dropped nothing is left to scale."""
+    residual = redrawn(Residual(replace(OPTIONS, pre_norm=True, dropout=1.0, layer_scale=3.0)))
+    x = draw(*X)
+    assert torch.equal(residual(x, torch.sin), x)
+
+
+DROPPED = 0.3
+
+
+def what_is_added(count: int, drop_path: float = DROPPED, **options: Any) -> Tensor:
+    """What a sub-layer that gives ones adds to each of `count` samples of (2, 12), in training: (count, 2, 12)."""
+    residual = Residual(replace(OPTIONS, pre_norm=True, drop_path=drop_path, **options))
+    torch.manual_seed(0)
+    return residual(torch.zeros(count, 2, 12), torch.ones_like)
+
+
+def test_a_sample_skips_a_sublayer_as_a_whole_or_takes_it_larger() -> None:
+    added = what_is_added(100)
+    values = added[:, 0, 0]
+    assert torch.equal(added, values[:, None, None].expand_as(added))
+    torch.testing.assert_close(values.unique(), torch.tensor([0.0, 1 / (1 - DROPPED)]))
+
+
+def test_drop_path_changes_nothing_in_expectation_and_samples_drop_for_themselves() -> None:
+    """40,000 draws: the mean is known to 0.0033 (one deviation), a correlation of neighbours to 0.005."""
+    values = what_is_added(40_000)[:, 0, 0]
+    assert values.mean().item() == pytest.approx(1, abs=0.012)
+    assert (values == 0).float().mean().item() == pytest.approx(DROPPED, abs=0.01)
+    neighbours = torch.corrcoef(torch.stack((values[:-1], values[1:])))
+    assert abs(neighbours[0, 1].item()) < 0.02
+
+
+def test_both_sublayers_of_a_block_drop_for_themselves() -> None:
+    block = EncoderBlock(replace(OPTIONS, pre_norm=True, drop_path=0.5))
+    torch.manual_seed(0)
+    for parameter in block.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    x = torch.randn(1, TOKENS, 12).expand(400, -1, -1)
+    kinds, counts = block(x).flatten(1).round(decimals=3).unique(dim=0, return_counts=True)
+    assert len(kinds) == 4, "neither, either and both"
+    assert counts.min() > 60, "of 100 each, known to 9"
+
+
+@pytest.mark.parametrize("drop_path", [0.0, 1.0])
+def test_never_and_always_skipping_are_exact(drop_path: float) -> None:
+    added = what_is_added(10, drop_path)
+    assert torch.equal(added, torch.full_like(added, 1 - drop_path))
+
+
+def test_a_skipped_sublayer_gets_no_gradient_from_its_sample() -> None:
+    residual = Residual(replace(OPTIONS, pre_norm=True, drop_path=0.5)).double()
+    torch.manual_seed(0)
+    x, factor = draw(8, TOKENS, 12), torch.ones(8, 1, 1, dtype=torch.float64, requires_grad=True)
+    y = residual(x, lambda x: x * factor)
+    (gradient,) = torch.autograd.grad(y.sum(), factor)
+    skipped = (y == x).flatten(1).all(dim=1)
+    assert 0 < skipped.sum() < 8 and torch.equal(gradient.flatten() == 0, skipped)
+
+
+@both_orders
+def test_drop_path_and_layer_scale_do_nothing_else_in_evaluation(pre_norm: bool) -> None:
+    still = redrawn(Encoder(replace(OPTIONS, pre_norm=pre_norm, layer_scale=1.0), layers=3))
+    dropping = Encoder(replace(OPTIONS, pre_norm=pre_norm, layer_scale=1.0, drop_path=0.9), layers=3).double()
+    dropping.load_state_dict(still.state_dict())
+    x = draw(*X)
+    assert torch.equal(dropping.eval()(x), still(x))
+    torch.manual_seed(0)
+    assert not torch.allclose(dropping.train()(x), still(x))
+
+
+@pytest.mark.parametrize(
+    ("layers", "rates"), [(1, [0.0]), (2, [0.0, 0.2]), (5, [0.0, 0.05, 0.1, 0.15, 0.2])], ids=["one", "two", "five"]
+)
+def test_drop_path_grows_linearly_over_the_depth(layers: int, rates: list[float]) -> None:
+    stack = Encoder(replace(OPTIONS, drop_path=0.2), layers=layers)
+    found = [[residual.drop_path for residual in block.residuals] for block in stack.blocks]
+    assert found == [pytest.approx([rate, rate]) for rate in rates]
+
+
+def test_every_norm_takes_the_given_eps() -> None:
+    options = replace(OPTIONS, pre_norm=True, qk_norm=True, norm_eps=0.02)
+    for module in (Encoder(options, layers=2), DecoderBlock(options), Decoder(options, layers=1, final_norm=True)):
+        norms = [part for part in module.modules() if isinstance(part, nn.LayerNorm)]
+        assert norms and {norm.eps for norm in norms} == {0.02}
+
+
+def test_without_its_final_norm_an_encoder_hands_out_the_plain_sum() -> None:
+    ours = redrawn(Encoder(replace(OPTIONS, pre_norm=True), layers=2))
+    bare = Encoder(replace(OPTIONS, pre_norm=True), layers=2, final_norm=False).double()
+    bare.load_state_dict({name: value for name, value in ours.state_dict().items() if not name.startswith("norm.")})
+    x = draw(*X)
+    torch.testing.assert_close(ours.norm(bare(x)), ours(x), rtol=0, atol=0)

@@ -136,6 +136,8 @@ def test_a_tilde_is_the_home_folder_and_null_is_nothing(
     start: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", "/of me")
+    outcome = start("model=vit_b16", "data.train=~/photos")
+    assert outcome.configs[0]["data"]["train"] == "/of me/photos"
     outcome = start("model=detr", "data=coco", "data.root=~/coco", "data.val.images=null", "checkpoint=~")
     assert outcome.configs[0]["data"]["root"] == "/of me/coco"
     assert outcome.configs[0]["data"]["val"]["images"] is None
@@ -272,9 +274,11 @@ def test_sweeps_are_refused_under_torchrun(start: Callable[..., Outcome], monkey
 
 def test_a_sweep_takes_models_keys_and_fixed_keys_beside_them(start: Callable[..., Outcome]) -> None:
     outcome = start(
-        *("-m", "model=detr,detr_r50", "optimizer.lr=1e-3,1e-4", "model.heads=2", "data.root=a (b), c", "data=shapes")
+        *("-m", "model=detr,detr_r50", "optimizer.lr=1e-3,1e-4", "model.heads=2", "data.root=a (b), c", "data=shapes"),
+        *("trainer.epochs=null", "trainer.steps=7"),
     )
     assert outcome.code == 0, outcome.err
+    assert {(c["trainer"]["epochs"], c["trainer"]["steps"]) for c in outcome.configs} == {(None, 7)}
     got = [(c["model"]["width"], c["optimizer"]["lr"], c["model"]["heads"], c["data"]["root"]) for c in outcome.configs]
     assert got == [(width, lr, 2, "a (b), c") for width in (128, 256) for lr in (1e-3, 1e-4)]
     names = [folder.name for folder in outcome.folders if folder]
@@ -393,3 +397,7 @@ def test_quotes_go_around_paths_alone() -> None:
     assert compose.quote("data.root=choice(a,b)") == "data.root=choice(a,b)"
     assert compose.quote("+data.root=a b") == "+data.root='a b'"
     assert compose.quote("my_dir=a b") == "my_dir='a b'"
+    assert compose.quote("model.blocks.drop_path=0.1,2e-1") == "model.blocks.drop_path=0.1,2e-1", "a number"
+    assert compose.quote("data.root=2024") == "data.root='2024'", "a folder"
+    assert compose.quote("data.train=a b") == "data.train='a b'"
+    assert compose.quote("data.train={images: a, annotations: b}") == "data.train={images: a, annotations: b}"

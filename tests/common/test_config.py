@@ -11,6 +11,7 @@ import pytest
 
 from common import config
 from common.errors import UserError
+from common.types import Count, Fraction, Positive
 
 # The package raises when it is imported: whatever passes here was judged by its source alone.
 PARTS = """
@@ -112,8 +113,9 @@ def right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         "optimizer": {
             **{"name": "adamw", "lr": 1e-4, "weight_decay": 0, "decay_norms": False, "betas": [0.9, 0.999]},
             **{"eps": 1e-8, "momentum": 0.9, "rates": {}},
+            **{"layer_decay": 1.0, "reference_batch": None, "scaling": "linear"},
         },
-        "schedule": {"name": "step", "warmup": 0, "drops": [0.5], "factor": 0.1, "final": 0},
+        "schedule": {"name": "step", "warmup": 0, "start": 0, "drops": [0.5], "factor": 0.1, "final": 0},
         "trainer": {
             **{"steps": 10, "epochs": None, "micro_batch": None, "precision": "fp32", "clip_norm": 0.1},
             **{"ema_decay": 0, "compile": False, "workers": 0, "device": "auto"},
@@ -205,6 +207,14 @@ def test_a_right_config_passes_without_an_import(right: dict[str, Any]) -> None:
         ("optimizer._target_", "os.system", "optimizer._target_ is not a key of"),
         ("optimizer.betas", [0.9], "optimizer.betas=[0.9]: expected a list of 2"),
         ("schedule", None, "schedule=null: expected the keys name, warmup"),
+        ("schedule.warmup", 1.5, "schedule.warmup=1.5: expected a whole number from 0 or a number from 0 up to 1."),
+        ("schedule.warmup", -1, "schedule.warmup=-1: expected a whole number from 0 or"),
+        ("schedule.warmup", "5%", 'schedule.warmup="5%": expected'),
+        ("schedule.start", 2, "schedule.start=2: expected a number from 0 up to 1."),
+        ("optimizer.layer_decay", 1.1, "optimizer.layer_decay=1.1: expected a number from 0 up to 1."),
+        ("optimizer.layer_decay", DELETE, "optimizer.layer_decay is missing: expected a number from 0 up to 1."),
+        ("optimizer.reference_batch", 0, "optimizer.reference_batch=0: expected a whole number from 1 or null."),
+        ("optimizer.scaling", "squrt", "optimizer.scaling=squrt: expected linear or sqrt; did you mean sqrt?"),
         ("trainer.precision", "bf17", "trainer.precision=bf17: expected fp32, bf16 or fp16; did you mean bf16?"),
         ("trainer.epochs", 3, "trainer.steps=10 and trainer.epochs=3: exactly one must be a number"),
         ("trainer.steps", None, "trainer.steps=null and trainer.epochs=null: exactly one must be a number"),
@@ -218,7 +228,10 @@ def test_a_mistake_is_one_sentence_with_the_full_key(
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("model.dropout", 1), ("model.root", "~/x"), ("model.crop", (1, 2)), ("model.choice", 4), ("model.depth", None)],
+    [
+        *[("model.dropout", 1), ("model.root", "~/x"), ("model.crop", (1, 2)), ("model.choice", 4)],
+        *[("model.depth", None), ("schedule.warmup", 0.05), ("schedule.warmup", 500), ("optimizer.reference_batch", 8)],
+    ],
 )
 def test_other_right_values_pass(right: dict[str, Any], key: str, value: Any) -> None:
     config.check(changed(right, key, value), ["toy"])
@@ -314,6 +327,39 @@ def test_nested_keys_become_option_dataclasses() -> None:
     assert (built.inner, built.maybe, built.many, built.named) == (inner, inner, [inner], {"a": inner})
     assert built.given is sys.modules
     assert config.construct(Outer, {"inner": keys, "maybe": None, "many": [], "named": {}}, given=0).maybe is None
+
+
+class Choices:
+    """A toy whose arguments may be of several kinds."""
+
+    def __init__(
+        self,
+        *,
+        size: Positive | tuple[Positive, Positive],
+        sizes: list[Inner] | None,
+        inner: Inner | list[Inner] | dict[str, Inner] | int,
+        warmup: Count | Fraction,
+    ):
+        self.found = (size, sizes, inner, warmup)
+
+
+INNER = Inner(size=(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("size", "sizes", "inner", "warmup"),
+    [
+        ((8, 8), (None, None), (3, 3), (5, 5)),
+        (([8, 6], (8, 6)), (None, None), ({"size": [1, 2]}, INNER), (0.5, 0.5)),
+        (([8, 6], (8, 6)), ([{"size": [1, 2]}], [INNER]), ([{"size": [1, 2]}], [INNER]), (0, 0)),
+    ],
+    ids=["single values", "lists and keys", "lists of keys"],
+)
+def test_one_of_several_kinds_becomes_what_its_form_says(size: Any, sizes: Any, inner: Any, warmup: Any) -> None:
+    given = {"size": size[0], "sizes": sizes[0], "inner": inner[0], "warmup": warmup[0]}
+    found = config.construct(Choices, given).found
+    assert found == (size[1], sizes[1], inner[1], warmup[1])
+    assert [type(part) for part in found] == [type(part[1]) for part in (size, sizes, inner, warmup)]
 
 
 def test_build_constructs_the_class_that_the_section_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

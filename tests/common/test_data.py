@@ -1,5 +1,6 @@
 """Order, cutting and sharing are pure functions of (seed, epoch, position)."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -102,6 +103,27 @@ def test_a_broken_sample_is_one_sentence_from_a_worker_too(workers):
     data = Numbers(100)
     with pytest.raises(UserError, match=r"^sample 99 is broken\.$"):
         [*batching.evaluation(data, "val", batch_size=20, rank=0, world=1, workers=workers)]
+
+
+class Arrays(Numbers):
+    """Batches of all kinds that a data set may make."""
+
+    def collate(self, samples):
+        numbers = np.array([s["value"] for s in samples])
+        return {"ids": [s["id"] for s in samples], "array": numbers, "tensor": torch.tensor(numbers), "word": "train"}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_batch_comes_as_it_was_made(workers):
+    """PyTorch's own collating would make the array a tensor, and pin or move it, though it is meant for the host."""
+    data = Arrays(12)
+    order = Order(data.costs, data.batch_size, 0)
+    options = {"micro_batch": None, "rank": 0, "world": 1, "workers": workers, "pin": False}
+    found = [batches[0] for _, batches in batching.steps(data, order, start=0, stop=3, **options)]
+    assert [{key: type(value) for key, value in batch.items()} for batch in found] == [
+        {"ids": list, "array": np.ndarray, "tensor": torch.Tensor, "word": str}
+    ] * 3
+    assert all(batch["array"].dtype == np.float64 and len(batch["array"]) == 4 for batch in found)
 
 
 def test_nothing_to_train_on_is_said():

@@ -13,9 +13,19 @@ from common.errors import UserError
 from common.optim import OptimizerOptions, ScheduleOptions
 
 OPTIONS = OptimizerOptions(
-    name="adamw", lr=0.1, weight_decay=0.3, decay_norms=False, betas=(0.8, 0.9), eps=1e-3, momentum=0.7, rates={}
+    name="adamw",
+    lr=0.1,
+    weight_decay=0.3,
+    decay_norms=False,
+    betas=(0.8, 0.9),
+    eps=1e-3,
+    momentum=0.7,
+    rates={},
+    layer_decay=1.0,
+    reference_batch=None,
+    scaling="linear",
 )
-SCHEDULE = ScheduleOptions(name="constant", warmup=0, drops=[], factor=0.1, final=0.0)
+SCHEDULE = ScheduleOptions(name="constant", warmup=0, start=0.0, drops=[], factor=0.1, final=0.0)
 
 
 def make_model(seed: int = 0) -> nn.Module:
@@ -71,6 +81,91 @@ def test_frozen_parameters_are_left_out_and_their_prefix_is_no_mistake():
     assert not any(name.startswith("body.") for g in optimizer.param_groups for name in g["param_names"])
     with pytest.raises(UserError, match="frozen"):
         optim.build(model.requires_grad_(False), OPTIONS)
+
+
+class Layered(nn.Module):
+    """A stem, eleven blocks and a head, so that block 1 and block 10 begin alike; and a table that does not decay."""
+
+    undecayed = ("table",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(2, 2)
+        self.table = nn.Parameter(torch.zeros(3, 2))
+        self.tables = nn.Parameter(torch.zeros(3, 2))
+        self.blocks = nn.ModuleList(nn.Linear(2, 2) for _ in range(11))
+        self.head = nn.Linear(2, 2)
+
+    def layers(self) -> list[tuple[str, ...]]:
+        return [("stem", "table"), *((f"blocks.{i}",) for i in range(11)), ("head",)]
+
+
+def rates_by_name(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    return {name: g["base_lr"] for g in optimizer.param_groups for name in g["param_names"]}
+
+
+def test_rates_decay_by_layer_from_the_output_to_the_input():
+    """By hand: 0.1 at the head, half of it in block 10, a quarter in block 9, ..., 2^-12 of it in the stem."""
+    found = rates_by_name(optim.build(Layered(), replace(OPTIONS, layer_decay=0.5)))
+    halves = {"head": 0, "stem": 12, "table": 12, "tables": 0}  # named in no layer: as the output
+    halves |= {"blocks.10": 1, "blocks.9": 2, "blocks.8": 3, "blocks.7": 4, "blocks.6": 5, "blocks.5": 6}
+    halves |= {"blocks.4": 7, "blocks.3": 8, "blocks.2": 9, "blocks.1": 10, "blocks.0": 11}
+    assert {*found} == {name for name, _ in Layered().named_parameters()}
+    for name, rate in found.items():
+        part = name if name.startswith("table") else name.rpartition(".")[0]
+        assert rate == pytest.approx(0.1 * 0.5 ** halves[part], rel=1e-12), name
+
+
+def test_rates_by_layer_and_by_name_multiply_and_decay_stays_where_it_was():
+    options = replace(OPTIONS, layer_decay=0.5, rates={"blocks.10": 3.0})
+    optimizer = optim.build(Layered(), options)
+    optim.set_rate(optimizer, 0.1)
+    found = groups(optimizer)
+    assert found["blocks.10, 1 below the output, decay"] == (["blocks.10.weight"], pytest.approx(0.15), 0.3)
+    assert found["blocks.10, 1 below the output, no decay"] == (["blocks.10.bias"], pytest.approx(0.15), 0.0)
+    assert found["rest, 12 below the output, decay"][0] == ["stem.weight"]
+    assert found["rest, 12 below the output, no decay"][0] == ["table", "stem.bias"]
+    assert len(found) == len(optimizer.param_groups) == 26
+    assert all(g["lr"] == pytest.approx(0.1 * g["base_lr"]) for g in optimizer.param_groups)
+
+
+def test_tables_that_a_model_names_do_not_decay_unless_everything_does():
+    plain = groups(optim.build(Layered(), OPTIONS))
+    assert "table" in plain["rest, no decay"][0] and "tables" in plain["rest, decay"][0], "whole words"
+    (group,) = optim.build(Layered(), replace(OPTIONS, decay_norms=True)).param_groups
+    assert "table" in group["param_names"]
+
+
+def test_a_model_without_layers_cannot_learn_by_layer():
+    with pytest.raises(
+        UserError, match=r"^optimizer\.layer_decay=0\.75: ModuleDict has no method layers\(\).*; set it"
+    ):
+        optim.build(make_model(), replace(OPTIONS, layer_decay=0.75))
+
+
+def test_a_layer_decay_of_zero_trains_the_last_layer_alone():
+    found = rates_by_name(optim.build(Layered(), replace(OPTIONS, layer_decay=0.0)))
+    assert {name for name, rate in found.items() if rate} == {"head.weight", "head.bias", "tables"}
+
+
+@pytest.mark.parametrize(
+    ("reference", "scaling", "batch", "expected"),
+    [
+        (None, "linear", 64, 0.1),
+        (None, "sqrt", 64, 0.1),
+        (256, "linear", 1024, 0.4),
+        (256, "sqrt", 1024, 0.2),
+        (512, "linear", 64, 0.0125),
+        (512, "sqrt", 128, 0.05),
+        (64, "linear", 64, 0.1),
+    ],
+)
+def test_the_rate_follows_the_batch(reference, scaling, batch, expected):
+    given = replace(OPTIONS, reference_batch=reference, scaling=scaling)
+    found = optim.for_batch(given, batch)
+    assert found.lr == pytest.approx(expected, rel=1e-12)
+    assert found == replace(given, lr=found.lr, reference_batch=None), "nothing else changes"
+    assert optim.for_batch(found, 7) == found, "what is in effect is not scaled again"
 
 
 def test_set_rate_keeps_the_proportions_of_the_groups():
@@ -178,6 +273,35 @@ def test_a_rounded_fraction_drops_at_the_meant_step():
 def test_warm_up_begins_above_zero_and_ends_at_one():
     found = rates(replace(SCHEDULE, warmup=4), 6)
     assert found == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+
+
+def test_warm_up_may_be_a_part_of_the_run():
+    assert optim.warm_up(replace(SCHEDULE, warmup=0.1), 40) == 4
+    assert optim.warm_up(replace(SCHEDULE, warmup=0.0167), 300) == 5, "to the nearest step"
+    for name in ("constant", "cosine"):
+        part, whole = (replace(SCHEDULE, name=name, warmup=warmup) for warmup in (0.1, 4))
+        assert rates(part, 40) == rates(whole, 40)
+    assert rates(replace(SCHEDULE, warmup=0.1), 80)[:8] == [n / 8 for n in range(1, 9)]
+
+
+def test_one_is_a_step_and_one_point_zero_the_whole_run():
+    assert rates(replace(SCHEDULE, warmup=1), 4) == [1.0] * 4
+    assert rates(replace(SCHEDULE, warmup=1.0), 4) == [0.25, 0.5, 0.75, 1.0]
+    assert rates(replace(SCHEDULE, warmup=0.0), 4) == rates(replace(SCHEDULE, warmup=0.1), 4) == [1.0] * 4
+
+
+def test_warm_up_rises_from_its_start():
+    assert rates(replace(SCHEDULE, warmup=4, start=0.2), 5) == pytest.approx([0.4, 0.6, 0.8, 1.0, 1.0])
+    assert rates(replace(SCHEDULE, warmup=4, start=1.0), 5) == [1.0] * 5
+    assert rates(replace(SCHEDULE, name="cosine", start=0.5), 9) == rates(replace(SCHEDULE, name="cosine"), 9)
+
+
+@pytest.mark.parametrize("warmup", [0.25, 10])
+def test_a_cosine_falls_over_what_the_warm_up_leaves(warmup):
+    found = rates(replace(SCHEDULE, name="cosine", warmup=warmup, start=0.1, final=0.05), 40)
+    decay = torch_rates(lambda o: lr_scheduler.CosineAnnealingLR(o, 30, eta_min=0.05), 30)
+    assert found[9] == 1.0 and found[10:] == pytest.approx(decay, abs=1e-12)
+    assert found[0] == pytest.approx(0.1 + 0.9 / 10)
 
 
 @pytest.mark.parametrize("name", ["constant", "step", "cosine"])

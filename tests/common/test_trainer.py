@@ -115,7 +115,7 @@ def trainer(**keys) -> Trainer:
     return Trainer(**{**defaults, **keys})
 
 
-def run(folder, *, data=None, seed=0, lr=0.1) -> Run:
+def run(folder, *, data=None, seed=0, lr=0.1, reference_batch=None) -> Run:
     torch.manual_seed(seed)
     data = data or Line()
     return Run(
@@ -131,8 +131,11 @@ def run(folder, *, data=None, seed=0, lr=0.1) -> Run:
             eps=1e-8,
             momentum=0.0,
             rates={},
+            layer_decay=1.0,
+            reference_batch=reference_batch,
+            scaling="linear",
         ),
-        schedule=ScheduleOptions(name="cosine", warmup=2, drops=[], factor=1.0, final=0.0),
+        schedule=ScheduleOptions(name="cosine", warmup=2, start=0.0, drops=[], factor=1.0, final=0.0),
         config={"seed": seed},
         seed=seed,
         folder=folder,
@@ -230,6 +233,18 @@ def test_averaged_weights_are_evaluated_and_kept(tmp_path):
     fit(tmp_path / "plain")
     with pytest.raises(UserError, match="kept no average"):
         weights(checkpoint.load(tmp_path / "plain/checkpoints/step_00000020.pt"), "ema")
+
+
+def test_the_rate_in_effect_is_said_and_logged_and_trained_with(tmp_path):
+    """0.1 for batches of 16 is 0.025 for ours of 4."""
+    fit(tmp_path / "scaled", reference_batch=16)
+    fit(tmp_path / "plain", lr=0.025)
+    assert (tmp_path / "scaled/metrics.jsonl").read_text() == (tmp_path / "plain/metrics.jsonl").read_text()
+    highest = max(line["train/lr"] for line in lines(tmp_path / "scaled") if "train/lr" in line)
+    assert 0.02 < highest <= 0.025
+    said = "0.025 at its highest, from 0.1 for 16 by linear scaling"
+    assert said in (tmp_path / "scaled/train.log").read_text()
+    assert "0.025 at its highest\n" in (tmp_path / "plain/train.log").read_text()
 
 
 def test_without_val_the_last_weights_count_and_without_test_there_are_no_numbers(tmp_path):

@@ -2,34 +2,41 @@
 
 import json
 import statistics
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from scripts import benchmark
+from scripts.benchmarks import timing
 from scripts.benchmarks.timing import Disagreement, Row, alike, measure, near
 
 pytest.importorskip("transformers")
 pytest.importorskip("timm")
 
-from scripts.benchmarks import detr_peer
+from scripts.benchmarks import detr_peer, vit, vit_peers
 
 
-def run(tmp_path: Path, *options: str) -> tuple[int, Path]:
+def run(tmp_path: Path, *options: str, suite: str = "detr") -> tuple[int, Path]:
     out = tmp_path / "report.json"
-    return benchmark.main(["detr", "--tiny", "--device", "cpu", "--warm-up", "0", "--out", str(out), *options]), out
+    return benchmark.main([suite, "--tiny", "--device", "cpu", "--warm-up", "0", "--out", str(out), *options]), out
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("suite", "rows"),
+    [("detr", ["forward", "training", "matching", "input"]), ("vit", ["forward", "training", "RandAugment,"])],
+)
 def test_every_row_runs_and_the_json_holds_what_the_table_shows(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    suite: str, rows: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, out = run(tmp_path, "--rounds", "2")
+    code, out = run(tmp_path, "--rounds", "2", suite=suite)
     assert code == 0
     printed, report = capsys.readouterr().out, json.loads(out.read_text())
     assert benchmark.text(report) in printed
-    assert [row["row"].split()[0] for row in report["rows"]] == ["forward", "training", "matching", "input"]
+    assert [row["row"].split()[0] for row in report["rows"]] == rows
     assert report["machine"]["threads"] >= 1 and "torch" in report["versions"]
     lines = printed.splitlines()
     for row in report["rows"]:
@@ -84,6 +91,97 @@ def test_no_time_is_taken_when_two_tensors_are_swapped(
     printed = capsys.readouterr()
     assert code == 1 and not out.exists() and not printed.out
     assert "ours fp32 logits" in printed.err and "not the same work" in printed.err
+
+
+@pytest.mark.parametrize("layout", vit_peers.PEERS)
+def test_a_vit_without_a_place_for_a_tensor_is_no_peer(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = vit_peers.config("vit_b16", tiny=True)
+    model = vit_peers.classifier(recipe)
+    twice = (r"\.residuals\.1\.", ".residuals.0.")
+    monkeypatch.setitem(vit_peers.RENAMED, layout, (twice, *vit_peers.RENAMED[layout]))
+    with pytest.raises(RuntimeError, match="Missing key"):
+        vit_peers.peer(layout, model, recipe)
+
+
+SWAPS = [
+    ("encoder.blocks.1.residuals.0.norm.weight", "encoder.blocks.1.residuals.1.norm.weight"),
+    ("encoder.blocks.0.attention.out_proj.bias", "encoder.blocks.0.feed_forward.contract.bias"),
+    ("class_token", "positions.token"),  # only their sum is seen, so the step must be compared, too
+    ("encoder.norm.bias", "patches.bias"),
+]
+
+
+@pytest.mark.parametrize("layout", vit_peers.PEERS)
+@pytest.mark.parametrize("pair", SWAPS)
+def test_no_time_of_a_vit_is_taken_when_two_tensors_are_swapped(
+    pair: tuple[str, str],
+    layout: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    right = vit_peers.in_layout
+
+    def wrong(ours: dict[str, torch.Tensor], asked: str) -> dict[str, torch.Tensor]:
+        one, other = pair if asked == layout else (pair[0], pair[0])
+        return right({**ours, one: ours[other], other: ours[one]}, asked)
+
+    monkeypatch.setattr(vit_peers, "in_layout", wrong)  # for the weights, and not for the comparison of gradients
+    code, out = run(tmp_path, "--rows", "train", "--rounds", "1", suite="vit")
+    printed = capsys.readouterr()
+    assert code == 1 and not out.exists() and not printed.out
+    assert f"{layout} fp32" in printed.err and "not the same work" in printed.err
+    if "class_token" not in pair:
+        assert run(tmp_path, "--rows", "forward", "--rounds", "1", suite="vit")[0] == 1
+
+
+def test_no_time_is_taken_when_our_optimizer_does_another_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    right = vit.optim.build
+    monkeypatch.setattr(vit.optim, "build", lambda model, options: right(model, replace(options, lr=1.1 * options.lr)))
+    assert run(tmp_path, "--rows", "train", "--rounds", "1", suite="vit")[0] == 1
+    assert "torchvision fp32 update" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "seen"),
+    [
+        ({"flip": 0.0}, "right over left"),
+        ({"policy": "none"}, "brightness"),
+        ({"magnitude": 20}, "black"),
+        ({"scale": (1.0, 1.0)}, "detail"),
+    ],
+)
+def test_no_time_is_taken_when_our_augmentation_does_less_or_more(
+    change: dict[str, Any],
+    seen: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    right = vit.augmentation.views
+    monkeypatch.setattr(
+        vit.augmentation, "views", lambda x, u, options, size: right(x, u, replace(options, **change), size)
+    )
+    assert run(tmp_path, "--rows", "augment", "--rounds", "1", suite="vit")[0] == 1
+    printed = capsys.readouterr().err
+    assert f"{seen}: " in printed and "standard errors apart" in printed
+
+
+def test_the_fastest_of_several_is_the_one_of_the_least_median(monkeypatch: pytest.MonkeyPatch) -> None:
+    """b takes 4, 4 and 1 seconds, c 3 each time: c is the faster in the middle. a takes 6, which is twice as much."""
+    times = {"a": [6.0, 6.0, 6.0], "b": [4.0, 4.0, 1.0], "c": [3.0, 3.0, 3.0]}
+    monkeypatch.setattr(timing, "_seconds", lambda work, device: times[work()].pop(0))
+    contenders = {name: lambda name=name: name for name in times}
+    row = Row(name="r", contenders=contenders, pairs=[("a", ("b", "c")), ("a", "b")], check=lambda: "equal")
+    measured = measure(row, rounds=3, warm_up=0, device=torch.device("cpu"))
+    fastest, single = measured["ratios"]
+    assert (fastest["other"], fastest["among"], fastest["ratio"]) == ("c", ["b", "c"], 2.0)
+    assert (single["other"], single["among"], single["ratio"]) == ("b", ["b"], 1.5)
+    machine: dict[str, Any] = {"machine": {}, "versions": {}, "rounds": 3, "rows": [measured]}
+    printed = benchmark.text(machine)
+    assert "c, fastest of 2" in printed and "b, fastest" not in printed
 
 
 def test_a_row_is_checked_before_it_is_timed_and_contenders_take_turns() -> None:

@@ -134,6 +134,7 @@ def test_rows_that_do_not_sum_to_one_are_mended():
     row = rollout(rounded, 0, False, GRID)
     assert row.dtype == torch.float32
     torch.testing.assert_close(row.sum((1, 2)), torch.ones(2))
+    torch.testing.assert_close(row, rollout([weights.float() for weights in rounded], 0, False, GRID))
     assert attention_map(rounded[0], 0, False, GRID).dtype == torch.float32
 
 

@@ -65,11 +65,11 @@ def test_rows_are_the_truth_and_columns_what_was_predicted():
 
 
 def test_the_longest_count_stays_in_its_cell():
-    counts = torch.full((3, 3), 12_345_678)
-    picture = confusion(counts, ["a", "b", "c"])
+    counts = torch.full((10, 10), 12_345_678)
+    picture = confusion(counts, list("abcdefghij"))
     left, top, side = matrix_in(picture)
-    cell = side // 3
-    for line in range(4):  # fine lines, and the frame at both ends, that no letter crosses
+    cell = side // 10
+    for line in range(11):  # fine lines, and the frame at both ends, that no letter crosses
         column = picture[:, top : top + side, left + line * cell - (line == 0)]
         assert len({tuple(p) for p in column.T.tolist()} - {(225, 225, 225), (120, 120, 120)}) == 0
 

@@ -1,0 +1,311 @@
+"""ViT against torchvision, timm and transformers, and its augmentation against torchvision.transforms.v2.
+
+The peers attend by PyTorch's fused kernel, infer in bf16 with converted weights and train in bf16 under autocast, as
+they document. Their AdamW is fused, as transformers' trainer takes it by default; timm's plain one has a line of its
+own. Weight decay spares what ours spares, and all clip gradients as our recipe does.
+"""
+
+import copy
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.transforms import v2
+
+from common import optim
+from common.compose import configure
+from common.config import build, construct
+from common.device import autocast
+from common.optim import OptimizerOptions
+from common.randomness import generator
+from common.step import Stepper
+from scripts.benchmarks.timing import Disagreement, Row, Setting, alike, near
+from scripts.benchmarks.vit_peers import CLASSES, PEERS, classifier, config, in_layout, peer
+from vit import augmentation
+from vit.augmentation import Augmentation
+
+BATCH = 8
+Pairs = list[tuple[str, str | tuple[str, ...]]]
+
+
+def forward(setting: Setting) -> Row:
+    """The logits of ViT-B/16 in evaluation mode."""
+    recipe = config("vit_b16", tiny=setting.tiny)
+    model = classifier(recipe).to(setting.device).eval()
+    images = _pictures(BATCH, recipe["data"]["image_size"][0]).to(setting.device)
+    contenders: dict[str, Callable[[], Tensor]] = {}
+
+    def add(name: str, model: nn.Module, images: Tensor, precision: str = "fp32") -> None:
+        contenders[name] = lambda: _infer(model, images, precision)
+        if setting.compile:
+            compiled = torch.compile(model)
+            contenders[f"{name} compiled"] = lambda: _infer(compiled, images, precision)
+
+    for name in PEERS:
+        theirs = peer(name, model, recipe).to(setting.device).eval()
+        add(f"{name} fp32", theirs, images)
+        add(f"{name} bf16", copy.deepcopy(theirs).bfloat16(), images.bfloat16())  # faster than autocast
+    add("ours fp32", model, images)
+    add("ours bf16", model, images, "bf16")
+
+    def check() -> str:
+        truth = contenders["torchvision fp32"]()
+        exact = 1e-2 if setting.device.type == "cuda" else 1e-4  # CUDA's convolution of patches takes TF32
+        others = [name for name in contenders if name != "torchvision fp32"]
+        return "; ".join(
+            near(f"{name} logits", contenders[name](), truth, exact if "fp32" in name else 0.1, along=0)
+            for name in others
+        )
+
+    side = images.shape[-1]
+    return Row(
+        name=f"forward {BATCH}x3x{side}x{side}", contenders=contenders, pairs=_pairs(setting.compile), check=check
+    )
+
+
+def train(setting: Setting) -> Row:
+    """A training step of ViT-S/16: forward, smoothed cross-entropy, backward, clipping, AdamW."""
+    recipe = config("vit_s16", tiny=setting.tiny)
+    model, side = classifier(recipe), recipe["data"]["image_size"][0]
+    images = _pictures(BATCH, side).to(setting.device)
+    labels = torch.randint(0, CLASSES, (BATCH,), generator=generator("labels")).to(setting.device)
+    work = Work(recipe=recipe, images=images, labels=labels)
+    learners: dict[str, Learner] = {}
+    for compiled in (False, True) if setting.compile else (False,):
+        for precision in ("fp32", "bf16"):
+            name = f"{precision} compiled" if compiled else precision
+            learners[f"ours {name}"] = _ours(work, copy.deepcopy(model), precision, compiled)
+            for layout in PEERS:
+                theirs = peer(layout, model, recipe)
+                learners[f"{layout} {name}"] = _theirs(work, theirs, layout, precision, compiled)
+    plain = _theirs(work, peer("timm", model, recipe), "timm", "fp32", compiled=False, fused=None)
+    learners["timm fp32 plain AdamW"] = plain
+    return Row(
+        name=f"training step {BATCH}x3x{side}x{side}",
+        contenders={name: learner.step for name, learner in learners.items()},
+        pairs=[*_pairs(setting.compile), ("timm fp32", "timm fp32 plain AdamW")],
+        check=lambda: _same_step(learners, dict(model.named_parameters())),
+    )
+
+
+def augment(setting: Setting) -> Row:
+    """Random resized crop, flip and RandAugment on a stack of small colour images, on one core; ours on the device."""
+    count, rounds = (64, 4) if setting.tiny else (256, 4)
+    keys = ["crop=resized", "scale=[0.3,1.0]", "flip=0.5", "policy=rand"]
+    data = configure("train", ["model=vit", "data=cifar10", *(f"data.augmentation.{key}" for key in keys)])["data"]
+    options, side = construct(Augmentation, data["augmentation"]), data["image_size"]
+    shade = torch.linspace(-32, 32, side)  # brighter to the right, so that a flip is seen
+    images = (_pictures(count, side) * 64 + 128 + shade).clamp(0, 255).to(torch.uint8)
+    stack = images.to(setting.device)
+    pipeline = v2.Compose(
+        [
+            v2.RandomResizedCrop(side, scale=options.scale, ratio=options.ratio),
+            v2.RandomHorizontalFlip(options.flip),
+            v2.RandAugment(options.operations, options.magnitude),
+        ]
+    )
+    epochs = itertools.count()
+
+    def our() -> Tensor:
+        epoch = next(epochs)
+        drawn = [augmentation.draw(1, generator(epoch, number)) for number in range(count)]
+        return augmentation.views(stack, torch.cat(drawn).numpy(), options, (side, side))
+
+    def their() -> Tensor:
+        return torch.stack([pipeline(image) for image in images]).to(setting.device)
+
+    def check() -> str:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            views = [torch.cat([work() for _ in range(rounds)]) for work in (our, their)]
+        return _same_distribution(*views)
+
+    return Row(
+        name=f"RandAugment, crop and flip, {count}x3x{side}x{side}, one core",
+        contenders={"torchvision": their, "ours": our},
+        pairs=[("ours", "torchvision")],
+        check=check,
+        threads=1,
+    )
+
+
+ROWS = {"forward": forward, "train": train, "augment": augment}
+
+
+def _pairs(compiled: bool) -> Pairs:
+    """Ours over each peer and over the fastest: like with like, and bf16 over fp32."""
+    pairs: Pairs = []
+    for kind in ("", " compiled") if compiled else ("",):
+        for one, other in (("fp32", "fp32"), ("bf16", "fp32"), ("bf16", "bf16")):
+            peers = tuple(f"{name} {other}{kind}" for name in PEERS)
+            pairs += [(f"ours {one}{kind}", name) for name in peers]
+            pairs.append((f"ours {one}{kind}", peers))
+    if compiled:
+        pairs.append(("ours bf16 compiled", tuple(f"{name} fp32" for name in PEERS)))
+    return pairs
+
+
+def _pictures(count: int, side: int) -> Tensor:
+    """Smooth colours and some noise, about normalised: (count, 3, side, side); no two images alike."""
+    draw = generator("pictures", count)
+    colours = F.interpolate(torch.randn(count, 3, 4, 4, generator=draw), size=side, mode="bicubic")
+    return colours + 0.1 * torch.randn(colours.shape, generator=draw)
+
+
+def _logits(model: Callable[[Tensor], Any], images: Tensor) -> Tensor:
+    """(B, 3, H, W) -> (B, K), from models that return them or an object with them."""
+    outputs = model(images)
+    logits: Tensor = outputs if isinstance(outputs, Tensor) else outputs.logits
+    return logits
+
+
+def _infer(model: Callable[[Tensor], Any], images: Tensor, precision: str) -> Tensor:
+    with torch.inference_mode(), autocast(images.device, precision):
+        return _logits(model, images)
+
+
+# Training.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What all learn from, and the recipe of ours."""
+
+    recipe: dict[str, Any]
+    images: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learner:
+    """A model, in whose names its parameters are, and what takes a step with it and returns the loss."""
+
+    model: nn.Module
+    layout: str | None  # None: ours
+    step: Callable[[], Tensor]
+
+
+class _FixedImages:
+    """As much of a data set as the loss needs: images that lie on the device."""
+
+    def inputs(self, batch: dict[str, Any], device: torch.device) -> Tensor:
+        images: Tensor = batch["images"].to(device)
+        return images
+
+
+def _ours(work: Work, model: nn.Module, precision: str, compiled: bool) -> Learner:
+    """The trainer's own step."""
+    recipe, device = work.recipe, work.images.device
+    model.to(device).train()
+    optimizer = optim.build(model, construct(OptimizerOptions, recipe["optimizer"]))
+    if compiled:
+        model.compile()
+    task = build(recipe["task"], data=_FixedImages())
+    stepper = Stepper(task, model, optimizer, device, precision, recipe["trainer"]["clip_norm"])
+    batch = {"ids": [*range(len(work.labels))], "images": work.images, "labels": work.labels}
+    return Learner(model=model, layout=None, step=lambda: stepper([batch], 0)["loss"])
+
+
+def _theirs(
+    work: Work, model: nn.Module, layout: str, precision: str, compiled: bool, fused: bool | None = True
+) -> Learner:
+    """A plain loop."""
+    device, adamw = work.images.device, work.recipe["optimizer"]
+    smoothing, clip_norm = work.recipe["task"]["loss"]["smoothing"], work.recipe["trainer"]["clip_norm"]
+    model.to(device).train()
+    parameters = [*model.parameters()]
+    groups: list[dict[str, Any]] = [
+        {"params": [], "weight_decay": adamw["weight_decay"]},
+        {"params": [], "weight_decay": 0.0},
+    ]
+    for name, parameter in model.named_parameters():
+        groups[parameter.squeeze().ndim < 2 or "pos" in name]["params"].append(parameter)
+    optimizer = torch.optim.AdamW(groups, lr=adamw["lr"], fused=fused)
+    if compiled:
+        model.compile()
+
+    def step() -> Tensor:
+        optimizer.zero_grad(set_to_none=True)
+        with autocast(device, precision):
+            loss = F.cross_entropy(_logits(model, work.images), work.labels, label_smoothing=smoothing)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, clip_norm)
+        optimizer.step()
+        return loss.detach()
+
+    return Learner(model=model, layout=layout, step=step)
+
+
+def _same_step(learners: dict[str, Learner], before: dict[str, Tensor]) -> str:
+    """Take every learner's first step, and compare losses, clipped gradients and updates with those of ours in fp32."""
+    losses = {name: learner.step() for name, learner in learners.items()}
+    truth, said = learners["ours fp32"], []
+    weights, gradients = _weights(truth), _gradients(truth)
+    cuda = losses["ours fp32"].device.type == "cuda"  # its convolution of patches takes TF32
+    for name, learner in learners.items():
+        if learner is truth:
+            continue
+        rounded = "bf16" in name
+        said.append(alike(f"{name} loss", losses[name], losses["ours fp32"], 0.02 if rounded else 1e-4))
+        expected = _flat(_placed(gradients, learner.layout))
+        tolerance = 0.2 if rounded else 1e-2 if cuda else 1e-4
+        said.append(near(f"{name} gradient", _flat(_gradients(learner)), expected, tolerance))
+        if not rounded:  # Adam's first step goes by the gradient's sign, and small ones' would be bf16's
+            start, ours = (_flat(_placed(tensors, learner.layout)) for tensors in (before, weights))
+            # Key biases have gradients of nothing but rounding, and Adam makes steps of them.
+            said.append(near(f"{name} update", _flat(_weights(learner)) - start, ours - start, 0.1 if cuda else 1e-2))
+    return "; ".join(said)
+
+
+def _weights(learner: Learner) -> dict[str, Tensor]:
+    return {name: p.detach().cpu() for name, p in learner.model.named_parameters()}
+
+
+def _gradients(learner: Learner) -> dict[str, Tensor]:
+    return {name: p.grad.cpu() for name, p in learner.model.named_parameters() if p.grad is not None}
+
+
+def _placed(tensors: dict[str, Tensor], layout: str | None) -> dict[str, Tensor]:
+    return tensors if layout is None else in_layout(tensors, layout)
+
+
+def _flat(tensors: dict[str, Tensor]) -> Tensor:
+    return torch.cat([tensors[name].detach().flatten() for name in sorted(tensors)])
+
+
+# Augmentation.
+
+STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {  # (N, C, H, W), 0..255 -> (N,)
+    "brightness": lambda x: x.mean((1, 2, 3)),
+    "contrast": lambda x: x.std((1, 2, 3)),
+    "colour": lambda x: x.std(1).mean((1, 2)),
+    "detail": lambda x: x.diff(dim=3).abs().mean((1, 2, 3)),
+    "right over left": lambda x: (x - x.flip(3))[..., x.shape[3] // 2 :].mean((1, 2, 3)),
+    "black": lambda x: (x.amax(1) == 0).float().mean((1, 2)),
+}
+
+
+def _same_distribution(views: Tensor, others: Tensor) -> str:
+    """Compare two sets of random views, uint8 (N, C, H, W), by what the operations move.
+
+    Each view gives one number of a kind, and the means of both sets may differ by five of their standard errors, which
+    by chance alone they would once in two million times.
+    """
+    if views.shape != others.shape or views.dtype != others.dtype:
+        raise Disagreement(f"views: {tuple(views.shape)} {views.dtype} and {tuple(others.shape)} {others.dtype}.")
+    said = []
+    for what, measure in STATISTICS.items():
+        one, other = (measure(images.cpu().float()) for images in (views, others))
+        error = math.sqrt((one.var() + other.var()) / len(one))
+        apart = abs(float(one.mean() - other.mean())) / error
+        if not apart <= 5:  # NaN, too
+            raise Disagreement(
+                f"{what}: {one.mean():.3g} and {other.mean():.3g} on average, {apart:.1f} standard errors apart."
+            )
+        said.append(f"{what} {one.mean():.3g} and {other.mean():.3g} ({apart:.1f} standard errors apart)")
+    return ", ".join(said)

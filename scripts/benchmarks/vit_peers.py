@@ -1,0 +1,145 @@
+"""ViT in torchvision, timm and transformers, with the weights of ours (Dosovitskiy et al. 2021, arXiv 2010.11929).
+
+The presets that users name (`vit_b_16`, `vit_base_patch16_224`, `ViTForImageClassification`) are nothing but sizes,
+which are taken here from our config.
+"""
+
+import re
+from typing import Any
+
+import torch
+from timm.layers import use_fused_attn
+from timm.models import VisionTransformer as TimmTransformer
+from torch import Tensor, nn
+from torchvision.models import VisionTransformer as TorchvisionTransformer
+from transformers import AutoModelForImageClassification, ViTConfig
+
+from common.compose import configure
+from common.config import build
+from common.randomness import generator
+from vit.classifier import Classifier
+
+CLASSES = 1000  # ImageNet's
+
+# Ours -> theirs; `positions` are ours in one table, the class token's row first.
+RENAMED: dict[str, tuple[tuple[str, str], ...]] = {
+    "torchvision": (
+        (r"^positions$", "encoder.pos_embedding"),
+        (r"^patches\.", "conv_proj."),
+        (r"^encoder\.blocks\.", "encoder.layers.encoder_layer_"),
+        (r"\.residuals\.0\.norm\.", ".ln_1."),
+        (r"\.residuals\.1\.norm\.", ".ln_2."),
+        (r"\.attention\.in_proj\.", ".self_attention.in_proj_"),
+        (r"\.attention\.out_proj\.", ".self_attention.out_proj."),
+        (r"\.feed_forward\.expand\.", ".mlp.0."),
+        (r"\.feed_forward\.contract\.", ".mlp.3."),
+        (r"^encoder\.norm\.", "encoder.ln."),
+        (r"^head\.", "heads.head."),
+    ),
+    "timm": (
+        (r"^positions$", "pos_embed"),
+        (r"^class_token$", "cls_token"),
+        (r"^patches\.", "patch_embed.proj."),
+        (r"^encoder\.blocks\.", "blocks."),
+        (r"\.residuals\.0\.norm\.", ".norm1."),
+        (r"\.residuals\.1\.norm\.", ".norm2."),
+        (r"\.attention\.in_proj\.", ".attn.qkv."),
+        (r"\.attention\.out_proj\.", ".attn.proj."),
+        (r"\.feed_forward\.expand\.", ".mlp.fc1."),
+        (r"\.feed_forward\.contract\.", ".mlp.fc2."),
+        (r"^encoder\.norm\.", "norm."),
+    ),
+    "transformers": (  # 5.x; one in_proj holds its q_proj, k_proj and v_proj
+        (r"^positions$", "vit.embeddings.position_embeddings"),
+        (r"^class_token$", "vit.embeddings.cls_token"),
+        (r"^patches\.", "vit.embeddings.patch_embeddings.projection."),
+        (r"^encoder\.blocks\.", "vit.layers."),
+        (r"\.residuals\.0\.norm\.", ".layernorm_before."),
+        (r"\.residuals\.1\.norm\.", ".layernorm_after."),
+        (r"\.out_proj\.", ".o_proj."),
+        (r"\.feed_forward\.expand\.", ".mlp.fc1."),
+        (r"\.feed_forward\.contract\.", ".mlp.fc2."),
+        (r"^encoder\.norm\.", "vit.layernorm."),
+        (r"^head\.", "classifier."),
+    ),
+}
+PEERS = tuple(RENAMED)
+
+
+def config(model: str, *, tiny: bool) -> dict[str, Any]:
+    """A preset and its recipe as `train.py model=...` takes them; with `tiny` two narrow layers and images of 32."""
+    small = ["model.width=64", "model.heads=4", "model.layers=2", "model.feedforward=128", "data.image_size=[32,32]"]
+    return configure("train", [f"model={model}", *(small if tiny else [])])
+
+
+def classifier(recipe: dict[str, Any]) -> Classifier:
+    """Ours, with every tensor drawn at random: zeros and ones would hide a swapped name.
+
+    Queries and keys are large enough for attention to choose, and tokens and positions to be seen beside the patches.
+    """
+    size = tuple(recipe["data"]["image_size"])
+    model: Classifier = build(recipe["model"], classes=CLASSES, channels=3, image_size=size)
+    draw = generator("benchmark")
+    with torch.no_grad():
+        for name, tensor in model.named_parameters():
+            if name == "class_token" or name.startswith("positions."):
+                tensor.normal_(std=0.5, generator=draw)
+            elif tensor.dim() > 1:
+                tensor.normal_(std=tensor[0].numel() ** -0.5, generator=draw)
+            elif name.endswith("norm.weight"):
+                tensor.uniform_(0.7, 1.3, generator=draw)
+            else:
+                tensor.normal_(std=0.1, generator=draw)
+            if name.endswith("in_proj.weight"):
+                tensor[: 2 * len(tensor) // 3] *= 2
+    return model
+
+
+def in_layout(ours: dict[str, Tensor], layout: str) -> dict[str, Tensor]:
+    """Our parameters, or what belongs to each of them (its gradient), under a peer's names and in its shapes."""
+    token, grid = ours["positions.token"], ours["positions.grid"]
+    rest = {name: tensor for name, tensor in ours.items() if not name.startswith("positions.")}
+    rest["positions"] = torch.cat((token[None], grid.flatten(0, 1)))[None]  # (C,), (h, w, C) -> (1, 1 + hw, C)
+    rest["class_token"] = rest["class_token"][None, None]  # (C,) -> (1, 1, C)
+    theirs: dict[str, Tensor] = {}
+    for name, tensor in rest.items():
+        for pattern, replacement in RENAMED[layout]:
+            name = re.sub(pattern, replacement, name)
+        split = layout == "transformers" and ".in_proj." in name
+        names = [name.replace("in_proj", f"{part}_proj") for part in "qkv"] if split else [name]
+        theirs.update(zip(names, tensor.chunk(len(names)), strict=True))
+    return theirs
+
+
+def peer(layout: str, model: Classifier, recipe: dict[str, Any]) -> nn.Module:
+    """Theirs, with our weights, and attention by PyTorch's fused kernel as all three document it."""
+    sizes, side = recipe["model"], recipe["data"]["image_size"][0]
+    width, layers, heads, hidden = (sizes[key] for key in ("width", "layers", "heads", "feedforward"))
+    theirs: nn.Module
+    if layout == "torchvision":
+        theirs = TorchvisionTransformer(side, sizes["patch_size"], layers, heads, width, hidden, num_classes=CLASSES)
+    elif layout == "timm":
+        theirs = TimmTransformer(
+            img_size=side,
+            patch_size=sizes["patch_size"],
+            embed_dim=width,
+            depth=layers,
+            num_heads=heads,
+            mlp_ratio=hidden / width,
+            num_classes=CLASSES,
+        )
+        assert use_fused_attn(), "the environment's TIMM_FUSED_ATTN switches off timm's fast kernel"
+    else:
+        options = ViTConfig(
+            image_size=side,
+            patch_size=sizes["patch_size"],
+            hidden_size=width,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            intermediate_size=hidden,
+            layer_norm_eps=sizes["blocks"]["norm_eps"],  # its own default differs
+            num_labels=CLASSES,
+        )
+        theirs = AutoModelForImageClassification.from_config(options, attn_implementation="sdpa")
+    theirs.load_state_dict(in_layout(dict(model.named_parameters()), layout))
+    return theirs
