@@ -12,8 +12,8 @@ class Attention(nn.Module):
     """Scaled dot-product attention in `heads` subspaces, with biases on all four projections.
 
     The query, key and value projections are the rows of one matrix, in this order, so that inputs that coincide
-    share one multiplication. With `qk_norm` each head's queries and keys pass a layer norm of their own, which keeps the
-    scores from growing (Dehghani et al. 2023, arXiv 2302.05442, section 2).
+    share one multiplication. With `qk_norm` each head's queries and keys pass a layer norm of their own, which keeps
+    the scores from growing (Dehghani et al. 2023, arXiv 2302.05442, section 2).
     """
 
     def __init__(self, *, width: int, heads: int, dropout: float = 0.0, qk_norm: bool = False, norm_eps: float = 1e-5):

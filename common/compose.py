@@ -166,9 +166,9 @@ def quote(argument: str) -> str:
     """key=value with quotes around a path, so that Hydra takes `a=b, photo (1).jpg` for the path that it is."""
     key, equals, value = argument.partition("=")
     last = _key(key).rpartition(".")[2]
-    ready = value in ("", "null", "???") or re.fullmatch(r"'.*'|\".*\"|choice\(.*\)", value)
+    ready = value in ("", "null", "???") or bool(re.fullmatch(r"'.*'|\".*\"|choice\(.*\)", value))
     ready = ready or (last in SPLITS and value.startswith("{"))
-    ready = ready or (last not in (*PATHS, *SPLITS) and re.fullmatch(r"[-+.,\deE]+", value))  # drop_path=0.1,0.2
+    ready = ready or (last not in (*PATHS, *SPLITS) and bool(re.fullmatch(r"[-+.,\deE]+", value)))  # drop_path=0.1,0.2
     return f"{key}={quoted(value)}" if equals and _is_path(last) and not ready else argument
 
 

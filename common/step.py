@@ -45,6 +45,7 @@ class Stepper:
             with autocast(self.device, self.precision):
                 loss, named = self.task.loss(self.model, to_device(batch, self.device), sizes)
             self.scaler.scale(loss).backward()
+            _own_memory(self.parameters)
             for name, value in {"loss": loss.detach(), **named}.items():
                 parts[name] = parts[name] + value if name in parts else value
         distributed.join_gradients(self.parameters)
@@ -78,6 +79,20 @@ class Stepper:
             + f", gradient norm {float(norm):g}, on samples {ids}; the weights are as before it: look at these "
             "samples, lower optimizer.lr, or use trainer.precision=fp32."
         )
+
+
+def _own_memory(parameters: list[nn.Parameter]) -> None:
+    """Give every gradient memory of its own.
+
+    A compiled backward pass hands out one buffer for the gradients of two parameters that are only added, such as a
+    token and its position (torch 2.15); another micro-batch, or clipping, would then change it twice.
+    """
+    taken: set[int] = set()
+    for parameter in parameters:
+        if parameter.grad is not None:
+            if parameter.grad.data_ptr() in taken:
+                parameter.grad = parameter.grad.clone()
+            taken.add(parameter.grad.data_ptr())
 
 
 def step_sizes(task: Task, micro_batches: list[Batch]) -> dict[str, float]:

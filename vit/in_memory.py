@@ -48,9 +48,7 @@ class InMemory(ABC):
     ):
         for name, values in (("mean", mean), ("std", std)):
             if len(values) != self.channels:
-                raise UserError(
-                    f"data.{name}={values}: expected a list of {self.channels}, a number for each channel of the images."
-                )
+                raise UserError(f"data.{name}={values}: expected a list of {self.channels}, a number for each channel.")
         self.batch_size = batch_size
         self.image_size = pair(image_size)
         self.mean, self.std = mean, std
@@ -163,7 +161,7 @@ def cut(images: Tensor, labels: Tensor, counts: Sequence[int], what: str) -> lis
     The last part does not depend on how large the others are. Raises UserError when nothing is left.
     """
     if sum(counts) >= len(labels):
-        raise UserError(f"{what} leave nothing to train on of {len(labels)} images; make them smaller.")
+        raise UserError(f"{what} would leave nothing to train on of {len(labels)} images; give less.")
     order = torch.randperm(len(labels), generator=seeded("parts"))
     parts = order.split([len(labels) - sum(counts), *counts])
     return [(images[part.sort().values], labels[part.sort().values]) for part in parts]

@@ -164,11 +164,9 @@ class Classification:
         classes is a list of {name, probability}, the likeliest first; nearest is what the neighbours vote for.
         """
         for i, (path, answer) in enumerate(zip(batch["files"], answers, strict=True)):
-            best = answer["log_probabilities"].exp().topk(min(self.options.top, len(self.classes)))
-            found = [
-                {"name": self.classes[k], "probability": round(p, 4)}
-                for p, k in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-            ]
+            scores = answer["log_probabilities"]
+            best = scores.argsort(descending=True, stable=True)[: self.options.top].tolist()  # of equals the first
+            found = [{"name": self.classes[k], "probability": round(float(scores[k].exp()), 4)} for k in best]
             folder.mkdir(parents=True, exist_ok=True)
             target = folder / f"{Path(path).name}.classes.json"  # never a name of the user's own pictures
             content: dict[str, Any] = {"file": str(path), "classes": found}

@@ -191,7 +191,10 @@ class Learner:
 
 
 class _FixedImages:
-    """As much of a data set as the loss needs: images that lie on the device."""
+    """As much of a data set as a step needs: images that lie on the device."""
+
+    def classes(self) -> list[str]:
+        return [str(number) for number in range(CLASSES)]
 
     def inputs(self, batch: dict[str, Any], device: torch.device) -> Tensor:
         images: Tensor = batch["images"].to(device)
@@ -207,7 +210,7 @@ def _ours(work: Work, model: nn.Module, precision: str, compiled: bool) -> Learn
         model.compile()
     task = build(recipe["task"], data=_FixedImages())
     stepper = Stepper(task, model, optimizer, device, precision, recipe["trainer"]["clip_norm"])
-    batch = {"ids": [*range(len(work.labels))], "images": work.images, "labels": work.labels}
+    batch = {"ids": [*range(len(work.labels))], "images": work.images, "labels": work.labels.cpu()}
     return Learner(model=model, layout=None, step=lambda: stepper([batch], 0)["loss"])
 
 

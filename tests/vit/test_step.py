@@ -15,11 +15,11 @@ import torch.multiprocessing as mp
 from PIL import Image
 
 from common import optim
-from common.data import Loader, share
+from common.data import Loader, Order, share, steps
 from common.optim import OptimizerOptions
 from common.step import Stepper
 from common.task import Batch
-from vit.augmentation import Augmentation
+from vit.augmentation import Augmentation, _mixing
 from vit.classifier import Classifier, PositionOptions, VitBlockOptions
 from vit.digits import Digits
 from vit.folder import ImageFolder
@@ -173,22 +173,20 @@ def kind(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return str(request.param)
 
 
-def test_the_step_holds_blended_cut_and_plain_images(kind: str, tmp_path: Path) -> None:
+def test_the_step_holds_blended_cut_and_plain_images_and_asks_every_parameter(kind: str, tmp_path: Path) -> None:
     """Otherwise the tests below would show less than they say."""
     of = task(kind, tmp_path)
-    (batch,) = batches(of, [8])
-    assert len(batch["labels"]) == 16 and (batch["labels"] != batch["other_labels"]).any()
-    assert {"own": (batch["shares"] == 1).any(), "mixed": (batch["shares"] < 1).any()} == {"own": True, "mixed": True}
+    (batch,) = batches(of, CUTS["1x8"])
     images = of.data.inputs(batch, torch.device("cpu"))
-    assert images.shape[:1] == (16,) and all((a != b).any() for a, b in zip(images[::2], images[1::2], strict=True))
-    norms = {name: p.grad.norm() for name, p in _after(of).named_parameters()}
-    assert all(norm > 1e-4 for norm in norms.values()), "every parameter is asked"
-
-
-def _after(of: Classification) -> torch.nn.Module:
+    share, box = _mixing(batch["uniforms"][:16], AUGMENTATION, images.shape[-2:])
+    cuts, blends = box.any(axis=1), share < 1
+    assert cuts.any() and blends.any() and (~cuts & ~blends).any() and not (cuts & blends).any()
+    assert (batch["labels"] != batch["other_labels"]).any()
+    assert len(images) == 16 and all((a != b).any() for a, b in zip(images[::2], images[1::2], strict=True))
     one = stepper(of, torch.float32, None)
-    one(batches(of, [8]), 0)
-    return one.model
+    one([batch], 0)
+    idle = {name for name, p in one.model.named_parameters() if p.grad is None or p.grad.norm() < 1e-4}
+    assert idle == {f"encoder.blocks.{i}.attention.k_norm.bias" for i in range(2)}, "which softmax cancels"
 
 
 @pytest.mark.parametrize("cut", ["3+1+4", "8x1"])
@@ -199,6 +197,20 @@ def test_what_the_network_sees_is_the_same_to_the_bit(kind: str, tmp_path: Path,
     for name in ("labels", "other_labels", "shares"):
         assert torch.equal(whole[name], torch.cat([piece[name] for piece in pieces])), name
     assert whole["ids"] == [i for piece in pieces for i in piece["ids"]]
+
+
+def test_micro_batches_are_counted_in_views_and_hold_whole_images(kind: str, tmp_path: Path) -> None:
+    of = task(kind, tmp_path)
+    order = Order(of.data.cost("train")[:16], batch_size=16, seed=SEED)
+
+    def first(micro_batch: int | None) -> list[Batch]:
+        cut = steps(of.data, order, start=0, stop=1, micro_batch=micro_batch, rank=0, world=1, workers=0, pin=False)
+        return next(cut)[1]
+
+    for micro_batch, sizes in ((None, [16]), (6, [6, 6, 4]), (5, [4, 4, 4, 4]), (1, [2] * 8)):
+        found = first(micro_batch)
+        assert [len(batch["labels"]) for batch in found] == sizes
+        assert [i for batch in found for i in batch["ids"]] == first(None)[0]["ids"]
 
 
 @pytest.mark.parametrize("cut", ["3+1+4", "8x1"])
