@@ -1,6 +1,7 @@
 """Every config in configs/ composes, passes the check and builds; and reading source finds what Python itself finds."""
 
 import inspect
+import re
 import shlex
 import typing
 from pathlib import Path
@@ -11,11 +12,16 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from common import compose, config
+from common.errors import UserError
 from common.schema import Options, Source, find
 
 MODELS, EXPERIMENTS = compose.choices_of("model"), compose.choices_of("experiment")
 ALONE = [f"model={name}" for name in MODELS] + [f"experiment={name}" for name in EXPERIMENTS]
-WING = {"shapes": "detr", "coco": "detr"}  # a model that suits each data set
+STATES: dict[str, dict[str, Any]] = {  # as a checkpoint tells it to each wing's task, so that no data are opened
+    "detr": {"categories": [{"id": i, "name": name} for i, name in enumerate(("cat", "dog", "emu"))]},
+    "vit": {"classes": ["cat", "dog", "emu"]},
+}
+DATA = compose.choices_of("data")
 
 
 def composed(*arguments: str) -> dict[str, Any]:
@@ -34,22 +40,43 @@ def yaml(group: str, name: str) -> DictConfig:
     return loaded
 
 
+def wing_of(section: Any) -> str:
+    """The package of a section's class, which is also the name of its small model."""
+    return str(section["_target_"]).split(".")[0]
+
+
+def task_of(found: dict[str, Any]) -> Any:
+    """The task of a config, that knows three classes; data and task open no file."""
+    task = config.build(found["task"], data=config.build(found["data"]))
+    task.restore(STATES[wing_of(found["task"])])
+    return task
+
+
 @pytest.mark.parametrize("arguments", ALONE)
 def test_every_model_and_experiment_builds(arguments: str) -> None:
     found = composed(arguments)
-    data = config.build(found["data"])  # opens no file
-    config.build(found["task"], data=data)
+    task = task_of(found)
     with torch.device("meta"):  # shapes without memory
-        model = config.build(found["model"], classes=3)
+        model = config.build(found["model"], **task.model_arguments())
     assert sum(parameter.numel() for parameter in model.parameters()) > 1e5
     for section, path in config.FIXED.items():
         config.construct(_imported(path), found[section])
 
 
-@pytest.mark.parametrize("group", ["data", "optimizer", "schedule", "trainer"])
+@pytest.mark.parametrize("group", ["optimizer", "schedule", "trainer"])
 def test_every_choice_of_the_other_groups_passes(group: str) -> None:
     for name in compose.choices_of(group):
-        composed(f"model={WING.get(name, 'detr')}", f"{group}={name}")
+        for wing in STATES:
+            composed(f"model={wing}", f"{group}={name}")
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_every_data_set_passes_with_its_wings_models_and_with_no_others(name: str) -> None:
+    wing = wing_of(yaml("data", name))
+    assert wing_of(composed(f"model={wing}", f"data={name}")["data"]) == wing
+    for other in STATES.keys() - {wing}:
+        with pytest.raises(UserError, match="do not fit together"):
+            composed(f"model={other}", f"data={name}")
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -80,6 +107,29 @@ def test_the_papers_sizes() -> None:
     assert (found["trainer"]["epochs"], found["trainer"]["clip_norm"]) == (300, 0.1)
 
 
+@pytest.mark.parametrize("name", [name for name in MODELS if name.startswith("vit_")])
+def test_the_published_vits_come_with_photographs_and_a_recipe_for_them(name: str) -> None:
+    """Dosovitskiy et al. 2021, table 1 and appendix B.1; Touvron et al. 2021, tables 1 and 9."""
+    command = compose.Command("train", [f"model={name}"])
+    command.prepare()
+    found, choices = command.compose()
+    groups = {"data": "imagefolder", "optimizer": "adamw_vit", "schedule": "cosine_vit", "trainer": "vit"}
+    assert groups.items() <= choices.items()
+    letter, number = name.removeprefix("vit_").rstrip("0123456789"), re.sub(r"\D", "", name)
+    width = {"ti": 192, "s": 384, "b": 768, "l": 1024, "h": 1280}[letter]
+    sizes = {"width": width, "feedforward": 4 * width, "patch_size": int(number), "pooling": "token", "registers": 0}
+    assert sizes.items() <= found["model"].items()
+    assert (found["data"]["image_size"], found["trainer"]["epochs"]) == ([224, 224], 300)
+    rate = found["optimizer"]["lr"] / found["optimizer"]["reference_batch"]
+    assert rate == pytest.approx(1e-3 / 1024), "table 9"
+
+
+def test_the_small_vit_comes_with_digits() -> None:
+    found = composed("model=vit")
+    assert found["data"]["_target_"] == "vit.digits.Digits" and found["trainer"]["workers"] == 0
+    assert found["data"]["image_size"] % found["model"]["patch_size"] == 0
+
+
 def test_the_doors_share_their_groups() -> None:
     lists = [yaml(".", door).defaults for door in config.DOORS]
     assert lists[0] == lists[1] == lists[2]
@@ -91,7 +141,7 @@ def test_the_doors_share_their_groups() -> None:
 
 
 def _targets() -> list[str]:
-    files = [yaml("model", name) for name in MODELS] + [{"data": yaml("data", name)} for name in WING]
+    files = [yaml("model", name) for name in MODELS] + [{"data": yaml("data", name)} for name in DATA]
     named = [file[part].get("_target_") for file in files for part in config.TARGETS if part in file]
     return sorted({*filter(None, named), *config.FIXED.values()})
 
@@ -156,16 +206,10 @@ def test_yaml_is_the_only_home_of_a_default(path: str) -> None:
             todo += [part for part in nested if isinstance(part, type) and issubclass(part, Options)]
 
 
-@pytest.mark.parametrize("path", [path for path in _targets() if "Detection" in path or path.endswith("Task")])
+@pytest.mark.parametrize("path", [path for path in _targets() if path.split(".")[1] == "task"])
 def test_reading_source_finds_what_a_task_hands_to_its_model(path: str) -> None:
     module, _, name = path.rpartition(".")
     file = find(module)
     assert file is not None
-
-    class NoData:
-        def categories(self) -> list[dict[str, Any]]:
-            return [{"id": 1, "name": "cat"}]
-
-    section = next(each["task"] for each in map(composed, ALONE) if each["task"]["_target_"] == path)
-    task = config.build(section, data=NoData())
+    task = task_of(next(each for each in map(composed, ALONE) if each["task"]["_target_"] == path))
     assert Source(module, file).options(name).handed_on == list(task.model_arguments())

@@ -3,8 +3,6 @@
 import json
 import os
 import pickle
-import subprocess
-import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -32,23 +30,13 @@ TINY = [
 pytestmark = pytest.mark.slow
 
 
-def door(name: str, *arguments: str, code: int = 0) -> str:
-    """What a door prints; its exit code must be `code`, and only a defect may leave a traceback."""
-    command = [sys.executable, str(ROOT / f"{name}.py"), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    said = done.stdout + done.stderr
-    assert done.returncode == code, said
-    assert "Traceback" not in said, said
-    return said
-
-
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("shapes of (all), kinds")  # a path that Hydra's grammar would take apart
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, shapes) -> tuple[Path, str]:
+def trained(door, tmp_path_factory, shapes) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("runs") / "one"
     return folder, door("train", "model=detr", *TINY, f"data.root={shapes}", f"run_dir={folder}")
 
@@ -71,7 +59,7 @@ def test_a_run_prints_its_numbers_and_where_everything_lies(trained):
     assert "\r" not in said, "no progress bar outside a terminal"
 
 
-def test_the_same_line_again_gives_the_same_numbers(trained, tmp_path, shapes):
+def test_the_same_line_again_gives_the_same_numbers(door, trained, tmp_path, shapes):
     folder = trained[0]
     door("train", "model=detr", *TINY, f"data.root={shapes}", f"run_dir={tmp_path / 'two'}", "trainer.workers=0")
     assert (folder / "metrics.jsonl").read_bytes() == (tmp_path / "two/metrics.jsonl").read_bytes()
@@ -79,14 +67,14 @@ def test_the_same_line_again_gives_the_same_numbers(trained, tmp_path, shapes):
     assert (folder / "metrics.jsonl").read_bytes() == (tmp_path / "three/metrics.jsonl").read_bytes()
 
 
-def test_a_finished_run_says_so_and_is_not_written_over(trained, shapes):
+def test_a_finished_run_says_so_and_is_not_written_over(door, trained, shapes):
     folder = trained[0]
     line = ["model=detr", *TINY, f"data.root={shapes}", f"run_dir={folder}"]
     assert "is finished" in door("train", *line, "resume=auto")
     assert "already holds a run" in door("train", *line, code=2)
 
 
-def test_evaluation_gives_the_numbers_of_training_again(trained, tmp_path):
+def test_evaluation_gives_the_numbers_of_training_again(door, trained, tmp_path):
     folder = trained[0]
     said = door(
         "evaluate",
@@ -103,42 +91,23 @@ def test_evaluation_gives_the_numbers_of_training_again(trained, tmp_path):
     assert json.loads((tmp_path / "results.json").read_text()) == tested
 
 
-def test_two_processes_evaluate_to_the_same_numbers(trained):
+def test_two_processes_evaluate_to_the_same_numbers(door, trained):
     folder = trained[0]
-    command = [
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        "2",
-        "evaluate.py",
-        f"checkpoint={folder}/checkpoints/best.pt",
-    ]
-    done = subprocess.run(
-        [sys.executable, *command], capture_output=True, text=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == 0, done.stderr
-    numbers = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    said = door("evaluate", f"checkpoint={folder}/checkpoints/best.pt", processes=2)
+    numbers = [line for line in said.splitlines() if line.startswith("{")]
     expected = json.loads((folder / "results.json").read_text())
     assert [json.loads(line) for line in numbers] == [{k: v for k, v in expected.items() if k.startswith("test/")}]
 
 
-def test_two_processes_train_into_one_folder_and_take_the_same_first_steps(trained, tmp_path, shapes):
+def test_two_processes_train_into_one_folder_and_take_the_same_first_steps(door, trained, tmp_path, shapes):
     folder = tmp_path / "two processes"
-    command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "train.py", "model=detr", *TINY]
-    done = subprocess.run(
-        [sys.executable, *command, f"data.root={shapes}", f"run_dir={folder}"],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("All of it lies in") == 1, "one log"
+    said = door("train", "model=detr", *TINY, f"data.root={shapes}", f"run_dir={folder}", processes=2)
+    assert said.count("All of it lies in") == 1, "one log"
     one, two = ([json.loads(x) for x in (f / "metrics.jsonl").read_text().splitlines()] for f in (trained[0], folder))
     assert one[0]["train/loss"] == pytest.approx(two[0]["train/loss"], rel=1e-5)
 
 
-def test_predictions_are_pictures_and_json(trained, tmp_path, shapes):
+def test_predictions_are_pictures_and_json(door, trained, tmp_path, shapes):
     source = tmp_path / "my pictures, mostly [mine]"
     source.mkdir()
     Image.new("L", (90, 50), 120).save(source / "grey=1.png")
@@ -163,7 +132,7 @@ def test_a_notebook_needs_one_call(trained, tmp_path):
     assert answers[0]["boxes"].shape == (7, 4) and task.categories[0]["name"] == "circle"
 
 
-def test_fine_tuning_makes_anew_just_what_does_not_fit(trained, tmp_path, shapes):
+def test_fine_tuning_makes_anew_just_what_does_not_fit(door, trained, tmp_path, shapes):
     line = [
         "model=detr",
         *TINY,
@@ -177,7 +146,7 @@ def test_fine_tuning_makes_anew_just_what_does_not_fit(trained, tmp_path, shapes
     assert "made anew" not in said
 
 
-def test_sweeps_run_every_combination_and_outlive_a_failure(shapes, tmp_path):
+def test_sweeps_run_every_combination_and_outlive_a_failure(door, shapes, tmp_path):
     said = door(
         "train", "-m", "model=detr", *TINY, f"data.root={shapes}", "trainer.steps=1", "model.heads=4,5",
         f"hydra.sweep.dir={tmp_path}", code=2,
@@ -216,7 +185,7 @@ def coco_mini(folder: Path) -> list[str]:
     return ["data=coco", *files, *SMALL_IMAGES]
 
 
-def test_an_official_file_is_evaluated_with_its_92_logits(published, real_data, tmp_path):
+def test_an_official_file_is_evaluated_with_its_92_logits(door, published, real_data, tmp_path):
     said = door(
         "evaluate", f"checkpoint={published}", *SMALL_R18, *coco_mini(real_data("coco_mini")), f"output={tmp_path}"
     )
@@ -229,7 +198,7 @@ def test_an_official_file_is_evaluated_with_its_92_logits(published, real_data, 
     assert "another model" in said and "model=" in said
 
 
-def test_an_official_file_is_fine_tuned_on_other_classes(published, real_data, tmp_path):
+def test_an_official_file_is_fine_tuned_on_other_classes(door, published, real_data, tmp_path):
     said = door(
         "train", f"checkpoint={published}", *SMALL_R18, *coco_mini(real_data("coco_mini")), "data.batch_size=2",
         "trainer.epochs=null", "trainer.steps=2", "trainer.workers=0", f"run_dir={tmp_path / 'run'}",
@@ -238,7 +207,7 @@ def test_an_official_file_is_fine_tuned_on_other_classes(published, real_data, t
     assert "Warning" not in said, "weights were given, so nothing is to be said of a backbone without"
 
 
-def test_real_cells_train_evaluate_and_predict_by_keys_alone(real_data, tmp_path):
+def test_real_cells_train_evaluate_and_predict_by_keys_alone(door, real_data, tmp_path):
     cells = real_data("bccd")
     keys = [f"data.{split}.{key}" for split in ("train", "val", "test") for key in ("images", "annotations")]
     values = [str(cells / (f"{key.split('.')[1]}.json" if key.endswith("annotations") else "images")) for key in keys]
@@ -260,7 +229,7 @@ class Harm:
         return os.mkdir, ("harm was done",)
 
 
-def test_damaged_foreign_and_malicious_checkpoints_are_one_sentence(trained, tmp_path):
+def test_damaged_foreign_and_malicious_checkpoints_are_one_sentence(door, trained, tmp_path):
     whole = (trained[0] / "checkpoints/best.pt").read_bytes()
     (tmp_path / "cut.pt").write_bytes(whole[: len(whole) // 2])
     flipped = bytearray(whole)
@@ -277,7 +246,7 @@ def test_damaged_foreign_and_malicious_checkpoints_are_one_sentence(trained, tmp
     assert not (ROOT / "harm was done").exists()
 
 
-def test_a_gpu_that_is_not_there_is_said(trained):
+def test_a_gpu_that_is_not_there_is_said(door, trained):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
     said = door("evaluate", f"checkpoint={trained[0]}/checkpoints/best.pt", "trainer.device=cuda", code=2)

@@ -1,6 +1,6 @@
 """A step is the same step however its batch is cut: for the classifier, with everything that is drawn at random.
 
-Mixup, CutMix, erasing, RandAugment, two views of each image and rates by layer are all on; dropout and drop path are off.
+Mixup, CutMix, erasing, RandAugment, two views of each image and rates by layer are on; dropout and drop path are off.
 """
 
 import multiprocessing

@@ -271,7 +271,7 @@ def test_state_is_all_that_prediction_needs(tmp_path: Path) -> None:
 def test_an_imported_head_of_as_many_classes_is_kept(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, found: int, kept: bool
 ) -> None:
-    """The first user's question of fine-tuning: when does the head start anew?"""
+    """With equally many classes it is taken that they are the same ones; with others the head starts anew."""
     task, model = built()
     theirs = {name: torch.full_like(value, 0.25) for name, value in model.state_dict().items()}
     theirs |= {"head.weight": torch.full((found, 32), 0.25), "head.bias": torch.full((found,), 0.25)}

@@ -1,0 +1,359 @@
+"""The doors as a user of the classifier goes through them: one small run on digits, then everything to do with it."""
+
+import importlib
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+
+from common import assembly, cli
+
+Door = Callable[..., str]
+SMALL = ["model.width=32", "model.layers=2", "model.heads=2", "schedule.warmup=1", "trainer.log_every=2"]
+RUN = ["model=vit", *SMALL, "data.batch_size=16", "trainer.steps=8", "trainer.eval_every=3"]
+RANDOM = [  # all that is drawn at random
+    *("data.augmentation.mixup=0.8", "data.augmentation.cutmix=1", "data.augmentation.erase=0.3"),
+    *("data.augmentation.policy=rand", "data.augmentation.repeats=2", "data.augmentation.flip=0.5"),
+    *("model.blocks.dropout=0.1", "model.blocks.drop_path=0.1", "optimizer.layer_decay=0.8"),
+]
+COLOURS = {"red fox": (200, 30, 30), "grün": (30, 200, 30), "ü, b=c (d)": (30, 30, 200)}
+PHOTOS = ["data=imagefolder", "data.image_size=8", "data.mean=[0.5,0.5,0.5]", "data.std=[0.5,0.5,0.5]"]
+pytestmark = pytest.mark.slow
+
+
+def draw_photos(root: Path, count: int = 4) -> None:
+    """Noisy images of unequal size in three colours, which are their classes."""
+    random = np.random.default_rng(0)
+    for split in ("train", "val", "test"):
+        for name, colour in COLOURS.items():
+            (root / split / name).mkdir(parents=True)
+            for number in range(count):
+                height, width = random.integers(9, 30, 2)
+                pixels = np.array(colour) + random.integers(-30, 30, (height, width, 3))
+                Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / split / name / f"{number}.png")
+
+
+def numbers_of(said: str) -> dict[str, float]:
+    """The JSON line of evaluate.py."""
+    return json.loads(next(line for line in said.splitlines() if line.startswith("{")))
+
+
+@pytest.fixture(scope="module")
+def trained(door: Door, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("runs") / "one"
+    return folder, door("train", *RUN, *RANDOM, f"run_dir={folder}")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("my photos [all], of=mine")
+    draw_photos(root)
+    return root
+
+
+@pytest.fixture
+def inside(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Door:
+    """A door within this process, which saves the three seconds that it takes to import torch."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # to be put back after a sweep
+
+    def go(name: str, *arguments: str, code: int = 0) -> str:
+        module = importlib.import_module(name)
+        with pytest.raises(SystemExit) as left:
+            cli.launch(getattr(module, name), name, getattr(module, "stored_config", None), arguments)
+        out, err = capsys.readouterr()
+        assert left.value.code == code, out + err
+        if code:
+            assert err.count("\n") == 1 and "Traceback" not in out, "one sentence"
+        return err.strip() if code else out
+
+    return go
+
+
+# A run, and again.
+
+
+def test_a_run_prints_its_numbers_and_leaves_what_it_says(trained: tuple[Path, str]) -> None:
+    folder, said = trained
+    for words in ("test/top1 ", "test/top5 ", "test/loss ", "10 classes, images of 8 x 8", "resume=auto", str(folder)):
+        assert words in said, words
+    for name in ("config.yaml", "metrics.jsonl", "train.log", "results.json", "checkpoints/best.pt"):
+        assert (folder / name).exists(), name
+    assert {file.name for file in (folder / "predictions").iterdir()} == {"predictions.csv", "confusion.png"}
+    keys = {key for line in (folder / "metrics.jsonl").read_text().splitlines() for key in json.loads(line)}
+    assert {"train/loss", "train/lr", "val/top1", "val/top5", "val/loss", "test/top1", "test/loss"} <= keys
+
+
+def test_the_same_line_with_workers_gives_the_same_bytes(door: Door, trained: tuple[Path, str], tmp_path: Path) -> None:
+    door("train", *RUN, *RANDOM, f"run_dir={tmp_path / 'two'}", "trainer.workers=2")
+    assert (trained[0] / "metrics.jsonl").read_bytes() == (tmp_path / "two/metrics.jsonl").read_bytes()
+
+
+def test_a_run_that_was_killed_goes_on_as_if_nothing_had_been(
+    door: Door, trained: tuple[Path, str], tmp_path: Path
+) -> None:
+    """After step 6 of 8: the last checkpoint is not there, and a line of the log is torn."""
+    folder = tmp_path / "killed"
+    shutil.copytree(trained[0], folder)
+    (folder / "results.json").unlink()
+    (folder / "checkpoints/step_00000008.pt").unlink()
+    lines = (folder / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_bytes(b"".join(lines[:-2]) + lines[-2][:20])
+    said = door("train", *RUN, *RANDOM, f"run_dir={folder}", "resume=auto")
+    assert "going on at 6" in said and "from the run's own last checkpoint" in said
+    assert (folder / "metrics.jsonl").read_bytes() == (trained[0] / "metrics.jsonl").read_bytes()
+    assert (folder / "results.json").read_bytes() == (trained[0] / "results.json").read_bytes()
+
+
+def test_two_processes_train_and_evaluate_to_the_same_numbers(door: Door, inside: Door, tmp_path: Path) -> None:
+    """Without dropout, which depends on the rank."""
+    line = [
+        *RUN,
+        *RANDOM,
+        "trainer.steps=3",
+        "model.blocks.dropout=0",
+        "model.blocks.drop_path=0",
+        "trainer.device=cpu",
+    ]
+    inside("train", *line, f"run_dir={tmp_path / '1'}")
+    said = door("train", *line, f"run_dir={tmp_path / '2'}", processes=2)
+    assert "2 processes" in said and said.count("All of it lies in") == 1, "one log"
+    one, two = ([json.loads(x) for x in (tmp_path / f"{n}/metrics.jsonl").read_text().splitlines()] for n in (1, 2))
+    for a, b in zip(one, two, strict=True):
+        assert a == pytest.approx(b, rel=1e-4)
+    tables = [(tmp_path / f"{n}/predictions/predictions.csv").read_text().splitlines() for n in (1, 2)]
+    assert [line.split(",")[:2] for line in tables[0]] == [line.split(",")[:2] for line in tables[1]]
+    assert len(tables[0]) == 401, "every sample once"
+
+
+def test_a_sweep_trains_each_seed_into_a_folder_of_its_own(inside: Door, tmp_path: Path) -> None:
+    line = ["model=vit", *SMALL, "trainer.steps=1", "data.image_size=[4,8]", "trainer.micro_batch=null"]
+    inside("train", "-m", *line, "seed=0,1", f"hydra.sweep.dir={tmp_path / 'sweep'}")
+    done = sorted((tmp_path / "sweep").glob("*/results.json"))
+    assert [file.parent.name for file in done] == ["0-seed_0", "1-seed_1"]
+    assert done[0].read_bytes() != done[1].read_bytes()
+
+
+# Evaluation and prediction.
+
+
+def test_evaluation_gives_the_numbers_of_training_again_and_neighbours_add_one(
+    door: Door, trained: tuple[Path, str], tmp_path: Path
+) -> None:
+    folder, _ = trained
+    file = f"checkpoint={folder}/checkpoints/best.pt"
+    said = door("evaluate", file, "per_class=true", f"output={tmp_path / 'out'}", "task.predict.neighbours=5")
+    expected = json.loads((folder / "results.json").read_text())
+    found = numbers_of(said)
+    assert 0.2 < found.pop("test/knn_top1") <= 1, "digits look like their neighbours even to a beginner"
+    assert found == {name: value for name, value in expected.items() if name.startswith("test/")}
+    assert "averaged (EMA)" in said and "taken_for" in said
+    for name in ("predictions.csv", "confusion.png"):
+        assert (tmp_path / "out" / name).read_bytes() == (folder / "predictions" / name).read_bytes(), name
+    table = (tmp_path / "out/predictions.csv").read_text().splitlines()
+    right = sum(line.split(",")[1] == line.split(",")[2] for line in table[1:])
+    assert right / 400 == found["test/top1"]
+
+
+@pytest.mark.parametrize("size", ["12", "[8,12]", "2"])
+def test_other_sizes_of_image_are_evaluated(inside: Door, trained: tuple[Path, str], size: str) -> None:
+    found = numbers_of(inside("evaluate", f"checkpoint={trained[0]}/checkpoints/best.pt", f"data.image_size={size}"))
+    assert found.keys() == {"test/top1", "test/top5", "test/loss"} and 0 < found["test/loss"] < 5
+
+
+def test_a_size_that_the_patches_do_not_fill_names_those_that_fit(inside: Door, trained: tuple[Path, str]) -> None:
+    said = inside("evaluate", f"checkpoint={trained[0]}/checkpoints/best.pt", "data.image_size=[8,11]", code=2)
+    assert said.startswith("Images of 8 x 11 pixels") and "8 x 10 or 8 x 12 (data.image_size)" in said
+    said = inside("train", "model=vit_b16", "data=digits", code=2)
+    assert said.startswith("Images of 8 x 8 pixels") and "such as 16 x 16" in said
+
+
+def test_predictions_are_lines_json_and_pictures_of_attention(
+    door: Door, trained: tuple[Path, str], tmp_path: Path
+) -> None:
+    source, out = tmp_path / "my pictures, mostly [mine]", tmp_path / "out"
+    source.mkdir()
+    Image.new("L", (90, 50), 120).save(source / "grey=1.png")
+    Image.new("RGBA", (8, 8), (9, 99, 200, 100)).save(source / "clear.png")
+    (source / "notes.txt").write_text("no image")
+    file = f"checkpoint={trained[0]}/checkpoints/best.pt"
+    said = door("predict", file, f"input={source}", f"output={out}", "attention=rollout", "layer=1", "top=3")
+    assert "grey=1.png: " in said and "clear.png: " in said and "notes" not in said
+    content = json.loads((out / "clear.png.classes.json").read_text())
+    assert len(content["classes"]) == 3 and content["file"] == str(source / "clear.png")
+    names = {f"{name}.{ending}" for name in ("grey=1.png", "clear.png") for ending in ("classes.json", "attention.png")}
+    assert {file.name for file in out.iterdir()} == names
+    for name in ("grey=1.png", "clear.png"):
+        with Image.open(out / f"{name}.attention.png") as picture:
+            assert min(picture.size) > 100
+
+
+def test_a_notebook_needs_one_call(trained: tuple[Path, str], tmp_path: Path) -> None:
+    Image.new("RGB", (80, 60), (200, 30, 30)).save(tmp_path / "photo.png")
+    keys = ["task.predict.attention=maps", "task.predict.layer=0", "data.image_size=[8,12]"]
+    model, task = assembly.load(trained[0] / "checkpoints/best.pt", *keys)
+    ((answer,),) = [task.predict(model, batch) for batch in task.read(str(tmp_path / "photo.png"))]
+    assert answer["maps"].shape == (2, 4, 6) and answer["name"] in "0123456789"
+
+
+def test_mistakes_in_prediction_are_one_sentence(inside: Door, trained: tuple[Path, str], tmp_path: Path) -> None:
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    line = [f"checkpoint={trained[0]}/checkpoints/best.pt", f"input={tmp_path / 'a.png'}"]
+    assert "this model has 2 layers" in inside("predict", *line, "attention=maps", "layer=2", code=2)
+    assert "did you mean attention?" in inside("predict", *line, "atention=maps", code=2)
+    assert "expected none, maps or rollout" in inside("predict", *line, "attention=all", code=2)
+    (tmp_path / "broken.png").write_bytes((tmp_path / "a.png").read_bytes()[:40])
+    assert "broken.png is broken" in inside("predict", line[0], f"input={tmp_path / 'broken.png'}", code=2)
+
+
+# Images of one's own.
+
+
+def test_fine_tuning_on_photos_makes_the_head_anew_and_needs_no_photos_to_predict(
+    door: Door, inside: Door, trained: tuple[Path, str], photos: Path, tmp_path: Path
+) -> None:
+    """From grey digits to colour photos: the patches' matrix does not fit either, all else does."""
+    mine = tmp_path / "photos"
+    shutil.copytree(photos, mine)
+    file = f"checkpoint={trained[0]}/checkpoints/best.pt"
+    line = ["model=vit", *SMALL, *PHOTOS, "data.batch_size=4", "trainer.steps=4", "optimizer.layer_decay=0.9"]
+    said = door("train", *line, f"data.root={mine}", file, f"run_dir={tmp_path / 'run'}", "trainer.workers=2")
+    assert "; made anew: patches.weight, head.weight, head.bias\n" in said and "unused" not in said
+    assert "3 classes" in said and f"train: 12 images of {mine / 'train'}" in said
+    best = f"checkpoint={tmp_path / 'run/checkpoints/best.pt'}"
+    found = numbers_of(inside("evaluate", best, "per_class=true"))
+    assert found.keys() == {"test/top1", "test/loss"}, "no top-5 of three classes"
+    assert found["test/top1"] == json.loads((tmp_path / "run/results.json").read_text())["test/top1"]
+    other = tmp_path / "by path (moved), x=y"
+    mine.rename(other)
+    said = inside("predict", best, f"input={other / 'test/red fox/0.png'}", f"output={tmp_path / 'out'}")
+    assert "0.png: " in said and all(name in said for name in COLOURS)
+    moved = [f"data.{split}={other / split}" for split in ("train", "val", "test")]
+    assert numbers_of(inside("evaluate", best, "data.root=null", *moved)) == found
+
+
+def test_the_head_stays_when_the_classes_are_the_same(inside: Door, trained: tuple[Path, str], tmp_path: Path) -> None:
+    line = [*RUN, "trainer.steps=1", f"checkpoint={trained[0]}/checkpoints/best.pt", "model.blocks.qk_norm=true"]
+    said = inside("train", *line, f"run_dir={tmp_path / 'run'}")
+    weights = said.partition("\n")[0]
+    assert "made anew: encoder.blocks.0.attention.q_norm.weight" in weights and ", head." not in weights
+
+
+def test_a_run_without_val_and_test_names_only_what_is_there(inside: Door, photos: Path, tmp_path: Path) -> None:
+    line = ["model=vit", *SMALL, *PHOTOS, "data.val_count=0", "trainer.steps=1", "trainer.workers=0"]
+    said = inside("train", *line, f"data.train={photos / 'train'}", f"run_dir={tmp_path / 'run'}")
+    assert "best.pt" not in said and "step_00000001.pt" in said
+    said = inside("evaluate", f"checkpoint={tmp_path}/run/checkpoints/step_00000001.pt", code=2)
+    assert said.startswith("split=test: these data have no such split")
+
+
+# Bad input.
+
+
+def test_data_and_models_of_different_wings_are_refused(door: Door) -> None:
+    """In a process of their own, to see the exit code; nothing is imported, so it takes a moment."""
+    for line in (["model=vit", "data=coco"], ["model=detr", "data=digits"]):
+        said = door("train", *line, code=2)
+        assert "do not fit together" in said and said.count("\n") == 1
+
+
+def test_a_folder_without_classes_is_said(inside: Door, tmp_path: Path) -> None:
+    (tmp_path / "data/train").mkdir(parents=True)
+    said = inside("train", "model=vit", *PHOTOS, f"data.root={tmp_path / 'data'}", code=2)
+    assert said.startswith(f"The folder {tmp_path / 'data/train'} holds no class; expected")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unreadable_image_is_named(inside: Door, photos: Path, tmp_path: Path, workers: int) -> None:
+    shutil.copytree(photos, tmp_path / "data")
+    broken = tmp_path / "data/train/grün/2.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    line = ["model=vit", *SMALL, *PHOTOS, "data.batch_size=12", "trainer.steps=2", f"trainer.workers={workers}"]
+    said = inside("train", *line, f"data.root={tmp_path / 'data'}", code=2)
+    assert said.startswith(f"The image {broken} is broken or no image")
+
+
+def test_a_label_outside_the_classes_is_said(
+    inside: Door, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(photos, tmp_path / "data")
+    (tmp_path / "data/val/grün").rename(tmp_path / "data/val/gruen")
+    line = ["model=vit", *SMALL, "trainer.steps=2"]
+    said = inside("train", *line, *PHOTOS, f"data.root={tmp_path / 'data'}", "trainer.workers=0", code=2)
+    assert said.startswith(f"{tmp_path / 'data/val/gruen'} is no class: the classes are the folders of")
+    monkeypatch.setattr("vit.digits.Digits.names", tuple("012345678"))
+    said = inside("train", *line, code=2)
+    assert "its label is 9, and the classes are numbered from 0 to 8" in said
+
+
+@pytest.fixture(scope="module")
+def detector(door: Door, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of a detector whose encoder has the very shapes of our classifier's."""
+    folder = tmp_path_factory.mktemp("detr")
+    sizes = ["model.width=32", "model.heads=2", "model.feedforward=128", "trainer.steps=1", "schedule.warmup=0"]
+    counts = ["data.train_count=4", "data.val_count=1", "data.test_count=1", "data.batch_size=2"]
+    door("train", "model=detr", *sizes, *counts, f"data.root={folder / 'shapes'}", f"run_dir={folder / 'run'}")
+    return folder / "run/checkpoints/best.pt"
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(
+    inside: Door, detector: Path, trained: tuple[Path, str], tmp_path: Path
+) -> None:
+    line = ["model=vit", "data=digits", *SMALL, f"checkpoint={detector}"]
+    for name, more in {"train": ["trainer.steps=1"], "evaluate": [], "predict": ["input=x"]}.items():
+        said = inside(name, *line, *more, code=2)
+        assert "was trained for detr.task.Detection and this would be vit.task.Classification" in said, name
+    said = inside("evaluate", "model=detr", "data=shapes", f"checkpoint={trained[0]}/checkpoints/best.pt", code=2)
+    assert "was trained for vit.task.Classification" in said
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "resnet18.pth")
+    for name in ("train", "evaluate"):
+        said = inside(name, "model=vit", f"checkpoint={tmp_path / 'resnet18.pth'}", code=2)
+        assert "is a ResNet and not a plain ViT" in said and "resnet18.pth" in said
+
+
+def test_a_checkpoint_of_another_size_is_refused_and_not_taken_for_a_start(
+    inside: Door, trained: tuple[Path, str]
+) -> None:
+    """One bias of the head would fit; a run that began with it would begin from nothing and claim otherwise."""
+    file = f"checkpoint={trained[0]}/checkpoints/best.pt"
+    assert "no weight matrix that fits" in inside("train", *RUN, "model.width=24", file, code=2)
+    assert "weights of another model" in inside("evaluate", file, "model.width=24", code=2)
+    assert "weights of another model" in inside("evaluate", file, "model.layers=3", code=2)
+
+
+class Harm:
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.mkdir, (Path("harm was done"),)
+
+
+def test_an_npz_with_pickles_is_refused_and_runs_nothing(inside: Door, tmp_path: Path) -> None:
+    harm = np.empty(1, dtype=object)
+    harm[0] = Harm()
+    np.savez(tmp_path / "vit.npz", **{"embedding/kernel": harm, "cls": np.zeros(3)})
+    for name in ("train", "evaluate"):
+        said = inside(name, "model=vit", f"checkpoint={tmp_path / 'vit.npz'}", code=2)
+        assert "vit.npz holds pickled objects (embedding/kernel)" in said
+    assert not (tmp_path / "harm was done").exists()
+
+
+def test_numbers_that_make_no_sense_are_refused(inside: Door) -> None:
+    for key, words in {
+        "data.mean=[0.1,0.2]": "expected a list of 1",
+        "data.std=[0]": "data.std[0]=0: expected a number above 0",
+        "data.image_size=[8,8,8]": "expected a whole number from 1 or a list of 2",
+        "data.val_count=1500": "nothing to train on",
+        "model.heads=5": "must be divisible by model.heads=5",
+        "data.augmentation.magnitude=31": "magnitude up to 30",
+        "data.augmentation.scale=[1.0,0.5]": "the least first",
+        "data.augmentation.policy=trivia": "did you mean trivial?",
+    }.items():
+        assert words in inside("train", "model=vit", "trainer.steps=1", key, code=2), key
