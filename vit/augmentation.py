@@ -83,6 +83,13 @@ class Augmentation:
                 f"{policies.MOST} operations of a magnitude up to {policies.LEVELS - 1}."
             )
 
+    def check(self, batch_size: int) -> None:
+        """Raise UserError when the copies of one image alone are more than a batch."""
+        if self.repeats > batch_size:
+            raise UserError(
+                f"data.augmentation.repeats={self.repeats} makes more than data.batch_size={batch_size} of one image."
+            )
+
     @property
     def mixes(self) -> bool:
         """Whether images are mixed with partners."""

@@ -86,6 +86,7 @@ class ImageFolder:
             std: standard deviations of the same, which normalising divides by.
             augmentation: of training images.
         """
+        augmentation.check(batch_size)
         if crop_ratio > 1:
             raise UserError(f"data.crop_ratio={crop_ratio}: expected at most 1, the whole image; 0.875 is ImageNet's.")
         self.root = root
@@ -127,7 +128,7 @@ class ImageFolder:
     def sample(self, split: Split, index: int, generator: torch.Generator | None) -> dict[str, Any]:
         """One image, augmented by `generator`; None means as it is evaluated.
 
-        Returns id (its place in the split), file, label and views, a list of uint8 (3, H, W). With a generator also
+        Returns id (its file within the split), file, label and views, a list of uint8 (3, H, W). With a generator also
         `uniforms` (views, U), the random numbers of each view, and when the augmentation mixes, the same of a partner:
         other_label, other_views and other_uniforms. Raises UserError when an image is broken.
         """
@@ -146,7 +147,8 @@ class ImageFolder:
         listing = self._listing(split)
         file = listing.folder / os.fsdecode(listing.files[index])
         image = read_image(file)
-        sample: dict[str, Any] = {"id": int(index), "file": str(file), "label": int(listing.labels[index])}
+        name = os.fsdecode(listing.files[index])  # within the split, which makes predictions readable
+        sample: dict[str, Any] = {"id": name, "file": str(file), "label": int(listing.labels[index])}
         if generator is None:
             return sample | {"views": [self._plain(image)]}
         uniforms = draw(self.augmentation.repeats, generator)  # (views, U)

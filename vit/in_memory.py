@@ -46,6 +46,7 @@ class InMemory(ABC):
         std: list[float],
         augmentation: Augmentation,
     ):
+        augmentation.check(batch_size)
         for name, values in (("mean", mean), ("std", std)):
             if len(values) != self.channels:
                 raise UserError(f"data.{name}={values}: expected a list of {self.channels}, a number for each channel.")
