@@ -197,8 +197,9 @@ def plain_attention_with_qk_norm(module: Attention, x: Tensor, eps: float) -> tu
 @pytest.mark.parametrize("eps", [1e-6, 0.3])
 def test_qk_norm_is_a_layer_norm_of_each_heads_queries_and_keys(eps: float) -> None:
     module = Attention(width=WIDTH, heads=HEADS, qk_norm=True, norm_eps=eps).double()
+    drawn = generator("qk-norm")
     for parameter in module.parameters():
-        nn.init.normal_(parameter, std=0.5, generator=generator("qk-norm"))
+        nn.init.normal_(parameter, std=0.5, generator=drawn)
     x, _, _ = inputs("self")
     expected, maps = plain_attention_with_qk_norm(module, x, eps)
     with watching(module) as watched:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from common.attention import Attention
 from common.blocks import BlockOptions, Decoder, DecoderBlock, Encoder, EncoderBlock, FeedForward, Residual
 from common.randomness import generator
 
@@ -326,6 +327,15 @@ def test_drop_path_grows_linearly_over_the_depth(layers: int, rates: list[float]
     stack = Encoder(replace(OPTIONS, drop_path=0.2), layers=layers)
     found = [[residual.drop_path for residual in block.residuals] for block in stack.blocks]
     assert found == [pytest.approx([rate, rate]) for rate in rates]
+
+
+def test_every_attention_of_a_stack_norms_its_queries_and_keys_when_asked() -> None:
+    for qk_norm, kind in ((True, nn.LayerNorm), (False, nn.Identity)):
+        options = replace(OPTIONS, qk_norm=qk_norm)
+        stacks = nn.ModuleList([Encoder(options, layers=2), Decoder(options, layers=2, final_norm=True)])
+        attentions = [part for part in stacks.modules() if isinstance(part, Attention)]
+        assert len(attentions) == 6
+        assert all(type(norm) is kind for part in attentions for norm in (part.q_norm, part.k_norm))
 
 
 def test_every_norm_takes_the_given_eps() -> None:

@@ -35,6 +35,9 @@ OPTIMIZER = OptimizerOptions(
     eps=1e-8,
     momentum=0.0,
     rates={"backbone": 0.1},
+    layer_decay=1.0,
+    reference_batch=None,
+    scaling="linear",
 )
 
 

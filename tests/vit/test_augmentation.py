@@ -412,6 +412,20 @@ def test_a_cut_images_share_of_pixels_is_its_share_of_the_label(size: tuple[int,
     assert len(free) > 20 and np.abs(shapes[:, 0] - shapes[:, 1]).max() <= 1 / min(size) + 1 / max(size)
 
 
+def test_boxes_are_cut_anywhere_down_and_across_for_themselves() -> None:
+    """A small box's middle is uniform in both directions, and knowing the one says nothing of the other."""
+    drawn = draw(2000)
+    drawn[:, augmentation._MIX.start + 2] = 0.98  # a share of 0.98, and so boxes of 9 of 64 pixels
+    found, _ = mixed(1000, (64, 64), drawn, cutmix=1.0)
+    boxes = np.array([box for box in erased_boxes(found == 0) if box is not None], dtype=float)
+    middles = boxes[:, :2] + boxes[:, 2:] / 2
+    assert len(boxes) > 950 and abs(np.corrcoef(middles.T)[0, 1]) < 0.1, "known to 0.03"
+    # Boxes that reach over the border have their middles moved inside, so places next to it are left out.
+    for column in middles.T:
+        inner = column[(column > 8) & (column < 56)]
+        assert stats.kstest(inner, stats.uniform(8, 48).cdf).pvalue > 0.01
+
+
 def test_a_blended_images_share_of_each_pixel_is_its_share_of_the_label() -> None:
     found, shares = mixed(500, (5, 7), draw(1000), mixup=0.8)
     torch.testing.assert_close(found, shares[:, None, None].expand_as(found), rtol=0, atol=1e-6)

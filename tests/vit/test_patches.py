@@ -18,8 +18,9 @@ FORMS: list[Form] = ["convolution", "multiply"]
 def patches(form: Form, *, channels: int = 3, size: int = 4, width: int = 5) -> Patches:
     """The same weights for any form, the bias drawn too."""
     module = Patches(channels=channels, size=size, width=width, form=form).double()
+    drawn = generator("patches", channels)
     for parameter in module.parameters():
-        nn.init.normal_(parameter, generator=generator("patches", channels))
+        nn.init.normal_(parameter, generator=drawn)
     return module
 
 
