@@ -62,6 +62,11 @@ def text(report: dict[str, Any]) -> str:
     where = [f"{name}: {value}" for name, value in machine.items()]
     where.append("versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()))
     where += [f"outputs compared: {row['row']}: {row['agreement']}" for row in report["rows"]]
+    for row in report["rows"]:
+        where += [
+            f"{row['row']}: {name} {rate['flops_per_s'] / 1e12:.2f} TFLOP/s, {rate['of_limit']:.2f} of the limit"
+            for name, rate in row["rates"].items()
+        ]
     return "\n".join([*where, table(f"medians of {report['rounds']} rounds, in turn", lines)])
 
 
@@ -77,6 +82,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--images", type=Path, help="a folder of JPEGs for the input pipeline; by default some are made"
     )
+    parser.add_argument("--batch", type=int, help="images in a step of the throughput row")
     parser.add_argument("--tiny", action="store_true", help="toy sizes, to see that everything runs")
     parser.add_argument("--out", type=Path, help="a JSON file for the report with every round's times")
     options = parser.parse_args(arguments)
@@ -108,6 +114,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
                     compile=options.compile,
                     images=options.images,
                     scratch=Path(scratch),
+                    batch=options.batch,
                 )
                 measured = measure(build(setting), rounds=options.rounds, warm_up=options.warm_up, device=device)
             report["rows"].append(measured)

@@ -144,6 +144,9 @@ class InMemory(ABC):
         sizes = ", ".join(f"{split}: {self.count(split)}" for split in ("train", "val", "test"))
         return [f"{len(self.names)} classes, images of {self.image_size[0]} x {self.image_size[1]}; {sizes}"]
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_stores": {}}  # the device's copies are not for worker processes
+
     def _split(self, split: Split) -> Images:
         if self._splits is None:
             self._splits = self.load()

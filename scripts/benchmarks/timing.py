@@ -4,7 +4,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ class Setting:
     compile: bool  # time torch.compile's versions, too
     images: Path | None  # a folder of the user's JPEGs for the input pipeline; None makes some
     scratch: Path  # a folder for what a row writes
+    batch: int | None = None  # images in a step of the throughput row; None: as many as suit the device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,13 +44,16 @@ class Row:
     pairs: Sequence[tuple[str, str | tuple[str, ...]]]
     check: Callable[[], str]
     threads: int | None = None  # None: as many as the run has
+    flops: Mapping[str, float] = field(default_factory=dict)  # floating-point operations of a contender's work
+    limit: str | None = None  # the contender that shows what the device can do, by its rate of operations
 
 
 def measure(row: Row, *, rounds: int, warm_up: int, device: torch.device) -> dict[str, Any]:
     """Check a row, and time each contender once a round, in an order that is drawn anew every round.
 
     Returns plain types: row, agreement, threads, seconds (every round's, by contender) and ratios (of each pair: ratio
-    of the medians, the quartiles of the rounds' own ratios, and among whom the other is the fastest).
+    of the medians, the quartiles of the rounds' own ratios, and among whom the other is the fastest) and rates (of each
+    contender whose operations are known: those per second, and as a part of the limit's).
     """
     before = torch.get_num_threads()
     torch.set_num_threads(row.threads or before)
@@ -64,8 +68,19 @@ def measure(row: Row, *, rounds: int, warm_up: int, device: torch.device) -> dic
         threads = torch.get_num_threads()
     finally:
         torch.set_num_threads(before)
-    ratios = [_ratio(seconds, one, other) for one, other in row.pairs]
-    return {"row": row.name, "agreement": agreement, "threads": threads, "seconds": seconds, "ratios": ratios}
+    return {
+        "row": row.name,
+        "agreement": agreement,
+        "threads": threads,
+        "seconds": seconds,
+        "ratios": [_ratio(seconds, one, other) for one, other in row.pairs],
+        "rates": _rates(row, seconds),
+    }
+
+
+def _rates(row: Row, seconds: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+    rates = {name: flops / statistics.median(seconds[name]) for name, flops in row.flops.items()}
+    return {name: {"flops_per_s": rate, "of_limit": rate / rates[row.limit or name]} for name, rate in rates.items()}
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:

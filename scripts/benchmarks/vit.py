@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms import v2
 
 from common import optim
@@ -93,6 +94,38 @@ def train(setting: Setting) -> Row:
     )
 
 
+def throughput(setting: Setting) -> Row:
+    """A training step of ViT-B/16 in bf16 on as many images as keep a GPU busy, beside one large matrix product.
+
+    The product shows what the device can do; operations are those of the model's products, counted by PyTorch.
+    """
+    recipe, device = config("vit_b16", tiny=setting.tiny), setting.device
+    model, side = classifier(recipe), recipe["data"]["image_size"][0]
+    batch = setting.batch or (128 if device.type == "cuda" else 2)
+    images, labels = _pictures(batch, side).to(device), torch.randint(0, CLASSES, (batch,)).to(device)
+    work = Work(recipe=recipe, images=images, labels=labels)
+    ours = _ours(work, copy.deepcopy(model), "bf16", setting.compile)
+    timm = _theirs(work, peer("timm", model, recipe), "timm", "bf16", setting.compile)
+    length = 8192 if device.type == "cuda" else 512 if setting.tiny else 2048
+    one, other = (torch.randn(length, length, device=device, dtype=torch.bfloat16) for _ in range(2))
+    flops = batch * operations(model, side)
+    return Row(
+        name=f"throughput {batch}x3x{side}x{side}, ViT-B/16, bf16{', compiled' if setting.compile else ''}",
+        contenders={"ours": ours.step, "timm": timm.step, "matrix product": lambda: one @ other},
+        pairs=[("ours", "timm")],
+        check=lambda: alike("loss", ours.step(), timm.step(), 0.02),
+        flops={"ours": flops, "timm": flops, "matrix product": 2.0 * length**3},
+        limit="matrix product",
+    )
+
+
+def operations(model: nn.Module, side: int) -> float:
+    """Floating-point operations of the products in a training step on one image, which needs no memory to count."""
+    with FlopCounterMode(display=False) as counter:
+        copy.deepcopy(model).to("meta")(torch.empty(1, 3, side, side, device="meta")).sum().backward()
+    return float(counter.get_total_flops())
+
+
 def augment(setting: Setting) -> Row:
     """Random resized crop, flip and RandAugment on a stack of small colour images, on one core; ours on the device."""
     count, rounds = (64, 4) if setting.tiny else (256, 4)
@@ -134,7 +167,7 @@ def augment(setting: Setting) -> Row:
     )
 
 
-ROWS = {"forward": forward, "train": train, "augment": augment}
+ROWS = {"forward": forward, "train": train, "throughput": throughput, "augment": augment}
 
 
 def _pairs(compiled: bool) -> Pairs:

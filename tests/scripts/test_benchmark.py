@@ -27,7 +27,10 @@ def run(tmp_path: Path, *options: str, suite: str = "detr") -> tuple[int, Path]:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("suite", "rows"),
-    [("detr", ["forward", "training", "matching", "input"]), ("vit", ["forward", "training", "RandAugment,"])],
+    [
+        ("detr", ["forward", "training", "matching", "input"]),
+        ("vit", ["forward", "training", "throughput", "RandAugment,"]),
+    ],
 )
 def test_every_row_runs_and_the_json_holds_what_the_table_shows(
     suite: str, rows: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -236,3 +239,24 @@ def test_a_shared_constant_hides_no_difference() -> None:
 def test_an_unknown_row_ends_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(tmp_path, "--rows", "forwards")[0] == 2
     assert "forwards: detr has forward, step, matching, pipeline" in capsys.readouterr().err
+
+
+def test_rates_are_operations_over_the_median_time_and_parts_of_the_limits() -> None:
+    row = Row(
+        name="row",
+        contenders={"one": lambda: None, "limit": lambda: None},
+        pairs=[],
+        check=lambda: "",
+        flops={"one": 6.0, "limit": 20.0},
+        limit="limit",
+    )
+    rates = timing._rates(row, {"one": [1.0, 2.0, 9.0], "limit": [2.0, 2.0, 2.0]})
+    assert rates["one"] == {"flops_per_s": 3.0, "of_limit": pytest.approx(0.3)}
+    assert rates["limit"] == {"flops_per_s": 10.0, "of_limit": 1.0}
+
+
+def test_a_vits_operations_are_counted_as_published() -> None:
+    """timm's table gives ViT-B/16 17.58 G multiply-adds for one image forwards; a step takes about three times that."""
+    with torch.device("meta"):
+        model = vit_peers.classifier(vit_peers.config("vit_b16", tiny=False))
+    assert vit.operations(model, 224) == pytest.approx(3 * 2 * 17.58e9, rel=0.02)

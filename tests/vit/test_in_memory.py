@@ -328,3 +328,9 @@ def test_a_cut_that_leaves_nothing_is_one_sentence() -> None:
     assert str(caught.value) == (
         "data.val_count and data.test_count would leave nothing to train on of 20 images; give less."
     )
+
+
+def test_the_devices_copy_stays_behind_when_a_worker_gets_the_set() -> None:
+    data = Toy()
+    data.inputs(evaluated(data, "test", 0), torch.device("cpu"))
+    assert data._stores and not data.__getstate__()["_stores"] and data.__getstate__()["_splits"]
