@@ -118,8 +118,15 @@ class Classification:
         return [answer | {key: extra[key][i] for key in extra} for i, answer in enumerate(answers)]
 
     def _forward(self, model: nn.Module, batch: Batch) -> Tensor:
-        logits: Tensor = model(self.data.inputs(batch, next(model.parameters()).device))
+        logits: Tensor = model(self._images(model, batch))
         return logits
+
+    def _images(self, model: nn.Module, batch: Batch) -> Tensor:
+        """What the model sees, in fp32 in any precision: the places that a crop samples do not fit into half types."""
+        device = next(model.parameters()).device
+        with torch.autocast(device.type, enabled=False):
+            images: Tensor = self.data.inputs(batch, device)
+        return images
 
     def _maps(self, model: Any, batch: Batch) -> Tensor:
         """Where the model looked: (B, heads, h, w) in one layer, (B, 1, h, w) for the rollout up to it."""
@@ -128,7 +135,7 @@ class Classification:
                 f"task.predict.attention={self.options.attention}: {type(model).__name__} does not say where its "
                 "patches are (patches, pooling, before_patches); use attention=none."
             )
-        images = self.data.inputs(batch, next(model.parameters()).device)
+        images = self._images(model, batch)
         layers = attention_maps.watch(model, images, self.options.layer)
         grid = model.patches.grid(images.shape[-2], images.shape[-1])
         where = (model.before_patches, model.pooling == "token", grid)
@@ -150,7 +157,7 @@ class Classification:
         features = getattr(model, "features", None)
         if features is None:
             raise UserError(f"task.predict.neighbours: {type(model).__name__} has no method features(images); use 0.")
-        found: Tensor = features(self.data.inputs(batch, next(model.parameters()).device))
+        found: Tensor = features(self._images(model, batch))
         return found.float()
 
     def read(self, input: str) -> Iterator[Batch]:

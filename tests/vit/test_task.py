@@ -124,6 +124,14 @@ def test_one_class_for_all_images_raises_an_alarm_and_two_do_not() -> None:
 # Answers.
 
 
+def test_what_the_model_sees_is_the_same_in_any_precision() -> None:
+    task, model = built("data.augmentation.crop=resized", "data.augmentation.scale=[0.3,0.8]")
+    batch = training_batch(task)
+    plain = task._images(model, batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(task._images(model, batch), plain)
+
+
 def test_an_answer_is_the_likeliest_class_and_all_log_probabilities() -> None:
     task, model = built()
     batch = evaluation_batch(task)
