@@ -184,7 +184,11 @@ class Classification:
             target.write_text(json.dumps(content, indent=1))
             if "maps" in answer:
                 image = self.data.thumbnails(batch, i + 1)[i]
-                write(pictures.attention_sheet(image, answer["maps"]), folder / f"{Path(path).name}.attention.png")
+                one = len(answer["maps"]) == 1  # the rollout: there is no head to show beside the mean
+                sheet = (
+                    pictures.heat(image, answer["maps"][0]) if one else pictures.attention_sheet(image, answer["maps"])
+                )
+                write(sheet, folder / f"{Path(path).name}.attention.png")
             yield line
 
     def pictures(self, batch: Batch, answers: list[Answer], count: int) -> Tensor:
