@@ -16,7 +16,7 @@ def train(config: dict[str, Any], run_dir: Path | None) -> float | None:
     from common.config import construct
     from common.log import Log
     from common.optim import OptimizerOptions, ScheduleOptions
-    from common.trainer import Run
+    from common.run import Run
 
     distributed.start(device.choose(config["trainer"]["device"], distributed.local_rank()))
     try:

@@ -11,9 +11,10 @@ from common import device as devices
 from common.compose import configure
 from common.config import build, construct
 from common.errors import UserError
+from common.run import describe, weights
 from common.schema import WINGS
 from common.task import Adopted, Data, Task
-from common.trainer import Trainer, describe, weights
+from common.trainer import Trainer
 
 
 class Parts(NamedTuple):

@@ -4,11 +4,14 @@ One process is the same code with world size 1; every function here then returns
 """
 
 import os
-from typing import Any
+from collections import Counter
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+Row = TypeVar("Row", bound=tuple[Any, ...])
 
 
 def world_size() -> int:
@@ -50,6 +53,19 @@ def gather(value: Any) -> list[Any]:
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def gather_samples(rows: list[Row], expected: int | None) -> list[Row]:
+    """The ranks' rows, each one sample's with its id first, by rising id on all ranks; every sample just once.
+
+    `expected` is their number over all ranks; None when it is not known.
+    """
+    joined = [row for share in gather(rows) for row in share]
+    times = Counter(row[0] for row in joined)
+    doubled = sorted(sample for sample, count in times.items() if count > 1)
+    assert not doubled, f"every sample must be evaluated once; more than once: {doubled[:5]}"
+    assert expected in (None, len(times)), f"{len(times)} of {expected} samples were evaluated"
+    return sorted(joined, key=lambda row: row[0])
 
 
 def broadcast(value: Any) -> Any:

@@ -3,50 +3,27 @@
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
 
 from common import data as batching
 from common import device as devices
 from common import distributed, optim
 from common.checkpoint import Folder
 from common.ema import Average
-from common.errors import UserError
 from common.evaluator import evaluate
 from common.log import Log
-from common.optim import OptimizerOptions, ScheduleOptions
+from common.optim import OptimizerOptions
 from common.randomness import mix
+from common.run import Run, add, close_window, content_of, describe, go_on, weights
 from common.step import Stepper
-from common.task import Answer, Batch, Data, Metric, Split, Task
+from common.task import Answer, Batch, Metric, Split
 from common.types import Count, Fraction, Positive, PositiveFloat
 
 TRIAL_BATCHES = 2  # evaluated before the first step, so that a mistake there shows at once
 QUIET_STEPS = 300  # before which no alarm is raised: a model that has hardly begun always looks broken
 PICTURES = 8  # validation samples whose answers go to TensorBoard
-
-
-@dataclass(kw_only=True)
-class Run:
-    """What a run is made of, and where it stands."""
-
-    task: Task
-    data: Data
-    model: nn.Module
-    optimizer: OptimizerOptions
-    schedule: ScheduleOptions
-    config: dict[str, Any]  # kept in the checkpoint, to build the same again
-    seed: int
-    folder: Path
-    pretrained: bool = False  # whether the model starts from weights that were learnt
-    step: int = 0  # steps taken
-    best: float | None = None  # the goal's best value on val so far
-    window: dict[str, Tensor] = field(default_factory=dict)  # sums of what steps gave since the last log line
-    window_steps: int = 0
-    said: list[str] = field(default_factory=list)  # alarms, each once
 
 
 class Trainer:
@@ -94,7 +71,7 @@ class Trainer:
         folder = Folder(run.folder / "checkpoints", writes=distributed.is_main())
         evaluates = self.eval_every or per_epoch
         if resume:
-            _resume(run, stepper, average, folder, log)
+            go_on(run, stepper, average, folder, log)
         self._introduce(run, options, log, on, total, per_epoch)
         if self.compile:
             run.model.compile()  # in place: the state dict keeps its names
@@ -109,7 +86,7 @@ class Trainer:
             for epoch, micro_batches in self._steps(run, order, on, total):
                 optim.set_rate(optimizer, optim.rate(run.schedule, run.step, total))
                 torch.manual_seed(mix(run.seed, "model", run.step, distributed.rank()))
-                _add(run, stepper(micro_batches, run.step))
+                add(run, stepper(micro_batches, run.step))
                 run.step += 1
                 if average is not None:
                     average.update(run.model)
@@ -118,12 +95,12 @@ class Trainer:
                     speed = run.data.batch_size * run.window_steps / (time.monotonic() - clock)
                     rate = options.lr * optim.rate(run.schedule, run.step - 1, total)
                     extra = {"train/lr": rate, "train/epoch": epoch}
-                    log.numbers(run.step, {**_close(run), **extra}, {"samples_per_s": speed})
+                    log.numbers(run.step, {**close_window(run), **extra}, {"samples_per_s": speed})
                     clock = time.monotonic()
                 due = run.step % evaluates == 0 or run.step == total
                 if due or (self.save_every and run.step % self.save_every == 0):
                     log.flush()
-                    folder.save(run.step, _content(run, stepper, average))
+                    folder.save(run.step, content_of(run, stepper, average))
                 if due:
                     self._validate(run, average, folder, log, on)
         return self._finish(run, folder, log, on)
@@ -229,100 +206,3 @@ class Trainer:
                 metric.write(run.folder / "predictions")
         log.say(f"weights   {describe(path, content)}")
         return numbers
-
-
-def weights(content: dict[str, Any], kind: str = "auto") -> dict[str, Tensor]:
-    """A checkpoint's averaged weights when it has them (auto, ema), or those of the last update (raw).
-
-    Raises UserError when averaged weights are asked for and the run kept none.
-    """
-    if kind == "ema" and content["average"] is None:
-        raise UserError("weights=ema, but this checkpoint's run kept no average (trainer.ema_decay was 0); use raw.")
-    return content["model"] if kind == "raw" or content["average"] is None else content["average"]["weights"]
-
-
-def describe(path: Path, content: dict[str, Any], kind: str = "auto") -> str:
-    """Which weights of which file: shown beside every number."""
-    averaged = kind != "raw" and content["average"] is not None
-    return f"{path}: step {content['step']}, {'averaged (EMA)' if averaged else 'raw'}"
-
-
-def _content(run: Run, stepper: Stepper, average: Average | None) -> dict[str, Any]:
-    """All that a checkpoint holds, in plain types."""
-    return {
-        "step": run.step,
-        "best": run.best,
-        "model": run.model.state_dict(),
-        "average": average.state_dict() if average else None,
-        "optimizer": optim.state(stepper.optimizer),
-        "scaler": stepper.scaler.state_dict(),
-        "overflows": stepper.overflows,
-        "window": _summed(run.window),
-        "window_steps": run.window_steps,
-        "task": run.task.state(),
-        "config": run.config,
-    }
-
-
-def _resume(run: Run, stepper: Stepper, average: Average | None, folder: Folder, log: Log) -> None:
-    """Take up the newest whole checkpoint, and forget what was logged after it; without any, start."""
-    found = folder.latest(log.warning)
-    log.cut_back(found[1]["step"] if found else 0, evaluated=False)
-    if found is None:
-        return
-    content = found[1]
-    _refuse_changes(content["config"], run.config, found[0])
-    run.step, run.best, run.window_steps = content["step"], content["best"], content["window_steps"]
-    if distributed.is_main():  # the sums are of all ranks
-        run.window = {name: torch.tensor(value) for name, value in content["window"].items()}
-    run.model.load_state_dict(content["model"])
-    optim.restore(stepper.optimizer, content["optimizer"])
-    stepper.scaler.load_state_dict(content["scaler"])
-    stepper.overflows = content["overflows"]
-    if average is not None:
-        average.load_state_dict(content["average"])
-
-
-FREE = ("run_dir", "resume", "trust", "checkpoint", *(f"trainer.{key}" for key in
-        ("device", "workers", "compile", "micro_batch", "log_every", "eval_every", "save_every")))  # fmt: skip
-
-
-def _refuse_changes(before: dict[str, Any], now: dict[str, Any], path: Path) -> None:
-    """Raise UserError when going on from `path` would not be the same run; keys in FREE may differ."""
-    old, new = _flat(before), _flat(now)
-    changed = [key for key in {**old, **new} if old.get(key) != new.get(key) and key not in FREE]
-    if changed:
-        listed = ", ".join(f"{key} was {old.get(key)} and is {new.get(key)}" for key in changed)
-        raise UserError(
-            f"{path} is of another run than this one would be: {listed}; go on with what was, or start a new run from "
-            f"these weights with another run_dir and checkpoint={path}."
-        )
-
-
-def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(config, dict):
-        return {prefix: config}
-    return {
-        k: v for key, value in config.items() for k, v in _flat(value, f"{prefix}.{key}" if prefix else key).items()
-    }
-
-
-def _add(run: Run, parts: dict[str, Tensor]) -> None:
-    """Keep sums on the device: reading a value there would wait for the step."""
-    for name, value in parts.items():
-        run.window[name] = run.window[name] + value if name in run.window else value
-    run.window_steps += 1
-
-
-def _close(run: Run) -> dict[str, float]:
-    """Means over the window's steps of what the ranks' shares add up to; starts the next window."""
-    means = {f"train/{name}": value / run.window_steps for name, value in _summed(run.window).items()}
-    run.window, run.window_steps = {}, 0
-    return means
-
-
-def _summed(window: dict[str, Tensor]) -> dict[str, float]:
-    """What the ranks' shares add up to."""
-    shares = distributed.gather({name: float(value) for name, value in window.items()})
-    names = dict.fromkeys(name for share in shares for name in share)
-    return {name: sum(share.get(name, 0.0) for share in shares) for name in names}

@@ -10,7 +10,7 @@ import importlib.util
 import json
 import math
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.significance import _bootstrap_resample, estimate_ci
 
-from common.distributed import broadcast, gather, is_main
+from common.distributed import broadcast, gather_samples, is_main
 from common.task import Answer, Batch
 
 CHINESE = {"zh", "zho", "cmn", "yue"}
@@ -128,12 +128,7 @@ class TranslationMetric:
 
     def gather(self) -> None:
         """Join the ranks' samples on all ranks, by rising id; every sample must have been seen, and only once."""
-        seen = [translated for share in gather(self.seen) for translated in share]
-        times = Counter(translated.sample for translated in seen)
-        doubled = sorted(sample for sample, count in times.items() if count > 1)
-        assert not doubled, f"every sample must be evaluated once; more than once: {doubled[:5]}"
-        assert self.expected in (None, len(times)), f"{len(times)} of {self.expected} samples were evaluated"
-        self.seen = sorted(seen, key=lambda translated: translated.sample)
+        self.seen = gather_samples(self.seen, self.expected)
         self.gathered = True
 
     def compute(self) -> dict[str, float]:

@@ -65,9 +65,11 @@ def test_every_model_and_experiment_builds(arguments: str) -> None:
 
 @pytest.mark.parametrize("group", ["optimizer", "schedule", "trainer"])
 def test_every_choice_of_the_other_groups_passes(group: str) -> None:
+    kind = _imported(config.FIXED[group])
     for name in compose.choices_of(group):
         for wing in STATES:
-            composed(f"model={wing}", f"{group}={name}")
+            found = composed(f"model={wing}", f"{group}={name}")
+            assert isinstance(config.construct(kind, found[group]), kind)
 
 
 @pytest.mark.parametrize("name", DATA)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from common.distributed import gather, is_main
+from common.distributed import gather_samples, is_main
 from common.errors import UserError
 from common.pictures import write
 from common.task import Answer, Batch
@@ -69,12 +69,7 @@ class ClassificationMetric:
 
     def gather(self) -> None:
         """Join the ranks' samples on all ranks, by rising id; every sample must have been seen, and only once."""
-        seen = [judged for share in gather(self.seen) for judged in share]
-        times = Counter(judged.sample for judged in seen)
-        doubled = sorted(sample for sample, count in times.items() if count > 1)
-        assert not doubled, f"every sample must be evaluated once; more than once: {doubled[:5]}"
-        assert self.expected in (None, len(times)), f"{len(times)} of {self.expected} samples were evaluated"
-        self.seen = sorted(seen, key=lambda judged: judged.sample)
+        self.seen = gather_samples(self.seen, self.expected)
         self.gathered = True
 
     def compute(self) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""ViT against torchvision, timm and transformers, and its augmentation against torchvision.transforms.v2.
+"""ViT against torchvision, timm and transformers, and its augmentation (vit_input.py).
 
 The peers attend by PyTorch's fused kernel, infer in bf16 with converted weights and train in bf16 under autocast, as
 they document. Their AdamW is fused, as transformers' trainer takes it by default; timm's plain one has a line of its
@@ -6,8 +6,6 @@ own. Weight decay spares what ours spares, and all clip gradients as our recipe 
 """
 
 import copy
-import itertools
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,19 +14,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision.transforms import v2
 
 from common import optim
-from common.compose import configure
 from common.config import build, construct
 from common.device import autocast
 from common.optim import OptimizerOptions
 from common.randomness import generator
 from common.step import Stepper
-from scripts.benchmarks.timing import Disagreement, Row, Setting, alike, near
+from scripts.benchmarks import vit_input
+from scripts.benchmarks.timing import Row, Setting, alike, near
+from scripts.benchmarks.vit_input import pictures
 from scripts.benchmarks.vit_peers import CLASSES, PEERS, classifier, config, in_layout, peer
-from vit import augmentation
-from vit.augmentation import Augmentation
 
 BATCH = 8
 Pairs = list[tuple[str, str | tuple[str, ...]]]
@@ -38,7 +34,7 @@ def forward(setting: Setting) -> Row:
     """The logits of ViT-B/16 in evaluation mode."""
     recipe = config("vit_b16", tiny=setting.tiny)
     model = classifier(recipe).to(setting.device).eval()
-    images = _pictures(BATCH, recipe["data"]["image_size"][0]).to(setting.device)
+    images = pictures(BATCH, recipe["data"]["image_size"][0]).to(setting.device)
     contenders: dict[str, Callable[[], Tensor]] = {}
 
     def add(name: str, model: nn.Module, images: Tensor, precision: str = "fp32") -> None:
@@ -73,7 +69,7 @@ def train(setting: Setting) -> Row:
     """A training step of ViT-S/16: forward, smoothed cross-entropy, backward, clipping, AdamW."""
     recipe = config("vit_s16", tiny=setting.tiny)
     model, side = classifier(recipe), recipe["data"]["image_size"][0]
-    images = _pictures(BATCH, side).to(setting.device)
+    images = pictures(BATCH, side).to(setting.device)
     labels = torch.randint(0, CLASSES, (BATCH,), generator=generator("labels")).to(setting.device)
     work = Work(recipe=recipe, images=images, labels=labels)
     learners: dict[str, Learner] = {}
@@ -102,7 +98,7 @@ def throughput(setting: Setting) -> Row:
     recipe, device = config("vit_b16", tiny=setting.tiny), setting.device
     model, side = classifier(recipe), recipe["data"]["image_size"][0]
     batch = setting.batch or (128 if device.type == "cuda" else 2)
-    images, labels = _pictures(batch, side).to(device), torch.randint(0, CLASSES, (batch,)).to(device)
+    images, labels = pictures(batch, side).to(device), torch.randint(0, CLASSES, (batch,)).to(device)
     work = Work(recipe=recipe, images=images, labels=labels)
     ours = _ours(work, copy.deepcopy(model), "bf16", setting.compile)
     timm = _theirs(work, peer("timm", model, recipe), "timm", "bf16", setting.compile)
@@ -126,48 +122,7 @@ def operations(model: nn.Module, side: int) -> float:
     return float(counter.get_total_flops())
 
 
-def augment(setting: Setting) -> Row:
-    """Random resized crop, flip and RandAugment on a stack of small colour images, on one core; ours on the device."""
-    count, rounds = (64, 4) if setting.tiny else (256, 4)
-    keys = ["crop=resized", "scale=[0.3,1.0]", "flip=0.5", "policy=rand"]
-    data = configure("train", ["model=vit", "data=cifar10", *(f"data.augmentation.{key}" for key in keys)])["data"]
-    options, side = construct(Augmentation, data["augmentation"]), data["image_size"]
-    shade = torch.linspace(-32, 32, side)  # brighter to the right, so that a flip is seen
-    images = (_pictures(count, side) * 64 + 128 + shade).clamp(0, 255).to(torch.uint8)
-    stack = images.to(setting.device)
-    pipeline = v2.Compose(
-        [
-            v2.RandomResizedCrop(side, scale=options.scale, ratio=options.ratio),
-            v2.RandomHorizontalFlip(options.flip),
-            v2.RandAugment(options.operations, options.magnitude),
-        ]
-    )
-    epochs = itertools.count()
-
-    def our() -> Tensor:
-        epoch = next(epochs)
-        drawn = [augmentation.draw(1, generator(epoch, number)) for number in range(count)]
-        return augmentation.views(stack, torch.cat(drawn).numpy(), options, (side, side))
-
-    def their() -> Tensor:
-        return torch.stack([pipeline(image) for image in images]).to(setting.device)
-
-    def check() -> str:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            views = [torch.cat([work() for _ in range(rounds)]) for work in (our, their)]
-        return _same_distribution(*views)
-
-    return Row(
-        name=f"RandAugment, crop and flip, {count}x3x{side}x{side}, one core",
-        contenders={"torchvision": their, "ours": our},
-        pairs=[("ours", "torchvision")],
-        check=check,
-        threads=1,
-    )
-
-
-ROWS = {"forward": forward, "train": train, "throughput": throughput, "augment": augment}
+ROWS = {"forward": forward, "train": train, "throughput": throughput, "augment": vit_input.augment}
 
 
 def _pairs(compiled: bool) -> Pairs:
@@ -181,13 +136,6 @@ def _pairs(compiled: bool) -> Pairs:
     if compiled:
         pairs.append(("ours bf16 compiled", tuple(f"{name} fp32" for name in PEERS)))
     return pairs
-
-
-def _pictures(count: int, side: int) -> Tensor:
-    """Smooth colours and some noise, about normalised: (count, 3, side, side); no two images alike."""
-    draw = generator("pictures", count)
-    colours = F.interpolate(torch.randn(count, 3, 4, 4, generator=draw), size=side, mode="bicubic")
-    return colours + 0.1 * torch.randn(colours.shape, generator=draw)
 
 
 def _logits(model: Callable[[Tensor], Any], images: Tensor) -> Tensor:
@@ -312,36 +260,3 @@ def _placed(tensors: dict[str, Tensor], layout: str | None) -> dict[str, Tensor]
 
 def _flat(tensors: dict[str, Tensor]) -> Tensor:
     return torch.cat([tensors[name].detach().flatten() for name in sorted(tensors)])
-
-
-# Augmentation.
-
-STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {  # (N, C, H, W), 0..255 -> (N,)
-    "brightness": lambda x: x.mean((1, 2, 3)),
-    "contrast": lambda x: x.std((1, 2, 3)),
-    "colour": lambda x: x.std(1).mean((1, 2)),
-    "detail": lambda x: x.diff(dim=3).abs().mean((1, 2, 3)),
-    "right over left": lambda x: (x - x.flip(3))[..., x.shape[3] // 2 :].mean((1, 2, 3)),
-    "black": lambda x: (x.amax(1) == 0).float().mean((1, 2)),
-}
-
-
-def _same_distribution(views: Tensor, others: Tensor) -> str:
-    """Compare two sets of random views, uint8 (N, C, H, W), by what the operations move.
-
-    Each view gives one number of a kind, and the means of both sets may differ by five of their standard errors, which
-    by chance alone they would once in two million times.
-    """
-    if views.shape != others.shape or views.dtype != others.dtype:
-        raise Disagreement(f"views: {tuple(views.shape)} {views.dtype} and {tuple(others.shape)} {others.dtype}.")
-    said = []
-    for what, measure in STATISTICS.items():
-        one, other = (measure(images.cpu().float()) for images in (views, others))
-        error = math.sqrt((one.var() + other.var()) / len(one))
-        apart = abs(float(one.mean() - other.mean())) / error
-        if not apart <= 5:  # NaN, too
-            raise Disagreement(
-                f"{what}: {one.mean():.3g} and {other.mean():.3g} on average, {apart:.1f} standard errors apart."
-            )
-        said.append(f"{what} {one.mean():.3g} and {other.mean():.3g} ({apart:.1f} standard errors apart)")
-    return ", ".join(said)

@@ -10,8 +10,9 @@ from common import checkpoint
 from common.errors import UserError
 from common.log import Log
 from common.optim import OptimizerOptions, ScheduleOptions
+from common.run import Run, weights
 from common.task import Goal
-from common.trainer import Run, Trainer, weights
+from common.trainer import Trainer
 
 CPU = torch.device("cpu")
 

@@ -10,7 +10,7 @@ from common.compose import configure
 from common.config import construct
 from common.log import Log
 from common.optim import OptimizerOptions, ScheduleOptions
-from common.trainer import Run
+from common.run import Run
 
 IMAGES = 4
 

@@ -16,7 +16,7 @@ from scripts.benchmarks.timing import Disagreement, Row, alike, measure, near
 pytest.importorskip("transformers")
 pytest.importorskip("timm")
 
-from scripts.benchmarks import detr_peer, vit, vit_peers
+from scripts.benchmarks import detr_peer, vit, vit_input, vit_peers
 
 
 def run(tmp_path: Path, *options: str, suite: str = "detr") -> tuple[int, Path]:
@@ -163,9 +163,9 @@ def test_no_time_is_taken_when_our_augmentation_does_less_or_more(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    right = vit.augmentation.views
+    right = vit_input.augmentation.views
     monkeypatch.setattr(
-        vit.augmentation, "views", lambda x, u, options, size: right(x, u, replace(options, **change), size)
+        vit_input.augmentation, "views", lambda x, u, options, size: right(x, u, replace(options, **change), size)
     )
     assert run(tmp_path, "--rows", "augment", "--rounds", "1", suite="vit")[0] == 1
     printed = capsys.readouterr().err

@@ -17,7 +17,7 @@ from torchvision import datasets
 
 from common import compose, config
 from common.errors import UserError
-from vit.downloads import Cifar10, FashionMnist
+from vit.downloads import KINDS, Downloaded
 from vit.in_memory import InMemory
 
 FILES = [f"{part}-ubyte" for part in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")]
@@ -72,7 +72,7 @@ def published(root: Path, name: str) -> np.ndarray:
 
 def test_the_published_test_is_the_test_in_its_order(unpacked: Path) -> None:
     data = built("fashion_mnist", unpacked)
-    assert isinstance(data, FashionMnist)
+    assert isinstance(data, Downloaded)
     images, labels = data.load()["test"]
     assert images.shape == (10_000, 1, 28, 28) and images.dtype == torch.uint8 and labels.dtype == torch.int64
     assert np.array_equal(images[:, 0].numpy(), published(unpacked, "t10k-images-idx3"))
@@ -164,7 +164,7 @@ def batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[s
         pixels = random.integers(0, 256, (10, 3072), dtype=np.uint8)
         made[name] = {"data": pixels, "labels": random.permutation(10).tolist()}
         (folder / name).write_bytes(pickle.dumps(made[name]))
-    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list(Cifar10.names)}))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list(KINDS["cifar10"].names)}))
     return made
 
 
@@ -192,7 +192,9 @@ def test_cifars_val_is_cut_from_its_train(batches: dict[str, Any], tmp_path: Pat
 
 def test_cifar_names_its_classes_as_published(batches: dict[str, Any], tmp_path: Path) -> None:
     built("cifar10", tmp_path, "data.val_count=8").count("train")
-    assert datasets.CIFAR10(tmp_path).classes == list(Cifar10.names)  # only that ours may be read before the files
+    assert datasets.CIFAR10(tmp_path).classes == list(
+        KINDS["cifar10"].names
+    )  # only that ours may be read before the files
     words = "airplane automobile bird cat deer dog frog horse ship truck"
     assert built("cifar10", tmp_path / "nowhere").classes() == words.split()
 
