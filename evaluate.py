@@ -31,8 +31,8 @@ def evaluate(config: dict[str, Any]) -> float | None:
         log = Log(None, distributed.is_main())
         log.say(parts.said)
         log.table(f"{split}: {parts.data.count(split)} samples", [("number", "value"), *numbers.items()])
-        if config["per_class"]:
-            log.table("per class", metric.details())
+        if config["details"]:
+            log.table("details", metric.details())
         named = {f"{split}/{name}": value for name, value in numbers.items()}
         log.say(json.dumps(named))
         if config["output"] and distributed.is_main():

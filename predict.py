@@ -1,5 +1,10 @@
-"""Answer for a user's own input: `python predict.py checkpoint=FILE input=IMAGE_OR_FOLDER`."""
+"""Answer for a user's own input: `python predict.py checkpoint=FILE input=FILE_OR_FOLDER_OR_-`.
 
+Standard output holds the answers and nothing else, so that they can be sent on; all else goes to standard error.
+"""
+
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +16,29 @@ def predict(config: dict[str, Any]) -> None:
     from common import assembly, device
 
     parts, folder = assembly.restore(config), Path(config["output"])
-    print(parts.said)
+    print(parts.said, file=sys.stderr)
     for batch in parts.task.read(config["input"]):
         with device.autocast(parts.device, parts.trainer.precision):
             answers = parts.task.predict(parts.model, batch)
         for line in parts.task.show(batch, answers, folder):
-            print(line, flush=True)
+            if not say(line):
+                return
+
+
+def send_utf8() -> None:
+    """Answers leave in UTF-8, as text comes in, whatever the locale; but in a terminal's own encoding into that."""
+    if sys.stdout and not sys.stdout.isatty():
+        sys.stdout.reconfigure(encoding="utf-8")
+
+
+def say(line: str) -> bool:
+    """Print a line at once; False when nobody reads on, as behind `| head -1`, which is no mistake."""
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains as it flushes at the end
+        return False
+    return True
 
 
 def stored_config(file: Path) -> dict[str, Any]:
@@ -27,4 +49,5 @@ def stored_config(file: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    send_utf8()
     cli.launch(predict, door="predict", base=stored_config)

@@ -26,9 +26,12 @@ def train(config: dict[str, Any], run_dir: Path | None) -> float | None:
             if results.exists():
                 log.say(f"{folder} is finished; {results} holds its numbers.")
                 return None
-            goes_on = config["resume"] == "auto" and any(folder.glob("checkpoints/step_*.pt"))
-            parts = assembly.assemble(config, goes_on=goes_on)
+            state = folder / "task.json"  # what the data decided: names of classes, tokenizers
+            goes_on = config["resume"] == "auto" and state.exists() and any(folder.glob("checkpoints/step_*.pt"))
+            parts = assembly.assemble(config, goes_on=json.loads(state.read_text("utf-8")) if goes_on else None)
             log.say(parts.said)
+            if distributed.is_main():
+                _write(state, parts.task.state())
             run = Run(
                 task=parts.task,
                 data=parts.data,
@@ -42,14 +45,19 @@ def train(config: dict[str, Any], run_dir: Path | None) -> float | None:
             )
             numbers = parts.trainer.fit(run, log, on=parts.device, resume=config["resume"] == "auto")
             if distributed.is_main():
-                draft = results.with_suffix(".tmp")  # the file's being there says that the run is finished
-                draft.write_text(json.dumps(numbers, indent=1))
-                draft.rename(results)
+                _write(results, numbers)  # its being there says that the run is finished
             log.table("results", [("number", "value"), *numbers.items()])
             log.say(f"All of it lies in {folder}: checkpoints/, metrics.jsonl, predictions/, TensorBoard events.")
             return run.best
     finally:
         distributed.stop()
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    """All of it, or nothing."""
+    draft = path.with_suffix(".tmp")
+    draft.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+    draft.rename(path)
 
 
 if __name__ == "__main__":

@@ -29,23 +29,29 @@ class Parts(NamedTuple):
     pretrained: bool = True
 
 
-def assemble(config: dict[str, Any], *, goes_on: bool = False) -> Parts:
+def assemble(config: dict[str, Any], *, goes_on: dict[str, Any] | None = None) -> Parts:
     """Data, task and model as they stand at the start of a run, on the CPU.
 
     The task is built first, because the data decide a part of the model. `checkpoint` in the config gives the weights
     to start from; what does not fit this task is made anew and listed. Without it the model may fetch weights of its
-    own (`fetch_weights`, an optional method: a backbone's, say). A run that goes on has all its weights in its folder.
+    own (`fetch_weights`, an optional method: a backbone's, say). A run that goes on has all its weights in its folder,
+    and `goes_on` is its task's state. A task may take a part of the state of what it starts from before the model is
+    built (`inherit`, an optional method: a translator's tokenizers).
     """
     trainer, device = _trainer(config)
     data: Data = build(config["data"])
     task: Task = build(config["task"], data=data)
+    path = Path(config["checkpoint"]) if config["checkpoint"] and goes_on is None else None
+    inherited = goes_on if path is None else _read(path, task).task_state
+    if inherited is not None and hasattr(task, "inherit"):
+        task.inherit(inherited)
     torch.manual_seed(config["seed"])
     model: nn.Module = build(config["model"], **task.model_arguments())
     learnt: str | None = None
-    if goes_on:
+    if goes_on is not None:
         learnt = "weights   from the run's own last checkpoint"
-    elif config["checkpoint"]:
-        learnt = start_from(model, task, Path(config["checkpoint"]))
+    elif path is not None:
+        learnt = start_from(model, task, path)
     elif fetch := getattr(model, "fetch_weights", None):
         learnt = fetch()
     said = learnt or "weights   drawn at random"
@@ -114,12 +120,7 @@ def start_from(model: nn.Module, task: Task, path: Path) -> str:
     A part does not fit when its shape differs, or when the model names it in `decided_by_data` (a classifier) and the
     checkpoint's task is another: 80 classes are not the same 80 classes. Returns what happened, for the log.
     """
-    content = checkpoint.load(path)
-    if checkpoint.is_ours(content):
-        _refuse_another_wing(content, task, path)
-        adopted = Adopted(weights(content), content["task"], [])
-    else:
-        adopted = _adopt(task, content, path)
+    adopted = _read(path, task)
     tensors = _adapted(model, adopted.weights)
     remade = tuple(getattr(model, "decided_by_data", ())) if adopted.task_state != task.state() else ()
     tensors = {k: v for k, v in tensors.items() if not any(k == part or k.startswith(f"{part}.") for part in remade)}
@@ -131,6 +132,15 @@ def start_from(model: nn.Module, task: Task, path: Path) -> str:
     model.load_state_dict(fitting, strict=False)
     unused = sorted((tensors.keys() - fitting.keys()) - set(missing)) + adopted.left_out
     return f"weights   {path}: {len(fitting)} tensors" + _listed("; made anew:", missing) + _listed("; unused:", unused)
+
+
+def _read(path: Path, task: Task) -> Adopted:
+    """A file in our own terms, whoever wrote it."""
+    content = checkpoint.load(path)
+    if not checkpoint.is_ours(content):
+        return _adopt(task, content, path)
+    _refuse_another_wing(content, task, path)
+    return Adopted(weights(content), content["task"], [])
 
 
 def _refuse_another_wing(content: dict[str, Any], task: Task, path: Path) -> None:
@@ -147,7 +157,7 @@ def _refuse_another_wing(content: dict[str, Any], task: Task, path: Path) -> Non
 
 def _adopt(task: Task, content: dict[str, Any], path: Path) -> Adopted:
     try:
-        return task.adopt(content)
+        return task.adopt(content, path.parent)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 

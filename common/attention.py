@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.linear import Linear, linear
+
 
 class Attention(nn.Module):
     """Scaled dot-product attention in `heads` subspaces, with biases on all four projections.
@@ -22,25 +24,57 @@ class Attention(nn.Module):
             raise ValueError(f"width {width} is not divisible by heads {heads}")
         self.heads = heads
         self.dropout = dropout  # on the attention weights
-        self.in_proj = nn.Linear(width, 3 * width)
-        self.out_proj = nn.Linear(width, width)
+        self.in_proj = Linear(width, 3 * width)
+        self.out_proj = Linear(width, width)
         self.q_norm = nn.LayerNorm(width // heads, eps=norm_eps) if qk_norm else nn.Identity()
         self.k_norm = nn.LayerNorm(width // heads, eps=norm_eps) if qk_norm else nn.Identity()
         self.watched: list[Tensor] | None = None  # see `watching`
 
-    def forward(self, *, q: Tensor, k: Tensor, v: Tensor, may_look: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        *,
+        q: Tensor,
+        k: Tensor | None = None,
+        v: Tensor | None = None,
+        may_look: Tensor | None = None,
+        causal: bool = False,
+        cache: "Cache | None" = None,
+    ) -> Tensor:
         """q (B, N, C), k and v (B, M, C) -> (B, N, C).
 
         `may_look` is boolean, broadcastable to (B, heads, N, M), True where a query may look at a key.
-        A query that may look nowhere gets the projection of zeros, never NaN.
+        A query that may look nowhere gets the projection of zeros, never NaN. `causal`, in place of it: query n sees
+        keys 0 to n. With a `cache`, k and v are put at its end, and queries see all of it; without k and v, they see
+        what it holds (`remember`).
         """
-        q, k, v = (self._split(x) for x in self._project(q, k, v))  # (B, h, N or M, C/h)
-        q, k = self.q_norm(q), self.k_norm(k)
+        if k is None or v is None:
+            assert cache is not None, "without keys and values, queries look at a cache"
+            width = q.shape[-1]
+            q = self.q_norm(self._split(linear(q, self.in_proj.weight[:width], self.in_proj.bias[:width])))
+            k, v = cache.content()
+        else:
+            q, k, v = (self._split(x) for x in self._project(q, k, v))  # (B, h, N or M, C/h)
+            q, k = self.q_norm(q), self.k_norm(k)
+            if cache is not None:
+                k, v = cache.extend(k, v)
         if self.watched is not None:
-            self.watched.append(weights(q, k, may_look).detach())
+            seen = q.new_ones(q.shape[2], k.shape[2], dtype=torch.bool).tril() if causal else may_look
+            self.watched.append(weights(q, k, seen).detach())
         dropout = self.dropout if self.training else 0.0
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=may_look, dropout_p=dropout)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=may_look, dropout_p=dropout, is_causal=causal)
         return self.out_proj(x.transpose(1, 2).flatten(2))  # (B, h, N, C/h) -> (B, N, C)
+
+    def remember(self, k: Tensor, v: Tensor) -> "Cache":
+        """Keys and values of a memory, k and v (B, M, C), projected once for all queries to come."""
+        width = k.shape[-1]
+        weight, bias = self.in_proj.weight[width:], self.in_proj.bias[width:]
+        if k is v:
+            k, v = linear(k, weight, bias).chunk(2, dim=-1)
+        else:
+            k, v = linear(k, weight[:width], bias[:width]), linear(v, weight[width:], bias[width:])
+        cache = Cache()
+        cache.extend(self.k_norm(self._split(k)), self._split(v))
+        return cache
 
     def _project(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The three projections, in one multiplication for each run of equal inputs."""
@@ -49,13 +83,52 @@ class Attention(nn.Module):
         width = q.shape[-1]
         weight, bias = self.in_proj.weight, self.in_proj.bias
         if q is k:
-            q, k = F.linear(q, weight[: 2 * width], bias[: 2 * width]).chunk(2, dim=-1)
-            return q, k, F.linear(v, weight[2 * width :], bias[2 * width :])
+            q, k = linear(q, weight[: 2 * width], bias[: 2 * width]).chunk(2, dim=-1)
+            return q, k, linear(v, weight[2 * width :], bias[2 * width :])
         (wq, wk, wv), (bq, bk, bv) = weight.chunk(3), bias.chunk(3)
-        return F.linear(q, wq, bq), F.linear(k, wk, bk), F.linear(v, wv, bv)
+        return linear(q, wq, bq), linear(k, wk, bk), linear(v, wv, bv)
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, N, C) -> (B, h, N, C/h)
+
+
+class Cache:
+    """Keys and values (B, h, M, C/h) that are kept from call to call, in memory that doubles when it is full."""
+
+    def __init__(self) -> None:
+        self.length = 0  # M
+        self.memory: tuple[Tensor, Tensor] | None = None  # (B, h, at least M, C/h) each
+
+    def content(self) -> tuple[Tensor, Tensor]:
+        """All keys and values, (B, h, M, C/h) each."""
+        assert self.memory is not None, "nothing was put in"
+        keys, values = self.memory
+        return keys[:, :, : self.length], values[:, :, : self.length]
+
+    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Put k and v (B, h, N, C/h) at the end -> all keys and values."""
+        if self.memory is None:
+            self.length, self.memory = k.shape[2], (k, v)
+            return k, v
+        start, self.length = self.length, self.length + k.shape[2]
+        if self.length > self.memory[0].shape[2]:
+            self.memory = _grown(self.memory[0], start, 2 * self.length), _grown(self.memory[1], start, 2 * self.length)
+        for kept, new in zip(self.memory, (k, v), strict=True):
+            kept[:, :, start : self.length] = new
+        return self.content()
+
+    def select(self, rows: Tensor) -> None:
+        """Keep these rows of the batch alone, (B',) int64."""
+        if self.memory is not None:
+            keys, values = self.content()
+            self.memory = keys[rows], values[rows]
+
+
+def _grown(kept: Tensor, length: int, capacity: int) -> Tensor:
+    """The first `length` of `kept` (B, h, M, C/h) in new memory for `capacity`."""
+    new = kept.new_empty(*kept.shape[:2], capacity, kept.shape[3])
+    new[:, :, :length] = kept[:, :, :length]
+    return new
 
 
 def weights(q: Tensor, k: Tensor, may_look: Tensor | None = None) -> Tensor:

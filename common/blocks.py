@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from common.attention import Attention
+from common.attention import Attention, Cache
+from common.linear import Linear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,10 +68,10 @@ class FeedForward(nn.Sequential):
 
     def __init__(self, options: BlockOptions):
         super().__init__()
-        self.expand = nn.Linear(options.width, options.feedforward)
+        self.expand = Linear(options.width, options.feedforward)
         self.activation = options.activation()
         self.dropout = nn.Dropout(options.hidden_dropout)
-        self.contract = nn.Linear(options.feedforward, options.width)
+        self.contract = Linear(options.feedforward, options.width)
 
 
 class EncoderBlock(nn.Module):
@@ -96,6 +98,13 @@ class EncoderBlock(nn.Module):
         return self.residuals[1](x, self.feed_forward)
 
 
+class BlockCache(NamedTuple):
+    """What a decoder block keeps from token to token."""
+
+    own: Cache  # of the tokens before, growing
+    memory: Cache  # of the memory, as it is
+
+
 class DecoderBlock(nn.Module):
     """Self-attention, cross-attention to a memory, then feed-forward."""
 
@@ -110,24 +119,31 @@ class DecoderBlock(nn.Module):
         self,
         x: Tensor,
         *,
-        memory: Tensor,
-        memory_keys: Tensor,
+        memory: Tensor | None,
+        memory_keys: Tensor | None,
         positions: Tensor | None = None,
         may_look: Tensor | None = None,
         may_look_at_memory: Tensor | None = None,
+        causal: bool = False,
+        cache: BlockCache | None = None,
     ) -> Tensor:
         """x (B, N, C), memory (B, M, C) -> (B, N, C).
 
         `memory_keys` is the memory with its positions added (or the memory itself): the same for every block of a
         stack, so it comes in ready. `positions` are added to the queries of both attentions and to the keys of x.
+        With a `cache` of this block, x follows the tokens in it, and the memory is not needed again.
         """
 
         def attend(x: Tensor) -> Tensor:
             qk = _add(x, positions)
-            return self.attention(q=qk, k=qk, v=x, may_look=may_look)
+            own = cache.own if cache else None
+            return self.attention(q=qk, k=qk, v=x, may_look=may_look, causal=causal, cache=own)
 
         def attend_to_memory(x: Tensor) -> Tensor:
-            return self.cross_attention(q=_add(x, positions), k=memory_keys, v=memory, may_look=may_look_at_memory)
+            q = _add(x, positions)
+            if cache is not None:
+                return self.cross_attention(q=q, may_look=may_look_at_memory, cache=cache.memory)
+            return self.cross_attention(q=q, k=memory_keys, v=memory, may_look=may_look_at_memory)
 
         x = self.residuals[0](x, attend)
         x = self.residuals[1](x, attend_to_memory)
@@ -156,10 +172,11 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A stack of decoder blocks that hands out every block's output, each through the same final norm."""
+    """A stack of decoder blocks that hands out every block's output, or only the last, each through one final norm."""
 
-    def __init__(self, options: BlockOptions, *, layers: int, final_norm: bool):
+    def __init__(self, options: BlockOptions, *, layers: int, final_norm: bool, every: bool = True):
         super().__init__()
+        self.every = every
         self.blocks = nn.ModuleList(DecoderBlock(options) for _ in range(layers))
         self.norm = nn.LayerNorm(options.width, eps=options.norm_eps) if final_norm else nn.Identity()
 
@@ -167,16 +184,21 @@ class Decoder(nn.Module):
         self,
         x: Tensor,
         *,
-        memory: Tensor,
+        memory: Tensor | None = None,
         positions: Tensor | None = None,
         memory_positions: Tensor | None = None,
         may_look: Tensor | None = None,
         may_look_at_memory: Tensor | None = None,
+        causal: bool = False,
+        caches: list[BlockCache] | None = None,
     ) -> list[Tensor]:
-        """x (B, N, C), memory (B, M, C) -> one (B, N, C) per block, first to last."""
-        memory_keys = _add(memory, memory_positions)
+        """x (B, N, C), memory (B, M, C) -> one (B, N, C) per block, first to last; or only the last.
+
+        With `caches`, from `remember`, x follows the tokens in them, and the memory is in there, too.
+        """
+        memory_keys = None if memory is None else _add(memory, memory_positions)
         outputs = []
-        for block in self.blocks:
+        for i, block in enumerate(self.blocks):
             x = block(
                 x,
                 memory=memory,
@@ -184,9 +206,18 @@ class Decoder(nn.Module):
                 positions=positions,
                 may_look=may_look,
                 may_look_at_memory=may_look_at_memory,
+                causal=causal,
+                cache=None if caches is None else caches[i],
             )
-            outputs.append(self.norm(x))
+            if self.every or i == len(self.blocks) - 1:
+                outputs.append(self.norm(x))
         return outputs
+
+    def remember(self, memory: Tensor, memory_positions: Tensor | None = None) -> list[BlockCache]:
+        """A cache for each block with memory (B, M, C) in it, and no token yet."""
+        keys = _add(memory, memory_positions)
+        attentions: list[Attention] = [block.cross_attention for block in self.blocks]  # type: ignore[misc]
+        return [BlockCache(Cache(), attention.remember(keys, memory)) for attention in attentions]
 
 
 def _attention(options: BlockOptions) -> Attention:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from common.errors import UserError
 
 FORMAT = "triptych-1"
-KEPT = 2  # checkpoints of a run; with one, a fault of the disk would cost the run
+KEPT = 2  # checkpoints of a run at least; with one, a fault of the disk would cost the run
 _PLAIN = (type(None), bool, int, float, str, bytes, torch.dtype, torch.device, torch.Size)
 _AGAIN = "copy or download it again"
 
@@ -83,11 +83,14 @@ def is_ours(content: dict[str, Any]) -> bool:
 
 
 class Folder:
-    """The checkpoints of one run: step_00001000.pt, the last two of them, and best.pt."""
+    """The checkpoints of one run: step_00001000.pt, the last of them, best.pt, and perhaps average.pt."""
 
-    def __init__(self, path: Path, writes: bool = True):
-        """Make the folder and clear what a killed save left; with `writes=False` (other ranks) only read."""
-        self.path, self.writes = Path(path), writes
+    def __init__(self, path: Path, writes: bool = True, keep: int = KEPT):
+        """Make the folder and clear what a killed save left; with `writes=False` (other ranks) only read.
+
+        `keep` is how many of the last checkpoints stay, two at least.
+        """
+        self.path, self.writes, self.keep = Path(path), writes, max(keep, KEPT)
         if writes:
             self.path.mkdir(parents=True, exist_ok=True)
             for leftover in self.path.glob(".*.tmp"):
@@ -102,7 +105,7 @@ class Folder:
         if self.writes:
             save(path, content)
             # A later step than this one is a damaged file that the run was continued without.
-            kept = [other for other in self.steps() if other <= step][-KEPT:]
+            kept = [other for other in self.steps() if other <= step][-self.keep :]
             for other in set(self.steps()) - set(kept):
                 self._file(other).unlink()
         return path
@@ -149,6 +152,14 @@ class Folder:
         """best.pt, or None when no checkpoint was marked; raises UserError when it is damaged."""
         path = self.path / "best.pt"
         return (path, load(path)) if path.exists() else None
+
+    def average(self) -> Path:
+        """Where the average of the last checkpoints lies, if there is one."""
+        return self.path / "average.pt"
+
+    def last(self, count: int) -> list[Path]:
+        """The files of the last `count` steps, whole or not, the newest last; fewer where there are fewer."""
+        return [self._file(step) for step in self.steps()[-count:]]
 
     def steps(self) -> list[int]:
         """The steps that have a file, whole or not, in order."""

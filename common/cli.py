@@ -24,7 +24,7 @@ from common.errors import UserError
 
 Job = Callable[..., float | None]
 
-NEEDS = {"train": "model=NAME", "evaluate": "checkpoint=FILE", "predict": "checkpoint=FILE input=FILE_OR_FOLDER"}
+NEEDS = {"train": "model=NAME", "evaluate": "checkpoint=FILE", "predict": "checkpoint=FILE input=FILE_OR_FOLDER_OR_-"}
 USAGE = """\
 usage: python {door}.py {needs} [group=NAME ...] [key=value ...] [options]
 

@@ -22,7 +22,7 @@ from common.errors import UserError
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 GROUPS = ("model", "data", "optimizer", "schedule", "trainer", "experiment")
 PATHS = ("run_dir", "checkpoint", "input", "output", "root", "images", "annotations", "weights")
-SPLITS = ("train", "val", "test")  # a split's folder, or its keys in braces
+SPLITS = ("train", "val", "test")  # a split's folder, or paths by name in braces
 
 Base = Callable[[Path], dict[str, Any]]  # a checkpoint's config; {} when it holds none
 
@@ -165,11 +165,12 @@ def choices_of(group: str) -> list[str]:
 def quote(argument: str) -> str:
     """key=value with quotes around a path, so that Hydra takes `a=b, photo (1).jpg` for the path that it is."""
     key, equals, value = argument.partition("=")
-    last = _key(key).rpartition(".")[2]
+    name = _key(key)
+    last = name.rpartition(".")[2]
     ready = value in ("", "null", "???") or bool(re.fullmatch(r"'.*'|\".*\"|choice\(.*\)", value))
     ready = ready or (last in SPLITS and value.startswith("{"))
     ready = ready or (last not in (*PATHS, *SPLITS) and bool(re.fullmatch(r"[-+.,\deE]+", value)))  # drop_path=0.1,0.2
-    return f"{key}={quoted(value)}" if equals and _is_path(last) and not ready else argument
+    return f"{key}={quoted(value)}" if equals and _is_path(name) and not ready else argument
 
 
 def quoted(text: str) -> str:
@@ -178,8 +179,9 @@ def quoted(text: str) -> str:
 
 
 def _is_path(key: str) -> bool:
-    last = key.rpartition(".")[2]
-    return last in (*PATHS, *SPLITS) or last.endswith(("_dir", "_file", "_path", "_root", "_folder"))
+    *above, last = key.split(".")
+    in_split = bool(above) and above[-1] in SPLITS  # data.train.source=FILE; data.source=en is none
+    return in_split or last in (*PATHS, *SPLITS) or last.endswith(("_dir", "_file", "_path", "_root", "_folder"))
 
 
 def _key(argument: str) -> str:
@@ -188,7 +190,7 @@ def _key(argument: str) -> str:
 
 def _expand(value: Any, key: str) -> Any:
     if isinstance(value, dict):
-        return {name: _expand(item, str(name)) for name, item in value.items()}
+        return {name: _expand(item, f"{key}.{name}") for name, item in value.items()}
     return os.path.expanduser(value) if isinstance(value, str) and _is_path(key) else value
 
 

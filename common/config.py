@@ -28,7 +28,7 @@ DOORS: dict[str, dict[str, Any]] = {  # the keys beside the sections
         "checkpoint": str,
         "weights": Literal["auto", "ema", "raw"],
         "split": Literal["train", "val", "test"],
-        "per_class": bool,
+        "details": bool,
         "output": str | None,
     },
     "predict": {

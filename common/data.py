@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from common.errors import UserError
@@ -19,54 +20,59 @@ from common.task import Batch, Data, Split
 Key = tuple[int, tuple[int, ...]]  # epoch, and the indices of one micro-batch
 
 
-def cut(order: Sequence[int], costs: Sequence[int], limit: int) -> list[list[int]]:
+def cut(order: Sequence[int], costs: Sequence[int] | NDArray[np.int64], limit: int) -> list[list[int]]:
     """Cut `order` into batches that weigh at most `limit`: number of samples times the heaviest one.
 
     A sample that alone weighs more gets a batch of its own.
     """
-    batches: list[list[int]] = []
-    heaviest = 0
-    for index in order:
-        heaviest = max(heaviest, costs[index])
-        if not batches or (len(batches[-1]) + 1) * heaviest > limit:
-            batches.append([])
-            heaviest = costs[index]
-        batches[-1].append(int(index))
-    return batches
+    weights = np.asarray(costs)[np.asarray(order, np.int64)]
+    return _parts(list(order), _ends(weights.tolist(), limit))
 
 
 class Order:
-    """The global batches of every epoch, one for each optimizer step."""
+    """The global batches of every epoch, one for each optimizer step.
 
-    def __init__(self, costs: Sequence[int], batch_size: int, seed: int):
+    Samples of equal weight (images) are shuffled and cut; a last batch that is not full is left out unless it is the
+    only one: the next epoch leaves others out. Samples of unequal weight (sentences) are shuffled, sorted by weight and
+    then cut, so that a batch holds samples of like weight and little padding, and the batches are shuffled in turn.
+    None of those is left out: the last of the cut holds the heaviest samples of all, which would never be learnt.
+    Either way all epochs have the same number of batches, and each is a function of (seed, its number).
+    """
+
+    def __init__(self, costs: Sequence[int] | NDArray[np.int64], batch_size: int, seed: int):
         if not len(costs):
             raise UserError("the split train holds no samples; there is nothing to train on.")
-        self.costs, self.batch_size, self.seed = costs, batch_size, seed
+        self.costs = np.asarray(costs, np.int64)
+        self.batch_size, self.seed = batch_size, seed
+        weights = np.sort(self.costs)
+        self._buckets = bool(weights[0] < weights[-1])
+        self._ends = _ends(weights.tolist(), batch_size)  # the same in every epoch, whichever sample is where
+        if not self._buckets and len(self._ends) > 1:
+            last = self._ends[-1] - self._ends[-2]
+            if (last + 1) * int(weights[0]) <= batch_size:
+                self._ends.pop()
 
     def epoch(self, number: int) -> list[list[int]]:
-        """A fresh permutation, cut into batches; a last one that is not full is left out unless it is the only one."""
-        order = np.random.default_rng(mix(self.seed, "order", number)).permutation(len(self.costs))
-        batches = cut(order.tolist(), self.costs, self.batch_size)
-        last = batches[-1]
-        full = (len(last) + 1) * max(self.costs[i] for i in last) > self.batch_size
-        return batches if full or len(batches) == 1 else batches[:-1]
+        """The batches of epoch `number`, counted from 0, in their order."""
+        random = np.random.default_rng(mix(self.seed, "order", number))
+        order = random.permutation(len(self.costs))
+        if not self._buckets:
+            return _parts(order.tolist(), self._ends)
+        order = order[np.argsort(self.costs[order], kind="stable")]  # stable: equals stay in random order
+        batches = _parts(order.tolist(), self._ends)
+        return [batches[i] for i in random.permutation(len(batches)).tolist()]
 
     def steps(self, epochs: int) -> int:
         """Number of steps in that many epochs."""
-        lengths = {len(self.epoch(number)) for number in range(min(epochs, 3))}
-        if len(lengths) == 1:  # samples of equal weight
-            return epochs * lengths.pop()
-        return sum(len(self.epoch(number)) for number in range(epochs))
+        return epochs * len(self._ends)
 
     def after(self, step: int) -> Iterator[tuple[int, list[int]]]:
         """(epoch, global batch) of step number `step`, counted from 0, and of all that follow, without end."""
-        epoch = 0
-        while True:
-            batches = self.epoch(epoch)
-            for batch in batches[step:]:
+        first, done = divmod(step, self.steps(1))
+        for epoch in itertools.count(first):
+            for batch in self.epoch(epoch)[done:]:
                 yield epoch, batch
-            step = max(0, step - len(batches))
-            epoch += 1
+            done = 0
 
 
 def share(batch: list[int], rank: int, world: int) -> list[int]:
@@ -131,11 +137,30 @@ def evaluation(
 ) -> Iterator[Batch]:
     """This rank's batches of a split: cut once, whatever the ranks and workers, and dealt whole, each sample once.
 
-    `limit` stops after that many batches of the whole split.
+    The heaviest samples come first, and equals in their own order: batches have little padding, and one that is too
+    large for the memory shows at once. `limit` stops after that many batches of the whole split.
     """
-    batches = cut(range(data.count(split)), data.cost(split), batch_size)[:limit]
+    costs = np.asarray(data.cost(split), np.int64)
+    order = np.argsort(-costs, kind="stable")
+    batches = cut(order.tolist(), costs, batch_size)[:limit]
     loader = Loader(data, split, seed=None, workers=workers, pin=False)
     yield from loader((0, tuple(batch)) for batch in batches[rank::world])
+
+
+def _ends(weights: list[int], limit: int) -> list[int]:
+    """Where each batch ends (its last sample's position + 1) when samples of these weights are cut in this order."""
+    ends: list[int] = []
+    start = heaviest = 0
+    for position, weight in enumerate(weights):
+        heaviest = max(heaviest, weight)
+        if position > start and (position - start + 1) * heaviest > limit:
+            ends.append(position)
+            start, heaviest = position, weight
+    return [*ends, len(weights)] if weights else []
+
+
+def _parts(items: list[int], ends: list[int]) -> list[list[int]]:
+    return [items[start:end] for start, end in itertools.pairwise([0, *ends])]
 
 
 def _as_it_is(batch: Any) -> Any:

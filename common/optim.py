@@ -1,7 +1,7 @@
 """Optimizers and learning-rate schedules as two closed tables of plain functions, and the parameter groups they act on.
 
 AdamW is Loshchilov and Hutter 2019 (arXiv:1711.05101), Adam is Kingma and Ba 2015 (arXiv:1412.6980), the cosine is
-Loshchilov and Hutter 2017 (arXiv:1608.03983) without restarts.
+Loshchilov and Hutter 2017 (arXiv:1608.03983) without restarts; noam is Vaswani et al. 2017 (arXiv:1706.03762).
 """
 
 import math
@@ -39,14 +39,27 @@ class OptimizerOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleOptions:
-    """How the rate changes over a run."""
+    """How the rate changes over a run.
 
-    name: Literal["constant", "step", "cosine"]
+    Raises UserError when noam has no width or no warm-up.
+    """
+
+    name: Literal["constant", "step", "cosine", "inverse_sqrt", "noam"]
     warmup: Count | Fraction  # linear warm-up before any of them: whole number = steps, below 1 = a part of the run
-    start: Fraction  # the factor that the warm-up rises from
+    start: Fraction  # the factor that the warm-up rises from; noam's own rises from 0
     drops: list[Fraction]  # step: where the rate drops, as fractions of the run
     factor: Fraction  # step: what each drop multiplies the rate by
     final: Fraction  # cosine: the factor that it falls to
+    width: Positive | None  # noam: the model's width, whose root divides the rate
+
+    def __post_init__(self) -> None:
+        if self.name == "noam" and self.width is None:
+            raise UserError("schedule.width=null: noam divides by the root of the model's width; give that number.")
+        if self.name == "noam" and not self.warmup:
+            raise UserError(
+                f"schedule.warmup={self.warmup}: noam needs at least 1 step of warm-up; give 4000 as published, or use "
+                "schedule=inverse_sqrt."
+            )
 
 
 # Optimizers.
@@ -207,10 +220,10 @@ def rate(options: ScheduleOptions, step: int, steps: int) -> float:
     """The factor of the full rate for the update made after `step` others, of `steps` in the run (0-based).
 
     Linear warm-up from `start`, which itself is never used: 1/warmup of the rise for the first update, all of it for
-    update number `warmup`.
+    update number `warmup`. Only noam brings its own.
     """
     warmup = warm_up(options, steps)
-    if step < warmup:
+    if step < warmup and options.name != "noam":
         return options.start + (1 - options.start) * (step + 1) / warmup
     return _SCHEDULES[options.name](options, step, steps)
 
@@ -218,6 +231,11 @@ def rate(options: ScheduleOptions, step: int, steps: int) -> float:
 def warm_up(options: ScheduleOptions, steps: int) -> int:
     """Steps of warm-up in a run of `steps`."""
     return options.warmup if isinstance(options.warmup, int) else round(options.warmup * steps)
+
+
+def highest(options: ScheduleOptions, steps: int) -> float:
+    """The largest factor in a run of `steps`: that of the last update of its warm-up, or of the first without one."""
+    return rate(options, min(max(1, warm_up(options, steps)), steps) - 1, steps)
 
 
 def _constant(options: ScheduleOptions, step: int, steps: int) -> float:
@@ -235,8 +253,22 @@ def _cosine(options: ScheduleOptions, step: int, steps: int) -> float:
     return options.final + (1 - options.final) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
 
 
+def _inverse_sqrt(options: ScheduleOptions, step: int, steps: int) -> float:
+    # Updates count from 1, so that the curve leaves the warm-up at its end, where both are 1.
+    return math.sqrt(max(1, warm_up(options, steps)) / (step + 1))
+
+
+def _noam(options: ScheduleOptions, step: int, steps: int) -> float:
+    """Equation 3 of Vaswani et al. 2017, where updates count from 1."""
+    assert options.width is not None, "ScheduleOptions lets no noam through without it"
+    number, warmup = step + 1, max(1, warm_up(options, steps))  # a small part of a short run is still one step
+    return math.sqrt(1 / options.width) * min(math.sqrt(1 / number), number * warmup**-1.5)
+
+
 _SCHEDULES: dict[str, Callable[[ScheduleOptions, int, int], float]] = {
     "constant": _constant,
     "step": _step,
     "cosine": _cosine,
+    "inverse_sqrt": _inverse_sqrt,
+    "noam": _noam,
 }

@@ -12,15 +12,27 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 
+# Three layouts are in use, and weights learnt with one give nonsense with another.
+Layout = Literal[
+    "interleaved",  # the paper's
+    "halves",  # Marian's, and transformers' for its files: the same frequencies, sines first
+    "halves_t2t",  # tensor2tensor's and fairseq's: sines first, and exponents that reach 1
+]
 
-def sine(positions: Tensor, width: int, temperature: float = 10000.0) -> Tensor:
-    """Sines on even and cosines on odd channels: (...) -> (..., width), `width` even.
 
-    PE(p, 2i) = sin(p / T^(2i/width)), PE(p, 2i+1) = cos(the same).
+def sine(positions: Tensor, width: int, temperature: float = 10000.0, layout: Layout = "interleaved") -> Tensor:
+    """Sines and cosines of a place at falling frequencies: (...) -> (..., width), `width` even.
+
+    interleaved: PE(p, 2i) = sin(p / T^(2i/width)), PE(p, 2i+1) = cos(the same), for i in 0 .. width/2 - 1; halves: the
+    same values, all sines before all cosines; halves_t2t: so, too, but of p / T^(i/(width/2 - 1)).
     """
-    even = torch.arange(0, width, 2, dtype=torch.float32, device=positions.device)  # (width/2,)
-    angles = positions[..., None] / temperature ** (even / width)  # (..., width/2)
-    return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)  # (..., width/2, 2) -> (..., width)
+    i = torch.arange(width // 2, dtype=torch.float32, device=positions.device)  # (width/2,)
+    exponents = i / max(1, width // 2 - 1) if layout == "halves_t2t" else 2 * i / width
+    angles = positions[..., None] / temperature**exponents  # (..., width/2)
+    waves = (angles.sin(), angles.cos())
+    if layout == "interleaved":
+        return torch.stack(waves, dim=-1).flatten(-2)  # (..., width/2, 2) -> (..., width)
+    return torch.cat(waves, dim=-1)
 
 
 def sine_2d(real: Tensor, width: int, temperature: float = 10000.0) -> Tensor:

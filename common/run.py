@@ -1,5 +1,6 @@
 """What a run is made of and where it stands; what a checkpoint keeps of it, and going on from there."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,8 @@ def weights(content: dict[str, Any], kind: str = "auto") -> dict[str, Tensor]:
 
     Raises UserError when averaged weights are asked for and the run kept none.
     """
+    if kind == "ema" and content.get("mean"):
+        raise UserError("weights=ema, but this file holds one set of weights, an average of steps; leave weights= out.")
     if kind == "ema" and content["average"] is None:
         raise UserError("weights=ema, but this checkpoint's run kept no average (trainer.ema_decay was 0); use raw.")
     return content["model"] if kind == "raw" or content["average"] is None else content["average"]["weights"]
@@ -50,7 +53,10 @@ def weights(content: dict[str, Any], kind: str = "auto") -> dict[str, Tensor]:
 def describe(path: Path, content: dict[str, Any], kind: str = "auto") -> str:
     """Which weights of which file: shown beside every number."""
     averaged = kind != "raw" and content["average"] is not None
-    return f"{path}: step {content['step']}, {'averaged (EMA)' if averaged else 'raw'}"
+    step = f"step {content['step']}"
+    if mean := content.get("mean"):  # see averaging.py; no other file has this key
+        step, averaged = f"average of steps {', '.join(map(str, mean['steps']))}", mean["ema"]
+    return f"{path}: {step}, {'averaged (EMA)' if averaged else 'raw'}"
 
 
 def content_of(run: Run, stepper: Stepper, average: Average | None) -> dict[str, Any]:
@@ -90,19 +96,25 @@ def go_on(run: Run, stepper: Stepper, average: Average | None, folder: Folder, l
 
 
 FREE = ("run_dir", "resume", "trust", "checkpoint", *(f"trainer.{key}" for key in
-        ("device", "workers", "compile", "micro_batch", "log_every", "eval_every", "save_every")))  # fmt: skip
+        ("device", "workers", "compile", "micro_batch", "log_every", "eval_every", "save_every",
+         "average_last")))  # fmt: skip
 
 
 def _refuse_changes(before: dict[str, Any], now: dict[str, Any], path: Path) -> None:
     """Raise UserError when going on from `path` would not be the same run; keys in FREE may differ."""
-    old, new = _flat(before), _flat(now)
-    changed = [key for key in {**old, **new} if old.get(key) != new.get(key) and key not in FREE]
+    changed = differences(before, now, but=FREE)
     if changed:
-        listed = ", ".join(f"{key} was {old.get(key)} and is {new.get(key)}" for key in changed)
         raise UserError(
-            f"{path} is of another run than this one would be: {listed}; go on with what was, or start a new run from "
-            f"these weights with another run_dir and checkpoint={path}."
+            f"{path} is of another run than this one would be: {', '.join(changed)}; go on with what was, or start a "
+            f"new run from these weights with another run_dir and checkpoint={path}."
         )
+
+
+def differences(before: dict[str, Any], now: dict[str, Any], but: Sequence[str] = ()) -> list[str]:
+    """The keys whose values differ between two configs, `but` for some: "model.heads was 4 and is 8"."""
+    old, new = _flat(before), _flat(now)
+    changed = [key for key in {**old, **new} if old.get(key) != new.get(key) and key not in but]
+    return [f"{key} was {old.get(key)} and is {new.get(key)}" for key in changed]
 
 
 def _flat(config: Any, prefix: str = "") -> dict[str, Any]:

@@ -88,8 +88,11 @@ class Task(Protocol):
     def restore(self, state: dict[str, Any]) -> None:
         """Take `state` from a checkpoint."""
 
-    def adopt(self, tensors: dict[str, Any]) -> Adopted:
-        """Translate a foreign checkpoint; raises UserError when the layout is not known."""
+    def adopt(self, tensors: dict[str, Any], folder: Path) -> Adopted:
+        """Translate a foreign checkpoint; raises UserError when the layout is not known.
+
+        `folder`: where the file lies, for programs that keep a vocabulary beside it.
+        """
 
     def sizes(self, batch: Batch) -> dict[str, float]:
         """What each loss term is divided by: from targets and the task's constants, never from outputs."""

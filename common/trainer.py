@@ -3,15 +3,17 @@
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from common import averaging, checkpoint, distributed, optim
 from common import data as batching
 from common import device as devices
-from common import distributed, optim
 from common.checkpoint import Folder
 from common.ema import Average
+from common.errors import UserError
 from common.evaluator import evaluate
 from common.log import Log
 from common.optim import OptimizerOptions
@@ -44,7 +46,10 @@ class Trainer:
         log_every: Positive,
         eval_every: Positive | None,
         save_every: Positive | None,
+        average_last: Count,
     ):
+        if average_last == 1:
+            raise UserError("trainer.average_last=1: one checkpoint has no average; give 0 for none, or at least 2.")
         self.steps, self.epochs = steps, epochs
         self.micro_batch = micro_batch
         self.precision = precision
@@ -54,21 +59,24 @@ class Trainer:
         self.workers = workers
         self.device = device
         self.log_every, self.eval_every, self.save_every = log_every, eval_every, save_every
+        self.average_last = average_last
 
-    def fit(self, run: Run, log: Log, *, on: torch.device, resume: bool) -> dict[str, float]:
+    def fit(self, run: Run, log: Log, *, on: torch.device, resume: bool) -> dict[str, float | str]:
         """Train `run` to its end and return the final numbers: the goal's best on val, and all of test.
+
+        With `average_last`, `weights` among them names the file that was tested, seen from the run's folder.
 
         Raises UserError when a loss or gradient is not finite, or when a sample cannot be read.
         """
         order = batching.Order(run.data.cost("train"), run.data.batch_size, run.seed)
-        per_epoch = len(order.epoch(0))
+        per_epoch = order.steps(1)
         total = self.steps or order.steps(self.epochs or 1)
         run.model.to(on)
         options = optim.for_batch(run.optimizer, run.data.batch_size)
         optimizer = optim.build(run.model, options)
         average = Average(run.model, self.ema_decay) if self.ema_decay else None
         stepper = Stepper(run.task, run.model, optimizer, on, self.precision, self.clip_norm)
-        folder = Folder(run.folder / "checkpoints", writes=distributed.is_main())
+        folder = Folder(run.folder / "checkpoints", distributed.is_main(), keep=self.average_last)
         evaluates = self.eval_every or per_epoch
         if resume:
             go_on(run, stepper, average, folder, log)
@@ -147,7 +155,7 @@ class Trainer:
             f"device    {devices.describe(on)}, {self.precision}" + (f", {ranks} processes" if ranks > 1 else ""),
             f"steps     {total:,} of {run.data.batch_size} each, {per_epoch:,} an epoch"
             + (f", going on at {run.step:,}" if run.step else ""),
-            f"rate      {options.lr:.3g} at its highest"
+            f"rate      {options.lr * optim.highest(run.schedule, total):.3g} at its highest"
             + (
                 f", from {run.optimizer.lr:g} for {run.optimizer.reference_batch} by {run.optimizer.scaling} scaling"
                 if run.optimizer.reference_batch
@@ -189,14 +197,16 @@ class Trainer:
                 log.warning(alarm)
                 run.said.append(alarm)
 
-    def _finish(self, run: Run, folder: Folder, log: Log, on: torch.device) -> dict[str, float]:
-        """Evaluate test, once, on the best weights of the run (the last ones when there was no val)."""
+    def _finish(self, run: Run, folder: Folder, log: Log, on: torch.device) -> dict[str, float | str]:
+        """Evaluate test, once, on the best weights of the run (without val: on the average, or else the last ones)."""
         distributed.barrier()  # rank 0 may still be writing
-        kept = folder.best() or folder.latest(log.warning)
+        kept = self._average(run, folder, log, on) or folder.best() or folder.latest(log.warning)
         assert kept is not None, "the last step always leaves a checkpoint"
         path, content = kept
         run.model.load_state_dict(weights(content))
-        numbers = {} if run.best is None else {f"val/{run.task.goal.name}": run.best}
+        numbers: dict[str, float | str] = {} if run.best is None else {f"val/{run.task.goal.name}": run.best}
+        if self.average_last:
+            numbers["weights"] = describe(path.relative_to(run.folder), content)
         if run.data.count("test"):
             scores, metric = self._evaluate(run, "test", on)
             tested = {f"test/{name}": number for name, number in scores.items()}
@@ -206,3 +216,29 @@ class Trainer:
                 metric.write(run.folder / "predictions")
         log.say(f"weights   {describe(path, content)}")
         return numbers
+
+    def _average(self, run: Run, folder: Folder, log: Log, on: torch.device) -> tuple[Path, dict[str, Any]] | None:
+        """Average the last checkpoints into average.pt; returned unless the best one of the run is better on val."""
+        if not self.average_last or not self._write_average(folder, log):
+            return None
+        content = checkpoint.load(folder.average())
+        run.model.load_state_dict(weights(content))
+        if run.data.count("val"):
+            numbers, _ = self._evaluate(run, "val", on)
+            log.numbers(run.step, {f"average/{name}": number for name, number in numbers.items()})
+            score = numbers[run.task.goal.name]
+            if score != run.best and not run.task.goal.better(score, run.best):  # in this form for a score of nan
+                return None
+            run.best = score
+        return folder.average(), content
+
+    def _write_average(self, folder: Folder, log: Log) -> bool:
+        """Whether there is an average of the checkpoints now; a file that cannot be read costs it, and no result."""
+        written = False
+        if distributed.is_main():
+            try:
+                checkpoint.save(folder.average(), averaging.average(folder.last(self.average_last)))
+                written = True
+            except UserError as error:
+                log.warning(f"No average of the last checkpoints was made: {error}")
+        return distributed.broadcast(written)  # rank 0's word reaches the others when the file is whole

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from common.blocks import BlockOptions, Decoder, Encoder
 from common.errors import UserError
+from common.linear import Linear
 from common.positions import Learned2d, sine_2d
 from common.types import Fraction, Positive, PositiveFloat
 from detr.backbone import Backbone, BackboneOptions, load_weights
@@ -73,7 +74,7 @@ class Detector(nn.Module):
         self.encoder = Encoder(blocks, layers=encoder_layers)
         self.decoder = Decoder(blocks, layers=decoder_layers, final_norm=True)
         self.queries = nn.Embedding(queries, width)
-        self.class_head = nn.Linear(width, classes + 1)
+        self.class_head = Linear(width, classes + 1)
         self.box_head = BoxHead(width)
         for parameter in [*self.encoder.parameters(), *self.decoder.parameters()]:
             if parameter.dim() > 1:
@@ -130,4 +131,4 @@ class BoxHead(nn.Sequential):
     """Three linear layers to the four box coordinates, before the sigmoid (section 3.2, FFN)."""
 
     def __init__(self, width: int):
-        super().__init__(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 4))
+        super().__init__(Linear(width, width), nn.ReLU(), Linear(width, width), nn.ReLU(), Linear(width, 4))

@@ -63,7 +63,7 @@ class Detection:
         """Take the classes from a checkpoint."""
         self._categories = state["categories"]
 
-    def adopt(self, tensors: dict[str, Any]) -> Adopted:
+    def adopt(self, tensors: dict[str, Any], folder: Path | None = None) -> Adopted:
         """Official facebookresearch/detr weights, whose class index is the COCO id."""
         return official.adopt(tensors)
 

@@ -46,7 +46,8 @@ class Decoder(Protocol):
 class DecodingOptions:
     """How translations are looked for. Lengths count tokens with EOS.
 
-    method: "greedy" (always the likeliest token), "beam", or "sample" (a token at random by its probability).
+    method: "greedy" (always the likeliest token), "beam", "sample" (a token at random by its probability), or "given"
+        (nothing is looked for: translations that are given are scored).
     beam: how many hypotheses of a sentence are followed at once.
     penalty: what a hypothesis's log probability is divided by, for n tokens: "gnmt" ((5 + n) / 6)^alpha, "average"
         n^alpha (fairseq's, Marian's and transformers' length penalty), "none" 1.
@@ -64,9 +65,10 @@ class DecodingOptions:
     top_k: only this many of the likeliest tokens are drawn from; 0 = all.
     top_p: only from the likeliest tokens that have this probability together; 1 = all.
     seed: what is drawn is a function of it and of a sentence's id, whatever else is in the batch.
+    attention: also give the last layer's cross-attention of the best translation, for pictures.
     """
 
-    method: Literal["greedy", "beam", "sample"]
+    method: Literal["greedy", "beam", "sample", "given"]
     beam: Positive
     penalty: Literal["gnmt", "average", "none"]
     alpha: NonNegativeFloat
@@ -79,10 +81,11 @@ class DecodingOptions:
     top_k: Count
     top_p: Share
     seed: int
+    attention: bool
 
     def __post_init__(self) -> None:
         """Refuse to return more candidates than a method looks for."""
-        most = {"greedy": 1, "beam": self.beam, "sample": self.candidates}[self.method]
+        most = {"greedy": 1, "given": 1, "beam": self.beam, "sample": self.candidates}[self.method]
         if self.candidates > most:
             advice = "raise task.predict.beam" if self.method == "beam" else "use task.predict.method=beam or sample"
             raise UserError(

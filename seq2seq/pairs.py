@@ -145,9 +145,13 @@ class SentencePairs(ABC):
             "target_text": ready.corpus.target[index],
         }
 
-    def view(self, line: str) -> dict[str, Any]:
-        """A user's sentence as a sample (id 0) without a target, of any length."""
-        return {"id": 0, "source": [*self.tokenizers()[0].encode(line), EOS], "source_text": line}
+    def view(self, line: str, target: str | None = None, id: int = 0) -> dict[str, Any]:
+        """A user's sentence, and perhaps its given translation, as a sample, of any length."""
+        source, other = self.tokenizers()
+        sample = {"id": id, "source": [*source.encode(line), EOS], "source_text": line}
+        if target is not None:
+            sample |= {"target": [*other.encode(target), EOS], "target_text": target}
+        return sample
 
     def collate(self, samples: list[dict[str, Any]]) -> Batch:
         """Samples to a batch, padded with 0 on the right to the longest source (S) and target (T).

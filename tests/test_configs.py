@@ -14,12 +14,25 @@ from omegaconf import DictConfig, OmegaConf
 from common import compose, config
 from common.errors import UserError
 from common.schema import Options, Source, find
+from seq2seq.tokenizer import Tokenizer, TokenizerOptions
 
 MODELS, EXPERIMENTS = compose.choices_of("model"), compose.choices_of("experiment")
 ALONE = [f"model={name}" for name in MODELS] + [f"experiment={name}" for name in EXPERIMENTS]
+WORDS = TokenizerOptions(
+    kind="bpe",
+    pieces="bytes",
+    vocabulary=260,
+    joint=True,
+    single_digits=True,
+    coverage=1.0,
+    byte_fallback=True,
+    normalization="none",
+    lowercase=False,
+)
 STATES: dict[str, dict[str, Any]] = {  # as a checkpoint tells it to each wing's task, so that no data are opened
     "detr": {"categories": [{"id": i, "name": name} for i, name in enumerate(("cat", "dog", "emu"))]},
     "vit": {"classes": ["cat", "dog", "emu"]},
+    "seq2seq": {"tokenizers": [Tokenizer.train([], WORDS).state()]},
 }
 DATA = compose.choices_of("data")
 
@@ -124,6 +137,25 @@ def test_the_published_vits_come_with_photographs_and_a_recipe_for_them(name: st
     assert (found["data"]["image_size"], found["trainer"]["epochs"]) == ([224, 224], 300)
     rate = found["optimizer"]["lr"] / found["optimizer"]["reference_batch"]
     assert rate == pytest.approx(1e-3 / 1024), "table 9"
+
+
+SIZES = {"base": (512, 8, 2048, 6), "big": (1024, 16, 4096, 6), "iwslt": (512, 4, 1024, 6), "tiny": (128, 4, 256, 4)}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_the_published_transformers_have_the_published_sizes(name: str) -> None:
+    """Vaswani et al. 2017, table 3 and section 5; fairseq's transformer_iwslt_de_en; Wu et al. 2021, section 4."""
+    found = composed(f"model=transformer_{name}")
+    model = found["model"]
+    keys = ("width", "heads", "feedforward", "encoder_layers")
+    assert tuple(model[key] for key in keys) == SIZES[name] and model["decoder_layers"] == model["encoder_layers"]
+    assert not model["blocks"]["pre_norm"] and model["tied"] == "all" and model["scaled"]
+    assert model["blocks"]["dropout"] == (0.1 if name == "base" else 0.3)
+    assert found["task"]["loss"]["smoothing"] == 0.1 and found["trainer"]["clip_norm"] is None
+    assert found["optimizer"]["betas"] == [0.9, 0.98]
+    if name in ("base", "big"):
+        schedule = (found["schedule"]["name"], found["schedule"]["warmup"], found["schedule"]["width"])
+        assert schedule == ("noam", 4000, SIZES[name][0]) and found["optimizer"]["lr"] == 1.0
 
 
 def test_the_small_vit_comes_with_digits() -> None:

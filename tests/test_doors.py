@@ -79,7 +79,7 @@ def test_evaluation_gives_the_numbers_of_training_again(door, trained, tmp_path)
     said = door(
         "evaluate",
         f"checkpoint={folder}/checkpoints/best.pt",
-        "per_class=true",
+        "details=true",
         f"output={tmp_path}",
         "trainer.workers=0",
     )
@@ -217,7 +217,7 @@ def test_real_cells_train_evaluate_and_predict_by_keys_alone(door, real_data, tm
         "trainer.workers=0", f"run_dir={tmp_path / 'run'}",
     )  # fmt: skip
     assert "3 classes" in said and "205 images" in said
-    said = door("evaluate", f"checkpoint={tmp_path}/run/checkpoints/best.pt", "per_class=true")
+    said = door("evaluate", f"checkpoint={tmp_path}/run/checkpoints/best.pt", "details=true")
     assert "Platelets" in said
     image = next((cells / "images").glob("*.jpg"))
     door("predict", f"checkpoint={tmp_path}/run/checkpoints/best.pt", f"input={image}", f"output={tmp_path / 'out'}")

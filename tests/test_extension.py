@@ -121,7 +121,7 @@ def checkpoint(door: Door, folder: Path) -> str:
 
 
 def test_both_are_trained_and_evaluated_to_the_same_numbers(door: Door, folder: Path, checkpoint: str) -> None:
-    said = door("evaluate", checkpoint, TRUST, "per_class=true", cwd=folder)
+    said = door("evaluate", checkpoint, TRUST, "details=true", cwd=folder)
     results = json.loads((folder / "run/results.json").read_text())
     found = json.loads(next(line for line in said.splitlines() if line.startswith("{")))
     assert found == {name: value for name, value in results.items() if name.startswith("test/")}

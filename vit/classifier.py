@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from common.blocks import BlockOptions, Encoder
 from common.errors import UserError
+from common.linear import Linear
 from common.positions import LearnedGrid, Resampling, resample
 from common.types import Count, Fraction, Positive, PositiveFloat
 from vit.patches import Form, Patches, lecun_normal_
@@ -121,8 +122,8 @@ class Classifier(nn.Module):
         )
         self.encoder = Encoder(options, layers=layers, final_norm=pooling != "mean_then_norm")
         self.pooled_norm = nn.LayerNorm(width, eps=blocks.norm_eps) if pooling == "mean_then_norm" else nn.Identity()
-        self.representation = nn.Linear(width, representation) if representation else None
-        self.head = nn.Linear(representation or width, classes)
+        self.representation = Linear(width, representation) if representation else None
+        self.head = Linear(representation or width, classes)
         self._initialise()
 
     def forward(self, images: Tensor) -> Tensor:

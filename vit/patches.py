@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.errors import UserError
+from common.linear import linear
 
 Form = Literal["convolution", "multiply"]
 
@@ -34,7 +35,7 @@ class Patches(nn.Module):
             return x.flatten(2).transpose(1, 2)  # (B, C, h, w) -> (B, hw, C)
         squares = images.unflatten(3, (-1, self.size)).unflatten(2, (-1, self.size))  # (B, c, h, p, w, p)
         squares = squares.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # -> (B, hw, cpp)
-        return F.linear(squares, self.weight.flatten(1), self.bias)  # (B, hw, C)
+        return linear(squares, self.weight.flatten(1), self.bias)  # (B, hw, C)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of squares in an image of that many pixels."""

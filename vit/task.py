@@ -80,7 +80,7 @@ class Classification:
                 "(train.py checkpoint=FILE)."
             )
 
-    def adopt(self, tensors: dict[str, Any]) -> Adopted:
+    def adopt(self, tensors: dict[str, Any], folder: Path | None = None) -> Adopted:
         """Files of Google, torchvision, timm and transformers; as many classes as ours are taken to be ours."""
         return importing.adopt(tensors, self._classes, tuple(self.data.image_size))
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from common.attention import Attention, watching, weights
+from common.attention import Attention, Cache, watching, weights
 from common.randomness import generator
 
 BATCH, QUERIES, KEYS, WIDTH, HEADS = 2, 3, 5, 12, 4
@@ -244,3 +244,89 @@ def test_qk_norm_runs_in_bf16() -> None:
 def test_a_width_that_heads_do_not_divide_is_refused() -> None:
     with pytest.raises(ValueError, match="10 is not divisible by heads 4"):
         Attention(width=10, heads=4)
+
+
+# With a cache.
+
+
+def test_causal_is_the_lower_triangle_with_its_gradients() -> None:
+    module, _ = ours_and_pytorchs()
+    x = inputs("self")[0]
+    direction = torch.randn(x.shape, dtype=x.dtype, generator=generator("direction"))
+    expected = module(q=x, k=x, v=x, may_look=masks("causal", QUERIES, QUERIES))
+    found = module(q=x, k=x, v=x, causal=True)
+    torch.testing.assert_close(found, expected, **EXACT)
+    wanted = torch.autograd.grad(expected, [x, *module.parameters()], direction)
+    got = torch.autograd.grad(found, [x, *module.parameters()], direction)
+    for ours_gradient, their_gradient in zip(got, wanted, strict=True):
+        torch.testing.assert_close(ours_gradient, their_gradient, **EXACT)
+    with watching(module) as maps:
+        module(q=x, k=x, v=x, causal=True)
+    assert (maps[""][0].triu(1) == 0).all()
+    torch.testing.assert_close(maps[""][0].sum(-1), torch.ones(BATCH, HEADS, QUERIES, dtype=x.dtype), **EXACT)
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+@pytest.mark.parametrize("pieces", [[1] * 12, [5, 1, 6], [12]])
+def test_tokens_in_any_pieces_through_a_cache_see_what_all_of_them_see_at_once(
+    pieces: list[int], qk_norm: bool
+) -> None:
+    module = Attention(width=WIDTH, heads=HEADS, qk_norm=qk_norm).double()
+    x = torch.randn(BATCH, 12, WIDTH, dtype=torch.float64, generator=generator("pieces"))
+    expected = module(q=x, k=x, v=x, causal=True)
+    cache, found, seen = Cache(), [], 0
+    for piece in x.split(pieces, dim=1):
+        seen += piece.shape[1]
+        may_look = torch.ones(12, 12, dtype=torch.bool).tril()[seen - piece.shape[1] : seen, :seen]
+        found.append(module(q=piece, k=piece, v=piece, may_look=may_look, cache=cache))
+    torch.testing.assert_close(torch.cat(found, 1), expected, **EXACT)
+    assert cache.length == 12
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+@pytest.mark.parametrize("mask", ["none", "padding", "each head"])
+@pytest.mark.parametrize("kind", ["cross", "three different"])
+def test_a_remembered_memory_is_seen_as_one_that_is_given(kind: str, mask: str, qk_norm: bool) -> None:
+    module = Attention(width=WIDTH, heads=HEADS, qk_norm=qk_norm).double()
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.5, generator=generator("memory", *parameter.shape))
+    q, k, v = inputs(kind)
+    may_look = masks(mask, QUERIES, KEYS)
+    cache = module.remember(k, v)
+    for queries in (q, q.flip(1)):  # it is not changed by being looked at
+        expected = module(q=queries, k=k, v=v, may_look=may_look if queries is q else None)
+        found = module(q=queries, cache=cache, may_look=may_look if queries is q else None)
+        torch.testing.assert_close(found, expected, **EXACT)
+    with watching(module) as maps:
+        module(q=q, k=k, v=v, may_look=may_look)
+        module(q=q, cache=cache, may_look=may_look)
+    torch.testing.assert_close(*maps[""], **EXACT)
+
+
+def test_a_cache_keeps_all_that_was_put_in_and_gets_new_memory_seldom() -> None:
+    drawn = generator("cache")
+    parts = [torch.randn(2, 3, 1 + n % 3, 4, generator=drawn) for n in range(60)]
+    first = parts[0].clone()
+    cache, places = Cache(), set()
+    for n, part in enumerate(parts):
+        keys, values = cache.extend(part, -part)
+        expected = torch.cat(parts[: n + 1], dim=2)
+        assert torch.equal(keys, expected) and torch.equal(values, -expected)
+        assert torch.equal(cache.content()[0], expected) and cache.length == expected.shape[2]
+        places.add(keys.data_ptr())
+    assert len(places) < 10, "its memory doubles"
+    assert torch.equal(parts[0], first), "what was given is not written into"
+
+
+def test_a_cache_without_some_rows_goes_on_with_the_others() -> None:
+    drawn = generator("rows")
+    some, more = (torch.randn(4, 3, n, 4, generator=drawn) for n in (5, 2))
+    cache, rows = Cache(), torch.tensor([1, 3])
+    cache.select(rows)  # of nothing
+    for part in some.split(1, dim=2):
+        cache.extend(part, -part)
+    cache.select(rows)
+    assert torch.equal(cache.content()[0], some[rows])
+    keys, values = cache.extend(more[rows], -more[rows])
+    expected = torch.cat([some, more], dim=2)[rows]
+    assert torch.equal(keys, expected) and torch.equal(values, -expected)

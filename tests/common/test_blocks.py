@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from common.attention import Attention
-from common.blocks import BlockOptions, Decoder, DecoderBlock, Encoder, EncoderBlock, FeedForward, Residual
+from common.blocks import BlockCache, BlockOptions, Decoder, DecoderBlock, Encoder, EncoderBlock, FeedForward, Residual
 from common.randomness import generator
 
 BATCH, TOKENS, MEMORY = 2, 4, 5
@@ -351,3 +351,37 @@ def test_without_its_final_norm_an_encoder_hands_out_the_plain_sum() -> None:
     bare.load_state_dict({name: value for name, value in ours.state_dict().items() if not name.startswith("norm.")})
     x = draw(*X)
     torch.testing.assert_close(ours.norm(bare(x)), ours(x), rtol=0, atol=0)
+
+
+# Token by token.
+
+
+@both_orders
+@pytest.mark.parametrize("with_positions", [False, True], ids=["plain", "positions"])
+def test_token_by_token_a_decoder_gives_what_it_gives_for_all_at_once(pre_norm: bool, with_positions: bool) -> None:
+    """With a cache for each block, of every block's output; a memory's positions are in its keys and not its values."""
+    decoder = redrawn(Decoder(replace(OPTIONS, pre_norm=pre_norm), layers=3, final_norm=pre_norm))
+    x, memory = draw(BATCH, 9, 12), draw(BATCH, MEMORY, 12)
+    positions = draw(1, MEMORY, 12) if with_positions else None
+    real = (torch.arange(MEMORY) < torch.tensor([[MEMORY], [2]]))[:, None, None]
+    whole = {"memory": memory, "memory_positions": positions, "may_look_at_memory": real}
+    expected = decoder(x, causal=True, **whole)
+    caches = decoder.remember(memory, positions)
+    for n in range(9):
+        outputs = decoder(x[:, n : n + 1], caches=caches, may_look_at_memory=real)
+        assert len(outputs) == 3
+        for found, wanted in zip(outputs, expected, strict=True):
+            torch.testing.assert_close(found, wanted[:, n : n + 1], **EXACT)
+    assert len(caches) == 3 and all(isinstance(cache, BlockCache) for cache in caches)
+    assert {(cache.own.length, cache.memory.length) for cache in caches} == {(9, MEMORY)}
+
+
+@both_orders
+def test_without_every_a_decoder_hands_out_the_last_output_alone(pre_norm: bool) -> None:
+    options = replace(OPTIONS, pre_norm=pre_norm)
+    decoder = redrawn(Decoder(options, layers=3, final_norm=pre_norm))
+    short = Decoder(options, layers=3, final_norm=pre_norm, every=False).double()
+    short.load_state_dict(decoder.state_dict())
+    x, memory = draw(*X), draw(BATCH, MEMORY, 12)
+    (found,) = short(x, memory=memory)
+    assert torch.equal(found, decoder(x, memory=memory)[-1])

@@ -324,6 +324,16 @@ def test_a_folder_keeps_the_last_two_and_the_best(tmp_path):
     assert folder.best()[1]["step"] == 5
 
 
+@pytest.mark.parametrize(("keep", "left"), [(0, [4, 5]), (1, [4, 5]), (3, [3, 4, 5]), (9, [1, 2, 3, 4, 5])])
+def test_a_folder_keeps_as_many_as_it_is_told_and_never_fewer_than_two(keep, left, tmp_path):
+    folder = Folder(tmp_path, keep=keep)
+    for step in (1, 2, 3, 4, 5):
+        folder.save(step, {"step": step})
+    assert folder.steps() == left
+    assert [checkpoint.load(path)["step"] for path in folder.last(2)] == [4, 5]
+    assert [path.name for path in folder.last(3)] == [f"step_{step:08d}.pt" for step in left[-3:]]
+
+
 def test_a_checkpoint_that_cannot_be_written_costs_no_old_one(tmp_path, monkeypatch):
     folder = Folder(tmp_path)
     for step in (1, 2):

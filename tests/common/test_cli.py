@@ -322,12 +322,12 @@ def trained(start: Callable[..., Outcome], *arguments: str) -> dict[str, Any]:
 def test_a_checkpoints_config_is_the_base_of_the_command_line(start: Callable[..., Outcome]) -> None:
     config = trained(start, "model.width=64", "seed=5", "trainer.precision=bf16", "data.image_size=96")
     outcome = start(
-        *("checkpoint=a file.pt", "trainer.workers=3", "per_class=true"), door="evaluate", base=lambda file: config
+        *("checkpoint=a file.pt", "trainer.workers=3", "details=true"), door="evaluate", base=lambda file: config
     )
     got = outcome.configs[0]
     assert {**got["trainer"], "workers": 0} == config["trainer"] and got["trainer"]["workers"] == 3
     assert all(got[part] == config[part] for part in ("seed", "model", "data", "task", "optimizer", "schedule"))
-    assert (got["checkpoint"], got["split"], got["per_class"]) == ("a file.pt", "test", True)
+    assert (got["checkpoint"], got["split"], got["details"]) == ("a file.pt", "test", True)
     assert not {"run_dir", "resume"} & {*got}
 
 

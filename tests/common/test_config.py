@@ -115,11 +115,11 @@ def right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             **{"eps": 1e-8, "momentum": 0.9, "rates": {}},
             **{"layer_decay": 1.0, "reference_batch": None, "scaling": "linear"},
         },
-        "schedule": {"name": "step", "warmup": 0, "start": 0, "drops": [0.5], "factor": 0.1, "final": 0},
+        "schedule": {"name": "step", "warmup": 0, "start": 0, "drops": [0.5], "factor": 0.1, "final": 0, "width": None},
         "trainer": {
             **{"steps": 10, "epochs": None, "micro_batch": None, "precision": "fp32", "clip_norm": 0.1},
             **{"ema_decay": 0, "compile": False, "workers": 0, "device": "auto"},
-            **{"log_every": 1, "eval_every": None, "save_every": None},
+            **{"log_every": 1, "eval_every": None, "save_every": None, "average_last": 0},
         },
     }
 

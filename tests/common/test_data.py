@@ -7,6 +7,7 @@ import torch
 from common import data as batching
 from common.data import Order, cut, share
 from common.errors import UserError
+from common.randomness import mix
 
 
 class Numbers:
@@ -98,6 +99,29 @@ def test_evaluation_deals_whole_batches_and_every_sample_once():
     assert batches[0][0]["values"] == [None, None], "evaluation is not augmented"
 
 
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_evaluation_deals_every_sentence_once_and_the_longest_first(world):
+    """By hand: two of at most 10 or three of at most 6 fit into 20 tokens; equals stay in their order."""
+    costs = [3, 10, 5, 30, 5, 9, 6, 2]
+    ranks = [
+        [
+            batch["ids"]
+            for batch in batching.evaluation(Numbers(8, costs), "val", batch_size=20, rank=r, world=world, workers=0)
+        ]
+        for r in range(world)
+    ]
+    whole = [[3], [1, 5], [6, 2, 4], [0, 7]]
+    assert ranks == [whole[r::world] for r in range(world)]
+    first = batching.evaluation(Numbers(8, costs), "val", batch_size=20, rank=0, world=1, workers=0, limit=2)
+    assert [batch["ids"] for batch in first] == whole[:2]
+
+
+def test_an_empty_split_has_no_batches_to_evaluate():
+    data = Numbers(1)
+    data.costs = []
+    assert not [*batching.evaluation(data, "val", batch_size=2, rank=0, world=1, workers=0)]
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_broken_sample_is_one_sentence_from_a_worker_too(workers):
     data = Numbers(100)
@@ -135,3 +159,79 @@ def test_steps_of_epochs_are_counted_for_equal_and_unequal_weights():
     assert Order([1] * 10, 4, 0).steps(7) == 14
     order = Order([1, 5, 2, 8, 3, 1, 1, 2] * 4, 10, 0)
     assert order.steps(5) == sum(len(order.epoch(n)) for n in range(5))
+
+
+@pytest.mark.parametrize(
+    ("count", "cost", "batch_size", "size", "left_out"),
+    [(22, 1, 4, 4, 2), (20, 1, 4, 4, 0), (3, 1, 4, 4, 0), (11, 3, 8, 2, 1), (9, 4, 8, 2, 1), (5, 9, 8, 1, 0)],
+)
+def test_samples_of_equal_weight_are_cut_in_the_order_of_the_permutation(count, cost, batch_size, size, left_out):
+    """The published runs of the images were cut by this rule, and are to be repeated number by number."""
+    order = Order([cost] * count, batch_size, 5)
+    for epoch in (0, 1, 7):
+        drawn = np.random.default_rng(mix(5, "order", epoch)).permutation(count).tolist()
+        expected = [drawn[i : i + size] for i in range(0, count - left_out, size)]
+        assert order.epoch(epoch) == expected
+        assert next(order.after(epoch * len(expected))) == (epoch, expected[0])
+
+
+def lengths_of_sentences(count: int = 3000) -> list[int]:
+    """Long-tailed, as in text: most of 5 to 40 tokens, some of 200."""
+    drawn = np.random.default_rng(0).lognormal(2.8, 0.6, count)
+    return np.clip(drawn, 2, 200).astype(int).tolist()
+
+
+def padded(batches: list[list[int]], costs: list[int]) -> list[int]:
+    return [len(batch) * max(costs[i] for i in batch) for batch in batches]
+
+
+@pytest.mark.parametrize("kind", [list, np.array])
+def test_buckets_hold_every_sentence_once_an_epoch_within_the_limit(kind):
+    costs = lengths_of_sentences()
+    order = Order(kind(costs), 1000, 0)
+    for epoch in range(3):
+        batches = order.epoch(epoch)
+        assert sorted(i for batch in batches for i in batch) == [*range(len(costs))]
+        assert max(padded(batches, costs)) <= 1000
+        assert len(batches) == order.steps(1)
+
+
+def test_buckets_need_far_less_padding_than_a_plain_shuffle():
+    costs = lengths_of_sentences()
+    drawn = np.random.default_rng(1).permutation(len(costs)).tolist()
+    plain, buckets = (
+        1 - sum(costs) / sum(padded(b, costs)) for b in (cut(drawn, costs, 1000), Order(costs, 1000, 0).epoch(0))
+    )
+    assert plain > 0.4 and buckets < 0.03
+
+
+def test_buckets_are_shuffled_and_so_are_sentences_of_one_length():
+    costs = lengths_of_sentences()
+    epochs = [Order(costs, 1000, seed).epoch(epoch) for seed, epoch in ((0, 0), (0, 0), (0, 1), (1, 0))]
+    assert epochs[0] == epochs[1], "a function of seed and epoch"
+    for other in epochs[2:]:
+        assert {*map(frozenset, other)} != {*map(frozenset, epochs[0])}, "other company"
+        assert [costs[batch[0]] for batch in other] != [costs[batch[0]] for batch in epochs[0]], "other order"
+    heaviest = [max(costs[i] for i in batch) for batch in epochs[0]]
+    assert abs(np.corrcoef(heaviest, range(len(heaviest)))[0, 1]) < 0.3, "neither from short to long nor back"
+
+
+def test_buckets_go_on_anywhere_and_are_shared_by_ranks():
+    costs = lengths_of_sentences(90)
+    data = Numbers(90, costs)
+    data.batch_size = 400
+    per_epoch = Order(costs, 400, 0).steps(1)
+    whole = steps(data, stop=2 * per_epoch + 3)
+    assert [epoch for epoch, _ in whole] == [0] * per_epoch + [1] * per_epoch + [2] * 3
+    assert steps(data, start=per_epoch + 2, stop=2 * per_epoch + 3) == whole[per_epoch + 2 :]
+    parts = [steps(data, stop=2 * per_epoch + 3, rank=rank, world=3, micro_batch=100) for rank in range(3)]
+    for number, (_, batches) in enumerate(whole):
+        dealt = [[ids for ids, _ in part[number][1]] for part in parts]
+        assert [i for of_rank in dealt for ids in of_rank for i in ids] == batches[0][0]
+        assert all(len(ids) == 1 or padded([ids], costs)[0] <= 100 for of_rank in dealt for ids in of_rank)
+
+
+def test_the_longest_sentences_are_learnt_though_their_batch_is_not_full():
+    costs = [2] * 10 + [7]
+    batches = Order(costs, 20, 0).epoch(0)
+    assert sorted(map(sorted, batches)) == [[*range(10)], [10]]

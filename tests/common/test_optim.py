@@ -9,6 +9,8 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from common import checkpoint, optim
+from common.compose import configure
+from common.config import construct
 from common.errors import UserError
 from common.optim import OptimizerOptions, ScheduleOptions
 
@@ -25,7 +27,7 @@ OPTIONS = OptimizerOptions(
     reference_batch=None,
     scaling="linear",
 )
-SCHEDULE = ScheduleOptions(name="constant", warmup=0, start=0.0, drops=[], factor=0.1, final=0.0)
+SCHEDULE = ScheduleOptions(name="constant", warmup=0, start=0.0, drops=[], factor=0.1, final=0.0, width=None)
 
 
 def make_model(seed: int = 0) -> nn.Module:
@@ -304,9 +306,94 @@ def test_a_cosine_falls_over_what_the_warm_up_leaves(warmup):
     assert found[0] == pytest.approx(0.1 + 0.9 / 10)
 
 
-@pytest.mark.parametrize("name", ["constant", "step", "cosine"])
+@pytest.mark.parametrize("name", ["constant", "step", "cosine", "inverse_sqrt"])
 def test_a_run_shorter_than_its_warm_up_still_has_finite_rates(name):
     assert all(0 < r < 1 and math.isfinite(r) for r in rates(replace(SCHEDULE, name=name, warmup=100, drops=[0.5]), 10))
+
+
+def test_the_inverse_root_begins_where_its_warm_up_ends():
+    """By hand for 4 updates of warm-up: quarters up to 1, then the roots of 4/5, 4/6, ..., 4/16."""
+    found = rates(replace(SCHEDULE, name="inverse_sqrt", warmup=4), 16)
+    assert found[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert found[4:6] == pytest.approx([0.894427191, 0.816496581]) and found[15] == pytest.approx(0.5)
+    assert rates(replace(SCHEDULE, name="inverse_sqrt", warmup=4, start=0.2), 16)[:4] == pytest.approx(
+        [0.4, 0.6, 0.8, 1]
+    )
+
+
+def test_the_inverse_root_without_warm_up_begins_at_one():
+    found = rates(replace(SCHEDULE, name="inverse_sqrt"), 9)
+    assert (found[0], found[3], found[8]) == pytest.approx((1.0, 1 / 2, 1 / 3))
+    assert found == rates(replace(SCHEDULE, name="inverse_sqrt", warmup=1), 9)
+
+
+NOAM = replace(SCHEDULE, name="noam", warmup=4000, width=512)
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [
+        (1, 1.74693e-7),  # 1 / (22.62742 x 252,982.2): roots of 512 and of 4000 cubed
+        (2000, 3.49386e-4),  # half way up
+        (4000, 6.98771e-4),  # 1 / (22.62742 x 63.24555)
+        (16000, 3.49386e-4),  # four times the updates, half the rate
+        (100000, 1.39754e-4),  # 1 / (22.62742 x 316.2278), the published length
+    ],
+)
+def test_noam_is_the_published_equation(number, expected):
+    """Vaswani et al. 2017, equation 3, with width 512 and 4000 updates of warm-up."""
+    assert optim.rate(NOAM, number - 1, 100_000) == pytest.approx(expected, rel=1e-5)
+
+
+def test_noam_brings_its_own_warm_up():
+    assert rates(replace(NOAM, start=0.5), 5000) == rates(NOAM, 5000), "no other one on top"
+    found = rates(replace(NOAM, warmup=0.5, width=4), 8)
+    assert found[:4] == pytest.approx([1 / 16, 2 / 16, 3 / 16, 4 / 16]) and found[7] == pytest.approx(0.5 / 8**0.5)
+    assert rates(replace(NOAM, warmup=0.01, width=4), 9)[::8] == pytest.approx([1 / 2, 1 / 6]), "at least one update"
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"width": None}, r"^schedule\.width=null: noam divides by the root of the model's width; give that number\.$"),
+        ({"warmup": 0}, r"^schedule\.warmup=0: noam needs at least 1 step of warm-up; give 4000 .*\.$"),
+        ({"warmup": 0.0}, r"^schedule\.warmup=0\.0: noam needs at least 1 step"),
+    ],
+)
+def test_noam_without_width_or_warm_up_is_refused(values, sentence):
+    with pytest.raises(UserError, match=sentence):
+        replace(NOAM, **values)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 40])
+@pytest.mark.parametrize("warmup", [0, 1, 5, 0.25, 1.0])
+@pytest.mark.parametrize("name", ["constant", "step", "cosine", "inverse_sqrt", "noam"])
+def test_the_highest_rate_is_the_maximum_over_the_run(name, warmup, steps):
+    options = replace(SCHEDULE, name=name, warmup=warmup or (1 if name == "noam" else 0), drops=[0.1, 0.5], width=16)
+    assert optim.highest(options, steps) == max(rates(options, steps))
+
+
+def test_noam_takes_the_models_width_and_a_stored_config_its_number():
+    found = configure(
+        "train", ["model=vit", "schedule=noam", "optimizer=adam_transformer", "model.width=48", "model.heads=2"]
+    )
+    assert found["schedule"]["width"] == 48, "resolved, as in a run's config.yaml and in its checkpoints"
+    assert construct(ScheduleOptions, found["schedule"]) == replace(NOAM, width=48, factor=1.0, final=1.0)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "schedule", "lr", "decay"),
+    [("adam_transformer", "noam", 1.0, 0.0), ("adam_fairseq", "inverse_sqrt", 5e-4, 1e-4)],
+)
+def test_the_translators_recipes_are_the_published_ones(optimizer, schedule, lr, decay):
+    """Vaswani et al. 2017, section 5.3; fairseq's README on IWSLT14, whose adam is AdamW over all parameters."""
+    found = configure("train", ["model=vit", f"schedule={schedule}", f"optimizer={optimizer}"])
+    options = construct(OptimizerOptions, found["optimizer"])
+    assert (options.lr, options.weight_decay, options.betas, options.reference_batch) == (lr, decay, (0.9, 0.98), None)
+    assert (options.name, options.eps, options.decay_norms) == (
+        ("adam", 1e-9, False) if schedule == "noam" else ("adamw", 1e-8, True)
+    )
+    assert found["schedule"]["warmup"] == 4000
 
 
 @pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])

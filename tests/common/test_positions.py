@@ -1,5 +1,6 @@
 """Positions against the papers' formulas written out in plain Python."""
 
+import itertools
 import math
 from collections import OrderedDict
 from typing import get_args
@@ -12,7 +13,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from common.errors import UserError
-from common.positions import Learned2d, LearnedGrid, Resampling, resample, sine, sine_2d
+from common.positions import Layout, Learned2d, LearnedGrid, Resampling, resample, sine, sine_2d
 from common.randomness import generator
 
 MASK = torch.tensor(
@@ -62,6 +63,31 @@ def test_sine_is_the_papers_formula() -> None:
 def test_sine_takes_another_temperature() -> None:
     expected = torch.tensor([plain_sine(p, 8, temperature=20.0) for p in range(7)])
     torch.testing.assert_close(sine(torch.arange(7), 8, temperature=20.0), expected, rtol=0, atol=2e-6)
+
+
+def test_halves_holds_the_papers_numbers_with_all_sines_first() -> None:
+    found, paper = sine(torch.arange(40), 12, layout="halves"), sine(torch.arange(40), 12)
+    assert torch.equal(found, torch.cat([paper[:, 0::2], paper[:, 1::2]], dim=1))
+
+
+@pytest.mark.parametrize("width", [2, 4, 16])
+def test_halves_t2t_has_exponents_that_reach_one(width: int) -> None:
+    """tensor2tensor's formula, one channel at a time; a single frequency is 1."""
+    half = width // 2
+    expected = [
+        [wave(p / 10000 ** (i / max(1, half - 1))) for wave in (math.sin, math.cos) for i in range(half)]
+        for p in range(40)
+    ]
+    found = sine(torch.arange(40), width, layout="halves_t2t")
+    torch.testing.assert_close(found, torch.tensor(expected), rtol=0, atol=1e-5)  # see the test of the paper's formula
+
+
+def test_no_two_layouts_agree() -> None:
+    """Weights learnt with one give nonsense with another."""
+    tables = [sine(torch.arange(64), 16, layout=layout) for layout in get_args(Layout)]
+    assert len(tables) == 3
+    for one, other in itertools.combinations(tables, 2):
+        assert (one - other).abs().max() > 1
 
 
 @pytest.mark.parametrize("width", [4, 24, 256])

@@ -1,12 +1,15 @@
 """The training loop on a toy task: logs, checkpoints, the best weights, going on, and the numbers at the end."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from torch import nn
 
-from common import checkpoint
+from common import checkpoint, distributed
 from common.errors import UserError
 from common.log import Log
 from common.optim import OptimizerOptions, ScheduleOptions
@@ -88,7 +91,7 @@ class Error:
             self.errors[i] = abs(float(y) - answer["y"])
 
     def gather(self):
-        assert len(self.errors) == self.count
+        self.errors = dict(distributed.gather_samples(list(self.errors.items()), self.count))
 
     def compute(self):
         return {"error": sum(self.errors.values()) / self.count}
@@ -112,6 +115,7 @@ def trainer(**keys) -> Trainer:
         "log_every": 4,
         "eval_every": 5,
         "save_every": None,
+        "average_last": 0,
     }
     return Trainer(**{**defaults, **keys})
 
@@ -136,7 +140,7 @@ def run(folder, *, data=None, seed=0, lr=0.1, reference_batch=None) -> Run:
             reference_batch=reference_batch,
             scaling="linear",
         ),
-        schedule=ScheduleOptions(name="cosine", warmup=2, start=0.0, drops=[], factor=1.0, final=0.0),
+        schedule=ScheduleOptions(name="cosine", warmup=2, start=0.0, drops=[], factor=1.0, final=0.0, width=None),
         config={"seed": seed},
         seed=seed,
         folder=folder,
@@ -272,3 +276,154 @@ def test_a_compiled_model_keeps_the_names_of_its_weights(tmp_path, monkeypatch):
     assert set(checkpoint.load(tmp_path / "checkpoints/step_00000002.pt")["model"]) == set(
         run(tmp_path).model.state_dict()
     )
+
+
+def mean_of_files(folder, steps, kind="auto"):
+    """The mean of these checkpoints' weights, worked out anew."""
+    kept = [weights(checkpoint.load(folder / f"checkpoints/step_{step:08d}.pt"), kind) for step in steps]
+    return {name: torch.stack([one[name].double() for one in kept]).mean(0).float() for name in kept[0]}
+
+
+def error_of(tensors, folder, split):
+    """What the toy's number is with these weights, without the trainer."""
+    one = run(folder)
+    one.model.load_state_dict(tensors)
+    batch = one.data.collate([one.data.sample(split, i, None) for i in range(one.data.count(split))])
+    answers = one.task.predict(one.model.eval(), batch)
+    return sum(abs(float(y) - answer["y"]) for y, answer in zip(batch["y"], answers, strict=True)) / len(answers)
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+@pytest.mark.parametrize(("lr", "average_wins"), [(0.5, True), (0.1, False)])
+def test_the_average_of_the_last_is_tested_when_val_says_so_and_otherwise_the_best(
+    tmp_path, lr, average_wins, ema_decay
+):
+    numbers = fit(tmp_path, keys={"average_last": 3, "ema_decay": ema_decay}, lr=lr)
+    mean, best = mean_of_files(tmp_path, (10, 15, 20)), weights(checkpoint.load(tmp_path / "checkpoints/best.pt"))
+    scores = [line["val/error"] for line in lines(tmp_path) if "val/error" in line]
+    [averaged] = [line for line in lines(tmp_path) if "average/error" in line]
+    assert averaged == {"step": 20, "average/error": pytest.approx(error_of(mean, tmp_path, "val"), abs=1e-6)}
+    assert min(scores) == pytest.approx(error_of(best, tmp_path, "val"), abs=1e-6)
+    assert (averaged["average/error"] <= min(scores)) == average_wins, "both should occur here"
+    assert numbers["val/error"] == min(averaged["average/error"], *scores)
+    assert numbers["test/error"] == pytest.approx(error_of(mean if average_wins else best, tmp_path, "test"), abs=1e-6)
+    kind = "averaged (EMA)" if ema_decay else "raw"
+    said = f"average.pt: average of steps 10, 15, 20, {kind}" if average_wins else f"best.pt: step 20, {kind}"
+    assert numbers["weights"] == f"checkpoints/{said}" and said in (tmp_path / "train.log").read_text()
+    for name, value in weights(checkpoint.load(tmp_path / "checkpoints/average.pt")).items():
+        torch.testing.assert_close(value, mean[name], rtol=0, atol=1e-7)
+
+
+def test_an_average_that_is_just_as_good_is_tested(tmp_path):
+    numbers = fit(tmp_path, keys={"average_last": 3}, lr=1e-30)
+    assert {line["val/error"] for line in lines(tmp_path) if "val/error" in line} == {numbers["val/error"]}
+    assert "average of steps 10, 15, 20" in numbers["weights"]
+
+
+def test_a_number_that_is_no_number_never_chooses_the_average(tmp_path, monkeypatch):
+    real = Trainer._average
+
+    def spoilt(self, *arguments):
+        monkeypatch.setattr(Error, "compute", lambda _: {"error": float("nan")})
+        try:
+            return real(self, *arguments)
+        finally:
+            monkeypatch.undo()
+
+    monkeypatch.setattr(Trainer, "_average", spoilt)
+    numbers = fit(tmp_path, keys={"average_last": 3}, lr=0.5)
+    assert "best.pt" in numbers["weights"] and numbers["val/error"] > 0
+
+
+def test_without_val_the_average_is_tested(tmp_path):
+    numbers = fit(tmp_path, data=Line(val=0), keys={"average_last": 2})
+    assert "average of steps 15, 20" in numbers["weights"] and "val/error" not in numbers
+    mean = mean_of_files(tmp_path, (15, 20))
+    assert numbers["test/error"] == pytest.approx(error_of(mean, tmp_path, "test"), abs=1e-6)
+
+
+def test_a_run_keeps_as_many_checkpoints_as_it_averages_and_by_default_two_and_no_average(tmp_path):
+    numbers = fit(tmp_path / "three", keys={"average_last": 3, "save_every": 2})
+    plain = fit(tmp_path / "plain", keys={"save_every": 2})
+    kept = {name: sorted(p.name for p in (tmp_path / name / "checkpoints").iterdir()) for name in ("three", "plain")}
+    last = ["step_00000016.pt", "step_00000018.pt", "step_00000020.pt"]
+    assert kept == {"three": ["average.pt", "best.pt", *last], "plain": ["best.pt", *last[1:]]}
+    assert set(plain) == {"val/error", "test/error"} and set(numbers) == {*plain, "weights"}
+    without = [line for line in lines(tmp_path / "three") if not {"average/error", "test/error"} & {*line}]
+    assert without == [line for line in lines(tmp_path / "plain") if "test/error" not in line], "training is the same"
+
+
+def test_fewer_checkpoints_than_asked_for_are_averaged_and_a_single_one_is_said_to_have_none(tmp_path):
+    numbers = fit(tmp_path / "a", data=Line(val=0), keys={"average_last": 9, "eval_every": 15})
+    assert "average of steps 15, 20," in numbers["weights"]
+    numbers = fit(tmp_path / "b", keys={"average_last": 9, "eval_every": 20})
+    assert numbers["weights"] == "checkpoints/best.pt: step 20, raw"
+    assert "No average of the last checkpoints was made: an average needs" in (tmp_path / "b/train.log").read_text()
+    with pytest.raises(UserError, match=r"trainer\.average_last=1: one checkpoint has no average; give 0"):
+        trainer(average_last=1)
+
+
+def killed_here(*_, **__):
+    raise KeyboardInterrupt
+
+
+KILLED = {"val": (Trainer, "_validate"), "average": (Trainer, "_average"), "end": (Error, "write")}
+
+
+@pytest.mark.parametrize("moment", KILLED)
+def test_a_run_that_was_killed_after_its_last_step_averages_the_same(tmp_path, moment, monkeypatch):
+    keys = {"average_last": 3, "save_every": 3, "eval_every": 20}
+    expected = fit(tmp_path / "whole", keys=keys, lr=0.5)
+    monkeypatch.setattr(*KILLED[moment], killed_here)
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "killed", keys=keys, lr=0.5)
+    monkeypatch.undo()
+    assert fit(tmp_path / "killed", keys=keys, lr=0.5, resume=True) == expected
+    assert (tmp_path / "whole/metrics.jsonl").read_text() == (tmp_path / "killed/metrics.jsonl").read_text()
+    whole, killed = (checkpoint.load(tmp_path / name / "checkpoints/average.pt") for name in ("whole", "killed"))
+    assert whole["mean"] == killed["mean"] == {"steps": [15, 18, 20], "ema": False}
+    assert all(torch.equal(value, killed["model"][name]) for name, value in whole["model"].items())
+
+
+def test_a_damaged_checkpoint_costs_the_average_and_not_the_run(tmp_path, monkeypatch):
+    keys = {"average_last": 3}
+    monkeypatch.setattr(Trainer, "_finish", lambda *_: {})
+    fit(tmp_path, keys=keys, lr=0.5)
+    monkeypatch.undo()
+    (tmp_path / "checkpoints/step_00000015.pt").write_bytes(b"")
+    assert fit(tmp_path, keys=keys, lr=0.5, resume=True)["weights"] == "checkpoints/best.pt: step 20, raw"
+    said = (tmp_path / "train.log").read_text()
+    assert "Warning: No average of the last checkpoints was made: " in said and "step_00000015.pt is empty" in said
+
+
+def test_going_on_with_another_number_to_average_is_the_same_run(tmp_path):
+    for last in (0, 2):
+        one = run(tmp_path, data=Line(val=0))
+        one.config = {"seed": 0, "trainer": {"average_last": last}}
+        with Log(tmp_path, main=True) as log:
+            numbers = trainer(average_last=last).fit(one, log, on=CPU, resume=last > 0)
+    assert "average of steps 15, 20" in numbers["weights"]
+
+
+def average_on_rank(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
+    numbers = {}
+    for val in (6, 0):
+        path = Path(folder, f"val{val}")
+        with Log(path, main=rank == 0) as log:
+            one = run(path, data=Line(val=val), lr=0.5)
+            numbers[f"val{val}"] = trainer(average_last=3).fit(one, log, on=CPU, resume=False)
+    Path(folder, f"{rank}.json").write_text(json.dumps(numbers))
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_ranks_test_the_same_average_and_one_of_them_writes_it(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))
+    mp.start_processes(average_on_rank, (str(tmp_path),), nprocs=2, start_method="forkserver")
+    one, other = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert one == other and len(one["val6"]) == 3
+    assert [line["step"] for line in lines(tmp_path / "val6") if "average/error" in line] == [20]
+    assert one["val0"]["weights"] == "checkpoints/average.pt: average of steps 10, 15, 20, raw"
+    mean = mean_of_files(tmp_path / "val0", (10, 15, 20))
+    assert one["val0"]["test/error"] == pytest.approx(error_of(mean, tmp_path, "test"), abs=1e-6)

@@ -28,6 +28,7 @@ OPTIONS = DecodingOptions(
     top_k=0,
     top_p=1.0,
     seed=0,
+    attention=False,
 )
 
 

@@ -151,7 +151,7 @@ def test_evaluation_gives_the_numbers_of_training_again_and_neighbours_add_one(
 ) -> None:
     folder, _ = trained
     file = f"checkpoint={folder}/checkpoints/best.pt"
-    said = door("evaluate", file, "per_class=true", f"output={tmp_path / 'out'}", "task.predict.neighbours=5")
+    said = door("evaluate", file, "details=true", f"output={tmp_path / 'out'}", "task.predict.neighbours=5")
     expected = json.loads((folder / "results.json").read_text())
     found = numbers_of(said)
     assert 0.2 < found.pop("test/knn_top1") <= 1, "digits look like their neighbours even to a beginner"
@@ -230,7 +230,7 @@ def test_fine_tuning_on_photos_makes_the_head_anew_and_needs_no_photos_to_predic
     assert "; made anew: patches.weight, head.weight, head.bias\n" in said and "unused" not in said
     assert "3 classes" in said and f"train: 12 images of {mine / 'train'}" in said
     best = f"checkpoint={tmp_path / 'run/checkpoints/best.pt'}"
-    found = numbers_of(inside("evaluate", best, "per_class=true"))
+    found = numbers_of(inside("evaluate", best, "details=true"))
     assert found.keys() == {"test/top1", "test/loss"}, "no top-5 of three classes"
     assert found["test/top1"] == json.loads((tmp_path / "run/results.json").read_text())["test/top1"]
     other = tmp_path / "by path (moved), x=y"

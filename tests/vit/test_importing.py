@@ -380,7 +380,7 @@ class SevenClasses:
     def state(self) -> dict[str, Any]:
         return {"classes": self.names}
 
-    def adopt(self, content: dict[str, Any]) -> Adopted:
+    def adopt(self, content: dict[str, Any], folder: Path) -> Adopted:
         return adopt(content, self.names)
 
 
