@@ -12,9 +12,10 @@ import os
 import platform
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script sees its own folder, not the project's
@@ -26,8 +27,12 @@ from common.errors import UserError
 from common.log import table
 from scripts.benchmarks.timing import Disagreement, Setting, measure
 
-SUITES = {"detr": "scripts.benchmarks.detr", "vit": "scripts.benchmarks.vit"}
-PACKAGES = ("torch", "torchvision", "transformers", "timm", "pillow", "scipy", "numpy")
+SUITES = {
+    "detr": "scripts.benchmarks.detr",
+    "vit": "scripts.benchmarks.vit",
+    "seq2seq": "scripts.benchmarks.seq2seq",
+}
+PACKAGES = ("torch", "torchvision", "transformers", "timm", "ctranslate2", "pillow", "scipy", "numpy")
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 
@@ -67,6 +72,7 @@ def text(report: dict[str, Any]) -> str:
             f"{row['row']}: {name} {rate['flops_per_s'] / 1e12:.2f} TFLOP/s, {rate['of_limit']:.2f} of the limit"
             for name, rate in row["rates"].items()
         ]
+        where += [f"{row['row']}: {name} {amount}" for name, amount in row.get("amounts", {}).items()]
     return "\n".join([*where, table(f"medians of {report['rounds']} rounds, in turn", lines)])
 
 
@@ -82,7 +88,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--images", type=Path, help="a folder of JPEGs for the input pipeline; by default some are made"
     )
-    parser.add_argument("--batch", type=int, help="images in a step of the throughput row")
+    parser.add_argument("--batch", type=int, help="images or sentences at once in the rows of throughput")
     parser.add_argument("--tiny", action="store_true", help="toy sizes, to see that everything runs")
     parser.add_argument("--out", type=Path, help="a JSON file for the report with every round's times")
     options = parser.parse_args(arguments)
@@ -116,9 +122,17 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
                     scratch=Path(scratch),
                     batch=options.batch,
                 )
-                measured = measure(build(setting), rounds=options.rounds, warm_up=options.warm_up, device=device)
+                work = build(setting)
+                measured = measure(work, rounds=options.rounds, warm_up=options.warm_up, device=device)
+                measured |= _amounts(getattr(work, "amounts", {}), measured["seconds"])
             report["rows"].append(measured)
     return report
+
+
+def _amounts(amounts: Mapping[str, tuple[float, str]], seconds: dict[str, list[float]]) -> dict[str, Any]:
+    """What a row's contenders get through in a second, in its own units; nothing for a row that counts nothing."""
+    rates = {name: f"{amount / median(seconds[name]):,.1f} {unit} a second" for name, (amount, unit) in amounts.items()}
+    return {"amounts": rates} if rates else {}
 
 
 def _rows(suite: str, module: str, wanted: str | None) -> dict[str, Any]:

@@ -1,0 +1,166 @@
+"""The translator's rows at toy sizes: that other work is refused, and that what is counted is what was done."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+
+from scripts import benchmark
+from scripts.benchmarks import seq2seq, seq2seq_peers
+from scripts.benchmarks.timing import Disagreement
+
+
+def run(tmp_path: Path, rows: str, *options: str) -> tuple[int, Path]:
+    out = tmp_path / "report.json"
+    tiny = ["--tiny", "--device", "cpu", "--warm-up", "0", "--rounds", "1", "--out", str(out)]
+    return benchmark.main(["seq2seq", *tiny, "--rows", rows, *options]), out
+
+
+@pytest.mark.slow
+def test_every_row_runs_and_says_what_it_got_through(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out = run(tmp_path, ",".join(seq2seq.ROWS))
+    printed, report = capsys.readouterr().out, json.loads(out.read_text())
+    assert code == 0 and benchmark.text(report) in printed
+    rows = {row["row"].split()[0]: row for row in report["rows"]}
+    assert [*rows] == ["greedy", "beam-4", "training", "throughput", "decoding,"]
+    assert "ours fp32 4 of 4 translations alike" in rows["greedy"]["agreement"]
+    assert "torch.nn.Transformer fp32 gradient" in rows["training"]["agreement"]
+    [seconds] = rows["throughput"]["seconds"]["ours"]
+    amount = f"ours {4 * 6 / seconds:,.1f} target tokens a second"
+    assert amount in printed
+    [seconds] = rows["decoding,"]["seconds"]["transformers bf16"]
+    assert f"transformers bf16 {4 / seconds:,.1f} sentences a second" in printed
+    assert ("CTranslate2 int8" in rows["greedy"]["seconds"]) == seq2seq_peers.has_ctranslate2()
+
+
+def test_a_missing_ctranslate2_gives_a_row_that_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(seq2seq_peers, "has_ctranslate2", lambda: False)
+    code, out = run(tmp_path, "greedy")
+    assert code == 0 and "CTranslate2 is not installed" in capsys.readouterr().out
+    assert not any("CTranslate2" in name for name in json.loads(out.read_text())["rows"][0]["seconds"])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "decoder.blocks.1.cross_attention.in_proj.bias",
+        "encoder.blocks.0.residuals.1.norm.weight",
+        "decoder.blocks.0.feed_forward.expand.weight",
+        "output_bias",
+        "embedding.weight",
+    ],
+)
+def test_no_time_is_taken_when_one_number_of_ours_is_another(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    right = seq2seq_peers.in_transformers
+
+    def wrong(ours: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        changed = ours[name].detach().clone()
+        changed.flatten()[-1] += 0.5  # of a value's bias; a key's would change nothing
+        return right({**ours, name: changed})
+
+    monkeypatch.setattr(seq2seq_peers, "in_transformers", wrong)
+    code, out = run(tmp_path, "greedy")
+    printed = capsys.readouterr()
+    assert code == 1 and not out.exists() and not printed.out
+    assert "logits of transformers fp32" in printed.err and "not the same work" in printed.err
+
+
+@pytest.mark.skipif(not seq2seq_peers.has_ctranslate2(), reason="CTranslate2 is not installed")
+def test_no_time_is_taken_when_ctranslate2_has_another_weight(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    right = seq2seq_peers.ctranslate2_model
+
+    def wrong(theirs: Any, *arguments: Any, **options: Any) -> Any:
+        bias = theirs.model.decoder.layers[0].fc2.bias
+        bias.data[3] += 0.5
+        model = right(theirs, *arguments, **options)
+        bias.data[3] -= 0.5
+        return model
+
+    monkeypatch.setattr(seq2seq_peers, "ctranslate2_model", wrong)
+    assert run(tmp_path, "greedy")[0] == 1
+    assert "log probabilities of CTranslate2 fp32" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("layout", ["transformers", "torch"])
+def test_a_translator_without_a_place_for_a_tensor_is_no_peer(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = seq2seq_peers.marian_form(tiny=True) if layout == "transformers" else seq2seq_peers.config(tiny=True)
+    model = seq2seq_peers.translator(recipe, 100)
+    twice = (r"\.residuals\.1\.", ".residuals.0.")
+    monkeypatch.setitem(seq2seq_peers.RENAMED, layout, (twice, *seq2seq_peers.RENAMED[layout]))
+    with pytest.raises(RuntimeError, match="Missing key"):
+        if layout == "torch":
+            seq2seq_peers.torch_peer(model, recipe)
+        else:
+            seq2seq_peers.marian(model, recipe, 100)
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        ("encoder.blocks.1.residuals.0.norm.weight", "encoder.blocks.1.residuals.1.norm.weight"),
+        ("decoder.blocks.0.attention.out_proj.bias", "decoder.blocks.0.feed_forward.contract.bias"),
+    ],
+)
+def test_no_time_of_a_step_is_taken_when_two_tensors_are_swapped(
+    pair: tuple[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    right, (one, other) = seq2seq_peers.torch_peer, pair
+
+    def wrong(model: torch.nn.Module, recipe: dict[str, Any]) -> torch.nn.Module:
+        ours = dict(model.named_parameters())
+        theirs = right(model, recipe)
+        theirs.load_state_dict(seq2seq_peers.in_layout({**ours, one: ours[other], other: ours[one]}, "torch"))
+        return theirs
+
+    monkeypatch.setattr(seq2seq_peers, "torch_peer", wrong)
+    assert run(tmp_path, "train")[0] == 1
+    printed = capsys.readouterr().err
+    assert "torch.nn.Transformer fp32" in printed and "not the same work" in printed
+
+
+def test_two_of_32_sentences_may_differ_in_fp32_and_any_in_int8() -> None:
+    """One in sixteen may: of 32 sentences 30 must be alike."""
+    truth = [[number] for number in range(32)]
+    searches = {
+        "transformers fp32": lambda: truth,
+        "ours fp32": lambda: [[0], [0], [0], *truth[3:]],  # the first of them is right
+        "CTranslate2 int8": lambda: [[7]] * 32,
+    }
+    said = seq2seq._same_translations(searches, 1)
+    assert "ours fp32 30 of 32 translations alike" in said and "CTranslate2 int8 1 of 32 translations alike" in said
+    searches["ours fp32"] = lambda: [[1], [0], [0], *truth[3:]]
+    with pytest.raises(Disagreement, match="ours fp32: 29 of 32"):
+        seq2seq._same_translations(searches, 1)
+
+
+def test_a_shorter_translation_is_not_the_same_work() -> None:
+    searches = {"transformers fp32": lambda: [[4, 5]], "CTranslate2 int8": lambda: [[4]]}
+    with pytest.raises(Disagreement, match="CTranslate2 int8: not all translations have 2 tokens"):
+        seq2seq._same_translations(searches, 2)
+
+
+def test_a_translators_operations_are_those_of_its_matrices() -> None:
+    """Base size, 25 tokens a side and V = 8,004, in multiply-adds of one pair forwards:
+
+    encoder, 6 layers:  25 (4 * 512^2 + 2 * 512 * 2048) + 2 * 25^2 * 512 = 79.28 M each
+    decoder, 6 layers:  25 (8 * 512^2 + 2 * 512 * 2048) + 4 * 25^2 * 512 = 106.14 M each
+    output:             25 * 512 * 8004 = 102.45 M
+
+    in sum 1.215 G; two operations for each, and twice as many backwards as forwards.
+    """
+    with torch.device("meta"):
+        model = seq2seq_peers.translator(seq2seq_peers.config(tiny=False), seq2seq_peers.vocabulary(tiny=False))
+    assert seq2seq.operations(model, 25) == pytest.approx(3 * 2 * 1.215e9, rel=0.01)
