@@ -1,8 +1,8 @@
-"""Marian's Transformer (Junczys-Dowmunt et al. 2018, arXiv 1804.00344) in transformers' layout: theirs to ours and back.
+"""Marian's Transformer (Junczys-Dowmunt et al. 2018, arXiv 1804.00344) in transformers' layout: to ours and back.
 
 Their vocabulary holds </s>, <unk>, the pieces, and <pad>, with which a translation also starts; sources end with </s>.
-Coming in, BOS is their <pad>, EOS and UNK theirs, and the pieces follow in their order. Our PAD is one entry more, a row
-of zeros that an output bias keeps out of the softmax, so that all log probabilities are theirs; it takes
+Coming in, BOS is their <pad>, EOS and UNK theirs, and the pieces follow in their order. Our PAD is one entry more, a
+row of zeros that an output bias keeps out of the softmax, so that all log probabilities are theirs; it takes
 `model.output_bias=true`. Going out, nothing is added: our PAD becomes an entry before the last, <pad> is our BOS, and
 neither may be generated, which `bad_words_ids` say.
 
@@ -233,15 +233,12 @@ def _refuse_export(model: dict[str, Any], weights: dict[str, Tensor]) -> None:
             f"{problem} has no place in transformers' Marian, which has norms after the sub-layers (eps {NORM_EPS:g}) "
             "and sines from place 0 on; only models trained like that can be exported, such as model=transformer_base."
         )
-    sizes = {
-        name: len(weights[f"{name}.weight"])
-        for name in ("embedding", "source_embedding")
-        if f"{name}.weight" in weights
-    }
-    if len({*sizes.values()}) > 1:
+    target = len(weights["embedding.weight"])
+    source = len(weights.get("source_embedding.weight", weights["embedding.weight"]))
+    if source != target:
         raise UserError(
-            f"The vocabularies have {sizes['source_embedding']} entries for the source and {sizes['embedding']} for the "
-            "target; transformers' Marian has one id of <pad> for both, so only vocabularies of one size can be exported."
+            f"The vocabularies have {source} entries for the source and {target} for the target; transformers' Marian "
+            "has one id of <pad> for both, so only vocabularies of one size can be exported."
         )
 
 

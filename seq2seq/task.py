@@ -87,7 +87,8 @@ class Translation:
         it is; and where the batch has targets reference_log_probability (nats) and reference_tokens. A sentence of
         nothing but white space is translated by nothing.
         """
-        written = [i for i, text in enumerate(batch["source_texts"]) if text.strip()]
+        given = self.options.method == "given"
+        written = [i for i, text in enumerate(batch["source_texts"]) if given or text.strip()]
         found = dict(zip(written, self._translations(model, batch, written), strict=True))
         nothing = [Hypothesis([], 0.0, 0.0, True)]
         answers = [self._answer(found.get(i, nothing)) for i in range(len(batch["ids"]))]
@@ -121,7 +122,7 @@ class Translation:
 
     def _references(self, model: nn.Module, batch: Batch) -> list[tuple[float, int]]:
         """Log probability in nats, not smoothed, and number of tokens of each given target."""
-        logits = model(batch["source"], batch["source_lengths"], batch["target_in"]).float()  # (B, T, V)
+        logits = model(batch["source"], batch["source_lengths"], batch["target_in"])  # (B, T, V)
         plain = loss.token_losses(logits, batch["target_out"])  # (B, T)
         return list(zip((-plain.double().sum(1)).tolist(), batch["target_lengths"].tolist(), strict=True))
 

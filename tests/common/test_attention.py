@@ -268,9 +268,7 @@ def test_causal_is_the_lower_triangle_with_its_gradients() -> None:
 
 @pytest.mark.parametrize("qk_norm", [False, True])
 @pytest.mark.parametrize("pieces", [[1] * 12, [5, 1, 6], [12]])
-def test_tokens_in_pieces_through_a_cache_see_what_all_of_them_see_at_once(
-    pieces: list[int], qk_norm: bool
-) -> None:
+def test_tokens_in_pieces_through_a_cache_see_what_all_of_them_see_at_once(pieces: list[int], qk_norm: bool) -> None:
     module = Attention(width=WIDTH, heads=HEADS, qk_norm=qk_norm).double()
     x = torch.randn(BATCH, 12, WIDTH, dtype=torch.float64, generator=generator("pieces"))
     expected = module(q=x, k=x, v=x, causal=True)

@@ -156,7 +156,9 @@ def test_a_bucket_cut_by_tokens_takes_the_step_of_the_whole_bucket(folder: Path)
 
     def all_steps(micro_batch: int | None) -> list[list[Batch]]:
         stop = order.steps(1)
-        found = steps(of.data, order, start=0, stop=stop, micro_batch=micro_batch, rank=0, world=1, workers=0, pin=False)
+        found = steps(
+            of.data, order, start=0, stop=stop, micro_batch=micro_batch, rank=0, world=1, workers=0, pin=False
+        )
         return [micro_batches for _, micro_batches in found]
 
     whole = all_steps(None)

@@ -196,7 +196,10 @@ def test_given_translations_need_a_tab(built: Built, tmp_path: Path) -> None:
 
 
 def test_more_candidates_than_a_method_has_are_refused(built: Built) -> None:
-    for keys, words in ((["method=greedy"], "at most 1 with method=greedy"), (["beam=2"], "at most 2 with method=beam")):
+    for keys, words in (
+        (["method=greedy"], "at most 1 with method=greedy"),
+        (["beam=2"], "at most 2 with method=beam"),
+    ):
         with pytest.raises(UserError, match=f"task.predict.candidates=3: expected {words}"):
             built("task.predict.candidates=3", *(f"task.predict.{key}" for key in keys))
 
@@ -324,7 +327,9 @@ def test_a_model_that_knows_all_by_heart_has_full_marks_and_the_loss_worked_out_
     task, _ = built()
     model = Oracle(task, task.data.pairs("test"))
     numbers, metric = evaluate(task, model)
-    assert numbers["bleu"] == pytest.approx(100) and numbers["exact_match"] == 1 and numbers["chrf"] == pytest.approx(100)
+    assert (
+        numbers["bleu"] == pytest.approx(100) and numbers["exact_match"] == 1 and numbers["chrf"] == pytest.approx(100)
+    )
     cost = math.log(math.exp(5) + 261) - 5
     assert numbers["loss"] == pytest.approx(cost, abs=1e-6)
     assert numbers["perplexity"] == pytest.approx(math.exp(cost), rel=1e-6)
