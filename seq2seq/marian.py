@@ -302,13 +302,17 @@ def _generation(model: dict[str, Any], predict: dict[str, Any], size: int) -> di
 
     Of the length penalties it has n^alpha alone ("average"); its limit does not depend on the source.
     """
+    beams = predict["beam"] if predict["method"] == "beam" else 1
+    of_beams = {
+        "early_stopping": {"first": True, "bound": False, "never": "never"}[predict["stop"]],
+        "length_penalty": 0.0 if predict["penalty"] == "none" else predict["alpha"],
+    }
     return {
         **_ids(size),
         "bad_words_ids": [[size - 1], [size - 2]],
-        "num_beams": predict["beam"] if predict["method"] == "beam" else 1,
+        "num_beams": beams,
         "do_sample": predict["method"] == "sample",
-        "early_stopping": {"first": True, "bound": False, "never": "never"}[predict["stop"]],
-        "length_penalty": 0.0 if predict["penalty"] == "none" else predict["alpha"],
+        **(of_beams if beams > 1 else {}),
         "forced_eos_token_id": EOS_THERE if predict["at_limit"] == "end" else None,
         "max_length": _most(model, predict),
     }

@@ -248,7 +248,7 @@ def test_an_exported_model_gives_our_logits_and_comes_back_bit_by_bit(tmp_path, 
 def test_an_exported_model_generates_our_translations(tmp_path, alpha, beam):
     """Tokens and scores, with what generation_config.json says and nothing else."""
     model = redrawn(ours(MODEL, ENTRIES))
-    model.output_bias.data[EOS] += 2.0  # so that translations end
+    model.output_bias.data[EOS] += 4.0  # so that translations end
     method = {"method": "beam"} if beam > 1 else {"method": "greedy", "candidates": 1}
     search = SEARCH | {"alpha": alpha} | method
     exported = marian.export(MODEL, search, model.state_dict(), STATE)
@@ -272,7 +272,7 @@ def test_an_exported_model_generates_our_translations(tmp_path, alpha, beam):
     rows = [there[row[1:]].tolist() for row in answer.sequences]
     rows = [row[: next((i for i, id in enumerate(row) if id in (EOS, BOS)), len(row))] for row in rows]
     assert [one.tokens for one in found] == rows
-    assert len({len(row) for row in rows}) > 2
+    assert len({len(row) for row in rows}) > 1
     if beam > 1:  # float32 sums in transformers' beam
         assert [one.score for one in found] == pytest.approx(answer.sequences_scores.tolist(), abs=2e-5)
 
