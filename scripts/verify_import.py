@@ -1,5 +1,6 @@
-"""Does an imported ViT answer as where it comes from? `python scripts/verify_import.py checkpoint=FILE model=vit_b16`.
+"""Does an imported file answer as where it comes from? `python scripts/verify_import.py checkpoint=FILE model=NAME`.
 
+A translator (model=transformer_opus, say) is compared as scripts/verify_translator.py tells; what follows is for a ViT.
 Reads the file twice, by our import and by the program that its layout belongs to (torchvision, timm or transformers;
 Google's .npz by timm, whose reader is not ours), and compares features and logits on random images of the file's size.
 Keys of the config go on top, as for evaluate.py: `model.blocks.activation=gelu_tanh`. Leaves with 0 when both agree,
@@ -23,6 +24,7 @@ from common.assembly import stored_config
 from common.compose import configure
 from common.config import build
 from common.errors import UserError
+from scripts import verify_translator
 from scripts.import_peers import PEERS, Import, peer
 from vit import google, importing
 
@@ -49,6 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0 if given else 2
     try:
         config = configure("evaluate", given, stored_config)
+        if config["model"]["_target_"] == verify_translator.MODEL:
+            said, same = verify_translator.verify(config)
+            print(said)
+            return 0 if same else 1
         found = read(config)
         rows = compare(found)
     except UserError as error:
@@ -68,7 +74,8 @@ def read(config: dict[str, Any]) -> Import:
         )
     if options["_target_"] != MODEL:
         raise UserError(
-            f"model._target_={options['_target_']}: only {MODEL} takes such files; give model=vit_b16, say."
+            f"model._target_={options['_target_']}: only {MODEL} and {verify_translator.MODEL} take such files; give "
+            "model=vit_b16, say, or model=transformer_opus."
         )
     size = config["data"].get("image_size")
     try:

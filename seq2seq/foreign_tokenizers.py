@@ -21,6 +21,7 @@ from tokenizers import models, normalizers, pre_tokenizers
 from common.errors import UserError
 from seq2seq.text import Ragged
 from seq2seq.tokenizer import CHUNK, EOS, SHOWN, UNK, Tokenizer, TokenizerOptions
+from seq2seq.tokenizer import NAMES as UNNAMED
 
 KIND = "sentencepiece"
 SPACE = "\u2581"  # what SentencePiece writes for a space
@@ -138,36 +139,32 @@ def shared(source: "Tokenizer | SentencePieces", target: "Tokenizer | SentencePi
     return source is target
 
 
-def vocabularies(folder: Path | None, joint: bool) -> tuple[dict[str, int], dict[str, int]] | None:
+def vocabularies(folder: Path | None, joint: bool, size: int) -> tuple[dict[str, int], dict[str, int]] | None:
     """The ids of pieces of source and target in a folder, or None when it lacks one of the files.
 
-    `joint`: whether the model has one vocabulary; else that of the target is in target_vocab.json.
+    `joint`: whether the model has one vocabulary; else that of the target is in target_vocab.json. Raises UserError for
+    vocabularies of another number of entries than the model's `size`.
     """
-    names = [*NAMES, "vocab.json"] + ([] if joint else ["target_vocab.json"])
-    if folder is None or not all((folder / name).is_file() for name in names):
+    names = ["vocab.json", "vocab.json" if joint else "target_vocab.json"]
+    if folder is None or not all((folder / name).is_file() for name in (*NAMES, *names)):
         return None
-    source, target = _vocabulary(folder / "vocab.json"), _vocabulary(folder / names[-1])
-    return source, target
-
-
-def states(
-    folder: Path,
-    found: tuple[dict[str, int], dict[str, int]],
-    orders: tuple[Sequence[int], Sequence[int]],
-    size: int,
-) -> list[str]:
-    """The states of a folder's tokenizers of source and target, whose entries have the order of our embeddings' rows.
-
-    Raises UserError for vocabularies of another number of entries than the model's `size`.
-    """
-    made = []
-    for name, ids, order in zip(NAMES, found, orders, strict=True):
+    source, target = (_vocabulary(folder / name) for name in names)
+    for ids in (source, target):
         if sorted(ids.values()) != [*range(size)]:
             raise UserError(
                 f"{folder} holds a tokenizer that does not belong to the checkpoint: its vocabulary has {len(ids):,} "
                 f"entries up to number {max(ids.values(), default=-1):,} and the embeddings have {size:,} rows; give "
                 "the files that were published together."
             )
+    return source, target
+
+
+def states(
+    folder: Path, found: tuple[dict[str, int], dict[str, int]], orders: tuple[Sequence[int], Sequence[int]]
+) -> list[str]:
+    """The states of a folder's tokenizers of source and target, with entries in the order of our embeddings' rows."""
+    made = []
+    for name, ids, order in zip(NAMES, found, orders, strict=True):
         pieces = {id: piece for piece, id in ids.items()}
         entries = [*SHOWN, *(pieces[id] for id in order[len(SHOWN) :])]
         joint = found[0] == found[1]
@@ -193,7 +190,8 @@ def read(path: Path) -> dict[str, Any]:
                         f"{path} has the piece {text!r} of a kind that is not read (user-defined, or a byte); "
                         "only plain unigram models can be imported."
                     )
-                unknown = len(pieces) if type == UNKNOWN else unknown
+                if type == UNKNOWN:  # by a name that no text holds, for "<unk>" in a text is three signs or more
+                    unknown, text = len(pieces), UNNAMED[UNK]
                 pieces += [[text, score]] if type in (NORMAL, UNKNOWN) else []
             elif field == TRAINER:
                 kind = dict(_fields(value)).get(MODEL_TYPE, UNIGRAM)

@@ -81,13 +81,13 @@ def adopt(tensors: dict[str, Tensor], folder: Path | None) -> Adopted:
     if mark.get("format") == FORMAT and mark["entries"] == len(bias):
         return Adopted(_returned(layouts.joined(parts), tables, bias, mark), mark["task"], left_out)
     joint = torch.equal(tables[0], tables[1])
-    found = foreign_tokenizers.vocabularies(folder, joint)
+    found = foreign_tokenizers.vocabularies(folder, joint, len(bias))
     specials = [_special(said, len(bias), names) for names in found or ({}, {})]
     orders = order(len(bias), specials[0]), order(len(bias), specials[1])
     output_bias = layouts.rows(bias, orders[1])
     output_bias[PAD] = layouts.OFF
     weights = {**layouts.joined(parts), **layouts.embeddings(tables, orders), "output_bias": output_bias}
-    states = foreign_tokenizers.states(folder, found, orders, len(bias)) if folder and found else []
+    states = foreign_tokenizers.states(folder, found, orders) if folder and found else []
     return Adopted(weights, {"tokenizers": states} if states else {}, left_out)
 
 
@@ -95,6 +95,14 @@ def order(size: int, special: Special) -> list[int]:
     """Which of a foreign vocabulary's rows each of our entries has, one more than it: PAD, BOS, EOS, UNK, the rest."""
     rest = [row for row in range(size) if row not in special]
     return [layouts.NOTHING, special.pad, special.eos, special.unk, *rest]
+
+
+def rows_there(size: int, folder: Path) -> list[int]:
+    """Which row of a file of `size` entries in this folder each of our target's entries has (see `order`)."""
+    mark = _json(folder, MARK)
+    if mark.get("format") == FORMAT and mark["entries"] == size:
+        return torch.tensor(order_there(size)).argsort().tolist()
+    return order(size, _special(_json(folder, "config.json"), size, {}))
 
 
 def order_there(size: int) -> list[int]:

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from common.attention import watching
 from common.errors import UserError
 from common.task import Adopted, Answer, Batch, Goal, Split
-from seq2seq import decoding, importing, loss
+from seq2seq import decoding, foreign_tokenizers, importing, loss
 from seq2seq.attention_pictures import picture
 from seq2seq.decoding import DecodingOptions, Hypothesis
 from seq2seq.loss import LossOptions
 from seq2seq.reading import lines
 from seq2seq.scores import TranslationMetric
-from seq2seq.tokenizer import BOS, EOS, SHOWN, Tokenizer
+from seq2seq.tokenizer import BOS, EOS, SHOWN
 
 TOGETHER = 64  # lines of a user's file that are translated at once
 
@@ -43,7 +43,7 @@ class Translation:
     def model_arguments(self) -> dict[str, Any]:
         """Sizes of the vocabularies, and whether they are one."""
         source, target = self.data.tokenizers()
-        return {"vocabularies": (source.size, target.size), "joint": source is target}
+        return {"vocabularies": (source.size, target.size), "joint": foreign_tokenizers.shared(source, target)}
 
     def state(self) -> dict[str, Any]:
         """The tokenizers, each as a text: one when joint, or those of source and target."""
@@ -57,7 +57,7 @@ class Translation:
                 "The checkpoint holds no tokenizers, and without them its numbers are no words; import it together "
                 "with its vocabulary."
             )
-        tokenizers = [Tokenizer.restore(text) for text in state["tokenizers"]]
+        tokenizers = [foreign_tokenizers.restored(text) for text in state["tokenizers"]]
         self.data.use(tokenizers[0], tokenizers[-1])
 
     def inherit(self, state: dict[str, Any]) -> None:

@@ -18,12 +18,12 @@ sentencepiece = pytest.importorskip("sentencepiece")
 
 LANGUAGES = {
     "source": "the a small old house river garden stands near behind under bridge in on of blue green seven 42 cats,",
-    "target": "das ein kleines altes Haus Fluss Garten steht bei hinter unter Brücke in auf von blau grün sieben 42 süße,",
+    "target": "das ein kleines altes Haus Fluss Garten steht bei hinter unter Brücke in auf von blau grün 42 süße,",
 }
 TEXTS = [
     "the old house stands near the river",
     "  two  spaces\tand a tab  ",
-    "ﬁne ｆｕｌｌ ① ½ ™ café cafe\u0301 Ångström",
+    "\ufb01ne \uff46\uff55\uff4c\uff4c \u2460 \u00bd \u2122 café cafe\u0301 Ångström",
     "Brücke, süße Häuser!",
     "日本語 is 𝄞 unknown 𝄞𝄞 here",
     "<unk> </s> <s> are no entries",
@@ -72,10 +72,10 @@ def order_of(folder: Path) -> list[int]:
 
 
 def made(folder: Path) -> list[Any]:
-    found = foreign_tokenizers.vocabularies(folder, joint=True)
+    found = foreign_tokenizers.vocabularies(folder, joint=True, size=len(vocabulary(folder)))
     assert found is not None
     orders = order_of(folder), order_of(folder)
-    return [restored(state) for state in foreign_tokenizers.states(folder, found, orders, len(found[0]))]
+    return [restored(state) for state in foreign_tokenizers.states(folder, found, orders)]
 
 
 def test_texts_are_cut_as_sentencepiece_cuts_them(folder):

@@ -1,0 +1,131 @@
+"""The way to transformers from the command line, and back by the doors."""
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from common import assembly, checkpoint
+from common.compose import configure
+from common.config import build
+from common.randomness import generator
+from scripts import export_marian
+from scripts.export_marian import main
+from seq2seq.tokenizer import Tokenizer, TokenizerOptions
+
+transformers = pytest.importorskip("transformers")
+
+WORDS = TokenizerOptions(
+    kind="bpe",
+    pieces="bytes",
+    vocabulary=260,
+    joint=True,
+    single_digits=True,
+    coverage=1.0,
+    byte_fallback=True,
+    normalization="none",
+    lowercase=False,
+)
+SMALL = [
+    "model=transformer_base",
+    "model.width=16",
+    "model.heads=2",
+    "model.feedforward=24",
+    "model.encoder_layers=2",
+    "model.decoder_layers=1",
+    "model.longest=24",
+    "task.predict.longest_extra=5",
+    "data.source=en",
+    "data.target=fr",
+]
+
+
+def saved(path: Path, *changes: str) -> Path:
+    """A checkpoint of a random model, interleaved and without output bias as the paper's."""
+    config = configure("train", [*SMALL, *changes])
+    model = build(config["model"], vocabularies=(260, 260), joint=True)
+    drawn = generator("export")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.3, generator=drawn)
+    task = {"tokenizers": [Tokenizer.train([], WORDS).state()]}
+    content = {"step": 7, "model": dict(model.state_dict()), "average": None, "task": task, "config": config}
+    checkpoint.save(path, content)
+    return path
+
+
+def test_an_export_agrees_and_comes_back_through_the_doors(tmp_path, capsys):
+    file = saved(tmp_path / "best.pt")
+    folder = tmp_path / "for marian"
+    assert main([str(file), "--output", str(folder)]) == 0
+    said = capsys.readouterr().out
+    assert "compared  same answers" in said and "has no GNMT penalty" in said and "step 7, raw" in said
+    assert transformers.AutoModelForSeq2SeqLM.from_pretrained(folder).config.vocab_size == 260
+    (line,) = [line for line in said.splitlines() if line.startswith("use")]
+    words = shlex.split(line.partition("python predict.py ")[2])
+    assert words.pop() == "input=-"
+    parts = assembly.restore(configure("evaluate", words, assembly.stored_config))
+    first = checkpoint.load(file)
+    assert all(torch.equal(tensor, first["model"][name]) for name, tensor in parts.model.state_dict().items())
+    assert parts.task.state() == first["task"] and parts.data.target == "fr"
+
+
+def test_a_model_that_answers_otherwise_is_told(tmp_path, capsys, monkeypatch):
+    """One bias of one layer, a hundredth off."""
+    honest = export_marian.write
+
+    def write(exported: Any, folder: Path) -> None:
+        name = "model.encoder.layers.0.fc1.bias"
+        honest(exported._replace(tensors=exported.tensors | {name: exported.tensors[name] + 0.01}), folder)
+
+    monkeypatch.setattr(export_marian, "write", write)
+    assert main([str(saved(tmp_path / "best.pt")), "--output", str(tmp_path / "out")]) == 1
+    assert "OTHER ANSWERS" in capsys.readouterr().out
+
+
+def test_without_transformers_it_says_that_nothing_was_compared(tmp_path, capsys, monkeypatch):
+    def missing(*_: Any) -> float:
+        raise ModuleNotFoundError("transformers")
+
+    monkeypatch.setattr(export_marian, "compare", missing)
+    assert main([str(saved(tmp_path / "best.pt")), "--output", str(tmp_path / "out")]) == 0
+    assert "compared  with nothing: transformers is not installed" in capsys.readouterr().out
+
+
+REFUSED = {
+    "pre-norm": (["model.blocks.pre_norm=true"], "model.blocks.pre_norm=true has no place in transformers' Marian"),
+    "positions": (["model.positions.layout=halves_t2t"], "model.positions.layout=halves_t2t has no place"),
+}
+
+
+@pytest.mark.parametrize(("changes", "words"), REFUSED.values(), ids=REFUSED)
+def test_what_marian_has_not_is_refused_and_nothing_written(tmp_path, capsys, changes, words):
+    assert main([str(saved(tmp_path / "best.pt", *changes)), "--output", str(tmp_path / "out")]) == 2
+    assert words in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_other_files_and_folders_are_refused(tmp_path, capsys):
+    file = saved(tmp_path / "best.pt")
+    torch.save({"w": torch.ones(2)}, tmp_path / "foreign.pt")
+    content = {**checkpoint.load(file), "config": {"model": {"_target_": "vit.classifier.Classifier"}}}
+    checkpoint.save(tmp_path / "vit.pt", content)
+    for path, output, words in (
+        (tmp_path / "no.pt", "out", "does not exist"),
+        (tmp_path / "foreign.pt", "out", "was not written by this program"),
+        (tmp_path / "vit.pt", "out", "holds a vit.classifier.Classifier; only seq2seq.transformer.Transformer"),
+        (file, ".", "holds something else already; give a new folder"),
+        (file, "best.pt", "holds something else already; give a new folder"),
+    ):
+        assert main([str(path), "--output", str(tmp_path / output)]) == 2
+        assert words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_export_may_be_written_again(tmp_path):
+    file, folder = saved(tmp_path / "best.pt"), tmp_path / "out"
+    for _ in range(2):
+        assert main([str(file), "--output", str(folder)]) == 0
+    assert json.loads((folder / "config.json").read_text())["max_position_embeddings"] == 30
