@@ -52,7 +52,7 @@ class Attention(nn.Module):
         if k is None or v is None:
             assert cache is not None, "without keys and values, queries look at a cache"
             width = q.shape[-1]
-            q = self.q_norm(self._split(linear(q, self.in_proj.weight[:width], self.in_proj.bias[:width])))
+            q = self.q_norm(self._split(self._part(q, 0, width)))
             k, v = cache.content()
         else:
             q, k, v = (self._split(x) for x in self._project(q, k, v))  # (B, h, N or M, C/h)
@@ -75,11 +75,10 @@ class Attention(nn.Module):
     def remember(self, k: Tensor, v: Tensor) -> "Cache":
         """Keys and values of a memory, k and v (B, M, C), projected once for all queries to come."""
         width = k.shape[-1]
-        weight, bias = self.in_proj.weight[width:], self.in_proj.bias[width:]
         if k is v:
-            k, v = linear(k, weight, bias).chunk(2, dim=-1)
+            k, v = self._part(k, width, 3 * width).chunk(2, dim=-1)
         else:
-            k, v = linear(k, weight[:width], bias[:width]), linear(v, weight[width:], bias[width:])
+            k, v = self._part(k, width, 2 * width), self._part(v, 2 * width, 3 * width)
         cache = Cache()
         cache.extend(self.k_norm(self._split(k)), self._split(v))
         return cache
@@ -89,12 +88,14 @@ class Attention(nn.Module):
         if q is k and k is v:
             return self.in_proj(q).chunk(3, dim=-1)
         width = q.shape[-1]
-        weight, bias = self.in_proj.weight, self.in_proj.bias
         if q is k:
-            q, k = linear(q, weight[: 2 * width], bias[: 2 * width]).chunk(2, dim=-1)
-            return q, k, linear(v, weight[2 * width :], bias[2 * width :])
-        (wq, wk, wv), (bq, bk, bv) = weight.chunk(3), bias.chunk(3)
-        return linear(q, wq, bq), linear(k, wk, bk), linear(v, wv, bv)
+            q, k = self._part(q, 0, 2 * width).chunk(2, dim=-1)
+            return q, k, self._part(v, 2 * width, 3 * width)
+        return self._part(q, 0, width), self._part(k, width, 2 * width), self._part(v, 2 * width, 3 * width)
+
+    def _part(self, x: Tensor, start: int, stop: int) -> Tensor:
+        """Some rows of the projection alone."""
+        return linear(x, self.in_proj.weight, self.in_proj.bias, slice(start, stop))
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, N, C) -> (B, h, N, C/h)
@@ -116,8 +117,9 @@ class Cache:
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Put k and v (B, h, N, C/h) at the end -> all keys and values."""
         if self.memory is None:
-            self.length, self.memory = k.shape[2], (k, v)
-            return k, v
+            # Cut out of a joint projection they would be copied for every multiplication to come.
+            self.length, self.memory = k.shape[2], (k.contiguous(), v.contiguous())
+            return self.memory
         start, self.length = self.length, self.length + k.shape[2]
         if self.length > self.memory[0].shape[2]:
             self.memory = _grown(self.memory[0], start, 2 * self.length), _grown(self.memory[1], start, 2 * self.length)

@@ -135,7 +135,7 @@ def _torch_searches(
     attend = torch.ones_like(theirs_source)
 
     def our(model: Transformer, precision: str) -> Translations:
-        with torch.inference_mode(), autocast(device, precision):  # one for all tokens, as in the evaluator
+        with torch.no_grad(), autocast(device, precision):  # one for all tokens, as in the evaluator
             found = decode(model, source, lengths, options)
         return [hypotheses[0].tokens for hypotheses in found]
 

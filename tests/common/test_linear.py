@@ -7,8 +7,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common import linear as file
+from common import optim
 from common.linear import Linear, linear
+from common.optim import OptimizerOptions
 
+OPTIONS = OptimizerOptions(
+    name="adamw",
+    lr=0.1,
+    weight_decay=0.0,
+    decay_norms=False,
+    betas=(0.9, 0.999),
+    eps=1e-8,
+    momentum=0.0,
+    rates={},
+    layer_decay=1.0,
+    reference_batch=None,
+    scaling="linear",
+)
 # Sums of 48 products of unit normals in another order: some units in the last place of values up to 30.
 CLOSE = {"rtol": 1e-5, "atol": 2e-5}
 
@@ -99,3 +114,61 @@ def test_what_does_not_suit_goes_the_plain_way_and_is_right(kind, asked):
 
 def test_a_checkpoint_of_plain_linear_maps_fits():
     assert Linear(3, 2).state_dict().keys() == nn.Linear(3, 2).state_dict().keys()
+
+
+def test_a_weight_that_changes_is_packed_anew(asked):
+    """By the optimizer's kernels, by what `state_dict` hands out, and by another tensor in its place."""
+    torch.manual_seed(0)
+    layer, x = Linear(48, 20), torch.randn(5, 48)
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1, fused=True)
+
+    def check() -> None:
+        with torch.no_grad():
+            torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias), **CLOSE)
+
+    check()
+    layer(x).square().sum().backward()
+    optimizer.step()
+    check()
+    layer.state_dict()["bias"].add_(1)
+    check()
+    with torch.no_grad():
+        layer.weight[3] = 7
+    check()
+    layer.load_state_dict({"weight": torch.randn(20, 48), "bias": torch.randn(20)})
+    check()
+    layer.weight.data = torch.randn(20, 48)
+    check()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_some_rows_are_those_of_the_whole(precision):
+    torch.manual_seed(0)
+    layer, x = Linear(48, 20), torch.randn(5, 48)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        whole = layer(x)
+        for rows in (slice(0, 7), slice(7, 20), slice(None)):
+            torch.testing.assert_close(linear(x, layer.weight, layer.bias, rows), whole[:, rows])
+        assert whole.dtype == (torch.bfloat16 if precision == "bf16" else torch.float32)
+
+
+def test_bf16_rounds_as_autocast_does():
+    torch.manual_seed(0)
+    layer, x = Linear(48, 20), torch.randn(5, 48)
+    with torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad():
+            ours = layer(x)
+        torch.testing.assert_close(ours, F.linear(x, layer.weight, layer.bias), rtol=8e-3, atol=8e-3)
+
+
+def test_our_optimizers_count_what_they_change():
+    """Also where nothing else would tell: a compiled forward pass does not come by `linear`."""
+    torch.manual_seed(0)
+    layer, x = Linear(48, 20), torch.randn(5, 48)
+    optimizer = optim.build(layer, OPTIONS)
+    with torch.no_grad():
+        layer(x)
+    F.linear(x, layer.weight, layer.bias).square().sum().backward()
+    optimizer.step()
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias), **CLOSE)

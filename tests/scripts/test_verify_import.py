@@ -284,4 +284,4 @@ def test_mistakes_end_in_one_sentence_and_code_2(tmp_path: Path, capsys: pytest.
 
 def test_without_arguments_it_says_what_it_is_for(capsys: pytest.CaptureFixture[str]) -> None:
     assert verify_import.main(["--help"]) == 0 and verify_import.main([]) == 2
-    assert capsys.readouterr().out.count("checkpoint=FILE model=vit_b16") == 2
+    assert capsys.readouterr().out.count("checkpoint=FILE model=NAME") == 2
