@@ -147,7 +147,7 @@ def weights(q: Tensor, k: Tensor, may_look: Tensor | None = None) -> Tensor:
     Rows sum to one, or are zero where a query may look nowhere. The fast kernels never build this matrix, so
     pictures of attention come from here whatever kernel is in use.
     """
-    scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5  # (B, h, N, M)
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, h, N, M)
     if may_look is None:
         return scores.softmax(dim=-1)
     return scores.masked_fill(~may_look, -torch.inf).softmax(dim=-1).nan_to_num(0.0)
