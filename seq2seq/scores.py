@@ -59,8 +59,8 @@ class Measured(NamedTuple):
     line: str  # as sacreBLEU says it, with precisions and lengths
 
 
-def scales(target: str) -> dict[str, Scale]:
-    """What translations into a language are measured with, by the number's name.
+def scales(target: str, lowercase: bool = False) -> dict[str, Scale]:
+    """What translations into a language are measured with, by the number's name; `lowercase`: whatever their case.
 
     `bleu` has sacreBLEU's default tokenizer 13a, for Chinese its tokenizer zh, and for Japanese, Korean, Thai and
     others that it has none for without further packages, characters; `bleu_char` (characters) is there for Chinese
@@ -69,10 +69,10 @@ def scales(target: str) -> dict[str, Scale]:
     """
     language = re.split("[-_]", target.lower())[0]
     tokenizer = "zh" if language in CHINESE else "char" if language in UNSPACED else "13a"
-    found = {"bleu": Scale(BLEU(tokenize=tokenizer))}
+    found = {"bleu": Scale(BLEU(tokenize=tokenizer, lowercase=lowercase))}
     if language in CHINESE:
-        found["bleu_char"] = Scale(BLEU(tokenize="char"))
-    found["chrf"] = Scale(CHRF())
+        found["bleu_char"] = Scale(BLEU(tokenize="char", lowercase=lowercase))
+    found["chrf"] = Scale(CHRF(lowercase=lowercase))
     if tokenizer == "13a" and importlib.util.find_spec("sacremoses"):
         # `force`: lines that end in a tokenised full stop are meant to
         prepared = f"|input:lc.norm.tok by sacremoses {importlib.metadata.version('sacremoses')}"
@@ -101,6 +101,7 @@ class TranslationMetric:
         target: that of the language translated into, which decides what is a token.
         expected: the number of samples in the split, to be sure that none is missing; None where it is not known.
         categories: of each sample, by its id, if there are any.
+        lowercase: whether the translations have no case, so that case is not counted; the signatures say so.
     """
 
     def __init__(
@@ -109,9 +110,10 @@ class TranslationMetric:
         target: str,
         expected: int | None = None,
         categories: Sequence[str] | Mapping[Any, str] | None = None,
+        lowercase: bool = False,
     ) -> None:
         self.source, self.target, self.expected, self.categories = source, target, expected, categories
-        self.scales = scales(target)
+        self.scales = scales(target, lowercase)
         self.seen: list[Translated] = []
         self.gathered = False
 

@@ -181,10 +181,10 @@ class Translation:
         """None: translations are no pictures."""
 
     def metric(self, split: Split) -> TranslationMetric:
-        """BLEU and its relatives on `split`."""
-        return TranslationMetric(
-            self.data.source, self.data.target, self.data.count(split), self.data.categories(split)
-        )
+        """BLEU and its relatives on `split`, without regard to case where the tokenizer knows none."""
+        lowercase = self.data.tokenizers()[1].options.lowercase
+        categories = self.data.categories(split)
+        return TranslationMetric(self.data.source, self.data.target, self.data.count(split), categories, lowercase)
 
     def advice(self, pretrained: bool) -> list[str]:
         """What the data call for before the first step: nothing."""

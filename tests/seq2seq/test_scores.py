@@ -116,6 +116,17 @@ def test_a_match_is_exact_in_case_and_space():
     assert filled(pairs).compute()["exact_match"] == 2 / 5
 
 
+@pytest.mark.parametrize("lowercase", [False, True])
+def test_translations_without_case_are_measured_without_it_and_the_signature_says_so(lowercase):
+    pairs = [("ein hund läuft im park", "Ein Hund läuft im Park")]
+    metric = TranslationMetric("en", "de", 1, lowercase=lowercase)
+    metric.update(*batch(pairs))
+    metric.gather()
+    numbers = metric.compute()
+    assert (numbers["bleu"] > 99, numbers["chrf"] > 99, numbers["exact_match"]) == (lowercase, lowercase, 0)
+    assert f"case:{'lc' if lowercase else 'mixed'}" in metric.details()[1][-1]
+
+
 def test_perplexity_is_of_the_references_tokens():
     """Four tokens of probability 1/2 and one of 1/4: 6 ln 2 / 5."""
     scored = {"reference_log_probability": [4 * math.log(0.5), math.log(0.25)], "reference_tokens": [4, 1]}
