@@ -46,8 +46,7 @@ class Decoder(Protocol):
 class DecodingOptions:
     """How translations are looked for. Lengths count tokens with EOS.
 
-    method: "greedy" (always the likeliest token), "beam", "sample" (a token at random by its probability), or "given"
-        (nothing is looked for: translations that are given are scored).
+    method: "greedy", "beam", "sample" (a token at random by its probability), or "given" (scores given translations).
     beam: how many hypotheses of a sentence are followed at once.
     penalty: what a hypothesis's log probability is divided by, for n tokens: "gnmt" ((5 + n) / 6)^alpha, "average"
         n^alpha (fairseq's, Marian's and transformers' length penalty), "none" 1.
@@ -59,8 +58,7 @@ class DecodingOptions:
     candidates: how many translations of each sentence are returned, at most: of the beam the best, of samples as drawn.
     longest_factor, longest_extra: a translation of S source tokens has at most longest_factor * S + longest_extra.
     at_limit: what the last token in the limit is: "end", always EOS at its own probability, as in fairseq; or "cut",
-        any, which leaves a translation without its end, as in transformers (whose `forced_eos_token_id`, when set,
-        gives a third rule: EOS for free).
+        any, which leaves a translation without its end, as in transformers.
     temperature: logits are divided by it before a token is drawn.
     top_k: only this many of the likeliest tokens are drawn from; 0 = all.
     top_p: only from the likeliest tokens that have this probability together; 1 = all.

@@ -87,6 +87,7 @@ class Translation:
         it is; and where the batch has targets reference_log_probability (nats) and reference_tokens. A sentence of
         nothing but white space is translated by nothing.
         """
+        _check_lengths(model, batch)
         given = self.options.method == "given"
         written = [i for i, text in enumerate(batch["source_texts"]) if given or text.strip()]
         found = dict(zip(written, self._translations(model, batch, written), strict=True))
@@ -199,3 +200,15 @@ class Translation:
             f'all sentences are translated as "{texts.pop()[:60]}": lower optimizer.lr, or give schedule.warmup more '
             "steps."
         ]
+
+
+def _check_lengths(model: nn.Module, batch: Batch) -> None:
+    """Raise UserError for a source that is longer than the model takes, where it says so (`longest`), naming it."""
+    lengths: list[int] = batch["source_lengths"].tolist()
+    longest = getattr(model, "longest", max(lengths))
+    for name, length in zip(batch["ids"], lengths, strict=True):
+        if length > longest:
+            raise UserError(
+                f"Sentence {name} has {length:,} tokens, more than model.longest={longest:,}; cut it into sentences, "
+                "or raise that limit."
+            )

@@ -144,7 +144,7 @@ def test_what_is_tied_is_one_matrix_and_what_is_not_is_none() -> None:
 @pytest.mark.parametrize(
     ("preset", "width", "feedforward", "layers", "pre_norm"),
     [
-        ("seq2seq", 128, 512, 3, True),
+        ("seq2seq", 128, 256, 3, True),
         ("transformer_tiny", 128, 256, 4, False),
         ("transformer_iwslt", 512, 1024, 6, False),
         ("transformer_base", 512, 2048, 6, False),
