@@ -369,3 +369,9 @@ def test_bos_and_eos_are_never_in_a_translation(built: Built) -> None:
     task, model = built("task.predict.method=sample", "task.predict.temperature=3")
     for answer in task.predict(model, evaluation_batch(task)):
         assert not {BOS, EOS, 0} & {*answer["tokens"]} and answer["text"]
+
+
+@pytest.mark.parametrize("lowercase", ["true", "false"])
+def test_translations_are_measured_without_case_where_the_tokenizer_knows_none(built: Built, lowercase: str) -> None:
+    task, _ = built(f"data.tokenizer.lowercase={lowercase}")
+    assert task.metric("val").scales["bleu"].metric.lowercase is (lowercase == "true")
