@@ -82,8 +82,16 @@ def best(trained: tuple[Path, str]) -> str:
 
 
 @pytest.fixture
-def inside(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Door:
+def inside(
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> Door:
     """A door within this process, which saves the seconds that it takes to import torch."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as many as the `door` fixture gives: sums depend on them
+    request.addfinalizer(lambda: torch.set_num_threads(threads))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(sys, "argv", ["train.py"])
