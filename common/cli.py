@@ -79,8 +79,8 @@ def launch(job: Job, door: str, base: Base | None = None, arguments: Sequence[st
         print("Stopped by Ctrl-C.", file=sys.stderr)
         sys.exit(130)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        # With several processes Python's way out now and then aborts in a library's thread ("terminate called without an
-        # active exception", torch 2.15 with gloo), and a run that is finished would count as failed.
+        # With several processes Python's way out now and then aborts in a library's thread ("terminate called without
+        # an active exception", torch 2.15 with gloo), and a run that is finished would count as failed.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
