@@ -144,7 +144,7 @@ SIZES = {"base": (512, 8, 2048, 6), "big": (1024, 16, 4096, 6), "iwslt": (512, 4
 
 @pytest.mark.parametrize("name", SIZES)
 def test_the_published_transformers_have_the_published_sizes(name: str) -> None:
-    """Vaswani et al. 2017, table 3 and section 5; fairseq's transformer_iwslt_de_en; Wu et al. 2021, section 4."""
+    """Vaswani et al. 2017, table 3 and section 5; fairseq's transformer_iwslt_de_en; Wu et al. 2021."""
     found = composed(f"model=transformer_{name}")
     model = found["model"]
     keys = ("width", "heads", "feedforward", "encoder_layers")

@@ -11,6 +11,7 @@ from common.compose import configure
 from common.config import build
 from common.randomness import generator
 from detr.detector import Detector
+from scripts.benchmarks.renaming import renamed
 
 CLASSES = 91  # COCO's; with "no object" 92 logits
 
@@ -74,13 +75,7 @@ def detector(*, fresh: str | None = None) -> Detector:
 
 def in_transformers(ours: dict[str, Tensor]) -> dict[str, Tensor]:
     """Our state dict under transformers' names."""
-    theirs: dict[str, Tensor] = {}
-    for name, tensor in ours.items():
-        for pattern, replacement in RENAMED:
-            name = re.sub(pattern, replacement, name)
-        names = [name.replace("in_proj", f"{part}_proj") for part in "qkv"] if "in_proj" in name else [name]
-        theirs.update(zip(names, tensor.chunk(len(names)), strict=True))
-    return theirs
+    return renamed(ours, RENAMED, split=True)
 
 
 def peer(model: Detector, *, attention: str = "sdpa", auxiliary_loss: bool = False) -> nn.Module:

@@ -44,9 +44,9 @@ class Counted(Row):
 
 
 def compiled(model: Transformer) -> Transformer:
-    """A copy of ours whose parts that pay are compiled for translation: the one place that chooses them.
+    """A copy of ours with compiled feed-forwards, their bf16 weights folded in: the one place that chooses the parts.
 
-    Freezing folds the weights' conversion to bf16 into the compiled part, which would else be done at every token.
+    None is known that pays: what is not compiled has its weights in the kernel's order already (common/linear.py).
     """
     model = copy.deepcopy(model)
     blocks: list[Any] = [*model.decoder.blocks]

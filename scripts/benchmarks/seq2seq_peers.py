@@ -5,7 +5,6 @@ Marian's form of it, which all three translate with, starts from an embedding of
 
 import importlib.util
 import math
-import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from common.compose import configure
 from common.config import build
 from common.positions import sine
 from common.randomness import generator
+from scripts.benchmarks.renaming import renamed
 from seq2seq.tokenizer import BOS, EOS, PAD, UNK
 from seq2seq.transformer import Transformer
 
@@ -140,14 +140,7 @@ def pairs(count: int, source: int, target: int, entries: int) -> dict[str, Any]:
 
 def in_layout(ours: dict[str, Tensor], layout: str) -> dict[str, Tensor]:
     """Our parameters, or what belongs to each of them (its gradient), under a peer's names and in its shapes."""
-    theirs: dict[str, Tensor] = {}
-    for name, tensor in ours.items():
-        for pattern, replacement in RENAMED[layout]:
-            name = re.sub(pattern, replacement, name)
-        split = layout == "transformers" and ".in_proj." in name
-        names = [name.replace("in_proj", f"{part}_proj") for part in "qkv"] if split else [name]
-        theirs.update(zip(names, tensor.chunk(len(names)), strict=True))
-    return theirs
+    return renamed(ours, RENAMED[layout], split=layout == "transformers")
 
 
 # transformers.

@@ -4,7 +4,6 @@ The presets that users name (`vit_b_16`, `vit_base_patch16_224`, `ViTForImageCla
 which are taken here from our config.
 """
 
-import re
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from transformers import AutoModelForImageClassification, ViTConfig
 from common.compose import configure
 from common.config import build
 from common.randomness import generator
+from scripts.benchmarks.renaming import renamed
 from vit.classifier import Classifier
 
 CLASSES = 1000  # ImageNet's
@@ -101,14 +101,7 @@ def in_layout(ours: dict[str, Tensor], layout: str) -> dict[str, Tensor]:
     rest = {name: tensor for name, tensor in ours.items() if not name.startswith("positions.")}
     rest["positions"] = torch.cat((token[None], grid.flatten(0, 1)))[None]  # (C,), (h, w, C) -> (1, 1 + hw, C)
     rest["class_token"] = rest["class_token"][None, None]  # (C,) -> (1, 1, C)
-    theirs: dict[str, Tensor] = {}
-    for name, tensor in rest.items():
-        for pattern, replacement in RENAMED[layout]:
-            name = re.sub(pattern, replacement, name)
-        split = layout == "transformers" and ".in_proj." in name
-        names = [name.replace("in_proj", f"{part}_proj") for part in "qkv"] if split else [name]
-        theirs.update(zip(names, tensor.chunk(len(names)), strict=True))
-    return theirs
+    return renamed(rest, RENAMED[layout], split=layout == "transformers")
 
 
 def peer(layout: str, model: Classifier, recipe: dict[str, Any]) -> nn.Module:

@@ -1,7 +1,6 @@
 """The doors as a user of the translator goes through them: one small run on numbers, then everything to do with it."""
 
 import csv
-import importlib
 import json
 import os
 import subprocess
@@ -13,8 +12,6 @@ from typing import Any
 import pytest
 import sacrebleu
 import torch
-
-from common import cli
 
 Door = Callable[..., str]
 ROOT = Path(__file__).parents[2]
@@ -79,36 +76,6 @@ def trained(door: Door, tmp_path_factory: pytest.TempPathFactory, text: Path) ->
 @pytest.fixture
 def best(trained: tuple[Path, str]) -> str:
     return f"checkpoint={trained[0]}/checkpoints/best.pt"
-
-
-@pytest.fixture
-def inside(
-    request: pytest.FixtureRequest,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-) -> Door:
-    """A door within this process, which saves the seconds that it takes to import torch."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as many as the `door` fixture gives: sums depend on them
-    request.addfinalizer(lambda: torch.set_num_threads(threads))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(sys, "argv", ["train.py"])
-
-    def go(name: str, *arguments: str, code: int = 0) -> str:
-        module = importlib.import_module(name)
-        with pytest.raises(SystemExit) as left:
-            cli.launch(getattr(module, name), name, getattr(module, "stored_config", None), arguments)
-        out, err = capsys.readouterr()
-        assert left.value.code == code, out + err
-        if not code:
-            return out
-        said = [line for line in err.splitlines() if not line.startswith("weights   ")]  # which predict.py says first
-        assert len(said) == 1 and "Traceback" not in out, "one sentence"
-        return said[0]
-
-    return go
 
 
 # A run, and again.

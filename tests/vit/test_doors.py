@@ -1,9 +1,7 @@
 """The doors as a user of the classifier goes through them: one small run on digits, then everything to do with it."""
 
-import importlib
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +11,7 @@ import torch
 import torchvision
 from PIL import Image
 
-from common import assembly, cli
+from common import assembly
 
 Door = Callable[..., str]
 SMALL = ["model.width=32", "model.layers=2", "model.heads=2", "schedule.warmup=1", "trainer.log_every=2"]
@@ -56,29 +54,6 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("my photos [all], of=mine")
     draw_photos(root)
     return root
-
-
-@pytest.fixture
-def inside(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Door:
-    """A door within this process, which saves the three seconds that it takes to import torch."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(sys, "argv", ["train.py"])
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # to be put back after a sweep
-
-    def go(name: str, *arguments: str, code: int = 0) -> str:
-        module = importlib.import_module(name)
-        with pytest.raises(SystemExit) as left:
-            cli.launch(getattr(module, name), name, getattr(module, "stored_config", None), arguments)
-        out, err = capsys.readouterr()
-        assert left.value.code == code, out + err
-        if not code:
-            return out
-        said = [line for line in err.splitlines() if not line.startswith("weights   ")]  # which predict.py says first
-        assert len(said) == 1 and "Traceback" not in out, "one sentence"
-        return said[0]
-
-    return go
 
 
 # A run, and again.
