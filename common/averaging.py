@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from common import checkpoint
+from common.changes import differences
 from common.errors import UserError
-from common.run import differences, weights
+from common.run import weights
 
 File = tuple[Path, dict[str, Any]]
 

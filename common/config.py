@@ -22,7 +22,14 @@ FIXED = {  # and those whose class is always the same
 }
 _ALL_DOORS: dict[str, Any] = {"seed": Count, "trust": list[str]}
 DOORS: dict[str, dict[str, Any]] = {  # the keys beside the sections
-    "train": {**_ALL_DOORS, "run_dir": str | None, "resume": Literal["auto"] | None, "checkpoint": str | None},
+    "train": {
+        **_ALL_DOORS,
+        "run_dir": str | None,
+        "sweep_dir": str | None,
+        "resume": Literal["auto"] | None,
+        "allow_changes": list[str],
+        "checkpoint": str | None,
+    },
     "evaluate": {
         **_ALL_DOORS,
         "checkpoint": str,

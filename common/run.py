@@ -1,6 +1,5 @@
 """What a run is made of and where it stands; what a checkpoint keeps of it, and going on from there."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from common import distributed, optim
-from common.checkpoint import Folder
+from common.changes import refuse_changes
 from common.ema import Average
 from common.errors import UserError
+from common.folder import Folder
 from common.log import Log
 from common.optim import OptimizerOptions, ScheduleOptions
 from common.step import Stepper
@@ -83,7 +83,7 @@ def go_on(run: Run, stepper: Stepper, average: Average | None, folder: Folder, l
     if found is None:
         return
     content = found[1]
-    _refuse_changes(content["config"], run.config, found[0])
+    refuse_changes(content["config"], run.config, f"{found[0]}")
     run.step, run.best, run.window_steps = content["step"], content["best"], content["window_steps"]
     if distributed.is_main():  # the sums are of all ranks
         run.window = {name: torch.tensor(value) for name, value in content["window"].items()}
@@ -93,36 +93,6 @@ def go_on(run: Run, stepper: Stepper, average: Average | None, folder: Folder, l
     stepper.overflows = content["overflows"]
     if average is not None:
         average.load_state_dict(content["average"])
-
-
-FREE = ("run_dir", "resume", "trust", "checkpoint", *(f"trainer.{key}" for key in
-        ("device", "workers", "compile", "micro_batch", "log_every", "eval_every", "save_every",
-         "average_last")))  # fmt: skip
-
-
-def _refuse_changes(before: dict[str, Any], now: dict[str, Any], path: Path) -> None:
-    """Raise UserError when going on from `path` would not be the same run; keys in FREE may differ."""
-    changed = differences(before, now, but=FREE)
-    if changed:
-        raise UserError(
-            f"{path} is of another run than this one would be: {', '.join(changed)}; go on with what was, or start a "
-            f"new run from these weights with another run_dir and checkpoint={path}."
-        )
-
-
-def differences(before: dict[str, Any], now: dict[str, Any], but: Sequence[str] = ()) -> list[str]:
-    """The keys whose values differ between two configs, `but` for some: "model.heads was 4 and is 8"."""
-    old, new = _flat(before), _flat(now)
-    changed = [key for key in {**old, **new} if old.get(key) != new.get(key) and key not in but]
-    return [f"{key} was {old.get(key)} and is {new.get(key)}" for key in changed]
-
-
-def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(config, dict):
-        return {prefix: config}
-    return {
-        k: v for key, value in config.items() for k, v in _flat(value, f"{prefix}.{key}" if prefix else key).items()
-    }
 
 
 def add(run: Run, parts: dict[str, Tensor]) -> None:

@@ -11,10 +11,10 @@ import torch
 from common import averaging, checkpoint, distributed, optim
 from common import data as batching
 from common import device as devices
-from common.checkpoint import Folder
 from common.ema import Average
 from common.errors import UserError
 from common.evaluator import evaluate
+from common.folder import Folder
 from common.log import Log
 from common.optim import OptimizerOptions
 from common.randomness import mix
