@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from common import cli
+from common.errors import UserError
 
 
 def train(config: dict[str, Any], run_dir: Path | None) -> float | None:
@@ -25,10 +26,10 @@ def train(config: dict[str, Any], run_dir: Path | None) -> float | None:
         with Log(folder, distributed.is_main()) as log:
             if results.exists():
                 log.say(f"{folder} is finished; {results} holds its numbers.")
-                return None
+                return _reached(_read(results))
             state = folder / "task.json"  # what the data decided: names of classes, tokenizers
-            goes_on = config["resume"] == "auto" and state.exists() and any(folder.glob("checkpoints/step_*.pt"))
-            parts = assembly.assemble(config, goes_on=json.loads(state.read_text("utf-8")) if goes_on else None)
+            goes_on = config["resume"] == "auto" and state.exists() and any(folder.glob("checkpoints/st*_*.pt"))
+            parts = assembly.assemble(config, goes_on=_read(state) if goes_on else None)
             log.say(parts.said)
             if distributed.is_main():
                 _write(state, parts.task.state())
@@ -44,13 +45,30 @@ def train(config: dict[str, Any], run_dir: Path | None) -> float | None:
                 pretrained=parts.pretrained,
             )
             numbers = parts.trainer.fit(run, log, on=parts.device, resume=config["resume"] == "auto")
+            goal = {
+                "goal": f"val/{parts.task.goal.name}",
+                "direction": "maximize" if parts.task.goal.higher_is_better else "minimize",
+            }
             if distributed.is_main():
-                _write(results, numbers)  # its being there says that the run is finished
+                _write(results, {**numbers, **goal})  # its being there says that the run is finished
             log.table("results", [("number", "value"), *numbers.items()])
             log.say(f"All of it lies in {folder}: checkpoints/, metrics.jsonl, predictions/, TensorBoard events.")
-            return run.best
+            return _reached({**numbers, **goal})
     finally:
         distributed.stop()
+
+
+def _reached(results: dict[str, Any]) -> float | None:
+    """The goal's best value on val among a run's results."""
+    return results.get(str(results.get("goal")))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); delete it, and the same line makes it again.") from error
+    return dict(content)
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

@@ -1,12 +1,14 @@
 """What the doors have in common: help, a checked config, a run's folder, sweeps, and an exit code.
 
-0 done; 1 a defect, with its traceback; 2 a user's mistake, in one sentence; 130 Ctrl-C. The config is checked before
-a folder is made and before the job imports torch.
+0 done; 1 a defect, with its traceback; 2 a user's mistake, in one sentence; 130 Ctrl-C; 143 another signal that asks
+for an end. The config is checked before a folder is made and before the job imports torch.
 """
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from omegaconf import OmegaConf
@@ -14,7 +16,7 @@ from omegaconf import OmegaConf
 from common import run_folder, sweep
 from common.compose import CONFIGS, GROUPS, Base, Command, choices_of
 from common.config import check
-from common.errors import UserError
+from common.errors import Stopped, UserError
 from common.run_folder import Job
 
 NEEDS = {"train": "model=NAME", "evaluate": "checkpoint=FILE", "predict": "checkpoint=FILE input=FILE_OR_FOLDER_OR_-"}
@@ -45,7 +47,7 @@ def launch(job: Job, door: str, base: Base | None = None, arguments: Sequence[st
     """
     sys.path.append(os.getcwd())  # a user's own package lies where the command is given
     rank, first_here = int(os.environ.get("RANK", "0")), os.environ.get("LOCAL_RANK", "0") == "0"
-    started = False
+    started, folder = False, None
     try:
         command = Command(door, sys.argv[1:] if arguments is None else arguments, base)
         if command.flags.help:
@@ -63,21 +65,38 @@ def launch(job: Job, door: str, base: Base | None = None, arguments: Sequence[st
         if door != "train":
             job(composed.config)
         else:
-            run_folder.run(job, composed.config, run_folder.choose(composed) if rank == 0 else None)
+            folder = run_folder.choose(composed) if rank == 0 else None
+            run_folder.run(job, composed.config, folder)
     except UserError as error:
         if started or first_here:  # before the start all ranks of a machine make the same mistake
             print(f"rank {rank}: {error}" if rank else error, file=sys.stderr)
         sys.exit(2)
+    except Stopped as stop:
+        if rank == 0:
+            print(f"{stop} {_to_go_on(command, folder) if folder else ''}".rstrip(), file=sys.stderr)
+        _leave(stop.code)
     except KeyboardInterrupt:
         print("Stopped by Ctrl-C.", file=sys.stderr)
         sys.exit(130)
+    _leave(0)
+
+
+def _to_go_on(command: Command, folder: Path) -> str:
+    """The line that goes on with a run: the one that started it, with the folder's name."""
+    missing = {"run_dir": f"run_dir={folder}", "resume": "resume=auto"}
+    words = [*command.arguments, *(word for key, word in missing.items() if key not in command.keys)]
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return f"To go on: {'torchrun [its options]' if several else 'python'} {shlex.join([sys.argv[0], *words])}"
+
+
+def _leave(code: int) -> NoReturn:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         # With several processes Python's way out now and then aborts in a library's thread ("terminate called without
         # an active exception", torch 2.15 with gloo), and a run that is finished would count as failed.
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(0)
-    sys.exit(0)
+        os._exit(code)
+    sys.exit(code)
 
 
 def _usage(door: str) -> str:

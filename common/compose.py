@@ -47,7 +47,7 @@ class Command:
     """A door's command line: its flags, and its overrides in the form that Hydra takes."""
 
     def __init__(self, door: str, arguments: Sequence[str], base: Base | None = None):
-        self.door, self.base = door, base
+        self.door, self.base, self.arguments = door, base, arguments
         self.flags = _flags(arguments)
         self.config_name, self.folder = self.flags.config_name or door, CONFIGS
         self.overrides = [quote(self._full(argument)) for argument in self.flags.overrides]

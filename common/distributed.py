@@ -77,6 +77,11 @@ def broadcast(value: Any) -> Any:
     return box[0]
 
 
+def any_(flag: bool) -> bool:
+    """Whether it is true on some rank (a collective)."""
+    return any(gather(flag)) if world_size() > 1 else flag
+
+
 def sum_(tensor: Tensor) -> Tensor:
     """`tensor` summed over ranks, in place."""
     if world_size() > 1:

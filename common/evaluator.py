@@ -8,6 +8,7 @@ from torch import nn
 from common import data as batching
 from common import device as devices
 from common import distributed
+from common.signals import Stop
 from common.task import Answer, Batch, Data, Metric, Split, Task
 
 
@@ -24,11 +25,13 @@ def evaluate(
     workers: int,
     limit: int | None = None,
     seen: Callable[[Batch, list[Answer]], None] | None = None,
+    stop: Stop | None = None,
 ) -> tuple[dict[str, float], Metric]:
     """Every sample of `split` once -> (numbers, the filled metric), the numbers on every rank the same.
 
     `batch_size` is in the unit of `data.batch_size`. `limit` stops after so many batches and returns no numbers: a
-    trial run. `seen` is shown each batch with its answers, before the metric.
+    trial run. `seen` is shown each batch with its answers, before the metric. A rank that `stop` tells of a signal
+    leaves its batches; all ranks then raise Stopped.
     """
     metric = task.metric(split)
     training = model.training
@@ -44,6 +47,8 @@ def evaluate(
     )
     try:
         for batch in batches:
+            if stop is not None and stop.received:
+                break
             on_device = devices.to_device(batch, device)
             with devices.autocast(device, precision):
                 answers = task.predict(model, on_device)
@@ -52,6 +57,8 @@ def evaluate(
             metric.update(batch, answers)
     finally:
         model.train(training)
+    if stop is not None and stop.agreed():
+        raise stop.stopped(f"while it evaluated {split}")
     if limit is not None:
         return {}, metric
     metric.gather()

@@ -6,16 +6,17 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any
 
 from torch import Tensor
 from tqdm import tqdm
 
 from common.errors import UserError
+from common.lines import Lines
 
 SHOWN = 6  # numbers of a training line on the console; the files hold all
 
@@ -34,7 +35,8 @@ class Log:
         self.terminal = _is_terminal()
         self._bar: Any = None
         self._progress: Progress | None = None
-        self._files: dict[str, TextIO] = {}
+        self._files: dict[str, Lines] = {}
+        self._refused: set[str] = set()  # what could not be written, each said once
         self._board: Any = None
         self._purge: int | None = None
         if self.folder:
@@ -62,6 +64,13 @@ class Log:
         for name in ("metrics.jsonl", "timing.jsonl"):
             if self.folder and (self.folder / name).exists():
                 _cut(self.folder / name, step, evaluated)
+
+    def has_evaluations(self) -> bool:
+        """Whether metrics.jsonl tells of an evaluation, which a checkpoint always comes before."""
+        path = self.folder / "metrics.jsonl" if self.folder else None
+        if path is None or not path.exists():
+            return False
+        return any('"val/' in line for line in path.read_text("utf-8", "replace").splitlines())
 
     def say(self, text: str) -> None:
         """One or more lines on the console and in train.log."""
@@ -100,14 +109,15 @@ class Log:
         self._append("metrics.jsonl", _json({"step": step, **numbers}))
         if timing:
             self._append("timing.jsonl", _json({"step": step, "time": time.time(), **timing}))
-        for name, value in {**numbers, **{f"timing/{name}": value for name, value in timing.items()}}.items():
-            if self.folder and math.isfinite(value):
-                self._tensorboard().add_scalar(name, value, step)
+        if self.folder:
+            named = {**numbers, **{f"timing/{name}": value for name, value in timing.items()}}
+            finite = {name: value for name, value in named.items() if math.isfinite(value)}
+            self._to_board(lambda board: [board.add_scalar(name, value, step) for name, value in finite.items()])
 
     def pictures(self, name: str, images: Tensor | None, step: int) -> None:
         """Show uint8 (B, 3, H, W) images side by side in TensorBoard."""
         if self.folder and images is not None:
-            self._tensorboard().add_images(name, images, step)
+            self._to_board(lambda board: board.add_images(name, images, step))
 
     @contextmanager
     def progress(self, steps: int, start: int = 0) -> Iterator["Progress"]:
@@ -123,34 +133,52 @@ class Log:
             self._bar = self._progress = None
 
     def flush(self) -> None:
-        """Bring all that was logged to the disk; called before a checkpoint is written, which promises those lines."""
-        for file in self._files.values():
-            os.fsync(file.fileno())
+        """Bring all that was logged to the disk; called before a checkpoint is written, which promises those lines.
+
+        Raises OSError when that cannot be; the lines wait in memory then.
+        """
+        for lines in self._files.values():
+            lines.flush()
+        self._refused.clear()
         if self._board is not None:
-            self._board.flush()
+            self._to_board(lambda board: board.flush())
 
     def close(self) -> None:
         """Close all files; logging again opens them again."""
-        for file in self._files.values():
-            file.close()
+        for lines in self._files.values():
+            with suppress(OSError):  # said when it first happened
+                lines.close()
         if self._board is not None:
-            self._board.close()
+            self._to_board(lambda board: board.close())
         self._files, self._board = {}, None
 
     def _append(self, name: str, line: str) -> None:
         if self.folder is None:
             return
-        if name not in self._files:
-            self._files[name] = open(self.folder / name, "a", encoding="utf-8", buffering=1)
         stamp = time.strftime("%Y-%m-%d %H:%M:%S  ") if name == "train.log" else ""
-        self._files[name].write(f"{stamp}{line}\n")
+        lines = self._files.setdefault(name, Lines(self.folder / name))
+        try:
+            lines.add(f"{stamp}{line}")
+        except OSError as error:
+            self._refuse(name, f"{lines.path} cannot be written ({error.strerror}); its lines wait.")
 
-    def _tensorboard(self) -> Any:
-        if self._board is None:
-            from torch.utils.tensorboard import SummaryWriter  # slow to import, and not needed without a folder
+    def _to_board(self, write: Callable[[Any], Any]) -> None:
+        """TensorBoard's files are only for looking at: what they cannot take, as on a full disk, is left out."""
+        try:
+            if self._board is None and "events" not in self._refused:  # tried again after the next flush
+                from torch.utils.tensorboard import SummaryWriter  # slow to import, and not needed without a folder
 
-            self._board, self._purge = SummaryWriter(str(self.folder), purge_step=self._purge), None
-        return self._board
+                self._board, self._purge = SummaryWriter(str(self.folder), purge_step=self._purge), None
+            if self._board is not None:
+                write(self._board)
+        except OSError as error:
+            self._board = None
+            self._refuse("events", f"TensorBoard's events cannot be written ({error.strerror}) and are left out.")
+
+    def _refuse(self, name: str, sentence: str) -> None:
+        if name not in self._refused:
+            self._refused.add(name)
+            print(f"Warning: {sentence}", file=sys.stderr, flush=True)
 
 
 class Progress:

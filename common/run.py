@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from common import distributed, optim
-from common.changes import refuse_changes
+from common.changes import FREE, differences, refuse_changes
 from common.ema import Average
 from common.errors import UserError
 from common.folder import Folder
@@ -32,10 +32,23 @@ class Run:
     folder: Path
     pretrained: bool = False  # whether the model starts from weights that were learnt
     step: int = 0  # steps taken
-    best: float | None = None  # the goal's best value on val so far
+    ranking: list[tuple[float, int]] = field(default_factory=list)  # the goal's best values on val, and their steps
     window: dict[str, Tensor] = field(default_factory=dict)  # sums of what steps gave since the last log line
     window_steps: int = 0
     said: list[str] = field(default_factory=list)  # alarms, each once
+
+    @property
+    def best(self) -> float | None:
+        """The goal's best value on val so far."""
+        return self.ranking[0][0] if self.ranking else None
+
+    def rank_in(self, score: float, keep: int) -> bool:
+        """Put this step's `score` in its place among the best `keep`; whether that is the first one."""
+        better = self.task.goal.better
+        place = next((n for n, (old, _) in enumerate(self.ranking) if better(score, old)), len(self.ranking))
+        self.ranking.insert(place, (score, self.step))
+        del self.ranking[keep:]
+        return place == 0
 
 
 def weights(content: dict[str, Any], kind: str = "auto") -> dict[str, Tensor]:
@@ -64,35 +77,67 @@ def content_of(run: Run, stepper: Stepper, average: Average | None) -> dict[str,
     return {
         "step": run.step,
         "best": run.best,
+        "ranking": [list(place) for place in run.ranking],
         "model": run.model.state_dict(),
         "average": average.state_dict() if average else None,
         "optimizer": optim.state(stepper.optimizer),
         "scaler": stepper.scaler.state_dict(),
         "overflows": stepper.overflows,
-        "window": _summed(run.window),
+        "windows": distributed.gather({name: value.cpu() for name, value in run.window.items()}),
         "window_steps": run.window_steps,
+        "said": list(run.said),
         "task": run.task.state(),
         "config": run.config,
     }
 
 
 def go_on(run: Run, stepper: Stepper, average: Average | None, folder: Folder, log: Log) -> None:
-    """Take up the newest whole checkpoint, and forget what was logged after it; without any, start."""
+    """Take up the newest whole checkpoint, and forget what was logged after it; without any, start.
+
+    Raises UserError when the checkpoint is of another run, when ranks see different ones, and when the log tells of
+    checkpoints that are gone.
+    """
     found = folder.latest(log.warning)
-    log.cut_back(found[1]["step"] if found else 0, evaluated=False)
+    step = found[1]["step"] if found else 0
+    if len({*distributed.gather(step)}) > 1:
+        raise UserError(f"the processes see different checkpoints in {folder.path}; all machines must share it.")
+    if found is None and log.has_evaluations():
+        raise UserError(
+            f"{folder.path} holds no checkpoint, although metrics.jsonl tells of evaluations, which always follow one; "
+            "put one there, or start anew with another run_dir."
+        )
+    log.cut_back(step, evaluated=False)
     if found is None:
         return
-    content = found[1]
-    refuse_changes(content["config"], run.config, f"{found[0]}")
-    run.step, run.best, run.window_steps = content["step"], content["best"], content["window_steps"]
-    if distributed.is_main():  # the sums are of all ranks
-        run.window = {name: torch.tensor(value) for name, value in content["window"].items()}
+    path, content = found
+    allowed = run.config.get("allow_changes") or []
+    refuse_changes(content["config"], run.config, f"{path}", allowed)
+    if changed := differences(content["config"], run.config, but=FREE):
+        log.warning(f"Going on, as allow_changes says, although {', '.join(changed)}: no run from the start is equal.")
+    run.step, run.window_steps = content["step"], content["window_steps"]
+    run.ranking = _ranking(content)
+    run.said = list(content.get("said", []))
+    run.window = _own_window(content)
     run.model.load_state_dict(content["model"])
     optim.restore(stepper.optimizer, content["optimizer"])
     stepper.scaler.load_state_dict(content["scaler"])
     stepper.overflows = content["overflows"]
     if average is not None:
         average.load_state_dict(content["average"])
+
+
+def _ranking(content: dict[str, Any]) -> list[tuple[float, int]]:
+    """The best scores with their steps; files of before 2026-11-21 tell the best one alone, without its step."""
+    places = content.get("ranking", [] if content["best"] is None else [[content["best"], 0]])
+    return [(score, step) for score, step in places]
+
+
+def _own_window(content: dict[str, Any]) -> dict[str, Tensor]:
+    """This rank's sums since the last log line; rank 0 takes all of them when the number of ranks is another."""
+    windows = content.get("windows") or [{name: torch.tensor(value) for name, value in content["window"].items()}]
+    if len(windows) == distributed.world_size():
+        return dict(windows[distributed.rank()])
+    return {name: torch.tensor(value) for name, value in _added(windows).items()} if distributed.is_main() else {}
 
 
 def add(run: Run, parts: dict[str, Tensor]) -> None:
@@ -104,13 +149,13 @@ def add(run: Run, parts: dict[str, Tensor]) -> None:
 
 def close_window(run: Run) -> dict[str, float]:
     """Means over the window's steps of what the ranks' shares add up to; starts the next window."""
-    means = {f"train/{name}": value / run.window_steps for name, value in _summed(run.window).items()}
+    shares = distributed.gather({name: value.cpu() for name, value in run.window.items()})
+    means = {f"train/{name}": value / run.window_steps for name, value in _added(shares).items()}
     run.window, run.window_steps = {}, 0
     return means
 
 
-def _summed(window: dict[str, Tensor]) -> dict[str, float]:
+def _added(shares: list[dict[str, Tensor]]) -> dict[str, float]:
     """What the ranks' shares add up to."""
-    shares = distributed.gather({name: float(value) for name, value in window.items()})
     names = dict.fromkeys(name for share in shares for name in share)
-    return {name: sum(share.get(name, 0.0) for share in shares) for name in names}
+    return {name: sum(float(share[name]) for share in shares if name in share) for name in names}

@@ -2,32 +2,45 @@
 
 import itertools
 import re
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
+from common.changes import flat, refuse_changes
 from common.compose import Composed
+from common.config import did_you_mean
 from common.errors import UserError
+from common.lock import NAME as LOCK_FILE
+from common.lock import lock
+from common.older import complete
 
 Job = Callable[..., float | None]
 
 
 def run(job: Job, config: dict[str, Any], folder: Path | None) -> float | None:
-    """`job` in its folder. A user's mistake before the first checkpoint frees the folder: the line can be mended."""
+    """`job` in its folder, which no other process may use meanwhile.
+
+    A user's mistake before the first checkpoint frees the folder: the line can be mended.
+    """
     if folder is None:
         return job(config, None)
-    _claim(folder, config)
-    try:
-        return job(config, folder)
-    except UserError:
-        if not any((folder / "checkpoints").glob("*")):
-            (folder / "config.yaml").unlink(missing_ok=True)
-            if not any(folder.iterdir()):
-                folder.rmdir()
-        raise
+    _make(folder)
+    with lock(folder):
+        _claim(folder, config)
+        try:
+            return job(config, folder)
+        except UserError:
+            if not any((folder / "checkpoints").glob("*")):
+                (folder / "config.yaml").unlink(missing_ok=True)
+                if not {path.name for path in folder.iterdir()} - {LOCK_FILE}:
+                    shutil.rmtree(folder)
+            raise
 
 
 def choose(composed: Composed) -> Path:
@@ -59,18 +72,47 @@ def fresh(parent: Path) -> Path:
     raise AssertionError
 
 
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / LOCK_FILE).touch()
+    except OSError as error:
+        raise UserError(f"run_dir={folder}: cannot be written ({error.strerror}); name another folder.") from error
+
+
 def _claim(folder: Path, config: dict[str, Any]) -> None:
     """Write config.yaml into the run's folder; raises UserError when another run lies there.
 
     `--config-dir FOLDER --config-name config` runs it again, elsewhere: the file does not name its own folder.
     """
-    text = OmegaConf.to_yaml(OmegaConf.create({**config, "run_dir": None, "resume": None}))
+    file, allowed = folder / "config.yaml", config["allow_changes"]
+    _refuse_unknown(allowed, config)
+    if file.exists() and not config["resume"]:
+        raise UserError(f"run_dir={folder} already holds a run; add resume=auto to go on with it.")
+    if file.exists():
+        refuse_changes(complete(read_config(file)), config, f"{folder}", allowed)
+    of_this_call: dict[str, Any] = {"run_dir": None, "sweep_dir": None, "resume": None, "allow_changes": []}
+    draft = file.with_suffix(".tmp")
+    draft.write_text(OmegaConf.to_yaml(OmegaConf.create({**config, **of_this_call})), encoding="utf-8")
+    draft.replace(file)
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """What a run's config.yaml holds; raises UserError when it is no config."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / "config.yaml", "x", encoding="utf-8") as file:  # x: of two runs at once one is refused
-            file.write(text)
-    except OSError as error:
-        if not isinstance(error, FileExistsError) or not folder.is_dir():
-            raise UserError(f"run_dir={folder}: cannot be written ({error.strerror}); name another folder.") from error
-        if not config["resume"]:
-            raise UserError(f"run_dir={folder} already holds a run; add resume=auto to go on with it.") from None
+        config = OmegaConf.to_container(OmegaConf.load(file))
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{file} cannot be read ({reason}); put the run's own config there.") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{file} holds no config; put the run's own there.")
+    return {str(key): value for key, value in config.items()}
+
+
+def _refuse_unknown(allowed: list[str], config: dict[str, Any]) -> None:
+    """Raise UserError for a word in allow_changes that is neither a key nor a section."""
+    keys = flat(config)
+    known = {".".join(key.split(".")[:depth]) for key in keys for depth in range(1, key.count(".") + 2)}
+    for key in allowed:
+        if key not in known:
+            raise UserError(f"allow_changes: {key} is not a key of this config{did_you_mean(key, known)}")

@@ -3,6 +3,7 @@
 Nothing here is inherited from. A wing's class fits when it has these methods.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -22,8 +23,10 @@ class Goal(NamedTuple):
     higher_is_better: bool
 
     def better(self, new: float, old: float | None) -> bool:
-        """Whether `new` beats `old`; the first number always does."""
-        return old is None or (new > old if self.higher_is_better else new < old)
+        """Whether `new` beats `old`; the first number always does, and any number beats one that is none."""
+        if old is None or math.isnan(old):
+            return old is None or not math.isnan(new)
+        return new > old if self.higher_is_better else new < old
 
 
 class Adopted(NamedTuple):

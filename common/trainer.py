@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -14,11 +14,12 @@ from common import device as devices
 from common.ema import Average
 from common.errors import UserError
 from common.evaluator import evaluate
-from common.folder import Folder
+from common.folder import Folder, Found
 from common.log import Log
 from common.optim import OptimizerOptions
 from common.randomness import mix
 from common.run import Run, add, close_window, content_of, describe, go_on, weights
+from common.signals import Stop
 from common.step import Stepper
 from common.task import Answer, Batch, Metric, Split
 from common.types import Count, Fraction, Positive, PositiveFloat
@@ -28,95 +29,137 @@ QUIET_STEPS = 300  # before which no alarm is raised: a model that has hardly be
 PICTURES = 8  # validation samples whose answers go to TensorBoard
 
 
+@dataclass
+class _Work:
+    """What the loop works with, beside the run."""
+
+    stepper: Stepper
+    average: Average | None
+    folder: Folder
+    log: Log
+    stop: Stop
+    device: torch.device
+
+
+@dataclass(kw_only=True)
 class Trainer:
     """How long, how often and on what; configs/trainer/default.yaml explains every key."""
 
-    def __init__(
-        self,
-        *,
-        steps: Positive | None,
-        epochs: Positive | None,
-        micro_batch: Positive | None,
-        precision: Literal["fp32", "bf16", "fp16"],
-        clip_norm: PositiveFloat | None,
-        ema_decay: Fraction,
-        compile: bool,
-        workers: Count,
-        device: Literal["auto", "cpu", "cuda", "mps"],
-        log_every: Positive,
-        eval_every: Positive | None,
-        save_every: Positive | None,
-        average_last: Count,
-    ):
-        if average_last == 1:
+    steps: Positive | None
+    epochs: Positive | None
+    micro_batch: Positive | None
+    precision: Literal["fp32", "bf16", "fp16"]
+    clip_norm: PositiveFloat | None
+    ema_decay: Fraction
+    compile: bool
+    deterministic: bool
+    strategy: Literal["ddp", "fsdp"]
+    workers: Count
+    device: Literal["auto", "cpu", "cuda", "mps"]
+    timeout: Positive
+    log_every: Positive
+    eval_every: Positive | None
+    save_every: Positive | None
+    keep_best: Positive
+    average_last: Count
+
+    def __post_init__(self) -> None:
+        if self.average_last == 1:
             raise UserError("trainer.average_last=1: one checkpoint has no average; give 0 for none, or at least 2.")
-        self.steps, self.epochs = steps, epochs
-        self.micro_batch = micro_batch
-        self.precision = precision
-        self.clip_norm = clip_norm
-        self.ema_decay = ema_decay
-        self.compile = compile
-        self.workers = workers
-        self.device = device
-        self.log_every, self.eval_every, self.save_every = log_every, eval_every, save_every
-        self.average_last = average_last
 
     def fit(self, run: Run, log: Log, *, on: torch.device, resume: bool) -> dict[str, float | str]:
         """Train `run` to its end and return the final numbers: the goal's best on val, and all of test.
 
         With `average_last`, `weights` among them names the file that was tested, seen from the run's folder.
 
-        Raises UserError when a loss or gradient is not finite, or when a sample cannot be read.
+        Raises UserError when a loss or gradient is not finite, or when a sample cannot be read; and Stopped when a
+        signal asks for it, after a checkpoint. Whatever ends it, `resume` goes on from the last checkpoint to the same
+        end, bit for bit: data and dropout are functions of the seed and the step, and a checkpoint holds the rest.
         """
         order = batching.Order(run.data.cost("train"), run.data.batch_size, run.seed)
-        per_epoch = order.steps(1)
         total = self.steps or order.steps(self.epochs or 1)
         run.model.to(on)
         options = optim.for_batch(run.optimizer, run.data.batch_size)
-        optimizer = optim.build(run.model, options)
-        average = Average(run.model, self.ema_decay) if self.ema_decay else None
-        stepper = Stepper(run.task, run.model, optimizer, on, self.precision, self.clip_norm)
-        folder = Folder(run.folder / "checkpoints", distributed.is_main(), keep=self.average_last)
-        evaluates = self.eval_every or per_epoch
+        work = _Work(
+            stepper=Stepper(run.task, run.model, optim.build(run.model, options), on, self.precision, self.clip_norm),
+            average=Average(run.model, self.ema_decay) if self.ema_decay else None,
+            folder=Folder(run.folder / "checkpoints", distributed.is_main(), keep=self.average_last),
+            log=log,
+            stop=Stop(),
+            device=on,
+        )
         if resume:
-            go_on(run, stepper, average, folder, log)
-        self._introduce(run, options, log, on, total, per_epoch)
+            go_on(run, work.stepper, work.average, work.folder, log)
+        self._introduce(run, options, log, on, total, order.steps(1))
         if self.compile:
             run.model.compile()  # in place: the state dict keeps its names
         if run.step == 0:
-            self._try_evaluation(run, on)
-        elif run.step % evaluates == 0 or run.step == total:
-            self._validate(run, average, folder, log, on)  # a kill may have come before it was done
+            self._try_evaluation(run, work)
+        with work.stop:
+            self._loop(run, work, order, options, total)
+            return self._finish(run, work)
 
+    def _loop(self, run: Run, work: _Work, order: batching.Order, options: OptimizerOptions, total: int) -> None:
+        """All steps that are left, with what comes after each of them: logs, a checkpoint, an evaluation, a stop."""
+        log, evaluates = work.log, self.eval_every or order.steps(1)
+        if run.step and (run.step % evaluates == 0 or run.step == total):
+            self._validate(run, work)  # a kill may have come before it was done
         run.model.train()
         with log.progress(total, run.step) as progress:
             clock = time.monotonic()
-            for epoch, micro_batches in self._steps(run, order, on, total):
-                optim.set_rate(optimizer, optim.rate(run.schedule, run.step, total))
+            for epoch, micro_batches in self._steps(run, order, work.device, total):
+                optim.set_rate(work.stepper.optimizer, optim.rate(run.schedule, run.step, total))
                 torch.manual_seed(mix(run.seed, "model", run.step, distributed.rank()))
-                add(run, stepper(micro_batches, run.step))
+                add(run, work.stepper(micro_batches, run.step))
                 run.step += 1
-                if average is not None:
-                    average.update(run.model)
+                if work.average is not None:
+                    work.average.update(run.model)
                 progress.advance(run.step)
-                if run.step % self.log_every == 0 or run.step == total:
+                last = run.step == total
+                if run.step % self.log_every == 0 or last:
                     speed = run.data.batch_size * run.window_steps / (time.monotonic() - clock)
                     rate = options.lr * optim.rate(run.schedule, run.step - 1, total)
                     extra = {"train/lr": rate, "train/epoch": epoch}
                     log.numbers(run.step, {**close_window(run), **extra}, {"samples_per_s": speed})
                     clock = time.monotonic()
-                due = run.step % evaluates == 0 or run.step == total
-                if due or (self.save_every and run.step % self.save_every == 0):
-                    log.flush()
-                    folder.save(run.step, content_of(run, stepper, average))
+                due = run.step % evaluates == 0 or last
+                saves = due or (self.save_every is not None and run.step % self.save_every == 0)
+                stopping = work.stop.agreed()
+                if saves or stopping:
+                    saved = self._save(run, work, regular=saves)
+                    if last and not saved:
+                        raise UserError(
+                            f"the last checkpoint is not in {work.folder.path}, and without it there are no numbers; "
+                            "make room, and the same line with resume=auto goes on from the one before."
+                        )
+                if stopping:
+                    how = "with a checkpoint" if saved else "without a checkpoint of that step"
+                    raise work.stop.stopped(f"after step {run.step} of {total}, {how}")
                 if due:
-                    self._validate(run, average, folder, log, on)
-        return self._finish(run, folder, log, on)
+                    self._validate(run, work)
+
+    def _save(self, run: Run, work: _Work, regular: bool) -> bool:
+        """Write a checkpoint; a disk that is full, or a folder that cannot be written, costs it, and not the run."""
+        content = content_of(run, work.stepper, work.average)
+        problem = None
+        try:
+            work.log.flush()  # the checkpoint promises those lines
+            if regular:
+                spare = [step for _, step in run.ranking] if self.keep_best > 1 else []  # the one best is best.pt
+                work.folder.save(run.step, content, spare)
+            else:
+                work.folder.save_stop(run.step, content)
+        except OSError as error:
+            problem = error.strerror or str(error)
+        problem = distributed.broadcast(problem)  # rank 0 writes
+        if problem is not None:
+            work.log.warning(f"The checkpoint of step {run.step} was not written ({problem}); older ones stay.")
+        return problem is None
 
     def _steps(
         self, run: Run, order: batching.Order, on: torch.device, total: int
     ) -> Iterator[tuple[int, list[Batch]]]:
-        steps = batching.steps(
+        yield from batching.steps(
             run.data,
             order,
             start=run.step,
@@ -127,18 +170,18 @@ class Trainer:
             workers=self.workers,
             pin=on.type == "cuda",
         )
-        yield from steps
 
-    def _evaluate(self, run: Run, split: Split, on: torch.device, **options: Any) -> tuple[dict[str, float], Metric]:
+    def _evaluate(self, run: Run, work: _Work, split: Split, **options: Any) -> tuple[dict[str, float], Metric]:
         return evaluate(
             run.task,
             run.data,
             run.model,
             split,
-            device=on,
+            device=work.device,
             precision=self.precision,
             batch_size=self.micro_batch or run.data.batch_size,
             workers=self.workers,
+            stop=work.stop,
             **options,
         )
 
@@ -167,13 +210,13 @@ class Trainer:
         for advice in run.task.advice(run.pretrained):
             log.warning(advice)
 
-    def _try_evaluation(self, run: Run, on: torch.device) -> None:
+    def _try_evaluation(self, run: Run, work: _Work) -> None:
         for split in ("val", "test"):
             if run.data.count(split):
-                self._evaluate(run, split, on, limit=TRIAL_BATCHES)
+                self._evaluate(run, work, split, limit=TRIAL_BATCHES)
                 return
 
-    def _validate(self, run: Run, average: Average | None, folder: Folder, log: Log, on: torch.device) -> None:
+    def _validate(self, run: Run, work: _Work) -> None:
         """Evaluate val; keep the checkpoint just written if it is the best; show some answers."""
         if not run.data.count("val"):
             return
@@ -183,32 +226,42 @@ class Trainer:
             if not shown:
                 shown.append((batch, answers))
 
-        weights: AbstractContextManager[None] = average.applied(run.model) if average else nullcontext()
+        weights: AbstractContextManager[None] = work.average.applied(run.model) if work.average else nullcontext()
         with weights:
-            numbers, _ = self._evaluate(run, "val", on, seen=keep_first)
-        if run.task.goal.better(numbers[run.task.goal.name], run.best):
-            run.best = numbers[run.task.goal.name]
-            folder.mark_best(run.step)
-        log.numbers(run.step, {f"val/{name}": number for name, number in numbers.items()})
+            numbers, _ = self._evaluate(run, work, "val", seen=keep_first)
+        self._rank(run, work, numbers[run.task.goal.name])
+        work.log.numbers(run.step, {f"val/{name}": number for name, number in numbers.items()})
         for batch, answers in shown:
-            log.pictures("val", run.task.pictures(batch, answers, PICTURES), run.step)
+            work.log.pictures("val", run.task.pictures(batch, answers, PICTURES), run.step)
             new = [alarm for alarm in run.task.alarms(answers) if alarm not in run.said]
             for alarm in new if run.step >= QUIET_STEPS else []:
-                log.warning(alarm)
+                work.log.warning(alarm)
                 run.said.append(alarm)
 
-    def _finish(self, run: Run, folder: Folder, log: Log, on: torch.device) -> dict[str, float | str]:
+    def _rank(self, run: Run, work: _Work, score: float) -> None:
+        """Give this step's checkpoint its place among the best; without a file on the disk it has none."""
+        there = distributed.broadcast(run.step in work.folder.steps())
+        if there and run.rank_in(score, self.keep_best):
+            try:
+                work.folder.mark_best(run.step)
+            except OSError as error:
+                work.log.warning(f"best.pt was not written ({error.strerror}); step {run.step} is the best one.")
+
+    def _finish(self, run: Run, work: _Work) -> dict[str, float | str]:
         """Evaluate test, once, on the best weights of the run (without val: on the average, or else the last ones)."""
         distributed.barrier()  # rank 0 may still be writing
-        kept = self._average(run, folder, log, on) or folder.best() or folder.latest(log.warning)
+        folder, log, goal = work.folder, work.log, f"val/{run.task.goal.name}"
+        ranked = [step for _, step in run.ranking]
+        averaged, best = self._average(run, work)
+        kept = averaged or folder.best(ranked, log.warning) or folder.latest(log.warning)
         assert kept is not None, "the last step always leaves a checkpoint"
         path, content = kept
         run.model.load_state_dict(weights(content))
-        numbers: dict[str, float | str] = {} if run.best is None else {f"val/{run.task.goal.name}": run.best}
+        numbers: dict[str, float | str] = {} if best is None else {goal: best}
         if self.average_last:
             numbers["weights"] = describe(path.relative_to(run.folder), content)
         if run.data.count("test"):
-            scores, metric = self._evaluate(run, "test", on)
+            scores, metric = self._evaluate(run, work, "test")
             tested = {f"test/{name}": number for name, number in scores.items()}
             log.numbers(run.step, tested)
             numbers = {**tested, **numbers}
@@ -217,20 +270,23 @@ class Trainer:
         log.say(f"weights   {describe(path, content)}")
         return numbers
 
-    def _average(self, run: Run, folder: Folder, log: Log, on: torch.device) -> tuple[Path, dict[str, Any]] | None:
-        """Average the last checkpoints into average.pt; returned unless the best one of the run is better on val."""
-        if not self.average_last or not self._write_average(folder, log):
-            return None
-        content = checkpoint.load(folder.average())
+    def _average(self, run: Run, work: _Work) -> tuple[Found | None, float | None]:
+        """Average the last checkpoints into average.pt, unless the best one of the run is better on val.
+
+        Returns that file if it is to be tested, and the goal's best value on val.
+        """
+        if not self.average_last or not self._write_average(work.folder, work.log):
+            return None, run.best
+        content = checkpoint.load(work.folder.average())
         run.model.load_state_dict(weights(content))
-        if run.data.count("val"):
-            numbers, _ = self._evaluate(run, "val", on)
-            log.numbers(run.step, {f"average/{name}": number for name, number in numbers.items()})
-            score = numbers[run.task.goal.name]
-            if score != run.best and not run.task.goal.better(score, run.best):  # in this form for a score of nan
-                return None
-            run.best = score
-        return folder.average(), content
+        if not run.data.count("val"):
+            return (work.folder.average(), content), None
+        numbers, _ = self._evaluate(run, work, "val")
+        work.log.numbers(run.step, {f"average/{name}": number for name, number in numbers.items()})
+        score = numbers[run.task.goal.name]
+        if score != run.best and not run.task.goal.better(score, run.best):  # in this form for a score of nan
+            return None, run.best
+        return (work.folder.average(), content), score
 
     def _write_average(self, folder: Folder, log: Log) -> bool:
         """Whether there is an average of the checkpoints now; a file that cannot be read costs it, and no result."""
@@ -241,4 +297,4 @@ class Trainer:
                 written = True
             except UserError as error:
                 log.warning(f"No average of the last checkpoints was made: {error}")
-        return distributed.broadcast(written)  # rank 0's word reaches the others when the file is whole
+        return bool(distributed.broadcast(written))  # rank 0's word reaches the others when the file is whole

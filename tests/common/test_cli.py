@@ -1,6 +1,8 @@
 """The doors' command line: every mistake one sentence and code 2, every path whole, every run its own folder."""
 
 import os
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,9 +12,9 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from common import cli, compose
+from common import cli, compose, run_folder
 from common.config import build, check
-from common.errors import UserError
+from common.errors import Stopped, UserError
 
 ROOT = Path(__file__).parents[2]
 
@@ -156,7 +158,7 @@ def test_cfg_prints_the_config_and_runs_nothing(start: Callable[..., Outcome]) -
 def test_two_runs_of_the_same_second_get_two_folders(
     start: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli.time, "strftime", lambda _: "now")
+    monkeypatch.setattr(run_folder.time, "strftime", lambda _: "now")
     folders = [start("model=detr_r50", "data=shapes").folders[0] for _ in range(3)]
     assert folders == [Path("runs/detr_r50-shapes", name) for name in ("now", "now_2", "now_3")]
 
@@ -213,10 +215,55 @@ def test_a_class_of_ones_own_lies_beside_the_command_and_needs_trust(start: Call
 def test_a_folder_that_holds_a_run_is_refused_without_resume(start: Callable[..., Outcome]) -> None:
     assert start("model=detr", "run_dir=x", "resume=auto").code == 0  # the same line starts it ...
     written = Path("x/config.yaml").read_text()
-    assert start("model=detr", "run_dir=x", "resume=auto", "seed=1").folders == [Path("x")]  # ... and goes on
+    assert start("model=detr", "run_dir=x", "resume=auto").folders == [Path("x")]  # ... and goes on
     assert Path("x/config.yaml").read_text() == written
     refused = start("model=detr", "run_dir=x")
     assert refused.code == 2 and not refused.configs and "x already holds a run; add resume=auto" in refused.err
+
+
+def test_another_run_in_the_same_folder_is_refused_with_its_differences_unless_they_are_meant(
+    start: Callable[..., Outcome],
+) -> None:
+    line = ("model=detr", "run_dir=x", "resume=auto")
+    assert start(*line).code == 0
+    changed = (*line, "seed=1", "optimizer.lr=1", "trainer.workers=7")  # of which the last makes no other run
+    said = sentence(start(*changed))
+    assert said.startswith("x is of another run") and "seed was 0 and is 1, optimizer.lr was" in said
+    assert "workers" not in said
+    assert "seed was" not in sentence(start(*changed, "allow_changes=[seed]"))
+    assert start(*changed, "allow_changes=[seed,optimizer]").code == 0
+    assert start(*changed).code == 0, "the run is now what was allowed"
+    said = sentence(start(*line, "allow_changes=[optimizer.lrr]"))
+    assert said == "allow_changes: optimizer.lrr is not a key of this config; did you mean optimizer.lr?"
+    Path("x/config.yaml").write_text("model: [")
+    assert sentence(start(*line)).startswith("x/config.yaml cannot be read")
+
+
+def test_a_folder_in_use_is_refused_and_free_again_afterwards(start: Callable[..., Outcome]) -> None:
+    Path("x").mkdir()
+    holder = subprocess.Popen(
+        [sys.executable, "-c", "import sys; from pathlib import Path; from common.lock import lock\n"
+         "with lock(Path('x')): print('held', flush=True); sys.stdin.read()"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(compose.CONFIGS.parent)},
+    )  # fmt: skip
+    assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+    assert re.match(
+        rf"x is in use by process {holder.pid} on \S+ since .*; wait", sentence(start("model=detr", "run_dir=x"))
+    )
+    holder.kill()
+    holder.wait()
+    assert start("model=detr", "run_dir=x").code == 0
+
+
+def test_a_stop_leaves_with_its_code_and_the_line_that_goes_on(start: Callable[..., Outcome]) -> None:
+    outcome = start("model=detr", "data.root=a b", job=fail(Stopped(["SIGTERM"], "after step 3 of 9")))
+    assert outcome.code == 143 and outcome.err.startswith("Stopped by SIGTERM after step 3 of 9. To go on: python ")
+    words = shlex.split(outcome.err.partition("python ")[2])
+    assert words[1:3] == ["model=detr", "data.root=a b"] and words[4] == "resume=auto"
+    assert Path(words[3].removeprefix("run_dir="), "config.yaml").exists()
+    assert start(*words[1:]).code == 0
+    outcome = start("model=detr", "resume=auto", "run_dir=y", job=fail(Stopped(["SIGINT"], "while it evaluated val")))
+    assert outcome.code == 130 and outcome.err.rstrip().endswith("model=detr resume=auto run_dir=y")
 
 
 def test_a_folder_that_cannot_be_made_is_a_sentence(start: Callable[..., Outcome]) -> None:

@@ -110,11 +110,15 @@ def trainer(**keys) -> Trainer:
         "clip_norm": 1.0,
         "ema_decay": 0.0,
         "compile": False,
+        "deterministic": False,
+        "strategy": "ddp",
+        "timeout": 60,
         "workers": 0,
         "device": "cpu",
         "log_every": 4,
         "eval_every": 5,
         "save_every": None,
+        "keep_best": 1,
         "average_last": 0,
     }
     return Trainer(**{**defaults, **keys})
