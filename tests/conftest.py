@@ -14,6 +14,7 @@ import torch
 from common import cli
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(Path(__file__).parent))  # nursery.py and faults.py, which forked processes import as well
 
 
 @pytest.fixture(scope="session", autouse=True)
