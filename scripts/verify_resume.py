@@ -214,8 +214,8 @@ def _doom(death: Death) -> None:
         die_at("in an evaluation")
         return real(task, *arguments, **options)
 
-    def save(real: Callable[..., Any], *arguments: Any) -> None:
-        real(*arguments)
+    def save(real: Callable[..., Any], *arguments: Any, **options: Any) -> None:
+        real(*arguments, **options)
         die_at("while it wrote a checkpoint")  # the bytes are there, the name is not
 
     Stepper.__call__ = _wrapped(step, Stepper.__call__)  # type: ignore[method-assign]

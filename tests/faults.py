@@ -43,9 +43,10 @@ def at(step: int, place: str, deed: str, *values: Any) -> None:
         finally:
             del task.predict
 
-    def save(*arguments: Any, _real: Any = torch.save) -> None:
-        _real(*arguments)
-        here("in a save")  # the bytes are there, the name is not
+    def save(content: Any, file: Any, _real: Any = torch.save, **options: Any) -> None:
+        _real(content, file, **options)
+        if hasattr(file, "name"):  # no buffer, by which objects travel to other ranks
+            here("in a save")  # the bytes are there, the name is not
 
     Stepper.__call__ = call  # type: ignore[method-assign]
     common.trainer.evaluate = evaluate  # type: ignore[assignment]
@@ -96,13 +97,13 @@ def full_disk(first: int, last: int) -> None:
 
     count = 0
 
-    def save(content: Any, file: Any, _real: Any = torch.save) -> None:
+    def save(content: Any, file: Any, _real: Any = torch.save, **options: Any) -> None:
         nonlocal count
         count += 1
         if first <= count <= last:
             with open("/dev/full", "wb", buffering=0) as full:
                 full.write(b"no")
-        _real(content, file)
+        _real(content, file, **options)
 
     torch.save = save
 

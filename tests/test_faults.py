@@ -329,13 +329,13 @@ def test_what_is_not_finite_on_one_rank_stops_both_before_the_update(kind, line,
 
 
 def test_a_worker_that_raises_names_the_sample_and_its_file(line, tmp_path):
-    said = run(tmp_path, *line("vit"), "run_dir=run", fault=("in_sample", 7, "fail"), code=1)
-    assert "a defect on purpose" in said and "sample 7 of train" in said and "kind 0/7.png" in said
+    said = run(tmp_path, *line("vit"), "run_dir=run", fault=("in_sample", 1, "fail"), code=1)
+    assert "a defect on purpose" in said and "sample 1 of train" in said and "kind 0/1.png" in said
 
 
 def test_a_worker_that_is_killed_names_the_sample_and_its_file(line, tmp_path):
-    said = run(tmp_path, *line("vit"), "run_dir=run", fault=("in_sample", 7, "send", "SIGKILL"), code=2)
-    assert "kind 0/7.png" in said and "Traceback" not in said
+    said = run(tmp_path, *line("vit"), "run_dir=run", fault=("in_sample", 1, "send", "SIGKILL"), code=2)
+    assert "kind 0/1.png" in said and "Traceback" not in said
 
 
 def test_a_corrupt_image_is_one_sentence_with_its_name(line, tmp_path):
