@@ -70,7 +70,8 @@ class Attention(nn.Module):
             x = shares @ v
         else:
             x = F.scaled_dot_product_attention(q, k, v, attn_mask=may_look, dropout_p=dropout, is_causal=causal)
-        return self.out_proj(x.transpose(1, 2).flatten(2))  # (B, h, N, C/h) -> (B, N, C)
+        out: Tensor = self.out_proj(x.transpose(1, 2).flatten(2))  # (B, h, N, C/h) -> (B, N, C)
+        return out
 
     def remember(self, k: Tensor, v: Tensor) -> "Cache":
         """Keys and values of a memory, k and v (B, M, C), projected once for all queries to come."""
@@ -86,7 +87,8 @@ class Attention(nn.Module):
     def _project(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The three projections, in one multiplication for each run of equal inputs."""
         if q is k and k is v:
-            return self.in_proj(q).chunk(3, dim=-1)
+            q, k, v = self.in_proj(q).chunk(3, dim=-1)
+            return q, k, v
         width = q.shape[-1]
         if q is k:
             q, k = self._part(q, 0, 2 * width).chunk(2, dim=-1)
@@ -98,7 +100,7 @@ class Attention(nn.Module):
         return linear(x, self.in_proj.weight, self.in_proj.bias, slice(start, stop))
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, N, C) -> (B, h, N, C/h)
+        return x.view(*x.shape[:-1], self.heads, -1).transpose(1, 2)  # (B, N, C) -> (B, h, N, C/h)
 
 
 class Cache:
@@ -147,7 +149,7 @@ def weights(q: Tensor, k: Tensor, may_look: Tensor | None = None) -> Tensor:
     Rows sum to one, or are zero where a query may look nowhere. The fast kernels never build this matrix, so
     pictures of attention come from here whatever kernel is in use.
     """
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, h, N, M)
+    scores: Tensor = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, h, N, M)
     if may_look is None:
         return scores.softmax(dim=-1)
     return scores.masked_fill(~may_look, -torch.inf).softmax(dim=-1).nan_to_num(0.0)

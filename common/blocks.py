@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +50,8 @@ class Residual(nn.Module):
         """x (B, N, C) -> (B, N, C)."""
         if self.pre_norm:
             return x + self._added(sublayer(self.norm(x)))
-        return self.norm(x + self._added(sublayer(x)))
+        normed: Tensor = self.norm(x + self._added(sublayer(x)))
+        return normed
 
     def _added(self, x: Tensor) -> Tensor:
         x = self.dropout(x)
@@ -92,10 +93,12 @@ class EncoderBlock(nn.Module):
 
         def attend(x: Tensor) -> Tensor:
             qk = _add(x, positions)
-            return self.attention(q=qk, k=qk, v=x, may_look=may_look)
+            attended: Tensor = self.attention(q=qk, k=qk, v=x, may_look=may_look)
+            return attended
 
         x = self.residuals[0](x, attend)
-        return self.residuals[1](x, self.feed_forward)
+        x = self.residuals[1](x, self.feed_forward)
+        return x
 
 
 class BlockCache(NamedTuple):
@@ -137,17 +140,19 @@ class DecoderBlock(nn.Module):
         def attend(x: Tensor) -> Tensor:
             qk = _add(x, positions)
             own = cache.own if cache else None
-            return self.attention(q=qk, k=qk, v=x, may_look=may_look, causal=causal, cache=own)
+            attended: Tensor = self.attention(q=qk, k=qk, v=x, may_look=may_look, causal=causal, cache=own)
+            return attended
 
         def attend_to_memory(x: Tensor) -> Tensor:
             q = _add(x, positions)
-            if cache is not None:
-                return self.cross_attention(q=q, may_look=may_look_at_memory, cache=cache.memory)
-            return self.cross_attention(q=q, k=memory_keys, v=memory, may_look=may_look_at_memory)
+            where: dict[str, Any] = {"k": memory_keys, "v": memory} if cache is None else {"cache": cache.memory}
+            attended: Tensor = self.cross_attention(q=q, may_look=may_look_at_memory, **where)
+            return attended
 
         x = self.residuals[0](x, attend)
         x = self.residuals[1](x, attend_to_memory)
-        return self.residuals[2](x, self.feed_forward)
+        x = self.residuals[2](x, self.feed_forward)
+        return x
 
 
 class Encoder(nn.Module):
@@ -168,7 +173,8 @@ class Encoder(nn.Module):
         """x (B, N, C) -> (B, N, C)."""
         for block in self.blocks:
             x = block(x, positions=positions, may_look=may_look)
-        return self.norm(x)
+        x = self.norm(x)
+        return x
 
 
 class Decoder(nn.Module):

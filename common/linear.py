@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-_ONEDNN = torch.ops.mkldnn if torch.backends.mkldnn.is_available() else None
+_ONEDNN = torch.ops.mkldnn if torch.backends.mkldnn.is_available() else None  # type: ignore[no-untyped-call]
 _PRODUCT = getattr(_ONEDNN, "_linear_pointwise", None)
 _PACK = getattr(_ONEDNN, "_reorder_linear_weight", None)
 _HAS_BF16 = _PRODUCT is not None and bool(getattr(_ONEDNN, "_is_mkldnn_bf16_supported", bool)())

@@ -271,7 +271,7 @@ def _noam(options: ScheduleOptions, step: int, steps: int) -> float:
     """Equation 3 of Vaswani et al. 2017, where updates count from 1."""
     assert options.width is not None, "ScheduleOptions lets no noam through without it"
     number, warmup = step + 1, max(1, warm_up(options, steps))  # a small part of a short run is still one step
-    return math.sqrt(1 / options.width) * min(math.sqrt(1 / number), number * warmup**-1.5)
+    return math.sqrt(1 / options.width) * min(math.sqrt(1 / number), number * math.pow(warmup, -1.5))
 
 
 _SCHEDULES: dict[str, Callable[[ScheduleOptions, int, int], float]] = {

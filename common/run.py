@@ -60,7 +60,8 @@ def weights(content: dict[str, Any], kind: str = "auto") -> dict[str, Tensor]:
         raise UserError("weights=ema, but this file holds one set of weights, an average of steps; leave weights= out.")
     if kind == "ema" and content["average"] is None:
         raise UserError("weights=ema, but this checkpoint's run kept no average (trainer.ema_decay was 0); use raw.")
-    return content["model"] if kind == "raw" or content["average"] is None else content["average"]["weights"]
+    tensors = content["model"] if kind == "raw" or content["average"] is None else content["average"]["weights"]
+    return dict(tensors)
 
 
 def describe(path: Path, content: dict[str, Any], kind: str = "auto") -> str:
