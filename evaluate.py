@@ -13,7 +13,8 @@ def evaluate(config: dict[str, Any]) -> float | None:
     from common.errors import UserError
     from common.log import Log
 
-    distributed.start(device.choose(config["trainer"]["device"], distributed.local_rank()))
+    place = device.choose(config["trainer"]["device"], distributed.local_rank())
+    distributed.start(place, config["trainer"]["timeout"])
     try:
         parts, split = assembly.restore(config), config["split"]
         if not parts.data.count(split):

@@ -19,7 +19,8 @@ def train(config: dict[str, Any], run_dir: Path | None) -> float | None:
     from common.optim import OptimizerOptions, ScheduleOptions
     from common.run import Run
 
-    distributed.start(device.choose(config["trainer"]["device"], distributed.local_rank()))
+    place = device.choose(config["trainer"]["device"], distributed.local_rank())
+    distributed.start(place, config["trainer"]["timeout"])
     try:
         folder = distributed.broadcast(run_dir)
         results = folder / "results.json"

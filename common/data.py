@@ -87,21 +87,27 @@ def steps(
     world: int,
     workers: int,
     pin: bool,
+    equal: bool = False,
 ) -> Iterator[tuple[int, list[Batch]]]:
     """(epoch, this rank's micro-batches) of the steps from `start`, counted from 0, to before `stop`.
 
-    A rank may have none in a step whose global batch has fewer samples than there are ranks.
+    A rank may have none in a step whose global batch has fewer samples than there are ranks. With `equal` all ranks
+    have equally many: a rank with fewer gets a sample of the step again, in batches that say "dummy".
     """
 
-    def plan() -> Iterator[tuple[int, list[Key]]]:
+    def plan() -> Iterator[tuple[int, list[Key], int]]:
         for epoch, batch in itertools.islice(order.after(start), max(0, stop - start)):
-            mine = share(batch, rank, world)
-            yield epoch, [(epoch, tuple(part)) for part in cut(mine, order.costs, micro_batch or order.batch_size)]
+            shares = [share(batch, one, world) for one in (range(world) if equal else [rank])]
+            parts = [cut(mine, order.costs, micro_batch or order.batch_size) for mine in shares]
+            mine = parts[rank if equal else 0]
+            dummies = [batch[:1]] * (max(map(len, parts)) - len(mine))
+            yield epoch, [(epoch, tuple(part)) for part in (*mine, *dummies)], len(mine)
 
     loader = Loader(data, "train", seed=order.seed, workers=workers, pin=pin)
-    batches = loader(key for _, keys in plan() for key in keys)
-    for epoch, keys in plan():
-        yield epoch, [next(batches) for _ in keys]
+    batches = loader(key for _, keys, _ in plan() for key in keys)
+    for epoch, keys, real in plan():
+        micro_batches = [next(batches) for _ in keys]
+        yield epoch, micro_batches[:real] + [{**dummy, "dummy": True} for dummy in micro_batches[real:]]
 
 
 def evaluation(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from common import distributed
 from common.errors import UserError
 
 
@@ -53,8 +54,8 @@ class Average:
             _copy(own, model)
 
     def state_dict(self) -> dict[str, Any]:
-        """`updates` and `weights`; the latter fit the model's own load_state_dict. Shared memory, not a copy."""
-        return {"updates": self.updates, "weights": dict(self.weights)}
+        """`updates` and `weights`; the latter fit the model's own load_state_dict. Shared memory, where it can be."""
+        return {"updates": self.updates, "weights": distributed.whole(self.weights)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved state; raises UserError when it is another model's."""
@@ -62,7 +63,7 @@ class Average:
         if {n: v.shape for n, v in saved.items()} != {n: v.shape for n, v in self.weights.items()}:
             raise UserError("the checkpoint's averaged weights are of another model; resume with its own config.")
         for name, value in saved.items():
-            self.weights[name].copy_(value)
+            distributed.fill(self.weights[name], value)
         self.updates = state["updates"]
 
 

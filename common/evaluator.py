@@ -7,7 +7,7 @@ from torch import nn
 
 from common import data as batching
 from common import device as devices
-from common import distributed
+from common import distributed, memory
 from common.signals import Stop
 from common.task import Answer, Batch, Data, Metric, Split, Task
 
@@ -46,15 +46,17 @@ def evaluate(
         limit=limit,
     )
     try:
-        for batch in batches:
-            if stop is not None and stop.received:
-                break
-            on_device = devices.to_device(batch, device)
-            with devices.autocast(device, precision):
-                answers = task.predict(model, on_device)
-            if seen is not None:
-                seen(batch, answers)
-            metric.update(batch, answers)
+        with distributed.gathered(model):
+            for batch in batches:
+                if stop is not None and stop.received:
+                    break
+                with memory.named(f"The evaluation of {split}", batch, device, memory.EVALUATION):
+                    on_device = devices.to_device(batch, device)
+                    with devices.autocast(device, precision):
+                        answers = task.predict(model, on_device)
+                if seen is not None:
+                    seen(batch, answers)
+                metric.update(batch, answers)
     finally:
         model.train(training)
     if stop is not None and stop.agreed():

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from common import distributed
 from common.config import did_you_mean
 from common.errors import UserError
 from common.types import Count, Fraction, NonNegativeFloat, Positive, PositiveFloat
@@ -96,7 +97,7 @@ def set_rate(optimizer: Optimizer, factor: float) -> None:
 
 def state(optimizer: Optimizer) -> dict[str, dict[str, Any]]:
     """What the optimizer has gathered, by parameter name: free of group order, device and kernel."""
-    return {name: dict(optimizer.state[p]) for name, p in _named(optimizer) if p in optimizer.state}
+    return {name: distributed.whole(dict(optimizer.state[p])) for name, p in _named(optimizer) if p in optimizer.state}
 
 
 def restore(optimizer: Optimizer, saved: dict[str, dict[str, Any]]) -> None:
@@ -117,7 +118,9 @@ def restore(optimizer: Optimizer, saved: dict[str, dict[str, Any]]) -> None:
     optimizer.load_state_dict({"state": by_number, "param_groups": optimizer.state_dict()["param_groups"]})
     for p, values in optimizer.state.items():  # own copies, in the parameter's layout: see _match_layouts
         like = {key: v for key, v in values.items() if isinstance(v, Tensor) and v.shape == p.shape}
-        values.update({key: torch.empty_like(p, dtype=v.dtype).copy_(v) for key, v in like.items()})
+        values.update({key: torch.empty_like(p, dtype=v.dtype) for key, v in like.items()})
+        for key, value in like.items():
+            distributed.fill(values[key], value)
 
 
 def _groups(model: nn.Module, options: OptimizerOptions) -> Groups:

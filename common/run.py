@@ -79,7 +79,7 @@ def content_of(run: Run, stepper: Stepper, average: Average | None) -> dict[str,
         "step": run.step,
         "best": run.best,
         "ranking": [list(place) for place in run.ranking],
-        "model": run.model.state_dict(),
+        "model": distributed.whole(run.model.state_dict()),
         "average": average.state_dict() if average else None,
         "optimizer": optim.state(stepper.optimizer),
         "scaler": stepper.scaler.state_dict(),
@@ -119,7 +119,7 @@ def go_on(run: Run, stepper: Stepper, average: Average | None, folder: Folder, l
     run.ranking = _ranking(content)
     run.said = list(content.get("said", []))
     run.window = _own_window(content)
-    run.model.load_state_dict(content["model"])
+    distributed.load(run.model, content["model"])
     optim.restore(stepper.optimizer, content["optimizer"])
     stepper.scaler.load_state_dict(content["scaler"])
     stepper.overflows = content["overflows"]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from common import distributed
+from common import distributed, memory
 from common.device import autocast, to_device
 from common.errors import UserError
 from common.task import Batch, Task
@@ -37,27 +37,31 @@ class Stepper:
         and nothing is averaged. A loss or gradient that is not finite never reaches the weights: it raises UserError
         on all ranks alike, but for an fp16 overflow, which halves the scale and skips the step.
         """
-        sizes = step_sizes(self.task, micro_batches)
+        real = [batch for batch in micro_batches if "dummy" not in batch]
+        sizes = step_sizes(self.task, real)
         self.optimizer.zero_grad(set_to_none=True)
         parts = {"loss": torch.zeros((), device=self.device)}
         self.scaler.scale(parts["loss"])  # sets it up, on a rank without samples too
         for batch in micro_batches:
-            with autocast(self.device, self.precision):
-                loss, named = self.task.loss(self.model, to_device(batch, self.device), sizes)
-            self.scaler.scale(loss).backward()
+            with memory.named(f"Step {number}", batch, self.device, memory.TRAINING):
+                with autocast(self.device, self.precision):
+                    loss, named = self.task.loss(self.model, to_device(batch, self.device), sizes)
+                if "dummy" in batch:  # which keeps this rank in step with the others, and counts for nothing
+                    loss, named = loss * 0, {}
+                torch.autograd.backward(self.scaler.scale(loss))
             _own_memory(self.parameters)
             for name, value in {"loss": loss.detach(), **named}.items():
                 parts[name] = parts[name] + value if name in parts else value
         distributed.join_gradients(self.parameters)
         self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm or float("inf"))
+        norm: Tensor = distributed.whole(nn.utils.clip_grad_norm_(self.parameters, self.clip_norm or float("inf")))
         total = distributed.sum_(parts["loss"].to(torch.float32, copy=True))
         loss_is_finite, norm_is_finite = torch.stack((total, norm.float())).isfinite().tolist()
         if loss_is_finite and norm_is_finite:
             self.scaler.step(self.optimizer)
             self.overflows = 0
         else:
-            self._refuse(loss_is_finite, micro_batches, number, parts, norm)
+            self._refuse(loss_is_finite, real, number, parts, norm)
         self.scaler.update()
         return {**parts, "gradient_norm": norm / distributed.world_size()}  # shares add up when they are logged
 
@@ -90,9 +94,9 @@ def _own_memory(parameters: list[nn.Parameter]) -> None:
     taken: set[int] = set()
     for parameter in parameters:
         if parameter.grad is not None:
-            if parameter.grad.data_ptr() in taken:
+            if distributed.local(parameter.grad).data_ptr() in taken:
                 parameter.grad = parameter.grad.clone()
-            taken.add(parameter.grad.data_ptr())
+            taken.add(distributed.local(parameter.grad).data_ptr())
 
 
 def step_sizes(task: Task, micro_batches: list[Batch]) -> dict[str, float]:

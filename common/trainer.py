@@ -66,6 +66,10 @@ class Trainer:
     def __post_init__(self) -> None:
         if self.average_last == 1:
             raise UserError("trainer.average_last=1: one checkpoint has no average; give 0 for none, or at least 2.")
+        if self.strategy == "fsdp" and self.precision == "fp16":
+            raise UserError(
+                "trainer.strategy=fsdp does not know trainer.precision=fp16, whose scale is not shared; use bf16."
+            )
 
     def fit(self, run: Run, log: Log, *, on: torch.device, resume: bool) -> dict[str, float | str]:
         """Train `run` to its end and return the final numbers: the goal's best on val, and all of test.
@@ -79,6 +83,8 @@ class Trainer:
         order = batching.Order(run.data.cost("train"), run.data.batch_size, run.seed)
         total = self.steps or order.steps(self.epochs or 1)
         run.model.to(on)
+        if self.strategy == "fsdp":
+            distributed.shard(run.model, on)
         options = optim.for_batch(run.optimizer, run.data.batch_size)
         work = _Work(
             stepper=Stepper(run.task, run.model, optim.build(run.model, options), on, self.precision, self.clip_norm),
@@ -169,6 +175,7 @@ class Trainer:
             world=distributed.world_size(),
             workers=self.workers,
             pin=on.type == "cuda",
+            equal=self.strategy == "fsdp",
         )
 
     def _evaluate(self, run: Run, work: _Work, split: Split, **options: Any) -> tuple[dict[str, float], Metric]:
@@ -256,7 +263,7 @@ class Trainer:
         kept = averaged or folder.best(ranked, log.warning) or folder.latest(log.warning)
         assert kept is not None, "the last step always leaves a checkpoint"
         path, content = kept
-        run.model.load_state_dict(weights(content))
+        distributed.load(run.model, weights(content))
         numbers: dict[str, float | str] = {} if best is None else {goal: best}
         if self.average_last:
             numbers["weights"] = describe(path.relative_to(run.folder), content)
@@ -278,7 +285,7 @@ class Trainer:
         if not self.average_last or not self._write_average(work.folder, work.log):
             return None, run.best
         content = checkpoint.load(work.folder.average())
-        run.model.load_state_dict(weights(content))
+        distributed.load(run.model, weights(content))
         if not run.data.count("val"):
             return (work.folder.average(), content), None
         numbers, _ = self._evaluate(run, work, "val")
