@@ -120,3 +120,55 @@ def test_what_a_killed_save_left_is_removed_at_the_start_by_the_writer_alone(tmp
     other.mark_best(1)
     assert names(other) == [".step_00000002.pt.tmp", "step_00000001.pt"] and other.latest()[1]["step"] == 1
     assert names(Folder(tmp_path)) == ["step_00000001.pt"]
+
+
+def test_spared_steps_stay_beside_the_last(tmp_path):
+    folder = Folder(tmp_path)
+    for step in (1, 2, 3, 4, 5):
+        folder.save(step, {"step": step}, spare=[1, 3])
+    assert folder.steps() == [1, 3, 4, 5]
+    folder.save(6, {"step": 6}, spare=[3])
+    assert folder.steps() == [3, 5, 6]
+
+
+def test_a_stop_has_a_file_of_its_own_that_goes_with_the_next_save(tmp_path):
+    folder = Folder(tmp_path)
+    for step in (4, 8):
+        folder.save(step, {"step": step})
+    for step in (9, 10):  # stopped, continued, and stopped again
+        folder.save_stop(step, {"step": step})
+        assert folder.latest()[1]["step"] == step
+        assert names(folder) == ["step_00000004.pt", "step_00000008.pt", f"stop_{step:08d}.pt"]
+    assert [path.name for path in folder.last(2)] == ["step_00000004.pt", "step_00000008.pt"]
+    write(tmp_path / "stop_00000010.pt", b"")
+    said = []
+    assert folder.latest(said.append)[1]["step"] == 8 and "stop_00000010.pt is empty" in said[0]
+    folder.save(12, {"step": 12})
+    assert names(folder) == ["step_00000008.pt", "step_00000012.pt"]
+
+
+def test_a_damaged_best_is_named_and_the_next_in_the_ranking_is_taken(tmp_path):
+    folder = Folder(tmp_path)
+    for step in (1, 2):
+        folder.save(step, {"step": step})
+    folder.mark_best(2)
+    (tmp_path / "step_00000002.pt").write_bytes(b"")  # best.pt is the same file
+    said = []
+    path, content = folder.best([2, 1], said.append)
+    assert (path.name, content["step"]) == ("step_00000001.pt", 1)
+    assert len(said) == 2 and "best.pt is empty" in said[0] and said[0].endswith("Taking step_00000001.pt instead.")
+    said.clear()
+    assert folder.best([2], said.append) is None and said[0].endswith("Taking the last checkpoint instead.")
+
+
+def test_a_best_that_cannot_be_written_leaves_none_rather_than_the_wrong_one(tmp_path, monkeypatch):
+    folder = Folder(tmp_path)
+    for step in (1, 2):
+        folder.save(step, {"step": step})
+    folder.mark_best(1)
+    for name in ("link", "fsync"):
+        monkeypatch.setattr(os, name, lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space"):
+        folder.mark_best(2)
+    assert names(folder) == ["step_00000001.pt", "step_00000002.pt"]
+    assert folder.best([2, 1])[1]["step"] == 2

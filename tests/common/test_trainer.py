@@ -431,3 +431,84 @@ def test_two_ranks_test_the_same_average_and_one_of_them_writes_it(tmp_path, mon
     assert one["val0"]["weights"] == "checkpoints/average.pt: average of steps 10, 15, 20, raw"
     mean = mean_of_files(tmp_path / "val0", (10, 15, 20))
     assert one["val0"]["test/error"] == pytest.approx(error_of(mean, tmp_path, "test"), abs=1e-6)
+
+
+def test_the_best_few_are_kept_beside_the_last_two(tmp_path):
+    fit(tmp_path, keys={"steps": 60, "eval_every": 3, "keep_best": 3}, lr=0.5)
+    scores = {line["step"]: line["val/error"] for line in lines(tmp_path) if "val/error" in line}
+    ranked = sorted(scores, key=scores.get)[:3]
+    kept = {int(path.stem[5:]) for path in (tmp_path / "checkpoints").glob("step_*.pt")}
+    assert kept - {57, 60} == {*ranked} - {57, 60} != set(), "the seed should make earlier steps the best"
+    assert checkpoint.load(tmp_path / "checkpoints/best.pt")["step"] == ranked[0]
+
+
+def test_a_first_score_that_is_no_number_is_beaten_by_any(tmp_path, monkeypatch):
+    real = Error.compute
+    calls = []
+    monkeypatch.setattr(
+        Error, "compute", lambda self: {"error": float("nan")} if not calls and not calls.append(1) else real(self)
+    )
+    fit(tmp_path)
+    scores = {line["step"]: line["val/error"] for line in lines(tmp_path) if "val/error" in line}
+    assert scores.pop(5) is None
+    assert checkpoint.load(tmp_path / "checkpoints/best.pt")["step"] == min(scores, key=scores.get)
+
+
+def no_room(monkeypatch, *steps):
+    """Checkpoints of these steps meet a full disk."""
+    real = checkpoint.save
+
+    def save(path, content):
+        if content["step"] in steps:
+            raise OSError(28, "No space left on device")
+        real(path, content)
+
+    monkeypatch.setattr("common.folder.save", save)
+
+
+def test_a_checkpoint_that_cannot_be_written_is_said_and_training_is_the_same(tmp_path, monkeypatch):
+    fit(tmp_path / "whole")
+    no_room(monkeypatch, 5, 10)
+    fit(tmp_path / "full")
+    said = (tmp_path / "full/train.log").read_text()
+    assert said.count("was not written (No space left on device); older ones stay.") == 2
+    whole, full = ([line for line in lines(tmp_path / name) if "test/error" not in line] for name in ("whole", "full"))
+    assert whole == full
+    assert checkpoint.load(tmp_path / "full/checkpoints/best.pt")["step"] in (15, 20), (
+        "the best of those that are there"
+    )
+
+
+def test_a_run_whose_last_checkpoint_is_missing_gives_no_numbers(tmp_path, monkeypatch):
+    no_room(monkeypatch, 20)
+    with pytest.raises(UserError, match=r"the last checkpoint is not in .*resume=auto goes on from the one before"):
+        fit(tmp_path)
+    monkeypatch.undo()
+    assert "test/error" in fit(tmp_path, resume=True)
+
+
+def test_logs_that_cannot_be_written_hold_the_checkpoint_back(tmp_path, monkeypatch):
+    """A checkpoint promises the lines before it: after a kill the log could not be mended."""
+    monkeypatch.setattr("common.lines.Lines.flush", lambda _: (_ for _ in ()).throw(OSError(28, "No space left")))
+    with pytest.raises(UserError, match="the last checkpoint is not in"):
+        fit(tmp_path)
+    assert not list((tmp_path / "checkpoints").glob("*.pt"))
+
+
+def test_a_log_that_tells_of_checkpoints_that_are_gone_is_no_fresh_start(tmp_path):
+    fit(tmp_path)
+    for path in (tmp_path / "checkpoints").iterdir():
+        path.unlink()
+    before = (tmp_path / "metrics.jsonl").read_text()
+    with pytest.raises(UserError, match=r"holds no checkpoint, although metrics\.jsonl tells of evaluations"):
+        fit(tmp_path, resume=True)
+    assert (tmp_path / "metrics.jsonl").read_text() == before
+
+
+def test_allowed_changes_are_said(tmp_path):
+    fit(tmp_path, keys={"steps": 5})
+    changed = run(tmp_path, seed=1)
+    changed.config["allow_changes"] = ["seed"]
+    with Log(tmp_path, main=True) as log:
+        trainer().fit(changed, log, on=CPU, resume=True)
+    assert "although seed was 0 and is 1: no run from the start is equal" in (tmp_path / "train.log").read_text()
