@@ -51,6 +51,24 @@ class Run:
         return place == 0
 
 
+def introduction(run: Run, options: OptimizerOptions, device: str, precision: str, total: int, per_epoch: int) -> str:
+    """What is about to run, and how to go on after a stop; `options` hold the rate in effect."""
+    count = sum(p.numel() for p in run.model.parameters())
+    trained = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
+    ranks, batch = distributed.world_size(), run.optimizer.reference_batch
+    scaled = f", from {run.optimizer.lr:g} for {batch} by {run.optimizer.scaling} scaling" if batch else ""
+    lines = [
+        f"model     {type(run.model).__name__}, {count:,} parameters, {trained:,} of them trained",
+        *(f"data      {line}" for line in run.data.summary()),
+        f"device    {device}, {precision}" + (f", {ranks} processes" if ranks > 1 else ""),
+        f"steps     {total:,} of {run.data.batch_size} each, {per_epoch:,} an epoch"
+        + (f", going on at {run.step:,}" if run.step else ""),
+        f"rate      {options.lr * optim.highest(run.schedule, total):.3g} at its highest{scaled}",
+        f"folder    {run.folder}  (to go on after a stop: the same command with run_dir={run.folder} resume=auto)",
+    ]
+    return "\n".join(lines)
+
+
 def weights(content: dict[str, Any], kind: str = "auto") -> dict[str, Tensor]:
     """A checkpoint's averaged weights when it has them (auto, ema), or those of the last update (raw).
 

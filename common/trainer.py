@@ -18,7 +18,7 @@ from common.folder import Folder, Found
 from common.log import Log
 from common.optim import OptimizerOptions
 from common.randomness import mix
-from common.run import Run, add, close_window, content_of, describe, go_on, weights
+from common.run import Run, add, close_window, content_of, describe, go_on, introduction, weights
 from common.signals import Stop
 from common.step import Stepper
 from common.task import Answer, Batch, Metric, Split
@@ -96,7 +96,9 @@ class Trainer:
         )
         if resume:
             go_on(run, work.stepper, work.average, work.folder, log)
-        self._introduce(run, options, log, on, total, order.steps(1))
+        log.say(introduction(run, options, devices.describe(on), self.precision, total, order.steps(1)))
+        for advice in run.task.advice(run.pretrained):
+            log.warning(advice)
         if self.compile:
             run.model.compile()  # in place: the state dict keeps its names
         if run.step == 0:
@@ -191,31 +193,6 @@ class Trainer:
             stop=work.stop,
             **options,
         )
-
-    def _introduce(
-        self, run: Run, options: OptimizerOptions, log: Log, on: torch.device, total: int, per_epoch: int
-    ) -> None:
-        """Say what is about to run, and how to go on after a stop."""
-        count = sum(p.numel() for p in run.model.parameters())
-        trained = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
-        ranks = distributed.world_size()
-        lines = [
-            f"model     {type(run.model).__name__}, {count:,} parameters, {trained:,} of them trained",
-            *(f"data      {line}" for line in run.data.summary()),
-            f"device    {devices.describe(on)}, {self.precision}" + (f", {ranks} processes" if ranks > 1 else ""),
-            f"steps     {total:,} of {run.data.batch_size} each, {per_epoch:,} an epoch"
-            + (f", going on at {run.step:,}" if run.step else ""),
-            f"rate      {options.lr * optim.highest(run.schedule, total):.3g} at its highest"
-            + (
-                f", from {run.optimizer.lr:g} for {run.optimizer.reference_batch} by {run.optimizer.scaling} scaling"
-                if run.optimizer.reference_batch
-                else ""
-            ),
-            f"folder    {run.folder}  (to go on after a stop: the same command with run_dir={run.folder} resume=auto)",
-        ]
-        log.say("\n".join(lines))
-        for advice in run.task.advice(run.pretrained):
-            log.warning(advice)
 
     def _try_evaluation(self, run: Run, work: _Work) -> None:
         for split in ("val", "test"):
