@@ -60,6 +60,8 @@ def _decode(path: Path, upright: bool) -> Tensor:
                 pixels = np.array(image.convert("RGB"))  # (H, W, 3)
     except FileNotFoundError:
         raise UserError(f"The image {path} is missing; put it there or mend its path.") from None
+    except MemoryError:
+        raise  # is no mistake in the file
     except Exception as error:  # PIL's plugins raise nearly any type on broken files
         raise UserError(f"The image {path} is broken or no image ({error}); replace it or remove it.") from None
     return torch.from_numpy(pixels).permute(2, 0, 1)  # (H, W, 3) -> (3, H, W), a view: channels last in memory

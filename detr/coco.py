@@ -113,8 +113,7 @@ class Coco:
         of the returned image, labels int64 (n,) class indices. Raises UserError when the image is broken or has
         another size than its annotations say.
         """
-        record = self._index(split)
-        file = self._demand(split)[0] / record.files[index].decode()
+        record, file = self._index(split), self._file(split, index)
         height, width = record.sizes[index].tolist()
         image = self._decoded.get((split, index))
         if image is None:
@@ -124,6 +123,10 @@ class Coco:
         owned = slice(record.starts[index], record.starts[index + 1])
         boxes, labels = torch.from_numpy(record.boxes[owned]), torch.from_numpy(record.labels[owned])
         return self._as_seen(int(record.ids[index]), file, image, boxes, labels, generator)
+
+    def where(self, split: Split, index: int) -> str:
+        """The file of an image, for messages."""
+        return str(self._file(split, index))
 
     def view(self, image: Tensor, file: Path) -> dict[str, Any]:
         """A user's image, uint8 (3, H, W), as a sample without targets (id 0), resized as in evaluation."""
@@ -198,6 +201,9 @@ class Coco:
             return None
         official = "train2017" if split == "train" else "val2017"
         return Path(self.root) / official, Path(self.root) / "annotations" / f"instances_{official}.json"
+
+    def _file(self, split: Split, index: int) -> Path:
+        return self._demand(split)[0] / self._index(split).files[index].decode()
 
     def _has(self, split: Split) -> bool:
         return split == "train" or self._files(split) is not None

@@ -75,6 +75,10 @@ class Cldr(SentencePairs):
         notes = {"train": _notes(drawn)}
         return {name: _corpus(pairs, notes.get(name, [])) for name, pairs in drawn.splits.items()}
 
+    def where(self, split: Split, index: int) -> str:
+        """The phrase itself, for messages: it comes out of no file."""
+        return repr(self._used(split).source[index])
+
 
 def find_locale(key: str, name: str) -> Locale:
     """A locale by CLDR's name for it (zh_Hant) or the web's (zh-Hant); raises UserError when Babel has none."""

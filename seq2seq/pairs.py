@@ -145,6 +145,11 @@ class SentencePairs(ABC):
             "target_text": ready.corpus.target[index],
         }
 
+    def where(self, split: Split, index: int) -> str:
+        """The line of a pair in its files, for messages."""
+        corpus = self._used(split)
+        return f"line {corpus.source.number(index)} of {corpus.origin}"
+
     def view(self, line: str, target: str | None = None, id: int = 0) -> dict[str, Any]:
         """A user's sentence, and perhaps its given translation, as a sample, of any length."""
         source, other = self.tokenizers()

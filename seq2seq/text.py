@@ -67,12 +67,16 @@ class Lines:
         """These lines in this order, without copying the text."""
         return Lines(self.rows.take(indices))
 
+    def number(self, index: int) -> int:
+        """Which line of its file `lines[index]` is, counted from 1, whatever was left out before it."""
+        return int(np.count_nonzero(self.rows.flat[: self.rows.starts[index]] == FEED)) + 1
+
     @classmethod
     def of(cls, texts: list[str]) -> "Lines":
         """Lines that come out of no file."""
-        parts = [text.encode() for text in texts]
+        parts = [text.encode() + b"\n" for text in texts]
         bounds = np.cumsum([0, *map(len, parts)], dtype=np.int64)
-        return cls(Ragged(np.frombuffer(b"".join(parts), np.uint8), bounds[:-1], bounds[1:]))
+        return cls(Ragged(np.frombuffer(b"".join(parts), np.uint8), bounds[:-1], bounds[1:] - 1))
 
 
 def read_pair(source: Path, target: Path) -> tuple[Lines, Lines]:

@@ -111,7 +111,7 @@ def together(folder: Path, *arguments: str, world: int, faults: Sequence[Any] = 
 
 def live(door: str, arguments: list[str], words: Path, folder: Path, environment: dict[str, str], fault: Any) -> None:
     """What a child does."""
-    multiprocessing.set_start_method("fork", force=True)  # which a child of a fork server forgets
+
     os.setsid()
     file = os.open(words, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)

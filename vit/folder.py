@@ -126,6 +126,11 @@ class ImageFolder:
             sample |= {f"other_{key}": partner[key] for key in ("label", "views", "uniforms")}
         return sample
 
+    def where(self, split: Split, index: int) -> str:
+        """The file of an image, for messages."""
+        listing = self._listing(split)
+        return str(listing.folder / os.fsdecode(listing.files[index]))
+
     def view(self, image: Tensor, file: Path) -> dict[str, Any]:
         """A user's image, uint8 (3, h, w) of any size, as evaluated: a sample with its file as id and the label -1."""
         return {"id": str(file), "file": str(file), "label": -1, "views": [self._plain(image)]}

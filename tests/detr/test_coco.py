@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from common import data as batching
 from common.errors import UserError
 from common.images import list_images, read_image
 from detr.coco import Coco, Files
@@ -277,6 +278,21 @@ def test_an_image_of_another_size_than_its_annotations_say_is_named(given: Calla
     images = [{**image, "width": 61} for image in DOCUMENT["images"]]
     with pytest.raises(UserError, match=r"b.png has 60 x 40 pixels, but its annotations say 61 x 40"):
         given(document(images=images)).sample("train", 0, None)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_corrupt_image_is_one_sentence_that_names_it(workers: int, given: Callable[[Any], Coco], tmp_path: Path):
+    data = given(DOCUMENT)
+    broken = tmp_path / "images/a.png"
+    broken.write_bytes(broken.read_bytes()[:-30])
+    with pytest.raises(UserError, match=r"a.png is broken or no image") as caught:
+        [*batching.evaluation(data, "train", batch_size=2, rank=0, world=1, workers=workers)]
+    assert "\n" not in str(caught.value)
+
+
+def test_a_sample_lies_where_its_image_does(given: Callable[[Any], Coco], tmp_path: Path):
+    files = [f"{tmp_path}/images/{name}.png" for name in "bac"]
+    assert [given(DOCUMENT).where("train", i) for i in range(3)] == files
 
 
 def test_a_users_image_needs_no_annotations(given: Callable[[Any], Coco], tmp_path: Path):

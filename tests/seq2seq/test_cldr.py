@@ -61,6 +61,10 @@ def test_samples_are_the_phrases_and_come_back_out_of_their_tokens(german: Cldr)
         assert (source.decode(sample["source"][:-1]), target.decode(sample["target"][:-1])) == pair
 
 
+def test_a_drawn_phrase_lies_nowhere_and_is_said_itself(german: Cldr) -> None:
+    assert german.where("val", 3) == repr(german.pairs("val")[3][0])
+
+
 def test_the_seed_is_of_the_drawing(german: Cldr) -> None:
     assert cldr().pairs("test") == german.pairs("test")
     assert cldr(seed=1).pairs("test") != german.pairs("test")

@@ -102,6 +102,21 @@ def test_nothing_incomplete_is_cut(make: Callable[..., ParallelText]) -> None:
     assert data.count("train") == 55 and "train: 60 pairs with an empty side left out" in data.summary()
 
 
+def test_a_pair_lies_in_the_line_of_its_files_whatever_was_left_out_before(tmp_path: Path) -> None:
+    holes = [("", "leer"), *PAIRS[:40], ("leer", ""), ("zu lang " * 60, "zu lang"), *PAIRS[40:]]
+    for i, side in enumerate(("en", "de")):
+        (tmp_path / f"all.{side}").write_text("".join(f"{pair[i]}\n" for pair in holes))
+    two = Files(source=str(tmp_path / "all.en"), target=str(tmp_path / "all.de"), pairs=None)
+    for files, origin in (
+        (two, f"{tmp_path}/all.en and {tmp_path}/all.de"),
+        (tabbed(tmp_path / "all.tsv", holes), f"{tmp_path}/all.tsv"),
+    ):
+        data = data_set(train=files)
+        for split in SPLITS:
+            lines = [holes.index(pair) + 1 for pair in data.pairs(split)]
+            assert [data.where(split, i) for i in range(len(lines))] == [f"line {n} of {origin}" for n in lines]
+
+
 def test_splits_given_by_path_win(tmp_path: Path, make: Callable[..., ParallelText]) -> None:
     own = [("", "leer"), *PAIRS[:30]]
     data = make(PAIRS, val=tabbed(tmp_path / "val.tsv", own))

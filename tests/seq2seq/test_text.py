@@ -101,6 +101,13 @@ def test_a_line_without_exactly_one_tab_is_named(write: Write, content: str, sai
     assert said in message(write(content), read_tabbed)
 
 
+def test_a_line_knows_its_number_in_its_file(write: Write) -> None:
+    lines = read_lines(write(b"\xef\xbb\xbfa\r\n\nb\nc"))
+    assert [lines.number(i) for i in range(4)] == [1, 2, 3, 4]
+    assert lines.take(np.array([3, 1])).number(0) == 4
+    assert [Lines.of(["a", "", "b"]).number(i) for i in range(3)] == [1, 2, 3]
+
+
 def test_lines_are_taken_in_any_order_without_copying_text() -> None:
     lines = Lines.of(["a", "", "größer", "你好"])
     assert [*lines] == ["a", "", "größer", "你好"] == [*lines], "iterating twice gives the same"

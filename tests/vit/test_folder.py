@@ -421,6 +421,22 @@ def test_an_unreadable_image_is_named(imagenet: Path):
         data.sample("train", 4, None)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unreadable_image_is_one_sentence_from_a_worker_too(workers: int, imagenet: Path):
+    (imagenet / "val/ant/val_ant_0.png").write_bytes(b"no image")
+    data = folder(root=str(imagenet), val_count=3)
+    with pytest.raises(UserError, match=r"val_ant_0.png is broken or no image") as caught:
+        [*batching.evaluation(data, "test", batch_size=2, rank=0, world=1, workers=workers)]
+    assert "\n" not in str(caught.value)
+
+
+def test_a_sample_lies_where_its_image_does(imagenet: Path):
+    data = folder(root=str(imagenet), val_count=3)
+    for split in ("train", "val", "test"):
+        for index in range(data.count(split)):
+            assert data.where(split, index) == data.sample(split, index, None)["file"]
+
+
 def test_a_folder_that_cannot_be_read_is_named(imagenet: Path, monkeypatch: pytest.MonkeyPatch):
     scan: Callable[[Any], Any] = os.scandir
 

@@ -1,0 +1,102 @@
+"""Nothing reaches for the network when data are local: the real doors in processes that cannot, and are overheard."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+Door = Callable[..., str]
+Told = Callable[[str], list[str]]
+# Python runs sitecustomize.py as it starts. An audit hook sees what any library does through Python's sockets, and
+# cannot be taken away; what it refuses it writes down too, for libraries that would try and then do without.
+GUARD = r"""
+import os, socket, sys
+
+def note(name, line):
+    with open(os.path.join(os.path.dirname(__file__), name), "a") as file:
+        file.write(line + "\n")
+
+def guard(event, arguments):
+    if event in ("socket.connect", "socket.sendto", "socket.sendmsg"):
+        address = arguments[1]
+        host = address[0] if isinstance(address, tuple) else None  # a path: within this machine
+    elif event in ("socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr"):
+        host = arguments[0]
+    else:
+        return
+    if host in (None, "127.0.0.1", "::1", "localhost", socket.gethostname()):
+        return
+    note("attempts", f"{event} {host} by {sys.orig_argv}")
+    raise PermissionError(f"the test refuses {event}")
+
+sys.addaudithook(guard)
+note("guarded", " ".join(sys.orig_argv))
+"""
+WAYS_OUT = """
+import socket
+for attempt in (
+    lambda: socket.socket().connect(("192.0.2.1", 80)),
+    lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"", ("192.0.2.1", 80)),
+    lambda: socket.create_connection(("example.org", 80)),
+    lambda: socket.gethostbyname("example.org"),
+):
+    try:
+        attempt()
+    except PermissionError as error:
+        print(error)
+"""
+LENGTH = ["trainer.steps=4", "trainer.eval_every=2", "trainer.log_every=2", "trainer.workers=1", "schedule.warmup=1"]
+TINY = {
+    "detr": [
+        *("model.width=32", "model.queries=7", "data.batch_size=4"),
+        *("data.train_count=20", "data.val_count=5", "data.test_count=5"),
+    ],
+    "vit": ["model.width=32", "model.layers=2", "model.heads=2", "data.batch_size=16"],
+    "seq2seq": [
+        *("model.width=32", "model.heads=2", "model.feedforward=48", "model.encoder_layers=1"),
+        *("model.decoder_layers=2", "data.tokenizer.vocabulary=400", "data.batch_size=600", "task.predict.beam=1"),
+        *("data.train_count=2000", "data.val_count=20", "data.test_count=20", "task.predict.longest_extra=2"),
+    ],
+}
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Told:
+    """What starts from now on is guarded; lines of which commands were `guarded`, and of all `attempts` to get out."""
+    folder = tmp_path / "guard"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(GUARD)
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    return lambda name: (folder / name).read_text().splitlines() if (folder / name).exists() else []
+
+
+def test_the_guard_refuses_and_writes_down_every_way_out(told: Told) -> None:
+    said = subprocess.run([sys.executable, "-c", WAYS_OUT], capture_output=True, text=True, check=True).stdout
+    events = ["socket.connect", "socket.sendto", "socket.getaddrinfo", "socket.gethostbyname"]
+    assert said.splitlines() == [f"the test refuses {event}" for event in events]
+    assert [line.split()[0] for line in told("attempts")] == events
+
+
+@pytest.mark.parametrize("model", TINY)
+def test_training_evaluating_and_predicting_need_no_network(model: str, door: Door, told: Told, tmp_path: Path) -> None:
+    places = [f"data.root={tmp_path / 'shapes'}"] if model == "detr" else []
+    door("train", f"model={model}", *TINY[model], *LENGTH, *places, f"run_dir={tmp_path / 'run'}")
+    best = f"checkpoint={tmp_path}/run/checkpoints/best.pt"
+    door("evaluate", best)
+    (tmp_path / "text.txt").write_text("one day\n")
+    Image.new("RGB", (40, 40), (200, 30, 30)).save(tmp_path / "photo.png")
+    given = tmp_path / ("text.txt" if model == "seq2seq" else "photo.png")
+    door("predict", best, f"input={given}", f"output={tmp_path / 'out'}")
+    for name, line in zip(("train.py", "evaluate.py", "predict.py"), told("guarded"), strict=True):
+        assert name in line
+    assert not told("attempts")
+
+
+def test_two_processes_talk_to_each_other_alone(door: Door, told: Told, tmp_path: Path) -> None:
+    door("train", "model=vit", *TINY["vit"], *LENGTH, f"run_dir={tmp_path / 'run'}", processes=2)
+    assert sum("train.py" in line for line in told("guarded")) == 3, "torchrun and two of ours"
+    assert not told("attempts")
