@@ -1,0 +1,217 @@
+"""Several processes: the same run in any number of them, whole or sharded; what they evaluate, and how they end."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from nursery import Child, free_port, run, together
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.slow
+TASKS = ("detr", "vit", "seq2seq")
+LENGTH = ["trainer.steps=20", "trainer.eval_every=10", "trainer.save_every=4", "trainer.log_every=1"]
+# A low rate: Adam makes steps of noise where a true gradient is zero, and one of them can change what DETR matches.
+LENGTH += ["optimizer.lr=1e-4", "schedule.warmup=2", "trainer.timeout=60", "run_dir=run", "resume=auto"]
+SMALL = {
+    "detr": [
+        *("model=detr", "model.width=32", "model.queries=7", "model.dropout=0", "data.train_count=40"),
+        *("data.val_count=7", "data.test_count=5", "data.batch_size=5", "trainer.micro_batch=2", "trainer.workers=0"),
+    ],
+    "vit": [
+        *("model=vit", "model.width=32", "model.layers=2", "model.heads=2", "data.batch_size=16"),
+        *("data.augmentation.mixup=0.8", "trainer.micro_batch=5"),
+    ],
+    "seq2seq": [
+        *("model=seq2seq", "data=parallel_text", "model.width=32", "model.heads=2", "model.feedforward=48"),
+        *("model.encoder_layers=1", "model.decoder_layers=2", "data.tokenizer.pieces=bytes"),
+        *("data.tokenizer.vocabulary=275", "data.batch_size=300", "data.val_count=7", "data.test_count=5"),
+        *("data.longest=60", "task.predict.longest_extra=5", "trainer.micro_batch=200", "model.blocks.dropout=0"),
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def line(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[str]]:
+    """A small run's command line without dropout; its data lie in a folder of the test."""
+    folder = tmp_path_factory.mktemp("data")
+    digits = {"0": "null", "1": "eins", "2": "zwei", "3": "drei", "4": "vier"}
+    numbers = [np.base_repr(number, 5) for number in range(6, 125)]
+    rows = [f"{' '.join(number)}\t{' '.join(digits[digit] for digit in number)}\n" for number in numbers]
+    (folder / "train.tsv").write_text("".join(rows), encoding="utf-8")
+    places = {"detr": f"data.root={folder / 'shapes'}", "seq2seq": f"data.train.pairs={folder / 'train.tsv'}"}
+    return lambda task: [*SMALL[task], *LENGTH, *([places[task]] if task in places else [])]
+
+
+def losses(folder: Path, name: str = "loss") -> list[float]:
+    """The loss of every step, or another number of it."""
+    records = map(json.loads, (folder / "run/metrics.jsonl").read_text().splitlines())
+    return [record[f"train/{name}"] for record in records if "train/loss" in record]
+
+
+def ends(ranks: list[Child], code: int = 0) -> list[str]:
+    """What the ranks said, who all must end with `code`."""
+    codes = [rank.end() for rank in ranks]
+    said = [rank.said() for rank in ranks]
+    assert codes == [code] * len(ranks), "\n".join(said)[-6000:]
+    return said
+
+
+def numbers_of(said: str) -> dict[str, float]:
+    """The JSON line of evaluate.py."""
+    return dict(json.loads(next(line for line in said.splitlines() if line.startswith("{"))))
+
+
+@pytest.fixture(scope="module")
+def alone(line: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of the run in one process."""
+    folders: dict[str, Path] = {}
+
+    def trained(task: str) -> Path:
+        if task not in folders:
+            folders[task] = tmp_path_factory.mktemp("alone")
+            run(folders[task], *line(task))
+        return folders[task]
+
+    return trained
+
+
+@pytest.mark.parametrize(("world", "strategy"), [(2, "ddp"), (3, "ddp"), (2, "fsdp"), (3, "fsdp")])
+@pytest.mark.parametrize("task", TASKS)
+def test_any_number_of_ranks_takes_the_same_steps_whole_or_sharded(task, world, strategy, line, alone, tmp_path):
+    """Batches do not divide evenly, and with three ranks some have fewer micro-batches, or none."""
+    said = ends(together(tmp_path, *line(task), f"trainer.strategy={strategy}", world=world))
+    assert f"{world} processes" in said[0]
+    assert losses(tmp_path) == pytest.approx(losses(alone(task)), rel=1e-5) and len(losses(tmp_path)) == 20
+    norms = [losses(folder, "gradient_norm") for folder in (tmp_path, alone(task))]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+    numbers, expected = (json.loads((folder / "run/results.json").read_text()) for folder in (tmp_path, alone(task)))
+    assert numbers.keys() == expected.keys()
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_ranks_go_on_from_each_others_checkpoints_with_averages_and_optimizer(task, line, tmp_path):
+    """Two sharded ranks, then three whole ones, then one process; the end is that of one process within rounding."""
+    ema = [*line(task), "trainer.ema_decay=0.9"]
+    run(tmp_path / "alone", *ema)
+    death = ("at", 9, "after the update", "send", "SIGTERM")
+    ends(together(tmp_path, *ema, "trainer.strategy=fsdp", world=2, faults=[death]), code=143)
+    death = ("at", 13, "after the update", "send", "SIGTERM")
+    said = ends(together(tmp_path, *ema, world=3, faults=[None, None, death]), code=143)
+    assert "going on at 10" in said[0]
+    assert "going on at 14" in run(tmp_path, *ema)
+    assert losses(tmp_path) == pytest.approx(losses(tmp_path / "alone"), rel=1e-5)
+    name = "run/checkpoints/step_00000020.pt"
+    one, other = (torch.load(folder / name, weights_only=True) for folder in (tmp_path, tmp_path / "alone"))
+    assert one["optimizer"].keys() == other["optimizer"].keys() and one["average"]["updates"] == 20
+    for name, value in other["average"]["weights"].items():
+        if name.endswith("in_proj.bias"):  # of keys: its true gradient is zero, and Adam makes steps of the rounding
+            one["average"]["weights"][name][32:64] = value[32:64]
+        if value.is_floating_point():
+            torch.testing.assert_close(one["average"]["weights"][name], value, rtol=0, atol=1e-5)
+    said = ends(together(tmp_path / "new", *ema, "trainer.strategy=fsdp", "trainer.steps=2",
+                         f"checkpoint={tmp_path / 'run/checkpoints/step_00000020.pt'}", world=2))  # fmt: skip
+    assert "step_00000020.pt" in said[0]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_any_number_of_ranks_evaluates_to_the_same_digits(task, alone, tmp_path):
+    """Sets that do not divide evenly, in batches of one and of many, and fewer batches than ranks."""
+    checkpoint = f"checkpoint={alone(task) / 'run/checkpoints/best.pt'}"
+    for size in (1, 10_000):
+        arguments = [checkpoint, f"trainer.micro_batch={size}"]
+        one = numbers_of(run(tmp_path / f"1-{size}", *arguments, door="evaluate"))
+        for world in (2, 3):
+            said = ends(together(tmp_path / f"{world}-{size}", *arguments, world=world, door="evaluate"))
+            assert numbers_of(said[0]) == one
+
+
+@pytest.fixture(scope="module")
+def few_objects(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """A detection set in which only one image of five has objects."""
+    folder = tmp_path_factory.mktemp("few")
+    draw = np.random.default_rng(0)
+    images = [{"id": number, "file_name": f"{number}.png", "width": 40, "height": 32} for number in range(5)]
+    for image in images:
+        Image.fromarray(draw.integers(0, 255, (32, 40, 3), np.uint8)).save(folder / str(image["file_name"]))
+    boxes = [{"id": 1, "image_id": 2, "category_id": 1, "bbox": [4, 4, 12, 9], "area": 108, "iscrowd": 0}]
+    content = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "thing"}]}
+    (folder / "all.json").write_text(json.dumps(content))
+    return [f"data.{split}.{key}={folder / name}" for split in ("train", "val", "test")
+            for key, name in (("images", "."), ("annotations", "all.json"))]  # fmt: skip
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_rank_with_no_targets_in_its_share_neither_hangs_nor_changes_the_step(strategy, few_objects, tmp_path):
+    small = [word for word in SMALL["detr"] if "count" not in word]
+    sizes = ["data.augmentation.eval_size=64", "data.augmentation.sizes=[64]", "data.augmentation.kind=flip"]
+    arguments = [*small, "data=coco", *few_objects, *sizes, *LENGTH, "trainer.steps=6"]
+    run(tmp_path / "alone", *arguments)
+    ends(together(tmp_path, *arguments, f"trainer.strategy={strategy}", world=3))
+    assert losses(tmp_path) == pytest.approx(losses(tmp_path / "alone"), rel=1e-5)
+
+
+# How they end.
+
+
+def test_a_rank_that_fails_takes_the_others_down_at_once(line, tmp_path):
+    start = time.monotonic()
+    fault = ("at", 9, "before the update", "fail")
+    ranks = together(tmp_path, *line("vit"), world=2, faults=[None, fault])
+    assert [rank.end(60) for rank in ranks] == [1, 1]
+    assert (
+        "ZeroDivisionError: a defect on purpose" in ranks[1].said() and "Connection closed by peer" in ranks[0].said()
+    )
+    assert time.monotonic() - start < 30
+
+
+def test_a_rank_that_hangs_is_given_up_after_the_timeout(line, tmp_path):
+    fault = ("at", 9, "before the update", "hang")
+    ranks = together(tmp_path, *line("vit"), "trainer.timeout=3", world=2, faults=[None, fault])
+    with ranks[1]:
+        ranks[0].wait_for("step 9 of")
+        start = time.monotonic()
+        assert ranks[0].end(60) == 1 and time.monotonic() - start < 20
+        assert "Timed out" in ranks[0].said()
+
+
+def torchrun(folder: Path, *arguments: str, options: tuple[str, ...], **environment: str) -> subprocess.Popen[str]:
+    """train.py as a user starts it."""
+    folder.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "torch.distributed.run", *options, str(ROOT / "train.py"), *arguments]
+    several = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, cwd=folder, env=several, **pipes)
+
+
+def test_torchrun_shows_the_traceback_of_the_rank_that_failed(line, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys\n"
+        f"sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
+        "if os.environ.get('RANK') == '1':\n"
+        "    import faults\n"
+        "    faults.at(3, 'before the update', 'fail')\n"
+    )
+    process = torchrun(tmp_path, *line("vit"), options=("--nproc-per-node", "2"), PYTHONPATH=str(tmp_path))
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 1
+    cause = said.partition("Root Cause")[2]
+    assert "rank      : 1" in cause and "ZeroDivisionError: a defect on purpose" in cause, said[-4000:]
+
+
+def test_two_nodes_of_one_machine_train_one_run(line, alone, tmp_path):
+    where = f"localhost:{free_port()}"
+    meet = ("--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", where)
+    nodes = [torchrun(tmp_path, *line("vit"), options=meet) for _ in range(2)]
+    said = [node.communicate(timeout=180)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], "\n".join(said)[-6000:]
+    assert sum("All of it lies in" in one for one in said) == 1, "one log"
+    assert losses(tmp_path) == pytest.approx(losses(alone("vit")), rel=1e-5)
