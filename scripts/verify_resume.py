@@ -80,9 +80,9 @@ def compare(one: Path, other: Path) -> Report:
     tensors = 0
     for name in sorted({path.name for run in (one, other) for path in (run / "checkpoints").glob("*.pt")}):
         files = [run / "checkpoints" / name for run in (one, other)]
-        missing = [str(file) for file in files if not file.exists()]
+        missing = [file for file in files if not file.exists()]
         if missing:
-            differences.append(f"only one run has {missing[0]}")
+            differences.append(f"only one run has {next(file for file in files if file.exists())}")
             continue
         contents = [{**checkpoint.load(file), "config": None} for file in files]  # which names the run's own folder
         differences += [f"{name}{where}" for where in unequal(*contents)]
@@ -129,7 +129,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--kills", type=int, default=5, help="how often the second run is killed (default 5)")
     parser.add_argument("--seed", type=int, default=0, help="of the random steps (default 0)")
     parser.add_argument("--folder", help="where both runs are kept; otherwise they go when all is equal")
-    return parser.parse_args()
+    return parser.parse_intermixed_args()
 
 
 def _line(options: argparse.Namespace) -> tuple[list[str], int]:
