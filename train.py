@@ -1,6 +1,7 @@
 """Train a model: `python train.py model=detr`; `python train.py --help` lists the choices."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ def train(config: dict[str, Any], run_dir: Path | None) -> float | None:
     from common.optim import OptimizerOptions, ScheduleOptions
     from common.run import Run
 
+    if config["trainer"]["deterministic"]:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the GPU's first product
+    device.only_deterministic(config["trainer"]["deterministic"])
     place = device.choose(config["trainer"]["device"], distributed.local_rank())
     distributed.start(place, config["trainer"]["timeout"])
     try:

@@ -32,6 +32,14 @@ def choose(name: str, local_rank: int = 0) -> torch.device:
     return torch.device(name)
 
 
+def only_deterministic(wanted: bool) -> None:
+    """Let torch take algorithms alone that give the same bits each time; it raises where it has none for an operation.
+
+    cuBLAS also wants CUBLAS_WORKSPACE_CONFIG in the environment, which the door sets.
+    """
+    torch.use_deterministic_algorithms(wanted)
+
+
 def describe(device: torch.device) -> str:
     """A few words for the start of a run."""
     if device.type == "cuda":

@@ -15,8 +15,9 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
-from common.errors import UserError
+from common.errors import Stopped, UserError
 from common.lines import Lines
+from common.table import table
 
 SHOWN = 6  # numbers of a training line on the console; the files hold all
 
@@ -47,8 +48,8 @@ class Log:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """Write what ended the block to train.log, a traceback unless it is a UserError, and close all files."""
-        if isinstance(error, UserError | SystemExit):
+        """Write what ended the block to train.log, a traceback unless it is meant for the user, and close all files."""
+        if isinstance(error, UserError | Stopped | SystemExit):
             self._append("train.log", str(error))
         elif error is not None:
             self._append("train.log", "".join(traceback.format_exception(kind, error, at)).rstrip())
@@ -205,29 +206,10 @@ class Progress:
         return f" of {self.steps} ({tqdm.format_interval(seconds)} left)"
 
 
-def table(title: str, rows: Sequence[Sequence[Any]]) -> str:
-    """Plain aligned text: words to the left, numbers to the right; floats have four places, NaN is a dash."""
-    if len(rows) < 2:
-        return f"{title}: none"
-    cells = [[_cell(value) for value in row] for row in rows]
-    columns = []
-    for values, texts in zip(zip(*rows[1:], strict=True), zip(*cells, strict=True), strict=True):
-        align = str.rjust if all(isinstance(value, int | float) for value in values) else str.ljust
-        columns.append([align(text, max(map(len, texts))) for text in texts])
-    lines = ["  ".join(line).rstrip() for line in zip(*columns, strict=True)]
-    return "\n".join([title, lines[0], "  ".join("-" * len(column[0]) for column in columns), *lines[1:]])
-
-
 def _is_terminal() -> bool:
     """Whether a bar would be seen; some containers' terminals claim to have no columns, and tqdm then draws none."""
     both = sys.stdout.isatty() and sys.stderr.isatty()
     return both and os.get_terminal_size(sys.stderr.fileno()).columns > 0
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4f}" if math.isfinite(value) else "-"
-    return str(value)
 
 
 def _short(value: float) -> str:

@@ -145,6 +145,17 @@ def test_two_runs_of_one_seed_are_equal_in_every_bit_with_any_number_of_workers(
     assert_same_end(whole(task), tmp_path / "run")
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_only_deterministic_algorithms_are_enough_for_a_run(task, line, tmp_path):
+    """Each step, evaluation and save; on the CPU they also give the same bits as the others."""
+    fault = ("at", 9, "after the update", "send", "SIGKILL")
+    more = ["trainer.deterministic=true", "trainer.steps=12"]
+    killed(tmp_path, *line(task), *more, fault=fault)
+    go_on(tmp_path, *line(task), *more)
+    run(tmp_path / "plain", *line(task), "trainer.steps=12", "run_dir=run")
+    assert_same_end(tmp_path / "plain/run", tmp_path / "run", length=12)
+
+
 def test_the_scale_of_fp16_goes_on_too(line, whole, tmp_path):
     fp16 = ["trainer.precision=fp16", "optimizer.lr=1e-3"]
     killed(tmp_path, *line("vit"), *fp16, fault=("at", 9, "after the update", "send", "SIGKILL"))

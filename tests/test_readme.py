@@ -38,3 +38,14 @@ def test_files_and_configs_that_the_readme_names_are_there():
         assert (ROOT / link).exists(), link
     for model in re.findall(r"model=(\w+)", README):
         assert (ROOT / f"configs/model/{model}.yaml").exists(), model
+
+
+def test_every_row_of_the_faults_names_tests_that_are_there():
+    section = README.partition("## Nothing is lost")[2].partition("\n## ")[0]
+    rows = [line.split("|")[3] for line in section.splitlines() if line.startswith("| ")][2:]
+    files = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")}
+    names = re.findall(r"def (test_\w+)", "\n".join(files.values()))
+    held = [word for row in rows for word in re.findall(r"`([^`]+)`", row)]
+    assert len(rows) > 20 and len(held) >= len(rows)
+    missing = [word for word in held if word not in files and not any(word in name for name in names)]
+    assert not missing

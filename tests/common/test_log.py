@@ -11,7 +11,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from common.errors import UserError
+from common.errors import Stopped, UserError
 from common.log import Log, table
 
 
@@ -190,3 +190,9 @@ def test_a_table_is_aligned():
             "all       -1.0000      15",
         ]
     )
+
+
+def test_a_stop_ends_the_log_with_its_sentence_and_no_traceback(tmp_path):
+    with pytest.raises(Stopped), Log(tmp_path, True):
+        raise Stopped(["SIGUSR1"], "after step 3 of 9")
+    assert (tmp_path / "train.log").read_text().splitlines()[-1].endswith("Stopped by SIGUSR1 after step 3 of 9.")
