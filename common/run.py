@@ -125,6 +125,8 @@ def go_on(run: Run, stepper: Stepper, average: Average | None, folder: Folder, l
             f"{folder.path} holds no checkpoint, although metrics.jsonl tells of evaluations, which always follow one; "
             "put one there, or start anew with another run_dir."
         )
+    if found is None and (run.folder / "metrics.jsonl").exists():
+        log.warning("The run ended before its first checkpoint, and starts again at step 0.")
     log.cut_back(step, evaluated=False)
     if found is None:
         return

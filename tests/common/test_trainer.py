@@ -1,6 +1,8 @@
 """The training loop on a toy task: logs, checkpoints, the best weights, going on, and the numbers at the end."""
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from common import checkpoint, distributed
-from common.errors import UserError
+from common.errors import Stopped, UserError
 from common.log import Log
 from common.optim import OptimizerOptions, ScheduleOptions
 from common.run import Run, weights
@@ -512,3 +514,30 @@ def test_allowed_changes_are_said(tmp_path):
     with Log(tmp_path, main=True) as log:
         trainer().fit(changed, log, on=CPU, resume=True)
     assert "although seed was 0 and is 1: no run from the start is equal" in (tmp_path / "train.log").read_text()
+
+
+@pytest.mark.parametrize("stop", [3, 10, 19])
+def test_a_stop_leaves_no_trace_in_what_is_kept_averaged_and_chosen(tmp_path, stop, monkeypatch):
+    keys = {"average_last": 3, "keep_best": 2, "save_every": 2, "ema_decay": 0.9}
+    fit(tmp_path / "whole", keys=keys)
+    real, calls = Fit.loss, []
+
+    def ask(self, *arguments):
+        calls.append(1)
+        if len(calls) == stop:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return real(self, *arguments)
+
+    monkeypatch.setattr(Fit, "loss", ask)
+    with pytest.raises(Stopped, match=f"after step {stop} of 20, with a checkpoint"):
+        fit(tmp_path / "stopped", keys=keys)
+    fit(tmp_path / "stopped", keys=keys, resume=True)
+    whole, stopped = (
+        {path.name: checkpoint.load(path) for path in (tmp_path / name / "checkpoints").iterdir()}
+        for name in ("whole", "stopped")
+    )
+    assert whole.keys() == stopped.keys() and "average.pt" in whole
+    for name, content in whole.items():
+        assert content["ranking"] == stopped[name]["ranking"]
+        assert all(torch.equal(value, stopped[name]["model"][key]) for key, value in content["model"].items())
+    assert (tmp_path / "whole/metrics.jsonl").read_text() == (tmp_path / "stopped/metrics.jsonl").read_text()
