@@ -4,12 +4,15 @@ A start takes a quarter of a second instead of five, so that a test can kill and
 has computed with torch must not be forked: its threads do not survive that.
 """
 
+import io
 import multiprocessing
 import os
 import signal
 import socket
+import struct
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -129,6 +132,14 @@ def live(door: str, arguments: list[str], words: Path, folder: Path, environment
         getattr(import_module("faults"), name)(*values)
     module = import_module(door)
     cli.launch(getattr(module, door), door, getattr(module, "stored_config", None), arguments)
+
+
+def flipped(data: bytes) -> bytes:
+    """A checkpoint with one bit altered in the middle of its largest record, where no padding is."""
+    record = max(zipfile.ZipFile(io.BytesIO(data)).infolist(), key=lambda info: info.file_size)
+    name, extra = struct.unpack_from("<HH", data, record.header_offset + 26)
+    place = record.header_offset + 30 + name + extra + record.file_size // 2
+    return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
 
 
 def session(leader: int) -> list[str]:

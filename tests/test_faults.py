@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from nursery import Child, run, together, wait
+from nursery import Child, flipped, run, together, wait
 from PIL import Image
 
 from common import checkpoint
@@ -197,7 +197,7 @@ def test_a_kill_during_a_save_always_leaves_a_whole_checkpoint(tmp_path):
 DAMAGE = {
     "truncated": lambda data: data[: len(data) // 2],
     "zeroed": lambda data: data[: len(data) // 3] + bytes(4096) + data[len(data) // 3 + 4096 :],
-    "flipped": lambda data: data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :],
+    "flipped": flipped,
     "empty": lambda data: b"",
     "text": lambda data: b"version 1, not a checkpoint\n",
 }

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from nursery import flipped
 
 from common import checkpoint
 from common.errors import UserError
@@ -12,8 +13,7 @@ from common.folder import Folder
 DAMAGE = {  # how a file is spoilt, and a word of the reason that is given
     "truncated": (lambda data: data[: len(data) // 2], "damaged"),
     "zeroed": (lambda data: data[:200] + bytes(len(data) - 400) + data[-200:], "damaged"),
-    "flipped": (lambda data: data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :],
-                "damaged"),
+    "flipped": (flipped, "damaged"),
     "empty": (lambda data: b"", "empty"),
     "text": (lambda data: b"not a checkpoint at all", "no PyTorch checkpoint"),
 }  # fmt: skip
