@@ -183,9 +183,12 @@ def local(tensor: Any) -> Tensor:
 
 
 def whole(value: Any) -> Any:
-    """A tensor, or all those in a dict, put together from the ranks' parts (all ranks call it); the rest as it is."""
+    """A tensor, or all those in a dict, put together from the ranks' parts (all ranks call it); the rest as it is.
+
+    What is in a dict goes to the CPU, one after the other: a GPU may have no room for the whole model.
+    """
     if isinstance(value, dict):
-        return {name: whole(item) for name, item in value.items()}
+        return {name: whole(item).cpu() if _is_part(item) else item for name, item in value.items()}
     return value.full_tensor() if _is_part(value) else value
 
 
@@ -217,13 +220,14 @@ def gathered(model: nn.Module) -> Iterator[None]:
     units = _units(model) if is_sharded(list(model.parameters())) else []
     if units:
         units[0]._get_fsdp_state()._lazy_init()  # the first forward pass may be a layer's, which then would be the root
-        _forget_packs(model)
     for unit in units:
         unit.set_reshard_after_forward(False, recurse=False)
         unit.unshard()
     try:
         yield
     finally:
+        if units:
+            _forget_packs(model)
         for unit in units:
             unit.reshard()
             unit.set_reshard_after_forward(unit is not model, recurse=False)
@@ -243,7 +247,10 @@ def _units(model: nn.Module) -> list[Any]:
 
 
 def _forget_packs(model: nn.Module) -> None:
-    """Drop what common/linear.py made of the weights: gathering changes them without counting that."""
+    """Drop what common/linear.py made of the weights, before they are freed.
+
+    The next ones are gathered into the same tensors, often at the same address, and nobody counts that as a change.
+    """
     for parameter in model.parameters():
         if hasattr(parameter, "packs"):
             del parameter.packs
