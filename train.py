@@ -33,8 +33,9 @@ def train(config: dict[str, Any], run_dir: Path | None) -> float | None:
                 log.say(f"{folder} is finished; {results} holds its numbers.")
                 return _reached(_read(results))
             state = folder / "task.json"  # what the data decided: names of classes, tokenizers
-            goes_on = config["resume"] == "auto" and state.exists() and any(folder.glob("checkpoints/st*_*.pt"))
-            parts = assembly.assemble(config, goes_on=_read(state) if goes_on else None)
+            goes_on = config["resume"] == "auto" and any(folder.glob("checkpoints/st*_*.pt"))
+            decided = _read(state) if state.exists() else {}  # runs of the first version have none
+            parts = assembly.assemble(config, goes_on=decided if goes_on else None)
             log.say(parts.said)
             if distributed.is_main():
                 _write(state, parts.task.state())

@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from common.config import DOORS, TARGETS, check, did_you_mean
 from common.errors import UserError
+from common.older import complete, completed
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 GROUPS = ("model", "data", "optimizer", "schedule", "trainer", "experiment")
@@ -60,6 +61,8 @@ class Command:
         hydra_key = next((key for key in self.keys if key.startswith(("hydra.", "hydra/"))), None)
         if hydra_key and not self.flags.multirun:
             raise UserError(f"{hydra_key}: Hydra's own settings are for sweeps (-m); a run's folder is run_dir=.")
+        if "sweep_dir" in self.keys and not self.flags.multirun:
+            raise UserError("sweep_dir= is the folder of a sweep, which needs -m; a run's folder is run_dir=.")
         self._add_folder(self.flags.config_dir)
         stored = self._store_base()
         if not stored and not self.flags.config_name and not {"model", "experiment"} & self.keys:
@@ -106,6 +109,9 @@ class Command:
             raise UserError(f"--config-dir {extra}: there is no such folder.")
         if (other / f"{self.config_name}.yaml").is_file():
             self.folder, other = other, self.folder  # Hydra looks for the first file in its main folder alone
+            if older := completed(self.folder / f"{self.config_name}.yaml"):
+                self.config_name += "_completed"
+                ConfigStore.instance().store(self.config_name, older)
         self.overrides.append(f"hydra.searchpath=[{quoted(f'file://{other}')}]")
 
     def _store_base(self) -> list[str]:
@@ -121,6 +127,7 @@ class Command:
         config = self.base(file)
         if not config:
             return []
+        config = complete(config)
         sections = {"model": ("seed", "model", "task"), **{name: (name,) for name in GROUPS[1:-1]}}
         for group, names in sections.items():
             node = {name: config.get(name) for name in names}

@@ -13,6 +13,7 @@ from common.ema import Average
 from common.errors import UserError
 from common.folder import Folder
 from common.log import Log
+from common.older import complete
 from common.optim import OptimizerOptions, ScheduleOptions
 from common.step import Stepper
 from common.task import Data, Task
@@ -132,8 +133,9 @@ def go_on(run: Run, stepper: Stepper, average: Average | None, folder: Folder, l
         return
     path, content = found
     allowed = run.config.get("allow_changes") or []
-    refuse_changes(content["config"], run.config, f"{path}", allowed)
-    if changed := differences(content["config"], run.config, but=FREE):
+    before = complete(content["config"])
+    refuse_changes(before, run.config, f"{path}", allowed)
+    if changed := differences(before, run.config, but=FREE):
         log.warning(f"Going on, as allow_changes says, although {', '.join(changed)}: no run from the start is equal.")
     run.step, run.window_steps = content["step"], content["window_steps"]
     run.ranking = _ranking(content)
@@ -155,7 +157,7 @@ def _ranking(content: dict[str, Any]) -> list[tuple[float, int]]:
 
 def _own_window(content: dict[str, Any]) -> dict[str, Tensor]:
     """This rank's sums since the last log line; rank 0 takes all of them when the number of ranks is another."""
-    windows = content.get("windows") or [{name: torch.tensor(value) for name, value in content["window"].items()}]
+    windows = content.get("windows") or [{name: torch.as_tensor(value) for name, value in content["window"].items()}]
     if len(windows) == distributed.world_size():
         return dict(windows[distributed.rank()])
     return {name: torch.tensor(value) for name, value in _added(windows).items()} if distributed.is_main() else {}

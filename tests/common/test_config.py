@@ -103,6 +103,7 @@ def right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     importlib.invalidate_caches()
     return {
         **{"seed": 0, "run_dir": None, "resume": None, "checkpoint": None, "trust": ["toy"]},
+        **{"sweep_dir": None, "allow_changes": []},
         "model": {
             **{"_target_": "toy.net.Net", "width": 64, "dropout": 0, "rate": 1e-4, "kind": "sine"},
             **{"stem": {"kernel": 3, "norm": "layer"}, "second": None, "sizes": [1, 2], "crop": [3, 4]},
@@ -120,6 +121,7 @@ def right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             **{"steps": 10, "epochs": None, "micro_batch": None, "precision": "fp32", "clip_norm": 0.1},
             **{"ema_decay": 0, "compile": False, "workers": 0, "device": "auto"},
             **{"log_every": 1, "eval_every": None, "save_every": None, "average_last": 0},
+            **{"deterministic": False, "strategy": "ddp", "timeout": 600, "keep_best": 1},
         },
     }
 
