@@ -35,7 +35,8 @@ options:
 """
 TRAIN_OPTIONS = """\
   --config-dir RUN --config-name config  run again what a run's folder holds
-  -m key=a,b model=x,y                   train once for each combination
+  -m key=a,b model=x,y                   train once for each combination; sweep_dir=FOLDER goes on with a sweep
+  hydra/launcher=joblib                  several runs of a sweep at once (hydra.launcher.n_jobs=2); or submitit_slurm
 """
 
 

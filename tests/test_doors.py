@@ -149,7 +149,7 @@ def test_fine_tuning_makes_anew_just_what_does_not_fit(door, trained, tmp_path, 
 def test_sweeps_run_every_combination_and_outlive_a_failure(door, shapes, tmp_path):
     said = door(
         "train", "-m", "model=detr", *TINY, f"data.root={shapes}", "trainer.steps=1", "model.heads=4,5",
-        f"hydra.sweep.dir={tmp_path}", code=2,
+        f"sweep_dir={tmp_path}", code=2,
     )  # fmt: skip
     assert "model.heads=5" in said
     done = [*tmp_path.glob("*/results.json")]

@@ -1,5 +1,6 @@
 """The doors' command line: every mistake one sentence and code 2, every path whole, every run its own folder."""
 
+import json
 import os
 import re
 import shlex
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from common import cli, compose, run_folder
+from common import cli, compose, run_folder, sweep
 from common.config import build, check
 from common.errors import Stopped, UserError
 
@@ -35,7 +36,6 @@ def start(
     """Launch a job that takes notes, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["train.py"])
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # to be put back after a sweep
     monkeypatch.setattr(sys, "path", [*sys.path])
 
     def go(*arguments: str, door: str = "train", base: Any = None, job: Any = None) -> Outcome:
@@ -105,6 +105,11 @@ def test_help_needs_no_model(start: Callable[..., Outcome], door: str) -> None:
         (("-m", "model=detr", "optimizer.lr=1,fast"), "optimizer.lr=fast: expected a number above 0."),
         (("-m", "model=detr", "optimizer.lrr=1,2"), "optimizer.lrr is not a key of this config; did you mean"),
         (("-m", "model=detr", "seed=a(b"), "seed=a(b: not understood"),
+        (("-m", "model=detr", "seed=interval(0,1)"), "seed=interval(0,1): expected single values"),
+        (("-m", "model=detr", "hydra.sweep.dir=x"), "hydra.sweep.dir: a sweep is a grid in the folder sweep_dir="),
+        (("-m", "model=detr", "hydra/sweeper=optuna"), "hydra/sweeper: a sweep is a grid"),
+        (("-m", "model=detr", "hydra/launcher=jobli"), "hydra/launcher/jobli: there is none; did you mean joblib?"),
+        (("model=detr", "sweep_dir=x"), "sweep_dir= is the folder of a sweep, which needs -m"),
     ],
 )
 def test_a_mistake_is_one_sentence_before_anything_runs(
@@ -316,32 +321,46 @@ def test_sweeps_are_refused_under_torchrun(start: Callable[..., Outcome], monkey
     assert sentence(start("-m", "model=detr", "seed=1,2")).startswith("-m does not work under torchrun")
 
 
-# Sweeps.
+# Sweeps; those with other launchers and with stops are in test_sweep.py.
+
+
+def readable(folder: Path | None) -> str:
+    """A run's folder without the hash at its end."""
+    assert folder is not None and re.fullmatch(r"[\w.+-]+-[0-9a-f]{8}", folder.name), folder
+    return folder.name[:-9]
+
+
+def finish(config: dict[str, Any], folder: Path) -> float:
+    """A job that ends well."""
+    numbers = {"val/AP": 0.5 + config["seed"], "goal": "val/AP", "direction": "maximize"}
+    (folder / "results.json").write_text(json.dumps(numbers))
+    return 0.5
 
 
 def test_a_sweep_takes_models_keys_and_fixed_keys_beside_them(start: Callable[..., Outcome]) -> None:
     outcome = start(
         *("-m", "model=detr,detr_r50", "optimizer.lr=1e-3,1e-4", "model.heads=2", "data.root=a (b), c", "data=shapes"),
         *("trainer.epochs=null", "trainer.steps=7"),
+        job=finish,
     )
     assert outcome.code == 0, outcome.err
     assert {(c["trainer"]["epochs"], c["trainer"]["steps"]) for c in outcome.configs} == {(None, 7)}
     got = [(c["model"]["width"], c["optimizer"]["lr"], c["model"]["heads"], c["data"]["root"]) for c in outcome.configs]
     assert got == [(width, lr, 2, "a (b), c") for width in (128, 256) for lr in (1e-3, 1e-4)]
-    names = [folder.name for folder in outcome.folders if folder]
-    assert names == ["0-detr-lr_0.001", "1-detr-lr_0.0001", "2-detr_r50-lr_0.001", "3-detr_r50-lr_0.0001"]
-    assert all(sorted(os.listdir(folder)) == ["config.yaml"] for folder in outcome.folders if folder)
+    names = [readable(folder) for folder in outcome.folders]
+    assert names == ["detr-lr_0.001", "detr-lr_0.0001", "detr_r50-lr_0.001", "detr_r50-lr_0.0001"]
+    assert {folder.parent.parent for folder in outcome.folders if folder} == {Path("runs/sweeps")}
+    made = {name for folder in outcome.folders if folder for name in os.listdir(folder)}
+    assert made == {"config.yaml", "results.json", ".lock"}
 
 
 def test_a_sweep_takes_experiments_ranges_and_lists(start: Callable[..., Outcome]) -> None:
-    outcome = start(*("-m", "experiment=detr_r50_coco_300", "seed=range(2)", "optimizer.betas=[0.9,0.9],[0.8,0.9]"))
-    assert [(c["seed"], c["optimizer"]["betas"][0]) for c in outcome.configs] == [
-        (0, 0.9),
-        (0, 0.8),
-        (1, 0.9),
-        (1, 0.8),
-    ]
-    assert [folder.name for folder in outcome.folders if folder] == ["0-seed_0", "1-seed_0", "2-seed_1", "3-seed_1"]
+    line = ("-m", "experiment=detr_r50_coco_300", "seed=range(2)", "optimizer.betas=[0.9,0.9],[0.8,0.9]")
+    outcome = start(*line, job=finish)
+    got = [(c["seed"], c["optimizer"]["betas"][0]) for c in outcome.configs]
+    assert got == [(0, 0.9), (0, 0.8), (1, 0.9), (1, 0.8)]
+    names = [readable(folder) for folder in outcome.folders]
+    assert names == [f"detr_r50_coco_300-seed_{seed}" for seed in (0, 0, 1, 1)], "a list makes no good name"
 
 
 @pytest.mark.parametrize(("error", "code"), [(UserError("Seed 1 is unlucky."), 2), (ZeroDivisionError("oh"), 1)])
@@ -349,12 +368,58 @@ def test_a_failing_run_does_not_stop_the_others(start: Callable[..., Outcome], e
     def job(config: dict[str, Any], folder: Path) -> float:
         if config["seed"] == 1:
             raise error
-        return 0.5
+        return finish(config, folder)
 
     outcome = start("-m", "model=detr", "seed=0,1,2", job=job)
     assert outcome.code == code and [config["seed"] for config in outcome.configs] == [0, 1, 2]
-    assert str(error) in outcome.err and "1 of the runs in" in outcome.err
+    assert f"{outcome.folders[1]}: " in outcome.err and str(error) in outcome.err and "1 of the runs in" in outcome.err
     assert ("Traceback" in outcome.err) == (code == 1)
+    states = [line.split()[1:] for line in outcome.out.splitlines() if line.startswith("detr-seed_")]
+    assert states == [["done", "0.5000"], ["refused" if code == 2 else "failed", "-"], ["done", "2.5000"]]
+
+
+def test_the_same_sweep_again_leaves_out_what_is_done_and_goes_on_with_the_rest(start: Callable[..., Outcome]) -> None:
+    def job(config: dict[str, Any], folder: Path) -> float | None:
+        return None if config["seed"] == 1 and len(folders) < 3 else finish(config, folder)
+
+    folders: list[Path | None] = []
+    line = ["-m", "model=detr", "seed=0,1,2", "data.root=a b"]
+    first = start(*line, job=job)
+    folders = first.folders
+    assert first.code == 1 and "1 of the runs" in first.err
+    again = shlex.split(first.err.rpartition("To go on: python train.py ")[2])
+    assert again[:-1] == line and again[-1].startswith("sweep_dir=runs/sweeps/")
+    second = start(*again, job=job)
+    assert second.code == 0 and second.folders == [folders[1]] and second.configs[0]["resume"] == "auto"
+    third = start(*again, job=job)
+    assert third.code == 0 and not third.configs and "3 runs in" in third.out and "3 of them done before" in third.out
+
+
+def test_a_wider_sweep_finds_the_runs_of_a_narrower_one(start: Callable[..., Outcome]) -> None:
+    assert start("-m", "model=detr", "seed=1", "sweep_dir=x", job=finish).code == 0
+    (folder,) = Path("x").glob("detr-*")
+    outcome = start("-m", "model=vit,detr", "seed=1,0", "sweep_dir=x", "trainer.workers=5", job=finish)
+    names = [readable(place) for place in outcome.folders]
+    assert names == ["vit-seed_1", "vit-seed_0", "detr-seed_0"] and folder.exists()
+
+
+def test_combinations_that_are_the_same_run_are_done_once(start: Callable[..., Outcome]) -> None:
+    outcome = start("-m", "model=detr", "trainer.log_every=5,7", "optimizer.lr=1e-3,0.001", job=finish)
+    assert outcome.code == 0 and len(outcome.configs) == 1 and outcome.out.count("are the same run") == 3
+
+
+def test_a_launcher_that_is_not_installed_is_named_with_the_line_that_installs_it(
+    start: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "EXTRAS", ("ray",))
+    said = sentence(start("-m", "model=detr", "seed=0,1", "hydra/launcher=ray"))
+    assert said == 'hydra/launcher=ray is not installed: pip install -e ".[sweeps]".'
+
+
+def test_a_stop_ends_the_sweep_and_says_how_it_goes_on(start: Callable[..., Outcome]) -> None:
+    outcome = start("-m", "model=detr", "seed=0,1", job=fail(Stopped(["SIGTERM"], "after step 3")))
+    assert outcome.code == 143 and len(outcome.configs) == 1
+    assert "To go on: python train.py -m model=detr seed=0,1 sweep_dir=runs/sweeps/" in outcome.err
 
 
 # evaluate.py and predict.py.

@@ -114,9 +114,9 @@ def test_two_processes_train_and_evaluate_to_the_same_numbers(door: Door, inside
 
 def test_a_sweep_trains_each_seed_into_a_folder_of_its_own(inside: Door, tmp_path: Path) -> None:
     line = ["model=vit", *SMALL, "trainer.steps=1", "data.image_size=[4,8]", "trainer.micro_batch=null"]
-    inside("train", "-m", *line, "seed=0,1", f"hydra.sweep.dir={tmp_path / 'sweep'}")
+    inside("train", "-m", *line, "seed=0,1", f"sweep_dir={tmp_path / 'sweep'}")
     done = sorted((tmp_path / "sweep").glob("*/results.json"))
-    assert [file.parent.name for file in done] == ["0-seed_0", "1-seed_1"]
+    assert [file.parent.name.rpartition("-")[0] for file in done] == ["vit-seed_0", "vit-seed_1"]
     assert done[0].read_bytes() != done[1].read_bytes()
 
 

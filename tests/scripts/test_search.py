@@ -1,0 +1,231 @@
+"""Searches: what is searched, trials that fail, stops and kills, and the same line again."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+from common.errors import UserError
+from scripts import search
+
+ROOT = Path(__file__).parents[2]
+# A train.py whose result depends on the config alone, and which does what plan.json says for the trial of that name.
+TOY = f"""
+import json, math, os, signal, sys, time
+from pathlib import Path
+sys.path.append({str(ROOT)!r})
+from common import cli
+from common.errors import Stopped, UserError
+
+def job(config, folder):
+    if (folder / "results.json").exists():
+        return
+    plan = json.loads(Path("plan.json").read_text()).get(folder.name) if Path("plan.json").exists() else None
+    if plan == "refuse":
+        raise UserError("These values are unlucky.")
+    if plan == "wait" and not (folder / "checkpoints").exists():
+        told = []
+        signal.signal(signal.SIGINT, lambda *_: told.append(1))
+        (folder / "checkpoints").mkdir()
+        (folder / "waits").touch()
+        while not told and not Path("leave").exists():
+            time.sleep(0.02)
+        time.sleep(0.2)
+        if told:
+            (folder / "saved").write_text(str(os.getsid(0)))
+            raise Stopped(["SIGINT"], "after step 3")
+    value = -abs(math.log10(config["optimizer"]["lr"]) + 3) - config["model"]["layers"]
+    (folder / "results.json").write_text(json.dumps({{"val/top1": value}}))
+
+if __name__ == "__main__":
+    cli.launch(job, door="train")
+"""
+LINE = ["model=vit", "optimizer.lr=1e-4..1e-2", "model.layers=1..3", "optimizer.name=adamw,adam", "seed=3"]
+
+
+@pytest.fixture(autouse=True)
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "train.py").write_text(TOY)
+    monkeypatch.setattr(search, "ROOT", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+
+def start(*arguments: str) -> "subprocess.Popen[str]":
+    """A search in a process of its own, with the toy for train.py."""
+    code = "import sys; from pathlib import Path; from scripts import search; search.ROOT = Path.cwd(); "
+    command = [sys.executable, "-c", code + "sys.exit(search.main())", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=environment, start_new_session=True, **streams)
+
+
+def tried(folder: str) -> list[dict[str, object]]:
+    """The values of the trials of a study."""
+    study = optuna.load_study(study_name="search", storage=f"sqlite:///{folder}/study.db")
+    return [trial.params for trial in study.trials]
+
+
+def wait_for(found: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 30
+    while not found():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+# What is searched.
+
+
+def test_ranges_are_of_whole_numbers_or_logarithmic_from_a_decade_on() -> None:
+    words = ["model.layers=2..6", "optimizer.lr=1e-4..1e-2", "optimizer.weight_decay=0.1..0.9", "seed=-0..20"]
+    assert [search._range(word) for word in words] == [
+        ("model.layers", IntDistribution(2, 6)),
+        ("optimizer.lr", FloatDistribution(1e-4, 1e-2, log=True)),
+        ("optimizer.weight_decay", FloatDistribution(0.1, 0.9, log=False)),
+        ("seed", IntDistribution(0, 20)),
+    ]
+    assert search._range("a=0.0..5") == ("a", FloatDistribution(0, 5, log=False)), "there is no logarithm of 0"
+    assert search._range("a=.5...7") == ("a", FloatDistribution(0.5, 0.7))
+    assert [search._range(word) for word in ("data.root=../x", "seed=1", "a=b..c", "--trials")] == [None] * 4
+
+
+def test_the_rest_of_the_line_goes_to_every_trial() -> None:
+    line = ["model=vit", "optimizer.lr=1e-4..1e-2", "checkpoint=a b,c", "optimizer.betas=[0.9,0.9],[0.8,0.9]"]
+    plan = search.plan(line)
+    assert plan.fixed == ["model=vit", "checkpoint=a b,c"] and (plan.goal, plan.direction) == ("val/top1", "maximize")
+    assert plan.space["optimizer.betas"] == CategoricalDistribution(["[0.9,0.9]", "[0.8,0.9]"])
+    values = {"optimizer.lr": 0.001, "optimizer.betas": "[0.8,0.9]"}
+    assert plan.line(values) == [*plan.fixed, "optimizer.lr=0.001", "optimizer.betas=[0.8,0.9]"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["model=vit"], "There is nothing to search"),
+        (["optimizer.lr=1..2"], "train.py needs model=NAME"),
+        (["model=vit", "optimizer.lrr=1..2"], "optimizer.lrr is not a key of this config; did you mean"),
+        (["model=vit", "optimizer.lr=-1..2"], "optimizer.lr=-1: expected a number above 0."),
+        (["model=vit", "model.layers=1..2.5"], "model.layers=1.0: expected a whole number"),
+        (["model=vit", "optimizer.lr=2..1"], "optimizer.lr=2..1: expected a range from a smaller number to a larger"),
+        (["model=vit", "optimizer.name=adam,adamm"], "optimizer.name=adamm: expected"),
+        (["model=vit", "seed=interval(0,1)"], "seed=interval(0,1): expected values or a range"),
+        (["model=vit", "seed=1..2", "run_dir=x"], "run_dir= is chosen for each trial"),
+        (["model=vit", "seed=1..2", "-m"], "-m, --help and --cfg are for train.py"),
+        (["model=vit,detr", "seed=1..2"], "These trials have several goals (val/AP, val/top1)"),
+    ],
+)
+def test_a_mistake_is_one_sentence_before_the_first_trial(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert search.main([*words, "--trials", "3", "--study", "s"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(said) and err.count("\n") == 1 and not Path("s").exists()
+
+
+# A search.
+
+
+def test_a_search_finds_the_best_and_says_how_to_run_it_again(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("plan.json").write_text('{"trial_0002": "refuse"}')
+    line = [*LINE, "--study", "a =search", "--trials"]
+    assert search.main([*line, "4"]) == 0
+    out = capsys.readouterr().out
+    assert "trial_0002 (3 of 4): optimizer.lr=" in out and "  failed: These values are unlucky.\n" in out
+    done = {path.parent: json.loads(path.read_text())["val/top1"] for path in Path("a =search").glob("*/results.json")}
+    best = max(done, key=lambda folder: done[folder])
+    assert len(done) == 3 and f"4 trials, 1 of them failed; the best is {best.name}:" in out
+    again = shlex.split(out.partition("again     python ")[2].partition("\n")[0])
+    subprocess.run([sys.executable, *again, "run_dir=again"], check=True)
+    assert json.loads(Path("again/results.json").read_text())["val/top1"] == done[best]
+    before = tried("a =search")
+    assert search.main([*line, "5"]) == 0, "a larger number searches on"
+    assert capsys.readouterr().out.count("trial_000") == 2 and tried("a =search")[:4] == before
+    assert search.main([*line, "5", "trainer.workers=0"]) == 0, "where and how a run is done makes no other search"
+    assert search.main([*line, "5", "data.batch_size=9"]) == 2
+    assert "a =search holds another search: fixed was ['model=vit', 'seed=3'] and is" in capsys.readouterr().err
+
+
+def test_a_search_of_which_nothing_works_stops_early(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("plan.json").write_text(json.dumps({f"trial_000{n}": "refuse" for n in range(9)}))
+    assert search.main([*LINE, "--study", "s", "--trials", "9"]) == 2
+    out, err = capsys.readouterr()
+    assert out.count("failed: These values") == 3 and err.startswith("The first 3 trials failed")
+
+
+def test_two_searches_in_one_folder_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("plan.json").write_text('{"trial_0000": "wait"}')
+    first = start(*LINE, "--study", "s", "--trials", "1")
+    wait_for(Path("s/trial_0000/waits").exists)
+    assert search.main([*LINE, "--study", "s", "--trials", "1"]) == 2
+    assert capsys.readouterr().err.startswith(f"s is in use by process {first.pid}")
+    Path("leave").touch()
+    assert first.wait(30) == 0
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_the_trial_once_and_the_line_that_is_said_goes_on() -> None:
+    Path("plan.json").write_text('{"trial_0001": "wait"}')
+    first = start(*LINE, "--study", "s", "--trials", "3")
+    wait_for(Path("s/trial_0001/waits").exists)
+    os.killpg(first.pid, signal.SIGINT)  # as a terminal does
+    out, err = first.communicate(timeout=30)
+    assert first.returncode == 130 and "Traceback" not in err
+    assert int(Path("s/trial_0001/saved").read_text()) != first.pid, "in that session Ctrl-C would reach it twice"
+    again = shlex.split(err.partition("To go on: python scripts/search.py ")[2])
+    second = start(*again)
+    out, err = second.communicate(timeout=60)
+    assert second.returncode == 0, err
+    assert re.findall(r"^trial_\d+", out, re.MULTILINE) == ["trial_0001", "trial_0002"]
+    Path("plan.json").unlink()
+    unbroken = start(*LINE, "--study", "unbroken", "--trials", "3")
+    assert unbroken.wait(60) == 0 and tried("unbroken") == tried("s"), "the same values are tried"
+
+
+@pytest.mark.slow
+def test_a_killed_search_waits_for_the_run_that_it_left_behind() -> None:
+    Path("plan.json").write_text('{"trial_0000": "wait"}')
+    first = start(*LINE, "--study", "s", "--trials", "2")
+    wait_for(Path("s/trial_0000/waits").exists)
+    first.kill()
+    first.wait()
+    second = start(*LINE, "--study", "s", "--trials", "2")
+    wait_for(lambda: "is in use by" in Path("s/trial_0000.txt").read_text())
+    Path("leave").touch()
+    out, err = second.communicate(timeout=60)
+    assert second.returncode == 0, err
+    assert "waiting for its end" in out and "2 trials, 0 of them failed" in out
+
+
+@pytest.mark.slow
+def test_a_real_search_killed_in_a_run_ends_as_one_that_was_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = ["model=vit", "optimizer.lr=1e-4..1e-2", "trainer.steps=40", "trainer.eval_every=20", "trainer.save_every=5"]
+    line += ["trainer.workers=0", "data.batch_size=8", "--trials", "2", "--study"]
+    command = [sys.executable, str(ROOT / "scripts/search.py"), *line]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    killed = subprocess.Popen([*command, "killed"], env=environment, start_new_session=True)
+    wait_for(lambda: [*Path("killed/trial_0001/checkpoints").glob("step_*")])
+    killed.kill()
+    run = int(Path("killed/trial_0001/.lock").read_text().split()[1])
+    os.kill(run, signal.SIGKILL)
+    killed.wait()
+    for name in ("killed", "unbroken"):
+        subprocess.run([*command, name], check=True, env=environment)
+    assert tried("killed") == tried("unbroken")
+    for trial in ("trial_0000", "trial_0001"):
+        numbers = [json.loads(Path(name, trial, "results.json").read_text()) for name in ("killed", "unbroken")]
+        assert numbers[0] == numbers[1]
+
+
+def test_a_folder_that_optuna_cannot_take_is_named() -> None:
+    with pytest.raises(UserError, match="Optuna takes no folder with"):
+        search._study(Path("a?b"), search.plan(LINE), 0)
