@@ -14,8 +14,7 @@ def evaluate(config: dict[str, Any]) -> float | None:
     from common.log import Log
 
     place = device.choose(config["trainer"]["device"], distributed.local_rank())
-    distributed.start(place, config["trainer"]["timeout"])
-    try:
+    with distributed.together(place, config["trainer"]["timeout"]):
         parts, split = assembly.restore(config), config["split"]
         if not parts.data.count(split):
             raise UserError(f"split={split}: these data have no such split; give its files, or another split.")
@@ -43,8 +42,6 @@ def evaluate(config: dict[str, Any]) -> float | None:
             metric.write(folder)
             log.say(f"The numbers and the predictions lie in {folder}.")
         return numbers[parts.task.goal.name]
-    finally:
-        distributed.stop()
 
 
 def stored_config(file: Path) -> dict[str, Any]:

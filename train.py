@@ -24,8 +24,7 @@ def train(config: dict[str, Any], run_dir: Path | None) -> float | None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the GPU's first product
     device.only_deterministic(config["trainer"]["deterministic"])
     place = device.choose(config["trainer"]["device"], distributed.local_rank())
-    distributed.start(place, config["trainer"]["timeout"])
-    try:
+    with distributed.together(place, config["trainer"]["timeout"]):
         folder = distributed.broadcast(run_dir)
         results = folder / "results.json"
         with Log(folder, distributed.is_main()) as log:
@@ -60,8 +59,6 @@ def train(config: dict[str, Any], run_dir: Path | None) -> float | None:
             log.table("results", [("number", "value"), *numbers.items()])
             log.say(f"All of it lies in {folder}: checkpoints/, metrics.jsonl, predictions/, TensorBoard events.")
             return _reached({**numbers, **goal})
-    finally:
-        distributed.stop()
 
 
 def _reached(results: dict[str, Any]) -> float | None:

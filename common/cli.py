@@ -63,10 +63,6 @@ def launch(job: Job, door: str, base: Base | None = None, arguments: Sequence[st
             print(OmegaConf.to_yaml(OmegaConf.create(composed.config)), end="")
             sys.exit(0)
         started = True
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            from common.distributed import recorded
-
-            job = recorded(job)
         if door != "train":
             job(composed.config)
         else:

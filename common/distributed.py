@@ -6,8 +6,9 @@ a DTensor. Files always hold whole tensors, so that a run goes on in any number 
 """
 
 import os
+import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -17,6 +18,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from common.errors import UserError
+
+# Seconds that a process which lost another one waits to be ended: torchrun tells times in whole seconds, and would take
+# its error for the first.
+PATIENCE = 3.0
 
 Row = TypeVar("Row", bound=tuple[Any, ...])
 
@@ -52,33 +57,40 @@ def start(device: torch.device, timeout: float) -> None:
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
 
 
-def recorded(job: Callable[..., Any]) -> Callable[..., Any]:
-    """The job, whose traceback torchrun shows when it fails: it is written where torchrun looks for it.
-
-    A mistake of the user's has none, and is said by the process itself.
-    """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return job
-    from torch.distributed.elastic.multiprocessing.errors import get_error_handler
-
-    def record(*arguments: Any) -> Any:
-        handler = get_error_handler()
-        handler.initialize()
-        try:
-            return job(*arguments)
-        except UserError:
-            raise
-        except Exception as error:
-            handler.record_exception(error)
-            raise
-
-    return record
-
-
 def stop() -> None:
     """Leave the group."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+@contextmanager
+def together(device: torch.device, timeout: float) -> Iterator[None]:
+    """In the group, see `start`, while inside.
+
+    What fails inside is written where torchrun looks for it, to show its traceback, before the group breaks and the
+    other processes fail of that. A mistake of the user's has none, and is said by the process itself.
+    """
+    start(device, timeout)
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if "by peer" in str(error) or isinstance(error, dist.DistBackendError):
+            time.sleep(PATIENCE)
+        _record(error)
+        raise
+    finally:
+        stop()
+
+
+def _record(error: Exception) -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+        handler = get_error_handler()
+        handler.initialize()
+        handler.record_exception(error)
 
 
 def gather(value: Any) -> list[Any]:
