@@ -23,6 +23,7 @@ from common.errors import UserError
 # its error for the first.
 PATIENCE = 3.0
 
+PIECE = 4_000_000  # gradients that travel together
 Row = TypeVar("Row", bound=tuple[Any, ...])
 
 
@@ -137,19 +138,36 @@ def sum_(tensor: Tensor) -> Tensor:
 
 
 def join_gradients(parameters: list[nn.Parameter]) -> None:
-    """Sum the gradients over ranks with one flat all-reduce after the last backward pass.
+    """Sum the gradients over ranks after the last backward pass, in a few large pieces.
 
     By hand instead of the DDP wrapper: no renamed keys, and a rank without samples or a parameter that only some
-    ranks used needs no special case. A parameter that no rank used keeps `grad=None`, so no decay touches it.
+    ranks used needs no special case. A parameter that no rank used keeps `grad=None`, so no decay touches it. The
+    wrapper starts while the backward pass still runs, and is 2 to 5 % faster over gloo (RESULTS.md).
     """
     if world_size() == 1 or is_sharded(parameters):  # where the backward pass itself sums them
         return
     used = sum_(torch.tensor([float(p.grad is not None) for p in parameters], device=parameters[0].device))
     chosen = [p for p, n in zip(parameters, used.tolist(), strict=True) if n > 0]
-    flat = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in chosen])
-    dist.all_reduce(flat)
-    for parameter, piece in zip(chosen, torch.split(flat, [p.numel() for p in chosen]), strict=True):
-        parameter.grad = piece.view_as(parameter)
+    pieces = []
+    for part in _pieces(chosen):
+        flat = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in part])
+        pieces.append((part, flat, dist.all_reduce(flat, async_op=True)))  # travels while the next one is copied
+    for part, flat, work in pieces:
+        work.wait()
+        for parameter, gradient in zip(part, torch.split(flat, [p.numel() for p in part]), strict=True):
+            parameter.grad = gradient.view_as(parameter)
+
+
+def _pieces(parameters: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """Runs of parameters that hold PIECE numbers or more, but for the last."""
+    piece: list[nn.Parameter] = []
+    for parameter in parameters:
+        piece.append(parameter)
+        if sum(p.numel() for p in piece) >= PIECE:
+            yield piece
+            piece = []
+    if piece:
+        yield piece
 
 
 def barrier() -> None:
