@@ -16,6 +16,7 @@ def train(config: dict[str, Any], run_dir: Path | None) -> float | None:
     """
     from common import assembly, device, distributed
     from common.config import construct
+    from common.lines import replace
     from common.log import Log
     from common.optim import OptimizerOptions, ScheduleOptions
     from common.run import Run
@@ -36,8 +37,8 @@ def train(config: dict[str, Any], run_dir: Path | None) -> float | None:
             decided = _read(state) if state.exists() else {}  # runs of the first version have none
             parts = assembly.assemble(config, goes_on=decided if goes_on else None)
             log.say(parts.said)
-            if distributed.is_main():
-                _write(state, parts.task.state())
+            if distributed.is_main() and not (goes_on and state.exists()):
+                replace(state, json.dumps(parts.task.state(), indent=1, ensure_ascii=False))
             run = Run(
                 task=parts.task,
                 data=parts.data,
@@ -55,7 +56,7 @@ def train(config: dict[str, Any], run_dir: Path | None) -> float | None:
                 "direction": "maximize" if parts.task.goal.higher_is_better else "minimize",
             }
             if distributed.is_main():
-                _write(results, {**numbers, **goal})  # its being there says that the run is finished
+                replace(results, json.dumps({**numbers, **goal}, indent=1))  # says that the run is finished
             log.table("results", [("number", "value"), *numbers.items()])
             log.say(f"All of it lies in {folder}: checkpoints/, metrics.jsonl, predictions/, TensorBoard events.")
             return _reached({**numbers, **goal})
@@ -72,13 +73,6 @@ def _read(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}); delete it, and the same line makes it again.") from error
     return dict(content)
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    """All of it, or nothing."""
-    draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
-    draft.rename(path)
 
 
 if __name__ == "__main__":

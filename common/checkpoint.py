@@ -18,11 +18,17 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from common import memory
 from common.errors import UserError
+from common.lines import sync
 
 FORMAT = "triptych-1"
 _PLAIN = (type(None), bool, int, float, str, bytes, torch.dtype, torch.device, torch.Size)
 _AGAIN = "copy or download it again"
+
+
+class NewerError(UserError):
+    """A file of a newer version of this program."""
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
@@ -70,7 +76,7 @@ def load(path: Path | str) -> dict[str, Any]:
         raise UserError(f"{path} holds a {type(content).__name__} and not a dict of weights; give another file.")
     version = content.get("format")
     if isinstance(version, str) and version.startswith("triptych-") and version != FORMAT:
-        raise UserError(f"{path} is in the format {version} and this program reads {FORMAT}; use a newer Triptych.")
+        raise NewerError(f"{path} is in the format {version} and this program reads {FORMAT}; use a newer Triptych.")
     return content
 
 
@@ -110,6 +116,8 @@ def _read(file: BinaryIO) -> Any:
     except (UserError, OSError):
         raise
     except Exception as error:  # damage comes as RuntimeError, KeyError, EOFError, UnpicklingError, BadZipFile and more
+        if memory.ran_out(error):
+            raise
         refused = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = f"is no PyTorch checkpoint, or is damaged; {_AGAIN}."
         if refused:
@@ -159,11 +167,3 @@ def _assert_plain(value: Any, where: str) -> None:
     elif type(value) not in (*_PLAIN, Tensor, nn.Parameter):
         kind = f"{type(value).__module__}.{type(value).__qualname__}"
         raise TypeError(f"{where} is a {kind}; a checkpoint takes tensors and plain types only, so convert it first.")
-
-
-def sync(folder: Path) -> None:
-    """Make new names in `folder` survive a power cut."""
-    if os.name == "posix":  # elsewhere a folder cannot be opened
-        handle = os.open(folder, os.O_RDONLY)
-        os.fsync(handle)
-        os.close(handle)

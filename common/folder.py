@@ -5,11 +5,13 @@ import re
 import shutil
 import warnings
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from common.checkpoint import is_ours, load, save, sync
+from common.checkpoint import NewerError, is_ours, load, save
 from common.errors import UserError
+from common.lines import sync
 
 KEPT = 2  # checkpoints of a run at least; with one, a fault of the disk would cost the run
 Found = tuple[Path, dict[str, Any]]
@@ -40,20 +42,22 @@ class Folder:
         """
         path = self._file(step)
         if self.writes:
-            save(path, content)
+            self._write(path, content)
             # A later step than this one is a damaged file that the run was continued without.
             last = [other for other in self.steps() if other <= step][-self.keep :]
-            for other in set(self.steps()) - {*last, *spare}:
-                self._file(other).unlink()
-            self._forget_stops()
+            with suppress(OSError):  # the checkpoint is there; the next save tries again
+                for other in set(self.steps()) - {*last, *spare}:
+                    self._file(other).unlink()
+                self._forget_stops()
         return path
 
     def save_stop(self, step: int, content: dict[str, Any]) -> Path:
         """Write the checkpoint of a run that stops at `step`, between the regular ones, all of which stay."""
         path = self._file(step, "stop")
         if self.writes:
-            save(path, content)
-            self._forget_stops(but=path)
+            self._write(path, content)
+            with suppress(OSError):
+                self._forget_stops(but=path)
         return path
 
     def mark_best(self, step: int) -> None:
@@ -98,6 +102,14 @@ class Folder:
             warn(f"{reason} Taking {found[0].name if found else 'the last checkpoint'} instead.")
         return found
 
+    def has_best(self) -> bool:
+        """Whether there is a best.pt."""
+        return (self.path / "best.pt").exists()
+
+    def was_written(self) -> bool:
+        """Whether a checkpoint was ever written here, be it there or not."""
+        return self._mark().exists()
+
     def average(self) -> Path:
         """Where the average of the last checkpoints lies, if there is one."""
         return self.path / "average.pt"
@@ -113,6 +125,13 @@ class Folder:
 
     def _file(self, step: int, kind: str = "step") -> Path:
         return self.path / f"{kind}_{step:08d}.pt"
+
+    def _write(self, path: Path, content: dict[str, Any]) -> None:
+        save(path, content)
+        self._mark().touch()
+
+    def _mark(self) -> Path:
+        return self.path.parent / ".saved"  # outside the folder, which may be lost as a whole
 
     def _forget_stops(self, but: Path | None = None) -> None:
         for step in self.steps("stop"):
@@ -138,6 +157,8 @@ def _first_whole(files: Sequence[Path]) -> tuple[Found | None, list[str]]:
             if not is_ours(content):
                 raise UserError(f"{file} was not written by this program.")
             return (file, content), reasons
+        except NewerError:
+            raise  # is whole: going on from an older one would end with its loss
         except UserError as error:
             reasons.append(str(error))
     return None, reasons

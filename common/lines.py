@@ -1,8 +1,27 @@
-"""Lines appended to a file, none of which is lost while the disk is full."""
+"""Text on the disk: lines of which none is lost while it is full, and files that are whole or not there."""
 
 import os
 from pathlib import Path
 from typing import BinaryIO
+
+
+def replace(path: Path, text: str) -> None:
+    """Write a whole file; at any moment, also after a power cut, `path` is the old one or the new one."""
+    draft = path.with_name(f".{path.name}.tmp")
+    with open(draft, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(draft, path)
+    sync(path.parent)
+
+
+def sync(folder: Path) -> None:
+    """Make new names in `folder` survive a power cut."""
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        handle = os.open(folder, os.O_RDONLY)
+        os.fsync(handle)
+        os.close(handle)
 
 
 class Lines:

@@ -50,21 +50,24 @@ class Log:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         """Write what ended the block to train.log, a traceback unless it is meant for the user, and close all files."""
         if isinstance(error, UserError | Stopped | SystemExit):
-            self._append("train.log", str(error))
+            stopped = isinstance(error.__context__, Stopped)  # by which another's handler left, as submitit's does
+            self._append("train.log", str(error.__context__ if stopped else error))
         elif error is not None:
             self._append("train.log", "".join(traceback.format_exception(kind, error, at)).rstrip())
         self.close()
 
-    def cut_back(self, step: int, evaluated: bool = True) -> None:
+    def cut_back(self, step: int, evaluated: bool = True) -> bool:
         """Forget what was logged after `step`, and half a line that a kill left; call it before anything is logged.
 
-        `evaluated=False`: the evaluation of that very step comes again, so its lines go too.
+        `evaluated=False`: the evaluation of that very step comes again, so its lines go too; whether there were any.
         """
         assert self._board is None and "metrics.jsonl" not in self._files
         self._purge = step + 1
+        gone = False
         for name in ("metrics.jsonl", "timing.jsonl"):
             if self.folder and (self.folder / name).exists():
-                _cut(self.folder / name, step, evaluated)
+                gone |= _cut(self.folder / name, step, evaluated)
+        return gone
 
     def has_evaluations(self) -> bool:
         """Whether metrics.jsonl tells of an evaluation, which a checkpoint always comes before."""
@@ -221,13 +224,18 @@ def _json(numbers: Mapping[str, float]) -> str:
     return json.dumps({name: value if math.isfinite(value) else None for name, value in plain.items()})
 
 
-def _cut(path: Path, step: int, evaluated: bool) -> None:
+def _cut(path: Path, step: int, evaluated: bool) -> bool:
+    """Whether lines of an evaluation at that very step went."""
+    gone = False
+
     def stays(line: str) -> bool:
         try:
             record = json.loads(line)
         except ValueError:
             return False  # torn by a kill
         trains = path.name == "timing.jsonl" or any(name.startswith("train/") for name in record)
+        nonlocal gone
+        gone |= record["step"] == step and not trains and not evaluated
         return record["step"] < step or (record["step"] == step and (evaluated or trains))
 
     with open(path, encoding="utf-8", errors="replace") as file:
@@ -238,3 +246,4 @@ def _cut(path: Path, step: int, evaluated: bool) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+    return gone

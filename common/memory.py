@@ -11,6 +11,7 @@ from common.task import Batch
 
 TRAINING = "lower trainer.micro_batch (a step stays the same step), or set trainer.precision=bf16"
 EVALUATION = "lower trainer.micro_batch (its numbers stay the same), or set trainer.precision=bf16"
+UPDATE = "use trainer.strategy=fsdp in several processes, optimizer.name=sgd, which keeps less, or a smaller model"
 ALONE = "one sample alone is too much, so give smaller images or shorter texts, a smaller model, or more memory"
 SIGNS = (  # torch has an exception for CUDA's own allocator alone (2.15)
     "DefaultCPUAllocator",  # "can't allocate memory", or "not enough memory" on Windows and macOS
@@ -31,7 +32,7 @@ def named(what: str, batch: Batch, device: torch.device, advice: str) -> Iterato
     except Exception as error:
         if not ran_out(error):
             raise
-        advice = ALONE if len(batch["ids"]) == 1 else advice
+        advice = ALONE if len(batch["ids"]) == 1 and advice != UPDATE else advice
         raise UserError(f"{what} ran out of memory on {_filling(device)} with {describe(batch)}: {advice}.") from None
 
 

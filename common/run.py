@@ -37,6 +37,7 @@ class Run:
     window: dict[str, Tensor] = field(default_factory=dict)  # sums of what steps gave since the last log line
     window_steps: int = 0
     said: list[str] = field(default_factory=list)  # alarms, each once
+    unjudged: bool = False  # whether this step was evaluated, which going on has forgotten
 
     @property
     def best(self) -> float | None:
@@ -107,6 +108,7 @@ def content_of(run: Run, stepper: Stepper, average: Average | None) -> dict[str,
         "window_steps": run.window_steps,
         "said": list(run.said),
         "task": run.task.state(),
+        "samples": run.data.count("train"),
         "config": run.config,
     }
 
@@ -114,39 +116,66 @@ def content_of(run: Run, stepper: Stepper, average: Average | None) -> dict[str,
 def go_on(run: Run, stepper: Stepper, average: Average | None, folder: Folder, log: Log) -> None:
     """Take up the newest whole checkpoint, and forget what was logged after it; without any, start.
 
-    Raises UserError when the checkpoint is of another run, when ranks see different ones, and when the log tells of
-    checkpoints that are gone.
+    All that is refused is refused before anything is changed. Raises UserError when the checkpoint is of another run or
+    of other data, when ranks see different ones, and when checkpoints that were written are gone.
     """
     found = folder.latest(log.warning)
     step = found[1]["step"] if found else 0
     if len({*distributed.gather(step)}) > 1:
         raise UserError(f"the processes see different checkpoints in {folder.path}; all machines must share it.")
-    if found is None and log.has_evaluations():
-        raise UserError(
-            f"{folder.path} holds no checkpoint, although metrics.jsonl tells of evaluations, which always follow one; "
-            "put one there, or start anew with another run_dir."
-        )
-    if found is None and (run.folder / "metrics.jsonl").exists():
-        log.warning("The run ended before its first checkpoint, and starts again at step 0.")
-    log.cut_back(step, evaluated=False)
     if found is None:
+        _start_again(run, folder, log)
         return
     path, content = found
     allowed = run.config.get("allow_changes") or []
     before = complete(content["config"])
     refuse_changes(before, run.config, f"{path}", allowed)
+    _refuse_others(run, content, path, allowed)
     if changed := differences(before, run.config, but=FREE):
         log.warning(f"Going on, as allow_changes says, although {', '.join(changed)}: no run from the start is equal.")
+    run.unjudged = distributed.broadcast(log.cut_back(step, evaluated=False))
     run.step, run.window_steps = content["step"], content["window_steps"]
     run.ranking = _ranking(content)
     run.said = list(content.get("said", []))
     run.window = _own_window(content)
     distributed.load(run.model, content["model"])
     optim.restore(stepper.optimizer, content["optimizer"])
-    stepper.scaler.load_state_dict(content["scaler"])
+    if content["scaler"]:  # that of fp16 alone
+        stepper.scaler.load_state_dict(content["scaler"])
     stepper.overflows = content["overflows"]
-    if average is not None:
-        average.load_state_dict(content["average"])
+    if average is not None:  # where there was none it begins now
+        average.load_state_dict(content["average"] or {"updates": 0, "weights": content["model"]})
+
+
+def _start_again(run: Run, folder: Folder, log: Log) -> None:
+    """Begin a run that has no checkpoint; raises UserError when it had one."""
+    if folder.was_written() or log.has_evaluations():  # the latter for runs of before 2026-11-21
+        raise UserError(
+            f"{folder.path} holds no checkpoint, although some were written; put one there, or start anew with another "
+            "run_dir."
+        )
+    if (run.folder / "metrics.jsonl").exists():
+        log.warning("The run ended before its first checkpoint, and starts again at step 0.")
+    log.cut_back(0, evaluated=False)
+
+
+def _refuse_others(run: Run, content: dict[str, Any], path: Path, allowed: list[str]) -> None:
+    """Raise UserError when the data on the disk, or the weights, are not those of the checkpoint."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in content["model"].items()}
+    other = {name: tuple(tensor.shape) for name, tensor in run.model.state_dict().items()}
+    if wrong := next((name for name in {**shapes, **other} if shapes.get(name) != other.get(name)), None):
+        raise UserError(
+            f"{path} holds the weights of another model: {wrong} is {shapes.get(wrong, 'missing')} there and "
+            f"{other.get(wrong, 'missing')} here; go on with what was, or start a new run with checkpoint={path}."
+        )
+    if any(key.split(".")[0] in ("data", "task") for key in allowed):
+        return
+    count, now = content.get("samples"), run.data.count("train")
+    if content["task"] != run.task.state() or count not in (None, now):
+        what = f"train has {now} samples and had {count}" if count not in (None, now) else "classes or words are others"
+        raise UserError(
+            f"the data are not those that {path} was trained on: {what}; put them back, or say allow_changes=[data]."
+        )
 
 
 def _ranking(content: dict[str, Any]) -> list[tuple[float, int]]:

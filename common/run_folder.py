@@ -1,5 +1,6 @@
 """A run's folder: which one, whose it is, and a job in it."""
 
+import errno
 import itertools
 import re
 import shutil
@@ -15,7 +16,8 @@ from yaml import YAMLError
 from common.changes import flat, refuse_changes
 from common.compose import Composed
 from common.config import did_you_mean
-from common.errors import UserError
+from common.errors import Stopped, UserError
+from common.lines import replace
 from common.lock import NAME as LOCK_FILE
 from common.lock import lock
 from common.older import complete
@@ -32,15 +34,30 @@ def run(job: Job, config: dict[str, Any], folder: Path | None) -> float | None:
         return job(config, None)
     _make(folder)
     with lock(folder):
-        _claim(folder, config)
+        new = not (folder / "config.yaml").exists()
+        text = _claim(folder, config)
         try:
-            return job(config, folder)
+            reached = job(config, folder)
         except UserError:
-            if not any((folder / "checkpoints").glob("*")):
-                (folder / "config.yaml").unlink(missing_ok=True)
-                if not {path.name for path in folder.iterdir()} - {LOCK_FILE}:
-                    shutil.rmtree(folder)
+            if new and not any((folder / "checkpoints").glob("*")):
+                _free(folder)
             raise
+        except Stopped:
+            replace(folder / "config.yaml", text)
+            raise
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+                raise
+            how = "mend that, and the same line with resume=auto goes on"
+            raise UserError(f"{error.filename or folder} cannot be written ({error.strerror}); {how}.") from error
+        replace(folder / "config.yaml", text)  # with what allow_changes let through, now that it has been
+        return reached
+
+
+def _free(folder: Path) -> None:
+    (folder / "config.yaml").unlink(missing_ok=True)
+    if not {path.name for path in folder.iterdir()} - {LOCK_FILE}:
+        shutil.rmtree(folder)
 
 
 def choose(composed: Composed) -> Path:
@@ -80,8 +97,8 @@ def _make(folder: Path) -> None:
         raise UserError(f"run_dir={folder}: cannot be written ({error.strerror}); name another folder.") from error
 
 
-def _claim(folder: Path, config: dict[str, Any]) -> None:
-    """Write config.yaml into the run's folder; raises UserError when another run lies there.
+def _claim(folder: Path, config: dict[str, Any]) -> str:
+    """Write config.yaml into a new run's folder; what it is to say. Raises UserError when another run lies there.
 
     `--config-dir FOLDER --config-name config` runs it again, elsewhere: the file does not name its own folder.
     """
@@ -90,11 +107,13 @@ def _claim(folder: Path, config: dict[str, Any]) -> None:
     if file.exists() and not config["resume"]:
         raise UserError(f"run_dir={folder} already holds a run; add resume=auto to go on with it.")
     if file.exists():
-        refuse_changes(complete(read_config(file)), config, f"{folder}", allowed)
+        finished = (folder / "results.json").exists()
+        refuse_changes(complete(read_config(file)), config, f"{folder}", [] if finished else allowed)
     of_this_call: dict[str, Any] = {"run_dir": None, "sweep_dir": None, "resume": None, "allow_changes": []}
-    draft = file.with_suffix(".tmp")
-    draft.write_text(OmegaConf.to_yaml(OmegaConf.create({**config, **of_this_call})), encoding="utf-8")
-    draft.replace(file)
+    text = OmegaConf.to_yaml(OmegaConf.create({**config, **of_this_call}))
+    if not file.exists():
+        replace(file, text)
+    return text
 
 
 def read_config(file: Path) -> dict[str, Any]:

@@ -52,6 +52,13 @@ class Stepper:
             _own_memory(self.parameters)
             for name, value in {"loss": loss.detach(), **named}.items():
                 parts[name] = parts[name] + value if name in parts else value
+        batch = micro_batches[-1] if micro_batches else {"ids": []}
+        with memory.named(f"The update of step {number}", batch, self.device, memory.UPDATE):
+            norm = self._update(parts, real, number)
+        return {**parts, "gradient_norm": norm / distributed.world_size()}  # shares add up when they are logged
+
+    def _update(self, parts: dict[str, Tensor], real: list[Batch], number: int) -> Tensor:
+        """Join, clip and apply the gradients, or refuse to; the gradient's norm."""
         distributed.join_gradients(self.parameters)
         self.scaler.unscale_(self.optimizer)
         norm: Tensor = distributed.whole(nn.utils.clip_grad_norm_(self.parameters, self.clip_norm or float("inf")))
@@ -63,7 +70,7 @@ class Stepper:
         else:
             self._refuse(loss_is_finite, real, number, parts, norm)
         self.scaler.update()
-        return {**parts, "gradient_norm": norm / distributed.world_size()}  # shares add up when they are logged
+        return norm
 
     def _refuse(
         self, loss_is_finite: bool, micro_batches: list[Batch], number: int, parts: dict[str, Tensor], norm: Tensor

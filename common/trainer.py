@@ -94,23 +94,25 @@ class Trainer:
             stop=Stop(),
             device=on,
         )
-        if resume:
-            go_on(run, work.stepper, work.average, work.folder, log)
-        log.say(introduction(run, options, devices.describe(on), self.precision, total, order.steps(1)))
-        for advice in run.task.advice(run.pretrained):
-            log.warning(advice)
-        if self.compile:
-            run.model.compile()  # in place: the state dict keeps its names
-        if run.step == 0:
-            self._try_evaluation(run, work)
         with work.stop:
+            if resume:
+                go_on(run, work.stepper, work.average, work.folder, log)
+            else:
+                log.cut_back(0)  # what a start that came to nothing left
+            log.say(introduction(run, options, devices.describe(on), self.precision, total, order.steps(1)))
+            for advice in run.task.advice(run.pretrained):
+                log.warning(advice)
+            if self.compile:
+                run.model.compile()  # in place: the state dict keeps its names
+            if run.step == 0:
+                self._try_evaluation(run, work)
             self._loop(run, work, order, options, total)
             return self._finish(run, work)
 
     def _loop(self, run: Run, work: _Work, order: batching.Order, options: OptimizerOptions, total: int) -> None:
         """All steps that are left, with what comes after each of them: logs, a checkpoint, an evaluation, a stop."""
         log, evaluates = work.log, self.eval_every or order.steps(1)
-        if run.step and (run.step % evaluates == 0 or run.step == total):
+        if run.step and (run.unjudged or run.step % evaluates == 0 or run.step == total):
             self._validate(run, work)  # a kill may have come before it was done
         run.model.train()
         with log.progress(total, run.step) as progress:
@@ -153,7 +155,8 @@ class Trainer:
         try:
             work.log.flush()  # the checkpoint promises those lines
             if regular:
-                spare = [step for _, step in run.ranking] if self.keep_best > 1 else []  # the one best is best.pt
+                alone = self.keep_best == 1 and work.folder.has_best()  # the one best is best.pt
+                spare = [] if alone else [step for _, step in run.ranking]
                 work.folder.save(run.step, content, spare)
             else:
                 work.folder.save_stop(run.step, content)
@@ -240,6 +243,8 @@ class Trainer:
         kept = averaged or folder.best(ranked, log.warning) or folder.latest(log.warning)
         assert kept is not None, "the last step always leaves a checkpoint"
         path, content = kept
+        if not averaged and ranked and ranked[0] not in (content["step"], 0):  # 0: files of before, which do not tell
+            log.warning(f"The best checkpoint on val, of step {ranked[0]}, is gone; {path.name} is tested instead.")
         distributed.load(run.model, weights(content))
         numbers: dict[str, float | str] = {} if best is None else {goal: best}
         if self.average_last:
@@ -279,6 +284,6 @@ class Trainer:
             try:
                 checkpoint.save(folder.average(), averaging.average(folder.last(self.average_last)))
                 written = True
-            except UserError as error:
+            except (UserError, OSError) as error:
                 log.warning(f"No average of the last checkpoints was made: {error}")
         return bool(distributed.broadcast(written))  # rank 0's word reaches the others when the file is whole

@@ -38,12 +38,13 @@ class Notes:
     """What each worker is at, in memory that it shares with its parent."""
 
     def __init__(self, workers: int):
+        self._parent = os.getpid()
         self._rows = multiprocessing.RawArray("q", 3 * workers)  # process, what it is at, index of a sample
 
     def begin(self, worker: int) -> None:
         """What a worker does first: a DataLoader's `worker_init_fn`."""
         self._rows[3 * worker] = os.getpid()
-        _obey_the_parent_alone()
+        _obey_alone(self._parent)
 
     def write(self, at: At, index: int = 0) -> None:
         """Note what this worker turns to; nothing in a process that is no worker."""
@@ -115,7 +116,7 @@ def _is_told_of_deaths() -> bool:
     return hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
 
 
-def _obey_the_parent_alone() -> None:
+def _obey_alone(parent: int) -> None:
     """Leave signals that are meant for the run to the parent, which takes them down and finishes its step.
 
     They reach workers too: torchrun and SLURM send them to all processes of a run, a terminal to all in its
@@ -126,7 +127,7 @@ def _obey_the_parent_alone() -> None:
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     if hasattr(signal, "sigtimedwait"):  # else PyTorch's: SIGTERM kills, and an idle worker looks for its parent
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # in all threads that start from here on
-        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
 def _end_with(parent: int) -> None:

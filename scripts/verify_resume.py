@@ -49,11 +49,15 @@ def main() -> int:
     options = _options()
     folder = Path(options.folder or tempfile.mkdtemp(prefix="verify_resume_"))
     try:
+        if any((folder / name).exists() for name in ("whole", "killed")):
+            raise UserError(f"--folder {folder} holds runs already; name another folder.")
         line, steps = _line(options)
         deaths = _deaths(options.kills, steps, options.seed)
         if _train(line, folder / "whole"):
             raise UserError(f"the unbroken run failed; {folder}/whole.txt says why.")
         kills = [death for death in deaths if _die(line, folder, death)]
+        if not kills:
+            raise UserError("the run was not killed once, which proves nothing; give more --steps or --kills.")
         if _train(line, folder / "killed"):
             raise UserError(f"the killed run could not be continued; {folder}/killed.txt says why.")
         report = compare(folder / "whole", folder / "killed")

@@ -24,6 +24,7 @@ from common.errors import UserError
 from common.older import LATER, MOVED, complete
 from scripts import average_checkpoints
 
+SAFELY = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # since Python 3.11.4
 FROZEN = Path(__file__).parent / "data"
 RUNS = ("detr", "vit", "vit_fp16", "seq2seq")
 INPUTS = {"detr": "shapes.png", "vit": "digit.png", "vit_fp16": "../vit/digit.png", "seq2seq": "lines.txt"}
@@ -41,7 +42,7 @@ def drawn(tmp_path_factory) -> Path:
 def run(request, inside, tmp_path, drawn) -> Path:
     """A frozen run's folder, `run` in the present folder, with its data beside it."""
     with tarfile.open(FROZEN / request.param / "run.tar.xz") as archive:
-        archive.extractall(tmp_path, filter="data")
+        archive.extractall(tmp_path, **SAFELY)
     (tmp_path / "shapes").symlink_to(drawn)
     return FROZEN / request.param
 

@@ -29,7 +29,9 @@ def test_ci_runs_the_very_test_command_of_the_readme():
     "line", [line for line in COMMANDS if re.match(r"(python|torchrun).* train\.py .*model=", line)]
 )
 def test_training_commands_of_the_readme_compose(line):
-    arguments = [word for word in line.partition("train.py ")[2].split() if not re.search(r"=.*,|^-m$", word)]
+    arguments = [
+        word for word in line.partition("train.py ")[2].split() if not re.search(r"=.*,|^-m$|^sweep_dir=", word)
+    ]
     assert configure("train", arguments)["model"]["_target_"]
 
 

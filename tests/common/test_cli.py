@@ -244,6 +244,32 @@ def test_another_run_in_the_same_folder_is_refused_with_its_differences_unless_t
     assert sentence(start(*line)).startswith("x/config.yaml cannot be read")
 
 
+def test_a_finished_run_is_not_gone_on_with_as_another(start: Callable[..., Outcome]) -> None:
+    line = ("model=detr", "run_dir=x", "resume=auto")
+    assert start(*line).code == 0
+    written = Path("x/config.yaml").read_text()
+    Path("x/results.json").write_text("{}")
+    said = sentence(start(*line, "trainer.steps=9", "allow_changes=[trainer.steps]"))
+    assert "trainer.steps was" in said and Path("x/config.yaml").read_text() == written
+    assert start(*line).code == 0
+
+
+def test_what_is_allowed_is_written_down_when_it_was_done_and_not_before(start: Callable[..., Outcome]) -> None:
+    line = ("model=detr", "run_dir=x", "resume=auto")
+    assert start(*line).code == 0
+    written = Path("x/config.yaml").read_text()
+    changed = (*line, "seed=1", "allow_changes=[seed]")
+    assert start(*changed, job=fail(UserError("no"))).code == 2
+    assert Path("x/config.yaml").read_text() == written, "and a mistake frees no older run's folder"
+    assert start(*line).code == 0
+    assert start(*changed).code == 0 and "seed: 1" in Path("x/config.yaml").read_text()
+
+
+def test_a_full_disk_is_one_sentence(start: Callable[..., Outcome]) -> None:
+    outcome = start("model=detr", "run_dir=x", job=fail(OSError(28, "No space left on device", "x/predictions/a")))
+    assert outcome.code == 2 and outcome.err.startswith("x/predictions/a cannot be written (No space left on device)")
+
+
 def test_a_folder_in_use_is_refused_and_free_again_afterwards(start: Callable[..., Outcome]) -> None:
     Path("x").mkdir()
     holder = subprocess.Popen(

@@ -172,3 +172,13 @@ def test_a_best_that_cannot_be_written_leaves_none_rather_than_the_wrong_one(tmp
         folder.mark_best(2)
     assert names(folder) == ["step_00000001.pt", "step_00000002.pt"]
     assert folder.best([2, 1])[1]["step"] == 2
+
+
+def test_a_checkpoint_of_a_newer_version_is_not_passed_over(tmp_path, monkeypatch):
+    folder = Folder(tmp_path)
+    folder.save(1, {"step": 1})
+    monkeypatch.setattr(checkpoint, "FORMAT", "triptych-2")
+    folder.save(2, {"step": 2})
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="use a newer Triptych"):
+        folder.latest()

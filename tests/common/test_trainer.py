@@ -502,7 +502,7 @@ def test_a_log_that_tells_of_checkpoints_that_are_gone_is_no_fresh_start(tmp_pat
     for path in (tmp_path / "checkpoints").iterdir():
         path.unlink()
     before = (tmp_path / "metrics.jsonl").read_text()
-    with pytest.raises(UserError, match=r"holds no checkpoint, although metrics\.jsonl tells of evaluations"):
+    with pytest.raises(UserError, match=r"holds no checkpoint, although some were written"):
         fit(tmp_path, resume=True)
     assert (tmp_path / "metrics.jsonl").read_text() == before
 
@@ -541,3 +541,88 @@ def test_a_stop_leaves_no_trace_in_what_is_kept_averaged_and_chosen(tmp_path, st
         assert content["ranking"] == stopped[name]["ranking"]
         assert all(torch.equal(value, stopped[name]["model"][key]) for key, value in content["model"].items())
     assert (tmp_path / "whole/metrics.jsonl").read_text() == (tmp_path / "stopped/metrics.jsonl").read_text()
+
+
+def test_an_evaluation_that_going_on_forgets_is_done_again_whatever_the_new_distance(tmp_path):
+    with pytest.raises(Stopped):
+        stop_at(tmp_path, 5, {"eval_every": 5})  # of this one nothing was logged
+    fit(tmp_path, keys={"eval_every": 4}, resume=True)
+    assert [line["step"] for line in lines(tmp_path) if "val/error" in line] == [8, 12, 16, 20]
+    fit(tmp_path / "other", keys={"steps": 10, "eval_every": 5})
+    other = run(tmp_path / "other")
+    with Log(tmp_path / "other", main=True) as log:
+        trainer(steps=12, eval_every=4).fit(other, log, on=CPU, resume=True)
+    scores = [line["step"] for line in lines(tmp_path / "other") if "val/error" in line]
+    assert scores == [5, 10, 12], "step 10 keeps its place"
+
+
+def stop_at(folder, step, keys, **options):
+    """Ask for an end while that step is evaluated."""
+    real = Fit.predict
+
+    def ask(self, model, batch):
+        if one.step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, model, batch)
+
+    one = run(folder, **options)
+    with pytest.MonkeyPatch.context() as patch, Log(folder, main=True) as log:
+        patch.setattr(Fit, "predict", ask)
+        trainer(**keys).fit(one, log, on=CPU, resume=False)
+
+
+def test_an_average_can_begin_where_there_was_none(tmp_path):
+    with pytest.raises(Stopped):
+        stop_at(tmp_path, 5, {})
+    fit(tmp_path, keys={"ema_decay": 0.9}, resume=True)
+    content = checkpoint.load(tmp_path / "checkpoints/step_00000020.pt")
+    assert content["average"]["updates"] == 15
+
+
+def test_other_data_in_the_same_place_are_refused_and_allowed_by_name(tmp_path):
+    with pytest.raises(Stopped):
+        stop_at(tmp_path, 5, {})
+    before = (tmp_path / "metrics.jsonl").read_text()
+
+    def smaller():
+        data = Line()
+        data.counts["train"] = 21
+        return data
+
+    with pytest.raises(
+        UserError, match=r"train has 21 samples and had 22; put them back, or say allow_changes=\[data\]"
+    ):
+        fit(tmp_path, data=smaller(), resume=True)
+    assert (tmp_path / "metrics.jsonl").read_text() == before, "what is refused changes nothing"
+    one = run(tmp_path, data=smaller())
+    one.config["allow_changes"] = ["data"]
+    with Log(tmp_path, main=True) as log:
+        trainer().fit(one, log, on=CPU, resume=True)
+
+
+def test_weights_of_another_shape_are_one_sentence(tmp_path):
+    with pytest.raises(Stopped):
+        stop_at(tmp_path, 5, {})
+    one = run(tmp_path)
+    one.model[0] = nn.Linear(1, 8)
+    with (
+        Log(tmp_path, main=True) as log,
+        pytest.raises(UserError, match=r"another model: 0\.weight is \(16, 1\) there"),
+    ):
+        trainer().fit(one, log, on=CPU, resume=True)
+
+
+def test_a_best_checkpoint_that_is_gone_is_said_before_another_is_tested(tmp_path):
+    with pytest.raises(Stopped):
+        stop_at(tmp_path, 20, {"eval_every": 2}, lr=0.5)
+    best = checkpoint.load(tmp_path / "checkpoints/best.pt")["step"]
+    assert best < 18, "the seed should make an early step the best"
+    (tmp_path / "checkpoints/best.pt").unlink()
+    fit(tmp_path, keys={"eval_every": 20}, lr=0.5, resume=True)
+    assert f"The best checkpoint on val, of step {best}, is gone" in (tmp_path / "train.log").read_text()
+
+
+def test_a_new_start_forgets_what_one_that_came_to_nothing_logged(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 4, "train/loss": 9.0}\n')
+    fit(tmp_path)
+    assert [line["step"] for line in lines(tmp_path) if "train/loss" in line] == [4, 8, 12, 16, 20]
