@@ -161,11 +161,13 @@ def join_gradients(parameters: list[nn.Parameter]) -> None:
 def _pieces(parameters: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
     """Runs of parameters that hold PIECE numbers or more, but for the last."""
     piece: list[nn.Parameter] = []
+    count = 0
     for parameter in parameters:
         piece.append(parameter)
-        if sum(p.numel() for p in piece) >= PIECE:
+        count += parameter.numel()
+        if count >= PIECE:
             yield piece
-            piece = []
+            piece, count = [], 0
     if piece:
         yield piece
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common.errors import Stopped, UserError
-from common.lines import Lines
+from common.lines import Lines, replace
 from common.table import table
 
 SHOWN = 6  # numbers of a training line on the console; the files hold all
@@ -240,10 +240,5 @@ def _cut(path: Path, step: int, evaluated: bool) -> bool:
 
     with open(path, encoding="utf-8", errors="replace") as file:
         kept = [line for line in file if line.endswith("\n") and stays(line)]
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.writelines(kept)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    replace(path, "".join(kept))
     return gone

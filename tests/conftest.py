@@ -86,7 +86,6 @@ def inside(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(sys, "argv", ["train.py"])
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # to be put back after a sweep
 
     def go(name: str, *arguments: str, code: int = 0) -> str:
         module = importlib.import_module(name)

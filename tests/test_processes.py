@@ -162,7 +162,7 @@ def test_a_rank_with_no_targets_in_its_share_neither_hangs_nor_changes_the_step(
 # How they end.
 
 
-def test_a_rank_that_fails_takes_the_others_down_at_once(line, tmp_path):
+def test_a_rank_that_fails_takes_the_others_down_soon(line, tmp_path):
     start = time.monotonic()
     fault = ("at", 9, "before the update", "fail")
     ranks = together(tmp_path, *line("vit"), world=2, faults=[None, fault])
