@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -167,8 +168,8 @@ def test_a_rank_that_fails_takes_the_others_down_soon(line, tmp_path):
     fault = ("at", 9, "before the update", "fail")
     ranks = together(tmp_path, *line("vit"), world=2, faults=[None, fault])
     assert [rank.end(60) for rank in ranks] == [1, 1]
-    assert (
-        "ZeroDivisionError: a defect on purpose" in ranks[1].said() and "Connection closed by peer" in ranks[0].said()
+    assert "ZeroDivisionError: a defect on purpose" in ranks[1].said() and re.search(
+        r"Connection (closed|reset) by peer", ranks[0].said()
     )
     assert time.monotonic() - start < 30
 
