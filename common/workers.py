@@ -3,11 +3,13 @@
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
 from multiprocessing.connection import wait
+from types import TracebackType
 from typing import Any, NamedTuple
 
 from torch.utils.data import DataLoader, get_worker_info
@@ -45,6 +47,7 @@ class Notes:
         """What a worker does first: a DataLoader's `worker_init_fn`."""
         self._rows[3 * worker] = os.getpid()
         _obey_alone(self._parent)
+        sys.excepthook = _tell
 
     def write(self, at: At, index: int = 0) -> None:
         """Note what this worker turns to; nothing in a process that is no worker."""
@@ -128,6 +131,15 @@ def _obey_alone(parent: int) -> None:
     if hasattr(signal, "sigtimedwait"):  # else PyTorch's: SIGTERM kills, and an idle worker looks for its parent
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # in all threads that start from here on
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print what went wrong in the thread that hands tensors over, but not that the parent stopped taking one.
+
+    It does so when another worker was killed, and that is what the reader shall see.
+    """
+    if not isinstance(error, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _end_with(parent: int) -> None:

@@ -4,10 +4,12 @@ import multiprocessing
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import torch
 from common import data as batching
 from common.errors import UserError
 from common.loading import Loader
+from common.workers import Notes
 
 PATIENCE = 4.0  # seconds, less than the 5 between PyTorch's own looks at its workers
 
@@ -187,6 +190,28 @@ def test_other_children_may_come_and_go() -> None:
         assert signal.getsignal(signal.SIGCHLD) is signal.SIG_DFL
     finally:
         signal.signal(signal.SIGCHLD, before)
+
+
+def test_a_parent_that_turns_away_from_a_batch_is_no_news(capfd: pytest.CaptureFixture[str]) -> None:
+    """It does when another worker was killed, and the thread that hands tensors over would print a traceback."""
+    context = multiprocessing.get_context("fork")
+    (here, there), notes = context.Pipe(), Notes(1)
+
+    def work() -> None:
+        notes.begin(0)
+        there.send(DupFd(1))
+        there.poll(PATIENCE)
+
+    worker = context.Process(target=work)
+    worker.start()
+    handle = here.recv()
+    with socket.socket(socket.AF_UNIX) as taker:
+        taker.connect(handle._id[0])
+        until(lambda: bool(taker.recv(4, socket.MSG_PEEK)))
+    os.close(handle.detach())  # it still hands over, so it is done with the one that turned away
+    here.send(None)
+    worker.join(PATIENCE)
+    assert worker.exitcode == 0 and "Traceback" not in capfd.readouterr().err
 
 
 # Signals, and the end.
