@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from common.linear import Linear, linear
 
-FEW = 8  # queries that the CPU's fast kernel, made for blocks of them, serves slower than the formula (in bf16 4 times)
+MOST = 2**25  # attention weights that the CPU writes out at once, 64 MiB of them in bf16; fast kernels never do
 
 
 class Attention(nn.Module):
@@ -52,22 +52,18 @@ class Attention(nn.Module):
         if k is None or v is None:
             assert cache is not None, "without keys and values, queries look at a cache"
             width = q.shape[-1]
-            q = self.q_norm(self._split(self._part(q, 0, width)))
             k, v = cache.content()
+            q = self.q_norm(self._split(self._part(q, 0, width))).to(v.dtype)
         else:
             q, k, v = (self._split(x) for x in self._project(q, k, v))  # (B, h, N or M, C/h)
-            q, k = self.q_norm(q), self.k_norm(k)
+            q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)  # autocast's norms answer in fp32
             if cache is not None:
                 k, v = cache.extend(k, v)
         dropout = self.dropout if self.training else 0.0
-        few = q.shape[2] <= FEW and q.device.type == "cpu" and not dropout
-        if few or self.watched is not None:
-            seen = q.new_ones(q.shape[2], k.shape[2], dtype=torch.bool).tril() if causal else may_look
-            shares = weights(q, k, seen)
-            if self.watched is not None:
-                self.watched.append(shares.detach())
-        if few:
-            x = shares @ v
+        if self.watched is not None:
+            self.watched.append(weights(q, k, _triangle(q, k) if causal else may_look).detach())
+        if _is_written_out(q, k):
+            x = written_out(q, k, v, may_look=_triangle(q, k) if causal else may_look, dropout=dropout)
         else:
             x = F.scaled_dot_product_attention(q, k, v, attn_mask=may_look, dropout_p=dropout, is_causal=causal)
         out: Tensor = self.out_proj(x.transpose(1, 2).flatten(2))  # (B, h, N, C/h) -> (B, N, C)
@@ -81,7 +77,7 @@ class Attention(nn.Module):
         else:
             k, v = self._part(k, width, 2 * width), self._part(v, 2 * width, 3 * width)
         cache = Cache()
-        cache.extend(self.k_norm(self._split(k)), self._split(v))
+        cache.extend(self.k_norm(self._split(k)).to(v.dtype), self._split(v))
         return cache
 
     def _project(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -149,10 +145,53 @@ def weights(q: Tensor, k: Tensor, may_look: Tensor | None = None) -> Tensor:
     Rows sum to one, or are zero where a query may look nowhere. The fast kernels never build this matrix, so
     pictures of attention come from here whatever kernel is in use.
     """
-    scores: Tensor = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, h, N, M)
-    if may_look is None:
-        return scores.softmax(dim=-1)
-    return scores.masked_fill(~may_look, -torch.inf).softmax(dim=-1).nan_to_num(0.0)
+    shares = _shares(q, k, may_look)
+    return shares if may_look is None else shares.masked_fill(_is_blind(may_look), 0)
+
+
+def written_out(q: Tensor, k: Tensor, v: Tensor, *, may_look: Tensor | None, dropout: float) -> Tensor:
+    """Attention by its formula: (B, h, N, C/h), (B, h, M, C/h), (B, h, M, C/h) -> (B, h, N, C/h).
+
+    On the CPU two large products beat PyTorch's kernel, which walks through blocks: in bf16 two to three times forward
+    and four to seven times with the gradients, in fp32 by up to a third (Zen 5, torch 2.15).
+    """
+    shares = _shares(q, k, may_look)
+    x = (F.dropout(shares, dropout) if dropout else shares) @ v
+    return x if may_look is None else x.masked_fill(_is_blind(may_look), 0)
+
+
+def _is_written_out(q: Tensor, k: Tensor) -> bool:
+    """Whether all weights are to be in memory at once: on the CPU, as long as they take little of it."""
+    if q.device.type != "cpu" or torch.compiler.is_exporting():  # an exported graph is for all sizes
+        return False
+    return q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2] <= MOST
+
+
+def _shares(q: Tensor, k: Tensor, may_look: Tensor | None) -> Tensor:
+    """The weights (B, h, N, M), of no meaning where a query may look nowhere.
+
+    What may not be looked at is hidden by the lowest number, in the same pass as the product; minus infinity would make
+    NaN of a query that may look nowhere, in its gradient, too.
+    """
+    batch, heads = q.shape[:2]
+    hidden = q.new_zeros(1, 1, 1)
+    if may_look is not None:
+        hidden = q.new_zeros(may_look.shape).masked_fill_(~may_look, torch.finfo(q.dtype).min)
+        shared = may_look.ndim == 2
+        hidden = hidden[None] if shared else hidden.expand(batch, heads, -1, -1).flatten(0, 1)  # (1 or B h, 1 or N, M)
+    products, scale = (q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2)), q.shape[-1] ** -0.5
+    scores = torch.baddbmm(hidden, *products, beta=0 if may_look is None else 1, alpha=scale)  # (B h, N, M)
+    return scores.softmax(dim=-1).unflatten(0, (batch, heads))
+
+
+def _is_blind(may_look: Tensor) -> Tensor:
+    """Which queries may look nowhere, (..., N or 1, 1)."""
+    return ~may_look.any(-1, keepdim=True)
+
+
+def _triangle(q: Tensor, k: Tensor) -> Tensor:
+    """What query n may look at, keys 0 to n: (N, M)."""
+    return q.new_ones(q.shape[2], k.shape[2], dtype=torch.bool).tril()
 
 
 @contextmanager

@@ -5,12 +5,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from common import attention
 from common.attention import Attention, Cache, watching, weights
 from common.randomness import generator
 
 BATCH, QUERIES, KEYS, WIDTH, HEADS = 2, 3, 5, 12, 4
 EXACT = {"rtol": 0, "atol": 1e-12}  # float64, sums of a dozen terms of size one
 KERNELS = [SDPBackend.MATH, SDPBackend.FLASH_ATTENTION]
+
+
+@pytest.fixture(autouse=True, params=["written out", "by a kernel"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways in which the CPU attends, by size."""
+    if request.param == "by a kernel":
+        monkeypatch.setattr(attention, "MOST", 0)
 
 
 def ours_and_pytorchs(seed: int = 0, dropout: float = 0.0) -> tuple[Attention, nn.MultiheadAttention]:
