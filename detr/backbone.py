@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from common import checkpoint
 from common.errors import UserError
 from common.types import Count
+from detr.convolution import FrozenBatchNorm, convolution, layer, normed, zero_padding
 
 SHAPES = {  # name: (block, blocks per stage, channels of the stages before expansion)
     "small": ("basic", (1, 1), (64, 128)),
@@ -44,79 +45,6 @@ class BackboneOptions:
     frozen: Count
 
 
-class FrozenBatchNorm(nn.Module):
-    """Batch norm whose statistics and affine part never change: four buffers, one scale and shift per channel.
-
-    Without weights to load it changes nothing. Norms that depend on the batch would make a step depend on its cut.
-    """
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.register_buffer("weight", torch.ones(channels))
-        self.register_buffer("bias", torch.zeros(channels))
-        self.register_buffer("running_mean", torch.zeros(channels))
-        self.register_buffer("running_var", torch.ones(channels))
-        self._kept: tuple[object, tuple[Tensor, Tensor]] | None = None
-
-    def folded_into(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """The weight (C, ...) and bias (C,) of a convolution that does the work of this norm, too.
-
-        They are computed in every step that trains. Without gradients, as in evaluation, they are kept as long as
-        nothing that they come from has been written to, in the type that autocast would turn them into each time.
-        """
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or weight.is_inference():
-            self._kept = None
-            return self._fold(weight)
-        kind = weight.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
-        written = dtype, *((tensor.data_ptr(), tensor._version) for tensor in (weight, *self.buffers()))
-        if self._kept is None or self._kept[0] != written:
-            self._kept = written, tuple(tensor.to(dtype) for tensor in self._fold(weight))
-        return self._kept[1]
-
-    def _fold(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        scale, shift = self.scale_and_shift()
-        return weight * scale[:, None, None, None], shift
-
-    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
-        """(C,), (C,) so that the norm is x * scale + shift."""
-        scale = self.weight * (self.running_var + 1e-5).rsqrt()
-        return scale, self.bias - self.running_mean * scale
-
-
-def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
-    padding = dilation * (kernel // 2)
-    conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, bias=False)
-    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-    return conv
-
-
-def normed(conv: nn.Conv2d, norm: FrozenBatchNorm, x: Tensor) -> Tensor:
-    """norm(conv(x)), with the norm folded into the convolution's weights, which saves a pass over the map."""
-    weight, bias = norm.folded_into(conv.weight)
-    return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation)
-
-
-def layer(
-    conv: nn.Conv2d, norm: FrozenBatchNorm, x: Tensor, *, shortcut: Tensor | None = None, real: Tensor | None = None
-) -> Tensor:
-    """relu(norm(conv(x)) + shortcut), with zeros wherever real (B, 1, H, W) is False; None means no such thing.
-
-    What the convolution returns is overwritten: a map of 50 MB takes longer to allocate than to compute.
-    """
-    y = normed(conv, norm, x)
-    if shortcut is not None:
-        y = y.add_(shortcut)
-    if real is not None:
-        y = y.mul_(real)
-    return F.relu(y, inplace=True)
-
-
-def zero_padding(x: Tensor, real: Tensor | None) -> Tensor:
-    """x (B, C, H, W) with zeros wherever real (B, 1, H, W) is False; None means that nothing is padding."""
-    return x if real is None else x * real
-
-
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions beside a shortcut (He et al., figure 5 left)."""
 
@@ -124,8 +52,8 @@ class BasicBlock(nn.Module):
 
     def __init__(self, inputs: int, channels: int, stride: int, dilation: int):
         super().__init__()
-        self.conv1, self.bn1 = _conv(inputs, channels, 3, stride, dilation), FrozenBatchNorm(channels)
-        self.conv2, self.bn2 = _conv(channels, channels, 3), FrozenBatchNorm(channels)
+        self.conv1, self.bn1 = convolution(inputs, channels, 3, stride, dilation), FrozenBatchNorm(channels)
+        self.conv2, self.bn2 = convolution(channels, channels, 3), FrozenBatchNorm(channels)
         self.downsample = _shortcut(inputs, channels, stride)
 
     def forward(self, x: Tensor, real_in: Tensor | None, real_out: Tensor | None) -> Tensor:
@@ -142,9 +70,9 @@ class Bottleneck(nn.Module):
     def __init__(self, inputs: int, channels: int, stride: int, dilation: int):
         super().__init__()
         outputs = channels * self.expansion
-        self.conv1, self.bn1 = _conv(inputs, channels, 1), FrozenBatchNorm(channels)
-        self.conv2, self.bn2 = _conv(channels, channels, 3, stride, dilation), FrozenBatchNorm(channels)
-        self.conv3, self.bn3 = _conv(channels, outputs, 1), FrozenBatchNorm(outputs)
+        self.conv1, self.bn1 = convolution(inputs, channels, 1), FrozenBatchNorm(channels)
+        self.conv2, self.bn2 = convolution(channels, channels, 3, stride, dilation), FrozenBatchNorm(channels)
+        self.conv3, self.bn3 = convolution(channels, outputs, 1), FrozenBatchNorm(outputs)
         self.downsample = _shortcut(inputs, outputs, stride)
 
     def forward(self, x: Tensor, real_in: Tensor | None, real_out: Tensor | None) -> Tensor:
@@ -157,7 +85,7 @@ class Bottleneck(nn.Module):
 def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
     if stride == 1 and inputs == outputs:
         return None
-    return nn.Sequential(_conv(inputs, outputs, 1, stride), FrozenBatchNorm(outputs))
+    return nn.Sequential(convolution(inputs, outputs, 1, stride), FrozenBatchNorm(outputs))
 
 
 def _apply_shortcut(downsample: nn.Sequential | None, x: Tensor) -> Tensor:
@@ -176,7 +104,7 @@ class Backbone(nn.Module):
         self.official_padding = official_padding
         self.options = options
         small = options.name == "small"
-        self.conv1 = _conv(3, channels[0], 3, 2) if small else _conv(3, 64, 7, 2)
+        self.conv1 = convolution(3, channels[0], 3, 2) if small else convolution(3, 64, 7, 2)
         self.bn1 = FrozenBatchNorm(channels[0])
         self.pool = nn.Identity() if small else nn.MaxPool2d(3, 2, 1)
         self.stages: list[tuple[str, int, int]] = []  # name, the map's stride before, and after
