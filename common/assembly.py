@@ -1,5 +1,6 @@
 """From a checked config to data, task and model, with the weights of a checkpoint in them."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -183,4 +184,5 @@ def _listed(words: str, names: list[str]) -> str:
 
 def _trainer(config: dict[str, Any]) -> tuple[Trainer, torch.device]:
     trainer: Trainer = construct(Trainer, config["trainer"])
-    return trainer, devices.choose(trainer.device, distributed.local_rank())
+    device = devices.choose(trainer.device, distributed.local_rank())
+    return replace(trainer, precision=devices.precision(trainer.precision, device)), device

@@ -181,7 +181,7 @@ def _shares(q: Tensor, k: Tensor, may_look: Tensor | None) -> Tensor:
         hidden = hidden[None] if shared else hidden.expand(batch, heads, -1, -1).flatten(0, 1)  # (1 or B h, 1 or N, M)
     products, scale = (q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2)), q.shape[-1] ** -0.5
     scores = torch.baddbmm(hidden, *products, beta=0 if may_look is None else 1, alpha=scale)  # (B h, N, M)
-    return scores.softmax(dim=-1).unflatten(0, (batch, heads))
+    return scores.softmax(dim=-1).view(batch, heads, *scores.shape[1:])
 
 
 def _is_blind(may_look: Tensor) -> Tensor:

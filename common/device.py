@@ -1,12 +1,13 @@
 """Where the numbers are computed, and how precisely."""
 
-from contextlib import AbstractContextManager
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
 
 import torch
 
 from common.errors import UserError
 
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -47,9 +48,69 @@ def describe(device: torch.device) -> str:
     return f"{device.type}, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
 
 
+def precision(wanted: Precision, device: torch.device) -> Precision:
+    """What `trainer.precision` means on a device: auto is bf16 where its processor multiplies in it, and else fp32.
+
+    Where it does not, PyTorch's bf16 is fp32 with detours, and slower than fp32 itself.
+    """
+    if wanted != "auto":
+        return wanted
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if device.type == "cpu" and _multiplies_bf16() else "fp32"
+
+
+def _multiplies_bf16() -> bool:
+    """Whether this processor has instructions for it."""
+    found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # newer versions have it
+    asks = (getattr(torch.cpu, f"_is_{name}_supported", bool) for name in ("avx512_bf16", "amx_tile"))
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16")) or any(ask() for ask in asks)
+
+
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
     """The one precision path of training, evaluation and prediction: fp32 is plain, the others are autocast."""
     return torch.autocast(device.type, TYPES[precision], enabled=precision != "fp32")
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Where autocast leaves types alone, for what half precision would spoil."""
+    available = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if available else nullcontext()
+
+
+class Copies:
+    """Copies between host and device; with a GPU on a stream of their own, beside what it computes."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
+    def __call__(self, batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The batches of a step on the device, before it has finished the step before (if their memory is pinned)."""
+        if self._stream is None:
+            return [to_device(batch, self.device) for batch in batches]
+        with torch.cuda.stream(self._stream):
+            moved = [to_device(batch, self.device) for batch in batches]
+        computing = torch.cuda.current_stream(self.device)
+        computing.wait_stream(self._stream)
+        for tensor in (value for batch in moved for value in batch.values() if isinstance(value, torch.Tensor)):
+            if tensor.is_cuda:
+                tensor.record_stream(computing)  # or its memory would be given away while it is read
+        return moved
+
+    def to_host(self, tensor: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
+        """The tensor on the host, and the event at which it has arrived there; None: it has."""
+        if not tensor.is_cuda:
+            return tensor.cpu(), None
+        copy = tensor.to("cpu", non_blocking=True)
+        arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        arrived.record()
+        return copy, arrived
+
+
+def constant(values: Any, like: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """Numbers as a tensor on the device of `like`, for which the host does not wait, as it would in torch.tensor."""
+    return torch.tensor(values, dtype=dtype).to(like.device, non_blocking=True)
 
 
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:

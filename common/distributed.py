@@ -146,7 +146,7 @@ def join_gradients(parameters: list[nn.Parameter]) -> None:
     """
     if world_size() == 1 or is_sharded(parameters):  # where the backward pass itself sums them
         return
-    used = sum_(torch.tensor([float(p.grad is not None) for p in parameters], device=parameters[0].device))
+    used = sum_(torch.tensor([float(p.grad is not None) for p in parameters]))  # on the host: no wait for a GPU
     chosen = [p for p, n in zip(parameters, used.tolist(), strict=True) if n > 0]
     pieces = []
     for part in _pieces(chosen):

@@ -48,7 +48,7 @@ class Trainer:
     steps: Positive | None
     epochs: Positive | None
     micro_batch: Positive | None
-    precision: Literal["fp32", "bf16", "fp16"]
+    precision: Literal["auto", "fp32", "bf16", "fp16"]  # auto: common/assembly.py has decided by the device
     clip_norm: PositiveFloat | None
     ema_decay: Fraction
     compile: bool
@@ -126,15 +126,18 @@ class Trainer:
                     work.average.update(run.model)
                 progress.advance(run.step)
                 last = run.step == total
-                if run.step % self.log_every == 0 or last:
+                due = run.step % evaluates == 0 or last
+                saves = due or (self.save_every is not None and run.step % self.save_every == 0)
+                logs = run.step % self.log_every == 0 or last
+                stopping = work.stop.agreed()
+                if logs or saves or stopping:
+                    work.stepper.settle()
+                if logs:
                     speed = run.data.batch_size * run.window_steps / (time.monotonic() - clock)
                     rate = options.lr * optim.rate(run.schedule, run.step - 1, total)
                     extra = {"train/lr": rate, "train/epoch": epoch}
                     log.numbers(run.step, {**close_window(run), **extra}, {"samples_per_s": speed})
                     clock = time.monotonic()
-                due = run.step % evaluates == 0 or last
-                saves = due or (self.save_every is not None and run.step % self.save_every == 0)
-                stopping = work.stop.agreed()
                 if saves or stopping:
                     saved = self._save(run, work, regular=saves)
                     if last and not saved:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from common.blocks import BlockOptions, Decoder, Encoder
+from common.device import full_precision
 from common.errors import UserError
 from common.linear import Linear
 from common.positions import Learned2d, sine_2d
@@ -105,7 +106,7 @@ class Detector(nn.Module):
         )
         decoded = torch.stack(layers if self.auxiliary else layers[-1:])  # (L, B, Q, C)
         # The heads stay out of half precision: a coordinate with 8 bits would be off by pixels.
-        with torch.autocast(images.device.type, enabled=False):
+        with full_precision(images.device):
             decoded = decoded.to(self.class_head.weight.dtype)
             return {"logits": self.class_head(decoded), "boxes_cxcywh": self.box_head(decoded).sigmoid()}
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from common.device import constant
 from common.errors import UserError
 from common.images import list_images, read_image
 from common.pictures import grid, write
@@ -191,4 +192,4 @@ class Detection:
 
 
 def _counts(batch: Batch) -> Tensor:
-    return torch.tensor(batch["counts"], device=batch["boxes"].device)
+    return constant(batch["counts"], like=batch["boxes"])

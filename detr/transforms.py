@@ -12,6 +12,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional
 from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
 
+from common.device import constant
 from common.errors import UserError
 from common.types import Positive
 
@@ -118,7 +119,7 @@ def normalise(images: Tensor, sizes: Tensor, dtype: torch.dtype = torch.float32)
     rows = torch.arange(height, device=images.device) < sizes[:, :1]  # (B, H)
     columns = torch.arange(width, device=images.device) < sizes[:, 1:]  # (B, W)
     real = rows[:, :, None] & columns[:, None, :]  # (B, H, W)
-    mean, std = (torch.tensor(values, dtype=dtype, device=images.device).repeat(width) for values in (MEAN, STD))
+    mean, std = (constant(values, images, dtype).repeat(width) for values in (MEAN, STD))
     pixels = images.permute(0, 2, 3, 1).flatten(2)  # (B, 3, H, W) -> (B, H, W * 3): long rows are fast on a CPU
     floats = pixels.to(dtype).mul_(1 / (255 * std)).sub_(mean / std)
     floats = floats.unflatten(2, (width, 3)).permute(0, 3, 1, 2)  # -> (B, 3, H, W), channels last in memory

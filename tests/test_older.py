@@ -156,7 +156,7 @@ def test_a_key_that_is_missing_in_earnest_is_still_asked_for(run, inside):
     del content["config"]["trainer"]["precision"]
     checkpoint.save(Path("lacking.pt"), content)
     said = inside("evaluate", "checkpoint=lacking.pt", code=2)
-    assert said.startswith("trainer.precision is missing: expected fp32, bf16 or fp16")
+    assert said.startswith("trainer.precision is missing: expected auto, fp32, bf16 or fp16")
 
 
 @pytest.mark.parametrize("commit", ["03ca055", "81dd5c1", "ed73988"])

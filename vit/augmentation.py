@@ -21,6 +21,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
+from common.device import constant
 from common.errors import UserError
 from common.types import Count, Fraction, NonNegativeFloat, Positive, PositiveFloat
 from vit import policies
@@ -207,7 +208,7 @@ def _shifts(numbers: np.ndarray, padding: int) -> np.ndarray:
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Values 0..255 of (N, C, H, W) to floats: each channel's mean taken off, in units of its deviation (of 0..1)."""
-    shift, unit = (torch.tensor(v, device=images.device).view(-1, 1, 1) for v in (mean, std))
+    shift, unit = (constant(v, like=images).view(-1, 1, 1) for v in (mean, std))
     return torch.addcmul(-shift / unit, images.to(torch.float32), 1 / (255 * unit))
 
 

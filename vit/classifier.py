@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from common.blocks import BlockOptions, Encoder
+from common.device import full_precision
 from common.errors import UserError
 from common.linear import Linear
 from common.positions import LearnedGrid, Resampling, resample
@@ -131,7 +132,9 @@ class Classifier(nn.Module):
         x = self.features(images)
         if self.representation is not None:
             x = self.representation(x).tanh()
-        return self.head(x)
+        # The head stays out of half precision: with 8 bits the two best classes are often equal.
+        with full_precision(images.device):
+            return self.head(x.to(self.head.weight.dtype))
 
     def features(self, images: Tensor) -> Tensor:
         """What the head sees: (B, channels, H, W) -> (B, C)."""

@@ -217,7 +217,7 @@ def test_a_right_config_passes_without_an_import(right: dict[str, Any]) -> None:
         ("optimizer.layer_decay", DELETE, "optimizer.layer_decay is missing: expected a number from 0 up to 1."),
         ("optimizer.reference_batch", 0, "optimizer.reference_batch=0: expected a whole number from 1 or null."),
         ("optimizer.scaling", "squrt", "optimizer.scaling=squrt: expected linear or sqrt; did you mean sqrt?"),
-        ("trainer.precision", "bf17", "trainer.precision=bf17: expected fp32, bf16 or fp16; did you mean bf16?"),
+        ("trainer.precision", "bf17", "trainer.precision=bf17: expected auto, fp32, bf16 or fp16; did you mean bf16?"),
         ("trainer.epochs", 3, "trainer.steps=10 and trainer.epochs=3: exactly one must be a number"),
         ("trainer.steps", None, "trainer.steps=null and trainer.epochs=null: exactly one must be a number"),
     ],

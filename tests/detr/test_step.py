@@ -2,6 +2,7 @@
 
 import copy
 import multiprocessing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -203,6 +204,51 @@ def test_a_loss_that_is_not_finite_never_reaches_the_weights():
     after = one.model.state_dict()
     assert all(torch.equal(after[name], broken[name]) for name in after if name != "class_head.bias")
     assert not torch.equal(before["class_head.bias"], after["class_head.bias"])
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
+def test_judged_a_step_later_as_on_a_gpu_weights_and_optimizer_are_the_same(name):
+    def trained(late: bool) -> Stepper:
+        network = model(torch.float32)
+        optimizer = optim.build(network, replace(OPTIMIZER, name=name))
+        one = Stepper(task(), network, optimizer, torch.device("cpu"), "fp32", 0.1)
+        one.late = late
+        for number in range(3):
+            one(batches([3, 5]), number)
+        hook = network.queries.weight.register_hook(lambda grad: grad * torch.nan)
+        refused = pytest.raises(UserError, match=r"Step 3 .*not finite: loss \d.*gradient norm nan, on samples \[0, 1")
+        if late:
+            one(batches([8]), 3)
+            hook.remove()
+            with refused:
+                one(batches([8]), 4)
+            one.settle()  # it was said
+        else:
+            with refused:
+                one(batches([8]), 3)
+            hook.remove()
+        one(batches([8]), 4)
+        one.settle()
+        return one
+
+    one, other = trained(False), trained(True)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters, other.parameters, strict=True))
+    states = optim.state(one.optimizer), optim.state(other.optimizer)
+    assert states[0].keys() == states[1].keys()
+    for parameter, values in states[0].items():
+        for key, value in values.items():
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(states[1][parameter][key])), (parameter, key)
+
+
+def test_the_last_step_is_judged_when_it_is_asked_for():
+    one = stepper(torch.float32, 0.1)
+    one.late = True
+    one.model.queries.weight.register_hook(lambda grad: grad * torch.inf)
+    before = copy.deepcopy(one.model.state_dict())
+    one(batches([8]), 5)
+    assert all(torch.equal(value, before[name]) for name, value in one.model.state_dict().items())
+    with pytest.raises(UserError, match="Step 5 was not taken"):
+        one.settle()
 
 
 def test_an_infinite_gradient_with_a_finite_loss_stops_the_run_too():
