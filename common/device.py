@@ -72,6 +72,12 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
     return torch.autocast(device.type, TYPES[precision], enabled=precision != "fp32")
 
 
+def computed_in(device: torch.device) -> torch.dtype:
+    """What products are computed in just now, so that their inputs may as well be: autocast's type, or fp32."""
+    enabled = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+    return torch.get_autocast_dtype(device.type) if enabled else torch.float32
+
+
 def full_precision(device: torch.device) -> AbstractContextManager[Any]:
     """Where autocast leaves types alone, for what half precision would spoil."""
     available = torch.amp.is_autocast_available(device.type)

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.device import computed_in
+
 _ONEDNN = torch.ops.mkldnn if torch.backends.mkldnn.is_available() else None
 _FUSED = getattr(_ONEDNN, "_convolution_pointwise", None)
 _FUSED_ONTO = getattr(_ONEDNN, "_convolution_pointwise_", None)
@@ -99,8 +101,8 @@ def zero_padding(x: Tensor, real: Tensor | None) -> Tensor:
 
 def _type(weight: Tensor) -> torch.dtype:
     """What autocast computes convolutions in, or the weight's own type."""
-    kind = weight.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+    enabled = torch.is_autocast_enabled(weight.device.type)
+    return computed_in(weight.device) if enabled else weight.dtype
 
 
 def _is_fused(x: Tensor, weight: Tensor, shortcut: Tensor | None) -> bool:

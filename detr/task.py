@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common.device import constant
+from common.device import computed_in, constant
 from common.errors import UserError
 from common.images import list_images, read_image
 from common.pictures import grid, write
@@ -101,7 +101,7 @@ class Detection:
     def _forward(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         device = next(model.parameters()).device
         sizes = batch["sizes"].to(device)
-        images, _ = normalise(batch["images"].to(device), sizes)
+        images = normalise(batch["images"].to(device), sizes, computed_in(device))
         return model(images, sizes if batch["padded"] else None)
 
     def read(self, input: str) -> Iterator[Batch]:

@@ -199,7 +199,7 @@ def pipeline(setting: Setting) -> Row:
     def our() -> tuple[Tensor, Tensor]:
         batch = data.collate([data.sample("train", number, draw) for number, draw in enumerate(draws("ours"))])
         images = batch["images"].to(setting.device, non_blocking=True)
-        return normalise(images, batch["sizes"])[0], batch["boxes"]
+        return normalise(images, batch["sizes"]), batch["boxes"]
 
     def their() -> tuple[Tensor, Tensor]:
         drawn = zip(files, unaugmented, draws("PIL"), strict=True)
@@ -231,7 +231,7 @@ def _pictures(count: int, height: int, width: int, device: torch.device) -> tupl
     """uint8 (count, 3, height, width) without padding, and the same normalised; channels last, as ours come."""
     images = torch.stack([detr_input.photo(height, width, seed) for seed in range(count)])
     images = images.to(device).contiguous(memory_format=torch.channels_last)
-    return images, normalise(images, torch.tensor([[height, width]] * count))[0]
+    return images, normalise(images, torch.tensor([[height, width]] * count))
 
 
 def _objects(counts: list[int], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -162,7 +162,7 @@ def test_a_mean_of_means_would_be_seen(monkeypatch):
     assert (torch.stack(wrong).mean(0) - whole).norm() > 1e-3 * whole.norm()
 
 
-def _normalise64(images, sizes):
+def _normalise64(images, sizes, dtype):
     from detr.transforms import normalise
 
     return normalise(images, sizes, torch.float64)
