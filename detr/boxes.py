@@ -39,6 +39,8 @@ def giou(a: Tensor, b: Tensor) -> Tensor:
 
 def pairwise_giou(a: Tensor, b: Tensor) -> Tensor:
     """Generalised IoU of all pairs: (..., N, 4) and (..., M, 4) xyxy -> (..., N, M); see `giou`."""
+    # Each coordinate in a row of its own, or all that follows would walk through memory in steps of four.
+    a, b = (boxes.movedim(-1, 0).contiguous().movedim(0, -1) for boxes in (a, b))
     return giou(a[..., :, None, :], b[..., None, :, :])
 
 

@@ -41,7 +41,7 @@ def costs(
     """
     chosen = labels[None, :, None].expand(*logits.shape[:3], -1)  # (L, B, Q, T)
     probability = logits.softmax(-1).gather(-1, chosen)
-    distance = (boxes_cxcywh[..., :, None, :] - target_cxcywh[..., None, :, :]).abs().sum(-1)  # (L, B, Q, T)
+    distance = torch.cdist(boxes_cxcywh, target_cxcywh.expand(len(logits), -1, -1, -1), p=1)  # (L, B, Q, T)
     overlap = pairwise_giou(to_xyxy(boxes_cxcywh), to_xyxy(target_cxcywh)[None])
     return options.box_cost * distance - options.class_cost * probability - options.giou_cost * overlap
 
