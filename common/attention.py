@@ -60,7 +60,8 @@ class Attention(nn.Module):
             if cache is not None:
                 k, v = cache.extend(k, v)
         dropout = self.dropout if self.training else 0.0
-        few = q.shape[2] <= FEW and q.device.type == "cpu" and not dropout
+        # An exported graph is for any number of queries, so it must not ask how many there are.
+        few = not torch.compiler.is_exporting() and q.shape[2] <= FEW and q.device.type == "cpu" and not dropout
         if few or self.watched is not None:
             seen = q.new_ones(q.shape[2], k.shape[2], dtype=torch.bool).tril() if causal else may_look
             shares = weights(q, k, seen)
