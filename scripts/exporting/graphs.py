@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from common.errors import UserError
 from scripts.exporting.plan import Call, Graph, Size
 
 Format = Literal["torch", "onnx"]
@@ -21,19 +22,26 @@ LARGEST = 1_900_000_000  # bytes of weights inside an .onnx, whose format ends a
 
 @torch.no_grad()
 def trace(graph: Graph, sizes: Mapping[str, Size]) -> ExportedProgram:
-    """One graph for all sizes that callers may choose."""
+    """One graph for all sizes that callers may choose; raises UserError for code that asks how large they are."""
     free = {
         name: {i: sizes[size].dim for i, size in enumerate(shape) if isinstance(size, str)}
         for name, shape in graph.shapes.items()
     }
-    with _quiet():
-        return torch.export.export(
-            graph.module,
-            tuple(graph.inputs.values()),
-            dynamic_shapes=tuple(free[name] for name in graph.inputs),
-            # What is true of all sizes, but not seen to be (H W is no multiple of ...), is asserted as the graph runs.
-            prefer_deferred_runtime_asserts_over_guards=True,
-        )
+    try:
+        with _quiet():
+            return torch.export.export(
+                graph.module,
+                tuple(graph.inputs.values()),
+                dynamic_shapes=tuple(free[name] for name in graph.inputs),
+                # What is true of all sizes, but not seen to be (H W is no multiple of ...), is asserted in the graph.
+                prefer_deferred_runtime_asserts_over_guards=True,
+            )
+    except (torch._dynamo.exc.UserError, ValueError) as error:  # what it raises for a size that is not free
+        lines = [line.strip(" -") for line in str(error).splitlines() if line.startswith("  - ")] or [str(error)]
+        raise UserError(
+            f"the model cannot be traced for every {', '.join(sizes)} ({lines[0][:200]}); it must not ask how large "
+            "they are, nor use len(x), which is a plain number, where x.shape[0] is one of any size."
+        ) from error
 
 
 def write(program: ExportedProgram, graph: Graph, path: Path, format: Format) -> None:

@@ -12,14 +12,17 @@ import safetensors.torch
 import tokenizers
 import torch
 import torchvision
-from torch import Tensor
+from torch import Tensor, nn
 
 from common import assembly, checkpoint
 from common.compose import configure
 from common.config import build
+from common.errors import UserError
 from common.randomness import generator
 from scripts import export
 from scripts.exporting import graphs, tokenizer_files, whole_folder
+from scripts.exporting.plan import Graph, Size
+from seq2seq.foreign_tokenizers import SentencePieces
 from seq2seq.tokenizer import Tokenizer, TokenizerOptions
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -281,7 +284,7 @@ def altered(program: Any) -> Any:
     name = next(name for name in program.state_dict if name.endswith("contract.bias"))
     bias = program.state_dict[name].clone()
     bias[0] += 0.01
-    program.state_dict[name] = torch.nn.Parameter(bias, requires_grad=False)
+    program.state_dict[name] = nn.Parameter(bias, requires_grad=False)
     return program
 
 
@@ -334,7 +337,7 @@ def test_a_file_of_another_program_is_exported_as_the_model_that_it_is_named(tmp
     theirs = torchvision.models.VisionTransformer(**sizes, num_classes=4).eval()
     drawn = generator("torchvision")
     for parameter in theirs.parameters():
-        torch.nn.init.normal_(parameter, std=0.3, generator=drawn)
+        nn.init.normal_(parameter, std=0.3, generator=drawn)
     file = tmp_path / "theirs.safetensors"
     safetensors.torch.save_file(theirs.state_dict(), file)
     words = [*SMALL_VIT, "data=imagefolder", "data.image_size=16", "model.patch_size=8"]
@@ -365,6 +368,30 @@ def test_mistakes_end_in_one_sentence_and_code_2(tmp_path, capsys):
         run(f"checkpoint={file}", "--format=caffe")
     assert left.value.code == 2 and "caffe: expected torch, onnx, or torch,onnx" in capsys.readouterr().err
     assert {path.name for path in tmp_path.iterdir()} == {"best.pt", "full"}
+
+
+@pytest.mark.parametrize("asks", [lambda x: x.new_zeros(len(x), 1), lambda x: x if x.shape[0] > 2 else -x])
+def test_a_model_that_asks_for_the_size_of_a_batch_is_told_so(asks):
+    class Asking(nn.Module):
+        def forward(self, images: Tensor) -> tuple[Tensor]:
+            return (images + asks(images),)
+
+    graph = Graph("model", Asking(), {"images": torch.zeros(3, 4)}, {"images": ["batch", 4]}, {"logits": ""})
+    sizes = {"batch": Size(torch.export.Dim("batch", min=1), "")}
+    with pytest.raises(UserError, match=r"cannot be traced for every batch \(.*batch.*\); it must not ask how large"):
+        graphs.trace(graph, sizes)
+
+
+def test_imported_sentence_pieces_come_as_a_list_by_id():
+    """The files that cut a text were published with the model; what their pieces' numbers are is ours."""
+    shown = ["<pad>", "<s>", "</s>", "<unk>"]
+    content = {"entries": [*shown, "\u2581a", "\u2581b"], "pieces": [["?", 0.0], ["\u2581b", -1.0], ["\u2581a", -2.0]]}
+    content |= {"unknown": 0, "charsmap": "", "single_spaces": True, "space_before": True, "joint": True}
+    tokenizer = SentencePieces(content)
+    files, told, rows = tokenizer_files.make(tokenizer, tokenizer)
+    pieces = json.loads(files[told["source"]])
+    assert [pieces[i] for i in tokenizer.encode("b a")] == ["\u2581b", "\u2581a"]
+    assert {*files} == {told["source"], told["target"]} and not rows
 
 
 @pytest.mark.parametrize(
