@@ -90,7 +90,8 @@ def resample(grid: Tensor, size: tuple[int, int], how: Resampling) -> Tensor:
     Both grids are known, so 4 x 9 becomes 6 x 6 although the number of tokens is the same; the same grid comes back
     untouched.
     """
-    if tuple(grid.shape[:2]) == tuple(size):
+    # An exported graph is for any size, so it always resamples; by a factor of 1 that changes nothing.
+    if not torch.compiler.is_exporting() and tuple(grid.shape[:2]) == tuple(size):
         return grid
     mode, _, variant = how.partition("_")
     table = F.interpolate(

@@ -150,9 +150,10 @@ class Backbone(nn.Module):
 def real_positions(shape: tuple[int, int], sizes: Tensor, stride: int) -> Tensor:
     """Which positions of a map with this stride lie in their image: (H, W), sizes (B, 2) -> (B, H', W') boolean.
 
-    Every layer of stride two maps H to ceil(H / 2), so a whole stack maps it to ceil(H / stride).
+    Every layer of stride two maps H to ceil(H / 2), so a whole stack maps it to ceil(H / stride), here in the form in
+    which convolutions state their sizes: a program that traces sizes as symbols then sees that they are the same.
     """
-    height, width = (-(-side // stride) for side in shape)
+    height, width = ((side - 1) // stride + 1 for side in shape)
     rows, columns = ((sizes + stride - 1) // stride).unbind(1)  # (B,) each
     inside_rows = torch.arange(height, device=sizes.device) < rows[:, None]  # (B, H')
     inside_columns = torch.arange(width, device=sizes.device) < columns[:, None]  # (B, W')

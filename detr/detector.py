@@ -96,7 +96,7 @@ class Detector(nn.Module):
             memory = memory + positions
         memory = self.encoder(memory, positions=positions, may_look=may_look)
 
-        queries = self.queries.weight.to(memory.dtype).expand(len(images), -1, -1)  # (B, Q, C)
+        queries = self.queries.weight.to(memory.dtype).expand(images.shape[0], -1, -1)  # (B, Q, C)
         layers = self.decoder(
             torch.zeros_like(queries),
             memory=memory,

@@ -141,14 +141,14 @@ class Transformer(nn.Module):
     def encode(self, source: Tensor, lengths: Tensor) -> State:
         """See seq2seq.decoding.Decoder. Raises UserError for a source of more than `longest` tokens."""
         memory, real = self._read(source, lengths)
-        nothing = torch.ones(len(source), 1, 0, dtype=torch.bool, device=source.device)
+        nothing = torch.ones(source.shape[0], 1, 0, dtype=torch.bool, device=source.device)
         return State(self.decoder.remember(memory), real, nothing)
 
     def step(self, state: State, tokens: Tensor) -> Tensor:
         """See seq2seq.decoding.Decoder: tokens (B * W,) -> logits (B * W, V)."""
-        words = tokens.view(len(state.real), -1)  # (B, W)
+        words = tokens.view(state.real.shape[0], -1)  # (B, W)
         count = words.shape[1]
-        itself = torch.eye(count, dtype=torch.bool, device=tokens.device).expand(len(words), -1, -1)
+        itself = torch.eye(count, dtype=torch.bool, device=tokens.device).expand(words.shape[0], -1, -1)
         state.ancestors = torch.cat([state.ancestors, itself], dim=2)  # (B, W, K + W)
         x = self._embed(words.flatten()[:, None], self.embedding, state.tokens).view(*words.shape, -1)  # (B, W, C)
         state.tokens += 1

@@ -147,10 +147,10 @@ class Classifier(nn.Module):
         grid = self.patches.grid(images.shape[-2], images.shape[-1])
         tokens = [self.patches(images) + self.positions(grid)]
         if self.registers is not None:
-            tokens.insert(0, self.registers.expand(len(images), -1, -1))
+            tokens.insert(0, self.registers.expand(images.shape[0], -1, -1))
         if self.class_token is not None:
             token = self.class_token if self.positions.token is None else self.class_token + self.positions.token
-            tokens.insert(0, token.expand(len(images), 1, -1))
+            tokens.insert(0, token.expand(images.shape[0], 1, -1))
         return self.dropout(torch.cat(tokens, dim=1) if len(tokens) > 1 else tokens[0])
 
     @property

@@ -336,3 +336,15 @@ def test_a_cache_without_some_rows_goes_on_with_the_others() -> None:
     keys, values = cache.extend(more[rows], -more[rows])
     expected = torch.cat([some, more], dim=2)[rows]
     assert torch.equal(keys, expected) and torch.equal(values, -expected)
+
+
+def test_an_exported_graph_is_for_any_number_of_queries(way: None) -> None:
+    """Which of the two ways suits depends on it, which the graph must not ask about."""
+    module, _ = ours_and_pytorchs()
+    drawn = generator("export")
+    traced, *others = (torch.randn(2, n, WIDTH, dtype=torch.float64, generator=drawn) for n in (4, 1, 2, 30))
+    free = {1: torch.export.Dim("queries", min=1)}
+    given = {name: traced for name in "qkv"}
+    program = torch.export.export(module, (), given, dynamic_shapes={name: free for name in "qkv"})
+    for x in (traced, *others):
+        torch.testing.assert_close(program.module()(q=x, k=x, v=x), module(q=x, k=x, v=x), **EXACT)

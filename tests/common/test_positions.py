@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from scipy import ndimage
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.errors import UserError
 from common.positions import Layout, Learned2d, LearnedGrid, Resampling, resample, sine, sine_2d
@@ -268,3 +268,21 @@ def test_a_learned_grid_is_handed_out_row_by_row() -> None:
         assert torch.equal(positions((2, 3))[number], positions.grid[row, column])
     assert torch.equal(positions((4, 4)), resample(positions.grid, (4, 4), "bicubic").reshape(16, CHANNELS))
     assert LearnedGrid(CHANNELS, (2, 3), on_token=True, how="bicubic").state_dict()["token"].shape == (CHANNELS,)
+
+
+@pytest.mark.parametrize("how", CONVENTIONS)
+def test_an_exported_grid_serves_any_size_and_gives_its_own_back_untouched(how: Resampling) -> None:
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.positions = LearnedGrid(CHANNELS, (3, 4), on_token=False, how=how)
+            self.positions.grid.data = table(3, 4)
+
+        def forward(self, image: Tensor) -> Tensor:
+            return self.positions((image.shape[0], image.shape[1]))
+
+    model = Positions()
+    free = {i: torch.export.Dim(name, min=2, max=64) for i, name in enumerate(("height", "width"))}
+    exported = torch.export.export(model, (torch.empty(5, 6),), dynamic_shapes=(free,)).module()
+    for size in ((3, 4), (4, 3), (2, 7), (12, 2)):
+        assert torch.equal(exported(torch.empty(size)), model(torch.empty(size))), size
