@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.dropout import dropout as drop
 from common.linear import Linear, linear
 
 MOST = 2**25  # attention weights that the CPU writes out at once, 64 MiB of them in bf16; fast kernels never do
@@ -156,7 +157,7 @@ def written_out(q: Tensor, k: Tensor, v: Tensor, *, may_look: Tensor | None, dro
     and four to seven times with the gradients, in fp32 by up to a third (Zen 5, torch 2.15).
     """
     shares = _shares(q, k, may_look)
-    x = (F.dropout(shares, dropout) if dropout else shares) @ v
+    x = (drop(shares, dropout) if dropout else shares) @ v
     return x if may_look is None else x.masked_fill(_is_blind(may_look), 0)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from common.attention import Attention, Cache
+from common.dropout import Dropout
 from common.linear import Linear
 
 
@@ -41,7 +42,7 @@ class Residual(nn.Module):
         super().__init__()
         self.pre_norm = options.pre_norm
         self.norm = nn.LayerNorm(options.width, eps=options.norm_eps)
-        self.dropout = nn.Dropout(options.dropout)
+        self.dropout = Dropout(options.dropout)
         scale = options.layer_scale
         self.scale = None if scale is None else nn.Parameter(torch.full((options.width,), scale))
         self.drop_path = options.drop_path
@@ -71,7 +72,7 @@ class FeedForward(nn.Sequential):
         super().__init__()
         self.expand = Linear(options.width, options.feedforward)
         self.activation = options.activation()
-        self.dropout = nn.Dropout(options.hidden_dropout)
+        self.dropout = Dropout(options.hidden_dropout)
         self.contract = Linear(options.feedforward, options.width)
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from common.blocks import BlockCache, BlockOptions, Decoder, Encoder
+from common.dropout import Dropout
 from common.errors import UserError
 from common.linear import Linear, linear
 from common.positions import Layout, sine
@@ -112,7 +113,7 @@ class Transformer(nn.Module):
         self.source_embedding = None if tied == "all" else nn.Embedding(source, width)
         self.output = Linear(width, target, bias=False) if tied == "none" else None
         self.output_bias = nn.Parameter(torch.zeros(target)) if output_bias else None
-        self.dropout = nn.Dropout(blocks.dropout)
+        self.dropout = Dropout(blocks.dropout)
         options = BlockOptions(
             width=width,
             heads=heads,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from common.blocks import BlockOptions, Encoder
 from common.device import full_precision
+from common.dropout import Dropout
 from common.errors import UserError
 from common.linear import Linear
 from common.positions import LearnedGrid, Resampling, resample
@@ -106,7 +107,7 @@ class Classifier(nn.Module):
         on_token = positions.on_token and pooling == "token"
         grid = self.patches.grid(*image_size)
         self.positions = LearnedGrid(width, grid, on_token=on_token, how=positions.resample)
-        self.dropout = nn.Dropout(blocks.dropout)
+        self.dropout = Dropout(blocks.dropout)
         options = BlockOptions(
             width=width,
             heads=heads,
