@@ -94,6 +94,7 @@ def failed(folder: Path, error: Exception) -> str:
     file = folder / f"{distributed.rank()}-{type(error).__name__}.json"
     os.environ["TORCHELASTIC_ERROR_FILE"] = str(file)
     with pytest.raises(type(error)), distributed.together(torch.device("cpu"), 30):
+        distributed.barrier()  # or one may leave before the others have met it
         raise error
     assert distributed.world_size() == 1, "the group is left"
     return json.loads(file.read_text())["message"]["extraInfo"]["py_callstack"] if file.exists() else ""
