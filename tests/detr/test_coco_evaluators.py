@@ -181,11 +181,27 @@ def test_an_evaluator_that_is_not_installed_is_refused_before_the_first_image(mo
         CocoMetric({"images": images(1), "categories": CAT, "annotations": []}, CAT, "faster_coco_eval")
 
 
-def test_the_key_of_the_task_reaches_the_metric(tmp_path, monkeypatch):
-    small = [f"data.root={tmp_path}", "data.train_count=3", "data.val_count=3", "data.test_count=3"]
-    config = configure("train", ["model=detr", *small, "task.evaluator=faster_coco_eval"])
-    assert configure("train", ["model=detr"])["task"]["evaluator"] == "auto"
+def test_an_evaluator_that_is_not_installed_stops_training_before_its_first_step(inside, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(coco_evaluators, "find_spec", lambda name: None)
-    task = build(config["task"], data=build(config["data"]))  # enough to predict, which counts nothing
-    with pytest.raises(UserError, match=r"task\.evaluator=auto"):
-        task.metric("val")
+    keys = [
+        "model=detr",
+        f"data.root={tmp_path}/shapes",
+        "data.train_count=16",
+        "data.val_count=3",
+        "data.test_count=3",
+    ]
+    build(configure("train", keys)["data"]).ground_truth("val")  # says that it draws the set, once
+    capsys.readouterr()
+    said = inside("train", *keys, "task.evaluator=faster_coco_eval", "run_dir=run", code=2)
+    assert "pip install faster-coco-eval" in said and "task.evaluator=auto" in said
+    assert not list(Path("run").glob("**/*.pt"))
+
+
+def test_prediction_asks_for_no_evaluator(tmp_path, monkeypatch):
+    monkeypatch.setattr(coco_evaluators, "find_spec", lambda name: None)
+    config = configure("train", ["model=detr", f"data.root={tmp_path}", "task.evaluator=faster_coco_eval"])
+    assert build(config["task"], data=build(config["data"])).evaluator == "faster_coco_eval"
+
+
+def test_auto_is_the_default():
+    assert configure("train", ["model=detr_r50"])["task"]["evaluator"] == "auto"
