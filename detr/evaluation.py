@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from pycocotools import mask as rle
 from torch import Tensor
-from torchvision.ops import box_convert
 
 from common.distributed import broadcast, gather, is_main
 from common.errors import UserError
@@ -51,15 +50,15 @@ class CocoMetric:
     def update(self, batch: Batch, answers: list[Answer]) -> None:
         """Take in each image's boxes (n, 4) xyxy in original pixels, scores (n,), labels (n,), masks (n, H, W)."""
         for image, answer in zip(batch["ids"], answers, strict=True):
-            boxes, scores = answer["boxes"].double(), answer["scores"].double()
-            if not (boxes.isfinite().all() and scores.isfinite().all()):
+            boxes, scores = answer["boxes"].double().numpy(), answer["scores"].double().numpy()
+            if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
                 raise UserError(
                     f"image {image}: the model's boxes or scores are not finite; its weights are broken, or the "
                     "precision is too low (try trainer.precision=fp32)."
                 )
             found = Detections(
-                boxes=box_convert(boxes, "xyxy", "xywh").numpy(),
-                scores=scores.numpy(),
+                boxes=np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1),
+                scores=scores,
                 categories=[self.categories[label]["id"] for label in answer["labels"].tolist()],
                 masks=_encode(answer["masks"]) if "masks" in answer else None,
             )
