@@ -31,6 +31,11 @@ LATER: dict[str, Any] = {
     "trainer.keep_best": 1,
 }
 
+# The same for the keys of one class.
+GROWN: dict[str, dict[str, Any]] = {
+    "detr.task.Detection": {"evaluator": "pycocotools"},  # after f6968e9
+}
+
 # Classes that went into another one, and the keys that make it do the same.
 MOVED: dict[str, dict[str, Any]] = {
     # until b5af571
@@ -50,7 +55,10 @@ def complete(config: dict[str, Any]) -> dict[str, Any]:
             place.setdefault(name, deepcopy(value))
     for section in config.values():
         if isinstance(section, dict):
-            section.update(MOVED.get(str(section.get("_target_")), {}))
+            target = str(section.get("_target_"))
+            section.update(MOVED.get(target, {}))
+            for name, value in GROWN.get(target, {}).items():
+                section.setdefault(name, deepcopy(value))
     return config
 
 

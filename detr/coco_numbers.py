@@ -1,23 +1,23 @@
-"""COCO's 12 numbers for boxes or masks, by pycocotools: a ground truth and a list of results in, plain floats out.
+"""COCO's 12 numbers for boxes or masks: a ground truth and the lines of a results file in, plain floats out.
 
 Lin et al., "Microsoft COCO: Common Objects in Context", 2014, arXiv:1405.0312; the numbers are those of
 cocodataset.org/#detection-eval. A number is -1 where the ground truth holds nothing that it could count.
 """
 
-import io
+import gc
 import json
 from collections import Counter
-from contextlib import redirect_stdout
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from common.errors import UserError
-
-Kind = Literal["bbox", "segm"]
+from detr.coco_evaluators import Dataset, Evaluator, Kind, choose
 
 SHAPE_KEY = {"bbox": "bbox", "segm": "segmentation"}  # where a line of a results file holds its shape
 
@@ -35,18 +35,37 @@ class ClassRow(NamedTuple):
     objects: int
 
 
-def evaluate_results(ground_truth: dict[str, Any], results: list[dict[str, Any]], kind: Kind) -> dict[str, float]:
-    """The 12 numbers of `results` over every image of `ground_truth`, also those without annotations.
+class Evaluation(NamedTuple):
+    """COCO's 12 numbers by NAMES, and a row for each class of the ground truth, by rising category id."""
+
+    numbers: dict[str, float]
+    rows: list[ClassRow]
+
+
+def evaluate_results(
+    ground_truth: dict[str, Any],
+    results: Iterable[dict[str, Any]],
+    kind: Kind,
+    evaluator: Evaluator = "pycocotools",
+) -> Evaluation:
+    """Count `results` over every image of `ground_truth`, also those without annotations.
 
     Args:
         ground_truth: a COCO JSON, which stays as it is. A missing area is that of the box, a missing iscrowd is 0.
         results: lines of a COCO results file, in any order of images.
         kind: "bbox" compares boxes, "segm" masks.
+        evaluator: the program that counts; the numbers are the same.
 
     Raises:
-        UserError: a result belongs to no image of the ground truth, or an annotation's segmentation cannot be read.
+        UserError: a result belongs to no image of the ground truth, an annotation's segmentation cannot be read, or the
+            evaluator is not installed.
     """
-    return summary(evaluate(ground_truth, results, kind))
+    count = choose(evaluator)
+    with _no_search_for_cycles():
+        truth, images, classes = _truth(ground_truth, kind)
+        counts = count(truth, truth | {"annotations": _detections(results, kind, images, classes)}, kind)
+    numbers = dict(zip(NAMES, counts.numbers, strict=True))
+    return Evaluation(numbers, _rows(truth, counts.precision))
 
 
 def read_results(file: Path, kind: Kind) -> list[dict[str, Any]]:
@@ -61,73 +80,113 @@ def read_results(file: Path, kind: Kind) -> list[dict[str, Any]]:
     return results
 
 
-def evaluate(ground_truth: dict[str, Any], results: list[dict[str, Any]], kind: Kind) -> COCOeval:
-    """Run pycocotools, which counts every image of the ground truth unless told otherwise."""
-    with redirect_stdout(io.StringIO()):  # it prints its progress
-        truth = _truth(ground_truth, kind)
-        evaluation = COCOeval(truth, _detections(truth, results, kind), kind)
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    return evaluation
+def write_results(file: Path, results: Iterable[dict[str, Any]]) -> None:
+    """Write a COCO results file, from lines as they come: all of them at once would be half a million objects."""
+    file.write_text(f"[{', '.join(map(json.JSONEncoder().encode, results))}]")
 
 
-def summary(evaluation: COCOeval) -> dict[str, float]:
-    """The 12 numbers of an evaluation by their names."""
-    return dict(zip(NAMES, map(float, evaluation.stats), strict=True))
-
-
-def per_class(evaluation: COCOeval) -> list[ClassRow]:
-    """A row for each class of the ground truth, by rising category id."""
-    truth = evaluation.cocoGt
-    objects = Counter(annotation["category_id"] for annotation in truth.anns.values() if not annotation["iscrowd"])
+def _rows(truth: Dataset, precision: np.ndarray) -> list[ClassRow]:
+    objects = Counter(annotation["category_id"] for annotation in truth["annotations"] if not annotation["iscrowd"])
     rows = []
-    for index, category in enumerate(map(int, evaluation.params.catIds)):
-        precision = evaluation.eval["precision"][:, :, index, 0, -1]  # (IoU, recall) at all areas and 100 detections
-        AP, AP50 = float(precision.mean()), float(precision[0].mean())
-        rows.append(ClassRow(truth.cats[category]["name"], AP, AP50, objects[category]))
+    for index, category in enumerate(truth["categories"]):
+        curves = precision[:, :, index, 0, -1]  # (IoU, recall) at all areas and 100 detections
+        AP, AP50 = float(curves.mean()), float(curves[0].mean())
+        rows.append(ClassRow(category["name"], AP, AP50, objects[category["id"]]))
     return rows
 
 
-def _truth(ground_truth: dict[str, Any], kind: Kind) -> COCO:
-    """The ground truth as pycocotools wants it, in copies, because it writes into annotations."""
-    images = {image["id"] for image in ground_truth["images"]}
-    given = [annotation for annotation in ground_truth["annotations"] if annotation["image_id"] in images]
+def _truth(ground_truth: dict[str, Any], kind: Kind) -> tuple[Dataset, dict[Any, int], dict[Any, int]]:
+    """The ground truth in copies, since evaluators write into it, and the numbers of its images and categories by id.
+
+    All is numbered anew, in the order of ids: an annotation that is number 0 would be taken for no match, those that
+    share an id would be lost, and faster-coco-eval keeps ids as floats, which end at 2^53.
+    """
+    images = _numbered(ground_truth["images"])
+    classes = _numbered(ground_truth["categories"])
+    names = {classes[category["id"]]: category["name"] for category in ground_truth["categories"]}
+    truth: Dataset = {
+        "images": [image | {"id": images[image["id"]]} for image in ground_truth["images"]],
+        "categories": [{"id": number, "name": names[number]} for number in sorted(names)],
+    }
+    given = [a for a in ground_truth["annotations"] if a["image_id"] in images and a["category_id"] in classes]
     if kind == "segm" and not any(annotation.get("segmentation") for annotation in given):
         given = []  # boxes only: every mask number is -1
-    annotations = []
-    for number, annotation in enumerate(given, start=1):
-        area = annotation.get("area")
-        area = annotation["bbox"][2] * annotation["bbox"][3] if area is None else area
-        # Numbered anew: pycocotools takes a match with id 0 for no match and loses annotations that share an id.
-        annotations.append(annotation | {"id": number, "area": area, "iscrowd": annotation.get("iscrowd") or 0})
-    truth = _index(ground_truth, annotations)
+    truth["annotations"] = [
+        {
+            "id": number,
+            "image_id": images[annotation["image_id"]],
+            "category_id": classes[annotation["category_id"]],
+            "bbox": annotation["bbox"],
+            "area": _area(annotation),
+            "iscrowd": annotation.get("iscrowd") or 0,
+        }
+        for number, annotation in enumerate(given, start=1)
+    ]
     if kind == "segm":
-        for annotation, original in zip(annotations, given, strict=True):
-            try:
-                annotation["segmentation"] = truth.annToRLE(annotation)
-            except Exception as error:  # pycocotools raises nothing more specific
-                raise UserError(
-                    f"annotation {original.get('id')} of image {original['image_id']}: its segmentation is missing or "
-                    f"cannot be read ({error}); mask numbers need a polygon or run-length code for every annotation."
-                ) from error
-    return truth
+        _add_masks(truth, given)
+    return truth, images, classes
 
 
-def _detections(truth: COCO, results: list[dict[str, Any]], kind: Kind) -> COCO:
-    """Results as pycocotools wants them. Its own loadRes breaks on an empty list and writes into the caller's."""
-    foreign = sorted({line["image_id"] for line in results} - truth.imgs.keys())
-    if foreign:
-        raise UserError(f"the results name images that the ground truth does not have: {foreign[:5]}.")
-    annotations = []
+def _numbered(entries: list[dict[str, Any]]) -> dict[Any, int]:
+    return {id: number for number, id in enumerate(sorted({entry["id"] for entry in entries}), start=1)}
+
+
+def _area(annotation: dict[str, Any]) -> float:
+    area = annotation.get("area")
+    return annotation["bbox"][2] * annotation["bbox"][3] if area is None else area
+
+
+def _add_masks(truth: Dataset, given: list[dict[str, Any]]) -> None:
+    """Give each annotation the run-length code of its original's polygons or code."""
+    reader = COCO()
+    reader.imgs = {image["id"]: image for image in truth["images"]}  # polygons do not tell how large their image is
+    for annotation, original in zip(truth["annotations"], given, strict=True):
+        try:
+            annotation["segmentation"] = reader.annToRLE(annotation | {"segmentation": original.get("segmentation")})
+        except Exception as error:  # pycocotools raises nothing more specific
+            raise UserError(
+                f"annotation {original.get('id')} of image {original['image_id']}: its segmentation is missing or "
+                f"cannot be read ({error}); mask numbers need a polygon or run-length code for every annotation."
+            ) from error
+
+
+def _detections(
+    results: Iterable[dict[str, Any]], kind: Kind, images: dict[Any, int], classes: dict[Any, int]
+) -> list[dict[str, Any]]:
+    """Results as evaluators want them. pycocotools' own loadRes breaks on an empty list and writes into the caller's.
+
+    A class that the ground truth does not have can change no number.
+    """
+    key, annotations, foreign = SHAPE_KEY[kind], [], set()
     for number, line in enumerate(results, start=1):
-        area = line["bbox"][2] * line["bbox"][3] if kind == "bbox" else float(rle.area(line["segmentation"]))
-        annotations.append(line | {"id": number, "area": area, "iscrowd": 0})
-    return _index(truth.dataset, annotations)
+        image, category, shape = images.get(line["image_id"]), classes.get(line["category_id"]), line[key]
+        if image is None:
+            foreign.add(line["image_id"])
+        elif category is not None:
+            area = shape[2] * shape[3] if kind == "bbox" else float(rle.area(shape))
+            annotations.append(
+                {
+                    "id": number,
+                    "image_id": image,
+                    "category_id": category,
+                    key: shape,
+                    "score": line["score"],
+                    "area": area,
+                    "iscrowd": 0,
+                }
+            )
+    if foreign:
+        raise UserError(f"the results name images that the ground truth does not have: {sorted(foreign)[:5]}.")
+    return annotations
 
 
-def _index(dataset: dict[str, Any], annotations: list[dict[str, Any]]) -> COCO:
-    coco = COCO()
-    coco.dataset = {"images": dataset["images"], "categories": dataset["categories"], "annotations": annotations}
-    coco.createIndex()
-    return coco
+@contextmanager
+def _no_search_for_cycles() -> Iterator[None]:
+    """A million small objects are made at once, none in a cycle; Python would go through them again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

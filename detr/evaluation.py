@@ -1,19 +1,19 @@
 """From a detector's answers to COCO's numbers: every image of a split once, over all ranks, counted at once."""
 
-import json
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from pycocotools import mask as rle
 from torch import Tensor
-from torchvision.ops import box_convert
 
 from common.distributed import broadcast, gather, is_main
 from common.errors import UserError
 from common.task import Answer, Batch
-from detr.coco_numbers import SHAPE_KEY, ClassRow, Kind, evaluate, evaluate_results, per_class, summary
+from detr.coco_evaluators import Evaluator, Kind, choose
+from detr.coco_numbers import SHAPE_KEY, ClassRow, evaluate_results, write_results
 
 
 class Detections(NamedTuple):
@@ -31,11 +31,18 @@ class CocoMetric:
     Args:
         ground_truth: the split's COCO JSON, uncleaned, with its crowds.
         categories: {"id", "name"} by class index.
+        evaluator: the program that counts; the numbers are the same.
+
+    Raises UserError when the evaluator is not installed.
     """
 
-    def __init__(self, ground_truth: dict[str, Any], categories: list[dict[str, Any]]) -> None:
+    def __init__(
+        self, ground_truth: dict[str, Any], categories: list[dict[str, Any]], evaluator: Evaluator = "pycocotools"
+    ) -> None:
+        choose(evaluator)  # now, and not when all images have been seen
         self.ground_truth = ground_truth
         self.categories = categories
+        self.evaluator = evaluator
         self.seen: list[tuple[int, Detections]] = []  # image id and what was found there
         self.gathered = False
         self.rows: list[ClassRow] = []
@@ -43,15 +50,15 @@ class CocoMetric:
     def update(self, batch: Batch, answers: list[Answer]) -> None:
         """Take in each image's boxes (n, 4) xyxy in original pixels, scores (n,), labels (n,), masks (n, H, W)."""
         for image, answer in zip(batch["ids"], answers, strict=True):
-            boxes, scores = answer["boxes"].double(), answer["scores"].double()
-            if not (boxes.isfinite().all() and scores.isfinite().all()):
+            boxes, scores = answer["boxes"].double().numpy(), answer["scores"].double().numpy()
+            if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
                 raise UserError(
                     f"image {image}: the model's boxes or scores are not finite; its weights are broken, or the "
                     "precision is too low (try trainer.precision=fp32)."
                 )
             found = Detections(
-                boxes=box_convert(boxes, "xyxy", "xywh").numpy(),
-                scores=scores.numpy(),
+                boxes=np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1),
+                scores=scores,
                 categories=[self.categories[label]["id"] for label in answer["labels"].tolist()],
                 masks=_encode(answer["masks"]) if "masks" in answer else None,
             )
@@ -81,10 +88,9 @@ class CocoMetric:
         numbers: dict[str, float] = {}
         rows: list[ClassRow] = []
         if is_main():
-            boxes = evaluate(self.ground_truth, self.results("bbox"), "bbox")
-            numbers, rows = summary(boxes), per_class(boxes)
+            numbers, rows = evaluate_results(self.ground_truth, self.results("bbox"), "bbox", self.evaluator)
             if self._holds_masks():
-                masks = evaluate_results(self.ground_truth, self.results("segm"), "segm")
+                masks, _ = evaluate_results(self.ground_truth, self.results("segm"), "segm", self.evaluator)
                 numbers |= {f"mask_{name}": number for name, number in masks.items()}
         numbers, self.rows = broadcast((numbers, rows))
         return numbers
@@ -93,15 +99,13 @@ class CocoMetric:
         """Name, box AP and AP50, and number of objects of each class by rising category id, after `compute`."""
         return [ClassRow._fields, *self.rows]
 
-    def results(self, kind: Kind) -> list[dict[str, Any]]:
+    def results(self, kind: Kind) -> Iterator[dict[str, Any]]:
         """The lines of a COCO results file: unrounded, so that the file gives the same numbers again."""
-        lines = []
         for image, found in self.seen:
             shapes = found.boxes.tolist() if kind == "bbox" else found.masks
             assert shapes is not None, f"the answer to image {image} holds no masks"
             for category, shape, score in zip(found.categories, shapes, found.scores.tolist(), strict=True):
-                lines.append({"image_id": image, "category_id": category, SHAPE_KEY[kind]: shape, "score": score})
-        return lines
+                yield {"image_id": image, "category_id": category, SHAPE_KEY[kind]: shape, "score": score}
 
     def write(self, folder: Path) -> None:
         """Write `boxes.json` and, when the answers held masks, `masks.json`: each a COCO results file.
@@ -112,9 +116,9 @@ class CocoMetric:
         if not is_main():
             return
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "boxes.json").write_text(json.dumps(self.results("bbox")))
+        write_results(folder / "boxes.json", self.results("bbox"))
         if self._holds_masks():
-            (folder / "masks.json").write_text(json.dumps(self.results("segm")))
+            write_results(folder / "masks.json", self.results("segm"))
 
     def _holds_masks(self) -> bool:
         return any(found.masks is not None for _, found in self.seen)

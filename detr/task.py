@@ -17,6 +17,7 @@ from common.task import Adopted, Answer, Batch, Goal, Split
 from common.types import Fraction, Positive
 from detr import loss, official
 from detr.boxes import to_cxcywh, to_xyxy
+from detr.coco_evaluators import Evaluator
 from detr.evaluation import CocoMetric
 from detr.loss import LossOptions
 from detr.matcher import MatcherOptions
@@ -34,14 +35,24 @@ class PredictOptions:
 
 
 class Detection:
-    """Boxes with classes. `data` (a Data with `categories` and `ground_truth`) may be absent for prediction alone."""
+    """Boxes with classes. `data` (a Data with `categories` and `ground_truth`) may be absent for prediction alone.
+
+    `evaluator` names the program that counts COCO's numbers, which are the same.
+    """
 
     goal = Goal("AP", higher_is_better=True)
 
     def __init__(
-        self, *, data: Any, queries: Positive, loss: LossOptions, matcher: MatcherOptions, predict: PredictOptions
+        self,
+        *,
+        data: Any,
+        queries: Positive,
+        loss: LossOptions,
+        matcher: MatcherOptions,
+        predict: PredictOptions,
+        evaluator: Evaluator,
     ):
-        self.data, self.queries = data, queries
+        self.data, self.queries, self.evaluator = data, queries, evaluator
         self.loss_options, self.matcher, self.options = loss, matcher, predict
         self._categories: list[dict[str, Any]] | None = None  # class index -> {"id", "name"}
 
@@ -150,7 +161,7 @@ class Detection:
     def metric(self, split: Split) -> CocoMetric:
         """COCO average precision on the uncleaned ground truth of `split`.
 
-        Raises UserError when the data's classes are not those that the model has learnt.
+        Raises UserError when the data's classes are not those that the model has learnt, or `evaluator` is not there.
         """
         truth = self.data.ground_truth(split)
         ours = {category["id"]: category["name"] for category in self.categories}
@@ -164,7 +175,7 @@ class Detection:
                     f"{'none' if known is None else json.dumps(known)} by that id; evaluate it on data of its own "
                     "classes, or train on these data from checkpoint=FILE."
                 )
-        return CocoMetric(truth, self.categories)
+        return CocoMetric(truth, self.categories, self.evaluator)
 
     def advice(self, pretrained: bool) -> list[str]:
         """What the data call for before the first step; the set that the project draws is made for a fresh start."""

@@ -91,6 +91,16 @@ def test_evaluation_gives_the_numbers_of_training_again(door, trained, tmp_path)
     assert json.loads((tmp_path / "results.json").read_text()) == tested
 
 
+@pytest.mark.parametrize("name", ["pycocotools", "faster_coco_eval"])
+def test_either_evaluator_gives_the_numbers_of_training_again(door, trained, name):
+    if name == "faster_coco_eval":
+        pytest.importorskip(name)
+    said = door("evaluate", f"checkpoint={trained[0]}/checkpoints/best.pt", f"task.evaluator={name}")
+    expected = json.loads((trained[0] / "results.json").read_text())
+    numbers = json.loads(next(line for line in said.splitlines() if line.startswith("{")))
+    assert numbers == {key: value for key, value in expected.items() if key.startswith("test/")}
+
+
 def test_two_processes_evaluate_to_the_same_numbers(door, trained):
     folder = trained[0]
     said = door("evaluate", f"checkpoint={folder}/checkpoints/best.pt", processes=2)

@@ -21,7 +21,7 @@ from common.changes import flat
 from common.compose import configure
 from common.config import check
 from common.errors import UserError
-from common.older import LATER, MOVED, complete
+from common.older import GROWN, LATER, MOVED, complete
 from scripts import average_checkpoints
 
 SAFELY = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # since Python 3.11.4
@@ -194,6 +194,18 @@ def test_every_row_of_the_table_is_a_key_of_today():
         del (whole[section] if section else whole)[name]
         with pytest.raises(UserError, match=f"{key} is missing"):
             check(whole, [])
+
+
+def test_every_key_that_a_class_got_later_is_a_key_of_today():
+    whole = configure("train", ["model=detr"])
+    assert whole["task"]["_target_"] in GROWN
+    for section in ("model", "data", "task"):
+        for key in GROWN.get(whole[section]["_target_"], {}):
+            before = complete(whole)
+            del before[section][key]
+            with pytest.raises(UserError, match=rf"{section}\.{key} is missing"):
+                check(before, [])
+            check(complete(before), [])
 
 
 def test_completing_a_config_leaves_the_given_one_as_it_is():

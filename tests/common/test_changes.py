@@ -44,6 +44,9 @@ def test_where_and_how_a_run_is_done_may_change_and_what_is_learnt_may_not() -> 
     refuse_changes(
         CONFIG, changed(run_dir="b", trainer__workers=0, trainer__micro_batch=4, trainer__strategy="fsdp"), "x"
     )
+    evaluators = [CONFIG | {"task": {"evaluator": name}} for name in ("auto", "pycocotools")]
+    refuse_changes(*evaluators, "x")
+    assert len({fingerprint(config) for config in [CONFIG | {"task": {}}, *evaluators]}) == 1
     for key in ("seed", "optimizer__lr", "trainer__steps", "model___target_"):
         with pytest.raises(UserError, match=r"^x is of another run .*; go on with what was, allow"):
             refuse_changes(CONFIG, changed(**{key: 7}), "x")

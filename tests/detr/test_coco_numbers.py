@@ -1,5 +1,6 @@
 import json
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,10 @@ from detr.coco_numbers import NAMES, evaluate_results, read_results
 
 ORACLE = Path(os.environ.get("TRIPTYCH_DATA", "data")) / "coco_eval_oracle"
 with_oracle = pytest.mark.skipif(not ORACLE.exists(), reason=f"the official COCO example is not at {ORACLE}")
+with_both = pytest.mark.skipif(find_spec("faster_coco_eval") is None, reason="faster-coco-eval is not installed")
+every_evaluator = pytest.mark.parametrize(
+    "evaluator", ["pycocotools", pytest.param("faster_coco_eval", marks=with_both)]
+)
 
 # In the order of NAMES. The official val2014_fake_eval_res.txt prints three digits of these; the README beside it all.
 OFFICIAL = {
@@ -39,10 +44,11 @@ def oracle(name: str) -> list | dict:
 
 
 @with_oracle
+@every_evaluator
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
-def test_official_example_gives_the_official_numbers(kind):
+def test_official_example_gives_the_official_numbers(kind, evaluator):
     results = read_results(ORACLE / f"instances_val2014_fake{kind}100_results.json", kind)
-    numbers = evaluate_results(oracle("instances_val2014_100.json"), results, kind)
+    numbers = evaluate_results(oracle("instances_val2014_100.json"), results, kind, evaluator).numbers
     expected = dict(zip(NAMES, map(float, OFFICIAL[kind].split()), strict=True))
     assert numbers == pytest.approx(expected, abs=1e-12, rel=0)
     assert list(numbers) == list(NAMES) and all(type(number) is float for number in numbers.values())
@@ -63,7 +69,7 @@ def test_ids_and_order_of_the_ground_truth_do_not_change_the_numbers():
 def test_masks_need_segmentations_in_the_ground_truth():
     """None at all is "no such ground truth"; a single one missing would silently change the numbers."""
     boxed = {"image_id": 1, "category_id": 7, "bbox": [0, 0, 80, 80], "segmentation": []}
-    assert set(evaluate_results(truth(boxed), [], "segm").values()) == {-1}
+    assert set(evaluate_results(truth(boxed), [], "segm").numbers.values()) == {-1}
     outlined = boxed | {"segmentation": [[0, 0, 40, 0, 40, 80]]}
     with pytest.raises(UserError, match="annotation 2 of image 1"):
         evaluate_results(truth(outlined, boxed), [], "segm")

@@ -75,9 +75,9 @@ def test_answers_of_a_model_give_the_official_numbers_and_so_does_the_written_fi
     metric.gather()
     numbers = metric.compute()
     official = evaluate_results(ground_truth, oracle("instances_val2014_fakebbox100_results.json"), "bbox")
-    assert numbers == pytest.approx(official, abs=1e-12, rel=0)
+    assert numbers == pytest.approx(official.numbers, abs=1e-12, rel=0)
     metric.write(tmp_path)
-    assert evaluate_results(ground_truth, read_results(tmp_path / "boxes.json", "bbox"), "bbox") == numbers
+    assert evaluate_results(ground_truth, read_results(tmp_path / "boxes.json", "bbox"), "bbox").numbers == numbers
     assert not (tmp_path / "masks.json").exists()
 
 
@@ -193,7 +193,7 @@ def test_masks_are_counted_beside_boxes_and_written_for_the_server(tmp_path):
     [line] = read_results(tmp_path / "masks.json", "segm")
     assert line.keys() == {"image_id", "category_id", "segmentation", "score"}
     assert line["segmentation"]["size"] == [200, 200] and isinstance(line["segmentation"]["counts"], str)
-    assert evaluate_results(ground_truth, [line], "segm")["AP"] == numbers["mask_AP"]
+    assert evaluate_results(ground_truth, [line], "segm").numbers["AP"] == numbers["mask_AP"]
 
 
 def scene() -> tuple[dict, dict[int, dict]]:
@@ -249,4 +249,4 @@ def test_one_two_and_three_ranks_give_the_same_numbers_and_files(tmp_path, monke
     for world in (2, 3):
         for rank in range(world):
             assert json.loads((tmp_path / f"{world}-{rank}.json").read_text()) == expected
-        assert read_results(tmp_path / f"files{world}/boxes.json", "bbox") == metric.results("bbox")
+        assert read_results(tmp_path / f"files{world}/boxes.json", "bbox") == list(metric.results("bbox"))

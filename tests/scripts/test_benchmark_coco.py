@@ -1,0 +1,45 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from scripts.benchmarks import coco
+from scripts.benchmarks.timing import Disagreement, Setting, measure
+
+pytest.importorskip("faster_coco_eval")
+
+
+@pytest.fixture
+def setting(tmp_path: Path) -> Setting:
+    return Setting(device=torch.device("cpu"), tiny=True, compile=False, images=None, scratch=tmp_path)
+
+
+def test_the_row_runs_and_its_numbers_are_those_of_a_fair_detector(setting: Setting) -> None:
+    row = coco.ROWS["evaluation"](setting)
+    measured = measure(row, rounds=1, warm_up=0, device=setting.device)
+    assert "12 numbers identical" in measured["agreement"]
+    assert {ratio["other"] for ratio in measured["ratios"]} == {"pycocotools"}
+    numbers = [tuple(work()) for work in row.contenders.values()]
+    assert len(set(numbers)) == 1 and all(0.1 < number < 0.95 for number in numbers[0])
+
+
+def test_no_time_is_taken_when_one_bit_differs(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = coco.CocoMetric.compute
+
+    def wrong(metric: coco.CocoMetric) -> dict[str, float]:
+        numbers = right(metric)
+        return numbers | {"AR10": numbers["AR10"] + 2**-53} if metric.evaluator == "faster_coco_eval" else numbers
+
+    monkeypatch.setattr(coco.CocoMetric, "compute", wrong)
+    row = coco.evaluation(setting)
+    with pytest.raises(Disagreement, match="ours with faster-coco-eval: AR10"):
+        row.check()
+
+
+def test_a_scene_is_as_coco_is() -> None:
+    truth, answers = coco.scene(300)
+    per_image = len(truth["annotations"]) / len(truth["images"])
+    assert per_image == pytest.approx(7.3, abs=0.5)
+    small = [a["area"] < 32**2 for a in truth["annotations"]]
+    assert 0.3 < sum(small) / len(small) < 0.5  # 41 % of COCO's objects are small
+    assert all(len(answer["scores"]) == 100 for answer in answers)
