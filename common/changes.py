@@ -12,7 +12,7 @@ FREE = (
     *("run_dir", "sweep_dir", "resume", "allow_changes", "trust", "checkpoint"),
     *("trainer.device", "trainer.workers", "trainer.compile", "trainer.micro_batch", "trainer.deterministic"),
     *("trainer.strategy", "trainer.timeout", "trainer.log_every", "trainer.eval_every", "trainer.save_every"),
-    *("trainer.keep_best", "trainer.average_last", "task.evaluator"),
+    *("trainer.keep_best", "trainer.average_last", "task.evaluator", "data.pad_to"),
 )
 
 

@@ -33,7 +33,9 @@ LATER: dict[str, Any] = {
 
 # The same for the keys of one class.
 GROWN: dict[str, dict[str, Any]] = {
-    "detr.task.Detection": {"evaluator": "pycocotools"},  # after f6968e9
+    # since f6968e9
+    "detr.task.Detection": {"evaluator": "pycocotools"},
+    "detr.coco.Coco": {"pad_to": 1},
 }
 
 # Classes that went into another one, and the keys that make it do the same.

@@ -50,6 +50,7 @@ class Coco:
         val_count: Count,
         batch_size: Positive,
         augmentation: Augmentation,
+        pad_to: Positive,
         cache: bool,
     ):
         """Describe the data set.
@@ -62,6 +63,8 @@ class Coco:
             val_count: images to cut from train for val where val is not given by path; 0 = no val.
             batch_size: images in one optimizer step.
             augmentation: sizes, flips and crops.
+            pad_to: what the height and width of a batch are a multiple of, so that shapes repeat and a compiled model
+                is not compiled anew for each; padding changes no answer.
             cache: keep decoded images in memory (each worker its own), for small sets.
         """
         for name, files in (("train", train), ("val", val), ("test", test)):
@@ -74,6 +77,7 @@ class Coco:
         self.val_count = val_count
         self.batch_size = batch_size
         self.augmentation = augmentation
+        self.pad_to = pad_to
         self.cache = cache
         self._indexes: dict[str, annotations.Index] = {}
         self._categories: list[dict[str, Any]] = []
@@ -153,14 +157,14 @@ class Coco:
         }
 
     def collate(self, samples: list[dict[str, Any]]) -> Batch:
-        """Samples to a batch, images zero padded at the bottom and right to the greatest height and width.
+        """Samples to a batch, images zero padded at the bottom and right to the greatest height and width, and on.
 
         Returns ids, files, images uint8 (B, 3, H, W), sizes (B, 2) true heights and widths, original_sizes (B, 2),
         boxes (T, 4) and labels (T,) of all images one after another, counts (boxes of each image), and padded: whether
         any image has padding (known here without asking the device).
         """
         sizes = torch.tensor([sample["image"].shape[1:] for sample in samples])  # (B, 2)
-        height, width = (int(length) for length in sizes.amax(dim=0))
+        height, width = (-(-length // self.pad_to) * self.pad_to for length in sizes.amax(dim=0).tolist())
         images = torch.empty(
             len(samples), 3, height, width, dtype=torch.uint8, memory_format=torch.channels_last
         ).zero_()
@@ -171,7 +175,7 @@ class Coco:
             "files": [sample["file"] for sample in samples],
             "images": images,
             "sizes": sizes,
-            "padded": bool((sizes != sizes[0]).any()),
+            "padded": bool((sizes != torch.tensor([height, width])).any()),
             "original_sizes": torch.tensor([sample["original_size"] for sample in samples]),
             "boxes": torch.cat([sample["boxes"] for sample in samples]),
             "labels": torch.cat([sample["labels"] for sample in samples]),

@@ -100,6 +100,7 @@ class Shapes(Coco):
             val_count=val_count,
             batch_size=batch_size,
             augmentation=augmentation,
+            pad_to=1,  # all images have one size
             cache=cache,
         )
 

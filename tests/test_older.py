@@ -197,8 +197,8 @@ def test_every_row_of_the_table_is_a_key_of_today():
 
 
 def test_every_key_that_a_class_got_later_is_a_key_of_today():
-    whole = configure("train", ["model=detr"])
-    assert whole["task"]["_target_"] in GROWN
+    whole = configure("train", ["model=detr", "data=coco"])
+    assert {whole["task"]["_target_"], whole["data"]["_target_"]} == GROWN.keys()
     for section in ("model", "data", "task"):
         for key in GROWN.get(whole[section]["_target_"], {}):
             before = complete(whole)

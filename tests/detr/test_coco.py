@@ -55,7 +55,7 @@ def write_images(folder: Path, names: list[str]) -> None:
 def coco(**keys: Any) -> Coco:
     """A data set at its files' own size."""
     plain: dict[str, Any] = {"root": None, "train": NONE, "val": NONE, "test": NONE, "val_count": 0, "batch_size": 2}
-    return Coco(**{**plain, "augmentation": AS_IT_IS, "cache": False, **keys})
+    return Coco(**{**plain, "augmentation": AS_IT_IS, "pad_to": 1, "cache": False, **keys})
 
 
 @pytest.fixture
@@ -103,6 +103,17 @@ def test_a_batch_pads_at_the_bottom_and_right_with_zeros(given: Callable[[Any], 
     assert batch["original_sizes"].tolist() == [[40, 60]] * 3
     empty = data.collate(samples[2:])
     assert empty["boxes"].shape == (0, 4) and empty["counts"] == [0] and not empty["padded"]
+
+
+@pytest.mark.parametrize(("pad_to", "shape"), [(1, (40, 60)), (20, (40, 60)), (32, (64, 64)), (128, (128, 128))])
+def test_a_batch_is_padded_on_to_a_multiple_and_says_so(
+    pad_to: int, shape: tuple[int, int], given: Callable[[Any], Coco]
+):
+    data = given(DOCUMENT, pad_to=pad_to)
+    batch = data.collate([data.sample("train", 0, None)])
+    assert batch["images"].shape[2:] == shape and batch["padded"] == (shape != (40, 60))
+    assert batch["sizes"].tolist() == [[40, 60]]
+    assert not batch["images"][:, :, 40:].any() and not batch["images"][:, :, :, 60:].any()
 
 
 def test_boxes_move_with_the_resized_image(given: Callable[[Any], Coco]):

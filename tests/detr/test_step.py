@@ -53,6 +53,7 @@ def data() -> Coco:
         val_count=0,
         batch_size=8,
         augmentation=augmentation,
+        pad_to=1,
         cache=False,
     )
 
@@ -64,6 +65,7 @@ def task() -> Detection:
         loss=LossOptions(class_weight=1, box_weight=5, giou_weight=2, no_object=0.1),
         matcher=MatcherOptions(class_cost=1, box_cost=5, giou_cost=2),
         predict=PredictOptions(threshold=0.5),
+        evaluator="pycocotools",
     )
     detection.restore({"categories": [{"id": i, "name": str(i)} for i in range(3)]})
     return detection
