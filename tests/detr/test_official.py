@@ -198,6 +198,7 @@ def test_the_state_is_what_the_task_restores() -> None:
         loss=LossOptions(class_weight=1.0, box_weight=5.0, giou_weight=2.0, no_object=0.1),
         matcher=MatcherOptions(class_cost=1.0, box_cost=5.0, giou_cost=2.0),
         predict=PredictOptions(threshold=0.5),
+        evaluator="pycocotools",
     )
     adopted = task.adopt({"model": official().state_dict()})
     task.restore(adopted.task_state)
