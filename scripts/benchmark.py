@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -27,7 +28,7 @@ import torch
 from common import device as devices
 from common.errors import UserError
 from scripts.benchmarks import against, machine, peak, report, scaling
-from scripts.benchmarks.timing import Disagreement, Row, Setting, measure
+from scripts.benchmarks.timing import Disagreement, Row, Setting, measure, with_peaks
 
 SUITES = {
     "detr": "scripts.benchmarks.detr",
@@ -132,7 +133,7 @@ def _scaling(
         sizes = kind.of(setting)
     rows = []
     for size in sizes:
-        row = _row(f"{suite} {kind.name} {size}", lambda setting, size=size: kind.build(setting, size), options, device)
+        row = _row(f"{suite} {kind.name} {size}", partial(kind.build, size), options, device)
         rows.append({**row, "row": f"{kind.name} {size:,}: {row['row']}"})
     lines = scaling.lines([*zip(sizes, rows, strict=True)])
     return rows, {"suite": suite, "name": kind.name, "lines": lines}
@@ -141,13 +142,22 @@ def _scaling(
 def _row(
     name: str, build: Callable[[Setting], Row], options: argparse.Namespace, device: torch.device
 ) -> dict[str, Any]:
-    """A row's memory and times; it is made anew between them, since memory is seen in first calls."""
+    """A row's times and its memory, for which it is made anew, since that is seen in first calls."""
     print(f"{name} ...", file=sys.stderr, flush=True)
     with _setting(options, device) as setting:
-        peaks = peak.peaks(build(setting), device)
-        gc.collect()
-        row = build(setting)
-        return measure(row, rounds=options.rounds, warm_up=options.warm_up, device=device, peaks=peaks)
+        _forget(setting)
+        measured = measure(build(setting), rounds=options.rounds, warm_up=options.warm_up, device=device)
+        _forget(setting)
+        return with_peaks(measured, peak.peaks(build, setting))
+
+
+def _forget(setting: Setting) -> None:
+    """Free an earlier row, and let the compiler begin anew: after 8 models of one class it would compile no more."""
+    if setting.compile:
+        torch.compiler.reset()
+    gc.collect()
+    if setting.device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 @contextmanager

@@ -13,23 +13,23 @@ ROWS = {
 }
 
 
-def _by_side(setting: Setting, side: int) -> Row:
+def _by_side(side: int, setting: Setting) -> Row:
     return _forward(setting, batch=setting.at_once(1, 8), side=side)
 
 
-def _by_batch(setting: Setting, batch: int) -> Row:
+def _by_batch(batch: int, setting: Setting) -> Row:
     return _forward(setting, batch=batch)
 
 
-def _by_queries(setting: Setting, queries: int) -> Row:
+def _by_queries(queries: int, setting: Setting) -> Row:
     return _forward(setting, batch=setting.at_once(1, 8), queries=queries)
 
 
-def _matching_by_objects(setting: Setting, objects: int) -> Row:
+def _matching_by_objects(objects: int, setting: Setting) -> Row:
     return detr_train.matching_row(setting, objects=objects, queries=100)
 
 
-def _matching_by_queries(setting: Setting, queries: int) -> Row:
+def _matching_by_queries(queries: int, setting: Setting) -> Row:
     return detr_train.matching_row(setting, objects=20, queries=queries)
 
 

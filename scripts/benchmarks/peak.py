@@ -3,35 +3,56 @@
 It is the peak of a contender's second call over what lay there before its first. So it holds what a call works with and
 what the first call left for the next (an optimizer's moments, gradients, weights in a kernel's order), and not what the
 first call did once. On CUDA it is what PyTorch's allocator gave out; on Linux it is the process's own memory, libraries
-and files left out, whoever took it: PyTorch, CTranslate2, NumPy or PIL. Elsewhere it is not known.
+and files left out, whoever took it: PyTorch, CTranslate2, NumPy or PIL, and torch.compile's compiler; it begins to tell
+contenders apart at some 10 MiB. Elsewhere it is not known.
 """
 
 import ctypes
 import gc
-from collections.abc import Callable
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-from scripts.benchmarks.timing import Row
+from scripts.benchmarks.timing import Row, Setting
 
 SELF = Path("/proc/self")
+# By this glibc gives every larger piece back as soon as it is free. Else it soon keeps them, and where the next piece
+# does not go into the one before, both count.
+RETURNED = ("MALLOC_MMAP_THRESHOLD_", "1000000")
 
 
-def peaks(row: Row, device: torch.device) -> dict[str, int]:
-    """Bytes, by contender; of a row that is new, since it is called before the contenders' first calls."""
+def peaks(build: Callable[[Setting], Row], setting: Setting) -> dict[str, int]:
+    """Bytes, by contender, of a row that is made anew; empty where they are not known.
+
+    On the CPU that is done in a process of its own, for which `build` is pickled.
+    """
+    if setting.device.type == "cuda":
+        return of(build(setting), setting.device)
+    if setting.device.type != "cpu" or not _is_known():
+        return {}
+    with _environment(*RETURNED), ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_in_process, build, setting, torch.get_num_threads()).result()
+
+
+def _in_process(build: Callable[[Setting], Row], setting: Setting, threads: int) -> dict[str, int]:
+    torch.set_num_threads(threads)
+    return of(build(setting), setting.device)
+
+
+def of(row: Row, device: torch.device) -> dict[str, int]:
+    """Bytes, by contender, none of which has been called before."""
     with row.threaded():
-        found = {name: peak(work, device) for name, work in row.contenders.items()}
-    return {name: taken for name, taken in found.items() if taken is not None}
+        return {name: peak(work, device) for name, work in row.contenders.items()}
 
 
-def peak(work: Callable[[], object], device: torch.device) -> int | None:
-    """Bytes at the peak of the second call over those before the first; None where that is not known."""
-    if device.type == "cuda":
-        return _on_cuda(work, device)
-    if device.type == "cpu" and _is_known():
-        return _on_cpu(work)
-    return None
+def peak(work: Callable[[], object], device: torch.device) -> int:
+    """Bytes at the peak of the second call over those before the first."""
+    return _on_cuda(work, device) if device.type == "cuda" else _on_cpu(work)
 
 
 def _on_cuda(work: Callable[[], object], device: torch.device) -> int:
@@ -73,3 +94,16 @@ def _status(name: str) -> int:
     lines = (SELF / "status").read_text(encoding="utf-8").splitlines()
     kibibytes: str = {line.partition(":")[0]: line.partition(":")[2] for line in lines}[name]
     return 1024 * int(kibibytes.split()[0])
+
+
+@contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    """For processes that start inside."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        del os.environ[name]
+        if before is not None:
+            os.environ[name] = before

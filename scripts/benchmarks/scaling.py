@@ -15,13 +15,14 @@ class Scaling:
     """A row of each size.
 
     name: what grows, with its unit.
-    build: makes the row of a size; all have the same contenders, and amounts whose unit the cost is counted in.
+    build: makes the row of a size, a function of a module; all have the same contenders, and amounts, for each of which
+        there is a cost.
     tiny: the sizes under --tiny.
     cuda: those on CUDA, where they are others.
     """
 
     name: str
-    build: Callable[[Setting, int], Row]
+    build: Callable[[int, Setting], Row]
     sizes: Sequence[int]
     tiny: Sequence[int]
     cuda: Sequence[int] | None = None

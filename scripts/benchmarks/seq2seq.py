@@ -15,16 +15,16 @@ ROWS = {
 LENGTH = 25  # tokens of a sentence
 
 
-def _by_length(setting: Setting, length: int) -> Row:
+def _by_length(length: int, setting: Setting) -> Row:
     count = setting.at_once(8, 64)
     return seq2seq_train.throughput_row(setting, count=count, length=length, precision=precision(setting.device))
 
 
-def _by_tokens(setting: Setting, tokens: int) -> Row:
+def _by_tokens(tokens: int, setting: Setting) -> Row:
     return seq2seq_train.throughput_row(setting, count=tokens // LENGTH, precision=precision(setting.device))
 
 
-def _by_beam(setting: Setting, beam: int) -> Row:
+def _by_beam(beam: int, setting: Setting) -> Row:
     kind = precision(setting.device)
     return seq2seq_decode.search(setting, beam=beam).only([f"ours {kind}", f"transformers {kind}"])
 

@@ -77,24 +77,19 @@ class Row:
             torch.set_num_threads(before)
 
 
-def measure(
-    row: Row, *, rounds: int, warm_up: int, device: torch.device, peaks: Mapping[str, int] | None = None
-) -> dict[str, Any]:
+def measure(row: Row, *, rounds: int, warm_up: int, device: torch.device) -> dict[str, Any]:
     """Check a row, and time each contender once a round, in an order that is drawn anew every round.
 
-    `peaks` are the contenders' bytes (peak.py), where they are known. Returns plain types, by contender unless it says
-    otherwise:
+    Returns plain types, by contender unless it says otherwise:
 
     row, agreement, threads: of the row.
     seconds: of every round.
     times: their median and quartiles, in ms.
-    ratios: of each pair, the ratio of the medians, the quartiles of the rounds' own ratios, the ratio of the peaks, and
-        among whom the other is the fastest.
+    ratios: of each pair, the ratio of the medians, the quartiles of the rounds' own ratios, and among whom the other
+        is the fastest.
     amounts: how much of what a second.
     rates: operations a second, and as a part of the rate of a large matrix product that took its turns among them.
-    peak_mib: what a call needs, in MiB.
     """
-    peaks = peaks or {}
     with row.threaded():
         agreement = row.check()
         limits = {
@@ -111,11 +106,18 @@ def measure(
         "threads": threads,
         "seconds": seconds,
         "times": {name: _spread([1e3 * taken for taken in seconds[name]]) for name in works},
-        "ratios": [_ratio(seconds, peaks, one, other) for one, other in row.pairs],
+        "ratios": [_ratio(seconds, one, other) for one, other in row.pairs],
         "amounts": _amounts(row.amounts, seconds),
         "rates": rates({**row.flops, **of_limits}, seconds),
-        "peak_mib": {name: peak / 2**20 for name, peak in peaks.items()},
     }
+
+
+def with_peaks(measured: dict[str, Any], peaks: Mapping[str, int]) -> dict[str, Any]:
+    """A measured row with the contenders' peaks of bytes (peak.py) as far as they are known: peak_mib and ratios."""
+    for ratio in measured["ratios"]:
+        one, other = (peaks.get(ratio[side]) for side in ("one", "other"))
+        ratio["memory"] = one / other if one and other else None
+    return {**measured, "peak_mib": {name: peak / 2**20 for name, peak in peaks.items()}}
 
 
 def rates(counted: Mapping[str, tuple[float, str]], seconds: Mapping[str, list[float]]) -> dict[str, dict[str, float]]:
@@ -161,9 +163,7 @@ def _amounts(amounts: Mapping[str, tuple[float, str]], seconds: dict[str, list[f
     }
 
 
-def _ratio(
-    seconds: dict[str, list[float]], peaks: Mapping[str, int], one: str, others: str | tuple[str, ...]
-) -> dict[str, Any]:
+def _ratio(seconds: dict[str, list[float]], one: str, others: str | tuple[str, ...]) -> dict[str, Any]:
     among = [others] if isinstance(others, str) else [*others]
     other = min(among, key=lambda name: statistics.median(seconds[name]))
     medians = [statistics.median(seconds[name]) for name in (one, other)]
@@ -176,7 +176,6 @@ def _ratio(
         "among": among,
         "ratio": medians[0] / medians[1],
         "quartiles": _spread(paired)["quartiles"],
-        "memory": peaks[one] / peaks[other] if peaks.get(one) and peaks.get(other) else None,
     }
 
 

@@ -16,11 +16,11 @@ ROWS = {
 }
 
 
-def _by_side(setting: Setting, side: int) -> Row:
+def _by_side(side: int, setting: Setting) -> Row:
     return _forward(setting, batch=setting.at_once(1, 32), side=side)
 
 
-def _by_batch(setting: Setting, batch: int) -> Row:
+def _by_batch(batch: int, setting: Setting) -> Row:
     return _forward(setting, batch=batch)
 
 
