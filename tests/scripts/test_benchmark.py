@@ -272,6 +272,7 @@ def test_every_scaling_runs_and_has_a_line_for_each_size_and_contender(
     assert len({row["row"] for row in found["rows"]}) == sum(len(kind.tiny) for kind in kinds.values())
 
 
+@pytest.mark.slow
 def test_an_earlier_report_is_compared_with_and_the_comparison_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

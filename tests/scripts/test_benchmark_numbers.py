@@ -125,6 +125,7 @@ def test_the_peak_holds_what_the_first_call_keeps_and_not_what_it_did_once() -> 
     assert in_a_process(once) == pytest.approx(32 + 16, abs=2)
 
 
+@pytest.mark.slow
 @known_memory
 def test_peaks_are_those_of_a_row_made_anew_and_leave_the_environment_as_it_was(tmp_path: Path) -> None:
     pytest.importorskip("transformers")

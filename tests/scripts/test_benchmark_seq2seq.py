@@ -40,6 +40,7 @@ def test_every_row_runs_and_says_what_it_got_through(tmp_path: Path, capsys: pyt
     assert ("CTranslate2 int8" in rows["greedy"]["seconds"]) == seq2seq_peers.has_ctranslate2()
 
 
+@pytest.mark.slow
 def test_a_missing_ctranslate2_gives_a_row_that_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
