@@ -16,7 +16,7 @@ from torch import Tensor
 
 from common.images import read_image
 from common.randomness import generator
-from detr.transforms import MEAN, STD, Augmentation, resized
+from detr.transforms import MEAN, STD, Augmentation, normalise, resized
 
 Sample = tuple[Tensor, Tensor, Tensor]  # image float (3, h, w), boxes (n, 4) xyxy in its pixels, labels (n,)
 
@@ -40,6 +40,13 @@ def photo(height: int, width: int, seed: int) -> Tensor:
         )
         picture[:, top:bottom, left:right] += 0.5 * torch.randn(3, 1, 1, generator=draw)
     return (110 + 45 * picture).clamp(0, 255).to(torch.uint8)
+
+
+def pictures(count: int, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """uint8 (count, 3, height, width) without padding, and the same normalised; channels last, as ours come."""
+    images = torch.stack([photo(height, width, seed) for seed in range(count)])
+    images = images.to(device).contiguous(memory_format=torch.channels_last)
+    return images, normalise(images, torch.tensor([[height, width]] * count))
 
 
 def write_photos(folder: Path, sizes: list[tuple[int, int]]) -> list[Path]:

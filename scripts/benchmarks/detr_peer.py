@@ -42,14 +42,14 @@ def config(*overrides: str) -> dict[str, Any]:
     return configure("train", ["model=detr_r50", "model.backbone.weights=none", *overrides])
 
 
-def detector(*, fresh: str | None = None) -> Detector:
+def detector(*overrides: str, fresh: str | None = None) -> Detector:
     """Ours, with all that a new one has at zeros and ones drawn at random: those would hide a swapped name.
 
     Names that match the pattern `fresh` stay as they are. Some matrices grow as training would make them, or all
     queries would give nearly the same answer.
     """
     torch.manual_seed(0)
-    model: Detector = build(config()["model"], classes=CLASSES)
+    model: Detector = build(config(*overrides)["model"], classes=CLASSES)
     draw = generator("benchmark")
     growth = {"project.weight": 30, "class_head.weight": 4, "box_head.0.weight": 4, "box_head.2.weight": 4}
     with torch.no_grad():
@@ -84,7 +84,8 @@ def peer(model: Detector, *, attention: str = "sdpa", auxiliary_loss: bool = Fal
     Its own freezing of the first parts has no effect in 5.23.
     """
     dropout = {"dropout": 0.1, "attention_dropout": 0.1, "activation_dropout": 0.1}
-    options = DetrConfig(num_labels=CLASSES, auxiliary_loss=auxiliary_loss, **dropout)
+    queries = model.queries.num_embeddings
+    options = DetrConfig(num_labels=CLASSES, num_queries=queries, auxiliary_loss=auxiliary_loss, **dropout)
     theirs = AutoModelForObjectDetection.from_config(options, attn_implementation=attention)
     theirs.load_state_dict(in_transformers(model.state_dict()))
     trained = in_transformers({name: p for name, p in model.named_parameters() if p.requires_grad})

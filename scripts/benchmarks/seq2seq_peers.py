@@ -22,7 +22,7 @@ from seq2seq.tokenizer import BOS, EOS, PAD, UNK
 from seq2seq.transformer import Transformer
 
 WORDS = 8000  # beside the four special entries
-LONGEST = 64
+LONGEST = 256
 NEVER = -1e4  # a logit that nothing chooses
 
 BLOCKS = (  # ours -> the names that transformers and PyTorch have in common

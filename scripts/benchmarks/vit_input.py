@@ -61,6 +61,7 @@ def augment(setting: Setting) -> Row:
         contenders={"torchvision": their, "ours": our},
         pairs=[("ours", "torchvision")],
         check=check,
+        amounts=dict.fromkeys(("ours", "torchvision"), (count, "images")),
         threads=1,
     )
 

@@ -66,10 +66,14 @@ RENAMED: dict[str, tuple[tuple[str, str], ...]] = {
 PEERS = tuple(RENAMED)
 
 
-def config(model: str, *, tiny: bool) -> dict[str, Any]:
-    """A preset and its recipe as `train.py model=...` takes them; with `tiny` two narrow layers and images of 32."""
+def config(model: str, *, tiny: bool, side: int | None = None) -> dict[str, Any]:
+    """A preset and its recipe as `train.py model=...` takes them; with `tiny` two narrow layers and images of 32.
+
+    With `side` images have as many pixels each way.
+    """
     small = ["model.width=64", "model.heads=4", "model.layers=2", "model.feedforward=128", "data.image_size=[32,32]"]
-    return configure("train", [f"model={model}", *(small if tiny else [])])
+    sized = [f"data.image_size=[{side},{side}]"] if side else []
+    return configure("train", [f"model={model}", *(small if tiny else []), *sized])
 
 
 def classifier(recipe: dict[str, Any]) -> Classifier:

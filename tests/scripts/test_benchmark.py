@@ -1,5 +1,6 @@
 """The benchmark's rows at toy sizes: that outputs are compared before times are taken, and that its numbers add up."""
 
+import importlib
 import json
 import statistics
 from dataclasses import replace
@@ -10,13 +11,13 @@ import pytest
 import torch
 
 from scripts import benchmark
-from scripts.benchmarks import timing
-from scripts.benchmarks.timing import Disagreement, Row, alike, measure, near
+from scripts.benchmarks import peak, report, timing
+from scripts.benchmarks.timing import Disagreement, Row, alike, measure, near, with_peaks
 
 pytest.importorskip("transformers")
 pytest.importorskip("timm")
 
-from scripts.benchmarks import detr_peer, vit, vit_input, vit_peers
+from scripts.benchmarks import detr, detr_peer, learning, vit, vit_input, vit_peers
 
 
 def run(tmp_path: Path, *options: str, suite: str = "detr") -> tuple[int, Path]:
@@ -28,8 +29,8 @@ def run(tmp_path: Path, *options: str, suite: str = "detr") -> tuple[int, Path]:
 @pytest.mark.parametrize(
     ("suite", "rows"),
     [
-        ("detr", ["forward", "training", "matching", "input"]),
-        ("vit", ["forward", "training", "throughput", "RandAugment,"]),
+        ("detr", ["forward", "forward", "training", "matching", "input"]),
+        ("vit", ["forward", "forward", "training", "throughput", "RandAugment,"]),
     ],
 )
 def test_every_row_runs_and_the_json_holds_what_the_table_shows(
@@ -37,16 +38,21 @@ def test_every_row_runs_and_the_json_holds_what_the_table_shows(
 ) -> None:
     code, out = run(tmp_path, "--rounds", "2", suite=suite)
     assert code == 0
-    printed, report = capsys.readouterr().out, json.loads(out.read_text())
-    assert benchmark.text(report) in printed
-    assert [row["row"].split()[0] for row in report["rows"]] == rows
-    assert report["machine"]["threads"] >= 1 and "torch" in report["versions"]
+    printed, found = capsys.readouterr().out, json.loads(out.read_text())
+    assert report.text(found) in printed
+    assert [row["row"].split()[0] for row in found["rows"]] == rows
+    assert len(rows) == len({"detr": detr, "vit": vit}[suite].ROWS)
+    assert found["machine"]["threads"] >= 1 and "torch" in found["versions"]
     lines = printed.splitlines()
-    for row in report["rows"]:
+    for row in found["rows"]:
+        assert {*row["amounts"]} == {*row["seconds"]} - {"matrix product fp32", "matrix product bf16"}, "all count"
+        assert {*row["peak_mib"]} == ({*row["amounts"]} if peak._is_known() else set())
+        learns = row["row"].split()[0] in ("forward", "training", "throughput")
+        assert {*row["rates"]} == ({*row["seconds"]} if learns else set()), "models have operations"
         assert row["agreement"] in printed
         for ratio in row["ratios"]:
             one, other = (row["seconds"][ratio[side]] for side in ("one", "other"))
-            assert len(one) == len(other) == report["rounds"] == 2
+            assert len(one) == len(other) == found["rounds"] == 2
             assert ratio["ratio"] == pytest.approx(statistics.median(one) / statistics.median(other))
             assert any(
                 line.startswith(row["row"]) and f"  {ratio['one']} " in line and f"{ratio['ratio']:.3f}" in line
@@ -141,8 +147,10 @@ def test_no_time_of_a_vit_is_taken_when_two_tensors_are_swapped(
 def test_no_time_is_taken_when_our_optimizer_does_another_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    right = vit.optim.build
-    monkeypatch.setattr(vit.optim, "build", lambda model, options: right(model, replace(options, lr=1.1 * options.lr)))
+    right = learning.optim.build
+    monkeypatch.setattr(
+        learning.optim, "build", lambda model, options: right(model, replace(options, lr=1.1 * options.lr))
+    )
     assert run(tmp_path, "--rows", "train", "--rounds", "1", suite="vit")[0] == 1
     assert "torchvision fp32 update" in capsys.readouterr().err
 
@@ -182,8 +190,7 @@ def test_the_fastest_of_several_is_the_one_of_the_least_median(monkeypatch: pyte
     fastest, single = measured["ratios"]
     assert (fastest["other"], fastest["among"], fastest["ratio"]) == ("c", ["b", "c"], 2.0)
     assert (single["other"], single["among"], single["ratio"]) == ("b", ["b"], 1.5)
-    machine: dict[str, Any] = {"machine": {}, "versions": {}, "rounds": 3, "rows": [measured]}
-    printed = benchmark.text(machine)
+    printed = report.text({"machine": {}, "versions": {}, "rounds": 3, "rows": [with_peaks(measured, {})]})
     assert "c, fastest of 2" in printed and "b, fastest" not in printed
 
 
@@ -238,25 +245,45 @@ def test_a_shared_constant_hides_no_difference() -> None:
 
 def test_an_unknown_row_ends_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(tmp_path, "--rows", "forwards")[0] == 2
-    assert "forwards: detr has forward, step, matching, pipeline" in capsys.readouterr().err
+    assert f"forwards: detr has {', '.join(detr.ROWS)}." in capsys.readouterr().err
 
 
-def test_rates_are_operations_over_the_median_time_and_parts_of_the_limits() -> None:
-    row = Row(
-        name="row",
-        contenders={"one": lambda: None, "limit": lambda: None},
-        pairs=[],
-        check=lambda: "",
-        flops={"one": 6.0, "limit": 20.0},
-        limit="limit",
-    )
-    rates = timing._rates(row, {"one": [1.0, 2.0, 9.0], "limit": [2.0, 2.0, 2.0]})
-    assert rates["one"] == {"flops_per_s": 3.0, "of_limit": pytest.approx(0.3)}
-    assert rates["limit"] == {"flops_per_s": 10.0, "of_limit": 1.0}
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("suite", "scalings"),
+    [
+        ("detr", ["side", "batch", "queries", "matching-objects", "matching-queries"]),
+        ("vit", ["side", "batch"]),
+        ("seq2seq", ["length", "tokens", "beam"]),
+    ],
+)
+def test_every_scaling_runs_and_has_a_line_for_each_size_and_contender(
+    suite: str, scalings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out = run(tmp_path, "--scaling", "--rows", ",".join(scalings), "--rounds", "1", suite=suite)
+    printed, found = capsys.readouterr().out, json.loads(out.read_text())
+    assert code == 0 and report.text(found) in printed
+    kinds = importlib.import_module(benchmark.SUITES[suite]).SCALINGS
+    assert [*kinds] == scalings and [table["name"] for table in found["scalings"]] == [k.name for k in kinds.values()]
+    for kind, table in zip(kinds.values(), found["scalings"], strict=True):
+        assert len(table["lines"]) == 2 * len(kind.tiny), "ours and a peer"
+        assert {line["contender"].split()[0] == "ours" for line in table["lines"]} == {True, False}
+        assert sum(line["growth"] is not None for line in table["lines"]) == 2 * (len([n for n in kind.tiny if n]) - 1)
+    assert len({row["row"] for row in found["rows"]}) == sum(len(kind.tiny) for kind in kinds.values())
 
 
-def test_a_vits_operations_are_counted_as_published() -> None:
-    """timm's table gives ViT-B/16 17.58 G multiply-adds for one image forwards; a step takes about three times that."""
-    with torch.device("meta"):
-        model = vit_peers.classifier(vit_peers.config("vit_b16", tiny=False))
-    assert vit.operations(model, 224) == pytest.approx(3 * 2 * 17.58e9, rel=0.02)
+@pytest.mark.slow
+def test_an_earlier_report_is_compared_with_and_the_comparison_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out = run(tmp_path, "--rows", "matching", "--rounds", "1")
+    earlier = tmp_path / "earlier.json"
+    out.rename(earlier)
+    assert code == 0
+    code, out = run(tmp_path, "--rows", "matching", "--rounds", "2", "--against", str(earlier))
+    compared = json.loads(out.read_text())["against"]
+    printed = capsys.readouterr().out
+    assert code == 0 and f"against {earlier}" in printed and "Other options: rounds 1 -> 2." in printed
+    [pair] = compared["pairs"]
+    assert pair["then"]["ratio"] == json.loads(earlier.read_text())["rows"][0]["ratios"][0]["ratio"]
+    assert not compared["new"] and not compared["gone"] and not compared["machine"]

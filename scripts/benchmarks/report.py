@@ -1,0 +1,75 @@
+"""A benchmark's report as it is printed."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from common.table import table
+
+Line = Sequence[Any]
+MIB = "peak MiB"
+
+
+def text(report: Mapping[str, Any]) -> str:
+    """Where it was measured, what was compared, and the tables: contenders, their ratios, and how costs grow."""
+    where = [f"{name}: {value}" for name, value in report["machine"].items()]
+    where.append("versions: " + ", ".join(f"{name} {version}" for name, version in report["versions"].items()))
+    where += [f"Warning: {sentence}" for sentence in report.get("warnings", [])]
+    where += [f"outputs compared: {row['row']}: {row['agreement']}" for row in report["rows"]]
+    rounds = f"medians of {report['rounds']} rounds, in turn"
+    tables = [_contenders(report["rows"], rounds), _ratios(report["rows"], rounds)]
+    tables += [_scaling(scaling, rounds) for scaling in report.get("scalings", [])]
+    return "\n\n".join(["\n".join(where), *tables])
+
+
+def _contenders(rows: Sequence[Mapping[str, Any]], rounds: str) -> str:
+    lines: list[Line] = [("work", "contender", "ms", "quartiles", "throughput", "model FLOPs", MIB)]
+    for row in rows:
+        for name, times in row["times"].items():
+            amount, rate = row["amounts"].get(name), row["rates"].get(name)
+            low, high = times["quartiles"]
+            lines.append(
+                (
+                    row["row"],
+                    name,
+                    f"{times['median']:.1f}",
+                    f"{low:.1f}-{high:.1f}",
+                    f"{amount['a_second']:,.1f} {amount['unit']} a second" if amount else "",
+                    _rate(name, rate) if rate else "",
+                    _mib(row["peak_mib"].get(name)),
+                )
+            )
+    return table(rounds, lines)
+
+
+def _rate(name: str, rate: Mapping[str, float]) -> str:
+    reached = f"{rate['flops_per_s'] / 1e12:.2f} TFLOP/s"
+    limit = name.startswith("matrix product")
+    return reached if limit else f"{reached}, {rate['of_matrix_rate']:.2f} of the measured matrix rate"
+
+
+def _ratios(rows: Sequence[Mapping[str, Any]], rounds: str) -> str:
+    lines: list[Line] = [("work", "one", "ms", "other", "ms", "ratio", "quartiles", "memory")]
+    for row in rows:
+        for ratio in row["ratios"]:
+            numbers = [f"{ratio[key]:.{places}f}" for key, places in (("one_ms", 1), ("other_ms", 1), ("ratio", 3))]
+            low, high = ratio["quartiles"]
+            other = ratio["other"] + (f", fastest of {len(ratio['among'])}" if len(ratio["among"]) > 1 else "")
+            memory = "" if ratio["memory"] is None else f"{ratio['memory']:.2f}"
+            spread = f"{low:.3f}-{high:.3f}"
+            lines.append((row["row"], ratio["one"], numbers[0], other, numbers[1], numbers[2], spread, memory))
+    return table(f"one over the other: below 1 the one is faster, or needs less memory; {rounds}", lines)
+
+
+def _scaling(scaling: Mapping[str, Any], rounds: str) -> str:
+    lines: list[Line] = [("contender", scaling["name"], "ms", "for one", "ms", "growth", MIB)]
+    for line in scaling["lines"]:
+        growth = "" if line["growth"] is None else f"{line['growth']:.2f}"
+        one, each = f"{line['ms']:.1f}", f"{line['ms_per_unit']:.3f}"
+        mib = _mib(line["peak_mib"])
+        lines.append((line["contender"], f"{line['size']:,}", one, line["unit"], each, growth, mib))
+    title = f"{scaling['suite']}: how time grows with {scaling['name']}: as its power of `growth`; {rounds}"
+    return table(title, lines)
+
+
+def _mib(value: float | None) -> str:
+    return "" if value is None else f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
