@@ -4,6 +4,8 @@ On the CPU, where no gradient is wanted, oneDNN computes convolution, shortcut a
 weights that are kept in the order in which its kernel reads them. Everywhere else this is torch's convolution.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -30,6 +32,10 @@ class FrozenBatchNorm(nn.Module):
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
         self._kept: tuple[object, tuple[Tensor, Tensor]] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles fold anew: packed weights can be neither."""
+        return {**self.__dict__, "_kept": None}
 
     def folded_into(self, conv: nn.Conv2d, *, packed: bool) -> tuple[Tensor, Tensor]:
         """The weight (C, ...) and bias (C,) of a convolution that does the work of this norm, too.

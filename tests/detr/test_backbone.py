@@ -1,6 +1,8 @@
 """The backbone against torchvision's, alone against padded, and its weights from files."""
 
+import copy
 import itertools
+import pickle
 from pathlib import Path
 from urllib.error import URLError
 
@@ -341,6 +343,9 @@ def test_what_is_kept_between_evaluations_follows_every_write():
         assert torch.equal(fresh(picture[None], None)[0], seen[-1])
     trained = model(picture[None], None)[0].detach()
     torch.testing.assert_close(trained, seen[-1], msg="and it is what training computes")
+    with torch.no_grad():
+        for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            assert torch.equal(other(picture[None], None)[0], seen[-1]), "copies and pickles have no part of it"
     with torch.autocast("cpu", torch.bfloat16):
         assert features().dtype == torch.bfloat16
     assert torch.equal(features(), seen[-1])
