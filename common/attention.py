@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from common.dropout import dropout as drop
 from common.linear import Linear, linear
 
+MANY = 2**18  # pairs of a query and a key from which on, in fp32 and without a gradient, the CPU's kernel is faster
 MOST = 2**25  # attention weights that the CPU writes out at once, 64 MiB of them in bf16; fast kernels never do
 
 
@@ -167,7 +168,10 @@ def _is_written_out(q: Tensor, k: Tensor) -> bool:
         return False
     if q.dtype == torch.float16:  # whose range is small: the kernel keeps scores in fp32
         return False
-    return q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2] <= MOST
+    pairs = q.shape[2] * k.shape[2]
+    if q.dtype == torch.float32 and not q.requires_grad and pairs > MANY:
+        return False
+    return q.shape[0] * q.shape[1] * pairs <= MOST
 
 
 def _shares(q: Tensor, k: Tensor, may_look: Tensor | None) -> Tensor:

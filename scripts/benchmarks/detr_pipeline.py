@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from common.config import build
+from common.device import TYPES, Precision
 from common.images import list_images
 from common.randomness import generator
 from detr.transforms import normalise
@@ -25,16 +26,21 @@ def pipeline(setting: Setting) -> Row:
     keys = [f"data.train.images={folder}", f"data.train.annotations={annotations}", "data.val_count=0"]
     data = build(config(*keys, *(tiny if setting.tiny else []))["data"])
     unaugmented = [detr_input.targets(annotations, number) for number in range(len(files))]
-    epochs = {"ours": 0, "PIL": 0}  # the same draws for both in every round, and others in the next
+    epochs = {
+        "ours fp32": 0,
+        "ours bf16": 0,
+        "PIL": 0,
+    }  # the same draws for both in every round, and others in the next
 
     def draws(side: str) -> list[torch.Generator]:
         epochs[side] += 1
         return [generator(epochs[side], number) for number in range(len(files))]
 
-    def our() -> tuple[Tensor, Tensor]:
-        batch = data.collate([data.sample("train", number, draw) for number, draw in enumerate(draws("ours"))])
+    def our(precision: Precision) -> tuple[Tensor, Tensor]:
+        side = f"ours {precision}"
+        batch = data.collate([data.sample("train", number, draw) for number, draw in enumerate(draws(side))])
         images = batch["images"].to(setting.device, non_blocking=True)
-        return normalise(images, batch["sizes"]), batch["boxes"]
+        return normalise(images, batch["sizes"], TYPES[precision]), batch["boxes"]
 
     def their() -> tuple[Tensor, Tensor]:
         drawn = zip(files, unaugmented, draws("PIL"), strict=True)
@@ -42,19 +48,24 @@ def pipeline(setting: Setting) -> Row:
         images, _ = detr_input.pil_collate(samples)
         return images.to(setting.device), torch.cat([boxes for _, boxes, _ in samples])
 
+    contenders = {"PIL": their, "ours fp32": lambda: our("fp32"), "ours bf16": lambda: our("bf16")}
+
     def check() -> str:
+        said = {}
         for _ in range(3):
-            (images, boxes), (their_images, their_boxes) = our(), their()
-            # The two resizers round to whole levels in their own ways, and an edge may move a level or two.
-            said = near("pixels", images, their_images, 0.05)
-            said += "; " + near("boxes", boxes, their_boxes, 1e-3)
-        return said
+            their_images, their_boxes = their()
+            for name in ("ours fp32", "ours bf16"):
+                images, boxes = contenders[name]()
+                # The two resizers round to whole levels in their own ways, and an edge may move a level or two.
+                said[name] = near(f"{name} pixels", images, their_images, 0.05)
+                said[name] += "; " + near(f"{name} boxes", boxes, their_boxes, 1e-3)
+        return "; ".join(said.values())
 
     return Row(
         name=f"input pipeline, {len(files)} JPEGs, one core",
-        contenders={"PIL": their, "ours": our},
-        pairs=[("ours", "PIL")],
+        contenders=contenders,
+        pairs=[("ours fp32", "PIL"), ("ours bf16", "PIL")],
         check=check,
-        amounts=dict.fromkeys(("PIL", "ours"), (len(files), "images")),
+        amounts=dict.fromkeys(contenders, (len(files), "images")),
         threads=1,
     )
