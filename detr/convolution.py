@@ -52,10 +52,14 @@ class FrozenBatchNorm(nn.Module):
         dtype = _type(weight)
         written = packed, dtype, *((tensor.data_ptr(), tensor._version) for tensor in (weight, *self.buffers()))
         if self._kept is None or self._kept[0] != written:
-            with torch.no_grad():
+            with torch.inference_mode(False), torch.no_grad():  # or a gradient that passes through could not save it
                 folded, bias = (tensor.to(dtype) for tensor in self._fold(weight))
                 self._kept = written, (_pack(folded, conv) if packed else folded, bias)
         return self._kept[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or a pickle takes: not what is kept, since oneDNN's order of a weight can do neither."""
+        return {**self.__dict__, "_kept": None}
 
     def _fold(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         scale, shift = self.scale_and_shift()

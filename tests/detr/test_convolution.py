@@ -1,5 +1,8 @@
 """The CPU's fused convolutions against torch's own, in both types, and what they may overwrite."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -96,3 +99,19 @@ def test_gradients_flow_through_frozen_layers_into_those_that_learn() -> None:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             assert (parameter.grad - fused[name]).norm() <= 1e-5 * parameter.grad.norm(), name
+
+
+@pytest.mark.parametrize("kind", ["1x1", "3x3"])
+def test_what_inference_kept_stands_in_the_way_of_no_gradient_and_of_no_copy(kind: str) -> None:
+    conv, norm, x, _, _ = parts(kind)
+    conv.requires_grad_(False)
+    with torch.inference_mode():
+        layer(conv, norm, x)
+        convolutions.normed(conv, norm, x)
+    wanted = x.clone().requires_grad_()
+    convolutions.normed(conv, norm, wanted).sum().backward()
+    assert wanted.grad is not None
+    with torch.inference_mode():
+        expected = layer(conv, norm, x)
+    for other in (copy.deepcopy(norm), pickle.loads(pickle.dumps(norm))):
+        assert torch.equal(layer(conv, other, x), expected)
