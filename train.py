@@ -20,6 +20,7 @@ def train(config: dict[str, Any], run_dir: Path | None) -> float | None:
     from common.log import Log
     from common.optim import OptimizerOptions, ScheduleOptions
     from common.run import Run
+    from common.run_folder import text
 
     if config["trainer"]["deterministic"]:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the GPU's first product
@@ -35,8 +36,13 @@ def train(config: dict[str, Any], run_dir: Path | None) -> float | None:
             state = folder / "task.json"  # what the data decided: names of classes, tokenizers
             goes_on = config["resume"] == "auto" and any(folder.glob("checkpoints/st*_*.pt"))
             decided = _read(state) if state.exists() else {}  # runs of the first version have none
+            config["trainer"] = distributed.broadcast(config["trainer"])  # rank 0 knows what the run had
             parts = assembly.assemble(config, goes_on=decided if goes_on else None)
             log.say(parts.said)
+            parts.trainer.precision = distributed.broadcast(parts.trainer.precision)
+            config["trainer"]["precision"] = parts.trainer.precision  # the run keeps what auto came to
+            if distributed.is_main() and not goes_on:
+                replace(folder / "config.yaml", text(config))
             if distributed.is_main() and not (goes_on and state.exists()):
                 replace(state, json.dumps(parts.task.state(), indent=1, ensure_ascii=False))
             run = Run(

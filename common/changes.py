@@ -8,11 +8,12 @@ from typing import Any
 from common.errors import UserError
 
 # Where and how a run is done, and what it writes: none of it changes what is learnt.
+PRECISION = "trainer.precision"
 FREE = (
     *("run_dir", "sweep_dir", "resume", "allow_changes", "trust", "checkpoint"),
     *("trainer.device", "trainer.workers", "trainer.compile", "trainer.micro_batch", "trainer.deterministic"),
     *("trainer.strategy", "trainer.timeout", "trainer.log_every", "trainer.eval_every", "trainer.save_every"),
-    *("trainer.keep_best", "trainer.average_last", "task.evaluator", "data.pad_to"),
+    *("trainer.keep_best", "trainer.average_last", "task.evaluator"),
 )
 
 
@@ -34,6 +35,8 @@ def differences(before: dict[str, Any], now: dict[str, Any], but: Sequence[str] 
     """The keys whose values differ between two configs, `but` for some: "model.heads was 4 and is 8"."""
     old, new = flat(before), flat(now)
     changed = [key for key in {**old, **new} if old.get(key) != new.get(key) and not _under(key, but)]
+    # A run keeps what auto came to; asked for again, it is that.
+    changed = [key for key in changed if key != PRECISION or "auto" not in (old.get(key), new.get(key))]
     return [f"{key} was {old.get(key)} and is {new.get(key)}" for key in changed]
 
 

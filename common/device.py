@@ -1,5 +1,7 @@
 """Where the numbers are computed, and how precisely."""
 
+from collections import deque
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
@@ -91,18 +93,21 @@ class Copies:
         self.device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
-    def __call__(self, batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The batches of a step on the device, before it has finished the step before (if their memory is pinned)."""
+    def __call__(self, batches: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """The batches on the device, one after another, each while the one before is computed with.
+
+        The first may go while the device is still at the step before, if its memory is pinned.
+        """
         if self._stream is None:
-            return [to_device(batch, self.device) for batch in batches]
-        with torch.cuda.stream(self._stream):
-            moved = [to_device(batch, self.device) for batch in batches]
-        computing = torch.cuda.current_stream(self.device)
-        computing.wait_stream(self._stream)
-        for tensor in (value for batch in moved for value in batch.values() if isinstance(value, torch.Tensor)):
-            if tensor.is_cuda:
-                tensor.record_stream(computing)  # or its memory would be given away while it is read
-        return moved
+            yield from (to_device(batch, self.device) for batch in batches)
+            return
+        computing, ahead = torch.cuda.current_stream(self.device), deque[dict[str, Any]]()
+        for number, batch in enumerate(batches):
+            with torch.cuda.stream(self._stream):
+                ahead.append(to_device(batch, self.device))
+            if number:
+                yield _handed_over(ahead.popleft(), self._stream, computing)
+        yield from (_handed_over(batch, self._stream, computing) for batch in ahead)
 
     def to_host(self, tensor: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
         """The tensor on the host, and the event at which it has arrived there; None: it has."""
@@ -112,6 +117,14 @@ class Copies:
         arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
         arrived.record()
         return copy, arrived
+
+
+def _handed_over(batch: dict[str, Any], copying: torch.cuda.Stream, computing: torch.cuda.Stream) -> dict[str, Any]:
+    computing.wait_stream(copying)
+    for tensor in batch.values():
+        if isinstance(tensor, torch.Tensor) and tensor.is_cuda:
+            tensor.record_stream(computing)  # or its memory would be given away while it is read
+    return batch
 
 
 def constant(values: Any, like: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:

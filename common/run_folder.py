@@ -35,7 +35,7 @@ def run(job: Job, config: dict[str, Any], folder: Path | None) -> float | None:
     _make(folder)
     with lock(folder):
         new = not (folder / "config.yaml").exists()
-        text = _claim(folder, config)
+        _claim(folder, config)
         try:
             reached = job(config, folder)
         except UserError:
@@ -43,14 +43,14 @@ def run(job: Job, config: dict[str, Any], folder: Path | None) -> float | None:
                 _free(folder)
             raise
         except Stopped:
-            replace(folder / "config.yaml", text)
+            replace(folder / "config.yaml", text(config))
             raise
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
                 raise
             how = "mend that, and the same line with resume=auto goes on"
             raise UserError(f"{error.filename or folder} cannot be written ({error.strerror}); {how}.") from error
-        replace(folder / "config.yaml", text)  # with what allow_changes let through, now that it has been
+        replace(folder / "config.yaml", text(config))  # with what allow_changes let through, now that it has been
         return reached
 
 
@@ -97,10 +97,19 @@ def _make(folder: Path) -> None:
         raise UserError(f"run_dir={folder}: cannot be written ({error.strerror}); name another folder.") from error
 
 
-def _claim(folder: Path, config: dict[str, Any]) -> str:
-    """Write config.yaml into a new run's folder; what it is to say. Raises UserError when another run lies there.
+def text(config: dict[str, Any]) -> str:
+    """What config.yaml says of a run.
 
     `--config-dir FOLDER --config-name config` runs it again, elsewhere: the file does not name its own folder.
+    """
+    of_this_call: dict[str, Any] = {"run_dir": None, "sweep_dir": None, "resume": None, "allow_changes": []}
+    return OmegaConf.to_yaml(OmegaConf.create({**config, **of_this_call}))
+
+
+def _claim(folder: Path, config: dict[str, Any]) -> None:
+    """Write config.yaml into a new run's folder. Raises UserError when another run lies there.
+
+    Of a run that is there `config` takes over what trainer.precision=auto came to, whatever the device is now.
     """
     file, allowed = folder / "config.yaml", config["allow_changes"]
     _refuse_unknown(allowed, config)
@@ -108,12 +117,12 @@ def _claim(folder: Path, config: dict[str, Any]) -> str:
         raise UserError(f"run_dir={folder} already holds a run; add resume=auto to go on with it.")
     if file.exists():
         finished = (folder / "results.json").exists()
-        refuse_changes(complete(read_config(file)), config, f"{folder}", [] if finished else allowed)
-    of_this_call: dict[str, Any] = {"run_dir": None, "sweep_dir": None, "resume": None, "allow_changes": []}
-    text = OmegaConf.to_yaml(OmegaConf.create({**config, **of_this_call}))
-    if not file.exists():
-        replace(file, text)
-    return text
+        before = complete(read_config(file))
+        refuse_changes(before, config, f"{folder}", [] if finished else allowed)
+        if config["trainer"]["precision"] == "auto":
+            config["trainer"]["precision"] = before["trainer"]["precision"]
+    else:
+        replace(file, text(config))
 
 
 def read_config(file: Path) -> dict[str, Any]:

@@ -61,10 +61,11 @@ class Stepper:
         self.optimizer.zero_grad(set_to_none=True)
         parts = {"loss": torch.zeros((), device=self.device)}
         self.scaler.scale(parts["loss"])  # sets it up, on a rank without samples too
-        for batch in self._copies(micro_batches):
+        moved = self._copies(micro_batches)
+        for batch in micro_batches:
             with memory.named(f"Step {number}", batch, self.device, memory.TRAINING):
                 with autocast(self.device, self.precision):
-                    loss, named = self.task.loss(self.model, batch, sizes)
+                    loss, named = self.task.loss(self.model, next(moved), sizes)
                 if "dummy" in batch:  # which keeps this rank in step with the others, and counts for nothing
                     loss, named = loss * 0, {}
                 torch.autograd.backward(self.scaler.scale(loss))

@@ -129,6 +129,7 @@ class Backbone(nn.Module):
         """Normalised images (B, 3, H, W), zero where padded -> features (B, C, H', W'), real (B, H', W') boolean.
 
         `sizes` (B, 2): each image's height and width within the batch; None when all fill it, and then real is None.
+        Blocks overwrite their inputs where no gradient is wanted: a hook that keeps one copies it.
         H' = ceil(H / 32) for the ResNets (16 with dilation) and ceil(H / 8) for small.
         """
         shape, clean = images.shape[-2:], not self.official_padding and sizes is not None

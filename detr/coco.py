@@ -64,7 +64,7 @@ class Coco:
             batch_size: images in one optimizer step.
             augmentation: sizes, flips and crops.
             pad_to: what the height and width of a batch are a multiple of, so that shapes repeat and a compiled model
-                is not compiled anew for each; padding changes no answer.
+                is not compiled anew for each; padding changes no answer but with model.official_padding.
             cache: keep decoded images in memory (each worker its own), for small sets.
         """
         for name, files in (("train", train), ("val", val), ("test", test)):

@@ -57,10 +57,6 @@ class FrozenBatchNorm(nn.Module):
                 self._kept = written, (_pack(folded, conv) if packed else folded, bias)
         return self._kept[1]
 
-    def __getstate__(self) -> dict[str, Any]:
-        """What a copy or a pickle takes: not what is kept, since oneDNN's order of a weight can do neither."""
-        return {**self.__dict__, "_kept": None}
-
     def _fold(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         scale, shift = self.scale_and_shift()
         return weight * scale[:, None, None, None], shift

@@ -15,7 +15,7 @@ from detr import official
 
 ROOT = Path(__file__).parents[1]
 TINY = [
-    "trainer.precision=fp32",
+    "trainer.precision=fp32",  # which ranks that sum in another order are compared in
     "trainer.steps=6",
     "trainer.eval_every=3",
     "trainer.log_every=2",

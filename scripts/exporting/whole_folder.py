@@ -22,7 +22,9 @@ def refuse(output: Path) -> None:
 @contextmanager
 def replaced(output: Path) -> Iterator[Path]:
     """A draft beside `output`, which takes its place when the block ends, and is removed when it raises."""
+    output = output.resolve()  # `.` has no name
     draft, old = (output.with_name(f".{output.name}.{word}") for word in ("draft", "old"))
+    _put_back(old, output)
     for leftover in (draft, old):
         shutil.rmtree(leftover, ignore_errors=True)
     draft.mkdir(parents=True)
@@ -36,9 +38,16 @@ def replaced(output: Path) -> Iterator[Path]:
             output.rename(old)
         draft.rename(output)
         sync(output.parent)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
-        for leftover in (draft, old):
-            shutil.rmtree(leftover, ignore_errors=True)
+        _put_back(old, output)
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _put_back(old: Path, output: Path) -> None:
+    """Give an earlier export its place again where nothing has taken it; a kill may also have left it so."""
+    if old.exists() and not output.exists():
+        old.rename(output)
 
 
 def _is_ours(folder: Path) -> bool:

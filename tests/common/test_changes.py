@@ -64,3 +64,9 @@ def test_a_fingerprint_is_that_of_the_run_and_not_of_how_it_is_done() -> None:
     others = [changed(seed=1), changed(checkpoint="start.pt"), changed(optimizer__betas=[0.9, 0.98]), changed(seed=0.0)]
     assert len({fingerprint(config) for config in [CONFIG, *others]}) == 5
     assert len(fingerprint(CONFIG)) == 8 and fingerprint(CONFIG) == fingerprint(dict(reversed(CONFIG.items())))
+
+
+def test_auto_is_whatever_precision_a_run_has() -> None:
+    kept, asked, other = ({"trainer": {"precision": name}} for name in ("bf16", "auto", "fp32"))
+    assert differences(kept, asked) == differences(asked, kept) == []
+    assert differences(kept, other) == ["trainer.precision was bf16 and is fp32"]

@@ -44,7 +44,7 @@ def test_auto_on_a_gpu_is_bf16_that_is_not_emulated(supported, expected, monkeyp
 def test_without_a_gpu_nothing_is_copied() -> None:
     batch = {"images": torch.ones(2), "ids": [0, 1]}
     copies = devices.Copies(torch.device("cpu"))
-    (moved,) = copies([batch])
+    (moved,) = copies([batch])  # an iterator
     assert moved["images"] is batch["images"] and moved["ids"] is batch["ids"]
     there, arrived = copies.to_host(batch["images"])
     assert there is batch["images"] and arrived is None

@@ -11,7 +11,7 @@ import torch
 import torchvision
 from PIL import Image
 
-from common import assembly
+from common import assembly, checkpoint
 
 Door = Callable[..., str]
 SMALL = ["model.width=32", "model.layers=2", "model.heads=2", "schedule.warmup=1", "trainer.log_every=2"]
@@ -335,3 +335,19 @@ def test_numbers_that_make_no_sense_are_refused(inside: Door) -> None:
         "data.augmentation.policy=trivia": "did you mean trivial?",
     }.items():
         assert words in inside("train", "model=vit", "trainer.steps=1", key, code=2), key
+
+
+def test_a_run_keeps_what_auto_came_to_whatever_it_goes_on_with(
+    inside: Door, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = [*RUN, *RANDOM, "trainer.device=cpu", f"run_dir={tmp_path / 'run'}"]
+    monkeypatch.setattr("common.device._multiplies_bf16", lambda: True)
+    assert ", bf16" in inside("train", *line)
+    (tmp_path / "run/results.json").unlink()
+    max((tmp_path / "run/checkpoints").glob("step_*.pt")).unlink()
+    monkeypatch.setattr("common.device._multiplies_bf16", lambda: False)
+    said = inside("train", *line, "resume=auto")
+    assert "going on at" in said and ", bf16" in said
+    assert "precision: bf16" in (tmp_path / "run/config.yaml").read_text()
+    assert '"test/top1"' in inside("evaluate", f"checkpoint={tmp_path / 'run/checkpoints/best.pt'}")
+    assert checkpoint.load(tmp_path / "run/checkpoints/best.pt")["config"]["trainer"]["precision"] == "bf16"
