@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from common.dropout import dropout as drop
 from common.linear import Linear, linear
 
+FEW = 8  # queries for which reading all keys once more would cost more than their product, as in decoding
 MANY = 2**18  # pairs of a query and a key from which on, in fp32 and without a gradient, the CPU's kernel is faster
 MOST = 2**24  # attention weights of a layer that the CPU writes out, 64 MiB of fp32, and three times that to learn from
 
@@ -182,7 +183,7 @@ def _shares(q: Tensor, k: Tensor, may_look: Tensor | None) -> Tensor:
     NaN of a query that may look nowhere, in its gradient, too.
     """
     batch, heads = q.shape[:2]
-    if q.dtype == torch.bfloat16:
+    if q.dtype == torch.bfloat16 and q.shape[2] > FEW:
         k = k - k.mean(
             2, keepdim=True
         )  # what all keys share is no news to softmax, and takes bits from what they do not
