@@ -40,9 +40,9 @@ def step(setting: Setting) -> Row:
     clip_norm, adamw = recipe["trainer"]["clip_norm"], recipe["optimizer"]
     model = detector(fresh=FRESH_NORMS)
 
-    def our(precision: str, training: bool = True) -> Callable[[], list[Tensor]]:
+    def our(precision: str, training: bool = True, compiled: bool = False) -> Callable[[], list[Tensor]]:
         """The trainer's own step."""
-        stepped = stepper(copy.deepcopy(model).train(training), recipe, None, device, precision)
+        stepped = stepper(copy.deepcopy(model).train(training), recipe, None, device, precision, compiled=compiled)
 
         def step() -> list[Tensor]:
             parts = stepped([batch], 0)
@@ -50,9 +50,11 @@ def step(setting: Setting) -> Row:
 
         return step
 
-    def their(precision: str, training: bool = True) -> Callable[[], list[Tensor]]:
+    def their(precision: str, training: bool = True, compiled: bool = False) -> Callable[[], list[Tensor]]:
         """A plain loop, with the optimizer that their trainer takes by default."""
         trained = peer(model, auxiliary_loss=True).to(device).train(training)
+        if compiled:
+            trained.compile()
         parameters = [p for p in trained.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=adamw["lr"], weight_decay=adamw["weight_decay"], fused=True)
         contiguous, targets = floats.contiguous(), _as_transformers(boxes, labels, counts)
@@ -72,21 +74,18 @@ def step(setting: Setting) -> Row:
         both = zip(("loss", "gradient norm"), our("fp32", False)(), their("fp32", False)(), strict=True)
         return "without dropout: " + "; ".join(alike(what, one, other, 1e-3) for what, one, other in both)
 
-    contenders = {
-        "transformers fp32": their("fp32"),
-        "transformers bf16": their("bf16"),
-        "ours fp32": our("fp32"),
-        "ours bf16": our("bf16"),
-    }
+    contenders, pairs = {}, []
+    for kind in ("", " compiled")[: 1 + setting.compile]:
+        for precision in ("fp32", "bf16"):
+            contenders[f"transformers {precision}{kind}"] = their(precision, compiled=bool(kind))
+            contenders[f"ours {precision}{kind}"] = our(precision, compiled=bool(kind))
+        for one, other in (("fp32", "fp32"), ("bf16", "fp32"), ("bf16", "bf16")):
+            pairs.append((f"ours {one}{kind}", f"transformers {other}{kind}"))
     counted = flops.operations(model, floats, None, training=True)
     return Row(
         name=f"training step {len(counts)}x3x{side}x{side}, {counts[0]} boxes each",
         contenders=contenders,
-        pairs=[
-            ("ours fp32", "transformers fp32"),
-            ("ours bf16", "transformers fp32"),
-            ("ours bf16", "transformers bf16"),
-        ],
+        pairs=pairs,
         check=check,
         amounts=dict.fromkeys(contenders, (len(counts), "images")),
         flops=flops.each(contenders, counted),

@@ -1,4 +1,4 @@
-"""Peak memory: what a contender needs beside its weights and inputs.
+"""Peak memory: what a contender needs beside its weights and inputs, which lie there from the start.
 
 It is the peak of a contender's second call over what lay there before its first. So it holds what a call works with and
 what the first call left for the next (an optimizer's moments, gradients, weights in a kernel's order), and not what the

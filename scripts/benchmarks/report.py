@@ -6,7 +6,7 @@ from typing import Any
 from common.table import table
 
 Line = Sequence[Any]
-MIB = "peak MiB"
+MIB = "peak MiB beside weights"
 
 
 def text(report: Mapping[str, Any]) -> str:
