@@ -36,11 +36,11 @@ def train(config: dict[str, Any], run_dir: Path | None) -> float | None:
             state = folder / "task.json"  # what the data decided: names of classes, tokenizers
             goes_on = config["resume"] == "auto" and any(folder.glob("checkpoints/st*_*.pt"))
             decided = _read(state) if state.exists() else {}  # runs of the first version have none
-            config["trainer"] = distributed.broadcast(config["trainer"])  # rank 0 knows what the run had
+            # Rank 0 knows what a run that goes on had, and a run keeps what auto came to.
+            wanted = device.precision(config["trainer"]["precision"], place)
+            config["trainer"]["precision"] = distributed.broadcast(wanted)
             parts = assembly.assemble(config, goes_on=decided if goes_on else None)
             log.say(parts.said)
-            parts.trainer.precision = distributed.broadcast(parts.trainer.precision)
-            config["trainer"]["precision"] = parts.trainer.precision  # the run keeps what auto came to
             if distributed.is_main() and not goes_on:
                 replace(folder / "config.yaml", text(config))
             if distributed.is_main() and not (goes_on and state.exists()):

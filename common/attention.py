@@ -184,9 +184,8 @@ def _shares(q: Tensor, k: Tensor, may_look: Tensor | None) -> Tensor:
     """
     batch, heads = q.shape[:2]
     if q.dtype == torch.bfloat16 and q.shape[2] > FEW:
-        k = k - k.mean(
-            2, keepdim=True
-        )  # what all keys share is no news to softmax, and takes bits from what they do not
+        # What all keys share is nothing to softmax, and would take bits of the scores from what they do not.
+        k = k - k.mean(2, keepdim=True)
     hidden = q.new_zeros(1, 1, 1)
     if may_look is not None:
         hidden = q.new_zeros(may_look.shape).masked_fill_(~may_look, torch.finfo(q.dtype).min)

@@ -7,8 +7,8 @@ from typing import Any
 
 from common.errors import UserError
 
-# Where and how a run is done, and what it writes: none of it changes what is learnt.
 PRECISION = "trainer.precision"
+# Where and how a run is done, and what it writes: none of it changes what is learnt.
 FREE = (
     *("run_dir", "sweep_dir", "resume", "allow_changes", "trust", "checkpoint"),
     *("trainer.device", "trainer.workers", "trainer.compile", "trainer.micro_batch", "trainer.deterministic"),
