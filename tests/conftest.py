@@ -15,7 +15,7 @@ import torch
 from common import cli
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(Path(__file__).parent))  # nursery.py and faults.py, which forked processes import as well
+sys.path.insert(0, str(Path(__file__).parent))  # nursery.py, tokenizing.py and so on, for forked processes, too
 
 
 @pytest.fixture(scope="session", autouse=True)

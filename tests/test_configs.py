@@ -10,29 +10,19 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
+from tokenizing import BYTES
 
 from common import compose, config
 from common.errors import UserError
 from common.schema import Options, Source, find
-from seq2seq.tokenizer import Tokenizer, TokenizerOptions
+from seq2seq.tokenizer import Tokenizer
 
 MODELS, EXPERIMENTS = compose.choices_of("model"), compose.choices_of("experiment")
 ALONE = [f"model={name}" for name in MODELS] + [f"experiment={name}" for name in EXPERIMENTS]
-WORDS = TokenizerOptions(
-    kind="bpe",
-    pieces="bytes",
-    vocabulary=260,
-    joint=True,
-    single_digits=True,
-    coverage=1.0,
-    byte_fallback=True,
-    normalization="none",
-    lowercase=False,
-)
 STATES: dict[str, dict[str, Any]] = {  # as a checkpoint tells it to each wing's task, so that no data are opened
     "detr": {"categories": [{"id": i, "name": name} for i, name in enumerate(("cat", "dog", "emu"))]},
     "vit": {"classes": ["cat", "dog", "emu"]},
-    "seq2seq": {"tokenizers": [Tokenizer.train([], WORDS).state()]},
+    "seq2seq": {"tokenizers": [Tokenizer.train([], BYTES).state()]},
 }
 DATA = compose.choices_of("data")
 

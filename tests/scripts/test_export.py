@@ -12,6 +12,7 @@ import safetensors.torch
 import tokenizers
 import torch
 import torchvision
+from tokenizing import BYTES
 from torch import Tensor, nn
 
 from common import assembly, checkpoint
@@ -23,7 +24,7 @@ from scripts import export
 from scripts.exporting import graphs, tokenizer_files, whole_folder
 from scripts.exporting.plan import Graph, Size
 from seq2seq.foreign_tokenizers import SentencePieces
-from seq2seq.tokenizer import Tokenizer, TokenizerOptions
+from seq2seq.tokenizer import Tokenizer
 
 onnxruntime = pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx")
@@ -31,17 +32,7 @@ pytest.importorskip("onnxscript")
 
 FORMATS = ("torch", "onnx")
 CLOSE = {"rtol": 0, "atol": 1e-5}  # probabilities and shares of an image; orders of fp32 sums give 1e-7
-WORDS = TokenizerOptions(
-    kind="bpe",
-    pieces="characters",
-    vocabulary=320,
-    joint=True,
-    single_digits=True,
-    coverage=1.0,
-    byte_fallback=True,
-    normalization="none",
-    lowercase=False,
-)
+WORDS = replace(BYTES, pieces="characters", vocabulary=320)
 LINES = ["Hello there, 12 days ago in the night"] * 3 + ["Vor 12 Tagen, in der Nacht: 3,14 Euro"] * 3
 SMALL_VIT = ["model=vit", "model.width=16", "model.layers=1", "model.heads=2", "model.feedforward=24"]
 SMALL = {

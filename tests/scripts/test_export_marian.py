@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizing import BYTES
 
 from common import assembly, checkpoint
 from common.compose import configure
@@ -14,21 +15,10 @@ from common.config import build
 from common.randomness import generator
 from scripts import export_marian
 from scripts.export_marian import main
-from seq2seq.tokenizer import Tokenizer, TokenizerOptions
+from seq2seq.tokenizer import Tokenizer
 
 transformers = pytest.importorskip("transformers")
 
-WORDS = TokenizerOptions(
-    kind="bpe",
-    pieces="bytes",
-    vocabulary=260,
-    joint=True,
-    single_digits=True,
-    coverage=1.0,
-    byte_fallback=True,
-    normalization="none",
-    lowercase=False,
-)
 SMALL = [
     "model=transformer_base",
     "model.width=16",
@@ -51,7 +41,7 @@ def saved(path: Path, *changes: str) -> Path:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.3, generator=drawn)
-    task = {"tokenizers": [Tokenizer.train([], WORDS).state()]}
+    task = {"tokenizers": [Tokenizer.train([], BYTES).state()]}
     content = {"step": 7, "model": dict(model.state_dict()), "average": None, "task": task, "config": config}
     checkpoint.save(path, content)
     return path

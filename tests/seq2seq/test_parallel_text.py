@@ -7,25 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizing import BYTES
 
 from common.errors import UserError
 from common.task import Split
 from seq2seq.parallel_text import Files, ParallelText
-from seq2seq.tokenizer import EOS, TokenizerOptions
+from seq2seq.tokenizer import EOS
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 NONE = Files(source=None, target=None, pairs=None)
-OPTIONS = TokenizerOptions(
-    kind="bpe",
-    pieces="bytes",
-    vocabulary=262,
-    joint=True,
-    single_digits=True,
-    coverage=1.0,
-    byte_fallback=True,
-    normalization="none",
-    lowercase=False,
-)
+OPTIONS = replace(BYTES, vocabulary=262)
 PAIRS = [(f"the number {i} and {i * i}", f"die Zahl {i} und {i * i}") for i in range(80)]
 
 

@@ -1,0 +1,15 @@
+"""A small tokenizer's options, for tests to which most of them are all the same."""
+
+from seq2seq.tokenizer import TokenizerOptions
+
+BYTES = TokenizerOptions(
+    kind="bpe",
+    pieces="bytes",
+    vocabulary=260,
+    joint=True,
+    single_digits=True,
+    coverage=1.0,
+    byte_fallback=True,
+    normalization="none",
+    lowercase=False,
+)
