@@ -4,14 +4,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from common import cli
+from common.cli import main as cli
 
 
 def evaluate(config: dict[str, Any]) -> float | None:
     """Print the numbers of one split as a table and as JSON, and write them with the predictions when asked to."""
-    from common import assembly, device, distributed, evaluator
     from common.errors import UserError
-    from common.log import Log
+    from common.files.log import Log
+    from common.machine import device, distributed
+    from common.train import assembly, evaluator
 
     place = device.choose(config["trainer"]["device"], distributed.local_rank())
     with distributed.together(place, config["trainer"]["timeout"]):
@@ -46,7 +47,7 @@ def evaluate(config: dict[str, Any]) -> float | None:
 
 def stored_config(file: Path) -> dict[str, Any]:
     """The config inside a checkpoint; torch is imported only once a command line has got this far."""
-    from common import assembly
+    from common.train import assembly
 
     return assembly.stored_config(file)
 

@@ -8,12 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from common import cli
+from common.cli import main as cli
 
 
 def predict(config: dict[str, Any]) -> None:
     """Read the input batch by batch, print a line for each answer, and write the answers under `output`."""
-    from common import assembly, device
+    from common.machine import device
+    from common.train import assembly
 
     parts, folder = assembly.restore(config), Path(config["output"])
     print(parts.said, file=sys.stderr)
@@ -43,7 +44,7 @@ def say(line: str) -> bool:
 
 def stored_config(file: Path) -> dict[str, Any]:
     """The config inside a checkpoint; torch is imported only once a command line has got this far."""
-    from common import assembly
+    from common.train import assembly
 
     return assembly.stored_config(file)
 

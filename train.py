@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from common import cli
+from common.cli import main as cli
 from common.errors import UserError
 
 
@@ -14,13 +14,14 @@ def train(config: dict[str, Any], run_dir: Path | None) -> float | None:
 
     Heavy imports are inside, so that a mistake in the config shows at once.
     """
-    from common import assembly, device, distributed
-    from common.config import construct
-    from common.lines import replace
-    from common.log import Log
-    from common.optim import OptimizerOptions, ScheduleOptions
-    from common.run import Run
-    from common.run_folder import text
+    from common.config.check import construct
+    from common.files.lines import replace
+    from common.files.log import Log
+    from common.files.run_folder import text
+    from common.machine import device, distributed
+    from common.train import assembly
+    from common.train.optim import OptimizerOptions, ScheduleOptions
+    from common.train.state import Run
 
     if config["trainer"]["deterministic"]:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the GPU's first product

@@ -14,10 +14,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script sees its own folder, not the project's
 
-from common import averaging, checkpoint
 from common.errors import UserError
-from common.folder import Folder
-from common.run import describe
+from common.files import checkpoint
+from common.files.retention import Folder
+from common.train import averaging
+from common.train.state import describe
 
 LAST = 5  # the base model's number in the paper
 

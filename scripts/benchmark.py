@@ -25,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script sees it
 
 import torch
 
-from common import device as devices
 from common.errors import UserError
+from common.machine import device as devices
 from scripts.benchmarks import against, machine, peak, report, scaling
 from scripts.benchmarks.timing import Disagreement, Row, Setting, measure, with_peaks
 

@@ -20,13 +20,12 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script sees its own folder, not the project's
 
-from common.changes import flat
-from common.config import did_you_mean
+from common.cli.jobs import NOTES, notes_in
+from common.config.check import did_you_mean
+from common.config.diff import flat
 from common.errors import UserError
-from common.older import complete
-from common.run_folder import read_config
-from common.sweep_job import NOTES, notes_in
-from common.table import table
+from common.files.run_folder import read_config
+from common.files.table import table
 
 PLACE = ("run_dir", "sweep_dir", "resume", "allow_changes", "trust")  # keys that say nothing on what a run is
 FIRST = ("run", "state")  # columns that are always there
@@ -89,7 +88,7 @@ def find(places: Iterable[Path]) -> tuple[list[Path], list[str]]:
 
 def read(folder: Path) -> Run:
     """What lies in a run's folder; raises UserError for a file that cannot be read."""
-    config = flat(complete(read_config(folder / "config.yaml")))
+    config = flat(read_config(folder / "config.yaml"))
     results = _json(folder / "results.json", (folder / "results.json").read_text("utf-8")) if _has(folder) else {}
     lines = _metrics(folder / "metrics.jsonl")
     evaluations = [line for line in lines if any(name.startswith("val/") for name in line)]

@@ -20,16 +20,16 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script sees its own folder, not the project's
 
-from common.assembly import Parts, restore, stored_config
-from common.compose import configure
+from common.config.compose import configure
 from common.errors import UserError
-from common.table import table
-from detr.task import Detection
+from common.files.table import table
+from common.train.assembly import Parts, restore, stored_config
+from detr.tasks.detection import Detection
 from scripts.exporting import classification, detection, graphs, translation, whole_folder
 from scripts.exporting.graphs import Format
 from scripts.exporting.plan import Plan, Row
-from seq2seq.task import Translation
-from vit.task import Classification
+from seq2seq.tasks.translation import Translation
+from vit.tasks.classification import Classification
 
 # Of logits their largest deviation from the mean, of probabilities and shares of an image 1. What differs is the order
 # of fp32 sums, some 1e-6; tanh in place of the exact GELU, or another way to resample, would give more than this.

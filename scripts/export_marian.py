@@ -21,15 +21,15 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from common import checkpoint
-from common.compose import configure
-from common.config import build
+from common.config.check import build
+from common.config.compose import configure
 from common.errors import UserError
-from common.run import describe, weights
-from seq2seq import marian
-from seq2seq.tokenizer import BOS
+from common.files import checkpoint
+from common.train.state import describe, weights
+from seq2seq.importing import marian
+from seq2seq.tokenizers.bpe import BOS
 
-MODEL = "seq2seq.transformer.Transformer"
+MODEL = "seq2seq.models.transformer.Transformer"
 PRESET = "transformer_opus"  # whose keys the exported model is described by, and those that differ
 COUNT, LENGTH, SEED = 4, 20, 0  # of random sentences
 TOLERANCE = 1e-4  # of the logits' largest deviation from their mean: the order of fp32 sums

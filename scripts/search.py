@@ -31,10 +31,10 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script sees its own folder, not the project's
 
-from common.changes import FREE
-from common.compose import Command, configure
+from common.config.compose import Command, configure
+from common.config.diff import FREE
 from common.errors import Stopped, UserError
-from common.lock import lock
+from common.files.lock import lock
 
 try:
     import optuna

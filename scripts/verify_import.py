@@ -1,6 +1,6 @@
 """Does an imported file answer as where it comes from? `python scripts/verify_import.py checkpoint=FILE model=NAME`.
 
-A translator (model=transformer_opus, say) is compared as scripts/verify_translator.py tells; what follows is for a ViT.
+A translator (model=transformer_opus, say) is compared as scripts/verify/translator.py tells; what follows is for a ViT.
 Reads the file twice, by our import and by the program that its layout belongs to (torchvision, timm or transformers;
 Google's .npz by timm, whose reader is not ours), and compares features and logits on random images of the file's size.
 Keys of the config go on top, as for evaluate.py: `model.blocks.activation=gelu_tanh`. Leaves with 0 when both agree,
@@ -19,20 +19,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script sees it
 import torch
 from torch import Tensor
 
-from common import checkpoint
-from common.assembly import stored_config
-from common.compose import configure
-from common.config import build
+from common.config.check import build
+from common.config.compose import configure
 from common.errors import UserError
-from scripts import verify_translator
-from scripts.import_peers import PEERS, Import, peer
-from vit import google, importing
+from common.files import checkpoint
+from common.train.assembly import stored_config
+from scripts.verify import translator as verify_translator
+from scripts.verify.import_peers import PEERS, Import, peer
+from vit.importing import adopt as importing
+from vit.importing import google
 
 # What differs is the order of fp32 sums: 7e-7 of the largest logit in ViT-B/16. GELU by tanh instead of exact would
 # give 2e-4 there, and eps 1e-5 instead of 1e-6 2e-5, but both sides have the same; a misplaced tensor gives more.
 TOLERANCE = 1e-4
 COUNT, SEED = 4, 0  # of random images
-MODEL = "vit.classifier.Classifier"
+MODEL = "vit.models.classifier.Classifier"
 
 
 class Row(NamedTuple):

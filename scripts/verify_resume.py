@@ -26,13 +26,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-import common.trainer
+import common.train.trainer
 import train
-from common import checkpoint, cli
-from common.compose import configure
+from common.cli import main as cli
+from common.config.compose import configure
 from common.errors import UserError
-from common.folder import Folder
-from common.step import Stepper
+from common.files import checkpoint
+from common.files.retention import Folder
+from common.train.step import Stepper
 
 PLACES = ("before the update", "after the update", "in an evaluation", "while it wrote a checkpoint")
 
@@ -227,7 +228,7 @@ def _doom(death: Death) -> None:
         die_at("while it wrote a checkpoint")  # the bytes are there, the name is not
 
     Stepper.__call__ = _wrapped(step, Stepper.__call__)  # type: ignore[method-assign]
-    common.trainer.evaluate = partial(evaluate, common.trainer.evaluate)
+    common.train.trainer.evaluate = partial(evaluate, common.train.trainer.evaluate)
     torch.save = partial(save, torch.save)
 
 

@@ -12,7 +12,7 @@ from typing import NoReturn
 import pytest
 import torch
 
-from common import cli
+from common.cli import main as cli
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(Path(__file__).parent))  # nursery.py, tokenizing.py and so on, for forked processes, too

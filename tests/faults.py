@@ -13,8 +13,8 @@ def at(step: int, place: str, deed: str, *values: Any) -> None:
     """Do `deed`, one of the functions below, the first time that `place` is reached in step number `step` or later."""
     import torch
 
-    import common.trainer
-    from common.step import Stepper
+    import common.train.trainer
+    from common.train.step import Stepper
 
     state = {"step": -1, "done": False}
 
@@ -30,7 +30,7 @@ def at(step: int, place: str, deed: str, *values: Any) -> None:
         here("after the update")
         return parts
 
-    def evaluate(task: Any, *arguments: Any, _real: Any = common.trainer.evaluate, **options: Any) -> Any:
+    def evaluate(task: Any, *arguments: Any, _real: Any = common.train.trainer.evaluate, **options: Any) -> Any:
         predict = task.predict
 
         def answers(*of: Any) -> Any:
@@ -49,7 +49,7 @@ def at(step: int, place: str, deed: str, *values: Any) -> None:
             here("in a save")  # the bytes are there, the name is not
 
     Stepper.__call__ = call  # type: ignore[method-assign]
-    common.trainer.evaluate = evaluate  # type: ignore[assignment]
+    common.train.trainer.evaluate = evaluate  # type: ignore[assignment]
     torch.save = save
 
 
@@ -72,7 +72,7 @@ def fail() -> None:
 
 def no_loss_at(step: int, kind: str) -> None:
     """In that step the loss is NaN, or (kind "gradient") only its gradient is infinite."""
-    from common.step import Stepper
+    from common.train.step import Stepper
 
     def call(self: Any, batches: Any, number: int, *rest: Any, _real: Callable[..., Any] = Stepper.__call__) -> Any:
         if number == step and kind == "gradient":
@@ -112,7 +112,7 @@ def in_sample(index: int, deed: str, *values: Any) -> None:
     """Do `deed` when the digits' sample number `index` of train is read in a worker process."""
     from torch.utils.data import get_worker_info
 
-    from vit.folder import ImageFolder
+    from vit.data.folder import ImageFolder
 
     def sample(self: Any, split: str, number: int, random: Any, _real: Callable[..., Any] = ImageFolder.sample) -> Any:
         if get_worker_info() is not None and split == "train" and number == index:

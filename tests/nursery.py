@@ -18,11 +18,25 @@ from pathlib import Path
 from typing import Any
 
 PRELOADED = [
-    *("train", "evaluate", "faults", "common.assembly", "torch._dynamo", "torch.utils.tensorboard"),
+    *("train", "evaluate", "faults", "common.train.assembly", "torch._dynamo", "torch.utils.tensorboard"),
     *("torch.distributed.fsdp", "torch.distributed.elastic.multiprocessing.errors"),
-    *("detr.task", "detr.detector", "detr.shapes", "vit.task", "vit.classifier", "vit.digits", "vit.folder"),
-    *("seq2seq.task", "seq2seq.transformer", "seq2seq.cldr", "seq2seq.parallel_text", "sklearn.datasets"),
-]  # fmt: skip
+    *(
+        "detr.tasks.detection",
+        "detr.models.detector",
+        "detr.data.shapes",
+        "vit.tasks.classification",
+        "vit.models.classifier",
+        "vit.data.digits",
+        "vit.data.folder",
+    ),
+    *(
+        "seq2seq.tasks.translation",
+        "seq2seq.models.transformer",
+        "seq2seq.data.cldr.dataset",
+        "seq2seq.data.parallel_text",
+        "sklearn.datasets",
+    ),
+]
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(PRELOADED)
 os.environ["OMP_NUM_THREADS"] = "1"  # before the first process starts
@@ -125,7 +139,7 @@ def live(door: str, arguments: list[str], words: Path, folder: Path, environment
     sys.argv = [f"{door}.py"]
     from importlib import import_module
 
-    from common import cli
+    from common.cli import main as cli
 
     if fault is not None:
         name, *values = fault
@@ -175,7 +189,7 @@ def save_for_ever(folder: Path) -> None:
     """Write checkpoints one after the other, going on from the last one's step."""
     import torch
 
-    from common.folder import Folder
+    from common.files.retention import Folder
 
     kept = Folder(folder)
     step = max(kept.steps(), default=0)

@@ -41,7 +41,7 @@ def _live(
     torch.set_num_threads(1)
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in place.items()})
-    from common import distributed
+    from common.machine import distributed
 
     code = 0
     try:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from common.schema import WINGS
+from common.config.schema import WINGS
 
 ROOT = Path(__file__).parents[1]
 DOORS = ("train", "evaluate", "predict")
@@ -18,7 +18,7 @@ FILES += [ROOT / f"{door}.py" for door in DOORS]
 
 
 def name_of(file: Path) -> str:
-    """common/data.py is common.data."""
+    """common/data/batching.py is common.data."""
     parts = file.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -73,12 +73,12 @@ def test_a_door_never_asks_which_model_it_has(door: str) -> None:
 
 def test_one_file_says_torch_distributed() -> None:
     says = [name_of(file) for file in FILES if any(name.startswith("torch.distributed") for name in imported(file))]
-    assert says == ["common.distributed"]
+    assert says == ["common.machine.distributed"]
 
 
 def test_the_environment_is_read_in_the_doors_and_in_distributed_alone() -> None:
     reads = re.compile(r"\bos\.(environ|getenv)|\bfrom os import .*\b(environ|getenv)\b")
-    allowed = {"common.cli", "common.sweep", "common.distributed", *DOORS}
+    allowed = {"common.cli.main", "common.cli.sweep", "common.machine.distributed", *DOORS}
     wings = [file for file in FILES if not name_of(file).startswith("scripts")]
     assert {name_of(file) for file in wings if reads.search(file.read_text(encoding="utf-8"))} <= allowed
 

@@ -12,10 +12,11 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from tokenizing import BYTES
 
-from common import compose, config
+from common.config import check as config
+from common.config import compose
+from common.config.schema import Options, Source, find
 from common.errors import UserError
-from common.schema import Options, Source, find
-from seq2seq.tokenizer import Tokenizer
+from seq2seq.tokenizers.bpe import Tokenizer
 
 MODELS, EXPERIMENTS = compose.choices_of("model"), compose.choices_of("experiment")
 ALONE = [f"model={name}" for name in MODELS] + [f"experiment={name}" for name in EXPERIMENTS]
@@ -117,7 +118,7 @@ def test_the_published_vits_come_with_photographs_and_a_recipe_for_them(name: st
     """Dosovitskiy et al. 2021, table 1 and appendix B.1; Touvron et al. 2021, tables 1 and 9."""
     command = compose.Command("train", [f"model={name}"])
     command.prepare()
-    found, choices = command.compose()
+    found, choices, _ = command.compose()
     groups = {"data": "imagefolder", "optimizer": "adamw_vit", "schedule": "cosine_vit", "trainer": "vit"}
     assert groups.items() <= choices.items()
     letter, number = name.removeprefix("vit_").rstrip("0123456789"), re.sub(r"\D", "", name)
@@ -150,7 +151,7 @@ def test_the_published_transformers_have_the_published_sizes(name: str) -> None:
 
 def test_the_small_vit_comes_with_digits() -> None:
     found = composed("model=vit")
-    assert found["data"]["_target_"] == "vit.digits.Digits" and found["trainer"]["workers"] == 0
+    assert found["data"]["_target_"] == "vit.data.digits.Digits" and found["trainer"]["workers"] == 0
     assert found["data"]["image_size"] % found["model"]["patch_size"] == 0
 
 
@@ -230,7 +231,7 @@ def test_yaml_is_the_only_home_of_a_default(path: str) -> None:
             todo += [part for part in nested if isinstance(part, type) and issubclass(part, Options)]
 
 
-@pytest.mark.parametrize("path", [path for path in _targets() if path.split(".")[1] == "task"])
+@pytest.mark.parametrize("path", [path for path in _targets() if path.split(".")[1] == "tasks"])
 def test_reading_source_finds_what_a_task_hands_to_its_model(path: str) -> None:
     module, _, name = path.rpartition(".")
     file = find(module)

@@ -10,8 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from common import assembly, checkpoint
-from detr import official
+from common.files import checkpoint
+from common.train import assembly
+from detr.importing import official
 
 ROOT = Path(__file__).parents[1]
 TINY = [
@@ -170,8 +171,8 @@ def test_sweeps_run_every_combination_and_outlive_a_failure(door, shapes, tmp_pa
 @pytest.fixture(scope="module")
 def published(tmp_path_factory) -> Path:
     """A random ResNet-18 DETR in the official layout, with the official file's extras, in the serialisation of 2020."""
-    from common.compose import configure
-    from common.config import build
+    from common.config.check import build
+    from common.config.compose import configure
 
     config = configure(
         "train", ["model=detr_r18", "model.queries=11", "model.encoder_layers=1", "model.decoder_layers=2"]

@@ -16,7 +16,7 @@ import torch
 from nursery import Child, flipped, run, together, wait
 from PIL import Image
 
-from common import checkpoint
+from common.files import checkpoint
 
 pytestmark = pytest.mark.slow
 TASKS = ("detr", "vit", "seq2seq")

@@ -16,12 +16,13 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from common import assembly, checkpoint
-from common.changes import flat
-from common.compose import configure
-from common.config import check
+from common.config.check import check
+from common.config.compose import configure
+from common.config.diff import flat
+from common.config.migrations import GROWN, LATER, MERGED, complete
 from common.errors import UserError
-from common.older import GROWN, LATER, MOVED, complete
+from common.files import checkpoint
+from common.train import assembly
 from scripts import average_checkpoints
 
 SAFELY = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # since Python 3.11.4
@@ -141,7 +142,10 @@ def test_older_checkpoints_are_averaged(run, inside):
 @every_run
 def test_the_frozen_files_are_of_before(run):
     now = flat(configure("train", ["model=vit"])).keys()
-    for config in (checkpoint.load(last())["config"], OmegaConf.to_container(OmegaConf.load("run/config.yaml"))):
+    for config in (
+        torch.load(last(), weights_only=True)["config"],
+        OmegaConf.to_container(OmegaConf.load("run/config.yaml")),
+    ):
         assert now - flat(config).keys() >= {"allow_changes", "trainer.keep_best"}
 
 
@@ -174,7 +178,7 @@ def test_every_choice_of_an_older_version_is_a_config_of_today(commit):
 def test_a_class_that_moved_is_still_the_same_data(name):
     line = ["model=vit", f"data={name}"]
     before = configs_of("81dd5c1")[" ".join(line)]
-    assert before["data"]["_target_"] in MOVED
+    assert before["data"]["_target_"] in MERGED
     assert complete(before)["data"] == configure("train", line)["data"]
 
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from common import device as devices
-from common.compose import configure
-from common.config import build
-from common.randomness import generator
+from common.config.check import build
+from common.config.compose import configure
+from common.machine import device as devices
+from common.machine.seeds import generator
 
 APART = 0.06
 APART_AS_A_WHOLE = 0.02

@@ -17,8 +17,8 @@ task = types.SimpleNamespace(
 )
 parts = types.SimpleNamespace(said="weights   of step 3", task=task, model=None, device=None,
                               trainer=types.SimpleNamespace(precision="fp32"))
-sys.modules["common.assembly"] = types.SimpleNamespace(restore=lambda config: parts)
-sys.modules["common.device"] = types.SimpleNamespace(autocast=lambda *_: contextlib.nullcontext())
+sys.modules["common.train.assembly"] = types.SimpleNamespace(restore=lambda config: parts)
+sys.modules["common.machine.device"] = types.SimpleNamespace(autocast=lambda *_: contextlib.nullcontext())
 
 import predict
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from common.compose import configure
+from common.config.compose import configure
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

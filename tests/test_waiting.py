@@ -12,10 +12,10 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
-from common.compose import configure
-from common.config import build
-from detr import loss as set_loss
-from detr.matcher import Matches
+from common.config.check import build
+from common.config.compose import configure
+from detr.criterion import set_loss
+from detr.criterion.matcher import Matches
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """A small tokenizer's options, for tests to which most of them are all the same."""
 
-from seq2seq.tokenizer import TokenizerOptions
+from seq2seq.tokenizers.bpe import TokenizerOptions
 
 BYTES = TokenizerOptions(
     kind="bpe",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from common.table import table
+from common.files.table import table
 
 Pair = tuple[str, str, str]  # the work, one contender, and the other (or among whom the fastest is the other)
 WHERE = ("cpu", "cores", "threads", "device", "system")  # of a machine; its load has a warning of its own

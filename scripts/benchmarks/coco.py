@@ -10,9 +10,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from common.task import Answer
-from detr.coco_evaluators import Evaluator
-from detr.coco_numbers import NAMES
-from detr.evaluation import CocoMetric
+from detr.evaluation.coco_evaluators import Evaluator
+from detr.evaluation.coco_metric import CocoMetric
+from detr.evaluation.coco_numbers import NAMES
 from scripts.benchmarks.timing import Disagreement, Row, Setting
 
 CLASSES, HEIGHT, WIDTH = 80, 480, 640

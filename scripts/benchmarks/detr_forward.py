@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common.device import autocast
+from common.machine.device import autocast
 from scripts.benchmarks import flops
 from scripts.benchmarks.detr_input import pictures
 from scripts.benchmarks.detr_peer import detector, peer

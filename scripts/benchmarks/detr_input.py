@@ -1,6 +1,6 @@
 """Input pipelines of DETR: JPEGs for them, and the paper's augmentation with PIL, as the official code does it.
 
-Carion et al. 2020, arXiv 2005.12872, appendix A.4. Draws are made in the order of detr/transforms.py, so that both
+Carion et al. 2020, arXiv 2005.12872, appendix A.4. Draws are made in the order of detr/data/transforms.py, so that both
 pipelines make the same decisions from the same generator.
 """
 
@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from common.images import read_image
-from common.randomness import generator
-from detr.transforms import MEAN, STD, Augmentation, normalise, resized
+from common.data.images import read_image
+from common.machine.seeds import generator
+from detr.data.transforms import MEAN, STD, Augmentation, normalise, resized
 
 Sample = tuple[Tensor, Tensor, Tensor]  # image float (3, h, w), boxes (n, 4) xyxy in its pixels, labels (n,)
 

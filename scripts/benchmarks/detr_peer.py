@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForObjectDetection, DetrConfig
 
-from common.compose import configure
-from common.config import build
-from common.randomness import generator
-from detr.detector import Detector
+from common.config.check import build
+from common.config.compose import configure
+from common.machine.seeds import generator
+from detr.models.detector import Detector
 from scripts.benchmarks.renaming import renamed
 
 CLASSES = 91  # COCO's; with "no object" 92 logits

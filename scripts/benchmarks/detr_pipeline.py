@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from common.config import build
-from common.device import TYPES, Precision
-from common.images import list_images
-from common.randomness import generator
-from detr.transforms import normalise
+from common.config.check import build
+from common.data.images import list_images
+from common.machine.device import TYPES, Precision
+from common.machine.seeds import generator
+from detr.data.transforms import normalise
 from scripts.benchmarks import detr_input
 from scripts.benchmarks.detr_peer import config
 from scripts.benchmarks.timing import Row, Setting, near

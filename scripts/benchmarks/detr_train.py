@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from transformers import DetrConfig
 from transformers.loss.loss_for_object_detection import ForObjectDetectionLoss
 
-from common.config import build
-from common.device import autocast
-from common.randomness import generator
-from detr import loss
-from detr.boxes import to_cxcywh
-from detr.task import Detection
+from common.config.check import build
+from common.machine.device import autocast
+from common.machine.seeds import generator
+from detr.criterion import set_loss as loss
+from detr.criterion.boxes import to_cxcywh
+from detr.tasks.detection import Detection
 from scripts.benchmarks import flops
 from scripts.benchmarks.detr_input import pictures
 from scripts.benchmarks.detr_peer import CLASSES, config, detector, peer

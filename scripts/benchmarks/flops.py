@@ -19,8 +19,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
-from common.device import TYPES, autocast
-from common.linear import linear
+from common.machine.device import TYPES, autocast
+from common.nn.linear import linear
 
 SIDES = {"cpu": (1024, 2048, 4096), "cuda": (4096, 8192, 16384)}  # of square matrices, tried in this order
 

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from common import device as devices
-from common import distributed
-from common.compose import configure
-from common.config import build
-from common.log import table
+from common.config.check import build
+from common.config.compose import configure
+from common.files.log import table
+from common.machine import device as devices
+from common.machine import distributed
 from scripts.benchmarks.timing import Row, measure, near
 
 TIMEOUT = 600.0  # seconds; a process that builds a large model on a busy machine takes some of them

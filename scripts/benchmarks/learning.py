@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common import optim
-from common.config import build, construct
-from common.optim import OptimizerOptions
-from common.step import Stepper
+from common.config.check import build, construct
+from common.train import optim
+from common.train.optim import OptimizerOptions
+from common.train.step import Stepper
 from scripts.benchmarks.timing import alike, near
 
 Tensors = dict[str, Tensor]

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from common import device as devices
+from common.machine import device as devices
 
 PACKAGES = (
     "pycocotools",

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from common.table import table
+from common.files.table import table
 
 Line = Sequence[Any]
 MIB = "peak MiB beside weights"

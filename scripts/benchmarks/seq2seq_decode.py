@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 
-from common.config import construct
-from common.device import autocast, to_device
+from common.config.check import construct
+from common.decoding.decoding import DecodingOptions, decode
+from common.machine.device import autocast, to_device
 from scripts.benchmarks import seq2seq_peers as peers
 from scripts.benchmarks.timing import Disagreement, Row, Setting, near
-from seq2seq.decoding import DecodingOptions, decode
-from seq2seq.loss import token_losses
-from seq2seq.tokenizer import BOS, EOS, PAD
-from seq2seq.transformer import Transformer
+from seq2seq.criterion.cross_entropy import token_losses
+from seq2seq.models.transformer import Transformer
+from seq2seq.tokenizers.bpe import BOS, EOS, PAD
 
 Translations = list[list[int]]
 Pairs = list[tuple[str, str | tuple[str, ...]]]
@@ -30,7 +30,7 @@ BEAM = 4
 def compiled(model: Transformer) -> Transformer:
     """A copy of ours with compiled feed-forwards, their bf16 weights folded in: the one place that chooses the parts.
 
-    None is known that pays: what is not compiled has its weights in the kernel's order already (common/linear.py).
+    None is known that pays: what is not compiled has its weights in the kernel's order already (common/nn/linear.py).
     """
     model = copy.deepcopy(model)
     blocks: list[Any] = [*model.decoder.blocks]

@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModelForSeq2SeqLM, GenerationConfig, MarianConfig
 
-from common.compose import configure
-from common.config import build
-from common.positions import sine
-from common.randomness import generator
+from common.config.check import build
+from common.config.compose import configure
+from common.machine.seeds import generator
+from common.nn.positions import sine
 from scripts.benchmarks.renaming import renamed
-from seq2seq.tokenizer import BOS, EOS, PAD, UNK
-from seq2seq.transformer import Transformer
+from seq2seq.models.transformer import Transformer
+from seq2seq.tokenizers.bpe import BOS, EOS, PAD, UNK
 
 WORDS = 8000  # beside the four special entries
 LONGEST = 256

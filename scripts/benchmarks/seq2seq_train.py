@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.device import autocast, to_device
+from common.machine.device import autocast, to_device
 from scripts.benchmarks import flops
 from scripts.benchmarks import seq2seq_peers as peers
 from scripts.benchmarks.learning import Learner, same_step, stepper
 from scripts.benchmarks.timing import Row, Setting, alike, near
-from seq2seq.tokenizer import PAD, UNK
-from seq2seq.transformer import Transformer
+from seq2seq.models.transformer import Transformer
+from seq2seq.tokenizers.bpe import PAD, UNK
 
 PEER = "torch.nn.Transformer"
 PRECISIONS = ("fp32", "bf16")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common.device import autocast
+from common.machine.device import autocast
 from scripts.benchmarks import flops
 from scripts.benchmarks.timing import Row, Setting, near
 from scripts.benchmarks.vit_input import pictures

@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms import v2
 
-from common.compose import configure
-from common.config import construct
-from common.randomness import generator
+from common.config.check import construct
+from common.config.compose import configure
+from common.machine.seeds import generator
 from scripts.benchmarks.timing import Disagreement, Row, Setting
-from vit import augmentation
-from vit.augmentation import Augmentation
+from vit.data import augmentation
+from vit.data.augmentation import Augmentation
 
 
 def pictures(count: int, side: int) -> Tensor:

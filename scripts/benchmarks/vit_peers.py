@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torchvision.models import VisionTransformer as TorchvisionTransformer
 from transformers import AutoModelForImageClassification, ViTConfig
 
-from common.compose import configure
-from common.config import build
-from common.randomness import generator
+from common.config.check import build
+from common.config.compose import configure
+from common.machine.seeds import generator
 from scripts.benchmarks.renaming import renamed
-from vit.classifier import Classifier
+from vit.models.classifier import Classifier
 
 CLASSES = 1000  # ImageNet's
 

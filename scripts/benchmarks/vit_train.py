@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.device import autocast
-from common.randomness import generator
+from common.machine.device import autocast
+from common.machine.seeds import generator
 from scripts.benchmarks import flops
 from scripts.benchmarks.learning import Learner, same_step, stepper
 from scripts.benchmarks.timing import Row, Setting, alike

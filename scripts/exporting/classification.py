@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from scripts.exporting.plan import Call, Graph, Plan, Row, Size, relative
-from vit.classifier import Classifier
-from vit.task import Classification
+from vit.models.classifier import Classifier
+from vit.tasks.classification import Classification
 
 SEED = 0
 BATCHES = (1, 2, 3)

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from common.positions import Learned2d
-from detr.boxes import to_xyxy
-from detr.task import Detection
-from detr.transforms import MEAN, STD
+from common.nn.positions import Learned2d
+from detr.criterion.boxes import to_xyxy
+from detr.data.transforms import MEAN, STD
+from detr.tasks.detection import Detection
 from scripts.exporting.plan import Call, Graph, Plan, Row, Size, absolute
 
 STRIDE = 32  # the greatest of the backbones; tracing takes a map of one row for a special case

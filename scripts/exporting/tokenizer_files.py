@@ -1,7 +1,7 @@
 """Our tokenizers as files of the `tokenizers` library, which many languages read: the same ids without Triptych.
 
-What is done in Python here (seq2seq/tokenizer.py) is said there in steps that the library knows; whether both give the
-same ids is tried on texts.
+What is done in Python here (seq2seq/tokenizers/bpe.py) is said there in steps that the library knows; whether both give
+the same ids is tried on texts.
 """
 
 import json
@@ -12,8 +12,8 @@ import torch
 from tokenizers import decoders, normalizers, processors
 
 from scripts.exporting.plan import Row
-from seq2seq.foreign_tokenizers import SentencePieces
-from seq2seq.tokenizer import BYTES, EOS, NAMES, SHOWN, UNK, Tokenizer
+from seq2seq.tokenizers.bpe import BYTES, EOS, NAMES, SHOWN, UNK, Tokenizer
+from seq2seq.tokenizers.marian import SentencePieces
 
 COUNT, LENGTH, SEED = 50, 12, 0  # of texts that random ids stand for
 TEXTS = ("", " ", "a", " a", "2", "A b  c", "naïve café", "3.14 €", "\t\n x", "日本 語", "<s> </s>", "👍🏽!", "</unk")

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from common.attention import Cache
-from common.blocks import BlockCache
 from common.errors import UserError
+from common.nn.attention import Cache
+from common.nn.blocks import BlockCache
 from scripts.exporting import tokenizer_files
 from scripts.exporting.plan import Call, Graph, Plan, Row, Size, relative
-from seq2seq.task import Translation
-from seq2seq.tokenizer import BOS, EOS, PAD, UNK
-from seq2seq.transformer import State, Transformer
+from seq2seq.models.transformer import State, Transformer
+from seq2seq.tasks.translation import Translation
+from seq2seq.tokenizers.bpe import BOS, EOS, PAD, UNK
 
 SEED = 0
 SHAPES = ((1, 1, 1), (2, 7, 5), (3, 20, 12), (1, 12, 30))  # batch, source and target tokens

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from common.errors import UserError
-from common.lines import sync
+from common.files.lines import sync
 
 MARK, FORMAT = "model.json", "triptych-export-1"  # what tells a folder of ours
 

@@ -7,8 +7,8 @@ import shlex
 import pytest
 import torch
 
-from common import checkpoint
-from common.folder import Folder
+from common.files import checkpoint
+from common.files.retention import Folder
 from scripts.average_checkpoints import main
 
 STEPS = (10, 20, 30, 40)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from common.linear import Linear
+from common.nn.linear import Linear
 from scripts.benchmarks import flops, machine, peak, report, scaling, timing
 from scripts.benchmarks.scaling import Scaling
 from scripts.benchmarks.timing import Row, Setting, measure, with_peaks

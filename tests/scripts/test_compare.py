@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from common.compose import configure
-from common.sweep_job import NOTES
+from common.cli.jobs import NOTES
+from common.config.compose import configure
 from scripts import compare
 
 ROOT = Path(__file__).parents[2]

@@ -15,16 +15,17 @@ import torchvision
 from tokenizing import BYTES
 from torch import Tensor, nn
 
-from common import assembly, checkpoint
-from common.compose import configure
-from common.config import build
+from common.config.check import build
+from common.config.compose import configure
 from common.errors import UserError
-from common.randomness import generator
+from common.files import checkpoint
+from common.machine.seeds import generator
+from common.train import assembly
 from scripts import export
 from scripts.exporting import graphs, tokenizer_files, whole_folder
 from scripts.exporting.plan import Graph, Size
-from seq2seq.foreign_tokenizers import SentencePieces
-from seq2seq.tokenizer import Tokenizer
+from seq2seq.tokenizers.bpe import Tokenizer
+from seq2seq.tokenizers.marian import SentencePieces
 
 onnxruntime = pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx")

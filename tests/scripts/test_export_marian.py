@@ -9,13 +9,14 @@ import pytest
 import torch
 from tokenizing import BYTES
 
-from common import assembly, checkpoint
-from common.compose import configure
-from common.config import build
-from common.randomness import generator
+from common.config.check import build
+from common.config.compose import configure
+from common.files import checkpoint
+from common.machine.seeds import generator
+from common.train import assembly
 from scripts import export_marian
 from scripts.export_marian import main
-from seq2seq.tokenizer import Tokenizer
+from seq2seq.tokenizers.bpe import Tokenizer
 
 transformers = pytest.importorskip("transformers")
 
@@ -100,12 +101,16 @@ def test_what_marian_has_not_is_refused_and_nothing_written(tmp_path, capsys, ch
 def test_other_files_and_folders_are_refused(tmp_path, capsys):
     file = saved(tmp_path / "best.pt")
     torch.save({"w": torch.ones(2)}, tmp_path / "foreign.pt")
-    content = {**checkpoint.load(file), "config": {"model": {"_target_": "vit.classifier.Classifier"}}}
+    content = {**checkpoint.load(file), "config": {"model": {"_target_": "vit.models.classifier.Classifier"}}}
     checkpoint.save(tmp_path / "vit.pt", content)
     for path, output, words in (
         (tmp_path / "no.pt", "out", "does not exist"),
         (tmp_path / "foreign.pt", "out", "was not written by this program"),
-        (tmp_path / "vit.pt", "out", "holds a vit.classifier.Classifier; only seq2seq.transformer.Transformer"),
+        (
+            tmp_path / "vit.pt",
+            "out",
+            "Classifier; only seq2seq.models.transformer.Transformer can be exported",
+        ),
         (file, ".", "holds something else already; give a new folder"),
         (file, "best.pt", "holds something else already; give a new folder"),
     ):

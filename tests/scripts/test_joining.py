@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from ranks import each
 
-from common import distributed
+from common.machine import distributed
 from scripts.benchmarks import joining
 from scripts.benchmarks.timing import Disagreement
 

@@ -24,7 +24,7 @@ TOY = f"""
 import json, math, os, signal, sys, time
 from pathlib import Path
 sys.path.append({str(ROOT)!r})
-from common import cli
+from common.cli import main as cli
 from common.errors import Stopped, UserError
 
 def job(config, folder):

@@ -12,11 +12,12 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from common import checkpoint
-from common.randomness import generator
+from common.files import checkpoint
+from common.machine.seeds import generator
 from common.task import Adopted
-from scripts import import_peers, verify_import
-from vit import importing
+from scripts import verify_import
+from scripts.verify import import_peers
+from vit.importing import adopt as importing
 
 timm = pytest.importorskip("timm")
 transformers = pytest.importorskip("transformers")
@@ -273,7 +274,10 @@ def test_mistakes_end_in_one_sentence_and_code_2(tmp_path: Path, capsys: pytest.
         (f"checkpoint={tmp_path / 'ours.pt'}", "model=vit"): "ours.pt was written by this program",
         (f"checkpoint={swin}", "model=vit"): "is a Swin Transformer and not a plain ViT",
         (f"checkpoint={good}",): "verify_import.py needs model=NAME",
-        (f"checkpoint={good}", "model=detr"): "model._target_=detr.detector.Detector: only vit.classifier.Classifier",
+        (
+            f"checkpoint={good}",
+            "model=detr",
+        ): "model._target_=detr.models.detector.Detector: only vit.models",
         (f"checkpoint={tmp_path / 'none.pt'}", "model=vit"): "there is no such file",
         (f"checkpoint={good}", "model=vit", "model.widht=3"): "did you mean model.width?",
     }.items():

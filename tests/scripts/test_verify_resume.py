@@ -10,7 +10,7 @@ import pytest
 import torch
 from nursery import run
 
-from common import checkpoint
+from common.files import checkpoint
 from scripts.verify_resume import compare, unequal
 
 ROOT = Path(__file__).parents[2]

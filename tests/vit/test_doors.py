@@ -11,7 +11,8 @@ import torch
 import torchvision
 from PIL import Image
 
-from common import assembly, checkpoint
+from common.files import checkpoint
+from common.train import assembly
 
 Door = Callable[..., str]
 SMALL = ["model.width=32", "model.layers=2", "model.heads=2", "schedule.warmup=1", "trainer.log_every=2"]
@@ -268,7 +269,7 @@ def test_a_label_outside_the_classes_is_said(
     line = ["model=vit", *SMALL, "trainer.steps=2"]
     said = inside("train", *line, *PHOTOS, f"data.root={tmp_path / 'data'}", "trainer.workers=0", code=2)
     assert said.startswith(f"{tmp_path / 'data/val/gruen'} is no class: the classes are the folders of")
-    monkeypatch.setattr("vit.digits.Digits.names", tuple("012345678"))
+    monkeypatch.setattr("vit.data.digits.Digits.names", tuple("012345678"))
     said = inside("train", *line, code=2)
     assert "its label is 9, and the classes are numbered from 0 to 8" in said
 
@@ -341,11 +342,11 @@ def test_a_run_keeps_what_auto_came_to_whatever_it_goes_on_with(
     inside: Door, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     line = [*RUN, *RANDOM, "trainer.device=cpu", f"run_dir={tmp_path / 'run'}"]
-    monkeypatch.setattr("common.device._multiplies_bf16", lambda: True)
+    monkeypatch.setattr("common.machine.device._multiplies_bf16", lambda: True)
     assert ", bf16" in inside("train", *line)
     (tmp_path / "run/results.json").unlink()
     max((tmp_path / "run/checkpoints").glob("step_*.pt")).unlink()
-    monkeypatch.setattr("common.device._multiplies_bf16", lambda: False)
+    monkeypatch.setattr("common.machine.device._multiplies_bf16", lambda: False)
     said = inside("train", *line, "resume=auto")
     assert "going on at" in said and ", bf16" in said
     assert "precision: bf16" in (tmp_path / "run/config.yaml").read_text()

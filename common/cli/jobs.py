@@ -1,0 +1,176 @@
+"""One run of a sweep, in whatever process its launcher puts it, and what it leaves for the sweep to read."""
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+import traceback
+from _thread import interrupt_main
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
+
+from omegaconf import DictConfig
+
+from common.config.compose import plain
+from common.errors import Stopped, UserError
+from common.files import run_folder
+from common.files.run_folder import Job
+
+NOTES = ".notes"  # in the sweep's folder: why a run of it is not done
+HALT = ".halt"  # in the sweep's folder while its runs are told to stop
+LOOK_EVERY = 0.5  # seconds between a run's looks at that
+
+
+class Note(NamedTuple):
+    """What became of a run that is not done: refused (a mistake of the user), failed, stopped, or open; and why."""
+
+    state: str
+    why: str
+
+
+OPEN = Note("open", "it has not begun, still runs, or was killed.")
+
+
+class SweepJob:
+    """What a launcher calls for each run, here or in another process, to which it travels pickled."""
+
+    def __init__(self, job: Job, *, here: bool, halt: "HaltFile | None" = None):
+        """`here`: runs follow one another in the sweep's own process; `halt`: they are children of it."""
+        self.job, self.here, self.halt = job, here, halt
+
+    def __call__(self, composed: DictConfig) -> float | None:
+        """Run the job in its folder; what goes wrong is written beside it, so that the others go on.
+
+        In the sweep's own process a stop ends the sweep. In another it ends this run alone: raised there, it would make
+        the launcher kill the others while they save.
+        """
+        config = plain(composed)
+        folder = Path(config["run_dir"])
+        if self.here:
+            return self._run(config, folder)
+        if self.halt and self.halt.says_stop():
+            return None
+        try:
+            with _told_by(self.halt) if self.halt else contextlib.nullcontext():
+                return self._run(config, folder)
+        except (Stopped, KeyboardInterrupt) as stop:
+            _write(folder, Note("stopped", str(stop) or "Stopped by Ctrl-C."))
+            return None
+        finally:
+            if self.halt and self.halt.is_orphaned():
+                os._exit(0)  # else joblib's worker waits for five minutes for more to do
+
+    def _run(self, config: dict[str, Any], folder: Path) -> float | None:
+        try:
+            return run_folder.run(self.job, config, folder)
+        except UserError as error:
+            _write(folder, Note("refused", str(error)))
+            print(f"{folder}: {error}", file=sys.stderr, flush=True)
+        except Exception as error:
+            _write(folder, Note("failed", f"{type(error).__name__}: {error}".partition("\n")[0]))
+            print(f"{folder}:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+        return None
+
+
+class HaltFile(NamedTuple):
+    """What tells the children of a sweep's process to stop: a file, or the end of that process."""
+
+    path: Path
+    sweep: int  # the process
+
+    def says_stop(self) -> bool:
+        """Asked by a child: whether to stop."""
+        return self.path.exists() or self.is_orphaned()
+
+    def is_orphaned(self) -> bool:
+        """Asked by a child: whether the sweep's process is gone."""
+        return os.getppid() != self.sweep
+
+
+class Halt:
+    """Signals to a sweep whose runs go on in processes of its own become a file that they look for.
+
+    A terminal's Ctrl-C and `kill` then end alike: each run saves, and is waited for. A second Ctrl-C ends all at once.
+    """
+
+    def __init__(self, folder: Path):
+        self.file = HaltFile(folder / HALT, os.getpid())
+        self.received: list[str] = []
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Halt":
+        """Take over the signals, and forget a stop of long ago."""
+        self.file.path.unlink(missing_ok=True)
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGTERM)):
+                if signal.getsignal(number) is not signal.SIG_IGN and number not in self._before:
+                    self._before[number] = signal.signal(number, self._take_down)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Give the signals back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self.file.path.unlink(missing_ok=True)
+
+    def _take_down(self, number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        if name == "SIGINT" and name in self.received:
+            raise KeyboardInterrupt
+        if name not in self.received:
+            self.received.append(name)
+        self.file.path.touch()
+        os.write(2, b"\nStopping: each run ends its step and saves; Ctrl-C once more stops at once.\n")
+
+
+@contextlib.contextmanager
+def _told_by(halt: HaltFile) -> Iterator[None]:
+    """While inside, `halt` asks this run to stop as SIGTERM would.
+
+    Ctrl-C reaches this process as well, perhaps before the run takes signals down: it is left to the sweep.
+    """
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(LOOK_EVERY):
+            if halt.says_stop():
+                interrupt_main(signal.SIGTERM)  # does nothing while nobody takes the signal down
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+def forget(folder: Path) -> None:
+    """Take away the note on the run in `folder`, which is tried again."""
+    _note_file(folder).unlink(missing_ok=True)
+
+
+def notes_in(sweep: Path) -> dict[Path, Note]:
+    """The notes on the runs of a sweep that are not done, by the runs' folders."""
+    return {sweep / file.stem: note_of(sweep / file.stem) for file in sorted((sweep / NOTES).glob("*.json"))}
+
+
+def note_of(folder: Path) -> Note:
+    """The note on the run in `folder`, which is not done."""
+    try:
+        return Note(**json.loads(_note_file(folder).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return OPEN
+
+
+def _write(folder: Path, note: Note) -> None:
+    file = _note_file(folder)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(note._asdict(), ensure_ascii=False), encoding="utf-8")
+
+
+def _note_file(folder: Path) -> Path:
+    return folder.parent / NOTES / f"{folder.name}.json"

@@ -1,0 +1,224 @@
+"""From a command line to one composed config: Hydra's grammar, with paths left whole and errors in one sentence."""
+
+import argparse
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from common.config.check import DOORS, TARGETS, check, did_you_mean
+from common.config.migrations import completed, present_targets
+from common.errors import UserError
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+GROUPS = ("model", "data", "optimizer", "schedule", "trainer", "experiment")
+PATHS = ("run_dir", "checkpoint", "input", "output", "root", "images", "annotations", "weights")
+SPLITS = ("train", "val", "test")  # a split's folder, or paths by name in braces
+
+Base = Callable[[Path], dict[str, Any]]  # a checkpoint's config; {} when it holds none
+
+
+class Composed(NamedTuple):
+    """A config in plain types, the name chosen in each group, and a line for each target that has moved since."""
+
+    config: dict[str, Any]
+    choices: dict[str, str]
+    notices: list[str]
+
+
+def configure(door: str, arguments: Sequence[str], base: Base | None = None) -> dict[str, Any]:
+    """The checked config of a command line, for callers from Python; raises UserError."""
+    command = Command(door, arguments, base)
+    command.prepare()
+    config = command.compose().config
+    check(config, config.get("trust") or [], door)
+    return config
+
+
+class Command:
+    """A door's command line: its flags, and its overrides in the form that Hydra takes."""
+
+    def __init__(self, door: str, arguments: Sequence[str], base: Base | None = None):
+        self.door, self.base, self.arguments = door, base, arguments
+        self.flags = _flags(arguments)
+        self.config_name, self.folder = self.flags.config_name or door, CONFIGS
+        self.overrides = [quote(self._full(argument)) for argument in self.flags.overrides]
+        self.keys = {_key(argument) for argument in self.overrides}
+
+    def prepare(self) -> None:
+        """Find what the overrides refer to: further configs and a checkpoint's own; raises UserError."""
+        if {"model", "experiment"} <= self.keys:
+            raise UserError("experiment= already chooses the model; give either experiment= or model=.")
+        hydra_key = next((key for key in self.keys if key.startswith(("hydra.", "hydra/"))), None)
+        if hydra_key and not self.flags.multirun:
+            raise UserError(f"{hydra_key}: Hydra's own settings are for sweeps (-m); a run's folder is run_dir=.")
+        if "sweep_dir" in self.keys and not self.flags.multirun:
+            raise UserError("sweep_dir= is the folder of a sweep, which needs -m; a run's folder is run_dir=.")
+        self._add_folder(self.flags.config_dir)
+        stored = self._store_base()
+        if not stored and not self.flags.config_name and not {"model", "experiment"} & self.keys:
+            why = "the checkpoint does not say which" if self.base else "see --help"
+            raise UserError(f"{self.door}.py needs model=NAME ({why}); there are {', '.join(choices_of('model'))}.")
+        self.overrides = stored + self.overrides
+
+    def compose(self, overrides: list[str] | None = None) -> Composed:
+        """The config for these overrides, those of the command line by default; raises UserError."""
+        overrides = self.overrides if overrides is None else overrides
+        swept = next((one.input_line for one in self.parse(overrides) if one.is_sweep_override()), None)
+        if swept:
+            raise UserError(f"{swept}: several values are a sweep, which needs -m; a list is written [a,b].")
+        try:
+            with hydra.initialize_config_dir(version_base="1.3", config_dir=str(self.folder)):
+                composed = hydra.compose(self.config_name, overrides, return_hydra_config=True)
+                choices = {key: value for key, value in composed.hydra.runtime.choices.items() if value}
+                config = plain(composed)
+                return Composed(config, choices, present_targets(config))
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
+            raise UserError(self._sentence(error, overrides)) from error
+
+    def parse(self, overrides: Sequence[str]) -> list[Override]:
+        """The overrides as Hydra understands them, glob() over configs included; raises UserError."""
+        try:
+            with hydra.initialize_config_dir(version_base="1.3", config_dir=str(self.folder)):
+                loader = GlobalHydra.instance().config_loader()
+                return OverridesParser.create(loader).parse_overrides(list(overrides))
+        except OverrideParseException as error:
+            how = "write key=value, with special characters in two pairs of quotes: key=\"'a (b)'\""
+            raise UserError(f"{error.override}: not understood; {how}.") from error
+
+    def _full(self, argument: str) -> str:
+        """predict.py takes the options of prediction by their short names: threshold=0.5."""
+        key = argument.partition("=")[0]
+        short = self.door == "predict" and key.isidentifier() and key not in (*DOORS["predict"], *TARGETS, *GROUPS)
+        return f"task.predict.{argument}" if short else argument
+
+    def _add_folder(self, extra: str | None) -> None:
+        """--config-dir: a folder with further groups, or with a whole config such as the one that a run leaves."""
+        if not extra:
+            return
+        other = Path(extra).expanduser().absolute()
+        if not other.is_dir():
+            raise UserError(f"--config-dir {extra}: there is no such folder.")
+        if (other / f"{self.config_name}.yaml").is_file():
+            self.folder, other = other, self.folder  # Hydra looks for the first file in its main folder alone
+            if older := completed(self.folder / f"{self.config_name}.yaml"):
+                self.config_name += "_completed"
+                ConfigStore.instance().store(self.config_name, older)
+        self.overrides.append(f"hydra.searchpath=[{quoted(f'file://{other}')}]")
+
+    def _store_base(self) -> list[str]:
+        """Make a checkpoint's config a choice of each group, so that all of Hydra's grammar works on top of it."""
+        if self.base is None:
+            return []
+        given = [str(one.value()) for one in self.parse(self.overrides) if one.key_or_group == "checkpoint"]
+        if not given:
+            raise UserError(f"{self.door}.py needs checkpoint=FILE; see --help.")
+        file = Path(given[-1]).expanduser()
+        if not file.is_file():
+            raise UserError(f"checkpoint={given[-1]}: there is no such file.")
+        config = self.base(file)
+        if not config:
+            return []
+        sections = {"model": ("seed", "model", "task"), **{name: (name,) for name in GROUPS[1:-1]}}
+        for group, names in sections.items():
+            node = {name: config.get(name) for name in names}
+            if "${" in str(node):
+                raise UserError(f"{file}: its config holds an interpolation (${{...}}), as none that we write does.")
+            ConfigStore.instance().store("checkpoint", node, group=group, package="_global_")
+        return [f"{group}=checkpoint" for group in sections if group not in self.keys]
+
+    def _sentence(self, error: Exception, overrides: list[str]) -> str:
+        """Hydra's message as one sentence that names the nearest right word."""
+        if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+            group, _, name = error.missing_cfg_file.rpartition("/")
+            said = f"{group}={name}: there is no configs/{group}/{name}.yaml" if group else f"there is no {name}.yaml"
+            return said + did_you_mean(name, error.options or [])
+        lines = [line.strip() for line in f"{error}\n{error.__cause__ or ''}".splitlines() if line.strip()]
+        key = next(iter(re.findall(r"Could not override '([^']+)'", lines[0])), None)
+        if key in GROUPS:
+            return f"{key}= cannot be chosen here: {self.config_name}.yaml is a whole config; set single keys of it."
+        groups = [one for one in overrides if _key(one) in (*GROUPS, "hydra.searchpath")]
+        if key is None or len(groups) == len(overrides):
+            return f"{lines[0].rstrip('.')}."
+        known = [*_flat(self.compose(groups).config), *GROUPS]
+        if self.door == "predict":
+            known += [name.rpartition(".")[2] for name in known if name.startswith("task.predict.")]
+            key = key.removeprefix("task.predict.")
+        return f"{key} is not a key of this config" + did_you_mean(key, known)
+
+
+def plain(composed: DictConfig) -> dict[str, Any]:
+    """The config without Hydra's own part, in plain types, interpolations resolved and `~` in paths expanded."""
+    ours = OmegaConf.masked_copy(composed, [str(name) for name in composed if name != "hydra"])
+    config = _expand(OmegaConf.to_container(ours, resolve=True), "")
+    assert isinstance(config, dict)
+    return config
+
+
+def choices_of(group: str) -> list[str]:
+    """The names of a group's files."""
+    return sorted(file.stem for file in (CONFIGS / group).glob("*.yaml"))
+
+
+def quote(argument: str) -> str:
+    """key=value with quotes around a path, so that Hydra takes `a=b, photo (1).jpg` for the path that it is."""
+    key, equals, value = argument.partition("=")
+    name = _key(key)
+    last = name.rpartition(".")[2]
+    ready = value in ("", "null", "???") or bool(re.fullmatch(r"'.*'|\".*\"|choice\(.*\)", value))
+    ready = ready or (last in SPLITS and value.startswith("{"))
+    ready = ready or (last not in (*PATHS, *SPLITS) and bool(re.fullmatch(r"[-+.,\deE]+", value)))  # drop_path=0.1,0.2
+    return f"{key}={quoted(value)}" if equals and _is_path(name) and not ready else argument
+
+
+def quoted(text: str) -> str:
+    """Text in Hydra's single quotes; a backslash is special to it only before a quote."""
+    return "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + (r"\'" if m[2] else ""), text) + "'"
+
+
+def _is_path(key: str) -> bool:
+    *above, last = key.split(".")
+    in_split = bool(above) and above[-1] in SPLITS  # data.train.source=FILE; data.source=en is none
+    return in_split or last in (*PATHS, *SPLITS) or last.endswith(("_dir", "_file", "_path", "_root", "_folder"))
+
+
+def _key(argument: str) -> str:
+    return argument.partition("=")[0].lstrip("+~")
+
+
+def _expand(value: Any, key: str) -> Any:
+    if isinstance(value, dict):
+        return {name: _expand(item, f"{key}.{name}") for name, item in value.items()}
+    return os.path.expanduser(value) if isinstance(value, str) and _is_path(key) else value
+
+
+def _flat(config: Any, prefix: str = "") -> list[str]:
+    if not isinstance(config, dict):
+        return [prefix]
+    return [name for key, value in config.items() for name in _flat(value, f"{prefix}.{key}" if prefix else str(key))]
+
+
+def _flags(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-h", "--help", action="store_true")
+    parser.add_argument("-m", "--multirun", action="store_true")
+    parser.add_argument("-c", "--cfg", choices=["job"])
+    parser.add_argument("-cd", "--config-dir")
+    parser.add_argument("-cn", "--config-name")
+    parser.add_argument("overrides", nargs="*")
+    return parser.parse_intermixed_args(arguments)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see --help.")

@@ -1,0 +1,171 @@
+"""One verified file: plain types and tensors, always loaded with weights_only=True, never half written.
+
+A file is a zip with a CRC per record, which PyTorch writes but does not check; here it is checked on every load.
+Foreign weights may also be an .npz of NumPy, a zip as well, or .safetensors; a file's content tells which it is.
+"""
+
+import argparse
+import os
+import re
+import warnings
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from common.config.migrations import current
+from common.errors import UserError
+from common.files.lines import sync
+from common.machine import memory
+
+FORMAT = "triptych-1"
+_PLAIN = (type(None), bool, int, float, str, bytes, torch.dtype, torch.device, torch.Size)
+_AGAIN = "copy or download it again"
+
+
+class NewerError(UserError):
+    """A file of a newer version of this program."""
+
+
+def save(path: Path, content: dict[str, Any]) -> None:
+    """Write `content`, marked as ours, so that `path` is at any moment the old file or the complete new one.
+
+    Raises TypeError when something is neither tensor nor plain type (it would not load again), and OSError when the
+    disk is full or the folder cannot be written; the old file is then untouched.
+    """
+    _assert_plain(content, "content")
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save({**content, "format": FORMAT}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):  # a full disk, which torch reports as an unexpected position
+            raise error.__context__ from None
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync(path.parent)
+
+
+def load(path: Path | str) -> dict[str, Any]:
+    """The content of a checkpoint on the CPU, ours or a foreign one, verified; nothing in it is executed.
+
+    What an earlier version wrote comes with the keys and names of today (config/migrations.py).
+    .npz and .safetensors give a dict of names and tensors. Files that are no zip (.safetensors, and PyTorch's of before
+    2020) have no checksums: of those only the sizes are verified. Raises UserError for every file that cannot be read:
+    missing, cut, altered, of another kind, or with objects that could run code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise UserError(f"{path} {what}; give the path of a checkpoint, such as RUN/checkpoints/best.pt.")
+    try:
+        with open(path, "rb") as file:
+            content = _read(file)
+    except UserError as error:
+        raise UserError(f"{path} {error}") from error.__cause__
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); check its permissions and the disk.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__} and not a dict of weights; give another file.")
+    version = content.get("format")
+    if isinstance(version, str) and version.startswith("triptych-") and version != FORMAT:
+        raise NewerError(f"{path} is in the format {version} and this program reads {FORMAT}; use a newer Triptych.")
+    return current(content) if is_ours(content) and isinstance(content.get("config"), dict) else content
+
+
+def is_ours(content: dict[str, Any]) -> bool:
+    """Whether a loaded file was written by `save`; any other is for `Task.adopt`."""
+    return content.get("format") == FORMAT
+
+
+def _read(file: BinaryIO) -> Any:
+    """A checkpoint's content; raises UserError with the end of a sentence about the file."""
+    head = file.read(64)
+    if not head:
+        raise UserError(f"is empty, as after a broken copy; {_AGAIN}.")
+    if head.startswith(b"version https://git-lfs"):
+        raise UserError("is a Git LFS pointer and not the file itself; fetch that with `git lfs pull`.")
+    file.seek(0)
+    try:
+        if head.startswith(b"PK"):
+            with zipfile.ZipFile(file) as archive:
+                bad = archive.testzip()
+                names = archive.namelist()
+            if bad is not None:
+                raise UserError(f"is damaged (the checksum of {bad} is wrong); {_AGAIN}.")
+            file.seek(0)
+            if names and all(name.endswith(".npy") for name in names):
+                return _read_arrays(file)
+            if not any(name.endswith("data.pkl") for name in names):
+                raise UserError("is a zip file but no PyTorch checkpoint; give another file.")
+        if _is_safetensors(head):
+            return safetensors.torch.load(file.read())
+        with (
+            warnings.catch_warnings(),
+            torch.serialization.safe_globals([argparse.Namespace]),
+        ):  # official DETR's `args`
+            warnings.simplefilter("ignore")
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except (UserError, OSError):
+        raise
+    except Exception as error:  # damage comes as RuntimeError, KeyError, EOFError, UnpicklingError, BadZipFile and more
+        if memory.ran_out(error):
+            raise
+        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
+        reason = f"is no PyTorch checkpoint, or is damaged; {_AGAIN}."
+        if refused:
+            reason = f"holds {refused[1]}, which could run code; nothing was executed, give a file of plain weights."
+        elif head.startswith(b"PK") or _is_safetensors(head):
+            reason = f"is damaged ({str(error).partition(chr(10))[0][:160]}); {_AGAIN}."
+        raise UserError(reason) from error
+
+
+def _is_safetensors(head: bytes) -> bool:
+    """Whether a file begins with the length of a JSON text, in eight bytes from the lowest up, and that text."""
+    return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= 100_000_000  # the format's own limit
+
+
+def _read_arrays(file: BinaryIO) -> dict[str, Tensor]:
+    """The arrays of an .npz; raises UserError with the end of a sentence for what are no numbers."""
+    tensors = {}
+    with np.load(file, allow_pickle=False) as archive:
+        for name in archive.files:
+            try:
+                tensors[name] = _tensor(archive[name])
+            except (TypeError, ValueError) as error:
+                if "Object arrays" in str(error):
+                    reason = f"holds pickled objects ({name}), which could run code; nothing was executed,"
+                else:
+                    reason = f"holds {name}, which is no array of numbers ({str(error).partition(chr(10))[0][:160]});"
+                raise UserError(f"{reason} give a file of plain weights.") from error
+    return tensors
+
+
+def _tensor(array: np.ndarray[Any, Any]) -> Tensor:
+    """A NumPy array as a tensor; bfloat16, which NumPy does not know, comes as two bytes without a meaning ("V2")."""
+    if array.dtype.str[1:] == "V2":
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
+
+
+def _assert_plain(value: Any, where: str) -> None:
+    """Raise TypeError unless `value` would load with weights_only=True; exact types, for np.float64 is a float."""
+    if type(value) in (dict, OrderedDict):
+        for key, item in value.items():
+            _assert_plain(key, f"a key of {where}")
+            _assert_plain(item, f"{where}[{key!r}]")
+    elif type(value) in (list, tuple):
+        for number, item in enumerate(value):
+            _assert_plain(item, f"{where}[{number}]")
+    elif type(value) not in (*_PLAIN, Tensor, nn.Parameter):
+        kind = f"{type(value).__module__}.{type(value).__qualname__}"
+        raise TypeError(f"{where} is a {kind}; a checkpoint takes tensors and plain types only, so convert it first.")

@@ -1,0 +1,288 @@
+"""Several processes under torchrun: the only file that says torch.distributed.
+
+One process is the same code with world size 1; every function here then returns at once. Either each rank holds the
+whole model and gradients are joined by `join_gradients`, or each holds a part of every tensor (`shard`), which then is
+a DTensor. Files always hold whole tensors, so that a run goes on in any number of processes, either way.
+"""
+
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from common.errors import UserError
+
+# Seconds that a process which lost another one waits to be ended: torchrun tells times in whole seconds, and would take
+# its error for the first.
+PATIENCE = 3.0
+
+PIECE = 4_000_000  # gradients that travel together
+Row = TypeVar("Row", bound=tuple[Any, ...])
+
+
+def world_size() -> int:
+    """Number of processes of this run."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's number, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def local_rank() -> int:
+    """This process's number on its machine, which is also its GPU's."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def is_main() -> bool:
+    """Whether this process writes the run's folder."""
+    return rank() == 0
+
+
+def start(device: torch.device, timeout: float) -> None:
+    """Join the group that torchrun describes in the environment; alone, do nothing.
+
+    `timeout`: seconds after which a process that waits in vain for another ends with an error. What is not on a GPU
+    (flags, objects) travels by gloo there, too, so that asking for a flag does not wait for the GPU.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+
+
+def stop() -> None:
+    """Leave the group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+@contextmanager
+def together(device: torch.device, timeout: float) -> Iterator[None]:
+    """In the group, see `start`, while inside.
+
+    What fails inside is written where torchrun looks for it, to show its traceback, before the group breaks and the
+    other processes fail of that. A mistake of the user's has none, and is said by the process itself.
+    """
+    start(device, timeout)
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if "by peer" in str(error) or isinstance(error, dist.DistBackendError):
+            time.sleep(PATIENCE)
+        _record(error)
+        raise
+    finally:
+        stop()
+
+
+def _record(error: Exception) -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+        handler = get_error_handler()
+        handler.initialize()
+        handler.record_exception(error)
+
+
+def gather(value: Any) -> list[Any]:
+    """`value` of every rank, in order of rank, on all ranks."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def gather_samples(rows: list[Row], expected: int | None) -> list[Row]:
+    """The ranks' rows, each one sample's with its id first, by rising id on all ranks; every sample just once.
+
+    `expected` is their number over all ranks; None when it is not known.
+    """
+    joined = [row for share in gather(rows) for row in share]
+    times = Counter(row[0] for row in joined)
+    doubled = sorted(sample for sample, count in times.items() if count > 1)
+    assert not doubled, f"every sample must be evaluated once; more than once: {doubled[:5]}"
+    assert expected in (None, len(times)), f"{len(times)} of {expected} samples were evaluated"
+    return sorted(joined, key=lambda row: row[0])
+
+
+def broadcast(value: Any) -> Any:
+    """Rank 0's value on all ranks."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def any_(flag: bool) -> bool:
+    """Whether it is true on some rank."""
+    return bool(sum_(torch.tensor(int(flag)))) if world_size() > 1 else flag
+
+
+def sum_(tensor: Tensor) -> Tensor:
+    """`tensor` summed over ranks, in place."""
+    if world_size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def join_gradients(parameters: list[nn.Parameter]) -> None:
+    """Sum the gradients over ranks after the last backward pass, in a few large pieces.
+
+    By hand instead of the DDP wrapper: no renamed keys, and a rank without samples or a parameter that only some
+    ranks used needs no special case. A parameter that no rank used keeps `grad=None`, so no decay touches it. The
+    wrapper starts while the backward pass still runs, and is 2 to 5 % faster over gloo (RESULTS.md).
+    """
+    if world_size() == 1 or is_sharded(parameters):  # where the backward pass itself sums them
+        return
+    used = sum_(torch.tensor([float(p.grad is not None) for p in parameters]))  # on the host: no wait for a GPU
+    chosen = [p for p, n in zip(parameters, used.tolist(), strict=True) if n > 0]
+    pieces = []
+    for part in _pieces(chosen):
+        flat = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in part])
+        pieces.append((part, flat, dist.all_reduce(flat, async_op=True)))  # travels while the next one is copied
+    for part, flat, work in pieces:
+        work.wait()
+        for parameter, gradient in zip(part, torch.split(flat, [p.numel() for p in part]), strict=True):
+            parameter.grad = gradient.view_as(parameter)
+
+
+def _pieces(parameters: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """Runs of parameters that hold PIECE numbers or more, but for the last."""
+    piece: list[nn.Parameter] = []
+    count = 0
+    for parameter in parameters:
+        piece.append(parameter)
+        count += parameter.numel()
+        if count >= PIECE:
+            yield piece
+            piece, count = [], 0
+    if piece:
+        yield piece
+
+
+def barrier() -> None:
+    """Wait until every rank is here."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+# Parts of a model on each rank: FSDP2. Its modules are imported where they are used, for they cost a third of a second.
+
+
+def shard(model: nn.Module, device: torch.device) -> None:
+    """Give each rank a part of every parameter, which is gathered for as long as its layer computes.
+
+    Zhao et al. 2023, "PyTorch FSDP" (arXiv:2304.11277), in its second form, `fully_shard`. The elements of a ModuleList
+    (blocks, layers) are gathered each on its own, the rest of the model together. Gradients are sums over ranks.
+    """
+    if world_size() == 1:
+        return
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    for parameter in model.parameters():
+        parameter.data = parameter.data.contiguous()  # all that FSDP2 takes (torch 2.15)
+    mesh = init_device_mesh(device.type, (world_size(),))
+    for layer in _layers(model):
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    for unit in _units(model):
+        unit.set_gradient_divide_factor(1.0)
+        unit.set_force_sum_reduction_for_comms(True)  # gloo knows no other
+
+
+def is_sharded(tensors: list[nn.Parameter]) -> bool:
+    """Whether ranks hold parts of these tensors."""
+    return any(_is_part(tensor) for tensor in tensors)
+
+
+def local(tensor: Any) -> Tensor:
+    """What this rank holds of a tensor, in the same memory."""
+    part: Tensor = tensor.to_local() if _is_part(tensor) else tensor
+    return part
+
+
+def whole(value: Any) -> Any:
+    """A tensor, or all those in a dict, put together from the ranks' parts (all ranks call it); the rest as it is.
+
+    What is in a dict goes to the CPU, one after the other: a GPU may have no room for the whole model.
+    """
+    if isinstance(value, dict):
+        return {name: whole(item).cpu() if _is_part(item) else item for name, item in value.items()}
+    return value.full_tensor() if _is_part(value) else value
+
+
+@torch.no_grad()
+def fill(target: Any, value: Tensor) -> None:
+    """Copy a whole tensor into one that may be a part of a whole."""
+    if _is_part(target):
+        from torch.distributed.tensor import distribute_tensor
+
+        on_device = value.to(target.device)
+        value = distribute_tensor(on_device, target.device_mesh, target.placements, src_data_rank=None)
+    target.copy_(value)
+
+
+def load(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """`model.load_state_dict` with whole tensors, also where ranks hold parts."""
+    if not is_sharded(list(model.parameters())):
+        model.load_state_dict(tensors)
+        return
+    own = model.state_dict()
+    assert own.keys() == tensors.keys(), "the file was checked when the run began"
+    for name, tensor in own.items():
+        fill(tensor, tensors[name])
+
+
+@contextmanager
+def gathered(model: nn.Module) -> Iterator[None]:
+    """Inside, every rank holds all of the model: it computes alone, by any method, on any number of batches."""
+    units = _units(model) if is_sharded(list(model.parameters())) else []
+    if units:
+        units[0]._get_fsdp_state()._lazy_init()  # the first forward pass may be a layer's, which then would be the root
+    for unit in units:
+        unit.set_reshard_after_forward(False, recurse=False)
+        unit.unshard()
+    try:
+        yield
+    finally:
+        if units:
+            _forget_packs(model)
+        for unit in units:
+            unit.reshard()
+            unit.set_reshard_after_forward(unit is not model, recurse=False)
+
+
+def _is_part(tensor: Any) -> bool:
+    return hasattr(tensor, "placements")  # of DTensors alone
+
+
+def _layers(model: nn.Module) -> Iterator[nn.Module]:
+    for child in model.children():
+        yield from child if isinstance(child, nn.ModuleList) else _layers(child)
+
+
+def _units(model: nn.Module) -> list[Any]:
+    return [module for module in model.modules() if hasattr(module, "unshard")]
+
+
+def _forget_packs(model: nn.Module) -> None:
+    """Drop what common/nn/linear.py made of the weights, before they are freed.
+
+    The next ones are gathered into the same tensors, often at the same address, and nobody counts that as a change.
+    """
+    for parameter in model.parameters():
+        if hasattr(parameter, "packs"):
+            del parameter.packs

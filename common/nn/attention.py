@@ -1,0 +1,225 @@
+"""Multi-head attention (Vaswani et al. 2017, arXiv 1706.03762, section 3.2) for self- and cross-attention alike."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common.nn.dropout import dropout as drop
+from common.nn.linear import Linear, linear
+
+FEW = 8  # queries for which reading all keys once more would cost more than their product, as in decoding
+MANY = 2**18  # pairs of a query and a key from which on, in fp32 and without a gradient, the CPU's kernel is faster
+MOST = 2**24  # attention weights of a layer that the CPU writes out, 64 MiB of fp32, and three times that to learn from
+
+
+class Attention(nn.Module):
+    """Scaled dot-product attention in `heads` subspaces, with biases on all four projections.
+
+    The query, key and value projections are the rows of one matrix, in this order, so that inputs that coincide
+    share one multiplication. With `qk_norm` each head's queries and keys pass a layer norm of their own, which keeps
+    the scores from growing (Dehghani et al. 2023, arXiv 2302.05442, section 2).
+    """
+
+    def __init__(self, *, width: int, heads: int, dropout: float = 0.0, qk_norm: bool = False, norm_eps: float = 1e-5):
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"width {width} is not divisible by heads {heads}")
+        self.heads = heads
+        self.dropout = dropout  # on the attention weights
+        self.in_proj = Linear(width, 3 * width)
+        self.out_proj = Linear(width, width)
+        self.q_norm = nn.LayerNorm(width // heads, eps=norm_eps) if qk_norm else nn.Identity()
+        self.k_norm = nn.LayerNorm(width // heads, eps=norm_eps) if qk_norm else nn.Identity()
+        self.watched: list[Tensor] | None = None  # see `watching`
+
+    def forward(
+        self,
+        *,
+        q: Tensor,
+        k: Tensor | None = None,
+        v: Tensor | None = None,
+        may_look: Tensor | None = None,
+        causal: bool = False,
+        cache: "Cache | None" = None,
+    ) -> Tensor:
+        """q (B, N, C), k and v (B, M, C) -> (B, N, C).
+
+        `may_look` is boolean, broadcastable to (B, heads, N, M), True where a query may look at a key.
+        A query that may look nowhere gets the projection of zeros, never NaN. `causal`, in place of it: query n sees
+        keys 0 to n. With a `cache`, k and v are put at its end, and queries see all of it; without k and v, they see
+        what it holds (`remember`).
+        """
+        if k is None or v is None:
+            assert cache is not None, "without keys and values, queries look at a cache"
+            width = q.shape[-1]
+            k, v = cache.content()
+            q = self.q_norm(self._split(self._part(q, 0, width))).to(v.dtype)
+        else:
+            q, k, v = (self._split(x) for x in self._project(q, k, v))  # (B, h, N or M, C/h)
+            q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)  # autocast's norms answer in fp32
+            if cache is not None:
+                k, v = cache.extend(k, v)
+        dropout = self.dropout if self.training else 0.0
+        if self.watched is not None:
+            self.watched.append(weights(q, k, _triangle(q, k) if causal else may_look).detach())
+        if _is_written_out(q, k):
+            x = written_out(q, k, v, may_look=_triangle(q, k) if causal else may_look, dropout=dropout)
+        else:
+            x = F.scaled_dot_product_attention(q, k, v, attn_mask=may_look, dropout_p=dropout, is_causal=causal)
+        out: Tensor = self.out_proj(x.transpose(1, 2).flatten(2))  # (B, h, N, C/h) -> (B, N, C)
+        return out
+
+    def remember(self, k: Tensor, v: Tensor) -> "Cache":
+        """Keys and values of a memory, k and v (B, M, C), projected once for all queries to come."""
+        width = k.shape[-1]
+        if k is v:
+            k, v = self._part(k, width, 3 * width).chunk(2, dim=-1)
+        else:
+            k, v = self._part(k, width, 2 * width), self._part(v, 2 * width, 3 * width)
+        cache = Cache()
+        cache.extend(self.k_norm(self._split(k)).to(v.dtype), self._split(v))
+        return cache
+
+    def _project(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The three projections, in one multiplication for each run of equal inputs."""
+        if q is k and k is v:
+            q, k, v = self.in_proj(q).chunk(3, dim=-1)
+            return q, k, v
+        width = q.shape[-1]
+        if q is k:
+            q, k = self._part(q, 0, 2 * width).chunk(2, dim=-1)
+            return q, k, self._part(v, 2 * width, 3 * width)
+        return self._part(q, 0, width), self._part(k, width, 2 * width), self._part(v, 2 * width, 3 * width)
+
+    def _part(self, x: Tensor, start: int, stop: int) -> Tensor:
+        """Some rows of the projection alone."""
+        return linear(x, self.in_proj.weight, self.in_proj.bias, slice(start, stop))
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.view(*x.shape[:-1], self.heads, -1).transpose(1, 2)  # (B, N, C) -> (B, h, N, C/h)
+
+
+class Cache:
+    """Keys and values (B, h, M, C/h) that are kept from call to call, in memory that doubles when it is full."""
+
+    def __init__(self) -> None:
+        self.length = 0  # M
+        self.memory: tuple[Tensor, Tensor] | None = None  # (B, h, at least M, C/h) each
+
+    def content(self) -> tuple[Tensor, Tensor]:
+        """All keys and values, (B, h, M, C/h) each."""
+        assert self.memory is not None, "nothing was put in"
+        keys, values = self.memory
+        return keys[:, :, : self.length], values[:, :, : self.length]
+
+    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Put k and v (B, h, N, C/h) at the end -> all keys and values."""
+        if self.memory is None:
+            # Cut out of a joint projection they would be copied for every multiplication to come.
+            self.length, self.memory = k.shape[2], (k.contiguous(), v.contiguous())
+            return self.memory
+        start, self.length = self.length, self.length + k.shape[2]
+        if self.length > self.memory[0].shape[2]:
+            self.memory = _grown(self.memory[0], start, 2 * self.length), _grown(self.memory[1], start, 2 * self.length)
+        for kept, new in zip(self.memory, (k, v), strict=True):
+            kept[:, :, start : self.length] = new
+        return self.content()
+
+    def select(self, rows: Tensor) -> None:
+        """Keep these rows of the batch alone, (B',) int64."""
+        if self.memory is not None:
+            keys, values = self.content()
+            self.memory = keys[rows], values[rows]
+
+
+def _grown(kept: Tensor, length: int, capacity: int) -> Tensor:
+    """The first `length` of `kept` (B, h, M, C/h) in new memory for `capacity`."""
+    new = kept.new_empty(*kept.shape[:2], capacity, kept.shape[3])
+    new[:, :, :length] = kept[:, :, :length]
+    return new
+
+
+def weights(q: Tensor, k: Tensor, may_look: Tensor | None = None) -> Tensor:
+    """Softmax(q k^T / sqrt(C/h)) written out: (B, h, N, C/h), (B, h, M, C/h) -> (B, h, N, M).
+
+    Rows sum to one, or are zero where a query may look nowhere. The fast kernels never build this matrix, so
+    pictures of attention come from here whatever kernel is in use.
+    """
+    shares = _shares(q, k, may_look)
+    return shares if may_look is None else shares.masked_fill(_is_blind(may_look), 0)
+
+
+def written_out(q: Tensor, k: Tensor, v: Tensor, *, may_look: Tensor | None, dropout: float) -> Tensor:
+    """Attention by its formula: (B, h, N, C/h), (B, h, M, C/h), (B, h, M, C/h) -> (B, h, N, C/h).
+
+    On the CPU two large products beat PyTorch's kernel, which walks through blocks: in bf16 two to three times forward
+    and four to seven times with the gradients, in fp32 by up to a third (Zen 5, torch 2.15). In bf16 scores keep 8
+    bits, those of the kernel all of fp32's: what comes out is 0.4 % off, not 0.2, and 1 to 2 % where scores pass 50.
+    """
+    shares = _shares(q, k, may_look)
+    x = (drop(shares, dropout) if dropout else shares) @ v
+    return x if may_look is None else x.masked_fill(_is_blind(may_look), 0)
+
+
+def _is_written_out(q: Tensor, k: Tensor) -> bool:
+    """Whether all weights are to be in memory at once: on the CPU, as long as they take little of it."""
+    if q.device.type != "cpu" or torch.compiler.is_exporting():  # an exported graph is for all sizes
+        return False
+    if q.dtype == torch.float16:  # whose range is small: the kernel keeps scores in fp32
+        return False
+    pairs = q.shape[2] * k.shape[2]
+    if q.dtype == torch.float32 and not q.requires_grad and pairs > MANY:
+        return False
+    return q.shape[0] * q.shape[1] * pairs <= MOST
+
+
+def _shares(q: Tensor, k: Tensor, may_look: Tensor | None) -> Tensor:
+    """The weights (B, h, N, M), of no meaning where a query may look nowhere.
+
+    What may not be looked at is hidden by the lowest number, in the same pass as the product; minus infinity would make
+    NaN of a query that may look nowhere, in its gradient, too.
+    """
+    batch, heads = q.shape[:2]
+    if q.dtype == torch.bfloat16 and q.shape[2] > FEW:
+        # What all keys share is nothing to softmax, and would take bits of the scores from what they do not.
+        k = k - k.mean(2, keepdim=True)
+    hidden = q.new_zeros(1, 1, 1)
+    if may_look is not None:
+        hidden = q.new_zeros(may_look.shape).masked_fill_(~may_look, torch.finfo(q.dtype).min)
+        shared = may_look.ndim == 2
+        hidden = hidden[None] if shared else hidden.expand(batch, heads, -1, -1).flatten(0, 1)  # (1 or B h, 1 or N, M)
+    products, scale = (q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2)), q.shape[-1] ** -0.5
+    scores = torch.baddbmm(hidden, *products, beta=0 if may_look is None else 1, alpha=scale)  # (B h, N, M)
+    return scores.softmax(dim=-1).view(batch, heads, *scores.shape[1:])
+
+
+def _is_blind(may_look: Tensor) -> Tensor:
+    """Which queries may look nowhere, (..., N or 1, 1)."""
+    return ~may_look.any(-1, keepdim=True)
+
+
+def _triangle(q: Tensor, k: Tensor) -> Tensor:
+    """What query n may look at, keys 0 to n: (N, M)."""
+    return q.new_ones(q.shape[2], k.shape[2], dtype=torch.bool).tril()
+
+
+@contextmanager
+def watching(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
+    """Collect attention weights: a list for each attention module's name, one (B, h, N, M) per call of it.
+
+    with watching(model) as maps:
+        model(images)
+    maps["decoder.blocks.5.cross_attention"][0]
+    """
+    modules = {name: module for name, module in model.named_modules() if isinstance(module, Attention)}
+    maps: dict[str, list[Tensor]] = {name: [] for name in modules}
+    for name, module in modules.items():
+        module.watched = maps[name]
+    try:
+        yield maps
+    finally:
+        for module in modules.values():
+            module.watched = None

@@ -1,0 +1,159 @@
+"""The convolutional backbone of DETR: a ResNet (He et al. 2015, arXiv 1512.03385) that padding cannot leak through.
+
+Parameters keep torchvision's names (conv1, bn1, layer1.0.conv1, ...), so its files and official DETR's load unchanged.
+
+Differs: official DETR lets a convolution near an image's border see whatever earlier layers left in the batch's
+padding, so detections depend on the other images of the batch. Here padding is set to zero before every convolution
+that looks sideways; `official_padding` restores the original.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common.errors import UserError
+from common.nn.convolution import FrozenBatchNorm, convolution, layer, normed, zero_padding
+from common.types import Count
+
+SHAPES = {  # name: (block, blocks per stage, channels of the stages before expansion)
+    "small": ("basic", (1, 1), (64, 128)),
+    "resnet18": ("basic", (2, 2, 2, 2), (64, 128, 256, 512)),
+    "resnet34": ("basic", (3, 4, 6, 3), (64, 128, 256, 512)),
+    "resnet50": ("bottleneck", (3, 4, 6, 3), (64, 128, 256, 512)),
+    "resnet101": ("bottleneck", (3, 4, 23, 3), (64, 128, 256, 512)),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneOptions:
+    """Which ResNet, and where its weights come from.
+
+    name: `small` has stride 8 and suits 64-pixel images; the others are torchvision's.
+    weights: none, imagenet_v1 (torchvision's download), or a file in torchvision's or DETR's layout.
+    dilation: the last stage keeps its stride and dilates instead (DC5).
+    frozen: how many leading parts (stem, layer1, ...) do not train; DETR freezes two.
+    """
+
+    name: Literal["small", "resnet18", "resnet34", "resnet50", "resnet101"]
+    weights: str
+    dilation: bool
+    frozen: Count
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut (He et al., figure 5 left)."""
+
+    expansion = 1
+
+    def __init__(self, inputs: int, channels: int, stride: int, dilation: int):
+        super().__init__()
+        self.conv1, self.bn1 = convolution(inputs, channels, 3, stride, dilation), FrozenBatchNorm(channels)
+        self.conv2, self.bn2 = convolution(channels, channels, 3), FrozenBatchNorm(channels)
+        self.downsample = _shortcut(inputs, channels, stride)
+
+    def forward(self, x: Tensor, real_in: Tensor | None, real_out: Tensor | None) -> Tensor:
+        """(B, C, H, W) -> (B, channels, H/stride, W/stride); the masks say what is real before and after."""
+        y = layer(self.conv1, self.bn1, zero_padding(x, real_in), real=real_out)
+        return layer(self.conv2, self.bn2, y, shortcut=_apply_shortcut(self.downsample, x))
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 (which carries the stride, as in torchvision) and 1x1 convolutions beside a shortcut."""
+
+    expansion = 4
+
+    def __init__(self, inputs: int, channels: int, stride: int, dilation: int):
+        super().__init__()
+        outputs = channels * self.expansion
+        self.conv1, self.bn1 = convolution(inputs, channels, 1), FrozenBatchNorm(channels)
+        self.conv2, self.bn2 = convolution(channels, channels, 3, stride, dilation), FrozenBatchNorm(channels)
+        self.conv3, self.bn3 = convolution(channels, outputs, 1), FrozenBatchNorm(outputs)
+        self.downsample = _shortcut(inputs, outputs, stride)
+
+    def forward(self, x: Tensor, real_in: Tensor | None, real_out: Tensor | None) -> Tensor:
+        """(B, C, H, W) -> (B, 4 channels, H/stride, W/stride); only the 3x3 looks sideways."""
+        y = layer(self.conv1, self.bn1, x, real=real_in)
+        y = layer(self.conv2, self.bn2, y)
+        return layer(self.conv3, self.bn3, y, shortcut=_apply_shortcut(self.downsample, x))
+
+
+def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
+    if stride == 1 and inputs == outputs:
+        return None
+    return nn.Sequential(convolution(inputs, outputs, 1, stride), FrozenBatchNorm(outputs))
+
+
+def _apply_shortcut(downsample: nn.Sequential | None, x: Tensor) -> Tensor:
+    return x if downsample is None else normed(downsample[0], downsample[1], x)
+
+
+class Backbone(nn.Module):
+    """Images to the last stage's feature map, with the mask of its real positions."""
+
+    def __init__(self, options: BackboneOptions, *, official_padding: bool):
+        super().__init__()
+        kind, depths, channels = SHAPES[options.name]
+        block = BasicBlock if kind == "basic" else Bottleneck
+        if options.dilation and block is BasicBlock:
+            raise UserError(f"model.backbone.dilation=true needs resnet50 or resnet101, not {options.name}.")
+        self.official_padding = official_padding
+        self.options = options
+        small = options.name == "small"
+        self.conv1 = convolution(3, channels[0], 3, 2) if small else convolution(3, 64, 7, 2)
+        self.bn1 = FrozenBatchNorm(channels[0])
+        self.pool = nn.Identity() if small else nn.MaxPool2d(3, 2, 1)
+        self.stages: list[tuple[str, int, int]] = []  # name, the map's stride before, and after
+        inputs, stride = channels[0], 2 if small else 4
+        for i, depth in enumerate(depths):
+            dilate = options.dilation and i == len(depths) - 1
+            step = 1 if dilate or (i == 0 and not small) else 2
+            # As in torchvision, the first block of a dilated stage still looks at its direct neighbours.
+            blocks = [block(inputs, channels[i], step, 1)]
+            inputs = channels[i] * block.expansion
+            blocks += [block(inputs, channels[i], 1, 2 if dilate else 1) for _ in range(depth - 1)]
+            self.add_module(f"layer{i + 1}", nn.ModuleList(blocks))
+            self.stages.append((f"layer{i + 1}", stride, stride * step))
+            stride *= step
+        self.channels = inputs
+        parts = [nn.ModuleList([self.conv1, self.bn1]), *(getattr(self, name) for name, _, _ in self.stages)]
+        for part in parts[: options.frozen]:
+            part.requires_grad_(False)
+        self.to(memory_format=torch.channels_last)  # which convolutions are fastest in; names and values are the same
+
+    def forward(self, images: Tensor, sizes: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Normalised images (B, 3, H, W), zero where padded -> features (B, C, H', W'), real (B, H', W') boolean.
+
+        `sizes` (B, 2): each image's height and width within the batch; None when all fill it, and then real is None.
+        Blocks overwrite their inputs where no gradient is wanted: a hook that keeps one copies it.
+        H' = ceil(H / 32) for the ResNets (16 with dilation) and ceil(H / 8) for small.
+        """
+        shape, clean = images.shape[-2:], not self.official_padding and sizes is not None
+        real = {s: real_positions(shape, sizes, s)[:, None] if clean else None for s in (2, 4, 8, 16, 32)}
+        images = images.contiguous(memory_format=torch.channels_last)
+        x = self.pool(layer(self.conv1, self.bn1, images, real=real[2]))
+        for name, before, after in self.stages:
+            for block in getattr(self, name):
+                x = block(x, real[before], real[after])
+                before = after
+        if sizes is None:
+            return x, None
+        if self.official_padding:  # it resamples the padded mask to the nearest position instead of dividing sizes
+            whole = real_positions(shape, sizes, 1)[:, None].float()
+            return x, F.interpolate(whole, size=x.shape[-2:])[:, 0].bool()
+        return x, real_positions(shape, sizes, after)
+
+
+def real_positions(shape: tuple[int, int], sizes: Tensor, stride: int) -> Tensor:
+    """Which positions of a map with this stride lie in their image: (H, W), sizes (B, 2) -> (B, H', W') boolean.
+
+    Every layer of stride two maps H to ceil(H / 2), so a whole stack maps it to ceil(H / stride), here in the form in
+    which convolutions state their sizes: a program that traces sizes as symbols then sees that they are the same.
+    """
+    height, width = ((side - 1) // stride + 1 for side in shape)
+    rows, columns = ((sizes + stride - 1) // stride).unbind(1)  # (B,) each
+    inside_rows = torch.arange(height, device=sizes.device) < rows[:, None]  # (B, H')
+    inside_columns = torch.arange(width, device=sizes.device) < columns[:, None]  # (B, W')
+    return inside_rows[:, :, None] & inside_columns[:, None, :]

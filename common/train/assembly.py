@@ -1,0 +1,189 @@
+"""From a checked config to data, task and model, with the weights of a checkpoint in them."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from common.config.check import build, construct
+from common.config.compose import configure
+from common.config.schema import WINGS
+from common.errors import UserError
+from common.files import checkpoint
+from common.machine import device as devices
+from common.machine import distributed
+from common.task import Adopted, Data, Task
+from common.train.state import describe, weights
+from common.train.trainer import Trainer
+
+
+class Parts(NamedTuple):
+    """What a config describes, ready for use; `said` tells which weights the model holds."""
+
+    data: Data
+    task: Task
+    model: nn.Module
+    trainer: Trainer
+    device: torch.device
+    said: str
+    pretrained: bool = True
+
+
+def assemble(config: dict[str, Any], *, goes_on: dict[str, Any] | None = None) -> Parts:
+    """Data, task and model as they stand at the start of a run, on the CPU.
+
+    The task is built first, because the data decide a part of the model. `checkpoint` in the config gives the weights
+    to start from; what does not fit this task is made anew and listed. Without it the model may fetch weights of its
+    own (`fetch_weights`, an optional method: a backbone's, say). A run that goes on has all its weights in its folder,
+    and `goes_on` is its task's state. A task may take a part of the state of what it starts from before the model is
+    built (`inherit`, an optional method: a translator's tokenizers).
+    """
+    trainer, device = _trainer(config)
+    data: Data = build(config["data"])
+    task: Task = build(config["task"], data=data)
+    path = Path(config["checkpoint"]) if config["checkpoint"] and goes_on is None else None
+    inherited = goes_on if path is None else _read(path, task).task_state
+    if inherited is not None and hasattr(task, "inherit"):
+        task.inherit(inherited)
+    torch.manual_seed(config["seed"])
+    model: nn.Module = build(config["model"], **task.model_arguments())
+    learnt: str | None = None
+    if goes_on is not None:
+        learnt = "weights   from the run's own last checkpoint"
+    elif path is not None:
+        learnt = start_from(model, task, path)
+    elif fetch := getattr(model, "fetch_weights", None):
+        learnt = fetch()
+    said = learnt or "weights   drawn at random"
+    return Parts(data, task, model, trainer, device, said, pretrained=learnt is not None)
+
+
+def restore(config: dict[str, Any]) -> Parts:
+    """Task and model as a checkpoint left them, on the device, in evaluation mode; the data stay unopened.
+
+    Takes our files and the foreign ones that the task can adopt. Raises UserError when the weights are of another
+    model than the config describes.
+    """
+    trainer, device = _trainer(config)
+    path = Path(config["checkpoint"])
+    content = checkpoint.load(path)
+    data: Data = build(config["data"])
+    task: Task = build(config["task"], data=data)
+    if checkpoint.is_ours(content):
+        _refuse_another_wing(content, task, path)
+        state, tensors = content["task"], weights(content, config["weights"])
+        said = f"weights   {describe(path, content, config['weights'])}"
+    else:
+        adopted = _adopt(task, content, path)
+        state, tensors = adopted.task_state, adopted.weights
+        said = f"weights   {path}: imported" + _listed(", without", adopted.left_out)
+    task.restore(state)
+    model: nn.Module = build(config["model"], **task.model_arguments())
+    tensors = _adapted(model, tensors)
+    missing, _ = _fitting(model, tensors)
+    foreign = sorted(tensors.keys() - model.state_dict().keys())
+    if missing or foreign:
+        first = (missing or foreign)[0]
+        raise UserError(
+            f"{path} holds the weights of another model than model={type(model).__name__} as configured: "
+            f"{len(missing)} tensors are missing or of another shape and {len(foreign)} have no place, the first is "
+            f"{first}; name the model that the file was trained as (model=...)."
+        )
+    model.load_state_dict(tensors)
+    return Parts(data, task, model.to(device).eval(), trainer, device, said)
+
+
+def load(file: str | Path, *overrides: str) -> tuple[nn.Module, Task]:
+    """A checkpoint's model, in evaluation mode on the best device here, and its task: for notebooks and scripts.
+
+        model, task = load("runs/detr-shapes/.../checkpoints/best.pt")
+        for batch in task.read("photo.jpg"):
+            print(task.predict(model, batch))
+
+    `overrides` are those of the command line; an official file needs one that names its model ("model=detr_r50").
+    Raises UserError as the doors do.
+    """
+    config = configure("evaluate", [f"checkpoint={file}", *overrides], stored_config)
+    parts = restore(config)
+    return parts.model, parts.task
+
+
+def stored_config(path: Path) -> dict[str, Any]:
+    """The config inside a checkpoint of ours; empty for a foreign file."""
+    content = checkpoint.load(path)
+    return content["config"] if checkpoint.is_ours(content) else {}
+
+
+def start_from(model: nn.Module, task: Task, path: Path) -> str:
+    """Give a new run a checkpoint's weights, all but the parts that do not fit, which stay as drawn.
+
+    A part does not fit when its shape differs, or when the model names it in `decided_by_data` (a classifier) and the
+    checkpoint's task is another: 80 classes are not the same 80 classes. Returns what happened, for the log.
+    """
+    adopted = _read(path, task)
+    tensors = _adapted(model, adopted.weights)
+    remade = tuple(getattr(model, "decided_by_data", ())) if adopted.task_state != task.state() else ()
+    tensors = {k: v for k, v in tensors.items() if not any(k == part or k.startswith(f"{part}.") for part in remade)}
+    missing, fitting = _fitting(model, tensors)
+    if not any(tensor.ndim > 1 for tensor in fitting.values()):  # biases and norms alone are no start
+        raise UserError(
+            f"{path} has no weight matrix that fits this model; give a checkpoint of the same kind and size, or none."
+        )
+    model.load_state_dict(fitting, strict=False)
+    unused = sorted((tensors.keys() - fitting.keys()) - set(missing)) + adopted.left_out
+    return f"weights   {path}: {len(fitting)} tensors" + _listed("; made anew:", missing) + _listed("; unused:", unused)
+
+
+def _read(path: Path, task: Task) -> Adopted:
+    """A file in our own terms, whoever wrote it."""
+    content = checkpoint.load(path)
+    if not checkpoint.is_ours(content):
+        return _adopt(task, content, path)
+    _refuse_another_wing(content, task, path)
+    return Adopted(weights(content), content["task"], [])
+
+
+def _refuse_another_wing(content: dict[str, Any], task: Task, path: Path) -> None:
+    """Raise UserError for a checkpoint of ours whose task is another wing's: equal shapes would fit by chance."""
+    theirs = str(content["config"].get("task", {}).get("_target_", ""))
+    ours = f"{type(task).__module__}.{type(task).__qualname__}"
+    wings = {name.split(".")[0] for name in (theirs, ours)}
+    if len(wings) > 1 and wings <= set(WINGS):
+        raise UserError(
+            f"{path} was trained for {theirs} and this would be {ours}, which is another problem; give a checkpoint of "
+            "the same kind, or leave out model= and data= to use it as what it is."
+        )
+
+
+def _adopt(task: Task, content: dict[str, Any], path: Path) -> Adopted:
+    try:
+        return task.adopt(content, path.parent)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _adapted(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights as the model can take them, where it has an `adapt` (an optional method: positions of another grid)."""
+    adapt = getattr(model, "adapt", None)
+    return adapt(tensors) if adapt else tensors
+
+
+def _fitting(model: nn.Module, tensors: dict[str, Tensor]) -> tuple[list[str], dict[str, Tensor]]:
+    """The model's names that `tensors` cannot fill, and the tensors that fit."""
+    wanted = model.state_dict()
+    fitting = {name: t for name, t in tensors.items() if name in wanted and wanted[name].shape == t.shape}
+    return [name for name in wanted if name not in fitting], fitting
+
+
+def _listed(words: str, names: list[str]) -> str:
+    return (
+        f"{words} {', '.join(names[:12])}{f' and {len(names) - 12} more' if len(names) > 12 else ''}" if names else ""
+    )
+
+
+def _trainer(config: dict[str, Any]) -> tuple[Trainer, torch.device]:
+    trainer: Trainer = construct(Trainer, config["trainer"])
+    device = devices.choose(trainer.device, distributed.local_rank())
+    return replace(trainer, precision=devices.precision(trainer.precision, device)), device

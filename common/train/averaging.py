@@ -1,0 +1,89 @@
+"""The mean of several checkpoints' weights, which often answers better than each (Vaswani et al. 2017, section 6.1)."""
+
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from common.config.diff import differences
+from common.errors import UserError
+from common.files import checkpoint
+from common.train.state import weights
+
+File = tuple[Path, dict[str, Any]]
+
+
+def average(files: Sequence[Path]) -> dict[str, Any]:
+    """The content of a checkpoint whose weights are the mean of those in `files`, and all else the newest one's.
+
+    Averaged are the weights that training evaluates: the EMA's where the run kept them. Floating tensors are summed
+    in float64 and keep their own type; other tensors (counters) are the newest's. One file is in memory at a time,
+    beside the newest and the sums. `mean` in the content says what it is. It is a start for a new run, and nothing
+    that a run goes on from: the optimizer's state is the newest's alone.
+    Raises UserError for fewer than two files, the same file twice, and files that no common mean is known of.
+    """
+    _refuse_few(files)
+    sums: dict[str, Tensor] = {}
+    steps: list[int] = []
+    newest: File | None = None
+    for path in files:
+        content = _single(path)
+        if newest is not None:
+            _refuse_another_model(newest, (path, content))
+        for name, tensor in weights(content).items():
+            if tensor.is_floating_point():
+                value = tensor.to(torch.float64)
+                sums[name] = sums[name] + value if name in sums else value  # never in place: tied tensors share memory
+        steps.append(content["step"])
+        if newest is None or content["step"] >= newest[1]["step"]:
+            newest = path, content
+    assert newest is not None
+    last = newest[1]
+    mean = {
+        name: (sums[name] / len(files)).to(tensor.dtype) if name in sums else tensor
+        for name, tensor in weights(last).items()
+    }
+    return {**last, "model": mean, "average": None, "mean": {"steps": sorted(steps), "ema": _has_ema(last)}}
+
+
+def _refuse_few(files: Sequence[Path]) -> None:
+    if len(files) < 2:
+        given = f"there is only {files[0]}" if files else "there is none"
+        raise UserError(f"an average needs at least two checkpoints and {given}; give more of one run.")
+    for one, other in combinations(files, 2):
+        if one.exists() and other.exists() and one.samefile(other):  # best.pt is another name of a step's file
+            raise UserError(f"{one} and {other} are the same file, which would count twice; name it once.")
+
+
+def _single(path: Path) -> dict[str, Any]:
+    content = checkpoint.load(path)
+    if not checkpoint.is_ours(content):
+        raise UserError(f"{path} was not written by this program; give checkpoints of its runs.")
+    if content.get("mean"):
+        raise UserError(f"{path} is an average already, and would count as one checkpoint; give those of single steps.")
+    return content
+
+
+def _refuse_another_model(one: File, other: File) -> None:
+    """Raise UserError unless the numbers of both files mean the same, each in its place."""
+    (path, content), (other_path, other_content) = one, other
+    both = f"{path} and {other_path}"
+    model, other_model = ({"model": file["config"].get("model")} for file in (content, other_content))
+    if changed := differences(model, other_model):
+        raise UserError(f"{both} are of different models: {', '.join(changed)}; give checkpoints of one run.")
+    shapes, other_shapes = ({k: tuple(t.shape) for k, t in weights(c).items()} for c in (content, other_content))
+    for name in [*shapes, *other_shapes]:
+        if shapes.get(name) != other_shapes.get(name):
+            here, there = (found.get(name, "missing") for found in (shapes, other_shapes))
+            raise UserError(f"{both} differ in {name}, which is {here} and {there}; give checkpoints of one run.")
+    if content["task"] != other_content["task"]:  # classes, tokens: the same place would mean something else
+        raise UserError(f"{both} were trained for different classes or tokens; give checkpoints of one run.")
+    if _has_ema(content) != _has_ema(other_content):
+        raise UserError(f"only one of {both} holds EMA weights (trainer.ema_decay); give checkpoints of one run.")
+
+
+def _has_ema(content: dict[str, Any]) -> bool:
+    return content["average"] is not None

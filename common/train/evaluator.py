@@ -1,0 +1,67 @@
+"""A model and a split to numbers: the same for training and for evaluate.py, on any number of ranks."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from common.data import batching
+from common.machine import device as devices
+from common.machine import distributed, memory
+from common.machine.signals import Stop
+from common.task import Answer, Batch, Data, Metric, Split, Task
+
+
+@torch.no_grad()
+def evaluate(
+    task: Task,
+    data: Data,
+    model: nn.Module,
+    split: Split,
+    *,
+    device: torch.device,
+    precision: str,
+    batch_size: int,
+    workers: int,
+    limit: int | None = None,
+    seen: Callable[[Batch, list[Answer]], None] | None = None,
+    stop: Stop | None = None,
+) -> tuple[dict[str, float], Metric]:
+    """Every sample of `split` once -> (numbers, the filled metric), the numbers on every rank the same.
+
+    `batch_size` is in the unit of `data.batch_size`. `limit` stops after so many batches and returns no numbers: a
+    trial run. `seen` is shown each batch with its answers, before the metric. A rank that `stop` tells of a signal
+    leaves its batches; all ranks then raise Stopped.
+    """
+    metric = task.metric(split)
+    training = model.training
+    model.eval()
+    batches = batching.evaluation(
+        data,
+        split,
+        batch_size=batch_size,
+        rank=distributed.rank(),
+        world=distributed.world_size(),
+        workers=workers,
+        limit=limit,
+    )
+    try:
+        with distributed.gathered(model):
+            for batch in batches:
+                if stop is not None and stop.received:
+                    break
+                with memory.named(f"The evaluation of {split}", batch, device, memory.EVALUATION):
+                    on_device = devices.to_device(batch, device)
+                    with devices.autocast(device, precision):
+                        answers = task.predict(model, on_device)
+                if seen is not None:
+                    seen(batch, answers)
+                metric.update(batch, answers)
+    finally:
+        model.train(training)
+    if stop is not None and stop.agreed():
+        raise stop.stopped(f"while it evaluated {split}")
+    if limit is not None:
+        return {}, metric
+    metric.gather()
+    return metric.compute(), metric

@@ -1,0 +1,286 @@
+"""Optimizers and learning-rate schedules as two closed tables of plain functions, and the parameter groups they act on.
+
+AdamW is Loshchilov and Hutter 2019 (arXiv:1711.05101), Adam is Kingma and Ba 2015 (arXiv:1412.6980), the cosine is
+Loshchilov and Hutter 2017 (arXiv:1608.03983) without restarts; noam is Vaswani et al. 2017 (arXiv:1706.03762).
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from common.config.check import did_you_mean
+from common.errors import UserError
+from common.machine import distributed
+from common.types import Count, Fraction, NonNegativeFloat, Positive, PositiveFloat
+
+Groups = list[dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerOptions:
+    """Which optimizer, and how fast each part of the model learns."""
+
+    name: Literal["adamw", "adam", "sgd"]
+    lr: PositiveFloat
+    weight_decay: NonNegativeFloat  # decoupled in adamw, added to the gradient in adam and sgd
+    decay_norms: bool  # decay norms, biases, tokens and positions as well
+    betas: tuple[Fraction, Fraction]  # adamw, adam
+    eps: PositiveFloat  # adamw, adam
+    momentum: Fraction  # sgd
+    rates: dict[str, NonNegativeFloat]  # first words of a parameter's name -> factor of lr; the longest match wins
+    layer_decay: Fraction  # what each layer further from the output multiplies the rate by; 1 = all learn alike
+    reference_batch: Positive | None  # the batch size that lr is given for; None = lr as it stands, for any
+    scaling: Literal["linear", "sqrt"]  # how lr follows from it for data.batch_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleOptions:
+    """How the rate changes over a run.
+
+    Raises UserError when noam has no width or no warm-up.
+    """
+
+    name: Literal["constant", "step", "cosine", "inverse_sqrt", "noam"]
+    warmup: Count | Fraction  # linear warm-up before any of them: whole number = steps, below 1 = a part of the run
+    start: Fraction  # the factor that the warm-up rises from; noam's own rises from 0
+    drops: list[Fraction]  # step: where the rate drops, as fractions of the run
+    factor: Fraction  # step: what each drop multiplies the rate by
+    final: Fraction  # cosine: the factor that it falls to
+    width: Positive | None  # noam: the model's width, whose root divides the rate
+
+    def __post_init__(self) -> None:
+        if self.name == "noam" and self.width is None:
+            raise UserError("schedule.width=null: noam divides by the root of the model's width; give that number.")
+        if self.name == "noam" and not self.warmup:
+            raise UserError(
+                f"schedule.warmup={self.warmup}: noam needs at least 1 step of warm-up; give 4000 as published, or use "
+                "schedule=inverse_sqrt."
+            )
+
+
+# Optimizers.
+
+
+def build(model: nn.Module, options: OptimizerOptions) -> Optimizer:
+    """The optimizer over all parameters of `model` that require a gradient.
+
+    Every group carries a readable "name", its own full rate as "base_lr" and the names of its parameters as
+    "param_names". Raises UserError when a prefix in `rates` fits no parameter, or nothing is left to train.
+    """
+    groups = _groups(model, options)
+    optimizer = _OPTIMIZERS[options.name](groups, options, _fused(groups))
+    optimizer.register_step_pre_hook(_match_layouts)
+    optimizer.register_step_post_hook(_count_changes)
+    return optimizer
+
+
+def for_batch(options: OptimizerOptions, batch_size: int) -> OptimizerOptions:
+    """The options with the rate that is in effect: `lr` as scaled from the reference batch to `batch_size`.
+
+    Linear is Goyal et al. 2017 (arXiv:1706.02677); the square root suits Adam better when the factor is large.
+    """
+    factor = batch_size / (options.reference_batch or batch_size)
+    lr = options.lr * (factor if options.scaling == "linear" else math.sqrt(factor))
+    return replace(options, lr=lr, reference_batch=None)
+
+
+def set_rate(optimizer: Optimizer, factor: float) -> None:
+    """Set every group's rate to `factor` times its own full rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_lr"] * factor
+
+
+def state(optimizer: Optimizer) -> dict[str, dict[str, Any]]:
+    """What the optimizer has gathered, by parameter name: free of group order, device and kernel."""
+    return {name: distributed.whole(dict(optimizer.state[p])) for name, p in _named(optimizer) if p in optimizer.state}
+
+
+def restore(optimizer: Optimizer, saved: dict[str, dict[str, Any]]) -> None:
+    """Take `state` back; rates, decay and the other options stay those that the optimizer was built with.
+
+    Raises UserError when the state belongs to other parameters.
+    """
+    named = _named(optimizer)
+    shapes = {name: p.shape for name, p in named}
+    for name, values in saved.items():
+        kept = {value.shape for value in values.values() if isinstance(value, Tensor) and value.ndim}
+        if name not in shapes or kept - {shapes[name]}:
+            raise UserError(
+                f"the checkpoint's optimizer does not fit this run at {name} ({[*map(tuple, kept)]} there, "
+                f"{tuple(shapes[name]) if name in shapes else 'not trained'} here); resume with its own config."
+            )
+    by_number = {number: dict(saved[name]) for number, (name, _) in enumerate(named) if name in saved}
+    optimizer.load_state_dict({"state": by_number, "param_groups": optimizer.state_dict()["param_groups"]})
+    for p, values in optimizer.state.items():  # own copies, in the parameter's layout: see _match_layouts
+        like = {key: v for key, v in values.items() if isinstance(v, Tensor) and v.shape == p.shape}
+        values.update({key: torch.empty_like(p, dtype=v.dtype) for key, v in like.items()})
+        for key, value in like.items():
+            distributed.fill(values[key], value)
+
+
+def _groups(model: nn.Module, options: OptimizerOptions) -> Groups:
+    """Parameters that share a rate and a decay, in the order of the model."""
+    everything = dict(model.named_parameters())
+    for prefix in options.rates:
+        if not any(_under(name, prefix) for name in everything):
+            parts = {".".join(name.split(".")[:depth]) for name in everything for depth in (1, 2)}
+            raise UserError(f"optimizer.rates.{prefix} fits no parameter of the model{did_you_mean(prefix, parts)}")
+    spared = getattr(model, "undecayed", ())  # an optional attribute: tables that are no weights of a product
+    depths = _depths(model, options)
+    groups: dict[tuple[str, int, bool], dict[str, Any]] = {}
+    for name, parameter in everything.items():
+        if not parameter.requires_grad:
+            continue
+        prefix = max((prefix for prefix in options.rates if _under(name, prefix)), key=len, default="")
+        depth = next((depth for part, depth in depths.items() if _under(name, part)), 0)
+        decays = options.decay_norms or (parameter.ndim >= 2 and not any(_under(name, part) for part in spared))
+        layer = f", {depth} below the output" if depths else ""
+        group = groups.setdefault(
+            (prefix, depth, decays),
+            {
+                "params": [],
+                "name": f"{prefix or 'rest'}{layer}, {'decay' if decays else 'no decay'}",
+                "base_lr": options.lr * options.rates.get(prefix, 1.0) * options.layer_decay**depth,
+                "weight_decay": options.weight_decay if decays else 0.0,
+            },
+        )
+        group["lr"] = group["base_lr"]
+        group["params"].append((name, parameter))
+    if not groups:
+        raise UserError("the model has no parameter to train: all of them are frozen; unfreeze a part of it.")
+    return list(groups.values())
+
+
+def _depths(model: nn.Module, options: OptimizerOptions) -> dict[str, int]:
+    """First words of parameter names -> layers between them and the output; empty when all layers learn alike.
+
+    `layers()`, an optional method of the model, lists those words from the input to the output.
+    """
+    if options.layer_decay == 1:
+        return {}
+    if not hasattr(model, "layers"):
+        raise UserError(
+            f"optimizer.layer_decay={options.layer_decay}: {type(model).__name__} has no method layers() that says "
+            "what its layers are; set it to 1, or use optimizer.rates."
+        )
+    layers: list[tuple[str, ...]] = model.layers()  # type: ignore[operator]
+    return {part: len(layers) - 1 - number for number, parts in enumerate(layers) for part in parts}
+
+
+def _under(name: str, prefix: str) -> bool:
+    """Whether a parameter lies under `prefix`, in whole words: backbone.conv1 under backbone, backbone2.x not."""
+    return name == prefix or name.startswith(f"{prefix}.")
+
+
+def _named(optimizer: Optimizer) -> list[tuple[str, nn.Parameter]]:
+    return [pair for g in optimizer.param_groups for pair in zip(g["param_names"], g["params"], strict=True)]
+
+
+def _fused(groups: Groups) -> bool | None:
+    """True where torch has one kernel for the whole update (on a CPU core 2.4 times as fast); None: torch chooses."""
+    return True if all(p.device.type in ("cpu", "cuda") for g in groups for _, p in g["params"]) else None
+
+
+def _match_layouts(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    """Give every gradient its parameter's memory layout.
+
+    The fused kernels walk through memory and compare no strides: a contiguous gradient of a channels_last weight
+    would be applied to the wrong elements without a word (seen with torch 2.15 on the CPU).
+    """
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if p.grad is not None and p.grad.stride() != p.stride():
+                p.grad = torch.empty_like(p).copy_(p.grad)
+
+
+def _count_changes(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    """Make every parameter's count of changes go up, which the fused kernels forget (torch 2.15).
+
+    Whoever keeps something that was made of a weight looks at that count (common/nn/linear.py).
+    """
+    torch.autograd.graph.increment_version([p for group in optimizer.param_groups for p in group["params"]])
+
+
+def _adamw(groups: Groups, options: OptimizerOptions, fused: bool | None) -> Optimizer:
+    return torch.optim.AdamW(groups, lr=options.lr, betas=options.betas, eps=options.eps, fused=fused)
+
+
+def _adam(groups: Groups, options: OptimizerOptions, fused: bool | None) -> Optimizer:
+    return torch.optim.Adam(groups, lr=options.lr, betas=options.betas, eps=options.eps, fused=fused)
+
+
+def _sgd(groups: Groups, options: OptimizerOptions, fused: bool | None) -> Optimizer:
+    return torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum, fused=fused)
+
+
+_OPTIMIZERS: dict[str, Callable[[Groups, OptimizerOptions, bool | None], Optimizer]] = {
+    "adamw": _adamw,
+    "adam": _adam,
+    "sgd": _sgd,
+}
+
+
+# Schedules.
+
+
+def rate(options: ScheduleOptions, step: int, steps: int) -> float:
+    """The factor of the full rate for the update made after `step` others, of `steps` in the run (0-based).
+
+    Linear warm-up from `start`, which itself is never used: 1/warmup of the rise for the first update, all of it for
+    update number `warmup`. Only noam brings its own.
+    """
+    warmup = warm_up(options, steps)
+    if step < warmup and options.name != "noam":
+        return options.start + (1 - options.start) * (step + 1) / warmup
+    return _SCHEDULES[options.name](options, step, steps)
+
+
+def warm_up(options: ScheduleOptions, steps: int) -> int:
+    """Steps of warm-up in a run of `steps`."""
+    return options.warmup if isinstance(options.warmup, int) else round(options.warmup * steps)
+
+
+def highest(options: ScheduleOptions, steps: int) -> float:
+    """The largest factor in a run of `steps`: that of the last update of its warm-up, or of the first without one."""
+    return rate(options, min(max(1, warm_up(options, steps)), steps) - 1, steps)
+
+
+def _constant(options: ScheduleOptions, step: int, steps: int) -> float:
+    return 1.0
+
+
+def _step(options: ScheduleOptions, step: int, steps: int) -> float:
+    # Rounded to a step: a fraction such as 2/3 is rarely a whole number of them.
+    return options.factor ** sum(step >= round(drop * steps) for drop in options.drops)
+
+
+def _cosine(options: ScheduleOptions, step: int, steps: int) -> float:
+    warmup = warm_up(options, steps)
+    progress = (step - warmup) / max(1, steps - warmup)
+    return options.final + (1 - options.final) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
+
+
+def _inverse_sqrt(options: ScheduleOptions, step: int, steps: int) -> float:
+    # Updates count from 1, so that the curve leaves the warm-up at its end, where both are 1.
+    return math.sqrt(max(1, warm_up(options, steps)) / (step + 1))
+
+
+def _noam(options: ScheduleOptions, step: int, steps: int) -> float:
+    """Equation 3 of Vaswani et al. 2017, where updates count from 1."""
+    assert options.width is not None, "ScheduleOptions lets no noam through without it"
+    number, warmup = step + 1, max(1, warm_up(options, steps))  # a small part of a short run is still one step
+    return math.sqrt(1 / options.width) * min(math.sqrt(1 / number), number * math.pow(warmup, -1.5))
+
+
+_SCHEDULES: dict[str, Callable[[ScheduleOptions, int, int], float]] = {
+    "constant": _constant,
+    "step": _step,
+    "cosine": _cosine,
+    "inverse_sqrt": _inverse_sqrt,
+    "noam": _noam,
+}

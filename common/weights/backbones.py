@@ -1,0 +1,47 @@
+"""Weights of a backbone alone: torchvision's ImageNet download, or a file in torchvision's or official DETR's names."""
+
+from pathlib import Path
+
+from torch import Tensor
+
+from common.errors import UserError
+from common.files import checkpoint
+from common.nn.resnet import Backbone, BackboneOptions
+
+
+def load_weights(backbone: Backbone, options: BackboneOptions) -> None:
+    """Fill `backbone` from torchvision's ImageNet weights or from a file in torchvision's or official DETR's layout.
+
+    Raises UserError when they cannot be fetched, or when a tensor is missing or has another shape.
+    """
+    if options.weights == "imagenet_v1":
+        tensors = _download(options.name)
+    else:
+        content = checkpoint.load(Path(options.weights).expanduser())
+        tensors = content.get("model", content)
+    for prefix in ("backbone.0.body.", "backbone."):  # official DETR's, and ours
+        if any(key.startswith(prefix) for key in tensors):
+            tensors = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+    wanted = backbone.state_dict()
+    bad = [key for key, value in wanted.items() if key not in tensors or tensors[key].shape != value.shape]
+    if bad:
+        raise UserError(
+            f"{options.weights} does not fit model.backbone.name={options.name}: {len(bad)} tensors are missing or of "
+            f"another shape, the first is {bad[0]}; name the backbone that the file holds."
+        )
+    backbone.load_state_dict({key: tensors[key] for key in wanted})
+
+
+def _download(name: str) -> dict[str, Tensor]:
+    if name == "small":
+        raise UserError("model.backbone.weights=imagenet_v1 exists for the ResNets, not for small; use weights=none.")
+    from torchvision.models import get_model_weights
+
+    weights = get_model_weights(name)["IMAGENET1K_V1"]
+    try:
+        return dict(weights.get_state_dict(progress=False, check_hash=True))
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"The ImageNet weights of {name} could not be fetched from {weights.url} ({error}); download that file "
+            "elsewhere and give its path as model.backbone.weights=FILE, or train without by weights=none."
+        ) from error

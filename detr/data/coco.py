@@ -1,0 +1,252 @@
+"""Detection data in COCO's format (Lin et al. 2014, arXiv:1405.0312): the official layout, or any files by path."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from common.data.images import read_image
+from common.errors import UserError
+from common.machine.seeds import generator as seeded
+from common.task import Batch, Split
+from common.types import Count, Positive
+from detr.data import annotations
+from detr.data.transforms import Augmentation, augment, boxes_on
+
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Files:
+    """Where one split lies: both keys or neither."""
+
+    images: str | None  # folder that the JSON's file names are relative to
+    annotations: str | None  # COCO instances JSON
+
+
+class Coco:
+    """A detection data set in COCO's format, with any set of category ids.
+
+    `root` is the official layout: train2017/, val2017/ and annotations/instances_{train,val}2017.json. No labelled
+    test set is published, so val2017 is `test`, and `val` is cut from train2017 by a fixed seed. A split given by path
+    wins over `root`. Classes are the categories of the train JSON by ascending id.
+
+    Targets leave out crowds and boxes without area, and clip boxes to the image; `summary` counts them. Ground truth
+    for evaluation is the JSON as it was written. The constructor opens no file; a file's mistake is a UserError at
+    the first use of its split.
+    """
+
+    def __init__(
+        self,
+        *,
+        root: str | None,
+        train: Files,
+        val: Files,
+        test: Files,
+        val_count: Count,
+        batch_size: Positive,
+        augmentation: Augmentation,
+        pad_to: Positive,
+        cache: bool,
+    ):
+        """Describe the data set.
+
+        Args:
+            root: folder of the official layout, or None.
+            train: the split to learn from.
+            val: the split that chooses the checkpoint.
+            test: the split that is reported.
+            val_count: images to cut from train for val where val is not given by path; 0 = no val.
+            batch_size: images in one optimizer step.
+            augmentation: sizes, flips and crops.
+            pad_to: what the height and width of a batch are a multiple of, so that shapes repeat and a compiled model
+                is not compiled anew for each; padding changes no answer but with model.official_padding.
+            cache: keep decoded images in memory (each worker its own), for small sets.
+        """
+        for name, files in (("train", train), ("val", val), ("test", test)):
+            if (files.images is None) != (files.annotations is None):
+                raise UserError(f"data.{name}.images and data.{name}.annotations go together; give both or neither.")
+        self.root = root
+        self.train = train
+        self.val = val
+        self.test = test
+        self.val_count = val_count
+        self.batch_size = batch_size
+        self.augmentation = augmentation
+        self.pad_to = pad_to
+        self.cache = cache
+        self._indexes: dict[str, annotations.Index] = {}
+        self._categories: list[dict[str, Any]] = []
+        self._truths: dict[str, bytes] = {}
+        self._decoded: dict[tuple[str, int], Tensor] = {}
+
+    def count(self, split: Split) -> int:
+        """Number of images in `split`; 0 when there is no such val or test."""
+        return len(self._index(split).ids) if self._has(split) else 0
+
+    def cost(self, split: Split) -> Sequence[int]:
+        """Every image weighs 1."""
+        return [1] * self.count(split)
+
+    def categories(self) -> list[dict[str, Any]]:
+        """The classes, {"id", "name"} each, in the order of class indices."""
+        if not self._categories:
+            self.prepare()
+            given = [files for files in map(self._files, SPLITS) if files is not None]
+            # Without the train JSON (evaluation on a machine that holds only val2017) another one must do.
+            _, path = next((files for files in given if files[1].exists()), (given or [self._demand("train")])[0])
+            self._categories = annotations.categories(annotations.load(path))
+        return self._categories
+
+    def ground_truth(self, split: Split) -> dict[str, Any]:
+        """The COCO JSON of exactly this split's images, crowds and degenerate boxes included."""
+        if split not in self._truths:
+            ids = self._index(split).ids.tolist()
+            document = annotations.select(annotations.load(self._demand(split)[1]), ids)
+            self._truths[split] = json.dumps(document).encode()  # one object, not a million, in every forked worker
+        return json.loads(self._truths[split])
+
+    def sample(self, split: Split, index: int, generator: torch.Generator | None) -> dict[str, Any]:
+        """One image with its targets, augmented by `generator`; None means as it is evaluated.
+
+        Returns id, file, image uint8 (3, h, w), original_size (H, W) of the file, boxes float32 (n, 4) xyxy in pixels
+        of the returned image, labels int64 (n,) class indices. Raises UserError when the image is broken or has
+        another size than its annotations say.
+        """
+        record, file = self._index(split), self._file(split, index)
+        height, width = record.sizes[index].tolist()
+        image = self._decoded.get((split, index))
+        if image is None:
+            image = read_image(file, (height, width))
+            if self.cache:
+                self._decoded[split, index] = image
+        owned = slice(record.starts[index], record.starts[index + 1])
+        boxes, labels = torch.from_numpy(record.boxes[owned]), torch.from_numpy(record.labels[owned])
+        return self._as_seen(int(record.ids[index]), file, image, boxes, labels, generator)
+
+    def where(self, split: Split, index: int) -> str:
+        """The file of an image, for messages."""
+        return str(self._file(split, index))
+
+    def view(self, image: Tensor, file: Path) -> dict[str, Any]:
+        """A user's image, uint8 (3, H, W), as a sample without targets (id 0), resized as in evaluation."""
+        return self._as_seen(0, file, image, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), None)
+
+    def _as_seen(
+        self,
+        number: int,
+        file: Path,
+        image: Tensor,
+        boxes: Tensor,
+        labels: Tensor,
+        generator: torch.Generator | None,
+    ) -> dict[str, Any]:
+        original_size = tuple(image.shape[1:])
+        image, moved, labels = augment(image, boxes_on(image, boxes), labels, self.augmentation, generator)
+        return {
+            "id": number,
+            "file": str(file),
+            "image": image,
+            "original_size": original_size,
+            "boxes": moved.as_subclass(Tensor),
+            "labels": labels,
+        }
+
+    def collate(self, samples: list[dict[str, Any]]) -> Batch:
+        """Samples to a batch, images zero padded at the bottom and right to the greatest height and width, and on.
+
+        Returns ids, files, images uint8 (B, 3, H, W), sizes (B, 2) true heights and widths, original_sizes (B, 2),
+        boxes (T, 4) and labels (T,) of all images one after another, counts (boxes of each image), and padded: whether
+        any image has padding (known here without asking the device).
+        """
+        sizes = torch.tensor([sample["image"].shape[1:] for sample in samples])  # (B, 2)
+        height, width = (-(-length // self.pad_to) * self.pad_to for length in sizes.amax(dim=0).tolist())
+        images = torch.empty(
+            len(samples), 3, height, width, dtype=torch.uint8, memory_format=torch.channels_last
+        ).zero_()
+        for image, sample in zip(images, samples, strict=True):
+            image[:, : sample["image"].shape[1], : sample["image"].shape[2]] = sample["image"]
+        return {
+            "ids": [sample["id"] for sample in samples],
+            "files": [sample["file"] for sample in samples],
+            "images": images,
+            "sizes": sizes,
+            "padded": bool((sizes != torch.tensor([height, width])).any()),
+            "original_sizes": torch.tensor([sample["original_size"] for sample in samples]),
+            "boxes": torch.cat([sample["boxes"] for sample in samples]),
+            "labels": torch.cat([sample["labels"] for sample in samples]),
+            "counts": [len(sample["labels"]) for sample in samples],
+        }
+
+    def summary(self) -> list[str]:
+        """One line a split, and what was left out of its targets."""
+        lines = [f"{len(self.categories())} classes"]
+        for split in filter(self._has, SPLITS):
+            record = self._index(split)
+            lines.append(f"{split}: {len(record.ids)} images, {len(record.labels)} boxes of {self._demand(split)[1]}")
+            lines += [f"{split}: {note}" for note in record.notes]
+        return lines
+
+    def prepare(self) -> None:
+        """Bring the files into being before any is opened; for sets that are drawn and not given."""
+
+    def _files(self, split: Split) -> tuple[Path, Path] | None:
+        """The folder of images and the JSON of a split, or None."""
+        given = {"train": self.train, "val": self.val, "test": self.test}[split]
+        if given.images is not None and given.annotations is not None:
+            return Path(given.images), Path(given.annotations)
+        if split == "val":
+            return self._files("train") if self.val_count else None
+        if self.root is None:
+            return None
+        official = "train2017" if split == "train" else "val2017"
+        return Path(self.root) / official, Path(self.root) / "annotations" / f"instances_{official}.json"
+
+    def _file(self, split: Split, index: int) -> Path:
+        return self._demand(split)[0] / self._index(split).files[index].decode()
+
+    def _has(self, split: Split) -> bool:
+        return split == "train" or self._files(split) is not None
+
+    def _demand(self, split: Split) -> tuple[Path, Path]:
+        files = self._files(split)
+        if files is None:
+            raise UserError(
+                f"There are no {split} images: give data.root (a folder in COCO's layout), or data.{split}.images and "
+                f"data.{split}.annotations."
+            )
+        return files
+
+    def _index(self, split: Split) -> annotations.Index:
+        if split not in self._indexes:
+            self.prepare()
+            folder, path = self._demand(split)
+            document = annotations.load(path)
+            if split == "train" and not self._categories:
+                self._categories = annotations.categories(document)
+            ids = [image["id"] for image in document["images"]]
+            shares: dict[str, list[int]] = {split: ids}
+            if split != "test" and self.val.images is None and self.val_count:
+                shares = self._cut(ids, path)
+            for name, share in shares.items():
+                self._indexes[name] = annotations.index(annotations.select(document, share), self.categories(), path)
+                annotations.check_files(self._indexes[name], folder)
+        return self._indexes[split]
+
+    def _cut(self, ids: list[int], path: Path) -> dict[str, list[int]]:
+        """Train and val out of one file: the same cut for any seed of the run and any order of the file."""
+        if self.val_count >= len(ids):
+            raise UserError(
+                f"data.val_count={self.val_count} leaves nothing of the {len(ids)} images of {path}; "
+                "give val files of its own (data.val.images, data.val.annotations), or a smaller data.val_count."
+            )
+        order = torch.randperm(len(ids), generator=seeded("val of train", self.val_count)).tolist()
+        ids = sorted(ids)
+        return {
+            "train": sorted(ids[i] for i in order[self.val_count :]),
+            "val": sorted(ids[i] for i in order[: self.val_count]),
+        }

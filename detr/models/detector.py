@@ -1,0 +1,136 @@
+"""DETR: a set of queries looks at an image's features and each answers with one object or none.
+
+Carion et al. 2020, "End-to-End Object Detection with Transformers", arXiv 2005.12872, section 3.2 and figure 2.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from common.errors import UserError
+from common.machine.device import full_precision
+from common.nn.blocks import BlockOptions, Decoder, Encoder
+from common.nn.linear import Linear
+from common.nn.positions import Learned2d, sine_2d
+from common.nn.resnet import Backbone, BackboneOptions
+from common.types import Fraction, Positive, PositiveFloat
+from common.weights.backbones import load_weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class PositionOptions:
+    """How the encoder and the decoder learn where a feature lies.
+
+    kind: sines, or learned rows and columns, added to queries and keys of every attention.
+    temperature: of the sines; the paper has 10,000, small maps tell neighbours apart better with 20 (Liu et al. 2022,
+        DAB-DETR, arXiv 2201.12329).
+    at_input: also add them once to the encoder's input, so that values know their place ("sine at input" in table 3).
+        A deep ResNet reads it off the image's border; a shallow backbone sees no border.
+    """
+
+    kind: Literal["sine", "learned"]
+    temperature: PositiveFloat
+    at_input: bool
+
+
+class Detector(nn.Module):
+    """Backbone, encoder, decoder, and two heads shared by all decoder layers."""
+
+    decided_by_data = ("class_head",)  # means nothing for other classes, even as many
+
+    def __init__(
+        self,
+        *,
+        classes: int,
+        backbone: BackboneOptions,
+        width: Positive,
+        heads: Positive,
+        encoder_layers: Positive,
+        decoder_layers: Positive,
+        feedforward: Positive,
+        dropout: Fraction,
+        pre_norm: bool,
+        queries: Positive,
+        positions: PositionOptions,
+        auxiliary: bool,
+        official_padding: bool,
+    ):
+        super().__init__()
+        if width % heads or width % 4:
+            raise UserError(f"model.width={width} must be divisible by model.heads={heads} and by 4.")
+        self.width, self.auxiliary, self.position_options = width, auxiliary, positions
+        self.backbone = Backbone(backbone, official_padding=official_padding)
+        self.project = nn.Conv2d(self.backbone.channels, width, 1)
+        self.positions = Learned2d(width) if positions.kind == "learned" else None
+        blocks = BlockOptions(
+            width=width,
+            heads=heads,
+            feedforward=feedforward,
+            pre_norm=pre_norm,
+            dropout=dropout,
+            attention_dropout=dropout,  # not in the paper's text, but in the official code, as is the next
+            hidden_dropout=dropout,
+        )
+        self.encoder = Encoder(blocks, layers=encoder_layers)
+        self.decoder = Decoder(blocks, layers=decoder_layers, final_norm=True)
+        self.queries = nn.Embedding(queries, width)
+        self.class_head = Linear(width, classes + 1)
+        self.box_head = BoxHead(width)
+        for parameter in [*self.encoder.parameters(), *self.decoder.parameters()]:
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+
+    def forward(self, images: Tensor, sizes: Tensor | None) -> dict[str, Tensor]:
+        """Normalised images (B, 3, H, W), zero where padded, and sizes (B, 2), None when no image is padded.
+
+        Returns for L decoder layers (one without `auxiliary`) and Q queries: logits (L, B, Q, classes + 1) with
+        "no object" last, and boxes_cxcywh (L, B, Q, 4) relative to each image's own size.
+        """
+        features, real = self.backbone(images, sizes)  # (B, C', H', W')
+        features = self.project(features)  # (B, C, H', W')
+        positions = self._positions(features, real).flatten(1, 2)  # (B, H', W', C) -> (B, M, C)
+        memory = features.flatten(2).transpose(1, 2)  # (B, C, H', W') -> (B, M, C)
+        may_look = None if real is None else real.flatten(1)[:, None, None]  # (B, 1, 1, M)
+        if self.position_options.at_input:
+            memory = memory + positions
+        memory = self.encoder(memory, positions=positions, may_look=may_look)
+
+        queries = self.queries.weight.to(memory.dtype).expand(images.shape[0], -1, -1)  # (B, Q, C)
+        layers = self.decoder(
+            torch.zeros_like(queries),
+            memory=memory,
+            positions=queries,
+            memory_positions=positions,
+            may_look_at_memory=may_look,
+        )
+        decoded = torch.stack(layers if self.auxiliary else layers[-1:])  # (L, B, Q, C)
+        # The heads stay out of half precision: a coordinate with 8 bits would be off by pixels.
+        with full_precision(images.device):
+            decoded = decoded.to(self.class_head.weight.dtype)
+            return {"logits": self.class_head(decoded), "boxes_cxcywh": self.box_head(decoded).sigmoid()}
+
+    def fetch_weights(self) -> str | None:
+        """Fill the backbone from `model.backbone.weights`: for a run that starts from no checkpoint."""
+        options = self.backbone.options
+        if options.weights == "none":
+            return None
+        load_weights(self.backbone, options)
+        return f"weights   drawn at random, but for the backbone: {options.weights}"
+
+    def _positions(self, features: Tensor, real: Tensor | None) -> Tensor:
+        """(1 or B, H', W', C) in the features' type."""
+        if real is None:
+            height, width = features.shape[-2:]
+            real = torch.ones(1, height, width, dtype=torch.bool, device=features.device)
+        if self.positions is not None:
+            return self.positions(real).to(features.dtype)
+        return sine_2d(real, self.width, self.position_options.temperature).to(features.dtype)
+
+
+class BoxHead(nn.Sequential):
+    """Three linear layers to the four box coordinates, before the sigmoid (section 3.2, FFN)."""
+
+    def __init__(self, width: int):
+        super().__init__(Linear(width, width), nn.ReLU(), Linear(width, width), nn.ReLU(), Linear(width, 4))

@@ -1,0 +1,207 @@
+"""Object detection as the trainer and the evaluator see it: set loss, boxes in pixels, COCO numbers."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from common.data.images import list_images, read_image
+from common.errors import UserError
+from common.machine.device import computed_in, constant
+from common.report.pictures import grid, write
+from common.task import Adopted, Answer, Batch, Goal, Split
+from common.types import Fraction, Positive
+from detr.criterion import set_loss as loss
+from detr.criterion.boxes import to_cxcywh, to_xyxy
+from detr.criterion.matcher import MatcherOptions
+from detr.criterion.set_loss import LossOptions
+from detr.data.transforms import normalise
+from detr.evaluation.coco_evaluators import Evaluator
+from detr.evaluation.coco_metric import CocoMetric
+from detr.evaluation.pictures import draw
+from detr.importing import official
+
+SMALL_DATA = 10_000  # images; the official repository's maintainers name 10 to 15 thousand
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions:
+    """threshold: the least score that is drawn and listed; evaluation keeps every query."""
+
+    threshold: Fraction
+
+
+class Detection:
+    """Boxes with classes. `data` (a Data with `categories` and `ground_truth`) may be absent for prediction alone.
+
+    `evaluator` names the program that counts COCO's numbers, which are the same.
+    """
+
+    goal = Goal("AP", higher_is_better=True)
+
+    def __init__(
+        self,
+        *,
+        data: Any,
+        queries: Positive,
+        loss: LossOptions,
+        matcher: MatcherOptions,
+        predict: PredictOptions,
+        evaluator: Evaluator,
+    ):
+        self.data, self.queries, self.evaluator = data, queries, evaluator
+        self.loss_options, self.matcher, self.options = loss, matcher, predict
+        self._categories: list[dict[str, Any]] | None = None  # class index -> {"id", "name"}
+
+    @property
+    def categories(self) -> list[dict[str, Any]]:
+        """The data set's classes in order of index, or the checkpoint's once `restore` has been called."""
+        if self._categories is None:
+            self._categories = [{"id": int(c["id"]), "name": str(c["name"])} for c in self.data.categories()]
+        return self._categories
+
+    def model_arguments(self) -> dict[str, Any]:
+        """The number of classes, without "no object"."""
+        return {"classes": len(self.categories)}
+
+    def state(self) -> dict[str, Any]:
+        """The classes, by index."""
+        return {"categories": self.categories}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take the classes from a checkpoint."""
+        self._categories = state["categories"]
+
+    def adopt(self, tensors: dict[str, Any], folder: Path | None = None) -> Adopted:
+        """Official facebookresearch/detr weights, whose class index is the COCO id."""
+        return official.adopt(tensors)
+
+    def sizes(self, batch: Batch) -> dict[str, float]:
+        """Class weights of all queries, and number of objects."""
+        return loss.sizes(self.loss_options, batch["counts"], self.queries)
+
+    def loss(self, model: nn.Module, batch: Batch, sizes: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The set loss of all decoder layers; see detr/criterion/set_loss.py."""
+        outputs = self._forward(model, batch)
+        if outputs["logits"].shape[2] != self.queries:
+            raise UserError(
+                f"task.queries={self.queries}, but the model has {outputs['logits'].shape[2]} queries (model.queries); "
+                "give both the same number."
+            )
+        image = torch.repeat_interleave(_counts(batch), output_size=len(batch["boxes"]))  # (T,) image of each object
+        scale = batch["sizes"].flip(1).repeat(1, 2)[image]  # (T, 4) as w h w h
+        targets = to_cxcywh(batch["boxes"]) / scale
+        return loss.set_loss(self.loss_options, self.matcher, outputs, batch["labels"], targets, batch["counts"], sizes)
+
+    @torch.no_grad()
+    def predict(self, model: nn.Module, batch: Batch) -> list[Answer]:
+        """One answer per image: every query's box (Q, 4) xyxy in pixels of the original image, score and label (Q,).
+
+        The score is the softmax probability of the best class that is not "no object" (official post-processing).
+        """
+        outputs = self._forward(model, batch)
+        scores, labels = outputs["logits"][-1].float().softmax(-1)[..., :-1].max(-1)  # (B, Q)
+        scale = batch["original_sizes"].to(scores.device).flip(1).repeat(1, 2)[:, None]  # (B, 1, 4) as w h w h
+        boxes = to_xyxy(outputs["boxes_cxcywh"][-1].float()) * scale  # (B, Q, 4)
+        answers = zip(boxes.cpu(), scores.cpu(), labels.cpu(), strict=True)
+        return [{"boxes": box, "scores": score, "labels": label} for box, score, label in answers]
+
+    def _forward(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        device = next(model.parameters()).device
+        sizes = batch["sizes"].to(device)
+        images = normalise(batch["images"].to(device), sizes, computed_in(device))
+        return model(images, sizes if batch["padded"] else None)
+
+    def read(self, input: str) -> Iterator[Batch]:
+        """One image file, or a folder of them, as batches of one, resized as in evaluation."""
+        for path in list_images(Path(input)):
+            yield self.data.collate([self.data.view(read_image(path), path)])
+
+    def show(self, batch: Batch, answers: list[Answer], folder: Path) -> Iterator[str]:
+        """Write each picture with its boxes, and a JSON list of {box (xyxy pixels), name, score}; one line each."""
+        for path, answer in zip(batch["files"], answers, strict=True):
+            found = [
+                {"box": [round(v, 2) for v in box.tolist()], "name": self._name(label), "score": round(float(score), 4)}
+                for box, label, score in zip(*self._confident(answer), strict=True)
+            ]
+            source, target = Path(path), folder / f"{Path(path).name}.boxes"  # never a name of the user's own pictures
+            picture = self._draw(read_image(source), answer)
+            write(picture, target.with_name(f"{target.name}.jpg"))
+            answer_file = target.with_name(f"{target.name}.json")
+            answer_file.write_text(json.dumps({"file": str(source), "objects": found}, indent=1))
+            names = [item["name"] for item in found]
+            counted = ", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names)) or "nothing"
+            yield f"{source.name}: {counted} (score >= {self.options.threshold})"
+
+    def pictures(self, batch: Batch, answers: list[Answer], count: int) -> Tensor:
+        """uint8 (B, 3, H, W) of the first `count` images with their boxes, for the log."""
+        drawn = []
+        for image, size, original, answer in list(
+            zip(batch["images"], batch["sizes"], batch["original_sizes"], answers, strict=True)
+        )[:count]:
+            height, width = size.tolist()
+            scale = (size.float() / original).flip(0).repeat(2).cpu()  # back to the pixels of the resized image
+            drawn.append(self._draw(image[:, :height, :width].cpu(), {**answer, "boxes": answer["boxes"] * scale}))
+        return grid(drawn)
+
+    def _draw(self, image: Tensor, answer: Answer) -> Tensor:
+        boxes, labels, scores = self._confident(answer)
+        return draw(image, boxes, [self._name(label) for label in labels], scores, labels)
+
+    def _confident(self, answer: Answer) -> tuple[Tensor, Tensor, Tensor]:
+        keep = answer["scores"] >= self.options.threshold
+        return answer["boxes"][keep], answer["labels"][keep], answer["scores"][keep]
+
+    def _name(self, label: Tensor) -> str:
+        return self.categories[int(label)]["name"]
+
+    def metric(self, split: Split) -> CocoMetric:
+        """COCO average precision on the uncleaned ground truth of `split`.
+
+        Raises UserError when the data's classes are not those that the model has learnt, or `evaluator` is not there.
+        """
+        truth = self.data.ground_truth(split)
+        ours = {category["id"]: category["name"] for category in self.categories}
+        used = {annotation["category_id"] for annotation in truth["annotations"]}
+        for category in truth["categories"]:
+            known = ours.get(category["id"])
+            nameless = known is not None and known.startswith("class ")  # an imported file that names no classes
+            if category["id"] in used and known != category["name"] and not nameless:
+                raise UserError(
+                    f'{split} has objects of category {category["id"]} "{category["name"]}", and this model knows '
+                    f"{'none' if known is None else json.dumps(known)} by that id; evaluate it on data of its own "
+                    "classes, or train on these data from checkpoint=FILE."
+                )
+        return CocoMetric(truth, self.categories, self.evaluator)
+
+    def advice(self, pretrained: bool) -> list[str]:
+        """What the data call for before the first step; the set that the project draws is made for a fresh start."""
+        count = self.data.count("train")
+        if pretrained or count >= SMALL_DATA or getattr(self.data, "drawn", False):
+            return []
+        return [
+            f"the model starts without any weights and there are only {count} training images: DETR learns next to "
+            f"nothing from fewer than {SMALL_DATA:,} that way; start from checkpoint=FILE (an official COCO detector), "
+            "or from model.backbone.weights=imagenet_v1 or a file."
+        ]
+
+    def alarms(self, answers: list[Answer]) -> list[str]:
+        """What the newest answers call for: the collapse in which all queries give nearly one box."""
+        spread = [
+            float(a["boxes"].std(0).mean() / (a["boxes"].abs().max() + 1e-6)) for a in answers if len(a["boxes"]) > 1
+        ]
+        if not spread or max(spread) > 0.01:
+            return []
+        return [
+            "all queries predict nearly the same box (their spread is under 1 % of the image), so AP will stay near "
+            "zero: train longer, start from pretrained weights (checkpoint=FILE or model.backbone.weights), or lower "
+            "optimizer.lr."
+        ]
+
+
+def _counts(batch: Batch) -> Tensor:
+    return constant(batch["counts"], like=batch["boxes"])

@@ -1,0 +1,202 @@
+"""The programs that foreign ViT files come from, each with a file in it as it reads files itself."""
+
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from common.errors import UserError
+from vit.importing import adopt as importing
+from vit.importing import google
+
+PEERS = {"torchvision": "torchvision", "timm": "timm", "transformers": "transformers", "google": "timm"}
+
+Outputs = dict[str, Tensor]  # "features" (B, C), and "logits" (B, K) where both sides have a head
+Peer = Callable[[Tensor], Outputs]
+
+
+class Import(NamedTuple):
+    """A foreign file, as read by us and as it is."""
+
+    path: Path
+    layout: str
+    tensors: dict[str, Tensor]  # the file's
+    weights: dict[str, Tensor]  # ours
+    left_out: list[str]
+    options: dict[str, Any]  # the config's `model`
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Of the images that the positions are made for, in pixels."""
+        rows, columns, _ = self.weights["positions.grid"].shape
+        side = self.weights["patches.weight"].shape[-1]
+        return rows * side, columns * side
+
+    @property
+    def classes(self) -> int:
+        """Rows of the head; zero without one."""
+        return len(self.weights.get("head.weight", ()))
+
+
+def peer(found: Import) -> Peer:
+    """The program that the layout belongs to, with the file in it."""
+    package = PEERS[found.layout]
+    try:
+        import_module(package)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"{found.path} is in the layout {found.layout}, and {package}, which could read it for comparison, is not "
+            f"installed; pip install {package}."
+        ) from error
+    try:
+        return {"torchvision": _torchvision, "timm": _timm, "transformers": _transformers}[package](found)
+    except (RuntimeError, KeyError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"{package} {metadata.version(package)} cannot read {found.path} ({reason}), which our import has taken; "
+            "there is nothing to compare it with."
+        ) from error
+
+
+def _torchvision(found: Import) -> Peer:
+    from torchvision.models import VisionTransformer
+
+    options = found.options
+    model = VisionTransformer(
+        *(found.image_size[0], options["patch_size"], options["layers"], options["heads"]),
+        *(options["width"], options["feedforward"]),
+        num_classes=found.classes or 1,
+        representation_size=options["representation"] if found.classes else None,
+        norm_layer=partial(nn.LayerNorm, eps=options["blocks"]["norm_eps"]),
+    ).eval()
+    state = {name: tensor.float() for name, tensor in found.tensors.items() if name not in found.left_out}
+    if not found.classes:
+        state |= {f"heads.{name}": tensor for name, tensor in model.heads.state_dict().items()}
+    model.load_state_dict(state)
+    head, model.heads = model.heads, nn.Identity()
+
+    def answer(images: Tensor) -> Outputs:
+        features = model(images)
+        return {"features": features, **({"logits": head(features)} if found.classes else {})}
+
+    return answer
+
+
+def _timm(found: Import) -> Peer:
+    """timm's model as the file's names call for; with a representation, which it has not, it answers in features."""
+    from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+
+    options, tensors = found.options, found.tensors
+    jax = found.layout == importing.GOOGLE
+    prefix = google.prefix_of(tensors) if jax else ""
+    token = f"{prefix}cls" in tensors if jax else "cls_token" in tensors
+    registers = next((tensors[name].shape[1] for name in ("reg_token", "register_tokens") if name in tensors), 0)
+    height, width = found.image_size
+    positions = next((t.shape[-2] for name, t in tensors.items() if name.endswith(("pos_embed", "pos_embedding"))), 0)
+    patches = height * width // options["patch_size"] ** 2
+    plain = found.classes if options["representation"] is None else 0
+    model = VisionTransformer(
+        img_size=(height, width),
+        patch_size=options["patch_size"],
+        in_chans=found.weights["patches.weight"].shape[1],
+        num_classes=plain,
+        global_pool="token" if options["pooling"] == "token" else "avg",
+        fc_norm=options["pooling"] == "mean_then_norm",
+        class_token=token,
+        reg_tokens=registers,
+        # timm gives DINOv2's class token its position for good, since the registers beside it have none
+        no_embed_class="register_tokens" in tensors or positions in (0, patches),
+        embed_dim=options["width"],
+        depth=options["layers"],
+        num_heads=options["heads"],
+        mlp_ratio=(options["feedforward"] + 0.5) / options["width"],  # which timm multiplies and rounds down
+        qkv_bias=jax or "blocks.0.attn.qkv.bias" in tensors,
+        qk_norm=options["blocks"]["qk_norm"],
+        init_values=options["blocks"]["layer_scale"],
+        act_layer=options["blocks"]["activation"],
+        norm_layer=partial(nn.LayerNorm, eps=options["blocks"]["norm_eps"]),
+    ).eval()
+    if jax:
+        _load_npz(model, found, prefix)
+    else:
+        state = checkpoint_filter_fn({name: t.float() for name, t in tensors.items()}, model, adapt_layer_scale=True)
+        spare = ("head.",) if not plain else ()
+        kept = {name: t for name, t in state.items() if name not in found.left_out and not name.startswith(spare)}
+        model.load_state_dict(kept)
+
+    def answer(images: Tensor) -> Outputs:
+        features = model.forward_head(model.forward_features(images), pre_logits=True)
+        return {"features": features, **({"logits": model.head(features)} if plain else {})}
+
+    return answer
+
+
+def _load_npz(model: Any, found: Import, prefix: str) -> None:
+    """Let timm read the .npz itself, or a copy in fp32 and with positions where it cannot take the file as it is."""
+    position = f"{prefix}pos_embedding"
+    has_positions = any(name.endswith("pos_embedding") for name in found.tensors)
+    if has_positions and not any(tensor.dtype == torch.bfloat16 for tensor in found.tensors.values()):
+        model.load_pretrained(str(found.path))
+        return
+    arrays: dict[str, Any] = {name: tensor.float().numpy() for name, tensor in found.tensors.items()}
+    if not has_positions:
+        arrays[position] = found.weights["positions.grid"].flatten(0, 1)[None].numpy()
+    with tempfile.TemporaryDirectory() as scratch:
+        copy = Path(scratch) / "copy.npz"
+        np.savez(copy, **arrays)
+        model.load_pretrained(str(copy))
+
+
+def _transformers(found: Import) -> Peer:
+    """What transformers makes of the file beside a config.json of these sizes: it renames the hub's tensors itself."""
+    import transformers
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    options, tensors = found.options, found.tensors
+    blocks = options["blocks"]
+    sizes = {
+        "hidden_size": options["width"],
+        "num_hidden_layers": options["layers"],
+        "num_attention_heads": options["heads"],
+        "image_size": found.image_size[0],
+        "patch_size": options["patch_size"],
+        "num_channels": found.weights["patches.weight"].shape[1],
+        "num_labels": found.classes,
+        "layer_norm_eps": blocks["norm_eps"],
+        "hidden_act": {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}[blocks["activation"]],
+        "qkv_bias": any(name.endswith(("query.bias", "q_proj.bias")) for name in tensors),
+    }
+    if blocks["layer_scale"] is None:
+        config = transformers.ViTConfig(**sizes, intermediate_size=options["feedforward"])
+        make: Any = transformers.ViTForImageClassification if found.classes else transformers.ViTModel
+        more: dict[str, Any] = {} if found.classes else {"add_pooling_layer": False}
+    else:
+        kind = "Dinov2WithRegisters" if options["registers"] else "Dinov2"
+        ratio = options["feedforward"] // options["width"]
+        registers = {"num_register_tokens": options["registers"]} if options["registers"] else {}
+        config = getattr(transformers, f"{kind}Config")(**sizes, **registers, mlp_ratio=ratio)
+        make, more = getattr(transformers, f"{kind}Model"), {}
+    with tempfile.TemporaryDirectory() as scratch:
+        config.save_pretrained(scratch)
+        state = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        safetensors.torch.save_file(state, Path(scratch) / "model.safetensors", metadata={"format": "pt"})
+        model, report = make.from_pretrained(scratch, **more, dtype=torch.float32, output_loading_info=True)
+    missing = [name for name in report["missing_keys"] if "mask_token" not in name]
+    if missing:
+        raise ValueError(f"it misses {sorted(missing)[0]}")
+    model.eval()
+
+    def answer(images: Tensor) -> Outputs:
+        features = model.base_model(pixel_values=images).last_hidden_state[:, 0]
+        return {"features": features, **({"logits": model(pixel_values=images).logits} if found.classes else {})}
+
+    return answer

@@ -1,0 +1,122 @@
+"""Does an imported translator answer as transformers' Marian? A part of scripts/verify_import.py.
+
+Reads the file twice, by our import and by transformers, and compares the logits of random sentences. The config.json
+beside the file says what the weights do not: heads, activation, whether embeddings are scaled.
+"""
+
+import json
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from common.config.check import build
+from common.errors import UserError
+from common.files import checkpoint
+from seq2seq.importing import adopt as importing
+from seq2seq.importing import marian
+from seq2seq.importing.layouts import NOTHING
+from seq2seq.tokenizers.bpe import BOS
+
+MODEL = "seq2seq.models.transformer.Transformer"
+COUNT, LENGTH, SEED = 4, 20, 0  # of random sentences
+TOLERANCE = 1e-4  # the order of fp32 sums, as for a ViT; another activation or layout of sines gives more
+
+
+def verify(config: dict[str, Any]) -> tuple[str, bool]:
+    """What was read and compared, and whether both agree; raises UserError when there is nothing to compare."""
+    path, model = Path(config["checkpoint"]), config["model"]
+    content = checkpoint.load(path)
+    if checkpoint.is_ours(content):
+        raise UserError(f"{path} was written by this program; give a file of another one.")
+    try:
+        adopted = importing.adopt(content, path.parent)
+        tensors, _ = importing.unwrap(content)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    if not marian.is_marian(tensors):
+        raise UserError(f"{path} is fairseq's, which no package here reads; only Marian's files can be compared.")
+    theirs = _peer(tensors, path)
+    wrong = [f"model.{key}={_written(value)}" for key, value in needed(theirs.config) if value != _at(model, key)]
+    if wrong:
+        raise UserError(f"{path} holds another model than the config describes; give {' '.join(wrong)}.")
+    difference = _difference(model, adopted.weights, theirs, path.parent)
+    said = {
+        "checkpoint": str(path),
+        "layout": f"Marian's in transformers, read for comparison by transformers {metadata.version('transformers')}",
+        "used": f"{len(tensors) - len(adopted.left_out)} tensors of the file, as {len(adopted.weights)} of ours",
+        "left out": ", ".join(adopted.left_out) or "nothing",
+        "tokenizers": "beside the file" if adopted.task_state.get("tokenizers") else "none beside the file",
+        "sentences": f"{COUNT} of {LENGTH} tokens, random (seed {SEED}), fp32",
+        "logits": f"differ by {difference:.2g} of the largest deviation from the mean at most",
+    }
+    same = difference <= TOLERANCE
+    end = f"{'same answers' if same else 'OTHER ANSWERS'}: the limit is {TOLERANCE:g}"
+    return "\n".join([*(f"{name:12}{value}" for name, value in said.items()), end]), same
+
+
+def needed(config: Any) -> list[tuple[str, Any]]:
+    """What a MarianConfig says about ours, by its keys; of the layout only that ours fits, which exports may decide."""
+    tied = "all" if config.share_encoder_decoder_embeddings else "target"
+    activation = {"silu": "swish"}.get(config.activation_function, config.activation_function)
+    return [
+        ("width", config.d_model),
+        ("heads", config.encoder_attention_heads),
+        ("feedforward", config.encoder_ffn_dim),
+        ("encoder_layers", config.encoder_layers),
+        ("decoder_layers", config.decoder_layers),
+        ("scaled", bool(config.scale_embedding)),
+        ("tied", tied if config.tie_word_embeddings else "none"),
+        ("blocks.pre_norm", False),
+        ("blocks.activation", activation),
+        ("blocks.norm_eps", marian.NORM_EPS),
+    ]
+
+
+def _peer(tensors: dict[str, Tensor], path: Path) -> Any:
+    """transformers' model with the file's tensors in it."""
+    if not (path.parent / "config.json").is_file():
+        raise UserError(f"{path} has no config.json beside it, without which transformers cannot compute it.")
+    try:
+        from transformers import MarianConfig, MarianMTModel
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"{path} is Marian's, and transformers, which could read it for comparison, is not installed; "
+            "pip install transformers."
+        ) from error
+    model = MarianMTModel(MarianConfig.from_pretrained(path.parent))
+    model.load_state_dict(tensors, strict=False)
+    model.tie_weights()
+    return model.eval()
+
+
+@torch.no_grad()
+def _difference(model: dict[str, Any], weights: dict[str, Tensor], theirs: Any, folder: Path) -> float:
+    """The largest difference of logits, as a share of their largest deviation from the mean."""
+    size = len(weights["embedding.weight"])
+    ours = build(model, vocabularies=(size, size), joint=model["tied"] == "all").eval()
+    try:
+        ours.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"The file's weights do not fit the config's model ({reason}); give its other keys.") from error
+    rows = torch.tensor(marian.rows_there(theirs.final_logits_bias.shape[1], folder))  # (V,): theirs of ours
+    drawn = torch.Generator().manual_seed(SEED)
+    source, target = torch.randint(4, size, (2, COUNT, LENGTH), generator=drawn)
+    target[:, 0] = BOS
+    kept = rows != NOTHING
+    found = ours(source, torch.full((COUNT,), LENGTH), target)[..., kept]
+    expected = theirs(input_ids=rows[source], decoder_input_ids=rows[target]).logits[..., rows[kept]]
+    return float((found - expected).abs().max() / (expected - expected.mean()).abs().max())
+
+
+def _at(options: dict[str, Any], key: str) -> Any:
+    for part in key.split("."):
+        options = options[part]
+    return options
+
+
+def _written(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

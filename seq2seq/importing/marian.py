@@ -1,0 +1,334 @@
+"""Marian's Transformer (Junczys-Dowmunt et al. 2018, arXiv 1804.00344) in transformers' layout: to ours and back.
+
+Their vocabulary holds </s>, <unk>, the pieces, and <pad>, with which a translation also starts; sources end with </s>.
+Coming in, BOS is their <pad>, EOS and UNK theirs, and the pieces follow in their order. Our PAD is one entry more, a
+row of zeros that an output bias keeps out of the softmax, so that all log probabilities are theirs; it takes
+`model.output_bias=true`. Going out, nothing is added: our PAD becomes an entry before the last, <pad> is our BOS, and
+neither may be generated, which `bad_words_ids` say.
+
+Their positions are sines in the layout "halves". A model with the interleaved layout is exported with its channels in
+another order, sines first, which is the same function: norms, attention and feed-forwards know no order of channels.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from common.errors import UserError
+from common.nn.positions import sine
+from common.task import Adopted
+from seq2seq.importing import layouts
+from seq2seq.tokenizers import marian as foreign_tokenizers
+from seq2seq.tokenizers.bpe import BOS, EOS, PAD, UNK
+from seq2seq.tokenizers.marian import Special
+
+MARK = "triptych.json"  # beside a file that we exported: what it takes to have it back exactly
+FORMAT = "triptych-marian-1"
+EOS_THERE, UNK_THERE = 0, 1
+NORM_EPS = 1e-5  # which transformers' Marian does not let anyone change
+SHARED, LOGITS_BIAS, HEAD = "model.shared.weight", "final_logits_bias", "lm_head.weight"
+TABLES = {stack: f"model.{stack}.embed_tokens.weight" for stack in ("encoder", "decoder")}
+# Rounding in half precision is 5e-4 at most, that of large angles less; another layout differs by more than 1.
+SAME_SINES = 2e-3
+# The axis of our tensors along which the channels of the residual stream lie.
+STREAM = (
+    (r"(.*embedding|output|.*in_proj|.*expand)\.weight", 1),
+    (r".*(out_proj|contract|norm)\.(weight|bias)", 0),
+)
+PARTS = {
+    "attention": "self_attn",
+    "cross_attention": "encoder_attn",
+    "feed_forward.expand": "fc1",
+    "feed_forward.contract": "fc2",
+}
+NORMS = {
+    "encoder": ("self_attn_layer_norm", "final_layer_norm"),
+    "decoder": ("self_attn_layer_norm", "encoder_attn_layer_norm", "final_layer_norm"),
+}
+
+
+class Export(NamedTuple):
+    """The files of a model in transformers' layout."""
+
+    tensors: dict[str, Tensor]  # model.safetensors
+    config: dict[str, Any]  # config.json
+    generation: dict[str, Any]  # generation_config.json
+    mark: dict[str, Any]  # triptych.json
+
+
+def is_marian(tensors: dict[str, Any]) -> bool:
+    """Whether the names are those of transformers' MarianMTModel, or of one of its relatives."""
+    return any(re.match(rf"model\.{layouts.BLOCK}", name) for name in tensors)
+
+
+def adopt(tensors: dict[str, Tensor], folder: Path | None) -> Adopted:
+    """A MarianMTModel's weights by our names, and the tokenizers that lie in `folder`, if there are any.
+
+    Raises UserError for what our Transformer has not, naming the tensor, and for a tokenizer of another size.
+    """
+    said, mark = _json(folder, "config.json"), _json(folder, MARK)
+    if said.get("model_type", "marian") != "marian":
+        raise UserError(_refusal(f"config.json beside it says model_type={said['model_type']}"))
+    parts, left_out = _parts(tensors)
+    tables = _tables(tensors)
+    bias = tensors.get(LOGITS_BIAS, torch.zeros(len(tables[2]))).flatten()  # (1, V) -> (V,)
+    if not len(tables[0]) == len(tables[1]) == len(tables[2]) == len(bias):
+        sizes = ", ".join(str(len(table)) for table in (*tables, bias))
+        raise UserError(_refusal(f"source, target, output and bias have {sizes} entries"))
+    if mark.get("format") == FORMAT and mark["entries"] == len(bias):
+        return Adopted(_returned(layouts.joined(parts), tables, bias, mark), mark["task"], left_out)
+    joint = torch.equal(tables[0], tables[1])
+    found = foreign_tokenizers.vocabularies(folder, joint, len(bias))
+    specials = [_special(said, len(bias), names) for names in found or ({}, {})]
+    orders = order(len(bias), specials[0]), order(len(bias), specials[1])
+    output_bias = layouts.rows(bias, orders[1])
+    output_bias[PAD] = layouts.OFF
+    weights = {**layouts.joined(parts), **layouts.embeddings(tables, orders), "output_bias": output_bias}
+    states = foreign_tokenizers.states(folder, found, orders) if folder and found else []
+    return Adopted(weights, {"tokenizers": states} if states else {}, left_out)
+
+
+def order(size: int, special: Special) -> list[int]:
+    """Which of a foreign vocabulary's rows each of our entries has, one more than it: PAD, BOS, EOS, UNK, the rest."""
+    rest = [row for row in range(size) if row not in special]
+    return [layouts.NOTHING, special.pad, special.eos, special.unk, *rest]
+
+
+def rows_there(size: int, folder: Path) -> list[int]:
+    """Which row of a file of `size` entries in this folder each of our target's entries has (see `order`)."""
+    mark = _json(folder, MARK)
+    if mark.get("format") == FORMAT and mark["entries"] == size:
+        return torch.tensor(order_there(size)).argsort().tolist()
+    return order(size, _special(_json(folder, "config.json"), size, {}))
+
+
+def order_there(size: int) -> list[int]:
+    """Which of our rows each entry of an exported vocabulary has."""
+    return [EOS, UNK, *range(4, size), PAD, BOS]
+
+
+def export(model: dict[str, Any], predict: dict[str, Any], weights: dict[str, Tensor], state: dict[str, Any]) -> Export:
+    """Our model as a MarianMTModel of transformers.
+
+    `model` and `predict` are those sections of a checkpoint's config, `state` its task's. Raises UserError for what
+    Marian cannot express, naming the key.
+    """
+    _refuse_export(model, weights)
+    size = len(weights["embedding.weight"])
+    stays = rearranged(weights, _sines_first(model["width"])) if model["positions"]["layout"] != "halves" else weights
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in stays.items():
+        if ".blocks." in name:
+            tensors |= _theirs(name, tensor)
+    there = order_there(size)
+    names = {"all": (SHARED,), "target": (TABLES["decoder"],), "none": (TABLES["decoder"],)}[model["tied"]]
+    tables = {names[0]: "embedding", TABLES["encoder"]: "source_embedding", HEAD: "output"}
+    tensors |= {
+        name: layouts.rows(stays[f"{ours}.weight"], there) for name, ours in tables.items() if f"{ours}.weight" in stays
+    }
+    bias = weights.get("output_bias", torch.zeros(size))
+    tensors[LOGITS_BIAS] = layouts.rows(bias, there)[None]  # (V,) -> (1, V)
+    mark = {
+        "format": FORMAT,
+        "entries": size,
+        "layout": model["positions"]["layout"],
+        "output_bias": "output_bias" in weights,
+        "task": state,
+    }
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    return Export(tensors, _config(model, predict, size), _generation(model, predict, size), mark)
+
+
+def rearranged(weights: dict[str, Tensor], channels: Tensor) -> dict[str, Tensor]:
+    """A post-norm Transformer by our names with the channels of its residual stream in another order, (C,) int64."""
+    found = {}
+    for name, tensor in weights.items():
+        axis = next((axis for pattern, axis in STREAM if re.fullmatch(pattern, name)), None)
+        found[name] = tensor if axis is None else tensor.index_select(axis, channels)
+    return found
+
+
+def _sines_first(width: int) -> Tensor:
+    """The channels of the interleaved layout in the order of "halves": (C,)."""
+    return torch.cat([torch.arange(0, width, 2), torch.arange(1, width, 2)])
+
+
+def _parts(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """The blocks' tensors by our names, q, k and v still apart, and the names of what has no place in ours."""
+    parts, left_out = {}, []
+    for name, tensor in tensors.items():
+        if meaning := layouts.ours(name.removeprefix("model.")):
+            parts[meaning] = tensor
+        elif re.fullmatch(r"model\.(encoder|decoder)\.embed_positions\.weight", name):
+            _check_sines(name, tensor)
+            left_out.append(name)
+        elif name not in (SHARED, *TABLES.values(), HEAD, LOGITS_BIAS):
+            raise UserError(_refusal(f"{name} {tuple(tensor.shape)} has no place in ours"))
+    return parts, left_out
+
+
+def _tables(tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """The matrices of source, target and output. A file may hold one of them under up to four names."""
+    shared = tensors.get(SHARED)
+    found = [tensors.get(TABLES[stack], shared) for stack in ("encoder", "decoder")]
+    head = tensors.get(HEAD)
+    source = found[0] if found[0] is not None else head
+    target = found[1] if found[1] is not None else head
+    if source is None or target is None:
+        raise UserError(_refusal(f"it has neither {SHARED} nor {TABLES['encoder']} and {TABLES['decoder']}"))
+    return source, target, target if head is None else head
+
+
+def _check_sines(name: str, table: Tensor) -> None:
+    """Raise UserError for positions that are not those which our model computes."""
+    expected = sine(torch.arange(len(table), dtype=torch.float32), table.shape[1], layout="halves")
+    difference = float((table - expected).abs().max())
+    if difference > SAME_SINES:
+        raise UserError(_refusal(f"{name} are no sines in halves, from which they differ by up to {difference:.2g}"))
+
+
+def _special(said: dict[str, Any], size: int, names: dict[str, int]) -> Special:
+    """The ids of </s>, <unk> and <pad>: of the vocabulary, or of config.json, or as usual."""
+    pad = said.get("pad_token_id", size - 1)
+    special = Special(
+        names.get("</s>", said.get("eos_token_id", EOS_THERE)), names.get("<unk>", UNK_THERE), names.get("<pad>", pad)
+    )
+    if said.get("decoder_start_token_id", pad) != pad or pad != special.pad:
+        raise UserError(_refusal("its translations do not start with <pad>"))
+    if len({*special}) < 3 or not all(isinstance(id, int) and 0 <= id < size for id in special):
+        raise UserError(_refusal(f"its ids of </s>, <unk> and <pad> are {[*special]}, and it has {size} entries"))
+    return special
+
+
+def _returned(
+    parts: dict[str, Tensor], tables: tuple[Tensor, Tensor, Tensor], bias: Tensor, mark: dict[str, Any]
+) -> dict[str, Tensor]:
+    """What we exported as it was: the rows and the channels in our order, and no bias that was not there."""
+    back = torch.tensor(order_there(len(bias))).argsort()
+    weights = {**parts, **layouts.embeddings(tables, (back.tolist(), back.tolist()))}
+    if mark["layout"] != "halves":
+        weights = rearranged(weights, _sines_first(tables[0].shape[1]).argsort())
+    return weights | ({"output_bias": bias[back]} if mark["output_bias"] else {})
+
+
+def _json(folder: Path | None, name: str) -> dict[str, Any]:
+    """The content of a file that may lie in a folder; empty when there is none."""
+    path = None if folder is None else folder / name
+    if path is None or not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}, which belongs to it, is no JSON ({error}); copy or download it again.") from error
+    return content if isinstance(content, dict) else {}
+
+
+def _refuse_export(model: dict[str, Any], weights: dict[str, Tensor]) -> None:
+    """Raise UserError for what MarianMTModel cannot compute."""
+    blocks, positions = model["blocks"], model["positions"]
+    problems = {
+        "model.blocks.pre_norm=true": blocks["pre_norm"],
+        f"model.blocks.norm_eps={blocks['norm_eps']:g}": blocks["norm_eps"] != NORM_EPS,
+        f"model.positions.layout={positions['layout']}": positions["layout"] == "halves_t2t",
+        f"model.positions.first={positions['first']}": positions["first"] != 0,
+    }
+    problem = next((key for key, found in problems.items() if found), None)
+    if problem:
+        raise UserError(
+            f"{problem} has no place in transformers' Marian, which has norms after the sub-layers (eps {NORM_EPS:g}) "
+            "and sines from place 0 on; only models trained like that can be exported, such as model=transformer_base."
+        )
+    target = len(weights["embedding.weight"])
+    source = len(weights.get("source_embedding.weight", weights["embedding.weight"]))
+    if source != target:
+        raise UserError(
+            f"The vocabularies have {source} entries for the source and {target} for the target; transformers' Marian "
+            "has one id of <pad> for both, so only vocabularies of one size can be exported."
+        )
+
+
+def _theirs(name: str, tensor: Tensor) -> dict[str, Tensor]:
+    """A tensor of one of our blocks by their names."""
+    match = re.fullmatch(r"(encoder|decoder)\.blocks\.(\d+)\.(.+)\.(weight|bias)", name)
+    assert match is not None, name
+    stack, part, leaf = match[1], match[3], match[4]
+    prefix = f"model.{stack}.layers.{match[2]}."
+    if part.startswith("residuals."):
+        return {f"{prefix}{NORMS[stack][int(part.split('.')[1])]}.{leaf}": tensor}
+    if part in PARTS:
+        return {f"{prefix}{PARTS[part]}.{leaf}": tensor}
+    attention, _, projection = part.partition(".")
+    prefix += PARTS[attention]
+    if projection == "out_proj":
+        return {f"{prefix}.out_proj.{leaf}": tensor}
+    return {f"{prefix}.{letter}_proj.{leaf}": third for letter, third in zip("qkv", tensor.chunk(3), strict=True)}
+
+
+def _ids(size: int) -> dict[str, int]:
+    return {"pad_token_id": size - 1, "decoder_start_token_id": size - 1, "eos_token_id": EOS_THERE}
+
+
+def _most(model: dict[str, Any], predict: dict[str, Any]) -> int:
+    """Tokens that a translation of the longest source may have, its start included."""
+    return max(model["longest"], int(predict["longest_factor"] * model["longest"]) + predict["longest_extra"] + 1)
+
+
+def _config(model: dict[str, Any], predict: dict[str, Any], size: int) -> dict[str, Any]:
+    """config.json, in the words of MarianConfig."""
+    blocks = model["blocks"]
+    sides = {f"{side}_{key}": model[ours] for side in ("encoder", "decoder")
+             for key, ours in (("attention_heads", "heads"), ("ffn_dim", "feedforward"))}  # fmt: skip
+    return {
+        "architectures": ["MarianMTModel"],
+        "model_type": "marian",
+        "vocab_size": size,
+        "decoder_vocab_size": size,
+        "d_model": model["width"],
+        "encoder_layers": model["encoder_layers"],
+        "decoder_layers": model["decoder_layers"],
+        **sides,
+        "activation_function": blocks["activation"],
+        "dropout": blocks["dropout"],
+        "attention_dropout": blocks["attention_dropout"],
+        "activation_dropout": blocks["hidden_dropout"],
+        "scale_embedding": model["scaled"],
+        "share_encoder_decoder_embeddings": model["tied"] == "all",
+        "tie_word_embeddings": model["tied"] != "none",
+        "max_position_embeddings": _most(model, predict),
+        "forced_eos_token_id": None,
+        "is_encoder_decoder": True,
+        "dtype": "float32",
+        **_ids(size),
+    }
+
+
+def _generation(model: dict[str, Any], predict: dict[str, Any], size: int) -> dict[str, Any]:
+    """generation_config.json: our search as far as transformers can say it.
+
+    Of the length penalties it has n^alpha alone ("average"); its limit does not depend on the source.
+    """
+    beams = predict["beam"] if predict["method"] == "beam" else 1
+    of_beams = {
+        "early_stopping": {"first": True, "bound": False, "never": "never"}[predict["stop"]],
+        "length_penalty": 0.0 if predict["penalty"] == "none" else predict["alpha"],
+    }
+    return {
+        **_ids(size),
+        "bad_words_ids": [[size - 1], [size - 2]],
+        "num_beams": beams,
+        "do_sample": predict["method"] == "sample",
+        **(of_beams if beams > 1 else {}),
+        "forced_eos_token_id": EOS_THERE if predict["at_limit"] == "end" else None,
+        "max_length": _most(model, predict),
+    }
+
+
+def _refusal(reason: str) -> str:
+    return (
+        f"The checkpoint is in transformers' layout and no Marian that ours can be ({reason}); give a MarianMTModel as "
+        "published, such as those of OPUS-MT."
+    )

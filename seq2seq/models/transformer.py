@@ -1,0 +1,216 @@
+"""The Transformer of "Attention Is All You Need": an encoder, a decoder, and one matrix for all embeddings.
+
+Vaswani et al. 2017, arXiv 1706.03762, section 3; pre-norm is Xiong et al. 2020, arXiv 2002.04745.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from common.errors import UserError
+from common.nn.blocks import BlockCache, BlockOptions, Decoder, Encoder
+from common.nn.dropout import Dropout
+from common.nn.linear import Linear, linear
+from common.nn.positions import Layout, sine
+from common.types import Count, Fraction, Positive, PositiveFloat
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "swish": nn.SiLU, "gelu": nn.GELU}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PositionOptions:
+    """Sines added to the embeddings.
+
+    layout: see common/nn/positions.py.
+    first: the place that the first token is given: 0, in fairseq 2.
+    """
+
+    layout: Layout
+    first: Count
+
+
+@dataclass(frozen=True, kw_only=True)
+class TranslatorBlockOptions:
+    """What varies between published Transformers: see common.blocks.BlockOptions for each."""
+
+    pre_norm: bool
+    dropout: Fraction  # on every sub-layer's output, and on the sums of embeddings and positions (section 5.4)
+    attention_dropout: Fraction
+    hidden_dropout: Fraction
+    norm_eps: PositiveFloat
+    activation: Literal["relu", "swish", "gelu"]
+
+
+@dataclass
+class State:
+    """What decoding has seen: B sentences with W hypotheses each, of equally many tokens.
+
+    Hypotheses of one sentence are tokens of one sequence, in which each may look at its own ancestors alone: none of
+    their keys and values is ever copied when a beam is sorted, and the memory is kept once for a sentence.
+    """
+
+    caches: list[BlockCache]
+    real: Tensor  # (B, 1, 1, S): which source tokens are not padding
+    ancestors: Tensor  # (B, W, K): which of the sentence's K tokens so far belong to a hypothesis
+    tokens: int = 0  # of each hypothesis
+
+
+class Transformer(nn.Module):
+    """Token ids to logits of the next token, by teacher forcing (`forward`) or token by token (common/decoding/).
+
+    Differs: nothing from the paper with pre_norm=false, output_bias=false and the interleaved layout. The first values,
+    which the paper does not give, are those of the authors' code: Xavier's for matrices, each of the query, key and
+    value projections for itself, and N(0, 1/width) for embeddings.
+    """
+
+    decided_by_data = ("embedding", "source_embedding", "output")  # means nothing for other vocabularies
+
+    def __init__(
+        self,
+        *,
+        vocabularies: tuple[int, int],
+        joint: bool,
+        width: Positive,
+        heads: Positive,
+        feedforward: Positive,
+        encoder_layers: Positive,
+        decoder_layers: Positive,
+        tied: Literal["all", "target", "none"],
+        scaled: bool,
+        output_bias: bool,
+        longest: Positive,
+        positions: PositionOptions,
+        blocks: TranslatorBlockOptions,
+    ):
+        """Build it.
+
+        Args:
+            vocabularies: entries of source and target, decided by the data, as is the next.
+            joint: whether both are one vocabulary.
+            width: C, even.
+            heads: of each attention.
+            feedforward: hidden width of each feed-forward.
+            encoder_layers: number of encoder blocks.
+            decoder_layers: number of decoder blocks.
+            tied: which of the source's, the target's and the output's matrices are one (section 3.4): "all" (needs a
+                joint vocabulary), "target" (target and output), or "none".
+            scaled: multiply embeddings by sqrt(C) (section 3.4).
+            output_bias: a bias for each entry's logit, as Marian has.
+            longest: tokens that a source may have; sines reach any length, so it can be raised at any time.
+            positions: see PositionOptions.
+            blocks: see TranslatorBlockOptions.
+        """
+        super().__init__()
+        _check(width, heads, tied, joint)
+        self.width, self.longest, self.places = width, longest, positions
+        self.scale = math.sqrt(width) if scaled else 1.0
+        source, target = vocabularies
+        self.embedding = nn.Embedding(target, width)  # of the target; of the source and the output where tied
+        self.source_embedding = None if tied == "all" else nn.Embedding(source, width)
+        self.output = Linear(width, target, bias=False) if tied == "none" else None
+        self.output_bias = nn.Parameter(torch.zeros(target)) if output_bias else None
+        self.dropout = Dropout(blocks.dropout)
+        options = BlockOptions(
+            width=width,
+            heads=heads,
+            feedforward=feedforward,
+            pre_norm=blocks.pre_norm,
+            dropout=blocks.dropout,
+            attention_dropout=blocks.attention_dropout,
+            hidden_dropout=blocks.hidden_dropout,
+            activation=ACTIVATIONS[blocks.activation],
+            norm_eps=blocks.norm_eps,
+        )
+        self.encoder = Encoder(options, layers=encoder_layers)
+        self.decoder = Decoder(options, layers=decoder_layers, final_norm=blocks.pre_norm, every=False)
+        self._initialise()
+
+    def forward(self, source: Tensor, source_lengths: Tensor, target_in: Tensor) -> Tensor:
+        """Logits of each next token, given all before it.
+
+        Sources (B, S) int64 right-padded with their lengths (B,), targets (B, T) from BOS on -> (B, T, V).
+        """
+        memory, real = self._read(source, source_lengths)
+        x = self._embed(target_in, self.embedding)  # (B, T, C)
+        x = self.decoder(x, memory=memory, may_look_at_memory=real, causal=True)[-1]
+        return self._logits(x)
+
+    def encode(self, source: Tensor, lengths: Tensor) -> State:
+        """See seq2seq.decoding.Decoder. Raises UserError for a source of more than `longest` tokens."""
+        memory, real = self._read(source, lengths)
+        nothing = torch.ones(source.shape[0], 1, 0, dtype=torch.bool, device=source.device)
+        return State(self.decoder.remember(memory), real, nothing)
+
+    def step(self, state: State, tokens: Tensor) -> Tensor:
+        """See seq2seq.decoding.Decoder: tokens (B * W,) -> logits (B * W, V)."""
+        words = tokens.view(state.real.shape[0], -1)  # (B, W)
+        count = words.shape[1]
+        itself = torch.eye(count, dtype=torch.bool, device=tokens.device).expand(words.shape[0], -1, -1)
+        state.ancestors = torch.cat([state.ancestors, itself], dim=2)  # (B, W, K + W)
+        x = self._embed(words.flatten()[:, None], self.embedding, state.tokens).view(*words.shape, -1)  # (B, W, C)
+        state.tokens += 1
+        alone = count == 1 and state.ancestors.shape[2] == state.tokens  # then it may look at everything
+        may_look = None if alone else state.ancestors[:, None]
+        x = self.decoder(x, may_look=may_look, may_look_at_memory=state.real, caches=state.caches)[-1]
+        return self._logits(x).flatten(0, 1)
+
+    def reorder(self, state: State, rows: Tensor) -> State:
+        """See seq2seq.decoding.Decoder: the hypotheses' numbers (B' * W',) among the B * W."""
+        sentences = (rows // state.ancestors.shape[1]).unique_consecutive()  # (B',)
+        ancestors = state.ancestors.flatten(0, 1)[rows].unflatten(0, (len(sentences), -1))  # (B', W', K)
+        real = state.real
+        if len(sentences) < len(real):
+            real = real[sentences]
+            for cache in (cache for block in state.caches for cache in block):
+                cache.select(sentences)
+        return State(state.caches, real, ancestors, state.tokens)
+
+    def _read(self, source: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """The encoder's output (B, S, C), and which of it is no padding, (B, 1, 1, S)."""
+        if source.shape[1] > self.longest:
+            raise UserError(
+                f"a source sentence has {source.shape[1]:,} tokens, more than model.longest={self.longest:,}; cut it "
+                "into sentences, or raise that limit."
+            )
+        real = torch.arange(source.shape[1], device=source.device) < lengths.to(source.device)[:, None]  # (B, S)
+        real = real[:, None, None]
+        embedding = self.embedding if self.source_embedding is None else self.source_embedding
+        return self.encoder(self._embed(source, embedding), may_look=real), real
+
+    def _embed(self, tokens: Tensor, embedding: nn.Embedding, start: int = 0) -> Tensor:
+        """Tokens (B, N), the first of which is number `start`, to embeddings with their positions (B, N, C)."""
+        first = start + self.places.first
+        places = torch.arange(first, first + tokens.shape[1], dtype=torch.float32, device=tokens.device)
+        x = embedding(tokens) * self.scale
+        return self.dropout(x + sine(places, self.width, layout=self.places.layout).to(x.dtype))
+
+    def _logits(self, x: Tensor) -> Tensor:
+        """(B, N, C) -> (B, N, V)."""
+        return linear(x, self.embedding.weight if self.output is None else self.output.weight, self.output_bias)
+
+    def _initialise(self) -> None:
+        for name, parameter in self.named_parameters():
+            if name.endswith("in_proj.weight"):
+                for matrix in parameter.chunk(3):
+                    nn.init.xavier_uniform_(matrix)
+            elif "embedding" in name or name.startswith("output."):
+                nn.init.normal_(parameter, std=self.width**-0.5)
+            elif parameter.ndim == 2:
+                nn.init.xavier_uniform_(parameter)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+
+
+def _check(width: int, heads: int, tied: str, joint: bool) -> None:
+    """Raise UserError for sizes that do not go together."""
+    if width % heads or width % 2:
+        raise UserError(f"model.width={width} must be even and divisible by model.heads={heads}.")
+    if tied == "all" and not joint:
+        raise UserError(
+            "model.tied=all shares one matrix between both languages, and data.tokenizer.joint=false gives each a "
+            "vocabulary of its own; use model.tied=target, or a joint vocabulary."
+        )

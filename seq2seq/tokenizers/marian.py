@@ -1,0 +1,263 @@
+"""The tokenizers of Marian's published models: SentencePiece's unigram models and a list of ids, read by ourselves.
+
+SentencePiece is Kudo and Richardson 2018 (arXiv 1808.06226), the unigram model Kudo 2018 (arXiv 1804.10959). A .spm
+file is a message of Protocol Buffers, whose few fields of interest are read here; `tokenizers` does the rest. The
+pieces of source.spm and target.spm have their ids in vocab.json, one for both languages, or target_vocab.json has those
+of the target.
+"""
+
+import base64
+import itertools
+import json
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tokenizers
+from tokenizers import models, normalizers, pre_tokenizers
+
+from common.errors import UserError
+from seq2seq.tokenizers.bpe import CHUNK, EOS, SHOWN, UNK, Tokenizer, TokenizerOptions
+from seq2seq.tokenizers.bpe import NAMES as UNNAMED
+from seq2seq.tokenizers.text import Ragged
+
+KIND = "sentencepiece"
+SPACE = "\u2581"  # what SentencePiece writes for a space
+# Fields of the format, by their numbers in sentencepiece_model.proto, and the types of pieces.
+PIECES, TRAINER, NORMALIZER = 1, 2, 3
+MODEL_TYPE, UNIGRAM = 3, 1
+NORMAL, UNKNOWN, CONTROL, UNUSED = 1, 2, 3, 5
+CHARSMAP, DUMMY_PREFIX, EXTRA_WHITESPACES = 2, 3, 4
+NAMES = ("source.spm", "target.spm")
+
+
+class Special(NamedTuple):
+    """The ids of a foreign vocabulary's special entries."""
+
+    eos: int
+    unk: int
+    pad: int
+
+
+class SentencePieces:
+    """Text to ids and back, with the interface of seq2seq.tokenizer.Tokenizer.
+
+    `options` say what summaries ask for; nothing is learnt by them. A text that begins with a language's code
+    (">>fra<<") keeps it as one entry, as models for several target languages expect. Decoding gives the normalised
+    text.
+    """
+
+    def __init__(self, content: dict[str, Any]):
+        """Make it from what `states` gives: entries by id, pieces with scores, and how text is normalised."""
+        self._content = content
+        self._entries: list[str] = content["entries"]
+        self._ids = {entry: id for id, entry in enumerate(self._entries) if id >= len(SHOWN)}
+        self._pieces = tokenizers.Tokenizer(models.Unigram([(p, s) for p, s in content["pieces"]], content["unknown"]))
+        steps: list[Any] = []
+        if charsmap := base64.b64decode(content["charsmap"]):
+            steps.append(normalizers.Precompiled(charsmap))
+        if content["single_spaces"]:
+            steps += [normalizers.Replace(tokenizers.Regex(" {2,}"), " "), normalizers.Strip()]
+        self._normalizer = normalizers.Sequence(steps)
+        scheme = "always" if content["space_before"] else "never"
+        self._pieces.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, prepend_scheme=scheme, split=False)
+        self.options = TokenizerOptions(
+            kind="unigram",  # type: ignore[arg-type]
+            pieces="characters",
+            vocabulary=self.size,
+            joint=content["joint"],
+            single_digits=False,
+            coverage=1.0,
+            byte_fallback=False,
+            normalization="none",
+            lowercase=False,
+        )
+
+    @property
+    def size(self) -> int:
+        """Number of entries, special ones included."""
+        return len(self._entries)
+
+    @property
+    def entries(self) -> list[str]:
+        """What each id stands for."""
+        return self._entries
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, without special ones; an empty text has none."""
+        return self._encode([text])[0]
+
+    def encode_all(self, texts: Iterable[str]) -> Ragged:
+        """Ids of many texts, each with EOS at its end: rows of int32."""
+        rows: list[list[int]] = []
+        waiting = iter(texts)
+        while chunk := list(itertools.islice(waiting, CHUNK)):
+            rows += [[*ids, EOS] for ids in self._encode(chunk)]
+        bounds = np.cumsum([0, *map(len, rows)], dtype=np.int64)
+        return Ragged(np.fromiter(itertools.chain.from_iterable(rows), np.int32), bounds[:-1], bounds[1:])
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids. PAD, BOS and EOS give nothing; UNK gives U+FFFD."""
+        text = "".join("\ufffd" if i == UNK else self._entries[i] for i in ids if i == UNK or i >= len(SHOWN))
+        return text.replace(SPACE, " ").strip(" ")
+
+    def pieces(self, ids: Iterable[int]) -> list[str]:
+        """What each id stands for, for people: spaces as U+2581."""
+        return [SHOWN[i] if i < len(SHOWN) else self._entries[i] for i in ids]
+
+    def state(self) -> str:
+        """All of it as JSON, for `restored`; it needs no file."""
+        return json.dumps(self._content)
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        parts = [_code(text) for text in texts]
+        normal = [self._normalizer.normalize_str(rest) for _, rest in parts]
+        found = self._pieces.encode_batch(normal, add_special_tokens=False)
+        return [
+            [self._ids.get(piece, UNK) for piece in ([code] if code else []) + (one.tokens if text else [])]
+            for (code, _), text, one in zip(parts, normal, found, strict=True)
+        ]
+
+
+def restored(state: str) -> "Tokenizer | SentencePieces":
+    """The tokenizer of a `state`, learnt by ourselves or imported; raises UserError when it is none."""
+    try:
+        content = json.loads(state)
+    except ValueError:
+        content = None  # which Tokenizer.restore refuses in its words
+    if isinstance(content, dict) and content.get("kind") == KIND:
+        return SentencePieces(content)
+    return Tokenizer.restore(state)
+
+
+def shared(source: "Tokenizer | SentencePieces", target: "Tokenizer | SentencePieces") -> bool:
+    """Whether two tokenizers give a piece one id: one and the same, or two over one vocabulary, as Marian's."""
+    if isinstance(source, SentencePieces) and isinstance(target, SentencePieces):
+        return source.entries == target.entries
+    return source is target
+
+
+def vocabularies(folder: Path | None, joint: bool, size: int) -> tuple[dict[str, int], dict[str, int]] | None:
+    """The ids of pieces of source and target in a folder, or None when it lacks one of the files.
+
+    `joint`: whether the model has one vocabulary; else that of the target is in target_vocab.json. Raises UserError for
+    vocabularies of another number of entries than the model's `size`.
+    """
+    names = ["vocab.json", "vocab.json" if joint else "target_vocab.json"]
+    if folder is None or not all((folder / name).is_file() for name in (*NAMES, *names)):
+        return None
+    source, target = (_vocabulary(folder / name) for name in names)
+    for ids in (source, target):
+        if sorted(ids.values()) != [*range(size)]:
+            raise UserError(
+                f"{folder} holds a tokenizer that does not belong to the checkpoint: its vocabulary has {len(ids):,} "
+                f"entries up to number {max(ids.values(), default=-1):,} and the embeddings have {size:,} rows; give "
+                "the files that were published together."
+            )
+    return source, target
+
+
+def states(
+    folder: Path, found: tuple[dict[str, int], dict[str, int]], orders: tuple[Sequence[int], Sequence[int]]
+) -> list[str]:
+    """The states of a folder's tokenizers of source and target, with entries in the order of our embeddings' rows."""
+    made = []
+    for name, ids, order in zip(NAMES, found, orders, strict=True):
+        pieces = {id: piece for piece, id in ids.items()}
+        entries = [*SHOWN, *(pieces[id] for id in order[len(SHOWN) :])]
+        joint = found[0] == found[1]
+        made.append(json.dumps({"kind": KIND, "entries": entries, "joint": joint, **read(folder / name)}))
+    return made
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A SentencePiece unigram model: pieces [text, score], number of the unknown one, charsmap and flags.
+
+    Pieces that SentencePiece never finds in a text (control, unused) are left out. Raises UserError for a file that is
+    none, and for models of other kinds.
+    """
+    pieces: list[list[Any]] = []
+    unknown, kind = None, UNIGRAM
+    normal: dict[int, Any] = {}
+    try:
+        for field, value in _fields(path.read_bytes()):
+            if field == PIECES:
+                text, score, type = _piece(value)
+                if type not in (NORMAL, UNKNOWN, CONTROL, UNUSED):
+                    raise UserError(
+                        f"{path} has the piece {text!r} of a kind that is not read (user-defined, or a byte); "
+                        "only plain unigram models can be imported."
+                    )
+                if type == UNKNOWN:  # by a name that no text holds, for "<unk>" in a text is three signs or more
+                    unknown, text = len(pieces), UNNAMED[UNK]
+                pieces += [[text, score]] if type in (NORMAL, UNKNOWN) else []
+            elif field == TRAINER:
+                kind = dict(_fields(value)).get(MODEL_TYPE, UNIGRAM)
+            elif field == NORMALIZER:
+                normal = dict(_fields(value))
+    except (IndexError, ValueError, TypeError, struct.error) as error:
+        raise UserError(f"{path} is no SentencePiece model, or is damaged; copy or download it again.") from error
+    if kind != UNIGRAM or unknown is None or len(pieces) < 2:
+        raise UserError(f"{path} is no unigram model of SentencePiece with an unknown piece; no other can be imported.")
+    return {
+        "pieces": pieces,
+        "unknown": unknown,
+        "charsmap": base64.b64encode(normal.get(CHARSMAP, b"")).decode(),
+        "space_before": bool(normal.get(DUMMY_PREFIX, True)),
+        "single_spaces": bool(normal.get(EXTRA_WHITESPACES, True)),
+    }
+
+
+def _piece(message: bytes) -> tuple[str, float, int]:
+    """Text, score (log probability in nats) and type of a piece."""
+    fields = dict(_fields(message))
+    return fields[1].decode(), struct.unpack("<f", fields.get(2, bytes(4)))[0], fields.get(3, NORMAL)
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
+    """Numbers and values of a message's fields: ints of variable length, and the bytes of all others."""
+    at = 0
+    while at < len(message):
+        key, at = _varint(message, at)
+        wire = key & 7  # how the value is written
+        if wire == 0:
+            value, at = _varint(message, at)
+            yield key >> 3, value
+            continue
+        if wire == 2:
+            length, at = _varint(message, at)
+        else:
+            length = {1: 8, 5: 4}[wire] if wire in (1, 5) else len(message) + 1
+        if at + length > len(message):
+            raise ValueError("a field that goes beyond the end")
+        yield key >> 3, message[at : at + length]
+        at += length
+
+
+def _varint(message: bytes, at: int) -> tuple[int, int]:
+    """A number in groups of seven bits, the lowest first, and where it ends."""
+    number = shift = 0
+    while True:
+        byte = message[at]
+        number |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 0x80:
+            return number, at
+
+
+def _code(text: str) -> tuple[str, str]:
+    """The language's code that a text may begin with, and the rest."""
+    end = text.find("<<") if text.startswith(">>") else -1
+    return (text[: end + 2], text[end + 2 :]) if end >= 0 else ("", text)
+
+
+def _vocabulary(path: Path) -> dict[str, int]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON ({error}); copy or download it again.") from error
+    if not isinstance(content, dict) or not all(isinstance(id, int) for id in content.values()):
+        raise UserError(f"{path} is no table of pieces and their ids; copy or download it again.")
+    return content

@@ -1,0 +1,544 @@
+"""The doors' command line: every mistake one sentence and code 2, every path whole, every run its own folder."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from common.cli import main as cli
+from common.cli import sweep
+from common.config import compose
+from common.config.check import build, check
+from common.errors import Stopped, UserError
+from common.files import run_folder
+
+ROOT = Path(__file__).parents[3]
+
+
+class Outcome:
+    """What came of a command line: exit code, the two streams, and the configs and folders that the job got."""
+
+    def __init__(self) -> None:
+        self.code, self.out, self.err = 0, "", ""
+        self.configs: list[dict[str, Any]] = []
+        self.folders: list[Path | None] = []
+
+
+@pytest.fixture
+def start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Outcome]:
+    """Launch a job that takes notes, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+    def go(*arguments: str, door: str = "train", base: Any = None, job: Any = None) -> Outcome:
+        outcome = Outcome()
+
+        def note(config: dict[str, Any], folder: Path | None = None) -> float | None:
+            outcome.configs.append(config)
+            outcome.folders.append(folder)
+            return job(config, folder) if job else None
+
+        with pytest.raises(SystemExit) as left:
+            cli.launch(note, door, base, arguments)
+        outcome.code = int(str(left.value.code))
+        outcome.out, outcome.err = capsys.readouterr()
+        return outcome
+
+    return go
+
+
+def sentence(outcome: Outcome) -> str:
+    """The one line on stderr of a refused command; nothing ran and nothing was made."""
+    assert outcome.code == 2 and not outcome.configs and not Path("runs").exists()
+    assert outcome.err.count("\n") == 1 and "Traceback" not in outcome.err
+    return outcome.err.strip()
+
+
+# Before the run.
+
+
+@pytest.mark.parametrize("door", ["train", "evaluate", "predict"])
+def test_help_needs_no_model(start: Callable[..., Outcome], door: str) -> None:
+    outcome = start("--help", door=door, base=None if door == "train" else lambda file: {})
+    assert outcome.code == 0 and not outcome.err
+    assert f"python {door}.py" in outcome.out and "detr_r50" in outcome.out and "trust: []" in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "train.py needs model=NAME (see --help); there are detr, "),
+        (("seed=1",), "train.py needs model=NAME"),
+        (("model=det",), "model=det: there is no configs/model/det.yaml; did you mean detr?"),
+        (("model=detr", "data=cocoo"), "data=cocoo: there is no configs/data/cocoo.yaml; did you mean coco?"),
+        (("model=detr", "optmizer.lr=1"), "optmizer.lr is not a key of this config; did you mean optimizer.lr?"),
+        (("model=detr", "optimizer.lrr=1"), "optimizer.lrr is not a key of this config; did you mean optimizer.lr?"),
+        (("modl=detr", "model=detr"), "modl is not a key of this config; did you mean model?"),
+        (("model=detr", "sed=1"), "sed is not a key of this config; did you mean seed?"),
+        (("model=detr", "+foo=1"), "foo is not a key of train.py"),
+        (("model=detr", "+optimizer.foo=1"), "optimizer.foo is not a key of common.train.optim.OptimizerOptions"),
+        (("model=detr", "~task"), "task is missing from the config"),
+        (("model=detr", "~task.loss.no_object"), "task.loss.no_object is missing: expected a number from 0."),
+        (("model=detr", "optimizer.lr=fast"), "optimizer.lr=fast: expected a number above 0."),
+        (("model=detr", "data.batch_size="), 'data.batch_size="": expected a whole number from 1.'),
+        (("model=detr", "data=null"), "Config group override must be a string or a list. Got NoneType."),
+        (("model=detr", "optimizer.lr=1,2"), "optimizer.lr=1,2: several values are a sweep, which needs -m"),
+        (("model=detr", "optimizer.name=a(b"), "optimizer.name=a(b: not understood; write key=value"),
+        (("model=detr", "seed"), "seed: not understood; write key=value"),
+        (("model=detr", "seed=${nope}"), "Interpolation key 'nope' not found."),
+        (("model=detr", "--sweep"), "unrecognized arguments: --sweep; see --help."),
+        (("model=detr", "--config-dir", "nowhere"), "--config-dir nowhere: there is no such folder."),
+        (("--config-name", "trian"), "there is no trian.yaml"),
+        (("model=detr", "experiment=detr_r50_coco_300"), "experiment= already chooses the model"),
+        (("model=detr", "resume=auto"), "resume=auto needs run_dir=FOLDER"),
+        (("model=detr", "hydra.run.dir=x"), "hydra.run.dir: Hydra's own settings are for sweeps (-m)"),
+        (("-m", "model=detr", "seed=1,2", "run_dir=x"), "run_dir= and resume= name one run"),
+        (("-m", "model=detr,det"), "model=det: there is no configs/model/det.yaml; did you mean detr?"),
+        (("-m", "model=detr", "optimizer.lr=1,fast"), "optimizer.lr=fast: expected a number above 0."),
+        (("-m", "model=detr", "optimizer.lrr=1,2"), "optimizer.lrr is not a key of this config; did you mean"),
+        (("-m", "model=detr", "seed=a(b"), "seed=a(b: not understood"),
+        (("-m", "model=detr", "seed=interval(0,1)"), "seed=interval(0,1): expected single values"),
+        (("-m", "model=detr", "hydra.sweep.dir=x"), "hydra.sweep.dir: a sweep is a grid in the folder sweep_dir="),
+        (("-m", "model=detr", "hydra/sweeper=optuna"), "hydra/sweeper: a sweep is a grid"),
+        (("-m", "model=detr", "hydra/launcher=jobli"), "hydra/launcher/jobli: there is none; did you mean joblib?"),
+        (("model=detr", "sweep_dir=x"), "sweep_dir= is the folder of a sweep, which needs -m"),
+    ],
+)
+def test_a_mistake_is_one_sentence_before_anything_runs(
+    start: Callable[..., Outcome], arguments: tuple[str, ...], said: str
+) -> None:
+    assert sentence(start(*arguments)).startswith(said)
+
+
+def test_nothing_heavy_is_imported_before_the_job(tmp_path: Path) -> None:
+    code = "import sys; from common.cli import main; main.launch(lambda *_: sys.exit('torch' in sys.modules), 'train')"
+    command = [sys.executable, "-c", code, "model=detr"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    assert subprocess.run(command, cwd=tmp_path, env=environment).returncode == 0
+
+
+PLACES = ["a b", "a=b", "a,b", "(1)", "[x]", "it's", "é{x}", "a&b#c", "1e3", "no", "a\\b", "it\\'s", "a\\", "'", "x: y"]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_any_path_arrives_as_it_was_typed(start: Callable[..., Outcome], place: str) -> None:
+    folder = f"out {place}"
+    outcome = start("model=detr", "data=coco", f"data.root={place}", f"data.val.images={place}", f"run_dir={folder}")
+    assert outcome.code == 0, outcome.err
+    assert outcome.configs[0]["data"]["root"] == outcome.configs[0]["data"]["val"]["images"] == place
+    assert outcome.folders == [Path(folder)] and (Path(folder) / "config.yaml").is_file()
+    again = start("--config-dir", folder, "--config-name", "config", f"run_dir={folder}/again")
+    assert again.configs[0]["data"] == outcome.configs[0]["data"]
+
+
+def test_a_tilde_is_the_home_folder_and_null_is_nothing(
+    start: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/of me")
+    outcome = start("model=vit_b16", "data.train=~/photos")
+    assert outcome.configs[0]["data"]["train"] == "/of me/photos"
+    outcome = start("model=detr", "data=coco", "data.root=~/coco", "data.val.images=null", "checkpoint=~")
+    assert outcome.configs[0]["data"]["root"] == "/of me/coco"
+    assert outcome.configs[0]["data"]["val"]["images"] is None
+    assert outcome.configs[0]["checkpoint"] == "/of me"
+
+
+def test_cfg_prints_the_config_and_runs_nothing(start: Callable[..., Outcome]) -> None:
+    outcome = start("model=detr", "--cfg", "job", "seed=3")
+    assert outcome.code == 0 and not outcome.configs and not Path("runs").exists()
+    check({**OmegaConf.to_container(OmegaConf.create(outcome.out))}, [])  # type: ignore[dict-item]
+
+
+# The run's folder and the exit code.
+
+
+def test_two_runs_of_the_same_second_get_two_folders(
+    start: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_folder.time, "strftime", lambda _: "now")
+    folders = [start("model=detr_r50", "data=shapes").folders[0] for _ in range(3)]
+    assert folders == [Path("runs/detr_r50-shapes", name) for name in ("now", "now_2", "now_3")]
+
+
+def test_an_experiment_names_its_folder_by_the_model_that_it_chose(start: Callable[..., Outcome]) -> None:
+    folder = start("experiment=detr_r50_coco_300", "data.root=x").folders[0]
+    assert folder is not None and folder.parent == Path("runs/detr_r50-coco")
+
+
+def test_a_saved_config_runs_again(start: Callable[..., Outcome]) -> None:
+    first = start("model=detr", "seed=5", "run_dir=first", "optimizer.name=sgd", "+optimizer.rates.backbone=0.5")
+    again = start("--config-dir", "first", "--config-name", "config", "run_dir=second", "optimizer.lr=1e-3")
+    expected = {**first.configs[0], "run_dir": "second"}
+    expected["optimizer"]["lr"] = 1e-3
+    assert again.configs == [expected]
+    third = start("--config-dir", "first", "--config-name", "config")
+    assert third.folders[0] is not None and third.folders[0].parent == Path("runs/detector-shapes")
+    refused = start("--config-dir", "first", "--config-name", "config", "data=coco")
+    assert refused.code == 2 and refused.err.startswith("data= cannot be chosen here")
+
+
+def test_own_groups_come_from_another_folder(start: Callable[..., Outcome]) -> None:
+    Path("my configs/experiment").mkdir(parents=True)
+    Path("my configs/experiment/mine.yaml").write_text(
+        "# @package _global_\ndefaults: [override /model: detr_r18, override /data: shapes]\n"
+        "seed: 9\nmodel: {width: 64}\n"
+    )
+    outcome = start("experiment=mine", "--config-dir", "my configs", "model.heads=4")
+    config = outcome.configs[0]
+    assert (config["seed"], config["model"]["width"], config["model"]["heads"]) == (9, 64, 4)
+    assert config["model"]["backbone"]["name"] == "resnet18"
+    said = start("experiment=mien", "--config-dir", "my configs").err
+    assert said.startswith("experiment=mien: there is no") and said.endswith("did you mean mine?\n")
+
+
+def test_a_class_of_ones_own_lies_beside_the_command_and_needs_trust(start: Callable[..., Outcome]) -> None:
+    Path("mynets.py").write_text(
+        "class Net:\n    def __init__(self, *, classes: int, width: int): self.width = width\n"
+    )
+    Path("mine/model").mkdir(parents=True)
+    task = OmegaConf.load(compose.CONFIGS / "model/detr.yaml").task
+    own = OmegaConf.create({"model": {"_target_": "mynets.Net", "width": 3}, "task": task, "trainer": {"steps": 9}})
+    own.task.queries = 5
+    groups = "override /data: shapes, override /optimizer: adamw, override /schedule: cosine"
+    Path("mine/model/net.yaml").write_text(f"# @package _global_\ndefaults: [{groups}]\n{OmegaConf.to_yaml(own)}")
+    arguments = ("model=net", "--config-dir", "mine", "model.width=4")
+    assert "trust=[mynets]" in sentence(start(*arguments))
+    outcome = start(*arguments, "trust=[mynets]")
+    assert outcome.code == 0, outcome.err
+    assert build(outcome.configs[0]["model"], classes=2).width == 4
+    assert outcome.folders[0] is not None and outcome.folders[0].parent == Path("runs/net-shapes")
+
+
+def test_a_folder_that_holds_a_run_is_refused_without_resume(start: Callable[..., Outcome]) -> None:
+    assert start("model=detr", "run_dir=x", "resume=auto").code == 0  # the same line starts it ...
+    written = Path("x/config.yaml").read_text()
+    assert start("model=detr", "run_dir=x", "resume=auto").folders == [Path("x")]  # ... and goes on
+    assert Path("x/config.yaml").read_text() == written
+    refused = start("model=detr", "run_dir=x")
+    assert refused.code == 2 and not refused.configs and "x already holds a run; add resume=auto" in refused.err
+
+
+def test_another_run_in_the_same_folder_is_refused_with_its_differences_unless_they_are_meant(
+    start: Callable[..., Outcome],
+) -> None:
+    line = ("model=detr", "run_dir=x", "resume=auto")
+    assert start(*line).code == 0
+    changed = (*line, "seed=1", "optimizer.lr=1", "trainer.workers=7")  # of which the last makes no other run
+    said = sentence(start(*changed))
+    assert said.startswith("x is of another run") and "seed was 0 and is 1, optimizer.lr was" in said
+    assert "workers" not in said
+    assert "seed was" not in sentence(start(*changed, "allow_changes=[seed]"))
+    assert start(*changed, "allow_changes=[seed,optimizer]").code == 0
+    assert start(*changed).code == 0, "the run is now what was allowed"
+    said = sentence(start(*line, "allow_changes=[optimizer.lrr]"))
+    assert said == "allow_changes: optimizer.lrr is not a key of this config; did you mean optimizer.lr?"
+    Path("x/config.yaml").write_text("model: [")
+    assert sentence(start(*line)).startswith("x/config.yaml cannot be read")
+
+
+def test_a_finished_run_is_not_gone_on_with_as_another(start: Callable[..., Outcome]) -> None:
+    line = ("model=detr", "run_dir=x", "resume=auto")
+    assert start(*line).code == 0
+    written = Path("x/config.yaml").read_text()
+    Path("x/results.json").write_text("{}")
+    said = sentence(start(*line, "trainer.steps=9", "allow_changes=[trainer.steps]"))
+    assert "trainer.steps was" in said and Path("x/config.yaml").read_text() == written
+    assert start(*line).code == 0
+
+
+def test_what_is_allowed_is_written_down_when_it_was_done_and_not_before(start: Callable[..., Outcome]) -> None:
+    line = ("model=detr", "run_dir=x", "resume=auto")
+    assert start(*line).code == 0
+    written = Path("x/config.yaml").read_text()
+    changed = (*line, "seed=1", "allow_changes=[seed]")
+    assert start(*changed, job=fail(UserError("no"))).code == 2
+    assert Path("x/config.yaml").read_text() == written, "and a mistake frees no older run's folder"
+    assert start(*line).code == 0
+    assert start(*changed).code == 0 and "seed: 1" in Path("x/config.yaml").read_text()
+
+
+def test_a_full_disk_is_one_sentence(start: Callable[..., Outcome]) -> None:
+    outcome = start("model=detr", "run_dir=x", job=fail(OSError(28, "No space left on device", "x/predictions/a")))
+    assert outcome.code == 2 and outcome.err.startswith("x/predictions/a cannot be written (No space left on device)")
+
+
+def test_a_folder_in_use_is_refused_and_free_again_afterwards(start: Callable[..., Outcome]) -> None:
+    Path("x").mkdir()
+    holder = subprocess.Popen(
+        [sys.executable, "-c", "import sys; from pathlib import Path; from common.files.lock import lock\n"
+         "with lock(Path('x')): print('held', flush=True); sys.stdin.read()"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(compose.CONFIGS.parent)},
+    )  # fmt: skip
+    assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+    assert re.match(
+        rf"x is in use by process {holder.pid} on \S+ since .*; wait", sentence(start("model=detr", "run_dir=x"))
+    )
+    holder.kill()
+    holder.wait()
+    assert start("model=detr", "run_dir=x").code == 0
+
+
+def test_a_stop_leaves_with_its_code_and_the_line_that_goes_on(start: Callable[..., Outcome]) -> None:
+    outcome = start("model=detr", "data.root=a b", job=fail(Stopped(["SIGTERM"], "after step 3 of 9")))
+    assert outcome.code == 143 and outcome.err.startswith("Stopped by SIGTERM after step 3 of 9. To go on: python ")
+    words = shlex.split(outcome.err.partition("python ")[2])
+    assert words[1:3] == ["model=detr", "data.root=a b"] and words[4] == "resume=auto"
+    assert Path(words[3].removeprefix("run_dir="), "config.yaml").exists()
+    assert start(*words[1:]).code == 0
+    outcome = start("model=detr", "resume=auto", "run_dir=y", job=fail(Stopped(["SIGINT"], "while it evaluated val")))
+    assert outcome.code == 130 and outcome.err.rstrip().endswith("model=detr resume=auto run_dir=y")
+
+
+def test_a_folder_that_cannot_be_made_is_a_sentence(start: Callable[..., Outcome]) -> None:
+    Path("file").write_text("")
+    for folder in ("file", "file/inside"):
+        assert sentence(start("model=detr", f"run_dir={folder}")).startswith(f"run_dir={folder}: cannot be written")
+
+
+def fail(error: BaseException, leave: str | None = None) -> Callable[..., None]:
+    """A job that ends with `error`, after it has left something in its folder."""
+
+    def job(config: dict[str, Any], folder: Path) -> None:
+        if leave:
+            (folder / leave).mkdir(parents=True)
+        raise error
+
+    return job
+
+
+def test_a_users_mistake_in_the_job_is_one_sentence_and_frees_the_folder(start: Callable[..., Outcome]) -> None:
+    outcome = start("model=detr", "run_dir=x", job=fail(UserError("There is no file y.")))
+    assert (outcome.code, outcome.err) == (2, "There is no file y.\n")
+    assert not Path("x").exists()
+    outcome = start("model=detr", "run_dir=x", job=fail(UserError("The loss is not finite."), leave="checkpoints/1.pt"))
+    assert outcome.code == 2 and Path("x/config.yaml").exists()
+
+
+def test_ctrl_c_is_no_traceback(start: Callable[..., Outcome]) -> None:
+    outcome = start("model=detr", job=fail(KeyboardInterrupt()))
+    assert outcome.code == 130 and outcome.err.count("\n") == 1
+
+
+def test_a_defect_keeps_its_traceback(start: Callable[..., Outcome]) -> None:
+    with pytest.raises(ZeroDivisionError):
+        start("model=detr", job=fail(ZeroDivisionError()))
+
+
+def test_a_later_rank_makes_no_folder(start: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("RANK", "1"), ("LOCAL_RANK", "1"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    assert start("model=detr", "run_dir=x").folders == [None]
+    assert os.listdir() == []
+    assert start("model=det").err == ""  # rank 0 says it
+    assert start("model=detr", job=fail(UserError("No memory."))).err == "rank 1: No memory.\n"
+    assert start("-m", "model=detr", "seed=1,2").code == 2
+
+
+def test_sweeps_are_refused_under_torchrun(start: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert sentence(start("-m", "model=detr", "seed=1,2")).startswith("-m does not work under torchrun")
+
+
+# Sweeps; those with other launchers and with stops are in test_sweep.py.
+
+
+def readable(folder: Path | None) -> str:
+    """A run's folder without the hash at its end."""
+    assert folder is not None and re.fullmatch(r"[\w.+-]+-[0-9a-f]{8}", folder.name), folder
+    return folder.name[:-9]
+
+
+def finish(config: dict[str, Any], folder: Path) -> float:
+    """A job that ends well."""
+    numbers = {"val/AP": 0.5 + config["seed"], "goal": "val/AP", "direction": "maximize"}
+    (folder / "results.json").write_text(json.dumps(numbers))
+    return 0.5
+
+
+def test_a_sweep_takes_models_keys_and_fixed_keys_beside_them(start: Callable[..., Outcome]) -> None:
+    outcome = start(
+        *("-m", "model=detr,detr_r50", "optimizer.lr=1e-3,1e-4", "model.heads=2", "data.root=a (b), c", "data=shapes"),
+        *("trainer.epochs=null", "trainer.steps=7"),
+        job=finish,
+    )
+    assert outcome.code == 0, outcome.err
+    assert {(c["trainer"]["epochs"], c["trainer"]["steps"]) for c in outcome.configs} == {(None, 7)}
+    got = [(c["model"]["width"], c["optimizer"]["lr"], c["model"]["heads"], c["data"]["root"]) for c in outcome.configs]
+    assert got == [(width, lr, 2, "a (b), c") for width in (128, 256) for lr in (1e-3, 1e-4)]
+    names = [readable(folder) for folder in outcome.folders]
+    assert names == ["detr-lr_0.001", "detr-lr_0.0001", "detr_r50-lr_0.001", "detr_r50-lr_0.0001"]
+    assert {folder.parent.parent for folder in outcome.folders if folder} == {Path("runs/sweeps")}
+    made = {name for folder in outcome.folders if folder for name in os.listdir(folder)}
+    assert made == {"config.yaml", "results.json", ".lock"}
+
+
+def test_a_sweep_takes_experiments_ranges_and_lists(start: Callable[..., Outcome]) -> None:
+    line = ("-m", "experiment=detr_r50_coco_300", "seed=range(2)", "optimizer.betas=[0.9,0.9],[0.8,0.9]")
+    outcome = start(*line, job=finish)
+    got = [(c["seed"], c["optimizer"]["betas"][0]) for c in outcome.configs]
+    assert got == [(0, 0.9), (0, 0.8), (1, 0.9), (1, 0.8)]
+    names = [readable(folder) for folder in outcome.folders]
+    assert names == [f"detr_r50_coco_300-seed_{seed}" for seed in (0, 0, 1, 1)], "a list makes no good name"
+
+
+@pytest.mark.parametrize(("error", "code"), [(UserError("Seed 1 is unlucky."), 2), (ZeroDivisionError("oh"), 1)])
+def test_a_failing_run_does_not_stop_the_others(start: Callable[..., Outcome], error: Exception, code: int) -> None:
+    def job(config: dict[str, Any], folder: Path) -> float:
+        if config["seed"] == 1:
+            raise error
+        return finish(config, folder)
+
+    outcome = start("-m", "model=detr", "seed=0,1,2", job=job)
+    assert outcome.code == code and [config["seed"] for config in outcome.configs] == [0, 1, 2]
+    assert f"{outcome.folders[1]}: " in outcome.err and str(error) in outcome.err and "1 of the runs in" in outcome.err
+    assert ("Traceback" in outcome.err) == (code == 1)
+    states = [line.split()[1:] for line in outcome.out.splitlines() if line.startswith("detr-seed_")]
+    assert states == [["done", "0.5000"], ["refused" if code == 2 else "failed", "-"], ["done", "2.5000"]]
+
+
+def test_the_same_sweep_again_leaves_out_what_is_done_and_goes_on_with_the_rest(start: Callable[..., Outcome]) -> None:
+    def job(config: dict[str, Any], folder: Path) -> float | None:
+        return None if config["seed"] == 1 and len(folders) < 3 else finish(config, folder)
+
+    folders: list[Path | None] = []
+    line = ["-m", "model=detr", "seed=0,1,2", "data.root=a b"]
+    first = start(*line, job=job)
+    folders = first.folders
+    assert first.code == 1 and "1 of the runs" in first.err
+    again = shlex.split(first.err.rpartition("To go on: python train.py ")[2])
+    assert again[:-1] == line and again[-1].startswith("sweep_dir=runs/sweeps/")
+    second = start(*again, job=job)
+    assert second.code == 0 and second.folders == [folders[1]] and second.configs[0]["resume"] == "auto"
+    third = start(*again, job=job)
+    assert third.code == 0 and not third.configs and "3 runs in" in third.out and "3 of them done before" in third.out
+
+
+def test_a_wider_sweep_finds_the_runs_of_a_narrower_one(start: Callable[..., Outcome]) -> None:
+    assert start("-m", "model=detr", "seed=1", "sweep_dir=x", job=finish).code == 0
+    (folder,) = Path("x").glob("detr-*")
+    outcome = start("-m", "model=vit,detr", "seed=1,0", "sweep_dir=x", "trainer.workers=5", job=finish)
+    names = [readable(place) for place in outcome.folders]
+    assert names == ["vit-seed_1", "vit-seed_0", "detr-seed_0"] and folder.exists()
+
+
+def test_combinations_that_are_the_same_run_are_done_once(start: Callable[..., Outcome]) -> None:
+    outcome = start("-m", "model=detr", "trainer.log_every=5,7", "optimizer.lr=1e-3,0.001", job=finish)
+    assert outcome.code == 0 and len(outcome.configs) == 1 and outcome.out.count("are the same run") == 3
+
+
+def test_a_launcher_that_is_not_installed_is_named_with_the_line_that_installs_it(
+    start: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "EXTRAS", ("ray",))
+    said = sentence(start("-m", "model=detr", "seed=0,1", "hydra/launcher=ray"))
+    assert said == 'hydra/launcher=ray is not installed: pip install -e ".[sweeps]".'
+
+
+def test_a_stop_ends_the_sweep_and_says_how_it_goes_on(start: Callable[..., Outcome]) -> None:
+    outcome = start("-m", "model=detr", "seed=0,1", job=fail(Stopped(["SIGTERM"], "after step 3")))
+    assert outcome.code == 143 and len(outcome.configs) == 1
+    assert "To go on: python train.py -m model=detr seed=0,1 sweep_dir=runs/sweeps/" in outcome.err
+
+
+# evaluate.py and predict.py.
+
+
+def trained(start: Callable[..., Outcome], *arguments: str) -> dict[str, Any]:
+    """The config that a checkpoint of a run with these arguments holds."""
+    Path("a file.pt").write_text("")
+    return start("model=detr", *arguments).configs[0]
+
+
+def test_a_checkpoints_config_is_the_base_of_the_command_line(start: Callable[..., Outcome]) -> None:
+    config = trained(start, "model.width=64", "seed=5", "trainer.precision=bf16", "data.image_size=96")
+    outcome = start(
+        *("checkpoint=a file.pt", "trainer.workers=3", "details=true"), door="evaluate", base=lambda file: config
+    )
+    got = outcome.configs[0]
+    assert {**got["trainer"], "workers": 0} == config["trainer"] and got["trainer"]["workers"] == 3
+    assert all(got[part] == config[part] for part in ("seed", "model", "data", "task", "optimizer", "schedule"))
+    assert (got["checkpoint"], got["split"], got["details"]) == ("a file.pt", "test", True)
+    assert not {"run_dir", "resume"} & {*got}
+
+
+def test_groups_replace_parts_of_a_checkpoints_config(start: Callable[..., Outcome]) -> None:
+    config = trained(start, "model.width=64")
+    arguments = ("data=coco", "checkpoint=a file.pt", "data.root=x")
+    got = start(*arguments, door="evaluate", base=lambda file: config).configs[0]
+    assert got["data"]["_target_"] == "detr.data.coco.Coco" and got["model"]["width"] == 64
+
+
+def test_a_misspelt_key_is_refused_on_top_of_a_checkpoint(start: Callable[..., Outcome]) -> None:
+    config = trained(start)
+
+    def said(*arguments: str, door: str = "evaluate") -> str:
+        outcome = start("checkpoint=a file.pt", *arguments, door=door, base=lambda file: config)
+        assert outcome.code == 2
+        return outcome.err.strip()
+
+    assert said("splitt=val") == "splitt is not a key of this config; did you mean split?"
+    assert said("model.widht=1") == "model.widht is not a key of this config; did you mean model.width?"
+    assert said("split=vall").startswith("split=vall: expected train, val or test; did you mean val?")
+    assert said("run_dir=x").startswith("run_dir is not a key")
+    assert said("-m", "split=val,test").startswith("-m sweeps are for train.py")
+    assert said("threshhold=1", "input=x", door="predict").endswith("did you mean threshold?")
+    assert said(door="predict").startswith("input has no value: give input=, text.")
+
+
+def test_prediction_options_have_short_names(start: Callable[..., Outcome]) -> None:
+    config = trained(start)
+    arguments = ("checkpoint=a file.pt", "input=photo (1), a=b.jpg", "threshold=0.25")
+    got = start(*arguments, door="predict", base=lambda file: config).configs[0]
+    assert got["task"]["predict"]["threshold"] == 0.25 and got["input"] == "photo (1), a=b.jpg"
+
+
+def test_a_checkpoint_without_a_config_needs_a_model(start: Callable[..., Outcome]) -> None:
+    Path("detr.pth").write_text("")
+    said = start("checkpoint=detr.pth", door="evaluate", base=lambda file: {}).err
+    assert said.startswith("evaluate.py needs model=NAME (the checkpoint does not say which); there are detr,")
+    outcome = start("checkpoint=detr.pth", "model=detr_r50", "data.root=x", door="evaluate", base=lambda file: {})
+    assert outcome.configs[0]["model"]["backbone"]["name"] == "resnet50"
+
+
+def test_a_checkpoint_must_be_named_and_exist(start: Callable[..., Outcome]) -> None:
+    assert sentence(start(door="evaluate", base=dict)).startswith("evaluate.py needs checkpoint=FILE")
+    missing = start("checkpoint=no.pt", door="evaluate", base=dict)
+    assert sentence(missing) == "checkpoint=no.pt: there is no such file."
+
+
+def test_a_strangers_config_is_refused_whatever_it_trusts(start: Callable[..., Outcome]) -> None:
+    def said(**changes: Any) -> str:
+        outcome = start("checkpoint=a file.pt", door="evaluate", base=lambda file: {**config, **changes})
+        assert outcome.code == 2 and not outcome.configs, outcome.err
+        return outcome.err
+
+    config = trained(start)
+    evil = {"_target_": "os.system", "command": "true"}
+    assert "model._target_=os.system: expected a class of detr" in said(model=evil, trust=["os"])
+    assert "holds an interpolation" in said(data={**config["data"], "root": "${oc.env:HOME}"})
+    assert "data.defaults is not a key" in said(data={**config["data"], "defaults": ["/model: detr"]})
+    assert "task._target_=null" in said(task=None)
+    assert "seed=a: expected" in said(seed="a")
+
+
+def test_quotes_go_around_paths_alone() -> None:
+    assert compose.quote("optimizer.lr=1e-3") == "optimizer.lr=1e-3"
+    assert compose.quote("data.root='a'") == "data.root='a'"
+    assert compose.quote("data.root=choice(a,b)") == "data.root=choice(a,b)"
+    assert compose.quote("+data.root=a b") == "+data.root='a b'"
+    assert compose.quote("my_dir=a b") == "my_dir='a b'"
+    assert compose.quote("model.blocks.drop_path=0.1,2e-1") == "model.blocks.drop_path=0.1,2e-1", "a number"
+    assert compose.quote("data.root=2024") == "data.root='2024'", "a folder"
+    assert compose.quote("data.train=a b") == "data.train='a b'"
+    assert compose.quote("data.train={images: a, annotations: b}") == "data.train={images: a, annotations: b}"

@@ -1,0 +1,237 @@
+"""Order, cutting and sharing are pure functions of (seed, epoch, position)."""
+
+import numpy as np
+import pytest
+import torch
+
+from common.data import batching
+from common.data.batching import Order, cut, share
+from common.errors import UserError
+from common.machine.seeds import mix
+
+
+class Numbers:
+    """Samples that are their index and a random number."""
+
+    batch_size = 4
+
+    def __init__(self, count: int, costs: list[int] | None = None):
+        self.costs = costs or [1] * count
+
+    def count(self, split):
+        return len(self.costs)
+
+    def cost(self, split):
+        return self.costs
+
+    def sample(self, split, index, generator):
+        if index == 99:
+            raise UserError("sample 99 is broken.")
+        return {"id": index, "value": None if generator is None else float(torch.rand((), generator=generator))}
+
+    def collate(self, samples):
+        return {"ids": [s["id"] for s in samples], "values": [s["value"] for s in samples]}
+
+
+def steps(data, *, start=0, stop, rank=0, world=1, workers=0, micro_batch=None, seed=0):
+    order = Order(data.costs, data.batch_size, seed)
+    options = {"micro_batch": micro_batch, "rank": rank, "world": world, "workers": workers, "pin": False}
+    return [
+        (epoch, [(batch["ids"], batch["values"]) for batch in batches])
+        for epoch, batches in batching.steps(data, order, start=start, stop=stop, **options)
+    ]
+
+
+def test_every_sample_comes_once_an_epoch_but_for_a_last_batch_that_is_not_full():
+    seen = [i for _, batches in steps(Numbers(22), stop=5) for ids, _ in batches for i in ids]
+    assert len(seen) == len(set(seen)) == 20
+
+
+def test_a_set_smaller_than_a_batch_is_one_batch():
+    assert sorted(steps(Numbers(3), stop=1)[0][1][0][0]) == [0, 1, 2]
+
+
+def test_epochs_and_seeds_are_shuffled_differently():
+    first, second = (Order([1] * 50, 50, 0).epoch(n)[0] for n in (0, 1))
+    assert first != second and sorted(first) == sorted(second)
+    assert Order([1] * 50, 50, 1).epoch(0)[0] not in (first, second)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_order_and_augmentation_do_not_depend_on_where_a_run_goes_on_or_on_workers(workers):
+    data = Numbers(22)
+    whole = steps(data, stop=13)
+    assert steps(data, start=7, stop=13, workers=workers) == whole[7:]
+    assert whole[0][1][0][1] != whole[5][1][0][1], "a sample is augmented anew in the next epoch"
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 5])
+def test_ranks_share_each_global_batch_without_overlap(world):
+    data = Numbers(22)
+    whole = steps(data, stop=6)
+    parts = [steps(data, stop=6, rank=rank, world=world, micro_batch=1) for rank in range(world)]
+    for number, (epoch, batches) in enumerate(whole):
+        dealt = [pair for part in parts for ids, values in part[number][1] for pair in zip(ids, values, strict=True)]
+        assert dealt == [*zip(*batches[0], strict=True)]
+        assert all(part[number][0] == epoch for part in parts)
+
+
+def test_batches_weigh_samples_times_the_heaviest():
+    costs = [2, 3, 9, 1, 1, 30, 4]
+    batches = cut(range(7), costs, 10)
+    assert batches == [[0, 1], [2], [3, 4], [5], [6]]
+
+
+def test_micro_batches_keep_the_order():
+    assert cut([5, 3, 1, 0, 2], [1] * 6, 2) == [[5, 3], [1, 0], [2]]
+    assert share([7, 8, 9], 1, 2) == [8, 9] and share([7], 0, 2) == []
+
+
+def test_evaluation_deals_whole_batches_and_every_sample_once():
+    data = Numbers(11)
+    for world in (1, 2, 3, 7):
+        batches = [
+            [*batching.evaluation(data, "val", batch_size=2, rank=rank, world=world, workers=0)]
+            for rank in range(world)
+        ]
+        ids = [batch["ids"] for of_rank in batches for batch in of_rank]
+        assert sorted(ids) == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9], [10]]
+    assert batches[0][0]["values"] == [None, None], "evaluation is not augmented"
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_evaluation_deals_every_sentence_once_and_the_longest_first(world):
+    """By hand: two of at most 10 or three of at most 6 fit into 20 tokens; equals stay in their order."""
+    costs = [3, 10, 5, 30, 5, 9, 6, 2]
+    ranks = [
+        [
+            batch["ids"]
+            for batch in batching.evaluation(Numbers(8, costs), "val", batch_size=20, rank=r, world=world, workers=0)
+        ]
+        for r in range(world)
+    ]
+    whole = [[3], [1, 5], [6, 2, 4], [0, 7]]
+    assert ranks == [whole[r::world] for r in range(world)]
+    first = batching.evaluation(Numbers(8, costs), "val", batch_size=20, rank=0, world=1, workers=0, limit=2)
+    assert [batch["ids"] for batch in first] == whole[:2]
+
+
+def test_an_empty_split_has_no_batches_to_evaluate():
+    data = Numbers(1)
+    data.costs = []
+    assert not [*batching.evaluation(data, "val", batch_size=2, rank=0, world=1, workers=0)]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_sample_is_one_sentence_from_a_worker_too(workers):
+    data = Numbers(100)
+    with pytest.raises(UserError, match=r"^sample 99 is broken\.$"):
+        [*batching.evaluation(data, "val", batch_size=20, rank=0, world=1, workers=workers)]
+
+
+class Arrays(Numbers):
+    """Batches of all kinds that a data set may make."""
+
+    def collate(self, samples):
+        numbers = np.array([s["value"] for s in samples])
+        return {"ids": [s["id"] for s in samples], "array": numbers, "tensor": torch.tensor(numbers), "word": "train"}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_batch_comes_as_it_was_made(workers):
+    """PyTorch's own collating would make the array a tensor, and pin or move it, though it is meant for the host."""
+    data = Arrays(12)
+    order = Order(data.costs, data.batch_size, 0)
+    options = {"micro_batch": None, "rank": 0, "world": 1, "workers": workers, "pin": False}
+    found = [batches[0] for _, batches in batching.steps(data, order, start=0, stop=3, **options)]
+    assert [{key: type(value) for key, value in batch.items()} for batch in found] == [
+        {"ids": list, "array": np.ndarray, "tensor": torch.Tensor, "word": str}
+    ] * 3
+    assert all(batch["array"].dtype == np.float64 and len(batch["array"]) == 4 for batch in found)
+
+
+def test_nothing_to_train_on_is_said():
+    with pytest.raises(UserError, match="no samples"):
+        Order([], 4, 0)
+
+
+def test_steps_of_epochs_are_counted_for_equal_and_unequal_weights():
+    assert Order([1] * 10, 4, 0).steps(7) == 14
+    order = Order([1, 5, 2, 8, 3, 1, 1, 2] * 4, 10, 0)
+    assert order.steps(5) == sum(len(order.epoch(n)) for n in range(5))
+
+
+@pytest.mark.parametrize(
+    ("count", "cost", "batch_size", "size", "left_out"),
+    [(22, 1, 4, 4, 2), (20, 1, 4, 4, 0), (3, 1, 4, 4, 0), (11, 3, 8, 2, 1), (9, 4, 8, 2, 1), (5, 9, 8, 1, 0)],
+)
+def test_samples_of_equal_weight_are_cut_in_the_order_of_the_permutation(count, cost, batch_size, size, left_out):
+    """The published runs of the images were cut by this rule, and are to be repeated number by number."""
+    order = Order([cost] * count, batch_size, 5)
+    for epoch in (0, 1, 7):
+        drawn = np.random.default_rng(mix(5, "order", epoch)).permutation(count).tolist()
+        expected = [drawn[i : i + size] for i in range(0, count - left_out, size)]
+        assert order.epoch(epoch) == expected
+        assert next(order.after(epoch * len(expected))) == (epoch, expected[0])
+
+
+def lengths_of_sentences(count: int = 3000) -> list[int]:
+    """Long-tailed, as in text: most of 5 to 40 tokens, some of 200."""
+    drawn = np.random.default_rng(0).lognormal(2.8, 0.6, count)
+    return np.clip(drawn, 2, 200).astype(int).tolist()
+
+
+def padded(batches: list[list[int]], costs: list[int]) -> list[int]:
+    return [len(batch) * max(costs[i] for i in batch) for batch in batches]
+
+
+@pytest.mark.parametrize("kind", [list, np.array])
+def test_buckets_hold_every_sentence_once_an_epoch_within_the_limit(kind):
+    costs = lengths_of_sentences()
+    order = Order(kind(costs), 1000, 0)
+    for epoch in range(3):
+        batches = order.epoch(epoch)
+        assert sorted(i for batch in batches for i in batch) == [*range(len(costs))]
+        assert max(padded(batches, costs)) <= 1000
+        assert len(batches) == order.steps(1)
+
+
+def test_buckets_need_far_less_padding_than_a_plain_shuffle():
+    costs = lengths_of_sentences()
+    drawn = np.random.default_rng(1).permutation(len(costs)).tolist()
+    plain, buckets = (
+        1 - sum(costs) / sum(padded(b, costs)) for b in (cut(drawn, costs, 1000), Order(costs, 1000, 0).epoch(0))
+    )
+    assert plain > 0.4 and buckets < 0.03
+
+
+def test_buckets_are_shuffled_and_so_are_sentences_of_one_length():
+    costs = lengths_of_sentences()
+    epochs = [Order(costs, 1000, seed).epoch(epoch) for seed, epoch in ((0, 0), (0, 0), (0, 1), (1, 0))]
+    assert epochs[0] == epochs[1], "a function of seed and epoch"
+    for other in epochs[2:]:
+        assert {*map(frozenset, other)} != {*map(frozenset, epochs[0])}, "other company"
+        assert [costs[batch[0]] for batch in other] != [costs[batch[0]] for batch in epochs[0]], "other order"
+    heaviest = [max(costs[i] for i in batch) for batch in epochs[0]]
+    assert abs(np.corrcoef(heaviest, range(len(heaviest)))[0, 1]) < 0.3, "neither from short to long nor back"
+
+
+def test_buckets_go_on_anywhere_and_are_shared_by_ranks():
+    costs = lengths_of_sentences(90)
+    data = Numbers(90, costs)
+    data.batch_size = 400
+    per_epoch = Order(costs, 400, 0).steps(1)
+    whole = steps(data, stop=2 * per_epoch + 3)
+    assert [epoch for epoch, _ in whole] == [0] * per_epoch + [1] * per_epoch + [2] * 3
+    assert steps(data, start=per_epoch + 2, stop=2 * per_epoch + 3) == whole[per_epoch + 2 :]
+    parts = [steps(data, stop=2 * per_epoch + 3, rank=rank, world=3, micro_batch=100) for rank in range(3)]
+    for number, (_, batches) in enumerate(whole):
+        dealt = [[ids for ids, _ in part[number][1]] for part in parts]
+        assert [i for of_rank in dealt for ids in of_rank for i in ids] == batches[0][0]
+        assert all(len(ids) == 1 or padded([ids], costs)[0] <= 100 for of_rank in dealt for ids in of_rank)
+
+
+def test_the_longest_sentences_are_learnt_though_their_batch_is_not_full():
+    costs = [2] * 10 + [7]
+    batches = Order(costs, 20, 0).epoch(0)
+    assert sorted(map(sorted, batches)) == [[*range(10)], [10]]

@@ -1,0 +1,90 @@
+"""Image files of every mode, broken ones, turned ones, and the images of a folder."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from common.data.images import list_images, read_image
+from common.errors import UserError
+
+
+def test_the_images_of_a_folder_come_in_order_of_their_names(tmp_path: Path):
+    for name in ("b.png", "a.JPG", "notes.txt"):
+        (tmp_path / name).touch()
+    files = list_images(tmp_path)
+    assert [file.name for file in files] == ["a.JPG", "b.png"]
+    assert list_images(files[0]) == files[:1]
+
+
+def test_a_folder_without_images_and_a_missing_one_are_sentences(tmp_path: Path):
+    for missing in (tmp_path / "nothing", tmp_path / "photos/notes"):
+        with pytest.raises(UserError, match=missing.name):
+            list_images(missing)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="holds no image"):
+        list_images(tmp_path / "empty")
+
+
+def test_a_truncated_or_foreign_file_is_named(tmp_path: Path):
+    for ending in ("jpg", "png"):
+        whole = tmp_path / f"whole.{ending}"
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 50, 3), dtype=np.uint8)).save(whole)
+        broken = tmp_path / f"broken.{ending}"
+        broken.write_bytes(whole.read_bytes()[:-800])
+        assert read_image(whole).shape == (3, 50, 50)
+        with pytest.raises(UserError, match=f"broken.{ending} is broken"):
+            read_image(broken)
+    (tmp_path / "text.jpg").write_text("no image")
+    (tmp_path / "empty.jpg").touch()
+    for name in ("text.jpg", "empty.jpg"):
+        with pytest.raises(UserError, match=name):
+            read_image(tmp_path / name)
+    with pytest.raises(UserError, match=r"gone.jpg is missing"):
+        read_image(tmp_path / "gone.jpg")
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "1", "LA", "RGBA", "CMYK", "I;16"])
+def test_images_of_every_mode_become_rgb(mode: str, tmp_path: Path):
+    """Left half dark, right half bright, in every mode."""
+    levels = np.zeros((40, 60), dtype=np.uint8)
+    levels[:, 30:] = 255
+    path = tmp_path / ("image.tif" if mode == "CMYK" else "image.png")
+    if mode == "I;16":
+        Image.fromarray(levels.astype(np.uint16) * 257).save(path)
+    else:
+        Image.fromarray(levels).convert("RGB").convert(mode).save(path)
+    with Image.open(path) as stored:
+        assert stored.mode == mode
+    image = read_image(path, (40, 60))
+    assert image.shape == (3, 40, 60) and image.dtype == torch.uint8
+    assert image[:, :, :30].max() <= 1 and image[:, :, 30:].min() >= 254
+
+
+def test_a_cmyk_jpeg_keeps_its_colours(tmp_path: Path):
+    path = tmp_path / "image.jpg"
+    Image.new("RGB", (60, 40), (200, 100, 50)).convert("CMYK").save(path, quality=95)
+    assert (read_image(path).float().mean(dim=(1, 2)) - torch.tensor([200.0, 100, 50])).abs().max() < 3
+
+
+def test_grey_of_16_bits_keeps_its_middle_levels(tmp_path: Path):
+    Image.fromarray(np.full((4, 4), 100 * 256 + 7, dtype=np.uint16)).save(tmp_path / "grey.png")
+    assert read_image(tmp_path / "grey.png").unique().tolist() == [100]
+
+
+def test_exif_turns_an_image_only_when_the_annotations_are_turned(tmp_path: Path):
+    """60 x 40 stored with "turn by 90 degrees clockwise": its bright top is at the right when upright."""
+    levels = np.zeros((40, 60), dtype=np.uint8)
+    levels[:20] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = tmp_path / "photo.jpg"
+    Image.fromarray(levels).save(path, exif=exif)
+    stored, turned = read_image(path, (40, 60)), read_image(path, (60, 40))
+    assert stored.shape == (3, 40, 60) and stored[:, :16].min() > 200 and stored[:, 24:].max() < 50
+    assert turned.shape == (3, 60, 40) and turned[:, :, 24:].min() > 200 and turned[:, :, :16].max() < 50
+    assert torch.equal(read_image(path), turned)  # a user's picture, which has no annotations
+    with pytest.raises(UserError, match=r"photo.jpg"):
+        read_image(path, (40, 61))

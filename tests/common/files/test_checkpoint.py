@@ -1,0 +1,306 @@
+"""Checkpoint files: what they take, and every kind of damage."""
+
+import argparse
+import os
+import pickle
+import random
+import resource
+import warnings
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from common.errors import UserError
+from common.files import checkpoint
+
+CONTENT = {
+    "weights": {"a": torch.arange(12.0).reshape(3, 4), "b": torch.tensor([1, 2])},
+    "config": {"lr": 1e-3, "name": "x", "on": True, "none": None, "list": [1, (2, "ü")], 7: "int key"},
+    "random": random.Random(0).getstate(),
+    "kind": [torch.bfloat16, torch.device("cuda", 1)],
+}
+
+
+def write(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path
+
+
+def same(one, other) -> bool:
+    if isinstance(one, Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    return one == other
+
+
+def good_bytes(folder: Path) -> bytes:
+    checkpoint.save(folder / "good.pt", CONTENT)
+    return (folder / "good.pt").read_bytes()
+
+
+def test_what_is_saved_comes_back_and_is_known_as_ours(tmp_path):
+    checkpoint.save(tmp_path / "a.pt", CONTENT)
+    content = checkpoint.load(tmp_path / "a.pt")
+    assert checkpoint.is_ours(content)
+    assert same({**CONTENT, "format": "triptych-1"}, content)
+    assert os.listdir(tmp_path) == ["a.pt"]
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (np.float64(0.5), "numpy.float64"),
+        (np.zeros(2), "numpy.ndarray"),
+        (Path("x"), "pathlib.PosixPath"),
+        (argparse.Namespace(a=1), "argparse.Namespace"),
+        ({1, 2}, "builtins.set"),
+    ],
+)
+def test_what_would_not_load_again_is_not_saved_and_is_named(value, kind, tmp_path):
+    checkpoint.save(tmp_path / "a.pt", {"old": 1})
+    with pytest.raises(TypeError, match=rf"content\['metrics'\]\[1\]\['AP'\] is a {kind}"):
+        checkpoint.save(tmp_path / "a.pt", {"metrics": [0, {"AP": value}]})
+    assert checkpoint.load(tmp_path / "a.pt")["old"] == 1
+
+
+def test_two_saves_of_the_same_content_are_the_same_bytes(tmp_path):
+    checkpoint.save(tmp_path / "a.pt", CONTENT)
+    first = (tmp_path / "a.pt").read_bytes()
+    checkpoint.save(tmp_path / "a.pt", CONTENT)
+    assert (tmp_path / "a.pt").read_bytes() == first
+
+
+def test_a_full_disk_leaves_the_old_file_and_the_next_save_works(tmp_path):
+    checkpoint.save(tmp_path / "a.pt", {"old": 1})
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, limit[1]))
+    try:
+        with pytest.raises(OSError):
+            checkpoint.save(tmp_path / "a.pt", {"new": torch.zeros(1_000_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert os.listdir(tmp_path) == ["a.pt"] and checkpoint.load(tmp_path / "a.pt")["old"] == 1
+    checkpoint.save(tmp_path / "a.pt", {"new": 2})
+    assert checkpoint.load(tmp_path / "a.pt")["new"] == 2
+
+
+def test_the_new_file_is_on_the_disk_before_it_replaces_the_old_one(tmp_path, monkeypatch):
+    calls = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: (calls.append("fsync"), fsync(handle)))
+    monkeypatch.setattr(os, "replace", lambda *paths: (calls.append("replace"), replace(*paths)))
+    checkpoint.save(tmp_path / "a.pt", CONTENT)
+    assert calls == ["fsync", "replace", "fsync"]  # file, name, folder
+
+
+DAMAGE = {
+    "empty": (lambda good: b"", "is empty"),
+    "text": (lambda good: b"hello, this is some text\n" * 9, "is no PyTorch checkpoint"),
+    "page": (lambda good: b"<!DOCTYPE html><html>404</html>", "is no PyTorch checkpoint"),
+    "pointer": (lambda good: b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 9\n", "git lfs pull"),
+    "half": (lambda good: good[: len(good) // 2], "is damaged"),
+    "cut": (lambda good: good[:-1], "is damaged"),
+    "zeroed": (lambda good: bytes(len(good)), "is no PyTorch checkpoint"),
+    "zeroed start": (lambda good: bytes(512) + good[512:], "is no PyTorch checkpoint"),
+    "zeroed middle": (lambda good: good[:700] + bytes(300) + good[1000:], "is damaged"),
+    "list": (lambda good: pickle.dumps([1, 2]), "is no PyTorch checkpoint"),
+    "one byte": (lambda good: good[:4], "is damaged"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damage_is_one_sentence_with_file_reason_and_remedy(name, tmp_path):
+    damage, reason = DAMAGE[name]
+    path = write(tmp_path / "my file.pt", damage(good_bytes(tmp_path)))
+    with warnings.catch_warnings(), pytest.raises(UserError) as caught:
+        warnings.simplefilter("error")
+        checkpoint.load(path)
+    text = str(caught.value)
+    assert text.startswith(str(path)) and reason in text and text.endswith(".") and "\n" not in text
+    assert any(remedy in text for remedy in ("copy or download it again", "git lfs pull", "give another file"))
+
+
+def test_no_flipped_byte_goes_unnoticed(tmp_path):
+    """A flip either is refused, or lies in padding and dates, where it changes nothing."""
+    good = good_bytes(tmp_path)
+    expected = checkpoint.load(tmp_path / "good.pt")
+    refused = 0
+    for position in range(0, len(good), 13):
+        flipped = bytearray(good)
+        flipped[position] ^= 0x55
+        path = write(tmp_path / "flipped.pt", bytes(flipped))
+        try:
+            assert same(checkpoint.load(path), expected)
+        except UserError:
+            refused += 1
+    assert refused > 0.5 * len(good) / 13
+    start = good.index(CONTENT["weights"]["a"].numpy().tobytes())
+    flipped = bytearray(good)
+    flipped[start + 5] ^= 1
+    with pytest.raises(UserError, match="checksum"):
+        checkpoint.load(write(tmp_path / "flipped.pt", bytes(flipped)))
+
+
+def test_a_missing_file_a_folder_and_a_foreign_zip_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"nothing\.pt does not exist"):
+        checkpoint.load(tmp_path / "nothing.pt")
+    with pytest.raises(UserError, match="is a folder"):
+        checkpoint.load(tmp_path)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("page.xml", "text")
+    with pytest.raises(UserError, match="is a zip file but no PyTorch checkpoint"):
+        checkpoint.load(tmp_path / "a.zip")
+    torch.save([torch.zeros(1)], tmp_path / "list.pt")
+    with pytest.raises(UserError, match="holds a list"):
+        checkpoint.load(tmp_path / "list.pt")
+
+
+def test_a_file_of_a_newer_version_is_not_taken_for_a_foreign_one(tmp_path):
+    torch.save({"format": "triptych-2"}, tmp_path / "a.pt")
+    with pytest.raises(UserError, match="triptych-2"):
+        checkpoint.load(tmp_path / "a.pt")
+
+
+class Malicious:
+    """Makes a file when it is unpickled by pickle itself."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return (os.mkdir, (str(self.path),))
+
+
+@pytest.mark.parametrize("kind", ["zip", "old", "pickle"])
+def test_a_malicious_pickle_is_refused_and_nothing_is_executed(kind, tmp_path):
+    content = {"model": {"a": torch.zeros(2)}, "args": Malicious(tmp_path / "executed")}
+    if kind == "pickle":
+        write(tmp_path / "a.pt", pickle.dumps(content["args"]))
+    else:
+        torch.save(content, tmp_path / "a.pt", _use_new_zipfile_serialization=kind == "zip")
+    with pytest.raises(UserError, match=r"a\.pt (holds posix.mkdir.*nothing was executed|is no PyTorch checkpoint)"):
+        checkpoint.load(tmp_path / "a.pt")
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_foreign_files_with_a_namespace_load_in_both_serialisations(zipped, tmp_path):
+    content = {"model": CONTENT["weights"], "args": argparse.Namespace(lr=1e-4, masks=False)}
+    torch.save(content, tmp_path / "detr.pth", _use_new_zipfile_serialization=zipped)
+    loaded = checkpoint.load(str(tmp_path / "detr.pth"))
+    assert same(loaded["model"], content["model"]) and loaded["args"] == content["args"]
+    assert not checkpoint.is_ours(loaded)
+    assert argparse.Namespace not in torch.serialization.get_safe_globals()  # allowed for that one load only
+
+
+def test_an_old_file_cut_short_is_refused(tmp_path):
+    torch.save({"model": CONTENT["weights"]}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    data = (tmp_path / "old.pth").read_bytes()
+    for length in (10, len(data) // 2, len(data) - 5):
+        with pytest.raises(UserError, match="damaged"):
+            checkpoint.load(write(tmp_path / "cut.pth", data[:length]))
+
+
+ARRAYS = {
+    "block/kernel": np.arange(12, dtype=np.float32).reshape(3, 4),
+    "columns first": np.asfortranarray(np.arange(6, dtype=np.float64).reshape(2, 3)),
+    "high byte first": np.array([1.5, -2.0], dtype=">f4"),
+    "half": np.array([[0.5]], dtype=np.float16),
+    "count": np.array(7, dtype=np.int64),
+}
+
+
+def test_an_npz_comes_as_a_flat_dict_of_tensors(tmp_path):
+    np.savez(tmp_path / "a.npz", **ARRAYS)
+    with open(tmp_path / "by content.pt", "wb") as file:
+        np.savez_compressed(file, **ARRAYS)
+    for name in ("a.npz", "by content.pt"):
+        content = checkpoint.load(tmp_path / name)
+        assert list(content) == list(ARRAYS) and not checkpoint.is_ours(content)
+        for key, array in ARRAYS.items():
+            assert content[key].shape == array.shape and content[key].tolist() == array.tolist()
+        assert [str(value.dtype) for value in content.values()] == [
+            f"torch.{kind}" for kind in ("float32", "float64", "float32", "float16", "int64")
+        ]
+
+
+def test_two_bytes_without_a_meaning_are_bfloat16(tmp_path):
+    """Written out by hand: bfloat16 is the upper half of a float32."""
+    values = np.array([[1.0, -2.5, 3e38], [0.0, 0.15625, -1e-30]], dtype=np.float32)
+    halves = (values.view(np.uint32) >> 16).astype(np.uint16)
+    np.savez(tmp_path / "a.npz", bf16=halves.view("V2"), scalar=halves[0, 1].view("V2"))
+    content = checkpoint.load(tmp_path / "a.npz")
+    assert content["bf16"].dtype == content["scalar"].dtype == torch.bfloat16 and content["scalar"].shape == ()
+    expected = (halves.astype(np.uint32) << 16).view(np.float32)
+    assert content["bf16"].float().tolist() == expected.tolist() and content["scalar"] == -2.5
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_an_npz_with_pickles_is_refused_and_nothing_is_executed(first, tmp_path):
+    objects = {"objects": np.array([Malicious(tmp_path / "executed")], dtype=object)}
+    np.savez(tmp_path / "a.npz", **({**objects, **ARRAYS} if first else {**ARRAYS, **objects}))
+    with pytest.raises(
+        UserError, match=r"a\.npz holds pickled objects \(objects\), .*nothing was executed, give a file"
+    ):
+        checkpoint.load(tmp_path / "a.npz")
+    assert not (tmp_path / "executed").exists()
+    np.load(tmp_path / "a.npz", allow_pickle=True)["objects"]
+    assert (tmp_path / "executed").exists(), "the file would have done it"
+
+
+def test_an_npz_of_words_is_refused_by_their_name(tmp_path):
+    np.savez(tmp_path / "a.npz", weights=np.zeros(2), words=np.array(["a", "b"]))
+    with pytest.raises(UserError, match=r"a\.npz holds words, which is no array of numbers .*; give a file of plain"):
+        checkpoint.load(tmp_path / "a.npz")
+
+
+def test_safetensors_come_as_a_dict_whatever_the_ending(tmp_path):
+    tensors = {"a.weight": torch.randn(3, 4), "b": torch.tensor([1, 2]), "c": torch.ones(2, dtype=torch.bfloat16)}
+    safetensors.torch.save_file(tensors, tmp_path / "a.safetensors", metadata={"format": "pt"})
+    write(tmp_path / "b.pt", (tmp_path / "a.safetensors").read_bytes())
+    for name in ("a.safetensors", "b.pt"):
+        content = checkpoint.load(tmp_path / name)
+        assert same(tensors, dict(sorted(content.items()))) and not checkpoint.is_ours(content)
+        assert all(content[key].dtype == tensors[key].dtype for key in tensors)
+
+
+FOREIGN = {
+    "npz": lambda path: np.savez(path, **ARRAYS),
+    "safetensors": lambda path: safetensors.torch.save_file({"a": torch.randn(50), "b": torch.randn(50)}, path),
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_a_foreign_file_that_is_cut_is_refused_wherever_it_is_cut(kind, tmp_path):
+    whole = tmp_path / f"whole.{kind}"
+    FOREIGN[kind](whole)
+    good = whole.read_bytes()
+    checkpoint.load(whole)
+    for length in (len(good) - 1, len(good) // 2, 100, 20, 9):
+        path = write(tmp_path / f"cut.{kind}", good[:length])
+        with pytest.raises(UserError) as caught:
+            checkpoint.load(path)
+        text = str(caught.value)
+        assert text.startswith(str(path)) and "is damaged" in text and text.endswith("; copy or download it again.")
+        assert "\n" not in text
+
+
+def test_a_flipped_number_in_an_npz_is_noticed(tmp_path):
+    np.savez(tmp_path / "a.npz", a=np.arange(1000.0))
+    flipped = bytearray((tmp_path / "a.npz").read_bytes())
+    flipped[4000] ^= 1
+    with pytest.raises(UserError, match=r"is damaged \(the checksum of a\.npy is wrong\); copy or download it again"):
+        checkpoint.load(write(tmp_path / "flipped.npz", bytes(flipped)))
+
+
+def test_an_npz_or_safetensors_cannot_pass_for_a_checkpoint_of_ours(tmp_path):
+    np.savez(tmp_path / "a.npz", format=np.zeros(1))
+    safetensors.torch.save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors", metadata={"format": "triptych-1"})
+    for name in ("a.npz", "a.safetensors"):
+        assert not checkpoint.is_ours(checkpoint.load(tmp_path / name))

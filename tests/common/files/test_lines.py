@@ -1,0 +1,61 @@
+"""Lines that wait while the disk is full."""
+
+import os
+import resource
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from common.files.lines import Lines
+
+
+@contextmanager
+def room_for(size: int) -> Iterator[None]:
+    """No file may grow beyond so many bytes meanwhile, as when a disk or a quota is full in the middle of a line."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_lines_are_there_as_soon_as_they_are_added(tmp_path: Path) -> None:
+    lines = Lines(tmp_path / "a.txt")
+    assert not (tmp_path / "a.txt").exists(), "no file before the first line"
+    for word in ("eins", "zwölf"):
+        lines.add(word)
+    assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "eins\nzwölf\n"
+    lines.close()
+    lines.add("again")
+    lines.close()
+    assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "eins\nzwölf\nagain\n"
+
+
+def test_what_a_full_disk_refuses_waits_and_comes_whole_and_in_order(tmp_path: Path) -> None:
+    lines = Lines(tmp_path / "a.txt")
+    with room_for(10):
+        lines.add("123456")
+        for word in ("abcdef", "ghijkl"):  # three bytes of the first still fit
+            with pytest.raises(OSError, match="File too large"):
+                lines.add(word)
+        with pytest.raises(OSError):
+            lines.flush()
+        assert (tmp_path / "a.txt").read_text() == "123456\nabc"
+    lines.flush()
+    assert (tmp_path / "a.txt").read_text() == "123456\nabcdef\nghijkl\n"
+    lines.close()
+
+
+def test_a_file_that_cannot_be_opened_is_tried_again(tmp_path: Path) -> None:
+    lines = Lines(tmp_path / "folder" / "a.txt")
+    with pytest.raises(OSError):
+        lines.add("one")
+    os.mkdir(tmp_path / "folder")
+    lines.add("two")
+    assert (tmp_path / "folder/a.txt").read_text() == "one\ntwo\n"

@@ -1,0 +1,198 @@
+"""What a run writes: files for scripts, lines for people, and what is left after a resume."""
+
+import json
+import os
+import sys
+import termios
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from common.errors import Stopped, UserError
+from common.files.log import Log, table
+
+
+def records(path: Path) -> list[dict]:
+    return [json.loads(line, parse_constant=pytest.fail) for line in path.read_text().splitlines()]
+
+
+def run(log: Log, steps: range, evaluate_at: int | None = None) -> None:
+    with log.progress(1000, steps.start) as progress:
+        for step in steps:
+            progress.advance(step + 1)
+            log.numbers(step + 1, {"train/loss": 1 / (step + 1)}, {"images/s": 100.0})
+            if step + 1 == evaluate_at:
+                log.numbers(step + 1, {"val/AP": 0.5})
+
+
+def test_metrics_hold_no_clock_and_are_the_same_bytes_twice(tmp_path):
+    for name in ("a", "b"):
+        with Log(tmp_path / name, True) as log:
+            run(log, range(3), evaluate_at=2)
+    text = (tmp_path / "a" / "metrics.jsonl").read_text()
+    assert text == (tmp_path / "b" / "metrics.jsonl").read_text()
+    assert records(tmp_path / "a" / "metrics.jsonl") == [
+        {"step": 1, "train/loss": 1.0},
+        {"step": 2, "train/loss": 0.5},
+        {"step": 2, "val/AP": 0.5},
+        {"step": 3, "train/loss": 1 / 3},
+    ]
+    timing = records(tmp_path / "a" / "timing.jsonl")
+    assert [record["step"] for record in timing] == [1, 2, 3]
+    assert all(record["time"] > 0 and record["images/s"] == 100 for record in timing)
+
+
+def test_numbers_of_any_kind_stay_valid_json(tmp_path):
+    with Log(tmp_path, True) as log:
+        log.numbers(1, {"a": float("nan"), "b": float("-inf"), "c": -1.0, "d": np.float32(0.5), "e": torch.tensor(2.0)})
+        log.numbers(2, {"f": 7})
+    assert records(tmp_path / "metrics.jsonl") == [
+        {"step": 1, "a": None, "b": None, "c": -1.0, "d": 0.5, "e": 2.0},
+        {"step": 2, "f": 7},
+    ]
+
+
+def test_without_a_terminal_there_are_lines_with_the_time_left_and_no_carriage_return(tmp_path, capfd):
+    with Log(tmp_path, True) as log:
+        log.say("start")
+        run(log, range(3))
+        log.warning("look here.")
+    out, err = capfd.readouterr()
+    assert err == "" and "\r" not in out and "\x1b" not in out
+    lines = out.splitlines()
+    assert lines[0] == "start" and lines[-1] == "Warning: look here."
+    assert lines[1] == "step 1 of 1000: loss 1, images/s 100"
+    assert lines[3].startswith("step 3 of 1000 (00:0") and lines[3].endswith(" left): loss 0.3333, images/s 100")
+    in_file = (tmp_path / "train.log").read_text().splitlines()
+    assert [line[21:] for line in in_file] == lines  # after the date and time
+
+
+def shown_in_a_terminal(folder: Path, columns: int, monkeypatch) -> str:
+    ours, theirs = os.openpty()
+    with open(theirs, "w") as terminal:
+        termios.tcsetwinsize(theirs, (24, columns))
+        monkeypatch.setattr(sys, "stdout", terminal)
+        monkeypatch.setattr(sys, "stderr", terminal)
+        with Log(folder, True) as log:
+            run(log, range(990, 1000), evaluate_at=995)
+        terminal.flush()
+        shown = os.read(ours, 100_000).decode()
+    os.close(ours)
+    return shown
+
+
+def test_in_a_terminal_there_is_a_bar_and_evaluations_are_lines_above_it(tmp_path, monkeypatch):
+    shown = shown_in_a_terminal(tmp_path, 100, monkeypatch)
+    assert "1000/1000" in shown and "loss 0.001" in shown and "\r" in shown
+    assert "step 995: val/AP 0.5\r\n" in shown and "step 996" not in shown
+    assert "step 996: loss" in (tmp_path / "train.log").read_text()
+
+
+def test_a_terminal_that_claims_no_columns_gets_lines(tmp_path, monkeypatch):
+    assert "step 996 of 1000" in shown_in_a_terminal(tmp_path, 0, monkeypatch)
+
+
+def test_a_training_line_is_short_and_the_file_is_complete(tmp_path, capsys):
+    numbers = {f"train/part{i}": float(i) for i in range(30)}
+    with Log(tmp_path, True) as log:
+        log.numbers(1, numbers)
+    assert capsys.readouterr().out == "step 1: part0 0, part1 1, part2 2, part3 3, part4 4, part5 5\n"
+    assert records(tmp_path / "metrics.jsonl") == [{"step": 1, **numbers}]
+
+
+def test_other_ranks_write_nothing_at_all(tmp_path, capfd):
+    with Log(tmp_path / "run", False) as log:
+        run(log, range(3), evaluate_at=2)
+        log.say("a")
+        log.table("b", [["c"], [1]])
+        log.pictures("d", torch.zeros(1, 3, 4, 4, dtype=torch.uint8), 1)
+        log.flush()
+    assert not (tmp_path / "run").exists() and capfd.readouterr() == ("", "")
+
+
+def test_without_a_folder_there_is_only_the_console(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with Log(None, True) as log:
+        log.numbers(1, {"test/AP": 0.25})
+        log.cut_back(1)
+        log.flush()
+    assert capsys.readouterr().out == "step 1: test/AP 0.25\n" and os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("torn", ['{"step": 3, "train/lo', '{"step": 3, "train/loss": 1}'])
+def test_cutting_back_leaves_what_the_unbroken_run_had(torn, tmp_path):
+    with Log(tmp_path, True) as log:
+        run(log, range(10), evaluate_at=4)
+    whole = (tmp_path / "metrics.jsonl").read_text()
+    for name in ("metrics.jsonl", "timing.jsonl"):
+        with open(tmp_path / name, "a") as file:
+            file.write(torn)  # by a kill, and with a step that would stay
+    with Log(tmp_path, True) as log:
+        log.warning("going on from an older checkpoint.")
+        log.cut_back(6)
+        assert [record["step"] for record in records(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 4, 5, 6]
+        assert [record["step"] for record in records(tmp_path / "timing.jsonl")] == [1, 2, 3, 4, 5, 6]
+        run(log, range(6, 10))
+    assert (tmp_path / "metrics.jsonl").read_text() == whole
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_step_whose_evaluation_comes_again_keeps_only_its_training_line(tmp_path):
+    with Log(tmp_path, True) as log:
+        run(log, range(4), evaluate_at=2)
+    whole = (tmp_path / "metrics.jsonl").read_text()
+    with Log(tmp_path, True) as log:
+        log.cut_back(2, evaluated=False)
+        assert [list(record) for record in records(tmp_path / "metrics.jsonl")] == [["step", "train/loss"]] * 2
+        log.numbers(2, {"val/AP": 0.5})
+        run(log, range(2, 4))
+    assert (tmp_path / "metrics.jsonl").read_text() == whole
+
+
+def test_tensorboard_shows_numbers_and_pictures_and_no_step_twice_after_a_resume(tmp_path):
+    with Log(tmp_path, True) as log:
+        run(log, range(5), evaluate_at=2)
+        log.numbers(3, {"val/bad": float("nan")})
+        log.pictures("val", torch.zeros(2, 3, 8, 8, dtype=torch.uint8), 2)
+    with Log(tmp_path, True) as log:
+        log.cut_back(3)
+        run(log, range(3, 5))
+        log.close()
+        run(log, range(5, 6))  # opened again, with nothing more to cut
+    board = EventAccumulator(str(tmp_path)).Reload()
+    assert [event.step for event in board.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
+    assert board.Scalars("val/AP")[0].value == 0.5 and board.Scalars("timing/images/s")[0].value == 100
+    assert "val/bad" not in board.Tags()["scalars"] and board.Tags()["images"] == ["val"]
+
+
+def test_a_traceback_ends_in_the_log_and_a_users_mistake_as_its_sentence(tmp_path):
+    with pytest.raises(ZeroDivisionError), Log(tmp_path, True):
+        _ = 1 / 0
+    text = (tmp_path / "train.log").read_text()
+    assert "Traceback (most recent call last)" in text and "_ = 1 / 0" in text
+    with pytest.raises(UserError), Log(tmp_path / "b", True):
+        raise UserError("the file x is empty.")
+    assert (tmp_path / "b" / "train.log").read_text()[21:] == "the file x is empty.\n"
+
+
+def test_a_table_is_aligned():
+    rows = [["class", "AP", "images"], ["a circle", 0.51234, 12], ["b", float("nan"), 3], ["all", -1.0, 15]]
+    assert table("Results", rows) == "\n".join(
+        [
+            "Results",
+            "class          AP  images",
+            "--------  -------  ------",
+            "a circle   0.5123      12",
+            "b               -       3",
+            "all       -1.0000      15",
+        ]
+    )
+
+
+def test_a_stop_ends_the_log_with_its_sentence_and_no_traceback(tmp_path):
+    with pytest.raises(Stopped), Log(tmp_path, True):
+        raise Stopped(["SIGUSR1"], "after step 3 of 9")
+    assert (tmp_path / "train.log").read_text().splitlines()[-1].endswith("Stopped by SIGUSR1 after step 3 of 9.")

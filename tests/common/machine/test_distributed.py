@@ -1,0 +1,112 @@
+"""What ranks tell each other, in real processes; and what a process that is alone answers at once."""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ranks import each
+from torch import nn
+
+from common.errors import UserError
+from common.machine import distributed
+
+
+def told() -> dict[str, Any]:
+    """What this rank hears when each says its own number."""
+    rank, world = distributed.rank(), distributed.world_size()
+    rows = [(sample, f"of {rank}") for sample in range(rank, 7, world)]
+    return {
+        "flags": [distributed.any_(rank == one) for one in range(world)],
+        "no flag": distributed.any_(False),
+        "gathered": distributed.gather({"rank": rank}),
+        "broadcast": distributed.broadcast(f"from {rank}"),
+        "sum": float(distributed.sum_(torch.tensor(float(rank)))),
+        "samples": distributed.gather_samples(rows, 7),
+        "main": distributed.is_main(),
+    }
+
+
+@pytest.mark.slow
+def test_every_rank_hears_what_each_says(tmp_path: Path) -> None:
+    for rank, heard in enumerate(each(tmp_path, 3, told)):
+        assert heard["flags"] == [True] * 3 and heard["no flag"] is False
+        assert heard["gathered"] == [{"rank": 0}, {"rank": 1}, {"rank": 2}]
+        assert heard["broadcast"] == "from 0" and heard["sum"] == 3
+        assert heard["samples"] == [(sample, f"of {sample % 3}") for sample in range(7)]
+        assert heard["main"] == (rank == 0)
+
+
+def test_a_process_that_is_alone_answers_itself() -> None:
+    assert distributed.any_(True) and not distributed.any_(False)
+    assert distributed.gather("x") == ["x"] and distributed.broadcast("x") == "x"
+    assert float(distributed.sum_(torch.tensor(2.0))) == 2
+    assert distributed.gather_samples([(1, "b"), (0, "a")], 2) == [(0, "a"), (1, "b")]
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected", "words"),
+    [([(0,), (1,), (0,)], 2, "more than once: [0]"), ([(0,), (2,)], 3, "2 of 3 samples were evaluated")],
+)
+def test_a_sample_that_is_counted_twice_or_never_stops_the_evaluation(rows, expected, words) -> None:
+    with pytest.raises(AssertionError) as error:
+        distributed.gather_samples(rows, expected)
+    assert words in str(error.value)
+
+
+def joined() -> list[list[float] | None]:
+    """The gradients of three parameters: one that all ranks used, one that only the last used, one that none did."""
+    everybody, last, nobody = (nn.Parameter(torch.ones(2)) for _ in range(3))
+    everybody.grad = torch.tensor([1.0, 10.0]) * (distributed.rank() + 1)
+    if distributed.rank() == distributed.world_size() - 1:
+        last.grad = torch.tensor([5.0, 7.0])
+    distributed.join_gradients([everybody, last, nobody])
+    return [None if p.grad is None else p.grad.tolist() for p in (everybody, last, nobody)]
+
+
+@pytest.mark.slow
+def test_gradients_are_sums_and_a_parameter_that_no_rank_used_has_none(tmp_path: Path) -> None:
+    assert each(tmp_path, 3, joined) == [[[6.0, 60.0], [5.0, 7.0], None]] * 3
+
+
+def waited() -> float:
+    """Seconds until a rank gives up waiting for the last one, which is busy."""
+    start = time.monotonic()
+    if distributed.rank() == distributed.world_size() - 1:
+        time.sleep(8)
+    else:
+        with pytest.raises(RuntimeError):
+            distributed.any_(False)
+    return time.monotonic() - start
+
+
+@pytest.mark.slow
+def test_waiting_for_a_rank_ends_with_an_error_after_the_timeout(tmp_path: Path) -> None:
+    seconds = each(tmp_path, 2, waited, timeout=2)
+    assert 1.5 < seconds[0] < 6 < seconds[1]
+
+
+def failed(folder: Path, error: Exception) -> str:
+    """What torchrun finds to show of it."""
+    file = folder / f"{distributed.rank()}-{type(error).__name__}.json"
+    os.environ["TORCHELASTIC_ERROR_FILE"] = str(file)
+    with pytest.raises(type(error)), distributed.together(torch.device("cpu"), 30):
+        distributed.barrier()  # or one may leave before the others have met it
+        raise error
+    assert distributed.world_size() == 1, "the group is left"
+    return json.loads(file.read_text())["message"]["extraInfo"]["py_callstack"] if file.exists() else ""
+
+
+@pytest.mark.slow
+def test_torchrun_gets_the_traceback_of_a_defect_and_of_no_mistake(tmp_path: Path) -> None:
+    for said in each(tmp_path, 2, failed, tmp_path, ZeroDivisionError("a defect")):
+        assert "ZeroDivisionError: a defect" in said and "raise error" in said
+    assert each(tmp_path, 2, failed, tmp_path, UserError("a mistake")) == ["", ""]
+
+
+def test_alone_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert failed(tmp_path, ZeroDivisionError("a defect")) == ""

@@ -1,0 +1,79 @@
+"""Out of memory is a sentence with the batch and what to lower; any other error passes."""
+
+import errno
+
+import pytest
+import torch
+
+from common.errors import UserError
+from common.machine import memory
+
+CPU = torch.device("cpu")
+BATCH = {"ids": [7, 8], "images": torch.zeros(2, 3, 8, 9), "labels": torch.zeros(5), "files": ["a.jpg", "b.jpg"]}
+
+
+def test_the_sentence_names_shapes_samples_device_and_remedy() -> None:
+    with pytest.raises(UserError) as caught, memory.named("Step 12", BATCH, CPU, memory.TRAINING):
+        torch.empty(10**15)
+    said = str(caught.value)
+    shapes = "images (2, 3, 8, 9), labels (5,) of samples 7, 8"
+    assert said.startswith(f"Step 12 ran out of memory on the cpu with {shapes}: lower trainer.micro_batch")
+    assert said.endswith("trainer.precision=bf16.") and "\n" not in said
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("Tried to allocate 20.00 MiB."),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 8 GB)"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:121] data. DefaultCPUAllocator: not enough memory"),
+        MemoryError(),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+    ],
+    ids=repr,
+)
+def test_all_words_for_memory_that_ran_out_are_known(error: Exception) -> None:
+    with pytest.raises(UserError, match=r"^Evaluation ran out of memory"), memory.named("Evaluation", BATCH, CPU, "x"):
+        raise error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("The size of tensor a (3) must match the size of tensor b (4)"),
+        UserError("a.jpg is broken."),
+        ValueError("out of memory"),
+        OSError(errno.ENOSPC, "No space left on device"),
+        KeyboardInterrupt(),
+    ],
+    ids=repr,
+)
+def test_other_errors_pass_as_they_are(error: BaseException) -> None:
+    with pytest.raises(type(error)) as caught, memory.named("Step 1", BATCH, CPU, "x"):
+        raise error
+    assert caught.value is error
+
+
+def test_of_many_samples_the_first_are_named() -> None:
+    batch = {"ids": [*range(50)], "rows": torch.zeros(50)}
+    assert memory.describe(batch) == "rows (50,) of samples 0, 1, 2, 3 and 46 more"
+
+
+def test_one_sample_alone_is_told_to_be_smaller() -> None:
+    batch = {"ids": ["a.jpg"], "images": torch.zeros(1, 3, 9, 9)}
+    with pytest.raises(UserError) as caught, memory.named("Step 1", batch, CPU, memory.TRAINING):
+        raise MemoryError
+    assert "of sample a.jpg: one sample alone is too much" in str(caught.value)
+    assert "micro_batch" not in str(caught.value)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+def test_a_gpu_is_named_with_how_full_it_is() -> None:
+    gpu = torch.device("cuda", 0)
+    said = (
+        rf"^Step 3 ran out of memory on {torch.cuda.get_device_name(gpu)} \([\d.]+ of [\d.]+ GiB in use\) with images"
+    )
+    with pytest.raises(UserError, match=said), memory.named("Step 3", BATCH, gpu, memory.TRAINING):
+        torch.empty(10**15, device=gpu)

@@ -1,0 +1,339 @@
+"""A model of which each rank holds a part: the same steps, averages, files and answers as those of one process.
+
+Whatever is compared, the very same function is run alone and by ranks.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ranks import each
+from torch import Tensor, nn
+
+from common.config.check import build
+from common.config.compose import configure
+from common.data.batching import Order, steps
+from common.files import checkpoint
+from common.machine import distributed
+from common.nn.linear import Linear
+from common.train import optim
+from common.train.ema import Average
+from common.train.optim import OptimizerOptions
+from common.train.step import Stepper
+
+pytestmark = pytest.mark.slow
+CPU = torch.device("cpu")
+WORLDS = (2, 3)
+OPTIMIZER = OptimizerOptions(
+    name="adamw",
+    lr=1e-2,
+    weight_decay=1e-2,
+    decay_norms=False,
+    betas=(0.9, 0.999),
+    eps=1e-8,
+    momentum=0.0,
+    rates={},
+    layer_decay=1.0,
+    reference_batch=None,
+    scaling="linear",
+)
+
+
+class Block(nn.Module):
+    """Sizes that neither two nor three ranks share evenly, and a vector of one number."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = Linear(5, 5)
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 5) -> (B, 5)."""
+        return x + self.scale * self.linear(x).tanh()
+
+
+class Toy(nn.Module):
+    """Layers in a list, a matrix used twice, one that is frozen, one that is never used, and a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(7, 5)
+        self.frozen = Linear(5, 5).requires_grad_(False)
+        self.layers = nn.ModuleList(Block() for _ in range(2))
+        self.out = Linear(5, 7, bias=False)
+        self.out.weight = self.table.weight
+        self.unused = nn.Parameter(torch.ones(4))
+        self.register_buffer("offset", torch.arange(5.0))
+
+    def encode(self, x: Tensor) -> Tensor:
+        """(B,) -> (B, 5)."""
+        x = self.frozen(self.table(x)) + self.offset
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B,) -> (B, 7)."""
+        return self.out(self.encode(x))
+
+
+class Sum:
+    """A task whose loss is a mean over the step's samples."""
+
+    def sizes(self, batch: dict) -> dict[str, float]:
+        return {"samples": float(len(batch["x"]))}
+
+    def loss(self, model: nn.Module, batch: dict, sizes: dict) -> tuple[Tensor, dict]:
+        return model(batch["x"]).square().sum() / sizes["samples"], {}
+
+
+class Tokens:
+    """Seven samples, all of one weight."""
+
+    def count(self, split: str) -> int:
+        return 7
+
+    def cost(self, split: str) -> list[int]:
+        return [1] * 7
+
+    def sample(self, split: str, index: int, generator: Any) -> int:
+        return index
+
+    def collate(self, samples: list[int]) -> dict:
+        return {"x": torch.tensor(samples), "ids": samples}
+
+
+def toy(dtype: torch.dtype = torch.float64) -> nn.Module:
+    torch.manual_seed(0)
+    model = Toy().to(dtype)
+    distributed.shard(model, CPU)
+    return model
+
+
+def take_steps(stepper: Stepper, data: Any, start: int, stop: int, *, micro_batch: int, batch_size: int = 5) -> None:
+    """Steps from `start` to before `stop` of whatever the task's data are, as the trainer takes them."""
+    order = Order(data.cost("train"), batch_size, seed=0)
+    rank, world = distributed.rank(), distributed.world_size()
+    places = {"rank": rank, "world": world, "workers": 0, "pin": False}
+    for number, (_, batches) in enumerate(
+        steps(data, order, start=start, stop=stop, micro_batch=micro_batch, equal=True, **places)
+    ):
+        stepper(batches, start + number)
+
+
+def stepper_of(model: nn.Module, task: Any, clip_norm: float | None) -> Stepper:
+    return Stepper(task, model, optim.build(model, OPTIMIZER), CPU, "fp32", clip_norm)
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in distributed.whole(model.state_dict()).items()}
+
+
+def assert_equal(found: Any, expected: Any, tolerance: float = 0.0) -> None:
+    """Nested dicts of tensors and numbers, under the same names."""
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            assert_equal(found[name], value, tolerance)
+    else:
+        assert type(found) is type(expected), "plain tensors"
+        torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
+
+
+# Parts and wholes.
+
+
+def round_trips() -> dict[str, Any]:
+    """What a model holds after other values were filled in, by tensor and by model, with what this rank has of it."""
+    model = toy()
+    own = sum(distributed.local(p).numel() for p in model.parameters())
+    torch.manual_seed(1)
+    other = {name: torch.randn_like(value) for name, value in weights(model).items()}
+    other["out.weight"] = other["table.weight"]
+    for name, value in model.state_dict().items():
+        distributed.fill(value, other[name])
+    filled = weights(model)
+    torch.manual_seed(2)
+    third = {name: value + torch.randn_like(value) for name, value in other.items()}
+    third["out.weight"] = third["table.weight"]
+    distributed.load(model, third)
+    sizes = {"own": own, "all": sum(p.numel() for p in model.parameters())}
+    return {"filled": filled, "other": other, "loaded": weights(model), "third": third, **sizes}
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_what_is_filled_in_comes_out_whole_on_every_rank(world: int, tmp_path: Path) -> None:
+    ranks = each(tmp_path, world, round_trips)
+    for found in ranks:
+        assert_equal(found["filled"], found["other"])
+        assert_equal(found["loaded"], found["third"])
+        assert found["own"] < 0.7 * found["all"], "a part"
+    assert sum(found["own"] for found in ranks) == ranks[0]["all"]
+
+
+# A step.
+
+
+def history(micro_batch: int, batch_size: int, count: int, file: Path | None = None) -> dict[str, Any]:
+    """Everything there is after `count` steps, from the start or from the checkpoint that another run left."""
+    model = toy()
+    stepper, average = stepper_of(model, Sum(), 0.1), Average(model, 0.9)
+    start = 0
+    if file is not None:
+        saved = checkpoint.load(file)
+        distributed.load(model, saved["model"])
+        optim.restore(stepper.optimizer, saved["optimizer"])
+        average.load_state_dict(saved["average"])
+        start = saved["step"]
+    for number in range(start, count):
+        take_steps(stepper, Tokens(), number, number + 1, micro_batch=micro_batch, batch_size=batch_size)
+        average.update(model)
+    content = {"model": weights(model), "optimizer": optim.state(stepper.optimizer), "average": average.state_dict()}
+    with average.applied(model):
+        inside = weights(model)
+    return {"step": count, **content, "inside": inside, "after": weights(model)}
+
+
+@pytest.mark.parametrize(("micro_batch", "batch_size"), [(7, 7), (3, 7), (1, 5), (1, 2)])
+def test_weights_average_and_optimizer_are_those_of_one_process(micro_batch, batch_size, tmp_path) -> None:
+    """In fp64, where only the order of sums differs.
+
+    Of seven samples in threes, two ranks have 3 and 3 + 1: one needs a dummy. Of two samples, a third rank has none.
+    """
+    alone = history(micro_batch, batch_size, 3)
+    assert_equal(alone["inside"], alone["average"]["weights"])
+    assert "unused" not in alone["optimizer"] and "frozen.weight" not in alone["optimizer"]
+    for world in WORLDS:
+        for found in each(tmp_path, world, history, micro_batch, batch_size, 3):
+            assert_equal(found, alone, 1e-10)
+            assert_equal(found["after"], found["model"])
+
+
+def test_ranks_and_one_process_go_on_from_each_others_files(tmp_path: Path) -> None:
+    """Nothing is lost on the way: what is taken up and written again at once is the same, bit for bit."""
+
+    def saved(content: dict[str, Any], name: str) -> Path:
+        checkpoint.save(tmp_path / name, content)
+        return tmp_path / name
+
+    alone = history(2, 5, 6)
+    of_two = each(tmp_path, 2, history, 2, 5, 2)[0]
+    file = saved(of_two, "two.pt")
+    assert_equal(each(tmp_path, 3, history, 2, 5, 2, file)[0], of_two)
+    assert_equal(history(2, 5, 2, file), of_two)
+    of_three = saved(each(tmp_path, 3, history, 2, 5, 4, file)[0], "three.pt")
+    assert_equal(history(2, 5, 6, of_three), alone, 1e-10)
+    of_one = saved(history(2, 5, 4, file), "one.pt")
+    assert_equal(each(tmp_path, 2, history, 2, 5, 6, of_one)[0], alone, 1e-10)
+
+
+# Answers.
+
+
+def answers() -> list[Tensor]:
+    """What the model says at first, after a step, with other weights, and with the average; in fp32, where packs are.
+
+    Other ranks are not asked meanwhile: each computes as often as its number says. Packs of older weights must be gone,
+    for now and then the new ones lie at the same address.
+    """
+    model = toy(torch.float32)
+    stepper, average, said = stepper_of(model, Sum(), None), Average(model, 0.5), []
+
+    def say() -> None:
+        model.eval()
+        with torch.no_grad(), distributed.gathered(model):
+            assert distributed.world_size() == 1 or not any(hasattr(p, "packs") for p in model.parameters())
+            for _ in range(distributed.rank()):
+                model(torch.arange(3))
+            said.extend([model(torch.arange(7)), model.encode(torch.arange(7))])
+        model.train()
+
+    say()
+    take_steps(stepper, Tokens(), 0, 1, micro_batch=2)
+    say()
+    take_steps(stepper, Tokens(), 1, 2, micro_batch=2)
+    say()
+    distributed.load(model, {name: value / 2 for name, value in weights(model).items()})
+    say()
+    with average.applied(model):
+        say()
+    say()
+    return said
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_a_gathered_model_answers_alone_and_with_its_newest_weights(world: int, tmp_path: Path) -> None:
+    """1e-5: fp32 rounding over two steps; each change of the weights changes what is said by far more."""
+    expected = answers()
+    for one, other in zip(expected, expected[2:], strict=False):
+        assert (one - other).abs().max() > 1e-2
+    for found in each(tmp_path, world, answers):
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+# The three models.
+
+TINY = {
+    "detr": [
+        *("model=detr", "model.width=16", "model.heads=2", "model.feedforward=24", "model.encoder_layers=1"),
+        *("model.decoder_layers=2", "model.queries=5", "model.dropout=0", "model.backbone.frozen=1"),
+        *("data.image_size=48", "data.train_count=10", "data.val_count=1", "data.test_count=1"),
+    ],
+    "vit": ["model=vit", "model.width=16", "model.layers=2", "model.heads=2", "data.augmentation.mixup=0.8"],
+    "seq2seq": [
+        *("model=seq2seq", "data=parallel_text", "model.width=16", "model.heads=2", "model.feedforward=24"),
+        *("model.encoder_layers=1", "model.decoder_layers=1", "model.blocks.dropout=0", "data.tokenizer.pieces=bytes"),
+        *("data.tokenizer.vocabulary=262", "data.val_count=0", "data.test_count=0", "data.longest=60"),
+    ],
+}
+BATCHES = {"detr": (5, 2), "vit": (8, 3), "seq2seq": (60, 30)}
+
+
+def config(task: str, folder: Path) -> dict[str, Any]:
+    places = {"detr": [f"data.root={folder / 'shapes'}"], "seq2seq": [f"data.train.pairs={folder / 'pairs.tsv'}"]}
+    return configure("train", [*TINY[task], *places.get(task, [])])
+
+
+def in_type(x: Any, dtype: torch.dtype) -> Any:
+    """Images come as fp32."""
+    return x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x
+
+
+def one_step(task: str, folder: Path, dtype: str, clip_norm: float | None) -> dict[str, dict[str, Tensor]]:
+    """The gradients and the weights after a step of a few samples, in micro-batches of fewer."""
+    found = config(task, folder)
+    data = build(found["data"])
+    problem = build(found["task"], data=data)
+    torch.manual_seed(0)
+    model = build(found["model"], **problem.model_arguments()).to(getattr(torch, dtype))
+    model.register_forward_pre_hook(lambda _, inputs: tuple(in_type(x, getattr(torch, dtype)) for x in inputs))
+    distributed.shard(model, CPU)
+    batch_size, micro_batch = BATCHES[task]
+    stepper = stepper_of(model, problem, clip_norm)
+    take_steps(stepper, data, 0, 1, micro_batch=micro_batch, batch_size=batch_size)
+    gradients = {name: distributed.whole(p.grad) for name, p in model.named_parameters() if p.grad is not None}
+    return {"gradients": gradients, "weights": weights(model)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    pairs = [f"{'ab ' * (1 + number % 4)}\t{'x y ' * (1 + number % 3)}" for number in range(20)]
+    (folder / "pairs.tsv").write_text("\n".join(pairs), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("task", TINY)
+def test_a_sharded_model_has_the_gradients_of_one_process(task: str, folder: Path, tmp_path: Path) -> None:
+    """fp32, not clipped: the norm of the difference is 1e-6 of the gradient's; fp64 parameters after AdamW 1e-10."""
+    expected = one_step(task, folder, "float32", None)["gradients"]
+    after = one_step(task, folder, "float64", 0.1)["weights"]
+    for world in WORLDS:
+        for found in each(tmp_path, world, one_step, task, folder, "float32", None):
+            assert found["gradients"].keys() == expected.keys()
+            one, other = (torch.cat([of[name].flatten() for name in expected]) for of in (found["gradients"], expected))
+            assert (one - other).norm() <= 1e-6 * other.norm()
+        for found in each(tmp_path, world, one_step, task, folder, "float64", 0.1):
+            assert_equal(found["weights"], after, 1e-10)

@@ -1,0 +1,97 @@
+"""Signals: taken down, agreed on, given back, and handed on to those who were asked before."""
+
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from common.errors import Stopped
+from common.machine.signals import NAMES, Stop
+
+
+@pytest.fixture(autouse=True)
+def handlers_are_given_back() -> Iterator[None]:
+    before = {name: signal.getsignal(getattr(signal, name)) for name in NAMES}
+    yield
+    assert before == {name: signal.getsignal(getattr(signal, name)) for name in NAMES}
+
+
+def send(name: str) -> None:
+    os.kill(os.getpid(), getattr(signal, name))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_signal_is_only_taken_down(name: str) -> None:
+    with Stop() as stop:
+        assert not stop.agreed()
+        send(name)
+        send("SIGTERM")
+        assert stop.agreed() and stop.received == list(dict.fromkeys([name, "SIGTERM"]))
+
+
+@pytest.mark.parametrize(("names", "code"), [(["SIGINT"], 130), (["SIGTERM"], 143), (["SIGINT", "SIGUSR1"], 143)])
+def test_the_exit_code_tells_ctrl_c_from_the_others(names: list[str], code: int) -> None:
+    with Stop() as stop:
+        for name in names:
+            send(name)
+        stopped = stop.stopped("after step 3 of 9")
+    assert stopped.code == code and str(stopped) == f"Stopped by {' and '.join(names)} after step 3 of 9."
+
+
+def test_a_second_ctrl_c_interrupts_at_once_and_a_second_sigterm_does_not() -> None:
+    with Stop() as stop:
+        send("SIGTERM")
+        send("SIGTERM")
+        send("SIGINT")
+        with pytest.raises(KeyboardInterrupt):
+            send("SIGINT")
+    assert stop.received == ["SIGTERM", "SIGINT"]
+
+
+def test_a_forked_worker_takes_nothing_down() -> None:
+    with Stop() as stop:
+        child = os.fork()
+        if child == 0:
+            for name in NAMES:
+                send(name)
+            send("SIGINT")  # nor does a second one interrupt
+            os._exit(len(stop.received))
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert not stop.received
+
+
+def test_signals_that_are_ignored_stay_so() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup leaves it
+    try:
+        with Stop() as stop:
+            send("SIGHUP")
+            assert not stop.received
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_anothers_handler_is_called_when_all_is_saved_and_not_before() -> None:
+    """submitit's puts the job back into the queue and raises SystemExit."""
+    calls: list[int] = []
+
+    def requeue(number: int, frame: object) -> None:
+        calls.append(number)
+        raise SystemExit(-1)
+
+    before = signal.signal(signal.SIGUSR2, requeue)
+    try:
+        with Stop():
+            send("SIGUSR2")  # a run that came to its end: nobody is called
+        assert not calls
+        with pytest.raises(SystemExit), Stop() as stop:
+            send("SIGUSR2")
+            assert not calls
+            raise stop.stopped("after step 3 of 9")
+        assert calls == [signal.SIGUSR2]
+        with pytest.raises(Stopped), Stop() as stop:
+            send("SIGTERM")
+            raise stop.stopped("after step 3 of 9")
+        assert calls == [signal.SIGUSR2], "only for the signal that came"
+    finally:
+        signal.signal(signal.SIGUSR2, before)

@@ -1,0 +1,350 @@
+"""Attention against nn.MultiheadAttention, in float64, so that a difference is a mistake and not rounding."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from common.machine.seeds import generator
+from common.nn import attention
+from common.nn.attention import Attention, Cache, watching, weights
+
+BATCH, QUERIES, KEYS, WIDTH, HEADS = 2, 3, 5, 12, 4
+EXACT = {"rtol": 0, "atol": 1e-12}  # float64, sums of a dozen terms of size one
+KERNELS = [SDPBackend.MATH, SDPBackend.FLASH_ATTENTION]
+
+
+@pytest.fixture(autouse=True, params=["written out", "by a kernel"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways in which the CPU attends, by size."""
+    if request.param == "by a kernel":
+        monkeypatch.setattr(attention, "MOST", 0)
+
+
+def ours_and_pytorchs(seed: int = 0, dropout: float = 0.0) -> tuple[Attention, nn.MultiheadAttention]:
+    """The same weights in both, biases drawn too (both start them at zero)."""
+    ours = Attention(width=WIDTH, heads=HEADS, dropout=dropout).double()
+    theirs = nn.MultiheadAttention(WIDTH, HEADS, dropout=dropout, batch_first=True).double()
+    drawn = generator("attention", seed)
+    for parameter in ours.parameters():
+        nn.init.normal_(parameter, std=0.5, generator=drawn)
+    names = {"in_proj_weight": "in_proj.weight", "in_proj_bias": "in_proj.bias"}
+    theirs.load_state_dict({name: ours.state_dict()[names.get(name, name)] for name in theirs.state_dict()})
+    return ours, theirs
+
+
+def inputs(kind: str) -> tuple[Tensor, Tensor, Tensor]:
+    drawn = generator(kind)
+    q, k, v = (
+        torch.randn(BATCH, count, WIDTH, dtype=torch.float64, generator=drawn, requires_grad=True)
+        for count in (QUERIES, KEYS, KEYS)
+    )
+    if kind == "self":
+        return q, q, q
+    if kind == "self with positions":  # DETR: queries and keys coincide, values do not
+        return k, k, v
+    if kind == "cross":
+        return q, k, k
+    return q, k, v
+
+
+def masks(name: str, queries: int, keys: int) -> Tensor | None:
+    """True = may look; every query may look at one key at least."""
+    drawn = generator(name)
+    if name == "none":
+        return None
+    if name == "padding":
+        return (torch.arange(keys) < torch.tensor([[keys - 1], [1]]))[:, None, None]  # (B, 1, 1, M)
+    if name == "causal":
+        return torch.ones(queries, keys, dtype=torch.bool).tril()
+    one_key_each = torch.rand(BATCH, HEADS, queries, keys, generator=drawn).argsort(-1) == 0
+    return one_key_each | (torch.rand(BATCH, HEADS, queries, keys, generator=drawn) < 0.5)
+
+
+def pytorchs_mask(may_look: Tensor | None, queries: int, keys: int) -> Tensor | None:
+    """nn.MultiheadAttention's: True = may not look, one (N, M) matrix for each image and head."""
+    if may_look is None:
+        return None
+    return ~may_look.expand(BATCH, HEADS, queries, keys).flatten(0, 1)
+
+
+@pytest.mark.parametrize("mask", ["none", "padding", "causal", "each head"])
+@pytest.mark.parametrize("kind", ["self", "self with positions", "cross", "three different"])
+def test_outputs_and_gradients_are_those_of_multihead_attention(kind: str, mask: str) -> None:
+    ours, theirs = ours_and_pytorchs()
+    q, k, v = inputs(kind)
+    may_look = masks(mask, q.shape[1], k.shape[1])
+
+    y = ours(q=q, k=k, v=v, may_look=may_look)
+    expected, _ = theirs(q, k, v, attn_mask=pytorchs_mask(may_look, q.shape[1], k.shape[1]), need_weights=False)
+    torch.testing.assert_close(y, expected, **EXACT)
+
+    leaves = list({id(x): x for x in (q, k, v)}.values())
+    direction = torch.randn(y.shape, dtype=y.dtype, generator=generator("direction"))
+    got = torch.autograd.grad(y, [*leaves, *ours.parameters()], direction)
+    wanted = torch.autograd.grad(expected, [*leaves, *theirs.parameters()], direction)
+    for ours_gradient, their_gradient in zip(got, wanted, strict=True):
+        torch.testing.assert_close(ours_gradient, their_gradient, **EXACT)
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name.lower())
+def test_a_query_that_may_look_nowhere_gives_finite_values_and_gradients(kernel: SDPBackend) -> None:
+    ours, _ = ours_and_pytorchs()
+    q, k, v = inputs("three different")
+    may_look = torch.ones(BATCH, 1, QUERIES, KEYS, dtype=torch.bool)
+    may_look[0] = False  # a whole image
+    may_look[1, :, 2] = False  # one query of the other
+    with sdpa_kernel(kernel):
+        y = ours(q=q, k=k, v=v, may_look=may_look)
+        gradients = torch.autograd.grad(y.square().sum(), [q, k, v, *ours.parameters()])
+        unmasked = ours(q=q[1:, :2], k=k[1:], v=v[1:])
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    assert not gradients[1][0].any() and not gradients[2][0].any(), "nobody looked at the keys of the first image"
+    for blind in (y[0], y[1, 2:]):
+        torch.testing.assert_close(blind, ours.out_proj.bias.expand_as(blind), **EXACT)
+    torch.testing.assert_close(y[1:, :2], unmasked, **EXACT)
+
+
+@pytest.mark.parametrize("mask", ["none", "padding", "each head"])
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name.lower())
+def test_watched_weights_are_multihead_attentions_whatever_the_kernel(kernel: SDPBackend, mask: str) -> None:
+    ours, theirs = ours_and_pytorchs()
+    q, k, v = inputs("three different")
+    may_look = masks(mask, QUERIES, KEYS)
+    theirs_mask = pytorchs_mask(may_look, QUERIES, KEYS)
+    _, expected = theirs(q, k, v, attn_mask=theirs_mask, need_weights=True, average_attn_weights=False)
+    with sdpa_kernel(kernel), watching(ours) as maps:
+        y = ours(q=q, k=k, v=v, may_look=may_look)
+    assert list(maps) == [""] and len(maps[""]) == 1
+    torch.testing.assert_close(maps[""][0], expected, **EXACT)
+    assert not maps[""][0].requires_grad
+    torch.testing.assert_close(y, ours(q=q, k=k, v=v, may_look=may_look), **EXACT)
+
+
+class TwoAttentions(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, _ = ours_and_pytorchs(1)
+        self.second, _ = ours_and_pytorchs(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in (self.first, self.second, self.first):
+            x = layer(q=x, k=x, v=x)
+        return x
+
+
+def test_watching_names_each_module_counts_each_call_and_leaves_no_trace() -> None:
+    model, (x, _, _) = TwoAttentions(), inputs("self")
+    with watching(model) as once:
+        model(x)
+    with watching(model) as again:
+        model(x)
+    model(x)
+    assert {name: len(maps) for name, maps in once.items()} == {"first": 2, "second": 1}
+    assert all(torch.equal(a, b) for name in once for a, b in zip(once[name], again[name], strict=True))
+    with pytest.raises(KeyError), watching(model) as cut:
+        model(x)
+        raise KeyError
+    model(x)
+    assert len(cut["second"]) == 1
+    assert model.first.watched is None and model.second.watched is None
+
+
+def test_weights_of_a_query_sum_to_one_or_are_zero_where_it_may_look_nowhere() -> None:
+    q, k = (torch.randn(1, 2, count, 3, generator=generator(count)) for count in (2, 4))
+    may_look = torch.tensor([[True, False, True, True], [False] * 4])
+    got = weights(q, k, may_look)
+    torch.testing.assert_close(got.sum(-1), torch.tensor([[[1.0, 0.0], [1.0, 0.0]]]))
+    assert not got[..., 0, 1].any()
+
+
+def test_dropout_acts_in_training_only() -> None:
+    ours, _ = ours_and_pytorchs(dropout=0.5)
+    still, _ = ours_and_pytorchs()
+    x, _, _ = inputs("self")
+    expected = still(q=x, k=x, v=x)
+    assert torch.equal(ours.eval()(q=x, k=x, v=x), expected)
+    torch.manual_seed(0)
+    assert not torch.allclose(ours.train()(q=x, k=x, v=x), expected)
+
+
+def test_the_order_of_keys_changes_nothing() -> None:
+    ours, _ = ours_and_pytorchs()
+    q, k, v = inputs("three different")
+    order = torch.tensor([3, 0, 4, 1, 2])
+    shuffled = ours(q=q, k=k[:, order], v=v[:, order])
+    torch.testing.assert_close(shuffled, ours(q=q, k=k, v=v), **EXACT)
+
+
+def plain_attention_with_qk_norm(module: Attention, x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Dehghani et al. 2023, section 2, one image, head and query at a time: outputs, and weights (B, h, N, N)."""
+
+    def normed(vector: Tensor, norm: nn.Module) -> Tensor:
+        deviation = (vector.var(unbiased=False) + eps).sqrt()
+        return (vector - vector.mean()) / deviation * norm.weight + norm.bias
+
+    size = WIDTH // HEADS
+    outputs, maps = torch.zeros_like(x), x.new_zeros(len(x), HEADS, x.shape[1], x.shape[1])
+    for image, tokens in enumerate(x):
+        q, k, v = (tokens @ module.in_proj.weight.T + module.in_proj.bias).split(WIDTH, dim=-1)
+        joined = []
+        for head in range(HEADS):
+            part = slice(head * size, (head + 1) * size)
+            keys = [normed(row[part], module.k_norm) for row in k]
+            rows = []
+            for i, row in enumerate(q):
+                query = normed(row[part], module.q_norm)
+                scores = torch.stack([query @ key / size**0.5 for key in keys])
+                maps[image, head, i] = scores.softmax(dim=0)
+                rows.append(maps[image, head, i] @ v[:, part])
+            joined.append(torch.stack(rows))
+        outputs[image] = torch.cat(joined, dim=-1) @ module.out_proj.weight.T + module.out_proj.bias
+    return outputs, maps
+
+
+@pytest.mark.parametrize("eps", [1e-6, 0.3])
+def test_qk_norm_is_a_layer_norm_of_each_heads_queries_and_keys(eps: float) -> None:
+    module = Attention(width=WIDTH, heads=HEADS, qk_norm=True, norm_eps=eps).double()
+    drawn = generator("qk-norm")
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.5, generator=drawn)
+    x, _, _ = inputs("self")
+    expected, maps = plain_attention_with_qk_norm(module, x, eps)
+    with watching(module) as watched:
+        y = module(q=x, k=x, v=x)
+    torch.testing.assert_close(y, expected, **EXACT)
+    torch.testing.assert_close(watched[""][0], maps, **EXACT)
+
+
+def test_qk_norm_keeps_scores_the_same_when_queries_and_keys_grow() -> None:
+    """What it is for; without it the same growth moves the attention towards one key."""
+    x, _, _ = inputs("self")
+    for qk_norm in (True, False):
+        module = Attention(width=WIDTH, heads=HEADS, qk_norm=qk_norm, norm_eps=1e-12).double()
+        nn.init.zeros_(module.in_proj.bias)
+        with watching(module) as maps:
+            module(q=x, k=x, v=x)
+            module.in_proj.weight.data[: 2 * WIDTH] *= 100
+            module(q=x, k=x, v=x)
+        before, after = maps[""]
+        assert torch.allclose(before, after, rtol=0, atol=1e-9) is qk_norm
+
+
+def test_without_qk_norm_there_is_nothing_of_it_in_a_checkpoint() -> None:
+    names = {"in_proj.weight", "in_proj.bias", "out_proj.weight", "out_proj.bias"}
+    assert {*Attention(width=WIDTH, heads=HEADS).state_dict()} == names
+    normed = Attention(width=WIDTH, heads=HEADS, qk_norm=True).state_dict()
+    assert {name: tuple(normed[name].shape) for name in normed.keys() - names} == {
+        f"{which}_norm.{part}": (WIDTH // HEADS,) for which in "qk" for part in ("weight", "bias")
+    }
+
+
+def test_qk_norm_runs_in_bf16() -> None:
+    """Autocast hands out norms in fp32, and the attention kernels want all three inputs in one type."""
+    module = Attention(width=WIDTH, heads=HEADS, qk_norm=True)
+    x = inputs("self")[0].detach().float()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = module(q=x, k=x, v=x)
+    # bf16 keeps 8 bits, and three products stand one behind the other.
+    torch.testing.assert_close(y.float(), module(q=x, k=x, v=x), rtol=0, atol=0.05)
+
+
+def test_a_width_that_heads_do_not_divide_is_refused() -> None:
+    with pytest.raises(ValueError, match="10 is not divisible by heads 4"):
+        Attention(width=10, heads=4)
+
+
+# With a cache.
+
+
+def test_causal_is_the_lower_triangle_with_its_gradients() -> None:
+    module, _ = ours_and_pytorchs()
+    x = inputs("self")[0]
+    direction = torch.randn(x.shape, dtype=x.dtype, generator=generator("direction"))
+    expected = module(q=x, k=x, v=x, may_look=masks("causal", QUERIES, QUERIES))
+    found = module(q=x, k=x, v=x, causal=True)
+    torch.testing.assert_close(found, expected, **EXACT)
+    wanted = torch.autograd.grad(expected, [x, *module.parameters()], direction)
+    got = torch.autograd.grad(found, [x, *module.parameters()], direction)
+    for ours_gradient, their_gradient in zip(got, wanted, strict=True):
+        torch.testing.assert_close(ours_gradient, their_gradient, **EXACT)
+    with watching(module) as maps:
+        module(q=x, k=x, v=x, causal=True)
+    assert (maps[""][0].triu(1) == 0).all()
+    torch.testing.assert_close(maps[""][0].sum(-1), torch.ones(BATCH, HEADS, QUERIES, dtype=x.dtype), **EXACT)
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+@pytest.mark.parametrize("pieces", [[1] * 12, [5, 1, 6], [12]])
+def test_tokens_in_pieces_through_a_cache_see_what_all_of_them_see_at_once(pieces: list[int], qk_norm: bool) -> None:
+    module = Attention(width=WIDTH, heads=HEADS, qk_norm=qk_norm).double()
+    x = torch.randn(BATCH, 12, WIDTH, dtype=torch.float64, generator=generator("pieces"))
+    expected = module(q=x, k=x, v=x, causal=True)
+    cache, found, seen = Cache(), [], 0
+    for piece in x.split(pieces, dim=1):
+        seen += piece.shape[1]
+        may_look = torch.ones(12, 12, dtype=torch.bool).tril()[seen - piece.shape[1] : seen, :seen]
+        found.append(module(q=piece, k=piece, v=piece, may_look=may_look, cache=cache))
+    torch.testing.assert_close(torch.cat(found, 1), expected, **EXACT)
+    assert cache.length == 12
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+@pytest.mark.parametrize("mask", ["none", "padding", "each head"])
+@pytest.mark.parametrize("kind", ["cross", "three different"])
+def test_a_remembered_memory_is_seen_as_one_that_is_given(kind: str, mask: str, qk_norm: bool) -> None:
+    module = Attention(width=WIDTH, heads=HEADS, qk_norm=qk_norm).double()
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.5, generator=generator("memory", *parameter.shape))
+    q, k, v = inputs(kind)
+    may_look = masks(mask, QUERIES, KEYS)
+    cache = module.remember(k, v)
+    for queries in (q, q.flip(1)):  # it is not changed by being looked at
+        expected = module(q=queries, k=k, v=v, may_look=may_look if queries is q else None)
+        found = module(q=queries, cache=cache, may_look=may_look if queries is q else None)
+        torch.testing.assert_close(found, expected, **EXACT)
+    with watching(module) as maps:
+        module(q=q, k=k, v=v, may_look=may_look)
+        module(q=q, cache=cache, may_look=may_look)
+    torch.testing.assert_close(*maps[""], **EXACT)
+
+
+def test_a_cache_keeps_all_that_was_put_in_and_gets_new_memory_seldom() -> None:
+    drawn = generator("cache")
+    parts = [torch.randn(2, 3, 1 + n % 3, 4, generator=drawn) for n in range(60)]
+    first = parts[0].clone()
+    cache, places = Cache(), set()
+    for n, part in enumerate(parts):
+        keys, values = cache.extend(part, -part)
+        expected = torch.cat(parts[: n + 1], dim=2)
+        assert torch.equal(keys, expected) and torch.equal(values, -expected)
+        assert torch.equal(cache.content()[0], expected) and cache.length == expected.shape[2]
+        places.add(keys.data_ptr())
+    assert len(places) < 10, "its memory doubles"
+    assert torch.equal(parts[0], first), "what was given is not written into"
+
+
+def test_a_cache_without_some_rows_goes_on_with_the_others() -> None:
+    drawn = generator("rows")
+    some, more = (torch.randn(4, 3, n, 4, generator=drawn) for n in (5, 2))
+    cache, rows = Cache(), torch.tensor([1, 3])
+    cache.select(rows)  # of nothing
+    for part in some.split(1, dim=2):
+        cache.extend(part, -part)
+    cache.select(rows)
+    assert torch.equal(cache.content()[0], some[rows])
+    keys, values = cache.extend(more[rows], -more[rows])
+    expected = torch.cat([some, more], dim=2)[rows]
+    assert torch.equal(keys, expected) and torch.equal(values, -expected)
+
+
+def test_an_exported_graph_is_for_any_number_of_queries(way: None) -> None:
+    """Which of the two ways suits depends on it, which the graph must not ask about."""
+    module, _ = ours_and_pytorchs()
+    drawn = generator("export")
+    traced, *others = (torch.randn(2, n, WIDTH, dtype=torch.float64, generator=drawn) for n in (4, 1, 2, 30))
+    free = {1: torch.export.Dim("queries", min=1)}
+    given = {name: traced for name in "qkv"}
+    program = torch.export.export(module, (), given, dynamic_shapes={name: free for name in "qkv"})
+    for x in (traced, *others):
+        torch.testing.assert_close(program.module()(q=x, k=x, v=x), module(q=x, k=x, v=x), **EXACT)

@@ -1,0 +1,396 @@
+"""Blocks and stacks against PyTorch's own layers in both norm orders, in float64."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from common.machine.seeds import generator
+from common.nn.attention import Attention
+from common.nn.blocks import (
+    BlockCache,
+    BlockOptions,
+    Decoder,
+    DecoderBlock,
+    Encoder,
+    EncoderBlock,
+    FeedForward,
+    Residual,
+)
+
+BATCH, TOKENS, MEMORY = 2, 4, 5
+OPTIONS = BlockOptions(width=12, heads=3, feedforward=20, pre_norm=False)
+EXACT = {"rtol": 0, "atol": 1e-11}  # float64, a handful of layers with values of size ten
+both_orders = pytest.mark.parametrize("pre_norm", [False, True], ids=["post-norm", "pre-norm"])
+
+ENCODER_NAMES = {
+    "attention.in_proj.": "self_attn.in_proj_",
+    "attention.out_proj.": "self_attn.out_proj.",
+    "feed_forward.expand.": "linear1.",
+    "feed_forward.contract.": "linear2.",
+    "residuals.0.norm.": "norm1.",
+    "residuals.1.norm.": "norm2.",
+}
+DECODER_NAMES = {
+    "cross_attention.in_proj.": "multihead_attn.in_proj_",
+    "cross_attention.out_proj.": "multihead_attn.out_proj.",
+    "residuals.2.norm.": "norm3.",
+    **ENCODER_NAMES,
+}
+
+
+def redrawn(module: nn.Module, seed: int = 0) -> nn.Module:
+    """In float64, with every parameter drawn: fresh norms and biases of ones and zeros would hide a swapped pair."""
+    drawn = generator("blocks", seed)
+    for parameter in module.double().parameters():
+        nn.init.normal_(parameter, std=0.5, generator=drawn)
+    return module
+
+
+def pytorchs_name(name: str) -> str:
+    """`blocks.0.attention.in_proj.weight` and the like in PyTorch's words."""
+    name = name.replace("blocks.", "layers.")
+    for ours, theirs in DECODER_NAMES.items():
+        name = name.replace(ours, theirs)
+    return name
+
+
+def same_weights(ours: nn.Module, theirs: nn.Module) -> None:
+    theirs.double().load_state_dict({pytorchs_name(name): value for name, value in ours.state_dict().items()})
+
+
+def encoder_pair(pre_norm: bool) -> tuple[EncoderBlock, nn.TransformerEncoderLayer]:
+    options = replace(OPTIONS, pre_norm=pre_norm)
+    theirs = nn.TransformerEncoderLayer(12, 3, 20, 0.0, batch_first=True, norm_first=pre_norm)
+    return EncoderBlock(options), theirs
+
+
+def decoder_pair(pre_norm: bool) -> tuple[DecoderBlock, nn.TransformerDecoderLayer]:
+    options = replace(OPTIONS, pre_norm=pre_norm)
+    theirs = nn.TransformerDecoderLayer(12, 3, 20, 0.0, batch_first=True, norm_first=pre_norm)
+    return DecoderBlock(options), theirs
+
+
+def draw(*shape: int) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=generator(*shape), requires_grad=True)
+
+
+X, Y = (BATCH, TOKENS, 12), (BATCH, MEMORY, 12)
+REAL_TOKENS = torch.tensor([[True] * TOKENS, [True, False, True, False]])
+REAL_MEMORY = torch.tensor([[True, True, True, False, False], [True] * MEMORY])
+CAUSAL = torch.ones(TOKENS, TOKENS, dtype=torch.bool).tril()
+
+
+def assert_same_gradients(ours: Tensor, theirs: Tensor, inputs: list[Tensor], a: nn.Module, b: nn.Module) -> None:
+    """Of outputs in one direction, towards inputs and all parameters (paired by name)."""
+    direction = torch.randn(ours.shape, dtype=ours.dtype, generator=generator("direction"))
+    mine, yours = dict(a.named_parameters()), dict(b.named_parameters())
+    assert len(mine) == len(yours)
+    got = torch.autograd.grad(ours, [*inputs, *mine.values()], direction)
+    wanted = torch.autograd.grad(theirs, [*inputs, *(yours[pytorchs_name(name)] for name in mine)], direction)
+    for one, other in zip(got, wanted, strict=True):
+        torch.testing.assert_close(one, other, **EXACT)
+
+
+@both_orders
+@pytest.mark.parametrize("masked", [False, True])
+def test_encoder_block_is_pytorchs_encoder_layer(pre_norm: bool, masked: bool) -> None:
+    ours, theirs = encoder_pair(pre_norm)
+    same_weights(redrawn(ours), theirs)
+    x = draw(*X)
+    y = ours(x, may_look=REAL_TOKENS[:, None, None] if masked else None)
+    expected = theirs(x, src_key_padding_mask=~REAL_TOKENS if masked else None)
+    torch.testing.assert_close(y, expected, **EXACT)
+    assert_same_gradients(y, expected, [x], ours, theirs)
+
+
+@both_orders
+@pytest.mark.parametrize("masked", [False, True])
+def test_decoder_block_is_pytorchs_decoder_layer(pre_norm: bool, masked: bool) -> None:
+    ours, theirs = decoder_pair(pre_norm)
+    same_weights(redrawn(ours), theirs)
+    x, memory = draw(*X), draw(*Y)
+    our_masks = {"may_look": CAUSAL, "may_look_at_memory": REAL_MEMORY[:, None, None]}
+    their_masks = {"tgt_mask": ~CAUSAL, "memory_key_padding_mask": ~REAL_MEMORY}
+    y = ours(x, memory=memory, memory_keys=memory, **(our_masks if masked else {}))
+    expected = theirs(x, memory, **(their_masks if masked else {}))
+    torch.testing.assert_close(y, expected, **EXACT)
+    assert_same_gradients(y, expected, [x, memory], ours, theirs)
+
+
+@both_orders
+def test_encoder_is_pytorchs_stack_with_a_last_norm_in_pre_norm_only(pre_norm: bool) -> None:
+    ours = redrawn(Encoder(replace(OPTIONS, pre_norm=pre_norm), layers=3))
+    _, layer = encoder_pair(pre_norm)
+    theirs = nn.TransformerEncoder(layer, 3, nn.LayerNorm(12) if pre_norm else None, enable_nested_tensor=False)
+    same_weights(ours, theirs)
+    x = draw(*X)
+    y = ours(x, may_look=REAL_TOKENS[:, None, None])
+    expected = theirs(x, src_key_padding_mask=~REAL_TOKENS)
+    torch.testing.assert_close(y, expected, **EXACT)
+    assert_same_gradients(y, expected, [x], ours, theirs)
+
+
+@both_orders
+@pytest.mark.parametrize("final_norm", [False, True])
+def test_decoder_hands_out_what_pytorchs_stack_would_give_after_each_layer(pre_norm: bool, final_norm: bool) -> None:
+    ours = redrawn(Decoder(replace(OPTIONS, pre_norm=pre_norm), layers=3, final_norm=final_norm))
+    _, layer = decoder_pair(pre_norm)
+    theirs = nn.TransformerDecoder(layer, 3, nn.LayerNorm(12) if final_norm else None)
+    same_weights(ours, theirs)
+    x, memory = draw(*X), draw(*Y)
+    masks = {"tgt_mask": ~CAUSAL, "memory_key_padding_mask": ~REAL_MEMORY}
+    outputs = ours(x, memory=memory, may_look=CAUSAL, may_look_at_memory=REAL_MEMORY[:, None, None])
+
+    layers, expected = theirs.layers, []
+    for count in (1, 2, 3):
+        theirs.layers, theirs.num_layers = layers[:count], count
+        expected.append(theirs(x, memory, **masks))
+    torch.testing.assert_close(torch.stack(outputs), torch.stack(expected), **EXACT)
+    assert_same_gradients(torch.stack(outputs), torch.stack(expected), [x, memory], ours, theirs)
+
+
+def test_positions_go_to_queries_and_keys_and_never_to_values() -> None:
+    """Against nn.MultiheadAttention called as DETR's figure 10 draws it, norms and feed-forward written out."""
+    block, layer = decoder_pair(False)
+    same_weights(redrawn(block), layer)
+    x, memory, positions, memory_positions = draw(*X), draw(*Y), draw(1, TOKENS, 12), draw(1, MEMORY, 12)
+
+    y = layer.norm1(x + layer.self_attn(x + positions, x + positions, x)[0])
+    y = layer.norm2(y + layer.multihead_attn(y + positions, memory + memory_positions, memory)[0])
+    y = layer.norm3(y + layer.linear2(layer.linear1(y).relu()))
+    got = block(x, memory=memory, memory_keys=memory + memory_positions, positions=positions)
+    torch.testing.assert_close(got, y, **EXACT)
+
+    stack = Decoder(OPTIONS, layers=1, final_norm=False).double()
+    stack.blocks[0].load_state_dict(block.state_dict())
+    (got,) = stack(x, memory=memory, positions=positions, memory_positions=memory_positions)
+    torch.testing.assert_close(got, y, **EXACT)
+
+
+@both_orders
+def test_positions_of_an_encoder_go_to_every_block(pre_norm: bool) -> None:
+    stack = redrawn(Encoder(replace(OPTIONS, pre_norm=pre_norm), layers=2))
+    _, layer = encoder_pair(pre_norm)
+    x, positions = draw(*X), draw(1, TOKENS, 12)
+    y = x
+    for block in stack.blocks:
+        same_weights(block, layer)
+        z = layer.norm1(y) if pre_norm else y
+        y = y + layer.self_attn(z + positions, z + positions, z)[0]
+        y = y if pre_norm else layer.norm1(y)
+        z = layer.norm2(y) if pre_norm else y
+        y = y + layer.linear2(layer.linear1(z).relu())
+        y = y if pre_norm else layer.norm2(y)
+    torch.testing.assert_close(stack(x, positions=positions), stack.norm(y), **EXACT)
+
+
+@pytest.mark.parametrize("masked_out", ["one image", "everything"])
+def test_tokens_that_may_look_nowhere_stay_finite_through_a_stack(masked_out: str) -> None:
+    encoder = redrawn(Encoder(OPTIONS, layers=2))
+    decoder = redrawn(Decoder(OPTIONS, layers=2, final_norm=True), 1)
+    real = torch.ones(BATCH, 1, 1, MEMORY, dtype=torch.bool)
+    real[0] = False
+    if masked_out == "everything":
+        real[:] = False
+    x, memory = draw(*X), draw(*Y)
+    seen = encoder(memory, may_look=real)
+    y = torch.stack(decoder(x, memory=seen, may_look_at_memory=real))
+    gradients = torch.autograd.grad(y.square().sum(), [x, memory, *decoder.parameters(), *encoder.parameters()])
+    assert y.isfinite().all() and all(gradient.isfinite().all() for gradient in gradients)
+    if masked_out == "one image":
+        alone = torch.stack(decoder(x[1:], memory=encoder(memory[1:])))
+        torch.testing.assert_close(y[:, 1:], alone, **EXACT)
+
+
+@pytest.mark.parametrize("place", ["dropout", "attention_dropout", "hidden_dropout"])
+def test_each_dropout_acts_in_training_and_not_in_evaluation(place: str) -> None:
+    still = redrawn(EncoderBlock(OPTIONS))
+    block = EncoderBlock(replace(OPTIONS, **{place: 0.5})).double()
+    block.load_state_dict(still.state_dict())
+    x = draw(*X)
+    torch.manual_seed(0)
+    assert torch.equal(block.eval()(x), still(x))
+    assert not torch.allclose(block.train()(x), still(x))
+
+
+def test_dropout_stands_between_a_sublayer_and_the_sum() -> None:
+    """With everything dropped only the residual is left: x in pre-norm, norm(x) in post-norm."""
+    x = draw(*X)
+    for pre_norm in (True, False):
+        residual = redrawn(Residual(replace(OPTIONS, pre_norm=pre_norm, dropout=1.0)))
+        assert torch.equal(residual(x, torch.sin), x if pre_norm else residual.norm(x))
+
+
+def test_hidden_dropout_stands_behind_the_activation() -> None:
+    """With everything dropped there the second linear map sees zeros."""
+    feed_forward = redrawn(FeedForward(replace(OPTIONS, hidden_dropout=1.0, activation=nn.Sigmoid)))
+    y = feed_forward(draw(*X))
+    assert torch.equal(y, feed_forward.contract.bias.expand_as(y))
+
+
+def test_another_activation_is_used() -> None:
+    ours = redrawn(EncoderBlock(replace(OPTIONS, activation=nn.GELU)))
+    theirs = nn.TransformerEncoderLayer(12, 3, 20, 0.0, "gelu", batch_first=True)
+    same_weights(ours, theirs)
+    torch.testing.assert_close(ours(draw(*X)), theirs(draw(*X)), **EXACT)
+
+
+# Layer scale, stochastic depth and the rest of what published classifiers add.
+
+
+@both_orders
+def test_layer_scale_multiplies_each_channel_of_what_a_sublayer_adds(pre_norm: bool) -> None:
+    residual = redrawn(Residual(replace(OPTIONS, pre_norm=pre_norm, layer_scale=0.1)))
+    x = draw(*X)
+    added = torch.stack([torch.sin(residual.norm(x) if pre_norm else x)[..., c] * residual.scale[c] for c in range(12)])
+    expected = x + added.permute(1, 2, 0)
+    torch.testing.assert_close(residual(x, torch.sin), expected if pre_norm else residual.norm(expected), **EXACT)
+
+
+def test_layer_scale_starts_at_its_first_value_in_both_residuals_of_all_blocks() -> None:
+    scaled = Encoder(replace(OPTIONS, layer_scale=1e-5), layers=2)
+    scales = {name: value for name, value in scaled.named_parameters() if name.endswith("scale")}
+    assert {*scales} == {f"blocks.{i}.residuals.{j}.scale" for i in range(2) for j in range(2)}
+    assert all(torch.equal(value, torch.full((12,), 1e-5)) for value in scales.values())
+    assert not any("scale" in name for name in Encoder(OPTIONS, layers=2).state_dict())
+
+
+def test_layer_scale_comes_after_dropout_and_before_the_sum() -> None:
+    """Of everything dropped nothing is left to scale."""
+    residual = redrawn(Residual(replace(OPTIONS, pre_norm=True, dropout=1.0, layer_scale=3.0)))
+    x = draw(*X)
+    assert torch.equal(residual(x, torch.sin), x)
+
+
+DROPPED = 0.3
+
+
+def what_is_added(count: int, drop_path: float = DROPPED, **options: Any) -> Tensor:
+    """What a sub-layer that gives ones adds to each of `count` samples of (2, 12), in training: (count, 2, 12)."""
+    residual = Residual(replace(OPTIONS, pre_norm=True, drop_path=drop_path, **options))
+    torch.manual_seed(0)
+    return residual(torch.zeros(count, 2, 12), torch.ones_like)
+
+
+def test_a_sample_skips_a_sublayer_as_a_whole_or_takes_it_larger() -> None:
+    added = what_is_added(100)
+    values = added[:, 0, 0]
+    assert torch.equal(added, values[:, None, None].expand_as(added))
+    torch.testing.assert_close(values.unique(), torch.tensor([0.0, 1 / (1 - DROPPED)]))
+
+
+def test_drop_path_changes_nothing_in_expectation_and_samples_drop_for_themselves() -> None:
+    """40,000 draws: the mean is known to 0.0033 (one deviation), a correlation of neighbours to 0.005."""
+    values = what_is_added(40_000)[:, 0, 0]
+    assert values.mean().item() == pytest.approx(1, abs=0.012)
+    assert (values == 0).float().mean().item() == pytest.approx(DROPPED, abs=0.01)
+    neighbours = torch.corrcoef(torch.stack((values[:-1], values[1:])))
+    assert abs(neighbours[0, 1].item()) < 0.02
+
+
+def test_both_sublayers_of_a_block_drop_for_themselves() -> None:
+    block = EncoderBlock(replace(OPTIONS, pre_norm=True, drop_path=0.5))
+    torch.manual_seed(0)
+    for parameter in block.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    x = torch.randn(1, TOKENS, 12).expand(400, -1, -1)
+    kinds, counts = block(x).flatten(1).round(decimals=3).unique(dim=0, return_counts=True)
+    assert len(kinds) == 4, "neither, either and both"
+    assert counts.min() > 60, "of 100 each, known to 9"
+
+
+@pytest.mark.parametrize("drop_path", [0.0, 1.0])
+def test_never_and_always_skipping_are_exact(drop_path: float) -> None:
+    added = what_is_added(10, drop_path)
+    assert torch.equal(added, torch.full_like(added, 1 - drop_path))
+
+
+def test_a_skipped_sublayer_gets_no_gradient_from_its_sample() -> None:
+    residual = Residual(replace(OPTIONS, pre_norm=True, drop_path=0.5)).double()
+    torch.manual_seed(0)
+    x, factor = draw(8, TOKENS, 12), torch.ones(8, 1, 1, dtype=torch.float64, requires_grad=True)
+    y = residual(x, lambda x: x * factor)
+    (gradient,) = torch.autograd.grad(y.sum(), factor)
+    skipped = (y == x).flatten(1).all(dim=1)
+    assert 0 < skipped.sum() < 8 and torch.equal(gradient.flatten() == 0, skipped)
+
+
+@both_orders
+def test_drop_path_and_layer_scale_do_nothing_else_in_evaluation(pre_norm: bool) -> None:
+    still = redrawn(Encoder(replace(OPTIONS, pre_norm=pre_norm, layer_scale=1.0), layers=3))
+    dropping = Encoder(replace(OPTIONS, pre_norm=pre_norm, layer_scale=1.0, drop_path=0.9), layers=3).double()
+    dropping.load_state_dict(still.state_dict())
+    x = draw(*X)
+    assert torch.equal(dropping.eval()(x), still(x))
+    torch.manual_seed(0)
+    assert not torch.allclose(dropping.train()(x), still(x))
+
+
+@pytest.mark.parametrize(
+    ("layers", "rates"), [(1, [0.0]), (2, [0.0, 0.2]), (5, [0.0, 0.05, 0.1, 0.15, 0.2])], ids=["one", "two", "five"]
+)
+def test_drop_path_grows_linearly_over_the_depth(layers: int, rates: list[float]) -> None:
+    stack = Encoder(replace(OPTIONS, drop_path=0.2), layers=layers)
+    found = [[residual.drop_path for residual in block.residuals] for block in stack.blocks]
+    assert found == [pytest.approx([rate, rate]) for rate in rates]
+
+
+def test_every_attention_of_a_stack_norms_its_queries_and_keys_when_asked() -> None:
+    for qk_norm, kind in ((True, nn.LayerNorm), (False, nn.Identity)):
+        options = replace(OPTIONS, qk_norm=qk_norm)
+        stacks = nn.ModuleList([Encoder(options, layers=2), Decoder(options, layers=2, final_norm=True)])
+        attentions = [part for part in stacks.modules() if isinstance(part, Attention)]
+        assert len(attentions) == 6
+        assert all(type(norm) is kind for part in attentions for norm in (part.q_norm, part.k_norm))
+
+
+def test_every_norm_takes_the_given_eps() -> None:
+    options = replace(OPTIONS, pre_norm=True, qk_norm=True, norm_eps=0.02)
+    for module in (Encoder(options, layers=2), DecoderBlock(options), Decoder(options, layers=1, final_norm=True)):
+        norms = [part for part in module.modules() if isinstance(part, nn.LayerNorm)]
+        assert norms and {norm.eps for norm in norms} == {0.02}
+
+
+def test_without_its_final_norm_an_encoder_hands_out_the_plain_sum() -> None:
+    ours = redrawn(Encoder(replace(OPTIONS, pre_norm=True), layers=2))
+    bare = Encoder(replace(OPTIONS, pre_norm=True), layers=2, final_norm=False).double()
+    bare.load_state_dict({name: value for name, value in ours.state_dict().items() if not name.startswith("norm.")})
+    x = draw(*X)
+    torch.testing.assert_close(ours.norm(bare(x)), ours(x), rtol=0, atol=0)
+
+
+# Token by token.
+
+
+@both_orders
+@pytest.mark.parametrize("with_positions", [False, True], ids=["plain", "positions"])
+def test_token_by_token_a_decoder_gives_what_it_gives_for_all_at_once(pre_norm: bool, with_positions: bool) -> None:
+    """With a cache for each block, of every block's output; a memory's positions are in its keys and not its values."""
+    decoder = redrawn(Decoder(replace(OPTIONS, pre_norm=pre_norm), layers=3, final_norm=pre_norm))
+    x, memory = draw(BATCH, 9, 12), draw(BATCH, MEMORY, 12)
+    positions = draw(1, MEMORY, 12) if with_positions else None
+    real = (torch.arange(MEMORY) < torch.tensor([[MEMORY], [2]]))[:, None, None]
+    whole = {"memory": memory, "memory_positions": positions, "may_look_at_memory": real}
+    expected = decoder(x, causal=True, **whole)
+    caches = decoder.remember(memory, positions)
+    for n in range(9):
+        outputs = decoder(x[:, n : n + 1], caches=caches, may_look_at_memory=real)
+        assert len(outputs) == 3
+        for found, wanted in zip(outputs, expected, strict=True):
+            torch.testing.assert_close(found, wanted[:, n : n + 1], **EXACT)
+    assert len(caches) == 3 and all(isinstance(cache, BlockCache) for cache in caches)
+    assert {(cache.own.length, cache.memory.length) for cache in caches} == {(9, MEMORY)}
+
+
+@both_orders
+def test_without_every_a_decoder_hands_out_the_last_output_alone(pre_norm: bool) -> None:
+    options = replace(OPTIONS, pre_norm=pre_norm)
+    decoder = redrawn(Decoder(options, layers=3, final_norm=pre_norm))
+    short = Decoder(options, layers=3, final_norm=pre_norm, every=False).double()
+    short.load_state_dict(decoder.state_dict())
+    x, memory = draw(*X), draw(BATCH, MEMORY, 12)
+    (found,) = short(x, memory=memory)
+    assert torch.equal(found, decoder(x, memory=memory)[-1])

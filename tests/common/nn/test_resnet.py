@@ -1,0 +1,352 @@
+"""The backbone against torchvision's, alone against padded, and its weights from files."""
+
+import copy
+import itertools
+import pickle
+from pathlib import Path
+from urllib.error import URLError
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
+
+from common.errors import UserError
+from common.machine.seeds import generator
+from common.nn.resnet import Backbone, BackboneOptions, real_positions
+from common.weights.backbones import load_weights
+
+RESNETS = ["resnet18", "resnet34", "resnet50", "resnet101", "resnet50 DC5", "resnet101 DC5"]
+
+
+def options(name: str = "resnet18", **changed: object) -> BackboneOptions:
+    """`resnet50 DC5` means dilation."""
+    name, _, dilation = name.partition(" ")
+    return BackboneOptions(**{"name": name, "weights": "none", "dilation": bool(dilation), "frozen": 0, **changed})
+
+
+def redraw(model: nn.Module, seed: int) -> None:
+    """Norms' affine parts and statistics at random: fresh ones (ones and zeros) would hide a mistake."""
+    drawn = generator("backbone", seed)
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if name.endswith("running_var"):
+                tensor.uniform_(0.5, 1.5, generator=drawn)
+            elif tensor.dim() == 1 and name.endswith("weight"):
+                tensor.uniform_(0.3, 0.9, generator=drawn)
+            elif tensor.dim() == 1:
+                tensor.normal_(std=0.3, generator=drawn)
+
+
+def backbone(name: str = "resnet18", *, official_padding: bool = False, seed: int = 0, **changed: object) -> Backbone:
+    torch.manual_seed(seed)
+    made = Backbone(options(name, **changed), official_padding=official_padding)
+    redraw(made, seed)
+    return made
+
+
+def images(*sizes: tuple[int, int], dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    return [torch.randn(3, *size, dtype=dtype, generator=generator(*size)) for size in sizes]
+
+
+def batch(pictures: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Zero padded at the bottom and the right to the largest, as `collate` does."""
+    sizes = torch.tensor([picture.shape[1:] for picture in pictures])
+    padded = torch.zeros(len(pictures), 3, *sizes.amax(0).tolist(), dtype=pictures[0].dtype)
+    for picture, place in zip(pictures, padded, strict=True):
+        place[:, : picture.shape[1], : picture.shape[2]] = picture
+    return padded, sizes
+
+
+def difference(a: Tensor, b: Tensor) -> float:
+    """Largest difference, relative to the largest value."""
+    return ((a - b).abs().max() / b.abs().max()).item()
+
+
+class Torchvisions(nn.Module):
+    """torchvision's ResNet up to its last stage, with its own frozen norm."""
+
+    def __init__(self, name: str):
+        super().__init__()
+        name, _, dilation = name.partition(" ")
+        dilate = [False, False, True] if dilation else None
+        make = getattr(torchvision.models, name)
+        self.net = make(weights=None, norm_layer=FrozenBatchNorm2d, replace_stride_with_dilation=dilate)
+        self.net.avgpool, self.net.fc = nn.Identity(), nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        net = self.net
+        x = net.maxpool(net.relu(net.bn1(net.conv1(x))))
+        return net.layer4(net.layer3(net.layer2(net.layer1(x))))
+
+
+@pytest.mark.parametrize("name", RESNETS)
+def test_features_and_gradients_are_torchvisions(name: str) -> None:
+    """In float64: the norms are folded into the weights here, which fp32 would round differently."""
+    torch.manual_seed(1)
+    theirs = Torchvisions(name)
+    redraw(theirs, 1)
+    ours = Backbone(options(name), official_padding=False)
+    ours.load_state_dict(theirs.net.state_dict())
+    ours.double(), theirs.double()
+    (picture,) = images((65, 33), dtype=torch.float64)
+    got, real = ours(picture[None], None)
+    expected = theirs(picture[None])
+    assert real is None and got.shape[1] == ours.channels
+    assert difference(got, expected) < 1e-12
+
+    direction = torch.randn(got.shape, dtype=got.dtype, generator=generator("direction"))
+    mine, yours = dict(ours.named_parameters()), dict(theirs.net.named_parameters())
+    assert mine.keys() == yours.keys()
+    gradients = zip(
+        torch.autograd.grad(got, list(mine.values()), direction),
+        torch.autograd.grad(expected, [yours[key] for key in mine], direction),
+        strict=True,
+    )
+    assert max(difference(one, other) for one, other in gradients) < 1e-11
+
+
+@pytest.mark.parametrize("height, width", [(1, 1), (32, 32), (63, 33), (64, 97), (31, 129)])
+def test_features_of_any_size_are_torchvisions_in_fp32(height: int, width: int) -> None:
+    theirs = Torchvisions("resnet18")
+    redraw(theirs, 2)
+    ours = Backbone(options(), official_padding=False)
+    ours.load_state_dict(theirs.net.state_dict())
+    (picture,) = images((height, width))
+    with torch.no_grad():
+        got, _ = ours(picture[None], None)
+        assert got.shape == (1, 512, -(-height // 32), -(-width // 32))
+        assert difference(got, theirs(picture[None])) < 1e-5  # rounding, through 18 layers
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
+@pytest.mark.parametrize("name", ["small", "resnet18", "resnet34", "resnet50", "resnet50 DC5"])
+def test_features_do_not_depend_on_what_else_is_in_the_batch(name: str, training: bool) -> None:
+    model = backbone(name).train(training)
+    stride = 8 if "small" in name else 16 if "DC5" in name else 32
+    pictures = images((33, 70), (161, 129), (64, 31))
+    with torch.no_grad():
+        together, real = model(*batch(pictures))
+        for i, picture in enumerate(pictures):
+            height, width = (-(-side // stride) for side in picture.shape[1:])
+            alone, _ = model(picture[None], None)
+            assert alone.shape[2:] == (height, width)
+            assert difference(together[i, :, :height, :width], alone[0]) < 1e-5
+            assert real[i].sum() == height * width and real[i, :height, :width].all()
+
+
+@pytest.mark.parametrize("name", ["small", "resnet18", "resnet50", "resnet50 DC5"])
+def test_official_padding_leaks_into_the_features(name: str) -> None:
+    """What the test above would see if nothing were done against it."""
+    model = backbone(name, official_padding=True)
+    pictures = images((64, 96), (192, 192))  # multiples of 32, where even the official mask is the true one
+    with torch.no_grad():
+        alone, _ = model(pictures[0][None], None)
+        together, real = model(*batch(pictures))
+    height, width = alone.shape[2:]
+    assert real[0].sum() == height * width
+    assert difference(together[0, :, :height, :width], alone[0]) > 1e-2
+
+
+def test_gradients_do_not_depend_on_what_else_is_in_the_batch() -> None:
+    model = backbone("resnet50").double()
+    pictures = images((33, 70), (97, 129), dtype=torch.float64)
+    direction = torch.randn(1, 2048, 4, 5, dtype=torch.float64, generator=generator("direction"))
+
+    def gradient(features: Tensor, real: Tensor | None) -> list[Tensor]:
+        value = features * direction[:, :, : features.shape[2], : features.shape[3]]
+        value = value if real is None else value * real[:, None]
+        return list(torch.autograd.grad(value.sum(), list(model.parameters())))
+
+    together = gradient(*model(*batch(pictures)))
+    apart = [gradient(*model(picture[None], None)) for picture in pictures]
+    for whole, *pieces in zip(together, *apart, strict=True):
+        assert difference(whole, sum(pieces)) < 1e-10
+
+
+@pytest.mark.parametrize("official_padding", [False, True])
+def test_sizes_that_fill_the_batch_change_nothing(official_padding: bool) -> None:
+    model = backbone("resnet18", official_padding=official_padding)
+    pictures = torch.stack(images((65, 40), (65, 40)))
+    with torch.no_grad():
+        expected, _ = model(pictures, None)
+        got, real = model(pictures, torch.tensor([[65, 40]] * 2))
+    assert torch.equal(got, expected) and real.all()
+
+
+def test_official_mask_is_the_padded_mask_at_the_nearest_position() -> None:
+    """Of 65 rows three positions are left: ours divide the true height, the official mask is read at rows 0, 21, 43."""
+    clean, official = backbone("resnet18"), backbone("resnet18", official_padding=True)
+    padded, sizes = batch(images((32, 64), (33, 64), (65, 60)))
+    with torch.no_grad():
+        _, ours = clean(padded, sizes)
+        _, theirs = official(padded, sizes)
+    assert ours[:, :, 0].sum(1).tolist() == [1, 2, 3]
+    assert theirs[:, :, 0].sum(1).tolist() == [2, 2, 3]
+
+
+def test_real_positions_follow_layers_that_halve() -> None:
+    sizes = torch.tensor([[1, 64], [33, 7], [64, 32]])
+    for stride in (1, 2, 4, 8, 16, 32):
+        got = real_positions((64, 64), sizes, stride)
+        height, width = 64, 64
+        rows, columns = sizes.unbind(1)
+        for _ in range(stride.bit_length() - 1):
+            height, width, rows, columns = (height + 1) // 2, (width + 1) // 2, (rows + 1) // 2, (columns + 1) // 2
+        assert got.shape == (3, height, width)
+        assert torch.equal(got.sum((1, 2)), rows * columns)
+
+
+@pytest.mark.parametrize("frozen", [0, 1, 2, 5])
+def test_frozen_parts_get_no_gradient_and_all_others_do(frozen: int) -> None:
+    model = backbone("resnet18", frozen=frozen)
+    features, _ = model(*batch(images((33, 40), (64, 64))))
+    if frozen < 5:
+        features.square().sum().backward()
+    parts = {"conv1": 0, "bn1": 0, "layer1": 1, "layer2": 2, "layer3": 3, "layer4": 4}
+    for name, parameter in model.named_parameters():
+        moves = parts[name.split(".")[0]] >= frozen
+        assert parameter.requires_grad is moves, name
+        assert (parameter.grad is not None and parameter.grad.any().item()) is moves, name
+
+
+def test_frozen_norms_are_buffers_in_torchvisions_names() -> None:
+    model = backbone("resnet50")
+    assert not any("bn" in name or "downsample.1" in name for name, _ in model.named_parameters())
+    assert {name.rsplit(".", 1)[1] for name, _ in model.named_buffers()} == {
+        "weight",
+        "bias",
+        "running_mean",
+        "running_var",
+    }
+
+
+def test_small_has_stride_8_and_resnets_32_or_16_dilated() -> None:
+    for name, stride, channels in [("small", 8, 128), ("resnet34", 32, 512), ("resnet50 DC5", 16, 2048)]:
+        model = backbone(name)
+        with torch.no_grad():
+            features, _ = model(torch.zeros(1, 3, 64, 128), None)
+        assert features.shape == (1, channels, 64 // stride, 128 // stride) and model.channels == channels
+
+
+def test_channels_last_and_half_precision_run() -> None:
+    model = backbone("resnet18")
+    padded, sizes = batch(images((64, 70), (96, 96)))
+    with torch.no_grad():
+        expected, _ = model(padded, sizes)
+        got, _ = model(padded.to(memory_format=torch.channels_last), sizes)
+        assert difference(got, expected) < 1e-5
+        with torch.autocast("cpu", torch.bfloat16):
+            half, _ = model(padded, sizes)
+        assert difference(half.float(), expected) < 0.1
+
+
+def test_dilation_of_basic_blocks_is_refused() -> None:
+    with pytest.raises(UserError, match="needs resnet50 or resnet101, not resnet18"):
+        backbone("resnet18 DC5")
+
+
+def torchvision_file(folder: Path, name: str = "resnet18") -> tuple[Path, dict[str, Tensor]]:
+    """As published: with a classifier, and a count in each norm."""
+    model = getattr(torchvision.models, name)()
+    redraw(model, 3)
+    path = folder / f"{name}.pth"
+    torch.save(model.state_dict(), path)
+    return path, model.state_dict()
+
+
+def assert_holds(model: Backbone, tensors: dict[str, Tensor]) -> None:
+    assert all(torch.equal(value, tensors[name]) for name, value in model.state_dict().items())
+
+
+def test_weights_come_from_a_torchvision_file(tmp_path: Path) -> None:
+    path, tensors = torchvision_file(tmp_path)
+    model = backbone()
+    load_weights(model, options(weights=str(path)))
+    assert_holds(model, tensors)
+
+
+def test_weights_come_from_an_official_detr_file(tmp_path: Path) -> None:
+    _, tensors = torchvision_file(tmp_path)
+    official = {f"backbone.0.body.{name}": value for name, value in tensors.items()}
+    official["class_embed.bias"] = torch.zeros(92)
+    path = tmp_path / "detr.pth"
+    torch.save({"model": official}, path, _use_new_zipfile_serialization=False)
+    model = backbone()
+    load_weights(model, options(weights=str(path)))
+    assert_holds(model, tensors)
+
+
+def test_a_file_of_another_resnet_is_refused_and_named(tmp_path: Path) -> None:
+    path, _ = torchvision_file(tmp_path, "resnet34")
+    model = backbone("resnet50")
+    before = model.conv1.weight.clone()
+    with pytest.raises(UserError, match=r"resnet34.pth does not fit model.backbone.name=resnet50: .* layer1.0.conv1"):
+        load_weights(model, options("resnet50", weights=str(path)))
+    assert torch.equal(model.conv1.weight, before)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nowhere.pth does not exist"):
+        load_weights(backbone(), options(weights=str(tmp_path / "nowhere.pth")))
+
+
+def test_imagenet_weights_without_a_network_end_in_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_network(*_: object, **__: object) -> None:
+        raise URLError("Name or service not known")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))  # nothing is cached there
+    monkeypatch.setattr("torch.hub.urlopen", no_network)
+    with pytest.raises(UserError, match=r"resnet18 could not be fetched from https://.*model.backbone.weights=FILE"):
+        load_weights(backbone(), options(weights="imagenet_v1"))
+    with pytest.raises(UserError, match="not for small"):
+        load_weights(backbone("small"), options("small", weights="imagenet_v1"))
+
+
+def test_imagenet_weights_once_fetched_need_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("torch.hub.urlopen", None)
+    cache = tmp_path / "hub" / "checkpoints"
+    cache.mkdir(parents=True)
+    path, tensors = torchvision_file(tmp_path)
+    path.rename(cache / torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url.rsplit("/", 1)[1])
+    model = backbone()
+    load_weights(model, options(weights="imagenet_v1"))
+    assert_holds(model, tensors)
+
+
+def test_what_is_kept_between_evaluations_follows_every_write():
+    """Folded weights are kept without gradients; a write to a weight or a statistic, or another type, must be seen."""
+    model = backbone("resnet18").eval()
+    (picture,) = images((64, 64))
+
+    def features() -> torch.Tensor:
+        with torch.no_grad():
+            return model(picture[None], None)[0]
+
+    seen = [features(), features()]
+    assert torch.equal(seen[0], seen[1])
+    with torch.no_grad():
+        model.layer1[0].conv1.weight.mul_(1.5)
+        seen.append(features())
+        model.layer2[0].downsample[1].running_var.mul_(2)
+        seen.append(features())
+    model.load_state_dict(backbone("resnet18").state_dict())
+    redraw(model, 7)
+    seen.append(features())
+    assert all(not torch.equal(one, other) for one, other in itertools.pairwise(seen[1:]))
+    fresh = backbone("resnet18").eval()
+    fresh.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        assert torch.equal(fresh(picture[None], None)[0], seen[-1])
+    trained = model(picture[None], None)[0].detach()  # by another kernel, which adds in another order
+    torch.testing.assert_close(trained, seen[-1], msg="and it is what training computes")
+    with torch.no_grad():
+        for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            assert torch.equal(other(picture[None], None)[0], seen[-1]), "copies and pickles have no part of it"
+    with torch.autocast("cpu", torch.bfloat16):
+        assert features().dtype == torch.bfloat16
+    assert torch.equal(features(), seen[-1])

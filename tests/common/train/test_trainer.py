@@ -1,0 +1,629 @@
+"""The training loop on a toy task: logs, checkpoints, the best weights, going on, and the numbers at the end."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+
+from common.errors import Stopped, UserError
+from common.files import checkpoint
+from common.files.log import Log
+from common.machine import distributed
+from common.task import Goal
+from common.train.optim import OptimizerOptions, ScheduleOptions
+from common.train.state import Run, weights
+from common.train.trainer import Trainer
+
+CPU = torch.device("cpu")
+
+
+class Line:
+    """Points of y = 3 x - 1 with noise; the noise of training points is drawn anew each time."""
+
+    batch_size = 4
+
+    def __init__(self, val: int = 6, test: int = 5):
+        self.counts = {"train": 22, "val": val, "test": test}
+
+    def count(self, split):
+        return self.counts[split]
+
+    def cost(self, split):
+        return [1] * self.counts[split]
+
+    def sample(self, split, index, generator):
+        noise = 0.0 if generator is None else float(torch.randn((), generator=generator)) * 0.1
+        x = index / self.counts[split]
+        return {"id": index, "x": x, "y": 3 * x - 1 + noise}
+
+    def collate(self, samples):
+        columns = {name: torch.tensor([s[name] for s in samples]) for name in ("x", "y")}
+        return {"ids": [s["id"] for s in samples], **columns}
+
+    def summary(self):
+        return ["a line"]
+
+
+class Fit:
+    """Least squares; dropout in the model makes its randomness visible."""
+
+    goal = Goal("error", higher_is_better=False)
+
+    def __init__(self, data):
+        self.data, self.metrics = data, 0
+
+    def state(self):
+        return {"slope": 3}
+
+    def sizes(self, batch):
+        return {"points": float(len(batch["ids"]))}
+
+    def loss(self, model, batch, sizes):
+        error = (model(batch["x"][:, None])[:, 0] - batch["y"]).pow(2).sum() / sizes["points"]
+        return error, {"square": error.detach()}
+
+    def predict(self, model, batch):
+        return [{"y": float(y)} for y in model(batch["x"][:, None])[:, 0]]
+
+    def pictures(self, batch, answers, count):
+        return None
+
+    def metric(self, split):
+        return Error(self.data.count(split))
+
+    def advice(self, pretrained):
+        return ["this is a toy."]
+
+    def alarms(self, answers):
+        return []
+
+
+class Error:
+    def __init__(self, count):
+        self.count, self.errors = count, {}
+
+    def update(self, batch, answers):
+        for i, y, answer in zip(batch["ids"], batch["y"], answers, strict=True):
+            assert i not in self.errors
+            self.errors[i] = abs(float(y) - answer["y"])
+
+    def gather(self):
+        self.errors = dict(distributed.gather_samples(list(self.errors.items()), self.count))
+
+    def compute(self):
+        return {"error": sum(self.errors.values()) / self.count}
+
+    def write(self, folder):
+        folder.mkdir(exist_ok=True)
+        (folder / "errors.json").write_text(json.dumps(self.errors))
+
+
+def trainer(**keys) -> Trainer:
+    defaults = {
+        "steps": 20,
+        "epochs": None,
+        "micro_batch": None,
+        "precision": "fp32",
+        "clip_norm": 1.0,
+        "ema_decay": 0.0,
+        "compile": False,
+        "deterministic": False,
+        "strategy": "ddp",
+        "timeout": 60,
+        "workers": 0,
+        "device": "cpu",
+        "log_every": 4,
+        "eval_every": 5,
+        "save_every": None,
+        "keep_best": 1,
+        "average_last": 0,
+    }
+    return Trainer(**{**defaults, **keys})
+
+
+def run(folder, *, data=None, seed=0, lr=0.1, reference_batch=None) -> Run:
+    torch.manual_seed(seed)
+    data = data or Line()
+    return Run(
+        task=Fit(data),
+        data=data,
+        model=nn.Sequential(nn.Linear(1, 16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 1)),
+        optimizer=OptimizerOptions(
+            name="adamw",
+            lr=lr,
+            weight_decay=0.0,
+            decay_norms=False,
+            betas=(0.9, 0.999),
+            eps=1e-8,
+            momentum=0.0,
+            rates={},
+            layer_decay=1.0,
+            reference_batch=reference_batch,
+            scaling="linear",
+        ),
+        schedule=ScheduleOptions(name="cosine", warmup=2, start=0.0, drops=[], factor=1.0, final=0.0, width=None),
+        config={"seed": seed},
+        seed=seed,
+        folder=folder,
+    )
+
+
+def fit(folder, *, resume=False, keys=None, **options):
+    with Log(folder, main=True) as log:
+        return trainer(**keys or {}).fit(run(folder, **options), log, on=CPU, resume=resume)
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_learns_and_leaves_its_files(tmp_path):
+    numbers = fit(tmp_path, keys={"steps": 200, "eval_every": 50})
+    assert numbers["test/error"] < 0.3
+    names = {name for line in lines(tmp_path) for name in line}
+    assert {"train/loss", "train/square", "train/lr", "train/gradient_norm", "val/error", "test/error"} <= names
+    assert [line["step"] for line in lines(tmp_path) if "val/error" in line] == [50, 100, 150, 200]
+    assert "time" not in names and (tmp_path / "timing.jsonl").exists()
+    assert json.loads((tmp_path / "predictions/errors.json").read_text())
+    assert "this is a toy." in (tmp_path / "train.log").read_text()
+
+
+def test_the_best_checkpoint_is_the_one_that_is_tested(tmp_path):
+    numbers = fit(tmp_path, keys={"steps": 60, "eval_every": 3}, lr=0.5)
+    scores = {line["step"]: line["val/error"] for line in lines(tmp_path) if "val/error" in line}
+    best = checkpoint.load(tmp_path / "checkpoints/best.pt")
+    assert best["step"] == min(scores, key=scores.get) != 60, "the seed should make an earlier step the best"
+    one = run(tmp_path)
+    one.model.load_state_dict(best["model"])
+    metric = one.task.metric("test")
+    batch = one.data.collate([one.data.sample("test", i, None) for i in range(5)])
+    metric.update(batch, one.task.predict(one.model.eval(), batch))
+    assert metric.compute()["error"] == pytest.approx(numbers["test/error"], abs=1e-7)
+
+
+def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        fit(tmp_path / name, seed=seed)
+    a, b, c = ((tmp_path / name / "metrics.jsonl").read_bytes() for name in "abc")
+    assert a == b != c
+
+
+@pytest.mark.parametrize("keys", [{}, {"ema_decay": 0.9, "micro_batch": 3}, {"precision": "bf16"}])
+@pytest.mark.parametrize("stop", [6, 10, 13])
+def test_a_run_that_was_stopped_goes_on_to_the_same_end(tmp_path, keys, stop, monkeypatch):
+    """Bit for bit, dropout and log included, from the last checkpoint before the stop."""
+    keys = {**keys, "save_every": 3}
+    fit(tmp_path / "whole", keys=keys)
+
+    real = Fit.loss
+    calls = {"left": stop * (2 if "micro_batch" in keys else 1)}
+
+    def die(self, *arguments):
+        calls["left"] -= 1
+        if calls["left"] < 0:
+            raise KeyboardInterrupt
+        return real(self, *arguments)
+
+    monkeypatch.setattr(Fit, "loss", die)
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "stopped", keys=keys)
+    monkeypatch.setattr(Fit, "loss", real)
+    fit(tmp_path / "stopped", keys=keys, resume=True)
+
+    assert (tmp_path / "whole/metrics.jsonl").read_text() == (tmp_path / "stopped/metrics.jsonl").read_text()
+    whole, stopped = (
+        checkpoint.load(tmp_path / name / "checkpoints/step_00000020.pt") for name in ("whole", "stopped")
+    )
+    for name, value in whole["model"].items():
+        assert torch.equal(value, stopped["model"][name])
+    assert whole["best"] == stopped["best"]
+
+
+def test_going_on_as_another_run_is_refused_with_the_differences(tmp_path):
+    fit(tmp_path, keys={"steps": 5})
+    with pytest.raises(UserError, match="seed was 0 and is 1"):
+        fit(tmp_path, seed=1, resume=True)
+
+
+def test_going_on_before_the_first_checkpoint_starts_the_log_anew(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 4, "train/loss": 9.0}\n')
+    fit(tmp_path, resume=True)
+    assert [line["step"] for line in lines(tmp_path) if "train/loss" in line] == [4, 8, 12, 16, 20]
+
+
+def test_averaged_weights_are_evaluated_and_kept(tmp_path):
+    fit(tmp_path, keys={"ema_decay": 0.99})
+    content = checkpoint.load(tmp_path / "checkpoints/step_00000020.pt")
+    averaged, raw = weights(content), weights(content, "raw")
+    assert not torch.equal(averaged["0.weight"], raw["0.weight"])
+    fit(tmp_path / "plain")
+    with pytest.raises(UserError, match="kept no average"):
+        weights(checkpoint.load(tmp_path / "plain/checkpoints/step_00000020.pt"), "ema")
+
+
+def test_the_rate_in_effect_is_said_and_logged_and_trained_with(tmp_path):
+    """0.1 for batches of 16 is 0.025 for ours of 4."""
+    fit(tmp_path / "scaled", reference_batch=16)
+    fit(tmp_path / "plain", lr=0.025)
+    assert (tmp_path / "scaled/metrics.jsonl").read_text() == (tmp_path / "plain/metrics.jsonl").read_text()
+    highest = max(line["train/lr"] for line in lines(tmp_path / "scaled") if "train/lr" in line)
+    assert 0.02 < highest <= 0.025
+    said = "0.025 at its highest, from 0.1 for 16 by linear scaling"
+    assert said in (tmp_path / "scaled/train.log").read_text()
+    assert "0.025 at its highest\n" in (tmp_path / "plain/train.log").read_text()
+
+
+def test_without_val_the_last_weights_count_and_without_test_there_are_no_numbers(tmp_path):
+    assert "test/error" in fit(tmp_path / "a", data=Line(val=0))
+    assert not (tmp_path / "a/checkpoints/best.pt").exists()
+    assert set(fit(tmp_path / "b", data=Line(test=0))) == {"val/error"}
+
+
+def test_epochs_are_counted_in_whole_batches(tmp_path):
+    fit(tmp_path, keys={"steps": None, "epochs": 2, "eval_every": None})
+    assert [line["step"] for line in lines(tmp_path) if "val/error" in line] == [5, 10]
+
+
+def test_a_mistake_in_evaluation_shows_before_the_first_step(tmp_path, monkeypatch):
+    monkeypatch.setattr(Fit, "predict", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        fit(tmp_path)
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_a_compiled_model_keeps_the_names_of_its_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch._dynamo.config, "suppress_errors", True)  # no compiler here is no reason to fail
+    fit(tmp_path, keys={"compile": True, "steps": 2, "eval_every": 2})
+    assert set(checkpoint.load(tmp_path / "checkpoints/step_00000002.pt")["model"]) == set(
+        run(tmp_path).model.state_dict()
+    )
+
+
+def mean_of_files(folder, steps, kind="auto"):
+    """The mean of these checkpoints' weights, worked out anew."""
+    kept = [weights(checkpoint.load(folder / f"checkpoints/step_{step:08d}.pt"), kind) for step in steps]
+    return {name: torch.stack([one[name].double() for one in kept]).mean(0).float() for name in kept[0]}
+
+
+def error_of(tensors, folder, split):
+    """What the toy's number is with these weights, without the trainer."""
+    one = run(folder)
+    one.model.load_state_dict(tensors)
+    batch = one.data.collate([one.data.sample(split, i, None) for i in range(one.data.count(split))])
+    answers = one.task.predict(one.model.eval(), batch)
+    return sum(abs(float(y) - answer["y"]) for y, answer in zip(batch["y"], answers, strict=True)) / len(answers)
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+@pytest.mark.parametrize(("lr", "average_wins"), [(0.5, True), (0.1, False)])
+def test_the_average_of_the_last_is_tested_when_val_says_so_and_otherwise_the_best(
+    tmp_path, lr, average_wins, ema_decay
+):
+    numbers = fit(tmp_path, keys={"average_last": 3, "ema_decay": ema_decay}, lr=lr)
+    mean, best = mean_of_files(tmp_path, (10, 15, 20)), weights(checkpoint.load(tmp_path / "checkpoints/best.pt"))
+    scores = [line["val/error"] for line in lines(tmp_path) if "val/error" in line]
+    [averaged] = [line for line in lines(tmp_path) if "average/error" in line]
+    assert averaged == {"step": 20, "average/error": pytest.approx(error_of(mean, tmp_path, "val"), abs=1e-6)}
+    assert min(scores) == pytest.approx(error_of(best, tmp_path, "val"), abs=1e-6)
+    assert (averaged["average/error"] <= min(scores)) == average_wins, "both should occur here"
+    assert numbers["val/error"] == min(averaged["average/error"], *scores)
+    assert numbers["test/error"] == pytest.approx(error_of(mean if average_wins else best, tmp_path, "test"), abs=1e-6)
+    kind = "averaged (EMA)" if ema_decay else "raw"
+    said = f"average.pt: average of steps 10, 15, 20, {kind}" if average_wins else f"best.pt: step 20, {kind}"
+    assert numbers["weights"] == f"checkpoints/{said}" and said in (tmp_path / "train.log").read_text()
+    for name, value in weights(checkpoint.load(tmp_path / "checkpoints/average.pt")).items():
+        torch.testing.assert_close(value, mean[name], rtol=0, atol=1e-7)
+
+
+def test_an_average_that_is_just_as_good_is_tested(tmp_path):
+    numbers = fit(tmp_path, keys={"average_last": 3}, lr=1e-30)
+    assert {line["val/error"] for line in lines(tmp_path) if "val/error" in line} == {numbers["val/error"]}
+    assert "average of steps 10, 15, 20" in numbers["weights"]
+
+
+def test_a_number_that_is_no_number_never_chooses_the_average(tmp_path, monkeypatch):
+    real = Trainer._average
+
+    def spoilt(self, *arguments):
+        monkeypatch.setattr(Error, "compute", lambda _: {"error": float("nan")})
+        try:
+            return real(self, *arguments)
+        finally:
+            monkeypatch.undo()
+
+    monkeypatch.setattr(Trainer, "_average", spoilt)
+    numbers = fit(tmp_path, keys={"average_last": 3}, lr=0.5)
+    assert "best.pt" in numbers["weights"] and numbers["val/error"] > 0
+
+
+def test_without_val_the_average_is_tested(tmp_path):
+    numbers = fit(tmp_path, data=Line(val=0), keys={"average_last": 2})
+    assert "average of steps 15, 20" in numbers["weights"] and "val/error" not in numbers
+    mean = mean_of_files(tmp_path, (15, 20))
+    assert numbers["test/error"] == pytest.approx(error_of(mean, tmp_path, "test"), abs=1e-6)
+
+
+def test_a_run_keeps_as_many_checkpoints_as_it_averages_and_by_default_two_and_no_average(tmp_path):
+    numbers = fit(tmp_path / "three", keys={"average_last": 3, "save_every": 2})
+    plain = fit(tmp_path / "plain", keys={"save_every": 2})
+    kept = {name: sorted(p.name for p in (tmp_path / name / "checkpoints").iterdir()) for name in ("three", "plain")}
+    last = ["step_00000016.pt", "step_00000018.pt", "step_00000020.pt"]
+    assert kept == {"three": ["average.pt", "best.pt", *last], "plain": ["best.pt", *last[1:]]}
+    assert set(plain) == {"val/error", "test/error"} and set(numbers) == {*plain, "weights"}
+    without = [line for line in lines(tmp_path / "three") if not {"average/error", "test/error"} & {*line}]
+    assert without == [line for line in lines(tmp_path / "plain") if "test/error" not in line], "training is the same"
+
+
+def test_fewer_checkpoints_than_asked_for_are_averaged_and_a_single_one_is_said_to_have_none(tmp_path):
+    numbers = fit(tmp_path / "a", data=Line(val=0), keys={"average_last": 9, "eval_every": 15})
+    assert "average of steps 15, 20," in numbers["weights"]
+    numbers = fit(tmp_path / "b", keys={"average_last": 9, "eval_every": 20})
+    assert numbers["weights"] == "checkpoints/best.pt: step 20, raw"
+    assert "No average of the last checkpoints was made: an average needs" in (tmp_path / "b/train.log").read_text()
+    with pytest.raises(UserError, match=r"trainer\.average_last=1: one checkpoint has no average; give 0"):
+        trainer(average_last=1)
+
+
+def killed_here(*_, **__):
+    raise KeyboardInterrupt
+
+
+KILLED = {"val": (Trainer, "_validate"), "average": (Trainer, "_average"), "end": (Error, "write")}
+
+
+@pytest.mark.parametrize("moment", KILLED)
+def test_a_run_that_was_killed_after_its_last_step_averages_the_same(tmp_path, moment, monkeypatch):
+    keys = {"average_last": 3, "save_every": 3, "eval_every": 20}
+    expected = fit(tmp_path / "whole", keys=keys, lr=0.5)
+    monkeypatch.setattr(*KILLED[moment], killed_here)
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "killed", keys=keys, lr=0.5)
+    monkeypatch.undo()
+    assert fit(tmp_path / "killed", keys=keys, lr=0.5, resume=True) == expected
+    assert (tmp_path / "whole/metrics.jsonl").read_text() == (tmp_path / "killed/metrics.jsonl").read_text()
+    whole, killed = (checkpoint.load(tmp_path / name / "checkpoints/average.pt") for name in ("whole", "killed"))
+    assert whole["mean"] == killed["mean"] == {"steps": [15, 18, 20], "ema": False}
+    assert all(torch.equal(value, killed["model"][name]) for name, value in whole["model"].items())
+
+
+def test_a_damaged_checkpoint_costs_the_average_and_not_the_run(tmp_path, monkeypatch):
+    keys = {"average_last": 3}
+    monkeypatch.setattr(Trainer, "_finish", lambda *_: {})
+    fit(tmp_path, keys=keys, lr=0.5)
+    monkeypatch.undo()
+    (tmp_path / "checkpoints/step_00000015.pt").write_bytes(b"")
+    assert fit(tmp_path, keys=keys, lr=0.5, resume=True)["weights"] == "checkpoints/best.pt: step 20, raw"
+    said = (tmp_path / "train.log").read_text()
+    assert "Warning: No average of the last checkpoints was made: " in said and "step_00000015.pt is empty" in said
+
+
+def test_going_on_with_another_number_to_average_is_the_same_run(tmp_path):
+    for last in (0, 2):
+        one = run(tmp_path, data=Line(val=0))
+        one.config = {"seed": 0, "trainer": {"average_last": last}}
+        with Log(tmp_path, main=True) as log:
+            numbers = trainer(average_last=last).fit(one, log, on=CPU, resume=last > 0)
+    assert "average of steps 15, 20" in numbers["weights"]
+
+
+def average_on_rank(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
+    numbers = {}
+    for val in (6, 0):
+        path = Path(folder, f"val{val}")
+        with Log(path, main=rank == 0) as log:
+            one = run(path, data=Line(val=val), lr=0.5)
+            numbers[f"val{val}"] = trainer(average_last=3).fit(one, log, on=CPU, resume=False)
+    Path(folder, f"{rank}.json").write_text(json.dumps(numbers))
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_ranks_test_the_same_average_and_one_of_them_writes_it(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[3]))
+    mp.start_processes(average_on_rank, (str(tmp_path),), nprocs=2, start_method="forkserver")
+    one, other = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert one == other and len(one["val6"]) == 3
+    assert [line["step"] for line in lines(tmp_path / "val6") if "average/error" in line] == [20]
+    assert one["val0"]["weights"] == "checkpoints/average.pt: average of steps 10, 15, 20, raw"
+    mean = mean_of_files(tmp_path / "val0", (10, 15, 20))
+    assert one["val0"]["test/error"] == pytest.approx(error_of(mean, tmp_path, "test"), abs=1e-6)
+
+
+def test_the_best_few_are_kept_beside_the_last_two(tmp_path):
+    fit(tmp_path, keys={"steps": 60, "eval_every": 3, "keep_best": 3}, lr=0.5)
+    scores = {line["step"]: line["val/error"] for line in lines(tmp_path) if "val/error" in line}
+    ranked = sorted(scores, key=scores.get)[:3]
+    kept = {int(path.stem[5:]) for path in (tmp_path / "checkpoints").glob("step_*.pt")}
+    assert kept - {57, 60} == {*ranked} - {57, 60} != set(), "the seed should make earlier steps the best"
+    assert checkpoint.load(tmp_path / "checkpoints/best.pt")["step"] == ranked[0]
+
+
+def test_a_first_score_that_is_no_number_is_beaten_by_any(tmp_path, monkeypatch):
+    real = Error.compute
+    calls = []
+    monkeypatch.setattr(
+        Error, "compute", lambda self: {"error": float("nan")} if not calls and not calls.append(1) else real(self)
+    )
+    fit(tmp_path)
+    scores = {line["step"]: line["val/error"] for line in lines(tmp_path) if "val/error" in line}
+    assert scores.pop(5) is None
+    assert checkpoint.load(tmp_path / "checkpoints/best.pt")["step"] == min(scores, key=scores.get)
+
+
+def no_room(monkeypatch, *steps):
+    """Checkpoints of these steps meet a full disk."""
+    real = checkpoint.save
+
+    def save(path, content):
+        if content["step"] in steps:
+            raise OSError(28, "No space left on device")
+        real(path, content)
+
+    monkeypatch.setattr("common.files.retention.save", save)
+
+
+def test_a_checkpoint_that_cannot_be_written_is_said_and_training_is_the_same(tmp_path, monkeypatch):
+    fit(tmp_path / "whole")
+    no_room(monkeypatch, 5, 10)
+    fit(tmp_path / "full")
+    said = (tmp_path / "full/train.log").read_text()
+    assert said.count("was not written (No space left on device); older ones stay.") == 2
+    whole, full = ([line for line in lines(tmp_path / name) if "test/error" not in line] for name in ("whole", "full"))
+    assert whole == full
+    assert checkpoint.load(tmp_path / "full/checkpoints/best.pt")["step"] in (15, 20), (
+        "the best of those that are there"
+    )
+
+
+def test_a_run_whose_last_checkpoint_is_missing_gives_no_numbers(tmp_path, monkeypatch):
+    no_room(monkeypatch, 20)
+    with pytest.raises(UserError, match=r"the last checkpoint is not in .*resume=auto goes on from the one before"):
+        fit(tmp_path)
+    monkeypatch.undo()
+    assert "test/error" in fit(tmp_path, resume=True)
+
+
+def test_logs_that_cannot_be_written_hold_the_checkpoint_back(tmp_path, monkeypatch):
+    """A checkpoint promises the lines before it: after a kill the log could not be mended."""
+    monkeypatch.setattr("common.files.lines.Lines.flush", lambda _: (_ for _ in ()).throw(OSError(28, "No space left")))
+    with pytest.raises(UserError, match="the last checkpoint is not in"):
+        fit(tmp_path)
+    assert not list((tmp_path / "checkpoints").glob("*.pt"))
+
+
+def test_a_log_that_tells_of_checkpoints_that_are_gone_is_no_fresh_start(tmp_path):
+    fit(tmp_path)
+    for path in (tmp_path / "checkpoints").iterdir():
+        path.unlink()
+    before = (tmp_path / "metrics.jsonl").read_text()
+    with pytest.raises(UserError, match=r"holds no checkpoint, although some were written"):
+        fit(tmp_path, resume=True)
+    assert (tmp_path / "metrics.jsonl").read_text() == before
+
+
+def test_allowed_changes_are_said(tmp_path):
+    fit(tmp_path, keys={"steps": 5})
+    changed = run(tmp_path, seed=1)
+    changed.config["allow_changes"] = ["seed"]
+    with Log(tmp_path, main=True) as log:
+        trainer().fit(changed, log, on=CPU, resume=True)
+    assert "although seed was 0 and is 1: no run from the start is equal" in (tmp_path / "train.log").read_text()
+
+
+@pytest.mark.parametrize("stop", [3, 10, 19])
+def test_a_stop_leaves_no_trace_in_what_is_kept_averaged_and_chosen(tmp_path, stop, monkeypatch):
+    keys = {"average_last": 3, "keep_best": 2, "save_every": 2, "ema_decay": 0.9}
+    fit(tmp_path / "whole", keys=keys)
+    real, calls = Fit.loss, []
+
+    def ask(self, *arguments):
+        calls.append(1)
+        if len(calls) == stop:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return real(self, *arguments)
+
+    monkeypatch.setattr(Fit, "loss", ask)
+    with pytest.raises(Stopped, match=f"after step {stop} of 20, with a checkpoint"):
+        fit(tmp_path / "stopped", keys=keys)
+    fit(tmp_path / "stopped", keys=keys, resume=True)
+    whole, stopped = (
+        {path.name: checkpoint.load(path) for path in (tmp_path / name / "checkpoints").iterdir()}
+        for name in ("whole", "stopped")
+    )
+    assert whole.keys() == stopped.keys() and "average.pt" in whole
+    for name, content in whole.items():
+        assert content["ranking"] == stopped[name]["ranking"]
+        assert all(torch.equal(value, stopped[name]["model"][key]) for key, value in content["model"].items())
+    assert (tmp_path / "whole/metrics.jsonl").read_text() == (tmp_path / "stopped/metrics.jsonl").read_text()
+
+
+def test_an_evaluation_that_going_on_forgets_is_done_again_whatever_the_new_distance(tmp_path):
+    with pytest.raises(Stopped):
+        stop_at(tmp_path, 5, {"eval_every": 5})  # of this one nothing was logged
+    fit(tmp_path, keys={"eval_every": 4}, resume=True)
+    assert [line["step"] for line in lines(tmp_path) if "val/error" in line] == [8, 12, 16, 20]
+    fit(tmp_path / "other", keys={"steps": 10, "eval_every": 5})
+    other = run(tmp_path / "other")
+    with Log(tmp_path / "other", main=True) as log:
+        trainer(steps=12, eval_every=4).fit(other, log, on=CPU, resume=True)
+    scores = [line["step"] for line in lines(tmp_path / "other") if "val/error" in line]
+    assert scores == [5, 10, 12], "step 10 keeps its place"
+
+
+def stop_at(folder, step, keys, **options):
+    """Ask for an end while that step is evaluated."""
+    real = Fit.predict
+
+    def ask(self, model, batch):
+        if one.step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, model, batch)
+
+    one = run(folder, **options)
+    with pytest.MonkeyPatch.context() as patch, Log(folder, main=True) as log:
+        patch.setattr(Fit, "predict", ask)
+        trainer(**keys).fit(one, log, on=CPU, resume=False)
+
+
+def test_an_average_can_begin_where_there_was_none(tmp_path):
+    with pytest.raises(Stopped):
+        stop_at(tmp_path, 5, {})
+    fit(tmp_path, keys={"ema_decay": 0.9}, resume=True)
+    content = checkpoint.load(tmp_path / "checkpoints/step_00000020.pt")
+    assert content["average"]["updates"] == 15
+
+
+def test_other_data_in_the_same_place_are_refused_and_allowed_by_name(tmp_path):
+    with pytest.raises(Stopped):
+        stop_at(tmp_path, 5, {})
+    before = (tmp_path / "metrics.jsonl").read_text()
+
+    def smaller():
+        data = Line()
+        data.counts["train"] = 21
+        return data
+
+    with pytest.raises(
+        UserError, match=r"train has 21 samples and had 22; put them back, or say allow_changes=\[data\]"
+    ):
+        fit(tmp_path, data=smaller(), resume=True)
+    assert (tmp_path / "metrics.jsonl").read_text() == before, "what is refused changes nothing"
+    one = run(tmp_path, data=smaller())
+    one.config["allow_changes"] = ["data"]
+    with Log(tmp_path, main=True) as log:
+        trainer().fit(one, log, on=CPU, resume=True)
+
+
+def test_weights_of_another_shape_are_one_sentence(tmp_path):
+    with pytest.raises(Stopped):
+        stop_at(tmp_path, 5, {})
+    one = run(tmp_path)
+    one.model[0] = nn.Linear(1, 8)
+    with (
+        Log(tmp_path, main=True) as log,
+        pytest.raises(UserError, match=r"another model: 0\.weight is \(16, 1\) there"),
+    ):
+        trainer().fit(one, log, on=CPU, resume=True)
+
+
+def test_a_best_checkpoint_that_is_gone_is_said_before_another_is_tested(tmp_path):
+    with pytest.raises(Stopped):
+        stop_at(tmp_path, 20, {"eval_every": 2}, lr=0.5)
+    best = checkpoint.load(tmp_path / "checkpoints/best.pt")["step"]
+    assert best < 18, "the seed should make an early step the best"
+    (tmp_path / "checkpoints/best.pt").unlink()
+    fit(tmp_path, keys={"eval_every": 20}, lr=0.5, resume=True)
+    assert f"The best checkpoint on val, of step {best}, is gone" in (tmp_path / "train.log").read_text()
+
+
+def test_a_new_start_forgets_what_one_that_came_to_nothing_logged(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 4, "train/loss": 9.0}\n')
+    fit(tmp_path)
+    assert [line["step"] for line in lines(tmp_path) if "train/loss" in line] == [4, 8, 12, 16, 20]

@@ -1,0 +1,189 @@
+"""Matching against brute force, and what it must survive."""
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.ops import box_convert, generalized_box_iou
+
+from common.machine.seeds import generator
+from detr.criterion.matcher import MatcherOptions, Matches, costs, match
+
+OPTIONS = MatcherOptions(class_cost=1.0, box_cost=5.0, giou_cost=2.0)  # appendix A.2
+LAYERS, QUERIES, CLASSES = 2, 4, 3
+
+
+def predictions(images: int, queries: int = QUERIES) -> tuple[Tensor, Tensor]:
+    drawn = generator("predictions", images)
+    shape = (LAYERS, images, queries)
+    return torch.randn(*shape, CLASSES + 1, generator=drawn), boxes(*shape, seed=1)
+
+
+def boxes(*shape: int, seed: int) -> Tensor:
+    """cxcywh inside the image."""
+    drawn = generator("boxes", seed)
+    centre = 0.2 + 0.6 * torch.rand(*shape, 2, generator=drawn)
+    return torch.cat([centre, 0.05 + 0.3 * torch.rand(*shape, 2, generator=drawn)], dim=-1)
+
+
+def targets(counts: list[int]) -> tuple[Tensor, Tensor]:
+    labels = torch.randint(CLASSES, (sum(counts),), generator=generator("labels"))
+    return labels, boxes(sum(counts), seed=2)
+
+
+def plain_cost(logits: Tensor, box: Tensor, label: Tensor, target: Tensor) -> float:
+    """Equation 1 of the paper for one query and one object, with A.2's box loss."""
+    corners = [box_convert(one[None], "cxcywh", "xyxy") for one in (box, target)]
+    overlap = generalized_box_iou(*corners).item()
+    return 5.0 * (box - target).abs().sum().item() - logits.softmax(0)[label].item() - 2.0 * overlap
+
+
+def cheapest(logits: Tensor, box: Tensor, labels: Tensor, target: Tensor) -> set[tuple[int, int]]:
+    """By trying every assignment of one image: pairs of query and object."""
+    queries, count = len(box), len(labels)
+    cost = [[plain_cost(logits[q], box[q], labels[t], target[t]) for t in range(count)] for q in range(queries)]
+    few = min(queries, count)
+    tries = (
+        tuple(zip(chosen, objects, strict=True))
+        for chosen in itertools.permutations(range(queries), few)
+        for objects in itertools.combinations(range(count), few)
+    )
+    return set(min(tries, key=lambda pairs: sum(cost[q][t] for q, t in pairs)))
+
+
+def pairs(matches: Matches, layer: int, image: int, start: int = 0) -> set[tuple[int, int]]:
+    here = (matches.layers == layer) & (matches.images == image)
+    return set(zip(matches.queries[here].tolist(), (matches.targets[here] - start).tolist(), strict=True))
+
+
+@pytest.mark.parametrize("counts", [[2], [0, 3], [1, 0, 4], [6, 2], [5, 5]], ids=str)
+def test_matches_are_those_of_brute_force_in_every_layer_and_image(counts: list[int]) -> None:
+    """[6, 2] and [5, 5] hold more objects than queries."""
+    logits, box = predictions(len(counts))
+    labels, target = targets(counts)
+    matches = match(OPTIONS, logits, box, labels, target, counts)
+    start = 0
+    for image, count in enumerate(counts):
+        own = slice(start, start + count)
+        for layer in range(LAYERS):
+            expected = cheapest(logits[layer, image], box[layer, image], labels[own], target[own])
+            assert pairs(matches, layer, image, start) == expected
+        start += count
+    assert len(matches.layers) == LAYERS * sum(min(count, QUERIES) for count in counts)
+    assert all(part.dtype == torch.int64 for part in matches)
+
+
+def test_costs_are_the_papers() -> None:
+    logits, box = predictions(1)
+    labels, target = targets([3])
+    cost = costs(OPTIONS, logits, box, labels[None], target[None])
+    assert cost.shape == (LAYERS, 1, QUERIES, 3)
+    for layer, query, t in itertools.product(range(LAYERS), range(QUERIES), range(3)):
+        expected = plain_cost(logits[layer, 0, query], box[layer, 0, query], labels[t], target[t])
+        assert cost[layer, 0, query, t].item() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("name, index", [("class_cost", 0), ("box_cost", 1), ("giou_cost", 2)])
+def test_each_cost_weighs_by_its_own_key(name: str, index: int) -> None:
+    logits, box = predictions(1)
+    labels, target = targets([3])
+    weights = dict.fromkeys(("class_cost", "box_cost", "giou_cost"), 0.0)
+    single = [
+        costs(MatcherOptions(**{**weights, key: 1.0}), logits, box, labels[None], target[None]) for key in weights
+    ]
+    doubled = MatcherOptions(**{"class_cost": 1.0, "box_cost": 1.0, "giou_cost": 1.0, name: 2.0})
+    expected = sum(single) + single[index]
+    torch.testing.assert_close(costs(doubled, logits, box, labels[None], target[None]), expected)
+
+
+def test_the_order_of_objects_changes_no_pair() -> None:
+    logits, box = predictions(2)
+    labels, target = targets([3, 2])
+    order = torch.tensor([2, 0, 1, 4, 3])
+    matches = match(OPTIONS, logits, box, labels, target, [3, 2])
+    shuffled = match(OPTIONS, logits, box, labels[order], target[order], [3, 2])
+    original = Matches(*shuffled[:3], order[shuffled.targets])
+    for layer, image in itertools.product(range(LAYERS), range(2)):
+        assert pairs(matches, layer, image) == pairs(original, layer, image)
+
+
+def test_an_image_is_matched_as_if_alone() -> None:
+    logits, box = predictions(3)
+    labels, target = targets([2, 5, 1])
+    together = match(OPTIONS, logits, box, labels, target, [2, 5, 1])
+    alone = match(OPTIONS, logits[:, 2:], box[:, 2:], labels[7:], target[7:], [1])
+    for layer in range(LAYERS):
+        assert pairs(together, layer, 2, 7) == pairs(alone, layer, 0)
+
+
+@pytest.mark.parametrize("counts", [[0], [0, 0, 0]], ids=str)
+def test_without_objects_there_are_no_pairs(counts: list[int]) -> None:
+    logits, box = predictions(len(counts))
+    matches = match(OPTIONS, logits, box, *targets(counts), counts)
+    assert all(part.shape == (0,) and part.dtype == torch.int64 for part in matches)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("where", ["logits", "boxes"])
+def test_numbers_that_are_not_finite_are_matched_somehow_and_harm_no_other_image(bad: float, where: str) -> None:
+    logits, box = predictions(2)
+    labels, target = targets([3, 2])
+    expected = match(OPTIONS, logits, box, labels, target, [3, 2])
+    broken = {"logits": logits, "boxes": box}[where]
+    broken[:, 0] = bad
+    matches = match(OPTIONS, logits, box, labels, target, [3, 2])
+    for layer in range(LAYERS):
+        found = pairs(matches, layer, 0)
+        assert {t for _, t in found} == {0, 1, 2} and len({query for query, _ in found}) == 3
+        assert pairs(matches, layer, 1, 3) == pairs(expected, layer, 1, 3)
+
+
+def test_one_broken_query_is_not_chosen_over_whole_ones() -> None:
+    logits, box = predictions(1)
+    labels, target = targets([3])
+    logits[:, :, 1] = torch.nan
+    matches = match(OPTIONS, logits, box, labels, target, [3])
+    assert 1 not in matches.queries.tolist()
+
+
+def test_matching_leaves_the_gradient_graph_alone() -> None:
+    logits, box = predictions(1)
+    labels, target = targets([2])
+    expected = match(OPTIONS, logits, box, labels, target, [2])
+    got = match(OPTIONS, logits.requires_grad_(), box.requires_grad_(), labels, target, [2])
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+def test_the_costs_of_all_layers_and_images_go_to_the_host_in_one_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted by the calls that copy to the host, or wait for it."""
+    logits, box = predictions(3)
+    labels, target = targets([2, 5, 1])
+    calls: list[tuple[str, tuple[int, ...]]] = []
+
+    def counted(name: str) -> Any:
+        original = getattr(Tensor, name)
+
+        def call(self: Tensor, *args: Any, **kwargs: Any) -> Any:
+            calls.append((name, tuple(self.shape)))
+            return original(self, *args, **kwargs)
+
+        return call
+
+    for name in ("cpu", "item", "tolist", "nonzero", "__bool__", "__int__", "__float__", "__index__"):
+        monkeypatch.setattr(Tensor, name, counted(name))
+    match(OPTIONS, logits, box, labels, target, [2, 5, 1])
+    monkeypatch.undo()
+    assert calls == [("cpu", (LAYERS, 3, QUERIES, 5))]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device, whose copies could be counted")
+def test_a_gpu_copies_to_the_host_once() -> None:
+    arguments = [part.cuda() for part in (*predictions(3), *targets([2, 5, 1]))]
+    match(OPTIONS, *arguments, [2, 5, 1])
+    with torch.profiler.profile() as profile:
+        match(OPTIONS, *arguments, [2, 5, 1])
+        torch.cuda.synchronize()
+    copies = [event for event in profile.events() if "Memcpy DtoH" in event.name]
+    assert len(copies) == 1

@@ -1,0 +1,340 @@
+"""COCO files of every kind: splits, classes, targets, untouched ground truth, odd images, a sentence per mistake."""
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from common.data import batching
+from common.data.images import list_images, read_image
+from common.errors import UserError
+from detr.data.coco import Coco, Files
+from detr.data.transforms import Augmentation
+
+AS_IT_IS = Augmentation(kind="none", sizes=[1], eval_size=40, max_size=1333, middle_sizes=[1], crop=(1, 1))
+NONE = Files(images=None, annotations=None)
+
+# Two images of 60 x 40 with objects, one without; category ids with holes, not in order.
+DOCUMENT: dict[str, Any] = {
+    "images": [
+        {"id": 7, "file_name": "b.png", "width": 60, "height": 40},
+        {"id": 3, "file_name": "a.png", "width": 60, "height": 40},
+        {"id": 9, "file_name": "c.png", "width": 60, "height": 40},
+    ],
+    "categories": [{"id": 90, "name": "brush"}, {"id": 4, "name": "aeroplane"}, {"id": 17, "name": "cat"}],
+    "annotations": [
+        {"id": 1, "image_id": 3, "category_id": 90, "bbox": [10, 5, 20, 10], "area": 150, "iscrowd": 0},
+        {"id": 2, "image_id": 7, "category_id": 4, "bbox": [0.5, 1.5, 3, 4]},
+        {"id": 3, "image_id": 3, "category_id": 17, "bbox": [0, 0, 60, 40], "area": 2400, "iscrowd": 0},
+    ],
+}
+
+
+def document(**changes: list[Any]) -> dict[str, Any]:
+    """A fresh copy of DOCUMENT with whole lists replaced."""
+    return {**copy.deepcopy(DOCUMENT), **changes}
+
+
+def annotation(**changes: Any) -> dict[str, Any]:
+    """A valid annotation with changes."""
+    return {"id": 50, "image_id": 3, "category_id": 4, "bbox": [1, 1, 5, 5], "area": 25, "iscrowd": 0, **changes}
+
+
+def write_images(folder: Path, names: list[str]) -> None:
+    """Grey images of 60 x 40."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, name in enumerate(names):
+        Image.new("RGB", (60, 40), (40 * i, 40 * i, 40 * i)).save(folder / name)
+
+
+def coco(**keys: Any) -> Coco:
+    """A data set at its files' own size."""
+    plain: dict[str, Any] = {"root": None, "train": NONE, "val": NONE, "test": NONE, "val_count": 0, "batch_size": 2}
+    return Coco(**{**plain, "augmentation": AS_IT_IS, "pad_to": 1, "cache": False, **keys})
+
+
+@pytest.fixture
+def given(tmp_path: Path) -> Callable[[Any], Coco]:
+    """Make a data set whose train and test are one JSON."""
+    write_images(tmp_path / "images", ["a.png", "b.png", "c.png"])
+
+    def make(content: Any, **keys: Any) -> Coco:
+        path = tmp_path / "instances.json"
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+        files = Files(images=str(tmp_path / "images"), annotations=str(path))
+        return coco(train=files, test=files, **keys)
+
+    return make
+
+
+def test_any_category_ids_become_classes_by_ascending_id(given: Callable[[Any], Coco]):
+    data = given(DOCUMENT)
+    assert data.categories() == [
+        {"id": 4, "name": "aeroplane"},
+        {"id": 17, "name": "cat"},
+        {"id": 90, "name": "brush"},
+    ]
+    first, second, third = (data.sample("train", i, None) for i in range(3))
+    assert [s["id"] for s in (first, second, third)] == [7, 3, 9]  # the file's order
+    assert [s["labels"].tolist() for s in (first, second, third)] == [[0], [2, 1], []]
+    assert second["boxes"].tolist() == [[10, 5, 30, 15], [0, 0, 60, 40]]
+    assert first["boxes"].tolist() == [[0.5, 1.5, 3.5, 5.5]]
+    assert third["boxes"].shape == (0, 4)
+    assert second["original_size"] == (40, 60) and second["file"].endswith("a.png")
+    assert type(first["boxes"]) is torch.Tensor
+
+
+def test_a_batch_pads_at_the_bottom_and_right_with_zeros(given: Callable[[Any], Coco]):
+    data = given(DOCUMENT)
+    samples = [data.sample("train", i, None) for i in range(3)]
+    samples[1]["image"] = torch.full((3, 30, 70), 200, dtype=torch.uint8)
+    batch = data.collate(samples)
+    assert batch["images"].shape == (3, 3, 40, 70) and batch["images"].dtype == torch.uint8
+    assert batch["sizes"].tolist() == [[40, 60], [30, 70], [40, 60]]
+    assert batch["images"][1, :, :30].min() == 200 and batch["images"][1, :, 30:].max() == 0
+    assert batch["images"][2, :, :, 60:].max() == 0 and batch["padded"]
+    assert batch["counts"] == [1, 2, 0] and batch["ids"] == [7, 3, 9]
+    assert batch["boxes"].shape == (3, 4) and batch["labels"].tolist() == [0, 2, 1]
+    assert batch["original_sizes"].tolist() == [[40, 60]] * 3
+    empty = data.collate(samples[2:])
+    assert empty["boxes"].shape == (0, 4) and empty["counts"] == [0] and not empty["padded"]
+
+
+@pytest.mark.parametrize(("pad_to", "shape"), [(1, (40, 60)), (20, (40, 60)), (32, (64, 64)), (128, (128, 128))])
+def test_a_batch_is_padded_on_to_a_multiple_and_says_so(
+    pad_to: int, shape: tuple[int, int], given: Callable[[Any], Coco]
+):
+    data = given(DOCUMENT, pad_to=pad_to)
+    batch = data.collate([data.sample("train", 0, None)])
+    assert batch["images"].shape[2:] == shape and batch["padded"] == (shape != (40, 60))
+    assert batch["sizes"].tolist() == [[40, 60]]
+    assert not batch["images"][:, :, 40:].any() and not batch["images"][:, :, :, 60:].any()
+
+
+def test_boxes_move_with_the_resized_image(given: Callable[[Any], Coco]):
+    larger = Augmentation(kind="none", sizes=[1], eval_size=80, max_size=1333, middle_sizes=[1], crop=(1, 1))
+    sample = given(DOCUMENT, augmentation=larger).sample("test", 1, None)
+    assert sample["image"].shape == (3, 80, 120) and sample["original_size"] == (40, 60)
+    assert sample["boxes"].tolist() == [[20, 10, 60, 30], [0, 0, 120, 80]]
+
+
+def test_targets_are_cleaned_and_counted_and_ground_truth_is_not(given: Callable[[Any], Coco]):
+    odd = [
+        annotation(id=11, iscrowd=1),
+        annotation(id=12, bbox=[5, 5, 0, 9]),
+        annotation(id=13, bbox=[5, 5, 9, -2]),
+        annotation(id=14, bbox=[70, 5, 9, 9]),
+        annotation(id=15, bbox=[-10, 30, 30, 30]),
+        annotation(id=16, bbox=[50, 30, 10.004, 10]),  # beyond the edge by rounding
+    ]
+    data = given(document(annotations=odd))
+    for split in ("train", "test"):
+        boxes = data.sample(split, 1, None)["boxes"].tolist()
+        assert boxes == [[0, 30, 20, 40], [50, 30, 60, 40]]
+    notes = "\n".join(data.summary())
+    assert "train: left out of the targets: 1 x crowd (annotation 11)" in notes
+    assert "3 x box without area inside its image (annotation 12, 13, 14)" in notes
+    assert "clipped to the image: 1 x box (annotation 15)" in notes
+    assert data.ground_truth("test")["annotations"] == odd
+    assert [image["id"] for image in data.ground_truth("test")["images"]] == [7, 3, 9]
+
+
+def test_ground_truth_has_area_and_iscrowd_where_the_file_has_none(given: Callable[[Any], Coco]):
+    found = given(DOCUMENT).ground_truth("test")["annotations"]
+    assert [(a["area"], a["iscrowd"]) for a in found] == [(150, 0), (12, 0), (2400, 0)]
+
+
+def test_images_are_decoded_once_with_cache(given: Callable[[Any], Coco]):
+    for cache in (True, False):
+        data = given(DOCUMENT, cache=cache)
+        first = data.sample("train", 0, None)["image"]
+        assert (data.sample("train", 0, None)["image"].data_ptr() == first.data_ptr()) is cache
+
+
+def official(root: Path, train: int = 12) -> Path:
+    """The official layout with `train` images to learn from and three in val2017."""
+    for name, count, start in (("train2017", train, 100), ("val2017", 3, 500)):
+        files = [f"{start + i:012d}.jpg" for i in range(count)]
+        write_images(root / name, files)
+        images = [{"id": start + i, "file_name": f, "width": 60, "height": 40} for i, f in enumerate(files)]
+        boxes = [annotation(id=start + i, image_id=start + i) for i in range(count)]
+        (root / "annotations").mkdir(exist_ok=True)
+        content = document(images=images, annotations=boxes)
+        (root / "annotations" / f"instances_{name}.json").write_text(json.dumps(content))
+    return root
+
+
+def ids(data: Coco, split: Any) -> list[int]:
+    """Image ids of a split."""
+    return [data.sample(split, i, None)["id"] for i in range(data.count(split))]
+
+
+def test_the_official_layout_cuts_val_from_train_and_tests_on_val2017(tmp_path: Path):
+    data = coco(root=str(official(tmp_path)), val_count=4)
+    assert (data.count("train"), data.count("val"), data.count("test")) == (8, 4, 3)
+    assert sorted(ids(data, "train") + ids(data, "val")) == list(range(100, 112))
+    assert ids(data, "test") == [500, 501, 502]
+    assert [i["id"] for i in data.ground_truth("val")["images"]] == ids(data, "val")
+    assert {a["image_id"] for a in data.ground_truth("val")["annotations"]} == set(ids(data, "val"))
+
+
+def test_the_cut_does_not_depend_on_the_order_in_the_file(tmp_path: Path):
+    before = ids(coco(root=str(official(tmp_path)), val_count=4), "val")
+    path = tmp_path / "annotations/instances_train2017.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "images": content["images"][::-1]}))
+    after = ids(coco(root=str(tmp_path), val_count=4), "val")
+    assert after == before[::-1] and before != list(range(100, 104))
+
+
+def test_without_val_count_there_is_no_val(tmp_path: Path):
+    data = coco(root=str(official(tmp_path)))
+    assert data.count("val") == 0 and data.count("train") == 12
+    assert not any(line.startswith("val") for line in data.summary())
+
+
+def test_a_split_given_by_path_wins_over_root(tmp_path: Path):
+    official(tmp_path)
+    val = Files(images=str(tmp_path / "val2017"), annotations=str(tmp_path / "annotations/instances_val2017.json"))
+    data = coco(root=str(tmp_path), val=val, val_count=4)
+    assert ids(data, "val") == [500, 501, 502] and data.count("train") == 12
+
+
+def test_val2017_alone_is_enough_to_evaluate(tmp_path: Path):
+    official(tmp_path)
+    (tmp_path / "annotations/instances_train2017.json").unlink()
+    data = coco(root=str(tmp_path))
+    assert data.count("test") == 3 and len(data.categories()) == 3
+    with pytest.raises(UserError, match=r"instances_train2017.json cannot be read"):
+        data.count("train")
+
+
+def test_the_constructor_opens_no_file():
+    data = coco(root="nowhere", cache=True)
+    with pytest.raises(UserError, match="nowhere"):
+        data.count("train")
+
+
+BAD_FILES = {
+    "not JSON": ("{", ["not JSON"]),
+    "not text": ("[1, 2]", ["images"]),
+    "other JSON": ({"images": [], "labels": []}, ["annotations"]),
+    "no annotations": ({"images": [], "categories": []}, ["annotations"]),
+    "no images": (document(images=[], annotations=[]), ["lists no images"]),
+    "no categories": (document(categories=[], annotations=[]), ["lists no categories"]),
+    "unknown image": (document(annotations=[annotation(image_id=123)]), ["Annotation 50", "image 123"]),
+    "unknown category": (document(annotations=[annotation(category_id=5)]), ["Annotation 50", "category 5"]),
+    "no box": (document(annotations=[annotation(bbox=None)]), ["Annotation 50", "bbox"]),
+    "short box": (document(annotations=[annotation(bbox=[1, 2, 3])]), ["Annotation 50", "[1, 2, 3]"]),
+    "word in box": (document(annotations=[annotation(bbox=[1, 2, 3, "4"])]), ["Annotation 50", "'4'"]),
+    "NaN in box": (document(annotations=[annotation(bbox=[1, 2, 3, float("nan")])]), ["Annotation 50", "nan"]),
+    "annotation twice": (document(annotations=[annotation(), annotation()]), ["id 50", "twice"]),
+    "image twice": (document(images=DOCUMENT["images"] + DOCUMENT["images"][:1]), ["id 7", "twice"]),
+    "id as text": (document(annotations=[annotation(id="50")]), ["Entry 0", "integer"]),
+    "nameless category": (document(categories=[{"id": 4}, {"id": 17, "name": "a"}, {"id": 90, "name": "b"}]), ["4"]),
+    "nameless image": (document(images=[{"id": 3, "width": 1, "height": 1}], annotations=[]), ["Image 3", "file_name"]),
+    "image without size": (document(images=[{"id": 3, "file_name": "a.png"}], annotations=[]), ["Image 3", "width"]),
+    "missing image": (
+        document(images=[*DOCUMENT["images"], {"id": 1, "file_name": "x.png", "width": 1, "height": 1}]),
+        ["1 of 4 images are missing", "x.png"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_a_bad_file_is_one_sentence_that_names_it(name: str, given: Callable[[Any], Coco]):
+    content, words = BAD_FILES[name]
+    with pytest.raises(UserError) as error:
+        given(content).count("train")
+    for word in [*words, "x.png" if name == "missing image" else "instances.json"]:
+        assert word in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_folders_and_half_given_splits_are_sentences(tmp_path: Path, given: Callable[[Any], Coco]):
+    with pytest.raises(UserError, match=r"data.train.images and data.train.annotations go together"):
+        coco(train=Files(images="x", annotations=None))
+    with pytest.raises(UserError, match=r"data.root"):
+        coco().count("train")
+    with pytest.raises(UserError, match="no val images"):
+        coco().ground_truth("val")
+    path = tmp_path / "instances.json"
+    given(DOCUMENT)
+    with pytest.raises(UserError, match=r"folder of images .*gone does not exist"):
+        coco(train=Files(images=str(tmp_path / "gone"), annotations=str(path))).count("train")
+    with pytest.raises(UserError, match=r"data.val_count=3 leaves nothing of the 3 images"):
+        given(DOCUMENT, val_count=3).count("train")
+
+
+def test_splits_that_disagree_about_a_category_are_refused(tmp_path: Path, given: Callable[[Any], Coco]):
+    data = given(DOCUMENT)
+    for categories, word in (
+        ([{"id": 90, "name": "comb"}, *DOCUMENT["categories"][1:]], "'comb'"),
+        ([*DOCUMENT["categories"], {"id": 91, "name": "new"}], "not listed"),
+    ):
+        path = tmp_path / "other.json"
+        extra = annotation(category_id=categories[-1]["id"])
+        path.write_text(json.dumps(document(categories=categories, annotations=[*DOCUMENT["annotations"], extra])))
+        test = Files(images=str(tmp_path / "images"), annotations=str(path))
+        with pytest.raises(UserError, match=word):
+            coco(train=data.train, test=test).count("test")
+
+
+def test_an_image_of_another_size_than_its_annotations_say_is_named(given: Callable[[Any], Coco]):
+    images = [{**image, "width": 61} for image in DOCUMENT["images"]]
+    with pytest.raises(UserError, match=r"b.png has 60 x 40 pixels, but its annotations say 61 x 40"):
+        given(document(images=images)).sample("train", 0, None)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_corrupt_image_is_one_sentence_that_names_it(workers: int, given: Callable[[Any], Coco], tmp_path: Path):
+    data = given(DOCUMENT)
+    broken = tmp_path / "images/a.png"
+    broken.write_bytes(broken.read_bytes()[:-30])
+    with pytest.raises(UserError, match=r"a.png is broken or no image") as caught:
+        [*batching.evaluation(data, "train", batch_size=2, rank=0, world=1, workers=workers)]
+    assert "\n" not in str(caught.value)
+
+
+def test_a_sample_lies_where_its_image_does(given: Callable[[Any], Coco], tmp_path: Path):
+    files = [f"{tmp_path}/images/{name}.png" for name in "bac"]
+    assert [given(DOCUMENT).where("train", i) for i in range(3)] == files
+
+
+def test_a_users_image_needs_no_annotations(given: Callable[[Any], Coco], tmp_path: Path):
+    data = coco()
+    write_images(tmp_path / "photos", ["b.png", "a.JPG"])
+    files = list_images(tmp_path / "photos")
+    batch = data.collate([data.view(read_image(file), file) for file in files])
+    assert batch["images"].shape == (2, 3, 40, 60) and batch["counts"] == [0, 0]
+    assert batch["files"] == [str(file) for file in files]
+
+
+def test_real_coco_and_another_data_set_are_read_by_keys_alone(real_data: Callable[[str], Path]):
+    mini, cells = real_data("coco_mini"), real_data("bccd")
+
+    def at(folder: Path, split: str) -> Files:
+        return Files(images=str(folder / "images"), annotations=str(folder / f"{split}.json"))
+
+    paper = Augmentation(
+        kind="detr", sizes=[480, 640], eval_size=800, max_size=1333, middle_sizes=[400, 500], crop=(384, 600)
+    )
+    data = coco(train=at(mini, "train"), test=at(mini, "val"), augmentation=paper)
+    assert (data.count("train"), data.count("test"), len(data.categories())) == (59, 42, 80)
+    assert data.categories()[-1] == {"id": 90, "name": "toothbrush"}
+    assert len(data.ground_truth("test")["annotations"]) == 366
+    assert "test: left out of the targets: 6 x crowd" in "\n".join(data.summary())
+    samples = [data.sample("train", i, torch.Generator().manual_seed(i)) for i in range(4)]
+    batch = data.collate(samples)
+    assert batch["images"].shape[0] == 4 and len(batch["boxes"]) == sum(batch["counts"])
+    assert (batch["boxes"][:, 2:] > batch["boxes"][:, :2]).all()
+
+    data = coco(train=at(cells, "train"), val=at(cells, "val"), test=at(cells, "test"), augmentation=paper)
+    assert [data.count(split) for split in ("train", "val", "test")] == [205, 87, 72]
+    assert [category["name"] for category in data.categories()] == ["RBC", "WBC", "Platelets"]
+    assert data.sample("val", 0, None)["image"].shape == (3, 800, 1066)

@@ -1,0 +1,181 @@
+"""The augmentation against PIL, against marks painted into the pixels, and against the reference's size rule."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from common.errors import UserError
+from detr.data import transforms
+from detr.data.transforms import Augmentation, augment, boxes_on, normalise, random_size_crop, resize, resized
+
+PAPER = Augmentation(
+    kind="detr",
+    sizes=list(range(480, 801, 32)),
+    eval_size=800,
+    max_size=1333,
+    middle_sizes=[400, 500, 600],
+    crop=(384, 600),
+)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    """Seeded randomness."""
+    return torch.Generator().manual_seed(seed)
+
+
+def image_of(height: int, width: int) -> torch.Tensor:
+    """Random pixels uint8 (3, height, width)."""
+    return torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=generator())
+
+
+def reference_size(height: int, width: int, size: int, max_size: int | None) -> tuple[int, int]:
+    """The published rule, for (height, width), written down from its description step by step."""
+    small, large = float(min(height, width)), float(max(height, width))
+    if max_size is not None and large / small * size > max_size:
+        size = round(max_size * small / large)
+    if min(height, width) == size:
+        return height, width
+    return (int(size * height / width), size) if width < height else (size, int(size * width / height))
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "expected"), [(427, 640, (800, 1199)), (240, 640, (500, 1333)), (640, 427, (1199, 800))]
+)
+def test_published_sizes(height: int, width: int, expected: tuple[int, int]):
+    assert resized(height, width, 800, 1333) == expected
+
+
+def test_sizes_follow_the_reference_rule():
+    random = np.random.default_rng(0)
+    for height, width, size, limit in random.integers(16, 1500, (2000, 4)).tolist():
+        for max_size in (None, limit):
+            assert resized(height, width, size, max_size) == reference_size(height, width, size, max_size)
+
+
+def test_a_strip_keeps_one_pixel():
+    image = image_of(2, 900)
+    assert resize(image, boxes_on(image, torch.zeros(0, 4)), 64, 100)[0].shape == (3, 1, 100)
+
+
+def test_resizing_agrees_with_pil():
+    image = image_of(90, 120)
+    ours, _ = resize(image, boxes_on(image, torch.zeros(0, 4)), 40, 1333)
+    pil = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((53, 40), Image.Resampling.BILINEAR)
+    difference = ours.permute(1, 2, 0).int() - torch.from_numpy(np.array(pil)).int()
+    assert ours.shape == (3, 40, 53)
+    assert difference.abs().max() <= 1  # both round once after each axis
+
+
+def test_a_size_that_fits_returns_the_same_pixels():
+    image = image_of(64, 64)
+    assert resize(image, boxes_on(image, torch.zeros(0, 4)), 64, 64)[0] is image
+
+
+def painted(height: int, width: int, boxes: list[list[int]]) -> torch.Tensor:
+    """Black, with box i bright in channel i."""
+    image = torch.zeros(3, height, width, dtype=torch.uint8)
+    for i, (x0, y0, x1, y1) in enumerate(boxes):
+        image[i, y0:y1, x0:x1] = 255
+    return image
+
+
+def bright_area(channel: torch.Tensor) -> list[int]:
+    """The xyxy box of what is bright in (H, W)."""
+    rows, columns = (channel > 127).nonzero().unbind(1)
+    return [int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1]
+
+
+def test_boxes_stay_on_what_they_enclose():
+    """Through flips, crops and both resizings."""
+    places = [[10, 20, 210, 180], [300, 40, 620, 400], [60, 250, 280, 460]]
+    image = painted(480, 640, places)
+    for seed in range(25):
+        seen, boxes, labels = augment(
+            image, boxes_on(image, torch.tensor(places).float()), torch.arange(3), PAPER, generator(seed)
+        )
+        assert len(boxes) == len(labels) > 0
+        assert min(seen.shape[1:]) in PAPER.sizes or max(seen.shape[1:]) == PAPER.max_size
+        for box, label in zip(boxes.tolist(), labels.tolist(), strict=True):
+            # A pixel of the middle size is at most two of the last; an edge is blurred over one of them.
+            assert max(abs(x - y) for x, y in zip(bright_area(seen[label]), box, strict=True)) <= 2
+
+
+def test_crops_keep_exactly_the_boxes_that_they_show():
+    places = [[0, 0, 20, 20], [30, 30, 60, 50], [80, 80, 100, 100]]
+    image = painted(100, 100, places)
+    sizes = set()
+    for seed in range(50):
+        seen, boxes, labels = random_size_crop(
+            image, boxes_on(image, torch.tensor(places).float()), torch.arange(3), (30, 60), generator(seed)
+        )
+        sizes.add(tuple(seen.shape[1:]))
+        assert labels.tolist() == [i for i in range(3) if seen[i].any()]
+        for box, label in zip(boxes.tolist(), labels.tolist(), strict=True):
+            assert box == bright_area(seen[label])
+    assert all(30 <= side <= 60 for size in sizes for side in size) and len(sizes) > 10
+
+
+def test_a_crop_of_a_small_image_keeps_its_short_side():
+    image = image_of(20, 500)
+    seen, *_ = random_size_crop(image, boxes_on(image, torch.zeros(0, 4)), torch.zeros(0), (384, 600), generator())
+    assert seen.shape[1] == 20 and 384 <= seen.shape[2] <= 500
+
+
+def test_the_generator_decides_everything():
+    image, boxes, labels = image_of(300, 400), torch.tensor([[10.0, 10, 200, 200]]), torch.tensor([3])
+
+    def run(seed: int) -> torch.Tensor:
+        torch.rand(seed)  # global randomness must not matter
+        return augment(image, boxes_on(image, boxes), labels, PAPER, generator(seed))[0]
+
+    assert torch.equal(run(1), run(1))
+    assert len({tuple(run(seed).shape) for seed in range(8)}) > 2
+
+
+def test_half_of_the_images_are_flipped():
+    image = torch.zeros(3, 4, 400, dtype=torch.uint8)
+    image[:, :, 200:] = 200  # bright on the right until flipped
+    options = Augmentation(kind="flip", sizes=[4], eval_size=4, max_size=400, middle_sizes=[4], crop=(4, 4))
+    flips = [
+        augment(image, boxes_on(image, torch.zeros(0, 4)), torch.zeros(0), options, generator(seed))[0][0, 0, 0] > 100
+        for seed in range(400)
+    ]
+    assert 160 < sum(flips) < 240  # four deviations of a fair coin
+
+
+def test_evaluation_and_kind_none_only_resize():
+    image, boxes = image_of(90, 120), torch.tensor([[0.0, 0, 60, 90]])
+    plain = Augmentation(kind="none", sizes=[1], eval_size=45, max_size=1333, middle_sizes=[1], crop=(1, 1))
+    for random, options in ((None, PAPER), (generator(), plain)):
+        seen, moved, labels = augment(image, boxes_on(image, boxes), torch.tensor([7]), options, random)
+        size = options.eval_size
+        assert seen.shape[1] == size and labels.tolist() == [7]
+        torch.testing.assert_close(moved.tolist()[0], [0.0, 0.0, seen.shape[2] / 2, float(size)])
+
+
+def test_options_that_leave_no_choice_are_refused():
+    for changes, word in (({"sizes": []}, "sizes"), ({"middle_sizes": []}, "middle_sizes"), ({"crop": (9, 8)}, "crop")):
+        with pytest.raises(UserError, match=f"data.augmentation.{word}="):
+            dataclasses.replace(PAPER, **changes)
+
+
+@pytest.mark.parametrize("way", ["_in_strips", "_at_once"])
+def test_normalising_agrees_with_a_plain_computation_and_padding_is_zero(way, monkeypatch):
+    monkeypatch.setattr(transforms, "STRIP", 4)
+    monkeypatch.setattr(transforms, "_in_strips", getattr(transforms, way))
+    images = torch.zeros(2, 3, 6, 9, dtype=torch.uint8)
+    sizes = torch.tensor([[6, 5], [4, 9]])
+    for image, (height, width) in zip(images, sizes.tolist(), strict=True):
+        image[:, :height, :width] = image_of(height, width)
+    floats, half = normalise(images, sizes), normalise(images, sizes, torch.bfloat16)
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    for i, (height, width) in enumerate(sizes.tolist()):
+        expected = (images[i, :, :height, :width].permute(1, 2, 0).numpy() / 255 - mean) / std
+        ours = floats[i, :, :height, :width].permute(1, 2, 0).double().numpy()
+        np.testing.assert_allclose(ours, expected, atol=2e-6)  # fp32 rounding of values up to 2.7
+        assert (floats[i, :, height:] == 0).all() and (floats[i, :, :, width:] == 0).all()
+    assert torch.equal(half, floats.bfloat16()) and floats.is_contiguous(memory_format=torch.channels_last)
+    assert normalise(images, sizes, torch.float64).dtype == torch.float64

@@ -1,0 +1,267 @@
+"""Official files: their names, an official network written out here that must answer as ours, and what is refused."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.models._utils import IntermediateLayerGetter
+from torchvision.ops import FrozenBatchNorm2d
+
+from common.errors import UserError
+from common.files import checkpoint
+from common.machine.seeds import generator
+from common.nn.positions import sine_2d
+from common.nn.resnet import BackboneOptions
+from detr.criterion.matcher import MatcherOptions
+from detr.criterion.set_loss import LossOptions
+from detr.importing.official import adopt, export
+from detr.models.detector import Detector, PositionOptions
+from detr.tasks.detection import Detection, PredictOptions
+
+SINE = PositionOptions(kind="sine", temperature=10000.0, at_input=False)
+LEARNED = PositionOptions(kind="learned", temperature=10000.0, at_input=False)
+
+
+class OfficialDetr(nn.Module):
+    """The official network: its names, and its forward from PyTorch's own parts."""
+
+    def __init__(self, *, body: str, width: int, layers: int, rows: int, pre_norm: bool = False, learned: bool = False):
+        super().__init__()
+        resnet = getattr(torchvision.models, body)(weights=None, norm_layer=FrozenBatchNorm2d)
+        features, self.pre_norm = resnet.fc.in_features, pre_norm
+        self.backbone = nn.ModuleList([nn.Module(), nn.Module()])
+        self.backbone[0].body = IntermediateLayerGetter(resnet, {"layer4": "0"})
+        if learned:
+            self.backbone[1].row_embed, self.backbone[1].col_embed = (nn.Embedding(50, width // 2) for _ in range(2))
+        sizes = {"d_model": width, "nhead": 4, "dim_feedforward": 2 * width, "dropout": 0.0, "batch_first": True}
+        self.transformer = nn.ModuleDict({"encoder": nn.Module(), "decoder": nn.Module()})
+        encoder, decoder = self.transformer["encoder"], self.transformer["decoder"]
+        encoder.layers = nn.ModuleList(nn.TransformerEncoderLayer(**sizes) for _ in range(layers))
+        decoder.layers = nn.ModuleList(nn.TransformerDecoderLayer(**sizes) for _ in range(layers))
+        encoder.norm = nn.LayerNorm(width) if pre_norm else nn.Identity()
+        decoder.norm = nn.LayerNorm(width)
+        self.class_embed = nn.Linear(width, rows)
+        self.bbox_embed = nn.Module()
+        self.bbox_embed.layers = nn.ModuleList([nn.Linear(width, width), nn.Linear(width, width), nn.Linear(width, 4)])
+        self.query_embed = nn.Embedding(10, width)
+        self.input_proj = nn.Conv2d(features, width, 1)
+
+    def forward(self, images: Tensor, padding: Tensor) -> dict[str, Tensor]:
+        """`padding` (B, H, W) is True where there is no image, the official way round."""
+        features = self.backbone[0].body(images)["0"]
+        mask = nn.functional.interpolate(padding[None].float(), size=features.shape[-2:])[0].bool()
+        if len(list(self.backbone[1].children())):
+            _, height, width = mask.shape
+            columns = self.backbone[1].col_embed.weight[None, :width].expand(height, -1, -1)
+            rows = self.backbone[1].row_embed.weight[:height, None].expand(-1, width, -1)
+            positions = torch.cat([columns, rows], dim=-1)[None]
+        else:
+            positions = sine_2d(~mask, self.query_embed.embedding_dim)
+        positions, mask = positions.flatten(1, 2), mask.flatten(1)
+        x = self.input_proj(features).flatten(2).transpose(1, 2)
+        encoder, decoder = self.transformer["encoder"], self.transformer["decoder"]
+        for layer in encoder.layers:
+            x = self.residual(
+                x, layer.norm1, lambda y, at=layer: at.self_attn(y + positions, y + positions, y, mask)[0]
+            )
+            x = self.residual(x, layer.norm2, lambda y, at=layer: at.linear2(at.linear1(y).relu()))
+        memory, asked = encoder.norm(x), self.query_embed.weight.expand(len(images), -1, -1)
+        keys, x, outputs = memory + positions, torch.zeros_like(asked), []
+        for layer in decoder.layers:
+            x = self.residual(x, layer.norm1, lambda y, at=layer: at.self_attn(y + asked, y + asked, y)[0])
+            x = self.residual(x, layer.norm2, lambda y, at=layer: at.multihead_attn(y + asked, keys, memory, mask)[0])
+            x = self.residual(x, layer.norm3, lambda y, at=layer: at.linear2(at.linear1(y).relu()))
+            outputs.append(decoder.norm(x))
+        decoded = torch.stack(outputs)
+        first, second, third = self.bbox_embed.layers
+        boxes = third(second(first(decoded).relu()).relu()).sigmoid()
+        return {"logits": self.class_embed(decoded), "boxes_cxcywh": boxes}
+
+    def residual(self, x: Tensor, norm: nn.Module, sublayer: Any) -> Tensor:
+        return x + sublayer(norm(x)) if self.pre_norm else norm(x + sublayer(x))
+
+
+def official(**changed: Any) -> OfficialDetr:
+    torch.manual_seed(0)
+    made = OfficialDetr(**{"body": "resnet18", "width": 32, "layers": 2, "rows": 92, **changed}).eval()
+    drawn = generator("official")
+    with torch.no_grad():
+        for name, tensor in made.state_dict().items():
+            if tensor.dim() == 1:  # norms, statistics and biases, which start as ones and zeros
+                low = 0.5 if name.endswith(("weight", "running_var")) else -0.2
+                tensor.uniform_(low, low + 0.4, generator=drawn)
+    return made
+
+
+def detector(classes: int = 91, **changed: Any) -> Detector:
+    body = changed.pop("body", "resnet18")
+    sizes = {"width": 32, "heads": 4, "encoder_layers": 2, "decoder_layers": 2, "feedforward": 64, "queries": 10}
+    rest = {"dropout": 0.0, "pre_norm": False, "positions": SINE, "auxiliary": True, "official_padding": True}
+    backbone = BackboneOptions(name=body, weights="none", dilation=False, frozen=2)
+    return Detector(classes=classes, backbone=backbone, **{**sizes, **rest, **changed}).eval()
+
+
+@pytest.mark.parametrize("pre_norm", [False, True], ids=["post-norm", "pre-norm"])
+@pytest.mark.parametrize("learned", [False, True], ids=["sine", "learned"])
+@torch.no_grad()
+def test_an_adopted_file_answers_as_the_official_network(pre_norm: bool, learned: bool) -> None:
+    theirs = official(pre_norm=pre_norm, learned=learned)
+    ours = detector(pre_norm=pre_norm, positions=LEARNED if learned else SINE)
+    ours.load_state_dict(adopt({"model": theirs.state_dict()}).weights)
+
+    sizes = torch.tensor([[70, 65], [50, 97]])
+    images, padding = torch.zeros(2, 3, 70, 97), torch.ones(2, 70, 97, dtype=torch.bool)
+    for image, mask, (height, width) in zip(images, padding, sizes.tolist(), strict=True):
+        image[:, :height, :width] = torch.randn(3, height, width, generator=generator(height))
+        mask[:height, :width] = False
+    got, expected = ours(images, sizes), theirs(images, padding)
+    for name in expected:
+        torch.testing.assert_close(got[name], expected[name], rtol=0, atol=1e-5)  # fp32, logits of size one
+
+
+@pytest.mark.parametrize(
+    "keys, theirs, ours",
+    [
+        (458, {}, {}),
+        (460, {"pre_norm": True}, {"pre_norm": True}),
+        (460, {"learned": True}, {"positions": LEARNED}),
+        (713, {"body": "resnet101"}, {"body": "resnet101"}),
+    ],
+    ids=["R50", "pre-norm", "learned", "R101"],
+)
+def test_published_layouts_fill_our_models_to_the_last_tensor(
+    keys: int, theirs: dict[str, Any], ours: dict[str, Any]
+) -> None:
+    with torch.device("meta"):
+        file = OfficialDetr(**{"body": "resnet50", "width": 256, "layers": 6, "rows": 92, **theirs}).state_dict()
+        arguments = {"width": 256, "encoder_layers": 6, "decoder_layers": 6, "feedforward": 512}
+        model = detector(**{"body": "resnet50", **arguments, **ours}).state_dict()
+    assert len(file) == keys
+    weights = adopt(file).weights
+    assert {name: value.shape for name, value in weights.items()} == {name: v.shape for name, v in model.items()}
+
+
+@pytest.mark.parametrize("changed", [{}, {"pre_norm": True}, {"learned": True}, {"body": "resnet50"}], ids=str)
+def test_the_way_there_and_back_is_exact(changed: dict[str, Any]) -> None:
+    file = official(**changed).state_dict()
+    back = export(adopt({"model": file}).weights)
+    assert list(back) == ["model"] and list(back["model"]) == list(file), "names in their order"
+    assert all(torch.equal(back["model"][name], value) for name, value in file.items())
+
+
+def test_the_way_back_and_there_is_exact_too() -> None:
+    ours = detector(classes=4, positions=LEARNED).state_dict()
+    again = adopt(export(ours)).weights
+    assert list(again) == list(ours) and all(torch.equal(again[name], ours[name]) for name in ours)
+
+
+def test_files_of_2020_and_of_own_training_load_and_are_adopted(tmp_path: Path) -> None:
+    """The published ones are no zip; one's own hold the arguments and the optimizer's state."""
+    weights = official().state_dict()
+    torch.save({"model": weights}, tmp_path / "published.pth", _use_new_zipfile_serialization=False)
+    trained = {"model": weights, "optimizer": {"state": {}}, "epoch": 3, "args": argparse.Namespace(lr=1e-4)}
+    torch.save(trained, tmp_path / "own.pth")
+    for name in ("published.pth", "own.pth"):
+        adopted = adopt(checkpoint.load(tmp_path / name))
+        detector().load_state_dict(adopted.weights)
+        assert adopted.left_out == []
+
+
+def test_bare_weights_are_adopted_too() -> None:
+    weights = official().state_dict()
+    assert adopt(dict(weights)).weights.keys() == adopt({"model": weights}).weights.keys()
+
+
+def test_92_rows_are_cocos_categories_by_id() -> None:
+    """torchvision lists them by id as well, with the same holes."""
+    published = torchvision.models.detection.FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
+    categories = adopt(official().state_dict()).task_state["categories"]
+    assert [category["id"] for category in categories] == list(range(91))
+    names = [category["name"] for category in categories]
+    assert names == ["N/A", *published[1:]]
+    assert sum(name != "N/A" for name in names) == 80 and names[1] == "person" and names[90] == "toothbrush"
+
+
+def test_other_classes_are_numbered() -> None:
+    categories = adopt(official(rows=4).state_dict()).task_state["categories"]
+    assert categories == [{"id": i, "name": f"class {i}"} for i in range(3)]
+
+
+def test_the_state_is_what_the_task_restores() -> None:
+    task = Detection(
+        data=None,
+        queries=10,
+        loss=LossOptions(class_weight=1.0, box_weight=5.0, giou_weight=2.0, no_object=0.1),
+        matcher=MatcherOptions(class_cost=1.0, box_cost=5.0, giou_cost=2.0),
+        predict=PredictOptions(threshold=0.5),
+        evaluator="pycocotools",
+    )
+    adopted = task.adopt({"model": official().state_dict()})
+    task.restore(adopted.task_state)
+    model = detector(**task.model_arguments())
+    model.load_state_dict(adopted.weights)
+    assert task.state() == adopted.task_state
+
+
+def test_a_panoptic_file_gives_its_detector_and_lists_its_mask_head() -> None:
+    detr = official(rows=251)
+    file = {f"detr.{name}": value for name, value in detr.state_dict().items()}
+    head = ["bbox_attention.q_linear.weight", "mask_head.lay1.weight", "mask_head.gn1.bias", "mask_head.adapter1.bias"]
+    file |= {name: torch.zeros(1) for name in head}
+    adopted = adopt({"model": file})
+    assert adopted.left_out == head
+    assert len(adopted.task_state["categories"]) == 250
+    assert all(torch.equal(adopted.weights[name], value) for name, value in adopt(detr.state_dict()).weights.items())
+
+
+def test_counters_are_left_out_and_listed() -> None:
+    counters = ["backbone.0.body.bn1.num_batches_tracked", "class_embed.total_ops", "total_params"]
+    adopted = adopt({**official().state_dict(), **{name: torch.zeros(1) for name in counters}})
+    assert adopted.left_out == counters
+    detector().load_state_dict(adopted.weights)
+
+
+def without(*names: str) -> dict[str, Any]:
+    return {name: value for name, value in official().state_dict().items() if name not in names}
+
+
+REFUSED = {
+    "a Deformable DETR": {"transformer.encoder.layers.0.self_attn.sampling_offsets.weight": torch.zeros(1)},
+    "a conditional, DAB- or DN-DETR": {"transformer.decoder.layers.0.ca_qpos_proj.weight": torch.zeros(1)},
+    "a model in the layout of transformers": {"class_labels_classifier.weight": torch.zeros(1)},
+    "a detector of torchvision": {"rpn.head.conv.weight": torch.zeros(1)},
+    "a ResNet alone .which model.backbone.weights=FILE": {"layer4.0.conv1.weight": torch.zeros(1)},
+    "something else": {"weights": torch.zeros(1)},
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+@pytest.mark.parametrize("among", ["alone", "among an official file's"])
+def test_another_file_is_refused_by_what_it_is(what: str, among: str) -> None:
+    tensors = {**(official().state_dict() if among != "alone" else {}), **REFUSED[what]}
+    with pytest.raises(UserError, match=rf"is {what}.*not an official DETR .it has .*give a") as refusal:
+        adopt({"model": tensors})
+    assert str(refusal.value).count(". ") == 0, "one sentence"
+
+
+@pytest.mark.parametrize(
+    "part", ["class_embed", "bbox_embed.layers.2", "query_embed", "input_proj", "transformer.decoder.norm"]
+)
+def test_a_file_that_lacks_a_part_is_refused_with_its_name(part: str) -> None:
+    with pytest.raises(UserError, match=rf"not an official DETR .it has no {part}\."):
+        adopt(without(f"{part}.weight"))
+
+
+@pytest.mark.parametrize("content", [{}, {"model": None}, {"epoch": 3}, {"state_dict": {"a": torch.zeros(1)}}], ids=str)
+def test_a_file_without_weights_is_refused(content: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="holds no weights"):
+        adopt(content)
+
+
+def test_only_a_detector_of_ours_is_exported() -> None:
+    with pytest.raises(UserError, match=r"patches.weight has no place in the official DETR"):
+        export({**detector().state_dict(), "patches.weight": torch.zeros(1)})

@@ -1,0 +1,279 @@
+"""A step is the same step however its batch is cut: for the detector, on padded images of unequal size."""
+
+import copy
+import multiprocessing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from common.data.batching import share
+from common.errors import UserError
+from common.nn.resnet import BackboneOptions
+from common.train import optim
+from common.train.optim import OptimizerOptions
+from common.train.step import Stepper, step_sizes
+from detr.criterion.matcher import MatcherOptions
+from detr.criterion.set_loss import LossOptions
+from detr.data.coco import Coco, Files
+from detr.data.transforms import Augmentation
+from detr.models.detector import Detector, PositionOptions
+from detr.tasks.detection import Detection, PredictOptions
+
+SINE = PositionOptions(kind="sine", temperature=10000.0, at_input=False)
+
+QUERIES = 5
+CUTS = {"1x8": [8], "3+1+4": [3, 1, 4], "8x1": [1] * 8}
+OPTIMIZER = OptimizerOptions(
+    name="adamw",
+    lr=1e-3,
+    weight_decay=1e-2,
+    decay_norms=False,
+    betas=(0.9, 0.999),
+    eps=1e-8,
+    momentum=0.0,
+    rates={"backbone": 0.1},
+    layer_decay=1.0,
+    reference_batch=None,
+    scaling="linear",
+)
+
+
+def data() -> Coco:
+    nowhere = Files(images=None, annotations=None)
+    augmentation = Augmentation(kind="none", sizes=[64], eval_size=64, max_size=64, middle_sizes=[64], crop=(32, 64))
+    return Coco(
+        root=None,
+        train=nowhere,
+        val=nowhere,
+        test=nowhere,
+        val_count=0,
+        batch_size=8,
+        augmentation=augmentation,
+        pad_to=1,
+        cache=False,
+    )
+
+
+def task() -> Detection:
+    detection = Detection(
+        data=data(),
+        queries=QUERIES,
+        loss=LossOptions(class_weight=1, box_weight=5, giou_weight=2, no_object=0.1),
+        matcher=MatcherOptions(class_cost=1, box_cost=5, giou_cost=2),
+        predict=PredictOptions(threshold=0.5),
+        evaluator="pycocotools",
+    )
+    detection.restore({"categories": [{"id": i, "name": str(i)} for i in range(3)]})
+    return detection
+
+
+def model(dtype: torch.dtype, backbone: str = "small") -> Detector:
+    torch.manual_seed(0)
+    return Detector(
+        classes=3,
+        backbone=BackboneOptions(name=backbone, weights="none", dilation=False, frozen=0),
+        width=32,
+        heads=4,
+        encoder_layers=1,
+        decoder_layers=3,
+        feedforward=64,
+        dropout=0.0,
+        pre_norm=False,
+        queries=QUERIES,
+        positions=SINE,
+        auxiliary=True,
+        official_padding=False,
+    ).to(dtype)
+
+
+def samples() -> list[dict]:
+    """Eight images of unequal size; one has no object and one has more than there are queries."""
+    random = torch.Generator().manual_seed(1)
+    found = []
+    for i, count in enumerate([2, 0, 7, 1, 3, 1, 0, 4]):
+        height, width = 33 + 9 * i, 120 - 11 * i
+        corners = torch.rand(count, 2, generator=random) * torch.tensor([width, height]) * 0.5
+        found.append(
+            {
+                "id": i,
+                "file": str(i),
+                "image": torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=random),
+                "original_size": (height, width),
+                "boxes": torch.cat([corners, corners + torch.tensor([width, height]) * 0.4], dim=1),
+                "labels": torch.randint(0, 3, (count,), generator=random),
+            }
+        )
+    return found
+
+
+def batches(cut: list[int], part: list[dict] | None = None) -> list[dict]:
+    rest = iter(samples() if part is None else part)
+    return [data().collate([next(rest) for _ in range(count)]) for count in cut]
+
+
+def stepper(dtype: torch.dtype, clip_norm: float | None, backbone: str = "small") -> Stepper:
+    network = model(dtype, backbone)
+    return Stepper(task(), network, optim.build(network, OPTIMIZER), torch.device("cpu"), "fp32", clip_norm)
+
+
+def gradient(cut: list[int]) -> torch.Tensor:
+    """The fp32 gradient of a step that is not clipped, all parameters in one vector."""
+    one = stepper(torch.float32, None)
+    one(batches(cut), 0)
+    return torch.cat([p.grad.flatten() for p in one.parameters])
+
+
+def updated(micro_batches: list[dict], backbone: str = "small") -> torch.Tensor:
+    """All fp64 parameters after one clipped AdamW step."""
+    one = stepper(torch.float64, 0.1, backbone)
+    one(micro_batches, 0)
+    return torch.cat([p.detach().flatten() for p in one.parameters])
+
+
+@pytest.mark.parametrize("cut", ["3+1+4", "8x1"])
+def test_gradients_do_not_depend_on_the_cut(cut):
+    whole, pieces = gradient(CUTS["1x8"]), gradient(CUTS[cut])
+    assert (whole - pieces).norm() <= 1e-6 * whole.norm()
+
+
+@pytest.mark.parametrize("backbone", ["small", pytest.param("resnet18", marks=pytest.mark.slow)])
+def test_parameters_after_a_clipped_step_do_not_depend_on_the_cut(monkeypatch, backbone):
+    monkeypatch.setattr("detr.tasks.detection.normalise", _normalise64)
+    whole = updated(batches(CUTS["1x8"]), backbone)
+    assert (updated(batches(CUTS["3+1+4"]), backbone) - whole).abs().max() <= 1e-10
+    before = torch.cat([p.detach().flatten() for p in stepper(torch.float64, 0.1, backbone).parameters])
+    assert (whole - before).abs().max() > 1e-4, "the step did something"
+
+
+def test_a_mean_of_means_would_be_seen(monkeypatch):
+    """The control: divisors of each micro-batch alone, averaged, are another step."""
+    whole = gradient(CUTS["1x8"])
+    monkeypatch.setattr("common.train.step.step_sizes", lambda task, micro_batches: {"classes": 8.0, "boxes": 10.0})
+    one = stepper(torch.float32, None)
+    one.task.sizes = lambda batch: {}
+    wrong = []
+    for batch in batches([3, 1, 4]):
+        sizes = step_sizes(task(), [batch])
+        one.model.zero_grad()
+        one.task.loss(one.model, batch, sizes)[0].backward()
+        wrong.append(torch.cat([p.grad.flatten() for p in one.parameters]))
+    assert (torch.stack(wrong).mean(0) - whole).norm() > 1e-3 * whole.norm()
+
+
+def _normalise64(images, sizes, dtype):
+    from detr.data.transforms import normalise
+
+    return normalise(images, sizes, torch.float64)
+
+
+def step_on_rank(rank: int, folder: str) -> None:
+    import detr.tasks.detection
+
+    detr.tasks.detection.normalise = _normalise64
+    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
+    for name, cuts in {"4+4": ([4], [4]), "3+1 and 4": ([3, 1], [4])}.items():
+        part = share(samples(), rank, 2)
+        torch.save(updated(batches(cuts[rank], part)), f"{folder}/{name} {rank}.pt")
+    everything = [[8], []][rank]  # a rank without samples must neither hang nor change the step
+    torch.save(updated(batches(everything, samples() if rank == 0 else [])), f"{folder}/8+0 {rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_ranks_take_the_same_step_as_one(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[3]))
+    multiprocessing.set_forkserver_preload(["torch.distributed", "torchvision", "pycocotools.cocoeval"])
+    mp.start_processes(step_on_rank, (str(tmp_path),), nprocs=2, start_method="forkserver")
+    monkeypatch.setattr("detr.tasks.detection.normalise", _normalise64)
+    whole = updated(batches(CUTS["1x8"]))
+    for name in ("4+4", "3+1 and 4", "8+0"):
+        for rank in range(2):
+            assert (torch.load(tmp_path / f"{name} {rank}.pt") - whole).abs().max() <= 1e-10, name
+
+
+def test_a_loss_that_is_not_finite_never_reaches_the_weights():
+    one = stepper(torch.float32, 0.1)
+    before = copy.deepcopy(one.model.state_dict())
+    with torch.no_grad():
+        one.model.class_head.bias[0] = torch.nan
+    broken = copy.deepcopy(one.model.state_dict())
+    with pytest.raises(UserError, match=r"Step 7 .*not finite: loss nan.*gradient norm nan, on samples \[0, 1, 2"):
+        one(batches([3, 5]), 7)
+    after = one.model.state_dict()
+    assert all(torch.equal(after[name], broken[name]) for name in after if name != "class_head.bias")
+    assert not torch.equal(before["class_head.bias"], after["class_head.bias"])
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
+def test_judged_a_step_later_as_on_a_gpu_weights_and_optimizer_are_the_same(name):
+    def trained(late: bool) -> Stepper:
+        network = model(torch.float32)
+        optimizer = optim.build(network, replace(OPTIMIZER, name=name))
+        one = Stepper(task(), network, optimizer, torch.device("cpu"), "fp32", 0.1)
+        one.late = late
+        for number in range(3):
+            one(batches([3, 5]), number)
+        hook = network.queries.weight.register_hook(lambda grad: grad * torch.nan)
+        refused = pytest.raises(UserError, match=r"Step 3 .*not finite: loss \d.*gradient norm nan, on samples \[0, 1")
+        if late:
+            one(batches([8]), 3)
+            hook.remove()
+            with refused:
+                one(batches([8]), 4)
+            one.settle()  # it was said
+        else:
+            with refused:
+                one(batches([8]), 3)
+            hook.remove()
+        one(batches([8]), 4)
+        one.settle()
+        return one
+
+    one, other = trained(False), trained(True)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters, other.parameters, strict=True))
+    states = optim.state(one.optimizer), optim.state(other.optimizer)
+    assert states[0].keys() == states[1].keys()
+    for parameter, values in states[0].items():
+        for key, value in values.items():
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(states[1][parameter][key])), (parameter, key)
+
+
+def test_the_last_step_is_judged_when_it_is_asked_for():
+    one = stepper(torch.float32, 0.1)
+    one.late = True
+    one.model.queries.weight.register_hook(lambda grad: grad * torch.inf)
+    before = copy.deepcopy(one.model.state_dict())
+    one(batches([8]), 5)
+    assert all(torch.equal(value, before[name]) for name, value in one.model.state_dict().items())
+    with pytest.raises(UserError, match="Step 5 was not taken"):
+        one.settle()
+
+
+def test_an_infinite_gradient_with_a_finite_loss_stops_the_run_too():
+    one = stepper(torch.float32, 0.1)
+    one.model.queries.weight.register_hook(lambda grad: grad * torch.inf)
+    with pytest.raises(UserError, match="Step 0 was not taken"):
+        one(batches([8]), 0)
+
+
+def test_an_fp16_overflow_skips_and_halves_the_scale_and_only_several_in_a_row_stop():
+    network = model(torch.float32)
+    one = Stepper(task(), network, optim.build(network, OPTIMIZER), torch.device("cpu"), "fp16", 0.1)
+    hook = network.queries.weight.register_hook(lambda grad: grad * torch.inf)
+    before = copy.deepcopy(network.state_dict())
+    scale = one.scaler.get_scale()
+    for number in range(9):
+        one(batches([1]), number)
+        assert one.scaler.get_scale() == scale * 0.5 ** (number + 1)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    hook.remove()
+    one(batches([1]), 9)
+    assert one.overflows == 0 and not torch.equal(network.queries.weight, before["queries.weight"])
+    network.queries.weight.register_hook(lambda grad: grad * torch.inf)
+    with pytest.raises(UserError, match="Step 19 was not taken"):
+        for number in range(10, 30):
+            one(batches([1]), number)

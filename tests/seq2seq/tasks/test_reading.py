@@ -1,0 +1,201 @@
+"""Reading what is to be translated: whole files, pipes as they fill, and a person at a terminal."""
+
+import builtins
+import gzip
+import os
+import pty
+import sys
+import threading
+from collections.abc import Iterator
+from io import BufferedWriter, FileIO
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.config.compose import configure
+from common.errors import UserError
+from seq2seq.tasks.reading import CHUNK, Line, lines
+
+pytestmark = pytest.mark.timeout(20)  # what waits for more than it should waits for ever
+
+
+@pytest.fixture
+def pipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileIO]:
+    """Standard input is a pipe; its other end, which a test may close."""
+    reader, writer = os.pipe()
+    with open(reader) as stdin, FileIO(writer, "w") as other_end:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        yield other_end
+
+
+def texts(groups: Iterator[list[Line]]) -> list[str]:
+    return [line.text for line in chain.from_iterable(groups)]
+
+
+# Files.
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_a_file_comes_in_groups_of_consecutive_numbered_lines(tmp_path: Path, pack: Any) -> None:
+    (tmp_path / "a").write_bytes(pack("eins\r\n\nd\u2028r\x0cei\nvier\nfünf".encode()))
+    assert [*lines(str(tmp_path / "a"), 2)] == [
+        [Line(1, "eins"), Line(2, "")],
+        [Line(3, "d\u2028r\x0cei"), Line(4, "vier")],
+        [Line(5, "fünf")],
+    ]
+
+
+def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    (tmp_path / "latin").write_bytes(b"gut\nsch\xf6n\n")
+    for name, said in {"missing": "no file", "empty": "is empty", "latin": "line 2 is not valid UTF-8"}.items():
+        with pytest.raises(UserError, match=said):
+            next(lines(str(tmp_path / name), 8))
+
+
+# Pipes.
+
+
+def test_a_line_in_a_pipe_comes_before_the_next_is_written(pipe: FileIO) -> None:
+    groups = lines("-", 8)
+    for number, text in enumerate(["eins", "", "drei"], start=1):
+        pipe.write(f"{text}\n".encode())
+        assert next(groups) == [Line(number, text)]
+    pipe.close()
+    assert [*groups] == []
+
+
+def test_a_pipe_gives_what_has_arrived_in_groups_up_to_the_limit(pipe: FileIO) -> None:
+    groups = lines("-", 3)
+    pipe.write(b"1\n2\r\n3\n4\n5 is not")
+    assert [len(next(groups)) for _ in range(2)] == [3, 1]
+    pipe.write(b" done\n6\n7")
+    assert next(groups) == [Line(5, "5 is not done"), Line(6, "6")]
+    pipe.close()
+    assert [*groups] == [[Line(7, "7")]], "a missing last line end"
+
+
+def test_a_group_is_filled_over_several_reads_when_more_is_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "large"
+    path.write_bytes(b"a line of 23 characters\n" * 9000)
+    with open(path) as stdin:  # predict.py ... < large
+        monkeypatch.setattr(sys, "stdin", stdin)
+        sizes = [len(group) for group in lines("-", 4000)]
+    assert sizes == [4000, 4000, 1000] and CHUNK < 24 * 4000
+
+
+def test_no_line_of_a_long_stream_is_lost_or_out_of_place(pipe: FileIO) -> None:
+    expected = [f"line {i} " + "größer 你好 " * (i % 7) for i in range(30_000)]
+
+    def write() -> None:
+        with BufferedWriter(pipe, 777) as file:  # cuts lines and characters anywhere
+            file.write("\n".join(expected).encode())
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    found = [*chain.from_iterable(lines("-", 64))]
+    writer.join()
+    assert found == [Line(i, text) for i, text in enumerate(expected, start=1)]
+
+
+def test_separators_and_marks_of_other_systems_are_as_in_files(pipe: FileIO) -> None:
+    pipe.write("\ufeffa\u2028b\x0cc\rd\r\n\ufeffe\n\r\n".encode())
+    pipe.close()
+    assert texts(lines("-", 9)) == ["a\u2028b\x0cc\rd", "\ufeffe", ""]
+
+
+def test_an_empty_pipe_gives_nothing(pipe: FileIO) -> None:
+    pipe.close()
+    assert [*lines("-", 9)] == []
+
+
+def test_invalid_utf8_in_a_pipe_is_named_after_the_lines_before_it(pipe: FileIO) -> None:
+    pipe.write(b"1\n2\n3\n4 \xe4\n5\n")
+    groups = lines("-", 2)
+    assert [len(next(groups)) for _ in range(2)] == [2, 1]
+    with pytest.raises(UserError, match="Standard input: line 4 is not valid UTF-8"):
+        next(groups)
+    pipe.close()
+
+
+def test_a_character_that_is_cut_off_at_the_end_is_invalid(pipe: FileIO) -> None:
+    pipe.write("ü".encode()[:1])
+    pipe.close()
+    with pytest.raises(UserError, match="line 1 is not"):
+        next(lines("-", 2))
+
+
+def test_who_stops_reading_does_not_wait_for_the_pipe(pipe: FileIO) -> None:
+    groups = lines("-", 2)
+    pipe.write(b"1\n2\n3\n")
+    assert len(next(groups)) == 2
+    groups.close()  # while the pipe is open
+
+
+def test_a_closed_standard_input_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(UserError, match="which is closed; give a file, or a pipe"):
+        next(lines("-", 2))
+
+
+# Terminals.
+
+
+def test_a_terminal_is_asked_for_each_line_on_standard_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keyboard, terminal = pty.openpty()
+    with open(terminal) as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        groups = lines("-", 8)
+        os.write(keyboard, "größer\n\n".encode())
+        assert [next(groups), next(groups)] == [[Line(1, "größer")], [Line(2, "")]], "one line at a time"
+        os.write(keyboard, b"\x04")  # Ctrl-D
+        assert [*groups] == []
+    os.close(keyboard)
+    said = capsys.readouterr()
+    assert said.err == "> > > \n" and said.out == ""
+
+
+class Terminal:
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("end", [EOFError, KeyboardInterrupt])
+def test_the_line_editor_is_used_where_the_answers_are_seen_and_ends_quietly(
+    monkeypatch: pytest.MonkeyPatch, end: type[BaseException]
+) -> None:
+    typed = iter(["eins", ""])
+
+    def answer(prompt: str) -> str:
+        assert prompt == "> "
+        text = next(typed, None)
+        if text is None:
+            raise end
+        return text
+
+    monkeypatch.setattr(sys, "stdin", Terminal())
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    monkeypatch.setattr(builtins, "input", answer)
+    groups = [*lines("-", 8)]
+    monkeypatch.undo()
+    assert groups == [[Line(1, "eins")], [Line(2, "")]]
+
+
+def test_invalid_bytes_that_a_terminal_hides_in_the_text_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", Terminal())
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    monkeypatch.setattr(builtins, "input", lambda prompt: "sch\udcf6n")
+    with pytest.raises(UserError, match="line 1 is not valid UTF-8"):
+        next(lines("-", 8))
+
+
+def test_a_dash_comes_through_the_command_line_unharmed(tmp_path: Path) -> None:
+    (tmp_path / "file.pt").touch()
+    arguments = [f"checkpoint={tmp_path / 'file.pt'}", "input=-", "model=vit"]
+    assert configure("predict", arguments, base=lambda file: {})["input"] == "-"

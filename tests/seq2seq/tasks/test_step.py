@@ -1,0 +1,202 @@
+"""A step is the same step however its batch is cut: for the translator, whose batches are counted in padded tokens."""
+
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+
+from common.config.check import build
+from common.config.compose import configure
+from common.data.batching import Loader, Order, share, steps
+from common.machine.seeds import generator
+from common.task import Batch
+from common.train import optim
+from common.train.optim import OptimizerOptions
+from common.train.step import Stepper
+from seq2seq.tasks.translation import Translation
+
+SEED = 3
+PAIRS = [5, 0, 11, 7, 2, 9, 14, 3]  # of train, in a step's order
+CUTS = {"1x8": [8], "3+1+4": [3, 1, 4], "8x1": [1] * 8}
+NUMBERS = (
+    "zero one two three four five six seven eight nine".split(),
+    "null eins zwei drei vier fünf sechs sieben acht neun".split(),
+)
+OPTIMIZER = OptimizerOptions(
+    name="adamw",
+    lr=1e-3,
+    weight_decay=1e-2,
+    decay_norms=False,
+    betas=(0.9, 0.98),
+    eps=1e-8,
+    momentum=0.0,
+    rates={},
+    layer_decay=1.0,
+    reference_batch=None,
+    scaling="linear",
+)
+TINY = ["model.width=16", "model.heads=2", "model.feedforward=24", "model.encoder_layers=2", "model.decoder_layers=2"]
+kinds = pytest.mark.parametrize("kind", ["joint", "separate"])
+
+
+def write(folder: Path) -> None:
+    """Forty numbers of one to nine digits, digit by digit."""
+    drawn = generator("numbers", 0)
+    rows = [torch.randint(10, (1 + i % 9,), generator=drawn).tolist() for i in range(40)]
+    lines = ["\t".join(" ".join(names[d] for d in row) for names in NUMBERS) for row in rows]
+    (folder / "pairs.tsv").write_text("\n".join(lines), encoding="utf-8")
+
+
+def config(kind: str, folder: Path) -> dict[str, Any]:
+    """Pre-norm with all matrices tied, or post-norm with vocabularies and matrices apart and a bias."""
+    files = [f"data.train.pairs={folder}/pairs.tsv", "data.val_count=0", "data.test_count=0", "data.batch_size=120"]
+    sizes = ["data.longest=60", "data.tokenizer.pieces=bytes", "data.tokenizer.vocabulary=262"]
+    keys = ["model=seq2seq", "data=parallel_text", *TINY, *files, *sizes]
+    if kind == "separate":
+        keys += ["data.tokenizer.joint=false", "data.tokenizer.vocabulary=261", "model.tied=none"]
+        keys += ["model.output_bias=true", "model.blocks.pre_norm=false"]
+    return configure("train", keys)
+
+
+def task(kind: str, folder: Path) -> Translation:
+    found = config(kind, folder)
+    of: Translation = build(found["task"], data=build(found["data"]))
+    return of
+
+
+def stepper(kind: str, of: Translation, folder: Path, dtype: torch.dtype, clip_norm: float | None) -> Stepper:
+    torch.manual_seed(0)
+    model: nn.Module = build(config(kind, folder)["model"], **of.model_arguments()).to(dtype)
+    return Stepper(of, model, optim.build(model, OPTIMIZER), torch.device("cpu"), "fp32", clip_norm)
+
+
+def batches(of: Translation, cut: list[int], pairs: list[int] | None = None) -> list[Batch]:
+    """Micro-batches of so many pairs each, as the trainer's loader makes them."""
+    rest = iter(PAIRS if pairs is None else pairs)
+    keys = [(0, tuple(next(rest) for _ in range(count))) for count in cut]
+    return [*Loader(of.data, "train", seed=SEED, workers=0, pin=False)(keys)]
+
+
+def gradient(kind: str, of: Translation, folder: Path, micro_batches: list[Batch]) -> torch.Tensor:
+    """The fp32 gradient of a step that is not clipped, all parameters in one vector."""
+    one = stepper(kind, of, folder, torch.float32, None)
+    one(micro_batches, 0)
+    return torch.cat([p.grad.flatten() for p in one.parameters])
+
+
+def flat(one: Stepper) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in one.parameters])
+
+
+def updated(kind: str, of: Translation, folder: Path, micro_batches: list[Batch]) -> torch.Tensor:
+    """All fp64 parameters after one clipped AdamW step."""
+    one = stepper(kind, of, folder, torch.float64, 0.1)
+    one(micro_batches, 0)
+    return flat(one)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write(tmp_path)
+    return tmp_path
+
+
+@kinds
+def test_the_step_holds_sentences_of_many_lengths_and_asks_every_parameter(kind: str, folder: Path) -> None:
+    """Otherwise the tests below would show less than they say."""
+    of = task(kind, folder)
+    (batch,) = batches(of, CUTS["1x8"])
+    assert len({*batch["source_lengths"].tolist()}) > 4 and len({*batch["target_lengths"].tolist()}) > 3
+    assert of.sizes(batch) == {"tokens": float((batch["target_out"] != 0).sum())}
+    one = stepper(kind, of, folder, torch.float32, None)
+    parts = one([batch], 0)
+    assert {"loss", "nll"} <= parts.keys() and parts["loss"] != parts["nll"]
+    assert all(p.grad is not None and p.grad.norm() > 1e-5 for p in one.parameters)
+
+
+@kinds
+@pytest.mark.parametrize("cut", ["3+1+4", "8x1"])
+def test_gradients_and_logged_parts_do_not_depend_on_the_cut(kind: str, cut: str, folder: Path) -> None:
+    of = task(kind, folder)
+    whole, pieces = (gradient(kind, of, folder, batches(of, CUTS[name])) for name in ("1x8", cut))
+    assert (whole - pieces).norm() <= 1e-6 * whole.norm()
+    parts = [stepper(kind, of, folder, torch.float64, None)(batches(of, CUTS[name]), 0) for name in ("1x8", cut)]
+    for name in ("loss", "nll", "gradient_norm"):
+        assert float(parts[0][name]) == pytest.approx(float(parts[1][name]), rel=1e-6), name  # sums in fp32
+
+
+@kinds
+@pytest.mark.parametrize("cut", ["3+1+4", "8x1"])
+def test_parameters_after_a_clipped_step_do_not_depend_on_the_cut(kind: str, cut: str, folder: Path) -> None:
+    of = task(kind, folder)
+    whole = updated(kind, of, folder, batches(of, CUTS["1x8"]))
+    assert (updated(kind, of, folder, batches(of, CUTS[cut])) - whole).abs().max() <= 1e-10
+    assert (whole - flat(stepper(kind, of, folder, torch.float64, 0.1))).abs().max() > 1e-4, "the step did something"
+
+
+def test_a_mean_of_means_would_be_seen(folder: Path) -> None:
+    """The control: a divisor of each micro-batch alone, averaged, is another step, since sentences are not as long."""
+    of = task("joint", folder)
+    whole = gradient("joint", of, folder, batches(of, CUTS["1x8"]))
+    loss, sizes = of.loss, of.sizes
+    of.loss = lambda m, b, s: loss(m, b, {"tokens": 3 * sizes(b)["tokens"]})  # type: ignore[method-assign]
+    wrong = gradient("joint", of, folder, batches(of, CUTS["3+1+4"]))
+    assert (wrong - whole).norm() > 1e-2 * whole.norm()
+
+
+def test_a_bucket_cut_by_tokens_takes_the_step_of_the_whole_bucket(folder: Path) -> None:
+    """Steps of at most 120 padded tokens, in micro-batches of at most 120, 70 and 50: every step is the same step."""
+    of = task("joint", folder)
+    order = Order(of.data.cost("train"), batch_size=of.data.batch_size, seed=SEED)
+
+    def all_steps(micro_batch: int | None) -> list[list[Batch]]:
+        stop = order.steps(1)
+        found = steps(
+            of.data, order, start=0, stop=stop, micro_batch=micro_batch, rank=0, world=1, workers=0, pin=False
+        )
+        return [micro_batches for _, micro_batches in found]
+
+    whole = all_steps(None)
+    assert sorted(i for step in whole for batch in step for i in batch["ids"]) == [*range(40)]
+    for micro_batch in (70, 50):
+        pieces = all_steps(micro_batch)
+        assert sum(len(step) for step in pieces) > len(pieces) == len(whole)
+        for step, cut in zip(whole, pieces, strict=True):
+            assert [i for batch in cut for i in batch["ids"]] == step[0]["ids"]
+            for batch in cut:
+                padded = len(batch["ids"]) * max(batch["source"].shape[1], batch["target_out"].shape[1])
+                assert padded <= micro_batch or len(batch["ids"]) == 1
+        most = max(range(len(whole)), key=lambda n: len(pieces[n]))
+        one, other = (gradient("joint", of, folder, found[most]) for found in (whole, pieces))
+        assert len(pieces[most]) > 1 and (one - other).norm() <= 1e-6 * one.norm()
+
+
+def step_on_rank(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
+    for kind in ("joint", "separate"):
+        of = task(kind, Path(folder))
+        for name, cuts in {"4+4": ([4], [4]), "3+1 and 4": ([3, 1], [4])}.items():
+            mine = batches(of, cuts[rank], share(PAIRS, rank, 2))
+            torch.save(updated(kind, of, Path(folder), mine), f"{folder}/{kind} {name} {rank}.pt")
+        # A rank without samples must neither hang nor change the step.
+        mine = batches(of, [[8], []][rank])
+        torch.save(updated(kind, of, Path(folder), mine), f"{folder}/{kind} 8+0 {rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_ranks_take_the_same_step_as_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[3]))
+    multiprocessing.set_forkserver_preload(["torch.distributed", "tokenizers", "sacrebleu"])
+    mp.start_processes(step_on_rank, (str(folder),), nprocs=2, start_method="forkserver")
+    for kind in ("joint", "separate"):
+        of = task(kind, folder)
+        whole = updated(kind, of, folder, batches(of, CUTS["1x8"]))
+        for name in ("4+4", "3+1 and 4", "8+0"):
+            for rank in range(2):
+                assert (torch.load(folder / f"{kind} {name} {rank}.pt") - whole).abs().max() <= 1e-10, (kind, name)

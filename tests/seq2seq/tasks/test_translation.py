@@ -1,0 +1,377 @@
+"""What translation says to the trainer, the evaluator and the user."""
+
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common.config.check import build
+from common.config.compose import configure
+from common.decoding import decoding
+from common.errors import UserError
+from common.machine.seeds import generator
+from common.train import evaluator
+from seq2seq.tasks.translation import Translation
+from seq2seq.tokenizers.bpe import BOS, EOS
+
+CPU = torch.device("cpu")
+ENGLISH = "zero one two three four five six seven eight nine".split()
+GERMAN = "null eins zwei drei vier fünf sechs sieben acht neun".split()
+TINY = ["model.width=16", "model.heads=2", "model.feedforward=24", "model.encoder_layers=2", "model.decoder_layers=2"]
+SIZES = ["data.val_count=5", "data.test_count=15", "data.longest=60", "data.batch_size=200"]
+WORDS = ["data.tokenizer.pieces=bytes", "data.tokenizer.vocabulary=262", "task.predict.longest_extra=12"]
+Built = Callable[..., tuple[Translation, nn.Module]]
+
+
+def number(digits: list[int]) -> tuple[str, str]:
+    return " ".join(ENGLISH[d] for d in digits), " ".join(GERMAN[d] for d in digits)
+
+
+@pytest.fixture
+def built(tmp_path: Path) -> Built:
+    """The task of a command line on sixty numbers of one to nine digits, and a small model with large weights."""
+    drawn = generator("numbers", 0)
+    pairs = [number(torch.randint(10, (1 + i % 9,), generator=drawn).tolist()) for i in range(60)]
+    file = tmp_path / "pairs.tsv"
+    file.write_text("\n".join("\t".join(pair) for pair in dict.fromkeys(pairs)), encoding="utf-8")
+
+    def go(*keys: str) -> tuple[Translation, nn.Module]:
+        found = configure("train", ["model=seq2seq", "data=parallel_text", *TINY, *SIZES, *WORDS, *keys,
+                                    f"data.train.pairs={file}"])  # fmt: skip
+        task = build(found["task"], data=build(found["data"]))
+        model = build(found["model"], **task.model_arguments())
+        for name, parameter in model.named_parameters():
+            nn.init.normal_(parameter, mean=float(name.endswith("norm.weight")), std=0.3, generator=drawn)
+        return task, model.eval()
+
+    return go
+
+
+def evaluation_batch(task: Translation, count: int = 6) -> dict[str, Any]:
+    return task.data.collate([task.data.sample("test", i, None) for i in range(count)])
+
+
+def users_batch(task: Translation, *lines: str) -> dict[str, Any]:
+    """As `read` makes it of a file with these lines."""
+    return task.data.collate([task._view(line, i + 1) for i, line in enumerate(lines)])
+
+
+class Oracle(nn.Module):
+    """A model that knows translations by heart: `sure` is the logit of what follows, all others are zero."""
+
+    def __init__(self, task: Translation, pairs: list[tuple[str, str]], sure: float = 5.0):
+        super().__init__()
+        source, target = task.data.tokenizers()
+        self.known = {tuple(source.encode(a)): [*target.encode(b), EOS] for a, b in pairs}
+        self.size, self.sure = target.size, sure
+
+    def forward(self, source: Tensor, lengths: Tensor, target_in: Tensor) -> Tensor:
+        logits = torch.zeros(*target_in.shape, self.size)
+        for i, row in enumerate(source.tolist()):
+            known = self.known[tuple(row[: int(lengths[i]) - 1])]
+            for t, word in enumerate(known[: target_in.shape[1]]):
+                logits[i, t, word] = self.sure
+        return logits
+
+    def encode(self, source: Tensor, lengths: Tensor) -> SimpleNamespace:
+        return SimpleNamespace(source=source, lengths=lengths, tokens=0)
+
+    def step(self, state: SimpleNamespace, tokens: Tensor) -> Tensor:
+        state.tokens += 1
+        return self(state.source, state.lengths, tokens.new_zeros(len(tokens), state.tokens))[:, -1]
+
+    def reorder(self, state: SimpleNamespace, rows: Tensor) -> SimpleNamespace:
+        return SimpleNamespace(source=state.source[rows], lengths=state.lengths[rows], tokens=state.tokens)
+
+
+# Training.
+
+
+def test_the_loss_is_that_of_the_real_tokens_over_the_steps_count(built: Built) -> None:
+    task, model = built("task.loss.smoothing=0.2")
+    batch = evaluation_batch(task)
+    real = int((batch["target_out"] != 0).sum())
+    assert task.sizes(batch) == {"tokens": real}
+    loss, parts = task.loss(model, batch, {"tokens": 2.0 * real})
+    logits = model(batch["source"], batch["source_lengths"], batch["target_in"]).flatten(0, 1)
+    targets = batch["target_out"].flatten()
+    expected = F.cross_entropy(logits, targets, label_smoothing=0.2, ignore_index=0)
+    plain = F.cross_entropy(logits, targets, ignore_index=0)
+    torch.testing.assert_close(loss, expected / 2)
+    torch.testing.assert_close(parts["nll"], plain.detach() / 2)
+    assert loss.requires_grad and parts.keys() == {"nll"}
+
+
+def test_the_data_decide_the_vocabularies(built: Built) -> None:
+    assert built()[0].model_arguments() == {"vocabularies": (262, 262), "joint": True}
+    keys = ["data.tokenizer.joint=false", "model.tied=target", "data.tokenizer.vocabulary=261"]
+    task, model = built(*keys)
+    assert task.model_arguments() == {"vocabularies": (261, 261), "joint": False}
+    source, target = task.data.tokenizers()
+    assert source.state() != target.state() and model.source_embedding.num_embeddings == 261
+
+
+def test_tied_all_with_separate_vocabularies_is_refused(built: Built) -> None:
+    with pytest.raises(UserError, match=r"model.tied=all .* data.tokenizer.joint=false .* model.tied=target"):
+        built("data.tokenizer.joint=false", "data.tokenizer.vocabulary=261")
+
+
+# Answers.
+
+
+def test_an_answer_holds_its_text_tokens_and_score(built: Built) -> None:
+    task, model = built("task.predict.candidates=3")
+    batch = evaluation_batch(task)
+    found = decoding.decode(model, batch["source"], batch["source_lengths"], task.options, batch["ids"])
+    target = task.data.tokenizers()[1]
+    for answer, hypotheses in zip(task.predict(model, batch), found, strict=True):
+        assert answer["tokens"] == hypotheses[0].tokens and answer["score"] == hypotheses[0].score
+        assert answer["text"] == target.decode(answer["tokens"])
+        pairs = [{"text": target.decode(one.tokens), "score": one.score} for one in hypotheses]
+        assert answer["candidates"] == pairs and len(pairs) == 3
+        assert "attention" not in answer
+    plain = built()[0].predict(model, batch)
+    assert all(answer.keys() == {"text", "score", "tokens", "reference_log_probability", "reference_tokens"}
+               for answer in plain)  # fmt: skip
+
+
+def test_a_reference_is_as_likely_as_scoring_it_says(built: Built) -> None:
+    task, model = built("task.loss.smoothing=0.3")
+    batch = evaluation_batch(task)
+    scored = decoding.score(
+        model, batch["source"], batch["source_lengths"], batch["target_out"], batch["target_lengths"]
+    )
+    for answer, (total, tokens), length in zip(
+        task.predict(model, batch), scored, batch["target_lengths"].tolist(), strict=True
+    ):
+        assert answer["reference_tokens"] == tokens == length
+        assert answer["reference_log_probability"] == pytest.approx(total, abs=1e-4)  # float32, some 40 tokens
+
+
+def test_an_empty_sentence_is_translated_by_nothing(built: Built) -> None:
+    for keys in ([], ["task.predict.candidates=2", "task.predict.attention=true"]):
+        task, model = built(*keys)
+        lines = ["", "one two", " \t ", "three"]
+        answers = task.predict(model, users_batch(task, *lines))
+        assert [answer["text"] for answer in (answers[0], answers[2])] == ["", ""]
+        assert answers[0]["tokens"] == [] and answers[0]["score"] == 0 and "attention" not in answers[0]
+        alone = task.predict(model, users_batch(task, "", "one two"))[1]
+        assert answers[1]["tokens"] == alone["tokens"] and answers[1]["text"]
+        assert [answer["text"] for answer in task.predict(model, users_batch(task, "", " "))] == ["", ""]
+        shown = [*task.show(users_batch(task, *lines), [answers[0]] * 4, Path("nowhere"))]
+        assert shown == (["1\t0.0000\t", "2\t0.0000\t", "3\t0.0000\t", "4\t0.0000\t"] if keys else [""] * 4)
+
+
+def test_a_sentence_longer_than_the_models_limit_is_refused(built: Built) -> None:
+    task, model = built("model.longest=20")
+    with pytest.raises(UserError, match=r"Sentence 1 has 43 tokens, more than model.longest=20; cut it"):
+        task.predict(model, users_batch(task, "one two three four five six seven eight nine"))
+
+
+def test_given_translations_are_scored_as_they_are(built: Built) -> None:
+    task, model = built("task.predict.method=given", "task.predict.penalty=average", "task.predict.alpha=1")
+    batch = users_batch(task, "one two\teins zwei", "three\tacht neun null")
+    answers = task.predict(model, batch)
+    assert [answer["text"] for answer in answers] == ["eins zwei", "acht neun null"]
+    scored = decoding.score(
+        model, batch["source"], batch["source_lengths"], batch["target_out"], batch["target_lengths"]
+    )
+    assert [answer["score"] for answer in answers] == pytest.approx([total / n for total, n in scored])
+    lines = [*task.show(batch, answers, Path("nowhere"))]
+    assert lines[0] == f"1\t{answers[0]['score']:.4f}\teins zwei" and lines[1].startswith("2\t")
+
+
+def test_given_translations_need_a_tab(built: Built, tmp_path: Path) -> None:
+    task, _ = built("task.predict.method=given")
+    (tmp_path / "in.txt").write_text("one\teins\none eins\n")
+    with pytest.raises(UserError, match=r"^Line 2 has no tab; method=given expects a sentence, a tab, and its"):
+        [*task.read(str(tmp_path / "in.txt"))]
+
+
+def test_more_candidates_than_a_method_has_are_refused(built: Built) -> None:
+    for keys, words in (
+        (["method=greedy"], "at most 1 with method=greedy"),
+        (["beam=2"], "at most 2 with method=beam"),
+    ):
+        with pytest.raises(UserError, match=f"task.predict.candidates=3: expected {words}"):
+            built("task.predict.candidates=3", *(f"task.predict.{key}" for key in keys))
+
+
+def test_attention_is_of_each_head_from_each_target_token_to_each_source_token(built: Built) -> None:
+    """Rows are the translation's tokens and its end; whatever else is in the batch."""
+    task, model = built("task.predict.attention=true")
+    batch = evaluation_batch(task)
+    answers = task.predict(model, batch)
+    for i, answer in enumerate(answers):
+        length = int(batch["source_lengths"][i])
+        assert answer["attention"].shape == (2, len(answer["tokens"]) + 1, length)
+        torch.testing.assert_close(answer["attention"].sum(-1), torch.ones(2, len(answer["tokens"]) + 1))
+        alone = task.predict(model, task.data.collate([task.data.sample("test", i, None)]))[0]
+        torch.testing.assert_close(answer["attention"], alone["attention"])
+    assert len({*batch["source_lengths"].tolist()}) > 2
+
+
+def test_attention_of_a_model_that_has_none_is_refused(built: Built) -> None:
+    task, _ = built("task.predict.attention=true")
+    pairs = task.data.pairs("test")
+    with pytest.raises(UserError, match="Oracle has no module named cross_attention; use false"):
+        task.predict(Oracle(task, pairs), evaluation_batch(task))
+
+
+# A user's lines.
+
+
+def test_a_file_is_read_in_numbered_lines_and_a_pipe_too(
+    built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, _ = built()
+    text = "one\n\ntwo three\n" + "four\n" * 100
+    (tmp_path / "in.txt").write_text(text)
+    with (tmp_path / "in.txt").open() as pipe:
+        monkeypatch.setattr(sys, "stdin", pipe)
+        for input in (str(tmp_path / "in.txt"), "-"):
+            batches = [*task.read(input)]
+            assert [i for batch in batches for i in batch["ids"]] == [*range(1, 104)]
+            assert [text for batch in batches for text in batch["source_texts"]] == text.splitlines()
+            assert len(batches) == 2 and "target_out" not in batches[0]
+
+
+def test_a_translation_stays_one_line_whatever_is_in_it(built: Built) -> None:
+    task, _ = built()
+    batch = users_batch(task, "one", "two")
+    answers = [{"text": "a\nb\r\nc\td", "score": -1.0, "tokens": []}, {"text": "e", "score": -2.0, "tokens": []}]
+    assert [*task.show(batch, answers, Path("nowhere"))] == ["a b  c\td", "e"]
+    for answer in answers:
+        answer["candidates"] = [{"text": answer["text"], "score": -1.25}, {"text": "x", "score": -12.5}]
+    expected = ["1\t-1.2500\ta b  c\td", "1\t-12.5000\tx", "2\t-1.2500\te", "2\t-12.5000\tx"]
+    assert [*built("task.predict.candidates=2")[0].show(batch, answers, Path("nowhere"))] == expected
+
+
+def test_pictures_of_attention_have_the_lines_numbers_and_all_tokens(built: Built, tmp_path: Path) -> None:
+    task, model = built("task.predict.attention=true")
+    batch = users_batch(task, "one two", "", "<three>")
+    answers = task.predict(model, batch)
+    assert len([*task.show(batch, answers, tmp_path / "new/folder")]) == 3
+    files = sorted((tmp_path / "new/folder").iterdir())
+    assert [file.name for file in files] == ["000001.attention.svg", "000003.attention.svg"]
+    picture = files[1].read_text("utf-8")
+    assert picture.count('class="column"') == batch["source_lengths"][2]
+    assert picture.count('class="row"') == len(answers[2]["tokens"]) + 1
+    assert "&lt;three&gt;" in picture and "&lt;/s&gt;" in picture
+
+
+def test_there_are_no_pictures_of_translations_for_the_log(built: Built) -> None:
+    task, model = built()
+    batch = evaluation_batch(task)
+    assert task.pictures(batch, task.predict(model, batch), 4) is None and task.advice(False) == []
+
+
+# The checkpoint's part.
+
+
+@pytest.mark.parametrize("joint", [True, False])
+def test_a_state_is_enough_to_read_and_write_without_data(built: Built, joint: bool) -> None:
+    keys = [] if joint else ["data.tokenizer.joint=false", "model.tied=target", "data.tokenizer.vocabulary=261"]
+    task, model = built(*keys)
+    state = task.state()
+    assert len(state["tokenizers"]) == 1 + (not joint)
+    assert all(type(text) is str for text in state["tokenizers"]), "plain types"
+    options = configure("predict", ["model=seq2seq", "data=parallel_text", "checkpoint=x", "input=-", *keys])
+    other: Translation = build(options["task"], data=build(options["data"]))  # which has no files
+    other.restore(state)
+    assert other.state() == state and other.model_arguments() == task.model_arguments()
+    other.options = task.options
+    found, expected = (of.predict(model, users_batch(of, "one two", "nine"))[0]["text"] for of in (other, task))
+    assert found == expected != ""
+
+
+@pytest.mark.parametrize("state", [{}, {"tokenizers": []}])
+def test_a_checkpoint_without_tokenizers_is_refused(built: Built, state: dict[str, Any]) -> None:
+    task, _ = built()
+    with pytest.raises(UserError, match="holds no tokenizers"):
+        task.restore(state)
+
+
+def test_a_tokenizer_that_is_none_is_refused(built: Built) -> None:
+    task, _ = built()
+    with pytest.raises(UserError, match="none that this program wrote"):
+        task.restore({"tokenizers": ['{"version": "1.0"}']})
+
+
+def test_a_new_run_takes_the_tokenizers_of_its_checkpoint_unless_it_should_not(built: Built) -> None:
+    learnt = built("data.tokenizer.vocabulary=270")[0].state()
+    task, _ = built()
+    own = task.state()
+    task.inherit({})  # of another program, without any
+    assert task.state() == own != learnt
+    task.inherit(learnt)
+    assert task.state() == learnt and task.model_arguments()["vocabularies"] == (270, 270)
+    assert max(max(task.data.sample("train", i, None)["source"]) for i in range(task.data.count("train"))) >= 262
+    task, _ = built("task.keep_tokenizers=false")
+    task.inherit(learnt)
+    assert task.state() == own
+
+
+# Numbers.
+
+
+def test_a_model_that_knows_all_by_heart_has_full_marks_and_the_loss_worked_out_by_hand(built: Built) -> None:
+    """A logit of 5 among 261 of 0: each token costs ln(e^5 + 261) - 5."""
+    task, _ = built()
+    model = Oracle(task, task.data.pairs("test"))
+    numbers, metric = evaluate(task, model)
+    assert (
+        numbers["bleu"] == pytest.approx(100) and numbers["exact_match"] == 1 and numbers["chrf"] == pytest.approx(100)
+    )
+    cost = math.log(math.exp(5) + 261) - 5
+    assert numbers["loss"] == pytest.approx(cost, abs=1e-6)
+    assert numbers["perplexity"] == pytest.approx(math.exp(cost), rel=1e-6)
+    assert task.goal.name in numbers and len(metric.seen) == 15
+
+
+def test_one_wrong_sentence_of_fifteen_costs_a_fifteenth_of_exact_match(built: Built) -> None:
+    task, _ = built()
+    pairs = task.data.pairs("test")
+    numbers, _ = evaluate(task, Oracle(task, [(pairs[0][0], "falsch"), *pairs[1:]]))
+    assert numbers["exact_match"] == pytest.approx(14 / 15) and numbers["bleu"] < 100
+
+
+@pytest.mark.parametrize("method", ["greedy", "beam", "sample", "given"])
+def test_numbers_do_not_depend_on_how_the_split_is_cut(built: Built, method: str) -> None:
+    task, model = built(f"task.predict.method={method}")
+    (whole, metric), (pieces, other) = evaluate(task, model, 2000), evaluate(task, model, 60)
+    assert [row[:4] for row in metric.seen] == [row[:4] for row in other.seen]
+    assert whole == pytest.approx(pieces, rel=1e-5)
+    assert whole["loss"] > 0 and (whole["exact_match"] == 1) == (method == "given")
+
+
+def evaluate(task: Translation, model: nn.Module, batch_size: int = 200) -> tuple[dict[str, float], Any]:
+    sizes = {"device": CPU, "precision": "fp32", "batch_size": batch_size, "workers": 0}
+    return evaluator.evaluate(task, task.data, model, "test", **sizes)
+
+
+def test_a_model_that_says_always_the_same_raises_an_alarm(built: Built) -> None:
+    task, _ = built()
+    same = [{"text": "die die die"}] * 10
+    (alarm,) = task.alarms(same)
+    assert 'all sentences are translated as "die die die"' in alarm and "schedule.warmup" in alarm
+    assert task.alarms(same[:9]) == [] and task.alarms([*same, {"text": "der"}]) == []
+
+
+def test_bos_and_eos_are_never_in_a_translation(built: Built) -> None:
+    task, model = built("task.predict.method=sample", "task.predict.temperature=3")
+    for answer in task.predict(model, evaluation_batch(task)):
+        assert not {BOS, EOS, 0} & {*answer["tokens"]} and answer["text"]
+
+
+@pytest.mark.parametrize("lowercase", ["true", "false"])
+def test_translations_are_measured_without_case_where_the_tokenizer_knows_none(built: Built, lowercase: str) -> None:
+    task, _ = built(f"data.tokenizer.lowercase={lowercase}")
+    assert task.metric("val").scales["bleu"].metric.lowercase is (lowercase == "true")

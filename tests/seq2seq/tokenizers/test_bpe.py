@@ -1,0 +1,220 @@
+"""The tokenizer: reversible for any text, no special token out of text, deterministic, and a sentence per mistake."""
+
+import pickle
+import random
+import unicodedata
+from typing import Any
+
+import pytest
+from tokenizers import pre_tokenizers
+
+from common.errors import UserError
+from seq2seq.tokenizers.bpe import BOS, BYTES, EOS, NAMES, PAD, UNK, Tokenizer, TokenizerOptions, normalize
+from seq2seq.tokenizers.text import Lines
+
+PIECES = ("bytes", "characters")
+TEXTS = [
+    "The old house on the hill was sold in 2019 for 1,250,000 dollars.",
+    "Das alte Haus auf dem Hügel wurde 2019 für 1.250.000 Dollar verkauft.",
+    "the children play in the garden of the house, the dog plays in the house",
+    "die Kinder spielen im Garten des Hauses, der Hund spielt im Haus",
+    "老房子在山上\uff0c孩子们在花园里玩。老房子",
+    "<s> and </s> and <pad> and <unk> <s> </s> <pad> <unk> <s> </s> <pad> <unk>",
+] * 4
+UNSEEN = [
+    "",
+    " ",
+    "   ",
+    "a",
+    " a",
+    "  two  and   three spaces ",
+    "\u2581under\u2581score\u2581",
+    "tab\tfeed\nreturn\r\u2028\u2029\x85\x0b",
+    "cafe\u0301 A\u030a\u0323 \u0301",
+    "e\u0301t\u00e9 ﬁne ½ x² \uff21\uff22\uff23",
+    "👩‍👩‍👧‍👦 🇩🇪 👍🏽",
+    "日本語とかな 한국어 ไทย العربية עברית हिन्दी",
+    "繁體字與简体字\uff0c没有空格。",
+    "5 Tage, 12.5% ٣٤ Ⅻ ௧",
+    "Ġ Ċ Â <0xE4> Ā",
+    "<s>",
+    "a<s>b</s>c<pad>d<unk>",
+    "\x00\x01\x7f\ufeff\ufffd\U0010ffff",
+    *(f"a{symbol}b" for symbol in (BYTES[0], BYTES[0xE4], BYTES[255], *NAMES)),
+    "".join(NAMES),
+]
+
+
+def options(**changes: Any) -> TokenizerOptions:
+    plain: dict[str, Any] = {"kind": "bpe", "pieces": "bytes", "vocabulary": 340, "joint": True, "coverage": 1.0}
+    plain |= {"single_digits": True, "byte_fallback": True, "normalization": "none", "lowercase": False}
+    return TokenizerOptions(**plain | changes)
+
+
+def trained(**changes: Any) -> Tokenizer:
+    return Tokenizer.train(TEXTS, options(**changes))
+
+
+@pytest.mark.parametrize("single_digits", [True, False])
+@pytest.mark.parametrize("coverage", [1.0, 0.9, 0.0])
+@pytest.mark.parametrize("pieces", PIECES)
+def test_decoding_gives_back_any_text(pieces: str, coverage: float, single_digits: bool) -> None:
+    size = 340 if coverage or pieces == "bytes" else 261  # without characters there is nothing to merge
+    tokenizer = trained(pieces=pieces, coverage=coverage, single_digits=single_digits, vocabulary=size)
+    draw = random.Random(0)
+    noise = ["".join(chr(n + 0x800 * (n >= 0xD800)) for n in draw.choices(range(0x10F800), k=30)) for _ in range(50)]
+    for text in [*TEXTS, *UNSEEN, *noise]:
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@pytest.mark.parametrize("pieces", PIECES)
+def test_no_text_produces_a_special_token(pieces: str) -> None:
+    """Not even where the training text was full of their usual names, which so became entries of their own."""
+    tokenizer = trained(pieces=pieces)
+    for text in [*TEXTS, *UNSEEN, "".join(map(chr, range(0x100000, 0x100110)))]:
+        assert not {PAD, BOS, EOS, UNK} & {*tokenizer.encode(text)}
+    assert "▁<" in "".join(tokenizer.pieces(tokenizer.encode("a <s> b")))
+
+
+def test_special_ids_are_where_the_model_expects_them() -> None:
+    tokenizer = trained()
+    assert (tokenizer.pad, tokenizer.bos, tokenizer.eos, tokenizer.unk) == (0, 1, 2, 3) == (PAD, BOS, EOS, UNK)
+    house = tokenizer.encode("house")
+    assert tokenizer.decode([BOS, *house, EOS, PAD, PAD]) == "house"
+    assert tokenizer.decode([*house, UNK]) == "house\ufffd"
+    assert tokenizer.pieces([PAD, BOS, EOS, UNK]) == ["<pad>", "<s>", "</s>", "<unk>"]
+
+
+def test_the_vocabulary_has_the_size_that_was_asked_for() -> None:
+    for pieces in PIECES:
+        tokenizer = trained(pieces=pieces)
+        assert tokenizer.size == 340
+        used = {i for text in [*TEXTS, *UNSEEN] for i in tokenizer.encode(text)}
+        assert max(used) < 340 and len(used) > 100
+
+
+@pytest.mark.parametrize("pieces", PIECES)
+def test_every_digit_stands_alone_if_wished(pieces: str) -> None:
+    single = trained(pieces=pieces)
+    for text in ("x2019 in 2019, 12.5%", "2019"):
+        ids = single.encode(text)
+        assert [piece for piece in single.pieces(ids) if any(map(str.isdigit, piece))] == [*filter(str.isdigit, text)]
+    arabic = {"bytes": 262, "characters": 263}[pieces]  # all that this text gives, here and below
+    single = Tokenizer.train(["٣٤"] * 9, options(pieces=pieces, vocabulary=arabic))
+    assert single.pieces(single.encode("٣٤")) == ["٣", "٤"], "in any script"
+    size = {"bytes": 266, "characters": 273}[pieces]
+    several = Tokenizer.train(["in 2019"] * 9, options(pieces=pieces, vocabulary=size, single_digits=False))
+    assert several.pieces(several.encode("in 2019")) == ["▁in", "▁2019"]
+
+
+@pytest.mark.parametrize("pieces", PIECES)
+def test_a_word_is_the_same_at_the_start_and_inside(pieces: str) -> None:
+    tokenizer = trained(pieces=pieces)
+    assert tokenizer.encode("house the house")[-1:] == tokenizer.encode("house")
+    assert tokenizer.pieces(tokenizer.encode("house")) == ["▁house"]
+
+
+def test_merges_stay_within_words_and_letters_keep_their_marks() -> None:
+    text = ["Hau\u0308ser, Häuser. Häuser! (Häuser)"] * 9
+    tokenizer = Tokenizer.train(text, options(pieces="characters", vocabulary=286))
+    pieces = tokenizer.pieces(tokenizer.encode(text[0]))
+    assert pieces == ["▁Hau\u0308ser", ",", "▁Häuser", ".", "▁Häuser", "!", "▁(", "Häuser", ")"]
+
+
+def test_bytes_are_the_librarys() -> None:
+    tokenizer = trained(vocabulary=260)
+    assert tokenizer.size == 4 + len(pre_tokenizers.ByteLevel.alphabet())
+    for text in UNSEEN:
+        count = len((" " if text[:1].isalpha() or text[:1] == " " else "").encode() + text.encode())
+        assert len(tokenizer.encode(text)) == count, "one entry for each byte"
+
+
+def test_rare_characters_are_spelt_in_bytes_or_unknown() -> None:
+    spelt = trained(pieces="characters", byte_fallback=True)
+    unknown = trained(pieces="characters", byte_fallback=False, vocabulary=180)
+    assert spelt.pieces(spelt.encode("☃")) == ["<0xE2>", "<0x98>", "<0x83>"]
+    assert unknown.encode("☃")[-1:] == [UNK] and unknown.decode(unknown.encode("a☃e ☃☃")) == "a\ufffde \ufffd\ufffd"
+    assert spelt.decode(spelt.encode("☃")[:2]) == "\ufffd", "a character cut short"
+    assert unknown.decode(unknown.encode(TEXTS[4])) == TEXTS[4]
+
+
+def test_coverage_leaves_the_rarest_characters_to_bytes() -> None:
+    texts = ["ä" * 90 + "ö" * 6 + "ü" * 4]  # with the space before a word: 101 characters
+    for coverage, alphabet in ((1.0, " äöü"), (0.95, " äö"), (0.5, " ä"), (0.0, " ")):
+        size = 4 + 256 + len(alphabet)
+        tokenizer = Tokenizer.train(texts, options(pieces="characters", coverage=coverage, vocabulary=size))
+        seen = {c for c in "äöü" if tokenizer.pieces(tokenizer.encode(f".{c}"))[-1:] == [c]}
+        assert seen == {*alphabet} - {" "}
+        assert tokenizer.decode(tokenizer.encode("üäö")) == "üäö"
+
+
+@pytest.mark.parametrize("pieces", PIECES)
+def test_the_same_text_gives_the_same_tokenizer(pieces: str) -> None:
+    assert trained(pieces=pieces).state() == trained(pieces=pieces).state()
+    assert (
+        trained(pieces=pieces).state() != Tokenizer.train(TEXTS[:3] * 9, options(pieces=pieces, vocabulary=300)).state()
+    )
+
+
+@pytest.mark.parametrize("pieces", PIECES)
+def test_its_state_is_text_that_gives_an_equal_one_without_data(pieces: str) -> None:
+    tokenizer = trained(pieces=pieces, coverage=0.95, lowercase=True)
+    state = tokenizer.state()
+    assert type(state) is str and state.isascii()
+    again, copy = Tokenizer.restore(state), pickle.loads(pickle.dumps(tokenizer))
+    assert again.options == tokenizer.options and again.size == tokenizer.size and again.state() == state
+    for text in [*TEXTS, *UNSEEN]:
+        assert again.encode(text) == tokenizer.encode(text) == copy.encode(text)
+        assert again.decode(again.encode(text)) == tokenizer.decode(tokenizer.encode(text))
+
+
+@pytest.mark.parametrize("state", ["", "{}", "[1]", '{"options": {}, "bpe": {}}', "no json"])
+def test_a_state_of_something_else_is_one_sentence(state: str) -> None:
+    with pytest.raises(UserError, match="tokenizer is none that this program wrote"):
+        Tokenizer.restore(state)
+
+
+@pytest.mark.parametrize("pieces", PIECES)
+def test_many_texts_at_once_are_the_same_ids_with_an_end(pieces: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("seq2seq.tokenizers.bpe.CHUNK", 7)  # so that there are several, and a last one that is not full
+    tokenizer, texts = trained(pieces=pieces), [*UNSEEN, *TEXTS]
+    rows = tokenizer.encode_all(Lines.of(texts))
+    assert [rows[i].tolist() for i in range(len(rows))] == [[*tokenizer.encode(text), EOS] for text in texts]
+    assert rows.lengths.sum() == len(rows.flat) and rows.flat.dtype.itemsize == 4
+    assert len(tokenizer.encode_all([])) == 0
+
+
+@pytest.mark.parametrize("pieces", PIECES)
+def test_normalised_and_lower_case_text_comes_back_as_such(pieces: str) -> None:
+    for form in ("nfc", "nfkc"):
+        tokenizer = trained(pieces=pieces, normalization=form)
+        for text in UNSEEN:
+            wanted = unicodedata.normalize(form.upper(), text)
+            assert tokenizer.decode(tokenizer.encode(text)) == wanted == normalize(text, tokenizer.options)
+            assert tokenizer.encode(text) == tokenizer.encode(wanted)
+    lower = trained(pieces=pieces, lowercase=True)
+    assert lower.decode(lower.encode("Das HAUS ÄÖ")) == "das haus äö" == normalize("Das HAUS ÄÖ", lower.options)
+
+
+def test_more_entries_than_the_text_gives_are_refused_with_what_it_gives() -> None:
+    with pytest.raises(UserError) as caught:
+        trained(vocabulary=5000)
+    said = str(caught.value)
+    assert said.startswith("data.tokenizer.vocabulary=5000: the training text gives no more than ")
+    most = int(said.partition("no more than ")[2].split()[0].replace(",", ""))
+    assert trained(vocabulary=most).size == most, "what the sentence says can be had"
+    with pytest.raises(UserError, match="the training text in de gives no more than"):
+        Tokenizer.train(TEXTS, options(vocabulary=5000), " in de")
+
+
+def test_fewer_entries_than_the_alphabet_are_refused_with_the_least() -> None:
+    with pytest.raises(
+        UserError, match=r"vocabulary=259: expected at least 260, the special .* start from; give more.$"
+    ):
+        trained(vocabulary=259)
+    with pytest.raises(UserError) as caught:
+        trained(vocabulary=50, pieces="characters")
+    assert "or a lower data.tokenizer.coverage, or pieces=bytes" in str(caught.value)
+    least = int(str(caught.value).partition("at least ")[2].split(",")[0])
+    assert least == 4 + 256 + len({*"".join(TEXTS), " "})
+    assert trained(vocabulary=least, pieces="characters").size == least

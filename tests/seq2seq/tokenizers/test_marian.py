@@ -1,0 +1,193 @@
+"""Marian's tokenizers against the sentencepiece package and transformers' MarianTokenizer, on models trained here."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from common.errors import UserError
+from seq2seq.importing import marian
+from seq2seq.importing.adopt import adopt
+from seq2seq.tokenizers import marian as foreign_tokenizers
+from seq2seq.tokenizers.bpe import BOS, EOS, PAD, UNK, Tokenizer, TokenizerOptions
+from seq2seq.tokenizers.marian import SentencePieces, Special, read, restored, shared
+
+sentencepiece = pytest.importorskip("sentencepiece")
+
+LANGUAGES = {
+    "source": "the a small old house river garden stands near behind under bridge in on of blue green seven 42 cats,",
+    "target": "das ein kleines altes Haus Fluss Garten steht bei hinter unter Brücke in auf von blau grün 42 süße,",
+}
+TEXTS = [
+    "the old house stands near the river",
+    "  two  spaces\tand a tab  ",
+    "\ufb01ne \uff46\uff55\uff4c\uff4c \u2460 \u00bd \u2122 café cafe\u0301 Ångström",
+    "Brücke, süße Häuser!",
+    "日本語 is 𝄞 unknown 𝄞𝄞 here",
+    "<unk> </s> <s> are no entries",
+    "",
+    "   ",
+    "▁under▁line",
+    "a\u00a0b\u200bc\u3000d\u00ad",
+    "42,42 cats...",
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """source.spm, target.spm, and vocab.json with the pieces of both, in Marian's order."""
+    path = tmp_path_factory.mktemp("opus")
+    for side, words in LANGUAGES.items():
+        drawn = random.Random(side)
+        lines = [" ".join(drawn.choices(words.split(), k=8)) for _ in range(300)]
+        (path / f"{side}.txt").write_text("\n".join(lines), encoding="utf-8")
+        sentencepiece.SentencePieceTrainer.train(
+            input=str(path / f"{side}.txt"),
+            model_prefix=str(path / side),
+            vocab_size=80,
+            model_type="unigram",
+            hard_vocab_limit=False,
+            minloglevel=2,
+        )
+        (path / f"{side}.model").rename(path / f"{side}.spm")
+    names = ["</s>", "<unk>", ">>deu<<"]
+    for side in LANGUAGES:
+        processor = sentencepiece.SentencePieceProcessor(model_file=str(path / f"{side}.spm"))
+        names += [processor.id_to_piece(i) for i in range(3, len(processor))]
+    names = [*dict.fromkeys(names), "<pad>"]
+    (path / "vocab.json").write_text(json.dumps({name: i for i, name in enumerate(names)}), encoding="utf-8")
+    return path
+
+
+def vocabulary(folder: Path) -> dict[str, int]:
+    found: dict[str, int] = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+    return found
+
+
+def order_of(folder: Path) -> list[int]:
+    ids = vocabulary(folder)
+    return marian.order(len(ids), Special(ids["</s>"], ids["<unk>"], ids["<pad>"]))
+
+
+def made(folder: Path) -> list[Any]:
+    found = foreign_tokenizers.vocabularies(folder, joint=True, size=len(vocabulary(folder)))
+    assert found is not None
+    orders = order_of(folder), order_of(folder)
+    return [restored(state) for state in foreign_tokenizers.states(folder, found, orders)]
+
+
+def test_texts_are_cut_as_sentencepiece_cuts_them(folder):
+    random_texts = [text for side in LANGUAGES for text in (folder / f"{side}.txt").read_text().split("\n")[:100]]
+    for side, ours in zip(LANGUAGES, made(folder), strict=True):
+        peer = sentencepiece.SentencePieceProcessor(model_file=str(folder / f"{side}.spm"))
+        for text in TEXTS + random_texts:
+            expected = [vocabulary(folder).get(piece, 1) for piece in peer.encode(text, out_type=str)]
+            assert [order_of(folder)[id] for id in ours.encode(text)] == expected, text
+
+
+def test_transformers_tokenizer_gives_the_same_ids_and_texts(folder):
+    transformers = pytest.importorskip("transformers")
+    paths = [str(folder / name) for name in ("source.spm", "target.spm", "vocab.json")]
+    peer = transformers.MarianTokenizer(*paths)
+    source, target = made(folder)
+    for text in [*TEXTS[:4], ">>deu<< the old house"]:
+        expected = peer(text).input_ids
+        assert [order_of(folder)[id] for id in [*source.encode(text), EOS]] == expected, text
+    text = "das alte Haus steht bei der Brücke, 42 süße"
+    ids = target.encode(text)
+    there = [order_of(folder)[id] for id in ids]
+    if UNK not in ids:
+        assert target.decode(ids) == peer.decode(there, skip_special_tokens=True) == text
+
+
+def test_the_interface_is_that_of_our_own_tokenizer(folder):
+    source, target = made(folder)
+    assert source.size == len(vocabulary(folder)) + 1 == len(source.entries)
+    text = "the old house"
+    ids = source.encode(text)
+    assert source.decode([BOS, *ids, EOS, PAD]) == text and source.decode([UNK]) == "\ufffd"
+    assert "".join(source.pieces(ids)) == "▁the▁old▁house" and source.pieces([PAD, EOS]) == ["<pad>", "</s>"]
+    rows = source.encode_all([text, "", "42"])
+    assert [row.tolist() for row in (rows[0], rows[1], rows[2])] == [[*ids, EOS], [EOS], [*source.encode("42"), EOS]]
+    again = restored(source.state())
+    assert isinstance(again, SentencePieces) and again.state() == source.state() and again.encode(text) == ids
+    assert shared(source, target) and source.options.joint and not {PAD, BOS, EOS} & {*source.encode("</s> <pad>")}
+
+
+def test_our_own_tokenizers_are_restored_as_before():
+    options = TokenizerOptions(
+        kind="bpe", pieces="bytes", vocabulary=260, joint=True, single_digits=True, coverage=1.0, byte_fallback=True,
+        normalization="none", lowercase=False,
+    )  # fmt: skip
+    own = Tokenizer.train([], options)
+    again = restored(own.state())
+    assert isinstance(again, Tokenizer) and again.state() == own.state()
+    assert shared(own, own) and not shared(own, again)
+    for broken in ("{", "[1]", '{"kind": "other"}'):
+        with pytest.raises(UserError, match="none that this program wrote"):
+            restored(broken)
+
+
+def marians(folder: Path, more: int = 0) -> dict[str, torch.Tensor]:
+    """As much of a file as its embeddings take."""
+    size = len(vocabulary(folder)) + more
+    part = torch.zeros(4)
+    return {"model.shared.weight": torch.randn(size, 4), "model.encoder.layers.0.fc2.bias": part}
+
+
+def test_the_tokenizers_beside_a_file_come_with_it(folder, tmp_path):
+    adopted = adopt(marians(folder), folder)
+    states = adopted.task_state["tokenizers"]
+    assert [restored(state).size for state in states] == [len(adopted.weights["embedding.weight"])] * 2
+    assert adopt(marians(folder), tmp_path).task_state == {}
+
+
+def test_a_tokenizer_of_another_model_is_refused(folder):
+    with pytest.raises(UserError, match="a tokenizer that does not belong to the checkpoint: its vocabulary has"):
+        adopt(marians(folder, more=3), folder)
+
+
+def test_vocabularies_of_their_own_are_read_for_separate_embeddings(folder, tmp_path):
+    ids = vocabulary(folder)
+    turned = {piece: id for id, piece in enumerate(["</s>", "<unk>", *[*ids][-2:1:-1], "<pad>"])}
+    for name in ("source.spm", "target.spm", "vocab.json"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    (tmp_path / "target_vocab.json").write_text(json.dumps(turned))
+    tensors = {**marians(folder), "model.decoder.embed_tokens.weight": torch.randn(len(ids), 4)}
+    source, target = map(restored, adopt(tensors, tmp_path).task_state["tokenizers"])
+    assert isinstance(source, SentencePieces) and isinstance(target, SentencePieces)
+    assert source.entries[4:] == target.entries[:3:-1] and not shared(source, target) and not source.options.joint
+
+
+def test_broken_files_are_refused(folder, tmp_path):
+    whole = (folder / "source.spm").read_bytes()
+    path = tmp_path / "source.spm"
+    for content in (whole[: len(whole) // 2], b"\xff" * 20, b"", b"text that is none"):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"source.spm is no (SentencePiece|unigram) model"):
+            read(path)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"model_type": "bpe"}, "is no unigram model of SentencePiece"),
+        ({"user_defined_symbols": ["<sep>"]}, "has the piece '<sep>' of a kind that is not read"),
+        ({"byte_fallback": True}, "has the piece '<0x00>' of a kind that is not read"),
+    ],
+)
+def test_other_kinds_of_models_are_refused(folder, tmp_path, options, words):
+    size = 400 if "byte_fallback" in options else 80
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(folder / "source.txt"),
+        model_prefix=str(tmp_path / "m"),
+        vocab_size=size,
+        hard_vocab_limit=False,
+        minloglevel=2,
+        **{"model_type": "unigram", **options},
+    )
+    with pytest.raises(UserError, match=words):
+        read(tmp_path / "m.model")

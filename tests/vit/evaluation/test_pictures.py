@@ -1,0 +1,183 @@
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+
+from vit.evaluation.pictures import GAP, HEAT, LARGEST, MARKS, SMALLEST, attention_sheet, confusion, heat, labelled
+
+
+def pixel(picture: Tensor, x: int, y: int) -> tuple[int, ...]:
+    return tuple(picture[:, y, x].tolist())
+
+
+def lightness(colour: tuple[int, ...] | Tensor) -> float:
+    """CIE L* of an sRGB colour, 0..100."""
+    red, green, blue = (
+        (value / 255 / 12.92) if value < 11 else ((value / 255 + 0.055) / 1.055) ** 2.4 for value in colour
+    )
+    luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue
+    return 116 * luminance ** (1 / 3) - 16 if luminance > 0.00886 else 903.3 * luminance
+
+
+def noise(*shape: int) -> Tensor:
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def matrix_in(picture: Tensor) -> tuple[int, int, int]:
+    """The confusion matrix's place in its picture, by its grey frame: first column, first row, and side in pixels."""
+    frame = (picture == 120).all(0)  # (H, W)
+    rows = (frame.sum(1) > frame.sum(1).max() * 0.9).nonzero().flatten().tolist()
+    columns = (frame.sum(0) > frame.sum(0).max() * 0.9).nonzero().flatten().tolist()
+    assert len(rows) == len(columns) == 2 and rows[1] - rows[0] == columns[1] - columns[0]
+    return columns[0] + 1, rows[0] + 1, rows[1] - rows[0] - 1
+
+
+@pytest.mark.parametrize("classes", [1, 2, 10, 40, 41, 250, 1000])
+def test_a_confusion_matrix_is_shaded_by_the_share_of_its_row_for_any_number_of_classes(classes):
+    """Row 0 (80 % right, the rest in the last column), the row of the last class (all right), and empty rows."""
+    counts = torch.zeros(classes, classes, dtype=torch.int64)
+    counts[0, 0], counts[0, -1], counts[-1, -1] = 80, 20, 5
+    picture = confusion(counts, [f"class {label}" for label in range(classes)])
+    assert picture.dtype == torch.uint8 and len(picture) == 3 and max(picture.shape) < 2300
+    left, top, side = matrix_in(picture)
+    assert side % classes == 0
+    cell = side // classes
+
+    def shade(row: int, column: int) -> tuple[int, ...]:
+        return pixel(picture, left + column * cell + cell // 5, top + row * cell + cell // 5)
+
+    assert shade(classes - 1, classes - 1) == (10, 40, 90)
+    if classes == 1:
+        return
+    assert lightness((10, 40, 90)) < lightness(shade(0, 0)) < lightness(shade(0, classes - 1)) < 90
+    assert shade(classes - 1, 0) == (255, 255, 255)
+    if classes > 2:
+        assert shade(1, 1) == shade(1, 0) == (255, 255, 255)
+
+
+def test_rows_are_the_truth_and_columns_what_was_predicted():
+    counts = torch.tensor([[5, 5], [0, 5]])
+    picture = confusion(counts, ["a", "b"])
+    left, top, side = matrix_in(picture)
+    assert pixel(picture, left + side - 5, top + 5) != (255, 255, 255)
+    assert pixel(picture, left + 5, top + side - 5) == (255, 255, 255)
+
+
+def test_the_longest_count_stays_in_its_cell():
+    counts = torch.full((10, 10), 12_345_678)
+    picture = confusion(counts, list("abcdefghij"))
+    left, top, side = matrix_in(picture)
+    cell = side // 10
+    for line in range(11):  # fine lines, and the frame at both ends, that no letter crosses
+        column = picture[:, top : top + side, left + line * cell - (line == 0)]
+        assert len({tuple(p) for p in column.T.tolist()} - {(225, 225, 225), (120, 120, 120)}) == 0
+
+
+@pytest.mark.parametrize("names", [["a " * 200, "b"], ["two\nlines", ""], ["größe", "Größe"]])
+def test_names_of_any_length_and_script_fit(names):
+    picture = confusion(torch.eye(2, dtype=torch.int64), names)
+    assert max(picture.shape) < 700
+
+
+def test_a_name_that_the_font_cannot_write_is_replaced_by_the_class_index():
+    counts = torch.eye(2, dtype=torch.int64)
+    assert torch.equal(confusion(counts, ["猫", "dog"]), confusion(counts, ["0", "dog"]))
+    assert torch.equal(confusion(counts, ["Käfer", "dog"]), confusion(counts, ["Kafer", "dog"]))
+    assert not torch.equal(confusion(counts, ["what?", "dog"]), confusion(counts, ["0", "dog"]))
+
+
+@pytest.mark.parametrize(("size", "factor"), [((8, 8), 50), ((30, 20), 14), ((500, 300), 1)])
+def test_heat_lies_beside_the_plain_image_enlarged_by_an_integer(size, factor):
+    image = noise(3, *size)
+    picture = heat(image, torch.rand(2, 2))
+    height, width = (side * factor for side in size)
+    assert picture.shape == (3, height, 2 * width + GAP) and picture.dtype == torch.uint8
+    assert torch.equal(picture[:, factor // 2 :: factor, factor // 2 : width : factor], image)
+    assert (picture[:, :, width : width + GAP] == 255).all()
+
+
+def test_heat_is_relative_to_the_maximum_and_rises_in_lightness():
+    """On a black image, the cells 0, 1, 2, ... 8 of a 3 x 3 map; its scale does not matter."""
+    black = torch.zeros(3, 450, 450, dtype=torch.uint8)
+    weights = torch.arange(9.0).view(3, 3)
+    picture = heat(black, weights)
+    assert torch.equal(picture, heat(black, weights * 1e-6))
+    overlay = picture[:, :, 450 + GAP :]
+    shades = [lightness(pixel(overlay, 75 + 150 * (i % 3), 75 + 150 * (i // 3))) for i in range(9)]
+    assert shades == sorted({*shades}) and shades[0] < 5 and shades[-1] > 60
+    assert len({pixel(overlay, x, 10) for x in range(150)}) == 1  # a cell is one patch, not smoothed
+
+
+def test_the_anchors_of_heat_are_evenly_spaced_in_lightness():
+    steps = [lightness(colour) for colour in HEAT]
+    gaps = [later - earlier for earlier, later in pairwise(steps)]
+    assert min(gaps) > 15 and max(gaps) < 30
+
+
+def test_the_image_under_the_heat_has_no_colour_of_its_own():
+    red = torch.tensor([255, 0, 0], dtype=torch.uint8)[:, None, None].expand(3, 400, 400)
+    under = heat(red, torch.zeros(2, 2))[:, 10, -10].tolist()
+    assert max(under) - min(under) <= 10
+
+
+@pytest.mark.parametrize("weights", [torch.zeros(2, 2), torch.full((2, 2), torch.nan), torch.tensor([[-1.0, -2.0]])])
+def test_a_map_without_a_maximum_is_cold_everywhere(weights):
+    overlay = heat(torch.zeros(3, 400, 400, dtype=torch.uint8), weights)[:, :, 400 + GAP :]
+    assert overlay.max() < 20
+
+
+@pytest.mark.parametrize(("heads", "columns", "rows"), [(1, 2, 2), (2, 2, 2), (3, 3, 2), (12, 4, 4), (16, 5, 4)])
+def test_a_sheet_has_the_image_the_mean_and_each_head(heads, columns, rows):
+    image = noise(3, 8, 8)
+    maps = torch.zeros(heads, 2, 2)
+    maps[torch.arange(heads), torch.arange(heads) % 2, 0] = 1  # head i looks at the upper or the lower left
+    sheet = attention_sheet(image, maps)
+    tile = labelled(image, "image", None)
+    height, width = tile.shape[1] + GAP, tile.shape[2] + GAP
+    assert sheet.shape == (3, rows * height - GAP, columns * width - GAP)
+    assert torch.equal(sheet[:, : height - GAP, : width - GAP], tile)
+    for number in range(heads):
+        row, column = divmod(number + 2, columns)
+        part = sheet[:, row * height : row * height + 400, column * width : column * width + 400]
+        assert torch.equal(part, heat(image, maps[number])[:, :, -400:])
+    mean = sheet[:, :400, width : width + 400]
+    assert torch.equal(mean, heat(image, maps.mean(0))[:, :, -400:])
+
+
+def test_a_sheet_of_a_photograph_is_made_of_smaller_ones():
+    sheet = attention_sheet(noise(3, 3000, 2000), torch.rand(2, 14, 14))
+    assert sheet.shape[2] == 2 * (LARGEST * 2 // 3) + GAP and sheet.shape[1] < 2 * LARGEST + 100
+
+
+@pytest.mark.parametrize("good", [True, False, None])
+def test_a_text_stands_under_the_image_on_the_colour_of_its_truth(good):
+    image = noise(3, 450, 500)
+    picture = labelled(image, "ankle boot 0.98", good)
+    assert torch.equal(picture[:, :450], image) and picture.shape[2] == 500
+    strip = picture[:, 450:]
+    assert pixel(strip, 499, 0) == MARKS[good] and (strip.sum(0) < 30).any()  # black letters
+
+
+def test_a_long_text_gets_more_lines_and_is_never_cut_at_the_edge():
+    image = torch.zeros(3, 400, 400, dtype=torch.uint8)
+    one, three = labelled(image, "word", True), labelled(image, "some more words " * 6, True)
+    assert three.shape[1] > one.shape[1] + 30
+    for picture in (three, labelled(image, "w" * 1000, True)):
+        assert (picture[:, 400:, -4:] == torch.tensor(MARKS[True])[:, None, None]).all()
+
+
+@pytest.mark.parametrize("size", [(8, 8), (1, 30), (300, 2), (2000, 10)])
+def test_a_small_or_narrow_image_gets_room_for_words(size):
+    picture = labelled(noise(3, *size), "ankle boot", None)
+    factor = max(1, -(-SMALLEST // max(size)))
+    width = size[1] * factor
+    assert picture.shape[2] == max(width, SMALLEST // 2) and picture.shape[1] > size[0] * factor + 15
+    left = (picture.shape[2] - width) // 2
+    shown = picture[:, factor // 2 : size[0] * factor : factor, left + factor // 2 : left + width : factor]
+    assert torch.equal(shown, noise(3, *size))
+
+
+def test_an_empty_text_is_an_empty_strip():
+    picture = labelled(noise(3, 400, 400), "", False)
+    assert (picture[:, 400:] == torch.tensor(MARKS[False])[:, None, None]).all()

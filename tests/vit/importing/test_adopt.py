@@ -1,0 +1,553 @@
+"""Files of other programs: their live models, every tensor drawn at random, must answer as ours and be told apart."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from common.errors import UserError
+from common.files import checkpoint
+from common.machine.seeds import generator
+from common.task import Adopted
+from common.train import assembly
+from vit.importing.adopt import adopt, recognise, unwrap
+from vit.models.classifier import Classifier, PositionOptions, VitBlockOptions
+
+timm = pytest.importorskip("timm")
+transformers = pytest.importorskip("transformers")
+
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn  # noqa: E402
+
+WIDTH, LAYERS, HEADS, SIDE, PATCH, CLASSES = 48, 2, 3, 32, 8, 7
+ROWS = (SIDE // PATCH) ** 2
+
+
+def redrawn(model: nn.Module) -> Any:
+    """The model with every tensor drawn anew, those that start as zeros or ones above all."""
+    drawn = generator("redrawn")
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if tensor.ndim > 1 and not name.endswith(("token", "tokens", "embed", "embedding", "embeddings")):
+                tensor.normal_(std=1.5 * tensor[0].numel() ** -0.5, generator=drawn)  # what passes keeps its size
+            elif name.endswith(("norm.weight", "norm1.weight", "norm2.weight", "ln.weight", "gamma", "lambda1")):
+                tensor.uniform_(0.5, 1.5, generator=drawn)
+            else:
+                tensor.normal_(std=0.5, generator=drawn)
+    return model.eval()
+
+
+def ours(**changed: Any) -> Classifier:
+    blocks = {
+        **{"dropout": 0.0, "attention_dropout": 0.0, "drop_path": 0.0, "layer_scale": None, "qk_norm": False},
+        **{"norm_eps": 1e-6, "activation": "gelu"},
+    }
+    blocks |= {key: changed.pop(key) for key in [*changed] if key in blocks}
+    positions = PositionOptions(resample="bicubic_antialias", on_token=changed.pop("on_token", True))
+    sizes = {"width": WIDTH, "layers": LAYERS, "heads": HEADS, "feedforward": 4 * WIDTH, "patch_size": PATCH}
+    rest = {"pooling": "token", "registers": 0, "representation": None, "embedding": "convolution"}
+    data = {"classes": CLASSES, "channels": 3, "image_size": (SIDE, SIDE)}
+    options = VitBlockOptions(**blocks)
+    return Classifier(**{**data, **sizes, **rest, **changed}, positions=positions, blocks=options).eval()
+
+
+def filled(adopted: Adopted, **changed: Any) -> Classifier:
+    model = ours(**changed)
+    model.load_state_dict(adopted.weights)
+    return model
+
+
+def timm_model(**changed: Any) -> VisionTransformer:
+    sizes = {"embed_dim": WIDTH, "depth": LAYERS, "num_heads": HEADS, "img_size": SIDE, "patch_size": PATCH}
+    return redrawn(VisionTransformer(**{**sizes, "num_classes": CLASSES, **changed}))
+
+
+def torchvision_model(representation: int | None = None) -> nn.Module:
+    return redrawn(
+        torchvision.models.VisionTransformer(
+            SIDE, PATCH, LAYERS, HEADS, WIDTH, 4 * WIDTH, num_classes=CLASSES, representation_size=representation
+        )
+    )
+
+
+def hugging_face(kind: str = "ViT", name: str = "ForImageClassification", **changed: Any) -> nn.Module:
+    sizes = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS}
+    sizes |= {"image_size": SIDE, "patch_size": PATCH, "num_labels": CLASSES, "layer_norm_eps": 1e-6}
+    sizes |= {"intermediate_size": 4 * WIDTH} if "Dinov2" not in kind else {"mlp_ratio": 4}
+    config = getattr(transformers, f"{kind}Config")(**{**sizes, **changed})
+    return redrawn(getattr(transformers, f"{kind}{name}")(config))
+
+
+def images() -> Tensor:
+    return torch.randn(3, 3, SIDE, SIDE, generator=generator("images"))
+
+
+def assert_same(
+    model: Classifier, peer: nn.Module, pairs: dict[str, str], answer: Callable[[Tensor], Tensor] | None = None
+) -> None:
+    """Logits, and the gradients of one loss with respect to images and to `pairs` of parameters (ours, the peer's).
+
+    All numbers are of size one, and fp32 sums of some hundred terms in another order differ by less than 1e-5.
+    """
+    gradients = []
+    for network, run in ((model, model), (peer, answer or peer)):
+        network.zero_grad()
+        pictures = images().requires_grad_()
+        logits = run(pictures)
+        assert logits.shape == (3, CLASSES)
+        F.cross_entropy(logits, torch.tensor([0, 3, 6]), reduction="sum").backward()
+        gradients.append((logits.detach(), pictures.grad, dict(network.named_parameters())))
+    (logits, seen, mine), (expected, theirs_seen, theirs) = gradients
+    assert expected.std() > 0.5 and (expected - expected[:1]).abs().max() > 0.3, "a peer that answers with something"
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(seen, theirs_seen, rtol=1e-4, atol=1e-5)
+    for name, other in pairs.items():
+        one, two = mine[name].grad, theirs[other].grad
+        assert two.abs().max() > 1e-3
+        torch.testing.assert_close(one, two.reshape(one.shape), rtol=1e-4, atol=1e-5)
+
+
+TORCHVISION_PAIRS = {
+    "patches.weight": "conv_proj.weight",
+    "class_token": "class_token",
+    "encoder.blocks.1.attention.in_proj.weight": "encoder.layers.encoder_layer_1.self_attention.in_proj_weight",
+    "encoder.blocks.0.feed_forward.contract.bias": "encoder.layers.encoder_layer_0.mlp.3.bias",
+    "encoder.blocks.1.residuals.1.norm.weight": "encoder.layers.encoder_layer_1.ln_2.weight",
+}
+TIMM_PAIRS = {
+    "patches.weight": "patch_embed.proj.weight",
+    "encoder.blocks.1.attention.in_proj.weight": "blocks.1.attn.qkv.weight",
+    "encoder.blocks.0.feed_forward.expand.bias": "blocks.0.mlp.fc1.bias",
+    "encoder.blocks.0.residuals.0.norm.weight": "blocks.0.norm1.weight",
+    "head.weight": "head.weight",
+}
+HUGGING_PAIRS = {
+    "patches.weight": "vit.embeddings.patch_embeddings.projection.weight",
+    "class_token": "vit.embeddings.cls_token",
+    "encoder.blocks.1.attention.out_proj.weight": "vit.layers.1.attention.o_proj.weight",
+    "encoder.blocks.0.residuals.1.norm.weight": "vit.layers.0.layernorm_after.weight",
+    "head.weight": "classifier.weight",
+}
+
+
+@pytest.mark.parametrize("representation", [None, 20], ids=["plain", "with a representation"])
+def test_torchvisions_files_answer_as_torchvision(representation: int | None, tmp_path: Path) -> None:
+    peer = torchvision_model(representation)
+    torch.save(peer.state_dict(), tmp_path / "vit.pth")
+    adopted = adopt(checkpoint.load(tmp_path / "vit.pth"), None)
+    assert adopted.left_out == []
+    assert_same(filled(adopted, representation=representation), peer, TORCHVISION_PAIRS)
+
+
+def test_torchvisions_older_names_answer_as_torchvision() -> None:
+    peer = torchvision_model()
+    old = {
+        n.replace("mlp.0.", "mlp.linear_1.").replace("mlp.3.", "mlp.linear_2."): t for n, t in peer.state_dict().items()
+    }
+    assert sum("linear_" in name for name in old) == 4 * LAYERS
+    assert_same(filled(adopt(old, None)), peer, TORCHVISION_PAIRS)
+    again = torchvision_model()
+    again.load_state_dict(old)  # torchvision knows these names, too
+
+
+TIMM: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "class token": ({}, {}),
+    "tanh": ({"act_layer": "gelu_tanh"}, {"activation": "gelu_tanh"}),
+    "mean, then norm": ({"class_token": False, "global_pool": "avg"}, {"pooling": "mean_then_norm"}),
+    "norm, then mean": ({"class_token": False, "global_pool": "avg", "fc_norm": False}, {"pooling": "mean"}),
+    "MAE's mean beside a class token": ({"global_pool": "avg"}, {"pooling": "mean_then_norm", "registers": 1}),
+    "MAE's mean, tokens without positions": (
+        {"global_pool": "avg", "reg_tokens": 2, "no_embed_class": True},
+        {"pooling": "mean_then_norm", "registers": 3},
+    ),
+    "registers with positions": ({"reg_tokens": 4}, {"registers": 4}),
+    "registers without": ({"reg_tokens": 4, "no_embed_class": True}, {"registers": 4, "on_token": False}),
+    "registers and no class token": (
+        {"reg_tokens": 4, "class_token": False, "global_pool": "avg", "fc_norm": False},
+        {"registers": 4, "pooling": "mean"},
+    ),
+    "no position of the class token": ({"no_embed_class": True}, {"on_token": False}),
+    "layer scale": ({"init_values": 0.1}, {"layer_scale": 0.1}),
+    "norms of queries and keys": ({"qk_norm": True}, {"qk_norm": True}),
+    "no biases of queries, keys and values": ({"qkv_bias": False}, {}),
+}
+
+
+@pytest.mark.parametrize("case", TIMM)
+def test_timms_files_answer_as_timm(case: str, tmp_path: Path) -> None:
+    theirs, mine = TIMM[case]
+    peer = timm_model(**theirs)
+    safetensors.torch.save_file(peer.state_dict(), tmp_path / "model.safetensors")
+    adopted = adopt(checkpoint.load(tmp_path / "model.safetensors"), None)
+    assert adopted.left_out == []
+    pairs = {**TIMM_PAIRS, **({"class_token": "cls_token"} if "class_token" in adopted.weights else {})}
+    assert_same(filled(adopted, **mine), peer, pairs)
+
+
+def test_deit_iiis_own_names_answer_as_timm() -> None:
+    """The authors' files call layer scale gamma_1 and gamma_2; timm has a translation of its own."""
+    peer = timm_model(no_embed_class=True, init_values=0.1)
+    file = {n.replace("ls1.gamma", "gamma_1").replace("ls2.gamma", "gamma_2"): t for n, t in peer.state_dict().items()}
+    read = timm_model(no_embed_class=True, init_values=0.1)
+    read.load_state_dict(checkpoint_filter_fn(dict(file), read, adapt_layer_scale=True))
+    adopted = adopt({"model": file}, None)
+    assert_same(filled(adopted, layer_scale=0.1, on_token=False), read, TIMM_PAIRS)
+
+
+@pytest.mark.parametrize("registers", [0, 4])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_dinov2s_own_files_answer_as_timms_reading_of_them(registers: int, chunked: bool) -> None:
+    """The class token has a position and the registers have none; large files number chunks of blocks, too."""
+    shape = {"init_values": 0.1, "reg_tokens": registers, "no_embed_class": registers > 0}
+    base = timm_model(**{**shape, "num_classes": 0}).state_dict()
+    drawn = generator("dino")
+    file = {name: tensor for name, tensor in base.items() if name not in ("reg_token", "pos_embed")}
+    file |= {"pos_embed": torch.randn(1, 1 + ROWS, WIDTH, generator=drawn), "mask_token": torch.randn(1, WIDTH)}
+    file |= {"register_tokens": base["reg_token"]} if registers else {}
+    peer = timm_model(**shape)
+    peer.load_state_dict(checkpoint_filter_fn(dict(file), peer), strict=False)
+    if chunked:
+        file = {
+            name.replace("blocks.0.", "blocks.0.0.").replace("blocks.1.", "blocks.1.1."): t for name, t in file.items()
+        }
+    adopted = adopt(file, None)
+    assert adopted.left_out == ["mask_token"] and "head.weight" not in adopted.weights
+    head = {f"head.{leaf}": peer.state_dict()[f"head.{leaf}"] for leaf in ("weight", "bias")}
+    model = filled(adopted._replace(weights={**adopted.weights, **head}), registers=registers, layer_scale=0.1)
+    assert_same(model, peer, TIMM_PAIRS)
+
+
+def as_on_the_hub(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The names that published files of transformers have; the table is the hub's own, written out."""
+    for new, old in {
+        "vit.layers.": "vit.encoder.layer.",
+        "attention.q_proj": "attention.attention.query",
+        "attention.k_proj": "attention.attention.key",
+        "attention.v_proj": "attention.attention.value",
+        "attention.o_proj": "attention.output.dense",
+        "mlp.fc1": "intermediate.dense",
+        "mlp.fc2": "output.dense",
+    }.items():
+        state = {name.replace(new, old): tensor for name, tensor in state.items()}
+    return state
+
+
+@pytest.mark.parametrize("published", [False, True], ids=["version 5", "hub"])
+def test_transformers_files_answer_as_transformers(published: bool, tmp_path: Path) -> None:
+    peer = hugging_face()
+    file = as_on_the_hub(peer.state_dict()) if published else peer.state_dict()
+    assert published == ("vit.encoder.layer.0.attention.attention.query.weight" in file)
+    safetensors.torch.save_file(file, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    adopted = adopt(checkpoint.load(tmp_path / "model.safetensors"), None)
+    assert adopted.left_out == []
+    assert_same(filled(adopted), peer, HUGGING_PAIRS, lambda x: peer(pixel_values=x).logits)
+
+
+def test_what_transformers_itself_writes_answers_as_transformers(tmp_path: Path) -> None:
+    peer = hugging_face(qkv_bias=False)
+    peer.save_pretrained(tmp_path)
+    adopted = adopt(checkpoint.load(tmp_path / "model.safetensors"), None)
+    pairs = {name: other for name, other in HUGGING_PAIRS.items() if "in_proj" not in name}
+    assert_same(filled(adopted), peer, pairs, lambda x: peer(pixel_values=x).logits)
+
+
+def test_the_eps_of_transformers_default_config_is_an_option_of_ours() -> None:
+    peer = hugging_face(layer_norm_eps=1e-12)
+    model = filled(adopt(peer.state_dict(), None), norm_eps=1e-12)
+    assert_same(model, peer, HUGGING_PAIRS, lambda x: peer(pixel_values=x).logits)
+
+
+@pytest.mark.parametrize("published", [False, True], ids=["version 5", "hub"])
+@torch.no_grad()
+def test_a_base_model_of_transformers_gives_its_pooler_as_the_representation(published: bool) -> None:
+    peer = hugging_face(name="Model")
+    file = {f"vit.{name}": tensor for name, tensor in peer.state_dict().items()}
+    file = {name.removeprefix("vit."): t for name, t in (as_on_the_hub(file) if published else file).items()}
+    adopted = adopt(file, ["a", "b", "c"])
+    assert adopted.task_state == {"classes": ["a", "b", "c"]} and adopted.left_out == []
+    model = ours(representation=WIDTH)
+    gaps = model.load_state_dict(adopted.weights, strict=False)
+    assert gaps.missing_keys == ["head.weight", "head.bias"] and gaps.unexpected_keys == []
+    pooled = model.representation(model.features(images())).tanh()
+    torch.testing.assert_close(pooled, peer(pixel_values=images()).pooler_output, rtol=0, atol=1e-5)
+
+
+def test_a_pooler_beside_a_classifier_is_left_out() -> None:
+    """transformers' classifier looks past it."""
+    file = hugging_face().state_dict()
+    unused = {"vit.pooler.dense.weight": torch.randn(WIDTH, WIDTH), "vit.pooler.dense.bias": torch.randn(WIDTH)}
+    adopted = adopt({**file, **unused}, None)
+    assert adopted.left_out == [*unused]
+    filled(adopted)
+
+
+@pytest.mark.parametrize("kind", ["Dinov2", "Dinov2WithRegisters"])
+@pytest.mark.parametrize("published", [False, True], ids=["version 5", "hub"])
+@torch.no_grad()
+def test_dinov2_in_transformers_gives_its_features_and_not_its_head(kind: str, published: bool) -> None:
+    """Its head sees the class token beside the mean of the patches, which is no head of ours."""
+    peer = hugging_face(kind)
+    file = as_on_the_hub(peer.state_dict()) if published else peer.state_dict()
+    adopted = adopt(file, None)
+    assert sorted(adopted.left_out) == sorted(
+        ["classifier.weight", "classifier.bias", *(name for name in file if name.endswith("mask_token"))]
+    )
+    model = ours(layer_scale=0.1, registers=4 if "Registers" in kind else 0)
+    assert model.load_state_dict(adopted.weights, strict=False).missing_keys == ["head.weight", "head.bias"]
+    expected = peer.base_model(pixel_values=images()).last_hidden_state[:, 0]
+    torch.testing.assert_close(model.features(images()), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda weights: {"model": weights, "epoch": 3},
+        lambda weights: {"state_dict": weights, "arch": "vit"},
+        lambda weights: {
+            "model_ema": {f"module.{name}": t for name, t in weights.items()} | {"n_averaged": torch.ones(1)}
+        },
+        lambda weights: {f"module.{name}": tensor for name, tensor in weights.items()},
+        lambda weights: {"model": {f"_orig_mod.{name}": tensor for name, tensor in weights.items()}},
+    ],
+    ids=["model", "state_dict", "model_ema", "module.", "compiled"],
+)
+@pytest.mark.parametrize(
+    "make", [torchvision_model, timm_model, hugging_face], ids=["torchvision", "timm", "transformers"]
+)
+def test_wrappers_and_prefixes_change_nothing(make: Callable[[], nn.Module], wrap: Callable[[Any], Any]) -> None:
+    weights = make().state_dict()
+    bare, adopted = adopt(weights, None), adopt(wrap(weights), None)
+    assert adopted.weights.keys() == bare.weights.keys()
+    assert all(torch.equal(adopted.weights[name], tensor) for name, tensor in bare.weights.items())
+    assert adopted.left_out in ([], ["n_averaged"])
+
+
+def test_of_two_sets_of_weights_the_raw_one_is_taken_and_the_other_is_listed() -> None:
+    raw, averaged = timm_model().state_dict(), VisionTransformer(embed_dim=WIDTH).state_dict()
+    adopted = adopt({"model_ema": averaged, "model": raw, "args": None}, None)
+    assert adopted.left_out == ["model_ema"]
+    assert torch.equal(adopted.weights["head.weight"], raw["head.weight"])
+
+
+def test_half_precision_is_raised_before_anything_is_added() -> None:
+    """A register of a thousand and a position of an eighth: their sum is no number of bfloat16."""
+    file = {name: tensor.bfloat16() for name, tensor in timm_model(reg_tokens=1).state_dict().items()}
+    file["reg_token"].fill_(1000), file["pos_embed"].fill_(0.125)
+    weights = adopt(file, None).weights
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+    assert (weights["registers"] == 1000.125).all()
+
+
+def test_all_of_a_file_is_used_once_and_nothing_else() -> None:
+    """Numbers that occur once, from 0 upward: every one of them must come out, none twice."""
+    for model in (torchvision_model(20), timm_model(init_values=1.0, qk_norm=True), hugging_face()):
+        file, count = {}, 0
+        for name, tensor in model.state_dict().items():
+            file[name] = torch.arange(count, count + tensor.numel(), dtype=torch.float64).reshape(tensor.shape)
+            count += tensor.numel()
+        found = torch.cat([tensor.flatten() for tensor in adopt(file, None).weights.values()])
+        assert torch.equal(found.sort().values, torch.arange(count, dtype=torch.float64))
+
+
+def test_as_many_classes_as_the_head_has_keep_their_names_and_others_are_numbered() -> None:
+    file, numbered = timm_model().state_dict(), [f"class {i}" for i in range(CLASSES)]
+    names = list("abcdefg")
+    assert adopt(file, names).task_state == {"classes": names}
+    assert adopt(file, None).task_state == adopt(file, names[:3]).task_state == {"classes": numbered}
+
+
+def test_a_file_without_a_head_gives_none_and_leaves_heads_of_training_methods_out() -> None:
+    weights = timm_model(num_classes=0).state_dict()
+    adopted = adopt(
+        {**weights, "head.mlp.0.weight": torch.zeros(3, WIDTH), "head.last_layer.weight_g": torch.ones(1)}, None
+    )
+    assert not any(name.startswith("head") for name in adopted.weights)
+    assert adopted.left_out == ["head.mlp.0.weight", "head.last_layer.weight_g"] and adopted.task_state == {
+        "classes": []
+    }
+
+
+class SevenClasses:
+    """As much of a task as weights need to start from."""
+
+    def __init__(self, names: list[str] | None = None):
+        self.names = names or [f"mine {i}" for i in range(CLASSES)]
+
+    def state(self) -> dict[str, Any]:
+        return {"classes": self.names}
+
+    def adopt(self, content: dict[str, Any], folder: Path) -> Adopted:
+        return adopt(content, self.names)
+
+
+@torch.no_grad()
+def test_a_thousand_classes_into_seven_make_the_head_anew_and_take_the_rest(tmp_path: Path) -> None:
+    peer = timm_model(num_classes=1000)
+    torch.save({"state_dict": peer.state_dict()}, tmp_path / "vit.pt")
+    model = ours()
+    drawn = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    said = assembly.start_from(model, SevenClasses(), tmp_path / "vit.pt")
+    assert said.endswith("; made anew: head.weight, head.bias") and f": {len(drawn) - 2} tensors" in said
+    assert all(torch.equal(model.state_dict()[name], drawn[name]) for name in ("head.weight", "head.bias"))
+    expected = peer.forward_head(peer.forward_features(images()), pre_logits=True)
+    torch.testing.assert_close(model.features(images()), expected, rtol=0, atol=1e-5)
+
+
+def test_a_headless_file_makes_the_head_anew(tmp_path: Path) -> None:
+    torch.save(timm_model(num_classes=0).state_dict(), tmp_path / "vit.pt")
+    said = assembly.start_from(ours(), SevenClasses(), tmp_path / "vit.pt")
+    assert said.endswith("; made anew: head.weight, head.bias")
+
+
+def test_a_larger_grid_is_resampled_on_the_way_into_a_model(tmp_path: Path) -> None:
+    peer = timm_model(img_size=2 * SIDE)
+    torch.save(peer.state_dict(), tmp_path / "vit.pt")
+    model = ours()
+    said = assembly.start_from(model, SevenClasses(list("abcdefg")), tmp_path / "vit.pt")
+    assert said.endswith(f": {len(model.state_dict())} tensors"), "as many classes of the same names: the head as well"
+    peer.set_input_size(SIDE)  # timm's own resampling: bicubic, antialiased
+    torch.testing.assert_close(model.positions.grid.flatten(0, 1), peer.pos_embed[0, 1:].detach(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("rows", "theirs"),
+    [(1 + 12, {}), (12, {"class_token": False, "global_pool": "avg"}), (5 + 12, {"reg_tokens": 4})],
+)
+def test_positions_that_are_no_square_are_refused_with_their_number(rows: int, theirs: dict[str, Any]) -> None:
+    file = {**timm_model(**theirs).state_dict(), "pos_embed": torch.zeros(1, rows, WIDTH)}
+    if theirs.get("reg_tokens"):
+        file["pos_embed"] = torch.zeros(1, 5 + 13, WIDTH)
+    count = file["pos_embed"].shape[1]
+    with pytest.raises(UserError, match=rf"has {count} positions and .*do not leave a square grid; .*only square ones"):
+        adopt(file, None)
+
+
+def test_positions_that_can_be_read_in_two_ways_are_refused() -> None:
+    """Nine rows with five tokens: three by three without theirs, or two by two."""
+    file = {**timm_model(reg_tokens=4).state_dict(), "pos_embed": torch.zeros(1, 9, WIDTH)}
+    with pytest.raises(
+        UserError, match="9 positions and a class token and 4 registers, which leave more than one square"
+    ):
+        adopt(file, None)
+
+
+def published(name: str, **changed: Any) -> Callable[[], nn.Module]:
+    return lambda: timm.create_model(name, **changed)
+
+
+def in_transformers(kind: str, name: str, **changed: Any) -> Callable[[], nn.Module]:
+    config = getattr(transformers, f"{kind}Config")
+    return lambda: getattr(transformers, f"{kind}{name}")(config(**changed))
+
+
+STEM = [torchvision.models.vision_transformer.ConvStemConfig(out_channels=8, kernel_size=3, stride=8)]
+REFUSED: dict[str, tuple[str, Callable[[], nn.Module]]] = {
+    "timm's Swin": ("a Swin Transformer", published("swin_tiny_patch4_window7_224")),
+    "torchvision's Swin": ("a Swin Transformer", torchvision.models.swin_t),
+    "transformers' Swin": ("a Swin Transformer", in_transformers("Swin", "ForImageClassification")),
+    "distilled DeiT": ("a distilled DeiT", published("deit_tiny_distilled_patch16_224")),
+    "transformers' DeiT": ("a distilled DeiT", in_transformers("DeiT", "ForImageClassification")),
+    "SigLIP": ("a ViT that pools by attention", published("vit_base_patch16_siglip_224")),
+    "transformers' SigLIP": ("a ViT that pools by attention", in_transformers("SiglipVision", "Model")),
+    "CLIP": ("a CLIP", published("vit_base_patch32_clip_224")),
+    "transformers' CLIP": ("a CLIP", in_transformers("CLIPVision", "Model")),
+    "SwiGLU": ("a ViT with gated", published("vit_giant_patch14_dinov2")),
+    "transformers' SwiGLU": ("a ViT with gated", in_transformers("Dinov2", "Model", use_swiglu_ffn=True)),
+    "MAE": ("a masked autoencoder with its decoder", in_transformers("ViTMAE", "ForPreTraining")),
+    "SimMIM": ("a masked autoencoder with its decoder", in_transformers("ViT", "ForMaskedImageModeling")),
+    "hybrid": ("a hybrid of ResNet and ViT", published("vit_small_r26_s32_224")),
+    "convolutional stem": (
+        "a hybrid of ResNet and ViT",
+        lambda: torchvision.models.VisionTransformer(32, 8, 2, 3, 48, 96, conv_stem_configs=STEM),
+    ),
+    "ResNet": ("a ResNet", torchvision.models.resnet18),
+    "timm's ResNet": ("a ResNet", published("resnet18")),
+    "transformers' ResNet": ("a ResNet", in_transformers("ResNet", "ForImageClassification")),
+    "BEiT": ("a BEiT", published("beit_base_patch16_224")),
+    "transformers' BEiT": ("a BEiT", in_transformers("Beit", "Model", use_relative_position_bias=True)),
+    "relative positions": ("a BEiT", published("vit_relpos_small_patch16_224")),
+    "MLP-Mixer": ("an MLP-Mixer", published("mixer_s32_224")),
+    "TNT": ("a TNT", published("tnt_s_patch16_224")),
+    "parallel blocks": ("something else", published("vit_small_patch16_18x2_224")),
+    "norm in the attention": ("something else", lambda: timm_model(scale_attn_norm=True)),
+    "a gain alone for queries": ("something else", lambda: timm_model(qk_norm=True, norm_layer="rmsnorm")),
+    "DETR": (
+        "a DETR",
+        in_transformers("Detr", "ForObjectDetection", backbone_config=transformers.ResNetConfig()),
+    ),
+    "torchvision's detector": (
+        "a detector of torchvision",
+        lambda: torchvision.models.detection.fcos_resnet50_fpn(weights=None, weights_backbone=None),
+    ),
+    "translator": (
+        "a language model or a translator",
+        in_transformers("Marian", "MTModel", vocab_size=50, decoder_vocab_size=50, pad_token_id=0),
+    ),
+    "language model": ("a language model or a translator", in_transformers("GPT2", "LMHeadModel")),
+    "ours": ("bare weights of this program's own", ours),
+    "anything": ("something else", lambda: nn.Linear(2, 3)),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_another_network_is_refused_by_what_it_is(case: str) -> None:
+    what, make = REFUSED[case]
+    try:
+        with torch.device("meta"):
+            state = make().state_dict()
+    except (NotImplementedError, RuntimeError):
+        state = make().state_dict()  # one that computes something as it is built
+    with pytest.raises(
+        UserError, match=rf"is {what}.*and not a plain ViT \(it.*\); give a ViT of torchvision, timm"
+    ) as no:
+        adopt({"model": state}, None)
+    assert str(no.value).count(". ") == 0 and str(no.value).endswith("."), "one sentence"
+
+
+@pytest.mark.parametrize(
+    ("name", "lacks"),
+    [
+        ("patch_embed.proj.bias", "nothing for patches.bias"),
+        ("pos_embed", "no learned positions"),
+        ("norm.bias", "nothing for encoder.norm.bias"),
+        ("blocks.1.mlp.fc2.weight", "nothing for encoder.blocks.1.feed_forward.contract.weight"),
+        ("blocks.0.ls1.gamma", "nothing for encoder.blocks.0.residuals.0.scale"),
+        ("blocks.0.attn.k_norm.bias", "nothing for encoder.blocks.0.attention.k_norm.bias"),
+    ],
+)
+def test_a_file_that_lacks_a_tensor_is_refused_with_what_it_was_for(name: str, lacks: str) -> None:
+    """One of a file's shards, say."""
+    file = timm_model(init_values=0.1, qk_norm=True).state_dict()
+    file.pop(name)
+    with pytest.raises(UserError, match=rf"something else and not a plain ViT \(it has {lacks}\)"):
+        adopt(file, None)
+
+
+def test_a_missing_block_in_the_middle_is_noticed() -> None:
+    file = {name: t for name, t in timm_model(depth=3).state_dict().items() if not name.startswith("blocks.1.")}
+    with pytest.raises(UserError, match=r"it has nothing for encoder\.blocks\.1\."):
+        adopt(file, None)
+
+
+def test_a_bias_of_queries_alone_is_not_filled_up() -> None:
+    file = hugging_face().state_dict()
+    for name in [name for name in file if name.endswith(("k_proj.bias", "v_proj.bias"))]:
+        file.pop(name)
+    with pytest.raises(UserError, match=r"nothing for encoder\.blocks\.0\.attention\.in_proj\.bias"):
+        adopt(file, None)
+
+
+@pytest.mark.parametrize("content", [{}, {"model": None}, {"epoch": 3}, {"student": {"a": torch.zeros(1)}}], ids=str)
+def test_a_file_without_weights_is_refused(content: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"holds no weights, bare or under .*; give a ViT of torchvision"):
+        adopt(content, None)
+
+
+def test_each_layout_is_recognised_by_its_name() -> None:
+    made = {"torchvision": torchvision_model, "timm": timm_model, "transformers": hugging_face}
+    assert [recognise(unwrap({"model": make().state_dict()})[0]) for make in made.values()] == [*made]

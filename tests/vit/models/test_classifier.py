@@ -1,0 +1,740 @@
+"""The classifier against torchvision's, timm's and transformers' in float64, and against the paper's own numbers."""
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy import stats
+from torch import Tensor, nn
+from torchvision.models import vision_transformer as torchvision_vit
+
+from common.config import check as config
+from common.config import compose
+from common.errors import UserError
+from common.files import checkpoint
+from common.machine.seeds import generator
+from common.nn.attention import watching
+from common.nn.blocks import Residual
+from common.train import assembly, optim
+from common.train.optim import OptimizerOptions
+from vit.criterion.cross_entropy import LossOptions, cross_entropy
+from vit.models.classifier import Classifier, PositionOptions, VitBlockOptions
+
+Tensors = dict[str, Tensor]
+EXACT = {"rtol": 0, "atol": 1e-10}  # float64, a few blocks with values of size a hundred
+WIDTH, HEADS, LAYERS, HIDDEN, CLASSES, PATCH = 24, 3, 3, 40, 5, 4
+BLOCKS = VitBlockOptions(
+    dropout=0.0,
+    attention_dropout=0.0,
+    drop_path=0.0,
+    layer_scale=None,
+    qk_norm=False,
+    norm_eps=1e-6,
+    activation="gelu",
+)
+POSITIONS = PositionOptions(resample="bicubic_antialias", on_token=True)
+SMALL: dict[str, Any] = {
+    **{"classes": CLASSES, "channels": 3, "image_size": (16, 16), "patch_size": PATCH, "embedding": "convolution"},
+    **{"width": WIDTH, "heads": HEADS, "layers": LAYERS, "feedforward": HIDDEN, "pooling": "token", "registers": 0},
+    **{"positions": POSITIONS, "representation": None, "blocks": BLOCKS},
+}
+EVERYTHING: dict[str, Any] = {
+    **{"registers": 2, "representation": 9, "image_size": (16, 24)},
+    "blocks": replace(BLOCKS, layer_scale=0.3, qk_norm=True, dropout=0.1, attention_dropout=0.1, drop_path=0.2),
+}
+POOLINGS = ["token", "mean", "mean_then_norm"]
+
+
+def classifier(**keys: Any) -> Classifier:
+    """A small one in float64."""
+    return Classifier(**{**SMALL, **keys}).double()
+
+
+def redrawn(module: nn.Module, seed: int = 0) -> Any:
+    """Every parameter drawn: those that start as zeros or ones would hide a swapped or forgotten one."""
+    drawn = generator("classifier", seed)
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.5, generator=drawn)
+    return module.eval()
+
+
+def images(
+    height: int = 16, width: int = 16, *, count: int = 2, channels: int = 3, dtype: Any = torch.float64
+) -> Tensor:
+    return torch.randn(count, channels, height, width, dtype=dtype, generator=generator("images", height, width))
+
+
+def gradients(logits: Tensor, pixels: Tensor, module: nn.Module) -> tuple[Tensor, Tensors]:
+    """Of the logits in one direction, towards the pixels and every parameter by name."""
+    direction = torch.randn(logits.shape, dtype=logits.dtype, generator=generator("direction"))
+    names, parameters = zip(*module.named_parameters(), strict=True)
+    found = torch.autograd.grad(logits, [pixels, *parameters], direction, allow_unused=True)
+    # What timm and transformers hold beside (an unused position, say) has no gradient.
+    filled = [torch.zeros_like(p) if g is None else g for g, p in zip(found[1:], parameters, strict=True)]
+    assert found[0] is not None
+    return found[0], dict(zip(names, filled, strict=True))
+
+
+def assert_same(
+    ours: Classifier,
+    theirs: nn.Module,
+    renamed: Callable[[Tensors], Tensors],
+    pixels: Tensor,
+    run: Callable[[Tensor], Tensor] | None = None,
+    **tolerance: float,
+) -> None:
+    """Equal logits, and equal gradients of the pixels and of every parameter.
+
+    `renamed` turns their tensors into ours by name; it only cuts and joins, so it does the same for gradients.
+    """
+    tolerance = tolerance or EXACT
+    ours.load_state_dict(renamed(dict(theirs.named_parameters())))
+    pixels = pixels.requires_grad_()
+    logits, expected = ours.eval()(pixels), (run or theirs)(pixels)
+    torch.testing.assert_close(logits, expected, **tolerance)
+    pixel_gradient, ours_by_name = gradients(logits, pixels, ours)
+    their_pixels, theirs_by_name = gradients(expected, pixels, theirs)
+    torch.testing.assert_close(pixel_gradient, their_pixels, **tolerance)
+    wanted = renamed(theirs_by_name)
+    assert wanted.keys() == ours_by_name.keys()
+    for name, gradient in ours_by_name.items():
+        torch.testing.assert_close(
+            gradient, wanted[name].view_as(gradient), **tolerance, msg=lambda m, n=name: f"{n}: {m}"
+        )
+        assert gradient.any() or name.endswith("k_norm.bias"), f"{name} has no part in the logits"
+
+
+# Parity. Their names are turned into ours here, by no code of the project.
+
+
+def from_torchvision(theirs: Tensors, grid: tuple[int, int]) -> Tensors:
+    table = theirs["encoder.pos_embedding"][0]
+    ours = {
+        "patches.weight": theirs["conv_proj.weight"],
+        "patches.bias": theirs["conv_proj.bias"],
+        "class_token": theirs["class_token"].flatten(),
+        "positions.token": table[0],
+        "positions.grid": table[1:].unflatten(0, grid),
+    }
+    words = {
+        "encoder.layers.encoder_layer_": "encoder.blocks.",
+        "ln_1": "residuals.0.norm",
+        "ln_2": "residuals.1.norm",
+        "self_attention.in_proj_": "attention.in_proj.",
+        "self_attention": "attention",
+        "mlp.0": "feed_forward.expand",
+        "mlp.3": "feed_forward.contract",
+        "encoder.ln": "encoder.norm",
+        "heads.pre_logits": "representation",
+        "heads.head": "head",
+    }
+    return ours | renamed_by(
+        words, {k: v for k, v in theirs.items() if not k.startswith(("conv", "class")) and v.ndim < 3}
+    )
+
+
+def renamed_by(words: dict[str, str], tensors: Tensors) -> Tensors:
+    result = {}
+    for name, tensor in tensors.items():
+        for old, new in words.items():
+            name = name.replace(old, new)
+        result[name] = tensor
+    return result
+
+
+def from_timm(theirs: Tensors, grid: tuple[int, int]) -> Tensors:
+    ours, table = {}, theirs["pos_embed"][0]
+    if "cls_token" in theirs:
+        ours["class_token"] = theirs["cls_token"].flatten()
+        if len(table) > grid[0] * grid[1]:
+            ours["positions.token"], table = table[0], table[1:]
+    if "reg_token" in theirs:
+        ours["registers"] = theirs["reg_token"][0]
+    ours["positions.grid"] = table.unflatten(0, grid)
+    words = {
+        "patch_embed.proj": "patches",
+        "blocks.": "encoder.blocks.",
+        "norm1": "residuals.0.norm",
+        "norm2": "residuals.1.norm",
+        "ls1.gamma": "residuals.0.scale",
+        "ls2.gamma": "residuals.1.scale",
+        "attn.qkv": "attention.in_proj",
+        "attn.proj": "attention.out_proj",
+        "attn.": "attention.",
+        "mlp.fc1": "feed_forward.expand",
+        "mlp.fc2": "feed_forward.contract",
+        "fc_norm": "pooled_norm",
+    }
+    rest = {k: v for k, v in theirs.items() if k not in ("cls_token", "reg_token", "pos_embed")}
+    return ours | {k if not k.startswith("norm.") else f"encoder.{k}": v for k, v in renamed_by(words, rest).items()}
+
+
+def from_transformers(theirs: Tensors, grid: tuple[int, int]) -> Tensors:
+    table = theirs["vit.embeddings.position_embeddings"][0]
+    ours = {
+        "class_token": theirs["vit.embeddings.cls_token"].flatten(),
+        "positions.token": table[0],
+        "positions.grid": table[1:].unflatten(0, grid),
+    }
+    for i in range(LAYERS):
+        for part in ("weight", "bias"):
+            attention = f"vit.layers.{i}.attention"
+            joined = [theirs[f"{attention}.{which}_proj.{part}"] for which in "qkv"]
+            ours[f"encoder.blocks.{i}.attention.in_proj.{part}"] = torch.cat(joined)
+    words = {
+        "vit.embeddings.patch_embeddings.projection": "patches",
+        "vit.layers": "encoder.blocks",
+        "attention.o_proj": "attention.out_proj",
+        "layernorm_before": "residuals.0.norm",
+        "layernorm_after": "residuals.1.norm",
+        "mlp.fc1": "feed_forward.expand",
+        "mlp.fc2": "feed_forward.contract",
+        "vit.layernorm": "encoder.norm",
+        "classifier": "head",
+    }
+    done = (
+        "cls_token",
+        "position_embeddings",
+        *(f".{which}_proj.{part}" for which in "qkv" for part in ("weight", "bias")),
+    )
+    return ours | renamed_by(words, {k: v for k, v in theirs.items() if not k.endswith(done)})
+
+
+@pytest.mark.parametrize("representation", [None, 9])
+@pytest.mark.parametrize("embedding", ["convolution", "multiply"])
+def test_logits_and_gradients_are_torchvisions(representation: int | None, embedding: str) -> None:
+    theirs = torchvision_vit.VisionTransformer(
+        16, PATCH, LAYERS, HEADS, WIDTH, HIDDEN, num_classes=CLASSES, representation_size=representation
+    )
+    ours = classifier(representation=representation, embedding=embedding)
+    assert_same(ours, redrawn(theirs.double()), lambda t: from_torchvision(t, (4, 4)), images())
+
+
+@pytest.mark.slow
+def test_logits_and_gradients_are_those_of_torchvisions_own_vit_b_16() -> None:
+    """At its real width; deviations keep the values of size one, as trained weights do.
+
+    In float64 all is the same. In fp32 the two multiply by different libraries, so each is as far from the truth as
+    rounding makes it, and ours is compared with the truth.
+    """
+    theirs = torchvision_vit.vit_b_16(image_size=32, num_classes=CLASSES).eval()
+    for name, parameter in theirs.named_parameters():
+        mean = 1.0 if "ln" in name and name.endswith("weight") else 0.0
+        nn.init.normal_(parameter, mean, 0.02, generator=generator(name))
+    sizes = {"patch_size": 16, "width": 768, "heads": 12, "layers": 12, "feedforward": 3072, "image_size": (32, 32)}
+    with torch.device("meta"):
+        ours = Classifier(**{**SMALL, **sizes})
+    renamed = from_torchvision(dict(theirs.named_parameters()), (2, 2))
+    ours.load_state_dict({k: v.detach().clone() for k, v in renamed.items()}, assign=True)
+    pixels = images(32, 32, dtype=torch.float32)
+    exact = copy.deepcopy(ours).double()
+    logits, expected, true = ours.eval()(pixels), theirs(pixels), exact.eval()(pixels.double())
+    # fp32 keeps 1e-7, and twelve blocks of logits of size one and gradients of up to seven lie in between
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
+    rounded = torch.autograd.grad(logits.sum(), list(ours.parameters()))
+    for one, other in zip(rounded, torch.autograd.grad(true.sum(), list(exact.parameters())), strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=0, atol=1e-5)
+    assert_same(exact, theirs.double(), lambda t: from_torchvision(t, (2, 2)), pixels.double())
+
+
+TIMM: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "token": ({}, {}),
+    "a class token without a position": (
+        {"no_embed_class": True},
+        {"positions": replace(POSITIONS, on_token=False)},
+    ),
+    "mean, then norm": ({"global_pool": "avg", "class_token": False}, {"pooling": "mean_then_norm"}),
+    "norm, then mean": ({"global_pool": "avg", "class_token": False, "fc_norm": False}, {"pooling": "mean"}),
+    "registers": (
+        {"reg_tokens": 3, "no_embed_class": True},
+        {"registers": 3, "positions": replace(POSITIONS, on_token=False)},
+    ),
+    "registers and mean": (
+        {"reg_tokens": 2, "no_embed_class": True, "global_pool": "avg", "class_token": False},
+        {"registers": 2, "pooling": "mean_then_norm"},
+    ),
+    "layer scale": ({"init_values": 0.1}, {"blocks": replace(BLOCKS, layer_scale=0.1)}),
+    "qk-norm": ({"qk_norm": True}, {"blocks": replace(BLOCKS, qk_norm=True)}),
+    "tanh in GELU": ({"act_layer": "gelu_tanh"}, {"blocks": replace(BLOCKS, activation="gelu_tanh")}),
+    "grey and not square": ({"in_chans": 1, "img_size": (8, 20)}, {"channels": 1, "image_size": (8, 20)}),
+}
+
+
+@pytest.mark.parametrize("variant", TIMM)
+def test_logits_and_gradients_are_timms(variant: str) -> None:
+    timm_vit = pytest.importorskip("timm.models.vision_transformer")
+    their_keys, keys = TIMM[variant]
+    sizes = {"img_size": 16, "patch_size": PATCH, "embed_dim": WIDTH, "depth": LAYERS, "num_heads": HEADS}
+    theirs = timm_vit.VisionTransformer(**{**sizes, "mlp_ratio": HIDDEN / WIDTH, "num_classes": CLASSES, **their_keys})
+    ours = classifier(**keys)
+    height, width = keys.get("image_size", (16, 16))
+    pixels = images(height, width, channels=keys.get("channels", 3))
+    grid = (height // PATCH, width // PATCH)
+    assert_same(ours, redrawn(theirs.double()), lambda t: from_timm(t, grid), pixels)
+
+
+@pytest.mark.parametrize(("height", "width"), [(24, 24), (8, 32), (12, 20)])
+def test_other_sizes_are_timms_too(height: int, width: int) -> None:
+    timm_vit = pytest.importorskip("timm.models.vision_transformer")
+    sizes = {"img_size": (16, 24), "patch_size": PATCH, "embed_dim": WIDTH, "depth": LAYERS, "num_heads": HEADS}
+    theirs = timm_vit.VisionTransformer(
+        **sizes, mlp_ratio=HIDDEN / WIDTH, num_classes=CLASSES, dynamic_img_size=True
+    ).double()
+    ours = classifier(image_size=(16, 24))
+    # timm resamples in fp32 whatever the model's type
+    tolerance = {"rtol": 1e-5, "atol": 1e-5}
+    assert_same(ours, redrawn(theirs), lambda t: from_timm(t, (4, 6)), images(height, width), **tolerance)
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (24, 24), (8, 32)])
+def test_logits_and_gradients_are_transformers_at_any_size(height: int, width: int) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "patch_size": PATCH}
+    options = transformers.ViTConfig(**sizes, intermediate_size=HIDDEN, image_size=16, num_labels=CLASSES)
+    theirs = transformers.ViTForImageClassification(options).double()
+    assert options.layer_norm_eps == 1e-12
+    ours = classifier(
+        blocks=replace(BLOCKS, norm_eps=1e-12), positions=PositionOptions(resample="bicubic", on_token=True)
+    )
+
+    def run(pixels: Tensor) -> Tensor:
+        return theirs(pixels, interpolate_pos_encoding=True).logits
+
+    assert_same(ours, redrawn(theirs), lambda t: from_transformers(t, (4, 4)), images(height, width), run)
+
+
+# The paper's sizes.
+
+COUNTS = {  # google-research/vision_transformer, models_test.py
+    "vit_ti16": 5_717_416,
+    "vit_s16": 22_050_664,
+    "vit_s32": 22_878_952,
+    "vit_b8": 86_576_872,
+    "vit_b16": 86_567_656,
+    "vit_b32": 88_224_232,
+    "vit_l16": 304_326_632,
+    "vit_l32": 306_535_400,
+    "vit_h14": 632_045_800,
+}
+
+
+def parameters_of(*arguments: str) -> int:
+    """Of a preset with 1,000 classes at 224 pixels, built without memory."""
+    found = compose.configure("train", arguments)
+    with torch.device("meta"):
+        model = config.build(found["model"], classes=1000, channels=3, image_size=(224, 224))
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_a_preset_has_the_published_number_of_parameters(name: str) -> None:
+    assert parameters_of(f"model={name}") == COUNTS[name]
+
+
+def test_the_mean_needs_no_class_token() -> None:
+    assert parameters_of("model=vit_b16", "model.pooling=mean") == 86_566_120
+
+
+def test_every_preset_is_checked() -> None:
+    assert {*COUNTS} == {name for name in compose.choices_of("model") if name.startswith("vit_")}
+
+
+# Invariances.
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_a_batch_is_its_images_one_by_one(pooling: str) -> None:
+    model = redrawn(classifier(**{**EVERYTHING, "pooling": pooling}))
+    pixels = images(16, 24, count=3)
+    alone = torch.cat([model(pixels[i : i + 1]) for i in range(3)])
+    torch.testing.assert_close(model(pixels), alone, **EXACT)
+
+
+def shuffled(pixels: Tensor, order: Tensor, grid: tuple[int, int]) -> Tensor:
+    """An image whose square number i is the old one's square number order[i]."""
+    squares = [row.split(PATCH, dim=3) for row in pixels.split(PATCH, dim=2)]
+    flat = [square for row in squares for square in row]
+    moved = [flat[i] for i in order.tolist()]
+    return torch.cat([torch.cat(moved[r * grid[1] : (r + 1) * grid[1]], dim=3) for r in range(grid[0])], dim=2)
+
+
+@pytest.mark.parametrize("embedding", ["convolution", "multiply"])
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_without_positions_the_order_of_patches_is_the_order_of_outputs(pooling: str, embedding: str) -> None:
+    model = redrawn(classifier(**{**EVERYTHING, "pooling": pooling, "embedding": embedding}))
+    pixels, order = images(16, 24), torch.randperm(24, generator=generator("order"))
+    other, before = shuffled(pixels, order, (4, 6)), model.before_patches
+    assert not torch.allclose(model(other), model(pixels), atol=1e-3), "positions tell them apart"
+
+    model.positions.grid.data.zero_()
+    tokens, moved = (model.encoder(model.embed(x)) for x in (pixels, other))
+    torch.testing.assert_close(moved[:, before:], tokens[:, before:][:, order], **EXACT)
+    torch.testing.assert_close(moved[:, :before], tokens[:, :before], **EXACT)
+    torch.testing.assert_close(model(other), model(pixels), **EXACT)
+
+
+def test_patches_at_two_places_are_told_apart_by_rows_and_columns() -> None:
+    """One bright square; its place changes the logits although all the rest is the same."""
+    model = redrawn(classifier())
+    results = []
+    for row, column in ((0, 1), (1, 0), (2, 3), (3, 2)):
+        pixels = torch.zeros(1, 3, 16, 16, dtype=torch.float64)
+        pixels[..., row * 4 : row * 4 + 4, column * 4 : column * 4 + 4] = 1
+        results.append(model(pixels))
+    assert all((a - b).abs().max() > 1e-3 for i, a in enumerate(results) for b in results[:i])
+
+
+@pytest.mark.parametrize(
+    "how", ["bicubic_antialias", "bilinear_antialias", "bicubic", "bicubic_corners", "bilinear_corners"]
+)
+@pytest.mark.parametrize(("height", "width"), [(24, 24), (12, 32), (4, 4), (36, 16)])
+def test_another_size_runs_as_the_model_that_was_made_for_it(how: Any, height: int, width: int) -> None:
+    """(36, 16) has as many patches as the trained (24, 24), in another grid."""
+    positions = PositionOptions(resample=how, on_token=True)
+    trained = redrawn(classifier(positions=positions, image_size=(24, 24)))
+    made = classifier(positions=positions, image_size=(height, width)).eval()
+    made.load_state_dict(made.adapt(trained.state_dict()))
+    pixels = images(height, width)
+    assert made.positions.grid.shape == (height // 4, width // 4, WIDTH)
+    torch.testing.assert_close(trained(pixels), made(pixels), **EXACT)
+    if (height, width) == (36, 16):
+        wrong = {**trained.state_dict(), "positions.grid": trained.positions.grid.reshape(9, 4, WIDTH)}
+        made.load_state_dict(wrong)
+        assert not torch.allclose(trained(pixels), made(pixels), atol=1e-3), "a table that was only reshaped"
+
+
+def test_a_checkpoint_of_the_same_grid_is_taken_untouched() -> None:
+    model = classifier()
+    tensors = dict(redrawn(classifier(), 1).state_dict())
+    adapted = model.adapt(tensors)
+    assert all(adapted[name] is tensors[name] for name in tensors)
+    assert model.adapt({"conv1.weight": torch.zeros(3)}).keys() == {"conv1.weight"}, "somebody else's file"
+
+
+@pytest.mark.parametrize(("height", "width"), [(18, 16), (16, 18), (3, 4)])
+def test_a_size_that_squares_do_not_fill_is_refused_before_and_after_training(height: int, width: int) -> None:
+    sentence = f"Images of {height} x {width} pixels cannot be cut into squares of 4"
+    with pytest.raises(UserError, match=sentence):
+        classifier(image_size=(height, width))
+    with pytest.raises(UserError, match=sentence):
+        classifier()(images(height, width))
+
+
+# Checkpoints.
+
+
+class SomeTask:
+    """As much of a task as giving weights to a model needs."""
+
+    def __init__(self, classes: list[str]):
+        self.classes = classes
+
+    def state(self) -> dict[str, Any]:
+        return {"classes": self.classes}
+
+
+def saved(model: Classifier, path: Path, classes: list[str]) -> Path:
+    content = {"model": model.state_dict(), "average": None, "task": {"classes": classes}, "config": {}, "step": 3}
+    checkpoint.save(path, content)
+    return path
+
+
+def test_a_run_may_start_from_weights_of_another_resolution(tmp_path: Path) -> None:
+    file, classes = tmp_path / "a.pt", list("abcde")
+    trained = redrawn(classifier())
+    fresh = classifier(image_size=(24, 12))
+    said = assembly.start_from(fresh, SomeTask(classes), saved(trained, file, classes))
+    assert said == f"weights   {file}: {len(trained.state_dict())} tensors", "nothing is made anew or left"
+    pixels = images(24, 12)
+    torch.testing.assert_close(fresh.eval()(pixels), trained(pixels), **EXACT)
+
+
+def test_other_classes_make_the_head_anew_and_keep_the_resampled_rest(tmp_path: Path) -> None:
+    file = saved(redrawn(classifier()), tmp_path / "a.pt", list("abcde"))
+    fresh = classifier(image_size=(24, 12))
+    said = assembly.start_from(fresh, SomeTask(list("vwxyz")), file)
+    assert said.endswith("made anew: head.weight, head.bias")
+    assert not fresh.head.weight.any() and fresh.positions.grid.any() and fresh.class_token.any()
+
+
+def test_evaluation_at_another_size_is_what_the_trained_model_says_there(tmp_path: Path) -> None:
+    found = compose.configure("train", ["model=vit", "data.image_size=[12,8]", "trainer.device=cpu"])
+    trained = config.build(found["model"], classes=10, channels=1, image_size=(8, 8))
+    file = saved(redrawn(trained), tmp_path / "a.pt", list("0123456789"))
+    parts = assembly.restore({**found, "checkpoint": str(file), "weights": "auto"})
+    pixels = images(12, 8, channels=1, dtype=torch.float32)
+    with torch.no_grad():
+        torch.testing.assert_close(parts.model(pixels), trained(pixels))
+    with pytest.raises(UserError, match=r"holds the weights of another model than model=Classifier as configured"):
+        other = {**found, "model": {**found["model"], "pooling": "mean"}}
+        assembly.restore({**other, "checkpoint": str(file), "weights": "auto"})
+
+
+NAMES = {
+    "patches.weight": (24, 3, 4, 4),
+    "patches.bias": (24,),
+    "class_token": (24,),
+    "registers": (2, 24),
+    "positions.grid": (4, 6, 24),
+    "positions.token": (24,),
+    "encoder.norm.weight": (24,),
+    "encoder.norm.bias": (24,),
+    "representation.weight": (9, 24),
+    "representation.bias": (9,),
+    "head.weight": (5, 9),
+    "head.bias": (5,),
+}
+BLOCK_NAMES = {
+    "attention.in_proj.weight": (72, 24),
+    "attention.in_proj.bias": (72,),
+    "attention.out_proj.weight": (24, 24),
+    "attention.out_proj.bias": (24,),
+    **{f"attention.{which}_norm.{part}": (8,) for which in "qk" for part in ("weight", "bias")},
+    "feed_forward.expand.weight": (40, 24),
+    "feed_forward.expand.bias": (40,),
+    "feed_forward.contract.weight": (24, 40),
+    "feed_forward.contract.bias": (24,),
+    **{f"residuals.{i}.norm.{part}": (24,) for i in range(2) for part in ("weight", "bias")},
+    **{f"residuals.{i}.scale": (24,) for i in range(2)},
+}
+
+
+def test_the_names_in_a_checkpoint_stay_what_they_are() -> None:
+    """Files of users depend on them, and so does the import of other layouts."""
+    blocks = {f"encoder.blocks.{i}.{name}": shape for i in range(LAYERS) for name, shape in BLOCK_NAMES.items()}
+    found = {name: tuple(tensor.shape) for name, tensor in classifier(**EVERYTHING).state_dict().items()}
+    assert found == NAMES | blocks
+    plain = {*classifier().state_dict()}
+    extra = {name for name in blocks if "scale" in name or "q_norm" in name or "k_norm" in name}
+    assert plain == ({*NAMES} | {*blocks}) - extra - {"registers", "representation.weight", "representation.bias"}
+    assert plain - {*classifier(pooling="mean").state_dict()} == {"class_token", "positions.token"}
+    moved = {*classifier(pooling="mean_then_norm").state_dict()} ^ {*classifier(pooling="mean").state_dict()}
+    assert moved == {f"{where}.{part}" for where in ("encoder.norm", "pooled_norm") for part in ("weight", "bias")}
+    without = classifier(positions=replace(POSITIONS, on_token=False)).state_dict()
+    assert plain - {*without} == {"positions.token"}
+
+
+# Parts.
+
+
+def test_features_are_what_stands_before_the_representation() -> None:
+    model = redrawn(classifier(**EVERYTHING))
+    pixels = images(16, 24)
+    features = model.features(pixels)
+    assert features.shape == (2, WIDTH)
+    hidden = torch.tanh(features @ model.representation.weight.T + model.representation.bias)
+    torch.testing.assert_close(model(pixels), hidden @ model.head.weight.T + model.head.bias, **EXACT)
+
+
+def test_each_pooling_is_written_out() -> None:
+    pixels = images(16, 24)
+    for pooling in POOLINGS:
+        model = redrawn(classifier(**{**EVERYTHING, "pooling": pooling}))
+        sums = model.embed(pixels)
+        for block in model.encoder.blocks:
+            sums = block(sums)
+        norm = model.pooled_norm if pooling == "mean_then_norm" else model.encoder.norm
+        assert isinstance(norm, nn.LayerNorm)
+        if pooling == "token":
+            expected = norm(sums)[:, 0]
+        elif pooling == "mean":
+            expected = norm(sums)[:, 2:].sum(dim=1) / 24
+        else:
+            expected = norm(sums[:, 2:].sum(dim=1) / 24)
+        torch.testing.assert_close(model.features(pixels), expected, **EXACT)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("registers", [0, 2])
+def test_tokens_are_class_registers_patches_and_only_patches_have_places(pooling: str, registers: int) -> None:
+    model = redrawn(classifier(pooling=pooling, registers=registers))
+    tokens = model.embed(images())
+    before = [] if pooling != "token" else [model.class_token + model.positions.token]
+    before += [] if not registers else [*model.registers]
+    assert model.before_patches == len(before) and tokens.shape == (2, len(before) + 16, WIDTH)
+    for number, token in enumerate(before):
+        assert torch.equal(tokens[:, number], token.expand(2, -1))
+    patches = model.patches(images()) + model.positions.grid.flatten(0, 1)
+    assert torch.equal(tokens[:, len(before) :], patches)
+
+
+def test_dropout_of_the_embeddings_acts_in_training_only() -> None:
+    model = redrawn(classifier(blocks=replace(BLOCKS, dropout=1.0)))
+    assert model.embed(images()).any()
+    assert not model.train().embed(images()).any()
+
+
+def test_every_option_of_the_blocks_reaches_them() -> None:
+    options = VitBlockOptions(
+        **{"dropout": 0.1, "attention_dropout": 0.2, "drop_path": 0.4, "layer_scale": 0.3, "qk_norm": True},
+        **{"norm_eps": 0.01, "activation": "gelu_tanh"},
+    )
+    model = classifier(blocks=options, layers=3, pooling="mean_then_norm")
+    assert [block.residuals[0].drop_path for block in model.encoder.blocks] == [0.0, 0.2, 0.4]
+    block = model.encoder.blocks[1]
+    assert (block.residuals[0].dropout.p, block.feed_forward.dropout.p, model.dropout.p) == (0.1, 0.1, 0.1)
+    assert block.attention.dropout == 0.2 and block.attention.heads == HEADS
+    assert {part.eps for part in model.modules() if isinstance(part, nn.LayerNorm)} == {0.01}
+    assert block.feed_forward.activation.approximate == "tanh"
+    assert classifier().encoder.blocks[0].feed_forward.activation.approximate == "none"
+
+
+def test_attention_is_watched_by_the_blocks_names() -> None:
+    model = redrawn(classifier(registers=2))
+    with watching(model) as maps:
+        model(images())
+    assert {*maps} == {f"encoder.blocks.{i}.attention" for i in range(LAYERS)}
+    for (weights,) in maps.values():
+        assert weights.shape == (2, HEADS, 19, 19)
+        torch.testing.assert_close(weights.sum(dim=-1), torch.ones(2, HEADS, 19, dtype=torch.float64))
+
+
+def test_heads_must_divide_the_width() -> None:
+    with pytest.raises(UserError, match=r"^model\.width=24 must be divisible by model\.heads=5\.$"):
+        classifier(heads=5)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_everything_at_once_trains_in_bf16(pooling: str) -> None:
+    """Norms of heads, layer scale, dropped paths and registers under autocast: finite gradients everywhere."""
+    torch.manual_seed(0)
+    model = Classifier(**{**SMALL, **EVERYTHING, "pooling": pooling}).train()
+    nn.init.normal_(model.head.weight)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(images(16, 24, count=32, dtype=torch.float32))
+    logits.float().square().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.any(), name
+
+
+# First values.
+
+
+def fresh(**keys: Any) -> Classifier:
+    """In the sizes of ViT-S's blocks, so that a deviation is known to a percent."""
+    torch.manual_seed(0)
+    sizes = {"width": 384, "heads": 6, "feedforward": 1536, "layers": 2, "patch_size": 8, "image_size": (64, 64)}
+    return Classifier(**{**SMALL, **sizes, **keys})
+
+
+def matrices(model: Classifier) -> Iterator[tuple[str, Tensor]]:
+    """Every matrix of the blocks, the three of in_proj apart."""
+    for name, parameter in model.encoder.named_parameters():
+        if name.endswith("in_proj.weight"):
+            yield from ((f"{name}[{which}]", part) for which, part in zip("qkv", parameter.chunk(3), strict=True))
+        elif parameter.ndim == 2:
+            yield name, parameter
+
+
+def test_matrices_of_the_blocks_start_within_xaviers_bound_each() -> None:
+    """The bound of q, k and v is that of a matrix of (C, C); of all three in one it would be smaller by sqrt(2)."""
+    found = dict(matrices(fresh()))
+    assert len(found) == 2 * 6
+    for name, matrix in found.items():
+        bound = math.sqrt(6 / sum(matrix.shape))
+        assert matrix.abs().max().item() == pytest.approx(bound, rel=1e-3), name
+        values = matrix.detach().flatten().double()
+        assert values.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.01), name
+        uniform = stats.uniform(-bound, 2 * bound)
+        assert stats.kstest(values[:: len(values) // 2000].numpy(), uniform.cdf).pvalue > 1e-3, name
+
+
+def test_biases_and_norms_start_as_in_the_authors_code() -> None:
+    model = fresh(blocks=replace(BLOCKS, qk_norm=True))
+    for name, parameter in model.named_parameters():
+        if "norm" in name and name.endswith("weight"):
+            assert torch.equal(parameter, torch.ones_like(parameter)), name
+        elif "feed_forward" in name and name.endswith("bias"):
+            assert parameter.std().item() == pytest.approx(1e-6, rel=0.15), name  # 384 draws: known to 4 percent
+            assert parameter.abs().max() < 6e-6, name
+        elif name.endswith("bias"):
+            assert not parameter.any(), name
+
+
+def test_tables_and_tokens_start_as_in_the_authors_code() -> None:
+    model = fresh(registers=4)
+    assert not model.class_token.any()
+    for table, count in ((model.positions.grid, 24576), (model.positions.token, 384), (model.registers, 1536)):
+        assert table.numel() == count
+        spread = 4 / math.sqrt(2 * count)  # four deviations of what so many draws know
+        assert table.std().item() == pytest.approx(0.02, rel=spread)
+        assert abs(table.mean().item()) < 4 * 0.02 / math.sqrt(count)
+
+
+def test_the_representation_starts_as_the_authors_dense_layers() -> None:
+    """LeCun's normal cut at two deviations, and zeros: flax's own first values, which their code leaves alone."""
+    layer = fresh(representation=512).representation
+    assert not layer.bias.any()
+    values = layer.weight.detach().flatten().double()
+    assert values.std().item() == pytest.approx(1 / math.sqrt(384), rel=0.01)
+    cut = 2 / math.sqrt(384) / stats.truncnorm(-2, 2).std()
+    assert values.abs().max().item() == pytest.approx(cut, rel=1e-3)
+
+
+@pytest.mark.parametrize("keys", [{}, {"representation": 64}, {"pooling": "mean"}], ids=["plain", "hidden", "mean"])
+def test_the_first_loss_is_the_logarithm_of_the_number_of_classes(keys: dict[str, Any]) -> None:
+    model = fresh(classes=37, **keys)
+    logits = model(images(64, 64, count=4, dtype=torch.float32))
+    assert torch.equal(logits, torch.zeros(4, 37))
+    for smoothing in (0.0, 0.1):
+        loss = cross_entropy(LossOptions(smoothing=smoothing), logits, torch.tensor([0, 36, 5, 5]))
+        assert loss.item() == pytest.approx(4 * math.log(37), rel=1e-6)
+
+
+def test_layer_scale_keeps_its_first_value() -> None:
+    model = fresh(blocks=replace(BLOCKS, layer_scale=1e-5))
+    residuals = [part for part in model.modules() if isinstance(part, Residual)]
+    assert len(residuals) == 4 and all(torch.equal(r.scale, torch.full((384,), 1e-5)) for r in residuals)
+
+
+def test_the_same_seed_draws_the_same_weights() -> None:
+    one, other = fresh(registers=2).state_dict(), fresh(registers=2).state_dict()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+# Rates and decay.
+
+OPTIMIZER = OptimizerOptions(
+    **{"name": "adamw", "lr": 1.0, "weight_decay": 0.3, "decay_norms": False, "betas": (0.9, 0.999), "eps": 1e-8},
+    **{"momentum": 0.9, "rates": {}, "layer_decay": 0.5, "reference_batch": None, "scaling": "linear"},
+)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_rates_decay_from_the_head_to_the_patches(pooling: str) -> None:
+    """BEiT's: the head and the norm before it 1, the last of twelve blocks 1/2, ..., the embeddings 2^-13."""
+    model = classifier(**{**EVERYTHING, "pooling": pooling, "layers": 12})
+    found = {name: g["base_lr"] for g in optim.build(model, OPTIMIZER).param_groups for name in g["param_names"]}
+    assert {*found} == {name for name, _ in model.named_parameters()}
+    for name, rate in found.items():
+        words = name.split(".")
+        depth = 13 if words[0] in ("patches", "class_token", "registers", "positions") else 0
+        expected = 0.5 ** (12 - int(words[2]) if words[1:2] == ["blocks"] else depth)
+        assert rate == expected, name
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_only_the_weights_of_products_decay(pooling: str) -> None:
+    model = classifier(**{**EVERYTHING, "pooling": pooling})
+    groups = optim.build(model, replace(OPTIMIZER, layer_decay=1.0)).param_groups
+    decayed = {name for g in groups for name in g["param_names"] if g["weight_decay"]}
+    parts = ("attention.in_proj", "attention.out_proj", "feed_forward.expand", "feed_forward.contract")
+    expected = {f"encoder.blocks.{i}.{part}.weight" for i in range(LAYERS) for part in parts}
+    assert decayed == expected | {"patches.weight", "representation.weight", "head.weight"}
+
+
+def test_activations_are_the_two_formulas() -> None:
+    """x Phi(x), and its approximation by tanh (Hendrycks and Gimpel 2016, arXiv 1606.08415, section 2)."""
+    x = torch.linspace(-4, 4, 81, dtype=torch.float64)
+    exact = x * torch.from_numpy(stats.norm.cdf(x.numpy()))
+    by_tanh = 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    for name, expected in (("gelu", exact), ("gelu_tanh", by_tanh)):
+        activation = classifier(blocks=replace(BLOCKS, activation=name)).encoder.blocks[0].feed_forward.activation
+        torch.testing.assert_close(activation(x), expected, rtol=0, atol=1e-12)
+    assert F.gelu(x).sub(by_tanh).abs().max() > 1e-4, "they are not the same"

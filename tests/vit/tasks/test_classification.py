@@ -1,0 +1,401 @@
+"""What the task says to the trainer, the evaluator and the user."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from common.config.check import build
+from common.config.compose import configure
+from common.errors import UserError
+from common.task import Adopted
+from common.train import assembly
+from vit.tasks.classification import Classification
+
+CPU = torch.device("cpu")
+SMALL = ["model=vit", "model.width=32", "model.layers=3", "model.heads=2", "data.batch_size=16"]
+MIXED = ["data.augmentation.mixup=0.8", "data.augmentation.cutmix=1.0", "data.augmentation.mix=0.7"]
+
+
+def built(*keys: str) -> tuple[Classification, nn.Module]:
+    """The task of a command line, and its model with a head that is not zero, in evaluation mode."""
+    config = configure("train", [*SMALL, *keys])
+    task = build(config["task"], data=build(config["data"]))
+    torch.manual_seed(0)
+    model = build(config["model"], **task.model_arguments())
+    nn.init.normal_(model.head.weight)
+    return task, model.eval()
+
+
+def training_batch(task: Classification, count: int = 6) -> dict[str, Any]:
+    random = torch.Generator().manual_seed(1)
+    return task.data.collate([task.data.sample("train", i, random) for i in range(count)])
+
+
+def evaluation_batch(task: Classification, count: int = 6, split: str = "test") -> dict[str, Any]:
+    return task.data.collate([task.data.sample(split, i, None) for i in range(count)])
+
+
+class Answers(nn.Module):
+    """A model that is sure of the same class whatever it sees, and has neither features nor patches."""
+
+    def __init__(self, label: int, classes: int = 10):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+        self.label, self.classes = label, classes
+
+    def forward(self, images: Tensor) -> Tensor:
+        sure = F.one_hot(torch.full((len(images),), self.label), self.classes)
+        return self.weight + 9 * sure.to(self.weight.dtype)  # (B, K)
+
+
+# Training.
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_loss_is_torchs_cross_entropy_with_soft_targets(smoothing: float) -> None:
+    """K = 10: a target is `shares` of the label and the rest of its partner's; torch smooths what it is given."""
+    task, model = built(*MIXED, f"task.loss.smoothing={smoothing}")
+    batch = training_batch(task)
+    own, other = (F.one_hot(batch[key], 10) for key in ("labels", "other_labels"))
+    targets = batch["shares"][:, None] * own + (1 - batch["shares"])[:, None] * other
+    logits = model(task.data.inputs(batch, CPU))
+    expected = F.cross_entropy(logits, targets, label_smoothing=smoothing)
+    loss, parts = task.loss(model, batch, task.sizes(batch))
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+    assert parts == {} and 0 < batch["shares"].min() < 1
+
+
+def test_without_mixing_the_loss_is_that_of_the_labels() -> None:
+    task, model = built("task.loss.smoothing=0.2")
+    batch = training_batch(task)
+    expected = F.cross_entropy(model(task.data.inputs(batch, CPU)), batch["labels"], label_smoothing=0.2)
+    torch.testing.assert_close(task.loss(model, batch, {"images": 6.0})[0], expected, rtol=1e-5, atol=0)
+    half = task.loss(model, batch, {"images": 12.0})[0]
+    torch.testing.assert_close(half, expected / 2, rtol=1e-5, atol=0)
+
+
+def test_half_logits_give_a_loss_of_fp32_and_double_ones_stay() -> None:
+    task, _ = built()
+    batch = training_batch(task)
+    for dtype, expected in ((torch.bfloat16, torch.float32), (torch.float64, torch.float64)):
+        assert task.loss(Answers(3).to(dtype), batch, {"images": 1.0})[0].dtype == expected
+
+
+def test_the_size_of_a_step_is_its_number_of_views() -> None:
+    task, _ = built("data.augmentation.repeats=3", *MIXED)
+    assert task.sizes(training_batch(task, 4)) == {"images": 12.0}
+
+
+@pytest.mark.parametrize(("key", "whose"), [("labels", "sample 2"), ("other_labels", "the one to mix with sample 2")])
+@pytest.mark.parametrize("label", [-1, 10])
+def test_a_label_that_is_no_class_is_named_before_the_step(key: str, whose: str, label: int) -> None:
+    task, _ = built(*MIXED)
+    batch = training_batch(task)
+    batch[key][2] = label
+    with pytest.raises(UserError, match=f"^{whose}: its label is {label}, and the classes are numbered from 0 to 9"):
+        task.sizes(batch)
+
+
+def test_a_fresh_start_on_few_photographs_is_warned_of_but_not_on_small_images() -> None:
+    task, _ = built()
+    assert task.advice(pretrained=False) == []
+    task.data.image_size = (224, 224)
+    (advice,) = task.advice(pretrained=False)
+    assert f"only {task.data.count('train'):,} training images" in advice and "checkpoint=FILE" in advice
+    assert task.advice(pretrained=True) == []
+
+
+def test_one_class_for_all_images_raises_an_alarm_and_two_do_not() -> None:
+    task, _ = built()
+    answers = task.predict(Answers(3), evaluation_batch(task, 12))
+    (alarm,) = task.alarms(answers)
+    assert alarm.startswith('all images are taken for "3"')
+    assert task.alarms([*answers, *task.predict(Answers(4), evaluation_batch(task, 1))]) == []
+    assert task.alarms(answers[:9]) == [], "a handful of images may well be of one class"
+
+
+# Answers.
+
+
+def test_what_the_model_sees_is_the_same_in_any_precision() -> None:
+    task, model = built("data.augmentation.crop=resized", "data.augmentation.scale=[0.3,0.8]")
+    batch = training_batch(task)
+    plain = task._images(model, batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(task._images(model, batch), plain)
+
+
+def test_an_answer_is_the_likeliest_class_and_all_log_probabilities() -> None:
+    task, model = built()
+    batch = evaluation_batch(task)
+    expected = model(task.data.inputs(batch, CPU)).detach().double().softmax(dim=1)
+    answers = task.predict(model, batch)
+    assert len(answers) == 6 and len({answer["label"] for answer in answers}) > 1
+    for answer, probabilities in zip(answers, expected, strict=True):
+        torch.testing.assert_close(answer["log_probabilities"].double().exp(), probabilities, rtol=1e-5, atol=1e-7)
+        assert answer["label"] == int(probabilities.argmax()) and answer["name"] == str(answer["label"])
+        assert answer["probability"] == pytest.approx(float(probabilities.max()), rel=1e-5)
+        assert answer.keys() == {"log_probabilities", "label", "name", "probability"}
+        assert not answer["log_probabilities"].requires_grad
+
+
+POOLINGS = {
+    "token": ["model.pooling=token"],
+    "token and registers": ["model.pooling=token", "model.registers=3"],
+    "mean": ["model.pooling=mean"],
+    "mean of norms and registers": ["model.pooling=mean_then_norm", "model.registers=2"],
+}
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("size", ["8", "[4,6]"])
+def test_maps_of_attention_cover_the_patches_in_every_layer(pooling: str, size: str) -> None:
+    task, model = built(*POOLINGS[pooling], f"data.image_size={size}", "task.predict.attention=maps")
+    batch, seen = evaluation_batch(task, 2), []
+    for layer in range(-3, 3):
+        task.options = _options(task, layer=layer)
+        maps = torch.stack([answer["maps"] for answer in task.predict(model, batch)])
+        height, width = (side // 2 for side in task.data.image_size)
+        assert maps.shape == (2, 2, height, width) and maps.dtype == torch.float32
+        total = maps.sum(dim=(-1, -2))
+        assert (maps >= 0).all() and (total <= 1 + 1e-5).all()
+        assert bool((total > 1 - 1e-5).all()) == (pooling == "mean"), "nothing else to look at"
+        seen.append(maps)
+    assert all(torch.equal(seen[i], seen[i + 3]) for i in range(3)), "layer -3 of three is layer 0"
+    assert not torch.allclose(seen[0], seen[1]) and not torch.allclose(seen[1], seen[2])
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_rollout_is_one_map_up_to_any_layer(pooling: str) -> None:
+    task, model = built(*POOLINGS[pooling], "task.predict.attention=rollout")
+    batch, seen = evaluation_batch(task, 2), []
+    for layer in (0, 1, 2, -1):
+        task.options = _options(task, layer=layer)
+        seen.append(torch.stack([answer["maps"] for answer in task.predict(model, batch)]))
+        assert (
+            seen[-1].shape == (2, 1, 4, 4) and (seen[-1] >= 0).all() and (seen[-1].sum(dim=(1, 2, 3)) <= 1.00001).all()
+        )
+    assert torch.equal(seen[2], seen[3]) and not torch.allclose(seen[0], seen[2])
+
+
+def test_maps_change_nothing_of_the_answer() -> None:
+    task, model = built()
+    batch = evaluation_batch(task)
+    plain = task.predict(model, batch)
+    task.options = _options(task, attention="maps")
+    for one, other in zip(plain, task.predict(model, batch), strict=True):
+        assert torch.equal(one["log_probabilities"], other["log_probabilities"])
+
+
+def test_a_layer_that_is_not_there_is_a_sentence() -> None:
+    task, model = built("task.predict.attention=maps", "task.predict.layer=3")
+    with pytest.raises(UserError, match="there is no layer 3: this model has 3 layers; give one from 0 to 2"):
+        task.predict(model, evaluation_batch(task))
+
+
+@pytest.mark.parametrize("attention", ["maps", "rollout"])
+def test_a_model_without_patches_has_no_maps_and_says_so(attention: str) -> None:
+    task, _ = built(f"task.predict.attention={attention}")
+    with pytest.raises(UserError, match=rf"attention={attention}: Answers does not say .*use attention=none\.$"):
+        task.predict(Answers(3), evaluation_batch(task))
+
+
+def test_neighbours_vote_by_the_training_images_and_are_asked_anew_for_new_weights() -> None:
+    task, model = built("task.predict.neighbours=1", "data.val_count=1350")  # which leaves 47 in train
+    batch = evaluation_batch(task, 47, "train")
+    task.metric("test")
+    nearest = [answer["nearest"] for answer in task.predict(model, batch)]
+    assert nearest == batch["labels"].tolist(), "the nearest of a training image is itself"
+    with torch.no_grad():
+        model.patches.weight.zero_()  # now all images look alike
+    task.metric("test")
+    assert len({answer["nearest"] for answer in task.predict(model, batch)}) == 1
+
+
+def test_neighbours_see_training_images_as_they_are_evaluated() -> None:
+    """However hard the augmentation: a bank of augmented or mixed images would not hold the image itself."""
+    task, model = built("task.predict.neighbours=1", "data.augmentation.erase=1", "data.augmentation.repeats=2", *MIXED)
+    batch = evaluation_batch(task, 30, "train")
+    assert [answer["nearest"] for answer in task.predict(model, batch)] == batch["labels"].tolist()
+
+
+def test_a_model_without_features_has_no_neighbours_and_says_so() -> None:
+    task, _ = built("task.predict.neighbours=5")
+    with pytest.raises(UserError, match=r"neighbours: Answers has no method features\(images\); use 0\.$"):
+        task.predict(Answers(3), evaluation_batch(task))
+
+
+def _options(task: Classification, **changed: Any) -> Any:
+    return type(task.options)(**{**vars(task.options), **changed})
+
+
+# Evaluation and checkpoints.
+
+
+def test_data_of_other_classes_are_not_evaluated() -> None:
+    task, _ = built()
+    assert task.metric("test").classes == list("0123456789")
+    task.restore({"classes": ["cat", "dog"]})
+    with pytest.raises(
+        UserError, match=r"The data have 10 classes \(0, 1, 2, 3, 4, \.\.\.\), .* learnt 2 \(cat, dog\);"
+    ):
+        task.metric("test")
+    task.restore({"classes": list("1234567890")})
+    with pytest.raises(UserError, match="evaluate it on data of its own classes"):
+        task.metric("test")
+
+
+def test_an_imported_model_without_names_takes_those_of_as_many_classes() -> None:
+    task, _ = built()
+    task.restore({"classes": [f"class {i}" for i in range(10)]})
+    assert task.metric("test").classes == list("0123456789")
+    task.restore({"classes": [f"class {i}" for i in range(9)]})
+    with pytest.raises(UserError, match=r"10 classes .* learnt 9 \(class 0, class 1"):
+        task.metric("test")
+
+
+def test_a_file_without_a_head_is_no_model_to_predict_with() -> None:
+    task, _ = built()
+    with pytest.raises(UserError, match="has no head"):
+        task.restore({"classes": []})
+
+
+def test_state_is_all_that_prediction_needs(tmp_path: Path) -> None:
+    state = json.loads(json.dumps(built()[0].state()))
+    bare, _ = _folder_task(tmp_path / "nowhere")
+    bare.restore(state)
+    assert bare.model_arguments() == {"classes": 10, "channels": 3, "image_size": (8, 12)}
+    assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize(("found", "kept"), [(10, True), (7, False)])
+def test_an_imported_head_of_as_many_classes_is_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, found: int, kept: bool
+) -> None:
+    """With equally many classes it is taken that they are the same ones; with others the head starts anew."""
+    task, model = built()
+    theirs = {name: torch.full_like(value, 0.25) for name, value in model.state_dict().items()}
+    theirs |= {"head.weight": torch.full((found, 32), 0.25), "head.bias": torch.full((found,), 0.25)}
+
+    def adopt(tensors: dict[str, Any], classes: list[str] | None, image_size: tuple[int, int]) -> Adopted:
+        assert classes == list("0123456789") and image_size == (8, 8)
+        names = classes if found == len(classes) else [f"class {i}" for i in range(found)]
+        return Adopted(theirs, {"classes": names}, ["their.extra"])
+
+    monkeypatch.setattr("vit.tasks.classification.importing.adopt", adopt)
+    torch.save({"theirs": torch.zeros(1)}, tmp_path / "theirs.pth")
+    said = assembly.start_from(model, task, tmp_path / "theirs.pth")
+    assert said.endswith("unused: their.extra") and ("made anew: head.weight, head.bias;" in said) == (not kept)
+    assert bool((model.head.weight == 0.25).all()) == kept and (model.patches.weight == 0.25).all()
+
+
+# A user's own images.
+
+
+def _folder_task(root: Path, *keys: str) -> tuple[Classification, Callable[[], nn.Module]]:
+    config = configure("train", [*SMALL, "data=imagefolder", f"data.root={root}", "data.image_size=[8,12]", *keys])
+    task = build(config["task"], data=build(config["data"]))
+    return task, lambda: build(config["model"], **task.model_arguments()).eval()
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "my photos"
+    folder.mkdir()
+    Image.new("RGB", (40, 30), (200, 30, 30)).save(folder / "red.jpg")
+    Image.new("L", (9, 50), 90).save(folder / "a=grey.png")
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["grey", "colour"])
+def test_a_users_images_of_any_size_and_mode_are_read_one_by_one(kind: str, photos: Path) -> None:
+    task, model = built() if kind == "grey" else _folder_task(photos)
+    if kind == "colour":
+        task.restore({"classes": ["a", "b"]})
+        model = model()
+    seen = [*task.read(str(photos))]
+    assert [Path(batch["files"][0]).name for batch in seen] == ["a=grey.png", "red.jpg"]
+    for batch in seen:
+        assert batch["labels"].tolist() == [-1] and len(task.predict(model, batch)) == 1
+    assert len([*task.read(str(photos / "red.jpg"))]) == 1
+    with pytest.raises(UserError, match="neither an image nor a folder"):
+        [*task.read(str(photos / "nothing"))]
+
+
+def test_an_answer_is_shown_as_a_line_and_as_json_that_takes_nobodys_name(photos: Path) -> None:
+    task, _ = built("task.predict.top=2")
+    before = {file: file.read_bytes() for file in photos.iterdir()}
+    (batch,) = task.read(str(photos / "red.jpg"))
+    (line,) = task.show(batch, task.predict(Answers(3), batch), photos)
+    assert line == "red.jpg: 3 0.999, 0 0.000"
+    content = json.loads((photos / "red.jpg.classes.json").read_text())
+    assert content == {
+        "file": str(photos / "red.jpg"),
+        "classes": [{"name": "3", "probability": 0.9989}, {"name": "0", "probability": 0.0001}],
+    }
+    assert all(file.read_bytes() == content for file, content in before.items())
+    assert {file.name for file in photos.iterdir()} == {"red.jpg", "a=grey.png", "red.jpg.classes.json"}
+
+
+def test_the_vote_of_the_neighbours_is_shown_beside_the_class(photos: Path) -> None:
+    task, model = built("task.predict.neighbours=3")
+    (batch,) = task.read(str(photos / "red.jpg"))
+    answers = task.predict(model, batch)
+    (line,) = task.show(batch, answers, photos)
+    assert line.endswith(f"; nearest training images: {answers[0]['nearest']}")
+    assert json.loads((photos / "red.jpg.classes.json").read_text())["nearest"] == str(answers[0]["nearest"])
+
+
+def test_as_many_classes_are_shown_as_there_are(photos: Path, tmp_path: Path) -> None:
+    task, model = _folder_task(photos)
+    task.restore({"classes": ["cat", "Übergröße"]})
+    (batch,) = task.read(str(photos / "red.jpg"))
+    (line,) = task.show(batch, task.predict(model(), batch), tmp_path / "out" / "deeper")
+    assert line.count(", ") == 1 and "cat 0.5" in line and "Übergröße 0.5" in line
+
+
+@pytest.mark.parametrize("attention", ["maps", "rollout"])
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_attention_is_shown_as_a_picture(photos: Path, tmp_path: Path, attention: str, pooling: str) -> None:
+    task, model = _folder_task(photos, f"task.predict.attention={attention}", *POOLINGS[pooling])
+    task.restore({"classes": ["cat", "dog"]})
+    network = model()
+    for batch in task.read(str(photos)):
+        [*task.show(batch, task.predict(network, batch), tmp_path / "out")]
+    for name in ("red.jpg", "a=grey.png"):
+        with Image.open(tmp_path / f"out/{name}.attention.png") as picture:
+            assert min(picture.size) > 100 and picture.mode == "RGB"
+
+
+def test_pictures_for_the_log_are_of_one_size_whatever_the_names_say() -> None:
+    task, model = built()
+    task.restore({"classes": [f"{'a very long name of many words ' * i}{i}" for i in range(10)]})
+    batch = evaluation_batch(task, 12)
+    drawn = task.pictures(batch, task.predict(model, batch), 8)
+    assert drawn.shape[:2] == (8, 3) and drawn.dtype == torch.uint8
+    assert len(task.pictures(evaluation_batch(task, 3), task.predict(model, evaluation_batch(task, 3)), 8)) == 3
+
+
+def test_a_picture_says_right_wrong_or_nothing_by_its_colour(photos: Path) -> None:
+    task, _ = built()
+    batch = evaluation_batch(task, 12)
+    (unknown,) = task.read(str(photos / "red.jpg"))
+    label = int(batch["labels"][0])
+    right = batch["labels"] == label
+
+    def colours(batch: dict[str, Any]) -> list[tuple[int, ...]]:
+        """Of the strip under each picture, at its right end."""
+        drawn = task.pictures(batch, task.predict(Answers(label), batch), 12)
+        return [tuple(picture[:, -2, -2].tolist()) for picture in drawn]
+
+    assert 0 < right.sum() < 12
+    told = dict(zip(right.tolist(), colours(batch), strict=True))  # whether it is right: the last one's colour
+    assert colours(batch) == [told[is_right] for is_right in right.tolist()]
+    assert len({*told.values(), *colours(unknown)}) == 3

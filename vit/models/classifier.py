@@ -1,0 +1,199 @@
+"""ViT: a Transformer encoder over the patches of an image, and a linear map from its summary to classes.
+
+Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words", arXiv 2010.11929, section 3.1 and figure 1.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from common.errors import UserError
+from common.machine.device import full_precision
+from common.nn.blocks import BlockOptions, Encoder
+from common.nn.dropout import Dropout
+from common.nn.linear import Linear
+from common.nn.patches import Form, Patches, lecun_normal_
+from common.nn.positions import LearnedGrid, Resampling, resample
+from common.types import Count, Fraction, Positive, PositiveFloat
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "gelu": nn.GELU,
+    "gelu_tanh": partial(nn.GELU, approximate="tanh"),  # the authors' JAX code, and so Google's weights
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PositionOptions:
+    """Learned positions.
+
+    resample: the convention by which they are brought to another grid; see common/nn/positions.py.
+    on_token: whether the class token has a position of its own (not in DeiT III).
+    """
+
+    resample: Resampling
+    on_token: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class VitBlockOptions:
+    """What varies between published encoders: see common.blocks.BlockOptions for each."""
+
+    dropout: Fraction
+    attention_dropout: Fraction
+    drop_path: Fraction  # of the last block; grows linearly from the first
+    layer_scale: PositiveFloat | None  # first value; None = no layer scale
+    qk_norm: bool
+    norm_eps: PositiveFloat
+    activation: Literal["gelu", "gelu_tanh"]
+
+
+class Classifier(nn.Module):
+    """Patches, a pre-norm encoder, and a head on the class token or on the mean of the patches.
+
+    Differs: GELU is exact unless `blocks.activation` says otherwise (the authors' code approximates by tanh), and the
+    first values are those of the authors' code (the paper gives none).
+    """
+
+    decided_by_data = ("head",)  # means nothing for other classes, even as many
+    undecayed = ("positions", "registers")  # tables, and no weights of a product
+
+    def __init__(
+        self,
+        *,
+        classes: int,
+        channels: int,
+        image_size: tuple[int, int],
+        patch_size: Positive,
+        embedding: Form,
+        width: Positive,
+        heads: Positive,
+        layers: Positive,
+        feedforward: Positive,
+        pooling: Literal["token", "mean", "mean_then_norm"],
+        registers: Count,
+        positions: PositionOptions,
+        representation: Positive | None,
+        blocks: VitBlockOptions,
+    ):
+        """Build it.
+
+        Args:
+            classes: K, decided by the data, as are the next two.
+            channels: 1 or 3.
+            image_size: (H, W) that the positions are made for; any other is served by resampling.
+            patch_size: side of a square in pixels.
+            embedding: how squares become tokens: convolution or multiply, see common/nn/patches.py.
+            width: C.
+            heads: of each attention.
+            layers: number of encoder blocks.
+            feedforward: hidden width of each feed-forward (the paper's MLP size).
+            pooling: what the head sees: the class token, the mean of the normed patches, or the norm of their mean.
+            registers: tokens without a place that the encoder may write to (Darcet et al. 2024, arXiv 2309.16588).
+            positions: see PositionOptions.
+            representation: width of the hidden layer with tanh before the head (section 3.1, in pre-training), or None.
+            blocks: see VitBlockOptions.
+        """
+        super().__init__()
+        if width % heads:
+            raise UserError(f"model.width={width} must be divisible by model.heads={heads}.")
+        self.pooling, self.depth = pooling, layers
+        self.patches = Patches(channels=channels, size=patch_size, width=width, form=embedding)
+        self.class_token = nn.Parameter(torch.zeros(width)) if pooling == "token" else None
+        self.registers = nn.Parameter(torch.empty(registers, width)) if registers else None
+        on_token = positions.on_token and pooling == "token"
+        grid = self.patches.grid(*image_size)
+        self.positions = LearnedGrid(width, grid, on_token=on_token, how=positions.resample)
+        self.dropout = Dropout(blocks.dropout)
+        options = BlockOptions(
+            width=width,
+            heads=heads,
+            feedforward=feedforward,
+            pre_norm=True,
+            dropout=blocks.dropout,
+            attention_dropout=blocks.attention_dropout,
+            hidden_dropout=blocks.dropout,
+            activation=ACTIVATIONS[blocks.activation],
+            norm_eps=blocks.norm_eps,
+            qk_norm=blocks.qk_norm,
+            layer_scale=blocks.layer_scale,
+            drop_path=blocks.drop_path,
+        )
+        self.encoder = Encoder(options, layers=layers, final_norm=pooling != "mean_then_norm")
+        self.pooled_norm = nn.LayerNorm(width, eps=blocks.norm_eps) if pooling == "mean_then_norm" else nn.Identity()
+        self.representation = Linear(width, representation) if representation else None
+        self.head = Linear(representation or width, classes)
+        self._initialise()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, channels, H, W), normalised, sides multiples of the patch -> logits (B, K)."""
+        x = self.features(images)
+        if self.representation is not None:
+            x = self.representation(x).tanh()
+        # The head stays out of half precision: with 8 bits the two best classes are often equal.
+        with full_precision(images.device):
+            return self.head(x.to(self.head.weight.dtype))
+
+    def features(self, images: Tensor) -> Tensor:
+        """What the head sees: (B, channels, H, W) -> (B, C)."""
+        x = self.encoder(self.embed(images))  # (B, N, C)
+        x = x[:, 0] if self.pooling == "token" else x[:, self.before_patches :].mean(dim=1)  # (B, N, C) -> (B, C)
+        return self.pooled_norm(x)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """The encoder's input: (B, channels, H, W) -> (B, N, C): class token, registers, patches with positions."""
+        grid = self.patches.grid(images.shape[-2], images.shape[-1])
+        tokens = [self.patches(images) + self.positions(grid)]
+        if self.registers is not None:
+            tokens.insert(0, self.registers.expand(images.shape[0], -1, -1))
+        if self.class_token is not None:
+            token = self.class_token if self.positions.token is None else self.class_token + self.positions.token
+            tokens.insert(0, token.expand(images.shape[0], 1, -1))
+        return self.dropout(torch.cat(tokens, dim=1) if len(tokens) > 1 else tokens[0])
+
+    @property
+    def before_patches(self) -> int:
+        """Number of tokens that come before the patches."""
+        return (self.class_token is not None) + (0 if self.registers is None else len(self.registers))
+
+    def adapt(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A checkpoint's weights with its positions resampled to this model's grid of patches."""
+        table = tensors.get("positions.grid")
+        if table is None or table.ndim != 3:
+            return tensors
+        height, width, _ = self.positions.grid.shape
+        return {**tensors, "positions.grid": resample(table, (height, width), self.positions.how)}
+
+    def layers(self) -> list[tuple[str, ...]]:
+        """First words of the parameters' names from input to output, for rates that decay by layer.
+
+        Bao et al. 2022 (BEiT, arXiv 2106.08254, appendix): the embeddings are the lowest layer, and the head, with the
+        norm before it, the highest.
+        """
+        stem = ("patches", "class_token", "registers", "positions")
+        blocks = [(f"encoder.blocks.{i}",) for i in range(self.depth)]
+        return [stem, *blocks, ("encoder.norm", "pooled_norm", "representation", "head")]
+
+    def _initialise(self) -> None:
+        """The first values of the authors' code (google-research/vision_transformer)."""
+        for table in (self.positions.grid, self.positions.token, self.registers):
+            if table is not None:
+                nn.init.normal_(table, std=0.02)
+        for name, parameter in self.encoder.named_parameters():
+            if name.endswith("in_proj.weight"):
+                for matrix in parameter.chunk(3):  # Xavier's bound for each of q, k and v, not for all three in one
+                    nn.init.xavier_uniform_(matrix)
+            elif "feed_forward" in name and name.endswith("bias"):
+                nn.init.normal_(parameter, std=1e-6)
+            elif parameter.ndim == 2:
+                nn.init.xavier_uniform_(parameter)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+        if self.representation is not None:
+            lecun_normal_(self.representation.weight)
+            nn.init.zeros_(self.representation.bias)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
