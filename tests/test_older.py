@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from common.config.check import check
 from common.config.compose import configure
 from common.config.diff import flat
-from common.config.migrations import GROWN, LATER, MERGED, complete
+from common.config.migrations import GROWN, LATER, MERGED, MOVED, complete
 from common.errors import UserError
 from common.files import checkpoint
 from common.train import assembly
@@ -27,9 +27,9 @@ from scripts import average_checkpoints
 
 SAFELY = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # since Python 3.11.4
 FROZEN = Path(__file__).parent / "data"
-RUNS = ("detr", "vit", "vit_fp16", "seq2seq")
-INPUTS = {"detr": "shapes.png", "vit": "digit.png", "vit_fp16": "../vit/digit.png", "seq2seq": "lines.txt"}
-TABLES = {"detr": "boxes.json", "vit": "predictions.csv", "vit_fp16": "predictions.csv", "seq2seq": "translations.tsv"}
+RUNS = ("detr", "vit", "vit_fp16", "seq2seq", "detr_4f99cde", "vit_4f99cde", "seq2seq_4f99cde")
+INPUTS = {"detr": "../detr/shapes.png", "vit": "../vit/digit.png", "seq2seq": "../seq2seq/lines.txt"}
+TABLES = {"detr": "boxes.json", "vit": "predictions.csv", "seq2seq": "translations.tsv"}
 AS_IT_WAS = ["--config-dir", "run", "--config-name", "config"]
 
 
@@ -49,6 +49,10 @@ def run(request, inside, tmp_path, drawn) -> Path:
 
 
 every_run = pytest.mark.parametrize("run", RUNS, indirect=True)
+
+
+def wing(run: Path) -> str:
+    return run.name.partition("_")[0]
 
 
 def last(folder: str = "run") -> Path:
@@ -86,14 +90,14 @@ def test_an_older_checkpoint_evaluates_to_the_numbers_of_its_day(run, inside):
     numbers = next(line for line in said.splitlines() if line.startswith("{"))
     half = {"rel": 1e-2, "absolute": 1e-2} if run.name == "vit_fp16" else {}
     assert_same(numbers, (run / "evaluate.json").read_text().strip(), **half)
-    assert_same(Path("out", TABLES[run.name]).read_text(), (run / TABLES[run.name]).read_text(), **half)
+    assert_same(Path("out", TABLES[wing(run)]).read_text(), (run / TABLES[wing(run)]).read_text(), **half)
 
 
 @every_run
 def test_an_older_checkpoint_predicts_what_it_did(run, inside):
-    shutil.copy(run / INPUTS[run.name], ".")
-    options = ["threshold=0"] if run.name == "detr" else []
-    said = inside("predict", "checkpoint=run/checkpoints/best.pt", f"input={Path(INPUTS[run.name]).name}", *options)
+    shutil.copy(run / INPUTS[wing(run)], ".")
+    options = ["threshold=0"] if wing(run) == "detr" else []
+    said = inside("predict", "checkpoint=run/checkpoints/best.pt", f"input={Path(INPUTS[wing(run)]).name}", *options)
     assert_same(said.strip(), (run / "predict.txt").read_text().strip(), absolute=2e-3)
 
 
@@ -119,7 +123,7 @@ def test_an_older_run_goes_on_to_where_it_would_have_come(run, inside):
 def test_the_config_of_an_older_run_runs_again(run, inside):
     first = lines(run / "metrics.jsonl")[0]
     # Its backbone never trained, and the file that it came from is not among the frozen ones.
-    backbone = ["model.backbone.weights=run/checkpoints/best.pt"] if run.name == "detr" else []
+    backbone = ["model.backbone.weights=run/checkpoints/best.pt"] if wing(run) == "detr" else []
     inside("train", *AS_IT_WAS, "run_dir=again", f"trainer.steps={first['step']}", "trainer.keep_best=2", *backbone)
     assert_same_log(lines(Path("again/metrics.jsonl"))[:1], [first], rel=1e-2)
     assert flat(OmegaConf.to_container(OmegaConf.load("again/config.yaml"))).keys() >= LATER.keys()
@@ -146,7 +150,8 @@ def test_the_frozen_files_are_of_before(run):
         torch.load(last(), weights_only=True)["config"],
         OmegaConf.to_container(OmegaConf.load("run/config.yaml")),
     ):
-        assert now - flat(config).keys() >= {"allow_changes", "trainer.keep_best"}
+        assert {config[section]["_target_"] for section in ("model", "data", "task")} <= {*MOVED, *MERGED}
+        assert run.name.endswith("4f99cde") or now - flat(config).keys() >= {"allow_changes", "trainer.keep_best"}
 
 
 @pytest.mark.parametrize("run", ["vit"], indirect=True)
@@ -163,7 +168,7 @@ def test_a_key_that_is_missing_in_earnest_is_still_asked_for(run, inside):
     assert said.startswith("trainer.precision is missing: expected auto, fp32, bf16 or fp16")
 
 
-@pytest.mark.parametrize("commit", ["03ca055", "81dd5c1", "ed73988"])
+@pytest.mark.parametrize("commit", ["03ca055", "81dd5c1", "ed73988", "4f99cde"])
 def test_every_choice_of_an_older_version_is_a_config_of_today(commit):
     for line, config in configs_of(commit).items():
         with pytest.raises(UserError):
