@@ -1,7 +1,12 @@
 """Fixtures of all tests."""
 
-import importlib
 import os
+
+# Tests run side by side, one process for each core: threads beyond that would spin for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import importlib
 import signal
 import subprocess
 import sys
