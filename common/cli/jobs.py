@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig
 
 from common.config.compose import plain
+from common.config.migrations import present_names
 from common.errors import Stopped, UserError
 from common.files import run_folder
 from common.files.run_folder import Job
@@ -92,6 +93,7 @@ class SweepJob:
         the launcher kill the others while they save.
         """
         config = plain(composed)
+        present_names(config)
         folder = Path(config["run_dir"])
         if self.here:
             return self._run(config, folder)

@@ -107,9 +107,12 @@ def _combinations(command: Command) -> Iterator[Combination]:
         swept += [key] if len(choices) > 1 else []
         values.append([f"{one.get_key_element()}={choice}" for choice in choices] or [text])
     _compose_settings(command, settings)
+    notices: set[str] = set()
     for overrides in itertools.product(*values):
         composed = command.compose([*settings, *overrides])
         check(composed.config, composed.config.get("trust") or [])
+        print("".join(f"{notice}\n" for notice in composed.notices if notice not in notices), end="", file=sys.stderr)
+        notices.update(composed.notices)
         given = composed.config["sweep_dir"]
         yield Combination(list(overrides), fingerprint(composed.config), _name(composed, swept), given)
 

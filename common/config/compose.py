@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from common.config.check import DOORS, TARGETS, check, did_you_mean
 from common.config.diff import flat
-from common.config.migrations import completed, present_targets
+from common.config.migrations import completed, present_names
 from common.errors import UserError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -83,7 +83,7 @@ class Command:
                 composed = hydra.compose(self.config_name, overrides, return_hydra_config=True)
                 choices = {key: value for key, value in composed.hydra.runtime.choices.items() if value}
                 config = plain(composed)
-                return Composed(config, choices, present_targets(config))
+                return Composed(config, choices, present_names(config))
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise UserError(self._sentence(error, overrides)) from error
 
