@@ -134,11 +134,12 @@ def _read(path: str, said: str) -> type[Options]:
 def _target(section: Any, key: str, trust: Sequence[str]) -> type[Options]:
     """The class that a section names; it must be DEFINED in a wing, or in a package that the user trusts.
 
-    Looking at the prefix alone is not enough: detr.detector.torch.os.system starts well.
+    Looking at the prefix alone is not enough: detr.models.detector.torch.os.system starts well.
     """
     path = section.get("_target_") if isinstance(section, dict) else None
     if not isinstance(path, str) or "." not in path:
-        raise UserError(f"{key}._target_={_show(path)}: expected the path of a class, such as detr.detector.Detector.")
+        example = "detr.models.detector.Detector"
+        raise UserError(f"{key}._target_={_show(path)}: expected the path of a class, such as {example}.")
     top = path.split(".")[0]
     if top == "common" or top not in (*WINGS, *trust):
         own = f", or of a package of your own that you name by trust=[{top}]" if top != "common" else ""
