@@ -14,5 +14,6 @@ class Stopped(BaseException):
 
     def __init__(self, signals: list[str], where: str):
         """`signals` are the names of those that came, to any rank; `where` ends a sentence on the place in the run."""
-        super().__init__(f"Stopped by {' and '.join(signals)} {where}.")
-        self.code = 130 if signals == ["SIGINT"] else 143  # as shells say 128 + number
+        names = list(dict.fromkeys(signals))
+        super().__init__(f"Stopped by {' and '.join(names)} {where}.")
+        self.code = 130 if names == ["SIGINT"] else 143  # as shells say 128 + number

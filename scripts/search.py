@@ -16,21 +16,20 @@ FOLDER/trial_0003.txt what it said. `scripts/compare.py FOLDER` shows all of the
 import argparse
 import contextlib
 import hashlib
-import importlib
 import json
 import math
 import os
 import shlex
-import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script sees its own folder, not the project's
 
+from common.cli.jobs import call
+from common.config.check import build
 from common.config.compose import Command, configure
 from common.config.diff import FREE
 from common.errors import Stopped, UserError
@@ -138,8 +137,7 @@ def _goal(fixed: list[str], space: dict[str, BaseDistribution]) -> tuple[str, st
     goals = set()
     for key, value in [(key, value) for key, values in tried.items() for value in values]:
         config = configure("train", [*fixed, *(f"{name}={one}" for name, one in {**first, key: value}.items())])
-        module, _, name = config["task"]["_target_"].rpartition(".")
-        goal = getattr(importlib.import_module(module), name).goal
+        goal = build(config["task"], data=build(config["data"])).goal  # which its constructor may choose
         goals.add((f"val/{goal.name}", "maximize" if goal.higher_is_better else "minimize"))
     if len(goals) > 1:
         raise UserError(
@@ -227,7 +225,7 @@ def _train(line: list[str], folder: Path) -> Stopped | None:
     A run that a killed search has left behind is waited for.
     """
     while True:
-        code, signals = _call(line, folder)
+        code, signals = call(ROOT / "train.py", line, folder.with_suffix(".txt"))
         if not (code == 2 and " is in use by " in _last_words(folder)):
             break
         print(f"  {folder} is in use by a run that is left from before; waiting for its end", flush=True)
@@ -235,36 +233,6 @@ def _train(line: list[str], folder: Path) -> Stopped | None:
             time.sleep(WAIT)
     signals = signals or {130: ["SIGINT"], 143: ["SIGTERM"]}.get(code, [])
     return Stopped(signals, f"in {folder}") if signals else None
-
-
-def _call(line: list[str], folder: Path) -> tuple[int, list[str]]:
-    """train.py's exit code, and the signals that came meanwhile, each handed on to it once.
-
-    It is in a session of its own, since a terminal would send it Ctrl-C, too, and the second one stops at once.
-    """
-    command = [sys.executable, str(ROOT / "train.py"), *line]
-    with open(folder.with_suffix(".txt"), "ab") as words:
-        process = subprocess.Popen(command, stdout=words, stderr=subprocess.STDOUT, start_new_session=True)
-        with _handed_on(process.send_signal) as received:
-            return process.wait(), received
-
-
-@contextlib.contextmanager
-def _handed_on(send: Callable[[int], None]) -> Iterator[list[str]]:
-    """While inside, signals that ask for an end go to `send`; gives the list of their names."""
-    received: list[str] = []
-
-    def hand_on(number: int, frame: Any) -> None:
-        received.append(signal.Signals(number).name)
-        send(number)
-
-    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {number: signal.signal(number, hand_on) for number in numbers}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _in_use(folder: Path) -> bool:

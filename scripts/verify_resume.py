@@ -10,7 +10,6 @@ Then every tensor of all checkpoints and every line of metrics.jsonl are compare
 
 import argparse
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -20,7 +19,7 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -29,12 +28,14 @@ import torch
 import common.train.trainer
 import train
 from common.cli import main as cli
+from common.cli.jobs import call
 from common.config.compose import configure
-from common.errors import UserError
+from common.errors import Stopped, UserError
 from common.files import checkpoint
 from common.files.retention import Folder
 from common.train.step import Stepper
 
+ROOT = Path(__file__).resolve().parents[1]  # where train.py lies
 PLACES = ("before the update", "after the update", "in an evaluation", "while it wrote a checkpoint")
 
 
@@ -65,6 +66,9 @@ def main() -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
+    except Stopped as stop:
+        print(stop, file=sys.stderr)
+        return stop.code
     print("\n".join(report.differences) or f"bit-equal: {report.said}, after {len(kills)} kills")
     if not report.differences and not options.folder:
         shutil.rmtree(folder)
@@ -183,22 +187,16 @@ def _die(line: list[str], folder: Path, death: Death) -> bool:
 def _train(line: list[str], run: Path, death: Death | None = None) -> int:
     """Train in a process of its own, whose words go to a file beside the run's folder; its exit code."""
     run.parent.mkdir(parents=True, exist_ok=True)
-    # A fork has all imported, and as nothing was computed here no thread is lost by it.
-    context = multiprocessing.get_context("fork" if hasattr(os, "fork") else "spawn")
     arguments = [*line, f"run_dir={run}", "resume=auto"]
-    process = context.Process(target=_child, args=(arguments, run.with_suffix(".txt"), death))
-    process.start()
-    process.join()
-    assert process.exitcode is not None
-    return process.exitcode
+    doom = ["--death", str(death.step), death.place] if death else []
+    code, signals = call(Path(__file__) if death else ROOT / "train.py", [*doom, *arguments], run.with_suffix(".txt"))
+    if signals:
+        raise Stopped(signals, f"in {run}")
+    return code
 
 
-def _child(arguments: list[str], words: Path, death: Death | None) -> None:
-    with open(words, "a", encoding="utf-8") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    if death is not None:
-        _doom(death)
+def _train_until(step: str, place: str, *arguments: str) -> NoReturn:
+    _doom(Death(int(step), place))
     sys.argv[0] = "train.py"
     cli.launch(train.train, "train", None, arguments)
 
@@ -242,4 +240,6 @@ def _wrapped(outer: Callable[..., Any], real: Callable[..., Any]) -> Callable[..
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["--death"]:  # as it calls itself
+        _train_until(*sys.argv[2:])
     sys.exit(main())

@@ -1,11 +1,10 @@
-"""Who may know whom: doors -> wings -> common, without circles; and what no file may say."""
+"""Imports go down only: doors -> wings -> common, and from room to room in each; and what no file may say."""
 
 import ast
 import re
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 
 from common.config.schema import WINGS
 
@@ -13,12 +12,26 @@ ROOT = Path(__file__).parents[1]
 DOORS = ("train", "evaluate", "predict")
 FLOORS = {"common": {"common"}, **{wing: {"common", wing} for wing in WINGS}, **{door: {"common"} for door in DOORS}}
 OURS = ("common", *WINGS, "scripts", "tests", *DOORS)
+# Rooms from top to bottom: a file may import its own room and those under it.
+ROOMS = {
+    "common": (
+        *("cli", "report", "train", "decoding", "weights", "files", "data", "config", "nn", "machine"),
+        *("task", "types", "errors"),
+    ),
+    **dict.fromkeys(WINGS, ("tasks", "importing", "evaluation", "criterion", "data", "tokenizers")),
+}
+# Files that only re-export what has moved, importable for one version.
+COMPATIBILITY = {
+    *("common.assembly", "detr.detector", "detr.task"),
+    *("vit.augmentation", "vit.digits", "vit.in_memory", "vit.task"),
+    *("seq2seq.decoding", "seq2seq.multi30k", "seq2seq.pairs", "seq2seq.task"),
+}
 FILES = sorted(file for folder in ("common", *WINGS, "scripts") for file in (ROOT / folder).rglob("*.py"))
 FILES += [ROOT / f"{door}.py" for door in DOORS]
 
 
 def name_of(file: Path) -> str:
-    """common/data/batching.py is common.data."""
+    """common/data/batching.py is common.data.batching."""
     parts = file.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -55,13 +68,53 @@ def test_imports_make_no_circle() -> None:
         arrows = {name: targets for name, targets in arrows.items() if name not in leaves}
 
 
-@pytest.mark.parametrize("wing", [wing for wing in WINGS if (ROOT / wing / "task.py").exists()])
+HOUSED = [file for file in FILES if name_of(file).split(".")[0] in ROOMS and name_of(file) not in COMPATIBILITY]
+HOUSED = [file for file in HOUSED if file.name != "__init__.py"]
+
+
+def of_floor(file: Path, floor: str) -> set[str]:
+    """The modules that a file imports from one floor, without the floor's name: data.coco, data.coco.Coco."""
+    return {module.removeprefix(f"{floor}.") for module in imported(file) if module.startswith(f"{floor}.")}
+
+
+@pytest.mark.parametrize("file", HOUSED, ids=name_of)
+def test_a_room_knows_only_those_under_it(file: Path) -> None:
+    floor, room = name_of(file).split(".")[:2]
+    known = {module.split(".")[0] for module in of_floor(file, floor)}
+    if room == "models":
+        assert known <= {"models"}, "a model knows only common"
+    else:
+        assert room in ROOMS[floor], "a file stands in a room"
+        assert known <= {*ROOMS[floor][ROOMS[floor].index(room) :]}
+
+
+@pytest.mark.parametrize("wing", WINGS)
 def test_a_task_knows_no_model_and_no_data_set(wing: str) -> None:
-    files = [OmegaConf.load(file) for group in ("model", "data") for file in (ROOT / "configs" / group).glob("*.yaml")]
-    targets = {str(file[key]._target_) for file in files for key in ("model",) if "_target_" in (file.get(key) or {})}
-    targets |= {str(file._target_) for file in files if "_target_" in file}
-    modules = {target.rpartition(".")[0] for target in targets if target.startswith(f"{wing}.")}
-    assert len(modules) > 1 and not imported(ROOT / wing / "task.py") & modules
+    tasks = [file for file in HOUSED if name_of(file).startswith(f"{wing}.tasks.")]
+    assert tasks
+    for file in tasks:
+        known = {module for module in of_floor(file, wing) if module.split(".")[0] in ("data", "models")}
+        assert all(f"{module}.".startswith("data.protocol.") for module in known - {"data"}), name_of(file)
+
+
+def test_neural_network_parts_read_no_file() -> None:
+    parts = [file for file in HOUSED if name_of(file).startswith("common.nn.")]
+    assert len(parts) > 5
+    for file in parts:
+        readers = {"pathlib", "io", "os", "safetensors", "tempfile", "urllib"}
+        assert not {module.split(".")[0] for module in imported(file)} & readers, name_of(file)
+        calls = [node.func for node in ast.walk(ast.parse(file.read_text("utf-8"))) if isinstance(node, ast.Call)]
+        assert not {ast.unparse(call) for call in calls} & {"open", "torch.load", "torch.save"}, name_of(file)
+
+
+def test_files_that_only_re_export_are_those_that_users_may_name() -> None:
+    homeless = {name_of(file) for file in FILES if name_of(file).count(".") == 1 and file.name != "__init__.py"}
+    homeless = {name for name in homeless if name.split(".")[0] in ROOMS}
+    assert homeless - {f"common.{name}" for name in ("task", "types", "errors")} == COMPATIBILITY
+    for name in COMPATIBILITY:
+        body = ast.parse(Path(ROOT, *name.split(".")).with_suffix(".py").read_text("utf-8")).body
+        assert [type(node) for node in body] == [ast.Expr, ast.ImportFrom], name
+    assert not [name_of(file) for file in FILES if imported(file) & COMPATIBILITY]
 
 
 @pytest.mark.parametrize("door", DOORS)

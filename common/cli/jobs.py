@@ -1,14 +1,15 @@
-"""One run of a sweep, in whatever process its launcher puts it, and what it leaves for the sweep to read."""
+"""Processes of runs: start them, hand signals on, wait; and a run of a sweep, wherever its launcher puts it."""
 
 import contextlib
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import traceback
 from _thread import interrupt_main
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig
 
 from common.config.compose import plain
+from common.config.migrations import present_names
 from common.errors import Stopped, UserError
 from common.files import run_folder
 from common.files.run_folder import Job
@@ -23,6 +25,48 @@ from common.files.run_folder import Job
 NOTES = ".notes"  # in the sweep's folder: why a run of it is not done
 HALT = ".halt"  # in the sweep's folder while its runs are told to stop
 LOOK_EVERY = 0.5  # seconds between a run's looks at that
+
+
+class Ended(NamedTuple):
+    """How a process ended: its exit code (minus the number of a signal that killed it), and the signals handed on."""
+
+    code: int
+    signals: list[str]
+
+
+def call(script: Path, arguments: Sequence[str], output: Path) -> Ended:
+    """Run a Python script to its end, with what it prints appended to `output`.
+
+    It is in a session of its own, since a terminal would send it Ctrl-C, too, and the second one stops at once.
+    """
+    with open(output, "ab") as file:
+        command = [sys.executable, str(script), *arguments]
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+        with handed_on(process.send_signal) as received:
+            return Ended(process.wait(), received)
+
+
+@contextlib.contextmanager
+def handed_on(send: Callable[[int], object]) -> Iterator[list[str]]:
+    """While inside, signals that ask for an end go to `send`; yields the list of their names.
+
+    Ignored signals stay ignored (nohup), and only Python's main thread may take them over.
+    """
+    received: list[str] = []
+
+    def hand_on(number: int, frame: FrameType | None) -> None:
+        received.append(signal.Signals(number).name)
+        send(number)
+
+    numbers = {getattr(signal, name, signal.SIGTERM) for name in ("SIGINT", "SIGTERM", "SIGHUP")}
+    numbers = {number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN}
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, hand_on) for number in numbers if main}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Note(NamedTuple):
@@ -49,6 +93,7 @@ class SweepJob:
         the launcher kill the others while they save.
         """
         config = plain(composed)
+        present_names(config)
         folder = Path(config["run_dir"])
         if self.here:
             return self._run(config, folder)
@@ -91,40 +136,29 @@ class HaltFile(NamedTuple):
         return os.getppid() != self.sweep
 
 
-class Halt:
+Halts = contextlib.AbstractContextManager[tuple[HaltFile | None, list[str]]]
+
+
+@contextlib.contextmanager
+def halting(sweep: Path) -> Iterator[tuple[HaltFile, list[str]]]:
     """Signals to a sweep whose runs go on in processes of its own become a file that they look for.
 
     A terminal's Ctrl-C and `kill` then end alike: each run saves, and is waited for. A second Ctrl-C ends all at once.
     """
+    halt = HaltFile(sweep / HALT, os.getpid())
+    halt.path.unlink(missing_ok=True)  # of a stop long ago
 
-    def __init__(self, folder: Path):
-        self.file = HaltFile(folder / HALT, os.getpid())
-        self.received: list[str] = []
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "Halt":
-        """Take over the signals, and forget a stop of long ago."""
-        self.file.path.unlink(missing_ok=True)
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGTERM)):
-                if signal.getsignal(number) is not signal.SIG_IGN and number not in self._before:
-                    self._before[number] = signal.signal(number, self._take_down)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Give the signals back."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self.file.path.unlink(missing_ok=True)
-
-    def _take_down(self, number: int, frame: FrameType | None) -> None:
-        name = signal.Signals(number).name
-        if name == "SIGINT" and name in self.received:
+    def stop(number: int) -> None:
+        if received.count("SIGINT") > 1:
             raise KeyboardInterrupt
-        if name not in self.received:
-            self.received.append(name)
-        self.file.path.touch()
+        halt.path.touch()
         os.write(2, b"\nStopping: each run ends its step and saves; Ctrl-C once more stops at once.\n")
+
+    try:
+        with handed_on(stop) as received:
+            yield halt, received
+    finally:
+        halt.path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import hydra
-from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn
 from hydra.errors import HydraException, MissingConfigException
+from hydra.experimental.callback import Callback
 from hydra.types import HydraContext, RunMode
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from common.cli.jobs import Halt, SweepJob, forget, note_of
+from common.cli.jobs import Halts, SweepJob, forget, halting, note_of
 from common.config.check import check, did_you_mean
 from common.config.compose import CONFIGS, GROUPS, Command, Composed, quoted
 from common.config.diff import fingerprint, flat
@@ -105,9 +107,12 @@ def _combinations(command: Command) -> Iterator[Combination]:
         swept += [key] if len(choices) > 1 else []
         values.append([f"{one.get_key_element()}={choice}" for choice in choices] or [text])
     _compose_settings(command, settings)
+    notices: set[str] = set()
     for overrides in itertools.product(*values):
         composed = command.compose([*settings, *overrides])
         check(composed.config, composed.config.get("trust") or [])
+        print("".join(f"{notice}\n" for notice in composed.notices if notice not in notices), end="", file=sys.stderr)
+        notices.update(composed.notices)
         given = composed.config["sweep_dir"]
         yield Combination(list(overrides), fingerprint(composed.config), _name(composed, swept), given)
 
@@ -170,20 +175,35 @@ def _launch(job: Job, command: Command, folder: Path, lines: list[list[str]]) ->
     config = _compose_settings(command, settings)
     target = str(OmegaConf.select(config, "hydra.launcher._target_"))
     here, beside = "basic_launcher" in target, "joblib" in target
-    halt = Halt(folder)
+    halts: Halts = halting(folder) if beside else contextlib.nullcontext((None, []))
     with (
+        halts as (halt, received),
         hydra.initialize_config_dir(version_base="1.3", config_dir=str(command.folder), job_name=command.door),
         _found_from_elsewhere(),
-        halt if beside else contextlib.nullcontext(),
     ):
         engine = GlobalHydra.instance().hydra
         assert engine is not None
-        context = HydraContext(config_loader=engine.config_loader, callbacks=Callbacks(config))
-        task = SweepJob(job, here=here, halt=halt.file if beside else None)
+        context = HydraContext(config_loader=engine.config_loader, callbacks=_Callbacks(config))  # type: ignore[arg-type]
+        task = SweepJob(job, here=here, halt=halt)
         launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=config)
         launcher.launch(lines, initial_job_idx=0)
-    if halt.received:
-        raise Stopped(halt.received, f"with what is done and begun in {folder}")
+    if received:
+        raise Stopped(received, f"with what is done and begun in {folder}")
+
+
+class _Callbacks(Callback):
+    """What the command line asks for by hydra.callbacks, told of each run."""
+
+    def __init__(self, config: DictConfig):
+        self.all = [instantiate(one) for one in (config.hydra.callbacks or {}).values()]
+
+    def on_job_start(self, config: DictConfig, **more: Any) -> None:
+        for one in self.all:
+            one.on_job_start(config=config, **more)
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **more: Any) -> None:
+        for one in self.all:
+            one.on_job_end(config=config, job_return=job_return, **more)
 
 
 @contextlib.contextmanager

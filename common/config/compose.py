@@ -17,7 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from common.config.check import DOORS, TARGETS, check, did_you_mean
-from common.config.migrations import completed, present_targets
+from common.config.diff import flat
+from common.config.migrations import completed, present_names
 from common.errors import UserError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -82,7 +83,7 @@ class Command:
                 composed = hydra.compose(self.config_name, overrides, return_hydra_config=True)
                 choices = {key: value for key, value in composed.hydra.runtime.choices.items() if value}
                 config = plain(composed)
-                return Composed(config, choices, present_targets(config))
+                return Composed(config, choices, present_names(config))
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise UserError(self._sentence(error, overrides)) from error
 
@@ -150,7 +151,7 @@ class Command:
         groups = [one for one in overrides if _key(one) in (*GROUPS, "hydra.searchpath")]
         if key is None or len(groups) == len(overrides):
             return f"{lines[0].rstrip('.')}."
-        known = [*_flat(self.compose(groups).config), *GROUPS]
+        known = [*flat(self.compose(groups).config), *GROUPS]
         if self.door == "predict":
             known += [name.rpartition(".")[2] for name in known if name.startswith("task.predict.")]
             key = key.removeprefix("task.predict.")
@@ -200,12 +201,6 @@ def _expand(value: Any, key: str) -> Any:
     if isinstance(value, dict):
         return {name: _expand(item, f"{key}.{name}") for name, item in value.items()}
     return os.path.expanduser(value) if isinstance(value, str) and _is_path(key) else value
-
-
-def _flat(config: Any, prefix: str = "") -> list[str]:
-    if not isinstance(config, dict):
-        return [prefix]
-    return [name for key, value in config.items() for name in _flat(value, f"{prefix}.{key}" if prefix else str(key))]
 
 
 def _flags(arguments: Sequence[str]) -> argparse.Namespace:

@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from common.config.migrations import MOVED
+from common.config.migrations import GROWN, LATER, MOVED
 from common.errors import UserError
 
 PRECISION = "trainer.precision"
@@ -15,6 +15,11 @@ FREE = (
     *("trainer.device", "trainer.workers", "trainer.compile", "trainer.micro_batch", "trainer.deterministic"),
     *("trainer.strategy", "trainer.timeout", "trainer.log_every", "trainer.eval_every", "trainer.save_every"),
     *("trainer.keep_best", "trainer.average_last", "task.evaluator"),
+)
+# Keys of the tables of migrations that a fingerprint has counted since there are fingerprints.
+HASHED = (
+    *("optimizer.layer_decay", "optimizer.reference_batch", "optimizer.scaling"),
+    *("schedule.start", "schedule.width", "data.pad_to"),
 )
 
 
@@ -51,10 +56,15 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
 def fingerprint(config: dict[str, Any]) -> str:
     """Eight hexadecimal digits, equal for configs of the same run: of the keys in FREE only `checkpoint` counts.
 
-    Classes count by their former names, so that a sweep of an earlier version finds its runs again.
+    So that a sweep of an earlier version finds its runs again, classes count by their former names, and a key that
+    came later only with a value that does something else than was done before.
     """
     former = {new: old for old, new in MOVED.items()}
-    counts = {key: value for key, value in flat(config).items() if key == "checkpoint" or not _under(key, FREE)}
+    sections = {name: part for name, part in config.items() if isinstance(part, dict)}
+    grown = {name: GROWN.get(str(part.get("_target_")), {}) for name, part in sections.items()}
+    later = {key: value for key, value in flat({**LATER, **grown}).items() if key not in HASHED}
+    counts = {key: value for key, value in flat(config).items() if key not in later or later[key] != value}
+    counts = {key: value for key, value in counts.items() if key == "checkpoint" or not _under(key, FREE)}
     counts = {key: former.get(value, value) if key.endswith("_target_") else value for key, value in counts.items()}
     return hashlib.blake2b(json.dumps(counts, sort_keys=True).encode(), digest_size=4).hexdigest()
 

@@ -68,13 +68,17 @@ MOVED: dict[str, str] = {
 RENAMED: dict[str, dict[str, str]] = {}
 
 
-def present_targets(config: dict[str, Any]) -> list[str]:
-    """Replace, in place, each section's `_target_` that has moved; one line for each that was replaced."""
+def present_names(config: dict[str, Any]) -> list[str]:
+    """Replace, in place, each `_target_` that has moved and each renamed prefix of optimizer.rates; a line for each."""
     notices = []
     for key, section in config.items():
         if isinstance(section, dict) and (former := str(section.get("_target_"))) in MOVED:
             section["_target_"] = MOVED[former]
             notices.append(f"{key}._target_={former} is now {MOVED[former]}; please write that in your yaml.")
+    rates = (config.get("optimizer") or {}).get("rates")
+    if rates and (present := _renamed(rates, _renames(config))) != rates:
+        config["optimizer"]["rates"] = present
+        notices.append(f"optimizer.rates: {', '.join(rates)} are now {', '.join(present)}; please write that.")
     return notices
 
 
@@ -90,7 +94,7 @@ def complete(config: dict[str, Any]) -> dict[str, Any]:
     for section in config.values():
         if isinstance(section, dict):
             section.update(MERGED.get(str(section.get("_target_")), {}))
-    present_targets(config)
+    present_names(config)
     for section in config.values():
         if isinstance(section, dict):
             for name, value in GROWN.get(str(section.get("_target_")), {}).items():
@@ -101,21 +105,20 @@ def complete(config: dict[str, Any]) -> dict[str, Any]:
 def current(content: dict[str, Any]) -> dict[str, Any]:
     """A checkpoint of an earlier version as today's would be: its config, and the names of its tensors.
 
-    Renamed are the tensors of the weights, of their average and of the optimizer's state, and what the config says of
-    them (optimizer.rates).
+    Renamed are the tensors of the weights, of their average and of the optimizer's state.
     """
     config = complete(content["config"])
-    names = RENAMED.get(str((config.get("model") or {}).get("_target_")), {})
-    if not names:
-        return {**content, "config": config}
+    names = _renames(config)
     content = {**content, "config": config, "model": _renamed(content["model"], names)}
     if content.get("average"):
         content["average"] = {**content["average"], "weights": _renamed(content["average"]["weights"], names)}
     if content.get("optimizer"):
         content["optimizer"] = _renamed(content["optimizer"], names)
-    if rates := (config.get("optimizer") or {}).get("rates"):
-        config["optimizer"]["rates"] = _renamed(rates, names)
     return content
+
+
+def _renames(config: dict[str, Any]) -> dict[str, str]:
+    return RENAMED.get(str((config.get("model") or {}).get("_target_")), {})
 
 
 def _renamed(values: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def choose(composed: Composed) -> Path:
 
 
 def _kind(section: dict[str, Any]) -> str:
-    """A name for a part that no group chose, as in a config that a run left: detr.coco.Coco is coco."""
+    """A name for a part that no group chose, as in a config that a run left: detr.data.coco.Coco is coco."""
     return str(section["_target_"]).rpartition(".")[2].lower()
 
 

@@ -50,6 +50,16 @@ def job(config, folder):
 if __name__ == "__main__":
     cli.launch(job, door="train")
 """
+TASK = """
+from common.task import Goal
+from vit.tasks.classification import Classification, LossOptions, PredictOptions
+
+
+class ByLoss(Classification):
+    def __init__(self, *, data: object, loss: LossOptions, predict: PredictOptions):
+        super().__init__(data=data, loss=loss, predict=predict)
+        self.goal = Goal("loss", higher_is_better=False)
+"""
 LINE = ["model=vit", "optimizer.lr=1e-4..1e-2", "model.layers=1..3", "optimizer.name=adamw,adam", "seed=3"]
 
 
@@ -130,6 +140,30 @@ def test_a_mistake_is_one_sentence_before_the_first_trial(
     assert search.main([*words, "--trials", "3", "--study", "s"]) == 2
     err = capsys.readouterr().err
     assert err.startswith(said) and err.count("\n") == 1 and not Path("s").exists()
+
+
+def test_the_goal_is_that_of_the_task_as_it_is_constructed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task of a user's that chooses its goal in its constructor; what it says is searched for, compared and kept."""
+    Path("chooses.py").write_text(TASK)
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    line = ["model=vit", "task._target_=chooses.ByLoss", "trust=[chooses]"]
+    plan = search.plan([*line, "seed=1..2"])
+    assert (plan.goal, plan.direction) == ("val/loss", "minimize")
+    with pytest.raises(UserError, match=r"several goals \(val/loss, val/top1\)"):
+        search.plan([*line[:1], *line[2:], "task._target_=chooses.ByLoss,vit.tasks.classification.Classification"])
+
+
+@pytest.mark.slow
+def test_a_run_keeps_the_goal_of_its_own_task(inside: Callable[..., str]) -> None:
+    Path("chooses.py").write_text(TASK)
+    line = ["model=vit", "task._target_=chooses.ByLoss", "trust=[chooses]", "trainer.steps=2", "trainer.eval_every=1"]
+    line += ["schedule.warmup=1", "trainer.workers=0", "trainer.device=cpu", "trainer.ema_decay=0", "run_dir=run"]
+    inside("train", *line)
+    results = json.loads(Path("run/results.json").read_text())
+    evaluations = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    losses = [line["val/loss"] for line in evaluations if "val/loss" in line]
+    assert (results["goal"], results["direction"]) == ("val/loss", "minimize") and len({*losses}) == 2
+    assert results["val/loss"] == min(losses)
 
 
 # A search.

@@ -202,6 +202,45 @@ def test_own_groups_come_from_another_folder(start: Callable[..., Outcome]) -> N
     assert said.startswith("experiment=mien: there is no") and said.endswith("did you mean mine?\n")
 
 
+FORMER = "vit.task.Classification"
+PRESENT = "vit.tasks.classification.Classification"
+
+
+@pytest.fixture
+def older_yaml(tmp_path: Path) -> list[str]:
+    """A user's model yaml that names a class where it was in an earlier version."""
+    (tmp_path / "own/model").mkdir(parents=True)
+    text = f"# @package _global_\ndefaults: [vit, _self_]\ntask: {{_target_: {FORMER}}}\n"
+    (tmp_path / "own/model/mine.yaml").write_text(text)
+    return ["--config-dir", "own", "model=mine"]
+
+
+def test_a_class_that_has_moved_is_read_where_it_is_with_one_notice(start: Callable[..., Outcome], older_yaml) -> None:
+    outcome = start(*older_yaml)
+    assert outcome.err == f"task._target_={FORMER} is now {PRESENT}; please write that in your yaml.\n"
+    assert FORMER not in outcome.out and outcome.configs[0]["task"]["_target_"] == PRESENT
+    assert (outcome.folders[0] / "config.yaml").read_text().count(PRESENT) == 1
+    same = [*older_yaml, f"run_dir={outcome.folders[0]}", "resume=auto"]
+    assert start(*same).code == 0
+    outcome = start(*same, f"task._target_={PRESENT}")
+    assert outcome.code == 0 and outcome.err == "", "whoever writes the present name hears nothing"
+
+
+def test_only_the_first_rank_of_a_machine_says_that_a_class_has_moved(
+    start: Callable[..., Outcome], older_yaml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"RANK": "1", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    outcome = start(*older_yaml)
+    assert outcome.err == "" and outcome.configs[0]["task"]["_target_"] == PRESENT
+
+
+def test_a_sweep_says_once_that_a_class_has_moved(start: Callable[..., Outcome], older_yaml) -> None:
+    outcome = start("-m", *older_yaml, "seed=1,2")
+    assert outcome.err.count(FORMER) == 1
+    assert [config["task"]["_target_"] for config in outcome.configs] == [PRESENT] * 2
+
+
 def test_a_class_of_ones_own_lies_beside_the_command_and_needs_trust(start: Callable[..., Outcome]) -> None:
     Path("mynets.py").write_text(
         "class Net:\n    def __init__(self, *, classes: int, width: int): self.width = width\n"
