@@ -3,13 +3,15 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from common.decoding import decoding
-from common.decoding.decoding import DecodingOptions, Hypothesis
+from common.decoding.contract import Decoder, Hypothesis
+from common.decoding.decode import decode
+from common.decoding.given import score
+from common.decoding.options import DecodingOptions
 from common.errors import UserError
 from common.nn.attention import watching
 from common.task import Adopted, Answer, Batch, Goal, Split
@@ -106,10 +108,11 @@ class Translation:
 
     def _translations(self, model: nn.Module, batch: Batch, rows: list[int]) -> list[list[Hypothesis]]:
         source, lengths = batch["source"][rows], batch["source_lengths"][rows]
+        decoder, special = cast(Decoder, model), self.data.tokenizers()[1].special
         if self.options.method != "given":
-            return decoding.decode(model, source, lengths, self.options, [batch["ids"][i] for i in rows])
+            return decode(decoder, source, lengths, self.options, special, [batch["ids"][i] for i in rows])
         targets, counts = batch["target_out"][rows], batch["target_lengths"][rows]
-        scored = decoding.score(model, source, lengths, targets, counts)
+        scored = score(decoder, source, lengths, targets, counts, special)
         return [
             [Hypothesis(words[: count - 1], total / self.options.divisor(count), total, True)]
             for words, (total, count) in zip(targets.tolist(), scored, strict=True)

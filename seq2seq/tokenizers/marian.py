@@ -19,7 +19,7 @@ import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers
 
 from common.errors import UserError
-from seq2seq.tokenizers.bpe import CHUNK, EOS, SHOWN, UNK, Tokenizer, TokenizerOptions
+from seq2seq.tokenizers.bpe import CHUNK, EOS, SHOWN, SPECIAL, UNK, Tokenizer, TokenizerOptions
 from seq2seq.tokenizers.bpe import NAMES as UNNAMED
 from seq2seq.tokenizers.text import Ragged
 
@@ -48,6 +48,8 @@ class SentencePieces:
     (">>fra<<") keeps it as one entry, as models for several target languages expect. Decoding gives the normalised
     text.
     """
+
+    special = SPECIAL
 
     def __init__(self, content: dict[str, Any]):
         """Make it from what `states` gives: entries by id, pieces with scores, and how text is normalised."""
