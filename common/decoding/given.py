@@ -24,12 +24,13 @@ def score(
     """
     if not len(source):
         return []
-    batch = (source, lengths, target, target_lengths)
     if prompts is None:
-        return _score(model, *batch, torch.full((len(source),), special.begin, device=source.device))
+        begin = torch.full((len(source),), special.begin, device=source.device)
+        return _score(model, source, lengths, target, target_lengths, begin)
     scores: dict[int, tuple[float, int]] = {}
     for rows, group in equal_prompts(prompts, source.device):
-        scores |= zip(rows, _score(model, *(part[rows] for part in batch), group), strict=True)
+        part = _score(model, source[rows], lengths[rows], target[rows], target_lengths[rows], group)
+        scores |= zip(rows, part, strict=True)
     return [scores[row] for row in range(len(source))]
 
 
