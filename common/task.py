@@ -6,7 +6,7 @@ Nothing here is inherited from. A wing's class fits when it has these methods.
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -81,6 +81,9 @@ class Task(Protocol):
     """A problem: its loss, its answers and its numbers; never a particular model or data set."""
 
     goal: Goal
+    # The keys of `model_arguments`, which are read from source before anything is imported: those that each model must
+    # take, and, in an optional `offered` of the same type, those that a model gets if its constructor names them.
+    handed_on: ClassVar[tuple[str, ...]]
 
     def model_arguments(self) -> dict[str, Any]:
         """What the data decide about the model (number of classes, vocabulary size)."""

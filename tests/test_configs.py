@@ -237,4 +237,5 @@ def test_reading_source_finds_what_a_task_hands_to_its_model(path: str) -> None:
     file = find(module)
     assert file is not None
     task = task_of(next(each for each in map(composed, ALONE) if each["task"]["_target_"] == path))
-    assert Source(module, file).options(name).handed_on == list(task.model_arguments())
+    read = Source(module, file).options(name)
+    assert {*read.handed_on, *read.offered} == task.model_arguments().keys()

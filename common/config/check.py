@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import importlib
+import inspect
 import json
 import math
 import typing
@@ -66,10 +67,7 @@ def check(config: dict[str, Any], trust: Sequence[str], door: str = "train") -> 
     _same_wing(found)
     for key, options in found.items():
         section = {name: value for name, value in config[key].items() if name != "_target_"}
-        task = found["task"]
-        reason = f"the data decide it, by {task.path}.model_arguments"
-        handed_in = dict.fromkeys(task.handed_on, reason) if key == "model" else {}
-        _refuse(_section_mistake(section, options, key, handed_in))
+        _refuse(_section_mistake(section, options, key, _handed_in(found["task"], options) if key == "model" else {}))
     for key, path in FIXED.items():
         _refuse(_mistake(config[key], _read(path, key), key))
     steps, epochs = config["trainer"]["steps"], config["trainer"]["epochs"]
@@ -80,15 +78,30 @@ def check(config: dict[str, Any], trust: Sequence[str], door: str = "train") -> 
 
 def build(section: Mapping[str, Any], **handed_in: Any) -> Any:
     """Import the class that a checked section names as `_target_`, and construct it."""
-    module, _, name = section["_target_"].rpartition(".")
-    found = getattr(importlib.import_module(module), name)
-    assert isinstance(found, type) and found.__module__ == module, "check() lets only classes defined there through"
-    return construct(found, {key: value for key, value in section.items() if key != "_target_"}, **handed_in)
+    keys = {key: value for key, value in section.items() if key != "_target_"}
+    return construct(_class(section["_target_"]), keys, **handed_in)
+
+
+def build_model(section: Mapping[str, Any], task: Any) -> Any:
+    """The model that a checked section names, with what `task` hands on to it, and what it takes of what is offered."""
+    taken = inspect.signature(_class(section["_target_"])).parameters
+    arguments = task.model_arguments()
+    offered = set(getattr(task, "offered", ())) - taken.keys()
+    return build(section, **{name: value for name, value in arguments.items() if name not in offered})
+
+
+def _class(path: str) -> type:
+    module, _, name = path.rpartition(".")
+    cls = getattr(importlib.import_module(module), name)
+    assert isinstance(cls, type) and cls.__module__ == module, "check() lets only classes defined there through"
+    return cls
 
 
 def construct(cls: type, section: Mapping[str, Any], **handed_in: Any) -> Any:
     """Construct `cls` from a checked section; nested keys become the option dataclasses that the annotations name."""
-    hints = typing.get_type_hints(cls if dataclasses.is_dataclass(cls) else vars(cls)["__init__"], include_extras=True)
+    owner = next(part for part in cls.__mro__ if "__init__" in vars(part))
+    hinted = owner if "__dataclass_fields__" in vars(owner) else vars(owner)["__init__"]
+    hints = typing.get_type_hints(hinted, include_extras=True)
     return cls(**{key: _convert(value, hints[key]) for key, value in section.items()}, **handed_in)
 
 
@@ -131,6 +144,12 @@ def _target(section: Any, key: str, trust: Sequence[str]) -> type[Options]:
         own = f", or of a package of your own that you name by trust=[{top}]" if top != "common" else ""
         raise UserError(f"{key}._target_={path}: expected a class of {', '.join(WINGS)}{own}.")
     return _read(path, f"{key}._target_={path}")
+
+
+def _handed_in(task: type[Options], model: type[Options]) -> dict[str, str]:
+    """The arguments that the task gives the model, and why they are no keys."""
+    offered = [name for name in task.offered if name in model.fields]
+    return dict.fromkeys([*task.handed_on, *offered], f"the data decide it, by {task.path}.model_arguments")
 
 
 def _same_wing(found: dict[str, type[Options]]) -> None:

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from common.config.check import DOORS, TARGETS, check, did_you_mean
+from common.config.diff import flat
 from common.config.migrations import completed, present_targets
 from common.errors import UserError
 
@@ -150,7 +151,7 @@ class Command:
         groups = [one for one in overrides if _key(one) in (*GROUPS, "hydra.searchpath")]
         if key is None or len(groups) == len(overrides):
             return f"{lines[0].rstrip('.')}."
-        known = [*_flat(self.compose(groups).config), *GROUPS]
+        known = [*flat(self.compose(groups).config), *GROUPS]
         if self.door == "predict":
             known += [name.rpartition(".")[2] for name in known if name.startswith("task.predict.")]
             key = key.removeprefix("task.predict.")
@@ -200,12 +201,6 @@ def _expand(value: Any, key: str) -> Any:
     if isinstance(value, dict):
         return {name: _expand(item, f"{key}.{name}") for name, item in value.items()}
     return os.path.expanduser(value) if isinstance(value, str) and _is_path(key) else value
-
-
-def _flat(config: Any, prefix: str = "") -> list[str]:
-    if not isinstance(config, dict):
-        return [prefix]
-    return [name for key, value in config.items() for name in _flat(value, f"{prefix}.{key}" if prefix else str(key))]
 
 
 def _flags(arguments: Sequence[str]) -> argparse.Namespace:

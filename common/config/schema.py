@@ -6,6 +6,7 @@ checkpoint be judged before any of its targets runs.
 
 import ast
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Optional, Union
 
@@ -30,7 +31,8 @@ class Options:
 
     path: ClassVar[str]  # package.module.Class
     fields: ClassVar[dict[str, Field]]
-    handed_on: ClassVar[list[str]]  # keys of the dict that its method `model_arguments` returns
+    handed_on: ClassVar[tuple[str, ...]]  # of a task: the arguments that each model must take
+    offered: ClassVar[tuple[str, ...]]  # and those that a model gets if its constructor names them
 
 
 def find(module: str) -> Path | None:
@@ -50,42 +52,54 @@ def find(module: str) -> Path | None:
 
 
 class Source:
-    """One module's file: the classes that it defines, and what the names in its annotations mean."""
+    """One module's file: the classes that it defines, and what the names in it mean."""
 
     def __init__(self, module: str, file: Path):
         self.module, self.is_package = module, file.name == "__init__.py"
         self.classes: dict[str, ast.ClassDef] = {}
-        self._imports: dict[str, tuple[str, str]] = {}
+        self._imports: dict[str, str] = {}  # what an imported name stands for, in full
         self._aliases: dict[str, ast.expr] = {}
         for node in ast.parse(file.read_text(encoding="utf-8"), str(file)).body:
             if isinstance(node, ast.ClassDef):
                 self.classes[node.name] = node
-            elif isinstance(node, ast.ImportFrom):
-                self._imports |= {name.asname or name.name: (self._absolute(node), name.name) for name in node.names}
+            elif isinstance(node, ast.Import | ast.ImportFrom):
+                package = f"{self._absolute(node)}." if isinstance(node, ast.ImportFrom) else ""
+                self._imports |= {name.asname or name.name: package + name.name for name in node.names}
             elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
                 self._aliases[node.targets[0].id] = node.value
 
     def options(self, name: str) -> type[Options]:
         """The class `name` of this file: a dataclass's fields, or the keyword-only arguments of its `__init__`."""
-        node, path = self.classes[name], f"{self.module}.{name}"
-        fields = self._dataclass(node, path) if _is_dataclass(node) else self._init(node, path)
-        return type(name, (Options,), {"path": path, "fields": fields, "handed_on": _handed_on(node)})
+        lineage = self.lineage(name)
+        offered = _names(lineage, "offered")
+        handed_on = tuple(key for key in _names(lineage, "handed_on") if key not in offered)
+        attributes = {"fields": _fields(lineage), "handed_on": handed_on, "offered": offered}
+        return type(name, (Options,), {"path": f"{self.module}.{name}", **attributes})
 
-    def _dataclass(self, node: ast.ClassDef, path: str) -> dict[str, Field]:
-        if node.bases:
-            raise UserError(f"{path} inherits; a dataclass of config keys must state all its fields itself.")
-        items = [item for item in node.body if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)]
-        return {item.target.id: self._field(item.annotation, item.value is None) for item in items}  # type: ignore[union-attr]
+    def lineage(self, name: str) -> "list[Class]":
+        """The class `name`, defined or imported here, and its bases in Python's order; foreign ones are left out."""
+        if name in self.classes:
+            node = self.classes[name]
+            classes = [Class(f"{self.module}.{name}", node, self)]
+            for base in node.bases:
+                classes += self.lineage(ast.unparse(base).partition("[")[0])
+            return [one for n, one in enumerate(classes) if one.path not in [later.path for later in classes[n + 1 :]]]
+        source, original = self._imported(name)
+        return source.lineage(original) if source else []
 
-    def _init(self, node: ast.ClassDef, path: str) -> dict[str, Field]:
-        init = next((item for item in node.body if isinstance(item, ast.FunctionDef) and item.name == "__init__"), None)
-        if init is None:
-            raise UserError(f"{path} has no __init__ of its own; write one, because its arguments are the config keys.")
-        args = init.args
+    def init(self, node: ast.FunctionDef, path: str) -> dict[str, Field]:
+        """The keyword-only arguments of an `__init__`."""
+        args = node.args
         if len(args.posonlyargs + args.args) != 1 or args.vararg or args.kwarg:
             raise UserError(f"{path}.__init__ must read (self, *, ...) without **: its arguments are the config keys.")
         pairs = zip(args.kwonlyargs, args.kw_defaults, strict=True)
         return {argument.arg: self._field(argument.annotation, default is None) for argument, default in pairs}
+
+    def dataclass(self, node: ast.ClassDef) -> dict[str, Field]:
+        """The fields that a dataclass states itself."""
+        items = [item for item in node.body if isinstance(item, ast.AnnAssign)]
+        items = [item for item in items if "ClassVar" not in ast.unparse(item.annotation)]
+        return {ast.unparse(item.target): self._field(item.annotation, item.value is None) for item in items}
 
     def _field(self, node: ast.expr | None, required: bool) -> Field:
         return Field(self._evaluate(node), required, ast.unparse(node) if node else "an argument without a type")
@@ -103,19 +117,27 @@ class Source:
 
     def _meaning(self, name: str) -> Any:
         if name in self.classes:
-            return self.options(name) if _is_dataclass(self.classes[name]) else None
+            return self.options(name) if any(_is_dataclass(part.node) for part in self.lineage(name)) else None
         if name in self._aliases:
             return self._evaluate(self._aliases[name])
         if name not in self._imports:
             return _PLAIN.get(name)
-        module, original = self._imports[name]
+        module, _, original = self._imports[name].rpartition(".")
         if module == "typing":
             return _TYPING.get(original)
         if module == common.types.__name__:
             return getattr(common.types, original, None)
+        source, original = self._imported(name)
+        return source._meaning(original) if source else None
+
+    def _imported(self, name: str) -> "tuple[Source | None, str]":
+        """The file that `name`, also as module.name, comes from, and the name there; None for another's package."""
+        head, _, last = name.rpartition(".")
+        full = f"{self._imports.get(head)}.{last}" if head else self._imports.get(name, "")
+        module, _, original = full.rpartition(".")
         near = module.split(".")[0] in (self.module.split(".")[0], "common", *WINGS)
         file = find(module) if near else None
-        return Source(module, file)._meaning(original) if file else None
+        return (Source(module, file) if file else None), original
 
     def _absolute(self, node: ast.ImportFrom) -> str:
         """The module that an import names, relative ones (`from .blocks import X`) included."""
@@ -124,13 +146,55 @@ class Source:
         return ".".join([*around, *filter(None, [node.module])])
 
 
+class Class(NamedTuple):
+    """A class and the file that defines it."""
+
+    path: str  # package.module.Class
+    node: ast.ClassDef
+    source: Source
+
+
+def _fields(lineage: list[Class]) -> dict[str, Field]:
+    """The arguments of the constructor, which is the class's own or that of its nearest base."""
+    for n, (path, node, source) in enumerate(lineage):
+        for item in node.body:
+            if isinstance(item, ast.FunctionDef) and item.name == "__init__":
+                return source.init(item, path)
+        if _is_dataclass(node):
+            parts = [base for base in reversed(lineage[n:]) if _is_dataclass(base.node)]
+            return {key: field for base in parts for key, field in base.source.dataclass(base.node).items()}
+    raise UserError(f"{lineage[0].path} has no __init__, nor has a base; write one: its arguments are the config keys.")
+
+
+def _names(lineage: list[Class], attribute: str) -> tuple[str, ...]:
+    """The names in a class attribute, which is the class's own or that of its nearest base.
+
+    What is no plain name (*Parent.handed_on, **super().model_arguments()) stands for the names of the next base.
+    """
+    for n, (path, node, _) in enumerate(lineage):
+        names = _stated(node, attribute, path)
+        if names is not None:
+            inherited = (
+                () if all(isinstance(name, ast.Constant) for name in names) else _names(lineage[n + 1 :], attribute)
+            )
+            return (*inherited, *(str(name.value) for name in names if isinstance(name, ast.Constant)))
+    return ()
+
+
+def _stated(node: ast.ClassDef, attribute: str, path: str) -> Sequence[ast.expr | None] | None:
+    """What one class states; in place of `handed_on` a task of an earlier version has the dict of `model_arguments`."""
+    for item in node.body:
+        target = item.targets[0] if isinstance(item, ast.Assign) else getattr(item, "target", item)
+        if isinstance(item, ast.Assign | ast.AnnAssign) and item.value and ast.unparse(target) == attribute:
+            if not isinstance(item.value, ast.Tuple):
+                raise UserError(f'{path}.{attribute} must be a tuple of names, such as ("classes",).')
+            return item.value.elts
+    methods = [item for item in node.body if isinstance(item, ast.FunctionDef) and item.name == "model_arguments"]
+    parts = [part for method in methods if attribute == "handed_on" for part in ast.walk(method)]
+    returned = [part.value for part in parts if isinstance(part, ast.Return)]
+    return [key for value in returned if isinstance(value, ast.Dict) for key in value.keys] or None
+
+
 def _is_dataclass(node: ast.ClassDef) -> bool:
     names = [ast.unparse(decorator).split("(")[0] for decorator in node.decorator_list]
     return "dataclass" in names or "dataclasses.dataclass" in names
-
-
-def _handed_on(node: ast.ClassDef) -> list[str]:
-    method = next((item for item in node.body if getattr(item, "name", "") == "model_arguments"), node)
-    returned = [part.value for part in ast.walk(method) if isinstance(part, ast.Return)] if method is not node else []
-    keys = [key for value in returned if isinstance(value, ast.Dict) for key in value.keys]
-    return [str(key.value) for key in keys if isinstance(key, ast.Constant)]

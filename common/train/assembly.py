@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from common.config.check import build, construct
+from common.config.check import build, build_model, construct
 from common.config.compose import configure
 from common.config.schema import WINGS
 from common.errors import UserError
@@ -48,7 +48,7 @@ def assemble(config: dict[str, Any], *, goes_on: dict[str, Any] | None = None) -
     if inherited is not None and hasattr(task, "inherit"):
         task.inherit(inherited)
     torch.manual_seed(config["seed"])
-    model: nn.Module = build(config["model"], **task.model_arguments())
+    model: nn.Module = build_model(config["model"], task)
     learnt: str | None = None
     if goes_on is not None:
         learnt = "weights   from the run's own last checkpoint"
@@ -80,7 +80,7 @@ def restore(config: dict[str, Any]) -> Parts:
         state, tensors = adopted.task_state, adopted.weights
         said = f"weights   {path}: imported" + _listed(", without", adopted.left_out)
     task.restore(state)
-    model: nn.Module = build(config["model"], **task.model_arguments())
+    model: nn.Module = build_model(config["model"], task)
     tensors = _adapted(model, tensors)
     missing, _ = _fitting(model, tensors)
     foreign = sorted(tensors.keys() - model.state_dict().keys())

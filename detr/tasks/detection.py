@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,7 @@ class Detection:
     """
 
     goal = Goal("AP", higher_is_better=True)
+    handed_on: ClassVar[tuple[str, ...]] = ("classes",)
 
     def __init__(
         self,

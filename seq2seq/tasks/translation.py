@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ class Translation:
     """One translation for each sentence. `data` (see seq2seq/data/pairs.py) may stay unopened for prediction alone."""
 
     goal = Goal("bleu", higher_is_better=True)
+    handed_on: ClassVar[tuple[str, ...]] = ("vocabularies", "joint")
 
     def __init__(self, *, data: Any, loss: LossOptions, predict: DecodingOptions, keep_tokenizers: bool):
         """Describe the task.

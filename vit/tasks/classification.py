@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,7 @@ class Classification:
     """One class for each image. `data` (see vit/data/in_memory.py) may stay unopened for prediction alone."""
 
     goal = Goal("top1", higher_is_better=True)
+    handed_on: ClassVar[tuple[str, ...]] = ("classes", "channels", "image_size")
 
     def __init__(self, *, data: Any, loss: LossOptions, predict: PredictOptions):
         self.data, self.loss_options, self.options = data, loss, predict

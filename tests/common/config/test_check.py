@@ -86,6 +86,10 @@ class Inherits(Net):
     pass
 
 
+class Bare(nn.Module):
+    pass
+
+
 class Loose:
     def __init__(self, width, **rest): ...
 """
@@ -289,8 +293,18 @@ def test_parts_of_two_wings_are_refused(right: dict[str, Any], monkeypatch: pyte
     config.check(mixed, ["toy2"])  # a user's own package is exempt
 
 
+def test_a_class_without_an_init_has_its_parents_keys(right: dict[str, Any]) -> None:
+    inherits = changed(right, "model._target_", "toy.net.Inherits")
+    config.check(inherits, ["toy"])
+    assert refusal(changed(inherits, "model.widht", 64)) == (
+        "model.widht is not a key of toy.net.Inherits; did you mean width?"
+    )
+    assert refusal(changed(inherits, "model.width", 0)) == "model.width=0: expected a whole number from 1."
+
+
 def test_a_constructor_must_say_its_keys(right: dict[str, Any]) -> None:
-    assert "no __init__ of its own" in refusal(changed(right, "model._target_", "toy.net.Inherits"))
+    sentence = refusal(changed(right, "model._target_", "toy.net.Bare"))
+    assert sentence == "toy.net.Bare has no __init__, nor has a base; write one: its arguments are the config keys."
     assert "(self, *, ...)" in refusal(changed(right, "model._target_", "toy.net.Loose"))
 
 
