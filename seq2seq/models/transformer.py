@@ -196,8 +196,9 @@ class Transformer(nn.Module):
         """Tokens (B, N), the first of which is number `start`, to embeddings with their positions (B, N, C)."""
         first = start + self.places.first
         places = torch.arange(first, first + tokens.shape[1], dtype=torch.float32, device=tokens.device)
-        x = embedding(tokens) * self.scale
-        return self.dropout(x + sine(places, self.width, layout=self.places.layout).to(x.dtype))
+        x: Tensor = embedding(tokens) * self.scale
+        x = self.dropout(x + sine(places, self.width, layout=self.places.layout).to(x.dtype))
+        return x
 
     def _logits(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, N, V)."""

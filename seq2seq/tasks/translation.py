@@ -17,6 +17,7 @@ from common.nn.attention import watching
 from common.task import Adopted, Answer, Batch, Goal, Split
 from seq2seq.criterion import cross_entropy as loss
 from seq2seq.criterion.cross_entropy import LossOptions
+from seq2seq.data.protocol import TextData
 from seq2seq.evaluation.attention_pictures import picture
 from seq2seq.evaluation.scores import TranslationMetric
 from seq2seq.importing import adopt as importing
@@ -28,12 +29,12 @@ TOGETHER = 64  # lines of a user's file that are translated at once
 
 
 class Translation:
-    """One translation for each sentence. `data` (see seq2seq/data/pairs.py) may stay unopened for prediction alone."""
+    """One translation for each sentence. `data` may stay unopened for prediction alone."""
 
     goal = Goal("bleu", higher_is_better=True)
     handed_on: ClassVar[tuple[str, ...]] = ("vocabularies", "joint")
 
-    def __init__(self, *, data: Any, loss: LossOptions, predict: DecodingOptions, keep_tokenizers: bool):
+    def __init__(self, *, data: TextData, loss: LossOptions, predict: DecodingOptions, keep_tokenizers: bool):
         """Describe the task.
 
         Args:

@@ -20,6 +20,7 @@ from tokenizers import models, normalizers, pre_tokenizers
 from common.errors import UserError
 from seq2seq.tokenizers.bpe import CHUNK, EOS, SHOWN, SPECIAL, UNK, Tokenizer, TokenizerOptions
 from seq2seq.tokenizers.bpe import NAMES as UNNAMED
+from seq2seq.tokenizers.protocol import TextTokenizer
 from seq2seq.tokenizers.text import Ragged
 
 KIND = "sentencepiece"
@@ -128,7 +129,7 @@ def restored(state: str) -> "Tokenizer | SentencePieces":
     return Tokenizer.restore(state)
 
 
-def shared(source: "Tokenizer | SentencePieces", target: "Tokenizer | SentencePieces") -> bool:
+def shared(source: TextTokenizer, target: TextTokenizer) -> bool:
     """Whether two tokenizers give a piece one id: one and the same, or two over one vocabulary, as Marian's."""
     if isinstance(source, SentencePieces) and isinstance(target, SentencePieces):
         return source.entries == target.entries
@@ -205,14 +206,15 @@ def _parsed(path: Path) -> Any:
     """The file as sentencepiece's ModelProto."""
     try:
         from google.protobuf.message import DecodeError
-        from sentencepiece.sentencepiece_model_pb2 import ModelProto
+        from sentencepiece import sentencepiece_model_pb2 as format
     except ImportError as error:
         raise UserError(
             f'{path} is read by the package sentencepiece: pip install -e ".[marian]", or pip install sentencepiece '
             "protobuf."
         ) from error
+    proto: Any = format  # its classes are made when it is imported, unseen by type checkers
     try:
-        return ModelProto.FromString(path.read_bytes())
+        return proto.ModelProto.FromString(path.read_bytes())
     except DecodeError as error:
         raise UserError(f"{path} is no SentencePiece model, or is damaged; copy or download it again.") from error
 
