@@ -140,7 +140,7 @@ class Classifier(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """What the head sees: (B, channels, H, W) -> (B, C)."""
-        x = self.encoder(self.embed(images))  # (B, N, C)
+        x: Tensor = self.encoder(self.embed(images))  # (B, N, C)
         x = x[:, 0] if self.pooling == "token" else x[:, self.before_patches :].mean(dim=1)  # (B, N, C) -> (B, C)
         x = self.pooled_norm(x)
         return x
@@ -154,7 +154,7 @@ class Classifier(nn.Module):
         if self.class_token is not None:
             token = self.class_token if self.positions.token is None else self.class_token + self.positions.token
             tokens.insert(0, token.expand(images.shape[0], 1, -1))
-        x = self.dropout(torch.cat(tokens, dim=1) if len(tokens) > 1 else tokens[0])
+        x: Tensor = self.dropout(torch.cat(tokens, dim=1) if len(tokens) > 1 else tokens[0])
         return x
 
     @property
