@@ -15,26 +15,11 @@ from common.decoding.options import DecodingOptions
 from common.decoding.sampling import draw
 from common.errors import UserError
 from common.machine.seeds import generator
+from tests.searching import BEAM as OPTIONS
 
 PAD, BOS, EOS = 0, 1, 2
 SPECIAL = SpecialIds(begin=BOS, end=EOS, never=(PAD, BOS))
 A, B = 4, 5  # two words
-OPTIONS = DecodingOptions(
-    method="beam",
-    beam=2,
-    penalty="average",
-    alpha=1.0,
-    stop="first",
-    candidates=2,
-    longest_factor=0.0,
-    longest_extra=5,
-    at_limit="end",
-    temperature=1.0,
-    top_k=0,
-    top_p=1.0,
-    seed=0,
-    attention=False,
-)
 
 
 class Prefixes:

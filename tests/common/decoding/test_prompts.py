@@ -16,26 +16,12 @@ from common.decoding.decode import decode
 from common.decoding.given import score
 from common.decoding.options import DecodingOptions
 from seq2seq.models.transformer import PositionOptions, Transformer, TranslatorBlockOptions
+from tests.searching import BEAM
 
 ENTRIES, END, PAD = 12, 11, 7
 SPECIAL = SpecialIds(begin=END, end=END, never=(PAD,))  # as in GPT-2, one id begins and ends a text
 PROMPTS = [[3, 5, 1], [END], [2, 2], [END, 4, 0], [9]]
-OPTIONS = DecodingOptions(
-    method="beam",
-    beam=3,
-    penalty="average",
-    alpha=1.0,
-    stop="never",
-    candidates=1,
-    longest_factor=0.0,
-    longest_extra=4,
-    at_limit="cut",
-    temperature=1.0,
-    top_k=0,
-    top_p=1.0,
-    seed=0,
-    attention=False,
-)
+OPTIONS = replace(BEAM, beam=3, stop="never", candidates=1, longest_extra=4, at_limit="cut")
 METHODS = {
     "greedy": replace(OPTIONS, method="greedy"),
     "beam": replace(OPTIONS, candidates=3),

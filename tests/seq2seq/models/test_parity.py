@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from transformers import MarianConfig, MarianMTModel
 
 from common.decoding.decode import decode
-from common.decoding.options import DecodingOptions
 from common.machine.seeds import generator
 from seq2seq.criterion.cross_entropy import LossOptions, cross_entropy
 from seq2seq.models import transformer
 from seq2seq.models.transformer import PositionOptions, Transformer, TranslatorBlockOptions
 from seq2seq.tokenizers.bpe import BOS, EOS, PAD, SPECIAL
+from tests.searching import BEAM
 
 ENTRIES, WIDTH, HEADS, FEEDFORWARD, LAYERS = 29, 16, 4, 24, 2
 EXACT = {"rtol": 0, "atol": 1e-10}  # float64, four layers with values of size ten
@@ -234,22 +234,7 @@ def test_logits_are_those_of_marian(pair: tuple[Transformer, MarianMTModel]) -> 
     torch.testing.assert_close(logits, expected, rtol=0, atol=2e-5)
 
 
-OPTIONS = DecodingOptions(
-    method="beam",
-    beam=4,
-    penalty="average",
-    alpha=1.0,
-    stop="first",
-    candidates=4,
-    longest_factor=0.0,
-    longest_extra=16,
-    at_limit="cut",
-    temperature=1.0,
-    top_k=0,
-    top_p=1.0,
-    seed=0,
-    attention=False,
-)
+OPTIONS = replace(BEAM, beam=4, candidates=4, longest_extra=16, at_limit="cut")
 
 
 def generated(model: MarianMTModel, source: Tensor, **options: Any) -> Any:

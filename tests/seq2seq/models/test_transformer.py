@@ -14,28 +14,15 @@ from common.config.compose import configure
 from common.decoding.contract import Hypothesis
 from common.decoding.decode import decode
 from common.decoding.given import score
-from common.decoding.options import DecodingOptions
 from common.errors import UserError
 from common.machine.seeds import generator
 from seq2seq.models.transformer import PositionOptions, Transformer, TranslatorBlockOptions
 from seq2seq.tokenizers.bpe import BOS, EOS, PAD, SPECIAL
+from tests.searching import BEAM as OPTIONS
 
 EXACT = 1e-10  # float64, a few layers with values of size one
-GREEDY = DecodingOptions(
-    method="greedy",
-    beam=3,
-    penalty="gnmt",
-    alpha=0.6,
-    stop="first",
-    candidates=1,
-    longest_factor=0.5,
-    longest_extra=5,
-    at_limit="end",
-    temperature=1.0,
-    top_k=0,
-    top_p=1.0,
-    seed=0,
-    attention=False,
+GREEDY = replace(
+    OPTIONS, method="greedy", beam=3, penalty="gnmt", alpha=0.6, candidates=1, longest_factor=0.5, longest_extra=5
 )
 BEAM, SAMPLE = replace(GREEDY, method="beam", candidates=3), replace(GREEDY, method="sample", candidates=2)
 SEARCHES = {"greedy": GREEDY, "beam": BEAM, "sample": SAMPLE}
