@@ -6,12 +6,13 @@ Nothing here is inherited from. A wing's class fits when it has these methods.
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-Split = Literal["train", "val", "test"]
+from common.types import Split as Split
+
 Batch = dict[str, Any]  # tensors and lists; "ids" names its samples
 Answer = dict[str, Any]  # one sample's prediction in the user's units
 

@@ -1,7 +1,7 @@
-"""Types that carry a range, so that a constructor's signature is its whole schema (imports nothing heavy)."""
+"""Splits, and types that carry a range, so that a constructor's signature is its schema (imports nothing heavy)."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 
 @dataclass(frozen=True)
@@ -12,6 +12,9 @@ class Range:
     high: float | None = None
     above: float | None = None  # open lower end: value > above
 
+
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 Positive = Annotated[int, Range(low=1)]
 Count = Annotated[int, Range(low=0)]

@@ -11,7 +11,7 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from common.config.check import build
 from common.config.compose import configure
+from common.config.diff import flat
 from common.errors import UserError
 from common.files import checkpoint
 from common.train.state import describe, weights
@@ -75,11 +76,12 @@ def use(config: dict[str, Any], folder: Path) -> list[str]:
     """The command line's words that describe the exported model: a preset, and the keys that differ from it."""
     file = f"checkpoint={folder / WEIGHTS}"
     preset = configure("evaluate", [file, f"model={PRESET}"], lambda path: {})
-    wanted = dict(_flat("model", config["model"])) | dict(_flat("task.predict", config["task"]["predict"]))
-    wanted |= {f"data.{key}": config["data"][key] for key in ("source", "target")}
-    known = dict(_flat("model", preset["model"])) | dict(_flat("task.predict", preset["task"]["predict"]))
-    known |= {f"data.{key}": preset["data"][key] for key in ("source", "target")}
-    return [file, f"model={PRESET}", *(f"{k}={_written(v)}" for k, v in wanted.items() if known.get(k) != v)]
+    described = ("model.", "task.predict.", "data.source", "data.target")
+    keys = {
+        key: value for key, value in flat(config).items() if key.startswith(described) and not key.endswith("_target_")
+    }
+    known = flat(preset)
+    return [file, f"model={PRESET}", *(f"{k}={_written(v)}" for k, v in keys.items() if known.get(k) != v)]
 
 
 @torch.no_grad()
@@ -129,14 +131,6 @@ def _ours(path: Path) -> dict[str, Any]:
     if target != MODEL:  # also keeps the file of a stranger from naming a class that is built
         raise UserError(f"{path} holds a {target}; only {MODEL} can be exported.")
     return content
-
-
-def _flat(prefix: str, section: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    for key, value in section.items():
-        if isinstance(value, dict):
-            yield from _flat(f"{prefix}.{key}", value)
-        elif key != "_target_":
-            yield f"{prefix}.{key}", value
 
 
 def _written(value: Any) -> str:

@@ -1,3 +1,3 @@
 """Moved to common.decoding; importable here for one version."""
 
-from common.decoding.decoding import Decoder  # noqa: F401
+from common.decoding.contract import Decoder  # noqa: F401

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Union
 
 from common.config.schema import WINGS, Options, Source, find
 from common.errors import UserError
-from common.types import Count, Range
+from common.types import Count, Range, Split
 
 TARGETS = ("model", "data", "task")  # the sections that name their class
 FIXED = {  # and those whose class is always the same
@@ -35,7 +35,7 @@ DOORS: dict[str, dict[str, Any]] = {  # the keys beside the sections
         **_ALL_DOORS,
         "checkpoint": str,
         "weights": Literal["auto", "ema", "raw"],
-        "split": Literal["train", "val", "test"],
+        "split": Split,
         "details": bool,
         "output": str | None,
     },

@@ -20,11 +20,11 @@ from common.config.check import DOORS, TARGETS, check, did_you_mean
 from common.config.diff import flat
 from common.config.migrations import completed, present_names
 from common.errors import UserError
+from common.types import SPLITS
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 GROUPS = ("model", "data", "optimizer", "schedule", "trainer", "experiment")
 PATHS = ("run_dir", "checkpoint", "input", "output", "root", "images", "annotations", "weights")
-SPLITS = ("train", "val", "test")  # a split's folder, or paths by name in braces
 
 Base = Callable[[Path], dict[str, Any]]  # a checkpoint's config; {} when it holds none
 
@@ -177,7 +177,7 @@ def quote(argument: str) -> str:
     name = _key(key)
     last = name.rpartition(".")[2]
     ready = value in ("", "null", "???") or bool(re.fullmatch(r"'.*'|\".*\"|choice\(.*\)", value))
-    ready = ready or (last in SPLITS and value.startswith("{"))
+    ready = ready or (last in SPLITS and value.startswith("{"))  # data.train={images:a,annotations:b}
     ready = ready or (last not in (*PATHS, *SPLITS) and bool(re.fullmatch(r"[-+.,\deE]+", value)))  # drop_path=0.1,0.2
     return f"{key}={quoted(value)}" if equals and _is_path(name) and not ready else argument
 

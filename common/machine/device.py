@@ -91,7 +91,7 @@ class Copies:
 
     def __init__(self, device: torch.device):
         self.device = device
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def __call__(self, batches: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """The batches on the device, one after another, each while the one before is computed with.
@@ -114,7 +114,7 @@ class Copies:
         if not tensor.is_cuda:
             return tensor.cpu(), None
         copy = tensor.to("cpu", non_blocking=True)
-        arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        arrived = torch.cuda.Event()
         arrived.record()
         return copy, arrived
 

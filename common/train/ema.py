@@ -33,7 +33,7 @@ class Average:
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         now = model.state_dict()
         parameters = [name for name, _ in model.named_parameters(remove_duplicate=False) if name in now]
-        average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        average = get_ema_multi_avg_fn(decay)
         average([self.weights[n] for n in parameters], [now[n] for n in parameters], self.updates)
         for name in now.keys() - set(parameters):
             self.weights[name].copy_(now[name])

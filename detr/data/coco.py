@@ -10,14 +10,12 @@ import torch
 from torch import Tensor
 
 from common.data.images import read_image
+from common.data.splits import val_of_train
 from common.errors import UserError
-from common.machine.seeds import generator as seeded
 from common.task import Batch, Split
-from common.types import Count, Positive
+from common.types import SPLITS, Count, Positive
 from detr.data import annotations
 from detr.data.transforms import Augmentation, augment, boxes_on
-
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,14 +237,7 @@ class Coco:
 
     def _cut(self, ids: list[int], path: Path) -> dict[str, list[int]]:
         """Train and val out of one file: the same cut for any seed of the run and any order of the file."""
-        if self.val_count >= len(ids):
-            raise UserError(
-                f"data.val_count={self.val_count} leaves nothing of the {len(ids)} images of {path}; "
-                "give val files of its own (data.val.images, data.val.annotations), or a smaller data.val_count."
-            )
-        order = torch.randperm(len(ids), generator=seeded("val of train", self.val_count)).tolist()
+        own = "files of its own (data.val.images, data.val.annotations)"
+        train, val = val_of_train(len(ids), self.val_count, str(path), own)
         ids = sorted(ids)
-        return {
-            "train": sorted(ids[i] for i in order[self.val_count :]),
-            "val": sorted(ids[i] for i in order[: self.val_count]),
-        }
+        return {"train": [ids[i] for i in train], "val": [ids[i] for i in val]}

@@ -17,8 +17,8 @@ from common.errors import UserError
 from common.machine.distributed import is_main
 from common.machine.seeds import mix
 from common.task import Split
-from common.types import Count, Positive, Range
-from detr.data.coco import SPLITS, Coco, Files
+from common.types import SPLITS, Count, Positive, Range
+from detr.data.coco import Coco, Files
 from detr.data.transforms import Augmentation
 
 NAMES = ("circle", "square", "triangle", "star")

@@ -14,13 +14,14 @@ from typing import Any
 import torch
 
 from common.config.check import construct
-from common.decoding.decoding import DecodingOptions, decode
+from common.decoding.decode import decode
+from common.decoding.options import DecodingOptions
 from common.machine.device import autocast, to_device
 from scripts.benchmarks import seq2seq_peers as peers
 from scripts.benchmarks.timing import Disagreement, Row, Setting, near
 from seq2seq.criterion.cross_entropy import token_losses
 from seq2seq.models.transformer import Transformer
-from seq2seq.tokenizers.bpe import BOS, EOS, PAD
+from seq2seq.tokenizers.bpe import BOS, EOS, PAD, SPECIAL
 
 Translations = list[list[int]]
 Pairs = list[tuple[str, str | tuple[str, ...]]]
@@ -113,7 +114,7 @@ def _torch_searches(
 
     def our(model: Transformer, precision: str) -> Translations:
         with torch.no_grad(), autocast(device, precision):  # one for all tokens, as in the evaluator
-            found = decode(model, source, lengths, options)
+            found = decode(model, source, lengths, options, SPECIAL)
         return [hypotheses[0].tokens for hypotheses in found]
 
     def their(model: Any) -> Translations:

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from common.errors import UserError
 from common.task import Batch, Split
+from common.types import SPLITS, Positive
 from seq2seq.tokenizers.bpe import BOS, EOS, PAD, Tokenizer, TokenizerOptions, normalize
+from seq2seq.tokenizers.protocol import TextTokenizer
 from seq2seq.tokenizers.text import Lines, Ragged
-
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class Prepared:
     notes: list[str]
 
 
+@dataclass(kw_only=True, eq=False)
 class SentencePairs(ABC):
     """Pairs of sentences in two languages. A set of this kind says how to load its splits.
 
@@ -59,7 +60,9 @@ class SentencePairs(ABC):
     `too_long` says so those with more than `longest` tokens, are left out of train; nothing is ever left out of val and
     test, nor cut short there.
 
-    Args of the constructor:
+    A subclass adds keys as fields of a dataclass, and checks them in `__post_init__`.
+
+    Args:
         source: the language to translate from (en, de, zh ...), for messages and scores.
         target: the language to translate to.
         tokenizer: how text becomes tokens.
@@ -68,28 +71,23 @@ class SentencePairs(ABC):
         batch_size: padded tokens of one optimizer step: sentences times the longest of all source and target sides.
     """
 
-    def __init__(
-        self,
-        *,
-        source: str,
-        target: str,
-        tokenizer: TokenizerOptions,
-        longest: int,
-        too_long: Literal["truncate", "skip"],
-        batch_size: int,
-    ):
-        if longest > batch_size:
+    source: str
+    target: str
+    tokenizer: TokenizerOptions
+    longest: Positive
+    too_long: Literal["truncate", "skip"]
+    batch_size: Positive
+
+    def __post_init__(self) -> None:
+        """Refuse a limit that no batch could hold."""
+        if self.longest > self.batch_size:
             raise UserError(
-                f"data.longest={longest} and data.batch_size={batch_size}, both in tokens: expected a batch to hold at "
-                "least the longest sentence; give less of the one or more of the other."
+                f"data.longest={self.longest} and data.batch_size={self.batch_size}, both in tokens: expected a batch "
+                "to hold at least the longest sentence; give less of the one or more of the other."
             )
-        self.source, self.target = source, target
-        self.tokenizer = tokenizer
-        self.longest, self.too_long = longest, too_long
-        self.batch_size = batch_size
         self._corpora: dict[Split, Corpus] = {}
         self._prepared: dict[Split, Prepared] = {}
-        self._tokenizers: tuple[Tokenizer, Tokenizer] | None = None
+        self._tokenizers: tuple[TextTokenizer, TextTokenizer] | None = None
 
     @abstractmethod
     def load(self, split: Split) -> dict[Split, Corpus]:
@@ -98,20 +96,20 @@ class SentencePairs(ABC):
         Called once for each split. Raises UserError when the files are not there or broken.
         """
 
-    def tokenizers(self) -> tuple[Tokenizer, Tokenizer]:
+    def tokenizers(self) -> tuple[TextTokenizer, TextTokenizer]:
         """Those of source and target, learnt from train at the first call; one and the same when joint."""
         if self._tokenizers is None:
             corpus, options = self._complete(), self.tokenizer
             if options.joint:
-                one = Tokenizer.train(chain(corpus.source, corpus.target), options)
-                self._tokenizers = one, one
+                joint = Tokenizer.train(chain(corpus.source, corpus.target), options)
+                self._tokenizers = joint, joint
             else:
                 sides = (self.source, corpus.source), (self.target, corpus.target)
                 source, target = (Tokenizer.train(lines, options, f" in {name}") for name, lines in sides)
                 self._tokenizers = source, target
         return self._tokenizers
 
-    def use(self, source: Tokenizer, target: Tokenizer) -> None:
+    def use(self, source: TextTokenizer, target: TextTokenizer) -> None:
         """Take a checkpoint's tokenizers in place of own ones, which then are never learnt."""
         self._tokenizers = source, target
         self._prepared = {}

@@ -2,16 +2,14 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from common.errors import UserError
 from common.machine.seeds import mix
 from common.task import Split
-from common.types import Count, Positive
+from common.types import SPLITS, Count
 from seq2seq.data.pairs import NOTHING, Corpus, SentencePairs
-from seq2seq.tokenizers.bpe import TokenizerOptions
 from seq2seq.tokenizers.text import read_pair, read_tabbed
 
 
@@ -24,6 +22,7 @@ class Files:
     pairs: str | None  # file with source, tab, target in every line
 
 
+@dataclass(kw_only=True, eq=False)
 class ParallelText(SentencePairs):
     """Parallel text by the paths of its files.
 
@@ -32,56 +31,33 @@ class ParallelText(SentencePairs):
     was cut. Which ones depends on the sentences alone, and test not on how large val is.
 
     The constructor opens no file; a mistake in the files is a UserError at the first use of their split.
+
+    Args, beside those of SentencePairs:
+        train: the split to learn from.
+        val: the split that chooses the checkpoint.
+        test: the split that is reported.
+        val_count: pairs to cut from train for val where val is not given; 0 = no val.
+        test_count: pairs to cut from train for test where test is not given; 0 = no test.
     """
 
-    def __init__(
-        self,
-        *,
-        train: Files,
-        val: Files,
-        test: Files,
-        val_count: Count,
-        test_count: Count,
-        source: str,
-        target: str,
-        tokenizer: TokenizerOptions,
-        longest: Positive,
-        too_long: Literal["truncate", "skip"],
-        batch_size: Positive,
-    ):
-        """Describe the data set.
+    train: Files
+    val: Files
+    test: Files
+    val_count: Count
+    test_count: Count
 
-        Args:
-            train: the split to learn from.
-            val: the split that chooses the checkpoint.
-            test: the split that is reported.
-            val_count: pairs to cut from train for val where val is not given; 0 = no val.
-            test_count: pairs to cut from train for test where test is not given; 0 = no test.
-            source: the language to translate from.
-            target: the language to translate to.
-            tokenizer: how text becomes tokens.
-            longest: tokens, end of sentence included, that a side of a training pair may have.
-            too_long: what becomes of a longer one: "truncate" that side, or "skip" the pair.
-            batch_size: padded tokens of one optimizer step; see SentencePairs.
-        """
-        super().__init__(
-            source=source,
-            target=target,
-            tokenizer=tokenizer,
-            longest=longest,
-            too_long=too_long,
-            batch_size=batch_size,
-        )
-        for name, files in (("train", train), ("val", val), ("test", test)):
+    def __post_init__(self) -> None:
+        """Refuse splits of one file of two, or of both kinds of files."""
+        super().__post_init__()
+        for split in SPLITS:
+            files = self._files(split)
             if (files.source is None) != (files.target is None) or (
                 files.pairs is not None and files.source is not None
             ):
                 raise UserError(
-                    f"data.{name}: expected source and target, two files, or pairs, one file with a tab in every line; "
-                    f"given were {', '.join(key for key, path in vars(files).items() if path is not None)}."
+                    f"data.{split}: expected source and target, two files, or pairs, one file with a tab in every "
+                    f"line; given were {', '.join(key for key, path in vars(files).items() if path is not None)}."
                 )
-        self.train, self.val, self.test = train, val, test
-        self.val_count, self.test_count = val_count, test_count
 
     def load(self, split: Split) -> dict[Split, Corpus]:
         """A split's own files, or train with all that is cut from it."""

@@ -5,14 +5,16 @@ import unicodedata
 from collections.abc import Sequence
 from html import escape
 
+import torch
 from torch import Tensor
+
+from common.report.colours import BLUES, ramp
 
 CELL, SMALL = 28, 8  # pixels of a cell's side, in the mean over heads and in a single head
 GAP, EDGE = 18, 24  # pixels between pictures, and around all of them
 FONT = 14  # pixels
 LONGEST = 220  # pixels of a token's label, of which more is cut
 KEY_WIDTH, KEY_HEIGHT = 160, 12  # pixels of the colour scale
-BLUES = ((255, 255, 255), (190, 215, 235), (95, 160, 210), (30, 95, 165), (10, 40, 90))  # weights 0, 1/4 ... 1
 GRID, INK, PALE = "#e2e7ee", "#1c2733", "#66727f"
 JOINERS = "\u200c\u200d"  # invisible, but letters of many scripts join by them
 SLANT = math.radians(50)  # of the labels above: steep enough that neighbours stay apart
@@ -59,12 +61,9 @@ def visible(text: str) -> str:
     return "".join(_seen(c) for c in text)
 
 
-def shade(weight: float) -> str:
-    """The colour of a weight in 0..1, from white to dark blue, as in #1e5fa5."""
-    place = min(max(weight, 0.0), 1.0) * (len(BLUES) - 1)
-    below = min(int(place), len(BLUES) - 2)
-    pairs = zip(BLUES[below], BLUES[below + 1], strict=True)
-    return "#" + "".join(f"{round(a + (b - a) * (place - below)):02x}" for a, b in pairs)
+def shades(weights: Tensor) -> list[str]:
+    """The colours of weights (n,) in 0..1, from white to dark blue, as in #1e5fa5."""
+    return [f"#{bytes(colour).hex()}" for colour in ramp(weights, BLUES).T.tolist()]
 
 
 def _seen(c: str) -> str:
@@ -99,9 +98,8 @@ def _map(
     """A heat map of weights (T, S) with its upper left corner at (x, y); `drop` leaves out cells that stay white."""
     line = f' stroke="{GRID}"' if cell == CELL else ""
     parts = [f'<g class="{"mean" if cell == CELL else "head"}" transform="translate({x:.1f} {y:.1f})"{line}>']
-    for i, (row, values) in enumerate(zip(rows, weights.tolist(), strict=True)):
-        for j, (column, value) in enumerate(zip(columns, values, strict=True)):
-            colour = shade(value)
+    for i, (row, values) in enumerate(zip(rows, weights, strict=True)):
+        for j, (column, value, colour) in enumerate(zip(columns, values.tolist(), shades(values), strict=True)):
             if drop and colour == "#ffffff":
                 continue
             said = f"<title>{escape(f'{column} → {row}: {value:.3f}')}</title>"
@@ -125,7 +123,8 @@ def _axes(x: float, y: float, rows: Sequence[str], columns: Sequence[str]) -> li
 
 def _scale(x: float, y: float) -> list[str]:
     """What the colours mean, with its upper left corner at (x, y)."""
-    stops = [f'<stop offset="{i / 4}" stop-color="{shade(i / 4)}"/>' for i in range(5)]
+    colours = enumerate(shades(torch.linspace(0, 1, 5)))
+    stops = [f'<stop offset="{i / 4}" stop-color="{colour}"/>' for i, colour in colours]
     place = f'x="{x:.1f}" y="{y:.1f}" width="{KEY_WIDTH}" height="{KEY_HEIGHT}"'
     parts = ['<linearGradient id="weights">', *stops, "</linearGradient>"]
     parts.append(f'<rect class="key" {place} fill="url(#weights)" stroke="{GRID}"/>')

@@ -274,7 +274,8 @@ def _ids(size: int) -> dict[str, int]:
 
 def _most(model: dict[str, Any], predict: dict[str, Any]) -> int:
     """Tokens that a translation of the longest source may have, its start included."""
-    return max(model["longest"], int(predict["longest_factor"] * model["longest"]) + predict["longest_extra"] + 1)
+    longest, extra = int(model["longest"]), int(predict["longest_extra"])
+    return max(longest, int(predict["longest_factor"] * longest) + extra + 1)
 
 
 def _config(model: dict[str, Any], predict: dict[str, Any], size: int) -> dict[str, Any]:

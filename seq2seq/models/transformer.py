@@ -140,13 +140,15 @@ class Transformer(nn.Module):
         return self._logits(x)
 
     def encode(self, source: Tensor, lengths: Tensor) -> State:
-        """See seq2seq.decoding.Decoder. Raises UserError for a source of more than `longest` tokens."""
+        """See common.decoding.contract. Raises UserError for a source of more than `longest` tokens."""
         memory, real = self._read(source, lengths)
         nothing = torch.ones(source.shape[0], 1, 0, dtype=torch.bool, device=source.device)
         return State(self.decoder.remember(memory), real, nothing)
 
     def step(self, state: State, tokens: Tensor) -> Tensor:
-        """See seq2seq.decoding.Decoder: tokens (B * W,) -> logits (B * W, V)."""
+        """See common.decoding.contract: tokens (B * W,), or prompts (B, N) first -> logits (B * W, V)."""
+        if tokens.ndim == 2:
+            return self._start(state, tokens)
         words = tokens.view(state.real.shape[0], -1)  # (B, W)
         count = words.shape[1]
         itself = torch.eye(count, dtype=torch.bool, device=tokens.device).expand(words.shape[0], -1, -1)
@@ -158,8 +160,17 @@ class Transformer(nn.Module):
         x = self.decoder(x, may_look=may_look, may_look_at_memory=state.real, caches=state.caches)[-1]
         return self._logits(x).flatten(0, 1)
 
+    def _start(self, state: State, prompts: Tensor) -> Tensor:
+        """Prompts (B, N), the first tokens of one hypothesis for each sentence -> logits of the next (B, V)."""
+        assert not state.tokens, "a prompt comes first"
+        state.tokens = prompts.shape[1]
+        state.ancestors = state.ancestors.new_ones(len(prompts), 1, state.tokens)
+        x = self._embed(prompts, self.embedding)  # (B, N, C)
+        x = self.decoder(x, causal=True, may_look_at_memory=state.real, caches=state.caches)[-1]
+        return self._logits(x[:, -1])
+
     def reorder(self, state: State, rows: Tensor) -> State:
-        """See seq2seq.decoding.Decoder: the hypotheses' numbers (B' * W',) among the B * W."""
+        """See common.decoding.contract: the hypotheses' numbers (B' * W',) among the B * W."""
         sentences = (rows // state.ancestors.shape[1]).unique_consecutive()  # (B',)
         ancestors = state.ancestors.flatten(0, 1)[rows].unflatten(0, (len(sentences), -1))  # (B', W', K)
         real = state.real
@@ -185,8 +196,9 @@ class Transformer(nn.Module):
         """Tokens (B, N), the first of which is number `start`, to embeddings with their positions (B, N, C)."""
         first = start + self.places.first
         places = torch.arange(first, first + tokens.shape[1], dtype=torch.float32, device=tokens.device)
-        x = embedding(tokens) * self.scale
-        return self.dropout(x + sine(places, self.width, layout=self.places.layout).to(x.dtype))
+        x: Tensor = embedding(tokens) * self.scale
+        x = self.dropout(x + sine(places, self.width, layout=self.places.layout).to(x.dtype))
+        return x
 
     def _logits(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, N, V)."""

@@ -3,18 +3,21 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from common.decoding import decoding
-from common.decoding.decoding import DecodingOptions, Hypothesis
+from common.decoding.contract import Decoder, Hypothesis
+from common.decoding.decode import decode
+from common.decoding.given import score
+from common.decoding.options import DecodingOptions
 from common.errors import UserError
 from common.nn.attention import watching
 from common.task import Adopted, Answer, Batch, Goal, Split
 from seq2seq.criterion import cross_entropy as loss
 from seq2seq.criterion.cross_entropy import LossOptions
+from seq2seq.data.protocol import TextData
 from seq2seq.evaluation.attention_pictures import picture
 from seq2seq.evaluation.scores import TranslationMetric
 from seq2seq.importing import adopt as importing
@@ -26,12 +29,12 @@ TOGETHER = 64  # lines of a user's file that are translated at once
 
 
 class Translation:
-    """One translation for each sentence. `data` (see seq2seq/data/pairs.py) may stay unopened for prediction alone."""
+    """One translation for each sentence. `data` may stay unopened for prediction alone."""
 
     goal = Goal("bleu", higher_is_better=True)
     handed_on: ClassVar[tuple[str, ...]] = ("vocabularies", "joint")
 
-    def __init__(self, *, data: Any, loss: LossOptions, predict: DecodingOptions, keep_tokenizers: bool):
+    def __init__(self, *, data: TextData, loss: LossOptions, predict: DecodingOptions, keep_tokenizers: bool):
         """Describe the task.
 
         Args:
@@ -107,10 +110,11 @@ class Translation:
 
     def _translations(self, model: nn.Module, batch: Batch, rows: list[int]) -> list[list[Hypothesis]]:
         source, lengths = batch["source"][rows], batch["source_lengths"][rows]
+        decoder, special = cast(Decoder, model), self.data.tokenizers()[1].special
         if self.options.method != "given":
-            return decoding.decode(model, source, lengths, self.options, [batch["ids"][i] for i in rows])
+            return decode(decoder, source, lengths, self.options, special, [batch["ids"][i] for i in rows])
         targets, counts = batch["target_out"][rows], batch["target_lengths"][rows]
-        scored = decoding.score(model, source, lengths, targets, counts)
+        scored = score(decoder, source, lengths, targets, counts, special)
         return [
             [Hypothesis(words[: count - 1], total / self.options.divisor(count), total, True)]
             for words, (total, count) in zip(targets.tolist(), scored, strict=True)

@@ -19,11 +19,13 @@ import numpy as np
 import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
+from common.decoding.contract import SpecialIds
 from common.errors import UserError
 from common.types import Fraction, Positive
 from seq2seq.tokenizers.text import Ragged
 
 PAD, BOS, EOS, UNK = range(4)
+SPECIAL = SpecialIds(begin=BOS, end=EOS, never=(PAD, BOS))
 # Symbols of our own, out of Unicode's last plane for private use: a text that holds them is spelt in bytes, so that
 # no text can produce them. The special entries' names are such symbols too, because merges could spell "<s>".
 BYTES = tuple(chr(0x100000 + byte) for byte in range(256))
@@ -69,6 +71,7 @@ class Tokenizer:
     """
 
     pad, bos, eos, unk = PAD, BOS, EOS, UNK
+    special = SPECIAL
 
     def __init__(self, options: TokenizerOptions, bpe: tokenizers.Tokenizer):
         self.options, self._bpe = options, bpe

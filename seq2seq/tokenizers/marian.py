@@ -1,16 +1,15 @@
-"""The tokenizers of Marian's published models: SentencePiece's unigram models and a list of ids, read by ourselves.
+"""The tokenizers of Marian's published models: SentencePiece's unigram models and a list of ids.
 
-SentencePiece is Kudo and Richardson 2018 (arXiv 1808.06226), the unigram model Kudo 2018 (arXiv 1804.10959). A .spm
-file is a message of Protocol Buffers, whose few fields of interest are read here; `tokenizers` does the rest. The
-pieces of source.spm and target.spm have their ids in vocab.json, one for both languages, or target_vocab.json has those
-of the target.
+SentencePiece is Kudo and Richardson 2018 (arXiv 1808.06226), the unigram model Kudo 2018 (arXiv 1804.10959). Their
+package `sentencepiece` reads a .spm file once, at import; a checkpoint holds what `tokenizers` needs to encode and
+decode, and is restored without that package. The pieces of source.spm and target.spm have their ids in vocab.json, one
+for both languages, or target_vocab.json has those of the target.
 """
 
 import base64
 import itertools
 import json
-import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,17 +18,13 @@ import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers
 
 from common.errors import UserError
-from seq2seq.tokenizers.bpe import CHUNK, EOS, SHOWN, UNK, Tokenizer, TokenizerOptions
+from seq2seq.tokenizers.bpe import CHUNK, EOS, SHOWN, SPECIAL, UNK, Tokenizer, TokenizerOptions
 from seq2seq.tokenizers.bpe import NAMES as UNNAMED
+from seq2seq.tokenizers.protocol import TextTokenizer
 from seq2seq.tokenizers.text import Ragged
 
 KIND = "sentencepiece"
 SPACE = "\u2581"  # what SentencePiece writes for a space
-# Fields of the format, by their numbers in sentencepiece_model.proto, and the types of pieces.
-PIECES, TRAINER, NORMALIZER = 1, 2, 3
-MODEL_TYPE, UNIGRAM = 3, 1
-NORMAL, UNKNOWN, CONTROL, UNUSED = 1, 2, 3, 5
-CHARSMAP, DUMMY_PREFIX, EXTRA_WHITESPACES = 2, 3, 4
 NAMES = ("source.spm", "target.spm")
 
 
@@ -48,6 +43,8 @@ class SentencePieces:
     (">>fra<<") keeps it as one entry, as models for several target languages expect. Decoding gives the normalised
     text.
     """
+
+    special = SPECIAL
 
     def __init__(self, content: dict[str, Any]):
         """Make it from what `states` gives: entries by id, pieces with scores, and how text is normalised."""
@@ -132,7 +129,7 @@ def restored(state: str) -> "Tokenizer | SentencePieces":
     return Tokenizer.restore(state)
 
 
-def shared(source: "Tokenizer | SentencePieces", target: "Tokenizer | SentencePieces") -> bool:
+def shared(source: TextTokenizer, target: TextTokenizer) -> bool:
     """Whether two tokenizers give a piece one id: one and the same, or two over one vocabulary, as Marian's."""
     if isinstance(source, SentencePieces) and isinstance(target, SentencePieces):
         return source.entries == target.entries
@@ -176,75 +173,50 @@ def read(path: Path) -> dict[str, Any]:
     """A SentencePiece unigram model: pieces [text, score], number of the unknown one, charsmap and flags.
 
     Pieces that SentencePiece never finds in a text (control, unused) are left out. Raises UserError for a file that is
-    none, and for models of other kinds.
+    none, for models of other kinds, and without the package `sentencepiece`.
     """
+    model = _parsed(path)
+    types = model.SentencePiece
     pieces: list[list[Any]] = []
-    unknown, kind = None, UNIGRAM
-    normal: dict[int, Any] = {}
-    try:
-        for field, value in _fields(path.read_bytes()):
-            if field == PIECES:
-                text, score, type = _piece(value)
-                if type not in (NORMAL, UNKNOWN, CONTROL, UNUSED):
-                    raise UserError(
-                        f"{path} has the piece {text!r} of a kind that is not read (user-defined, or a byte); "
-                        "only plain unigram models can be imported."
-                    )
-                if type == UNKNOWN:  # by a name that no text holds, for "<unk>" in a text is three signs or more
-                    unknown, text = len(pieces), UNNAMED[UNK]
-                pieces += [[text, score]] if type in (NORMAL, UNKNOWN) else []
-            elif field == TRAINER:
-                kind = dict(_fields(value)).get(MODEL_TYPE, UNIGRAM)
-            elif field == NORMALIZER:
-                normal = dict(_fields(value))
-    except (IndexError, ValueError, TypeError, struct.error) as error:
-        raise UserError(f"{path} is no SentencePiece model, or is damaged; copy or download it again.") from error
-    if kind != UNIGRAM or unknown is None or len(pieces) < 2:
+    unknown = None
+    for piece in model.pieces:
+        text = piece.piece
+        if piece.type not in (types.NORMAL, types.UNKNOWN, types.CONTROL, types.UNUSED):
+            raise UserError(
+                f"{path} has the piece {text!r} of a kind that is not read (user-defined, or a byte); "
+                "only plain unigram models can be imported."
+            )
+        if piece.type == types.UNKNOWN:  # by a name that no text holds, for "<unk>" in a text is three signs or more
+            unknown, text = len(pieces), UNNAMED[UNK]
+        if piece.type in (types.NORMAL, types.UNKNOWN):
+            pieces.append([text, piece.score])
+    if model.trainer_spec.model_type != model.trainer_spec.UNIGRAM or unknown is None or len(pieces) < 2:
         raise UserError(f"{path} is no unigram model of SentencePiece with an unknown piece; no other can be imported.")
+    normalizer = model.normalizer_spec
     return {
         "pieces": pieces,
         "unknown": unknown,
-        "charsmap": base64.b64encode(normal.get(CHARSMAP, b"")).decode(),
-        "space_before": bool(normal.get(DUMMY_PREFIX, True)),
-        "single_spaces": bool(normal.get(EXTRA_WHITESPACES, True)),
+        "charsmap": base64.b64encode(normalizer.precompiled_charsmap).decode(),
+        "space_before": normalizer.add_dummy_prefix,
+        "single_spaces": normalizer.remove_extra_whitespaces,
     }
 
 
-def _piece(message: bytes) -> tuple[str, float, int]:
-    """Text, score (log probability in nats) and type of a piece."""
-    fields = dict(_fields(message))
-    return fields[1].decode(), struct.unpack("<f", fields.get(2, bytes(4)))[0], fields.get(3, NORMAL)
-
-
-def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
-    """Numbers and values of a message's fields: ints of variable length, and the bytes of all others."""
-    at = 0
-    while at < len(message):
-        key, at = _varint(message, at)
-        wire = key & 7  # how the value is written
-        if wire == 0:
-            value, at = _varint(message, at)
-            yield key >> 3, value
-            continue
-        if wire == 2:
-            length, at = _varint(message, at)
-        else:
-            length = {1: 8, 5: 4}[wire] if wire in (1, 5) else len(message) + 1
-        if at + length > len(message):
-            raise ValueError("a field that goes beyond the end")
-        yield key >> 3, message[at : at + length]
-        at += length
-
-
-def _varint(message: bytes, at: int) -> tuple[int, int]:
-    """A number in groups of seven bits, the lowest first, and where it ends."""
-    number = shift = 0
-    while True:
-        byte = message[at]
-        number |= (byte & 0x7F) << shift
-        at, shift = at + 1, shift + 7
-        if byte < 0x80:
-            return number, at
+def _parsed(path: Path) -> Any:
+    """The file as sentencepiece's ModelProto."""
+    try:
+        from google.protobuf.message import DecodeError
+        from sentencepiece import sentencepiece_model_pb2 as format
+    except ImportError as error:
+        raise UserError(
+            f'{path} is read by the package sentencepiece: pip install -e ".[marian]", or pip install sentencepiece '
+            "protobuf."
+        ) from error
+    proto: Any = format  # its classes are made when it is imported, unseen by type checkers
+    try:
+        return proto.ModelProto.FromString(path.read_bytes())
+    except DecodeError as error:
+        raise UserError(f"{path} is no SentencePiece model, or is damaged; copy or download it again.") from error
 
 
 def _code(text: str) -> tuple[str, str]:

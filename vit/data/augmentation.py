@@ -11,11 +11,12 @@ Hoffer et al. 2020 (arXiv 1901.09335). RandAugment and TrivialAugment are in vit
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from scipy.special import betaincinv
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
@@ -146,13 +147,15 @@ def plain(image: Tensor, size: tuple[int, int], crop_ratio: float, interpolation
     height, width = image.shape[-2:]
     tall, wide = (round(length / crop_ratio) for length in size)
     covering = (tall, tall * width // height) if tall * width >= wide * height else (wide * height // width, wide)
-    return functional.center_crop(_resized(image, covering, interpolation), list(size))
+    cropped: Tensor = functional.center_crop(_resized(image, covering, interpolation), list(size))
+    return cropped
 
 
 def _resized(image: Tensor, size: tuple[int, int], interpolation: Interpolation) -> Tensor:
     if tuple(image.shape[-2:]) == tuple(size):
         return image
-    return functional.resize(image, list(size), InterpolationMode(interpolation), antialias=True)
+    resized: Tensor = functional.resize(image, list(size), InterpolationMode(interpolation), antialias=True)
+    return resized
 
 
 def _sampled(images: Tensor, uniforms: np.ndarray, options: Augmentation, size: tuple[int, int]) -> Tensor:
@@ -198,9 +201,10 @@ def _boxes(numbers: np.ndarray, height: int, width: int, scale: Sequence[float],
     return np.stack((place[:, 0] * (height - h), place[:, 1] * (width - w), h, w), axis=1)
 
 
-def _shifts(numbers: np.ndarray, padding: int) -> np.ndarray:
+def _shifts(numbers: NDArray[Any], padding: int) -> NDArray[Any]:
     """Whole pixels from 0 to twice the padding, down and right: (N, 2)."""
-    return np.floor(numbers[:, _CROP][:, -2:] * (2 * padding + 1))
+    pixels: NDArray[Any] = np.floor(numbers[:, _CROP][:, -2:] * (2 * padding + 1))
+    return pixels
 
 
 # Views to what the network sees.
@@ -278,4 +282,5 @@ def _inside(corners: Tensor, size: tuple[int, int]) -> Tensor:
     rows, columns = (torch.arange(length, device=corners.device) for length in size)
     y0, x0, y1, x1 = corners.T[..., None]  # (N, 1) each
     down, across = (rows >= y0) & (rows < y1), (columns >= x0) & (columns < x1)
-    return down[:, :, None] & across[:, None, :]
+    inside: Tensor = down[:, :, None] & across[:, None, :]
+    return inside

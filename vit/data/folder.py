@@ -12,15 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common.data.images import ENDINGS, read_image
+from common.data.splits import val_of_train
 from common.errors import UserError
-from common.machine.seeds import generator as seeded
 from common.task import Batch, Split
-from common.types import Count, Positive, PositiveFloat
+from common.types import SPLITS, Count, Positive, PositiveFloat
 from vit.data.augmentation import Augmentation, Interpolation, draw, finish, plain, shares, view
 from vit.data.in_memory import pair
 from vit.data.listing import Listing, class_folders, list_images_of
-
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 class ImageFolder:
@@ -181,7 +179,8 @@ class ImageFolder:
 
     def thumbnails(self, batch: Batch, count: int) -> Tensor:
         """The first `count` images before normalising, erasing and mixing: uint8 (n, 3, H, W) on the CPU."""
-        return batch["images"][: min(count, len(batch["ids"]))].cpu()
+        images: Tensor = batch["images"][: min(count, len(batch["ids"]))]
+        return images.cpu()
 
     def summary(self) -> list[str]:
         """The number of classes, and a line for each split."""
@@ -267,14 +266,7 @@ class ImageFolder:
 
     def _cut(self, whole: Listing) -> dict[Split, Listing]:
         """Train and val out of one folder: the same cut for any seed of the run and any order of the file system."""
-        if self.val_count >= len(whole.files):
-            raise UserError(
-                f"data.val_count={self.val_count} leaves nothing of the {len(whole.files)} images of {whole.folder}; "
-                "give val a folder of its own (data.val), or a smaller data.val_count."
-            )
-        order = torch.randperm(len(whole.files), generator=seeded("val of train", self.val_count)).numpy()
-        parts: dict[Split, NDArray[np.int64]] = {"train": order[self.val_count :], "val": order[: self.val_count]}
-        return {
-            split: replace(whole, files=whole.files[np.sort(part)], labels=whole.labels[np.sort(part)])
-            for split, part in parts.items()
-        }
+        own = "a folder of its own (data.val)"
+        train, val = val_of_train(len(whole.files), self.val_count, str(whole.folder), own)
+        parts: dict[Split, NDArray[np.int64]] = {"train": train, "val": val}
+        return {split: replace(whole, files=whole.files[i], labels=whole.labels[i]) for split, i in parts.items()}

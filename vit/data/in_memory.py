@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
+from common.data.splits import parts
 from common.errors import UserError
-from common.machine.seeds import generator as seeded
 from common.task import Batch, Split
+from common.types import SPLITS
 from vit.data import augmentation
 from vit.data.augmentation import Augmentation
 
@@ -141,7 +142,7 @@ class InMemory(ABC):
 
     def summary(self) -> list[str]:
         """Sizes of the splits."""
-        sizes = ", ".join(f"{split}: {self.count(split)}" for split in ("train", "val", "test"))
+        sizes = ", ".join(f"{split}: {self.count(split)}" for split in SPLITS)
         return [f"{len(self.names)} classes, images of {self.image_size[0]} x {self.image_size[1]}; {sizes}"]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -166,6 +167,5 @@ def cut(images: Tensor, labels: Tensor, counts: Sequence[int], what: str) -> lis
     """
     if sum(counts) >= len(labels):
         raise UserError(f"{what} would leave nothing to train on of {len(labels)} images; give less.")
-    order = torch.randperm(len(labels), generator=seeded("parts"))
-    parts = order.split([len(labels) - sum(counts), *counts])
-    return [(images[part.sort().values], labels[part.sort().values]) for part in parts]
+    rows = map(torch.from_numpy, parts((len(labels) - sum(counts), *counts), "parts"))
+    return [(images[part], labels[part]) for part in rows]

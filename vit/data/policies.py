@@ -31,12 +31,14 @@ class Operation(NamedTuple):
 def _shear(images: Tensor, across: float, down: float) -> Tensor:
     # The first row and column stay in place, as in the papers' code.
     degrees = [math.degrees(math.atan(v)) for v in (across, down)]
-    return functional.affine(images, 0.0, [0, 0], 1.0, degrees, center=[0, 0])
+    sheared: Tensor = functional.affine(images, 0.0, [0, 0], 1.0, degrees, center=[0, 0])
+    return sheared
 
 
 def _shift(images: Tensor, across: float, down: float) -> Tensor:
     pixels = [int(across * images.shape[-1]), int(down * images.shape[-2])]
-    return functional.affine(images, 0.0, pixels, 1.0, [0.0, 0.0])
+    shifted: Tensor = functional.affine(images, 0.0, pixels, 1.0, [0.0, 0.0])
+    return shifted
 
 
 OPERATIONS: tuple[Operation, ...] = (

@@ -48,7 +48,8 @@ def attention_map(weights: Tensor, prefix: int, pooled_by_token: bool, grid: tup
     """
     _check(weights, prefix, pooled_by_token, grid)
     rows = weights.float()[:, :, 0] if pooled_by_token else weights.float()[:, :, prefix:].mean(2)  # (B, h, N)
-    return rows[..., prefix:].unflatten(-1, grid)
+    maps: Tensor = rows[..., prefix:].unflatten(-1, grid)
+    return maps
 
 
 def rollout(layers: Sequence[Tensor], prefix: int, pooled_by_token: bool, grid: tuple[int, int]) -> Tensor:
@@ -66,7 +67,8 @@ def rollout(layers: Sequence[Tensor], prefix: int, pooled_by_token: bool, grid: 
     with torch.autocast(row.device.type, enabled=False):
         for weights in reversed(layers):
             row = row @ _with_residual(weights)
-    return row[:, 0, prefix:].unflatten(-1, grid)
+    map: Tensor = row[:, 0, prefix:].unflatten(-1, grid)
+    return map
 
 
 def _with_residual(weights: Tensor) -> Tensor:

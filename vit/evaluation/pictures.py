@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torchvision.transforms.v2.functional import pil_to_tensor, resize, rgb_to_grayscale, to_pil_image
 
+from common.report.colours import BLUES, HEAT, ramp
+
 SMALLEST = 400  # pixels of the longer side under which letters would be as large as what they describe
 LARGEST = 480  # pixels of the longer side of one image among many
 NAMED = 40  # classes up to which a confusion matrix holds names and numbers
 GAP = 8  # pixels between images
-HEAT = ((8, 8, 20), (80, 20, 110), (190, 50, 90), (245, 130, 40), (255, 240, 150))  # lightness rises evenly
-BLUES = ((255, 255, 255), (190, 215, 235), (95, 160, 210), (30, 95, 165), (10, 40, 90))
 MARKS = {True: (185, 235, 190), False: (250, 190, 185), None: (225, 225, 225)}  # right, wrong, not known
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -34,13 +34,14 @@ def confusion(counts: Tensor, names: Sequence[str]) -> Tensor:
         cell = max(30, 240 // classes, _width(str(int(counts.max())), font) + 10)
     else:
         cell = max(2, 1000 // classes)
-    matrix = to_pil_image(_enlarged(_ramp(shares.sqrt(), BLUES), cell))
+    matrix = to_pil_image(_enlarged(ramp(shares.sqrt(), BLUES), cell))
     if classes <= NAMED:
         _write_counts(matrix, counts, shares, cell, font)
         upper, left = _names(names, cell, font)
     else:
         upper, left = _ticks(classes, cell, font)
-    return pil_to_tensor(_framed(matrix, upper, left, font))
+    framed: Tensor = pil_to_tensor(_framed(matrix, upper, left, font))
+    return framed
 
 
 def heat(image: Tensor, map: Tensor) -> Tensor:
@@ -90,16 +91,8 @@ def labelled(image: Tensor, text: str, good: bool | None) -> Tensor:
     pen.rectangle((0, enlarged.height, width, picture.height), fill=MARKS[good])
     for number, line in enumerate(lines):
         pen.text((6, enlarged.height + 6 + number * step), line, fill="black", font=font)
-    return pil_to_tensor(picture)
-
-
-def _ramp(values: Tensor, anchors: Sequence[tuple[int, int, int]]) -> Tensor:
-    """Values (...) in 0..1 as colours uint8 (3, ...) between the anchors, which lie at equal distances."""
-    colours = torch.tensor(anchors, dtype=torch.float32)
-    place = values.float().cpu().clamp(0, 1) * (len(anchors) - 1)
-    lower = place.long().clamp(max=len(anchors) - 2)
-    share = (place - lower)[..., None]
-    return colours[lower].lerp(colours[lower + 1], share).round().to(torch.uint8).movedim(-1, 0)
+    pixels: Tensor = pil_to_tensor(picture)
+    return pixels
 
 
 def _enlarged(image: Tensor, factor: int) -> Tensor:
@@ -112,8 +105,8 @@ def _overlaid(image: Tensor, map: Tensor) -> Tensor:
     height, width = image.shape[-2:]
     rows = torch.arange(height) * map.shape[0] // height  # of the map, for each row of pixels
     columns = torch.arange(width) * map.shape[1] // width
-    colours = _ramp(map / map.max().clamp(min=1e-30), HEAT)[:, rows][:, :, columns]  # (3, H, W)
-    grey = rgb_to_grayscale(image, num_output_channels=3)
+    colours = ramp(map / map.max().clamp(min=1e-30), HEAT)[:, rows][:, :, columns]  # (3, H, W)
+    grey: Tensor = rgb_to_grayscale(image, num_output_channels=3)
     return (0.35 * grey + 0.65 * colours).round().to(torch.uint8)
 
 
@@ -197,7 +190,7 @@ def _key(font: Font) -> Image.Image:
     key = Image.new("RGB", (box * len(shares) + 10 + _width(caption, font), height), "white")
     pen = ImageDraw.Draw(key)
     for number, share in enumerate(shares):
-        fill = tuple(_ramp(torch.tensor(share).sqrt(), BLUES).tolist())
+        fill = tuple(ramp(torch.tensor(share).sqrt(), BLUES).tolist())
         pen.rectangle((number * box, 0, (number + 1) * box - 1, height - 1), fill=fill, outline=(200, 200, 200))
         ink = "white" if share > 0.4 else "black"
         pen.text((number * box + box / 2, height / 2), f"{share:.0%}", fill=ink, font=font, anchor="mm")

@@ -135,13 +135,15 @@ class Classifier(nn.Module):
             x = self.representation(x).tanh()
         # The head stays out of half precision: with 8 bits the two best classes are often equal.
         with full_precision(images.device):
-            return self.head(x.to(self.head.weight.dtype))
+            logits: Tensor = self.head(x.to(self.head.weight.dtype))
+        return logits
 
     def features(self, images: Tensor) -> Tensor:
         """What the head sees: (B, channels, H, W) -> (B, C)."""
-        x = self.encoder(self.embed(images))  # (B, N, C)
+        x: Tensor = self.encoder(self.embed(images))  # (B, N, C)
         x = x[:, 0] if self.pooling == "token" else x[:, self.before_patches :].mean(dim=1)  # (B, N, C) -> (B, C)
-        return self.pooled_norm(x)
+        x = self.pooled_norm(x)
+        return x
 
     def embed(self, images: Tensor) -> Tensor:
         """The encoder's input: (B, channels, H, W) -> (B, N, C): class token, registers, patches with positions."""
@@ -152,7 +154,8 @@ class Classifier(nn.Module):
         if self.class_token is not None:
             token = self.class_token if self.positions.token is None else self.class_token + self.positions.token
             tokens.insert(0, token.expand(images.shape[0], 1, -1))
-        return self.dropout(torch.cat(tokens, dim=1) if len(tokens) > 1 else tokens[0])
+        x: Tensor = self.dropout(torch.cat(tokens, dim=1) if len(tokens) > 1 else tokens[0])
+        return x
 
     @property
     def before_patches(self) -> int:

@@ -17,6 +17,7 @@ from common.task import Adopted, Answer, Batch, Goal, Split
 from common.types import Count, Positive
 from vit.criterion import cross_entropy as loss
 from vit.criterion.cross_entropy import LossOptions
+from vit.data.protocol import ImageData
 from vit.evaluation import attention_maps, pictures
 from vit.evaluation.accuracy import ClassificationMetric, check_labels
 from vit.evaluation.neighbours import Bank
@@ -45,12 +46,12 @@ class PredictOptions:
 
 
 class Classification:
-    """One class for each image. `data` (see vit/data/in_memory.py) may stay unopened for prediction alone."""
+    """One class for each image. `data` may stay unopened for prediction alone."""
 
     goal = Goal("top1", higher_is_better=True)
     handed_on: ClassVar[tuple[str, ...]] = ("classes", "channels", "image_size")
 
-    def __init__(self, *, data: Any, loss: LossOptions, predict: PredictOptions):
+    def __init__(self, *, data: ImageData, loss: LossOptions, predict: PredictOptions):
         self.data, self.loss_options, self.options = data, loss, predict
         self._classes: list[str] | None = None
         self._bank: Bank | None = None
@@ -85,7 +86,8 @@ class Classification:
 
     def adopt(self, tensors: dict[str, Any], folder: Path | None = None) -> Adopted:
         """Files of Google, torchvision, timm and transformers; as many classes as ours are taken to be ours."""
-        return importing.adopt(tensors, self._classes, tuple(self.data.image_size))
+        height, width = self.data.image_size
+        return importing.adopt(tensors, self._classes, (height, width))
 
     def sizes(self, batch: Batch) -> dict[str, float]:
         """Number of images; raises UserError for a label that is no class, at which a GPU would fail without a name."""

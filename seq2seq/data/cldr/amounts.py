@@ -210,7 +210,7 @@ def _share(random: Random) -> Decimal:
 def _round(random: Random) -> int:
     """One to three digits and zeros, from a thousand to below a trillion."""
     digits = random.randint(1, 10 ** random.choice((1, 2, 3, 3)) - 1)
-    return digits * 10 ** random.randint(4 - len(str(digits)), 12 - len(str(digits)))
+    return digits * int(10 ** random.randint(4 - len(str(digits)), 12 - len(str(digits))))
 
 
 def _amount(currencies: Sequence[str], most: int = 6) -> Callable[[Random], Price]:

@@ -2,7 +2,7 @@
 
 import difflib
 from collections import Counter
-from typing import Literal
+from dataclasses import dataclass
 
 import babel
 from babel import Locale, UnknownLocaleError, localedata
@@ -13,59 +13,37 @@ from common.types import Count, Positive
 from seq2seq.data.cldr import phrases
 from seq2seq.data.cldr.tables import ROOT, SHARES
 from seq2seq.data.pairs import Corpus, SentencePairs
-from seq2seq.tokenizers.bpe import TokenizerOptions
 from seq2seq.tokenizers.text import Lines
 
 
+@dataclass(kw_only=True, eq=False)
 class Cldr(SentencePairs):
     """Dates, times, money, units, numbers, and names of countries, languages, currencies and months.
 
-    Every phrase is what Babel prints for a locale. The splits are a function of the locales, `seed` and the counts,
-    whatever the seed of a run; see seq2seq/data/cldr/phrases.py for what they promise.
+    Every phrase is what Babel prints for a locale; `source` and `target` are locales (en, de_CH, zh_Hant ...). The
+    splits are a function of the locales, `seed` and the counts, whatever the seed of a run; see
+    seq2seq/data/cldr/phrases.py for what they promise. They are made at first use.
+
+    Args, beside those of SentencePairs:
+        train_count: phrases to learn from.
+        val_count: phrases that choose the checkpoint; 0 = no val.
+        test_count: phrases that are reported.
+        seed: of the drawing; the run's seed does not change the phrases.
     """
 
-    def __init__(
-        self,
-        *,
-        source: str,
-        target: str,
-        train_count: Positive,
-        val_count: Count,
-        test_count: Positive,
-        seed: int,
-        tokenizer: TokenizerOptions,
-        longest: Positive,
-        too_long: Literal["truncate", "skip"],
-        batch_size: Positive,
-    ):
-        """Describe the set; it is made at first use.
+    train_count: Positive
+    val_count: Count
+    test_count: Positive
+    seed: int
 
-        Args:
-            source: the locale to translate from: en, de_CH, zh_Hant ...
-            target: the locale to translate to.
-            train_count: phrases to learn from.
-            val_count: phrases that choose the checkpoint; 0 = no val.
-            test_count: phrases that are reported.
-            seed: of the drawing; the run's seed does not change the phrases.
-            tokenizer: how text becomes tokens.
-            longest: tokens, end of sentence included, that a side of a training pair may have.
-            too_long: what becomes of a longer one: "truncate" that side, or "skip" the pair.
-            batch_size: padded tokens of one optimizer step; see SentencePairs.
-        """
-        if find_locale("source", source) == find_locale("target", target):
+    def __post_init__(self) -> None:
+        """Refuse unknown locales, and a pair of one locale."""
+        if find_locale("source", self.source) == find_locale("target", self.target):
             raise UserError(
-                f"data.source={source} and data.target={target} are the same locale; expected two, such as en and de."
+                f"data.source={self.source} and data.target={self.target} are the same locale; expected two, such as "
+                "en and de."
             )
-        super().__init__(
-            source=source,
-            target=target,
-            tokenizer=tokenizer,
-            longest=longest,
-            too_long=too_long,
-            batch_size=batch_size,
-        )
-        self.train_count, self.val_count, self.test_count = train_count, val_count, test_count
-        self.seed = seed
+        super().__post_init__()
 
     def load(self, split: Split) -> dict[Split, Corpus]:
         """All three splits."""

@@ -8,28 +8,18 @@ import torch
 from torch import Tensor
 from transformers import MarianConfig, MarianMTModel
 
-from common.decoding.decoding import DecodingOptions, Hypothesis, decode, draw, score
+from common.decoding.contract import Hypothesis, SpecialIds
+from common.decoding.decode import decode
+from common.decoding.given import score
+from common.decoding.options import DecodingOptions
+from common.decoding.sampling import draw
 from common.errors import UserError
 from common.machine.seeds import generator
-from seq2seq.tokenizers.bpe import BOS, EOS, PAD
+from tests.searching import BEAM as OPTIONS
 
+PAD, BOS, EOS = 0, 1, 2
+SPECIAL = SpecialIds(begin=BOS, end=EOS, never=(PAD, BOS))
 A, B = 4, 5  # two words
-OPTIONS = DecodingOptions(
-    method="beam",
-    beam=2,
-    penalty="average",
-    alpha=1.0,
-    stop="first",
-    candidates=2,
-    longest_factor=0.0,
-    longest_extra=5,
-    at_limit="end",
-    temperature=1.0,
-    top_k=0,
-    top_p=1.0,
-    seed=0,
-    attention=False,
-)
 
 
 class Prefixes:
@@ -135,7 +125,7 @@ def test_beam_search_gives_what_fairseq_finds_in_its_table(case):
     options, *expected = CASES[case]
     options = replace(OPTIONS, **options)
     model = Table(of_table)
-    found = decode(model, *sources(2), options)
+    found = decode(model, *sources(2), options, SPECIAL)
     for hypotheses, pairs in zip(found, expected, strict=True):
         assert [one.tokens for one in hypotheses] == [tokens for tokens, _ in pairs]
         for one, (_, probabilities) in zip(hypotheses, pairs, strict=True):
@@ -182,7 +172,9 @@ def test_a_wide_beam_finds_every_translation_in_order(at_limit, penalty, alpha, 
     options = replace(options, at_limit=at_limit, penalty=penalty, alpha=alpha, stop=stop)
     table = random_table(2)
     limits = zip(source[:, 0].tolist(), lengths.tolist(), strict=True)
-    close(decode(Table(table), source, lengths, options), [exhaustive(table, *pair, options) for pair in limits])
+    close(
+        decode(Table(table), source, lengths, options, SPECIAL), [exhaustive(table, *pair, options) for pair in limits]
+    )
 
 
 def plain(table, source: int, limit: int, options: DecodingOptions) -> list[Hypothesis]:
@@ -208,7 +200,7 @@ def test_the_rule_never_misses_nothing_that_an_endless_search_finds(penalty, alp
     table = random_table(6, ends=1.0)
     limits = zip(source[:, 0].tolist(), options.limits(lengths).tolist(), strict=True)
     model = Table(table)
-    close(decode(model, source, lengths, options), [plain(table, *pair, options) for pair in limits])
+    close(decode(model, source, lengths, options, SPECIAL), [plain(table, *pair, options) for pair in limits])
     if penalty == "none":
         assert len(model.rows) < options.limits(lengths).max()  # it stops as soon as nothing better can come
 
@@ -218,15 +210,15 @@ def test_a_beam_of_one_is_greedy(at_limit):
     source, lengths = sources(20)
     options = replace(OPTIONS, beam=1, candidates=1, longest_factor=1.0, longest_extra=3, at_limit=at_limit)
     model = Table(random_table(6))
-    found = decode(model, source, lengths, options)
-    close(decode(model, source, lengths, replace(options, method="greedy")), found)
+    found = decode(model, source, lengths, options, SPECIAL)
+    close(decode(model, source, lengths, replace(options, method="greedy"), SPECIAL), found)
     assert len({len(one.tokens) for (one,) in found}) > 4
     assert {one.ended for (one,) in found} == ({True} if at_limit == "end" else {True, False})
 
 
 def test_greedy_takes_the_likeliest_token_each_time():
     table = random_table(6)
-    ((found,),) = decode(Table(table), *sources(1), replace(OPTIONS, method="greedy", candidates=1))
+    ((found,),) = decode(Table(table), *sources(1), replace(OPTIONS, method="greedy", candidates=1), SPECIAL)
     prefix: list[int] = []
     while len(prefix) < 4 and (word := max((2, *range(3, 10)), key=table(10, tuple(prefix)).__getitem__)) != EOS:
         prefix.append(word)
@@ -241,9 +233,9 @@ def test_a_sentence_in_a_batch_is_translated_as_it_is_alone(method, stop):
     table = random_table(6, ends=0.5)
     ids = list(range(8))
     together = Table(table)
-    found = decode(together, source, lengths, options, ids)
+    found = decode(together, source, lengths, options, SPECIAL, ids)
     alone = [Table(table) for _ in ids]
-    each = [decode(alone[i], source[[i]], lengths[[i]], options, [i]) for i in ids]
+    each = [decode(alone[i], source[[i]], lengths[[i]], options, SPECIAL, [i]) for i in ids]
     close(found, [hypotheses for (hypotheses,) in each])
     assert sum(together.rows) == sum(sum(model.rows) for model in alone)  # a finished sentence costs nothing more
     assert together.rows[-1] < max(together.rows) and len({len(model.rows) for model in alone}) > 2
@@ -251,7 +243,7 @@ def test_a_sentence_in_a_batch_is_translated_as_it_is_alone(method, stop):
 
 def test_hypotheses_are_sorted_and_distinct():
     source, lengths = sources(10)
-    found = decode(Table(random_table(6)), source, lengths, replace(OPTIONS, beam=6, candidates=4))
+    found = decode(Table(random_table(6)), source, lengths, replace(OPTIONS, beam=6, candidates=4), SPECIAL)
     for hypotheses in found:
         scores = [one.score for one in hypotheses]
         assert len(scores) == 4 and scores == sorted(scores, reverse=True)
@@ -268,7 +260,7 @@ def test_a_limit_holds_in_tokens_with_the_end():
     for method in ("greedy", "beam", "sample"):
         for at_limit, words in (("end", 7), ("cut", 8)):
             cut = replace(options, method=method, candidates=1, at_limit=at_limit)
-            ((found,),) = decode(model, source, lengths, cut)
+            ((found,),) = decode(model, source, lengths, cut, SPECIAL)
             assert (len(found.tokens), found.ended) == (words, at_limit == "end")
 
 
@@ -276,13 +268,16 @@ def test_a_limit_holds_in_tokens_with_the_end():
 def test_a_hypothesis_is_as_likely_as_scoring_it_says(method):
     source, lengths = sources(6)
     table = random_table(6)
-    found = [one for (one, *_) in decode(Table(table), source, lengths, replace(OPTIONS, method=method, candidates=1))]
+    found = [
+        one
+        for (one, *_) in decode(Table(table), source, lengths, replace(OPTIONS, method=method, candidates=1), SPECIAL)
+    ]
     counts = torch.tensor([len(one.tokens) + 1 for one in found])
     target = torch.full((6, int(counts.max()) + 2), PAD)
     for row, one in zip(target, found, strict=True):
         row[: len(one.tokens) + 1] = torch.tensor([*one.tokens, EOS])
     model = Table(table)
-    totals = score(model, source, lengths, target, counts)
+    totals = score(model, source, lengths, target, counts, SPECIAL)
     assert len({*counts.tolist()}) > 1 and sum(model.rows) == counts.sum()  # a target that is over leaves the batch
     for one, count, (total, tokens) in zip(found, counts.tolist(), totals, strict=True):
         assert tokens == count and total == pytest.approx(one.log_probability, abs=1e-9)
@@ -292,8 +287,8 @@ def test_no_sentences_have_no_translations():
     nothing = torch.zeros(0, 3, dtype=torch.int64)
     for method in ("greedy", "beam", "sample"):
         options = replace(OPTIONS, method=method, candidates=1)
-        assert decode(Table(random_table(2)), nothing, nothing[:, 0], options) == []
-    assert score(Table(random_table(2)), nothing, nothing[:, 0], nothing, nothing[:, 0]) == []
+        assert decode(Table(random_table(2)), nothing, nothing[:, 0], options, SPECIAL) == []
+    assert score(Table(random_table(2)), nothing, nothing[:, 0], nothing, nothing[:, 0], SPECIAL) == []
 
 
 def test_nothing_but_words_and_the_end_is_ever_said():
@@ -303,10 +298,10 @@ def test_nothing_but_words_and_the_end_is_ever_said():
         return torch.tensor([9.0, 8.0, 0.0, 1.0, 0.5])
 
     for method in ("greedy", "beam", "sample"):
-        hypotheses = decode(Table(table), *sources(5), replace(OPTIONS, method=method, candidates=1))
+        hypotheses = decode(Table(table), *sources(5), replace(OPTIONS, method=method, candidates=1), SPECIAL)
         said = {word for (one,) in hypotheses for word in one.tokens}
         assert said and said <= {3, 4}
-        total, _ = next(iter(score(Table(table), *sources(1), torch.tensor([[3, EOS]]), torch.tensor([2]))))
+        total, _ = next(iter(score(Table(table), *sources(1), torch.tensor([[3, EOS]]), torch.tensor([2]), SPECIAL)))
         assert total < -14  # what they take of the probability is lost, not handed to the others
 
 
@@ -316,7 +311,7 @@ def test_a_model_that_is_broken_says_so(method):
         return torch.tensor([0.0, 0.0, -99.0, 0.0, math.nan if prefix else 0.0])
 
     with pytest.raises(UserError, match="not numbers"):
-        decode(Table(table), *sources(2), replace(OPTIONS, method=method, candidates=1, seed=3))
+        decode(Table(table), *sources(2), replace(OPTIONS, method=method, candidates=1, seed=3), SPECIAL)
 
 
 # sampling
@@ -326,7 +321,7 @@ def test_samples_come_as_often_as_softmax_says():
     """4,000 draws of five tokens: a frequency's standard deviation is at most 0.008."""
     logits = torch.tensor([-math.inf, -math.inf, 0.3, 1.0, -1.0, 2.0, 0.0])
     options = replace(OPTIONS, method="sample", candidates=4000, temperature=0.7, longest_extra=1, at_limit="cut")
-    ((*found,),) = decode(Table(lambda source, prefix: logits), *sources(1), options)
+    ((*found,),) = decode(Table(lambda source, prefix: logits), *sources(1), options, SPECIAL)
     times = Counter(one.tokens[0] if one.tokens else EOS for one in found)
     for word, probability in enumerate((logits / 0.7).softmax(0).tolist()):
         assert times[word] / 4000 == pytest.approx(probability, abs=0.03)
@@ -376,7 +371,9 @@ def test_samples_depend_on_the_seed_the_sentence_and_the_draw():
 
     def tokens(ids, **changes) -> list[list[int]]:
         return [
-            one.tokens for found in decode(model, source, lengths, replace(options, **changes), ids) for one in found
+            one.tokens
+            for found in decode(model, source, lengths, replace(options, **changes), SPECIAL, ids)
+            for one in found
         ]
 
     first = tokens([3, 4])
@@ -460,7 +457,7 @@ def test_four_beams_find_what_transformers_finds(marian, alpha, stop, early):
     """Tokens and scores of all four candidates, of translations that end and that the limit cuts."""
     pairs = random_sources()
     options = replace(OPTIONS, beam=4, candidates=4, alpha=alpha, stop=stop, longest_extra=14, at_limit="cut")
-    found = decode(Marian(marian), *pairs, options)
+    found = decode(Marian(marian), *pairs, options, SPECIAL)
     beams = {"num_beams": 4, "num_return_sequences": 4, "length_penalty": alpha, "early_stopping": early}
     expected = generated(marian, *pairs, max_new_tokens=14, **beams)
     for hypotheses, others in zip(found, expected, strict=True):
@@ -474,7 +471,10 @@ def test_four_beams_find_what_transformers_finds(marian, alpha, stop, early):
 def test_greedy_search_finds_what_transformers_finds(marian):
     pairs = random_sources()
     found = decode(
-        Marian(marian), *pairs, replace(OPTIONS, method="greedy", candidates=1, longest_extra=14, at_limit="cut")
+        Marian(marian),
+        *pairs,
+        replace(OPTIONS, method="greedy", candidates=1, longest_extra=14, at_limit="cut"),
+        SPECIAL,
     )
     expected = generated(marian, *pairs, max_new_tokens=14, num_beams=1)
     assert [one.tokens for (one,) in found] == [tokens for ((tokens, _),) in expected]

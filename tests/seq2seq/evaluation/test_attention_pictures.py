@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from seq2seq.evaluation.attention_pictures import LONGEST, picture, shade, visible
+from seq2seq.evaluation.attention_pictures import LONGEST, picture, shades, visible
 
 SVG = "{http://www.w3.org/2000/svg}"
 SOURCE = ["▁the", "▁dog", "s", "</s>"]
@@ -86,11 +86,11 @@ def test_the_darkest_cell_is_where_the_weight_is_largest() -> None:
 
 
 def test_more_weight_is_never_lighter_and_the_ends_are_white_and_dark_blue() -> None:
-    colours = [shade(i / 200) for i in range(201)]
+    colours = shades(torch.arange(201) / 200)
     sums = [sum(int(colour[i : i + 2], 16) for i in (1, 3, 5)) for colour in colours]
     assert colours[0] == "#ffffff" and colours[-1] == "#0a285a"
     assert all(a > b for a, b in pairwise(sums))
-    assert shade(-1e-9) == shade(0) and shade(1 + 1e-6) == shade(1), "rounding may leave the range"
+    assert shades(torch.tensor([-1e-9, 1 + 1e-6])) == [colours[0], colours[-1]], "rounding may leave the range"
 
 
 def test_heads_stand_beside_the_mean_without_cells_that_would_be_white() -> None:

@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.decoding.decoding import DecodingOptions, decode, score
+from common.decoding.decode import decode
+from common.decoding.given import score
+from common.decoding.options import DecodingOptions
 from common.errors import UserError
 from common.files import checkpoint
 from common.machine.seeds import generator
@@ -17,7 +19,7 @@ from seq2seq.importing import fairseq
 from seq2seq.importing.adopt import adopt
 from seq2seq.models import transformer
 from seq2seq.models.transformer import PositionOptions, Transformer, TranslatorBlockOptions
-from seq2seq.tokenizers.bpe import BOS, EOS, PAD, UNK
+from seq2seq.tokenizers.bpe import BOS, EOS, PAD, SPECIAL, UNK
 
 SOURCE, TARGET, WIDTH, HEADS, FEEDFORWARD, LAYERS = 19, 23, 16, 2, 24, 2
 THEIR_PAD, THEIR_EOS = 1, 2
@@ -244,13 +246,15 @@ def test_what_is_found_has_fairseqs_probability(exact_sines):
     )  # fmt: skip
     mine = in_our_ids(source, TARGET)
     order = torch.tensor(fairseq.order(TARGET))
-    for i, (found,) in enumerate(decode(model, mine, counts, options)):
+    for i, (found,) in enumerate(decode(model, mine, counts, options, SPECIAL)):
         words = order[[*found.tokens, EOS]]
         start = torch.cat([torch.tensor([THEIR_EOS]), words[:-1]])
         logs = Theirs(tensors)(source[i : i + 1, : counts[i]], start[None])[0].log_softmax(-1)
         assert found.log_probability == pytest.approx(float(logs.gather(1, words[:, None]).sum()), abs=1e-9)
         row = torch.tensor([[*found.tokens, EOS]])
-        ((total, _),) = score(model, mine[i : i + 1, : counts[i]], counts[i : i + 1], row, torch.tensor([row.shape[1]]))
+        ((total, _),) = score(
+            model, mine[i : i + 1, : counts[i]], counts[i : i + 1], row, torch.tensor([row.shape[1]]), SPECIAL
+        )
         assert total == pytest.approx(found.log_probability, abs=1e-9)
 
 

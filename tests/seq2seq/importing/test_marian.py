@@ -8,7 +8,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from common.decoding.decoding import DecodingOptions, decode
+from common.decoding.decode import decode
+from common.decoding.options import DecodingOptions
 from common.errors import UserError
 from common.files import checkpoint
 from common.machine.seeds import generator
@@ -16,7 +17,7 @@ from common.nn.positions import sine
 from seq2seq.importing import marian
 from seq2seq.importing.adopt import adopt
 from seq2seq.models.transformer import PositionOptions, Transformer, TranslatorBlockOptions
-from seq2seq.tokenizers.bpe import BOS, EOS, PAD, UNK
+from seq2seq.tokenizers.bpe import BOS, EOS, PAD, SPECIAL, UNK
 
 transformers = pytest.importorskip("transformers")
 
@@ -268,7 +269,7 @@ def test_an_exported_model_generates_our_translations(tmp_path, alpha, beam):
         return_dict_in_generate=True,
         output_scores=True,
     )
-    found = [one for each in decode(model, source, counts, DecodingOptions(**search)) for one in each]
+    found = [one for each in decode(model, source, counts, DecodingOptions(**search), SPECIAL) for one in each]
     rows = [there[row[1:]].tolist() for row in answer.sequences]
     rows = [row[: next((i for i, id in enumerate(row) if id in (EOS, BOS)), len(row))] for row in rows]
     assert [one.tokens for one in found] == rows

@@ -15,12 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import MarianConfig, MarianMTModel
 
-from common.decoding.decoding import DecodingOptions, decode
+from common.decoding.decode import decode
 from common.machine.seeds import generator
 from seq2seq.criterion.cross_entropy import LossOptions, cross_entropy
 from seq2seq.models import transformer
 from seq2seq.models.transformer import PositionOptions, Transformer, TranslatorBlockOptions
-from seq2seq.tokenizers.bpe import BOS, EOS, PAD
+from seq2seq.tokenizers.bpe import BOS, EOS, PAD, SPECIAL
+from tests.searching import BEAM
 
 ENTRIES, WIDTH, HEADS, FEEDFORWARD, LAYERS = 29, 16, 4, 24, 2
 EXACT = {"rtol": 0, "atol": 1e-10}  # float64, four layers with values of size ten
@@ -233,22 +234,7 @@ def test_logits_are_those_of_marian(pair: tuple[Transformer, MarianMTModel]) -> 
     torch.testing.assert_close(logits, expected, rtol=0, atol=2e-5)
 
 
-OPTIONS = DecodingOptions(
-    method="beam",
-    beam=4,
-    penalty="average",
-    alpha=1.0,
-    stop="first",
-    candidates=4,
-    longest_factor=0.0,
-    longest_extra=16,
-    at_limit="cut",
-    temperature=1.0,
-    top_k=0,
-    top_p=1.0,
-    seed=0,
-    attention=False,
-)
+OPTIONS = replace(BEAM, beam=4, candidates=4, longest_extra=16, at_limit="cut")
 
 
 def generated(model: MarianMTModel, source: Tensor, **options: Any) -> Any:
@@ -273,7 +259,7 @@ def test_four_beams_find_what_marian_finds(pair: tuple[Transformer, MarianMTMode
     beams = {"num_beams": 4, "num_return_sequences": 4, "early_stopping": True, "length_penalty": alpha}
     answer = generated(theirs, source, **beams)
     expected = [words(row) for row in answer.sequences.tolist()]
-    found = [one for some in decode(ours, source, lengths, replace(OPTIONS, alpha=alpha)) for one in some]
+    found = [one for some in decode(ours, source, lengths, replace(OPTIONS, alpha=alpha), SPECIAL) for one in some]
     assert [one.tokens for one in found] == expected
     # transformers sums up to 16 log probabilities in float32
     assert [one.score for one in found] == pytest.approx(answer.sequences_scores.tolist(), abs=5e-5)
@@ -286,7 +272,10 @@ def test_greedy_search_finds_what_marian_finds(pair: tuple[Transformer, MarianMT
     source, lengths = sentences(LENGTHS)
     answer = generated(theirs, source, num_beams=1)
     logs = torch.stack(answer.logits, 1).double().log_softmax(-1)  # (B, T, V), before PAD and BOS were forbidden
-    found = [one for (one,) in decode(ours, source, lengths, replace(OPTIONS, method="greedy", candidates=1, alpha=0))]
+    found = [
+        one
+        for (one,) in decode(ours, source, lengths, replace(OPTIONS, method="greedy", candidates=1, alpha=0), SPECIAL)
+    ]
     for one, row, steps in zip(found, answer.sequences.tolist(), logs, strict=True):
         assert one.tokens == words(row)
         chosen = [*one.tokens, EOS][: len(one.tokens) + one.ended]

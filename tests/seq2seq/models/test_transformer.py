@@ -11,28 +11,18 @@ from torch import Tensor, nn
 
 from common.config.check import build
 from common.config.compose import configure
-from common.decoding.decoding import DecodingOptions, Hypothesis, decode, score
+from common.decoding.contract import Hypothesis
+from common.decoding.decode import decode
+from common.decoding.given import score
 from common.errors import UserError
 from common.machine.seeds import generator
 from seq2seq.models.transformer import PositionOptions, Transformer, TranslatorBlockOptions
-from seq2seq.tokenizers.bpe import BOS, EOS, PAD
+from seq2seq.tokenizers.bpe import BOS, EOS, PAD, SPECIAL
+from tests.searching import BEAM as OPTIONS
 
 EXACT = 1e-10  # float64, a few layers with values of size one
-GREEDY = DecodingOptions(
-    method="greedy",
-    beam=3,
-    penalty="gnmt",
-    alpha=0.6,
-    stop="first",
-    candidates=1,
-    longest_factor=0.5,
-    longest_extra=5,
-    at_limit="end",
-    temperature=1.0,
-    top_k=0,
-    top_p=1.0,
-    seed=0,
-    attention=False,
+GREEDY = replace(
+    OPTIONS, method="greedy", beam=3, penalty="gnmt", alpha=0.6, candidates=1, longest_factor=0.5, longest_extra=5
 )
 BEAM, SAMPLE = replace(GREEDY, method="beam", candidates=3), replace(GREEDY, method="sample", candidates=2)
 SEARCHES = {"greedy": GREEDY, "beam": BEAM, "sample": SAMPLE}
@@ -223,10 +213,13 @@ def test_a_translation_does_not_depend_on_its_batch(method: str) -> None:
     lengths = [6, 1, 3, 9, 2, 12, 5]
     source, counts = sentences(lengths, padding=3)
     ids = [10 + i for i in range(len(lengths))]
-    found = decode(model, source, counts, options, ids)
-    alone = [decode(model, source[[i], :length], counts[[i]], options, [ids[i]])[0] for i, length in enumerate(lengths)]
+    found = decode(model, source, counts, options, SPECIAL, ids)
+    alone = [
+        decode(model, source[[i], :length], counts[[i]], options, SPECIAL, [ids[i]])[0]
+        for i, length in enumerate(lengths)
+    ]
     same(found, alone)
-    same(decode(model, source.flip(0), counts.flip(0), options, ids[::-1])[::-1], found)
+    same(decode(model, source.flip(0), counts.flip(0), options, SPECIAL, ids[::-1])[::-1], found)
     assert len({len(one.tokens) for hypotheses in found for one in hypotheses}) > 2
 
 
@@ -234,12 +227,14 @@ def test_scores_of_given_targets_do_not_depend_on_the_batch_and_are_those_of_for
     model = learnt()
     lengths, tokens = [6, 1, 3, 9], [4, 7, 1, 5]
     (source, counts), (target, target_counts) = sentences(lengths, padding=2), sentences(tokens, padding=1)
-    found = score(model, source, counts, target, target_counts)
+    found = score(model, source, counts, target, target_counts, SPECIAL)
     logs = model(source, counts, begun(target)).log_softmax(-1).gather(2, target[..., None])[..., 0]
     for i, (total, count) in enumerate(found):
         assert count == tokens[i]
         assert total == pytest.approx(float(logs[i, :count].detach().sum()), abs=EXACT)
-        (alone,) = score(model, source[[i], : lengths[i]], counts[[i]], target[[i], :count], target_counts[[i]])
+        (alone,) = score(
+            model, source[[i], : lengths[i]], counts[[i]], target[[i], :count], target_counts[[i]], SPECIAL
+        )
         assert alone == (pytest.approx(total, abs=EXACT), count)
 
 
@@ -274,7 +269,7 @@ def test_every_word_and_its_place_in_the_source_count() -> None:
 def test_a_beam_of_one_is_greedy() -> None:
     model = learnt(ends=0.5)
     pairs = sentences([6, 1, 3, 9, 2, 12, 5, 8])
-    same(decode(model, *pairs, replace(BEAM, beam=1, candidates=1)), decode(model, *pairs, GREEDY))
+    same(decode(model, *pairs, replace(BEAM, beam=1, candidates=1), SPECIAL), decode(model, *pairs, GREEDY, SPECIAL))
 
 
 def test_autocast_to_bf16_gives_almost_the_same_logits() -> None:
@@ -336,8 +331,8 @@ def test_a_search_with_the_cache_sees_what_one_without_sees(method: str, dtype: 
     model = learnt(ends=1.0, dtype=dtype, pre_norm=method == "greedy", first=2, layout="halves_t2t")
     both, pairs = Both(model, tolerance), sentences([6, 1, 3, 9, 2, 12, 5, 8])
     options = replace(SEARCHES[method], longest_extra=12)
-    found = decode(both, *pairs, options)
-    expected = decode(Whole(model), *pairs, options)
+    found = decode(both, *pairs, options, SPECIAL)
+    expected = decode(Whole(model), *pairs, options, SPECIAL)
     assert [[one.tokens for one in some] for some in found] == [[one.tokens for one in some] for some in expected]
     assert len(both.rows) > 8 and both.rows[-1] < max(both.rows), "sentences leave the batch"
 
@@ -374,7 +369,7 @@ def test_a_wide_beam_finds_every_translation_in_order(penalty: Any, alpha: float
     model = learnt(vocabularies=(6, 6))
     source, lengths = sentences([4, 1, 3], vocabulary=6)
     options = replace(BEAM, beam=40, candidates=40, longest_factor=0.0, longest_extra=4, penalty=penalty, alpha=alpha)
-    found = decode(model, source, lengths, options)
+    found = decode(model, source, lengths, options, SPECIAL)
     for i, hypotheses in enumerate(found):
         every = []
         for words in itertools.chain.from_iterable(itertools.product((3, 4, 5), repeat=n) for n in range(4)):
@@ -417,8 +412,10 @@ def test_sizes_that_do_not_go_together_are_refused(changes: dict[str, Any], word
 def test_a_source_of_more_tokens_than_the_limit_is_refused_and_one_of_as_many_is_read() -> None:
     model = learnt(longest=6)
     source, lengths = sentences([6, 2])
-    assert model(source, lengths, source).shape == (2, 6, 24) and len(decode(model, source, lengths, GREEDY)) == 2
+    assert (
+        model(source, lengths, source).shape == (2, 6, 24) and len(decode(model, source, lengths, GREEDY, SPECIAL)) == 2
+    )
     source, lengths = sentences([7, 2])
-    for read in (lambda: model(source, lengths, source), lambda: decode(model, source, lengths, GREEDY)):
+    for read in (lambda: model(source, lengths, source), lambda: decode(model, source, lengths, GREEDY, SPECIAL)):
         with pytest.raises(UserError, match=r"has 7 tokens, more than model.longest=6; cut it"):
             read()

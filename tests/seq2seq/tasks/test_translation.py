@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from common.config.check import build
 from common.config.compose import configure
-from common.decoding import decoding
+from common.decoding.decode import decode
+from common.decoding.given import score
 from common.errors import UserError
 from common.machine.seeds import generator
 from common.train import evaluator
 from seq2seq.tasks.translation import Translation
-from seq2seq.tokenizers.bpe import BOS, EOS
+from seq2seq.tokenizers.bpe import BOS, EOS, SPECIAL
 
 CPU = torch.device("cpu")
 ENGLISH = "zero one two three four five six seven eight nine".split()
@@ -129,7 +130,7 @@ def test_tied_all_with_separate_vocabularies_is_refused(built: Built) -> None:
 def test_an_answer_holds_its_text_tokens_and_score(built: Built) -> None:
     task, model = built("task.predict.candidates=3")
     batch = evaluation_batch(task)
-    found = decoding.decode(model, batch["source"], batch["source_lengths"], task.options, batch["ids"])
+    found = decode(model, batch["source"], batch["source_lengths"], task.options, SPECIAL, batch["ids"])
     target = task.data.tokenizers()[1]
     for answer, hypotheses in zip(task.predict(model, batch), found, strict=True):
         assert answer["tokens"] == hypotheses[0].tokens and answer["score"] == hypotheses[0].score
@@ -145,8 +146,8 @@ def test_an_answer_holds_its_text_tokens_and_score(built: Built) -> None:
 def test_a_reference_is_as_likely_as_scoring_it_says(built: Built) -> None:
     task, model = built("task.loss.smoothing=0.3")
     batch = evaluation_batch(task)
-    scored = decoding.score(
-        model, batch["source"], batch["source_lengths"], batch["target_out"], batch["target_lengths"]
+    scored = score(
+        model, batch["source"], batch["source_lengths"], batch["target_out"], batch["target_lengths"], SPECIAL
     )
     for answer, (total, tokens), length in zip(
         task.predict(model, batch), scored, batch["target_lengths"].tolist(), strict=True
@@ -180,8 +181,8 @@ def test_given_translations_are_scored_as_they_are(built: Built) -> None:
     batch = users_batch(task, "one two\teins zwei", "three\tacht neun null")
     answers = task.predict(model, batch)
     assert [answer["text"] for answer in answers] == ["eins zwei", "acht neun null"]
-    scored = decoding.score(
-        model, batch["source"], batch["source_lengths"], batch["target_out"], batch["target_lengths"]
+    scored = score(
+        model, batch["source"], batch["source_lengths"], batch["target_out"], batch["target_lengths"], SPECIAL
     )
     assert [answer["score"] for answer in answers] == pytest.approx([total / n for total, n in scored])
     lines = [*task.show(batch, answers, Path("nowhere"))]

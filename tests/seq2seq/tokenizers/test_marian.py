@@ -2,6 +2,7 @@
 
 import json
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,16 @@ def test_vocabularies_of_their_own_are_read_for_separate_embeddings(folder, tmp_
     source, target = map(restored, adopt(tensors, tmp_path).task_state["tokenizers"])
     assert isinstance(source, SentencePieces) and isinstance(target, SentencePieces)
     assert source.entries[4:] == target.entries[:3:-1] and not shared(source, target) and not source.options.joint
+
+
+def test_only_reading_the_files_takes_the_sentencepiece_package(folder, monkeypatch):
+    source, _ = made(folder)
+    for name in [*sys.modules]:
+        if name.split(".")[0] == "sentencepiece":
+            monkeypatch.setitem(sys.modules, name, None)
+    assert restored(source.state()).encode("the old house") == source.encode("the old house")
+    with pytest.raises(UserError, match=r"source.spm is read by the package sentencepiece: pip install .*\[marian\]"):
+        adopt(marians(folder), folder)
 
 
 def test_broken_files_are_refused(folder, tmp_path):

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from vit.evaluation.pictures import GAP, HEAT, LARGEST, MARKS, SMALLEST, attention_sheet, confusion, heat, labelled
+from common.report.colours import HEAT
+from vit.evaluation.pictures import GAP, LARGEST, MARKS, SMALLEST, attention_sheet, confusion, heat, labelled
 
 
 def pixel(picture: Tensor, x: int, y: int) -> tuple[int, ...]:

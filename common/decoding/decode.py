@@ -1,0 +1,70 @@
+"""From a model's next-token probabilities to answers, by the method that the options name."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from common.decoding.beam import beam_search
+from common.decoding.contract import Decoder, Hypothesis, SpecialIds, equal_prompts
+from common.decoding.options import DecodingOptions
+from common.decoding.sampling import walk
+
+
+@torch.no_grad()
+def decode(
+    model: Decoder,
+    source: Tensor,
+    lengths: Tensor,
+    options: DecodingOptions,
+    special: SpecialIds,
+    ids: Sequence[int | str] | None = None,
+    prompts: Sequence[Sequence[int]] | None = None,
+) -> list[list[Hypothesis]]:
+    """Answers to sources (B, S) int64 with `lengths` (B,), one to `options.candidates` for each, best first.
+
+    Samples come in the order of drawing and may repeat. Raises UserError when the model's probabilities are not
+    numbers.
+
+    Args:
+        model: what is decoded.
+        source: right-padded; (B, 0) for a model without a source.
+        lengths: of the sources; with `options`, they limit an answer's length.
+        options: the method and its settings; "given" is `common.decoding.given.score`.
+        special: the vocabulary's special ids.
+        ids: names of the sentences for the seed, by default 0 to B - 1.
+        prompts: the first tokens of each sentence's answer, at least one, by default `special.begin` alone. They are
+            not in the answers, nor in limits, penalties and scores. A state has no padding, so sentences whose prompts
+            differ in length are decoded one group after another.
+    """
+    assert options.method != "given", "a given answer is scored, not decoded"
+    if not len(source):
+        return []
+    names = [*range(len(source))] if ids is None else [*ids]
+    if prompts is None:
+        begin = torch.full((len(source),), special.begin, device=source.device)
+        return _decode(model, source, lengths, begin, options, special, names)
+    answers: dict[int, list[Hypothesis]] = {}
+    for rows, group in equal_prompts(prompts, source.device):
+        part = _decode(model, source[rows], lengths[rows], group, options, special, [names[row] for row in rows])
+        answers |= zip(rows, part, strict=True)
+    return [answers[row] for row in range(len(source))]
+
+
+def _decode(
+    model: Decoder,
+    source: Tensor,
+    lengths: Tensor,
+    prompts: Tensor,
+    options: DecodingOptions,
+    special: SpecialIds,
+    ids: Sequence[int | str],
+) -> list[list[Hypothesis]]:
+    """The same for prompts of one length, (B,) or (B, P)."""
+    if options.method == "beam":
+        return beam_search(model, source, lengths, prompts, options, special)
+    draws = options.candidates
+    names = [(name, number) for name in ids for number in range(draws)]
+    source, lengths, prompts = (rows.repeat_interleave(draws, 0) for rows in (source, lengths, prompts))
+    hypotheses = walk(model, source, lengths, prompts, options, special, names)
+    return [hypotheses[start : start + draws] for start in range(0, len(hypotheses), draws)]

@@ -1,0 +1,35 @@
+"""The data sets of each wing have what its tasks ask of them."""
+
+import pytest
+
+from common.config.check import build
+from common.config.compose import configure
+from seq2seq.data.protocol import TextData
+from seq2seq.tokenizers.bpe import Tokenizer
+from seq2seq.tokenizers.marian import SentencePieces
+from seq2seq.tokenizers.protocol import TextTokenizer
+from vit.data.protocol import ImageData
+
+SETS = {
+    ("seq2seq", TextData): ("cldr", "multi30k data.root=folder", "parallel_text"),
+    ("vit", ImageData): ("digits", "fashion_mnist", "cifar10", "imagefolder"),
+}
+
+
+def members(protocol: type) -> set[str]:
+    """The public names of a protocol and of those that it extends."""
+    names = {name for part in protocol.__mro__ for name in (*vars(part), *vars(part).get("__annotations__", ()))}
+    return {name for name in names if not name.startswith("_")}
+
+
+@pytest.mark.parametrize(("model", "protocol", "data"), [(*key, name) for key, names in SETS.items() for name in names])
+def test_a_data_set_has_all_of_its_protocol(model: str, protocol: type, data: str) -> None:
+    config = configure("train", [f"model={model}", *f"data={data}".split()])
+    built = build(config["data"])
+    assert len(members(protocol)) > 8 and [name for name in members(protocol) if not hasattr(built, name)] == []
+
+
+@pytest.mark.parametrize("tokenizer", [Tokenizer, SentencePieces])
+def test_a_tokenizer_has_all_of_its_protocol(tokenizer: type) -> None:
+    missing = {name for name in members(TextTokenizer) if not hasattr(tokenizer, name)}
+    assert missing <= {"options"}  # which the constructor sets
