@@ -65,7 +65,7 @@ REQUIRED = (
 # Not a detector's weights: panoptic files' mask head, and counters that the official loader drops too.
 LEFT_OUT = r"(detr\.)?(bbox_attention|mask_head)\..*|.*(\.num_batches_tracked|total_ops|total_params)"
 
-# Patterns of names that tell what a file is instead; the first that is found decides.
+# Patterns of names that tell what a file is instead; the first that matches decides.
 OTHERS = (
     ("sampling_offsets", "a Deformable DETR or one of its descendants (DINO, RT-DETR)"),
     ("ca_qpos_proj", "a conditional, DAB- or DN-DETR"),

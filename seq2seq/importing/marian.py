@@ -21,6 +21,8 @@ from torch import Tensor
 from common.errors import UserError
 from common.nn.positions import sine
 from common.task import Adopted
+from common.weights import projections
+from common.weights.renaming import Table, rename, under
 from seq2seq.importing import layouts
 from seq2seq.tokenizers import marian as foreign_tokenizers
 from seq2seq.tokenizers.bpe import BOS, EOS, PAD, UNK
@@ -39,16 +41,8 @@ STREAM = (
     (r"(.*embedding|output|.*in_proj|.*expand)\.weight", 1),
     (r".*(out_proj|contract|norm)\.(weight|bias)", 0),
 )
-PARTS = {
-    "attention": "self_attn",
-    "cross_attention": "encoder_attn",
-    "feed_forward.expand": "fc1",
-    "feed_forward.contract": "fc2",
-}
-NORMS = {
-    "encoder": ("self_attn_layer_norm", "final_layer_norm"),
-    "decoder": ("self_attn_layer_norm", "encoder_attn_layer_norm", "final_layer_norm"),
-}
+NAMES = Table(*under("model.", "", layouts.BLOCKS))
+POSITIONS = r"model\.(encoder|decoder)\.embed_positions\.weight"
 
 
 class Export(NamedTuple):
@@ -80,14 +74,14 @@ def adopt(tensors: dict[str, Tensor], folder: Path | None) -> Adopted:
         sizes = ", ".join(str(len(table)) for table in (*tables, bias))
         raise UserError(_refusal(f"source, target, output and bias have {sizes} entries"))
     if mark.get("format") == FORMAT and mark["entries"] == len(bias):
-        return Adopted(_returned(layouts.joined(parts), tables, bias, mark), mark["task"], left_out)
+        return Adopted(_returned(parts, tables, bias, mark), mark["task"], left_out)
     joint = torch.equal(tables[0], tables[1])
     found = foreign_tokenizers.vocabularies(folder, joint, len(bias))
     specials = [_special(said, len(bias), names) for names in found or ({}, {})]
     orders = order(len(bias), specials[0]), order(len(bias), specials[1])
     output_bias = layouts.rows(bias, orders[1])
     output_bias[PAD] = layouts.OFF
-    weights = {**layouts.joined(parts), **layouts.embeddings(tables, orders), "output_bias": output_bias}
+    weights = {**parts, **layouts.embeddings(tables, orders), "output_bias": output_bias}
     states = foreign_tokenizers.states(folder, found, orders) if folder and found else []
     return Adopted(weights, {"tokenizers": states} if states else {}, left_out)
 
@@ -120,10 +114,8 @@ def export(model: dict[str, Any], predict: dict[str, Any], weights: dict[str, Te
     _refuse_export(model, weights)
     size = len(weights["embedding.weight"])
     stays = rearranged(weights, _sines_first(model["width"])) if model["positions"]["layout"] != "halves" else weights
-    tensors: dict[str, Tensor] = {}
-    for name, tensor in stays.items():
-        if ".blocks." in name:
-            tensors |= _theirs(name, tensor)
+    blocks = {name: tensor for name, tensor in stays.items() if ".blocks." in name}
+    tensors = rename(projections.split(blocks), NAMES.to_theirs).tensors
     there = order_there(size)
     names = {"all": (SHARED,), "target": (TABLES["decoder"],), "none": (TABLES["decoder"],)}[model["tied"]]
     tables = {names[0]: "embedding", TABLES["encoder"]: "source_embedding", HEAD: "output"}
@@ -158,17 +150,15 @@ def _sines_first(width: int) -> Tensor:
 
 
 def _parts(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """The blocks' tensors by our names, q, k and v still apart, and the names of what has no place in ours."""
-    parts, left_out = {}, []
-    for name, tensor in tensors.items():
-        if meaning := layouts.ours(name.removeprefix("model.")):
-            parts[meaning] = tensor
-        elif re.fullmatch(r"model\.(encoder|decoder)\.embed_positions\.weight", name):
-            _check_sines(name, tensor)
-            left_out.append(name)
-        elif name not in (SHARED, *TABLES.values(), HEAD, LOGITS_BIAS):
-            raise UserError(_refusal(f"{name} {tuple(tensor.shape)} has no place in ours"))
-    return parts, left_out
+    """The blocks' tensors by our names, and the names of what has no place in ours."""
+    tables = (SHARED, *TABLES.values(), HEAD, LOGITS_BIAS)
+    parts = rename({name: t for name, t in tensors.items() if name not in tables}, NAMES.to_ours, POSITIONS)
+    for name in parts.left_out:
+        _check_sines(name, tensors[name])
+    if parts.unknown:
+        name = parts.unknown[0]
+        raise UserError(_refusal(f"{name} {tuple(tensors[name].shape)} has no place in ours"))
+    return projections.join(parts.tensors), parts.left_out
 
 
 def _tables(tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -249,23 +239,6 @@ def _refuse_export(model: dict[str, Any], weights: dict[str, Tensor]) -> None:
             f"The vocabularies have {source} entries for the source and {target} for the target; transformers' Marian "
             "has one id of <pad> for both, so only vocabularies of one size can be exported."
         )
-
-
-def _theirs(name: str, tensor: Tensor) -> dict[str, Tensor]:
-    """A tensor of one of our blocks by their names."""
-    match = re.fullmatch(r"(encoder|decoder)\.blocks\.(\d+)\.(.+)\.(weight|bias)", name)
-    assert match is not None, name
-    stack, part, leaf = match[1], match[3], match[4]
-    prefix = f"model.{stack}.layers.{match[2]}."
-    if part.startswith("residuals."):
-        return {f"{prefix}{NORMS[stack][int(part.split('.')[1])]}.{leaf}": tensor}
-    if part in PARTS:
-        return {f"{prefix}{PARTS[part]}.{leaf}": tensor}
-    attention, _, projection = part.partition(".")
-    prefix += PARTS[attention]
-    if projection == "out_proj":
-        return {f"{prefix}.out_proj.{leaf}": tensor}
-    return {f"{prefix}.{letter}_proj.{leaf}": third for letter, third in zip("qkv", tensor.chunk(3), strict=True)}
 
 
 def _ids(size: int) -> dict[str, int]:

@@ -55,7 +55,7 @@ IN_ALL_OR_NONE = (
 )
 GATED = "a ViT with gated feed-forwards (SwiGLU)"
 
-# Patterns of names that tell what a file is instead; the first that is found decides.
+# Patterns of names that tell what a file is instead; the first that matches decides.
 OTHERS = (
     (r"dist_token|distillation_token", "a distilled DeiT, with a token and a head of its own for the teacher"),
     (r"sampling_offsets|query_embed|query_position_embeddings|^queries\.|class_labels_classifier", "a DETR"),
@@ -85,8 +85,8 @@ def adopt(content: dict[str, Any], classes: list[str] | None, image_size: tuple[
     """
     tensors, left_out = unwrap(content)
     layout = recognise(tensors)
-    names = LAYOUTS[layout].names.to_ours if layout != GOOGLE else None
-    parts = rename(floats(tensors), names, LEFT_OUT) if names else google.parts(floats(tensors))
+    raised = floats(tensors)  # so that the sums below lose nothing
+    parts = google.parts(raised) if layout == GOOGLE else rename(raised, LAYOUTS[layout].names.to_ours, LEFT_OUT)
     if parts.unknown:
         name = parts.unknown[0]
         raise UserError(_refusal(tensors, f"it has {name} {tuple(tensors[name].shape)}, which a plain ViT has not"))
@@ -134,11 +134,11 @@ def _missing(parts: dict[str, Tensor]) -> str | None:
         if any(name.endswith(group) for name in parts):
             inside += group
     norm = "pooled_norm" if "pooled_norm.weight" in parts else "encoder.norm"
-    wanted = ["patches.weight", "patches.bias"]
-    wanted += [f"{block}{name}" for block in blocks for name in inside] + [f"{norm}.weight", f"{norm}.bias"]
+    required = ["patches.weight", "patches.bias"]
+    required += [f"{block}{name}" for block in blocks for name in inside] + [f"{norm}.weight", f"{norm}.bias"]
     if not {"positions", "positions.grid"} & parts.keys():
         return "no learned positions"
-    return next((f"nothing for {name}" for name in wanted if name not in parts), None)
+    return next((f"nothing for {name}" for name in required if name not in parts), None)
 
 
 def _placed(parts: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -170,11 +170,11 @@ def _square(rows: int, token: bool, registers: int) -> tuple[int, int]:
     None of them have a row, the class token has one, or all have; the first two cannot both leave a square.
     """
     sides = {before: math.isqrt(rows - before) for before in (0, int(token), token + registers) if rows > before}
-    found = {before: side for before, side in sides.items() if side * side == rows - before}
-    if len(found) == 1:
-        return next(iter(found.items()))
+    grids = {before: side for before, side in sides.items() if side * side == rows - before}
+    if len(grids) == 1:
+        return next(iter(grids.items()))
     tokens = f"{'a class token' if token else 'no class token'} and {registers} registers"
-    problem = "do not leave a square grid" if not found else "leave more than one square grid"
+    problem = "do not leave a square grid" if not grids else "leave more than one square grid"
     raise UserError(
         f"The checkpoint has {rows} positions and {tokens}, which {problem}; files of other programs do not say their "
         "grid, so only square ones can be imported: bring the positions to a square grid there before you save."
