@@ -9,6 +9,7 @@ from torch import Tensor
 
 from common.errors import UserError
 from common.task import Adopted
+from common.weights.layers import RESNET, TORCH_DECODER_LAYER, TORCH_ENCODER_LAYER
 from common.weights.renaming import Table, identify, rename, under
 from common.weights.unwrapping import unwrap
 
@@ -23,22 +24,8 @@ COCO_NAMES = tuple(
     "hair drier,toothbrush".split(",")
 )
 
-ENCODER_LAYER = (
-    ("self_attn.in_proj_", "attention.in_proj."),
-    ("self_attn.out_proj.", "attention.out_proj."),
-    ("linear1.", "feed_forward.expand."),
-    ("linear2.", "feed_forward.contract."),
-    ("norm1.", "residuals.0.norm."),
-    ("norm2.", "residuals.1.norm."),
-)
-DECODER_LAYER = (
-    *ENCODER_LAYER,
-    ("multihead_attn.in_proj_", "cross_attention.in_proj."),
-    ("multihead_attn.out_proj.", "cross_attention.out_proj."),
-    ("norm3.", "residuals.2.norm."),
-)
 NAMES = Table(  # (official, ours); panoptic files have "detr." before all
-    *under("{|detr.}backbone.0.body.{path}.", "backbone.{path}.", (("", ""), ("running_{statistic}", "running_{statistic}"))),
+    *under("{|detr.}backbone.0.body.", "backbone.", RESNET),
     *under(
         "{|detr.}",
         "",
@@ -55,8 +42,8 @@ NAMES = Table(  # (official, ours); panoptic files have "detr." before all
             ("input_proj.", "project."),
         ),
     ),
-    *under("{|detr.}transformer.encoder.layers.{i}.", "encoder.blocks.{i}.", ENCODER_LAYER),
-    *under("{|detr.}transformer.decoder.layers.{i}.", "decoder.blocks.{i}.", DECODER_LAYER),
+    *under("{|detr.}transformer.encoder.layers.{i}.", "encoder.blocks.{i}.", TORCH_ENCODER_LAYER),
+    *under("{|detr.}transformer.decoder.layers.{i}.", "decoder.blocks.{i}.", TORCH_DECODER_LAYER),
 )
 REQUIRED = (
     *("backbone.0.body.", "transformer.encoder.layers.", "transformer.decoder.layers.", "transformer.decoder.norm."),
@@ -104,8 +91,9 @@ def export(weights: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """
     renamed = rename(weights, NAMES.to_theirs)
     if renamed.unknown:
+        name = renamed.unknown[0]
         raise UserError(
-            f"{renamed.unknown[0]} has no place in the official DETR; only a detr.models.detector.Detector can be exported."
+            f"{name} has no place in the official DETR; only detr.models.detector.Detector can be exported."
         )
     return {"model": renamed.tensors}
 

@@ -115,7 +115,8 @@ def export(model: dict[str, Any], predict: dict[str, Any], weights: dict[str, Te
     size = len(weights["embedding.weight"])
     stays = rearranged(weights, _sines_first(model["width"])) if model["positions"]["layout"] != "halves" else weights
     blocks = {name: tensor for name, tensor in stays.items() if ".blocks." in name}
-    tensors = rename(projections.split(blocks), NAMES.to_theirs).tensors
+    tensors, _, _, unknown = rename(projections.split(blocks), NAMES.to_theirs)
+    assert not unknown, unknown
     there = order_there(size)
     names = {"all": (SHARED,), "target": (TABLES["decoder"],), "none": (TABLES["decoder"],)}[model["tied"]]
     tables = {names[0]: "embedding", TABLES["encoder"]: "source_embedding", HEAD: "output"}
