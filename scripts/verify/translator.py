@@ -15,7 +15,7 @@ from common.config.check import build
 from common.errors import UserError
 from scripts.verify.comparison import TOLERANCE, foreign, refuse_another_model, relative, report
 from seq2seq.importing import adopt as importing
-from seq2seq.importing import marian
+from seq2seq.importing import marian, marian_config
 from seq2seq.importing.layouts import NOTHING
 from seq2seq.tokenizers.bpe import BOS
 
@@ -64,7 +64,7 @@ def needed(config: Any) -> list[tuple[str, Any]]:
         ("tied", tied if config.tie_word_embeddings else "none"),
         ("blocks.pre_norm", False),
         ("blocks.activation", activation),
-        ("blocks.norm_eps", marian.NORM_EPS),
+        ("blocks.norm_eps", marian_config.NORM_EPS),
     ]
 
 

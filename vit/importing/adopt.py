@@ -149,7 +149,7 @@ def _placed(parts: dict[str, Tensor]) -> dict[str, Tensor]:
     if "positions" in weights:
         rows = weights.pop("positions").flatten(0, -2)  # (1, N, C) -> (N, C)
         before, side = _square(len(rows), token is not None, len(registers))
-        weights["positions.grid"] = rows[before:].unflatten(0, (side, side))  # (hw, C) -> (h, w, C)
+        weights["positions.grid"] = rows[before:].reshape(side, side, -1)  # (hw, C) -> (h, w, C)
         if token is not None and before:
             weights["positions.token"] = rows[0]
         if len(registers) and before == (token is not None) + len(registers):
