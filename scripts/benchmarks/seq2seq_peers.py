@@ -20,6 +20,7 @@ from common.nn.positions import sine
 from common.weights import projections
 from common.weights.layers import TORCH_DECODER_LAYER, TORCH_ENCODER_LAYER
 from common.weights.renaming import Table, rename, under
+from scripts.benchmarks.drawing import redraw
 from seq2seq.importing.marian import NAMES
 from seq2seq.models.transformer import Transformer
 from seq2seq.tokenizers.bpe import BOS, EOS, PAD, UNK
@@ -59,27 +60,15 @@ def vocabulary(*, tiny: bool) -> int:
 
 
 def translator(recipe: dict[str, Any], entries: int) -> Transformer:
-    """Ours, with every tensor drawn at random: zeros and ones would hide a swapped name.
-
-    Queries and keys are large enough for attention to choose.
-    """
+    """Ours, with every tensor drawn at random."""
     model: Transformer = build(recipe["model"], vocabularies=(entries, entries), joint=True)
-    draw = generator("benchmark")
-    with torch.no_grad():
-        for name, tensor in model.named_parameters():
-            if tensor.ndim > 1:
-                tensor.normal_(std=tensor.shape[1] ** -0.5, generator=draw)
-            elif name.endswith("norm.weight"):
-                tensor.uniform_(0.7, 1.3, generator=draw)
-            else:
-                tensor.normal_(std=0.1, generator=draw)
-            if name.endswith("in_proj.weight"):
-                tensor[: 2 * len(tensor) // 3] *= 2
-        if model.output_bias is not None:
-            _lead_on(model, model.output_bias)
+    redraw(model)
+    if model.output_bias is not None:
+        _lead_on(model, model.output_bias)
     return model
 
 
+@torch.no_grad()
 def _lead_on(model: Any, bias: Tensor) -> None:
     """Make translations that are sequences of many words, all as long as they may be, by what a random model lacks.
 

@@ -15,9 +15,9 @@ from transformers import AutoModelForImageClassification, ViTConfig
 
 from common.config.check import build
 from common.config.compose import configure
-from common.machine.seeds import generator
 from common.weights import projections
 from common.weights.renaming import rename
+from scripts.benchmarks.drawing import redraw
 from vit.importing.layouts import LAYOUTS
 from vit.models.classifier import Classifier
 
@@ -37,25 +37,10 @@ def config(model: str, *, tiny: bool, side: int | None = None) -> dict[str, Any]
 
 
 def classifier(recipe: dict[str, Any]) -> Classifier:
-    """Ours, with every tensor drawn at random: zeros and ones would hide a swapped name.
-
-    Queries and keys are large enough for attention to choose, and tokens and positions to be seen beside the patches.
-    """
+    """Ours, with every tensor drawn at random."""
     size = tuple(recipe["data"]["image_size"])
     model: Classifier = build(recipe["model"], classes=CLASSES, channels=3, image_size=size)
-    draw = generator("benchmark")
-    with torch.no_grad():
-        for name, tensor in model.named_parameters():
-            if name == "class_token" or name.startswith("positions."):
-                tensor.normal_(std=0.5, generator=draw)
-            elif tensor.dim() > 1:
-                tensor.normal_(std=tensor[0].numel() ** -0.5, generator=draw)
-            elif name.endswith("norm.weight"):
-                tensor.uniform_(0.7, 1.3, generator=draw)
-            else:
-                tensor.normal_(std=0.1, generator=draw)
-            if name.endswith("in_proj.weight"):
-                tensor[: 2 * len(tensor) // 3] *= 2
+    redraw(model)
     return model
 
 

@@ -1,13 +1,13 @@
 """A translator as a folder for transformers, and the command line that reads it back."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 
 from common.config.compose import configure
+from common.config.diff import flat
 from common.errors import UserError
 from scripts.verify.comparison import override
 from seq2seq.importing import marian
@@ -32,19 +32,7 @@ def use(config: dict[str, Any], folder: Path) -> list[str]:
     """The command line's words that describe the exported model: a preset, and the keys that differ from it."""
     file = f"checkpoint={folder / WEIGHTS}"
     preset = configure("evaluate", [file, f"model={PRESET}"], lambda path: {})
-    own, known = _described(config), _described(preset)
-    return [file, f"model={PRESET}", *(override(key, value) for key, value in own.items() if known.get(key) != value)]
-
-
-def _described(config: dict[str, Any]) -> dict[str, Any]:
-    """The keys that a translator's files do not hold, with their values."""
-    languages = {f"data.{key}": config["data"][key] for key in ("source", "target")}
-    return dict([*_flat("model", config["model"]), *_flat("task.predict", config["task"]["predict"])]) | languages
-
-
-def _flat(prefix: str, section: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    for key, value in section.items():
-        if isinstance(value, dict):
-            yield from _flat(f"{prefix}.{key}", value)
-        elif key != "_target_":
-            yield f"{prefix}.{key}", value
+    sections = ("model.", "task.predict.", "data.source", "data.target")
+    keys = {key: value for key, value in flat(config).items() if key.startswith(sections) and "._target_" not in key}
+    known = flat(preset)
+    return [file, f"model={PRESET}", *(override(key, value) for key, value in keys.items() if known.get(key) != value)]
