@@ -8,7 +8,6 @@ can be exported.
 """
 
 import argparse
-import json
 import shlex
 import sys
 from collections.abc import Sequence
@@ -17,24 +16,15 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script sees its own folder, not the project's
 
-import safetensors.torch
-import torch
 from torch import Tensor
 
-from common.config.check import build
-from common.config.compose import configure
-from common.config.diff import flat
 from common.errors import UserError
 from common.files import checkpoint
 from common.train.state import describe, weights
+from scripts.exporting.marian_folder import use, write
+from scripts.verify.comparison import TOLERANCE
+from scripts.verify.translator import MODEL, compare
 from seq2seq.importing import marian
-from seq2seq.tokenizers.bpe import BOS
-
-MODEL = "seq2seq.models.transformer.Transformer"
-PRESET = "transformer_opus"  # whose keys the exported model is described by, and those that differ
-COUNT, LENGTH, SEED = 4, 20, 0  # of random sentences
-TOLERANCE = 1e-4  # of the logits' largest deviation from their mean: the order of fp32 sums
-WEIGHTS = "model.safetensors"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,66 +50,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return _compared(config["model"], tensors, options.output)
 
 
-def write(exported: marian.Export, folder: Path) -> None:
-    """The four files of an export; raises UserError when the folder holds another model."""
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / marian.MARK).is_file()):
-        raise UserError(f"--output {folder} holds something else already; give a new folder.")
-    folder.mkdir(parents=True, exist_ok=True)
-    metadata = {"format": "pt", "triptych": marian.FORMAT}
-    safetensors.torch.save_file(exported.tensors, folder / WEIGHTS, metadata=metadata)
-    texts = {"config.json": exported.config, "generation_config.json": exported.generation, marian.MARK: exported.mark}
-    for name, content in texts.items():
-        (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def _compared(model: dict[str, Any], tensors: dict[str, Tensor], folder: Path) -> int:
+    try:
+        peer = _peer(folder)
+    except ModuleNotFoundError:
+        print("compared  with nothing: transformers is not installed (pip install transformers)")
+        return 0
+    difference = compare(model, tensors, peer, folder)
+    same = difference <= TOLERANCE
+    words = "same answers" if same else "OTHER ANSWERS"
+    print(f"compared  {words}: logits differ from transformers' by {difference:.2g} of their size at most")
+    return 0 if same else 1
 
 
-def use(config: dict[str, Any], folder: Path) -> list[str]:
-    """The command line's words that describe the exported model: a preset, and the keys that differ from it."""
-    file = f"checkpoint={folder / WEIGHTS}"
-    preset = configure("evaluate", [file, f"model={PRESET}"], lambda path: {})
-    described = ("model.", "task.predict.", "data.source", "data.target")
-    keys = {
-        key: value for key, value in flat(config).items() if key.startswith(described) and not key.endswith("_target_")
-    }
-    known = flat(preset)
-    return [file, f"model={PRESET}", *(f"{k}={_written(v)}" for k, v in keys.items() if known.get(k) != v)]
-
-
-@torch.no_grad()
-def compare(model: dict[str, Any], tensors: dict[str, Tensor], folder: Path) -> float:
-    """The largest difference of logits on random sentences, as a share of their largest deviation from the mean.
-
-    Raises ModuleNotFoundError without transformers.
-    """
+def _peer(folder: Path) -> Any:
+    """transformers' model of an exported folder; raises ModuleNotFoundError without transformers."""
     from transformers import MarianMTModel
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    size = len(tensors["embedding.weight"])
-    ours = build(model, vocabularies=(size, size), joint=model["tied"] == "all").eval()
-    ours.load_state_dict(tensors)
-    theirs = MarianMTModel.from_pretrained(folder).eval()
-    drawn = torch.Generator().manual_seed(SEED)
-    length = min(LENGTH, model["longest"])
-    source, target = torch.randint(4, size, (2, COUNT, length), generator=drawn)
-    target[:, 0] = BOS
-    there = torch.tensor(marian.order_there(size))
-    ids = there.argsort()  # (V,): what each of our ids is there
-    found = ours(source, torch.full((COUNT,), length), target)[..., there]  # (B, T, V) in their order
-    expected = theirs(input_ids=ids[source], decoder_input_ids=ids[target]).logits
-    return float((found - expected).abs().max() / (expected - expected.mean()).abs().max())
-
-
-def _compared(model: dict[str, Any], tensors: dict[str, Tensor], folder: Path) -> int:
-    try:
-        difference = compare(model, tensors, folder)
-    except ModuleNotFoundError:
-        print("compared  with nothing: transformers is not installed (pip install transformers)")
-        return 0
-    same = difference <= TOLERANCE
-    words = "same answers" if same else "OTHER ANSWERS"
-    print(f"compared  {words}: logits differ from transformers' by {difference:.2g} of their size at most")
-    return 0 if same else 1
+    return MarianMTModel.from_pretrained(folder).eval()
 
 
 def _ours(path: Path) -> dict[str, Any]:
@@ -131,10 +82,6 @@ def _ours(path: Path) -> dict[str, Any]:
     if target != MODEL:  # also keeps the file of a stranger from naming a class that is built
         raise UserError(f"{path} holds a {target}; only {MODEL} can be exported.")
     return content
-
-
-def _written(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -7,6 +7,7 @@ from torch import Tensor
 from common.errors import UserError
 from common.files import checkpoint
 from common.nn.resnet import Backbone, BackboneOptions
+from common.weights.unwrapping import unwrap
 
 
 def load_weights(backbone: Backbone, options: BackboneOptions) -> None:
@@ -17,19 +18,26 @@ def load_weights(backbone: Backbone, options: BackboneOptions) -> None:
     if options.weights == "imagenet_v1":
         tensors = _download(options.name)
     else:
-        content = checkpoint.load(Path(options.weights).expanduser())
-        tensors = content.get("model", content)
+        tensors = _read(Path(options.weights).expanduser())
     for prefix in ("backbone.0.body.", "backbone."):  # official DETR's, and ours
         if any(key.startswith(prefix) for key in tensors):
             tensors = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-    wanted = backbone.state_dict()
-    bad = [key for key, value in wanted.items() if key not in tensors or tensors[key].shape != value.shape]
+    own = backbone.state_dict()
+    bad = [key for key, value in own.items() if key not in tensors or tensors[key].shape != value.shape]
     if bad:
         raise UserError(
             f"{options.weights} does not fit model.backbone.name={options.name}: {len(bad)} tensors are missing or of "
             f"another shape, the first is {bad[0]}; name the backbone that the file holds."
         )
-    backbone.load_state_dict({key: tensors[key] for key in wanted})
+    backbone.load_state_dict({key: tensors[key] for key in own})
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    content = checkpoint.load(path)
+    try:
+        return unwrap(content, ("model",), "a ResNet of torchvision or an official DETR")[0]
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def _download(name: str) -> dict[str, Tensor]:

@@ -3,13 +3,15 @@
 Only names change: every tensor has the same shape and the same meaning in both layouts.
 """
 
-import re
 from typing import Any
 
 from torch import Tensor
 
 from common.errors import UserError
 from common.task import Adopted
+from common.weights.layers import RESNET, TORCH_DECODER_LAYER, TORCH_ENCODER_LAYER
+from common.weights.renaming import Table, identify, rename, under
+from common.weights.unwrapping import unwrap
 
 # COCO's classes by category id, which is the official class index; the published ids have holes.
 COCO_NAMES = tuple(
@@ -22,42 +24,35 @@ COCO_NAMES = tuple(
     "hair drier,toothbrush".split(",")
 )
 
-# (official, ours): what a name begins with.
-PARTS = (
-    ("backbone.0.body.", "backbone."),
-    ("backbone.1.row_embed.", "positions.rows."),
-    ("backbone.1.col_embed.", "positions.columns."),
-    ("transformer.encoder.layers.", "encoder.blocks."),
-    ("transformer.encoder.norm.", "encoder.norm."),
-    ("transformer.decoder.layers.", "decoder.blocks."),
-    ("transformer.decoder.norm.", "decoder.norm."),
-    ("class_embed.", "class_head."),
-    ("bbox_embed.layers.0.", "box_head.0."),
-    ("bbox_embed.layers.1.", "box_head.2."),
-    ("bbox_embed.layers.2.", "box_head.4."),
-    ("query_embed.", "queries."),
-    ("input_proj.", "project."),
+NAMES = Table(  # (official, ours); panoptic files have "detr." before all
+    *under("{|detr.}backbone.0.body.", "backbone.", RESNET),
+    *under(
+        "{|detr.}",
+        "",
+        (
+            ("backbone.1.row_embed.", "positions.rows."),
+            ("backbone.1.col_embed.", "positions.columns."),
+            ("transformer.encoder.norm.", "encoder.norm."),
+            ("transformer.decoder.norm.", "decoder.norm."),
+            ("class_embed.", "class_head."),
+            ("bbox_embed.layers.0.", "box_head.0."),
+            ("bbox_embed.layers.1.", "box_head.2."),
+            ("bbox_embed.layers.2.", "box_head.4."),
+            ("query_embed.", "queries."),
+            ("input_proj.", "project."),
+        ),
+    ),
+    *under("{|detr.}transformer.encoder.layers.{i}.", "encoder.blocks.{i}.", TORCH_ENCODER_LAYER),
+    *under("{|detr.}transformer.decoder.layers.{i}.", "decoder.blocks.{i}.", TORCH_DECODER_LAYER),
 )
-# (official, ours): what follows a layer's number; the rest of the name is the same.
-ENCODER_LAYER = (
-    ("self_attn.in_proj_", "attention.in_proj."),
-    ("self_attn.out_proj.", "attention.out_proj."),
-    ("linear1.", "feed_forward.expand."),
-    ("linear2.", "feed_forward.contract."),
-    ("norm1.", "residuals.0.norm."),
-    ("norm2.", "residuals.1.norm."),
-)
-DECODER_LAYER = (
-    *ENCODER_LAYER,
-    ("multihead_attn.in_proj_", "cross_attention.in_proj."),
-    ("multihead_attn.out_proj.", "cross_attention.out_proj."),
-    ("norm3.", "residuals.2.norm."),
+REQUIRED = (
+    *("backbone.0.body.", "transformer.encoder.layers.", "transformer.decoder.layers.", "transformer.decoder.norm."),
+    *("class_embed.", *(f"bbox_embed.layers.{i}." for i in range(3)), "query_embed.", "input_proj."),
 )
 # Not a detector's weights: panoptic files' mask head, and counters that the official loader drops too.
-MASK_HEAD = ("bbox_attention.", "mask_head.")
-COUNTERS = (".num_batches_tracked", "total_ops", "total_params")
+LEFT_OUT = r"(detr\.)?(bbox_attention|mask_head)\..*|.*(\.num_batches_tracked|total_ops|total_params)"
 
-# Patterns of names that tell what a file is instead; the first that is found decides.
+# Patterns of names that tell what a file is instead; the first that matches decides.
 OTHERS = (
     ("sampling_offsets", "a Deformable DETR or one of its descendants (DINO, RT-DETR)"),
     ("ca_qpos_proj", "a conditional, DAB- or DN-DETR"),
@@ -75,26 +70,14 @@ def adopt(content: dict[str, Any]) -> Adopted:
     that COCO does not use are called "N/A"; with any other number the classes are "class 0", "class 1" and so on.
     Raises UserError for any other file, saying what it is.
     """
-    tensors = content.get("model", content)
-    if not isinstance(tensors, dict) or not any(isinstance(value, Tensor) for value in tensors.values()):
-        raise UserError(
-            'The checkpoint holds no weights, bare or under "model"; give a facebookresearch/detr file as published, '
-            "or one that this program wrote."
-        )
-    weights, left_out = {}, []
-    for whole, value in tensors.items():
-        name = whole.removeprefix("detr.")
-        ours = _renamed(name, forth=True)
-        if name.startswith(MASK_HEAD) or name.endswith(COUNTERS):
-            left_out.append(whole)
-        elif ours is None or not isinstance(value, Tensor):
-            raise UserError(_refusal(tensors, f"it has {whole}, which an official DETR does not"))
-        else:
-            weights[ours] = value
-    for official, ours in PARTS:
-        optional = official.startswith("backbone.1.") or official == "transformer.encoder.norm."
-        if not optional and not any(name.startswith(ours) and name.endswith("weight") for name in weights):
-            raise UserError(_refusal(tensors, f"it has no {official}*"))
+    tensors, beside = unwrap(content, ("model",), "a facebookresearch/detr file as published")
+    weights, sources, left_out, unknown = rename(tensors, NAMES.to_ours, LEFT_OUT)
+    if unknown or beside:
+        raise UserError(_refusal(tensors, f"it has {[*unknown, *beside][0]}, which an official DETR does not"))
+    matrices = [name.removeprefix("detr.") for name in sources.values() if name.endswith("weight")]
+    missing = next((part for part in REQUIRED if not any(name.startswith(part) for name in matrices)), None)
+    if missing:
+        raise UserError(_refusal(tensors, f"it has no {missing}*"))
     classes = len(weights["class_head.weight"]) - 1  # the last row is "no object"
     names = COCO_NAMES if classes == len(COCO_NAMES) else [f"class {i}" for i in range(classes)]
     categories = [{"id": i, "name": name} for i, name in enumerate(names)]
@@ -106,36 +89,17 @@ def export(weights: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
     Raises UserError for a tensor that the official network does not have.
     """
-    names = {name: _renamed(name, forth=False) for name in weights}
-    foreign = next((name for name, official in names.items() if official is None), None)
-    if foreign is not None:
-        raise UserError(f"{foreign} has no place in the official DETR; only a detr.detector.Detector can be exported.")
-    return {"model": {str(official): weights[name] for name, official in names.items()}}
-
-
-def _renamed(name: str, *, forth: bool) -> str | None:
-    """An official name in our layout (or ours in the official one); None when it is no name there."""
-    start = _matching(PARTS, name, forth)
-    if start is None:
-        return None
-    old, new, rest = start
-    if "coder.layers." not in old + new:
-        return new + rest
-    number, _, rest = rest.partition(".")
-    inner = _matching(DECODER_LAYER if "decoder" in old else ENCODER_LAYER, rest, forth)
-    return None if inner is None or not number.isdecimal() else f"{new}{number}.{inner[1]}{inner[2]}"
-
-
-def _matching(table: tuple[tuple[str, str], ...], name: str, forth: bool) -> tuple[str, str, str] | None:
-    """The start of `name` that `table` knows, its replacement, and the rest."""
-    pairs = table if forth else tuple((ours, official) for official, ours in table)
-    return next(((old, new, name.removeprefix(old)) for old, new in pairs if name.startswith(old)), None)
+    renamed = rename(weights, NAMES.to_theirs)
+    if renamed.unknown:
+        name = renamed.unknown[0]
+        raise UserError(
+            f"{name} has no place in the official DETR; only detr.models.detector.Detector can be exported."
+        )
+    return {"model": renamed.tensors}
 
 
 def _refusal(tensors: dict[str, Any], reason: str) -> str:
-    what = next(
-        (what for pattern, what in OTHERS if any(re.search(pattern, name) for name in tensors)), "something else"
-    )
+    what = identify(tensors, OTHERS) or "something else"
     return (
         f"The checkpoint is {what} and not an official DETR ({reason}); give a file of facebookresearch/detr in its "
         "published layout, or one that this program wrote."

@@ -10,30 +10,39 @@ from transformers import AutoModelForObjectDetection, DetrConfig
 from common.config.check import build
 from common.config.compose import configure
 from common.machine.seeds import generator
+from common.weights import projections
+from common.weights.layers import RESNET
+from common.weights.renaming import Table, rename, under
 from detr.models.detector import Detector
-from scripts.benchmarks.renaming import renamed
 
 CLASSES = 91  # COCO's; with "no object" 92 logits
 
-RENAMED = (  # ours -> transformers' (5.x); one in_proj holds their q_proj, k_proj and v_proj
-    (r"^backbone\.", "model.backbone.model."),
-    (r"^project\.", "model.input_projection."),
-    (r"^queries\.", "model.query_position_embeddings."),
-    (r"^class_head\.", "class_labels_classifier."),
-    (r"^box_head\.0\.", "bbox_predictor.layers.0."),
-    (r"^box_head\.2\.", "bbox_predictor.layers.1."),
-    (r"^box_head\.4\.", "bbox_predictor.layers.2."),
-    (r"^decoder\.norm\.", "model.decoder.layernorm."),
-    (r"^(encoder\.blocks\.\d+)\.residuals\.1\.norm\.", r"\1.final_layer_norm."),
-    (r"^(decoder\.blocks\.\d+)\.residuals\.1\.norm\.", r"\1.encoder_attn_layer_norm."),
-    (r"^(decoder\.blocks\.\d+)\.residuals\.2\.norm\.", r"\1.final_layer_norm."),
-    (r"\.residuals\.0\.norm\.", ".self_attn_layer_norm."),
-    (r"\.cross_attention\.", ".encoder_attn."),
-    (r"\.attention\.", ".self_attn."),
-    (r"\.out_proj\.", ".o_proj."),
-    (r"\.feed_forward\.expand\.", ".mlp.fc1."),
-    (r"\.feed_forward\.contract\.", ".mlp.fc2."),
-    (r"^(encoder|decoder)\.blocks\.", r"model.\1.layers."),
+_LAYER = (
+    ("self_attn.{qkv}_proj.", "attention.{qkv}."),
+    ("self_attn.o_proj.", "attention.out_proj."),
+    ("mlp.fc1.", "feed_forward.expand."),
+    ("mlp.fc2.", "feed_forward.contract."),
+    ("self_attn_layer_norm.", "residuals.0.norm."),
+)
+_ENCODER_LAYER = (*_LAYER, ("final_layer_norm.", "residuals.1.norm."))
+_DECODER_LAYER = (
+    *_LAYER,
+    ("encoder_attn.{qkv}_proj.", "cross_attention.{qkv}."),
+    ("encoder_attn.o_proj.", "cross_attention.out_proj."),
+    ("encoder_attn_layer_norm.", "residuals.1.norm."),
+    ("final_layer_norm.", "residuals.2.norm."),
+)
+NAMES = Table(  # (transformers' of version 5, ours)
+    *under("model.backbone.model.", "backbone.", RESNET),
+    ("model.input_projection.", "project."),
+    ("model.query_position_embeddings.", "queries."),
+    ("class_labels_classifier.", "class_head."),
+    ("bbox_predictor.layers.0.", "box_head.0."),
+    ("bbox_predictor.layers.1.", "box_head.2."),
+    ("bbox_predictor.layers.2.", "box_head.4."),
+    ("model.decoder.layernorm.", "decoder.norm."),
+    *under("model.encoder.layers.{i}.", "encoder.blocks.{i}.", _ENCODER_LAYER),
+    *under("model.decoder.layers.{i}.", "decoder.blocks.{i}.", _DECODER_LAYER),
 )
 
 
@@ -75,7 +84,7 @@ def detector(*overrides: str, fresh: str | None = None) -> Detector:
 
 def in_transformers(ours: dict[str, Tensor]) -> dict[str, Tensor]:
     """Our state dict under transformers' names."""
-    return renamed(ours, RENAMED, split=True)
+    return rename(projections.split(ours), NAMES.to_theirs).tensors
 
 
 def peer(model: Detector, *, attention: str = "sdpa", auxiliary_loss: bool = False) -> nn.Module:

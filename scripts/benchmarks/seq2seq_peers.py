@@ -17,7 +17,11 @@ from common.config.check import build
 from common.config.compose import configure
 from common.machine.seeds import generator
 from common.nn.positions import sine
-from scripts.benchmarks.renaming import renamed
+from common.weights import projections
+from common.weights.layers import TORCH_DECODER_LAYER, TORCH_ENCODER_LAYER
+from common.weights.renaming import Table, rename, under
+from scripts.benchmarks.drawing import redraw
+from seq2seq.importing.marian import NAMES
 from seq2seq.models.transformer import Transformer
 from seq2seq.tokenizers.bpe import BOS, EOS, PAD, UNK
 
@@ -25,34 +29,11 @@ WORDS = 8000  # beside the four special entries
 LONGEST = 256
 NEVER = -1e4  # a logit that nothing chooses
 
-BLOCKS = (  # ours -> the names that transformers and PyTorch have in common
-    (r"^encoder\.blocks\.", "encoder.layers."),
-    (r"^decoder\.blocks\.", "decoder.layers."),
-    (r"\.attention\.", ".self_attn."),
+TORCH_NAMES = Table(
+    ("embedding.weight", "embedding.weight"),
+    *under("transformer.encoder.layers.{i}.", "encoder.blocks.{i}.", TORCH_ENCODER_LAYER),
+    *under("transformer.decoder.layers.{i}.", "decoder.blocks.{i}.", TORCH_DECODER_LAYER),
 )
-RENAMED: dict[str, tuple[tuple[str, str], ...]] = {
-    "transformers": (  # 5.x; one in_proj holds its q_proj, k_proj and v_proj
-        *BLOCKS,
-        (r"\.cross_attention\.", ".encoder_attn."),
-        (r"\.feed_forward\.expand\.", ".fc1."),
-        (r"\.feed_forward\.contract\.", ".fc2."),
-        (r"\.residuals\.0\.norm\.", ".self_attn_layer_norm."),
-        (r"^(decoder\.layers\.\d+)\.residuals\.1\.norm\.", r"\1.encoder_attn_layer_norm."),
-        (r"\.residuals\.[12]\.norm\.", ".final_layer_norm."),
-        (r"^(encoder|decoder)\.", r"model.\1."),
-    ),
-    "torch": (
-        *BLOCKS,
-        (r"\.cross_attention\.", ".multihead_attn."),
-        (r"\.in_proj\.", ".in_proj_"),
-        (r"\.feed_forward\.expand\.", ".linear1."),
-        (r"\.feed_forward\.contract\.", ".linear2."),
-        (r"\.residuals\.0\.norm\.", ".norm1."),
-        (r"\.residuals\.1\.norm\.", ".norm2."),
-        (r"\.residuals\.2\.norm\.", ".norm3."),
-        (r"^(encoder|decoder)\.", r"transformer.\1."),
-    ),
-}
 
 
 def config(*overrides: str, tiny: bool) -> dict[str, Any]:
@@ -79,27 +60,15 @@ def vocabulary(*, tiny: bool) -> int:
 
 
 def translator(recipe: dict[str, Any], entries: int) -> Transformer:
-    """Ours, with every tensor drawn at random: zeros and ones would hide a swapped name.
-
-    Queries and keys are large enough for attention to choose.
-    """
+    """Ours, with every tensor drawn at random."""
     model: Transformer = build(recipe["model"], vocabularies=(entries, entries), joint=True)
-    draw = generator("benchmark")
-    with torch.no_grad():
-        for name, tensor in model.named_parameters():
-            if tensor.ndim > 1:
-                tensor.normal_(std=tensor.shape[1] ** -0.5, generator=draw)
-            elif name.endswith("norm.weight"):
-                tensor.uniform_(0.7, 1.3, generator=draw)
-            else:
-                tensor.normal_(std=0.1, generator=draw)
-            if name.endswith("in_proj.weight"):
-                tensor[: 2 * len(tensor) // 3] *= 2
-        if model.output_bias is not None:
-            _lead_on(model, model.output_bias)
+    redraw(model)
+    if model.output_bias is not None:
+        _lead_on(model, model.output_bias)
     return model
 
 
+@torch.no_grad()
 def _lead_on(model: Any, bias: Tensor) -> None:
     """Make translations that are sequences of many words, all as long as they may be, by what a random model lacks.
 
@@ -136,11 +105,6 @@ def pairs(count: int, source: int, target: int, entries: int) -> dict[str, Any]:
         "target_out": answers,
         "target_lengths": torch.full((count,), target),
     }
-
-
-def in_layout(ours: dict[str, Tensor], layout: str) -> dict[str, Tensor]:
-    """Our parameters, or what belongs to each of them (its gradient), under a peer's names and in its shapes."""
-    return renamed(ours, RENAMED[layout], split=layout == "transformers")
 
 
 # transformers.
@@ -188,10 +152,11 @@ def marian(model: Transformer, recipe: dict[str, Any], entries: int) -> nn.Modul
 
 def in_transformers(ours: dict[str, Tensor]) -> dict[str, Tensor]:
     """Our parameters under the names of MarianMTModel, and in its vocabulary's order."""
-    theirs = in_layout(ours, "transformers")
     order = marian_order(len(ours["embedding.weight"]))
-    words = theirs.pop("embedding.weight")[order]
-    theirs["final_logits_bias"] = theirs.pop("output_bias")[order][None]  # (V,) -> (1, V)
+    words = ours["embedding.weight"][order]
+    blocks = {name: tensor for name, tensor in ours.items() if ".blocks." in name}
+    theirs = rename(projections.split(blocks), NAMES.to_theirs).tensors
+    theirs["final_logits_bias"] = ours["output_bias"][order][None]  # (V,) -> (1, V)
     names = ("model.shared", "model.encoder.embed_tokens", "model.decoder.embed_tokens", "lm_head")
     return {**theirs, **{f"{name}.weight": words for name in names}}
 
@@ -309,8 +274,13 @@ class TorchTranslator(nn.Module):
         return embedded
 
 
+def in_torch(ours: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Our parameters, or what belongs to each of them (its gradient), under the names of TorchTranslator."""
+    return rename(ours, TORCH_NAMES.to_theirs).tensors
+
+
 def torch_peer(model: Transformer, recipe: dict[str, Any]) -> TorchTranslator:
     """Theirs, with our weights."""
     theirs = TorchTranslator(recipe, model.embedding.num_embeddings)
-    theirs.load_state_dict(in_layout(dict(model.named_parameters()), "torch"))
+    theirs.load_state_dict(in_torch(dict(model.named_parameters())))
     return theirs

@@ -187,4 +187,4 @@ def _theirs(
         optimizer.step()
         return loss.detach()
 
-    return Learner(model=model, step=step, placed=partial(peers.in_layout, layout="torch"))
+    return Learner(model=model, step=step, placed=peers.in_torch)

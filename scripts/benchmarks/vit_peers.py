@@ -15,55 +15,15 @@ from transformers import AutoModelForImageClassification, ViTConfig
 
 from common.config.check import build
 from common.config.compose import configure
-from common.machine.seeds import generator
-from scripts.benchmarks.renaming import renamed
+from common.weights import projections
+from common.weights.renaming import rename
+from scripts.benchmarks.drawing import redraw
+from vit.importing.layouts import LAYOUTS
 from vit.models.classifier import Classifier
 
 CLASSES = 1000  # ImageNet's
 
-# Ours -> theirs; `positions` are ours in one table, the class token's row first.
-RENAMED: dict[str, tuple[tuple[str, str], ...]] = {
-    "torchvision": (
-        (r"^positions$", "encoder.pos_embedding"),
-        (r"^patches\.", "conv_proj."),
-        (r"^encoder\.blocks\.", "encoder.layers.encoder_layer_"),
-        (r"\.residuals\.0\.norm\.", ".ln_1."),
-        (r"\.residuals\.1\.norm\.", ".ln_2."),
-        (r"\.attention\.in_proj\.", ".self_attention.in_proj_"),
-        (r"\.attention\.out_proj\.", ".self_attention.out_proj."),
-        (r"\.feed_forward\.expand\.", ".mlp.0."),
-        (r"\.feed_forward\.contract\.", ".mlp.3."),
-        (r"^encoder\.norm\.", "encoder.ln."),
-        (r"^head\.", "heads.head."),
-    ),
-    "timm": (
-        (r"^positions$", "pos_embed"),
-        (r"^class_token$", "cls_token"),
-        (r"^patches\.", "patch_embed.proj."),
-        (r"^encoder\.blocks\.", "blocks."),
-        (r"\.residuals\.0\.norm\.", ".norm1."),
-        (r"\.residuals\.1\.norm\.", ".norm2."),
-        (r"\.attention\.in_proj\.", ".attn.qkv."),
-        (r"\.attention\.out_proj\.", ".attn.proj."),
-        (r"\.feed_forward\.expand\.", ".mlp.fc1."),
-        (r"\.feed_forward\.contract\.", ".mlp.fc2."),
-        (r"^encoder\.norm\.", "norm."),
-    ),
-    "transformers": (  # 5.x; one in_proj holds its q_proj, k_proj and v_proj
-        (r"^positions$", "vit.embeddings.position_embeddings"),
-        (r"^class_token$", "vit.embeddings.cls_token"),
-        (r"^patches\.", "vit.embeddings.patch_embeddings.projection."),
-        (r"^encoder\.blocks\.", "vit.layers."),
-        (r"\.residuals\.0\.norm\.", ".layernorm_before."),
-        (r"\.residuals\.1\.norm\.", ".layernorm_after."),
-        (r"\.out_proj\.", ".o_proj."),
-        (r"\.feed_forward\.expand\.", ".mlp.fc1."),
-        (r"\.feed_forward\.contract\.", ".mlp.fc2."),
-        (r"^encoder\.norm\.", "vit.layernorm."),
-        (r"^head\.", "classifier."),
-    ),
-}
-PEERS = tuple(RENAMED)
+PEERS = tuple(LAYOUTS)
 
 
 def config(model: str, *, tiny: bool, side: int | None = None) -> dict[str, Any]:
@@ -77,25 +37,10 @@ def config(model: str, *, tiny: bool, side: int | None = None) -> dict[str, Any]
 
 
 def classifier(recipe: dict[str, Any]) -> Classifier:
-    """Ours, with every tensor drawn at random: zeros and ones would hide a swapped name.
-
-    Queries and keys are large enough for attention to choose, and tokens and positions to be seen beside the patches.
-    """
+    """Ours, with every tensor drawn at random."""
     size = tuple(recipe["data"]["image_size"])
     model: Classifier = build(recipe["model"], classes=CLASSES, channels=3, image_size=size)
-    draw = generator("benchmark")
-    with torch.no_grad():
-        for name, tensor in model.named_parameters():
-            if name == "class_token" or name.startswith("positions."):
-                tensor.normal_(std=0.5, generator=draw)
-            elif tensor.dim() > 1:
-                tensor.normal_(std=tensor[0].numel() ** -0.5, generator=draw)
-            elif name.endswith("norm.weight"):
-                tensor.uniform_(0.7, 1.3, generator=draw)
-            else:
-                tensor.normal_(std=0.1, generator=draw)
-            if name.endswith("in_proj.weight"):
-                tensor[: 2 * len(tensor) // 3] *= 2
+    redraw(model)
     return model
 
 
@@ -105,7 +50,8 @@ def in_layout(ours: dict[str, Tensor], layout: str) -> dict[str, Tensor]:
     rest = {name: tensor for name, tensor in ours.items() if not name.startswith("positions.")}
     rest["positions"] = torch.cat((token[None], grid.flatten(0, 1)))[None]  # (C,), (h, w, C) -> (1, 1 + hw, C)
     rest["class_token"] = rest["class_token"][None, None]  # (C,) -> (1, 1, C)
-    return renamed(rest, RENAMED[layout], split=layout == "transformers")
+    apart = projections.split(rest) if layout == "transformers" else rest
+    return rename(apart, LAYOUTS[layout].names.to_theirs).tensors
 
 
 def peer(layout: str, model: Classifier, recipe: dict[str, Any]) -> nn.Module:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from scripts.exporting.plan import Call, Graph, Plan, Row, Size, relative
+from scripts.exporting.plan import Call, Graph, Plan, Row, Size
+from scripts.verify.comparison import relative
 from vit.models.classifier import Classifier
 from vit.tasks.classification import Classification
 

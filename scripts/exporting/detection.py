@@ -12,7 +12,8 @@ from common.nn.positions import Learned2d
 from detr.criterion.boxes import to_xyxy
 from detr.data.transforms import MEAN, STD
 from detr.tasks.detection import Detection
-from scripts.exporting.plan import Call, Graph, Plan, Row, Size, absolute
+from scripts.exporting.plan import Call, Graph, Plan, Row, Size
+from scripts.verify.comparison import absolute
 
 STRIDE = 32  # the greatest of the backbones; tracing takes a map of one row for a special case
 SEED = 0

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 Call = Callable[..., dict[str, Tensor]]  # a graph as read from a file: tensors in its inputs' order -> named outputs
@@ -43,19 +42,3 @@ class Plan(NamedTuple):
     files: dict[str, str]  # further texts by their names
     rows: list[Row]  # comparisons of these
     compare: Callable[[Mapping[str, Call]], list[Row]]
-
-
-def relative(found: Tensor, expected: Tensor) -> float:
-    """The largest difference as a share of the largest deviation from the mean, which a shared bias does not hide.
-
-    Infinite when shapes differ or anything is no number.
-    """
-    scale = float((expected - expected.mean()).abs().max())
-    return absolute(found, expected) / (scale or 1.0)
-
-
-def absolute(found: Tensor, expected: Tensor) -> float:
-    """The largest difference; infinite when shapes differ or anything is no number."""
-    if found.shape != expected.shape or not torch.isfinite(found).all():
-        return float("inf")
-    return float((found - expected).abs().max())

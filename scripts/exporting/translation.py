@@ -12,7 +12,8 @@ from common.errors import UserError
 from common.nn.attention import Cache
 from common.nn.blocks import BlockCache
 from scripts.exporting import tokenizer_files
-from scripts.exporting.plan import Call, Graph, Plan, Row, Size, relative
+from scripts.exporting.plan import Call, Graph, Plan, Row, Size
+from scripts.verify.comparison import relative
 from seq2seq.models.transformer import State, Transformer
 from seq2seq.tasks.translation import Translation
 from seq2seq.tokenizers.bpe import BOS, EOS, PAD, UNK

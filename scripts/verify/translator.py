@@ -4,7 +4,6 @@ Reads the file twice, by our import and by transformers, and compares the logits
 beside the file says what the weights do not: heads, activation, whether embeddings are scaled.
 """
 
-import json
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,23 +13,20 @@ from torch import Tensor
 
 from common.config.check import build
 from common.errors import UserError
-from common.files import checkpoint
+from scripts.verify.comparison import TOLERANCE, foreign, refuse_another_model, relative, report
 from seq2seq.importing import adopt as importing
-from seq2seq.importing import marian
+from seq2seq.importing import marian, marian_config
 from seq2seq.importing.layouts import NOTHING
 from seq2seq.tokenizers.bpe import BOS
 
 MODEL = "seq2seq.models.transformer.Transformer"
 COUNT, LENGTH, SEED = 4, 20, 0  # of random sentences
-TOLERANCE = 1e-4  # the order of fp32 sums, as for a ViT; another activation or layout of sines gives more
 
 
 def verify(config: dict[str, Any]) -> tuple[str, bool]:
     """What was read and compared, and whether both agree; raises UserError when there is nothing to compare."""
     path, model = Path(config["checkpoint"]), config["model"]
-    content = checkpoint.load(path)
-    if checkpoint.is_ours(content):
-        raise UserError(f"{path} was written by this program; give a file of another one.")
+    content = foreign(path)
     try:
         adopted = importing.adopt(content, path.parent)
         tensors, _ = importing.unwrap(content)
@@ -39,22 +35,19 @@ def verify(config: dict[str, Any]) -> tuple[str, bool]:
     if not marian.is_marian(tensors):
         raise UserError(f"{path} is fairseq's, which no package here reads; only Marian's files can be compared.")
     theirs = _peer(tensors, path)
-    wrong = [f"model.{key}={_written(value)}" for key, value in needed(theirs.config) if value != _at(model, key)]
-    if wrong:
-        raise UserError(f"{path} holds another model than the config describes; give {' '.join(wrong)}.")
-    difference = _difference(model, adopted.weights, theirs, path.parent)
-    said = {
-        "checkpoint": str(path),
-        "layout": f"Marian's in transformers, read for comparison by transformers {metadata.version('transformers')}",
-        "used": f"{len(tensors) - len(adopted.left_out)} tensors of the file, as {len(adopted.weights)} of ours",
-        "left out": ", ".join(adopted.left_out) or "nothing",
-        "tokenizers": "beside the file" if adopted.task_state.get("tokenizers") else "none beside the file",
-        "sentences": f"{COUNT} of {LENGTH} tokens, random (seed {SEED}), fp32",
-        "logits": f"differ by {difference:.2g} of the largest deviation from the mean at most",
-    }
+    refuse_another_model(path, model, needed(theirs.config))
+    difference = compare(model, adopted.weights, theirs, path.parent)
+    rows = [
+        ("checkpoint", str(path)),
+        ("layout", f"Marian's in transformers, read for comparison by transformers {metadata.version('transformers')}"),
+        ("used", f"{len(tensors) - len(adopted.left_out)} tensors of the file, as {len(adopted.weights)} of ours"),
+        ("left out", ", ".join(adopted.left_out) or "nothing"),
+        ("tokenizers", "beside the file" if adopted.task_state.get("tokenizers") else "none beside the file"),
+        ("sentences", f"{COUNT} of {min(LENGTH, model['longest'])} tokens, random (seed {SEED}), fp32"),
+        ("logits", f"differ by {difference:.2g} of the largest deviation from the mean at most"),
+    ]
     same = difference <= TOLERANCE
-    end = f"{'same answers' if same else 'OTHER ANSWERS'}: the limit is {TOLERANCE:g}"
-    return "\n".join([*(f"{name:12}{value}" for name, value in said.items()), end]), same
+    return report(rows, same=same), same
 
 
 def needed(config: Any) -> list[tuple[str, Any]]:
@@ -71,7 +64,7 @@ def needed(config: Any) -> list[tuple[str, Any]]:
         ("tied", tied if config.tie_word_embeddings else "none"),
         ("blocks.pre_norm", False),
         ("blocks.activation", activation),
-        ("blocks.norm_eps", marian.NORM_EPS),
+        ("blocks.norm_eps", marian_config.NORM_EPS),
     ]
 
 
@@ -93,8 +86,11 @@ def _peer(tensors: dict[str, Tensor], path: Path) -> Any:
 
 
 @torch.no_grad()
-def _difference(model: dict[str, Any], weights: dict[str, Tensor], theirs: Any, folder: Path) -> float:
-    """The largest difference of logits, as a share of their largest deviation from the mean."""
+def compare(model: dict[str, Any], weights: dict[str, Tensor], theirs: Any, folder: Path) -> float:
+    """The largest difference of logits on random sentences, as a share of their largest deviation from the mean.
+
+    `theirs` is the MarianMTModel of the files in `folder`, which tell what its entries are of ours.
+    """
     size = len(weights["embedding.weight"])
     ours = build(model, vocabularies=(size, size), joint=model["tied"] == "all").eval()
     try:
@@ -104,19 +100,10 @@ def _difference(model: dict[str, Any], weights: dict[str, Tensor], theirs: Any, 
         raise UserError(f"The file's weights do not fit the config's model ({reason}); give its other keys.") from error
     rows = torch.tensor(marian.rows_there(theirs.final_logits_bias.shape[1], folder))  # (V,): theirs of ours
     drawn = torch.Generator().manual_seed(SEED)
-    source, target = torch.randint(4, size, (2, COUNT, LENGTH), generator=drawn)
+    length = min(LENGTH, model["longest"])
+    source, target = torch.randint(4, size, (2, COUNT, length), generator=drawn)
     target[:, 0] = BOS
-    kept = rows != NOTHING
-    found = ours(source, torch.full((COUNT,), LENGTH), target)[..., kept]
-    expected = theirs(input_ids=rows[source], decoder_input_ids=rows[target]).logits[..., rows[kept]]
-    return float((found - expected).abs().max() / (expected - expected.mean()).abs().max())
-
-
-def _at(options: dict[str, Any], key: str) -> Any:
-    for part in key.split("."):
-        options = options[part]
-    return options
-
-
-def _written(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    theirs_too = rows != NOTHING
+    logits = ours(source, torch.full((COUNT,), length), target)[..., theirs_too]
+    expected = theirs(input_ids=rows[source], decoder_input_ids=rows[target]).logits[..., rows[theirs_too]]
+    return relative(logits, expected)

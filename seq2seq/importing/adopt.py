@@ -15,12 +15,14 @@ from torch import Tensor
 
 from common.errors import UserError
 from common.task import Adopted
-from seq2seq.importing import fairseq, layouts, marian
+from common.weights import unwrapping
+from common.weights.renaming import identify
+from seq2seq.importing import fairseq, marian
 
 WRAPPERS = ("model", "state_dict")  # where programs put the weights beside other things
-PREFIX = re.compile(r"^(?:module\.|_orig_mod\.)+")  # of DataParallel, and of compiled models
+TAKEN = "a Marian of transformers or a fairseq Transformer"
 
-# Patterns of names that tell what a file is instead; the first that is found decides.
+# Patterns of names that tell what a file is instead; the first that matches decides.
 OTHERS = (
     (r"(encoder|decoder)\.blocks\.\d+\.attention\.in_proj", "bare weights of this program's own, without their config"),
     (r"layernorm_embedding\.", "a BART, with norms on its embeddings"),
@@ -45,28 +47,15 @@ def adopt(content: dict[str, Any], folder: Path | None) -> Adopted:
         adopted = fairseq.adopt(tensors)
     else:
         name = next(iter(tensors))
-        what = next((what for pattern, what in OTHERS if any(re.search(pattern, key) for key in tensors)), None)
+        what = identify(tensors, OTHERS) or "something else"
         raise UserError(
-            f"The checkpoint is {what or 'something else'} and neither a Marian of transformers nor a fairseq "
+            f"The checkpoint is {what} and neither a Marian of transformers nor a fairseq "
             f"Transformer (it has {name}); give one of these, or a file that this program wrote."
         )
     return adopted._replace(left_out=adopted.left_out + aside)
 
 
 def unwrap(content: dict[str, Any]) -> tuple[dict[str, Tensor], list[str]]:
-    """A file's weights by their plain names, half types raised, and the names of what is among them and no tensor.
-
-    Raises UserError when there are none.
-    """
-    inner = next((content[key] for key in WRAPPERS if _holds_weights(content.get(key))), content)
-    if not _holds_weights(inner):
-        raise UserError(
-            'The checkpoint holds no weights, bare or under "model" or "state_dict"; give a Marian of transformers or '
-            "a fairseq Transformer, or a file that this program wrote."
-        )
-    aside = [name for name, value in inner.items() if not isinstance(value, Tensor)]
-    return layouts.raised({PREFIX.sub("", name): t for name, t in inner.items() if name not in aside}), aside
-
-
-def _holds_weights(content: Any) -> bool:
-    return isinstance(content, dict) and any(isinstance(value, Tensor) for value in content.values())
+    """A file's weights by their plain names in fp32, and what was beside them; see common.weights.unwrapping."""
+    tensors, beside = unwrapping.unwrap(content, WRAPPERS, TAKEN)
+    return unwrapping.floats(tensors), beside

@@ -14,11 +14,14 @@ from torch import Tensor
 
 from common.errors import UserError
 from common.task import Adopted
+from common.weights import projections
+from common.weights.renaming import Table, rename
 from seq2seq.importing import layouts
 from seq2seq.tokenizers.bpe import BOS
 
-# Versions, tables of fixed sines (which our model computes), and counters, by their names.
-ASIDE = r"(encoder|decoder)\.(version|embed_positions\._float_tensor)"
+NAMES = Table(*layouts.BLOCKS, *((f"{stack}.layer_norm.", f"{stack}.norm.") for stack in ("encoder", "decoder")))
+# Versions, and tables of fixed sines, which our model computes.
+LEFT_OUT = r"(encoder|decoder)\.(version|embed_positions\._float_tensor)"
 SOURCE, TARGET = "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"
 OUTPUTS = ("decoder.output_projection.weight", "decoder.embed_out")  # the latter before 2020
 SPECIAL = 4
@@ -29,19 +32,11 @@ def adopt(tensors: dict[str, Tensor]) -> Adopted:
 
     Raises UserError for what our Transformer has not, naming the tensor.
     """
-    parts, left_out = {}, []
-    tables: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        if name in (SOURCE, TARGET, *OUTPUTS):
-            tables[name] = tensor
-        elif re.fullmatch(r"(encoder|decoder)\.layer_norm\.(weight|bias)", name):
-            parts[name.replace("layer_norm", "norm")] = tensor
-        elif meaning := layouts.ours(name):
-            parts[meaning] = tensor
-        elif re.fullmatch(ASIDE, name):
-            left_out.append(name)
-        else:
-            raise UserError(_refusal(f"{name} {tuple(tensor.shape)} has no place in ours"))
+    tables = {name: tensors[name] for name in (SOURCE, TARGET, *OUTPUTS) if name in tensors}
+    parts = rename({name: t for name, t in tensors.items() if name not in tables}, NAMES.to_ours, LEFT_OUT)
+    if parts.unknown:
+        name = parts.unknown[0]
+        raise UserError(_refusal(f"{name} {tuple(tensors[name].shape)} has no place in ours"))
     missing = [name for name in (SOURCE, TARGET) if name not in tables]
     if missing:
         raise UserError(_refusal(f"it has no {missing[0]}"))
@@ -50,7 +45,7 @@ def adopt(tensors: dict[str, Tensor]) -> Adopted:
     bias = output.new_zeros(len(orders[1]))
     bias[BOS] = layouts.OFF
     weights = layouts.embeddings((tables[SOURCE], tables[TARGET], output), orders)
-    return Adopted({**layouts.joined(parts), **weights, "output_bias": bias}, {}, left_out)
+    return Adopted({**projections.join(parts.tensors), **weights, "output_bias": bias}, {}, parts.left_out)
 
 
 def order(size: int) -> list[int]:

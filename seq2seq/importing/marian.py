@@ -21,15 +21,16 @@ from torch import Tensor
 from common.errors import UserError
 from common.nn.positions import sine
 from common.task import Adopted
-from seq2seq.importing import layouts
+from common.weights import projections
+from common.weights.renaming import Table, rename, under
+from seq2seq.importing import layouts, marian_config
 from seq2seq.tokenizers import marian as foreign_tokenizers
 from seq2seq.tokenizers.bpe import BOS, EOS, PAD, UNK
 from seq2seq.tokenizers.marian import Special
 
 MARK = "triptych.json"  # beside a file that we exported: what it takes to have it back exactly
 FORMAT = "triptych-marian-1"
-EOS_THERE, UNK_THERE = 0, 1
-NORM_EPS = 1e-5  # which transformers' Marian does not let anyone change
+EOS_THERE, UNK_THERE = marian_config.EOS, 1
 SHARED, LOGITS_BIAS, HEAD = "model.shared.weight", "final_logits_bias", "lm_head.weight"
 TABLES = {stack: f"model.{stack}.embed_tokens.weight" for stack in ("encoder", "decoder")}
 # Rounding in half precision is 5e-4 at most, that of large angles less; another layout differs by more than 1.
@@ -39,16 +40,8 @@ STREAM = (
     (r"(.*embedding|output|.*in_proj|.*expand)\.weight", 1),
     (r".*(out_proj|contract|norm)\.(weight|bias)", 0),
 )
-PARTS = {
-    "attention": "self_attn",
-    "cross_attention": "encoder_attn",
-    "feed_forward.expand": "fc1",
-    "feed_forward.contract": "fc2",
-}
-NORMS = {
-    "encoder": ("self_attn_layer_norm", "final_layer_norm"),
-    "decoder": ("self_attn_layer_norm", "encoder_attn_layer_norm", "final_layer_norm"),
-}
+NAMES = Table(*under("model.", "", layouts.BLOCKS))
+POSITIONS = r"model\.(encoder|decoder)\.embed_positions\.weight"
 
 
 class Export(NamedTuple):
@@ -70,9 +63,9 @@ def adopt(tensors: dict[str, Tensor], folder: Path | None) -> Adopted:
 
     Raises UserError for what our Transformer has not, naming the tensor, and for a tokenizer of another size.
     """
-    said, mark = _json(folder, "config.json"), _json(folder, MARK)
-    if said.get("model_type", "marian") != "marian":
-        raise UserError(_refusal(f"config.json beside it says model_type={said['model_type']}"))
+    config, mark = _json(folder, "config.json"), _json(folder, MARK)
+    if config.get("model_type", "marian") != "marian":
+        raise UserError(_refusal(f"config.json beside it says model_type={config['model_type']}"))
     parts, left_out = _parts(tensors)
     tables = _tables(tensors)
     bias = tensors.get(LOGITS_BIAS, torch.zeros(len(tables[2]))).flatten()  # (1, V) -> (V,)
@@ -80,15 +73,15 @@ def adopt(tensors: dict[str, Tensor], folder: Path | None) -> Adopted:
         sizes = ", ".join(str(len(table)) for table in (*tables, bias))
         raise UserError(_refusal(f"source, target, output and bias have {sizes} entries"))
     if mark.get("format") == FORMAT and mark["entries"] == len(bias):
-        return Adopted(_returned(layouts.joined(parts), tables, bias, mark), mark["task"], left_out)
+        return Adopted(_returned(parts, tables, bias, mark), mark["task"], left_out)
     joint = torch.equal(tables[0], tables[1])
-    found = foreign_tokenizers.vocabularies(folder, joint, len(bias))
-    specials = [_special(said, len(bias), names) for names in found or ({}, {})]
+    vocabularies = foreign_tokenizers.vocabularies(folder, joint, len(bias))
+    specials = [_special(config, len(bias), names) for names in vocabularies or ({}, {})]
     orders = order(len(bias), specials[0]), order(len(bias), specials[1])
     output_bias = layouts.rows(bias, orders[1])
     output_bias[PAD] = layouts.OFF
-    weights = {**layouts.joined(parts), **layouts.embeddings(tables, orders), "output_bias": output_bias}
-    states = foreign_tokenizers.states(folder, found, orders) if folder and found else []
+    weights = {**parts, **layouts.embeddings(tables, orders), "output_bias": output_bias}
+    states = foreign_tokenizers.states(folder, vocabularies, orders) if folder and vocabularies else []
     return Adopted(weights, {"tokenizers": states} if states else {}, left_out)
 
 
@@ -117,19 +110,17 @@ def export(model: dict[str, Any], predict: dict[str, Any], weights: dict[str, Te
     `model` and `predict` are those sections of a checkpoint's config, `state` its task's. Raises UserError for what
     Marian cannot express, naming the key.
     """
-    _refuse_export(model, weights)
+    marian_config.refuse(model, weights)
     size = len(weights["embedding.weight"])
-    stays = rearranged(weights, _sines_first(model["width"])) if model["positions"]["layout"] != "halves" else weights
-    tensors: dict[str, Tensor] = {}
-    for name, tensor in stays.items():
-        if ".blocks." in name:
-            tensors |= _theirs(name, tensor)
+    ordered = rearranged(weights, _sines_first(model["width"])) if model["positions"]["layout"] != "halves" else weights
+    blocks = {name: tensor for name, tensor in ordered.items() if ".blocks." in name}
+    tensors, _, _, unknown = rename(projections.split(blocks), NAMES.to_theirs)
+    assert not unknown, unknown
     there = order_there(size)
-    names = {"all": (SHARED,), "target": (TABLES["decoder"],), "none": (TABLES["decoder"],)}[model["tied"]]
-    tables = {names[0]: "embedding", TABLES["encoder"]: "source_embedding", HEAD: "output"}
-    tensors |= {
-        name: layouts.rows(stays[f"{ours}.weight"], there) for name, ours in tables.items() if f"{ours}.weight" in stays
-    }
+    embedding = SHARED if model["tied"] == "all" else TABLES["decoder"]
+    for name, ours in ((embedding, "embedding"), (TABLES["encoder"], "source_embedding"), (HEAD, "output")):
+        if f"{ours}.weight" in ordered:
+            tensors[name] = layouts.rows(ordered[f"{ours}.weight"], there)
     bias = weights.get("output_bias", torch.zeros(size))
     tensors[LOGITS_BIAS] = layouts.rows(bias, there)[None]  # (V,) -> (1, V)
     mark = {
@@ -139,17 +130,21 @@ def export(model: dict[str, Any], predict: dict[str, Any], weights: dict[str, Te
         "output_bias": "output_bias" in weights,
         "task": state,
     }
-    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    return Export(tensors, _config(model, predict, size), _generation(model, predict, size), mark)
+    return Export(
+        {name: tensor.contiguous() for name, tensor in tensors.items()},
+        marian_config.config(model, predict, size),
+        marian_config.generation(model, predict, size),
+        mark,
+    )
 
 
 def rearranged(weights: dict[str, Tensor], channels: Tensor) -> dict[str, Tensor]:
     """A post-norm Transformer by our names with the channels of its residual stream in another order, (C,) int64."""
-    found = {}
+    arranged = {}
     for name, tensor in weights.items():
         axis = next((axis for pattern, axis in STREAM if re.fullmatch(pattern, name)), None)
-        found[name] = tensor if axis is None else tensor.index_select(axis, channels)
-    return found
+        arranged[name] = tensor if axis is None else tensor.index_select(axis, channels)
+    return arranged
 
 
 def _sines_first(width: int) -> Tensor:
@@ -158,26 +153,22 @@ def _sines_first(width: int) -> Tensor:
 
 
 def _parts(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """The blocks' tensors by our names, q, k and v still apart, and the names of what has no place in ours."""
-    parts, left_out = {}, []
-    for name, tensor in tensors.items():
-        if meaning := layouts.ours(name.removeprefix("model.")):
-            parts[meaning] = tensor
-        elif re.fullmatch(r"model\.(encoder|decoder)\.embed_positions\.weight", name):
-            _check_sines(name, tensor)
-            left_out.append(name)
-        elif name not in (SHARED, *TABLES.values(), HEAD, LOGITS_BIAS):
-            raise UserError(_refusal(f"{name} {tuple(tensor.shape)} has no place in ours"))
-    return parts, left_out
+    """The blocks' tensors by our names, and the names of what has no place in ours."""
+    tables = (SHARED, *TABLES.values(), HEAD, LOGITS_BIAS)
+    parts = rename({name: t for name, t in tensors.items() if name not in tables}, NAMES.to_ours, POSITIONS)
+    for name in parts.left_out:
+        _check_sines(name, tensors[name])
+    if parts.unknown:
+        name = parts.unknown[0]
+        raise UserError(_refusal(f"{name} {tuple(tensors[name].shape)} has no place in ours"))
+    return projections.join(parts.tensors), parts.left_out
 
 
 def _tables(tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """The matrices of source, target and output. A file may hold one of them under up to four names."""
-    shared = tensors.get(SHARED)
-    found = [tensors.get(TABLES[stack], shared) for stack in ("encoder", "decoder")]
     head = tensors.get(HEAD)
-    source = found[0] if found[0] is not None else head
-    target = found[1] if found[1] is not None else head
+    shared = tensors.get(SHARED, head)
+    source, target = (tensors.get(TABLES[stack], shared) for stack in ("encoder", "decoder"))
     if source is None or target is None:
         raise UserError(_refusal(f"it has neither {SHARED} nor {TABLES['encoder']} and {TABLES['decoder']}"))
     return source, target, target if head is None else head
@@ -191,13 +182,13 @@ def _check_sines(name: str, table: Tensor) -> None:
         raise UserError(_refusal(f"{name} are no sines in halves, from which they differ by up to {difference:.2g}"))
 
 
-def _special(said: dict[str, Any], size: int, names: dict[str, int]) -> Special:
+def _special(config: dict[str, Any], size: int, names: dict[str, int]) -> Special:
     """The ids of </s>, <unk> and <pad>: of the vocabulary, or of config.json, or as usual."""
-    pad = said.get("pad_token_id", size - 1)
+    pad = config.get("pad_token_id", size - 1)
     special = Special(
-        names.get("</s>", said.get("eos_token_id", EOS_THERE)), names.get("<unk>", UNK_THERE), names.get("<pad>", pad)
+        names.get("</s>", config.get("eos_token_id", EOS_THERE)), names.get("<unk>", UNK_THERE), names.get("<pad>", pad)
     )
-    if said.get("decoder_start_token_id", pad) != pad or pad != special.pad:
+    if config.get("decoder_start_token_id", pad) != pad or pad != special.pad:
         raise UserError(_refusal("its translations do not start with <pad>"))
     if len({*special}) < 3 or not all(isinstance(id, int) and 0 <= id < size for id in special):
         raise UserError(_refusal(f"its ids of </s>, <unk> and <pad> are {[*special]}, and it has {size} entries"))
@@ -225,107 +216,6 @@ def _json(folder: Path | None, name: str) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{path}, which belongs to it, is no JSON ({error}); copy or download it again.") from error
     return content if isinstance(content, dict) else {}
-
-
-def _refuse_export(model: dict[str, Any], weights: dict[str, Tensor]) -> None:
-    """Raise UserError for what MarianMTModel cannot compute."""
-    blocks, positions = model["blocks"], model["positions"]
-    problems = {
-        "model.blocks.pre_norm=true": blocks["pre_norm"],
-        f"model.blocks.norm_eps={blocks['norm_eps']:g}": blocks["norm_eps"] != NORM_EPS,
-        f"model.positions.layout={positions['layout']}": positions["layout"] == "halves_t2t",
-        f"model.positions.first={positions['first']}": positions["first"] != 0,
-    }
-    problem = next((key for key, found in problems.items() if found), None)
-    if problem:
-        raise UserError(
-            f"{problem} has no place in transformers' Marian, which has norms after the sub-layers (eps {NORM_EPS:g}) "
-            "and sines from place 0 on; only models trained like that can be exported, such as model=transformer_base."
-        )
-    target = len(weights["embedding.weight"])
-    source = len(weights.get("source_embedding.weight", weights["embedding.weight"]))
-    if source != target:
-        raise UserError(
-            f"The vocabularies have {source} entries for the source and {target} for the target; transformers' Marian "
-            "has one id of <pad> for both, so only vocabularies of one size can be exported."
-        )
-
-
-def _theirs(name: str, tensor: Tensor) -> dict[str, Tensor]:
-    """A tensor of one of our blocks by their names."""
-    match = re.fullmatch(r"(encoder|decoder)\.blocks\.(\d+)\.(.+)\.(weight|bias)", name)
-    assert match is not None, name
-    stack, part, leaf = match[1], match[3], match[4]
-    prefix = f"model.{stack}.layers.{match[2]}."
-    if part.startswith("residuals."):
-        return {f"{prefix}{NORMS[stack][int(part.split('.')[1])]}.{leaf}": tensor}
-    if part in PARTS:
-        return {f"{prefix}{PARTS[part]}.{leaf}": tensor}
-    attention, _, projection = part.partition(".")
-    prefix += PARTS[attention]
-    if projection == "out_proj":
-        return {f"{prefix}.out_proj.{leaf}": tensor}
-    return {f"{prefix}.{letter}_proj.{leaf}": third for letter, third in zip("qkv", tensor.chunk(3), strict=True)}
-
-
-def _ids(size: int) -> dict[str, int]:
-    return {"pad_token_id": size - 1, "decoder_start_token_id": size - 1, "eos_token_id": EOS_THERE}
-
-
-def _most(model: dict[str, Any], predict: dict[str, Any]) -> int:
-    """Tokens that a translation of the longest source may have, its start included."""
-    longest, extra = int(model["longest"]), int(predict["longest_extra"])
-    return max(longest, int(predict["longest_factor"] * longest) + extra + 1)
-
-
-def _config(model: dict[str, Any], predict: dict[str, Any], size: int) -> dict[str, Any]:
-    """config.json, in the words of MarianConfig."""
-    blocks = model["blocks"]
-    sides = {f"{side}_{key}": model[ours] for side in ("encoder", "decoder")
-             for key, ours in (("attention_heads", "heads"), ("ffn_dim", "feedforward"))}  # fmt: skip
-    return {
-        "architectures": ["MarianMTModel"],
-        "model_type": "marian",
-        "vocab_size": size,
-        "decoder_vocab_size": size,
-        "d_model": model["width"],
-        "encoder_layers": model["encoder_layers"],
-        "decoder_layers": model["decoder_layers"],
-        **sides,
-        "activation_function": blocks["activation"],
-        "dropout": blocks["dropout"],
-        "attention_dropout": blocks["attention_dropout"],
-        "activation_dropout": blocks["hidden_dropout"],
-        "scale_embedding": model["scaled"],
-        "share_encoder_decoder_embeddings": model["tied"] == "all",
-        "tie_word_embeddings": model["tied"] != "none",
-        "max_position_embeddings": _most(model, predict),
-        "forced_eos_token_id": None,
-        "is_encoder_decoder": True,
-        "dtype": "float32",
-        **_ids(size),
-    }
-
-
-def _generation(model: dict[str, Any], predict: dict[str, Any], size: int) -> dict[str, Any]:
-    """generation_config.json: our search as far as transformers can say it.
-
-    Of the length penalties it has n^alpha alone ("average"); its limit does not depend on the source.
-    """
-    beams = predict["beam"] if predict["method"] == "beam" else 1
-    of_beams = {
-        "early_stopping": {"first": True, "bound": False, "never": "never"}[predict["stop"]],
-        "length_penalty": 0.0 if predict["penalty"] == "none" else predict["alpha"],
-    }
-    return {
-        **_ids(size),
-        "bad_words_ids": [[size - 1], [size - 2]],
-        "num_beams": beams,
-        "do_sample": predict["method"] == "sample",
-        **(of_beams if beams > 1 else {}),
-        "forced_eos_token_id": EOS_THERE if predict["at_limit"] == "end" else None,
-        "max_length": _most(model, predict),
-    }
 
 
 def _refusal(reason: str) -> str:

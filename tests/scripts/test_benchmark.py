@@ -17,7 +17,9 @@ from scripts.benchmarks.timing import Disagreement, Row, alike, measure, near, w
 pytest.importorskip("transformers")
 pytest.importorskip("timm")
 
+from common.weights.renaming import Table
 from scripts.benchmarks import detr, detr_peer, learning, vit, vit_input, vit_peers
+from vit.importing import layouts
 
 
 def run(tmp_path: Path, *options: str, suite: str = "detr") -> tuple[int, Path]:
@@ -60,16 +62,15 @@ def test_every_row_runs_and_the_json_holds_what_the_table_shows(
             )
 
 
-@pytest.mark.parametrize(
-    "broken",
-    [
-        (r"\.feed_forward\.contract\.bias", ".self_attn.o_proj.bias"),
-        (r"^(decoder\.blocks\.\d+)\.residuals\.1\.norm\.", r"\1.final_layer_norm."),
-    ],
-)
-def test_a_tensor_without_a_place_is_no_peer(broken: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def without(part: str, names: Table) -> Table:
+    """The table without the rows of a part of ours."""
+    return Table(*(row for row in names.rows if part not in row[1]))
+
+
+@pytest.mark.parametrize("part", ["feed_forward.contract", "residuals.1.norm"])
+def test_a_tensor_without_a_place_is_no_peer(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = detr_peer.detector()
-    monkeypatch.setattr(detr_peer, "RENAMED", (broken, *detr_peer.RENAMED))
+    monkeypatch.setattr(detr_peer, "NAMES", without(part, detr_peer.NAMES))
     with pytest.raises(RuntimeError, match="Missing key"):
         detr_peer.peer(model)
 
@@ -106,8 +107,8 @@ def test_no_time_is_taken_when_two_tensors_are_swapped(
 def test_a_vit_without_a_place_for_a_tensor_is_no_peer(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = vit_peers.config("vit_b16", tiny=True)
     model = vit_peers.classifier(recipe)
-    twice = (r"\.residuals\.1\.", ".residuals.0.")
-    monkeypatch.setitem(vit_peers.RENAMED, layout, (twice, *vit_peers.RENAMED[layout]))
+    names = without("residuals.1.norm", layouts.LAYOUTS[layout].names)
+    monkeypatch.setitem(layouts.LAYOUTS, layout, layouts.LAYOUTS[layout]._replace(names=names))
     with pytest.raises(RuntimeError, match="Missing key"):
         vit_peers.peer(layout, model, recipe)
 

@@ -81,7 +81,7 @@ def test_without_transformers_it_says_that_nothing_was_compared(tmp_path, capsys
     def missing(*_: Any) -> float:
         raise ModuleNotFoundError("transformers")
 
-    monkeypatch.setattr(export_marian, "compare", missing)
+    monkeypatch.setattr(export_marian, "_peer", missing)
     assert main([str(saved(tmp_path / "best.pt")), "--output", str(tmp_path / "out")]) == 0
     assert "compared  with nothing: transformers is not installed" in capsys.readouterr().out
 

@@ -17,7 +17,6 @@ Differs: what a file does not say must stand in the config, and differs between 
 """
 
 import math
-import re
 from typing import Any
 
 import torch
@@ -25,15 +24,18 @@ from torch import Tensor
 
 from common.errors import UserError
 from common.task import Adopted
+from common.weights import projections, unwrapping
+from common.weights.renaming import identify, rename
+from common.weights.unwrapping import floats
 from vit.importing import google
-from vit.importing.layouts import LAYOUTS, parts
+from vit.importing.layouts import LAYOUTS, LEFT_OUT
 
 GOOGLE = "google"
-LAYOUT_OF = {**{name: rf"^{layout.sign}" for name, layout in LAYOUTS.items()}, GOOGLE: r"(^|/)embedding/kernel$"}
+SIGNS = (*((rf"^{layout.sign}", name) for name, layout in LAYOUTS.items()), (r"(^|/)embedding/kernel$", GOOGLE))
 
-# What training leaves beside the weights that are wanted: the first that is there is taken, the others are listed.
+# Where training programs put the weights; the first that holds any is taken, and the others are listed.
 WRAPPERS = ("model", "state_dict", "model_ema", "state_dict_ema")
-PREFIX = re.compile(r"^(?:module\.|_orig_mod\.)+")  # of DataParallel, and of compiled models
+TAKEN = "a ViT of torchvision, timm, transformers or Google as published"
 IN_EACH_BLOCK = tuple(
     f"{part}.{leaf}"
     for part in (
@@ -53,7 +55,7 @@ IN_ALL_OR_NONE = (
 )
 GATED = "a ViT with gated feed-forwards (SwiGLU)"
 
-# Patterns of names that tell what a file is instead; the first that is found decides.
+# Patterns of names that tell what a file is instead; the first that matches decides.
 OTHERS = (
     (r"dist_token|distillation_token", "a distilled DeiT, with a token and a head of its own for the teacher"),
     (r"sampling_offsets|query_embed|query_position_embeddings|^queries\.|class_labels_classifier", "a DETR"),
@@ -83,11 +85,12 @@ def adopt(content: dict[str, Any], classes: list[str] | None, image_size: tuple[
     """
     tensors, left_out = unwrap(content)
     layout = recognise(tensors)
-    found = google.parts(tensors) if layout == GOOGLE else parts(tensors, LAYOUTS[layout])
-    if found.unknown:
-        name = found.unknown[0]
+    raised = floats(tensors)  # so that the sums below lose nothing
+    parts = google.parts(raised) if layout == GOOGLE else rename(raised, LAYOUTS[layout].names.to_ours, LEFT_OUT)
+    if parts.unknown:
+        name = parts.unknown[0]
         raise UserError(_refusal(tensors, f"it has {name} {tuple(tensors[name].shape)}, which a plain ViT has not"))
-    joined = _joined({name: _raised(tensor) for name, tensor in found.tensors.items()})
+    joined = projections.join(parts.tensors, zero_biases=True)
     if layout == GOOGLE and image_size and "positions" not in joined and "patches.weight" in joined:
         side = joined["patches.weight"].shape[-1]
         joined["positions.grid"] = google.sines(image_size[0] // side, image_size[1] // side, _width(joined))
@@ -101,62 +104,25 @@ def adopt(content: dict[str, Any], classes: list[str] | None, image_size: tuple[
     weights = _placed(joined)
     useless = _useless(weights, layout)
     weights = {name: tensor for name, tensor in weights.items() if name not in useless}
-    left_out += found.left_out + [found.names[name] for name in useless]
+    left_out += parts.left_out + [parts.sources[name] for name in useless]
     return Adopted(weights, {"classes": _named(weights, classes)}, left_out)
 
 
 def recognise(tensors: dict[str, Any]) -> str:
     """The layout of a file's weights (see `unwrap`): torchvision, timm, transformers or google."""
-    for layout, sign in LAYOUT_OF.items():
-        if any(re.search(sign, name) for name in tensors):
-            return layout
+    layout = identify(tensors, SIGNS)
+    if layout:
+        return layout
     raise UserError(_refusal(tensors, f"it has {next(iter(tensors))}, and no patches in any of their layouts"))
 
 
 def unwrap(content: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """A file's weights under their plain names, and what was beside them: the names of other weights and values.
-
-    Raises UserError when there are none.
-    """
-    wrappers = [key for key in WRAPPERS if _holds_weights(content.get(key))]
-    inner = content[wrappers[0]] if wrappers else content
-    if not _holds_weights(inner):
-        raise UserError(
-            'The checkpoint holds no weights, bare or under "model", "state_dict" or "model_ema"; give a ViT of '
-            "torchvision, timm, transformers or Google as published, or a file that this program wrote."
-        )
-    aside = [name for name, value in inner.items() if not isinstance(value, Tensor)]
-    tensors = {PREFIX.sub("", name): value for name, value in inner.items() if name not in aside}
-    return tensors, wrappers[1:] + aside
-
-
-def _holds_weights(content: Any) -> bool:
-    return isinstance(content, dict) and any(isinstance(value, Tensor) for value in content.values())
-
-
-def _raised(tensor: Tensor) -> Tensor:
-    """Half types in fp32, so that what is added below loses nothing."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+    """A file's weights under their plain names, and what was beside them; see common.weights.unwrapping."""
+    return unwrapping.unwrap(content, WRAPPERS, TAKEN)
 
 
 def _width(parts: dict[str, Tensor]) -> int:
     return len(parts["patches.weight"])
-
-
-def _joined(parts: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Queries, keys and values as the rows of one matrix; projections without biases get zeros."""
-    joined = {name: tensor for name, tensor in parts.items() if not re.search(r"attention\.[qkv]\.", name)}
-    attentions = {name[: match.end()] for name in parts if (match := re.match(r".*\.attention\.", name))}
-    for attention in attentions:
-        for leaf in ("weight", "bias"):
-            three = [parts[name] for part in "qkv" if (name := f"{attention}{part}.{leaf}") in parts]
-            if len(three) == 3:
-                joined[f"{attention}in_proj.{leaf}"] = torch.cat(three)
-        biased = any(f"{attention}{part}.bias" in parts for part in ("q", "k", "v", "in_proj"))
-        matrix = joined.get(f"{attention}in_proj.weight")
-        if matrix is not None and not biased:
-            joined[f"{attention}in_proj.bias"] = matrix.new_zeros(len(matrix))
-    return joined
 
 
 def _missing(parts: dict[str, Tensor]) -> str | None:
@@ -168,11 +134,11 @@ def _missing(parts: dict[str, Tensor]) -> str | None:
         if any(name.endswith(group) for name in parts):
             inside += group
     norm = "pooled_norm" if "pooled_norm.weight" in parts else "encoder.norm"
-    wanted = ["patches.weight", "patches.bias"]
-    wanted += [f"{block}{name}" for block in blocks for name in inside] + [f"{norm}.weight", f"{norm}.bias"]
+    required = ["patches.weight", "patches.bias"]
+    required += [f"{block}{name}" for block in blocks for name in inside] + [f"{norm}.weight", f"{norm}.bias"]
     if not {"positions", "positions.grid"} & parts.keys():
         return "no learned positions"
-    return next((f"nothing for {name}" for name in wanted if name not in parts), None)
+    return next((f"nothing for {name}" for name in required if name not in parts), None)
 
 
 def _placed(parts: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -183,7 +149,7 @@ def _placed(parts: dict[str, Tensor]) -> dict[str, Tensor]:
     if "positions" in weights:
         rows = weights.pop("positions").flatten(0, -2)  # (1, N, C) -> (N, C)
         before, side = _square(len(rows), token is not None, len(registers))
-        weights["positions.grid"] = rows[before:].unflatten(0, (side, side))  # (hw, C) -> (h, w, C)
+        weights["positions.grid"] = rows[before:].reshape(side, side, -1)  # (hw, C) -> (h, w, C)
         if token is not None and before:
             weights["positions.token"] = rows[0]
         if len(registers) and before == (token is not None) + len(registers):
@@ -204,11 +170,11 @@ def _square(rows: int, token: bool, registers: int) -> tuple[int, int]:
     None of them have a row, the class token has one, or all have; the first two cannot both leave a square.
     """
     sides = {before: math.isqrt(rows - before) for before in (0, int(token), token + registers) if rows > before}
-    found = {before: side for before, side in sides.items() if side * side == rows - before}
-    if len(found) == 1:
-        return next(iter(found.items()))
+    grids = {before: side for before, side in sides.items() if side * side == rows - before}
+    if len(grids) == 1:
+        return next(iter(grids.items()))
     tokens = f"{'a class token' if token else 'no class token'} and {registers} registers"
-    problem = "do not leave a square grid" if not found else "leave more than one square grid"
+    problem = "do not leave a square grid" if not grids else "leave more than one square grid"
     raise UserError(
         f"The checkpoint has {rows} positions and {tokens}, which {problem}; files of other programs do not say their "
         "grid, so only square ones can be imported: bring the positions to a square grid there before you save."
@@ -239,8 +205,5 @@ def _named(weights: dict[str, Tensor], classes: list[str] | None) -> list[str]:
 
 
 def _refusal(tensors: dict[str, Any], reason: str, what: str | None = None) -> str:
-    found = next((what for pattern, what in OTHERS if any(re.search(pattern, name) for name in tensors)), None)
-    return (
-        f"The checkpoint is {what or found or 'something else'} and not a plain ViT ({reason}); give a ViT of "
-        "torchvision, timm, transformers or Google as published, or a file that this program wrote."
-    )
+    what = what or identify(tensors, OTHERS) or "something else"
+    return f"The checkpoint is {what} and not a plain ViT ({reason}); give {TAKEN}, or a file that this program wrote."

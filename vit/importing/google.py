@@ -12,58 +12,77 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vit.importing.layouts import Parts
+from common.weights.renaming import Renamed, Row, Table, rename, under
 
 # What a file with more than the weights puts before them: an optimizer's state, or a second tower for texts.
 PREFIXES = ("opt/target/", "params/img/", "params/", "")
 
-# (theirs, ours): regular expressions of what a name begins with.
-OUTSIDE = (
-    (r"embedding/", "patches."),
-    (r"cls", "class_token"),
-    (r"(Transformer/(posembed_input/)?)?pos_embedding", "positions"),
-    (r"Transformer/encoder_norm/", "encoder.norm."),
-    (r"pre_logits/", "representation."),
-    (r"head/", "head."),
-)
-INSIDE = (  # after a block's number
-    (r"LayerNorm_0/", "residuals.0.norm."),
-    (r"LayerNorm_[12]/", "residuals.1.norm."),
-    (r"MultiHeadDotProductAttention_[01]/query/", "attention.q."),
-    (r"MultiHeadDotProductAttention_[01]/key/", "attention.k."),
-    (r"MultiHeadDotProductAttention_[01]/value/", "attention.v."),
-    (r"MultiHeadDotProductAttention_[01]/out/", "attention.out_proj."),
-    (r"MlpBlock_[03]/Dense_0/", "feed_forward.expand."),
-    (r"MlpBlock_[03]/Dense_1/", "feed_forward.contract."),
-)
-LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "": ""}
-BLOCK = r"Transformer/encoderblock(_(\d+))?/"
+
+def _with(leaf: str, *rows: Row) -> list[Row]:
+    """Rows of modules as rows of their matrix (a Dense's kernel, a norm's scale) and their bias."""
+    pairs = (under(theirs, ours, ((leaf, "weight"), ("bias", "bias"))) for theirs, ours in rows)
+    return [row for pair in pairs for row in pair]
 
 
-def parts(content: dict[str, Any]) -> Parts:
+NAMES = Table(
+    ("cls", "class_token"),
+    ("{Transformer/posembed_input/|Transformer/|}pos_embedding", "positions"),
+    *_with("scale", ("Transformer/encoder_norm/", "encoder.norm.")),
+    *_with("kernel", ("embedding/", "patches."), ("pre_logits/", "representation."), ("head/", "head.")),
+    *under(
+        "Transformer/encoderblock_{i}/",
+        "encoder.blocks.{i}.",
+        [
+            *_with("scale", ("LayerNorm_0/", "residuals.0.norm."), ("LayerNorm_{1|2}/", "residuals.1.norm.")),
+            *_with(
+                "kernel",
+                ("MultiHeadDotProductAttention_{0|1}/query/", "attention.q."),
+                ("MultiHeadDotProductAttention_{0|1}/key/", "attention.k."),
+                ("MultiHeadDotProductAttention_{0|1}/value/", "attention.v."),
+                ("MultiHeadDotProductAttention_{0|1}/out/", "attention.out_proj."),
+                ("MlpBlock_{0|3}/Dense_0/", "feed_forward.expand."),
+                ("MlpBlock_{0|3}/Dense_1/", "feed_forward.contract."),
+            ),
+        ],
+    ),
+)
+SCANNED = "Transformer/encoderblock/"
+# How many axes a tensor has, by the end of our name; the first pattern decides.
+AXES = (
+    (r"patches\.weight", 4),
+    (r"class_token|positions|attention\.(q|k|v|out_proj)\.weight", 3),
+    (r"attention\.[qkv]\.bias", 2),
+    (r"bias|norm\.weight", 1),
+    (r"weight", 2),
+)
+
+
+def parts(content: dict[str, Tensor]) -> Renamed:
     """Names and axes of an .npz in ours: channels last to channels first, (in, out) to (out, in), heads side by side.
 
     `params/img/` is the image tower of two; its head maps to the space of texts and not to classes, so it is left out.
     """
-    found = Parts({}, {}, [], [])
+    parts = Renamed({}, {}, [], [])
     prefix = prefix_of(content)
-    for whole, tensor in content.items():
-        name = whole.removeprefix(prefix)
-        outside = not whole.startswith(prefix) or (prefix == "params/img/" and name.startswith("head/"))
-        if outside or not isinstance(tensor, Tensor):
-            found.left_out.append(whole)
+    for source, tensor in content.items():
+        name = source.removeprefix(prefix)
+        if not source.startswith(prefix) or (prefix == "params/img/" and name.startswith("head/")):
+            parts.left_out.append(source)
             continue
-        block = re.match(BLOCK, name)
-        ours = _renamed(INSIDE if block else OUTSIDE, name[block.end() :] if block else name)
-        stacked = block is not None and block[1] is None
-        if ours is None or tensor.ndim != _dimensions(ours, name) + stacked:
-            found.unknown.append(whole)
+        renamed = rename(_unstacked(name, tensor), NAMES.to_ours)
+        if renamed.unknown or any(tensor.ndim != _axes(ours) for ours, tensor in renamed.tensors.items()):
+            parts.unknown.append(source)
             continue
-        layers = enumerate(tensor) if stacked else [(int(block[2]) if block else 0, tensor)]
-        for i, one in layers:
-            place = f"encoder.blocks.{i}.{ours}" if block else ours
-            found.tensors[place], found.names[place] = _turned(ours, one), whole
-    return found
+        for ours, layer in renamed.tensors.items():
+            parts.tensors[ours], parts.sources[ours] = _with_our_axes(ours, layer), source
+    return parts
+
+
+def _unstacked(name: str, tensor: Tensor) -> dict[str, Tensor]:
+    """A tensor of scanned blocks as one of each block; any other as it is."""
+    if not name.startswith(SCANNED) or not tensor.ndim:
+        return {name: tensor}
+    return {name.replace(SCANNED, f"Transformer/encoderblock_{i}/"): layer for i, layer in enumerate(tensor)}
 
 
 def prefix_of(content: dict[str, Any]) -> str:
@@ -90,28 +109,15 @@ def sines(height: int, width: int, channels: int) -> Tensor:
     return torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], dim=-1).float()
 
 
-def _renamed(table: tuple[tuple[str, str], ...], name: str) -> str | None:
-    for theirs, ours in table:
-        match = re.fullmatch(rf"{theirs}(?P<leaf>kernel|scale|bias|)", name)
-        if match and bool(match["leaf"]) == ours.endswith("."):
-            return ours + LEAVES[match["leaf"]]
-    return None
+def _axes(ours: str) -> int:
+    return next(count for pattern, count in AXES if re.search(f"({pattern})$", ours))
 
 
-def _dimensions(ours: str, name: str) -> int:
-    """How many axes the tensor must have."""
-    joined = ours.startswith(("attention.q.", "attention.k.", "attention.v."))
-    if name.endswith("kernel"):
-        return 4 if ours.startswith("patches.") else 3 if joined or ours.startswith("attention.out") else 2
-    return 3 if ours in ("class_token", "positions") else 2 if joined else 1
-
-
-def _turned(ours: str, tensor: Tensor) -> Tensor:
-    """One tensor in our axes."""
+def _with_our_axes(ours: str, tensor: Tensor) -> Tensor:
     if ours == "patches.weight":
         return tensor.permute(3, 2, 0, 1).contiguous()  # (p, p, channels, C) -> (C, channels, p, p)
-    if ours.startswith(("attention.q.", "attention.k.", "attention.v.")):
+    if re.search(r"attention\.[qkv]\.", ours):
         return tensor.flatten(-2).T.contiguous() if tensor.ndim == 3 else tensor.flatten()  # (C, h, C/h) -> (C, C)
-    if ours == "attention.out_proj.weight":
+    if ours.endswith("attention.out_proj.weight"):
         return tensor.flatten(0, 1).T.contiguous()  # (h, C/h, C) -> (C, C)
     return tensor.T.contiguous() if tensor.ndim == 2 else tensor  # (in, out) -> (out, in)

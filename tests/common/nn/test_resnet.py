@@ -1,10 +1,8 @@
-"""The backbone against torchvision's, alone against padded, and its weights from files."""
+"""The backbone against torchvision's, and alone against padded."""
 
 import copy
 import itertools
 import pickle
-from pathlib import Path
-from urllib.error import URLError
 
 import pytest
 import torch
@@ -15,7 +13,6 @@ from torchvision.ops import FrozenBatchNorm2d
 from common.errors import UserError
 from common.machine.seeds import generator
 from common.nn.resnet import Backbone, BackboneOptions, real_positions
-from common.weights.backbones import load_weights
 
 RESNETS = ["resnet18", "resnet34", "resnet50", "resnet101", "resnet50 DC5", "resnet101 DC5"]
 
@@ -245,77 +242,6 @@ def test_channels_last_and_half_precision_run() -> None:
 def test_dilation_of_basic_blocks_is_refused() -> None:
     with pytest.raises(UserError, match="needs resnet50 or resnet101, not resnet18"):
         backbone("resnet18 DC5")
-
-
-def torchvision_file(folder: Path, name: str = "resnet18") -> tuple[Path, dict[str, Tensor]]:
-    """As published: with a classifier, and a count in each norm."""
-    model = getattr(torchvision.models, name)()
-    redraw(model, 3)
-    path = folder / f"{name}.pth"
-    torch.save(model.state_dict(), path)
-    return path, model.state_dict()
-
-
-def assert_holds(model: Backbone, tensors: dict[str, Tensor]) -> None:
-    assert all(torch.equal(value, tensors[name]) for name, value in model.state_dict().items())
-
-
-def test_weights_come_from_a_torchvision_file(tmp_path: Path) -> None:
-    path, tensors = torchvision_file(tmp_path)
-    model = backbone()
-    load_weights(model, options(weights=str(path)))
-    assert_holds(model, tensors)
-
-
-def test_weights_come_from_an_official_detr_file(tmp_path: Path) -> None:
-    _, tensors = torchvision_file(tmp_path)
-    official = {f"backbone.0.body.{name}": value for name, value in tensors.items()}
-    official["class_embed.bias"] = torch.zeros(92)
-    path = tmp_path / "detr.pth"
-    torch.save({"model": official}, path, _use_new_zipfile_serialization=False)
-    model = backbone()
-    load_weights(model, options(weights=str(path)))
-    assert_holds(model, tensors)
-
-
-def test_a_file_of_another_resnet_is_refused_and_named(tmp_path: Path) -> None:
-    path, _ = torchvision_file(tmp_path, "resnet34")
-    model = backbone("resnet50")
-    before = model.conv1.weight.clone()
-    with pytest.raises(UserError, match=r"resnet34.pth does not fit model.backbone.name=resnet50: .* layer1.0.conv1"):
-        load_weights(model, options("resnet50", weights=str(path)))
-    assert torch.equal(model.conv1.weight, before)
-
-
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"nowhere.pth does not exist"):
-        load_weights(backbone(), options(weights=str(tmp_path / "nowhere.pth")))
-
-
-def test_imagenet_weights_without_a_network_end_in_one_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def no_network(*_: object, **__: object) -> None:
-        raise URLError("Name or service not known")
-
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))  # nothing is cached there
-    monkeypatch.setattr("torch.hub.urlopen", no_network)
-    with pytest.raises(UserError, match=r"resnet18 could not be fetched from https://.*model.backbone.weights=FILE"):
-        load_weights(backbone(), options(weights="imagenet_v1"))
-    with pytest.raises(UserError, match="not for small"):
-        load_weights(backbone("small"), options("small", weights="imagenet_v1"))
-
-
-def test_imagenet_weights_once_fetched_need_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr("torch.hub.urlopen", None)
-    cache = tmp_path / "hub" / "checkpoints"
-    cache.mkdir(parents=True)
-    path, tensors = torchvision_file(tmp_path)
-    path.rename(cache / torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url.rsplit("/", 1)[1])
-    model = backbone()
-    load_weights(model, options(weights="imagenet_v1"))
-    assert_holds(model, tensors)
 
 
 def test_what_is_kept_between_evaluations_follows_every_write():

@@ -45,67 +45,67 @@ class Import(NamedTuple):
         return len(self.weights.get("head.weight", ()))
 
 
-def peer(found: Import) -> Peer:
+def peer(file: Import) -> Peer:
     """The program that the layout belongs to, with the file in it."""
-    package = PEERS[found.layout]
+    package = PEERS[file.layout]
     try:
         import_module(package)
     except ModuleNotFoundError as error:
         raise UserError(
-            f"{found.path} is in the layout {found.layout}, and {package}, which could read it for comparison, is not "
+            f"{file.path} is in the layout {file.layout}, and {package}, which could read it for comparison, is not "
             f"installed; pip install {package}."
         ) from error
     try:
-        return {"torchvision": _torchvision, "timm": _timm, "transformers": _transformers}[package](found)
+        return {"torchvision": _torchvision, "timm": _timm, "transformers": _transformers}[package](file)
     except (RuntimeError, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(
-            f"{package} {metadata.version(package)} cannot read {found.path} ({reason}), which our import has taken; "
+            f"{package} {metadata.version(package)} cannot read {file.path} ({reason}), which our import has taken; "
             "there is nothing to compare it with."
         ) from error
 
 
-def _torchvision(found: Import) -> Peer:
+def _torchvision(file: Import) -> Peer:
     from torchvision.models import VisionTransformer
 
-    options = found.options
+    options = file.options
     model = VisionTransformer(
-        *(found.image_size[0], options["patch_size"], options["layers"], options["heads"]),
+        *(file.image_size[0], options["patch_size"], options["layers"], options["heads"]),
         *(options["width"], options["feedforward"]),
-        num_classes=found.classes or 1,
-        representation_size=options["representation"] if found.classes else None,
+        num_classes=file.classes or 1,
+        representation_size=options["representation"] if file.classes else None,
         norm_layer=partial(nn.LayerNorm, eps=options["blocks"]["norm_eps"]),
     ).eval()
-    state = {name: tensor.float() for name, tensor in found.tensors.items() if name not in found.left_out}
-    if not found.classes:
+    state = {name: tensor.float() for name, tensor in file.tensors.items() if name not in file.left_out}
+    if not file.classes:
         state |= {f"heads.{name}": tensor for name, tensor in model.heads.state_dict().items()}
     model.load_state_dict(state)
     head, model.heads = model.heads, nn.Identity()
 
     def answer(images: Tensor) -> Outputs:
         features = model(images)
-        return {"features": features, **({"logits": head(features)} if found.classes else {})}
+        return {"features": features, **({"logits": head(features)} if file.classes else {})}
 
     return answer
 
 
-def _timm(found: Import) -> Peer:
+def _timm(file: Import) -> Peer:
     """timm's model as the file's names call for; with a representation, which it has not, it answers in features."""
     from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 
-    options, tensors = found.options, found.tensors
-    jax = found.layout == importing.GOOGLE
+    options, tensors = file.options, file.tensors
+    jax = file.layout == importing.GOOGLE
     prefix = google.prefix_of(tensors) if jax else ""
     token = f"{prefix}cls" in tensors if jax else "cls_token" in tensors
     registers = next((tensors[name].shape[1] for name in ("reg_token", "register_tokens") if name in tensors), 0)
-    height, width = found.image_size
+    height, width = file.image_size
     positions = next((t.shape[-2] for name, t in tensors.items() if name.endswith(("pos_embed", "pos_embedding"))), 0)
     patches = height * width // options["patch_size"] ** 2
-    plain = found.classes if options["representation"] is None else 0
+    plain = file.classes if options["representation"] is None else 0
     model = VisionTransformer(
         img_size=(height, width),
         patch_size=options["patch_size"],
-        in_chans=found.weights["patches.weight"].shape[1],
+        in_chans=file.weights["patches.weight"].shape[1],
         num_classes=plain,
         global_pool="token" if options["pooling"] == "token" else "avg",
         fc_norm=options["pooling"] == "mean_then_norm",
@@ -124,12 +124,12 @@ def _timm(found: Import) -> Peer:
         norm_layer=partial(nn.LayerNorm, eps=options["blocks"]["norm_eps"]),
     ).eval()
     if jax:
-        _load_npz(model, found, prefix)
+        _load_npz(model, file, prefix)
     else:
         state = checkpoint_filter_fn({name: t.float() for name, t in tensors.items()}, model, adapt_layer_scale=True)
         spare = ("head.",) if not plain else ()
-        kept = {name: t for name, t in state.items() if name not in found.left_out and not name.startswith(spare)}
-        model.load_state_dict(kept)
+        fitting = {name: t for name, t in state.items() if name not in file.left_out and not name.startswith(spare)}
+        model.load_state_dict(fitting)
 
     def answer(images: Tensor) -> Outputs:
         features = model.forward_head(model.forward_features(images), pre_logits=True)
@@ -138,47 +138,47 @@ def _timm(found: Import) -> Peer:
     return answer
 
 
-def _load_npz(model: Any, found: Import, prefix: str) -> None:
+def _load_npz(model: Any, file: Import, prefix: str) -> None:
     """Let timm read the .npz itself, or a copy in fp32 and with positions where it cannot take the file as it is."""
     position = f"{prefix}pos_embedding"
-    has_positions = any(name.endswith("pos_embedding") for name in found.tensors)
-    if has_positions and not any(tensor.dtype == torch.bfloat16 for tensor in found.tensors.values()):
-        model.load_pretrained(str(found.path))
+    has_positions = any(name.endswith("pos_embedding") for name in file.tensors)
+    if has_positions and not any(tensor.dtype == torch.bfloat16 for tensor in file.tensors.values()):
+        model.load_pretrained(str(file.path))
         return
-    arrays: dict[str, Any] = {name: tensor.float().numpy() for name, tensor in found.tensors.items()}
+    arrays: dict[str, Any] = {name: tensor.float().numpy() for name, tensor in file.tensors.items()}
     if not has_positions:
-        arrays[position] = found.weights["positions.grid"].flatten(0, 1)[None].numpy()
+        arrays[position] = file.weights["positions.grid"].flatten(0, 1)[None].numpy()
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch) / "copy.npz"
         np.savez(copy, **arrays)
         model.load_pretrained(str(copy))
 
 
-def _transformers(found: Import) -> Peer:
+def _transformers(file: Import) -> Peer:
     """What transformers makes of the file beside a config.json of these sizes: it renames the hub's tensors itself."""
     import transformers
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    options, tensors = found.options, found.tensors
+    options, tensors = file.options, file.tensors
     blocks = options["blocks"]
     sizes = {
         "hidden_size": options["width"],
         "num_hidden_layers": options["layers"],
         "num_attention_heads": options["heads"],
-        "image_size": found.image_size[0],
+        "image_size": file.image_size[0],
         "patch_size": options["patch_size"],
-        "num_channels": found.weights["patches.weight"].shape[1],
-        "num_labels": found.classes,
+        "num_channels": file.weights["patches.weight"].shape[1],
+        "num_labels": file.classes,
         "layer_norm_eps": blocks["norm_eps"],
         "hidden_act": {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}[blocks["activation"]],
         "qkv_bias": any(name.endswith(("query.bias", "q_proj.bias")) for name in tensors),
     }
     if blocks["layer_scale"] is None:
         config = transformers.ViTConfig(**sizes, intermediate_size=options["feedforward"])
-        make: Any = transformers.ViTForImageClassification if found.classes else transformers.ViTModel
-        more: dict[str, Any] = {} if found.classes else {"add_pooling_layer": False}
+        make: Any = transformers.ViTForImageClassification if file.classes else transformers.ViTModel
+        more: dict[str, Any] = {} if file.classes else {"add_pooling_layer": False}
     else:
         kind = "Dinov2WithRegisters" if options["registers"] else "Dinov2"
         ratio = options["feedforward"] // options["width"]
@@ -197,6 +197,6 @@ def _transformers(found: Import) -> Peer:
 
     def answer(images: Tensor) -> Outputs:
         features = model.base_model(pixel_values=images).last_hidden_state[:, 0]
-        return {"features": features, **({"logits": model(pixel_values=images).logits} if found.classes else {})}
+        return {"features": features, **({"logits": model(pixel_values=images).logits} if file.classes else {})}
 
     return answer

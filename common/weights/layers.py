@@ -1,0 +1,19 @@
+"""Names that several programs share, as rows of their tables: torch.nn's Transformer layers, and ResNets."""
+
+# torch.nn.TransformerEncoderLayer and TransformerDecoderLayer, whose names the official DETR has, too.
+TORCH_ENCODER_LAYER = (
+    ("self_attn.in_proj_", "attention.in_proj."),
+    ("self_attn.out_proj.", "attention.out_proj."),
+    ("linear1.", "feed_forward.expand."),
+    ("linear2.", "feed_forward.contract."),
+    ("norm1.", "residuals.0.norm."),
+    ("norm2.", "residuals.1.norm."),
+)
+TORCH_DECODER_LAYER = (
+    *TORCH_ENCODER_LAYER,
+    ("multihead_attn.in_proj_", "cross_attention.in_proj."),
+    ("multihead_attn.out_proj.", "cross_attention.out_proj."),
+    ("norm3.", "residuals.2.norm."),
+)
+# Our ResNets have torchvision's names; counters of batches have no place in frozen norms.
+RESNET = (("{path}.", "{path}."), ("{path}.running_{statistic}", "{path}.running_{statistic}"))
