@@ -158,6 +158,23 @@ def join_gradients(parameters: list[nn.Parameter]) -> None:
             parameter.grad = gradient.view_as(parameter)
 
 
+@torch.no_grad()
+def share_buffers(model: nn.Module) -> None:
+    """Give all ranks the buffers of rank 0: the running statistics of BatchNorm, say, which differ by rank.
+
+    Only those that a checkpoint holds; others may differ in shape, too. They travel as bytes, whatever their types.
+    """
+    saved = model.state_dict().keys()
+    buffers = [buffer for name, buffer in model.named_buffers() if name in saved]
+    if world_size() == 1 or not buffers:
+        return
+    pieces = [buffer.to(buffers[0].device).flatten().contiguous().view(torch.uint8) for buffer in buffers]
+    flat = torch.cat(pieces)
+    dist.broadcast(flat, src=0)
+    for buffer, piece in zip(buffers, torch.split(flat, [p.numel() for p in pieces]), strict=True):
+        buffer.copy_(piece.clone().view(buffer.dtype).view_as(buffer))  # a copy is aligned for every type
+
+
 def _pieces(parameters: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
     """Runs of parameters that hold PIECE numbers or more, but for the last."""
     piece: list[nn.Parameter] = []

@@ -72,6 +72,38 @@ def test_gradients_are_sums_and_a_parameter_that_no_rank_used_has_none(tmp_path:
     assert each(tmp_path, 3, joined) == [[[6.0, 60.0], [5.0, 7.0], None]] * 3
 
 
+class Counts(nn.Module):
+    """Buffers of several types and shapes, one that no file holds, and no memory in common."""
+
+    def __init__(self, rank: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((2,), float(rank)))
+        self.register_buffer("flag", torch.tensor(rank == 0))
+        self.register_buffer("mean", torch.full((3, 2), rank + 0.5, dtype=torch.float64).T)
+        self.register_buffer("seen", torch.tensor(7 + rank))
+        self.register_buffer("spread", torch.full((1,), rank + 0.25, dtype=torch.bfloat16))
+        self.register_buffer("empty", torch.zeros(0))
+        self.register_buffer("cache", torch.zeros(rank), persistent=False)
+
+
+def shared() -> dict[str, torch.Tensor]:
+    """All that the module of this rank holds once buffers are shared."""
+    module = Counts(distributed.rank())
+    distributed.share_buffers(module)
+    distributed.share_buffers(nn.Linear(1, 1))
+    return {**module.state_dict(), "cache": module.cache}
+
+
+@pytest.mark.slow
+def test_buffers_are_those_of_rank_0_and_parameters_are_not(tmp_path: Path) -> None:
+    expected = Counts(0)
+    for rank, tensors in enumerate(each(tmp_path, 3, shared)):
+        assert tensors["weight"].tolist() == [rank, rank] and len(tensors["cache"]) == rank
+        for name in ("flag", "mean", "seen", "spread", "empty"):
+            buffer = getattr(expected, name)
+            assert torch.equal(tensors[name], buffer) and tensors[name].dtype == buffer.dtype
+
+
 def waited() -> float:
     """Seconds until a rank gives up waiting for the last one, which is busy."""
     start = time.monotonic()
