@@ -1,6 +1,7 @@
 """What the trainer and the evaluator must know about a data set and a problem: two small protocols.
 
-Nothing here is inherited from. A wing's class fits when it has these methods.
+Nothing here is inherited from. A wing's class fits when it has these methods. What a class may have beside stands in
+`OptionalData`, `OptionalTask` and `OptionalModel`: members are looked up by name, and a class without them is complete.
 """
 
 import math
@@ -57,6 +58,16 @@ class Data(Protocol):
 
     def summary(self) -> list[str]:
         """Lines for the start of a run: sizes, and what was left out and why."""
+
+
+class OptionalData(Protocol):
+    """What a data set may have."""
+
+    drawn: bool
+    """Whether it was made to be learnt without pretrained weights; a task's `advice` then leaves out that warning."""
+
+    def where(self, split: Split, index: int) -> str:
+        """A few words on where a sample lies (its file, its line), for messages; opens nothing."""
 
 
 class Metric(Protocol):
@@ -133,3 +144,41 @@ class Task(Protocol):
 
     def alarms(self, answers: list[Answer]) -> list[str]:
         """Warnings that the newest answers on val call for, one sentence each."""
+
+
+class OptionalTask(Protocol):
+    """What a task may have."""
+
+    per_micro_batch: Sequence[str]
+    """Short names of what in its loss depends on how a step is cut (a divisor that depends on outputs), for the log."""
+
+    def inherit(self, state: dict[str, Any]) -> None:
+        """Take a part of the task's state in the checkpoint that a run starts from, before the model is built."""
+
+
+class OptionalModel(Protocol):
+    """What a model may have."""
+
+    decided_by_data: Sequence[str]
+    """Names or prefixes of tensors that mean nothing for other classes or words: such a checkpoint's are not loaded."""
+
+    undecayed: Sequence[str]
+    """Names or prefixes of parameters without weight decay that are no vectors: tables of positions, say."""
+
+    per_micro_batch: Sequence[str]
+    """Short names of what in it depends on how a step is cut, for the log; live BatchNorm layers need none."""
+
+    longest: int
+    """The number of tokens in the longest input that it takes; a task then refuses longer ones by their names."""
+
+    def fetch_weights(self) -> str | None:
+        """Load pretrained weights in a run that starts from no checkpoint; a line for the log, None without any."""
+
+    def adapt(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A checkpoint's weights in this model's sizes: positions resampled to another grid, say."""
+
+    def layers(self) -> Sequence[tuple[str, ...]]:
+        """Prefixes of its parameters' names, layer by layer from input to output, for `optimizer.layer_decay`."""
+
+    def features(self, images: Tensor) -> Tensor:
+        """What its head is given: (B, channels, H, W) -> (B, C), for the nearest neighbours among training images."""

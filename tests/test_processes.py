@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -159,6 +160,92 @@ def test_a_rank_with_no_targets_in_its_share_neither_hangs_nor_changes_the_step(
     run(tmp_path / "alone", *arguments)
     ends(together(tmp_path, *arguments, f"trainer.strategy={strategy}", world=3))
     assert losses(tmp_path) == pytest.approx(losses(tmp_path / "alone"), rel=1e-5)
+
+
+# A model whose step depends on how it is cut.
+
+NORMED = """
+from torch import Tensor, nn
+
+
+class Normed(nn.Module):
+    \"\"\"A convolution with live BatchNorm, pooled, to the classes.\"\"\"
+
+    def __init__(self, *, classes: int, channels: int, image_size: tuple[int, int]):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(channels, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveMaxPool2d(2))
+        self.head = nn.Linear(32, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.layers(images).flatten(1))
+"""
+NORMED_YAML = """
+# @package _global_
+defaults:
+  - override /data: digits
+  - override /optimizer: adamw_vit_small
+  - override /schedule: cosine
+  - override /trainer: small_vit
+
+model: {_target_: normed.model.Normed}
+
+task:
+  _target_: vit.tasks.classification.Classification
+  loss: {smoothing: 0.1}
+  predict: {top: 5, attention: none, layer: -1, neighbours: 0}
+"""
+
+
+@pytest.fixture(scope="module")
+def normed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """The folder of a run of a user's model, its package in it, in so many processes."""
+    folders: dict[tuple[Any, ...], Path] = {}
+
+    def trained(world: int, *arguments: str, faults: Any = (), code: int = 0, folder: Path | None = None) -> Path:
+        key = (world, *arguments)
+        if folder is None and key in folders:
+            return folders[key]
+        folder = folder or folders.setdefault(key, tmp_path_factory.mktemp("normed"))
+        for name, text in {"normed/model.py": NORMED, "configs/model/normed.yaml": NORMED_YAML}.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(text.lstrip("\n"))
+        mine = ["--config-dir", "configs", "model=normed", "trust=[normed]", "trainer.micro_batch=5", *LENGTH]
+        mine += ["data.batch_size=16", "trainer.ema_decay=0", "optimizer.lr=1e-2", *arguments]
+        said = ends(together(folder, *mine, world=world, faults=faults), code)
+        notice = "per micro-batch: BatchNorm (1 layer): a step depends on trainer.micro_batch and on the number of"
+        assert notice in said[0]
+        return folder
+
+    return trained
+
+
+@pytest.mark.parametrize("arguments", [(), ("trainer.strategy=fsdp",), ("trainer.ema_decay=0.9",)])
+def test_live_batchnorm_evaluates_to_the_same_digits_in_training_and_from_its_file(arguments, normed, tmp_path):
+    """In as many processes as trained and in others; the share of each rank moved its own statistics."""
+    for world in (2, 3):
+        folder = normed(world, *arguments)
+        results = json.loads((folder / "run/results.json").read_text())
+        expected = {split: {k: v for k, v in results.items() if k.startswith(f"{split}/")} for split in ("val", "test")}
+        assert len(expected["test"]) > 1 and len(expected["val"]) == 1
+        line = [f"checkpoint={folder / 'run/checkpoints/best.pt'}", "trust=[normed]", "trainer.micro_batch=5"]
+        for split, ranks in (("test", 1), ("test", 2), ("test", 3), ("val", 1), ("val", 2)):
+            shutil.copytree(folder / "normed", tmp_path / f"{world}-{split}-{ranks}/normed")
+            children = together(tmp_path / f"{world}-{split}-{ranks}", *line, f"split={split}", world=ranks,
+                                door="evaluate")  # fmt: skip
+            numbers = numbers_of(ends(children)[0])
+            assert {name: numbers[name] for name in expected[split]} == expected[split]
+
+
+def test_live_batchnorm_resumes_to_the_same_end_in_several_processes(normed, tmp_path):
+    whole = normed(2)
+    death = ("at", 9, "after the update", "send", "SIGTERM")
+    normed(2, folder=tmp_path, faults=[None, death], code=143)
+    normed(2, folder=tmp_path)
+    metrics, expected = ((folder / "run/metrics.jsonl").read_text() for folder in (tmp_path, whole))
+    assert metrics == expected
+    one, other = (torch.load(folder / "run/checkpoints/step_00000020.pt", weights_only=True)["model"]
+                  for folder in (tmp_path, whole))  # fmt: skip
+    assert all(torch.equal(one[name], value) for name, value in other.items())
 
 
 # How they end.

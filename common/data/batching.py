@@ -91,8 +91,8 @@ def steps(
 ) -> Iterator[tuple[int, list[Batch]]]:
     """(epoch, this rank's micro-batches) of the steps from `start`, counted from 0, to before `stop`.
 
-    A rank may have none in a step whose global batch has fewer samples than there are ranks. With `equal` all ranks
-    have equally many: a rank with fewer gets a sample of the step again, in batches that say "dummy".
+    A rank without samples, in a step whose global batch has fewer samples than there are ranks, gets one of the step's
+    again, in a batch that says "dummy". With `equal` all ranks have equally many batches, by more of these.
     """
 
     def plan() -> Iterator[tuple[int, list[Key], int]]:
@@ -100,7 +100,8 @@ def steps(
             shares = [share(batch, one, world) for one in (range(world) if equal else [rank])]
             parts = [cut(mine, order.costs, micro_batch or order.batch_size) for mine in shares]
             mine = parts[rank if equal else 0]
-            dummies = [batch[:1]] * (max(map(len, parts)) - len(mine))
+            count = max(map(len, parts)) if equal else 1
+            dummies = [batch[:1]] * (count - len(mine))
             yield epoch, [(epoch, tuple(part)) for part in (*mine, *dummies)], len(mine)
 
     loader = Loader(data, "train", seed=order.seed, workers=workers, pin=pin)

@@ -1,7 +1,7 @@
 """Several processes under torchrun: the only file that says torch.distributed.
 
 One process is the same code with world size 1; every function here then returns at once. Either each rank holds the
-whole model and gradients are joined by `join_gradients`, or each holds a part of every tensor (`shard`), which then is
+whole model and `joined` sums the gradients, or each holds a part of every tensor (`shard`), which then is
 a DTensor. Files always hold whole tensors, so that a run goes on in any number of processes, either way.
 """
 
@@ -9,7 +9,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -23,7 +23,6 @@ from common.errors import UserError
 # its error for the first.
 PATIENCE = 3.0
 
-PIECE = 4_000_000  # gradients that travel together
 Row = TypeVar("Row", bound=tuple[Any, ...])
 
 
@@ -137,39 +136,49 @@ def sum_(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def join_gradients(parameters: list[nn.Parameter]) -> None:
-    """Sum the gradients over ranks after the last backward pass, in a few large pieces.
+def joined(module: nn.Module) -> nn.Module:
+    """A module that computes the same, and whose backward pass sums gradients over ranks as they come (PyTorch's DDP).
 
-    By hand instead of the DDP wrapper: no renamed keys, and a rank without samples or a parameter that only some
-    ranks used needs no special case. A parameter that no rank used keeps `grad=None`, so no decay touches it. The
-    wrapper starts while the backward pass still runs, and is 2 to 5 % faster over gloo (RESULTS.md).
+    Ranks may use different parameters; one that no rank used keeps `grad=None`, so that no decay touches it. Gradients
+    are summed in the backward pass of each forward pass that is not `accumulating`, which every rank must take part in.
+    A module whose parameters are sharded is returned as it is: FSDP sums by itself.
     """
-    if world_size() == 1 or is_sharded(parameters):  # where the backward pass itself sums them
+    if world_size() == 1 or is_sharded(list(module.parameters())):
+        return module
+    from torch.nn.parallel import DistributedDataParallel
+
+    replica = DistributedDataParallel(module, find_unused_parameters=True, gradient_as_bucket_view=True)
+    replica.broadcast_buffers = False  # `share_buffers` does; the argument of this name is deprecated in torch 2.15
+    replica.register_comm_hook(None, lambda _, bucket: _summed(bucket.buffer()))  # gradients would be means
+    return replica
+
+
+def _summed(gradients: Tensor) -> torch.futures.Future[Tensor]:
+    work = dist.all_reduce(gradients, async_op=True)
+    return work.get_future().then(lambda future: future.value()[0])
+
+
+def accumulating(module: nn.Module) -> AbstractContextManager[None]:
+    """Inside, gradients of a `joined` module add up on each rank alone, until the next backward pass outside."""
+    context: AbstractContextManager[None] = getattr(module, "no_sync", nullcontext)()
+    return context
+
+
+@torch.no_grad()
+def share_buffers(model: nn.Module) -> None:
+    """Give all ranks the buffers of rank 0: the running statistics of BatchNorm, say, which differ by rank.
+
+    Only those that a checkpoint holds; others may differ in shape, too. They travel as bytes, whatever their types.
+    """
+    saved = model.state_dict().keys()
+    buffers = [buffer for name, buffer in model.named_buffers() if name in saved]
+    if world_size() == 1 or not buffers:
         return
-    used = sum_(torch.tensor([float(p.grad is not None) for p in parameters]))  # on the host: no wait for a GPU
-    chosen = [p for p, n in zip(parameters, used.tolist(), strict=True) if n > 0]
-    pieces = []
-    for part in _pieces(chosen):
-        flat = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in part])
-        pieces.append((part, flat, dist.all_reduce(flat, async_op=True)))  # travels while the next one is copied
-    for part, flat, work in pieces:
-        work.wait()
-        for parameter, gradient in zip(part, torch.split(flat, [p.numel() for p in part]), strict=True):
-            parameter.grad = gradient.view_as(parameter)
-
-
-def _pieces(parameters: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """Runs of parameters that hold PIECE numbers or more, but for the last."""
-    piece: list[nn.Parameter] = []
-    count = 0
-    for parameter in parameters:
-        piece.append(parameter)
-        count += parameter.numel()
-        if count >= PIECE:
-            yield piece
-            piece, count = [], 0
-    if piece:
-        yield piece
+    pieces = [buffer.to(buffers[0].device).flatten().contiguous().view(torch.uint8) for buffer in buffers]
+    flat = torch.cat(pieces)
+    dist.broadcast(flat, src=0)
+    for buffer, piece in zip(buffers, torch.split(flat, [p.numel() for p in pieces]), strict=True):
+        buffer.copy_(piece.clone().view(buffer.dtype).view_as(buffer))  # a copy is aligned for every type
 
 
 def barrier() -> None:

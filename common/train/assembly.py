@@ -36,9 +36,9 @@ def assemble(config: dict[str, Any], *, goes_on: dict[str, Any] | None = None) -
 
     The task is built first, because the data decide a part of the model. `checkpoint` in the config gives the weights
     to start from; what does not fit this task is made anew and listed. Without it the model may fetch weights of its
-    own (`fetch_weights`, an optional method: a backbone's, say). A run that goes on has all its weights in its folder,
+    own (`OptionalModel.fetch_weights`: a backbone's, say). A run that goes on has all its weights in its folder,
     and `goes_on` is its task's state. A task may take a part of the state of what it starts from before the model is
-    built (`inherit`, an optional method: a translator's tokenizers).
+    built (`OptionalTask.inherit`: a translator's tokenizers).
     """
     trainer, device = _trainer(config)
     data: Data = build(config["data"])
@@ -165,7 +165,7 @@ def _adopt(task: Task, content: dict[str, Any], path: Path) -> Adopted:
 
 
 def _adapted(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights as the model can take them, where it has an `adapt` (an optional method: positions of another grid)."""
+    """Weights as the model can take them, see `OptionalModel.adapt`."""
     adapt = getattr(model, "adapt", None)
     return adapt(tensors) if adapt else tensors
 

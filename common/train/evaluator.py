@@ -31,9 +31,11 @@ def evaluate(
 
     `batch_size` is in the unit of `data.batch_size`. `limit` stops after so many batches and returns no numbers: a
     trial run. `seen` is shown each batch with its answers, before the metric. A rank that `stop` tells of a signal
-    leaves its batches; all ranks then raise Stopped.
+    leaves its batches; all ranks then raise Stopped. All ranks evaluate with the buffers of rank 0, as a checkpoint
+    holds them.
     """
     metric = task.metric(split)
+    distributed.share_buffers(model)
     training = model.training
     model.eval()
     batches = batching.evaluation(

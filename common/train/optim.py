@@ -5,7 +5,7 @@ Loshchilov and Hutter 2017 (arXiv:1608.03983) without restarts; noam is Vaswani 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -130,7 +130,7 @@ def _groups(model: nn.Module, options: OptimizerOptions) -> Groups:
         if not any(_under(name, prefix) for name in everything):
             parts = {".".join(name.split(".")[:depth]) for name in everything for depth in (1, 2)}
             raise UserError(f"optimizer.rates.{prefix} fits no parameter of the model{did_you_mean(prefix, parts)}")
-    spared = getattr(model, "undecayed", ())  # an optional attribute: tables that are no weights of a product
+    spared: Sequence[str] = getattr(model, "undecayed", ())
     depths = _depths(model, options)
     groups: dict[tuple[str, int, bool], dict[str, Any]] = {}
     for name, parameter in everything.items():
@@ -168,7 +168,7 @@ def _depths(model: nn.Module, options: OptimizerOptions) -> dict[str, int]:
             f"optimizer.layer_decay={options.layer_decay}: {type(model).__name__} has no method layers() that says "
             "what its layers are; set it to 1, or use optimizer.rates."
         )
-    layers: list[tuple[str, ...]] = model.layers()  # type: ignore[operator]
+    layers: Sequence[tuple[str, ...]] = model.layers()  # type: ignore[operator]
     return {part: len(layers) - 1 - number for number, parts in enumerate(layers) for part in parts}
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from common.config.diff import FREE, differences, refuse_changes
 from common.errors import UserError
@@ -65,10 +66,20 @@ def introduction(run: Run, options: OptimizerOptions, device: str, precision: st
         f"device    {device}, {precision}" + (f", {ranks} processes" if ranks > 1 else ""),
         f"steps     {total:,} of {run.data.batch_size} each, {per_epoch:,} an epoch"
         + (f", going on at {run.step:,}" if run.step else ""),
+        *_cut_dependent(run),
         f"rate      {options.lr * optim.highest(run.schedule, total):.3g} at its highest{scaled}",
         f"folder    {run.folder}  (to go on after a stop: the same command with run_dir={run.folder} resume=auto)",
     ]
     return "\n".join(lines)
+
+
+def _cut_dependent(run: Run) -> list[str]:
+    """A line on what keeps a step from being the same however it is cut; none for a run where nothing does."""
+    layers = sum(isinstance(module, _BatchNorm) and module.training for module in run.model.modules())
+    names = [f"BatchNorm ({layers} {'layer' if layers == 1 else 'layers'})"] if layers else []
+    names += [name for part in (run.model, run.task) for name in getattr(part, "per_micro_batch", ())]
+    depends = "a step depends on trainer.micro_batch and on the number of processes"
+    return [f"per micro-batch: {', '.join(names)}: {depends}"] if names else []
 
 
 def weights(content: dict[str, Any], kind: str = "auto") -> dict[str, Tensor]:
@@ -94,7 +105,8 @@ def describe(path: Path, content: dict[str, Any], kind: str = "auto") -> str:
 
 
 def content_of(run: Run, stepper: Stepper, average: Average | None) -> dict[str, Any]:
-    """All that a checkpoint holds, in plain types."""
+    """All that a checkpoint holds, in plain types; buffers are rank 0's, here and on all ranks from now on."""
+    distributed.share_buffers(run.model)
     return {
         "step": run.step,
         "best": run.best,

@@ -1,5 +1,6 @@
 """One optimizer step: the same step however its batch is cut into micro-batches and dealt to ranks."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,6 +48,7 @@ class Stepper:
         self.late = self.device.type == "cuda" and self.precision != "fp16" and not sharded
         self._copies = Copies(self.device)
         self._last: _Verdict | None = None
+        self._loss = distributed.joined(_Loss(self.task, self.model))
 
     def __call__(self, micro_batches: list[Batch], number: int) -> dict[str, Tensor]:
         """Update the weights by step `number`; returns this rank's share of the loss's parts, and the gradient norm.
@@ -63,10 +65,11 @@ class Stepper:
         self.scaler.scale(parts["loss"])  # sets it up, on a rank without samples too
         moved = self._copies(micro_batches)
         for batch in micro_batches:
-            with memory.named(f"Step {number}", batch, self.device, memory.TRAINING):
+            joining = nullcontext() if batch is micro_batches[-1] else distributed.accumulating(self._loss)
+            with memory.named(f"Step {number}", batch, self.device, memory.TRAINING), joining:
                 with autocast(self.device, self.precision):
-                    loss, named = self.task.loss(self.model, next(moved), sizes)
-                if "dummy" in batch:  # which keeps this rank in step with the others, and counts for nothing
+                    loss, named = self._loss(next(moved), sizes)
+                if "dummy" in batch:  # which only takes part in what ranks do together
                     loss, named = loss * 0, {}
                 torch.autograd.backward(self.scaler.scale(loss))
             _own_memory(self.parameters)
@@ -84,8 +87,7 @@ class Stepper:
             self._refuse(verdict)
 
     def _update(self, parts: dict[str, Tensor], real: list[Batch], number: int) -> Tensor:
-        """Join, clip and apply the gradients, or refuse to; the gradient's norm."""
-        distributed.join_gradients(self.parameters)
+        """Clip and apply the gradients, or refuse to; the gradient's norm."""
         self.scaler.unscale_(self.optimizer)
         norm: Tensor = distributed.whole(nn.utils.clip_grad_norm_(self.parameters, self.clip_norm or float("inf")))
         total = distributed.sum_(parts["loss"].to(torch.float32, copy=True))
@@ -131,6 +133,18 @@ class Stepper:
             + f", gradient norm {float(verdict.norm):g}, on samples {ids}; the weights are as before it: look at these "
             "samples, lower optimizer.lr, or use trainer.precision=fp32."
         )
+
+
+class _Loss(nn.Module):
+    """A task's loss as a forward pass, so that DDP sees all of it, whichever methods of the model it calls."""
+
+    def __init__(self, task: Task, model: nn.Module):
+        super().__init__()
+        self.model, self.loss = model, task.loss
+
+    def forward(self, batch: Batch, sizes: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `Task.loss`."""
+        return self.loss(self.model, batch, sizes)
 
 
 def _own_memory(parameters: list[nn.Parameter]) -> None:

@@ -101,6 +101,7 @@ class Trainer:
                 go_on(run, work.stepper, work.average, work.folder, log)
             else:
                 log.cut_back(0)  # what a start that came to nothing left
+            run.model.train()
             log.say(introduction(run, options, devices.describe(on), self.precision, total, order.steps(1)))
             for advice in run.task.advice(run.pretrained):
                 log.warning(advice)
@@ -116,7 +117,6 @@ class Trainer:
         log, evaluates = work.log, self.eval_every or order.steps(1)
         if run.step and (run.unjudged or run.step % evaluates == 0 or run.step == total):
             self._validate(run, work)  # a kill may have come before it was done
-        run.model.train()
         with log.progress(total, run.step) as progress:
             clock = time.monotonic()
             for epoch, micro_batches in self._steps(run, order, work.device, total):

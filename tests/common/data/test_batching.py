@@ -37,7 +37,7 @@ def steps(data, *, start=0, stop, rank=0, world=1, workers=0, micro_batch=None, 
     order = Order(data.costs, data.batch_size, seed)
     options = {"micro_batch": micro_batch, "rank": rank, "world": world, "workers": workers, "pin": False}
     return [
-        (epoch, [(batch["ids"], batch["values"]) for batch in batches])
+        (epoch, [(batch["ids"], batch["values"]) for batch in batches if "dummy" not in batch])
         for epoch, batches in batching.steps(data, order, start=start, stop=stop, **options)
     ]
 
@@ -74,6 +74,18 @@ def test_ranks_share_each_global_batch_without_overlap(world):
         dealt = [pair for part in parts for ids, values in part[number][1] for pair in zip(ids, values, strict=True)]
         assert dealt == [*zip(*batches[0], strict=True)]
         assert all(part[number][0] == epoch for part in parts)
+
+
+@pytest.mark.parametrize("equal", [False, True])
+def test_a_rank_without_samples_has_a_dummy_and_equal_ranks_have_equally_many_batches(equal):
+    """Five samples for three ranks are 1, 2 and 2, and for seven ranks two have none; micro-batches hold one."""
+    order = Order([1] * 5, 5, seed=0)
+    for world, counts in {3: [1, 2, 2], 7: [0, 1, 1, 0, 1, 1, 1]}.items():
+        for rank, count in enumerate(counts):
+            options = {"micro_batch": 1, "rank": rank, "world": world, "workers": 0, "pin": False, "equal": equal}
+            [(_, batches)] = batching.steps(Numbers(5), order, start=0, stop=1, **options)
+            assert len(batches) == (max(counts) if equal else max(1, count))
+            assert ["dummy" in batch for batch in batches] == [number >= count for number in range(len(batches))]
 
 
 def test_batches_weigh_samples_times_the_heaviest():

@@ -57,19 +57,77 @@ def test_a_sample_that_is_counted_twice_or_never_stops_the_evaluation(rows, expe
     assert words in str(error.value)
 
 
-def joined() -> list[list[float] | None]:
-    """The gradients of three parameters: one that all ranks used, one that only the last used, one that none did."""
-    everybody, last, nobody = (nn.Parameter(torch.ones(2)) for _ in range(3))
-    everybody.grad = torch.tensor([1.0, 10.0]) * (distributed.rank() + 1)
-    if distributed.rank() == distributed.world_size() - 1:
-        last.grad = torch.tensor([5.0, 7.0])
-    distributed.join_gradients([everybody, last, nobody])
-    return [None if p.grad is None else p.grad.tolist() for p in (everybody, last, nobody)]
+class Shares(nn.Module):
+    """A parameter that all ranks use, one that only the last rank uses, and only at first, and one that none does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.everybody, self.last, self.nobody = (nn.Parameter(torch.ones(2, dtype=torch.float64)) for _ in range(3))
+
+    def forward(self, factor: float, first: bool) -> torch.Tensor:
+        """The loss of a micro-batch."""
+        loss = (self.everybody * torch.tensor([1.0, 10.0]) * factor).sum()
+        if first and distributed.rank() == distributed.world_size() - 1:
+            loss = loss + (self.last * torch.tensor([5.0, 7.0])).sum()
+        return loss
+
+
+def joined() -> list[list[list[float] | None]]:
+    """The gradients of two steps; in each a rank has one micro-batch more than the rank before it."""
+    module, gradients = Shares(), []
+    replica = distributed.joined(module)
+    for _ in range(2):
+        module.zero_grad()
+        for number in range(distributed.rank()):
+            with distributed.accumulating(replica):
+                replica(100.0, number == 0).backward()
+        replica(distributed.rank() + 1.0, False).backward()
+        gradients.append([None if p.grad is None else p.grad.tolist() for p in module.parameters()])
+    return gradients
 
 
 @pytest.mark.slow
 def test_gradients_are_sums_and_a_parameter_that_no_rank_used_has_none(tmp_path: Path) -> None:
-    assert each(tmp_path, 3, joined) == [[[6.0, 60.0], [5.0, 7.0], None]] * 3
+    """Of three ranks, by hand: 0, 1 and 2 times 100, and 1 + 2 + 3."""
+    assert each(tmp_path, 3, joined) == [[[[306.0, 3060.0], [5.0, 7.0], None]] * 2] * 3
+
+
+def test_a_process_that_is_alone_joins_nothing() -> None:
+    module = Shares()
+    assert distributed.joined(module) is module
+    assert joined()[1] == [[1.0, 10.0], None, None]
+
+
+class Counts(nn.Module):
+    """Buffers of several types and shapes, one that no file holds, and no memory in common."""
+
+    def __init__(self, rank: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((2,), float(rank)))
+        self.register_buffer("flag", torch.tensor(rank == 0))
+        self.register_buffer("mean", torch.full((3, 2), rank + 0.5, dtype=torch.float64).T)
+        self.register_buffer("seen", torch.tensor(7 + rank))
+        self.register_buffer("spread", torch.full((1,), rank + 0.25, dtype=torch.bfloat16))
+        self.register_buffer("empty", torch.zeros(0))
+        self.register_buffer("cache", torch.zeros(rank), persistent=False)
+
+
+def shared() -> dict[str, torch.Tensor]:
+    """All that the module of this rank holds once buffers are shared."""
+    module = Counts(distributed.rank())
+    distributed.share_buffers(module)
+    distributed.share_buffers(nn.Linear(1, 1))
+    return {**module.state_dict(), "cache": module.cache}
+
+
+@pytest.mark.slow
+def test_buffers_are_those_of_rank_0_and_parameters_are_not(tmp_path: Path) -> None:
+    expected = Counts(0)
+    for rank, tensors in enumerate(each(tmp_path, 3, shared)):
+        assert tensors["weight"].tolist() == [rank, rank] and len(tensors["cache"]) == rank
+        for name in ("flag", "mean", "seen", "spread", "empty"):
+            buffer = getattr(expected, name)
+            assert torch.equal(tensors[name], buffer) and tensors[name].dtype == buffer.dtype
 
 
 def waited() -> float:

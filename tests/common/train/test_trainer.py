@@ -270,6 +270,42 @@ def test_epochs_are_counted_in_whole_batches(tmp_path):
     assert [line["step"] for line in lines(tmp_path) if "val/error" in line] == [5, 10]
 
 
+def introduced(folder, model, monkeypatch, names=()):
+    """What the start of a run of two steps says of what depends on the cut; `names` are the task's."""
+    monkeypatch.setattr(Fit, "per_micro_batch", names, raising=False)
+    start = run(folder)
+    start.model = model
+    with Log(folder, main=True) as log:
+        trainer(steps=2, eval_every=2).fit(start, log, on=CPU, resume=False)
+    return [line for line in (folder / "train.log").read_text().splitlines() if "micro-batch" in line]
+
+
+class Frozen(nn.Sequential):
+    """Keeps its norms in evaluation mode, as fine-tuning often does."""
+
+    def train(self, mode=True):
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm1d):
+                module.eval()
+        return self
+
+
+def test_the_start_names_what_depends_on_how_a_step_is_cut(tmp_path, monkeypatch):
+    layers = [nn.Linear(1, 4), nn.BatchNorm1d(4), nn.LayerNorm(4), nn.Linear(4, 1)]
+    assert introduced(tmp_path / "none", nn.Sequential(nn.Linear(1, 1)), monkeypatch) == []
+    assert introduced(tmp_path / "frozen", Frozen(*layers), monkeypatch) == []
+    told = nn.Sequential(nn.Linear(1, 4), nn.BatchNorm1d(4).eval(), *layers[2:])  # which training makes live
+    told.per_micro_batch = ("the noise", "the queue")
+    [line] = introduced(tmp_path / "both", told, monkeypatch, ("focal loss",))
+    assert line.endswith(
+        "per micro-batch: BatchNorm (1 layer), the noise, the queue, focal loss: a step depends on "
+        "trainer.micro_batch and on the number of processes"
+    )
+    [line] = introduced(tmp_path / "task", nn.Sequential(nn.Linear(1, 1)), monkeypatch, ("focal loss",))
+    assert "per micro-batch: focal loss: " in line
+
+
 def test_a_mistake_in_evaluation_shows_before_the_first_step(tmp_path, monkeypatch):
     monkeypatch.setattr(Fit, "predict", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):

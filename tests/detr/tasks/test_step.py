@@ -178,8 +178,9 @@ def step_on_rank(rank: int, folder: str) -> None:
     for name, cuts in {"4+4": ([4], [4]), "3+1 and 4": ([3, 1], [4])}.items():
         part = share(samples(), rank, 2)
         torch.save(updated(batches(cuts[rank], part)), f"{folder}/{name} {rank}.pt")
-    everything = [[8], []][rank]  # a rank without samples must neither hang nor change the step
-    torch.save(updated(batches(everything, samples() if rank == 0 else [])), f"{folder}/8+0 {rank}.pt")
+    # A rank without samples must neither hang nor change the step.
+    everything = [batches([8]), [{**batches([1])[0], "dummy": True}]][rank]
+    torch.save(updated(everything), f"{folder}/8+0 {rank}.pt")
     dist.destroy_process_group()
 
 

@@ -1,0 +1,55 @@
+"""Optional members are written down where they are looked up, and nowhere else."""
+
+import ast
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.task import OptionalData, OptionalModel, OptionalTask
+from detr.models.detector import Detector
+from seq2seq.models.transformer import Transformer
+from seq2seq.tasks.translation import Translation
+from vit.models.classifier import Classifier
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted(file for room in ("common", "detr", "vit", "seq2seq") for file in (ROOT / room).rglob("*.py"))
+PROTOCOLS = {"model": OptionalModel, "task": OptionalTask, "data": OptionalData}
+
+
+def members(protocol: Any) -> set[str]:
+    """The names that a protocol declares."""
+    return {name for name in {*protocol.__annotations__, *vars(protocol)} if not name.startswith("_")}
+
+
+def looked_up(file: Path) -> set[tuple[str, str]]:
+    """(model, task or data; name) of every getattr and hasattr of one of these with a name in quotes."""
+    found: set[tuple[str, str]] = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "hasattr"):
+            owner, name = ast.unparse(node.args[0]).rpartition(".")[2], node.args[1]
+            if isinstance(name, ast.Constant):
+                parts = ("model", "task") if owner == "part" else (owner,)
+                found |= {(part, str(name.value)) for part in parts if part in PROTOCOLS}
+    return found
+
+
+def test_every_optional_member_is_declared_and_looked_up() -> None:
+    declared = {(part, name) for part, protocol in PROTOCOLS.items() for name in members(protocol)}
+    assert set().union(*map(looked_up, FILES)) == declared
+
+
+@pytest.mark.parametrize(
+    ("cls", "protocol"),
+    [
+        *((cls, OptionalModel) for cls in (Classifier, Detector, Transformer)),
+        (Translation, OptionalTask),
+    ],
+)
+def test_our_own_classes_have_the_declared_signatures(cls: Any, protocol: Any) -> None:
+    methods = {name for name in members(protocol) if callable(getattr(protocol, name, None)) and hasattr(cls, name)}
+    assert methods or cls is Transformer
+    for name in methods:
+        declared, own = (list(inspect.signature(getattr(of, name)).parameters) for of in (protocol, cls))
+        assert own == declared, name
