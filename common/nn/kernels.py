@@ -39,7 +39,7 @@ class Parameter(nn.Parameter):
     changes = 0
 
     @property
-    def data(self) -> Tensor:  # type: ignore[override]
+    def data(self) -> Tensor:
         """The values without their history, in the same memory."""
         self.changes += 1
         values: Tensor = _DATA.__get__(self)
@@ -51,7 +51,7 @@ class Parameter(nn.Parameter):
         _DATA.__set__(self, values)
 
     @property
-    def grad(self) -> Tensor | None:  # type: ignore[override]
+    def grad(self) -> Tensor | None:
         """The gradient, or None."""
         self.changes += 1
         gradient: Tensor | None = _GRAD.__get__(self)
