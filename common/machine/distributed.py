@@ -267,8 +267,6 @@ def gathered(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        if units:
-            _forget_packs(model)
         for unit in units:
             unit.reshard()
             unit.set_reshard_after_forward(unit is not model, recurse=False)
@@ -285,13 +283,3 @@ def _layers(model: nn.Module) -> Iterator[nn.Module]:
 
 def _units(model: nn.Module) -> list[Any]:
     return [module for module in model.modules() if hasattr(module, "unshard")]
-
-
-def _forget_packs(model: nn.Module) -> None:
-    """Drop what common/nn/linear.py made of the weights, before they are freed.
-
-    The next ones are gathered into the same tensors, often at the same address, and nobody counts that as a change.
-    """
-    for parameter in model.parameters():
-        if hasattr(parameter, "packs"):
-            del parameter.packs

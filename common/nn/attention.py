@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.nn.dropout import dropout as drop
-from common.nn.linear import Linear, linear
+from common.nn.linear import Linear, Projections
+from common.nn.norms import Norm
+from common.nn.norms import norm as normalisation
 
 FEW = 8  # queries for which reading all keys once more would cost more than their product, as in decoding
 MANY = 2**18  # pairs of a query and a key from which on, in fp32 and without a gradient, the CPU's kernel is faster
@@ -16,23 +18,36 @@ MOST = 2**24  # attention weights of a layer that the CPU writes out, 64 MiB of 
 
 
 class Attention(nn.Module):
-    """Scaled dot-product attention in `heads` subspaces, with biases on all four projections.
+    """Scaled dot-product attention in `heads` subspaces.
 
     The query, key and value projections are the rows of one matrix, in this order, so that inputs that coincide
-    share one multiplication. With `qk_norm` each head's queries and keys pass a layer norm of their own, which keeps
-    the scores from growing (Dehghani et al. 2023, arXiv 2302.05442, section 2).
+    share one multiplication. All heads together are as wide as the model, or `inner_width`; without
+    `projection_bias` no projection has a bias. With `qk_norm` each head's queries and keys pass a norm of their own,
+    which keeps the scores from growing (Dehghani et al. 2023, arXiv 2302.05442, section 2).
     """
 
-    def __init__(self, *, width: int, heads: int, dropout: float = 0.0, qk_norm: bool = False, norm_eps: float = 1e-5):
+    def __init__(
+        self,
+        *,
+        width: int,
+        heads: int,
+        inner_width: int | None = None,
+        projection_bias: bool = True,
+        dropout: float = 0.0,
+        qk_norm: bool = False,
+        norm: Norm = "layer",
+        norm_eps: float = 1e-5,
+    ):
         super().__init__()
-        if width % heads:
-            raise ValueError(f"width {width} is not divisible by heads {heads}")
-        self.heads = heads
+        inner = inner_width or width
+        if inner % heads:
+            raise ValueError(f"width {inner} is not divisible by heads {heads}")
+        self.heads, self.inner_width = heads, inner
         self.dropout = dropout  # on the attention weights
-        self.in_proj = Linear(width, 3 * width)
-        self.out_proj = Linear(width, width)
-        self.q_norm = nn.LayerNorm(width // heads, eps=norm_eps) if qk_norm else nn.Identity()
-        self.k_norm = nn.LayerNorm(width // heads, eps=norm_eps) if qk_norm else nn.Identity()
+        self.in_proj = Projections(width, 3 * inner, projection_bias)
+        self.out_proj = Linear(inner, width, projection_bias)
+        self.q_norm = normalisation(norm, inner // heads, norm_eps) if qk_norm else nn.Identity()
+        self.k_norm = normalisation(norm, inner // heads, norm_eps) if qk_norm else nn.Identity()
         self.watched: list[Tensor] | None = None  # see `watching`
 
     def forward(
@@ -42,43 +57,38 @@ class Attention(nn.Module):
         k: Tensor | None = None,
         v: Tensor | None = None,
         may_look: Tensor | None = None,
+        bias: Tensor | None = None,
         causal: bool = False,
         cache: "Cache | None" = None,
     ) -> Tensor:
         """q (B, N, C), k and v (B, M, C) -> (B, N, C).
 
-        `may_look` is boolean, broadcastable to (B, heads, N, M), True where a query may look at a key.
-        A query that may look nowhere gets the projection of zeros, never NaN. `causal`, in place of it: query n sees
-        keys 0 to n. With a `cache`, k and v are put at its end, and queries see all of it; without k and v, they see
-        what it holds (`remember`).
+        `may_look` is boolean, broadcastable to (B, heads, N, M), True where a query may look at a key; `bias`, a float
+        tensor broadcastable likewise, is added to the scores; `causal` lets the last query see all M keys, the one
+        before it all but the last, and so on. What forbids in any of them is forbidden. A query that may look nowhere
+        gets the projection of zeros, never NaN. With a `cache`, k and v are put at its end, and queries see all of it;
+        without k and v, they see what it holds (`remember`).
         """
         if k is None or v is None:
             assert cache is not None, "without keys and values, queries look at a cache"
-            width = q.shape[-1]
             k, v = cache.content()
-            q = self.q_norm(self._split(self._part(q, 0, width))).to(v.dtype)
+            q = self.q_norm(self._split(self._part(q, 0, 1))).to(v.dtype)
         else:
-            q, k, v = (self._split(x) for x in self._project(q, k, v))  # (B, h, N or M, C/h)
+            q, k, v = (self._split(x) for x in self._project(q, k, v))  # (B, h, N or M, inner/h)
             q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)  # autocast's norms answer in fp32
             if cache is not None:
                 k, v = cache.extend(k, v)
         dropout = self.dropout if self.training else 0.0
         if self.watched is not None:
-            self.watched.append(weights(q, k, _triangle(q, k) if causal else may_look).detach())
-        if _is_written_out(q, k):
-            x = written_out(q, k, v, may_look=_triangle(q, k) if causal else may_look, dropout=dropout)
-        else:
-            x = F.scaled_dot_product_attention(q, k, v, attn_mask=may_look, dropout_p=dropout, is_causal=causal)
-        out: Tensor = self.out_proj(x.transpose(1, 2).flatten(2))  # (B, h, N, C/h) -> (B, N, C)
+            self.watched.append(weights(q, k, _joined(q, k, may_look, causal), bias).detach())
+        attend = written_out if _is_written_out(q, k) else _by_kernel
+        x = attend(q, k, v, may_look=may_look, bias=bias, causal=causal, dropout=dropout)
+        out: Tensor = self.out_proj(x.transpose(1, 2).flatten(2))  # (B, h, N, inner/h) -> (B, N, C)
         return out
 
     def remember(self, k: Tensor, v: Tensor) -> "Cache":
         """Keys and values of a memory, k and v (B, M, C), projected once for all queries to come."""
-        width = k.shape[-1]
-        if k is v:
-            k, v = self._part(k, width, 3 * width).chunk(2, dim=-1)
-        else:
-            k, v = self._part(k, width, 2 * width), self._part(v, 2 * width, 3 * width)
+        k, v = self._part(k, 1, 3).chunk(2, dim=-1) if k is v else (self._part(k, 1, 2), self._part(v, 2, 3))
         cache = Cache()
         cache.extend(self.k_norm(self._split(k)).to(v.dtype), self._split(v))
         return cache
@@ -88,15 +98,15 @@ class Attention(nn.Module):
         if q is k and k is v:
             q, k, v = self.in_proj(q).chunk(3, dim=-1)
             return q, k, v
-        width = q.shape[-1]
         if q is k:
-            q, k = self._part(q, 0, 2 * width).chunk(2, dim=-1)
-            return q, k, self._part(v, 2 * width, 3 * width)
-        return self._part(q, 0, width), self._part(k, width, 2 * width), self._part(v, 2 * width, 3 * width)
+            q, k = self._part(q, 0, 2).chunk(2, dim=-1)
+            return q, k, self._part(v, 2, 3)
+        return self._part(q, 0, 1), self._part(k, 1, 2), self._part(v, 2, 3)
 
-    def _part(self, x: Tensor, start: int, stop: int) -> Tensor:
-        """Some rows of the projection alone."""
-        return linear(x, self.in_proj.weight, self.in_proj.bias, slice(start, stop))
+    def _part(self, x: Tensor, first: int, end: int) -> Tensor:
+        """Some of the three projections of x alone: 0 are queries, 1 keys and 2 values."""
+        part: Tensor = self.in_proj(x, rows=slice(first * self.inner_width, end * self.inner_width))
+        return part
 
     def _split(self, x: Tensor) -> Tensor:
         return x.view(*x.shape[:-1], self.heads, -1).transpose(1, 2)  # (B, N, C) -> (B, h, N, C/h)
@@ -142,26 +152,49 @@ def _grown(kept: Tensor, length: int, capacity: int) -> Tensor:
     return new
 
 
-def weights(q: Tensor, k: Tensor, may_look: Tensor | None = None) -> Tensor:
-    """Softmax(q k^T / sqrt(C/h)) written out: (B, h, N, C/h), (B, h, M, C/h) -> (B, h, N, M).
+def weights(q: Tensor, k: Tensor, may_look: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+    """Softmax(q k^T / sqrt(C/h) + bias) written out: (B, h, N, C/h), (B, h, M, C/h) -> (B, h, N, M).
 
     Rows sum to one, or are zero where a query may look nowhere. The fast kernels never build this matrix, so
     pictures of attention come from here whatever kernel is in use.
     """
-    shares = _shares(q, k, may_look)
+    shares = _shares(q, k, may_look, bias)
     return shares if may_look is None else shares.masked_fill(_is_blind(may_look), 0)
 
 
-def written_out(q: Tensor, k: Tensor, v: Tensor, *, may_look: Tensor | None, dropout: float) -> Tensor:
+def written_out(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    may_look: Tensor | None,
+    bias: Tensor | None = None,
+    causal: bool = False,
+    dropout: float,
+) -> Tensor:
     """Attention by its formula: (B, h, N, C/h), (B, h, M, C/h), (B, h, M, C/h) -> (B, h, N, C/h).
 
     On the CPU two large products beat PyTorch's kernel, which walks through blocks: in bf16 two to three times forward
     and four to seven times with the gradients, in fp32 by up to a third (Zen 5, torch 2.15). In bf16 scores keep 8
     bits, those of the kernel all of fp32's: what comes out is 0.4 % off, not 0.2, and 1 to 2 % where scores pass 50.
     """
-    shares = _shares(q, k, may_look)
+    may_look = _joined(q, k, may_look, causal)
+    shares = _shares(q, k, may_look, bias)
     x = (drop(shares, dropout) if dropout else shares) @ v
     return x if may_look is None else x.masked_fill(_is_blind(may_look), 0)
+
+
+def _by_kernel(
+    q: Tensor, k: Tensor, v: Tensor, *, may_look: Tensor | None, bias: Tensor | None, causal: bool, dropout: float
+) -> Tensor:
+    """The same by PyTorch's kernel, whose own triangle starts at the first key, and is for as many queries as keys."""
+    own = causal and may_look is None and bias is None and q.shape[2] == k.shape[2]
+    if not own:
+        may_look = _joined(q, k, may_look, causal)
+    mask = may_look if bias is None else _hidden(bias.to(q.dtype), may_look)
+    x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=own)
+    # The kernel gives zeros for a boolean row of False; of numbers that are all the lowest it takes the mean.
+    return x if bias is None or may_look is None else x.masked_fill(_is_blind(may_look), 0)
 
 
 def _is_written_out(q: Tensor, k: Tensor) -> bool:
@@ -176,7 +209,7 @@ def _is_written_out(q: Tensor, k: Tensor) -> bool:
     return q.shape[0] * q.shape[1] * pairs <= MOST
 
 
-def _shares(q: Tensor, k: Tensor, may_look: Tensor | None) -> Tensor:
+def _shares(q: Tensor, k: Tensor, may_look: Tensor | None, bias: Tensor | None = None) -> Tensor:
     """The weights (B, h, N, M), of no meaning where a query may look nowhere.
 
     What may not be looked at is hidden by the lowest number, in the same pass as the product; minus infinity would make
@@ -184,16 +217,22 @@ def _shares(q: Tensor, k: Tensor, may_look: Tensor | None) -> Tensor:
     """
     batch, heads = q.shape[:2]
     if q.dtype == torch.bfloat16 and q.shape[2] > FEW:
-        # What all keys share is nothing to softmax, and would take bits of the scores from what they do not.
+        # softmax ignores an offset common to all keys, which would take bits from the scores.
         k = k - k.mean(2, keepdim=True)
-    hidden = q.new_zeros(1, 1, 1)
-    if may_look is not None:
-        hidden = q.new_zeros(may_look.shape).masked_fill_(~may_look, torch.finfo(q.dtype).min)
-        shared = may_look.ndim == 2
-        hidden = hidden[None] if shared else hidden.expand(batch, heads, -1, -1).flatten(0, 1)  # (1 or B h, 1 or N, M)
+    added, beta = q.new_zeros(1, 1, 1), 0
+    if bias is not None or may_look is not None:
+        numbers = q.new_zeros(()) if bias is None else bias.to(q.dtype)
+        added, beta = _hidden(numbers, may_look), 1
+        # (1 or B h, 1 or N, M)
+        added = added[None] if added.ndim == 2 else added.expand(batch, heads, -1, -1).flatten(0, 1)
     products, scale = (q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2)), q.shape[-1] ** -0.5
-    scores = torch.baddbmm(hidden, *products, beta=0 if may_look is None else 1, alpha=scale)  # (B h, N, M)
+    scores = torch.baddbmm(added, *products, beta=beta, alpha=scale)  # (B h, N, M)
     return scores.softmax(dim=-1).view(batch, heads, *scores.shape[1:])
+
+
+def _hidden(bias: Tensor, may_look: Tensor | None) -> Tensor:
+    """A bias that is the lowest number where a query may not look."""
+    return bias if may_look is None else bias.masked_fill(~may_look, torch.finfo(bias.dtype).min)
 
 
 def _is_blind(may_look: Tensor) -> Tensor:
@@ -201,9 +240,13 @@ def _is_blind(may_look: Tensor) -> Tensor:
     return ~may_look.any(-1, keepdim=True)
 
 
-def _triangle(q: Tensor, k: Tensor) -> Tensor:
-    """What query n may look at, keys 0 to n: (N, M)."""
-    return q.new_ones(q.shape[2], k.shape[2], dtype=torch.bool).tril()
+def _joined(q: Tensor, k: Tensor, may_look: Tensor | None, causal: bool) -> Tensor | None:
+    """`may_look` and, if `causal`, what N queries at the end of M keys may look at: themselves and all before."""
+    queries, keys = q.shape[2], k.shape[2]
+    if not causal or queries == 1:  # the last query sees all keys
+        return may_look
+    triangle = q.new_ones(queries, keys, dtype=torch.bool).tril(keys - queries)
+    return triangle if may_look is None else triangle & may_look
 
 
 @contextmanager

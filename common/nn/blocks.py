@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from common.nn.attention import Attention, Cache
 from common.nn.dropout import Dropout
 from common.nn.linear import Linear
+from common.nn.norms import Norm, norm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,10 @@ class BlockOptions:
     attention_dropout: float = 0.0  # on the attention weights
     hidden_dropout: float = 0.0  # inside the feed-forward, after the activation
     activation: Callable[[], nn.Module] = nn.ReLU
+    norm: Norm = "layer"
     norm_eps: float = 1e-5
+    attention_width: int | None = None  # of all heads together; None: that of the model
+    attention_bias: bool = True  # of the attention's projections
     qk_norm: bool = False  # see Attention
     layer_scale: float | None = None  # first value of a learned factor for each channel of a sub-layer's output
     drop_path: float = 0.0  # probability that a sample skips a sub-layer; in a stack, of the last block
@@ -41,7 +45,7 @@ class Residual(nn.Module):
     def __init__(self, options: BlockOptions):
         super().__init__()
         self.pre_norm = options.pre_norm
-        self.norm = nn.LayerNorm(options.width, eps=options.norm_eps)
+        self.norm = norm(options.norm, options.width, options.norm_eps)
         self.dropout = Dropout(options.dropout)
         scale = options.layer_scale
         self.scale = None if scale is None else nn.Parameter(torch.full((options.width,), scale))
@@ -76,163 +80,160 @@ class FeedForward(nn.Sequential):
         self.contract = Linear(options.feedforward, options.width)
 
 
-class EncoderBlock(nn.Module):
-    """Self-attention, then feed-forward."""
+class Memory(NamedTuple):
+    """Another sequence that queries look at, such as an encoder's output.
 
-    def __init__(self, options: BlockOptions):
-        super().__init__()
-        self.attention = _attention(options)
-        self.feed_forward = FeedForward(options)
-        self.residuals = nn.ModuleList(Residual(options) for _ in range(2))
+    The keys may be the values with positions added. Where a cache holds keys and values, they are not needed again.
+    """
 
-    def forward(self, x: Tensor, *, positions: Tensor | None = None, may_look: Tensor | None = None) -> Tensor:
-        """x (B, N, C) -> (B, N, C).
-
-        `positions` (broadcastable to x) are added to queries and keys, never to values, as DETR does; None for
-        models that add them once at the input. `may_look`: see Attention.
-        """
-
-        def attend(x: Tensor) -> Tensor:
-            qk = _add(x, positions)
-            attended: Tensor = self.attention(q=qk, k=qk, v=x, may_look=may_look)
-            return attended
-
-        x = self.residuals[0](x, attend)
-        x = self.residuals[1](x, self.feed_forward)
-        return x
+    keys: Tensor | None  # (B, M, C)
+    values: Tensor | None  # (B, M, C)
+    may_look: Tensor | None = None  # broadcastable to (B, heads, N, M), see Attention
 
 
 class BlockCache(NamedTuple):
-    """What a decoder block keeps from token to token."""
+    """What a block keeps from token to token."""
 
     own: Cache  # of the tokens before, growing
-    memory: Cache  # of the memory, as it is
+    memory: Cache | None = None  # of the memory, as it is
 
 
-class DecoderBlock(nn.Module):
-    """Self-attention, cross-attention to a memory, then feed-forward."""
+class Context(TypedDict, total=False):
+    """What all blocks of a stack are called with; see Block."""
 
-    def __init__(self, options: BlockOptions):
+    positions: Tensor | None
+    may_look: Tensor | None
+    bias: Tensor | None
+    causal: bool
+    memory: Memory | None
+    guide: Any
+
+
+class Block(nn.Module):
+    """Self-attention, cross-attention to a memory if `cross`, then feed-forward.
+
+    An attention that is handed in takes the place of `Attention`: a module that is called by its keywords, and by
+    `guide` as well, whatever that is.
+    """
+
+    def __init__(
+        self,
+        options: BlockOptions,
+        *,
+        cross: bool = False,
+        attention: nn.Module | None = None,
+        cross_attention: nn.Module | None = None,
+    ):
         super().__init__()
-        self.attention = _attention(options)
-        self.cross_attention = _attention(options)
+        self.guided = attention is not None, cross_attention is not None
+        self.attention = attention or _attention(options)
+        self.cross_attention = (cross_attention or _attention(options)) if cross else None
         self.feed_forward = FeedForward(options)
-        self.residuals = nn.ModuleList(Residual(options) for _ in range(3))
+        self.residuals = nn.ModuleList(Residual(options) for _ in range(3 if cross else 2))
 
     def forward(
         self,
         x: Tensor,
         *,
-        memory: Tensor | None,
-        memory_keys: Tensor | None,
         positions: Tensor | None = None,
         may_look: Tensor | None = None,
-        may_look_at_memory: Tensor | None = None,
+        bias: Tensor | None = None,
         causal: bool = False,
+        memory: Memory | None = None,
         cache: BlockCache | None = None,
+        guide: Any = None,
     ) -> Tensor:
         """x (B, N, C), memory (B, M, C) -> (B, N, C).
 
-        `memory_keys` is the memory with its positions added (or the memory itself): the same for every block of a
-        stack, so it comes in ready. `positions` are added to the queries of both attentions and to the keys of x.
-        With a `cache` of this block, x follows the tokens in it, and the memory is not needed again.
+        `positions` (broadcastable to x) are added to the queries of both attentions and to the keys of x, never to
+        values, as DETR does; None for models that add them once at the input. `may_look`, `bias` and `causal` are the
+        self-attention's. With a `cache` of this block, x follows the tokens in it.
         """
 
         def attend(x: Tensor) -> Tensor:
             qk = _add(x, positions)
             own = cache.own if cache else None
-            attended: Tensor = self.attention(q=qk, k=qk, v=x, may_look=may_look, causal=causal, cache=own)
+            more = {"guide": guide} if self.guided[0] else {}
+            attended: Tensor = self.attention(
+                q=qk, k=qk, v=x, may_look=may_look, bias=bias, causal=causal, cache=own, **more
+            )
             return attended
 
         def attend_to_memory(x: Tensor) -> Tensor:
-            q = _add(x, positions)
-            where: dict[str, Any] = {"k": memory_keys, "v": memory} if cache is None else {"cache": cache.memory}
-            attended: Tensor = self.cross_attention(q=q, may_look=may_look_at_memory, **where)
+            assert self.cross_attention is not None and memory is not None
+            source = {"cache": cache.memory} if cache and cache.memory else {"k": memory.keys, "v": memory.values}
+            more = {"guide": guide} if self.guided[1] else {}
+            attended: Tensor = self.cross_attention(q=_add(x, positions), may_look=memory.may_look, **source, **more)
             return attended
 
         x = self.residuals[0](x, attend)
-        x = self.residuals[1](x, attend_to_memory)
-        x = self.residuals[2](x, self.feed_forward)
+        if self.cross_attention is not None:
+            x = self.residuals[1](x, attend_to_memory)
+        x = self.residuals[-1](x, self.feed_forward)
         return x
 
 
-class Encoder(nn.Module):
-    """A stack of encoder blocks. With pre-norm it ends in a norm, since its blocks leave their sums unnormalised.
+class Stack(nn.Module):
+    """Blocks one after another, and a norm at the end, which pre-norm needs: its blocks leave sums unnormalised.
 
-    Without `final_norm` that is left to the caller. `drop_path` grows linearly from 0 in the first block to its full
-    value in the last (Huang et al. 2016, section 3).
+    `attention` and `cross_attention` make the attentions of block 0, 1, ..., to be handed in. `drop_path` grows
+    linearly from 0 in the first block to its full value in the last (Huang et al. 2016, section 3).
     """
 
-    def __init__(self, options: BlockOptions, *, layers: int, final_norm: bool = True):
+    def __init__(
+        self,
+        options: BlockOptions,
+        *,
+        layers: int,
+        final_norm: bool,
+        cross: bool = False,
+        attention: Callable[[int], nn.Module] | None = None,
+        cross_attention: Callable[[int], nn.Module] | None = None,
+    ):
         super().__init__()
-        rates = [options.drop_path * i / max(1, layers - 1) for i in range(layers)]
-        self.blocks = nn.ModuleList(EncoderBlock(replace(options, drop_path=rate)) for rate in rates)
-        ends_in_norm = options.pre_norm and final_norm
-        self.norm = nn.LayerNorm(options.width, eps=options.norm_eps) if ends_in_norm else nn.Identity()
+        self.blocks = nn.ModuleList(
+            Block(
+                replace(options, drop_path=options.drop_path * i / max(1, layers - 1)),
+                cross=cross,
+                attention=attention(i) if attention else None,
+                cross_attention=cross_attention(i) if cross_attention else None,
+            )
+            for i in range(layers)
+        )
+        self.norm = norm(options.norm, options.width, options.norm_eps) if final_norm else nn.Identity()
 
-    def forward(self, x: Tensor, *, positions: Tensor | None = None, may_look: Tensor | None = None) -> Tensor:
-        """x (B, N, C) -> (B, N, C)."""
-        for block in self.blocks:
-            x = block(x, positions=positions, may_look=may_look)
+    def forward(self, x: Tensor, *, caches: list[BlockCache] | None = None, **context: Unpack[Context]) -> Tensor:
+        """x (B, N, C) -> (B, N, C). With `caches`, x follows the tokens in them."""
+        for i, block in enumerate(self.blocks):
+            x = block(x, cache=caches[i] if caches else None, **context)
         x = self.norm(x)
         return x
 
-
-class Decoder(nn.Module):
-    """A stack of decoder blocks that hands out every block's output, or only the last, each through one final norm."""
-
-    def __init__(self, options: BlockOptions, *, layers: int, final_norm: bool, every: bool = True):
-        super().__init__()
-        self.every = every
-        self.blocks = nn.ModuleList(DecoderBlock(options) for _ in range(layers))
-        self.norm = nn.LayerNorm(options.width, eps=options.norm_eps) if final_norm else nn.Identity()
-
-    def forward(
-        self,
-        x: Tensor,
-        *,
-        memory: Tensor | None = None,
-        positions: Tensor | None = None,
-        memory_positions: Tensor | None = None,
-        may_look: Tensor | None = None,
-        may_look_at_memory: Tensor | None = None,
-        causal: bool = False,
-        caches: list[BlockCache] | None = None,
-    ) -> list[Tensor]:
-        """x (B, N, C), memory (B, M, C) -> one (B, N, C) per block, first to last; or only the last.
-
-        With `caches`, from `remember`, x follows the tokens in them, and the memory is in there, too.
-        """
-        memory_keys = None if memory is None else _add(memory, memory_positions)
+    def every(self, x: Tensor, **context: Unpack[Context]) -> list[Tensor]:
+        """The output (B, N, C) of every block, first to last, each through the norm."""
         outputs = []
-        for i, block in enumerate(self.blocks):
-            x = block(
-                x,
-                memory=memory,
-                memory_keys=memory_keys,
-                positions=positions,
-                may_look=may_look,
-                may_look_at_memory=may_look_at_memory,
-                causal=causal,
-                cache=None if caches is None else caches[i],
-            )
-            if self.every or i == len(self.blocks) - 1:
-                outputs.append(self.norm(x))
+        for block in self.blocks:
+            x = block(x, **context)
+            outputs.append(self.norm(x))
         return outputs
 
-    def remember(self, memory: Tensor, memory_positions: Tensor | None = None) -> list[BlockCache]:
-        """A cache for each block with memory (B, M, C) in it, and no token yet."""
-        keys = _add(memory, memory_positions)
-        attentions: list[Attention] = [block.cross_attention for block in self.blocks]  # type: ignore[misc]
-        return [BlockCache(Cache(), attention.remember(keys, memory)) for attention in attentions]
+    def caches(self, memory: Memory | None = None) -> list[BlockCache]:
+        """A cache for each block with no token yet, and with the keys and values of a memory, if there is one."""
+        if memory is None:
+            return [BlockCache(Cache()) for _ in self.blocks]
+        attentions: list[Any] = [block.cross_attention for block in self.blocks]
+        return [BlockCache(Cache(), attention.remember(memory.keys, memory.values)) for attention in attentions]
 
 
 def _attention(options: BlockOptions) -> Attention:
     return Attention(
         width=options.width,
         heads=options.heads,
+        inner_width=options.attention_width,
+        projection_bias=options.attention_bias,
         dropout=options.attention_dropout,
         qk_norm=options.qk_norm,
+        norm=options.norm,
         norm_eps=options.norm_eps,
     )
 

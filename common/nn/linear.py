@@ -1,113 +1,107 @@
-"""Linear maps, on the CPU by oneDNN's matrix product: the same sums, on some processors more than twice as fast.
+"""Linear maps as modules: plain, three in one, tied to another module's weight, and opened for other tools."""
 
-torch hands fp32 products on the CPU to MKL, which leaves AMD's AVX-512 unused (96 against 214 GFLOP/s on one Zen 5
-core, torch 2.15); oneDNN, which torch has beside it, uses what it finds. Where no gradient is wanted, weights are kept
-in the order in which the kernel reads them, which again doubles the rate when there are few rows. Everywhere else this
-is torch.nn.Linear.
-"""
-
+import copy
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-_ONEDNN = torch.ops.mkldnn if torch.backends.mkldnn.is_available() else None  # type: ignore[no-untyped-call]
-_PRODUCT = getattr(_ONEDNN, "_linear_pointwise", None)
-_PACK = getattr(_ONEDNN, "_reorder_linear_weight", None)
-_HAS_BF16 = _PRODUCT is not None and bool(getattr(_ONEDNN, "_is_mkldnn_bf16_supported", bool)())
+from common.nn import kernels
 
 
 class Linear(nn.Linear):
-    """torch.nn.Linear, by `linear`."""
+    """torch.nn.Linear, by `kernels.linear`."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True):
+        super().__init__(in_features, out_features, bias)
+        self.weight = kernels.Parameter(self.weight.detach())
+        self.copies = kernels.Copies()
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
-        return linear(x, self.weight, self.bias)
+        return kernels.linear(x, self.weight, self.bias, copies=self.copies)
+
+    def opened(self) -> nn.Module:
+        """See the function `opened`."""
+        return _plain(self.weight, self.bias)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, rows: slice = slice(None)) -> Tensor:
-    """x W^T + b: (..., in), (out, in), (out,) -> (..., out); or the outputs in `rows` alone."""
-    kind = _kind(x, weight)
-    if not _is_learning(x, weight, bias):
-        if kind is not None:
-            return _multiply(x.to(kind), *_packed(weight, bias, rows, kind))
-    elif hasattr(weight, "packs"):
-        del weight.packs  # it is about to change, by an optimizer that may not count that
-    if rows != slice(None):
-        weight, bias = weight[rows], None if bias is None else bias[rows]
-    if kind == torch.float32:
-        product: Tensor = _Linear.apply(x, weight, bias)
-        return product
-    return F.linear(x, weight, bias)
+class Projections(Linear):
+    """The query, key and value projections of an attention: the rows of one matrix, in this order.
 
-
-def _kind(x: Tensor, weight: Tensor) -> torch.dtype | None:
-    """The type in which oneDNN is to be asked; None: not at all, as while tracing, where a compiler chooses."""
-    if _PRODUCT is None or x.device.type != "cpu" or weight.dtype != torch.float32 or not x.numel():
-        return None
-    if torch.compiler.is_compiling() or not torch.backends.mkldnn.enabled:
-        return None
-    if torch.is_autocast_enabled("cpu"):
-        return torch.bfloat16 if _HAS_BF16 and torch.get_autocast_dtype("cpu") == torch.bfloat16 else None
-    return torch.float32 if x.dtype == torch.float32 else None
-
-
-def _is_learning(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    wants = x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
-    return torch.is_grad_enabled() and wants
-
-
-def _packed(weight: Tensor, bias: Tensor | None, rows: slice, kind: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """A part of weight and bias as the kernel likes them, kept with the weight until either changes.
-
-    A tensor counts the changes of its memory (`_version`), also those made through what `state_dict` hands out. Fused
-    optimizers do not count (torch 2.15); common/train/optim.py does it for them.
+    All stored files hold them as one, and as three maps they take twice the time of a small decoding step.
     """
-    if not isinstance(weight, nn.Parameter) or weight.is_inference() or _PACK is None:
-        return weight[rows].to(kind), None if bias is None else bias[rows].to(kind)
-    name = (rows.start, rows.stop, kind)
-    state = tuple((part.data_ptr(), part._version) for part in (weight, bias) if part is not None)
-    packs: dict[Any, Any] = getattr(weight, "packs", {})
-    if name not in packs or packs[name][0] != state:
-        with torch.no_grad():
-            ready = _PACK(weight[rows].to(kind)), None if bias is None else bias[rows].to(kind)
-        packs[name] = state, ready
-        weight.packs = packs  # type: ignore[attr-defined]
-    found: tuple[Tensor, Tensor | None] = packs[name][1]
-    return found
+
+    def forward(self, x: Tensor, rows: slice = slice(None)) -> Tensor:
+        """(..., in) -> (..., out), or the outputs in `rows` alone."""
+        return kernels.linear(x, self.weight, self.bias, rows=rows, copies=self.copies)
+
+    def opened(self) -> nn.Module:
+        """See the function `opened`."""
+        return SeparateProjections(self)
 
 
-def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    assert _PRODUCT is not None
-    product: Tensor = _PRODUCT(x, weight, bias, "none", [], "")
-    return product
+class SeparateProjections(nn.Module):
+    """`Projections` as three plain maps."""
+
+    def __init__(self, joint: Projections):
+        super().__init__()
+        self.width = joint.out_features // 3
+        biases = [None] * 3 if joint.bias is None else joint.bias.chunk(3)
+        self.q, self.k, self.v = map(_plain, joint.weight.chunk(3), biases)
+
+    def forward(self, x: Tensor, rows: slice = slice(None)) -> Tensor:
+        """(..., in) -> (..., out), or the outputs in `rows` alone, which begin and end where q, k or v do."""
+        start, stop, _ = rows.indices(3 * self.width)
+        maps = [self.q, self.k, self.v][start // self.width : stop // self.width]
+        outputs = [part(x) for part in maps]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
 
 
-class _Linear(torch.autograd.Function):
-    """The product with its gradients, by the same kernel."""
+class Tied(nn.Module):
+    """The linear map of a weight that belongs to another module, flattened to a matrix; it adds no key to a file."""
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return _multiply(x, weight, bias)
+    def __init__(self, owner: Any):
+        super().__init__()
+        owner.weight = kernels.Parameter(owner.weight.detach())
+        self._owner = (owner,)  # in a tuple, so as not to be registered as a part
+        self.copies = kernels.Copies()
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        x, weight = ctx.saved_tensors
-        of_x, of_weight, of_bias = ctx.needs_input_grad
-        inputs, outputs = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])  # (n, in), (n, out)
-        return (
-            _multiply(gradient, weight.t()) if of_x else None,
-            _outer(outputs, inputs) if of_weight else None,
-            outputs.sum(0) if of_bias else None,
-        )
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
+        return kernels.linear(x, *self._matrix(), copies=self.copies)
+
+    def opened(self) -> nn.Module:
+        """See the function `opened`. The weight stays shared where it is a matrix."""
+        plain = _plain(*self._matrix())
+        weight = self._owner[0].weight
+        if isinstance(weight, nn.Parameter) and weight.ndim == 2:
+            plain.weight = weight
+        return plain
+
+    def _matrix(self) -> tuple[Tensor, Tensor | None]:
+        owner: Any = self._owner[0]
+        return owner.weight.flatten(1), getattr(owner, "bias", None)
 
 
-def _outer(a: Tensor, b: Tensor) -> Tensor:
-    """a^T b: (n, p), (n, q) -> (p, q); the kernel shares out the rows of a result, so the shorter side makes them."""
-    if a.shape[1] <= b.shape[1]:
-        return _multiply(a.t(), b.t())
-    return _multiply(b.t(), a.t()).t()
+def opened(model: nn.Module) -> nn.Module:
+    """A copy of a model whose linear maps are all plain `nn.Linear`, for tools that replace these.
+
+    Such are torch.ao's and torchao's quantisation, pruning, and low-rank maps: whatever replaces a map needs
+    forward(x) alone. The query, key and value projections become three maps, under names of their own.
+    """
+    model = copy.deepcopy(model)
+    for module in [*model.modules()]:
+        for name, child in module.named_children():
+            if isinstance(child, Linear | Tied):
+                plain: nn.Module = child.opened()
+                setattr(module, name, plain.train(child.training))
+    return model
+
+
+def _plain(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    plain = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    plain.weight = nn.Parameter(weight.detach().clone(), weight.requires_grad)
+    if bias is not None:
+        plain.bias = nn.Parameter(bias.detach().clone(), bias.requires_grad)
+    return plain

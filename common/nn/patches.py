@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.errors import UserError
-from common.nn.linear import linear
+from common.nn.linear import Tied
 
 Form = Literal["convolution", "multiply"]
 
@@ -26,16 +26,18 @@ class Patches(nn.Module):
         self.weight = nn.Parameter(torch.empty(width, channels, size, size))
         self.bias = nn.Parameter(torch.zeros(width))
         lecun_normal_(self.weight)
+        self.multiply = Tied(self) if form == "multiply" else None
 
     def forward(self, images: Tensor) -> Tensor:
         """images (B, channels, H, W) -> (B, HW / size^2, C); raises UserError where squares do not fill the image."""
         self.grid(images.shape[-2], images.shape[-1])
-        if self.form == "convolution":
+        if self.multiply is None:
             x = F.conv2d(images, self.weight, self.bias, stride=self.size)  # (B, C, h, w)
             return x.flatten(2).transpose(1, 2)  # (B, C, h, w) -> (B, hw, C)
-        squares = images.unflatten(3, (-1, self.size)).unflatten(2, (-1, self.size))  # (B, c, h, p, w, p)
+        squares = torch.unflatten(torch.unflatten(images, 3, (-1, self.size)), 2, (-1, self.size))  # (B, c, h, p, w, p)
         squares = squares.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # -> (B, hw, cpp)
-        return linear(squares, self.weight.flatten(1), self.bias)  # (B, hw, C)
+        tokens: Tensor = self.multiply(squares)  # (B, hw, C)
+        return tokens
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of squares in an image of that many pixels."""

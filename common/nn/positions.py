@@ -47,6 +47,32 @@ def sine_2d(real: Tensor, width: int, temperature: float = 10000.0) -> Tensor:
     return torch.cat([sine(axis, width // 2, temperature) for axis in (rows, columns)], dim=-1)
 
 
+class Learned1d(nn.Module):
+    """A learned vector for each of the first `longest` places in a sequence (Radford et al. 2019, GPT-2)."""
+
+    def __init__(self, width: int, longest: int):
+        super().__init__()
+        self.table = nn.Embedding(longest, width)
+        nn.init.normal_(self.table.weight, std=0.02)
+
+    def forward(self, count: int, start: int = 0, padding: Tensor | None = None) -> Tensor:
+        """Positions of `count` tokens from number `start` on: (count, C).
+
+        With `padding` (B,) int64, how many tokens each row has before its first real one, which then is number 0:
+        (B, count, C). Raises UserError for more tokens than there are places.
+        """
+        if start + count > self.table.num_embeddings:
+            raise UserError(
+                f"a sequence of {start + count:,} tokens does not fit {self.table.num_embeddings:,} learned positions; "
+                "cut it, or take sine positions, which have no limit."
+            )
+        places = torch.arange(start, start + count, device=self.table.weight.device)  # (N,)
+        if padding is not None:
+            places = (places - padding[:, None]).clamp(min=0)  # (B, N)
+        x: Tensor = self.table(places)
+        return x
+
+
 class Learned2d(nn.Module):
     """A learned vector for each row and each column of a map of at most `side` by `side` positions."""
 

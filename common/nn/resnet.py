@@ -1,4 +1,4 @@
-"""The convolutional backbone of DETR: a ResNet (He et al. 2015, arXiv 1512.03385) that padding cannot leak through.
+"""A ResNet (He et al. 2015, arXiv 1512.03385) that padding cannot leak through, DETR's backbone.
 
 Parameters keep torchvision's names (conv1, bn1, layer1.0.conv1, ...), so its files and official DETR's load unchanged.
 
@@ -7,6 +7,7 @@ padding, so detections depend on the other images of the batch. Here padding is 
 that looks sideways; `official_padding` restores the original.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -87,7 +88,11 @@ def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
 
 
 def _apply_shortcut(downsample: nn.Sequential | None, x: Tensor) -> Tensor:
-    return x if downsample is None else normed(downsample[0], downsample[1], x)
+    if downsample is None:
+        return x
+    conv, norm = downsample
+    assert isinstance(conv, nn.Conv2d) and isinstance(norm, FrozenBatchNorm)
+    return normed(conv, norm, x)
 
 
 class Backbone(nn.Module):
@@ -130,8 +135,10 @@ class Backbone(nn.Module):
         Blocks overwrite their inputs where no gradient is wanted: a hook that keeps one copies it.
         H' = ceil(H / 32) for the ResNets (16 with dilation) and ceil(H / 8) for small.
         """
-        shape, clean = images.shape[-2:], not self.official_padding and sizes is not None
-        real = {s: real_positions(shape, sizes, s)[:, None] if clean else None for s in (2, 4, 8, 16, 32)}
+        shape = images.shape[-2:]
+        real: dict[int, Tensor | None] = dict.fromkeys((2, 4, 8, 16, 32))
+        if sizes is not None and not self.official_padding:
+            real = {s: real_positions(shape, sizes, s)[:, None] for s in real}
         images = images.contiguous(memory_format=torch.channels_last)
         x = self.pool(layer(self.conv1, self.bn1, images, real=real[2]))
         for name, before, after in self.stages:
@@ -146,7 +153,7 @@ class Backbone(nn.Module):
         return x, real_positions(shape, sizes, after)
 
 
-def real_positions(shape: tuple[int, int], sizes: Tensor, stride: int) -> Tensor:
+def real_positions(shape: Sequence[int], sizes: Tensor, stride: int) -> Tensor:
     """Which positions of a map with this stride lie in their image: (H, W), sizes (B, 2) -> (B, H', W') boolean.
 
     Every layer of stride two maps H to ceil(H / 2), so a whole stack maps it to ceil(H / stride), here in the form in

@@ -75,7 +75,6 @@ def build(model: nn.Module, options: OptimizerOptions) -> Optimizer:
     groups = _groups(model, options)
     optimizer = _OPTIMIZERS[options.name](groups, options, _fused(groups))
     optimizer.register_step_pre_hook(_match_layouts)
-    optimizer.register_step_post_hook(_count_changes)
     return optimizer
 
 
@@ -196,14 +195,6 @@ def _match_layouts(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         for p in group["params"]:
             if p.grad is not None and p.grad.stride() != p.stride():
                 p.grad = torch.empty_like(p).copy_(p.grad)
-
-
-def _count_changes(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    """Make every parameter's count of changes go up, which the fused kernels forget (torch 2.15).
-
-    Whoever keeps something that was made of a weight looks at that count (common/nn/linear.py).
-    """
-    torch.autograd.graph.increment_version([p for group in optimizer.param_groups for p in group["params"]])
 
 
 def _adamw(groups: Groups, options: OptimizerOptions, fused: bool | None) -> Optimizer:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from common.machine.device import full_precision
-from common.nn.blocks import BlockOptions, Decoder, Encoder
+from common.nn.blocks import BlockOptions, Memory, Stack
 from common.nn.linear import Linear
 from common.nn.positions import Learned2d, sine_2d
 from common.nn.resnet import Backbone, BackboneOptions
@@ -73,8 +73,8 @@ class Detector(nn.Module):
             attention_dropout=dropout,  # not in the paper's text, but in the official code, as is the next
             hidden_dropout=dropout,
         )
-        self.encoder = Encoder(blocks, layers=encoder_layers)
-        self.decoder = Decoder(blocks, layers=decoder_layers, final_norm=True)
+        self.encoder = Stack(blocks, layers=encoder_layers, final_norm=pre_norm)
+        self.decoder = Stack(blocks, layers=decoder_layers, final_norm=True, cross=True)
         self.queries = nn.Embedding(queries, width)
         self.class_head = Linear(width, classes + 1)
         self.box_head = BoxHead(width)
@@ -98,17 +98,12 @@ class Detector(nn.Module):
         memory = self.encoder(memory, positions=positions, may_look=may_look)
 
         queries = self.queries.weight.to(memory.dtype).expand(images.shape[0], -1, -1)  # (B, Q, C)
-        layers = self.decoder(
-            torch.zeros_like(queries),
-            memory=memory,
-            positions=queries,
-            memory_positions=positions,
-            may_look_at_memory=may_look,
-        )
+        source = Memory(memory + positions, memory, may_look)
+        layers = self.decoder.every(torch.zeros_like(queries), positions=queries, memory=source)
         decoded = torch.stack(layers if self.auxiliary else layers[-1:])  # (L, B, Q, C)
         # The heads stay out of half precision: a coordinate with 8 bits would be off by pixels.
         with full_precision(images.device):
-            decoded = decoded.to(self.class_head.weight.dtype)
+            decoded = decoded.to(images.dtype)
             return {"logits": self.class_head(decoded), "boxes_cxcywh": self.box_head(decoded).sigmoid()}
 
     def fetch_weights(self) -> str | None:

@@ -8,8 +8,7 @@ for its limit, which is measured here and not read in a data sheet.
 
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +19,7 @@ from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from common.machine.device import TYPES, autocast
-from common.nn.linear import linear
+from common.nn.linear import Linear
 
 SIDES = {"cpu": (1024, 2048, 4096), "cuda": (4096, 8192, 16384)}  # of square matrices, tried in this order
 
@@ -38,7 +37,7 @@ def operations(model: nn.Module, *inputs: Any, training: bool) -> float:
 
     Nothing is computed, and no memory is needed.
     """
-    with FakeTensorMode(allow_non_fake_inputs=True), _only_counted_products():
+    with FakeTensorMode(allow_non_fake_inputs=True), warnings.catch_warnings(action="ignore"):  # of other GPUs
         tensors = {name: _hollow(p).requires_grad_(p.requires_grad) for name, p in model.named_parameters()}
         tensors |= {name: _hollow(buffer) for name, buffer in model.named_buffers()}
         given = tuple(_hollow(one) if isinstance(one, Tensor) else one for one in inputs)
@@ -48,13 +47,6 @@ def operations(model: nn.Module, *inputs: Any, training: bool) -> float:
                 parts = outputs.values() if isinstance(outputs, dict) else [outputs]
                 torch.autograd.backward([part.sum() for part in parts])
     return float(counter.get_total_flops())
-
-
-@contextmanager
-def _only_counted_products() -> Iterator[None]:
-    """Without oneDNN's own product, which the counter does not know."""
-    with warnings.catch_warnings(action="ignore"), torch.backends.mkldnn.flags(enabled=False):  # speaks of other GPUs
-        yield
 
 
 def _hollow(tensor: Tensor) -> Tensor:
@@ -70,8 +62,8 @@ def each(contenders: Iterable[str], counted: float) -> dict[str, tuple[float, st
 def product(precision: str, device: torch.device) -> Product:
     """Matrices of the size at which this device is fastest, by the fastest product that it has.
 
-    On the CPU that is common.linear's, with weights in the kernel's order: torch's own `@` is half as fast on some. On
-    CUDA, fp32 is exact while convolutions take TF32, so that a model of convolutions may do better than this limit.
+    On the CPU that is common/nn/linear.py's: torch's own `@` is half as fast on some. On CUDA, fp32 is
+    exact while convolutions take TF32, so that a model of convolutions may do better than this limit.
     """
     best, most = _product(SIDES.get(device.type, SIDES["cpu"])[0], precision, device), 0.0
     for side in SIDES.get(device.type, SIDES["cpu"]):
@@ -86,14 +78,13 @@ def product(precision: str, device: torch.device) -> Product:
 def _product(side: int, precision: str, device: torch.device) -> Product:
     kind = TYPES[precision]
     one = torch.randn(side, side, device=device, dtype=kind)
-    if device.type == "cpu":
-        weight = nn.Parameter(torch.randn(side, side))  # a parameter is kept in the kernel's order
-    else:
-        weight = nn.Parameter(torch.randn(side, side, device=device, dtype=kind))
+    other = torch.randn(side, side, device=device, dtype=kind)
+    linear = Linear(side, side, bias=False)
 
     def work() -> Tensor:
         with torch.no_grad(), autocast(device, precision):
-            return linear(one, weight) if device.type == "cpu" else one @ weight
+            product: Tensor = linear(one) if device.type == "cpu" else one @ other
+            return product
 
     return Product(work=work, operations=2.0 * side**3)
 

@@ -34,7 +34,7 @@ class Read(nn.Module):
 
         For each layer of the decoder the keys and the values of the source.
         """
-        return (_stacked([cache.memory for cache in self.model.encode(source, lengths).caches]),)
+        return (_stacked([cache.memory for cache in self.model.encode(source, lengths).caches if cache.memory]),)
 
 
 class Write(nn.Module):

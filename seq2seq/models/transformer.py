@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
-from common.nn.blocks import BlockCache, BlockOptions, Decoder, Encoder
+from common.nn.blocks import BlockCache, BlockOptions, Memory, Stack
 from common.nn.dropout import Dropout
-from common.nn.linear import Linear, linear
+from common.nn.linear import Linear, Tied
 from common.nn.positions import Layout, sine
 from common.types import Count, Fraction, Positive, PositiveFloat
 
@@ -35,7 +35,7 @@ class PositionOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class TranslatorBlockOptions:
-    """What varies between published Transformers: see common.blocks.BlockOptions for each."""
+    """What varies between published Transformers: see common.nn.blocks.BlockOptions for each."""
 
     pre_norm: bool
     dropout: Fraction  # on every sub-layer's output, and on the sums of embeddings and positions (section 5.4)
@@ -111,7 +111,7 @@ class Transformer(nn.Module):
         source, target = vocabularies
         self.embedding = nn.Embedding(target, width)  # of the target; of the source and the output where tied
         self.source_embedding = None if tied == "all" else nn.Embedding(source, width)
-        self.output = Linear(width, target, bias=False) if tied == "none" else None
+        self.output = Linear(width, target, bias=False) if tied == "none" else Tied(self.embedding)
         self.output_bias = nn.Parameter(torch.zeros(target)) if output_bias else None
         self.dropout = Dropout(blocks.dropout)
         options = BlockOptions(
@@ -125,8 +125,8 @@ class Transformer(nn.Module):
             activation=ACTIVATIONS[blocks.activation],
             norm_eps=blocks.norm_eps,
         )
-        self.encoder = Encoder(options, layers=encoder_layers)
-        self.decoder = Decoder(options, layers=decoder_layers, final_norm=blocks.pre_norm, every=False)
+        self.encoder = Stack(options, layers=encoder_layers, final_norm=blocks.pre_norm)
+        self.decoder = Stack(options, layers=decoder_layers, final_norm=blocks.pre_norm, cross=True)
         self._initialise()
 
     def forward(self, source: Tensor, source_lengths: Tensor, target_in: Tensor) -> Tensor:
@@ -136,14 +136,14 @@ class Transformer(nn.Module):
         """
         memory, real = self._read(source, source_lengths)
         x = self._embed(target_in, self.embedding)  # (B, T, C)
-        x = self.decoder(x, memory=memory, may_look_at_memory=real, causal=True)[-1]
+        x = self.decoder(x, memory=Memory(memory, memory, real), causal=True)
         return self._logits(x)
 
     def encode(self, source: Tensor, lengths: Tensor) -> State:
         """See common.decoding.contract. Raises UserError for a source of more than `longest` tokens."""
         memory, real = self._read(source, lengths)
         nothing = torch.ones(source.shape[0], 1, 0, dtype=torch.bool, device=source.device)
-        return State(self.decoder.remember(memory), real, nothing)
+        return State(self.decoder.caches(Memory(memory, memory)), real, nothing)
 
     def step(self, state: State, tokens: Tensor) -> Tensor:
         """See common.decoding.contract: tokens (B * W,), or prompts (B, N) first -> logits (B * W, V)."""
@@ -157,7 +157,7 @@ class Transformer(nn.Module):
         state.tokens += 1
         alone = count == 1 and state.ancestors.shape[2] == state.tokens  # then it may look at everything
         may_look = None if alone else state.ancestors[:, None]
-        x = self.decoder(x, may_look=may_look, may_look_at_memory=state.real, caches=state.caches)[-1]
+        x = self.decoder(x, may_look=may_look, memory=Memory(None, None, state.real), caches=state.caches)
         return self._logits(x).flatten(0, 1)
 
     def _start(self, state: State, prompts: Tensor) -> Tensor:
@@ -177,7 +177,8 @@ class Transformer(nn.Module):
         if len(sentences) < len(real):
             real = real[sentences]
             for cache in (cache for block in state.caches for cache in block):
-                cache.select(sentences)
+                if cache is not None:
+                    cache.select(sentences)
         return State(state.caches, real, ancestors, state.tokens)
 
     def _read(self, source: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -202,7 +203,8 @@ class Transformer(nn.Module):
 
     def _logits(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, N, V)."""
-        return linear(x, self.embedding.weight if self.output is None else self.output.weight, self.output_bias)
+        logits: Tensor = self.output(x)
+        return logits if self.output_bias is None else logits + self.output_bias.to(logits.dtype)
 
     def _initialise(self) -> None:
         for name, parameter in self.named_parameters():

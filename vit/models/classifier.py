@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from common.machine.device import full_precision
-from common.nn.blocks import BlockOptions, Encoder
+from common.nn.blocks import BlockOptions, Stack
 from common.nn.dropout import Dropout
 from common.nn.linear import Linear
 from common.nn.patches import Form, Patches, lecun_normal_
@@ -40,7 +40,7 @@ class PositionOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class VitBlockOptions:
-    """What varies between published encoders: see common.blocks.BlockOptions for each."""
+    """What varies between published encoders: see common.nn.blocks.BlockOptions for each."""
 
     dropout: Fraction
     attention_dropout: Fraction
@@ -122,7 +122,7 @@ class Classifier(nn.Module):
             layer_scale=blocks.layer_scale,
             drop_path=blocks.drop_path,
         )
-        self.encoder = Encoder(options, layers=layers, final_norm=pooling != "mean_then_norm")
+        self.encoder = Stack(options, layers=layers, final_norm=pooling != "mean_then_norm")
         self.pooled_norm = nn.LayerNorm(width, eps=blocks.norm_eps) if pooling == "mean_then_norm" else nn.Identity()
         self.representation = Linear(width, representation) if representation else None
         self.head = Linear(representation or width, classes)
@@ -135,7 +135,7 @@ class Classifier(nn.Module):
             x = self.representation(x).tanh()
         # The head stays out of half precision: with 8 bits the two best classes are often equal.
         with full_precision(images.device):
-            logits: Tensor = self.head(x.to(self.head.weight.dtype))
+            logits: Tensor = self.head(x.to(images.dtype))
         return logits
 
     def features(self, images: Tensor) -> Tensor:

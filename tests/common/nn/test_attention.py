@@ -254,6 +254,113 @@ def test_a_width_that_heads_do_not_divide_is_refused() -> None:
         Attention(width=10, heads=4)
 
 
+# A bias, a width of its own, and no biases on the projections.
+
+
+def biases(kind: str, queries: int, keys: int) -> Tensor:
+    """Added to scores: one for all images, or for each."""
+    batch = 1 if kind == "shared" else BATCH
+    drawn = generator("bias", kind)
+    return torch.randn(batch, HEADS, queries, keys, dtype=torch.float64, generator=drawn, requires_grad=True)
+
+
+@pytest.mark.parametrize("mask", ["none", "padding", "each head"])
+@pytest.mark.parametrize("kind", ["shared", "each image"])
+def test_a_bias_is_multihead_attentions_float_mask_with_its_gradients(kind: str, mask: str) -> None:
+    ours, theirs = ours_and_pytorchs()
+    q, k, v = inputs("three different")
+    bias, may_look = biases(kind, QUERIES, KEYS), masks(mask, QUERIES, KEYS)
+    numbers = bias.expand(BATCH, -1, -1, -1).flatten(0, 1)
+    forbidden = pytorchs_mask(may_look, QUERIES, KEYS)
+    numbers = numbers if forbidden is None else numbers.masked_fill(forbidden, -torch.inf)
+
+    y = ours(q=q, k=k, v=v, may_look=may_look, bias=bias)
+    expected, expected_map = theirs(q, k, v, attn_mask=numbers, average_attn_weights=False)
+    torch.testing.assert_close(y, expected, **EXACT)
+    with watching(ours) as maps:
+        ours(q=q, k=k, v=v, may_look=may_look, bias=bias)
+    torch.testing.assert_close(maps[""][0], expected_map, **EXACT)
+
+    direction = torch.randn(y.shape, dtype=y.dtype, generator=generator("direction"))
+    got = torch.autograd.grad(y, [q, k, v, bias, *ours.parameters()], direction)
+    wanted = torch.autograd.grad(expected, [q, k, v, bias, *theirs.parameters()], direction)
+    for ours_gradient, their_gradient in zip(got, wanted, strict=True):
+        torch.testing.assert_close(ours_gradient, their_gradient, **EXACT)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_a_query_that_may_look_nowhere_gives_zeros_with_a_bias_too(dtype: torch.dtype) -> None:
+    ours, _ = ours_and_pytorchs()
+    ours.to(dtype)
+    q, k, v = (x.detach().to(dtype).requires_grad_() for x in inputs("three different"))
+    bias = biases("shared", QUERIES, KEYS).detach().to(dtype).requires_grad_()
+    may_look = torch.ones(BATCH, 1, QUERIES, KEYS, dtype=torch.bool)
+    may_look[0], may_look[1, :, 2] = False, False
+    y = ours(q=q, k=k, v=v, may_look=may_look, bias=bias)
+    for blind in (y[0], y[1, 2:]):
+        assert torch.equal(blind, ours.out_proj.bias.expand_as(blind))
+    assert not torch.allclose(y[1, 0], ours.out_proj.bias)
+    gradients = torch.autograd.grad(y.square().sum(), [q, k, v, bias, *ours.parameters()])
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    assert not gradients[1][0].any() and not gradients[2][0].any() and not gradients[3][:, :, 2].any()
+
+
+@pytest.mark.parametrize("queries", [1, 3, 5, 7])
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("biased", [False, True])
+def test_causal_may_look_and_bias_combine_and_the_last_query_sees_every_key(
+    queries: int, padded: bool, biased: bool
+) -> None:
+    """More queries than keys: the first see nothing."""
+    ours, _ = ours_and_pytorchs()
+    drawn = generator("combined", queries)
+    q, k = (torch.randn(BATCH, n, WIDTH, dtype=torch.float64, generator=drawn) for n in (queries, KEYS))
+    real = (torch.arange(KEYS) >= torch.tensor([[0], [2]]))[:, None, None]  # padded on the left
+    triangle = torch.tensor([[key <= query + KEYS - queries for key in range(KEYS)] for query in range(queries)])
+    assert triangle[-1].all()
+    may_look = triangle & real if padded else triangle
+    bias = biases("each image", queries, KEYS) if biased else None
+    expected = ours(q=q, k=k, v=k, may_look=may_look, bias=bias)
+    found = ours(q=q, k=k, v=k, may_look=real if padded else None, bias=bias, causal=True)
+    torch.testing.assert_close(found, expected, **EXACT)
+    assert found.isfinite().all()
+
+
+@pytest.mark.parametrize("projection_bias", [True, False])
+@pytest.mark.parametrize("inner_width", [8, 20])
+@pytest.mark.parametrize("kind", ["self", "self with positions", "cross", "three different"])
+def test_a_width_of_its_own_and_projections_without_bias(kind: str, inner_width: int, projection_bias: bool) -> None:
+    module = Attention(width=WIDTH, heads=HEADS, inner_width=inner_width, projection_bias=projection_bias).double()
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.5, generator=generator("inner", *parameter.shape))
+    assert (module.in_proj.bias is not None) == (module.out_proj.bias is not None) == projection_bias
+    q, k, v = inputs(kind)
+    biases = module.in_proj.bias.chunk(3) if projection_bias else (0.0, 0.0, 0.0)
+    matrices = module.in_proj.weight.chunk(3)
+    heads = [
+        (x @ matrix.T + bias).unflatten(-1, (HEADS, -1)).transpose(1, 2)
+        for x, matrix, bias in zip((q, k, v), matrices, biases, strict=True)
+    ]
+    shares = (heads[0] @ heads[1].transpose(2, 3) / (inner_width / HEADS) ** 0.5).softmax(-1)
+    expected = (shares @ heads[2]).transpose(1, 2).flatten(2) @ module.out_proj.weight.T
+    expected = expected + (module.out_proj.bias if projection_bias else 0.0)
+
+    y = module(q=q, k=k, v=v)
+    torch.testing.assert_close(y, expected, **EXACT)
+    torch.testing.assert_close(module(q=q, cache=module.remember(k, v)), expected, **EXACT)
+    leaves = list({id(x): x for x in (q, k, v)}.values())
+    direction = torch.randn(y.shape, dtype=y.dtype, generator=generator("direction"))
+    got = torch.autograd.grad(y, [*leaves, *module.parameters()], direction)
+    wanted = torch.autograd.grad(expected, [*leaves, *module.parameters()], direction)
+    for ours_gradient, their_gradient in zip(got, wanted, strict=True):
+        torch.testing.assert_close(ours_gradient, their_gradient, **EXACT)
+
+
+def test_a_norm_of_queries_and_keys_can_be_an_rms_norm() -> None:
+    module = Attention(width=WIDTH, heads=HEADS, qk_norm=True, norm="rms")
+    assert isinstance(module.q_norm, nn.RMSNorm) and isinstance(module.k_norm, nn.RMSNorm)
+
+
 # With a cache.
 
 
@@ -276,7 +383,10 @@ def test_causal_is_the_lower_triangle_with_its_gradients() -> None:
 
 @pytest.mark.parametrize("qk_norm", [False, True])
 @pytest.mark.parametrize("pieces", [[1] * 12, [5, 1, 6], [12]])
-def test_tokens_in_pieces_through_a_cache_see_what_all_of_them_see_at_once(pieces: list[int], qk_norm: bool) -> None:
+@pytest.mark.parametrize("causal", [False, True], ids=["by mask", "causal"])
+def test_tokens_in_pieces_through_a_cache_see_what_all_of_them_see_at_once(
+    pieces: list[int], qk_norm: bool, causal: bool
+) -> None:
     module = Attention(width=WIDTH, heads=HEADS, qk_norm=qk_norm).double()
     x = torch.randn(BATCH, 12, WIDTH, dtype=torch.float64, generator=generator("pieces"))
     expected = module(q=x, k=x, v=x, causal=True)
@@ -284,7 +394,8 @@ def test_tokens_in_pieces_through_a_cache_see_what_all_of_them_see_at_once(piece
     for piece in x.split(pieces, dim=1):
         seen += piece.shape[1]
         may_look = torch.ones(12, 12, dtype=torch.bool).tril()[seen - piece.shape[1] : seen, :seen]
-        found.append(module(q=piece, k=piece, v=piece, may_look=may_look, cache=cache))
+        how = {"causal": True} if causal else {"may_look": may_look}
+        found.append(module(q=piece, k=piece, v=piece, cache=cache, **how))
     torch.testing.assert_close(torch.cat(found, 1), expected, **EXACT)
     assert cache.length == 12
 

@@ -10,14 +10,13 @@ from torch import Tensor, nn
 from common.machine.seeds import generator
 from common.nn.attention import Attention
 from common.nn.blocks import (
+    Block,
     BlockCache,
     BlockOptions,
-    Decoder,
-    DecoderBlock,
-    Encoder,
-    EncoderBlock,
     FeedForward,
+    Memory,
     Residual,
+    Stack,
 )
 
 BATCH, TOKENS, MEMORY = 2, 4, 5
@@ -61,16 +60,16 @@ def same_weights(ours: nn.Module, theirs: nn.Module) -> None:
     theirs.double().load_state_dict({pytorchs_name(name): value for name, value in ours.state_dict().items()})
 
 
-def encoder_pair(pre_norm: bool) -> tuple[EncoderBlock, nn.TransformerEncoderLayer]:
+def encoder_pair(pre_norm: bool) -> tuple[Block, nn.TransformerEncoderLayer]:
     options = replace(OPTIONS, pre_norm=pre_norm)
     theirs = nn.TransformerEncoderLayer(12, 3, 20, 0.0, batch_first=True, norm_first=pre_norm)
-    return EncoderBlock(options), theirs
+    return Block(options), theirs
 
 
-def decoder_pair(pre_norm: bool) -> tuple[DecoderBlock, nn.TransformerDecoderLayer]:
+def decoder_pair(pre_norm: bool) -> tuple[Block, nn.TransformerDecoderLayer]:
     options = replace(OPTIONS, pre_norm=pre_norm)
     theirs = nn.TransformerDecoderLayer(12, 3, 20, 0.0, batch_first=True, norm_first=pre_norm)
-    return DecoderBlock(options), theirs
+    return Block(options, cross=True), theirs
 
 
 def draw(*shape: int) -> Tensor:
@@ -112,17 +111,17 @@ def test_decoder_block_is_pytorchs_decoder_layer(pre_norm: bool, masked: bool) -
     ours, theirs = decoder_pair(pre_norm)
     same_weights(redrawn(ours), theirs)
     x, memory = draw(*X), draw(*Y)
-    our_masks = {"may_look": CAUSAL, "may_look_at_memory": REAL_MEMORY[:, None, None]}
+    source = Memory(memory, memory, REAL_MEMORY[:, None, None] if masked else None)
     their_masks = {"tgt_mask": ~CAUSAL, "memory_key_padding_mask": ~REAL_MEMORY}
-    y = ours(x, memory=memory, memory_keys=memory, **(our_masks if masked else {}))
+    y = ours(x, memory=source, may_look=CAUSAL if masked else None)
     expected = theirs(x, memory, **(their_masks if masked else {}))
     torch.testing.assert_close(y, expected, **EXACT)
     assert_same_gradients(y, expected, [x, memory], ours, theirs)
 
 
 @both_orders
-def test_encoder_is_pytorchs_stack_with_a_last_norm_in_pre_norm_only(pre_norm: bool) -> None:
-    ours = redrawn(Encoder(replace(OPTIONS, pre_norm=pre_norm), layers=3))
+def test_a_stack_is_pytorchs_encoder_with_a_last_norm_in_pre_norm_only(pre_norm: bool) -> None:
+    ours = redrawn(Stack(replace(OPTIONS, pre_norm=pre_norm), layers=3, final_norm=pre_norm))
     _, layer = encoder_pair(pre_norm)
     theirs = nn.TransformerEncoder(layer, 3, nn.LayerNorm(12) if pre_norm else None, enable_nested_tensor=False)
     same_weights(ours, theirs)
@@ -136,13 +135,13 @@ def test_encoder_is_pytorchs_stack_with_a_last_norm_in_pre_norm_only(pre_norm: b
 @both_orders
 @pytest.mark.parametrize("final_norm", [False, True])
 def test_decoder_hands_out_what_pytorchs_stack_would_give_after_each_layer(pre_norm: bool, final_norm: bool) -> None:
-    ours = redrawn(Decoder(replace(OPTIONS, pre_norm=pre_norm), layers=3, final_norm=final_norm))
+    ours = redrawn(Stack(replace(OPTIONS, pre_norm=pre_norm), layers=3, final_norm=final_norm, cross=True))
     _, layer = decoder_pair(pre_norm)
     theirs = nn.TransformerDecoder(layer, 3, nn.LayerNorm(12) if final_norm else None)
     same_weights(ours, theirs)
     x, memory = draw(*X), draw(*Y)
     masks = {"tgt_mask": ~CAUSAL, "memory_key_padding_mask": ~REAL_MEMORY}
-    outputs = ours(x, memory=memory, may_look=CAUSAL, may_look_at_memory=REAL_MEMORY[:, None, None])
+    outputs = ours.every(x, memory=Memory(memory, memory, REAL_MEMORY[:, None, None]), may_look=CAUSAL)
 
     layers, expected = theirs.layers, []
     for count in (1, 2, 3):
@@ -161,18 +160,17 @@ def test_positions_go_to_queries_and_keys_and_never_to_values() -> None:
     y = layer.norm1(x + layer.self_attn(x + positions, x + positions, x)[0])
     y = layer.norm2(y + layer.multihead_attn(y + positions, memory + memory_positions, memory)[0])
     y = layer.norm3(y + layer.linear2(layer.linear1(y).relu()))
-    got = block(x, memory=memory, memory_keys=memory + memory_positions, positions=positions)
-    torch.testing.assert_close(got, y, **EXACT)
+    source = Memory(memory + memory_positions, memory)
+    torch.testing.assert_close(block(x, memory=source, positions=positions), y, **EXACT)
 
-    stack = Decoder(OPTIONS, layers=1, final_norm=False).double()
+    stack = Stack(OPTIONS, layers=1, final_norm=False, cross=True).double()
     stack.blocks[0].load_state_dict(block.state_dict())
-    (got,) = stack(x, memory=memory, positions=positions, memory_positions=memory_positions)
-    torch.testing.assert_close(got, y, **EXACT)
+    torch.testing.assert_close(stack(x, memory=source, positions=positions), y, **EXACT)
 
 
 @both_orders
 def test_positions_of_an_encoder_go_to_every_block(pre_norm: bool) -> None:
-    stack = redrawn(Encoder(replace(OPTIONS, pre_norm=pre_norm), layers=2))
+    stack = redrawn(Stack(replace(OPTIONS, pre_norm=pre_norm), layers=2, final_norm=pre_norm))
     _, layer = encoder_pair(pre_norm)
     x, positions = draw(*X), draw(1, TOKENS, 12)
     y = x
@@ -189,26 +187,27 @@ def test_positions_of_an_encoder_go_to_every_block(pre_norm: bool) -> None:
 
 @pytest.mark.parametrize("masked_out", ["one image", "everything"])
 def test_tokens_that_may_look_nowhere_stay_finite_through_a_stack(masked_out: str) -> None:
-    encoder = redrawn(Encoder(OPTIONS, layers=2))
-    decoder = redrawn(Decoder(OPTIONS, layers=2, final_norm=True), 1)
+    encoder = redrawn(Stack(OPTIONS, layers=2, final_norm=False))
+    decoder = redrawn(Stack(OPTIONS, layers=2, final_norm=True, cross=True), 1)
     real = torch.ones(BATCH, 1, 1, MEMORY, dtype=torch.bool)
     real[0] = False
     if masked_out == "everything":
         real[:] = False
     x, memory = draw(*X), draw(*Y)
     seen = encoder(memory, may_look=real)
-    y = torch.stack(decoder(x, memory=seen, may_look_at_memory=real))
+    y = torch.stack(decoder.every(x, memory=Memory(seen, seen, real)))
     gradients = torch.autograd.grad(y.square().sum(), [x, memory, *decoder.parameters(), *encoder.parameters()])
     assert y.isfinite().all() and all(gradient.isfinite().all() for gradient in gradients)
     if masked_out == "one image":
-        alone = torch.stack(decoder(x[1:], memory=encoder(memory[1:])))
+        seen = encoder(memory[1:])
+        alone = torch.stack(decoder.every(x[1:], memory=Memory(seen, seen)))
         torch.testing.assert_close(y[:, 1:], alone, **EXACT)
 
 
 @pytest.mark.parametrize("place", ["dropout", "attention_dropout", "hidden_dropout"])
 def test_each_dropout_acts_in_training_and_not_in_evaluation(place: str) -> None:
-    still = redrawn(EncoderBlock(OPTIONS))
-    block = EncoderBlock(replace(OPTIONS, **{place: 0.5})).double()
+    still = redrawn(Block(OPTIONS))
+    block = Block(replace(OPTIONS, **{place: 0.5})).double()
     block.load_state_dict(still.state_dict())
     x = draw(*X)
     torch.manual_seed(0)
@@ -232,7 +231,7 @@ def test_hidden_dropout_stands_behind_the_activation() -> None:
 
 
 def test_another_activation_is_used() -> None:
-    ours = redrawn(EncoderBlock(replace(OPTIONS, activation=nn.GELU)))
+    ours = redrawn(Block(replace(OPTIONS, activation=nn.GELU)))
     theirs = nn.TransformerEncoderLayer(12, 3, 20, 0.0, "gelu", batch_first=True)
     same_weights(ours, theirs)
     torch.testing.assert_close(ours(draw(*X)), theirs(draw(*X)), **EXACT)
@@ -251,11 +250,11 @@ def test_layer_scale_multiplies_each_channel_of_what_a_sublayer_adds(pre_norm: b
 
 
 def test_layer_scale_starts_at_its_first_value_in_both_residuals_of_all_blocks() -> None:
-    scaled = Encoder(replace(OPTIONS, layer_scale=1e-5), layers=2)
+    scaled = Stack(replace(OPTIONS, layer_scale=1e-5), layers=2, final_norm=False)
     scales = {name: value for name, value in scaled.named_parameters() if name.endswith("scale")}
     assert {*scales} == {f"blocks.{i}.residuals.{j}.scale" for i in range(2) for j in range(2)}
     assert all(torch.equal(value, torch.full((12,), 1e-5)) for value in scales.values())
-    assert not any("scale" in name for name in Encoder(OPTIONS, layers=2).state_dict())
+    assert not any("scale" in name for name in Stack(OPTIONS, layers=2, final_norm=False).state_dict())
 
 
 def test_layer_scale_comes_after_dropout_and_before_the_sum() -> None:
@@ -292,7 +291,7 @@ def test_drop_path_changes_nothing_in_expectation_and_samples_drop_for_themselve
 
 
 def test_both_sublayers_of_a_block_drop_for_themselves() -> None:
-    block = EncoderBlock(replace(OPTIONS, pre_norm=True, drop_path=0.5))
+    block = Block(replace(OPTIONS, pre_norm=True, drop_path=0.5))
     torch.manual_seed(0)
     for parameter in block.parameters():
         nn.init.normal_(parameter, std=0.5)
@@ -320,8 +319,9 @@ def test_a_skipped_sublayer_gets_no_gradient_from_its_sample() -> None:
 
 @both_orders
 def test_drop_path_and_layer_scale_do_nothing_else_in_evaluation(pre_norm: bool) -> None:
-    still = redrawn(Encoder(replace(OPTIONS, pre_norm=pre_norm, layer_scale=1.0), layers=3))
-    dropping = Encoder(replace(OPTIONS, pre_norm=pre_norm, layer_scale=1.0, drop_path=0.9), layers=3).double()
+    still = redrawn(Stack(replace(OPTIONS, pre_norm=pre_norm, layer_scale=1.0), layers=3, final_norm=pre_norm))
+    options = replace(OPTIONS, pre_norm=pre_norm, layer_scale=1.0, drop_path=0.9)
+    dropping = Stack(options, layers=3, final_norm=pre_norm).double()
     dropping.load_state_dict(still.state_dict())
     x = draw(*X)
     assert torch.equal(dropping.eval()(x), still(x))
@@ -333,7 +333,7 @@ def test_drop_path_and_layer_scale_do_nothing_else_in_evaluation(pre_norm: bool)
     ("layers", "rates"), [(1, [0.0]), (2, [0.0, 0.2]), (5, [0.0, 0.05, 0.1, 0.15, 0.2])], ids=["one", "two", "five"]
 )
 def test_drop_path_grows_linearly_over_the_depth(layers: int, rates: list[float]) -> None:
-    stack = Encoder(replace(OPTIONS, drop_path=0.2), layers=layers)
+    stack = Stack(replace(OPTIONS, drop_path=0.2), layers=layers, final_norm=False)
     found = [[residual.drop_path for residual in block.residuals] for block in stack.blocks]
     assert found == [pytest.approx([rate, rate]) for rate in rates]
 
@@ -341,7 +341,7 @@ def test_drop_path_grows_linearly_over_the_depth(layers: int, rates: list[float]
 def test_every_attention_of_a_stack_norms_its_queries_and_keys_when_asked() -> None:
     for qk_norm, kind in ((True, nn.LayerNorm), (False, nn.Identity)):
         options = replace(OPTIONS, qk_norm=qk_norm)
-        stacks = nn.ModuleList([Encoder(options, layers=2), Decoder(options, layers=2, final_norm=True)])
+        stacks = nn.ModuleList([Stack(options, layers=2, final_norm=True, cross=cross) for cross in (False, True)])
         attentions = [part for part in stacks.modules() if isinstance(part, Attention)]
         assert len(attentions) == 6
         assert all(type(norm) is kind for part in attentions for norm in (part.q_norm, part.k_norm))
@@ -349,14 +349,14 @@ def test_every_attention_of_a_stack_norms_its_queries_and_keys_when_asked() -> N
 
 def test_every_norm_takes_the_given_eps() -> None:
     options = replace(OPTIONS, pre_norm=True, qk_norm=True, norm_eps=0.02)
-    for module in (Encoder(options, layers=2), DecoderBlock(options), Decoder(options, layers=1, final_norm=True)):
+    for module in (Block(options, cross=True), Stack(options, layers=2, final_norm=True, cross=True)):
         norms = [part for part in module.modules() if isinstance(part, nn.LayerNorm)]
         assert norms and {norm.eps for norm in norms} == {0.02}
 
 
 def test_without_its_final_norm_an_encoder_hands_out_the_plain_sum() -> None:
-    ours = redrawn(Encoder(replace(OPTIONS, pre_norm=True), layers=2))
-    bare = Encoder(replace(OPTIONS, pre_norm=True), layers=2, final_norm=False).double()
+    ours = redrawn(Stack(replace(OPTIONS, pre_norm=True), layers=2, final_norm=True))
+    bare = Stack(replace(OPTIONS, pre_norm=True), layers=2, final_norm=False).double()
     bare.load_state_dict({name: value for name, value in ours.state_dict().items() if not name.startswith("norm.")})
     x = draw(*X)
     torch.testing.assert_close(ours.norm(bare(x)), ours(x), rtol=0, atol=0)
@@ -367,30 +367,82 @@ def test_without_its_final_norm_an_encoder_hands_out_the_plain_sum() -> None:
 
 @both_orders
 @pytest.mark.parametrize("with_positions", [False, True], ids=["plain", "positions"])
-def test_token_by_token_a_decoder_gives_what_it_gives_for_all_at_once(pre_norm: bool, with_positions: bool) -> None:
-    """With a cache for each block, of every block's output; a memory's positions are in its keys and not its values."""
-    decoder = redrawn(Decoder(replace(OPTIONS, pre_norm=pre_norm), layers=3, final_norm=pre_norm))
+@pytest.mark.parametrize("pieces", [[1] * 9, [4, 3, 1, 1]], ids=["tokens", "chunks"])
+def test_piece_by_piece_a_stack_gives_what_it_gives_for_all_at_once(
+    pre_norm: bool, with_positions: bool, pieces: list[int]
+) -> None:
+    """With a cache for each block; a memory's positions are in its keys and not its values."""
+    decoder = redrawn(Stack(replace(OPTIONS, pre_norm=pre_norm), layers=3, final_norm=pre_norm, cross=True))
     x, memory = draw(BATCH, 9, 12), draw(BATCH, MEMORY, 12)
-    positions = draw(1, MEMORY, 12) if with_positions else None
+    keys = memory + draw(1, MEMORY, 12) if with_positions else memory
     real = (torch.arange(MEMORY) < torch.tensor([[MEMORY], [2]]))[:, None, None]
-    whole = {"memory": memory, "memory_positions": positions, "may_look_at_memory": real}
-    expected = decoder(x, causal=True, **whole)
-    caches = decoder.remember(memory, positions)
-    for n in range(9):
-        outputs = decoder(x[:, n : n + 1], caches=caches, may_look_at_memory=real)
-        assert len(outputs) == 3
-        for found, wanted in zip(outputs, expected, strict=True):
-            torch.testing.assert_close(found, wanted[:, n : n + 1], **EXACT)
+    expected = decoder(x, causal=True, memory=Memory(keys, memory, real))
+    caches = decoder.caches(Memory(keys, memory))
+    outputs = [
+        decoder(piece, causal=True, caches=caches, memory=Memory(None, None, real)) for piece in x.split(pieces, 1)
+    ]
+    torch.testing.assert_close(torch.cat(outputs, dim=1), expected, **EXACT)
     assert len(caches) == 3 and all(isinstance(cache, BlockCache) for cache in caches)
     assert {(cache.own.length, cache.memory.length) for cache in caches} == {(9, MEMORY)}
 
 
 @both_orders
-def test_without_every_a_decoder_hands_out_the_last_output_alone(pre_norm: bool) -> None:
-    options = replace(OPTIONS, pre_norm=pre_norm)
-    decoder = redrawn(Decoder(options, layers=3, final_norm=pre_norm))
-    short = Decoder(options, layers=3, final_norm=pre_norm, every=False).double()
-    short.load_state_dict(decoder.state_dict())
+def test_the_last_of_every_output_is_the_output(pre_norm: bool) -> None:
+    decoder = redrawn(Stack(replace(OPTIONS, pre_norm=pre_norm), layers=3, final_norm=pre_norm, cross=True))
     x, memory = draw(*X), draw(BATCH, MEMORY, 12)
-    (found,) = short(x, memory=memory)
-    assert torch.equal(found, decoder(x, memory=memory)[-1])
+    outputs = decoder.every(x, memory=Memory(memory, memory))
+    assert len(outputs) == 3 and torch.equal(decoder(x, memory=Memory(memory, memory)), outputs[-1])
+
+
+# Attentions that are handed in.
+
+
+class Averaging(nn.Module):
+    """An attention that looks at all values alike, and adds its guide."""
+
+    def forward(self, *, v: Tensor, guide: Tensor, **_: Any) -> Tensor:
+        """v (B, M, C) -> (B, 1, C)."""
+        return v.mean(dim=1, keepdim=True) + guide
+
+
+def test_attentions_that_are_handed_in_take_the_place_of_ours_and_get_the_guide() -> None:
+    options = replace(OPTIONS, pre_norm=True)
+    guide, x, memory = draw(12), draw(*X), draw(*Y)
+    source = Memory(memory, memory)
+    own = redrawn(Block(options, attention=Averaging()))
+    y = x + own.residuals[0].norm(x).mean(dim=1, keepdim=True) + guide
+    expected = y + own.feed_forward(own.residuals[1].norm(y))
+    torch.testing.assert_close(own(x, guide=guide), expected, **EXACT)
+    assert not any("attention" in name for name in own.state_dict())
+
+    stack = redrawn(Stack(options, layers=2, final_norm=False, cross=True, cross_attention=lambda i: Averaging()))
+    y = x
+    for block in stack.blocks:
+        z = block.residuals[0].norm(y)
+        y = y + block.attention(q=z, k=z, v=z)
+        y = y + memory.mean(dim=1, keepdim=True) + guide
+        y = y + block.feed_forward(block.residuals[2].norm(y))
+    torch.testing.assert_close(stack(x, memory=source, guide=guide), y, **EXACT)
+
+
+def test_a_stack_hands_its_attentions_in_by_number() -> None:
+    numbers: list[int] = []
+
+    def numbered(i: int) -> nn.Module:
+        numbers.append(i)
+        return Averaging()
+
+    Stack(OPTIONS, layers=3, final_norm=False, attention=numbered)
+    assert numbers == [0, 1, 2]
+
+
+def test_options_reach_every_attention_and_norm() -> None:
+    options = replace(OPTIONS, pre_norm=True, norm="rms", qk_norm=True, attention_width=18, attention_bias=False)
+    stack = Stack(options, layers=2, final_norm=True, cross=True)
+    attentions = [module for module in stack.modules() if isinstance(module, Attention)]
+    assert len(attentions) == 4
+    for attention in attentions:
+        assert attention.in_proj.weight.shape == (54, 12) and attention.out_proj.weight.shape == (12, 18)
+        assert attention.in_proj.bias is None and attention.out_proj.bias is None
+    norms = [module for module in stack.modules() if isinstance(module, nn.RMSNorm)]
+    assert len(norms) == 2 * 3 + 4 * 2 + 1 and not any(isinstance(module, nn.LayerNorm) for module in stack.modules())

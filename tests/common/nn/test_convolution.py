@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from common.machine.seeds import generator
 from common.nn import convolution as convolutions
+from common.nn import kernels
 from common.nn.convolution import FrozenBatchNorm, convolution, layer
 from common.nn.resnet import Backbone, BackboneOptions
 
-pytestmark = pytest.mark.skipif(convolutions._FUSED is None, reason="this PyTorch has no oneDNN")
+pytestmark = pytest.mark.skipif(kernels._CONVOLUTION is None, reason="this PyTorch has no oneDNN")
 KINDS = {
     "1x1": (8, 16, 1),
     "3x3": (16, 16, 3),
@@ -69,8 +70,8 @@ def test_the_fused_kernel_computes_what_the_definitions_say(kind: str, with_shor
 def test_only_where_no_gradient_is_wanted_is_the_kernel_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     conv, norm, x, shortcut, _ = parts("3x3")
     asked = []
-    fused = convolutions._fused
-    monkeypatch.setattr(convolutions, "_fused", lambda *given: asked.append(1) or fused(*given))
+    fused = kernels.convolution_relu
+    monkeypatch.setattr(kernels, "convolution_relu", lambda *given: asked.append(1) or fused(*given))
     layer(conv, norm, x).sum().backward()
     assert not asked and conv.weight.grad is not None
     conv.requires_grad_(False)
@@ -115,3 +116,15 @@ def test_what_inference_kept_stands_in_the_way_of_no_gradient_and_of_no_copy(kin
         expected = layer(conv, norm, x)
     for other in (copy.deepcopy(norm), pickle.loads(pickle.dumps(norm))):
         assert torch.equal(layer(conv, other, x), expected)
+
+
+@pytest.mark.parametrize("kind", ["1x1", "3x3"])
+def test_a_weight_and_a_statistic_changed_through_data_are_seen(kind: str) -> None:
+    conv, norm, x, _, _ = parts(kind)
+    with torch.no_grad():
+        layer(conv, norm, x)
+        for tensor in (conv.weight, *norm.buffers()):
+            tensor.data.mul_(1.5)
+            torch.testing.assert_close(
+                layer(conv, norm, x).double(), formula(conv, norm, x, None, None), rtol=1e-5, atol=1e-4
+            )

@@ -1,0 +1,275 @@
+"""Products by oneDNN against torch's own, and packed weights that no change of a weight may escape."""
+
+import copy
+import io
+import pickle
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common.nn import kernels
+from common.nn.kernels import Parameter, linear
+from common.nn.linear import Linear, Projections
+from common.train import optim
+from common.train.optim import OptimizerOptions
+
+OPTIONS = OptimizerOptions(
+    name="adamw",
+    lr=0.1,
+    weight_decay=0.0,
+    decay_norms=False,
+    betas=(0.9, 0.999),
+    eps=1e-8,
+    momentum=0.0,
+    rates={},
+    layer_decay=1.0,
+    reference_batch=None,
+    scaling="linear",
+)
+# Sums of 48 products of unit normals in another order: some units in the last place of values up to 30.
+CLOSE = {"rtol": 1e-5, "atol": 2e-5}
+
+INPUTS: dict[str, Callable[[], Tensor]] = {
+    "a vector": lambda: torch.randn(48),
+    "a matrix": lambda: torch.randn(5, 48),
+    "a batch": lambda: torch.randn(2, 5, 48),
+    "four axes": lambda: torch.randn(2, 3, 5, 48),
+    "a swapped view": lambda: torch.randn(5, 2, 48).transpose(0, 1),
+    "a strided view": lambda: torch.randn(2, 48, 10).transpose(1, 2)[:, ::2],
+    "one row for all": lambda: torch.randn(1, 48).expand(5, 48),
+    "nothing": lambda: torch.randn(0, 48),
+}
+
+
+def results(call: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Tensor | None) -> list[Tensor]:
+    """The product, and the gradients of everything by a gradient that is the same for all who call."""
+    leaves = [part.detach().clone().requires_grad_() for part in (x, weight, bias) if part is not None]
+    out = call(*leaves)
+    gradient = torch.linspace(-1, 1, out.numel()).view_as(out)
+    return [out.detach(), *torch.autograd.grad(out, leaves, gradient)]
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Shapes of the weights with which oneDNN was asked; skips where torch comes without it."""
+    if kernels._PRODUCT is None:
+        pytest.skip("this torch has no oneDNN")
+    shapes: list[tuple[int, ...]] = []
+    product = kernels._PRODUCT
+
+    def spied(x: Tensor, weight: Tensor, *rest: object) -> Tensor:
+        shapes.append(tuple(weight.shape))
+        return product(x, weight, *rest)
+
+    monkeypatch.setattr(kernels, "_PRODUCT", spied)
+    return shapes
+
+
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("outputs", [20, 80])
+@pytest.mark.parametrize("kind", INPUTS)
+def test_values_and_gradients_are_those_of_torch(kind, outputs, biased):
+    torch.manual_seed(0)
+    x, weight, bias = INPUTS[kind](), torch.randn(outputs, 48), torch.randn(outputs) if biased else None
+    for ours, theirs in zip(results(linear, x, weight, bias), results(F.linear, x, weight, bias), strict=True):
+        torch.testing.assert_close(ours, theirs, **CLOSE)
+
+
+def test_a_gradient_that_is_one_number_for_all_is_taken():
+    torch.manual_seed(0)
+    weight, x = torch.randn(20, 48, requires_grad=True), torch.randn(5, 48)
+    linear(x, weight).sum().backward()
+    assert weight.grad is not None
+    torch.testing.assert_close(weight.grad, x.sum(0).expand(20, -1), **CLOSE)
+
+
+def test_only_the_gradients_that_are_wanted_are_computed(asked):
+    weight, x = torch.randn(20, 48), torch.randn(5, 48, requires_grad=True)
+    linear(x, weight).sum().backward()
+    assert asked == [(20, 48), (48, 20)] and weight.grad is None
+
+
+def test_single_precision_on_the_cpu_goes_to_onednn(asked):
+    with torch.no_grad():
+        Linear(48, 20)(torch.randn(5, 48))
+    assert asked == [(20, 48)]
+
+
+@pytest.mark.parametrize("kind", ["float64", "bfloat16", "autocast", "compiled", "switched off"])
+def test_what_does_not_suit_goes_the_plain_way_and_is_right(kind, asked):
+    torch.manual_seed(0)
+    layer, x = Linear(48, 20), torch.randn(5, 48)
+    plain = nn.Linear(48, 20)
+    plain.load_state_dict(layer.state_dict())
+    call: Callable[[Tensor], Tensor] = layer
+    if kind in ("float64", "bfloat16"):
+        dtype = getattr(torch, kind)
+        layer, plain, x = layer.to(dtype), plain.to(dtype), x.to(dtype)
+    if kind == "compiled":
+        call = torch.compile(copy.deepcopy(layer), backend="eager", fullgraph=True)
+    with torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"):
+        with torch.backends.mkldnn.flags(enabled=kind != "switched off"):
+            ours, theirs = call(x), plain(x)
+    assert ours.dtype == theirs.dtype and asked == []
+    torch.testing.assert_close(ours, theirs)
+
+
+PACKED_ROWS = 5
+
+
+def agrees(layer: Linear) -> None:
+    """Twice: from a weight that is packed now, and from the one that is kept."""
+    x = torch.randn(PACKED_ROWS, 48)
+    with torch.no_grad():
+        for _ in range(2):
+            torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias), **CLOSE)
+
+
+def learn(layer: Linear) -> None:
+    """Gradients by torch's own operations: a compiled forward pass does not come by `kernels.linear` either."""
+    layer.weight.grad = layer.bias.grad = None
+    F.linear(torch.randn(PACKED_ROWS, 48), layer.weight, layer.bias).square().sum().backward()
+
+
+CHANGES: dict[str, Callable[[Linear], object]] = {
+    "in place": lambda layer: layer.weight.detach().mul_(2),
+    "through data": lambda layer: layer.weight.data.mul_(2),
+    "one number through data": lambda layer: layer.weight.data.__setitem__((3, 4), 7.0),
+    "other data": lambda layer: setattr(layer.weight, "data", torch.randn(20, 48)),
+    "through a state dict": lambda layer: layer.state_dict()["weight"].mul_(2),
+    "a loaded state dict": lambda layer: layer.load_state_dict(Linear(48, 20).state_dict()),
+    "an assigned state dict": lambda layer: layer.load_state_dict(Linear(48, 20).state_dict(), assign=True),
+    "another parameter": lambda layer: setattr(layer, "weight", Parameter(torch.randn(20, 48))),
+    "a plain parameter": lambda layer: setattr(layer, "weight", nn.Parameter(torch.randn(20, 48))),
+    "another type and back": lambda layer: layer.double().float().weight.data.mul_(2),
+    "swapped tensors": lambda layer: torch.utils.swap_tensors(layer.weight, Parameter(torch.randn(20, 48))),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_weight_that_changes_is_packed_anew(change: str) -> None:
+    torch.manual_seed(0)
+    layer = Linear(48, 20)
+    before = layer.weight.detach().clone()
+    agrees(layer)
+    CHANGES[change](layer)
+    assert not torch.equal(layer.weight.detach(), before)
+    agrees(layer)
+
+
+@pytest.mark.parametrize("how", ["fused", "foreach", "plain"])
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD])
+def test_what_an_optimizer_changes_is_packed_anew(kind: type[torch.optim.Optimizer], how: str) -> None:
+    """Fused ones write without counting; here an inference comes before each step, and between gradients and step."""
+    torch.manual_seed(0)
+    layer = Linear(48, 20)
+    optimizer = kind(layer.parameters(), lr=0.1, fused=how == "fused", foreach=how == "foreach")  # type: ignore[call-arg]
+    for _ in range(3):
+        learn(layer)
+        agrees(layer)
+        before = layer.weight.detach().clone()
+        optimizer.step()
+        assert not torch.equal(layer.weight.detach(), before)
+        agrees(layer)
+
+
+def test_our_optimizers_change_what_is_packed() -> None:
+    torch.manual_seed(0)
+    layer = Linear(48, 20)
+    optimizer = optim.build(layer, OPTIONS)
+    agrees(layer)
+    learn(layer)
+    optimizer.step()
+    agrees(layer)
+
+
+def test_reading_data_and_gradients_between_the_passes_harms_no_gradient() -> None:
+    torch.manual_seed(0)
+    layer, x = Linear(48, 20), torch.randn(PACKED_ROWS, 48)
+    loss = layer(x).square().sum()
+    assert layer.weight.data.shape == (20, 48) and layer.weight.grad is None
+    loss.backward()
+    assert layer.weight.grad is not None
+
+
+def test_weights_are_packed_for_few_rows_only_and_packed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    if kernels._PACK is None:
+        pytest.skip("this torch has no oneDNN")
+    packed: list[int] = []
+    pack = kernels._PACK
+    monkeypatch.setattr(kernels, "_PACK", lambda weight: packed.append(len(weight)) or pack(weight))
+    layer = Projections(48, 60)
+    with torch.no_grad():
+        for count in (1, kernels.MOST_PACKED_ROWS + 1):
+            layer(torch.randn(count, 48))
+        assert packed == []
+        for count in (2, 5, kernels.MOST_PACKED_ROWS):
+            layer(torch.randn(count, 48))
+            layer(torch.randn(count, 48), rows=slice(0, 20))
+        assert packed == [60, 20]
+        layer.weight = nn.Parameter(layer.weight.detach())
+        layer(torch.randn(5, 48))
+    assert packed == [60, 20], "changes of a plain parameter are not counted, so it is not packed"
+
+
+def test_a_counted_parameter_survives_what_is_done_with_models() -> None:
+    torch.manual_seed(0)
+    layer, x = Linear(48, 20), torch.randn(PACKED_ROWS, 48)
+    with torch.no_grad():
+        expected = layer(x)
+    for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert other.copies._entries == {}, "copies and pickles have no part of what is packed"
+        with torch.no_grad():
+            assert torch.equal(other(x), expected)
+            other.weight.data.mul_(0)
+            torch.testing.assert_close(other(x), layer.bias.detach().expand(PACKED_ROWS, -1))
+            assert torch.equal(layer(x), expected)
+    assert type(copy.deepcopy(layer).weight) is Parameter and type(copy.deepcopy(layer).double().weight) is Parameter
+
+    file = io.BytesIO()
+    torch.save(layer.state_dict(), file)
+    file.seek(0)
+    tensors = torch.load(file, weights_only=True)
+    assert {name: type(tensor) for name, tensor in tensors.items()} == {"weight": Tensor, "bias": Tensor}
+
+    program = torch.export.export(layer, (x,)).module()
+    compiled = torch.compile(copy.deepcopy(layer), backend="aot_eager", fullgraph=True)
+    for call in (program, compiled):
+        torch.testing.assert_close(call(x), F.linear(x, layer.weight, layer.bias), **CLOSE)
+    compiled(x).sum().backward()
+
+
+def test_other_tensor_types_go_the_plain_way(asked: list[tuple[int, ...]]) -> None:
+    class Other(Tensor):
+        pass
+
+    layer, x = Linear(48, 20), torch.randn(5, 48)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            layer(x.as_subclass(Other)).as_subclass(Tensor), F.linear(x, layer.weight, layer.bias)
+        )
+    assert asked == []
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_some_rows_are_those_of_the_whole(precision):
+    torch.manual_seed(0)
+    layer, x = Projections(48, 20), torch.randn(5, 48)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        whole = layer(x)
+        for rows in (slice(0, 7), slice(7, 20), slice(None)):
+            for _ in range(2):  # the second time from what was kept
+                torch.testing.assert_close(layer(x, rows=rows), whole[:, rows])
+        assert whole.dtype == (torch.bfloat16 if precision == "bf16" else torch.float32)
+
+
+def test_bf16_rounds_as_autocast_does():
+    torch.manual_seed(0)
+    layer, x = Linear(48, 20), torch.randn(5, 48)
+    with torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad():
+            ours = layer(x)
+        torch.testing.assert_close(ours, F.linear(x, layer.weight, layer.bias), rtol=8e-3, atol=8e-3)
