@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 MOST_PACKED_ROWS = 32  # in fp32 packed weights are faster from 2 rows to here (up to twice), and else slower or equal
 
-_ONEDNN = torch.ops.mkldnn if torch.backends.mkldnn.is_available() else None  # type: ignore[no-untyped-call]
+_ONEDNN = torch.ops.mkldnn if torch.backends.mkldnn.is_available() else None
 _PRODUCT = getattr(_ONEDNN, "_linear_pointwise", None)
 _PACK = getattr(_ONEDNN, "_reorder_linear_weight", None)
 _CONVOLUTION = getattr(_ONEDNN, "_convolution_pointwise", None)

@@ -166,7 +166,7 @@ class Transformer(nn.Module):
         state.tokens = prompts.shape[1]
         state.ancestors = state.ancestors.new_ones(len(prompts), 1, state.tokens)
         x = self._embed(prompts, self.embedding)  # (B, N, C)
-        x = self.decoder(x, causal=True, may_look_at_memory=state.real, caches=state.caches)[-1]
+        x = self.decoder(x, causal=True, memory=Memory(None, None, state.real), caches=state.caches)
         return self._logits(x[:, -1])
 
     def reorder(self, state: State, rows: Tensor) -> State:
