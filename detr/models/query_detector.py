@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from common.machine.device import full_precision
 
 # The answers of one layer, a tensor (B, R, ...) for each head: logits (B, R, K'), boxes_cxcywh (B, R, 4) relative to
-# each image, and what other heads add. Optional: real (B, R), the rows that are not padding; set, a word that names a set
-# of answers of its own, with its own number of rows ("proposals", "hints"; without it "queries").
+# each image, and what other heads add. Optional: real (B, R), the rows that are not padding; set, a word that names a
+# set of answers of its own, with its own number of rows ("proposals", "hints"; without it "queries").
 Outputs = dict[str, Any]
 
 

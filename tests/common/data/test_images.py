@@ -99,9 +99,8 @@ def test_normalising_agrees_with_a_plain_computation_and_padding_is_zero(way, mo
     images = torch.zeros(2, 3, 6, 9, dtype=torch.uint8)
     sizes = torch.tensor([[6, 5], [4, 9]])
     for image, (height, width) in zip(images, sizes.tolist(), strict=True):
-        image[:, :height, :width] = torch.randint(
-            0, 256, (3, height, width), dtype=torch.uint8, generator=generator("image")
-        )
+        pixels = torch.randint(0, 256, (3, height, width), generator=generator("image"))
+        image[:, :height, :width] = pixels
     floats, half = normalise(images, sizes), normalise(images, sizes, torch.bfloat16)
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     for i, (height, width) in enumerate(sizes.tolist()):
