@@ -87,7 +87,7 @@ def normalise(images: Tensor, sizes: Tensor, dtype: torch.dtype = torch.float32)
     scale, shift = 1 / (255 * std), mean / std
     scaled = _in_strips if images.device.type == "cpu" else _at_once
     floats = scaled(pixels, sizes.to(images.device), scale, shift, dtype)
-    return floats.unflatten(2, (width, 3)).permute(0, 3, 1, 2)  # -> (B, 3, H, W), channels last in memory
+    return floats.reshape(*floats.shape[:2], width, 3).permute(0, 3, 1, 2)  # -> (B, 3, H, W), channels last in memory
 
 
 def _in_strips(pixels: Tensor, sizes: Tensor, scale: Tensor, shift: Tensor, dtype: torch.dtype) -> Tensor:

@@ -120,9 +120,9 @@ class Detector(QueryDetector):
         if real is None:
             height, width = features.shape[-2:]
             real = torch.ones(1, height, width, dtype=torch.bool, device=features.device)
-        if self.positions is not None:
-            return self.positions(real).to(features.dtype)
-        return sine_2d(real, self.width, self.position_options.temperature).to(features.dtype)
+        learned: Tensor | None = None if self.positions is None else self.positions(real)
+        positions = sine_2d(real, self.width, self.position_options.temperature) if learned is None else learned
+        return positions.to(features.dtype)
 
 
 class BoxHead(nn.Sequential):

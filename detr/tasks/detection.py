@@ -194,7 +194,7 @@ class Detection:
         return answer["boxes"][keep], answer["labels"][keep], answer["scores"][keep]
 
     def _name(self, label: Tensor) -> str:
-        return self.categories[int(label)]["name"]
+        return str(self.categories[int(label)]["name"])
 
     def metric(self, split: Split) -> CocoMetric:
         """COCO average precision on the uncleaned ground truth of `split`.

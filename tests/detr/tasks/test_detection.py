@@ -86,6 +86,14 @@ def test_another_number_of_queries_than_the_models_is_refused(task):
         task.loss(Answers(7), batch, task.normalisers(batch))
 
 
+def test_sigmoid_classification_needs_a_logit_for_each_class(task):
+    task.classification = "sigmoid"
+    assert task.model_arguments() == {"classes": 4, "logits": 4}
+    batch = task.data.collate([task.data.sample("train", 0, None)])
+    with pytest.raises(UserError, match=r"classification=sigmoid needs a logit for each of the 4 classes.* has 5"):
+        task.loss(Answers(12), batch, task.normalisers(batch))
+
+
 def test_the_divisors_count_matched_and_unmatched_queries(task):
     """Q = 12, weight of "no object" 0.1: images with 2, 0 and 20 objects give 2 + 1.0, 1.2 and 12."""
     expected = {"queries.class": pytest.approx(16.2), "queries.box": 22.0, "queries.giou": 22.0}
