@@ -73,11 +73,20 @@ def by_set(layers: Sequence[Outputs]) -> dict[str, list[Outputs]]:
     return sets
 
 
-def stacked(layers: Sequence[Outputs]) -> Outputs:
+def stacked(layers: Outputs | Sequence[Outputs]) -> Outputs:
     """The tensors that all L layers have, (L, B, R, ...), floats in fp32 at least; `real` stays (B, R)."""
+    if isinstance(layers, dict):
+        return {name: _at_least_fp32(value) for name, value in layers.items()}
     names = [name for name in layers[-1] if all(name in layer for layer in layers)]
     every = {name: _at_least_fp32(torch.stack([layer[name] for layer in layers])) for name in names if name != "real"}
     return every | {name: layers[-1][name] for name in names if name == "real"}
+
+
+def last_of(layers: Outputs | Sequence[Outputs]) -> Outputs:
+    """The last layer as `stacked` would give it alone."""
+    if isinstance(layers, dict):
+        return stacked({name: value if name == "real" else value[-1:] for name, value in layers.items()})
+    return stacked(layers[-1:])
 
 
 def logits_for(classification: Classification, classes: int) -> int:

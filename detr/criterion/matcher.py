@@ -100,7 +100,6 @@ def match(costs: Sequence[Cost], outputs: Outputs, targets: Targets) -> Matches:
     """
     table: np.ndarray = np.zeros((4, 0), dtype=np.int64)
     if max(targets.counts, default=0):
-        targets = targets._replace(boxes=targets.boxes.to(outputs["boxes_cxcywh"].dtype))
         cost = total(costs, outputs, targets.padded())
         # A model that has diverged must reach the trainer's guard, which names the step, and not fail here.
         host = cost.float().nan_to_num(nan=NOT_FINITE, posinf=NOT_FINITE, neginf=-NOT_FINITE).cpu().numpy()

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from common.errors import UserError
 from common.types import Fraction, NonNegativeFloat
-from detr.criterion.answers import Classification, Matches, Outputs, Targets, stacked
+from detr.criterion.answers import Classification, Matches, Outputs, Targets, last_of, stacked
 from detr.criterion.matcher import ClassCost, Cost, FocalCost, GiouCost, L1Cost, MatcherOptions, match
-from detr.criterion.terms import L1, CrossEntropy, Focal, Giou, Term
+from detr.criterion.terms import L1, Comparison, CrossEntropy, Focal, Giou, Term
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,26 +56,28 @@ class Criterion:
     def __call__(
         self,
         name: str,
-        layers: Sequence[Outputs],
+        layers: Outputs | Sequence[Outputs],
         targets: Targets,
         normalisers: Mapping[str, float],
         matches: Matches | None = None,
     ) -> dict[str, Tensor]:
-        """The weighted terms (L,) of the set `name`, for the answers of its L layers.
+        """The weighted terms (L,) of the set `name`, for the answers of its L layers, a list or already stacked.
 
         Every layer is matched anew, unless `matches` gives the pairs of a layer; `normalisers` are of the whole step.
         """
         outputs = stacked(layers)
-        matches = match(self.costs, outputs, targets) if matches is None else matches.repeated(len(layers))
+        count = len(outputs["logits"])
+        targets = targets._replace(boxes=targets.boxes.to(outputs["boxes_cxcywh"].dtype))
+        matches = match(self.costs, outputs, targets) if matches is None else matches.repeated(count)
+        compared = {"all": Comparison(outputs, targets, matches)}
+        if any(term.layers == "last" for term in self.terms):
+            compared["last"] = Comparison(last_of(layers), targets, matches.of_last(count))
         values = {}
         for term in self.terms:
-            if term.reads not in layers[-1]:
-                continue
-            if term.layers == "all":
-                sums = term(outputs, targets, matches)  # (L,)
-            else:
-                sums = F.pad(term(stacked(layers[-1:]), targets, matches.of_last(len(layers))), (len(layers) - 1, 0))
-            values[term.name] = term.weight * (sums / _divisor(normalisers, f"{name}.{term.name}"))
+            if term.reads in compared[term.layers].outputs:
+                sums = term(compared[term.layers])
+                sums = F.pad(sums, (count - len(sums), 0)) if term.layers == "last" else sums  # (L,)
+                values[term.name] = term.weight * (sums / _divisor(normalisers, f"{name}.{term.name}"))
         return values
 
 
@@ -85,7 +87,8 @@ def summed(sets: Mapping[str, Mapping[str, Tensor]]) -> tuple[Tensor, dict[str, 
     Those are the terms of the last layer of "queries", the sum of the earlier layers' as "auxiliary", and the whole of
     each set beside.
     """
-    totals, parts = [], {}
+    totals: list[Tensor] = []
+    parts: dict[str, Tensor] = {}
     for name, values in sets.items():
         weighted = torch.stack(list(values.values()))  # (terms, L)
         totals.append(weighted.sum())
@@ -95,7 +98,7 @@ def summed(sets: Mapping[str, Mapping[str, Tensor]]) -> tuple[Tensor, dict[str, 
         parts |= dict(zip(values, weighted[:, -1].detach(), strict=True))
         if weighted.shape[1] > 1:
             parts["auxiliary"] = weighted[:, :-1].sum().detach()
-    return torch.stack(totals).sum(), parts
+    return sum(totals[1:], totals[0]), parts
 
 
 def _divisor(normalisers: Mapping[str, float], key: str) -> float:

@@ -13,6 +13,37 @@ from detr.criterion.answers import Matches, Outputs, Targets
 from detr.criterion.boxes import giou, to_xyxy
 
 
+class Comparison:
+    """What a term compares: the answers of L layers, the objects, and the M pairs of both; each is gathered once."""
+
+    def __init__(self, outputs: Outputs, targets: Targets, matches: Matches):
+        self.outputs, self.targets, self.matches = outputs, targets, matches
+        self._answers: dict[str, Tensor] = {}
+
+    @property
+    def rows(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Layer, image and row of each pair, (M,) each."""
+        return self.matches[:3]
+
+    def answers(self, name: str) -> Tensor:
+        """The answers `name` of each pair, (M, ...)."""
+        if name not in self._answers:
+            self._answers[name] = self.outputs[name][self.rows]
+        return self._answers[name]
+
+    def objects(self, values: Tensor) -> Tensor:
+        """Of the values (T, ...) of all objects, those of each pair, (M, ...)."""
+        return values[self.matches.targets]
+
+    def per_layer(self, values: Tensor) -> Tensor:
+        """Sum the values (M,) of pairs by their layer -> (L,)."""
+        return values.new_zeros(len(self.outputs["logits"])).index_add(0, self.matches.layers, values)
+
+    def of_rows(self, values: Tensor) -> Tensor:
+        """Sum the values (L, B, R) of all rows that are no padding by their layer -> (L,)."""
+        return (values if "real" not in self.outputs else values * self.outputs["real"]).sum((1, 2))
+
+
 @dataclass(frozen=True)
 class Term(ABC):
     """One term with its weight in the loss."""
@@ -23,8 +54,8 @@ class Term(ABC):
     layers: ClassVar[Literal["all", "last"]] = "all"
 
     @abstractmethod
-    def __call__(self, outputs: Outputs, targets: Targets, matches: Matches) -> Tensor:
-        """Outputs (L, B, R, ...) -> the sum over rows and images of each layer, (L,)."""
+    def __call__(self, compared: Comparison) -> Tensor:
+        """The sum over the rows and images of each layer, (L,)."""
 
     def normaliser(self, counts: Sequence[int], rows: Sequence[int]) -> float:
         """What a batch adds to the divisor, from the objects and the rows of each image: the number of objects."""
@@ -39,15 +70,14 @@ class CrossEntropy(Term):
     name = "class"
     reads = "logits"
 
-    def __call__(self, outputs: Outputs, targets: Targets, matches: Matches) -> Tensor:
+    def __call__(self, compared: Comparison) -> Tensor:
         """See Term."""
-        logits = outputs["logits"]
+        logits, labels = compared.outputs["logits"], compared.targets.labels
         nothing = logits.shape[-1] - 1
-        where = (matches.layers, matches.images, matches.queries)
-        classes = targets.labels.new_full(logits.shape[:3], nothing).index_put(where, targets.labels[matches.targets])
+        classes = labels.new_full(logits.shape[:3], nothing).index_put(compared.rows, compared.objects(labels))
         nll = F.cross_entropy(logits.flatten(0, 2), classes.flatten(), reduction="none").view_as(classes)  # (L, B, R)
         weight = torch.ones_like(nll).masked_fill(classes == nothing, self.no_object)
-        return _real(nll * weight, outputs).sum((1, 2))
+        return compared.of_rows(nll * weight)
 
     def normaliser(self, counts: Sequence[int], rows: Sequence[int]) -> float:
         """The weights of all rows: min(n, R) have an object, and R - min(n, R) the weight `no_object`."""
@@ -64,16 +94,16 @@ class Focal(Term):
     name = "class"
     reads = "logits"
 
-    def __call__(self, outputs: Outputs, targets: Targets, matches: Matches) -> Tensor:
+    def __call__(self, compared: Comparison) -> Tensor:
         """See Term."""
-        logits = outputs["logits"]
-        where = (matches.layers, matches.images, matches.queries, targets.labels[matches.targets])
+        logits = compared.outputs["logits"]
+        where = (*compared.rows, compared.objects(compared.targets.labels))
         truth = torch.zeros_like(logits).index_put(where, logits.new_ones(()))  # (L, B, R, K)
         nll = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
         probability = logits.sigmoid()
         wrong = probability + truth - 2 * probability * truth  # 1 - p where the class is right, p elsewhere
         weight = (1 - self.alpha) + (2 * self.alpha - 1) * truth
-        return _real((weight * wrong**self.gamma * nll).sum(-1), outputs).sum((1, 2))
+        return compared.of_rows((weight * wrong**self.gamma * nll).sum(-1))
 
 
 @dataclass(frozen=True)
@@ -83,12 +113,10 @@ class L1(Term):
     name = "box"
     reads = "boxes_cxcywh"
 
-    def __call__(self, outputs: Outputs, targets: Targets, matches: Matches) -> Tensor:
+    def __call__(self, compared: Comparison) -> Tensor:
         """See Term."""
-        boxes = outputs["boxes_cxcywh"]
-        chosen = boxes[matches.layers, matches.images, matches.queries]  # (M, 4)
-        truth = targets.boxes.to(boxes.dtype)[matches.targets]
-        return per_layer((chosen - truth).abs().sum(-1), matches, len(boxes))
+        distance = compared.answers("boxes_cxcywh") - compared.objects(compared.targets.boxes)  # (M, 4)
+        return compared.per_layer(distance.abs().sum(-1))
 
 
 @dataclass(frozen=True)
@@ -98,19 +126,7 @@ class Giou(Term):
     name = "giou"
     reads = "boxes_cxcywh"
 
-    def __call__(self, outputs: Outputs, targets: Targets, matches: Matches) -> Tensor:
+    def __call__(self, compared: Comparison) -> Tensor:
         """See Term."""
-        boxes = outputs["boxes_cxcywh"]
-        chosen = boxes[matches.layers, matches.images, matches.queries]  # (M, 4)
-        overlap = giou(to_xyxy(chosen), to_xyxy(targets.boxes.to(boxes.dtype)[matches.targets]))
-        return per_layer(1 - overlap, matches, len(boxes))
-
-
-def per_layer(values: Tensor, matches: Matches, layers: int) -> Tensor:
-    """Sum the values (M,) of pairs by their layer -> (L,)."""
-    return values.new_zeros(layers).index_add(0, matches.layers, values)
-
-
-def _real(values: Tensor, outputs: Outputs) -> Tensor:
-    """Values (L, B, R), zero in rows that are padding."""
-    return values if "real" not in outputs else values * outputs["real"]
+        chosen, truth = compared.answers("boxes_cxcywh"), compared.objects(compared.targets.boxes)  # (M, 4)
+        return compared.per_layer(1 - giou(to_xyxy(chosen), to_xyxy(truth)))

@@ -17,7 +17,7 @@ from transformers.loss.loss_for_object_detection import ForObjectDetectionLoss
 from common.config.check import build
 from common.machine.device import autocast
 from common.machine.seeds import generator
-from detr.criterion.answers import Targets, layers_of
+from detr.criterion.answers import Targets
 from detr.criterion.boxes import to_cxcywh
 from detr.criterion.set_loss import summed
 from detr.tasks.detection import Detection
@@ -110,7 +110,7 @@ def matching_row(setting: Setting, *, objects: int, queries: int) -> Row:
     options = DetrConfig(num_labels=CLASSES, auxiliary_loss=True)
 
     def our() -> Tensor:
-        outputs = layers_of({"logits": logits, "boxes_cxcywh": answers})
+        outputs = {"logits": logits, "boxes_cxcywh": answers}
         normalisers = task.criterion.normalisers("queries", counts, [queries] * len(counts))
         normalisers = {name: value or 1.0 for name, value in normalisers.items()}  # as the trainer does
         objects = Targets(counts, labels, targets)

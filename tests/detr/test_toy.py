@@ -19,7 +19,7 @@ from common.train.step import Stepper
 from detr.criterion.answers import Matches, Outputs, Targets
 from detr.criterion.matcher import MatcherOptions
 from detr.criterion.set_loss import LossOptions
-from detr.criterion.terms import Term, per_layer
+from detr.criterion.terms import Comparison, Term
 from detr.models.detector import BoxHead
 from detr.models.query_detector import Image, Memory, Queries, QueryDetector
 from detr.tasks.detection import Detection, PredictOptions
@@ -95,14 +95,11 @@ class MaskTerm(Term):
     reads = "masks"
     layers = "last"
 
-    def __call__(self, outputs: Outputs, targets: Targets, matches: Matches) -> Tensor:
-        masks = outputs["masks"]
-        chosen = masks[matches.layers, matches.images, matches.queries]  # (M, H, W)
-        assert targets.masks is not None
-        nll = F.binary_cross_entropy_with_logits(
-            chosen, targets.masks[matches.targets].to(chosen.dtype), reduction="none"
-        )
-        return per_layer(nll.mean((1, 2)), matches, len(masks))
+    def __call__(self, compared: Comparison) -> Tensor:
+        assert compared.targets.masks is not None
+        chosen, truth = compared.answers("masks"), compared.objects(compared.targets.masks)  # (M, H, W)
+        nll = F.binary_cross_entropy_with_logits(chosen, truth.to(chosen.dtype), reduction="none")
+        return compared.per_layer(nll.mean((1, 2)))
 
 
 class Curves(MaskTerm):

@@ -13,7 +13,7 @@ from detr.criterion import set_loss
 from detr.criterion.answers import Matches, Targets, detections, layers_of, probabilities
 from detr.criterion.matcher import FocalCost, MatcherOptions, match, total
 from detr.criterion.set_loss import Criterion, LossOptions, summed
-from detr.criterion.terms import CrossEntropy, Focal, Term
+from detr.criterion.terms import Comparison, CrossEntropy, Focal, Term
 
 LAYERS, QUERIES, CLASSES = 3, 5, 4
 WEIGHTS: dict[str, Any] = {"class_weight": 2.0, "box_weight": 5.0, "giou_weight": 2.0, "no_object": 0.1}
@@ -49,7 +49,7 @@ def test_focal_loss_and_its_gradient_are_torchvisions(alpha: float, gamma: float
     truth = torch.zeros(LAYERS, len(COUNTS), QUERIES, CLASSES, dtype=torch.float64)
     for layer, image, query, target in zip(*(part.tolist() for part in matches), strict=True):
         truth[layer, image, query, objects.labels[target]] = 1
-    ours = Focal(1.0, alpha, gamma)(made, objects, matches)
+    ours = Focal(1.0, alpha, gamma)(Comparison(made, objects, matches))
     theirs = sigmoid_focal_loss(made["logits"], truth, alpha, gamma).sum((1, 2, 3))
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0)
     direction = torch.arange(1.0, LAYERS + 1, dtype=torch.float64)
