@@ -92,7 +92,7 @@ class Metric(Protocol):
 class Task(Protocol):
     """A problem: its loss, its answers and its numbers; never a particular model or data set."""
 
-    goal: Goal
+    goal: Goal  # of this instance
     # The keys of `model_arguments`, which are read from source before anything is imported: those that each model must
     # take, and, in an optional `offered` of the same type, those that a model gets if its constructor names them.
     handed_on: ClassVar[tuple[str, ...]]
@@ -112,13 +112,17 @@ class Task(Protocol):
         `folder`: where the file lies, for programs that keep a vocabulary beside it.
         """
 
-    def sizes(self, batch: Batch) -> dict[str, float]:
-        """What each loss term is divided by: from targets and the task's constants, never from outputs."""
+    def normalisers(self, batch: Batch) -> dict[str, float]:
+        """What each loss term is divided by: from targets and the task's constants, never from outputs.
 
-    def loss(self, model: nn.Module, batch: Batch, sizes: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
+        A task of an earlier version may call this method `sizes`.
+        """
+
+    def loss(self, model: nn.Module, batch: Batch, normalisers: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
         """Total (scalar, at least fp32) and its named parts (detached scalars).
 
-        Both are sums over the batch divided by `sizes` of the WHOLE step, so micro-batches and ranks add up.
+        Both are sums over the batch divided by the normalisers of the WHOLE step, so micro-batches and ranks add up.
+        `batch["seeds"]` holds a seed for each sample, for what the task draws itself.
         """
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Answer]:

@@ -211,7 +211,11 @@ def test_every_key_that_a_class_got_later_is_a_key_of_today():
     for section in ("model", "data", "task"):
         for key in GROWN.get(whole[section]["_target_"], {}):
             before = complete(whole)
-            del before[section][key]
+            *outer, name = key.split(".")
+            inner = before[section]
+            for part in outer:
+                inner = inner[part]
+            del inner[name]
             with pytest.raises(UserError, match=rf"{section}\.{key} is missing"):
                 check(before, [])
             check(complete(before), [])

@@ -1,4 +1,4 @@
-"""A language model on the characters of a text file, in the manner of GPT-2 (Radford et al. 2019): data, task and model."""
+"""A language model on the characters of a text file, as GPT-2 is (Radford et al. 2019): data, task and model."""
 
 import json
 import math
@@ -158,13 +158,26 @@ class CharacterModel(nn.Module):
     """Embeddings with learned positions, causal blocks, and a map to the next character."""
 
     def __init__(
-        self, *, characters: int, width: Positive, heads: Positive, layers: Positive, longest: Positive, dropout: Fraction
+        self,
+        *,
+        characters: int,
+        width: Positive,
+        heads: Positive,
+        layers: Positive,
+        longest: Positive,
+        dropout: Fraction,
     ):
         super().__init__()
         self.embedding = nn.Embedding(characters, width)
         self.positions = Learned1d(width, longest)
         options = BlockOptions(
-            width=width, heads=heads, feedforward=4 * width, pre_norm=True, dropout=dropout, activation=nn.GELU, norm="rms"
+            width=width,
+            heads=heads,
+            feedforward=4 * width,
+            pre_norm=True,
+            dropout=dropout,
+            activation=nn.GELU,
+            norm="rms",
         )
         self.stack = Stack(options, layers=layers, final_norm=True)
         self.head = Linear(width, characters)

@@ -1,7 +1,7 @@
-"""A detector whose layers refine each other's boxes (Zhu et al. 2021, arXiv 2010.04159, appendix A.4), with a second head.
+"""A detector whose layers refine each other's boxes (Zhu et al. 2021, arXiv 2010.04159, A.4), with a second head.
 
-The second head says how much of its image an object covers. A box says that, too: what counts here is how little a head,
-its term and its task take.
+The second head says how much of its image an object covers. A box says that, too: what counts here is how little a
+head, its term and its task take.
 """
 
 from dataclasses import dataclass
@@ -52,9 +52,7 @@ class CoverDetection(Detection):
         evaluator: str,
         cover_weight: NonNegativeFloat,
     ):
-        super().__init__(
-            data=data, queries=queries, loss=loss, matcher=matcher, predict=predict, evaluator=evaluator
-        )
+        super().__init__(data=data, queries=queries, loss=loss, matcher=matcher, predict=predict, evaluator=evaluator)
         self.criterion.terms.append(Cover(cover_weight))
 
 
