@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
@@ -149,7 +148,7 @@ def _folder(folder: Path, one: Combination) -> Path:
 def _compose_settings(command: Command, settings: list[str]) -> DictConfig:
     """The config of no run yet, for Hydra's own part of it with the launcher; raises UserError."""
     try:
-        with hydra.initialize_config_dir(version_base="1.3", config_dir=str(command.folder), job_name=command.door):
+        with command.initialised():
             engine = GlobalHydra.instance().hydra
             assert engine is not None
             return engine.compose_config(command.config_name, settings, run_mode=RunMode.MULTIRUN)
@@ -178,7 +177,7 @@ def _launch(job: Job, command: Command, folder: Path, lines: list[list[str]]) ->
     halts: Halts = halting(folder) if beside else contextlib.nullcontext((None, []))
     with (
         halts as (halt, received),
-        hydra.initialize_config_dir(version_base="1.3", config_dir=str(command.folder), job_name=command.door),
+        command.initialised(),
         _found_from_elsewhere(),
     ):
         engine = GlobalHydra.instance().hydra

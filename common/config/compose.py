@@ -25,6 +25,10 @@ from common.types import SPLITS
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 GROUPS = ("model", "data", "optimizer", "schedule", "trainer", "experiment")
 PATHS = ("run_dir", "checkpoint", "input", "output", "root", "images", "annotations", "weights")
+# Hydra 1.4 has one behaviour, deprecates version_base, and asks for `replace` where 1.3 always replaces.
+_BEFORE = hydra.__version__.startswith("1.3.")
+_VERSION: dict[str, Any] = {"version_base": "1.3"} if _BEFORE else {}
+_REPLACE: dict[str, Any] = {} if _BEFORE else {"replace": True}
 
 Base = Callable[[Path], dict[str, Any]]  # a checkpoint's config; {} when it holds none
 
@@ -79,7 +83,7 @@ class Command:
         if swept:
             raise UserError(f"{swept}: several values are a sweep, which needs -m; a list is written [a,b].")
         try:
-            with hydra.initialize_config_dir(version_base="1.3", config_dir=str(self.folder)):
+            with self.initialised():
                 composed = hydra.compose(self.config_name, overrides, return_hydra_config=True)
                 choices = {key: value for key, value in composed.hydra.runtime.choices.items() if value}
                 config = plain(composed)
@@ -87,10 +91,14 @@ class Command:
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise UserError(self._sentence(error, overrides)) from error
 
+    def initialised(self) -> hydra.initialize_config_dir:
+        """A context in which Hydra composes from the folder of configs."""
+        return hydra.initialize_config_dir(config_dir=str(self.folder), job_name=self.door, **_VERSION)
+
     def parse(self, overrides: Sequence[str]) -> list[Override]:
         """The overrides as Hydra understands them, glob() over configs included; raises UserError."""
         try:
-            with hydra.initialize_config_dir(version_base="1.3", config_dir=str(self.folder)):
+            with self.initialised():
                 loader = GlobalHydra.instance().config_loader()
                 return OverridesParser.create(loader).parse_overrides(list(overrides))
         except OverrideParseException as error:
@@ -114,7 +122,7 @@ class Command:
             self.folder, other = other, self.folder  # Hydra looks for the first file in its main folder alone
             if older := completed(self.folder / f"{self.config_name}.yaml"):
                 self.config_name += "_completed"
-                ConfigStore.instance().store(self.config_name, older)
+                ConfigStore.instance().store(self.config_name, older, **_REPLACE)
         self.overrides.append(f"hydra.searchpath=[{quoted(f'file://{other}')}]")
 
     def _store_base(self) -> list[str]:
@@ -135,7 +143,7 @@ class Command:
             node = {name: config.get(name) for name in names}
             if "${" in str(node):
                 raise UserError(f"{file}: its config holds an interpolation (${{...}}), as none that we write does.")
-            ConfigStore.instance().store("checkpoint", node, group=group, package="_global_")
+            ConfigStore.instance().store("checkpoint", node, group=group, package="_global_", **_REPLACE)
         return [f"{group}=checkpoint" for group in sections if group not in self.keys]
 
     def _sentence(self, error: Exception, overrides: list[str]) -> str:
