@@ -25,14 +25,16 @@ COCO_NAMES = tuple(
 )
 
 NAMES = Table(  # (official, ours); panoptic files have "detr." before all
-    *under("{|detr.}backbone.0.body.", "backbone.", RESNET),
     *under(
         "{|detr.}",
         "",
         (
+            *under("backbone.0.body.", "backbone.", RESNET),
             ("backbone.1.row_embed.", "positions.rows."),
             ("backbone.1.col_embed.", "positions.columns."),
+            *under("transformer.encoder.layers.{i}.", "encoder.blocks.{i}.", TORCH_ENCODER_LAYER),
             ("transformer.encoder.norm.", "encoder.norm."),
+            *under("transformer.decoder.layers.{i}.", "decoder.blocks.{i}.", TORCH_DECODER_LAYER),
             ("transformer.decoder.norm.", "decoder.norm."),
             ("class_embed.", "class_head."),
             ("bbox_embed.layers.0.", "box_head.0."),
@@ -42,8 +44,6 @@ NAMES = Table(  # (official, ours); panoptic files have "detr." before all
             ("input_proj.", "project."),
         ),
     ),
-    *under("{|detr.}transformer.encoder.layers.{i}.", "encoder.blocks.{i}.", TORCH_ENCODER_LAYER),
-    *under("{|detr.}transformer.decoder.layers.{i}.", "decoder.blocks.{i}.", TORCH_DECODER_LAYER),
 )
 REQUIRED = (
     *("backbone.0.body.", "transformer.encoder.layers.", "transformer.decoder.layers.", "transformer.decoder.norm."),
