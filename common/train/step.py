@@ -1,5 +1,6 @@
 """One optimizer step: the same step however its batch is cut into micro-batches and dealt to ranks."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -48,7 +49,7 @@ class Stepper:
         self.late = self.device.type == "cuda" and self.precision != "fp16" and not sharded
         self._copies = Copies(self.device)
         self._last: _Verdict | None = None
-        self._loss = distributed.joined(_Loss(self.task, self.model))
+        self._loss = distributed.joined(_Loss(self.model, lambda *of: self.task.loss(*of)))
 
     def __call__(self, micro_batches: list[Batch], number: int) -> dict[str, Tensor]:
         """Update the weights by step `number`; returns this rank's share of the loss's parts, and the gradient norm.
@@ -138,9 +139,9 @@ class Stepper:
 class _Loss(nn.Module):
     """A task's loss as a forward pass, so that DDP sees all of it, whichever methods of the model it calls."""
 
-    def __init__(self, task: Task, model: nn.Module):
+    def __init__(self, model: nn.Module, loss: Callable[..., tuple[Tensor, dict[str, Tensor]]]):
         super().__init__()
-        self.model, self.loss = model, task.loss
+        self.model, self.loss = model, loss
 
     def forward(self, batch: Batch, normalisers: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
         """See `Task.loss`."""
