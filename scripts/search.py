@@ -16,7 +16,6 @@ FOLDER/trial_0003.txt what it said. `scripts/compare.py FOLDER` shows all of the
 import argparse
 import contextlib
 import hashlib
-import importlib
 import json
 import math
 import os
@@ -31,6 +30,7 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script sees its own folder, not the project's
 
+from common.config.check import build
 from common.config.compose import Command, configure
 from common.config.diff import FREE
 from common.errors import Stopped, UserError
@@ -138,8 +138,7 @@ def _goal(fixed: list[str], space: dict[str, BaseDistribution]) -> tuple[str, st
     goals = set()
     for key, value in [(key, value) for key, values in tried.items() for value in values]:
         config = configure("train", [*fixed, *(f"{name}={one}" for name, one in {**first, key: value}.items())])
-        module, _, name = config["task"]["_target_"].rpartition(".")
-        goal = getattr(importlib.import_module(module), name).goal
+        goal = build(config["task"], data=build(config["data"])).goal  # the instance's: a task may choose it
         goals.add((f"val/{goal.name}", "maximize" if goal.higher_is_better else "minimize"))
     if len(goals) > 1:
         raise UserError(
