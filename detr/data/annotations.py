@@ -58,7 +58,8 @@ def load(path: Path) -> Document:
         if not all(_is_integer(image.get(key)) and image[key] > 0 for key in ("height", "width")):
             raise UserError(f'Image {image["id"]} of {path} has no positive "height" and "width"; add its pixels.')
     _check_annotations(document, path)
-    return document
+    checked: Document = document
+    return checked
 
 
 def categories(document: Document) -> list[dict[str, Any]]:

@@ -108,7 +108,8 @@ class Coco:
             ids = self._index(split).ids.tolist()
             document = annotations.select(annotations.load(self._demand(split)[1]), ids)
             self._truths[split] = json.dumps(document).encode()  # one object, not a million, in every forked worker
-        return json.loads(self._truths[split])
+        truth: dict[str, Any] = json.loads(self._truths[split])
+        return truth
 
     def sample(self, split: Split, index: int, generator: torch.Generator | None) -> dict[str, Any]:
         """One image with its targets, augmented by `generator`; None means as it is evaluated.
@@ -207,7 +208,8 @@ class Coco:
         return Path(self.root) / official, Path(self.root) / "annotations" / f"instances_{official}.json"
 
     def _file(self, split: Split, index: int) -> Path:
-        return self._demand(split)[0] / self._index(split).files[index].decode()
+        name: bytes = self._index(split).files[index]
+        return self._demand(split)[0] / name.decode()
 
     def _has(self, split: Split) -> bool:
         return split == "train" or self._files(split) is not None

@@ -177,7 +177,8 @@ def _place(random: np.random.Generator, size: int, label: int) -> NDArray[np.flo
     corners += random.uniform(0, size - corners.max(axis=0))
     image = Image.new("L", (size * FINE, size * FINE))
     ImageDraw.Draw(image).polygon([tuple(corner) for corner in corners * FINE], fill=1)
-    return np.asarray(image).reshape(size, FINE, size, FINE).mean(axis=(1, 3))
+    covered: NDArray[np.float64] = np.asarray(image).reshape(size, FINE, size, FINE).mean(axis=(1, 3))
+    return covered
 
 
 def _corners(label: int) -> NDArray[np.float64]:
@@ -186,7 +187,8 @@ def _corners(label: int) -> NDArray[np.float64]:
     count = {"circle": 48, "square": 4, "triangle": 3, "star": 10}[name]
     angles = np.arange(count) * 2 * np.pi / count + (np.pi / 4 if name == "square" else -np.pi / 2)
     radii = np.where(np.arange(count) % 2, 0.45, 1.0) if name == "star" else np.ones(count)
-    return np.stack([np.cos(angles), np.sin(angles)], axis=1) * radii[:, None]
+    outline: NDArray[np.float64] = np.stack([np.cos(angles), np.sin(angles)], axis=1) * radii[:, None]
+    return outline
 
 
 def _colour(random: np.random.Generator, behind: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -209,7 +211,8 @@ def _slope(random: np.random.Generator, size: int, strength: float) -> NDArray[n
     """A linear change of colour (size, size, 3) across the picture, of at most `strength` levels either way."""
     y, x = np.mgrid[:size, :size] / size * 2 - 1
     angle = random.uniform(0, 2 * np.pi)
-    return (x * np.cos(angle) + y * np.sin(angle))[..., None] * random.uniform(-strength, strength, 3)
+    slope: NDArray[np.float64] = (x * np.cos(angle) + y * np.sin(angle))[..., None]
+    return slope * random.uniform(-strength, strength, 3)
 
 
 def _annotation(number: int, image: int, mask: NDArray[np.bool_], label: int) -> dict[str, Any]:

@@ -132,8 +132,8 @@ def _numbered(entries: list[dict[str, Any]]) -> dict[Any, int]:
 
 
 def _area(annotation: dict[str, Any]) -> float:
-    area = annotation.get("area")
-    return annotation["bbox"][2] * annotation["bbox"][3] if area is None else area
+    area: float | None = annotation.get("area")
+    return float(annotation["bbox"][2] * annotation["bbox"][3]) if area is None else area
 
 
 def _add_masks(truth: Dataset, given: list[dict[str, Any]]) -> None:

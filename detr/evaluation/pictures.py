@@ -56,7 +56,8 @@ def draw(
         y = y0 - bottom - 4 if y0 >= bottom + 4 else y0  # above the box, or inside at the picture's upper edge
         pen.rectangle((x, y, x + right + 4, y + bottom + 4), fill=colour(classes[i]))
         pen.text((x + 2, y + 2), texts[i], fill="black", font=font)
-    return pil_to_tensor(picture)
+    pixels: Tensor = pil_to_tensor(picture)
+    return pixels
 
 
 def colour(label: int) -> tuple[int, int, int]:
