@@ -78,9 +78,13 @@ class Metric(Protocol):
 
 
 class Task(Protocol):
-    """A problem: its loss, its answers and its numbers; never a particular model or data set."""
+    """A problem: its loss, its answers and its numbers; never a particular model or data set.
 
-    goal: Goal
+    Optional, of a task and of a model: `per_micro_batch`, a sequence of names of terms or modules that see a
+    micro-batch at a time (a divisor that depends on outputs; BatchNorm that learns), so that a step depends on its cut.
+    """
+
+    goal: Goal  # of this instance
 
     def model_arguments(self) -> dict[str, Any]:
         """What the data decide about the model (number of classes, vocabulary size)."""
@@ -97,13 +101,17 @@ class Task(Protocol):
         `folder`: where the file lies, for programs that keep a vocabulary beside it.
         """
 
-    def sizes(self, batch: Batch) -> dict[str, float]:
-        """What each loss term is divided by: from targets and the task's constants, never from outputs."""
+    def normalisers(self, batch: Batch) -> dict[str, float]:
+        """What each loss term is divided by: from targets and the task's constants, never from outputs.
 
-    def loss(self, model: nn.Module, batch: Batch, sizes: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
+        A task of an earlier version may call this method `sizes`.
+        """
+
+    def loss(self, model: nn.Module, batch: Batch, normalisers: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
         """Total (scalar, at least fp32) and its named parts (detached scalars).
 
-        Both are sums over the batch divided by `sizes` of the WHOLE step, so micro-batches and ranks add up.
+        Both are sums over the batch divided by the normalisers of the WHOLE step, so micro-batches and ranks add up.
+        `batch["seeds"]` holds a seed for each sample, for what the task draws itself.
         """
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Answer]:

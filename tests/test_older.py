@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from common.config.check import check
 from common.config.compose import configure
 from common.config.diff import flat
-from common.config.migrations import GROWN, LATER, MERGED, complete
+from common.config.migrations import GROWN, LATER, MERGED, complete, present_targets
 from common.errors import UserError
 from common.files import checkpoint
 from common.train import assembly
@@ -206,7 +206,11 @@ def test_every_key_that_a_class_got_later_is_a_key_of_today():
     for section in ("model", "data", "task"):
         for key in GROWN.get(whole[section]["_target_"], {}):
             before = complete(whole)
-            del before[section][key]
+            *outer, name = key.split(".")
+            inner = before[section]
+            for part in outer:
+                inner = inner[part]
+            del inner[name]
             with pytest.raises(UserError, match=rf"{section}\.{key} is missing"):
                 check(before, [])
             check(complete(before), [])
@@ -217,3 +221,16 @@ def test_completing_a_config_leaves_the_given_one_as_it_is():
     before = json.dumps(config)
     complete(config)["allow_changes"].append("seed")
     assert json.dumps(config) == before and complete(config)["allow_changes"] == []
+
+
+def test_a_users_yaml_with_a_class_that_has_moved_need_not_have_its_later_keys():
+    """It was written before them; one with the present name must have them."""
+    whole = configure("train", ["model=detr"])
+    task = {**whole["task"], "_target_": "detr.task.Detection", "loss": {"no_object": 0.1}}
+    present_targets(config := {"task": task})
+    assert config["task"]["loss"] == {
+        "no_object": 0.1,
+        "classification": "softmax",
+        "focal_alpha": 0.25,
+        "focal_gamma": 2.0,
+    }

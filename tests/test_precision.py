@@ -46,6 +46,8 @@ def both(model: nn.Module, *inputs: Tensor | None) -> tuple[dict[str, Tensor], d
     for precision in ("bf16", "fp32"):
         with torch.inference_mode(), devices.autocast(CPU, precision):
             found = model(*inputs)
+        if isinstance(found, list):  # of decoder layers
+            found = {name: torch.stack([layer[name] for layer in found]) for name in found[-1]}
         answers.append(found if isinstance(found, dict) else {"logits": found})
     return answers[0], answers[1]
 

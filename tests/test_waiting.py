@@ -73,7 +73,7 @@ def test_detr_asks_for_costs_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     with faking():
         batch = {"images": on_gpu(2, 3, 64, 64).byte(), "sizes": on_gpu(2, 2, integers=True), "padded": True}
         batch |= {"boxes": on_gpu(2, 4), "labels": on_gpu(2, integers=True), "counts": [2, 0]}
-        total, parts = task.loss(moved(model), batch, task.sizes(batch))
+        total, parts = task.loss(moved(model), batch, task.normalisers(batch))
         assert len(asked) == 1 and total.device.type == "cuda" and {"class", "box", "giou"} <= parts.keys()
 
 

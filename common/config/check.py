@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import importlib
+import inspect
 import json
 import math
 import typing
@@ -68,7 +69,8 @@ def check(config: dict[str, Any], trust: Sequence[str], door: str = "train") -> 
         section = {name: value for name, value in config[key].items() if name != "_target_"}
         task = found["task"]
         reason = f"the data decide it, by {task.path}.model_arguments"
-        handed_in = dict.fromkeys(task.handed_on, reason) if key == "model" else {}
+        offered = [name for name in task.offered if name in options.fields]
+        handed_in = dict.fromkeys([*task.handed_on, *offered], reason) if key == "model" else {}
         _refuse(_section_mistake(section, options, key, handed_in))
     for key, path in FIXED.items():
         _refuse(_mistake(config[key], _read(path, key), key))
@@ -83,6 +85,8 @@ def build(section: Mapping[str, Any], **handed_in: Any) -> Any:
     module, _, name = section["_target_"].rpartition(".")
     found = getattr(importlib.import_module(module), name)
     assert isinstance(found, type) and found.__module__ == module, "check() lets only classes defined there through"
+    taken = inspect.signature(found).parameters  # check() refuses a model that lacks what it must take
+    handed_in = {key: value for key, value in handed_in.items() if key in taken}
     return construct(found, {key: value for key, value in section.items() if key != "_target_"}, **handed_in)
 
 

@@ -31,10 +31,16 @@ LATER: dict[str, Any] = {
     "trainer.keep_best": 1,
 }
 
-# The same for the keys of one class, by its present name.
+# The same for the keys of one class, by its present name; nested ones with dots.
 GROWN: dict[str, dict[str, Any]] = {
     # since f6968e9
-    "detr.tasks.detection.Detection": {"evaluator": "pycocotools"},
+    "detr.tasks.detection.Detection": {
+        "evaluator": "pycocotools",
+        # since 4f99cde
+        "loss.classification": "softmax",
+        "loss.focal_alpha": 0.25,  # which softmax does not read
+        "loss.focal_gamma": 2.0,
+    },
     "detr.data.coco.Coco": {"pad_to": 1},
 }
 
@@ -74,6 +80,7 @@ def present_targets(config: dict[str, Any]) -> list[str]:
     for key, section in config.items():
         if isinstance(section, dict) and (former := str(section.get("_target_"))) in MOVED:
             section["_target_"] = MOVED[former]
+            _grow(section)
             notices.append(f"{key}._target_={former} is now {MOVED[former]}; please write that in your yaml.")
     return notices
 
@@ -93,9 +100,19 @@ def complete(config: dict[str, Any]) -> dict[str, Any]:
     present_targets(config)
     for section in config.values():
         if isinstance(section, dict):
-            for name, value in GROWN.get(str(section.get("_target_")), {}).items():
-                section.setdefault(name, deepcopy(value))
+            _grow(section)
     return config
+
+
+def _grow(section: dict[str, Any]) -> None:
+    """Give a section, in place, the keys that its class has grown."""
+    for key, value in GROWN.get(str(section.get("_target_")), {}).items():
+        *outer, name = key.split(".")
+        inner: Any = section
+        for part in outer:
+            inner = inner.get(part) if isinstance(inner, dict) else None
+        if isinstance(inner, dict):
+            inner.setdefault(name, deepcopy(value))
 
 
 def current(content: dict[str, Any]) -> dict[str, Any]:

@@ -31,6 +31,7 @@ class Options:
     path: ClassVar[str]  # package.module.Class
     fields: ClassVar[dict[str, Field]]
     handed_on: ClassVar[list[str]]  # keys of the dict that its method `model_arguments` returns
+    offered: ClassVar[list[str]]  # those among them that a model may do without
 
 
 def find(module: str) -> Path | None:
@@ -69,7 +70,8 @@ class Source:
         """The class `name` of this file: a dataclass's fields, or the keyword-only arguments of its `__init__`."""
         node, path = self.classes[name], f"{self.module}.{name}"
         fields = self._dataclass(node, path) if _is_dataclass(node) else self._init(node, path)
-        return type(name, (Options,), {"path": path, "fields": fields, "handed_on": _handed_on(node)})
+        handed_in = {"handed_on": _handed_on(node), "offered": _words(node, "offered") or []}
+        return type(name, (Options,), {"path": path, "fields": fields, **handed_in})
 
     def _dataclass(self, node: ast.ClassDef, path: str) -> dict[str, Field]:
         if node.bases:
@@ -129,7 +131,15 @@ def _is_dataclass(node: ast.ClassDef) -> bool:
     return "dataclass" in names or "dataclasses.dataclass" in names
 
 
+def _words(node: ast.ClassDef, name: str) -> list[str] | None:
+    """The words of a class attribute such as `offered: ClassVar[tuple[str, ...]] = ("logits",)`."""
+    values = [item.value for item in node.body if isinstance(item, ast.AnnAssign) and ast.unparse(item.target) == name]
+    return [str(word) for word in ast.literal_eval(values[0])] if values and values[0] else None
+
+
 def _handed_on(node: ast.ClassDef) -> list[str]:
+    if (words := _words(node, "handed_on")) is not None:
+        return words
     method = next((item for item in node.body if getattr(item, "name", "") == "model_arguments"), node)
     returned = [part.value for part in ast.walk(method) if isinstance(part, ast.Return)] if method is not node else []
     keys = [key for value in returned if isinstance(value, ast.Dict) for key in value.keys]

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from common.data.workers import At, Crew, Death, Notes
 from common.errors import UserError
 from common.machine import memory
-from common.machine.seeds import generator
+from common.machine.seeds import generator, mix
 from common.task import Batch, Data, Split
 
 Key = tuple[int, tuple[int, ...]]  # epoch, and the indices of one micro-batch
@@ -92,6 +92,8 @@ class _MicroBatches(Dataset[Any]):
                 samples.append(self._sample(epoch, index))
             self.notes.write(At.COLLATING, indices[0])
             batch = self.data.collate(samples)
+            if self.seed is not None:  # for what a task draws for each sample, whatever else is in its batch
+                batch["seeds"] = [mix(self.seed, "task", epoch, index) for index in indices]
             if get_worker_info() is not None:
                 _share(batch)
         except UserError as error:

@@ -51,13 +51,13 @@ class Stepper:
     def __call__(self, micro_batches: list[Batch], number: int) -> dict[str, Tensor]:
         """Update the weights by step `number`; returns this rank's share of the loss's parts, and the gradient norm.
 
-        The divisors are added up over micro-batches and ranks before the first backward pass, so gradients are sums
+        The normalisers are added up over micro-batches and ranks before the first backward pass, so gradients are sums
         and nothing is averaged. A loss or gradient that is not finite never reaches the weights: it raises UserError
         on all ranks alike, but for an fp16 overflow, which halves the scale and skips the step. On a GPU the device
         itself leaves such an update out, and the error comes with the next step, or `settle`.
         """
         real = [batch for batch in micro_batches if "dummy" not in batch]
-        sizes = step_sizes(self.task, real)
+        normalisers = step_normalisers(self.task, real)
         self.optimizer.zero_grad(set_to_none=True)
         parts = {"loss": torch.zeros((), device=self.device)}
         self.scaler.scale(parts["loss"])  # sets it up, on a rank without samples too
@@ -65,7 +65,7 @@ class Stepper:
         for batch in micro_batches:
             with memory.named(f"Step {number}", batch, self.device, memory.TRAINING):
                 with autocast(self.device, self.precision):
-                    loss, named = self.task.loss(self.model, next(moved), sizes)
+                    loss, named = self.task.loss(self.model, next(moved), normalisers)
                 if "dummy" in batch:  # which keeps this rank in step with the others, and counts for nothing
                     loss, named = loss * 0, {}
                 torch.autograd.backward(self.scaler.scale(loss))
@@ -147,11 +147,12 @@ def _own_memory(parameters: list[nn.Parameter]) -> None:
             taken.add(distributed.local(parameter.grad).data_ptr())
 
 
-def step_sizes(task: Task, micro_batches: list[Batch]) -> dict[str, float]:
+def step_normalisers(task: Task, micro_batches: list[Batch]) -> dict[str, float]:
     """The divisors of a whole step, summed in float64 over micro-batches and ranks; only an exact zero becomes one."""
+    of = getattr(task, "normalisers" if hasattr(task, "normalisers") else "sizes")  # as older tasks of users call it
     sums: dict[str, float] = {}
-    for sizes in distributed.gather([task.sizes(batch) for batch in micro_batches]):
-        for of_batch in sizes:
+    for of_rank in distributed.gather([of(batch) for batch in micro_batches]):
+        for of_batch in of_rank:
             for name, value in of_batch.items():
                 sums[name] = sums.get(name, 0.0) + value
     return {name: value if value != 0 else 1.0 for name, value in sums.items()}

@@ -1,7 +1,8 @@
 """Bipartite matching of queries to objects (Carion et al. 2020, arXiv 2005.12872, section 3.1, equations 1 and 2)."""
 
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -9,7 +10,11 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from common.types import NonNegativeFloat
+from detr.criterion.answers import Matches, Outputs, Targets
 from detr.criterion.boxes import pairwise_giou, to_xyxy
+
+NOT_FINITE = 1e8  # what a cost that is not finite counts as
+PADDING = 1e12  # what a row that is padding costs: more than any other
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,72 +26,102 @@ class MatcherOptions:
     giou_cost: NonNegativeFloat
 
 
-class Matches(NamedTuple):
-    """The M chosen pairs of all layers and images, each an (M,) int64 tensor on the outputs' device."""
+@dataclass(frozen=True)
+class Cost(ABC):
+    """What each query costs for each object of its image, with its weight in the whole cost."""
 
-    layers: Tensor
-    images: Tensor
-    queries: Tensor
-    targets: Tensor  # rows of the batch's labels and boxes
+    weight: float
+
+    @abstractmethod
+    def __call__(self, outputs: Outputs, targets: Targets) -> Tensor:
+        """Outputs (L, B, R, ...) and padded targets (B, N, ...) -> (L, B, R, N)."""
+
+
+class ClassCost(Cost):
+    """The negative softmax probability of the object's class."""
+
+    def __call__(self, outputs: Outputs, targets: Targets) -> Tensor:
+        """See Cost."""
+        return -_of_class(outputs["logits"].softmax(-1), targets)
+
+
+@dataclass(frozen=True)
+class FocalCost(Cost):
+    """The focal loss of the object's class if it is right, less that if it is wrong.
+
+    As the official code of Deformable DETR (Zhu et al. 2020, arXiv 2010.04159), which adds 1e-8 in the logarithms.
+    """
+
+    alpha: float
+    gamma: float
+
+    def __call__(self, outputs: Outputs, targets: Targets) -> Tensor:
+        """See Cost."""
+        p = _of_class(outputs["logits"], targets).sigmoid()
+        right = self.alpha * (1 - p) ** self.gamma * -(p + 1e-8).log()
+        return right - (1 - self.alpha) * p**self.gamma * -(1 - p + 1e-8).log()
+
+
+class L1Cost(Cost):
+    """The distance of boxes, cxcywh relative to the image."""
+
+    def __call__(self, outputs: Outputs, targets: Targets) -> Tensor:
+        """See Cost."""
+        boxes = outputs["boxes_cxcywh"]
+        return torch.cdist(boxes, targets.boxes.expand(len(boxes), -1, -1, -1), p=1)
+
+
+class GiouCost(Cost):
+    """The negative generalised IoU."""
+
+    def __call__(self, outputs: Outputs, targets: Targets) -> Tensor:
+        """See Cost."""
+        return -pairwise_giou(to_xyxy(outputs["boxes_cxcywh"]), to_xyxy(targets.boxes)[None])
 
 
 @torch.no_grad()
-def costs(
-    options: MatcherOptions, logits: Tensor, boxes_cxcywh: Tensor, labels: Tensor, target_cxcywh: Tensor
-) -> Tensor:
-    """What each query costs for each object of its image, over all layers at once.
-
-    logits (L, B, Q, K+1), boxes_cxcywh (L, B, Q, 4); labels (B, T) and target_cxcywh (B, T, 4) padded to the largest
-    count; boxes relative to the image -> (L, B, Q, T).
-    """
-    chosen = labels[None, :, None].expand(*logits.shape[:3], -1)  # (L, B, Q, T)
-    probability = logits.softmax(-1).gather(-1, chosen)
-    distance = torch.cdist(boxes_cxcywh, target_cxcywh.expand(len(logits), -1, -1, -1), p=1)  # (L, B, Q, T)
-    overlap = pairwise_giou(to_xyxy(boxes_cxcywh), to_xyxy(target_cxcywh)[None])
-    return options.box_cost * distance - options.class_cost * probability - options.giou_cost * overlap
+def total(costs: Sequence[Cost], outputs: Outputs, targets: Targets) -> Tensor:
+    """The weighted sum of all costs, over all layers at once: (L, B, R, N) for padded targets (B, N, ...)."""
+    first, *others = costs
+    cost = first.weight * first(outputs, targets)
+    for each in others:
+        cost = cost + each.weight * each(outputs, targets)
+    if "real" in outputs:
+        cost = cost.masked_fill(~outputs["real"][..., None], PADDING)
+    return cost
 
 
-def match(
-    options: MatcherOptions,
-    logits: Tensor,
-    boxes_cxcywh: Tensor,
-    labels: Tensor,
-    target_cxcywh: Tensor,
-    counts: list[int],
-) -> Matches:
+@torch.no_grad()
+def match(costs: Sequence[Cost], outputs: Outputs, targets: Targets) -> Matches:
     """The cheapest one-to-one assignment of each layer and image.
 
-    logits (L, B, Q, K+1), boxes_cxcywh (L, B, Q, 4); labels (T,) and target_cxcywh (T, 4) of all images one after
-    another, `counts` of them in each. With more objects than queries, Q objects are matched. The costs go to the host
-    in one copy, and the pairs come back in one.
+    Outputs (L, B, R, ...) of all layers, targets (T, ...) of all images one after another. With more objects than
+    rows, R objects are matched. The costs go to the host in one copy, and the pairs come back in one.
     """
-    most = max(counts, default=0)
     table: np.ndarray = np.zeros((4, 0), dtype=np.int64)
-    if most:
-        cost = costs(options, logits, boxes_cxcywh, *_padded(labels, target_cxcywh, counts))
+    if max(targets.counts, default=0):
+        cost = total(costs, outputs, targets.padded())
         # A model that has diverged must reach the trainer's guard, which names the step, and not fail here.
-        host = cost.float().nan_to_num(nan=1e8, posinf=1e8, neginf=-1e8).cpu().numpy()
-        table = _assign(host, counts)
-    return Matches(*torch.from_numpy(table).to(logits.device, non_blocking=True))
+        host = cost.float().nan_to_num(nan=NOT_FINITE, posinf=NOT_FINITE, neginf=-NOT_FINITE).cpu().numpy()
+        table = _assign(host, targets.counts, padded="real" in outputs)
+    return Matches(*torch.from_numpy(table).to(targets.labels.device, non_blocking=True))
 
 
-def _padded(labels: Tensor, boxes: Tensor, counts: list[int]) -> tuple[Tensor, Tensor]:
-    """(T,), (T, 4) of all images to (B, most), (B, most, 4), zero where an image has fewer."""
-    image = np.repeat(np.arange(len(counts)), counts)
-    place = np.concatenate([np.arange(count) for count in counts])
-    where = torch.from_numpy(np.stack((image, place))).to(labels.device, non_blocking=True)
-    shape = (len(counts), max(counts))
-    padded_labels = labels.new_zeros(shape).index_put(tuple(where), labels)
-    return padded_labels, boxes.new_zeros(*shape, 4).index_put(tuple(where), boxes)
+def _of_class(values: Tensor, targets: Targets) -> Tensor:
+    """Values (L, B, R, K) of each object's class: (L, B, R, N)."""
+    return values.gather(-1, targets.labels[None, :, None].expand(*values.shape[:3], -1))
 
 
-def _assign(cost: np.ndarray, counts: list[int]) -> np.ndarray:
-    """cost (L, B, Q, most) -> (4, M): layer, image, query and target row of each pair."""
+def _assign(cost: np.ndarray, counts: list[int], padded: bool) -> np.ndarray:
+    """cost (L, B, R, N) -> (4, M): layer, image, query and target row of each pair; none has a row that is padding."""
     starts = np.cumsum([0, *counts[:-1]])
     rows = []
     for layer, of_layer in enumerate(cost):
         for image, count in enumerate(counts):
             queries, targets = linear_sum_assignment(of_layer[image, :, :count])
+            if padded:
+                real = of_layer[image, queries, targets] < PADDING
+                queries, targets = queries[real], targets[real]
             same = np.full_like(queries, layer), np.full_like(queries, image)
             rows.append(np.stack((*same, queries, targets + starts[image])))
     return np.concatenate(rows, axis=1)

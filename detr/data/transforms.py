@@ -13,14 +13,7 @@ from torchvision.transforms.v2 import functional
 from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
 
 from common.errors import UserError
-from common.machine.device import constant
 from common.types import Positive
-
-# Mean and standard deviation of ImageNet's RGB values in [0, 1], which the backbones were trained with.
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
-
-STRIP = 32  # rows that are normalised at once, half a megabyte of an image 1,333 pixels wide
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,46 +100,6 @@ def random_size_crop(
     boxes = functional.clamp_bounding_boxes(functional.crop(boxes, top, left, height, width))
     kept = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
     return image, boxes_on(image, boxes[kept]), labels[kept]
-
-
-def normalise(images: Tensor, sizes: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """A padded batch as the network takes it, computed where `images` are.
-
-    Images uint8 (B, 3, H, W), zero padded at the bottom and right; sizes (B, 2) true heights and widths. Returns
-    floats (B, 3, H, W) with ImageNet's mean and deviation, exactly zero in the padding. Memory is channels last in and
-    out, which decoding, resizing and convolution all run fastest on.
-    """
-    width, exact = images.shape[-1], torch.promote_types(dtype, torch.float32)
-    mean, std = (constant(values, images, exact).repeat(width) for values in (MEAN, STD))  # (W * 3,)
-    pixels = images.permute(0, 2, 3, 1).flatten(2)  # (B, 3, H, W) -> (B, H, W * 3): long rows are fast on a CPU
-    scale, shift = 1 / (255 * std), mean / std
-    scaled = _in_strips if images.device.type == "cpu" else _at_once
-    floats = scaled(pixels, sizes.to(images.device), scale, shift, dtype)
-    return floats.unflatten(2, (width, 3)).permute(0, 3, 1, 2)  # -> (B, 3, H, W), channels last in memory
-
-
-def _in_strips(pixels: Tensor, sizes: Tensor, scale: Tensor, shift: Tensor, dtype: torch.dtype) -> Tensor:
-    """pixels * scale - shift, (B, H, W * 3), zero in the padding, a few rows at a time.
-
-    They stay in the processor's cache; a pass over all memory for each operation takes twice as long.
-    """
-    floats = pixels.new_empty(pixels.shape, dtype=dtype)
-    for row_pixels, row_floats, (height, width) in zip(pixels, floats, sizes.tolist(), strict=True):
-        row_floats[height:].zero_()
-        row_floats[:height, 3 * width :].zero_()
-        part = slice(3 * width)
-        for start in range(0, height, STRIP):
-            strip = slice(start, min(start + STRIP, height))
-            row_floats[strip, part] = row_pixels[strip, part].to(scale.dtype).mul_(scale[part]).sub_(shift[part])
-    return floats
-
-
-def _at_once(pixels: Tensor, sizes: Tensor, scale: Tensor, shift: Tensor, dtype: torch.dtype) -> Tensor:
-    """The same for a GPU, which is not asked for the sizes."""
-    rows = torch.arange(pixels.shape[1], device=pixels.device) < sizes[:, :1]  # (B, H)
-    columns = torch.arange(pixels.shape[2], device=pixels.device) < 3 * sizes[:, 1:]  # (B, W * 3)
-    real = rows[:, :, None] & columns[:, None, :]  # (B, H, W * 3)
-    return pixels.to(scale.dtype).mul_(scale).sub_(shift).mul_(real).to(dtype)
 
 
 def _between(low: int, high: int, generator: torch.Generator) -> int:

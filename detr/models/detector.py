@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
-from common.machine.device import full_precision
 from common.nn.blocks import BlockOptions, Decoder, Encoder
 from common.nn.linear import Linear
 from common.nn.positions import Learned2d, sine_2d
 from common.nn.resnet import Backbone, BackboneOptions
 from common.types import Fraction, Positive, PositiveFloat
 from common.weights.backbones import load_weights
+from detr.models.query_detector import Image, Memory, Outputs, Queries, QueryDetector
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class PositionOptions:
     at_input: bool
 
 
-class Detector(nn.Module):
+class Detector(QueryDetector):
     """Backbone, encoder, decoder, and two heads shared by all decoder layers."""
 
     decided_by_data = ("class_head",)  # means nothing for other classes, even as many
@@ -56,7 +56,9 @@ class Detector(nn.Module):
         positions: PositionOptions,
         auxiliary: bool,
         official_padding: bool,
+        logits: int | None = None,
     ):
+        """Describe the network; `logits` is how many a query answers with (None: classes and "no object")."""
         super().__init__()
         if width % heads or width % 4:
             raise UserError(f"model.width={width} must be divisible by model.heads={heads} and by 4.")
@@ -76,18 +78,14 @@ class Detector(nn.Module):
         self.encoder = Encoder(blocks, layers=encoder_layers)
         self.decoder = Decoder(blocks, layers=decoder_layers, final_norm=True)
         self.queries = nn.Embedding(queries, width)
-        self.class_head = Linear(width, classes + 1)
+        self.class_head = Linear(width, classes + 1 if logits is None else logits)
         self.box_head = BoxHead(width)
         for parameter in [*self.encoder.parameters(), *self.decoder.parameters()]:
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
 
-    def forward(self, images: Tensor, sizes: Tensor | None) -> dict[str, Tensor]:
-        """Normalised images (B, 3, H, W), zero where padded, and sizes (B, 2), None when no image is padded.
-
-        Returns for L decoder layers (one without `auxiliary`) and Q queries: logits (L, B, Q, classes + 1) with
-        "no object" last, and boxes_cxcywh (L, B, Q, 4) relative to each image's own size.
-        """
+    def look(self, images: Tensor, sizes: Tensor | None) -> Image:
+        """The encoder's output on the backbone's last feature map; images (B, 3, H, W), sizes (B, 2) or None."""
         features, real = self.backbone(images, sizes)  # (B, C', H', W')
         features = self.project(features)  # (B, C, H', W')
         positions = self._positions(features, real).flatten(1, 2)  # (B, H', W', C) -> (B, M, C)
@@ -96,20 +94,18 @@ class Detector(nn.Module):
         if self.position_options.at_input:
             memory = memory + positions
         memory = self.encoder(memory, positions=positions, may_look=may_look)
+        return Image(Memory(memory + positions, memory, may_look))
 
-        queries = self.queries.weight.to(memory.dtype).expand(images.shape[0], -1, -1)  # (B, Q, C)
-        layers = self.decoder(
-            torch.zeros_like(queries),
-            memory=memory,
-            positions=queries,
-            memory_positions=positions,
-            may_look_at_memory=may_look,
-        )
-        decoded = torch.stack(layers if self.auxiliary else layers[-1:])  # (L, B, Q, C)
-        # The heads stay out of half precision: a coordinate with 8 bits would be off by pixels.
-        with full_precision(images.device):
-            decoded = decoded.to(self.class_head.weight.dtype)
-            return {"logits": self.class_head(decoded), "boxes_cxcywh": self.box_head(decoded).sigmoid()}
+    def ask(self, image: Image, hints: dict[str, Tensor] | None) -> Queries:
+        """A table of learned positions (Q, C), the same for every image; it takes no hints."""
+        assert hints is None, "DETR has no queries for hints"
+        values = image.memory.values
+        queries = self.queries.weight.to(values.dtype).expand(values.shape[0], -1, -1)  # (B, Q, C)
+        return Queries(torch.zeros_like(queries), queries)
+
+    def read(self, layer: int | None, x: Tensor, guide: Tensor, image: Image) -> Outputs:
+        """Both heads on x (L, B, Q, C): logits (L, B, Q, K'), "no object" last, and boxes_cxcywh (L, B, Q, 4)."""
+        return {"logits": self.class_head(x), "boxes_cxcywh": self.box_head(x).sigmoid()}
 
     def fetch_weights(self) -> str | None:
         """Fill the backbone from `model.backbone.weights`: for a run that starts from no checkpoint."""
@@ -124,9 +120,9 @@ class Detector(nn.Module):
         if real is None:
             height, width = features.shape[-2:]
             real = torch.ones(1, height, width, dtype=torch.bool, device=features.device)
-        if self.positions is not None:
-            return self.positions(real).to(features.dtype)
-        return sine_2d(real, self.width, self.position_options.temperature).to(features.dtype)
+        learned: Tensor | None = None if self.positions is None else self.positions(real)
+        positions = sine_2d(real, self.width, self.position_options.temperature) if learned is None else learned
+        return positions.to(features.dtype)
 
 
 class BoxHead(nn.Sequential):

@@ -4,22 +4,22 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from common.data.images import list_images, read_image
+from common.data.images import list_images, normalise, read_image
 from common.errors import UserError
 from common.machine.device import computed_in, constant
 from common.report.pictures import grid, write
 from common.task import Adopted, Answer, Batch, Goal, Split
 from common.types import Fraction, Positive
-from detr.criterion import set_loss as loss
-from detr.criterion.boxes import to_cxcywh, to_xyxy
+from detr.criterion.answers import Matches, Outputs, Targets, by_set, detections, layers_of, logits_for
+from detr.criterion.boxes import to_cxcywh
 from detr.criterion.matcher import MatcherOptions
-from detr.criterion.set_loss import LossOptions
-from detr.data.transforms import normalise
+from detr.criterion.set_loss import Criterion, LossOptions, summed
+from detr.data.protocol import DetectionData
 from detr.evaluation.coco_evaluators import Evaluator
 from detr.evaluation.coco_metric import CocoMetric
 from detr.evaluation.pictures import draw
@@ -36,17 +36,20 @@ class PredictOptions:
 
 
 class Detection:
-    """Boxes with classes. `data` (a Data with `categories` and `ground_truth`) may be absent for prediction alone.
+    """Boxes with classes. `data` may stay unopened for prediction alone.
 
-    `evaluator` names the program that counts COCO's numbers, which are the same.
+    `evaluator` names the program that counts COCO's numbers, which are the same. A subclass may add terms and costs to
+    `criterion`, build `hints`, and name further `answer_sets`.
     """
 
     goal = Goal("AP", higher_is_better=True)
+    handed_on: ClassVar[tuple[str, ...]] = ("classes",)
+    offered: ClassVar[tuple[str, ...]] = ("logits",)  # to a model whose constructor names it
 
     def __init__(
         self,
         *,
-        data: Any,
+        data: DetectionData,
         queries: Positive,
         loss: LossOptions,
         matcher: MatcherOptions,
@@ -54,7 +57,8 @@ class Detection:
         evaluator: Evaluator,
     ):
         self.data, self.queries, self.evaluator = data, queries, evaluator
-        self.loss_options, self.matcher, self.options = loss, matcher, predict
+        self.classification, self.options = loss.classification, predict
+        self.criterion = Criterion(loss, matcher)
         self._categories: list[dict[str, Any]] | None = None  # class index -> {"id", "name"}
 
     @property
@@ -65,8 +69,9 @@ class Detection:
         return self._categories
 
     def model_arguments(self) -> dict[str, Any]:
-        """The number of classes, without "no object"."""
-        return {"classes": len(self.categories)}
+        """The number of classes, without "no object", and how many logits a query answers with."""
+        classes = len(self.categories)
+        return {"classes": classes, "logits": logits_for(self.classification, classes)}
 
     def state(self) -> dict[str, Any]:
         """The classes, by index."""
@@ -80,41 +85,73 @@ class Detection:
         """Official facebookresearch/detr weights, whose class index is the COCO id."""
         return official.adopt(tensors)
 
-    def sizes(self, batch: Batch) -> dict[str, float]:
-        """Class weights of all queries, and number of objects."""
-        return loss.sizes(self.loss_options, batch["counts"], self.queries)
+    def normalisers(self, batch: Batch) -> dict[str, float]:
+        """What each term of each set of answers is divided by; see Term.normaliser."""
+        sets = self.answer_sets(batch).items()
+        terms = [self.criterion.normalisers(name, counts, rows) for name, (counts, rows) in sets]
+        return {key: value for of_set in terms for key, value in of_set.items()}
 
-    def loss(self, model: nn.Module, batch: Batch, sizes: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The set loss of all decoder layers; see detr/criterion/set_loss.py."""
-        outputs = self._forward(model, batch)
-        if outputs["logits"].shape[2] != self.queries:
-            raise UserError(
-                f"task.queries={self.queries}, but the model has {outputs['logits'].shape[2]} queries (model.queries); "
-                "give both the same number."
-            )
+    def answer_sets(self, batch: Batch) -> dict[str, tuple[list[int], list[int]]]:
+        """The sets of answers that the loss reads: how many objects and rows each image has there."""
+        counts = batch["counts"]
+        return {"queries": (counts, [self.queries] * len(counts))}
+
+    def targets(self, batch: Batch) -> Targets:
+        """The batch's objects, boxes relative to their images."""
         image = torch.repeat_interleave(_counts(batch), output_size=len(batch["boxes"]))  # (T,) image of each object
         scale = batch["sizes"].flip(1).repeat(1, 2)[image]  # (T, 4) as w h w h
-        targets = to_cxcywh(batch["boxes"]) / scale
-        return loss.set_loss(self.loss_options, self.matcher, outputs, batch["labels"], targets, batch["counts"], sizes)
+        return Targets(batch["counts"], batch["labels"], to_cxcywh(batch["boxes"]) / scale)
+
+    def hints(self, batch: Batch, targets: Targets) -> tuple[dict[str, Tensor], Matches] | None:
+        """What the model is told of the targets in training, and the objects that its answers to that belong to.
+
+        Built from the targets and the samples' own seeds (`batch["seeds"]`), so that it never depends on the rest of
+        the batch. The answers are the set "hints".
+        """
+        return None
+
+    def loss(self, model: nn.Module, batch: Batch, normalisers: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The set loss of all layers and sets of answers; see detr/criterion/set_loss.py."""
+        targets = self.targets(batch)
+        hints, pairs = self.hints(batch, targets) or (None, None)
+        outputs = self._forward(model, batch, hints)
+        self._check(outputs[-1])
+        terms = {
+            name: self.criterion(name, layers, targets, normalisers, pairs if name == "hints" else None)
+            for name, layers in by_set(outputs).items()
+        }
+        return summed(terms)
+
+    def _check(self, outputs: Outputs) -> None:
+        """Raise UserError when the last layer does not answer as the options say."""
+        queries, logits = outputs["logits"].shape[1:]
+        if queries != self.queries:
+            raise UserError(
+                f"task.queries={self.queries}, but the model has {queries} queries (model.queries); "
+                "give both the same number."
+            )
+        if self.classification == "sigmoid" and logits != len(self.categories):
+            raise UserError(
+                f"task.loss.classification=sigmoid needs a logit for each of the {len(self.categories)} classes, but "
+                f"the model has {logits}; let its constructor take `logits`, which the task hands in."
+            )
+        if missing := [term.name for term in self.criterion.terms if term.reads not in outputs]:
+            raise UserError(f"The loss has the terms {missing}, for which the model has no answers ({list(outputs)}).")
 
     @torch.no_grad()
     def predict(self, model: nn.Module, batch: Batch) -> list[Answer]:
-        """One answer per image: every query's box (Q, 4) xyxy in pixels of the original image, score and label (Q,).
-
-        The score is the softmax probability of the best class that is not "no object" (official post-processing).
-        """
-        outputs = self._forward(model, batch)
-        scores, labels = outputs["logits"][-1].float().softmax(-1)[..., :-1].max(-1)  # (B, Q)
+        """One answer per image: every query's box (Q, 4) xyxy in pixels of the original image, score and label (Q,)."""
+        scores, labels, boxes = detections(self.classification, self._forward(model, batch)[-1])
         scale = batch["original_sizes"].to(scores.device).flip(1).repeat(1, 2)[:, None]  # (B, 1, 4) as w h w h
-        boxes = to_xyxy(outputs["boxes_cxcywh"][-1].float()) * scale  # (B, Q, 4)
-        answers = zip(boxes.cpu(), scores.cpu(), labels.cpu(), strict=True)
+        answers = zip((boxes * scale).cpu(), scores.cpu(), labels.cpu(), strict=True)
         return [{"boxes": box, "scores": score, "labels": label} for box, score, label in answers]
 
-    def _forward(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def _forward(self, model: nn.Module, batch: Batch, hints: dict[str, Tensor] | None = None) -> list[Outputs]:
         device = next(model.parameters()).device
         sizes = batch["sizes"].to(device)
         images = normalise(batch["images"].to(device), sizes, computed_in(device))
-        return model(images, sizes if batch["padded"] else None)
+        inputs = (images, sizes if batch["padded"] else None)
+        return layers_of(model(*inputs) if hints is None else model(*inputs, hints))
 
     def read(self, input: str) -> Iterator[Batch]:
         """One image file, or a folder of them, as batches of one, resized as in evaluation."""
@@ -157,7 +194,7 @@ class Detection:
         return answer["boxes"][keep], answer["labels"][keep], answer["scores"][keep]
 
     def _name(self, label: Tensor) -> str:
-        return self.categories[int(label)]["name"]
+        return str(self.categories[int(label)]["name"])
 
     def metric(self, split: Split) -> CocoMetric:
         """COCO average precision on the uncleaned ground truth of `split`.

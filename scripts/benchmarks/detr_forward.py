@@ -99,10 +99,10 @@ def _contender(name: str, model: nn.Module, images: Tensor, compiled: bool) -> C
     return lambda: _their(called, given)
 
 
-def _our(model: Callable[..., dict[str, Tensor]], images: Tensor, precision: str) -> list[Tensor]:
+def _our(model: Callable[..., list[dict[str, Tensor]]], images: Tensor, precision: str) -> list[Tensor]:
     with torch.inference_mode(), autocast(images.device, precision):
-        outputs = model(images, None)
-    return [outputs["logits"][-1], outputs["boxes_cxcywh"][-1]]
+        outputs = model(images, None)[-1]
+    return [outputs["logits"], outputs["boxes_cxcywh"]]
 
 
 def _their(model: Callable[..., Any], images: Tensor) -> list[Tensor]:

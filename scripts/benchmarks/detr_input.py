@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from common.data.images import read_image
+from common.data.images import MEAN, STD, normalise, read_image
 from common.machine.seeds import generator
-from detr.data.transforms import MEAN, STD, Augmentation, normalise, resized
+from detr.data.transforms import Augmentation, resized
 
 Sample = tuple[Tensor, Tensor, Tensor]  # image float (3, h, w), boxes (n, 4) xyxy in its pixels, labels (n,)
 

@@ -4,10 +4,9 @@ import torch
 from torch import Tensor
 
 from common.config.check import build
-from common.data.images import list_images
+from common.data.images import list_images, normalise
 from common.machine.device import TYPES, Precision
 from common.machine.seeds import generator
-from detr.data.transforms import normalise
 from scripts.benchmarks import detr_input
 from scripts.benchmarks.detr_peer import config
 from scripts.benchmarks.timing import Row, Setting, near

@@ -17,8 +17,9 @@ from transformers.loss.loss_for_object_detection import ForObjectDetectionLoss
 from common.config.check import build
 from common.machine.device import autocast
 from common.machine.seeds import generator
-from detr.criterion import set_loss as loss
+from detr.criterion.answers import Targets
 from detr.criterion.boxes import to_cxcywh
+from detr.criterion.set_loss import summed
 from detr.tasks.detection import Detection
 from scripts.benchmarks import flops
 from scripts.benchmarks.detr_input import pictures
@@ -110,9 +111,10 @@ def matching_row(setting: Setting, *, objects: int, queries: int) -> Row:
 
     def our() -> Tensor:
         outputs = {"logits": logits, "boxes_cxcywh": answers}
-        sizes = loss.sizes(task.loss_options, counts, queries)
-        sizes = {name: size or 1.0 for name, size in sizes.items()}  # as the trainer does
-        return loss.set_loss(task.loss_options, task.matcher, outputs, labels, targets, counts, sizes)[0]
+        normalisers = task.criterion.normalisers("queries", counts, [queries] * len(counts))
+        normalisers = {name: value or 1.0 for name, value in normalisers.items()}  # as the trainer does
+        objects = Targets(counts, labels, targets)
+        return summed({"queries": task.criterion("queries", outputs, objects, normalisers)})[0]
 
     def their() -> Tensor:
         return ForObjectDetectionLoss(logits[-1], per_image, device, answers[-1], options, logits, answers)[0]

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
+from common.data.images import MEAN, STD
 from common.nn.positions import Learned2d
-from detr.criterion.boxes import to_xyxy
-from detr.data.transforms import MEAN, STD
+from detr.criterion.answers import Classification, detections, layers_of, probabilities
 from detr.tasks.detection import Detection
 from scripts.exporting.plan import Call, Graph, Plan, Row, Size, absolute
 
@@ -23,24 +23,16 @@ BATCHES = ([(64, 64)], [(97, 70), (60, 41)], [(50, 129), (33, 100), (50, 40)], [
 class Answers(nn.Module):
     """A detector's last layer as answers that need nothing more."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, classification: Classification):
         super().__init__()
-        self.model = model
+        self.model, self.classification = model, classification
 
     def forward(self, images: Tensor, sizes: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Normalised images (B, 3, H, W), sizes (B, 2) -> scores (B, Q), labels (B, Q), boxes (B, Q, 4).
 
-        Boxes are xyxy in shares of each image's own width and height; see Detection.predict for scores.
+        Boxes are xyxy in shares of each image's own width and height; see `detections` for scores.
         """
-        outputs = self.model(images, sizes)
-        scores, labels = probabilities(outputs).max(-1)
-        return scores, labels, to_xyxy(outputs["boxes_cxcywh"][-1])
-
-
-def probabilities(outputs: dict[str, Tensor]) -> Tensor:
-    """Of each class that is not "no object": (B, Q, classes)."""
-    shares: Tensor = outputs["logits"][-1].softmax(-1)[..., :-1]
-    return shares
+        return detections(self.classification, layers_of(self.model(images, sizes))[-1])
 
 
 def plan(model: nn.Module, task: Detection) -> Plan:
@@ -49,7 +41,7 @@ def plan(model: nn.Module, task: Detection) -> Plan:
     images, lengths = _batch([(70, 60), (64, 61), (50, 33)])
     graph = Graph(
         "model",
-        Answers(model),
+        Answers(model, task.classification),
         {"images": images, "sizes": lengths},
         {"images": ["batch", 3, "height", "width"], "sizes": ["batch", 2]},
         {
@@ -66,7 +58,7 @@ def plan(model: nn.Module, task: Detection) -> Plan:
     }
 
     def compare(calls: Mapping[str, Call]) -> list[Row]:
-        return [row for batch in BATCHES for row in _compare(model, calls["model"], batch)]
+        return [row for batch in BATCHES for row in _compare(model, task.classification, calls["model"], batch)]
 
     return Plan([graph], sizes, about, {}, [], compare)
 
@@ -107,13 +99,13 @@ def _batch(sizes: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def _compare(model: nn.Module, call: Call, batch: list[tuple[int, int]]) -> list[Row]:
+def _compare(model: nn.Module, classification: Classification, call: Call, batch: list[tuple[int, int]]) -> list[Row]:
     """Differences of one batch; of a label, how much less likely the model holds it than the likeliest."""
     images, lengths = _batch(batch)
     padded = any(one != other for one, other in pairwise(batch))
-    outputs = model(images, lengths if padded else None)
-    found, shares = call(images, lengths), probabilities(outputs)
-    best, boxes = shares.amax(-1), to_xyxy(outputs["boxes_cxcywh"][-1])
+    outputs = layers_of(model(images, lengths if padded else None))[-1]
+    found, shares = call(images, lengths), probabilities(classification, outputs["logits"])
+    best, _, boxes = detections(classification, outputs)
     chosen = shares.gather(-1, found["labels"][..., None])[..., 0]  # (B, Q)
     what = f"{len(batch)} x 3 x {images.shape[2]} x {images.shape[3]}{', padded' if padded else ''}"
     return [

@@ -72,15 +72,15 @@ class Translation:
         """Files of Marian (in transformers' layout) and of fairseq; see seq2seq/importing/adopt.py."""
         return importing.adopt(tensors, folder)
 
-    def sizes(self, batch: Batch) -> dict[str, float]:
+    def normalisers(self, batch: Batch) -> dict[str, float]:
         """Number of real target tokens, each sentence's end among them."""
         return {"tokens": float(batch["target_lengths"].sum())}
 
-    def loss(self, model: nn.Module, batch: Batch, sizes: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, model: nn.Module, batch: Batch, normalisers: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean smoothed cross-entropy of the step's target tokens, and `nll`, the same without smoothing, in nats."""
         logits = model(batch["source"], batch["source_lengths"], batch["target_in"])
         smoothed, plain = loss.cross_entropy(self.loss_options, logits, batch["target_out"])
-        return smoothed / sizes["tokens"], {"nll": plain / sizes["tokens"]}
+        return smoothed / normalisers["tokens"], {"nll": plain / normalisers["tokens"]}
 
     @torch.no_grad()
     def predict(self, model: nn.Module, batch: Batch) -> list[Answer]:

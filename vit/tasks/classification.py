@@ -86,18 +86,18 @@ class Classification:
         """Files of Google, torchvision, timm and transformers; as many classes as ours are taken to be ours."""
         return importing.adopt(tensors, self._classes, tuple(self.data.image_size))
 
-    def sizes(self, batch: Batch) -> dict[str, float]:
+    def normalisers(self, batch: Batch) -> dict[str, float]:
         """Number of images; raises UserError for a label that is no class, at which a GPU would fail without a name."""
         check_labels(batch["ids"], batch["labels"], len(self.classes))
         if "other_labels" in batch:
             check_labels(batch["ids"], batch["other_labels"], len(self.classes), "the one to mix with sample")
         return {"images": float(len(batch["labels"]))}
 
-    def loss(self, model: nn.Module, batch: Batch, sizes: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, model: nn.Module, batch: Batch, normalisers: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean cross-entropy of the step's images; see vit/criterion/cross_entropy.py."""
         logits = self._forward(model, batch)
         labels = (batch["labels"], batch.get("other_labels"), batch.get("shares"))
-        return loss.cross_entropy(self.loss_options, logits, *labels) / sizes["images"], {}
+        return loss.cross_entropy(self.loss_options, logits, *labels) / normalisers["images"], {}
 
     @torch.no_grad()
     def predict(self, model: nn.Module, batch: Batch) -> list[Answer]:

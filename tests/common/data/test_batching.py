@@ -145,7 +145,7 @@ def test_a_batch_comes_as_it_was_made(workers):
     options = {"micro_batch": None, "rank": 0, "world": 1, "workers": workers, "pin": False}
     found = [batches[0] for _, batches in batching.steps(data, order, start=0, stop=3, **options)]
     assert [{key: type(value) for key, value in batch.items()} for batch in found] == [
-        {"ids": list, "array": np.ndarray, "tensor": torch.Tensor, "word": str}
+        {"ids": list, "array": np.ndarray, "tensor": torch.Tensor, "word": str, "seeds": list}
     ] * 3
     assert all(batch["array"].dtype == np.float64 and len(batch["array"]) == 4 for batch in found)
 

@@ -7,8 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from common.data.images import list_images, read_image
+from common.data import images as image_files
+from common.data.images import list_images, normalise, read_image
 from common.errors import UserError
+from common.machine.seeds import generator
 
 
 def test_the_images_of_a_folder_come_in_order_of_their_names(tmp_path: Path):
@@ -88,3 +90,23 @@ def test_exif_turns_an_image_only_when_the_annotations_are_turned(tmp_path: Path
     assert torch.equal(read_image(path), turned)  # a user's picture, which has no annotations
     with pytest.raises(UserError, match=r"photo.jpg"):
         read_image(path, (40, 61))
+
+
+@pytest.mark.parametrize("way", ["_in_strips", "_at_once"])
+def test_normalising_agrees_with_a_plain_computation_and_padding_is_zero(way, monkeypatch):
+    monkeypatch.setattr(image_files, "STRIP", 4)
+    monkeypatch.setattr(image_files, "_in_strips", getattr(image_files, way))
+    images = torch.zeros(2, 3, 6, 9, dtype=torch.uint8)
+    sizes = torch.tensor([[6, 5], [4, 9]])
+    for image, (height, width) in zip(images, sizes.tolist(), strict=True):
+        pixels = torch.randint(0, 256, (3, height, width), generator=generator("image"))
+        image[:, :height, :width] = pixels
+    floats, half = normalise(images, sizes), normalise(images, sizes, torch.bfloat16)
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    for i, (height, width) in enumerate(sizes.tolist()):
+        expected = (images[i, :, :height, :width].permute(1, 2, 0).numpy() / 255 - mean) / std
+        ours = floats[i, :, :height, :width].permute(1, 2, 0).double().numpy()
+        np.testing.assert_allclose(ours, expected, atol=2e-6)  # fp32 rounding of values up to 2.7
+        assert (floats[i, :, height:] == 0).all() and (floats[i, :, :, width:] == 0).all()
+    assert torch.equal(half, floats.bfloat16()) and floats.is_contiguous(memory_format=torch.channels_last)
+    assert normalise(images, sizes, torch.float64).dtype == torch.float64

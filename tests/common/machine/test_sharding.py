@@ -81,11 +81,11 @@ class Toy(nn.Module):
 class Sum:
     """A task whose loss is a mean over the step's samples."""
 
-    def sizes(self, batch: dict) -> dict[str, float]:
+    def normalisers(self, batch: dict) -> dict[str, float]:
         return {"samples": float(len(batch["x"]))}
 
-    def loss(self, model: nn.Module, batch: dict, sizes: dict) -> tuple[Tensor, dict]:
-        return model(batch["x"]).square().sum() / sizes["samples"], {}
+    def loss(self, model: nn.Module, batch: dict, normalisers: dict) -> tuple[Tensor, dict]:
+        return model(batch["x"]).square().sum() / normalisers["samples"], {}
 
 
 class Tokens:

@@ -25,18 +25,18 @@ class Tokens(nn.Module):
 class Total:
     """A task whose loss is the sum of what the model gives."""
 
-    def sizes(self, batch):
+    def normalisers(self, batch):
         return {"samples": float(len(batch["x"]))}
 
-    def loss(self, model, batch, sizes):
-        return model(batch["x"]).sum() / sizes["samples"], {}
+    def loss(self, model, batch, normalisers):
+        return model(batch["x"]).sum() / normalisers["samples"], {}
 
 
 class OneBuffer(Total):
     """Hands out one buffer under two names as the gradients, as a compiled backward pass may."""
 
-    def loss(self, model, batch, sizes):
-        value = super().loss(model, batch, sizes)[0]
+    def loss(self, model, batch, normalisers):
+        value = super().loss(model, batch, normalisers)[0]
         parameters = [model.token, model.position, model.out]
         ours = torch.autograd.grad(value, parameters)
         before = [p.grad for p in parameters]

@@ -61,11 +61,11 @@ class Fit:
     def state(self):
         return {"slope": 3}
 
-    def sizes(self, batch):
+    def normalisers(self, batch):
         return {"points": float(len(batch["ids"]))}
 
-    def loss(self, model, batch, sizes):
-        error = (model(batch["x"][:, None])[:, 0] - batch["y"]).pow(2).sum() / sizes["points"]
+    def loss(self, model, batch, normalisers):
+        error = (model(batch["x"][:, None])[:, 0] - batch["y"]).pow(2).sum() / normalisers["points"]
         return error, {"square": error.detach()}
 
     def predict(self, model, batch):

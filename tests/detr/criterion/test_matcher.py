@@ -9,10 +9,22 @@ from torch import Tensor
 from torchvision.ops import box_convert, generalized_box_iou
 
 from common.machine.seeds import generator
-from detr.criterion.matcher import MatcherOptions, Matches, costs, match
+from detr.criterion import matcher
+from detr.criterion.answers import Matches, Targets
+from detr.criterion.matcher import ClassCost, Cost, GiouCost, L1Cost
 
-OPTIONS = MatcherOptions(class_cost=1.0, box_cost=5.0, giou_cost=2.0)  # appendix A.2
+OPTIONS: list[Cost] = [L1Cost(5.0), ClassCost(1.0), GiouCost(2.0)]  # appendix A.2
 LAYERS, QUERIES, CLASSES = 2, 4, 3
+
+
+def match(logits: Tensor, box: Tensor, labels: Tensor, target: Tensor, counts: list[int]) -> Matches:
+    return matcher.match(OPTIONS, {"logits": logits, "boxes_cxcywh": box}, Targets(counts, labels, target))
+
+
+def costs(options: list[Cost], logits: Tensor, box: Tensor, labels: Tensor, target: Tensor) -> Tensor:
+    """Of the objects of one image."""
+    padded = Targets([len(labels)], labels, target).padded()
+    return matcher.total(options, {"logits": logits, "boxes_cxcywh": box}, padded)
 
 
 def predictions(images: int, queries: int = QUERIES) -> tuple[Tensor, Tensor]:
@@ -63,7 +75,7 @@ def test_matches_are_those_of_brute_force_in_every_layer_and_image(counts: list[
     """[6, 2] and [5, 5] hold more objects than queries."""
     logits, box = predictions(len(counts))
     labels, target = targets(counts)
-    matches = match(OPTIONS, logits, box, labels, target, counts)
+    matches = match(logits, box, labels, target, counts)
     start = 0
     for image, count in enumerate(counts):
         own = slice(start, start + count)
@@ -78,32 +90,30 @@ def test_matches_are_those_of_brute_force_in_every_layer_and_image(counts: list[
 def test_costs_are_the_papers() -> None:
     logits, box = predictions(1)
     labels, target = targets([3])
-    cost = costs(OPTIONS, logits, box, labels[None], target[None])
+    cost = costs(OPTIONS, logits, box, labels, target)
     assert cost.shape == (LAYERS, 1, QUERIES, 3)
     for layer, query, t in itertools.product(range(LAYERS), range(QUERIES), range(3)):
         expected = plain_cost(logits[layer, 0, query], box[layer, 0, query], labels[t], target[t])
         assert cost[layer, 0, query, t].item() == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.parametrize("name, index", [("class_cost", 0), ("box_cost", 1), ("giou_cost", 2)])
-def test_each_cost_weighs_by_its_own_key(name: str, index: int) -> None:
+@pytest.mark.parametrize("index", range(3))
+def test_each_cost_weighs_by_its_own_weight(index: int) -> None:
     logits, box = predictions(1)
     labels, target = targets([3])
-    weights = dict.fromkeys(("class_cost", "box_cost", "giou_cost"), 0.0)
-    single = [
-        costs(MatcherOptions(**{**weights, key: 1.0}), logits, box, labels[None], target[None]) for key in weights
-    ]
-    doubled = MatcherOptions(**{"class_cost": 1.0, "box_cost": 1.0, "giou_cost": 1.0, name: 2.0})
+    kinds = (ClassCost, L1Cost, GiouCost)
+    single = [costs([kind(1.0)], logits, box, labels, target) for kind in kinds]
+    doubled: list[Cost] = [kind(2.0 if i == index else 1.0) for i, kind in enumerate(kinds)]
     expected = sum(single) + single[index]
-    torch.testing.assert_close(costs(doubled, logits, box, labels[None], target[None]), expected)
+    torch.testing.assert_close(costs(doubled, logits, box, labels, target), expected)
 
 
 def test_the_order_of_objects_changes_no_pair() -> None:
     logits, box = predictions(2)
     labels, target = targets([3, 2])
     order = torch.tensor([2, 0, 1, 4, 3])
-    matches = match(OPTIONS, logits, box, labels, target, [3, 2])
-    shuffled = match(OPTIONS, logits, box, labels[order], target[order], [3, 2])
+    matches = match(logits, box, labels, target, [3, 2])
+    shuffled = match(logits, box, labels[order], target[order], [3, 2])
     original = Matches(*shuffled[:3], order[shuffled.targets])
     for layer, image in itertools.product(range(LAYERS), range(2)):
         assert pairs(matches, layer, image) == pairs(original, layer, image)
@@ -112,8 +122,8 @@ def test_the_order_of_objects_changes_no_pair() -> None:
 def test_an_image_is_matched_as_if_alone() -> None:
     logits, box = predictions(3)
     labels, target = targets([2, 5, 1])
-    together = match(OPTIONS, logits, box, labels, target, [2, 5, 1])
-    alone = match(OPTIONS, logits[:, 2:], box[:, 2:], labels[7:], target[7:], [1])
+    together = match(logits, box, labels, target, [2, 5, 1])
+    alone = match(logits[:, 2:], box[:, 2:], labels[7:], target[7:], [1])
     for layer in range(LAYERS):
         assert pairs(together, layer, 2, 7) == pairs(alone, layer, 0)
 
@@ -121,7 +131,7 @@ def test_an_image_is_matched_as_if_alone() -> None:
 @pytest.mark.parametrize("counts", [[0], [0, 0, 0]], ids=str)
 def test_without_objects_there_are_no_pairs(counts: list[int]) -> None:
     logits, box = predictions(len(counts))
-    matches = match(OPTIONS, logits, box, *targets(counts), counts)
+    matches = match(logits, box, *targets(counts), counts)
     assert all(part.shape == (0,) and part.dtype == torch.int64 for part in matches)
 
 
@@ -130,10 +140,10 @@ def test_without_objects_there_are_no_pairs(counts: list[int]) -> None:
 def test_numbers_that_are_not_finite_are_matched_somehow_and_harm_no_other_image(bad: float, where: str) -> None:
     logits, box = predictions(2)
     labels, target = targets([3, 2])
-    expected = match(OPTIONS, logits, box, labels, target, [3, 2])
+    expected = match(logits, box, labels, target, [3, 2])
     broken = {"logits": logits, "boxes": box}[where]
     broken[:, 0] = bad
-    matches = match(OPTIONS, logits, box, labels, target, [3, 2])
+    matches = match(logits, box, labels, target, [3, 2])
     for layer in range(LAYERS):
         found = pairs(matches, layer, 0)
         assert {t for _, t in found} == {0, 1, 2} and len({query for query, _ in found}) == 3
@@ -144,15 +154,15 @@ def test_one_broken_query_is_not_chosen_over_whole_ones() -> None:
     logits, box = predictions(1)
     labels, target = targets([3])
     logits[:, :, 1] = torch.nan
-    matches = match(OPTIONS, logits, box, labels, target, [3])
+    matches = match(logits, box, labels, target, [3])
     assert 1 not in matches.queries.tolist()
 
 
 def test_matching_leaves_the_gradient_graph_alone() -> None:
     logits, box = predictions(1)
     labels, target = targets([2])
-    expected = match(OPTIONS, logits, box, labels, target, [2])
-    got = match(OPTIONS, logits.requires_grad_(), box.requires_grad_(), labels, target, [2])
+    expected = match(logits, box, labels, target, [2])
+    got = match(logits.requires_grad_(), box.requires_grad_(), labels, target, [2])
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 
 
@@ -173,7 +183,7 @@ def test_the_costs_of_all_layers_and_images_go_to_the_host_in_one_copy(monkeypat
 
     for name in ("cpu", "item", "tolist", "nonzero", "__bool__", "__int__", "__float__", "__index__"):
         monkeypatch.setattr(Tensor, name, counted(name))
-    match(OPTIONS, logits, box, labels, target, [2, 5, 1])
+    match(logits, box, labels, target, [2, 5, 1])
     monkeypatch.undo()
     assert calls == [("cpu", (LAYERS, 3, QUERIES, 5))]
 
@@ -181,9 +191,9 @@ def test_the_costs_of_all_layers_and_images_go_to_the_host_in_one_copy(monkeypat
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device, whose copies could be counted")
 def test_a_gpu_copies_to_the_host_once() -> None:
     arguments = [part.cuda() for part in (*predictions(3), *targets([2, 5, 1]))]
-    match(OPTIONS, *arguments, [2, 5, 1])
+    match(*arguments, [2, 5, 1])
     with torch.profiler.profile() as profile:
-        match(OPTIONS, *arguments, [2, 5, 1])
+        match(*arguments, [2, 5, 1])
         torch.cuda.synchronize()
     copies = [event for event in profile.events() if "Memcpy DtoH" in event.name]
     assert len(copies) == 1

@@ -10,10 +10,12 @@ from torch import Tensor
 from torchvision.ops import box_convert, generalized_box_iou
 
 from common.machine.seeds import generator
+from detr.criterion.answers import Targets, layers_of
 from detr.criterion.matcher import MatcherOptions
-from detr.criterion.set_loss import LossOptions, set_loss, sizes
+from detr.criterion.set_loss import Criterion, LossOptions, summed
 
-OPTIONS = LossOptions(class_weight=1.0, box_weight=5.0, giou_weight=2.0, no_object=0.1)  # appendix A.4
+SOFTMAX: dict[str, Any] = {"classification": "softmax", "focal_alpha": 0.25, "focal_gamma": 2.0}
+OPTIONS = LossOptions(class_weight=1.0, box_weight=5.0, giou_weight=2.0, no_object=0.1, **SOFTMAX)  # appendix A.4
 MATCHER = MatcherOptions(class_cost=1.0, box_cost=5.0, giou_cost=2.0)
 LAYERS, QUERIES, CLASSES = 3, 5, 4
 EVERY_KIND = pytest.mark.parametrize(
@@ -38,15 +40,32 @@ def targets(counts: list[int]) -> tuple[Tensor, Tensor]:
     return labels, 0.1 + 0.5 * torch.rand(sum(counts), 4, generator=drawn)
 
 
-def step_sizes(counts: list[int]) -> dict[str, float]:
+def normalisers(counts: list[int]) -> dict[str, float]:
+    return Criterion(OPTIONS, MATCHER).normalisers("queries", counts, [QUERIES] * len(counts))
+
+
+def step_normalisers(counts: list[int]) -> dict[str, float]:
     """As the trainer divides: only a sum of exactly zero becomes one."""
-    return {name: size or 1.0 for name, size in sizes(OPTIONS, counts, QUERIES).items()}
+    return {name: value or 1.0 for name, value in normalisers(counts).items()}
+
+
+def set_loss(
+    options: LossOptions,
+    outputs: dict[str, Tensor],
+    labels: Tensor,
+    boxes: Tensor,
+    counts: list[int],
+    divisors: dict[str, float],
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Of all layers' outputs (L, B, Q, ...)."""
+    criterion = Criterion(options, MATCHER)
+    return summed({"queries": criterion("queries", layers_of(outputs), Targets(counts, labels, boxes), divisors)})
 
 
 def loss(
     made: dict[str, Tensor], counts: list[int], options: LossOptions = OPTIONS
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    return set_loss(options, MATCHER, made, *targets(counts), counts, step_sizes(counts))
+    return set_loss(options, made, *targets(counts), counts, step_normalisers(counts))
 
 
 def gradients(total: Tensor, made: dict[str, Tensor]) -> list[Tensor]:
@@ -137,24 +156,24 @@ def test_loss_its_parts_and_gradients_are_those_of_transformers(counts: list[int
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-6)
 
 
-def test_sizes_come_from_the_targets_alone() -> None:
+def test_normalisers_come_from_the_targets_alone() -> None:
     """Two images of 5 queries: 2 objects give 2 + 0.1 * 3, and 7 objects take all 5 queries."""
-    assert sizes(OPTIONS, [2, 7], 5) == {"classes": pytest.approx(2.3 + 5.0), "boxes": 9.0}
-    assert sizes(OPTIONS, [0, 0], 5) == {"classes": pytest.approx(1.0), "boxes": 0.0}
+    assert normalisers([2, 7]) == {"queries.class": pytest.approx(2.3 + 5.0), "queries.box": 9.0, "queries.giou": 9.0}
+    assert normalisers([0, 0]) == {"queries.class": pytest.approx(1.0), "queries.box": 0.0, "queries.giou": 0.0}
 
 
 @pytest.mark.parametrize("cut", [[4], [3, 1], [1, 1, 2], [1, 1, 1, 1]], ids=str)
 def test_losses_of_micro_batches_add_up_to_the_batchs(cut: list[int]) -> None:
     counts = [2, 0, 7, 1]
-    made, (labels, boxes), whole = outputs(4), targets(counts), step_sizes(counts)
-    expected, expected_parts = set_loss(OPTIONS, MATCHER, made, labels, boxes, counts, whole)
+    made, (labels, boxes), whole = outputs(4), targets(counts), step_normalisers(counts)
+    expected, expected_parts = set_loss(OPTIONS, made, labels, boxes, counts, whole)
 
     totals, all_parts, image = [], [], 0
     for images in cut:
         own, first = counts[image : image + images], sum(counts[:image])
         piece = {name: value[:, image : image + images] for name, value in made.items()}
         here = slice(first, first + sum(own))
-        total, parts = set_loss(OPTIONS, MATCHER, piece, labels[here], boxes[here], own, whole)
+        total, parts = set_loss(OPTIONS, piece, labels[here], boxes[here], own, whole)
         totals.append(total)
         all_parts.append(parts)
         image += images
@@ -199,7 +218,7 @@ def test_one_layer_has_no_auxiliary_part() -> None:
 
 @pytest.mark.parametrize("key, part", [("class_weight", "class"), ("box_weight", "box"), ("giou_weight", "giou")])
 def test_each_term_weighs_by_its_own_key(key: str, part: str) -> None:
-    one = {"class_weight": 1.0, "box_weight": 1.0, "giou_weight": 1.0, "no_object": 0.1}
+    one = {"class_weight": 1.0, "box_weight": 1.0, "giou_weight": 1.0, "no_object": 0.1, **SOFTMAX}
     made = outputs(2)
     _, parts = loss(made, [2, 3], LossOptions(**one))
     _, weighed = loss(made, [2, 3], LossOptions(**{**one, key: 3.0}))
@@ -211,7 +230,7 @@ def test_the_order_of_objects_changes_nothing() -> None:
     made, (labels, boxes) = outputs(2), targets([3, 2])
     order = torch.tensor([2, 0, 1, 4, 3])
     expected, _ = loss(made, [3, 2])
-    got, _ = set_loss(OPTIONS, MATCHER, made, labels[order], boxes[order], [3, 2], step_sizes([3, 2]))
+    got, _ = set_loss(OPTIONS, made, labels[order], boxes[order], [3, 2], step_normalisers([3, 2]))
     torch.testing.assert_close(got, expected, rtol=1e-13, atol=0)
 
 
@@ -232,7 +251,7 @@ def test_boxes_without_area_have_a_finite_loss_and_gradient() -> None:
     point = torch.tensor([[0.5, 0.5, 0.0, 0.0]])
     with torch.no_grad():
         made["boxes_cxcywh"][:] = point
-    total, _ = set_loss(OPTIONS, MATCHER, made, torch.tensor([1]), point, [1], step_sizes([1]))
+    total, _ = set_loss(OPTIONS, made, torch.tensor([1]), point, [1], step_normalisers([1]))
     assert total.isfinite() and all(gradient.isfinite().all() for gradient in gradients(total, made))
 
 
@@ -247,7 +266,7 @@ def test_outputs_that_are_not_finite_reach_the_trainer_as_such(name: str) -> Non
 
 def test_the_loss_copies_to_the_host_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The matcher's copy: nothing else waits for the device."""
-    made, (labels, boxes), whole = outputs(2, torch.float32), targets([2, 3]), step_sizes([2, 3])
+    made, (labels, boxes), whole = outputs(2, torch.float32), targets([2, 3]), step_normalisers([2, 3])
     calls: list[str] = []
 
     def counted(name: str) -> Any:
@@ -261,6 +280,6 @@ def test_the_loss_copies_to_the_host_once(monkeypatch: pytest.MonkeyPatch) -> No
 
     for name in ("cpu", "item", "tolist", "nonzero", "__bool__", "__int__", "__float__", "__index__"):
         monkeypatch.setattr(Tensor, name, counted(name))
-    set_loss(OPTIONS, MATCHER, made, labels, boxes, [2, 3], whole)
+    set_loss(OPTIONS, made, labels, boxes, [2, 3], whole)
     monkeypatch.undo()
     assert calls == ["cpu"]

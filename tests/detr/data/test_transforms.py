@@ -8,8 +8,7 @@ import torch
 from PIL import Image
 
 from common.errors import UserError
-from detr.data import transforms
-from detr.data.transforms import Augmentation, augment, boxes_on, normalise, random_size_crop, resize, resized
+from detr.data.transforms import Augmentation, augment, boxes_on, random_size_crop, resize, resized
 
 PAPER = Augmentation(
     kind="detr",
@@ -160,22 +159,3 @@ def test_options_that_leave_no_choice_are_refused():
     for changes, word in (({"sizes": []}, "sizes"), ({"middle_sizes": []}, "middle_sizes"), ({"crop": (9, 8)}, "crop")):
         with pytest.raises(UserError, match=f"data.augmentation.{word}="):
             dataclasses.replace(PAPER, **changes)
-
-
-@pytest.mark.parametrize("way", ["_in_strips", "_at_once"])
-def test_normalising_agrees_with_a_plain_computation_and_padding_is_zero(way, monkeypatch):
-    monkeypatch.setattr(transforms, "STRIP", 4)
-    monkeypatch.setattr(transforms, "_in_strips", getattr(transforms, way))
-    images = torch.zeros(2, 3, 6, 9, dtype=torch.uint8)
-    sizes = torch.tensor([[6, 5], [4, 9]])
-    for image, (height, width) in zip(images, sizes.tolist(), strict=True):
-        image[:, :height, :width] = image_of(height, width)
-    floats, half = normalise(images, sizes), normalise(images, sizes, torch.bfloat16)
-    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-    for i, (height, width) in enumerate(sizes.tolist()):
-        expected = (images[i, :, :height, :width].permute(1, 2, 0).numpy() / 255 - mean) / std
-        ours = floats[i, :, :height, :width].permute(1, 2, 0).double().numpy()
-        np.testing.assert_allclose(ours, expected, atol=2e-6)  # fp32 rounding of values up to 2.7
-        assert (floats[i, :, height:] == 0).all() and (floats[i, :, :, width:] == 0).all()
-    assert torch.equal(half, floats.bfloat16()) and floats.is_contiguous(memory_format=torch.channels_last)
-    assert normalise(images, sizes, torch.float64).dtype == torch.float64

@@ -118,7 +118,8 @@ def test_an_adopted_file_answers_as_the_official_network(pre_norm: bool, learned
     for image, mask, (height, width) in zip(images, padding, sizes.tolist(), strict=True):
         image[:, :height, :width] = torch.randn(3, height, width, generator=generator(height))
         mask[:height, :width] = False
-    got, expected = ours(images, sizes), theirs(images, padding)
+    layers, expected = ours(images, sizes), theirs(images, padding)
+    got = {name: torch.stack([layer[name] for layer in layers]) for name in expected}
     for name in expected:
         torch.testing.assert_close(got[name], expected[name], rtol=0, atol=1e-5)  # fp32, logits of size one
 
@@ -195,7 +196,15 @@ def test_the_state_is_what_the_task_restores() -> None:
     task = Detection(
         data=None,
         queries=10,
-        loss=LossOptions(class_weight=1.0, box_weight=5.0, giou_weight=2.0, no_object=0.1),
+        loss=LossOptions(
+            class_weight=1.0,
+            box_weight=5.0,
+            giou_weight=2.0,
+            no_object=0.1,
+            classification="softmax",
+            focal_alpha=0.25,
+            focal_gamma=2.0,
+        ),
         matcher=MatcherOptions(class_cost=1.0, box_cost=5.0, giou_cost=2.0),
         predict=PredictOptions(threshold=0.5),
         evaluator="pycocotools",

@@ -83,12 +83,21 @@ def test_data_of_other_classes_are_not_evaluated(task):
 def test_another_number_of_queries_than_the_models_is_refused(task):
     batch = task.data.collate([task.data.sample("train", 0, None)])
     with pytest.raises(UserError, match=r"task.queries=12, but the model has 7 queries"):
-        task.loss(Answers(7), batch, {"classes": 1.0, "boxes": 1.0})
+        task.loss(Answers(7), batch, task.normalisers(batch))
+
+
+def test_sigmoid_classification_needs_a_logit_for_each_class(task):
+    task.classification = "sigmoid"
+    assert task.model_arguments() == {"classes": 4, "logits": 4}
+    batch = task.data.collate([task.data.sample("train", 0, None)])
+    with pytest.raises(UserError, match=r"classification=sigmoid needs a logit for each of the 4 classes.* has 5"):
+        task.loss(Answers(12), batch, task.normalisers(batch))
 
 
 def test_the_divisors_count_matched_and_unmatched_queries(task):
     """Q = 12, weight of "no object" 0.1: images with 2, 0 and 20 objects give 2 + 1.0, 1.2 and 12."""
-    assert task.sizes({"counts": [2, 0, 20]}) == {"classes": pytest.approx(16.2), "boxes": 22.0}
+    expected = {"queries.class": pytest.approx(16.2), "queries.box": 22.0, "queries.giou": 22.0}
+    assert task.normalisers({"counts": [2, 0, 20]}) == expected
 
 
 def test_state_is_all_that_prediction_needs(task, tmp_path):
@@ -96,4 +105,4 @@ def test_state_is_all_that_prediction_needs(task, tmp_path):
     config = configure("train", ["model=detr", f"data.root={tmp_path / 'nowhere'}"])
     bare = build(config["task"], data=build(config["data"]))
     bare.restore(state)
-    assert bare.model_arguments() == {"classes": 4} and not Path(tmp_path / "nowhere").exists()
+    assert bare.model_arguments() == {"classes": 4, "logits": 5} and not Path(tmp_path / "nowhere").exists()

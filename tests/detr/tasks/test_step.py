@@ -15,7 +15,7 @@ from common.errors import UserError
 from common.nn.resnet import BackboneOptions
 from common.train import optim
 from common.train.optim import OptimizerOptions
-from common.train.step import Stepper, step_sizes
+from common.train.step import Stepper, step_normalisers
 from detr.criterion.matcher import MatcherOptions
 from detr.criterion.set_loss import LossOptions
 from detr.data.coco import Coco, Files
@@ -62,7 +62,15 @@ def task() -> Detection:
     detection = Detection(
         data=data(),
         queries=QUERIES,
-        loss=LossOptions(class_weight=1, box_weight=5, giou_weight=2, no_object=0.1),
+        loss=LossOptions(
+            class_weight=1,
+            box_weight=5,
+            giou_weight=2,
+            no_object=0.1,
+            classification="softmax",
+            focal_alpha=0.25,
+            focal_gamma=2.0,
+        ),
         matcher=MatcherOptions(class_cost=1, box_cost=5, giou_cost=2),
         predict=PredictOptions(threshold=0.5),
         evaluator="pycocotools",
@@ -149,23 +157,21 @@ def test_parameters_after_a_clipped_step_do_not_depend_on_the_cut(monkeypatch, b
     assert (whole - before).abs().max() > 1e-4, "the step did something"
 
 
-def test_a_mean_of_means_would_be_seen(monkeypatch):
+def test_a_mean_of_means_would_be_seen():
     """The control: divisors of each micro-batch alone, averaged, are another step."""
     whole = gradient(CUTS["1x8"])
-    monkeypatch.setattr("common.train.step.step_sizes", lambda task, micro_batches: {"classes": 8.0, "boxes": 10.0})
     one = stepper(torch.float32, None)
-    one.task.sizes = lambda batch: {}
     wrong = []
     for batch in batches([3, 1, 4]):
-        sizes = step_sizes(task(), [batch])
+        normalisers = step_normalisers(task(), [batch])
         one.model.zero_grad()
-        one.task.loss(one.model, batch, sizes)[0].backward()
+        one.task.loss(one.model, batch, normalisers)[0].backward()
         wrong.append(torch.cat([p.grad.flatten() for p in one.parameters]))
     assert (torch.stack(wrong).mean(0) - whole).norm() > 1e-3 * whole.norm()
 
 
 def _normalise64(images, sizes, dtype):
-    from detr.data.transforms import normalise
+    from common.data.images import normalise
 
     return normalise(images, sizes, torch.float64)
 

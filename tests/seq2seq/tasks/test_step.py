@@ -112,7 +112,7 @@ def test_the_step_holds_sentences_of_many_lengths_and_asks_every_parameter(kind:
     of = task(kind, folder)
     (batch,) = batches(of, CUTS["1x8"])
     assert len({*batch["source_lengths"].tolist()}) > 4 and len({*batch["target_lengths"].tolist()}) > 3
-    assert of.sizes(batch) == {"tokens": float((batch["target_out"] != 0).sum())}
+    assert of.normalisers(batch) == {"tokens": float((batch["target_out"] != 0).sum())}
     one = stepper(kind, of, folder, torch.float32, None)
     parts = one([batch], 0)
     assert {"loss", "nll"} <= parts.keys() and parts["loss"] != parts["nll"]
@@ -143,8 +143,8 @@ def test_a_mean_of_means_would_be_seen(folder: Path) -> None:
     """The control: a divisor of each micro-batch alone, averaged, is another step, since sentences are not as long."""
     of = task("joint", folder)
     whole = gradient("joint", of, folder, batches(of, CUTS["1x8"]))
-    loss, sizes = of.loss, of.sizes
-    of.loss = lambda m, b, s: loss(m, b, {"tokens": 3 * sizes(b)["tokens"]})  # type: ignore[method-assign]
+    loss, normalisers = of.loss, of.normalisers
+    of.loss = lambda m, b, s: loss(m, b, {"tokens": 3 * normalisers(b)["tokens"]})  # type: ignore[method-assign]
     wrong = gradient("joint", of, folder, batches(of, CUTS["3+1+4"]))
     assert (wrong - whole).norm() > 1e-2 * whole.norm()
 

@@ -98,7 +98,7 @@ def test_the_loss_is_that_of_the_real_tokens_over_the_steps_count(built: Built) 
     task, model = built("task.loss.smoothing=0.2")
     batch = evaluation_batch(task)
     real = int((batch["target_out"] != 0).sum())
-    assert task.sizes(batch) == {"tokens": real}
+    assert task.normalisers(batch) == {"tokens": real}
     loss, parts = task.loss(model, batch, {"tokens": 2.0 * real})
     logits = model(batch["source"], batch["source_lengths"], batch["target_in"]).flatten(0, 1)
     targets = batch["target_out"].flatten()

@@ -67,7 +67,7 @@ def test_the_loss_is_torchs_cross_entropy_with_soft_targets(smoothing: float) ->
     targets = batch["shares"][:, None] * own + (1 - batch["shares"])[:, None] * other
     logits = model(task.data.inputs(batch, CPU))
     expected = F.cross_entropy(logits, targets, label_smoothing=smoothing)
-    loss, parts = task.loss(model, batch, task.sizes(batch))
+    loss, parts = task.loss(model, batch, task.normalisers(batch))
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
     assert parts == {} and 0 < batch["shares"].min() < 1
 
@@ -90,7 +90,7 @@ def test_half_logits_give_a_loss_of_fp32_and_double_ones_stay() -> None:
 
 def test_the_size_of_a_step_is_its_number_of_views() -> None:
     task, _ = built("data.augmentation.repeats=3", *MIXED)
-    assert task.sizes(training_batch(task, 4)) == {"images": 12.0}
+    assert task.normalisers(training_batch(task, 4)) == {"images": 12.0}
 
 
 @pytest.mark.parametrize(("key", "whose"), [("labels", "sample 2"), ("other_labels", "the one to mix with sample 2")])
@@ -100,7 +100,7 @@ def test_a_label_that_is_no_class_is_named_before_the_step(key: str, whose: str,
     batch = training_batch(task)
     batch[key][2] = label
     with pytest.raises(UserError, match=f"^{whose}: its label is {label}, and the classes are numbered from 0 to 9"):
-        task.sizes(batch)
+        task.normalisers(batch)
 
 
 def test_a_fresh_start_on_few_photographs_is_warned_of_but_not_on_small_images() -> None:

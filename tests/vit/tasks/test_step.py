@@ -232,7 +232,7 @@ def test_a_mean_of_means_would_be_seen(kind: str, tmp_path: Path) -> None:
     """The control: a divisor of each micro-batch alone, averaged, is another step."""
     of = task(kind, tmp_path)
     whole = gradient(of, CUTS["1x8"])
-    of.sizes = lambda batch: {"images": 0.0}  # type: ignore[method-assign]
+    of.normalisers = lambda batch: {"images": 0.0}  # type: ignore[method-assign]
     loss, wrong = of.loss, stepper(of, torch.float32, None)
     of.loss = lambda m, b, s: loss(m, b, {"images": 3.0 * len(b["labels"])})  # type: ignore[method-assign]
     wrong(batches(of, CUTS["3+1+4"]), 0)
