@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from common.config.check import check
 from common.config.compose import configure
 from common.config.diff import flat
-from common.config.migrations import GROWN, LATER, MERGED, MOVED, complete
+from common.config.migrations import GROWN, LATER, MERGED, MOVED, complete, present_names
 from common.errors import UserError
 from common.files import checkpoint
 from common.train import assembly
@@ -226,3 +226,16 @@ def test_completing_a_config_leaves_the_given_one_as_it_is():
     before = json.dumps(config)
     complete(config)["allow_changes"].append("seed")
     assert json.dumps(config) == before and complete(config)["allow_changes"] == []
+
+
+def test_a_users_yaml_with_a_class_that_has_moved_need_not_have_its_later_keys():
+    """It was written before them; one with the present name must have them."""
+    whole = configure("train", ["model=detr"])
+    task = {**whole["task"], "_target_": "detr.task.Detection", "loss": {"no_object": 0.1}}
+    present_names(config := {"task": task})
+    assert config["task"]["loss"] == {
+        "no_object": 0.1,
+        "classification": "softmax",
+        "focal_alpha": 0.25,
+        "focal_gamma": 2.0,
+    }

@@ -36,7 +36,7 @@ GROWN: dict[str, dict[str, Any]] = {
     # since f6968e9
     "detr.tasks.detection.Detection": {
         "evaluator": "pycocotools",
-        # since 4f99cde
+        # after 4f99cde
         "loss.classification": "softmax",
         "loss.focal_alpha": 0.25,  # which softmax does not read
         "loss.focal_gamma": 2.0,
