@@ -65,8 +65,8 @@ class Attention(nn.Module):
 
         `may_look` is boolean, broadcastable to (B, heads, N, M), True where a query may look at a key; `bias`, a float
         tensor broadcastable likewise, is added to the scores; `causal` lets the last query see all M keys, the one
-        before it all but the last, and so on. What forbids in any of them is forbidden. A query that may look nowhere
-        gets the projection of zeros, never NaN. With a `cache`, k and v are put at its end, and queries see all of it;
+        before it all but the last, and so on. The three combine. A query that may look nowhere gets the projection of
+        zeros, never NaN. With a `cache`, k and v are put at its end, and queries see all of it;
         without k and v, they see what it holds (`remember`).
         """
         if k is None or v is None:
