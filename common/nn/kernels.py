@@ -163,7 +163,10 @@ def _is_on(*tensors: Tensor | None) -> bool:
     """Whether oneDNN is switched on, and for tensors such as these; while tracing, a compiler chooses."""
     if torch.compiler.is_compiling() or not torch.backends.mkldnn.enabled:
         return False
-    return all(t is None or (type(t) in _OWN_TYPES and t.device.type == "cpu") for t in tensors)
+    for tensor in tensors:  # not all(...), whose generator takes longer than the loop
+        if tensor is not None and (type(tensor) not in _OWN_TYPES or not tensor.is_cpu):
+            return False
+    return True
 
 
 def _kind(x: Tensor, weight: Tensor) -> torch.dtype | None:
@@ -176,7 +179,9 @@ def _kind(x: Tensor, weight: Tensor) -> torch.dtype | None:
 
 
 def _learns(*tensors: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+    if not torch.is_grad_enabled():
+        return False
+    return any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def _ready(weight: Tensor, rows: slice, kind: torch.dtype, count: int, copies: Copies | None) -> Tensor:
