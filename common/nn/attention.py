@@ -65,8 +65,8 @@ class Attention(nn.Module):
 
         `may_look` is boolean, broadcastable to (B, heads, N, M), True where a query may look at a key; `bias`, a float
         tensor broadcastable likewise, is added to the scores; `causal` lets the last query see all M keys, the one
-        before it all but the last, and so on. What forbids in any of them is forbidden. A query that may look nowhere
-        gets the projection of zeros, never NaN. With a `cache`, k and v are put at its end, and queries see all of it;
+        before it all but the last, and so on. The three combine. A query that may look nowhere gets the projection of
+        zeros, never NaN. With a `cache`, k and v are put at its end, and queries see all of it;
         without k and v, they see what it holds (`remember`).
         """
         if k is None or v is None:
@@ -221,8 +221,11 @@ def _shares(q: Tensor, k: Tensor, may_look: Tensor | None, bias: Tensor | None =
         k = k - k.mean(2, keepdim=True)
     added, beta = q.new_zeros(1, 1, 1), 0
     if bias is not None or may_look is not None:
-        numbers = q.new_zeros(()) if bias is None else bias.to(q.dtype)
-        added, beta = _hidden(numbers, may_look), 1
+        beta = 1
+        if bias is not None:
+            added = _hidden(bias.to(q.dtype), may_look)
+        elif may_look is not None:
+            added = q.new_zeros(may_look.shape).masked_fill_(~may_look, torch.finfo(q.dtype).min)
         # (1 or B h, 1 or N, M)
         added = added[None] if added.ndim == 2 else added.expand(batch, heads, -1, -1).flatten(0, 1)
     products, scale = (q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2)), q.shape[-1] ** -0.5

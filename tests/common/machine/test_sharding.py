@@ -232,7 +232,7 @@ def test_ranks_and_one_process_go_on_from_each_others_files(tmp_path: Path) -> N
 
 
 def answers() -> list[Tensor]:
-    """What the model says at first, after a step, with other weights, and with the average; in fp32, where packs are.
+    """What the model says at first, after a step, with other weights, and with the average; in fp32, which is packed.
 
     Other ranks are not asked meanwhile: each computes as often as its number says. Nothing may be kept of gathered
     weights, for now and then the next ones lie at the same address.
