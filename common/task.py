@@ -93,8 +93,7 @@ class Task(Protocol):
     """A problem: its loss, its answers and its numbers; never a particular model or data set."""
 
     goal: Goal  # of this instance
-    # The keys of `model_arguments`, which are read from source before anything is imported: those that each model must
-    # take, and, in an optional `offered` of the same type, those that a model gets if its constructor names them.
+    # The keys of `model_arguments` that each model must take; read from source before anything is imported.
     handed_on: ClassVar[tuple[str, ...]]
 
     def model_arguments(self) -> dict[str, Any]:
@@ -113,10 +112,7 @@ class Task(Protocol):
         """
 
     def normalisers(self, batch: Batch) -> dict[str, float]:
-        """What each loss term is divided by: from targets and the task's constants, never from outputs.
-
-        A task of an earlier version may call this method `sizes`.
-        """
+        """What each loss term is divided by: from targets and the task's constants, never from outputs."""
 
     def loss(self, model: nn.Module, batch: Batch, normalisers: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
         """Total (scalar, at least fp32) and its named parts (detached scalars).
@@ -155,6 +151,12 @@ class OptionalTask(Protocol):
 
     per_micro_batch: Sequence[str]
     """Short names of what in its loss depends on how a step is cut (a divisor that depends on outputs), for the log."""
+
+    offered: Sequence[str]
+    """Keys of `model_arguments` that a model gets only if its constructor names them."""
+
+    def sizes(self, batch: Batch) -> dict[str, float]:
+        """The former name of `normalisers`, for one version."""
 
     def inherit(self, state: dict[str, Any]) -> None:
         """Take a part of the task's state in the checkpoint that a run starts from, before the model is built."""

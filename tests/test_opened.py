@@ -61,7 +61,7 @@ def model_and_call(request: pytest.FixtureRequest) -> tuple[nn.Module, Call]:
         sizes = torch.tensor([[64, 64], [40, 64], [64, 32]])
         model = redrawn(build(section, classes=5))
         nn.init.normal_(model.queries.weight, std=3)  # so that they answer differently
-        return model, lambda model: torch.cat([*model(pixels, sizes).values()], dim=-1)
+        return model, lambda model: torch.stack([torch.cat([*of.values()], -1) for of in model(pixels, sizes)])
     tied = "untied" not in request.param
     model = redrawn(build(section, vocabularies=(50, 50), joint=tied))
     source, target = (torch.randint(4, 50, (8, length), generator=drawn) for length in (9, 7))

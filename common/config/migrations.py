@@ -126,11 +126,12 @@ def current(content: dict[str, Any]) -> dict[str, Any]:
     """
     config = complete(content["config"])
     names = _renames(config)
-    content = {**content, "config": config, "model": _renamed(content["model"], names)}
+    content = {**content, "config": config}
+    for part in ("model", "optimizer"):
+        if content.get(part):
+            content[part] = _renamed(content[part], names)
     if content.get("average"):
         content["average"] = {**content["average"], "weights": _renamed(content["average"]["weights"], names)}
-    if content.get("optimizer"):
-        content["optimizer"] = _renamed(content["optimizer"], names)
     return content
 
 

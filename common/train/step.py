@@ -164,7 +164,7 @@ def _own_memory(parameters: list[nn.Parameter]) -> None:
 
 def step_normalisers(task: Task, micro_batches: list[Batch]) -> dict[str, float]:
     """The divisors of a whole step, summed in float64 over micro-batches and ranks; only an exact zero becomes one."""
-    of = getattr(task, "normalisers" if hasattr(task, "normalisers") else "sizes")  # as older tasks of users call it
+    of = getattr(task, "sizes", None) or task.normalisers
     sums: dict[str, float] = {}
     for of_rank in distributed.gather([of(batch) for batch in micro_batches]):
         for of_batch in of_rank:

@@ -12,7 +12,7 @@ from common.data import batching
 from common.errors import UserError
 from common.machine.device import constant
 from common.machine.seeds import generator
-from common.nn.blocks import BlockOptions, Decoder
+from common.nn.blocks import BlockOptions, Stack
 from common.nn.linear import Linear
 from common.nn.positions import sine_2d
 from common.train.step import Stepper
@@ -41,7 +41,7 @@ class Toy(QueryDetector):
         self.auxiliary, self.proposed = True, QUERIES
         self.backbone = nn.Sequential(nn.Conv2d(3, WIDTH, 8, 8), nn.ReLU(), nn.Conv2d(WIDTH, WIDTH, 3, 1, 1))
         options = BlockOptions(width=WIDTH, heads=4, feedforward=64, pre_norm=False)
-        self.decoder = Decoder(options, layers=3, final_norm=True)
+        self.decoder = Stack(options, layers=3, final_norm=True, cross=True)
         self.queries = nn.Embedding(QUERIES, WIDTH)
         self.place = nn.Sequential(Linear(4, WIDTH), nn.ReLU(), Linear(WIDTH, WIDTH))
         self.class_head, self.mask_head = Linear(WIDTH, logits), Linear(WIDTH, WIDTH)

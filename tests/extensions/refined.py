@@ -15,10 +15,9 @@ from common.nn.linear import Linear
 from common.nn.positions import sine, sine_2d
 from common.nn.resnet import Backbone, BackboneOptions
 from common.types import NonNegativeFloat, Positive
-from detr.criterion.answers import Matches, Targets
 from detr.criterion.matcher import MatcherOptions
 from detr.criterion.set_loss import LossOptions
-from detr.criterion.terms import Term, per_layer
+from detr.criterion.terms import Comparison, Term
 from detr.models.detector import BoxHead
 from detr.models.query_detector import Image, Outputs, Queries, QueryDetector
 from detr.tasks.detection import Detection, PredictOptions
@@ -31,11 +30,10 @@ class Cover(Term):
     name = "cover"
     reads = "covers"
 
-    def __call__(self, outputs: Outputs, targets: Targets, matches: Matches) -> Tensor:
+    def __call__(self, compared: Comparison) -> Tensor:
         """See Term."""
-        covers = outputs["covers"][matches.layers, matches.images, matches.queries]  # (M,)
-        truth = targets.boxes[:, 2:].prod(-1)[matches.targets]
-        return per_layer((covers - truth).abs(), matches, len(outputs["covers"]))
+        truth = compared.objects(compared.targets.boxes[:, 2:].prod(-1))  # (M,)
+        return compared.per_layer((compared.answers("covers") - truth).abs())
 
 
 class CoverDetection(Detection):
