@@ -15,7 +15,7 @@ from common.decoding.options import DecodingOptions
 def beam_search(
     model: Decoder, source: Tensor, lengths: Tensor, prompts: Tensor, options: DecodingOptions, special: SpecialIds
 ) -> list[list[Hypothesis]]:
-    """The best finished hypotheses of each source (B, S) after its prompt (B,) or (B, P), by falling score.
+    """The best finished hypotheses of each source (B, S) after its prompt (B, P), by falling score.
 
     Of the 2 * beam best continuations of a sentence's hypotheses, which hold at least `beam` without EOS, those with
     EOS are finished if they are among the first `beam`, and the first `beam` without continue. All unfinished

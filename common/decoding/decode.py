@@ -38,33 +38,15 @@ def decode(
             differ in length are decoded one group after another.
     """
     assert options.method != "given", "a given answer is scored, not decoded"
-    if not len(source):
-        return []
-    names = [*range(len(source))] if ids is None else [*ids]
-    if prompts is None:
-        begin = torch.full((len(source),), special.begin, device=source.device)
-        return _decode(model, source, lengths, begin, options, special, names)
+    names = range(len(source)) if ids is None else ids
     answers: dict[int, list[Hypothesis]] = {}
-    for rows, group in equal_prompts(prompts, source.device):
-        part = _decode(model, source[rows], lengths[rows], group, options, special, [names[row] for row in rows])
-        answers |= zip(rows, part, strict=True)
+    for rows, first in equal_prompts(prompts or [[special.begin]] * len(source), source.device):
+        if options.method == "beam":
+            hypotheses = beam_search(model, source[rows], lengths[rows], first, options, special)
+        else:
+            draws = [(names[row], number) for row in rows for number in range(options.candidates)]
+            inputs = (x.repeat_interleave(options.candidates, 0) for x in (source[rows], lengths[rows], first))
+            walks = walk(model, *inputs, options, special, draws)
+            hypotheses = [walks[n : n + options.candidates] for n in range(0, len(walks), options.candidates)]
+        answers |= zip(rows, hypotheses, strict=True)
     return [answers[row] for row in range(len(source))]
-
-
-def _decode(
-    model: Decoder,
-    source: Tensor,
-    lengths: Tensor,
-    prompts: Tensor,
-    options: DecodingOptions,
-    special: SpecialIds,
-    ids: Sequence[int | str],
-) -> list[list[Hypothesis]]:
-    """The same for prompts of one length, (B,) or (B, P)."""
-    if options.method == "beam":
-        return beam_search(model, source, lengths, prompts, options, special)
-    draws = options.candidates
-    names = [(name, number) for name in ids for number in range(draws)]
-    source, lengths, prompts = (rows.repeat_interleave(draws, 0) for rows in (source, lengths, prompts))
-    hypotheses = walk(model, source, lengths, prompts, options, special, names)
-    return [hypotheses[start : start + draws] for start in range(0, len(hypotheses), draws)]

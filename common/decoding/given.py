@@ -22,30 +22,17 @@ def score(
 
     `prompts`, which are not scored, are what the targets continue; see `common.decoding.decode.decode`.
     """
-    if not len(source):
-        return []
-    if prompts is None:
-        begin = torch.full((len(source),), special.begin, device=source.device)
-        return _score(model, source, lengths, target, target_lengths, begin)
     scores: dict[int, tuple[float, int]] = {}
-    for rows, group in equal_prompts(prompts, source.device):
-        part = _score(model, source[rows], lengths[rows], target[rows], target_lengths[rows], group)
-        scores |= zip(rows, part, strict=True)
+    for rows, latest in equal_prompts(prompts or [[special.begin]] * len(source), source.device):
+        totals = torch.zeros(len(rows), dtype=torch.float64)
+        counts, live = target_lengths[rows].cpu(), torch.arange(len(rows))  # (B,), (R,): the unfinished targets
+        state, words = model.encode(source[rows], lengths[rows]), target[rows]
+        for n in range(int(counts.max())):
+            state, remaining = without_finished(model, state, counts[live] > n, source.device)
+            live, latest = live[remaining], latest[remaining.to(latest.device)]
+            logits, normaliser = next_logits(model, state, latest)
+            latest = words[live.to(words.device), n]
+            logs = logits.gather(1, latest[:, None]) - normaliser  # (R, 1)
+            totals[live] += finite(logs.cpu().double())[:, 0]
+        scores |= zip(rows, zip(totals.tolist(), counts.tolist(), strict=True), strict=True)
     return [scores[row] for row in range(len(source))]
-
-
-def _score(
-    model: Decoder, source: Tensor, lengths: Tensor, target: Tensor, target_lengths: Tensor, prompts: Tensor
-) -> list[tuple[float, int]]:
-    """The same for prompts of one length, (B,) or (B, P)."""
-    totals = torch.zeros(len(source), dtype=torch.float64)
-    counts, live = target_lengths.cpu(), torch.arange(len(source))  # (B,), (R,): the unfinished targets
-    state, latest = model.encode(source, lengths), prompts
-    for n in range(int(counts.max())):
-        state, rows = without_finished(model, state, counts[live] > n, source.device)
-        live, latest = live[rows], latest[rows.to(latest.device)]
-        logits, normaliser = next_logits(model, state, latest)
-        latest = target[live.to(target.device), n]
-        logs = logits.gather(1, latest[:, None]) - normaliser  # (R, 1)
-        totals[live] += finite(logs.cpu().double())[:, 0]
-    return list(zip(totals.tolist(), counts.tolist(), strict=True))

@@ -24,7 +24,7 @@ def walk(
     special: SpecialIds,
     names: list[Name],
 ) -> list[Hypothesis]:
-    """One hypothesis for each source (B, S) and its prompt (B,) or (B, P): greedily, or by the chance of its name."""
+    """One hypothesis for each source (B, S) and its prompt (B, P): greedily, or by the chance of its name."""
     limits = options.limits(lengths)
     chance = _chances(limits, options, names) if options.method == "sample" else None
     hypotheses: dict[int, Hypothesis] = {}

@@ -1,11 +1,11 @@
-"""Optimizers and learning-rate schedules as two closed tables of plain functions, and the parameter groups they act on.
+"""Optimizers and learning-rate schedules by name, and the parameter groups that they act on.
 
 AdamW is Loshchilov and Hutter 2019 (arXiv:1711.05101), Adam is Kingma and Ba 2015 (arXiv:1412.6980), the cosine is
 Loshchilov and Hutter 2017 (arXiv:1608.03983) without restarts; noam is Vaswani et al. 2017 (arXiv:1706.03762).
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -73,7 +73,14 @@ def build(model: nn.Module, options: OptimizerOptions) -> Optimizer:
     "param_names". Raises UserError when a prefix in `rates` fits no parameter, or nothing is left to train.
     """
     groups = _groups(model, options)
-    optimizer = _OPTIMIZERS[options.name](groups, options, _fused(groups))
+    # One kernel for the whole update (on a CPU core 2.4 times as fast) where there is one; None: torch chooses.
+    fused = True if all(p.device.type in ("cpu", "cuda") for g in groups for _, p in g["params"]) else None
+    optimizer: Optimizer
+    if options.name == "sgd":
+        optimizer = torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum, fused=fused)
+    else:
+        adam = torch.optim.AdamW if options.name == "adamw" else torch.optim.Adam
+        optimizer = adam(groups, lr=options.lr, betas=options.betas, eps=options.eps, fused=fused)
     optimizer.register_step_pre_hook(_match_layouts)
     return optimizer
 
@@ -180,11 +187,6 @@ def _named(optimizer: Optimizer) -> list[tuple[str, nn.Parameter]]:
     return [pair for g in optimizer.param_groups for pair in zip(g["param_names"], g["params"], strict=True)]
 
 
-def _fused(groups: Groups) -> bool | None:
-    """True where torch has one kernel for the whole update (on a CPU core 2.4 times as fast); None: torch chooses."""
-    return True if all(p.device.type in ("cpu", "cuda") for g in groups for _, p in g["params"]) else None
-
-
 def _match_layouts(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     """Give every gradient its parameter's memory layout.
 
@@ -197,25 +199,6 @@ def _match_layouts(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
                 p.grad = torch.empty_like(p).copy_(p.grad)
 
 
-def _adamw(groups: Groups, options: OptimizerOptions, fused: bool | None) -> Optimizer:
-    return torch.optim.AdamW(groups, lr=options.lr, betas=options.betas, eps=options.eps, fused=fused)
-
-
-def _adam(groups: Groups, options: OptimizerOptions, fused: bool | None) -> Optimizer:
-    return torch.optim.Adam(groups, lr=options.lr, betas=options.betas, eps=options.eps, fused=fused)
-
-
-def _sgd(groups: Groups, options: OptimizerOptions, fused: bool | None) -> Optimizer:
-    return torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum, fused=fused)
-
-
-_OPTIMIZERS: dict[str, Callable[[Groups, OptimizerOptions, bool | None], Optimizer]] = {
-    "adamw": _adamw,
-    "adam": _adam,
-    "sgd": _sgd,
-}
-
-
 # Schedules.
 
 
@@ -225,10 +208,21 @@ def rate(options: ScheduleOptions, step: int, steps: int) -> float:
     Linear warm-up from `start`, which itself is never used: 1/warmup of the rise for the first update, all of it for
     update number `warmup`. Only noam brings its own.
     """
-    warmup = warm_up(options, steps)
-    if step < warmup and options.name != "noam":
-        return options.start + (1 - options.start) * (step + 1) / warmup
-    return _SCHEDULES[options.name](options, step, steps)
+    warmup, number = warm_up(options, steps), step + 1
+    if options.name == "noam":  # equation 3 of Vaswani et al. 2017, where updates count from 1
+        assert options.width is not None, "ScheduleOptions lets no noam through without it"
+        warmup = max(1, warmup)  # a small part of a short run is still one step
+        return math.sqrt(1 / options.width) * min(math.sqrt(1 / number), number * math.pow(warmup, -1.5))
+    if step < warmup:
+        return options.start + (1 - options.start) * number / warmup
+    if options.name == "step":  # rounded to a step: a fraction such as 2/3 is rarely a whole number of them
+        return options.factor ** sum(step >= round(drop * steps) for drop in options.drops)
+    if options.name == "cosine":
+        progress = (step - warmup) / max(1, steps - warmup)
+        return options.final + (1 - options.final) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
+    if options.name == "inverse_sqrt":  # leaves the warm-up at its end, where both are 1
+        return math.sqrt(max(1, warmup) / number)
+    return 1.0
 
 
 def warm_up(options: ScheduleOptions, steps: int) -> int:
@@ -239,39 +233,3 @@ def warm_up(options: ScheduleOptions, steps: int) -> int:
 def highest(options: ScheduleOptions, steps: int) -> float:
     """The largest factor in a run of `steps`: that of the last update of its warm-up, or of the first without one."""
     return rate(options, min(max(1, warm_up(options, steps)), steps) - 1, steps)
-
-
-def _constant(options: ScheduleOptions, step: int, steps: int) -> float:
-    return 1.0
-
-
-def _step(options: ScheduleOptions, step: int, steps: int) -> float:
-    # Rounded to a step: a fraction such as 2/3 is rarely a whole number of them.
-    return options.factor ** sum(step >= round(drop * steps) for drop in options.drops)
-
-
-def _cosine(options: ScheduleOptions, step: int, steps: int) -> float:
-    warmup = warm_up(options, steps)
-    progress = (step - warmup) / max(1, steps - warmup)
-    return options.final + (1 - options.final) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
-
-
-def _inverse_sqrt(options: ScheduleOptions, step: int, steps: int) -> float:
-    # Updates count from 1, so that the curve leaves the warm-up at its end, where both are 1.
-    return math.sqrt(max(1, warm_up(options, steps)) / (step + 1))
-
-
-def _noam(options: ScheduleOptions, step: int, steps: int) -> float:
-    """Equation 3 of Vaswani et al. 2017, where updates count from 1."""
-    assert options.width is not None, "ScheduleOptions lets no noam through without it"
-    number, warmup = step + 1, max(1, warm_up(options, steps))  # a small part of a short run is still one step
-    return math.sqrt(1 / options.width) * min(math.sqrt(1 / number), number * math.pow(warmup, -1.5))
-
-
-_SCHEDULES: dict[str, Callable[[ScheduleOptions, int, int], float]] = {
-    "constant": _constant,
-    "step": _step,
-    "cosine": _cosine,
-    "inverse_sqrt": _inverse_sqrt,
-    "noam": _noam,
-}
