@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from common.cli import main as cli
+from common.cli.main import stored_config
 
 
 def evaluate(config: dict[str, Any]) -> float | None:
@@ -43,13 +44,6 @@ def evaluate(config: dict[str, Any]) -> float | None:
             metric.write(folder)
             log.say(f"The numbers and the predictions lie in {folder}.")
         return numbers[parts.task.goal.name]
-
-
-def stored_config(file: Path) -> dict[str, Any]:
-    """The config inside a checkpoint; torch is imported only once a command line has got this far."""
-    from common.train import assembly
-
-    return assembly.stored_config(file)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from common.cli import main as cli
+from common.cli.main import stored_config
 
 
 def predict(config: dict[str, Any]) -> None:
@@ -40,13 +41,6 @@ def say(line: str) -> bool:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains as it flushes at the end
         return False
     return True
-
-
-def stored_config(file: Path) -> dict[str, Any]:
-    """The config inside a checkpoint; torch is imported only once a command line has got this far."""
-    from common.train import assembly
-
-    return assembly.stored_config(file)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ def train(config: dict[str, Any], run_dir: Path | None) -> float | None:
 
     Heavy imports are inside, so that a mistake in the config shows at once.
     """
+    import torch
+
     from common.config.check import construct
     from common.files.lines import replace
     from common.files.log import Log
@@ -25,7 +27,7 @@ def train(config: dict[str, Any], run_dir: Path | None) -> float | None:
 
     if config["trainer"]["deterministic"]:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the GPU's first product
-    device.only_deterministic(config["trainer"]["deterministic"])
+    torch.use_deterministic_algorithms(config["trainer"]["deterministic"])
     place = device.choose(config["trainer"]["device"], distributed.local_rank())
     with distributed.together(place, config["trainer"]["timeout"]):
         folder = distributed.broadcast(run_dir)

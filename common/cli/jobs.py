@@ -23,7 +23,7 @@ from common.files import run_folder
 from common.files.run_folder import Job
 
 NOTES = ".notes"  # in the sweep's folder: why a run of it is not done
-HALT = ".halt"  # in the sweep's folder while its runs are told to stop
+HALT = ".halt"  # in the sweep's folder while its runs are to stop
 LOOK_EVERY = 0.5  # seconds between a run's looks at that
 
 
@@ -100,7 +100,7 @@ class SweepJob:
         if self.halt and self.halt.says_stop():
             return None
         try:
-            with _told_by(self.halt) if self.halt else contextlib.nullcontext():
+            with _stopped_by(self.halt) if self.halt else contextlib.nullcontext():
                 return self._run(config, folder)
         except (Stopped, KeyboardInterrupt) as stop:
             _write(folder, Note("stopped", str(stop) or "Stopped by Ctrl-C."))
@@ -122,7 +122,7 @@ class SweepJob:
 
 
 class HaltFile(NamedTuple):
-    """What tells the children of a sweep's process to stop: a file, or the end of that process."""
+    """What stops the children of a sweep's process: a file, or the end of that process."""
 
     path: Path
     sweep: int  # the process
@@ -162,7 +162,7 @@ def halting(sweep: Path) -> Iterator[tuple[HaltFile, list[str]]]:
 
 
 @contextlib.contextmanager
-def _told_by(halt: HaltFile) -> Iterator[None]:
+def _stopped_by(halt: HaltFile) -> Iterator[None]:
     """While inside, `halt` asks this run to stop as SIGTERM would.
 
     Ctrl-C reaches this process as well, perhaps before the run takes signals down: it is left to the sweep.

@@ -9,7 +9,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from omegaconf import OmegaConf
 
@@ -83,6 +83,13 @@ def launch(job: Job, door: str, base: Base | None = None, arguments: Sequence[st
         print("Stopped by Ctrl-C.", file=sys.stderr)
         sys.exit(130)
     _leave(0)
+
+
+def stored_config(file: Path) -> dict[str, Any]:
+    """The config inside a checkpoint; torch is imported only once a command line has got this far."""
+    from common.train import assembly
+
+    return assembly.stored_config(file)
 
 
 def _to_go_on(command: Command, folder: Path) -> str:

@@ -52,26 +52,25 @@ def sweep(job: Job, command: Command) -> int:
     """
     _refuse_what_does_not_go_together(command)
     combinations = _distinct(_combinations(command))
-    given = combinations[0].sweep_dir
-    folder = Path(given) if given else run_folder.fresh(Path("runs", "sweeps"))
-    folders = [_folder(folder, one) for one in combinations]
-    todo = [(one, place) for one, place in zip(combinations, folders, strict=True) if not _results(place)]
+    sweep_dir = combinations[0].sweep_dir
+    folder = Path(sweep_dir) if sweep_dir else run_folder.fresh(Path("runs", "sweeps"))
+    runs = [_folder(folder, combination) for combination in combinations]
+    todo = [(combination, run) for combination, run in zip(combinations, runs, strict=True) if not _results(run)]
     print(f"{len(combinations)} runs in {folder}, {len(combinations) - len(todo)} of them done before.", flush=True)
     to_go_on = f"To go on: python {shlex.join(_line(command, folder))}"
-    for _, place in todo:
-        forget(place)
+    for _, run in todo:
+        forget(run)
+    lines = [[*combination.overrides, "resume=auto", f"run_dir={quoted(str(run))}"] for combination, run in todo]
     try:
-        if todo:
-            settings = [["resume=auto", f"run_dir={quoted(str(place))}"] for _, place in todo]
-            lines = [[*one.overrides, *more] for (one, _), more in zip(todo, settings, strict=True)]
+        if lines:
             _launch(job, command, folder, lines)
     except Exception as error:  # of a launcher: the runs' own never get here
-        said = str(error).partition("\n")[0]  # submitit adds a whole log
-        print(f"The launcher failed: {type(error).__name__}: {said}", file=sys.stderr)
+        reason = str(error).partition("\n")[0]  # submitit adds a whole log
+        print(f"The launcher failed: {type(error).__name__}: {reason}", file=sys.stderr)
     except BaseException:
         print(to_go_on, file=sys.stderr)
         raise
-    code = _report(folder, folders)
+    code = _report(folder, runs)
     if code:
         print(to_go_on, file=sys.stderr)
     return code
@@ -95,16 +94,16 @@ def _combinations(command: Command) -> Iterator[Combination]:
     A folder's name tells what is swept (detr-seed_1-lr_0.0002), but for values that make no good name.
     """
     settings, values, swept = [], [], []
-    for one in command.parse(command.overrides):
-        key, text = one.key_or_group, one.input_line or ""
-        if one.is_sweep_override() and (key.startswith("hydra") or not one.is_discrete_sweep()):
+    for override in command.parse(command.overrides):
+        key, text = override.key_or_group, override.input_line or ""
+        if override.is_sweep_override() and (key.startswith("hydra") or not override.is_discrete_sweep()):
             raise UserError(f"{text}: expected single values, as in key=a,b; scripts/search.py takes ranges (a..b).")
         if key.startswith("hydra"):
             settings.append(text)
             continue
-        choices = list(one.sweep_string_iterator()) if one.is_sweep_override() else []
+        choices = list(override.sweep_string_iterator()) if override.is_sweep_override() else []
         swept += [key] if len(choices) > 1 else []
-        values.append([f"{one.get_key_element()}={choice}" for choice in choices] or [text])
+        values.append([f"{override.get_key_element()}={choice}" for choice in choices] or [text])
     _compose_settings(command, settings)
     notices: set[str] = set()
     for overrides in itertools.product(*values):
@@ -112,19 +111,19 @@ def _combinations(command: Command) -> Iterator[Combination]:
         check(composed.config, composed.config.get("trust") or [])
         print("".join(f"{notice}\n" for notice in composed.notices if notice not in notices), end="", file=sys.stderr)
         notices.update(composed.notices)
-        given = composed.config["sweep_dir"]
-        yield Combination(list(overrides), fingerprint(composed.config), _name(composed, swept), given)
+        sweep_dir = composed.config["sweep_dir"]
+        yield Combination(list(overrides), fingerprint(composed.config), _name(composed, swept), sweep_dir)
 
 
 def _distinct(combinations: Iterator[Combination]) -> list[Combination]:
     """Each run once, whatever the number of its combinations: values that make no other run give the same."""
-    found: dict[str, Combination] = {}
-    for number, one in enumerate(combinations, 1):
-        if one.fingerprint in found:
-            same = f"{shlex.join(one.overrides)} and {shlex.join(found[one.fingerprint].overrides)}"
+    distinct: dict[str, Combination] = {}
+    for number, combination in enumerate(combinations, 1):
+        first = distinct.setdefault(combination.fingerprint, combination)
+        if first is not combination:
+            same = f"{shlex.join(combination.overrides)} and {shlex.join(first.overrides)}"
             print(f"Combination {number} is done once, with another: {same} are the same run.")
-        found.setdefault(one.fingerprint, one)
-    return list(found.values())
+    return list(distinct.values())
 
 
 def _name(composed: Composed, swept: list[str]) -> str:
@@ -139,10 +138,10 @@ def _name(composed: Composed, swept: list[str]) -> str:
     return re.sub(r"[^\w.+-]+", "_", "-".join(parts))[:LONGEST]
 
 
-def _folder(folder: Path, one: Combination) -> Path:
+def _folder(sweep: Path, combination: Combination) -> Path:
     """The folder of a combination: one that is there for it, whatever was swept then, or a new one."""
-    there = sorted(folder.glob(f"*-{one.fingerprint}"))
-    return there[0] if there else folder / f"{one.name}-{one.fingerprint}"
+    there = sorted(sweep.glob(f"*-{combination.fingerprint}"))
+    return there[0] if there else sweep / f"{combination.name}-{combination.fingerprint}"
 
 
 def _compose_settings(command: Command, settings: list[str]) -> DictConfig:
@@ -159,8 +158,8 @@ def _compose_settings(command: Command, settings: list[str]) -> DictConfig:
             raise UserError(f'hydra/launcher={launcher} is not installed: pip install -e ".[sweeps]".') from error
         raise UserError(f"{name}: there is none{did_you_mean(launcher, known)}") from error
     except HydraException as error:
-        said = str(error).partition("\n")[0].rstrip(".")
-        raise UserError(f"{said}.") from error
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise UserError(f"{reason}.") from error
 
 
 def _launch(job: Job, command: Command, folder: Path, lines: list[list[str]]) -> None:
@@ -175,11 +174,7 @@ def _launch(job: Job, command: Command, folder: Path, lines: list[list[str]]) ->
     target = str(OmegaConf.select(config, "hydra.launcher._target_"))
     here, beside = "basic_launcher" in target, "joblib" in target
     halts: Halts = halting(folder) if beside else contextlib.nullcontext((None, []))
-    with (
-        halts as (halt, received),
-        command.initialised(),
-        _found_from_elsewhere(),
-    ):
+    with halts as (halt, received), command.initialised(), _importable_elsewhere():
         engine = GlobalHydra.instance().hydra
         assert engine is not None
         context = HydraContext(config_loader=engine.config_loader, callbacks=_Callbacks(config))  # type: ignore[arg-type]
@@ -191,23 +186,23 @@ def _launch(job: Job, command: Command, folder: Path, lines: list[list[str]]) ->
 
 
 class _Callbacks(Callback):
-    """What the command line asks for by hydra.callbacks, told of each run."""
+    """What the command line asks for by hydra.callbacks, called for each run."""
 
     def __init__(self, config: DictConfig):
-        self.all = [instantiate(one) for one in (config.hydra.callbacks or {}).values()]
+        self.all = [instantiate(callback) for callback in (config.hydra.callbacks or {}).values()]
 
     def on_job_start(self, config: DictConfig, **more: Any) -> None:
-        for one in self.all:
-            one.on_job_start(config=config, **more)
+        for callback in self.all:
+            callback.on_job_start(config=config, **more)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **more: Any) -> None:
-        for one in self.all:
-            one.on_job_end(config=config, job_return=job_return, **more)
+        for callback in self.all:
+            callback.on_job_end(config=config, job_return=job_return, **more)
 
 
 @contextlib.contextmanager
-def _found_from_elsewhere() -> Iterator[None]:
-    """Let processes that a launcher starts find the project and what lies beside the command."""
+def _importable_elsewhere() -> Iterator[None]:
+    """Let processes that a launcher starts import the project and what lies beside the command."""
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(CONFIGS.parent), os.getcwd(), before]))
     try:
@@ -223,28 +218,28 @@ def _line(command: Command, folder: Path) -> list[str]:
     return [sys.argv[0], *command.arguments, *more]
 
 
-def _report(folder: Path, folders: list[Path]) -> int:
+def _report(sweep: Path, runs: list[Path]) -> int:
     """Say what became of each run; the exit code: 0 all are done, 2 some had mistakes of the user, 1 otherwise."""
     rows, failures, codes = [], [], set()
-    goals = {str(results.get("goal")) for place in folders if (results := _results(place))}
-    for place in folders:
-        results, note = _results(place), note_of(place)
+    goals = {str(results.get("goal")) for run in runs if (results := _results(run))}
+    for run in runs:
+        results, note = _results(run), note_of(run)
         if results:
             value = results.get(str(results.get("goal")))
-            rows.append((place.name, "done", float("nan") if value is None else float(value)))
+            rows.append((run.name, "done", float("nan") if value is None else float(value)))
             continue
-        rows.append((place.name, note.state, float("nan")))
-        failures.append(f"{place}: {note.why}")
+        rows.append((run.name, note.state, float("nan")))
+        failures.append(f"{run}: {note.why}")
         codes.add(2 if note.state == "refused" else 1)
-    print(table(f"\n{folder}", [("run", "state", goals.pop() if len(goals) == 1 else "goal"), *rows]), flush=True)
+    print(table(f"\n{sweep}", [("run", "state", goals.pop() if len(goals) == 1 else "goal"), *rows]), flush=True)
     if failures:
-        print("\n".join([*failures, f"{len(failures)} of the runs in {folder} are not done."]), file=sys.stderr)
+        print("\n".join([*failures, f"{len(failures)} of the runs in {sweep} are not done."]), file=sys.stderr)
     return max(codes - {2}, default=max(codes, default=0))
 
 
-def _results(place: Path) -> dict[str, Any]:
+def _results(run: Path) -> dict[str, Any]:
     """The numbers of a run that is finished; nothing for others, those with half a file included."""
     try:
-        return dict(json.loads((place / "results.json").read_text(encoding="utf-8")))
+        return dict(json.loads((run / "results.json").read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return {}

@@ -63,11 +63,11 @@ def check(config: dict[str, Any], trust: Sequence[str], door: str = "train") -> 
             raise UserError(f"{key} is missing from the config; {door}.py needs it.")
     for key, annotation in keys.items():
         _refuse(_mistake(config[key], annotation, key))
-    found = {key: _target(config[key], key, trust) for key in TARGETS}
-    _same_wing(found)
-    for key, options in found.items():
+    targets = {key: _target(config[key], key, trust) for key in TARGETS}
+    _same_wing(targets)
+    for key, options in targets.items():
         section = {name: value for name, value in config[key].items() if name != "_target_"}
-        _refuse(_section_mistake(section, options, key, _handed_in(found["task"], options) if key == "model" else {}))
+        _refuse(_section_mistake(section, options, key, _handed_in(targets["task"], options) if key == "model" else {}))
     for key, path in FIXED.items():
         _refuse(_mistake(config[key], _read(path, key), key))
     steps, epochs = config["trainer"]["steps"], config["trainer"]["epochs"]
@@ -119,15 +119,15 @@ def _refuse(mistake: str | None) -> None:
         raise UserError(mistake)
 
 
-def _read(path: str, said: str) -> type[Options]:
-    """The class at `path`, from its source; `said` is how the user named it."""
+def _read(path: str, where: str) -> type[Options]:
+    """The class at `path`, from its source."""
     module, _, name = path.rpartition(".")
     file = find(module)
     if file is None:
-        raise UserError(f"{said}: there is no file {module.replace('.', '/')}.py.")
+        raise UserError(f"{where}: there is no file {module.replace('.', '/')}.py.")
     source = Source(module, file)
     if name not in source.classes:
-        raise UserError(f"{said}: no class {name} is defined in {file.name}{did_you_mean(name, source.classes)}")
+        raise UserError(f"{where}: no class {name} is defined in {file.name}{did_you_mean(name, source.classes)}")
     return source.options(name)
 
 
@@ -153,12 +153,12 @@ def _handed_in(task: type[Options], model: type[Options]) -> dict[str, str]:
     return dict.fromkeys([*task.handed_on, *offered], f"the data decide it, by {task.path}.model_arguments")
 
 
-def _same_wing(found: dict[str, type[Options]]) -> None:
-    wings = {key: options.path.split(".")[0] for key, options in found.items()}
+def _same_wing(targets: dict[str, type[Options]]) -> None:
+    wings = {key: options.path.split(".")[0] for key, options in targets.items()}
     for key, wing in wings.items():
         if {wing, wings["model"]} <= set(WINGS) and wing != wings["model"]:
             raise UserError(
-                f"model ({found['model'].path}) and {key} ({found[key].path}) do not fit together: the batches of "
+                f"model ({targets['model'].path}) and {key} ({targets[key].path}) do not fit together: the batches of "
                 f"{wing} mean nothing to {wings['model']}; choose both from one of them."
             )
 
@@ -267,13 +267,13 @@ def _show(value: Any) -> str:
 
 
 def _convert(value: Any, hint: Any) -> Any:
-    """A checked value in the type that the constructor wants: options become dataclasses and tuples tuples."""
+    """A checked value in the type that the constructor takes: options become dataclasses and tuples tuples."""
     kind, inner = typing.get_origin(hint), typing.get_args(hint)
     if kind is Annotated:
         return _convert(value, inner[0])
     if kind in (Union, UnionType):
-        wanted = [choice for choice in inner if _takes(choice) == _kind(value) and choice is not NoneType]
-        return _convert(value, wanted[0]) if value is not None and wanted else value
+        choices = [choice for choice in inner if _takes(choice) == _kind(value) and choice is not NoneType]
+        return _convert(value, choices[0]) if value is not None and choices else value
     if dataclasses.is_dataclass(hint) and isinstance(value, dict):
         return construct(typing.cast(type, hint), value)
     if kind is dict:

@@ -79,7 +79,7 @@ class Command:
     def compose(self, overrides: list[str] | None = None) -> Composed:
         """The config for these overrides, those of the command line by default; raises UserError."""
         overrides = self.overrides if overrides is None else overrides
-        swept = next((one.input_line for one in self.parse(overrides) if one.is_sweep_override()), None)
+        swept = next((part.input_line for part in self.parse(overrides) if part.is_sweep_override()), None)
         if swept:
             raise UserError(f"{swept}: several values are a sweep, which needs -m; a list is written [a,b].")
         try:
@@ -115,26 +115,26 @@ class Command:
         """--config-dir: a folder with further groups, or with a whole config such as the one that a run leaves."""
         if not extra:
             return
-        other = Path(extra).expanduser().absolute()
-        if not other.is_dir():
+        folder = Path(extra).expanduser().absolute()
+        if not folder.is_dir():
             raise UserError(f"--config-dir {extra}: there is no such folder.")
-        if (other / f"{self.config_name}.yaml").is_file():
-            self.folder, other = other, self.folder  # Hydra looks for the first file in its main folder alone
+        if (folder / f"{self.config_name}.yaml").is_file():
+            self.folder, folder = folder, self.folder  # Hydra looks for the first file in its main folder alone
             if older := completed(self.folder / f"{self.config_name}.yaml"):
                 self.config_name += "_completed"
                 ConfigStore.instance().store(self.config_name, older, **_REPLACE)
-        self.overrides.append(f"hydra.searchpath=[{quoted(f'file://{other}')}]")
+        self.overrides.append(f"hydra.searchpath=[{quoted(f'file://{folder}')}]")
 
     def _store_base(self) -> list[str]:
         """Make a checkpoint's config a choice of each group, so that all of Hydra's grammar works on top of it."""
         if self.base is None:
             return []
-        given = [str(one.value()) for one in self.parse(self.overrides) if one.key_or_group == "checkpoint"]
-        if not given:
+        paths = [str(part.value()) for part in self.parse(self.overrides) if part.key_or_group == "checkpoint"]
+        if not paths:
             raise UserError(f"{self.door}.py needs checkpoint=FILE; see --help.")
-        file = Path(given[-1]).expanduser()
+        file = Path(paths[-1]).expanduser()
         if not file.is_file():
-            raise UserError(f"checkpoint={given[-1]}: there is no such file.")
+            raise UserError(f"checkpoint={paths[-1]}: there is no such file.")
         config = self.base(file)
         if not config:
             return []
@@ -150,13 +150,13 @@ class Command:
         """Hydra's message as one sentence that names the nearest right word."""
         if isinstance(error, MissingConfigException) and error.missing_cfg_file:
             group, _, name = error.missing_cfg_file.rpartition("/")
-            said = f"{group}={name}: there is no configs/{group}/{name}.yaml" if group else f"there is no {name}.yaml"
-            return said + did_you_mean(name, error.options or [])
+            reason = f"{group}={name}: there is no configs/{group}/{name}.yaml" if group else f"there is no {name}.yaml"
+            return reason + did_you_mean(name, error.options or [])
         lines = [line.strip() for line in f"{error}\n{error.__cause__ or ''}".splitlines() if line.strip()]
         key = next(iter(re.findall(r"Could not override '([^']+)'", lines[0])), None)
         if key in GROUPS:
             return f"{key}= cannot be chosen here: {self.config_name}.yaml is a whole config; set single keys of it."
-        groups = [one for one in overrides if _key(one) in (*GROUPS, "hydra.searchpath")]
+        groups = [override for override in overrides if _key(override) in (*GROUPS, "hydra.searchpath")]
         if key is None or len(groups) == len(overrides):
             return f"{lines[0].rstrip('.')}."
         known = [*flat(self.compose(groups).config), *GROUPS]

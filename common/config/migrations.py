@@ -1,6 +1,6 @@
 """Configs that earlier versions wrote, in checkpoints and in runs' folders, brought to the keys of today.
 
-A version is told by what it lacks. What is no key here is missing in earnest, and `check` says so.
+A version is recognised by missing keys. A missing key that no table holds is reported by `check`.
 """
 
 from copy import deepcopy
@@ -95,9 +95,9 @@ def complete(config: dict[str, Any]) -> dict[str, Any]:
     for key, value in LATER.items():
         section, _, name = key.rpartition(".")
         outside = config if "resume" in config else None  # train.py's; other doors have none of these keys
-        place = config.get(section) if section else outside
-        if isinstance(place, dict):
-            place.setdefault(name, deepcopy(value))
+        keys = config.get(section) if section else outside
+        if isinstance(keys, dict):
+            keys.setdefault(name, deepcopy(value))
     for section in config.values():
         if isinstance(section, dict):
             section.update(MERGED.get(str(section.get("_target_")), {}))

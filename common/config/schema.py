@@ -83,7 +83,7 @@ class Source:
             classes = [Class(f"{self.module}.{name}", node, self)]
             for base in node.bases:
                 classes += self.lineage(ast.unparse(base).partition("[")[0])
-            return [one for n, one in enumerate(classes) if one.path not in [later.path for later in classes[n + 1 :]]]
+            return [cls for n, cls in enumerate(classes) if cls.path not in [base.path for base in classes[n + 1 :]]]
         source, original = self._imported(name)
         return source.lineage(original) if source else []
 
@@ -174,10 +174,9 @@ def _names(lineage: list[Class], attribute: str) -> tuple[str, ...]:
     for n, (path, node, _) in enumerate(lineage):
         names = _stated(node, attribute, path)
         if names is not None:
-            inherited = (
-                () if all(isinstance(name, ast.Constant) for name in names) else _names(lineage[n + 1 :], attribute)
-            )
-            return (*inherited, *(str(name.value) for name in names if isinstance(name, ast.Constant)))
+            plain = [str(name.value) for name in names if isinstance(name, ast.Constant)]
+            inherited = _names(lineage[n + 1 :], attribute) if len(plain) < len(names) else ()
+            return (*inherited, *plain)
     return ()
 
 

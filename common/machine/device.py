@@ -35,14 +35,6 @@ def choose(name: str, local_rank: int = 0) -> torch.device:
     return torch.device(name)
 
 
-def only_deterministic(wanted: bool) -> None:
-    """Let torch take algorithms alone that give the same bits each time; it raises where it has none for an operation.
-
-    cuBLAS also wants CUBLAS_WORKSPACE_CONFIG in the environment, which the door sets.
-    """
-    torch.use_deterministic_algorithms(wanted)
-
-
 def describe(device: torch.device) -> str:
     """A few words for the start of a run."""
     if device.type == "cuda":
@@ -50,13 +42,13 @@ def describe(device: torch.device) -> str:
     return f"{device.type}, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
 
 
-def precision(wanted: Precision, device: torch.device) -> Precision:
+def precision(name: Precision, device: torch.device) -> Precision:
     """What `trainer.precision` means on a device: auto is bf16 where its processor multiplies in it, and else fp32.
 
     Where it does not, PyTorch's bf16 is fp32 with detours, and slower than fp32 itself.
     """
-    if wanted != "auto":
-        return wanted
+    if name != "auto":
+        return name
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     return "bf16" if device.type == "cpu" and _multiplies_bf16() else "fp32"
@@ -64,9 +56,9 @@ def precision(wanted: Precision, device: torch.device) -> Precision:
 
 def _multiplies_bf16() -> bool:
     """Whether this processor has instructions for it."""
-    found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # newer versions have it
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # newer versions have it
     asks = (getattr(torch.cpu, f"_is_{name}_supported", bool) for name in ("avx512_bf16", "amx_tile"))
-    return bool(found.get("avx512_bf16") or found.get("amx_bf16")) or any(ask() for ask in asks)
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")) or any(ask() for ask in asks)
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:

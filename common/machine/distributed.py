@@ -52,23 +52,17 @@ def start(device: torch.device, timeout: float) -> None:
     `timeout`: seconds after which a process that waits in vain for another ends with an error. What is not on a GPU
     (flags, objects) travels by gloo there, too, so that asking for a flag does not wait for the GPU.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+    if _is_under_torchrun() and not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
 
 
-def stop() -> None:
-    """Leave the group."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
 @contextmanager
 def together(device: torch.device, timeout: float) -> Iterator[None]:
-    """In the group, see `start`, while inside.
+    """Inside, this process is in the group, see `start`.
 
     What fails inside is written where torchrun looks for it, to show its traceback, before the group breaks and the
-    other processes fail of that. A mistake of the user's has none, and is said by the process itself.
+    other processes fail of that. A user's mistake has no traceback, and the process itself prints it.
     """
     start(device, timeout)
     try:
@@ -78,19 +72,20 @@ def together(device: torch.device, timeout: float) -> Iterator[None]:
     except Exception as error:
         if "by peer" in str(error) or isinstance(error, dist.DistBackendError):
             time.sleep(PATIENCE)
-        _record(error)
+        if _is_under_torchrun():
+            from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+            handler = get_error_handler()
+            handler.initialize()
+            handler.record_exception(error)
         raise
     finally:
-        stop()
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
-def _record(error: Exception) -> None:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        from torch.distributed.elastic.multiprocessing.errors import get_error_handler
-
-        handler = get_error_handler()
-        handler.initialize()
-        handler.record_exception(error)
+def _is_under_torchrun() -> bool:
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def gather(value: Any) -> list[Any]:

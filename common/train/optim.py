@@ -114,10 +114,10 @@ def restore(optimizer: Optimizer, saved: dict[str, dict[str, Any]]) -> None:
     named = _named(optimizer)
     shapes = {name: p.shape for name, p in named}
     for name, values in saved.items():
-        kept = {value.shape for value in values.values() if isinstance(value, Tensor) and value.ndim}
-        if name not in shapes or kept - {shapes[name]}:
+        moments = {value.shape for value in values.values() if isinstance(value, Tensor) and value.ndim}
+        if name not in shapes or moments - {shapes[name]}:
             raise UserError(
-                f"the checkpoint's optimizer does not fit this run at {name} ({[*map(tuple, kept)]} there, "
+                f"the checkpoint's optimizer does not fit this run at {name} ({[*map(tuple, moments)]} there, "
                 f"{tuple(shapes[name]) if name in shapes else 'not trained'} here); resume with its own config."
             )
     by_number = {number: dict(saved[name]) for number, (name, _) in enumerate(named) if name in saved}

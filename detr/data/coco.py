@@ -26,6 +26,7 @@ class Files:
     annotations: str | None  # COCO instances JSON
 
 
+@dataclass(kw_only=True, eq=False)
 class Coco:
     """A detection data set in COCO's format, with any set of category ids.
 
@@ -36,47 +37,35 @@ class Coco:
     Targets leave out crowds and boxes without area, and clip boxes to the image; `summary` counts them. Ground truth
     for evaluation is the JSON as it was written. The constructor opens no file; a file's mistake is a UserError at
     the first use of its split.
+
+    Args:
+        root: folder of the official layout, or None.
+        train: the split to learn from.
+        val: the split that chooses the checkpoint.
+        test: the split that is reported.
+        val_count: images to cut from train for val where val is not given by path; 0 = no val.
+        batch_size: images in one optimizer step.
+        augmentation: sizes, flips and crops.
+        pad_to: what the height and width of a batch are a multiple of, so that shapes repeat and a compiled model is
+            not compiled anew for each; padding changes no answer but with model.official_padding.
+        cache: keep decoded images in memory (each worker its own), for small sets.
     """
 
-    def __init__(
-        self,
-        *,
-        root: str | None,
-        train: Files,
-        val: Files,
-        test: Files,
-        val_count: Count,
-        batch_size: Positive,
-        augmentation: Augmentation,
-        pad_to: Positive,
-        cache: bool,
-    ):
-        """Describe the data set.
+    root: str | None
+    train: Files
+    val: Files
+    test: Files
+    val_count: Count
+    batch_size: Positive
+    augmentation: Augmentation
+    pad_to: Positive
+    cache: bool
 
-        Args:
-            root: folder of the official layout, or None.
-            train: the split to learn from.
-            val: the split that chooses the checkpoint.
-            test: the split that is reported.
-            val_count: images to cut from train for val where val is not given by path; 0 = no val.
-            batch_size: images in one optimizer step.
-            augmentation: sizes, flips and crops.
-            pad_to: what the height and width of a batch are a multiple of, so that shapes repeat and a compiled model
-                is not compiled anew for each; padding changes no answer but with model.official_padding.
-            cache: keep decoded images in memory (each worker its own), for small sets.
-        """
-        for name, files in (("train", train), ("val", val), ("test", test)):
+    def __post_init__(self) -> None:
+        """Refuse a split with one key of two."""
+        for name, files in (("train", self.train), ("val", self.val), ("test", self.test)):
             if (files.images is None) != (files.annotations is None):
                 raise UserError(f"data.{name}.images and data.{name}.annotations go together; give both or neither.")
-        self.root = root
-        self.train = train
-        self.val = val
-        self.test = test
-        self.val_count = val_count
-        self.batch_size = batch_size
-        self.augmentation = augmentation
-        self.pad_to = pad_to
-        self.cache = cache
         self._indexes: dict[str, annotations.Index] = {}
         self._categories: list[dict[str, Any]] = []
         self._truths: dict[str, bytes] = {}
@@ -94,9 +83,9 @@ class Coco:
         """The classes, {"id", "name"} each, in the order of class indices."""
         if not self._categories:
             self.prepare()
-            given = [files for files in map(self._files, SPLITS) if files is not None]
+            splits = [files for files in map(self._files, SPLITS) if files is not None]
             # Without the train JSON (evaluation on a machine that holds only val2017) another one must do.
-            _, path = next((files for files in given if files[1].exists()), (given or [self._demand("train")])[0])
+            _, path = next((files for files in splits if files[1].exists()), (splits or [self._demand("train")])[0])
             self._categories = annotations.categories(annotations.load(path))
         return self._categories
 
@@ -191,13 +180,13 @@ class Coco:
         return lines
 
     def prepare(self) -> None:
-        """Bring the files into being before any is opened; for sets that are drawn and not given."""
+        """Bring the files into being before any is opened; for sets that the project draws itself."""
 
     def _files(self, split: Split) -> tuple[Path, Path] | None:
         """The folder of images and the JSON of a split, or None."""
-        given = {"train": self.train, "val": self.val, "test": self.test}[split]
-        if given.images is not None and given.annotations is not None:
-            return Path(given.images), Path(given.annotations)
+        files = {"train": self.train, "val": self.val, "test": self.test}[split]
+        if files.images is not None and files.annotations is not None:
+            return Path(files.images), Path(files.annotations)
         if split == "val":
             return self._files("train") if self.val_count else None
         if self.root is None:

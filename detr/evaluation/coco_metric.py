@@ -1,6 +1,5 @@
 """From a detector's answers to COCO's numbers: every image of a split once, over all ranks, counted at once."""
 
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,14 +9,14 @@ from pycocotools import mask as rle
 from torch import Tensor
 
 from common.errors import UserError
-from common.machine.distributed import broadcast, gather, is_main
+from common.machine.distributed import broadcast, gather_samples, is_main
 from common.task import Answer, Batch
 from detr.evaluation.coco_evaluators import Evaluator, Kind, choose
 from detr.evaluation.coco_numbers import SHAPE_KEY, ClassRow, evaluate_results, write_results
 
 
 class Detections(NamedTuple):
-    """What was found in one image, in COCO's terms."""
+    """What was detected in one image, in COCO's terms."""
 
     boxes: np.ndarray  # (n, 4) float64, x y width height in pixels of the original image
     scores: np.ndarray  # (n,)
@@ -43,7 +42,7 @@ class CocoMetric:
         self.ground_truth = ground_truth
         self.categories = categories
         self.evaluator = evaluator
-        self.seen: list[tuple[int, Detections]] = []  # image id and what was found there
+        self.seen: list[tuple[int, Detections]] = []  # image id and what was detected there
         self.gathered = False
         self.rows: list[ClassRow] = []
 
@@ -56,27 +55,23 @@ class CocoMetric:
                     f"image {image}: the model's boxes or scores are not finite; its weights are broken, or the "
                     "precision is too low (try trainer.precision=fp32)."
                 )
-            found = Detections(
+            detections = Detections(
                 boxes=np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1),
                 scores=scores,
                 categories=[self.categories[label]["id"] for label in answer["labels"].tolist()],
                 masks=_encode(answer["masks"]) if "masks" in answer else None,
             )
-            self.seen.append((image, found))
+            self.seen.append((image, detections))
 
     def gather(self) -> None:
         """Join the ranks' images on rank 0; every image of the split must have been seen, and only once."""
-        seen = [pair for share in gather(self.seen) for pair in share]
-        times = Counter(image for image, _ in seen)
-        expected = {image["id"] for image in self.ground_truth["images"]}
-        missing = sorted(expected - times.keys())
-        foreign = sorted(times.keys() - expected)
-        doubled = sorted(image for image, count in times.items() if count > 1)
-        assert not (missing or foreign or doubled), (
-            f"every one of the split's {len(expected)} images must be evaluated once; by image id, "
-            f"never: {missing[:5]}, more than once: {doubled[:5]}, not of this split: {foreign[:5]}"
+        rows = gather_samples(self.seen, None)
+        seen, expected = {image for image, _ in rows}, {image["id"] for image in self.ground_truth["images"]}
+        assert seen == expected, (
+            f"every image of the split must be evaluated; by id, never: {sorted(expected - seen)[:5]}, not of this "
+            f"split: {sorted(seen - expected)[:5]}"
         )
-        self.seen = sorted(seen, key=lambda pair: pair[0]) if is_main() else []
+        self.seen = rows if is_main() else []
         self.gathered = True
 
     def compute(self) -> dict[str, float]:
@@ -101,10 +96,10 @@ class CocoMetric:
 
     def results(self, kind: Kind) -> Iterator[dict[str, Any]]:
         """The lines of a COCO results file: unrounded, so that the file gives the same numbers again."""
-        for image, found in self.seen:
-            shapes = found.boxes.tolist() if kind == "bbox" else found.masks
+        for image, detections in self.seen:
+            shapes = detections.boxes.tolist() if kind == "bbox" else detections.masks
             assert shapes is not None, f"the answer to image {image} holds no masks"
-            for category, shape, score in zip(found.categories, shapes, found.scores.tolist(), strict=True):
+            for category, shape, score in zip(detections.categories, shapes, detections.scores.tolist(), strict=True):
                 yield {"image_id": image, "category_id": category, SHAPE_KEY[kind]: shape, "score": score}
 
     def write(self, folder: Path) -> None:
@@ -121,7 +116,7 @@ class CocoMetric:
             write_results(folder / "masks.json", self.results("segm"))
 
     def _holds_masks(self) -> bool:
-        return any(found.masks is not None for _, found in self.seen)
+        return any(detections.masks is not None for _, detections in self.seen)
 
 
 def _encode(masks: Tensor) -> list[dict[str, Any]]:

@@ -98,12 +98,13 @@ class Detection:
 
     def targets(self, batch: Batch) -> Targets:
         """The batch's objects, boxes relative to their images."""
-        image = torch.repeat_interleave(_counts(batch), output_size=len(batch["boxes"]))  # (T,) image of each object
+        counts = constant(batch["counts"], like=batch["boxes"])
+        image = torch.repeat_interleave(counts, output_size=len(batch["boxes"]))  # (T,) image of each object
         scale = batch["sizes"].flip(1).repeat(1, 2)[image]  # (T, 4) as w h w h
         return Targets(batch["counts"], batch["labels"], to_cxcywh(batch["boxes"]) / scale)
 
     def hints(self, batch: Batch, targets: Targets) -> tuple[dict[str, Tensor], Matches] | None:
-        """What the model is told of the targets in training, and the objects that its answers to that belong to.
+        """What the model gets of the targets in training, and the objects that its answers to that belong to.
 
         Built from the targets and the samples' own seeds (`batch["seeds"]`), so that it never depends on the rest of
         the batch. The answers are the set "hints".
@@ -161,7 +162,7 @@ class Detection:
     def show(self, batch: Batch, answers: list[Answer], folder: Path) -> Iterator[str]:
         """Write each picture with its boxes, and a JSON list of {box (xyxy pixels), name, score}; one line each."""
         for path, answer in zip(batch["files"], answers, strict=True):
-            found = [
+            objects = [
                 {"box": [round(v, 2) for v in box.tolist()], "name": self._name(label), "score": round(float(score), 4)}
                 for box, label, score in zip(*self._confident(answer), strict=True)
             ]
@@ -169,8 +170,8 @@ class Detection:
             picture = self._draw(read_image(source), answer)
             write(picture, target.with_name(f"{target.name}.jpg"))
             answer_file = target.with_name(f"{target.name}.json")
-            answer_file.write_text(json.dumps({"file": str(source), "objects": found}, indent=1))
-            names = [item["name"] for item in found]
+            answer_file.write_text(json.dumps({"file": str(source), "objects": objects}, indent=1))
+            names = [item["name"] for item in objects]
             counted = ", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names)) or "nothing"
             yield f"{source.name}: {counted} (score >= {self.options.threshold})"
 
@@ -238,7 +239,3 @@ class Detection:
             "zero: train longer, start from pretrained weights (checkpoint=FILE or model.backbone.weights), or lower "
             "optimizer.lr."
         ]
-
-
-def _counts(batch: Batch) -> Tensor:
-    return constant(batch["counts"], like=batch["boxes"])
