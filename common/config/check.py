@@ -22,6 +22,7 @@ FIXED = {  # and those whose class is always the same
     "trainer": "common.train.trainer.Trainer",
 }
 _ALL_DOORS: dict[str, Any] = {"seed": Count, "trust": list[str]}
+_WITH_CHECKPOINT = {**_ALL_DOORS, "checkpoint": str, "weights": Literal["auto", "ema", "raw"]}
 DOORS: dict[str, dict[str, Any]] = {  # the keys beside the sections
     "train": {
         **_ALL_DOORS,
@@ -31,21 +32,8 @@ DOORS: dict[str, dict[str, Any]] = {  # the keys beside the sections
         "allow_changes": list[str],
         "checkpoint": str | None,
     },
-    "evaluate": {
-        **_ALL_DOORS,
-        "checkpoint": str,
-        "weights": Literal["auto", "ema", "raw"],
-        "split": Split,
-        "details": bool,
-        "output": str | None,
-    },
-    "predict": {
-        **_ALL_DOORS,
-        "checkpoint": str,
-        "weights": Literal["auto", "ema", "raw"],
-        "input": str,
-        "output": str,
-    },
+    "evaluate": {**_WITH_CHECKPOINT, "split": Split, "details": bool, "output": str | None},
+    "predict": {**_WITH_CHECKPOINT, "input": str, "output": str},
 }
 
 

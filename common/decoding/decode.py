@@ -44,9 +44,7 @@ def decode(
         if options.method == "beam":
             hypotheses = beam_search(model, source[rows], lengths[rows], first, options, special)
         else:
-            draws = [(names[row], number) for row in rows for number in range(options.candidates)]
-            inputs = (x.repeat_interleave(options.candidates, 0) for x in (source[rows], lengths[rows], first))
-            walks = walk(model, *inputs, options, special, draws)
-            hypotheses = [walks[n : n + options.candidates] for n in range(0, len(walks), options.candidates)]
+            of_rows = [names[row] for row in rows]
+            hypotheses = walk(model, source[rows], lengths[rows], first, options, special, of_rows)
         answers |= zip(rows, hypotheses, strict=True)
     return [answers[row] for row in range(len(source))]

@@ -3,6 +3,8 @@
 Top-k is Fan et al. 2018 (arXiv 1805.04833), top-p Holtzman et al. 2020 (arXiv 1904.09751).
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -22,9 +24,12 @@ def walk(
     prompts: Tensor,
     options: DecodingOptions,
     special: SpecialIds,
-    names: list[Name],
-) -> list[Hypothesis]:
-    """One hypothesis for each source (B, S) and its prompt (B, P): greedily, or by the chance of its name."""
+    ids: Sequence[int | str],
+) -> list[list[Hypothesis]]:
+    """The hypotheses of each source (B, S) after its prompt (B, P): greedily, or by the chance of its id and number."""
+    count = options.candidates
+    names = [(name, number) for name in ids for number in range(count)]
+    source, lengths, prompts = (x.repeat_interleave(count, 0) for x in (source, lengths, prompts))
     limits = options.limits(lengths)
     chance = _chances(limits, options, names) if options.method == "sample" else None
     hypotheses: dict[int, Hypothesis] = {}
@@ -47,7 +52,7 @@ def walk(
         state, rows = without_finished(model, state, ~over, source.device)
         live, totals, words = live[rows], totals[rows], words[rows]
         latest = words[:, -1].to(source.device)
-    return [hypotheses[sentence] for sentence in range(len(source))]
+    return [[hypotheses[row] for row in range(start, start + count)] for start in range(0, len(source), count)]
 
 
 def draw(logits: Tensor, chance: Tensor, options: DecodingOptions) -> Tensor:

@@ -113,7 +113,7 @@ class Attention(nn.Module):
 
 
 class Cache:
-    """Keys and values (B, h, M, C/h) that are kept from call to call, in memory that doubles when it is full."""
+    """Keys and values (B, h, M, C/h) of all calls so far, in memory that doubles when it is full."""
 
     def __init__(self) -> None:
         self.length = 0  # M
@@ -132,10 +132,11 @@ class Cache:
             self.length, self.memory = k.shape[2], (k.contiguous(), v.contiguous())
             return self.memory
         start, self.length = self.length, self.length + k.shape[2]
-        if self.length > self.memory[0].shape[2]:
-            self.memory = _grown(self.memory[0], start, 2 * self.length), _grown(self.memory[1], start, 2 * self.length)
-        for kept, new in zip(self.memory, (k, v), strict=True):
-            kept[:, :, start : self.length] = new
+        keys, values = self.memory
+        if self.length > keys.shape[2]:
+            keys, values = (F.pad(x[:, :, :start], (0, 0, 0, 2 * self.length - start)) for x in (keys, values))
+            self.memory = keys, values
+        keys[:, :, start : self.length], values[:, :, start : self.length] = k, v
         return self.content()
 
     def select(self, rows: Tensor) -> None:
@@ -143,13 +144,6 @@ class Cache:
         if self.memory is not None:
             keys, values = self.content()
             self.memory = keys[rows], values[rows]
-
-
-def _grown(kept: Tensor, length: int, capacity: int) -> Tensor:
-    """The first `length` of `kept` (B, h, M, C/h) in new memory for `capacity`."""
-    new = kept.new_empty(*kept.shape[:2], capacity, kept.shape[3])
-    new[:, :, :length] = kept[:, :, :length]
-    return new
 
 
 def weights(q: Tensor, k: Tensor, may_look: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
@@ -219,13 +213,12 @@ def _shares(q: Tensor, k: Tensor, may_look: Tensor | None, bias: Tensor | None =
     if q.dtype == torch.bfloat16 and q.shape[2] > FEW:
         # softmax ignores an offset common to all keys, which would take bits from the scores.
         k = k - k.mean(2, keepdim=True)
-    added, beta = q.new_zeros(1, 1, 1), 0
-    if bias is not None or may_look is not None:
-        beta = 1
-        if bias is not None:
-            added = _hidden(bias.to(q.dtype), may_look)
-        elif may_look is not None:
-            added = q.new_zeros(may_look.shape).masked_fill_(~may_look, torch.finfo(q.dtype).min)
+    if bias is None and may_look is not None:
+        bias = q.new_zeros(may_look.shape)
+    if bias is None:
+        added, beta = q.new_zeros(1, 1, 1), 0
+    else:
+        added, beta = _hidden(bias.to(q.dtype), may_look), 1
         # (1 or B h, 1 or N, M)
         added = added[None] if added.ndim == 2 else added.expand(batch, heads, -1, -1).flatten(0, 1)
     products, scale = (q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2)), q.shape[-1] ** -0.5

@@ -15,7 +15,7 @@ from common.nn.norms import Norm, norm
 
 @dataclass(frozen=True, kw_only=True)
 class BlockOptions:
-    """The sizes and places that the blocks of one stack share."""
+    """What the blocks of one stack have in common."""
 
     width: int
     heads: int
@@ -35,7 +35,7 @@ class BlockOptions:
 
 
 class Residual(nn.Module):
-    """The one place where a sub-layer meets residual, norm, dropout, layer scale and stochastic depth.
+    """A sub-layer with its residual connection, norm, dropout, layer scale and stochastic depth.
 
     post-norm: norm(x + drop(f(x))), section 3.1; pre-norm: x + drop(f(norm(x))), Xiong et al. 2020, arXiv 2002.04745.
     Layer scale is Touvron et al. 2021, arXiv 2103.17239, section 2.1; stochastic depth Huang et al. 2016, arXiv
@@ -63,9 +63,9 @@ class Residual(nn.Module):
         if self.scale is not None:
             x = x * self.scale
         if self.drop_path and self.training:
-            keep = 1 - self.drop_path
-            kept = x.new_empty(len(x), 1, 1).bernoulli_(keep)  # (B, 1, 1), each sample for itself
-            x = x * kept / (keep or 1.0)  # at 0 nothing is kept that could be made up for
+            probability = 1 - self.drop_path
+            stays = x.new_empty(len(x), 1, 1).bernoulli_(probability)  # (B, 1, 1), each sample for itself
+            x = x * stays / (probability or 1.0)  # at 0 no sample stays that could be scaled
         return x
 
 
@@ -92,7 +92,7 @@ class Memory(NamedTuple):
 
 
 class BlockCache(NamedTuple):
-    """What a block keeps from token to token."""
+    """The keys and values of one block in decoding."""
 
     own: Cache  # of the tokens before, growing
     memory: Cache | None = None  # of the memory, as it is

@@ -48,8 +48,8 @@ class FrozenBatchNorm(nn.Module):
 
         if not kernels.is_counted(weight):
             return make()
-        kept: tuple[Tensor, Tensor] = self.copies.get((packed, dtype), weight, make, tuple(self.buffers()))
-        return kept
+        copy: tuple[Tensor, Tensor] = self.copies.get((packed, dtype), weight, make, tuple(self.buffers()))
+        return copy
 
     def _fold(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         scale, shift = self.scale_and_shift()

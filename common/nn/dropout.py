@@ -21,14 +21,14 @@ class Dropout(nn.Dropout):
 
 
 def dropout(x: Tensor, p: float) -> Tensor:
-    """x with each number zero by probability p, and the others made up for it."""
+    """x with each element zero with probability p, and the rest scaled by 1 / (1 - p)."""
     if x.dtype != torch.bfloat16 or x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(x, p)
     dropped = round(p * LEVELS)
     if dropped in (0, LEVELS):
         return x if dropped == 0 else x * 0
     bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)  # to None: all 64 of them
-    kept = bits.view(torch.int16)[: x.numel()] >= dropped - LEVELS // 2
+    stays = bits.view(torch.int16)[: x.numel()] >= dropped - LEVELS // 2
     # By way of bytes: a choice between two numbers is a branch, which is guessed wrong at every tenth.
-    factors = kept.view(torch.uint8).to(x.dtype).mul_(LEVELS / (LEVELS - dropped))
+    factors = stays.view(torch.uint8).to(x.dtype).mul_(LEVELS / (LEVELS - dropped))
     return x * factors.view(x.shape)
