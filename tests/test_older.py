@@ -168,6 +168,7 @@ def test_a_key_that_is_missing_in_earnest_is_still_asked_for(run, inside):
     assert said.startswith("trainer.precision is missing: expected auto, fp32, bf16 or fp16")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("commit", ["03ca055", "81dd5c1", "ed73988", "4f99cde"])
 def test_every_choice_of_an_older_version_is_a_config_of_today(commit):
     for line, config in configs_of(commit).items():

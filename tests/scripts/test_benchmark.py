@@ -75,6 +75,7 @@ def test_a_tensor_without_a_place_is_no_peer(part: str, monkeypatch: pytest.Monk
         detr_peer.peer(model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "pair",
     [

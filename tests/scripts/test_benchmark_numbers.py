@@ -110,6 +110,7 @@ def in_a_process(work: str) -> float:
     return first
 
 
+@pytest.mark.slow
 @known_memory
 def test_the_peak_is_that_of_tensors_that_live_at_once() -> None:
     """Two of 48 MiB, then one; then 5,000 small ones of 8 KiB, 39 MiB, which the heap keeps when they are freed."""

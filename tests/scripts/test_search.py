@@ -169,6 +169,7 @@ def test_a_run_keeps_the_goal_of_its_own_task(inside: Callable[..., str]) -> Non
 # A search.
 
 
+@pytest.mark.slow
 def test_a_search_finds_the_best_and_says_how_to_run_it_again(capsys: pytest.CaptureFixture[str]) -> None:
     Path("plan.json").write_text('{"trial_0002": "refuse"}')
     line = [*LINE, "--study", "a =search", "--trials"]
@@ -196,6 +197,7 @@ def test_a_search_of_which_nothing_works_stops_early(capsys: pytest.CaptureFixtu
     assert out.count("failed: These values") == 3 and err.startswith("The first 3 trials failed")
 
 
+@pytest.mark.slow
 def test_two_searches_in_one_folder_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     Path("plan.json").write_text('{"trial_0000": "wait"}')
     first = start(*LINE, "--study", "s", "--trials", "1")

@@ -117,8 +117,11 @@ def test_features_of_any_size_are_torchvisions_in_fp32(height: int, width: int) 
         assert difference(got, theirs(picture[None])) < 1e-5  # rounding, through 18 layers
 
 
+LARGE = [pytest.param(name, marks=pytest.mark.slow) for name in ("resnet34", "resnet50", "resnet50 DC5")]
+
+
 @pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
-@pytest.mark.parametrize("name", ["small", "resnet18", "resnet34", "resnet50", "resnet50 DC5"])
+@pytest.mark.parametrize("name", ["small", "resnet18", *LARGE])
 def test_features_do_not_depend_on_what_else_is_in_the_batch(name: str, training: bool) -> None:
     model = backbone(name).train(training)
     stride = 8 if "small" in name else 16 if "DC5" in name else 32

@@ -139,6 +139,7 @@ def test_thresholds_and_blobs_solve_plain_shapes(tmp_path: Path):
     assert max(average_precision(easy, distant_blobs, level)[1] for level in (40, 60, 80)) >= 0.8
 
 
+@pytest.mark.slow
 def test_thresholds_and_blobs_do_not_solve_the_default_shapes(tmp_path: Path):
     """The same finder and one that looks for regions of one colour, at the thresholds that suit the set best."""
     hard = shapes(tmp_path, test_count=60)
