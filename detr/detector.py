@@ -1,3 +1,3 @@
 """Moved to detr.models.detector; importable here for one version."""
 
-from detr.models.detector import Detector  # noqa: F401
+from detr.models.detector import BoxHead, Detector, PositionOptions  # noqa: F401

@@ -1,3 +1,3 @@
 """Moved to detr.tasks.detection; importable here for one version."""
 
-from detr.tasks.detection import Detection  # noqa: F401
+from detr.tasks.detection import Detection, Evaluator, PredictOptions  # noqa: F401

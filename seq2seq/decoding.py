@@ -1,3 +1,4 @@
-"""Moved to common.decoding; importable here for one version."""
+"""Moved to common.decoding.contract and common.decoding.options; importable here for one version."""
 
-from common.decoding.contract import Decoder  # noqa: F401
+from common.decoding.contract import Decoder, Hypothesis  # noqa: F401
+from common.decoding.options import DecodingOptions  # noqa: F401

@@ -1,3 +1,3 @@
 """Moved to seq2seq.data.pairs; importable here for one version."""
 
-from seq2seq.data.pairs import SentencePairs  # noqa: F401
+from seq2seq.data.pairs import NOTHING, Corpus, SentencePairs  # noqa: F401

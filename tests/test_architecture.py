@@ -22,9 +22,11 @@ ROOMS = {
 }
 # Files that only re-export what has moved, importable for one version.
 COMPATIBILITY = {
-    *("common.assembly", "detr.detector", "detr.task"),
-    *("vit.augmentation", "vit.digits", "vit.in_memory", "vit.task"),
-    *("seq2seq.decoding", "seq2seq.multi30k", "seq2seq.pairs", "seq2seq.task"),
+    *("common.assembly", "common.attention", "common.dropout", "common.linear", "common.positions"),
+    *("detr.backbone", "detr.coco", "detr.detector", "detr.loss", "detr.matcher", "detr.task"),
+    *("vit.augmentation", "vit.classifier", "vit.digits", "vit.folder", "vit.in_memory", "vit.loss", "vit.patches"),
+    *("vit.task", "seq2seq.decoding", "seq2seq.loss", "seq2seq.multi30k", "seq2seq.pairs", "seq2seq.task"),
+    *("seq2seq.text", "seq2seq.tokenizer", "seq2seq.transformer"),
 }
 FILES = sorted(file for folder in ("common", *WINGS, "scripts") for file in (ROOT / folder).rglob("*.py"))
 FILES += [ROOT / f"{door}.py" for door in DOORS]

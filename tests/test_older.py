@@ -10,6 +10,7 @@ import lzma
 import re
 import shutil
 import tarfile
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from omegaconf import OmegaConf
 from common.config.check import check
 from common.config.compose import configure
 from common.config.diff import flat
-from common.config.migrations import GROWN, LATER, MERGED, MOVED, complete, present_names
+from common.config.migrations import GROWN, LATER, MERGED, MOVED, NESTED, complete, present_names
 from common.errors import UserError
 from common.files import checkpoint
 from common.train import assembly
@@ -240,3 +241,12 @@ def test_a_users_yaml_with_a_class_that_has_moved_need_not_have_its_later_keys()
         "focal_alpha": 0.25,
         "focal_gamma": 2.0,
     }
+
+
+def test_a_users_task_that_takes_the_loss_options_need_not_have_their_later_keys():
+    """Its yaml and its checkpoints were written before them, and no row names its class."""
+    section = {"_target_": "mypackage.task.Mine", "loss": dict.fromkeys(NESTED["loss"][0], 1.0)}
+    assert present_names(config := {"task": deepcopy(section)}) == []
+    assert config["task"]["loss"] == section["loss"] | NESTED["loss"][1]
+    assert complete({"task": section})["task"]["loss"] == section["loss"] | NESTED["loss"][1]
+    assert NESTED["loss"][0] | NESTED["loss"][1].keys() == configure("train", ["model=detr"])["task"]["loss"].keys()

@@ -1,3 +1,3 @@
 """Moved to vit.tasks.classification; importable here for one version."""
 
-from vit.tasks.classification import Classification  # noqa: F401
+from vit.tasks.classification import Classification, PredictOptions  # noqa: F401

@@ -166,7 +166,9 @@ def _section_mistake(
         if key not in fields:
             return f"{where}.{key} is not a key of {options.path}{did_you_mean(key, names)}"
         if key not in names:
-            return f"{where}.{key} cannot be set: the program hands it in ({fields[key].source})."
+            moved = " If it is a class of options, its module was not found where it is imported from."
+            hint = moved if isinstance(value, dict) and value else ""
+            return f"{where}.{key} cannot be set: the program hands it in ({fields[key].source}).{hint}"
         if mistake := _mistake(value, fields[key].annotation, f"{where}.{key}"):
             return mistake
     for key in names:

@@ -31,15 +31,21 @@ LATER: dict[str, Any] = {
     "trainer.keep_best": 1,
 }
 
+# Keys that nested options got later, by the section's name and the keys that it had before: users' classes take it, too.
+NESTED: dict[str, tuple[set[str], dict[str, Any]]] = {
+    # after 4f99cde
+    "loss": (
+        {"class_weight", "box_weight", "giou_weight", "no_object"},
+        {"classification": "softmax", "focal_alpha": 0.25, "focal_gamma": 2.0},  # the last two are not read by softmax
+    ),
+}
+
 # The same for the keys of one class, by its present name; nested ones with dots.
 GROWN: dict[str, dict[str, Any]] = {
     # since f6968e9
     "detr.tasks.detection.Detection": {
         "evaluator": "pycocotools",
-        # after 4f99cde
-        "loss.classification": "softmax",
-        "loss.focal_alpha": 0.25,  # which softmax does not read
-        "loss.focal_gamma": 2.0,
+        **{f"loss.{key}": value for key, value in NESTED["loss"][1].items()},
     },
     "detr.data.coco.Coco": {"pad_to": 1},
 }
@@ -78,6 +84,8 @@ def present_names(config: dict[str, Any]) -> list[str]:
     """Replace, in place, each `_target_` that has moved and each renamed prefix of optimizer.rates; a line for each."""
     notices = []
     for key, section in config.items():
+        if isinstance(section, dict):
+            _grow_nested(section)
         if isinstance(section, dict) and (former := str(section.get("_target_"))) in MOVED:
             section["_target_"] = MOVED[former]
             _grow(section)
@@ -117,6 +125,13 @@ def _grow(section: dict[str, Any]) -> None:
             inner = inner.get(part) if isinstance(inner, dict) else None
         if isinstance(inner, dict):
             inner.setdefault(name, deepcopy(value))
+
+
+def _grow_nested(section: dict[str, Any]) -> None:
+    """Give nested options, in place, the keys that they have got since they had just those of before."""
+    for name, (before, later) in NESTED.items():
+        if isinstance(section.get(name), dict) and section[name].keys() == before:
+            section[name].update(later)
 
 
 def current(content: dict[str, Any]) -> dict[str, Any]:

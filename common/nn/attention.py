@@ -63,10 +63,10 @@ class Attention(nn.Module):
     ) -> Tensor:
         """q (B, N, C), k and v (B, M, C) -> (B, N, C).
 
-        `may_look` is boolean, broadcastable to (B, heads, N, M), True where a query may look at a key; `bias`, a float
-        tensor broadcastable likewise, is added to the scores; `causal` lets the last query see all M keys, the one
-        before it all but the last, and so on. The three combine. A query that may look nowhere gets the projection of
-        zeros, never NaN. With a `cache`, k and v are put at its end, and queries see all of it;
+        `may_look` is boolean, True where a query may look at a key; `bias`, a float tensor, is added to the scores.
+        Both are broadcastable to (B, heads, N, M), with N and M among their dimensions. `causal` lets the last query
+        see all M keys, the one before it all but the last, and so on. The three combine. A query that may look nowhere
+        gets the projection of zeros, never NaN. With a `cache`, k and v are put at its end, and queries see all of it;
         without k and v, they see what it holds (`remember`).
         """
         if k is None or v is None:

@@ -30,10 +30,11 @@ _GRAD: Any = Tensor.grad
 
 
 class Parameter(nn.Parameter):
-    """A parameter whose every change can be seen, so that copies made from it are never out of date.
+    """A parameter that counts its changes, so that copies made from it are made again.
 
     Tensors count writes (`_version`), but not those through `data`, nor those of fused optimizers (torch 2.15). Here
-    access to `data` counts as a change, and so does access to a gradient, which precedes every optimizer's write.
+    access to `data` counts as a change, and so does access to a gradient, which precedes every optimizer's write. Not
+    counted are writes to an alias of its memory that was made before (`d = p.data`), and those of collectives.
     """
 
     changes = 0
@@ -78,6 +79,10 @@ class Copies:
     def __reduce__(self) -> tuple[type["Copies"], tuple[()]]:
         return Copies, ()
 
+    def clear(self) -> None:
+        """Forget all of them."""
+        self._entries.clear()
+
     def get(self, name: Any, weight: Tensor, make: Callable[[], Any], statistics: tuple[Tensor, ...] = ()) -> Any:
         """The result of `make`, from the last time if nothing that it depends on has changed since.
 
@@ -113,8 +118,10 @@ def linear(
 
     `copies` belongs to the module of the weight; without it nothing is kept.
     """
-    kind = _kind(x, weight)
-    if kind is not None and not _learns(x, weight, bias):
+    kind, learns = _kind(x, weight), _learns(x, weight, bias)
+    if learns and copies is not None:
+        copies.clear()  # so that a write that is not counted, such as a collective's, is seen after a training step
+    if kind is not None and not learns:
         ready = _ready(weight, rows, kind, x.numel() // x.shape[-1], copies)
         return _multiply(_cast(x, kind), ready, None if bias is None else _cast(_part(bias, rows), kind))
     weight, bias = _part(weight, rows), None if bias is None else _part(bias, rows)

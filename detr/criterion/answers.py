@@ -58,9 +58,14 @@ class Matches(NamedTuple):
 
 
 def layers_of(outputs: Outputs | list[Outputs]) -> list[Outputs]:
-    """A detector's answers layer by layer. One may also return tensors (L, B, Q, ...) of all layers in one dict."""
+    """A detector's answers layer by layer. One may also return tensors (L, B, Q, ...) of all layers in one dict.
+
+    What else is in that dict is no answer, and left out.
+    """
     if isinstance(outputs, list):
         return outputs
+    shape = outputs["logits"].shape[:3]
+    outputs = {name: value for name, value in outputs.items() if getattr(value, "shape", ())[:3] == shape}
     return [dict(zip(outputs, layer, strict=True)) for layer in zip(*outputs.values(), strict=True)]
 
 

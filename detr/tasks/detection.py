@@ -91,6 +91,10 @@ class Detection:
         terms = [self.criterion.normalisers(name, counts, rows) for name, (counts, rows) in sets]
         return {key: value for of_set in terms for key, value in of_set.items()}
 
+    def sizes(self, batch: Batch) -> dict[str, float]:
+        """The former name of `normalisers`, which users' tasks may call for one version."""
+        return self.normalisers(batch)
+
     def answer_sets(self, batch: Batch) -> dict[str, tuple[list[int], list[int]]]:
         """The sets of answers that the loss reads: how many objects and rows each image has there."""
         counts = batch["counts"]
@@ -117,6 +121,7 @@ class Detection:
         hints, pairs = self.hints(batch, targets) or (None, None)
         outputs = self._forward(model, batch, hints)
         self._check(outputs[-1])
+        self._check_classes(outputs[-1])
         terms = {
             name: self.criterion(name, layers, targets, normalisers, pairs if name == "hints" else None)
             for name, layers in by_set(outputs).items()
@@ -125,24 +130,30 @@ class Detection:
 
     def _check(self, outputs: Outputs) -> None:
         """Raise UserError when the last layer does not answer as the options say."""
-        queries, logits = outputs["logits"].shape[1:]
+        queries = outputs["logits"].shape[1]
         if queries != self.queries:
             raise UserError(
                 f"task.queries={self.queries}, but the model has {queries} queries (model.queries); "
                 "give both the same number."
             )
+        if missing := [term.name for term in self.criterion.terms if term.reads not in outputs]:
+            raise UserError(f"The loss has the terms {missing}, for which the model has no answers ({list(outputs)}).")
+
+    def _check_classes(self, outputs: Outputs) -> None:
+        """Raise UserError when a model that was not told the number of logits has another one."""
+        logits = outputs["logits"].shape[-1]
         if self.classification == "sigmoid" and logits != len(self.categories):
             raise UserError(
                 f"task.loss.classification=sigmoid needs a logit for each of the {len(self.categories)} classes, but "
                 f"the model has {logits}; let its constructor take `logits`, which the task hands in."
             )
-        if missing := [term.name for term in self.criterion.terms if term.reads not in outputs]:
-            raise UserError(f"The loss has the terms {missing}, for which the model has no answers ({list(outputs)}).")
 
     @torch.no_grad()
     def predict(self, model: nn.Module, batch: Batch) -> list[Answer]:
         """One answer per image: every query's box (Q, 4) xyxy in pixels of the original image, score and label (Q,)."""
-        scores, labels, boxes = detections(self.classification, self._forward(model, batch)[-1])
+        last = self._forward(model, batch)[-1]
+        self._check_classes(last)
+        scores, labels, boxes = detections(self.classification, last)
         scale = batch["original_sizes"].to(scores.device).flip(1).repeat(1, 2)[:, None]  # (B, 1, 4) as w h w h
         answers = zip((boxes * scale).cpu(), scores.cpu(), labels.cpu(), strict=True)
         return [{"boxes": box, "scores": score, "labels": label} for box, score, label in answers]

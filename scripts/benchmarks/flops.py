@@ -21,7 +21,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from common.machine.device import TYPES, autocast
 from common.nn.linear import Linear
 
-SIDES = {"cpu": (1024, 2048, 4096), "cuda": (4096, 8192, 16384)}  # of square matrices, tried in this order
+SIDES = {"cpu": (512, 1024, 2048, 4096), "cuda": (4096, 8192, 16384)}  # of square matrices, tried in this order
+LONGEST = (
+    1.0  # seconds of a product, after which no larger one is tried: bf16 without instructions for it takes minutes
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +47,8 @@ def operations(model: nn.Module, *inputs: Any, training: bool) -> float:
         with FlopCounterMode(display=False) as counter, torch.enable_grad():  # the counter fails where none is wanted
             outputs = functional_call(model, tensors, given)
             if training:
-                parts = outputs.values() if isinstance(outputs, dict) else [outputs]
+                layers = outputs if isinstance(outputs, list) else [outputs]
+                parts = [part for layer in layers for part in (layer.values() if isinstance(layer, dict) else [layer])]
                 torch.autograd.backward([part.sum() for part in parts])
     return float(counter.get_total_flops())
 
@@ -68,10 +72,13 @@ def product(precision: str, device: torch.device) -> Product:
     best, most = _product(SIDES.get(device.type, SIDES["cpu"])[0], precision, device), 0.0
     for side in SIDES.get(device.type, SIDES["cpu"]):
         tried = _product(side, precision, device)
-        rate = tried.operations / _seconds(tried.work)
+        seconds = _seconds(tried.work)
+        rate = tried.operations / seconds
         if rate < most:
             break  # larger ones leave the caches
         best, most = tried, rate
+        if seconds > LONGEST:
+            break
     return best
 
 
@@ -90,10 +97,12 @@ def _product(side: int, precision: str, device: torch.device) -> Product:
 
 
 def _seconds(work: Callable[[], Tensor], calls: int = 3) -> float:
-    """Of the fastest call after a first one; taking a number out waits for the device."""
+    """Of the fastest call after a first one, or of that if it takes long; taking a number out waits for the device."""
     taken = []
     for _ in range(1 + calls):
         start = time.perf_counter()
         work()[0, 0].item()
         taken.append(time.perf_counter() - start)
+        if taken[0] > LONGEST:
+            return taken[0]
     return min(taken[1:])

@@ -80,6 +80,10 @@ class Translation:
         """Number of real target tokens, each sentence's end among them."""
         return {"tokens": float(batch["target_lengths"].sum())}
 
+    def sizes(self, batch: Batch) -> dict[str, float]:
+        """The former name of `normalisers`, which users' tasks may call for one version."""
+        return self.normalisers(batch)
+
     def loss(self, model: nn.Module, batch: Batch, normalisers: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean smoothed cross-entropy of the step's target tokens, and `nll`, the same without smoothing, in nats."""
         logits = model(batch["source"], batch["source_lengths"], batch["target_in"])

@@ -290,7 +290,10 @@ def test_a_checkpoint_of_another_architecture_is_refused(
     line = ["model=vit", "data=digits", *SMALL, f"checkpoint={detector}"]
     for name, more in {"train": ["trainer.steps=1"], "evaluate": [], "predict": ["input=x"]}.items():
         said = inside(name, *line, *more, code=2)
-        assert "was trained for detr.task.Detection and this would be vit.task.Classification" in said, name
+        assert (
+            "was trained for detr.tasks.detection.Detection and this would be vit.tasks.classification.Classification"
+            in said
+        ), name
     said = inside("evaluate", "model=detr", "data=shapes", f"checkpoint={trained[0]}/checkpoints/best.pt", code=2)
     assert "was trained for vit.task.Classification" in said
     torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "resnet18.pth")

@@ -96,6 +96,10 @@ class Classification:
             check_labels(batch["ids"], batch["other_labels"], len(self.classes), "the one to mix with sample")
         return {"images": float(len(batch["labels"]))}
 
+    def sizes(self, batch: Batch) -> dict[str, float]:
+        """The former name of `normalisers`, which users' tasks may call for one version."""
+        return self.normalisers(batch)
+
     def loss(self, model: nn.Module, batch: Batch, normalisers: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean cross-entropy of the step's images; see vit/criterion/cross_entropy.py."""
         logits = self._forward(model, batch)

@@ -1,0 +1,3 @@
+"""Moved to common.nn.linear; importable here for one version."""
+
+from common.nn.linear import Linear  # noqa: F401

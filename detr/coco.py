@@ -1,0 +1,3 @@
+"""Moved to detr.data.coco; importable here for one version."""
+
+from detr.data.coco import Coco  # noqa: F401

@@ -1,0 +1,3 @@
+"""Moved to vit.data.folder; importable here for one version."""
+
+from vit.data.folder import ImageFolder  # noqa: F401
