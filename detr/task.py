@@ -1,3 +1,4 @@
-"""Moved to detr.tasks.detection; importable here for one version."""
+"""Moved to detr.tasks.detection and detr.evaluation; importable here for one version."""
 
-from detr.tasks.detection import Detection, Evaluator, PredictOptions  # noqa: F401
+from detr.evaluation.coco_evaluators import Evaluator  # noqa: F401
+from detr.tasks.detection import Detection, PredictOptions  # noqa: F401

@@ -31,7 +31,7 @@ LATER: dict[str, Any] = {
     "trainer.keep_best": 1,
 }
 
-# Keys that nested options got later, by the section's name and the keys that it had before: users' classes take it, too.
+# Keys that nested options got later, by the section's name and the keys that it had before, for users' classes, too.
 NESTED: dict[str, tuple[set[str], dict[str, Any]]] = {
     # after 4f99cde
     "loss": (

@@ -22,9 +22,7 @@ from common.machine.device import TYPES, autocast
 from common.nn.linear import Linear
 
 SIDES = {"cpu": (512, 1024, 2048, 4096), "cuda": (4096, 8192, 16384)}  # of square matrices, tried in this order
-LONGEST = (
-    1.0  # seconds of a product, after which no larger one is tried: bf16 without instructions for it takes minutes
-)
+LONGEST = 1.0  # seconds of a product, after which no larger one is tried: emulated bf16 takes minutes
 
 
 @dataclass(frozen=True, kw_only=True)
