@@ -115,7 +115,8 @@ def test_files_that_only_re_export_are_those_that_users_may_name() -> None:
     assert homeless - {f"common.{name}" for name in ("task", "types", "errors")} == COMPATIBILITY
     for name in COMPATIBILITY:
         body = ast.parse(Path(ROOT, *name.split(".")).with_suffix(".py").read_text("utf-8")).body
-        assert [type(node) for node in body] == [ast.Expr, ast.ImportFrom], name
+        kinds = [type(node) for node in body]
+        assert kinds[:2] == [ast.Expr, ast.ImportFrom] and {*kinds[1:]} == {ast.ImportFrom}, name
     assert not [name_of(file) for file in FILES if imported(file) & COMPATIBILITY]
 
 
