@@ -295,7 +295,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(
             in said
         ), name
     said = inside("evaluate", "model=detr", "data=shapes", f"checkpoint={trained[0]}/checkpoints/best.pt", code=2)
-    assert "was trained for vit.task.Classification" in said
+    assert "was trained for vit.tasks.classification.Classification" in said
     torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "resnet18.pth")
     for name in ("train", "evaluate"):
         said = inside(name, "model=vit", f"checkpoint={tmp_path / 'resnet18.pth'}", code=2)
