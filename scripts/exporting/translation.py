@@ -80,7 +80,7 @@ def plan(model: nn.Module, task: Translation) -> Plan:
     Raises UserError for another model than ours, whose state is its own affair.
     """
     if not isinstance(model, Transformer):
-        raise UserError(f"{type(model).__name__} cannot be exported: only seq2seq.transformer.Transformer can.")
+        raise UserError(f"{type(model).__name__} cannot be exported: only seq2seq.models.transformer.Transformer can.")
     sizes = {
         "batch": Size(Dim("batch", min=1), "1 or more"),
         "source_length": Size(Dim("source_length", min=1, max=model.longest), f"1 to {model.longest} tokens"),
