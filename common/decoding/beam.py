@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from common.decoding.contract import Decoder, Hypothesis, SpecialIds, finite, forbid, next_logits
+from common.decoding.contract import Decoder, Hypothesis, SpecialIds, forbid_tokens, next_logits, refuse_nan
 from common.decoding.options import DecodingOptions
 
 
@@ -33,7 +33,7 @@ def beam_search(
         at_limit = limits[live] == n
         logits, normaliser = next_logits(model, state, latest)
         must_end = at_limit & (options.at_limit == "end")
-        forbid(logits, special.never, special.end, must_end.repeat_interleave(width))
+        forbid_tokens(logits, special.never, special.end, must_end.repeat_interleave(width))
         totals, parents, new = _continuations(logits, normaliser, totals, 2 * beam)
         finished = (new == special.end) | at_limit[:, None]
         for group, rank in (finished & (totals > -math.inf))[:, :beam].nonzero().tolist():
@@ -67,7 +67,7 @@ def _continuations(logits: Tensor, normaliser: Tensor, totals: Tensor, count: in
     number of the hypothesis in its sentence, and token. A row's own best are enough to choose from: no (R, V) sums.
     """
     likeliest, tokens = logits.topk(min(count, logits.shape[1]))  # (G * W, k)
-    logs = finite((likeliest - normaliser).cpu().double())
+    logs = refuse_nan((likeliest - normaliser).cpu().double())
     sums = (totals.flatten()[:, None] + logs).view(len(totals), -1)  # (G, W * k)
     best, columns = sums.topk(min(count, sums.shape[1]))
     return best, columns // logs.shape[1], tokens.cpu().view(len(totals), -1).gather(1, columns)

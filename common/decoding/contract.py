@@ -51,7 +51,7 @@ class Hypothesis(NamedTuple):
     ended: bool  # False where it was cut at the limit
 
 
-def equal_prompts(prompts: Sequence[Sequence[int]], device: torch.device) -> Iterator[tuple[list[int], Tensor]]:
+def group_by_length(prompts: Sequence[Sequence[int]], device: torch.device) -> Iterator[tuple[list[int], Tensor]]:
     """Groups of prompts of one length P > 0, the shortest first: the numbers of their rows, and tokens (rows, P)."""
     for length in sorted({*map(len, prompts)}):
         assert length, "an empty prompt"
@@ -66,7 +66,7 @@ def next_logits(model: Decoder, state: Any, tokens: Tensor) -> tuple[Tensor, Ten
     return logits, logits.logsumexp(-1, keepdim=True)
 
 
-def forbid(logits: Tensor, tokens: Sequence[int], end: int, must_end: Tensor) -> None:
+def forbid_tokens(logits: Tensor, tokens: Sequence[int], end: int, must_end: Tensor) -> None:
     """Forbid, in logits (R, V), some tokens everywhere, and all but `end` in the rows that `must_end` (R,).
 
     Nothing is normalised again, so a hypothesis has the log probability that scoring it gives.
@@ -78,7 +78,7 @@ def forbid(logits: Tensor, tokens: Sequence[int], end: int, must_end: Tensor) ->
         logits.masked_fill_(must_end.to(logits.device)[:, None] & others, -math.inf)
 
 
-def finite(logs: Tensor) -> Tensor:
+def refuse_nan(logs: Tensor) -> Tensor:
     """The log probabilities themselves; raises UserError where one is NaN."""
     if logs.isnan().any():
         raise UserError(
@@ -88,7 +88,7 @@ def finite(logs: Tensor) -> Tensor:
     return logs
 
 
-def without_finished(model: Decoder, state: Any, stays: Tensor, device: torch.device) -> tuple[Any, Tensor]:
+def remove_finished(model: Decoder, state: Any, stays: Tensor, device: torch.device) -> tuple[Any, Tensor]:
     """The state without the rows that do not stay (R,), and the numbers of those that do (on the CPU)."""
     rows = stays.nonzero()[:, 0]
     if 0 < len(rows) < len(stays):

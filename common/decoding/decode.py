@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from common.decoding.beam import beam_search
-from common.decoding.contract import Decoder, Hypothesis, SpecialIds, equal_prompts
+from common.decoding.contract import Decoder, Hypothesis, SpecialIds, group_by_length
 from common.decoding.options import DecodingOptions
-from common.decoding.sampling import walk
+from common.decoding.sampling import greedy_or_sample
 
 
 @torch.no_grad()
@@ -40,11 +40,11 @@ def decode(
     assert options.method != "given", "a given answer is scored, not decoded"
     names = range(len(source)) if ids is None else ids
     answers: dict[int, list[Hypothesis]] = {}
-    for rows, first in equal_prompts(prompts or [[special.begin]] * len(source), source.device):
+    for rows, first in group_by_length(prompts or [[special.begin]] * len(source), source.device):
         if options.method == "beam":
             hypotheses = beam_search(model, source[rows], lengths[rows], first, options, special)
         else:
             of_rows = [names[row] for row in rows]
-            hypotheses = walk(model, source[rows], lengths[rows], first, options, special, of_rows)
+            hypotheses = greedy_or_sample(model, source[rows], lengths[rows], first, options, special, of_rows)
         answers |= zip(rows, hypotheses, strict=True)
     return [answers[row] for row in range(len(source))]

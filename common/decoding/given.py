@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from common.decoding.contract import Decoder, SpecialIds, equal_prompts, finite, next_logits, without_finished
+from common.decoding.contract import Decoder, SpecialIds, group_by_length, next_logits, refuse_nan, remove_finished
 
 
 @torch.no_grad()
@@ -23,16 +23,16 @@ def score(
     `prompts`, which are not scored, are what the targets continue; see `common.decoding.decode.decode`.
     """
     scores: dict[int, tuple[float, int]] = {}
-    for rows, latest in equal_prompts(prompts or [[special.begin]] * len(source), source.device):
+    for rows, latest in group_by_length(prompts or [[special.begin]] * len(source), source.device):
         totals = torch.zeros(len(rows), dtype=torch.float64)
         counts, live = target_lengths[rows].cpu(), torch.arange(len(rows))  # (B,), (R,): the unfinished targets
         state, words = model.encode(source[rows], lengths[rows]), target[rows]
         for n in range(int(counts.max())):
-            state, remaining = without_finished(model, state, counts[live] > n, source.device)
+            state, remaining = remove_finished(model, state, counts[live] > n, source.device)
             live, latest = live[remaining], latest[remaining.to(latest.device)]
             logits, normaliser = next_logits(model, state, latest)
             latest = words[live.to(words.device), n]
             logs = logits.gather(1, latest[:, None]) - normaliser  # (R, 1)
-            totals[live] += finite(logs.cpu().double())[:, 0]
+            totals[live] += refuse_nan(logs.cpu().double())[:, 0]
         scores |= zip(rows, zip(totals.tolist(), counts.tolist(), strict=True), strict=True)
     return [scores[row] for row in range(len(source))]

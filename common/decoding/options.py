@@ -9,7 +9,7 @@ from torch import Tensor
 from common.errors import UserError
 from common.types import Count, NonNegativeFloat, Positive, PositiveFloat, Range
 
-Share = Annotated[float, Range(above=0.0, high=1.0)]
+Probability = Annotated[float, Range(above=0.0, high=1.0)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class DecodingOptions:
     at_limit: Literal["end", "cut"]
     temperature: PositiveFloat
     top_k: Count
-    top_p: Share
+    top_p: Probability
     seed: int
     attention: bool
 

@@ -10,14 +10,22 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from common.decoding.beam import hypothesis
-from common.decoding.contract import Decoder, Hypothesis, SpecialIds, finite, forbid, next_logits, without_finished
+from common.decoding.contract import (
+    Decoder,
+    Hypothesis,
+    SpecialIds,
+    forbid_tokens,
+    next_logits,
+    refuse_nan,
+    remove_finished,
+)
 from common.decoding.options import DecodingOptions
 from common.machine.seeds import generator
 
-Name = tuple[int | str, int]  # a sentence's id and the number of the draw
+SampleKey = tuple[int | str, int]  # a sentence's id and the number of the sample
 
 
-def walk(
+def greedy_or_sample(
     model: Decoder,
     source: Tensor,
     lengths: Tensor,
@@ -41,21 +49,21 @@ def walk(
         n = words.shape[1] + 1  # tokens of each hypothesis after this step
         at_limit = limits[live] == n
         logits, normaliser = next_logits(model, state, latest)
-        forbid(logits, special.never, special.end, at_limit & (options.at_limit == "end"))
-        new = logits.argmax(-1) if chance is None else draw(logits, chance[live, n - 1], options)  # (R,)
+        forbid_tokens(logits, special.never, special.end, at_limit & (options.at_limit == "end"))
+        new = logits.argmax(-1) if chance is None else sample_tokens(logits, chance[live, n - 1], options)  # (R,)
         logs = logits.gather(1, new[:, None]) - normaliser  # (R, 1)
-        totals = totals + finite(logs.cpu().double())[:, 0]
+        totals = totals + refuse_nan(logs.cpu().double())[:, 0]
         words = torch.cat([words, new.cpu()[:, None]], 1)
         over = at_limit | (words[:, -1] == special.end)
         for row in over.nonzero()[:, 0].tolist():
             hypotheses[int(live[row])] = hypothesis(words[row].tolist(), float(totals[row]), options, special)
-        state, rows = without_finished(model, state, ~over, source.device)
+        state, rows = remove_finished(model, state, ~over, source.device)
         live, totals, words = live[rows], totals[rows], words[rows]
         latest = words[:, -1].to(source.device)
     return [[hypotheses[row] for row in range(start, start + count)] for start in range(0, len(source), count)]
 
 
-def draw(logits: Tensor, chance: Tensor, options: DecodingOptions) -> Tensor:
+def sample_tokens(logits: Tensor, chance: Tensor, options: DecodingOptions) -> Tensor:
     """The token (R,) of each row of logits (R, V) at which the summed probability passes `chance` (R,) in [0, 1)."""
     count = min(options.top_k or logits.shape[1], logits.shape[1])
     likeliest, words = (logits / options.temperature).topk(count)  # (R, k), falling
@@ -69,7 +77,7 @@ def draw(logits: Tensor, chance: Tensor, options: DecodingOptions) -> Tensor:
     return words.gather(1, columns.minimum(possible - 1))[:, 0]  # a chance of almost 1 may round up to the whole sum
 
 
-def _chances(limits: Tensor, options: DecodingOptions, names: list[Name]) -> Tensor:
+def _chances(limits: Tensor, options: DecodingOptions, names: list[SampleKey]) -> Tensor:
     """Uniform random numbers in [0, 1), one for each token that a row may have: (B, longest limit)."""
     seeds = [generator(options.seed, "sample", *name) for name in names]
     rows = [torch.rand(int(limit), generator=seed) for limit, seed in zip(limits, seeds, strict=True)]

@@ -12,9 +12,13 @@ from common.nn.linear import Linear, Projections
 from common.nn.norms import Norm
 from common.nn.norms import norm as normalisation
 
-FEW = 8  # queries for which reading all keys once more would cost more than their product, as in decoding
-MANY = 2**18  # pairs of a query and a key from which on, in fp32 and without a gradient, the CPU's kernel is faster
-MOST = 2**24  # attention weights of a layer that the CPU writes out, 64 MiB of fp32, and three times that to learn from
+# In bf16 the keys of more queries than this are centred. For fewer, as in decoding, reading all keys once more would
+# cost more than the product itself.
+MAX_UNCENTRED_QUERIES = 8
+# Above this number of pairs of a query and a key, in fp32 and without a gradient, PyTorch's CPU kernel is faster.
+MAX_FP32_INFERENCE_PAIRS = 2**18
+# Attention weights of one layer that the CPU holds in memory: 64 MiB in fp32, and three times as much for gradients.
+MAX_MATERIALISED_WEIGHTS = 2**24
 
 
 class Attention(nn.Module):
@@ -48,7 +52,7 @@ class Attention(nn.Module):
         self.out_proj = Linear(inner, width, projection_bias)
         self.q_norm = normalisation(norm, inner // heads, norm_eps) if qk_norm else nn.Identity()
         self.k_norm = normalisation(norm, inner // heads, norm_eps) if qk_norm else nn.Identity()
-        self.watched: list[Tensor] | None = None  # see `watching`
+        self.recorded_attention: list[Tensor] | None = None  # see `record_attention`
 
     def forward(
         self,
@@ -67,30 +71,36 @@ class Attention(nn.Module):
         Both are broadcastable to (B, heads, N, M), with N and M among their dimensions. `causal` lets the last query
         see all M keys, the one before it all but the last, and so on. The three combine. A query that may look nowhere
         gets the projection of zeros, never NaN. With a `cache`, k and v are put at its end, and queries see all of it;
-        without k and v, they see what it holds (`remember`).
+        without k and v, they see what it holds (`cache_memory`).
         """
         if k is None or v is None:
             assert cache is not None, "without keys and values, queries look at a cache"
             k, v = cache.content()
-            q = self.q_norm(self._split(self._part(q, 0, 1))).to(v.dtype)
+            q = self.q_norm(self._split_heads(self._project_part(q, 0, 1))).to(v.dtype)
         else:
-            q, k, v = (self._split(x) for x in self._project(q, k, v))  # (B, h, N or M, inner/h)
+            q, k, v = (self._split_heads(x) for x in self._project(q, k, v))  # (B, h, N or M, inner/h)
             q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)  # autocast's norms answer in fp32
             if cache is not None:
                 k, v = cache.extend(k, v)
         dropout = self.dropout if self.training else 0.0
-        if self.watched is not None:
-            self.watched.append(weights(q, k, _joined(q, k, may_look, causal), bias).detach())
-        attend = written_out if _is_written_out(q, k) else _by_kernel
+        if self.recorded_attention is not None:
+            self.recorded_attention.append(
+                attention_probabilities(q, k, _combined_mask(q, k, may_look, causal), bias).detach()
+            )
+        attend = materialised_attention if _is_materialised(q, k) else _fused_attention
         x = attend(q, k, v, may_look=may_look, bias=bias, causal=causal, dropout=dropout)
         out: Tensor = self.out_proj(x.transpose(1, 2).flatten(2))  # (B, h, N, inner/h) -> (B, N, C)
         return out
 
-    def remember(self, k: Tensor, v: Tensor) -> "Cache":
+    def cache_memory(self, k: Tensor, v: Tensor) -> "Cache":
         """Keys and values of a memory, k and v (B, M, C), projected once for all queries to come."""
-        k, v = self._part(k, 1, 3).chunk(2, dim=-1) if k is v else (self._part(k, 1, 2), self._part(v, 2, 3))
+        k, v = (
+            self._project_part(k, 1, 3).chunk(2, dim=-1)
+            if k is v
+            else (self._project_part(k, 1, 2), self._project_part(v, 2, 3))
+        )
         cache = Cache()
-        cache.extend(self.k_norm(self._split(k)).to(v.dtype), self._split(v))
+        cache.extend(self.k_norm(self._split_heads(k)).to(v.dtype), self._split_heads(v))
         return cache
 
     def _project(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -99,16 +109,16 @@ class Attention(nn.Module):
             q, k, v = self.in_proj(q).chunk(3, dim=-1)
             return q, k, v
         if q is k:
-            q, k = self._part(q, 0, 2).chunk(2, dim=-1)
-            return q, k, self._part(v, 2, 3)
-        return self._part(q, 0, 1), self._part(k, 1, 2), self._part(v, 2, 3)
+            q, k = self._project_part(q, 0, 2).chunk(2, dim=-1)
+            return q, k, self._project_part(v, 2, 3)
+        return self._project_part(q, 0, 1), self._project_part(k, 1, 2), self._project_part(v, 2, 3)
 
-    def _part(self, x: Tensor, first: int, end: int) -> Tensor:
+    def _project_part(self, x: Tensor, first: int, end: int) -> Tensor:
         """Some of the three projections of x alone: 0 are queries, 1 keys and 2 values."""
         part: Tensor = self.in_proj(x, rows=slice(first * self.inner_width, end * self.inner_width))
         return part
 
-    def _split(self, x: Tensor) -> Tensor:
+    def _split_heads(self, x: Tensor) -> Tensor:
         return x.view(*x.shape[:-1], self.heads, -1).transpose(1, 2)  # (B, N, C) -> (B, h, N, C/h)
 
 
@@ -117,46 +127,46 @@ class Cache:
 
     def __init__(self) -> None:
         self.length = 0  # M
-        self.memory: tuple[Tensor, Tensor] | None = None  # (B, h, at least M, C/h) each
+        self.buffers: tuple[Tensor, Tensor] | None = None  # (B, h, at least M, C/h) each
 
     def content(self) -> tuple[Tensor, Tensor]:
         """All keys and values, (B, h, M, C/h) each."""
-        assert self.memory is not None, "nothing was put in"
-        keys, values = self.memory
+        assert self.buffers is not None, "nothing was put in"
+        keys, values = self.buffers
         return keys[:, :, : self.length], values[:, :, : self.length]
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Put k and v (B, h, N, C/h) at the end -> all keys and values."""
-        if self.memory is None:
+        if self.buffers is None:
             # Cut out of a joint projection they would be copied for every multiplication to come.
-            self.length, self.memory = k.shape[2], (k.contiguous(), v.contiguous())
-            return self.memory
+            self.length, self.buffers = k.shape[2], (k.contiguous(), v.contiguous())
+            return self.buffers
         start, self.length = self.length, self.length + k.shape[2]
-        keys, values = self.memory
+        keys, values = self.buffers
         if self.length > keys.shape[2]:
             keys, values = (F.pad(x[:, :, :start], (0, 0, 0, 2 * self.length - start)) for x in (keys, values))
-            self.memory = keys, values
+            self.buffers = keys, values
         keys[:, :, start : self.length], values[:, :, start : self.length] = k, v
         return self.content()
 
     def select(self, rows: Tensor) -> None:
         """Keep these rows of the batch alone, (B',) int64."""
-        if self.memory is not None:
+        if self.buffers is not None:
             keys, values = self.content()
-            self.memory = keys[rows], values[rows]
+            self.buffers = keys[rows], values[rows]
 
 
-def weights(q: Tensor, k: Tensor, may_look: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+def attention_probabilities(q: Tensor, k: Tensor, may_look: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
     """Softmax(q k^T / sqrt(C/h) + bias) written out: (B, h, N, C/h), (B, h, M, C/h) -> (B, h, N, M).
 
     Rows sum to one, or are zero where a query may look nowhere. The fast kernels never build this matrix, so
     pictures of attention come from here whatever kernel is in use.
     """
-    shares = _shares(q, k, may_look, bias)
-    return shares if may_look is None else shares.masked_fill(_is_blind(may_look), 0)
+    shares = _masked_softmax(q, k, may_look, bias)
+    return shares if may_look is None else shares.masked_fill(_may_look_nowhere(may_look), 0)
 
 
-def written_out(
+def materialised_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -172,45 +182,45 @@ def written_out(
     and four to seven times with the gradients, in fp32 by up to a third (Zen 5, torch 2.15). In bf16 scores keep 8
     bits, those of the kernel all of fp32's: what comes out is 0.4 % off, not 0.2, and 1 to 2 % where scores pass 50.
     """
-    may_look = _joined(q, k, may_look, causal)
-    shares = _shares(q, k, may_look, bias)
+    may_look = _combined_mask(q, k, may_look, causal)
+    shares = _masked_softmax(q, k, may_look, bias)
     x = (drop(shares, dropout) if dropout else shares) @ v
-    return x if may_look is None else x.masked_fill(_is_blind(may_look), 0)
+    return x if may_look is None else x.masked_fill(_may_look_nowhere(may_look), 0)
 
 
-def _by_kernel(
+def _fused_attention(
     q: Tensor, k: Tensor, v: Tensor, *, may_look: Tensor | None, bias: Tensor | None, causal: bool, dropout: float
 ) -> Tensor:
     """The same by PyTorch's kernel, whose own triangle starts at the first key, and is for as many queries as keys."""
     own = causal and may_look is None and bias is None and q.shape[2] == k.shape[2]
     if not own:
-        may_look = _joined(q, k, may_look, causal)
-    mask = may_look if bias is None else _hidden(bias.to(q.dtype), may_look)
+        may_look = _combined_mask(q, k, may_look, causal)
+    mask = may_look if bias is None else _masked_bias(bias.to(q.dtype), may_look)
     x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=own)
     # The kernel gives zeros for a boolean row of False; of numbers that are all the lowest it takes the mean.
-    return x if bias is None or may_look is None else x.masked_fill(_is_blind(may_look), 0)
+    return x if bias is None or may_look is None else x.masked_fill(_may_look_nowhere(may_look), 0)
 
 
-def _is_written_out(q: Tensor, k: Tensor) -> bool:
+def _is_materialised(q: Tensor, k: Tensor) -> bool:
     """Whether all weights are to be in memory at once: on the CPU, as long as they take little of it."""
     if q.device.type != "cpu" or torch.compiler.is_exporting():  # an exported graph is for all sizes
         return False
     if q.dtype == torch.float16:  # whose range is small: the kernel keeps scores in fp32
         return False
     pairs = q.shape[2] * k.shape[2]
-    if q.dtype == torch.float32 and not q.requires_grad and pairs > MANY:
+    if q.dtype == torch.float32 and not q.requires_grad and pairs > MAX_FP32_INFERENCE_PAIRS:
         return False
-    return q.shape[0] * q.shape[1] * pairs <= MOST
+    return q.shape[0] * q.shape[1] * pairs <= MAX_MATERIALISED_WEIGHTS
 
 
-def _shares(q: Tensor, k: Tensor, may_look: Tensor | None, bias: Tensor | None = None) -> Tensor:
+def _masked_softmax(q: Tensor, k: Tensor, may_look: Tensor | None, bias: Tensor | None = None) -> Tensor:
     """The weights (B, h, N, M), of no meaning where a query may look nowhere.
 
     What may not be looked at is hidden by the lowest number, in the same pass as the product; minus infinity would make
     NaN of a query that may look nowhere, in its gradient, too.
     """
     batch, heads = q.shape[:2]
-    if q.dtype == torch.bfloat16 and q.shape[2] > FEW:
+    if q.dtype == torch.bfloat16 and q.shape[2] > MAX_UNCENTRED_QUERIES:
         # softmax ignores an offset common to all keys, which would take bits from the scores.
         k = k - k.mean(2, keepdim=True)
     if bias is None and may_look is not None:
@@ -218,7 +228,7 @@ def _shares(q: Tensor, k: Tensor, may_look: Tensor | None, bias: Tensor | None =
     if bias is None:
         added, beta = q.new_zeros(1, 1, 1), 0
     else:
-        added, beta = _hidden(bias.to(q.dtype), may_look), 1
+        added, beta = _masked_bias(bias.to(q.dtype), may_look), 1
         # (1 or B h, 1 or N, M)
         added = added[None] if added.ndim == 2 else added.expand(batch, heads, -1, -1).flatten(0, 1)
     products, scale = (q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2)), q.shape[-1] ** -0.5
@@ -226,17 +236,17 @@ def _shares(q: Tensor, k: Tensor, may_look: Tensor | None, bias: Tensor | None =
     return scores.softmax(dim=-1).view(batch, heads, *scores.shape[1:])
 
 
-def _hidden(bias: Tensor, may_look: Tensor | None) -> Tensor:
+def _masked_bias(bias: Tensor, may_look: Tensor | None) -> Tensor:
     """A bias that is the lowest number where a query may not look."""
     return bias if may_look is None else bias.masked_fill(~may_look, torch.finfo(bias.dtype).min)
 
 
-def _is_blind(may_look: Tensor) -> Tensor:
+def _may_look_nowhere(may_look: Tensor) -> Tensor:
     """Which queries may look nowhere, (..., N or 1, 1)."""
     return ~may_look.any(-1, keepdim=True)
 
 
-def _joined(q: Tensor, k: Tensor, may_look: Tensor | None, causal: bool) -> Tensor | None:
+def _combined_mask(q: Tensor, k: Tensor, may_look: Tensor | None, causal: bool) -> Tensor | None:
     """`may_look` and, if `causal`, what N queries at the end of M keys may look at: themselves and all before."""
     queries, keys = q.shape[2], k.shape[2]
     if not causal or queries == 1:  # the last query sees all keys
@@ -246,19 +256,19 @@ def _joined(q: Tensor, k: Tensor, may_look: Tensor | None, causal: bool) -> Tens
 
 
 @contextmanager
-def watching(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
+def record_attention(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
     """Collect attention weights: a list for each attention module's name, one (B, h, N, M) per call of it.
 
-    with watching(model) as maps:
+    with record_attention(model) as maps:
         model(images)
     maps["decoder.blocks.5.cross_attention"][0]
     """
     modules = {name: module for name, module in model.named_modules() if isinstance(module, Attention)}
     maps: dict[str, list[Tensor]] = {name: [] for name in modules}
     for name, module in modules.items():
-        module.watched = maps[name]
+        module.recorded_attention = maps[name]
     try:
         yield maps
     finally:
         for module in modules.values():
-            module.watched = None
+            module.recorded_attention = None

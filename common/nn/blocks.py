@@ -209,7 +209,7 @@ class Stack(nn.Module):
         x = self.norm(x)
         return x
 
-    def every(self, x: Tensor, **context: Unpack[Context]) -> list[Tensor]:
+    def block_outputs(self, x: Tensor, **context: Unpack[Context]) -> list[Tensor]:
         """The output (B, N, C) of every block, first to last, each through the norm."""
         outputs = []
         for block in self.blocks:
@@ -222,7 +222,7 @@ class Stack(nn.Module):
         if memory is None:
             return [BlockCache(Cache()) for _ in self.blocks]
         attentions: list[Any] = [block.cross_attention for block in self.blocks]
-        return [BlockCache(Cache(), attention.remember(memory.keys, memory.values)) for attention in attentions]
+        return [BlockCache(Cache(), attention.cache_memory(memory.keys, memory.values)) for attention in attentions]
 
 
 def _attention(options: BlockOptions) -> Attention:

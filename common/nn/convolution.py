@@ -28,7 +28,7 @@ class FrozenBatchNorm(nn.Module):
         self.register_buffer("bias", torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
-        self.copies = kernels.Copies()
+        self.weight_cache = kernels.WeightCache()
 
     def folded_into(self, conv: nn.Conv2d, *, packed: bool) -> tuple[Tensor, Tensor]:
         """The weight (C, ...) and bias (C,) of a convolution that does the work of this norm, too.
@@ -40,15 +40,15 @@ class FrozenBatchNorm(nn.Module):
         learns = torch.is_grad_enabled() and weight.requires_grad
         if learns or torch.compiler.is_compiling():
             return self._fold(weight)
-        dtype = _type(weight)
+        dtype = _compute_dtype(weight)
 
         def make() -> tuple[Tensor, Tensor]:
             folded, bias = (tensor.to(dtype) for tensor in self._fold(weight))
             return kernels.pack_convolution(folded, conv) if packed else folded, bias
 
-        if not kernels.is_counted(weight):
+        if not kernels.counts_changes(weight):
             return make()
-        copy: tuple[Tensor, Tensor] = self.copies.get((packed, dtype), weight, make, tuple(self.buffers()))
+        copy: tuple[Tensor, Tensor] = self.weight_cache.get((packed, dtype), weight, make, tuple(self.buffers()))
         return copy
 
     def _fold(self, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,13 +70,13 @@ def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1, dilatio
     return conv
 
 
-def normed(conv: nn.Conv2d, norm: FrozenBatchNorm, x: Tensor) -> Tensor:
+def conv_norm(conv: nn.Conv2d, norm: FrozenBatchNorm, x: Tensor) -> Tensor:
     """norm(conv(x)), with the norm folded into the convolution's weights, which saves a pass over the map."""
     weight, bias = norm.folded_into(conv, packed=False)
     return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation)
 
 
-def layer(
+def conv_norm_relu(
     conv: nn.Conv2d, norm: FrozenBatchNorm, x: Tensor, *, shortcut: Tensor | None = None, real: Tensor | None = None
 ) -> Tensor:
     """relu(norm(conv(x)) + shortcut), with zeros wherever real (B, 1, H, W) is False; None means no such thing.
@@ -84,11 +84,11 @@ def layer(
     A map of 50 MB takes longer to allocate than to compute, so what the convolution returns is overwritten and, where
     no gradient is wanted, `shortcut`, too.
     """
-    if kernels.fuses(x, conv.weight, shortcut):
+    if kernels.can_fuse(x, conv.weight, shortcut):
         weight, bias = norm.folded_into(conv, packed=True)
         y = kernels.convolution_relu(conv, x, weight, bias, shortcut)
         return y if real is None else y.mul_(real)
-    y = normed(conv, norm, x)
+    y = conv_norm(conv, norm, x)
     if shortcut is not None:
         y = y.add_(shortcut)
     if real is not None:
@@ -96,12 +96,12 @@ def layer(
     return F.relu(y, inplace=True)
 
 
-def zero_padding(x: Tensor, real: Tensor | None) -> Tensor:
+def mask_padding(x: Tensor, real: Tensor | None) -> Tensor:
     """x (B, C, H, W) with zeros wherever real (B, 1, H, W) is False; None means that nothing is padding."""
     return x if real is None else x * real
 
 
-def _type(weight: Tensor) -> torch.dtype:
+def _compute_dtype(weight: Tensor) -> torch.dtype:
     """What autocast computes convolutions in, or the weight's own type."""
     enabled = torch.is_autocast_enabled(weight.device.type)
     return computed_in(weight.device) if enabled else weight.dtype

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LEVELS = 2**16
+RANDOM_VALUES = 2**16
 
 
 class Dropout(nn.Dropout):
@@ -24,11 +24,11 @@ def dropout(x: Tensor, p: float) -> Tensor:
     """x with each element zero with probability p, and the rest scaled by 1 / (1 - p)."""
     if x.dtype != torch.bfloat16 or x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(x, p)
-    dropped = round(p * LEVELS)
-    if dropped in (0, LEVELS):
+    dropped = round(p * RANDOM_VALUES)
+    if dropped in (0, RANDOM_VALUES):
         return x if dropped == 0 else x * 0
     bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)  # to None: all 64 of them
-    stays = bits.view(torch.int16)[: x.numel()] >= dropped - LEVELS // 2
+    stays = bits.view(torch.int16)[: x.numel()] >= dropped - RANDOM_VALUES // 2
     # By way of bytes: a choice between two numbers is a branch, which is guessed wrong at every tenth.
-    factors = stays.view(torch.uint8).to(x.dtype).mul_(LEVELS / (LEVELS - dropped))
+    factors = stays.view(torch.uint8).to(x.dtype).mul_(RANDOM_VALUES / (RANDOM_VALUES - dropped))
     return x * factors.view(x.shape)

@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-MOST_PACKED_ROWS = 32  # in fp32 packed weights are faster from 2 rows to here (up to twice), and else slower or equal
+MAX_PACKED_ROWS = 32  # in fp32 packed weights are faster from 2 rows to here (up to twice), and else slower or equal
 
 _ONEDNN = torch.ops.mkldnn if torch.backends.mkldnn.is_available() else None
 _PRODUCT = getattr(_ONEDNN, "_linear_pointwise", None)
 _PACK = getattr(_ONEDNN, "_reorder_linear_weight", None)
 _CONVOLUTION = getattr(_ONEDNN, "_convolution_pointwise", None)
-_CONVOLUTION_ONTO = getattr(_ONEDNN, "_convolution_pointwise_", None)
+_CONVOLUTION_ADD = getattr(_ONEDNN, "_convolution_pointwise_", None)
 _PACK_CONVOLUTION = getattr(_ONEDNN, "_reorder_convolution_weight", None)
 _HAS_BF16 = _PRODUCT is not None and bool(getattr(_ONEDNN, "_is_mkldnn_bf16_supported", bool)())
 
@@ -70,14 +70,14 @@ class Parameter(nn.Parameter):
 _OWN_TYPES = (Tensor, nn.Parameter, Parameter)  # not DTensor, FakeTensor or quantised weights
 
 
-class Copies:
+class WeightCache:
     """What a module computes from a weight for its kernels, each until the weight changes; empty in its copies."""
 
     def __init__(self) -> None:
         self._entries: dict[Any, tuple[Tensor, tuple[Any, ...], list[Tensor], Any]] = {}
 
-    def __reduce__(self) -> tuple[type["Copies"], tuple[()]]:
-        return Copies, ()
+    def __reduce__(self) -> tuple[type["WeightCache"], tuple[()]]:
+        return WeightCache, ()
 
     def clear(self) -> None:
         """Forget all of them."""
@@ -86,8 +86,8 @@ class Copies:
     def get(self, name: Any, weight: Tensor, make: Callable[[], Any], statistics: tuple[Tensor, ...] = ()) -> Any:
         """The result of `make`, from the last time if nothing that it depends on has changed since.
 
-        Changes of `weight` are counted (`is_counted`). Vectors of `statistics` are plain tensors: on the CPU they are
-        compared, in a microsecond each; elsewhere the host would wait for that, and changes through `data` escape.
+        Changes of `weight` are counted (`counts_changes`). Vectors of `statistics` are plain tensors: on the CPU they
+        are compared, in a microsecond each; elsewhere the host would wait for that, and changes through `data` escape.
         """
         assert isinstance(weight, Parameter)
         state = weight.changes, *((tensor.data_ptr(), tensor._version) for tensor in (weight, *statistics))
@@ -101,7 +101,7 @@ class Copies:
         return made
 
 
-def is_counted(weight: Tensor) -> bool:
+def counts_changes(weight: Tensor) -> bool:
     """Whether every change of a weight is counted, so that copies made from it can be kept."""
     return type(weight) is Parameter and not weight.is_inference()
 
@@ -112,30 +112,30 @@ def linear(
     bias: Tensor | None = None,
     *,
     rows: slice = slice(None),
-    copies: Copies | None = None,
+    cache: WeightCache | None = None,
 ) -> Tensor:
     """x W^T + b: (..., in), (out, in), (out,) -> (..., out); or the outputs in `rows` alone.
 
     `copies` belongs to the module of the weight; without it nothing is kept.
     """
-    kind, learns = _kind(x, weight), _learns(x, weight, bias)
-    if learns and copies is not None:
-        copies.clear()  # so that a write that is not counted, such as a collective's, is seen after a training step
+    kind, learns = _product_dtype(x, weight), _needs_gradient(x, weight, bias)
+    if learns and cache is not None:
+        cache.clear()  # so that a write that is not counted, such as a collective's, is seen after a training step
     if kind is not None and not learns:
-        ready = _ready(weight, rows, kind, x.numel() // x.shape[-1], copies)
-        return _multiply(_cast(x, kind), ready, None if bias is None else _cast(_part(bias, rows), kind))
-    weight, bias = _part(weight, rows), None if bias is None else _part(bias, rows)
+        ready = _prepared_weight(weight, rows, kind, x.numel() // x.shape[-1], cache)
+        return _multiply(_cast(x, kind), ready, None if bias is None else _cast(_select_rows(bias, rows), kind))
+    weight, bias = _select_rows(weight, rows), None if bias is None else _select_rows(bias, rows)
     if kind == torch.float32:
         product: Tensor = _Linear.apply(x, weight, bias)
         return product
     return F.linear(x, weight, bias)
 
 
-def fuses(x: Tensor, weight: Tensor, shortcut: Tensor | None) -> bool:
+def can_fuse(x: Tensor, weight: Tensor, shortcut: Tensor | None) -> bool:
     """Whether `convolution_relu` computes a layer."""
-    if None in (_CONVOLUTION, _CONVOLUTION_ONTO, _PACK_CONVOLUTION) or not _is_on(x, weight, shortcut):
+    if None in (_CONVOLUTION, _CONVOLUTION_ADD, _PACK_CONVOLUTION) or not _supports(x, weight, shortcut):
         return False
-    if _learns(x, weight, shortcut) or not x.numel():
+    if _needs_gradient(x, weight, shortcut) or not x.numel():
         return False
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else weight.dtype
     return dtype in ((torch.float32, torch.bfloat16) if _HAS_BF16 else (torch.float32,))
@@ -145,14 +145,14 @@ def convolution_relu(
     conv: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None, shortcut: Tensor | None
 ) -> Tensor:
     """relu(conv(x) + shortcut) in one pass over the map, with a weight from `pack_convolution`; overwrites shortcut."""
-    assert _CONVOLUTION is not None and _CONVOLUTION_ONTO is not None
+    assert _CONVOLUTION is not None and _CONVOLUTION_ADD is not None
     x = x.to(weight.dtype)
     geometry = conv.padding, conv.stride, conv.dilation, conv.groups
     y: Tensor
     if shortcut is None:
         y = _CONVOLUTION(x, weight, bias, *geometry, "relu", [], "")
     else:
-        y = _CONVOLUTION_ONTO(shortcut.to(weight.dtype), x, weight, bias, *geometry, "add", 1.0, "relu", [], "")
+        y = _CONVOLUTION_ADD(shortcut.to(weight.dtype), x, weight, bias, *geometry, "add", 1.0, "relu", [], "")
     return y
 
 
@@ -166,7 +166,7 @@ def pack_convolution(weight: Tensor, conv: nn.Conv2d) -> Tensor:
     return packed
 
 
-def _is_on(*tensors: Tensor | None) -> bool:
+def _supports(*tensors: Tensor | None) -> bool:
     """Whether oneDNN is switched on, and for tensors such as these; while tracing, a compiler chooses."""
     if torch.compiler.is_compiling() or not torch.backends.mkldnn.enabled:
         return False
@@ -176,31 +176,31 @@ def _is_on(*tensors: Tensor | None) -> bool:
     return True
 
 
-def _kind(x: Tensor, weight: Tensor) -> torch.dtype | None:
+def _product_dtype(x: Tensor, weight: Tensor) -> torch.dtype | None:
     """The type in which oneDNN computes a product; None: torch computes it."""
-    if _PRODUCT is None or not _is_on(x, weight) or weight.dtype != torch.float32 or not x.numel():
+    if _PRODUCT is None or not _supports(x, weight) or weight.dtype != torch.float32 or not x.numel():
         return None
     if torch.is_autocast_enabled("cpu"):
         return torch.bfloat16 if _HAS_BF16 and torch.get_autocast_dtype("cpu") == torch.bfloat16 else None
     return torch.float32 if x.dtype == torch.float32 else None
 
 
-def _learns(*tensors: Tensor | None) -> bool:
+def _needs_gradient(*tensors: Tensor | None) -> bool:
     if not torch.is_grad_enabled():
         return False
     return any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
-def _ready(weight: Tensor, rows: slice, kind: torch.dtype, count: int, copies: Copies | None) -> Tensor:
+def _prepared_weight(weight: Tensor, rows: slice, kind: torch.dtype, count: int, cache: WeightCache | None) -> Tensor:
     """Some rows of a weight for a product with `count` rows of inputs, packed where that is faster."""
-    pays = kind == torch.bfloat16 or 1 < count <= MOST_PACKED_ROWS
-    if not pays or copies is None or _PACK is None or not is_counted(weight):
-        return _cast(_part(weight, rows), kind)
-    packed: Tensor = copies.get((rows.start, rows.stop, kind), weight, lambda: _PACK(weight[rows].to(kind)))
+    pays = kind == torch.bfloat16 or 1 < count <= MAX_PACKED_ROWS
+    if not pays or cache is None or _PACK is None or not counts_changes(weight):
+        return _cast(_select_rows(weight, rows), kind)
+    packed: Tensor = cache.get((rows.start, rows.stop, kind), weight, lambda: _PACK(weight[rows].to(kind)))
     return packed
 
 
-def _part(tensor: Tensor, rows: slice) -> Tensor:
+def _select_rows(tensor: Tensor, rows: slice) -> Tensor:
     """Some rows, without a view where these are all: in small products one takes a tenth of the time."""
     return tensor if rows.start is None and rows.stop is None else tensor[rows]
 

@@ -15,11 +15,11 @@ class Linear(nn.Linear):
     def __init__(self, in_features: int, out_features: int, bias: bool = True):
         super().__init__(in_features, out_features, bias)
         self.weight = kernels.Parameter(self.weight.detach())
-        self.copies = kernels.Copies()
+        self.weight_cache = kernels.WeightCache()
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
-        return kernels.linear(x, self.weight, self.bias, copies=self.copies)
+        return kernels.linear(x, self.weight, self.bias, cache=self.weight_cache)
 
     def opened(self) -> nn.Module:
         """See the function `opened`."""
@@ -34,7 +34,7 @@ class Projections(Linear):
 
     def forward(self, x: Tensor, rows: slice = slice(None)) -> Tensor:
         """(..., in) -> (..., out), or the outputs in `rows` alone."""
-        return kernels.linear(x, self.weight, self.bias, rows=rows, copies=self.copies)
+        return kernels.linear(x, self.weight, self.bias, rows=rows, cache=self.weight_cache)
 
     def opened(self) -> nn.Module:
         """See the function `opened`."""
@@ -65,11 +65,11 @@ class Tied(nn.Module):
         super().__init__()
         owner.weight = kernels.Parameter(owner.weight.detach())
         self._owner = (owner,)  # in a tuple, so as not to be registered as a part
-        self.copies = kernels.Copies()
+        self.weight_cache = kernels.WeightCache()
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
-        return kernels.linear(x, *self._matrix(), copies=self.copies)
+        return kernels.linear(x, *self._matrix(), cache=self.weight_cache)
 
     def opened(self) -> nn.Module:
         """See the function `opened`. The weight stays shared where it is a matrix."""

@@ -110,7 +110,7 @@ Resampling = Literal[
 ]
 
 
-def resample(grid: Tensor, size: tuple[int, int], how: Resampling) -> Tensor:
+def resample(grid: Tensor, size: tuple[int, int], resampling: Resampling) -> Tensor:
     """A learned table of one grid for another: (h, w, C) -> (*size, C).
 
     Both grids are known, so 4 x 9 becomes 6 x 6 although the number of tokens is the same; the same grid comes back
@@ -119,7 +119,7 @@ def resample(grid: Tensor, size: tuple[int, int], how: Resampling) -> Tensor:
     # An exported graph is for any size, so it always resamples; by a factor of 1 that changes nothing.
     if not torch.compiler.is_exporting() and tuple(grid.shape[:2]) == tuple(size):
         return grid
-    mode, _, variant = how.partition("_")
+    mode, _, variant = resampling.partition("_")
     table = F.interpolate(
         grid.to(torch.promote_types(grid.dtype, torch.float32)).permute(2, 0, 1)[None],  # (h, w, C) -> (1, C, h, w)
         size=tuple(size),
@@ -137,12 +137,12 @@ class LearnedGrid(nn.Module):
     learnt on.
     """
 
-    def __init__(self, width: int, size: tuple[int, int], *, on_token: bool, how: Resampling):
+    def __init__(self, width: int, size: tuple[int, int], *, on_token: bool, resampling: Resampling):
         super().__init__()
-        self.how: Resampling = how
+        self.resampling: Resampling = resampling
         self.grid = nn.Parameter(torch.empty(*size, width))
         self.token = nn.Parameter(torch.empty(width)) if on_token else None
 
     def forward(self, size: tuple[int, int]) -> Tensor:
         """Positions of a grid of patches: (h, w) -> (h * w, C), row by row."""
-        return resample(self.grid, size, self.how).flatten(0, 1)
+        return resample(self.grid, size, self.resampling).flatten(0, 1)

@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.errors import UserError
-from common.nn.convolution import FrozenBatchNorm, convolution, layer, normed, zero_padding
+from common.nn.convolution import FrozenBatchNorm, conv_norm, conv_norm_relu, convolution, mask_padding
 from common.types import Count
 
-SHAPES = {  # name: (block, blocks per stage, channels of the stages before expansion)
+ARCHITECTURES = {  # name: (block, blocks per stage, channels of the stages before expansion)
     "small": ("basic", (1, 1), (64, 128)),
     "resnet18": ("basic", (2, 2, 2, 2), (64, 128, 256, 512)),
     "resnet34": ("basic", (3, 4, 6, 3), (64, 128, 256, 512)),
@@ -57,8 +57,8 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor, real_in: Tensor | None, real_out: Tensor | None) -> Tensor:
         """(B, C, H, W) -> (B, channels, H/stride, W/stride); the masks say what is real before and after."""
-        y = layer(self.conv1, self.bn1, zero_padding(x, real_in), real=real_out)
-        return layer(self.conv2, self.bn2, y, shortcut=_apply_shortcut(self.downsample, x))
+        y = conv_norm_relu(self.conv1, self.bn1, mask_padding(x, real_in), real=real_out)
+        return conv_norm_relu(self.conv2, self.bn2, y, shortcut=_apply_shortcut(self.downsample, x))
 
 
 class Bottleneck(nn.Module):
@@ -76,9 +76,9 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor, real_in: Tensor | None, real_out: Tensor | None) -> Tensor:
         """(B, C, H, W) -> (B, 4 channels, H/stride, W/stride); only the 3x3 looks sideways."""
-        y = layer(self.conv1, self.bn1, x, real=real_in)
-        y = layer(self.conv2, self.bn2, y)
-        return layer(self.conv3, self.bn3, y, shortcut=_apply_shortcut(self.downsample, x))
+        y = conv_norm_relu(self.conv1, self.bn1, x, real=real_in)
+        y = conv_norm_relu(self.conv2, self.bn2, y)
+        return conv_norm_relu(self.conv3, self.bn3, y, shortcut=_apply_shortcut(self.downsample, x))
 
 
 def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
@@ -92,7 +92,7 @@ def _apply_shortcut(downsample: nn.Sequential | None, x: Tensor) -> Tensor:
         return x
     conv, norm = downsample
     assert isinstance(conv, nn.Conv2d) and isinstance(norm, FrozenBatchNorm)
-    return normed(conv, norm, x)
+    return conv_norm(conv, norm, x)
 
 
 class Backbone(nn.Module):
@@ -100,7 +100,7 @@ class Backbone(nn.Module):
 
     def __init__(self, options: BackboneOptions, *, official_padding: bool):
         super().__init__()
-        kind, depths, channels = SHAPES[options.name]
+        kind, depths, channels = ARCHITECTURES[options.name]
         block = BasicBlock if kind == "basic" else Bottleneck
         if options.dilation and block is BasicBlock:
             raise UserError(f"model.backbone.dilation=true needs resnet50 or resnet101, not {options.name}.")
@@ -140,7 +140,7 @@ class Backbone(nn.Module):
         if sizes is not None and not self.official_padding:
             real = {s: real_positions(shape, sizes, s)[:, None] for s in real}
         images = images.contiguous(memory_format=torch.channels_last)
-        x = self.pool(layer(self.conv1, self.bn1, images, real=real[2]))
+        x = self.pool(conv_norm_relu(self.conv1, self.bn1, images, real=real[2]))
         for name, before, after in self.stages:
             for block in getattr(self, name):
                 x = block(x, real[before], real[after])

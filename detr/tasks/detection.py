@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from common.data.images import list_images, normalise, read_image
 from common.errors import UserError
 from common.machine.device import computed_in, constant
-from common.report.pictures import grid, write
+from common.report.pictures import pad_and_stack, write_picture
 from common.task import Adopted, Answer, Batch, Goal, Split
 from common.types import Fraction, Positive
 from detr.criterion.answers import Matches, Outputs, Targets, by_set, detections, layers_of, logits_for
@@ -179,7 +179,7 @@ class Detection:
             ]
             source, target = Path(path), folder / f"{Path(path).name}.boxes"  # never a name of the user's own pictures
             picture = self._draw(read_image(source), answer)
-            write(picture, target.with_name(f"{target.name}.jpg"))
+            write_picture(picture, target.with_name(f"{target.name}.jpg"))
             answer_file = target.with_name(f"{target.name}.json")
             answer_file.write_text(json.dumps({"file": str(source), "objects": objects}, indent=1))
             names = [item["name"] for item in objects]
@@ -195,7 +195,7 @@ class Detection:
             height, width = size.tolist()
             scale = (size.float() / original).flip(0).repeat(2).cpu()  # back to the pixels of the resized image
             drawn.append(self._draw(image[:, :height, :width].cpu(), {**answer, "boxes": answer["boxes"] * scale}))
-        return grid(drawn)
+        return pad_and_stack(drawn)
 
     def _draw(self, image: Tensor, answer: Answer) -> Tensor:
         boxes, labels, scores = self._confident(answer)

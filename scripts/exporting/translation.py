@@ -65,13 +65,13 @@ class Joined(Cache):
     def __init__(self, pair: Tensor):
         """Begin with keys and values, (2, B, h, M, C/h)."""
         super().__init__()
-        self.length, self.memory = pair.shape[3], (pair[0], pair[1])
+        self.length, self.buffers = pair.shape[3], (pair[0], pair[1])
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Put k and v (B, h, N, C/h) at the end -> all keys and values."""
         keys, values = self.content()
-        self.length, self.memory = self.length + k.shape[2], (torch.cat([keys, k], 2), torch.cat([values, v], 2))
-        return self.memory
+        self.length, self.buffers = self.length + k.shape[2], (torch.cat([keys, k], 2), torch.cat([values, v], 2))
+        return self.buffers
 
 
 def plan(model: nn.Module, task: Translation) -> Plan:

@@ -106,7 +106,7 @@ class Transformer(nn.Module):
         """
         super().__init__()
         _check(width, heads, tied, joint)
-        self.width, self.longest, self.places = width, longest, positions
+        self.width, self.longest, self.positions = width, longest, positions
         self.scale = math.sqrt(width) if scaled else 1.0
         source, target = vocabularies
         self.embedding = nn.Embedding(target, width)  # of the target; of the source and the output where tied
@@ -195,10 +195,10 @@ class Transformer(nn.Module):
 
     def _embed(self, tokens: Tensor, embedding: nn.Embedding, start: int = 0) -> Tensor:
         """Tokens (B, N), the first of which is number `start`, to embeddings with their positions (B, N, C)."""
-        first = start + self.places.first
+        first = start + self.positions.first
         places = torch.arange(first, first + tokens.shape[1], dtype=torch.float32, device=tokens.device)
         x: Tensor = embedding(tokens) * self.scale
-        x = self.dropout(x + sine(places, self.width, layout=self.places.layout).to(x.dtype))
+        x = self.dropout(x + sine(places, self.width, layout=self.positions.layout).to(x.dtype))
         return x
 
     def _logits(self, x: Tensor) -> Tensor:

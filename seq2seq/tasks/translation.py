@@ -13,7 +13,7 @@ from common.decoding.decode import decode
 from common.decoding.given import score
 from common.decoding.options import DecodingOptions
 from common.errors import UserError
-from common.nn.attention import watching
+from common.nn.attention import record_attention
 from common.task import Adopted, Answer, Batch, Goal, Split
 from seq2seq.criterion import cross_entropy as loss
 from seq2seq.criterion.cross_entropy import LossOptions
@@ -144,7 +144,7 @@ class Translation:
         length = int(batch["source_lengths"][i])
         source = batch["source"][i : i + 1, :length]
         target_in = source.new_tensor([[BOS, *tokens]])
-        with watching(model) as maps:
+        with record_attention(model) as maps:
             model(source, batch["source_lengths"][i : i + 1], target_in)
         names = [name for name in maps if name.endswith("cross_attention") and maps[name]]
         if not names:

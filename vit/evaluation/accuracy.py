@@ -12,7 +12,7 @@ from torch import Tensor
 
 from common.errors import UserError
 from common.machine.distributed import gather_samples, is_main
-from common.report.pictures import write
+from common.report.pictures import write_picture
 from common.task import Answer, Batch
 from vit.evaluation import pictures
 
@@ -138,7 +138,7 @@ class ClassificationMetric:
                 probabilities = (f"{judged.probability:.6g}", f"{math.exp(-judged.loss):.6g}")
                 table.writerow((judged.sample, self.classes[judged.truth], predicted, *probabilities))
         if len(self.classes) <= DRAWN:
-            write(pictures.confusion(self.confusion(), self.classes), folder / "confusion.png")
+            write_picture(pictures.confusion(self.confusion(), self.classes), folder / "confusion.png")
 
 
 def check_labels(ids: Sequence[Any], labels: Tensor, classes: int, whose: str = "sample") -> None:

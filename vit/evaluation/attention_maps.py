@@ -1,6 +1,6 @@
 """Where a vision transformer looks: attention maps and attention rollout (Abnar and Zuidema 2020, arXiv 2005.00928).
 
-Both start from weights that `common.nn.attention.watching` collects, which do not depend on the kernel in use. Tokens
+Both start from what `common.nn.attention.record_attention` collects, which does not depend on the kernel in use. Tokens
 are `prefix` ones (class token, then registers) and the patches of a grid row by row.
 """
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
-from common.nn.attention import watching
+from common.nn.attention import record_attention
 
 
 @torch.no_grad()
@@ -27,14 +27,14 @@ def watch(model: nn.Module, images: Tensor, layer: int) -> list[Tensor]:
             f"there is no layer {layer}: this model has {len(names)} layers; give one from 0 to {len(names) - 1}, or "
             f"from -1, the last, to {-len(names)}."
         )
-    with watching(model) as maps:
+    with record_attention(model) as maps:
         model(images)
     return [maps[name][-1] for name in names[: layer % len(names) + 1]]
 
 
 def encoder_attentions(model: nn.Module) -> list[str]:
     """The names of the encoder's attention modules from the first layer to the last: block 2 before block 10."""
-    with watching(model) as maps:
+    with record_attention(model) as maps:
         names = [name for name in maps if name.startswith("encoder.")]
     assert names, "the model has no attention modules under encoder."
     return sorted(names, key=lambda name: [int(part) for part in re.findall(r"\d+", name)])

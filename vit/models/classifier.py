@@ -106,7 +106,7 @@ class Classifier(nn.Module):
         self.registers = nn.Parameter(torch.empty(registers, width)) if registers else None
         on_token = positions.on_token and pooling == "token"
         grid = self.patches.grid(*image_size)
-        self.positions = LearnedGrid(width, grid, on_token=on_token, how=positions.resample)
+        self.positions = LearnedGrid(width, grid, on_token=on_token, resampling=positions.resample)
         self.dropout = Dropout(blocks.dropout)
         options = BlockOptions(
             width=width,
@@ -168,7 +168,7 @@ class Classifier(nn.Module):
         if table is None or table.ndim != 3:
             return tensors
         height, width, _ = self.positions.grid.shape
-        return {**tensors, "positions.grid": resample(table, (height, width), self.positions.how)}
+        return {**tensors, "positions.grid": resample(table, (height, width), self.positions.resampling)}
 
     def layers(self) -> list[tuple[str, ...]]:
         """First words of the parameters' names from input to output, for rates that decay by layer.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from common.data import batching
 from common.data.images import list_images, read_image
 from common.errors import UserError
-from common.report.pictures import grid, write
+from common.report.pictures import pad_and_stack, write_picture
 from common.task import Adopted, Answer, Batch, Goal, Split
 from common.types import Count, Positive
 from vit.criterion import cross_entropy as loss
@@ -197,7 +197,7 @@ class Classification:
                 sheet = (
                     pictures.heat(image, answer["maps"][0]) if one else pictures.attention_sheet(image, answer["maps"])
                 )
-                write(sheet, folder / f"{Path(path).name}.attention.png")
+                write_picture(sheet, folder / f"{Path(path).name}.attention.png")
             yield line
 
     def pictures(self, batch: Batch, answers: list[Answer], count: int) -> Tensor:
@@ -208,7 +208,7 @@ class Classification:
         ):
             text = f"{answer['name']} {answer['probability']:.2f}"
             drawn.append(pictures.labelled(image, text, None if label < 0 else answer["label"] == label))
-        return grid(drawn)
+        return pad_and_stack(drawn)
 
     def metric(self, split: Split) -> ClassificationMetric:
         """Accuracy, loss and confusions on `split`.

@@ -12,7 +12,7 @@ from common.decoding.contract import Hypothesis, SpecialIds
 from common.decoding.decode import decode
 from common.decoding.given import score
 from common.decoding.options import DecodingOptions
-from common.decoding.sampling import draw
+from common.decoding.sampling import sample_tokens
 from common.errors import UserError
 from common.machine.seeds import generator
 from tests.searching import BEAM as OPTIONS
@@ -349,7 +349,7 @@ def test_top_k_and_top_p_leave_what_plain_loops_leave(top_k, top_p):
     chances = (torch.arange(5000, dtype=torch.float64) + 0.5) / 5000
     options = replace(OPTIONS, top_k=top_k, top_p=top_p)
     for row in logits:
-        words = draw(row.repeat(5000, 1), chances, options)
+        words = sample_tokens(row.repeat(5000, 1), chances, options)
         shares = (words.bincount(minlength=12) / 5000).tolist()
         expected = kept(row.softmax(0).tolist(), top_k, top_p)
         assert shares == pytest.approx(expected, abs=3 / 5000)
@@ -359,7 +359,7 @@ def test_top_k_and_top_p_leave_what_plain_loops_leave(top_k, top_p):
 def test_the_last_chance_below_one_draws_something_possible():
     logits = torch.tensor([[0.1, -math.inf, 0.2, 0.3, -math.inf]])
     for share in (1.0, 0.9, 0.4):
-        (word,) = draw(logits, torch.tensor([1.0]), replace(OPTIONS, top_p=share)).tolist()
+        (word,) = sample_tokens(logits, torch.tensor([1.0]), replace(OPTIONS, top_p=share)).tolist()
         assert word in (0, 2, 3)
 
 

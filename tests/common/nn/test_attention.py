@@ -7,7 +7,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from common.machine.seeds import generator
 from common.nn import attention
-from common.nn.attention import Attention, Cache, watching, weights
+from common.nn.attention import Attention, Cache, attention_probabilities, record_attention
 
 BATCH, QUERIES, KEYS, WIDTH, HEADS = 2, 3, 5, 12, 4
 EXACT = {"rtol": 0, "atol": 1e-12}  # float64, sums of a dozen terms of size one
@@ -18,7 +18,7 @@ KERNELS = [SDPBackend.MATH, SDPBackend.FLASH_ATTENTION]
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways in which the CPU attends, by size."""
     if request.param == "by a kernel":
-        monkeypatch.setattr(attention, "MOST", 0)
+        monkeypatch.setattr(attention, "MAX_MATERIALISED_WEIGHTS", 0)
 
 
 def ours_and_pytorchs(seed: int = 0, dropout: float = 0.0) -> tuple[Attention, nn.MultiheadAttention]:
@@ -113,7 +113,7 @@ def test_watched_weights_are_multihead_attentions_whatever_the_kernel(kernel: SD
     may_look = masks(mask, QUERIES, KEYS)
     theirs_mask = pytorchs_mask(may_look, QUERIES, KEYS)
     _, expected = theirs(q, k, v, attn_mask=theirs_mask, need_weights=True, average_attn_weights=False)
-    with sdpa_kernel(kernel), watching(ours) as maps:
+    with sdpa_kernel(kernel), record_attention(ours) as maps:
         y = ours(q=q, k=k, v=v, may_look=may_look)
     assert list(maps) == [""] and len(maps[""]) == 1
     torch.testing.assert_close(maps[""][0], expected, **EXACT)
@@ -135,25 +135,25 @@ class TwoAttentions(nn.Module):
 
 def test_watching_names_each_module_counts_each_call_and_leaves_no_trace() -> None:
     model, (x, _, _) = TwoAttentions(), inputs("self")
-    with watching(model) as once:
+    with record_attention(model) as once:
         model(x)
-    with watching(model) as again:
+    with record_attention(model) as again:
         model(x)
     model(x)
     assert {name: len(maps) for name, maps in once.items()} == {"first": 2, "second": 1}
     assert all(torch.equal(a, b) for name in once for a, b in zip(once[name], again[name], strict=True))
-    with pytest.raises(KeyError), watching(model) as cut:
+    with pytest.raises(KeyError), record_attention(model) as cut:
         model(x)
         raise KeyError
     model(x)
     assert len(cut["second"]) == 1
-    assert model.first.watched is None and model.second.watched is None
+    assert model.first.recorded_attention is None and model.second.recorded_attention is None
 
 
 def test_weights_of_a_query_sum_to_one_or_are_zero_where_it_may_look_nowhere() -> None:
     q, k = (torch.randn(1, 2, count, 3, generator=generator(count)) for count in (2, 4))
     may_look = torch.tensor([[True, False, True, True], [False] * 4])
-    got = weights(q, k, may_look)
+    got = attention_probabilities(q, k, may_look)
     torch.testing.assert_close(got.sum(-1), torch.tensor([[[1.0, 0.0], [1.0, 0.0]]]))
     assert not got[..., 0, 1].any()
 
@@ -210,7 +210,7 @@ def test_qk_norm_is_a_layer_norm_of_each_heads_queries_and_keys(eps: float) -> N
         nn.init.normal_(parameter, std=0.5, generator=drawn)
     x, _, _ = inputs("self")
     expected, maps = plain_attention_with_qk_norm(module, x, eps)
-    with watching(module) as watched:
+    with record_attention(module) as watched:
         y = module(q=x, k=x, v=x)
     torch.testing.assert_close(y, expected, **EXACT)
     torch.testing.assert_close(watched[""][0], maps, **EXACT)
@@ -222,7 +222,7 @@ def test_qk_norm_keeps_scores_the_same_when_queries_and_keys_grow() -> None:
     for qk_norm in (True, False):
         module = Attention(width=WIDTH, heads=HEADS, qk_norm=qk_norm, norm_eps=1e-12).double()
         nn.init.zeros_(module.in_proj.bias)
-        with watching(module) as maps:
+        with record_attention(module) as maps:
             module(q=x, k=x, v=x)
             module.in_proj.weight.data[: 2 * WIDTH] *= 100
             module(q=x, k=x, v=x)
@@ -277,7 +277,7 @@ def test_a_bias_is_multihead_attentions_float_mask_with_its_gradients(kind: str,
     y = ours(q=q, k=k, v=v, may_look=may_look, bias=bias)
     expected, expected_map = theirs(q, k, v, attn_mask=numbers, average_attn_weights=False)
     torch.testing.assert_close(y, expected, **EXACT)
-    with watching(ours) as maps:
+    with record_attention(ours) as maps:
         ours(q=q, k=k, v=v, may_look=may_look, bias=bias)
     torch.testing.assert_close(maps[""][0], expected_map, **EXACT)
 
@@ -347,7 +347,7 @@ def test_a_width_of_its_own_and_projections_without_bias(kind: str, inner_width:
 
     y = module(q=q, k=k, v=v)
     torch.testing.assert_close(y, expected, **EXACT)
-    torch.testing.assert_close(module(q=q, cache=module.remember(k, v)), expected, **EXACT)
+    torch.testing.assert_close(module(q=q, cache=module.cache_memory(k, v)), expected, **EXACT)
     leaves = list({id(x): x for x in (q, k, v)}.values())
     direction = torch.randn(y.shape, dtype=y.dtype, generator=generator("direction"))
     got = torch.autograd.grad(y, [*leaves, *module.parameters()], direction)
@@ -375,7 +375,7 @@ def test_causal_is_the_lower_triangle_with_its_gradients() -> None:
     got = torch.autograd.grad(found, [x, *module.parameters()], direction)
     for ours_gradient, their_gradient in zip(got, wanted, strict=True):
         torch.testing.assert_close(ours_gradient, their_gradient, **EXACT)
-    with watching(module) as maps:
+    with record_attention(module) as maps:
         module(q=x, k=x, v=x, causal=True)
     assert (maps[""][0].triu(1) == 0).all()
     torch.testing.assert_close(maps[""][0].sum(-1), torch.ones(BATCH, HEADS, QUERIES, dtype=x.dtype), **EXACT)
@@ -409,12 +409,12 @@ def test_a_remembered_memory_is_seen_as_one_that_is_given(kind: str, mask: str, 
         nn.init.normal_(parameter, std=0.5, generator=generator("memory", *parameter.shape))
     q, k, v = inputs(kind)
     may_look = masks(mask, QUERIES, KEYS)
-    cache = module.remember(k, v)
+    cache = module.cache_memory(k, v)
     for queries in (q, q.flip(1)):  # it is not changed by being looked at
         expected = module(q=queries, k=k, v=v, may_look=may_look if queries is q else None)
         found = module(q=queries, cache=cache, may_look=may_look if queries is q else None)
         torch.testing.assert_close(found, expected, **EXACT)
-    with watching(module) as maps:
+    with record_attention(module) as maps:
         module(q=q, k=k, v=v, may_look=may_look)
         module(q=q, cache=cache, may_look=may_look)
     torch.testing.assert_close(*maps[""], **EXACT)

@@ -141,7 +141,7 @@ def test_decoder_hands_out_what_pytorchs_stack_would_give_after_each_layer(pre_n
     same_weights(ours, theirs)
     x, memory = draw(*X), draw(*Y)
     masks = {"tgt_mask": ~CAUSAL, "memory_key_padding_mask": ~REAL_MEMORY}
-    outputs = ours.every(x, memory=Memory(memory, memory, REAL_MEMORY[:, None, None]), may_look=CAUSAL)
+    outputs = ours.block_outputs(x, memory=Memory(memory, memory, REAL_MEMORY[:, None, None]), may_look=CAUSAL)
 
     layers, expected = theirs.layers, []
     for count in (1, 2, 3):
@@ -195,12 +195,12 @@ def test_tokens_that_may_look_nowhere_stay_finite_through_a_stack(masked_out: st
         real[:] = False
     x, memory = draw(*X), draw(*Y)
     seen = encoder(memory, may_look=real)
-    y = torch.stack(decoder.every(x, memory=Memory(seen, seen, real)))
+    y = torch.stack(decoder.block_outputs(x, memory=Memory(seen, seen, real)))
     gradients = torch.autograd.grad(y.square().sum(), [x, memory, *decoder.parameters(), *encoder.parameters()])
     assert y.isfinite().all() and all(gradient.isfinite().all() for gradient in gradients)
     if masked_out == "one image":
         seen = encoder(memory[1:])
-        alone = torch.stack(decoder.every(x[1:], memory=Memory(seen, seen)))
+        alone = torch.stack(decoder.block_outputs(x[1:], memory=Memory(seen, seen)))
         torch.testing.assert_close(y[:, 1:], alone, **EXACT)
 
 
@@ -390,7 +390,7 @@ def test_piece_by_piece_a_stack_gives_what_it_gives_for_all_at_once(
 def test_the_last_of_every_output_is_the_output(pre_norm: bool) -> None:
     decoder = redrawn(Stack(replace(OPTIONS, pre_norm=pre_norm), layers=3, final_norm=pre_norm, cross=True))
     x, memory = draw(*X), draw(BATCH, MEMORY, 12)
-    outputs = decoder.every(x, memory=Memory(memory, memory))
+    outputs = decoder.block_outputs(x, memory=Memory(memory, memory))
     assert len(outputs) == 3 and torch.equal(decoder(x, memory=Memory(memory, memory)), outputs[-1])
 
 

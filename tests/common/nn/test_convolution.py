@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from common.machine.seeds import generator
 from common.nn import convolution as convolutions
 from common.nn import kernels
-from common.nn.convolution import FrozenBatchNorm, convolution, layer
+from common.nn.convolution import FrozenBatchNorm, conv_norm_relu, convolution
 from common.nn.resnet import Backbone, BackboneOptions
 
 pytestmark = pytest.mark.skipif(kernels._CONVOLUTION is None, reason="this PyTorch has no oneDNN")
@@ -58,10 +58,10 @@ def test_the_fused_kernel_computes_what_the_definitions_say(kind: str, with_shor
     with torch.no_grad():
         expected, before = formula(conv, norm, x, *given), x.clone()
         for again in range(2):  # the second time from packed weights that were kept
-            now = layer(conv, norm, x, shortcut=shortcut.clone() if with_shortcut else None, real=given[1])
+            now = conv_norm_relu(conv, norm, x, shortcut=shortcut.clone() if with_shortcut else None, real=given[1])
             torch.testing.assert_close(now.double(), expected, rtol=0, atol=2e-5, msg=f"time {again}")
         with torch.autocast("cpu", torch.bfloat16):
-            half = layer(conv, norm, x, shortcut=shortcut.bfloat16() if with_shortcut else None, real=given[1])
+            half = conv_norm_relu(conv, norm, x, shortcut=shortcut.bfloat16() if with_shortcut else None, real=given[1])
         assert half.dtype == torch.bfloat16
         assert (half - expected).norm() < 0.01 * expected.norm()  # bf16 keeps 8 bits
         assert torch.equal(x, before)
@@ -72,17 +72,17 @@ def test_only_where_no_gradient_is_wanted_is_the_kernel_asked(monkeypatch: pytes
     asked = []
     fused = kernels.convolution_relu
     monkeypatch.setattr(kernels, "convolution_relu", lambda *given: asked.append(1) or fused(*given))
-    layer(conv, norm, x).sum().backward()
+    conv_norm_relu(conv, norm, x).sum().backward()
     assert not asked and conv.weight.grad is not None
     conv.requires_grad_(False)
-    layer(conv, norm, x.clone().requires_grad_())
-    layer(conv, norm, x, shortcut=shortcut.clone().requires_grad_() * 1)
+    conv_norm_relu(conv, norm, x.clone().requires_grad_())
+    conv_norm_relu(conv, norm, x, shortcut=shortcut.clone().requires_grad_() * 1)
     assert not asked
-    layer(conv, norm, x, shortcut=shortcut.clone())
+    conv_norm_relu(conv, norm, x, shortcut=shortcut.clone())
     assert len(asked) == 1, "a frozen layer on an image"
     with torch.backends.mkldnn.flags(enabled=False), torch.no_grad():
-        layer(conv, norm, x)
-    layer(conv.double(), norm.double(), x.double())
+        conv_norm_relu(conv, norm, x)
+    conv_norm_relu(conv.double(), norm.double(), x.double())
     assert len(asked) == 1
 
 
@@ -107,24 +107,24 @@ def test_what_inference_kept_stands_in_the_way_of_no_gradient_and_of_no_copy(kin
     conv, norm, x, _, _ = parts(kind)
     conv.requires_grad_(False)
     with torch.inference_mode():
-        layer(conv, norm, x)
-        convolutions.normed(conv, norm, x)
+        conv_norm_relu(conv, norm, x)
+        convolutions.conv_norm(conv, norm, x)
     wanted = x.clone().requires_grad_()
-    convolutions.normed(conv, norm, wanted).sum().backward()
+    convolutions.conv_norm(conv, norm, wanted).sum().backward()
     assert wanted.grad is not None
     with torch.inference_mode():
-        expected = layer(conv, norm, x)
+        expected = conv_norm_relu(conv, norm, x)
     for other in (copy.deepcopy(norm), pickle.loads(pickle.dumps(norm))):
-        assert torch.equal(layer(conv, other, x), expected)
+        assert torch.equal(conv_norm_relu(conv, other, x), expected)
 
 
 @pytest.mark.parametrize("kind", ["1x1", "3x3"])
 def test_a_weight_and_a_statistic_changed_through_data_are_seen(kind: str) -> None:
     conv, norm, x, _, _ = parts(kind)
     with torch.no_grad():
-        layer(conv, norm, x)
+        conv_norm_relu(conv, norm, x)
         for tensor in (conv.weight, *norm.buffers()):
             tensor.data.mul_(1.5)
             torch.testing.assert_close(
-                layer(conv, norm, x).double(), formula(conv, norm, x, None, None), rtol=1e-5, atol=1e-4
+                conv_norm_relu(conv, norm, x).double(), formula(conv, norm, x, None, None), rtol=1e-5, atol=1e-4
             )

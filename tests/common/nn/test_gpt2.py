@@ -71,7 +71,7 @@ def turned(name: str, tensor: Tensor) -> Tensor:
 def pair(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[LanguageModel, nn.Module]:
     """The same weights in both, all of them drawn, with both ways in which attention is computed."""
     if request.param == "by a kernel":
-        monkeypatch.setattr(attention, "MOST", 0)
+        monkeypatch.setattr(attention, "MAX_MATERIALISED_WEIGHTS", 0)
     drop = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
     sizes = {"vocab_size": VOCABULARY, "n_positions": LONGEST, "n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS}
     config = transformers.GPT2Config(**sizes, **drop, bos_token_id=0, eos_token_id=None, pad_token_id=0)

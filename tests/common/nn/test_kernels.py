@@ -203,10 +203,10 @@ def test_weights_are_packed_for_few_rows_only_and_packed_once(monkeypatch: pytes
     monkeypatch.setattr(kernels, "_PACK", lambda weight: packed.append(len(weight)) or pack(weight))
     layer = Projections(48, 60)
     with torch.no_grad():
-        for count in (1, kernels.MOST_PACKED_ROWS + 1):
+        for count in (1, kernels.MAX_PACKED_ROWS + 1):
             layer(torch.randn(count, 48))
         assert packed == []
-        for count in (2, 5, kernels.MOST_PACKED_ROWS):
+        for count in (2, 5, kernels.MAX_PACKED_ROWS):
             layer(torch.randn(count, 48))
             layer(torch.randn(count, 48), rows=slice(0, 20))
         assert packed == [60, 20]
@@ -221,7 +221,7 @@ def test_a_counted_parameter_survives_what_is_done_with_models() -> None:
     with torch.no_grad():
         expected = layer(x)
     for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
-        assert other.copies._entries == {}, "copies and pickles have no part of what is packed"
+        assert other.weight_cache._entries == {}, "copies and pickles have no part of what is packed"
         with torch.no_grad():
             assert torch.equal(other(x), expected)
             other.weight.data.mul_(0)

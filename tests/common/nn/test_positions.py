@@ -261,13 +261,13 @@ def test_a_table_learns_through_its_resampling(how: Resampling) -> None:
 
 
 def test_a_learned_grid_is_handed_out_row_by_row() -> None:
-    positions = LearnedGrid(CHANNELS, (2, 3), on_token=False, how="bicubic")
+    positions = LearnedGrid(CHANNELS, (2, 3), on_token=False, resampling="bicubic")
     positions.grid.data = table(2, 3)
     assert positions.token is None and {*positions.state_dict()} == {"grid"}
     for number, (row, column) in enumerate(np.ndindex(2, 3)):
         assert torch.equal(positions((2, 3))[number], positions.grid[row, column])
     assert torch.equal(positions((4, 4)), resample(positions.grid, (4, 4), "bicubic").reshape(16, CHANNELS))
-    assert LearnedGrid(CHANNELS, (2, 3), on_token=True, how="bicubic").state_dict()["token"].shape == (CHANNELS,)
+    assert LearnedGrid(CHANNELS, (2, 3), on_token=True, resampling="bicubic").state_dict()["token"].shape == (CHANNELS,)
 
 
 @pytest.mark.parametrize("how", CONVENTIONS)
@@ -275,7 +275,7 @@ def test_an_exported_grid_serves_any_size_and_gives_its_own_back_untouched(how: 
     class Positions(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.positions = LearnedGrid(CHANNELS, (3, 4), on_token=False, how=how)
+            self.positions = LearnedGrid(CHANNELS, (3, 4), on_token=False, resampling=how)
             self.positions.grid.data = table(3, 4)
 
         def forward(self, image: Tensor) -> Tensor:

@@ -67,7 +67,7 @@ def windows(x: Tensor) -> Tensor:
 @pytest.mark.parametrize("shift", [0, 2])
 def test_a_block_with_a_window_attention_is_torchvisions(shift: int, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if way == "by a kernel":
-        monkeypatch.setattr(attention, "MOST", 0)
+        monkeypatch.setattr(attention, "MAX_MATERIALISED_WEIGHTS", 0)
     theirs = SwinTransformerBlock(WIDTH, HEADS, [WINDOW, WINDOW], [shift, shift]).double()
     drawn = generator("swin")
     for parameter in theirs.parameters():

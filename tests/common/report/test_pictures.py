@@ -2,12 +2,12 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from common.report.pictures import grid, write
+from common.report.pictures import pad_and_stack, write_picture
 
 
 def test_the_grid_keeps_every_picture_and_fills_with_black():
     tall, wide = torch.full((3, 5, 2), 7, dtype=torch.uint8), torch.full((3, 2, 4), 9, dtype=torch.uint8)
-    batch = grid([tall, wide])
+    batch = pad_and_stack([tall, wide])
     assert batch.shape == (2, 3, 5, 4) and batch.dtype == torch.uint8
     assert torch.equal(batch[0, :, :, :2], tall) and torch.equal(batch[1, :, :2], wide)
     assert batch.sum() == tall.sum() + wide.sum()
@@ -15,7 +15,7 @@ def test_the_grid_keeps_every_picture_and_fills_with_black():
 
 def test_a_picture_is_written_as_the_file_ending_says(tmp_path):
     picture = torch.randint(0, 256, (3, 20, 30), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    write(picture, tmp_path / "new" / "picture.png")
+    write_picture(picture, tmp_path / "new" / "picture.png")
     assert torch.equal(pil_to_tensor(Image.open(tmp_path / "new" / "picture.png")), picture)
-    write(picture, tmp_path / "picture.jpg")
+    write_picture(picture, tmp_path / "picture.jpg")
     assert (tmp_path / "picture.jpg").read_bytes()[:2] == b"\xff\xd8"

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from common.machine.seeds import generator
-from common.nn.attention import watching
+from common.nn.attention import record_attention
 from common.nn.resnet import BackboneOptions
 from detr.models.detector import Detector, PositionOptions
 
@@ -341,7 +341,7 @@ def test_boxes_stay_in_full_precision_under_autocast() -> None:
 def test_cross_attention_never_looks_at_padding_and_can_be_watched() -> None:
     model = detector("resnet18")
     images, sizes = batch(pictures((64, 97), (90, 60)))
-    with watching(model) as maps:
+    with record_attention(model) as maps:
         model(images, sizes)
     name = "decoder.blocks.1.cross_attention"
     real = model.backbone(images, sizes)[1].flatten(1)  # (B, M)

@@ -219,7 +219,7 @@ def test_watching_leaves_nothing_behind():
         before = model(images)
         watch(model, images, 0)
         assert torch.equal(model(images), before)
-    assert all(module.watched is None for module in model.modules() if isinstance(module, Attention))
+    assert all(module.recorded_attention is None for module in model.modules() if isinstance(module, Attention))
 
 
 def test_attention_outside_the_encoder_is_not_counted():

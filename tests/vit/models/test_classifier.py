@@ -19,7 +19,7 @@ from common.config import compose
 from common.errors import UserError
 from common.files import checkpoint
 from common.machine.seeds import generator
-from common.nn.attention import watching
+from common.nn.attention import record_attention
 from common.nn.blocks import Residual
 from common.train import assembly, optim
 from common.train.optim import OptimizerOptions
@@ -587,7 +587,7 @@ def test_every_option_of_the_blocks_reaches_them() -> None:
 
 def test_attention_is_watched_by_the_blocks_names() -> None:
     model = redrawn(classifier(registers=2))
-    with watching(model) as maps:
+    with record_attention(model) as maps:
         model(images())
     assert {*maps} == {f"encoder.blocks.{i}.attention" for i in range(LAYERS)}
     for (weights,) in maps.values():
