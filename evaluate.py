@@ -31,7 +31,7 @@ def evaluate(config: dict[str, Any]) -> float | None:
             workers=parts.trainer.workers,
         )
         log = Log(None, distributed.is_main())
-        log.say(parts.said)
+        log.say(parts.weights_line)
         log.table(f"{split}: {parts.data.count(split)} samples", [("number", "value"), *numbers.items()])
         if config["details"]:
             log.table("details", metric.details())

@@ -18,7 +18,7 @@ def predict(config: dict[str, Any]) -> None:
     from common.train import assembly
 
     parts, folder = assembly.restore(config), Path(config["output"])
-    print(parts.said, file=sys.stderr)
+    print(parts.weights_line, file=sys.stderr)
     for batch in parts.task.read(config["input"]):
         with device.autocast(parts.device, parts.trainer.precision):
             answers = parts.task.predict(parts.model, batch)

@@ -42,8 +42,8 @@ def train(config: dict[str, Any], run_dir: Path | None) -> float | None:
             # Rank 0 knows what a run that goes on had, and a run keeps what auto came to.
             wanted = device.precision(config["trainer"]["precision"], place)
             config["trainer"]["precision"] = distributed.broadcast(wanted)
-            parts = assembly.assemble(config, goes_on=decided if goes_on else None)
-            log.say(parts.said)
+            parts = assembly.assemble(config, resumed_state=decided if goes_on else None)
+            log.say(parts.weights_line)
             if distributed.is_main() and not goes_on:
                 replace(folder / "config.yaml", text(config))
             if distributed.is_main() and not (goes_on and state.exists()):

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script sees it
 from common.config.compose import configure
 from common.errors import UserError
 from common.files.table import table
-from common.train.assembly import Parts, restore, stored_config
+from common.train.assembly import Components, restore, stored_config
 from detr.tasks.detection import Detection
 from scripts.exporting import classification, detection, graphs, translation, whole_folder
 from scripts.exporting.graphs import Format
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         output = options.output or checkpoint.with_suffix(".export")
         whole_folder.refuse(output)
         parts = restore(config)
-        print(parts.said)
+        print(parts.weights_line)
         with whole_folder.replaced(output) as folder:
             export(parts, folder, options.format, checkpoint.name)
             written = sorted(folder.iterdir())
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def export(parts: Parts, folder: Path, formats: Sequence[Format], checkpoint: str) -> None:
+def export(parts: Components, folder: Path, formats: Sequence[Format], checkpoint: str) -> None:
     """Write a model's graphs into `folder` in these formats, with what is told about them.
 
     Prints a table of differences. Raises OtherAnswersError for one above TOLERANCE, and UserError for a task that
@@ -93,12 +93,15 @@ def export(parts: Parts, folder: Path, formats: Sequence[Format], checkpoint: st
     worst = max((row for _, row in rows), key=lambda row: row.difference)
     if not worst.difference <= TOLERANCE:
         raise OtherAnswersError(f"{worst.output} differ by {worst.difference:.2g} and the limit is {TOLERANCE:g}")
-    told = description(made, formats, rows) | {"checkpoint": checkpoint, "weights": parts.said.partition(": ")[2]}
+    told = description(made, formats, rows) | {
+        "checkpoint": checkpoint,
+        "weights": parts.weights_line.partition(": ")[2],
+    }
     for name, text in {**made.files, whole_folder.MARK: json.dumps(told, indent=2, ensure_ascii=False)}.items():
         (folder / name).write_text(text.rstrip("\n") + "\n", encoding="utf-8")
 
 
-def plan(parts: Parts) -> Plan:
+def plan(parts: Components) -> Plan:
     """What is exported, by the kind of task; raises UserError for a kind that has no way out."""
     for kind, planned in KINDS.items():
         if isinstance(parts.task, kind):

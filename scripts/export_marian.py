@@ -20,7 +20,7 @@ from torch import Tensor
 
 from common.errors import UserError
 from common.files import checkpoint
-from common.train.state import describe, weights
+from common.train.state import describe, select_weights
 from scripts.exporting.marian_folder import use, write
 from scripts.verify.comparison import TOLERANCE
 from scripts.verify.translator import MODEL, compare
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         content = _ours(options.checkpoint)
         config = content["config"]
-        tensors = weights(content, options.weights)
+        tensors = select_weights(content, options.weights)
         exported = marian.export(config["model"], config["task"]["predict"], tensors, content["task"])
         write(exported, options.output)
     except UserError as error:
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{options.output} cannot be written ({error.strerror}); check its place and the disk.", file=sys.stderr)
         return 2
     print(f"read      {describe(options.checkpoint, content, options.weights)}")
-    print(f"wrote     {options.output}: {len(exported.tensors)} tensors, {exported.mark['entries']:,} entries")
+    print(f"wrote     {options.output}: {len(exported.tensors)} tensors, {exported.metadata['entries']:,} entries")
     if config["task"]["predict"]["penalty"] == "gnmt":
         print("note      transformers has no GNMT penalty; generation_config.json divides by n^alpha")
     print(f"use       python predict.py {' '.join(map(shlex.quote, use(config, options.output)))} input=-")

@@ -153,9 +153,9 @@ def test_fine_tuning_makes_anew_just_what_does_not_fit(door, trained, tmp_path, 
         f"checkpoint={trained[0]}/checkpoints/best.pt",
     ]
     said = door("train", *line, "model.queries=9", f"run_dir={tmp_path / 'queries'}")
-    assert "made anew: queries.weight\n" in said
+    assert "re-initialised: queries.weight\n" in said
     said = door("train", *line, f"run_dir={tmp_path / 'same'}")
-    assert "made anew" not in said
+    assert "re-initialised" not in said
 
 
 def test_sweeps_run_every_combination_and_outlive_a_failure(door, shapes, tmp_path):
@@ -215,7 +215,7 @@ def test_an_official_file_is_fine_tuned_on_other_classes(door, published, real_d
         "train", f"checkpoint={published}", *SMALL_R18, *coco_mini(real_data("coco_mini")), "data.batch_size=2",
         "trainer.epochs=null", "trainer.steps=2", "trainer.workers=0", f"run_dir={tmp_path / 'run'}",
     )  # fmt: skip
-    assert "made anew: class_head.weight, class_head.bias\n" in said
+    assert "re-initialised: class_head.weight, class_head.bias\n" in said
     assert "Warning" not in said, "weights were given, so nothing is to be said of a backbone without"
 
 

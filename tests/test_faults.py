@@ -278,7 +278,7 @@ def test_a_signal_saves_says_how_to_go_on_and_leaves_no_worker(name, place, line
     said = run(tmp_path, *line("vit"), "run_dir=run", "resume=auto", fault=fault, code=130 if name == "SIGINT" else 143)
     assert f"Stopped by {name}" in said and "To go on: python train.py model=vit" in said
     assert "Traceback" not in said
-    assert "going on at" in go_on(tmp_path, *line("vit"))
+    assert "resuming at" in go_on(tmp_path, *line("vit"))
     assert_same_end(whole("vit"), tmp_path / "run")
     assert not list((tmp_path / "run/checkpoints").glob("stop_*")), (
         "the stop's own file is gone with the next checkpoint"
@@ -291,7 +291,7 @@ def test_what_slurm_and_a_closed_terminal_send_does_the_same(name, line, tmp_pat
     said = run(tmp_path, *line("seq2seq"), "run_dir=run", "resume=auto", fault=fault, code=143)
     assert f"Stopped by {name} after step 10 of 20, with a checkpoint." in said
     assert (tmp_path / "run/checkpoints/stop_00000010.pt").exists()
-    assert "going on at 10" in go_on(tmp_path, *line("seq2seq"))
+    assert "resuming at 10" in go_on(tmp_path, *line("seq2seq"))
 
 
 def test_a_second_ctrl_c_stops_at_once(line, tmp_path):
@@ -316,7 +316,7 @@ def test_a_signal_to_one_rank_of_two_stops_both_with_one_checkpoint(line, tmp_pa
     assert "Stopped by SIGTERM after step 10 of 20" in ranks[0].said() and "torchrun" in ranks[0].said()
     assert "Stopped" not in ranks[1].said()
     ranks = together(tmp_path, *line("vit"), *more, world=2)
-    assert [rank.end() for rank in ranks] == [0, 0] and "going on at 10" in ranks[0].said()
+    assert [rank.end() for rank in ranks] == [0, 0] and "resuming at 10" in ranks[0].said()
     ranks = together(tmp_path / "whole", *line("vit"), *more, world=2)
     assert [rank.end() for rank in ranks] == [0, 0]
     assert_same_end(tmp_path / "whole/run", tmp_path / "run")
@@ -386,9 +386,9 @@ def test_a_run_goes_on_with_other_numbers_of_ranks_and_workers_and_compiled(line
     fault = ("at", 13, "after the update", "send", "SIGKILL")
     ranks = together(tmp_path, *plain, *more, "trainer.workers=1", world=2, faults=[fault, fault])
     assert [rank.end() for rank in ranks] == [-9, -9]
-    assert "going on at 8" in ranks[0].said()
+    assert "resuming at 8" in ranks[0].said()
     said = go_on(tmp_path, *plain, "trainer.workers=0", "trainer.compile=true")
-    assert "going on at 12" in said
+    assert "resuming at 12" in said
     a, b = (
         [record for record in map(json.loads, (folder / "run/metrics.jsonl").open()) if "train/loss" in record]
         for folder in (tmp_path / "whole", tmp_path)
@@ -404,7 +404,7 @@ def test_a_changed_config_is_refused_with_the_list_and_allowed_by_name(line, sto
     said = go_on(tmp_path, *changed, code=2)
     assert "optimizer.lr was" in said and "data.batch_size was 8 and is 9" in said and "allow_changes" in said
     said = go_on(tmp_path, *changed, "allow_changes=[optimizer.lr,data.batch_size]")
-    assert "no run from the start is equal" in said and "going on at 12" in said
+    assert "no run from the start is equal" in said and "resuming at 12" in said
 
 
 def test_a_second_process_in_a_runs_folder_is_refused_and_harms_nothing(line, tmp_path):

@@ -135,7 +135,7 @@ def test_a_new_run_starts_from_an_older_checkpoint(run, inside):
     short = ["trainer.steps=1", "trainer.average_last=0"]
     said = inside("train", *AS_IT_WAS, "run_dir=new", f"checkpoint={last()}", *short)
     tensors = len(checkpoint.load(last())["model"])
-    assert f"{last()}: {tensors} tensors\n" in said, "none made anew, none unused"
+    assert f"{last()}: {tensors} tensors\n" in said, "none re-initialised, none unused"
 
 
 @every_run

@@ -15,7 +15,7 @@ task = types.SimpleNamespace(
     read=lambda input: iter(range(int(input))), predict=lambda model, batch: None,
     show=lambda batch, answers, folder: [f"größer 你好 {batch}"],
 )
-parts = types.SimpleNamespace(said="weights   of step 3", task=task, model=None, device=None,
+parts = types.SimpleNamespace(weights_line="weights   of step 3", task=task, model=None, device=None,
                               trainer=types.SimpleNamespace(precision="fp32"))
 sys.modules["common.train.assembly"] = types.SimpleNamespace(restore=lambda config: parts)
 sys.modules["common.machine.device"] = types.SimpleNamespace(autocast=lambda *_: contextlib.nullcontext())

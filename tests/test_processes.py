@@ -109,8 +109,8 @@ def test_ranks_go_on_from_each_others_checkpoints_with_averages_and_optimizer(ta
     ends(together(tmp_path, *ema, "trainer.strategy=fsdp", world=2, faults=[death]), code=143)
     death = ("at", 13, "after the update", "send", "SIGTERM")
     said = ends(together(tmp_path, *ema, world=3, faults=[None, None, death]), code=143)
-    assert "going on at 10" in said[0]
-    assert "going on at 14" in run(tmp_path, *ema)
+    assert "resuming at 10" in said[0]
+    assert "resuming at 14" in run(tmp_path, *ema)
     assert losses(tmp_path) == pytest.approx(losses(tmp_path / "alone"), rel=1e-5)
     name = "run/checkpoints/step_00000020.pt"
     one, other = (torch.load(folder / name, weights_only=True) for folder in (tmp_path, tmp_path / "alone"))

@@ -15,52 +15,52 @@ from common.files import checkpoint
 from common.machine import device as devices
 from common.machine import distributed
 from common.task import Adopted, Data, Task
-from common.train.state import describe, weights
+from common.train.state import describe, select_weights
 from common.train.trainer import Trainer
 
 
-class Parts(NamedTuple):
-    """What a config describes, ready for use; `said` tells which weights the model holds."""
+class Components(NamedTuple):
+    """What a config describes, ready for use; `weights_line` says which weights the model holds."""
 
     data: Data
     task: Task
     model: nn.Module
     trainer: Trainer
     device: torch.device
-    said: str
+    weights_line: str
     pretrained: bool = True
 
 
-def assemble(config: dict[str, Any], *, goes_on: dict[str, Any] | None = None) -> Parts:
+def assemble(config: dict[str, Any], *, resumed_state: dict[str, Any] | None = None) -> Components:
     """Data, task and model as they stand at the start of a run, on the CPU.
 
     The task is built first, because the data decide a part of the model. `checkpoint` in the config gives the weights
     to start from; what does not fit this task is made anew and listed. Without it the model may fetch weights of its
-    own (`OptionalModel.fetch_weights`: a backbone's, say). A run that goes on has all its weights in its folder,
-    and `goes_on` is its task's state. A task may take a part of the state of what it starts from before the model is
-    built (`OptionalTask.inherit`: a translator's tokenizers).
+    own (`OptionalModel.fetch_weights`: a backbone's, say). A resumed run has all its
+    weights in its folder, and `resumed_state` is its task's state. A task may take over part of a checkpoint's task
+    state before the model is built (`OptionalTask.inherit`: a translator's tokenizers).
     """
     trainer, device = _trainer(config)
     data: Data = build(config["data"])
     task: Task = build(config["task"], data=data)
-    path = Path(config["checkpoint"]) if config["checkpoint"] and goes_on is None else None
-    inherited = goes_on if path is None else _read(path, task).task_state
+    path = Path(config["checkpoint"]) if config["checkpoint"] and resumed_state is None else None
+    inherited = resumed_state if path is None else _read(path, task).task_state
     if inherited is not None and hasattr(task, "inherit"):
         task.inherit(inherited)
     torch.manual_seed(config["seed"])
     model: nn.Module = build_model(config["model"], task)
     learnt: str | None = None
-    if goes_on is not None:
+    if resumed_state is not None:
         learnt = "weights   from the run's own last checkpoint"
     elif path is not None:
-        learnt = start_from(model, task, path)
+        learnt = load_initial_weights(model, task, path)
     elif fetch := getattr(model, "fetch_weights", None):
         learnt = fetch()
-    said = learnt or "weights   drawn at random"
-    return Parts(data, task, model, trainer, device, said, pretrained=learnt is not None)
+    said = learnt or "weights   initialised at random"
+    return Components(data, task, model, trainer, device, said, pretrained=learnt is not None)
 
 
-def restore(config: dict[str, Any]) -> Parts:
+def restore(config: dict[str, Any]) -> Components:
     """Task and model as a checkpoint left them, on the device, in evaluation mode; the data stay unopened.
 
     Takes our files and the foreign ones that the task can adopt. Raises UserError when the weights are of another
@@ -73,7 +73,7 @@ def restore(config: dict[str, Any]) -> Parts:
     task: Task = build(config["task"], data=data)
     if checkpoint.is_ours(content):
         _refuse_another_wing(content, task, path)
-        state, tensors = content["task"], weights(content, config["weights"])
+        state, tensors = content["task"], select_weights(content, config["weights"])
         said = f"weights   {describe(path, content, config['weights'])}"
     else:
         adopted = _adopt(task, content, path)
@@ -92,7 +92,7 @@ def restore(config: dict[str, Any]) -> Parts:
             f"{first}; name the model that the file was trained as (model=...)."
         )
     model.load_state_dict(tensors)
-    return Parts(data, task, model.to(device).eval(), trainer, device, said)
+    return Components(data, task, model.to(device).eval(), trainer, device, said)
 
 
 def load(file: str | Path, *overrides: str) -> tuple[nn.Module, Task]:
@@ -116,7 +116,7 @@ def stored_config(path: Path) -> dict[str, Any]:
     return content["config"] if checkpoint.is_ours(content) else {}
 
 
-def start_from(model: nn.Module, task: Task, path: Path) -> str:
+def load_initial_weights(model: nn.Module, task: Task, path: Path) -> str:
     """Give a new run a checkpoint's weights, all but the parts that do not fit, which stay as drawn.
 
     A part does not fit when its shape differs, or when the model names it in `decided_by_data` (a classifier) and the
@@ -133,7 +133,11 @@ def start_from(model: nn.Module, task: Task, path: Path) -> str:
         )
     model.load_state_dict(fitting, strict=False)
     unused = sorted((tensors.keys() - fitting.keys()) - set(missing)) + adopted.left_out
-    return f"weights   {path}: {len(fitting)} tensors" + _listed("; made anew:", missing) + _listed("; unused:", unused)
+    return (
+        f"weights   {path}: {len(fitting)} tensors"
+        + _listed("; re-initialised:", missing)
+        + _listed("; unused:", unused)
+    )
 
 
 def _read(path: Path, task: Task) -> Adopted:
@@ -142,7 +146,7 @@ def _read(path: Path, task: Task) -> Adopted:
     if not checkpoint.is_ours(content):
         return _adopt(task, content, path)
     _refuse_another_wing(content, task, path)
-    return Adopted(weights(content), content["task"], [])
+    return Adopted(select_weights(content), content["task"], [])
 
 
 def _refuse_another_wing(content: dict[str, Any], task: Task, path: Path) -> None:

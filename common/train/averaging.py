@@ -11,7 +11,7 @@ from torch import Tensor
 from common.config.diff import differences
 from common.errors import UserError
 from common.files import checkpoint
-from common.train.state import weights
+from common.train.state import select_weights
 
 File = tuple[Path, dict[str, Any]]
 
@@ -33,7 +33,7 @@ def average(files: Sequence[Path]) -> dict[str, Any]:
         content = _single(path)
         if newest is not None:
             _refuse_another_model(newest, (path, content))
-        for name, tensor in weights(content).items():
+        for name, tensor in select_weights(content).items():
             if tensor.is_floating_point():
                 value = tensor.to(torch.float64)
                 sums[name] = sums[name] + value if name in sums else value  # never in place: tied tensors share memory
@@ -44,7 +44,7 @@ def average(files: Sequence[Path]) -> dict[str, Any]:
     last = newest[1]
     mean = {
         name: (sums[name] / len(files)).to(tensor.dtype) if name in sums else tensor
-        for name, tensor in weights(last).items()
+        for name, tensor in select_weights(last).items()
     }
     return {**last, "model": mean, "average": None, "mean": {"steps": sorted(steps), "ema": _has_ema(last)}}
 
@@ -74,7 +74,7 @@ def _refuse_another_model(one: File, other: File) -> None:
     model, other_model = ({"model": file["config"].get("model")} for file in (content, other_content))
     if changed := differences(model, other_model):
         raise UserError(f"{both} are of different models: {', '.join(changed)}; give checkpoints of one run.")
-    shapes, other_shapes = ({k: tuple(t.shape) for k, t in weights(c).items()} for c in (content, other_content))
+    shapes, other_shapes = ({k: tuple(t.shape) for k, t in select_weights(c).items()} for c in (content, other_content))
     for name in [*shapes, *other_shapes]:
         if shapes.get(name) != other_shapes.get(name):
             here, there = (found.get(name, "missing") for found in (shapes, other_shapes))

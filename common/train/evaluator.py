@@ -24,15 +24,15 @@ def evaluate(
     batch_size: int,
     workers: int,
     limit: int | None = None,
-    seen: Callable[[Batch, list[Answer]], None] | None = None,
+    on_answers: Callable[[Batch, list[Answer]], None] | None = None,
     stop: Stop | None = None,
 ) -> tuple[dict[str, float], Metric]:
     """Every sample of `split` once -> (numbers, the filled metric), the numbers on every rank the same.
 
     `batch_size` is in the unit of `data.batch_size`. `limit` stops after so many batches and returns no numbers: a
-    trial run. `seen` is shown each batch with its answers, before the metric. A rank that `stop` tells of a signal
-    leaves its batches; all ranks then raise Stopped. All ranks evaluate with the buffers of rank 0, as a checkpoint
-    holds them.
+    trial run. `on_answers` receives each batch with its answers, before the metric. A rank that received a signal
+    (`stop`) skips its remaining batches; all ranks then raise Stopped. All ranks evaluate with the buffers of rank 0,
+    which are those of a checkpoint.
     """
     metric = task.metric(split)
     distributed.share_buffers(model)
@@ -56,8 +56,8 @@ def evaluate(
                     on_device = devices.to_device(batch, device)
                     with devices.autocast(device, precision):
                         answers = task.predict(model, on_device)
-                if seen is not None:
-                    seen(batch, answers)
+                if on_answers is not None:
+                    on_answers(batch, answers)
                 metric.update(batch, answers)
     finally:
         model.train(training)

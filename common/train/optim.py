@@ -85,7 +85,7 @@ def build(model: nn.Module, options: OptimizerOptions) -> Optimizer:
     return optimizer
 
 
-def for_batch(options: OptimizerOptions, batch_size: int) -> OptimizerOptions:
+def scale_to_batch(options: OptimizerOptions, batch_size: int) -> OptimizerOptions:
     """The options with the rate that is in effect: `lr` as scaled from the reference batch to `batch_size`.
 
     Linear is Goyal et al. 2017 (arXiv:1706.02677); the square root suits Adam better when the factor is large.
@@ -202,7 +202,7 @@ def _match_layouts(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
 # Schedules.
 
 
-def rate(options: ScheduleOptions, step: int, steps: int) -> float:
+def rate_factor(options: ScheduleOptions, step: int, steps: int) -> float:
     """The factor of the full rate for the update made after `step` others, of `steps` in the run (0-based).
 
     Linear warm-up from `start`, which itself is never used: 1/warmup of the rise for the first update, all of it for
@@ -230,6 +230,6 @@ def warm_up(options: ScheduleOptions, steps: int) -> int:
     return options.warmup if isinstance(options.warmup, int) else round(options.warmup * steps)
 
 
-def highest(options: ScheduleOptions, steps: int) -> float:
+def peak_rate_factor(options: ScheduleOptions, steps: int) -> float:
     """The largest factor in a run of `steps`: that of the last update of its warm-up, or of the first without one."""
-    return rate(options, min(max(1, warm_up(options, steps)), steps) - 1, steps)
+    return rate_factor(options, min(max(1, warm_up(options, steps)), steps) - 1, steps)

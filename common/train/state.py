@@ -54,8 +54,8 @@ class Run:
         return place == 0
 
 
-def introduction(run: Run, options: OptimizerOptions, device: str, precision: str, total: int, per_epoch: int) -> str:
-    """What is about to run, and how to go on after a stop; `options` hold the rate in effect."""
+def start_summary(run: Run, options: OptimizerOptions, device: str, precision: str, total: int, per_epoch: int) -> str:
+    """What is about to run, and how to resume after a stop; `options` hold the rate in effect."""
     count = sum(p.numel() for p in run.model.parameters())
     trained = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
     ranks, batch = distributed.world_size(), run.optimizer.reference_batch
@@ -65,10 +65,10 @@ def introduction(run: Run, options: OptimizerOptions, device: str, precision: st
         *(f"data      {line}" for line in run.data.summary()),
         f"device    {device}, {precision}" + (f", {ranks} processes" if ranks > 1 else ""),
         f"steps     {total:,} of {run.data.batch_size} each, {per_epoch:,} an epoch"
-        + (f", going on at {run.step:,}" if run.step else ""),
+        + (f", resuming at {run.step:,}" if run.step else ""),
         *_cut_dependent(run),
-        f"rate      {options.lr * optim.highest(run.schedule, total):.3g} at its highest{scaled}",
-        f"folder    {run.folder}  (to go on after a stop: the same command with run_dir={run.folder} resume=auto)",
+        f"rate      {options.lr * optim.peak_rate_factor(run.schedule, total):.3g} at its highest{scaled}",
+        f"folder    {run.folder}  (to resume after a stop: the same command with run_dir={run.folder} resume=auto)",
     ]
     return "\n".join(lines)
 
@@ -82,7 +82,7 @@ def _cut_dependent(run: Run) -> list[str]:
     return [f"per micro-batch: {', '.join(names)}: {depends}"] if names else []
 
 
-def weights(content: dict[str, Any], kind: str = "auto") -> dict[str, Tensor]:
+def select_weights(content: dict[str, Any], kind: str = "auto") -> dict[str, Tensor]:
     """A checkpoint's averaged weights when it has them (auto, ema), or those of the last update (raw).
 
     Raises UserError when averaged weights are asked for and the run kept none.
@@ -104,7 +104,7 @@ def describe(path: Path, content: dict[str, Any], kind: str = "auto") -> str:
     return f"{path}: {step}, {'averaged (EMA)' if averaged else 'raw'}"
 
 
-def content_of(run: Run, stepper: Stepper, average: Average | None) -> dict[str, Any]:
+def checkpoint_content(run: Run, stepper: Stepper, average: Average | None) -> dict[str, Any]:
     """All that a checkpoint holds, in plain types; buffers are rank 0's, here and on all ranks from now on."""
     distributed.share_buffers(run.model)
     return {
@@ -125,7 +125,7 @@ def content_of(run: Run, stepper: Stepper, average: Average | None) -> dict[str,
     }
 
 
-def go_on(run: Run, stepper: Stepper, average: Average | None, folder: Folder, log: Log) -> None:
+def resume_run(run: Run, stepper: Stepper, average: Average | None, folder: Folder, log: Log) -> None:
     """Take up the newest whole checkpoint, and forget what was logged after it; without any, start.
 
     All that is refused is refused before anything is changed. Raises UserError when the checkpoint is of another run or
@@ -203,14 +203,14 @@ def _own_window(content: dict[str, Any]) -> dict[str, Tensor]:
     return {name: torch.tensor(value) for name, value in _added(windows).items()} if distributed.is_main() else {}
 
 
-def add(run: Run, parts: dict[str, Tensor]) -> None:
+def accumulate(run: Run, parts: dict[str, Tensor]) -> None:
     """Keep sums on the device: reading a value there would wait for the step."""
     for name, value in parts.items():
         run.window[name] = run.window[name] + value if name in run.window else value
     run.window_steps += 1
 
 
-def close_window(run: Run) -> dict[str, float]:
+def take_means(run: Run) -> dict[str, float]:
     """Means over the window's steps of what the ranks' shares add up to; starts the next window."""
     shares = distributed.gather({name: value.cpu() for name, value in run.window.items()})
     means = {f"train/{name}": value / run.window_steps for name, value in _added(shares).items()}

@@ -13,7 +13,7 @@ from common.machine import distributed, memory
 from common.machine.device import Copies, autocast
 from common.task import Batch, Task
 
-MOST_OVERFLOWS = 10  # skipped fp16 steps in a row before the run stops: the scale has then fallen by 1,000
+MAX_CONSECUTIVE_OVERFLOWS = 10  # skipped fp16 steps in a row before the run stops: the scale has then fallen by 1,000
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Stepper:
         The normalisers are added up over micro-batches and ranks before the first backward pass, so gradients are sums
         and nothing is averaged. A loss or gradient that is not finite never reaches the weights: it raises UserError
         on all ranks alike, but for an fp16 overflow, which halves the scale and skips the step. On a GPU the device
-        itself leaves such an update out, and the error comes with the next step, or `settle`.
+        itself leaves such an update out, and the error comes with the next step, or `check_last_step`.
         """
         real = [batch for batch in micro_batches if "dummy" not in batch]
         normalisers = step_normalisers(self.task, real)
@@ -81,7 +81,7 @@ class Stepper:
             norm = self._update(parts, real, number)
         return {**parts, "gradient_norm": norm / distributed.world_size()}  # shares add up when they are logged
 
-    def settle(self) -> None:
+    def check_last_step(self) -> None:
         """Raise UserError if the last step was not taken; waits for the device."""
         verdict, self._last = self._last, None
         if verdict is not None and not self._is_fine(verdict):
@@ -94,7 +94,7 @@ class Stepper:
         total = distributed.sum_(parts["loss"].to(torch.float32, copy=True))
         finite = torch.stack((total, norm.float())).isfinite()
         ids = [i for batch in real for i in batch["ids"]]
-        self.settle()
+        self.check_last_step()
         verdict = _Verdict(number, *self._copies.to_host(finite), dict(parts), norm, ids)
         if self.late:
             self._apply_if(finite.all())
@@ -122,7 +122,7 @@ class Stepper:
 
     def _refuse(self, verdict: _Verdict) -> None:
         self.overflows += 1
-        if self.scaler.is_enabled() and bool(verdict.finite[0]) and self.overflows < MOST_OVERFLOWS:
+        if self.scaler.is_enabled() and bool(verdict.finite[0]) and self.overflows < MAX_CONSECUTIVE_OVERFLOWS:
             return
         shares = distributed.gather(({name: float(v) for name, v in verdict.parts.items()}, verdict.ids))
         names = dict.fromkeys(name for parts, _ in shares for name in parts)

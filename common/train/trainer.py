@@ -22,7 +22,16 @@ from common.train import averaging, optim
 from common.train.ema import Average
 from common.train.evaluator import evaluate
 from common.train.optim import OptimizerOptions
-from common.train.state import Run, add, close_window, content_of, describe, go_on, introduction, weights
+from common.train.state import (
+    Run,
+    accumulate,
+    checkpoint_content,
+    describe,
+    resume_run,
+    select_weights,
+    start_summary,
+    take_means,
+)
 from common.train.step import Stepper
 from common.types import Count, Fraction, Positive, PositiveFloat
 
@@ -87,7 +96,7 @@ class Trainer:
         run.model.to(on)
         if self.strategy == "fsdp":
             distributed.shard(run.model, on)
-        options = optim.for_batch(run.optimizer, run.data.batch_size)
+        options = optim.scale_to_batch(run.optimizer, run.data.batch_size)
         work = _Work(
             stepper=Stepper(run.task, run.model, optim.build(run.model, options), on, self.precision, self.clip_norm),
             average=Average(run.model, self.ema_decay) if self.ema_decay else None,
@@ -98,11 +107,11 @@ class Trainer:
         )
         with work.stop:
             if resume:
-                go_on(run, work.stepper, work.average, work.folder, log)
+                resume_run(run, work.stepper, work.average, work.folder, log)
             else:
                 log.cut_back(0)  # what a start that came to nothing left
             run.model.train()
-            log.say(introduction(run, options, devices.describe(on), self.precision, total, order.steps(1)))
+            log.say(start_summary(run, options, devices.describe(on), self.precision, total, order.steps(1)))
             for advice in run.task.advice(run.pretrained):
                 log.warning(advice)
             if self.compile:
@@ -120,9 +129,9 @@ class Trainer:
         with log.progress(total, run.step) as progress:
             clock = time.monotonic()
             for epoch, micro_batches in self._steps(run, order, work.device, total):
-                optim.set_rate(work.stepper.optimizer, optim.rate(run.schedule, run.step, total))
+                optim.set_rate(work.stepper.optimizer, optim.rate_factor(run.schedule, run.step, total))
                 torch.manual_seed(mix(run.seed, "model", run.step, distributed.rank()))
-                add(run, work.stepper(micro_batches, run.step))
+                accumulate(run, work.stepper(micro_batches, run.step))
                 run.step += 1
                 if work.average is not None:
                     work.average.update(run.model)
@@ -133,12 +142,12 @@ class Trainer:
                 logs = run.step % self.log_every == 0 or last
                 stopping = work.stop.agreed()
                 if logs or saves or stopping:
-                    work.stepper.settle()
+                    work.stepper.check_last_step()
                 if logs:
                     speed = run.data.batch_size * run.window_steps / (time.monotonic() - clock)
-                    rate = options.lr * optim.rate(run.schedule, run.step - 1, total)
+                    rate = options.lr * optim.rate_factor(run.schedule, run.step - 1, total)
                     extra = {"train/lr": rate, "train/epoch": epoch}
-                    log.numbers(run.step, {**close_window(run), **extra}, {"samples_per_s": speed})
+                    log.numbers(run.step, {**take_means(run), **extra}, {"samples_per_s": speed})
                     clock = time.monotonic()
                 if saves or stopping:
                     saved = self._save(run, work, regular=saves)
@@ -155,7 +164,7 @@ class Trainer:
 
     def _save(self, run: Run, work: _Work, regular: bool) -> bool:
         """Write a checkpoint; a disk that is full, or a folder that cannot be written, costs it, and not the run."""
-        content = content_of(run, work.stepper, work.average)
+        content = checkpoint_content(run, work.stepper, work.average)
         problem = None
         try:
             work.log.flush()  # the checkpoint promises those lines
@@ -220,7 +229,7 @@ class Trainer:
 
         weights: AbstractContextManager[None] = work.average.applied(run.model) if work.average else nullcontext()
         with weights:
-            numbers, _ = self._evaluate(run, work, "val", seen=keep_first)
+            numbers, _ = self._evaluate(run, work, "val", on_answers=keep_first)
         self._rank(run, work, numbers[run.task.goal.name])
         work.log.numbers(run.step, {f"val/{name}": number for name, number in numbers.items()})
         for batch, answers in shown:
@@ -250,7 +259,7 @@ class Trainer:
         path, content = kept
         if not averaged and ranked and ranked[0] not in (content["step"], 0):  # 0: files of before, which do not tell
             log.warning(f"The best checkpoint on val, of step {ranked[0]}, is gone; {path.name} is tested instead.")
-        distributed.load(run.model, weights(content))
+        distributed.load(run.model, select_weights(content))
         numbers: dict[str, float | str] = {} if best is None else {goal: best}
         if self.average_last:
             numbers["weights"] = describe(path.relative_to(run.folder), content)
@@ -272,7 +281,7 @@ class Trainer:
         if not self.average_last or not self._write_average(work.folder, work.log):
             return None, run.best
         content = checkpoint.load(work.folder.average())
-        distributed.load(run.model, weights(content))
+        distributed.load(run.model, select_weights(content))
         if not run.data.count("val"):
             return (work.folder.average(), content), None
         numbers, _ = self._evaluate(run, work, "val")

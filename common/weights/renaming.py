@@ -9,11 +9,11 @@ from torch import Tensor
 
 Row = tuple[str, str]  # (theirs, ours)
 
-FIELDS = {"i": r"\d+", "leaf": "weight|bias", "path": ".+", "qkv": "[qkv]", "statistic": "mean|var"}
-NO_NAME = "(?!)"  # a regular expression that nothing matches
+FIELD_PATTERNS = {"i": r"\d+", "leaf": "weight|bias", "path": ".+", "qkv": "[qkv]", "statistic": "mean|var"}
+MATCHES_NOTHING = "(?!)"  # a regular expression that nothing matches
 
 
-class Renamed(NamedTuple):
+class RenameResult(NamedTuple):
     """Tensors under their new names, and the old names of those that have none."""
 
     tensors: dict[str, Tensor]
@@ -51,18 +51,20 @@ class Table:
         return [(_pattern(ours), re.sub(r"\{([^{}|]*)\|[^{}]*\}", r"\1", theirs)) for theirs, ours in self.rows]
 
 
-def under(theirs: str, ours: str, rows: Iterable[Row]) -> list[Row]:
+def with_prefixes(theirs: str, ours: str, rows: Iterable[Row]) -> list[Row]:
     """Rows with a prefix on each side."""
     return [(theirs + name, ours + meaning) for name, meaning in rows]
 
 
-def rename(tensors: Mapping[str, Tensor], new_name: Callable[[str], str | None], left_out: str = NO_NAME) -> Renamed:
+def rename(
+    tensors: Mapping[str, Tensor], new_name: Callable[[str], str | None], left_out: str = MATCHES_NOTHING
+) -> RenameResult:
     """Tensors under the names that `new_name` gives (`Table.to_ours`, say).
 
     Of the others, those whose names match the regular expression `left_out` are left out, and the rest is unknown:
     the caller refuses it.
     """
-    renamed = Renamed({}, {}, [], [])
+    renamed = RenameResult({}, {}, [], [])
     for name, tensor in tensors.items():
         new = new_name(name)
         if new is not None:
@@ -72,7 +74,7 @@ def rename(tensors: Mapping[str, Tensor], new_name: Callable[[str], str | None],
     return renamed
 
 
-def identify(names: Iterable[str], signs: Iterable[tuple[str, str]]) -> str | None:
+def identify_format(names: Iterable[str], signs: Iterable[tuple[str, str]]) -> str | None:
     """What a file is, by the first of (regular expression, what it tells) that is found in any of its names."""
     names = list(names)
     return next((what for sign, what in signs if any(re.search(sign, name) for name in names)), None)
@@ -95,5 +97,5 @@ def _pattern(template: str) -> re.Pattern[str]:
             spellings = [re.escape(spelling).replace(r"\*", r"\w+") for spelling in inside.split("|")]
             expression += f"(?:{'|'.join(spellings)})"
         elif inside:
-            expression += f"(?P<{inside}>{FIELDS[inside]})"
+            expression += f"(?P<{inside}>{FIELD_PATTERNS[inside]})"
     return re.compile(expression)

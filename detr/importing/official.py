@@ -10,7 +10,7 @@ from torch import Tensor
 from common.errors import UserError
 from common.task import Adopted
 from common.weights.layers import RESNET, TORCH_DECODER_LAYER, TORCH_ENCODER_LAYER
-from common.weights.renaming import Table, identify, rename, under
+from common.weights.renaming import Table, identify_format, rename, with_prefixes
 from common.weights.unwrapping import unwrap
 
 # COCO's classes by category id, which is the official class index; the published ids have holes.
@@ -25,16 +25,16 @@ COCO_NAMES = tuple(
 )
 
 NAMES = Table(  # (official, ours); panoptic files have "detr." before all
-    *under(
+    *with_prefixes(
         "{|detr.}",
         "",
         (
-            *under("backbone.0.body.", "backbone.", RESNET),
+            *with_prefixes("backbone.0.body.", "backbone.", RESNET),
             ("backbone.1.row_embed.", "positions.rows."),
             ("backbone.1.col_embed.", "positions.columns."),
-            *under("transformer.encoder.layers.{i}.", "encoder.blocks.{i}.", TORCH_ENCODER_LAYER),
+            *with_prefixes("transformer.encoder.layers.{i}.", "encoder.blocks.{i}.", TORCH_ENCODER_LAYER),
             ("transformer.encoder.norm.", "encoder.norm."),
-            *under("transformer.decoder.layers.{i}.", "decoder.blocks.{i}.", TORCH_DECODER_LAYER),
+            *with_prefixes("transformer.decoder.layers.{i}.", "decoder.blocks.{i}.", TORCH_DECODER_LAYER),
             ("transformer.decoder.norm.", "decoder.norm."),
             ("class_embed.", "class_head."),
             ("bbox_embed.layers.0.", "box_head.0."),
@@ -99,7 +99,7 @@ def export(weights: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 
 def _refusal(tensors: dict[str, Any], reason: str) -> str:
-    what = identify(tensors, OTHERS) or "something else"
+    what = identify_format(tensors, OTHERS) or "something else"
     return (
         f"The checkpoint is {what} and not an official DETR ({reason}); give a file of facebookresearch/detr in its "
         "published layout, or one that this program wrote."

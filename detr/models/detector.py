@@ -114,7 +114,7 @@ class Detector(QueryDetector):
         if options.weights == "none":
             return None
         load_weights(self.backbone, options)
-        return f"weights   drawn at random, but for the backbone: {options.weights}"
+        return f"weights   initialised at random, but for the backbone: {options.weights}"
 
     def _positions(self, features: Tensor, real: Tensor | None) -> Tensor:
         """(1 or B, H', W', C) in the features' type."""

@@ -12,7 +12,7 @@ from common.config.compose import configure
 from common.machine.seeds import generator
 from common.weights import projections
 from common.weights.layers import RESNET
-from common.weights.renaming import Table, rename, under
+from common.weights.renaming import Table, rename, with_prefixes
 from detr.models.detector import Detector
 
 CLASSES = 91  # COCO's; with "no object" 92 logits
@@ -33,7 +33,7 @@ _DECODER_LAYER = (
     ("final_layer_norm.", "residuals.2.norm."),
 )
 NAMES = Table(  # (transformers' of version 5, ours)
-    *under("model.backbone.model.", "backbone.", RESNET),
+    *with_prefixes("model.backbone.model.", "backbone.", RESNET),
     ("model.input_projection.", "project."),
     ("model.query_position_embeddings.", "queries."),
     ("class_labels_classifier.", "class_head."),
@@ -41,8 +41,8 @@ NAMES = Table(  # (transformers' of version 5, ours)
     ("bbox_predictor.layers.1.", "box_head.2."),
     ("bbox_predictor.layers.2.", "box_head.4."),
     ("model.decoder.layernorm.", "decoder.norm."),
-    *under("model.encoder.layers.{i}.", "encoder.blocks.{i}.", _ENCODER_LAYER),
-    *under("model.decoder.layers.{i}.", "decoder.blocks.{i}.", _DECODER_LAYER),
+    *with_prefixes("model.encoder.layers.{i}.", "encoder.blocks.{i}.", _ENCODER_LAYER),
+    *with_prefixes("model.decoder.layers.{i}.", "decoder.blocks.{i}.", _DECODER_LAYER),
 )
 
 

@@ -19,7 +19,7 @@ from common.machine.seeds import generator
 from common.nn.positions import sine
 from common.weights import projections
 from common.weights.layers import TORCH_DECODER_LAYER, TORCH_ENCODER_LAYER
-from common.weights.renaming import Table, rename, under
+from common.weights.renaming import Table, rename, with_prefixes
 from scripts.benchmarks.drawing import redraw
 from seq2seq.importing.marian import NAMES
 from seq2seq.models.transformer import Transformer
@@ -31,8 +31,8 @@ NEVER = -1e4  # a logit that nothing chooses
 
 TORCH_NAMES = Table(
     ("embedding.weight", "embedding.weight"),
-    *under("transformer.encoder.layers.{i}.", "encoder.blocks.{i}.", TORCH_ENCODER_LAYER),
-    *under("transformer.decoder.layers.{i}.", "decoder.blocks.{i}.", TORCH_DECODER_LAYER),
+    *with_prefixes("transformer.encoder.layers.{i}.", "encoder.blocks.{i}.", TORCH_ENCODER_LAYER),
+    *with_prefixes("transformer.decoder.layers.{i}.", "decoder.blocks.{i}.", TORCH_DECODER_LAYER),
 )
 
 

@@ -18,12 +18,18 @@ WEIGHTS = "model.safetensors"
 
 def write(exported: marian.Export, folder: Path) -> None:
     """The four files of an export; raises UserError when the folder holds another model."""
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / marian.MARK).is_file()):
+    if folder.is_file() or (
+        folder.is_dir() and any(folder.iterdir()) and not (folder / marian.METADATA_FILE).is_file()
+    ):
         raise UserError(f"--output {folder} holds something else already; give a new folder.")
     folder.mkdir(parents=True, exist_ok=True)
     metadata = {"format": "pt", "triptych": marian.FORMAT}
     safetensors.torch.save_file(exported.tensors, folder / WEIGHTS, metadata=metadata)
-    texts = {"config.json": exported.config, "generation_config.json": exported.generation, marian.MARK: exported.mark}
+    texts = {
+        "config.json": exported.config,
+        "generation_config.json": exported.generation,
+        marian.METADATA_FILE: exported.metadata,
+    }
     for name, content in texts.items():
         (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 

@@ -16,7 +16,7 @@ from common.errors import UserError
 from scripts.verify.comparison import TOLERANCE, foreign, refuse_another_model, relative, report
 from seq2seq.importing import adopt as importing
 from seq2seq.importing import marian, marian_config
-from seq2seq.importing.layouts import NOTHING
+from seq2seq.importing.layouts import ZERO_ROW
 from seq2seq.tokenizers.bpe import BOS
 
 MODEL = "seq2seq.models.transformer.Transformer"
@@ -98,12 +98,12 @@ def compare(model: dict[str, Any], weights: dict[str, Tensor], theirs: Any, fold
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"The file's weights do not fit the config's model ({reason}); give its other keys.") from error
-    rows = torch.tensor(marian.rows_there(theirs.final_logits_bias.shape[1], folder))  # (V,): theirs of ours
+    rows = torch.tensor(marian.target_row_order(theirs.final_logits_bias.shape[1], folder))  # (V,): theirs of ours
     drawn = torch.Generator().manual_seed(SEED)
     length = min(LENGTH, model["longest"])
     source, target = torch.randint(4, size, (2, COUNT, length), generator=drawn)
     target[:, 0] = BOS
-    theirs_too = rows != NOTHING
+    theirs_too = rows != ZERO_ROW
     logits = ours(source, torch.full((COUNT,), length), target)[..., theirs_too]
     expected = theirs(input_ids=rows[source], decoder_input_ids=rows[target]).logits[..., rows[theirs_too]]
     return relative(logits, expected)

@@ -13,11 +13,11 @@ from common.report.colours import BLUES, ramp
 CELL, SMALL = 28, 8  # pixels of a cell's side, in the mean over heads and in a single head
 GAP, EDGE = 18, 24  # pixels between pictures, and around all of them
 FONT = 14  # pixels
-LONGEST = 220  # pixels of a token's label, of which more is cut
+MAX_LABEL_WIDTH = 220  # pixels of a token's label, of which more is cut
 KEY_WIDTH, KEY_HEIGHT = 160, 12  # pixels of the colour scale
 GRID, INK, PALE = "#e2e7ee", "#1c2733", "#66727f"
 JOINERS = "\u200c\u200d"  # invisible, but letters of many scripts join by them
-SLANT = math.radians(50)  # of the labels above: steep enough that neighbours stay apart
+LABEL_ANGLE = math.radians(50)  # of the labels above: steep enough that neighbours stay apart
 
 STYLE = f"""\
 text {{ font-family: system-ui, "Noto Sans", "DejaVu Sans", Arial, sans-serif; font-size: {FONT}px; fill: {INK}; }}
@@ -40,8 +40,10 @@ def picture(weights: Tensor, source: Sequence[str], target: Sequence[str], title
     rows, columns = [visible(token) for token in target], [visible(token) for token in source]
     left = max([_width("target ↓"), *(_width(_label(row)) for row in rows)]) + 10
     leaning = [_width(_label(column)) for column in columns]
-    above = max(leaning) * math.sin(SLANT) + FONT + 6
-    beyond = max(max(i * CELL + n * math.cos(SLANT) for i, n in enumerate(leaning, start=1)) - CELL * len(columns), 0)
+    above = max(leaning) * math.sin(LABEL_ANGLE) + FONT + 6
+    beyond = max(
+        max(i * CELL + n * math.cos(LABEL_ANGLE) for i, n in enumerate(leaning, start=1)) - CELL * len(columns), 0
+    )
     x, y = EDGE + left, EDGE + 2 * FONT + max(above, 2.5 * FONT)  # the mean's corner
     wide, high = CELL * len(columns), CELL * len(rows)
     parts = [
@@ -61,7 +63,7 @@ def visible(text: str) -> str:
     return "".join(_seen(c) for c in text)
 
 
-def shades(weights: Tensor) -> list[str]:
+def hex_colours(weights: Tensor) -> list[str]:
     """The colours of weights (n,) in 0..1, from white to dark blue, as in #1e5fa5."""
     return [f"#{bytes(colour).hex()}" for colour in ramp(weights, BLUES).T.tolist()]
 
@@ -99,7 +101,7 @@ def _map(
     line = f' stroke="{GRID}"' if cell == CELL else ""
     parts = [f'<g class="{"mean" if cell == CELL else "head"}" transform="translate({x:.1f} {y:.1f})"{line}>']
     for i, (row, values) in enumerate(zip(rows, weights, strict=True)):
-        for j, (column, value, colour) in enumerate(zip(columns, values.tolist(), shades(values), strict=True)):
+        for j, (column, value, colour) in enumerate(zip(columns, values.tolist(), hex_colours(values), strict=True)):
             if drop and colour == "#ffffff":
                 continue
             said = f"<title>{escape(f'{column} → {row}: {value:.3f}')}</title>"
@@ -116,14 +118,14 @@ def _axes(x: float, y: float, rows: Sequence[str], columns: Sequence[str]) -> li
         parts.append(_text(_label(row), x - 8, y + (i + 0.5) * CELL + FONT / 3, "end", "row"))
     for j, column in enumerate(columns):
         at_x, at_y = x + (j + 0.5) * CELL + FONT / 3, y - 6
-        turn = f' transform="rotate({-math.degrees(SLANT):.0f} {at_x:.1f} {at_y:.1f})"'
+        turn = f' transform="rotate({-math.degrees(LABEL_ANGLE):.0f} {at_x:.1f} {at_y:.1f})"'
         parts.append(_text(_label(column), at_x, at_y, "start", "column", turn))
     return parts
 
 
 def _scale(x: float, y: float) -> list[str]:
     """What the colours mean, with its upper left corner at (x, y)."""
-    colours = enumerate(shades(torch.linspace(0, 1, 5)))
+    colours = enumerate(hex_colours(torch.linspace(0, 1, 5)))
     stops = [f'<stop offset="{i / 4}" stop-color="{colour}"/>' for i, colour in colours]
     place = f'x="{x:.1f}" y="{y:.1f}" width="{KEY_WIDTH}" height="{KEY_HEIGHT}"'
     parts = ['<linearGradient id="weights">', *stops, "</linearGradient>"]
@@ -153,7 +155,7 @@ def _text(words: str, x: float, y: float, anchor: str = "start", kind: str = "",
 
 
 def _label(token: str) -> str:
-    return _cut(token, LONGEST, FONT)
+    return _cut(token, MAX_LABEL_WIDTH, FONT)
 
 
 def _cut(text: str, width: float, font: float) -> str:

@@ -26,10 +26,12 @@ from common.task import Answer, Batch
 CHINESE = {"zh", "zho", "cmn", "yue"}
 UNSPACED = {"ja", "jpn", "ko", "kor", "th", "tha", "lo", "lao", "km", "khm", "my", "mya"}  # counted by characters
 RESAMPLES = 1000  # of the bootstrap, sacreBLEU's own default
-RESAMPLED = 10_000  # sentences up to which it is done: sacreBLEU holds all resamples at once, 10 to 18 floats each
+MAX_BOOTSTRAP_SENTENCES = (
+    10_000  # sentences up to which it is done: sacreBLEU holds all resamples at once, 10 to 18 floats each
+)
 
 
-class Translated(NamedTuple):
+class TranslatedSample(NamedTuple):
     """What is kept of one sample."""
 
     sample: Any  # its id
@@ -41,7 +43,7 @@ class Translated(NamedTuple):
     tokens: int | None  # of the reference, with EOS
 
 
-class Scale(NamedTuple):
+class Scorer(NamedTuple):
     """A metric of sacreBLEU and what is done to a line before."""
 
     metric: BLEU | CHRF
@@ -49,7 +51,7 @@ class Scale(NamedTuple):
     prepared: str = ""  # how, as an end of the signature
 
 
-class Measured(NamedTuple):
+class CorpusScore(NamedTuple):
     """A number of a whole split; `mean` and `plus_minus` are of its bootstrap, None without."""
 
     value: float
@@ -59,7 +61,7 @@ class Measured(NamedTuple):
     line: str  # as sacreBLEU says it, with precisions and lengths
 
 
-def scales(target: str, lowercase: bool = False) -> dict[str, Scale]:
+def scorers(target: str, lowercase: bool = False) -> dict[str, Scorer]:
     """What translations into a language are measured with, by the number's name; `lowercase`: whatever their case.
 
     `bleu` has sacreBLEU's default tokenizer 13a, for Chinese its tokenizer zh, and for Japanese, Korean, Thai and
@@ -69,14 +71,14 @@ def scales(target: str, lowercase: bool = False) -> dict[str, Scale]:
     """
     language = re.split("[-_]", target.lower())[0]
     tokenizer = "zh" if language in CHINESE else "char" if language in UNSPACED else "13a"
-    found = {"bleu": Scale(BLEU(tokenize=tokenizer, lowercase=lowercase))}
+    found = {"bleu": Scorer(BLEU(tokenize=tokenizer, lowercase=lowercase))}
     if language in CHINESE:
-        found["bleu_char"] = Scale(BLEU(tokenize="char", lowercase=lowercase))
-    found["chrf"] = Scale(CHRF(lowercase=lowercase))
+        found["bleu_char"] = Scorer(BLEU(tokenize="char", lowercase=lowercase))
+    found["chrf"] = Scorer(CHRF(lowercase=lowercase))
     if tokenizer == "13a" and importlib.util.find_spec("sacremoses"):
         # `force`: lines that end in a tokenised full stop are meant to
         prepared = f"|input:lc.norm.tok by sacremoses {importlib.metadata.version('sacremoses')}"
-        found["bleu_lc_tok"] = Scale(BLEU(tokenize="none", force=True), moses(language), prepared)
+        found["bleu_lc_tok"] = Scorer(BLEU(tokenize="none", force=True), moses(language), prepared)
     return found
 
 
@@ -113,8 +115,8 @@ class TranslationMetric:
         lowercase: bool = False,
     ) -> None:
         self.source, self.target, self.expected, self.categories = source, target, expected, categories
-        self.scales = scales(target, lowercase)
-        self.seen: list[Translated] = []
+        self.scorers = scorers(target, lowercase)
+        self.seen: list[TranslatedSample] = []
         self.gathered = False
 
     def update(self, batch: Batch, answers: list[Answer]) -> None:
@@ -126,7 +128,9 @@ class TranslationMetric:
         rows = zip(batch["ids"], batch["source_texts"], batch["target_texts"], answers, strict=True)
         for sample, source, reference, answer in rows:
             likelihood = (answer.get("reference_log_probability"), answer.get("reference_tokens"))
-            self.seen.append(Translated(sample, source, reference, answer["text"], answer.get("score"), *likelihood))
+            self.seen.append(
+                TranslatedSample(sample, source, reference, answer["text"], answer.get("score"), *likelihood)
+            )
 
     def gather(self) -> None:
         """Join the ranks' samples on all ranks, by rising id; every sample must have been seen, and only once."""
@@ -134,7 +138,7 @@ class TranslationMetric:
         self.gathered = True
 
     def compute(self) -> dict[str, float]:
-        """`bleu`, `chrf` and others of `scales` (0 to 100), `exact_match` (0 to 1), and of references `loss` in nats.
+        """`bleu`, `chrf` and others of `scorers` (0 to 100), `exact_match` (0 to 1), and of references `loss` in nats.
 
         `loss` is per token, not smoothed, and stands there with `perplexity` when the references were scored. Rank 0
         counts, the others wait for its numbers.
@@ -146,19 +150,19 @@ class TranslationMetric:
         assert self.seen, "a split without samples has no scores"
         numbers: dict[str, float] = {}
         if is_main():
-            numbers = {name: self._measure(scale, bootstrap=False).value for name, scale in self.scales.items()}
+            numbers = {name: self._measure(scale, bootstrap=False).value for name, scale in self.scorers.items()}
             numbers["exact_match"] = _exact(self.seen)
             numbers |= self._likelihood()
         numbers = broadcast(numbers)
         return numbers
 
-    def _measure(self, scale: Scale, bootstrap: bool) -> Measured:
+    def _measure(self, scale: Scorer, bootstrap: bool) -> CorpusScore:
         hypotheses = [scale.prepare(translated.translation) for translated in self.seen]
         references = [scale.prepare(translated.reference) for translated in self.seen]
         score = scale.metric.corpus_score(hypotheses, [references])
         mean, plus_minus = _bootstrap(scale.metric, hypotheses, references) if bootstrap else (None, None)
         signature = f"{scale.metric.get_signature()}{scale.prepared}"
-        return Measured(score.score, mean, plus_minus, signature, score.format(signature=signature))
+        return CorpusScore(score.score, mean, plus_minus, signature, score.format(signature=signature))
 
     def _likelihood(self) -> dict[str, float]:
         """Mean negative log probability of the references' tokens in nats, and what it is as a perplexity."""
@@ -173,7 +177,7 @@ class TranslationMetric:
     def details(self) -> list[tuple[Any, ...]]:
         """Each score with its signature and bootstrap interval; then the exact match of each category.
 
-        The interval is `mean` plus or minus `plus_minus`; it is left out over `RESAMPLED` sentences.
+        The interval is `mean` plus or minus `plus_minus`; it is left out over `MAX_BOOTSTRAP_SENTENCES` sentences.
         """
         assert self.gathered, "gather() comes before details()"
         rows: list[tuple[Any, ...]] = [("score", "value", "mean", "plus_minus", "sentences", "signature")]
@@ -185,13 +189,13 @@ class TranslationMetric:
             rows.append((f"exact_match of {category}", _exact(members), "", "", len(members), ""))
         return rows
 
-    def _intervals(self) -> dict[str, Measured]:
-        bootstrap = len(self.seen) <= RESAMPLED
-        return {name: self._measure(scale, bootstrap) for name, scale in self.scales.items()}
+    def _intervals(self) -> dict[str, CorpusScore]:
+        bootstrap = len(self.seen) <= MAX_BOOTSTRAP_SENTENCES
+        return {name: self._measure(scale, bootstrap) for name, scale in self.scorers.items()}
 
-    def _by_category(self) -> dict[str, list[Translated]]:
+    def _by_category(self) -> dict[str, list[TranslatedSample]]:
         """The samples of each category, by the alphabet."""
-        groups: dict[str, list[Translated]] = defaultdict(list)
+        groups: dict[str, list[TranslatedSample]] = defaultdict(list)
         if self.categories is not None:
             for translated in self.seen:
                 groups[self.categories[translated.sample]].append(translated)
@@ -221,7 +225,7 @@ class TranslationMetric:
         (folder / "scores.json").write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
-def _exact(samples: Sequence[Translated]) -> float:
+def _exact(samples: Sequence[TranslatedSample]) -> float:
     """The share of translations that are the reference, character by character."""
     return sum(translated.translation == translated.reference for translated in samples) / len(samples)
 

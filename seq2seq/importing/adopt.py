@@ -16,7 +16,7 @@ from torch import Tensor
 from common.errors import UserError
 from common.task import Adopted
 from common.weights import unwrapping
-from common.weights.renaming import identify
+from common.weights.renaming import identify_format
 from seq2seq.importing import fairseq, marian
 
 WRAPPERS = ("model", "state_dict")  # where programs put the weights beside other things
@@ -47,7 +47,7 @@ def adopt(content: dict[str, Any], folder: Path | None) -> Adopted:
         adopted = fairseq.adopt(tensors)
     else:
         name = next(iter(tensors))
-        what = identify(tensors, OTHERS) or "something else"
+        what = identify_format(tensors, OTHERS) or "something else"
         raise UserError(
             f"The checkpoint is {what} and neither a Marian of transformers nor a fairseq "
             f"Transformer (it has {name}); give one of these, or a file that this program wrote."

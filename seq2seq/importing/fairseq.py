@@ -41,14 +41,14 @@ def adopt(tensors: dict[str, Tensor]) -> Adopted:
     if missing:
         raise UserError(_refusal(f"it has no {missing[0]}"))
     output = next((tables[name] for name in OUTPUTS if name in tables), tables[TARGET])
-    orders = order(len(tables[SOURCE])), order(len(tables[TARGET]))
+    orders = row_order(len(tables[SOURCE])), row_order(len(tables[TARGET]))
     bias = output.new_zeros(len(orders[1]))
-    bias[BOS] = layouts.OFF
+    bias[BOS] = layouts.MASKED_LOGIT
     weights = layouts.embeddings((tables[SOURCE], tables[TARGET], output), orders)
     return Adopted({**projections.join(parts.tensors), **weights, "output_bias": bias}, {}, parts.left_out)
 
 
-def order(size: int) -> list[int]:
+def row_order(size: int) -> list[int]:
     """Which of fairseq's rows each of our entries has: PAD, BOS, EOS, UNK, the dictionary, and <s>."""
     return [1, 2, 2, 3, *range(SPECIAL, size), 0]
 

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from common.weights.renaming import under
+from common.weights.renaming import with_prefixes
 
 BLOCK = r"(encoder|decoder)\.layers\.\d+\."
-NOTHING = -1  # in an order of rows: a row of zeros
+ZERO_ROW = -1  # in an order of rows: a row of zeros
 # A logit that takes no part in a softmax, not even in double precision; finite, so that nothing becomes NaN.
-OFF = -1e9
+MASKED_LOGIT = -1e9
 
 _BLOCK = (
     ("self_attn.{qkv}_proj.", "attention.{qkv}."),
@@ -34,13 +34,13 @@ _DECODER_BLOCK = (
 )
 # (theirs, ours), see common.weights.renaming; with q, k and v apart in ours, too.
 BLOCKS = (
-    *under("encoder.layers.{i}.", "encoder.blocks.{i}.", _ENCODER_BLOCK),
-    *under("decoder.layers.{i}.", "decoder.blocks.{i}.", _DECODER_BLOCK),
+    *with_prefixes("encoder.layers.{i}.", "encoder.blocks.{i}.", _ENCODER_BLOCK),
+    *with_prefixes("decoder.layers.{i}.", "decoder.blocks.{i}.", _DECODER_BLOCK),
 )
 
 
-def rows(table: Tensor, order: Sequence[int]) -> Tensor:
-    """The rows of a table (V, ...) in this order; NOTHING gives zeros."""
+def reorder_rows(table: Tensor, order: Sequence[int]) -> Tensor:
+    """The rows of a table (V, ...) in this order; ZERO_ROW gives zeros."""
     return torch.cat([table, torch.zeros_like(table[:1])])[torch.tensor(order)]
 
 
@@ -51,9 +51,9 @@ def embeddings(tables: tuple[Tensor, Tensor, Tensor], orders: tuple[Sequence[int
     `model.tied` can say it: all three, target and output, or none.
     """
     source, target, output = tables
-    weights = {"embedding.weight": rows(target, orders[1])}
+    weights = {"embedding.weight": reorder_rows(target, orders[1])}
     if not torch.equal(output, target):
-        weights["output.weight"] = rows(output, orders[1])
+        weights["output.weight"] = reorder_rows(output, orders[1])
     if len(weights) > 1 or not torch.equal(source, target):
-        weights["source_embedding.weight"] = rows(source, orders[0])
+        weights["source_embedding.weight"] = reorder_rows(source, orders[0])
     return weights

@@ -22,17 +22,17 @@ from common.errors import UserError
 from common.nn.positions import sine
 from common.task import Adopted
 from common.weights import projections
-from common.weights.renaming import Table, rename, under
+from common.weights.renaming import Table, rename, with_prefixes
 from seq2seq.importing import layouts, marian_config
 from seq2seq.tokenizers import marian as foreign_tokenizers
 from seq2seq.tokenizers.bpe import BOS, EOS, PAD, UNK
 from seq2seq.tokenizers.marian import Special
 
-MARK = "triptych.json"  # beside a file that we exported: what it takes to have it back exactly
+METADATA_FILE = "triptych.json"  # beside a file that we exported: what it takes to have it back exactly
 FORMAT = "triptych-marian-1"
 EOS_THERE, UNK_THERE = marian_config.EOS, 1
 SHARED, LOGITS_BIAS, HEAD = "model.shared.weight", "final_logits_bias", "lm_head.weight"
-TABLES = {stack: f"model.{stack}.embed_tokens.weight" for stack in ("encoder", "decoder")}
+EMBEDDINGS = {stack: f"model.{stack}.embed_tokens.weight" for stack in ("encoder", "decoder")}
 # Rounding in half precision is 5e-4 at most, that of large angles less; another layout differs by more than 1.
 SAME_SINES = 2e-3
 # The axis of our tensors along which the channels of the residual stream lie.
@@ -40,7 +40,7 @@ STREAM = (
     (r"(.*embedding|output|.*in_proj|.*expand)\.weight", 1),
     (r".*(out_proj|contract|norm)\.(weight|bias)", 0),
 )
-NAMES = Table(*under("model.", "", layouts.BLOCKS))
+NAMES = Table(*with_prefixes("model.", "", layouts.BLOCKS))
 POSITIONS = r"model\.(encoder|decoder)\.embed_positions\.weight"
 
 
@@ -50,7 +50,7 @@ class Export(NamedTuple):
     tensors: dict[str, Tensor]  # model.safetensors
     config: dict[str, Any]  # config.json
     generation: dict[str, Any]  # generation_config.json
-    mark: dict[str, Any]  # triptych.json
+    metadata: dict[str, Any]  # triptych.json
 
 
 def is_marian(tensors: dict[str, Any]) -> bool:
@@ -63,7 +63,7 @@ def adopt(tensors: dict[str, Tensor], folder: Path | None) -> Adopted:
 
     Raises UserError for what our Transformer has not, naming the tensor, and for a tokenizer of another size.
     """
-    config, mark = _json(folder, "config.json"), _json(folder, MARK)
+    config, mark = _json(folder, "config.json"), _json(folder, METADATA_FILE)
     if config.get("model_type", "marian") != "marian":
         raise UserError(_refusal(f"config.json beside it says model_type={config['model_type']}"))
     parts, left_out = _parts(tensors)
@@ -77,29 +77,29 @@ def adopt(tensors: dict[str, Tensor], folder: Path | None) -> Adopted:
     joint = torch.equal(tables[0], tables[1])
     vocabularies = foreign_tokenizers.vocabularies(folder, joint, len(bias))
     specials = [_special(config, len(bias), names) for names in vocabularies or ({}, {})]
-    orders = order(len(bias), specials[0]), order(len(bias), specials[1])
-    output_bias = layouts.rows(bias, orders[1])
-    output_bias[PAD] = layouts.OFF
+    orders = row_order(len(bias), specials[0]), row_order(len(bias), specials[1])
+    output_bias = layouts.reorder_rows(bias, orders[1])
+    output_bias[PAD] = layouts.MASKED_LOGIT
     weights = {**parts, **layouts.embeddings(tables, orders), "output_bias": output_bias}
     states = foreign_tokenizers.states(folder, vocabularies, orders) if folder and vocabularies else []
     return Adopted(weights, {"tokenizers": states} if states else {}, left_out)
 
 
-def order(size: int, special: Special) -> list[int]:
+def row_order(size: int, special: Special) -> list[int]:
     """Which of a foreign vocabulary's rows each of our entries has, one more than it: PAD, BOS, EOS, UNK, the rest."""
     rest = [row for row in range(size) if row not in special]
-    return [layouts.NOTHING, special.pad, special.eos, special.unk, *rest]
+    return [layouts.ZERO_ROW, special.pad, special.eos, special.unk, *rest]
 
 
-def rows_there(size: int, folder: Path) -> list[int]:
-    """Which row of a file of `size` entries in this folder each of our target's entries has (see `order`)."""
-    mark = _json(folder, MARK)
+def target_row_order(size: int, folder: Path) -> list[int]:
+    """Which row of a file of `size` entries in this folder each of our target's entries has (see `row_order`)."""
+    mark = _json(folder, METADATA_FILE)
     if mark.get("format") == FORMAT and mark["entries"] == size:
-        return torch.tensor(order_there(size)).argsort().tolist()
-    return order(size, _special(_json(folder, "config.json"), size, {}))
+        return torch.tensor(exported_row_order(size)).argsort().tolist()
+    return row_order(size, _special(_json(folder, "config.json"), size, {}))
 
 
-def order_there(size: int) -> list[int]:
+def exported_row_order(size: int) -> list[int]:
     """Which of our rows each entry of an exported vocabulary has."""
     return [EOS, UNK, *range(4, size), PAD, BOS]
 
@@ -110,20 +110,22 @@ def export(model: dict[str, Any], predict: dict[str, Any], weights: dict[str, Te
     `model` and `predict` are those sections of a checkpoint's config, `state` its task's. Raises UserError for what
     Marian cannot express, naming the key.
     """
-    marian_config.refuse(model, weights)
+    marian_config.check_exportable(model, weights)
     size = len(weights["embedding.weight"])
-    ordered = rearranged(weights, _sines_first(model["width"])) if model["positions"]["layout"] != "halves" else weights
+    ordered = (
+        permute_channels(weights, _sines_first(model["width"])) if model["positions"]["layout"] != "halves" else weights
+    )
     blocks = {name: tensor for name, tensor in ordered.items() if ".blocks." in name}
     tensors, _, _, unknown = rename(projections.split(blocks), NAMES.to_theirs)
     assert not unknown, unknown
-    there = order_there(size)
-    embedding = SHARED if model["tied"] == "all" else TABLES["decoder"]
-    for name, ours in ((embedding, "embedding"), (TABLES["encoder"], "source_embedding"), (HEAD, "output")):
+    there = exported_row_order(size)
+    embedding = SHARED if model["tied"] == "all" else EMBEDDINGS["decoder"]
+    for name, ours in ((embedding, "embedding"), (EMBEDDINGS["encoder"], "source_embedding"), (HEAD, "output")):
         if f"{ours}.weight" in ordered:
-            tensors[name] = layouts.rows(ordered[f"{ours}.weight"], there)
+            tensors[name] = layouts.reorder_rows(ordered[f"{ours}.weight"], there)
     bias = weights.get("output_bias", torch.zeros(size))
-    tensors[LOGITS_BIAS] = layouts.rows(bias, there)[None]  # (V,) -> (1, V)
-    mark = {
+    tensors[LOGITS_BIAS] = layouts.reorder_rows(bias, there)[None]  # (V,) -> (1, V)
+    metadata = {
         "format": FORMAT,
         "entries": size,
         "layout": model["positions"]["layout"],
@@ -134,11 +136,11 @@ def export(model: dict[str, Any], predict: dict[str, Any], weights: dict[str, Te
         {name: tensor.contiguous() for name, tensor in tensors.items()},
         marian_config.config(model, predict, size),
         marian_config.generation(model, predict, size),
-        mark,
+        metadata,
     )
 
 
-def rearranged(weights: dict[str, Tensor], channels: Tensor) -> dict[str, Tensor]:
+def permute_channels(weights: dict[str, Tensor], channels: Tensor) -> dict[str, Tensor]:
     """A post-norm Transformer by our names with the channels of its residual stream in another order, (C,) int64."""
     arranged = {}
     for name, tensor in weights.items():
@@ -154,7 +156,7 @@ def _sines_first(width: int) -> Tensor:
 
 def _parts(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     """The blocks' tensors by our names, and the names of what has no place in ours."""
-    tables = (SHARED, *TABLES.values(), HEAD, LOGITS_BIAS)
+    tables = (SHARED, *EMBEDDINGS.values(), HEAD, LOGITS_BIAS)
     parts = rename({name: t for name, t in tensors.items() if name not in tables}, NAMES.to_ours, POSITIONS)
     for name in parts.left_out:
         _check_sines(name, tensors[name])
@@ -168,9 +170,9 @@ def _tables(tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """The matrices of source, target and output. A file may hold one of them under up to four names."""
     head = tensors.get(HEAD)
     shared = tensors.get(SHARED, head)
-    source, target = (tensors.get(TABLES[stack], shared) for stack in ("encoder", "decoder"))
+    source, target = (tensors.get(EMBEDDINGS[stack], shared) for stack in ("encoder", "decoder"))
     if source is None or target is None:
-        raise UserError(_refusal(f"it has neither {SHARED} nor {TABLES['encoder']} and {TABLES['decoder']}"))
+        raise UserError(_refusal(f"it has neither {SHARED} nor {EMBEDDINGS['encoder']} and {EMBEDDINGS['decoder']}"))
     return source, target, target if head is None else head
 
 
@@ -199,10 +201,10 @@ def _returned(
     parts: dict[str, Tensor], tables: tuple[Tensor, Tensor, Tensor], bias: Tensor, mark: dict[str, Any]
 ) -> dict[str, Tensor]:
     """What we exported as it was: the rows and the channels in our order, and no bias that was not there."""
-    back = torch.tensor(order_there(len(bias))).argsort()
+    back = torch.tensor(exported_row_order(len(bias))).argsort()
     weights = {**parts, **layouts.embeddings(tables, (back.tolist(), back.tolist()))}
     if mark["layout"] != "halves":
-        weights = rearranged(weights, _sines_first(tables[0].shape[1]).argsort())
+        weights = permute_channels(weights, _sines_first(tables[0].shape[1]).argsort())
     return weights | ({"output_bias": bias[back]} if mark["output_bias"] else {})
 
 

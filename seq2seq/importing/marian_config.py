@@ -60,7 +60,7 @@ def generation(model: dict[str, Any], predict: dict[str, Any], size: int) -> dic
     }
 
 
-def refuse(model: dict[str, Any], weights: dict[str, Tensor]) -> None:
+def check_exportable(model: dict[str, Any], weights: dict[str, Tensor]) -> None:
     """Raise UserError for what MarianMTModel cannot compute."""
     blocks, positions = model["blocks"], model["positions"]
     problems = {

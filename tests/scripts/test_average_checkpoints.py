@@ -100,4 +100,4 @@ def test_an_average_goes_where_every_checkpoint_goes(door, tmp_path):
     again = json.loads(next(line for line in said.splitlines() if line.startswith("{")))
     assert again == {name.replace("average/", "val/"): value for name, value in expected.items() if name != "step"}
     said = door("train", *small, f"checkpoint={output}", "trainer.steps=1", f"run_dir={tmp_path / 'next'}")
-    assert "mean.pt: " in said and "made anew" not in said
+    assert "mean.pt: " in said and "re-initialised" not in said

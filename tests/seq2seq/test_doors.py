@@ -101,7 +101,7 @@ def test_a_run_prints_its_numbers_and_leaves_what_it_says(trained: tuple[Path, s
     assert losses[-1] < 0.7 * losses[0]
     written = {file.name for file in (folder / "predictions").iterdir()}
     assert written and all((folder / "predictions" / name).stat().st_size for name in written)
-    assert "weights   drawn at random" in said and "Traceback" not in said
+    assert "weights   initialised at random" in said and "Traceback" not in said
 
 
 def test_the_same_line_gives_the_same_bytes(
@@ -265,10 +265,10 @@ def test_fine_tuning_keeps_the_tokenizers_of_its_checkpoint_or_makes_embeddings_
         best,
     ]
     said = inside("train", *line, f"run_dir={tmp_path / 'kept'}")
-    assert "275 entries for both" in said and "made anew" not in said
+    assert "275 entries for both" in said and "re-initialised" not in said
     assert (tmp_path / "kept/task.json").read_bytes() == (trained[0] / "task.json").read_bytes()
     said = inside("train", *line, "task.keep_tokenizers=false", f"run_dir={tmp_path / 'anew'}")
-    assert "264 entries for both" in said and "; made anew: embedding.weight" in said
+    assert "264 entries for both" in said and "; re-initialised: embedding.weight" in said
     content = torch.load(tmp_path / "anew/checkpoints/best.pt", weights_only=True)
     assert content["model"]["embedding.weight"].shape == (264, 32)
 

@@ -87,7 +87,7 @@ def test_a_run_that_was_killed_goes_on_as_if_nothing_had_been(
     lines = (folder / "metrics.jsonl").read_bytes().splitlines(keepends=True)
     (folder / "metrics.jsonl").write_bytes(b"".join(lines[:-2]) + lines[-2][:20])
     said = door("train", *RUN, *RANDOM, f"run_dir={folder}", "resume=auto")
-    assert "going on at 6" in said and "from the run's own last checkpoint" in said
+    assert "resuming at 6" in said and "from the run's own last checkpoint" in said
     assert (folder / "metrics.jsonl").read_bytes() == (trained[0] / "metrics.jsonl").read_bytes()
     assert (folder / "results.json").read_bytes() == (trained[0] / "results.json").read_bytes()
 
@@ -206,7 +206,7 @@ def test_fine_tuning_on_photos_makes_the_head_anew_and_needs_no_photos_to_predic
     file = f"checkpoint={trained[0]}/checkpoints/best.pt"
     line = ["model=vit", *SMALL, *PHOTOS, "data.batch_size=4", "trainer.steps=4", "optimizer.layer_decay=0.9"]
     said = door("train", *line, f"data.root={mine}", file, f"run_dir={tmp_path / 'run'}", "trainer.workers=2")
-    assert "; made anew: patches.weight, head.weight, head.bias\n" in said and "unused" not in said
+    assert "; re-initialised: patches.weight, head.weight, head.bias\n" in said and "unused" not in said
     assert "3 classes" in said and f"train: 12 images of {mine / 'train'}" in said
     best = f"checkpoint={tmp_path / 'run/checkpoints/best.pt'}"
     found = numbers_of(inside("evaluate", best, "details=true"))
@@ -224,7 +224,7 @@ def test_the_head_stays_when_the_classes_are_the_same(inside: Door, trained: tup
     line = [*RUN, "trainer.steps=1", f"checkpoint={trained[0]}/checkpoints/best.pt", "model.blocks.qk_norm=true"]
     said = inside("train", *line, f"run_dir={tmp_path / 'run'}")
     weights = said.partition("\n")[0]
-    assert "made anew: encoder.blocks.0.attention.q_norm.weight" in weights and ", head." not in weights
+    assert "re-initialised: encoder.blocks.0.attention.q_norm.weight" in weights and ", head." not in weights
 
 
 def test_a_run_without_val_and_test_names_only_what_is_there(inside: Door, photos: Path, tmp_path: Path) -> None:
@@ -351,7 +351,7 @@ def test_a_run_keeps_what_auto_came_to_whatever_it_goes_on_with(
     max((tmp_path / "run/checkpoints").glob("step_*.pt")).unlink()
     monkeypatch.setattr("common.machine.device._multiplies_bf16", lambda: False)
     said = inside("train", *line, "resume=auto")
-    assert "going on at" in said and ", bf16" in said
+    assert "resuming at" in said and ", bf16" in said
     assert "precision: bf16" in (tmp_path / "run/config.yaml").read_text()
     assert '"test/top1"' in inside("evaluate", f"checkpoint={tmp_path / 'run/checkpoints/best.pt'}")
     assert checkpoint.load(tmp_path / "run/checkpoints/best.pt")["config"]["trainer"]["precision"] == "bf16"

@@ -25,7 +25,7 @@ from torch import Tensor
 from common.errors import UserError
 from common.task import Adopted
 from common.weights import projections, unwrapping
-from common.weights.renaming import identify, rename
+from common.weights.renaming import identify_format, rename
 from common.weights.unwrapping import floats
 from vit.importing import google
 from vit.importing.layouts import LAYOUTS, LEFT_OUT
@@ -110,7 +110,7 @@ def adopt(content: dict[str, Any], classes: list[str] | None, image_size: tuple[
 
 def recognise(tensors: dict[str, Any]) -> str:
     """The layout of a file's weights (see `unwrap`): torchvision, timm, transformers or google."""
-    layout = identify(tensors, SIGNS)
+    layout = identify_format(tensors, SIGNS)
     if layout:
         return layout
     raise UserError(_refusal(tensors, f"it has {next(iter(tensors))}, and no patches in any of their layouts"))
@@ -205,5 +205,5 @@ def _named(weights: dict[str, Tensor], classes: list[str] | None) -> list[str]:
 
 
 def _refusal(tensors: dict[str, Any], reason: str, what: str | None = None) -> str:
-    what = what or identify(tensors, OTHERS) or "something else"
+    what = what or identify_format(tensors, OTHERS) or "something else"
     return f"The checkpoint is {what} and not a plain ViT ({reason}); give {TAKEN}, or a file that this program wrote."

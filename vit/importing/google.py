@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.weights.renaming import Renamed, Row, Table, rename, under
+from common.weights.renaming import RenameResult, Row, Table, rename, with_prefixes
 
 # What a file with more than the weights puts before them: an optimizer's state, or a second tower for texts.
 PREFIXES = ("opt/target/", "params/img/", "params/", "")
@@ -20,7 +20,7 @@ PREFIXES = ("opt/target/", "params/img/", "params/", "")
 
 def _with(leaf: str, *rows: Row) -> list[Row]:
     """Rows of modules as rows of their matrix (a Dense's kernel, a norm's scale) and their bias."""
-    pairs = (under(theirs, ours, ((leaf, "weight"), ("bias", "bias"))) for theirs, ours in rows)
+    pairs = (with_prefixes(theirs, ours, ((leaf, "weight"), ("bias", "bias"))) for theirs, ours in rows)
     return [row for pair in pairs for row in pair]
 
 
@@ -29,7 +29,7 @@ NAMES = Table(
     ("{Transformer/posembed_input/|Transformer/|}pos_embedding", "positions"),
     *_with("scale", ("Transformer/encoder_norm/", "encoder.norm.")),
     *_with("kernel", ("embedding/", "patches."), ("pre_logits/", "representation."), ("head/", "head.")),
-    *under(
+    *with_prefixes(
         "Transformer/encoderblock_{i}/",
         "encoder.blocks.{i}.",
         [
@@ -57,12 +57,12 @@ AXES = (
 )
 
 
-def parts(content: dict[str, Tensor]) -> Renamed:
+def parts(content: dict[str, Tensor]) -> RenameResult:
     """Names and axes of an .npz in ours: channels last to channels first, (in, out) to (out, in), heads side by side.
 
     `params/img/` is the image tower of two; its head maps to the space of texts and not to classes, so it is left out.
     """
-    parts = Renamed({}, {}, [], [])
+    parts = RenameResult({}, {}, [], [])
     prefix = prefix_of(content)
     for source, tensor in content.items():
         name = source.removeprefix(prefix)

@@ -7,7 +7,7 @@ Ours are those of a classifier's parts, with all positions in one table and, for
 
 from typing import NamedTuple
 
-from common.weights.renaming import Table, under
+from common.weights.renaming import Table, with_prefixes
 
 
 class Layout(NamedTuple):
@@ -28,7 +28,7 @@ LAYOUTS = {
             ("encoder.ln.", "encoder.norm."),
             ("heads.pre_logits.", "representation."),
             ("heads.head.", "head."),
-            *under(
+            *with_prefixes(
                 "encoder.layers.encoder_layer_{i}.",
                 BLOCK,
                 (
@@ -53,7 +53,7 @@ LAYOUTS = {
             ("fc_norm.", "pooled_norm."),
             ("pre_logits.fc.", "representation."),
             ("head.", "head."),
-            *under(
+            *with_prefixes(
                 "blocks.{|*.}{i}.",  # DINOv2's large files count chunks of blocks, too
                 BLOCK,
                 (
@@ -75,7 +75,7 @@ LAYOUTS = {
         sign=r"(?:\w+\.)?embeddings\.patch_embeddings\.",
         names=Table(
             ("classifier.", "head."),
-            *under(
+            *with_prefixes(
                 "{vit.|*.|}",
                 "",
                 (
@@ -87,7 +87,7 @@ LAYOUTS = {
                     ("pooler.dense.", "representation."),  # with tanh, on the class token: Google's pre_logits
                 ),
             ),
-            *under(
+            *with_prefixes(
                 "{vit.|*.|}{layers|encoder.layer}.{i}.",  # the models of version 5, and the hub's files
                 BLOCK,
                 (

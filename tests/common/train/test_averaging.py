@@ -8,7 +8,7 @@ import torch
 from common.errors import UserError
 from common.files import checkpoint
 from common.train.averaging import average
-from common.train.state import describe, weights
+from common.train.state import describe, select_weights
 
 
 def content(step=1, ema=None, **model):
@@ -77,10 +77,10 @@ def test_ema_weights_are_averaged_where_the_run_kept_them_and_the_result_says_so
     files = written(tmp_path, content(8, ema=one, w=torch.zeros(1)), content(9, ema=two, w=torch.zeros(1)))
     mean = average(files)
     for kind in ("auto", "raw"):
-        assert weights(mean, kind)["w"].item() == 3
+        assert select_weights(mean, kind)["w"].item() == 3
         assert describe(files[0], mean, kind) == f"{files[0]}: average of steps 8, 9, averaged (EMA)"
     with pytest.raises(UserError, match="weights=ema, but this file holds one set of weights"):
-        weights(mean, "ema")
+        select_weights(mean, "ema")
 
 
 def test_files_with_and_without_the_note_are_described(tmp_path):

@@ -165,10 +165,10 @@ def test_a_layer_decay_of_zero_trains_the_last_layer_alone():
 )
 def test_the_rate_follows_the_batch(reference, scaling, batch, expected):
     given = replace(OPTIONS, reference_batch=reference, scaling=scaling)
-    found = optim.for_batch(given, batch)
+    found = optim.scale_to_batch(given, batch)
     assert found.lr == pytest.approx(expected, rel=1e-12)
     assert found == replace(given, lr=found.lr, reference_batch=None), "nothing else changes"
-    assert optim.for_batch(found, 7) == found, "what is in effect is not scaled again"
+    assert optim.scale_to_batch(found, 7) == found, "what is in effect is not scaled again"
 
 
 def test_set_rate_keeps_the_proportions_of_the_groups():
@@ -234,7 +234,7 @@ def torch_rates(make_scheduler, steps: int) -> list[float]:
 
 
 def rates(options: ScheduleOptions, steps: int) -> list[float]:
-    return [optim.rate(options, step, steps) for step in range(steps)]
+    return [optim.rate_factor(options, step, steps) for step in range(steps)]
 
 
 def warmup_of_5_then(make_scheduler):
@@ -343,7 +343,7 @@ NOAM = replace(SCHEDULE, name="noam", warmup=4000, width=512)
 )
 def test_noam_is_the_published_equation(number, expected):
     """Vaswani et al. 2017, equation 3, with width 512 and 4000 updates of warm-up."""
-    assert optim.rate(NOAM, number - 1, 100_000) == pytest.approx(expected, rel=1e-5)
+    assert optim.rate_factor(NOAM, number - 1, 100_000) == pytest.approx(expected, rel=1e-5)
 
 
 def test_noam_brings_its_own_warm_up():
@@ -371,7 +371,7 @@ def test_noam_without_width_or_warm_up_is_refused(values, sentence):
 @pytest.mark.parametrize("name", ["constant", "step", "cosine", "inverse_sqrt", "noam"])
 def test_the_highest_rate_is_the_maximum_over_the_run(name, warmup, steps):
     options = replace(SCHEDULE, name=name, warmup=warmup or (1 if name == "noam" else 0), drops=[0.1, 0.5], width=16)
-    assert optim.highest(options, steps) == max(rates(options, steps))
+    assert optim.peak_rate_factor(options, steps) == max(rates(options, steps))
 
 
 def test_noam_takes_the_models_width_and_a_stored_config_its_number():

@@ -17,7 +17,7 @@ from common.files.log import Log
 from common.machine import distributed
 from common.task import Goal
 from common.train.optim import OptimizerOptions, ScheduleOptions
-from common.train.state import Run, weights
+from common.train.state import Run, select_weights
 from common.train.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -240,11 +240,11 @@ def test_going_on_before_the_first_checkpoint_starts_the_log_anew(tmp_path):
 def test_averaged_weights_are_evaluated_and_kept(tmp_path):
     fit(tmp_path, keys={"ema_decay": 0.99})
     content = checkpoint.load(tmp_path / "checkpoints/step_00000020.pt")
-    averaged, raw = weights(content), weights(content, "raw")
+    averaged, raw = select_weights(content), select_weights(content, "raw")
     assert not torch.equal(averaged["0.weight"], raw["0.weight"])
     fit(tmp_path / "plain")
     with pytest.raises(UserError, match="kept no average"):
-        weights(checkpoint.load(tmp_path / "plain/checkpoints/step_00000020.pt"), "ema")
+        select_weights(checkpoint.load(tmp_path / "plain/checkpoints/step_00000020.pt"), "ema")
 
 
 def test_the_rate_in_effect_is_said_and_logged_and_trained_with(tmp_path):
@@ -323,7 +323,7 @@ def test_a_compiled_model_keeps_the_names_of_its_weights(tmp_path, monkeypatch):
 
 def mean_of_files(folder, steps, kind="auto"):
     """The mean of these checkpoints' weights, worked out anew."""
-    kept = [weights(checkpoint.load(folder / f"checkpoints/step_{step:08d}.pt"), kind) for step in steps]
+    kept = [select_weights(checkpoint.load(folder / f"checkpoints/step_{step:08d}.pt"), kind) for step in steps]
     return {name: torch.stack([one[name].double() for one in kept]).mean(0).float() for name in kept[0]}
 
 
@@ -342,7 +342,10 @@ def test_the_average_of_the_last_is_tested_when_val_says_so_and_otherwise_the_be
     tmp_path, lr, average_wins, ema_decay
 ):
     numbers = fit(tmp_path, keys={"average_last": 3, "ema_decay": ema_decay}, lr=lr)
-    mean, best = mean_of_files(tmp_path, (10, 15, 20)), weights(checkpoint.load(tmp_path / "checkpoints/best.pt"))
+    mean, best = (
+        mean_of_files(tmp_path, (10, 15, 20)),
+        select_weights(checkpoint.load(tmp_path / "checkpoints/best.pt")),
+    )
     scores = [line["val/error"] for line in lines(tmp_path) if "val/error" in line]
     [averaged] = [line for line in lines(tmp_path) if "average/error" in line]
     assert averaged == {"step": 20, "average/error": pytest.approx(error_of(mean, tmp_path, "val"), abs=1e-6)}
@@ -353,7 +356,7 @@ def test_the_average_of_the_last_is_tested_when_val_says_so_and_otherwise_the_be
     kind = "averaged (EMA)" if ema_decay else "raw"
     said = f"average.pt: average of steps 10, 15, 20, {kind}" if average_wins else f"best.pt: step 20, {kind}"
     assert numbers["weights"] == f"checkpoints/{said}" and said in (tmp_path / "train.log").read_text()
-    for name, value in weights(checkpoint.load(tmp_path / "checkpoints/average.pt")).items():
+    for name, value in select_weights(checkpoint.load(tmp_path / "checkpoints/average.pt")).items():
         torch.testing.assert_close(value, mean[name], rtol=0, atol=1e-7)
 
 

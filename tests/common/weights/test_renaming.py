@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from common.weights.renaming import Table, identify, rename, under
+from common.weights.renaming import Table, identify_format, rename, with_prefixes
 
 NAMES = Table(
     ("cls", "class_token"),
     ("stem.{path}.", "backbone.{path}."),
     ("stem.{path}.running_{statistic}", "backbone.{path}.running_{statistic}"),
-    *under(
+    *with_prefixes(
         "{vit.|*.|}layer.{i}.",
         "blocks.{i}.",
         (
@@ -91,6 +91,6 @@ def test_names_without_a_row_are_left_out_or_unknown():
 
 def test_a_file_is_what_the_first_sign_in_any_of_its_names_tells():
     signs = ((r"^rpn\.", "a detector"), ("layer4", "a ResNet"))
-    assert identify(["layer4.conv", "rpn.head"], signs) == "a detector"
-    assert identify(iter(["x.rpn.head", "layer4.conv"]), signs) == "a ResNet"
-    assert identify(["x.rpn.head"], signs) is None
+    assert identify_format(["layer4.conv", "rpn.head"], signs) == "a detector"
+    assert identify_format(iter(["x.rpn.head", "layer4.conv"]), signs) == "a ResNet"
+    assert identify_format(["x.rpn.head"], signs) is None

@@ -231,13 +231,13 @@ def test_judged_a_step_later_as_on_a_gpu_weights_and_optimizer_are_the_same(name
             hook.remove()
             with refused:
                 one(batches([8]), 4)
-            one.settle()  # it was said
+            one.check_last_step()  # it was said
         else:
             with refused:
                 one(batches([8]), 3)
             hook.remove()
         one(batches([8]), 4)
-        one.settle()
+        one.check_last_step()
         return one
 
     one, other = trained(False), trained(True)
@@ -257,7 +257,7 @@ def test_the_last_step_is_judged_when_it_is_asked_for():
     one(batches([8]), 5)
     assert all(torch.equal(value, before[name]) for name, value in one.model.state_dict().items())
     with pytest.raises(UserError, match="Step 5 was not taken"):
-        one.settle()
+        one.check_last_step()
 
 
 def test_an_infinite_gradient_with_a_finite_loss_stops_the_run_too():

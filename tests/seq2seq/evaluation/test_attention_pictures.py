@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from seq2seq.evaluation.attention_pictures import LONGEST, picture, shades, visible
+from seq2seq.evaluation.attention_pictures import MAX_LABEL_WIDTH, hex_colours, picture, visible
 
 SVG = "{http://www.w3.org/2000/svg}"
 SOURCE = ["▁the", "▁dog", "s", "</s>"]
@@ -86,11 +86,11 @@ def test_the_darkest_cell_is_where_the_weight_is_largest() -> None:
 
 
 def test_more_weight_is_never_lighter_and_the_ends_are_white_and_dark_blue() -> None:
-    colours = shades(torch.arange(201) / 200)
+    colours = hex_colours(torch.arange(201) / 200)
     sums = [sum(int(colour[i : i + 2], 16) for i in (1, 3, 5)) for colour in colours]
     assert colours[0] == "#ffffff" and colours[-1] == "#0a285a"
     assert all(a > b for a, b in pairwise(sums))
-    assert shades(torch.tensor([-1e-9, 1 + 1e-6])) == [colours[0], colours[-1]], "rounding may leave the range"
+    assert hex_colours(torch.tensor([-1e-9, 1 + 1e-6])) == [colours[0], colours[-1]], "rounding may leave the range"
 
 
 def test_heads_stand_beside_the_mean_without_cells_that_would_be_white() -> None:
@@ -119,7 +119,7 @@ def test_hostile_tokens_and_titles_leave_a_well_formed_file() -> None:
     text = picture(attention(2, len(HOSTILE), len(HOSTILE)), HOSTILE, HOSTILE, "".join(HOSTILE))
     sheet = ElementTree.fromstring(text.encode())
     assert labels(sheet, "column")[:4] == HOSTILE[:4] and not sheet.findall(f".//{SVG}b")
-    assert int(sheet.attrib["width"]) < 3 * LONGEST + len(HOSTILE) * 60, "a long token is cut"
+    assert int(sheet.attrib["width"]) < 3 * MAX_LABEL_WIDTH + len(HOSTILE) * 60, "a long token is cut"
     assert said(maps(sheet, "mean")[0][-1]).count("a") == 2 * 999, "but told whole"
 
 

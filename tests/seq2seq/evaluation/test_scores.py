@@ -13,7 +13,7 @@ import torch.multiprocessing as mp
 from sacrebleu.metrics import BLEU, CHRF
 
 from seq2seq.evaluation import scores
-from seq2seq.evaluation.scores import TranslationMetric, moses, scales
+from seq2seq.evaluation.scores import TranslationMetric, moses, scorers
 
 PAIRS = [  # translation, reference
     ("The cat sat on the mat.", "The cat sat on the mat."),
@@ -178,7 +178,7 @@ def test_an_interval_may_reach_down_to_zero():
 
 
 def test_a_large_set_has_no_interval(monkeypatch):
-    monkeypatch.setattr(scores, "RESAMPLED", 4)
+    monkeypatch.setattr(scores, "MAX_BOOTSTRAP_SENTENCES", 4)
     _, bleu, *_ = filled(PAIRS).details()
     assert bleu[2:5] == ("", "", 5) and "bs:" not in bleu[5]
 
@@ -235,7 +235,7 @@ def test_numbers_before_the_samples_are_joined_are_an_error(tmp_path):
 def test_without_sacremoses_its_number_is_absent(monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "sacremoses" else found(name))
-    assert {*scales("de")} == {"bleu", "chrf"}
+    assert {*scorers("de")} == {"bleu", "chrf"}
 
 
 def test_case_and_the_space_before_a_full_stop_are_free_in_the_literature():

@@ -164,7 +164,7 @@ def sentences(most: int) -> tuple[Tensor, Tensor]:
 
 def in_our_ids(words: Tensor, size: int) -> Tensor:
     """EOS for </s> everywhere: where a translation starts, the caller writes BOS."""
-    order = torch.tensor(fairseq.order(size))
+    order = torch.tensor(fairseq.row_order(size))
     return torch.stack([(order == row).nonzero()[-1, 0] for row in range(size)])[words]
 
 
@@ -182,7 +182,7 @@ def assert_equal(content: dict[str, Any], tensors: Tensors, shared: str, pre_nor
         in_our_ids(source, len(tensors["encoder.embed_tokens.weight"])), counts, words
     )
     kept = [i for i in range(TARGET + 1) if i != BOS]
-    order = [fairseq.order(TARGET)[i] for i in kept]
+    order = [fairseq.row_order(TARGET)[i] for i in kept]
     assert sorted(order) == [*range(TARGET)] and expected.std() > 0.5
     torch.testing.assert_close(found[..., kept], expected[..., order], rtol=0, atol=error)
     torch.testing.assert_close(
@@ -245,7 +245,7 @@ def test_what_is_found_has_fairseqs_probability(exact_sines):
         longest_extra=9, at_limit="end", temperature=1.0, top_k=0, top_p=1.0, seed=0, attention=False,
     )  # fmt: skip
     mine = in_our_ids(source, TARGET)
-    order = torch.tensor(fairseq.order(TARGET))
+    order = torch.tensor(fairseq.row_order(TARGET))
     for i, (found,) in enumerate(decode(model, mine, counts, options, SPECIAL)):
         words = order[[*found.tokens, EOS]]
         start = torch.cat([torch.tensor([THEIR_EOS]), words[:-1]])

@@ -129,7 +129,7 @@ IMPORTS = {
 def test_an_imported_model_gives_transformers_log_probabilities(there, here):
     peer = theirs(**there)
     model = filled(peer.state_dict(), options=MODEL | here)
-    order = torch.tensor(marian.order(ENTRIES, marian.Special(0, 1, ENTRIES - 1)))[1:]  # of all our entries but PAD
+    order = torch.tensor(marian.row_order(ENTRIES, marian.Special(0, 1, ENTRIES - 1)))[1:]  # of all our entries but PAD
     ids = torch.cat([torch.zeros(1, dtype=torch.int64), 1 + order.argsort()])[1:]  # (V',): ours of theirs
     source, real, counts = sentences(0, ENTRIES)
     target = torch.cat([torch.full((3, 1), ENTRIES - 1), sentences(0, ENTRIES, (6, 6, 6))[0]], 1)
@@ -205,7 +205,7 @@ def written(tmp_path, options: dict[str, Any]) -> tuple[Transformer, Any]:
     for name, content in (
         ("config.json", exported.config),
         ("generation_config.json", exported.generation),
-        (marian.MARK, exported.mark),
+        (marian.METADATA_FILE, exported.metadata),
     ):
         (tmp_path / name).write_text(json.dumps(content))
     peer, report = transformers.MarianMTModel.from_pretrained(tmp_path, dtype=torch.float64, output_loading_info=True)
@@ -231,7 +231,7 @@ EXPORTS = {
 def test_an_exported_model_gives_our_logits_and_comes_back_bit_by_bit(tmp_path, changes):
     options = MODEL | changes
     model, peer = written(tmp_path, options)
-    there = torch.tensor(marian.order_there(ENTRIES))
+    there = torch.tensor(marian.exported_row_order(ENTRIES))
     ids = there.argsort()
     source, real, counts = sentences(4, ENTRIES)
     target = torch.cat([torch.full((3, 1), BOS), sentences(0, ENTRIES, (6, 6, 6))[0]], 1)
@@ -260,7 +260,7 @@ def test_an_exported_model_generates_our_translations(tmp_path, alpha, beam):
     peer.generation_config = transformers.GenerationConfig(**exported.generation)
     source, real, counts = sentences(4, ENTRIES, (7, 3, 5, 1, 6, 2))
     source = source.masked_fill(~real, PAD)
-    there = torch.tensor(marian.order_there(ENTRIES))
+    there = torch.tensor(marian.exported_row_order(ENTRIES))
     answer = peer.generate(
         there.argsort()[source],
         attention_mask=real.long(),

@@ -375,4 +375,4 @@ def test_bos_and_eos_are_never_in_a_translation(built: Built) -> None:
 @pytest.mark.parametrize("lowercase", ["true", "false"])
 def test_translations_are_measured_without_case_where_the_tokenizer_knows_none(built: Built, lowercase: str) -> None:
     task, _ = built(f"data.tokenizer.lowercase={lowercase}")
-    assert task.metric("val").scales["bleu"].metric.lowercase is (lowercase == "true")
+    assert task.metric("val").scorers["bleu"].metric.lowercase is (lowercase == "true")

@@ -70,7 +70,7 @@ def vocabulary(folder: Path) -> dict[str, int]:
 
 def order_of(folder: Path) -> list[int]:
     ids = vocabulary(folder)
-    return marian.order(len(ids), Special(ids["</s>"], ids["<unk>"], ids["<pad>"]))
+    return marian.row_order(len(ids), Special(ids["</s>"], ids["<unk>"], ids["<pad>"]))
 
 
 def made(folder: Path) -> list[Any]:

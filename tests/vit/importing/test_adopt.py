@@ -391,8 +391,8 @@ def test_a_thousand_classes_into_seven_make_the_head_anew_and_take_the_rest(tmp_
     torch.save({"state_dict": peer.state_dict()}, tmp_path / "vit.pt")
     model = ours()
     drawn = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    said = assembly.start_from(model, SevenClasses(), tmp_path / "vit.pt")
-    assert said.endswith("; made anew: head.weight, head.bias") and f": {len(drawn) - 2} tensors" in said
+    said = assembly.load_initial_weights(model, SevenClasses(), tmp_path / "vit.pt")
+    assert said.endswith("; re-initialised: head.weight, head.bias") and f": {len(drawn) - 2} tensors" in said
     assert all(torch.equal(model.state_dict()[name], drawn[name]) for name in ("head.weight", "head.bias"))
     expected = peer.forward_head(peer.forward_features(images()), pre_logits=True)
     torch.testing.assert_close(model.features(images()), expected, rtol=0, atol=1e-5)
@@ -400,15 +400,15 @@ def test_a_thousand_classes_into_seven_make_the_head_anew_and_take_the_rest(tmp_
 
 def test_a_headless_file_makes_the_head_anew(tmp_path: Path) -> None:
     torch.save(timm_model(num_classes=0).state_dict(), tmp_path / "vit.pt")
-    said = assembly.start_from(ours(), SevenClasses(), tmp_path / "vit.pt")
-    assert said.endswith("; made anew: head.weight, head.bias")
+    said = assembly.load_initial_weights(ours(), SevenClasses(), tmp_path / "vit.pt")
+    assert said.endswith("; re-initialised: head.weight, head.bias")
 
 
 def test_a_larger_grid_is_resampled_on_the_way_into_a_model(tmp_path: Path) -> None:
     peer = timm_model(img_size=2 * SIDE)
     torch.save(peer.state_dict(), tmp_path / "vit.pt")
     model = ours()
-    said = assembly.start_from(model, SevenClasses(list("abcdefg")), tmp_path / "vit.pt")
+    said = assembly.load_initial_weights(model, SevenClasses(list("abcdefg")), tmp_path / "vit.pt")
     assert said.endswith(f": {len(model.state_dict())} tensors"), "as many classes of the same names: the head as well"
     peer.set_input_size(SIDE)  # timm's own resampling: bicubic, antialiased
     torch.testing.assert_close(model.positions.grid.flatten(0, 1), peer.pos_embed[0, 1:].detach(), rtol=0, atol=1e-5)

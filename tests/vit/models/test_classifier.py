@@ -449,8 +449,8 @@ def test_a_run_may_start_from_weights_of_another_resolution(tmp_path: Path) -> N
     file, classes = tmp_path / "a.pt", list("abcde")
     trained = redrawn(classifier())
     fresh = classifier(image_size=(24, 12))
-    said = assembly.start_from(fresh, SomeTask(classes), saved(trained, file, classes))
-    assert said == f"weights   {file}: {len(trained.state_dict())} tensors", "nothing is made anew or left"
+    said = assembly.load_initial_weights(fresh, SomeTask(classes), saved(trained, file, classes))
+    assert said == f"weights   {file}: {len(trained.state_dict())} tensors", "nothing is re-initialised or unused"
     pixels = images(24, 12)
     torch.testing.assert_close(fresh.eval()(pixels), trained(pixels), **EXACT)
 
@@ -458,8 +458,8 @@ def test_a_run_may_start_from_weights_of_another_resolution(tmp_path: Path) -> N
 def test_other_classes_make_the_head_anew_and_keep_the_resampled_rest(tmp_path: Path) -> None:
     file = saved(redrawn(classifier()), tmp_path / "a.pt", list("abcde"))
     fresh = classifier(image_size=(24, 12))
-    said = assembly.start_from(fresh, SomeTask(list("vwxyz")), file)
-    assert said.endswith("made anew: head.weight, head.bias")
+    said = assembly.load_initial_weights(fresh, SomeTask(list("vwxyz")), file)
+    assert said.endswith("re-initialised: head.weight, head.bias")
     assert not fresh.head.weight.any() and fresh.positions.grid.any() and fresh.class_token.any()
 
 

@@ -291,8 +291,8 @@ def test_an_imported_head_of_as_many_classes_is_kept(
 
     monkeypatch.setattr("vit.tasks.classification.importing.adopt", adopt)
     torch.save({"theirs": torch.zeros(1)}, tmp_path / "theirs.pth")
-    said = assembly.start_from(model, task, tmp_path / "theirs.pth")
-    assert said.endswith("unused: their.extra") and ("made anew: head.weight, head.bias;" in said) == (not kept)
+    said = assembly.load_initial_weights(model, task, tmp_path / "theirs.pth")
+    assert said.endswith("unused: their.extra") and ("re-initialised: head.weight, head.bias;" in said) == (not kept)
     assert bool((model.head.weight == 0.25).all()) == kept and (model.patches.weight == 0.25).all()
 
 
