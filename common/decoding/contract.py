@@ -1,4 +1,4 @@
-"""What decoding asks of a model, and what it answers: translators, language models and image GPT share it."""
+"""The interface between decoding and a model, shared by translators, language models and image GPT."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -11,48 +11,48 @@ from common.errors import UserError
 
 
 class SpecialIds(NamedTuple):
-    """The entries of a vocabulary that decoding must know; `begin` and `end` may be one and the same."""
+    """The special entries of a vocabulary; `begin` and `end` may be equal."""
 
-    begin: int  # the prompt of a row that has no other
-    end: int  # ends an answer, and is no part of it
-    never: tuple[int, ...]  # those that no answer holds, such as padding
+    begin: int  # the default prompt
+    end: int  # ends an answer, which does not contain it
+    never: tuple[int, ...]  # ids that no answer may contain, such as padding
 
 
 class Decoder(Protocol):
-    """The three methods of a model that can be decoded. A state is the model's own, and used once.
+    """A model that can be decoded. It defines its own state, and each state is used only once.
 
-    Sentences are in the batch with equally many rows each (one, or one for each hypothesis of a beam), those of one
-    sentence side by side, before and after `reorder`: what belongs to a source need not be stored for every row.
+    All sentences have the same number of rows (one, or one for each hypothesis of a beam). The rows of a sentence are
+    adjacent, before and after `reorder`, so that a model may store what depends on the source once for each sentence.
     """
 
     def encode(self, source: Tensor, lengths: Tensor) -> Any:
-        """The state of B rows with no token yet, from sources (B, S) int64 right-padded and their lengths (B,).
+        """The initial state of B rows, from right-padded sources (B, S) int64 and their lengths (B,).
 
-        A model without a source, such as a language model, gets S = 0.
+        For a model without a source, such as a language model, S is 0.
         """
 
     def step(self, state: Any, tokens: Tensor) -> Tensor:
-        """Append a token to every row, (R,) int64 -> logits or log probabilities of the next (R, V).
+        """Append a token to every row: (R,) int64 -> logits or log probabilities of the next token (R, V).
 
-        The first call gives the prompt: (R,) where it is one token, else (R, N); all later calls give (R,). The state
-        is extended in place. The result belongs to the caller, who writes into it.
+        The first call passes the prompt: (R,) if it is one token, else (R, N). All later calls pass (R,). The state is
+        extended in place. The caller may overwrite the result.
         """
 
     def reorder(self, state: Any, rows: Tensor) -> Any:
-        """The state of these rows, (R',) int64: some repeated, some left out."""
+        """The state of these rows, (R',) int64, which may repeat and omit rows."""
 
 
 class Hypothesis(NamedTuple):
-    """One answer."""
+    """A candidate answer."""
 
     tokens: list[int]  # without prompt and end
-    score: float  # log_probability over the length penalty
-    log_probability: float  # of its tokens, the end included, in nats
-    ended: bool  # False where it was cut at the limit
+    score: float  # log_probability divided by the length penalty
+    log_probability: float  # of its tokens including the end, in nats
+    ended: bool  # False if it was truncated at the limit
 
 
 def group_by_length(prompts: Sequence[Sequence[int]], device: torch.device) -> Iterator[tuple[list[int], Tensor]]:
-    """Groups of prompts of one length P > 0, the shortest first: the numbers of their rows, and tokens (rows, P)."""
+    """Group prompts by their length P > 0, shortest first: the rows of each group, and its tokens (rows, P)."""
     for length in sorted({*map(len, prompts)}):
         assert length, "an empty prompt"
         rows = [row for row, prompt in enumerate(prompts) if len(prompt) == length]
@@ -60,37 +60,37 @@ def group_by_length(prompts: Sequence[Sequence[int]], device: torch.device) -> I
 
 
 def next_logits(model: Decoder, state: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Step by tokens (R,) or (R, N) -> logits of the next (R, V), at least fp32, and their normaliser (R, 1)."""
+    """Append tokens (R,) or (R, N) -> logits of the next token (R, V), at least fp32, and their logsumexp (R, 1)."""
     logits = model.step(state, tokens.squeeze(1) if tokens.ndim == 2 and tokens.shape[1] == 1 else tokens)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return logits, logits.logsumexp(-1, keepdim=True)
 
 
 def forbid_tokens(logits: Tensor, tokens: Sequence[int], end: int, must_end: Tensor) -> None:
-    """Forbid, in logits (R, V), some tokens everywhere, and all but `end` in the rows that `must_end` (R,).
+    """Set logits (R, V) to minus infinity: of `tokens` in all rows, and of all but `end` where `must_end` (R,).
 
-    Nothing is normalised again, so a hypothesis has the log probability that scoring it gives.
+    Logits are not normalised again, so a hypothesis keeps the log probability that `score` computes for it.
     """
-    for token in tokens:  # the list as an index would have to be copied to the device
+    for token in tokens:  # a list as an index would be copied to the device
         logits[:, token] = -math.inf
     if must_end.any():
-        others = torch.arange(logits.shape[1], device=logits.device) != end
-        logits.masked_fill_(must_end.to(logits.device)[:, None] & others, -math.inf)
+        not_end = torch.arange(logits.shape[1], device=logits.device) != end
+        logits.masked_fill_(must_end.to(logits.device)[:, None] & not_end, -math.inf)
 
 
-def refuse_nan(logs: Tensor) -> Tensor:
-    """The log probabilities themselves; raises UserError where one is NaN."""
-    if logs.isnan().any():
+def refuse_nan(log_probabilities: Tensor) -> Tensor:
+    """Return the log probabilities unchanged; raises UserError if one is NaN."""
+    if log_probabilities.isnan().any():
         raise UserError(
-            "the model's probabilities are not numbers; its weights are broken, or the precision is too low (try "
-            "trainer.precision=fp32)."
+            "the model's probabilities are NaN: its weights are broken, or the precision is too low; try "
+            "trainer.precision=fp32."
         )
-    return logs
+    return log_probabilities
 
 
-def remove_finished(model: Decoder, state: Any, stays: Tensor, device: torch.device) -> tuple[Any, Tensor]:
-    """The state without the rows that do not stay (R,), and the numbers of those that do (on the CPU)."""
-    rows = stays.nonzero()[:, 0]
-    if 0 < len(rows) < len(stays):
+def remove_finished(model: Decoder, state: Any, unfinished: Tensor, device: torch.device) -> tuple[Any, Tensor]:
+    """The state of the `unfinished` rows (R,) boolean, and the indices of these rows, (R',) int64 on the CPU."""
+    rows = unfinished.nonzero()[:, 0]
+    if 0 < len(rows) < len(unfinished):
         state = model.reorder(state, rows.to(device))
     return state, rows

@@ -1,4 +1,4 @@
-"""From a model's next-token probabilities to answers, by the method that the options name."""
+"""Decoding: from a model's next-token probabilities to answers, by greedy search, beam search or sampling."""
 
 from collections.abc import Sequence
 
@@ -21,30 +21,29 @@ def decode(
     ids: Sequence[int | str] | None = None,
     prompts: Sequence[Sequence[int]] | None = None,
 ) -> list[list[Hypothesis]]:
-    """Answers to sources (B, S) int64 with `lengths` (B,), one to `options.candidates` for each, best first.
+    """One to `options.candidates` answers to each source (B, S) int64, best first.
 
-    Samples come in the order of drawing and may repeat. Raises UserError when the model's probabilities are not
-    numbers.
+    Samples are in the order of sampling and may repeat. Raises UserError if the model's probabilities are NaN.
 
     Args:
-        model: what is decoded.
+        model: the model to decode.
         source: right-padded; (B, 0) for a model without a source.
-        lengths: of the sources; with `options`, they limit an answer's length.
-        options: the method and its settings; "given" is `common.decoding.given.score`.
+        lengths: lengths of the sources (B,); with `options`, they limit an answer's length.
+        options: the method and its settings; for the method "given" see `common.decoding.given.score`.
         special: the vocabulary's special ids.
-        ids: names of the sentences for the seed, by default 0 to B - 1.
-        prompts: the first tokens of each sentence's answer, at least one, by default `special.begin` alone. They are
-            not in the answers, nor in limits, penalties and scores. A state has no padding, so sentences whose prompts
-            differ in length are decoded one group after another.
+        ids: ids of the sentences, from which samples are seeded, by default 0 to B - 1.
+        prompts: the first tokens of each sentence's answer, at least one, by default `special.begin`. Answers, limits,
+            penalties and scores do not include them. A state has no padding, so prompts of different lengths are
+            decoded in separate groups.
     """
-    assert options.method != "given", "a given answer is scored, not decoded"
-    names = range(len(source)) if ids is None else ids
+    assert options.method != "given", "given answers are scored, not decoded"
+    sentence_ids = range(len(source)) if ids is None else ids
     answers: dict[int, list[Hypothesis]] = {}
-    for rows, first in group_by_length(prompts or [[special.begin]] * len(source), source.device):
+    for rows, group in group_by_length(prompts or [[special.begin]] * len(source), source.device):
         if options.method == "beam":
-            hypotheses = beam_search(model, source[rows], lengths[rows], first, options, special)
+            hypotheses = beam_search(model, source[rows], lengths[rows], group, options, special)
         else:
-            of_rows = [names[row] for row in rows]
-            hypotheses = greedy_or_sample(model, source[rows], lengths[rows], first, options, special, of_rows)
+            group_ids = [sentence_ids[row] for row in rows]
+            hypotheses = greedy_or_sample(model, source[rows], lengths[rows], group, options, special, group_ids)
         answers |= zip(rows, hypotheses, strict=True)
     return [answers[row] for row in range(len(source))]

@@ -1,4 +1,4 @@
-"""Given answers: how probable a model finds them."""
+"""Scores of given answers: the log probability that a model assigns to them."""
 
 from collections.abc import Sequence
 
@@ -18,21 +18,22 @@ def score(
     special: SpecialIds,
     prompts: Sequence[Sequence[int]] | None = None,
 ) -> list[tuple[float, int]]:
-    """Log probability in nats of each target (B, T) with its end, and its number of tokens, `target_lengths` (B,).
+    """The log probability of each target (B, T) including its end, in nats, and its length, from `target_lengths` (B,).
 
-    `prompts`, which are not scored, are what the targets continue; see `common.decoding.decode.decode`.
+    Targets continue the `prompts`, which are not scored; see `common.decoding.decode.decode`. Raises UserError if the
+    model's probabilities are NaN.
     """
     scores: dict[int, tuple[float, int]] = {}
     for rows, latest in group_by_length(prompts or [[special.begin]] * len(source), source.device):
         totals = torch.zeros(len(rows), dtype=torch.float64)
-        counts, live = target_lengths[rows].cpu(), torch.arange(len(rows))  # (B,), (R,): the unfinished targets
-        state, words = model.encode(source[rows], lengths[rows]), target[rows]
+        counts, live = target_lengths[rows].cpu(), torch.arange(len(rows))  # (B,); (R,), the unfinished targets
+        state, tokens = model.encode(source[rows], lengths[rows]), target[rows]
         for n in range(int(counts.max())):
             state, remaining = remove_finished(model, state, counts[live] > n, source.device)
             live, latest = live[remaining], latest[remaining.to(latest.device)]
             logits, normaliser = next_logits(model, state, latest)
-            latest = words[live.to(words.device), n]
-            logs = logits.gather(1, latest[:, None]) - normaliser  # (R, 1)
-            totals[live] += refuse_nan(logs.cpu().double())[:, 0]
+            latest = tokens[live.to(tokens.device), n]
+            log_probabilities = logits.gather(1, latest[:, None]) - normaliser  # (R, 1)
+            totals[live] += refuse_nan(log_probabilities.cpu().double())[:, 0]
         scores |= zip(rows, zip(totals.tolist(), counts.tolist(), strict=True), strict=True)
     return [scores[row] for row in range(len(source))]

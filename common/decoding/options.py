@@ -1,4 +1,4 @@
-"""The options of decoding, as config keys of a task: method, length penalty, stopping rule, limits, sampling."""
+"""The options of decoding as config keys: method, length penalty, stopping rule, limits and sampling."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -14,26 +14,27 @@ Probability = Annotated[float, Range(above=0.0, high=1.0)]
 
 @dataclass(frozen=True, kw_only=True)
 class DecodingOptions:
-    """How answers are searched for. Lengths count an answer's tokens with its end, without its prompt.
+    """How answers are decoded. Lengths count an answer's tokens including its end, without its prompt.
 
-    method: "greedy", "beam", "sample" (a token at random by its probability), or "given" (scores given translations).
-    beam: how many hypotheses of a sentence are followed at once.
-    penalty: what a hypothesis's log probability is divided by, for n tokens: "gnmt" ((5 + n) / 6)^alpha, "average"
-        n^alpha (fairseq's, Marian's and transformers' length penalty), "none" 1.
-    alpha: the penalty's exponent; 0 is none.
-    stop: what ends a sentence that has `beam` finished hypotheses: "first" just that (fairseq's rule, transformers'
-        early_stopping=True); "bound" that the best unfinished one would not beat the worst of these if it ended where
-        it is (early_stopping=False; longer ones may yet be better); "never" that it would not even if it continued to
-        the limit and lost no more probability (early_stopping="never"; nothing in reach of the beam is missed).
-    candidates: how many answers are returned for each sentence, at most: of a beam the best, of samples as drawn.
-    longest_factor, longest_extra: an answer to S source tokens has at most longest_factor * S + longest_extra.
-    at_limit: what the last token in the limit is: "end", always EOS at its own probability, as in fairseq; or "cut",
-        any, which leaves an answer without its end, as in transformers.
-    temperature: logits are divided by it before a token is drawn.
-    top_k: only this many of the likeliest tokens are drawn from; 0 = all.
-    top_p: only from the likeliest tokens that have this probability together; 1 = all.
-    seed: what is drawn is a function of it and of a sentence's id, whatever else is in the batch.
-    attention: also give the last layer's cross-attention of the best translation, for pictures.
+    method: "greedy", "beam", "sample" (tokens sampled by their probabilities), or "given" (scores given translations).
+    beam: the beam size, hypotheses of a sentence that are continued in each step.
+    penalty: the length penalty, by which the log probability of n tokens is divided: "gnmt" ((5 + n) / 6)^alpha,
+        "average" n^alpha (that of fairseq, Marian and transformers), "none" 1.
+    alpha: the penalty's exponent; 0 means no penalty.
+    stop: when the search for a sentence with `beam` finished hypotheses ends: "first" at once (fairseq's rule,
+        transformers' early_stopping=True); "bound" when the best unfinished hypothesis, scored at its present length,
+        does not beat the worst finished one (early_stopping=False; a longer one may still be better); "never" when it
+        could not beat it even at the limit and without losing probability (early_stopping="never"; the search misses
+        nothing within the beam).
+    candidates: the maximum number of answers to each sentence: the best of a beam, or samples in the order of sampling.
+    longest_factor, longest_extra: an answer to S source tokens has at most longest_factor * S + longest_extra tokens.
+    at_limit: the last token at the limit: "end", always EOS with its own probability, as in fairseq; or "cut", any
+        token, so that an answer may lack its end, as in transformers.
+    temperature: divides the logits before sampling.
+    top_k: sample only from this many of the likeliest tokens; 0 means all.
+    top_p: sample only from the likeliest tokens that together have this probability; 1 means all.
+    seed: a sample is a function of the seed and the sentence's id, independent of the batch.
+    attention: whether to also return the last layer's cross-attention of the best translation, for pictures.
     """
 
     method: Literal["greedy", "beam", "sample", "given"]
@@ -52,7 +53,7 @@ class DecodingOptions:
     attention: bool
 
     def __post_init__(self) -> None:
-        """Refuse to return more candidates than a method looks for."""
+        """Raise UserError if `candidates` exceeds the number of answers that the method finds."""
         most = {"greedy": 1, "given": 1, "beam": self.beam, "sample": self.candidates}[self.method]
         if self.candidates > most:
             advice = "raise task.predict.beam" if self.method == "beam" else "use task.predict.method=beam or sample"
@@ -62,11 +63,11 @@ class DecodingOptions:
             )
 
     def divisor(self, tokens: int) -> float:
-        """The divisor of the log probability of a hypothesis with this many tokens."""
-        form = {"gnmt": (5 + tokens) / 6, "average": float(tokens), "none": 1.0}[self.penalty]
-        return float(form**self.alpha)
+        """The length penalty of a hypothesis with this many tokens."""
+        base = {"gnmt": (5 + tokens) / 6, "average": float(tokens), "none": 1.0}[self.penalty]
+        return float(base**self.alpha)
 
     def limits(self, lengths: Tensor) -> Tensor:
-        """The most tokens that an answer may have, for source lengths (B,): (B,) int64 on the CPU, at least 1."""
-        most = [int(self.longest_factor * length) + self.longest_extra for length in lengths.tolist()]
-        return torch.tensor(most, dtype=torch.int64).clamp(min=1)
+        """The maximum lengths of answers to sources of lengths (B,): (B,) int64 on the CPU, at least 1."""
+        limits = [int(self.longest_factor * length) + self.longest_extra for length in lengths.tolist()]
+        return torch.tensor(limits, dtype=torch.int64).clamp(min=1)

@@ -1,4 +1,4 @@
-"""Multi-head attention (Vaswani et al. 2017, arXiv 1706.03762, section 3.2) for self- and cross-attention alike."""
+"""Multi-head self- and cross-attention (Vaswani et al. 2017, arXiv 1706.03762, section 3.2)."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,22 +12,22 @@ from common.nn.linear import Linear, Projections
 from common.nn.norms import Norm
 from common.nn.norms import norm as normalisation
 
-# In bf16 the keys of more queries than this are centred. For fewer, as in decoding, reading all keys once more would
-# cost more than the product itself.
+# In bf16, keys are centred if there are more queries than this; for fewer, as in decoding, that costs more time than
+# their product with the queries.
 MAX_UNCENTRED_QUERIES = 8
-# Above this number of pairs of a query and a key, in fp32 and without a gradient, PyTorch's CPU kernel is faster.
+# Above this number of query-key pairs, PyTorch's CPU kernel is faster in fp32 without gradients.
 MAX_FP32_INFERENCE_PAIRS = 2**18
-# Attention weights of one layer that the CPU holds in memory: 64 MiB in fp32, and three times as much for gradients.
+# Attention weights of one layer that the CPU may hold in memory: 64 MiB in fp32, three times that with gradients.
 MAX_MATERIALISED_WEIGHTS = 2**24
 
 
 class Attention(nn.Module):
     """Scaled dot-product attention in `heads` subspaces.
 
-    The query, key and value projections are the rows of one matrix, in this order, so that inputs that coincide
-    share one multiplication. All heads together are as wide as the model, or `inner_width`; without
-    `projection_bias` no projection has a bias. With `qk_norm` each head's queries and keys pass a norm of their own,
-    which keeps the scores from growing (Dehghani et al. 2023, arXiv 2302.05442, section 2).
+    The query, key and value projections are the rows of one matrix, in this order, so that equal inputs share one
+    multiplication. The heads have a total width of `inner_width`, by default `width`. `projection_bias` applies to
+    all four projections. `qk_norm` normalises the queries and keys of each head, which keeps the scores from growing
+    (Dehghani et al. 2023, arXiv 2302.05442, section 2). Raises ValueError if `heads` does not divide the width.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Attention(nn.Module):
         if inner % heads:
             raise ValueError(f"width {inner} is not divisible by heads {heads}")
         self.heads, self.inner_width = heads, inner
-        self.dropout = dropout  # on the attention weights
+        self.dropout = dropout  # on the attention probabilities
         self.in_proj = Projections(width, 3 * inner, projection_bias)
         self.out_proj = Linear(inner, width, projection_bias)
         self.q_norm = normalisation(norm, inner // heads, norm_eps) if qk_norm else nn.Identity()
@@ -67,19 +67,19 @@ class Attention(nn.Module):
     ) -> Tensor:
         """q (B, N, C), k and v (B, M, C) -> (B, N, C).
 
-        `may_look` is boolean, True where a query may look at a key; `bias`, a float tensor, is added to the scores.
-        Both are broadcastable to (B, heads, N, M), with N and M among their dimensions. `causal` lets the last query
-        see all M keys, the one before it all but the last, and so on. The three combine. A query that may look nowhere
-        gets the projection of zeros, never NaN. With a `cache`, k and v are put at its end, and queries see all of it;
-        without k and v, they see what it holds (`cache_memory`).
+        `may_look` is boolean, True where a query may look at a key. `bias` is a float tensor that is added to the
+        scores. Both are broadcastable to (B, heads, N, M) and have at least the dimensions N and M. With `causal` the
+        last query sees all M keys, the query before it all but the last key, and so on. The three can be combined. The
+        output of a query that may look nowhere is the projection of zeros, never NaN. A `cache` is extended by k and v,
+        and the queries see all of it; without k and v they see its present content (`cache_memory`).
         """
         if k is None or v is None:
-            assert cache is not None, "without keys and values, queries look at a cache"
+            assert cache is not None, "attention needs keys and values, or a cache"
             k, v = cache.content()
             q = self.q_norm(self._split_heads(self._project_part(q, 0, 1))).to(v.dtype)
         else:
             q, k, v = (self._split_heads(x) for x in self._project(q, k, v))  # (B, h, N or M, inner/h)
-            q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)  # autocast's norms answer in fp32
+            q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)  # under autocast, norms return fp32
             if cache is not None:
                 k, v = cache.extend(k, v)
         dropout = self.dropout if self.training else 0.0
@@ -93,7 +93,7 @@ class Attention(nn.Module):
         return out
 
     def cache_memory(self, k: Tensor, v: Tensor) -> "Cache":
-        """Keys and values of a memory, k and v (B, M, C), projected once for all queries to come."""
+        """Project the keys and values of a memory once for all later calls: k and v (B, M, C) -> a cache of them."""
         k, v = (
             self._project_part(k, 1, 3).chunk(2, dim=-1)
             if k is v
@@ -104,7 +104,7 @@ class Attention(nn.Module):
         return cache
 
     def _project(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The three projections, in one multiplication for each run of equal inputs."""
+        """Project q, k and v, with one multiplication for neighbours that are the same tensor."""
         if q is k and k is v:
             q, k, v = self.in_proj(q).chunk(3, dim=-1)
             return q, k, v
@@ -114,7 +114,7 @@ class Attention(nn.Module):
         return self._project_part(q, 0, 1), self._project_part(k, 1, 2), self._project_part(v, 2, 3)
 
     def _project_part(self, x: Tensor, first: int, end: int) -> Tensor:
-        """Some of the three projections of x alone: 0 are queries, 1 keys and 2 values."""
+        """Projections `first` to `end` (exclusive) of x, where 0 is the query, 1 the key and 2 the value projection."""
         part: Tensor = self.in_proj(x, rows=slice(first * self.inner_width, end * self.inner_width))
         return part
 
@@ -123,7 +123,7 @@ class Attention(nn.Module):
 
 
 class Cache:
-    """Keys and values (B, h, M, C/h) of all calls so far, in memory that doubles when it is full."""
+    """Keys and values (B, h, M, C/h) of all previous calls, in buffers that double in length when they are full."""
 
     def __init__(self) -> None:
         self.length = 0  # M
@@ -131,14 +131,14 @@ class Cache:
 
     def content(self) -> tuple[Tensor, Tensor]:
         """All keys and values, (B, h, M, C/h) each."""
-        assert self.buffers is not None, "nothing was put in"
+        assert self.buffers is not None, "the cache is empty"
         keys, values = self.buffers
         return keys[:, :, : self.length], values[:, :, : self.length]
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Put k and v (B, h, N, C/h) at the end -> all keys and values."""
+        """Append k and v (B, h, N, C/h) and return all keys and values, (B, h, M, C/h) each."""
         if self.buffers is None:
-            # Cut out of a joint projection they would be copied for every multiplication to come.
+            # Views of a joint projection would be copied in every later multiplication.
             self.length, self.buffers = k.shape[2], (k.contiguous(), v.contiguous())
             return self.buffers
         start, self.length = self.length, self.length + k.shape[2]
@@ -150,20 +150,20 @@ class Cache:
         return self.content()
 
     def select(self, rows: Tensor) -> None:
-        """Keep these rows of the batch alone, (B',) int64."""
+        """Keep only these rows (B',) int64 of the batch."""
         if self.buffers is not None:
             keys, values = self.content()
             self.buffers = keys[rows], values[rows]
 
 
 def attention_probabilities(q: Tensor, k: Tensor, may_look: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-    """Softmax(q k^T / sqrt(C/h) + bias) written out: (B, h, N, C/h), (B, h, M, C/h) -> (B, h, N, M).
+    """Softmax(q k^T / sqrt(C/h) + bias): (B, h, N, C/h), (B, h, M, C/h) -> (B, h, N, M).
 
-    Rows sum to one, or are zero where a query may look nowhere. The fast kernels never build this matrix, so
-    pictures of attention come from here whatever kernel is in use.
+    A row sums to one; it is zero if its query may look nowhere. Fused kernels never build this matrix, so pictures of
+    attention use this function with every kernel.
     """
-    shares = _masked_softmax(q, k, may_look, bias)
-    return shares if may_look is None else shares.masked_fill(_may_look_nowhere(may_look), 0)
+    attention = _masked_softmax(q, k, may_look, bias)
+    return attention if may_look is None else attention.masked_fill(_may_look_nowhere(may_look), 0)
 
 
 def materialised_attention(
@@ -176,36 +176,40 @@ def materialised_attention(
     causal: bool = False,
     dropout: float,
 ) -> Tensor:
-    """Attention by its formula: (B, h, N, C/h), (B, h, M, C/h), (B, h, M, C/h) -> (B, h, N, C/h).
+    """Attention in two products, with all probabilities in memory.
 
-    On the CPU two large products beat PyTorch's kernel, which walks through blocks: in bf16 two to three times forward
-    and four to seven times with the gradients, in fp32 by up to a third (Zen 5, torch 2.15). In bf16 scores keep 8
-    bits, those of the kernel all of fp32's: what comes out is 0.4 % off, not 0.2, and 1 to 2 % where scores pass 50.
+    (B, h, N, C/h), (B, h, M, C/h), (B, h, M, C/h) -> (B, h, N, C/h). On the CPU this is faster than PyTorch's blockwise
+    kernel: in bf16 two to three times forward and four to seven times with gradients, in fp32 by up to a third (Zen 5,
+    torch 2.15). Scores are bf16 here and fp32 in the kernel, so the error in bf16 is 0.4 % instead of 0.2 %, and 1 to
+    2 % for scores above 50.
     """
     may_look = _combined_mask(q, k, may_look, causal)
-    shares = _masked_softmax(q, k, may_look, bias)
-    x = (drop(shares, dropout) if dropout else shares) @ v
+    attention = _masked_softmax(q, k, may_look, bias)
+    x = (drop(attention, dropout) if dropout else attention) @ v
     return x if may_look is None else x.masked_fill(_may_look_nowhere(may_look), 0)
 
 
 def _fused_attention(
     q: Tensor, k: Tensor, v: Tensor, *, may_look: Tensor | None, bias: Tensor | None, causal: bool, dropout: float
 ) -> Tensor:
-    """The same by PyTorch's kernel, whose own triangle starts at the first key, and is for as many queries as keys."""
-    own = causal and may_look is None and bias is None and q.shape[2] == k.shape[2]
-    if not own:
+    """The same by PyTorch's kernel.
+
+    Its causal mask is aligned at the first key, so it is used only for as many queries as keys.
+    """
+    is_causal = causal and may_look is None and bias is None and q.shape[2] == k.shape[2]
+    if not is_causal:
         may_look = _combined_mask(q, k, may_look, causal)
     mask = may_look if bias is None else _masked_bias(bias.to(q.dtype), may_look)
-    x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=own)
-    # The kernel gives zeros for a boolean row of False; of numbers that are all the lowest it takes the mean.
+    x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal)
+    # A query that may look nowhere: the kernel returns zeros with a boolean mask, but the mean of v with a float mask.
     return x if bias is None or may_look is None else x.masked_fill(_may_look_nowhere(may_look), 0)
 
 
 def _is_materialised(q: Tensor, k: Tensor) -> bool:
-    """Whether all weights are to be in memory at once: on the CPU, as long as they take little of it."""
-    if q.device.type != "cpu" or torch.compiler.is_exporting():  # an exported graph is for all sizes
+    """Whether to hold all attention probabilities in memory: on the CPU, if they fit `MAX_MATERIALISED_WEIGHTS`."""
+    if q.device.type != "cpu" or torch.compiler.is_exporting():  # an exported graph must not depend on the shape
         return False
-    if q.dtype == torch.float16:  # whose range is small: the kernel keeps scores in fp32
+    if q.dtype == torch.float16:  # scores may overflow; the kernel computes them in fp32
         return False
     pairs = q.shape[2] * k.shape[2]
     if q.dtype == torch.float32 and not q.requires_grad and pairs > MAX_FP32_INFERENCE_PAIRS:
@@ -214,40 +218,40 @@ def _is_materialised(q: Tensor, k: Tensor) -> bool:
 
 
 def _masked_softmax(q: Tensor, k: Tensor, may_look: Tensor | None, bias: Tensor | None = None) -> Tensor:
-    """The weights (B, h, N, M), of no meaning where a query may look nowhere.
+    """Attention probabilities (B, h, N, M), undefined for a query that may look nowhere.
 
-    What may not be looked at is hidden by the lowest number, in the same pass as the product; minus infinity would make
-    NaN of a query that may look nowhere, in its gradient, too.
+    Masked scores get the lowest finite number, added in the same pass as the product. Minus infinity would give NaN for
+    a query that may look nowhere, and in its gradient.
     """
     batch, heads = q.shape[:2]
     if q.dtype == torch.bfloat16 and q.shape[2] > MAX_UNCENTRED_QUERIES:
-        # softmax ignores an offset common to all keys, which would take bits from the scores.
+        # softmax ignores an offset common to all keys, and without it bf16 scores are more precise.
         k = k - k.mean(2, keepdim=True)
     if bias is None and may_look is not None:
         bias = q.new_zeros(may_look.shape)
     if bias is None:
-        added, beta = q.new_zeros(1, 1, 1), 0
+        offsets, beta = q.new_zeros(1, 1, 1), 0
     else:
-        added, beta = _masked_bias(bias.to(q.dtype), may_look), 1
+        offsets, beta = _masked_bias(bias.to(q.dtype), may_look), 1
         # (1 or B h, 1 or N, M)
-        added = added[None] if added.ndim == 2 else added.expand(batch, heads, -1, -1).flatten(0, 1)
-    products, scale = (q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2)), q.shape[-1] ** -0.5
-    scores = torch.baddbmm(added, *products, beta=beta, alpha=scale)  # (B h, N, M)
+        offsets = offsets[None] if offsets.ndim == 2 else offsets.expand(batch, heads, -1, -1).flatten(0, 1)
+    factors, scale = (q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2)), q.shape[-1] ** -0.5
+    scores = torch.baddbmm(offsets, *factors, beta=beta, alpha=scale)  # (B h, N, M)
     return scores.softmax(dim=-1).view(batch, heads, *scores.shape[1:])
 
 
 def _masked_bias(bias: Tensor, may_look: Tensor | None) -> Tensor:
-    """A bias that is the lowest number where a query may not look."""
+    """The bias, with the lowest finite number where a query may not look."""
     return bias if may_look is None else bias.masked_fill(~may_look, torch.finfo(bias.dtype).min)
 
 
 def _may_look_nowhere(may_look: Tensor) -> Tensor:
-    """Which queries may look nowhere, (..., N or 1, 1)."""
+    """Which queries may look at no key, (..., N or 1, 1) boolean."""
     return ~may_look.any(-1, keepdim=True)
 
 
 def _combined_mask(q: Tensor, k: Tensor, may_look: Tensor | None, causal: bool) -> Tensor | None:
-    """`may_look` and, if `causal`, what N queries at the end of M keys may look at: themselves and all before."""
+    """`may_look` and, if `causal`, the lower triangle (N, M) in which the last of N queries sees all M keys."""
     queries, keys = q.shape[2], k.shape[2]
     if not causal or queries == 1:  # the last query sees all keys
         return may_look
@@ -257,7 +261,7 @@ def _combined_mask(q: Tensor, k: Tensor, may_look: Tensor | None, causal: bool) 
 
 @contextmanager
 def record_attention(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
-    """Collect attention weights: a list for each attention module's name, one (B, h, N, M) per call of it.
+    """Record attention probabilities: for each attention module's name a list with one (B, h, N, M) per call.
 
     with record_attention(model) as maps:
         model(images)

@@ -1,4 +1,4 @@
-"""Transformer blocks and stacks (Vaswani et al. 2017, arXiv 1706.03762, section 3.1) in both norm orders."""
+"""Transformer blocks and stacks (Vaswani et al. 2017, arXiv 1706.03762, section 3.1), pre-norm or post-norm."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,23 +15,23 @@ from common.nn.norms import Norm, norm
 
 @dataclass(frozen=True, kw_only=True)
 class BlockOptions:
-    """What the blocks of one stack have in common."""
+    """The options that all blocks of a stack share."""
 
     width: int
     heads: int
     feedforward: int
     pre_norm: bool
     dropout: float = 0.0  # on the output of each sub-layer, before it is added
-    attention_dropout: float = 0.0  # on the attention weights
+    attention_dropout: float = 0.0  # on the attention probabilities
     hidden_dropout: float = 0.0  # inside the feed-forward, after the activation
     activation: Callable[[], nn.Module] = nn.ReLU
     norm: Norm = "layer"
     norm_eps: float = 1e-5
-    attention_width: int | None = None  # of all heads together; None: that of the model
-    attention_bias: bool = True  # of the attention's projections
+    attention_width: int | None = None  # total width of the heads; None means `width`
+    attention_bias: bool = True  # whether the attention's projections have a bias
     qk_norm: bool = False  # see Attention
-    layer_scale: float | None = None  # first value of a learned factor for each channel of a sub-layer's output
-    drop_path: float = 0.0  # probability that a sample skips a sub-layer; in a stack, of the last block
+    layer_scale: float | None = None  # initial value of the learned factor of each channel of a sub-layer's output
+    drop_path: float = 0.0  # probability that a sample skips a sub-layer; in a stack, that of the last block
 
 
 class Residual(nn.Module):
@@ -54,23 +54,24 @@ class Residual(nn.Module):
     def forward(self, x: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
         """x (B, N, C) -> (B, N, C)."""
         if self.pre_norm:
-            return x + self._added(sublayer(self.norm(x)))
-        normed: Tensor = self.norm(x + self._added(sublayer(x)))
-        return normed
+            return x + self._branch(sublayer(self.norm(x)))
+        y: Tensor = self.norm(x + self._branch(sublayer(x)))
+        return y
 
-    def _added(self, x: Tensor) -> Tensor:
+    def _branch(self, x: Tensor) -> Tensor:
+        """What is added to the residual: the sub-layer's output after dropout, layer scale and stochastic depth."""
         x = self.dropout(x)
         if self.scale is not None:
             x = x * self.scale
         if self.drop_path and self.training:
             probability = 1 - self.drop_path
-            stays = x.new_empty(len(x), 1, 1).bernoulli_(probability)  # (B, 1, 1), each sample for itself
-            x = x * stays / (probability or 1.0)  # at 0 no sample stays that could be scaled
+            keep = x.new_empty(len(x), 1, 1).bernoulli_(probability)  # (B, 1, 1), independent for each sample
+            x = x * keep / (probability or 1.0)  # at probability 0, `keep` is all zeros
         return x
 
 
 class FeedForward(nn.Sequential):
-    """Two linear maps with an activation between them, at each position alike (section 3.3)."""
+    """Two linear maps with an activation between them, the same at every position (section 3.3)."""
 
     def __init__(self, options: BlockOptions):
         super().__init__()
@@ -81,9 +82,9 @@ class FeedForward(nn.Sequential):
 
 
 class Memory(NamedTuple):
-    """Another sequence that queries look at, such as an encoder's output.
+    """Another sequence that queries attend to, such as an encoder's output.
 
-    The keys may be the values with positions added. Where a cache holds keys and values, they are not needed again.
+    Keys may be values plus positions. Keys and values are None if a cache holds them.
     """
 
     keys: Tensor | None  # (B, M, C)
@@ -94,12 +95,12 @@ class Memory(NamedTuple):
 class BlockCache(NamedTuple):
     """The keys and values of one block in decoding."""
 
-    own: Cache  # of the tokens before, growing
-    memory: Cache | None = None  # of the memory, as it is
+    own: Cache  # of the preceding tokens; it grows
+    memory: Cache | None = None  # of the memory; it is constant
 
 
 class Context(TypedDict, total=False):
-    """What all blocks of a stack are called with; see Block."""
+    """The arguments that all blocks of a stack are called with; see Block."""
 
     positions: Tensor | None
     may_look: Tensor | None
@@ -110,10 +111,10 @@ class Context(TypedDict, total=False):
 
 
 class Block(nn.Module):
-    """Self-attention, cross-attention to a memory if `cross`, then feed-forward.
+    """Self-attention, cross-attention to a memory if `cross`, and feed-forward.
 
-    An attention that is handed in takes the place of `Attention`: a module that is called by its keywords, and by
-    `guide` as well, whatever that is.
+    `attention` and `cross_attention` replace the default `Attention`. They are called with the keywords of
+    `Attention.forward` and with `guide`, which a block passes on unchanged.
     """
 
     def __init__(
@@ -125,7 +126,7 @@ class Block(nn.Module):
         cross_attention: nn.Module | None = None,
     ):
         super().__init__()
-        self.guided = attention is not None, cross_attention is not None
+        self.takes_guide = attention is not None, cross_attention is not None
         self.attention = attention or _attention(options)
         self.cross_attention = (cross_attention or _attention(options)) if cross else None
         self.feed_forward = FeedForward(options)
@@ -145,26 +146,24 @@ class Block(nn.Module):
     ) -> Tensor:
         """x (B, N, C), memory (B, M, C) -> (B, N, C).
 
-        `positions` (broadcastable to x) are added to the queries of both attentions and to the keys of x, never to
-        values, as DETR does; None for models that add them once at the input. `may_look`, `bias` and `causal` are the
-        self-attention's. With a `cache` of this block, x follows the tokens in it.
+        `positions` (broadcastable to x) are added to the queries of both attentions and to the keys of the
+        self-attention, never to values, as in DETR; None for models that add them at the input. `may_look`, `bias` and
+        `causal` apply to the self-attention. With a `cache` of this block, x continues the tokens in it.
         """
 
         def attend(x: Tensor) -> Tensor:
             qk = _add(x, positions)
             own = cache.own if cache else None
-            more = {"guide": guide} if self.guided[0] else {}
-            attended: Tensor = self.attention(
-                q=qk, k=qk, v=x, may_look=may_look, bias=bias, causal=causal, cache=own, **more
-            )
-            return attended
+            extra = {"guide": guide} if self.takes_guide[0] else {}
+            y: Tensor = self.attention(q=qk, k=qk, v=x, may_look=may_look, bias=bias, causal=causal, cache=own, **extra)
+            return y
 
         def attend_to_memory(x: Tensor) -> Tensor:
             assert self.cross_attention is not None and memory is not None
             source = {"cache": cache.memory} if cache and cache.memory else {"k": memory.keys, "v": memory.values}
-            more = {"guide": guide} if self.guided[1] else {}
-            attended: Tensor = self.cross_attention(q=_add(x, positions), may_look=memory.may_look, **source, **more)
-            return attended
+            extra = {"guide": guide} if self.takes_guide[1] else {}
+            y: Tensor = self.cross_attention(q=_add(x, positions), may_look=memory.may_look, **source, **extra)
+            return y
 
         x = self.residuals[0](x, attend)
         if self.cross_attention is not None:
@@ -174,9 +173,9 @@ class Block(nn.Module):
 
 
 class Stack(nn.Module):
-    """Blocks one after another, and a norm at the end, which pre-norm needs: its blocks leave sums unnormalised.
+    """A sequence of blocks, with an optional final norm, which pre-norm blocks need: their output is not normalised.
 
-    `attention` and `cross_attention` make the attentions of block 0, 1, ..., to be handed in. `drop_path` grows
+    `attention` and `cross_attention` are called with a block's number and return its attention. `drop_path` grows
     linearly from 0 in the first block to its full value in the last (Huang et al. 2016, section 3).
     """
 
@@ -203,14 +202,14 @@ class Stack(nn.Module):
         self.norm = norm(options.norm, options.width, options.norm_eps) if final_norm else nn.Identity()
 
     def forward(self, x: Tensor, *, caches: list[BlockCache] | None = None, **context: Unpack[Context]) -> Tensor:
-        """x (B, N, C) -> (B, N, C). With `caches`, x follows the tokens in them."""
+        """x (B, N, C) -> (B, N, C). With `caches`, x continues the tokens in them."""
         for i, block in enumerate(self.blocks):
             x = block(x, cache=caches[i] if caches else None, **context)
         x = self.norm(x)
         return x
 
     def block_outputs(self, x: Tensor, **context: Unpack[Context]) -> list[Tensor]:
-        """The output (B, N, C) of every block, first to last, each through the norm."""
+        """The output (B, N, C) of every block, first to last, each after the final norm."""
         outputs = []
         for block in self.blocks:
             x = block(x, **context)
@@ -218,7 +217,7 @@ class Stack(nn.Module):
         return outputs
 
     def caches(self, memory: Memory | None = None) -> list[BlockCache]:
-        """A cache for each block with no token yet, and with the keys and values of a memory, if there is one."""
+        """A cache for each block, without tokens, and with the keys and values of `memory` if it is not None."""
         if memory is None:
             return [BlockCache(Cache()) for _ in self.blocks]
         attentions: list[Any] = [block.cross_attention for block in self.blocks]

@@ -1,6 +1,6 @@
-"""Convolutions with a frozen batch norm behind them, which is folded into their weights.
+"""Convolutions followed by a frozen batch norm, which is folded into their weights.
 
-Where no gradient is wanted, convolution, shortcut and ReLU are one pass over the map if there is a kernel for it.
+Without gradients, convolution, shortcut and ReLU are one pass over the map if oneDNN has a kernel for them.
 """
 
 import torch
@@ -12,9 +12,10 @@ from common.nn import kernels
 
 
 class FrozenBatchNorm(nn.Module):
-    """Batch norm whose statistics and affine part never change: four buffers, one scale and shift per channel.
+    """Batch norm with constant statistics and affine parameters: four buffers, one scale and shift per channel.
 
-    Without weights to load it changes nothing. Norms that depend on the batch would make a step depend on its cut.
+    It is nearly the identity until a checkpoint is loaded. With statistics of the batch, a step would depend on its
+    split into micro-batches.
     """
 
     weight: Tensor
@@ -31,14 +32,14 @@ class FrozenBatchNorm(nn.Module):
         self.weight_cache = kernels.WeightCache()
 
     def folded_into(self, conv: nn.Conv2d, *, packed: bool) -> tuple[Tensor, Tensor]:
-        """The weight (C, ...) and bias (C,) of a convolution that does the work of this norm, too.
+        """The weight (C, ...) and bias (C,) of a convolution that equals `conv` followed by this norm.
 
-        They are computed in every step that learns the weight. Otherwise they are kept until the weight or this norm
-        changes, in the type that autocast would turn them into each time, and `packed` for the fused kernel.
+        They are computed in every step that trains the weight. Otherwise they are cached until the weight or this norm
+        changes, in the type that autocast would cast them to, and `packed` for the fused kernel.
         """
         weight = conv.weight
-        learns = torch.is_grad_enabled() and weight.requires_grad
-        if learns or torch.compiler.is_compiling():
+        trains = torch.is_grad_enabled() and weight.requires_grad
+        if trains or torch.compiler.is_compiling():
             return self._fold(weight)
         dtype = _compute_dtype(weight)
 
@@ -48,21 +49,21 @@ class FrozenBatchNorm(nn.Module):
 
         if not kernels.counts_changes(weight):
             return make()
-        copy: tuple[Tensor, Tensor] = self.weight_cache.get((packed, dtype), weight, make, tuple(self.buffers()))
-        return copy
+        cached: tuple[Tensor, Tensor] = self.weight_cache.get((packed, dtype), weight, make, tuple(self.buffers()))
+        return cached
 
     def _fold(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         scale, shift = self.scale_and_shift()
         return weight * scale[:, None, None, None], shift
 
     def scale_and_shift(self) -> tuple[Tensor, Tensor]:
-        """(C,), (C,) so that the norm is x * scale + shift."""
+        """Scale and shift, (C,) each: the norm is x * scale + shift."""
         scale = self.weight * (self.running_var + 1e-5).rsqrt()
         return scale, self.bias - self.running_mean * scale
 
 
 def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
-    """A convolution that keeps the map's size but for its stride, drawn as ResNet's are (arXiv 1502.01852)."""
+    """A convolution that divides the map's size by `stride`, initialised by He et al. 2015 (arXiv 1502.01852)."""
     padding = dilation * (kernel // 2)
     conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
@@ -71,7 +72,7 @@ def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1, dilatio
 
 
 def conv_norm(conv: nn.Conv2d, norm: FrozenBatchNorm, x: Tensor) -> Tensor:
-    """norm(conv(x)), with the norm folded into the convolution's weights, which saves a pass over the map."""
+    """norm(conv(x)), with the norm folded into the convolution's weight and bias, which saves a pass over the map."""
     weight, bias = norm.folded_into(conv, packed=False)
     return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation)
 
@@ -79,10 +80,10 @@ def conv_norm(conv: nn.Conv2d, norm: FrozenBatchNorm, x: Tensor) -> Tensor:
 def conv_norm_relu(
     conv: nn.Conv2d, norm: FrozenBatchNorm, x: Tensor, *, shortcut: Tensor | None = None, real: Tensor | None = None
 ) -> Tensor:
-    """relu(norm(conv(x)) + shortcut), with zeros wherever real (B, 1, H, W) is False; None means no such thing.
+    """relu(norm(conv(x)) + shortcut), set to zero where `real` (B, 1, H, W) is False; either may be None.
 
-    A map of 50 MB takes longer to allocate than to compute, so what the convolution returns is overwritten and, where
-    no gradient is wanted, `shortcut`, too.
+    Allocating a map of 50 MB takes longer than computing it. The convolution's output is therefore overwritten and, if
+    no gradient is needed, so is `shortcut`.
     """
     if kernels.can_fuse(x, conv.weight, shortcut):
         weight, bias = norm.folded_into(conv, packed=True)
@@ -97,11 +98,11 @@ def conv_norm_relu(
 
 
 def mask_padding(x: Tensor, real: Tensor | None) -> Tensor:
-    """x (B, C, H, W) with zeros wherever real (B, 1, H, W) is False; None means that nothing is padding."""
+    """x (B, C, H, W), set to zero where `real` (B, 1, H, W) is False; None means that nothing is padding."""
     return x if real is None else x * real
 
 
 def _compute_dtype(weight: Tensor) -> torch.dtype:
-    """What autocast computes convolutions in, or the weight's own type."""
+    """The type in which autocast computes convolutions, or the weight's own type without autocast."""
     enabled = torch.is_autocast_enabled(weight.device.type)
     return computed_in(weight.device) if enabled else weight.dtype

@@ -1,9 +1,9 @@
-"""oneDNN's kernels for the CPU: linear maps and fused convolutions, and weights in the order that these read.
+"""oneDNN's CPU kernels: linear maps, fused convolutions, and weights packed into the layout that these kernels read.
 
-torch hands fp32 products on the CPU to MKL, which leaves AMD's AVX-512 unused (96 against 214 GFLOP/s on one Zen 5
-core, torch 2.15); oneDNN, which torch ships as well, uses what it finds. Nothing outside this file knows of it, and
-`torch.backends.mkldnn.flags(enabled=False)` is the one switch: without it, on other devices, while tracing, and for
-tensor types other than torch's own, these functions are torch's.
+PyTorch computes fp32 products on the CPU with MKL, which does not use AMD's AVX-512 (96 GFLOP/s on one Zen 5 core,
+torch 2.15). oneDNN, which PyTorch ships too, does (214 GFLOP/s). Only this file calls oneDNN. Its functions fall back
+to PyTorch's on other devices, while tracing, for tensor subclasses, and under
+`torch.backends.mkldnn.flags(enabled=False)`.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-MAX_PACKED_ROWS = 32  # in fp32 packed weights are faster from 2 rows to here (up to twice), and else slower or equal
+MAX_PACKED_ROWS = 32  # in fp32, packed weights are faster for 2 to this many input rows (up to twice), else not
 
 _ONEDNN = torch.ops.mkldnn if torch.backends.mkldnn.is_available() else None
 _PRODUCT = getattr(_ONEDNN, "_linear_pointwise", None)
@@ -30,18 +30,18 @@ _GRAD: Any = Tensor.grad
 
 
 class Parameter(nn.Parameter):
-    """A parameter that counts its changes, so that copies made from it are made again.
+    """A parameter that counts its changes, so that a `WeightCache` knows when to recompute.
 
-    Tensors count writes (`_version`), but not those through `data`, nor those of fused optimizers (torch 2.15). Here
-    access to `data` counts as a change, and so does access to a gradient, which precedes every optimizer's write. Not
-    counted are writes to an alias of its memory that was made before (`d = p.data`), and those of collectives.
+    A tensor's `_version` counts writes, but not those through `data` or by fused optimizers (torch 2.15). Therefore
+    each access to `data` counts as a change, and so does each access to `grad`, which precedes every optimizer's write.
+    Not counted: writes through an alias from an earlier access (`d = p.data`), and writes by collectives.
     """
 
     changes = 0
 
     @property
     def data(self) -> Tensor:
-        """The values without their history, in the same memory."""
+        """The values without autograd history, in the same memory."""
         self.changes += 1
         values: Tensor = _DATA.__get__(self)
         return values
@@ -67,11 +67,11 @@ class Parameter(nn.Parameter):
         _GRAD.__delete__(self)
 
 
-_OWN_TYPES = (Tensor, nn.Parameter, Parameter)  # not DTensor, FakeTensor or quantised weights
+_SUPPORTED_TYPES = (Tensor, nn.Parameter, Parameter)  # not DTensor, FakeTensor or quantised weights
 
 
 class WeightCache:
-    """What a module computes from a weight for its kernels, each until the weight changes; empty in its copies."""
+    """Tensors computed from a weight for a kernel, valid until the weight changes. Copies and pickles are empty."""
 
     def __init__(self) -> None:
         self._entries: dict[Any, tuple[Tensor, tuple[Any, ...], list[Tensor], Any]] = {}
@@ -80,29 +80,29 @@ class WeightCache:
         return WeightCache, ()
 
     def clear(self) -> None:
-        """Forget all of them."""
+        """Remove all entries."""
         self._entries.clear()
 
     def get(self, name: Any, weight: Tensor, make: Callable[[], Any], statistics: tuple[Tensor, ...] = ()) -> Any:
-        """The result of `make`, from the last time if nothing that it depends on has changed since.
+        """The result of `make`, which is called only if `weight` or `statistics` have changed since the last call.
 
-        Changes of `weight` are counted (`counts_changes`). Vectors of `statistics` are plain tensors: on the CPU they
-        are compared, in a microsecond each; elsewhere the host would wait for that, and changes through `data` escape.
+        The weight counts its changes (`counts_changes`). Statistics are plain vectors. On the CPU they are compared, in
+        a microsecond each. On other devices the host would have to wait, so changes through their `data` are missed.
         """
         assert isinstance(weight, Parameter)
         state = weight.changes, *((tensor.data_ptr(), tensor._version) for tensor in (weight, *statistics))
         entry = self._entries.get(name)
         if entry and entry[0] is weight and entry[1] == state and all(map(torch.equal, entry[2], statistics)):
             return entry[3]
-        # Not in inference mode: a gradient that passes through a convolution saves its weight.
+        # Not in inference mode, because autograd may save the result for a convolution's backward pass.
         with torch.inference_mode(False), torch.no_grad():
-            values = [tensor.clone() for tensor in statistics if tensor.device.type == "cpu"]
-            self._entries[name] = weight, state, values, (made := make())
-        return made
+            snapshot = [tensor.clone() for tensor in statistics if tensor.device.type == "cpu"]
+            self._entries[name] = weight, state, snapshot, (result := make())
+        return result
 
 
 def counts_changes(weight: Tensor) -> bool:
-    """Whether every change of a weight is counted, so that copies made from it can be kept."""
+    """Whether a weight counts all its changes, so that a `WeightCache` may hold tensors computed from it."""
     return type(weight) is Parameter and not weight.is_inference()
 
 
@@ -114,25 +114,25 @@ def linear(
     rows: slice = slice(None),
     cache: WeightCache | None = None,
 ) -> Tensor:
-    """x W^T + b: (..., in), (out, in), (out,) -> (..., out); or the outputs in `rows` alone.
+    """x W^T + b: (..., in), (out, in), (out,) -> (..., out), or only the outputs in `rows`.
 
-    `copies` belongs to the module of the weight; without it nothing is kept.
+    `cache` belongs to the module of the weight; without it, weights are not packed.
     """
-    kind, learns = _product_dtype(x, weight), _needs_gradient(x, weight, bias)
-    if learns and cache is not None:
-        cache.clear()  # so that a write that is not counted, such as a collective's, is seen after a training step
-    if kind is not None and not learns:
-        ready = _prepared_weight(weight, rows, kind, x.numel() // x.shape[-1], cache)
-        return _multiply(_cast(x, kind), ready, None if bias is None else _cast(_select_rows(bias, rows), kind))
+    dtype, needs_gradient = _product_dtype(x, weight), _needs_gradient(x, weight, bias)
+    if needs_gradient and cache is not None:
+        cache.clear()  # so that a training step makes writes visible that are not counted, such as a collective's
+    if dtype is not None and not needs_gradient:
+        prepared = _prepared_weight(weight, rows, dtype, x.numel() // x.shape[-1], cache)
+        return _multiply(_cast(x, dtype), prepared, None if bias is None else _cast(_select_rows(bias, rows), dtype))
     weight, bias = _select_rows(weight, rows), None if bias is None else _select_rows(bias, rows)
-    if kind == torch.float32:
+    if dtype == torch.float32:
         product: Tensor = _Linear.apply(x, weight, bias)
         return product
     return F.linear(x, weight, bias)
 
 
 def can_fuse(x: Tensor, weight: Tensor, shortcut: Tensor | None) -> bool:
-    """Whether `convolution_relu` computes a layer."""
+    """Whether `convolution_relu` can compute a convolution with these tensors."""
     if None in (_CONVOLUTION, _CONVOLUTION_ADD, _PACK_CONVOLUTION) or not _supports(x, weight, shortcut):
         return False
     if _needs_gradient(x, weight, shortcut) or not x.numel():
@@ -144,7 +144,7 @@ def can_fuse(x: Tensor, weight: Tensor, shortcut: Tensor | None) -> bool:
 def convolution_relu(
     conv: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None, shortcut: Tensor | None
 ) -> Tensor:
-    """relu(conv(x) + shortcut) in one pass over the map, with a weight from `pack_convolution`; overwrites shortcut."""
+    """relu(conv(x) + shortcut) in one pass, with a weight from `pack_convolution`; overwrites `shortcut`."""
     assert _CONVOLUTION is not None and _CONVOLUTION_ADD is not None
     x = x.to(weight.dtype)
     geometry = conv.padding, conv.stride, conv.dilation, conv.groups
@@ -157,27 +157,27 @@ def convolution_relu(
 
 
 def pack_convolution(weight: Tensor, conv: nn.Conv2d) -> Tensor:
-    """A weight in the order that the convolution's kernel reads."""
+    """Pack a convolution's weight into the layout that its kernel reads."""
     assert _PACK_CONVOLUTION is not None
     if weight.dtype == torch.float32 and conv.kernel_size != (3, 3):
-        return weight  # the best order depends on the map's size, and another's is up to 10 times as slow
-    like = [1, conv.in_channels, 32, 32]  # any map: without one it takes an order that is slow in the same way
-    packed: Tensor = _PACK_CONVOLUTION(weight, conv.padding, conv.stride, conv.dilation, conv.groups, like)
+        return weight  # the best layout depends on the map's size; another size's is up to 10 times as slow
+    input_shape = [1, conv.in_channels, 32, 32]  # any size will do; without one, oneDNN chooses a slow layout
+    packed: Tensor = _PACK_CONVOLUTION(weight, conv.padding, conv.stride, conv.dilation, conv.groups, input_shape)
     return packed
 
 
 def _supports(*tensors: Tensor | None) -> bool:
-    """Whether oneDNN is switched on, and for tensors such as these; while tracing, a compiler chooses."""
+    """Whether oneDNN is enabled and supports these tensors; False while tracing, where the compiler chooses."""
     if torch.compiler.is_compiling() or not torch.backends.mkldnn.enabled:
         return False
-    for tensor in tensors:  # not all(...), whose generator takes longer than the loop
-        if tensor is not None and (type(tensor) not in _OWN_TYPES or not tensor.is_cpu):
+    for tensor in tensors:  # a loop, because the generator of all(...) is slower
+        if tensor is not None and (type(tensor) not in _SUPPORTED_TYPES or not tensor.is_cpu):
             return False
     return True
 
 
 def _product_dtype(x: Tensor, weight: Tensor) -> torch.dtype | None:
-    """The type in which oneDNN computes a product; None: torch computes it."""
+    """The type in which oneDNN computes a product, or None if PyTorch computes it."""
     if _PRODUCT is None or not _supports(x, weight) or weight.dtype != torch.float32 or not x.numel():
         return None
     if torch.is_autocast_enabled("cpu"):
@@ -191,22 +191,22 @@ def _needs_gradient(*tensors: Tensor | None) -> bool:
     return any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
-def _prepared_weight(weight: Tensor, rows: slice, kind: torch.dtype, count: int, cache: WeightCache | None) -> Tensor:
-    """Some rows of a weight for a product with `count` rows of inputs, packed where that is faster."""
-    pays = kind == torch.bfloat16 or 1 < count <= MAX_PACKED_ROWS
-    if not pays or cache is None or _PACK is None or not counts_changes(weight):
-        return _cast(_select_rows(weight, rows), kind)
-    packed: Tensor = cache.get((rows.start, rows.stop, kind), weight, lambda: _PACK(weight[rows].to(kind)))
+def _prepared_weight(weight: Tensor, rows: slice, dtype: torch.dtype, count: int, cache: WeightCache | None) -> Tensor:
+    """Rows of a weight in `dtype` for a product with `count` input rows, packed where that is faster."""
+    faster_packed = dtype == torch.bfloat16 or 1 < count <= MAX_PACKED_ROWS
+    if not faster_packed or cache is None or _PACK is None or not counts_changes(weight):
+        return _cast(_select_rows(weight, rows), dtype)
+    packed: Tensor = cache.get((rows.start, rows.stop, dtype), weight, lambda: _PACK(weight[rows].to(dtype)))
     return packed
 
 
 def _select_rows(tensor: Tensor, rows: slice) -> Tensor:
-    """Some rows, without a view where these are all: in small products one takes a tenth of the time."""
+    """The rows of a tensor; all of them need no view, which would take a tenth of the time of a small product."""
     return tensor if rows.start is None and rows.stop is None else tensor[rows]
 
 
-def _cast(tensor: Tensor, kind: torch.dtype) -> Tensor:
-    return tensor if tensor.dtype == kind else tensor.to(kind)
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
 def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -216,7 +216,7 @@ def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 class _Linear(torch.autograd.Function):
-    """The product with its gradients, by the same kernel."""
+    """A product whose gradients are computed by the same kernel."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -227,17 +227,17 @@ class _Linear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
-        of_x, of_weight, of_bias = ctx.needs_input_grad
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         inputs, outputs = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])  # (n, in), (n, out)
         return (
-            _multiply(gradient, weight.t()) if of_x else None,
-            _outer(outputs, inputs) if of_weight else None,
-            outputs.sum(0) if of_bias else None,
+            _multiply(gradient, weight.t()) if needs_x else None,
+            _outer(outputs, inputs) if needs_weight else None,
+            outputs.sum(0) if needs_bias else None,
         )
 
 
 def _outer(a: Tensor, b: Tensor) -> Tensor:
-    """a^T b: (n, p), (n, q) -> (p, q); the kernel shares out the rows of a result, so the shorter side makes them."""
+    """a^T b: (n, p), (n, q) -> (p, q), with the shorter side as rows, which the kernel distributes over threads."""
     if a.shape[1] <= b.shape[1]:
         return _multiply(a.t(), b.t())
     return _multiply(b.t(), a.t()).t()

@@ -11,5 +11,5 @@ Norm = Literal["layer", "rms"]
 
 
 def norm(name: Norm, width: int, eps: float) -> nn.Module:
-    """A norm over the last axis, `width` long, with a learned factor for each channel (and a shift in LayerNorm)."""
+    """A norm over the last axis of length `width`, with a learned scale (and in LayerNorm a shift) for each channel."""
     return nn.LayerNorm(width, eps=eps) if name == "layer" else nn.RMSNorm(width, eps=eps)

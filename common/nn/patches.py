@@ -1,7 +1,7 @@
-"""Patches to tokens (Dosovitskiy et al. 2021, arXiv 2010.11929, equation 1), in two forms that compute the same.
+"""Patches to tokens (Dosovitskiy et al. 2021, arXiv 2010.11929, equation 1), in two equivalent forms.
 
-`multiply` is the paper's text: cut the image into squares, write each as one long vector, and multiply it with a
-matrix E. `convolution` is the same product as a convolution that strides by its own size, without the cutting.
+`multiply` follows the paper's text: split the image into patches, flatten each, and multiply it with a matrix E.
+`convolution` is the same product as a convolution with kernel and stride equal to the patch size.
 """
 
 import math
@@ -18,7 +18,7 @@ Form = Literal["convolution", "multiply"]
 
 
 class Patches(nn.Module):
-    """Tokens of an image: one for each square of `size` by `size` pixels, row by row."""
+    """Tokens of an image: one for each patch of `size` by `size` pixels, row by row."""
 
     def __init__(self, *, channels: int, size: int, width: int, form: Form):
         super().__init__()
@@ -29,39 +29,39 @@ class Patches(nn.Module):
         self.multiply = Tied(self) if form == "multiply" else None
 
     def forward(self, images: Tensor) -> Tensor:
-        """images (B, channels, H, W) -> (B, HW / size^2, C); raises UserError where squares do not fill the image."""
+        """images (B, channels, H, W) -> (B, HW / size^2, C); raises UserError if `size` does not divide H and W."""
         self.grid(images.shape[-2], images.shape[-1])
         if self.multiply is None:
             x = F.conv2d(images, self.weight, self.bias, stride=self.size)  # (B, C, h, w)
             return x.flatten(2).transpose(1, 2)  # (B, C, h, w) -> (B, hw, C)
-        squares = torch.unflatten(torch.unflatten(images, 3, (-1, self.size)), 2, (-1, self.size))  # (B, c, h, p, w, p)
-        squares = squares.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # -> (B, hw, cpp)
-        tokens: Tensor = self.multiply(squares)  # (B, hw, C)
+        patches = torch.unflatten(torch.unflatten(images, 3, (-1, self.size)), 2, (-1, self.size))  # (B, c, h, p, w, p)
+        patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # -> (B, hw, cpp)
+        tokens: Tensor = self.multiply(patches)  # (B, hw, C)
         return tokens
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of squares in an image of that many pixels."""
+        """Rows and columns of patches in an image of `height` by `width` pixels; UserError if they do not fit."""
         p = self.size
         if height % p or width % p:
-            near = " or ".join(f"{height // p * p + i} x {width // p * p + j}" for i, j in _around(height, width, p))
+            suitable = " or ".join(f"{rows} x {columns}" for rows, columns in _nearest_multiples(height, width, p))
             raise UserError(
-                f"Images of {height} x {width} pixels cannot be cut into squares of {p}: both sides must be multiples "
-                f"of {p}, such as {near} (data.image_size), or take another model.patch_size."
+                f"Images of {height} x {width} pixels cannot be split into patches of {p} x {p}: both sides must be "
+                f"multiples of {p}, such as {suitable}; change data.image_size or model.patch_size."
             )
         return height // p, width // p
 
 
 def lecun_normal_(weight: Tensor) -> None:
-    """LeCun's normal cut at two deviations, where the authors' code leaves flax its own first values.
+    """Fill a weight (outputs, inputs...) from LeCun's normal distribution, truncated at two standard deviations.
 
-    weight (outputs, inputs...) is filled in place; .8796 is what the cut leaves of the deviation.
+    The authors' code uses this default of flax. Truncation reduces the standard deviation to 0.8796 of its value.
     """
     deviation = math.sqrt(1 / weight[0].numel()) / 0.87962566103423978
     nn.init.trunc_normal_(weight, std=deviation, a=-2 * deviation, b=2 * deviation)
 
 
-def _around(height: int, width: int, p: int) -> list[tuple[int, int]]:
-    """What to add to the lower multiples: nothing, unless a side vanishes, or one square each where it is broken."""
-    low = (0 if height >= p else p, 0 if width >= p else p)
-    high = (p if height % p else 0, p if width % p else 0)
+def _nearest_multiples(height: int, width: int, p: int) -> list[tuple[int, int]]:
+    """The image sizes with both sides rounded down to a multiple of p, at least p, and with both rounded up."""
+    low = (max(p, height // p * p), max(p, width // p * p))
+    high = (math.ceil(height / p) * p, math.ceil(width / p) * p)
     return list(dict.fromkeys([low, high]))

@@ -1,6 +1,7 @@
-"""Where a token stands: fixed sines in one and two dimensions, and learned tables with their resampling.
+"""Position encodings: fixed sines in one and two dimensions, and learned tables with their resampling.
 
-Vaswani et al. 2017 (arXiv 1706.03762, section 3.5); in two dimensions Carion et al. 2020 (arXiv 2005.12872, A.4).
+Sines are Vaswani et al. 2017 (arXiv 1706.03762, section 3.5), in two dimensions Carion et al. 2020 (arXiv 2005.12872,
+section A.4).
 """
 
 import math
@@ -12,19 +13,20 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 
-# Three layouts are in use, and weights learnt with one give nonsense with another.
+# Three layouts are in use. A model trained with one is useless with another.
 Layout = Literal[
     "interleaved",  # the paper's
-    "halves",  # Marian's, and transformers' for its files: the same frequencies, sines first
-    "halves_t2t",  # tensor2tensor's and fairseq's: sines first, and exponents that reach 1
+    "halves",  # Marian's and, for its files, transformers': the same values, sines first
+    "halves_t2t",  # tensor2tensor's and fairseq's: sines first, with exponents up to 1
 ]
 
 
 def sine(positions: Tensor, width: int, temperature: float = 10000.0, layout: Layout = "interleaved") -> Tensor:
-    """Sines and cosines of a place at falling frequencies: (...) -> (..., width), `width` even.
+    """Sines and cosines of positions at decreasing frequencies: (...) -> (..., width), `width` even.
 
-    interleaved: PE(p, 2i) = sin(p / T^(2i/width)), PE(p, 2i+1) = cos(the same), for i in 0 .. width/2 - 1; halves: the
-    same values, all sines before all cosines; halves_t2t: so, too, but of p / T^(i/(width/2 - 1)).
+    With T the temperature and i in 0 .. width/2 - 1, interleaved is PE(p, 2i) = sin(p / T^(2i/width)) and PE(p, 2i+1) =
+    cos(p / T^(2i/width)). halves has the same values, all sines before all cosines. halves_t2t has all sines, then all
+    cosines, of p / T^(i/(width/2 - 1)).
     """
     i = torch.arange(width // 2, dtype=torch.float32, device=positions.device)  # (width/2,)
     exponents = i / max(1, width // 2 - 1) if layout == "halves_t2t" else 2 * i / width
@@ -36,10 +38,10 @@ def sine(positions: Tensor, width: int, temperature: float = 10000.0, layout: La
 
 
 def sine_2d(real: Tensor, width: int, temperature: float = 10000.0) -> Tensor:
-    """Sine positions of a padded map: real (B, H, W) -> (B, H, W, width), `width` a multiple of four.
+    """Sine encodings of a padded map: real (B, H, W) boolean -> (B, H, W, width), `width` a multiple of four.
 
-    Rows, then columns, take half of the channels each. A coordinate is the count of real positions up to here over
-    their number, times 2 pi: relative to each image's own size, so padding does not move it.
+    The first half of the channels encodes the row, the second half the column. A coordinate is 2 pi times the fraction
+    of the image's real rows or columns up to this position, so it does not depend on padding.
     """
     rows, columns = real.cumsum(1, dtype=torch.float32), real.cumsum(2, dtype=torch.float32)  # (B, H, W)
     rows = rows / (rows[:, -1:, :] + 1e-6) * 2 * math.pi
@@ -48,7 +50,7 @@ def sine_2d(real: Tensor, width: int, temperature: float = 10000.0) -> Tensor:
 
 
 class Learned1d(nn.Module):
-    """A learned vector for each of the first `longest` places in a sequence (Radford et al. 2019, GPT-2)."""
+    """A learned vector for each of the first `longest` positions of a sequence (Radford et al. 2019, GPT-2)."""
 
     def __init__(self, width: int, longest: int):
         super().__init__()
@@ -56,20 +58,20 @@ class Learned1d(nn.Module):
         nn.init.normal_(self.table.weight, std=0.02)
 
     def forward(self, count: int, start: int = 0, padding: Tensor | None = None) -> Tensor:
-        """Positions of `count` tokens from number `start` on: (count, C).
+        """Encodings of `count` tokens at the positions from `start` on: (count, C).
 
-        With `padding` (B,) int64, how many tokens each row has before its first real one, which then is number 0:
-        (B, count, C). Raises UserError for more tokens than there are places.
+        With left padding, `padding` (B,) int64 is the number of padding tokens of each row; positions count from the
+        first real token, and the result is (B, count, C). Raises UserError for a position beyond the table.
         """
         if start + count > self.table.num_embeddings:
             raise UserError(
                 f"a sequence of {start + count:,} tokens does not fit {self.table.num_embeddings:,} learned positions; "
-                "cut it, or take sine positions, which have no limit."
+                "truncate it, or use sine positions, which have no limit."
             )
-        places = torch.arange(start, start + count, device=self.table.weight.device)  # (N,)
+        positions = torch.arange(start, start + count, device=self.table.weight.device)  # (N,)
         if padding is not None:
-            places = (places - padding[:, None]).clamp(min=0)  # (B, N)
-        x: Tensor = self.table(places)
+            positions = (positions - padding[:, None]).clamp(min=0)  # (B, N)
+        x: Tensor = self.table(positions)
         return x
 
 
@@ -84,15 +86,15 @@ class Learned2d(nn.Module):
         nn.init.uniform_(self.columns.weight)
 
     def forward(self, real: Tensor) -> Tensor:
-        """real (B, H, W) -> (B, H, W, width); columns take the first half of the channels.
+        """real (B, H, W) -> (B, H, W, width); the first half of the channels encodes the column.
 
-        Raises UserError when the map is larger than the tables.
+        Raises UserError if the map is larger than the tables.
         """
         batch, height, width = real.shape
         side = self.rows.num_embeddings
         if max(height, width) > side:
             raise UserError(
-                f"A feature map of {height}x{width} does not fit learned positions of {side}x{side}; take smaller "
+                f"A feature map of {height}x{width} does not fit learned positions of {side}x{side}; use smaller "
                 "images, or sine positions, which have no limit."
             )
         columns = self.columns.weight[:width].expand(height, -1, -1)  # (H, W, C/2)
@@ -100,7 +102,7 @@ class Learned2d(nn.Module):
         return torch.cat((columns, rows), dim=-1).expand(batch, -1, -1, -1)
 
 
-# Five conventions are in use, and a table resampled by one gives another function than by the others.
+# Five conventions are in use, and each gives another table.
 Resampling = Literal[
     "bicubic_antialias",  # timm
     "bilinear_antialias",  # timm, for Google's .npz files
@@ -111,12 +113,12 @@ Resampling = Literal[
 
 
 def resample(grid: Tensor, size: tuple[int, int], resampling: Resampling) -> Tensor:
-    """A learned table of one grid for another: (h, w, C) -> (*size, C).
+    """Resample a learned table to another grid: (h, w, C) -> (*size, C).
 
-    Both grids are known, so 4 x 9 becomes 6 x 6 although the number of tokens is the same; the same grid comes back
-    untouched.
+    Because both grids are known, 4 x 9 is resampled to 6 x 6 although the number of tokens is equal. A table that
+    already has this size is returned itself.
     """
-    # An exported graph is for any size, so it always resamples; by a factor of 1 that changes nothing.
+    # An exported graph serves any size, so it always resamples; a factor of 1 changes nothing.
     if not torch.compiler.is_exporting() and tuple(grid.shape[:2]) == tuple(size):
         return grid
     mode, _, variant = resampling.partition("_")
@@ -131,10 +133,10 @@ def resample(grid: Tensor, size: tuple[int, int], resampling: Resampling) -> Ten
 
 
 class LearnedGrid(nn.Module):
-    """A learned vector for each place of a grid of patches, and one for a class token that goes before them.
+    """A learned vector for each position of a grid of patches, and with `on_token` one for the class token.
 
-    Any other grid is served by resampling. The table keeps its two axes, so a checkpoint says which grid it was
-    learnt on.
+    The table is resampled for any other grid. It keeps its two axes, so that a checkpoint tells the grid it was
+    trained on.
     """
 
     def __init__(self, width: int, size: tuple[int, int], *, on_token: bool, resampling: Resampling):
@@ -144,5 +146,5 @@ class LearnedGrid(nn.Module):
         self.token = nn.Parameter(torch.empty(width)) if on_token else None
 
     def forward(self, size: tuple[int, int]) -> Tensor:
-        """Positions of a grid of patches: (h, w) -> (h * w, C), row by row."""
+        """Encodings of the positions of a grid of patches: size (h, w) -> (h * w, C), row by row."""
         return resample(self.grid, size, self.resampling).flatten(0, 1)

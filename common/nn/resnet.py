@@ -1,10 +1,11 @@
-"""A ResNet (He et al. 2015, arXiv 1512.03385) that padding cannot leak through, DETR's backbone.
+"""DETR's backbone: a ResNet (He et al. 2015, arXiv 1512.03385) with features that do not depend on padding.
 
-Parameters keep torchvision's names (conv1, bn1, layer1.0.conv1, ...), so its files and official DETR's load unchanged.
+Parameters have torchvision's names (conv1, bn1, layer1.0.conv1, ...), so torchvision's files and official DETR's load
+unchanged.
 
-Differs: official DETR lets a convolution near an image's border see whatever earlier layers left in the batch's
-padding, so detections depend on the other images of the batch. Here padding is set to zero before every convolution
-that looks sideways; `official_padding` restores the original.
+Differs: in official DETR, a convolution near an image's border sees what earlier layers computed in the padding, so
+detections depend on the other images of the batch. Here padding is set to zero before every convolution with a kernel
+larger than 1x1; `official_padding` restores the original.
 """
 
 from collections.abc import Sequence
@@ -30,12 +31,12 @@ ARCHITECTURES = {  # name: (block, blocks per stage, channels of the stages befo
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneOptions:
-    """Which ResNet, and where its weights come from.
+    """Which ResNet, and the source of its weights.
 
     name: `small` has stride 8 and suits 64-pixel images; the others are torchvision's.
     weights: none, imagenet_v1 (torchvision's download), or a file in torchvision's or DETR's layout.
-    dilation: the last stage keeps its stride and dilates instead (DC5).
-    frozen: how many leading parts (stem, layer1, ...) do not train; DETR freezes two.
+    dilation: whether the last stage has stride 1 and dilated convolutions instead of stride 2 (DC5).
+    frozen: how many leading parts (stem, layer1, ...) are not trained; DETR freezes two.
     """
 
     name: Literal["small", "resnet18", "resnet34", "resnet50", "resnet101"]
@@ -45,7 +46,7 @@ class BackboneOptions:
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut (He et al., figure 5 left)."""
+    """Two 3x3 convolutions with a shortcut (He et al., figure 5 left)."""
 
     expansion = 1
 
@@ -56,13 +57,13 @@ class BasicBlock(nn.Module):
         self.downsample = _shortcut(inputs, channels, stride)
 
     def forward(self, x: Tensor, real_in: Tensor | None, real_out: Tensor | None) -> Tensor:
-        """(B, C, H, W) -> (B, channels, H/stride, W/stride); the masks say what is real before and after."""
+        """(B, C, H, W) -> (B, channels, H/stride, W/stride); the masks (B, 1, ...) are of input and output."""
         y = conv_norm_relu(self.conv1, self.bn1, mask_padding(x, real_in), real=real_out)
         return conv_norm_relu(self.conv2, self.bn2, y, shortcut=_apply_shortcut(self.downsample, x))
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 (which carries the stride, as in torchvision) and 1x1 convolutions beside a shortcut."""
+    """1x1, 3x3 (with the stride, as in torchvision) and 1x1 convolutions with a shortcut (figure 5 right)."""
 
     expansion = 4
 
@@ -75,7 +76,7 @@ class Bottleneck(nn.Module):
         self.downsample = _shortcut(inputs, outputs, stride)
 
     def forward(self, x: Tensor, real_in: Tensor | None, real_out: Tensor | None) -> Tensor:
-        """(B, C, H, W) -> (B, 4 channels, H/stride, W/stride); only the 3x3 looks sideways."""
+        """(B, C, H, W) -> (B, 4 channels, H/stride, W/stride); only the input of the 3x3 needs a mask."""
         y = conv_norm_relu(self.conv1, self.bn1, x, real=real_in)
         y = conv_norm_relu(self.conv2, self.bn2, y)
         return conv_norm_relu(self.conv3, self.bn3, y, shortcut=_apply_shortcut(self.downsample, x))
@@ -96,7 +97,7 @@ def _apply_shortcut(downsample: nn.Sequential | None, x: Tensor) -> Tensor:
 
 
 class Backbone(nn.Module):
-    """Images to the last stage's feature map, with the mask of its real positions."""
+    """Images to the last stage's feature map, and the mask of its real positions."""
 
     def __init__(self, options: BackboneOptions, *, official_padding: bool):
         super().__init__()
@@ -110,12 +111,12 @@ class Backbone(nn.Module):
         self.conv1 = convolution(3, channels[0], 3, 2) if small else convolution(3, 64, 7, 2)
         self.bn1 = FrozenBatchNorm(channels[0])
         self.pool = nn.Identity() if small else nn.MaxPool2d(3, 2, 1)
-        self.stages: list[tuple[str, int, int]] = []  # name, the map's stride before, and after
+        self.stages: list[tuple[str, int, int]] = []  # name, and the map's stride before and after it
         inputs, stride = channels[0], 2 if small else 4
         for i, depth in enumerate(depths):
             dilate = options.dilation and i == len(depths) - 1
             step = 1 if dilate or (i == 0 and not small) else 2
-            # As in torchvision, the first block of a dilated stage still looks at its direct neighbours.
+            # As in torchvision, the first block of a dilated stage is not dilated.
             blocks = [block(inputs, channels[i], step, 1)]
             inputs = channels[i] * block.expansion
             blocks += [block(inputs, channels[i], 1, 2 if dilate else 1) for _ in range(depth - 1)]
@@ -126,14 +127,14 @@ class Backbone(nn.Module):
         parts = [nn.ModuleList([self.conv1, self.bn1]), *(getattr(self, name) for name, _, _ in self.stages)]
         for part in parts[: options.frozen]:
             part.requires_grad_(False)
-        self.to(memory_format=torch.channels_last)  # which convolutions are fastest in; names and values are the same
+        self.to(memory_format=torch.channels_last)  # the fastest format for convolutions
 
     def forward(self, images: Tensor, sizes: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Normalised images (B, 3, H, W), zero where padded -> features (B, C, H', W'), real (B, H', W') boolean.
 
-        `sizes` (B, 2): each image's height and width within the batch; None when all fill it, and then real is None.
-        Blocks overwrite their inputs where no gradient is wanted: a hook that keeps one copies it.
-        H' = ceil(H / 32) for the ResNets (16 with dilation) and ceil(H / 8) for small.
+        `sizes` (B, 2) are the images' heights and widths in pixels. It is None if no image is padded, and then `real`
+        is None, too. H' = ceil(H / 32) for the ResNets (16 with dilation) and ceil(H / 8) for small. Without gradients,
+        blocks overwrite their inputs, so a hook that stores one must copy it.
         """
         shape = images.shape[-2:]
         real: dict[int, Tensor | None] = dict.fromkeys((2, 4, 8, 16, 32))
@@ -147,17 +148,17 @@ class Backbone(nn.Module):
                 before = after
         if sizes is None:
             return x, None
-        if self.official_padding:  # it resamples the padded mask to the nearest position instead of dividing sizes
-            whole = real_positions(shape, sizes, 1)[:, None].float()
-            return x, F.interpolate(whole, size=x.shape[-2:])[:, 0].bool()
+        if self.official_padding:  # the original resamples the mask by nearest neighbour
+            real_pixels = real_positions(shape, sizes, 1)[:, None].float()
+            return x, F.interpolate(real_pixels, size=x.shape[-2:])[:, 0].bool()
         return x, real_positions(shape, sizes, after)
 
 
 def real_positions(shape: Sequence[int], sizes: Tensor, stride: int) -> Tensor:
-    """Which positions of a map with this stride lie in their image: (H, W), sizes (B, 2) -> (B, H', W') boolean.
+    """Which positions of a map with this stride are no padding: shape (H, W), sizes (B, 2) -> (B, H', W') boolean.
 
-    Every layer of stride two maps H to ceil(H / 2), so a whole stack maps it to ceil(H / stride), here in the form in
-    which convolutions state their sizes: a program that traces sizes as symbols then sees that they are the same.
+    A layer of stride two maps H to ceil(H / 2), and several map it to ceil(H / stride). It is written here in the form
+    of a convolution's output shape, so that symbolic tracing recognises both as equal.
     """
     height, width = ((side - 1) // stride + 1 for side in shape)
     rows, columns = ((sizes + stride - 1) // stride).unbind(1)  # (B,) each

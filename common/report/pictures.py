@@ -1,4 +1,4 @@
-"""Pictures for people: several as one batch for the log, and one to a file."""
+"""Pictures as a batch for the log, and as files."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,13 +10,13 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 
 def pad_and_stack(pictures: Sequence[Tensor]) -> Tensor:
-    """Pictures uint8 (3, H, W) of any sizes as one batch (B, 3, Hmax, Wmax), black at the bottom and right."""
+    """Pictures uint8 (3, H, W) of any size as one batch (B, 3, Hmax, Wmax), padded with black at bottom and right."""
     height = max(picture.shape[-2] for picture in pictures)
     width = max(picture.shape[-1] for picture in pictures)
     return torch.stack([pad(p, (0, width - p.shape[-1], 0, height - p.shape[-2])) for p in pictures])
 
 
 def write_picture(picture: Tensor, file: Path) -> None:
-    """Write a picture uint8 (3, H, W) in the format of the file's ending; its folder is made."""
+    """Write a picture uint8 (3, H, W) in the format of the file's suffix; its folder is created if missing."""
     file.parent.mkdir(parents=True, exist_ok=True)
     to_pil_image(picture).save(file, quality=95)

@@ -1,6 +1,6 @@
 """Cross-entropy of target tokens with label smoothing (Szegedy et al. 2016, arXiv 1512.00567, section 7).
 
-Vaswani et al. 2017 (arXiv 1706.03762, section 5.4) use it with 0.1.
+Vaswani et al. 2017 (arXiv 1706.03762, section 5.4) use a smoothing of 0.1.
 """
 
 from dataclasses import dataclass
@@ -15,32 +15,32 @@ from seq2seq.tokenizers.bpe import PAD
 
 @dataclass(frozen=True, kw_only=True)
 class LossOptions:
-    """smoothing: the share of a target's probability that is spread evenly over all V entries, its own among them."""
+    """smoothing: the fraction of the target probability that is distributed uniformly over all V entries."""
 
     smoothing: Fraction
 
 
 def cross_entropy(options: LossOptions, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums over the real target tokens, in nats: the smoothed loss, and the plain one (detached) for perplexities.
+    """The smoothed loss, and the loss without smoothing (detached, for perplexity): sums over real tokens, in nats.
 
-    Logits (B, T, V), targets (B, T) int64, padded with 0 -> two scalars, at least fp32.
+    Logits (B, T, V), targets (B, T) int64 padded with 0 -> two scalars, at least fp32.
     """
-    logs = _logs(logits)  # (B, T, V)
-    plain = _chosen(logs, targets).sum()
+    log_probabilities = _log_probabilities(logits)  # (B, T, V)
+    plain = _negative_log_likelihoods(log_probabilities, targets).sum()
     if not options.smoothing:
         return plain, plain.detach()
-    spread = -(logs.mean(-1) * (targets != PAD)).sum()
-    return (1 - options.smoothing) * plain + options.smoothing * spread, plain.detach()
+    uniform = -(log_probabilities.mean(-1) * (targets != PAD)).sum()
+    return (1 - options.smoothing) * plain + options.smoothing * uniform, plain.detach()
 
 
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """Of each target token in nats, without smoothing, zero for padding: (B, T, V), (B, T) -> (B, T)."""
-    return _chosen(_logs(logits), targets)
+    """The loss of each target token in nats, without smoothing, 0 for padding: (B, T, V), (B, T) -> (B, T)."""
+    return _negative_log_likelihoods(_log_probabilities(logits), targets)
 
 
-def _logs(logits: Tensor) -> Tensor:
+def _log_probabilities(logits: Tensor) -> Tensor:
     return F.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
 
 
-def _chosen(logs: Tensor, targets: Tensor) -> Tensor:
-    return -logs.gather(-1, targets[..., None])[..., 0] * (targets != PAD)
+def _negative_log_likelihoods(log_probabilities: Tensor, targets: Tensor) -> Tensor:
+    return -log_probabilities.gather(-1, targets[..., None])[..., 0] * (targets != PAD)

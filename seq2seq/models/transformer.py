@@ -1,6 +1,6 @@
-"""The Transformer of "Attention Is All You Need": an encoder, a decoder, and one matrix for all embeddings.
+"""The Transformer of Vaswani et al. 2017 (arXiv 1706.03762, section 3), an encoder and a decoder.
 
-Vaswani et al. 2017, arXiv 1706.03762, section 3; pre-norm is Xiong et al. 2020, arXiv 2002.04745.
+Pre-norm is Xiong et al. 2020 (arXiv 2002.04745).
 """
 
 import math
@@ -23,10 +23,10 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "swish": nn.
 
 @dataclass(frozen=True, kw_only=True)
 class PositionOptions:
-    """Sines added to the embeddings.
+    """Sine positions, which are added to the embeddings.
 
     layout: see common/nn/positions.py.
-    first: the place that the first token is given: 0, in fairseq 2.
+    first: the position of the first token: 0, or 2 in fairseq.
     """
 
     layout: Layout
@@ -35,7 +35,7 @@ class PositionOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class TranslatorBlockOptions:
-    """What varies between published Transformers: see common.nn.blocks.BlockOptions for each."""
+    """Options in which published Transformers differ; see common.nn.blocks.BlockOptions."""
 
     pre_norm: bool
     dropout: Fraction  # on every sub-layer's output, and on the sums of embeddings and positions (section 5.4)
@@ -47,27 +47,27 @@ class TranslatorBlockOptions:
 
 @dataclass
 class State:
-    """What decoding has seen: B sentences with W hypotheses each, of equally many tokens.
+    """The state of decoding: B sentences with W hypotheses each, all of the same length.
 
-    Hypotheses of one sentence are tokens of one sequence, in which each may look at its own ancestors alone: none of
-    their keys and values is ever copied when a beam is sorted, and the memory is kept once for a sentence.
+    The tokens of all hypotheses of a sentence form one sequence, in which each token may look only at its ancestors. So
+    sorting a beam copies no keys and values, and the memory is stored once for each sentence.
     """
 
     caches: list[BlockCache]
     real: Tensor  # (B, 1, 1, S): which source tokens are not padding
     ancestors: Tensor  # (B, W, K): which of the sentence's K tokens so far belong to a hypothesis
-    tokens: int = 0  # of each hypothesis
+    tokens: int = 0  # the length of each hypothesis
 
 
 class Transformer(nn.Module):
     """Token ids to logits of the next token, by teacher forcing (`forward`) or token by token (common/decoding/).
 
-    Differs: nothing from the paper with pre_norm=false, output_bias=false and the interleaved layout. The first values,
-    which the paper does not give, are those of the authors' code: Xavier's for matrices, each of the query, key and
-    value projections for itself, and N(0, 1/width) for embeddings.
+    Differs: nothing from the paper with pre_norm=false, output_bias=false and the interleaved layout. The paper states
+    no initialisation; it is that of the authors' code: Xavier for matrices, separately for the query, key and value
+    projections, and N(0, 1/width) for embeddings.
     """
 
-    decided_by_data = ("embedding", "source_embedding", "output")  # means nothing for other vocabularies
+    decided_by_data = ("embedding", "source_embedding", "output")  # useless for other vocabularies
 
     def __init__(
         self,
@@ -86,21 +86,21 @@ class Transformer(nn.Module):
         positions: PositionOptions,
         blocks: TranslatorBlockOptions,
     ):
-        """Build it.
+        """Build the model; raises UserError for options that are not compatible.
 
         Args:
-            vocabularies: entries of source and target, decided by the data, as is the next.
-            joint: whether both are one vocabulary.
+            vocabularies: number of entries of the source and of the target vocabulary, decided by the data.
+            joint: whether both are the same vocabulary, decided by the data.
             width: C, even.
-            heads: of each attention.
+            heads: number of heads of each attention.
             feedforward: hidden width of each feed-forward.
             encoder_layers: number of encoder blocks.
             decoder_layers: number of decoder blocks.
-            tied: which of the source's, the target's and the output's matrices are one (section 3.4): "all" (needs a
-                joint vocabulary), "target" (target and output), or "none".
-            scaled: multiply embeddings by sqrt(C) (section 3.4).
-            output_bias: a bias for each entry's logit, as Marian has.
-            longest: tokens that a source may have; sines reach any length, so it can be raised at any time.
+            tied: which of the source embedding, target embedding and output share one matrix (section 3.4): "all"
+                (needs a joint vocabulary), "target" (target and output), or "none".
+            scaled: whether embeddings are multiplied by sqrt(C) (section 3.4).
+            output_bias: whether each entry's logit has a bias, as in Marian.
+            longest: maximum number of source tokens; sines have no limit, so it can be raised at any time.
             positions: see PositionOptions.
             blocks: see TranslatorBlockOptions.
         """
@@ -109,7 +109,7 @@ class Transformer(nn.Module):
         self.width, self.longest, self.positions = width, longest, positions
         self.scale = math.sqrt(width) if scaled else 1.0
         source, target = vocabularies
-        self.embedding = nn.Embedding(target, width)  # of the target; of the source and the output where tied
+        self.embedding = nn.Embedding(target, width)  # of the target, and where tied of the source and the output
         self.source_embedding = None if tied == "all" else nn.Embedding(source, width)
         self.output = Linear(width, target, bias=False) if tied == "none" else Tied(self.embedding)
         self.output_bias = nn.Parameter(torch.zeros(target)) if output_bias else None
@@ -130,39 +130,39 @@ class Transformer(nn.Module):
         self._initialise()
 
     def forward(self, source: Tensor, source_lengths: Tensor, target_in: Tensor) -> Tensor:
-        """Logits of each next token, given all before it.
+        """Logits of each next token, given all tokens before it.
 
-        Sources (B, S) int64 right-padded with their lengths (B,), targets (B, T) from BOS on -> (B, T, V).
+        Right-padded sources (B, S) int64 with their lengths (B,), targets (B, T) int64 from BOS on -> (B, T, V).
         """
-        memory, real = self._read(source, source_lengths)
+        memory, real = self._encode(source, source_lengths)
         x = self._embed(target_in, self.embedding)  # (B, T, C)
         x = self.decoder(x, memory=Memory(memory, memory, real), causal=True)
         return self._logits(x)
 
     def encode(self, source: Tensor, lengths: Tensor) -> State:
         """See common.decoding.contract. Raises UserError for a source of more than `longest` tokens."""
-        memory, real = self._read(source, lengths)
-        nothing = torch.ones(source.shape[0], 1, 0, dtype=torch.bool, device=source.device)
-        return State(self.decoder.caches(Memory(memory, memory)), real, nothing)
+        memory, real = self._encode(source, lengths)
+        ancestors = torch.ones(source.shape[0], 1, 0, dtype=torch.bool, device=source.device)
+        return State(self.decoder.caches(Memory(memory, memory)), real, ancestors)
 
     def step(self, state: State, tokens: Tensor) -> Tensor:
-        """See common.decoding.contract: tokens (B * W,), or prompts (B, N) first -> logits (B * W, V)."""
+        """See common.decoding.contract: tokens (B * W,), or in the first call prompts (B, N) -> logits (B * W, V)."""
         if tokens.ndim == 2:
-            return self._start(state, tokens)
-        words = tokens.view(state.real.shape[0], -1)  # (B, W)
-        count = words.shape[1]
-        itself = torch.eye(count, dtype=torch.bool, device=tokens.device).expand(words.shape[0], -1, -1)
+            return self._step_prompts(state, tokens)
+        tokens = tokens.view(state.real.shape[0], -1)  # (B * W,) -> (B, W)
+        count = tokens.shape[1]
+        itself = torch.eye(count, dtype=torch.bool, device=tokens.device).expand(tokens.shape[0], -1, -1)
         state.ancestors = torch.cat([state.ancestors, itself], dim=2)  # (B, W, K + W)
-        x = self._embed(words.flatten()[:, None], self.embedding, state.tokens).view(*words.shape, -1)  # (B, W, C)
+        x = self._embed(tokens.flatten()[:, None], self.embedding, state.tokens).view(*tokens.shape, -1)  # (B, W, C)
         state.tokens += 1
-        alone = count == 1 and state.ancestors.shape[2] == state.tokens  # then it may look at everything
-        may_look = None if alone else state.ancestors[:, None]
+        sees_all = count == 1 and state.ancestors.shape[2] == state.tokens  # a single hypothesis
+        may_look = None if sees_all else state.ancestors[:, None]
         x = self.decoder(x, may_look=may_look, memory=Memory(None, None, state.real), caches=state.caches)
-        return self._logits(x).flatten(0, 1)
+        return self._logits(x).flatten(0, 1)  # (B, W, V) -> (B * W, V)
 
-    def _start(self, state: State, prompts: Tensor) -> Tensor:
-        """Prompts (B, N), the first tokens of one hypothesis for each sentence -> logits of the next (B, V)."""
-        assert not state.tokens, "a prompt comes first"
+    def _step_prompts(self, state: State, prompts: Tensor) -> Tensor:
+        """Prompts (B, N), the first tokens of each sentence -> logits of the next token (B, V)."""
+        assert not state.tokens, "prompts are only for the first step"
         state.tokens = prompts.shape[1]
         state.ancestors = state.ancestors.new_ones(len(prompts), 1, state.tokens)
         x = self._embed(prompts, self.embedding)  # (B, N, C)
@@ -170,7 +170,7 @@ class Transformer(nn.Module):
         return self._logits(x[:, -1])
 
     def reorder(self, state: State, rows: Tensor) -> State:
-        """See common.decoding.contract: the hypotheses' numbers (B' * W',) among the B * W."""
+        """See common.decoding.contract: rows (B' * W',) are indices of hypotheses, in 0 .. B * W - 1."""
         sentences = (rows // state.ancestors.shape[1]).unique_consecutive()  # (B',)
         ancestors = state.ancestors.flatten(0, 1)[rows].unflatten(0, (len(sentences), -1))  # (B', W', K)
         real = state.real
@@ -181,24 +181,24 @@ class Transformer(nn.Module):
                     cache.select(sentences)
         return State(state.caches, real, ancestors, state.tokens)
 
-    def _read(self, source: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """The encoder's output (B, S, C), and which of it is no padding, (B, 1, 1, S)."""
+    def _encode(self, source: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """The encoder's output (B, S, C), and which source tokens are not padding, (B, 1, 1, S) boolean."""
         if source.shape[1] > self.longest:
             raise UserError(
-                f"a source sentence has {source.shape[1]:,} tokens, more than model.longest={self.longest:,}; cut it "
-                "into sentences, or raise that limit."
+                f"a source sentence has {source.shape[1]:,} tokens, more than model.longest={self.longest:,}; split "
+                "it into sentences, or raise that limit."
             )
         real = torch.arange(source.shape[1], device=source.device) < lengths.to(source.device)[:, None]  # (B, S)
-        real = real[:, None, None]
+        real = real[:, None, None]  # (B, S) -> (B, 1, 1, S)
         embedding = self.embedding if self.source_embedding is None else self.source_embedding
         return self.encoder(self._embed(source, embedding), may_look=real), real
 
     def _embed(self, tokens: Tensor, embedding: nn.Embedding, start: int = 0) -> Tensor:
-        """Tokens (B, N), the first of which is number `start`, to embeddings with their positions (B, N, C)."""
+        """Tokens (B, N) at positions from `start` on -> the sums of embeddings and positions (B, N, C)."""
         first = start + self.positions.first
-        places = torch.arange(first, first + tokens.shape[1], dtype=torch.float32, device=tokens.device)
+        positions = torch.arange(first, first + tokens.shape[1], dtype=torch.float32, device=tokens.device)  # (N,)
         x: Tensor = embedding(tokens) * self.scale
-        x = self.dropout(x + sine(places, self.width, layout=self.positions.layout).to(x.dtype))
+        x = self.dropout(x + sine(positions, self.width, layout=self.positions.layout).to(x.dtype))
         return x
 
     def _logits(self, x: Tensor) -> Tensor:
@@ -220,11 +220,11 @@ class Transformer(nn.Module):
 
 
 def _check(width: int, heads: int, tied: str, joint: bool) -> None:
-    """Raise UserError for sizes that do not go together."""
+    """Raise UserError for options that are not compatible."""
     if width % heads or width % 2:
         raise UserError(f"model.width={width} must be even and divisible by model.heads={heads}.")
     if tied == "all" and not joint:
         raise UserError(
-            "model.tied=all shares one matrix between both languages, and data.tokenizer.joint=false gives each a "
-            "vocabulary of its own; use model.tied=target, or a joint vocabulary."
+            "model.tied=all shares one matrix between both languages, but data.tokenizer.joint=false gives each its "
+            "own vocabulary; use model.tied=target, or data.tokenizer.joint=true."
         )

@@ -310,7 +310,7 @@ def test_a_model_that_is_broken_says_so(method):
     def table(source: int, prefix: tuple[int, ...]) -> Tensor:
         return torch.tensor([0.0, 0.0, -99.0, 0.0, math.nan if prefix else 0.0])
 
-    with pytest.raises(UserError, match="not numbers"):
+    with pytest.raises(UserError, match="probabilities are NaN"):
         decode(Table(table), *sources(2), replace(OPTIONS, method=method, candidates=1, seed=3), SPECIAL)
 
 

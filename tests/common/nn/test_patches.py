@@ -97,8 +97,8 @@ def test_an_image_that_squares_do_not_fill_is_refused_with_sizes_that_fit(
     with pytest.raises(UserError) as caught:
         module(torch.zeros(1, 3, height, width, dtype=torch.float64))
     assert str(caught.value) == (
-        f"Images of {height} x {width} pixels cannot be cut into squares of 4: both sides must be multiples of 4, "
-        f"such as {near} (data.image_size), or take another model.patch_size."
+        f"Images of {height} x {width} pixels cannot be split into patches of 4 x 4: both sides must be multiples of "
+        f"4, such as {near}; change data.image_size or model.patch_size."
     )
     for named in near.split(" or "):
         module.grid(*map(int, named.split(" x ")))

@@ -417,5 +417,5 @@ def test_a_source_of_more_tokens_than_the_limit_is_refused_and_one_of_as_many_is
     )
     source, lengths = sentences([7, 2])
     for read in (lambda: model(source, lengths, source), lambda: decode(model, source, lengths, GREEDY, SPECIAL)):
-        with pytest.raises(UserError, match=r"has 7 tokens, more than model.longest=6; cut it"):
+        with pytest.raises(UserError, match=r"has 7 tokens, more than model.longest=6; split it"):
             read()

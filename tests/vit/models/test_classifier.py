@@ -419,7 +419,7 @@ def test_a_checkpoint_of_the_same_grid_is_taken_untouched() -> None:
 
 @pytest.mark.parametrize(("height", "width"), [(18, 16), (16, 18), (3, 4)])
 def test_a_size_that_squares_do_not_fill_is_refused_before_and_after_training(height: int, width: int) -> None:
-    sentence = f"Images of {height} x {width} pixels cannot be cut into squares of 4"
+    sentence = f"Images of {height} x {width} pixels cannot be split into patches of 4 x 4"
     with pytest.raises(UserError, match=sentence):
         classifier(image_size=(height, width))
     with pytest.raises(UserError, match=sentence):
