@@ -262,7 +262,7 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(line, whole, tmp_path):
 
 def test_a_disk_that_stays_full_ends_in_a_sentence_and_room_brings_the_result(line, whole, tmp_path):
     said = go_on(tmp_path, *line("vit"), fault=("full_disk", 3, 99), code=2)
-    assert "the last checkpoint is not in" in said and "make room" in said
+    assert "the last checkpoint could not be written to" in said and "make room" in said
     assert not (tmp_path / "run/results.json").exists()
     go_on(tmp_path, *line("vit"))
     assert_same_end(whole("vit"), tmp_path / "run")

@@ -1,4 +1,4 @@
-"""From a checked config to data, task and model, with the weights of a checkpoint in them."""
+"""From a checked config to data, task and model, with the weights of a checkpoint."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -32,11 +32,11 @@ class Components(NamedTuple):
 
 
 def assemble(config: dict[str, Any], *, resumed_state: dict[str, Any] | None = None) -> Components:
-    """Data, task and model as they stand at the start of a run, on the CPU.
+    """Data, task and model at the start of a run, on the CPU.
 
-    The task is built first, because the data decide a part of the model. `checkpoint` in the config gives the weights
-    to start from; what does not fit this task is made anew and listed. Without it the model may fetch weights of its
-    own (`OptionalModel.fetch_weights`: a backbone's, say). A resumed run has all its
+    The task is built first, because the data decide a part of the model. A run starts from the weights of `checkpoint`
+    in the config; tensors that do not match are re-initialised and listed. Without it the model may fetch weights
+    itself (`OptionalModel.fetch_weights`: a backbone's, say). A resumed run has all its
     weights in its folder, and `resumed_state` is its task's state. A task may take over part of a checkpoint's task
     state before the model is built (`OptionalTask.inherit`: a translator's tokenizers).
     """
@@ -49,22 +49,22 @@ def assemble(config: dict[str, Any], *, resumed_state: dict[str, Any] | None = N
         task.inherit(inherited)
     torch.manual_seed(config["seed"])
     model: nn.Module = build_model(config["model"], task)
-    learnt: str | None = None
+    loaded: str | None = None
     if resumed_state is not None:
-        learnt = "weights   from the run's own last checkpoint"
+        loaded = "weights   from the run's own last checkpoint"
     elif path is not None:
-        learnt = load_initial_weights(model, task, path)
+        loaded = load_initial_weights(model, task, path)
     elif fetch := getattr(model, "fetch_weights", None):
-        learnt = fetch()
-    said = learnt or "weights   initialised at random"
-    return Components(data, task, model, trainer, device, said, pretrained=learnt is not None)
+        loaded = fetch()
+    line = loaded or "weights   initialised at random"
+    return Components(data, task, model, trainer, device, line, pretrained=loaded is not None)
 
 
 def restore(config: dict[str, Any]) -> Components:
-    """Task and model as a checkpoint left them, on the device, in evaluation mode; the data stay unopened.
+    """Task and model of a checkpoint, on the device, in evaluation mode; no file of the data is opened.
 
-    Takes our files and the foreign ones that the task can adopt. Raises UserError when the weights are of another
-    model than the config describes.
+    The checkpoint is ours, or of a foreign layout that the task can adopt. Raises UserError when its weights do not
+    match the model that the config describes.
     """
     trainer, device = _trainer(config)
     path = Path(config["checkpoint"])
@@ -74,36 +74,36 @@ def restore(config: dict[str, Any]) -> Components:
     if checkpoint.is_ours(content):
         _refuse_another_wing(content, task, path)
         state, tensors = content["task"], select_weights(content, config["weights"])
-        said = f"weights   {describe(path, content, config['weights'])}"
+        line = f"weights   {describe(path, content, config['weights'])}"
     else:
         adopted = _adopt(task, content, path)
         state, tensors = adopted.task_state, adopted.weights
-        said = f"weights   {path}: imported" + _listed(", without", adopted.left_out)
+        line = f"weights   {path}: imported" + _list_names(", without", adopted.left_out)
     task.restore(state)
     model: nn.Module = build_model(config["model"], task)
-    tensors = _adapted(model, tensors)
-    missing, _ = _fitting(model, tensors)
-    foreign = sorted(tensors.keys() - model.state_dict().keys())
-    if missing or foreign:
-        first = (missing or foreign)[0]
+    tensors = _adapt(model, tensors)
+    missing, _ = _match(model, tensors)
+    unexpected = sorted(tensors.keys() - model.state_dict().keys())
+    if missing or unexpected:
+        first = (missing or unexpected)[0]
         raise UserError(
             f"{path} holds the weights of another model than model={type(model).__name__} as configured: "
-            f"{len(missing)} tensors are missing or of another shape and {len(foreign)} have no place, the first is "
-            f"{first}; name the model that the file was trained as (model=...)."
+            f"{len(missing)} tensors are missing or of another shape, {len(unexpected)} are unexpected, the first is "
+            f"{first}; name the model that the file holds (model=...)."
         )
     model.load_state_dict(tensors)
-    return Components(data, task, model.to(device).eval(), trainer, device, said)
+    return Components(data, task, model.to(device).eval(), trainer, device, line)
 
 
 def load(file: str | Path, *overrides: str) -> tuple[nn.Module, Task]:
-    """A checkpoint's model, in evaluation mode on the best device here, and its task: for notebooks and scripts.
+    """A checkpoint's model, in evaluation mode on the best available device, and its task: for notebooks and scripts.
 
         model, task = load("runs/detr-shapes/.../checkpoints/best.pt")
         for batch in task.read("photo.jpg"):
             print(task.predict(model, batch))
 
-    `overrides` are those of the command line; an official file needs one that names its model ("model=detr_r50").
-    Raises UserError as the doors do.
+    `overrides` are those of the command line; a foreign file needs one that names its model ("model=detr_r50").
+    Raises UserError as predict.py does.
     """
     config = configure("evaluate", [f"checkpoint={file}", *overrides], stored_config)
     parts = restore(config)
@@ -117,31 +117,32 @@ def stored_config(path: Path) -> dict[str, Any]:
 
 
 def load_initial_weights(model: nn.Module, task: Task, path: Path) -> str:
-    """Give a new run a checkpoint's weights, all but the parts that do not fit, which stay as drawn.
+    """Load a checkpoint's weights into a new run's model; tensors that do not match keep their initial values.
 
-    A part does not fit when its shape differs, or when the model names it in `decided_by_data` (a classifier) and the
-    checkpoint's task is another: 80 classes are not the same 80 classes. Returns what happened, for the log.
+    A tensor does not match when its shape differs, or when the model names it in `decided_by_data` (a classifier) and
+    the checkpoint's task has another state: 80 classes are not the same 80 classes. Returns a line for the log. Raises
+    UserError when no weight matrix matches.
     """
     adopted = _read(path, task)
-    tensors = _adapted(model, adopted.weights)
-    remade = tuple(getattr(model, "decided_by_data", ())) if adopted.task_state != task.state() else ()
-    tensors = {k: v for k, v in tensors.items() if not any(k == part or k.startswith(f"{part}.") for part in remade)}
-    missing, fitting = _fitting(model, tensors)
-    if not any(tensor.ndim > 1 for tensor in fitting.values()):  # biases and norms alone are no start
+    tensors = _adapt(model, adopted.weights)
+    reset = tuple(getattr(model, "decided_by_data", ())) if adopted.task_state != task.state() else ()
+    tensors = {k: v for k, v in tensors.items() if not any(k == part or k.startswith(f"{part}.") for part in reset)}
+    missing, matching = _match(model, tensors)
+    if not any(tensor.ndim > 1 for tensor in matching.values()):  # biases and norms can match by chance
         raise UserError(
-            f"{path} has no weight matrix that fits this model; give a checkpoint of the same kind and size, or none."
+            f"{path} has no weight matrix that matches the model; give a checkpoint of the same kind and size, or none."
         )
-    model.load_state_dict(fitting, strict=False)
-    unused = sorted((tensors.keys() - fitting.keys()) - set(missing)) + adopted.left_out
+    model.load_state_dict(matching, strict=False)
+    unused = sorted((tensors.keys() - matching.keys()) - set(missing)) + adopted.left_out
     return (
-        f"weights   {path}: {len(fitting)} tensors"
-        + _listed("; re-initialised:", missing)
-        + _listed("; unused:", unused)
+        f"weights   {path}: {len(matching)} tensors"
+        + _list_names("; re-initialised:", missing)
+        + _list_names("; unused:", unused)
     )
 
 
 def _read(path: Path, task: Task) -> Adopted:
-    """A file in our own terms, whoever wrote it."""
+    """The weights and the task's state of a file, ours or foreign."""
     content = checkpoint.load(path)
     if not checkpoint.is_ours(content):
         return _adopt(task, content, path)
@@ -150,14 +151,14 @@ def _read(path: Path, task: Task) -> Adopted:
 
 
 def _refuse_another_wing(content: dict[str, Any], task: Task, path: Path) -> None:
-    """Raise UserError for a checkpoint of ours whose task is another wing's: equal shapes would fit by chance."""
+    """Raise UserError for a checkpoint of another wing's task, whose tensors would match by chance."""
     theirs = str(content["config"].get("task", {}).get("_target_", ""))
     ours = f"{type(task).__module__}.{type(task).__qualname__}"
     wings = {name.split(".")[0] for name in (theirs, ours)}
     if len(wings) > 1 and wings <= set(WINGS):
         raise UserError(
-            f"{path} was trained for {theirs} and this would be {ours}, which is another problem; give a checkpoint of "
-            "the same kind, or leave out model= and data= to use it as what it is."
+            f"{path} was trained for {theirs} and this run is {ours}, which is another problem; give a checkpoint of "
+            "the same kind, or leave out model= and data= to use those of the checkpoint."
         )
 
 
@@ -168,23 +169,23 @@ def _adopt(task: Task, content: dict[str, Any], path: Path) -> Adopted:
         raise UserError(f"{path}: {error}") from error
 
 
-def _adapted(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights as the model can take them, see `OptionalModel.adapt`."""
+def _adapt(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights, adapted by `OptionalModel.adapt` where the model has it."""
     adapt = getattr(model, "adapt", None)
     return adapt(tensors) if adapt else tensors
 
 
-def _fitting(model: nn.Module, tensors: dict[str, Tensor]) -> tuple[list[str], dict[str, Tensor]]:
-    """The model's names that `tensors` cannot fill, and the tensors that fit."""
-    wanted = model.state_dict()
-    fitting = {name: t for name, t in tensors.items() if name in wanted and wanted[name].shape == t.shape}
-    return [name for name in wanted if name not in fitting], fitting
+def _match(model: nn.Module, tensors: dict[str, Tensor]) -> tuple[list[str], dict[str, Tensor]]:
+    """The model's names without a tensor of equal name and shape, and the tensors that match."""
+    state = model.state_dict()
+    matching = {name: t for name, t in tensors.items() if name in state and state[name].shape == t.shape}
+    return [name for name in state if name not in matching], matching
 
 
-def _listed(words: str, names: list[str]) -> str:
-    return (
-        f"{words} {', '.join(names[:12])}{f' and {len(names) - 12} more' if len(names) > 12 else ''}" if names else ""
-    )
+def _list_names(prefix: str, names: list[str]) -> str:
+    """The first twelve names behind `prefix`; nothing without names."""
+    more = f" and {len(names) - 12} more" if len(names) > 12 else ""
+    return f"{prefix} {', '.join(names[:12])}{more}" if names else ""
 
 
 def _trainer(config: dict[str, Any]) -> tuple[Trainer, torch.device]:

@@ -1,4 +1,4 @@
-"""The mean of several checkpoints' weights, which often answers better than each (Vaswani et al. 2017, section 6.1)."""
+"""The mean of the weights of several checkpoints, often better than each (Vaswani et al. 2017, section 6.1)."""
 
 from collections.abc import Sequence
 from itertools import combinations
@@ -17,20 +17,20 @@ File = tuple[Path, dict[str, Any]]
 
 
 def average(files: Sequence[Path]) -> dict[str, Any]:
-    """The content of a checkpoint whose weights are the mean of those in `files`, and all else the newest one's.
+    """The content of a checkpoint with the mean of the weights in `files`; everything else is the newest file's.
 
-    Averaged are the weights that training evaluates: the EMA's where the run kept them. Floating tensors are summed
-    in float64 and keep their own type; other tensors (counters) are the newest's. One file is in memory at a time,
-    beside the newest and the sums. `mean` in the content says what it is. It is a start for a new run, and nothing
-    that a run goes on from: the optimizer's state is the newest's alone.
-    Raises UserError for fewer than two files, the same file twice, and files that no common mean is known of.
+    The weights are those that training evaluates: the EMA's where the run kept them. Floating-point tensors are summed
+    in float64 and keep their type; other tensors (counters) are the newest file's. One file at a time is in memory,
+    besides the newest and the sums. The key `mean` marks the content. A new run may start from it, but no run resumes
+    from it: the optimizer's state is the newest file's alone.
+    Raises UserError for fewer than two files, for a file given twice, and for files of different runs.
     """
-    _refuse_few(files)
+    _check_count(files)
     sums: dict[str, Tensor] = {}
     steps: list[int] = []
     newest: File | None = None
     for path in files:
-        content = _single(path)
+        content = _read_single_step(path)
         if newest is not None:
             _refuse_another_model(newest, (path, content))
         for name, tensor in select_weights(content).items():
@@ -49,16 +49,17 @@ def average(files: Sequence[Path]) -> dict[str, Any]:
     return {**last, "model": mean, "average": None, "mean": {"steps": sorted(steps), "ema": _has_ema(last)}}
 
 
-def _refuse_few(files: Sequence[Path]) -> None:
+def _check_count(files: Sequence[Path]) -> None:
     if len(files) < 2:
-        given = f"there is only {files[0]}" if files else "there is none"
-        raise UserError(f"an average needs at least two checkpoints and {given}; give more of one run.")
-    for one, other in combinations(files, 2):
-        if one.exists() and other.exists() and one.samefile(other):  # best.pt is another name of a step's file
-            raise UserError(f"{one} and {other} are the same file, which would count twice; name it once.")
+        count = f"there is only {files[0]}" if files else "there is none"
+        raise UserError(f"an average needs at least two checkpoints and {count}; give more of one run.")
+    for first, second in combinations(files, 2):
+        if first.exists() and second.exists() and first.samefile(second):  # best.pt is another name of a step's file
+            raise UserError(f"{first} and {second} are the same file, which would count twice; name it once.")
 
 
-def _single(path: Path) -> dict[str, Any]:
+def _read_single_step(path: Path) -> dict[str, Any]:
+    """A checkpoint that a run wrote; raises UserError for any other file, and for an average."""
     content = checkpoint.load(path)
     if not checkpoint.is_ours(content):
         raise UserError(f"{path} was not written by this program; give checkpoints of its runs.")
@@ -67,9 +68,9 @@ def _single(path: Path) -> dict[str, Any]:
     return content
 
 
-def _refuse_another_model(one: File, other: File) -> None:
-    """Raise UserError unless the numbers of both files mean the same, each in its place."""
-    (path, content), (other_path, other_content) = one, other
+def _refuse_another_model(first: File, second: File) -> None:
+    """Raise UserError unless each weight has the same meaning in both files."""
+    (path, content), (other_path, other_content) = first, second
     both = f"{path} and {other_path}"
     model, other_model = ({"model": file["config"].get("model")} for file in (content, other_content))
     if changed := differences(model, other_model):
@@ -77,9 +78,9 @@ def _refuse_another_model(one: File, other: File) -> None:
     shapes, other_shapes = ({k: tuple(t.shape) for k, t in select_weights(c).items()} for c in (content, other_content))
     for name in [*shapes, *other_shapes]:
         if shapes.get(name) != other_shapes.get(name):
-            here, there = (found.get(name, "missing") for found in (shapes, other_shapes))
-            raise UserError(f"{both} differ in {name}, which is {here} and {there}; give checkpoints of one run.")
-    if content["task"] != other_content["task"]:  # classes, tokens: the same place would mean something else
+            pair = " and ".join(str(each.get(name, "missing")) for each in (shapes, other_shapes))
+            raise UserError(f"{both} differ in {name}, which is {pair}; give checkpoints of one run.")
+    if content["task"] != other_content["task"]:  # the same row would be another class or token
         raise UserError(f"{both} were trained for different classes or tokens; give checkpoints of one run.")
     if _has_ema(content) != _has_ema(other_content):
         raise UserError(f"only one of {both} holds EMA weights (trainer.ema_decay); give checkpoints of one run.")

@@ -1,4 +1,4 @@
-"""An exponential moving average of a model's weights, kept beside it and evaluated in its place.
+"""An exponential moving average (EMA) of a model's weights, which is evaluated instead of them.
 
 Polyak and Juditsky 1992; the warm-up of the decay is that of TensorFlow's ExponentialMovingAverage.
 """
@@ -16,35 +16,36 @@ from common.machine import distributed
 
 
 class Average:
-    """The running average of all parameters; buffers are copied. A plain dict under the model's own names."""
+    """The moving average of all parameters, in a dict under the model's names; buffers are copied."""
 
     def __init__(self, model: nn.Module, decay: float):
-        """Start at the model's present weights; `decay` in [0, 1] is the share of the old average that a step keeps."""
+        """Start at the model's weights; an update keeps the fraction `decay` in [0, 1] of the old average."""
         self.decay = decay
         self.updates = 0
         self.weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Take in the weights after an optimizer step.
+        """Update the average after an optimizer step.
 
-        The decay grows from 0.1 as (1 + n) / (10 + n), so that the random start is soon forgotten in a short run.
+        The decay of update n (0-based) is at most (1 + n) / (10 + n), so that a short run soon forgets its first
+        weights.
         """
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        now = model.state_dict()
-        parameters = [name for name, _ in model.named_parameters(remove_duplicate=False) if name in now]
+        current = model.state_dict()
+        parameters = [name for name, _ in model.named_parameters(remove_duplicate=False) if name in current]
         average = get_ema_multi_avg_fn(decay)
-        average([self.weights[n] for n in parameters], [now[n] for n in parameters], self.updates)
-        for name in now.keys() - set(parameters):
-            self.weights[name].copy_(now[name])
+        average([self.weights[n] for n in parameters], [current[n] for n in parameters], self.updates)
+        for name in current.keys() - set(parameters):
+            self.weights[name].copy_(current[name])
         self.updates += 1
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
-        """Inside, `model` computes with the averaged weights; afterwards it has its own again, bit for bit.
+        """Inside, `model` has the averaged weights; on exit its own are restored, bit for bit.
 
-        Values are copied into the model's own tensors, so a model compiled in place needs no new compilation.
-        A checkpoint must not be written inside.
+        Values are copied into the model's tensors, so a model compiled in place is not compiled again. No checkpoint
+        may be written inside.
         """
         own = {name: value.detach().clone() for name, value in model.state_dict().items()}
         try:
@@ -54,11 +55,11 @@ class Average:
             _copy(own, model)
 
     def state_dict(self) -> dict[str, Any]:
-        """`updates` and `weights`; the latter fit the model's own load_state_dict. Shared memory, where it can be."""
+        """`updates`, and `weights` for the model's load_state_dict; tensors share memory where possible."""
         return {"updates": self.updates, "weights": distributed.whole(self.weights)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state; raises UserError when it is another model's."""
+        """Load a result of `state_dict`; raises UserError when its weights are those of another model."""
         saved: dict[str, Tensor] = state["weights"]
         if {n: v.shape for n, v in saved.items()} != {n: v.shape for n, v in self.weights.items()}:
             raise UserError("the checkpoint's averaged weights are of another model; resume with its own config.")

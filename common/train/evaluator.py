@@ -1,4 +1,4 @@
-"""A model and a split to numbers: the same for training and for evaluate.py, on any number of ranks."""
+"""Evaluation of a model on a split; train.py and evaluate.py share it, and any number of ranks gives one result."""
 
 from collections.abc import Callable
 
@@ -27,12 +27,12 @@ def evaluate(
     on_answers: Callable[[Batch, list[Answer]], None] | None = None,
     stop: Stop | None = None,
 ) -> tuple[dict[str, float], Metric]:
-    """Every sample of `split` once -> (numbers, the filled metric), the numbers on every rank the same.
+    """Evaluate every sample of `split` once; returns the numbers, equal on all ranks, and the metric.
 
-    `batch_size` is in the unit of `data.batch_size`. `limit` stops after so many batches and returns no numbers: a
-    trial run. `on_answers` receives each batch with its answers, before the metric. A rank that received a signal
-    (`stop`) skips its remaining batches; all ranks then raise Stopped. All ranks evaluate with the buffers of rank 0,
-    which are those of a checkpoint.
+    `batch_size` is in the unit of `data.batch_size`. With `limit`, a trial run, evaluation stops after that many
+    batches and returns no numbers. `on_answers` receives each batch with its answers, before the metric. A rank that
+    received a signal (`stop`) skips its remaining batches; all ranks then raise Stopped. All ranks evaluate with the
+    buffers of rank 0, which are those of a checkpoint.
     """
     metric = task.metric(split)
     distributed.share_buffers(model)

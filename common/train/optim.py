@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules by name, and the parameter groups that they act on.
+"""Optimizers and learning-rate schedules by name, and the parameter groups of a model.
 
 AdamW is Loshchilov and Hutter 2019 (arXiv:1711.05101), Adam is Kingma and Ba 2015 (arXiv:1412.6980), the cosine is
 Loshchilov and Hutter 2017 (arXiv:1608.03983) without restarts; noam is Vaswani et al. 2017 (arXiv:1706.03762).
@@ -23,39 +23,41 @@ Groups = list[dict[str, Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerOptions:
-    """Which optimizer, and how fast each part of the model learns."""
+    """The optimizer and the learning rate of each part of the model."""
 
     name: Literal["adamw", "adam", "sgd"]
     lr: PositiveFloat
     weight_decay: NonNegativeFloat  # decoupled in adamw, added to the gradient in adam and sgd
-    decay_norms: bool  # decay norms, biases, tokens and positions as well
+    decay_norms: bool  # whether norms, biases, tokens and positions decay, too
     betas: tuple[Fraction, Fraction]  # adamw, adam
     eps: PositiveFloat  # adamw, adam
     momentum: Fraction  # sgd
-    rates: dict[str, NonNegativeFloat]  # first words of a parameter's name -> factor of lr; the longest match wins
-    layer_decay: Fraction  # what each layer further from the output multiplies the rate by; 1 = all learn alike
-    reference_batch: Positive | None  # the batch size that lr is given for; None = lr as it stands, for any
-    scaling: Literal["linear", "sqrt"]  # how lr follows from it for data.batch_size
+    rates: dict[str, NonNegativeFloat]  # prefix of parameter names -> factor of lr; the longest prefix wins
+    layer_decay: Fraction  # factor of the rate for each layer further from the output; 1 = one rate for all layers
+    reference_batch: Positive | None  # the batch size that lr is meant for; None = lr is not scaled
+    scaling: Literal["linear", "sqrt"]  # of lr, from reference_batch to data.batch_size
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleOptions:
-    """How the rate changes over a run.
+    """How the learning rate changes over a run.
 
-    Raises UserError when noam has no width or no warm-up.
+    Raises UserError for noam without a width or without warm-up.
     """
 
     name: Literal["constant", "step", "cosine", "inverse_sqrt", "noam"]
-    warmup: Count | Fraction  # linear warm-up before any of them: whole number = steps, below 1 = a part of the run
-    start: Fraction  # the factor that the warm-up rises from; noam's own rises from 0
+    warmup: Count | Fraction  # linear warm-up of every schedule: an integer = steps, a float = a fraction of the run
+    start: Fraction  # the factor that the warm-up rises from; noam's rises from 0
     drops: list[Fraction]  # step: where the rate drops, as fractions of the run
-    factor: Fraction  # step: what each drop multiplies the rate by
+    factor: Fraction  # step: the factor of the rate at each drop
     final: Fraction  # cosine: the factor that it falls to
-    width: Positive | None  # noam: the model's width, whose root divides the rate
+    width: Positive | None  # noam: the model's width; the rate is divided by its square root
 
     def __post_init__(self) -> None:
         if self.name == "noam" and self.width is None:
-            raise UserError("schedule.width=null: noam divides by the root of the model's width; give that number.")
+            raise UserError(
+                "schedule.width=null: noam divides by the square root of the model's width; give that width."
+            )
         if self.name == "noam" and not self.warmup:
             raise UserError(
                 f"schedule.warmup={self.warmup}: noam needs at least 1 step of warm-up; give 4000 as published, or use "
@@ -69,11 +71,11 @@ class ScheduleOptions:
 def build(model: nn.Module, options: OptimizerOptions) -> Optimizer:
     """The optimizer over all parameters of `model` that require a gradient.
 
-    Every group carries a readable "name", its own full rate as "base_lr" and the names of its parameters as
-    "param_names". Raises UserError when a prefix in `rates` fits no parameter, or nothing is left to train.
+    Every group has a readable "name", its full rate as "base_lr" and the names of its parameters as "param_names".
+    Raises UserError when a prefix in `rates` matches no parameter, or no parameter is trainable.
     """
     groups = _groups(model, options)
-    # One kernel for the whole update (on a CPU core 2.4 times as fast) where there is one; None: torch chooses.
+    # One kernel for the whole update (2.4 times as fast on a CPU core), where the device has it; None: torch chooses.
     fused = True if all(p.device.type in ("cpu", "cuda") for g in groups for _, p in g["params"]) else None
     optimizer: Optimizer
     if options.name == "sgd":
@@ -86,9 +88,9 @@ def build(model: nn.Module, options: OptimizerOptions) -> Optimizer:
 
 
 def scale_to_batch(options: OptimizerOptions, batch_size: int) -> OptimizerOptions:
-    """The options with the rate that is in effect: `lr` as scaled from the reference batch to `batch_size`.
+    """The options with `lr` scaled from the reference batch to `batch_size`, and no reference batch.
 
-    Linear is Goyal et al. 2017 (arXiv:1706.02677); the square root suits Adam better when the factor is large.
+    Linear scaling is Goyal et al. 2017 (arXiv:1706.02677); the square root suits Adam better when the factor is large.
     """
     factor = batch_size / (options.reference_batch or batch_size)
     lr = options.lr * (factor if options.scaling == "linear" else math.sqrt(factor))
@@ -96,55 +98,56 @@ def scale_to_batch(options: OptimizerOptions, batch_size: int) -> OptimizerOptio
 
 
 def set_rate(optimizer: Optimizer, factor: float) -> None:
-    """Set every group's rate to `factor` times its own full rate."""
+    """Set every group's learning rate to `factor` times its full rate."""
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
 
 
 def state(optimizer: Optimizer) -> dict[str, dict[str, Any]]:
-    """What the optimizer has gathered, by parameter name: free of group order, device and kernel."""
-    return {name: distributed.whole(dict(optimizer.state[p])) for name, p in _named(optimizer) if p in optimizer.state}
+    """The optimizer's state by parameter name, independent of the groups' order, the device and the kernel."""
+    named = _named_parameters(optimizer)
+    return {name: distributed.whole(dict(optimizer.state[p])) for name, p in named if p in optimizer.state}
 
 
 def restore(optimizer: Optimizer, saved: dict[str, dict[str, Any]]) -> None:
-    """Take `state` back; rates, decay and the other options stay those that the optimizer was built with.
+    """Load the result of `state`; rates, decay and the other options stay those that the optimizer was built with.
 
     Raises UserError when the state belongs to other parameters.
     """
-    named = _named(optimizer)
+    named = _named_parameters(optimizer)
     shapes = {name: p.shape for name, p in named}
     for name, values in saved.items():
         moments = {value.shape for value in values.values() if isinstance(value, Tensor) and value.ndim}
         if name not in shapes or moments - {shapes[name]}:
             raise UserError(
-                f"the checkpoint's optimizer does not fit this run at {name} ({[*map(tuple, moments)]} there, "
-                f"{tuple(shapes[name]) if name in shapes else 'not trained'} here); resume with its own config."
+                f"the checkpoint's optimizer does not match this run at {name} ({[*map(tuple, moments)]} in the file, "
+                f"{tuple(shapes[name]) if name in shapes else 'not trained'} in this run); resume with its own config."
             )
     by_number = {number: dict(saved[name]) for number, (name, _) in enumerate(named) if name in saved}
     optimizer.load_state_dict({"state": by_number, "param_groups": optimizer.state_dict()["param_groups"]})
-    for p, values in optimizer.state.items():  # own copies, in the parameter's layout: see _match_layouts
-        like = {key: v for key, v in values.items() if isinstance(v, Tensor) and v.shape == p.shape}
-        values.update({key: torch.empty_like(p, dtype=v.dtype) for key, v in like.items()})
-        for key, value in like.items():
+    for p, values in optimizer.state.items():  # copies in the parameter's memory layout: see _match_layouts
+        moments_of_p = {key: v for key, v in values.items() if isinstance(v, Tensor) and v.shape == p.shape}
+        values.update({key: torch.empty_like(p, dtype=v.dtype) for key, v in moments_of_p.items()})
+        for key, value in moments_of_p.items():
             distributed.fill(values[key], value)
 
 
 def _groups(model: nn.Module, options: OptimizerOptions) -> Groups:
-    """Parameters that share a rate and a decay, in the order of the model."""
-    everything = dict(model.named_parameters())
+    """Groups of parameters that share a rate and a decay, in the order of the model."""
+    parameters = dict(model.named_parameters())
     for prefix in options.rates:
-        if not any(_under(name, prefix) for name in everything):
-            parts = {".".join(name.split(".")[:depth]) for name in everything for depth in (1, 2)}
-            raise UserError(f"optimizer.rates.{prefix} fits no parameter of the model{did_you_mean(prefix, parts)}")
-    spared: Sequence[str] = getattr(model, "undecayed", ())
+        if not any(_has_prefix(name, prefix) for name in parameters):
+            parts = {".".join(name.split(".")[:depth]) for name in parameters for depth in (1, 2)}
+            raise UserError(f"optimizer.rates.{prefix} matches no parameter of the model{did_you_mean(prefix, parts)}")
+    undecayed: Sequence[str] = getattr(model, "undecayed", ())
     depths = _depths(model, options)
     groups: dict[tuple[str, int, bool], dict[str, Any]] = {}
-    for name, parameter in everything.items():
+    for name, parameter in parameters.items():
         if not parameter.requires_grad:
             continue
-        prefix = max((prefix for prefix in options.rates if _under(name, prefix)), key=len, default="")
-        depth = next((depth for part, depth in depths.items() if _under(name, part)), 0)
-        decays = options.decay_norms or (parameter.ndim >= 2 and not any(_under(name, part) for part in spared))
+        prefix = max((prefix for prefix in options.rates if _has_prefix(name, prefix)), key=len, default="")
+        depth = next((depth for part, depth in depths.items() if _has_prefix(name, part)), 0)
+        decays = options.decay_norms or (parameter.ndim >= 2 and not any(_has_prefix(name, part) for part in undecayed))
         layer = f", {depth} below the output" if depths else ""
         group = groups.setdefault(
             (prefix, depth, decays),
@@ -158,40 +161,40 @@ def _groups(model: nn.Module, options: OptimizerOptions) -> Groups:
         group["lr"] = group["base_lr"]
         group["params"].append((name, parameter))
     if not groups:
-        raise UserError("the model has no parameter to train: all of them are frozen; unfreeze a part of it.")
+        raise UserError("the model has no parameter to train: all of them are frozen; unfreeze some.")
     return list(groups.values())
 
 
 def _depths(model: nn.Module, options: OptimizerOptions) -> dict[str, int]:
-    """First words of parameter names -> layers between them and the output; empty when all layers learn alike.
+    """Prefix of parameter names -> number of layers between them and the output; empty without layer decay.
 
-    `layers()`, an optional method of the model, lists those words from the input to the output.
+    `OptionalModel.layers` lists the prefixes from the input to the output.
     """
     if options.layer_decay == 1:
         return {}
     if not hasattr(model, "layers"):
         raise UserError(
-            f"optimizer.layer_decay={options.layer_decay}: {type(model).__name__} has no method layers() that says "
-            "what its layers are; set it to 1, or use optimizer.rates."
+            f"optimizer.layer_decay={options.layer_decay}: {type(model).__name__} has no method layers() that lists "
+            "its layers; set it to 1, or use optimizer.rates."
         )
     layers: Sequence[tuple[str, ...]] = model.layers()  # type: ignore[operator]
-    return {part: len(layers) - 1 - number for number, parts in enumerate(layers) for part in parts}
+    return {part: len(layers) - 1 - depth for depth, parts in enumerate(layers) for part in parts}
 
 
-def _under(name: str, prefix: str) -> bool:
-    """Whether a parameter lies under `prefix`, in whole words: backbone.conv1 under backbone, backbone2.x not."""
+def _has_prefix(name: str, prefix: str) -> bool:
+    """Whether `prefix` is a prefix of a parameter's name in whole words: backbone is one of backbone.conv1 alone."""
     return name == prefix or name.startswith(f"{prefix}.")
 
 
-def _named(optimizer: Optimizer) -> list[tuple[str, nn.Parameter]]:
+def _named_parameters(optimizer: Optimizer) -> list[tuple[str, nn.Parameter]]:
     return [pair for g in optimizer.param_groups for pair in zip(g["param_names"], g["params"], strict=True)]
 
 
 def _match_layouts(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     """Give every gradient its parameter's memory layout.
 
-    The fused kernels walk through memory and compare no strides: a contiguous gradient of a channels_last weight
-    would be applied to the wrong elements without a word (seen with torch 2.15 on the CPU).
+    The fused kernels iterate over memory and compare no strides: they would silently apply a contiguous gradient to
+    the wrong elements of a channels_last weight (observed with torch 2.15 on the CPU).
     """
     for group in optimizer.param_groups:
         for p in group["params"]:
@@ -203,33 +206,33 @@ def _match_layouts(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
 
 
 def rate_factor(options: ScheduleOptions, step: int, steps: int) -> float:
-    """The factor of the full rate for the update made after `step` others, of `steps` in the run (0-based).
+    """The factor of the full rate for update number `step` (0-based) of `steps`.
 
-    Linear warm-up from `start`, which itself is never used: 1/warmup of the rise for the first update, all of it for
-    update number `warmup`. Only noam brings its own.
+    Warm-up is linear from `start` (itself never used): the first update takes 1/warmup of the rise, and update number
+    `warmup`, counted from 1, all of it. Only noam has a warm-up of its own.
     """
     warmup, number = warm_up(options, steps), step + 1
     if options.name == "noam":  # equation 3 of Vaswani et al. 2017, where updates count from 1
-        assert options.width is not None, "ScheduleOptions lets no noam through without it"
-        warmup = max(1, warmup)  # a small part of a short run is still one step
+        assert options.width is not None, "ScheduleOptions refuses noam without a width"
+        warmup = max(1, warmup)  # a small fraction of a short run may round to 0
         return math.sqrt(1 / options.width) * min(math.sqrt(1 / number), number * math.pow(warmup, -1.5))
     if step < warmup:
         return options.start + (1 - options.start) * number / warmup
-    if options.name == "step":  # rounded to a step: a fraction such as 2/3 is rarely a whole number of them
+    if options.name == "step":  # rounded: a fraction such as 2/3 is rarely a whole number of steps
         return options.factor ** sum(step >= round(drop * steps) for drop in options.drops)
     if options.name == "cosine":
         progress = (step - warmup) / max(1, steps - warmup)
         return options.final + (1 - options.final) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
-    if options.name == "inverse_sqrt":  # leaves the warm-up at its end, where both are 1
+    if options.name == "inverse_sqrt":  # continues from the end of the warm-up, where both are 1
         return math.sqrt(max(1, warmup) / number)
     return 1.0
 
 
 def warm_up(options: ScheduleOptions, steps: int) -> int:
-    """Steps of warm-up in a run of `steps`."""
+    """The number of warm-up steps in a run of `steps`."""
     return options.warmup if isinstance(options.warmup, int) else round(options.warmup * steps)
 
 
 def peak_rate_factor(options: ScheduleOptions, steps: int) -> float:
-    """The largest factor in a run of `steps`: that of the last update of its warm-up, or of the first without one."""
+    """The largest factor in a run of `steps`: that of the last warm-up update, or else of the first update."""
     return rate_factor(options, min(max(1, warm_up(options, steps)), steps) - 1, steps)

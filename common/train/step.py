@@ -1,4 +1,4 @@
-"""One optimizer step: the same step however its batch is cut into micro-batches and dealt to ranks."""
+"""One optimizer step, which is the same however its batch is split into micro-batches and over ranks."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -13,16 +13,16 @@ from common.machine import distributed, memory
 from common.machine.device import Copies, autocast
 from common.task import Batch, Task
 
-MAX_CONSECUTIVE_OVERFLOWS = 10  # skipped fp16 steps in a row before the run stops: the scale has then fallen by 1,000
+MAX_CONSECUTIVE_OVERFLOWS = 10  # fp16 steps skipped before the run stops: the loss scale has then fallen by 1,000
 
 
 @dataclass(frozen=True)
-class _Verdict:
-    """Whether a step's loss and gradient norm are finite, on its way from the device; and what to say if not."""
+class _FiniteCheck:
+    """Whether a step's loss and gradient norm are finite, copied from the device, with what an error message names."""
 
-    number: int
-    finite: Tensor  # (2,) boolean, on the host
-    arrived: torch.cuda.Event | None  # when it holds what it says; None: now
+    number: int  # of the step
+    finite: Tensor  # (2,) boolean, on the host: loss, gradient norm
+    copied: torch.cuda.Event | None  # recorded when `finite` is filled; None if it is filled already
     parts: dict[str, Tensor]
     norm: Tensor
     ids: list[Any]
@@ -30,7 +30,7 @@ class _Verdict:
 
 @dataclass
 class Stepper:
-    """What a step needs and changes: weights, optimizer, and the fp16 loss scale."""
+    """The model, its optimizer and the fp16 loss scale, updated one step at a time."""
 
     task: Task
     model: nn.Module
@@ -39,105 +39,106 @@ class Stepper:
     precision: str
     clip_norm: float | None
     overflows: int = 0  # fp16 steps skipped in a row
-    late: bool = field(init=False)  # whether a step is judged one step later, so that the host need not wait for a GPU
+    deferred: bool = field(init=False)  # whether a step is checked after the next one, so that the host never waits
     scaler: torch.amp.GradScaler = field(init=False)
 
     def __post_init__(self) -> None:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         sharded = distributed.is_sharded(self.parameters)
-        self.late = self.device.type == "cuda" and self.precision != "fp16" and not sharded
+        self.deferred = self.device.type == "cuda" and self.precision != "fp16" and not sharded
         self._copies = Copies(self.device)
-        self._last: _Verdict | None = None
-        self._loss = distributed.joined(_Loss(self.model, lambda *of: self.task.loss(*of)))
+        self._last: _FiniteCheck | None = None
+        self._loss = distributed.joined(_Loss(self.model, lambda *arguments: self.task.loss(*arguments)))
 
     def __call__(self, micro_batches: list[Batch], number: int) -> dict[str, Tensor]:
         """Update the weights by step `number`; returns this rank's share of the loss's parts, and the gradient norm.
 
-        The normalisers are added up over micro-batches and ranks before the first backward pass, so gradients are sums
-        and nothing is averaged. A loss or gradient that is not finite never reaches the weights: it raises UserError
-        on all ranks alike, but for an fp16 overflow, which halves the scale and skips the step. On a GPU the device
-        itself leaves such an update out, and the error comes with the next step, or `check_last_step`.
+        Normalisers are summed over micro-batches and ranks before the first backward pass, so gradients are sums and
+        nothing is averaged. A loss or gradient that is not finite never reaches the weights: it raises UserError on all
+        ranks, except for an fp16 overflow, which halves the loss scale and skips the step. On a GPU the device itself
+        skips the update, and the error is raised by the next step or by `check_last_step`.
         """
         real = [batch for batch in micro_batches if "dummy" not in batch]
         normalisers = step_normalisers(self.task, real)
         self.optimizer.zero_grad(set_to_none=True)
         parts = {"loss": torch.zeros((), device=self.device)}
-        self.scaler.scale(parts["loss"])  # sets it up, on a rank without samples too
-        moved = self._copies(micro_batches)
+        self.scaler.scale(parts["loss"])  # initialises the scale, also on a rank without samples
+        on_device = self._copies(micro_batches)
         for batch in micro_batches:
-            joining = nullcontext() if batch is micro_batches[-1] else distributed.accumulating(self._loss)
-            with memory.named(f"Step {number}", batch, self.device, memory.TRAINING), joining:
+            synchronise = nullcontext() if batch is micro_batches[-1] else distributed.accumulating(self._loss)
+            with memory.named(f"Step {number}", batch, self.device, memory.TRAINING), synchronise:
                 with autocast(self.device, self.precision):
-                    loss, named = self._loss(next(moved), normalisers)
-                if "dummy" in batch:  # which only takes part in what ranks do together
-                    loss, named = loss * 0, {}
+                    loss, loss_parts = self._loss(next(on_device), normalisers)
+                if "dummy" in batch:  # takes part in collectives only
+                    loss, loss_parts = loss * 0, {}
                 torch.autograd.backward(self.scaler.scale(loss))
-            _own_memory(self.parameters)
-            for name, value in {"loss": loss.detach(), **named}.items():
+            _unshare_gradients(self.parameters)
+            for name, value in {"loss": loss.detach(), **loss_parts}.items():
                 parts[name] = parts[name] + value if name in parts else value
         batch = micro_batches[-1] if micro_batches else {"ids": []}
         with memory.named(f"The update of step {number}", batch, self.device, memory.UPDATE):
             norm = self._update(parts, real, number)
-        return {**parts, "gradient_norm": norm / distributed.world_size()}  # shares add up when they are logged
+        return {**parts, "gradient_norm": norm / distributed.world_size()}  # ranks are summed in the log
 
     def check_last_step(self) -> None:
-        """Raise UserError if the last step was not taken; waits for the device."""
-        verdict, self._last = self._last, None
-        if verdict is not None and not self._is_fine(verdict):
-            self._refuse(verdict)
+        """Raise UserError if the last step was skipped because it was not finite; waits for the device."""
+        check, self._last = self._last, None
+        if check is not None and not self._is_finite(check):
+            self._refuse(check)
 
     def _update(self, parts: dict[str, Tensor], real: list[Batch], number: int) -> Tensor:
-        """Clip and apply the gradients, or refuse to; the gradient's norm."""
+        """Clip and apply the gradients if they are finite; returns their norm before clipping."""
         self.scaler.unscale_(self.optimizer)
         norm: Tensor = distributed.whole(nn.utils.clip_grad_norm_(self.parameters, self.clip_norm or float("inf")))
         total = distributed.sum_(parts["loss"].to(torch.float32, copy=True))
         finite = torch.stack((total, norm.float())).isfinite()
         ids = [i for batch in real for i in batch["ids"]]
         self.check_last_step()
-        verdict = _Verdict(number, *self._copies.to_host(finite), dict(parts), norm, ids)
-        if self.late:
+        check = _FiniteCheck(number, *self._copies.to_host(finite), dict(parts), norm, ids)
+        if self.deferred:
             self._apply_if(finite.all())
-            self._last = verdict
-        elif self._is_fine(verdict):
+            self._last = check
+        elif self._is_finite(check):
             self.scaler.step(self.optimizer)
             self.overflows = 0
         else:
-            self._refuse(verdict)
+            self._refuse(check)
         self.scaler.update()
         return norm
 
-    def _apply_if(self, fine: Tensor) -> None:
-        """Update the weights if `fine` () says so, which the host never learns: torch's fused optimizers can."""
-        self.optimizer.grad_scale, self.optimizer.found_inf = None, (~fine).float()  # type: ignore[attr-defined]
+    def _apply_if(self, finite: Tensor) -> None:
+        """Update the weights if `finite` () is true, which torch's fused optimizers can read on the device."""
+        self.optimizer.grad_scale, self.optimizer.found_inf = None, (~finite).float()  # type: ignore[attr-defined]
         try:
             self.optimizer.step()
         finally:
             del self.optimizer.grad_scale, self.optimizer.found_inf  # type: ignore[attr-defined]
 
-    def _is_fine(self, verdict: _Verdict) -> bool:
-        if verdict.arrived is not None:
-            verdict.arrived.synchronize()
-        return bool(verdict.finite.all())
+    def _is_finite(self, check: _FiniteCheck) -> bool:
+        if check.copied is not None:
+            check.copied.synchronize()
+        return bool(check.finite.all())
 
-    def _refuse(self, verdict: _Verdict) -> None:
+    def _refuse(self, check: _FiniteCheck) -> None:
+        """Count an fp16 overflow; raise UserError for any other value that is not finite, or too many overflows."""
         self.overflows += 1
-        if self.scaler.is_enabled() and bool(verdict.finite[0]) and self.overflows < MAX_CONSECUTIVE_OVERFLOWS:
+        if self.scaler.is_enabled() and bool(check.finite[0]) and self.overflows < MAX_CONSECUTIVE_OVERFLOWS:
             return
-        shares = distributed.gather(({name: float(v) for name, v in verdict.parts.items()}, verdict.ids))
+        shares = distributed.gather(({name: float(v) for name, v in check.parts.items()}, check.ids))
         names = dict.fromkeys(name for parts, _ in shares for name in parts)
         sums = {name: sum(parts.get(name, 0.0) for parts, _ in shares) for name in names}
-        ids = [i for _, of_rank in shares for i in of_rank]
+        ids = [i for _, rank_ids in shares for i in rank_ids]
         raise UserError(
-            f"Step {verdict.number} was not taken, because its loss or gradient is not finite: "
+            f"Step {check.number} was not taken, because its loss or gradient is not finite: "
             + ", ".join(f"{name} {value:g}" for name, value in sums.items())
-            + f", gradient norm {float(verdict.norm):g}, on samples {ids}; the weights are as before it: look at these "
+            + f", gradient norm {float(check.norm):g}, on samples {ids}; the weights are those before it: check these "
             "samples, lower optimizer.lr, or use trainer.precision=fp32."
         )
 
 
 class _Loss(nn.Module):
-    """A task's loss as a forward pass, so that DDP sees all of it, whichever methods of the model it calls."""
+    """A task's loss as a forward pass, so that DDP covers every method of the model that the loss calls."""
 
     def __init__(self, model: nn.Module, loss: Callable[..., tuple[Tensor, dict[str, Tensor]]]):
         super().__init__()
@@ -148,25 +149,25 @@ class _Loss(nn.Module):
         return self.loss(self.model, batch, normalisers)
 
 
-def _own_memory(parameters: list[nn.Parameter]) -> None:
-    """Give every gradient memory of its own.
+def _unshare_gradients(parameters: list[nn.Parameter]) -> None:
+    """Clone each gradient that shares its memory with another.
 
-    A compiled backward pass hands out one buffer for the gradients of two parameters that are only added, such as a
-    token and its position (torch 2.15); another micro-batch, or clipping, would then change it twice.
+    A compiled backward pass returns one buffer as the gradient of two parameters that are only added, such as a token
+    and its position (torch 2.15); the next micro-batch, or clipping, would then change it twice.
     """
-    taken: set[int] = set()
+    addresses: set[int] = set()
     for parameter in parameters:
         if parameter.grad is not None:
-            if distributed.local(parameter.grad).data_ptr() in taken:
+            if distributed.local(parameter.grad).data_ptr() in addresses:
                 parameter.grad = parameter.grad.clone()
-            taken.add(distributed.local(parameter.grad).data_ptr())
+            addresses.add(distributed.local(parameter.grad).data_ptr())
 
 
 def step_normalisers(task: Task, micro_batches: list[Batch]) -> dict[str, float]:
-    """The divisors of a whole step, summed in float64 over micro-batches and ranks; only an exact zero becomes one."""
-    of = getattr(task, "sizes", None) or task.normalisers
+    """A step's normalisers, summed in float64 over its micro-batches and all ranks; a sum of zero becomes one."""
+    normalisers = getattr(task, "sizes", None) or task.normalisers
     sums: dict[str, float] = {}
-    for of_rank in distributed.gather([of(batch) for batch in micro_batches]):
+    for of_rank in distributed.gather([normalisers(batch) for batch in micro_batches]):
         for of_batch in of_rank:
             for name, value in of_batch.items():
                 sums[name] = sums.get(name, 0.0) + value

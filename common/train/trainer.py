@@ -1,8 +1,8 @@
-"""The training loop, for any task: steps, logs, checkpoints, evaluation, and the numbers at the end."""
+"""The training loop, for any task: steps, logs, checkpoints, evaluations, and the final numbers."""
 
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -35,14 +35,14 @@ from common.train.state import (
 from common.train.step import Stepper
 from common.types import Count, Fraction, Positive, PositiveFloat
 
-TRIAL_BATCHES = 2  # evaluated before the first step, so that a mistake there shows at once
-QUIET_STEPS = 300  # before which no alarm is raised: a model that has hardly begun always looks broken
-PICTURES = 8  # validation samples whose answers go to TensorBoard
+TRIAL_BATCHES = 2  # evaluated before the first step, so that a mistake in evaluation shows at once
+FIRST_ALARM_STEP = 300  # no alarm is raised before it: a model early in training always looks broken
+PICTURES = 8  # validation samples shown in TensorBoard
 
 
 @dataclass
-class _Work:
-    """What the loop works with, beside the run."""
+class _Context:
+    """What the training loop uses besides the run."""
 
     stepper: Stepper
     average: Average | None
@@ -54,12 +54,12 @@ class _Work:
 
 @dataclass(kw_only=True)
 class Trainer:
-    """How long, how often and on what; configs/trainer/default.yaml explains every key."""
+    """The options of the training loop, and the loop itself; configs/trainer/default.yaml explains every option."""
 
     steps: Positive | None
     epochs: Positive | None
     micro_batch: Positive | None
-    precision: Literal["auto", "fp32", "bf16", "fp16"]  # auto: common/train/assembly.py has decided by the device
+    precision: Literal["auto", "fp32", "bf16", "fp16"]  # auto is resolved in common/train/assembly.py
     clip_norm: PositiveFloat | None
     ema_decay: Fraction
     compile: bool
@@ -79,17 +79,17 @@ class Trainer:
             raise UserError("trainer.average_last=1: one checkpoint has no average; give 0 for none, or at least 2.")
         if self.strategy == "fsdp" and self.precision == "fp16":
             raise UserError(
-                "trainer.strategy=fsdp does not know trainer.precision=fp16, whose scale is not shared; use bf16."
+                "trainer.strategy=fsdp does not support trainer.precision=fp16, as ranks share no loss scale; use bf16."
             )
 
     def fit(self, run: Run, log: Log, *, on: torch.device, resume: bool) -> dict[str, float | str]:
-        """Train `run` to its end and return the final numbers: the goal's best on val, and all of test.
+        """Train `run` to its end and return the final numbers: the goal's best on val, and all numbers of test.
 
-        With `average_last`, `weights` among them names the file that was tested, seen from the run's folder.
+        With `average_last`, the entry `weights` names the file that was tested, relative to the run's folder.
 
-        Raises UserError when a loss or gradient is not finite, or when a sample cannot be read; and Stopped when a
-        signal asks for it, after a checkpoint. Whatever ends it, `resume` goes on from the last checkpoint to the same
-        end, bit for bit: data and dropout are functions of the seed and the step, and a checkpoint holds the rest.
+        Raises UserError when a loss or gradient is not finite, or a sample cannot be read, and Stopped, after a
+        checkpoint, on a signal. With `resume` the run continues from its last checkpoint and ends bit for bit as if it
+        had never stopped: data and dropout are functions of the seed and the step, and a checkpoint holds the rest.
         """
         order = batching.Order(run.data.cost("train"), run.data.batch_size, run.seed)
         total = self.steps or order.steps(self.epochs or 1)
@@ -97,7 +97,7 @@ class Trainer:
         if self.strategy == "fsdp":
             distributed.shard(run.model, on)
         options = optim.scale_to_batch(run.optimizer, run.data.batch_size)
-        work = _Work(
+        context = _Context(
             stepper=Stepper(run.task, run.model, optim.build(run.model, options), on, self.precision, self.clip_norm),
             average=Average(run.model, self.ema_decay) if self.ema_decay else None,
             folder=Folder(run.folder / "checkpoints", distributed.is_main(), keep=self.average_last),
@@ -105,11 +105,11 @@ class Trainer:
             stop=Stop(),
             device=on,
         )
-        with work.stop:
+        with context.stop:
             if resume:
-                resume_run(run, work.stepper, work.average, work.folder, log)
+                resume_run(run, context.stepper, context.average, context.folder, log)
             else:
-                log.cut_back(0)  # what a start that came to nothing left
+                log.cut_back(0)  # drops the lines of a start that failed
             run.model.train()
             log.say(start_summary(run, options, devices.describe(on), self.precision, total, order.steps(1)))
             for advice in run.task.advice(run.pretrained):
@@ -117,68 +117,68 @@ class Trainer:
             if self.compile:
                 run.model.compile()  # in place: the state dict keeps its names
             if run.step == 0:
-                self._try_evaluation(run, work)
-            self._loop(run, work, order, options, total)
-            return self._finish(run, work)
+                self._try_evaluation(run, context)
+            self._loop(run, context, order, options, total)
+            return self._finish(run, context)
 
-    def _loop(self, run: Run, work: _Work, order: batching.Order, options: OptimizerOptions, total: int) -> None:
-        """All steps that are left, with what comes after each of them: logs, a checkpoint, an evaluation, a stop."""
-        log, evaluates = work.log, self.eval_every or order.steps(1)
-        if run.step and (run.unjudged or run.step % evaluates == 0 or run.step == total):
-            self._validate(run, work)  # a kill may have come before it was done
+    def _loop(self, run: Run, context: _Context, order: batching.Order, options: OptimizerOptions, total: int) -> None:
+        """Take the remaining steps; after each: log, save, evaluate or stop, where due."""
+        log, eval_every = context.log, self.eval_every or order.steps(1)
+        if run.step and (run.evaluation_lost or run.step % eval_every == 0 or run.step == total):
+            self._validate(run, context)  # the run may have been killed before or during this evaluation
         with log.progress(total, run.step) as progress:
             clock = time.monotonic()
-            for epoch, micro_batches in self._steps(run, order, work.device, total):
-                optim.set_rate(work.stepper.optimizer, optim.rate_factor(run.schedule, run.step, total))
+            for epoch, micro_batches in self._steps(run, order, context.device, total):
+                optim.set_rate(context.stepper.optimizer, optim.rate_factor(run.schedule, run.step, total))
                 torch.manual_seed(mix(run.seed, "model", run.step, distributed.rank()))
-                accumulate(run, work.stepper(micro_batches, run.step))
+                accumulate(run, context.stepper(micro_batches, run.step))
                 run.step += 1
-                if work.average is not None:
-                    work.average.update(run.model)
+                if context.average is not None:
+                    context.average.update(run.model)
                 progress.advance(run.step)
                 last = run.step == total
-                due = run.step % evaluates == 0 or last
-                saves = due or (self.save_every is not None and run.step % self.save_every == 0)
+                evaluates = run.step % eval_every == 0 or last
+                saves = evaluates or (self.save_every is not None and run.step % self.save_every == 0)
                 logs = run.step % self.log_every == 0 or last
-                stopping = work.stop.agreed()
+                stopping = context.stop.agreed()
                 if logs or saves or stopping:
-                    work.stepper.check_last_step()
+                    context.stepper.check_last_step()
                 if logs:
-                    speed = run.data.batch_size * run.window_steps / (time.monotonic() - clock)
+                    speed = run.data.batch_size * run.summed_steps / (time.monotonic() - clock)
                     rate = options.lr * optim.rate_factor(run.schedule, run.step - 1, total)
                     extra = {"train/lr": rate, "train/epoch": epoch}
                     log.numbers(run.step, {**take_means(run), **extra}, {"samples_per_s": speed})
                     clock = time.monotonic()
                 if saves or stopping:
-                    saved = self._save(run, work, regular=saves)
+                    saved = self._save(run, context, regular=saves)
                     if last and not saved:
                         raise UserError(
-                            f"the last checkpoint is not in {work.folder.path}, and without it there are no numbers; "
-                            "make room, and the same line with resume=auto goes on from the one before."
+                            f"the last checkpoint could not be written to {context.folder.path}, and the final numbers "
+                            "need it; make room, and repeat the command with resume=auto."
                         )
                 if stopping:
-                    how = "with a checkpoint" if saved else "without a checkpoint of that step"
-                    raise work.stop.stopped(f"after step {run.step} of {total}, {how}")
-                if due:
-                    self._validate(run, work)
+                    outcome = "with a checkpoint" if saved else "without a checkpoint of that step"
+                    raise context.stop.stopped(f"after step {run.step} of {total}, {outcome}")
+                if evaluates:
+                    self._validate(run, context)
 
-    def _save(self, run: Run, work: _Work, regular: bool) -> bool:
-        """Write a checkpoint; a disk that is full, or a folder that cannot be written, costs it, and not the run."""
-        content = checkpoint_content(run, work.stepper, work.average)
+    def _save(self, run: Run, context: _Context, regular: bool) -> bool:
+        """Write a checkpoint; returns False, with a warning, when the disk is full or the folder is not writable."""
+        content = checkpoint_content(run, context.stepper, context.average)
         problem = None
         try:
-            work.log.flush()  # the checkpoint promises those lines
+            context.log.flush()  # a checkpoint implies that the lines before it are on the disk
             if regular:
-                alone = self.keep_best == 1 and work.folder.has_best()  # the one best is best.pt
-                spare = [] if alone else [step for _, step in run.ranking]
-                work.folder.save(run.step, content, spare)
+                only_best = self.keep_best == 1 and context.folder.has_best()  # best.pt holds it already
+                ranked = [] if only_best else [step for _, step in run.ranking]
+                context.folder.save(run.step, content, ranked)
             else:
-                work.folder.save_stop(run.step, content)
+                context.folder.save_stop(run.step, content)
         except OSError as error:
             problem = error.strerror or str(error)
         problem = distributed.broadcast(problem)  # rank 0 writes
         if problem is not None:
-            work.log.warning(f"The checkpoint of step {run.step} was not written ({problem}); older ones stay.")
+            context.log.warning(f"The checkpoint of step {run.step} was not written ({problem}); older ones are kept.")
         return problem is None
 
     def _steps(
@@ -197,107 +197,106 @@ class Trainer:
             equal=self.strategy == "fsdp",
         )
 
-    def _evaluate(self, run: Run, work: _Work, split: Split, **options: Any) -> tuple[dict[str, float], Metric]:
+    def _evaluate(self, run: Run, context: _Context, split: Split, **options: Any) -> tuple[dict[str, float], Metric]:
         return evaluate(
             run.task,
             run.data,
             run.model,
             split,
-            device=work.device,
+            device=context.device,
             precision=self.precision,
             batch_size=self.micro_batch or run.data.batch_size,
             workers=self.workers,
-            stop=work.stop,
+            stop=context.stop,
             **options,
         )
 
-    def _try_evaluation(self, run: Run, work: _Work) -> None:
+    def _try_evaluation(self, run: Run, context: _Context) -> None:
         for split in ("val", "test"):
             if run.data.count(split):
-                self._evaluate(run, work, split, limit=TRIAL_BATCHES)
+                self._evaluate(run, context, split, limit=TRIAL_BATCHES)
                 return
 
-    def _validate(self, run: Run, work: _Work) -> None:
-        """Evaluate val; keep the checkpoint just written if it is the best; show some answers."""
+    def _validate(self, run: Run, context: _Context) -> None:
+        """Evaluate val; rank the checkpoint just written; show some answers and raise new alarms."""
         if not run.data.count("val"):
             return
-        shown: list[tuple[Batch, list[Answer]]] = []
+        first: list[tuple[Batch, list[Answer]]] = []
 
         def keep_first(batch: Batch, answers: list[Answer]) -> None:
-            if not shown:
-                shown.append((batch, answers))
+            if not first:
+                first.append((batch, answers))
 
-        weights: AbstractContextManager[None] = work.average.applied(run.model) if work.average else nullcontext()
-        with weights:
-            numbers, _ = self._evaluate(run, work, "val", on_answers=keep_first)
-        self._rank(run, work, numbers[run.task.goal.name])
-        work.log.numbers(run.step, {f"val/{name}": number for name, number in numbers.items()})
-        for batch, answers in shown:
-            work.log.pictures("val", run.task.pictures(batch, answers, PICTURES), run.step)
-            new = [alarm for alarm in run.task.alarms(answers) if alarm not in run.said]
-            for alarm in new if run.step >= QUIET_STEPS else []:
-                work.log.warning(alarm)
-                run.said.append(alarm)
+        with context.average.applied(run.model) if context.average else nullcontext():
+            numbers, _ = self._evaluate(run, context, "val", on_answers=keep_first)
+        self._rank(run, context, numbers[run.task.goal.name])
+        context.log.numbers(run.step, {f"val/{name}": number for name, number in numbers.items()})
+        for batch, answers in first:
+            context.log.pictures("val", run.task.pictures(batch, answers, PICTURES), run.step)
+            new = [alarm for alarm in run.task.alarms(answers) if alarm not in run.alarms]
+            for alarm in new if run.step >= FIRST_ALARM_STEP else []:
+                context.log.warning(alarm)
+                run.alarms.append(alarm)
 
-    def _rank(self, run: Run, work: _Work, score: float) -> None:
-        """Give this step's checkpoint its place among the best; without a file on the disk it has none."""
-        there = distributed.broadcast(run.step in work.folder.steps())
-        if there and run.rank_in(score, self.keep_best):
+    def _rank(self, run: Run, context: _Context, score: float) -> None:
+        """Insert this step's checkpoint into the ranking, if it was written; the first becomes best.pt."""
+        written = distributed.broadcast(run.step in context.folder.steps())
+        if written and run.rank_in(score, self.keep_best):
             try:
-                work.folder.mark_best(run.step)
+                context.folder.mark_best(run.step)
             except OSError as error:
-                work.log.warning(f"best.pt was not written ({error.strerror}); step {run.step} is the best one.")
+                context.log.warning(f"best.pt was not written ({error.strerror}); the best step is {run.step}.")
 
-    def _finish(self, run: Run, work: _Work) -> dict[str, float | str]:
-        """Evaluate test, once, on the best weights of the run (without val: on the average, or else the last ones)."""
+    def _finish(self, run: Run, context: _Context) -> dict[str, float | str]:
+        """Evaluate test once, with the best weights of the run (without val: the average, or else the last weights)."""
         distributed.barrier()  # rank 0 may still be writing
-        folder, log, goal = work.folder, work.log, f"val/{run.task.goal.name}"
+        folder, log, goal = context.folder, context.log, f"val/{run.task.goal.name}"
         ranked = [step for _, step in run.ranking]
-        averaged, best = self._average(run, work)
-        kept = averaged or folder.best(ranked, log.warning) or folder.latest(log.warning)
-        assert kept is not None, "the last step always leaves a checkpoint"
-        path, content = kept
-        if not averaged and ranked and ranked[0] not in (content["step"], 0):  # 0: files of before, which do not tell
-            log.warning(f"The best checkpoint on val, of step {ranked[0]}, is gone; {path.name} is tested instead.")
+        average, best = self._average(run, context)
+        chosen = average or folder.best(ranked, log.warning) or folder.latest(log.warning)
+        assert chosen is not None, "the last step always writes a checkpoint"
+        path, content = chosen
+        if not average and ranked and ranked[0] not in (content["step"], 0):  # 0: a ranking from before 2026-11-21
+            log.warning(f"The best checkpoint on val, of step {ranked[0]}, is missing; {path.name} is tested instead.")
         distributed.load(run.model, select_weights(content))
         numbers: dict[str, float | str] = {} if best is None else {goal: best}
         if self.average_last:
             numbers["weights"] = describe(path.relative_to(run.folder), content)
         if run.data.count("test"):
-            scores, metric = self._evaluate(run, work, "test")
-            tested = {f"test/{name}": number for name, number in scores.items()}
-            log.numbers(run.step, tested)
-            numbers = {**tested, **numbers}
+            scores, metric = self._evaluate(run, context, "test")
+            test_numbers = {f"test/{name}": number for name, number in scores.items()}
+            log.numbers(run.step, test_numbers)
+            numbers = {**test_numbers, **numbers}
             if distributed.is_main():
                 metric.write(run.folder / "predictions")
         log.say(f"weights   {describe(path, content)}")
         return numbers
 
-    def _average(self, run: Run, work: _Work) -> tuple[Found | None, float | None]:
-        """Average the last checkpoints into average.pt, unless the best one of the run is better on val.
+    def _average(self, run: Run, context: _Context) -> tuple[Found | None, float | None]:
+        """Average the last checkpoints into average.pt, and compare it on val with the best checkpoint.
 
-        Returns that file if it is to be tested, and the goal's best value on val.
+        Returns average.pt with its content if it is to be tested, and the goal's best value on val.
         """
-        if not self.average_last or not self._write_average(work.folder, work.log):
+        if not self.average_last or not self._write_average(context.folder, context.log):
             return None, run.best
-        content = checkpoint.load(work.folder.average())
+        content = checkpoint.load(context.folder.average())
         distributed.load(run.model, select_weights(content))
         if not run.data.count("val"):
-            return (work.folder.average(), content), None
-        numbers, _ = self._evaluate(run, work, "val")
-        work.log.numbers(run.step, {f"average/{name}": number for name, number in numbers.items()})
+            return (context.folder.average(), content), None
+        numbers, _ = self._evaluate(run, context, "val")
+        context.log.numbers(run.step, {f"average/{name}": number for name, number in numbers.items()})
         score = numbers[run.task.goal.name]
-        if score != run.best and not run.task.goal.better(score, run.best):  # in this form for a score of nan
+        if score != run.best and not run.task.goal.better(score, run.best):  # also true for a score of nan
             return None, run.best
-        return (work.folder.average(), content), score
+        return (context.folder.average(), content), score
 
     def _write_average(self, folder: Folder, log: Log) -> bool:
-        """Whether there is an average of the checkpoints now; a file that cannot be read costs it, and no result."""
+        """Write average.pt; returns False, with a warning, when a file cannot be read or written."""
         written = False
         if distributed.is_main():
             try:
                 checkpoint.save(folder.average(), averaging.average(folder.last(self.average_last)))
                 written = True
             except (UserError, OSError) as error:
-                log.warning(f"No average of the last checkpoints was made: {error}")
-        return bool(distributed.broadcast(written))  # rank 0's word reaches the others when the file is whole
+                log.warning(f"The last checkpoints were not averaged: {error}")
+        return bool(distributed.broadcast(written))  # after the file is complete

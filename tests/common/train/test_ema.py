@@ -1,4 +1,4 @@
-"""The running average of weights: its recursion, its use in the model's place, and its state."""
+"""The moving average of weights: its recursion, its application to the model, and its state."""
 
 import pytest
 import torch
@@ -14,8 +14,8 @@ def make_model(seed: int = 0) -> nn.Module:
     return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).double()
 
 
-def walk(model: nn.Module, seed: int) -> None:
-    """Something that a training step could have done."""
+def change(model: nn.Module, seed: int) -> None:
+    """Change parameters and buffers, as a training step does."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in model.parameters():
@@ -29,7 +29,7 @@ def test_the_average_follows_its_recursion_with_a_growing_decay():
     average = Average(model, 0.3)
     expected = {name: p.detach().clone() for name, p in model.named_parameters()}
     for d in (1 / 10, 2 / 11, 3 / 12, 0.3, 0.3):  # 4 / 13 is above 0.3
-        walk(model, int(1000 * d))
+        change(model, int(1000 * d))
         average.update(model)
         expected = {name: d * expected[name] + (1 - d) * p.detach() for name, p in model.named_parameters()}
     for name, value in expected.items():
@@ -37,31 +37,31 @@ def test_the_average_follows_its_recursion_with_a_growing_decay():
     assert average.updates == 5
 
 
-def test_buffers_are_the_models_own():
+def test_buffers_are_those_of_the_model():
     model = make_model()
     average = Average(model, 0.999)
-    walk(model, 0)
+    change(model, 0)
     average.update(model)
     for name, value in model.named_buffers():
         assert torch.equal(average.weights[name], value)
     assert int(average.weights["1.num_batches_tracked"]) == 1
 
 
-def test_the_model_computes_with_the_average_inside_and_is_unchanged_afterwards():
+def test_the_model_computes_with_the_average_inside_and_is_restored_on_exit():
     model = make_model().eval()
     average = Average(model, 0.9)
     old = {name: value.clone() for name, value in model.state_dict().items()}
-    walk(model, 1)
+    change(model, 1)
     x = torch.randn(5, 3, dtype=torch.float64)
-    mine = model(x)
+    output = model(x)
     with average.applied(model):
-        assert not torch.equal(model(x), mine)
+        assert not torch.equal(model(x), output)
         for name, value in model.state_dict().items():
             assert torch.equal(value, old[name])
-    assert torch.equal(model(x), mine)
+    assert torch.equal(model(x), output)
     with pytest.raises(KeyError), average.applied(model):
         raise KeyError
-    assert torch.equal(model(x), mine)
+    assert torch.equal(model(x), output)
 
 
 def test_a_model_compiled_in_place_computes_with_the_average_and_is_not_compiled_again():
@@ -77,14 +77,14 @@ def test_a_model_compiled_in_place_computes_with_the_average_and_is_not_compiled
     with torch.no_grad():
         before = model(x)
         model.compile(backend=backend)
-        walk(model, 1)
+        change(model, 1)
         own = model(x)
-        count = len(compiled)
-        assert count > 0
+        compilations = len(compiled)
+        assert compilations > 0
         average_keys = list(average.weights)
         with average.applied(model):
             torch.testing.assert_close(model(x), before)
-        assert torch.equal(model(x), own) and len(compiled) == count
+        assert torch.equal(model(x), own) and len(compiled) == compilations
     average.update(model)
     assert list(average.weights) == average_keys == list(model.state_dict())
 
@@ -100,30 +100,30 @@ def test_shared_weights_stay_equal():
     assert torch.equal(average.weights["0.weight"], average.weights["2.weight"])
 
 
-def test_the_state_goes_on_bit_for_bit_after_a_checkpoint(tmp_path):
+def test_a_restored_average_continues_bit_for_bit(tmp_path):
     model = make_model()
     average = Average(model, 0.9)
     for seed in range(3):
-        walk(model, seed)
+        change(model, seed)
         average.update(model)
     checkpoint.save(tmp_path / "a.pt", {"average": average.state_dict()})
-    again = Average(make_model(seed=1), 0.9)
-    again.load_state_dict(checkpoint.load(tmp_path / "a.pt")["average"])
-    walk(model, 3)
-    for other in (average, again):
-        other.update(model)
-    assert again.updates == average.updates == 4
+    restored = Average(make_model(seed=1), 0.9)
+    restored.load_state_dict(checkpoint.load(tmp_path / "a.pt")["average"])
+    change(model, 3)
+    for each in (average, restored):
+        each.update(model)
+    assert restored.updates == average.updates == 4
     for name, value in average.weights.items():
-        assert torch.equal(again.weights[name], value)
+        assert torch.equal(restored.weights[name], value)
 
 
 def test_the_averaged_weights_load_into_a_model():
     model = make_model()
     average = Average(model, 0.9)
-    other = make_model(seed=1)
-    other.load_state_dict(average.state_dict()["weights"], strict=True)
+    second = make_model(seed=1)
+    second.load_state_dict(average.state_dict()["weights"], strict=True)
     for name, value in model.state_dict().items():
-        assert torch.equal(other.state_dict()[name], value)
+        assert torch.equal(second.state_dict()[name], value)
 
 
 def test_another_models_average_is_refused():

@@ -1,4 +1,4 @@
-"""The step's own care for gradients; that a step is the same however it is cut is tested in the wings."""
+"""Gradients that share memory; that a step does not depend on its split is tested in the wings."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from common.train.step import Stepper
 
 
 class Tokens(nn.Module):
-    """A token and its position are only ever added, so that their gradients are equal."""
+    """A token and its position are only added, so that their gradients are equal."""
 
     def __init__(self):
         super().__init__()
@@ -23,7 +23,7 @@ class Tokens(nn.Module):
 
 
 class Total:
-    """A task whose loss is the sum of what the model gives."""
+    """A task with the sum of the model's outputs as its loss."""
 
     def normalisers(self, batch):
         return {"samples": float(len(batch["x"]))}
@@ -33,43 +33,44 @@ class Total:
 
 
 class OneBuffer(Total):
-    """Hands out one buffer under two names as the gradients, as a compiled backward pass may."""
+    """Sets one buffer as the gradient of two parameters, as a compiled backward pass may."""
 
     def loss(self, model, batch, normalisers):
         value = super().loss(model, batch, normalisers)[0]
         parameters = [model.token, model.position, model.out]
-        ours = torch.autograd.grad(value, parameters)
+        gradients = torch.autograd.grad(value, parameters)
         before = [p.grad for p in parameters]
-        shared = ours[0] if before[0] is None else before[0].add_(ours[0])
+        shared = gradients[0] if before[0] is None else before[0].add_(gradients[0])
         if before[1] is not None and before[1].data_ptr() == shared.data_ptr():
-            shared.add_(ours[0])  # what autograd does to a buffer that it holds twice
+            shared.add_(gradients[0])  # as autograd does to a buffer that it holds twice
         elif before[1] is not None:
-            before[1].add_(ours[1])
+            before[1].add_(gradients[1])
         model.token.grad = shared
         model.position.grad = shared.view(4) if before[1] is None else before[1]
-        model.out.grad = ours[2] if before[2] is None else before[2] + ours[2]
+        model.out.grad = gradients[2] if before[2] is None else before[2] + gradients[2]
         return torch.zeros((), requires_grad=True), {}
 
 
-def stepped(model: nn.Module, cuts: int, task=None) -> dict[str, torch.Tensor]:
+def weights_after_step(model: nn.Module, micro_batches: int, task=None) -> dict[str, torch.Tensor]:
     """The weights after one clipped step of plain gradient descent on eight samples."""
     x = torch.randn(8, 3, 4, generator=torch.Generator().manual_seed(1))
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     stepper = Stepper(task or Total(), model, optimizer, torch.device("cpu"), "fp32", clip_norm=0.1)
-    stepper([{"x": part, "ids": list(range(len(part)))} for part in x.chunk(cuts)], 0)
+    stepper([{"x": part, "ids": list(range(len(part)))} for part in x.chunk(micro_batches)], 0)
     return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
-@pytest.mark.parametrize("cuts", [1, 4])
-def test_gradients_that_share_memory_are_not_changed_twice(cuts):
-    expected, found = stepped(Tokens(), cuts), stepped(Tokens(), cuts, OneBuffer())
+@pytest.mark.parametrize("micro_batches", [1, 4])
+def test_gradients_that_share_memory_are_not_changed_twice(micro_batches):
+    expected = weights_after_step(Tokens(), micro_batches)
+    weights = weights_after_step(Tokens(), micro_batches, OneBuffer())
     for name, weight in expected.items():
-        assert torch.allclose(found[name], weight, rtol=1e-5, atol=1e-6), name
+        assert torch.allclose(weights[name], weight, rtol=1e-5, atol=1e-6), name
 
 
 @pytest.mark.slow
 def test_a_compiled_model_takes_the_same_step():
-    expected, model = stepped(Tokens(), 4), Tokens()
+    expected, model = weights_after_step(Tokens(), 4), Tokens()
     model.compile()
-    for name, weight in stepped(model, 4).items():
+    for name, weight in weights_after_step(model, 4).items():
         assert torch.allclose(weight, expected[name], rtol=1e-5, atol=1e-6), name

@@ -1,4 +1,4 @@
-"""The training loop on a toy task: logs, checkpoints, the best weights, going on, and the numbers at the end."""
+"""The training loop on a toy task: logs, checkpoints, the best weights, resuming, and the final numbers."""
 
 import json
 import os
@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 
 class Line:
-    """Points of y = 3 x - 1 with noise; the noise of training points is drawn anew each time."""
+    """Points of y = 3 x - 1; training points have noise, sampled at each visit."""
 
     batch_size = 4
 
@@ -51,7 +51,7 @@ class Line:
 
 
 class Fit:
-    """Least squares; dropout in the model makes its randomness visible."""
+    """Least squares."""
 
     goal = Goal("error", higher_is_better=False)
 
@@ -179,15 +179,15 @@ def test_the_best_checkpoint_is_the_one_that_is_tested(tmp_path):
     scores = {line["step"]: line["val/error"] for line in lines(tmp_path) if "val/error" in line}
     best = checkpoint.load(tmp_path / "checkpoints/best.pt")
     assert best["step"] == min(scores, key=scores.get) != 60, "the seed should make an earlier step the best"
-    one = run(tmp_path)
-    one.model.load_state_dict(best["model"])
-    metric = one.task.metric("test")
-    batch = one.data.collate([one.data.sample("test", i, None) for i in range(5)])
-    metric.update(batch, one.task.predict(one.model.eval(), batch))
+    fresh = run(tmp_path)
+    fresh.model.load_state_dict(best["model"])
+    metric = fresh.task.metric("test")
+    batch = fresh.data.collate([fresh.data.sample("test", i, None) for i in range(5)])
+    metric.update(batch, fresh.task.predict(fresh.model.eval(), batch))
     assert metric.compute()["error"] == pytest.approx(numbers["test/error"], abs=1e-7)
 
 
-def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(tmp_path):
+def test_equal_seeds_give_equal_numbers_and_different_seeds_different_ones(tmp_path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         fit(tmp_path / name, seed=seed)
     a, b, c = ((tmp_path / name / "metrics.jsonl").read_bytes() for name in "abc")
@@ -196,18 +196,18 @@ def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(tmp_path):
 
 @pytest.mark.parametrize("keys", [{}, {"ema_decay": 0.9, "micro_batch": 3}, {"precision": "bf16"}])
 @pytest.mark.parametrize("stop", [6, 10, 13])
-def test_a_run_that_was_stopped_goes_on_to_the_same_end(tmp_path, keys, stop, monkeypatch):
-    """Bit for bit, dropout and log included, from the last checkpoint before the stop."""
+def test_a_stopped_run_resumes_to_the_same_end(tmp_path, keys, stop, monkeypatch):
+    """Weights and log are equal bit for bit; the model has dropout."""
     keys = {**keys, "save_every": 3}
     fit(tmp_path / "whole", keys=keys)
 
     real = Fit.loss
-    calls = {"left": stop * (2 if "micro_batch" in keys else 1)}
+    remaining = [None] * stop * (2 if "micro_batch" in keys else 1)
 
     def die(self, *arguments):
-        calls["left"] -= 1
-        if calls["left"] < 0:
+        if not remaining:
             raise KeyboardInterrupt
+        remaining.pop()
         return real(self, *arguments)
 
     monkeypatch.setattr(Fit, "loss", die)
@@ -225,13 +225,13 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_end(tmp_path, keys, stop, mo
     assert whole["best"] == stopped["best"]
 
 
-def test_going_on_as_another_run_is_refused_with_the_differences(tmp_path):
+def test_resuming_as_another_run_is_refused_with_the_differences(tmp_path):
     fit(tmp_path, keys={"steps": 5})
     with pytest.raises(UserError, match="seed was 0 and is 1"):
         fit(tmp_path, seed=1, resume=True)
 
 
-def test_going_on_before_the_first_checkpoint_starts_the_log_anew(tmp_path):
+def test_resuming_before_the_first_checkpoint_restarts_the_log(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 4, "train/loss": 9.0}\n')
     fit(tmp_path, resume=True)
     assert [line["step"] for line in lines(tmp_path) if "train/loss" in line] == [4, 8, 12, 16, 20]
@@ -247,19 +247,19 @@ def test_averaged_weights_are_evaluated_and_kept(tmp_path):
         select_weights(checkpoint.load(tmp_path / "plain/checkpoints/step_00000020.pt"), "ema")
 
 
-def test_the_rate_in_effect_is_said_and_logged_and_trained_with(tmp_path):
+def test_the_scaled_rate_is_printed_logged_and_used(tmp_path):
     """0.1 for batches of 16 is 0.025 for ours of 4."""
     fit(tmp_path / "scaled", reference_batch=16)
     fit(tmp_path / "plain", lr=0.025)
     assert (tmp_path / "scaled/metrics.jsonl").read_text() == (tmp_path / "plain/metrics.jsonl").read_text()
-    highest = max(line["train/lr"] for line in lines(tmp_path / "scaled") if "train/lr" in line)
-    assert 0.02 < highest <= 0.025
-    said = "0.025 at its highest, from 0.1 for 16 by linear scaling"
-    assert said in (tmp_path / "scaled/train.log").read_text()
-    assert "0.025 at its highest\n" in (tmp_path / "plain/train.log").read_text()
+    peak = max(line["train/lr"] for line in lines(tmp_path / "scaled") if "train/lr" in line)
+    assert 0.02 < peak <= 0.025
+    summary = "0.025 at its peak, linear scaling of 0.1 for a batch of 16"
+    assert summary in (tmp_path / "scaled/train.log").read_text()
+    assert "0.025 at its peak\n" in (tmp_path / "plain/train.log").read_text()
 
 
-def test_without_val_the_last_weights_count_and_without_test_there_are_no_numbers(tmp_path):
+def test_without_val_the_last_weights_are_tested_and_without_test_val_is_reported(tmp_path):
     assert "test/error" in fit(tmp_path / "a", data=Line(val=0))
     assert not (tmp_path / "a/checkpoints/best.pt").exists()
     assert set(fit(tmp_path / "b", data=Line(test=0))) == {"val/error"}
@@ -270,18 +270,18 @@ def test_epochs_are_counted_in_whole_batches(tmp_path):
     assert [line["step"] for line in lines(tmp_path) if "val/error" in line] == [5, 10]
 
 
-def introduced(folder, model, monkeypatch, names=()):
-    """What the start of a run of two steps says of what depends on the cut; `names` are the task's."""
+def per_micro_batch_lines(folder, model, monkeypatch, names=()):
+    """The lines of the start summary that name what depends on the split of a step; `names` are the task's."""
     monkeypatch.setattr(Fit, "per_micro_batch", names, raising=False)
-    start = run(folder)
-    start.model = model
+    short = run(folder)
+    short.model = model
     with Log(folder, main=True) as log:
-        trainer(steps=2, eval_every=2).fit(start, log, on=CPU, resume=False)
+        trainer(steps=2, eval_every=2).fit(short, log, on=CPU, resume=False)
     return [line for line in (folder / "train.log").read_text().splitlines() if "micro-batch" in line]
 
 
 class Frozen(nn.Sequential):
-    """Keeps its norms in evaluation mode, as fine-tuning often does."""
+    """Keeps its norms in evaluation mode, as is common in fine-tuning."""
 
     def train(self, mode=True):
         super().train(mode)
@@ -291,18 +291,18 @@ class Frozen(nn.Sequential):
         return self
 
 
-def test_the_start_names_what_depends_on_how_a_step_is_cut(tmp_path, monkeypatch):
+def test_the_start_summary_names_what_depends_on_the_split_of_a_step(tmp_path, monkeypatch):
     layers = [nn.Linear(1, 4), nn.BatchNorm1d(4), nn.LayerNorm(4), nn.Linear(4, 1)]
-    assert introduced(tmp_path / "none", nn.Sequential(nn.Linear(1, 1)), monkeypatch) == []
-    assert introduced(tmp_path / "frozen", Frozen(*layers), monkeypatch) == []
-    told = nn.Sequential(nn.Linear(1, 4), nn.BatchNorm1d(4).eval(), *layers[2:])  # which training makes live
-    told.per_micro_batch = ("the noise", "the queue")
-    [line] = introduced(tmp_path / "both", told, monkeypatch, ("focal loss",))
+    assert per_micro_batch_lines(tmp_path / "none", nn.Sequential(nn.Linear(1, 1)), monkeypatch) == []
+    assert per_micro_batch_lines(tmp_path / "frozen", Frozen(*layers), monkeypatch) == []
+    live = nn.Sequential(nn.Linear(1, 4), nn.BatchNorm1d(4).eval(), *layers[2:])  # train() makes its norm live
+    live.per_micro_batch = ("the noise", "the queue")
+    [line] = per_micro_batch_lines(tmp_path / "both", live, monkeypatch, ("focal loss",))
     assert line.endswith(
         "per micro-batch: BatchNorm (1 layer), the noise, the queue, focal loss: a step depends on "
         "trainer.micro_batch and on the number of processes"
     )
-    [line] = introduced(tmp_path / "task", nn.Sequential(nn.Linear(1, 1)), monkeypatch, ("focal loss",))
+    [line] = per_micro_batch_lines(tmp_path / "task", nn.Sequential(nn.Linear(1, 1)), monkeypatch, ("focal loss",))
     assert "per micro-batch: focal loss: " in line
 
 
@@ -314,7 +314,7 @@ def test_a_mistake_in_evaluation_shows_before_the_first_step(tmp_path, monkeypat
 
 
 def test_a_compiled_model_keeps_the_names_of_its_weights(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch._dynamo.config, "suppress_errors", True)  # no compiler here is no reason to fail
+    monkeypatch.setattr(torch._dynamo.config, "suppress_errors", True)  # passes on machines without a compiler
     fit(tmp_path, keys={"compile": True, "steps": 2, "eval_every": 2})
     assert set(checkpoint.load(tmp_path / "checkpoints/step_00000002.pt")["model"]) == set(
         run(tmp_path).model.state_dict()
@@ -322,30 +322,26 @@ def test_a_compiled_model_keeps_the_names_of_its_weights(tmp_path, monkeypatch):
 
 
 def mean_of_files(folder, steps, kind="auto"):
-    """The mean of these checkpoints' weights, worked out anew."""
-    kept = [select_weights(checkpoint.load(folder / f"checkpoints/step_{step:08d}.pt"), kind) for step in steps]
-    return {name: torch.stack([one[name].double() for one in kept]).mean(0).float() for name in kept[0]}
+    """The mean of these checkpoints' weights, computed independently."""
+    states = [select_weights(checkpoint.load(folder / f"checkpoints/step_{step:08d}.pt"), kind) for step in steps]
+    return {name: torch.stack([state[name].double() for state in states]).mean(0).float() for name in states[0]}
 
 
 def error_of(tensors, folder, split):
-    """What the toy's number is with these weights, without the trainer."""
-    one = run(folder)
-    one.model.load_state_dict(tensors)
-    batch = one.data.collate([one.data.sample(split, i, None) for i in range(one.data.count(split))])
-    answers = one.task.predict(one.model.eval(), batch)
+    """The error with these weights, computed without the trainer."""
+    fresh = run(folder)
+    fresh.model.load_state_dict(tensors)
+    batch = fresh.data.collate([fresh.data.sample(split, i, None) for i in range(fresh.data.count(split))])
+    answers = fresh.task.predict(fresh.model.eval(), batch)
     return sum(abs(float(y) - answer["y"]) for y, answer in zip(batch["y"], answers, strict=True)) / len(answers)
 
 
 @pytest.mark.parametrize("ema_decay", [0.0, 0.9])
 @pytest.mark.parametrize(("lr", "average_wins"), [(0.5, True), (0.1, False)])
-def test_the_average_of_the_last_is_tested_when_val_says_so_and_otherwise_the_best(
-    tmp_path, lr, average_wins, ema_decay
-):
+def test_the_average_is_tested_if_it_is_better_on_val_and_otherwise_the_best(tmp_path, lr, average_wins, ema_decay):
     numbers = fit(tmp_path, keys={"average_last": 3, "ema_decay": ema_decay}, lr=lr)
-    mean, best = (
-        mean_of_files(tmp_path, (10, 15, 20)),
-        select_weights(checkpoint.load(tmp_path / "checkpoints/best.pt")),
-    )
+    mean = mean_of_files(tmp_path, (10, 15, 20))
+    best = select_weights(checkpoint.load(tmp_path / "checkpoints/best.pt"))
     scores = [line["val/error"] for line in lines(tmp_path) if "val/error" in line]
     [averaged] = [line for line in lines(tmp_path) if "average/error" in line]
     assert averaged == {"step": 20, "average/error": pytest.approx(error_of(mean, tmp_path, "val"), abs=1e-6)}
@@ -354,29 +350,29 @@ def test_the_average_of_the_last_is_tested_when_val_says_so_and_otherwise_the_be
     assert numbers["val/error"] == min(averaged["average/error"], *scores)
     assert numbers["test/error"] == pytest.approx(error_of(mean if average_wins else best, tmp_path, "test"), abs=1e-6)
     kind = "averaged (EMA)" if ema_decay else "raw"
-    said = f"average.pt: average of steps 10, 15, 20, {kind}" if average_wins else f"best.pt: step 20, {kind}"
-    assert numbers["weights"] == f"checkpoints/{said}" and said in (tmp_path / "train.log").read_text()
+    line = f"average.pt: average of steps 10, 15, 20, {kind}" if average_wins else f"best.pt: step 20, {kind}"
+    assert numbers["weights"] == f"checkpoints/{line}" and line in (tmp_path / "train.log").read_text()
     for name, value in select_weights(checkpoint.load(tmp_path / "checkpoints/average.pt")).items():
         torch.testing.assert_close(value, mean[name], rtol=0, atol=1e-7)
 
 
-def test_an_average_that_is_just_as_good_is_tested(tmp_path):
+def test_an_average_that_is_equally_good_is_tested(tmp_path):
     numbers = fit(tmp_path, keys={"average_last": 3}, lr=1e-30)
     assert {line["val/error"] for line in lines(tmp_path) if "val/error" in line} == {numbers["val/error"]}
     assert "average of steps 10, 15, 20" in numbers["weights"]
 
 
-def test_a_number_that_is_no_number_never_chooses_the_average(tmp_path, monkeypatch):
+def test_a_score_of_nan_never_selects_the_average(tmp_path, monkeypatch):
     real = Trainer._average
 
-    def spoilt(self, *arguments):
+    def average_with_nan(self, *arguments):
         monkeypatch.setattr(Error, "compute", lambda _: {"error": float("nan")})
         try:
             return real(self, *arguments)
         finally:
             monkeypatch.undo()
 
-    monkeypatch.setattr(Trainer, "_average", spoilt)
+    monkeypatch.setattr(Trainer, "_average", average_with_nan)
     numbers = fit(tmp_path, keys={"average_last": 3}, lr=0.5)
     assert "best.pt" in numbers["weights"] and numbers["val/error"] > 0
 
@@ -388,39 +384,39 @@ def test_without_val_the_average_is_tested(tmp_path):
     assert numbers["test/error"] == pytest.approx(error_of(mean, tmp_path, "test"), abs=1e-6)
 
 
-def test_a_run_keeps_as_many_checkpoints_as_it_averages_and_by_default_two_and_no_average(tmp_path):
+def test_a_run_keeps_the_checkpoints_that_it_averages_and_by_default_two(tmp_path):
     numbers = fit(tmp_path / "three", keys={"average_last": 3, "save_every": 2})
     plain = fit(tmp_path / "plain", keys={"save_every": 2})
-    kept = {name: sorted(p.name for p in (tmp_path / name / "checkpoints").iterdir()) for name in ("three", "plain")}
+    files = {name: sorted(p.name for p in (tmp_path / name / "checkpoints").iterdir()) for name in ("three", "plain")}
     last = ["step_00000016.pt", "step_00000018.pt", "step_00000020.pt"]
-    assert kept == {"three": ["average.pt", "best.pt", *last], "plain": ["best.pt", *last[1:]]}
+    assert files == {"three": ["average.pt", "best.pt", *last], "plain": ["best.pt", *last[1:]]}
     assert set(plain) == {"val/error", "test/error"} and set(numbers) == {*plain, "weights"}
     without = [line for line in lines(tmp_path / "three") if not {"average/error", "test/error"} & {*line}]
     assert without == [line for line in lines(tmp_path / "plain") if "test/error" not in line], "training is the same"
 
 
-def test_fewer_checkpoints_than_asked_for_are_averaged_and_a_single_one_is_said_to_have_none(tmp_path):
+def test_fewer_checkpoints_than_requested_are_averaged_and_a_single_one_is_not(tmp_path):
     numbers = fit(tmp_path / "a", data=Line(val=0), keys={"average_last": 9, "eval_every": 15})
     assert "average of steps 15, 20," in numbers["weights"]
     numbers = fit(tmp_path / "b", keys={"average_last": 9, "eval_every": 20})
     assert numbers["weights"] == "checkpoints/best.pt: step 20, raw"
-    assert "No average of the last checkpoints was made: an average needs" in (tmp_path / "b/train.log").read_text()
+    assert "The last checkpoints were not averaged: an average needs" in (tmp_path / "b/train.log").read_text()
     with pytest.raises(UserError, match=r"trainer\.average_last=1: one checkpoint has no average; give 0"):
         trainer(average_last=1)
 
 
-def killed_here(*_, **__):
+def interrupt(*_, **__):
     raise KeyboardInterrupt
 
 
-KILLED = {"val": (Trainer, "_validate"), "average": (Trainer, "_average"), "end": (Error, "write")}
+KILL_AT = {"val": (Trainer, "_validate"), "average": (Trainer, "_average"), "end": (Error, "write")}
 
 
-@pytest.mark.parametrize("moment", KILLED)
-def test_a_run_that_was_killed_after_its_last_step_averages_the_same(tmp_path, moment, monkeypatch):
+@pytest.mark.parametrize("moment", KILL_AT)
+def test_a_run_killed_after_its_last_step_gives_the_same_average(tmp_path, moment, monkeypatch):
     keys = {"average_last": 3, "save_every": 3, "eval_every": 20}
     expected = fit(tmp_path / "whole", keys=keys, lr=0.5)
-    monkeypatch.setattr(*KILLED[moment], killed_here)
+    monkeypatch.setattr(*KILL_AT[moment], interrupt)
     with pytest.raises(KeyboardInterrupt):
         fit(tmp_path / "killed", keys=keys, lr=0.5)
     monkeypatch.undo()
@@ -431,23 +427,23 @@ def test_a_run_that_was_killed_after_its_last_step_averages_the_same(tmp_path, m
     assert all(torch.equal(value, killed["model"][name]) for name, value in whole["model"].items())
 
 
-def test_a_damaged_checkpoint_costs_the_average_and_not_the_run(tmp_path, monkeypatch):
+def test_with_a_damaged_checkpoint_there_is_no_average_and_the_best_is_tested(tmp_path, monkeypatch):
     keys = {"average_last": 3}
     monkeypatch.setattr(Trainer, "_finish", lambda *_: {})
     fit(tmp_path, keys=keys, lr=0.5)
     monkeypatch.undo()
     (tmp_path / "checkpoints/step_00000015.pt").write_bytes(b"")
     assert fit(tmp_path, keys=keys, lr=0.5, resume=True)["weights"] == "checkpoints/best.pt: step 20, raw"
-    said = (tmp_path / "train.log").read_text()
-    assert "Warning: No average of the last checkpoints was made: " in said and "step_00000015.pt is empty" in said
+    output = (tmp_path / "train.log").read_text()
+    assert "Warning: The last checkpoints were not averaged: " in output and "step_00000015.pt is empty" in output
 
 
-def test_going_on_with_another_number_to_average_is_the_same_run(tmp_path):
+def test_a_run_may_resume_with_another_number_of_averaged_checkpoints(tmp_path):
     for last in (0, 2):
-        one = run(tmp_path, data=Line(val=0))
-        one.config = {"seed": 0, "trainer": {"average_last": last}}
+        toy = run(tmp_path, data=Line(val=0))
+        toy.config = {"seed": 0, "trainer": {"average_last": last}}
         with Log(tmp_path, main=True) as log:
-            numbers = trainer(average_last=last).fit(one, log, on=CPU, resume=last > 0)
+            numbers = trainer(average_last=last).fit(toy, log, on=CPU, resume=last > 0)
     assert "average of steps 15, 20" in numbers["weights"]
 
 
@@ -457,34 +453,34 @@ def average_on_rank(rank: int, folder: str) -> None:
     for val in (6, 0):
         path = Path(folder, f"val{val}")
         with Log(path, main=rank == 0) as log:
-            one = run(path, data=Line(val=val), lr=0.5)
-            numbers[f"val{val}"] = trainer(average_last=3).fit(one, log, on=CPU, resume=False)
+            toy = run(path, data=Line(val=val), lr=0.5)
+            numbers[f"val{val}"] = trainer(average_last=3).fit(toy, log, on=CPU, resume=False)
     Path(folder, f"{rank}.json").write_text(json.dumps(numbers))
     dist.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_two_ranks_test_the_same_average_and_one_of_them_writes_it(tmp_path, monkeypatch):
+def test_two_ranks_test_the_same_average_and_rank_0_writes_it(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[3]))
     mp.start_processes(average_on_rank, (str(tmp_path),), nprocs=2, start_method="forkserver")
-    one, other = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
-    assert one == other and len(one["val6"]) == 3
+    numbers, numbers_of_rank_1 = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert numbers == numbers_of_rank_1 and len(numbers["val6"]) == 3
     assert [line["step"] for line in lines(tmp_path / "val6") if "average/error" in line] == [20]
-    assert one["val0"]["weights"] == "checkpoints/average.pt: average of steps 10, 15, 20, raw"
+    assert numbers["val0"]["weights"] == "checkpoints/average.pt: average of steps 10, 15, 20, raw"
     mean = mean_of_files(tmp_path / "val0", (10, 15, 20))
-    assert one["val0"]["test/error"] == pytest.approx(error_of(mean, tmp_path, "test"), abs=1e-6)
+    assert numbers["val0"]["test/error"] == pytest.approx(error_of(mean, tmp_path, "test"), abs=1e-6)
 
 
-def test_the_best_few_are_kept_beside_the_last_two(tmp_path):
+def test_the_best_k_are_kept_besides_the_last_two(tmp_path):
     fit(tmp_path, keys={"steps": 60, "eval_every": 3, "keep_best": 3}, lr=0.5)
     scores = {line["step"]: line["val/error"] for line in lines(tmp_path) if "val/error" in line}
     ranked = sorted(scores, key=scores.get)[:3]
-    kept = {int(path.stem[5:]) for path in (tmp_path / "checkpoints").glob("step_*.pt")}
-    assert kept - {57, 60} == {*ranked} - {57, 60} != set(), "the seed should make earlier steps the best"
+    steps = {int(path.stem[5:]) for path in (tmp_path / "checkpoints").glob("step_*.pt")}
+    assert steps - {57, 60} == {*ranked} - {57, 60} != set(), "the seed should make earlier steps the best"
     assert checkpoint.load(tmp_path / "checkpoints/best.pt")["step"] == ranked[0]
 
 
-def test_a_first_score_that_is_no_number_is_beaten_by_any(tmp_path, monkeypatch):
+def test_any_score_beats_a_first_score_of_nan(tmp_path, monkeypatch):
     real = Error.compute
     calls = []
     monkeypatch.setattr(
@@ -496,8 +492,8 @@ def test_a_first_score_that_is_no_number_is_beaten_by_any(tmp_path, monkeypatch)
     assert checkpoint.load(tmp_path / "checkpoints/best.pt")["step"] == min(scores, key=scores.get)
 
 
-def no_room(monkeypatch, *steps):
-    """Checkpoints of these steps meet a full disk."""
+def fill_disk(monkeypatch, *steps):
+    """Let the disk be full when checkpoints of these steps are written."""
     real = checkpoint.save
 
     def save(path, content):
@@ -508,36 +504,38 @@ def no_room(monkeypatch, *steps):
     monkeypatch.setattr("common.files.retention.save", save)
 
 
-def test_a_checkpoint_that_cannot_be_written_is_said_and_training_is_the_same(tmp_path, monkeypatch):
+def test_a_checkpoint_that_cannot_be_written_is_a_warning_and_training_is_the_same(tmp_path, monkeypatch):
     fit(tmp_path / "whole")
-    no_room(monkeypatch, 5, 10)
+    fill_disk(monkeypatch, 5, 10)
     fit(tmp_path / "full")
-    said = (tmp_path / "full/train.log").read_text()
-    assert said.count("was not written (No space left on device); older ones stay.") == 2
+    output = (tmp_path / "full/train.log").read_text()
+    assert output.count("was not written (No space left on device); older ones are kept.") == 2
     whole, full = ([line for line in lines(tmp_path / name) if "test/error" not in line] for name in ("whole", "full"))
     assert whole == full
     assert checkpoint.load(tmp_path / "full/checkpoints/best.pt")["step"] in (15, 20), (
-        "the best of those that are there"
+        "the best of those that were written"
     )
 
 
 def test_a_run_whose_last_checkpoint_is_missing_gives_no_numbers(tmp_path, monkeypatch):
-    no_room(monkeypatch, 20)
-    with pytest.raises(UserError, match=r"the last checkpoint is not in .*resume=auto goes on from the one before"):
+    fill_disk(monkeypatch, 20)
+    with pytest.raises(
+        UserError, match=r"the last checkpoint could not be written to .*repeat the command with resume=auto"
+    ):
         fit(tmp_path)
     monkeypatch.undo()
     assert "test/error" in fit(tmp_path, resume=True)
 
 
-def test_logs_that_cannot_be_written_hold_the_checkpoint_back(tmp_path, monkeypatch):
-    """A checkpoint promises the lines before it: after a kill the log could not be mended."""
+def test_no_checkpoint_is_written_while_the_log_cannot_be(tmp_path, monkeypatch):
+    """A checkpoint implies the lines before it: after a kill they could not be recovered."""
     monkeypatch.setattr("common.files.lines.Lines.flush", lambda _: (_ for _ in ()).throw(OSError(28, "No space left")))
-    with pytest.raises(UserError, match="the last checkpoint is not in"):
+    with pytest.raises(UserError, match="the last checkpoint could not be written to"):
         fit(tmp_path)
     assert not list((tmp_path / "checkpoints").glob("*.pt"))
 
 
-def test_a_log_that_tells_of_checkpoints_that_are_gone_is_no_fresh_start(tmp_path):
+def test_a_run_with_missing_checkpoints_does_not_start_again(tmp_path):
     fit(tmp_path)
     for path in (tmp_path / "checkpoints").iterdir():
         path.unlink()
@@ -547,28 +545,30 @@ def test_a_log_that_tells_of_checkpoints_that_are_gone_is_no_fresh_start(tmp_pat
     assert (tmp_path / "metrics.jsonl").read_text() == before
 
 
-def test_allowed_changes_are_said(tmp_path):
+def test_allowed_changes_are_warned_of(tmp_path):
     fit(tmp_path, keys={"steps": 5})
     changed = run(tmp_path, seed=1)
     changed.config["allow_changes"] = ["seed"]
     with Log(tmp_path, main=True) as log:
         trainer().fit(changed, log, on=CPU, resume=True)
-    assert "although seed was 0 and is 1: no run from the start is equal" in (tmp_path / "train.log").read_text()
+    assert (
+        "(allow_changes): seed was 0 and is 1; no run from the start is equal" in (tmp_path / "train.log").read_text()
+    )
 
 
 @pytest.mark.parametrize("stop", [3, 10, 19])
-def test_a_stop_leaves_no_trace_in_what_is_kept_averaged_and_chosen(tmp_path, stop, monkeypatch):
+def test_a_stop_changes_no_kept_averaged_or_best_checkpoint(tmp_path, stop, monkeypatch):
     keys = {"average_last": 3, "keep_best": 2, "save_every": 2, "ema_decay": 0.9}
     fit(tmp_path / "whole", keys=keys)
     real, calls = Fit.loss, []
 
-    def ask(self, *arguments):
+    def stop_in_step(self, *arguments):
         calls.append(1)
         if len(calls) == stop:
             os.kill(os.getpid(), signal.SIGUSR1)
         return real(self, *arguments)
 
-    monkeypatch.setattr(Fit, "loss", ask)
+    monkeypatch.setattr(Fit, "loss", stop_in_step)
     with pytest.raises(Stopped, match=f"after step {stop} of 20, with a checkpoint"):
         fit(tmp_path / "stopped", keys=keys)
     fit(tmp_path / "stopped", keys=keys, resume=True)
@@ -583,35 +583,35 @@ def test_a_stop_leaves_no_trace_in_what_is_kept_averaged_and_chosen(tmp_path, st
     assert (tmp_path / "whole/metrics.jsonl").read_text() == (tmp_path / "stopped/metrics.jsonl").read_text()
 
 
-def test_an_evaluation_that_going_on_forgets_is_done_again_whatever_the_new_distance(tmp_path):
+def test_an_evaluation_cut_from_the_log_is_repeated_with_any_eval_every(tmp_path):
     with pytest.raises(Stopped):
-        stop_at(tmp_path, 5, {"eval_every": 5})  # of this one nothing was logged
+        stop_at(tmp_path, 5, {"eval_every": 5})  # nothing of this evaluation was logged
     fit(tmp_path, keys={"eval_every": 4}, resume=True)
     assert [line["step"] for line in lines(tmp_path) if "val/error" in line] == [8, 12, 16, 20]
-    fit(tmp_path / "other", keys={"steps": 10, "eval_every": 5})
-    other = run(tmp_path / "other")
-    with Log(tmp_path / "other", main=True) as log:
-        trainer(steps=12, eval_every=4).fit(other, log, on=CPU, resume=True)
-    scores = [line["step"] for line in lines(tmp_path / "other") if "val/error" in line]
-    assert scores == [5, 10, 12], "step 10 keeps its place"
+    fit(tmp_path / "longer", keys={"steps": 10, "eval_every": 5})
+    longer = run(tmp_path / "longer")
+    with Log(tmp_path / "longer", main=True) as log:
+        trainer(steps=12, eval_every=4).fit(longer, log, on=CPU, resume=True)
+    scores = [line["step"] for line in lines(tmp_path / "longer") if "val/error" in line]
+    assert scores == [5, 10, 12], "the evaluation of step 10 is kept or repeated"
 
 
 def stop_at(folder, step, keys, **options):
-    """Ask for an end while that step is evaluated."""
+    """Fit until a signal during the evaluation of `step`."""
     real = Fit.predict
 
-    def ask(self, model, batch):
-        if one.step == step:
+    def signal_self(self, model, batch):
+        if toy.step == step:
             os.kill(os.getpid(), signal.SIGTERM)
         return real(self, model, batch)
 
-    one = run(folder, **options)
+    toy = run(folder, **options)
     with pytest.MonkeyPatch.context() as patch, Log(folder, main=True) as log:
-        patch.setattr(Fit, "predict", ask)
-        trainer(**keys).fit(one, log, on=CPU, resume=False)
+        patch.setattr(Fit, "predict", signal_self)
+        trainer(**keys).fit(toy, log, on=CPU, resume=False)
 
 
-def test_an_average_can_begin_where_there_was_none(tmp_path):
+def test_a_resumed_run_may_begin_an_average(tmp_path):
     with pytest.raises(Stopped):
         stop_at(tmp_path, 5, {})
     fit(tmp_path, keys={"ema_decay": 0.9}, resume=True)
@@ -619,7 +619,7 @@ def test_an_average_can_begin_where_there_was_none(tmp_path):
     assert content["average"]["updates"] == 15
 
 
-def test_other_data_in_the_same_place_are_refused_and_allowed_by_name(tmp_path):
+def test_changed_data_are_refused_and_allowed_by_name(tmp_path):
     with pytest.raises(Stopped):
         stop_at(tmp_path, 5, {})
     before = (tmp_path / "metrics.jsonl").read_text()
@@ -630,39 +630,39 @@ def test_other_data_in_the_same_place_are_refused_and_allowed_by_name(tmp_path):
         return data
 
     with pytest.raises(
-        UserError, match=r"train has 21 samples and had 22; put them back, or say allow_changes=\[data\]"
+        UserError, match=r"train has 21 samples and had 22; put them back, or give allow_changes=\[data\]"
     ):
         fit(tmp_path, data=smaller(), resume=True)
-    assert (tmp_path / "metrics.jsonl").read_text() == before, "what is refused changes nothing"
-    one = run(tmp_path, data=smaller())
-    one.config["allow_changes"] = ["data"]
+    assert (tmp_path / "metrics.jsonl").read_text() == before, "a refusal changes nothing"
+    toy = run(tmp_path, data=smaller())
+    toy.config["allow_changes"] = ["data"]
     with Log(tmp_path, main=True) as log:
-        trainer().fit(one, log, on=CPU, resume=True)
+        trainer().fit(toy, log, on=CPU, resume=True)
 
 
-def test_weights_of_another_shape_are_one_sentence(tmp_path):
+def test_weights_of_another_shape_are_refused_in_one_sentence(tmp_path):
     with pytest.raises(Stopped):
         stop_at(tmp_path, 5, {})
-    one = run(tmp_path)
-    one.model[0] = nn.Linear(1, 8)
+    toy = run(tmp_path)
+    toy.model[0] = nn.Linear(1, 8)
     with (
         Log(tmp_path, main=True) as log,
-        pytest.raises(UserError, match=r"another model: 0\.weight is \(16, 1\) there"),
+        pytest.raises(UserError, match=r"another model: 0\.weight is \(16, 1\) in the file"),
     ):
-        trainer().fit(one, log, on=CPU, resume=True)
+        trainer().fit(toy, log, on=CPU, resume=True)
 
 
-def test_a_best_checkpoint_that_is_gone_is_said_before_another_is_tested(tmp_path):
+def test_a_missing_best_checkpoint_is_warned_of_and_another_is_tested(tmp_path):
     with pytest.raises(Stopped):
         stop_at(tmp_path, 20, {"eval_every": 2}, lr=0.5)
     best = checkpoint.load(tmp_path / "checkpoints/best.pt")["step"]
     assert best < 18, "the seed should make an early step the best"
     (tmp_path / "checkpoints/best.pt").unlink()
     fit(tmp_path, keys={"eval_every": 20}, lr=0.5, resume=True)
-    assert f"The best checkpoint on val, of step {best}, is gone" in (tmp_path / "train.log").read_text()
+    assert f"The best checkpoint on val, of step {best}, is missing" in (tmp_path / "train.log").read_text()
 
 
-def test_a_new_start_forgets_what_one_that_came_to_nothing_logged(tmp_path):
+def test_a_new_start_drops_the_log_of_a_failed_one(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 4, "train/loss": 9.0}\n')
     fit(tmp_path)
     assert [line["step"] for line in lines(tmp_path) if "train/loss" in line] == [4, 8, 12, 16, 20]

@@ -221,7 +221,7 @@ def test_judged_a_step_later_as_on_a_gpu_weights_and_optimizer_are_the_same(name
         network = model(torch.float32)
         optimizer = optim.build(network, replace(OPTIMIZER, name=name))
         one = Stepper(task(), network, optimizer, torch.device("cpu"), "fp32", 0.1)
-        one.late = late
+        one.deferred = late
         for number in range(3):
             one(batches([3, 5]), number)
         hook = network.queries.weight.register_hook(lambda grad: grad * torch.nan)
@@ -251,7 +251,7 @@ def test_judged_a_step_later_as_on_a_gpu_weights_and_optimizer_are_the_same(name
 
 def test_the_last_step_is_judged_when_it_is_asked_for():
     one = stepper(torch.float32, 0.1)
-    one.late = True
+    one.deferred = True
     one.model.queries.weight.register_hook(lambda grad: grad * torch.inf)
     before = copy.deepcopy(one.model.state_dict())
     one(batches([8]), 5)
