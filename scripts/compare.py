@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script sees its own folder, not the project's
 
-from common.cli.jobs import NOTES, notes_in
+from common.cli.jobs import STATUS_FOLDER, statuses_in
 from common.config.check import did_you_mean
-from common.config.diff import flat
+from common.config.diff import flatten
 from common.errors import UserError
 from common.files.run_folder import read_config
 from common.files.table import table
@@ -77,7 +77,7 @@ def find(places: Iterable[Path]) -> tuple[list[Path], list[str]]:
         if not place.is_dir():
             raise UserError(f"{place}: there is no such folder; give runs' folders, or folders of runs.")
         inside = [place] if (place / "config.yaml").is_file() else [file.parent for file in place.rglob("config.yaml")]
-        notes = [pair for inner in place.rglob(NOTES) for pair in notes_in(inner.parent).items()]
+        notes = [pair for inner in place.rglob(STATUS_FOLDER) for pair in statuses_in(inner.parent).items()]
         lost = [f"{folder}: {note.why}" for folder, note in notes if not (folder / "config.yaml").exists()]
         if not inside and not lost:
             raise UserError(f"{place}: neither it nor a folder in it holds a run (a config.yaml).")
@@ -88,7 +88,7 @@ def find(places: Iterable[Path]) -> tuple[list[Path], list[str]]:
 
 def read(folder: Path) -> Run:
     """What lies in a run's folder; raises UserError for a file that cannot be read."""
-    config = flat(read_config(folder / "config.yaml"))
+    config = flatten(read_config(folder / "config.yaml"))
     results = _json(folder / "results.json", (folder / "results.json").read_text("utf-8")) if _has(folder) else {}
     lines = _metrics(folder / "metrics.jsonl")
     evaluations = [line for line in lines if any(name.startswith("val/") for name in line)]
@@ -119,7 +119,7 @@ def _state(folder: Path, config: dict[str, Any], lines: list[dict[str, Any]]) ->
     steps = config.get("trainer.steps")
     step = max((line.get("step", 0) for line in lines), default=0)
     at = f"at step {step}" + (f" of {steps}" if steps else "")
-    note = notes_in(folder.parent).get(folder)
+    note = statuses_in(folder.parent).get(folder)
     why = f"{note.state}: {note.why}" if note else _end_of_log(folder / "train.log")
     return f"{at}; {why}" if why else at
 

@@ -28,10 +28,10 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script sees its own folder, not the project's
 
-from common.cli.jobs import call
+from common.cli.jobs import run_script
 from common.config.check import build
 from common.config.compose import Command, configure
-from common.config.diff import FREE
+from common.config.diff import CHANGEABLE_KEYS
 from common.errors import Stopped, UserError
 from common.files.lock import lock
 
@@ -160,7 +160,7 @@ def _study(folder: Path, search: Plan, seed: int) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = optuna.storages.RDBStorage(f"sqlite:///{folder / 'study.db'}")
     study = optuna.create_study(storage=storage, study_name="search", direction=search.direction, load_if_exists=True)
-    fixed = sorted(word for word in search.fixed if word.partition("=")[0].lstrip("+~") not in FREE)
+    fixed = sorted(word for word in search.fixed if word.partition("=")[0].lstrip("+~") not in CHANGEABLE_KEYS)
     asked = {"fixed": fixed, "space": {key: str(space) for key, space in sorted(search.space.items())}, "seed": seed}
     for name, value in asked.items():
         before = study.user_attrs.get(name)
@@ -225,7 +225,7 @@ def _train(line: list[str], folder: Path) -> Stopped | None:
     A run that a killed search has left behind is waited for.
     """
     while True:
-        code, signals = call(ROOT / "train.py", line, folder.with_suffix(".txt"))
+        code, signals = run_script(ROOT / "train.py", line, folder.with_suffix(".txt"))
         if not (code == 2 and " is in use by " in _last_words(folder)):
             break
         print(f"  {folder} is in use by a run that is left from before; waiting for its end", flush=True)

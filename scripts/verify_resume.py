@@ -28,7 +28,7 @@ import torch
 import common.train.trainer
 import train
 from common.cli import main as cli
-from common.cli.jobs import call
+from common.cli.jobs import run_script
 from common.config.compose import configure
 from common.errors import Stopped, UserError
 from common.files import checkpoint
@@ -189,7 +189,9 @@ def _train(line: list[str], run: Path, death: Death | None = None) -> int:
     run.parent.mkdir(parents=True, exist_ok=True)
     arguments = [*line, f"run_dir={run}", "resume=auto"]
     doom = ["--death", str(death.step), death.place] if death else []
-    code, signals = call(Path(__file__) if death else ROOT / "train.py", [*doom, *arguments], run.with_suffix(".txt"))
+    code, signals = run_script(
+        Path(__file__) if death else ROOT / "train.py", [*doom, *arguments], run.with_suffix(".txt")
+    )
     if signals:
         raise Stopped(signals, f"in {run}")
     return code

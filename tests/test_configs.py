@@ -14,7 +14,7 @@ from tokenizing import BYTES
 
 from common.config import check as config
 from common.config import compose
-from common.config.schema import Options, Source, find
+from common.config.schema import ModuleSource, Options, module_file
 from common.errors import UserError
 from seq2seq.tokenizers.bpe import Tokenizer
 
@@ -63,13 +63,13 @@ def test_every_model_and_experiment_builds(arguments: str) -> None:
     with torch.device("meta"):  # shapes without memory
         model = config.build(found["model"], **task.model_arguments())
     assert sum(parameter.numel() for parameter in model.parameters()) > 1e5
-    for section, path in config.FIXED.items():
+    for section, path in config.FIXED_CLASSES.items():
         config.construct(_imported(path), found[section])
 
 
 @pytest.mark.parametrize("group", ["optimizer", "schedule", "trainer"])
 def test_every_choice_of_the_other_groups_passes(group: str) -> None:
-    kind = _imported(config.FIXED[group])
+    kind = _imported(config.FIXED_CLASSES[group])
     for name in compose.choices_of(group):
         for wing in STATES:
             found = composed(f"model={wing}", f"{group}={name}")
@@ -156,9 +156,9 @@ def test_the_small_vit_comes_with_digits() -> None:
 
 
 def test_the_doors_share_their_groups() -> None:
-    lists = [yaml(".", door).defaults for door in config.DOORS]
+    lists = [yaml(".", door).defaults for door in config.DOOR_KEYS]
     assert lists[0] == lists[1] == lists[2]
-    for door, keys in config.DOORS.items():
+    for door, keys in config.DOOR_KEYS.items():
         assert {*yaml(".", door)} == {"defaults", *keys}
 
 
@@ -167,8 +167,8 @@ def test_the_doors_share_their_groups() -> None:
 
 def _targets() -> list[str]:
     files = [yaml("model", name) for name in MODELS] + [{"data": yaml("data", name)} for name in DATA]
-    named = [file[part].get("_target_") for file in files for part in config.TARGETS if part in file]
-    return sorted({*filter(None, named), *config.FIXED.values()})
+    named = [file[part].get("_target_") for file in files for part in config.TARGET_SECTIONS if part in file]
+    return sorted({*filter(None, named), *config.FIXED_CLASSES.values()})
 
 
 def _imported(path: str) -> type:
@@ -212,17 +212,17 @@ def _differences(read: type[Options], real: type) -> list[str]:
 @pytest.mark.parametrize("path", _targets())
 def test_reading_source_finds_what_python_finds(path: str) -> None:
     module, _, name = path.rpartition(".")
-    file = find(module)
+    file = module_file(module)
     assert file is not None and file.samefile(Path(inspect.getfile(_imported(path))))
-    assert not _differences(Source(module, file).options(name), _imported(path))
+    assert not _differences(ModuleSource(module, file).options(name), _imported(path))
 
 
 @pytest.mark.parametrize("path", _targets())
 def test_yaml_is_the_only_home_of_a_default(path: str) -> None:
     module, _, name = path.rpartition(".")
-    file = find(module)
+    file = module_file(module)
     assert file is not None
-    todo = [Source(module, file).options(name)]
+    todo = [ModuleSource(module, file).options(name)]
     while todo:
         options = todo.pop()
         for key, field in options.fields.items():
@@ -235,8 +235,8 @@ def test_yaml_is_the_only_home_of_a_default(path: str) -> None:
 @pytest.mark.parametrize("path", [path for path in _targets() if path.split(".")[1] == "tasks"])
 def test_reading_source_finds_what_a_task_hands_to_its_model(path: str) -> None:
     module, _, name = path.rpartition(".")
-    file = find(module)
+    file = module_file(module)
     assert file is not None
     task = task_of(next(each for each in map(composed, ALONE) if each["task"]["_target_"] == path))
-    read = Source(module, file).options(name)
+    read = ModuleSource(module, file).options(name)
     assert {*read.handed_on, *read.offered} == task.model_arguments().keys()

@@ -19,8 +19,16 @@ from omegaconf import OmegaConf
 
 from common.config.check import check
 from common.config.compose import configure
-from common.config.diff import flat
-from common.config.migrations import GROWN, LATER, MERGED, MOVED, NESTED, complete, present_names
+from common.config.diff import flatten
+from common.config.migrations import (
+    ADDED_CLASS_KEYS,
+    ADDED_KEYS,
+    ADDED_NESTED_KEYS,
+    MERGED_CLASSES,
+    MOVED_CLASSES,
+    migrate_config,
+    update_names,
+)
 from common.errors import UserError
 from common.files import checkpoint
 from common.train import assembly
@@ -127,7 +135,7 @@ def test_the_config_of_an_older_run_runs_again(run, inside):
     backbone = ["model.backbone.weights=run/checkpoints/best.pt"] if wing(run) == "detr" else []
     inside("train", *AS_IT_WAS, "run_dir=again", f"trainer.steps={first['step']}", "trainer.keep_best=2", *backbone)
     assert_same_log(lines(Path("again/metrics.jsonl"))[:1], [first], rel=1e-2)
-    assert flat(OmegaConf.to_container(OmegaConf.load("again/config.yaml"))).keys() >= LATER.keys()
+    assert flatten(OmegaConf.to_container(OmegaConf.load("again/config.yaml"))).keys() >= ADDED_KEYS.keys()
 
 
 @every_run
@@ -146,13 +154,16 @@ def test_older_checkpoints_are_averaged(run, inside):
 
 @every_run
 def test_the_frozen_files_are_of_before(run):
-    now = flat(configure("train", ["model=vit"])).keys()
+    now = flatten(configure("train", ["model=vit"])).keys()
     for config in (
         torch.load(last(), weights_only=True)["config"],
         OmegaConf.to_container(OmegaConf.load("run/config.yaml")),
     ):
-        assert {config[section]["_target_"] for section in ("model", "data", "task")} <= {*MOVED, *MERGED}
-        assert run.name.endswith("4f99cde") or now - flat(config).keys() >= {"allow_changes", "trainer.keep_best"}
+        assert {config[section]["_target_"] for section in ("model", "data", "task")} <= {
+            *MOVED_CLASSES,
+            *MERGED_CLASSES,
+        }
+        assert run.name.endswith("4f99cde") or now - flatten(config).keys() >= {"allow_changes", "trainer.keep_best"}
 
 
 @pytest.mark.parametrize("run", ["vit"], indirect=True)
@@ -176,7 +187,7 @@ def test_every_choice_of_an_older_version_is_a_config_of_today(commit):
         with pytest.raises(UserError):
             check(config, [])
         try:
-            check(complete(config), [])
+            check(migrate_config(config), [])
         except UserError as error:
             pytest.fail(f"{line}: {error}")
 
@@ -185,22 +196,22 @@ def test_every_choice_of_an_older_version_is_a_config_of_today(commit):
 def test_a_class_that_moved_is_still_the_same_data(name):
     line = ["model=vit", f"data={name}"]
     before = configs_of("81dd5c1")[" ".join(line)]
-    assert before["data"]["_target_"] in MERGED
-    assert complete(before)["data"] == configure("train", line)["data"]
+    assert before["data"]["_target_"] in MERGED_CLASSES
+    assert migrate_config(before)["data"] == configure("train", line)["data"]
 
 
 def test_a_config_of_today_lacks_nothing():
     others = ["schedule=noam", "optimizer.layer_decay=0.7", "schedule.start=0.1", "trainer.average_last=3"]
     for line in (["model=detr"], ["model=vit", "data=cifar10"], ["model=seq2seq", *others]):
         config = configure("train", line)
-        assert complete(config) == config
-    assert complete({}) == {}
+        assert migrate_config(config) == config
+    assert migrate_config({}) == {}
 
 
 def test_every_row_of_the_table_is_a_key_of_today():
     config = configure("train", ["model=vit"])
-    for key in LATER:
-        whole = complete(config)
+    for key in ADDED_KEYS:
+        whole = migrate_config(config)
         section, _, name = key.rpartition(".")
         del (whole[section] if section else whole)[name]
         with pytest.raises(UserError, match=f"{key} is missing"):
@@ -209,10 +220,10 @@ def test_every_row_of_the_table_is_a_key_of_today():
 
 def test_every_key_that_a_class_got_later_is_a_key_of_today():
     whole = configure("train", ["model=detr", "data=coco"])
-    assert {whole["task"]["_target_"], whole["data"]["_target_"]} == GROWN.keys()
+    assert {whole["task"]["_target_"], whole["data"]["_target_"]} == ADDED_CLASS_KEYS.keys()
     for section in ("model", "data", "task"):
-        for key in GROWN.get(whole[section]["_target_"], {}):
-            before = complete(whole)
+        for key in ADDED_CLASS_KEYS.get(whole[section]["_target_"], {}):
+            before = migrate_config(whole)
             *outer, name = key.split(".")
             inner = before[section]
             for part in outer:
@@ -220,21 +231,21 @@ def test_every_key_that_a_class_got_later_is_a_key_of_today():
             del inner[name]
             with pytest.raises(UserError, match=rf"{section}\.{key} is missing"):
                 check(before, [])
-            check(complete(before), [])
+            check(migrate_config(before), [])
 
 
 def test_completing_a_config_leaves_the_given_one_as_it_is():
     config = {"resume": None, "trainer": {"steps": 3}, "data": {"_target_": "vit.downloads.Cifar10"}}
     before = json.dumps(config)
-    complete(config)["allow_changes"].append("seed")
-    assert json.dumps(config) == before and complete(config)["allow_changes"] == []
+    migrate_config(config)["allow_changes"].append("seed")
+    assert json.dumps(config) == before and migrate_config(config)["allow_changes"] == []
 
 
 def test_a_users_yaml_with_a_class_that_has_moved_need_not_have_its_later_keys():
     """It was written before them; one with the present name must have them."""
     whole = configure("train", ["model=detr"])
     task = {**whole["task"], "_target_": "detr.task.Detection", "loss": {"no_object": 0.1}}
-    present_names(config := {"task": task})
+    update_names(config := {"task": task})
     assert config["task"]["loss"] == {
         "no_object": 0.1,
         "classification": "softmax",
@@ -245,8 +256,11 @@ def test_a_users_yaml_with_a_class_that_has_moved_need_not_have_its_later_keys()
 
 def test_a_users_task_that_takes_the_loss_options_need_not_have_their_later_keys():
     """Its yaml and its checkpoints were written before them, and no row names its class."""
-    section = {"_target_": "mypackage.task.Mine", "loss": dict.fromkeys(NESTED["loss"][0], 1.0)}
-    assert present_names(config := {"task": deepcopy(section)}) == []
-    assert config["task"]["loss"] == section["loss"] | NESTED["loss"][1]
-    assert complete({"task": section})["task"]["loss"] == section["loss"] | NESTED["loss"][1]
-    assert NESTED["loss"][0] | NESTED["loss"][1].keys() == configure("train", ["model=detr"])["task"]["loss"].keys()
+    section = {"_target_": "mypackage.task.Mine", "loss": dict.fromkeys(ADDED_NESTED_KEYS["loss"][0], 1.0)}
+    assert update_names(config := {"task": deepcopy(section)}) == []
+    assert config["task"]["loss"] == section["loss"] | ADDED_NESTED_KEYS["loss"][1]
+    assert migrate_config({"task": section})["task"]["loss"] == section["loss"] | ADDED_NESTED_KEYS["loss"][1]
+    assert (
+        ADDED_NESTED_KEYS["loss"][0] | ADDED_NESTED_KEYS["loss"][1].keys()
+        == configure("train", ["model=detr"])["task"]["loss"].keys()
+    )

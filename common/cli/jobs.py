@@ -16,25 +16,25 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
 
-from common.config.compose import plain
-from common.config.migrations import present_names
+from common.config.compose import plain_config
+from common.config.migrations import update_names
 from common.errors import Stopped, UserError
 from common.files import run_folder
 from common.files.run_folder import Job
 
-NOTES = ".notes"  # in the sweep's folder: why a run of it is not done
-HALT = ".halt"  # in the sweep's folder while its runs are to stop
-LOOK_EVERY = 0.5  # seconds between a run's looks at that
+STATUS_FOLDER = ".notes"  # in the sweep's folder: why a run of it is not done
+STOP_FILE = ".halt"  # in the sweep's folder while its runs are to stop
+POLL_SECONDS = 0.5  # between a run's looks at it
 
 
-class Ended(NamedTuple):
+class ProcessResult(NamedTuple):
     """How a process ended: its exit code (minus the number of a signal that killed it), and the signals handed on."""
 
     code: int
     signals: list[str]
 
 
-def call(script: Path, arguments: Sequence[str], output: Path) -> Ended:
+def run_script(script: Path, arguments: Sequence[str], output: Path) -> ProcessResult:
     """Run a Python script to its end, with what it prints appended to `output`.
 
     It is in a session of its own, since a terminal would send it Ctrl-C, too, and the second one stops at once.
@@ -42,12 +42,12 @@ def call(script: Path, arguments: Sequence[str], output: Path) -> Ended:
     with open(output, "ab") as file:
         command = [sys.executable, str(script), *arguments]
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
-        with handed_on(process.send_signal) as received:
-            return Ended(process.wait(), received)
+        with forwarded_signals(process.send_signal) as received:
+            return ProcessResult(process.wait(), received)
 
 
 @contextlib.contextmanager
-def handed_on(send: Callable[[int], object]) -> Iterator[list[str]]:
+def forwarded_signals(send: Callable[[int], object]) -> Iterator[list[str]]:
     """While inside, signals that ask for an end go to `send`; yields the list of their names.
 
     Ignored signals stay ignored (nohup), and only Python's main thread may take them over.
@@ -69,20 +69,20 @@ def handed_on(send: Callable[[int], object]) -> Iterator[list[str]]:
             signal.signal(number, handler)
 
 
-class Note(NamedTuple):
+class RunStatus(NamedTuple):
     """What became of a run that is not done: refused (a mistake of the user), failed, stopped, or open; and why."""
 
     state: str
     why: str
 
 
-OPEN = Note("open", "it has not begun, still runs, or was killed.")
+NO_STATUS = RunStatus("open", "it has not begun, still runs, or was killed.")
 
 
 class SweepJob:
     """What a launcher calls for each run, here or in another process, to which it travels pickled."""
 
-    def __init__(self, job: Job, *, here: bool, halt: "HaltFile | None" = None):
+    def __init__(self, job: Job, *, here: bool, halt: "StopFile | None" = None):
         """`here`: runs follow one another in the sweep's own process; `halt`: they are children of it."""
         self.job, self.here, self.halt = job, here, halt
 
@@ -92,18 +92,18 @@ class SweepJob:
         In the sweep's own process a stop ends the sweep. In another it ends this run alone: raised there, it would make
         the launcher kill the others while they save.
         """
-        config = plain(composed)
-        present_names(config)
+        config = plain_config(composed)
+        update_names(config)
         folder = Path(config["run_dir"])
         if self.here:
             return self._run(config, folder)
-        if self.halt and self.halt.says_stop():
+        if self.halt and self.halt.stop_requested():
             return None
         try:
             with _stopped_by(self.halt) if self.halt else contextlib.nullcontext():
                 return self._run(config, folder)
         except (Stopped, KeyboardInterrupt) as stop:
-            _write(folder, Note("stopped", str(stop) or "Stopped by Ctrl-C."))
+            _write_status(folder, RunStatus("stopped", str(stop) or "Stopped by Ctrl-C."))
             return None
         finally:
             if self.halt and self.halt.is_orphaned():
@@ -113,21 +113,21 @@ class SweepJob:
         try:
             return run_folder.run(self.job, config, folder)
         except UserError as error:
-            _write(folder, Note("refused", str(error)))
+            _write_status(folder, RunStatus("refused", str(error)))
             print(f"{folder}: {error}", file=sys.stderr, flush=True)
         except Exception as error:
-            _write(folder, Note("failed", f"{type(error).__name__}: {error}".partition("\n")[0]))
+            _write_status(folder, RunStatus("failed", f"{type(error).__name__}: {error}".partition("\n")[0]))
             print(f"{folder}:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
         return None
 
 
-class HaltFile(NamedTuple):
+class StopFile(NamedTuple):
     """What stops the children of a sweep's process: a file, or the end of that process."""
 
     path: Path
     sweep: int  # the process
 
-    def says_stop(self) -> bool:
+    def stop_requested(self) -> bool:
         """Asked by a child: whether to stop."""
         return self.path.exists() or self.is_orphaned()
 
@@ -136,16 +136,16 @@ class HaltFile(NamedTuple):
         return os.getppid() != self.sweep
 
 
-Halts = contextlib.AbstractContextManager[tuple[HaltFile | None, list[str]]]
+StopFileContext = contextlib.AbstractContextManager[tuple[StopFile | None, list[str]]]
 
 
 @contextlib.contextmanager
-def halting(sweep: Path) -> Iterator[tuple[HaltFile, list[str]]]:
+def signals_to_stop_file(sweep: Path) -> Iterator[tuple[StopFile, list[str]]]:
     """Signals to a sweep whose runs go on in processes of its own become a file that they look for.
 
     A terminal's Ctrl-C and `kill` then end alike: each run saves, and is waited for. A second Ctrl-C ends all at once.
     """
-    halt = HaltFile(sweep / HALT, os.getpid())
+    halt = StopFile(sweep / STOP_FILE, os.getpid())
     halt.path.unlink(missing_ok=True)  # of a stop long ago
 
     def stop(number: int) -> None:
@@ -155,14 +155,14 @@ def halting(sweep: Path) -> Iterator[tuple[HaltFile, list[str]]]:
         os.write(2, b"\nStopping: each run ends its step and saves; Ctrl-C once more stops at once.\n")
 
     try:
-        with handed_on(stop) as received:
+        with forwarded_signals(stop) as received:
             yield halt, received
     finally:
         halt.path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def _stopped_by(halt: HaltFile) -> Iterator[None]:
+def _stopped_by(halt: StopFile) -> Iterator[None]:
     """While inside, `halt` asks this run to stop as SIGTERM would.
 
     Ctrl-C reaches this process as well, perhaps before the run takes signals down: it is left to the sweep.
@@ -170,8 +170,8 @@ def _stopped_by(halt: HaltFile) -> Iterator[None]:
     over = threading.Event()
 
     def watch() -> None:
-        while not over.wait(LOOK_EVERY):
-            if halt.says_stop():
+        while not over.wait(POLL_SECONDS):
+            if halt.stop_requested():
                 interrupt_main(signal.SIGTERM)  # does nothing while nobody takes the signal down
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -182,29 +182,29 @@ def _stopped_by(halt: HaltFile) -> Iterator[None]:
         over.set()
 
 
-def forget(folder: Path) -> None:
+def clear_status(folder: Path) -> None:
     """Take away the note on the run in `folder`, which is tried again."""
-    _note_file(folder).unlink(missing_ok=True)
+    _status_file(folder).unlink(missing_ok=True)
 
 
-def notes_in(sweep: Path) -> dict[Path, Note]:
+def statuses_in(sweep: Path) -> dict[Path, RunStatus]:
     """The notes on the runs of a sweep that are not done, by the runs' folders."""
-    return {sweep / file.stem: note_of(sweep / file.stem) for file in sorted((sweep / NOTES).glob("*.json"))}
+    return {sweep / file.stem: status_of(sweep / file.stem) for file in sorted((sweep / STATUS_FOLDER).glob("*.json"))}
 
 
-def note_of(folder: Path) -> Note:
+def status_of(folder: Path) -> RunStatus:
     """The note on the run in `folder`, which is not done."""
     try:
-        return Note(**json.loads(_note_file(folder).read_text(encoding="utf-8")))
+        return RunStatus(**json.loads(_status_file(folder).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
-        return OPEN
+        return NO_STATUS
 
 
-def _write(folder: Path, note: Note) -> None:
-    file = _note_file(folder)
+def _write_status(folder: Path, note: RunStatus) -> None:
+    file = _status_file(folder)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(note._asdict(), ensure_ascii=False), encoding="utf-8")
 
 
-def _note_file(folder: Path) -> Path:
-    return folder.parent / NOTES / f"{folder.name}.json"
+def _status_file(folder: Path) -> Path:
+    return folder.parent / STATUS_FOLDER / f"{folder.name}.json"

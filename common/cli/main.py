@@ -15,12 +15,16 @@ from omegaconf import OmegaConf
 
 from common.cli import sweep
 from common.config.check import check
-from common.config.compose import CONFIGS, GROUPS, Base, Command, choices_of
+from common.config.compose import CONFIGS, GROUPS, Command, ConfigReader, choices_of
 from common.errors import Stopped, UserError
 from common.files import run_folder
 from common.files.run_folder import Job
 
-NEEDS = {"train": "model=NAME", "evaluate": "checkpoint=FILE", "predict": "checkpoint=FILE input=FILE_OR_FOLDER_OR_-"}
+REQUIRED_ARGUMENTS = {
+    "train": "model=NAME",
+    "evaluate": "checkpoint=FILE",
+    "predict": "checkpoint=FILE input=FILE_OR_FOLDER_OR_-",
+}
 USAGE = """\
 usage: python {door}.py {needs} [group=NAME ...] [key=value ...] [options]
 
@@ -41,7 +45,7 @@ TRAIN_OPTIONS = """\
 """
 
 
-def launch(job: Job, door: str, base: Base | None = None, arguments: Sequence[str] | None = None) -> NoReturn:
+def launch(job: Job, door: str, base: ConfigReader | None = None, arguments: Sequence[str] | None = None) -> NoReturn:
     """Run `job` with the config that the command line asks for, and leave with an exit code.
 
     train gets (config, run_dir): the new folder, or None on ranks above 0, which learn it from rank 0 once the
@@ -115,4 +119,4 @@ def _usage(door: str) -> str:
     keys = (CONFIGS / f"{door}.yaml").read_text(encoding="utf-8").partition("\n\n")[2]
     lines = {"groups": "\n".join(f"  {group}: {', '.join(choices_of(group))}" for group in GROUPS)}
     lines["keys"] = "\n".join(f"  {line}" for line in keys.splitlines())
-    return USAGE.format(door=door, needs=NEEDS[door], **lines) + (TRAIN_OPTIONS if door == "train" else "")
+    return USAGE.format(door=door, needs=REQUIRED_ARGUMENTS[door], **lines) + (TRAIN_OPTIONS if door == "train" else "")

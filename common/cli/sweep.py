@@ -20,18 +20,23 @@ from hydra.types import HydraContext, RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from common.cli.jobs import Halts, SweepJob, forget, halting, note_of
+from common.cli.jobs import StopFileContext, SweepJob, clear_status, signals_to_stop_file, status_of
 from common.config.check import check, did_you_mean
 from common.config.compose import CONFIGS, GROUPS, Command, Composed, quoted
-from common.config.diff import fingerprint, flat
+from common.config.diff import fingerprint, flatten
 from common.errors import Stopped, UserError
 from common.files import run_folder
 from common.files.run_folder import Job
 from common.files.table import table
 
-EXTRAS = ("joblib", "submitit_local", "submitit_slurm")  # launchers that pip installs apart
-LONGEST = 80  # characters of a folder's name before the hash
-OURS = ("hydra.sweep.", "hydra.sweeper", "hydra/sweeper", "hydra.mode")  # of Hydra's keys, those that are chosen here
+OPTIONAL_LAUNCHERS = ("joblib", "submitit_local", "submitit_slurm")  # launchers that pip installs apart
+MAX_NAME_LENGTH = 80  # characters of a folder's name before the hash
+RESERVED_KEYS = (
+    "hydra.sweep.",
+    "hydra.sweeper",
+    "hydra/sweeper",
+    "hydra.mode",
+)  # of Hydra's keys, those that are chosen here
 
 
 class Combination(NamedTuple):
@@ -59,7 +64,7 @@ def sweep(job: Job, command: Command) -> int:
     print(f"{len(combinations)} runs in {folder}, {len(combinations) - len(todo)} of them done before.", flush=True)
     to_go_on = f"To go on: python {shlex.join(_line(command, folder))}"
     for _, run in todo:
-        forget(run)
+        clear_status(run)
     lines = [[*combination.overrides, "resume=auto", f"run_dir={quoted(str(run))}"] for combination, run in todo]
     try:
         if lines:
@@ -83,7 +88,7 @@ def _refuse_what_does_not_go_together(command: Command) -> None:
         raise UserError(f"-m sweeps are for train.py; call {command.door}.py once for each setting.")
     if {"run_dir", "resume"} & command.keys:
         raise UserError("run_dir= and resume= name one run; a sweep has sweep_dir=, with a folder in it for each run.")
-    ours = next((key for key in sorted(command.keys) if key.startswith(OURS)), None)
+    ours = next((key for key in sorted(command.keys) if key.startswith(RESERVED_KEYS)), None)
     if ours:
         raise UserError(f"{ours}: a sweep is a grid in the folder sweep_dir=FOLDER; scripts/search.py searches.")
 
@@ -128,14 +133,14 @@ def _distinct(combinations: Iterator[Combination]) -> list[Combination]:
 
 def _name(composed: Composed, swept: list[str]) -> str:
     """The readable part of a folder's name: letters, digits and _ . + - only."""
-    choices, values = composed.choices, flat(composed.config)
+    choices, values = composed.choices, flatten(composed.config)
     parts = [choices.get("experiment") or choices.get("model") or "run"]
     for key in swept:
         group = key in GROUPS
         value = str(choices.get(key) if group else values.get(key))
         if re.fullmatch(r"[\w.+-]+", value) and value not in parts:
             parts.append(value if group else f"{key.rpartition('.')[2]}_{value}")
-    return re.sub(r"[^\w.+-]+", "_", "-".join(parts))[:LONGEST]
+    return re.sub(r"[^\w.+-]+", "_", "-".join(parts))[:MAX_NAME_LENGTH]
 
 
 def _folder(sweep: Path, combination: Combination) -> Path:
@@ -154,7 +159,7 @@ def _compose_settings(command: Command, settings: list[str]) -> DictConfig:
     except MissingConfigException as error:
         name = str(error.missing_cfg_file)
         known, launcher = error.options or [], name.removeprefix("hydra/launcher/")
-        if launcher in EXTRAS and launcher not in known:
+        if launcher in OPTIONAL_LAUNCHERS and launcher not in known:
             raise UserError(f'hydra/launcher={launcher} is not installed: pip install -e ".[sweeps]".') from error
         raise UserError(f"{name}: there is none{did_you_mean(launcher, known)}") from error
     except HydraException as error:
@@ -173,7 +178,7 @@ def _launch(job: Job, command: Command, folder: Path, lines: list[list[str]]) ->
     config = _compose_settings(command, settings)
     target = str(OmegaConf.select(config, "hydra.launcher._target_"))
     here, beside = "basic_launcher" in target, "joblib" in target
-    halts: Halts = halting(folder) if beside else contextlib.nullcontext((None, []))
+    halts: StopFileContext = signals_to_stop_file(folder) if beside else contextlib.nullcontext((None, []))
     with halts as (halt, received), command.initialised(), _importable_elsewhere():
         engine = GlobalHydra.instance().hydra
         assert engine is not None
@@ -223,7 +228,7 @@ def _report(sweep: Path, runs: list[Path]) -> int:
     rows, failures, codes = [], [], set()
     goals = {str(results.get("goal")) for run in runs if (results := _results(run))}
     for run in runs:
-        results, note = _results(run), note_of(run)
+        results, note = _results(run), status_of(run)
         if results:
             value = results.get(str(results.get("goal")))
             rows.append((run.name, "done", float("nan") if value is None else float(value)))

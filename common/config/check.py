@@ -11,19 +11,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union
 
-from common.config.schema import WINGS, Options, Source, find
+from common.config.schema import WINGS, ModuleSource, Options, module_file
 from common.errors import UserError
 from common.types import Count, Range, Split
 
-TARGETS = ("model", "data", "task")  # the sections that name their class
-FIXED = {  # and those whose class is always the same
+TARGET_SECTIONS = ("model", "data", "task")  # the sections that name their class
+FIXED_CLASSES = {  # and those whose class is always the same
     "optimizer": "common.train.optim.OptimizerOptions",
     "schedule": "common.train.optim.ScheduleOptions",
     "trainer": "common.train.trainer.Trainer",
 }
 _ALL_DOORS: dict[str, Any] = {"seed": Count, "trust": list[str]}
 _WITH_CHECKPOINT = {**_ALL_DOORS, "checkpoint": str, "weights": Literal["auto", "ema", "raw"]}
-DOORS: dict[str, dict[str, Any]] = {  # the keys beside the sections
+DOOR_KEYS: dict[str, dict[str, Any]] = {  # the keys beside the sections
     "train": {
         **_ALL_DOORS,
         "run_dir": str | None,
@@ -42,21 +42,23 @@ def check(config: dict[str, Any], trust: Sequence[str], door: str = "train") -> 
 
     `trust` lists the user's own packages that may be built from. It comes from the user, never out of a checkpoint.
     """
-    keys = DOORS[door]
+    keys = DOOR_KEYS[door]
     for key in config:
-        if key not in (*keys, *TARGETS, *FIXED):
-            raise UserError(f"{key} is not a key of {door}.py{did_you_mean(key, [*keys, *TARGETS, *FIXED])}")
-    for key in (*keys, *TARGETS, *FIXED):
+        if key not in (*keys, *TARGET_SECTIONS, *FIXED_CLASSES):
+            raise UserError(
+                f"{key} is not a key of {door}.py{did_you_mean(key, [*keys, *TARGET_SECTIONS, *FIXED_CLASSES])}"
+            )
+    for key in (*keys, *TARGET_SECTIONS, *FIXED_CLASSES):
         if key not in config:
             raise UserError(f"{key} is missing from the config; {door}.py needs it.")
     for key, annotation in keys.items():
         _refuse(_mistake(config[key], annotation, key))
-    targets = {key: _target(config[key], key, trust) for key in TARGETS}
+    targets = {key: _target(config[key], key, trust) for key in TARGET_SECTIONS}
     _same_wing(targets)
     for key, options in targets.items():
         section = {name: value for name, value in config[key].items() if name != "_target_"}
         _refuse(_section_mistake(section, options, key, _handed_in(targets["task"], options) if key == "model" else {}))
-    for key, path in FIXED.items():
+    for key, path in FIXED_CLASSES.items():
         _refuse(_mistake(config[key], _read(path, key), key))
     steps, epochs = config["trainer"]["steps"], config["trainer"]["epochs"]
     if (steps is None) == (epochs is None):
@@ -110,10 +112,10 @@ def _refuse(mistake: str | None) -> None:
 def _read(path: str, where: str) -> type[Options]:
     """The class at `path`, from its source."""
     module, _, name = path.rpartition(".")
-    file = find(module)
+    file = module_file(module)
     if file is None:
         raise UserError(f"{where}: there is no file {module.replace('.', '/')}.py.")
-    source = Source(module, file)
+    source = ModuleSource(module, file)
     if name not in source.classes:
         raise UserError(f"{where}: no class {name} is defined in {file.name}{did_you_mean(name, source.classes)}")
     return source.options(name)

@@ -16,21 +16,21 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from common.config.check import DOORS, TARGETS, check, did_you_mean
-from common.config.diff import flat
-from common.config.migrations import completed, present_names
+from common.config.check import DOOR_KEYS, TARGET_SECTIONS, check, did_you_mean
+from common.config.diff import flatten
+from common.config.migrations import migrate_config_file, update_names
 from common.errors import UserError
 from common.types import SPLITS
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 GROUPS = ("model", "data", "optimizer", "schedule", "trainer", "experiment")
-PATHS = ("run_dir", "checkpoint", "input", "output", "root", "images", "annotations", "weights")
+PATH_KEYS = ("run_dir", "checkpoint", "input", "output", "root", "images", "annotations", "weights")
 # Hydra 1.4 has one behaviour, deprecates version_base, and asks for `replace` where 1.3 always replaces.
-_BEFORE = hydra.__version__.startswith("1.3.")
-_VERSION: dict[str, Any] = {"version_base": "1.3"} if _BEFORE else {}
-_REPLACE: dict[str, Any] = {} if _BEFORE else {"replace": True}
+_HYDRA_1_3 = hydra.__version__.startswith("1.3.")
+_VERSION: dict[str, Any] = {"version_base": "1.3"} if _HYDRA_1_3 else {}
+_REPLACE: dict[str, Any] = {} if _HYDRA_1_3 else {"replace": True}
 
-Base = Callable[[Path], dict[str, Any]]  # a checkpoint's config; {} when it holds none
+ConfigReader = Callable[[Path], dict[str, Any]]  # a checkpoint's config; {} when it holds none
 
 
 class Composed(NamedTuple):
@@ -41,7 +41,7 @@ class Composed(NamedTuple):
     notices: list[str]
 
 
-def configure(door: str, arguments: Sequence[str], base: Base | None = None) -> dict[str, Any]:
+def configure(door: str, arguments: Sequence[str], base: ConfigReader | None = None) -> dict[str, Any]:
     """The checked config of a command line, for callers from Python; raises UserError."""
     command = Command(door, arguments, base)
     command.prepare()
@@ -53,11 +53,11 @@ def configure(door: str, arguments: Sequence[str], base: Base | None = None) -> 
 class Command:
     """A door's command line: its flags, and its overrides in the form that Hydra takes."""
 
-    def __init__(self, door: str, arguments: Sequence[str], base: Base | None = None):
+    def __init__(self, door: str, arguments: Sequence[str], base: ConfigReader | None = None):
         self.door, self.base, self.arguments = door, base, arguments
         self.flags = _flags(arguments)
         self.config_name, self.folder = self.flags.config_name or door, CONFIGS
-        self.overrides = [quote(self._full(argument)) for argument in self.flags.overrides]
+        self.overrides = [quote_path(self._full(argument)) for argument in self.flags.overrides]
         self.keys = {_key(argument) for argument in self.overrides}
 
     def prepare(self) -> None:
@@ -86,8 +86,8 @@ class Command:
             with self.initialised():
                 composed = hydra.compose(self.config_name, overrides, return_hydra_config=True)
                 choices = {key: value for key, value in composed.hydra.runtime.choices.items() if value}
-                config = plain(composed)
-                return Composed(config, choices, present_names(config))
+                config = plain_config(composed)
+                return Composed(config, choices, update_names(config))
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise UserError(self._sentence(error, overrides)) from error
 
@@ -108,7 +108,11 @@ class Command:
     def _full(self, argument: str) -> str:
         """predict.py takes the options of prediction by their short names: threshold=0.5."""
         key = argument.partition("=")[0]
-        short = self.door == "predict" and key.isidentifier() and key not in (*DOORS["predict"], *TARGETS, *GROUPS)
+        short = (
+            self.door == "predict"
+            and key.isidentifier()
+            and key not in (*DOOR_KEYS["predict"], *TARGET_SECTIONS, *GROUPS)
+        )
         return f"task.predict.{argument}" if short else argument
 
     def _add_folder(self, extra: str | None) -> None:
@@ -120,7 +124,7 @@ class Command:
             raise UserError(f"--config-dir {extra}: there is no such folder.")
         if (folder / f"{self.config_name}.yaml").is_file():
             self.folder, folder = folder, self.folder  # Hydra looks for the first file in its main folder alone
-            if older := completed(self.folder / f"{self.config_name}.yaml"):
+            if older := migrate_config_file(self.folder / f"{self.config_name}.yaml"):
                 self.config_name += "_completed"
                 ConfigStore.instance().store(self.config_name, older, **_REPLACE)
         self.overrides.append(f"hydra.searchpath=[{quoted(f'file://{folder}')}]")
@@ -159,14 +163,14 @@ class Command:
         groups = [override for override in overrides if _key(override) in (*GROUPS, "hydra.searchpath")]
         if key is None or len(groups) == len(overrides):
             return f"{lines[0].rstrip('.')}."
-        known = [*flat(self.compose(groups).config), *GROUPS]
+        known = [*flatten(self.compose(groups).config), *GROUPS]
         if self.door == "predict":
             known += [name.rpartition(".")[2] for name in known if name.startswith("task.predict.")]
             key = key.removeprefix("task.predict.")
         return f"{key} is not a key of this config" + did_you_mean(key, known)
 
 
-def plain(composed: DictConfig) -> dict[str, Any]:
+def plain_config(composed: DictConfig) -> dict[str, Any]:
     """The config without Hydra's own part, in plain types, interpolations resolved and `~` in paths expanded."""
     ours = OmegaConf.masked_copy(composed, [str(name) for name in composed if name != "hydra"])
     config = _expand(OmegaConf.to_container(ours, resolve=True), "")
@@ -179,14 +183,16 @@ def choices_of(group: str) -> list[str]:
     return sorted(file.stem for file in (CONFIGS / group).glob("*.yaml"))
 
 
-def quote(argument: str) -> str:
+def quote_path(argument: str) -> str:
     """key=value with quotes around a path, so that Hydra takes `a=b, photo (1).jpg` for the path that it is."""
     key, equals, value = argument.partition("=")
     name = _key(key)
     last = name.rpartition(".")[2]
     ready = value in ("", "null", "???") or bool(re.fullmatch(r"'.*'|\".*\"|choice\(.*\)", value))
     ready = ready or (last in SPLITS and value.startswith("{"))  # data.train={images:a,annotations:b}
-    ready = ready or (last not in (*PATHS, *SPLITS) and bool(re.fullmatch(r"[-+.,\deE]+", value)))  # drop_path=0.1,0.2
+    ready = ready or (
+        last not in (*PATH_KEYS, *SPLITS) and bool(re.fullmatch(r"[-+.,\deE]+", value))
+    )  # drop_path=0.1,0.2
     return f"{key}={quoted(value)}" if equals and _is_path(name) and not ready else argument
 
 
@@ -198,7 +204,7 @@ def quoted(text: str) -> str:
 def _is_path(key: str) -> bool:
     *above, last = key.split(".")
     in_split = bool(above) and above[-1] in SPLITS  # data.train.source=FILE; data.source=en is none
-    return in_split or last in (*PATHS, *SPLITS) or last.endswith(("_dir", "_file", "_path", "_root", "_folder"))
+    return in_split or last in (*PATH_KEYS, *SPLITS) or last.endswith(("_dir", "_file", "_path", "_root", "_folder"))
 
 
 def _key(argument: str) -> str:

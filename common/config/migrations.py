@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 # Keys that came later, with the value that means what was done before; that need not be the default of today.
-LATER: dict[str, Any] = {
+ADDED_KEYS: dict[str, Any] = {
     # since 815d244
     "optimizer.layer_decay": 1.0,  # all layers learnt alike
     "optimizer.reference_batch": None,  # the rate was taken as it stood
@@ -32,7 +32,7 @@ LATER: dict[str, Any] = {
 }
 
 # Keys that nested options got later, by the section's name and the keys that it had before, for users' classes, too.
-NESTED: dict[str, tuple[set[str], dict[str, Any]]] = {
+ADDED_NESTED_KEYS: dict[str, tuple[set[str], dict[str, Any]]] = {
     # after 4f99cde
     "loss": (
         {"class_weight", "box_weight", "giou_weight", "no_object"},
@@ -41,24 +41,24 @@ NESTED: dict[str, tuple[set[str], dict[str, Any]]] = {
 }
 
 # The same for the keys of one class, by its present name; nested ones with dots.
-GROWN: dict[str, dict[str, Any]] = {
+ADDED_CLASS_KEYS: dict[str, dict[str, Any]] = {
     # since f6968e9
     "detr.tasks.detection.Detection": {
         "evaluator": "pycocotools",
-        **{f"loss.{key}": value for key, value in NESTED["loss"][1].items()},
+        **{f"loss.{key}": value for key, value in ADDED_NESTED_KEYS["loss"][1].items()},
     },
     "detr.data.coco.Coco": {"pad_to": 1},
 }
 
 # Classes that went into another one, and the keys that make it do the same.
-MERGED: dict[str, dict[str, Any]] = {
+MERGED_CLASSES: dict[str, dict[str, Any]] = {
     # until b5af571
     "vit.downloads.Cifar10": {"_target_": "vit.downloads.Downloaded", "name": "cifar10"},
     "vit.downloads.FashionMnist": {"_target_": "vit.downloads.Downloaded", "name": "fashion_mnist"},
 }
 
 # Classes that have moved: where they were until 4f99cde, and where they are.
-MOVED: dict[str, str] = {
+MOVED_CLASSES: dict[str, str] = {
     "detr.task.Detection": "detr.tasks.detection.Detection",
     "detr.detector.Detector": "detr.models.detector.Detector",
     "detr.coco.Coco": "detr.data.coco.Coco",
@@ -77,19 +77,19 @@ MOVED: dict[str, str] = {
 
 
 # Tensors that were renamed: the model's present class, then the former first words of a name and the present ones.
-RENAMED: dict[str, dict[str, str]] = {}
+RENAMED_TENSORS: dict[str, dict[str, str]] = {}
 
 
-def present_names(config: dict[str, Any]) -> list[str]:
+def update_names(config: dict[str, Any]) -> list[str]:
     """Replace, in place, each `_target_` that has moved and each renamed prefix of optimizer.rates; a line for each."""
     notices = []
     for key, section in config.items():
         if isinstance(section, dict):
             _grow_nested(section)
-        if isinstance(section, dict) and (former := str(section.get("_target_"))) in MOVED:
-            section["_target_"] = MOVED[former]
+        if isinstance(section, dict) and (former := str(section.get("_target_"))) in MOVED_CLASSES:
+            section["_target_"] = MOVED_CLASSES[former]
             _grow(section)
-            notices.append(f"{key}._target_={former} is now {MOVED[former]}; please write that in your yaml.")
+            notices.append(f"{key}._target_={former} is now {MOVED_CLASSES[former]}; please write that in your yaml.")
     rates = (config.get("optimizer") or {}).get("rates")
     if rates and (present := _renamed(rates, _renames(config))) != rates:
         config["optimizer"]["rates"] = present
@@ -97,10 +97,10 @@ def present_names(config: dict[str, Any]) -> list[str]:
     return notices
 
 
-def complete(config: dict[str, Any]) -> dict[str, Any]:
+def migrate_config(config: dict[str, Any]) -> dict[str, Any]:
     """A copy of a whole config in which later keys have the value that means what was done before they came."""
     config = deepcopy(config)
-    for key, value in LATER.items():
+    for key, value in ADDED_KEYS.items():
         section, _, name = key.rpartition(".")
         outside = config if "resume" in config else None  # train.py's; other doors have none of these keys
         keys = config.get(section) if section else outside
@@ -108,8 +108,8 @@ def complete(config: dict[str, Any]) -> dict[str, Any]:
             keys.setdefault(name, deepcopy(value))
     for section in config.values():
         if isinstance(section, dict):
-            section.update(MERGED.get(str(section.get("_target_")), {}))
-    present_names(config)
+            section.update(MERGED_CLASSES.get(str(section.get("_target_")), {}))
+    update_names(config)
     for section in config.values():
         if isinstance(section, dict):
             _grow(section)
@@ -118,7 +118,7 @@ def complete(config: dict[str, Any]) -> dict[str, Any]:
 
 def _grow(section: dict[str, Any]) -> None:
     """Give a section, in place, the keys that its class has grown."""
-    for key, value in GROWN.get(str(section.get("_target_")), {}).items():
+    for key, value in ADDED_CLASS_KEYS.get(str(section.get("_target_")), {}).items():
         *outer, name = key.split(".")
         inner: Any = section
         for part in outer:
@@ -129,17 +129,17 @@ def _grow(section: dict[str, Any]) -> None:
 
 def _grow_nested(section: dict[str, Any]) -> None:
     """Give nested options, in place, the keys that they have got since they had just those of before."""
-    for name, (before, later) in NESTED.items():
+    for name, (before, later) in ADDED_NESTED_KEYS.items():
         if isinstance(section.get(name), dict) and section[name].keys() == before:
             section[name].update(later)
 
 
-def current(content: dict[str, Any]) -> dict[str, Any]:
+def migrate_checkpoint(content: dict[str, Any]) -> dict[str, Any]:
     """A checkpoint of an earlier version as today's would be: its config, and the names of its tensors.
 
     Renamed are the tensors of the weights, of their average and of the optimizer's state.
     """
-    config = complete(content["config"])
+    config = migrate_config(content["config"])
     names = _renames(config)
     content = {**content, "config": config}
     for part in ("model", "optimizer"):
@@ -151,7 +151,7 @@ def current(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _renames(config: dict[str, Any]) -> dict[str, str]:
-    return RENAMED.get(str((config.get("model") or {}).get("_target_")), {})
+    return RENAMED_TENSORS.get(str((config.get("model") or {}).get("_target_")), {})
 
 
 def _renamed(values: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
@@ -164,7 +164,7 @@ def _renamed(values: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
     return {present(name): value for name, value in values.items()}
 
 
-def completed(file: Path) -> dict[str, Any] | None:
+def migrate_config_file(file: Path) -> dict[str, Any] | None:
     """What a run's config.yaml of an earlier version means today; None when the file can be taken as it is.
 
     A file with a defaults list is a user's own and lacks nothing by age; one that cannot be read is left to Hydra,
@@ -176,5 +176,5 @@ def completed(file: Path) -> dict[str, Any] | None:
         return None
     if not isinstance(config, dict) or "defaults" in config:
         return None
-    today = complete({str(key): value for key, value in config.items()})
+    today = migrate_config({str(key): value for key, value in config.items()})
     return None if today == config else today

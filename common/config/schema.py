@@ -35,7 +35,7 @@ class Options:
     offered: ClassVar[tuple[str, ...]]  # and those that a model gets if its constructor names them
 
 
-def find(module: str) -> Path | None:
+def module_file(module: str) -> Path | None:
     """The file of a module on sys.path, without importing it or the packages around it."""
     top, *rest = module.split(".")
     spec = importlib.util.find_spec(top) if all(part.isidentifier() for part in (top, *rest)) else None
@@ -51,7 +51,7 @@ def find(module: str) -> Path | None:
     return None
 
 
-class Source:
+class ModuleSource:
     """One module's file: the classes that it defines, and what the names in it mean."""
 
     def __init__(self, module: str, file: Path):
@@ -76,15 +76,15 @@ class Source:
         attributes = {"fields": _fields(lineage), "handed_on": handed_on, "offered": offered}
         return type(name, (Options,), {"path": f"{self.module}.{name}", **attributes})
 
-    def lineage(self, name: str) -> "list[Class]":
+    def lineage(self, name: str) -> "list[ClassSource]":
         """The class `name`, defined or imported here, and its bases in Python's order; foreign ones are left out."""
         if name in self.classes:
             node = self.classes[name]
-            classes = [Class(f"{self.module}.{name}", node, self)]
+            classes = [ClassSource(f"{self.module}.{name}", node, self)]
             for base in node.bases:
                 classes += self.lineage(ast.unparse(base).partition("[")[0])
             return [cls for n, cls in enumerate(classes) if cls.path not in [base.path for base in classes[n + 1 :]]]
-        source, original = self._imported(name)
+        source, original = self._imported_from(name)
         return source.lineage(original) if source else []
 
     def init(self, node: ast.FunctionDef, path: str) -> dict[str, Field]:
@@ -110,12 +110,12 @@ class Source:
             node = ast.parse(node.value, mode="eval").body
         if node is None or any(isinstance(part, ast.Attribute) for part in ast.walk(node)):
             return None
-        names = {part.id: self._meaning(part.id) for part in ast.walk(node) if isinstance(part, ast.Name)}
+        names = {part.id: self._resolve(part.id) for part in ast.walk(node) if isinstance(part, ast.Name)}
         if None in names.values():
             return None
         return eval(compile(ast.Expression(node), self.module, "eval"), {"__builtins__": {}, **names})
 
-    def _meaning(self, name: str) -> Any:
+    def _resolve(self, name: str) -> Any:
         if name in self.classes:
             return self.options(name) if any(_is_dataclass(part.node) for part in self.lineage(name)) else None
         if name in self._aliases:
@@ -127,17 +127,17 @@ class Source:
             return _TYPING.get(original)
         if module == common.types.__name__:
             return getattr(common.types, original, None)
-        source, original = self._imported(name)
-        return source._meaning(original) if source else None
+        source, original = self._imported_from(name)
+        return source._resolve(original) if source else None
 
-    def _imported(self, name: str) -> "tuple[Source | None, str]":
+    def _imported_from(self, name: str) -> "tuple[ModuleSource | None, str]":
         """The file that `name`, also as module.name, comes from, and the name there; None for another's package."""
         head, _, last = name.rpartition(".")
         full = f"{self._imports.get(head)}.{last}" if head else self._imports.get(name, "")
         module, _, original = full.rpartition(".")
         near = module.split(".")[0] in (self.module.split(".")[0], "common", *WINGS)
-        file = find(module) if near else None
-        return (Source(module, file) if file else None), original
+        file = module_file(module) if near else None
+        return (ModuleSource(module, file) if file else None), original
 
     def _absolute(self, node: ast.ImportFrom) -> str:
         """The module that an import names, relative ones (`from .blocks import X`) included."""
@@ -146,15 +146,15 @@ class Source:
         return ".".join([*around, *filter(None, [node.module])])
 
 
-class Class(NamedTuple):
+class ClassSource(NamedTuple):
     """A class and the file that defines it."""
 
     path: str  # package.module.Class
     node: ast.ClassDef
-    source: Source
+    source: ModuleSource
 
 
-def _fields(lineage: list[Class]) -> dict[str, Field]:
+def _fields(lineage: list[ClassSource]) -> dict[str, Field]:
     """The arguments of the constructor, which is the class's own or that of its nearest base."""
     for n, (path, node, source) in enumerate(lineage):
         for item in node.body:
@@ -166,13 +166,13 @@ def _fields(lineage: list[Class]) -> dict[str, Field]:
     raise UserError(f"{lineage[0].path} has no __init__, nor has a base; write one: its arguments are the config keys.")
 
 
-def _names(lineage: list[Class], attribute: str) -> tuple[str, ...]:
+def _names(lineage: list[ClassSource], attribute: str) -> tuple[str, ...]:
     """The names in a class attribute, which is the class's own or that of its nearest base.
 
     What is no plain name (*Parent.handed_on, **super().model_arguments()) stands for the names of the next base.
     """
     for n, (path, node, _) in enumerate(lineage):
-        names = _stated(node, attribute, path)
+        names = _names_stated(node, attribute, path)
         if names is not None:
             plain = [str(name.value) for name in names if isinstance(name, ast.Constant)]
             inherited = _names(lineage[n + 1 :], attribute) if len(plain) < len(names) else ()
@@ -180,7 +180,7 @@ def _names(lineage: list[Class], attribute: str) -> tuple[str, ...]:
     return ()
 
 
-def _stated(node: ast.ClassDef, attribute: str, path: str) -> Sequence[ast.expr | None] | None:
+def _names_stated(node: ast.ClassDef, attribute: str, path: str) -> Sequence[ast.expr | None] | None:
     """What one class states; in place of `handed_on` a task of an earlier version has the dict of `model_arguments`."""
     for item in node.body:
         target = item.targets[0] if isinstance(item, ast.Assign) else getattr(item, "target", item)

@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from common.config.migrations import current
+from common.config.migrations import migrate_checkpoint
 from common.errors import UserError
 from common.files.lines import sync
 from common.machine import memory
@@ -79,7 +79,7 @@ def load(path: Path | str) -> dict[str, Any]:
     version = content.get("format")
     if isinstance(version, str) and version.startswith("triptych-") and version != FORMAT:
         raise NewerError(f"{path} is in the format {version} and this program reads {FORMAT}; use a newer Triptych.")
-    return current(content) if is_ours(content) and isinstance(content.get("config"), dict) else content
+    return migrate_checkpoint(content) if is_ours(content) and isinstance(content.get("config"), dict) else content
 
 
 def is_ours(content: dict[str, Any]) -> bool:

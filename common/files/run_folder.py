@@ -15,8 +15,8 @@ from yaml import YAMLError
 
 from common.config.check import did_you_mean
 from common.config.compose import Composed
-from common.config.diff import flat, refuse_changes
-from common.config.migrations import complete
+from common.config.diff import flatten, refuse_changes
+from common.config.migrations import migrate_config
 from common.errors import Stopped, UserError
 from common.files.lines import replace
 from common.files.lock import NAME as LOCK_FILE
@@ -134,12 +134,12 @@ def read_config(file: Path) -> dict[str, Any]:
         raise UserError(f"{file} cannot be read ({reason}); put the run's own config there.") from error
     if not isinstance(config, dict):
         raise UserError(f"{file} holds no config; put the run's own there.")
-    return complete({str(key): value for key, value in config.items()})
+    return migrate_config({str(key): value for key, value in config.items()})
 
 
 def _refuse_unknown(allowed: list[str], config: dict[str, Any]) -> None:
     """Raise UserError for a word in allow_changes that is neither a key nor a section."""
-    keys = flat(config)
+    keys = flatten(config)
     known = {".".join(key.split(".")[:depth]) for key in keys for depth in range(1, key.count(".") + 2)}
     for key in allowed:
         if key not in known:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from common.config.diff import FREE, differences, refuse_changes
+from common.config.diff import CHANGEABLE_KEYS, differences, refuse_changes
 from common.errors import UserError
 from common.files.log import Log
 from common.files.retention import Folder
@@ -142,7 +142,7 @@ def resume_run(run: Run, stepper: Stepper, average: Average | None, folder: Fold
     allowed = run.config.get("allow_changes") or []
     refuse_changes(content["config"], run.config, f"{path}", allowed)
     _refuse_other_weights_or_data(run, content, path, allowed)
-    if changed := differences(content["config"], run.config, but=FREE):
+    if changed := differences(content["config"], run.config, ignore=CHANGEABLE_KEYS):
         log.warning(f"Resuming with changes (allow_changes): {', '.join(changed)}; no run from the start is equal.")
     run.evaluation_lost = distributed.broadcast(log.cut_back(step, evaluated=False))
     run.step, run.summed_steps = content["step"], content["window_steps"]

@@ -7,7 +7,7 @@ from typing import Any
 import safetensors.torch
 
 from common.config.compose import configure
-from common.config.diff import flat
+from common.config.diff import flatten
 from common.errors import UserError
 from scripts.verify.comparison import override
 from seq2seq.importing import marian
@@ -39,6 +39,6 @@ def use(config: dict[str, Any], folder: Path) -> list[str]:
     file = f"checkpoint={folder / WEIGHTS}"
     preset = configure("evaluate", [file, f"model={PRESET}"], lambda path: {})
     sections = ("model.", "task.predict.", "data.source", "data.target")
-    keys = {key: value for key, value in flat(config).items() if key.startswith(sections) and "._target_" not in key}
-    known = flat(preset)
+    keys = {key: value for key, value in flatten(config).items() if key.startswith(sections) and "._target_" not in key}
+    known = flatten(preset)
     return [file, f"model={PRESET}", *(override(key, value) for key, value in keys.items() if known.get(key) != value)]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from common.cli.jobs import NOTES
+from common.cli.jobs import STATUS_FOLDER
 from common.config.compose import configure
 from scripts import compare
 
@@ -98,9 +98,9 @@ def test_what_ended_a_run_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     run("x/b", log=f"{trace}common.errors.Stopped: Stopped by SIGTERM after step 3.\n{stamp}step 9: loss 1\n")
     run("x/c", log=f"{trace}common.errors.Stopped: Stopped by SIGTERM after step 3.\n")
     run("x/d")
-    Path("x", NOTES).mkdir()
+    Path("x", STATUS_FOLDER).mkdir()
     for name in ("d", "gone"):
-        Path("x", NOTES, f"{name}.json").write_text('{"state": "refused", "why": "The file is not there."}')
+        Path("x", STATUS_FOLDER, f"{name}.json").write_text('{"state": "refused", "why": "The file is not there."}')
     assert compare.main(["x"]) == 0
     out = capsys.readouterr().out
     for words in (

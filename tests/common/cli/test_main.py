@@ -479,7 +479,7 @@ def test_combinations_that_are_the_same_run_are_done_once(start: Callable[..., O
 def test_a_launcher_that_is_not_installed_is_named_with_the_line_that_installs_it(
     start: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweep, "EXTRAS", ("ray",))
+    monkeypatch.setattr(sweep, "OPTIONAL_LAUNCHERS", ("ray",))
     said = sentence(start("-m", "model=detr", "seed=0,1", "hydra/launcher=ray"))
     assert said == 'hydra/launcher=ray is not installed: pip install -e ".[sweeps]".'
 
@@ -572,12 +572,12 @@ def test_a_strangers_config_is_refused_whatever_it_trusts(start: Callable[..., O
 
 
 def test_quotes_go_around_paths_alone() -> None:
-    assert compose.quote("optimizer.lr=1e-3") == "optimizer.lr=1e-3"
-    assert compose.quote("data.root='a'") == "data.root='a'"
-    assert compose.quote("data.root=choice(a,b)") == "data.root=choice(a,b)"
-    assert compose.quote("+data.root=a b") == "+data.root='a b'"
-    assert compose.quote("my_dir=a b") == "my_dir='a b'"
-    assert compose.quote("model.blocks.drop_path=0.1,2e-1") == "model.blocks.drop_path=0.1,2e-1", "a number"
-    assert compose.quote("data.root=2024") == "data.root='2024'", "a folder"
-    assert compose.quote("data.train=a b") == "data.train='a b'"
-    assert compose.quote("data.train={images: a, annotations: b}") == "data.train={images: a, annotations: b}"
+    assert compose.quote_path("optimizer.lr=1e-3") == "optimizer.lr=1e-3"
+    assert compose.quote_path("data.root='a'") == "data.root='a'"
+    assert compose.quote_path("data.root=choice(a,b)") == "data.root=choice(a,b)"
+    assert compose.quote_path("+data.root=a b") == "+data.root='a b'"
+    assert compose.quote_path("my_dir=a b") == "my_dir='a b'"
+    assert compose.quote_path("model.blocks.drop_path=0.1,2e-1") == "model.blocks.drop_path=0.1,2e-1", "a number"
+    assert compose.quote_path("data.root=2024") == "data.root='2024'", "a folder"
+    assert compose.quote_path("data.train=a b") == "data.train='a b'"
+    assert compose.quote_path("data.train={images: a, annotations: b}") == "data.train={images: a, annotations: b}"

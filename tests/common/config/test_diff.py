@@ -2,7 +2,7 @@
 
 import pytest
 
-from common.config.diff import differences, fingerprint, flat, refuse_changes
+from common.config.diff import differences, fingerprint, flatten, refuse_changes
 from common.errors import UserError
 
 CONFIG = {
@@ -37,7 +37,7 @@ def test_every_difference_is_named_with_both_values() -> None:
         "trainer.workers was 2 and is None",
         "optimizer.extra was None and is 3",
     ]
-    assert flat(CONFIG)["model.blocks.dropout"] == 0.1
+    assert flatten(CONFIG)["model.blocks.dropout"] == 0.1
 
 
 def test_where_and_how_a_run_is_done_may_change_and_what_is_learnt_may_not() -> None:

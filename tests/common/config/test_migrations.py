@@ -49,7 +49,7 @@ def test_a_run_with_former_names_of_tensors_goes_on_and_evaluates_as_with_todays
     config = Path("former/config.yaml")
     config.write_text(config.read_text().replace("head: 0.5", "classifier: 0.5"))
     model = configure("train", SMALL)["model"]["_target_"]
-    monkeypatch.setitem(migrations.RENAMED, model, PRESENT)
+    monkeypatch.setitem(migrations.RENAMED_TENSORS, model, PRESENT)
     inside("train", *SMALL, former, "run_dir=former", "resume=auto")
     for name in ("metrics.jsonl", "results.json"):
         assert Path("former", name).read_text() == Path("whole", name).read_text()
@@ -83,10 +83,10 @@ def test_the_fingerprint_of_a_run_is_what_it_was_when_folders_got_their_names(li
 
 def test_a_later_key_counts_only_when_it_changes_what_is_learnt(monkeypatch) -> None:
     before = configure("train", ["model=vit"])
-    monkeypatch.setitem(migrations.LATER, "optimizer.later", 0.5)
-    monkeypatch.setitem(migrations.GROWN, before["model"]["_target_"], {"later": {"a": 1}})
-    today = migrations.complete(before)
+    monkeypatch.setitem(migrations.ADDED_KEYS, "optimizer.later", 0.5)
+    monkeypatch.setitem(migrations.ADDED_CLASS_KEYS, before["model"]["_target_"], {"later": {"a": 1}})
+    today = migrations.migrate_config(before)
     assert today != before and fingerprint(today) == fingerprint(before)
     for section, value in (("optimizer", 0.7), ("model", {"a": 2})):
         assert fingerprint({**today, section: {**today[section], "later": value}}) != fingerprint(before)
-    assert set(diff.HASHED) <= {*diff.flat(migrations.LATER), "data.pad_to"}
+    assert set(diff.ALWAYS_HASHED_KEYS) <= {*diff.flatten(migrations.ADDED_KEYS), "data.pad_to"}

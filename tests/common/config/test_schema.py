@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from common.config import check as config
-from common.config.schema import Options, Source, find
+from common.config.schema import ModuleSource, Options, module_file
 from common.errors import UserError
 
 FILES = {
@@ -166,9 +166,9 @@ def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], typ
         (tmp_path / "grown" / name).write_text(text)
     monkeypatch.syspath_prepend(str(tmp_path))
     importlib.invalidate_caches()
-    file = find("grown.children")
+    file = module_file("grown.children")
     assert file is not None
-    source = Source("grown.children", file)
+    source = ModuleSource("grown.children", file)
     return source.options
 
 
@@ -189,7 +189,9 @@ def test_what_a_task_hands_on_are_the_keys_of_its_model_arguments(read, name: st
 
 def test_a_class_through_which_one_imports_is_not_its_home(read) -> None:
     assert read("Classifies").handed_on == ("classes", "channels", "image_size")
-    assert {path for path, _, _ in Source("grown.children", find("grown.children")).lineage("Through")} == {
+    assert {
+        path for path, _, _ in ModuleSource("grown.children", module_file("grown.children")).lineage("Through")
+    } == {
         "grown.children.Through",
         "grown.parents.Model",
     }
