@@ -1,3 +1,4 @@
 """Moved to vit.data.in_memory; importable here for one version."""
 
-from vit.data.in_memory import Images, InMemory, cut  # noqa: F401
+from vit.data.in_memory import Images, InMemory  # noqa: F401
+from vit.data.in_memory import split_images as cut  # noqa: F401

@@ -44,7 +44,7 @@ def augment(setting: Setting) -> Row:
 
     def our() -> Tensor:
         epoch = next(epochs)
-        drawn = [augmentation.draw(1, generator(epoch, number)) for number in range(count)]
+        drawn = [augmentation.sample_uniforms(1, generator(epoch, number)) for number in range(count)]
         return augmentation.views(stack, torch.cat(drawn).numpy(), options, (side, side))
 
     def their() -> Tensor:

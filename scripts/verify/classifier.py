@@ -74,7 +74,7 @@ def needed(file: Import) -> dict[str, Any]:
     if scaled != (option(file.options, "blocks.layer_scale") is not None):
         needs["blocks.layer_scale"] = 1e-5 if scaled else None  # the first value in training, and none in a file
     if file.layout == importing.GOOGLE:
-        needs["heads"] = google.heads(file.tensors)
+        needs["heads"] = google.head_count(file.tensors)
     return needs
 
 

@@ -95,7 +95,7 @@ def _timm(file: Import) -> Peer:
 
     options, tensors = file.options, file.tensors
     jax = file.layout == importing.GOOGLE
-    prefix = google.prefix_of(tensors) if jax else ""
+    prefix = google.find_prefix(tensors) if jax else ""
     token = f"{prefix}cls" in tensors if jax else "cls_token" in tensors
     registers = next((tensors[name].shape[1] for name in ("reg_token", "register_tokens") if name in tensors), 0)
     height, width = file.image_size

@@ -11,22 +11,26 @@ from common.types import Fraction
 
 @dataclass(frozen=True, kw_only=True)
 class LossOptions:
-    """smoothing: how much of a label is spread over all classes evenly."""
+    """smoothing: share of a target that is spread evenly over all classes."""
 
     smoothing: Fraction
 
 
 def cross_entropy(
-    options: LossOptions, logits: Tensor, labels: Tensor, other: Tensor | None = None, shares: Tensor | None = None
+    options: LossOptions,
+    logits: Tensor,
+    labels: Tensor,
+    other_labels: Tensor | None = None,
+    shares: Tensor | None = None,
 ) -> Tensor:
-    """The sum over the batch, in nats and at least fp32: logits (B, K), labels (B,) -> ().
+    """Cross-entropy summed over the batch, in nats and at least fp32: logits (B, K), labels (B,) -> ().
 
-    With `other` (B,) and `shares` (B,) a target is `shares` of the label and the rest of the other, as mixup and CutMix
-    make it. Smoothing the mixed target is the same as mixing smoothed ones: both are linear.
+    With `other_labels` (B,) and `shares` (B,), as from mixup and CutMix, a target holds `shares` of the label and the
+    rest of the other label. Smoothing a mixed target equals mixing smoothed targets: both are linear.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     own = F.cross_entropy(logits, labels, reduction="none", label_smoothing=options.smoothing)  # (B,)
-    if other is None or shares is None:
+    if other_labels is None or shares is None:
         return own.sum()
-    others = F.cross_entropy(logits, other, reduction="none", label_smoothing=options.smoothing)
-    return (shares * own + (1 - shares) * others).sum()
+    partner = F.cross_entropy(logits, other_labels, reduction="none", label_smoothing=options.smoothing)  # (B,)
+    return (shares * own + (1 - shares) * partner).sum()

@@ -1,8 +1,8 @@
-"""Augmentation of training images, on one image of any size or on a stack of small ones on the device.
+"""Augmentation of training images: of one image of any size, or of a stack of small images on the device.
 
-All of a view's random choices are a vector of uniform numbers, drawn by (seed, epoch, index, copy) before any image is
-touched; what they mean is a function of the options. So every image of a stack has its own parameters, and a view is
-the same wherever and with whatever else it is computed.
+All random choices of a view are read from one vector of uniform numbers, which is sampled by (seed, epoch, index, copy)
+before any image is touched. The options decide what each number means. Each image of a stack therefore has its own
+parameters, and a view does not depend on the device or on the images computed with it.
 
 Random resized crop: Szegedy et al. 2015 (arXiv 1409.4842, section 6); mixup: Zhang et al. 2018 (arXiv 1710.09412);
 CutMix: Yun et al. 2019 (arXiv 1905.04899); random erasing: Zhong et al. 2020 (arXiv 1708.04896); repeated augmentation:
@@ -29,34 +29,36 @@ from vit.data import policies
 from vit.data.policies import Policy
 
 Interpolation = Literal["bilinear", "bicubic"]
-ATTEMPTS = 10  # at a box that fits, as in torchvision, before falling back
-ERASED = ((0.02, 0.33), (0.3, 3.3))  # part of the image and ratio of the sides; Zhong et al. 2020, section 4.2
+BOX_ATTEMPTS = 10  # attempts to find a box that fits into the image, as in torchvision
+ERASED_AREA = (0.02, 0.33)  # share of the image; Zhong et al. 2020, section 4.2
+ERASED_RATIO = (0.3, 3.3)  # of width to height; section 4.2
 
-# Where a view's numbers lie in its vector of uniform ones.
-_CROP = slice(0, 2 * ATTEMPTS + 2)
-_FLIP = _CROP.stop
-_ERASE = slice(_FLIP + 2, _FLIP + 2 + 2 * ATTEMPTS + 2)  # the number before it says whether
-_MIX = slice(_ERASE.stop, _ERASE.stop + 5)  # whether, which, how much, and the cut's centre
-_POLICY = slice(_MIX.stop, _MIX.stop + 3 * policies.MOST)
-UNIFORMS = _POLICY.stop
+# Indices of each step's numbers in the vector of a view.
+_CROP_UNIFORMS = slice(0, 2 * BOX_ATTEMPTS + 2)
+_FLIP_UNIFORM = _CROP_UNIFORMS.stop
+_ERASES_UNIFORM = _FLIP_UNIFORM + 1  # decides whether to erase
+_ERASE_UNIFORMS = slice(_ERASES_UNIFORM + 1, _ERASES_UNIFORM + 1 + 2 * BOX_ATTEMPTS + 2)
+_MIX_UNIFORMS = slice(_ERASE_UNIFORMS.stop, _ERASE_UNIFORMS.stop + 5)  # whether, which kind, share, centre y and x
+_POLICY_UNIFORMS = slice(_MIX_UNIFORMS.stop, _MIX_UNIFORMS.stop + 3 * policies.MAX_OPERATIONS)
+UNIFORMS_PER_VIEW = _POLICY_UNIFORMS.stop
 
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """What is done to a training image, in this order; all probabilities and ranges are of one view.
+    """The steps of augmentation, in this order. Probabilities and ranges are those of one view.
 
-    crop: a random part resized ("resized"), the image shifted over a border of zeros ("padded"), or "none".
-    scale: resized: the part's share of the area, least and greatest.
-    ratio: resized: its width over its height, least and greatest.
-    padding: padded: the border in pixels.
+    crop: resize a random box ("resized"), shift the image over a border of zeros ("padded"), or "none".
+    scale: least and greatest area of a resized box, as a share of the image.
+    ratio: least and greatest ratio of a resized box's width to its height.
+    padding: border of a padded crop in pixels.
     flip: probability of a horizontal flip.
     policy: "rand" (RandAugment), "trivial" (TrivialAugment) or "none".
     operations, magnitude: RandAugment's N, and M of 30.
-    erase: probability that a rectangle is blanked.
-    mixup, cutmix: the alpha of each one's beta distribution; 0 = off.
-    cutmix_share: how often CutMix is taken, where both are on.
-    mix: probability of either.
-    repeats: differently augmented copies of each image in a step.
+    erase: probability of erasing a rectangle.
+    mixup, cutmix: alpha of each method's beta distribution; 0 = off.
+    cutmix_share: probability of CutMix rather than mixup, where both are on.
+    mix: probability of mixing by either method.
+    repeats: views of each image in a step.
     """
 
     crop: Literal["resized", "padded", "none"]
@@ -75,21 +77,22 @@ class Augmentation:
     repeats: Positive
 
     def __post_init__(self) -> None:
-        """Refuse what a type cannot: limits in the wrong order, and more than the policies know."""
+        """Raise UserError for limits in the wrong order, and for more operations or levels than the policies have."""
         for name, (low, high) in (("scale", self.scale), ("ratio", self.ratio)):
             if not 0 < low <= high:
                 raise UserError(f"data.augmentation.{name}=[{low}, {high}]: expected the least first, above 0.")
-        if self.operations > policies.MOST or self.magnitude >= policies.LEVELS:
+        if self.operations > policies.MAX_OPERATIONS or self.magnitude >= policies.MAGNITUDE_LEVELS:
             raise UserError(
                 f"data.augmentation.operations={self.operations} and magnitude={self.magnitude}: expected at most "
-                f"{policies.MOST} operations of a magnitude up to {policies.LEVELS - 1}."
+                f"{policies.MAX_OPERATIONS} operations of a magnitude up to {policies.MAGNITUDE_LEVELS - 1}."
             )
 
     def check(self, batch_size: int) -> None:
-        """Raise UserError when the copies of one image alone are more than a batch."""
+        """Raise UserError when the views of one image exceed a batch."""
         if self.repeats > batch_size:
             raise UserError(
-                f"data.augmentation.repeats={self.repeats} makes more than data.batch_size={batch_size} of one image."
+                f"data.augmentation.repeats={self.repeats} makes more views of one image than "
+                f"data.batch_size={batch_size}; give fewer repeats or a larger batch."
             )
 
     @property
@@ -98,9 +101,9 @@ class Augmentation:
         return self.mix > 0 and self.mixup + self.cutmix > 0
 
 
-def draw(count: int, generator: torch.Generator) -> Tensor:
-    """All random numbers of so many views: (count, UNIFORMS), float64 in [0, 1)."""
-    return torch.rand(count, UNIFORMS, generator=generator, dtype=torch.float64)
+def sample_uniforms(count: int, generator: torch.Generator) -> Tensor:
+    """Sample all random numbers of `count` views: (count, UNIFORMS_PER_VIEW), float64 in [0, 1)."""
+    return torch.rand(count, UNIFORMS_PER_VIEW, generator=generator, dtype=torch.float64)
 
 
 # One image, or a stack, to views.
@@ -109,40 +112,41 @@ def draw(count: int, generator: torch.Generator) -> Tensor:
 def view(
     image: Tensor, uniforms: Tensor, options: Augmentation, size: tuple[int, int], interpolation: Interpolation
 ) -> Tensor:
-    """A training view of one image of any size: uint8 (C, h, w) -> (C, *size)."""
+    """A training view of one image of any size: uint8 (C, h, w), uniforms (UNIFORMS_PER_VIEW,) -> (C, *size)."""
     height, width = image.shape[-2:]
     numbers = uniforms.numpy()[None]
     if options.crop == "resized":
-        top, left, h, w = (round(v) for v in _boxes(numbers[:, _CROP], height, width, options.scale, options.ratio)[0])
+        box = _random_boxes(numbers[:, _CROP_UNIFORMS], height, width, options.scale, options.ratio)[0]
+        top, left, h, w = (round(v) for v in box)
         h, w = max(1, h), max(1, w)
         image = functional.crop(image, min(top, height - h), min(left, width - w), h, w)
-        image = image[None].contiguous(memory_format=torch.channels_last)[0]  # a view of rows resizes more slowly
+        image = image[None].contiguous(memory_format=torch.channels_last)[0]  # a strided crop resizes more slowly
         image = _resized(image, size, interpolation)
     else:
-        image = plain(image, size, 1.0, interpolation)
+        image = evaluation_view(image, size, 1.0, interpolation)
         if options.crop == "padded":
-            top, left = (int(v) for v in _shifts(numbers, options.padding)[0])
+            top, left = (int(v) for v in _random_shifts(numbers, options.padding)[0])
             image = functional.crop(functional.pad(image, [options.padding]), top, left, *size)
-    if numbers[0, _FLIP] < options.flip:
+    if numbers[0, _FLIP_UNIFORM] < options.flip:
         image = functional.horizontal_flip(image)
-    return policies.apply(image[None], numbers[:, _POLICY], options.policy, options.operations, options.magnitude)[0]
+    numbers = numbers[:, _POLICY_UNIFORMS]
+    return policies.apply(image[None], numbers, options.policy, options.operations, options.magnitude)[0]
 
 
 def views(images: Tensor, uniforms: np.ndarray, options: Augmentation, size: tuple[int, int]) -> Tensor:
-    """A training view of each of a stack: uint8 (N, C, h, w) -> (N, C, *size), where the stack lies.
+    """A training view of each image of a stack: uint8 (N, C, h, w) -> (N, C, *size), on the stack's device.
 
-    Crop, resizing and flip are one bilinear sampling at fractional places, meant for images about as large as `size`:
-    nothing is averaged when it shrinks.
+    Crop, resize and flip are one bilinear sampling without antialiasing, meant for images about as large as `size`.
     """
-    images = _sampled(images, uniforms, options, size)
-    return policies.apply(images, uniforms[:, _POLICY], options.policy, options.operations, options.magnitude)
+    images = _resampled(images, uniforms, options, size)
+    return policies.apply(images, uniforms[:, _POLICY_UNIFORMS], options.policy, options.operations, options.magnitude)
 
 
-def plain(image: Tensor, size: tuple[int, int], crop_ratio: float, interpolation: Interpolation) -> Tensor:
-    """Images as they are evaluated: uint8 (..., C, h, w) -> (..., C, *size).
+def evaluation_view(image: Tensor, size: tuple[int, int], crop_ratio: float, interpolation: Interpolation) -> Tensor:
+    """Images without augmentation, as in evaluation: uint8 (..., C, h, w) -> (..., C, *size).
 
-    Resized, keeping their proportions, to cover `size` / `crop_ratio` (with torchvision's rounding), and cut to their
-    centre.
+    An image is resized to cover `size` / `crop_ratio` with its aspect ratio kept (rounded as in torchvision), then
+    cropped to its centre.
     """
     height, width = image.shape[-2:]
     tall, wide = (round(length / crop_ratio) for length in size)
@@ -158,21 +162,21 @@ def _resized(image: Tensor, size: tuple[int, int], interpolation: Interpolation)
     return resized
 
 
-def _sampled(images: Tensor, uniforms: np.ndarray, options: Augmentation, size: tuple[int, int]) -> Tensor:
-    """Crop, resizing and flip of each image at once."""
+def _resampled(images: Tensor, uniforms: np.ndarray, options: Augmentation, size: tuple[int, int]) -> Tensor:
+    """Crop, resize and flip each image in one sampling."""
     count, _, height, width = images.shape
-    flips = uniforms[:, _FLIP] < options.flip
+    flips = uniforms[:, _FLIP_UNIFORM] < options.flip
     factor = max(length / n for length, n in zip(size, (height, width), strict=True))
-    h, w = size[0] / factor, size[1] / factor  # of what is evaluated, see `plain`
+    h, w = size[0] / factor, size[1] / factor  # the part that `evaluation_view` shows
     boxes = np.tile([(height - h) / 2, (width - w) / 2, h, w], (count, 1))  # (N, 4) top, left, height, width
     if options.crop == "resized":
-        boxes = _boxes(uniforms[:, _CROP], height, width, options.scale, options.ratio)
+        boxes = _random_boxes(uniforms[:, _CROP_UNIFORMS], height, width, options.scale, options.ratio)
     elif options.crop == "padded":
-        boxes[:, :2] += (_shifts(uniforms, options.padding) - options.padding) / factor
+        boxes[:, :2] += (_random_shifts(uniforms, options.padding) - options.padding) / factor
     if options.crop == "none" and not flips.any() and size == (height, width):
         return images
     top, left, h, w = boxes.T
-    theta = np.zeros((count, 2, 3), dtype=np.float32)  # output to input, both from -1 to 1
+    theta = np.zeros((count, 2, 3), dtype=np.float32)  # maps output to input coordinates, both in -1..1
     theta[:, 0, 0], theta[:, 0, 2] = np.where(flips, -w, w) / width, (2 * left + w) / width - 1
     theta[:, 1, 1], theta[:, 1, 2] = h / height, (2 * top + h) / height - 1
     grid = F.affine_grid(torch.from_numpy(theta).to(images.device), [count, 1, *size], align_corners=False)
@@ -180,48 +184,50 @@ def _sampled(images: Tensor, uniforms: np.ndarray, options: Augmentation, size: 
     return F.grid_sample(images.float(), grid, padding_mode=padding, align_corners=False).round_().to(torch.uint8)
 
 
-def _boxes(numbers: np.ndarray, height: int, width: int, scale: Sequence[float], ratio: Sequence[float]) -> np.ndarray:
-    """Random boxes (N, 4) top, left, height, width in pixels, of a share and ratio within limits; numbers (N, 22).
+def _random_boxes(
+    numbers: np.ndarray, height: int, width: int, scale: Sequence[float], ratio: Sequence[float]
+) -> np.ndarray:
+    """Boxes (N, 4) top, left, height, width in pixels, of an area and a ratio within limits, by `numbers` (N, 22).
 
-    The first of ten attempts that fits in the image; failing all, the largest centred box of a ratio within limits.
+    The first of ten attempts that fits into the image; if none fits, the largest centred box of a ratio within limits.
     """
-    share = scale[0] + (scale[1] - scale[0]) * numbers[:, :ATTEMPTS]
+    share = scale[0] + (scale[1] - scale[0]) * numbers[:, :BOX_ATTEMPTS]
     low, high = np.log(ratio)
-    ratios = np.exp(low + (high - low) * numbers[:, ATTEMPTS : 2 * ATTEMPTS])
+    ratios = np.exp(low + (high - low) * numbers[:, BOX_ATTEMPTS : 2 * BOX_ATTEMPTS])
     area = share * height * width
     w, h = np.sqrt(area * ratios), np.sqrt(area / ratios)  # (N, 10)
     fits = (w <= width) & (h <= height)
     first, rows = fits.argmax(axis=1), np.arange(len(numbers))
     nearest = min(max(width / height, ratio[0]), ratio[1])
     largest = (min(height, width / nearest), min(width, height * nearest))
-    found = fits.any(axis=1)
-    h = np.where(found, h[rows, first], largest[0])
-    w = np.where(found, w[rows, first], largest[1])
-    place = np.where(found[:, None], numbers[:, 2 * ATTEMPTS :], 0.5)
-    return np.stack((place[:, 0] * (height - h), place[:, 1] * (width - w), h, w), axis=1)
+    any_fits = fits.any(axis=1)
+    h = np.where(any_fits, h[rows, first], largest[0])
+    w = np.where(any_fits, w[rows, first], largest[1])
+    corner = np.where(any_fits[:, None], numbers[:, 2 * BOX_ATTEMPTS :], 0.5)  # as shares of the free space
+    return np.stack((corner[:, 0] * (height - h), corner[:, 1] * (width - w), h, w), axis=1)
 
 
-def _shifts(numbers: NDArray[Any], padding: int) -> NDArray[Any]:
-    """Whole pixels from 0 to twice the padding, down and right: (N, 2)."""
-    pixels: NDArray[Any] = np.floor(numbers[:, _CROP][:, -2:] * (2 * padding + 1))
+def _random_shifts(numbers: NDArray[Any], padding: int) -> NDArray[Any]:
+    """Shifts down and right in whole pixels, from 0 to twice the padding: (N, 2)."""
+    pixels: NDArray[Any] = np.floor(numbers[:, _CROP_UNIFORMS][:, -2:] * (2 * padding + 1))
     return pixels
 
 
-# Views to what the network sees.
+# Views to the network's input.
 
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Values 0..255 of (N, C, H, W) to floats: each channel's mean taken off, in units of its deviation (of 0..1)."""
+    """Values 0..255 of (N, C, H, W) as fp32, with each channel's mean subtracted and divided by its std (of 0..1)."""
     shift, unit = (constant(v, like=images).view(-1, 1, 1) for v in (mean, std))
     return torch.addcmul(-shift / unit, images.to(torch.float32), 1 / (255 * unit))
 
 
-def finish(
+def model_inputs(
     images: Tensor, uniforms: np.ndarray | None, options: Augmentation, mean: Sequence[float], std: Sequence[float]
 ) -> Tensor:
-    """Views uint8 (N, C, H, W) as the network takes them: normalised, and with `uniforms` erased and mixed.
+    """The network's input from views uint8 (N, C, H, W): normalised, and with `uniforms` also erased and mixed.
 
-    With mixing N = 2B and the second half are the partners, row B + b of row b; out come B images.
+    With mixing N is 2B: row B + b is the partner of row b, and B images are returned.
     """
     images = normalise(images, mean, std)
     if uniforms is None:
@@ -233,54 +239,54 @@ def finish(
     own, partners = images.chunk(2)
     size = (images.shape[-2], images.shape[-1])
     # fp32 on the host: Apple's GPU has no float64
-    share, cut = (torch.from_numpy(v).float().to(images.device) for v in _mixing(uniforms[: len(own)], options, size))
+    share, box = (torch.from_numpy(v).float().to(images.device) for v in _mixing(uniforms[: len(own)], options, size))
     mixed = torch.lerp(partners, own, share[:, None, None, None])  # (B, C, H, W)
-    return torch.where(_inside(cut, size)[:, None], partners, mixed)
+    return torch.where(_box_masks(box, size)[:, None], partners, mixed)
 
 
-def shares(uniforms: np.ndarray, options: Augmentation, size: tuple[int, int]) -> Tensor:
-    """How much of each mixed image's label is its own, not its partner's: (2B, UNIFORMS) -> float32 (B,) in 0..1."""
-    share, cut = _mixing(uniforms[: len(uniforms) // 2], options, size)
-    cut_out = (cut[:, 2] - cut[:, 0]) * (cut[:, 3] - cut[:, 1]) / (size[0] * size[1])
-    return torch.from_numpy(share - cut_out).float()
+def label_shares(uniforms: np.ndarray, options: Augmentation, size: tuple[int, int]) -> Tensor:
+    """The share of each mixed image's own label in its target, 0..1: (2B, UNIFORMS_PER_VIEW) -> float32 (B,)."""
+    share, box = _mixing(uniforms[: len(uniforms) // 2], options, size)
+    box_share = (box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1]) / (size[0] * size[1])
+    return torch.from_numpy(share - box_share).float()
 
 
 def _erased(images: Tensor, uniforms: np.ndarray, options: Augmentation) -> Tensor:
-    """Where images are blanked (to the mean, after normalisation): (N, 1, H, W)."""
+    """Masks of the erased pixels, which become the mean: (N, C, H, W) -> bool (N, 1, H, W)."""
     height, width = images.shape[-2:]
-    boxes = _boxes(uniforms[:, _ERASE], height, width, *ERASED).round()
+    boxes = _random_boxes(uniforms[:, _ERASE_UNIFORMS], height, width, ERASED_AREA, ERASED_RATIO).round()
     corners = np.concatenate((boxes[:, :2], boxes[:, :2] + boxes[:, 2:]), axis=1)
-    corners *= (uniforms[:, _ERASE.start - 1] < options.erase)[:, None]  # an empty box
-    return _inside(torch.from_numpy(corners).float().to(images.device), (height, width))[:, None]
+    corners *= (uniforms[:, _ERASES_UNIFORM] < options.erase)[:, None]  # an empty box where nothing is erased
+    return _box_masks(torch.from_numpy(corners).float().to(images.device), (height, width))[:, None]
 
 
 def _mixing(uniforms: np.ndarray, options: Augmentation, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Each image's own share where it is blended (B,), and the box cut from its partner (B, 4) y0 x0 y1 x1 in pixels.
+    """Each image's own share in a blend (B,), and the box pasted from its partner (B, 4) y0 x0 y1 x1 in pixels.
 
-    A blended image has an empty box, one with a box the share 1, and one that is left alone both.
+    A blended image has an empty box, an image with a pasted box the share 1, and an unmixed image both.
     """
-    whether, which, much, down, right = uniforms[:, _MIX].T
+    whether, which, quantile, down, right = uniforms[:, _MIX_UNIFORMS].T
     mixed = whether < options.mix
-    chance = options.cutmix_share if options.mixup and options.cutmix else float(options.cutmix > 0)
-    cuts = mixed & (which < chance)
+    cutmix_probability = options.cutmix_share if options.mixup and options.cutmix else float(options.cutmix > 0)
+    pastes = mixed & (which < cutmix_probability)
     share = np.ones(len(uniforms))
     corners = np.zeros((len(uniforms), 4))
-    blends = mixed & ~cuts
+    blends = mixed & ~pastes
     if blends.any():
-        share[blends] = betaincinv(options.mixup, options.mixup, much[blends])
-    if cuts.any():
-        # The box has the partner's share of the area and any centre; what lies outside the image is cut off.
-        side = np.sqrt(1 - betaincinv(options.cutmix, options.cutmix, much[cuts])) / 2
+        share[blends] = betaincinv(options.mixup, options.mixup, quantile[blends])
+    if pastes.any():
+        # The box has the partner's share of the area and any centre; it is clipped to the image.
+        side = np.sqrt(1 - betaincinv(options.cutmix, options.cutmix, quantile[pastes])) / 2
         for axis, (centre, length) in enumerate(zip((down, right), size, strict=True)):
-            ends = np.stack((centre[cuts] - side, centre[cuts] + side), axis=1).clip(0, 1) * length
-            corners[cuts, axis], corners[cuts, axis + 2] = ends.round().T
+            ends = np.stack((centre[pastes] - side, centre[pastes] + side), axis=1).clip(0, 1) * length
+            corners[pastes, axis], corners[pastes, axis + 2] = ends.round().T
     return share, corners
 
 
-def _inside(corners: Tensor, size: tuple[int, int]) -> Tensor:
-    """Which pixels lie in each box: (N, 4) y0 x0 y1 x1 in whole pixels -> bool (N, H, W)."""
+def _box_masks(corners: Tensor, size: tuple[int, int]) -> Tensor:
+    """Masks of the pixels in each box: (N, 4) y0 x0 y1 x1 in whole pixels -> bool (N, H, W)."""
     rows, columns = (torch.arange(length, device=corners.device) for length in size)
     y0, x0, y1, x1 = corners.T[..., None]  # (N, 1) each
-    down, across = (rows >= y0) & (rows < y1), (columns >= x0) & (columns < x1)
-    inside: Tensor = down[:, :, None] & across[:, None, :]
-    return inside
+    in_rows, in_columns = (rows >= y0) & (rows < y1), (columns >= x0) & (columns < x1)
+    masks: Tensor = in_rows[:, :, None] & in_columns[:, None, :]  # (N, H, W)
+    return masks

@@ -6,11 +6,11 @@ from sklearn.datasets import load_digits
 from common.task import Split
 from common.types import Positive, PositiveFloat
 from vit.data.augmentation import Augmentation
-from vit.data.in_memory import Images, InMemory, cut
+from vit.data.in_memory import Images, InMemory, split_images
 
 
 class Digits(InMemory):
-    """Ten digits in grey, 8 x 8 pixels. Which are for val and test is fixed, whatever the seed of a run."""
+    """Ten digits in grey, 8 x 8 pixels, in splits that do not depend on a run's seed."""
 
     names = tuple("0123456789")
     channels = 1
@@ -30,9 +30,9 @@ class Digits(InMemory):
         self.val_count, self.test_count = val_count, test_count
 
     def load(self) -> dict[Split, Images]:
-        """The three splits."""
+        """Load the three splits."""
         pixels, labels = load_digits(return_X_y=True)  # (1797, 64) from 0 to 16
         images = torch.from_numpy(pixels).mul(255 / 16).round().to(torch.uint8).view(-1, 1, 8, 8)
         counts = (self.val_count, self.test_count)
-        train, val, test = cut(images, torch.from_numpy(labels), counts, "data.val_count and data.test_count")
+        train, val, test = split_images(images, torch.from_numpy(labels), counts, "data.val_count and data.test_count")
         return {"train": train, "val": val, "test": test}

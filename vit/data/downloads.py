@@ -1,4 +1,4 @@
-"""Fashion-MNIST and CIFAR-10 as torchvision reads them: downloaded and verified by it, or found where they lie."""
+"""Fashion-MNIST and CIFAR-10 by torchvision, which verifies their files and downloads missing ones."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
@@ -11,23 +11,25 @@ from common.machine import distributed
 from common.task import Split
 from common.types import Count, Positive, PositiveFloat
 from vit.data.augmentation import Augmentation
-from vit.data.in_memory import Images, InMemory, cut
+from vit.data.in_memory import Images, InMemory, split_images
 
 
-class Kind(NamedTuple):
-    """A published set, and what is known of it before its files are read."""
+class PublishedSet(NamedTuple):
+    """A published data set, and the facts that must be known before its files are read."""
 
-    source: Callable[..., Any]
-    files: str  # what has to lie in `root`, when there is no network
+    dataset: Callable[..., Any]  # torchvision's class
+    files: str  # which files `root` must hold when there is no network
     channels: int
-    names: Sequence[str]
+    names: Sequence[str]  # of the classes, by index
 
 
-KINDS = {
+PUBLISHED_SETS = {
     # Xiao et al. 2017 (arXiv 1708.07747): clothing, 28 x 28, 60,000 for training
-    "fashion_mnist": Kind(datasets.FashionMNIST, "FashionMNIST/raw/*-ubyte.gz", 1, datasets.FashionMNIST.classes),
+    "fashion_mnist": PublishedSet(
+        datasets.FashionMNIST, "FashionMNIST/raw/*-ubyte.gz", 1, datasets.FashionMNIST.classes
+    ),
     # Krizhevsky 2009: animals and vehicles, 32 x 32, 50,000 for training
-    "cifar10": Kind(
+    "cifar10": PublishedSet(
         datasets.CIFAR10,
         "cifar-10-python.tar.gz",
         3,
@@ -37,9 +39,9 @@ KINDS = {
 
 
 class Downloaded(InMemory):
-    """A set in ten classes. The published 10,000 test images are `test`; `val` is cut from the published train.
+    """A data set of ten classes. The 10,000 published test images are `test`; `val` is split from the published train.
 
-    `root` holds the published files, packed or unpacked, or gets them.
+    `root` holds the published files, packed or unpacked; missing files are downloaded into it.
     """
 
     def __init__(
@@ -54,34 +56,35 @@ class Downloaded(InMemory):
         std: list[PositiveFloat],
         augmentation: Augmentation,
     ):
-        self.kind = KINDS[name]
-        self.names, self.channels = self.kind.names, self.kind.channels
+        self.published = PUBLISHED_SETS[name]
+        self.names, self.channels = self.published.names, self.published.channels
         super().__init__(batch_size=batch_size, image_size=image_size, mean=mean, std=std, augmentation=augmentation)
         self.root, self.val_count = root, val_count
 
     def load(self) -> dict[Split, Images]:
-        """The three splits; torchvision checks MD5 sums, and downloads or unpacks what is missing.
+        """Load the three splits.
 
-        One process does that and the others wait for it.
+        Rank 0 lets torchvision check MD5 sums and download or unpack missing files; the other ranks wait for it. Raises
+        UserError when files are missing, damaged or cannot be downloaded.
         """
         if distributed.is_main():
-            self._opened(download=True)
+            self._torchvision_dataset(download=True)
         distributed.barrier()
-        train, val = cut(*_tensors(self._opened(train=True)), (self.val_count,), "data.val_count")
-        return {"train": train, "val": val, "test": _tensors(self._opened(train=False))}
+        train, val = split_images(*_tensors(self._torchvision_dataset(train=True)), (self.val_count,), "data.val_count")
+        return {"train": train, "val": val, "test": _tensors(self._torchvision_dataset(train=False))}
 
-    def _opened(self, **keys: bool) -> Any:
+    def _torchvision_dataset(self, **options: bool) -> Any:
         try:
-            return self.kind.source(self.root, **keys)
-        except Exception as error:  # what is raised differs between file systems, networks and proxies
-            reason = " ".join(str(error).split()) or type(error).__name__  # torchvision's may have several lines
+            return self.published.dataset(self.root, **options)
+        except Exception as error:  # the type differs between file systems, networks and proxies
+            reason = " ".join(str(error).split()) or type(error).__name__  # torchvision's message may have many lines
             raise UserError(
-                f"data.root={self.root}: the files are not there, or not as published, and could not be downloaded or "
-                f"unpacked ({reason}); put {self.kind.files} there, without broken files beside it."
+                f"data.root={self.root}: the files are missing, or not as published, and could not be downloaded or "
+                f"unpacked ({reason}); put {self.published.files} there, and remove damaged files."
             ) from error
 
 
-def _tensors(found: Any) -> Images:
-    images = torch.as_tensor(found.data)  # (n, H, W) or (n, H, W, 3)
+def _tensors(dataset: Any) -> Images:
+    images = torch.as_tensor(dataset.data)  # (n, H, W) or (n, H, W, 3)
     images = images.reshape(*images.shape[:3], -1).permute(0, 3, 1, 2)  # -> (n, C, H, W)
-    return images.contiguous(), torch.as_tensor(found.targets)
+    return images.contiguous(), torch.as_tensor(dataset.targets)

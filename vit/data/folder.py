@@ -16,25 +16,33 @@ from common.data.splits import val_of_train
 from common.errors import UserError
 from common.task import Batch, Split
 from common.types import SPLITS, Count, Positive, PositiveFloat
-from vit.data.augmentation import Augmentation, Interpolation, draw, finish, plain, shares, view
-from vit.data.in_memory import pair
-from vit.data.listing import Listing, class_folders, list_images_of
+from vit.data.augmentation import (
+    Augmentation,
+    Interpolation,
+    evaluation_view,
+    label_shares,
+    model_inputs,
+    sample_uniforms,
+    view,
+)
+from vit.data.in_memory import height_and_width
+from vit.data.listing import Listing, class_folders, list_class_images
 
 
 class ImageFolder:
     """A classification data set of image files, each in the folder of its class.
 
-    `root` holds train/, val/ and test/, and each of them one folder for each class; images count however deep they
-    lie there, names with a leading dot and files with other endings do not. Classes are the folders of train by name.
-    Without root/test (ImageNet publishes no labels of its test set) root/val is `test`. Where there is no val, it is
-    cut from train by a fixed seed. A split given by path wins over `root`. The constructor opens no file; a mistake in
-    the files is a UserError at the first use of their split.
+    `root` holds train/, val/ and test/, each with one folder for each class, which holds images at any depth. Hidden
+    files and files with other endings are ignored. The classes are the folders of train, sorted by name. Without
+    root/test, root/val is `test` (ImageNet publishes no labels of its test set). Without a val folder, val is split
+    from train by a fixed seed. A split with a path of its own takes precedence over `root`. The constructor opens no
+    file; mistakes in the files raise UserError at the first use of their split.
 
-    A sample of `train` is one image in as many views as `augmentation.repeats` says, each augmented on its own
-    (Hoffer et al. 2020, "Augment Your Batch", arXiv:1901.09335). When the augmentation mixes, a partner image out of
-    all of train comes with it, in as many views. So a step is the same step however its batch is cut.
+    A sample of `train` is `augmentation.repeats` views of one image, each augmented independently (Hoffer et al. 2020,
+    "Augment Your Batch", arXiv:1901.09335). When the augmentation mixes, the sample also holds as many views of a
+    partner from all of train, so that a step does not depend on how its batch is split.
 
-    Differs: images are turned upright as their EXIF tag says, where torchvision's ImageFolder shows them as stored.
+    Differs: images are rotated as their EXIF tag says; torchvision's ImageFolder reads them as stored.
     """
 
     channels = 3
@@ -58,18 +66,20 @@ class ImageFolder:
         """Describe the data set.
 
         Args:
-            root: folder of the whole layout, or None.
-            train: folder of the split to learn from.
+            root: folder that holds the folders of all splits, or None.
+            train: folder of the training split.
             val: folder of the split that chooses the checkpoint.
-            test: folder of the split that is reported.
-            val_count: images to cut from train for val where there is no other val; 0 = no val.
+            test: folder of the split whose numbers are reported.
+            val_count: number of images to split from train where there is no val folder; 0 = no val.
             batch_size: views in one optimizer step; partners for mixing are not counted.
-            image_size: height and width that the model takes, in pixels; one number for both.
-            crop_ratio: share of the resized image that its centre crop keeps in evaluation, along its shorter side.
-            interpolation: of every resize.
-            mean: of red, green and blue in [0, 1], which normalising takes off.
-            std: standard deviations of the same, which normalising divides by.
-            augmentation: of training images.
+            image_size: height and width of the model's input in pixels; one number for a square.
+            crop_ratio: share of the resized image that the centre crop of evaluation keeps, along the shorter side.
+            interpolation: method of every resize.
+            mean: of red, green and blue in [0, 1], for normalisation.
+            std: standard deviations of the same.
+            augmentation: augmentation of training images.
+
+        Raises UserError when `crop_ratio` is above 1, or when the views of one image exceed a batch.
         """
         augmentation.check(batch_size)
         if crop_ratio > 1:
@@ -80,105 +90,105 @@ class ImageFolder:
         self.test = test
         self.val_count = val_count
         self.batch_size = batch_size
-        self.image_size = pair(image_size)
+        self.image_size = height_and_width(image_size)
         self.crop_ratio = crop_ratio
         self.interpolation = interpolation
         self.mean = mean
         self.std = std
         self.augmentation = augmentation
-        self._found: dict[Split, Path] | None = None
+        self._split_folders: dict[Split, Path] | None = None
         self._classes: list[str] = []
         self._listings: dict[Split, Listing] = {}
 
     def count(self, split: Split) -> int:
-        """Number of images in `split`; 0 when there is no such val or test."""
+        """Number of images in `split`; 0 when val or test does not exist."""
         return len(self._listing(split).files) if self._has(split) else 0
 
     def cost(self, split: Split) -> Sequence[int]:
-        """An image weighs 1, and in training as much as it has views."""
+        """The cost of each sample: its number of views in `train`, 1 in other splits."""
         return [self.augmentation.repeats if split == "train" else 1] * self.count(split)
 
     def classes(self) -> list[str]:
-        """Names of the classes in the order of their indices.
+        """Names of the classes by index.
 
-        They are the folders of train; where train is not there (a machine that only evaluates), those of val and test.
+        They are the folders of train or, where train is missing (on a machine that only evaluates), of val and test.
         """
         if not self._classes:
-            there = [folder for folder in self._folders().values() if folder.is_dir()]
-            if self._folders().get("train") in there or not there:
-                there = [self._demand("train")]
-            self._classes = sorted({name for folder in there for name in class_folders(folder)})
+            folders = [folder for folder in self._folders().values() if folder.is_dir()]
+            if self._folders().get("train") in folders or not folders:
+                folders = [self._required_folder("train")]
+            self._classes = sorted({name for folder in folders for name in class_folders(folder)})
         return self._classes
 
     def sample(self, split: Split, index: int, generator: torch.Generator | None) -> dict[str, Any]:
-        """One image, augmented by `generator`; None means as it is evaluated.
+        """One image, augmented by `generator`; with None, viewed as in evaluation.
 
-        Returns id (its file within the split), file, label and views, a list of uint8 (3, H, W). With a generator also
-        `uniforms` (views, U), the random numbers of each view, and when the augmentation mixes, the same of a partner:
-        other_label, other_views and other_uniforms. Raises UserError when an image is broken.
+        Returns `id` (the file's path within the split), `file`, `label` and `views`, a list of uint8 (3, H, W). With a
+        generator also `uniforms` (views, U), the random numbers of each view, and when the augmentation mixes, those of
+        a partner: `other_label`, `other_views`, `other_uniforms`. Raises UserError for a missing or broken image.
         """
-        sample = self._as_seen(split, index, generator)
+        sample = self._own_views(split, index, generator)
         if generator is not None and self.augmentation.mixes:
             number = int(torch.randint(self.count(split), (), generator=generator))
-            partner = self._as_seen(split, number, generator)
+            partner = self._own_views(split, number, generator)
             sample |= {f"other_{key}": partner[key] for key in ("label", "views", "uniforms")}
         return sample
 
     def where(self, split: Split, index: int) -> str:
-        """The file of an image, for messages."""
+        """Path of an image's file, for messages."""
         listing = self._listing(split)
         return str(listing.folder / os.fsdecode(listing.files[index]))
 
     def view(self, image: Tensor, file: Path) -> dict[str, Any]:
-        """A user's image, uint8 (3, h, w) of any size, as evaluated: a sample with its file as id and the label -1."""
-        return {"id": str(file), "file": str(file), "label": -1, "views": [self._plain(image)]}
+        """A sample with label -1 from a user's image, uint8 (3, h, w) of any size, viewed as in evaluation."""
+        return {"id": str(file), "file": str(file), "label": -1, "views": [self._evaluation_view(image)]}
 
-    def _as_seen(self, split: Split, index: int, generator: torch.Generator | None) -> dict[str, Any]:
+    def _own_views(self, split: Split, index: int, generator: torch.Generator | None) -> dict[str, Any]:
         listing = self._listing(split)
         file = listing.folder / os.fsdecode(listing.files[index])
         image = read_image(file)
-        name = os.fsdecode(listing.files[index])  # within the split, which makes predictions readable
+        name = os.fsdecode(listing.files[index])  # relative to the split, so that predictions are readable
         sample: dict[str, Any] = {"id": name, "file": str(file), "label": int(listing.labels[index])}
         if generator is None:
-            return sample | {"views": [self._plain(image)]}
-        uniforms = draw(self.augmentation.repeats, generator)  # (views, U)
+            return sample | {"views": [self._evaluation_view(image)]}
+        uniforms = sample_uniforms(self.augmentation.repeats, generator)  # (views, U)
         views = [view(image, row, self.augmentation, self.image_size, self.interpolation) for row in uniforms]
         return sample | {"views": views, "uniforms": uniforms.numpy()}
 
-    def _plain(self, image: Tensor) -> Tensor:
-        return plain(image, self.image_size, self.crop_ratio, self.interpolation)
+    def _evaluation_view(self, image: Tensor) -> Tensor:
+        return evaluation_view(image, self.image_size, self.crop_ratio, self.interpolation)
 
     def collate(self, samples: list[dict[str, Any]]) -> Batch:
-        """Samples to a batch of B views, those of one image side by side.
+        """A batch of B views, with the views of one image side by side.
 
-        Returns ids and files, lists of B with an entry for each view, images uint8 (N, 3, H, W) and labels int64 (B,),
-        -1 where unknown. N is B. In training there is `uniforms`, an array (N, U), and when the augmentation mixes,
-        N is 2B with the partner of image b at B + b, other_labels (B,) are the partners' labels, and shares (B,) says
-        how much of each mixed image is its own.
+        Returns `ids` and `files`, lists of B, `images` uint8 (N, 3, H, W) and `labels` int64 (B,), -1 where unknown. In
+        training it has `uniforms` (N, U), an array on the host. N is B. When the augmentation mixes, N is 2B with the
+        partner of image b at B + b, `other_labels` (B,) are the partners' labels, and `shares` (B,) the shares of the
+        own labels.
         """
         views = [(sample, view) for sample in samples for view in sample["views"]]
-        others = [(sample, view) for sample in samples for view in sample.get("other_views", ())]
+        partners = [(sample, view) for sample in samples for view in sample.get("other_views", ())]
         batch: Batch = {
             "ids": [sample["id"] for sample, _ in views],
             "files": [sample["file"] for sample, _ in views],
-            "images": torch.stack([view for _, view in views + others]),
+            "images": torch.stack([view for _, view in views + partners]),
             "labels": torch.tensor([sample["label"] for sample, _ in views]),
         }
         if "uniforms" in samples[0]:
             keys = ("uniforms", "other_uniforms")
-            # An array, which stays on the CPU: everything that is decided by it is decided there.
+            # An array and no tensor, so that it stays on the host, where all random choices are made.
             batch["uniforms"] = np.concatenate([sample[key] for key in keys for sample in samples if key in sample])
-        if others:
-            batch["other_labels"] = torch.tensor([sample["other_label"] for sample, _ in others])
-            batch["shares"] = shares(batch["uniforms"], self.augmentation, self.image_size)
+        if partners:
+            batch["other_labels"] = torch.tensor([sample["other_label"] for sample, _ in partners])
+            batch["shares"] = label_shares(batch["uniforms"], self.augmentation, self.image_size)
         return batch
 
     def inputs(self, batch: Batch, device: torch.device) -> Tensor:
-        """What the model takes: float (B, 3, H, W) on `device`, normalised, and in training erased and mixed."""
-        return finish(batch["images"].to(device), batch.get("uniforms"), self.augmentation, self.mean, self.std)
+        """The model's input, computed on `device`: fp32 (B, 3, H, W), normalised, and in training erased and mixed."""
+        return model_inputs(batch["images"].to(device), batch.get("uniforms"), self.augmentation, self.mean, self.std)
 
     def thumbnails(self, batch: Batch, count: int) -> Tensor:
-        """The first `count` images before normalising, erasing and mixing: uint8 (n, 3, H, W) on the CPU."""
+        """The first `count` images of a batch, not normalised, for display: uint8 (n, 3, H, W) on the CPU."""
         images: Tensor = batch["images"][: min(count, len(batch["ids"]))]
         return images.cpu()
 
@@ -187,43 +197,46 @@ class ImageFolder:
         lines = [f"{len(self.classes())} classes"]
         for split in filter(self._has, SPLITS):
             listing = self._listing(split)
-            others = f", {listing.others} other files left out" if listing.others else ""
-            lines.append(f"{split}: {len(listing.files)} images of {listing.folder}{others}")
+            ignored = f", {listing.other_files} other files ignored" if listing.other_files else ""
+            lines.append(f"{split}: {len(listing.files)} images of {listing.folder}{ignored}")
         return lines
 
     def _folders(self) -> dict[Split, Path]:
-        """Where splits lie; val is missing here when it is cut from train."""
-        if self._found is None:
-            given = {"train": self.train, "val": self.val, "test": self.test}
-            named = {split: Path(path) for split in SPLITS if (path := given[split]) is not None}
-            layout = self._layout(taken={os.path.realpath(path) for path in named.values()})
-            if "val" in layout and self.test is None and "test" not in layout:
-                layout["test"] = layout.pop("val")
-            self._found = {**layout, **named}
-        return self._found
+        """The folder of each split, without val when it is split from train."""
+        if self._split_folders is None:
+            arguments = {"train": self.train, "val": self.val, "test": self.test}
+            by_path = {split: Path(path) for split in SPLITS if (path := arguments[split]) is not None}
+            in_root = self._folders_in_root(without={os.path.realpath(path) for path in by_path.values()})
+            if "val" in in_root and self.test is None and "test" not in in_root:
+                in_root["test"] = in_root.pop("val")
+            self._split_folders = {**in_root, **by_path}
+        return self._split_folders
 
-    def _layout(self, taken: set[str]) -> dict[Split, Path]:
-        """The folders of splits in root, but for those that were `taken` by path: no image is both val and test."""
+    def _folders_in_root(self, without: set[str]) -> dict[Split, Path]:
+        """The folders of splits in root, without the given ones, so that no image is in two splits."""
         if self.root is None:
             return {}
         if not os.path.isdir(self.root):
-            raise UserError(f"The folder data.root={self.root} does not exist; mend its path.")
+            raise UserError(f"The folder data.root={self.root} does not exist; correct its path.")
         folders = {split: Path(self.root, split) for split in SPLITS}
-        return {s: folder for s, folder in folders.items() if folder.is_dir() and os.path.realpath(folder) not in taken}
+        return {
+            s: folder for s, folder in folders.items() if folder.is_dir() and os.path.realpath(folder) not in without
+        }
 
-    def _is_cut(self) -> bool:
-        """Whether val is a part of train."""
+    def _splits_train(self) -> bool:
+        """Whether val is split from train."""
         return "val" not in self._folders() and self.val_count > 0
 
     def _has(self, split: Split) -> bool:
-        return split == "train" or split in self._folders() or (split == "val" and self._is_cut())
+        return split == "train" or split in self._folders() or (split == "val" and self._splits_train())
 
-    def _demand(self, split: Split) -> Path:
+    def _required_folder(self, split: Split) -> Path:
+        """The folder of a split; raises UserError when there is none."""
         folder = self._folders().get(split)
         if folder is None and self.root is not None:
             raise UserError(
-                f"There is no folder {split} in data.root={self.root}; expected {split}/<class>/<image> there, or the "
-                f"folder of these images by data.{split}."
+                f"There is no folder {split} in data.root={self.root}; expected {split}/<class>/<image> there, or give "
+                f"the folder of these images as data.{split}."
             )
         if folder is None:
             raise UserError(
@@ -233,24 +246,24 @@ class ImageFolder:
 
     def _listing(self, split: Split) -> Listing:
         if split not in self._listings:
-            if split == "test" or not self._is_cut():
+            if split == "test" or not self._splits_train():
                 self._listings[split] = self._read(split)
             else:
-                self._listings |= self._cut(self._read("train"))
+                self._listings |= self._split_off_val(self._read("train"))
         return self._listings[split]
 
     def _read(self, split: Split) -> Listing:
-        folder = self._demand(split)
+        folder = self._required_folder(split)
         names = class_folders(folder)
         classes = self.classes()
         index = {name: i for i, name in enumerate(classes)}
         unknown = [name for name in names if name not in index]
         if unknown:
             raise UserError(
-                f"{folder / unknown[0]} is no class: the classes are the folders of {self._demand('train')}, and none "
-                "has this name; rename it, remove it, or add the class there."
+                f"{folder / unknown[0]} is no class: the classes are the folders of {self._required_folder('train')}, "
+                "and none has this name; rename it, remove it, or add the class there."
             )
-        listing = list_images_of(folder, names, np.array([index[name] for name in names]))
+        listing = list_class_images(folder, names, np.array([index[name] for name in names]))
         counts = np.bincount(listing.labels, minlength=len(classes))
         if split == "train" and not counts.all():
             raise UserError(
@@ -264,8 +277,8 @@ class ImageFolder:
             )
         return listing
 
-    def _cut(self, whole: Listing) -> dict[Split, Listing]:
-        """Train and val out of one folder: the same cut for any seed of the run and any order of the file system."""
+    def _split_off_val(self, whole: Listing) -> dict[Split, Listing]:
+        """Split one folder into train and val, independent of the run's seed and the file system's order."""
         own = "a folder of its own (data.val)"
         train, val = val_of_train(len(whole.files), self.val_count, str(whole.folder), own)
         parts: dict[Split, NDArray[np.int64]] = {"train": train, "val": val}

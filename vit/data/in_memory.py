@@ -1,6 +1,6 @@
-"""Small image sets that live in memory: uint8 on the device, where training images are augmented.
+"""Small image sets held in memory as uint8 on the device, where training images are augmented.
 
-A batch carries row numbers and random numbers, never pixels, so nothing waits for a decoder or a copy.
+A batch carries row indices and random numbers instead of pixels, so no step waits for a decoder or a copy.
 """
 
 from abc import ABC, abstractmethod
@@ -23,19 +23,19 @@ from vit.data.augmentation import Augmentation
 Images = tuple[Tensor, Tensor]  # uint8 (n, C, h, w), int64 (n,)
 
 
-def pair(size: int | tuple[int, int]) -> tuple[int, int]:
-    """One side of a square, or (height, width), as (height, width)."""
+def height_and_width(size: int | tuple[int, int]) -> tuple[int, int]:
+    """The (height, width) of a size that is one number, the side of a square, or already both."""
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 class InMemory(ABC):
-    """Images of one size with labels. A set of this kind states its classes and channels, and how to load its splits.
+    """Images of one size with labels. A subclass states `names`, `channels` and `load`.
 
-    A sample of `train` is `augmentation.repeats` views of one image, and weighs as many; with mixing it holds as many
-    of a partner that is drawn from all of `train`.
+    A sample of `train` holds `augmentation.repeats` views of one image and has that cost. With mixing it also holds as
+    many views of a partner, which is sampled from all of `train`.
     """
 
-    names: Sequence[str]  # of the classes
+    names: Sequence[str]  # of the classes, by index
     channels: int
 
     def __init__(
@@ -52,15 +52,15 @@ class InMemory(ABC):
             if len(values) != self.channels:
                 raise UserError(f"data.{name}={values}: expected a list of {self.channels}, a number for each channel.")
         self.batch_size = batch_size
-        self.image_size = pair(image_size)
+        self.image_size = height_and_width(image_size)
         self.mean, self.std = mean, std
         self.augmentation = augmentation
         self._splits: dict[Split, Images] | None = None
-        self._stores: dict[tuple[str, torch.device], Tensor] = {}
+        self._device_images: dict[tuple[str, torch.device], Tensor] = {}
 
     @abstractmethod
     def load(self) -> dict[Split, Images]:
-        """Train, val and test; called once. Raises UserError when the files are not there."""
+        """Load train, val and test; called once. Raises UserError when the files are missing."""
 
     def classes(self) -> list[str]:
         """The classes' names in order of index."""
@@ -71,32 +71,33 @@ class InMemory(ABC):
         return len(self._split(split)[1])
 
     def cost(self, split: Split) -> Sequence[int]:
-        """A training image weighs as many as its views, any other 1."""
+        """The cost of each sample: its number of views in `train`, 1 in other splits."""
         return [self.augmentation.repeats if split == "train" else 1] * self.count(split)
 
     def sample(self, split: Split, index: int, generator: torch.Generator | None) -> dict[str, Any]:
-        """Which image, and the random numbers of its views: rows and labels, its own and its partner's."""
+        """Rows and labels of an image and, with mixing, of its partner, and the uniforms (N, U) of their views."""
         labels = self._split(split)[1]
-        found: dict[str, Any] = {"split": split, "rows": [index], "labels": [int(labels[index])]}
+        sample: dict[str, Any] = {"split": split, "rows": [index], "labels": [int(labels[index])]}
         if generator is None:
-            return found
+            return sample
         if self.augmentation.mixes:
             partner = int(torch.randint(len(labels), (), generator=generator))
-            found = {"split": split, "rows": [index, partner], "labels": [int(labels[i]) for i in (index, partner)]}
-        found["uniforms"] = augmentation.draw(self.augmentation.repeats * len(found["rows"]), generator)
-        return found
+            sample = {"split": split, "rows": [index, partner], "labels": [int(labels[i]) for i in (index, partner)]}
+        sample["uniforms"] = augmentation.sample_uniforms(self.augmentation.repeats * len(sample["rows"]), generator)
+        return sample
 
     def view(self, image: Tensor, file: Path) -> dict[str, Any]:
-        """A user's image, uint8 (3, H, W) of any size, as a sample without a label, as evaluated."""
+        """A sample without a label from a user's image, uint8 (3, h, w) of any size, viewed as in evaluation."""
         if self.channels == 1:
             image = functional.rgb_to_grayscale(image)
-        return {"file": str(file), "image": augmentation.plain(image, self.image_size, 1.0, "bilinear")}
+        return {"file": str(file), "image": augmentation.evaluation_view(image, self.image_size, 1.0, "bilinear")}
 
     def collate(self, samples: list[dict[str, Any]]) -> Batch:
-        """Samples to a batch: ids, labels (B,), and rows (N,) of the split, or the images themselves.
+        """A batch with ids, labels int64 (B,), and rows int64 (N,) of the split or, for a user's images, the images.
 
-        In training all own views come first, then all partners' in the same order, with uniforms (N, UNIFORMS), which
-        stay on the host; and with mixing other_labels (B,) and shares (B,) of the own label.
+        In training it has `uniforms` (N, UNIFORMS_PER_VIEW), an array on the host; N is B. With mixing N is 2B: all own
+        views precede all partners' views, in the same order. `other_labels` (B,) are the partners' labels, and `shares`
+        (B,) the shares of the own labels.
         """
         if "image" in samples[0]:
             files, images = [s["file"] for s in samples], torch.stack([s["image"] for s in samples])
@@ -120,50 +121,51 @@ class InMemory(ABC):
             "uniforms": numbers,
         }
         if groups == 2:
-            shares = augmentation.shares(numbers, self.augmentation, self.image_size)
+            shares = augmentation.label_shares(numbers, self.augmentation, self.image_size)
             batch |= {"other_labels": labels[1], "shares": shares}
         return batch
 
     def inputs(self, batch: Batch, device: torch.device) -> Tensor:
-        """What the network sees of a batch, computed on `device`: float (B, C, H, W), normalised, mixed in training."""
-        images = batch["images"].to(device) if "images" in batch else self._stored(batch, device)
+        """The model's input, computed on `device`: fp32 (B, C, H, W), normalised, and in training erased and mixed."""
+        images = batch["images"].to(device) if "images" in batch else self._stored_images(batch, device)
         uniforms = batch.get("uniforms")
         if uniforms is None:
-            images = augmentation.plain(images, self.image_size, 1.0, "bilinear")
+            images = augmentation.evaluation_view(images, self.image_size, 1.0, "bilinear")
         else:
             images = augmentation.views(images, uniforms, self.augmentation, self.image_size)
-        return augmentation.finish(images, uniforms, self.augmentation, self.mean, self.std)
+        return augmentation.model_inputs(images, uniforms, self.augmentation, self.mean, self.std)
 
     def thumbnails(self, batch: Batch, count: int) -> Tensor:
-        """The first `count` images of an evaluation batch for people: uint8 (n, 3, H, W) on the CPU."""
-        images = batch["images"] if "images" in batch else self._stored(batch, batch["rows"].device)
-        images = augmentation.plain(images[:count].cpu(), self.image_size, 1.0, "bilinear")
+        """The first `count` images of a batch, not normalised, for display: uint8 (n, 3, H, W) on the CPU."""
+        images = batch["images"] if "images" in batch else self._stored_images(batch, batch["rows"].device)
+        images = augmentation.evaluation_view(images[:count].cpu(), self.image_size, 1.0, "bilinear")
         return images.expand(-1, 3, -1, -1)
 
     def summary(self) -> list[str]:
-        """Sizes of the splits."""
-        sizes = ", ".join(f"{split}: {self.count(split)}" for split in SPLITS)
-        return [f"{len(self.names)} classes, images of {self.image_size[0]} x {self.image_size[1]}; {sizes}"]
+        """One line: the number of classes, the size of images, and the number of images in each split."""
+        counts = ", ".join(f"{split}: {self.count(split)}" for split in SPLITS)
+        return [f"{len(self.names)} classes, images of {self.image_size[0]} x {self.image_size[1]}; {counts}"]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_stores": {}}  # the device's copies are not for worker processes
+        return {**self.__dict__, "_device_images": {}}  # worker processes need no copies on the device
 
     def _split(self, split: Split) -> Images:
         if self._splits is None:
             self._splits = self.load()
         return self._splits[split]
 
-    def _stored(self, batch: Batch, device: torch.device) -> Tensor:
+    def _stored_images(self, batch: Batch, device: torch.device) -> Tensor:
         key = (batch["split"], device)
-        if key not in self._stores:
-            self._stores[key] = self._split(batch["split"])[0].to(device)
-        return self._stores[key][batch["rows"].to(device)]
+        if key not in self._device_images:
+            self._device_images[key] = self._split(batch["split"])[0].to(device)
+        return self._device_images[key][batch["rows"].to(device)]
 
 
-def cut(images: Tensor, labels: Tensor, counts: Sequence[int], what: str) -> list[Images]:
-    """Cut a set into parts of so many images, and the rest first; the same cut for any seed of a run.
+def split_images(images: Tensor, labels: Tensor, counts: Sequence[int], what: str) -> list[Images]:
+    """Split a set into one part for each of `counts`, preceded by the remaining images, whatever the run's seed.
 
-    The last part does not depend on how large the others are. Raises UserError when nothing is left.
+    The last part does not depend on the other counts. `what` names the keys of `counts` in the UserError that is raised
+    when no image remains.
     """
     if sum(counts) >= len(labels):
         raise UserError(f"{what} would leave nothing to train on of {len(labels)} images; give less.")

@@ -1,4 +1,4 @@
-"""What files an image folder holds: a folder for each class, listed quickly and kept small."""
+"""Listing of an image folder with one folder for each class, quickly and in little memory."""
 
 import os
 from collections.abc import Iterator
@@ -11,26 +11,29 @@ from numpy.typing import NDArray
 from common.data.images import ENDINGS
 from common.errors import UserError
 
-_ENDINGS = tuple(ending.encode() for ending in sorted(ENDINGS))  # names of files stay bytes: less work, less memory
+_ENDINGS = tuple(ending.encode() for ending in sorted(ENDINGS))  # file names stay bytes: less work, less memory
 
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """One split as arrays, which forked workers share: reading a Python object writes its counter and copies its page.
+    """The images of one split, in order of their classes and, within a class, of their names.
 
-    Images stand in the order of their classes, and of their names within one.
+    Forked workers share arrays; reading a Python object would change its reference count and copy its memory page.
     """
 
     folder: Path
     files: NDArray[np.bytes_]  # (N,) relative to the folder, in the file system's encoding
     labels: NDArray[np.int64]  # (N,) class index
-    others: int  # files that are no images by their ending
+    other_files: int  # number of files without an image's ending
 
 
 def class_folders(folder: Path) -> list[str]:
-    """Names of the class folders of a split, sorted; raises UserError when there is none or images lie beside them."""
+    """Names of a split's class folders, sorted.
+
+    Raises UserError when the folder is missing, holds no class, or holds images beside the class folders.
+    """
     if not folder.is_dir():
-        raise UserError(f"The folder of images {folder} does not exist; mend its path.")
+        raise UserError(f"The folder of images {folder} does not exist; correct its path.")
     names, images = [], []
     for name, is_folder in _entries(os.fsencode(folder)):
         if is_folder:
@@ -39,7 +42,7 @@ def class_folders(folder: Path) -> list[str]:
             images.append(os.fsdecode(name))
     if images:
         raise UserError(
-            f"{len(images)} images lie directly in {folder}, the first is {min(images)}, and so have no class; "
+            f"{len(images)} images lie directly in {folder} and so have no class (the first is {min(images)}); "
             f"expected {folder}/<class>/<image>, with one folder for each class."
         )
     if not names:
@@ -49,31 +52,31 @@ def class_folders(folder: Path) -> list[str]:
     return sorted(names)
 
 
-def list_images_of(folder: Path, names: list[str], labels: NDArray[np.int64]) -> Listing:
-    """All images of the class folders `names`, in order; `labels` are the indices of these classes.
+def list_class_images(folder: Path, names: list[str], labels: NDArray[np.int64]) -> Listing:
+    """List all images of the class folders `names`, in order; `labels` are the indices of these classes.
 
-    Names become an array class by class: a million of them as objects would take some 80 MB more.
+    Names become an array class by class: a million names as Python objects would take some 80 MB more.
     """
     files: list[NDArray[np.bytes_]] = []
-    others = 0
+    other_files = 0
     for name in names:
         top = os.fsencode(name)
-        found = list(_files(os.path.join(os.fsencode(folder), top), top))
-        images = sorted(file for file in found if file.lower().endswith(_ENDINGS))
-        others += len(found) - len(images)
+        paths = list(_files(os.path.join(os.fsencode(folder), top), top))
+        images = sorted(path for path in paths if path.lower().endswith(_ENDINGS))
+        other_files += len(paths) - len(images)
         files.append(np.array(images, dtype=np.bytes_))
     return Listing(
         folder=folder,
         files=np.concatenate(files),
         labels=np.repeat(labels, [len(part) for part in files]),
-        others=others,
+        other_files=other_files,
     )
 
 
-def _files(folder: bytes, said: bytes) -> Iterator[bytes]:
-    """Paths of all files under a folder, however deep; they begin with `said`, what the folder is called there."""
+def _files(folder: bytes, prefix: bytes) -> Iterator[bytes]:
+    """Paths of all files at any depth in a folder, with `prefix` in place of the folder's own path."""
     for name, is_folder in _entries(folder):
-        path = said + b"/" + name
+        path = prefix + b"/" + name
         if is_folder:
             yield from _files(os.path.join(folder, name), path)
         else:
@@ -81,7 +84,7 @@ def _files(folder: bytes, said: bytes) -> Iterator[bytes]:
 
 
 def _entries(folder: bytes) -> Iterator[tuple[bytes, bool]]:
-    """Name of each entry of a folder that is not hidden, and whether it is a folder, or a link to one."""
+    """Each visible entry of a folder: its name, and whether it is a folder or a link to one."""
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
@@ -89,5 +92,5 @@ def _entries(folder: bytes) -> Iterator[tuple[bytes, bool]]:
                     yield entry.name, entry.is_dir()
     except OSError as error:
         raise UserError(
-            f"The folder {os.fsdecode(folder)} cannot be read ({error.strerror}); mend its path or its permissions."
+            f"The folder {os.fsdecode(folder)} cannot be read ({error.strerror}); correct its path or its permissions."
         ) from None

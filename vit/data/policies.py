@@ -1,8 +1,7 @@
 """RandAugment and TrivialAugment on a stack of images, each image with its own operations.
 
-Cubuk et al. 2020 (arXiv 1909.13719) and Müller and Hutter 2021 (arXiv 2103.10158), with the fourteen operations and the
-ranges of torchvision, whose functions do the work: images that drew the same operation at the same strength go through
-it together.
+Cubuk et al. 2020 (arXiv 1909.13719) and Müller and Hutter 2021 (arXiv 2103.10158), with torchvision's fourteen
+operations and their ranges. Images with the same operation and strength share one call of torchvision's function.
 """
 
 import math
@@ -15,21 +14,21 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional
 
 Policy = Literal["none", "rand", "trivial"]
-LEVELS = 31  # strengths of an operation, 0 to 30
-MOST = 4  # operations on one image
+MAGNITUDE_LEVELS = 31  # 0 to 30, as in both papers' code
+MAX_OPERATIONS = 4  # of RandAugment on one image
 
 
 class Operation(NamedTuple):
-    """What it does, given a strength; the greatest strength in either policy; whether its sign is drawn, too."""
+    """A function of images and a strength, and its ranges."""
 
     run: Callable[[Tensor, float], Tensor]
-    rand: float
-    trivial: float
-    signed: bool
+    rand: float  # greatest strength in RandAugment
+    trivial: float  # greatest strength in TrivialAugment
+    signed: bool  # whether the strength gets a random sign
 
 
 def _shear(images: Tensor, across: float, down: float) -> Tensor:
-    # The first row and column stay in place, as in the papers' code.
+    # The first row and column stay fixed, as in the papers' code.
     degrees = [math.degrees(math.atan(v)) for v in (across, down)]
     sheared: Tensor = functional.affine(images, 0.0, [0, 0], 1.0, degrees, center=[0, 0])
     return sheared
@@ -60,11 +59,11 @@ OPERATIONS: tuple[Operation, ...] = (
 
 
 def apply(images: Tensor, numbers: np.ndarray, policy: Policy, operations: int, magnitude: int) -> Tensor:
-    """Images uint8 (N, C, H, W) after their policy; numbers (N, 3 * MOST) uniform in [0, 1).
+    """Apply a policy to images uint8 (N, C, H, W), by `numbers` (N, 3 * MAX_OPERATIONS) uniform in [0, 1).
 
-    "rand" does `operations` of them at strength `magnitude`, "trivial" one at any strength.
+    "rand" applies `operations` operations at level `magnitude`, "trivial" one operation at a random level.
 
-    Differs: TrivialAugment's shift of 32 pixels is taken as of images of 224, so that it means the same for small ones.
+    Differs: TrivialAugment's shift of 32 pixels is scaled from images of 224 pixels to the size of these.
     """
     if policy == "none":
         return images
@@ -73,17 +72,17 @@ def apply(images: Tensor, numbers: np.ndarray, policy: Policy, operations: int, 
     for turn in range(operations if policy == "rand" else 1):
         which, level, sign = numbers[:, 3 * turn : 3 * turn + 3].T
         chosen = (which * len(OPERATIONS)).astype(np.int64)
-        levels = magnitude if policy == "rand" else np.floor(level * LEVELS)
-        strengths = greatest[chosen] * levels / (LEVELS - 1) * np.where(signed[chosen] & (sign < 0.5), -1, 1)
-        images = _grouped(images, chosen, strengths)
+        levels = magnitude if policy == "rand" else np.floor(level * MAGNITUDE_LEVELS)
+        strengths = greatest[chosen] * levels / (MAGNITUDE_LEVELS - 1) * np.where(signed[chosen] & (sign < 0.5), -1, 1)
+        images = _apply_operations(images, chosen, strengths)
     return images
 
 
-def _grouped(images: Tensor, chosen: np.ndarray, strengths: np.ndarray) -> Tensor:
-    """Each image through its operation (N,) at its strength (N,); equal ones go together."""
+def _apply_operations(images: Tensor, chosen: np.ndarray, strengths: np.ndarray) -> Tensor:
+    """Apply to each image its operation (N,) at its strength (N,); images that share both share a call."""
     result = images.clone()
-    kinds, group = np.unique(np.stack((chosen, strengths), axis=1), axis=0, return_inverse=True)
-    for number, (operation, strength) in enumerate(kinds.tolist()):
+    pairs, group = np.unique(np.stack((chosen, strengths), axis=1), axis=0, return_inverse=True)
+    for number, (operation, strength) in enumerate(pairs.tolist()):
         rows = torch.from_numpy(np.flatnonzero(group.reshape(-1) == number)).to(images.device)
         result[rows] = OPERATIONS[int(operation)].run(images[rows], strength)
     return result

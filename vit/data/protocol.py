@@ -1,4 +1,4 @@
-"""What classification asks of its data beyond `common.task.Data`."""
+"""The members that classification requires of its data beyond `common.task.Data`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from common.task import Batch, Data
 
 
 class ImageData(Data, Protocol):
-    """Images with one label each."""
+    """A data set of images with one label each."""
 
     channels: int
     image_size: tuple[int, int]  # height and width that the model takes, in pixels
@@ -20,10 +20,10 @@ class ImageData(Data, Protocol):
         """The classes' names in order of index."""
 
     def inputs(self, batch: Batch, device: torch.device) -> Tensor:
-        """The model's input, computed on `device`: float (B, C, H, W), normalised, and in training mixed."""
+        """The model's input, computed on `device`: fp32 (B, C, H, W), normalised, and in training erased and mixed."""
 
     def thumbnails(self, batch: Batch, count: int) -> Tensor:
-        """The first `count` images of an evaluation batch for people: uint8 (n, 3, H, W) on the CPU."""
+        """The first `count` images of a batch, not normalised, for display: uint8 (n, 3, H, W) on the CPU."""
 
     def view(self, image: Tensor, file: Path) -> dict[str, Any]:
-        """A user's image, uint8 (3, H, W) of any size, as a sample without a label, as evaluated."""
+        """A sample without a label from a user's image, uint8 (3, h, w) of any size, viewed as in evaluation."""

@@ -1,4 +1,4 @@
-"""From a classifier's answers to its numbers: every sample of a split once, over all ranks, counted at once."""
+"""Accuracies of a classifier from its answers to one split, with each sample counted once over all ranks."""
 
 import csv
 import math
@@ -16,41 +16,42 @@ from common.report.pictures import write_picture
 from common.task import Answer, Batch
 from vit.evaluation import pictures
 
-DRAWN = 2000  # classes up to which a confusion matrix is drawn; it has as many pixels as its square
+MAX_DRAWN_CLASSES = 2000  # of a confusion matrix's picture, which has at least four pixels for each pair of classes
 
 
-class Judged(NamedTuple):
-    """What is kept of one sample: a few numbers, never the probabilities of all classes."""
+class ScoredSample(NamedTuple):
+    """The stored numbers of one sample, without the probabilities of all classes."""
 
-    sample: Any  # its id
+    id: Any
     truth: int
-    predicted: int  # -1 where an answer is not a number
-    place: int  # of the truth among the classes, from 0; the number of classes where an answer is not a number
+    predicted: int  # -1 where an answer holds NaN
+    classes_ahead: int  # number of classes ranked before the truth; the number of classes where an answer holds NaN
     loss: float  # negative log probability of the truth in nats
     probability: float  # of the predicted class
-    nearest: int | None  # what the nearest neighbours vote for, -1 where the features are not finite
+    nearest: int | None  # class by the nearest neighbours; -1 where the features are not finite, None without them
 
 
 class ClassificationMetric:
-    """Class probabilities of one split, every sample exactly once over all ranks, to accuracies.
+    """Accuracies from the class probabilities of one split, with each sample counted once over all ranks.
 
-    Classes of equal probability come in order of their index: of two classes that share the highest one, the first is
-    predicted, and the second is right in top-2. A sample with a log probability that is NaN has no predicted class: it
-    is wrong in every accuracy, absent from the confusion matrix, and makes the loss NaN where it is the truth's.
+    Classes of equal probability are ranked by index: of two classes with the highest probability, the first is
+    predicted, and the second is correct in top-2. A sample with a NaN among its log probabilities has no predicted
+    class: it is wrong in every accuracy and absent from the confusion matrix. The loss is NaN where the truth's log
+    probability is.
 
     Args:
-        classes: the names, by index.
-        expected: the number of samples in the split, to be sure that none is missing; None where it is not known.
+        classes: names of the classes, by index.
+        expected: number of samples in the split, for the check that none is missing; None where it is unknown.
     """
 
     def __init__(self, classes: list[str], expected: int | None = None) -> None:
         self.classes = classes
         self.expected = expected
-        self.seen: list[Judged] = []
+        self.samples: list[ScoredSample] = []
         self.gathered = False
 
     def update(self, batch: Batch, answers: list[Answer]) -> None:
-        """Take in "log_probabilities" (K,) float, in nats, and if there "nearest" (a class index) of each sample.
+        """Add answers with "log_probabilities" (K,) float in nats and, optionally, "nearest", a class index.
 
         `batch` holds "ids" and the true "labels" (B,) int64. Raises UserError for a label that is no class.
         """
@@ -59,101 +60,102 @@ class ClassificationMetric:
         logs = torch.stack([answer["log_probabilities"] for answer in answers]).cpu().double()  # (B, K)
         assert logs.shape == (len(truth), len(self.classes)), (logs.shape, len(self.classes))
         of_truth = logs.gather(1, truth[:, None])  # (B, 1)
-        broken = logs.isnan().any(1)
-        predicted = logs.argmax(1).masked_fill(broken, -1)  # the first of equals
-        place = _place(logs, truth).masked_fill(broken, len(self.classes))
-        columns = (truth, predicted, place, 0 - of_truth[:, 0], logs.amax(1).exp())
+        has_nan = logs.isnan().any(1)
+        predicted = logs.argmax(1).masked_fill(has_nan, -1)  # of equal classes the first
+        ahead = _classes_ahead(logs, truth).masked_fill(has_nan, len(self.classes))
+        columns = (truth, predicted, ahead, 0 - of_truth[:, 0], logs.amax(1).exp())
         nearest = [answer.get("nearest") for answer in answers]
         rows = zip(batch["ids"], *(column.tolist() for column in columns), nearest, strict=True)
-        self.seen.extend(Judged(*row) for row in rows)
+        self.samples.extend(ScoredSample(*row) for row in rows)
 
     def gather(self) -> None:
-        """Join the ranks' samples on all ranks, by rising id; every sample must have been seen, and only once."""
-        self.seen = gather_samples(self.seen, self.expected)
+        """Gather the samples of all ranks on each rank, sorted by id; each sample must occur exactly once."""
+        self.samples = gather_samples(self.samples, self.expected)
         self.gathered = True
 
     def compute(self) -> dict[str, float]:
-        """`top1`, `top5` (with more than 5 classes), `loss` in nats, and `knn_top1` when neighbours have voted.
+        """`top1`, `top5` (with more than 5 classes), `loss` in nats, and `knn_top1` where answers have "nearest".
 
-        Three samples of three classes: probabilities 0.5 0.25 0.25 for a truth of 0 (right), 0.25 0.5 0.25 for a truth
-        of 2 (wrong), 0.25 0.25 0.5 for a truth of 2 (right) give top1 = 2/3 and loss = (ln 2 + ln 4 + ln 2) / 3.
+        Example: three samples of three classes with probabilities 0.5 0.25 0.25 and truth 0 (correct), 0.25 0.5 0.25
+        and truth 2 (wrong), 0.25 0.25 0.5 and truth 2 (correct): top1 = 2/3 and loss = (ln 2 + ln 4 + ln 2) / 3.
         """
-        assert self.gathered, "gather() comes before compute()"
-        assert self.seen, "a split without samples has no accuracy"
-        count = len(self.seen)
-        numbers = {"top1": sum(judged.place < 1 for judged in self.seen) / count}
+        assert self.gathered, "call gather() before compute()"
+        assert self.samples, "a split without samples has no accuracy"
+        count = len(self.samples)
+        numbers = {"top1": sum(sample.classes_ahead < 1 for sample in self.samples) / count}
         if len(self.classes) > 5:
-            numbers["top5"] = sum(judged.place < 5 for judged in self.seen) / count
-        numbers["loss"] = math.fsum(judged.loss for judged in self.seen) / count
-        voted = sum(judged.nearest is not None for judged in self.seen)
-        assert voted in (0, count), f"neighbours have voted on {voted} of {count} samples"
-        if voted:
-            numbers["knn_top1"] = sum(judged.nearest == judged.truth for judged in self.seen) / count
+            numbers["top5"] = sum(sample.classes_ahead < 5 for sample in self.samples) / count
+        numbers["loss"] = math.fsum(sample.loss for sample in self.samples) / count
+        with_nearest = sum(sample.nearest is not None for sample in self.samples)
+        assert with_nearest in (0, count), f"{with_nearest} of {count} samples have a class by nearest neighbours"
+        if with_nearest:
+            numbers["knn_top1"] = sum(sample.nearest == sample.truth for sample in self.samples) / count
         return numbers
 
-    def confusion(self) -> Tensor:
-        """How many samples of each true class (row) were taken for each class (column): int64 (K, K)."""
+    def confusion_matrix(self) -> Tensor:
+        """Number of samples of each true class (row) and predicted class (column): int64 (K, K)."""
         counts = torch.zeros(len(self.classes), len(self.classes), dtype=torch.int64)
         for (truth, predicted), times in self._pairs().items():
             counts[truth, predicted] = times
         return counts
 
     def details(self) -> list[tuple[Any, ...]]:
-        """Name, images and accuracy of each class; the other class it is most often taken for, and how often.
+        """Name, number of images and accuracy of each class, its most frequent wrong prediction, and how often.
 
-        A class without images has an accuracy of NaN. Of classes that it is equally often taken for, the first counts.
+        A class without images has accuracy NaN. Of equally frequent wrong predictions, the first class is listed.
         """
         pairs = self._pairs()
-        images = Counter(judged.truth for judged in self.seen)
-        mistakes: dict[int, list[tuple[int, int]]] = {}  # of each class: (how often, minus the class it is taken for)
+        images = Counter(sample.truth for sample in self.samples)
+        mistakes: dict[int, list[tuple[int, int]]] = {}  # truth -> (times, minus the predicted class)
         for (truth, predicted), times in pairs.items():
             if truth != predicted:
                 mistakes.setdefault(truth, []).append((times, -predicted))
         rows: list[tuple[Any, ...]] = [("class", "images", "top1", "taken_for", "times")]
         for label, name in enumerate(self.classes):
             top1 = pairs[label, label] / images[label] if images[label] else math.nan
-            times, other = max(mistakes.get(label, [(0, 0)]))
-            rows.append((name, images[label], top1, self.classes[-other] if times else "", times))
+            times, negative = max(mistakes.get(label, [(0, 0)]))
+            rows.append((name, images[label], top1, self.classes[-negative] if times else "", times))
         return rows
 
     def _pairs(self) -> Counter[tuple[int, int]]:
-        assert self.gathered, "gather() comes before the counts of each class"
-        return Counter((judged.truth, judged.predicted) for judged in self.seen if judged.predicted >= 0)
+        assert self.gathered, "call gather() before counting classes"
+        return Counter((sample.truth, sample.predicted) for sample in self.samples if sample.predicted >= 0)
 
     def write(self, folder: Path) -> None:
-        """Write `predictions.csv`, a line for each sample, and up to `DRAWN` classes their `confusion.png`.
+        """Write `predictions.csv` with a line for each sample, and `confusion.png` unless there are too many classes.
 
-        Columns: id, truth and predicted (names; empty where there is no predicted class), probability (of the
-        predicted class), probability_of_truth.
+        Columns: id, truth and predicted (names; empty without a predicted class), probability (of the predicted
+        class), probability_of_truth.
         """
-        assert self.gathered, "gather() comes before write()"
+        assert self.gathered, "call gather() before write()"
         if not is_main():
             return
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "predictions.csv").open("w", encoding="utf-8", newline="") as file:
             table = csv.writer(file)
             table.writerow(("id", "truth", "predicted", "probability", "probability_of_truth"))
-            for judged in self.seen:
-                predicted = self.classes[judged.predicted] if judged.predicted >= 0 else ""
-                probabilities = (f"{judged.probability:.6g}", f"{math.exp(-judged.loss):.6g}")
-                table.writerow((judged.sample, self.classes[judged.truth], predicted, *probabilities))
-        if len(self.classes) <= DRAWN:
-            write_picture(pictures.confusion(self.confusion(), self.classes), folder / "confusion.png")
+            for sample in self.samples:
+                predicted = self.classes[sample.predicted] if sample.predicted >= 0 else ""
+                probabilities = (f"{sample.probability:.6g}", f"{math.exp(-sample.loss):.6g}")
+                table.writerow((sample.id, self.classes[sample.truth], predicted, *probabilities))
+        if len(self.classes) <= MAX_DRAWN_CLASSES:
+            picture = pictures.draw_confusion_matrix(self.confusion_matrix(), self.classes)
+            write_picture(picture, folder / "confusion.png")
 
 
-def check_labels(ids: Sequence[Any], labels: Tensor, classes: int, whose: str = "sample") -> None:
-    """Raise UserError for the first of the labels (B,) that is no class, naming the sample by its id."""
+def check_labels(ids: Sequence[Any], labels: Tensor, classes: int, what: str = "sample") -> None:
+    """Raise UserError for the first of the labels (B,) that is no class, naming `what` and the sample's id."""
     wrong = ((labels < 0) | (labels >= classes)).nonzero()
     if len(wrong):
         first = int(wrong[0])
         raise UserError(
-            f"{whose} {ids[first]}: its label is {int(labels[first])}, and the classes are numbered from 0 to "
+            f"{what} {ids[first]}: its label is {int(labels[first])}, and the classes are numbered from 0 to "
             f"{classes - 1}; correct the label, or leave the sample out."
         )
 
 
-def _place(logs: Tensor, truth: Tensor) -> Tensor:
-    """How many classes come before the truth (B,), of log probabilities (B, K): equals in order of their index."""
+def _classes_ahead(logs: Tensor, truth: Tensor) -> Tensor:
+    """Number of classes ranked before the truth (B,) by log probability (B, K), equal ones by index: int64 (B,)."""
     of_truth = logs.gather(1, truth[:, None])  # (B, 1)
     earlier = torch.arange(logs.shape[1]) < truth[:, None]  # (B, K)
     return ((logs > of_truth) | ((logs == of_truth) & earlier)).sum(1)

@@ -1,4 +1,4 @@
-"""Pictures of classifications for people: a confusion matrix, attention over an image, an image with its answer."""
+"""Pictures of classifications: a confusion matrix, attention over an image, an image with a caption."""
 
 import math
 import unicodedata
@@ -12,83 +12,84 @@ from torchvision.transforms.v2.functional import pil_to_tensor, resize, rgb_to_g
 
 from common.report.colours import BLUES, HEAT, ramp
 
-SMALLEST = 400  # pixels of the longer side under which letters would be as large as what they describe
-LARGEST = 480  # pixels of the longer side of one image among many
-NAMED = 40  # classes up to which a confusion matrix holds names and numbers
-GAP = 8  # pixels between images
-MARKS = {True: (185, 235, 190), False: (250, 190, 185), None: (225, 225, 225)}  # right, wrong, not known
+MIN_SIDE = 400  # pixels of an image's longer side; in a smaller image letters would hide what they describe
+MAX_SIDE = 480  # pixels of the longer side of each image in a sheet
+MAX_NAMED_CLASSES = 40  # in a confusion matrix with names and numbers
+SPACING = 8  # pixels between images
+CAPTION_COLOURS = {True: (185, 235, 190), False: (250, 190, 185), None: (225, 225, 225)}  # correct, wrong, unknown
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
-def confusion(counts: Tensor, names: Sequence[str]) -> Tensor:
-    """Draw a confusion matrix, int (K, K) with rows for the truth and columns for what was predicted: uint8 (3, H, W).
+def draw_confusion_matrix(counts: Tensor, names: Sequence[str]) -> Tensor:
+    """Draw a confusion matrix int (K, K), with rows of true and columns of predicted classes: uint8 (3, H, W).
 
-    A cell's shade is the square root of its share of the row, so that rare mistakes show; its number is the count.
-    Beyond `NAMED` classes there is no room for names and numbers: classes are then found by their index on the axes.
+    A cell's shade is the square root of its share of the row, so that rare mistakes are visible; its number is the
+    count. With more than `MAX_NAMED_CLASSES` classes there are no names and numbers, but class indices on the axes.
     """
     classes = len(names)
-    font = ImageFont.load_default(size=15 if classes <= 20 else 12 if classes <= 500 else 22)  # as the picture grows
-    shares = counts / counts.sum(1, keepdim=True).clamp(min=1)  # a class without images gives a white row
-    if classes <= NAMED:
+    font = ImageFont.load_default(size=15 if classes <= 20 else 12 if classes <= 500 else 22)  # grows with the picture
+    shares = counts / counts.sum(1, keepdim=True).clamp(min=1)  # a class without images has a white row
+    if classes <= MAX_NAMED_CLASSES:
         cell = max(30, 240 // classes, _width(str(int(counts.max())), font) + 10)
     else:
         cell = max(2, 1000 // classes)
     matrix = to_pil_image(_enlarged(ramp(shares.sqrt(), BLUES), cell))
-    if classes <= NAMED:
+    if classes <= MAX_NAMED_CLASSES:
         _write_counts(matrix, counts, shares, cell, font)
-        upper, left = _names(names, cell, font)
+        upper, left = _name_margins(names, cell, font)
     else:
-        upper, left = _ticks(classes, cell, font)
+        upper, left = _index_margins(classes, cell, font)
     framed: Tensor = pil_to_tensor(_framed(matrix, upper, left, font))
     return framed
 
 
-def heat(image: Tensor, map: Tensor) -> Tensor:
-    """Show an image, and beside it where a map (gh, gw) of what is not negative is high, relative to its own maximum.
+def draw_heat_map(image: Tensor, map: Tensor) -> Tensor:
+    """Draw an image beside a grey copy of it under the colours of a non-negative map (gh, gw), scaled to its maximum.
 
-    uint8 (3, H, W) -> uint8 (3, fH, 2 fW + GAP), where f is 1 or, for a small image, the integer that makes its longer
-    side `SMALLEST`. Each cell of the map covers its part of the image, without smoothing: that is all it knows. The
-    image under it is grey, so that all colour is heat.
+    uint8 (3, H, W) -> uint8 (3, fH, 2 fW + SPACING). The integer f enlarges an image until its longer side has at least
+    `MIN_SIDE` pixels. Each cell of the map covers its part of the image, without smoothing.
     """
-    plain = _enlarged(image, math.ceil(SMALLEST / max(image.shape[-2:])))
-    gap = plain.new_full((3, plain.shape[-2], GAP), 255)
-    return torch.cat([plain, gap, _overlaid(plain, map)], dim=-1)
+    enlarged = _enlarged(image, math.ceil(MIN_SIDE / max(image.shape[-2:])))
+    gap = enlarged.new_full((3, enlarged.shape[-2], SPACING), 255)
+    return torch.cat([enlarged, gap, _overlaid(enlarged, map)], dim=-1)
 
 
-def attention_sheet(image: Tensor, maps: Tensor) -> Tensor:
-    """Show an image uint8 (3, H, W), the mean of the heads' maps (heads, gh, gw) over it, and each head: one picture.
+def draw_attention_sheet(image: Tensor, maps: Tensor) -> Tensor:
+    """Draw an image uint8 (3, H, W), the mean of the heads' maps (heads, gh, gw) over it, and the map of each head.
 
-    Every map is relative to its own maximum. An image whose longer side is over `LARGEST` is made smaller.
+    Each map is scaled to its own maximum, and an image with a side above `MAX_SIDE` is downscaled: uint8 (3, H', W').
     """
     longer = max(image.shape[-2:])
-    if longer > LARGEST:
-        image = resize(image, [max(1, side * LARGEST // longer) for side in image.shape[-2:]], antialias=True)
-    plain = _enlarged(image, math.ceil(SMALLEST / longer))
-    tiles = [labelled(plain, "image", None), labelled(_overlaid(plain, maps.float().mean(0)), "mean of heads", None)]
-    tiles += [labelled(_overlaid(plain, map), f"head {number}", None) for number, map in enumerate(maps)]
+    if longer > MAX_SIDE:
+        image = resize(image, [max(1, side * MAX_SIDE // longer) for side in image.shape[-2:]], antialias=True)
+    image = _enlarged(image, math.ceil(MIN_SIDE / longer))
+    captions = ["mean of heads", *(f"head {number}" for number in range(len(maps)))]
+    maps = torch.cat([maps.float().mean(0, keepdim=True), maps])  # (1 + heads, gh, gw)
+    overlays = [add_caption(_overlaid(image, map), text, None) for text, map in zip(captions, maps, strict=True)]
+    tiles = [add_caption(image, "image", None), *overlays]
     columns = math.ceil(math.sqrt(len(tiles)))
     tiles += [torch.full_like(tiles[0], 255)] * (-len(tiles) % columns)
-    spaced = [pad(tile, (0, GAP, 0, GAP), value=255) for tile in tiles]
+    spaced = [pad(tile, (0, SPACING, 0, SPACING), value=255) for tile in tiles]
     rows = [torch.cat(spaced[i : i + columns], dim=-1) for i in range(0, len(spaced), columns)]
-    return torch.cat(rows, dim=-2)[:, :-GAP, :-GAP]
+    return torch.cat(rows, dim=-2)[:, :-SPACING, :-SPACING]
 
 
-def labelled(image: Tensor, text: str, good: bool | None) -> Tensor:
-    """Write a text under an image, on green, red or, where nothing is known, grey: uint8 (3, H, W) to (3, H', W').
+def add_caption(image: Tensor, text: str, correct: bool | None) -> Tensor:
+    """Write a text under an image, on green if `correct`, red if not, grey if None: uint8 (3, H, W) -> (3, H', W').
 
-    A small image grows by an integer until its longer side is `SMALLEST`; one that is still too narrow for a few words
-    gets white at its sides. A long text is broken into lines.
+    A small image is enlarged by an integer until its longer side has at least `MIN_SIDE` pixels. A narrow image gets
+    white margins, and a long text is broken into lines.
     """
-    enlarged = to_pil_image(_enlarged(image, math.ceil(SMALLEST / max(image.shape[-2:]))))
+    enlarged = to_pil_image(_enlarged(image, math.ceil(MIN_SIDE / max(image.shape[-2:]))))
     font = ImageFont.load_default(size=max(16, max(enlarged.size) // 24))
-    width = max(enlarged.width, SMALLEST // 2)
+    width = max(enlarged.width, MIN_SIDE // 2)
     lines = _lines(text, font, width - 12)
     step = _height(font) + 4
     picture = Image.new("RGB", (width, enlarged.height + step * len(lines) + 8), "white")
     picture.paste(enlarged, ((width - enlarged.width) // 2, 0))
     pen = ImageDraw.Draw(picture)
-    pen.rectangle((0, enlarged.height, width, picture.height), fill=MARKS[good])
+    pen.rectangle((0, enlarged.height, width, picture.height), fill=CAPTION_COLOURS[correct])
     for number, line in enumerate(lines):
         pen.text((6, enlarged.height + 6 + number * step), line, fill="black", font=font)
     pixels: Tensor = pil_to_tensor(picture)
@@ -100,10 +101,10 @@ def _enlarged(image: Tensor, factor: int) -> Tensor:
 
 
 def _overlaid(image: Tensor, map: Tensor) -> Tensor:
-    """The map's colours (gh, gw), stretched over a grey copy of the image uint8 (3, H, W)."""
+    """Colours of a map (gh, gw), stretched over a grey copy of the image uint8 (3, H, W)."""
     map = map.float().cpu().nan_to_num(0, posinf=0).clamp(min=0)
     height, width = image.shape[-2:]
-    rows = torch.arange(height) * map.shape[0] // height  # of the map, for each row of pixels
+    rows = torch.arange(height) * map.shape[0] // height  # row of the map for each row of pixels
     columns = torch.arange(width) * map.shape[1] // width
     colours = ramp(map / map.max().clamp(min=1e-30), HEAT)[:, rows][:, :, columns]  # (3, H, W)
     grey: Tensor = rgb_to_grayscale(image, num_output_channels=3)
@@ -111,7 +112,7 @@ def _overlaid(image: Tensor, map: Tensor) -> Tensor:
 
 
 def _write_counts(matrix: Image.Image, counts: Tensor, shares: Tensor, cell: int, font: Font) -> None:
-    """Fine lines between the cells, and each cell's count unless it is zero: white on dark."""
+    """Draw fine lines between the cells, and each cell's count unless it is zero, white on dark cells."""
     pen = ImageDraw.Draw(matrix)
     for i in range(1, len(counts)):
         pen.line((i * cell, 0, i * cell, matrix.height), fill=(225, 225, 225))
@@ -122,29 +123,29 @@ def _write_counts(matrix: Image.Image, counts: Tensor, shares: Tensor, cell: int
         pen.text(middle, str(int(counts[row, column])), fill=ink, font=font, anchor="mm")
 
 
-def _names(names: Sequence[str], cell: int, font: Font) -> tuple[Image.Image, Image.Image]:
-    """Margins with the classes' names: above the matrix, read upwards, and at its left.
+def _name_margins(names: Sequence[str], cell: int, font: Font) -> tuple[Image.Image, Image.Image]:
+    """Margins with the classes' names, above the matrix (vertical) and to its left.
 
-    A class whose name the font cannot write appears by its index.
+    A class with a name that the font cannot write is shown by its index.
     """
-    written = [_plain(name) for name in names]
+    ascii_names = [_ascii(name) for name in names]
     texts = [
-        _cut(text, font, 180) if text.count("?") == name.count("?") else str(label)
-        for label, (name, text) in enumerate(zip(names, written, strict=True))
+        _shortened(text, font, 180) if text.count("?") == name.count("?") else str(label)
+        for label, (name, text) in enumerate(zip(names, ascii_names, strict=True))
     ]
     side = Image.new("RGB", (max(_width(text, font) for text in texts) + 16, cell * len(texts)), "white")
     pen = ImageDraw.Draw(side)
     for number, text in enumerate(texts):
         pen.text((side.width - 8, number * cell + cell / 2), text, fill="black", font=font, anchor="rm")
-    upper = Image.new("RGB", side.size, "white")  # lies on its side; turned, its last row comes to the right
+    upper = Image.new("RGB", side.size, "white")  # is rotated below, so that its last row becomes the last column
     pen = ImageDraw.Draw(upper)
     for number, text in enumerate(texts):
         pen.text((8, number * cell + cell / 2), text, fill="black", font=font, anchor="lm")
     return upper.transpose(Image.Transpose.ROTATE_90), side
 
 
-def _ticks(classes: int, cell: int, font: Font) -> tuple[Image.Image, Image.Image]:
-    """Margins with the index of every 10th, 20th, 50th ... class."""
+def _index_margins(classes: int, cell: int, font: Font) -> tuple[Image.Image, Image.Image]:
+    """Margins with the index of every 10th, 20th, 50th ... class, above the matrix and to its left."""
     width = _width(str(classes), font) + 16
     steps = (10, 20, 50, 100, 200, 500, 1000)
     step = next((step for step in steps if step * cell >= 3 * width), classes)
@@ -152,17 +153,18 @@ def _ticks(classes: int, cell: int, font: Font) -> tuple[Image.Image, Image.Imag
     upper = Image.new("RGB", (classes * cell, _height(font) + 14), "white")
     at_side, above = ImageDraw.Draw(side), ImageDraw.Draw(upper)
     for label in range(0, classes, step):
-        place = label * cell + cell // 2
-        beside, over = ("rt", "ld") if place < upper.height / 4 else ("rm", "md")  # the corner would cut a 0 in halves
-        at_side.line((width - 6, place, width, place), fill="black")
-        at_side.text((width - 8, place), str(label), fill="black", font=font, anchor=beside)
-        above.line((place, upper.height - 6, place, upper.height), fill="black")
-        above.text((place, upper.height - 8), str(label), fill="black", font=font, anchor=over)
+        centre = label * cell + cell // 2
+        # The first index is aligned at its cell's edge: centred, it would be clipped by the picture's corner.
+        side_anchor, upper_anchor = ("rt", "ld") if centre < upper.height / 4 else ("rm", "md")
+        at_side.line((width - 6, centre, width, centre), fill="black")
+        at_side.text((width - 8, centre), str(label), fill="black", font=font, anchor=side_anchor)
+        above.line((centre, upper.height - 6, centre, upper.height), fill="black")
+        above.text((centre, upper.height - 8), str(label), fill="black", font=font, anchor=upper_anchor)
     return upper, side
 
 
 def _framed(matrix: Image.Image, upper: Image.Image, left: Image.Image, font: Font) -> Image.Image:
-    """The matrix with a thin frame, its margins, the axes' titles, and the key to its shades below."""
+    """The matrix with a thin frame, its margins, the axes' titles, and below it the key to its shades."""
     line = _height(font) + 12
     key = _key(font)
     x, y = line + left.width, line + upper.height  # the matrix's corner
@@ -183,7 +185,7 @@ def _framed(matrix: Image.Image, upper: Image.Image, left: Image.Image, font: Fo
 
 
 def _key(font: Font) -> Image.Image:
-    """What the shades of a confusion matrix mean."""
+    """The key to the shades of a confusion matrix."""
     caption = "share of the true class"
     box, height = _width("100%", font) + 10, _height(font) + 8
     shares = (0.0, 0.01, 0.1, 0.5, 1.0)
@@ -199,25 +201,25 @@ def _key(font: Font) -> Image.Image:
 
 
 def _lines(text: str, font: Font, width: int) -> list[str]:
-    """The text's words in lines that fit into `width` pixels; a word that does not fit alone is cut."""
+    """The text in lines of at most `width` pixels; a longer word is shortened."""
     lines: list[str] = []
-    for word in _plain(text).split():
-        longer = f"{lines[-1]} {word}" if lines else word
-        if lines and _width(longer, font) <= width:
-            lines[-1] = longer
+    for word in _ascii(text).split():
+        extended = f"{lines[-1]} {word}" if lines else word
+        if lines and _width(extended, font) <= width:
+            lines[-1] = extended
         else:
-            lines.append(_cut(word, font, width))
+            lines.append(_shortened(word, font, width))
     return lines or [""]
 
 
-def _plain(text: str) -> str:
-    """The text in one line of ASCII, which Pillow's own font can write: accents dropped, all else a question mark."""
+def _ascii(text: str) -> str:
+    """The text in one line of ASCII for Pillow's own font, without accents, other characters as question marks."""
     letters = unicodedata.normalize("NFKD", " ".join(text.split()))
     return "".join(c for c in letters if not unicodedata.combining(c)).encode("ascii", "replace").decode()
 
 
-def _cut(text: str, font: Font, width: int) -> str:
-    """The text, with an ellipsis for its end where it is wider than `width` pixels."""
+def _shortened(text: str, font: Font, width: int) -> str:
+    """The text, with its end replaced by an ellipsis where it is wider than `width` pixels."""
     if _width(text, font) <= width:
         return text
     return next((f"{text[:n]}…" for n in range(len(text), 0, -1) if _width(f"{text[:n]}…", font) <= width), "…")
@@ -228,5 +230,5 @@ def _width(text: str, font: Font) -> int:
 
 
 def _height(font: Font) -> int:
-    """Of a line with capitals and descenders."""
+    """Height of a line with capitals and descenders."""
     return math.ceil(font.getbbox("Ag")[3])

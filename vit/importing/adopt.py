@@ -1,19 +1,20 @@
-"""ViT files of other programs in our names: torchvision, timm (with DeiT, MAE and DINOv2), transformers, Google's .npz.
+"""Import of ViT files of torchvision, timm (with DeiT, MAE and DINOv2), transformers and Google (.npz).
 
-Every tensor keeps its meaning; what is written otherwise elsewhere is brought to our form without a change of the
-function. Three matrices for queries, keys and values become one, and a missing bias of theirs becomes zeros; position
-rows of registers are added to the registers; a class token that nothing but attention reads, since the mean of the
-patches is pooled (MAE's fine-tuned files: `fc_norm`), becomes a register.
+Tensors get this project's names and shapes, and the function that they compute is unchanged. The matrices of queries,
+keys and values are joined, and their missing biases become zeros. Positions of registers are added to the registers. A
+class token beside mean pooling, which only attention reads (MAE's fine-tuned files: `fc_norm`), becomes a register.
 
-Differs: what a file does not say must stand in the config, and differs between the programs.
-- Google's models approximate GELU by tanh (`model.blocks.activation=gelu_tanh`) and see images scaled to [-1, 1], mean
-  and std 0.5 (as do most of timm's and transformers' copies of them, with exact GELU); torchvision, DeiT and DINOv2
-  normalise by ImageNet's statistics.
-- transformers' default config divides with eps 1e-12 in its norms, all others with 1e-6 (`model.blocks.norm_eps`).
-- The number of heads. 64 channels to a head are usual, but not in H/14 (80) or in test models.
-- Class token or mean (`model.pooling`), where a file has a class token and a norm; norms after the sub-layers (timm's
-  `rpn` models) have the names of norms before them. `scripts/verify_import.py` compares the logits.
-- The grid of positions: files hold a number of rows and not the grid's sides, so it is taken as square.
+Differs: options that a file does not contain must be set in the config, and differ between the programs.
+- Google's models approximate GELU by tanh (`model.blocks.activation=gelu_tanh`) and take images scaled to [-1, 1], with
+  mean and std 0.5. So do most copies of them in timm and transformers, but with exact GELU. torchvision, DeiT and
+  DINOv2 normalise by ImageNet's statistics.
+- transformers' default config has eps 1e-12 in its norms, all others have 1e-6 (`model.blocks.norm_eps`).
+- The number of heads: usually 64 channels to a head, but not in H/14 (80) or in test models.
+- Pooling by class token or mean (`model.pooling`), where a file has a class token and a norm.
+- Post-norm: norms after the sub-layers (timm's `rpn` models) have the names of norms before them.
+- The grid of positions: files hold a number of rows and not the grid's sides, so the grid is assumed to be square.
+
+`scripts/verify_import.py` compares the logits of an imported model with those of the other program.
 """
 
 import math
@@ -31,12 +32,15 @@ from vit.importing import google
 from vit.importing.layouts import LAYOUTS, LEFT_OUT
 
 GOOGLE = "google"
-SIGNS = (*((rf"^{layout.sign}", name) for name, layout in LAYOUTS.items()), (r"(^|/)embedding/kernel$", GOOGLE))
+LAYOUT_PATTERNS = (
+    *((rf"^{layout.pattern}", name) for name, layout in LAYOUTS.items()),
+    (r"(^|/)embedding/kernel$", GOOGLE),
+)
 
-# Where training programs put the weights; the first that holds any is taken, and the others are listed.
+# Keys under which training programs store weights. The first that holds any is used, and the others are left out.
 WRAPPERS = ("model", "state_dict", "model_ema", "state_dict_ema")
-TAKEN = "a ViT of torchvision, timm, transformers or Google as published"
-IN_EACH_BLOCK = tuple(
+SUPPORTED_FILES = "a ViT of torchvision, timm, transformers or Google as published"
+REQUIRED_IN_EACH_BLOCK = tuple(
     f"{part}.{leaf}"
     for part in (
         "attention.in_proj",
@@ -48,15 +52,14 @@ IN_EACH_BLOCK = tuple(
     )
     for leaf in ("weight", "bias")
 )
-# Each of these is in all blocks, or in none.
-IN_ALL_OR_NONE = (
+IN_ALL_BLOCKS_OR_NONE = (
     tuple(f"attention.{part}.{leaf}" for part in ("q_norm", "k_norm") for leaf in ("weight", "bias")),
     ("residuals.0.scale", "residuals.1.scale"),
 )
-GATED = "a ViT with gated feed-forwards (SwiGLU)"
+GATED_VIT = "a ViT with gated feed-forwards (SwiGLU)"
 
-# Patterns of names that tell what a file is instead; the first that matches decides.
-OTHERS = (
+# Patterns of tensor names, and the unsupported model that each identifies; the first that matches decides.
+UNSUPPORTED_PATTERNS = (
     (r"dist_token|distillation_token", "a distilled DeiT, with a token and a head of its own for the teacher"),
     (r"sampling_offsets|query_embed|query_position_embeddings|^queries\.|class_labels_classifier", "a DETR"),
     (r"^(backbone\.body|rpn|roi_heads)\.", "a detector of torchvision"),
@@ -66,7 +69,7 @@ OTHERS = (
     (r"relative_position_bias|rel_pos|attn\.[qv]_bias$", "a BEiT or another ViT with relative positions"),
     (r"attn_pool\.|MAPHead_\d/|(^|[./])probe$", "a ViT that pools by attention (MAP, as SigLIP)"),
     (r"norm_pre\.|ln_pre\.|pre_layrnorm|^visual\.|^vision_model\.", "a CLIP, with a norm before its blocks"),
-    (r"mlp\.(w12|w1|w2|w3|fc1_g|gate_proj|weights_in)\.", GATED),
+    (r"mlp\.(w12|w1|w2|w3|fc1_g|gate_proj|weights_in)\.", GATED_VIT),
     (r"pixel_embed|inner_attn|attn_in\.", "a TNT"),
     (r"^layer4\.0\.|^stages\.\d|^resnet[./]|(^|/)root_block/|^stage\d|^block4/unit", "a ResNet"),
     (r"MixerBlock|mlp_tokens", "an MLP-Mixer"),
@@ -77,48 +80,53 @@ OTHERS = (
 
 
 def adopt(content: dict[str, Any], classes: list[str] | None, image_size: tuple[int, int] | None = None) -> Adopted:
-    """A foreign file's weights in our names, and its classes: `classes` if there are as many, else "class 0" and so on.
+    """Import a file's weights, and its classes: `classes` if the head has as many, else "class 0", "class 1", ...
 
-    Takes bare weights and those under "model", "state_dict" or "model_ema". A file without a head gives none, and names
-    no classes but `classes`. `image_size` (H, W) is for the files that have fixed positions and do not hold them
-    (big_vision's), which are then made for it. Raises UserError for any other file, saying what it is.
+    Weights are bare or under one of the keys `WRAPPERS`. A file without a head gives weights without a head, and
+    `classes` or no classes. `image_size` (H, W) in pixels is that of the fixed positions that big_vision's files omit.
+    Raises UserError for an unsupported file, naming what it is.
     """
     tensors, left_out = unwrap(content)
     layout = recognise(tensors)
-    raised = floats(tensors)  # so that the sums below lose nothing
-    parts = google.parts(raised) if layout == GOOGLE else rename(raised, LAYOUTS[layout].names.to_ours, LEFT_OUT)
+    raised = floats(tensors)  # before positions are added to tokens, which half types would round
+    parts = (
+        google.rename_tensors(raised) if layout == GOOGLE else rename(raised, LAYOUTS[layout].names.to_ours, LEFT_OUT)
+    )
     if parts.unknown:
         name = parts.unknown[0]
-        raise UserError(_refusal(tensors, f"it has {name} {tuple(tensors[name].shape)}, which a plain ViT has not"))
+        raise UserError(_refusal(tensors, f"it has {name} {tuple(tensors[name].shape)}, which a plain ViT lacks"))
     joined = projections.join(parts.tensors, zero_biases=True)
     if layout == GOOGLE and image_size and "positions" not in joined and "patches.weight" in joined:
         side = joined["patches.weight"].shape[-1]
-        joined["positions.grid"] = google.sines(image_size[0] // side, image_size[1] // side, _width(joined))
+        joined["positions.grid"] = google.sine_positions(image_size[0] // side, image_size[1] // side, _width(joined))
     missing = _missing(joined)
     if missing:
         raise UserError(_refusal(tensors, f"it has {missing}"))
     first, second = (joined[f"encoder.blocks.0.feed_forward.{part}.weight"] for part in ("expand", "contract"))
-    if len(first) != second.shape[1]:  # two maps packed in one, under a plain one's name
+    if len(first) != second.shape[1]:  # a gate packed into the first map, under the name of a plain map
         reason = f"its feed-forwards expand to {len(first)} channels and contract from {second.shape[1]}"
-        raise UserError(_refusal(tensors, reason, GATED))
-    weights = _placed(joined)
-    useless = _useless(weights, layout)
-    weights = {name: tensor for name, tensor in weights.items() if name not in useless}
-    left_out += parts.left_out + [parts.sources[name] for name in useless]
-    return Adopted(weights, {"classes": _named(weights, classes)}, left_out)
+        raise UserError(_refusal(tensors, reason, GATED_VIT))
+    weights = _with_our_shapes(joined)
+    unused = _unused_tensors(weights, layout)
+    weights = {name: tensor for name, tensor in weights.items() if name not in unused}
+    left_out += parts.left_out + [parts.sources[name] for name in unused]
+    return Adopted(weights, {"classes": _class_names(weights, classes)}, left_out)
 
 
 def recognise(tensors: dict[str, Any]) -> str:
-    """The layout of a file's weights (see `unwrap`): torchvision, timm, transformers or google."""
-    layout = identify_format(tensors, SIGNS)
+    """The layout of a file's unwrapped tensors: torchvision, timm, transformers or google.
+
+    Raises UserError for any other layout.
+    """
+    layout = identify_format(tensors, LAYOUT_PATTERNS)
     if layout:
         return layout
     raise UserError(_refusal(tensors, f"it has {next(iter(tensors))}, and no patches in any of their layouts"))
 
 
 def unwrap(content: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """A file's weights under their plain names, and what was beside them; see common.weights.unwrapping."""
-    return unwrapping.unwrap(content, WRAPPERS, TAKEN)
+    """A file's tensors under their plain names, and the names of its other content; see common.weights.unwrapping."""
+    return unwrapping.unwrap(content, WRAPPERS, SUPPORTED_FILES)
 
 
 def _width(parts: dict[str, Tensor]) -> int:
@@ -126,35 +134,35 @@ def _width(parts: dict[str, Tensor]) -> int:
 
 
 def _missing(parts: dict[str, Tensor]) -> str | None:
-    """The first thing that a whole ViT has and these have not."""
+    """A description of the first tensor that a complete ViT needs and `parts` lacks; None when none is missing."""
     numbers = [int(name.split(".")[2]) for name in parts if name.startswith("encoder.blocks.")]
     blocks = [f"encoder.blocks.{i}." for i in range(max(numbers, default=0) + 1)]
-    inside = [*IN_EACH_BLOCK]
-    for group in IN_ALL_OR_NONE:
+    in_block = [*REQUIRED_IN_EACH_BLOCK]
+    for group in IN_ALL_BLOCKS_OR_NONE:
         if any(name.endswith(group) for name in parts):
-            inside += group
+            in_block += group
     norm = "pooled_norm" if "pooled_norm.weight" in parts else "encoder.norm"
     required = ["patches.weight", "patches.bias"]
-    required += [f"{block}{name}" for block in blocks for name in inside] + [f"{norm}.weight", f"{norm}.bias"]
+    required += [f"{block}{name}" for block in blocks for name in in_block] + [f"{norm}.weight", f"{norm}.bias"]
     if not {"positions", "positions.grid"} & parts.keys():
         return "no learned positions"
     return next((f"nothing for {name}" for name in required if name not in parts), None)
 
 
-def _placed(parts: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tokens and positions in our shapes: (C,) the class token, (R, C) registers, (h, w, C) the grid."""
+def _with_our_shapes(parts: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tokens and positions in this project's shapes: class token (C,), registers (R, C), positions (h, w, C)."""
     weights = dict(parts)
     token = weights.pop("class_token").flatten() if "class_token" in weights else None  # (1, 1, C) -> (C,)
     registers = weights.pop("registers", torch.empty(0)).reshape(-1, _width(parts))  # (1, R, C) -> (R, C)
     if "positions" in weights:
         rows = weights.pop("positions").flatten(0, -2)  # (1, N, C) -> (N, C)
-        before, side = _square(len(rows), token is not None, len(registers))
+        before, side = _square_grid(len(rows), token is not None, len(registers))
         weights["positions.grid"] = rows[before:].reshape(side, side, -1)  # (hw, C) -> (h, w, C)
         if token is not None and before:
             weights["positions.token"] = rows[0]
         if len(registers) and before == (token is not None) + len(registers):
             registers = registers + rows[before - len(registers) : before]
-    if token is not None and "pooled_norm.weight" in weights:  # the mean of the patches leaves the class token out
+    if token is not None and "pooled_norm.weight" in weights:  # mean pooling, which omits the class token
         token = token + weights.pop("positions.token", torch.zeros(()))
         registers, token = torch.cat([token[None], registers]), None
     if token is not None:
@@ -164,10 +172,11 @@ def _placed(parts: dict[str, Tensor]) -> dict[str, Tensor]:
     return weights
 
 
-def _square(rows: int, token: bool, registers: int) -> tuple[int, int]:
-    """How many of a table's rows belong to the tokens before the patches, and the side of the square that is left.
+def _square_grid(rows: int, token: bool, registers: int) -> tuple[int, int]:
+    """The number of a position table's rows for tokens before the patches, and the side of the grid of patches.
 
-    None of them have a row, the class token has one, or all have; the first two cannot both leave a square.
+    Either no such token has a row, or only the class token has one, or all have one. Raises UserError unless exactly
+    one of these numbers leaves a square grid.
     """
     sides = {before: math.isqrt(rows - before) for before in (0, int(token), token + registers) if rows > before}
     grids = {before: side for before, side in sides.items() if side * side == rows - before}
@@ -176,16 +185,17 @@ def _square(rows: int, token: bool, registers: int) -> tuple[int, int]:
     tokens = f"{'a class token' if token else 'no class token'} and {registers} registers"
     problem = "do not leave a square grid" if not grids else "leave more than one square grid"
     raise UserError(
-        f"The checkpoint has {rows} positions and {tokens}, which {problem}; files of other programs do not say their "
-        "grid, so only square ones can be imported: bring the positions to a square grid there before you save."
+        f"The checkpoint has {rows} positions and {tokens}, which {problem}; files of other programs do not store the "
+        "shape of their grid, so only square ones can be imported: resample the positions to a square grid there "
+        "before saving."
     )
 
 
-def _useless(weights: dict[str, Tensor], layout: str) -> list[str]:
-    """Tensors that have a name of ours and no part in our function.
+def _unused_tensors(weights: dict[str, Tensor], layout: str) -> list[str]:
+    """Names of tensors that have a name in this project but take no part in its model's function.
 
-    Beside a classifier, transformers' pooler is not used. A head on something else than the summary that we pool (such
-    as DINOv2's, on the class token and the mean side by side) has another width.
+    A classifier of transformers does not use the pooler. A head with another width than the pooled features (such as
+    DINOv2's, on the concatenated class token and mean) does not fit.
     """
     names = []
     if layout == "transformers" and "head.weight" in weights:
@@ -197,7 +207,7 @@ def _useless(weights: dict[str, Tensor], layout: str) -> list[str]:
     return names
 
 
-def _named(weights: dict[str, Tensor], classes: list[str] | None) -> list[str]:
+def _class_names(weights: dict[str, Tensor], classes: list[str] | None) -> list[str]:
     if "head.weight" not in weights:
         return [*classes] if classes else []
     count = len(weights["head.weight"])
@@ -205,5 +215,6 @@ def _named(weights: dict[str, Tensor], classes: list[str] | None) -> list[str]:
 
 
 def _refusal(tensors: dict[str, Any], reason: str, what: str | None = None) -> str:
-    what = what or identify_format(tensors, OTHERS) or "something else"
-    return f"The checkpoint is {what} and not a plain ViT ({reason}); give {TAKEN}, or a file that this program wrote."
+    what = what or identify_format(tensors, UNSUPPORTED_PATTERNS) or "something else"
+    supported = f"{SUPPORTED_FILES}, or a file that this program wrote"
+    return f"The checkpoint is {what} and not a plain ViT ({reason}); give {supported}."

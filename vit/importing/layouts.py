@@ -1,8 +1,8 @@
-"""The names that torchvision, timm and transformers give to the tensors of a ViT, and ours for them.
+"""Names of a ViT's tensors in torchvision, timm and transformers, and this project's names for them.
 
-Recorded from the programs' own models: torchvision 0.29; timm 1.0.31, with the names of DeiT III's and DINOv2's
-authors, which grew from it; transformers 5.23, whose models changed names with version 5 while published files did not.
-Ours are those of a classifier's parts, with all positions in one table and, for transformers, q, k and v apart.
+Recorded from models of torchvision 0.29, timm 1.0.31 and transformers 5.23. The files of DeiT III's and DINOv2's
+authors have variants of timm's names. Version 5 of transformers changed names in its models, but not in published
+files. On our side all positions are one table and, for transformers, q, k and v are separate.
 """
 
 from typing import NamedTuple
@@ -11,16 +11,16 @@ from common.weights.renaming import Table, with_prefixes
 
 
 class Layout(NamedTuple):
-    """One program's names."""
+    """The names of one program's tensors."""
 
-    sign: str  # a regular expression of how the name of the patches' matrix begins, which no other layout has
+    pattern: str  # regular expression of the beginning of the patch embedding's name, unique to this layout
     names: Table
 
 
 BLOCK = "encoder.blocks.{i}."
 LAYOUTS = {
     "torchvision": Layout(
-        sign=r"conv_proj\.",
+        pattern=r"conv_proj\.",
         names=Table(
             ("conv_proj.", "patches."),
             ("class_token", "class_token"),
@@ -43,7 +43,7 @@ LAYOUTS = {
         ),
     ),
     "timm": Layout(
-        sign=r"patch_embed\.proj\.",
+        pattern=r"patch_embed\.proj\.",
         names=Table(
             ("patch_embed.proj.", "patches."),
             ("cls_token", "class_token"),
@@ -54,7 +54,7 @@ LAYOUTS = {
             ("pre_logits.fc.", "representation."),
             ("head.", "head."),
             *with_prefixes(
-                "blocks.{|*.}{i}.",  # DINOv2's large files count chunks of blocks, too
+                "blocks.{|*.}{i}.",  # DINOv2's large files also number chunks of blocks
                 BLOCK,
                 (
                     ("norm1.", "residuals.0.norm."),
@@ -72,7 +72,7 @@ LAYOUTS = {
         ),
     ),
     "transformers": Layout(
-        sign=r"(?:\w+\.)?embeddings\.patch_embeddings\.",
+        pattern=r"(?:\w+\.)?embeddings\.patch_embeddings\.",
         names=Table(
             ("classifier.", "head."),
             *with_prefixes(
@@ -84,7 +84,7 @@ LAYOUTS = {
                     ("embeddings.register_tokens", "registers"),
                     ("embeddings.position_embeddings", "positions"),
                     ("layernorm.", "encoder.norm."),
-                    ("pooler.dense.", "representation."),  # with tanh, on the class token: Google's pre_logits
+                    ("pooler.dense.", "representation."),  # with tanh, on the class token: pre_logits in Google's files
                 ),
             ),
             *with_prefixes(
@@ -107,5 +107,5 @@ LAYOUTS = {
     ),
 }
 
-# Not a classifier's weights: counters, what masked training puts in place of a patch, and heads of other kinds.
+# Tensors that a classifier does not use: counters, mask tokens of masked training, and other kinds of heads.
 LEFT_OUT = r"n_averaged|(\w+\.)?(embeddings\.)?mask_token|(head|heads|linear_head|dino_head|ibot_head)\..*"

@@ -1,4 +1,4 @@
-"""ViT: a Transformer encoder over the patches of an image, and a linear map from its summary to classes.
+"""ViT: a Transformer encoder over the patches of an image, and a linear head on its pooled output.
 
 Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words", arXiv 2010.11929, section 3.1 and figure 1.
 """
@@ -22,15 +22,15 @@ from common.types import Count, Fraction, Positive, PositiveFloat
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
-    "gelu_tanh": partial(nn.GELU, approximate="tanh"),  # the authors' JAX code, and so Google's weights
+    "gelu_tanh": partial(nn.GELU, approximate="tanh"),  # in the authors' JAX code and Google's published models
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class PositionOptions:
-    """Learned positions.
+    """Options of the learned positions.
 
-    resample: the convention by which they are brought to another grid; see common/nn/positions.py.
+    resample: convention of resampling to another grid; see common/nn/positions.py.
     on_token: whether the class token has a position of its own (not in DeiT III).
     """
 
@@ -40,26 +40,26 @@ class PositionOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class VitBlockOptions:
-    """What varies between published encoders: see common.nn.blocks.BlockOptions for each."""
+    """The options in which published encoders differ; see common.nn.blocks.BlockOptions."""
 
     dropout: Fraction
     attention_dropout: Fraction
     drop_path: Fraction  # of the last block; grows linearly from the first
-    layer_scale: PositiveFloat | None  # first value; None = no layer scale
+    layer_scale: PositiveFloat | None  # initial value; None = no layer scale
     qk_norm: bool
     norm_eps: PositiveFloat
     activation: Literal["gelu", "gelu_tanh"]
 
 
 class Classifier(nn.Module):
-    """Patches, a pre-norm encoder, and a head on the class token or on the mean of the patches.
+    """A patch embedding, a pre-norm encoder, and a head on the class token or on the mean of the patches.
 
-    Differs: GELU is exact unless `blocks.activation` says otherwise (the authors' code approximates by tanh), and the
-    first values are those of the authors' code (the paper gives none).
+    Differs: GELU is exact unless `blocks.activation` is "gelu_tanh" (the authors' code approximates by tanh), and the
+    initial values are those of the authors' code (the paper gives none).
     """
 
-    decided_by_data = ("head",)  # means nothing for other classes, even as many
-    undecayed = ("positions", "registers")  # tables, and no weights of a product
+    decided_by_data = ("head",)  # meaningless for other classes, even when there are as many
+    undecayed = ("positions", "registers")  # tables of vectors, not matrices
 
     def __init__(
         self,
@@ -79,23 +79,25 @@ class Classifier(nn.Module):
         representation: Positive | None,
         blocks: VitBlockOptions,
     ):
-        """Build it.
+        """Build the classifier; `classes`, `channels` and `image_size` are decided by the data.
 
         Args:
-            classes: K, decided by the data, as are the next two.
+            classes: number of classes K.
             channels: 1 or 3.
-            image_size: (H, W) that the positions are made for; any other is served by resampling.
-            patch_size: side of a square in pixels.
-            embedding: how squares become tokens: convolution or multiply, see common/nn/patches.py.
+            image_size: (H, W) of the grid of positions, in pixels; for other sizes positions are resampled.
+            patch_size: side of a patch in pixels.
+            embedding: how patches become tokens: convolution or multiply, see common/nn/patches.py.
             width: C.
-            heads: of each attention.
+            heads: heads of each attention.
             layers: number of encoder blocks.
             feedforward: hidden width of each feed-forward (the paper's MLP size).
-            pooling: what the head sees: the class token, the mean of the normed patches, or the norm of their mean.
-            registers: tokens without a place that the encoder may write to (Darcet et al. 2024, arXiv 2309.16588).
+            pooling: the head's input: the class token, the mean of the normalised patches, or the norm of their mean.
+            registers: number of extra tokens without a position (Darcet et al. 2024, arXiv 2309.16588).
             positions: see PositionOptions.
             representation: width of the hidden layer with tanh before the head (section 3.1, in pre-training), or None.
             blocks: see VitBlockOptions.
+
+        Raises UserError when `width` is not divisible by `heads`, or the image cannot be divided into patches.
         """
         super().__init__()
         if width % heads:
@@ -133,13 +135,13 @@ class Classifier(nn.Module):
         x = self.features(images)
         if self.representation is not None:
             x = self.representation(x).tanh()
-        # The head stays out of half precision: with 8 bits the two best classes are often equal.
+        # The head is not computed in half precision: with 8 bits the two best classes are often equal.
         with full_precision(images.device):
             logits: Tensor = self.head(x.to(images.dtype))
         return logits
 
     def features(self, images: Tensor) -> Tensor:
-        """What the head sees: (B, channels, H, W) -> (B, C)."""
+        """The pooled output of the encoder: (B, channels, H, W) -> (B, C)."""
         x: Tensor = self.encoder(self.embed(images))  # (B, N, C)
         x = x[:, 0] if self.pooling == "token" else x[:, self.before_patches :].mean(dim=1)  # (B, N, C) -> (B, C)
         x = self.pooled_norm(x)
@@ -159,11 +161,11 @@ class Classifier(nn.Module):
 
     @property
     def before_patches(self) -> int:
-        """Number of tokens that come before the patches."""
+        """Number of tokens before the patches."""
         return (self.class_token is not None) + (0 if self.registers is None else len(self.registers))
 
     def adapt(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A checkpoint's weights with its positions resampled to this model's grid of patches."""
+        """A checkpoint's tensors with the positions resampled to this model's grid of patches."""
         table = tensors.get("positions.grid")
         if table is None or table.ndim != 3:
             return tensors
@@ -171,23 +173,23 @@ class Classifier(nn.Module):
         return {**tensors, "positions.grid": resample(table, (height, width), self.positions.resampling)}
 
     def layers(self) -> list[tuple[str, ...]]:
-        """First words of the parameters' names from input to output, for rates that decay by layer.
+        """Prefixes of the parameters' names, layer by layer from input to output, for learning rates by layer.
 
-        Bao et al. 2022 (BEiT, arXiv 2106.08254, appendix): the embeddings are the lowest layer, and the head, with the
-        norm before it, the highest.
+        As in BEiT (Bao et al. 2022, arXiv 2106.08254, appendix), the embeddings are the lowest layer, and the head with
+        the norm before it is the highest.
         """
         stem = ("patches", "class_token", "registers", "positions")
         blocks = [(f"encoder.blocks.{i}",) for i in range(self.depth)]
         return [stem, *blocks, ("encoder.norm", "pooled_norm", "representation", "head")]
 
     def _initialise(self) -> None:
-        """The first values of the authors' code (google-research/vision_transformer)."""
+        """Initialise parameters as the authors' code does (google-research/vision_transformer)."""
         for table in (self.positions.grid, self.positions.token, self.registers):
             if table is not None:
                 nn.init.normal_(table, std=0.02)
         for name, parameter in self.encoder.named_parameters():
             if name.endswith("in_proj.weight"):
-                for matrix in parameter.chunk(3):  # Xavier's bound for each of q, k and v, not for all three in one
+                for matrix in parameter.chunk(3):  # Xavier's bound is that of q, k and v each, not of the joint matrix
                     nn.init.xavier_uniform_(matrix)
             elif "feed_forward" in name and name.endswith("bias"):
                 nn.init.normal_(parameter, std=1e-6)

@@ -1,4 +1,4 @@
-"""Image classification as the trainer and the evaluator see it: cross-entropy, class names, accuracy."""
+"""The task of image classification: its loss, class names, answers and accuracy."""
 
 import json
 from collections.abc import Iterator
@@ -20,23 +20,21 @@ from vit.criterion.cross_entropy import LossOptions
 from vit.data.protocol import ImageData
 from vit.evaluation import attention_maps, pictures
 from vit.evaluation.accuracy import ClassificationMetric, check_labels
-from vit.evaluation.neighbours import Bank
+from vit.evaluation.neighbours import NeighbourClassifier
 from vit.importing import adopt as importing
 
-FROM_SCRATCH = (
-    100_000  # images of photographs' size; the paper's figure 4 needs millions, its successors ImageNet's 1.3
-)
-PHOTOGRAPH = 96  # pixels; smaller images are sets that small models learn from scratch
+MIN_IMAGES_FROM_SCRATCH = 100_000  # photographs; the ViT of figure 4 needs millions, later recipes ImageNet's 1.3
+MIN_PHOTOGRAPH_SIDE = 96  # pixels; small models learn sets of smaller images from scratch
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictOptions:
-    """What prediction gives beside the class.
+    """Options of prediction.
 
-    top: how many classes are listed.
-    attention: which pictures of attention are made: "none", "maps" (one layer, each head) or "rollout" (up to a layer).
-    layer: of the pictures, from 0, or from the end by -1 and so on.
-    neighbours: k, for evaluation also by the k nearest training images in feature space; 0 = not.
+    top: number of listed classes.
+    attention: pictures of attention: "none", "maps" (each head of one layer) or "rollout" (up to a layer).
+    layer: layer of the pictures, from 0; negative numbers count from the last layer, -1.
+    neighbours: k of the additional classification by the k nearest training images in feature space; 0 = none.
     """
 
     top: Positive
@@ -46,7 +44,7 @@ class PredictOptions:
 
 
 class Classification:
-    """One class for each image. `data` may stay unopened for prediction alone."""
+    """Classification of images, with one class for each. Prediction from a checkpoint opens no file of `data`."""
 
     goal = Goal("top1", higher_is_better=True)
     handed_on: ClassVar[tuple[str, ...]] = ("classes", "channels", "image_size")
@@ -54,7 +52,7 @@ class Classification:
     def __init__(self, *, data: ImageData, loss: LossOptions, predict: PredictOptions):
         self.data, self.loss_options, self.options = data, loss, predict
         self._classes: list[str] | None = None
-        self._bank: Bank | None = None
+        self._neighbours: NeighbourClassifier | None = None
 
     @property
     def classes(self) -> list[str]:
@@ -64,7 +62,7 @@ class Classification:
         return self._classes
 
     def model_arguments(self) -> dict[str, Any]:
-        """Number of classes, and the images' channels and (height, width)."""
+        """The number of classes, and the images' channels and (height, width)."""
         return {
             "classes": len(self.classes),
             "channels": self.data.channels,
@@ -76,24 +74,30 @@ class Classification:
         return {"classes": self.classes}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take the classes from a checkpoint; raises UserError when it has none, as an imported file without a head."""
+        """Restore the classes of a checkpoint; raises UserError when it has none (an imported file without a head)."""
         self._classes = list(state["classes"])
         if not self._classes:
             raise UserError(
-                "The checkpoint has no head and so knows no classes; train one on images of yours from it first "
-                "(train.py checkpoint=FILE)."
+                "The checkpoint has no head and no classes; first train a head on your images from it (train.py "
+                "checkpoint=FILE)."
             )
 
     def adopt(self, tensors: dict[str, Any], folder: Path | None = None) -> Adopted:
-        """Files of Google, torchvision, timm and transformers; as many classes as ours are taken to be ours."""
+        """Import a file of Google, torchvision, timm or transformers; see vit/importing/adopt.py.
+
+        A head of as many classes as the task's is taken to have the task's classes.
+        """
         height, width = self.data.image_size
         return importing.adopt(tensors, self._classes, (height, width))
 
     def normalisers(self, batch: Batch) -> dict[str, float]:
-        """Number of images; raises UserError for a label that is no class, at which a GPU would fail without a name."""
+        """The number of images.
+
+        Raises UserError for a label that is no class: on a GPU the loss would fail without naming the sample.
+        """
         check_labels(batch["ids"], batch["labels"], len(self.classes))
         if "other_labels" in batch:
-            check_labels(batch["ids"], batch["other_labels"], len(self.classes), "the one to mix with sample")
+            check_labels(batch["ids"], batch["other_labels"], len(self.classes), "the partner of sample")
         return {"images": float(len(batch["labels"]))}
 
     def sizes(self, batch: Batch) -> dict[str, float]:
@@ -101,16 +105,16 @@ class Classification:
         return self.normalisers(batch)
 
     def loss(self, model: nn.Module, batch: Batch, normalisers: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean cross-entropy of the step's images; see vit/criterion/cross_entropy.py."""
+        """The batch's part of the step's mean cross-entropy; see vit/criterion/cross_entropy.py."""
         logits = self._forward(model, batch)
-        labels = (batch["labels"], batch.get("other_labels"), batch.get("shares"))
-        return loss.cross_entropy(self.loss_options, logits, *labels) / normalisers["images"], {}
+        targets = (batch["labels"], batch.get("other_labels"), batch.get("shares"))
+        return loss.cross_entropy(self.loss_options, logits, *targets) / normalisers["images"], {}
 
     @torch.no_grad()
     def predict(self, model: nn.Module, batch: Batch) -> list[Answer]:
-        """One answer per image: log_probabilities (K,), label, name and probability of the likeliest class.
+        """One answer per image: log_probabilities (K,), and label, name and probability of the most probable class.
 
-        With `attention` also maps (1 or heads, h, w); with `neighbours` also nearest, the class they vote for.
+        With `attention` also maps (1 or heads, h, w); with `neighbours` also nearest, the class by nearest neighbours.
         """
         logits = self._forward(model, batch)
         scores = logits.float().log_softmax(dim=-1).cpu()  # (B, K)
@@ -123,7 +127,7 @@ class Classification:
         if self.options.attention != "none":
             extra["maps"] = self._maps(model, batch)
         if self.options.neighbours:
-            extra["nearest"] = self._nearest(model, batch).tolist()
+            extra["nearest"] = self._nearest_classes(model, batch).tolist()
         return [answer | {key: extra[key][i] for key in extra} for i, answer in enumerate(answers)]
 
     def _forward(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -131,121 +135,119 @@ class Classification:
         return logits
 
     def _images(self, model: nn.Module, batch: Batch) -> Tensor:
-        """What the model sees, in fp32 in any precision: the places that a crop samples do not fit into half types."""
+        """The model's input, computed in fp32 at any precision: half types cannot hold a crop's sampling positions."""
         device = next(model.parameters()).device
         with torch.autocast(device.type, enabled=False):
             images: Tensor = self.data.inputs(batch, device)
         return images
 
     def _maps(self, model: Any, batch: Batch) -> Tensor:
-        """Where the model looked: (B, heads, h, w) in one layer, (B, 1, h, w) for the rollout up to it."""
+        """Attention to each patch: (B, heads, h, w) in one layer, or (B, 1, h, w) for the rollout up to it."""
         if not all(hasattr(model, name) for name in ("patches", "pooling", "before_patches")):
             raise UserError(
-                f"task.predict.attention={self.options.attention}: {type(model).__name__} does not say where its "
-                "patches are (patches, pooling, before_patches); use attention=none."
+                f"task.predict.attention={self.options.attention}: {type(model).__name__} lacks patches, pooling or "
+                "before_patches, by which maps find the patches; use attention=none."
             )
         images = self._images(model, batch)
-        layers = attention_maps.watch(model, images, self.options.layer)
+        attentions = attention_maps.attention_up_to_layer(model, images, self.options.layer)
         grid = model.patches.grid(images.shape[-2], images.shape[-1])
-        where = (model.before_patches, model.pooling == "token", grid)
+        tokens = (model.before_patches, model.pooling == "token", grid)
         if self.options.attention == "rollout":
-            return attention_maps.rollout(layers, *where)[:, None].cpu()
-        return attention_maps.attention_map(layers[-1], *where).cpu()
+            return attention_maps.rollout(attentions, *tokens)[:, None].cpu()
+        return attention_maps.attention_map(attentions[-1], *tokens).cpu()
 
-    def _nearest(self, model: nn.Module, batch: Batch) -> Tensor:
-        """What the nearest training images are, by their features: (B,)."""
-        if self._bank is None:
+    def _nearest_classes(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The class of each image by its nearest training images in feature space: (B,)."""
+        if self._neighbours is None:
             size = self.data.batch_size
-            shares = batching.evaluation(self.data, "train", batch_size=size, rank=0, world=1, workers=0)
-            pairs = [(self._features(model, part), part["labels"]) for part in shares]
+            batches = batching.evaluation(self.data, "train", batch_size=size, rank=0, world=1, workers=0)
+            pairs = [(self._features(model, training), training["labels"]) for training in batches]
             features, labels = (torch.cat(column) for column in zip(*pairs, strict=True))
-            self._bank = Bank(features, labels.to(features.device), len(self.classes))
-        return self._bank.vote(self._features(model, batch), self.options.neighbours)
+            self._neighbours = NeighbourClassifier(features, labels.to(features.device), len(self.classes))
+        return self._neighbours.classify(self._features(model, batch), self.options.neighbours)
 
-    def _features(self, model: nn.Module, batch: Batch) -> Tensor:
-        features = getattr(model, "features", None)
-        if features is None:
+    def _features(self, model: Any, batch: Batch) -> Tensor:
+        if getattr(model, "features", None) is None:
             raise UserError(f"task.predict.neighbours: {type(model).__name__} has no method features(images); use 0.")
-        found: Tensor = features(self._images(model, batch))
-        return found.float()
+        features: Tensor = model.features(self._images(model, batch))
+        return features.float()
 
     def read(self, input: str) -> Iterator[Batch]:
-        """One image file, or a folder of them, as batches of one, resized as in evaluation."""
+        """Read an image file, or the images of a folder, as batches of one image, viewed as in evaluation."""
         for path in list_images(Path(input)):
             yield self.data.collate([self.data.view(read_image(path), path)])
 
     def show(self, batch: Batch, answers: list[Answer], folder: Path) -> Iterator[str]:
-        """Write each image's classes as JSON, and pictures of attention where there are maps; one line each.
+        """Write each image's classes as JSON and, where there are maps, a picture of attention; yield a line each.
 
-        classes is a list of {name, probability}, the likeliest first; nearest is what the neighbours vote for.
+        `classes` is a list of {name, probability}, the most probable first; `nearest` is the class by neighbours.
         """
         for i, (path, answer) in enumerate(zip(batch["files"], answers, strict=True)):
             scores = answer["log_probabilities"]
-            best = scores.argsort(descending=True, stable=True)[: self.options.top].tolist()  # of equals the first
-            found = [{"name": self.classes[k], "probability": round(float(scores[k].exp()), 4)} for k in best]
+            best = scores.argsort(descending=True, stable=True)[: self.options.top].tolist()
+            classes = [{"name": self.classes[k], "probability": round(float(scores[k].exp()), 4)} for k in best]
             folder.mkdir(parents=True, exist_ok=True)
-            target = folder / f"{Path(path).name}.classes.json"  # never a name of the user's own pictures
-            content: dict[str, Any] = {"file": str(path), "classes": found}
-            line = f"{Path(path).name}: " + ", ".join(f"{one['name']} {one['probability']:.3f}" for one in found)
+            target = folder / f"{Path(path).name}.classes.json"  # never the name of a user's picture
+            content: dict[str, Any] = {"file": str(path), "classes": classes}
+            line = f"{Path(path).name}: " + ", ".join(f"{c['name']} {c['probability']:.3f}" for c in classes)
             if "nearest" in answer:
                 content["nearest"] = self.classes[answer["nearest"]] if answer["nearest"] >= 0 else None
                 line += f"; nearest training images: {content['nearest']}"
             target.write_text(json.dumps(content, indent=1))
             if "maps" in answer:
-                image = self.data.thumbnails(batch, i + 1)[i]
-                one = len(answer["maps"]) == 1  # the rollout: there is no head to show beside the mean
-                sheet = (
-                    pictures.heat(image, answer["maps"][0]) if one else pictures.attention_sheet(image, answer["maps"])
-                )
-                write_picture(sheet, folder / f"{Path(path).name}.attention.png")
+                image, maps = self.data.thumbnails(batch, i + 1)[i], answer["maps"]
+                if len(maps) == 1:  # a rollout, or a single head
+                    picture = pictures.draw_heat_map(image, maps[0])
+                else:
+                    picture = pictures.draw_attention_sheet(image, maps)
+                write_picture(picture, folder / f"{Path(path).name}.attention.png")
             yield line
 
     def pictures(self, batch: Batch, answers: list[Answer], count: int) -> Tensor:
-        """uint8 (B, 3, H, W) of the first `count` images with what they were taken for, for the log."""
-        drawn = []
-        for image, label, answer in zip(
-            self.data.thumbnails(batch, count), batch["labels"].tolist(), answers, strict=False
-        ):
+        """The first `count` images with their predicted classes, for the log: uint8 (B, 3, H, W)."""
+        images, labels = self.data.thumbnails(batch, count), batch["labels"].tolist()
+        captioned = []
+        for image, label, answer in zip(images, labels, answers, strict=False):
             text = f"{answer['name']} {answer['probability']:.2f}"
-            drawn.append(pictures.labelled(image, text, None if label < 0 else answer["label"] == label))
-        return pad_and_stack(drawn)
+            captioned.append(pictures.add_caption(image, text, None if label < 0 else answer["label"] == label))
+        return pad_and_stack(captioned)
 
     def metric(self, split: Split) -> ClassificationMetric:
-        """Accuracy, loss and confusions on `split`.
+        """An empty metric of accuracy, loss and confusion matrix for `split`.
 
         Raises UserError when the data's classes are not those that the model has learnt.
         """
-        self._bank = None  # of weights that may have changed since
-        theirs = list(self.data.classes())
-        nameless = all(name == f"class {i}" for i, name in enumerate(self.classes))  # an imported file
-        if theirs != self.classes and not (nameless and len(theirs) == len(self.classes)):
+        self._neighbours = None  # the weights may have changed
+        classes = list(self.data.classes())
+        nameless = all(name == f"class {i}" for i, name in enumerate(self.classes))  # as in an imported file
+        if classes != self.classes and not (nameless and len(classes) == len(self.classes)):
             raise UserError(
-                f"The data have {len(theirs)} classes ({_some(theirs)}), and this model has learnt "
-                f"{len(self.classes)} ({_some(self.classes)}); evaluate it on data of its own classes, or train on "
-                "these data from checkpoint=FILE."
+                f"The data have {len(classes)} classes ({_first_names(classes)}), and this model has learnt "
+                f"{len(self.classes)} ({_first_names(self.classes)}); evaluate it on data of its own classes, or train "
+                "on these data from checkpoint=FILE."
             )
-        return ClassificationMetric(theirs, self.data.count(split))
+        return ClassificationMetric(classes, self.data.count(split))
 
     def advice(self, pretrained: bool) -> list[str]:
-        """What the data call for before the first step."""
+        """A warning when a model without pretrained weights has too few photographs to learn from."""
         count = self.data.count("train")
-        if pretrained or count >= FROM_SCRATCH or max(self.data.image_size) < PHOTOGRAPH:
+        if pretrained or count >= MIN_IMAGES_FROM_SCRATCH or max(self.data.image_size) < MIN_PHOTOGRAPH_SIDE:
             return []
         return [
-            f"the model starts without any weights and there are only {count:,} training images: a ViT learns little "
-            f"from fewer than {FROM_SCRATCH:,} photographs that way; start from checkpoint=FILE (Google's, "
-            "torchvision's, timm's or transformers' weights)."
+            f"the model starts without pretrained weights and there are only {count:,} training images: a ViT learns "
+            f"little from fewer than {MIN_IMAGES_FROM_SCRATCH:,} photographs from scratch; start from checkpoint=FILE "
+            "(weights of Google, torchvision, timm or transformers)."
         ]
 
     def alarms(self, answers: list[Answer]) -> list[str]:
-        """What the newest answers call for: all images taken for one class."""
+        """A warning when all of the newest answers are one class."""
         if len(answers) < 10 or len({answer["label"] for answer in answers}) > 1:
             return []
         return [
-            f'all images are taken for "{answers[0]["name"]}": lower optimizer.lr, give schedule.warmup more steps, or '
-            "start from checkpoint=FILE."
+            f'all images are classified as "{answers[0]["name"]}": lower optimizer.lr, give schedule.warmup more steps, '
+            "or start from checkpoint=FILE."
         ]
 
 
-def _some(names: list[str]) -> str:
+def _first_names(names: list[str]) -> str:
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

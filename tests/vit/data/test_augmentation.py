@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional
 from common.errors import UserError
 from common.machine.seeds import generator
 from vit.data import augmentation, policies
-from vit.data.augmentation import UNIFORMS, Augmentation
+from vit.data.augmentation import UNIFORMS_PER_VIEW, Augmentation
 
 NOTHING: dict[str, Any] = {
     **{"crop": "none", "scale": (0.08, 1.0), "ratio": (0.75, 4 / 3), "padding": 0, "flip": 0.0, "policy": "none"},
@@ -34,25 +34,25 @@ def images(count: int, height: int = 16, width: int = 16, channels: int = 3) -> 
 
 
 def draw(count: int, seed: int = 0) -> np.ndarray:
-    return augmentation.draw(count, generator("uniforms", seed)).numpy()
+    return augmentation.sample_uniforms(count, generator("uniforms", seed)).numpy()
 
 
 # Random numbers.
 
 
 def test_numbers_are_drawn_in_double_precision_for_each_view() -> None:
-    drawn = augmentation.draw(2000, generator(0))
-    assert drawn.shape == (2000, UNIFORMS) and drawn.dtype == torch.float64
+    drawn = augmentation.sample_uniforms(2000, generator(0))
+    assert drawn.shape == (2000, UNIFORMS_PER_VIEW) and drawn.dtype == torch.float64
     assert drawn.min() >= 0 and drawn.max() < 1
     assert stats.kstest(drawn.flatten()[:20000].numpy(), "uniform").pvalue > 0.01
-    assert torch.equal(augmentation.draw(2000, generator(0)), drawn)
+    assert torch.equal(augmentation.sample_uniforms(2000, generator(0)), drawn)
 
 
 def test_no_number_decides_two_things() -> None:
-    used = [*range(UNIFORMS)[augmentation._CROP], augmentation._FLIP, augmentation._ERASE.start - 1]
-    for part in (augmentation._ERASE, augmentation._MIX, augmentation._POLICY):
-        used += range(UNIFORMS)[part]
-    assert sorted(used) == [*range(UNIFORMS)]
+    used = [augmentation._FLIP_UNIFORM, augmentation._ERASES_UNIFORM]
+    for name in ("CROP", "ERASE", "MIX", "POLICY"):
+        used += range(UNIFORMS_PER_VIEW)[getattr(augmentation, f"_{name}_UNIFORMS")]
+    assert sorted(used) == [*range(UNIFORMS_PER_VIEW)]
 
 
 # One image.
@@ -77,7 +77,7 @@ def box_of(numbers: np.ndarray, height: int, width: int, scale: Any, ratio: Any)
 def test_a_view_of_a_crop_is_torchvisions_resized_crop(height: int, width: int, interpolation: Any) -> None:
     (image,) = images(1, height, width)
     chosen = options(crop="resized", scale=(0.2, 0.9))
-    for numbers in augmentation.draw(20, generator(0)):
+    for numbers in augmentation.sample_uniforms(20, generator(0)):
         box = box_of(numbers.numpy(), height, width, chosen.scale, chosen.ratio)
         assert box is not None
         expected = functional.resized_crop(
@@ -92,7 +92,7 @@ def test_a_view_of_a_crop_is_torchvisions_resized_crop(height: int, width: int, 
 def test_boxes_of_a_stack_are_the_recipes() -> None:
     drawn = draw(300)
     for height, width, scale, ratio in ((16, 16, (0.08, 1.0), (0.75, 4 / 3)), (12, 40, (0.3, 1.0), (0.5, 2.0))):
-        found = augmentation._boxes(drawn[:, :22], height, width, scale, ratio)
+        found = augmentation._random_boxes(drawn[:, :22], height, width, scale, ratio)
         for numbers, box in zip(drawn, found, strict=True):
             expected = box_of(numbers, height, width, scale, ratio)
             if expected is not None:
@@ -105,7 +105,7 @@ def test_where_no_box_fits_it_is_the_largest_in_the_middle_as_in_torchvision(
     height: int, width: int, ratio: tuple[float, float]
 ) -> None:
     """All of the area in another shape than the image's never fits, so torchvision's choice is no longer random."""
-    found = augmentation._boxes(draw(1)[:, :22], height, width, (1.0, 1.0), ratio)[0]
+    found = augmentation._random_boxes(draw(1)[:, :22], height, width, (1.0, 1.0), ratio)[0]
     params = v2.RandomResizedCrop(8, scale=(1.0, 1.0), ratio=ratio).make_params([torch.zeros(3, height, width)])
     expected = [params[key] for key in ("top", "left", "height", "width")]
     np.testing.assert_allclose(found, expected, rtol=0, atol=1)  # torchvision's are whole pixels
@@ -117,7 +117,7 @@ def test_where_no_box_fits_it_is_the_largest_in_the_middle_as_in_torchvision(
 def test_boxes_are_distributed_as_torchvisions(height: int, width: int) -> None:
     """Area, ratio and place of 1,500 each; on images so large that whole pixels do not show."""
     chosen = options(crop="resized")
-    ours = augmentation._boxes(draw(1500)[:, :22], height, width, chosen.scale, chosen.ratio)
+    ours = augmentation._random_boxes(draw(1500)[:, :22], height, width, chosen.scale, chosen.ratio)
     torch.manual_seed(0)
     transform, empty = v2.RandomResizedCrop(8, scale=chosen.scale, ratio=chosen.ratio), torch.zeros(1, height, width)
     made = [transform.make_params([empty]) for _ in range(1500)]
@@ -135,18 +135,18 @@ def test_boxes_are_distributed_as_torchvisions(height: int, width: int) -> None:
 def test_a_crop_of_a_tiny_image_stays_inside_it(height: int, width: int) -> None:
     """Boxes of less than half a pixel; outside there would be black."""
     image = torch.full((3, height, width), 200, dtype=torch.uint8)
-    for numbers in augmentation.draw(200, generator(0)):
+    for numbers in augmentation.sample_uniforms(200, generator(0)):
         found = augmentation.view(image, numbers, options(crop="resized", scale=(0.001, 0.05)), (4, 4), "bilinear")
         assert torch.equal(found, torch.full((3, 4, 4), 200, dtype=torch.uint8))
 
 
 def test_without_a_crop_a_view_is_the_evaluated_image_flipped_or_not() -> None:
     (image,) = images(1, 20, 30)
-    plain = augmentation.plain(image, (8, 8), 1.0, "bicubic")
+    plain = augmentation.evaluation_view(image, (8, 8), 1.0, "bicubic")
     flips = 0
-    for numbers in augmentation.draw(40, generator(0)):
+    for numbers in augmentation.sample_uniforms(40, generator(0)):
         found = augmentation.view(image, numbers, options(flip=0.5), (8, 8), "bicubic")
-        flipped = bool(numbers[augmentation._FLIP] < 0.5)
+        flipped = bool(numbers[augmentation._FLIP_UNIFORM] < 0.5)
         assert torch.equal(found, plain.flip(2) if flipped else plain)
         flips += flipped
     assert 8 < flips < 32
@@ -155,7 +155,7 @@ def test_without_a_crop_a_view_is_the_evaluated_image_flipped_or_not() -> None:
 def test_a_padded_view_is_shifted_by_whole_pixels_over_zeros() -> None:
     (image,) = images(1)
     shifts = set()
-    for numbers in augmentation.draw(300, generator(0)):
+    for numbers in augmentation.sample_uniforms(300, generator(0)):
         found = augmentation.view(image, numbers, options(crop="padded", padding=2), (16, 16), "bilinear")
         down, right = (math.floor(u * 5) for u in numbers[20:22].tolist())
         expected = np.pad(image.numpy(), ((0, 0), (2, 2), (2, 2)))[:, down : down + 16, right : right + 16]
@@ -166,12 +166,14 @@ def test_a_padded_view_is_shifted_by_whole_pixels_over_zeros() -> None:
 
 def test_a_view_ends_with_its_policy() -> None:
     (image,) = images(1)
-    for numbers in augmentation.draw(10, generator(0)):
+    for numbers in augmentation.sample_uniforms(10, generator(0)):
         before = augmentation.view(image, numbers, options(crop="resized", flip=0.5), (16, 16), "bilinear")
         found = augmentation.view(
             image, numbers, options(crop="resized", flip=0.5, policy="trivial"), (16, 16), "bilinear"
         )
-        expected = policies.apply(before[None], numbers[None, augmentation._POLICY].numpy(), "trivial", 1, 0)[0]
+        expected = policies.apply(before[None], numbers[None, augmentation._POLICY_UNIFORMS].numpy(), "trivial", 1, 0)[
+            0
+        ]
         assert torch.equal(found, expected)
 
 
@@ -219,7 +221,7 @@ def test_a_crop_of_a_stack_is_bilinear_at_the_boxs_places(size: tuple[int, int])
         assert box is not None
         rows = box[0] + (np.arange(size[0]) + 0.5) / size[0] * box[2] - 0.5
         columns = box[1] + (np.arange(size[1]) + 0.5) / size[1] * box[3] - 0.5
-        if numbers[augmentation._FLIP] < 0.5:
+        if numbers[augmentation._FLIP_UNIFORM] < 0.5:
             columns = columns[::-1]
         places = np.meshgrid(rows, columns, indexing="ij")
         expected = [ndimage.map_coordinates(c, places, order=1, mode="nearest") for c in image.double().numpy()]
@@ -255,7 +257,7 @@ def test_the_whole_image_enlarged_is_torchvisions_up_to_its_border() -> None:
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (9, 20), (28, 28), (32, 32), (224, 160)])
 def test_flips_of_a_stack_are_exact(height: int, width: int) -> None:
     stack, drawn = images(20, height, width), draw(20)
-    flipped = drawn[:, augmentation._FLIP] < 0.5
+    flipped = drawn[:, augmentation._FLIP_UNIFORM] < 0.5
     found = augmentation.views(stack, drawn, options(flip=0.5), (height, width))
     for image, view, is_flipped in zip(stack, found, flipped, strict=True):
         assert torch.equal(view, functional.horizontal_flip(image) if is_flipped else image)
@@ -266,7 +268,7 @@ def test_flips_of_a_stack_are_exact(height: int, width: int) -> None:
 @pytest.mark.parametrize("padding", [1, 4])
 @pytest.mark.parametrize("flip", [0.0, 0.5])
 def test_padded_crops_of_a_stack_are_those_of_one_image_exactly(padding: int, flip: float) -> None:
-    stack, numbers = images(60, 16, 20), augmentation.draw(60, generator(0))
+    stack, numbers = images(60, 16, 20), augmentation.sample_uniforms(60, generator(0))
     chosen = options(crop="padded", padding=padding, flip=flip)
     found = augmentation.views(stack, numbers.numpy(), chosen, (16, 20))
     for image, row, view in zip(stack, numbers, found, strict=True):
@@ -278,7 +280,7 @@ def test_without_a_crop_a_stack_shows_what_is_evaluated(size: tuple[int, int]) -
     """Also in another shape: covered and cut to the centre, never stretched. One level: see above."""
     stack, drawn = images(6), draw(6)
     found = augmentation.views(stack, drawn, options(), size)
-    expected = augmentation.plain(stack, size, 1.0, "bilinear")
+    expected = augmentation.evaluation_view(stack, size, 1.0, "bilinear")
     torch.testing.assert_close(found.int(), expected.int(), rtol=0, atol=1)
 
 
@@ -309,17 +311,17 @@ def test_a_stack_is_left_as_it_was() -> None:
 @pytest.mark.parametrize("crop_ratio", [1.0, 0.875])
 def test_an_evaluated_image_is_covered_and_cut_as_by_torchvision(height: int, width: int, crop_ratio: float) -> None:
     stack = images(3, height, width)
-    found = augmentation.plain(stack, (14, 14), crop_ratio, "bicubic")
+    found = augmentation.evaluation_view(stack, (14, 14), crop_ratio, "bicubic")
     transforms = v2.Compose(
         [v2.Resize(round(14 / crop_ratio), InterpolationMode.BICUBIC, antialias=True), v2.CenterCrop(14)]
     )
     assert torch.equal(found, transforms(stack))
-    assert torch.equal(found[1], augmentation.plain(stack[1], (14, 14), crop_ratio, "bicubic"))
+    assert torch.equal(found[1], augmentation.evaluation_view(stack[1], (14, 14), crop_ratio, "bicubic"))
 
 
 def test_an_image_of_the_right_size_is_evaluated_as_it_is() -> None:
     stack = images(3, 8, 12)
-    assert torch.equal(augmentation.plain(stack, (8, 12), 1.0, "bilinear"), stack)
+    assert torch.equal(augmentation.evaluation_view(stack, (8, 12), 1.0, "bilinear"), stack)
 
 
 # To what the network sees.
@@ -332,12 +334,12 @@ def test_normalising_is_the_plain_formula(channels: int) -> None:
     found = augmentation.normalise(stack, mean, std)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=2e-6)  # fp32 of values up to five
-    assert torch.equal(augmentation.finish(stack, None, options(erase=1.0, mixup=1.0), mean, std), found)
+    assert torch.equal(augmentation.model_inputs(stack, None, options(erase=1.0, mixup=1.0), mean, std), found)
 
 
 def test_nothing_is_erased_or_mixed_when_it_is_off() -> None:
     stack = images(8)
-    found = augmentation.finish(stack, draw(8), options(flip=1.0, policy="rand"), MEAN, STD)
+    found = augmentation.model_inputs(stack, draw(8), options(flip=1.0, policy="rand"), MEAN, STD)
     assert torch.equal(found, augmentation.normalise(stack, MEAN, STD))
 
 
@@ -358,7 +360,7 @@ def erased_boxes(blank: Tensor) -> list[tuple[int, int, int, int] | None]:
 
 def test_erasing_blanks_a_rectangle_to_the_mean_in_all_channels() -> None:
     stack = torch.full((400, 3, 64, 48), 255, dtype=torch.uint8)  # nowhere the mean
-    found = augmentation.finish(stack, draw(400), options(erase=0.3), MEAN, STD)
+    found = augmentation.model_inputs(stack, draw(400), options(erase=0.3), MEAN, STD)
     blank = found == 0
     assert torch.equal(blank.all(dim=1), blank.any(dim=1))
     assert torch.equal(found[~blank], augmentation.normalise(stack, MEAN, STD)[~blank])
@@ -373,7 +375,7 @@ def test_erasing_blanks_a_rectangle_to_the_mean_in_all_channels() -> None:
 
 def test_erased_areas_are_distributed_as_torchvisions() -> None:
     stack = torch.full((1000, 1, 224, 200), 255, dtype=torch.uint8)
-    found = augmentation.finish(stack, draw(1000), options(erase=1.0), MEAN[:1], STD[:1])
+    found = augmentation.model_inputs(stack, draw(1000), options(erase=1.0), MEAN[:1], STD[:1])
     ours = np.array([box for box in erased_boxes(found[:, 0] == 0) if box is not None], dtype=float)
     torch.manual_seed(0)
     transform, empty = v2.RandomErasing(p=1.0, scale=(0.02, 0.33), ratio=(0.3, 3.3)), torch.zeros(1, 224, 200)
@@ -392,8 +394,8 @@ def mixed(count: int, size: tuple[int, int], drawn: np.ndarray, **changes: Any) 
     own = torch.full((count, 1, *size), 255, dtype=torch.uint8)
     stack = torch.cat((own, torch.zeros_like(own)))
     chosen = options(**changes)
-    found = augmentation.finish(stack, drawn, chosen, [0.0], [1.0])
-    shares = augmentation.shares(drawn, chosen, size)
+    found = augmentation.model_inputs(stack, drawn, chosen, [0.0], [1.0])
+    shares = augmentation.label_shares(drawn, chosen, size)
     assert found.shape == (count, 1, *size) and shares.shape == (count,) and shares.dtype == torch.float32
     assert shares.min() >= 0 and shares.max() <= 1
     return found[:, 0], shares
@@ -415,7 +417,7 @@ def test_a_cut_images_share_of_pixels_is_its_share_of_the_label(size: tuple[int,
 def test_boxes_are_cut_anywhere_down_and_across_for_themselves() -> None:
     """A small box's middle is uniform in both directions, and knowing the one says nothing of the other."""
     drawn = draw(2000)
-    drawn[:, augmentation._MIX.start + 2] = 0.98  # a share of 0.98, and so boxes of 9 of 64 pixels
+    drawn[:, augmentation._MIX_UNIFORMS.start + 2] = 0.98  # a share of 0.98, and so boxes of 9 of 64 pixels
     found, _ = mixed(1000, (64, 64), drawn, cutmix=1.0)
     boxes = np.array([box for box in erased_boxes(found == 0) if box is not None], dtype=float)
     middles = boxes[:, :2] + boxes[:, 2:] / 2
@@ -442,14 +444,14 @@ def test_shares_of_blended_images_are_betas(alpha: float) -> None:
 @pytest.mark.parametrize("alpha", [0.5, 1.0])
 def test_shares_of_cut_images_are_betas_where_no_border_cuts_the_box(alpha: float) -> None:
     drawn = draw(4000)
-    drawn[:, augmentation._MIX.start + 3 : augmentation._MIX.stop] = 0.5  # centres in the middle
-    shares = augmentation.shares(drawn, options(cutmix=alpha), (5000, 5000))
+    drawn[:, augmentation._MIX_UNIFORMS.start + 3 : augmentation._MIX_UNIFORMS.stop] = 0.5  # centres in the middle
+    shares = augmentation.label_shares(drawn, options(cutmix=alpha), (5000, 5000))
     assert stats.kstest(shares.double().numpy(), stats.beta(alpha, alpha).cdf).pvalue > 0.01
 
 
 def test_cut_images_are_as_torchvisions() -> None:
     """The whole distribution of the shares, boxes that reach over the border included."""
-    shares = augmentation.shares(draw(3000), options(cutmix=1.0), (224, 224)).double().numpy()
+    shares = augmentation.label_shares(draw(3000), options(cutmix=1.0), (224, 224)).double().numpy()
     torch.manual_seed(0)
     transform, empty = v2.CutMix(alpha=1.0, num_classes=10), torch.zeros(1, 3, 224, 224)
     made = [transform.make_params([empty])["lam_adjusted"] for _ in range(1500)]
@@ -460,7 +462,7 @@ def test_mixing_with_oneself_changes_nothing() -> None:
     stack, drawn = images(100), draw(200)
     twice = torch.cat((stack, stack))
     for changes in ({"mixup": 0.4}, {"cutmix": 1.0}, {"mixup": 1.0, "cutmix": 1.0, "mix": 0.5}):
-        found = augmentation.finish(twice, drawn, options(**changes), MEAN, STD)
+        found = augmentation.model_inputs(twice, drawn, options(**changes), MEAN, STD)
         assert torch.equal(found, augmentation.normalise(stack, MEAN, STD))
 
 
@@ -470,8 +472,8 @@ def test_a_mixed_image_is_of_its_own_partner() -> None:
     own, partners = torch.arange(count), 255 - torch.arange(count)
     stack = torch.cat((own, partners)).to(torch.uint8)[:, None, None, None].expand(-1, 1, 4, 4)
     drawn, chosen = draw(2 * count), options(mixup=1.0)
-    found = augmentation.finish(stack, drawn, chosen, [0.0], [1 / 255])
-    shares = augmentation.shares(drawn, chosen, (4, 4))
+    found = augmentation.model_inputs(stack, drawn, chosen, [0.0], [1 / 255])
+    shares = augmentation.label_shares(drawn, chosen, (4, 4))
     expected = own * shares + partners * (1 - shares)
     torch.testing.assert_close(found, expected[:, None, None, None].expand_as(found), rtol=0, atol=1e-3)
 
@@ -513,7 +515,7 @@ def test_images_are_mixed_in_one_of_two_ways_as_often_as_asked(
 def test_without_mixing_there_are_no_partners(changes: dict[str, float]) -> None:
     assert not options(**changes).mixes
     stack = images(6)
-    found = augmentation.finish(stack, draw(6), options(**changes), MEAN, STD)
+    found = augmentation.model_inputs(stack, draw(6), options(**changes), MEAN, STD)
     assert torch.equal(found, augmentation.normalise(stack, MEAN, STD))
     assert options(mixup=0.1).mixes and options(cutmix=0.1).mixes
 
@@ -521,9 +523,9 @@ def test_without_mixing_there_are_no_partners(changes: dict[str, float]) -> None
 def test_own_and_partner_are_erased_for_themselves_before_they_are_mixed() -> None:
     stack, drawn = torch.full((100, 1, 16, 16), 255, dtype=torch.uint8), draw(100)
     chosen = options(erase=0.5, mixup=1.0)
-    found = augmentation.finish(stack, drawn, chosen, [0.0], [1.0])
-    apart = augmentation.finish(stack, drawn, options(erase=0.5), [0.0], [1.0])
-    share = augmentation.shares(drawn, chosen, (16, 16))[:, None, None, None]
+    found = augmentation.model_inputs(stack, drawn, chosen, [0.0], [1.0])
+    apart = augmentation.model_inputs(stack, drawn, options(erase=0.5), [0.0], [1.0])
+    share = augmentation.label_shares(drawn, chosen, (16, 16))[:, None, None, None]
     torch.testing.assert_close(found, apart[:50] * share + apart[50:] * (1 - share), rtol=0, atol=1e-6)
     assert not torch.equal(apart[:50] == 0, apart[50:] == 0)
 
@@ -537,9 +539,9 @@ def test_a_gpu_shows_the_same_views_and_mixes_them_alike() -> None:
         there = augmentation.views(stack.cuda(), drawn, options(**mode), (16, 16)).cpu()
         assert ((here.int() - there.int()).abs() > 1).float().mean() < 1e-3
     chosen = options(erase=0.5, mixup=1.0, cutmix=1.0)
-    here = augmentation.finish(stack, drawn, chosen, MEAN, STD)
+    here = augmentation.model_inputs(stack, drawn, chosen, MEAN, STD)
     torch.testing.assert_close(
-        augmentation.finish(stack.cuda(), drawn, chosen, MEAN, STD).cpu(), here, rtol=0, atol=1e-5
+        augmentation.model_inputs(stack.cuda(), drawn, chosen, MEAN, STD).cpu(), here, rtol=0, atol=1e-5
     )
 
 

@@ -18,7 +18,7 @@ from torchvision import datasets
 from common.config import check as config
 from common.config import compose
 from common.errors import UserError
-from vit.data.downloads import KINDS, Downloaded
+from vit.data.downloads import PUBLISHED_SETS, Downloaded
 from vit.data.in_memory import InMemory
 
 FILES = [f"{part}-ubyte" for part in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")]
@@ -118,7 +118,7 @@ def test_published_files_are_unpacked_without_a_network(unpacked: Path, tmp_path
 def test_without_files_and_network_it_says_what_to_put_where(tmp_path: Path) -> None:
     sentence = mistake(built("fashion_mnist", tmp_path / "a b=c"))
     assert "no route to host" in sentence
-    assert sentence.endswith("put FashionMNIST/raw/*-ubyte.gz there, without broken files beside it.")
+    assert sentence.endswith("put FashionMNIST/raw/*-ubyte.gz there, and remove damaged files.")
 
 
 def test_a_damaged_download_is_refused(unpacked: Path, tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[s
         pixels = random.integers(0, 256, (10, 3072), dtype=np.uint8)
         made[name] = {"data": pixels, "labels": random.permutation(10).tolist()}
         (folder / name).write_bytes(pickle.dumps(made[name]))
-    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list(KINDS["cifar10"].names)}))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list(PUBLISHED_SETS["cifar10"].names)}))
     return made
 
 
@@ -194,7 +194,7 @@ def test_cifars_val_is_cut_from_its_train(batches: dict[str, Any], tmp_path: Pat
 def test_cifar_names_its_classes_as_published(batches: dict[str, Any], tmp_path: Path) -> None:
     built("cifar10", tmp_path, "data.val_count=8").count("train")
     assert datasets.CIFAR10(tmp_path).classes == list(
-        KINDS["cifar10"].names
+        PUBLISHED_SETS["cifar10"].names
     )  # only that ours may be read before the files
     words = "airplane automobile bird cat deer dog frog horse ship truck"
     assert built("cifar10", tmp_path / "nowhere").classes() == words.split()

@@ -190,7 +190,7 @@ def test_the_same_images_count_as_in_torchvision(tmp_path: Path):
     data = folder(train=str(root))
     found = [data.sample("train", i, None) for i in range(data.count("train"))]
     assert sorted((Path(sample["file"]), sample["label"]) for sample in found) == expected and len(found) == 6
-    assert data.summary() == ["2 classes", f"train: 6 images of {root}, 1 other files left out"]
+    assert data.summary() == ["2 classes", f"train: 6 images of {root}, 1 other files ignored"]
 
 
 def test_names_may_hold_anything(tmp_path: Path):

@@ -16,7 +16,7 @@ from common.machine.device import to_device
 from common.machine.seeds import generator
 from vit.data import augmentation
 from vit.data.augmentation import Augmentation
-from vit.data.in_memory import Images, InMemory, cut, pair
+from vit.data.in_memory import Images, InMemory, height_and_width, split_images
 
 CPU = torch.device("cpu")
 NOTHING: dict[str, Any] = {
@@ -102,7 +102,7 @@ def test_a_training_image_weighs_as_many_as_its_views() -> None:
 
 
 def test_a_size_is_a_side_or_two() -> None:
-    assert pair(8) == (8, 8) and pair((6, 9)) == (6, 9)
+    assert height_and_width(8) == (8, 8) and height_and_width((6, 9)) == (6, 9)
     assert Toy(image_size=12).image_size == (12, 12)
 
 
@@ -138,7 +138,7 @@ def test_evaluated_images_are_normalised_and_nothing_else(split: str) -> None:
 @pytest.mark.parametrize("size", [(16, 16), (8, 16), (4, 4)])
 def test_images_are_evaluated_at_any_size(size: tuple[int, int]) -> None:
     data = Toy(image_size=size)
-    expected = augmentation.plain(data.load()["test"][0], size, 1.0, "bilinear")
+    expected = augmentation.evaluation_view(data.load()["test"][0], size, 1.0, "bilinear")
     batch = evaluated(data, "test", *range(7))
     assert torch.equal(data.inputs(batch, CPU), augmentation.normalise(expected, MEAN, STD))
     assert torch.equal(data.thumbnails(batch, 7), expected)
@@ -167,7 +167,7 @@ def test_a_training_batch_is_the_views_of_its_rows(size: tuple[int, int]) -> Non
     uniforms = np.concatenate([part["uniforms"].numpy() for part in parts])
     assert isinstance(batch["uniforms"], np.ndarray) and np.array_equal(batch["uniforms"], uniforms)
     views = augmentation.views(data.load()["train"][0][[20, 3, 11]], uniforms, data.augmentation, size)
-    expected = augmentation.finish(views, uniforms, data.augmentation, MEAN, STD)
+    expected = augmentation.model_inputs(views, uniforms, data.augmentation, MEAN, STD)
     found = data.inputs(batch, CPU)
     assert found.shape == (3, 3, *size) and torch.equal(found, expected)
 
@@ -191,7 +191,10 @@ def test_own_views_come_first_and_partners_in_the_same_order() -> None:
     assert batch["ids"] == own and batch["rows"].tolist() == own + others
     assert batch["labels"].tolist() == [row % 3 for row in own]
     assert batch["other_labels"].tolist() == [row % 3 for row in others]
-    assert batch["uniforms"].shape == (18, augmentation.UNIFORMS) and len(np.unique(batch["uniforms"], axis=0)) == 18
+    assert (
+        batch["uniforms"].shape == (18, augmentation.UNIFORMS_PER_VIEW)
+        and len(np.unique(batch["uniforms"], axis=0)) == 18
+    )
     assert np.array_equal(batch["uniforms"][3:6], parts[1]["uniforms"][:3].numpy())
     assert np.array_equal(batch["uniforms"][12:15], parts[1]["uniforms"][3:].numpy())
 
@@ -282,7 +285,7 @@ def test_a_users_images_are_seen_as_they_are_evaluated(kind: type[Toy], tmp_path
     assert batch["files"] == batch["ids"] == [str(file) for file in files]
     assert batch["labels"].tolist() == [-1] * 3 and batch["labels"].dtype == torch.int64
     seen = [functional.rgb_to_grayscale(photo) if kind is Grey else photo for photo in photos]
-    expected = torch.stack([augmentation.plain(photo, (8, 8), 1.0, "bilinear") for photo in seen])
+    expected = torch.stack([augmentation.evaluation_view(photo, (8, 8), 1.0, "bilinear") for photo in seen])
     found = data.inputs(batch, CPU)
     assert found.shape == (3, data.channels, 8, 8)
     assert torch.equal(found, augmentation.normalise(expected, data.mean, data.std))
@@ -302,7 +305,7 @@ def test_pictures_of_grey_images_have_three_channels() -> None:
 @pytest.mark.parametrize("counts", [(3,), (0,), (3, 4), (0, 4), (9, 10)])
 def test_a_cut_deals_every_image_once_and_in_order(counts: tuple[int, ...]) -> None:
     images, labels = torch.arange(20)[:, None], torch.arange(20) + 100
-    parts = cut(images, labels, counts, "these")
+    parts = split_images(images, labels, counts, "these")
     assert [len(part[1]) for part in parts] == [20 - sum(counts), *counts]
     assert torch.cat([part[0][:, 0] for part in parts]).sort().values.tolist() == [*range(20)]
     for rows, names in parts:
@@ -314,7 +317,7 @@ def test_a_cut_is_no_matter_of_seeds_nor_the_last_part_of_the_others_sizes() -> 
     found = []
     for seed, counts in ((0, (30, 40)), (1, (30, 40)), (2, (80, 40))):
         torch.manual_seed(seed)
-        found.append(cut(images, images, counts, "these"))
+        found.append(split_images(images, images, counts, "these"))
     assert all(torch.equal(a[0], b[0]) for a, b in zip(found[0], found[1], strict=True))
     assert torch.equal(found[0][2][0], found[2][2][0]), "what is tested stays out of training when val grows"
     assert {*found[0][1][0].tolist()} < {*found[2][1][0].tolist()}
@@ -324,7 +327,7 @@ def test_a_cut_is_no_matter_of_seeds_nor_the_last_part_of_the_others_sizes() -> 
 def test_a_cut_that_leaves_nothing_is_one_sentence() -> None:
     images = torch.arange(20)
     with pytest.raises(UserError) as caught:
-        cut(images, images, (10, 10), "data.val_count and data.test_count")
+        split_images(images, images, (10, 10), "data.val_count and data.test_count")
     assert str(caught.value) == (
         "data.val_count and data.test_count would leave nothing to train on of 20 images; give less."
     )
@@ -333,4 +336,4 @@ def test_a_cut_that_leaves_nothing_is_one_sentence() -> None:
 def test_the_devices_copy_stays_behind_when_a_worker_gets_the_set() -> None:
     data = Toy()
     data.inputs(evaluated(data, "test", 0), torch.device("cpu"))
-    assert data._stores and not data.__getstate__()["_stores"] and data.__getstate__()["_splits"]
+    assert data._device_images and not data.__getstate__()["_device_images"] and data.__getstate__()["_splits"]

@@ -36,7 +36,7 @@ def images(count: int, *, channels: int = 3, height: int = 23, width: int = 17) 
 
 def numbers(operation: int = 0, level: int = 0, sign: float = 0.75) -> np.ndarray:
     """What chooses an operation (of 14), a level (of 31) and a sign (negative below a half) in the first turn."""
-    drawn = np.full((1, 3 * policies.MOST), 0.999)
+    drawn = np.full((1, 3 * policies.MAX_OPERATIONS), 0.999)
     drawn[0, :3] = (operation + 0.5) / 14, (level + 0.5) / 31, sign
     return drawn
 
@@ -102,7 +102,7 @@ def test_each_operation_does_something(name: str) -> None:
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_stack_is_its_images_one_by_one(policy: Policy, channels: int) -> None:
     stack = images(150, channels=channels)
-    drawn = np.random.default_rng(0).random((150, 3 * policies.MOST))
+    drawn = np.random.default_rng(0).random((150, 3 * policies.MAX_OPERATIONS))
     together = policies.apply(stack, drawn, policy, 3, 13)
     for i in range(150):
         alone = policies.apply(stack[i : i + 1], drawn[i : i + 1], policy, 3, 13)
@@ -172,7 +172,7 @@ def test_all_operations_and_levels_are_equally_likely(monkeypatch: pytest.Monkey
         seen.extend(zip(chosen.tolist(), strengths.tolist(), strict=True))
         return images
 
-    monkeypatch.setattr(policies, "_grouped", note)
+    monkeypatch.setattr(policies, "_apply_operations", note)
     policies.apply(images(1), np.random.default_rng(0).random((60_000, 12)), "trivial", 1, 0)
     counts = np.bincount([operation for operation, _ in seen], minlength=14)
     assert stats.chisquare(counts).pvalue > 0.01

@@ -45,7 +45,7 @@ def test_three_samples_counted_by_hand():
     logs = torch.tensor([[0.5, 0.25, 0.25], [0.25, 0.5, 0.25], [0.25, 0.25, 0.5]]).log()
     metric = filled(3, [0, 2, 2], logs, nearest=[1, 2, 0])
     assert metric.compute() == pytest.approx({"top1": 2 / 3, "loss": math.log(16) / 3, "knn_top1": 1 / 3})
-    assert metric.confusion().tolist() == [[1, 0, 0], [0, 0, 0], [0, 1, 1]]
+    assert metric.confusion_matrix().tolist() == [[1, 0, 0], [0, 0, 0], [0, 1, 1]]
     header, a, b, c = metric.details()
     assert header == ("class", "images", "top1", "taken_for", "times")
     assert a == ("a", 1, 1.0, "", 0) and c == ("c", 2, 0.5, "b", 1)
@@ -63,14 +63,14 @@ def test_random_samples_agree_with_sklearn():
     # log_loss divides by the sum of the probabilities, which float32 makes one up to 1e-7
     expected = log_loss(truth, probabilities / probabilities.sum(1, keepdims=True), labels=labels)
     assert numbers["loss"] == pytest.approx(expected, abs=1e-6)
-    confusion = filled(8, truth, logs).confusion()
+    confusion = filled(8, truth, logs).confusion_matrix()
     assert confusion.tolist() == confusion_matrix(truth, probabilities.argmax(1)).tolist()
 
 
 def test_each_class_is_described_by_its_row_of_the_confusion_matrix():
     truth, logs = scene()
     metric = filled(8, truth, logs)
-    counts = metric.confusion()
+    counts = metric.confusion_matrix()
     for label, (name, images, top1, taken_for, times) in enumerate(metric.details()[1:]):
         row = counts[label].tolist()
         assert (name, images) == (metric.classes[label], sum(row)) and top1 == row[label] / images
@@ -88,7 +88,7 @@ def test_equal_probabilities_come_in_order_of_the_class_index():
     """Seven equal classes: 0 is predicted, the truths 0 to 4 are in the first five, 5 and 6 are not."""
     metric = filled(7, list(range(7)), torch.full((7, 7), 1 / 7).log())
     assert metric.compute() == pytest.approx({"top1": 1 / 7, "top5": 5 / 7, "loss": math.log(7)})
-    assert metric.confusion()[:, 0].tolist() == [1] * 7
+    assert metric.confusion_matrix()[:, 0].tolist() == [1] * 7
 
 
 def test_what_is_not_a_number_is_wrong_and_no_class(tmp_path):
@@ -97,7 +97,7 @@ def test_what_is_not_a_number_is_wrong_and_no_class(tmp_path):
     numbers = metric.compute()
     assert (numbers["top1"], numbers["top5"], numbers["knn_top1"]) == (1 / 3, 1 / 3, 2 / 3)
     assert math.isnan(numbers["loss"])
-    assert metric.confusion().sum() == 1 and metric.details()[1] == ("a", 3, 1 / 3, "", 0)
+    assert metric.confusion_matrix().sum() == 1 and metric.details()[1] == ("a", 3, 1 / 3, "", 0)
     metric.write(tmp_path)
     with (tmp_path / "predictions.csv").open() as file:
         assert [line["predicted"] for line in csv.DictReader(file)] == ["", "", "a"]
@@ -136,14 +136,14 @@ def test_a_missing_sample_is_an_error_where_their_number_is_known():
 def test_numbers_before_the_samples_are_joined_are_an_error(tmp_path):
     metric = ClassificationMetric(["a"])
     metric.update(*batch([0], torch.zeros(1, 1)))
-    for early in (metric.compute, metric.details, metric.confusion, lambda: metric.write(tmp_path)):
+    for early in (metric.compute, metric.details, metric.confusion_matrix, lambda: metric.write(tmp_path)):
         with pytest.raises(AssertionError, match="gather"):
             early()
 
 
 def test_votes_of_neighbours_on_some_samples_only_are_an_error():
     metric = filled(2, [0, 1], torch.zeros(2, 2), nearest=[0, None])
-    with pytest.raises(AssertionError, match="voted on 1 of 2"):
+    with pytest.raises(AssertionError, match="1 of 2 samples have a class"):
         metric.compute()
 
 
@@ -162,7 +162,7 @@ def test_predictions_and_confusion_are_written(tmp_path):
 
 
 def test_more_classes_than_a_picture_holds_are_not_drawn(tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluation, "DRAWN", 2)
+    monkeypatch.setattr(evaluation, "MAX_DRAWN_CLASSES", 2)
     filled(3, [0], torch.zeros(1, 3)).write(tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["predictions.csv"]
 
@@ -170,7 +170,7 @@ def test_more_classes_than_a_picture_holds_are_not_drawn(tmp_path, monkeypatch):
 def test_no_probabilities_of_all_classes_are_kept():
     truth, logs = scene()
     metric = filled(8, truth, logs, nearest=truth)
-    assert all(isinstance(value, int | float) for judged in metric.seen for value in judged)
+    assert all(isinstance(value, int | float) for judged in metric.samples for value in judged)
 
 
 def evaluate_on_ranks(rank: int, folder: str) -> None:

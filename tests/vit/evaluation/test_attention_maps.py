@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from common.nn.attention import Attention
-from vit.evaluation.attention_maps import attention_map, encoder_attentions, rollout, watch
+from vit.evaluation.attention_maps import attention_map, attention_up_to_layer, encoder_attentions, rollout
 from vit.models.classifier import Classifier, PositionOptions, VitBlockOptions
 
 GRID = (2, 3)
@@ -154,7 +154,7 @@ def test_the_weights_explain_what_the_attention_gives(qk_norm):
     seen: list[Tensor] = []
     handle = attention.register_forward_hook(lambda m, a, k, y: seen.extend((k["v"], y)), with_kwargs=True)
     images = torch.randn(2, 1, 4, 6, generator=torch.Generator().manual_seed(1))
-    [_, _, weights] = watch(model, images, -1)
+    [_, _, weights] = attention_up_to_layer(model, images, -1)
     handle.remove()
     values = attention.in_proj(seen[0])[..., 16:].unflatten(-1, (2, 4)).transpose(1, 2)  # (B, h, N, C/h)
     expected = attention.out_proj((weights @ values).transpose(1, 2).flatten(2))
@@ -166,11 +166,11 @@ def test_a_layer_comes_last_after_all_earlier_ones_in_order(layer, count):
     """Block 10 after block 9, not after block 1."""
     model = classifier(layers=12)
     images = torch.randn(1, 1, 4, 6)
-    listed = watch(model, images, layer)
+    listed = attention_up_to_layer(model, images, layer)
     assert encoder_attentions(model) == [f"encoder.blocks.{i}.attention" for i in range(12)]
     with torch.no_grad():
         x = model.embed(images)
-        for i, weights in enumerate(watch(model, images, -1)):
+        for i, weights in enumerate(attention_up_to_layer(model, images, -1)):
             block = model.encoder.blocks[i]
             normed = block.residuals[0].norm(x)
             q, k, _ = (
@@ -186,7 +186,7 @@ def test_a_layer_comes_last_after_all_earlier_ones_in_order(layer, count):
 @pytest.mark.parametrize("layer", [3, -4])
 def test_a_layer_that_is_not_there_is_an_error_that_says_how_many_there_are(layer):
     with pytest.raises(UserError, match=rf"no layer {layer}: this model has 3 layers; give one from 0 to 2, .* to -3"):
-        watch(classifier(), torch.zeros(1, 1, 4, 6), layer)
+        attention_up_to_layer(classifier(), torch.zeros(1, 1, 4, 6), layer)
 
 
 @pytest.mark.parametrize("pooling", ["token", "mean", "mean_then_norm"])
@@ -194,7 +194,7 @@ def test_a_layer_that_is_not_there_is_an_error_that_says_how_many_there_are(laye
 def test_maps_of_every_kind_of_model_at_another_image_size(pooling, registers):
     model = classifier(pooling=pooling, registers=registers)
     by_token, before = model.class_token is not None, model.before_patches
-    layers = watch(model, torch.randn(2, 1, 8, 4), 1)
+    layers = attention_up_to_layer(model, torch.randn(2, 1, 8, 4), 1)
     assert len(layers) == 2 and all(not weights.requires_grad for weights in layers)
     maps = attention_map(layers[-1], before, by_token, (4, 2))
     assert maps.shape == (2, 2, 4, 2) and (maps.sum((2, 3)) <= 1 + 1e-6).all()
@@ -204,9 +204,9 @@ def test_maps_of_every_kind_of_model_at_another_image_size(pooling, registers):
 def test_maps_in_the_precision_of_training_are_near_those_in_fp32():
     """The weights of bf16 scores: errors of 2^-9 relative to scores of about one."""
     model, images = classifier(), torch.randn(2, 1, 4, 6, generator=torch.Generator().manual_seed(1))
-    plain = watch(model, images, -1)
+    plain = attention_up_to_layer(model, images, -1)
     with torch.autocast("cpu", torch.bfloat16):
-        half = watch(model, images, -1)
+        half = attention_up_to_layer(model, images, -1)
         maps, rolled = attention_map(half[-1], 1, True, GRID), rollout(half, 1, True, GRID)
     torch.testing.assert_close(maps, attention_map(plain[-1], 1, True, GRID), atol=0.01, rtol=0)
     torch.testing.assert_close(rolled, rollout(plain, 1, True, GRID), atol=0.01, rtol=0)
@@ -217,7 +217,7 @@ def test_watching_leaves_nothing_behind():
     model, images = classifier(), torch.randn(1, 1, 4, 6)
     with torch.no_grad():
         before = model(images)
-        watch(model, images, 0)
+        attention_up_to_layer(model, images, 0)
         assert torch.equal(model(images), before)
     assert all(module.recorded_attention is None for module in model.modules() if isinstance(module, Attention))
 

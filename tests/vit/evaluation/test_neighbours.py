@@ -8,7 +8,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from common.errors import UserError
 from vit.evaluation import neighbours
-from vit.evaluation.neighbours import Bank
+from vit.evaluation.neighbours import NeighbourClassifier
 
 
 def scene(samples: int = 200, queries: int = 60, classes: int = 4) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -38,7 +38,7 @@ def test_votes_are_those_of_plain_loops(k):
     features, labels, queries = scene()
     expected = [voted_in_loops(features, labels, query, k) for query in queries]
     assert len({*expected}) == 4
-    assert Bank(features, labels, 4).vote(queries, k).tolist() == expected
+    assert NeighbourClassifier(features, labels, 4).classify(queries, k).tolist() == expected
 
 
 @pytest.mark.parametrize("k", [1, 20])
@@ -46,76 +46,79 @@ def test_votes_are_those_of_sklearn(k):
     features, labels, queries = scene()
     peer = KNeighborsClassifier(k, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07))
     peer.fit(features.double().numpy(), labels.numpy())
-    assert Bank(features, labels, 4).vote(queries, k).tolist() == peer.predict(queries.double().numpy()).tolist()
+    assert (
+        NeighbourClassifier(features, labels, 4).classify(queries, k).tolist()
+        == peer.predict(queries.double().numpy()).tolist()
+    )
 
 
 def test_a_near_neighbour_outvotes_two_far_ones():
     """Similarities 1, 0.9 and 0.9: e^(1 / 0.07) is 4.2 times e^(0.9 / 0.07); a plain majority would say 1."""
     far = [0.9, math.sqrt(1 - 0.81)]
-    bank = Bank(torch.tensor([[1.0, 0.0], far, far]), torch.tensor([0, 1, 1]), 2)
-    assert bank.vote(torch.tensor([[3.0, 0.0]]), 3).tolist() == [0]
-    assert bank.vote(torch.tensor([far]), 3).tolist() == [1]
+    bank = NeighbourClassifier(torch.tensor([[1.0, 0.0], far, far]), torch.tensor([0, 1, 1]), 2)
+    assert bank.classify(torch.tensor([[3.0, 0.0]]), 3).tolist() == [0]
+    assert bank.classify(torch.tensor([far]), 3).tolist() == [1]
 
 
 @pytest.mark.parametrize("entries", [1, 450])
 def test_chunks_change_nothing(monkeypatch, entries):
     features, labels, queries = scene()
-    whole = Bank(features, labels, 4).vote(queries, 20)
-    monkeypatch.setattr(neighbours, "ENTRIES", entries)
-    assert torch.equal(Bank(features, labels, 4).vote(queries, 20), whole)
+    whole = NeighbourClassifier(features, labels, 4).classify(queries, 20)
+    monkeypatch.setattr(neighbours, "MAX_MATRIX_ENTRIES", entries)
+    assert torch.equal(NeighbourClassifier(features, labels, 4).classify(queries, 20), whole)
 
 
 def test_the_largest_matrix_is_bounded(monkeypatch):
     """Of 60 queries, 2 at once for 200 samples; with 400 classes the votes are the larger matrix, and it is 1."""
     features, labels, queries = scene()
-    monkeypatch.setattr(neighbours, "ENTRIES", 450)
+    monkeypatch.setattr(neighbours, "MAX_MATRIX_ENTRIES", 450)
     for classes, size in ((4, 2), (400, 1)):
-        bank, sizes = Bank(features, labels, classes), []
+        bank, sizes = NeighbourClassifier(features, labels, classes), []
 
         def vote(part: torch.Tensor, k: int, sizes: list[int] = sizes) -> torch.Tensor:
             sizes.append(len(part))
             return torch.zeros(len(part))
 
-        monkeypatch.setattr(bank, "_vote", vote)
-        bank.vote(queries, 20)
+        monkeypatch.setattr(bank, "_classify_chunk", vote)
+        bank.classify(queries, 20)
         assert sizes == [size] * (60 // size)
 
 
 def test_half_precision_around_it_changes_nothing():
     features, labels, queries = scene()
-    bank = Bank(features, labels, 4)
-    expected = bank.vote(queries, 20)
+    bank = NeighbourClassifier(features, labels, 4)
+    expected = bank.classify(queries, 20)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(bank.vote(queries, 20), expected)
+        assert torch.equal(bank.classify(queries, 20), expected)
     features, queries = features.bfloat16(), queries.bfloat16()
-    expected = Bank(features.float(), labels, 4).vote(queries.float(), 20)
-    assert torch.equal(Bank(features, labels, 4).vote(queries, 20), expected)
+    expected = NeighbourClassifier(features.float(), labels, 4).classify(queries.float(), 20)
+    assert torch.equal(NeighbourClassifier(features, labels, 4).classify(queries, 20), expected)
 
 
 def test_a_bank_smaller_than_k_votes_as_a_whole():
-    bank = Bank(torch.eye(3), torch.tensor([2, 0, 2]), 3)
-    assert bank.vote(torch.tensor([[1.0, 1.0, 1.0]]), 20).tolist() == [2]
+    bank = NeighbourClassifier(torch.eye(3), torch.tensor([2, 0, 2]), 3)
+    assert bank.classify(torch.tensor([[1.0, 1.0, 1.0]]), 20).tolist() == [2]
 
 
 def test_equal_votes_go_to_the_first_class():
-    bank = Bank(torch.eye(2), torch.tensor([4, 3]), 5)
-    assert bank.vote(torch.tensor([[1.0, 1.0], [0.0, 0.0]]), 2).tolist() == [3, 3]
+    bank = NeighbourClassifier(torch.eye(2), torch.tensor([4, 3]), 5)
+    assert bank.classify(torch.tensor([[1.0, 1.0], [0.0, 0.0]]), 2).tolist() == [3, 3]
 
 
 def test_a_query_that_is_not_finite_gets_no_class_and_harms_no_other():
     features, labels, queries = scene()
-    bank = Bank(features, labels, 4)
-    expected = bank.vote(queries, 20)
+    bank = NeighbourClassifier(features, labels, 4)
+    expected = bank.classify(queries, 20)
     queries[3, 1], queries[5, 0] = torch.nan, torch.inf
     expected[[3, 5]] = -1
-    assert torch.equal(bank.vote(queries, 20), expected)
+    assert torch.equal(bank.classify(queries, 20), expected)
 
 
 def test_a_bank_that_is_not_finite_is_an_error():
     with pytest.raises(UserError, match="not finite"):
-        Bank(torch.tensor([[1.0, torch.nan]]), torch.tensor([0]), 1)
+        NeighbourClassifier(torch.tensor([[1.0, torch.nan]]), torch.tensor([0]), 1)
 
 
 def test_no_queries_get_no_votes():
-    votes = Bank(torch.eye(2), torch.tensor([0, 1]), 2).vote(torch.zeros(0, 2), 1)
+    votes = NeighbourClassifier(torch.eye(2), torch.tensor([0, 1]), 2).classify(torch.zeros(0, 2), 1)
     assert votes.shape == (0,) and votes.dtype == torch.int64

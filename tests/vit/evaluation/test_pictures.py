@@ -5,7 +5,16 @@ import torch
 from torch import Tensor
 
 from common.report.colours import HEAT
-from vit.evaluation.pictures import GAP, LARGEST, MARKS, SMALLEST, attention_sheet, confusion, heat, labelled
+from vit.evaluation.pictures import (
+    CAPTION_COLOURS,
+    MAX_SIDE,
+    MIN_SIDE,
+    SPACING,
+    add_caption,
+    draw_attention_sheet,
+    draw_confusion_matrix,
+    draw_heat_map,
+)
 
 
 def pixel(picture: Tensor, x: int, y: int) -> tuple[int, ...]:
@@ -39,7 +48,7 @@ def test_a_confusion_matrix_is_shaded_by_the_share_of_its_row_for_any_number_of_
     """Row 0 (80 % right, the rest in the last column), the row of the last class (all right), and empty rows."""
     counts = torch.zeros(classes, classes, dtype=torch.int64)
     counts[0, 0], counts[0, -1], counts[-1, -1] = 80, 20, 5
-    picture = confusion(counts, [f"class {label}" for label in range(classes)])
+    picture = draw_confusion_matrix(counts, [f"class {label}" for label in range(classes)])
     assert picture.dtype == torch.uint8 and len(picture) == 3 and max(picture.shape) < 2300
     left, top, side = matrix_in(picture)
     assert side % classes == 0
@@ -59,7 +68,7 @@ def test_a_confusion_matrix_is_shaded_by_the_share_of_its_row_for_any_number_of_
 
 def test_rows_are_the_truth_and_columns_what_was_predicted():
     counts = torch.tensor([[5, 5], [0, 5]])
-    picture = confusion(counts, ["a", "b"])
+    picture = draw_confusion_matrix(counts, ["a", "b"])
     left, top, side = matrix_in(picture)
     assert pixel(picture, left + side - 5, top + 5) != (255, 255, 255)
     assert pixel(picture, left + 5, top + side - 5) == (255, 255, 255)
@@ -67,7 +76,7 @@ def test_rows_are_the_truth_and_columns_what_was_predicted():
 
 def test_the_longest_count_stays_in_its_cell():
     counts = torch.full((10, 10), 12_345_678)
-    picture = confusion(counts, list("abcdefghij"))
+    picture = draw_confusion_matrix(counts, list("abcdefghij"))
     left, top, side = matrix_in(picture)
     cell = side // 10
     for line in range(11):  # fine lines, and the frame at both ends, that no letter crosses
@@ -77,34 +86,34 @@ def test_the_longest_count_stays_in_its_cell():
 
 @pytest.mark.parametrize("names", [["a " * 200, "b"], ["two\nlines", ""], ["größe", "Größe"]])
 def test_names_of_any_length_and_script_fit(names):
-    picture = confusion(torch.eye(2, dtype=torch.int64), names)
+    picture = draw_confusion_matrix(torch.eye(2, dtype=torch.int64), names)
     assert max(picture.shape) < 700
 
 
 def test_a_name_that_the_font_cannot_write_is_replaced_by_the_class_index():
     counts = torch.eye(2, dtype=torch.int64)
-    assert torch.equal(confusion(counts, ["猫", "dog"]), confusion(counts, ["0", "dog"]))
-    assert torch.equal(confusion(counts, ["Käfer", "dog"]), confusion(counts, ["Kafer", "dog"]))
-    assert not torch.equal(confusion(counts, ["what?", "dog"]), confusion(counts, ["0", "dog"]))
+    assert torch.equal(draw_confusion_matrix(counts, ["猫", "dog"]), draw_confusion_matrix(counts, ["0", "dog"]))
+    assert torch.equal(draw_confusion_matrix(counts, ["Käfer", "dog"]), draw_confusion_matrix(counts, ["Kafer", "dog"]))
+    assert not torch.equal(draw_confusion_matrix(counts, ["what?", "dog"]), draw_confusion_matrix(counts, ["0", "dog"]))
 
 
 @pytest.mark.parametrize(("size", "factor"), [((8, 8), 50), ((30, 20), 14), ((500, 300), 1)])
 def test_heat_lies_beside_the_plain_image_enlarged_by_an_integer(size, factor):
     image = noise(3, *size)
-    picture = heat(image, torch.rand(2, 2))
+    picture = draw_heat_map(image, torch.rand(2, 2))
     height, width = (side * factor for side in size)
-    assert picture.shape == (3, height, 2 * width + GAP) and picture.dtype == torch.uint8
+    assert picture.shape == (3, height, 2 * width + SPACING) and picture.dtype == torch.uint8
     assert torch.equal(picture[:, factor // 2 :: factor, factor // 2 : width : factor], image)
-    assert (picture[:, :, width : width + GAP] == 255).all()
+    assert (picture[:, :, width : width + SPACING] == 255).all()
 
 
 def test_heat_is_relative_to_the_maximum_and_rises_in_lightness():
     """On a black image, the cells 0, 1, 2, ... 8 of a 3 x 3 map; its scale does not matter."""
     black = torch.zeros(3, 450, 450, dtype=torch.uint8)
     weights = torch.arange(9.0).view(3, 3)
-    picture = heat(black, weights)
-    assert torch.equal(picture, heat(black, weights * 1e-6))
-    overlay = picture[:, :, 450 + GAP :]
+    picture = draw_heat_map(black, weights)
+    assert torch.equal(picture, draw_heat_map(black, weights * 1e-6))
+    overlay = picture[:, :, 450 + SPACING :]
     shades = [lightness(pixel(overlay, 75 + 150 * (i % 3), 75 + 150 * (i // 3))) for i in range(9)]
     assert shades == sorted({*shades}) and shades[0] < 5 and shades[-1] > 60
     assert len({pixel(overlay, x, 10) for x in range(150)}) == 1  # a cell is one patch, not smoothed
@@ -118,13 +127,13 @@ def test_the_anchors_of_heat_are_evenly_spaced_in_lightness():
 
 def test_the_image_under_the_heat_has_no_colour_of_its_own():
     red = torch.tensor([255, 0, 0], dtype=torch.uint8)[:, None, None].expand(3, 400, 400)
-    under = heat(red, torch.zeros(2, 2))[:, 10, -10].tolist()
+    under = draw_heat_map(red, torch.zeros(2, 2))[:, 10, -10].tolist()
     assert max(under) - min(under) <= 10
 
 
 @pytest.mark.parametrize("weights", [torch.zeros(2, 2), torch.full((2, 2), torch.nan), torch.tensor([[-1.0, -2.0]])])
 def test_a_map_without_a_maximum_is_cold_everywhere(weights):
-    overlay = heat(torch.zeros(3, 400, 400, dtype=torch.uint8), weights)[:, :, 400 + GAP :]
+    overlay = draw_heat_map(torch.zeros(3, 400, 400, dtype=torch.uint8), weights)[:, :, 400 + SPACING :]
     assert overlay.max() < 20
 
 
@@ -133,52 +142,52 @@ def test_a_sheet_has_the_image_the_mean_and_each_head(heads, columns, rows):
     image = noise(3, 8, 8)
     maps = torch.zeros(heads, 2, 2)
     maps[torch.arange(heads), torch.arange(heads) % 2, 0] = 1  # head i looks at the upper or the lower left
-    sheet = attention_sheet(image, maps)
-    tile = labelled(image, "image", None)
-    height, width = tile.shape[1] + GAP, tile.shape[2] + GAP
-    assert sheet.shape == (3, rows * height - GAP, columns * width - GAP)
-    assert torch.equal(sheet[:, : height - GAP, : width - GAP], tile)
+    sheet = draw_attention_sheet(image, maps)
+    tile = add_caption(image, "image", None)
+    height, width = tile.shape[1] + SPACING, tile.shape[2] + SPACING
+    assert sheet.shape == (3, rows * height - SPACING, columns * width - SPACING)
+    assert torch.equal(sheet[:, : height - SPACING, : width - SPACING], tile)
     for number in range(heads):
         row, column = divmod(number + 2, columns)
         part = sheet[:, row * height : row * height + 400, column * width : column * width + 400]
-        assert torch.equal(part, heat(image, maps[number])[:, :, -400:])
+        assert torch.equal(part, draw_heat_map(image, maps[number])[:, :, -400:])
     mean = sheet[:, :400, width : width + 400]
-    assert torch.equal(mean, heat(image, maps.mean(0))[:, :, -400:])
+    assert torch.equal(mean, draw_heat_map(image, maps.mean(0))[:, :, -400:])
 
 
 def test_a_sheet_of_a_photograph_is_made_of_smaller_ones():
-    sheet = attention_sheet(noise(3, 3000, 2000), torch.rand(2, 14, 14))
-    assert sheet.shape[2] == 2 * (LARGEST * 2 // 3) + GAP and sheet.shape[1] < 2 * LARGEST + 100
+    sheet = draw_attention_sheet(noise(3, 3000, 2000), torch.rand(2, 14, 14))
+    assert sheet.shape[2] == 2 * (MAX_SIDE * 2 // 3) + SPACING and sheet.shape[1] < 2 * MAX_SIDE + 100
 
 
 @pytest.mark.parametrize("good", [True, False, None])
 def test_a_text_stands_under_the_image_on_the_colour_of_its_truth(good):
     image = noise(3, 450, 500)
-    picture = labelled(image, "ankle boot 0.98", good)
+    picture = add_caption(image, "ankle boot 0.98", good)
     assert torch.equal(picture[:, :450], image) and picture.shape[2] == 500
     strip = picture[:, 450:]
-    assert pixel(strip, 499, 0) == MARKS[good] and (strip.sum(0) < 30).any()  # black letters
+    assert pixel(strip, 499, 0) == CAPTION_COLOURS[good] and (strip.sum(0) < 30).any()  # black letters
 
 
 def test_a_long_text_gets_more_lines_and_is_never_cut_at_the_edge():
     image = torch.zeros(3, 400, 400, dtype=torch.uint8)
-    one, three = labelled(image, "word", True), labelled(image, "some more words " * 6, True)
+    one, three = add_caption(image, "word", True), add_caption(image, "some more words " * 6, True)
     assert three.shape[1] > one.shape[1] + 30
-    for picture in (three, labelled(image, "w" * 1000, True)):
-        assert (picture[:, 400:, -4:] == torch.tensor(MARKS[True])[:, None, None]).all()
+    for picture in (three, add_caption(image, "w" * 1000, True)):
+        assert (picture[:, 400:, -4:] == torch.tensor(CAPTION_COLOURS[True])[:, None, None]).all()
 
 
 @pytest.mark.parametrize("size", [(8, 8), (1, 30), (300, 2), (2000, 10)])
 def test_a_small_or_narrow_image_gets_room_for_words(size):
-    picture = labelled(noise(3, *size), "ankle boot", None)
-    factor = max(1, -(-SMALLEST // max(size)))
+    picture = add_caption(noise(3, *size), "ankle boot", None)
+    factor = max(1, -(-MIN_SIDE // max(size)))
     width = size[1] * factor
-    assert picture.shape[2] == max(width, SMALLEST // 2) and picture.shape[1] > size[0] * factor + 15
+    assert picture.shape[2] == max(width, MIN_SIDE // 2) and picture.shape[1] > size[0] * factor + 15
     left = (picture.shape[2] - width) // 2
     shown = picture[:, factor // 2 : size[0] * factor : factor, left + factor // 2 : left + width : factor]
     assert torch.equal(shown, noise(3, *size))
 
 
 def test_an_empty_text_is_an_empty_strip():
-    picture = labelled(noise(3, 400, 400), "", False)
-    assert (picture[:, 400:] == torch.tensor(MARKS[False])[:, None, None]).all()
+    picture = add_caption(noise(3, 400, 400), "", False)
+    assert (picture[:, 400:] == torch.tensor(CAPTION_COLOURS[False])[:, None, None]).all()

@@ -178,7 +178,7 @@ def test_what_lies_beside_the_weights_is_listed(tmp_path: Path) -> None:
     for case in ("vit_jax with its optimizer", "big_vision, a tower"):
         _, jax, change, _ = CASES[case]
         content = written(tmp_path / "vit.npz", change(tree(original, jax=jax)))
-        inside = google.prefix_of(content)
+        inside = google.find_prefix(content)
         expected = {name for name in content if not name.startswith(inside)}
         # A tower's head maps to the space of texts: as a classifier it would answer with nonsense.
         expected |= {"params/img/head/kernel", "params/img/head/bias"} & content.keys()
@@ -231,16 +231,16 @@ def test_bfloat16_comes_out_as_the_nearest_numbers(tmp_path: Path) -> None:
 def test_the_number_of_heads_is_read_from_every_tree() -> None:
     for change in (dict, stacked, lambda t: prefixed(t, "params/"), lambda t: prefixed(stacked(t), "params/img/")):
         content = {name: torch.tensor(array) for name, array in change(tree(ours(), jax=False)).items()}
-        assert google.heads(content) == HEADS
+        assert google.head_count(content) == HEADS
 
 
 def test_fixed_positions_are_those_of_big_vision() -> None:
     """Column 2 of row 1 at width 8: two frequencies, 1 and 1/10000, worked out by hand."""
-    table = google.sines(3, 4, 8)
+    table = google.sine_positions(3, 4, 8)
     assert table.shape == (3, 4, 8)
     x, y = torch.tensor([2.0, 0.0002]), torch.tensor([1.0, 0.0001])
     torch.testing.assert_close(table[1, 2], torch.cat([x.sin(), x.cos(), y.sin(), y.cos()]), rtol=0, atol=1e-7)
-    three = google.sines(1, 2, 12)[0, 1, :3]  # the middle one of three lies between them: 1/100
+    three = google.sine_positions(1, 2, 12)[0, 1, :3]  # the middle one of three lies between them: 1/100
     torch.testing.assert_close(three, torch.tensor([1.0, 0.01, 0.0001]).sin(), rtol=0, atol=1e-7)
 
 
@@ -251,7 +251,7 @@ def test_a_file_without_positions_gets_big_visions_for_the_size_of_the_images(tm
     with pytest.raises(UserError, match=r"not a plain ViT \(it has no learned positions\)"):
         adopt(content, None)
     weights = adopt(content, None, image_size=(SIDE, 2 * SIDE)).weights
-    assert torch.equal(weights["positions.grid"], google.sines(SIDE // PATCH, 2 * SIDE // PATCH, WIDTH))
+    assert torch.equal(weights["positions.grid"], google.sine_positions(SIDE // PATCH, 2 * SIDE // PATCH, WIDTH))
     ours(pooling="mean", image_size=(SIDE, 2 * SIDE)).load_state_dict(weights)
 
 

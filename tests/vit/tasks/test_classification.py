@@ -93,7 +93,7 @@ def test_the_size_of_a_step_is_its_number_of_views() -> None:
     assert task.normalisers(training_batch(task, 4)) == {"images": 12.0}
 
 
-@pytest.mark.parametrize(("key", "whose"), [("labels", "sample 2"), ("other_labels", "the one to mix with sample 2")])
+@pytest.mark.parametrize(("key", "whose"), [("labels", "sample 2"), ("other_labels", "the partner of sample 2")])
 @pytest.mark.parametrize("label", [-1, 10])
 def test_a_label_that_is_no_class_is_named_before_the_step(key: str, whose: str, label: int) -> None:
     task, _ = built(*MIXED)
@@ -116,7 +116,7 @@ def test_one_class_for_all_images_raises_an_alarm_and_two_do_not() -> None:
     task, _ = built()
     answers = task.predict(Answers(3), evaluation_batch(task, 12))
     (alarm,) = task.alarms(answers)
-    assert alarm.startswith('all images are taken for "3"')
+    assert alarm.startswith('all images are classified as "3"')
     assert task.alarms([*answers, *task.predict(Answers(4), evaluation_batch(task, 1))]) == []
     assert task.alarms(answers[:9]) == [], "a handful of images may well be of one class"
 
@@ -203,7 +203,7 @@ def test_a_layer_that_is_not_there_is_a_sentence() -> None:
 @pytest.mark.parametrize("attention", ["maps", "rollout"])
 def test_a_model_without_patches_has_no_maps_and_says_so(attention: str) -> None:
     task, _ = built(f"task.predict.attention={attention}")
-    with pytest.raises(UserError, match=rf"attention={attention}: Answers does not say .*use attention=none\.$"):
+    with pytest.raises(UserError, match=rf"attention={attention}: Answers lacks patches, .*use attention=none\.$"):
         task.predict(Answers(3), evaluation_batch(task))
 
 
