@@ -244,8 +244,8 @@ class Classification:
         if len(answers) < 10 or len({answer["label"] for answer in answers}) > 1:
             return []
         return [
-            f'all images are classified as "{answers[0]["name"]}": lower optimizer.lr, give schedule.warmup more steps, '
-            "or start from checkpoint=FILE."
+            f'all images are classified as "{answers[0]["name"]}": lower optimizer.lr, give schedule.warmup more '
+            "steps, or start from checkpoint=FILE."
         ]
 
 

@@ -185,7 +185,9 @@ def test_a_layer_comes_last_after_all_earlier_ones_in_order(layer, count):
 
 @pytest.mark.parametrize("layer", [3, -4])
 def test_a_layer_that_is_not_there_is_an_error_that_says_how_many_there_are(layer):
-    with pytest.raises(UserError, match=rf"no layer {layer}: this model has 3 layers; give one from 0 to 2, .* to -3"):
+    with pytest.raises(
+        UserError, match=rf"no layer {layer}: this model has 3 layers; give a number from 0 to 2, .* to -3"
+    ):
         attention_up_to_layer(classifier(), torch.zeros(1, 1, 4, 6), layer)
 
 

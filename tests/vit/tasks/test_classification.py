@@ -196,7 +196,7 @@ def test_maps_change_nothing_of_the_answer() -> None:
 
 def test_a_layer_that_is_not_there_is_a_sentence() -> None:
     task, model = built("task.predict.attention=maps", "task.predict.layer=3")
-    with pytest.raises(UserError, match="there is no layer 3: this model has 3 layers; give one from 0 to 2"):
+    with pytest.raises(UserError, match="there is no layer 3: this model has 3 layers; give a number from 0 to 2"):
         task.predict(model, evaluation_batch(task))
 
 
