@@ -46,18 +46,18 @@ class Matches(NamedTuple):
     queries: Tensor  # rows of an image's answers
     targets: Tensor  # rows of the batch's objects
 
-    def repeated(self, layers: int) -> "Matches":
+    def repeat(self, layers: int) -> "Matches":
         """The pairs of one layer for each of as many layers."""
         number = torch.arange(layers, device=self.layers.device).repeat_interleave(len(self.layers))
         return Matches(number, *(part.repeat(layers) for part in self[1:]))
 
-    def of_last(self, layers: int) -> "Matches":
+    def of_last_layer(self, layers: int) -> "Matches":
         """The pairs of the last of so many layers, as those of layer 0."""
         last = slice(len(self.layers) // layers * (layers - 1), None)
         return Matches(self.layers[last] - (layers - 1), *(part[last] for part in self[1:]))
 
 
-def layers_of(outputs: Outputs | list[Outputs]) -> list[Outputs]:
+def unstack_layers(outputs: Outputs | list[Outputs]) -> list[Outputs]:
     """A detector's answers layer by layer. One may also return tensors (L, B, Q, ...) of all layers in one dict.
 
     What else is in that dict is no answer, and left out.
@@ -69,7 +69,7 @@ def layers_of(outputs: Outputs | list[Outputs]) -> list[Outputs]:
     return [dict(zip(outputs, layer, strict=True)) for layer in zip(*outputs.values(), strict=True)]
 
 
-def by_set(layers: Sequence[Outputs]) -> dict[str, list[Outputs]]:
+def group_by_set(layers: Sequence[Outputs]) -> dict[str, list[Outputs]]:
     """Layers by the set of answers that they belong to; a last layer answers for the model."""
     sets: dict[str, list[Outputs]] = {}
     for layer in layers:
@@ -78,23 +78,23 @@ def by_set(layers: Sequence[Outputs]) -> dict[str, list[Outputs]]:
     return sets
 
 
-def stacked(layers: Outputs | Sequence[Outputs]) -> Outputs:
+def stack_layers(layers: Outputs | Sequence[Outputs]) -> Outputs:
     """The tensors that all L layers have, (L, B, R, ...), floats in fp32 at least; `real` stays (B, R)."""
     if isinstance(layers, dict):
-        return {name: _at_least_fp32(value) for name, value in layers.items()}
+        return {name: _upcast_half(value) for name, value in layers.items()}
     names = [name for name in layers[-1] if all(name in layer for layer in layers)]
-    every = {name: _at_least_fp32(torch.stack([layer[name] for layer in layers])) for name in names if name != "real"}
+    every = {name: _upcast_half(torch.stack([layer[name] for layer in layers])) for name in names if name != "real"}
     return every | {name: layers[-1][name] for name in names if name == "real"}
 
 
-def last_of(layers: Outputs | Sequence[Outputs]) -> Outputs:
-    """The last layer as `stacked` would give it alone."""
+def stack_last_layer(layers: Outputs | Sequence[Outputs]) -> Outputs:
+    """The last layer as `stack_layers` would give it alone."""
     if isinstance(layers, dict):
-        return stacked({name: value if name == "real" else value[-1:] for name, value in layers.items()})
-    return stacked(layers[-1:])
+        return stack_layers({name: value if name == "real" else value[-1:] for name, value in layers.items()})
+    return stack_layers(layers[-1:])
 
 
-def logits_for(classification: Classification, classes: int) -> int:
+def logit_count(classification: Classification, classes: int) -> int:
     """How many logits a row answers with."""
     return classes + 1 if classification == "softmax" else classes
 
@@ -114,5 +114,5 @@ def detections(classification: Classification, outputs: Outputs) -> tuple[Tensor
     return scores, labels, to_xyxy(outputs["boxes_cxcywh"].float())
 
 
-def _at_least_fp32(x: Tensor) -> Tensor:
+def _upcast_half(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

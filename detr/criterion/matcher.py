@@ -13,8 +13,8 @@ from common.types import NonNegativeFloat
 from detr.criterion.answers import Matches, Outputs, Targets
 from detr.criterion.boxes import pairwise_giou, to_xyxy
 
-NOT_FINITE = 1e8  # what a cost that is not finite counts as
-PADDING = 1e12  # what a row that is padding costs: more than any other
+NON_FINITE_COST = 1e8  # what a cost that is not finite counts as
+PADDING_COST = 1e12  # what a row that is padding costs: more than any other
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class ClassCost(Cost):
 
     def __call__(self, outputs: Outputs, targets: Targets) -> Tensor:
         """See Cost."""
-        return -_of_class(outputs["logits"].softmax(-1), targets)
+        return -_gather_class(outputs["logits"].softmax(-1), targets)
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class FocalCost(Cost):
 
     def __call__(self, outputs: Outputs, targets: Targets) -> Tensor:
         """See Cost."""
-        p = _of_class(outputs["logits"], targets).sigmoid()
+        p = _gather_class(outputs["logits"], targets).sigmoid()
         right = self.alpha * (1 - p) ** self.gamma * -(p + 1e-8).log()
         return right - (1 - self.alpha) * p**self.gamma * -(1 - p + 1e-8).log()
 
@@ -80,14 +80,14 @@ class GiouCost(Cost):
 
 
 @torch.no_grad()
-def total(costs: Sequence[Cost], outputs: Outputs, targets: Targets) -> Tensor:
+def total_cost(costs: Sequence[Cost], outputs: Outputs, targets: Targets) -> Tensor:
     """The weighted sum of all costs, over all layers at once: (L, B, R, N) for padded targets (B, N, ...)."""
     first, *others = costs
     cost = first.weight * first(outputs, targets)
     for each in others:
         cost = cost + each.weight * each(outputs, targets)
     if "real" in outputs:
-        cost = cost.masked_fill(~outputs["real"][..., None], PADDING)
+        cost = cost.masked_fill(~outputs["real"][..., None], PADDING_COST)
     return cost
 
 
@@ -100,14 +100,14 @@ def match(costs: Sequence[Cost], outputs: Outputs, targets: Targets) -> Matches:
     """
     table: np.ndarray = np.zeros((4, 0), dtype=np.int64)
     if max(targets.counts, default=0):
-        cost = total(costs, outputs, targets.padded())
+        cost = total_cost(costs, outputs, targets.padded())
         # A model that has diverged must reach the trainer's guard, which names the step, and not fail here.
-        host = cost.float().nan_to_num(nan=NOT_FINITE, posinf=NOT_FINITE, neginf=-NOT_FINITE).cpu().numpy()
-        table = _assign(host, targets.counts, padded="real" in outputs)
+        cost = cost.float().nan_to_num(nan=NON_FINITE_COST, posinf=NON_FINITE_COST, neginf=-NON_FINITE_COST)
+        table = _assign(cost.cpu().numpy(), targets.counts, padded="real" in outputs)
     return Matches(*torch.from_numpy(table).to(targets.labels.device, non_blocking=True))
 
 
-def _of_class(values: Tensor, targets: Targets) -> Tensor:
+def _gather_class(values: Tensor, targets: Targets) -> Tensor:
     """Values (L, B, R, K) of each object's class: (L, B, R, N)."""
     return values.gather(-1, targets.labels[None, :, None].expand(*values.shape[:3], -1))
 
@@ -120,7 +120,7 @@ def _assign(cost: np.ndarray, counts: list[int], padded: bool) -> np.ndarray:
         for image, count in enumerate(counts):
             queries, targets = linear_sum_assignment(of_layer[image, :, :count])
             if padded:
-                real = of_layer[image, queries, targets] < PADDING
+                real = of_layer[image, queries, targets] < PADDING_COST
                 queries, targets = queries[real], targets[real]
             same = np.full_like(queries, layer), np.full_like(queries, image)
             rows.append(np.stack((*same, queries, targets + starts[image])))

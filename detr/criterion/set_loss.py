@@ -9,7 +9,7 @@ from torch import Tensor
 
 from common.errors import UserError
 from common.types import Fraction, NonNegativeFloat
-from detr.criterion.answers import Classification, Matches, Outputs, Targets, last_of, stacked
+from detr.criterion.answers import Classification, Matches, Outputs, Targets, stack_last_layer, stack_layers
 from detr.criterion.matcher import ClassCost, Cost, FocalCost, GiouCost, L1Cost, MatcherOptions, match
 from detr.criterion.terms import L1, Comparison, CrossEntropy, Focal, Giou, Term
 
@@ -65,13 +65,13 @@ class Criterion:
 
         Every layer is matched anew, unless `matches` gives the pairs of a layer; `normalisers` are of the whole step.
         """
-        outputs = stacked(layers)
+        outputs = stack_layers(layers)
         count = len(outputs["logits"])
         targets = targets._replace(boxes=targets.boxes.to(outputs["boxes_cxcywh"].dtype))
-        matches = match(self.costs, outputs, targets) if matches is None else matches.repeated(count)
+        matches = match(self.costs, outputs, targets) if matches is None else matches.repeat(count)
         compared = {"all": Comparison(outputs, targets, matches)}
         if any(term.layers == "last" for term in self.terms):
-            compared["last"] = Comparison(last_of(layers), targets, matches.of_last(count))
+            compared["last"] = Comparison(stack_last_layer(layers), targets, matches.of_last_layer(count))
         values = {}
         for term in self.terms:
             if term.reads in compared[term.layers].outputs:
@@ -81,7 +81,7 @@ class Criterion:
         return values
 
 
-def summed(sets: Mapping[str, Mapping[str, Tensor]]) -> tuple[Tensor, dict[str, Tensor]]:
+def sum_terms(sets: Mapping[str, Mapping[str, Tensor]]) -> tuple[Tensor, dict[str, Tensor]]:
     """The sum of all sets' weighted terms, and its parts.
 
     Those are the terms of the last layer of "queries", the sum of the earlier layers' as "auxiliary", and the whole of

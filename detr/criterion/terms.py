@@ -39,7 +39,7 @@ class Comparison:
         """Sum the values (M,) of pairs by their layer -> (L,)."""
         return values.new_zeros(len(self.outputs["logits"])).index_add(0, self.matches.layers, values)
 
-    def of_rows(self, values: Tensor) -> Tensor:
+    def sum_rows(self, values: Tensor) -> Tensor:
         """Sum the values (L, B, R) of all rows that are no padding by their layer -> (L,)."""
         return (values if "real" not in self.outputs else values * self.outputs["real"]).sum((1, 2))
 
@@ -77,7 +77,7 @@ class CrossEntropy(Term):
         classes = labels.new_full(logits.shape[:3], nothing).index_put(compared.rows, compared.objects(labels))
         nll = F.cross_entropy(logits.flatten(0, 2), classes.flatten(), reduction="none").view_as(classes)  # (L, B, R)
         weight = torch.ones_like(nll).masked_fill(classes == nothing, self.no_object)
-        return compared.of_rows(nll * weight)
+        return compared.sum_rows(nll * weight)
 
     def normaliser(self, counts: Sequence[int], rows: Sequence[int]) -> float:
         """The weights of all rows: min(n, R) have an object, and R - min(n, R) the weight `no_object`."""
@@ -103,7 +103,7 @@ class Focal(Term):
         probability = logits.sigmoid()
         wrong = probability + truth - 2 * probability * truth  # 1 - p where the class is right, p elsewhere
         weight = (1 - self.alpha) + (2 * self.alpha - 1) * truth
-        return compared.of_rows((weight * wrong**self.gamma * nll).sum(-1))
+        return compared.sum_rows((weight * wrong**self.gamma * nll).sum(-1))
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from common.errors import UserError
 
-Document = dict[str, Any]
+CocoJson = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Index:
+class SplitArrays:
     """One split as arrays, which forked workers share: reading a Python object writes its counter and copies its page.
 
     Images stand in the file's order. Boxes are the training targets: no crowds, clipped, with an area.
@@ -34,71 +34,71 @@ class Index:
     notes: list[str]  # what was clipped or left out
 
 
-def load(path: Path) -> Document:
+def load(path: Path) -> CocoJson:
     """Read and check a COCO JSON file."""
     try:
-        document = json.loads(path.read_bytes())
+        coco_json = json.loads(path.read_bytes())
     except OSError as error:
         raise UserError(f"The annotations {path} cannot be read ({error.strerror}); mend their path.") from None
     except ValueError as error:  # not JSON, or not text
         raise UserError(f"{path} is not JSON ({error}); give a file in COCO's format.") from None
     for key in ("images", "annotations", "categories"):
-        if not isinstance(document, dict) or not isinstance(document.get(key), list):
+        if not isinstance(coco_json, dict) or not isinstance(coco_json.get(key), list):
             raise UserError(f'{path} has no list of "{key}", so it is not COCO instances JSON; give such a file.')
-        _check_ids(document[key], key, path)
+        _check_ids(coco_json[key], key, path)
     for key in ("images", "categories"):
-        if not document[key]:
+        if not coco_json[key]:
             raise UserError(f"{path} lists no {key}; a split needs at least one.")
-    for category in document["categories"]:
+    for category in coco_json["categories"]:
         if not isinstance(category.get("name"), str):
             raise UserError(f'Category {category["id"]} of {path} has no "name"; add one.')
-    for image in document["images"]:
+    for image in coco_json["images"]:
         if not isinstance(image.get("file_name"), str):
             raise UserError(f'Image {image["id"]} of {path} has no "file_name"; add it.')
         if not all(_is_integer(image.get(key)) and image[key] > 0 for key in ("height", "width")):
             raise UserError(f'Image {image["id"]} of {path} has no positive "height" and "width"; add its pixels.')
-    _check_annotations(document, path)
-    checked: Document = document
+    _check_annotations(coco_json, path)
+    checked: CocoJson = coco_json
     return checked
 
 
-def categories(document: Document) -> list[dict[str, Any]]:
+def categories(coco_json: CocoJson) -> list[dict[str, Any]]:
     """The classes of a file, {"id", "name"} each, by ascending id: the order of class indices."""
-    return sorted(({"id": c["id"], "name": c["name"]} for c in document["categories"]), key=lambda c: c["id"])
+    return sorted(({"id": c["id"], "name": c["name"]} for c in coco_json["categories"]), key=lambda c: c["id"])
 
 
-def select(document: Document, ids: Iterable[int]) -> Document:
+def select(coco_json: CocoJson, ids: Iterable[int]) -> CocoJson:
     """The file cut down to the images `ids`, crowds and degenerate boxes included.
 
     What the format lets out but its evaluation needs is filled in: `iscrowd` 0 and the box's `area`.
     """
     chosen = set(ids)
     return {
-        **document,
-        "images": [image for image in document["images"] if image["id"] in chosen],
+        **coco_json,
+        "images": [image for image in coco_json["images"] if image["id"] in chosen],
         "annotations": [
             {"iscrowd": 0, "area": a["bbox"][2] * a["bbox"][3], **a}
-            for a in document["annotations"]
+            for a in coco_json["annotations"]
             if a["image_id"] in chosen
         ],
     }
 
 
-def index(document: Document, classes: list[dict[str, Any]], path: Path) -> Index:
+def build_arrays(coco_json: CocoJson, classes: list[dict[str, Any]], path: Path) -> SplitArrays:
     """Training targets of a checked file; `classes` as from `categories`, maybe another file's.
 
     Raises UserError when `path` uses a category that is not among the classes or has another name there.
     """
     names = {category["id"]: category["name"] for category in classes}
-    used = {annotation["category_id"] for annotation in document["annotations"]}
-    for category in document["categories"]:
+    used = {annotation["category_id"] for annotation in coco_json["annotations"]}
+    for category in coco_json["categories"]:
         if category["id"] in used and names.get(category["id"]) != category["name"]:
             there = repr(names[category["id"]]) if category["id"] in names else "not listed"
             raise UserError(
                 f"Category {category['id']} is {category['name']!r} in {path}, but {there} in the train annotations; "
                 "give all splits the same categories."
             )
-    images, annotations = document["images"], document["annotations"]
+    images, annotations = coco_json["images"], coco_json["annotations"]
     place = {image["id"]: i for i, image in enumerate(images)}
     sizes = np.array([[image["height"], image["width"]] for image in images], dtype=np.int64).reshape(-1, 2)
     numbers = np.array([a["id"] for a in annotations], dtype=np.int64)
@@ -113,13 +113,13 @@ def index(document: Document, classes: list[dict[str, Any]], path: Path) -> Inde
     empty = (clipped[:, 2:] <= clipped[:, :2]).any(axis=1) | (xywh[:, 2:] <= 0).any(axis=1)
     kept = ~crowd & ~empty
     notes = [
-        _note("left out of the targets", "crowd", numbers[crowd]),
-        _note("left out of the targets", "box without area inside its image", numbers[empty & ~crowd]),
+        _describe("left out of the targets", "crowd", numbers[crowd]),
+        _describe("left out of the targets", "box without area inside its image", numbers[empty & ~crowd]),
         # Rounding in the file is no news: a hundredth of a pixel is COCO's own precision.
-        _note("clipped to the image", "box", numbers[kept & (np.abs(clipped - boxes) > 0.011).any(axis=1)]),
+        _describe("clipped to the image", "box", numbers[kept & (np.abs(clipped - boxes) > 0.011).any(axis=1)]),
     ]
     order = np.flatnonzero(kept)[np.argsort(owners[kept], kind="stable")]
-    return Index(
+    return SplitArrays(
         ids=np.array([image["id"] for image in images], dtype=np.int64),
         files=np.array([image["file_name"].encode() for image in images]),
         sizes=sizes,
@@ -130,11 +130,11 @@ def index(document: Document, classes: list[dict[str, Any]], path: Path) -> Inde
     )
 
 
-def check_files(index: Index, folder: Path) -> None:
+def check_files(arrays: SplitArrays, folder: Path) -> None:
     """Raise UserError when an image file is missing under `folder`."""
     if not folder.is_dir():
         raise UserError(f"The folder of images {folder} does not exist; mend its path.")
-    names = [name.decode() for name in index.files]
+    names = [name.decode() for name in arrays.files]
     # One listing for each folder: 100,000 single questions are slow on a network drive.
     places = {os.path.dirname(name) for name in names}
     present = {os.path.join(p, f) for p in places if (folder / p).is_dir() for f in os.listdir(folder / p)}
@@ -156,10 +156,10 @@ def _check_ids(entries: list[Any], key: str, path: Path) -> None:
         seen.add(entry["id"])
 
 
-def _check_annotations(document: Document, path: Path) -> None:
-    images = {image["id"] for image in document["images"]}
-    kinds = {category["id"] for category in document["categories"]}
-    for annotation in document["annotations"]:
+def _check_annotations(coco_json: CocoJson, path: Path) -> None:
+    images = {image["id"] for image in coco_json["images"]}
+    kinds = {category["id"] for category in coco_json["categories"]}
+    for annotation in coco_json["annotations"]:
         name = f"Annotation {annotation['id']} of {path}"
         if annotation.get("image_id") not in images:
             raise UserError(f"{name} belongs to image {annotation.get('image_id')}, which is not listed; add it there.")
@@ -179,7 +179,7 @@ def _is_box(value: Any) -> bool:
     return all(isinstance(x, int | float) and not isinstance(x, bool) and -1e9 < x < 1e9 for x in value)  # NaN fails
 
 
-def _note(deed: str, what: str, ids: NDArray[np.int64]) -> str:
+def _describe(deed: str, what: str, ids: NDArray[np.int64]) -> str:
     if not len(ids):
         return ""
     some = ", ".join(str(i) for i in ids[:3]) + (", ..." if len(ids) > 3 else "")

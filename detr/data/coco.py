@@ -15,7 +15,7 @@ from common.errors import UserError
 from common.task import Batch, Split
 from common.types import SPLITS, Count, Positive
 from detr.data import annotations
-from detr.data.transforms import Augmentation, augment, boxes_on
+from detr.data.transforms import Augmentation, as_bounding_boxes, augment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,14 +66,14 @@ class Coco:
         for name, files in (("train", self.train), ("val", self.val), ("test", self.test)):
             if (files.images is None) != (files.annotations is None):
                 raise UserError(f"data.{name}.images and data.{name}.annotations go together; give both or neither.")
-        self._indexes: dict[str, annotations.Index] = {}
+        self._arrays_by_split: dict[str, annotations.SplitArrays] = {}
         self._categories: list[dict[str, Any]] = []
-        self._truths: dict[str, bytes] = {}
+        self._ground_truths: dict[str, bytes] = {}
         self._decoded: dict[tuple[str, int], Tensor] = {}
 
     def count(self, split: Split) -> int:
         """Number of images in `split`; 0 when there is no such val or test."""
-        return len(self._index(split).ids) if self._has(split) else 0
+        return len(self._arrays(split).ids) if self._has_split(split) else 0
 
     def cost(self, split: Split) -> Sequence[int]:
         """Every image weighs 1."""
@@ -83,19 +83,20 @@ class Coco:
         """The classes, {"id", "name"} each, in the order of class indices."""
         if not self._categories:
             self.prepare()
-            splits = [files for files in map(self._files, SPLITS) if files is not None]
-            # Without the train JSON (evaluation on a machine that holds only val2017) another one must do.
-            _, path = next((files for files in splits if files[1].exists()), (splits or [self._demand("train")])[0])
+            paths = [files[1] for files in map(self._split_files, SPLITS) if files is not None]
+            paths = paths or [self._required_files("train")[1]]
+            # Evaluation may run on a machine that holds only val2017: without the train JSON, another split's is read.
+            path = next((path for path in paths if path.exists()), paths[0])
             self._categories = annotations.categories(annotations.load(path))
         return self._categories
 
     def ground_truth(self, split: Split) -> dict[str, Any]:
         """The COCO JSON of exactly this split's images, crowds and degenerate boxes included."""
-        if split not in self._truths:
-            ids = self._index(split).ids.tolist()
-            document = annotations.select(annotations.load(self._demand(split)[1]), ids)
-            self._truths[split] = json.dumps(document).encode()  # one object, not a million, in every forked worker
-        truth: dict[str, Any] = json.loads(self._truths[split])
+        if split not in self._ground_truths:
+            ids = self._arrays(split).ids.tolist()
+            coco_json = annotations.select(annotations.load(self._required_files(split)[1]), ids)
+            self._ground_truths[split] = json.dumps(coco_json).encode()  # one object, not a million, in each worker
+        truth: dict[str, Any] = json.loads(self._ground_truths[split])
         return truth
 
     def sample(self, split: Split, index: int, generator: torch.Generator | None) -> dict[str, Any]:
@@ -105,7 +106,7 @@ class Coco:
         of the returned image, labels int64 (n,) class indices. Raises UserError when the image is broken or has
         another size than its annotations say.
         """
-        record, file = self._index(split), self._file(split, index)
+        record, file = self._arrays(split), self._file(split, index)
         height, width = record.sizes[index].tolist()
         image = self._decoded.get((split, index))
         if image is None:
@@ -114,7 +115,7 @@ class Coco:
                 self._decoded[split, index] = image
         owned = slice(record.starts[index], record.starts[index + 1])
         boxes, labels = torch.from_numpy(record.boxes[owned]), torch.from_numpy(record.labels[owned])
-        return self._as_seen(int(record.ids[index]), file, image, boxes, labels, generator)
+        return self._make_sample(int(record.ids[index]), file, image, boxes, labels, generator)
 
     def where(self, split: Split, index: int) -> str:
         """The file of an image, for messages."""
@@ -122,9 +123,9 @@ class Coco:
 
     def view(self, image: Tensor, file: Path) -> dict[str, Any]:
         """A user's image, uint8 (3, H, W), as a sample without targets (id 0), resized as in evaluation."""
-        return self._as_seen(0, file, image, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), None)
+        return self._make_sample(0, file, image, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), None)
 
-    def _as_seen(
+    def _make_sample(
         self,
         number: int,
         file: Path,
@@ -134,7 +135,7 @@ class Coco:
         generator: torch.Generator | None,
     ) -> dict[str, Any]:
         original_size = tuple(image.shape[1:])
-        image, moved, labels = augment(image, boxes_on(image, boxes), labels, self.augmentation, generator)
+        image, moved, labels = augment(image, as_bounding_boxes(image, boxes), labels, self.augmentation, generator)
         return {
             "id": number,
             "file": str(file),
@@ -173,36 +174,37 @@ class Coco:
     def summary(self) -> list[str]:
         """One line a split, and what was left out of its targets."""
         lines = [f"{len(self.categories())} classes"]
-        for split in filter(self._has, SPLITS):
-            record = self._index(split)
-            lines.append(f"{split}: {len(record.ids)} images, {len(record.labels)} boxes of {self._demand(split)[1]}")
+        for split in filter(self._has_split, SPLITS):
+            record = self._arrays(split)
+            path = self._required_files(split)[1]
+            lines.append(f"{split}: {len(record.ids)} images, {len(record.labels)} boxes of {path}")
             lines += [f"{split}: {note}" for note in record.notes]
         return lines
 
     def prepare(self) -> None:
         """Bring the files into being before any is opened; for sets that the project draws itself."""
 
-    def _files(self, split: Split) -> tuple[Path, Path] | None:
+    def _split_files(self, split: Split) -> tuple[Path, Path] | None:
         """The folder of images and the JSON of a split, or None."""
         files = {"train": self.train, "val": self.val, "test": self.test}[split]
         if files.images is not None and files.annotations is not None:
             return Path(files.images), Path(files.annotations)
         if split == "val":
-            return self._files("train") if self.val_count else None
+            return self._split_files("train") if self.val_count else None
         if self.root is None:
             return None
         official = "train2017" if split == "train" else "val2017"
         return Path(self.root) / official, Path(self.root) / "annotations" / f"instances_{official}.json"
 
     def _file(self, split: Split, index: int) -> Path:
-        name: bytes = self._index(split).files[index]
-        return self._demand(split)[0] / name.decode()
+        name: bytes = self._arrays(split).files[index]
+        return self._required_files(split)[0] / name.decode()
 
-    def _has(self, split: Split) -> bool:
-        return split == "train" or self._files(split) is not None
+    def _has_split(self, split: Split) -> bool:
+        return split == "train" or self._split_files(split) is not None
 
-    def _demand(self, split: Split) -> tuple[Path, Path]:
-        files = self._files(split)
+    def _required_files(self, split: Split) -> tuple[Path, Path]:
+        files = self._split_files(split)
         if files is None:
             raise UserError(
                 f"There are no {split} images: give data.root (a folder in COCO's layout), or data.{split}.images and "
@@ -210,23 +212,24 @@ class Coco:
             )
         return files
 
-    def _index(self, split: Split) -> annotations.Index:
-        if split not in self._indexes:
+    def _arrays(self, split: Split) -> annotations.SplitArrays:
+        if split not in self._arrays_by_split:
             self.prepare()
-            folder, path = self._demand(split)
-            document = annotations.load(path)
+            folder, path = self._required_files(split)
+            coco_json = annotations.load(path)
             if split == "train" and not self._categories:
-                self._categories = annotations.categories(document)
-            ids = [image["id"] for image in document["images"]]
+                self._categories = annotations.categories(coco_json)
+            ids = [image["id"] for image in coco_json["images"]]
             shares: dict[str, list[int]] = {split: ids}
             if split != "test" and self.val.images is None and self.val_count:
-                shares = self._cut(ids, path)
+                shares = self._split_train_val(ids, path)
             for name, share in shares.items():
-                self._indexes[name] = annotations.index(annotations.select(document, share), self.categories(), path)
-                annotations.check_files(self._indexes[name], folder)
-        return self._indexes[split]
+                selected = annotations.select(coco_json, share)
+                self._arrays_by_split[name] = annotations.build_arrays(selected, self.categories(), path)
+                annotations.check_files(self._arrays_by_split[name], folder)
+        return self._arrays_by_split[split]
 
-    def _cut(self, ids: list[int], path: Path) -> dict[str, list[int]]:
+    def _split_train_val(self, ids: list[int], path: Path) -> dict[str, list[int]]:
         """Train and val out of one file: the same cut for any seed of the run and any order of the file."""
         own = "files of its own (data.val.images, data.val.annotations)"
         train, val = val_of_train(len(ids), self.val_count, str(path), own)

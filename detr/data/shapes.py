@@ -22,13 +22,13 @@ from detr.data.coco import Coco, Files
 from detr.data.transforms import Augmentation
 
 NAMES = ("circle", "square", "triangle", "star")
-DRAWING = 3  # goes up when the same keys draw other pictures
-FINE = 4  # subpixels along each side of a pixel
-LEAST_VISIBLE = 0.75  # of each shape's pixels
-CONFETTI = 0.9  # contrast of the background; below 0.7 thresholds begin to find the shapes (tests/detr/test_shapes.py)
-NOISE = 22.0  # standard deviation of every pixel, in levels
-DARKEST = 125.0  # level of a shape's colour in each channel; the background's mean is 90
-LEAST_CONTRAST = 70.0  # distance of a shape's colour from what it covers, in levels of RGB
+DRAWING_VERSION = 3  # goes up when the same keys draw other pictures
+SUBPIXELS = 4  # subpixels along each side of a pixel
+MIN_VISIBLE_FRACTION = 0.75  # of each shape's pixels
+BACKGROUND_CONTRAST = 0.9  # below 0.7, thresholds begin to find the shapes (tests/detr/data/test_shapes.py)
+NOISE_STD = 22.0  # of every pixel, in levels
+MIN_COLOUR_LEVEL = 125.0  # level of a shape's colour in each channel; the background's mean is 90
+MIN_COLOUR_DISTANCE = 70.0  # distance of a shape's colour from what it covers, in levels of RGB
 
 
 class Shapes(Coco):
@@ -76,7 +76,7 @@ class Shapes(Coco):
         self.seed = seed
         self.plain = plain
         self.flip = flip
-        keys = [DRAWING, image_size, train_count, val_count, test_count, seed, int(plain)]
+        keys = [DRAWING_VERSION, image_size, train_count, val_count, test_count, seed, int(plain)]
         self.folder = Path(root) / f"{image_size}px{'-plain' if plain else ''}-{f'{mix(*keys):016x}'[:8]}"
         train, val, test = (
             Files(images=str(self.folder / split), annotations=str(self.folder / f"{split}.json")) for split in SPLITS
@@ -143,7 +143,7 @@ def draw(
     random: np.random.Generator, size: int, plain: bool
 ) -> tuple[NDArray[np.uint8], list[NDArray[np.bool_]], list[int]]:
     """One picture: pixels (size, size, 3), the visible mask (size, size) of each shape, and its index into NAMES."""
-    canvas = np.full((size, size, 3), random.uniform(0, 255, 3)) if plain else _confetti(random, size)
+    canvas = np.full((size, size, 3), random.uniform(0, 255, 3)) if plain else _sample_background(random, size)
     masks: list[NDArray[np.bool_]] = []
     whole: list[int] = []  # pixels of each shape before others covered it
     labels: list[int] = []
@@ -152,32 +152,34 @@ def draw(
         if len(masks) == wanted:
             break
         label = int(random.integers(len(NAMES)))
-        cover = _place(random, size, label)
+        cover = _sample_coverage(random, size, label)
         mask = cover > 0.5
         if plain and any((other & ndimage.binary_dilation(mask, iterations=2)).any() for other in masks):
             continue
-        if any((other & ~mask).sum() < LEAST_VISIBLE * pixels for other, pixels in zip(masks, whole, strict=True)):
+        if any(
+            (other & ~mask).sum() < MIN_VISIBLE_FRACTION * pixels for other, pixels in zip(masks, whole, strict=True)
+        ):
             continue
         masks = [other & ~mask for other in masks] + [mask]
         whole.append(int(mask.sum()))
         labels.append(label)
-        fill = _colour(random, canvas[mask].mean(axis=0))
+        fill = _sample_colour(random, canvas[mask].mean(axis=0))
         if not plain:
-            fill = fill + _slope(random, size, 25.0)
+            fill = fill + _sample_ramp(random, size, 25.0)
         canvas = canvas * (1 - cover[..., None]) + fill * cover[..., None]
     if not plain:
-        canvas = canvas + random.normal(0, NOISE, canvas.shape)
+        canvas = canvas + random.normal(0, NOISE_STD, canvas.shape)
     return canvas.clip(0, 255).round().astype(np.uint8), masks, labels
 
 
-def _place(random: np.random.Generator, size: int, label: int) -> NDArray[np.float64]:
+def _sample_coverage(random: np.random.Generator, size: int, label: int) -> NDArray[np.float64]:
     """How much of each pixel (size, size) a shape of random size and place covers, in [0, 1]."""
     corners = _corners(label) - _corners(label).min(axis=0)
     corners *= random.uniform(size / 6 + 1, size / 2) / corners.max()
     corners += random.uniform(0, size - corners.max(axis=0))
-    image = Image.new("L", (size * FINE, size * FINE))
-    ImageDraw.Draw(image).polygon([tuple(corner) for corner in corners * FINE], fill=1)
-    covered: NDArray[np.float64] = np.asarray(image).reshape(size, FINE, size, FINE).mean(axis=(1, 3))
+    image = Image.new("L", (size * SUBPIXELS, size * SUBPIXELS))
+    ImageDraw.Draw(image).polygon([tuple(corner) for corner in corners * SUBPIXELS], fill=1)
+    covered: NDArray[np.float64] = np.asarray(image).reshape(size, SUBPIXELS, size, SUBPIXELS).mean(axis=(1, 3))
     return covered
 
 
@@ -191,23 +193,23 @@ def _corners(label: int) -> NDArray[np.float64]:
     return outline
 
 
-def _colour(random: np.random.Generator, behind: NDArray[np.float64]) -> NDArray[np.float64]:
+def _sample_colour(random: np.random.Generator, behind: NDArray[np.float64]) -> NDArray[np.float64]:
     """A colour (3,) that stands out from the mean of what it will cover."""
     while True:
-        colour = random.uniform(DARKEST, 255, 3)
-        if np.linalg.norm(colour - behind) > LEAST_CONTRAST:
+        colour = random.uniform(MIN_COLOUR_LEVEL, 255, 3)
+        if np.linalg.norm(colour - behind) > MIN_COLOUR_DISTANCE:
             return colour
 
 
-def _confetti(random: np.random.Generator, size: int) -> NDArray[np.float64]:
+def _sample_background(random: np.random.Generator, size: int) -> NDArray[np.float64]:
     """A background (size, size, 3): specks of all colours, a 10th to a 20th of the side long, dark on average."""
     cells = int(random.integers(10, 21))
     coarse = Image.fromarray(random.integers(0, 256, (cells, cells, 3), dtype=np.uint8))
     canvas = np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC)).astype(np.float64)
-    return 90 + CONFETTI * (canvas - 128)
+    return 90 + BACKGROUND_CONTRAST * (canvas - 128)
 
 
-def _slope(random: np.random.Generator, size: int, strength: float) -> NDArray[np.float64]:
+def _sample_ramp(random: np.random.Generator, size: int, strength: float) -> NDArray[np.float64]:
     """A linear change of colour (size, size, 3) across the picture, of at most `strength` levels either way."""
     y, x = np.mgrid[:size, :size] / size * 2 - 1
     angle = random.uniform(0, 2 * np.pi)

@@ -40,7 +40,7 @@ class Augmentation:
             raise UserError(f"data.augmentation.crop={list(self.crop)}: expected the least side first.")
 
 
-def boxes_on(image: Tensor, boxes: Tensor) -> BoundingBoxes:
+def as_bounding_boxes(image: Tensor, boxes: Tensor) -> BoundingBoxes:
     """Boxes (n, 4) xyxy in pixels, tied to the size of `image` (3, H, W)."""
     size = (image.shape[-2], image.shape[-1])
     return BoundingBoxes(boxes.reshape(-1, 4), format=BoundingBoxFormat.XYXY, canvas_size=size)
@@ -67,13 +67,13 @@ def augment(
 def resize(image: Tensor, boxes: BoundingBoxes, size: int, max_size: int | None) -> tuple[Tensor, BoundingBoxes]:
     """Bring the shorter side of `image` (3, H, W) to `size` pixels, the longer one to at most `max_size`."""
     height, width = image.shape[-2:]
-    new = list(resized(height, width, size, max_size))
+    new = list(resized_shape(height, width, size, max_size))
     if new == [height, width]:
         return image, boxes
     return functional.resize(image, new, antialias=True), functional.resize(boxes, new)
 
 
-def resized(height: int, width: int, size: int, max_size: int | None) -> tuple[int, int]:
+def resized_shape(height: int, width: int, size: int, max_size: int | None) -> tuple[int, int]:
     """Height and width after `resize`, with the reference's rounding (640 x 427 becomes 1199 x 800 for 800, 1333).
 
     Differs: a strip whose short side rounds to nothing keeps one pixel, where the reference raises.
@@ -99,7 +99,7 @@ def random_size_crop(
     image = image[None].contiguous(memory_format=torch.channels_last)[0]  # a view of rows resizes twice as slowly
     boxes = functional.clamp_bounding_boxes(functional.crop(boxes, top, left, height, width))
     kept = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
-    return image, boxes_on(image, boxes[kept]), labels[kept]
+    return image, as_bounding_boxes(image, boxes[kept]), labels[kept]
 
 
 def _between(low: int, high: int, generator: torch.Generator) -> int:

@@ -17,20 +17,20 @@ from pycocotools.cocoeval import COCOeval
 from common.errors import UserError
 
 Evaluator = Literal["auto", "pycocotools", "faster_coco_eval"]
-Kind = Literal["bbox", "segm"]
+IouType = Literal["bbox", "segm"]
 Dataset = dict[str, Any]  # images, categories and annotations, numbered from 1, with every key that is read
 
-ALONE = 1 - 2**-52  # pycocotools' precision of 1 right detection among 1: it adds 2^-52 to every divisor
+LONE_MATCH_PRECISION = 1 - 2**-52  # pycocotools' precision of 1 right detection among 1: it adds 2^-52 to every divisor
 
 
-class Counts(NamedTuple):
+class CocoStatistics(NamedTuple):
     """What was counted, the same for all evaluators to the last bit."""
 
     numbers: list[float]  # COCO's 12, in its order
     precision: np.ndarray  # (10 IoUs, 101 recalls, K classes, 4 areas, 3 limits of detections); -1 without objects
 
 
-def choose(name: Evaluator) -> Callable[[Dataset, Dataset, Kind], Counts]:
+def select_evaluator(name: Evaluator) -> Callable[[Dataset, Dataset, IouType], CocoStatistics]:
     """The evaluator by that name, from ground truth and detections to counts; auto is the fastest that is installed.
 
     Raises:
@@ -45,16 +45,16 @@ def choose(name: Evaluator) -> Callable[[Dataset, Dataset, Kind], Counts]:
     return _with_pycocotools if name == "pycocotools" or not found else _with_faster_coco_eval
 
 
-def _with_pycocotools(truth: Dataset, detections: Dataset, kind: Kind) -> Counts:
+def _with_pycocotools(truth: Dataset, detections: Dataset, kind: IouType) -> CocoStatistics:
     with redirect_stdout(io.StringIO()):  # it prints its progress
         evaluation = COCOeval(_index(COCO, truth), _index(COCO, detections), kind)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    return Counts(evaluation.stats.tolist(), evaluation.eval["precision"])
+    return CocoStatistics(evaluation.stats.tolist(), evaluation.eval["precision"])
 
 
-def _with_faster_coco_eval(truth: Dataset, detections: Dataset, kind: Kind) -> Counts:
+def _with_faster_coco_eval(truth: Dataset, detections: Dataset, kind: IouType) -> CocoStatistics:
     import faster_coco_eval  # here, because it is optional
 
     evaluation = faster_coco_eval.COCOeval_faster(
@@ -69,7 +69,7 @@ def _with_faster_coco_eval(truth: Dataset, detections: Dataset, kind: Kind) -> C
     _add_to_divisors(precision, halves, _objects(truth, evaluation.params.areaRng))
     evaluation.params.recThrs, evaluation.eval["precision"] = recalls, precision
     evaluation.summarize()
-    return Counts(evaluation.stats.tolist(), precision)
+    return CocoStatistics(evaluation.stats.tolist(), precision)
 
 
 def _add_to_divisors(precision: np.ndarray, halves: np.ndarray, objects: np.ndarray) -> None:
@@ -87,7 +87,7 @@ def _add_to_divisors(precision: np.ndarray, halves: np.ndarray, objects: np.ndar
     for (k, a), n in np.ndenumerate(objects):
         two = halves[:, (int(n) - 1).bit_length() - 1, k, a] == 1 if n > 1 else np.zeros(halves[:, 0, k, a].shape, bool)
         curve = precision[:, :, k, a]  # (T, R, M)
-        curve[(curve == 1) & ~two[:, None]] = ALONE
+        curve[(curve == 1) & ~two[:, None]] = LONE_MATCH_PRECISION
 
 
 def _objects(truth: Dataset, areas: list[list[float]]) -> np.ndarray:

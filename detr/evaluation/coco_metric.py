@@ -11,7 +11,7 @@ from torch import Tensor
 from common.errors import UserError
 from common.machine.distributed import broadcast, gather_samples, is_main
 from common.task import Answer, Batch
-from detr.evaluation.coco_evaluators import Evaluator, Kind, choose
+from detr.evaluation.coco_evaluators import Evaluator, IouType, select_evaluator
 from detr.evaluation.coco_numbers import SHAPE_KEY, ClassRow, evaluate_results, write_results
 
 
@@ -38,7 +38,7 @@ class CocoMetric:
     def __init__(
         self, ground_truth: dict[str, Any], categories: list[dict[str, Any]], evaluator: Evaluator = "pycocotools"
     ) -> None:
-        choose(evaluator)  # now, and not when all images have been seen
+        select_evaluator(evaluator)  # now, and not when all images have been seen
         self.ground_truth = ground_truth
         self.categories = categories
         self.evaluator = evaluator
@@ -94,7 +94,7 @@ class CocoMetric:
         """Name, box AP and AP50, and number of objects of each class by rising category id, after `compute`."""
         return [ClassRow._fields, *self.rows]
 
-    def results(self, kind: Kind) -> Iterator[dict[str, Any]]:
+    def results(self, kind: IouType) -> Iterator[dict[str, Any]]:
         """The lines of a COCO results file: unrounded, so that the file gives the same numbers again."""
         for image, detections in self.seen:
             shapes = detections.boxes.tolist() if kind == "bbox" else detections.masks

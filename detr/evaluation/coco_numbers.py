@@ -17,7 +17,7 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 
 from common.errors import UserError
-from detr.evaluation.coco_evaluators import Dataset, Evaluator, Kind, choose
+from detr.evaluation.coco_evaluators import Dataset, Evaluator, IouType, select_evaluator
 
 SHAPE_KEY = {"bbox": "bbox", "segm": "segmentation"}  # where a line of a results file holds its shape
 
@@ -45,7 +45,7 @@ class Evaluation(NamedTuple):
 def evaluate_results(
     ground_truth: dict[str, Any],
     results: Iterable[dict[str, Any]],
-    kind: Kind,
+    kind: IouType,
     evaluator: Evaluator = "pycocotools",
 ) -> Evaluation:
     """Count `results` over every image of `ground_truth`, also those without annotations.
@@ -60,15 +60,15 @@ def evaluate_results(
         UserError: a result belongs to no image of the ground truth, an annotation's segmentation cannot be read, or the
             evaluator is not installed.
     """
-    count = choose(evaluator)
-    with _no_search_for_cycles():
+    count = select_evaluator(evaluator)
+    with _gc_disabled():
         truth, images, classes = _truth(ground_truth, kind)
         counts = count(truth, truth | {"annotations": _detections(results, kind, images, classes)}, kind)
     numbers = dict(zip(NAMES, counts.numbers, strict=True))
     return Evaluation(numbers, _rows(truth, counts.precision))
 
 
-def read_results(file: Path, kind: Kind) -> list[dict[str, Any]]:
+def read_results(file: Path, kind: IouType) -> list[dict[str, Any]]:
     """The lines of a COCO results file for boxes or masks; raises UserError when it is none."""
     try:
         results = json.loads(file.read_text())
@@ -95,7 +95,7 @@ def _rows(truth: Dataset, precision: np.ndarray) -> list[ClassRow]:
     return rows
 
 
-def _truth(ground_truth: dict[str, Any], kind: Kind) -> tuple[Dataset, dict[Any, int], dict[Any, int]]:
+def _truth(ground_truth: dict[str, Any], kind: IouType) -> tuple[Dataset, dict[Any, int], dict[Any, int]]:
     """The ground truth in copies, since evaluators write into it, and the numbers of its images and categories by id.
 
     All is numbered anew, in the order of ids: an annotation that is number 0 would be taken for no match, those that
@@ -151,7 +151,7 @@ def _add_masks(truth: Dataset, given: list[dict[str, Any]]) -> None:
 
 
 def _detections(
-    results: Iterable[dict[str, Any]], kind: Kind, images: dict[Any, int], classes: dict[Any, int]
+    results: Iterable[dict[str, Any]], kind: IouType, images: dict[Any, int], classes: dict[Any, int]
 ) -> list[dict[str, Any]]:
     """Results as evaluators want them. pycocotools' own loadRes breaks on an empty list and writes into the caller's.
 
@@ -181,7 +181,7 @@ def _detections(
 
 
 @contextmanager
-def _no_search_for_cycles() -> Iterator[None]:
+def _gc_disabled() -> Iterator[None]:
     """A million small objects are made at once, none in a cycle; Python would go through them again and again."""
     enabled = gc.isenabled()
     gc.disable()

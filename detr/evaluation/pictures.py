@@ -8,7 +8,7 @@ from PIL import ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
-SMALLEST = 400  # pixels of the longer side under which labels would hide what they name
+MIN_LONGER_SIDE = 400  # pixels of the longer side under which labels would hide what they name
 
 
 def draw(
@@ -31,10 +31,10 @@ def draw(
             in this picture get different colours.
 
     Returns:
-        uint8 (3, fH, fW), where f is 1 or, for a small image, the integer that makes its longer side `SMALLEST`.
+        uint8 (3, fH, fW), where f is 1 or, for a small image, the integer that makes its longer side `MIN_LONGER_SIDE`.
     """
     height, width = image.shape[-2:]
-    factor = math.ceil(SMALLEST / max(height, width))
+    factor = math.ceil(MIN_LONGER_SIDE / max(height, width))
     enlarged = image.repeat_interleave(factor, dim=-2).repeat_interleave(factor, dim=-1)  # (3, fH, fW)
     picture = to_pil_image(enlarged)
     pen = ImageDraw.Draw(picture)

@@ -45,7 +45,7 @@ NAMES = Table(  # (official, ours); panoptic files have "detr." before all
         ),
     ),
 )
-REQUIRED = (
+REQUIRED_PREFIXES = (
     *("backbone.0.body.", "transformer.encoder.layers.", "transformer.decoder.layers.", "transformer.decoder.norm."),
     *("class_embed.", *(f"bbox_embed.layers.{i}." for i in range(3)), "query_embed.", "input_proj."),
 )
@@ -53,7 +53,7 @@ REQUIRED = (
 LEFT_OUT = r"(detr\.)?(bbox_attention|mask_head)\..*|.*(\.num_batches_tracked|total_ops|total_params)"
 
 # Patterns of names that tell what a file is instead; the first that matches decides.
-OTHERS = (
+OTHER_FORMATS = (
     ("sampling_offsets", "a Deformable DETR or one of its descendants (DINO, RT-DETR)"),
     ("ca_qpos_proj", "a conditional, DAB- or DN-DETR"),
     ("class_labels_classifier", "a model in the layout of transformers"),
@@ -75,7 +75,7 @@ def adopt(content: dict[str, Any]) -> Adopted:
     if unknown or beside:
         raise UserError(_refusal(tensors, f"it has {[*unknown, *beside][0]}, which an official DETR does not"))
     matrices = [name.removeprefix("detr.") for name in sources.values() if name.endswith("weight")]
-    missing = next((part for part in REQUIRED if not any(name.startswith(part) for name in matrices)), None)
+    missing = next((part for part in REQUIRED_PREFIXES if not any(name.startswith(part) for name in matrices)), None)
     if missing:
         raise UserError(_refusal(tensors, f"it has no {missing}*"))
     classes = len(weights["class_head.weight"]) - 1  # the last row is "no object"
@@ -99,7 +99,7 @@ def export(weights: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 
 def _refusal(tensors: dict[str, Any], reason: str) -> str:
-    what = identify_format(tensors, OTHERS) or "something else"
+    what = identify_format(tensors, OTHER_FORMATS) or "something else"
     return (
         f"The checkpoint is {what} and not an official DETR ({reason}); give a file of facebookresearch/detr in its "
         "published layout, or one that this program wrote."

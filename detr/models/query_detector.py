@@ -90,7 +90,7 @@ class QueryDetector(nn.Module):
         if not self.guided:
             every = self._read(None, torch.stack(states if self.auxiliary else states[-1:]), guide, image)
             outputs = [dict(zip(every, layer, strict=True)) for layer in zip(*every.values(), strict=True)]
-        outputs = _apart(queries, outputs if self.auxiliary else outputs[-1:])
+        outputs = _split_hints(queries, outputs if self.auxiliary else outputs[-1:])
         return outputs if queries.proposals is None else [{**queries.proposals, "set": "proposals"}, *outputs]
 
     def _read(self, layer: int | None, x: Tensor, guide: Tensor, image: Image) -> Outputs:
@@ -99,7 +99,7 @@ class QueryDetector(nn.Module):
             return self.read(layer, x.to(next(self.parameters()).dtype), guide, image)
 
 
-def _apart(queries: Queries, outputs: list[Outputs]) -> list[Outputs]:
+def _split_hints(queries: Queries, outputs: list[Outputs]) -> list[Outputs]:
     """The answers to hints as a set of their own, before those of the ordinary queries."""
     count = queries.hints
     if not count:

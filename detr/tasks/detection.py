@@ -15,17 +15,17 @@ from common.machine.device import computed_in, constant
 from common.report.pictures import pad_and_stack, write_picture
 from common.task import Adopted, Answer, Batch, Goal, Split
 from common.types import Fraction, Positive
-from detr.criterion.answers import Matches, Outputs, Targets, by_set, detections, layers_of, logits_for
+from detr.criterion.answers import Matches, Outputs, Targets, detections, group_by_set, logit_count, unstack_layers
 from detr.criterion.boxes import to_cxcywh
 from detr.criterion.matcher import MatcherOptions
-from detr.criterion.set_loss import Criterion, LossOptions, summed
+from detr.criterion.set_loss import Criterion, LossOptions, sum_terms
 from detr.data.protocol import DetectionData
 from detr.evaluation.coco_evaluators import Evaluator
 from detr.evaluation.coco_metric import CocoMetric
 from detr.evaluation.pictures import draw
 from detr.importing import official
 
-SMALL_DATA = 10_000  # images; the official repository's maintainers name 10 to 15 thousand
+MIN_IMAGES_FROM_SCRATCH = 10_000  # images; the official repository's maintainers name 10 to 15 thousand
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ class Detection:
     def model_arguments(self) -> dict[str, Any]:
         """The number of classes, without "no object", and how many logits a query answers with."""
         classes = len(self.categories)
-        return {"classes": classes, "logits": logits_for(self.classification, classes)}
+        return {"classes": classes, "logits": logit_count(self.classification, classes)}
 
     def state(self) -> dict[str, Any]:
         """The classes, by index."""
@@ -124,9 +124,9 @@ class Detection:
         self._check_classes(outputs[-1])
         terms = {
             name: self.criterion(name, layers, targets, normalisers, pairs if name == "hints" else None)
-            for name, layers in by_set(outputs).items()
+            for name, layers in group_by_set(outputs).items()
         }
-        return summed(terms)
+        return sum_terms(terms)
 
     def _check(self, outputs: Outputs) -> None:
         """Raise UserError when the last layer does not answer as the options say."""
@@ -163,7 +163,7 @@ class Detection:
         sizes = batch["sizes"].to(device)
         images = normalise(batch["images"].to(device), sizes, computed_in(device))
         inputs = (images, sizes if batch["padded"] else None)
-        return layers_of(model(*inputs) if hints is None else model(*inputs, hints))
+        return unstack_layers(model(*inputs) if hints is None else model(*inputs, hints))
 
     def read(self, input: str) -> Iterator[Batch]:
         """One image file, or a folder of them, as batches of one, resized as in evaluation."""
@@ -175,7 +175,7 @@ class Detection:
         for path, answer in zip(batch["files"], answers, strict=True):
             objects = [
                 {"box": [round(v, 2) for v in box.tolist()], "name": self._name(label), "score": round(float(score), 4)}
-                for box, label, score in zip(*self._confident(answer), strict=True)
+                for box, label, score in zip(*self._above_threshold(answer), strict=True)
             ]
             source, target = Path(path), folder / f"{Path(path).name}.boxes"  # never a name of the user's own pictures
             picture = self._draw(read_image(source), answer)
@@ -198,10 +198,10 @@ class Detection:
         return pad_and_stack(drawn)
 
     def _draw(self, image: Tensor, answer: Answer) -> Tensor:
-        boxes, labels, scores = self._confident(answer)
+        boxes, labels, scores = self._above_threshold(answer)
         return draw(image, boxes, [self._name(label) for label in labels], scores, labels)
 
-    def _confident(self, answer: Answer) -> tuple[Tensor, Tensor, Tensor]:
+    def _above_threshold(self, answer: Answer) -> tuple[Tensor, Tensor, Tensor]:
         keep = answer["scores"] >= self.options.threshold
         return answer["boxes"][keep], answer["labels"][keep], answer["scores"][keep]
 
@@ -230,12 +230,12 @@ class Detection:
     def advice(self, pretrained: bool) -> list[str]:
         """What the data call for before the first step; the set that the project draws is made for a fresh start."""
         count = self.data.count("train")
-        if pretrained or count >= SMALL_DATA or getattr(self.data, "drawn", False):
+        if pretrained or count >= MIN_IMAGES_FROM_SCRATCH or getattr(self.data, "drawn", False):
             return []
         return [
-            f"the model starts without any weights and there are only {count} training images: DETR learns next to "
-            f"nothing from fewer than {SMALL_DATA:,} that way; start from checkpoint=FILE (an official COCO detector), "
-            "or from model.backbone.weights=imagenet_v1 or a file."
+            f"the model starts from random weights with only {count} training images: from scratch, DETR learns next "
+            f"to nothing from fewer than {MIN_IMAGES_FROM_SCRATCH:,}; start from checkpoint=FILE (an official COCO "
+            "detector), or from model.backbone.weights=imagenet_v1 or a file."
         ]
 
     def alarms(self, answers: list[Answer]) -> list[str]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from common.data.images import MEAN, STD, normalise, read_image
 from common.machine.seeds import generator
-from detr.data.transforms import Augmentation, resized
+from detr.data.transforms import Augmentation, resized_shape
 
 Sample = tuple[Tensor, Tensor, Tensor]  # image float (3, h, w), boxes (n, 4) xyxy in its pixels, labels (n,)
 
@@ -106,7 +106,7 @@ def pil_collate(samples: list[Sample]) -> tuple[Tensor, Tensor]:
 
 
 def _resize(image: Image.Image, boxes: Tensor, size: int, max_size: int | None) -> tuple[Image.Image, Tensor]:
-    height, width = resized(image.height, image.width, size, max_size)
+    height, width = resized_shape(image.height, image.width, size, max_size)
     scale = torch.tensor([width / image.width, height / image.height] * 2)
     return image.resize((width, height), Image.Resampling.BILINEAR), boxes * scale
 

@@ -19,7 +19,7 @@ from common.machine.device import autocast
 from common.machine.seeds import generator
 from detr.criterion.answers import Targets
 from detr.criterion.boxes import to_cxcywh
-from detr.criterion.set_loss import summed
+from detr.criterion.set_loss import sum_terms
 from detr.tasks.detection import Detection
 from scripts.benchmarks import flops
 from scripts.benchmarks.detr_input import pictures
@@ -114,7 +114,7 @@ def matching_row(setting: Setting, *, objects: int, queries: int) -> Row:
         normalisers = task.criterion.normalisers("queries", counts, [queries] * len(counts))
         normalisers = {name: value or 1.0 for name, value in normalisers.items()}  # as the trainer does
         objects = Targets(counts, labels, targets)
-        return summed({"queries": task.criterion("queries", outputs, objects, normalisers)})[0]
+        return sum_terms({"queries": task.criterion("queries", outputs, objects, normalisers)})[0]
 
     def their() -> Tensor:
         return ForObjectDetectionLoss(logits[-1], per_image, device, answers[-1], options, logits, answers)[0]

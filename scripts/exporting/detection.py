@@ -10,7 +10,7 @@ from torch.export import Dim
 
 from common.data.images import MEAN, STD
 from common.nn.positions import Learned2d
-from detr.criterion.answers import Classification, detections, layers_of, probabilities
+from detr.criterion.answers import Classification, detections, probabilities, unstack_layers
 from detr.tasks.detection import Detection
 from scripts.exporting.plan import Call, Graph, Plan, Row, Size
 from scripts.verify.comparison import absolute
@@ -33,7 +33,7 @@ class Answers(nn.Module):
 
         Boxes are xyxy in shares of each image's own width and height; see `detections` for scores.
         """
-        return detections(self.classification, layers_of(self.model(images, sizes))[-1])
+        return detections(self.classification, unstack_layers(self.model(images, sizes))[-1])
 
 
 def plan(model: nn.Module, task: Detection) -> Plan:
@@ -104,7 +104,7 @@ def _compare(model: nn.Module, classification: Classification, call: Call, batch
     """Differences of one batch; of a label, how much less likely the model holds it than the likeliest."""
     images, lengths = _batch(batch)
     padded = any(one != other for one, other in pairwise(batch))
-    outputs = layers_of(model(images, lengths if padded else None))[-1]
+    outputs = unstack_layers(model(images, lengths if padded else None))[-1]
     found, shares = call(images, lengths), probabilities(classification, outputs["logits"])
     best, _, boxes = detections(classification, outputs)
     chosen = shares.gather(-1, found["labels"][..., None])[..., 0]  # (B, Q)

@@ -24,7 +24,7 @@ def match(logits: Tensor, box: Tensor, labels: Tensor, target: Tensor, counts: l
 def costs(options: list[Cost], logits: Tensor, box: Tensor, labels: Tensor, target: Tensor) -> Tensor:
     """Of the objects of one image."""
     padded = Targets([len(labels)], labels, target).padded()
-    return matcher.total(options, {"logits": logits, "boxes_cxcywh": box}, padded)
+    return matcher.total_cost(options, {"logits": logits, "boxes_cxcywh": box}, padded)
 
 
 def predictions(images: int, queries: int = QUERIES) -> tuple[Tensor, Tensor]:

@@ -10,9 +10,9 @@ from torch import Tensor
 from torchvision.ops import box_convert, generalized_box_iou
 
 from common.machine.seeds import generator
-from detr.criterion.answers import Targets, layers_of
+from detr.criterion.answers import Targets, unstack_layers
 from detr.criterion.matcher import MatcherOptions
-from detr.criterion.set_loss import Criterion, LossOptions, summed
+from detr.criterion.set_loss import Criterion, LossOptions, sum_terms
 
 SOFTMAX: dict[str, Any] = {"classification": "softmax", "focal_alpha": 0.25, "focal_gamma": 2.0}
 OPTIONS = LossOptions(class_weight=1.0, box_weight=5.0, giou_weight=2.0, no_object=0.1, **SOFTMAX)  # appendix A.4
@@ -59,7 +59,9 @@ def set_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Of all layers' outputs (L, B, Q, ...)."""
     criterion = Criterion(options, MATCHER)
-    return summed({"queries": criterion("queries", layers_of(outputs), Targets(counts, labels, boxes), divisors)})
+    return sum_terms(
+        {"queries": criterion("queries", unstack_layers(outputs), Targets(counts, labels, boxes), divisors)}
+    )
 
 
 def loss(

@@ -10,9 +10,9 @@ from torchvision.ops import sigmoid_focal_loss
 
 from common.machine.seeds import generator
 from detr.criterion import set_loss
-from detr.criterion.answers import Matches, Targets, detections, layers_of, probabilities
-from detr.criterion.matcher import FocalCost, MatcherOptions, match, total
-from detr.criterion.set_loss import Criterion, LossOptions, summed
+from detr.criterion.answers import Matches, Targets, detections, probabilities, unstack_layers
+from detr.criterion.matcher import FocalCost, MatcherOptions, match, total_cost
+from detr.criterion.set_loss import Criterion, LossOptions, sum_terms
 from detr.criterion.terms import Comparison, CrossEntropy, Focal, Term
 
 LAYERS, QUERIES, CLASSES = 3, 5, 4
@@ -66,7 +66,7 @@ def test_costs_are_those_of_transformers_deformable_detr(monkeypatch: pytest.Mon
     assign = theirs.linear_sum_assignment
     monkeypatch.setattr(theirs, "linear_sum_assignment", lambda cost: (seen.append(np.asarray(cost)), assign(cost))[1])
     matcher = theirs.DeformableDetrHungarianMatcher(class_cost=2.0, bbox_cost=5.0, giou_cost=2.0)
-    ours = total(Criterion(SIGMOID, MATCHER).costs, made, objects.padded())
+    ours = total_cost(Criterion(SIGMOID, MATCHER).costs, made, objects.padded())
     for layer in range(LAYERS):
         seen.clear()
         answers = {"logits": made["logits"][layer].detach(), "pred_boxes": made["boxes_cxcywh"][layer].detach()}
@@ -82,7 +82,7 @@ def test_the_loss_and_its_gradient_are_those_of_transformers_deformable_detr() -
     criterion = Criterion(SIGMOID, MATCHER)
     normalisers = criterion.normalisers("queries", COUNTS, [QUERIES] * len(COUNTS))
     assert set(normalisers.values()) == {6.0}
-    loss, parts = summed({"queries": criterion("queries", layers_of(made), objects, normalisers)})
+    loss, parts = sum_terms({"queries": criterion("queries", unstack_layers(made), objects, normalisers)})
     matcher = DeformableDetrHungarianMatcher(class_cost=2.0, bbox_cost=5.0, giou_cost=2.0)
     theirs = DeformableDetrImageLoss(matcher, CLASSES, focal_alpha=0.25, losses=["labels", "boxes"])
     expected = torch.zeros((), dtype=torch.float64)
@@ -106,8 +106,8 @@ def test_rows_that_are_padding_have_no_loss_and_no_object(kind: Any) -> None:
     short = {name: value[:, :, :3] for name, value in made.items()}
     real = torch.tensor([[True, True, True, False, False]])
     divisors = {f"x.{term.name}": 1.0 for term in criterion.terms}
-    padded = [{**layer, "real": real} for layer in layers_of(made)]
-    expected = criterion("x", layers_of(short), objects, divisors)
+    padded = [{**layer, "real": real} for layer in unstack_layers(made)]
+    expected = criterion("x", unstack_layers(short), objects, divisors)
     got = criterion("x", padded, objects, divisors)
     for name, value in expected.items():
         torch.testing.assert_close(got[name], value, rtol=1e-12, atol=0)
@@ -120,7 +120,7 @@ def test_fixed_pairs_pass_the_matcher_by(monkeypatch: pytest.MonkeyPatch) -> Non
     divisors = {f"hints.{term.name}": 1.0 for term in criterion.terms}
     monkeypatch.delattr(set_loss, "match")
     pairs = Matches(*torch.tensor([[0, 0], [0, 2], [4, 1], [1, 3]]))  # layer, image, row, object
-    got = criterion("hints", layers_of(made), objects, divisors, pairs)["box"]
+    got = criterion("hints", unstack_layers(made), objects, divisors, pairs)["box"]
     rows = made["boxes_cxcywh"][:, [0, 2], [4, 1]]
     torch.testing.assert_close(got, 5 * (rows - objects.boxes[[1, 3]]).abs().sum((1, 2)), rtol=1e-12, atol=0)
 
@@ -135,7 +135,7 @@ def test_a_term_of_the_last_layer_sees_no_other() -> None:
     criterion = Criterion(softmax, MATCHER)
     criterion.terms.append(Last(2.0, 0.1))
     divisors = {f"queries.{term.name}": 3.0 for term in criterion.terms}
-    values = criterion("queries", layers_of(made), objects, divisors)
+    values = criterion("queries", unstack_layers(made), objects, divisors)
     assert values["last"].tolist() == [0, 0, values["class"][-1].item()]
 
 

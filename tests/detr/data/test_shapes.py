@@ -15,7 +15,7 @@ from pycocotools.cocoeval import COCOeval
 from scipy import ndimage
 
 from common.errors import UserError
-from detr.data.shapes import LEAST_VISIBLE, NAMES, Shapes, draw
+from detr.data.shapes import MIN_VISIBLE_FRACTION, NAMES, Shapes, draw
 
 DEFAULTS = yaml.safe_load((Path(__file__).parents[3] / "configs/data/shapes.yaml").read_text())
 
@@ -96,7 +96,7 @@ def test_hidden_parts_stay_below_the_limit():
             if NAMES[label] == "circle":
                 rows, columns = np.nonzero(mask)
                 least = min(least, mask.sum() / (np.pi / 4 * max(np.ptp(rows) + 1, np.ptp(columns) + 1) ** 2))
-    assert LEAST_VISIBLE - 0.05 < least < 0.9  # 0.05: pixels on the rim of a disk of 11
+    assert MIN_VISIBLE_FRACTION - 0.05 < least < 0.9  # 0.05: pixels on the rim of a disk of 11
 
 
 def test_a_set_is_drawn_once_and_other_keys_draw_another(tmp_path: Path):

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from common.errors import UserError
-from detr.data.transforms import Augmentation, augment, boxes_on, random_size_crop, resize, resized
+from detr.data.transforms import Augmentation, as_bounding_boxes, augment, random_size_crop, resize, resized_shape
 
 PAPER = Augmentation(
     kind="detr",
@@ -44,24 +44,24 @@ def reference_size(height: int, width: int, size: int, max_size: int | None) -> 
     ("height", "width", "expected"), [(427, 640, (800, 1199)), (240, 640, (500, 1333)), (640, 427, (1199, 800))]
 )
 def test_published_sizes(height: int, width: int, expected: tuple[int, int]):
-    assert resized(height, width, 800, 1333) == expected
+    assert resized_shape(height, width, 800, 1333) == expected
 
 
 def test_sizes_follow_the_reference_rule():
     random = np.random.default_rng(0)
     for height, width, size, limit in random.integers(16, 1500, (2000, 4)).tolist():
         for max_size in (None, limit):
-            assert resized(height, width, size, max_size) == reference_size(height, width, size, max_size)
+            assert resized_shape(height, width, size, max_size) == reference_size(height, width, size, max_size)
 
 
 def test_a_strip_keeps_one_pixel():
     image = image_of(2, 900)
-    assert resize(image, boxes_on(image, torch.zeros(0, 4)), 64, 100)[0].shape == (3, 1, 100)
+    assert resize(image, as_bounding_boxes(image, torch.zeros(0, 4)), 64, 100)[0].shape == (3, 1, 100)
 
 
 def test_resizing_agrees_with_pil():
     image = image_of(90, 120)
-    ours, _ = resize(image, boxes_on(image, torch.zeros(0, 4)), 40, 1333)
+    ours, _ = resize(image, as_bounding_boxes(image, torch.zeros(0, 4)), 40, 1333)
     pil = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((53, 40), Image.Resampling.BILINEAR)
     difference = ours.permute(1, 2, 0).int() - torch.from_numpy(np.array(pil)).int()
     assert ours.shape == (3, 40, 53)
@@ -70,7 +70,7 @@ def test_resizing_agrees_with_pil():
 
 def test_a_size_that_fits_returns_the_same_pixels():
     image = image_of(64, 64)
-    assert resize(image, boxes_on(image, torch.zeros(0, 4)), 64, 64)[0] is image
+    assert resize(image, as_bounding_boxes(image, torch.zeros(0, 4)), 64, 64)[0] is image
 
 
 def painted(height: int, width: int, boxes: list[list[int]]) -> torch.Tensor:
@@ -93,7 +93,7 @@ def test_boxes_stay_on_what_they_enclose():
     image = painted(480, 640, places)
     for seed in range(25):
         seen, boxes, labels = augment(
-            image, boxes_on(image, torch.tensor(places).float()), torch.arange(3), PAPER, generator(seed)
+            image, as_bounding_boxes(image, torch.tensor(places).float()), torch.arange(3), PAPER, generator(seed)
         )
         assert len(boxes) == len(labels) > 0
         assert min(seen.shape[1:]) in PAPER.sizes or max(seen.shape[1:]) == PAPER.max_size
@@ -108,7 +108,7 @@ def test_crops_keep_exactly_the_boxes_that_they_show():
     sizes = set()
     for seed in range(50):
         seen, boxes, labels = random_size_crop(
-            image, boxes_on(image, torch.tensor(places).float()), torch.arange(3), (30, 60), generator(seed)
+            image, as_bounding_boxes(image, torch.tensor(places).float()), torch.arange(3), (30, 60), generator(seed)
         )
         sizes.add(tuple(seen.shape[1:]))
         assert labels.tolist() == [i for i in range(3) if seen[i].any()]
@@ -119,7 +119,9 @@ def test_crops_keep_exactly_the_boxes_that_they_show():
 
 def test_a_crop_of_a_small_image_keeps_its_short_side():
     image = image_of(20, 500)
-    seen, *_ = random_size_crop(image, boxes_on(image, torch.zeros(0, 4)), torch.zeros(0), (384, 600), generator())
+    seen, *_ = random_size_crop(
+        image, as_bounding_boxes(image, torch.zeros(0, 4)), torch.zeros(0), (384, 600), generator()
+    )
     assert seen.shape[1] == 20 and 384 <= seen.shape[2] <= 500
 
 
@@ -128,7 +130,7 @@ def test_the_generator_decides_everything():
 
     def run(seed: int) -> torch.Tensor:
         torch.rand(seed)  # global randomness must not matter
-        return augment(image, boxes_on(image, boxes), labels, PAPER, generator(seed))[0]
+        return augment(image, as_bounding_boxes(image, boxes), labels, PAPER, generator(seed))[0]
 
     assert torch.equal(run(1), run(1))
     assert len({tuple(run(seed).shape) for seed in range(8)}) > 2
@@ -139,7 +141,10 @@ def test_half_of_the_images_are_flipped():
     image[:, :, 200:] = 200  # bright on the right until flipped
     options = Augmentation(kind="flip", sizes=[4], eval_size=4, max_size=400, middle_sizes=[4], crop=(4, 4))
     flips = [
-        augment(image, boxes_on(image, torch.zeros(0, 4)), torch.zeros(0), options, generator(seed))[0][0, 0, 0] > 100
+        augment(image, as_bounding_boxes(image, torch.zeros(0, 4)), torch.zeros(0), options, generator(seed))[0][
+            0, 0, 0
+        ]
+        > 100
         for seed in range(400)
     ]
     assert 160 < sum(flips) < 240  # four deviations of a fair coin
@@ -149,7 +154,7 @@ def test_evaluation_and_kind_none_only_resize():
     image, boxes = image_of(90, 120), torch.tensor([[0.0, 0, 60, 90]])
     plain = Augmentation(kind="none", sizes=[1], eval_size=45, max_size=1333, middle_sizes=[1], crop=(1, 1))
     for random, options in ((None, PAPER), (generator(), plain)):
-        seen, moved, labels = augment(image, boxes_on(image, boxes), torch.tensor([7]), options, random)
+        seen, moved, labels = augment(image, as_bounding_boxes(image, boxes), torch.tensor([7]), options, random)
         size = options.eval_size
         assert seen.shape[1] == size and labels.tolist() == [7]
         torch.testing.assert_close(moved.tolist()[0], [0.0, 0.0, seen.shape[2] / 2, float(size)])

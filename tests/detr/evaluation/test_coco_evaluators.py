@@ -14,7 +14,7 @@ from common.config.check import build
 from common.config.compose import configure
 from common.errors import UserError
 from detr.evaluation import coco_evaluators
-from detr.evaluation.coco_evaluators import ALONE
+from detr.evaluation.coco_evaluators import LONE_MATCH_PRECISION, select_evaluator
 from detr.evaluation.coco_metric import CocoMetric
 from detr.evaluation.coco_numbers import Evaluation, evaluate_results
 
@@ -141,7 +141,7 @@ def test_the_first_detections_of_a_class_have_the_same_bits(found, objects):
     ]
     first = assert_same_bits(truth, results, "bbox").rows[0]
     if objects == 1 and found.startswith("right"):
-        assert first.AP == pytest.approx(ALONE, abs=1e-15) and first.AP < 1
+        assert first.AP == pytest.approx(LONE_MATCH_PRECISION, abs=1e-15) and first.AP < 1
 
 
 @with_both
@@ -169,10 +169,10 @@ def test_nothing_found_and_nothing_to_find_have_the_same_bits(kind):
 
 @with_both
 def test_auto_takes_the_faster_one_and_counts_on_without_it(monkeypatch):
-    fast = coco_evaluators.choose("auto")
-    assert fast is coco_evaluators.choose("faster_coco_eval") is not coco_evaluators.choose("pycocotools")
+    fast = select_evaluator("auto")
+    assert fast is select_evaluator("faster_coco_eval") is not select_evaluator("pycocotools")
     monkeypatch.setattr(coco_evaluators, "find_spec", lambda name: None)
-    assert coco_evaluators.choose("auto") is coco_evaluators.choose("pycocotools")
+    assert select_evaluator("auto") is select_evaluator("pycocotools")
 
 
 def test_an_evaluator_that_is_not_installed_is_refused_before_the_first_image(monkeypatch):

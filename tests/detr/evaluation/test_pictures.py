@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from detr.evaluation.pictures import SMALLEST, colour, draw
+from detr.evaluation.pictures import MIN_LONGER_SIDE, colour, draw
 
 
 def pixel(picture: torch.Tensor, x: int, y: int) -> tuple[int, ...]:
@@ -27,7 +27,7 @@ def test_a_small_image_grows_by_an_integer_and_its_boxes_with_it(size):
     picture = draw(torch.zeros(3, height, width, dtype=torch.uint8), torch.tensor([[0.0, 0.0, width, height]]), ["a"])
     factor = picture.shape[-1] // width
     assert picture.shape == (3, factor * height, factor * width)
-    assert SMALLEST <= max(picture.shape) < SMALLEST + max(size)
+    assert MIN_LONGER_SIDE <= max(picture.shape) < MIN_LONGER_SIDE + max(size)
     assert pixel(picture, picture.shape[2] - 1, picture.shape[1] - 1) == colour(0)
 
 
