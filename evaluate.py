@@ -15,8 +15,8 @@ def evaluate(config: dict[str, Any]) -> float | None:
     from common.machine import device, distributed
     from common.train import assembly, evaluator
 
-    place = device.choose(config["trainer"]["device"], distributed.local_rank())
-    with distributed.together(place, config["trainer"]["timeout"]):
+    place = device.select(config["trainer"]["device"], distributed.local_rank())
+    with distributed.process_group(place, config["trainer"]["timeout"]):
         parts, split = assembly.restore(config), config["split"]
         if not parts.data.count(split):
             raise UserError(f"split={split}: these data have no such split; give its files, or another split.")
@@ -31,18 +31,18 @@ def evaluate(config: dict[str, Any]) -> float | None:
             workers=parts.trainer.workers,
         )
         log = Log(None, distributed.is_main())
-        log.say(parts.weights_line)
+        log.info(parts.weights_line)
         log.table(f"{split}: {parts.data.count(split)} samples", [("number", "value"), *numbers.items()])
         if config["details"]:
             log.table("details", metric.details())
         named = {f"{split}/{name}": value for name, value in numbers.items()}
-        log.say(json.dumps(named))
+        log.info(json.dumps(named))
         if config["output"] and distributed.is_main():
             folder = Path(config["output"])
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "results.json").write_text(json.dumps(named, indent=1))
             metric.write(folder)
-            log.say(f"The numbers and the predictions lie in {folder}.")
+            log.info(f"The numbers and the predictions lie in {folder}.")
         return numbers[parts.task.goal.name]
 
 

@@ -17,9 +17,9 @@ def train(config: dict[str, Any], run_dir: Path | None) -> float | None:
     import torch
 
     from common.config.check import construct
-    from common.files.lines import replace
+    from common.files.lines import write_atomically
     from common.files.log import Log
-    from common.files.run_folder import text
+    from common.files.run_folder import config_text
     from common.machine import device, distributed
     from common.train import assembly
     from common.train.optim import OptimizerOptions, ScheduleOptions
@@ -28,26 +28,26 @@ def train(config: dict[str, Any], run_dir: Path | None) -> float | None:
     if config["trainer"]["deterministic"]:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the GPU's first product
     torch.use_deterministic_algorithms(config["trainer"]["deterministic"])
-    place = device.choose(config["trainer"]["device"], distributed.local_rank())
-    with distributed.together(place, config["trainer"]["timeout"]):
+    place = device.select(config["trainer"]["device"], distributed.local_rank())
+    with distributed.process_group(place, config["trainer"]["timeout"]):
         folder = distributed.broadcast(run_dir)
         results = folder / "results.json"
         with Log(folder, distributed.is_main()) as log:
             if results.exists():
-                log.say(f"{folder} is finished; {results} holds its numbers.")
+                log.info(f"{folder} is finished; {results} holds its numbers.")
                 return _reached(_read(results))
             state = folder / "task.json"  # what the data decided: names of classes, tokenizers
             goes_on = config["resume"] == "auto" and any(folder.glob("checkpoints/st*_*.pt"))
             decided = _read(state) if state.exists() else {}  # runs of the first version have none
             # Rank 0 knows what a run that goes on had, and a run keeps what auto came to.
-            wanted = device.precision(config["trainer"]["precision"], place)
+            wanted = device.resolve_precision(config["trainer"]["precision"], place)
             config["trainer"]["precision"] = distributed.broadcast(wanted)
             parts = assembly.assemble(config, resumed_state=decided if goes_on else None)
-            log.say(parts.weights_line)
+            log.info(parts.weights_line)
             if distributed.is_main() and not goes_on:
-                replace(folder / "config.yaml", text(config))
+                write_atomically(folder / "config.yaml", config_text(config))
             if distributed.is_main() and not (goes_on and state.exists()):
-                replace(state, json.dumps(parts.task.state(), indent=1, ensure_ascii=False))
+                write_atomically(state, json.dumps(parts.task.state(), indent=1, ensure_ascii=False))
             run = Run(
                 task=parts.task,
                 data=parts.data,
@@ -65,9 +65,9 @@ def train(config: dict[str, Any], run_dir: Path | None) -> float | None:
                 "direction": "maximize" if parts.task.goal.higher_is_better else "minimize",
             }
             if distributed.is_main():
-                replace(results, json.dumps({**numbers, **goal}, indent=1))  # says that the run is finished
+                write_atomically(results, json.dumps({**numbers, **goal}, indent=1))  # says that the run is finished
             log.table("results", [("number", "value"), *numbers.items()])
-            log.say(f"All of it lies in {folder}: checkpoints/, metrics.jsonl, predictions/, TensorBoard events.")
+            log.info(f"All of it lies in {folder}: checkpoints/, metrics.jsonl, predictions/, TensorBoard events.")
             return _reached({**numbers, **goal})
 
 

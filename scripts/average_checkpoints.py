@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script sees it
 
 from common.errors import UserError
 from common.files import checkpoint
-from common.files.retention import Folder
+from common.files.retention import CheckpointFolder
 from common.train import averaging
 from common.train.state import describe
 
@@ -53,7 +53,7 @@ def chosen(given: Sequence[Path], last: int | None) -> list[Path]:
         raise UserError(f"{folders[0]} is a folder and more was given; give one run's folder, or files alone.")
     inside = folders[0] / "checkpoints"
     path, count = inside if inside.is_dir() else folders[0], LAST if last is None else last
-    files = Folder(path, writes=False).last(count)
+    files = CheckpointFolder(path, writes=False).last(count)
     if len(files) < count:
         smaller = f"give --last {len(files)}, or " if len(files) > 1 else ""
         raise UserError(

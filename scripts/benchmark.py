@@ -99,7 +99,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _run(options: argparse.Namespace) -> dict[str, Any]:
     """The report, in plain types."""
-    device = devices.choose(options.device)
+    device = devices.select(options.device)
     torch.set_num_threads(options.threads or torch.get_num_threads())
     where = machine.describe(device)
     found: dict[str, Any] = {

@@ -32,7 +32,7 @@ from common.cli.jobs import run_script
 from common.config.compose import configure
 from common.errors import Stopped, UserError
 from common.files import checkpoint
-from common.files.retention import Folder
+from common.files.retention import CheckpointFolder
 from common.train.step import Stepper
 
 ROOT = Path(__file__).resolve().parents[1]  # where train.py lies
@@ -105,7 +105,8 @@ def compare(one: Path, other: Path) -> Report:
     results = [json.loads((run / "results.json").read_text(encoding="utf-8")) for run in (one, other)]
     if results[0] != results[1]:
         differences.append(f"results.json: {results[0]} and {results[1]}")
-    said = f"{tensors} tensors in {len(Folder(one / 'checkpoints', writes=False).steps())} checkpoints and best.pt"
+    count = len(CheckpointFolder(one / "checkpoints", writes=False).steps())
+    said = f"{tensors} tensors in {count} checkpoints and best.pt"
     return Report(differences, f"{said}, and {len(lines[0])} lines of metrics.jsonl")
 
 
@@ -178,7 +179,7 @@ def _die(line: list[str], folder: Path, death: Death) -> bool:
     if code != -signal.SIGKILL:
         how = f"was to be killed {death.place} and ended with code {code}"
         raise UserError(f"the run {how}; {folder}/killed.txt says why.")
-    steps = Folder(folder / "killed" / "checkpoints", writes=False).steps()
+    steps = CheckpointFolder(folder / "killed" / "checkpoints", writes=False).steps()
     place = f"step {steps[-1]}" if steps else "the start"
     print(f"killed {death.place}, after {death.step} steps or at the next chance; goes on from {place}", flush=True)
     return True

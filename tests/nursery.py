@@ -93,18 +93,18 @@ class Child:
         assert self.process.pid is not None
         return self.process.pid
 
-    def said(self) -> str:
+    def output(self) -> str:
         """What it has written so far."""
         return self.words.read_text(encoding="utf-8", errors="replace") if self.words.exists() else ""
 
     def wait_for(self, words: str, seconds: float = 60) -> None:
         """Wait until it has said `words`."""
-        wait(lambda: words in self.said(), seconds, lambda: f"{words!r} in {self.said()[-3000:]}")
+        wait(lambda: words in self.output(), seconds, lambda: f"{words!r} in {self.output()[-3000:]}")
 
     def end(self, seconds: float = 120) -> int:
         """Its exit code, a signal's number below zero, when it has ended and nothing of its session is left."""
         self.process.join(seconds)
-        assert self.process.exitcode is not None, f"still there after {seconds} s: {self.said()[-3000:]}"
+        assert self.process.exitcode is not None, f"still there after {seconds} s: {self.output()[-3000:]}"
         wait(lambda: not session(self.pid), 10, lambda: f"an end of {session(self.pid)}, left by {self.pid}")
         return self.process.exitcode
 
@@ -112,11 +112,11 @@ class Child:
 def run(folder: Path, *arguments: str, code: int = 0, **options: Any) -> str:
     """A door from its start to its end; what it said."""
     with Child(folder, *arguments, **options) as child:
-        assert child.end() == code, child.said()[-5000:]
-        return child.said()
+        assert child.end() == code, child.output()[-5000:]
+        return child.output()
 
 
-def together(folder: Path, *arguments: str, world: int, faults: Sequence[Any] = (), **options: Any) -> list[Child]:
+def start_ranks(folder: Path, *arguments: str, world: int, faults: Sequence[Any] = (), **options: Any) -> list[Child]:
     """The same line in `world` processes that find each other; `faults` are those of the ranks, in order."""
     port = free_port()
     faults = [*faults, *[None] * (world - len(faults))]
@@ -189,9 +189,9 @@ def save_for_ever(folder: Path) -> None:
     """Write checkpoints one after the other, going on from the last one's step."""
     import torch
 
-    from common.files.retention import Folder
+    from common.files.retention import CheckpointFolder
 
-    kept = Folder(folder)
+    kept = CheckpointFolder(folder)
     step = max(kept.steps(), default=0)
     while True:
         step += 1

@@ -10,7 +10,7 @@ import torch
 from nursery import CONTEXT, free_port
 
 
-def each(
+def run_ranks(
     folder: Path, world: int, job: Callable[..., Any], *arguments: Any, timeout: float = 60, code: int = 0
 ) -> list[Any]:
     """What `job(*arguments)` returned in each of `world` processes, in order of rank; plain types and tensors.
@@ -45,7 +45,7 @@ def _live(
 
     code = 0
     try:
-        distributed.start(torch.device("cpu"), timeout)
+        distributed.init_process_group(torch.device("cpu"), timeout)
         value = job(*arguments)
     except Exception:
         code, value = 1, traceback.format_exc()

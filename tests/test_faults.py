@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from nursery import Child, flipped, run, together, wait
+from nursery import Child, flipped, run, start_ranks, wait
 from PIL import Image
 
 from common.files import checkpoint
@@ -311,13 +311,13 @@ def test_a_signal_from_outside_reaches_a_run_that_waits_for_its_workers(line, tm
 def test_a_signal_to_one_rank_of_two_stops_both_with_one_checkpoint(line, tmp_path):
     more = ["trainer.workers=0", "run_dir=run", "resume=auto"]
     fault = ("at", 9, "before the update", "send", "SIGTERM")
-    ranks = together(tmp_path, *line("vit"), *more, world=2, faults=[None, fault])
+    ranks = start_ranks(tmp_path, *line("vit"), *more, world=2, faults=[None, fault])
     assert [rank.end() for rank in ranks] == [143, 143]
-    assert "Stopped by SIGTERM after step 10 of 20" in ranks[0].said() and "torchrun" in ranks[0].said()
-    assert "Stopped" not in ranks[1].said()
-    ranks = together(tmp_path, *line("vit"), *more, world=2)
-    assert [rank.end() for rank in ranks] == [0, 0] and "resuming at 10" in ranks[0].said()
-    ranks = together(tmp_path / "whole", *line("vit"), *more, world=2)
+    assert "Stopped by SIGTERM after step 10 of 20" in ranks[0].output() and "torchrun" in ranks[0].output()
+    assert "Stopped" not in ranks[1].output()
+    ranks = start_ranks(tmp_path, *line("vit"), *more, world=2)
+    assert [rank.end() for rank in ranks] == [0, 0] and "resuming at 10" in ranks[0].output()
+    ranks = start_ranks(tmp_path / "whole", *line("vit"), *more, world=2)
     assert [rank.end() for rank in ranks] == [0, 0]
     assert_same_end(tmp_path / "whole/run", tmp_path / "run")
 
@@ -328,14 +328,14 @@ def test_a_signal_to_one_rank_of_two_stops_both_with_one_checkpoint(line, tmp_pa
 @pytest.mark.parametrize("kind", ["loss", "gradient"])
 def test_what_is_not_finite_on_one_rank_stops_both_before_the_update(kind, line, tmp_path):
     more = ["trainer.workers=0", "run_dir=run", "resume=auto"]
-    ranks = together(tmp_path, *line("vit"), *more, world=2, faults=[None, ("no_loss_at", 9, kind)])
+    ranks = start_ranks(tmp_path, *line("vit"), *more, world=2, faults=[None, ("no_loss_at", 9, kind)])
     assert [rank.end() for rank in ranks] == [2, 2]
     for rank in ranks:
-        assert "Step 9 was not taken, because its loss or gradient is not finite" in rank.said()
-        assert "kind 0" in rank.said() or "photos" in rank.said(), "samples are named"
+        assert "Step 9 was not taken, because its loss or gradient is not finite" in rank.output()
+        assert "kind 0" in rank.output() or "photos" in rank.output(), "samples are named"
     newest = checkpoint.load(tmp_path / "run/checkpoints/step_00000008.pt")
     assert all(value.isfinite().all() for value in newest["model"].values())
-    ranks = together(tmp_path, *line("vit"), *more, world=2)
+    ranks = start_ranks(tmp_path, *line("vit"), *more, world=2)
     assert [rank.end() for rank in ranks] == [0, 0], "without the fault the same line goes on"
 
 
@@ -367,8 +367,8 @@ def test_a_set_smaller_than_the_batch_the_ranks_and_the_workers_is_trained_on(li
     shutil.copy(source / "val/kind 1/0.png", tmp_path / "photos/val/kind 1")
     shutil.copy(source / "test/kind 1/0.png", tmp_path / "photos/test/kind 1")
     more = [f"data.root={tmp_path / 'photos'}", "data.augmentation.mixup=0", "run_dir=run", "trainer.steps=5"]
-    ranks = together(tmp_path / "three", *line("vit"), *more, world=3)
-    assert [rank.end() for rank in ranks] == [0, 0, 0], ranks[0].said()
+    ranks = start_ranks(tmp_path / "three", *line("vit"), *more, world=3)
+    assert [rank.end() for rank in ranks] == [0, 0, 0], ranks[0].output()
     run(tmp_path / "one", *line("vit"), *more)
     one, three = (json.loads((tmp_path / name / "run/results.json").read_text()) for name in ("one", "three"))
     assert one.keys() == three.keys()
@@ -384,9 +384,9 @@ def test_a_run_goes_on_with_other_numbers_of_ranks_and_workers_and_compiled(line
     more = ["run_dir=run", "resume=auto"]
     killed(tmp_path, *plain, fault=("at", 9, "after the update", "send", "SIGKILL"))
     fault = ("at", 13, "after the update", "send", "SIGKILL")
-    ranks = together(tmp_path, *plain, *more, "trainer.workers=1", world=2, faults=[fault, fault])
+    ranks = start_ranks(tmp_path, *plain, *more, "trainer.workers=1", world=2, faults=[fault, fault])
     assert [rank.end() for rank in ranks] == [-9, -9]
-    assert "resuming at 8" in ranks[0].said()
+    assert "resuming at 8" in ranks[0].output()
     said = go_on(tmp_path, *plain, "trainer.workers=0", "trainer.compile=true")
     assert "resuming at 12" in said
     a, b = (

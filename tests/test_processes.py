@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from nursery import Child, free_port, run, together
+from nursery import Child, free_port, run, start_ranks
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
@@ -63,7 +63,7 @@ def losses(folder: Path, name: str = "loss") -> list[float]:
 def ends(ranks: list[Child], code: int = 0) -> list[str]:
     """What the ranks said, who all must end with `code`."""
     codes = [rank.end() for rank in ranks]
-    said = [rank.said() for rank in ranks]
+    said = [rank.output() for rank in ranks]
     assert codes == [code] * len(ranks), "\n".join(said)[-6000:]
     return said
 
@@ -91,7 +91,7 @@ def alone(line: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str]
 @pytest.mark.parametrize("task", TASKS)
 def test_any_number_of_ranks_takes_the_same_steps_whole_or_sharded(task, world, strategy, line, alone, tmp_path):
     """Batches do not divide evenly, and with three ranks some have fewer micro-batches, or none."""
-    said = ends(together(tmp_path, *line(task), f"trainer.strategy={strategy}", world=world))
+    said = ends(start_ranks(tmp_path, *line(task), f"trainer.strategy={strategy}", world=world))
     assert f"{world} processes" in said[0]
     assert losses(tmp_path) == pytest.approx(losses(alone(task)), rel=1e-5) and len(losses(tmp_path)) == 20
     norms = [losses(folder, "gradient_norm") for folder in (tmp_path, alone(task))]
@@ -106,9 +106,9 @@ def test_ranks_go_on_from_each_others_checkpoints_with_averages_and_optimizer(ta
     ema = [*line(task), "trainer.ema_decay=0.9"]
     run(tmp_path / "alone", *ema)
     death = ("at", 9, "after the update", "send", "SIGTERM")
-    ends(together(tmp_path, *ema, "trainer.strategy=fsdp", world=2, faults=[death]), code=143)
+    ends(start_ranks(tmp_path, *ema, "trainer.strategy=fsdp", world=2, faults=[death]), code=143)
     death = ("at", 13, "after the update", "send", "SIGTERM")
-    said = ends(together(tmp_path, *ema, world=3, faults=[None, None, death]), code=143)
+    said = ends(start_ranks(tmp_path, *ema, world=3, faults=[None, None, death]), code=143)
     assert "resuming at 10" in said[0]
     assert "resuming at 14" in run(tmp_path, *ema)
     assert losses(tmp_path) == pytest.approx(losses(tmp_path / "alone"), rel=1e-5)
@@ -120,7 +120,7 @@ def test_ranks_go_on_from_each_others_checkpoints_with_averages_and_optimizer(ta
             one["average"]["weights"][name][32:64] = value[32:64]
         if value.is_floating_point():
             torch.testing.assert_close(one["average"]["weights"][name], value, rtol=0, atol=1e-5)
-    said = ends(together(tmp_path / "new", *ema, "trainer.strategy=fsdp", "trainer.steps=2",
+    said = ends(start_ranks(tmp_path / "new", *ema, "trainer.strategy=fsdp", "trainer.steps=2",
                          f"checkpoint={tmp_path / 'run/checkpoints/step_00000020.pt'}", world=2))  # fmt: skip
     assert "step_00000020.pt" in said[0]
 
@@ -133,7 +133,7 @@ def test_any_number_of_ranks_evaluates_to_the_same_digits(task, alone, tmp_path)
         arguments = [checkpoint, f"trainer.micro_batch={size}", "trainer.precision=bf16"]
         one = numbers_of(run(tmp_path / f"1-{size}", *arguments, door="evaluate"))
         for world in (2, 3):
-            said = ends(together(tmp_path / f"{world}-{size}", *arguments, world=world, door="evaluate"))
+            said = ends(start_ranks(tmp_path / f"{world}-{size}", *arguments, world=world, door="evaluate"))
             assert numbers_of(said[0]) == one
 
 
@@ -158,7 +158,7 @@ def test_a_rank_with_no_targets_in_its_share_neither_hangs_nor_changes_the_step(
     sizes = ["data.augmentation.eval_size=64", "data.augmentation.sizes=[64]", "data.augmentation.kind=flip"]
     arguments = [*small, "data=coco", *few_objects, *sizes, *LENGTH, "trainer.steps=6"]
     run(tmp_path / "alone", *arguments)
-    ends(together(tmp_path, *arguments, f"trainer.strategy={strategy}", world=3))
+    ends(start_ranks(tmp_path, *arguments, f"trainer.strategy={strategy}", world=3))
     assert losses(tmp_path) == pytest.approx(losses(tmp_path / "alone"), rel=1e-5)
 
 
@@ -211,7 +211,7 @@ def normed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
             (folder / name).write_text(text.lstrip("\n"))
         mine = ["--config-dir", "configs", "model=normed", "trust=[normed]", "trainer.micro_batch=5", *LENGTH]
         mine += ["data.batch_size=16", "trainer.ema_decay=0", "optimizer.lr=1e-2", *arguments]
-        said = ends(together(folder, *mine, world=world, faults=faults), code)
+        said = ends(start_ranks(folder, *mine, world=world, faults=faults), code)
         notice = "per micro-batch: BatchNorm (1 layer): a step depends on trainer.micro_batch and on the number of"
         assert notice in said[0]
         return folder
@@ -230,7 +230,7 @@ def test_live_batchnorm_evaluates_to_the_same_digits_in_training_and_from_its_fi
         line = [f"checkpoint={folder / 'run/checkpoints/best.pt'}", "trust=[normed]", "trainer.micro_batch=5"]
         for split, ranks in (("test", 1), ("test", 2), ("test", 3), ("val", 1), ("val", 2)):
             shutil.copytree(folder / "normed", tmp_path / f"{world}-{split}-{ranks}/normed")
-            children = together(tmp_path / f"{world}-{split}-{ranks}", *line, f"split={split}", world=ranks,
+            children = start_ranks(tmp_path / f"{world}-{split}-{ranks}", *line, f"split={split}", world=ranks,
                                 door="evaluate")  # fmt: skip
             numbers = numbers_of(ends(children)[0])
             assert {name: numbers[name] for name in expected[split]} == expected[split]
@@ -254,22 +254,22 @@ def test_live_batchnorm_resumes_to_the_same_end_in_several_processes(normed, tmp
 def test_a_rank_that_fails_takes_the_others_down_soon(line, tmp_path):
     start = time.monotonic()
     fault = ("at", 9, "before the update", "fail")
-    ranks = together(tmp_path, *line("vit"), world=2, faults=[None, fault])
+    ranks = start_ranks(tmp_path, *line("vit"), world=2, faults=[None, fault])
     assert [rank.end(60) for rank in ranks] == [1, 1]
-    assert "ZeroDivisionError: a defect on purpose" in ranks[1].said() and re.search(
-        r"Connection (closed|reset) by peer", ranks[0].said()
+    assert "ZeroDivisionError: a defect on purpose" in ranks[1].output() and re.search(
+        r"Connection (closed|reset) by peer", ranks[0].output()
     )
     assert time.monotonic() - start < 30
 
 
 def test_a_rank_that_hangs_is_given_up_after_the_timeout(line, tmp_path):
     fault = ("at", 9, "before the update", "hang")
-    ranks = together(tmp_path, *line("vit"), "trainer.timeout=3", world=2, faults=[None, fault])
+    ranks = start_ranks(tmp_path, *line("vit"), "trainer.timeout=3", world=2, faults=[None, fault])
     with ranks[1]:
         ranks[0].wait_for("step 9 of")
         start = time.monotonic()
         assert ranks[0].end(60) == 1 and time.monotonic() - start < 20
-        assert "Timed out" in ranks[0].said()
+        assert "Timed out" in ranks[0].output()
 
 
 def torchrun(folder: Path, *arguments: str, options: tuple[str, ...], **environment: str) -> subprocess.Popen[str]:

@@ -111,7 +111,7 @@ class SweepJob:
 
     def _run(self, config: dict[str, Any], folder: Path) -> float | None:
         try:
-            return run_folder.run(self.job, config, folder)
+            return run_folder.run_in(self.job, config, folder)
         except UserError as error:
             _write_status(folder, RunStatus("refused", str(error)))
             print(f"{folder}: {error}", file=sys.stderr, flush=True)

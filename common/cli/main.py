@@ -74,7 +74,7 @@ def launch(job: Job, door: str, base: ConfigReader | None = None, arguments: Seq
             job(composed.config)
         else:
             folder = run_folder.choose(composed) if rank == 0 else None
-            run_folder.run(job, composed.config, folder)
+            run_folder.run_in(job, composed.config, folder)
     except UserError as error:
         if started or first_here:  # before the start all ranks of a machine make the same mistake
             print(f"rank {rank}: {error}" if rank else error, file=sys.stderr)

@@ -58,7 +58,7 @@ def sweep(job: Job, command: Command) -> int:
     _refuse_what_does_not_go_together(command)
     combinations = _distinct(_combinations(command))
     sweep_dir = combinations[0].sweep_dir
-    folder = Path(sweep_dir) if sweep_dir else run_folder.fresh(Path("runs", "sweeps"))
+    folder = Path(sweep_dir) if sweep_dir else run_folder.create_timestamped(Path("runs", "sweeps"))
     runs = [_folder(folder, combination) for combination in combinations]
     todo = [(combination, run) for combination, run in zip(combinations, runs, strict=True) if not _results(run)]
     print(f"{len(combinations)} runs in {folder}, {len(combinations) - len(todo)} of them done before.", flush=True)

@@ -16,7 +16,7 @@ from common.machine.seeds import mix
 from common.task import Batch, Data, Split
 
 
-def cut(order: Sequence[int], costs: Sequence[int] | NDArray[np.int64], limit: int) -> list[list[int]]:
+def split_by_cost(order: Sequence[int], costs: Sequence[int] | NDArray[np.int64], limit: int) -> list[list[int]]:
     """Cut `order` into batches that weigh at most `limit`: number of samples times the heaviest one.
 
     A sample that alone weighs more gets a batch of its own.
@@ -71,7 +71,7 @@ class Order:
             done = 0
 
 
-def share(batch: list[int], rank: int, world: int) -> list[int]:
+def rank_samples(batch: list[int], rank: int, world: int) -> list[int]:
     """A rank's contiguous part of a global batch; parts differ by at most one sample and may be empty."""
     return batch[len(batch) * rank // world : len(batch) * (rank + 1) // world]
 
@@ -97,8 +97,8 @@ def steps(
 
     def plan() -> Iterator[tuple[int, list[Key], int]]:
         for epoch, batch in itertools.islice(order.after(start), max(0, stop - start)):
-            shares = [share(batch, one, world) for one in (range(world) if equal else [rank])]
-            parts = [cut(mine, order.costs, micro_batch or order.batch_size) for mine in shares]
+            shares = [rank_samples(batch, one, world) for one in (range(world) if equal else [rank])]
+            parts = [split_by_cost(mine, order.costs, micro_batch or order.batch_size) for mine in shares]
             mine = parts[rank if equal else 0]
             count = max(map(len, parts)) if equal else 1
             dummies = [batch[:1]] * (count - len(mine))
@@ -121,7 +121,7 @@ def evaluation(
     """
     costs = np.asarray(data.cost(split), np.int64)
     order = np.argsort(-costs, kind="stable")
-    batches = cut(order.tolist(), costs, batch_size)[:limit]
+    batches = split_by_cost(order.tolist(), costs, batch_size)[:limit]
     loader = Loader(data, split, seed=None, workers=workers, pin=False)
     yield from loader((0, tuple(batch)) for batch in batches[rank::world])
 

@@ -10,13 +10,13 @@ from torch import Tensor
 from common.errors import UserError
 from common.machine.device import constant
 
-ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 # Mean and standard deviation of ImageNet's RGB values in [0, 1], which the backbones were trained with.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
-STRIP = 32  # rows that are normalised at once, half a megabyte of an image 1,333 pixels wide
+STRIP_ROWS = 32  # rows that are normalised at once, half a megabyte of an image 1,333 pixels wide
 
 
 def list_images(path: Path) -> list[Path]:
@@ -28,9 +28,9 @@ def list_images(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise UserError(f"{path} is neither an image nor a folder of images; give the path of one.")
-    found = sorted(file for file in path.iterdir() if file.suffix.lower() in ENDINGS)
+    found = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
     if not found:
-        raise UserError(f"The folder {path} holds no image ({', '.join(sorted(ENDINGS))}); give another one.")
+        raise UserError(f"The folder {path} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}); give another one.")
     return found
 
 
@@ -100,8 +100,8 @@ def _in_strips(pixels: Tensor, sizes: Tensor, scale: Tensor, shift: Tensor, dtyp
         row_floats[height:].zero_()
         row_floats[:height, 3 * width :].zero_()
         part = slice(3 * width)
-        for start in range(0, height, STRIP):
-            strip = slice(start, min(start + STRIP, height))
+        for start in range(0, height, STRIP_ROWS):
+            strip = slice(start, min(start + STRIP_ROWS, height))
             row_floats[strip, part] = row_pixels[strip, part].to(scale.dtype).mul_(scale[part]).sub_(shift[part])
     return floats
 

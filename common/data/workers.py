@@ -16,11 +16,11 @@ from torch.utils.data import DataLoader, get_worker_info
 
 from common.machine import signals
 
-LOOK_EVERY = 1.0  # seconds between a worker's looks at whether its parent is still there
-LAST_MOMENT = 0.2  # seconds that a process may take to end once its files are closed
+PARENT_CHECK_SECONDS = 1.0  # seconds between a worker's looks at whether its parent is still there
+EXIT_SECONDS = 0.2  # seconds that a process may take to end once its files are closed
 
 
-class At(IntEnum):
+class Activity(IntEnum):
     """What a worker can be at."""
 
     NOTHING = 0
@@ -28,15 +28,15 @@ class At(IntEnum):
     COLLATING = 2
 
 
-class Death(NamedTuple):
+class DeadWorker(NamedTuple):
     """How a worker ended, and what it was at."""
 
     code: int  # its exit code, or the negative number of the signal that killed it
-    at: At
+    at: Activity
     sample: int  # its index, or of the first that it was collating
 
 
-class Notes:
+class ActivityTable:
     """What each worker is at, in memory that it shares with its parent."""
 
     def __init__(self, workers: int):
@@ -46,25 +46,25 @@ class Notes:
     def begin(self, worker: int) -> None:
         """What a worker does first: a DataLoader's `worker_init_fn`."""
         self._rows[3 * worker] = os.getpid()
-        _obey_alone(self._parent)
-        sys.excepthook = _tell
+        _react_only_to(self._parent)
+        sys.excepthook = _print_unless_disconnected
 
-    def write(self, at: At, index: int = 0) -> None:
+    def write(self, at: Activity, index: int = 0) -> None:
         """Note what this worker turns to; nothing in a process that is no worker."""
         if (info := get_worker_info()) is not None:
             self._rows[3 * info.id + 1 : 3 * info.id + 3] = [at, index]
 
-    def read(self, process: int | None) -> tuple[At, int]:
+    def read(self, process: int | None) -> tuple[Activity, int]:
         """What the worker of that process number turned to last."""
         rows = [*self._rows]
         row = rows[::3].index(process) if process in rows[::3] else None
-        return (At.NOTHING, 0) if row is None else (At(rows[3 * row + 1]), rows[3 * row + 2])
+        return (Activity.NOTHING, 0) if row is None else (Activity(rows[3 * row + 1]), rows[3 * row + 2])
 
 
-class Crew:
+class WorkerPool:
     """The workers of one DataLoader; none where it has none and works in this process."""
 
-    def __init__(self, loader: DataLoader[Any], notes: Notes):
+    def __init__(self, loader: DataLoader[Any], notes: ActivityTable):
         """Start the workers.
 
         PyTorch answers the death of any with an exception at whatever line this process is just then, in the middle of
@@ -72,10 +72,10 @@ class Crew:
         """
         self._notes = notes
         others = multiprocessing.active_children()
-        handler = signal.getsignal(signal.SIGCHLD) if _is_told_of_deaths() else None
+        handler = signal.getsignal(signal.SIGCHLD) if _can_handle_sigchld() else None
         self._batches: Iterator[Any] = iter(loader)
         self._workers = [one for one in multiprocessing.active_children() if one not in others]
-        if _is_told_of_deaths():
+        if _can_handle_sigchld():
             signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
 
     def take(self) -> Any:
@@ -83,12 +83,12 @@ class Crew:
         with self._alarm():
             return next(self._batches)
 
-    def deaths(self) -> list[Death]:
+    def deaths(self) -> list[DeadWorker]:
         """Workers that ended although nobody told them to."""
         if all(one.is_alive() for one in self._workers):
-            wait([one.sentinel for one in self._workers], LAST_MOMENT)
+            wait([one.sentinel for one in self._workers], EXIT_SECONDS)
         ended = [(one.exitcode, one.pid) for one in self._workers]
-        return [Death(code, *self._notes.read(process)) for code, process in ended if code is not None]
+        return [DeadWorker(code, *self._notes.read(process)) for code, process in ended if code is not None]
 
     def end(self) -> None:
         """End the workers, at once where they are idle, and else after the batch in hand or 5 s."""
@@ -99,7 +99,7 @@ class Crew:
     @contextmanager
     def _alarm(self) -> Iterator[None]:
         """Raise ChildProcessError if a worker was killed, or when one is; PyTorch looks every 5 s alone."""
-        if not self._workers or not _is_told_of_deaths():
+        if not self._workers or not _can_handle_sigchld():
             yield
             return
         before = signal.signal(signal.SIGCHLD, lambda number, frame: self._look())
@@ -114,26 +114,26 @@ class Crew:
             raise ChildProcessError
 
 
-def _is_told_of_deaths() -> bool:
+def _can_handle_sigchld() -> bool:
     """Whether this thread may take SIGCHLD, which Windows has not."""
     return hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
 
 
-def _obey_alone(parent: int) -> None:
+def _react_only_to(parent: int) -> None:
     """Leave signals that are meant for the run to the parent, which takes them down and finishes its step.
 
     They reach workers too: torchrun and SLURM send them to all processes of a run, a terminal to all in its
     foreground. PyTorch's workers would die of them, and the run of that.
     """
-    for name in signals.NAMES:
+    for name in signals.SIGNALS:
         if name != "SIGTERM" and hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     if hasattr(signal, "sigtimedwait"):  # else PyTorch's: SIGTERM kills, and an idle worker looks for its parent
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # in all threads that start from here on
-        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+        threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
 
 
-def _tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def _print_unless_disconnected(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Print what went wrong in the thread that hands tensors over, but not that the parent stopped taking one.
 
     It does so when another worker was killed, and that is what the reader shall see.
@@ -142,10 +142,10 @@ def _tell(kind: type[BaseException], error: BaseException, trace: TracebackType 
         sys.__excepthook__(kind, error, trace)
 
 
-def _end_with(parent: int) -> None:
+def _exit_with(parent: int) -> None:
     """End this process when the parent tells it to or is gone, however busy the main thread is."""
     while os.getppid() == parent:
-        told = signal.sigtimedwait({signal.SIGTERM}, LOOK_EVERY)
+        told = signal.sigtimedwait({signal.SIGTERM}, PARENT_CHECK_SECONDS)
         if told is not None and told.si_pid == parent:
             break
     os._exit(0)

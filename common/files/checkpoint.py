@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from common.config.migrations import migrate_checkpoint
 from common.errors import UserError
-from common.files.lines import sync
+from common.files.lines import sync_folder
 from common.machine import memory
 
 FORMAT = "triptych-1"
@@ -28,7 +28,7 @@ _PLAIN = (type(None), bool, int, float, str, bytes, torch.dtype, torch.device, t
 _AGAIN = "copy or download it again"
 
 
-class NewerError(UserError):
+class NewerFormatError(UserError):
     """A file of a newer version of this program."""
 
 
@@ -52,7 +52,7 @@ def save(path: Path, content: dict[str, Any]) -> None:
         raise
     finally:
         temporary.unlink(missing_ok=True)
-    sync(path.parent)
+    sync_folder(path.parent)
 
 
 def load(path: Path | str) -> dict[str, Any]:
@@ -78,7 +78,8 @@ def load(path: Path | str) -> dict[str, Any]:
         raise UserError(f"{path} holds a {type(content).__name__} and not a dict of weights; give another file.")
     version = content.get("format")
     if isinstance(version, str) and version.startswith("triptych-") and version != FORMAT:
-        raise NewerError(f"{path} is in the format {version} and this program reads {FORMAT}; use a newer Triptych.")
+        formats = f"is in the format {version} and this program reads {FORMAT}"
+        raise NewerFormatError(f"{path} {formats}; use a newer Triptych.")
     return migrate_checkpoint(content) if is_ours(content) and isinstance(content.get("config"), dict) else content
 
 
@@ -118,7 +119,7 @@ def _read(file: BinaryIO) -> Any:
     except (UserError, OSError):
         raise
     except Exception as error:  # damage comes as RuntimeError, KeyError, EOFError, UnpicklingError, BadZipFile and more
-        if memory.ran_out(error):
+        if memory.is_out_of_memory(error):
             raise
         refused = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = f"is no PyTorch checkpoint, or is damaged; {_AGAIN}."

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 
-def replace(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str) -> None:
     """Write a whole file; at any moment, also after a power cut, `path` is the old one or the new one."""
     draft = path.with_name(f".{path.name}.tmp")
     with open(draft, "w", encoding="utf-8") as file:
@@ -13,10 +13,10 @@ def replace(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(draft, path)
-    sync(path.parent)
+    sync_folder(path.parent)
 
 
-def sync(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make new names in `folder` survive a power cut."""
     if os.name == "posix":  # elsewhere a folder cannot be opened
         handle = os.open(folder, os.O_RDONLY)
@@ -24,7 +24,7 @@ def sync(folder: Path) -> None:
         os.close(handle)
 
 
-class Lines:
+class LineFile:
     """A text file that only grows; what cannot be written waits in memory and goes first at the next try."""
 
     def __init__(self, path: Path):

@@ -16,10 +16,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common.errors import Stopped, UserError
-from common.files.lines import Lines, replace
+from common.files.lines import LineFile, write_atomically
 from common.files.table import table
 
-SHOWN = 6  # numbers of a training line on the console; the files hold all
+MAX_CONSOLE_NUMBERS = 6  # numbers of a training line on the console; the files hold all
 
 
 class Log:
@@ -36,7 +36,7 @@ class Log:
         self.terminal = _is_terminal()
         self._bar: Any = None
         self._progress: Progress | None = None
-        self._files: dict[str, Lines] = {}
+        self._files: dict[str, LineFile] = {}
         self._refused: set[str] = set()  # what could not be written, each said once
         self._board: Any = None
         self._purge: int | None = None
@@ -56,7 +56,7 @@ class Log:
             self._append("train.log", "".join(traceback.format_exception(kind, error, at)).rstrip())
         self.close()
 
-    def cut_back(self, step: int, evaluated: bool = True) -> bool:
+    def truncate_after(self, step: int, evaluated: bool = True) -> bool:
         """Forget what was logged after `step`, and half a line that a kill left; call it before anything is logged.
 
         `evaluated=False`: the evaluation of that very step comes again, so its lines go too; whether there were any.
@@ -76,7 +76,7 @@ class Log:
             return False
         return any('"val/' in line for line in path.read_text("utf-8", "replace").splitlines())
 
-    def say(self, text: str) -> None:
+    def info(self, text: str) -> None:
         """One or more lines on the console and in train.log."""
         if self.main:
             if self._bar is not None:
@@ -87,11 +87,11 @@ class Log:
 
     def warning(self, text: str) -> None:
         """A sentence that the user should not miss."""
-        self.say(f"Warning: {text}")
+        self.info(f"Warning: {text}")
 
     def table(self, title: str, rows: Sequence[Sequence[Any]]) -> None:
         """Say `rows`, the first of them the header, under a title."""
-        self.say(table(title, rows))
+        self.info(table(title, rows))
 
     def numbers(self, step: int, numbers: Mapping[str, float], timing: Mapping[str, float] | None = None) -> None:
         """Log what was measured at `step`: keys such as train/loss or val/AP; what is not finite becomes null.
@@ -103,13 +103,16 @@ class Log:
             return
         timing = dict(timing or {})
         trains = all(name.startswith("train/") for name in numbers)
-        shown = {name.removeprefix("train/"): value for name, value in [*numbers.items()][: SHOWN if trains else None]}
+        shown = {
+            name.removeprefix("train/"): value
+            for name, value in [*numbers.items()][: MAX_CONSOLE_NUMBERS if trains else None]
+        }
         words = ", ".join(f"{name} {_short(value)}" for name, value in (shown | timing).items())
         if trains and self._bar is not None:
             self._bar.set_postfix_str(words, refresh=False)
             self._append("train.log", f"step {step}: {words}")
         else:
-            self.say(f"step {step}{self._progress.left() if self._progress and trains else ''}: {words}")
+            self.info(f"step {step}{self._progress.left() if self._progress and trains else ''}: {words}")
         self._append("metrics.jsonl", _json({"step": step, **numbers}))
         if timing:
             self._append("timing.jsonl", _json({"step": step, "time": time.time(), **timing}))
@@ -160,7 +163,7 @@ class Log:
         if self.folder is None:
             return
         stamp = time.strftime("%Y-%m-%d %H:%M:%S  ") if name == "train.log" else ""
-        lines = self._files.setdefault(name, Lines(self.folder / name))
+        lines = self._files.setdefault(name, LineFile(self.folder / name))
         try:
             lines.add(f"{stamp}{line}")
         except OSError as error:
@@ -240,5 +243,5 @@ def _cut(path: Path, step: int, evaluated: bool) -> bool:
 
     with open(path, encoding="utf-8", errors="replace") as file:
         kept = [line for line in file if line.endswith("\n") and stays(line)]
-    replace(path, "".join(kept))
+    write_atomically(path, "".join(kept))
     return gone

@@ -10,35 +10,35 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from common.files.checkpoint import NewerError, is_ours, load, save
-from common.files.lines import sync
+from common.files.checkpoint import NewerFormatError, is_ours, load, save
+from common.files.lines import sync_folder
 
-KEPT = 2  # checkpoints of a run at least; with one, a fault of the disk would cost the run
-Found = tuple[Path, dict[str, Any]]
+MIN_CHECKPOINTS = 2  # checkpoints of a run at least; with one, a fault of the disk would cost the run
+LoadedCheckpoint = tuple[Path, dict[str, Any]]
 
 
-class Folder:
+class CheckpointFolder:
     """step_00001000.pt and others, best.pt, perhaps average.pt, and stop_00001037.pt where a signal came.
 
     A stop's file is apart from the others, so that they are the same whether a run was stopped or not.
     """
 
-    def __init__(self, path: Path, writes: bool = True, keep: int = KEPT):
+    def __init__(self, path: Path, writes: bool = True, keep: int = MIN_CHECKPOINTS):
         """Make the folder and clear what a killed save left; with `writes=False` (other ranks) only read.
 
         `keep` is how many of the last checkpoints stay, two at least.
         """
-        self.path, self.writes, self.keep = Path(path), writes, max(keep, KEPT)
+        self.path, self.writes, self.keep = Path(path), writes, max(keep, MIN_CHECKPOINTS)
         if writes:
             self.path.mkdir(parents=True, exist_ok=True)
             for leftover in self.path.glob(".*.tmp"):
                 leftover.unlink()
 
-    def save(self, step: int, content: dict[str, Any], spare: Collection[int] = ()) -> Path:
+    def save(self, step: int, content: dict[str, Any], keep_steps: Collection[int] = ()) -> Path:
         """Write the checkpoint of `step`; only when it is safe on the disk do those go that are not kept.
 
-        `spare` are steps that stay beside the last ones. Raises OSError when the checkpoint cannot be written; nothing
-        is lost then, and the next save starts anew.
+        `keep_steps` are steps to keep besides the last ones. Raises OSError when the checkpoint cannot be written;
+        older checkpoints are then untouched, and the next save starts again.
         """
         path = self._file(step)
         if self.writes:
@@ -46,7 +46,7 @@ class Folder:
             # A later step than this one is a damaged file that the run was continued without.
             last = [other for other in self.steps() if other <= step][-self.keep :]
             with suppress(OSError):  # the checkpoint is there; the next save tries again
-                for other in set(self.steps()) - {*last, *spare}:
+                for other in set(self.steps()) - {*last, *keep_steps}:
                     self._file(other).unlink()
                 self._forget_stops()
         return path
@@ -77,9 +77,9 @@ class Folder:
             raise
         finally:
             temporary.unlink(missing_ok=True)  # still there, too, when both were names of one file
-        sync(self.path)
+        sync_folder(self.path)
 
-    def latest(self, warn: Callable[[str], None] = warnings.warn) -> Found | None:
+    def latest(self, warn: Callable[[str], None] = warnings.warn) -> LoadedCheckpoint | None:
         """The newest checkpoint that is whole, after one sentence to `warn` for each newer one; None without any.
 
         Raises UserError when there are checkpoints and all of them are damaged.
@@ -94,7 +94,7 @@ class Folder:
             warn(f"{reason} Going on from {found[0].name if found else 'the start'} instead.")
         return found
 
-    def best(self, ranked: Sequence[int] = (), warn: Callable[[str], None] = warnings.warn) -> Found | None:
+    def best(self, ranked: Sequence[int] = (), warn: Callable[[str], None] = warnings.warn) -> LoadedCheckpoint | None:
         """best.pt; where that is damaged the best of the steps in `ranked` that is not; None without any."""
         files = [self.path / "best.pt", *(self._file(step) for step in ranked)]
         found, reasons = _first_whole([file for file in files if file.exists()])
@@ -148,7 +148,7 @@ def _link_or_copy(file: Path, other: Path) -> None:
             os.fsync(copy.fileno())
 
 
-def _first_whole(files: Sequence[Path]) -> tuple[Found | None, list[str]]:
+def _first_whole(files: Sequence[Path]) -> tuple[LoadedCheckpoint | None, list[str]]:
     """The first file that is a whole checkpoint, and what is wrong with each one before it."""
     reasons: list[str] = []
     for file in files:
@@ -157,7 +157,7 @@ def _first_whole(files: Sequence[Path]) -> tuple[Found | None, list[str]]:
             if not is_ours(content):
                 raise UserError(f"{file} was not written by this program.")
             return (file, content), reasons
-        except NewerError:
+        except NewerFormatError:
             raise  # is whole: going on from an older one would end with its loss
         except UserError as error:
             reasons.append(str(error))

@@ -18,14 +18,14 @@ from common.config.compose import Composed
 from common.config.diff import flatten, refuse_changes
 from common.config.migrations import migrate_config
 from common.errors import Stopped, UserError
-from common.files.lines import replace
+from common.files.lines import write_atomically
 from common.files.lock import NAME as LOCK_FILE
 from common.files.lock import lock
 
 Job = Callable[..., float | None]
 
 
-def run(job: Job, config: dict[str, Any], folder: Path | None) -> float | None:
+def run_in(job: Job, config: dict[str, Any], folder: Path | None) -> float | None:
     """`job` in its folder, which no other process may use meanwhile.
 
     A user's mistake before the first checkpoint frees the folder: the line can be mended.
@@ -43,14 +43,14 @@ def run(job: Job, config: dict[str, Any], folder: Path | None) -> float | None:
                 _free(folder)
             raise
         except Stopped:
-            replace(folder / "config.yaml", text(config))
+            write_atomically(folder / "config.yaml", config_text(config))
             raise
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
                 raise
             how = "mend that, and the same line with resume=auto goes on"
             raise UserError(f"{error.filename or folder} cannot be written ({error.strerror}); {how}.") from error
-        replace(folder / "config.yaml", text(config))  # with what allow_changes let through, now that it has been
+        write_atomically(folder / "config.yaml", config_text(config))  # with the changes that allow_changes permitted
         return reached
 
 
@@ -68,7 +68,7 @@ def choose(composed: Composed) -> Path:
     if config["resume"]:
         raise UserError("resume=auto needs run_dir=FOLDER, which says what to go on with.")
     parts = [composed.choices.get(part) or _kind(config[part]) for part in ("model", "data")]
-    return fresh(Path("runs", re.sub(r"[^\w.-]+", "_", "-".join(parts))))
+    return create_timestamped(Path("runs", re.sub(r"[^\w.-]+", "_", "-".join(parts))))
 
 
 def _kind(section: dict[str, Any]) -> str:
@@ -76,7 +76,7 @@ def _kind(section: dict[str, Any]) -> str:
     return str(section["_target_"]).rpartition(".")[2].lower()
 
 
-def fresh(parent: Path) -> Path:
+def create_timestamped(parent: Path) -> Path:
     """A new folder named by the time; two jobs that start in the same second get two."""
     now = time.strftime("%Y-%m-%d_%H-%M-%S")
     for number in itertools.count(1):
@@ -97,7 +97,7 @@ def _make(folder: Path) -> None:
         raise UserError(f"run_dir={folder}: cannot be written ({error.strerror}); name another folder.") from error
 
 
-def text(config: dict[str, Any]) -> str:
+def config_text(config: dict[str, Any]) -> str:
     """What config.yaml says of a run.
 
     `--config-dir FOLDER --config-name config` runs it again, elsewhere: the file does not name its own folder.
@@ -122,7 +122,7 @@ def _claim(folder: Path, config: dict[str, Any]) -> None:
         if config["trainer"]["precision"] == "auto":
             config["trainer"]["precision"] = before["trainer"]["precision"]
     else:
-        replace(file, text(config))
+        write_atomically(file, config_text(config))
 
 
 def read_config(file: Path) -> dict[str, Any]:

@@ -10,10 +10,10 @@ import torch
 from common.errors import UserError
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
-TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def choose(name: str, local_rank: int = 0) -> torch.device:
+def select(name: str, local_rank: int = 0) -> torch.device:
     """The device for `trainer.device`: auto is CUDA when there is one and else the CPU; Apple's GPU only by name.
 
     Raises UserError when the device asked for is not there.
@@ -42,7 +42,7 @@ def describe(device: torch.device) -> str:
     return f"{device.type}, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
 
 
-def precision(name: Precision, device: torch.device) -> Precision:
+def resolve_precision(name: Precision, device: torch.device) -> Precision:
     """What `trainer.precision` means on a device: auto is bf16 where its processor multiplies in it, and else fp32.
 
     Where it does not, PyTorch's bf16 is fp32 with detours, and slower than fp32 itself.
@@ -63,10 +63,10 @@ def _multiplies_bf16() -> bool:
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
     """The one precision path of training, evaluation and prediction: fp32 is plain, the others are autocast."""
-    return torch.autocast(device.type, TYPES[precision], enabled=precision != "fp32")
+    return torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
 
 
-def computed_in(device: torch.device) -> torch.dtype:
+def compute_dtype(device: torch.device) -> torch.dtype:
     """What products are computed in just now, so that their inputs may as well be: autocast's type, or fp32."""
     enabled = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
     return torch.get_autocast_dtype(device.type) if enabled else torch.float32
@@ -78,7 +78,7 @@ def full_precision(device: torch.device) -> AbstractContextManager[Any]:
     return torch.autocast(device.type, enabled=False) if available else nullcontext()
 
 
-class Copies:
+class DeviceCopier:
     """Copies between host and device; with a GPU on a stream of their own, beside what it computes."""
 
     def __init__(self, device: torch.device):

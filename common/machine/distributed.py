@@ -1,7 +1,7 @@
 """Several processes under torchrun: the only file that says torch.distributed.
 
 One process is the same code with world size 1; every function here then returns at once. Either each rank holds the
-whole model and `joined` sums the gradients, or each holds a part of every tensor (`shard`), which then is
+whole model and `data_parallel` sums the gradients, or each holds a part of every tensor (`shard`), which then is
 a DTensor. Files always hold whole tensors, so that a run goes on in any number of processes, either way.
 """
 
@@ -21,7 +21,7 @@ from common.errors import UserError
 
 # Seconds that a process which lost another one waits to be ended: torchrun tells times in whole seconds, and would take
 # its error for the first.
-PATIENCE = 3.0
+PEER_ERROR_DELAY = 3.0
 
 Row = TypeVar("Row", bound=tuple[Any, ...])
 
@@ -46,7 +46,7 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def start(device: torch.device, timeout: float) -> None:
+def init_process_group(device: torch.device, timeout: float) -> None:
     """Join the group that torchrun describes in the environment; alone, do nothing.
 
     `timeout`: seconds after which a process that waits in vain for another ends with an error. What is not on a GPU
@@ -58,20 +58,20 @@ def start(device: torch.device, timeout: float) -> None:
 
 
 @contextmanager
-def together(device: torch.device, timeout: float) -> Iterator[None]:
-    """Inside, this process is in the group, see `start`.
+def process_group(device: torch.device, timeout: float) -> Iterator[None]:
+    """Inside, this process is in the group, see `init_process_group`.
 
     What fails inside is written where torchrun looks for it, to show its traceback, before the group breaks and the
     other processes fail of that. A user's mistake has no traceback, and the process itself prints it.
     """
-    start(device, timeout)
+    init_process_group(device, timeout)
     try:
         yield
     except UserError:
         raise
     except Exception as error:
         if "by peer" in str(error) or isinstance(error, dist.DistBackendError):
-            time.sleep(PATIENCE)
+            time.sleep(PEER_ERROR_DELAY)
         if _is_under_torchrun():
             from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
@@ -119,23 +119,23 @@ def broadcast(value: Any) -> Any:
     return box[0]
 
 
-def any_(flag: bool) -> bool:
+def any_rank(flag: bool) -> bool:
     """Whether it is true on some rank."""
-    return bool(sum_(torch.tensor(int(flag)))) if world_size() > 1 else flag
+    return bool(sum_over_ranks(torch.tensor(int(flag)))) if world_size() > 1 else flag
 
 
-def sum_(tensor: Tensor) -> Tensor:
+def sum_over_ranks(tensor: Tensor) -> Tensor:
     """`tensor` summed over ranks, in place."""
     if world_size() > 1:
         dist.all_reduce(tensor)
     return tensor
 
 
-def joined(module: nn.Module) -> nn.Module:
+def data_parallel(module: nn.Module) -> nn.Module:
     """A module that computes the same, and whose backward pass sums gradients over ranks as they come (PyTorch's DDP).
 
     Ranks may use different parameters; one that no rank used keeps `grad=None`, so that no decay touches it. Gradients
-    are summed in the backward pass of each forward pass that is not `accumulating`, which every rank must take part in.
+    are summed in the backward pass of each forward pass outside `no_gradient_sync`, which every rank must run.
     A module whose parameters are sharded is returned as it is: FSDP sums by itself.
     """
     if world_size() == 1 or is_sharded(list(module.parameters())):
@@ -143,7 +143,7 @@ def joined(module: nn.Module) -> nn.Module:
     from torch.nn.parallel import DistributedDataParallel
 
     replica = DistributedDataParallel(module, find_unused_parameters=True, gradient_as_bucket_view=True)
-    replica.broadcast_buffers = False  # `share_buffers` does; the argument of this name is deprecated in torch 2.15
+    replica.broadcast_buffers = False  # by `broadcast_buffers` below; the argument is deprecated in torch 2.15
     replica.register_comm_hook(None, lambda _, bucket: _summed(bucket.buffer()))  # gradients would be means
     return replica
 
@@ -153,14 +153,14 @@ def _summed(gradients: Tensor) -> torch.futures.Future[Tensor]:
     return work.get_future().then(lambda future: future.value()[0])
 
 
-def accumulating(module: nn.Module) -> AbstractContextManager[None]:
-    """Inside, gradients of a `joined` module add up on each rank alone, until the next backward pass outside."""
+def no_gradient_sync(module: nn.Module) -> AbstractContextManager[None]:
+    """Inside, gradients of a `data_parallel` module add up on each rank alone, until the next backward pass outside."""
     context: AbstractContextManager[None] = getattr(module, "no_sync", nullcontext)()
     return context
 
 
 @torch.no_grad()
-def share_buffers(model: nn.Module) -> None:
+def broadcast_buffers(model: nn.Module) -> None:
     """Give all ranks the buffers of rank 0: the running statistics of BatchNorm, say, which differ by rank.
 
     Only those that a checkpoint holds; others may differ in shape, too. They travel as bytes, whatever their types.
@@ -212,24 +212,24 @@ def is_sharded(tensors: list[nn.Parameter]) -> bool:
     return any(_is_part(tensor) for tensor in tensors)
 
 
-def local(tensor: Any) -> Tensor:
+def local_part(tensor: Any) -> Tensor:
     """What this rank holds of a tensor, in the same memory."""
     part: Tensor = tensor.to_local() if _is_part(tensor) else tensor
     return part
 
 
-def whole(value: Any) -> Any:
+def full_tensors(value: Any) -> Any:
     """A tensor, or all those in a dict, put together from the ranks' parts (all ranks call it); the rest as it is.
 
     What is in a dict goes to the CPU, one after the other: a GPU may have no room for the whole model.
     """
     if isinstance(value, dict):
-        return {name: whole(item).cpu() if _is_part(item) else item for name, item in value.items()}
+        return {name: full_tensors(item).cpu() if _is_part(item) else item for name, item in value.items()}
     return value.full_tensor() if _is_part(value) else value
 
 
 @torch.no_grad()
-def fill(target: Any, value: Tensor) -> None:
+def copy_full(target: Any, value: Tensor) -> None:
     """Copy a whole tensor into one that may be a part of a whole."""
     if _is_part(target):
         from torch.distributed.tensor import distribute_tensor
@@ -239,7 +239,7 @@ def fill(target: Any, value: Tensor) -> None:
     target.copy_(value)
 
 
-def load(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+def load_state_dict(model: nn.Module, tensors: dict[str, Tensor]) -> None:
     """`model.load_state_dict` with whole tensors, also where ranks hold parts."""
     if not is_sharded(list(model.parameters())):
         model.load_state_dict(tensors)
@@ -247,11 +247,11 @@ def load(model: nn.Module, tensors: dict[str, Tensor]) -> None:
     own = model.state_dict()
     assert own.keys() == tensors.keys(), "the file was checked when the run began"
     for name, tensor in own.items():
-        fill(tensor, tensors[name])
+        copy_full(tensor, tensors[name])
 
 
 @contextmanager
-def gathered(model: nn.Module) -> Iterator[None]:
+def unsharded(model: nn.Module) -> Iterator[None]:
     """Inside, every rank holds all of the model: it computes alone, by any method, on any number of batches."""
     units = _units(model) if is_sharded(list(model.parameters())) else []
     if units:

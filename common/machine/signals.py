@@ -10,11 +10,11 @@ from typing import Any
 from common.errors import Stopped
 from common.machine import distributed
 
-NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")  # the last two are what SLURM is told to send
-NOTE = b"\nCtrl-C: stopping after this step, with a checkpoint; once more stops at once.\n"
+SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")  # the last two are what SLURM is told to send
+CTRL_C_MESSAGE = b"\nCtrl-C: stopping after this step, with a checkpoint; once more stops at once.\n"
 
 
-class Stop:
+class StopSignals:
     """While in use as a context manager, signals that would end the process are only taken down.
 
     Nothing is done in a handler: a checkpoint or a collective there could come in the middle of another. A second
@@ -27,10 +27,10 @@ class Stop:
         self._owner = os.getpid()
         self._before: dict[str, Any] = {}
 
-    def __enter__(self) -> "Stop":
+    def __enter__(self) -> "StopSignals":
         """Take over the signals; only Python's main thread may, so that elsewhere nothing happens."""
         if threading.current_thread() is threading.main_thread():
-            for name in NAMES:
+            for name in SIGNALS:
                 number = getattr(signal, name, None)  # Windows has two of them
                 if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
                     self._before[name] = signal.signal(number, self._take_down)
@@ -42,14 +42,14 @@ class Stop:
             signal.signal(getattr(signal, name), handler)
         if isinstance(error, Stopped):
             for name in self.received:
-                if _is_somebodys(self._before.get(name)):
+                if _is_custom(self._before.get(name)):
                     self._before[name](getattr(signal, name), None)
 
-    def agreed(self) -> bool:
+    def requested(self) -> bool:
         """Whether any rank was asked to stop (a collective: all ranks call it at the same step)."""
-        return distributed.any_(bool(self.received))
+        return distributed.any_rank(bool(self.received))
 
-    def stopped(self, where: str) -> Stopped:
+    def stopped_error(self, where: str) -> Stopped:
         """What all ranks raise then, with the end of a sentence on the place in the run (a collective)."""
         names = sorted({name for names in distributed.gather(self.received) for name in names})
         return Stopped(names, where)
@@ -61,10 +61,10 @@ class Stop:
         if name == "SIGINT" and name in self.received:
             raise KeyboardInterrupt
         if name == "SIGINT" and distributed.is_main():
-            os.write(2, NOTE)  # print() is not made for handlers
+            os.write(2, CTRL_C_MESSAGE)  # print() is not made for handlers
         if name not in self.received:
             self.received.append(name)
 
 
-def _is_somebodys(handler: Callable[..., Any] | int | None) -> bool:
+def _is_custom(handler: Callable[..., Any] | int | None) -> bool:
     return callable(handler) and handler is not signal.default_int_handler

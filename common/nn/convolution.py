@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.machine.device import computed_in
+from common.machine.device import compute_dtype
 from common.nn import kernels
 
 
@@ -105,4 +105,4 @@ def mask_padding(x: Tensor, real: Tensor | None) -> Tensor:
 def _compute_dtype(weight: Tensor) -> torch.dtype:
     """The type in which autocast computes convolutions, or the weight's own type without autocast."""
     enabled = torch.is_autocast_enabled(weight.device.type)
-    return computed_in(weight.device) if enabled else weight.dtype
+    return compute_dtype(weight.device) if enabled else weight.dtype

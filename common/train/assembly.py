@@ -190,5 +190,5 @@ def _list_names(prefix: str, names: list[str]) -> str:
 
 def _trainer(config: dict[str, Any]) -> tuple[Trainer, torch.device]:
     trainer: Trainer = construct(Trainer, config["trainer"])
-    device = devices.choose(trainer.device, distributed.local_rank())
-    return replace(trainer, precision=devices.precision(trainer.precision, device)), device
+    device = devices.select(trainer.device, distributed.local_rank())
+    return replace(trainer, precision=devices.resolve_precision(trainer.precision, device)), device

@@ -56,7 +56,7 @@ class Average:
 
     def state_dict(self) -> dict[str, Any]:
         """`updates`, and `weights` for the model's load_state_dict; tensors share memory where possible."""
-        return {"updates": self.updates, "weights": distributed.whole(self.weights)}
+        return {"updates": self.updates, "weights": distributed.full_tensors(self.weights)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Load a result of `state_dict`; raises UserError when its weights are those of another model."""
@@ -64,7 +64,7 @@ class Average:
         if {n: v.shape for n, v in saved.items()} != {n: v.shape for n, v in self.weights.items()}:
             raise UserError("the checkpoint's averaged weights are of another model; resume with its own config.")
         for name, value in saved.items():
-            distributed.fill(self.weights[name], value)
+            distributed.copy_full(self.weights[name], value)
         self.updates = state["updates"]
 
 

@@ -8,7 +8,7 @@ from torch import nn
 from common.data import batching
 from common.machine import device as devices
 from common.machine import distributed, memory
-from common.machine.signals import Stop
+from common.machine.signals import StopSignals
 from common.task import Answer, Batch, Data, Metric, Split, Task
 
 
@@ -25,7 +25,7 @@ def evaluate(
     workers: int,
     limit: int | None = None,
     on_answers: Callable[[Batch, list[Answer]], None] | None = None,
-    stop: Stop | None = None,
+    stop: StopSignals | None = None,
 ) -> tuple[dict[str, float], Metric]:
     """Evaluate every sample of `split` once; returns the numbers, equal on all ranks, and the metric.
 
@@ -35,7 +35,7 @@ def evaluate(
     buffers of rank 0, which are those of a checkpoint.
     """
     metric = task.metric(split)
-    distributed.share_buffers(model)
+    distributed.broadcast_buffers(model)
     training = model.training
     model.eval()
     batches = batching.evaluation(
@@ -48,11 +48,11 @@ def evaluate(
         limit=limit,
     )
     try:
-        with distributed.gathered(model):
+        with distributed.unsharded(model):
             for batch in batches:
                 if stop is not None and stop.received:
                     break
-                with memory.named(f"The evaluation of {split}", batch, device, memory.EVALUATION):
+                with memory.report_out_of_memory(f"The evaluation of {split}", batch, device, memory.EVALUATION_ADVICE):
                     on_device = devices.to_device(batch, device)
                     with devices.autocast(device, precision):
                         answers = task.predict(model, on_device)
@@ -61,8 +61,8 @@ def evaluate(
                 metric.update(batch, answers)
     finally:
         model.train(training)
-    if stop is not None and stop.agreed():
-        raise stop.stopped(f"while it evaluated {split}")
+    if stop is not None and stop.requested():
+        raise stop.stopped_error(f"while it evaluated {split}")
     if limit is not None:
         return {}, metric
     metric.gather()

@@ -106,7 +106,7 @@ def set_rate(optimizer: Optimizer, factor: float) -> None:
 def state(optimizer: Optimizer) -> dict[str, dict[str, Any]]:
     """The optimizer's state by parameter name, independent of the groups' order, the device and the kernel."""
     named = _named_parameters(optimizer)
-    return {name: distributed.whole(dict(optimizer.state[p])) for name, p in named if p in optimizer.state}
+    return {name: distributed.full_tensors(dict(optimizer.state[p])) for name, p in named if p in optimizer.state}
 
 
 def restore(optimizer: Optimizer, saved: dict[str, dict[str, Any]]) -> None:
@@ -129,7 +129,7 @@ def restore(optimizer: Optimizer, saved: dict[str, dict[str, Any]]) -> None:
         moments_of_p = {key: v for key, v in values.items() if isinstance(v, Tensor) and v.shape == p.shape}
         values.update({key: torch.empty_like(p, dtype=v.dtype) for key, v in moments_of_p.items()})
         for key, value in moments_of_p.items():
-            distributed.fill(values[key], value)
+            distributed.copy_full(values[key], value)
 
 
 def _groups(model: nn.Module, options: OptimizerOptions) -> Groups:

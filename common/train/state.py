@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from common.config.diff import CHANGEABLE_KEYS, differences, refuse_changes
 from common.errors import UserError
 from common.files.log import Log
-from common.files.retention import Folder
+from common.files.retention import CheckpointFolder
 from common.machine import distributed
 from common.task import Data, Task
 from common.train import optim
@@ -106,12 +106,12 @@ def describe(path: Path, content: dict[str, Any], kind: str = "auto") -> str:
 
 def checkpoint_content(run: Run, stepper: Stepper, average: Average | None) -> dict[str, Any]:
     """The content of a checkpoint, in plain types; copies rank 0's buffers to all ranks first."""
-    distributed.share_buffers(run.model)
+    distributed.broadcast_buffers(run.model)
     return {
         "step": run.step,
         "best": run.best,
         "ranking": [[score, step] for score, step in run.ranking],
-        "model": distributed.whole(run.model.state_dict()),
+        "model": distributed.full_tensors(run.model.state_dict()),
         "average": average.state_dict() if average else None,
         "optimizer": optim.state(stepper.optimizer),
         "scaler": stepper.scaler.state_dict(),
@@ -125,7 +125,7 @@ def checkpoint_content(run: Run, stepper: Stepper, average: Average | None) -> d
     }
 
 
-def resume_run(run: Run, stepper: Stepper, average: Average | None, folder: Folder, log: Log) -> None:
+def resume_run(run: Run, stepper: Stepper, average: Average | None, folder: CheckpointFolder, log: Log) -> None:
     """Load the newest undamaged checkpoint and cut later lines from the log; start at step 0 if there is no checkpoint.
 
     Every check comes before the first change. Raises UserError when the checkpoint belongs to another run or other
@@ -144,12 +144,12 @@ def resume_run(run: Run, stepper: Stepper, average: Average | None, folder: Fold
     _refuse_other_weights_or_data(run, content, path, allowed)
     if changed := differences(content["config"], run.config, ignore=CHANGEABLE_KEYS):
         log.warning(f"Resuming with changes (allow_changes): {', '.join(changed)}; no run from the start is equal.")
-    run.evaluation_lost = distributed.broadcast(log.cut_back(step, evaluated=False))
+    run.evaluation_lost = distributed.broadcast(log.truncate_after(step, evaluated=False))
     run.step, run.summed_steps = content["step"], content["window_steps"]
     run.ranking = _ranking(content)
     run.alarms = list(content.get("said", []))
     run.sums = _sums_of_this_rank(content)
-    distributed.load(run.model, content["model"])
+    distributed.load_state_dict(run.model, content["model"])
     optim.restore(stepper.optimizer, content["optimizer"])
     if content["scaler"]:  # empty unless the precision is fp16
         stepper.scaler.load_state_dict(content["scaler"])
@@ -158,7 +158,7 @@ def resume_run(run: Run, stepper: Stepper, average: Average | None, folder: Fold
         average.load_state_dict(content["average"] or {"updates": 0, "weights": content["model"]})
 
 
-def _restart(run: Run, folder: Folder, log: Log) -> None:
+def _restart(run: Run, folder: CheckpointFolder, log: Log) -> None:
     """Start at step 0 a run that has no checkpoint; raises UserError when it had one."""
     if folder.was_written() or log.has_evaluations():  # the latter for runs from before 2026-11-21
         raise UserError(
@@ -167,7 +167,7 @@ def _restart(run: Run, folder: Folder, log: Log) -> None:
         )
     if (run.folder / "metrics.jsonl").exists():
         log.warning("The run ended before its first checkpoint, and starts again at step 0.")
-    log.cut_back(0, evaluated=False)
+    log.truncate_after(0, evaluated=False)
 
 
 def _refuse_other_weights_or_data(run: Run, content: dict[str, Any], path: Path, allowed: list[str]) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from common.machine import distributed, memory
-from common.machine.device import Copies, autocast
+from common.machine.device import DeviceCopier, autocast
 from common.task import Batch, Task
 
 MAX_CONSECUTIVE_OVERFLOWS = 10  # fp16 steps skipped before the run stops: the loss scale has then fallen by 1,000
@@ -47,9 +47,9 @@ class Stepper:
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         sharded = distributed.is_sharded(self.parameters)
         self.deferred = self.device.type == "cuda" and self.precision != "fp16" and not sharded
-        self._copies = Copies(self.device)
+        self._copies = DeviceCopier(self.device)
         self._last: _FiniteCheck | None = None
-        self._loss = distributed.joined(_Loss(self.model, lambda *arguments: self.task.loss(*arguments)))
+        self._loss = distributed.data_parallel(_Loss(self.model, lambda *arguments: self.task.loss(*arguments)))
 
     def __call__(self, micro_batches: list[Batch], number: int) -> dict[str, Tensor]:
         """Update the weights by step `number`; returns this rank's share of the loss's parts, and the gradient norm.
@@ -66,8 +66,8 @@ class Stepper:
         self.scaler.scale(parts["loss"])  # initialises the scale, also on a rank without samples
         on_device = self._copies(micro_batches)
         for batch in micro_batches:
-            synchronise = nullcontext() if batch is micro_batches[-1] else distributed.accumulating(self._loss)
-            with memory.named(f"Step {number}", batch, self.device, memory.TRAINING), synchronise:
+            synchronise = nullcontext() if batch is micro_batches[-1] else distributed.no_gradient_sync(self._loss)
+            with memory.report_out_of_memory(f"Step {number}", batch, self.device, memory.TRAINING_ADVICE), synchronise:
                 with autocast(self.device, self.precision):
                     loss, loss_parts = self._loss(next(on_device), normalisers)
                 if "dummy" in batch:  # takes part in collectives only
@@ -77,7 +77,7 @@ class Stepper:
             for name, value in {"loss": loss.detach(), **loss_parts}.items():
                 parts[name] = parts[name] + value if name in parts else value
         batch = micro_batches[-1] if micro_batches else {"ids": []}
-        with memory.named(f"The update of step {number}", batch, self.device, memory.UPDATE):
+        with memory.report_out_of_memory(f"The update of step {number}", batch, self.device, memory.UPDATE_ADVICE):
             norm = self._update(parts, real, number)
         return {**parts, "gradient_norm": norm / distributed.world_size()}  # ranks are summed in the log
 
@@ -90,8 +90,10 @@ class Stepper:
     def _update(self, parts: dict[str, Tensor], real: list[Batch], number: int) -> Tensor:
         """Clip and apply the gradients if they are finite; returns their norm before clipping."""
         self.scaler.unscale_(self.optimizer)
-        norm: Tensor = distributed.whole(nn.utils.clip_grad_norm_(self.parameters, self.clip_norm or float("inf")))
-        total = distributed.sum_(parts["loss"].to(torch.float32, copy=True))
+        norm: Tensor = distributed.full_tensors(
+            nn.utils.clip_grad_norm_(self.parameters, self.clip_norm or float("inf"))
+        )
+        total = distributed.sum_over_ranks(parts["loss"].to(torch.float32, copy=True))
         finite = torch.stack((total, norm.float())).isfinite()
         ids = [i for batch in real for i in batch["ids"]]
         self.check_last_step()
@@ -158,9 +160,9 @@ def _unshare_gradients(parameters: list[nn.Parameter]) -> None:
     addresses: set[int] = set()
     for parameter in parameters:
         if parameter.grad is not None:
-            if distributed.local(parameter.grad).data_ptr() in addresses:
+            if distributed.local_part(parameter.grad).data_ptr() in addresses:
                 parameter.grad = parameter.grad.clone()
-            addresses.add(distributed.local(parameter.grad).data_ptr())
+            addresses.add(distributed.local_part(parameter.grad).data_ptr())
 
 
 def step_normalisers(task: Task, micro_batches: list[Batch]) -> dict[str, float]:

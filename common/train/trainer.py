@@ -12,11 +12,11 @@ from common.data import batching
 from common.errors import UserError
 from common.files import checkpoint
 from common.files.log import Log
-from common.files.retention import Folder, Found
+from common.files.retention import CheckpointFolder, LoadedCheckpoint
 from common.machine import device as devices
 from common.machine import distributed
 from common.machine.seeds import mix
-from common.machine.signals import Stop
+from common.machine.signals import StopSignals
 from common.task import Answer, Batch, Metric, Split
 from common.train import averaging, optim
 from common.train.ema import Average
@@ -46,9 +46,9 @@ class _Context:
 
     stepper: Stepper
     average: Average | None
-    folder: Folder
+    folder: CheckpointFolder
     log: Log
-    stop: Stop
+    stop: StopSignals
     device: torch.device
 
 
@@ -100,18 +100,18 @@ class Trainer:
         context = _Context(
             stepper=Stepper(run.task, run.model, optim.build(run.model, options), on, self.precision, self.clip_norm),
             average=Average(run.model, self.ema_decay) if self.ema_decay else None,
-            folder=Folder(run.folder / "checkpoints", distributed.is_main(), keep=self.average_last),
+            folder=CheckpointFolder(run.folder / "checkpoints", distributed.is_main(), keep=self.average_last),
             log=log,
-            stop=Stop(),
+            stop=StopSignals(),
             device=on,
         )
         with context.stop:
             if resume:
                 resume_run(run, context.stepper, context.average, context.folder, log)
             else:
-                log.cut_back(0)  # drops the lines of a start that failed
+                log.truncate_after(0)  # drops the lines of a start that failed
             run.model.train()
-            log.say(start_summary(run, options, devices.describe(on), self.precision, total, order.steps(1)))
+            log.info(start_summary(run, options, devices.describe(on), self.precision, total, order.steps(1)))
             for advice in run.task.advice(run.pretrained):
                 log.warning(advice)
             if self.compile:
@@ -140,7 +140,7 @@ class Trainer:
                 evaluates = run.step % eval_every == 0 or last
                 saves = evaluates or (self.save_every is not None and run.step % self.save_every == 0)
                 logs = run.step % self.log_every == 0 or last
-                stopping = context.stop.agreed()
+                stopping = context.stop.requested()
                 if logs or saves or stopping:
                     context.stepper.check_last_step()
                 if logs:
@@ -158,7 +158,7 @@ class Trainer:
                         )
                 if stopping:
                     outcome = "with a checkpoint" if saved else "without a checkpoint of that step"
-                    raise context.stop.stopped(f"after step {run.step} of {total}, {outcome}")
+                    raise context.stop.stopped_error(f"after step {run.step} of {total}, {outcome}")
                 if evaluates:
                     self._validate(run, context)
 
@@ -258,7 +258,7 @@ class Trainer:
         path, content = chosen
         if not average and ranked and ranked[0] not in (content["step"], 0):  # 0: a ranking from before 2026-11-21
             log.warning(f"The best checkpoint on val, of step {ranked[0]}, is missing; {path.name} is tested instead.")
-        distributed.load(run.model, select_weights(content))
+        distributed.load_state_dict(run.model, select_weights(content))
         numbers: dict[str, float | str] = {} if best is None else {goal: best}
         if self.average_last:
             numbers["weights"] = describe(path.relative_to(run.folder), content)
@@ -269,10 +269,10 @@ class Trainer:
             numbers = {**test_numbers, **numbers}
             if distributed.is_main():
                 metric.write(run.folder / "predictions")
-        log.say(f"weights   {describe(path, content)}")
+        log.info(f"weights   {describe(path, content)}")
         return numbers
 
-    def _average(self, run: Run, context: _Context) -> tuple[Found | None, float | None]:
+    def _average(self, run: Run, context: _Context) -> tuple[LoadedCheckpoint | None, float | None]:
         """Average the last checkpoints into average.pt, and compare it on val with the best checkpoint.
 
         Returns average.pt with its content if it is to be tested, and the goal's best value on val.
@@ -280,7 +280,7 @@ class Trainer:
         if not self.average_last or not self._write_average(context.folder, context.log):
             return None, run.best
         content = checkpoint.load(context.folder.average())
-        distributed.load(run.model, select_weights(content))
+        distributed.load_state_dict(run.model, select_weights(content))
         if not run.data.count("val"):
             return (context.folder.average(), content), None
         numbers, _ = self._evaluate(run, context, "val")
@@ -290,7 +290,7 @@ class Trainer:
             return None, run.best
         return (context.folder.average(), content), score
 
-    def _write_average(self, folder: Folder, log: Log) -> bool:
+    def _write_average(self, folder: CheckpointFolder, log: Log) -> bool:
         """Write average.pt; returns False, with a warning, when a file cannot be read or written."""
         written = False
         if distributed.is_main():

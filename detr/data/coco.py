@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from common.data.images import read_image
-from common.data.splits import val_of_train
+from common.data.splits import split_off_val
 from common.errors import UserError
 from common.task import Batch, Split
 from common.types import SPLITS, Count, Positive
@@ -232,6 +232,6 @@ class Coco:
     def _split_train_val(self, ids: list[int], path: Path) -> dict[str, list[int]]:
         """Train and val out of one file: the same cut for any seed of the run and any order of the file."""
         own = "files of its own (data.val.images, data.val.annotations)"
-        train, val = val_of_train(len(ids), self.val_count, str(path), own)
+        train, val = split_off_val(len(ids), self.val_count, str(path), own)
         ids = sorted(ids)
         return {"train": [ids[i] for i in train], "val": [ids[i] for i in val]}

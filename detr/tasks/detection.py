@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from common.data.images import list_images, normalise, read_image
 from common.errors import UserError
-from common.machine.device import computed_in, constant
+from common.machine.device import compute_dtype, constant
 from common.report.pictures import pad_and_stack, write_picture
 from common.task import Adopted, Answer, Batch, Goal, Split
 from common.types import Fraction, Positive
@@ -161,7 +161,7 @@ class Detection:
     def _forward(self, model: nn.Module, batch: Batch, hints: dict[str, Tensor] | None = None) -> list[Outputs]:
         device = next(model.parameters()).device
         sizes = batch["sizes"].to(device)
-        images = normalise(batch["images"].to(device), sizes, computed_in(device))
+        images = normalise(batch["images"].to(device), sizes, compute_dtype(device))
         inputs = (images, sizes if batch["padded"] else None)
         return unstack_layers(model(*inputs) if hints is None else model(*inputs, hints))
 

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from common.config.check import build
 from common.data.images import list_images, normalise
-from common.machine.device import TYPES, Precision
+from common.machine.device import DTYPES, Precision
 from common.machine.seeds import generator
 from scripts.benchmarks import detr_input
 from scripts.benchmarks.detr_peer import config
@@ -39,7 +39,7 @@ def pipeline(setting: Setting) -> Row:
         side = f"ours {precision}"
         batch = data.collate([data.sample("train", number, draw) for number, draw in enumerate(draws(side))])
         images = batch["images"].to(setting.device, non_blocking=True)
-        return normalise(images, batch["sizes"], TYPES[precision]), batch["boxes"]
+        return normalise(images, batch["sizes"], DTYPES[precision]), batch["boxes"]
 
     def their() -> tuple[Tensor, Tensor]:
         drawn = zip(files, unaugmented, draws("PIL"), strict=True)

@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
-from common.machine.device import TYPES, autocast
+from common.machine.device import DTYPES, autocast
 from common.nn.linear import Linear
 
 SIDES = {"cpu": (512, 1024, 2048, 4096), "cuda": (4096, 8192, 16384)}  # of square matrices, tried in this order
@@ -81,7 +81,7 @@ def product(precision: str, device: torch.device) -> Product:
 
 
 def _product(side: int, precision: str, device: torch.device) -> Product:
-    kind = TYPES[precision]
+    kind = DTYPES[precision]
     one = torch.randn(side, side, device=device, dtype=kind)
     other = torch.randn(side, side, device=device, dtype=kind)
     linear = Linear(side, side, bias=False)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from common.errors import UserError
-from common.files.lines import sync
+from common.files.lines import sync_folder
 
 MARK, FORMAT = "model.json", "triptych-export-1"  # what tells a folder of ours
 
@@ -33,11 +33,11 @@ def replaced(output: Path) -> Iterator[Path]:
         for file in draft.iterdir():
             with open(file, "rb+") as opened:
                 os.fsync(opened.fileno())
-        sync(draft)
+        sync_folder(draft)
         if output.exists():
             output.rename(old)
         draft.rename(output)
-        sync(output.parent)
+        sync_folder(output.parent)
         shutil.rmtree(old, ignore_errors=True)
     finally:
         _put_back(old, output)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from common.files import checkpoint
-from common.files.retention import Folder
+from common.files.retention import CheckpointFolder
 from scripts.average_checkpoints import main
 
 STEPS = (10, 20, 30, 40)
@@ -17,7 +17,7 @@ STEPS = (10, 20, 30, 40)
 @pytest.fixture
 def run(tmp_path):
     folder = tmp_path / "a run"
-    kept = Folder(folder / "checkpoints", keep=4)
+    kept = CheckpointFolder(folder / "checkpoints", keep=4)
     for step in STEPS:
         content = {"step": step, "model": {"w": torch.tensor([float(step)])}, "average": None}
         kept.save(step, {**content, "task": {}, "config": {"model": {"width": 4}}})

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from common.data.images import ENDINGS, read_image
-from common.data.splits import val_of_train
+from common.data.images import IMAGE_SUFFIXES, read_image
+from common.data.splits import split_off_val
 from common.errors import UserError
 from common.task import Batch, Split
 from common.types import SPLITS, Count, Positive, PositiveFloat
@@ -268,18 +268,18 @@ class ImageFolder:
         if split == "train" and not counts.all():
             raise UserError(
                 f"The class folder {folder / classes[int(counts.argmin())]} holds no image "
-                f"({', '.join(sorted(ENDINGS))}); put its images there, or remove it."
+                f"({', '.join(sorted(IMAGE_SUFFIXES))}); put its images there, or remove it."
             )
         if not len(listing.files):
             raise UserError(
-                f"The class folders of {folder} hold no image ({', '.join(sorted(ENDINGS))}); put the {split} images "
-                "there, or remove the folder."
+                f"The class folders of {folder} hold no image ({', '.join(sorted(IMAGE_SUFFIXES))}); put the {split} "
+                "images there, or remove the folder."
             )
         return listing
 
     def _split_off_val(self, whole: Listing) -> dict[Split, Listing]:
         """Split one folder into train and val, independent of the run's seed and the file system's order."""
         own = "a folder of its own (data.val)"
-        train, val = val_of_train(len(whole.files), self.val_count, str(whole.folder), own)
+        train, val = split_off_val(len(whole.files), self.val_count, str(whole.folder), own)
         parts: dict[Split, NDArray[np.int64]] = {"train": train, "val": val}
         return {split: replace(whole, files=whole.files[i], labels=whole.labels[i]) for split, i in parts.items()}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
-from common.data.splits import parts
+from common.data.splits import random_parts
 from common.errors import UserError
 from common.task import Batch, Split
 from common.types import SPLITS
@@ -169,5 +169,5 @@ def split_images(images: Tensor, labels: Tensor, counts: Sequence[int], what: st
     """
     if sum(counts) >= len(labels):
         raise UserError(f"{what} would leave nothing to train on of {len(labels)} images; give less.")
-    rows = map(torch.from_numpy, parts((len(labels) - sum(counts), *counts), "parts"))
+    rows = map(torch.from_numpy, random_parts((len(labels) - sum(counts), *counts), "parts"))
     return [(images[part], labels[part]) for part in rows]

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from common.data.images import ENDINGS
+from common.data.images import IMAGE_SUFFIXES
 from common.errors import UserError
 
-_ENDINGS = tuple(ending.encode() for ending in sorted(ENDINGS))  # file names stay bytes: less work, less memory
+# File names stay bytes: less work, less memory.
+_ENDINGS = tuple(suffix.encode() for suffix in sorted(IMAGE_SUFFIXES))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from common.data import batching
-from common.data.batching import Order, cut, share
+from common.data.batching import Order, rank_samples, split_by_cost
 from common.errors import UserError
 from common.machine.seeds import mix
 
@@ -90,13 +90,13 @@ def test_a_rank_without_samples_has_a_dummy_and_equal_ranks_have_equally_many_ba
 
 def test_batches_weigh_samples_times_the_heaviest():
     costs = [2, 3, 9, 1, 1, 30, 4]
-    batches = cut(range(7), costs, 10)
+    batches = split_by_cost(range(7), costs, 10)
     assert batches == [[0, 1], [2], [3, 4], [5], [6]]
 
 
 def test_micro_batches_keep_the_order():
-    assert cut([5, 3, 1, 0, 2], [1] * 6, 2) == [[5, 3], [1, 0], [2]]
-    assert share([7, 8, 9], 1, 2) == [8, 9] and share([7], 0, 2) == []
+    assert split_by_cost([5, 3, 1, 0, 2], [1] * 6, 2) == [[5, 3], [1, 0], [2]]
+    assert rank_samples([7, 8, 9], 1, 2) == [8, 9] and rank_samples([7], 0, 2) == []
 
 
 def test_evaluation_deals_whole_batches_and_every_sample_once():
@@ -212,7 +212,8 @@ def test_buckets_need_far_less_padding_than_a_plain_shuffle():
     costs = lengths_of_sentences()
     drawn = np.random.default_rng(1).permutation(len(costs)).tolist()
     plain, buckets = (
-        1 - sum(costs) / sum(padded(b, costs)) for b in (cut(drawn, costs, 1000), Order(costs, 1000, 0).epoch(0))
+        1 - sum(costs) / sum(padded(b, costs))
+        for b in (split_by_cost(drawn, costs, 1000), Order(costs, 1000, 0).epoch(0))
     )
     assert plain > 0.4 and buckets < 0.03
 

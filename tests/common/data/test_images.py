@@ -94,7 +94,7 @@ def test_exif_turns_an_image_only_when_the_annotations_are_turned(tmp_path: Path
 
 @pytest.mark.parametrize("way", ["_in_strips", "_at_once"])
 def test_normalising_agrees_with_a_plain_computation_and_padding_is_zero(way, monkeypatch):
-    monkeypatch.setattr(image_files, "STRIP", 4)
+    monkeypatch.setattr(image_files, "STRIP_ROWS", 4)
     monkeypatch.setattr(image_files, "_in_strips", getattr(image_files, way))
     images = torch.zeros(2, 3, 6, 9, dtype=torch.uint8)
     sizes = torch.tensor([[6, 5], [4, 9]])

@@ -18,7 +18,7 @@ import torch
 
 from common.data import batching
 from common.data.loading import Loader
-from common.data.workers import Notes
+from common.data.workers import ActivityTable
 from common.errors import UserError
 
 PATIENCE = 4.0  # seconds, less than the 5 between PyTorch's own looks at its workers
@@ -195,7 +195,7 @@ def test_other_children_may_come_and_go() -> None:
 def test_a_parent_that_turns_away_from_a_batch_is_no_news(capfd: pytest.CaptureFixture[str]) -> None:
     """It does when another worker was killed, and the thread that hands tensors over would print a traceback."""
     context = multiprocessing.get_context("fork")
-    (here, there), notes = context.Pipe(), Notes(1)
+    (here, there), notes = context.Pipe(), ActivityTable(1)
 
     def work() -> None:
         notes.begin(0)

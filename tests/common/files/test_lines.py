@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from common.files.lines import Lines
+from common.files.lines import LineFile
 
 
 @contextmanager
@@ -26,7 +26,7 @@ def room_for(size: int) -> Iterator[None]:
 
 
 def test_lines_are_there_as_soon_as_they_are_added(tmp_path: Path) -> None:
-    lines = Lines(tmp_path / "a.txt")
+    lines = LineFile(tmp_path / "a.txt")
     assert not (tmp_path / "a.txt").exists(), "no file before the first line"
     for word in ("eins", "zwölf"):
         lines.add(word)
@@ -38,7 +38,7 @@ def test_lines_are_there_as_soon_as_they_are_added(tmp_path: Path) -> None:
 
 
 def test_what_a_full_disk_refuses_waits_and_comes_whole_and_in_order(tmp_path: Path) -> None:
-    lines = Lines(tmp_path / "a.txt")
+    lines = LineFile(tmp_path / "a.txt")
     with room_for(10):
         lines.add("123456")
         for word in ("abcdef", "ghijkl"):  # three bytes of the first still fit
@@ -53,7 +53,7 @@ def test_what_a_full_disk_refuses_waits_and_comes_whole_and_in_order(tmp_path: P
 
 
 def test_a_file_that_cannot_be_opened_is_tried_again(tmp_path: Path) -> None:
-    lines = Lines(tmp_path / "folder" / "a.txt")
+    lines = LineFile(tmp_path / "folder" / "a.txt")
     with pytest.raises(OSError):
         lines.add("one")
     os.mkdir(tmp_path / "folder")

@@ -57,7 +57,7 @@ def test_numbers_of_any_kind_stay_valid_json(tmp_path):
 
 def test_without_a_terminal_there_are_lines_with_the_time_left_and_no_carriage_return(tmp_path, capfd):
     with Log(tmp_path, True) as log:
-        log.say("start")
+        log.info("start")
         run(log, range(3))
         log.warning("look here.")
     out, err = capfd.readouterr()
@@ -106,7 +106,7 @@ def test_a_training_line_is_short_and_the_file_is_complete(tmp_path, capsys):
 def test_other_ranks_write_nothing_at_all(tmp_path, capfd):
     with Log(tmp_path / "run", False) as log:
         run(log, range(3), evaluate_at=2)
-        log.say("a")
+        log.info("a")
         log.table("b", [["c"], [1]])
         log.pictures("d", torch.zeros(1, 3, 4, 4, dtype=torch.uint8), 1)
         log.flush()
@@ -117,7 +117,7 @@ def test_without_a_folder_there_is_only_the_console(tmp_path, capsys, monkeypatc
     monkeypatch.chdir(tmp_path)
     with Log(None, True) as log:
         log.numbers(1, {"test/AP": 0.25})
-        log.cut_back(1)
+        log.truncate_after(1)
         log.flush()
     assert capsys.readouterr().out == "step 1: test/AP 0.25\n" and os.listdir(tmp_path) == []
 
@@ -132,7 +132,7 @@ def test_cutting_back_leaves_what_the_unbroken_run_had(torn, tmp_path):
             file.write(torn)  # by a kill, and with a step that would stay
     with Log(tmp_path, True) as log:
         log.warning("going on from an older checkpoint.")
-        log.cut_back(6)
+        log.truncate_after(6)
         assert [record["step"] for record in records(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 4, 5, 6]
         assert [record["step"] for record in records(tmp_path / "timing.jsonl")] == [1, 2, 3, 4, 5, 6]
         run(log, range(6, 10))
@@ -145,7 +145,7 @@ def test_a_step_whose_evaluation_comes_again_keeps_only_its_training_line(tmp_pa
         run(log, range(4), evaluate_at=2)
     whole = (tmp_path / "metrics.jsonl").read_text()
     with Log(tmp_path, True) as log:
-        log.cut_back(2, evaluated=False)
+        log.truncate_after(2, evaluated=False)
         assert [list(record) for record in records(tmp_path / "metrics.jsonl")] == [["step", "train/loss"]] * 2
         log.numbers(2, {"val/AP": 0.5})
         run(log, range(2, 4))
@@ -158,7 +158,7 @@ def test_tensorboard_shows_numbers_and_pictures_and_no_step_twice_after_a_resume
         log.numbers(3, {"val/bad": float("nan")})
         log.pictures("val", torch.zeros(2, 3, 8, 8, dtype=torch.uint8), 2)
     with Log(tmp_path, True) as log:
-        log.cut_back(3)
+        log.truncate_after(3)
         run(log, range(3, 5))
         log.close()
         run(log, range(5, 6))  # opened again, with nothing more to cut

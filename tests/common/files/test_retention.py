@@ -8,7 +8,7 @@ from nursery import flipped
 
 from common.errors import UserError
 from common.files import checkpoint
-from common.files.retention import Folder
+from common.files.retention import CheckpointFolder
 
 DAMAGE = {  # how a file is spoilt, and a word of the reason that is given
     "truncated": (lambda data: data[: len(data) // 2], "damaged"),
@@ -24,12 +24,12 @@ def write(path: Path, data: bytes) -> Path:
     return path
 
 
-def names(folder: Folder) -> list[str]:
+def names(folder: CheckpointFolder) -> list[str]:
     return sorted(os.listdir(folder.path))
 
 
 def test_a_folder_keeps_the_last_two_and_the_best(tmp_path):
-    folder = Folder(tmp_path / "checkpoints")
+    folder = CheckpointFolder(tmp_path / "checkpoints")
     assert folder.latest() is None and folder.best() is None
     for step in (5, 1000, 2000, 123456789):
         path = folder.save(step, {"step": step})
@@ -43,7 +43,7 @@ def test_a_folder_keeps_the_last_two_and_the_best(tmp_path):
 
 @pytest.mark.parametrize(("keep", "left"), [(0, [4, 5]), (1, [4, 5]), (3, [3, 4, 5]), (9, [1, 2, 3, 4, 5])])
 def test_a_folder_keeps_as_many_as_it_is_told_and_never_fewer_than_two(keep, left, tmp_path):
-    folder = Folder(tmp_path, keep=keep)
+    folder = CheckpointFolder(tmp_path, keep=keep)
     for step in (1, 2, 3, 4, 5):
         folder.save(step, {"step": step})
     assert folder.steps() == left
@@ -52,7 +52,7 @@ def test_a_folder_keeps_as_many_as_it_is_told_and_never_fewer_than_two(keep, lef
 
 
 def test_a_checkpoint_that_cannot_be_written_costs_no_old_one(tmp_path, monkeypatch):
-    folder = Folder(tmp_path)
+    folder = CheckpointFolder(tmp_path)
     for step in (1, 2):
         folder.save(step, {"step": step})
     monkeypatch.setattr(os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device")))
@@ -68,7 +68,7 @@ def test_a_checkpoint_that_cannot_be_written_costs_no_old_one(tmp_path, monkeypa
 def test_the_best_is_whole_replaced_and_marked_twice(links, tmp_path, monkeypatch):
     if not links:
         monkeypatch.setattr(os, "link", lambda *paths: (_ for _ in ()).throw(OSError(1, "no links here")))
-    folder = Folder(tmp_path)
+    folder = CheckpointFolder(tmp_path)
     for step in (1, 2):
         folder.save(step, {"step": step})
         folder.mark_best(step)
@@ -82,7 +82,7 @@ def test_the_best_is_whole_replaced_and_marked_twice(links, tmp_path, monkeypatc
 
 @pytest.mark.parametrize("name", DAMAGE)
 def test_a_damaged_newest_is_named_and_the_one_before_is_used(name, tmp_path):
-    folder = Folder(tmp_path)
+    folder = CheckpointFolder(tmp_path)
     for step in (1, 2):
         folder.save(step, {"step": step})
     write(tmp_path / "step_00000002.pt", DAMAGE[name][0]((tmp_path / "step_00000002.pt").read_bytes()))
@@ -94,7 +94,7 @@ def test_a_damaged_newest_is_named_and_the_one_before_is_used(name, tmp_path):
 
 
 def test_the_next_save_keeps_the_whole_one_and_drops_the_damaged_one_ahead(tmp_path):
-    folder = Folder(tmp_path)
+    folder = CheckpointFolder(tmp_path)
     for step in (10, 20):
         folder.save(step, {"step": step})
     write(tmp_path / "step_00000020.pt", b"")
@@ -103,7 +103,7 @@ def test_the_next_save_keeps_the_whole_one_and_drops_the_damaged_one_ahead(tmp_p
 
 
 def test_all_damaged_is_an_error_and_never_a_fresh_start(tmp_path):
-    folder = Folder(tmp_path)
+    folder = CheckpointFolder(tmp_path)
     for step in (1, 2):
         folder.save(step, {"step": step})
         write(tmp_path / f"step_{step:08d}.pt", b"text")
@@ -112,27 +112,27 @@ def test_all_damaged_is_an_error_and_never_a_fresh_start(tmp_path):
 
 
 def test_what_a_killed_save_left_is_removed_at_the_start_by_the_writer_alone(tmp_path):
-    folder = Folder(tmp_path)
+    folder = CheckpointFolder(tmp_path)
     folder.save(1, {"step": 1})
     write(tmp_path / ".step_00000002.pt.tmp", b"half")
-    other = Folder(tmp_path, writes=False)
+    other = CheckpointFolder(tmp_path, writes=False)
     other.save(2, {"step": 2})
     other.mark_best(1)
     assert names(other) == [".step_00000002.pt.tmp", "step_00000001.pt"] and other.latest()[1]["step"] == 1
-    assert names(Folder(tmp_path)) == ["step_00000001.pt"]
+    assert names(CheckpointFolder(tmp_path)) == ["step_00000001.pt"]
 
 
 def test_spared_steps_stay_beside_the_last(tmp_path):
-    folder = Folder(tmp_path)
+    folder = CheckpointFolder(tmp_path)
     for step in (1, 2, 3, 4, 5):
-        folder.save(step, {"step": step}, spare=[1, 3])
+        folder.save(step, {"step": step}, keep_steps=[1, 3])
     assert folder.steps() == [1, 3, 4, 5]
-    folder.save(6, {"step": 6}, spare=[3])
+    folder.save(6, {"step": 6}, keep_steps=[3])
     assert folder.steps() == [3, 5, 6]
 
 
 def test_a_stop_has_a_file_of_its_own_that_goes_with_the_next_save(tmp_path):
-    folder = Folder(tmp_path)
+    folder = CheckpointFolder(tmp_path)
     for step in (4, 8):
         folder.save(step, {"step": step})
     for step in (9, 10):  # stopped, continued, and stopped again
@@ -148,7 +148,7 @@ def test_a_stop_has_a_file_of_its_own_that_goes_with_the_next_save(tmp_path):
 
 
 def test_a_damaged_best_is_named_and_the_next_in_the_ranking_is_taken(tmp_path):
-    folder = Folder(tmp_path)
+    folder = CheckpointFolder(tmp_path)
     for step in (1, 2):
         folder.save(step, {"step": step})
     folder.mark_best(2)
@@ -162,7 +162,7 @@ def test_a_damaged_best_is_named_and_the_next_in_the_ranking_is_taken(tmp_path):
 
 
 def test_a_best_that_cannot_be_written_leaves_none_rather_than_the_wrong_one(tmp_path, monkeypatch):
-    folder = Folder(tmp_path)
+    folder = CheckpointFolder(tmp_path)
     for step in (1, 2):
         folder.save(step, {"step": step})
     folder.mark_best(1)
@@ -175,7 +175,7 @@ def test_a_best_that_cannot_be_written_leaves_none_rather_than_the_wrong_one(tmp
 
 
 def test_a_checkpoint_of_a_newer_version_is_not_passed_over(tmp_path, monkeypatch):
-    folder = Folder(tmp_path)
+    folder = CheckpointFolder(tmp_path)
     folder.save(1, {"step": 1})
     monkeypatch.setattr(checkpoint, "FORMAT", "triptych-2")
     folder.save(2, {"step": 2})

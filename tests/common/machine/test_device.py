@@ -18,17 +18,17 @@ def on_a_processor_with(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
 )
 def test_auto_is_bf16_where_the_processor_multiplies_in_it(names, expected, monkeypatch) -> None:
     on_a_processor_with(monkeypatch, *names)
-    assert devices.precision("auto", torch.device("cpu")) == expected
+    assert devices.resolve_precision("auto", torch.device("cpu")) == expected
     for wanted in ("fp32", "bf16", "fp16"):
-        assert devices.precision(wanted, torch.device("cpu")) == wanted
+        assert devices.resolve_precision(wanted, torch.device("cpu")) == wanted
 
 
 def test_older_versions_of_pytorch_are_asked_in_their_way(monkeypatch) -> None:
     on_a_processor_with(monkeypatch)
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
-    assert devices.precision("auto", torch.device("cpu")) == "fp32"
+    assert devices.resolve_precision("auto", torch.device("cpu")) == "fp32"
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
-    assert devices.precision("auto", torch.device("cpu")) == "bf16"
+    assert devices.resolve_precision("auto", torch.device("cpu")) == "bf16"
 
 
 @pytest.mark.parametrize(("supported", "expected"), [(True, "bf16"), (False, "fp32")])
@@ -37,13 +37,13 @@ def test_auto_on_a_gpu_is_bf16_that_is_not_emulated(supported, expected, monkeyp
         return supported or including_emulation
 
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_supported)
-    assert devices.precision("auto", torch.device("cuda")) == expected
-    assert devices.precision("auto", torch.device("mps")) == "fp32"
+    assert devices.resolve_precision("auto", torch.device("cuda")) == expected
+    assert devices.resolve_precision("auto", torch.device("mps")) == "fp32"
 
 
 def test_without_a_gpu_nothing_is_copied() -> None:
     batch = {"images": torch.ones(2), "ids": [0, 1]}
-    copies = devices.Copies(torch.device("cpu"))
+    copies = devices.DeviceCopier(torch.device("cpu"))
     (moved,) = copies([batch])  # an iterator
     assert moved["images"] is batch["images"] and moved["ids"] is batch["ids"]
     there, arrived = copies.to_host(batch["images"])

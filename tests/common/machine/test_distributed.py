@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import each
+from ranks import run_ranks
 from torch import nn
 
 from common.errors import UserError
@@ -20,11 +20,11 @@ def told() -> dict[str, Any]:
     rank, world = distributed.rank(), distributed.world_size()
     rows = [(sample, f"of {rank}") for sample in range(rank, 7, world)]
     return {
-        "flags": [distributed.any_(rank == one) for one in range(world)],
-        "no flag": distributed.any_(False),
+        "flags": [distributed.any_rank(rank == one) for one in range(world)],
+        "no flag": distributed.any_rank(False),
         "gathered": distributed.gather({"rank": rank}),
         "broadcast": distributed.broadcast(f"from {rank}"),
-        "sum": float(distributed.sum_(torch.tensor(float(rank)))),
+        "sum": float(distributed.sum_over_ranks(torch.tensor(float(rank)))),
         "samples": distributed.gather_samples(rows, 7),
         "main": distributed.is_main(),
     }
@@ -32,7 +32,7 @@ def told() -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_every_rank_hears_what_each_says(tmp_path: Path) -> None:
-    for rank, heard in enumerate(each(tmp_path, 3, told)):
+    for rank, heard in enumerate(run_ranks(tmp_path, 3, told)):
         assert heard["flags"] == [True] * 3 and heard["no flag"] is False
         assert heard["gathered"] == [{"rank": 0}, {"rank": 1}, {"rank": 2}]
         assert heard["broadcast"] == "from 0" and heard["sum"] == 3
@@ -41,9 +41,9 @@ def test_every_rank_hears_what_each_says(tmp_path: Path) -> None:
 
 
 def test_a_process_that_is_alone_answers_itself() -> None:
-    assert distributed.any_(True) and not distributed.any_(False)
+    assert distributed.any_rank(True) and not distributed.any_rank(False)
     assert distributed.gather("x") == ["x"] and distributed.broadcast("x") == "x"
-    assert float(distributed.sum_(torch.tensor(2.0))) == 2
+    assert float(distributed.sum_over_ranks(torch.tensor(2.0))) == 2
     assert distributed.gather_samples([(1, "b"), (0, "a")], 2) == [(0, "a"), (1, "b")]
 
 
@@ -75,11 +75,11 @@ class Shares(nn.Module):
 def joined() -> list[list[list[float] | None]]:
     """The gradients of two steps; in each a rank has one micro-batch more than the rank before it."""
     module, gradients = Shares(), []
-    replica = distributed.joined(module)
+    replica = distributed.data_parallel(module)
     for _ in range(2):
         module.zero_grad()
         for number in range(distributed.rank()):
-            with distributed.accumulating(replica):
+            with distributed.no_gradient_sync(replica):
                 replica(100.0, number == 0).backward()
         replica(distributed.rank() + 1.0, False).backward()
         gradients.append([None if p.grad is None else p.grad.tolist() for p in module.parameters()])
@@ -89,12 +89,12 @@ def joined() -> list[list[list[float] | None]]:
 @pytest.mark.slow
 def test_gradients_are_sums_and_a_parameter_that_no_rank_used_has_none(tmp_path: Path) -> None:
     """Of three ranks, by hand: 0, 1 and 2 times 100, and 1 + 2 + 3."""
-    assert each(tmp_path, 3, joined) == [[[[306.0, 3060.0], [5.0, 7.0], None]] * 2] * 3
+    assert run_ranks(tmp_path, 3, joined) == [[[[306.0, 3060.0], [5.0, 7.0], None]] * 2] * 3
 
 
 def test_a_process_that_is_alone_joins_nothing() -> None:
     module = Shares()
-    assert distributed.joined(module) is module
+    assert distributed.data_parallel(module) is module
     assert joined()[1] == [[1.0, 10.0], None, None]
 
 
@@ -115,15 +115,15 @@ class Counts(nn.Module):
 def shared() -> dict[str, torch.Tensor]:
     """All that the module of this rank holds once buffers are shared."""
     module = Counts(distributed.rank())
-    distributed.share_buffers(module)
-    distributed.share_buffers(nn.Linear(1, 1))
+    distributed.broadcast_buffers(module)
+    distributed.broadcast_buffers(nn.Linear(1, 1))
     return {**module.state_dict(), "cache": module.cache}
 
 
 @pytest.mark.slow
 def test_buffers_are_those_of_rank_0_and_parameters_are_not(tmp_path: Path) -> None:
     expected = Counts(0)
-    for rank, tensors in enumerate(each(tmp_path, 3, shared)):
+    for rank, tensors in enumerate(run_ranks(tmp_path, 3, shared)):
         assert tensors["weight"].tolist() == [rank, rank] and len(tensors["cache"]) == rank
         for name in ("flag", "mean", "seen", "spread", "empty"):
             buffer = getattr(expected, name)
@@ -137,13 +137,13 @@ def waited() -> float:
         time.sleep(8)
     else:
         with pytest.raises(RuntimeError):
-            distributed.any_(False)
+            distributed.any_rank(False)
     return time.monotonic() - start
 
 
 @pytest.mark.slow
 def test_waiting_for_a_rank_ends_with_an_error_after_the_timeout(tmp_path: Path) -> None:
-    seconds = each(tmp_path, 2, waited, timeout=2)
+    seconds = run_ranks(tmp_path, 2, waited, timeout=2)
     assert 1.5 < seconds[0] < 6 < seconds[1]
 
 
@@ -151,7 +151,7 @@ def failed(folder: Path, error: Exception) -> str:
     """What torchrun finds to show of it."""
     file = folder / f"{distributed.rank()}-{type(error).__name__}.json"
     os.environ["TORCHELASTIC_ERROR_FILE"] = str(file)
-    with pytest.raises(type(error)), distributed.together(torch.device("cpu"), 30):
+    with pytest.raises(type(error)), distributed.process_group(torch.device("cpu"), 30):
         distributed.barrier()  # or one may leave before the others have met it
         raise error
     assert distributed.world_size() == 1, "the group is left"
@@ -160,9 +160,9 @@ def failed(folder: Path, error: Exception) -> str:
 
 @pytest.mark.slow
 def test_torchrun_gets_the_traceback_of_a_defect_and_of_no_mistake(tmp_path: Path) -> None:
-    for said in each(tmp_path, 2, failed, tmp_path, ZeroDivisionError("a defect")):
+    for said in run_ranks(tmp_path, 2, failed, tmp_path, ZeroDivisionError("a defect")):
         assert "ZeroDivisionError: a defect" in said and "raise error" in said
-    assert each(tmp_path, 2, failed, tmp_path, UserError("a mistake")) == ["", ""]
+    assert run_ranks(tmp_path, 2, failed, tmp_path, UserError("a mistake")) == ["", ""]
 
 
 def test_alone_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

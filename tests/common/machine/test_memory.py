@@ -13,7 +13,7 @@ BATCH = {"ids": [7, 8], "images": torch.zeros(2, 3, 8, 9), "labels": torch.zeros
 
 
 def test_the_sentence_names_shapes_samples_device_and_remedy() -> None:
-    with pytest.raises(UserError) as caught, memory.named("Step 12", BATCH, CPU, memory.TRAINING):
+    with pytest.raises(UserError) as caught, memory.report_out_of_memory("Step 12", BATCH, CPU, memory.TRAINING_ADVICE):
         torch.empty(10**15)
     said = str(caught.value)
     shapes = "images (2, 3, 8, 9), labels (5,) of samples 7, 8"
@@ -35,7 +35,10 @@ def test_the_sentence_names_shapes_samples_device_and_remedy() -> None:
     ids=repr,
 )
 def test_all_words_for_memory_that_ran_out_are_known(error: Exception) -> None:
-    with pytest.raises(UserError, match=r"^Evaluation ran out of memory"), memory.named("Evaluation", BATCH, CPU, "x"):
+    with (
+        pytest.raises(UserError, match=r"^Evaluation ran out of memory"),
+        memory.report_out_of_memory("Evaluation", BATCH, CPU, "x"),
+    ):
         raise error
 
 
@@ -51,7 +54,7 @@ def test_all_words_for_memory_that_ran_out_are_known(error: Exception) -> None:
     ids=repr,
 )
 def test_other_errors_pass_as_they_are(error: BaseException) -> None:
-    with pytest.raises(type(error)) as caught, memory.named("Step 1", BATCH, CPU, "x"):
+    with pytest.raises(type(error)) as caught, memory.report_out_of_memory("Step 1", BATCH, CPU, "x"):
         raise error
     assert caught.value is error
 
@@ -63,7 +66,7 @@ def test_of_many_samples_the_first_are_named() -> None:
 
 def test_one_sample_alone_is_told_to_be_smaller() -> None:
     batch = {"ids": ["a.jpg"], "images": torch.zeros(1, 3, 9, 9)}
-    with pytest.raises(UserError) as caught, memory.named("Step 1", batch, CPU, memory.TRAINING):
+    with pytest.raises(UserError) as caught, memory.report_out_of_memory("Step 1", batch, CPU, memory.TRAINING_ADVICE):
         raise MemoryError
     assert "of sample a.jpg: one sample alone is too much" in str(caught.value)
     assert "micro_batch" not in str(caught.value)
@@ -75,5 +78,8 @@ def test_a_gpu_is_named_with_how_full_it_is() -> None:
     said = (
         rf"^Step 3 ran out of memory on {torch.cuda.get_device_name(gpu)} \([\d.]+ of [\d.]+ GiB in use\) with images"
     )
-    with pytest.raises(UserError, match=said), memory.named("Step 3", BATCH, gpu, memory.TRAINING):
+    with (
+        pytest.raises(UserError, match=said),
+        memory.report_out_of_memory("Step 3", BATCH, gpu, memory.TRAINING_ADVICE),
+    ):
         torch.empty(10**15, device=gpu)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import each
+from ranks import run_ranks
 from torch import Tensor, nn
 
 from common.config.check import build
@@ -127,7 +127,7 @@ def stepper_of(model: nn.Module, task: Any, clip_norm: float | None) -> Stepper:
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in distributed.whole(model.state_dict()).items()}
+    return {name: value.clone() for name, value in distributed.full_tensors(model.state_dict()).items()}
 
 
 def assert_equal(found: Any, expected: Any, tolerance: float = 0.0) -> None:
@@ -147,24 +147,24 @@ def assert_equal(found: Any, expected: Any, tolerance: float = 0.0) -> None:
 def round_trips() -> dict[str, Any]:
     """What a model holds after other values were filled in, by tensor and by model, with what this rank has of it."""
     model = toy()
-    own = sum(distributed.local(p).numel() for p in model.parameters())
+    own = sum(distributed.local_part(p).numel() for p in model.parameters())
     torch.manual_seed(1)
     other = {name: torch.randn_like(value) for name, value in weights(model).items()}
     other["out.weight"] = other["table.weight"]
     for name, value in model.state_dict().items():
-        distributed.fill(value, other[name])
+        distributed.copy_full(value, other[name])
     filled = weights(model)
     torch.manual_seed(2)
     third = {name: value + torch.randn_like(value) for name, value in other.items()}
     third["out.weight"] = third["table.weight"]
-    distributed.load(model, third)
+    distributed.load_state_dict(model, third)
     sizes = {"own": own, "all": sum(p.numel() for p in model.parameters())}
     return {"filled": filled, "other": other, "loaded": weights(model), "third": third, **sizes}
 
 
 @pytest.mark.parametrize("world", WORLDS)
 def test_what_is_filled_in_comes_out_whole_on_every_rank(world: int, tmp_path: Path) -> None:
-    ranks = each(tmp_path, world, round_trips)
+    ranks = run_ranks(tmp_path, world, round_trips)
     for found in ranks:
         assert_equal(found["filled"], found["other"])
         assert_equal(found["loaded"], found["third"])
@@ -182,7 +182,7 @@ def history(micro_batch: int, batch_size: int, count: int, file: Path | None = N
     start = 0
     if file is not None:
         saved = checkpoint.load(file)
-        distributed.load(model, saved["model"])
+        distributed.load_state_dict(model, saved["model"])
         optim.restore(stepper.optimizer, saved["optimizer"])
         average.load_state_dict(saved["average"])
         start = saved["step"]
@@ -205,7 +205,7 @@ def test_weights_average_and_optimizer_are_those_of_one_process(micro_batch, bat
     assert_equal(alone["inside"], alone["average"]["weights"])
     assert "unused" not in alone["optimizer"] and "frozen.weight" not in alone["optimizer"]
     for world in WORLDS:
-        for found in each(tmp_path, world, history, micro_batch, batch_size, 3):
+        for found in run_ranks(tmp_path, world, history, micro_batch, batch_size, 3):
             assert_equal(found, alone, 1e-10)
             assert_equal(found["after"], found["model"])
 
@@ -218,14 +218,14 @@ def test_ranks_and_one_process_go_on_from_each_others_files(tmp_path: Path) -> N
         return tmp_path / name
 
     alone = history(2, 5, 6)
-    of_two = each(tmp_path, 2, history, 2, 5, 2)[0]
+    of_two = run_ranks(tmp_path, 2, history, 2, 5, 2)[0]
     file = saved(of_two, "two.pt")
-    assert_equal(each(tmp_path, 3, history, 2, 5, 2, file)[0], of_two)
+    assert_equal(run_ranks(tmp_path, 3, history, 2, 5, 2, file)[0], of_two)
     assert_equal(history(2, 5, 2, file), of_two)
-    of_three = saved(each(tmp_path, 3, history, 2, 5, 4, file)[0], "three.pt")
+    of_three = saved(run_ranks(tmp_path, 3, history, 2, 5, 4, file)[0], "three.pt")
     assert_equal(history(2, 5, 6, of_three), alone, 1e-10)
     of_one = saved(history(2, 5, 4, file), "one.pt")
-    assert_equal(each(tmp_path, 2, history, 2, 5, 6, of_one)[0], alone, 1e-10)
+    assert_equal(run_ranks(tmp_path, 2, history, 2, 5, 6, of_one)[0], alone, 1e-10)
 
 
 # Answers.
@@ -242,7 +242,7 @@ def answers() -> list[Tensor]:
 
     def say() -> None:
         model.eval()
-        with torch.no_grad(), distributed.gathered(model):
+        with torch.no_grad(), distributed.unsharded(model):
             for _ in range(distributed.rank()):
                 model(torch.arange(3))
             said.extend([model(torch.arange(7)), model.encode(torch.arange(7))])
@@ -255,7 +255,7 @@ def answers() -> list[Tensor]:
     say()
     take_steps(stepper, Tokens(), 1, 2, micro_batch=2)
     say()
-    distributed.load(model, {name: value / 2 for name, value in weights(model).items()})
+    distributed.load_state_dict(model, {name: value / 2 for name, value in weights(model).items()})
     say()
     with average.applied(model):
         say()
@@ -269,7 +269,7 @@ def test_a_gathered_model_answers_alone_and_with_its_newest_weights(world: int, 
     expected = answers()
     for one, other in zip(expected, expected[2:], strict=False):
         assert (one - other).abs().max() > 1e-2
-    for found in each(tmp_path, world, answers):
+    for found in run_ranks(tmp_path, world, answers):
         for one, other in zip(found, expected, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
@@ -314,7 +314,7 @@ def one_step(task: str, folder: Path, dtype: str, clip_norm: float | None) -> di
     batch_size, micro_batch = BATCHES[task]
     stepper = stepper_of(model, problem, clip_norm)
     take_steps(stepper, data, 0, 1, micro_batch=micro_batch, batch_size=batch_size)
-    gradients = {name: distributed.whole(p.grad) for name, p in model.named_parameters() if p.grad is not None}
+    gradients = {name: distributed.full_tensors(p.grad) for name, p in model.named_parameters() if p.grad is not None}
     return {"gradients": gradients, "weights": weights(model)}
 
 
@@ -332,9 +332,9 @@ def test_a_sharded_model_has_the_gradients_of_one_process(task: str, folder: Pat
     expected = one_step(task, folder, "float32", None)["gradients"]
     after = one_step(task, folder, "float64", 0.1)["weights"]
     for world in WORLDS:
-        for found in each(tmp_path, world, one_step, task, folder, "float32", None):
+        for found in run_ranks(tmp_path, world, one_step, task, folder, "float32", None):
             assert found["gradients"].keys() == expected.keys()
             one, other = (torch.cat([of[name].flatten() for name in expected]) for of in (found["gradients"], expected))
             assert (one - other).norm() <= 1e-6 * other.norm()
-        for found in each(tmp_path, world, one_step, task, folder, "float64", 0.1):
+        for found in run_ranks(tmp_path, world, one_step, task, folder, "float64", 0.1):
             assert_equal(found["weights"], after, 1e-10)

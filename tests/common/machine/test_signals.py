@@ -7,40 +7,40 @@ from collections.abc import Iterator
 import pytest
 
 from common.errors import Stopped
-from common.machine.signals import NAMES, Stop
+from common.machine.signals import SIGNALS, StopSignals
 
 
 @pytest.fixture(autouse=True)
 def handlers_are_given_back() -> Iterator[None]:
-    before = {name: signal.getsignal(getattr(signal, name)) for name in NAMES}
+    before = {name: signal.getsignal(getattr(signal, name)) for name in SIGNALS}
     yield
-    assert before == {name: signal.getsignal(getattr(signal, name)) for name in NAMES}
+    assert before == {name: signal.getsignal(getattr(signal, name)) for name in SIGNALS}
 
 
 def send(name: str) -> None:
     os.kill(os.getpid(), getattr(signal, name))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SIGNALS)
 def test_a_signal_is_only_taken_down(name: str) -> None:
-    with Stop() as stop:
-        assert not stop.agreed()
+    with StopSignals() as stop:
+        assert not stop.requested()
         send(name)
         send("SIGTERM")
-        assert stop.agreed() and stop.received == list(dict.fromkeys([name, "SIGTERM"]))
+        assert stop.requested() and stop.received == list(dict.fromkeys([name, "SIGTERM"]))
 
 
 @pytest.mark.parametrize(("names", "code"), [(["SIGINT"], 130), (["SIGTERM"], 143), (["SIGINT", "SIGUSR1"], 143)])
 def test_the_exit_code_tells_ctrl_c_from_the_others(names: list[str], code: int) -> None:
-    with Stop() as stop:
+    with StopSignals() as stop:
         for name in names:
             send(name)
-        stopped = stop.stopped("after step 3 of 9")
+        stopped = stop.stopped_error("after step 3 of 9")
     assert stopped.code == code and str(stopped) == f"Stopped by {' and '.join(names)} after step 3 of 9."
 
 
 def test_a_second_ctrl_c_interrupts_at_once_and_a_second_sigterm_does_not() -> None:
-    with Stop() as stop:
+    with StopSignals() as stop:
         send("SIGTERM")
         send("SIGTERM")
         send("SIGINT")
@@ -50,10 +50,10 @@ def test_a_second_ctrl_c_interrupts_at_once_and_a_second_sigterm_does_not() -> N
 
 
 def test_a_forked_worker_takes_nothing_down() -> None:
-    with Stop() as stop:
+    with StopSignals() as stop:
         child = os.fork()
         if child == 0:
-            for name in NAMES:
+            for name in SIGNALS:
                 send(name)
             send("SIGINT")  # nor does a second one interrupt
             os._exit(len(stop.received))
@@ -64,7 +64,7 @@ def test_a_forked_worker_takes_nothing_down() -> None:
 def test_signals_that_are_ignored_stay_so() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup leaves it
     try:
-        with Stop() as stop:
+        with StopSignals() as stop:
             send("SIGHUP")
             assert not stop.received
     finally:
@@ -81,17 +81,17 @@ def test_anothers_handler_is_called_when_all_is_saved_and_not_before() -> None:
 
     before = signal.signal(signal.SIGUSR2, requeue)
     try:
-        with Stop():
+        with StopSignals():
             send("SIGUSR2")  # a run that came to its end: nobody is called
         assert not calls
-        with pytest.raises(SystemExit), Stop() as stop:
+        with pytest.raises(SystemExit), StopSignals() as stop:
             send("SIGUSR2")
             assert not calls
-            raise stop.stopped("after step 3 of 9")
+            raise stop.stopped_error("after step 3 of 9")
         assert calls == [signal.SIGUSR2]
-        with pytest.raises(Stopped), Stop() as stop:
+        with pytest.raises(Stopped), StopSignals() as stop:
             send("SIGTERM")
-            raise stop.stopped("after step 3 of 9")
+            raise stop.stopped_error("after step 3 of 9")
         assert calls == [signal.SIGUSR2], "only for the signal that came"
     finally:
         signal.signal(signal.SIGUSR2, before)

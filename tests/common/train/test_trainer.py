@@ -529,7 +529,9 @@ def test_a_run_whose_last_checkpoint_is_missing_gives_no_numbers(tmp_path, monke
 
 def test_no_checkpoint_is_written_while_the_log_cannot_be(tmp_path, monkeypatch):
     """A checkpoint implies the lines before it: after a kill they could not be recovered."""
-    monkeypatch.setattr("common.files.lines.Lines.flush", lambda _: (_ for _ in ()).throw(OSError(28, "No space left")))
+    monkeypatch.setattr(
+        "common.files.lines.LineFile.flush", lambda _: (_ for _ in ()).throw(OSError(28, "No space left"))
+    )
     with pytest.raises(UserError, match="the last checkpoint could not be written to"):
         fit(tmp_path)
     assert not list((tmp_path / "checkpoints").glob("*.pt"))

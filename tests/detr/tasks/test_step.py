@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from common.data.batching import share
+from common.data.batching import rank_samples
 from common.errors import UserError
 from common.nn.resnet import BackboneOptions
 from common.train import optim
@@ -182,7 +182,7 @@ def step_on_rank(rank: int, folder: str) -> None:
     detr.tasks.detection.normalise = _normalise64
     dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
     for name, cuts in {"4+4": ([4], [4]), "3+1 and 4": ([3, 1], [4])}.items():
-        part = share(samples(), rank, 2)
+        part = rank_samples(samples(), rank, 2)
         torch.save(updated(batches(cuts[rank], part)), f"{folder}/{name} {rank}.pt")
     # A rank without samples must neither hang nor change the step.
     everything = [batches([8]), [{**batches([1])[0], "dummy": True}]][rank]

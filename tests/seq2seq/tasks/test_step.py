@@ -12,7 +12,7 @@ from torch import nn
 
 from common.config.check import build
 from common.config.compose import configure
-from common.data.batching import Loader, Order, share, steps
+from common.data.batching import Loader, Order, rank_samples, steps
 from common.machine.seeds import generator
 from common.task import Batch
 from common.train import optim
@@ -181,7 +181,7 @@ def step_on_rank(rank: int, folder: str) -> None:
     for kind in ("joint", "separate"):
         of = task(kind, Path(folder))
         for name, cuts in {"4+4": ([4], [4]), "3+1 and 4": ([3, 1], [4])}.items():
-            mine = batches(of, cuts[rank], share(PAIRS, rank, 2))
+            mine = batches(of, cuts[rank], rank_samples(PAIRS, rank, 2))
             torch.save(updated(kind, of, Path(folder), mine), f"{folder}/{kind} {name} {rank}.pt")
         # A rank without samples must neither hang nor change the step.
         mine = [batches(of, [8]), [{**batches(of, [1])[0], "dummy": True}]][rank]

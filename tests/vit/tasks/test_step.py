@@ -14,7 +14,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from PIL import Image
 
-from common.data.batching import Loader, Order, share, steps
+from common.data.batching import Loader, Order, rank_samples, steps
 from common.task import Batch
 from common.train import optim
 from common.train.optim import OptimizerOptions
@@ -244,7 +244,7 @@ def step_on_rank(rank: int, folder: str) -> None:
     for kind in ("digits", "folder"):
         of = task(kind, Path(folder))
         for name, cuts in {"4+4": ([4], [4]), "3+1 and 4": ([3, 1], [4])}.items():
-            mine = batches(of, cuts[rank], share(IMAGES, rank, 2))
+            mine = batches(of, cuts[rank], rank_samples(IMAGES, rank, 2))
             torch.save(updated(of, mine), f"{folder}/{kind} {name} {rank}.pt")
         # A rank without samples must neither hang nor change the step.
         mine = [batches(of, [8]), [{**batches(of, [1])[0], "dummy": True}]][rank]
