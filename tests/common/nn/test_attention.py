@@ -14,29 +14,29 @@ EXACT = {"rtol": 0, "atol": 1e-12}  # float64, sums of a dozen terms of size one
 KERNELS = [SDPBackend.MATH, SDPBackend.FLASH_ATTENTION]
 
 
-@pytest.fixture(autouse=True, params=["written out", "by a kernel"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both ways in which the CPU attends, by size."""
-    if request.param == "by a kernel":
+@pytest.fixture(autouse=True, params=["materialised", "fused"])
+def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both implementations on the CPU, which are chosen by size."""
+    if request.param == "fused":
         monkeypatch.setattr(attention, "MAX_MATERIALISED_WEIGHTS", 0)
 
 
 def ours_and_pytorchs(seed: int = 0, dropout: float = 0.0) -> tuple[Attention, nn.MultiheadAttention]:
-    """The same weights in both, biases drawn too (both start them at zero)."""
+    """Both with the same random weights and biases (both initialise biases with zero)."""
     ours = Attention(width=WIDTH, heads=HEADS, dropout=dropout).double()
     theirs = nn.MultiheadAttention(WIDTH, HEADS, dropout=dropout, batch_first=True).double()
-    drawn = generator("attention", seed)
+    rng = generator("attention", seed)
     for parameter in ours.parameters():
-        nn.init.normal_(parameter, std=0.5, generator=drawn)
+        nn.init.normal_(parameter, std=0.5, generator=rng)
     names = {"in_proj_weight": "in_proj.weight", "in_proj_bias": "in_proj.bias"}
     theirs.load_state_dict({name: ours.state_dict()[names.get(name, name)] for name in theirs.state_dict()})
     return ours, theirs
 
 
 def inputs(kind: str) -> tuple[Tensor, Tensor, Tensor]:
-    drawn = generator(kind)
+    rng = generator(kind)
     q, k, v = (
-        torch.randn(BATCH, count, WIDTH, dtype=torch.float64, generator=drawn, requires_grad=True)
+        torch.randn(BATCH, count, WIDTH, dtype=torch.float64, generator=rng, requires_grad=True)
         for count in (QUERIES, KEYS, KEYS)
     )
     if kind == "self":
@@ -49,16 +49,16 @@ def inputs(kind: str) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def masks(name: str, queries: int, keys: int) -> Tensor | None:
-    """True = may look; every query may look at one key at least."""
-    drawn = generator(name)
+    """True = may look; every query may look at at least one key."""
+    rng = generator(name)
     if name == "none":
         return None
     if name == "padding":
         return (torch.arange(keys) < torch.tensor([[keys - 1], [1]]))[:, None, None]  # (B, 1, 1, M)
     if name == "causal":
         return torch.ones(queries, keys, dtype=torch.bool).tril()
-    one_key_each = torch.rand(BATCH, HEADS, queries, keys, generator=drawn).argsort(-1) == 0
-    return one_key_each | (torch.rand(BATCH, HEADS, queries, keys, generator=drawn) < 0.5)
+    one_key_each = torch.rand(BATCH, HEADS, queries, keys, generator=rng).argsort(-1) == 0
+    return one_key_each | (torch.rand(BATCH, HEADS, queries, keys, generator=rng) < 0.5)
 
 
 def pytorchs_mask(may_look: Tensor | None, queries: int, keys: int) -> Tensor | None:
@@ -81,10 +81,10 @@ def test_outputs_and_gradients_are_those_of_multihead_attention(kind: str, mask:
 
     leaves = list({id(x): x for x in (q, k, v)}.values())
     direction = torch.randn(y.shape, dtype=y.dtype, generator=generator("direction"))
-    got = torch.autograd.grad(y, [*leaves, *ours.parameters()], direction)
-    wanted = torch.autograd.grad(expected, [*leaves, *theirs.parameters()], direction)
-    for ours_gradient, their_gradient in zip(got, wanted, strict=True):
-        torch.testing.assert_close(ours_gradient, their_gradient, **EXACT)
+    our_gradients = torch.autograd.grad(y, [*leaves, *ours.parameters()], direction)
+    their_gradients = torch.autograd.grad(expected, [*leaves, *theirs.parameters()], direction)
+    for our_gradient, their_gradient in zip(our_gradients, their_gradients, strict=True):
+        torch.testing.assert_close(our_gradient, their_gradient, **EXACT)
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name.lower())
@@ -93,21 +93,21 @@ def test_a_query_that_may_look_nowhere_gives_finite_values_and_gradients(kernel:
     q, k, v = inputs("three different")
     may_look = torch.ones(BATCH, 1, QUERIES, KEYS, dtype=torch.bool)
     may_look[0] = False  # a whole image
-    may_look[1, :, 2] = False  # one query of the other
+    may_look[1, :, 2] = False  # one query of the second image
     with sdpa_kernel(kernel):
         y = ours(q=q, k=k, v=v, may_look=may_look)
         gradients = torch.autograd.grad(y.square().sum(), [q, k, v, *ours.parameters()])
         unmasked = ours(q=q[1:, :2], k=k[1:], v=v[1:])
     assert all(gradient.isfinite().all() for gradient in gradients)
     assert not gradients[1][0].any() and not gradients[2][0].any(), "nobody looked at the keys of the first image"
-    for blind in (y[0], y[1, 2:]):
-        torch.testing.assert_close(blind, ours.out_proj.bias.expand_as(blind), **EXACT)
+    for masked in (y[0], y[1, 2:]):
+        torch.testing.assert_close(masked, ours.out_proj.bias.expand_as(masked), **EXACT)
     torch.testing.assert_close(y[1:, :2], unmasked, **EXACT)
 
 
 @pytest.mark.parametrize("mask", ["none", "padding", "each head"])
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name.lower())
-def test_watched_weights_are_multihead_attentions_whatever_the_kernel(kernel: SDPBackend, mask: str) -> None:
+def test_recorded_attention_is_multihead_attentions_with_every_kernel(kernel: SDPBackend, mask: str) -> None:
     ours, theirs = ours_and_pytorchs()
     q, k, v = inputs("three different")
     may_look = masks(mask, QUERIES, KEYS)
@@ -128,41 +128,43 @@ class TwoAttentions(nn.Module):
         self.second, _ = ours_and_pytorchs(2)
 
     def forward(self, x: Tensor) -> Tensor:
-        for layer in (self.first, self.second, self.first):
-            x = layer(q=x, k=x, v=x)
+        for attention_module in (self.first, self.second, self.first):
+            x = attention_module(q=x, k=x, v=x)
         return x
 
 
-def test_watching_names_each_module_counts_each_call_and_leaves_no_trace() -> None:
+def test_recording_names_each_module_counts_each_call_and_leaves_no_trace() -> None:
     model, (x, _, _) = TwoAttentions(), inputs("self")
-    with record_attention(model) as once:
+    with record_attention(model) as first_maps:
         model(x)
-    with record_attention(model) as again:
+    with record_attention(model) as second_maps:
         model(x)
     model(x)
-    assert {name: len(maps) for name, maps in once.items()} == {"first": 2, "second": 1}
-    assert all(torch.equal(a, b) for name in once for a, b in zip(once[name], again[name], strict=True))
-    with pytest.raises(KeyError), record_attention(model) as cut:
+    assert {name: len(maps) for name, maps in first_maps.items()} == {"first": 2, "second": 1}
+    assert all(
+        torch.equal(a, b) for name in first_maps for a, b in zip(first_maps[name], second_maps[name], strict=True)
+    )
+    with pytest.raises(KeyError), record_attention(model) as interrupted_maps:
         model(x)
         raise KeyError
     model(x)
-    assert len(cut["second"]) == 1
+    assert len(interrupted_maps["second"]) == 1
     assert model.first.recorded_attention is None and model.second.recorded_attention is None
 
 
-def test_weights_of_a_query_sum_to_one_or_are_zero_where_it_may_look_nowhere() -> None:
+def test_probabilities_of_a_query_sum_to_one_or_are_zero_where_it_may_look_nowhere() -> None:
     q, k = (torch.randn(1, 2, count, 3, generator=generator(count)) for count in (2, 4))
     may_look = torch.tensor([[True, False, True, True], [False] * 4])
-    got = attention_probabilities(q, k, may_look)
-    torch.testing.assert_close(got.sum(-1), torch.tensor([[[1.0, 0.0], [1.0, 0.0]]]))
-    assert not got[..., 0, 1].any()
+    probabilities = attention_probabilities(q, k, may_look)
+    torch.testing.assert_close(probabilities.sum(-1), torch.tensor([[[1.0, 0.0], [1.0, 0.0]]]))
+    assert not probabilities[..., 0, 1].any()
 
 
 def test_dropout_acts_in_training_only() -> None:
     ours, _ = ours_and_pytorchs(dropout=0.5)
-    still, _ = ours_and_pytorchs()
+    without_dropout, _ = ours_and_pytorchs()
     x, _, _ = inputs("self")
-    expected = still(q=x, k=x, v=x)
+    expected = without_dropout(q=x, k=x, v=x)
     assert torch.equal(ours.eval()(q=x, k=x, v=x), expected)
     torch.manual_seed(0)
     assert not torch.allclose(ours.train()(q=x, k=x, v=x), expected)
@@ -177,47 +179,47 @@ def test_the_order_of_keys_changes_nothing() -> None:
 
 
 def plain_attention_with_qk_norm(module: Attention, x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Dehghani et al. 2023, section 2, one image, head and query at a time: outputs, and weights (B, h, N, N)."""
+    """Dehghani et al. 2023, section 2, one image, head and query at a time: outputs, and attention (B, h, N, N)."""
 
-    def normed(vector: Tensor, norm: nn.Module) -> Tensor:
+    def normalise(vector: Tensor, norm: nn.Module) -> Tensor:
         deviation = (vector.var(unbiased=False) + eps).sqrt()
         return (vector - vector.mean()) / deviation * norm.weight + norm.bias
 
-    size = WIDTH // HEADS
+    width = WIDTH // HEADS
     outputs, maps = torch.zeros_like(x), x.new_zeros(len(x), HEADS, x.shape[1], x.shape[1])
     for image, tokens in enumerate(x):
         q, k, v = (tokens @ module.in_proj.weight.T + module.in_proj.bias).split(WIDTH, dim=-1)
-        joined = []
+        head_outputs = []
         for head in range(HEADS):
-            part = slice(head * size, (head + 1) * size)
-            keys = [normed(row[part], module.k_norm) for row in k]
+            part = slice(head * width, (head + 1) * width)
+            keys = [normalise(row[part], module.k_norm) for row in k]
             rows = []
             for i, row in enumerate(q):
-                query = normed(row[part], module.q_norm)
-                scores = torch.stack([query @ key / size**0.5 for key in keys])
+                query = normalise(row[part], module.q_norm)
+                scores = torch.stack([query @ key / width**0.5 for key in keys])
                 maps[image, head, i] = scores.softmax(dim=0)
                 rows.append(maps[image, head, i] @ v[:, part])
-            joined.append(torch.stack(rows))
-        outputs[image] = torch.cat(joined, dim=-1) @ module.out_proj.weight.T + module.out_proj.bias
+            head_outputs.append(torch.stack(rows))
+        outputs[image] = torch.cat(head_outputs, dim=-1) @ module.out_proj.weight.T + module.out_proj.bias
     return outputs, maps
 
 
 @pytest.mark.parametrize("eps", [1e-6, 0.3])
 def test_qk_norm_is_a_layer_norm_of_each_heads_queries_and_keys(eps: float) -> None:
     module = Attention(width=WIDTH, heads=HEADS, qk_norm=True, norm_eps=eps).double()
-    drawn = generator("qk-norm")
+    rng = generator("qk-norm")
     for parameter in module.parameters():
-        nn.init.normal_(parameter, std=0.5, generator=drawn)
+        nn.init.normal_(parameter, std=0.5, generator=rng)
     x, _, _ = inputs("self")
     expected, maps = plain_attention_with_qk_norm(module, x, eps)
-    with record_attention(module) as watched:
+    with record_attention(module) as recorded:
         y = module(q=x, k=x, v=x)
     torch.testing.assert_close(y, expected, **EXACT)
-    torch.testing.assert_close(watched[""][0], maps, **EXACT)
+    torch.testing.assert_close(recorded[""][0], maps, **EXACT)
 
 
 def test_qk_norm_keeps_scores_the_same_when_queries_and_keys_grow() -> None:
-    """What it is for; without it the same growth moves the attention towards one key."""
+    """The purpose of qk_norm; without it the same growth moves the attention towards one key."""
     x, _, _ = inputs("self")
     for qk_norm in (True, False):
         module = Attention(width=WIDTH, heads=HEADS, qk_norm=qk_norm, norm_eps=1e-12).double()
@@ -230,22 +232,22 @@ def test_qk_norm_keeps_scores_the_same_when_queries_and_keys_grow() -> None:
         assert torch.allclose(before, after, rtol=0, atol=1e-9) is qk_norm
 
 
-def test_without_qk_norm_there_is_nothing_of_it_in_a_checkpoint() -> None:
+def test_without_qk_norm_a_checkpoint_has_no_keys_of_it() -> None:
     names = {"in_proj.weight", "in_proj.bias", "out_proj.weight", "out_proj.bias"}
     assert {*Attention(width=WIDTH, heads=HEADS).state_dict()} == names
-    normed = Attention(width=WIDTH, heads=HEADS, qk_norm=True).state_dict()
-    assert {name: tuple(normed[name].shape) for name in normed.keys() - names} == {
+    tensors = Attention(width=WIDTH, heads=HEADS, qk_norm=True).state_dict()
+    assert {name: tuple(tensors[name].shape) for name in tensors.keys() - names} == {
         f"{which}_norm.{part}": (WIDTH // HEADS,) for which in "qk" for part in ("weight", "bias")
     }
 
 
 def test_qk_norm_runs_in_bf16() -> None:
-    """Autocast hands out norms in fp32, and the attention kernels want all three inputs in one type."""
+    """Under autocast, norms return fp32, but the attention kernels need all three inputs in one type."""
     module = Attention(width=WIDTH, heads=HEADS, qk_norm=True)
     x = inputs("self")[0].detach().float()
     with torch.autocast("cpu", torch.bfloat16):
         y = module(q=x, k=x, v=x)
-    # bf16 keeps 8 bits, and three products stand one behind the other.
+    # bf16 has 8 bits, and there are three products in sequence.
     torch.testing.assert_close(y.float(), module(q=x, k=x, v=x), rtol=0, atol=0.05)
 
 
@@ -258,10 +260,10 @@ def test_a_width_that_heads_do_not_divide_is_refused() -> None:
 
 
 def biases(kind: str, queries: int, keys: int) -> Tensor:
-    """Added to scores: one for all images, or for each."""
+    """A bias of the scores: one for all images, or one for each."""
     batch = 1 if kind == "shared" else BATCH
-    drawn = generator("bias", kind)
-    return torch.randn(batch, HEADS, queries, keys, dtype=torch.float64, generator=drawn, requires_grad=True)
+    rng = generator("bias", kind)
+    return torch.randn(batch, HEADS, queries, keys, dtype=torch.float64, generator=rng, requires_grad=True)
 
 
 @pytest.mark.parametrize("mask", ["none", "padding", "each head"])
@@ -270,22 +272,22 @@ def test_a_bias_is_multihead_attentions_float_mask_with_its_gradients(kind: str,
     ours, theirs = ours_and_pytorchs()
     q, k, v = inputs("three different")
     bias, may_look = biases(kind, QUERIES, KEYS), masks(mask, QUERIES, KEYS)
-    numbers = bias.expand(BATCH, -1, -1, -1).flatten(0, 1)
+    float_mask = bias.expand(BATCH, -1, -1, -1).flatten(0, 1)
     forbidden = pytorchs_mask(may_look, QUERIES, KEYS)
-    numbers = numbers if forbidden is None else numbers.masked_fill(forbidden, -torch.inf)
+    float_mask = float_mask if forbidden is None else float_mask.masked_fill(forbidden, -torch.inf)
 
     y = ours(q=q, k=k, v=v, may_look=may_look, bias=bias)
-    expected, expected_map = theirs(q, k, v, attn_mask=numbers, average_attn_weights=False)
+    expected, expected_map = theirs(q, k, v, attn_mask=float_mask, average_attn_weights=False)
     torch.testing.assert_close(y, expected, **EXACT)
     with record_attention(ours) as maps:
         ours(q=q, k=k, v=v, may_look=may_look, bias=bias)
     torch.testing.assert_close(maps[""][0], expected_map, **EXACT)
 
     direction = torch.randn(y.shape, dtype=y.dtype, generator=generator("direction"))
-    got = torch.autograd.grad(y, [q, k, v, bias, *ours.parameters()], direction)
-    wanted = torch.autograd.grad(expected, [q, k, v, bias, *theirs.parameters()], direction)
-    for ours_gradient, their_gradient in zip(got, wanted, strict=True):
-        torch.testing.assert_close(ours_gradient, their_gradient, **EXACT)
+    our_gradients = torch.autograd.grad(y, [q, k, v, bias, *ours.parameters()], direction)
+    their_gradients = torch.autograd.grad(expected, [q, k, v, bias, *theirs.parameters()], direction)
+    for our_gradient, their_gradient in zip(our_gradients, their_gradients, strict=True):
+        torch.testing.assert_close(our_gradient, their_gradient, **EXACT)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
@@ -297,8 +299,8 @@ def test_a_query_that_may_look_nowhere_gives_zeros_with_a_bias_too(dtype: torch.
     may_look = torch.ones(BATCH, 1, QUERIES, KEYS, dtype=torch.bool)
     may_look[0], may_look[1, :, 2] = False, False
     y = ours(q=q, k=k, v=v, may_look=may_look, bias=bias)
-    for blind in (y[0], y[1, 2:]):
-        assert torch.equal(blind, ours.out_proj.bias.expand_as(blind))
+    for masked in (y[0], y[1, 2:]):
+        assert torch.equal(masked, ours.out_proj.bias.expand_as(masked))
     assert not torch.allclose(y[1, 0], ours.out_proj.bias)
     gradients = torch.autograd.grad(y.square().sum(), [q, k, v, bias, *ours.parameters()])
     assert all(gradient.isfinite().all() for gradient in gradients)
@@ -311,19 +313,19 @@ def test_a_query_that_may_look_nowhere_gives_zeros_with_a_bias_too(dtype: torch.
 def test_causal_may_look_and_bias_combine_and_the_last_query_sees_every_key(
     queries: int, padded: bool, biased: bool
 ) -> None:
-    """More queries than keys: the first see nothing."""
+    """With more queries than keys, the first queries see no key."""
     ours, _ = ours_and_pytorchs()
-    drawn = generator("combined", queries)
-    q, k = (torch.randn(BATCH, n, WIDTH, dtype=torch.float64, generator=drawn) for n in (queries, KEYS))
+    rng = generator("combined", queries)
+    q, k = (torch.randn(BATCH, n, WIDTH, dtype=torch.float64, generator=rng) for n in (queries, KEYS))
     real = (torch.arange(KEYS) >= torch.tensor([[0], [2]]))[:, None, None]  # padded on the left
     triangle = torch.tensor([[key <= query + KEYS - queries for key in range(KEYS)] for query in range(queries)])
     assert triangle[-1].all()
     may_look = triangle & real if padded else triangle
     bias = biases("each image", queries, KEYS) if biased else None
     expected = ours(q=q, k=k, v=k, may_look=may_look, bias=bias)
-    found = ours(q=q, k=k, v=k, may_look=real if padded else None, bias=bias, causal=True)
-    torch.testing.assert_close(found, expected, **EXACT)
-    assert found.isfinite().all()
+    y = ours(q=q, k=k, v=k, may_look=real if padded else None, bias=bias, causal=True)
+    torch.testing.assert_close(y, expected, **EXACT)
+    assert y.isfinite().all()
 
 
 @pytest.mark.parametrize("projection_bias", [True, False])
@@ -341,8 +343,8 @@ def test_a_width_of_its_own_and_projections_without_bias(kind: str, inner_width:
         (x @ matrix.T + bias).unflatten(-1, (HEADS, -1)).transpose(1, 2)
         for x, matrix, bias in zip((q, k, v), matrices, biases, strict=True)
     ]
-    shares = (heads[0] @ heads[1].transpose(2, 3) / (inner_width / HEADS) ** 0.5).softmax(-1)
-    expected = (shares @ heads[2]).transpose(1, 2).flatten(2) @ module.out_proj.weight.T
+    probabilities = (heads[0] @ heads[1].transpose(2, 3) / (inner_width / HEADS) ** 0.5).softmax(-1)
+    expected = (probabilities @ heads[2]).transpose(1, 2).flatten(2) @ module.out_proj.weight.T
     expected = expected + (module.out_proj.bias if projection_bias else 0.0)
 
     y = module(q=q, k=k, v=v)
@@ -350,10 +352,10 @@ def test_a_width_of_its_own_and_projections_without_bias(kind: str, inner_width:
     torch.testing.assert_close(module(q=q, cache=module.cache_memory(k, v)), expected, **EXACT)
     leaves = list({id(x): x for x in (q, k, v)}.values())
     direction = torch.randn(y.shape, dtype=y.dtype, generator=generator("direction"))
-    got = torch.autograd.grad(y, [*leaves, *module.parameters()], direction)
-    wanted = torch.autograd.grad(expected, [*leaves, *module.parameters()], direction)
-    for ours_gradient, their_gradient in zip(got, wanted, strict=True):
-        torch.testing.assert_close(ours_gradient, their_gradient, **EXACT)
+    gradients = torch.autograd.grad(y, [*leaves, *module.parameters()], direction)
+    expected_gradients = torch.autograd.grad(expected, [*leaves, *module.parameters()], direction)
+    for gradient, expected_gradient in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(gradient, expected_gradient, **EXACT)
 
 
 def test_a_norm_of_queries_and_keys_can_be_an_rms_norm() -> None:
@@ -369,12 +371,12 @@ def test_causal_is_the_lower_triangle_with_its_gradients() -> None:
     x = inputs("self")[0]
     direction = torch.randn(x.shape, dtype=x.dtype, generator=generator("direction"))
     expected = module(q=x, k=x, v=x, may_look=masks("causal", QUERIES, QUERIES))
-    found = module(q=x, k=x, v=x, causal=True)
-    torch.testing.assert_close(found, expected, **EXACT)
-    wanted = torch.autograd.grad(expected, [x, *module.parameters()], direction)
-    got = torch.autograd.grad(found, [x, *module.parameters()], direction)
-    for ours_gradient, their_gradient in zip(got, wanted, strict=True):
-        torch.testing.assert_close(ours_gradient, their_gradient, **EXACT)
+    y = module(q=x, k=x, v=x, causal=True)
+    torch.testing.assert_close(y, expected, **EXACT)
+    expected_gradients = torch.autograd.grad(expected, [x, *module.parameters()], direction)
+    gradients = torch.autograd.grad(y, [x, *module.parameters()], direction)
+    for gradient, expected_gradient in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(gradient, expected_gradient, **EXACT)
     with record_attention(module) as maps:
         module(q=x, k=x, v=x, causal=True)
     assert (maps[""][0].triu(1) == 0).all()
@@ -390,72 +392,72 @@ def test_tokens_in_pieces_through_a_cache_see_what_all_of_them_see_at_once(
     module = Attention(width=WIDTH, heads=HEADS, qk_norm=qk_norm).double()
     x = torch.randn(BATCH, 12, WIDTH, dtype=torch.float64, generator=generator("pieces"))
     expected = module(q=x, k=x, v=x, causal=True)
-    cache, found, seen = Cache(), [], 0
+    cache, outputs, end = Cache(), [], 0
     for piece in x.split(pieces, dim=1):
-        seen += piece.shape[1]
-        may_look = torch.ones(12, 12, dtype=torch.bool).tril()[seen - piece.shape[1] : seen, :seen]
-        how = {"causal": True} if causal else {"may_look": may_look}
-        found.append(module(q=piece, k=piece, v=piece, cache=cache, **how))
-    torch.testing.assert_close(torch.cat(found, 1), expected, **EXACT)
+        end += piece.shape[1]
+        may_look = torch.ones(12, 12, dtype=torch.bool).tril()[end - piece.shape[1] : end, :end]
+        mask = {"causal": True} if causal else {"may_look": may_look}
+        outputs.append(module(q=piece, k=piece, v=piece, cache=cache, **mask))
+    torch.testing.assert_close(torch.cat(outputs, 1), expected, **EXACT)
     assert cache.length == 12
 
 
 @pytest.mark.parametrize("qk_norm", [False, True])
 @pytest.mark.parametrize("mask", ["none", "padding", "each head"])
 @pytest.mark.parametrize("kind", ["cross", "three different"])
-def test_a_remembered_memory_is_seen_as_one_that_is_given(kind: str, mask: str, qk_norm: bool) -> None:
+def test_a_cached_memory_gives_what_keys_and_values_give(kind: str, mask: str, qk_norm: bool) -> None:
     module = Attention(width=WIDTH, heads=HEADS, qk_norm=qk_norm).double()
     for parameter in module.parameters():
         nn.init.normal_(parameter, std=0.5, generator=generator("memory", *parameter.shape))
     q, k, v = inputs(kind)
     may_look = masks(mask, QUERIES, KEYS)
     cache = module.cache_memory(k, v)
-    for queries in (q, q.flip(1)):  # it is not changed by being looked at
+    for queries in (q, q.flip(1)):  # looking at a cache does not change it
         expected = module(q=queries, k=k, v=v, may_look=may_look if queries is q else None)
-        found = module(q=queries, cache=cache, may_look=may_look if queries is q else None)
-        torch.testing.assert_close(found, expected, **EXACT)
+        y = module(q=queries, cache=cache, may_look=may_look if queries is q else None)
+        torch.testing.assert_close(y, expected, **EXACT)
     with record_attention(module) as maps:
         module(q=q, k=k, v=v, may_look=may_look)
         module(q=q, cache=cache, may_look=may_look)
     torch.testing.assert_close(*maps[""], **EXACT)
 
 
-def test_a_cache_keeps_all_that_was_put_in_and_gets_new_memory_seldom() -> None:
-    drawn = generator("cache")
-    parts = [torch.randn(2, 3, 1 + n % 3, 4, generator=drawn) for n in range(60)]
+def test_a_cache_holds_all_that_was_appended_and_rarely_reallocates() -> None:
+    rng = generator("cache")
+    parts = [torch.randn(2, 3, 1 + n % 3, 4, generator=rng) for n in range(60)]
     first = parts[0].clone()
-    cache, places = Cache(), set()
+    cache, addresses = Cache(), set()
     for n, part in enumerate(parts):
         keys, values = cache.extend(part, -part)
         expected = torch.cat(parts[: n + 1], dim=2)
         assert torch.equal(keys, expected) and torch.equal(values, -expected)
         assert torch.equal(cache.content()[0], expected) and cache.length == expected.shape[2]
-        places.add(keys.data_ptr())
-    assert len(places) < 10, "its memory doubles"
-    assert torch.equal(parts[0], first), "what was given is not written into"
+        addresses.add(keys.data_ptr())
+    assert len(addresses) < 10, "its buffers double"
+    assert torch.equal(parts[0], first), "appended tensors are not written to"
 
 
-def test_a_cache_without_some_rows_goes_on_with_the_others() -> None:
-    drawn = generator("rows")
-    some, more = (torch.randn(4, 3, n, 4, generator=drawn) for n in (5, 2))
+def test_a_cache_of_selected_rows_can_be_extended() -> None:
+    rng = generator("rows")
+    first, second = (torch.randn(4, 3, n, 4, generator=rng) for n in (5, 2))
     cache, rows = Cache(), torch.tensor([1, 3])
-    cache.select(rows)  # of nothing
-    for part in some.split(1, dim=2):
+    cache.select(rows)  # of an empty cache
+    for part in first.split(1, dim=2):
         cache.extend(part, -part)
     cache.select(rows)
-    assert torch.equal(cache.content()[0], some[rows])
-    keys, values = cache.extend(more[rows], -more[rows])
-    expected = torch.cat([some, more], dim=2)[rows]
+    assert torch.equal(cache.content()[0], first[rows])
+    keys, values = cache.extend(second[rows], -second[rows])
+    expected = torch.cat([first, second], dim=2)[rows]
     assert torch.equal(keys, expected) and torch.equal(values, -expected)
 
 
-def test_an_exported_graph_is_for_any_number_of_queries(way: None) -> None:
-    """Which of the two ways suits depends on it, which the graph must not ask about."""
+def test_an_exported_graph_is_for_any_number_of_queries(implementation: None) -> None:
+    """The choice of the implementation depends on their number, but the graph must not."""
     module, _ = ours_and_pytorchs()
-    drawn = generator("export")
-    traced, *others = (torch.randn(2, n, WIDTH, dtype=torch.float64, generator=drawn) for n in (4, 1, 2, 30))
-    free = {1: torch.export.Dim("queries", min=1)}
-    given = {name: traced for name in "qkv"}
-    program = torch.export.export(module, (), given, dynamic_shapes={name: free for name in "qkv"})
-    for x in (traced, *others):
+    rng = generator("export")
+    traced, *different_lengths = (torch.randn(2, n, WIDTH, dtype=torch.float64, generator=rng) for n in (4, 1, 2, 30))
+    dynamic = {1: torch.export.Dim("queries", min=1)}
+    arguments = {name: traced for name in "qkv"}
+    program = torch.export.export(module, (), arguments, dynamic_shapes={name: dynamic for name in "qkv"})
+    for x in (traced, *different_lengths):
         torch.testing.assert_close(program.module()(q=x, k=x, v=x), module(q=x, k=x, v=x), **EXACT)

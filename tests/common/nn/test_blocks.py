@@ -40,11 +40,11 @@ DECODER_NAMES = {
 }
 
 
-def redrawn(module: nn.Module, seed: int = 0) -> nn.Module:
-    """In float64, with every parameter drawn: fresh norms and biases of ones and zeros would hide a swapped pair."""
-    drawn = generator("blocks", seed)
+def randomised(module: nn.Module, seed: int = 0) -> nn.Module:
+    """In float64 with random parameters: norms and biases of ones and zeros would hide a swapped pair."""
+    rng = generator("blocks", seed)
     for parameter in module.double().parameters():
-        nn.init.normal_(parameter, std=0.5, generator=drawn)
+        nn.init.normal_(parameter, std=0.5, generator=rng)
     return module
 
 
@@ -56,7 +56,7 @@ def pytorchs_name(name: str) -> str:
     return name
 
 
-def same_weights(ours: nn.Module, theirs: nn.Module) -> None:
+def copy_weights(ours: nn.Module, theirs: nn.Module) -> None:
     theirs.double().load_state_dict({pytorchs_name(name): value for name, value in ours.state_dict().items()})
 
 
@@ -72,7 +72,7 @@ def decoder_pair(pre_norm: bool) -> tuple[Block, nn.TransformerDecoderLayer]:
     return Block(options, cross=True), theirs
 
 
-def draw(*shape: int) -> Tensor:
+def random_tensor(*shape: int) -> Tensor:
     return torch.randn(shape, dtype=torch.float64, generator=generator(*shape), requires_grad=True)
 
 
@@ -83,22 +83,23 @@ CAUSAL = torch.ones(TOKENS, TOKENS, dtype=torch.bool).tril()
 
 
 def assert_same_gradients(ours: Tensor, theirs: Tensor, inputs: list[Tensor], a: nn.Module, b: nn.Module) -> None:
-    """Of outputs in one direction, towards inputs and all parameters (paired by name)."""
+    """Gradients of outputs in one direction with respect to inputs and all parameters, paired by name."""
     direction = torch.randn(ours.shape, dtype=ours.dtype, generator=generator("direction"))
-    mine, yours = dict(a.named_parameters()), dict(b.named_parameters())
-    assert len(mine) == len(yours)
-    got = torch.autograd.grad(ours, [*inputs, *mine.values()], direction)
-    wanted = torch.autograd.grad(theirs, [*inputs, *(yours[pytorchs_name(name)] for name in mine)], direction)
-    for one, other in zip(got, wanted, strict=True):
-        torch.testing.assert_close(one, other, **EXACT)
+    our_parameters, their_parameters = dict(a.named_parameters()), dict(b.named_parameters())
+    assert len(our_parameters) == len(their_parameters)
+    our_gradients = torch.autograd.grad(ours, [*inputs, *our_parameters.values()], direction)
+    paired = [their_parameters[pytorchs_name(name)] for name in our_parameters]
+    their_gradients = torch.autograd.grad(theirs, [*inputs, *paired], direction)
+    for our_gradient, their_gradient in zip(our_gradients, their_gradients, strict=True):
+        torch.testing.assert_close(our_gradient, their_gradient, **EXACT)
 
 
 @both_orders
 @pytest.mark.parametrize("masked", [False, True])
 def test_encoder_block_is_pytorchs_encoder_layer(pre_norm: bool, masked: bool) -> None:
     ours, theirs = encoder_pair(pre_norm)
-    same_weights(redrawn(ours), theirs)
-    x = draw(*X)
+    copy_weights(randomised(ours), theirs)
+    x = random_tensor(*X)
     y = ours(x, may_look=REAL_TOKENS[:, None, None] if masked else None)
     expected = theirs(x, src_key_padding_mask=~REAL_TOKENS if masked else None)
     torch.testing.assert_close(y, expected, **EXACT)
@@ -109,8 +110,8 @@ def test_encoder_block_is_pytorchs_encoder_layer(pre_norm: bool, masked: bool) -
 @pytest.mark.parametrize("masked", [False, True])
 def test_decoder_block_is_pytorchs_decoder_layer(pre_norm: bool, masked: bool) -> None:
     ours, theirs = decoder_pair(pre_norm)
-    same_weights(redrawn(ours), theirs)
-    x, memory = draw(*X), draw(*Y)
+    copy_weights(randomised(ours), theirs)
+    x, memory = random_tensor(*X), random_tensor(*Y)
     source = Memory(memory, memory, REAL_MEMORY[:, None, None] if masked else None)
     their_masks = {"tgt_mask": ~CAUSAL, "memory_key_padding_mask": ~REAL_MEMORY}
     y = ours(x, memory=source, may_look=CAUSAL if masked else None)
@@ -121,11 +122,11 @@ def test_decoder_block_is_pytorchs_decoder_layer(pre_norm: bool, masked: bool) -
 
 @both_orders
 def test_a_stack_is_pytorchs_encoder_with_a_last_norm_in_pre_norm_only(pre_norm: bool) -> None:
-    ours = redrawn(Stack(replace(OPTIONS, pre_norm=pre_norm), layers=3, final_norm=pre_norm))
+    ours = randomised(Stack(replace(OPTIONS, pre_norm=pre_norm), layers=3, final_norm=pre_norm))
     _, layer = encoder_pair(pre_norm)
     theirs = nn.TransformerEncoder(layer, 3, nn.LayerNorm(12) if pre_norm else None, enable_nested_tensor=False)
-    same_weights(ours, theirs)
-    x = draw(*X)
+    copy_weights(ours, theirs)
+    x = random_tensor(*X)
     y = ours(x, may_look=REAL_TOKENS[:, None, None])
     expected = theirs(x, src_key_padding_mask=~REAL_TOKENS)
     torch.testing.assert_close(y, expected, **EXACT)
@@ -134,28 +135,29 @@ def test_a_stack_is_pytorchs_encoder_with_a_last_norm_in_pre_norm_only(pre_norm:
 
 @both_orders
 @pytest.mark.parametrize("final_norm", [False, True])
-def test_decoder_hands_out_what_pytorchs_stack_would_give_after_each_layer(pre_norm: bool, final_norm: bool) -> None:
-    ours = redrawn(Stack(replace(OPTIONS, pre_norm=pre_norm), layers=3, final_norm=final_norm, cross=True))
+def test_block_outputs_are_those_of_pytorchs_stacks_of_one_to_three_layers(pre_norm: bool, final_norm: bool) -> None:
+    ours = randomised(Stack(replace(OPTIONS, pre_norm=pre_norm), layers=3, final_norm=final_norm, cross=True))
     _, layer = decoder_pair(pre_norm)
     theirs = nn.TransformerDecoder(layer, 3, nn.LayerNorm(12) if final_norm else None)
-    same_weights(ours, theirs)
-    x, memory = draw(*X), draw(*Y)
+    copy_weights(ours, theirs)
+    x, memory = random_tensor(*X), random_tensor(*Y)
     masks = {"tgt_mask": ~CAUSAL, "memory_key_padding_mask": ~REAL_MEMORY}
     outputs = ours.block_outputs(x, memory=Memory(memory, memory, REAL_MEMORY[:, None, None]), may_look=CAUSAL)
 
-    layers, expected = theirs.layers, []
+    all_layers, expected = theirs.layers, []
     for count in (1, 2, 3):
-        theirs.layers, theirs.num_layers = layers[:count], count
+        theirs.layers, theirs.num_layers = all_layers[:count], count
         expected.append(theirs(x, memory, **masks))
     torch.testing.assert_close(torch.stack(outputs), torch.stack(expected), **EXACT)
     assert_same_gradients(torch.stack(outputs), torch.stack(expected), [x, memory], ours, theirs)
 
 
 def test_positions_go_to_queries_and_keys_and_never_to_values() -> None:
-    """Against nn.MultiheadAttention called as DETR's figure 10 draws it, norms and feed-forward written out."""
+    """Against nn.MultiheadAttention called as in DETR's figure 10, with norms and feed-forward as formulas."""
     block, layer = decoder_pair(False)
-    same_weights(redrawn(block), layer)
-    x, memory, positions, memory_positions = draw(*X), draw(*Y), draw(1, TOKENS, 12), draw(1, MEMORY, 12)
+    copy_weights(randomised(block), layer)
+    x, memory = random_tensor(*X), random_tensor(*Y)
+    positions, memory_positions = random_tensor(1, TOKENS, 12), random_tensor(1, MEMORY, 12)
 
     y = layer.norm1(x + layer.self_attn(x + positions, x + positions, x)[0])
     y = layer.norm2(y + layer.multihead_attn(y + positions, memory + memory_positions, memory)[0])
@@ -170,12 +172,12 @@ def test_positions_go_to_queries_and_keys_and_never_to_values() -> None:
 
 @both_orders
 def test_positions_of_an_encoder_go_to_every_block(pre_norm: bool) -> None:
-    stack = redrawn(Stack(replace(OPTIONS, pre_norm=pre_norm), layers=2, final_norm=pre_norm))
+    stack = randomised(Stack(replace(OPTIONS, pre_norm=pre_norm), layers=2, final_norm=pre_norm))
     _, layer = encoder_pair(pre_norm)
-    x, positions = draw(*X), draw(1, TOKENS, 12)
+    x, positions = random_tensor(*X), random_tensor(1, TOKENS, 12)
     y = x
     for block in stack.blocks:
-        same_weights(block, layer)
+        copy_weights(block, layer)
         z = layer.norm1(y) if pre_norm else y
         y = y + layer.self_attn(z + positions, z + positions, z)[0]
         y = y if pre_norm else layer.norm1(y)
@@ -187,69 +189,70 @@ def test_positions_of_an_encoder_go_to_every_block(pre_norm: bool) -> None:
 
 @pytest.mark.parametrize("masked_out", ["one image", "everything"])
 def test_tokens_that_may_look_nowhere_stay_finite_through_a_stack(masked_out: str) -> None:
-    encoder = redrawn(Stack(OPTIONS, layers=2, final_norm=False))
-    decoder = redrawn(Stack(OPTIONS, layers=2, final_norm=True, cross=True), 1)
+    encoder = randomised(Stack(OPTIONS, layers=2, final_norm=False))
+    decoder = randomised(Stack(OPTIONS, layers=2, final_norm=True, cross=True), 1)
     real = torch.ones(BATCH, 1, 1, MEMORY, dtype=torch.bool)
     real[0] = False
     if masked_out == "everything":
         real[:] = False
-    x, memory = draw(*X), draw(*Y)
-    seen = encoder(memory, may_look=real)
-    y = torch.stack(decoder.block_outputs(x, memory=Memory(seen, seen, real)))
+    x, memory = random_tensor(*X), random_tensor(*Y)
+    encoded = encoder(memory, may_look=real)
+    y = torch.stack(decoder.block_outputs(x, memory=Memory(encoded, encoded, real)))
     gradients = torch.autograd.grad(y.square().sum(), [x, memory, *decoder.parameters(), *encoder.parameters()])
     assert y.isfinite().all() and all(gradient.isfinite().all() for gradient in gradients)
     if masked_out == "one image":
-        seen = encoder(memory[1:])
-        alone = torch.stack(decoder.block_outputs(x[1:], memory=Memory(seen, seen)))
+        encoded = encoder(memory[1:])
+        alone = torch.stack(decoder.block_outputs(x[1:], memory=Memory(encoded, encoded)))
         torch.testing.assert_close(y[:, 1:], alone, **EXACT)
 
 
-@pytest.mark.parametrize("place", ["dropout", "attention_dropout", "hidden_dropout"])
-def test_each_dropout_acts_in_training_and_not_in_evaluation(place: str) -> None:
-    still = redrawn(Block(OPTIONS))
-    block = Block(replace(OPTIONS, **{place: 0.5})).double()
-    block.load_state_dict(still.state_dict())
-    x = draw(*X)
+@pytest.mark.parametrize("option", ["dropout", "attention_dropout", "hidden_dropout"])
+def test_each_dropout_acts_in_training_and_not_in_evaluation(option: str) -> None:
+    without_dropout = randomised(Block(OPTIONS))
+    block = Block(replace(OPTIONS, **{option: 0.5})).double()
+    block.load_state_dict(without_dropout.state_dict())
+    x = random_tensor(*X)
     torch.manual_seed(0)
-    assert torch.equal(block.eval()(x), still(x))
-    assert not torch.allclose(block.train()(x), still(x))
+    assert torch.equal(block.eval()(x), without_dropout(x))
+    assert not torch.allclose(block.train()(x), without_dropout(x))
 
 
 def test_dropout_stands_between_a_sublayer_and_the_sum() -> None:
-    """With everything dropped only the residual is left: x in pre-norm, norm(x) in post-norm."""
-    x = draw(*X)
+    """With everything dropped, the output is the residual: x in pre-norm, norm(x) in post-norm."""
+    x = random_tensor(*X)
     for pre_norm in (True, False):
-        residual = redrawn(Residual(replace(OPTIONS, pre_norm=pre_norm, dropout=1.0)))
+        residual = randomised(Residual(replace(OPTIONS, pre_norm=pre_norm, dropout=1.0)))
         assert torch.equal(residual(x, torch.sin), x if pre_norm else residual.norm(x))
 
 
 def test_hidden_dropout_stands_behind_the_activation() -> None:
-    """With everything dropped there the second linear map sees zeros."""
-    feed_forward = redrawn(FeedForward(replace(OPTIONS, hidden_dropout=1.0, activation=nn.Sigmoid)))
-    y = feed_forward(draw(*X))
+    """With everything dropped there, the second linear map sees zeros."""
+    feed_forward = randomised(FeedForward(replace(OPTIONS, hidden_dropout=1.0, activation=nn.Sigmoid)))
+    y = feed_forward(random_tensor(*X))
     assert torch.equal(y, feed_forward.contract.bias.expand_as(y))
 
 
 def test_another_activation_is_used() -> None:
-    ours = redrawn(Block(replace(OPTIONS, activation=nn.GELU)))
+    ours = randomised(Block(replace(OPTIONS, activation=nn.GELU)))
     theirs = nn.TransformerEncoderLayer(12, 3, 20, 0.0, "gelu", batch_first=True)
-    same_weights(ours, theirs)
-    torch.testing.assert_close(ours(draw(*X)), theirs(draw(*X)), **EXACT)
+    copy_weights(ours, theirs)
+    torch.testing.assert_close(ours(random_tensor(*X)), theirs(random_tensor(*X)), **EXACT)
 
 
 # Layer scale, stochastic depth and the rest of what published classifiers add.
 
 
 @both_orders
-def test_layer_scale_multiplies_each_channel_of_what_a_sublayer_adds(pre_norm: bool) -> None:
-    residual = redrawn(Residual(replace(OPTIONS, pre_norm=pre_norm, layer_scale=0.1)))
-    x = draw(*X)
-    added = torch.stack([torch.sin(residual.norm(x) if pre_norm else x)[..., c] * residual.scale[c] for c in range(12)])
-    expected = x + added.permute(1, 2, 0)
+def test_layer_scale_multiplies_each_channel_of_a_sublayers_output(pre_norm: bool) -> None:
+    residual = randomised(Residual(replace(OPTIONS, pre_norm=pre_norm, layer_scale=0.1)))
+    x = random_tensor(*X)
+    sines = torch.sin(residual.norm(x) if pre_norm else x)
+    branch = torch.stack([sines[..., c] * residual.scale[c] for c in range(12)])
+    expected = x + branch.permute(1, 2, 0)
     torch.testing.assert_close(residual(x, torch.sin), expected if pre_norm else residual.norm(expected), **EXACT)
 
 
-def test_layer_scale_starts_at_its_first_value_in_both_residuals_of_all_blocks() -> None:
+def test_layer_scale_starts_at_its_initial_value_in_both_residuals_of_all_blocks() -> None:
     scaled = Stack(replace(OPTIONS, layer_scale=1e-5), layers=2, final_norm=False)
     scales = {name: value for name, value in scaled.named_parameters() if name.endswith("scale")}
     assert {*scales} == {f"blocks.{i}.residuals.{j}.scale" for i in range(2) for j in range(2)}
@@ -258,39 +261,39 @@ def test_layer_scale_starts_at_its_first_value_in_both_residuals_of_all_blocks()
 
 
 def test_layer_scale_comes_after_dropout_and_before_the_sum() -> None:
-    """Of everything dropped nothing is left to scale."""
-    residual = redrawn(Residual(replace(OPTIONS, pre_norm=True, dropout=1.0, layer_scale=3.0)))
-    x = draw(*X)
+    """With everything dropped, nothing is scaled."""
+    residual = randomised(Residual(replace(OPTIONS, pre_norm=True, dropout=1.0, layer_scale=3.0)))
+    x = random_tensor(*X)
     assert torch.equal(residual(x, torch.sin), x)
 
 
-DROPPED = 0.3
+DROP_PATH = 0.3
 
 
-def what_is_added(count: int, drop_path: float = DROPPED, **options: Any) -> Tensor:
-    """What a sub-layer that gives ones adds to each of `count` samples of (2, 12), in training: (count, 2, 12)."""
+def branch_of_ones(count: int, drop_path: float = DROP_PATH, **options: Any) -> Tensor:
+    """The contribution of a sub-layer that returns ones to `count` samples of (2, 12), in training: (count, 2, 12)."""
     residual = Residual(replace(OPTIONS, pre_norm=True, drop_path=drop_path, **options))
     torch.manual_seed(0)
     return residual(torch.zeros(count, 2, 12), torch.ones_like)
 
 
-def test_a_sample_skips_a_sublayer_as_a_whole_or_takes_it_larger() -> None:
-    added = what_is_added(100)
-    values = added[:, 0, 0]
-    assert torch.equal(added, values[:, None, None].expand_as(added))
-    torch.testing.assert_close(values.unique(), torch.tensor([0.0, 1 / (1 - DROPPED)]))
+def test_a_sample_skips_a_sublayer_as_a_whole_or_scales_it_up() -> None:
+    branch = branch_of_ones(100)
+    values = branch[:, 0, 0]
+    assert torch.equal(branch, values[:, None, None].expand_as(branch))
+    torch.testing.assert_close(values.unique(), torch.tensor([0.0, 1 / (1 - DROP_PATH)]))
 
 
-def test_drop_path_changes_nothing_in_expectation_and_samples_drop_for_themselves() -> None:
-    """40,000 draws: the mean is known to 0.0033 (one deviation), a correlation of neighbours to 0.005."""
-    values = what_is_added(40_000)[:, 0, 0]
+def test_drop_path_keeps_the_expectation_and_samples_are_independent() -> None:
+    """40,000 samples: one standard deviation of the mean is 0.0033, of a correlation of neighbours 0.005."""
+    values = branch_of_ones(40_000)[:, 0, 0]
     assert values.mean().item() == pytest.approx(1, abs=0.012)
-    assert (values == 0).float().mean().item() == pytest.approx(DROPPED, abs=0.01)
+    assert (values == 0).float().mean().item() == pytest.approx(DROP_PATH, abs=0.01)
     neighbours = torch.corrcoef(torch.stack((values[:-1], values[1:])))
     assert abs(neighbours[0, 1].item()) < 0.02
 
 
-def test_both_sublayers_of_a_block_drop_for_themselves() -> None:
+def test_the_two_sublayers_of_a_block_are_dropped_independently() -> None:
     block = Block(replace(OPTIONS, pre_norm=True, drop_path=0.5))
     torch.manual_seed(0)
     for parameter in block.parameters():
@@ -298,19 +301,19 @@ def test_both_sublayers_of_a_block_drop_for_themselves() -> None:
     x = torch.randn(1, TOKENS, 12).expand(400, -1, -1)
     kinds, counts = block(x).flatten(1).round(decimals=3).unique(dim=0, return_counts=True)
     assert len(kinds) == 4, "neither, either and both"
-    assert counts.min() > 60, "of 100 each, known to 9"
+    assert counts.min() > 60, "expected 100 each, with a standard deviation of 9"
 
 
 @pytest.mark.parametrize("drop_path", [0.0, 1.0])
 def test_never_and_always_skipping_are_exact(drop_path: float) -> None:
-    added = what_is_added(10, drop_path)
-    assert torch.equal(added, torch.full_like(added, 1 - drop_path))
+    branch = branch_of_ones(10, drop_path)
+    assert torch.equal(branch, torch.full_like(branch, 1 - drop_path))
 
 
 def test_a_skipped_sublayer_gets_no_gradient_from_its_sample() -> None:
     residual = Residual(replace(OPTIONS, pre_norm=True, drop_path=0.5)).double()
     torch.manual_seed(0)
-    x, factor = draw(8, TOKENS, 12), torch.ones(8, 1, 1, dtype=torch.float64, requires_grad=True)
+    x, factor = random_tensor(8, TOKENS, 12), torch.ones(8, 1, 1, dtype=torch.float64, requires_grad=True)
     y = residual(x, lambda x: x * factor)
     (gradient,) = torch.autograd.grad(y.sum(), factor)
     skipped = (y == x).flatten(1).all(dim=1)
@@ -318,15 +321,15 @@ def test_a_skipped_sublayer_gets_no_gradient_from_its_sample() -> None:
 
 
 @both_orders
-def test_drop_path_and_layer_scale_do_nothing_else_in_evaluation(pre_norm: bool) -> None:
-    still = redrawn(Stack(replace(OPTIONS, pre_norm=pre_norm, layer_scale=1.0), layers=3, final_norm=pre_norm))
-    options = replace(OPTIONS, pre_norm=pre_norm, layer_scale=1.0, drop_path=0.9)
-    dropping = Stack(options, layers=3, final_norm=pre_norm).double()
-    dropping.load_state_dict(still.state_dict())
-    x = draw(*X)
-    assert torch.equal(dropping.eval()(x), still(x))
+def test_drop_path_and_a_layer_scale_of_one_do_nothing_in_evaluation(pre_norm: bool) -> None:
+    options = replace(OPTIONS, pre_norm=pre_norm, layer_scale=1.0)
+    without_drop_path = randomised(Stack(options, layers=3, final_norm=pre_norm))
+    with_drop_path = Stack(replace(options, drop_path=0.9), layers=3, final_norm=pre_norm).double()
+    with_drop_path.load_state_dict(without_drop_path.state_dict())
+    x = random_tensor(*X)
+    assert torch.equal(with_drop_path.eval()(x), without_drop_path(x))
     torch.manual_seed(0)
-    assert not torch.allclose(dropping.train()(x), still(x))
+    assert not torch.allclose(with_drop_path.train()(x), without_drop_path(x))
 
 
 @pytest.mark.parametrize(
@@ -334,32 +337,33 @@ def test_drop_path_and_layer_scale_do_nothing_else_in_evaluation(pre_norm: bool)
 )
 def test_drop_path_grows_linearly_over_the_depth(layers: int, rates: list[float]) -> None:
     stack = Stack(replace(OPTIONS, drop_path=0.2), layers=layers, final_norm=False)
-    found = [[residual.drop_path for residual in block.residuals] for block in stack.blocks]
-    assert found == [pytest.approx([rate, rate]) for rate in rates]
+    stack_rates = [[residual.drop_path for residual in block.residuals] for block in stack.blocks]
+    assert stack_rates == [pytest.approx([rate, rate]) for rate in rates]
 
 
-def test_every_attention_of_a_stack_norms_its_queries_and_keys_when_asked() -> None:
+def test_qk_norm_applies_to_every_attention_of_a_stack() -> None:
     for qk_norm, kind in ((True, nn.LayerNorm), (False, nn.Identity)):
         options = replace(OPTIONS, qk_norm=qk_norm)
         stacks = nn.ModuleList([Stack(options, layers=2, final_norm=True, cross=cross) for cross in (False, True)])
-        attentions = [part for part in stacks.modules() if isinstance(part, Attention)]
+        attentions = [module for module in stacks.modules() if isinstance(module, Attention)]
         assert len(attentions) == 6
-        assert all(type(norm) is kind for part in attentions for norm in (part.q_norm, part.k_norm))
+        assert all(type(norm) is kind for attention in attentions for norm in (attention.q_norm, attention.k_norm))
 
 
-def test_every_norm_takes_the_given_eps() -> None:
+def test_every_norm_has_the_eps_of_the_options() -> None:
     options = replace(OPTIONS, pre_norm=True, qk_norm=True, norm_eps=0.02)
     for module in (Block(options, cross=True), Stack(options, layers=2, final_norm=True, cross=True)):
-        norms = [part for part in module.modules() if isinstance(part, nn.LayerNorm)]
+        norms = [norm for norm in module.modules() if isinstance(norm, nn.LayerNorm)]
         assert norms and {norm.eps for norm in norms} == {0.02}
 
 
-def test_without_its_final_norm_an_encoder_hands_out_the_plain_sum() -> None:
-    ours = redrawn(Stack(replace(OPTIONS, pre_norm=True), layers=2, final_norm=True))
-    bare = Stack(replace(OPTIONS, pre_norm=True), layers=2, final_norm=False).double()
-    bare.load_state_dict({name: value for name, value in ours.state_dict().items() if not name.startswith("norm.")})
-    x = draw(*X)
-    torch.testing.assert_close(ours.norm(bare(x)), ours(x), rtol=0, atol=0)
+def test_without_its_final_norm_an_encoder_returns_the_plain_sum() -> None:
+    ours = randomised(Stack(replace(OPTIONS, pre_norm=True), layers=2, final_norm=True))
+    without_norm = Stack(replace(OPTIONS, pre_norm=True), layers=2, final_norm=False).double()
+    tensors = {name: value for name, value in ours.state_dict().items() if not name.startswith("norm.")}
+    without_norm.load_state_dict(tensors)
+    x = random_tensor(*X)
+    torch.testing.assert_close(ours.norm(without_norm(x)), ours(x), rtol=0, atol=0)
 
 
 # Token by token.
@@ -368,13 +372,13 @@ def test_without_its_final_norm_an_encoder_hands_out_the_plain_sum() -> None:
 @both_orders
 @pytest.mark.parametrize("with_positions", [False, True], ids=["plain", "positions"])
 @pytest.mark.parametrize("pieces", [[1] * 9, [4, 3, 1, 1]], ids=["tokens", "chunks"])
-def test_piece_by_piece_a_stack_gives_what_it_gives_for_all_at_once(
+def test_a_stack_gives_the_same_outputs_for_pieces_and_for_all_tokens_at_once(
     pre_norm: bool, with_positions: bool, pieces: list[int]
 ) -> None:
-    """With a cache for each block; a memory's positions are in its keys and not its values."""
-    decoder = redrawn(Stack(replace(OPTIONS, pre_norm=pre_norm), layers=3, final_norm=pre_norm, cross=True))
-    x, memory = draw(BATCH, 9, 12), draw(BATCH, MEMORY, 12)
-    keys = memory + draw(1, MEMORY, 12) if with_positions else memory
+    """With a cache for each block; a memory's positions are in its keys, not in its values."""
+    decoder = randomised(Stack(replace(OPTIONS, pre_norm=pre_norm), layers=3, final_norm=pre_norm, cross=True))
+    x, memory = random_tensor(BATCH, 9, 12), random_tensor(BATCH, MEMORY, 12)
+    keys = memory + random_tensor(1, MEMORY, 12) if with_positions else memory
     real = (torch.arange(MEMORY) < torch.tensor([[MEMORY], [2]]))[:, None, None]
     expected = decoder(x, causal=True, memory=Memory(keys, memory, real))
     caches = decoder.caches(Memory(keys, memory))
@@ -387,35 +391,35 @@ def test_piece_by_piece_a_stack_gives_what_it_gives_for_all_at_once(
 
 
 @both_orders
-def test_the_last_of_every_output_is_the_output(pre_norm: bool) -> None:
-    decoder = redrawn(Stack(replace(OPTIONS, pre_norm=pre_norm), layers=3, final_norm=pre_norm, cross=True))
-    x, memory = draw(*X), draw(BATCH, MEMORY, 12)
+def test_the_last_block_output_is_the_output(pre_norm: bool) -> None:
+    decoder = randomised(Stack(replace(OPTIONS, pre_norm=pre_norm), layers=3, final_norm=pre_norm, cross=True))
+    x, memory = random_tensor(*X), random_tensor(BATCH, MEMORY, 12)
     outputs = decoder.block_outputs(x, memory=Memory(memory, memory))
     assert len(outputs) == 3 and torch.equal(decoder(x, memory=Memory(memory, memory)), outputs[-1])
 
 
-# Attentions that are handed in.
+# Custom attentions.
 
 
 class Averaging(nn.Module):
-    """An attention that looks at all values alike, and adds its guide."""
+    """An attention that averages all values and adds its guide."""
 
     def forward(self, *, v: Tensor, guide: Tensor, **_: Any) -> Tensor:
         """v (B, M, C) -> (B, 1, C)."""
         return v.mean(dim=1, keepdim=True) + guide
 
 
-def test_attentions_that_are_handed_in_take_the_place_of_ours_and_get_the_guide() -> None:
+def test_custom_attentions_replace_ours_and_get_the_guide() -> None:
     options = replace(OPTIONS, pre_norm=True)
-    guide, x, memory = draw(12), draw(*X), draw(*Y)
+    guide, x, memory = random_tensor(12), random_tensor(*X), random_tensor(*Y)
     source = Memory(memory, memory)
-    own = redrawn(Block(options, attention=Averaging()))
-    y = x + own.residuals[0].norm(x).mean(dim=1, keepdim=True) + guide
-    expected = y + own.feed_forward(own.residuals[1].norm(y))
-    torch.testing.assert_close(own(x, guide=guide), expected, **EXACT)
-    assert not any("attention" in name for name in own.state_dict())
+    block = randomised(Block(options, attention=Averaging()))
+    y = x + block.residuals[0].norm(x).mean(dim=1, keepdim=True) + guide
+    expected = y + block.feed_forward(block.residuals[1].norm(y))
+    torch.testing.assert_close(block(x, guide=guide), expected, **EXACT)
+    assert not any("attention" in name for name in block.state_dict())
 
-    stack = redrawn(Stack(options, layers=2, final_norm=False, cross=True, cross_attention=lambda i: Averaging()))
+    stack = randomised(Stack(options, layers=2, final_norm=False, cross=True, cross_attention=lambda i: Averaging()))
     y = x
     for block in stack.blocks:
         z = block.residuals[0].norm(y)
@@ -425,14 +429,14 @@ def test_attentions_that_are_handed_in_take_the_place_of_ours_and_get_the_guide(
     torch.testing.assert_close(stack(x, memory=source, guide=guide), y, **EXACT)
 
 
-def test_a_stack_hands_its_attentions_in_by_number() -> None:
+def test_a_stack_makes_its_attentions_by_number() -> None:
     numbers: list[int] = []
 
-    def numbered(i: int) -> nn.Module:
+    def make_attention(i: int) -> nn.Module:
         numbers.append(i)
         return Averaging()
 
-    Stack(OPTIONS, layers=3, final_norm=False, attention=numbered)
+    Stack(OPTIONS, layers=3, final_norm=False, attention=make_attention)
     assert numbers == [0, 1, 2]
 
 

@@ -1,4 +1,4 @@
-"""A decoder-only model out of Stack and learned positions against transformers' GPT-2, with random weights."""
+"""A decoder-only model of Stack and learned positions against transformers' GPT-2, with random weights."""
 
 from functools import partial
 
@@ -17,7 +17,7 @@ transformers = pytest.importorskip("transformers")
 
 VOCABULARY, WIDTH, HEADS, LAYERS, LONGEST = 97, 48, 4, 3, 32
 EXACT = {"rtol": 0, "atol": 1e-10}  # float64, three blocks with logits of size ten
-RENAMED = {
+OUR_NAMES = {
     "transformer.wte.": "embedding.",
     "transformer.wpe.": "positions.table.",
     "transformer.ln_f.": "decoder.norm.",
@@ -32,7 +32,7 @@ RENAMED = {
 
 
 class LanguageModel(nn.Module):
-    """Tokens to logits of the next."""
+    """Tokens to logits of the next token."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,31 +57,31 @@ class LanguageModel(nn.Module):
 
 
 def our_name(name: str) -> str:
-    for theirs, ours in RENAMED.items():
+    for theirs, ours in OUR_NAMES.items():
         name = name.replace(theirs, ours)
     return name
 
 
-def turned(name: str, tensor: Tensor) -> Tensor:
-    """Theirs are (in, out)."""
+def transposed(name: str, tensor: Tensor) -> Tensor:
+    """Their matrices are (in, out)."""
     return tensor.t() if name.endswith("weight") and ".c_" in name else tensor
 
 
-@pytest.fixture(params=["written out", "by a kernel"])
+@pytest.fixture(params=["materialised", "fused"])
 def pair(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[LanguageModel, nn.Module]:
-    """The same weights in both, all of them drawn, with both ways in which attention is computed."""
-    if request.param == "by a kernel":
+    """Both with the same random weights, for both implementations of attention."""
+    if request.param == "fused":
         monkeypatch.setattr(attention, "MAX_MATERIALISED_WEIGHTS", 0)
     drop = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
-    sizes = {"vocab_size": VOCABULARY, "n_positions": LONGEST, "n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS}
-    config = transformers.GPT2Config(**sizes, **drop, bos_token_id=0, eos_token_id=None, pad_token_id=0)
+    dimensions = {"vocab_size": VOCABULARY, "n_positions": LONGEST, "n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS}
+    config = transformers.GPT2Config(**dimensions, **drop, bos_token_id=0, eos_token_id=None, pad_token_id=0)
     theirs = transformers.GPT2LMHeadModel(config).double().eval()
-    drawn = generator("gpt2")
+    rng = generator("gpt2")
     for parameter in theirs.parameters():
-        nn.init.normal_(parameter, std=0.2, generator=drawn)
+        nn.init.normal_(parameter, std=0.2, generator=rng)
     ours = LanguageModel().double().eval()
-    named = {our_name(name): turned(name, value).contiguous() for name, value in theirs.named_parameters()}
-    ours.load_state_dict(named)
+    tensors = {our_name(name): transposed(name, value).contiguous() for name, value in theirs.named_parameters()}
+    ours.load_state_dict(tensors)
     return ours, theirs
 
 
@@ -92,17 +92,17 @@ def words(*shape: int) -> Tensor:
 def test_logits_and_all_gradients_are_those_of_transformers(pair: tuple[LanguageModel, nn.Module]) -> None:
     ours, theirs = pair
     tokens = words(3, 20)
-    found, expected = ours(tokens), theirs(tokens).logits
-    torch.testing.assert_close(found, expected, **EXACT)
-    direction = torch.randn(found.shape, dtype=found.dtype, generator=generator("direction"))
-    found.backward(direction)
+    logits, expected = ours(tokens), theirs(tokens).logits
+    torch.testing.assert_close(logits, expected, **EXACT)
+    direction = torch.randn(logits.shape, dtype=logits.dtype, generator=generator("direction"))
+    logits.backward(direction)
     expected.backward(direction)
     gradients = {name: parameter.grad for name, parameter in ours.named_parameters()}
     compared = 0
     for name, parameter in theirs.named_parameters():
-        wanted = turned(name, parameter.grad)
-        assert wanted.any()
-        torch.testing.assert_close(gradients[our_name(name)], wanted, rtol=1e-10, atol=1e-9)
+        expected_gradient = transposed(name, parameter.grad)
+        assert expected_gradient.any()
+        torch.testing.assert_close(gradients[our_name(name)], expected_gradient, rtol=1e-10, atol=1e-9)
         compared += 1
     assert compared == len(gradients)
 
@@ -114,9 +114,9 @@ def test_a_prompt_a_chunk_and_single_tokens_through_a_cache_are_one_whole_pass(
     ours, theirs = pair
     tokens = words(3, 20)
     caches = ours.decoder.caches()
-    found = torch.cat([ours(piece, caches) for piece in tokens.split([7, 5, *[1] * 8], dim=1)], dim=1)
-    torch.testing.assert_close(found, ours(tokens), **EXACT)
-    torch.testing.assert_close(found, theirs(tokens).logits, **EXACT)
+    logits = torch.cat([ours(piece, caches) for piece in tokens.split([7, 5, *[1] * 8], dim=1)], dim=1)
+    torch.testing.assert_close(logits, ours(tokens), **EXACT)
+    torch.testing.assert_close(logits, theirs(tokens).logits, **EXACT)
     assert {cache.own.length for cache in caches} == {20} and {cache.memory for cache in caches} == {None}
 
 
@@ -131,12 +131,12 @@ def test_greedy_tokens_are_those_of_generate(pair: tuple[LanguageModel, nn.Modul
     )
     caches, tokens, new = ours.decoder.caches(), prompts, prompts
     for _ in range(count):
-        new = _continued(ours, new, caches, real)
+        new = _next_tokens(ours, new, caches, real)
         tokens, real = torch.cat([tokens, new], 1), torch.cat([real, torch.ones(3, 1, dtype=torch.bool)], 1)
     assert torch.equal(tokens, expected)
 
 
-def _continued(model: LanguageModel, tokens: Tensor, caches: list[BlockCache], real: Tensor) -> Tensor:
+def _next_tokens(model: LanguageModel, tokens: Tensor, caches: list[BlockCache], real: Tensor) -> Tensor:
     """The likeliest next token of each row, (B, 1)."""
     return model(tokens, caches, real)[:, -1].argmax(-1, keepdim=True)
 
@@ -147,13 +147,13 @@ def test_left_padded_prompts_have_the_logits_of_transformers_and_of_each_alone(
     ours, theirs = pair
     tokens, padding = words(3, 12), torch.tensor([0, 3, 7])
     real = torch.arange(12) >= padding[:, None]
-    places = (real.long().cumsum(1) - 1).clamp(min=0)
-    found = ours(tokens, real=real)
-    expected = theirs(tokens, attention_mask=real.long(), position_ids=places).logits
-    torch.testing.assert_close(found[real], expected[real], **EXACT)
-    assert found.isfinite().all(), "where everything is padding, too"
+    positions = (real.long().cumsum(1) - 1).clamp(min=0)
+    logits = ours(tokens, real=real)
+    expected = theirs(tokens, attention_mask=real.long(), position_ids=positions).logits
+    torch.testing.assert_close(logits[real], expected[real], **EXACT)
+    assert logits.isfinite().all(), "also where everything is padding"
     for row, count in enumerate(padding):
-        torch.testing.assert_close(found[row, count:], ours(tokens[row : row + 1, count:])[0], **EXACT)
+        torch.testing.assert_close(logits[row, count:], ours(tokens[row : row + 1, count:])[0], **EXACT)
 
 
 def test_a_sequence_longer_than_the_positions_is_refused(pair: tuple[LanguageModel, nn.Module]) -> None:

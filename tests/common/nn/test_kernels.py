@@ -1,4 +1,4 @@
-"""Products by oneDNN against torch's own, and packed weights that no change of a weight may escape."""
+"""oneDNN's products against torch's, and packed weights, which must follow every change of a weight."""
 
 import copy
 import io
@@ -29,7 +29,7 @@ OPTIONS = OptimizerOptions(
     reference_batch=None,
     scaling="linear",
 )
-# Sums of 48 products of unit normals in another order: some units in the last place of values up to 30.
+# Sums of 48 products of unit normals in another order: a few units in the last place of values up to 30.
 CLOSE = {"rtol": 1e-5, "atol": 2e-5}
 
 INPUTS: dict[str, Callable[[], Tensor]] = {
@@ -45,26 +45,26 @@ INPUTS: dict[str, Callable[[], Tensor]] = {
 
 
 def results(call: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Tensor | None) -> list[Tensor]:
-    """The product, and the gradients of everything by a gradient that is the same for all who call."""
-    leaves = [part.detach().clone().requires_grad_() for part in (x, weight, bias) if part is not None]
+    """The product, and the gradients of all inputs for a fixed gradient of the product."""
+    leaves = [tensor.detach().clone().requires_grad_() for tensor in (x, weight, bias) if tensor is not None]
     out = call(*leaves)
     gradient = torch.linspace(-1, 1, out.numel()).view_as(out)
     return [out.detach(), *torch.autograd.grad(out, leaves, gradient)]
 
 
 @pytest.fixture
-def asked(monkeypatch):
-    """Shapes of the weights with which oneDNN was asked; skips where torch comes without it."""
+def onednn_calls(monkeypatch):
+    """Shapes of the weights of all oneDNN products; skips if torch has no oneDNN."""
     if kernels._PRODUCT is None:
         pytest.skip("this torch has no oneDNN")
     shapes: list[tuple[int, ...]] = []
     product = kernels._PRODUCT
 
-    def spied(x: Tensor, weight: Tensor, *rest: object) -> Tensor:
+    def recorded_product(x: Tensor, weight: Tensor, *rest: object) -> Tensor:
         shapes.append(tuple(weight.shape))
         return product(x, weight, *rest)
 
-    monkeypatch.setattr(kernels, "_PRODUCT", spied)
+    monkeypatch.setattr(kernels, "_PRODUCT", recorded_product)
     return shapes
 
 
@@ -78,7 +78,7 @@ def test_values_and_gradients_are_those_of_torch(kind, outputs, biased):
         torch.testing.assert_close(ours, theirs, **CLOSE)
 
 
-def test_a_gradient_that_is_one_number_for_all_is_taken():
+def test_an_expanded_gradient_is_supported():
     torch.manual_seed(0)
     weight, x = torch.randn(20, 48, requires_grad=True), torch.randn(5, 48)
     linear(x, weight).sum().backward()
@@ -86,20 +86,20 @@ def test_a_gradient_that_is_one_number_for_all_is_taken():
     torch.testing.assert_close(weight.grad, x.sum(0).expand(20, -1), **CLOSE)
 
 
-def test_only_the_gradients_that_are_wanted_are_computed(asked):
+def test_only_the_required_gradients_are_computed(onednn_calls):
     weight, x = torch.randn(20, 48), torch.randn(5, 48, requires_grad=True)
     linear(x, weight).sum().backward()
-    assert asked == [(20, 48), (48, 20)] and weight.grad is None
+    assert onednn_calls == [(20, 48), (48, 20)] and weight.grad is None
 
 
-def test_single_precision_on_the_cpu_goes_to_onednn(asked):
+def test_single_precision_on_the_cpu_goes_to_onednn(onednn_calls):
     with torch.no_grad():
         Linear(48, 20)(torch.randn(5, 48))
-    assert asked == [(20, 48)]
+    assert onednn_calls == [(20, 48)]
 
 
-@pytest.mark.parametrize("kind", ["float64", "bfloat16", "autocast", "compiled", "switched off"])
-def test_what_does_not_suit_goes_the_plain_way_and_is_right(kind, asked):
+@pytest.mark.parametrize("kind", ["float64", "bfloat16", "autocast", "compiled", "disabled"])
+def test_unsupported_cases_are_left_to_torch_and_agree_with_it(kind, onednn_calls):
     torch.manual_seed(0)
     layer, x = Linear(48, 20), torch.randn(5, 48)
     plain = nn.Linear(48, 20)
@@ -111,25 +111,25 @@ def test_what_does_not_suit_goes_the_plain_way_and_is_right(kind, asked):
     if kind == "compiled":
         call = torch.compile(copy.deepcopy(layer), backend="eager", fullgraph=True)
     with torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"):
-        with torch.backends.mkldnn.flags(enabled=kind != "switched off"):
+        with torch.backends.mkldnn.flags(enabled=kind != "disabled"):
             ours, theirs = call(x), plain(x)
-    assert ours.dtype == theirs.dtype and asked == []
+    assert ours.dtype == theirs.dtype and onednn_calls == []
     torch.testing.assert_close(ours, theirs)
 
 
 PACKED_ROWS = 5
 
 
-def agrees(layer: Linear) -> None:
-    """Twice: from a weight that is packed now, and from the one that is kept."""
+def check_outputs(layer: Linear) -> None:
+    """Check outputs twice: with a newly packed weight, and with the cached one."""
     x = torch.randn(PACKED_ROWS, 48)
     with torch.no_grad():
         for _ in range(2):
             torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias), **CLOSE)
 
 
-def learn(layer: Linear) -> None:
-    """Gradients by torch's own operations: a compiled forward pass does not come by `kernels.linear` either."""
+def compute_gradients(layer: Linear) -> None:
+    """Compute gradients by torch's own operations: a compiled forward pass does not call `kernels.linear` either."""
     layer.weight.grad = layer.bias.grad = None
     F.linear(torch.randn(PACKED_ROWS, 48), layer.weight, layer.bias).square().sum().backward()
 
@@ -137,7 +137,7 @@ def learn(layer: Linear) -> None:
 CHANGES: dict[str, Callable[[Linear], object]] = {
     "in place": lambda layer: layer.weight.detach().mul_(2),
     "through data": lambda layer: layer.weight.data.mul_(2),
-    "one number through data": lambda layer: layer.weight.data.__setitem__((3, 4), 7.0),
+    "one element through data": lambda layer: layer.weight.data.__setitem__((3, 4), 7.0),
     "other data": lambda layer: setattr(layer.weight, "data", torch.randn(20, 48)),
     "through a state dict": lambda layer: layer.state_dict()["weight"].mul_(2),
     "a loaded state dict": lambda layer: layer.load_state_dict(Linear(48, 20).state_dict()),
@@ -150,43 +150,47 @@ CHANGES: dict[str, Callable[[Linear], object]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_weight_that_changes_is_packed_anew(change: str) -> None:
+def test_a_changed_weight_is_packed_again(change: str) -> None:
     torch.manual_seed(0)
     layer = Linear(48, 20)
     before = layer.weight.detach().clone()
-    agrees(layer)
+    check_outputs(layer)
     CHANGES[change](layer)
     assert not torch.equal(layer.weight.detach(), before)
-    agrees(layer)
+    check_outputs(layer)
 
 
-@pytest.mark.parametrize("how", ["fused", "foreach", "plain"])
+@pytest.mark.parametrize("implementation", ["fused", "foreach", "plain"])
 @pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD])
-def test_what_an_optimizer_changes_is_packed_anew(kind: type[torch.optim.Optimizer], how: str) -> None:
-    """Fused ones write without counting; here an inference comes before each step, and between gradients and step."""
+def test_a_weight_that_an_optimizer_changes_is_packed_again(
+    kind: type[torch.optim.Optimizer], implementation: str
+) -> None:
+    """Fused optimizers do not count writes. Inference runs before each step, and between gradients and step."""
     torch.manual_seed(0)
     layer = Linear(48, 20)
-    optimizer = kind(layer.parameters(), lr=0.1, fused=how == "fused", foreach=how == "foreach")  # type: ignore[call-arg]
+    optimizer = kind(  # type: ignore[call-arg]
+        layer.parameters(), lr=0.1, fused=implementation == "fused", foreach=implementation == "foreach"
+    )
     for _ in range(3):
-        learn(layer)
-        agrees(layer)
+        compute_gradients(layer)
+        check_outputs(layer)
         before = layer.weight.detach().clone()
         optimizer.step()
         assert not torch.equal(layer.weight.detach(), before)
-        agrees(layer)
+        check_outputs(layer)
 
 
-def test_our_optimizers_change_what_is_packed() -> None:
+def test_a_step_of_our_optimizers_is_followed_by_packed_weights() -> None:
     torch.manual_seed(0)
     layer = Linear(48, 20)
     optimizer = optim.build(layer, OPTIONS)
-    agrees(layer)
-    learn(layer)
+    check_outputs(layer)
+    compute_gradients(layer)
     optimizer.step()
-    agrees(layer)
+    check_outputs(layer)
 
 
-def test_reading_data_and_gradients_between_the_passes_harms_no_gradient() -> None:
+def test_reading_data_and_gradients_between_forward_and_backward_is_harmless() -> None:
     torch.manual_seed(0)
     layer, x = Linear(48, 20), torch.randn(PACKED_ROWS, 48)
     loss = layer(x).square().sum()
@@ -195,7 +199,7 @@ def test_reading_data_and_gradients_between_the_passes_harms_no_gradient() -> No
     assert layer.weight.grad is not None
 
 
-def test_weights_are_packed_for_few_rows_only_and_packed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_are_packed_only_for_few_rows_and_only_once(monkeypatch: pytest.MonkeyPatch) -> None:
     if kernels._PACK is None:
         pytest.skip("this torch has no oneDNN")
     packed: list[int] = []
@@ -212,20 +216,20 @@ def test_weights_are_packed_for_few_rows_only_and_packed_once(monkeypatch: pytes
         assert packed == [60, 20]
         layer.weight = nn.Parameter(layer.weight.detach())
         layer(torch.randn(5, 48))
-    assert packed == [60, 20], "changes of a plain parameter are not counted, so it is not packed"
+    assert packed == [60, 20], "a plain parameter does not count its changes, so it is not packed"
 
 
-def test_a_counted_parameter_survives_what_is_done_with_models() -> None:
+def test_a_parameter_survives_copies_pickles_files_export_and_compilation() -> None:
     torch.manual_seed(0)
     layer, x = Linear(48, 20), torch.randn(PACKED_ROWS, 48)
     with torch.no_grad():
         expected = layer(x)
-    for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
-        assert other.weight_cache._entries == {}, "copies and pickles have no part of what is packed"
+    for copied in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert copied.weight_cache._entries == {}, "copies and pickles contain no packed weights"
         with torch.no_grad():
-            assert torch.equal(other(x), expected)
-            other.weight.data.mul_(0)
-            torch.testing.assert_close(other(x), layer.bias.detach().expand(PACKED_ROWS, -1))
+            assert torch.equal(copied(x), expected)
+            copied.weight.data.mul_(0)
+            torch.testing.assert_close(copied(x), layer.bias.detach().expand(PACKED_ROWS, -1))
             assert torch.equal(layer(x), expected)
     assert type(copy.deepcopy(layer).weight) is Parameter and type(copy.deepcopy(layer).double().weight) is Parameter
 
@@ -242,26 +246,26 @@ def test_a_counted_parameter_survives_what_is_done_with_models() -> None:
     compiled(x).sum().backward()
 
 
-def test_other_tensor_types_go_the_plain_way(asked: list[tuple[int, ...]]) -> None:
-    class Other(Tensor):
+def test_tensor_subclasses_are_left_to_torch(onednn_calls: list[tuple[int, ...]]) -> None:
+    class Subclass(Tensor):
         pass
 
     layer, x = Linear(48, 20), torch.randn(5, 48)
     with torch.no_grad():
         torch.testing.assert_close(
-            layer(x.as_subclass(Other)).as_subclass(Tensor), F.linear(x, layer.weight, layer.bias)
+            layer(x.as_subclass(Subclass)).as_subclass(Tensor), F.linear(x, layer.weight, layer.bias)
         )
-    assert asked == []
+    assert onednn_calls == []
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_some_rows_are_those_of_the_whole(precision):
+def test_some_rows_are_those_of_the_whole_product(precision):
     torch.manual_seed(0)
     layer, x = Projections(48, 20), torch.randn(5, 48)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         whole = layer(x)
         for rows in (slice(0, 7), slice(7, 20), slice(None)):
-            for _ in range(2):  # the second time from what was kept
+            for _ in range(2):  # the second call uses the cached weight
                 torch.testing.assert_close(layer(x, rows=rows), whole[:, rows])
         assert whole.dtype == (torch.bfloat16 if precision == "bf16" else torch.float32)
 

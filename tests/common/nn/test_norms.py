@@ -20,11 +20,11 @@ def formula(name: Norm, x: Tensor, module: nn.Module, eps: float) -> Tensor:
 @pytest.mark.parametrize("eps", [1e-6, 0.3])
 @pytest.mark.parametrize("name", ["layer", "rms"])
 def test_a_norm_is_what_its_name_says_with_its_gradients(name: Norm, eps: float) -> None:
-    module, drawn = norm(name, 12, eps).double(), generator("norm", name)
+    module, rng = norm(name, 12, eps).double(), generator("norm", name)
     for parameter in module.parameters():
-        nn.init.normal_(parameter, generator=drawn)
-    x = torch.randn(2, 5, 12, dtype=torch.float64, generator=drawn, requires_grad=True)
-    direction = torch.randn(2, 5, 12, dtype=torch.float64, generator=drawn)
+        nn.init.normal_(parameter, generator=rng)
+    x = torch.randn(2, 5, 12, dtype=torch.float64, generator=rng, requires_grad=True)
+    direction = torch.randn(2, 5, 12, dtype=torch.float64, generator=rng)
     results = []
     for y in (module(x), formula(name, x, module, eps)):
         results.append([y, *torch.autograd.grad(y, [x, *module.parameters()], direction)])

@@ -1,4 +1,4 @@
-"""Positions against the papers' formulas written out in plain Python."""
+"""Positions against the papers' formulas in plain Python."""
 
 import itertools
 import math
@@ -37,7 +37,7 @@ def plain_sine(position: float, width: int, temperature: float = 10000.0) -> lis
 
 
 def plain_sine_2d(real: Tensor, width: int) -> Tensor:
-    """Carion et al., A.4, one position at a time: count the real ones above (and to the left), over all in the line."""
+    """Carion et al., A.4, one position at a time: real positions up to it in its column (row), over all of them."""
     batch, height, columns = real.shape
     result = torch.zeros(batch, height, columns, width)
     for image in range(batch):
@@ -56,7 +56,7 @@ def plain_sine_2d(real: Tensor, width: int) -> Tensor:
 def test_sine_is_the_papers_formula() -> None:
     positions = torch.arange(60).reshape(3, 20)
     expected = torch.tensor([plain_sine(p, 16) for p in range(60)]).reshape(3, 20, 16)
-    # An angle of 60 is known to 60 * 2^-24 in fp32.
+    # An angle of 60 has an error of 60 * 2^-24 in fp32.
     torch.testing.assert_close(sine(positions, 16), expected, rtol=0, atol=1e-5)
 
 
@@ -65,29 +65,29 @@ def test_sine_takes_another_temperature() -> None:
     torch.testing.assert_close(sine(torch.arange(7), 8, temperature=20.0), expected, rtol=0, atol=2e-6)
 
 
-def test_halves_holds_the_papers_numbers_with_all_sines_first() -> None:
-    found, paper = sine(torch.arange(40), 12, layout="halves"), sine(torch.arange(40), 12)
-    assert torch.equal(found, torch.cat([paper[:, 0::2], paper[:, 1::2]], dim=1))
+def test_halves_has_the_papers_values_with_all_sines_first() -> None:
+    halves, paper = sine(torch.arange(40), 12, layout="halves"), sine(torch.arange(40), 12)
+    assert torch.equal(halves, torch.cat([paper[:, 0::2], paper[:, 1::2]], dim=1))
 
 
 @pytest.mark.parametrize("width", [2, 4, 16])
 def test_halves_t2t_has_exponents_that_reach_one(width: int) -> None:
-    """tensor2tensor's formula, one channel at a time; a single frequency is 1."""
+    """tensor2tensor's formula, one channel at a time; a single frequency has exponent 0."""
     half = width // 2
     expected = [
         [wave(p / 10000 ** (i / max(1, half - 1))) for wave in (math.sin, math.cos) for i in range(half)]
         for p in range(40)
     ]
-    found = sine(torch.arange(40), width, layout="halves_t2t")
-    torch.testing.assert_close(found, torch.tensor(expected), rtol=0, atol=1e-5)  # see the test of the paper's formula
+    values = sine(torch.arange(40), width, layout="halves_t2t")
+    torch.testing.assert_close(values, torch.tensor(expected), rtol=0, atol=1e-5)  # see the test of the paper's formula
 
 
 def test_no_two_layouts_agree() -> None:
-    """Weights learnt with one give nonsense with another."""
+    """A model trained with one is useless with another."""
     tables = [sine(torch.arange(64), 16, layout=layout) for layout in get_args(Layout)]
     assert len(tables) == 3
-    for one, other in itertools.combinations(tables, 2):
-        assert (one - other).abs().max() > 1
+    for a, b in itertools.combinations(tables, 2):
+        assert (a - b).abs().max() > 1
 
 
 @pytest.mark.parametrize("width", [4, 24, 256])
@@ -103,7 +103,7 @@ def test_sine_2d_of_an_image_does_not_move_with_its_padding() -> None:
     torch.testing.assert_close(sine_2d(padded, 32)[0, :4, :7], alone[0], rtol=0, atol=1e-6)
 
 
-def test_sine_2d_tells_all_positions_apart() -> None:
+def test_sine_2d_gives_every_position_a_different_vector() -> None:
     table = sine_2d(torch.ones(1, 25, 34, dtype=torch.bool), 128)[0].flatten(0, 1)
     distances = torch.cdist(table, table).fill_diagonal_(torch.inf)
     assert distances.min() > 0.01
@@ -111,13 +111,13 @@ def test_sine_2d_tells_all_positions_apart() -> None:
 
 def test_learned_positions_are_column_then_row() -> None:
     positions = Learned2d(6, side=5)
-    got = positions(torch.ones(2, 3, 4, dtype=torch.bool))
-    assert got.shape == (2, 3, 4, 6)
+    x = positions(torch.ones(2, 3, 4, dtype=torch.bool))
+    assert x.shape == (2, 3, 4, 6)
     for image in range(2):
         for i in range(3):
             for j in range(4):
                 expected = torch.cat([positions.columns.weight[j], positions.rows.weight[i]])
-                assert torch.equal(got[image, i, j], expected)
+                assert torch.equal(x[image, i, j], expected)
 
 
 def test_learned_positions_start_uniform_and_learn() -> None:
@@ -150,25 +150,27 @@ def table(height: int, width: int, dtype: torch.dtype = torch.float32) -> Tensor
     return torch.randn(height, width, CHANNELS, generator=generator(height, width), dtype=torch.float64).to(dtype)
 
 
-def by_timm(grid: Tensor, size: tuple[int, int], how: str) -> Tensor:
+def by_timm(grid: Tensor, size: tuple[int, int], convention: str) -> Tensor:
     layers = pytest.importorskip("timm.layers")
     flat = grid.flatten(0, 1)[None]
     old = (grid.shape[0], grid.shape[1])
-    mode = how.partition("_")[0]
-    moved = layers.resample_abs_pos_embed(flat, list(size), list(old), num_prefix_tokens=0, interpolation=mode)
-    return moved[0].unflatten(0, size)
+    mode = convention.partition("_")[0]
+    resampled = layers.resample_abs_pos_embed(flat, list(size), list(old), num_prefix_tokens=0, interpolation=mode)
+    return resampled[0].unflatten(0, size)
 
 
-def by_transformers(grid: Tensor, size: tuple[int, int], how: str) -> Tensor:
+def by_transformers(grid: Tensor, size: tuple[int, int], convention: str) -> Tensor:
     vit = pytest.importorskip("transformers.models.vit.modeling_vit")
     config = vit.ViTConfig(hidden_size=CHANNELS, num_attention_heads=2, image_size=2 * len(grid), patch_size=2)
     embeddings = vit.ViTEmbeddings(config)
     embeddings.position_embeddings.data[0, 1:] = grid.flatten(0, 1)
-    moved = embeddings.interpolate_pos_encoding(torch.zeros(1, size[0] * size[1] + 1, CHANNELS), *(2 * n for n in size))
-    return moved.detach()[0, 1:].unflatten(0, size)
+    resampled = embeddings.interpolate_pos_encoding(
+        torch.zeros(1, size[0] * size[1] + 1, CHANNELS), *(2 * n for n in size)
+    )
+    return resampled.detach()[0, 1:].unflatten(0, size)
 
 
-def by_torchvision(grid: Tensor, size: tuple[int, int], how: str) -> Tensor:
+def by_torchvision(grid: Tensor, size: tuple[int, int], convention: str) -> Tensor:
     from torchvision.models.vision_transformer import interpolate_embeddings
 
     flat = torch.cat((torch.zeros(1, CHANNELS), grid.flatten(0, 1)))[None]
@@ -176,8 +178,8 @@ def by_torchvision(grid: Tensor, size: tuple[int, int], how: str) -> Tensor:
     return state["encoder.pos_embedding"][0, 1:].unflatten(0, size)
 
 
-def by_scipy(grid: Tensor, size: tuple[int, int], how: str) -> Tensor:
-    """As vit_jax does when it loads a checkpoint."""
+def by_scipy(grid: Tensor, size: tuple[int, int], convention: str) -> Tensor:
+    """As in vit_jax when it loads a checkpoint."""
     factors = (size[0] / grid.shape[0], size[1] / grid.shape[1], 1)
     return torch.from_numpy(ndimage.zoom(grid.numpy(), factors, order=1))
 
@@ -189,78 +191,91 @@ PEERS = {
     "bicubic_corners": by_torchvision,
     "bilinear_corners": by_scipy,
 }
-SIZES = {  # transformers and torchvision take square tables only, and torchvision makes only such
+GRIDS = {  # transformers and torchvision take only square tables, and torchvision makes only square ones
     "bicubic": [((4, 4), (6, 6)), ((6, 6), (4, 4)), ((6, 6), (4, 9)), ((5, 5), (3, 8))],
     "bicubic_corners": [((4, 4), (6, 6)), ((6, 6), (4, 4)), ((5, 5), (8, 8))],
 }
-SIZES |= {how: [((4, 4), (6, 6)), ((6, 6), (4, 4)), ((4, 9), (6, 6)), ((5, 3), (2, 8))] for how in CONVENTIONS[:2]}
-SIZES["bilinear_corners"] = SIZES["bicubic_antialias"]
+GRIDS |= {
+    convention: [((4, 4), (6, 6)), ((6, 6), (4, 4)), ((4, 9), (6, 6)), ((5, 3), (2, 8))]
+    for convention in CONVENTIONS[:2]
+}
+GRIDS["bilinear_corners"] = GRIDS["bicubic_antialias"]
 
 
-@pytest.mark.parametrize(("how", "old", "new"), [(how, *sizes) for how in CONVENTIONS for sizes in SIZES[how]])
-def test_each_convention_is_its_owners(how: Resampling, old: tuple[int, int], new: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    ("convention", "old", "new"), [(convention, *grids) for convention in CONVENTIONS for grids in GRIDS[convention]]
+)
+def test_each_convention_agrees_with_its_source(
+    convention: Resampling, old: tuple[int, int], new: tuple[int, int]
+) -> None:
     grid = table(*old)
-    # fp32; torch's interpolation weights are known to about 1e-6 of values of size three
-    torch.testing.assert_close(resample(grid, new, how), PEERS[how](grid, new, how), rtol=0, atol=1e-5)
+    # fp32; torch's interpolation weights have errors of about 1e-6, and values have size three
+    torch.testing.assert_close(
+        resample(grid, new, convention), PEERS[convention](grid, new, convention), rtol=0, atol=1e-5
+    )
 
 
-@pytest.mark.parametrize("how", CONVENTIONS)
-def test_the_same_grid_comes_back_untouched(how: Resampling) -> None:
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_the_same_grid_comes_back_untouched(convention: Resampling) -> None:
     grid = table(4, 9)
-    assert resample(grid, (4, 9), how) is grid
-    assert resample(grid, torch.Size((4, 9)), how) is grid
+    assert resample(grid, (4, 9), convention) is grid
+    assert resample(grid, torch.Size((4, 9)), convention) is grid
 
 
-@pytest.mark.parametrize("how", CONVENTIONS)
-def test_another_grid_of_as_many_places_is_another_table(how: Resampling) -> None:
-    """36 places in both; the number of tokens alone cannot tell them apart."""
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_another_grid_with_as_many_positions_is_resampled(convention: Resampling) -> None:
+    """Both have 36 positions; the number of tokens does not distinguish them."""
     grid = table(4, 9, torch.float64)
-    moved = resample(grid, (6, 6), how)
-    assert not torch.allclose(moved.flatten(0, 1), grid.flatten(0, 1), atol=0.1)
-    mode, _, variant = how.partition("_")
+    resampled = resample(grid, (6, 6), convention)
+    assert not torch.allclose(resampled.flatten(0, 1), grid.flatten(0, 1), atol=0.1)
+    mode, _, variant = convention.partition("_")
     options = {"align_corners": variant == "corners", "antialias": variant == "antialias"}
     expected = F.interpolate(grid.movedim(2, 0)[None], size=(6, 6), mode=mode, **options)[0].movedim(0, 2)
-    torch.testing.assert_close(moved, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(resampled, expected, rtol=0, atol=1e-12)
 
 
 def test_no_two_conventions_agree_on_a_smaller_grid() -> None:
-    moved = [resample(table(6, 6), (4, 4), how) for how in CONVENTIONS]
-    assert all((a - b).abs().max() > 0.01 for i, a in enumerate(moved) for b in moved[:i])
+    resampled = [resample(table(6, 6), (4, 4), convention) for convention in CONVENTIONS]
+    assert all((a - b).abs().max() > 0.01 for i, a in enumerate(resampled) for b in resampled[:i])
 
 
-@pytest.mark.parametrize("how", CONVENTIONS)
-def test_a_flat_table_stays_flat(how: Resampling) -> None:
-    flat = torch.full((4, 9, CHANNELS), 0.7)
-    torch.testing.assert_close(resample(flat, (7, 5), how), torch.full((7, 5, CHANNELS), 0.7), rtol=0, atol=1e-6)
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_a_constant_table_stays_constant(convention: Resampling) -> None:
+    constant = torch.full((4, 9, CHANNELS), 0.7)
+    torch.testing.assert_close(
+        resample(constant, (7, 5), convention), torch.full((7, 5, CHANNELS), 0.7), rtol=0, atol=1e-6
+    )
 
 
 def test_rows_stay_rows_and_columns_columns() -> None:
-    """A table that says its row in one channel and its column in another, in the convention that keeps corners."""
+    """A table of row and column numbers, one in each channel, in the convention that keeps corners."""
     rows, columns = torch.meshgrid(torch.linspace(0, 1, 4), torch.linspace(0, 1, 9), indexing="ij")
-    moved = resample(torch.stack((rows, columns), dim=-1), (7, 5), "bilinear_corners")
+    resampled = resample(torch.stack((rows, columns), dim=-1), (7, 5), "bilinear_corners")
     rows, columns = torch.meshgrid(torch.linspace(0, 1, 7), torch.linspace(0, 1, 5), indexing="ij")
-    torch.testing.assert_close(moved, torch.stack((rows, columns), dim=-1), rtol=0, atol=1e-6)
+    torch.testing.assert_close(resampled, torch.stack((rows, columns), dim=-1), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
-def test_resampling_computes_half_types_in_fp32_and_gives_back_their_own(dtype: torch.dtype) -> None:
+def test_resampling_computes_half_types_in_fp32_and_returns_the_type_of_the_table(dtype: torch.dtype) -> None:
     grid = table(4, 4, dtype)
-    moved = resample(grid, (6, 5), "bicubic_antialias")
-    wide = torch.promote_types(dtype, torch.float32)
-    assert moved.dtype == dtype
-    assert torch.equal(moved, resample(grid.to(wide), (6, 5), "bicubic_antialias").to(dtype))
+    resampled = resample(grid, (6, 5), "bicubic_antialias")
+    compute_dtype = torch.promote_types(dtype, torch.float32)
+    assert resampled.dtype == dtype
+    assert torch.equal(resampled, resample(grid.to(compute_dtype), (6, 5), "bicubic_antialias").to(dtype))
 
 
-@pytest.mark.parametrize("how", CONVENTIONS)
-def test_a_table_learns_through_its_resampling(how: Resampling) -> None:
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_a_table_gets_gradients_through_its_resampling(convention: Resampling) -> None:
     grid = table(4, 3).requires_grad_()
-    resample(grid, (6, 5), how).sum().backward()
+    resample(grid, (6, 5), convention).sum().backward()
     assert grid.grad is not None and grid.grad.abs().sum() > 0
-    if how == "bicubic_antialias":
-        assert grid.grad.sum().item() == pytest.approx(6 * 5 * CHANNELS, rel=1e-5), "weights of a place add up to one"
+    if convention == "bicubic_antialias":
+        assert grid.grad.sum().item() == pytest.approx(6 * 5 * CHANNELS, rel=1e-5), (
+            "interpolation weights add up to one"
+        )
 
 
-def test_a_learned_grid_is_handed_out_row_by_row() -> None:
+def test_a_learned_grid_is_returned_row_by_row() -> None:
     positions = LearnedGrid(CHANNELS, (2, 3), on_token=False, resampling="bicubic")
     positions.grid.data = table(2, 3)
     assert positions.token is None and {*positions.state_dict()} == {"grid"}
@@ -270,19 +285,19 @@ def test_a_learned_grid_is_handed_out_row_by_row() -> None:
     assert LearnedGrid(CHANNELS, (2, 3), on_token=True, resampling="bicubic").state_dict()["token"].shape == (CHANNELS,)
 
 
-@pytest.mark.parametrize("how", CONVENTIONS)
-def test_an_exported_grid_serves_any_size_and_gives_its_own_back_untouched(how: Resampling) -> None:
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_an_exported_grid_serves_any_size_and_returns_its_own_untouched(convention: Resampling) -> None:
     class Positions(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.positions = LearnedGrid(CHANNELS, (3, 4), on_token=False, resampling=how)
+            self.positions = LearnedGrid(CHANNELS, (3, 4), on_token=False, resampling=convention)
             self.positions.grid.data = table(3, 4)
 
         def forward(self, image: Tensor) -> Tensor:
             return self.positions((image.shape[0], image.shape[1]))
 
     model = Positions()
-    free = {i: torch.export.Dim(name, min=2, max=64) for i, name in enumerate(("height", "width"))}
-    exported = torch.export.export(model, (torch.empty(5, 6),), dynamic_shapes=(free,)).module()
+    dynamic = {i: torch.export.Dim(name, min=2, max=64) for i, name in enumerate(("height", "width"))}
+    exported = torch.export.export(model, (torch.empty(5, 6),), dynamic_shapes=(dynamic,)).module()
     for size in ((3, 4), (4, 3), (2, 7), (12, 2)):
         assert torch.equal(exported(torch.empty(size)), model(torch.empty(size))), size

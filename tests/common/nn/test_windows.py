@@ -1,4 +1,4 @@
-"""A window attention with its own bias table, handed in to Block, against torchvision's Swin block."""
+"""A Block with a window attention and its own bias table, against torchvision's Swin block."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from common.nn.blocks import Block, BlockOptions
 
 WIDTH, HEADS, SIDE, WINDOW = 24, 3, 12, 4
 EXACT = {"rtol": 0, "atol": 1e-11}  # float64, one block with values of size ten
-NAMES = {
+THEIR_NAMES = {
     "attention.table": "attn.relative_position_bias_table",
     "attention.inner.in_proj": "attn.qkv",
     "attention.inner.out_proj": "attn.proj",
@@ -43,9 +43,9 @@ class Windows(nn.Module):
         return x.reshape(len(q), *guide, WIDTH).roll((self.shift, self.shift), (1, 2)).flatten(1, 2)
 
     def bias(self) -> Tensor:
-        """(1, h, ww, ww), by the distance of rows and of columns."""
-        place = torch.cartesian_prod(torch.arange(WINDOW), torch.arange(WINDOW))  # (ww, 2)
-        distance = place[:, None] - place + WINDOW - 1  # (ww, ww, 2)
+        """(1, h, ww, ww), by the distance in rows and columns."""
+        positions = torch.cartesian_prod(torch.arange(WINDOW), torch.arange(WINDOW))  # (ww, 2)
+        distance = positions[:, None] - positions + WINDOW - 1  # (ww, ww, 2)
         return self.table[distance[..., 0] * (2 * WINDOW - 1) + distance[..., 1]].permute(2, 0, 1)[None]
 
     def may_look(self, batch: int, size: tuple[int, int]) -> Tensor:
@@ -63,15 +63,17 @@ def windows(x: Tensor) -> Tensor:
     return x.reshape(-1, WINDOW * WINDOW, channels)
 
 
-@pytest.mark.parametrize("way", ["written out", "by a kernel"])
+@pytest.mark.parametrize("implementation", ["materialised", "fused"])
 @pytest.mark.parametrize("shift", [0, 2])
-def test_a_block_with_a_window_attention_is_torchvisions(shift: int, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if way == "by a kernel":
+def test_a_block_with_a_window_attention_is_torchvisions(
+    shift: int, implementation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if implementation == "fused":
         monkeypatch.setattr(attention, "MAX_MATERIALISED_WEIGHTS", 0)
     theirs = SwinTransformerBlock(WIDTH, HEADS, [WINDOW, WINDOW], [shift, shift]).double()
-    drawn = generator("swin")
+    rng = generator("swin")
     for parameter in theirs.parameters():
-        nn.init.normal_(parameter, std=0.5, generator=drawn)
+        nn.init.normal_(parameter, std=0.5, generator=rng)
     options = BlockOptions(
         width=WIDTH, heads=HEADS, feedforward=4 * WIDTH, pre_norm=True, activation=nn.GELU, norm_eps=1e-5
     )
@@ -80,20 +82,20 @@ def test_a_block_with_a_window_attention_is_torchvisions(shift: int, way: str, m
     ours.load_state_dict({name: values[their_name(name)] for name in ours.state_dict()})
 
     size = (SIDE, 2 * WINDOW)
-    x = torch.randn(2, *size, WIDTH, dtype=torch.float64, generator=drawn, requires_grad=True)
-    found, expected = ours(x.flatten(1, 2), guide=size).view_as(x), theirs(x)
-    torch.testing.assert_close(found, expected, **EXACT)
-    direction = torch.randn(x.shape, dtype=x.dtype, generator=drawn)
+    x = torch.randn(2, *size, WIDTH, dtype=torch.float64, generator=rng, requires_grad=True)
+    y, expected = ours(x.flatten(1, 2), guide=size).view_as(x), theirs(x)
+    torch.testing.assert_close(y, expected, **EXACT)
+    direction = torch.randn(x.shape, dtype=x.dtype, generator=rng)
     parameters = dict(theirs.named_parameters())
-    got = torch.autograd.grad(found, [x, *ours.parameters()], direction)
-    paired = [parameters[their_name(name)] for name, _ in ours.named_parameters()]
-    assert len(paired) == len(parameters)
-    wanted = torch.autograd.grad(expected, [x, *paired], direction)
-    for ours_gradient, their_gradient in zip(got, wanted, strict=True):
-        torch.testing.assert_close(ours_gradient, their_gradient, rtol=1e-11, atol=1e-10)
+    our_gradients = torch.autograd.grad(y, [x, *ours.parameters()], direction)
+    their_parameters = [parameters[their_name(name)] for name, _ in ours.named_parameters()]
+    assert len(their_parameters) == len(parameters)
+    their_gradients = torch.autograd.grad(expected, [x, *their_parameters], direction)
+    for our_gradient, their_gradient in zip(our_gradients, their_gradients, strict=True):
+        torch.testing.assert_close(our_gradient, their_gradient, rtol=1e-11, atol=1e-10)
 
 
 def their_name(name: str) -> str:
-    for ours, theirs in NAMES.items():
+    for ours, theirs in THEIR_NAMES.items():
         name = name.replace(ours, theirs)
     return name
