@@ -1,7 +1,7 @@
-"""What the trainer and the evaluator must know about a data set and a problem: two small protocols.
+"""What the trainer and the evaluator must know about a data set and a problem: the protocols `Data` and `Task`.
 
-Nothing here is inherited from. A wing's class fits when it has these methods. What a class may have beside stands in
-`OptionalData`, `OptionalTask` and `OptionalModel`: members are looked up by name, and a class without them is complete.
+No class inherits from a protocol; a class satisfies it by having its members. `OptionalData`, `OptionalTask` and
+`OptionalModel` list members that a class may have: they are looked up by name, and a class without them is complete.
 """
 
 import math
@@ -19,172 +19,172 @@ Answer = dict[str, Any]  # one sample's prediction in the user's units
 
 
 class Goal(NamedTuple):
-    """The number, read on `val`, that picks the best checkpoint."""
+    """The metric on `val` that selects the best checkpoint."""
 
     name: str
     higher_is_better: bool
 
     def better(self, new: float, old: float | None) -> bool:
-        """Whether `new` beats `old`; the first number always does, and any number beats one that is none."""
+        """Whether `new` is better than `old`. Any number is better than None or nan; nan is better than None alone."""
         if old is None or math.isnan(old):
             return old is None or not math.isnan(new)
         return new > old if self.higher_is_better else new < old
 
 
 class Adopted(NamedTuple):
-    """A foreign file in our own terms."""
+    """A foreign file's weights and task state under our names."""
 
-    weights: dict[str, Tensor]  # by our names
-    task_state: dict[str, Any]  # what `Task.restore` takes; empty when the file does not say
-    left_out: list[str]  # the file's keys that have no place here
+    weights: dict[str, Tensor]  # under our names
+    task_state: dict[str, Any]  # for `Task.restore`; empty where the file holds none
+    left_out: list[str]  # the file's keys that were not used
 
 
 class Data(Protocol):
-    """A data set of a wing. Its constructor opens no file."""
+    """A data set with its splits. The constructor opens no file."""
 
     batch_size: int  # samples, or padded tokens, of one optimizer step over all ranks
 
     def count(self, split: Split) -> int:
-        """Number of samples in `split`."""
+        """The number of samples in `split`."""
 
     def cost(self, split: Split) -> Sequence[int]:
-        """What each sample weighs; a batch weighs its number of samples times its heaviest one."""
+        """The cost of each sample; a batch costs its number of samples times its highest cost."""
 
     def sample(self, split: Split, index: int, generator: torch.Generator | None) -> dict[str, Any]:
-        """One sample, augmented by `generator`; None means as it is evaluated."""
+        """One sample, augmented with `generator`; without augmentation for None."""
 
     def collate(self, samples: list[dict[str, Any]]) -> Batch:
-        """Samples to one batch of padded CPU tensors with their names under "ids"."""
+        """Collate samples to one batch of padded CPU tensors, with the samples' ids under "ids"."""
 
     def summary(self) -> list[str]:
-        """Lines for the start of a run: sizes, and what was left out and why."""
+        """Lines for the start summary: counts of samples, and what was left out and why."""
 
 
 class OptionalData(Protocol):
-    """What a data set may have."""
+    """Optional members of a data set."""
 
     drawn: bool
-    """Whether it was made to be learnt without pretrained weights; a task's `advice` then leaves out that warning."""
+    """Whether it was made to be learnt from scratch; `Task.advice` then recommends no pretrained weights."""
 
     def where(self, split: Split, index: int) -> str:
-        """A few words on where a sample lies (its file, its line), for messages; opens nothing."""
+        """The origin of a sample (its file, its line), for messages; opens no file."""
 
 
 class Metric(Protocol):
-    """An accumulator over one split: every sample once, joined over ranks by sample id, computed once."""
+    """An accumulator over one split: each sample once, gathered over ranks by sample id, computed once."""
 
     def update(self, batch: Batch, answers: list[Answer]) -> None:
-        """Take in the answers to one batch."""
+        """Add the answers to one batch."""
 
     def gather(self) -> None:
-        """Join the ranks' shares by sample id (a collective: all ranks call it)."""
+        """Gather the answers of all ranks by sample id (a collective: all ranks call it)."""
 
     def compute(self) -> dict[str, float]:
-        """The numbers, on every rank the same."""
+        """The numbers, equal on all ranks."""
 
     def details(self) -> Sequence[Sequence[Any]]:
-        """A table of finer numbers, its header first: those of each class, say."""
+        """A table of finer numbers, those of each class, say; the first row is its header."""
 
     def write(self, folder: Path) -> None:
-        """The predictions in the field's own file format (rank 0)."""
+        """Write the predictions in the field's file format (rank 0)."""
 
 
 class Task(Protocol):
-    """A problem: its loss, its answers and its numbers; never a particular model or data set."""
+    """A problem: its loss, its answers and its numbers, independent of the model and the data set."""
 
-    goal: Goal  # of this instance
-    # The keys of `model_arguments` that each model must take; read from source before anything is imported.
+    goal: Goal  # an instance may have its own
+    # The keys of `model_arguments` that every model must take; read from source, before any import.
     handed_on: ClassVar[tuple[str, ...]]
 
     def model_arguments(self) -> dict[str, Any]:
-        """What the data decide about the model (number of classes, vocabulary size)."""
+        """Arguments of the model's constructor that the data decide (number of classes, vocabulary size)."""
 
     def state(self) -> dict[str, Any]:
-        """Plain types, enough to predict without the data set."""
+        """What prediction needs besides the model (class names, tokenizers), in plain types, for the checkpoint."""
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take `state` from a checkpoint."""
+        """Load the result of `state` from a checkpoint."""
 
     def adopt(self, tensors: dict[str, Any], folder: Path) -> Adopted:
-        """Translate a foreign checkpoint; raises UserError when the layout is not known.
+        """Convert a foreign checkpoint; raises UserError when its layout is unsupported.
 
-        `folder`: where the file lies, for programs that keep a vocabulary beside it.
+        `folder`: that of the file, for programs that keep a vocabulary beside it.
         """
 
     def normalisers(self, batch: Batch) -> dict[str, float]:
-        """What each loss term is divided by: from targets and the task's constants, never from outputs."""
+        """The divisor of each loss term, from targets and the task's constants, never from outputs."""
 
     def loss(self, model: nn.Module, batch: Batch, normalisers: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Total (scalar, at least fp32) and its named parts (detached scalars).
+        """The total loss (scalar, at least fp32) and its parts by name (detached scalars).
 
-        Both are sums over the batch divided by the normalisers of the WHOLE step, so micro-batches and ranks add up.
-        `batch["seeds"]` holds a seed for each sample, for what the task draws itself.
+        Both are sums over the batch, divided by the normalisers of the whole step, so that micro-batches and ranks add
+        up. `batch["seeds"]` holds a seed for each sample, for randomness of the task.
         """
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Answer]:
-        """One answer per sample, in the user's units, on the CPU."""
+        """One answer for each sample, in the user's units, on the CPU."""
 
     def read(self, input: str) -> Iterator[Batch]:
-        """A user's file, folder or pipe to batches as they come."""
+        """Batches of a user's file, folder or pipe, each as soon as it is read."""
 
     def show(self, batch: Batch, answers: list[Answer], folder: Path) -> Iterable[str]:
-        """Write answers as pictures or text under `folder`; one line for the console each."""
+        """Write answers as pictures or text under `folder`; returns a line for the console for each."""
 
     def pictures(self, batch: Batch, answers: list[Answer], count: int) -> Tensor | None:
-        """uint8 (B, 3, H, W) of the first `count` answers for the log, or None where pictures make no sense."""
+        """Pictures of the first `count` answers for the log, uint8 (B, 3, H, W); None for a task without pictures."""
 
     def metric(self, split: Split) -> Metric:
-        """A fresh accumulator for `split`."""
+        """A new, empty metric for `split`."""
 
     def advice(self, pretrained: bool) -> list[str]:
-        """Warnings that the data call for before the first step, one sentence each.
+        """Warnings about the data before the first step, one sentence each.
 
-        `pretrained`: whether any part of the model starts from weights that were learnt.
+        `pretrained`: whether any part of the model starts from trained weights.
         """
 
     def alarms(self, answers: list[Answer]) -> list[str]:
-        """Warnings that the newest answers on val call for, one sentence each."""
+        """Warnings about the latest answers on val, one sentence each."""
 
 
 class OptionalTask(Protocol):
-    """What a task may have."""
+    """Optional members of a task."""
 
     per_micro_batch: Sequence[str]
-    """Short names of what in its loss depends on how a step is cut (a divisor that depends on outputs), for the log."""
+    """Names, for the start summary, of parts of its loss that depend on how a step is split (divisors from outputs)."""
 
     offered: Sequence[str]
-    """Keys of `model_arguments` that a model gets only if its constructor names them."""
+    """Keys of `model_arguments` that are passed only to models with these arguments."""
 
     def sizes(self, batch: Batch) -> dict[str, float]:
         """The former name of `normalisers`, for one version."""
 
     def inherit(self, state: dict[str, Any]) -> None:
-        """Take a part of the task's state in the checkpoint that a run starts from, before the model is built."""
+        """Take over part of the task state of the checkpoint that a run starts from, before the model is built."""
 
 
 class OptionalModel(Protocol):
-    """What a model may have."""
+    """Optional members of a model."""
 
     decided_by_data: Sequence[str]
-    """Names or prefixes of tensors that mean nothing for other classes or words: such a checkpoint's are not loaded."""
+    """Names or prefixes of tensors tied to classes or words; not loaded from a checkpoint with other ones."""
 
     undecayed: Sequence[str]
-    """Names or prefixes of parameters without weight decay that are no vectors: tables of positions, say."""
+    """Names or prefixes of matrices without weight decay: tables of positions, say."""
 
     per_micro_batch: Sequence[str]
-    """Short names of what in it depends on how a step is cut, for the log; live BatchNorm layers need none."""
+    """Names, for the start summary, of parts that depend on how a step is split; BatchNorm is listed anyway."""
 
     longest: int
-    """The number of tokens in the longest input that it takes; a task then refuses longer ones by their names."""
+    """The maximum number of input tokens; a task refuses longer inputs by name."""
 
     def fetch_weights(self) -> str | None:
-        """Load pretrained weights in a run that starts from no checkpoint; a line for the log, None without any."""
+        """Load pretrained weights, in a run without `checkpoint`; returns a line for the log, or None if there are none."""
 
     def adapt(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A checkpoint's weights in this model's sizes: positions resampled to another grid, say."""
+        """A checkpoint's weights, converted to this model's shapes: positions resampled to another grid, say."""
 
     def layers(self) -> Sequence[tuple[str, ...]]:
-        """Prefixes of its parameters' names, layer by layer from input to output, for `optimizer.layer_decay`."""
+        """Prefixes of parameter names for each layer, from input to output, for `optimizer.layer_decay`."""
 
     def features(self, images: Tensor) -> Tensor:
-        """What its head is given: (B, channels, H, W) -> (B, C), for the nearest neighbours among training images."""
+        """Inputs of its head, (B, channels, H, W) -> (B, C), for the nearest neighbours among training images."""

@@ -1,4 +1,4 @@
-"""Weights of a backbone alone: torchvision's ImageNet download, or a file in torchvision's or official DETR's names."""
+"""Weights of a backbone, from torchvision's download or a file with torchvision's or official DETR's names."""
 
 from pathlib import Path
 
@@ -11,9 +11,9 @@ from common.weights.unwrapping import unwrap
 
 
 def load_weights(backbone: Backbone, options: BackboneOptions) -> None:
-    """Fill `backbone` from torchvision's ImageNet weights or from a file in torchvision's or official DETR's layout.
+    """Load torchvision's ImageNet weights, or a file in torchvision's or official DETR's layout, into `backbone`.
 
-    Raises UserError when they cannot be fetched, or when a tensor is missing or has another shape.
+    Raises UserError when the weights cannot be downloaded, or when a tensor is missing or has another shape.
     """
     if options.weights == "imagenet_v1":
         tensors = _download(options.name)
@@ -22,14 +22,14 @@ def load_weights(backbone: Backbone, options: BackboneOptions) -> None:
     for prefix in ("backbone.0.body.", "backbone."):  # official DETR's, and ours
         if any(key.startswith(prefix) for key in tensors):
             tensors = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-    own = backbone.state_dict()
-    bad = [key for key, value in own.items() if key not in tensors or tensors[key].shape != value.shape]
-    if bad:
+    state = backbone.state_dict()
+    mismatches = [key for key, value in state.items() if key not in tensors or tensors[key].shape != value.shape]
+    if mismatches:
         raise UserError(
-            f"{options.weights} does not fit model.backbone.name={options.name}: {len(bad)} tensors are missing or of "
-            f"another shape, the first is {bad[0]}; name the backbone that the file holds."
+            f"{options.weights} does not match model.backbone.name={options.name}: {len(mismatches)} tensors are missing "
+            f"or of another shape, the first is {mismatches[0]}; name the backbone that the file holds."
         )
-    backbone.load_state_dict({key: tensors[key] for key in own})
+    backbone.load_state_dict({key: tensors[key] for key in state})
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -42,14 +42,14 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 def _download(name: str) -> dict[str, Tensor]:
     if name == "small":
-        raise UserError("model.backbone.weights=imagenet_v1 exists for the ResNets, not for small; use weights=none.")
+        raise UserError("model.backbone.weights=imagenet_v1 exists for the ResNets, not for small; give weights=none.")
     from torchvision.models import get_model_weights
 
-    weights = get_model_weights(name)["IMAGENET1K_V1"]
+    entry = get_model_weights(name)["IMAGENET1K_V1"]
     try:
-        return dict(weights.get_state_dict(progress=False, check_hash=True))
+        return dict(entry.get_state_dict(progress=False, check_hash=True))
     except (OSError, RuntimeError) as error:
         raise UserError(
-            f"The ImageNet weights of {name} could not be fetched from {weights.url} ({error}); download that file "
-            "elsewhere and give its path as model.backbone.weights=FILE, or train without by weights=none."
+            f"The ImageNet weights of {name} could not be fetched from {entry.url} ({error}); download that file "
+            "elsewhere and give its path as model.backbone.weights=FILE, or train without it by weights=none."
         ) from error

@@ -1,6 +1,6 @@
-"""Names that several programs share, as rows of their tables: torch.nn's Transformer layers, and ResNets."""
+"""Rows of rename tables that several programs share: torch.nn's Transformer layers, and ResNets."""
 
-# torch.nn.TransformerEncoderLayer and TransformerDecoderLayer, whose names the official DETR has, too.
+# torch.nn.TransformerEncoderLayer and TransformerDecoderLayer; the official DETR has the same names.
 TORCH_ENCODER_LAYER = (
     ("self_attn.in_proj_", "attention.in_proj."),
     ("self_attn.out_proj.", "attention.out_proj."),
@@ -15,5 +15,5 @@ TORCH_DECODER_LAYER = (
     ("multihead_attn.out_proj.", "cross_attention.out_proj."),
     ("norm3.", "residuals.2.norm."),
 )
-# Our ResNets have torchvision's names; counters of batches have no place in frozen norms.
+# Our ResNets have torchvision's names, without num_batches_tracked: their norms are frozen.
 RESNET = (("{path}.", "{path}."), ("{path}.running_{statistic}", "{path}.running_{statistic}"))

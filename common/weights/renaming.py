@@ -1,4 +1,4 @@
-"""Names of another program's tensors and ours for the same tensors, in tables that are read in both directions."""
+"""Rename tables: another program's names of tensors and ours, read in both directions."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -10,24 +10,24 @@ from torch import Tensor
 Row = tuple[str, str]  # (theirs, ours)
 
 FIELD_PATTERNS = {"i": r"\d+", "leaf": "weight|bias", "path": ".+", "qkv": "[qkv]", "statistic": "mean|var"}
-MATCHES_NOTHING = "(?!)"  # a regular expression that nothing matches
+MATCHES_NOTHING = "(?!)"  # a regular expression
 
 
 class RenameResult(NamedTuple):
-    """Tensors under their new names, and the old names of those that have none."""
+    """Tensors under their new names, and the old names of those without a new one."""
 
     tensors: dict[str, Tensor]
     sources: dict[str, str]  # new name -> old name
-    left_out: list[str]
+    left_out: list[str]  # on purpose
     unknown: list[str]
 
 
 class Table:
-    """Rows (theirs, ours) of names; the first row that matches a name decides.
+    """Rows (theirs, ours) of name templates; the first row that matches a name applies.
 
-    A field stands in both: `{i}` for a number, `{qkv}` for one of these letters, `{leaf}` for "weight" or "bias",
-    `{path}` for any text. A row that ends in "." on our side means `{leaf}` after it. `{a|b}` on their side lists
-    spellings, in which `*` is any word; their names are written with the first.
+    A template may hold fields, the same on both sides: `{i}` is a number, `{qkv}` one of these letters, `{leaf}`
+    "weight" or "bias", `{path}` any text. `{leaf}` is appended to both sides of a row whose ours ends in ".". On their
+    side `{a|b}` lists alternative spellings, in which `*` is any word; `to_theirs` writes the first.
     """
 
     def __init__(self, *rows: Row):
@@ -35,12 +35,12 @@ class Table:
                           for theirs, ours in rows)  # fmt: skip
 
     def to_ours(self, name: str) -> str | None:
-        """Our name for a tensor of theirs; None without a row for it."""
-        return _translated(self._from_theirs, name)
+        """Our name for a tensor of theirs; None if no row matches."""
+        return _translate(self._from_theirs, name)
 
     def to_theirs(self, name: str) -> str | None:
-        """Their name for a tensor of ours; None without a row for it."""
-        return _translated(self._from_ours, name)
+        """Their name for a tensor of ours; None if no row matches."""
+        return _translate(self._from_ours, name)
 
     @cached_property
     def _from_theirs(self) -> list[tuple[re.Pattern[str], str]]:
@@ -52,17 +52,17 @@ class Table:
 
 
 def with_prefixes(theirs: str, ours: str, rows: Iterable[Row]) -> list[Row]:
-    """Rows with a prefix on each side."""
-    return [(theirs + name, ours + meaning) for name, meaning in rows]
+    """The rows with a prefix added on each side."""
+    return [(theirs + their_name, ours + our_name) for their_name, our_name in rows]
 
 
 def rename(
     tensors: Mapping[str, Tensor], new_name: Callable[[str], str | None], left_out: str = MATCHES_NOTHING
 ) -> RenameResult:
-    """Tensors under the names that `new_name` gives (`Table.to_ours`, say).
+    """Rename tensors by `new_name` (`Table.to_ours`, say).
 
-    Of the others, those whose names match the regular expression `left_out` are left out, and the rest is unknown:
-    the caller refuses it.
+    A tensor without a new name is left out if its name matches the regular expression `left_out`, and otherwise
+    unknown: the caller refuses it.
     """
     renamed = RenameResult({}, {}, [], [])
     for name, tensor in tensors.items():
@@ -74,13 +74,13 @@ def rename(
     return renamed
 
 
-def identify_format(names: Iterable[str], signs: Iterable[tuple[str, str]]) -> str | None:
-    """What a file is, by the first of (regular expression, what it tells) that is found in any of its names."""
+def identify_format(names: Iterable[str], patterns: Iterable[tuple[str, str]]) -> str | None:
+    """The format of a file: that of the first of `patterns` (regular expression, format) that occurs in any name."""
     names = list(names)
-    return next((what for sign, what in signs if any(re.search(sign, name) for name in names)), None)
+    return next((kind for pattern, kind in patterns if any(re.search(pattern, name) for name in names)), None)
 
 
-def _translated(rows: list[tuple[re.Pattern[str], str]], name: str) -> str | None:
+def _translate(rows: list[tuple[re.Pattern[str], str]], name: str) -> str | None:
     for pattern, new in rows:
         if match := pattern.fullmatch(name):
             return new.format(**match.groupdict())
@@ -88,14 +88,14 @@ def _translated(rows: list[tuple[re.Pattern[str], str]], name: str) -> str | Non
 
 
 def _pattern(template: str) -> re.Pattern[str]:
-    """The regular expression of a side of a row, with a group for each field."""
+    """The regular expression of a template, with a group for each field."""
     expression = ""
     for literal, braces in re.findall(r"([^{}]*)(\{[^{}]*\})?", template):
         expression += re.escape(literal)
-        inside = braces[1:-1]
-        if "|" in inside:
-            spellings = [re.escape(spelling).replace(r"\*", r"\w+") for spelling in inside.split("|")]
+        field = braces[1:-1]
+        if "|" in field:
+            spellings = [re.escape(spelling).replace(r"\*", r"\w+") for spelling in field.split("|")]
             expression += f"(?:{'|'.join(spellings)})"
-        elif inside:
-            expression += f"(?P<{inside}>{FIELD_PATTERNS[inside]})"
+        elif field:
+            expression += f"(?P<{field}>{FIELD_PATTERNS[field]})"
     return re.compile(expression)

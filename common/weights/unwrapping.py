@@ -1,4 +1,4 @@
-"""The weights in a foreign file: out of their wrappers, by their plain names, and as floats."""
+"""The weights of a foreign file, without wrappers, prefixes and half precision."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -9,14 +9,14 @@ from torch import Tensor
 
 from common.errors import UserError
 
-PREFIX = re.compile(r"^(?:module\.|_orig_mod\.)+")  # of DataParallel, and of compiled models
+PREFIX = re.compile(r"^(?:module\.|_orig_mod\.)+")  # of DataParallel and of compiled models
 
 
 def unwrap(content: dict[str, Any], wrappers: Sequence[str], expected: str) -> tuple[dict[str, Tensor], list[str]]:
-    """A file's tensors, and the names of what is beside them: other weights, and values that are no tensors.
+    """A file's tensors, and the keys of what is left out: other sets of weights, and values that are not tensors.
 
-    Weights are bare or under one of the keys `wrappers`, of which the first that holds any is taken. Raises UserError
-    when there are none; `expected` says which files are taken.
+    Weights are bare, or under one of the keys `wrappers`, of which the first that holds tensors counts. Raises
+    UserError when there are none; `expected` names the supported files.
     """
     holders = [key for key in wrappers if _holds_tensors(content.get(key))]
     weights = content[holders[0]] if holders else content
@@ -25,13 +25,13 @@ def unwrap(content: dict[str, Any], wrappers: Sequence[str], expected: str) -> t
             f"The checkpoint holds no weights, bare or under {_listed(wrappers)}; give {expected}, or a file that this "
             "program wrote."
         )
-    beside = [name for name, value in weights.items() if not isinstance(value, Tensor)]
+    other_keys = [name for name, value in weights.items() if not isinstance(value, Tensor)]
     tensors = {PREFIX.sub("", name): value for name, value in weights.items() if isinstance(value, Tensor)}
-    return tensors, holders[1:] + beside
+    return tensors, holders[1:] + other_keys
 
 
 def floats(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Half types in fp32; other types stay."""
+    """The tensors with half types converted to fp32."""
     half = (torch.float16, torch.bfloat16)
     return {name: tensor.float() if tensor.dtype in half else tensor for name, tensor in tensors.items()}
 

@@ -1,4 +1,4 @@
-"""Optional members are written down where they are looked up, and nowhere else."""
+"""The protocols of optional members declare all that is looked up by name, and nothing else."""
 
 import ast
 import inspect
@@ -24,15 +24,15 @@ def members(protocol: Any) -> set[str]:
 
 
 def looked_up(file: Path) -> set[tuple[str, str]]:
-    """(model, task or data; name) of every getattr and hasattr of one of these with a name in quotes."""
-    found: set[tuple[str, str]] = set()
+    """(model, task or data; name) of each getattr and hasattr on one of these with a literal name."""
+    members_used: set[tuple[str, str]] = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "hasattr"):
             owner, name = ast.unparse(node.args[0]).rpartition(".")[2], node.args[1]
             if isinstance(name, ast.Constant):
                 parts = ("model", "task") if owner == "part" else (owner,)
-                found |= {(part, str(name.value)) for part in parts if part in PROTOCOLS}
-    return found
+                members_used |= {(part, str(name.value)) for part in parts if part in PROTOCOLS}
+    return members_used
 
 
 def test_every_optional_member_is_declared_and_looked_up() -> None:
@@ -47,9 +47,9 @@ def test_every_optional_member_is_declared_and_looked_up() -> None:
         (Translation, OptionalTask),
     ],
 )
-def test_our_own_classes_have_the_declared_signatures(cls: Any, protocol: Any) -> None:
+def test_our_classes_have_the_declared_signatures(cls: Any, protocol: Any) -> None:
     methods = {name for name in members(protocol) if callable(getattr(protocol, name, None)) and hasattr(cls, name)}
     assert methods or cls is Transformer
     for name in methods:
-        declared, own = (list(inspect.signature(getattr(of, name)).parameters) for of in (protocol, cls))
-        assert own == declared, name
+        declared, ours = (list(inspect.signature(getattr(owner, name)).parameters) for owner in (protocol, cls))
+        assert ours == declared, name

@@ -24,11 +24,11 @@ def backbone(name: str = "resnet18") -> Backbone:
 
 
 def torchvision_file(folder: Path, name: str = "resnet18") -> tuple[Path, dict[str, Tensor]]:
-    """As published: with a classifier, and a count in each norm."""
+    """A file as published: with a classifier, and num_batches_tracked in each norm."""
     model = getattr(torchvision.models, name)()
-    drawn = generator("file")
+    rng = generator("file")
     for tensor in model.state_dict().values():
-        tensor.copy_(torch.rand(tensor.shape, generator=drawn) + 0.5)
+        tensor.copy_(torch.rand(tensor.shape, generator=rng) + 0.5)
     path = folder / f"{name}.pth"
     torch.save(model.state_dict(), path)
     return path, model.state_dict()
@@ -60,7 +60,7 @@ def test_a_file_of_another_resnet_is_refused_and_named(tmp_path: Path) -> None:
     path, _ = torchvision_file(tmp_path, "resnet34")
     model = backbone("resnet50")
     before = model.conv1.weight.clone()
-    with pytest.raises(UserError, match=r"resnet34.pth does not fit model.backbone.name=resnet50: .* layer1.0.conv1"):
+    with pytest.raises(UserError, match=r"resnet34.pth does not match model.backbone.name=resnet50: .* layer1.0.conv1"):
         load_weights(model, options("resnet50", path))
     assert torch.equal(model.conv1.weight, before)
 
@@ -70,13 +70,13 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         load_weights(backbone(), options(weights=tmp_path / "nowhere.pth"))
 
 
-def test_imagenet_weights_without_a_network_end_in_one_sentence(
+def test_imagenet_weights_without_a_network_are_refused_in_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_network(*_: object, **__: object) -> None:
         raise URLError("Name or service not known")
 
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))  # nothing is cached there
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))  # an empty cache
     monkeypatch.setattr("torch.hub.urlopen", no_network)
     with pytest.raises(UserError, match=r"resnet18 could not be fetched from https://.*model.backbone.weights=FILE"):
         load_weights(backbone(), options(weights="imagenet_v1"))
@@ -84,7 +84,7 @@ def test_imagenet_weights_without_a_network_end_in_one_sentence(
         load_weights(backbone("small"), options("small", weights="imagenet_v1"))
 
 
-def test_imagenet_weights_once_fetched_need_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_downloaded_imagenet_weights_need_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr("torch.hub.urlopen", None)
     cache = tmp_path / "hub" / "checkpoints"

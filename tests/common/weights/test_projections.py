@@ -5,14 +5,16 @@ import torch
 from common.weights.projections import join, split
 
 
-def thirds(attention: str, *leaves: str) -> dict[str, torch.Tensor]:
+def projections(attention: str, *leaves: str) -> dict[str, torch.Tensor]:
     shapes = {"weight": (4, 3), "bias": (4,)}
     names = [(part, leaf) for leaf in leaves for part in "vkq"]
     return {f"{attention}.{p}.{leaf}": torch.full(shapes[leaf], float("qkv".index(p))) for p, leaf in names}
 
 
 def test_rows_are_those_of_queries_keys_and_values_in_this_order():
-    joined = join(thirds("blocks.0.attention", "weight", "bias") | thirds("blocks.0.cross_attention", "weight"))
+    joined = join(
+        projections("blocks.0.attention", "weight", "bias") | projections("blocks.0.cross_attention", "weight")
+    )
     assert {*joined} == {
         "blocks.0.attention.in_proj.weight",
         "blocks.0.attention.in_proj.bias",
@@ -22,7 +24,7 @@ def test_rows_are_those_of_queries_keys_and_values_in_this_order():
     assert joined["blocks.0.cross_attention.in_proj.weight"][:, 2].tolist() == [0.0] * 4 + [1.0] * 4 + [2.0] * 4
 
 
-def test_other_tensors_stay():
+def test_other_tensors_are_unchanged():
     names = ("attention.q_norm.weight", "attention.out_proj.weight", "attention.in_proj.weight", "q.weight")
     tensors = {name: torch.zeros(3, 1) for name in names}
     assert join(tensors) == tensors
@@ -33,29 +35,28 @@ def test_splitting_and_joining_is_exact():
         f"{x}attention.in_proj.{leaf}": torch.randn(12, 3) for x in ("", "cross_") for leaf in ("weight", "bias")
     }
     tensors["attention.out_proj.weight"] = torch.randn(4, 4)
-    apart = split(tensors)
-    assert (
-        len(apart) == 13
-        and apart["cross_attention.k.bias"].data_ptr() == tensors["cross_attention.in_proj.bias"][4:].data_ptr()
-    ), "views"
-    again = join(apart)
-    assert again.keys() == tensors.keys()
-    assert all(torch.equal(again[name], tensor) for name, tensor in tensors.items())
+    parts = split(tensors)
+    assert len(parts) == 13
+    keys, rows = parts["cross_attention.k.bias"], tensors["cross_attention.in_proj.bias"][4:]
+    assert keys.data_ptr() == rows.data_ptr(), "views"
+    joined = join(parts)
+    assert joined.keys() == tensors.keys()
+    assert all(torch.equal(joined[name], tensor) for name, tensor in tensors.items())
 
 
-def test_where_one_of_three_is_missing_so_is_the_whole():
-    tensors = thirds("attention", "weight", "bias")
+def test_where_one_of_three_is_missing_none_is_joined():
+    tensors = projections("attention", "weight", "bias")
     tensors.pop("attention.k.weight")
     assert [*join(tensors)] == ["attention.in_proj.bias"]
 
 
-def test_zeros_stand_for_biases_only_where_there_is_none():
-    tensors = thirds("0.attention", "weight") | thirds("1.attention", "weight", "bias")
-    tensors |= {"2.attention.in_proj.weight": torch.ones(6, 2)} | thirds("3.attention", "weight")
+def test_zero_biases_are_added_only_where_there_is_none():
+    tensors = projections("0.attention", "weight") | projections("1.attention", "weight", "bias")
+    tensors |= {"2.attention.in_proj.weight": torch.ones(6, 2)} | projections("3.attention", "weight")
     tensors["3.attention.q.bias"] = torch.ones(4)
     assert not any("0.attention.in_proj.bias" in name for name in join(tensors))
     joined = join(tensors, zero_biases=True)
     assert torch.equal(joined["0.attention.in_proj.bias"], torch.zeros(12))
     assert joined["1.attention.in_proj.bias"].any()
     assert torch.equal(joined["2.attention.in_proj.bias"], torch.zeros(6))
-    assert "3.attention.in_proj.bias" not in joined, "a bias of queries alone is not completed"
+    assert "3.attention.in_proj.bias" not in joined, "a bias of queries alone is left incomplete"

@@ -1,4 +1,4 @@
-"""Tables of names: both directions, fields, spellings, and what has no row."""
+"""Rename tables: both directions, fields, alternative spellings, and names without a row."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ NAMES = Table(
         ),
     ),
 )
-BOTH = {
+EQUIVALENTS = {
     "cls": "class_token",
     "stem.layer1.0.bn1.bias": "backbone.layer1.0.bn1.bias",
     "stem.bn1.running_var": "backbone.bn1.running_var",
@@ -31,7 +31,7 @@ BOTH = {
 }
 
 
-@pytest.mark.parametrize(("theirs", "ours"), BOTH.items())
+@pytest.mark.parametrize(("theirs", "ours"), EQUIVALENTS.items())
 def test_a_row_is_read_in_both_directions(theirs, ours):
     assert NAMES.to_ours(theirs) == ours and NAMES.to_theirs(ours) == theirs
 
@@ -43,7 +43,7 @@ def test_a_row_is_read_in_both_directions(theirs, ours):
         ("dinov2.layer.0.layer_norms.0.bias", "blocks.0.norm.bias"),
     ],
 )
-def test_other_spellings_are_read_and_the_first_is_written(theirs, ours):
+def test_all_spellings_are_read_and_the_first_is_written(theirs, ours):
     assert NAMES.to_ours(theirs) == ours and NAMES.to_theirs(ours) != theirs
 
 
@@ -63,21 +63,21 @@ def test_other_spellings_are_read_and_the_first_is_written(theirs, ours):
         "layer_norms.0.weight",
     ],
 )
-def test_a_name_that_no_row_matches_as_a_whole_has_none(name):
+def test_a_name_must_match_a_row_as_a_whole(name):
     assert NAMES.to_ours(name) is None
 
 
-def test_the_first_of_two_rows_that_match_decides():
+def test_the_first_matching_row_applies():
     names = Table(("head.", "first."), ("head.{path}", "second.{path}"))
     assert names.to_ours("head.weight") == "first.weight" and names.to_ours("head.scale") == "second.scale"
 
 
-def test_renaming_keeps_order_and_tells_where_each_tensor_comes_from():
-    tensors = {name: torch.tensor(float(i)) for i, name in enumerate(reversed(BOTH))}
+def test_renaming_keeps_the_order_and_records_sources():
+    tensors = {name: torch.tensor(float(i)) for i, name in enumerate(reversed(EQUIVALENTS))}
     renamed = rename(tensors, NAMES.to_ours)
-    assert [*renamed.tensors] == [BOTH[name] for name in tensors]
-    assert all(renamed.tensors[BOTH[name]] is tensor for name, tensor in tensors.items())
-    assert renamed.sources == {ours: theirs for theirs, ours in BOTH.items()}
+    assert [*renamed.tensors] == [EQUIVALENTS[name] for name in tensors]
+    assert all(renamed.tensors[EQUIVALENTS[name]] is tensor for name, tensor in tensors.items())
+    assert renamed.sources == {ours: theirs for theirs, ours in EQUIVALENTS.items()}
     assert rename(renamed.tensors, NAMES.to_theirs).tensors == tensors
     assert renamed.left_out == renamed.unknown == []
 
@@ -89,8 +89,8 @@ def test_names_without_a_row_are_left_out_or_unknown():
     assert renamed.left_out == ["epoch", "mask.token"] and renamed.unknown == ["mask", "cls.more"]
 
 
-def test_a_file_is_what_the_first_sign_in_any_of_its_names_tells():
-    signs = ((r"^rpn\.", "a detector"), ("layer4", "a ResNet"))
-    assert identify_format(["layer4.conv", "rpn.head"], signs) == "a detector"
-    assert identify_format(iter(["x.rpn.head", "layer4.conv"]), signs) == "a ResNet"
-    assert identify_format(["x.rpn.head"], signs) is None
+def test_the_first_pattern_in_any_name_identifies_a_file():
+    patterns = ((r"^rpn\.", "a detector"), ("layer4", "a ResNet"))
+    assert identify_format(["layer4.conv", "rpn.head"], patterns) == "a detector"
+    assert identify_format(iter(["x.rpn.head", "layer4.conv"]), patterns) == "a ResNet"
+    assert identify_format(["x.rpn.head"], patterns) is None
