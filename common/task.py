@@ -178,7 +178,7 @@ class OptionalModel(Protocol):
     """The maximum number of input tokens; a task refuses longer inputs by name."""
 
     def fetch_weights(self) -> str | None:
-        """Load pretrained weights, in a run without `checkpoint`; returns a line for the log, or None if there are none."""
+        """Load pretrained weights, in a run without `checkpoint`; returns a line for the log, if there are any."""
 
     def adapt(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """A checkpoint's weights, converted to this model's shapes: positions resampled to another grid, say."""

@@ -26,8 +26,8 @@ def load_weights(backbone: Backbone, options: BackboneOptions) -> None:
     mismatches = [key for key, value in state.items() if key not in tensors or tensors[key].shape != value.shape]
     if mismatches:
         raise UserError(
-            f"{options.weights} does not match model.backbone.name={options.name}: {len(mismatches)} tensors are missing "
-            f"or of another shape, the first is {mismatches[0]}; name the backbone that the file holds."
+            f"{options.weights} does not match model.backbone.name={options.name}: {len(mismatches)} tensors are"
+            f" missing or of another shape, the first is {mismatches[0]}; name the backbone that the file holds."
         )
     backbone.load_state_dict({key: tensors[key] for key in state})
 
