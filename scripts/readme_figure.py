@@ -1,0 +1,125 @@
+"""Draw the README's figure from the checkpoints of the three default runs.
+
+python scripts/readme_figure.py DETECTOR CLASSIFIER TRANSLATOR --output FILE.svg
+
+Each argument is a checkpoint (`runs/.../checkpoints/best.pt`). Three panels: drawn test images with predicted boxes,
+test digits with their attention rollout, and a phrase with its cross-attention. All of them are the pictures that
+predict.py writes, resized and put side by side.
+"""
+
+import argparse
+import base64
+import re
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torchvision.io import ImageReadMode, decode_image, encode_jpeg, write_png
+from torchvision.transforms.v2.functional import resize
+
+from common.errors import UserError
+from common.train.assembly import load
+
+PHRASE = "January 30, 2021"
+SHAPES, DIGITS = (0, 1, 2, 3), (0, 1, 2)  # indices of test images
+PANEL, GAP, TITLE = 330, 30, 36  # height of a panel, distance between panels, height of the titles, in pixels
+TITLES = ("detr: shapes and predicted boxes", "vit: digits and attention", "seq2seq: cross-attention")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the figure; 2 when a checkpoint cannot be read."""
+    options = _options(arguments)
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            model, task = load(options.detector)
+            shapes = [task.data.sample("test", i, None)["image"] for i in SHAPES]
+            detector = _images(model, task, shapes, Path(scratch) / "detr", columns=2)
+            model, task = load(options.classifier, "task.predict.attention=rollout")
+            digits = task.data.thumbnails(
+                task.data.collate([task.data.sample("test", i, None) for i in DIGITS]), len(DIGITS)
+            )
+            classifier = _images(model, task, digits, Path(scratch) / "vit", columns=1)
+            translator = _phrase(*load(options.translator, "task.predict.attention=true"), Path(scratch) / "seq2seq")
+    except UserError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 2
+    figure = _side_by_side([detector, classifier, translator])
+    options.output.write_text(figure, encoding="utf-8")
+    print(f"{options.output}: {len(figure.encode()) / 1000:.0f} kB")
+    return 0
+
+
+def _images(model: nn.Module, task: Any, images: Iterable[Tensor], folder: Path, *, columns: int) -> str:
+    """An SVG group of the pictures that predict.py writes for images uint8 (3, H, W), in a grid `PANEL` pixels high."""
+    originals, written = folder / "images", folder / "predictions"
+    originals.mkdir(parents=True)
+    for i, image in enumerate(images):
+        write_png(image.contiguous(), str(originals / f"{i}.png"))
+    for batch in task.read(str(originals)):
+        for _ in task.show(batch, task.predict(model, batch), written):
+            pass
+    files = sorted([*written.glob("*.jpg"), *written.glob("*.png")])
+    rows = -(-len(files) // columns)
+    side = (PANEL - 8 * (rows - 1)) / rows  # height of a picture
+    pictures = [_resized(file, round(2 * side)) for file in files]  # twice, for screens of high density
+    height, width = pictures[0].shape[-2:]
+    parts = []
+    for i, picture in enumerate(pictures):
+        x, y = i % columns * (side * width / height + 8), i // columns * (side + 8)
+        data = base64.b64encode(encode_jpeg(picture, quality=85).numpy().tobytes()).decode()
+        frame = f'x="{x:.1f}" y="{y:.1f}" width="{side * width / height:.1f}" height="{side:.1f}"'
+        parts.append(f'<image {frame} href="data:image/jpeg;base64,{data}"/>')
+    total = columns * (side * width / height + 8) - 8
+    return f'<svg width="{total:.0f}" height="{PANEL}" viewBox="0 0 {total:.0f} {PANEL}">{"".join(parts)}</svg>'
+
+
+def _resized(file: Path, height: int) -> Tensor:
+    """The picture uint8 (3, `height`, W)."""
+    picture = decode_image(str(file), ImageReadMode.RGB)
+    return resize(picture, [height, round(height * picture.shape[-1] / picture.shape[-2])], antialias=True)
+
+
+def _phrase(model: nn.Module, task: Any, folder: Path) -> str:
+    """The SVG picture that predict.py writes for the phrase, `PANEL` pixels high."""
+    folder.mkdir()
+    text = folder / "phrase.txt"
+    text.write_text(f"{PHRASE}\n", encoding="utf-8")
+    for batch in task.read(str(text)):
+        for _ in task.show(batch, task.predict(model, batch), folder):
+            pass
+    (file,) = folder.glob("*.svg")
+    picture = file.read_text(encoding="utf-8")
+    width, height = (float(re.search(rf'\b{side}="([\d.]+)"', picture).group(1)) for side in ("width", "height"))
+    picture = picture[picture.index("<svg") :]
+    resized = re.sub(r'width="[\d.]+" height="[\d.]+"', "", picture, count=1)
+    return resized.replace("<svg", f'<svg width="{PANEL * width / height:.0f}" height="{PANEL}"', 1)
+
+
+def _side_by_side(panels: Sequence[str]) -> str:
+    """One SVG file of all panels, each under its title."""
+    parts, x = [], 0.0
+    for title, panel in zip(TITLES, panels, strict=True):
+        width = float(re.search(r'width="([\d.]+)"', panel).group(1))
+        parts.append(f'<text class="title" x="{x:.0f}" y="20" font-family="Arial, sans-serif">{title}</text>')
+        parts.append(panel.replace("<svg", f'<svg x="{x:.0f}" y="{TITLE}"', 1))
+        x += width + GAP
+    size = f'width="{x - GAP:.0f}" height="{PANEL + TITLE}" viewBox="0 0 {x - GAP:.0f} {PANEL + TITLE}"'
+    background = '<rect width="100%" height="100%" fill="white"/>'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{background}{"".join(parts)}</svg>\n'
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    for name in ("detector", "classifier", "translator"):
+        parser.add_argument(name, type=Path, help="a checkpoint")
+    parser.add_argument("--output", type=Path, default=Path("scripts/readme_figure.svg"), help="the file to write")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
