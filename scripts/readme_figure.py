@@ -34,15 +34,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     try:
         with tempfile.TemporaryDirectory() as scratch:
-            model, task = load(options.detector)
+            model, task = _load(options.detector)
             shapes = [task.data.sample("test", i, None)["image"] for i in SHAPES]
             detector = _images(model, task, shapes, Path(scratch) / "detr", columns=2)
-            model, task = load(options.classifier, "task.predict.attention=rollout")
+            model, task = _load(options.classifier, "task.predict.attention=rollout")
             digits = task.data.thumbnails(
                 task.data.collate([task.data.sample("test", i, None) for i in DIGITS]), len(DIGITS)
             )
             classifier = _images(model, task, digits, Path(scratch) / "vit", columns=1)
-            translator = _phrase(*load(options.translator, "task.predict.attention=true"), Path(scratch) / "seq2seq")
+            translator = _phrase(*_load(options.translator, "task.predict.attention=true"), Path(scratch) / "seq2seq")
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2
@@ -50,6 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.output.write_text(figure, encoding="utf-8")
     print(f"{options.output}: {len(figure.encode()) / 1000:.0f} kB")
     return 0
+
+
+def _load(checkpoint: Path, *overrides: str) -> tuple[nn.Module, Any]:
+    """The model, and its task, which has its data beside the protocol's methods."""
+    return load(checkpoint, *overrides)
 
 
 def _images(model: nn.Module, task: Any, images: Iterable[Tensor], folder: Path, *, columns: int) -> str:
