@@ -1,7 +1,8 @@
-"""Models whose linear maps are called as modules: hooks see every one, and opened models suit other programs' tools.
+"""Models call their linear maps as modules: hooks see every map, and other programs' tools work on opened models.
 
-Distances are root mean squares of differences, as a part of the deviation of the outputs. Eight bits for weights and
-inputs were 1 to 10 % off here, with heads as they are, as is usual: a random DETR's queries answer nearly alike.
+Distances are root mean squares of differences, relative to the standard deviation of the outputs. With 8-bit weights
+and inputs they were 1 to 10 % here. Heads are not quantised, as usual: a random DETR's queries give nearly equal
+answers.
 """
 
 import copy
@@ -19,7 +20,7 @@ from common.machine.seeds import generator
 from common.nn.linear import Linear, Projections, Tied, opened
 
 Call = Callable[[nn.Module], Tensor]
-APART = 0.15
+MAX_INT8_DISTANCE = 0.15
 HEADS = ("head", "class_head", "box_head", "output")
 SMALL = {
     "vit": ["model.layers=2"],
@@ -35,40 +36,42 @@ MODELS = {
 }
 
 
-def redrawn(model: nn.Module) -> nn.Module:
-    """Every tensor perturbed at random, what starts as zeros included."""
-    drawn = generator("opened")
+def randomised(model: nn.Module) -> nn.Module:
+    """The model with every parameter perturbed at random, including those initialised with zeros."""
+    rng = generator("opened")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             spread = 0.1 * parameter.std() if parameter.dim() > 1 and parameter.any() else 0.2
-            parameter.add_(torch.randn(parameter.shape, generator=drawn) * spread)
+            parameter.add_(torch.randn(parameter.shape, generator=rng) * spread)
             if name.endswith("in_proj.weight"):
-                parameter[: 2 * len(parameter) // 3] *= 2  # queries and keys, so that attention chooses
+                parameter[: 2 * len(parameter) // 3] *= 2  # queries and keys, so that attention is not uniform
     return model.eval()
 
 
 @pytest.fixture(params=MODELS)
 def model_and_call(request: pytest.FixtureRequest) -> tuple[nn.Module, Call]:
-    """One of each kind, and a function from it to its outputs (..., numbers)."""
+    """A model of each kind, and a function from the model to its outputs (..., C)."""
     torch.manual_seed(0)
-    name, drawn = request.param.partition(",")[0], generator("inputs")
+    name, rng = request.param.partition(",")[0], generator("inputs")
     section = configure("train", [f"model={name}", *SMALL[name], *MODELS[request.param]])["model"]
     if name == "vit":
-        pixels = torch.randn(16, 1, 8, 8, generator=drawn)
-        return redrawn(build(section, classes=10, channels=1, image_size=(8, 8))), lambda model: model(pixels)
+        pixels = torch.randn(16, 1, 8, 8, generator=rng)
+        return randomised(build(section, classes=10, channels=1, image_size=(8, 8))), lambda model: model(pixels)
     if name == "detr":
-        pixels = torch.randn(3, 3, 64, 64, generator=drawn)
+        pixels = torch.randn(3, 3, 64, 64, generator=rng)
         sizes = torch.tensor([[64, 64], [40, 64], [64, 32]])
-        model = redrawn(build(section, classes=5))
-        nn.init.normal_(model.queries.weight, std=3)  # so that they answer differently
-        return model, lambda model: torch.stack([torch.cat([*of.values()], -1) for of in model(pixels, sizes)])
+        model = randomised(build(section, classes=5))
+        nn.init.normal_(model.queries.weight, std=3)  # so that their answers differ
+        return model, lambda model: torch.stack(
+            [torch.cat([*outputs.values()], -1) for outputs in model(pixels, sizes)]
+        )
     tied = "untied" not in request.param
-    model = redrawn(build(section, vocabularies=(50, 50), joint=tied))
-    source, target = (torch.randint(4, 50, (8, length), generator=drawn) for length in (9, 7))
+    model = randomised(build(section, vocabularies=(50, 50), joint=tied))
+    source, target = (torch.randint(4, 50, (8, length), generator=rng) for length in (9, 7))
     lengths = torch.tensor([9, 9, 5, 9, 1, 2, 9, 9])
 
     def translate(model: nn.Module) -> Tensor:
-        """By teacher forcing and, where no gradient is wanted, token by token."""
+        """Logits by teacher forcing and, if no gradient is needed, also token by token."""
         whole = model(source, lengths, target)
         if torch.is_grad_enabled():
             return whole
@@ -78,13 +81,13 @@ def model_and_call(request: pytest.FixtureRequest) -> tuple[nn.Module, Call]:
     return model, translate
 
 
-def apart(found: Tensor, expected: Tensor) -> float:
-    return float((found - expected).square().mean().sqrt() / expected.flatten(0, -2).std(0).mean())
+def distance(actual: Tensor, expected: Tensor) -> float:
+    return float((actual - expected).square().mean().sqrt() / expected.flatten(0, -2).std(0).mean())
 
 
-def maps(model: nn.Module, *kinds: type[nn.Module]) -> dict[str, nn.Module]:
-    """The modules of exactly these kinds."""
-    return {name: module for name, module in model.named_modules() if type(module) in kinds}
+def maps(model: nn.Module, *types: type[nn.Module]) -> dict[str, nn.Module]:
+    """The modules of exactly these types."""
+    return {name: module for name, module in model.named_modules() if type(module) in types}
 
 
 def is_no_head(name: str) -> bool:
@@ -92,40 +95,40 @@ def is_no_head(name: str) -> bool:
 
 
 @torch.no_grad()
-def test_hooks_fire_for_every_projection_and_see_what_goes_in_and_out(model_and_call: tuple[nn.Module, Call]) -> None:
+def test_hooks_fire_for_every_projection_with_its_inputs_and_outputs(model_and_call: tuple[nn.Module, Call]) -> None:
     model, call = model_and_call
-    projections, shapes = maps(model, Linear, Projections, Tied), {}
+    projections, tensors = maps(model, Linear, Projections, Tied), {}
     for name, module in projections.items():
-        module.register_forward_hook(lambda _, given, out, name=name: shapes.update({name: (given[0], out)}))
+        module.register_forward_hook(lambda _, inputs, output, name=name: tensors.update({name: (inputs[0], output)}))
     call(model)
-    assert shapes.keys() == projections.keys()
-    assert not maps(model, nn.Linear), "all are our own"
+    assert tensors.keys() == projections.keys()
+    assert not maps(model, nn.Linear), "all maps are our own type"
     for name, module in maps(model, Linear).items():
-        given, out = shapes[name]
-        assert (given.shape[-1], out.shape[-1]) == (module.in_features, module.out_features), name
-        torch.testing.assert_close(out, nn.functional.linear(given, module.weight, module.bias), rtol=1e-4, atol=1e-4)
+        x, y = tensors[name]
+        assert (x.shape[-1], y.shape[-1]) == (module.in_features, module.out_features), name
+        torch.testing.assert_close(y, nn.functional.linear(x, module.weight, module.bias), rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
-def test_a_hook_that_changes_an_output_changes_the_models(model_and_call: tuple[nn.Module, Call]) -> None:
+def test_a_hook_that_changes_a_maps_output_changes_the_models_output(model_and_call: tuple[nn.Module, Call]) -> None:
     model, call = model_and_call
     expected = call(model)
     for name, module in maps(model, Linear, Tied).items():
-        handle = module.register_forward_hook(lambda _, given, out: out + torch.arange(out.shape[-1]))
+        handle = module.register_forward_hook(lambda _, inputs, output: output + torch.arange(output.shape[-1]))
         assert not torch.allclose(call(model), expected), name
         handle.remove()
 
 
 @torch.no_grad()
-def test_an_opened_model_is_the_same_out_of_plain_maps_and_the_model_stays_as_it_is(
+def test_an_opened_model_has_plain_maps_and_equal_outputs_and_the_original_is_unchanged(
     model_and_call: tuple[nn.Module, Call],
 ) -> None:
     model, call = model_and_call
     names, expected = [*model.state_dict()], call(model)
     plain = opened(model)
     assert not maps(plain, Linear, Projections, Tied) and not plain.training
-    joint = len(maps(model, Projections))
-    assert len(maps(plain, nn.Linear)) == len(maps(model, Linear, Tied)) + 3 * joint
+    joint_count = len(maps(model, Projections))
+    assert len(maps(plain, nn.Linear)) == len(maps(model, Linear, Tied)) + 3 * joint_count
     torch.testing.assert_close(call(plain), expected, rtol=0, atol=2e-5 * float(expected.abs().max()))
     for parameter in plain.parameters():
         parameter.zero_()
@@ -135,30 +138,30 @@ def test_an_opened_model_is_the_same_out_of_plain_maps_and_the_model_stays_as_it
 def test_gradients_of_an_opened_model_are_those_of_the_model(model_and_call: tuple[nn.Module, Call]) -> None:
     model, call = model_and_call
     plain = opened(model)
-    for each in (model, plain):
-        call(each).square().mean().backward()
-    wanted = {name: parameter.grad for name, parameter in model.named_parameters()}
-    found = {name: parameter.grad for name, parameter in plain.named_parameters()}
-    for name in [*wanted]:
+    for variant in (model, plain):
+        call(variant).square().mean().backward()
+    expected = {name: parameter.grad for name, parameter in model.named_parameters()}
+    gradients = {name: parameter.grad for name, parameter in plain.named_parameters()}
+    for name in [*expected]:
         if "in_proj." in name:
-            first, leaf = name.rsplit(".", 1)
-            found[name] = torch.cat([found[f"{first}.{part}.{leaf}"] for part in "qkv"])
-        elif found[name] is None:  # of patches, whose weight has four axes
-            found[name] = found[name.replace("patches.", "patches.multiply.")].view_as(wanted[name])
-    close = 1e-4 * max(float(gradient.abs().max()) for gradient in wanted.values())
-    for name, gradient in wanted.items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=close, msg=name)
+            prefix, leaf = name.rsplit(".", 1)
+            gradients[name] = torch.cat([gradients[f"{prefix}.{part}.{leaf}"] for part in "qkv"])
+        elif gradients[name] is None:  # of patches: their weight has four axes
+            gradients[name] = gradients[name.replace("patches.", "patches.multiply.")].view_as(expected[name])
+    tolerance = 1e-4 * max(float(gradient.abs().max()) for gradient in expected.values())
+    for name, gradient in expected.items():
+        torch.testing.assert_close(gradients[name], gradient, rtol=1e-3, atol=tolerance, msg=name)
 
 
 @torch.no_grad()
 def test_torch_ao_quantises_every_map_of_an_opened_model_but_its_heads(model_and_call: tuple[nn.Module, Call]) -> None:
     model, call = model_and_call
     expected, plain = call(model), opened(model)
-    chosen = {name for name in maps(plain, nn.Linear) if is_no_head(name)}
-    quantised = quantize_dynamic(plain, dict.fromkeys(chosen, default_dynamic_qconfig), dtype=torch.qint8)
-    assert maps(quantised, torch.ao.nn.quantized.dynamic.Linear).keys() == chosen and len(chosen) > 10
+    quantisable = {name for name in maps(plain, nn.Linear) if is_no_head(name)}
+    quantised = quantize_dynamic(plain, dict.fromkeys(quantisable, default_dynamic_qconfig), dtype=torch.qint8)
+    assert maps(quantised, torch.ao.nn.quantized.dynamic.Linear).keys() == quantisable and len(quantisable) > 10
     assert not any(is_no_head(name) for name in maps(quantised, nn.Linear))
-    assert 1e-5 < apart(call(quantised), expected) < APART
+    assert 1e-5 < distance(call(quantised), expected) < MAX_INT8_DISTANCE
 
 
 @torch.no_grad()
@@ -178,15 +181,15 @@ def test_torchao_quantises_the_maps_of_an_opened_model_but_for_its_heads(
     quantization = pytest.importorskip("torchao.quantization")
     model, call = model_and_call
     expected, plain = call(model), opened(model)
-    chosen = {name: module for name, module in maps(plain, nn.Linear).items() if is_no_head(name)}
+    quantisable = {name: module for name, module in maps(plain, nn.Linear).items() if is_no_head(name)}
     quantization.quantize_(
         plain,
         quantization.Int8DynamicActivationInt8WeightConfig(),
         filter_fn=lambda module, name: type(module) is nn.Linear and is_no_head(name),
     )
     replaced = {name for name, module in maps(plain, nn.Linear).items() if _is_quantised(module.weight)}
-    assert replaced == chosen.keys() and len(replaced) > 10
-    assert 1e-5 < apart(call(plain), expected) < APART
+    assert replaced == quantisable.keys() and len(replaced) > 10
+    assert 1e-5 < distance(call(plain), expected) < MAX_INT8_DISTANCE
 
 
 def _is_quantised(weight: Tensor) -> bool:
@@ -194,7 +197,7 @@ def _is_quantised(weight: Tensor) -> bool:
 
 
 class LowRank(nn.Module):
-    """Two thin maps that know nothing of ours."""
+    """Two narrow linear maps, as another program would insert them."""
 
     def __init__(self, plain: nn.Linear, rank: int):
         super().__init__()
@@ -217,8 +220,8 @@ def test_every_map_can_be_replaced_by_a_low_rank_pair(model_and_call: tuple[nn.M
     expected, plain = call(model), opened(model)
     for name in maps(plain, nn.Linear):
         plain.set_submodule(name, LowRank(plain.get_submodule(name), rank))
-    distance = apart(call(plain), expected)
-    assert distance < 1e-3 if rank == 1000 else distance > 0.01
+    error = distance(call(plain), expected)
+    assert error < 1e-3 if rank == 1000 else error > 0.01
 
 
 @torch.no_grad()
@@ -229,19 +232,19 @@ def test_pruning_nothing_changes_nothing_and_pruning_half_does(model_and_call: t
         plain = opened(model)
         for module in maps(plain, nn.Linear).values():
             prune.l1_unstructured(module, "weight", amount)
-        distance = apart(call(plain), expected)
-        assert distance < 1e-3 if amount == 0 else distance > 0.01
+        error = distance(call(plain), expected)
+        assert error < 1e-3 if amount == 0 else error > 0.01
 
 
 @torch.no_grad()
-def test_a_weight_changed_through_data_after_an_inference_is_seen(model_and_call: tuple[nn.Module, Call]) -> None:
+def test_a_weight_changed_through_data_after_inference_takes_effect(model_and_call: tuple[nn.Module, Call]) -> None:
     model, call = model_and_call
     for name, parameter in model.named_parameters():
         if parameter.dim() > 1:
             before = call(model)
             parameter.data.mul_(1.5).add_(0.01 * torch.randn(parameter.shape, generator=generator(name)))
             after = call(model)
-            fresh = copy.deepcopy(model)  # has nothing of what was kept
+            fresh = copy.deepcopy(model)  # without cached weights
             assert not torch.equal(after, before), name
             assert torch.equal(after, call(fresh)), name
 

@@ -1,4 +1,4 @@
-"""Answers that continue a prompt, by a translator and by a language model whose special ids are others."""
+"""Answers that continue a prompt, by a translator and by a language model with other special ids."""
 
 import itertools
 import math
@@ -19,7 +19,7 @@ from seq2seq.models.transformer import PositionOptions, Transformer, TranslatorB
 from tests.searching import BEAM
 
 ENTRIES, END, PAD = 12, 11, 7
-SPECIAL = SpecialIds(begin=END, end=END, never=(PAD,))  # as in GPT-2, one id begins and ends a text
+SPECIAL = SpecialIds(begin=END, end=END, never=(PAD,))  # as in GPT-2, the same id begins and ends a text
 PROMPTS = [[3, 5, 1], [END], [2, 2], [END, 4, 0], [9]]
 OPTIONS = replace(BEAM, beam=3, stop="never", candidates=1, longest_extra=4, at_limit="cut")
 METHODS = {
@@ -30,15 +30,15 @@ METHODS = {
 EXACT = 1e-9  # of log probabilities in float64
 
 
-def spread(model: torch.nn.Module) -> None:
-    """Large random matrices, so that answers depend on the prompt."""
+def randomise(model: torch.nn.Module) -> None:
+    """Fill matrices with large random numbers, so that answers depend on the prompt."""
     for parameter in model.parameters():
         if parameter.ndim == 2:
             torch.nn.init.normal_(parameter)
 
 
 class LanguageModel:
-    """transformers' GPT-2 with its cache behind our contract."""
+    """transformers' GPT-2 with its cache as a Decoder."""
 
     def __init__(self) -> None:
         torch.manual_seed(0)
@@ -46,11 +46,11 @@ class LanguageModel:
             vocab_size=ENTRIES, n_positions=32, n_embd=16, n_layer=2, n_head=2, tie_word_embeddings=False
         )
         self.model = GPT2LMHeadModel(config).double().eval()
-        spread(self.model)
-        self.shapes: list[tuple[int, ...]] = []  # of each step's tokens
+        randomise(self.model)
+        self.shapes: list[tuple[int, ...]] = []  # of the tokens of each step
 
     def logits(self, source: Tensor, words: Tensor) -> Tensor:
-        """Without a cache: tokens (B, N) -> (B, N, V)."""
+        """Logits without a cache: tokens (B, N) -> (B, N, V)."""
         return self.model(words, use_cache=False).logits
 
     def encode(self, source: Tensor, lengths: Tensor) -> DynamicCache:
@@ -68,7 +68,7 @@ class LanguageModel:
 
 
 class Translator:
-    """Our Transformer, whose special ids are no business of the model's."""
+    """Our Transformer, which does not depend on the special ids."""
 
     def __init__(self) -> None:
         torch.manual_seed(1)
@@ -89,7 +89,7 @@ class Translator:
                 pre_norm=True, dropout=0.1, attention_dropout=0.1, hidden_dropout=0.0, norm_eps=1e-5, activation="relu"
             ),
         ).double()
-        spread(self.model.eval())
+        randomise(self.model.eval())
         self.encode, self.reorder = self.model.encode, self.model.reorder
         self.shapes: list[tuple[int, ...]] = []
 
@@ -110,28 +110,29 @@ def sources(model: Any) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def exhaustive(model: Any, source: Tensor, prompt: list[int], options: DecodingOptions) -> list[Hypothesis]:
-    """Every answer there is, best first, from whole sequences without a cache."""
+    """All possible answers, best first, from whole sequences without a cache."""
     answers = []
 
-    def follow(words: list[int], total: float) -> None:
+    def extend(words: list[int], total: float) -> None:
         logs = model.logits(source[None], torch.tensor([[*prompt, *words]]))[0, -1].log_softmax(0).tolist()
         n = len(words) + 1
         for word in (word for word in range(ENTRIES) if word not in SPECIAL.never):
-            now = total + logs[word]
+            log_probability = total + logs[word]
             if word == END or n == options.longest_extra:
                 tokens = words if word == END else [*words, word]
-                answers.append(Hypothesis(tokens, now / options.divisor(n), now, word == END))
+                answers.append(Hypothesis(tokens, log_probability / options.divisor(n), log_probability, word == END))
             else:
-                follow([*words, word], now)
+                extend([*words, word], log_probability)
 
-    follow([], 0.0)
+    extend([], 0.0)
     return sorted(answers, key=lambda answer: -answer.score)
 
 
-def close(some: list[list[Hypothesis]], others: list[list[Hypothesis]]) -> None:
-    assert [[one.tokens for one in each] for each in some] == [[one.tokens for one in each] for each in others]
-    for one, other in zip(itertools.chain(*some), itertools.chain(*others), strict=True):
-        assert one.score == pytest.approx(other.score, abs=EXACT) and one.ended == other.ended
+def assert_close(actual: list[list[Hypothesis]], expected: list[list[Hypothesis]]) -> None:
+    assert [len(hypotheses) for hypotheses in actual] == [len(hypotheses) for hypotheses in expected]
+    for a, b in zip(itertools.chain(*actual), itertools.chain(*expected), strict=True):
+        assert a.tokens == b.tokens and a.ended == b.ended
+        assert a.score == pytest.approx(b.score, abs=EXACT)
 
 
 models = pytest.mark.parametrize("make", [LanguageModel, Translator])
@@ -139,13 +140,13 @@ models = pytest.mark.parametrize("make", [LanguageModel, Translator])
 
 @models
 def test_a_wide_beam_finds_every_answer_to_a_prompt_in_order(make: Any) -> None:
-    """Ten words and the end, and at most two tokens: 111 answers to each prompt."""
+    """Ten words and the end, in at most two tokens: 111 answers to each prompt."""
     model = make()
     source, lengths = sources(model)
     options = replace(OPTIONS, beam=111, candidates=111, longest_extra=2)
     answers = decode(model, source, lengths, options, SPECIAL, prompts=PROMPTS)
-    close(answers, [exhaustive(model, *pair, options) for pair in zip(source, PROMPTS, strict=True)])
-    assert {len(each) for each in answers} == {111}
+    assert_close(answers, [exhaustive(model, *pair, options) for pair in zip(source, PROMPTS, strict=True)])
+    assert {len(hypotheses) for hypotheses in answers} == {111}
 
 
 @models
@@ -163,7 +164,7 @@ def test_greedy_search_takes_the_likeliest_token_after_the_prompt(make: Any) -> 
 
 @models
 @pytest.mark.parametrize("method", METHODS)
-def test_prompts_of_other_lengths_in_the_batch_change_nothing(make: Any, method: str) -> None:
+def test_prompts_of_different_lengths_in_a_batch_do_not_affect_each_other(make: Any, method: str) -> None:
     model = make()
     source, lengths = sources(model)
     ids = ["a", "b", "c", "d", "e"]
@@ -172,19 +173,19 @@ def test_prompts_of_other_lengths_in_the_batch_change_nothing(make: Any, method:
         decode(model, source[[i]], lengths[[i]], METHODS[method], SPECIAL, [ids[i]], [prompt])[0]
         for i, prompt in enumerate(PROMPTS)
     ]
-    close(answers, alone)
-    assert len({tuple(one.tokens) for each in answers for one in each}) > 2
+    assert_close(answers, alone)
+    assert len({tuple(answer.tokens) for hypotheses in answers for answer in hypotheses}) > 2
     assert {len(shape) for shape in model.shapes} == {1, 2} and (1, 1) not in model.shapes
 
 
 @models
 @pytest.mark.parametrize("method", METHODS)
 def test_an_answer_to_a_prompt_is_as_likely_as_scoring_it_says(make: Any, method: str) -> None:
-    """`score` gives the sums of the whole sequences' log probabilities, without the prompts'."""
+    """`score` returns the sums of the whole sequences' log probabilities, without the prompts'."""
     model = make()
     source, lengths = sources(model)
     options = replace(METHODS[method], at_limit="end")
-    answers = [each[0] for each in decode(model, source, lengths, options, SPECIAL, prompts=PROMPTS)]
+    answers = [hypotheses[0] for hypotheses in decode(model, source, lengths, options, SPECIAL, prompts=PROMPTS)]
     counts = torch.tensor([len(answer.tokens) + 1 for answer in answers])
     target = torch.full((len(answers), int(counts.max())), PAD)
     for row, answer in zip(target, answers, strict=True):
@@ -197,7 +198,7 @@ def test_an_answer_to_a_prompt_is_as_likely_as_scoring_it_says(make: Any, method
         assert total == pytest.approx(expected, abs=EXACT) == pytest.approx(answer.log_probability, abs=EXACT)
 
 
-def test_without_prompts_an_answer_continues_the_begin() -> None:
+def test_without_prompts_an_answer_continues_the_begin_token() -> None:
     model = LanguageModel()
     source, lengths = sources(model)
     begin = [[SPECIAL.begin]] * len(PROMPTS)
@@ -207,7 +208,7 @@ def test_without_prompts_an_answer_continues_the_begin() -> None:
     assert {len(shape) for shape in model.shapes} == {1}
 
 
-def test_a_prompt_may_hold_what_an_answer_never_does() -> None:
+def test_a_prompt_may_contain_ids_that_answers_may_not() -> None:
     model = LanguageModel()
     source, lengths = sources(model)
     ((answer,),) = decode(model, source[:1], lengths[:1], METHODS["greedy"], SPECIAL, prompts=[[PAD, END, 3]])

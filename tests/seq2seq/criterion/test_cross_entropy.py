@@ -1,4 +1,4 @@
-"""The translator's loss against PyTorch's, and by hand."""
+"""The translator's loss against PyTorch's, and worked out by hand."""
 
 import math
 
@@ -13,14 +13,14 @@ from seq2seq.criterion.cross_entropy import LossOptions, cross_entropy, token_lo
 TARGETS = torch.tensor([[4, 1, 2, 0], [3, 2, 0, 0], [5, 6, 4, 2]])  # padded with 0
 
 
-def draw(dtype: torch.dtype = torch.float64) -> Tensor:
+def random_logits(dtype: torch.dtype = torch.float64) -> Tensor:
     logits = 3 * torch.randn(3, 4, 7, dtype=torch.float64, generator=generator("logits", 0))
     return logits.to(dtype).requires_grad_()
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
 def test_it_is_pytorchs_smoothed_cross_entropy_with_its_gradients(smoothing: float) -> None:
-    logits, theirs = draw(), draw()
+    logits, theirs = random_logits(), random_logits()
     smoothed, plain = cross_entropy(LossOptions(smoothing=smoothing), logits, TARGETS)
     rows, options = (theirs.flatten(0, 1), TARGETS.flatten()), {"ignore_index": 0, "reduction": "sum"}
     expected = F.cross_entropy(*rows, label_smoothing=smoothing, **options)
@@ -30,26 +30,26 @@ def test_it_is_pytorchs_smoothed_cross_entropy_with_its_gradients(smoothing: flo
     smoothed.backward()
     expected.backward()
     torch.testing.assert_close(logits.grad, theirs.grad, rtol=0, atol=1e-12)
-    assert (logits.grad[TARGETS == 0] == 0).all(), "padding teaches nothing"
+    assert (logits.grad[TARGETS == 0] == 0).all(), "padding has no gradient"
 
 
 def test_three_entries_by_hand() -> None:
-    """Probabilities 1/2, 1/4, 1/4 and the second is right: ln 4 plain; 0.9 ln 4 + 0.1 (ln 2 + 2 ln 4) / 3 smoothed."""
-    logits = torch.tensor([[[0.5, 0.25, 0.25]]], dtype=torch.float64).log() + 1.7  # softmax takes a constant away
+    """Probabilities 1/2, 1/4, 1/4, target the second: ln 4 plain; 0.9 ln 4 + 0.1 (ln 2 + 2 ln 4) / 3 smoothed."""
+    logits = torch.tensor([[[0.5, 0.25, 0.25]]], dtype=torch.float64).log() + 1.7  # softmax ignores a constant
     smoothed, plain = cross_entropy(LossOptions(smoothing=0.1), logits, torch.tensor([[1]]))
     assert float(plain) == pytest.approx(2 * math.log(2), abs=1e-12)
     assert float(smoothed) == pytest.approx((1.8 + 0.5 / 3) * math.log(2), abs=1e-12)
 
 
-def test_losses_of_tokens_add_up_to_the_plain_one_and_are_zero_for_padding() -> None:
-    logits = draw()
-    each = token_losses(logits, TARGETS)
-    assert each.shape == TARGETS.shape and (each[TARGETS == 0] == 0).all() and (each[TARGETS != 0] > 0).all()
-    torch.testing.assert_close(each.sum(), cross_entropy(LossOptions(smoothing=0.3), logits, TARGETS)[1])
+def test_token_losses_add_up_to_the_plain_loss_and_are_zero_for_padding() -> None:
+    logits = random_logits()
+    losses = token_losses(logits, TARGETS)
+    assert losses.shape == TARGETS.shape and (losses[TARGETS == 0] == 0).all() and (losses[TARGETS != 0] > 0).all()
+    torch.testing.assert_close(losses.sum(), cross_entropy(LossOptions(smoothing=0.3), logits, TARGETS)[1])
 
 
-def test_nothing_but_padding_costs_nothing_and_has_zero_gradients() -> None:
-    logits = draw()
+def test_only_padding_has_zero_loss_and_zero_gradients() -> None:
+    logits = random_logits()
     smoothed, plain = cross_entropy(LossOptions(smoothing=0.1), logits, torch.zeros_like(TARGETS))
     smoothed.backward()
     assert smoothed.item() == plain.item() == 0 and (logits.grad == 0).all()
@@ -64,13 +64,13 @@ def test_nothing_but_padding_costs_nothing_and_has_zero_gradients() -> None:
         (torch.float64, torch.float64),
     ],
 )
-def test_half_types_are_raised_before_anything_is_computed(dtype: torch.dtype, computed: torch.dtype) -> None:
-    logits = draw(dtype).detach()
-    raised = logits.to(computed)
-    for found, expected in zip(
+def test_half_types_are_cast_to_fp32_first(dtype: torch.dtype, computed: torch.dtype) -> None:
+    logits = random_logits(dtype).detach()
+    cast = logits.to(computed)
+    for loss, expected in zip(
         cross_entropy(LossOptions(smoothing=0.1), logits, TARGETS),
-        cross_entropy(LossOptions(smoothing=0.1), raised, TARGETS),
+        cross_entropy(LossOptions(smoothing=0.1), cast, TARGETS),
         strict=True,
     ):
-        assert found.dtype == computed and torch.equal(found, expected)
+        assert loss.dtype == computed and torch.equal(loss, expected)
     assert token_losses(logits, TARGETS).dtype == computed

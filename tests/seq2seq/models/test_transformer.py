@@ -1,4 +1,4 @@
-"""The translator's model: how it starts, what must change nothing, and its cache against no cache."""
+"""The translator's model: initialisation, invariances, and decoding with and without a cache."""
 
 import itertools
 import math
@@ -27,7 +27,7 @@ GREEDY = replace(
 BEAM, SAMPLE = replace(GREEDY, method="beam", candidates=3), replace(GREEDY, method="sample", candidates=2)
 SEARCHES = {"greedy": GREEDY, "beam": BEAM, "sample": SAMPLE}
 BLOCKS = {"pre_norm": False, "dropout": 0.0, "attention_dropout": 0.0, "hidden_dropout": 0.0, "norm_eps": 1e-5}
-SIZES: dict[str, Any] = {
+DIMENSIONS: dict[str, Any] = {
     "vocabularies": (24, 24),
     "joint": True,
     "width": 16,
@@ -44,48 +44,49 @@ both_orders = pytest.mark.parametrize("pre_norm", [False, True], ids=["post-norm
 
 
 def translator(**changes: Any) -> Transformer:
-    """As at the start of a run."""
+    """A newly initialised model."""
     blocks = {**BLOCKS, "activation": "relu"} | {key: changes.pop(key) for key in {*changes} & {*BLOCKS}}
     positions = PositionOptions(layout=changes.pop("layout", "interleaved"), first=changes.pop("first", 0))
-    return Transformer(**SIZES | changes, positions=positions, blocks=TranslatorBlockOptions(**blocks))
+    return Transformer(**DIMENSIONS | changes, positions=positions, blocks=TranslatorBlockOptions(**blocks))
 
 
-def learnt(ends: float = 0.0, dtype: torch.dtype = torch.float64, **changes: Any) -> Transformer:
-    """One with every parameter drawn, large enough to tell tokens apart; `ends` is added to the logit of EOS."""
+def randomised(ends: float = 0.0, dtype: torch.dtype = torch.float64, **changes: Any) -> Transformer:
+    """A model with random parameters, large enough to distinguish tokens; `ends` is added to the logit of EOS."""
     model = translator(output_bias=True, **changes).to(dtype).eval()
-    drawn = generator("translator", 1)
+    rng = generator("translator", 1)
     for name, parameter in model.named_parameters():
-        nn.init.normal_(parameter, mean=float(name.endswith("norm.weight")), std=0.3, generator=drawn)
+        nn.init.normal_(parameter, mean=float(name.endswith("norm.weight")), std=0.3, generator=rng)
     model.output_bias.data[EOS] += ends
     return model
 
 
 def sentences(lengths: list[int], vocabulary: int = 24, padding: int = 0) -> tuple[Tensor, Tensor]:
-    """Random words, each sentence with EOS at its end, padded to the longest and by `padding` more."""
-    drawn = generator("sentences", *lengths)
+    """Sentences of random words that end with EOS, padded to the longest plus `padding`, and their lengths."""
+    rng = generator("sentences", *lengths)
     rows = torch.full((len(lengths), max(lengths) + padding), PAD)
     for row, length in zip(rows, lengths, strict=True):
-        row[:length] = torch.randint(4, vocabulary, (length,), generator=drawn)
+        row[:length] = torch.randint(4, vocabulary, (length,), generator=rng)
         row[length - 1] = EOS
     return rows, torch.tensor(lengths)
 
 
-def begun(target_out: Tensor) -> Tensor:
-    """Targets shifted right, from BOS on."""
+def shifted(target_out: Tensor) -> Tensor:
+    """Targets shifted right, with BOS first."""
     return torch.cat([torch.full_like(target_out[:, :1], BOS), target_out[:, :-1]], 1)
 
 
-def same(found: list[list[Hypothesis]], expected: list[list[Hypothesis]]) -> None:
-    for some, others in zip(found, expected, strict=True):
-        assert [one.tokens for one in some] == [other.tokens for other in others]
-        assert [one.score for one in some] == pytest.approx([other.score for other in others], abs=EXACT)
+def assert_close(actual: list[list[Hypothesis]], expected: list[list[Hypothesis]]) -> None:
+    for pair in zip(actual, expected, strict=True):
+        for a, b in zip(*pair, strict=True):
+            assert a.tokens == b.tokens
+            assert a.score == pytest.approx(b.score, abs=EXACT)
 
 
-# How it starts.
+# Initialisation.
 
 
-def test_first_values_are_those_of_the_authors_code() -> None:
-    """Xavier's bounds, sqrt(6 / (in + out)), of every single matrix, and embeddings of variance 1/width."""
+def test_the_initialisation_is_that_of_the_authors_code() -> None:
+    """Matrices have Xavier's bounds, sqrt(6 / (in + out)), and embeddings a variance of 1/width."""
     torch.manual_seed(0)
     model = translator(width=64, feedforward=96, vocabularies=(500, 400), joint=False, tied="none", output_bias=True)
     checked = 0
@@ -104,31 +105,31 @@ def test_first_values_are_those_of_the_authors_code() -> None:
     assert checked == 2 * (4 + 2) + 2 * (8 + 2)
 
 
-def test_what_is_tied_is_one_matrix_and_what_is_not_is_none() -> None:
-    """Of 20 source and 24 target entries; logits and embeddings of tied matrices move together."""
+def test_tied_embeddings_and_outputs_share_one_matrix_and_others_do_not() -> None:
+    """With 20 source and 24 target entries; a tied matrix has gradients of both embeddings and logits."""
     kinds = {
         "all": {"embedding.weight": 24},
         "target": {"embedding.weight": 24, "source_embedding.weight": 20},
         "none": {"embedding.weight": 24, "source_embedding.weight": 20, "output.weight": 24},
     }
     for tied, entries in kinds.items():
-        sizes = (
+        vocabularies = (
             {"vocabularies": (24, 24), "joint": True} if tied == "all" else {"vocabularies": (20, 24), "joint": False}
         )
-        model = translator(tied=tied, **sizes).double()
+        model = translator(tied=tied, **vocabularies).double()
         tables = {name: len(p) for name, p in model.named_parameters() if "embedding" in name or "output" in name}
         assert tables == entries
         source, lengths = sentences([4, 3], 20)
         target, _ = sentences([5, 2])
-        logits = model(source, lengths, begun(target))
+        logits = model(source, lengths, shifted(target))
         assert logits.shape == (2, 5, 24)
         logits.square().sum().backward()
         used = model.embedding.weight.grad.abs().sum(1) > 0
-        seen = torch.zeros(24, dtype=torch.bool)
-        seen[begun(target)] = True
+        expected = torch.zeros(24, dtype=torch.bool)
+        expected[shifted(target)] = True
         if tied != "none":
-            seen[:] = True  # as a row of the output
-        assert torch.equal(used, seen)
+            expected[:] = True  # as a row of the output
+        assert torch.equal(used, expected)
 
 
 @pytest.mark.parametrize(
@@ -147,89 +148,90 @@ def test_presets_have_as_many_parameters_as_counted_by_hand(
     """With 37,000 joint entries: 63,082,496 of the base model, 214,245,376 of the big one (the paper: 65 and 213 M)."""
     entries = 37000
     attention = 4 * (width * width + width)
-    feed = 2 * width * feedforward + feedforward + width
+    feed_forward = 2 * width * feedforward + feedforward + width
     norm = 2 * width
-    blocks = (attention + feed + 2 * norm) + (2 * attention + feed + 3 * norm)
+    blocks = (attention + feed_forward + 2 * norm) + (2 * attention + feed_forward + 3 * norm)
     expected = entries * width + layers * blocks + 2 * norm * pre_norm
-    known = {"transformer_base": 63_082_496, "transformer_big": 214_245_376}
-    assert expected == known.get(preset, expected)
+    published = {"transformer_base": 63_082_496, "transformer_big": 214_245_376}
+    assert expected == published.get(preset, expected)
     with torch.device("meta"):
         model = build(configure("train", [f"model={preset}"])["model"], vocabularies=(entries, entries), joint=True)
     assert sum(parameter.numel() for parameter in model.parameters()) == expected
 
 
-def test_a_seed_gives_the_same_first_values_again_and_another_others() -> None:
-    def drawn(seed: int) -> Tensor:
+def test_a_seed_gives_the_same_initial_values_again_and_another_seed_does_not() -> None:
+    def initial_values(seed: int) -> Tensor:
         torch.manual_seed(seed)
         return nn.utils.parameters_to_vector(translator().parameters()).detach()
 
-    assert torch.equal(drawn(1), drawn(1)) and not torch.equal(drawn(1), drawn(2))
+    assert torch.equal(initial_values(1), initial_values(1))
+    assert not torch.equal(initial_values(1), initial_values(2))
 
 
-def test_dropout_stands_on_both_sums_of_embeddings_and_on_every_sublayers_output() -> None:
+def test_dropout_applies_to_both_sums_of_embeddings_and_to_every_sublayers_output() -> None:
     model = translator(dropout=0.5).train()
     calls: dict[str, int] = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.Dropout) and module.p == 0.5:
             module.register_forward_hook(lambda *_, name=name: calls.update({name: calls.get(name, 0) + 1}))
     source, lengths = sentences([4, 3])
-    model(source, lengths, begun(source))
-    places = [f"{part}.blocks.{i}.residuals.{j}.dropout" for part, count in (("encoder", 2), ("decoder", 3))
+    model(source, lengths, shifted(source))
+    names = [f"{part}.blocks.{i}.residuals.{j}.dropout" for part, count in (("encoder", 2), ("decoder", 3))
               for i in range(2) for j in range(count)]  # fmt: skip
-    assert calls == {"dropout": 2} | dict.fromkeys(places, 1)
+    assert calls == {"dropout": 2} | dict.fromkeys(names, 1)
 
 
-def test_embeddings_are_scaled_and_first_places_are_added_unscaled() -> None:
-    """At place 0 sines are 0 and cosines 1."""
+def test_embeddings_are_scaled_and_positions_are_added_unscaled() -> None:
+    """At position 0, sines are 0 and cosines are 1."""
     for scaled, factor in ((True, 4.0), (False, 1.0)):
         model = translator(scaled=scaled)
-        found = model._embed(torch.tensor([[7]]), model.embedding)[0, 0]
+        x = model._embed(torch.tensor([[7]]), model.embedding)[0, 0]
         expected = factor * model.embedding.weight[7] + torch.tensor([0.0, 1.0] * 8)
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(x, expected, rtol=0, atol=1e-6)
 
 
-# What changes nothing.
+# Invariances.
 
 
 @both_orders
 def test_padding_and_the_rest_of_the_batch_change_nothing(pre_norm: bool) -> None:
-    model = learnt(pre_norm=pre_norm)
+    model = randomised(pre_norm=pre_norm)
     lengths = [6, 1, 3, 9]
     source, counts = sentences(lengths)
-    target = begun(sentences([4, 7, 1, 5])[0])
+    target = shifted(sentences([4, 7, 1, 5])[0])
     together = model(source, counts, target)
     for i, (length, tokens) in enumerate(zip(lengths, [4, 7, 1, 5], strict=True)):
         alone = model(source[i : i + 1, :length], counts[i : i + 1], target[i : i + 1, :tokens])
         torch.testing.assert_close(together[i : i + 1, :tokens], alone, rtol=0, atol=EXACT)
-    tail = torch.cat([source, source.new_full((4, 5), PAD)], 1)
-    torch.testing.assert_close(model(tail, counts, target), together, rtol=0, atol=EXACT)
-    other = torch.where(torch.arange(9) < counts[:, None], source, 11)  # it is the lengths that say what is padding
-    torch.testing.assert_close(model(other, counts, target), together, rtol=0, atol=EXACT)
+    padded = torch.cat([source, source.new_full((4, 5), PAD)], 1)
+    torch.testing.assert_close(model(padded, counts, target), together, rtol=0, atol=EXACT)
+    words_as_padding = torch.where(torch.arange(9) < counts[:, None], source, 11)  # only lengths define padding
+    torch.testing.assert_close(model(words_as_padding, counts, target), together, rtol=0, atol=EXACT)
 
 
 @pytest.mark.parametrize("method", SEARCHES)
 def test_a_translation_does_not_depend_on_its_batch(method: str) -> None:
-    model, options = learnt(ends=1.0), SEARCHES[method]
+    model, options = randomised(ends=1.0), SEARCHES[method]
     lengths = [6, 1, 3, 9, 2, 12, 5]
     source, counts = sentences(lengths, padding=3)
     ids = [10 + i for i in range(len(lengths))]
-    found = decode(model, source, counts, options, SPECIAL, ids)
+    answers = decode(model, source, counts, options, SPECIAL, ids)
     alone = [
         decode(model, source[[i], :length], counts[[i]], options, SPECIAL, [ids[i]])[0]
         for i, length in enumerate(lengths)
     ]
-    same(found, alone)
-    same(decode(model, source.flip(0), counts.flip(0), options, SPECIAL, ids[::-1])[::-1], found)
-    assert len({len(one.tokens) for hypotheses in found for one in hypotheses}) > 2
+    assert_close(answers, alone)
+    assert_close(decode(model, source.flip(0), counts.flip(0), options, SPECIAL, ids[::-1])[::-1], answers)
+    assert len({len(answer.tokens) for answer in itertools.chain(*answers)}) > 2
 
 
 def test_scores_of_given_targets_do_not_depend_on_the_batch_and_are_those_of_forward() -> None:
-    model = learnt()
+    model = randomised()
     lengths, tokens = [6, 1, 3, 9], [4, 7, 1, 5]
     (source, counts), (target, target_counts) = sentences(lengths, padding=2), sentences(tokens, padding=1)
-    found = score(model, source, counts, target, target_counts, SPECIAL)
-    logs = model(source, counts, begun(target)).log_softmax(-1).gather(2, target[..., None])[..., 0]
-    for i, (total, count) in enumerate(found):
+    scores = score(model, source, counts, target, target_counts, SPECIAL)
+    logs = model(source, counts, shifted(target)).log_softmax(-1).gather(2, target[..., None])[..., 0]
+    for i, (total, count) in enumerate(scores):
         assert count == tokens[i]
         assert total == pytest.approx(float(logs[i, :count].detach().sum()), abs=EXACT)
         (alone,) = score(
@@ -240,52 +242,54 @@ def test_scores_of_given_targets_do_not_depend_on_the_batch_and_are_those_of_for
 
 @both_orders
 def test_the_future_changes_nothing(pre_norm: bool) -> None:
-    model = learnt(pre_norm=pre_norm)
+    model = randomised(pre_norm=pre_norm)
     source, counts = sentences([5, 3])
-    target = begun(sentences([8, 8])[0])
+    target = shifted(sentences([8, 8])[0])
     logits = model(source, counts, target)
     for t in range(1, 8):
-        other = target.clone()
-        other[:, t] = 4 + (other[:, t] - 3) % 20  # another word
-        changed = model(source, counts, other)
+        changed_target = target.clone()
+        changed_target[:, t] = 4 + (changed_target[:, t] - 3) % 20  # another word
+        changed = model(source, counts, changed_target)
         torch.testing.assert_close(changed[:, :t], logits[:, :t], rtol=0, atol=EXACT)
-        assert ((changed - logits)[:, t:].abs().amax(-1) > 1e-6).all(), "and the past changes what follows"
+        assert ((changed - logits)[:, t:].abs().amax(-1) > 1e-6).all(), "the past changes what follows"
 
 
-def test_every_word_and_its_place_in_the_source_count() -> None:
+def test_every_word_and_its_position_in_the_source_change_the_logits() -> None:
     """The control of the invariances above."""
-    model = learnt()
+    model = randomised()
     source, counts = sentences([5])
-    target = begun(sentences([4])[0])
+    target = shifted(sentences([4])[0])
     logits = model(source, counts, target)
     for i in range(5):
-        other = source.clone()
-        other[0, i] = 4 + (other[0, i] - 3) % 20
-        assert (model(other, counts, target) - logits).abs().max() > 1e-3
+        changed_source = source.clone()
+        changed_source[0, i] = 4 + (changed_source[0, i] - 3) % 20
+        assert (model(changed_source, counts, target) - logits).abs().max() > 1e-3
     swapped = source[:, [1, 0, 2, 3, 4]]
     assert source[0, 0] != source[0, 1] and (model(swapped, counts, target) - logits).abs().max() > 1e-3
 
 
 def test_a_beam_of_one_is_greedy() -> None:
-    model = learnt(ends=0.5)
+    model = randomised(ends=0.5)
     pairs = sentences([6, 1, 3, 9, 2, 12, 5, 8])
-    same(decode(model, *pairs, replace(BEAM, beam=1, candidates=1), SPECIAL), decode(model, *pairs, GREEDY, SPECIAL))
+    assert_close(
+        decode(model, *pairs, replace(BEAM, beam=1, candidates=1), SPECIAL), decode(model, *pairs, GREEDY, SPECIAL)
+    )
 
 
 def test_autocast_to_bf16_gives_almost_the_same_logits() -> None:
-    model = learnt(dtype=torch.float32)
+    model = randomised(dtype=torch.float32)
     (source, counts), (target, _) = sentences([5, 3]), sentences([6, 2])
-    exact = model(source, counts, begun(target))
+    expected = model(source, counts, shifted(target))
     with torch.autocast("cpu", torch.bfloat16):
-        rough = model(source, counts, begun(target)).float()
-    assert 0 < (rough - exact).norm() < 0.05 * exact.norm()  # 8 bits in each of a dozen products
+        logits = model(source, counts, shifted(target)).float()
+    assert 0 < (logits - expected).norm() < 0.05 * expected.norm()  # 8 bits in each of a dozen products
 
 
 # With a cache and without.
 
 
-class Whole:
-    """The model without its cache: every step reads the whole beginning again by `forward`."""
+class Uncached:
+    """The model without its cache: every step passes all tokens so far through `forward`."""
 
     def __init__(self, model: Transformer):
         self.model = model
@@ -301,24 +305,24 @@ class Whole:
         return [part[rows] for part in state]
 
 
-class Both:
-    """The model with its cache, compared at every step with itself without."""
+class Compared:
+    """The model with its cache, compared at every step with the model without it."""
 
     def __init__(self, model: Transformer, tolerance: float):
-        self.cached, self.whole, self.tolerance = model, Whole(model), tolerance
+        self.cached, self.uncached, self.tolerance = model, Uncached(model), tolerance
         self.rows: list[int] = []
 
     def encode(self, source: Tensor, lengths: Tensor) -> tuple[Any, Any]:
-        return self.cached.encode(source, lengths), self.whole.encode(source, lengths)
+        return self.cached.encode(source, lengths), self.uncached.encode(source, lengths)
 
     def step(self, state: tuple[Any, Any], tokens: Tensor) -> Tensor:
         self.rows.append(len(tokens))
-        logits, expected = self.cached.step(state[0], tokens), self.whole.step(state[1], tokens)
+        logits, expected = self.cached.step(state[0], tokens), self.uncached.step(state[1], tokens)
         torch.testing.assert_close(logits, expected, rtol=0, atol=self.tolerance)
         return logits
 
     def reorder(self, state: tuple[Any, Any], rows: Tensor) -> tuple[Any, Any]:
-        return self.cached.reorder(state[0], rows), self.whole.reorder(state[1], rows)
+        return self.cached.reorder(state[0], rows), self.uncached.reorder(state[1], rows)
 
 
 # float32: sums of some dozens of terms of size one through four layers
@@ -327,70 +331,68 @@ precisions = pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e
 
 @precisions
 @pytest.mark.parametrize("method", SEARCHES)
-def test_a_search_with_the_cache_sees_what_one_without_sees(method: str, dtype: torch.dtype, tolerance: float) -> None:
-    model = learnt(ends=1.0, dtype=dtype, pre_norm=method == "greedy", first=2, layout="halves_t2t")
-    both, pairs = Both(model, tolerance), sentences([6, 1, 3, 9, 2, 12, 5, 8])
+def test_a_search_with_a_cache_gives_the_same_as_without(method: str, dtype: torch.dtype, tolerance: float) -> None:
+    model = randomised(ends=1.0, dtype=dtype, pre_norm=method == "greedy", first=2, layout="halves_t2t")
+    compared, (source, lengths) = Compared(model, tolerance), sentences([6, 1, 3, 9, 2, 12, 5, 8])
     options = replace(SEARCHES[method], longest_extra=12)
-    found = decode(both, *pairs, options, SPECIAL)
-    expected = decode(Whole(model), *pairs, options, SPECIAL)
-    assert [[one.tokens for one in some] for some in found] == [[one.tokens for one in some] for some in expected]
-    assert len(both.rows) > 8 and both.rows[-1] < max(both.rows), "sentences leave the batch"
+    answers = decode(compared, source, lengths, options, SPECIAL)
+    expected = decode(Uncached(model), source, lengths, options, SPECIAL)
+    for pair in zip(answers, expected, strict=True):
+        assert all(a.tokens == b.tokens for a, b in zip(*pair, strict=True))
+    assert len(compared.rows) > 8 and compared.rows[-1] < max(compared.rows), "sentences leave the batch"
 
 
 @precisions
 @both_orders
 @torch.no_grad()
-def test_hypotheses_may_be_reordered_repeated_and_left_out_at_will(
-    pre_norm: bool, dtype: torch.dtype, tolerance: float
-) -> None:
-    """One to four of each sentence at random, of which many have the same parents; sentences leave in between."""
-    both = Both(learnt(dtype=dtype, pre_norm=pre_norm), tolerance)
-    drawn = generator("hypotheses", 0)
+def test_hypotheses_may_be_reordered_repeated_and_omitted(pre_norm: bool, dtype: torch.dtype, tolerance: float) -> None:
+    """One to four random hypotheses of each sentence, many with the same parent; some sentences are removed."""
+    compared = Compared(randomised(dtype=dtype, pre_norm=pre_norm), tolerance)
+    rng = generator("hypotheses", 0)
     source, lengths = sentences([4, 1, 7, 2, 5])
-    state, sentences_left, width = both.encode(source, lengths), 5, 1
+    state, sentence_count, width = compared.encode(source, lengths), 5, 1
     rows = torch.full((5,), BOS)
     for n in range(14):
-        both.step(state, rows)
-        stays = torch.arange(sentences_left)
+        compared.step(state, rows)
+        remaining = torch.arange(sentence_count)
         if n in (3, 6, 7):
-            stays = stays[torch.randperm(sentences_left, generator=drawn)[:-1].sort().values]
-        wider = int(torch.randint(1, 5, (), generator=drawn))
-        parents = torch.randint(width, (len(stays), wider), generator=drawn)
-        state = both.reorder(state, (stays[:, None] * width + parents).flatten())
-        sentences_left, width = len(stays), wider
-        rows = torch.randint(3, 24, (sentences_left * width,), generator=drawn)
-    assert sentences_left == 2 and {*both.rows} > {5}
+            remaining = remaining[torch.randperm(sentence_count, generator=rng)[:-1].sort().values]
+        new_width = int(torch.randint(1, 5, (), generator=rng))
+        parents = torch.randint(width, (len(remaining), new_width), generator=rng)
+        state = compared.reorder(state, (remaining[:, None] * width + parents).flatten())
+        sentence_count, width = len(remaining), new_width
+        rows = torch.randint(3, 24, (sentence_count * width,), generator=rng)
+    assert sentence_count == 2 and {*compared.rows} > {5}
 
 
 @pytest.mark.parametrize(("penalty", "alpha"), [("none", 1.0), ("average", 1.0), ("gnmt", 0.6)])
 @torch.no_grad()
 def test_a_wide_beam_finds_every_translation_in_order(penalty: Any, alpha: float) -> None:
-    """Two words, UNK and at most three of them before the end: 1 + 3 + 9 + 27 translations of each sentence."""
-    model = learnt(vocabularies=(6, 6))
+    """Two words and UNK, at most three of them before the end: 1 + 3 + 9 + 27 translations of each sentence."""
+    model = randomised(vocabularies=(6, 6))
     source, lengths = sentences([4, 1, 3], vocabulary=6)
     options = replace(BEAM, beam=40, candidates=40, longest_factor=0.0, longest_extra=4, penalty=penalty, alpha=alpha)
-    found = decode(model, source, lengths, options, SPECIAL)
-    for i, hypotheses in enumerate(found):
-        every = []
+    answers = decode(model, source, lengths, options, SPECIAL)
+    for i, hypotheses in enumerate(answers):
+        expected = []
         for words in itertools.chain.from_iterable(itertools.product((3, 4, 5), repeat=n) for n in range(4)):
             target_in = torch.tensor([[BOS, *words]])
             logs = model(source[[i]], lengths[[i]], target_in)[0].log_softmax(-1)
             total = sum(float(logs[n, word]) for n, word in enumerate((*words, EOS)))
-            every.append(Hypothesis([*words], total / options.divisor(len(words) + 1), total, True))
-        same([hypotheses], [sorted(every, key=lambda one: -one.score)])
+            expected.append(Hypothesis([*words], total / options.divisor(len(words) + 1), total, True))
+        assert_close([hypotheses], [sorted(expected, key=lambda hypothesis: -hypothesis.score)])
 
 
-def test_each_of_the_heads_and_layers_has_a_cache_of_its_own() -> None:
-    """And the memory is kept once for a sentence, however many hypotheses it has."""
-    model = learnt()
+def test_each_layer_has_its_own_cache_and_the_memory_is_stored_once_for_each_sentence() -> None:
+    model = randomised()
     state = model.encode(*sentences([4, 3]))
     model.step(state, torch.tensor([BOS, BOS]))
     state = model.reorder(state, torch.tensor([0, 0, 0, 1, 1, 1]))
     model.step(state, torch.tensor([4, 5, 6, 7, 8, 9]))
     assert len(state.caches) == 2 and state.tokens == 2
     for cache in state.caches:
-        assert [tuple(part.shape) for part in cache.memory.content()] == [(2, 4, 4, 4)] * 2
-        assert [tuple(part.shape) for part in cache.own.content()] == [(2, 4, 1 + 3, 4)] * 2
+        assert [tuple(tensor.shape) for tensor in cache.memory.content()] == [(2, 4, 4, 4)] * 2
+        assert [tuple(tensor.shape) for tensor in cache.own.content()] == [(2, 4, 1 + 3, 4)] * 2
 
 
 # Mistakes.
@@ -404,18 +406,18 @@ def test_each_of_the_heads_and_layers_has_a_cache_of_its_own() -> None:
         ({"joint": False}, "model.tied=all shares one matrix .* use model.tied=target"),
     ],
 )
-def test_sizes_that_do_not_go_together_are_refused(changes: dict[str, Any], words: str) -> None:
+def test_incompatible_options_are_refused(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         translator(**changes)
 
 
-def test_a_source_of_more_tokens_than_the_limit_is_refused_and_one_of_as_many_is_read() -> None:
-    model = learnt(longest=6)
+def test_a_source_longer_than_the_limit_is_refused_and_one_at_the_limit_is_not() -> None:
+    model = randomised(longest=6)
     source, lengths = sentences([6, 2])
     assert (
         model(source, lengths, source).shape == (2, 6, 24) and len(decode(model, source, lengths, GREEDY, SPECIAL)) == 2
     )
     source, lengths = sentences([7, 2])
-    for read in (lambda: model(source, lengths, source), lambda: decode(model, source, lengths, GREEDY, SPECIAL)):
+    for translate in (lambda: model(source, lengths, source), lambda: decode(model, source, lengths, GREEDY, SPECIAL)):
         with pytest.raises(UserError, match=r"has 7 tokens, more than model.longest=6; split it"):
-            read()
+            translate()
