@@ -1,10 +1,10 @@
-"""Translators of other programs in our names: Marian in transformers' layout, and fairseq.
+"""Import of translators of other programs: Marian in transformers' layout, and fairseq.
 
-Every tensor keeps its meaning; what differs is names, the order of a vocabulary's rows, and the entries that ours has
-and theirs have not (see seq2seq/importing/marian.py and seq2seq/importing/fairseq.py).
+Every tensor keeps its meaning. Its name and the order of a vocabulary's rows change, and our vocabulary has one entry
+more (see seq2seq/importing/marian.py and seq2seq/importing/fairseq.py).
 
-Differs: what a file does not say must stand in the config: heads, the activation, the norms' eps, whether embeddings
-are scaled. `model=transformer_opus` has what the published models of OPUS-MT have.
+Differs: the config must give what a file does not hold: heads, the activation, the norms' eps, whether embeddings are
+scaled. `model=transformer_opus` has the values of the published OPUS-MT models.
 """
 
 import re
@@ -19,11 +19,11 @@ from common.weights import unwrapping
 from common.weights.renaming import identify_format
 from seq2seq.importing import fairseq, marian
 
-WRAPPERS = ("model", "state_dict")  # where programs put the weights beside other things
-TAKEN = "a Marian of transformers or a fairseq Transformer"
+WRAPPERS = ("model", "state_dict")  # keys that may hold the weights
+SUPPORTED = "a Marian of transformers or a fairseq Transformer"
 
-# Patterns of names that tell what a file is instead; the first that matches decides.
-OTHERS = (
+# Patterns of names in unsupported files, and what these are; the first match applies.
+UNSUPPORTED = (
     (r"(encoder|decoder)\.blocks\.\d+\.attention\.in_proj", "bare weights of this program's own, without their config"),
     (r"layernorm_embedding\.", "a BART, with norms on its embeddings"),
     (r"model\.(encoder|decoder)\.layer_norm\.", "a Transformer of transformers with norms before its sub-layers"),
@@ -36,26 +36,26 @@ OTHERS = (
 
 
 def adopt(content: dict[str, Any], folder: Path | None) -> Adopted:
-    """A foreign file's weights in our names, and the tokenizers that lie in `folder` beside it, if there are any.
+    """A foreign file's weights under our names, and the tokenizers in its `folder`, if there are any.
 
-    Takes bare weights and those under "model" or "state_dict". Raises UserError for any other file, saying what it is.
+    Weights are bare or under "model" or "state_dict". Raises UserError for an unsupported file and names its format.
     """
-    tensors, aside = unwrap(content)
+    tensors, left_out = unwrap(content)
     if marian.is_marian(tensors):
         adopted = marian.adopt(tensors, folder)
     elif fairseq.is_fairseq(tensors) and not any(re.search(r"layers\.\d+\.linear1\.", name) for name in tensors):
         adopted = fairseq.adopt(tensors)
     else:
         name = next(iter(tensors))
-        what = identify_format(tensors, OTHERS) or "something else"
+        kind = identify_format(tensors, UNSUPPORTED) or "something else"
         raise UserError(
-            f"The checkpoint is {what} and neither a Marian of transformers nor a fairseq "
+            f"The checkpoint is {kind} and neither a Marian of transformers nor a fairseq "
             f"Transformer (it has {name}); give one of these, or a file that this program wrote."
         )
-    return adopted._replace(left_out=adopted.left_out + aside)
+    return adopted._replace(left_out=adopted.left_out + left_out)
 
 
 def unwrap(content: dict[str, Any]) -> tuple[dict[str, Tensor], list[str]]:
-    """A file's weights by their plain names in fp32, and what was beside them; see common.weights.unwrapping."""
-    tensors, beside = unwrapping.unwrap(content, WRAPPERS, TAKEN)
-    return unwrapping.floats(tensors), beside
+    """A file's weights without prefixes, half types in fp32, and the keys left out; see common.weights.unwrapping."""
+    tensors, left_out = unwrapping.unwrap(content, WRAPPERS, SUPPORTED)
+    return unwrapping.floats(tensors), left_out

@@ -1,10 +1,9 @@
-"""fairseq's TransformerModel (Ott et al. 2019, arXiv 1904.01038) in our names.
+"""Import of fairseq's TransformerModel (Ott et al. 2019, arXiv 1904.01038).
 
-fairseq's vocabulary begins with <s>, <pad>, </s>, <unk>; it starts a translation with </s>, and its softmax is over all
-entries. In ours PAD is its <pad>, EOS its </s>, UNK its <unk>; <s>, which it never uses, is put behind the others; and
-BOS is a copy of </s>. An entry that is there twice would count twice in the softmax, so an output bias switches the
-copy off: `model.output_bias=true`, `model.positions.layout=halves_t2t`, `model.positions.first=2`. Logits and log
-probabilities of all entries are then fairseq's.
+fairseq's vocabulary begins with <s>, <pad>, </s>, <unk>; a translation starts with </s>, and the softmax is over all
+entries. In ours PAD is its <pad>, EOS its </s>, UNK its <unk>; <s>, which fairseq never uses, comes last; and BOS is a
+copy of </s>. The copy would count twice in the softmax, so an output bias masks it. With `model.output_bias=true`,
+`model.positions.layout=halves_t2t` and `model.positions.first=2`, logits and log probabilities are those of fairseq.
 """
 
 import re
@@ -20,43 +19,43 @@ from seq2seq.importing import layouts
 from seq2seq.tokenizers.bpe import BOS
 
 NAMES = Table(*layouts.BLOCKS, *((f"{stack}.layer_norm.", f"{stack}.norm.") for stack in ("encoder", "decoder")))
-# Versions, and tables of fixed sines, which our model computes.
+# Version numbers, and tables of sinusoidal positions, which our model computes.
 LEFT_OUT = r"(encoder|decoder)\.(version|embed_positions\._float_tensor)"
 SOURCE, TARGET = "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"
 OUTPUTS = ("decoder.output_projection.weight", "decoder.embed_out")  # the latter before 2020
-SPECIAL = 4
+SPECIAL_ENTRIES = 4
 
 
 def adopt(tensors: dict[str, Tensor]) -> Adopted:
-    """The weights of a state dict by our names; there is no tokenizer in fairseq's files.
+    """The weights of a state dict under our names; fairseq's files hold no tokenizer.
 
-    Raises UserError for what our Transformer has not, naming the tensor.
+    Raises UserError for a tensor that our Transformer does not have.
     """
-    tables = {name: tensors[name] for name in (SOURCE, TARGET, *OUTPUTS) if name in tensors}
-    parts = rename({name: t for name, t in tensors.items() if name not in tables}, NAMES.to_ours, LEFT_OUT)
-    if parts.unknown:
-        name = parts.unknown[0]
-        raise UserError(_refusal(f"{name} {tuple(tensors[name].shape)} has no place in ours"))
-    missing = [name for name in (SOURCE, TARGET) if name not in tables]
+    matrices = {name: tensors[name] for name in (SOURCE, TARGET, *OUTPUTS) if name in tensors}
+    renamed = rename({name: t for name, t in tensors.items() if name not in matrices}, NAMES.to_ours, LEFT_OUT)
+    if renamed.unknown:
+        name = renamed.unknown[0]
+        raise UserError(_refusal(f"{name} {tuple(tensors[name].shape)} is unsupported"))
+    missing = [name for name in (SOURCE, TARGET) if name not in matrices]
     if missing:
         raise UserError(_refusal(f"it has no {missing[0]}"))
-    output = next((tables[name] for name in OUTPUTS if name in tables), tables[TARGET])
-    orders = row_order(len(tables[SOURCE])), row_order(len(tables[TARGET]))
+    output = next((matrices[name] for name in OUTPUTS if name in matrices), matrices[TARGET])
+    orders = row_order(len(matrices[SOURCE])), row_order(len(matrices[TARGET]))
     bias = output.new_zeros(len(orders[1]))
     bias[BOS] = layouts.MASKED_LOGIT
-    weights = layouts.embeddings((tables[SOURCE], tables[TARGET], output), orders)
-    return Adopted({**projections.join(parts.tensors), **weights, "output_bias": bias}, {}, parts.left_out)
+    weights = layouts.embeddings((matrices[SOURCE], matrices[TARGET], output), orders)
+    return Adopted({**projections.join(renamed.tensors), **weights, "output_bias": bias}, {}, renamed.left_out)
 
 
-def row_order(size: int) -> list[int]:
-    """Which of fairseq's rows each of our entries has: PAD, BOS, EOS, UNK, the dictionary, and <s>."""
-    return [1, 2, 2, 3, *range(SPECIAL, size), 0]
+def row_order(entries: int) -> list[int]:
+    """fairseq's row for each of our entries (PAD, BOS, EOS, UNK, the dictionary, <s>); its vocabulary has `entries`."""
+    return [1, 2, 2, 3, *range(SPECIAL_ENTRIES, entries), 0]
 
 
 def _refusal(reason: str) -> str:
     return (
-        f"The checkpoint is in fairseq's layout and no plain Transformer ({reason}); give one with fixed sines as "
-        "positions, without norms on embeddings or adapters."
+        f"The checkpoint is in fairseq's layout, but not a plain Transformer ({reason}); give one with sinusoidal "
+        "positions, and without adapters or norms on embeddings."
     )
 
 

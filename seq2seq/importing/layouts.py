@@ -1,6 +1,6 @@
-"""The names that transformers' Marian and fairseq give to the tensors of a Transformer's blocks, and ours for them.
+"""Rename tables and vocabulary rows that the imports of transformers' Marian and of fairseq share.
 
-Marian's layout grew from fairseq's, so one table serves both; the names that fairseq used before 2019 are in it, too.
+transformers' Marian layout derives from fairseq's, so both have one table, with fairseq's names before 2019, too.
 """
 
 from collections.abc import Sequence
@@ -11,8 +11,8 @@ from torch import Tensor
 from common.weights.renaming import with_prefixes
 
 BLOCK = r"(encoder|decoder)\.layers\.\d+\."
-ZERO_ROW = -1  # in an order of rows: a row of zeros
-# A logit that takes no part in a softmax, not even in double precision; finite, so that nothing becomes NaN.
+ZERO_ROW = -1  # in a row order: a row of zeros
+# Its softmax is zero even in double precision; it is finite, so that nothing becomes NaN.
 MASKED_LOGIT = -1e9
 
 _BLOCK = (
@@ -32,25 +32,27 @@ _DECODER_BLOCK = (
     ("{encoder_attn_layer_norm|layer_norms.1}.", "residuals.1.norm."),
     ("{final_layer_norm|layer_norms.2}.", "residuals.2.norm."),
 )
-# (theirs, ours), see common.weights.renaming; with q, k and v apart in ours, too.
+# (theirs, ours), see common.weights.renaming; ours before common.weights.projections.join.
 BLOCKS = (
     *with_prefixes("encoder.layers.{i}.", "encoder.blocks.{i}.", _ENCODER_BLOCK),
     *with_prefixes("decoder.layers.{i}.", "decoder.blocks.{i}.", _DECODER_BLOCK),
 )
 
 
-def reorder_rows(table: Tensor, order: Sequence[int]) -> Tensor:
-    """The rows of a table (V, ...) in this order; ZERO_ROW gives zeros."""
-    return torch.cat([table, torch.zeros_like(table[:1])])[torch.tensor(order)]
+def reorder_rows(matrix: Tensor, order: Sequence[int]) -> Tensor:
+    """The rows of a matrix (V, ...) in `order`; ZERO_ROW gives zeros."""
+    return torch.cat([matrix, torch.zeros_like(matrix[:1])])[torch.tensor(order)]
 
 
-def embeddings(tables: tuple[Tensor, Tensor, Tensor], orders: tuple[Sequence[int], Sequence[int]]) -> dict[str, Tensor]:
-    """A file's matrices of source (V', C), target and output (V, C) by our names, with the rows in our order.
+def embeddings(
+    matrices: tuple[Tensor, Tensor, Tensor], orders: tuple[Sequence[int], Sequence[int]]
+) -> dict[str, Tensor]:
+    """A file's matrices of source (V', C), target and output (V, C) under our names, with the rows in our order.
 
-    `orders` are those of the source's and the target's entries. Matrices that are equal become one, as far as our
-    `model.tied` can say it: all three, target and output, or none.
+    `orders` are the row orders of source and target. Equal matrices become one where `model.tied` allows it: all
+    three, or target and output.
     """
-    source, target, output = tables
+    source, target, output = matrices
     weights = {"embedding.weight": reorder_rows(target, orders[1])}
     if not torch.equal(output, target):
         weights["output.weight"] = reorder_rows(output, orders[1])

@@ -1,13 +1,13 @@
-"""Marian's Transformer (Junczys-Dowmunt et al. 2018, arXiv 1804.00344) in transformers' layout: to ours and back.
+"""Import and export of Marian's Transformer (Junczys-Dowmunt et al. 2018, arXiv 1804.00344) in transformers' layout.
 
-Their vocabulary holds </s>, <unk>, the pieces, and <pad>, with which a translation also starts; sources end with </s>.
-Coming in, BOS is their <pad>, EOS and UNK theirs, and the pieces follow in their order. Our PAD is one entry more, a
-row of zeros that an output bias keeps out of the softmax, so that all log probabilities are theirs; it takes
-`model.output_bias=true`. Going out, nothing is added: our PAD becomes an entry before the last, <pad> is our BOS, and
-neither may be generated, which `bad_words_ids` say.
+Marian's vocabulary holds </s>, <unk>, the pieces, and <pad>, which also starts a translation; sources end with </s>.
+Import: our BOS is its <pad>, EOS and UNK are its </s> and <unk>, and the pieces follow in its order. Our PAD is an
+additional entry, a row of zeros that an output bias masks in the softmax (`model.output_bias=true`), so that all log
+probabilities are Marian's. Export: no entry is added. Our PAD becomes the last entry but one and our BOS the last,
+<pad>; `bad_words_ids` keeps both from being generated.
 
-Their positions are sines in the layout "halves". A model with the interleaved layout is exported with its channels in
-another order, sines first, which is the same function: norms, attention and feed-forwards know no order of channels.
+Marian's positions are sines in the layout "halves". A model with the interleaved layout is exported with its channels
+permuted, sines first; that is the same function, as norms, attention and feed-forwards do not depend on their order.
 """
 
 import json
@@ -28,15 +28,15 @@ from seq2seq.tokenizers import marian as foreign_tokenizers
 from seq2seq.tokenizers.bpe import BOS, EOS, PAD, UNK
 from seq2seq.tokenizers.marian import Special
 
-METADATA_FILE = "triptych.json"  # beside a file that we exported: what it takes to have it back exactly
+METADATA_FILE = "triptych.json"  # in the folder of an export: what an exact re-import needs
 FORMAT = "triptych-marian-1"
-EOS_THERE, UNK_THERE = marian_config.EOS, 1
+MARIAN_EOS, MARIAN_UNK = marian_config.EOS, 1
 SHARED, LOGITS_BIAS, HEAD = "model.shared.weight", "final_logits_bias", "lm_head.weight"
 EMBEDDINGS = {stack: f"model.{stack}.embed_tokens.weight" for stack in ("encoder", "decoder")}
-# Rounding in half precision is 5e-4 at most, that of large angles less; another layout differs by more than 1.
-SAME_SINES = 2e-3
-# The axis of our tensors along which the channels of the residual stream lie.
-STREAM = (
+# Half precision rounds by at most 5e-4, large angles by less; another layout differs by more than 1.
+SINE_TOLERANCE = 2e-3
+# The axis of our tensors that holds the channels of the residual stream.
+STREAM_AXES = (
     (r"(.*embedding|output|.*in_proj|.*expand)\.weight", 1),
     (r".*(out_proj|contract|norm)\.(weight|bias)", 0),
 )
@@ -45,7 +45,7 @@ POSITIONS = r"model\.(encoder|decoder)\.embed_positions\.weight"
 
 
 class Export(NamedTuple):
-    """The files of a model in transformers' layout."""
+    """The contents of the files of a model in transformers' layout."""
 
     tensors: dict[str, Tensor]  # model.safetensors
     config: dict[str, Any]  # config.json
@@ -54,120 +54,119 @@ class Export(NamedTuple):
 
 
 def is_marian(tensors: dict[str, Any]) -> bool:
-    """Whether the names are those of transformers' MarianMTModel, or of one of its relatives."""
+    """Whether the names are those of transformers' MarianMTModel, or of a related model."""
     return any(re.match(rf"model\.{layouts.BLOCK}", name) for name in tensors)
 
 
 def adopt(tensors: dict[str, Tensor], folder: Path | None) -> Adopted:
-    """A MarianMTModel's weights by our names, and the tokenizers that lie in `folder`, if there are any.
+    """A MarianMTModel's weights under our names, and the tokenizers in `folder`, if there are any.
 
-    Raises UserError for what our Transformer has not, naming the tensor, and for a tokenizer of another size.
+    Raises UserError for a tensor that our Transformer does not have, and for a tokenizer of another size.
     """
-    config, mark = _json(folder, "config.json"), _json(folder, METADATA_FILE)
+    config, metadata = _json(folder, "config.json"), _json(folder, METADATA_FILE)
     if config.get("model_type", "marian") != "marian":
-        raise UserError(_refusal(f"config.json beside it says model_type={config['model_type']}"))
-    parts, left_out = _parts(tensors)
-    tables = _tables(tensors)
-    bias = tensors.get(LOGITS_BIAS, torch.zeros(len(tables[2]))).flatten()  # (1, V) -> (V,)
-    if not len(tables[0]) == len(tables[1]) == len(tables[2]) == len(bias):
-        sizes = ", ".join(str(len(table)) for table in (*tables, bias))
-        raise UserError(_refusal(f"source, target, output and bias have {sizes} entries"))
-    if mark.get("format") == FORMAT and mark["entries"] == len(bias):
-        return Adopted(_returned(parts, tables, bias, mark), mark["task"], left_out)
-    joint = torch.equal(tables[0], tables[1])
+        raise UserError(_refusal(f"config.json in its folder says model_type={config['model_type']}"))
+    blocks, left_out = _blocks(tensors)
+    matrices = _matrices(tensors)
+    bias = tensors.get(LOGITS_BIAS, torch.zeros(len(matrices[2]))).flatten()  # (1, V) -> (V,)
+    if not len(matrices[0]) == len(matrices[1]) == len(matrices[2]) == len(bias):
+        counts = ", ".join(str(len(matrix)) for matrix in (*matrices, bias))
+        raise UserError(_refusal(f"source, target, output and bias have {counts} entries"))
+    if metadata.get("format") == FORMAT and metadata["entries"] == len(bias):
+        return Adopted(_restore_export(blocks, matrices, bias, metadata), metadata["task"], left_out)
+    joint = torch.equal(matrices[0], matrices[1])
     vocabularies = foreign_tokenizers.vocabularies(folder, joint, len(bias))
     specials = [_special(config, len(bias), names) for names in vocabularies or ({}, {})]
     orders = row_order(len(bias), specials[0]), row_order(len(bias), specials[1])
     output_bias = layouts.reorder_rows(bias, orders[1])
     output_bias[PAD] = layouts.MASKED_LOGIT
-    weights = {**parts, **layouts.embeddings(tables, orders), "output_bias": output_bias}
+    weights = {**blocks, **layouts.embeddings(matrices, orders), "output_bias": output_bias}
     states = foreign_tokenizers.states(folder, vocabularies, orders) if folder and vocabularies else []
     return Adopted(weights, {"tokenizers": states} if states else {}, left_out)
 
 
-def row_order(size: int, special: Special) -> list[int]:
-    """Which of a foreign vocabulary's rows each of our entries has, one more than it: PAD, BOS, EOS, UNK, the rest."""
-    rest = [row for row in range(size) if row not in special]
+def row_order(entries: int, special: Special) -> list[int]:
+    """The row of a Marian vocabulary with `entries` for each of our entries: PAD (none), BOS, EOS, UNK, the rest."""
+    rest = [row for row in range(entries) if row not in special]
     return [layouts.ZERO_ROW, special.pad, special.eos, special.unk, *rest]
 
 
-def target_row_order(size: int, folder: Path) -> list[int]:
-    """Which row of a file of `size` entries in this folder each of our target's entries has (see `row_order`)."""
-    mark = _json(folder, METADATA_FILE)
-    if mark.get("format") == FORMAT and mark["entries"] == size:
-        return torch.tensor(exported_row_order(size)).argsort().tolist()
-    return row_order(size, _special(_json(folder, "config.json"), size, {}))
+def target_row_order(entries: int, folder: Path) -> list[int]:
+    """`row_order` of the target for a file with `entries` in this folder, exported or foreign."""
+    metadata = _json(folder, METADATA_FILE)
+    if metadata.get("format") == FORMAT and metadata["entries"] == entries:
+        return torch.tensor(exported_row_order(entries)).argsort().tolist()
+    return row_order(entries, _special(_json(folder, "config.json"), entries, {}))
 
 
-def exported_row_order(size: int) -> list[int]:
-    """Which of our rows each entry of an exported vocabulary has."""
-    return [EOS, UNK, *range(4, size), PAD, BOS]
+def exported_row_order(entries: int) -> list[int]:
+    """Our row for each entry of an exported vocabulary."""
+    return [EOS, UNK, *range(4, entries), PAD, BOS]
 
 
 def export(model: dict[str, Any], predict: dict[str, Any], weights: dict[str, Tensor], state: dict[str, Any]) -> Export:
     """Our model as a MarianMTModel of transformers.
 
-    `model` and `predict` are those sections of a checkpoint's config, `state` its task's. Raises UserError for what
-    Marian cannot express, naming the key.
+    `model` and `predict` are sections of a checkpoint's config, `state` is its task's state. Raises UserError for a
+    config key that Marian cannot express.
     """
     marian_config.check_exportable(model, weights)
-    size = len(weights["embedding.weight"])
-    ordered = (
-        permute_channels(weights, _sines_first(model["width"])) if model["positions"]["layout"] != "halves" else weights
-    )
-    blocks = {name: tensor for name, tensor in ordered.items() if ".blocks." in name}
+    entries = len(weights["embedding.weight"])
+    if model["positions"]["layout"] != "halves":
+        weights = permute_channels(weights, _sines_first(model["width"]))
+    blocks = {name: tensor for name, tensor in weights.items() if ".blocks." in name}
     tensors, _, _, unknown = rename(projections.split(blocks), NAMES.to_theirs)
     assert not unknown, unknown
-    there = exported_row_order(size)
+    order = exported_row_order(entries)
     embedding = SHARED if model["tied"] == "all" else EMBEDDINGS["decoder"]
     for name, ours in ((embedding, "embedding"), (EMBEDDINGS["encoder"], "source_embedding"), (HEAD, "output")):
-        if f"{ours}.weight" in ordered:
-            tensors[name] = layouts.reorder_rows(ordered[f"{ours}.weight"], there)
-    bias = weights.get("output_bias", torch.zeros(size))
-    tensors[LOGITS_BIAS] = layouts.reorder_rows(bias, there)[None]  # (V,) -> (1, V)
+        if f"{ours}.weight" in weights:
+            tensors[name] = layouts.reorder_rows(weights[f"{ours}.weight"], order)
+    bias = weights.get("output_bias", torch.zeros(entries))
+    tensors[LOGITS_BIAS] = layouts.reorder_rows(bias, order)[None]  # (V,) -> (1, V)
     metadata = {
         "format": FORMAT,
-        "entries": size,
+        "entries": entries,
         "layout": model["positions"]["layout"],
         "output_bias": "output_bias" in weights,
         "task": state,
     }
     return Export(
         {name: tensor.contiguous() for name, tensor in tensors.items()},
-        marian_config.config(model, predict, size),
-        marian_config.generation(model, predict, size),
+        marian_config.config(model, predict, entries),
+        marian_config.generation(model, predict, entries),
         metadata,
     )
 
 
 def permute_channels(weights: dict[str, Tensor], channels: Tensor) -> dict[str, Tensor]:
-    """A post-norm Transformer by our names with the channels of its residual stream in another order, (C,) int64."""
-    arranged = {}
+    """The weights of a post-norm Transformer with the channels of its residual stream in the order `channels` (C,)."""
+    permuted = {}
     for name, tensor in weights.items():
-        axis = next((axis for pattern, axis in STREAM if re.fullmatch(pattern, name)), None)
-        arranged[name] = tensor if axis is None else tensor.index_select(axis, channels)
-    return arranged
+        axis = next((axis for pattern, axis in STREAM_AXES if re.fullmatch(pattern, name)), None)
+        permuted[name] = tensor if axis is None else tensor.index_select(axis, channels)
+    return permuted
 
 
 def _sines_first(width: int) -> Tensor:
-    """The channels of the interleaved layout in the order of "halves": (C,)."""
+    """The channels of the interleaved layout in the order of the layout "halves", (C,) int64."""
     return torch.cat([torch.arange(0, width, 2), torch.arange(1, width, 2)])
 
 
-def _parts(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """The blocks' tensors by our names, and the names of what has no place in ours."""
-    tables = (SHARED, *EMBEDDINGS.values(), HEAD, LOGITS_BIAS)
-    parts = rename({name: t for name, t in tensors.items() if name not in tables}, NAMES.to_ours, POSITIONS)
-    for name in parts.left_out:
+def _blocks(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """The blocks' tensors under our names, and the names of the tables of positions, which are left out."""
+    vocabulary = (SHARED, *EMBEDDINGS.values(), HEAD, LOGITS_BIAS)
+    renamed = rename({name: t for name, t in tensors.items() if name not in vocabulary}, NAMES.to_ours, POSITIONS)
+    for name in renamed.left_out:
         _check_sines(name, tensors[name])
-    if parts.unknown:
-        name = parts.unknown[0]
-        raise UserError(_refusal(f"{name} {tuple(tensors[name].shape)} has no place in ours"))
-    return projections.join(parts.tensors), parts.left_out
+    if renamed.unknown:
+        name = renamed.unknown[0]
+        raise UserError(_refusal(f"{name} {tuple(tensors[name].shape)} is unsupported"))
+    return projections.join(renamed.tensors), renamed.left_out
 
 
-def _tables(tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """The matrices of source, target and output. A file may hold one of them under up to four names."""
+def _matrices(tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """The matrices of source, target and output; a file may hold one matrix under up to four names."""
     head = tensors.get(HEAD)
     shared = tensors.get(SHARED, head)
     source, target = (tensors.get(EMBEDDINGS[stack], shared) for stack in ("encoder", "decoder"))
@@ -177,51 +176,55 @@ def _tables(tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _check_sines(name: str, table: Tensor) -> None:
-    """Raise UserError for positions that are not those which our model computes."""
+    """Raise UserError unless `table` holds the positions that our model computes."""
     expected = sine(torch.arange(len(table), dtype=torch.float32), table.shape[1], layout="halves")
     difference = float((table - expected).abs().max())
-    if difference > SAME_SINES:
-        raise UserError(_refusal(f"{name} are no sines in halves, from which they differ by up to {difference:.2g}"))
+    if difference > SINE_TOLERANCE:
+        raise UserError(_refusal(f"{name} differs from sines in halves by up to {difference:.2g}"))
 
 
-def _special(config: dict[str, Any], size: int, names: dict[str, int]) -> Special:
-    """The ids of </s>, <unk> and <pad>: of the vocabulary, or of config.json, or as usual."""
-    pad = config.get("pad_token_id", size - 1)
+def _special(config: dict[str, Any], entries: int, names: dict[str, int]) -> Special:
+    """The ids of </s>, <unk> and <pad>: from the vocabulary, or from config.json, or else Marian's default."""
+    pad = config.get("pad_token_id", entries - 1)
     special = Special(
-        names.get("</s>", config.get("eos_token_id", EOS_THERE)), names.get("<unk>", UNK_THERE), names.get("<pad>", pad)
+        names.get("</s>", config.get("eos_token_id", MARIAN_EOS)),
+        names.get("<unk>", MARIAN_UNK),
+        names.get("<pad>", pad),
     )
     if config.get("decoder_start_token_id", pad) != pad or pad != special.pad:
         raise UserError(_refusal("its translations do not start with <pad>"))
-    if len({*special}) < 3 or not all(isinstance(id, int) and 0 <= id < size for id in special):
-        raise UserError(_refusal(f"its ids of </s>, <unk> and <pad> are {[*special]}, and it has {size} entries"))
+    if len({*special}) < 3 or not all(isinstance(id, int) and 0 <= id < entries for id in special):
+        raise UserError(_refusal(f"its ids of </s>, <unk> and <pad> are {[*special]}, and it has {entries} entries"))
     return special
 
 
-def _returned(
-    parts: dict[str, Tensor], tables: tuple[Tensor, Tensor, Tensor], bias: Tensor, mark: dict[str, Any]
+def _restore_export(
+    blocks: dict[str, Tensor], matrices: tuple[Tensor, Tensor, Tensor], bias: Tensor, metadata: dict[str, Any]
 ) -> dict[str, Tensor]:
-    """What we exported as it was: the rows and the channels in our order, and no bias that was not there."""
-    back = torch.tensor(exported_row_order(len(bias))).argsort()
-    weights = {**parts, **layouts.embeddings(tables, (back.tolist(), back.tolist()))}
-    if mark["layout"] != "halves":
-        weights = permute_channels(weights, _sines_first(tables[0].shape[1]).argsort())
-    return weights | ({"output_bias": bias[back]} if mark["output_bias"] else {})
+    """The weights of our own export before it: rows and channels in our order, and an output bias if it had one."""
+    order = torch.tensor(exported_row_order(len(bias))).argsort()
+    weights = {**blocks, **layouts.embeddings(matrices, (order.tolist(), order.tolist()))}
+    if metadata["layout"] != "halves":
+        weights = permute_channels(weights, _sines_first(matrices[0].shape[1]).argsort())
+    return weights | ({"output_bias": bias[order]} if metadata["output_bias"] else {})
 
 
 def _json(folder: Path | None, name: str) -> dict[str, Any]:
-    """The content of a file that may lie in a folder; empty when there is none."""
+    """The content of a JSON file in `folder`; empty without such a file. Raises UserError when it is not JSON."""
     path = None if folder is None else folder / name
     if path is None or not path.is_file():
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{path}, which belongs to it, is no JSON ({error}); copy or download it again.") from error
+        raise UserError(
+            f"{path}, in the checkpoint's folder, is not JSON ({error}); copy or download it again."
+        ) from error
     return content if isinstance(content, dict) else {}
 
 
 def _refusal(reason: str) -> str:
     return (
-        f"The checkpoint is in transformers' layout and no Marian that ours can be ({reason}); give a MarianMTModel as "
+        f"The checkpoint is in transformers' layout, but not a supported Marian ({reason}); give a MarianMTModel as "
         "published, such as those of OPUS-MT."
     )

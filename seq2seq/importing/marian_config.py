@@ -1,4 +1,4 @@
-"""What Marian in transformers' layout has beside its weights: config.json and generation_config.json of our models."""
+"""config.json and generation_config.json of our models exported as Marian in transformers' layout."""
 
 from typing import Any
 
@@ -7,19 +7,19 @@ from torch import Tensor
 from common.errors import UserError
 
 EOS = 0  # the id of </s>
-NORM_EPS = 1e-5  # which transformers' Marian does not let anyone change
+NORM_EPS = 1e-5  # fixed in transformers' Marian
 
 
-def config(model: dict[str, Any], predict: dict[str, Any], size: int) -> dict[str, Any]:
-    """config.json, in the words of MarianConfig."""
+def config(model: dict[str, Any], predict: dict[str, Any], entries: int) -> dict[str, Any]:
+    """The content of config.json, with the keys of MarianConfig."""
     blocks = model["blocks"]
     sides = {f"{side}_{key}": model[ours] for side in ("encoder", "decoder")
              for key, ours in (("attention_heads", "heads"), ("ffn_dim", "feedforward"))}  # fmt: skip
     return {
         "architectures": ["MarianMTModel"],
         "model_type": "marian",
-        "vocab_size": size,
-        "decoder_vocab_size": size,
+        "vocab_size": entries,
+        "decoder_vocab_size": entries,
         "d_model": model["width"],
         "encoder_layers": model["encoder_layers"],
         "decoder_layers": model["decoder_layers"],
@@ -31,37 +31,37 @@ def config(model: dict[str, Any], predict: dict[str, Any], size: int) -> dict[st
         "scale_embedding": model["scaled"],
         "share_encoder_decoder_embeddings": model["tied"] == "all",
         "tie_word_embeddings": model["tied"] != "none",
-        "max_position_embeddings": _most(model, predict),
+        "max_position_embeddings": _max_length(model, predict),
         "forced_eos_token_id": None,
         "is_encoder_decoder": True,
         "dtype": "float32",
-        **_ids(size),
+        **_ids(entries),
     }
 
 
-def generation(model: dict[str, Any], predict: dict[str, Any], size: int) -> dict[str, Any]:
-    """generation_config.json: our search as far as transformers can say it.
+def generation(model: dict[str, Any], predict: dict[str, Any], entries: int) -> dict[str, Any]:
+    """The content of generation_config.json: our search, as far as transformers can express it.
 
-    Of the length penalties it has n^alpha alone ("average"); its limit does not depend on the source.
+    transformers has the length penalty n^alpha ("average") only, and its limit does not depend on the source.
     """
     beams = predict["beam"] if predict["method"] == "beam" else 1
-    of_beams = {
+    beam_options = {
         "early_stopping": {"first": True, "bound": False, "never": "never"}[predict["stop"]],
         "length_penalty": 0.0 if predict["penalty"] == "none" else predict["alpha"],
     }
     return {
-        **_ids(size),
-        "bad_words_ids": [[size - 1], [size - 2]],
+        **_ids(entries),
+        "bad_words_ids": [[entries - 1], [entries - 2]],
         "num_beams": beams,
         "do_sample": predict["method"] == "sample",
-        **(of_beams if beams > 1 else {}),
+        **(beam_options if beams > 1 else {}),
         "forced_eos_token_id": EOS if predict["at_limit"] == "end" else None,
-        "max_length": _most(model, predict),
+        "max_length": _max_length(model, predict),
     }
 
 
 def check_exportable(model: dict[str, Any], weights: dict[str, Tensor]) -> None:
-    """Raise UserError for what MarianMTModel cannot compute."""
+    """Raise UserError for a model that MarianMTModel cannot express."""
     blocks, positions = model["blocks"], model["positions"]
     problems = {
         "model.blocks.pre_norm=true": blocks["pre_norm"],
@@ -69,26 +69,26 @@ def check_exportable(model: dict[str, Any], weights: dict[str, Tensor]) -> None:
         f"model.positions.layout={positions['layout']}": positions["layout"] == "halves_t2t",
         f"model.positions.first={positions['first']}": positions["first"] != 0,
     }
-    problem = next((key for key, impossible in problems.items() if impossible), None)
+    problem = next((key for key, unsupported in problems.items() if unsupported), None)
     if problem:
         raise UserError(
-            f"{problem} has no place in transformers' Marian, which has norms after the sub-layers (eps {NORM_EPS:g}) "
-            "and sines from place 0 on; only models trained like that can be exported, such as model=transformer_base."
+            f"{problem} is unsupported by transformers' Marian, with norms after the sub-layers (eps {NORM_EPS:g}) "
+            "and sines from position 0 on; only such models can be exported, model=transformer_base for one."
         )
     target = len(weights["embedding.weight"])
     source = len(weights.get("source_embedding.weight", weights["embedding.weight"]))
     if source != target:
         raise UserError(
             f"The vocabularies have {source} entries for the source and {target} for the target; transformers' Marian "
-            "has one id of <pad> for both, so only vocabularies of one size can be exported."
+            "has one id of <pad> for both, so only vocabularies of equal size can be exported."
         )
 
 
-def _ids(size: int) -> dict[str, int]:
-    return {"pad_token_id": size - 1, "decoder_start_token_id": size - 1, "eos_token_id": EOS}
+def _ids(entries: int) -> dict[str, int]:
+    return {"pad_token_id": entries - 1, "decoder_start_token_id": entries - 1, "eos_token_id": EOS}
 
 
-def _most(model: dict[str, Any], predict: dict[str, Any]) -> int:
-    """Tokens that a translation of the longest source may have, its start included."""
+def _max_length(model: dict[str, Any], predict: dict[str, Any]) -> int:
+    """The maximum number of tokens in a translation of the longest source, including its start."""
     limit = int(predict["longest_factor"] * model["longest"]) + int(predict["longest_extra"]) + 1
     return max(int(model["longest"]), limit)

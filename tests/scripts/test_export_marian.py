@@ -87,8 +87,8 @@ def test_without_transformers_it_says_that_nothing_was_compared(tmp_path, capsys
 
 
 REFUSED = {
-    "pre-norm": (["model.blocks.pre_norm=true"], "model.blocks.pre_norm=true has no place in transformers' Marian"),
-    "positions": (["model.positions.layout=halves_t2t"], "model.positions.layout=halves_t2t has no place"),
+    "pre-norm": (["model.blocks.pre_norm=true"], "model.blocks.pre_norm=true is unsupported by transformers' Marian"),
+    "positions": (["model.positions.layout=halves_t2t"], "model.positions.layout=halves_t2t is unsupported"),
 }
 
 

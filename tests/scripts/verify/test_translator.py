@@ -54,7 +54,7 @@ def test_another_layout_of_sines_gives_other_answers(file, capsys):
 
 def test_there_must_be_something_to_compare_with(file, capsys):
     for changes, words in (
-        ({"model_type": "bart"}, "config.json beside it says model_type=bart"),
+        ({"model_type": "bart"}, "config.json in its folder says model_type=bart"),
         (None, "has no config.json beside it"),
     ):
         path = file.with_name("config.json")

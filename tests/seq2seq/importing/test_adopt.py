@@ -1,4 +1,4 @@
-"""Which program a file comes from, and what the others are told."""
+"""The program that a file comes from, and the refusal of unsupported ones."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ def named(*names: str) -> dict[str, Tensor]:
     return {name: torch.zeros(4, 4) for name in names}
 
 
-OTHERS = {
+UNSUPPORTED = {
     "ours": (named("embedding.weight", "encoder.blocks.0.attention.in_proj.weight"), "this program's own, without"),
     "pytorch": (nn.Transformer(4, 1, 1, 1, 4).state_dict(), "is a torch.nn.Transformer and neither a Marian"),
     "t5": (named("encoder.block.0.layer.0.SelfAttention.q.weight"), "is a T5 and neither"),
@@ -26,9 +26,9 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize(("tensors", "words"), OTHERS.values(), ids=OTHERS)
-def test_other_files_are_told_what_they_are(tensors, words):
-    with pytest.raises(UserError, match=words):
+@pytest.mark.parametrize(("tensors", "message"), UNSUPPORTED.values(), ids=UNSUPPORTED)
+def test_an_unsupported_file_is_refused_and_its_format_named(tensors, message):
+    with pytest.raises(UserError, match=message):
         adopt(tensors, None)
 
 
@@ -38,9 +38,9 @@ def test_a_file_without_weights_is_refused(content):
         adopt(content, None)
 
 
-def test_weights_are_found_under_wrappers_and_prefixes_and_raised_from_half_types():
+def test_wrappers_and_prefixes_are_removed_and_half_types_converted():
     half = torch.ones(2, dtype=torch.bfloat16)
     for content in ({"module.a": half}, {"model": {"_orig_mod.a": half}}, {"state_dict": {"a": half}, "epoch": 1}):
-        tensors, aside = unwrap(content)
-        assert tensors["a"].dtype == torch.float32 and [*tensors] == ["a"] and not aside
+        tensors, left_out = unwrap(content)
+        assert tensors["a"].dtype == torch.float32 and [*tensors] == ["a"] and not left_out
     assert unwrap({"a": half, "epoch": 1})[1] == ["epoch"]

@@ -1,4 +1,4 @@
-"""fairseq's files against a Transformer of its kind written here, on a plain dict with its names, drawn at random."""
+"""fairseq's files against an independent implementation of its Transformer, with random weights under its names."""
 
 import argparse
 import math
@@ -26,9 +26,12 @@ THEIR_PAD, THEIR_EOS = 1, 2
 Tensors = dict[str, Tensor]
 
 
-def drawn(shared: str = "all", pre_norm: bool = False) -> Tensors:
-    """A TransformerModel's state dict; `shared`: share_all_embeddings, share_decoder_input_output_embed, or neither."""
-    randomness = generator("fairseq")
+def random_weights(shared: str = "all", pre_norm: bool = False) -> Tensors:
+    """A TransformerModel's state dict.
+
+    `shared`: "all" is share_all_embeddings, "target" share_decoder_input_output_embed, "none" neither.
+    """
+    rng = generator("fairseq")
     source = TARGET if shared == "all" else SOURCE
     shapes: dict[str, tuple[int, ...]] = {"encoder.embed_tokens.weight": (source, WIDTH)}
     for stack, attentions in (("encoder", ("self_attn",)), ("decoder", ("self_attn", "encoder_attn"))):
@@ -44,7 +47,7 @@ def drawn(shared: str = "all", pre_norm: bool = False) -> Tensors:
             shapes |= {f"{stack}.layer_norm.{leaf}": (WIDTH,) for leaf in ("weight", "bias")}
     shapes |= {"decoder.embed_tokens.weight": (TARGET, WIDTH), "decoder.output_projection.weight": (TARGET, WIDTH)}
     tensors = {
-        name: torch.randn(shape, generator=randomness, dtype=torch.float64) * 0.3 + float(name.endswith("norm.weight"))
+        name: torch.randn(shape, generator=rng, dtype=torch.float64) * 0.3 + float(name.endswith("norm.weight"))
         for name, shape in shapes.items()
     }
     if shared == "all":
@@ -54,21 +57,21 @@ def drawn(shared: str = "all", pre_norm: bool = False) -> Tensors:
     return tensors | {"encoder.version": torch.tensor([3.0]), "decoder.version": torch.tensor([3.0])}
 
 
-def plain_sines(places: Tensor, width: int, **_: Any) -> Tensor:
-    """tensor2tensor's and fairseq's layout, written from its description, in float64."""
+def independent_sines(positions: Tensor, width: int, **_: Any) -> Tensor:
+    """Sines in tensor2tensor's and fairseq's layout, written from its description, in float64."""
     rates = torch.exp(torch.arange(width // 2, dtype=torch.float64) * -(math.log(10000) / (width // 2 - 1)))
-    angles = places[..., None].double() * rates
+    angles = positions[..., None].double() * rates
     return torch.cat([angles.sin(), angles.cos()], -1)
 
 
 @pytest.fixture
 def exact_sines(monkeypatch):
-    """Ours are sums in float32, as in its training; in float64 the rest can be compared to the last digits."""
-    monkeypatch.setattr(transformer, "sine", plain_sines)
+    """Replaces our float32 sines by float64 ones, so that everything else can be compared in float64."""
+    monkeypatch.setattr(transformer, "sine", independent_sines)
 
 
 class Theirs:
-    """What fairseq computes with such a dict."""
+    """fairseq's TransformerModel with the weights of a state dict."""
 
     def __init__(self, tensors: Tensors):
         self.tensors, self.pre_norm = tensors, "encoder.layer_norm.weight" in tensors
@@ -80,7 +83,7 @@ class Theirs:
         return F.layer_norm(x, (WIDTH,), self.tensors[f"{name}.weight"], self.tensors[f"{name}.bias"])
 
     def attention(self, x: Tensor, memory: Tensor, name: str, hidden: Tensor) -> Tensor:
-        """`hidden` (B, 1, N, M): True where a query may not look."""
+        """x (B, N, C), memory (B, M, C), hidden (B, 1, N, M), True where a query may not look -> (B, N, C)."""
         q, k, v = (
             self.linear(y, f"{name}.{p}_proj").unflatten(-1, (HEADS, -1)).transpose(1, 2)
             for p, y in (("q", x), ("k", memory), ("v", memory))
@@ -88,17 +91,17 @@ class Theirs:
         scores = (q @ k.transpose(2, 3) / math.sqrt(WIDTH // HEADS)).masked_fill(hidden, -math.inf)
         return self.linear((scores.softmax(-1) @ v).transpose(1, 2).flatten(2), f"{name}.out_proj")
 
-    def around(self, x: Tensor, name: str, sublayer: Any) -> Tensor:
+    def residual(self, x: Tensor, name: str, sublayer: Any) -> Tensor:
         return x + sublayer(self.norm(x, name)) if self.pre_norm else self.norm(x + sublayer(x), name)
 
     def feed_forward(self, x: Tensor, layer: str) -> Tensor:
         return self.linear(self.linear(x, f"{layer}fc1").relu(), f"{layer}fc2")
 
     def embed(self, words: Tensor, stack: str) -> Tensor:
-        """Scaled embeddings, and sines from place 2 on, of which padding has none."""
+        """Scaled embeddings plus sines from position 2 on, (B, N) -> (B, N, C); padding has no sines."""
         real = words != THEIR_PAD
-        places = torch.where(real, real.cumsum(1) + THEIR_PAD, THEIR_PAD)
-        sines = plain_sines(places, WIDTH) * real[..., None]
+        positions = torch.where(real, real.cumsum(1) + THEIR_PAD, THEIR_PAD)
+        sines = independent_sines(positions, WIDTH) * real[..., None]
         return self.tensors[f"{stack}.embed_tokens.weight"][words] * math.sqrt(WIDTH) + sines
 
     def __call__(self, source: Tensor, target: Tensor) -> Tensor:
@@ -106,28 +109,30 @@ class Theirs:
         memory = self.embed(source, "encoder")
         for i in range(LAYERS):
             layer = f"encoder.layers.{i}."
-            memory = self.around(
+            memory = self.residual(
                 memory,
                 f"{layer}self_attn_layer_norm",
                 lambda x, layer=layer: self.attention(x, x, f"{layer}self_attn", padding),
             )
-            memory = self.around(memory, f"{layer}final_layer_norm", lambda x, layer=layer: self.feed_forward(x, layer))
+            memory = self.residual(
+                memory, f"{layer}final_layer_norm", lambda x, layer=layer: self.feed_forward(x, layer)
+            )
         memory = self.norm(memory, "encoder.layer_norm") if self.pre_norm else memory
         future = torch.ones(target.shape[1], target.shape[1], dtype=torch.bool).triu(1)
         x = self.embed(target, "decoder")
         for i in range(LAYERS):
             layer = f"decoder.layers.{i}."
-            x = self.around(
+            x = self.residual(
                 x,
                 f"{layer}self_attn_layer_norm",
                 lambda x, layer=layer: self.attention(x, x, f"{layer}self_attn", future),
             )
-            x = self.around(
+            x = self.residual(
                 x,
                 f"{layer}encoder_attn_layer_norm",
                 lambda x, layer=layer: self.attention(x, memory, f"{layer}encoder_attn", padding),
             )
-            x = self.around(x, f"{layer}final_layer_norm", lambda x, layer=layer: self.feed_forward(x, layer))
+            x = self.residual(x, f"{layer}final_layer_norm", lambda x, layer=layer: self.feed_forward(x, layer))
         x = self.norm(x, "decoder.layer_norm") if self.pre_norm else x
         return x @ self.tensors["decoder.output_projection.weight"].T
 
@@ -154,69 +159,67 @@ def ours(content: dict[str, Any], shared: str = "all", pre_norm: bool = False) -
     return model
 
 
-def sentences(most: int) -> tuple[Tensor, Tensor]:
-    """fairseq's ids of words and </s>, padded, and their counts."""
-    counts = torch.tensor([7, 3, 5])
-    words = torch.randint(3, most, (3, 7), generator=generator("words"))
-    words[torch.arange(3), counts - 1] = THEIR_EOS
-    return words.masked_fill(torch.arange(7) >= counts[:, None], THEIR_PAD), counts
+def sentences(entries: int) -> tuple[Tensor, Tensor]:
+    """fairseq's ids of words and </s>, padded, (3, 7), and the sentences' lengths (3,)."""
+    lengths = torch.tensor([7, 3, 5])
+    words = torch.randint(3, entries, (3, 7), generator=generator("words"))
+    words[torch.arange(3), lengths - 1] = THEIR_EOS
+    return words.masked_fill(torch.arange(7) >= lengths[:, None], THEIR_PAD), lengths
 
 
-def in_our_ids(words: Tensor, size: int) -> Tensor:
-    """EOS for </s> everywhere: where a translation starts, the caller writes BOS."""
-    order = torch.tensor(fairseq.row_order(size))
-    return torch.stack([(order == row).nonzero()[-1, 0] for row in range(size)])[words]
+def in_our_ids(words: Tensor, entries: int) -> Tensor:
+    """Our ids for fairseq's; EOS for each </s>, so that the caller writes BOS where a translation starts."""
+    order = torch.tensor(fairseq.row_order(entries))
+    return torch.stack([(order == row).nonzero()[-1, 0] for row in range(entries)])[words]
 
 
 VARIANTS = pytest.mark.parametrize("shared", ["all", "target", "none"])
 
 
 def assert_equal(content: dict[str, Any], tensors: Tensors, shared: str, pre_norm: bool, error: float = 1e-10) -> None:
-    source, counts = sentences(len(tensors["encoder.embed_tokens.weight"]))
+    source, lengths = sentences(len(tensors["encoder.embed_tokens.weight"]))
     target = torch.randint(3, TARGET, (3, 6), generator=generator("target"))
     target[:, 0] = THEIR_EOS
     expected = Theirs(tensors)(source, target)  # (B, T, V)
     words = in_our_ids(target, TARGET)
     words[:, 0] = BOS
-    found = ours(content, shared, pre_norm)(
-        in_our_ids(source, len(tensors["encoder.embed_tokens.weight"])), counts, words
-    )
-    kept = [i for i in range(TARGET + 1) if i != BOS]
-    order = [fairseq.row_order(TARGET)[i] for i in kept]
+    our_source = in_our_ids(source, len(tensors["encoder.embed_tokens.weight"]))
+    logits = ours(content, shared, pre_norm)(our_source, lengths, words)  # (B, T, V + 1)
+    ids = [i for i in range(TARGET + 1) if i != BOS]
+    order = [fairseq.row_order(TARGET)[i] for i in ids]
     assert sorted(order) == [*range(TARGET)] and expected.std() > 0.5
-    torch.testing.assert_close(found[..., kept], expected[..., order], rtol=0, atol=error)
-    torch.testing.assert_close(
-        found.log_softmax(-1)[..., kept], expected.log_softmax(-1)[..., order], rtol=0, atol=error
-    )
+    torch.testing.assert_close(logits[..., ids], expected[..., order], rtol=0, atol=error)
+    logs, expected_logs = logits.log_softmax(-1), expected.log_softmax(-1)
+    torch.testing.assert_close(logs[..., ids], expected_logs[..., order], rtol=0, atol=error)
 
 
 @torch.no_grad()
 @VARIANTS
 @pytest.mark.parametrize("pre_norm", [False, True], ids=["post-norm", "pre-norm"])
-def test_an_imported_model_gives_fairseqs_log_probabilities(exact_sines, shared, pre_norm):
-    tensors = drawn(shared, pre_norm)
+def test_an_imported_model_has_the_log_probabilities_of_fairseq(exact_sines, shared, pre_norm):
+    tensors = random_weights(shared, pre_norm)
     assert_equal({"model": tensors, "best_loss": 1.0}, tensors, shared, pre_norm)
 
 
 @torch.no_grad()
-def test_our_sines_are_fairseqs():
-    """Up to their float32; those of another layout or another first place change the logits by more than 0.1."""
-    tensors = drawn()
+def test_our_sines_are_those_of_fairseq():
+    """Up to rounding in float32; another layout or first position changes the logits by more than 0.1."""
+    tensors = random_weights()
     assert_equal({"model": tensors}, tensors, "all", False, error=1e-5)
 
 
 @torch.no_grad()
-def test_names_of_before_2019_mean_the_same(exact_sines):
-    """Queries, keys and values in one matrix, norms by number, and the output under its own name."""
-    tensors = drawn("none")
+def test_names_from_before_2019_are_read(exact_sines):
+    """Queries, keys and values were one matrix, norms had numbers, and the output another name."""
+    tensors = random_weights("none")
     old = dict(tensors)
     for stack in ("encoder", "decoder"):
         for i in range(LAYERS):
             layer = f"{stack}.layers.{i}."
             for name in ("self_attn", "encoder_attn")[: 1 + (stack == "decoder")]:
                 for leaf in ("weight", "bias"):
-                    three = [old.pop(f"{layer}{name}.{p}_proj.{leaf}") for p in "qkv"]
-                    old[f"{layer}{name}.in_proj_{leaf}"] = torch.cat(three)
+                    projections = [old.pop(f"{layer}{name}.{p}_proj.{leaf}") for p in "qkv"]
+                    old[f"{layer}{name}.in_proj_{leaf}"] = torch.cat(projections)
             norms = ("self_attn", "final") if stack == "encoder" else ("self_attn", "encoder_attn", "final")
             for number, name in enumerate(norms):
                 for leaf in ("weight", "bias"):
@@ -226,41 +229,40 @@ def test_names_of_before_2019_mean_the_same(exact_sines):
     assert_equal({"model": old}, tensors, "none", False)
 
 
-def test_a_translation_starts_with_a_copy_of_the_end():
-    tensors = drawn()
+def test_the_start_of_a_translation_is_a_copy_of_its_end():
+    tensors = random_weights()
     rows = adopt({"model": tensors}, None).weights["embedding.weight"]
     shared = tensors["encoder.embed_tokens.weight"]
-    for mine, row in ((PAD, 1), (BOS, 2), (EOS, 2), (UNK, 3), (4, 4), (TARGET, 0)):
-        assert torch.equal(rows[mine], shared[row])
+    for entry, row in ((PAD, 1), (BOS, 2), (EOS, 2), (UNK, 3), (4, 4), (TARGET, 0)):
+        assert torch.equal(rows[entry], shared[row])
 
 
-def test_what_is_found_has_fairseqs_probability(exact_sines):
-    """A greedy translation, summed up again with its model."""
-    tensors = drawn()
-    tensors["decoder.embed_tokens.weight"][THEIR_EOS] *= 3  # shared: all three
-    source, counts = sentences(TARGET)
+def test_a_decoded_translation_has_its_probability_in_fairseq(exact_sines):
+    """The log probability of a greedy translation, also computed by the independent implementation."""
+    tensors = random_weights()
+    tensors["decoder.embed_tokens.weight"][THEIR_EOS] *= 3  # shared by source, target and output
+    source, lengths = sentences(TARGET)
     model = ours({"model": tensors})
     options = DecodingOptions(
         method="greedy", beam=1, penalty="none", alpha=0.0, stop="first", candidates=1, longest_factor=0.0,
         longest_extra=9, at_limit="end", temperature=1.0, top_k=0, top_p=1.0, seed=0, attention=False,
     )  # fmt: skip
-    mine = in_our_ids(source, TARGET)
+    our_source = in_our_ids(source, TARGET)
     order = torch.tensor(fairseq.row_order(TARGET))
-    for i, (found,) in enumerate(decode(model, mine, counts, options, SPECIAL)):
-        words = order[[*found.tokens, EOS]]
+    for i, (hypothesis,) in enumerate(decode(model, our_source, lengths, options, SPECIAL)):
+        words = order[[*hypothesis.tokens, EOS]]
         start = torch.cat([torch.tensor([THEIR_EOS]), words[:-1]])
-        logs = Theirs(tensors)(source[i : i + 1, : counts[i]], start[None])[0].log_softmax(-1)
-        assert found.log_probability == pytest.approx(float(logs.gather(1, words[:, None]).sum()), abs=1e-9)
-        row = torch.tensor([[*found.tokens, EOS]])
-        ((total, _),) = score(
-            model, mine[i : i + 1, : counts[i]], counts[i : i + 1], row, torch.tensor([row.shape[1]]), SPECIAL
-        )
-        assert total == pytest.approx(found.log_probability, abs=1e-9)
+        logs = Theirs(tensors)(source[i : i + 1, : lengths[i]], start[None])[0].log_softmax(-1)
+        assert hypothesis.log_probability == pytest.approx(float(logs.gather(1, words[:, None]).sum()), abs=1e-9)
+        row = torch.tensor([[*hypothesis.tokens, EOS]])
+        sentence, row_length = our_source[i : i + 1, : lengths[i]], torch.tensor([row.shape[1]])
+        ((total, _),) = score(model, sentence, lengths[i : i + 1], row, row_length, SPECIAL)
+        assert total == pytest.approx(hypothesis.log_probability, abs=1e-9)
 
 
-def test_a_saved_checkpoint_with_its_arguments_comes_in(tmp_path):
-    """fairseq's files hold an argparse.Namespace, which is the one object that is let through."""
-    tensors = drawn()
+def test_a_checkpoint_with_its_arguments_is_imported(tmp_path):
+    """fairseq's files hold an argparse.Namespace, the only object that may be loaded."""
+    tensors = random_weights()
     torch.save({"args": argparse.Namespace(arch="transformer"), "model": tensors}, tmp_path / "checkpoint.pt")
     adopted = adopt(checkpoint.load(tmp_path / "checkpoint.pt"), tmp_path)
     expected = adopt({"model": tensors}, None)
@@ -273,8 +275,8 @@ class Evil:
         return print, ("executed",)
 
 
-def test_other_objects_are_not_let_through(tmp_path, capsys):
-    torch.save({"args": Evil(), "model": drawn()}, tmp_path / "checkpoint.pt")
+def test_other_objects_are_refused(tmp_path, capsys):
+    torch.save({"args": Evil(), "model": random_weights()}, tmp_path / "checkpoint.pt")
     with pytest.raises(UserError, match="which could run code; nothing was executed"):
         checkpoint.load(tmp_path / "checkpoint.pt")
     assert "executed" not in capsys.readouterr().out
@@ -283,6 +285,8 @@ def test_other_objects_are_not_let_through(tmp_path, capsys):
 @pytest.mark.parametrize(
     "name", ["encoder.embed_positions.weight", "decoder.layernorm_embedding.weight", "decoder.adaptive_softmax.head"]
 )
-def test_what_ours_has_not_is_refused(name):
-    with pytest.raises(UserError, match=f"in fairseq's layout and no plain Transformer .{name} .16,. has no place"):
-        adopt({"model": drawn() | {name: torch.zeros(WIDTH)}}, None)
+def test_an_unsupported_tensor_is_refused(name):
+    with pytest.raises(
+        UserError, match=f"in fairseq's layout, but not a plain Transformer .{name} .16,. is unsupported"
+    ):
+        adopt({"model": random_weights() | {name: torch.zeros(WIDTH)}}, None)

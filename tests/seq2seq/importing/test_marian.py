@@ -1,4 +1,4 @@
-"""Marian's files against transformers' own model with every tensor drawn at random, and ours there and back."""
+"""Marian's files against transformers' model with random weights, and our export and its re-import."""
 
 import json
 from typing import Any
@@ -21,7 +21,7 @@ from seq2seq.tokenizers.bpe import BOS, EOS, PAD, SPECIAL, UNK
 
 transformers = pytest.importorskip("transformers")
 
-ENTRIES, WIDTH, HEADS, FEEDFORWARD, LAYERS, PLACES = 23, 16, 2, 24, 2, 40
+ENTRIES, WIDTH, HEADS, FEEDFORWARD, LAYERS, POSITIONS = 23, 16, 2, 24, 2, 40
 EXACT = {"rtol": 0, "atol": 1e-10}  # float64
 MODEL: dict[str, Any] = {
     "width": WIDTH,
@@ -32,7 +32,7 @@ MODEL: dict[str, Any] = {
     "tied": "all",
     "scaled": True,
     "output_bias": True,
-    "longest": PLACES,
+    "longest": POSITIONS,
     "positions": {"layout": "halves", "first": 0},
     "blocks": {
         "pre_norm": False,
@@ -62,14 +62,14 @@ SEARCH: dict[str, Any] = {
 STATE = {"tokenizers": ["a tokenizer's state"]}
 
 
-def redrawn(model: nn.Module) -> Any:
-    """In float64, every parameter and the output's bias with standard deviation 0.3."""
-    drawn = generator("marian")
+def randomised(model: nn.Module) -> Any:
+    """The model in float64, with random parameters and output bias of standard deviation 0.3."""
+    rng = generator("marian")
     for name, parameter in model.double().named_parameters():
         if "embed_positions" not in name:
-            nn.init.normal_(parameter, float(name.endswith("norm.weight")), 0.3, generator=drawn)
+            nn.init.normal_(parameter, float(name.endswith("norm.weight")), 0.3, generator=rng)
     if isinstance(getattr(model, "final_logits_bias", None), Tensor):
-        model.final_logits_bias.normal_(std=0.3, generator=drawn)
+        model.final_logits_bias.normal_(std=0.3, generator=rng)
     return model.eval()
 
 
@@ -82,32 +82,34 @@ def ours(options: dict[str, Any] = MODEL, entries: int = ENTRIES + 1) -> Transfo
     return Transformer(vocabularies=(entries, entries), joint=joint, **options | sections).double().eval()
 
 
-def theirs(**changed: Any) -> Any:
-    """MarianMTModel with our sines in its table: its own are the same in double precision, rounded differently."""
-    sizes = {f"{side}_{key}": n for side in ("encoder", "decoder")
+def theirs(**changes: Any) -> Any:
+    """A random MarianMTModel with our sines; its own are equal up to rounding."""
+    sublayers = {f"{side}_{key}": n for side in ("encoder", "decoder")
              for key, n in (("attention_heads", HEADS), ("ffn_dim", FEEDFORWARD))}  # fmt: skip
     ids = {"pad_token_id": ENTRIES - 1, "decoder_start_token_id": ENTRIES - 1, "eos_token_id": 0}
-    rest = {"scale_embedding": True, "activation_function": "swish", "forced_eos_token_id": None}
-    rest |= {"encoder_layers": LAYERS, "decoder_layers": LAYERS + 1, "max_position_embeddings": PLACES}
-    config = transformers.MarianConfig(vocab_size=ENTRIES, d_model=WIDTH, **{**sizes, **ids, **rest, **changed})
-    return with_our_sines(redrawn(transformers.MarianMTModel(config)))
+    options = {"scale_embedding": True, "activation_function": "swish", "forced_eos_token_id": None}
+    options |= {"encoder_layers": LAYERS, "decoder_layers": LAYERS + 1, "max_position_embeddings": POSITIONS}
+    config = transformers.MarianConfig(vocab_size=ENTRIES, d_model=WIDTH, **{**sublayers, **ids, **options, **changes})
+    return with_our_sines(randomised(transformers.MarianMTModel(config)))
 
 
 def with_our_sines(model: Any) -> Any:
     for stack in (model.model.encoder, model.model.decoder):
-        places = torch.arange(len(stack.embed_positions.weight), dtype=torch.float32)
-        stack.embed_positions.weight.data.copy_(sine(places, WIDTH, layout="halves"))
+        positions = torch.arange(len(stack.embed_positions.weight), dtype=torch.float32)
+        stack.embed_positions.weight.data.copy_(sine(positions, WIDTH, layout="halves"))
     return model
 
 
 def sentences(low: int, high: int, lengths: tuple[int, ...] = (7, 3, 5)) -> tuple[Tensor, Tensor, Tensor]:
-    """Ids from `low` to below `high`, which of them are real, and their counts."""
+    """Ids from `low` to below `high`, whether they are real, both (B, N), and the lengths (B,)."""
     words = torch.randint(low, high, (len(lengths), max(lengths)), generator=generator("words"))
-    counts = torch.tensor(lengths)
-    return words, torch.arange(max(lengths)) < counts[:, None], counts
+    real = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    return words, real, torch.tensor(lengths)
 
 
-def filled(tensors: dict[str, Any], folder: Any = None, options: dict[str, Any] = MODEL, more: int = 1) -> Transformer:
+def imported(
+    tensors: dict[str, Any], folder: Any = None, options: dict[str, Any] = MODEL, more: int = 1
+) -> Transformer:
     model = ours(options, ENTRIES + more)
     model.load_state_dict(adopt(tensors, folder).weights)
     return model
@@ -125,33 +127,33 @@ IMPORTS = {
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("there", "here"), IMPORTS.values(), ids=IMPORTS)
-def test_an_imported_model_gives_transformers_log_probabilities(there, here):
-    peer = theirs(**there)
-    model = filled(peer.state_dict(), options=MODEL | here)
-    order = torch.tensor(marian.row_order(ENTRIES, marian.Special(0, 1, ENTRIES - 1)))[1:]  # of all our entries but PAD
-    ids = torch.cat([torch.zeros(1, dtype=torch.int64), 1 + order.argsort()])[1:]  # (V',): ours of theirs
-    source, real, counts = sentences(0, ENTRIES)
+@pytest.mark.parametrize(("their_options", "our_options"), IMPORTS.values(), ids=IMPORTS)
+def test_an_imported_model_has_the_log_probabilities_of_transformers(their_options, our_options):
+    peer = theirs(**their_options)
+    model = imported(peer.state_dict(), options=MODEL | our_options)
+    order = torch.tensor(marian.row_order(ENTRIES, marian.Special(0, 1, ENTRIES - 1)))[1:]  # all but PAD
+    ids = torch.cat([torch.zeros(1, dtype=torch.int64), 1 + order.argsort()])[1:]  # (V',): our id of each of theirs
+    source, real, lengths = sentences(0, ENTRIES)
     target = torch.cat([torch.full((3, 1), ENTRIES - 1), sentences(0, ENTRIES, (6, 6, 6))[0]], 1)
     expected = peer(input_ids=source, attention_mask=real.long(), decoder_input_ids=target).logits
-    found = model(ids[source].masked_fill(~real, PAD), counts, ids[target])
-    torch.testing.assert_close(found[..., 1:], expected[..., order], **EXACT)
-    # PAD, the entry that is there too many, takes nothing away from the others
-    torch.testing.assert_close(found.log_softmax(-1)[..., 1:], expected.log_softmax(-1)[..., order], **EXACT)
+    logits = model(ids[source].masked_fill(~real, PAD), lengths, ids[target])
+    torch.testing.assert_close(logits[..., 1:], expected[..., order], **EXACT)
+    # PAD, the additional entry, has no probability
+    torch.testing.assert_close(logits.log_softmax(-1)[..., 1:], expected.log_softmax(-1)[..., order], **EXACT)
     assert expected.std() > 0.5
 
 
-def test_our_special_entries_are_theirs():
+def test_special_entries_have_the_rows_of_marian():
     peer = theirs()
     rows = adopt(peer.state_dict(), None).weights["embedding.weight"]
     shared = peer.model.shared.weight
-    for mine, row in ((BOS, ENTRIES - 1), (EOS, 0), (UNK, 1), (4, 2), (ENTRIES, ENTRIES - 2)):
-        assert torch.equal(rows[mine], shared[row])
+    for entry, row in ((BOS, ENTRIES - 1), (EOS, 0), (UNK, 1), (4, 2), (ENTRIES, ENTRIES - 2)):
+        assert torch.equal(rows[entry], shared[row])
     assert not rows[PAD].any()
 
 
-def test_a_file_that_transformers_saved_comes_in(tmp_path):
-    """Which leaves out the matrices that are there twice, and the positions."""
+def test_a_file_saved_by_transformers_is_imported(tmp_path):
+    """It holds shared matrices once, and no positions."""
     peer = theirs()
     peer.save_pretrained(tmp_path)
     adopted = adopt(checkpoint.load(tmp_path / "model.safetensors"), tmp_path)
@@ -165,22 +167,26 @@ REFUSED = {
     "norms on embeddings": (
         "model.encoder.layernorm_embedding.weight",
         (WIDTH,),
-        "layernorm_embedding.weight .* has no",
+        "layernorm_embedding.weight .* is unsupported",
     ),
-    "pre-norm": ("model.decoder.layer_norm.weight", (WIDTH,), "decoder.layer_norm.weight .16,. has no place in ours"),
-    "learned positions": ("model.encoder.embed_positions.weight", (PLACES, WIDTH), "are no sines in halves"),
+    "pre-norm": ("model.decoder.layer_norm.weight", (WIDTH,), "decoder.layer_norm.weight .16,. is unsupported"),
+    "learned positions": (
+        "model.encoder.embed_positions.weight",
+        (POSITIONS, WIDTH),
+        "weight differs from sines in halves",
+    ),
     "another bias": ("final_logits_bias", (1, ENTRIES + 3), "have 23, 23, 23, 26 entries"),
 }
 
 
-@pytest.mark.parametrize(("name", "shape", "words"), REFUSED.values(), ids=REFUSED)
-def test_what_ours_has_not_is_refused(name, shape, words):
-    with pytest.raises(UserError, match=words):
+@pytest.mark.parametrize(("name", "shape", "message"), REFUSED.values(), ids=REFUSED)
+def test_an_unsupported_tensor_is_refused(name, shape, message):
+    with pytest.raises(UserError, match=message):
         adopt({**theirs().state_dict(), name: torch.ones(shape)}, None)
 
 
 @pytest.mark.parametrize(
-    ("said", "words"),
+    ("config", "message"),
     [
         ({"model_type": "bart"}, "says model_type=bart"),
         ({"decoder_start_token_id": 3, "pad_token_id": 22}, "do not start with <pad>"),
@@ -188,18 +194,18 @@ def test_what_ours_has_not_is_refused(name, shape, words):
         ({"eos_token_id": 22}, r"are \[22, 1, 22\]"),
     ],
 )
-def test_another_config_beside_the_file_is_refused(tmp_path, said, words):
-    (tmp_path / "config.json").write_text(json.dumps(said))
-    with pytest.raises(UserError, match=words):
+def test_an_unsupported_config_in_the_folder_is_refused(tmp_path, config, message):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=message):
         adopt(theirs().state_dict(), tmp_path)
 
 
-# export
+# Export.
 
 
-def written(tmp_path, options: dict[str, Any]) -> tuple[Transformer, Any]:
-    """A random model of ours, and transformers' model of its exported files."""
-    model = redrawn(ours(options, ENTRIES))
+def export(tmp_path, options: dict[str, Any]) -> tuple[Transformer, Any]:
+    """A random model of ours, and transformers' model of its export."""
+    model = randomised(ours(options, ENTRIES))
     exported = marian.export(options, SEARCH, model.state_dict(), STATE)
     safetensors.torch.save_file(exported.tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     for name, content in (
@@ -214,7 +220,7 @@ def written(tmp_path, options: dict[str, Any]) -> tuple[Transformer, Any]:
 
 
 EXPORTS = {
-    "as it is": {},
+    "halves": {},
     "interleaved": {"positions": {"layout": "interleaved", "first": 0}},
     "no bias": {"output_bias": False, "scaled": False},
     "relu and two matrices": {"tied": "target", "blocks": MODEL["blocks"] | {"activation": "relu"}},
@@ -228,16 +234,16 @@ EXPORTS = {
 
 @torch.no_grad()
 @pytest.mark.parametrize("changes", EXPORTS.values(), ids=EXPORTS)
-def test_an_exported_model_gives_our_logits_and_comes_back_bit_by_bit(tmp_path, changes):
+def test_an_exported_model_has_our_logits_and_its_import_is_bit_equal(tmp_path, changes):
     options = MODEL | changes
-    model, peer = written(tmp_path, options)
-    there = torch.tensor(marian.exported_row_order(ENTRIES))
-    ids = there.argsort()
-    source, real, counts = sentences(4, ENTRIES)
+    model, peer = export(tmp_path, options)
+    order = torch.tensor(marian.exported_row_order(ENTRIES))
+    ids = order.argsort()
+    source, real, lengths = sentences(4, ENTRIES)
     target = torch.cat([torch.full((3, 1), BOS), sentences(0, ENTRIES, (6, 6, 6))[0]], 1)
-    found = peer(input_ids=ids[source], attention_mask=real.long(), decoder_input_ids=ids[target]).logits
-    expected = model(source, counts, target)
-    torch.testing.assert_close(found, expected[..., there], **EXACT)
+    logits = peer(input_ids=ids[source], attention_mask=real.long(), decoder_input_ids=ids[target]).logits
+    expected = model(source, lengths, target)
+    torch.testing.assert_close(logits, expected[..., order], **EXACT)
     adopted = adopt(checkpoint.load(tmp_path / "model.safetensors"), tmp_path)
     state = model.state_dict()
     assert adopted.task_state == STATE and adopted.weights.keys() == state.keys()
@@ -247,8 +253,8 @@ def test_an_exported_model_gives_our_logits_and_comes_back_bit_by_bit(tmp_path, 
 @pytest.mark.parametrize("alpha", [0.0, 0.6, 1.0])
 @pytest.mark.parametrize("beam", [1, 4])
 def test_an_exported_model_generates_our_translations(tmp_path, alpha, beam):
-    """Tokens and scores, with what generation_config.json says and nothing else."""
-    model = redrawn(ours(MODEL, ENTRIES))
+    """Tokens and scores are equal with the options of generation_config.json alone."""
+    model = randomised(ours(MODEL, ENTRIES))
     model.output_bias.data[EOS] += 4.0  # so that translations end
     method = {"method": "beam"} if beam > 1 else {"method": "greedy", "candidates": 1}
     search = SEARCH | {"alpha": alpha} | method
@@ -258,42 +264,44 @@ def test_an_exported_model_generates_our_translations(tmp_path, alpha, beam):
     peer.load_state_dict(exported.tensors, strict=False)
     peer.tie_weights()
     peer.generation_config = transformers.GenerationConfig(**exported.generation)
-    source, real, counts = sentences(4, ENTRIES, (7, 3, 5, 1, 6, 2))
+    source, real, lengths = sentences(4, ENTRIES, (7, 3, 5, 1, 6, 2))
     source = source.masked_fill(~real, PAD)
-    there = torch.tensor(marian.exported_row_order(ENTRIES))
+    order = torch.tensor(marian.exported_row_order(ENTRIES))
     answer = peer.generate(
-        there.argsort()[source],
+        order.argsort()[source],
         attention_mask=real.long(),
         max_new_tokens=12,
         num_return_sequences=beam,
         return_dict_in_generate=True,
         output_scores=True,
     )
-    found = [one for each in decode(model, source, counts, DecodingOptions(**search), SPECIAL) for one in each]
-    rows = [there[row[1:]].tolist() for row in answer.sequences]
+    beams = decode(model, source, lengths, DecodingOptions(**search), SPECIAL)
+    hypotheses = [hypothesis for each in beams for hypothesis in each]
+    rows = [order[row[1:]].tolist() for row in answer.sequences]
     rows = [row[: next((i for i, id in enumerate(row) if id in (EOS, BOS)), len(row))] for row in rows]
-    assert [one.tokens for one in found] == rows
+    assert [hypothesis.tokens for hypothesis in hypotheses] == rows
     assert len({len(row) for row in rows}) > 1
     if beam > 1:  # float32 sums in transformers' beam
-        assert [one.score for one in found] == pytest.approx(answer.sequences_scores.tolist(), abs=2e-5)
+        scores = [hypothesis.score for hypothesis in hypotheses]
+        assert scores == pytest.approx(answer.sequences_scores.tolist(), abs=2e-5)
 
 
 NOT_EXPORTED = {
-    "pre-norm": ({"blocks": MODEL["blocks"] | {"pre_norm": True}}, "model.blocks.pre_norm=true has no place"),
-    "eps": ({"blocks": MODEL["blocks"] | {"norm_eps": 1e-6}}, "model.blocks.norm_eps=1e-06 has no place"),
-    "layout": ({"positions": {"layout": "halves_t2t", "first": 0}}, "model.positions.layout=halves_t2t has no"),
-    "first": ({"positions": {"layout": "halves", "first": 2}}, "model.positions.first=2 has no place"),
+    "pre-norm": ({"blocks": MODEL["blocks"] | {"pre_norm": True}}, "model.blocks.pre_norm=true is unsupported"),
+    "eps": ({"blocks": MODEL["blocks"] | {"norm_eps": 1e-6}}, "model.blocks.norm_eps=1e-06 is unsupported"),
+    "layout": ({"positions": {"layout": "halves_t2t", "first": 0}}, "model.positions.layout=halves_t2t is unsupported"),
+    "first": ({"positions": {"layout": "halves", "first": 2}}, "model.positions.first=2 is unsupported"),
 }
 
 
-@pytest.mark.parametrize(("changes", "words"), NOT_EXPORTED.values(), ids=NOT_EXPORTED)
-def test_what_marian_cannot_express_is_refused(changes, words):
+@pytest.mark.parametrize(("changes", "message"), NOT_EXPORTED.values(), ids=NOT_EXPORTED)
+def test_what_marian_cannot_express_is_refused(changes, message):
     options = MODEL | changes
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=message):
         marian.export(options, SEARCH, ours(options).state_dict(), STATE)
 
 
-def test_vocabularies_of_two_sizes_are_not_exported():
+def test_vocabularies_of_different_sizes_are_not_exported():
     weights = ours(MODEL | {"tied": "target"}).state_dict()
     weights["source_embedding.weight"] = torch.zeros(40, WIDTH)
     with pytest.raises(UserError, match="have 40 entries for the source and 24 for the target"):
