@@ -52,27 +52,24 @@ def beam_search(
         incomplete = (~torch.tensor(complete)).nonzero()[:, 0]  # (G',)
         rows = parents.gather(1, ranks) + torch.arange(0, len(live) * width, width)[:, None]
         tokens = torch.cat([tokens.flatten(0, 1)[rows], new.gather(1, ranks)[:, :, None]], 2)[incomplete]
-        live, totals, rows = (
-            live[incomplete],
-            totals[incomplete],
-            rows[incomplete].flatten(),
-        )  # (G',), (G', W), (G' * W,)
+        live, totals = live[incomplete], totals[incomplete]  # (G',), (G', W)
+        rows = rows[incomplete].flatten()  # (G, W) -> (G' * W,)
         if len(rows) != len(logits) or not torch.equal(rows, torch.arange(len(rows))):
             state = model.reorder(state, rows.to(source.device))
         latest = tokens[:, :, -1].flatten().to(source.device)
 
 
 def hypothesis(tokens: list[int], total: float, options: DecodingOptions, special: SpecialIds) -> Hypothesis:
-    """The hypothesis of tokens that may include the end, with their log probability `total` and its score."""
+    """The hypothesis with these tokens, which may include the end, and with their log probability `total`."""
     ended = tokens[-1] == special.end
     return Hypothesis(tokens[:-1] if ended else tokens, total / options.divisor(len(tokens)), total, ended)
 
 
 def _continuations(logits: Tensor, normaliser: Tensor, totals: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The K best continuations of each sentence, (G, K) on the CPU, best first; K is `count`, or fewer if there are.
+    """The K best continuations of each sentence, (G, K) on the CPU, best first; K is at most `count`.
 
     From logits (G * W, V), their normaliser (G * W, 1) and the hypotheses' log probabilities (G, W): log probability,
-    index of the hypothesis in its sentence, and token. Only the best tokens of each row are summed, not all V.
+    index of the hypothesis in its sentence, and token. Only the best tokens of each row are candidates, not all V.
     """
     likeliest, tokens = logits.topk(min(count, logits.shape[1]))  # (G * W, k)
     log_probabilities = refuse_nan((likeliest - normaliser).cpu().double())

@@ -54,12 +54,12 @@ class DecodingOptions:
 
     def __post_init__(self) -> None:
         """Raise UserError if `candidates` exceeds the number of answers that the method finds."""
-        most = {"greedy": 1, "given": 1, "beam": self.beam, "sample": self.candidates}[self.method]
-        if self.candidates > most:
+        maximum = {"greedy": 1, "given": 1, "beam": self.beam, "sample": self.candidates}[self.method]
+        if self.candidates > maximum:
             advice = "raise task.predict.beam" if self.method == "beam" else "use task.predict.method=beam or sample"
             raise UserError(
-                f"task.predict.candidates={self.candidates}: expected at most {most} with method={self.method}"
-                f"{f' and beam={most}' if self.method == 'beam' else ''}; {advice}."
+                f"task.predict.candidates={self.candidates}: expected at most {maximum} with method={self.method}"
+                f"{f' and beam={maximum}' if self.method == 'beam' else ''}; {advice}."
             )
 
     def divisor(self, tokens: int) -> float:

@@ -66,7 +66,8 @@ def greedy_or_sample(
 def sample_tokens(logits: Tensor, uniforms: Tensor, options: DecodingOptions) -> Tensor:
     """Sample a token (R,) for each row of logits (R, V), by uniform random numbers (R,) in [0, 1).
 
-    A token is where the cumulative probability, sorted and restricted by top-k and top-p, exceeds the random number.
+    With tokens sorted by probability and restricted by top-k and top-p, it is the first token at which the cumulative
+    probability exceeds the random number.
     """
     count = min(options.top_k or logits.shape[1], logits.shape[1])
     likeliest, tokens = (logits / options.temperature).topk(count)  # (R, k), decreasing

@@ -41,7 +41,7 @@ class FrozenBatchNorm(nn.Module):
         trains = torch.is_grad_enabled() and weight.requires_grad
         if trains or torch.compiler.is_compiling():
             return self._fold(weight)
-        dtype = _compute_dtype(weight)
+        dtype = _convolution_dtype(weight)
 
         def make() -> tuple[Tensor, Tensor]:
             folded, bias = (tensor.to(dtype) for tensor in self._fold(weight))
@@ -102,7 +102,7 @@ def mask_padding(x: Tensor, real: Tensor | None) -> Tensor:
     return x if real is None else x * real
 
 
-def _compute_dtype(weight: Tensor) -> torch.dtype:
+def _convolution_dtype(weight: Tensor) -> torch.dtype:
     """The type in which autocast computes convolutions, or the weight's own type without autocast."""
     enabled = torch.is_autocast_enabled(weight.device.type)
     return compute_dtype(weight.device) if enabled else weight.dtype

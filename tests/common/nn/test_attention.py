@@ -49,7 +49,7 @@ def inputs(kind: str) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def masks(name: str, queries: int, keys: int) -> Tensor | None:
-    """True = may look; every query may look at at least one key."""
+    """True = may look; each query may look at one key or more."""
     rng = generator(name)
     if name == "none":
         return None

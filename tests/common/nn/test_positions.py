@@ -151,11 +151,11 @@ def table(height: int, width: int, dtype: torch.dtype = torch.float32) -> Tensor
 
 
 def by_timm(grid: Tensor, size: tuple[int, int], convention: str) -> Tensor:
-    layers = pytest.importorskip("timm.layers")
+    timm_layers = pytest.importorskip("timm.layers")
     flat = grid.flatten(0, 1)[None]
     old = (grid.shape[0], grid.shape[1])
     mode = convention.partition("_")[0]
-    resampled = layers.resample_abs_pos_embed(flat, list(size), list(old), num_prefix_tokens=0, interpolation=mode)
+    resampled = timm_layers.resample_abs_pos_embed(flat, list(size), list(old), num_prefix_tokens=0, interpolation=mode)
     return resampled[0].unflatten(0, size)
 
 
