@@ -19,7 +19,7 @@ NAN = float("nan")
 
 
 def filled(classes: int, truth: list[int], logs: torch.Tensor, ids: list | None = None, **more) -> ClassificationMetric:
-    """A gathered metric of classes a, b, c ... that has seen one batch; `more` is a list for each key of answers."""
+    """A gathered metric of classes a, b, c ... after one batch; `more` holds a list for each key of answers."""
     metric = ClassificationMetric([chr(ord("a") + label) for label in range(classes)])
     metric.update(*batch(truth, logs, ids, **more))
     metric.gather()
@@ -32,7 +32,7 @@ def batch(truth: list[int], logs: torch.Tensor, ids: list | None = None, **more)
 
 
 def scene(samples: int = 300, classes: int = 8) -> tuple[list[int], torch.Tensor]:
-    """Random probabilities without ties, in which the truth is somewhat more likely than chance."""
+    """Random labels and log probabilities without ties, in which the truth is somewhat more probable than chance."""
     generator = torch.Generator().manual_seed(0)
     truth = torch.randint(0, classes, (samples,), generator=generator)
     logits = torch.randn(samples, classes, generator=generator)
@@ -41,7 +41,7 @@ def scene(samples: int = 300, classes: int = 8) -> tuple[list[int], torch.Tensor
 
 
 def test_three_samples_counted_by_hand():
-    """Right with probability 1/2, wrong with 1/4 for the truth, right with 1/2; the neighbours are right once."""
+    """Correct with probability 1/2, wrong with 1/4 for the truth, correct with 1/2; neighbours are correct once."""
     logs = torch.tensor([[0.5, 0.25, 0.25], [0.25, 0.5, 0.25], [0.25, 0.25, 0.5]]).log()
     metric = filled(3, [0, 2, 2], logs, nearest=[1, 2, 0])
     assert metric.compute() == pytest.approx({"top1": 2 / 3, "loss": math.log(16) / 3, "knn_top1": 1 / 3})
@@ -74,24 +74,24 @@ def test_each_class_is_described_by_its_row_of_the_confusion_matrix():
     for label, (name, images, top1, taken_for, times) in enumerate(metric.details()[1:]):
         row = counts[label].tolist()
         assert (name, images) == (metric.classes[label], sum(row)) and top1 == row[label] / images
-        others = [-1 if other == label else count for other, count in enumerate(row)]
-        assert times == max(others) and taken_for == metric.classes[others.index(times)]
+        mistakes = [-1 if column == label else count for column, count in enumerate(row)]
+        assert times == max(mistakes) and taken_for == metric.classes[mistakes.index(times)]
 
 
 @pytest.mark.parametrize("classes", [1, 2, 5, 6])
-def test_top5_is_there_only_when_it_can_be_wrong(classes):
+def test_top5_is_reported_only_when_it_can_be_wrong(classes):
     numbers = filled(classes, [0], torch.full((1, classes), 1 / classes).log()).compute()
     assert ("top5" in numbers) == (classes > 5) and "knn_top1" not in numbers
 
 
-def test_equal_probabilities_come_in_order_of_the_class_index():
+def test_classes_of_equal_probability_are_ranked_by_index():
     """Seven equal classes: 0 is predicted, the truths 0 to 4 are in the first five, 5 and 6 are not."""
     metric = filled(7, list(range(7)), torch.full((7, 7), 1 / 7).log())
     assert metric.compute() == pytest.approx({"top1": 1 / 7, "top5": 5 / 7, "loss": math.log(7)})
     assert metric.confusion_matrix()[:, 0].tolist() == [1] * 7
 
 
-def test_what_is_not_a_number_is_wrong_and_no_class(tmp_path):
+def test_an_answer_with_nan_is_wrong_and_has_no_class(tmp_path):
     logs = torch.tensor([[NAN] * 6, [0.0, NAN, *[-9.0] * 4], [0.0, *[-9.0] * 5]])
     metric = filled(6, [0, 0, 0], logs, nearest=[-1, 0, 0])
     numbers = metric.compute()
@@ -103,7 +103,7 @@ def test_what_is_not_a_number_is_wrong_and_no_class(tmp_path):
         assert [line["predicted"] for line in csv.DictReader(file)] == ["", "", "a"]
 
 
-def test_an_impossible_truth_costs_infinitely_much():
+def test_a_truth_of_probability_zero_has_infinite_loss():
     numbers = filled(2, [1], torch.tensor([[0.0, -math.inf]])).compute()
     assert numbers == {"top1": 0, "loss": math.inf}
 
@@ -114,7 +114,7 @@ def test_a_label_that_is_no_class_names_its_sample(label):
         filled(2, [label], torch.zeros(1, 2), ids=["pictures/7.png"])
 
 
-def test_a_sample_seen_twice_is_an_error():
+def test_a_repeated_sample_is_an_error():
     metric = ClassificationMetric(["a", "b"])
     metric.update(*batch([0, 1], torch.zeros(2, 2), ids=[3, 4]))
     metric.update(*batch([0, 1], torch.zeros(2, 2), ids=[5, 4]))
@@ -122,7 +122,7 @@ def test_a_sample_seen_twice_is_an_error():
         metric.gather()
 
 
-def test_a_missing_sample_is_an_error_where_their_number_is_known():
+def test_a_missing_sample_is_an_error_where_the_number_of_samples_is_known():
     for expected in (1, 2):
         metric = ClassificationMetric(["a"], expected)
         metric.update(*batch([0], torch.zeros(1, 1)))
@@ -133,7 +133,7 @@ def test_a_missing_sample_is_an_error_where_their_number_is_known():
             metric.gather()
 
 
-def test_numbers_before_the_samples_are_joined_are_an_error(tmp_path):
+def test_numbers_before_gather_are_an_error(tmp_path):
     metric = ClassificationMetric(["a"])
     metric.update(*batch([0], torch.zeros(1, 1)))
     for early in (metric.compute, metric.details, metric.confusion_matrix, lambda: metric.write(tmp_path)):
@@ -141,7 +141,7 @@ def test_numbers_before_the_samples_are_joined_are_an_error(tmp_path):
             early()
 
 
-def test_votes_of_neighbours_on_some_samples_only_are_an_error():
+def test_neighbours_of_only_some_samples_are_an_error():
     metric = filled(2, [0, 1], torch.zeros(2, 2), nearest=[0, None])
     with pytest.raises(AssertionError, match="1 of 2 samples have a class"):
         metric.compute()
@@ -161,20 +161,20 @@ def test_predictions_and_confusion_are_written(tmp_path):
     assert Image.open(tmp_path / "new" / "confusion.png").size > (100, 100)
 
 
-def test_more_classes_than_a_picture_holds_are_not_drawn(tmp_path, monkeypatch):
+def test_a_confusion_matrix_of_too_many_classes_is_not_drawn(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluation, "MAX_DRAWN_CLASSES", 2)
     filled(3, [0], torch.zeros(1, 3)).write(tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["predictions.csv"]
 
 
-def test_no_probabilities_of_all_classes_are_kept():
+def test_the_metric_does_not_store_the_probabilities_of_all_classes():
     truth, logs = scene()
     metric = filled(8, truth, logs, nearest=truth)
-    assert all(isinstance(value, int | float) for judged in metric.samples for value in judged)
+    assert all(isinstance(value, int | float) for sample in metric.samples for value in sample)
 
 
 def evaluate_on_ranks(rank: int, folder: str) -> None:
-    """Three ranks, then two: rank 0 has most of the samples, rank 1 one, rank 2 none."""
+    """Evaluate on three ranks, then on two: rank 0 has most of the samples, rank 1 has one, rank 2 none."""
     truth, logs = scene(20)
     for world in (3, 2):
         if rank >= world:
@@ -194,8 +194,8 @@ def evaluate_on_ranks(rank: int, folder: str) -> None:
 
 
 def test_one_two_and_three_ranks_give_the_same_numbers_and_files(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[3]))  # where a new process finds this file by its name
-    multiprocessing.set_forkserver_preload(["torch.distributed", "torchvision", "sklearn.metrics"])  # once for all
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[3]))  # so that a new process can import this file
+    multiprocessing.set_forkserver_preload(["torch.distributed", "torchvision", "sklearn.metrics"])  # to import once
     mp.start_processes(evaluate_on_ranks, (str(tmp_path),), nprocs=3, start_method="forkserver")
     truth, logs = scene(20)
     metric = filled(8, truth, logs, nearest=[0] * 20)

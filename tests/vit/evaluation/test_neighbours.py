@@ -12,17 +12,17 @@ from vit.evaluation.neighbours import NeighbourClassifier
 
 
 def scene(samples: int = 200, queries: int = 60, classes: int = 4) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Overlapping clouds, of lengths that must not matter: features (200, 6), labels (200,), queries (60, 6)."""
+    """Overlapping clusters of vectors of unequal norms: features (200, 6), labels (200,), queries (60, 6)."""
     generator = torch.Generator().manual_seed(0)
     centres = torch.randn(classes, 6, generator=generator)
     labels = torch.randint(0, classes, (samples,), generator=generator)
     features = centres[labels] + 1.5 * torch.randn(samples, 6, generator=generator)
-    wanted = centres.repeat(queries // classes, 1) + 1.5 * torch.randn(queries, 6, generator=generator)
-    return features * torch.rand(samples, 1, generator=generator).add(0.1), labels, wanted * 7
+    query_features = centres.repeat(queries // classes, 1) + 1.5 * torch.randn(queries, 6, generator=generator)
+    return features * torch.rand(samples, 1, generator=generator).add(0.1), labels, query_features * 7
 
 
 def voted_in_loops(features: torch.Tensor, labels: torch.Tensor, query: torch.Tensor, k: int) -> int:
-    """The definition, one sample after the other, in float64."""
+    """The definition of the vote, sample by sample, in float64."""
     nearest = []
     for feature, label in zip(features.double(), labels.tolist(), strict=True):
         cosine = float(feature @ query.double()) / float(feature.norm() * query.double().norm())
@@ -55,9 +55,9 @@ def test_votes_are_those_of_sklearn(k):
 def test_a_near_neighbour_outvotes_two_far_ones():
     """Similarities 1, 0.9 and 0.9: e^(1 / 0.07) is 4.2 times e^(0.9 / 0.07); a plain majority would say 1."""
     far = [0.9, math.sqrt(1 - 0.81)]
-    bank = NeighbourClassifier(torch.tensor([[1.0, 0.0], far, far]), torch.tensor([0, 1, 1]), 2)
-    assert bank.classify(torch.tensor([[3.0, 0.0]]), 3).tolist() == [0]
-    assert bank.classify(torch.tensor([far]), 3).tolist() == [1]
+    classifier = NeighbourClassifier(torch.tensor([[1.0, 0.0], far, far]), torch.tensor([0, 1, 1]), 2)
+    assert classifier.classify(torch.tensor([[3.0, 0.0]]), 3).tolist() == [0]
+    assert classifier.classify(torch.tensor([far]), 3).tolist() == [1]
 
 
 @pytest.mark.parametrize("entries", [1, 450])
@@ -69,56 +69,56 @@ def test_chunks_change_nothing(monkeypatch, entries):
 
 
 def test_the_largest_matrix_is_bounded(monkeypatch):
-    """Of 60 queries, 2 at once for 200 samples; with 400 classes the votes are the larger matrix, and it is 1."""
+    """450 entries: 2 of 60 queries at once for 200 samples, and 1 for 400 classes, where the votes are larger."""
     features, labels, queries = scene()
     monkeypatch.setattr(neighbours, "MAX_MATRIX_ENTRIES", 450)
-    for classes, size in ((4, 2), (400, 1)):
-        bank, sizes = NeighbourClassifier(features, labels, classes), []
+    for classes, length in ((4, 2), (400, 1)):
+        classifier, lengths = NeighbourClassifier(features, labels, classes), []
 
-        def vote(part: torch.Tensor, k: int, sizes: list[int] = sizes) -> torch.Tensor:
-            sizes.append(len(part))
+        def classify(part: torch.Tensor, k: int, lengths: list[int] = lengths) -> torch.Tensor:
+            lengths.append(len(part))
             return torch.zeros(len(part))
 
-        monkeypatch.setattr(bank, "_classify_chunk", vote)
-        bank.classify(queries, 20)
-        assert sizes == [size] * (60 // size)
+        monkeypatch.setattr(classifier, "_classify_chunk", classify)
+        classifier.classify(queries, 20)
+        assert lengths == [length] * (60 // length)
 
 
-def test_half_precision_around_it_changes_nothing():
+def test_autocast_and_half_precision_features_change_nothing():
     features, labels, queries = scene()
-    bank = NeighbourClassifier(features, labels, 4)
-    expected = bank.classify(queries, 20)
+    classifier = NeighbourClassifier(features, labels, 4)
+    expected = classifier.classify(queries, 20)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(bank.classify(queries, 20), expected)
+        assert torch.equal(classifier.classify(queries, 20), expected)
     features, queries = features.bfloat16(), queries.bfloat16()
     expected = NeighbourClassifier(features.float(), labels, 4).classify(queries.float(), 20)
     assert torch.equal(NeighbourClassifier(features, labels, 4).classify(queries, 20), expected)
 
 
-def test_a_bank_smaller_than_k_votes_as_a_whole():
-    bank = NeighbourClassifier(torch.eye(3), torch.tensor([2, 0, 2]), 3)
-    assert bank.classify(torch.tensor([[1.0, 1.0, 1.0]]), 20).tolist() == [2]
+def test_fewer_samples_than_k_all_vote():
+    classifier = NeighbourClassifier(torch.eye(3), torch.tensor([2, 0, 2]), 3)
+    assert classifier.classify(torch.tensor([[1.0, 1.0, 1.0]]), 20).tolist() == [2]
 
 
 def test_equal_votes_go_to_the_first_class():
-    bank = NeighbourClassifier(torch.eye(2), torch.tensor([4, 3]), 5)
-    assert bank.classify(torch.tensor([[1.0, 1.0], [0.0, 0.0]]), 2).tolist() == [3, 3]
+    classifier = NeighbourClassifier(torch.eye(2), torch.tensor([4, 3]), 5)
+    assert classifier.classify(torch.tensor([[1.0, 1.0], [0.0, 0.0]]), 2).tolist() == [3, 3]
 
 
-def test_a_query_that_is_not_finite_gets_no_class_and_harms_no_other():
+def test_a_query_that_is_not_finite_gets_no_class_and_changes_no_other_query():
     features, labels, queries = scene()
-    bank = NeighbourClassifier(features, labels, 4)
-    expected = bank.classify(queries, 20)
+    classifier = NeighbourClassifier(features, labels, 4)
+    expected = classifier.classify(queries, 20)
     queries[3, 1], queries[5, 0] = torch.nan, torch.inf
     expected[[3, 5]] = -1
-    assert torch.equal(bank.classify(queries, 20), expected)
+    assert torch.equal(classifier.classify(queries, 20), expected)
 
 
-def test_a_bank_that_is_not_finite_is_an_error():
+def test_training_features_that_are_not_finite_are_an_error():
     with pytest.raises(UserError, match="not finite"):
         NeighbourClassifier(torch.tensor([[1.0, torch.nan]]), torch.tensor([0]), 1)
 
 
-def test_no_queries_get_no_votes():
+def test_no_queries_get_no_classes():
     votes = NeighbourClassifier(torch.eye(2), torch.tensor([0, 1]), 2).classify(torch.zeros(0, 2), 1)
     assert votes.shape == (0,) and votes.dtype == torch.int64

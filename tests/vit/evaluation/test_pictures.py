@@ -35,7 +35,7 @@ def noise(*shape: int) -> Tensor:
 
 
 def matrix_in(picture: Tensor) -> tuple[int, int, int]:
-    """The confusion matrix's place in its picture, by its grey frame: first column, first row, and side in pixels."""
+    """The confusion matrix inside its grey frame in the picture: first column, first row, and side in pixels."""
     frame = (picture == 120).all(0)  # (H, W)
     rows = (frame.sum(1) > frame.sum(1).max() * 0.9).nonzero().flatten().tolist()
     columns = (frame.sum(0) > frame.sum(0).max() * 0.9).nonzero().flatten().tolist()
@@ -66,7 +66,7 @@ def test_a_confusion_matrix_is_shaded_by_the_share_of_its_row_for_any_number_of_
         assert shade(1, 1) == shade(1, 0) == (255, 255, 255)
 
 
-def test_rows_are_the_truth_and_columns_what_was_predicted():
+def test_rows_are_the_true_and_columns_the_predicted_classes():
     counts = torch.tensor([[5, 5], [0, 5]])
     picture = draw_confusion_matrix(counts, ["a", "b"])
     left, top, side = matrix_in(picture)
@@ -79,7 +79,7 @@ def test_the_longest_count_stays_in_its_cell():
     picture = draw_confusion_matrix(counts, list("abcdefghij"))
     left, top, side = matrix_in(picture)
     cell = side // 10
-    for line in range(11):  # fine lines, and the frame at both ends, that no letter crosses
+    for line in range(11):  # no digit may cross the fine lines or the frame
         column = picture[:, top : top + side, left + line * cell - (line == 0)]
         assert len({tuple(p) for p in column.T.tolist()} - {(225, 225, 225), (120, 120, 120)}) == 0
 
@@ -98,7 +98,7 @@ def test_a_name_that_the_font_cannot_write_is_replaced_by_the_class_index():
 
 
 @pytest.mark.parametrize(("size", "factor"), [((8, 8), 50), ((30, 20), 14), ((500, 300), 1)])
-def test_heat_lies_beside_the_plain_image_enlarged_by_an_integer(size, factor):
+def test_a_heat_map_is_beside_the_image_enlarged_by_an_integer(size, factor):
     image = noise(3, *size)
     picture = draw_heat_map(image, torch.rand(2, 2))
     height, width = (side * factor for side in size)
@@ -107,38 +107,38 @@ def test_heat_lies_beside_the_plain_image_enlarged_by_an_integer(size, factor):
     assert (picture[:, :, width : width + SPACING] == 255).all()
 
 
-def test_heat_is_relative_to_the_maximum_and_rises_in_lightness():
+def test_a_heat_map_is_scaled_to_its_maximum_and_rises_in_lightness():
     """On a black image, the cells 0, 1, 2, ... 8 of a 3 x 3 map; its scale does not matter."""
     black = torch.zeros(3, 450, 450, dtype=torch.uint8)
-    weights = torch.arange(9.0).view(3, 3)
-    picture = draw_heat_map(black, weights)
-    assert torch.equal(picture, draw_heat_map(black, weights * 1e-6))
+    attention = torch.arange(9.0).view(3, 3)
+    picture = draw_heat_map(black, attention)
+    assert torch.equal(picture, draw_heat_map(black, attention * 1e-6))
     overlay = picture[:, :, 450 + SPACING :]
     shades = [lightness(pixel(overlay, 75 + 150 * (i % 3), 75 + 150 * (i // 3))) for i in range(9)]
     assert shades == sorted({*shades}) and shades[0] < 5 and shades[-1] > 60
     assert len({pixel(overlay, x, 10) for x in range(150)}) == 1  # a cell is one patch, not smoothed
 
 
-def test_the_anchors_of_heat_are_evenly_spaced_in_lightness():
+def test_the_anchors_of_the_heat_colours_are_evenly_spaced_in_lightness():
     steps = [lightness(colour) for colour in HEAT]
     gaps = [later - earlier for earlier, later in pairwise(steps)]
     assert min(gaps) > 15 and max(gaps) < 30
 
 
-def test_the_image_under_the_heat_has_no_colour_of_its_own():
+def test_the_image_under_a_heat_map_is_grey():
     red = torch.tensor([255, 0, 0], dtype=torch.uint8)[:, None, None].expand(3, 400, 400)
     under = draw_heat_map(red, torch.zeros(2, 2))[:, 10, -10].tolist()
     assert max(under) - min(under) <= 10
 
 
-@pytest.mark.parametrize("weights", [torch.zeros(2, 2), torch.full((2, 2), torch.nan), torch.tensor([[-1.0, -2.0]])])
-def test_a_map_without_a_maximum_is_cold_everywhere(weights):
-    overlay = draw_heat_map(torch.zeros(3, 400, 400, dtype=torch.uint8), weights)[:, :, 400 + SPACING :]
+@pytest.mark.parametrize("attention", [torch.zeros(2, 2), torch.full((2, 2), torch.nan), torch.tensor([[-1.0, -2.0]])])
+def test_a_map_without_a_positive_value_is_dark_everywhere(attention):
+    overlay = draw_heat_map(torch.zeros(3, 400, 400, dtype=torch.uint8), attention)[:, :, 400 + SPACING :]
     assert overlay.max() < 20
 
 
 @pytest.mark.parametrize(("heads", "columns", "rows"), [(1, 2, 2), (2, 2, 2), (3, 3, 2), (12, 4, 4), (16, 5, 4)])
-def test_a_sheet_has_the_image_the_mean_and_each_head(heads, columns, rows):
+def test_a_sheet_holds_the_image_the_mean_and_each_head(heads, columns, rows):
     image = noise(3, 8, 8)
     maps = torch.zeros(heads, 2, 2)
     maps[torch.arange(heads), torch.arange(heads) % 2, 0] = 1  # head i looks at the upper or the lower left
@@ -155,30 +155,30 @@ def test_a_sheet_has_the_image_the_mean_and_each_head(heads, columns, rows):
     assert torch.equal(mean, draw_heat_map(image, maps.mean(0))[:, :, -400:])
 
 
-def test_a_sheet_of_a_photograph_is_made_of_smaller_ones():
+def test_a_sheet_downscales_a_large_image():
     sheet = draw_attention_sheet(noise(3, 3000, 2000), torch.rand(2, 14, 14))
     assert sheet.shape[2] == 2 * (MAX_SIDE * 2 // 3) + SPACING and sheet.shape[1] < 2 * MAX_SIDE + 100
 
 
-@pytest.mark.parametrize("good", [True, False, None])
-def test_a_text_stands_under_the_image_on_the_colour_of_its_truth(good):
+@pytest.mark.parametrize("correct", [True, False, None])
+def test_a_caption_is_under_the_image_on_the_colour_of_its_correctness(correct):
     image = noise(3, 450, 500)
-    picture = add_caption(image, "ankle boot 0.98", good)
+    picture = add_caption(image, "ankle boot 0.98", correct)
     assert torch.equal(picture[:, :450], image) and picture.shape[2] == 500
     strip = picture[:, 450:]
-    assert pixel(strip, 499, 0) == CAPTION_COLOURS[good] and (strip.sum(0) < 30).any()  # black letters
+    assert pixel(strip, 499, 0) == CAPTION_COLOURS[correct] and (strip.sum(0) < 30).any()  # black letters
 
 
-def test_a_long_text_gets_more_lines_and_is_never_cut_at_the_edge():
+def test_a_long_caption_gets_more_lines_and_never_reaches_the_edge():
     image = torch.zeros(3, 400, 400, dtype=torch.uint8)
-    one, three = add_caption(image, "word", True), add_caption(image, "some more words " * 6, True)
-    assert three.shape[1] > one.shape[1] + 30
-    for picture in (three, add_caption(image, "w" * 1000, True)):
+    short, long = add_caption(image, "word", True), add_caption(image, "some more words " * 6, True)
+    assert long.shape[1] > short.shape[1] + 30
+    for picture in (long, add_caption(image, "w" * 1000, True)):
         assert (picture[:, 400:, -4:] == torch.tensor(CAPTION_COLOURS[True])[:, None, None]).all()
 
 
 @pytest.mark.parametrize("size", [(8, 8), (1, 30), (300, 2), (2000, 10)])
-def test_a_small_or_narrow_image_gets_room_for_words(size):
+def test_a_small_or_narrow_image_gets_room_for_its_caption(size):
     picture = add_caption(noise(3, *size), "ankle boot", None)
     factor = max(1, -(-MIN_SIDE // max(size)))
     width = size[1] * factor
@@ -188,6 +188,6 @@ def test_a_small_or_narrow_image_gets_room_for_words(size):
     assert torch.equal(shown, noise(3, *size))
 
 
-def test_an_empty_text_is_an_empty_strip():
+def test_an_empty_caption_is_an_empty_strip():
     picture = add_caption(noise(3, 400, 400), "", False)
     assert (picture[:, 400:] == torch.tensor(CAPTION_COLOURS[False])[:, None, None]).all()

@@ -1,4 +1,4 @@
-"""What the task says to the trainer, the evaluator and the user."""
+"""The task's loss, answers, metric and checkpoints, and the files and pictures that it writes for users."""
 
 import json
 from collections.abc import Callable
@@ -24,7 +24,7 @@ MIXED = ["data.augmentation.mixup=0.8", "data.augmentation.cutmix=1.0", "data.au
 
 
 def built(*keys: str) -> tuple[Classification, nn.Module]:
-    """The task of a command line, and its model with a head that is not zero, in evaluation mode."""
+    """The task of a command line, and its model in evaluation mode with a non-zero head."""
     config = configure("train", [*SMALL, *keys])
     task = build(config["task"], data=build(config["data"]))
     torch.manual_seed(0)
@@ -34,16 +34,16 @@ def built(*keys: str) -> tuple[Classification, nn.Module]:
 
 
 def training_batch(task: Classification, count: int = 6) -> dict[str, Any]:
-    random = torch.Generator().manual_seed(1)
-    return task.data.collate([task.data.sample("train", i, random) for i in range(count)])
+    rng = torch.Generator().manual_seed(1)
+    return task.data.collate([task.data.sample("train", i, rng) for i in range(count)])
 
 
 def evaluation_batch(task: Classification, count: int = 6, split: str = "test") -> dict[str, Any]:
     return task.data.collate([task.data.sample(split, i, None) for i in range(count)])
 
 
-class Answers(nn.Module):
-    """A model that is sure of the same class whatever it sees, and has neither features nor patches."""
+class ConstantModel(nn.Module):
+    """A model that predicts the same class for every image, without features or patches."""
 
     def __init__(self, label: int, classes: int = 10):
         super().__init__()
@@ -51,8 +51,8 @@ class Answers(nn.Module):
         self.label, self.classes = label, classes
 
     def forward(self, images: Tensor) -> Tensor:
-        sure = F.one_hot(torch.full((len(images),), self.label), self.classes)
-        return self.weight + 9 * sure.to(self.weight.dtype)  # (B, K)
+        one_hot = F.one_hot(torch.full((len(images),), self.label), self.classes)
+        return self.weight + 9 * one_hot.to(self.weight.dtype)  # (B, K)
 
 
 # Training.
@@ -60,11 +60,11 @@ class Answers(nn.Module):
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_the_loss_is_torchs_cross_entropy_with_soft_targets(smoothing: float) -> None:
-    """K = 10: a target is `shares` of the label and the rest of its partner's; torch smooths what it is given."""
+    """K = 10: a target is `shares` of the label and the rest of its partner's; torch smooths the soft targets."""
     task, model = built(*MIXED, f"task.loss.smoothing={smoothing}")
     batch = training_batch(task)
-    own, other = (F.one_hot(batch[key], 10) for key in ("labels", "other_labels"))
-    targets = batch["shares"][:, None] * own + (1 - batch["shares"])[:, None] * other
+    own, partner = (F.one_hot(batch[key], 10) for key in ("labels", "other_labels"))
+    targets = batch["shares"][:, None] * own + (1 - batch["shares"])[:, None] * partner
     logits = model(task.data.inputs(batch, CPU))
     expected = F.cross_entropy(logits, targets, label_smoothing=smoothing)
     loss, parts = task.loss(model, batch, task.normalisers(batch))
@@ -81,29 +81,29 @@ def test_without_mixing_the_loss_is_that_of_the_labels() -> None:
     torch.testing.assert_close(half, expected / 2, rtol=1e-5, atol=0)
 
 
-def test_half_logits_give_a_loss_of_fp32_and_double_ones_stay() -> None:
+def test_the_loss_of_half_logits_is_fp32_and_that_of_double_logits_is_double() -> None:
     task, _ = built()
     batch = training_batch(task)
     for dtype, expected in ((torch.bfloat16, torch.float32), (torch.float64, torch.float64)):
-        assert task.loss(Answers(3).to(dtype), batch, {"images": 1.0})[0].dtype == expected
+        assert task.loss(ConstantModel(3).to(dtype), batch, {"images": 1.0})[0].dtype == expected
 
 
-def test_the_size_of_a_step_is_its_number_of_views() -> None:
+def test_the_normaliser_of_a_step_is_its_number_of_views() -> None:
     task, _ = built("data.augmentation.repeats=3", *MIXED)
     assert task.normalisers(training_batch(task, 4)) == {"images": 12.0}
 
 
-@pytest.mark.parametrize(("key", "whose"), [("labels", "sample 2"), ("other_labels", "the partner of sample 2")])
+@pytest.mark.parametrize(("key", "what"), [("labels", "sample 2"), ("other_labels", "the partner of sample 2")])
 @pytest.mark.parametrize("label", [-1, 10])
-def test_a_label_that_is_no_class_is_named_before_the_step(key: str, whose: str, label: int) -> None:
+def test_a_sample_with_a_label_that_is_no_class_is_named_before_the_step(key: str, what: str, label: int) -> None:
     task, _ = built(*MIXED)
     batch = training_batch(task)
     batch[key][2] = label
-    with pytest.raises(UserError, match=f"^{whose}: its label is {label}, and the classes are numbered from 0 to 9"):
+    with pytest.raises(UserError, match=f"^{what}: its label is {label}, and the classes are numbered from 0 to 9"):
         task.normalisers(batch)
 
 
-def test_a_fresh_start_on_few_photographs_is_warned_of_but_not_on_small_images() -> None:
+def test_training_from_scratch_on_few_photographs_is_warned_of_but_not_on_small_images() -> None:
     task, _ = built()
     assert task.advice(pretrained=False) == []
     task.data.image_size = (224, 224)
@@ -114,17 +114,17 @@ def test_a_fresh_start_on_few_photographs_is_warned_of_but_not_on_small_images()
 
 def test_one_class_for_all_images_raises_an_alarm_and_two_do_not() -> None:
     task, _ = built()
-    answers = task.predict(Answers(3), evaluation_batch(task, 12))
+    answers = task.predict(ConstantModel(3), evaluation_batch(task, 12))
     (alarm,) = task.alarms(answers)
     assert alarm.startswith('all images are classified as "3"')
-    assert task.alarms([*answers, *task.predict(Answers(4), evaluation_batch(task, 1))]) == []
-    assert task.alarms(answers[:9]) == [], "a handful of images may well be of one class"
+    assert task.alarms([*answers, *task.predict(ConstantModel(4), evaluation_batch(task, 1))]) == []
+    assert task.alarms(answers[:9]) == [], "a few images may well be of one class"
 
 
 # Answers.
 
 
-def test_what_the_model_sees_is_the_same_in_any_precision() -> None:
+def test_the_models_input_is_the_same_at_any_precision() -> None:
     task, model = built("data.augmentation.crop=resized", "data.augmentation.scale=[0.3,0.8]")
     batch = training_batch(task)
     plain = task._images(model, batch)
@@ -132,7 +132,7 @@ def test_what_the_model_sees_is_the_same_in_any_precision() -> None:
         assert torch.equal(task._images(model, batch), plain)
 
 
-def test_an_answer_is_the_likeliest_class_and_all_log_probabilities() -> None:
+def test_an_answer_holds_the_most_probable_class_and_all_log_probabilities() -> None:
     task, model = built()
     batch = evaluation_batch(task)
     expected = model(task.data.inputs(batch, CPU)).detach().double().softmax(dim=1)
@@ -156,9 +156,9 @@ POOLINGS = {
 
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("size", ["8", "[4,6]"])
-def test_maps_of_attention_cover_the_patches_in_every_layer(pooling: str, size: str) -> None:
+def test_attention_maps_cover_the_patches_in_every_layer(pooling: str, size: str) -> None:
     task, model = built(*POOLINGS[pooling], f"data.image_size={size}", "task.predict.attention=maps")
-    batch, seen = evaluation_batch(task, 2), []
+    batch, recorded = evaluation_batch(task, 2), []
     for layer in range(-3, 3):
         task.options = _options(task, layer=layer)
         maps = torch.stack([answer["maps"] for answer in task.predict(model, batch)])
@@ -166,48 +166,52 @@ def test_maps_of_attention_cover_the_patches_in_every_layer(pooling: str, size: 
         assert maps.shape == (2, 2, height, width) and maps.dtype == torch.float32
         total = maps.sum(dim=(-1, -2))
         assert (maps >= 0).all() and (total <= 1 + 1e-5).all()
-        assert bool((total > 1 - 1e-5).all()) == (pooling == "mean"), "nothing else to look at"
-        seen.append(maps)
-    assert all(torch.equal(seen[i], seen[i + 3]) for i in range(3)), "layer -3 of three is layer 0"
-    assert not torch.allclose(seen[0], seen[1]) and not torch.allclose(seen[1], seen[2])
+        assert bool((total > 1 - 1e-5).all()) == (pooling == "mean"), "only patches to look at"
+        recorded.append(maps)
+    assert all(torch.equal(recorded[i], recorded[i + 3]) for i in range(3)), "layer -3 of three is layer 0"
+    assert not torch.allclose(recorded[0], recorded[1]) and not torch.allclose(recorded[1], recorded[2])
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_rollout_is_one_map_up_to_any_layer(pooling: str) -> None:
+def test_a_rollout_is_one_map_up_to_any_layer(pooling: str) -> None:
     task, model = built(*POOLINGS[pooling], "task.predict.attention=rollout")
-    batch, seen = evaluation_batch(task, 2), []
+    batch, recorded = evaluation_batch(task, 2), []
     for layer in (0, 1, 2, -1):
         task.options = _options(task, layer=layer)
-        seen.append(torch.stack([answer["maps"] for answer in task.predict(model, batch)]))
+        recorded.append(torch.stack([answer["maps"] for answer in task.predict(model, batch)]))
         assert (
-            seen[-1].shape == (2, 1, 4, 4) and (seen[-1] >= 0).all() and (seen[-1].sum(dim=(1, 2, 3)) <= 1.00001).all()
+            recorded[-1].shape == (2, 1, 4, 4)
+            and (recorded[-1] >= 0).all()
+            and (recorded[-1].sum(dim=(1, 2, 3)) <= 1.00001).all()
         )
-    assert torch.equal(seen[2], seen[3]) and not torch.allclose(seen[0], seen[2])
+    assert torch.equal(recorded[2], recorded[3]) and not torch.allclose(recorded[0], recorded[2])
 
 
-def test_maps_change_nothing_of_the_answer() -> None:
+def test_maps_do_not_change_the_rest_of_the_answer() -> None:
     task, model = built()
     batch = evaluation_batch(task)
     plain = task.predict(model, batch)
     task.options = _options(task, attention="maps")
-    for one, other in zip(plain, task.predict(model, batch), strict=True):
-        assert torch.equal(one["log_probabilities"], other["log_probabilities"])
+    for answer, answer_with_maps in zip(plain, task.predict(model, batch), strict=True):
+        assert torch.equal(answer["log_probabilities"], answer_with_maps["log_probabilities"])
 
 
-def test_a_layer_that_is_not_there_is_a_sentence() -> None:
+def test_a_missing_layer_is_refused() -> None:
     task, model = built("task.predict.attention=maps", "task.predict.layer=3")
     with pytest.raises(UserError, match="there is no layer 3: this model has 3 layers; give a number from 0 to 2"):
         task.predict(model, evaluation_batch(task))
 
 
 @pytest.mark.parametrize("attention", ["maps", "rollout"])
-def test_a_model_without_patches_has_no_maps_and_says_so(attention: str) -> None:
+def test_maps_of_a_model_without_patches_are_refused(attention: str) -> None:
     task, _ = built(f"task.predict.attention={attention}")
-    with pytest.raises(UserError, match=rf"attention={attention}: Answers lacks patches, .*use attention=none\.$"):
-        task.predict(Answers(3), evaluation_batch(task))
+    with pytest.raises(
+        UserError, match=rf"attention={attention}: ConstantModel lacks patches, .*use attention=none\.$"
+    ):
+        task.predict(ConstantModel(3), evaluation_batch(task))
 
 
-def test_neighbours_vote_by_the_training_images_and_are_asked_anew_for_new_weights() -> None:
+def test_neighbours_are_training_images_and_are_computed_again_for_new_weights() -> None:
     task, model = built("task.predict.neighbours=1", "data.val_count=1350")  # which leaves 47 in train
     batch = evaluation_batch(task, 47, "train")
     task.metric("test")
@@ -219,17 +223,17 @@ def test_neighbours_vote_by_the_training_images_and_are_asked_anew_for_new_weigh
     assert len({answer["nearest"] for answer in task.predict(model, batch)}) == 1
 
 
-def test_neighbours_see_training_images_as_they_are_evaluated() -> None:
-    """However hard the augmentation: a bank of augmented or mixed images would not hold the image itself."""
+def test_neighbours_are_training_images_without_augmentation() -> None:
+    """With strong augmentation, an augmented or mixed training image would not be its own nearest neighbour."""
     task, model = built("task.predict.neighbours=1", "data.augmentation.erase=1", "data.augmentation.repeats=2", *MIXED)
     batch = evaluation_batch(task, 30, "train")
     assert [answer["nearest"] for answer in task.predict(model, batch)] == batch["labels"].tolist()
 
 
-def test_a_model_without_features_has_no_neighbours_and_says_so() -> None:
+def test_neighbours_of_a_model_without_features_are_refused() -> None:
     task, _ = built("task.predict.neighbours=5")
-    with pytest.raises(UserError, match=r"neighbours: Answers has no method features\(images\); use 0\.$"):
-        task.predict(Answers(3), evaluation_batch(task))
+    with pytest.raises(UserError, match=r"neighbours: ConstantModel has no method features\(images\); use 0\.$"):
+        task.predict(ConstantModel(3), evaluation_batch(task))
 
 
 def _options(task: Classification, **changed: Any) -> Any:
@@ -239,7 +243,7 @@ def _options(task: Classification, **changed: Any) -> Any:
 # Evaluation and checkpoints.
 
 
-def test_data_of_other_classes_are_not_evaluated() -> None:
+def test_evaluation_on_data_of_other_classes_is_refused() -> None:
     task, _ = built()
     assert task.metric("test").classes == list("0123456789")
     task.restore({"classes": ["cat", "dog"]})
@@ -252,7 +256,7 @@ def test_data_of_other_classes_are_not_evaluated() -> None:
         task.metric("test")
 
 
-def test_an_imported_model_without_names_takes_those_of_as_many_classes() -> None:
+def test_an_imported_model_without_class_names_is_evaluated_on_as_many_classes() -> None:
     task, _ = built()
     task.restore({"classes": [f"class {i}" for i in range(10)]})
     assert task.metric("test").classes == list("0123456789")
@@ -261,13 +265,13 @@ def test_an_imported_model_without_names_takes_those_of_as_many_classes() -> Non
         task.metric("test")
 
 
-def test_a_file_without_a_head_is_no_model_to_predict_with() -> None:
+def test_prediction_from_a_file_without_a_head_is_refused() -> None:
     task, _ = built()
     with pytest.raises(UserError, match="has no head"):
         task.restore({"classes": []})
 
 
-def test_state_is_all_that_prediction_needs(tmp_path: Path) -> None:
+def test_prediction_needs_only_the_stored_state(tmp_path: Path) -> None:
     state = json.loads(json.dumps(built()[0].state()))
     bare, _ = _folder_task(tmp_path / "nowhere")
     bare.restore(state)
@@ -275,25 +279,27 @@ def test_state_is_all_that_prediction_needs(tmp_path: Path) -> None:
     assert not (tmp_path / "nowhere").exists()
 
 
-@pytest.mark.parametrize(("found", "kept"), [(10, True), (7, False)])
+@pytest.mark.parametrize(("count", "head_is_kept"), [(10, True), (7, False)])
 def test_an_imported_head_of_as_many_classes_is_kept(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, found: int, kept: bool
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, count: int, head_is_kept: bool
 ) -> None:
-    """With equally many classes it is taken that they are the same ones; with others the head starts anew."""
+    """As many classes are assumed to be the same classes; otherwise the head is re-initialised."""
     task, model = built()
     theirs = {name: torch.full_like(value, 0.25) for name, value in model.state_dict().items()}
-    theirs |= {"head.weight": torch.full((found, 32), 0.25), "head.bias": torch.full((found,), 0.25)}
+    theirs |= {"head.weight": torch.full((count, 32), 0.25), "head.bias": torch.full((count,), 0.25)}
 
     def adopt(tensors: dict[str, Any], classes: list[str] | None, image_size: tuple[int, int]) -> Adopted:
         assert classes == list("0123456789") and image_size == (8, 8)
-        names = classes if found == len(classes) else [f"class {i}" for i in range(found)]
+        names = classes if count == len(classes) else [f"class {i}" for i in range(count)]
         return Adopted(theirs, {"classes": names}, ["their.extra"])
 
     monkeypatch.setattr("vit.tasks.classification.importing.adopt", adopt)
     torch.save({"theirs": torch.zeros(1)}, tmp_path / "theirs.pth")
-    said = assembly.load_initial_weights(model, task, tmp_path / "theirs.pth")
-    assert said.endswith("unused: their.extra") and ("re-initialised: head.weight, head.bias;" in said) == (not kept)
-    assert bool((model.head.weight == 0.25).all()) == kept and (model.patches.weight == 0.25).all()
+    message = assembly.load_initial_weights(model, task, tmp_path / "theirs.pth")
+    assert message.endswith("unused: their.extra") and ("re-initialised: head.weight, head.bias;" in message) == (
+        not head_is_kept
+    )
+    assert bool((model.head.weight == 0.25).all()) == head_is_kept and (model.patches.weight == 0.25).all()
 
 
 # A user's own images.
@@ -320,20 +326,20 @@ def test_a_users_images_of_any_size_and_mode_are_read_one_by_one(kind: str, phot
     if kind == "colour":
         task.restore({"classes": ["a", "b"]})
         model = model()
-    seen = [*task.read(str(photos))]
-    assert [Path(batch["files"][0]).name for batch in seen] == ["a=grey.png", "red.jpg"]
-    for batch in seen:
+    batches = [*task.read(str(photos))]
+    assert [Path(batch["files"][0]).name for batch in batches] == ["a=grey.png", "red.jpg"]
+    for batch in batches:
         assert batch["labels"].tolist() == [-1] and len(task.predict(model, batch)) == 1
     assert len([*task.read(str(photos / "red.jpg"))]) == 1
     with pytest.raises(UserError, match="neither an image nor a folder"):
         [*task.read(str(photos / "nothing"))]
 
 
-def test_an_answer_is_shown_as_a_line_and_as_json_that_takes_nobodys_name(photos: Path) -> None:
+def test_an_answer_is_a_line_and_a_json_file_and_changes_no_other_file(photos: Path) -> None:
     task, _ = built("task.predict.top=2")
     before = {file: file.read_bytes() for file in photos.iterdir()}
     (batch,) = task.read(str(photos / "red.jpg"))
-    (line,) = task.show(batch, task.predict(Answers(3), batch), photos)
+    (line,) = task.show(batch, task.predict(ConstantModel(3), batch), photos)
     assert line == "red.jpg: 3 0.999, 0 0.000"
     content = json.loads((photos / "red.jpg.classes.json").read_text())
     assert content == {
@@ -344,7 +350,7 @@ def test_an_answer_is_shown_as_a_line_and_as_json_that_takes_nobodys_name(photos
     assert {file.name for file in photos.iterdir()} == {"red.jpg", "a=grey.png", "red.jpg.classes.json"}
 
 
-def test_the_vote_of_the_neighbours_is_shown_beside_the_class(photos: Path) -> None:
+def test_the_class_by_neighbours_is_shown_beside_the_predicted_class(photos: Path) -> None:
     task, model = built("task.predict.neighbours=3")
     (batch,) = task.read(str(photos / "red.jpg"))
     answers = task.predict(model, batch)
@@ -353,7 +359,7 @@ def test_the_vote_of_the_neighbours_is_shown_beside_the_class(photos: Path) -> N
     assert json.loads((photos / "red.jpg.classes.json").read_text())["nearest"] == str(answers[0]["nearest"])
 
 
-def test_as_many_classes_are_shown_as_there_are(photos: Path, tmp_path: Path) -> None:
+def test_no_more_classes_are_shown_than_exist(photos: Path, tmp_path: Path) -> None:
     task, model = _folder_task(photos)
     task.restore({"classes": ["cat", "Übergröße"]})
     (batch,) = task.read(str(photos / "red.jpg"))
@@ -363,7 +369,7 @@ def test_as_many_classes_are_shown_as_there_are(photos: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize("attention", ["maps", "rollout"])
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_attention_is_shown_as_a_picture(photos: Path, tmp_path: Path, attention: str, pooling: str) -> None:
+def test_attention_is_written_as_a_picture(photos: Path, tmp_path: Path, attention: str, pooling: str) -> None:
     task, model = _folder_task(photos, f"task.predict.attention={attention}", *POOLINGS[pooling])
     task.restore({"classes": ["cat", "dog"]})
     network = model()
@@ -374,28 +380,28 @@ def test_attention_is_shown_as_a_picture(photos: Path, tmp_path: Path, attention
             assert min(picture.size) > 100 and picture.mode == "RGB"
 
 
-def test_pictures_for_the_log_are_of_one_size_whatever_the_names_say() -> None:
+def test_pictures_for_the_log_are_of_one_size_for_class_names_of_any_length() -> None:
     task, model = built()
     task.restore({"classes": [f"{'a very long name of many words ' * i}{i}" for i in range(10)]})
     batch = evaluation_batch(task, 12)
-    drawn = task.pictures(batch, task.predict(model, batch), 8)
-    assert drawn.shape[:2] == (8, 3) and drawn.dtype == torch.uint8
+    pictures = task.pictures(batch, task.predict(model, batch), 8)
+    assert pictures.shape[:2] == (8, 3) and pictures.dtype == torch.uint8
     assert len(task.pictures(evaluation_batch(task, 3), task.predict(model, evaluation_batch(task, 3)), 8)) == 3
 
 
-def test_a_picture_says_right_wrong_or_nothing_by_its_colour(photos: Path) -> None:
+def test_the_colour_of_a_caption_says_correct_wrong_or_unknown(photos: Path) -> None:
     task, _ = built()
     batch = evaluation_batch(task, 12)
     (unknown,) = task.read(str(photos / "red.jpg"))
     label = int(batch["labels"][0])
-    right = batch["labels"] == label
+    correct = batch["labels"] == label
 
     def colours(batch: dict[str, Any]) -> list[tuple[int, ...]]:
-        """Of the strip under each picture, at its right end."""
-        drawn = task.pictures(batch, task.predict(Answers(label), batch), 12)
-        return [tuple(picture[:, -2, -2].tolist()) for picture in drawn]
+        """Colours of the captions, at the right end of each."""
+        pictures = task.pictures(batch, task.predict(ConstantModel(label), batch), 12)
+        return [tuple(picture[:, -2, -2].tolist()) for picture in pictures]
 
-    assert 0 < right.sum() < 12
-    told = dict(zip(right.tolist(), colours(batch), strict=True))  # whether it is right: the last one's colour
-    assert colours(batch) == [told[is_right] for is_right in right.tolist()]
-    assert len({*told.values(), *colours(unknown)}) == 3
+    assert 0 < correct.sum() < 12
+    colour_by_correctness = dict(zip(correct.tolist(), colours(batch), strict=True))  # the last colour for each
+    assert colours(batch) == [colour_by_correctness[is_correct] for is_correct in correct.tolist()]
+    assert len({*colour_by_correctness.values(), *colours(unknown)}) == 3

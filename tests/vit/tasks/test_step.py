@@ -1,4 +1,4 @@
-"""A step is the same step however its batch is cut: for the classifier, with everything that is drawn at random.
+"""A step of the classifier does not depend on how its batch is split, with all random augmentation.
 
 Mixup, CutMix, erasing, RandAugment, two views of each image and rates by layer are on; dropout and drop path are off.
 """
@@ -26,9 +26,9 @@ from vit.data.folder import ImageFolder
 from vit.models.classifier import Classifier, PositionOptions, VitBlockOptions
 from vit.tasks.classification import Classification, PredictOptions
 
-SEED = 3  # of the random numbers; with it the eight images hold all kinds of mixing
+SEED = 3  # with it the eight images hold all kinds of mixing
 IMAGES = [5, 0, 11, 7, 2, 9, 14, 3]  # of train, in a step's order
-CUTS = {"1x8": [8], "3+1+4": [3, 1, 4], "8x1": [1] * 8}  # images, of two views each
+SPLITS = {"1x8": [8], "3+1+4": [3, 1, 4], "8x1": [1] * 8}  # images, of two views each
 OPTIMIZER = OptimizerOptions(
     name="adamw",
     lr=1e-3,
@@ -61,16 +61,16 @@ AUGMENTATION = Augmentation(
 
 
 def draw_images(folder: Path) -> None:
-    """Sixteen pictures of unequal size in three classes."""
-    random = np.random.default_rng(0)
+    """Write sixteen noise images of unequal size in three classes."""
+    rng = np.random.default_rng(0)
     for number in range(16):
         target = folder / "train" / "abc"[number % 3] / f"{number}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
-        height, width = random.integers(12, 40, 2)
-        Image.fromarray(random.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(target)
+        height, width = rng.integers(12, 40, 2)
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(target)
 
 
-def data(kind: str, folder: Path) -> Any:
+def build_data(kind: str, folder: Path) -> Any:
     if kind == "digits":
         return Digits(
             val_count=200,
@@ -97,16 +97,16 @@ def data(kind: str, folder: Path) -> Any:
     )
 
 
-def task(kind: str, folder: Path) -> Classification:
+def build_task(kind: str, folder: Path) -> Classification:
     return Classification(
-        data=data(kind, folder),
+        data=build_data(kind, folder),
         loss=LossOptions(smoothing=0.1),
         predict=PredictOptions(top=5, attention="none", layer=-1, neighbours=0),
     )
 
 
-def model(of: Classification, dtype: torch.dtype) -> Classifier:
-    """One whose head is not zero as at the start of a run, for behind zeros no gradient comes to the encoder."""
+def build_model(task: Classification, dtype: torch.dtype) -> Classifier:
+    """A model with a non-zero head: behind the zeros of a run's start no gradient would reach the encoder."""
     torch.manual_seed(0)
     blocks = VitBlockOptions(
         dropout=0.0,
@@ -117,8 +117,8 @@ def model(of: Classification, dtype: torch.dtype) -> Classifier:
         norm_eps=1e-6,
         activation="gelu",
     )
-    found = Classifier(
-        **of.model_arguments(),
+    network = Classifier(
+        **task.model_arguments(),
         patch_size=4,
         embedding="convolution",
         width=32,
@@ -131,40 +131,40 @@ def model(of: Classification, dtype: torch.dtype) -> Classifier:
         representation=None,
         blocks=blocks,
     )
-    torch.nn.init.normal_(found.head.weight, std=0.2)
-    # Images are made in fp32, bit for bit the same in any batch (see below); a model of fp64 takes them as they are.
-    found.register_forward_pre_hook(lambda _, images: (images[0].to(dtype),))
-    return found.to(dtype)
+    torch.nn.init.normal_(network.head.weight, std=0.2)
+    # Inputs are fp32, bit for bit the same in any batch (see below); a model of fp64 gets them in its own type.
+    network.register_forward_pre_hook(lambda _, images: (images[0].to(dtype),))
+    return network.to(dtype)
 
 
-def batches(of: Classification, cut: list[int], images: list[int] | None = None) -> list[Batch]:
-    """Micro-batches of so many images each, as the trainer's loader makes them."""
+def load_batches(task: Classification, lengths: list[int], images: list[int] | None = None) -> list[Batch]:
+    """Micro-batches of the trainer's loader, with these numbers of images."""
     rest = iter(IMAGES if images is None else images)
-    keys = [(0, tuple(next(rest) for _ in range(count))) for count in cut]
-    return [*Loader(of.data, "train", seed=SEED, workers=0, pin=False)(keys)]
+    keys = [(0, tuple(next(rest) for _ in range(count))) for count in lengths]
+    return [*Loader(task.data, "train", seed=SEED, workers=0, pin=False)(keys)]
 
 
-def stepper(of: Classification, dtype: torch.dtype, clip_norm: float | None) -> Stepper:
-    network = model(of, dtype)
-    return Stepper(of, network, optim.build(network, OPTIMIZER), torch.device("cpu"), "fp32", clip_norm)
+def build_stepper(task: Classification, dtype: torch.dtype, clip_norm: float | None) -> Stepper:
+    network = build_model(task, dtype)
+    return Stepper(task, network, optim.build(network, OPTIMIZER), torch.device("cpu"), "fp32", clip_norm)
 
 
-def gradient(of: Classification, cut: list[int]) -> torch.Tensor:
+def compute_gradient(task: Classification, lengths: list[int]) -> torch.Tensor:
     """The fp32 gradient of a step that is not clipped, all parameters in one vector."""
-    one = stepper(of, torch.float32, None)
-    one(batches(of, cut), 0)
-    return torch.cat([p.grad.flatten() for p in one.parameters])
+    stepper = build_stepper(task, torch.float32, None)
+    stepper(load_batches(task, lengths), 0)
+    return torch.cat([p.grad.flatten() for p in stepper.parameters])
 
 
-def flat(one: Stepper) -> torch.Tensor:
-    return torch.cat([p.detach().flatten() for p in one.parameters])
+def flat_parameters(stepper: Stepper) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in stepper.parameters])
 
 
-def updated(of: Classification, micro_batches: list[Batch]) -> torch.Tensor:
+def parameters_after_step(task: Classification, micro_batches: list[Batch]) -> torch.Tensor:
     """All fp64 parameters after one clipped AdamW step."""
-    one = stepper(of, torch.float64, 0.1)
-    one(micro_batches, 0)
-    return flat(one)
+    stepper = build_stepper(task, torch.float64, 0.1)
+    stepper(micro_batches, 0)
+    return flat_parameters(stepper)
 
 
 @pytest.fixture(params=["digits", "folder"])
@@ -173,82 +173,88 @@ def kind(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return str(request.param)
 
 
-def test_the_step_holds_blended_cut_and_plain_images_and_asks_every_parameter(kind: str, tmp_path: Path) -> None:
-    """Otherwise the tests below would show less than they say."""
-    of = task(kind, tmp_path)
-    (batch,) = batches(of, CUTS["1x8"])
-    images = of.data.inputs(batch, torch.device("cpu"))
+def test_the_step_holds_blended_pasted_and_unmixed_images_and_a_gradient_for_every_parameter(
+    kind: str, tmp_path: Path
+) -> None:
+    """A check of the setting in which the tests below run."""
+    task = build_task(kind, tmp_path)
+    (batch,) = load_batches(task, SPLITS["1x8"])
+    images = task.data.inputs(batch, torch.device("cpu"))
     share, box = _mixing(batch["uniforms"][:16], AUGMENTATION, images.shape[-2:])
-    cuts, blends = box.any(axis=1), share < 1
-    assert cuts.any() and blends.any() and (~cuts & ~blends).any() and not (cuts & blends).any()
+    pastes, blends = box.any(axis=1), share < 1
+    assert pastes.any() and blends.any() and (~pastes & ~blends).any() and not (pastes & blends).any()
     assert (batch["labels"] != batch["other_labels"]).any()
     assert len(images) == 16 and all((a != b).any() for a, b in zip(images[::2], images[1::2], strict=True))
-    one = stepper(of, torch.float32, None)
-    one([batch], 0)
-    idle = {name for name, p in one.model.named_parameters() if p.grad is None or p.grad.norm() < 1e-4}
-    assert idle == {f"encoder.blocks.{i}.attention.k_norm.bias" for i in range(2)}, "which softmax cancels"
+    stepper = build_stepper(task, torch.float32, None)
+    stepper([batch], 0)
+    idle = {name for name, p in stepper.model.named_parameters() if p.grad is None or p.grad.norm() < 1e-4}
+    assert idle == {f"encoder.blocks.{i}.attention.k_norm.bias" for i in range(2)}, (
+        "softmax ignores an offset common to all keys"
+    )
 
 
-@pytest.mark.parametrize("cut", ["3+1+4", "8x1"])
-def test_what_the_network_sees_is_the_same_to_the_bit(kind: str, tmp_path: Path, cut: str) -> None:
-    of, cpu = task(kind, tmp_path), torch.device("cpu")
-    (whole,), pieces = batches(of, CUTS["1x8"]), batches(of, CUTS[cut])
-    assert torch.equal(of.data.inputs(whole, cpu), torch.cat([of.data.inputs(piece, cpu) for piece in pieces]))
+@pytest.mark.parametrize("split", ["3+1+4", "8x1"])
+def test_inputs_are_the_same_to_the_bit_for_any_split(kind: str, tmp_path: Path, split: str) -> None:
+    task, cpu = build_task(kind, tmp_path), torch.device("cpu")
+    (whole,), pieces = load_batches(task, SPLITS["1x8"]), load_batches(task, SPLITS[split])
+    assert torch.equal(task.data.inputs(whole, cpu), torch.cat([task.data.inputs(piece, cpu) for piece in pieces]))
     for name in ("labels", "other_labels", "shares"):
         assert torch.equal(whole[name], torch.cat([piece[name] for piece in pieces])), name
     assert whole["ids"] == [i for piece in pieces for i in piece["ids"]]
 
 
 def test_micro_batches_are_counted_in_views_and_hold_whole_images(kind: str, tmp_path: Path) -> None:
-    of = task(kind, tmp_path)
-    order = Order(of.data.cost("train")[:16], batch_size=16, seed=SEED)
+    task = build_task(kind, tmp_path)
+    order = Order(task.data.cost("train")[:16], batch_size=16, seed=SEED)
 
     def first(micro_batch: int | None) -> list[Batch]:
-        cut = steps(of.data, order, start=0, stop=1, micro_batch=micro_batch, rank=0, world=1, workers=0, pin=False)
-        return next(cut)[1]
+        split = steps(task.data, order, start=0, stop=1, micro_batch=micro_batch, rank=0, world=1, workers=0, pin=False)
+        return next(split)[1]
 
-    for micro_batch, sizes in ((None, [16]), (6, [6, 6, 4]), (5, [4, 4, 4, 4]), (1, [2] * 8)):
-        found = first(micro_batch)
-        assert [len(batch["labels"]) for batch in found] == sizes
-        assert [i for batch in found for i in batch["ids"]] == first(None)[0]["ids"]
+    for micro_batch, lengths in ((None, [16]), (6, [6, 6, 4]), (5, [4, 4, 4, 4]), (1, [2] * 8)):
+        micro_batches = first(micro_batch)
+        assert [len(batch["labels"]) for batch in micro_batches] == lengths
+        assert [i for batch in micro_batches for i in batch["ids"]] == first(None)[0]["ids"]
 
 
-@pytest.mark.parametrize("cut", ["3+1+4", "8x1"])
-def test_gradients_do_not_depend_on_the_cut(kind: str, tmp_path: Path, cut: str) -> None:
-    of = task(kind, tmp_path)
-    whole, pieces = gradient(of, CUTS["1x8"]), gradient(of, CUTS[cut])
+@pytest.mark.parametrize("split", ["3+1+4", "8x1"])
+def test_gradients_do_not_depend_on_the_split(kind: str, tmp_path: Path, split: str) -> None:
+    task = build_task(kind, tmp_path)
+    whole, pieces = compute_gradient(task, SPLITS["1x8"]), compute_gradient(task, SPLITS[split])
     assert (whole - pieces).norm() <= 1e-6 * whole.norm()
 
 
-@pytest.mark.parametrize("cut", ["3+1+4", "8x1"])
-def test_parameters_after_a_clipped_step_do_not_depend_on_the_cut(kind: str, tmp_path: Path, cut: str) -> None:
-    of = task(kind, tmp_path)
-    whole = updated(of, batches(of, CUTS["1x8"]))
-    assert (updated(of, batches(of, CUTS[cut])) - whole).abs().max() <= 1e-10
-    assert (whole - flat(stepper(of, torch.float64, 0.1))).abs().max() > 1e-4, "the step did something"
+@pytest.mark.parametrize("split", ["3+1+4", "8x1"])
+def test_parameters_after_a_clipped_step_do_not_depend_on_the_split(kind: str, tmp_path: Path, split: str) -> None:
+    task = build_task(kind, tmp_path)
+    whole = parameters_after_step(task, load_batches(task, SPLITS["1x8"]))
+    assert (parameters_after_step(task, load_batches(task, SPLITS[split])) - whole).abs().max() <= 1e-10
+    assert (whole - flat_parameters(build_stepper(task, torch.float64, 0.1))).abs().max() > 1e-4, (
+        "the step did something"
+    )
 
 
-def test_a_mean_of_means_would_be_seen(kind: str, tmp_path: Path) -> None:
-    """The control: a divisor of each micro-batch alone, averaged, is another step."""
-    of = task(kind, tmp_path)
-    whole = gradient(of, CUTS["1x8"])
-    of.normalisers = lambda batch: {"images": 0.0}  # type: ignore[method-assign]
-    loss, wrong = of.loss, stepper(of, torch.float32, None)
-    of.loss = lambda m, b, s: loss(m, b, {"images": 3.0 * len(b["labels"])})  # type: ignore[method-assign]
-    wrong(batches(of, CUTS["3+1+4"]), 0)
+def test_a_mean_of_means_is_another_step(kind: str, tmp_path: Path) -> None:
+    """The control: an average of the micro-batches' means gives other gradients."""
+    task = build_task(kind, tmp_path)
+    whole = compute_gradient(task, SPLITS["1x8"])
+    task.normalisers = lambda batch: {"images": 0.0}  # type: ignore[method-assign]
+    loss, wrong = task.loss, build_stepper(task, torch.float32, None)
+    task.loss = lambda m, b, s: loss(m, b, {"images": 3.0 * len(b["labels"])})  # type: ignore[method-assign]
+    wrong(load_batches(task, SPLITS["3+1+4"]), 0)
     assert (torch.cat([p.grad.flatten() for p in wrong.parameters]) - whole).norm() > 1e-2 * whole.norm()
 
 
 def step_on_rank(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
     for kind in ("digits", "folder"):
-        of = task(kind, Path(folder))
-        for name, cuts in {"4+4": ([4], [4]), "3+1 and 4": ([3, 1], [4])}.items():
-            mine = batches(of, cuts[rank], rank_samples(IMAGES, rank, 2))
-            torch.save(updated(of, mine), f"{folder}/{kind} {name} {rank}.pt")
+        task = build_task(kind, Path(folder))
+        for name, splits in {"4+4": ([4], [4]), "3+1 and 4": ([3, 1], [4])}.items():
+            local = load_batches(task, splits[rank], rank_samples(IMAGES, rank, 2))
+            torch.save(parameters_after_step(task, local), f"{folder}/{kind} {name} {rank}.pt")
         # A rank without samples must neither hang nor change the step.
-        mine = [batches(of, [8]), [{**batches(of, [1])[0], "dummy": True}]][rank]
-        torch.save(updated(of, mine), f"{folder}/{kind} 8+0 {rank}.pt")
+        local = [load_batches(task, [8]), [{**load_batches(task, [1])[0], "dummy": True}]][rank]
+        torch.save(parameters_after_step(task, local), f"{folder}/{kind} 8+0 {rank}.pt")
     dist.destroy_process_group()
 
 
@@ -259,8 +265,8 @@ def test_two_ranks_take_the_same_step_as_one(tmp_path: Path, monkeypatch: pytest
     multiprocessing.set_forkserver_preload(["torch.distributed", "torchvision", "scipy.special", "sklearn.datasets"])
     mp.start_processes(step_on_rank, (str(tmp_path),), nprocs=2, start_method="forkserver")
     for kind in ("digits", "folder"):
-        of = task(kind, tmp_path)
-        whole = updated(of, batches(of, CUTS["1x8"]))
+        task = build_task(kind, tmp_path)
+        whole = parameters_after_step(task, load_batches(task, SPLITS["1x8"]))
         for name in ("4+4", "3+1 and 4", "8+0"):
             for rank in range(2):
                 assert (torch.load(tmp_path / f"{kind} {name} {rank}.pt") - whole).abs().max() <= 1e-10, (kind, name)
