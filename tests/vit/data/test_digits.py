@@ -1,4 +1,4 @@
-"""The digits inside scikit-learn: all of them, once, in three fixed parts."""
+"""The digits of scikit-learn: each in one of three fixed splits."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from vit.data.digits import Digits
 
 
 def digits(*overrides: str) -> Digits:
-    """As `model=vit` has them by default."""
+    """The default data set of `model=vit`."""
     section = compose.configure("train", ["model=vit", *overrides])["data"]
     built = config.build(section)
     assert isinstance(built, Digits)
@@ -25,8 +25,8 @@ def rows(data: Digits, split: str) -> list[tuple[int, ...]]:
     return [(*image.flatten().tolist(), int(label)) for image, label in zip(images, labels, strict=True)]
 
 
-def test_every_digit_is_in_one_part() -> None:
-    """And their 0 to 16 become 0 to 255; no two of them are the same, so rows of pixels tell them apart."""
+def test_every_digit_is_in_one_split() -> None:
+    """Values 0 to 16 become 0 to 255. No two digits have the same pixels, so these identify them."""
     pixels, labels = load_digits(return_X_y=True)
     expected = [
         (*np.rint(image * 255 / 16).astype(int).tolist(), int(k)) for image, k in zip(pixels, labels, strict=True)
@@ -49,7 +49,7 @@ def test_images_are_grey_of_eight_by_eight_with_ten_names() -> None:
     assert data.inputs(batch, torch.device("cpu")).shape == (3, 1, 8, 8)
 
 
-def test_the_parts_are_fixed_and_the_test_does_not_move_with_the_val() -> None:
+def test_the_splits_are_fixed_and_test_does_not_depend_on_val() -> None:
     torch.manual_seed(0)
     first = digits("seed=0")
     torch.manual_seed(1)
@@ -60,8 +60,8 @@ def test_the_parts_are_fixed_and_the_test_does_not_move_with_the_val() -> None:
 
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])
-def test_every_class_has_its_share_of_a_part(split: str) -> None:
-    """Of 200 images 20 of each class are expected, known to 4."""
+def test_every_class_has_its_share_of_a_split(split: str) -> None:
+    """Of 200 images 20 of each class are expected, with a standard deviation of 4."""
     _, labels = digits().load()[split]
     counts = labels.bincount(minlength=10)
     assert counts.min() > 0.5 * len(labels) / 10 and counts.max() < 1.5 * len(labels) / 10
@@ -74,7 +74,7 @@ def test_the_configs_mean_and_deviation_are_those_of_train() -> None:
     assert data.std == [pytest.approx(pixels.std().item(), abs=2e-3)]
 
 
-def test_parts_that_leave_nothing_to_train_on_are_one_sentence() -> None:
+def test_splits_that_leave_no_training_image_are_refused() -> None:
     with pytest.raises(
         UserError, match=r"^data\.val_count and data\.test_count would leave nothing to train on of 1797"
     ):

@@ -1,4 +1,4 @@
-"""Fashion-MNIST as published, CIFAR-10 by batches of our own, and files that are missing or broken."""
+"""Fashion-MNIST as published, CIFAR-10 from batches written here, and missing or damaged files."""
 
 import gzip
 import hashlib
@@ -26,7 +26,7 @@ FILES = [f"{part}-ubyte" for part in ("train-images-idx3", "train-labels-idx1", 
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is not on the disk cannot be had."""
+    """Let every download fail."""
 
     def fail(*_: Any, **__: Any) -> None:
         raise urllib.error.URLError("no route to host")
@@ -35,14 +35,14 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def built(name: str, root: Path, *overrides: str) -> InMemory:
-    """The data set of that name as its config has it."""
+    """The data set of a config."""
     section = compose.configure("train", ["model=vit", f"data={name}", f"data.root={root}", *overrides])["data"]
-    found: InMemory = config.build(section)
-    return found
+    data: InMemory = config.build(section)
+    return data
 
 
-def mistake(data: InMemory) -> str:
-    """The one sentence that counting ends in."""
+def error_message(data: InMemory) -> str:
+    """The one-sentence message of the error that counting raises."""
     with pytest.raises(UserError) as caught:
         data.count("train")
     sentence = str(caught.value)
@@ -55,7 +55,7 @@ def mistake(data: InMemory) -> str:
 
 @pytest.fixture(scope="module")
 def unpacked(real_data: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A root with the published files, and what torchvision made of them."""
+    """A root with the published files, also unpacked by torchvision."""
     root = tmp_path_factory.mktemp("fashion")
     shutil.copytree(real_data("fashion_mnist") / "FashionMNIST/raw", root / "FashionMNIST/raw")
     for file in (root / "FashionMNIST/raw").iterdir():
@@ -65,13 +65,13 @@ def unpacked(real_data: Callable[[str], Path], tmp_path_factory: pytest.TempPath
 
 
 def published(root: Path, name: str) -> np.ndarray:
-    """A published file by the format's own description: a head of 4 bytes and 4 for each axis, big-endian."""
+    """A published file, read by the format's specification: a header of 4 bytes and 4 for each axis, big-endian."""
     content = gzip.decompress((root / "FashionMNIST/raw" / f"{name}-ubyte.gz").read_bytes())
     shape = np.frombuffer(content, ">i4", count=content[3], offset=4)
     return np.frombuffer(content, np.uint8, offset=4 + 4 * content[3]).reshape(shape)
 
 
-def test_the_published_test_is_the_test_in_its_order(unpacked: Path) -> None:
+def test_the_published_test_images_are_the_test_split_in_their_order(unpacked: Path) -> None:
     data = built("fashion_mnist", unpacked)
     assert isinstance(data, Downloaded)
     images, labels = data.load()["test"]
@@ -86,14 +86,16 @@ def hashes(images: Any, labels: Any) -> list[bytes]:
     return sorted(hashlib.blake2b(row.tobytes() + bytes([int(label)]), digest_size=8).digest() for row, label in rows)
 
 
-def test_val_is_cut_from_the_published_train_and_nothing_is_lost(unpacked: Path) -> None:
+def test_val_is_split_from_the_published_train_and_nothing_is_lost(unpacked: Path) -> None:
     data = built("fashion_mnist", unpacked)
     assert [data.count(split) for split in ("train", "val", "test")] == [55_000, 5_000, 10_000]
     parts = [data.load()[split] for split in ("train", "val")]
     images, labels = (torch.cat(column).numpy() for column in zip(*parts, strict=True))
     expected = (published(unpacked, "train-images-idx3"), published(unpacked, "train-labels-idx1"))
     assert hashes(images, labels) == hashes(*expected)
-    assert parts[1][1].bincount(minlength=10).min() > 400, "of 500 each, known to 21"
+    assert parts[1][1].bincount(minlength=10).min() > 400, (
+        "500 of each class are expected, with a standard deviation of 21"
+    )
 
 
 def test_the_configs_mean_and_deviation_are_those_of_train(unpacked: Path) -> None:
@@ -105,7 +107,7 @@ def test_the_configs_mean_and_deviation_are_those_of_train(unpacked: Path) -> No
 
 
 def test_published_files_are_unpacked_without_a_network(unpacked: Path, tmp_path: Path) -> None:
-    """Only the test images are packed here; the rest lies ready, to be quick."""
+    """Only the test images are packed here; for speed the other files are already unpacked."""
     (tmp_path / "FashionMNIST/raw").mkdir(parents=True)
     for name in FILES:
         for file in (f"{name}.gz", *([] if name.startswith("t10k-images") else [name])):
@@ -115,8 +117,8 @@ def test_published_files_are_unpacked_without_a_network(unpacked: Path, tmp_path
     assert (tmp_path / "FashionMNIST/raw/t10k-images-idx3-ubyte").is_file()
 
 
-def test_without_files_and_network_it_says_what_to_put_where(tmp_path: Path) -> None:
-    sentence = mistake(built("fashion_mnist", tmp_path / "a b=c"))
+def test_without_files_and_network_the_message_names_the_files_and_their_folder(tmp_path: Path) -> None:
+    sentence = error_message(built("fashion_mnist", tmp_path / "a b=c"))
     assert "no route to host" in sentence
     assert sentence.endswith("put FashionMNIST/raw/*-ubyte.gz there, and remove damaged files.")
 
@@ -130,46 +132,48 @@ def test_a_damaged_download_is_refused(unpacked: Path, tmp_path: Path) -> None:
     content = bytearray(damaged.read_bytes())
     content[len(content) // 2] ^= 1
     damaged.write_bytes(content)
-    assert "not as published" in mistake(built("fashion_mnist", tmp_path))
+    assert "not as published" in error_message(built("fashion_mnist", tmp_path))
 
 
 @pytest.mark.parametrize("name", ["train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"])
 @pytest.mark.parametrize("length", [0, 6, 5000])
-def test_a_file_that_was_half_unpacked_is_refused(unpacked: Path, tmp_path: Path, name: str, length: int) -> None:
-    """torchvision asks whether the files are there, and not whether they are whole."""
+def test_a_partly_unpacked_file_is_refused(unpacked: Path, tmp_path: Path, name: str, length: int) -> None:
+    """torchvision checks whether the files exist, not whether they are complete."""
     raw = tmp_path / "FashionMNIST/raw"
     raw.mkdir(parents=True)
-    for other in FILES:
-        (raw / other).symlink_to(unpacked / "FashionMNIST/raw" / other)
+    for file in FILES:
+        (raw / file).symlink_to(unpacked / "FashionMNIST/raw" / file)
     (raw / name).unlink()
     (raw / name).write_bytes((unpacked / "FashionMNIST/raw" / name).read_bytes()[:length])
-    assert "not as published" in mistake(built("fashion_mnist", tmp_path))
+    assert "not as published" in error_message(built("fashion_mnist", tmp_path))
 
 
-def test_a_val_of_everything_is_one_sentence(unpacked: Path) -> None:
+def test_a_val_of_all_images_is_refused(unpacked: Path) -> None:
     with pytest.raises(UserError, match=r"^data\.val_count would leave nothing to train on of 60000 images"):
         built("fashion_mnist", unpacked, "data.val_count=60000").count("train")
 
 
-# CIFAR-10: its batches are not at hand, so small ones are written in its format, and their sums are not compared.
+# CIFAR-10: small batches are written in its format, and their checksums are not compared.
 
 
 @pytest.fixture
 def batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
-    """Files of ten images each in the published layout: rows of red, green and blue planes."""
+    """Write files of ten images each in the published layout: rows of red, green and blue planes."""
     monkeypatch.setattr(datasets.cifar, "check_integrity", lambda path, md5=None: Path(path).is_file())
-    folder, random = tmp_path / "cifar-10-batches-py", np.random.default_rng(0)
+    folder, rng = tmp_path / "cifar-10-batches-py", np.random.default_rng(0)
     folder.mkdir()
-    made = {}
+    content = {}
     for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
-        pixels = random.integers(0, 256, (10, 3072), dtype=np.uint8)
-        made[name] = {"data": pixels, "labels": random.permutation(10).tolist()}
-        (folder / name).write_bytes(pickle.dumps(made[name]))
+        pixels = rng.integers(0, 256, (10, 3072), dtype=np.uint8)
+        content[name] = {"data": pixels, "labels": rng.permutation(10).tolist()}
+        (folder / name).write_bytes(pickle.dumps(content[name]))
     (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list(PUBLISHED_SETS["cifar10"].names)}))
-    return made
+    return content
 
 
-def test_cifars_planes_become_channels_and_its_test_is_the_test(batches: dict[str, Any], tmp_path: Path) -> None:
+def test_cifars_planes_become_channels_and_its_test_batch_is_the_test_split(
+    batches: dict[str, Any], tmp_path: Path
+) -> None:
     data = built("cifar10", tmp_path, "data.val_count=8")
     assert [data.count(split) for split in ("train", "val", "test")] == [42, 8, 10]
     images, labels = data.load()["test"]
@@ -182,7 +186,7 @@ def test_cifars_planes_become_channels_and_its_test_is_the_test(batches: dict[st
     assert data.inputs(batch, torch.device("cpu")).shape == (3, 3, 32, 32)
 
 
-def test_cifars_val_is_cut_from_its_train(batches: dict[str, Any], tmp_path: Path) -> None:
+def test_cifars_val_is_split_from_its_train(batches: dict[str, Any], tmp_path: Path) -> None:
     data = built("cifar10", tmp_path, "data.val_count=8")
     parts = [data.load()[split] for split in ("train", "val")]
     images, labels = (torch.cat(column).numpy() for column in zip(*parts, strict=True))
@@ -191,23 +195,23 @@ def test_cifars_val_is_cut_from_its_train(batches: dict[str, Any], tmp_path: Pat
     assert hashes(images, labels) == hashes(rows, [label for name in names for label in batches[name]["labels"]])
 
 
-def test_cifar_names_its_classes_as_published(batches: dict[str, Any], tmp_path: Path) -> None:
+def test_cifars_class_names_are_the_published_ones(batches: dict[str, Any], tmp_path: Path) -> None:
     built("cifar10", tmp_path, "data.val_count=8").count("train")
     assert datasets.CIFAR10(tmp_path).classes == list(
         PUBLISHED_SETS["cifar10"].names
-    )  # only that ours may be read before the files
+    )  # the names here are known before the files are read
     words = "airplane automobile bird cat deer dog frog horse ship truck"
     assert built("cifar10", tmp_path / "nowhere").classes() == words.split()
 
 
-def test_cifar_without_files_and_network_says_what_to_put_where(tmp_path: Path) -> None:
-    sentence = mistake(built("cifar10", tmp_path))
+def test_cifar_without_files_and_network_names_the_file(tmp_path: Path) -> None:
+    sentence = error_message(built("cifar10", tmp_path))
     assert "no route to host" in sentence and "put cifar-10-python.tar.gz there" in sentence
 
 
 @pytest.mark.parametrize("name", ["cifar-10-python.tar.gz", "cifar-10-batches-py/test_batch"])
-def test_other_files_of_cifars_names_are_refused(tmp_path: Path, name: str) -> None:
+def test_other_files_with_cifars_names_are_refused(tmp_path: Path, name: str) -> None:
     file = tmp_path / name
     file.parent.mkdir(exist_ok=True)
     file.write_bytes(pickle.dumps({"data": [], "labels": []}))
-    assert "not as published" in mistake(built("cifar10", tmp_path))
+    assert "not as published" in error_message(built("cifar10", tmp_path))

@@ -1,4 +1,4 @@
-"""Image folders of every layout: splits, classes, units of views and partners, images as evaluated, and mistakes."""
+"""Image folders of every layout: splits, classes, views and partners, evaluation views, and mistakes."""
 
 import os
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from vit.data.augmentation import Augmentation
 from vit.data.folder import ImageFolder
 
 CPU = torch.device("cpu")
-PLAIN: dict[str, Any] = {
+CROPS_AND_FLIPS: dict[str, Any] = {
     "crop": "resized",
     "scale": (0.2, 1.0),
     "ratio": (0.75, 4 / 3),
@@ -40,8 +40,8 @@ PLAIN: dict[str, Any] = {
 
 
 def augmentation(**changes: Any) -> Augmentation:
-    """Random crops and flips with changes."""
-    return Augmentation(**{**PLAIN, **changes})
+    """Random crops and flips, with changes."""
+    return Augmentation(**{**CROPS_AND_FLIPS, **changes})
 
 
 def folder(**keys: Any) -> ImageFolder:
@@ -52,7 +52,7 @@ def folder(**keys: Any) -> ImageFolder:
 
 
 def write_image(file: Path, size: tuple[int, int] = (12, 10), mode: str = "RGB") -> Path:
-    """An image of (width, height) whose pixels are a function of its name."""
+    """Write an image of (width, height) with pixels that depend on its name."""
     pixels = np.random.default_rng([*str(file.name).encode()]).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).convert(mode).save(file)
@@ -60,7 +60,7 @@ def write_image(file: Path, size: tuple[int, int] = (12, 10), mode: str = "RGB")
 
 
 def write_split(path: Path, **counts: int) -> Path:
-    """A class folder for each keyword with so many images, made in no order."""
+    """Write a class folder for each keyword, with that number of images, not in order of names."""
     for name, count in reversed(counts.items()):
         (path / name).mkdir(parents=True, exist_ok=True)
         for i in reversed(range(count)):
@@ -70,7 +70,7 @@ def write_split(path: Path, **counts: int) -> Path:
 
 @pytest.fixture
 def imagenet(tmp_path: Path) -> Path:
-    """ImageNet's layout: ten images of three classes to learn from, five of two of them in val, no test."""
+    """ImageNet's layout: ten images of three classes in train, five of two classes in val, no test."""
     write_split(tmp_path / "train", ant=4, bee=3, cat=3)
     write_split(tmp_path / "val", ant=2, cat=3)
     return tmp_path
@@ -86,7 +86,7 @@ def counts(data: ImageFolder) -> list[int]:
     return [data.count("train"), data.count("val"), data.count("test")]
 
 
-def batch_of(data: ImageFolder, *indices: int, epoch: int = 0) -> dict[str, Any]:
+def training_batch(data: ImageFolder, *indices: int, epoch: int = 0) -> dict[str, Any]:
     """A training batch, each sample with a generator of its own."""
     return data.collate([data.sample("train", i, generator(0, "sample", epoch, i)) for i in indices])
 
@@ -94,7 +94,7 @@ def batch_of(data: ImageFolder, *indices: int, epoch: int = 0) -> dict[str, Any]
 # Splits and classes.
 
 
-def test_without_a_test_folder_val_is_the_test_and_val_is_cut_from_train(imagenet: Path):
+def test_without_a_test_folder_val_is_test_and_val_is_split_from_train(imagenet: Path):
     data = folder(root=str(imagenet), val_count=4)
     assert counts(data) == [6, 4, 5]
     assert all(name.startswith("val_") for name in files(data, "test"))
@@ -102,14 +102,14 @@ def test_without_a_test_folder_val_is_the_test_and_val_is_cut_from_train(imagene
     assert counts(folder(root=str(imagenet))) == [10, 0, 5]
 
 
-def test_with_a_test_folder_all_splits_are_taken_as_they_are(imagenet: Path):
+def test_with_a_test_folder_each_folder_is_its_split(imagenet: Path):
     write_split(imagenet / "test", bee=1)
     data = folder(root=str(imagenet), val_count=4)
     assert counts(data) == [10, 5, 1]
     assert files(data, "val")[0] == "val_ant_0.png" and files(data, "test") == ["test_bee_0.png"]
 
 
-def test_train_and_test_alone_cut_val_from_train(imagenet: Path):
+def test_with_train_and_test_alone_val_is_split_from_train(imagenet: Path):
     (imagenet / "val").rename(imagenet / "test")
     assert counts(folder(root=str(imagenet), val_count=3)) == [7, 3, 5]
     assert counts(folder(root=str(imagenet))) == [10, 0, 5]
@@ -121,24 +121,24 @@ def test_train_alone_has_no_test(imagenet: Path):
     assert not any(line.startswith("test") for line in data.summary())
 
 
-def test_a_split_given_by_path_wins_over_root(imagenet: Path):
-    other = str(write_split(imagenet / "elsewhere", ant=1, bee=2, cat=1))
-    data = folder(root=str(imagenet), val=other, val_count=4)
+def test_the_path_of_a_split_takes_precedence_over_root(imagenet: Path):
+    elsewhere = str(write_split(imagenet / "elsewhere", ant=1, bee=2, cat=1))
+    data = folder(root=str(imagenet), val=elsewhere, val_count=4)
     assert counts(data) == [10, 4, 5] and files(data, "val")[0] == "elsewhere_ant_0.png"
-    data = folder(root=str(imagenet), test=other, val_count=4)
+    data = folder(root=str(imagenet), test=elsewhere, val_count=4)
     assert counts(data) == [10, 5, 4] and files(data, "test")[0] == "elsewhere_ant_0.png"
-    assert counts(folder(root=str(imagenet), train=other, val_count=1)) == [3, 1, 5]
+    assert counts(folder(root=str(imagenet), train=elsewhere, val_count=1)) == [3, 1, 5]
 
 
-def test_no_folder_is_val_and_test_at_once(imagenet: Path):
+def test_no_folder_is_both_val_and_test(imagenet: Path):
     val = imagenet / "val"
     assert counts(folder(root=str(imagenet), val=f"{val}/", val_count=4)) == [10, 5, 0]
     assert counts(folder(root=str(imagenet), test=str(val), val_count=4)) == [6, 4, 5]
 
 
-def test_the_cut_depends_on_the_names_of_the_images_alone(imagenet: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_split_depends_only_on_the_names_of_the_images(imagenet: Path, monkeypatch: pytest.MonkeyPatch):
     expected = files(folder(root=str(imagenet), val_count=4), "val")
-    assert {name.split("_")[1] for name in expected} != {"ant"}  # no first few
+    assert {name.split("_")[1] for name in expected} != {"ant"}  # not the first images
     scan = os.scandir
 
     class Backwards:
@@ -166,7 +166,7 @@ def test_classes_are_the_folders_of_train_by_name(imagenet: Path):
     assert [data.sample("test", i, None)["id"].split("/")[0] for i in range(5)] == ["ant", "ant", "cat", "cat", "cat"]
 
 
-def test_without_train_the_other_splits_name_the_classes(imagenet: Path):
+def test_without_train_the_classes_are_those_of_the_other_splits(imagenet: Path):
     (imagenet / "train").rename(imagenet / "gone")
     data = folder(root=str(imagenet))
     assert data.classes() == ["ant", "cat"] and data.count("test") == 5
@@ -175,8 +175,8 @@ def test_without_train_the_other_splits_name_the_classes(imagenet: Path):
         data.count("train")
 
 
-def test_the_same_images_count_as_in_torchvision(tmp_path: Path):
-    """Nested folders, upper-case endings and links count; hidden ones and other files do not."""
+def test_the_same_images_are_listed_as_by_torchvision(tmp_path: Path):
+    """Files in nested folders, with upper-case endings and behind links are listed; hidden and other files are not."""
     root = write_split(tmp_path / "train", b=2, a=1)
     write_image(root / "a/2019/deep/er.JPG")
     write_image(root / "a/not me.png")
@@ -188,12 +188,12 @@ def test_the_same_images_count_as_in_torchvision(tmp_path: Path):
     write_image(root / "a/.x.png")
     (root / "classes.txt").touch()
     data = folder(train=str(root))
-    found = [data.sample("train", i, None) for i in range(data.count("train"))]
-    assert sorted((Path(sample["file"]), sample["label"]) for sample in found) == expected and len(found) == 6
+    samples = [data.sample("train", i, None) for i in range(data.count("train"))]
+    assert sorted((Path(sample["file"]), sample["label"]) for sample in samples) == expected and len(samples) == 6
     assert data.summary() == ["2 classes", f"train: 6 images of {root}, 1 other files ignored"]
 
 
-def test_names_may_hold_anything(tmp_path: Path):
+def test_names_may_contain_any_character(tmp_path: Path):
     root = tmp_path / "a b=c,[d]~"
     for name in ("Bär", "b [1], =x", "熊"):
         write_image(root / name / f"{name} ü.png")
@@ -208,13 +208,13 @@ def test_the_constructor_opens_no_file():
         data.count("test")
 
 
-# Units: views of one image, and of a partner.
+# Samples: views of one image, and of a partner.
 
 
-def test_every_view_of_an_image_is_a_row_of_its_own(imagenet: Path):
+def test_every_view_of_an_image_is_a_row_of_the_batch(imagenet: Path):
     data = folder(root=str(imagenet), augmentation=augmentation(repeats=3))
     assert data.cost("train") == [3] * 10 and data.cost("test") == [1] * 5
-    batch = batch_of(data, 8, 1)
+    batch = training_batch(data, 8, 1)
     assert batch["images"].shape == (6, 3, 8, 8) and batch["images"].dtype == torch.uint8
     assert batch["ids"] == ["cat/train_cat_1.png"] * 3 + ["ant/train_ant_1.png"] * 3
     assert batch["labels"].tolist() == [2, 2, 2, 0, 0, 0]
@@ -224,23 +224,25 @@ def test_every_view_of_an_image_is_a_row_of_its_own(imagenet: Path):
     assert "shares" not in batch and data.inputs(batch, CPU).shape == (6, 3, 8, 8)
 
 
-def test_a_unit_is_the_same_whatever_is_drawn_beside_it(imagenet: Path):
+def test_a_sample_does_not_depend_on_the_rest_of_the_batch(imagenet: Path):
     data = folder(root=str(imagenet), augmentation=augmentation(repeats=2, mixup=0.8, cutmix=1.0, erase=0.5))
-    whole, parts = batch_of(data, 3, 7, 0), [batch_of(data, 0), batch_of(data, 3, 7)][::-1]
+    whole, parts = training_batch(data, 3, 7, 0), [training_batch(data, 0), training_batch(data, 3, 7)][::-1]
     for key in ("labels", "other_labels", "shares"):
         assert torch.equal(whole[key], torch.cat([part[key] for part in parts]))
     inputs = data.inputs(whole, CPU)
     assert inputs.shape == (6, 3, 8, 8)
     assert torch.equal(inputs, torch.cat([data.inputs(part, CPU) for part in parts]))
-    assert not torch.equal(data.inputs(batch_of(data, 3, 7, 0, epoch=1), CPU), inputs)
+    assert not torch.equal(data.inputs(training_batch(data, 3, 7, 0, epoch=1), CPU), inputs)
 
 
-def test_partners_are_the_second_half_in_views_of_their_own(imagenet: Path):
+def test_partners_are_the_second_half_with_their_own_views(imagenet: Path):
     data = folder(root=str(imagenet), augmentation=augmentation(repeats=2, mixup=1.0))
     plain = folder(root=str(imagenet), augmentation=augmentation(repeats=2))
-    batch = batch_of(data, 5, 2)
+    batch = training_batch(data, 5, 2)
     assert batch["images"].shape == (8, 3, 8, 8) and batch["uniforms"].shape[0] == 8
-    assert torch.equal(batch["images"][:4], batch_of(plain, 5, 2)["images"])  # partners change nothing of one's own
+    assert torch.equal(
+        batch["images"][:4], training_batch(plain, 5, 2)["images"]
+    )  # partners do not change the own views
     assert len({image.numpy().tobytes() for image in batch["images"][4:]}) == 4
     assert batch["labels"].tolist() == [1, 1, 0, 0] and batch["other_labels"].shape == (4,)
     assert batch["ids"] == ["bee/train_bee_1.png"] * 2 + ["ant/train_ant_2.png"] * 2 and len(batch["files"]) == 4
@@ -248,8 +250,8 @@ def test_partners_are_the_second_half_in_views_of_their_own(imagenet: Path):
     assert data.thumbnails(batch, 100).shape == (4, 3, 8, 8)
 
 
-def test_a_mixed_image_is_its_share_of_itself_and_of_its_partner(tmp_path: Path):
-    """One class of dark images and one of bright ones, so that a mixed one's mean says how it was mixed."""
+def test_a_mixed_image_consists_of_itself_and_its_partner_by_its_share(tmp_path: Path):
+    """Dark images are one class and bright images another, so that a mean brightness shows how images are mixed."""
     for name, level in (("bright", 255), ("dark", 0)):
         for i in range(5):
             (tmp_path / name).mkdir(exist_ok=True)
@@ -258,30 +260,30 @@ def test_a_mixed_image_is_its_share_of_itself_and_of_its_partner(tmp_path: Path)
         data = folder(
             train=str(tmp_path), mean=(0.0,) * 3, std=(1.0,) * 3, augmentation=augmentation(repeats=2, **mixing)
         )
-        batch = batch_of(data, *range(10))
-        own, other, share = 1 - batch["labels"], 1 - batch["other_labels"], batch["shares"]
-        assert (own != other).any() and (own == other).any() and share.min() >= 0 and share.max() <= 1
+        batch = training_batch(data, *range(10))
+        own, partner, share = 1 - batch["labels"], 1 - batch["other_labels"], batch["shares"]
+        assert (own != partner).any() and (own == partner).any() and share.min() >= 0 and share.max() <= 1
         brightness = data.inputs(batch, CPU).mean(dim=(1, 2, 3))
-        torch.testing.assert_close(brightness, own * share + other * (1 - share), atol=1e-5, rtol=0)
+        torch.testing.assert_close(brightness, own * share + partner * (1 - share), atol=1e-5, rtol=0)
 
 
-def test_every_image_of_train_becomes_a_partner_and_no_other(imagenet: Path):
-    as_it_is = augmentation(crop="none", flip=0.0, mixup=1.0)
-    data = folder(root=str(imagenet), val_count=3, augmentation=as_it_is)
+def test_all_images_of_train_and_no_others_are_partners(imagenet: Path):
+    only_mixing = augmentation(crop="none", flip=0.0, mixup=1.0)
+    data = folder(root=str(imagenet), val_count=3, augmentation=only_mixing)
     train = {tuple(data.sample("train", i, None)["views"][0].flatten().tolist()): i for i in range(7)}
     for index in (0, 6):
-        partners = [data.sample("train", index, generator(i)) for i in range(60)]
-        found = [train[tuple(sample["other_views"][0].flatten().tolist())] for sample in partners]
-        assert {*found} == {*range(7)}
-        labels = [data.sample("train", i, None)["label"] for i in found]
-        assert [sample["other_label"] for sample in partners] == labels
+        samples = [data.sample("train", index, generator(i)) for i in range(60)]
+        indices = [train[tuple(sample["other_views"][0].flatten().tolist())] for sample in samples]
+        assert {*indices} == {*range(7)}
+        labels = [data.sample("train", i, None)["label"] for i in indices]
+        assert [sample["other_label"] for sample in samples] == labels
 
 
-# Images as they are evaluated.
+# Evaluation views.
 
 
 def as_torchvision(file: Path, size: int, height_width: tuple[int, int], interpolation: str) -> Tensor:
-    """Resize and centre crop by torchvision's own transforms, of the image as PIL decodes it."""
+    """Resize and centre crop by torchvision's transforms, after decoding by PIL."""
     with Image.open(file) as image:
         pixels = v2.functional.pil_to_tensor(image.convert("RGB"))
     steps = [v2.Resize(size, InterpolationMode(interpolation), antialias=True), v2.CenterCrop(list(height_width))]
@@ -290,7 +292,7 @@ def as_torchvision(file: Path, size: int, height_width: tuple[int, int], interpo
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("size", [(64, 48), (48, 64), (40, 40), (21, 90), (97, 61)])
-def test_evaluated_images_are_torchvisions(size: tuple[int, int], interpolation: str, tmp_path: Path):
+def test_evaluation_views_are_torchvisions(size: tuple[int, int], interpolation: str, tmp_path: Path):
     file = write_image(tmp_path / "train/a/x.png", size)
     data = folder(root=str(tmp_path), image_size=(28, 28), crop_ratio=0.875, interpolation=interpolation)
     expected = as_torchvision(file, 32, (28, 28), interpolation)
@@ -312,7 +314,7 @@ def test_an_image_that_is_not_square_is_covered_in_both_directions(tmp_path: Pat
     assert data.sample("train", 0, generator(0))["views"][0].shape == (3, 14, 28)
 
 
-def test_an_evaluation_batch_is_normalised_and_nothing_else(imagenet: Path):
+def test_an_evaluation_batch_is_only_normalised(imagenet: Path):
     data = folder(root=str(imagenet), augmentation=augmentation(repeats=3, mixup=1.0, erase=1.0))
     batch = data.collate([data.sample("test", i, None) for i in (4, 0)])
     assert {*batch} == {"ids", "files", "images", "labels"} and batch["labels"].tolist() == [2, 0]
@@ -340,46 +342,48 @@ def test_images_of_other_modes_have_three_channels(mode: str, tmp_path: Path):
         assert torch.equal(image, v2.functional.pil_to_tensor(stored.convert("RGB")))
 
 
-def test_images_come_through_workers(imagenet: Path):
+def test_workers_give_the_same_images(imagenet: Path):
     data = folder(root=str(imagenet), augmentation=augmentation(repeats=2, mixup=1.0))
     order = batching.Order(data.cost("train"), data.batch_size, seed=0)
-    cut = {"start": 0, "stop": 2, "micro_batch": 2, "rank": 0, "world": 1, "pin": False}
-    (_, here), (_, there) = (next(batching.steps(data, order, workers=workers, **cut)) for workers in (0, 1))
-    assert [len(part["labels"]) for part in here] == [2, 2]
-    for part, other in zip(here, there, strict=True):
-        assert torch.equal(data.inputs(part, CPU), data.inputs(other, CPU))
+    span = {"start": 0, "stop": 2, "micro_batch": 2, "rank": 0, "world": 1, "pin": False}
+    (_, in_process), (_, in_worker) = (next(batching.steps(data, order, workers=workers, **span)) for workers in (0, 1))
+    assert [len(part["labels"]) for part in in_process] == [2, 2]
+    for part, worker_part in zip(in_process, in_worker, strict=True):
+        assert torch.equal(data.inputs(part, CPU), data.inputs(worker_part, CPU))
 
 
 # Mistakes.
 
 
-def mistake(data: ImageFolder, split: Any) -> str:
-    """The sentence that counting a split ends in."""
-    with pytest.raises(UserError) as error:
+def error_message(data: ImageFolder, split: Any) -> str:
+    """The one-sentence message of the error that counting a split raises."""
+    with pytest.raises(UserError) as caught:
         data.count(split)
-    assert "\n" not in str(error.value)
-    return str(error.value)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
-def test_a_class_that_train_does_not_have_is_named(imagenet: Path):
+def test_a_class_that_train_lacks_is_named(imagenet: Path):
     write_split(imagenet / "val", zebra=1)
     data = folder(root=str(imagenet))
     assert data.count("train") == 10
-    said = mistake(data, "test")
-    assert f"{imagenet / 'val' / 'zebra'} is no class" in said and str(imagenet / "train") in said
+    message = error_message(data, "test")
+    assert f"{imagenet / 'val' / 'zebra'} is no class" in message and str(imagenet / "train") in message
 
 
-def test_a_folder_without_classes_says_what_is_expected(tmp_path: Path):
+def test_a_folder_without_classes_is_refused_with_the_expected_layout(tmp_path: Path):
     (tmp_path / "train").mkdir()
-    assert f"{tmp_path / 'train'} holds no class; expected" in mistake(folder(root=str(tmp_path)), "train")
-    assert "no folder train in data.root" in mistake(folder(root=str(write_split(tmp_path / "flat", a=1))), "train")
+    assert f"{tmp_path / 'train'} holds no class; expected" in error_message(folder(root=str(tmp_path)), "train")
+    assert "no folder train in data.root" in error_message(
+        folder(root=str(write_split(tmp_path / "flat", a=1))), "train"
+    )
 
 
-def test_images_without_a_class_say_what_is_expected(imagenet: Path):
+def test_images_without_a_class_are_refused_with_the_expected_layout(imagenet: Path):
     for name in ("b.png", "a.jpg"):
         write_image(imagenet / "val" / name)
-    said = mistake(folder(root=str(imagenet)), "test")
-    assert "2 images lie directly in" in said and "the first is a.jpg" in said and "/<class>/<image>" in said
+    message = error_message(folder(root=str(imagenet)), "test")
+    assert "2 images lie directly in" in message and "the first is a.jpg" in message and "/<class>/<image>" in message
 
 
 def test_a_class_without_images_is_named_in_train_and_allowed_elsewhere(imagenet: Path):
@@ -387,27 +391,27 @@ def test_a_class_without_images_is_named_in_train_and_allowed_elsewhere(imagenet
     assert folder(root=str(imagenet)).count("test") == 5
     (imagenet / "train/dog/deeper").mkdir(parents=True)
     (imagenet / "train/dog/image.raw").touch()
-    said = mistake(folder(root=str(imagenet)), "train")
-    assert f"{imagenet / 'train' / 'dog'} holds no image (.bmp" in said
+    message = error_message(folder(root=str(imagenet)), "train")
+    assert f"{imagenet / 'train' / 'dog'} holds no image (.bmp" in message
 
 
-def test_a_split_without_images_is_a_mistake(imagenet: Path):
+def test_a_split_without_images_is_refused(imagenet: Path):
     (imagenet / "test/ant").mkdir(parents=True)
-    assert f"class folders of {imagenet / 'test'} hold no image" in mistake(folder(root=str(imagenet)), "test")
+    assert f"class folders of {imagenet / 'test'} hold no image" in error_message(folder(root=str(imagenet)), "test")
 
 
-def test_missing_folders_are_sentences(imagenet: Path):
-    assert "There are no train images: give data.root" in mistake(folder(), "train")
-    assert "gone does not exist" in mistake(folder(test="gone"), "test")
-    assert "gone does not exist" in mistake(folder(train="gone"), "train")
-    assert "gone does not exist" in mistake(folder(root=str(imagenet), val="gone"), "val")
-    assert "gone does not exist" in mistake(folder(train="gone", val_count=1), "val")
+def test_missing_folders_are_named(imagenet: Path):
+    assert "There are no train images: give data.root" in error_message(folder(), "train")
+    assert "gone does not exist" in error_message(folder(test="gone"), "test")
+    assert "gone does not exist" in error_message(folder(train="gone"), "train")
+    assert "gone does not exist" in error_message(folder(root=str(imagenet), val="gone"), "val")
+    assert "gone does not exist" in error_message(folder(train="gone", val_count=1), "val")
 
 
-def test_cutting_more_than_there_is_says_so(imagenet: Path):
+def test_a_val_of_all_images_is_refused(imagenet: Path):
     assert folder(root=str(imagenet), val_count=9).count("train") == 1
-    said = mistake(folder(root=str(imagenet), val_count=10), "train")
-    assert "data.val_count=10 leaves nothing of the 10 images" in said
+    message = error_message(folder(root=str(imagenet), val_count=10), "train")
+    assert "data.val_count=10 leaves nothing of the 10 images" in message
 
 
 def test_an_unreadable_image_is_named(imagenet: Path):
@@ -422,7 +426,7 @@ def test_an_unreadable_image_is_named(imagenet: Path):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_unreadable_image_is_one_sentence_from_a_worker_too(workers: int, imagenet: Path):
+def test_an_unreadable_image_is_one_sentence_from_a_worker_also(workers: int, imagenet: Path):
     (imagenet / "val/ant/val_ant_0.png").write_bytes(b"no image")
     data = folder(root=str(imagenet), val_count=3)
     with pytest.raises(UserError, match=r"val_ant_0.png is broken or no image") as caught:
@@ -430,7 +434,7 @@ def test_an_unreadable_image_is_one_sentence_from_a_worker_too(workers: int, ima
     assert "\n" not in str(caught.value)
 
 
-def test_a_sample_lies_where_its_image_does(imagenet: Path):
+def test_the_location_of_a_sample_is_its_file(imagenet: Path):
     data = folder(root=str(imagenet), val_count=3)
     for split in ("train", "val", "test"):
         for index in range(data.count(split)):
@@ -446,7 +450,7 @@ def test_a_folder_that_cannot_be_read_is_named(imagenet: Path, monkeypatch: pyte
         return scan(path)
 
     monkeypatch.setattr(os, "scandir", denied)
-    assert "bee cannot be read (Permission denied)" in mistake(folder(root=str(imagenet)), "train")
+    assert "bee cannot be read (Permission denied)" in error_message(folder(root=str(imagenet)), "train")
 
 
 def test_a_crop_larger_than_the_image_is_refused():
