@@ -240,9 +240,8 @@ def test_partners_are_the_second_half_with_their_own_views(imagenet: Path):
     plain = folder(root=str(imagenet), augmentation=augmentation(repeats=2))
     batch = training_batch(data, 5, 2)
     assert batch["images"].shape == (8, 3, 8, 8) and batch["uniforms"].shape[0] == 8
-    assert torch.equal(
-        batch["images"][:4], training_batch(plain, 5, 2)["images"]
-    )  # partners do not change the own views
+    # Partners do not change the own views.
+    assert torch.equal(batch["images"][:4], training_batch(plain, 5, 2)["images"])
     assert len({image.numpy().tobytes() for image in batch["images"][4:]}) == 4
     assert batch["labels"].tolist() == [1, 1, 0, 0] and batch["other_labels"].shape == (4,)
     assert batch["ids"] == ["bee/train_bee_1.png"] * 2 + ["ant/train_ant_2.png"] * 2 and len(batch["files"]) == 4

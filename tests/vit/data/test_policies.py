@@ -15,9 +15,8 @@ from vit.data.policies import Policy
 
 POLICIES: dict[Policy, Any] = {"rand": v2.RandAugment(), "trivial": v2.TrivialAugmentWide()}
 NAMES = list(v2.RandAugment._AUGMENTATION_SPACE)
-MAX_STRENGTHS: dict[
-    Policy, dict[str, float]
-] = {  # Cubuk et al. 2020 and Müller and Hutter 2021; shifts relative to the side
+# Cubuk et al. 2020 and Müller and Hutter 2021; shifts relative to the side.
+MAX_STRENGTHS: dict[Policy, dict[str, float]] = {
     "rand": {
         **{"ShearX": 0.3, "ShearY": 0.3, "TranslateX": 150 / 331, "TranslateY": 150 / 331, "Rotate": 30.0},
         **dict.fromkeys(("Brightness", "Color", "Contrast", "Sharpness"), 0.9),
