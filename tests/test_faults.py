@@ -219,7 +219,7 @@ def test_a_damaged_newest_checkpoint_costs_the_steps_since_the_one_before(damage
     newest.unlink()  # best.pt may be another name of it
     newest.write_bytes(DAMAGE[damage](data))
     said = go_on(tmp_path, *line("vit"))
-    assert "step_00000012.pt" in said and "Going on from step_00000008.pt instead." in said
+    assert "step_00000012.pt" in said and "Resuming from step_00000008.pt instead." in said
     assert_same_end(whole("vit"), tmp_path / "run")
 
 
@@ -233,7 +233,7 @@ def test_a_malicious_checkpoint_is_refused_and_nothing_is_executed(line, whole, 
     torch.save({"model": Harm(), "format": "triptych-1", "step": 12}, tmp_path / "run/checkpoints/step_00000012.pt")
     (tmp_path / "run/checkpoints/step_00000016.pt").write_bytes(pickle.dumps(Harm()))
     said = go_on(tmp_path, *line("vit"))
-    assert "could run code; nothing was executed" in said and "Going on from step_00000008.pt instead." in said
+    assert "could run code; nothing was executed" in said and "Resuming from step_00000008.pt instead." in said
     assert not list(tmp_path.rglob("harm was done"))
     assert_same_end(whole("vit"), tmp_path / "run")
 

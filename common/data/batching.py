@@ -1,7 +1,7 @@
-"""From a data set to optimizer steps and evaluation batches: order, cutting, workers, and where to go on.
+"""From a data set to optimizer steps and evaluation batches: order, batches, ranks and workers.
 
-Everything is a pure function of (seed, epoch, position): the same batches come for any number of workers and ranks,
-and a run that goes on at step n needs nothing but n.
+Everything is a pure function of (seed, epoch, position): batches are the same for any number of workers and ranks, and
+resuming at step n needs no state but n.
 """
 
 import itertools
@@ -17,22 +17,22 @@ from common.task import Batch, Data, Split
 
 
 def split_by_cost(order: Sequence[int], costs: Sequence[int] | NDArray[np.int64], limit: int) -> list[list[int]]:
-    """Cut `order` into batches that weigh at most `limit`: number of samples times the heaviest one.
+    """Split `order` into batches that cost at most `limit`: the number of samples times the highest cost of one.
 
-    A sample that alone weighs more gets a batch of its own.
+    A sample whose own cost exceeds the limit becomes a batch of its own.
     """
-    weights = np.asarray(costs)[np.asarray(order, np.int64)]
-    return _parts(list(order), _ends(weights.tolist(), limit))
+    costs_in_order = np.asarray(costs)[np.asarray(order, np.int64)]
+    return _split_at(list(order), _batch_ends(costs_in_order.tolist(), limit))
 
 
 class Order:
     """The global batches of every epoch, one for each optimizer step.
 
-    Samples of equal weight (images) are shuffled and cut; a last batch that is not full is left out unless it is the
-    only one: the next epoch leaves others out. Samples of unequal weight (sentences) are shuffled, sorted by weight and
-    then cut, so that a batch holds samples of like weight and little padding, and the batches are shuffled in turn.
-    None of those is left out: the last of the cut holds the heaviest samples of all, which would never be learnt.
-    Either way all epochs have the same number of batches, and each is a function of (seed, its number).
+    Samples of equal cost (images) are shuffled and split. An incomplete last batch is dropped unless it is the only
+    one; the next epoch drops other samples. Samples of unequal cost (sentences) are shuffled, sorted by cost and then
+    split, so that a batch holds samples of similar cost and little padding; the batches are then shuffled. Here no
+    batch is dropped: the last one holds the samples of highest cost, which would never be seen.
+    In both cases all epochs have the same number of batches, and each epoch is a function of (seed, its number).
     """
 
     def __init__(self, costs: Sequence[int] | NDArray[np.int64], batch_size: int, seed: int):
@@ -40,35 +40,35 @@ class Order:
             raise UserError("the split train holds no samples; there is nothing to train on.")
         self.costs = np.asarray(costs, np.int64)
         self.batch_size, self.seed = batch_size, seed
-        weights = np.sort(self.costs)
-        self._buckets = bool(weights[0] < weights[-1])
-        self._ends = _ends(weights.tolist(), batch_size)  # the same in every epoch, whichever sample is where
-        if not self._buckets and len(self._ends) > 1:
-            last = self._ends[-1] - self._ends[-2]
-            if (last + 1) * int(weights[0]) <= batch_size:
+        sorted_costs = np.sort(self.costs)
+        self._sorted_by_cost = bool(sorted_costs[0] < sorted_costs[-1])
+        self._ends = _batch_ends(sorted_costs.tolist(), batch_size)  # the same in every epoch, for any permutation
+        if not self._sorted_by_cost and len(self._ends) > 1:
+            last_count = self._ends[-1] - self._ends[-2]
+            if (last_count + 1) * int(sorted_costs[0]) <= batch_size:
                 self._ends.pop()
 
     def epoch(self, number: int) -> list[list[int]]:
         """The batches of epoch `number`, counted from 0, in their order."""
-        random = np.random.default_rng(mix(self.seed, "order", number))
-        order = random.permutation(len(self.costs))
-        if not self._buckets:
-            return _parts(order.tolist(), self._ends)
-        order = order[np.argsort(self.costs[order], kind="stable")]  # stable: equals stay in random order
-        batches = _parts(order.tolist(), self._ends)
-        return [batches[i] for i in random.permutation(len(batches)).tolist()]
+        rng = np.random.default_rng(mix(self.seed, "order", number))
+        order = rng.permutation(len(self.costs))
+        if not self._sorted_by_cost:
+            return _split_at(order.tolist(), self._ends)
+        order = order[np.argsort(self.costs[order], kind="stable")]  # stable: equal costs stay in random order
+        batches = _split_at(order.tolist(), self._ends)
+        return [batches[i] for i in rng.permutation(len(batches)).tolist()]
 
     def steps(self, epochs: int) -> int:
-        """Number of steps in that many epochs."""
+        """The number of steps in that many epochs."""
         return epochs * len(self._ends)
 
     def after(self, step: int) -> Iterator[tuple[int, list[int]]]:
-        """(epoch, global batch) of step number `step`, counted from 0, and of all that follow, without end."""
-        first, done = divmod(step, self.steps(1))
-        for epoch in itertools.count(first):
-            for batch in self.epoch(epoch)[done:]:
+        """(epoch, global batch) of step number `step`, counted from 0, and of all later steps, without end."""
+        first_epoch, completed = divmod(step, self.steps(1))
+        for epoch in itertools.count(first_epoch):
+            for batch in self.epoch(epoch)[completed:]:
                 yield epoch, batch
-            done = 0
+            completed = 0
 
 
 def rank_samples(batch: list[int], rank: int, world: int) -> list[int]:
@@ -89,35 +89,39 @@ def steps(
     pin: bool,
     equal: bool = False,
 ) -> Iterator[tuple[int, list[Batch]]]:
-    """(epoch, this rank's micro-batches) of the steps from `start`, counted from 0, to before `stop`.
+    """(epoch, this rank's micro-batches) of the steps from `start`, counted from 0, up to but excluding `stop`.
 
-    A rank without samples, in a step whose global batch has fewer samples than there are ranks, gets one of the step's
-    again, in a batch that says "dummy". With `equal` all ranks have equally many batches, by more of these.
+    A rank without samples, where a global batch has fewer samples than there are ranks, repeats a sample of the step in
+    a batch marked "dummy". With `equal`, such batches give all ranks the same number of micro-batches.
     """
 
     def plan() -> Iterator[tuple[int, list[Key], int]]:
+        """(epoch, this rank's keys, how many of them are not dummies) of each step."""
         for epoch, batch in itertools.islice(order.after(start), max(0, stop - start)):
-            shares = [rank_samples(batch, one, world) for one in (range(world) if equal else [rank])]
-            parts = [split_by_cost(mine, order.costs, micro_batch or order.batch_size) for mine in shares]
-            mine = parts[rank if equal else 0]
-            count = max(map(len, parts)) if equal else 1
-            dummies = [batch[:1]] * (count - len(mine))
-            yield epoch, [(epoch, tuple(part)) for part in (*mine, *dummies)], len(mine)
+            ranks = range(world) if equal else [rank]
+            per_rank = [
+                split_by_cost(rank_samples(batch, number, world), order.costs, micro_batch or order.batch_size)
+                for number in ranks
+            ]
+            micro_batches = per_rank[rank if equal else 0]
+            count = max(map(len, per_rank)) if equal else 1
+            dummies = [batch[:1]] * (count - len(micro_batches))
+            yield epoch, [(epoch, tuple(indices)) for indices in (*micro_batches, *dummies)], len(micro_batches)
 
     loader = Loader(data, "train", seed=order.seed, workers=workers, pin=pin)
     batches = loader(key for _, keys, _ in plan() for key in keys)
-    for epoch, keys, real in plan():
+    for epoch, keys, real_count in plan():
         micro_batches = [next(batches) for _ in keys]
-        yield epoch, micro_batches[:real] + [{**dummy, "dummy": True} for dummy in micro_batches[real:]]
+        yield epoch, micro_batches[:real_count] + [{**dummy, "dummy": True} for dummy in micro_batches[real_count:]]
 
 
 def evaluation(
     data: Data, split: Split, *, batch_size: int, rank: int, world: int, workers: int, limit: int | None = None
 ) -> Iterator[Batch]:
-    """This rank's batches of a split: cut once, whatever the ranks and workers, and dealt whole, each sample once.
+    """This rank's batches of a split. Batches do not depend on ranks and workers; each goes to one rank, in turn.
 
-    The heaviest samples come first, and equals in their own order: batches have little padding, and one that is too
-    large for the memory shows at once. `limit` stops after that many batches of the whole split.
+    Samples of the highest cost come first, and equal ones in their own order: batches have little padding, and a batch
+    that exceeds the memory fails at once. `limit` is the number of batches, over all ranks, to stop after.
     """
     costs = np.asarray(data.cost(split), np.int64)
     order = np.argsort(-costs, kind="stable")
@@ -126,17 +130,17 @@ def evaluation(
     yield from loader((0, tuple(batch)) for batch in batches[rank::world])
 
 
-def _ends(weights: list[int], limit: int) -> list[int]:
-    """Where each batch ends (its last sample's position + 1) when samples of these weights are cut in this order."""
+def _batch_ends(costs: list[int], limit: int) -> list[int]:
+    """The end of each batch (its last sample's position + 1) when samples of these costs are split in this order."""
     ends: list[int] = []
-    start = heaviest = 0
-    for position, weight in enumerate(weights):
-        heaviest = max(heaviest, weight)
-        if position > start and (position - start + 1) * heaviest > limit:
+    start = highest = 0
+    for position, cost in enumerate(costs):
+        highest = max(highest, cost)
+        if position > start and (position - start + 1) * highest > limit:
             ends.append(position)
-            start, heaviest = position, weight
-    return [*ends, len(weights)] if weights else []
+            start, highest = position, cost
+    return [*ends, len(costs)] if costs else []
 
 
-def _parts(items: list[int], ends: list[int]) -> list[list[int]]:
+def _split_at(items: list[int], ends: list[int]) -> list[list[int]]:
     return [items[start:end] for start, end in itertools.pairwise([0, *ends])]

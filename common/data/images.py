@@ -1,4 +1,4 @@
-"""Image files to uint8 RGB tensors, whatever their mode, and those to the floats that a backbone takes."""
+"""Image files of any mode as uint8 RGB tensors, and batches of these as normalised floats for a backbone."""
 
 from pathlib import Path
 
@@ -12,35 +12,35 @@ from common.machine.device import constant
 
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
-# Mean and standard deviation of ImageNet's RGB values in [0, 1], which the backbones were trained with.
+# Mean and standard deviation of ImageNet's RGB values in [0, 1], with which the backbones were trained.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
-STRIP_ROWS = 32  # rows that are normalised at once, half a megabyte of an image 1,333 pixels wide
+STRIP_ROWS = 32  # rows normalised at once: half a megabyte of an image 1,333 pixels wide
 
 
 def list_images(path: Path) -> list[Path]:
-    """The image file `path`, or all image files of the folder `path` in order of their names.
+    """The image file `path`, or all image files in the folder `path`, sorted by name.
 
-    Raises UserError when there is none.
+    Raises UserError if there is none.
     """
     if path.is_file():
         return [path]
     if not path.is_dir():
         raise UserError(f"{path} is neither an image nor a folder of images; give the path of one.")
-    found = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
-    if not found:
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
         raise UserError(f"The folder {path} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}); give another one.")
-    return found
+    return files
 
 
 def read_image(path: Path, size: tuple[int, int] | None = None) -> Tensor:
     """Read an image file as uint8 (3, H, W), RGB.
 
     Grey, palette, CMYK and 16-bit images become 8-bit RGB; transparency is dropped. Without `size` the image is turned
-    upright as its EXIF tag says. With `size` (height, width: what the annotations were drawn on) it is turned only if
-    that, and not the image as stored, has this size. Raises UserError naming a file that is missing, broken or of
-    another size.
+    upright by its EXIF tag. `size` is the (height, width) that the annotations refer to: the image is turned only if
+    the turned image, and not the stored one, has this size. Raises UserError, which names the file, if it is missing,
+    broken or of another size.
     """
     image = _decode(path, upright=size is None)
     if size is None or tuple(image.shape[1:]) == size:
@@ -55,59 +55,60 @@ def read_image(path: Path, size: tuple[int, int] | None = None) -> Tensor:
 
 
 def _decode(path: Path, upright: bool) -> Tensor:
-    # PIL and not torchvision.io, which is leaving torchvision (deprecated in 0.29) and wins 15 % on a JPEG.
+    # PIL and not torchvision.io, which is deprecated (torchvision 0.29) and only 15 % faster on a JPEG.
     try:
         with Image.open(path) as image:
             if upright:
                 ImageOps.exif_transpose(image, in_place=True)
-            if image.mode.startswith("I"):  # 16 bits a pixel, which `convert` would clip at 255
+            if image.mode.startswith("I"):  # 16 bits a pixel; `convert` would clip at 255
                 grey = np.asarray(image).astype(np.int64) // 256  # (H, W)
                 pixels = grey.clip(0, 255).astype(np.uint8)[..., None].repeat(3, axis=2)  # (H, W, 3)
             else:
                 pixels = np.array(image.convert("RGB"))  # (H, W, 3)
     except FileNotFoundError:
-        raise UserError(f"The image {path} is missing; put it there or mend its path.") from None
+        raise UserError(f"The image {path} is missing; put it there or correct its path.") from None
     except MemoryError:
-        raise  # is no mistake in the file
-    except Exception as error:  # PIL's plugins raise nearly any type on broken files
+        raise  # the file is not at fault
+    except Exception as error:  # PIL's plugins raise exceptions of nearly any type on broken files
         raise UserError(f"The image {path} is broken or no image ({error}); replace it or remove it.") from None
-    return torch.from_numpy(pixels).permute(2, 0, 1)  # (H, W, 3) -> (3, H, W), a view: channels last in memory
+    return torch.from_numpy(pixels).permute(2, 0, 1)  # (H, W, 3) -> (3, H, W), channels last in memory
 
 
 def normalise(images: Tensor, sizes: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """A padded batch as the network takes it, computed where `images` are.
+    """Normalise a padded batch by ImageNet's mean and standard deviation, on the device of `images`.
 
-    Images uint8 (B, 3, H, W), zero padded at the bottom and right; sizes (B, 2) true heights and widths. Returns
-    floats (B, 3, H, W) with ImageNet's mean and deviation, exactly zero in the padding. Memory is channels last in and
-    out, which decoding, resizing and convolution all run fastest on.
+    images: uint8 (B, 3, H, W), zero padded at the bottom and right; sizes: (B, 2), true heights and widths in pixels.
+    Returns floats (B, 3, H, W), exactly zero in the padding. Memory is channels last in and out, the fastest layout for
+    decoding, resizing and convolution.
     """
     width, exact = images.shape[-1], torch.promote_types(dtype, torch.float32)
     mean, std = (constant(values, images, exact).repeat(width) for values in (MEAN, STD))  # (W * 3,)
-    pixels = images.permute(0, 2, 3, 1).flatten(2)  # (B, 3, H, W) -> (B, H, W * 3): long rows are fast on a CPU
+    pixels = images.permute(0, 2, 3, 1).flatten(2)  # (B, 3, H, W) -> (B, H, W * 3), as long rows are fast on a CPU
     scale, shift = 1 / (255 * std), mean / std
-    scaled = _in_strips if images.device.type == "cpu" else _at_once
-    floats = scaled(pixels, sizes.to(images.device), scale, shift, dtype)
+    scale_and_shift = _in_strips if images.device.type == "cpu" else _at_once
+    floats = scale_and_shift(pixels, sizes.to(images.device), scale, shift, dtype)
     return floats.reshape(*floats.shape[:2], width, 3).permute(0, 3, 1, 2)  # -> (B, 3, H, W), channels last in memory
 
 
 def _in_strips(pixels: Tensor, sizes: Tensor, scale: Tensor, shift: Tensor, dtype: torch.dtype) -> Tensor:
     """pixels * scale - shift, (B, H, W * 3), zero in the padding, a few rows at a time.
 
-    They stay in the processor's cache; a pass over all memory for each operation takes twice as long.
+    A strip stays in the processor's cache; a pass over the whole batch for each operation takes twice as long.
     """
     floats = pixels.new_empty(pixels.shape, dtype=dtype)
-    for row_pixels, row_floats, (height, width) in zip(pixels, floats, sizes.tolist(), strict=True):
-        row_floats[height:].zero_()
-        row_floats[:height, 3 * width :].zero_()
-        part = slice(3 * width)
+    for image_pixels, image_floats, (height, width) in zip(pixels, floats, sizes.tolist(), strict=True):
+        image_floats[height:].zero_()
+        image_floats[:height, 3 * width :].zero_()
+        columns = slice(3 * width)
         for start in range(0, height, STRIP_ROWS):
             strip = slice(start, min(start + STRIP_ROWS, height))
-            row_floats[strip, part] = row_pixels[strip, part].to(scale.dtype).mul_(scale[part]).sub_(shift[part])
+            scaled = image_pixels[strip, columns].to(scale.dtype).mul_(scale[columns])
+            image_floats[strip, columns] = scaled.sub_(shift[columns])
     return floats
 
 
 def _at_once(pixels: Tensor, sizes: Tensor, scale: Tensor, shift: Tensor, dtype: torch.dtype) -> Tensor:
-    """The same for a GPU, which is not asked for the sizes."""
+    """The same for a GPU, without copying `sizes` to the host."""
     rows = torch.arange(pixels.shape[1], device=pixels.device) < sizes[:, :1]  # (B, H)
     columns = torch.arange(pixels.shape[2], device=pixels.device) < 3 * sizes[:, 1:]  # (B, W * 3)
     real = rows[:, :, None] & columns[:, None, :]  # (B, H, W * 3)

@@ -1,7 +1,7 @@
-"""One verified file: plain types and tensors, always loaded with weights_only=True, never half written.
+"""Checkpoint files: plain types and tensors, written atomically, verified and loaded with weights_only=True.
 
 A file is a zip with a CRC per record, which PyTorch writes but does not check; here it is checked on every load.
-Foreign weights may also be an .npz of NumPy, a zip as well, or .safetensors; a file's content tells which it is.
+Files of other programs may also be NumPy's .npz, a zip too, or .safetensors; the content decides, not the name.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from common.machine import memory
 
 FORMAT = "triptych-1"
 _PLAIN = (type(None), bool, int, float, str, bytes, torch.dtype, torch.device, torch.Size)
-_AGAIN = "copy or download it again"
+_COPY_AGAIN = "copy or download it again"
 
 
 class NewerFormatError(UserError):
@@ -33,9 +33,9 @@ class NewerFormatError(UserError):
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
-    """Write `content`, marked as ours, so that `path` is at any moment the old file or the complete new one.
+    """Write `content` with our format mark; at any moment `path` is the old file or the complete new one.
 
-    Raises TypeError when something is neither tensor nor plain type (it would not load again), and OSError when the
+    Raises TypeError if a value is neither a tensor nor of a plain type (it could not be loaded), and OSError if the
     disk is full or the folder cannot be written; the old file is then untouched.
     """
     _assert_plain(content, "content")
@@ -47,7 +47,9 @@ def save(path: Path, content: dict[str, Any]) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except RuntimeError as error:
-        if isinstance(error.__context__, OSError):  # a full disk, which torch reports as an unexpected position
+        if isinstance(
+            error.__context__, OSError
+        ):  # a full disk, which torch reports as an unexpected position in the file
             raise error.__context__ from None
         raise
     finally:
@@ -56,17 +58,17 @@ def save(path: Path, content: dict[str, Any]) -> None:
 
 
 def load(path: Path | str) -> dict[str, Any]:
-    """The content of a checkpoint on the CPU, ours or a foreign one, verified; nothing in it is executed.
+    """Load and verify a checkpoint, ours or another program's, to the CPU, without executing anything in it.
 
-    What an earlier version wrote comes with the keys and names of today (config/migrations.py).
-    .npz and .safetensors give a dict of names and tensors. Files that are no zip (.safetensors, and PyTorch's of before
-    2020) have no checksums: of those only the sizes are verified. Raises UserError for every file that cannot be read:
-    missing, cut, altered, of another kind, or with objects that could run code.
+    A file of an earlier version is returned with the present keys and names (config/migrations.py). .npz and
+    .safetensors give a dict of names and tensors. Files that are not a zip (.safetensors, and PyTorch's from before
+    2020) have no checksums: only their lengths are verified. Raises UserError for every file that cannot be read:
+    missing, truncated, altered, of another format, or with objects that could run code.
     """
     path = Path(path)
     if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        raise UserError(f"{path} {what}; give the path of a checkpoint, such as RUN/checkpoints/best.pt.")
+        reason = "is a folder" if path.is_dir() else "does not exist"
+        raise UserError(f"{path} {reason}; give the path of a checkpoint, such as RUN/checkpoints/best.pt.")
     try:
         with open(path, "rb") as file:
             content = _read(file)
@@ -84,25 +86,25 @@ def load(path: Path | str) -> dict[str, Any]:
 
 
 def is_ours(content: dict[str, Any]) -> bool:
-    """Whether a loaded file was written by `save`; any other is for `Task.adopt`."""
+    """Whether a loaded file was written by `save`; other files go to `Task.adopt`."""
     return content.get("format") == FORMAT
 
 
 def _read(file: BinaryIO) -> Any:
-    """A checkpoint's content; raises UserError with the end of a sentence about the file."""
+    """A checkpoint's content. Raises UserError with the end of a sentence that begins with the file's path."""
     head = file.read(64)
     if not head:
-        raise UserError(f"is empty, as after a broken copy; {_AGAIN}.")
+        raise UserError(f"is empty, as after a broken copy; {_COPY_AGAIN}.")
     if head.startswith(b"version https://git-lfs"):
         raise UserError("is a Git LFS pointer and not the file itself; fetch that with `git lfs pull`.")
     file.seek(0)
     try:
         if head.startswith(b"PK"):
             with zipfile.ZipFile(file) as archive:
-                bad = archive.testzip()
+                damaged = archive.testzip()
                 names = archive.namelist()
-            if bad is not None:
-                raise UserError(f"is damaged (the checksum of {bad} is wrong); {_AGAIN}.")
+            if damaged is not None:
+                raise UserError(f"is damaged (the checksum of {damaged} is wrong); {_COPY_AGAIN}.")
             file.seek(0)
             if names and all(name.endswith(".npy") for name in names):
                 return _read_arrays(file)
@@ -110,33 +112,31 @@ def _read(file: BinaryIO) -> Any:
                 raise UserError("is a zip file but no PyTorch checkpoint; give another file.")
         if _is_safetensors(head):
             return safetensors.torch.load(file.read())
-        with (
-            warnings.catch_warnings(),
-            torch.serialization.safe_globals([argparse.Namespace]),
-        ):  # official DETR's `args`
+        # Checkpoints of the official DETR hold their `args` as a Namespace.
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
             warnings.simplefilter("ignore")
             return torch.load(file, map_location="cpu", weights_only=True)
     except (UserError, OSError):
         raise
-    except Exception as error:  # damage comes as RuntimeError, KeyError, EOFError, UnpicklingError, BadZipFile and more
+    except Exception as error:  # damage raises RuntimeError, KeyError, EOFError, UnpicklingError, BadZipFile and more
         if memory.is_out_of_memory(error):
             raise
         refused = re.search(r"GLOBAL ([\w.]+)", str(error))
-        reason = f"is no PyTorch checkpoint, or is damaged; {_AGAIN}."
+        reason = f"is no PyTorch checkpoint, or is damaged; {_COPY_AGAIN}."
         if refused:
             reason = f"holds {refused[1]}, which could run code; nothing was executed, give a file of plain weights."
         elif head.startswith(b"PK") or _is_safetensors(head):
-            reason = f"is damaged ({str(error).partition(chr(10))[0][:160]}); {_AGAIN}."
+            reason = f"is damaged ({str(error).partition(chr(10))[0][:160]}); {_COPY_AGAIN}."
         raise UserError(reason) from error
 
 
 def _is_safetensors(head: bytes) -> bool:
-    """Whether a file begins with the length of a JSON text, in eight bytes from the lowest up, and that text."""
-    return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= 100_000_000  # the format's own limit
+    """Whether a file begins with the length of a JSON header, as an 8-byte little-endian integer, and that header."""
+    return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= 100_000_000  # the limit of the format
 
 
 def _read_arrays(file: BinaryIO) -> dict[str, Tensor]:
-    """The arrays of an .npz; raises UserError with the end of a sentence for what are no numbers."""
+    """The arrays of an .npz. Raises UserError with the end of a sentence if an array does not hold numbers."""
     tensors = {}
     with np.load(file, allow_pickle=False) as archive:
         for name in archive.files:
@@ -152,14 +152,14 @@ def _read_arrays(file: BinaryIO) -> dict[str, Tensor]:
 
 
 def _tensor(array: np.ndarray[Any, Any]) -> Tensor:
-    """A NumPy array as a tensor; bfloat16, which NumPy does not know, comes as two bytes without a meaning ("V2")."""
+    """A NumPy array as a tensor; bfloat16, which NumPy lacks, is stored as two opaque bytes ("V2")."""
     if array.dtype.str[1:] == "V2":
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
 
 
 def _assert_plain(value: Any, where: str) -> None:
-    """Raise TypeError unless `value` would load with weights_only=True; exact types, for np.float64 is a float."""
+    """Raise TypeError unless `value` would load with weights_only=True. Types are exact: np.float64 is a float too."""
     if type(value) in (dict, OrderedDict):
         for key, item in value.items():
             _assert_plain(key, f"a key of {where}")

@@ -1,4 +1,4 @@
-"""Text on the disk: lines of which none is lost while it is full, and files that are whole or not there."""
+"""Text files that are replaced atomically, and line files that lose no line while the disk is full."""
 
 import os
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import BinaryIO
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a whole file; at any moment, also after a power cut, `path` is the old one or the new one."""
+    """Write a whole file; at any moment, also after a power cut, `path` is the old file or the new one."""
     draft = path.with_name(f".{path.name}.tmp")
     with open(draft, "w", encoding="utf-8") as file:
         file.write(text)
@@ -17,35 +17,35 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make new names in `folder` survive a power cut."""
-    if os.name == "posix":  # elsewhere a folder cannot be opened
+    """Make the names of new files in `folder` survive a power cut."""
+    if os.name == "posix":  # other systems cannot open a folder
         handle = os.open(folder, os.O_RDONLY)
         os.fsync(handle)
         os.close(handle)
 
 
 class LineFile:
-    """A text file that only grows; what cannot be written waits in memory and goes first at the next try."""
+    """A text file that is only appended to; lines that cannot be written are retried first on the next call."""
 
     def __init__(self, path: Path):
-        """Append to `path`, which is opened, or made, with the first line."""
+        """Append to `path`, which is opened, or created, with the first line."""
         self.path = path
         self._file: BinaryIO | None = None
-        self._waiting = b""
+        self._pending = b""
 
     def add(self, line: str) -> None:
-        """Write `line` and its end; raises OSError when it must wait."""
-        self._waiting += line.encode() + b"\n"
+        """Write `line` and a newline; raises OSError if it stays pending."""
+        self._pending += line.encode() + b"\n"
         self._write()
 
     def flush(self) -> None:
-        """Bring all lines to the disk; raises OSError when that cannot be."""
+        """Write all lines to the disk; raises OSError if that fails."""
         self._write()
         if self._file is not None:
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Close the file, after a last try."""
+        """Close the file, after a last attempt to write."""
         try:
             self._write()
         finally:
@@ -54,9 +54,9 @@ class LineFile:
             self._file = None
 
     def _write(self) -> None:
-        if self._waiting and self._file is None:
+        if self._pending and self._file is None:
             self._file = open(self.path, "ab", buffering=0)
-        while self._waiting:
+        while self._pending:
             assert self._file is not None
-            written = self._file.write(self._waiting)  # without a buffer it may be a part, of which the disk was full
-            self._waiting = self._waiting[written:]
+            written = self._file.write(self._pending)  # unbuffered: only a part may fit on a full disk
+            self._pending = self._pending[written:]

@@ -1,4 +1,4 @@
-"""One process at a time in a folder, by a lock of the operating system, which ends with its holder, killed or not."""
+"""One process at a time in a folder, by a lock that the operating system releases when its holder ends."""
 
 import contextlib
 import errno
@@ -18,22 +18,22 @@ except ImportError:  # Windows
     import msvcrt
 
 NAME = ".lock"
-_TAKEN = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
+_HELD_ERRORS = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
 
 
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Hold `folder`, which exists, while inside; raises UserError when another process holds it.
+    """A context that locks an existing folder; raises UserError if another process holds the lock.
 
-    A POSIX record lock: forked workers do not inherit it, so that it is free as soon as their killed parent is gone,
-    and file systems over a network know it. Where the file system has no locks at all a warning is printed.
+    It is a POSIX record lock: forked workers do not inherit it, so it is released as soon as a killed parent is gone,
+    and network file systems support it. On a file system without locks a warning is printed.
     """
     with open(folder / NAME, "a+", encoding="utf-8") as file:
         try:
             _take(file.fileno())
         except OSError as error:
-            if error.errno in _TAKEN:
-                raise UserError(f"{folder} is in use by {_holder(folder)}; wait for its end, or stop it.") from None
+            if error.errno in _HELD_ERRORS:
+                raise UserError(f"{folder} is in use by {_holder(folder)}; wait until it ends, or stop it.") from None
             print(f"Warning: {folder} cannot be locked ({error.strerror}); start one process in it.", file=sys.stderr)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")

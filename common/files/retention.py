@@ -1,4 +1,4 @@
-"""The checkpoints of one run: which are kept, which is the best, and which can be gone on from."""
+"""The checkpoints of one run: which are kept, which is the best, and which a run resumes from."""
 
 import os
 import re
@@ -13,20 +13,20 @@ from common.errors import UserError
 from common.files.checkpoint import NewerFormatError, is_ours, load, save
 from common.files.lines import sync_folder
 
-MIN_CHECKPOINTS = 2  # checkpoints of a run at least; with one, a fault of the disk would cost the run
-LoadedCheckpoint = tuple[Path, dict[str, Any]]
+MIN_CHECKPOINTS = 2  # kept of a run; if it were one, a single damaged file would lose the run
+LoadedCheckpoint = tuple[Path, dict[str, Any]]  # its file and its content
 
 
 class CheckpointFolder:
-    """step_00001000.pt and others, best.pt, perhaps average.pt, and stop_00001037.pt where a signal came.
+    """A folder of step_00001000.pt and so on, best.pt, perhaps average.pt, and stop_00001037.pt after a signal.
 
-    A stop's file is apart from the others, so that they are the same whether a run was stopped or not.
+    A stop has a file of its own, so that the others are the same whether a run was stopped or not.
     """
 
     def __init__(self, path: Path, writes: bool = True, keep: int = MIN_CHECKPOINTS):
-        """Make the folder and clear what a killed save left; with `writes=False` (other ranks) only read.
+        """Create the folder and remove the draft of a killed save; with `writes=False` (other ranks) only read.
 
-        `keep` is how many of the last checkpoints stay, two at least.
+        `keep` is the number of last checkpoints to keep, at least two.
         """
         self.path, self.writes, self.keep = Path(path), writes, max(keep, MIN_CHECKPOINTS)
         if writes:
@@ -35,7 +35,7 @@ class CheckpointFolder:
                 leftover.unlink()
 
     def save(self, step: int, content: dict[str, Any], keep_steps: Collection[int] = ()) -> Path:
-        """Write the checkpoint of `step`; only when it is safe on the disk do those go that are not kept.
+        """Write the checkpoint of `step`, and once it is on the disk remove those that are no longer kept.
 
         `keep_steps` are steps to keep besides the last ones. Raises OSError when the checkpoint cannot be written;
         older checkpoints are then untouched, and the next save starts again.
@@ -43,27 +43,27 @@ class CheckpointFolder:
         path = self._file(step)
         if self.writes:
             self._write(path, content)
-            # A later step than this one is a damaged file that the run was continued without.
-            last = [other for other in self.steps() if other <= step][-self.keep :]
-            with suppress(OSError):  # the checkpoint is there; the next save tries again
-                for other in set(self.steps()) - {*last, *keep_steps}:
-                    self._file(other).unlink()
-                self._forget_stops()
+            # A file of a later step is a damaged one that resuming skipped.
+            last = [saved for saved in self.steps() if saved <= step][-self.keep :]
+            with suppress(OSError):  # the checkpoint is written; the next save tries again
+                for obsolete in set(self.steps()) - {*last, *keep_steps}:
+                    self._file(obsolete).unlink()
+                self._remove_stops()
         return path
 
     def save_stop(self, step: int, content: dict[str, Any]) -> Path:
-        """Write the checkpoint of a run that stops at `step`, between the regular ones, all of which stay."""
+        """Write the checkpoint of a run that stops at `step`, between regular checkpoints; all of these are kept."""
         path = self._file(step, "stop")
         if self.writes:
             self._write(path, content)
             with suppress(OSError):
-                self._forget_stops(but=path)
+                self._remove_stops(except_file=path)
         return path
 
     def mark_best(self, step: int) -> None:
-        """Make the checkpoint of `step` best.pt: the same file under a second name, or a copy where links are not.
+        """Make the checkpoint of `step` best.pt, by a hard link, or by a copy on file systems without links.
 
-        Raises OSError when that cannot be; there is no best.pt then, rather than one that is not the best.
+        Raises OSError if that fails; best.pt is then removed, because it would not be the best.
         """
         if not self.writes:
             return
@@ -76,80 +76,80 @@ class CheckpointFolder:
             best.unlink(missing_ok=True)
             raise
         finally:
-            temporary.unlink(missing_ok=True)  # still there, too, when both were names of one file
+            temporary.unlink(missing_ok=True)  # os.replace leaves it if both were links to one file
         sync_folder(self.path)
 
     def latest(self, warn: Callable[[str], None] = warnings.warn) -> LoadedCheckpoint | None:
-        """The newest checkpoint that is whole, after one sentence to `warn` for each newer one; None without any.
+        """The newest undamaged checkpoint, or None if there are no files; warns of each newer, damaged one.
 
-        Raises UserError when there are checkpoints and all of them are damaged.
+        Raises UserError if all checkpoints are damaged.
         """
         files = [(step, kind) for kind in ("step", "stop") for step in self.steps(kind)]
         newest_first = [self._file(step, kind) for step, kind in sorted(files, reverse=True)]
-        found, reasons = _first_whole(newest_first)
-        if reasons and found is None:
+        checkpoint, reasons = _first_undamaged(newest_first)
+        if reasons and checkpoint is None:
             reason = f"no checkpoint in {self.path} can be used ({' '.join(reasons)})"
-            raise UserError(f"{reason}; put a whole one there, or start anew with another run_dir.")
+            raise UserError(f"{reason}; put an undamaged one there, or start again with another run_dir.")
         for reason in reasons:
-            warn(f"{reason} Going on from {found[0].name if found else 'the start'} instead.")
-        return found
+            warn(f"{reason} Resuming from {checkpoint[0].name if checkpoint else 'the start'} instead.")
+        return checkpoint
 
     def best(self, ranked: Sequence[int] = (), warn: Callable[[str], None] = warnings.warn) -> LoadedCheckpoint | None:
-        """best.pt; where that is damaged the best of the steps in `ranked` that is not; None without any."""
+        """best.pt or, if that is damaged, the first undamaged checkpoint of the steps in `ranked`; None without any."""
         files = [self.path / "best.pt", *(self._file(step) for step in ranked)]
-        found, reasons = _first_whole([file for file in files if file.exists()])
+        checkpoint, reasons = _first_undamaged([file for file in files if file.exists()])
         for reason in reasons:
-            warn(f"{reason} Taking {found[0].name if found else 'the last checkpoint'} instead.")
-        return found
+            warn(f"{reason} Using {checkpoint[0].name if checkpoint else 'the last checkpoint'} instead.")
+        return checkpoint
 
     def has_best(self) -> bool:
         """Whether there is a best.pt."""
         return (self.path / "best.pt").exists()
 
     def was_written(self) -> bool:
-        """Whether a checkpoint was ever written here, be it there or not."""
-        return self._mark().exists()
+        """Whether a checkpoint was ever written here, even if it no longer exists."""
+        return self._marker().exists()
 
     def average(self) -> Path:
-        """Where the average of the last checkpoints lies, if there is one."""
+        """The path of the average of the last checkpoints, which need not exist."""
         return self.path / "average.pt"
 
     def last(self, count: int) -> list[Path]:
-        """The files of the last `count` steps, whole or not, the newest last; fewer where there are fewer."""
+        """The files of the last `count` steps, or of all if there are fewer, the newest last; they may be damaged."""
         return [self._file(step) for step in self.steps()[-count:]]
 
     def steps(self, kind: str = "step") -> list[int]:
-        """The steps that have a file, whole or not, in order; those of a stop with kind="stop"."""
-        found = (re.fullmatch(rf"{kind}_(\d{{8,}})\.pt", path.name) for path in self.path.glob(f"{kind}_*.pt"))
-        return sorted(int(match[1]) for match in found if match)
+        """The steps that have a file, damaged or not, in ascending order; with kind="stop", the steps of stops."""
+        matches = (re.fullmatch(rf"{kind}_(\d{{8,}})\.pt", path.name) for path in self.path.glob(f"{kind}_*.pt"))
+        return sorted(int(match[1]) for match in matches if match)
 
     def _file(self, step: int, kind: str = "step") -> Path:
         return self.path / f"{kind}_{step:08d}.pt"
 
     def _write(self, path: Path, content: dict[str, Any]) -> None:
         save(path, content)
-        self._mark().touch()
+        self._marker().touch()
 
-    def _mark(self) -> Path:
-        return self.path.parent / ".saved"  # outside the folder, which may be lost as a whole
+    def _marker(self) -> Path:
+        return self.path.parent / ".saved"  # outside this folder, all of which may be lost
 
-    def _forget_stops(self, but: Path | None = None) -> None:
+    def _remove_stops(self, except_file: Path | None = None) -> None:
         for step in self.steps("stop"):
-            if self._file(step, "stop") != but:
+            if self._file(step, "stop") != except_file:
                 self._file(step, "stop").unlink()
 
 
-def _link_or_copy(file: Path, other: Path) -> None:
+def _link_or_copy(source: Path, target: Path) -> None:
     try:
-        os.link(file, other)
+        os.link(source, target)
     except OSError:
-        shutil.copyfile(file, other)
-        with open(other, "rb+") as copy:
+        shutil.copyfile(source, target)
+        with open(target, "rb+") as copy:
             os.fsync(copy.fileno())
 
 
-def _first_whole(files: Sequence[Path]) -> tuple[LoadedCheckpoint | None, list[str]]:
-    """The first file that is a whole checkpoint, and what is wrong with each one before it."""
+def _first_undamaged(files: Sequence[Path]) -> tuple[LoadedCheckpoint | None, list[str]]:
+    """The first file that is an undamaged checkpoint, and what is wrong with each file before it."""
     reasons: list[str] = []
     for file in files:
         try:
@@ -158,7 +158,7 @@ def _first_whole(files: Sequence[Path]) -> tuple[LoadedCheckpoint | None, list[s
                 raise UserError(f"{file} was not written by this program.")
             return (file, content), reasons
         except NewerFormatError:
-            raise  # is whole: going on from an older one would end with its loss
+            raise  # undamaged; resuming from an older checkpoint would delete it
         except UserError as error:
             reasons.append(str(error))
     return None, reasons

@@ -1,4 +1,4 @@
-"""A run's folder: which one, whose it is, and a job in it."""
+"""A run's folder: choosing it, reserving it for one run, and running a job in it."""
 
 import errno
 import itertools
@@ -26,21 +26,21 @@ Job = Callable[..., float | None]
 
 
 def run_in(job: Job, config: dict[str, Any], folder: Path | None) -> float | None:
-    """`job` in its folder, which no other process may use meanwhile.
+    """Run `job` in its folder, locked against other processes; returns what the job returns.
 
-    A user's mistake before the first checkpoint frees the folder: the line can be mended.
+    After a UserError before the first checkpoint the folder is free again, so that a corrected command can use it.
     """
     if folder is None:
         return job(config, None)
-    _make(folder)
+    _create(folder)
     with lock(folder):
         new = not (folder / "config.yaml").exists()
         _claim(folder, config)
         try:
-            reached = job(config, folder)
+            result = job(config, folder)
         except UserError:
             if new and not any((folder / "checkpoints").glob("*")):
-                _free(folder)
+                _release(folder)
             raise
         except Stopped:
             write_atomically(folder / "config.yaml", config_text(config))
@@ -48,39 +48,42 @@ def run_in(job: Job, config: dict[str, Any], folder: Path | None) -> float | Non
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
                 raise
-            how = "mend that, and the same line with resume=auto goes on"
-            raise UserError(f"{error.filename or folder} cannot be written ({error.strerror}); {how}.") from error
+            remedy = "correct that, then resume with the same command and resume=auto"
+            raise UserError(f"{error.filename or folder} cannot be written ({error.strerror}); {remedy}.") from error
         write_atomically(folder / "config.yaml", config_text(config))  # with the changes that allow_changes permitted
-        return reached
+        return result
 
 
-def _free(folder: Path) -> None:
+def _release(folder: Path) -> None:
     (folder / "config.yaml").unlink(missing_ok=True)
     if not {path.name for path in folder.iterdir()} - {LOCK_FILE}:
         shutil.rmtree(folder)
 
 
 def choose(composed: Composed) -> Path:
-    """The folder that the command line names, or a new one named by what runs and when; raises UserError."""
+    """The folder of the key run_dir, or a new one named by model, data and time.
+
+    Raises UserError for resume without run_dir.
+    """
     config = composed.config
     if config["run_dir"]:
         return Path(config["run_dir"])
     if config["resume"]:
-        raise UserError("resume=auto needs run_dir=FOLDER, which says what to go on with.")
+        raise UserError("resume=auto needs run_dir=FOLDER, the run to resume.")
     parts = [composed.choices.get(part) or _kind(config[part]) for part in ("model", "data")]
     return create_timestamped(Path("runs", re.sub(r"[^\w.-]+", "_", "-".join(parts))))
 
 
 def _kind(section: dict[str, Any]) -> str:
-    """A name for a part that no group chose, as in a config that a run left: detr.data.coco.Coco is coco."""
+    """A name for a part that no config group chose, as in a stored config: detr.data.coco.Coco is coco."""
     return str(section["_target_"]).rpartition(".")[2].lower()
 
 
 def create_timestamped(parent: Path) -> Path:
-    """A new folder named by the time; two jobs that start in the same second get two."""
-    now = time.strftime("%Y-%m-%d_%H-%M-%S")
+    """A new folder named by the time; jobs that start in the same second get different folders."""
+    timestamp = time.strftime("%Y-%m-%d_%H-%M-%S")
     for number in itertools.count(1):
-        folder = parent / (now if number == 1 else f"{now}_{number}")
+        folder = parent / (timestamp if number == 1 else f"{timestamp}_{number}")
         try:
             folder.mkdir(parents=True)
             return folder
@@ -89,7 +92,7 @@ def create_timestamped(parent: Path) -> Path:
     raise AssertionError
 
 
-def _make(folder: Path) -> None:
+def _create(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / LOCK_FILE).touch()
@@ -98,47 +101,47 @@ def _make(folder: Path) -> None:
 
 
 def config_text(config: dict[str, Any]) -> str:
-    """What config.yaml says of a run.
+    """The text of a run's config.yaml.
 
-    `--config-dir FOLDER --config-name config` runs it again, elsewhere: the file does not name its own folder.
+    It does not name the run's own folder, so that `--config-dir FOLDER --config-name config` repeats the run elsewhere.
     """
-    of_this_call: dict[str, Any] = {"run_dir": None, "sweep_dir": None, "resume": None, "allow_changes": []}
-    return OmegaConf.to_yaml(OmegaConf.create({**config, **of_this_call}))
+    neutral: dict[str, Any] = {"run_dir": None, "sweep_dir": None, "resume": None, "allow_changes": []}
+    return OmegaConf.to_yaml(OmegaConf.create({**config, **neutral}))
 
 
 def _claim(folder: Path, config: dict[str, Any]) -> None:
-    """Write config.yaml into a new run's folder. Raises UserError when another run lies there.
+    """Write config.yaml into a new run's folder. Raises UserError if the folder holds another run.
 
-    Of a run that is there `config` takes over what trainer.precision=auto came to, whatever the device is now.
+    When resuming, trainer.precision=auto in `config` becomes the run's precision, whatever the device is now.
     """
     file, allowed = folder / "config.yaml", config["allow_changes"]
     _refuse_unknown(allowed, config)
     if file.exists() and not config["resume"]:
-        raise UserError(f"run_dir={folder} already holds a run; add resume=auto to go on with it.")
+        raise UserError(f"run_dir={folder} already holds a run; add resume=auto to resume it.")
     if file.exists():
         finished = (folder / "results.json").exists()
-        before = read_config(file)
-        refuse_changes(before, config, f"{folder}", [] if finished else allowed)
+        stored = read_config(file)
+        refuse_changes(stored, config, f"{folder}", [] if finished else allowed)
         if config["trainer"]["precision"] == "auto":
-            config["trainer"]["precision"] = before["trainer"]["precision"]
+            config["trainer"]["precision"] = stored["trainer"]["precision"]
     else:
         write_atomically(file, config_text(config))
 
 
 def read_config(file: Path) -> dict[str, Any]:
-    """What a run's config.yaml holds, by the keys of today; raises UserError when it is no config."""
+    """A run's config.yaml, with the present keys; raises UserError if the file is not a config."""
     try:
         config = OmegaConf.to_container(OmegaConf.load(file))
     except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(f"{file} cannot be read ({reason}); put the run's own config there.") from error
     if not isinstance(config, dict):
-        raise UserError(f"{file} holds no config; put the run's own there.")
+        raise UserError(f"{file} holds no config; put the run's own config there.")
     return migrate_config({str(key): value for key, value in config.items()})
 
 
 def _refuse_unknown(allowed: list[str], config: dict[str, Any]) -> None:
-    """Raise UserError for a word in allow_changes that is neither a key nor a section."""
+    """Raise UserError for an entry of allow_changes that is neither a key nor a section."""
     keys = flatten(config)
     known = {".".join(key.split(".")[:depth]) for key in keys for depth in range(1, key.count(".") + 2)}
     for key in allowed:

@@ -6,9 +6,9 @@ from typing import Any
 
 
 def table(title: str, rows: Sequence[Sequence[Any]]) -> str:
-    """Plain aligned text: words to the left, numbers to the right; floats have four places, NaN is a dash.
+    """Aligned plain text: strings to the left, numbers to the right; floats have four decimals, NaN is a dash.
 
-    `rows` begin with the header; with no others, the text says so.
+    The first of `rows` is the header; without further rows the text is "`title`: none".
     """
     if len(rows) < 2:
         return f"{title}: none"

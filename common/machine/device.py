@@ -1,4 +1,4 @@
-"""Where the numbers are computed, and how precisely."""
+"""Devices, precisions, and copies between host and device."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -14,9 +14,9 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def select(name: str, local_rank: int = 0) -> torch.device:
-    """The device for `trainer.device`: auto is CUDA when there is one and else the CPU; Apple's GPU only by name.
+    """The device for `trainer.device`: auto is CUDA if available, else the CPU; Apple's GPU only by name.
 
-    Raises UserError when the device asked for is not there.
+    Raises UserError if the requested device is not available.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -25,8 +25,8 @@ def select(name: str, local_rank: int = 0) -> torch.device:
             raise UserError("trainer.device=cuda, but PyTorch sees no CUDA GPU here; use trainer.device=auto or cpu.")
         if local_rank >= torch.cuda.device_count():
             raise UserError(
-                f"process {local_rank + 1} of this machine has no GPU: there are {torch.cuda.device_count()}; start as "
-                "many processes as GPUs (--nproc-per-node), or use trainer.device=cpu."
+                f"process {local_rank + 1} of this machine has no GPU: there are {torch.cuda.device_count()}; start "
+                "one process per GPU (--nproc-per-node), or use trainer.device=cpu."
             )
         torch.cuda.set_device(local_rank)
         return torch.device("cuda", local_rank)
@@ -36,96 +36,97 @@ def select(name: str, local_rank: int = 0) -> torch.device:
 
 
 def describe(device: torch.device) -> str:
-    """A few words for the start of a run."""
+    """The device's name for the summary at the start of a run."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type}, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
 
 
 def resolve_precision(name: Precision, device: torch.device) -> Precision:
-    """What `trainer.precision` means on a device: auto is bf16 where its processor multiplies in it, and else fp32.
+    """Resolve `trainer.precision`: auto is bf16 if the device has instructions for it, else fp32.
 
-    Where it does not, PyTorch's bf16 is fp32 with detours, and slower than fp32 itself.
+    Without such instructions PyTorch emulates bf16 in fp32, which is slower than fp32 itself.
     """
     if name != "auto":
         return name
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return "bf16" if device.type == "cpu" and _multiplies_bf16() else "fp32"
+    return "bf16" if device.type == "cpu" and _cpu_has_bf16() else "fp32"
 
 
-def _multiplies_bf16() -> bool:
-    """Whether this processor has instructions for it."""
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # newer versions have it
-    asks = (getattr(torch.cpu, f"_is_{name}_supported", bool) for name in ("avx512_bf16", "amx_tile"))
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")) or any(ask() for ask in asks)
+def _cpu_has_bf16() -> bool:
+    """Whether this processor has instructions that multiply in bf16."""
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # only in newer versions
+    checks = (getattr(torch.cpu, f"_is_{name}_supported", bool) for name in ("avx512_bf16", "amx_tile"))
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")) or any(check() for check in checks)
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    """The one precision path of training, evaluation and prediction: fp32 is plain, the others are autocast."""
+    """The precision context of training, evaluation and prediction: autocast, disabled for fp32."""
     return torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
-    """What products are computed in just now, so that their inputs may as well be: autocast's type, or fp32."""
+    """The type that matrix products now use on `device`, to which inputs may be cast early: autocast's, or fp32."""
     enabled = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
     return torch.get_autocast_dtype(device.type) if enabled else torch.float32
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[Any]:
-    """Where autocast leaves types alone, for what half precision would spoil."""
+    """A context without autocast, for what half precision would make inexact."""
     available = torch.amp.is_autocast_available(device.type)
     return torch.autocast(device.type, enabled=False) if available else nullcontext()
 
 
 class DeviceCopier:
-    """Copies between host and device; with a GPU on a stream of their own, beside what it computes."""
+    """Copies between host and device; on a GPU by a separate stream, while it computes."""
 
     def __init__(self, device: torch.device):
         self.device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def __call__(self, batches: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """The batches on the device, one after another, each while the one before is computed with.
+        """The batches on the device, in order; each is copied while the previous one is in use.
 
-        The first may go while the device is still at the step before, if its memory is pinned.
+        If its memory is pinned, the first is copied while the device still computes the previous step.
         """
         if self._stream is None:
             yield from (to_device(batch, self.device) for batch in batches)
             return
-        computing, ahead = torch.cuda.current_stream(self.device), deque[dict[str, Any]]()
+        compute_stream, prefetched = torch.cuda.current_stream(self.device), deque[dict[str, Any]]()
         for number, batch in enumerate(batches):
             with torch.cuda.stream(self._stream):
-                ahead.append(to_device(batch, self.device))
+                prefetched.append(to_device(batch, self.device))
             if number:
-                yield _handed_over(ahead.popleft(), self._stream, computing)
-        yield from (_handed_over(batch, self._stream, computing) for batch in ahead)
+                yield _synchronised(prefetched.popleft(), self._stream, compute_stream)
+        yield from (_synchronised(batch, self._stream, compute_stream) for batch in prefetched)
 
     def to_host(self, tensor: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
-        """The tensor on the host, and the event at which it has arrived there; None: it has."""
+        """The tensor on the host, and an event that marks the end of the copy; None if it is complete."""
         if not tensor.is_cuda:
             return tensor.cpu(), None
         copy = tensor.to("cpu", non_blocking=True)
-        arrived = torch.cuda.Event()
-        arrived.record()
-        return copy, arrived
+        copied = torch.cuda.Event()
+        copied.record()
+        return copy, copied
 
 
-def _handed_over(batch: dict[str, Any], copying: torch.cuda.Stream, computing: torch.cuda.Stream) -> dict[str, Any]:
-    computing.wait_stream(copying)
+def _synchronised(batch: dict[str, Any], copy: torch.cuda.Stream, compute: torch.cuda.Stream) -> dict[str, Any]:
+    """The batch, after whose copy the stream `compute` waits."""
+    compute.wait_stream(copy)
     for tensor in batch.values():
         if isinstance(tensor, torch.Tensor) and tensor.is_cuda:
-            tensor.record_stream(computing)  # or its memory would be given away while it is read
+            tensor.record_stream(compute)  # or its memory could be reused before it is read
     return batch
 
 
 def constant(values: Any, like: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """Numbers as a tensor on the device of `like`, for which the host does not wait, as it would in torch.tensor."""
+    """`values` as a tensor on the device of `like`, copied without blocking the host, as torch.tensor would."""
     return torch.tensor(values, dtype=dtype).to(like.device, non_blocking=True)
 
 
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """The batch with its tensors on `device`; lists and words stay as they are."""
+    """The batch with its tensors on `device`; other values are unchanged."""
     return {
         name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
         for name, value in batch.items()

@@ -1,8 +1,8 @@
-"""Several processes under torchrun: the only file that says torch.distributed.
+"""Several processes under torchrun: the only file that uses torch.distributed.
 
-One process is the same code with world size 1; every function here then returns at once. Either each rank holds the
-whole model and `data_parallel` sums the gradients, or each holds a part of every tensor (`shard`), which then is
-a DTensor. Files always hold whole tensors, so that a run goes on in any number of processes, either way.
+One process runs the same code with world size 1, where every function here returns at once. Either each rank holds the
+whole model and `data_parallel` sums the gradients, or each holds a part of every tensor, a DTensor (`shard`). Files
+always hold full tensors, so that a run resumes in any number of processes, with either strategy.
 """
 
 import os
@@ -19,15 +19,15 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 
-# Seconds that a process which lost another one waits to be ended: torchrun tells times in whole seconds, and would take
-# its error for the first.
+# Seconds for which a process that lost its connection to another delays its error. torchrun reports the earliest error
+# and compares whole seconds; it should report that of the process that failed.
 PEER_ERROR_DELAY = 3.0
 
 Row = TypeVar("Row", bound=tuple[Any, ...])
 
 
 def world_size() -> int:
-    """Number of processes of this run."""
+    """The number of processes of this run."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -37,7 +37,7 @@ def rank() -> int:
 
 
 def local_rank() -> int:
-    """This process's number on its machine, which is also its GPU's."""
+    """This process's number on its machine, which is also the number of its GPU."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
@@ -47,10 +47,10 @@ def is_main() -> bool:
 
 
 def init_process_group(device: torch.device, timeout: float) -> None:
-    """Join the group that torchrun describes in the environment; alone, do nothing.
+    """Join the group that torchrun describes in the environment; a no-op for a single process.
 
-    `timeout`: seconds after which a process that waits in vain for another ends with an error. What is not on a GPU
-    (flags, objects) travels by gloo there, too, so that asking for a flag does not wait for the GPU.
+    `timeout`: seconds after which a process that waits for another one raises an error. Tensors on the CPU and objects
+    are sent by gloo even with GPUs, so that agreeing on a flag does not wait for the GPU.
     """
     if _is_under_torchrun() and not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
@@ -59,10 +59,10 @@ def init_process_group(device: torch.device, timeout: float) -> None:
 
 @contextmanager
 def process_group(device: torch.device, timeout: float) -> Iterator[None]:
-    """Inside, this process is in the group, see `init_process_group`.
+    """A context inside which this process belongs to the group; see `init_process_group`.
 
-    What fails inside is written where torchrun looks for it, to show its traceback, before the group breaks and the
-    other processes fail of that. A user's mistake has no traceback, and the process itself prints it.
+    An exception inside is recorded in torchrun's error file, for torchrun to show its traceback, before the group
+    breaks and other processes fail in turn. A UserError is not: the process itself prints it, without a traceback.
     """
     init_process_group(device, timeout)
     try:
@@ -89,7 +89,7 @@ def _is_under_torchrun() -> bool:
 
 
 def gather(value: Any) -> list[Any]:
-    """`value` of every rank, in order of rank, on all ranks."""
+    """The `value` of every rank, in order of rank, on all ranks."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
@@ -98,29 +98,30 @@ def gather(value: Any) -> list[Any]:
 
 
 def gather_samples(rows: list[Row], expected: int | None) -> list[Row]:
-    """The ranks' rows, each one sample's with its id first, by rising id on all ranks; every sample just once.
+    """The rows of all ranks, on all ranks, in ascending order of their sample ids.
 
-    `expected` is their number over all ranks; None when it is not known.
+    A row belongs to one sample and begins with its id; no id may occur twice. `expected` is the number of samples over
+    all ranks, or None if unknown.
     """
-    joined = [row for share in gather(rows) for row in share]
-    times = Counter(row[0] for row in joined)
-    doubled = sorted(sample for sample, count in times.items() if count > 1)
-    assert not doubled, f"every sample must be evaluated once; more than once: {doubled[:5]}"
-    assert expected in (None, len(times)), f"{len(times)} of {expected} samples were evaluated"
-    return sorted(joined, key=lambda row: row[0])
+    all_rows = [row for rank_rows in gather(rows) for row in rank_rows]
+    counts = Counter(row[0] for row in all_rows)
+    duplicates = sorted(sample for sample, count in counts.items() if count > 1)
+    assert not duplicates, f"every sample must be evaluated once; more than once: {duplicates[:5]}"
+    assert expected in (None, len(counts)), f"{len(counts)} of {expected} samples were evaluated"
+    return sorted(all_rows, key=lambda row: row[0])
 
 
 def broadcast(value: Any) -> Any:
     """Rank 0's value on all ranks."""
     if world_size() == 1:
         return value
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
 
 
 def any_rank(flag: bool) -> bool:
-    """Whether it is true on some rank."""
+    """Whether `flag` is true on any rank."""
     return bool(sum_over_ranks(torch.tensor(int(flag)))) if world_size() > 1 else flag
 
 
@@ -132,11 +133,11 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
 
 
 def data_parallel(module: nn.Module) -> nn.Module:
-    """A module that computes the same, and whose backward pass sums gradients over ranks as they come (PyTorch's DDP).
+    """Wrap `module` so that its backward pass also sums gradients over ranks (PyTorch's DDP).
 
-    Ranks may use different parameters; one that no rank used keeps `grad=None`, so that no decay touches it. Gradients
-    are summed in the backward pass of each forward pass outside `no_gradient_sync`, which every rank must run.
-    A module whose parameters are sharded is returned as it is: FSDP sums by itself.
+    Ranks may use different parameters; one that no rank used keeps `grad=None`, and so gets no weight decay. Gradients
+    are summed in the backward pass of each forward pass outside `no_gradient_sync`, in which every rank must take part.
+    A module with sharded parameters is returned unchanged, because FSDP sums gradients itself.
     """
     if world_size() == 1 or is_sharded(list(module.parameters())):
         return module
@@ -144,52 +145,55 @@ def data_parallel(module: nn.Module) -> nn.Module:
 
     replica = DistributedDataParallel(module, find_unused_parameters=True, gradient_as_bucket_view=True)
     replica.broadcast_buffers = False  # by `broadcast_buffers` below; the argument is deprecated in torch 2.15
-    replica.register_comm_hook(None, lambda _, bucket: _summed(bucket.buffer()))  # gradients would be means
+    replica.register_comm_hook(None, lambda _, bucket: _sum_async(bucket.buffer()))  # the default is the mean
     return replica
 
 
-def _summed(gradients: Tensor) -> torch.futures.Future[Tensor]:
+def _sum_async(gradients: Tensor) -> torch.futures.Future[Tensor]:
     work = dist.all_reduce(gradients, async_op=True)
     return work.get_future().then(lambda future: future.value()[0])
 
 
 def no_gradient_sync(module: nn.Module) -> AbstractContextManager[None]:
-    """Inside, gradients of a `data_parallel` module add up on each rank alone, until the next backward pass outside."""
+    """A context inside which a `data_parallel` module accumulates gradients on each rank.
+
+    The next backward pass after it sums them over ranks.
+    """
     context: AbstractContextManager[None] = getattr(module, "no_sync", nullcontext)()
     return context
 
 
 @torch.no_grad()
 def broadcast_buffers(model: nn.Module) -> None:
-    """Give all ranks the buffers of rank 0: the running statistics of BatchNorm, say, which differ by rank.
+    """Copy the buffers of rank 0 to all ranks, such as BatchNorm's running statistics, which differ by rank.
 
-    Only those that a checkpoint holds; others may differ in shape, too. They travel as bytes, whatever their types.
+    Only persistent buffers; others may differ even in shape. They are sent as bytes, whatever their types.
     """
-    saved = model.state_dict().keys()
-    buffers = [buffer for name, buffer in model.named_buffers() if name in saved]
+    persistent = model.state_dict().keys()
+    buffers = [buffer for name, buffer in model.named_buffers() if name in persistent]
     if world_size() == 1 or not buffers:
         return
     pieces = [buffer.to(buffers[0].device).flatten().contiguous().view(torch.uint8) for buffer in buffers]
     flat = torch.cat(pieces)
     dist.broadcast(flat, src=0)
     for buffer, piece in zip(buffers, torch.split(flat, [p.numel() for p in pieces]), strict=True):
-        buffer.copy_(piece.clone().view(buffer.dtype).view_as(buffer))  # a copy is aligned for every type
+        buffer.copy_(piece.clone().view(buffer.dtype).view_as(buffer))  # a clone is aligned for every type
 
 
 def barrier() -> None:
-    """Wait until every rank is here."""
+    """Wait until every rank calls this."""
     if world_size() > 1:
         dist.barrier()
 
 
-# Parts of a model on each rank: FSDP2. Its modules are imported where they are used, for they cost a third of a second.
+# Sharding by FSDP2. Its modules are imported where they are used, because importing them takes a third of a second.
 
 
 def shard(model: nn.Module, device: torch.device) -> None:
-    """Give each rank a part of every parameter, which is gathered for as long as its layer computes.
+    """Shard every parameter over the ranks; a layer's parameters are gathered only while it computes.
 
-    Zhao et al. 2023, "PyTorch FSDP" (arXiv:2304.11277), in its second form, `fully_shard`. The elements of a ModuleList
-    (blocks, layers) are gathered each on its own, the rest of the model together. Gradients are sums over ranks.
+    Zhao et al. 2023, "PyTorch FSDP" (arXiv:2304.11277), in its second version, `fully_shard`. Each element of a
+    ModuleList (a block, a layer) is gathered by itself, the rest of the model together. Gradients are sums over ranks.
     """
     if world_size() == 1:
         return
@@ -197,31 +201,31 @@ def shard(model: nn.Module, device: torch.device) -> None:
     from torch.distributed.fsdp import fully_shard
 
     for parameter in model.parameters():
-        parameter.data = parameter.data.contiguous()  # all that FSDP2 takes (torch 2.15)
+        parameter.data = parameter.data.contiguous()  # FSDP2 requires it (torch 2.15)
     mesh = init_device_mesh(device.type, (world_size(),))
     for layer in _layers(model):
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
     for unit in _units(model):
         unit.set_gradient_divide_factor(1.0)
-        unit.set_force_sum_reduction_for_comms(True)  # gloo knows no other
+        unit.set_force_sum_reduction_for_comms(True)  # gloo supports only sums
 
 
 def is_sharded(tensors: list[nn.Parameter]) -> bool:
-    """Whether ranks hold parts of these tensors."""
+    """Whether these tensors are sharded."""
     return any(_is_part(tensor) for tensor in tensors)
 
 
 def local_part(tensor: Any) -> Tensor:
-    """What this rank holds of a tensor, in the same memory."""
+    """This rank's part of a tensor, in the same memory; an unsharded tensor is returned unchanged."""
     part: Tensor = tensor.to_local() if _is_part(tensor) else tensor
     return part
 
 
 def full_tensors(value: Any) -> Any:
-    """A tensor, or all those in a dict, put together from the ranks' parts (all ranks call it); the rest as it is.
+    """A tensor, or all tensors of a dict, gathered from the ranks' parts (a collective); other values are unchanged.
 
-    What is in a dict goes to the CPU, one after the other: a GPU may have no room for the whole model.
+    Gathered tensors of a dict are moved to the CPU one by one, because a GPU may have no room for the whole model.
     """
     if isinstance(value, dict):
         return {name: full_tensors(item).cpu() if _is_part(item) else item for name, item in value.items()}
@@ -230,7 +234,7 @@ def full_tensors(value: Any) -> Any:
 
 @torch.no_grad()
 def copy_full(target: Any, value: Tensor) -> None:
-    """Copy a whole tensor into one that may be a part of a whole."""
+    """Copy the full tensor `value` into `target`, which may be sharded."""
     if _is_part(target):
         from torch.distributed.tensor import distribute_tensor
 
@@ -240,22 +244,22 @@ def copy_full(target: Any, value: Tensor) -> None:
 
 
 def load_state_dict(model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """`model.load_state_dict` with whole tensors, also where ranks hold parts."""
+    """`model.load_state_dict` with full tensors, also for a sharded model."""
     if not is_sharded(list(model.parameters())):
         model.load_state_dict(tensors)
         return
-    own = model.state_dict()
-    assert own.keys() == tensors.keys(), "the file was checked when the run began"
-    for name, tensor in own.items():
+    current = model.state_dict()
+    assert current.keys() == tensors.keys(), "the file was checked when the run started"
+    for name, tensor in current.items():
         copy_full(tensor, tensors[name])
 
 
 @contextmanager
 def unsharded(model: nn.Module) -> Iterator[None]:
-    """Inside, every rank holds all of the model: it computes alone, by any method, on any number of batches."""
+    """A context inside which every rank holds the full model and may call any method, on any number of batches."""
     units = _units(model) if is_sharded(list(model.parameters())) else []
     if units:
-        units[0]._get_fsdp_state()._lazy_init()  # the first forward pass may be a layer's, which then would be the root
+        units[0]._get_fsdp_state()._lazy_init()  # else a layer called first would become the root
     for unit in units:
         unit.set_reshard_after_forward(False, recurse=False)
         unit.unshard()
@@ -268,7 +272,7 @@ def unsharded(model: nn.Module) -> Iterator[None]:
 
 
 def _is_part(tensor: Any) -> bool:
-    return hasattr(tensor, "placements")  # of DTensors alone
+    return hasattr(tensor, "placements")  # only DTensors have it
 
 
 def _layers(model: nn.Module) -> Iterator[nn.Module]:

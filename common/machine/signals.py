@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: a flag in the handler, agreed over ranks where a step ends, and an exit code."""
+"""Signals that stop a run: recorded by the handler, agreed on by all ranks at the end of a step."""
 
 import os
 import signal
@@ -10,58 +10,58 @@ from typing import Any
 from common.errors import Stopped
 from common.machine import distributed
 
-SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")  # the last two are what SLURM is told to send
+SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")  # SLURM is commonly set to send the last two
 CTRL_C_MESSAGE = b"\nCtrl-C: stopping after this step, with a checkpoint; once more stops at once.\n"
 
 
 class StopSignals:
-    """While in use as a context manager, signals that would end the process are only taken down.
+    """A context manager inside which signals that would end the process are only recorded.
 
-    Nothing is done in a handler: a checkpoint or a collective there could come in the middle of another. A second
-    Ctrl-C raises KeyboardInterrupt at once. Signals that are ignored stay ignored (nohup). Handlers of others, such as
-    submitit's, which puts a job back into SLURM's queue, are called when all is saved.
+    The handler does nothing else: a checkpoint or a collective there could interrupt another one. A second Ctrl-C
+    raises KeyboardInterrupt at once. Signals that are ignored stay ignored (nohup). Earlier handlers are called after a
+    stop, when the checkpoint is written; submitit's puts the job back into SLURM's queue.
     """
 
     def __init__(self) -> None:
         self.received: list[str] = []
         self._owner = os.getpid()
-        self._before: dict[str, Any] = {}
+        self._earlier_handlers: dict[str, Any] = {}
 
     def __enter__(self) -> "StopSignals":
-        """Take over the signals; only Python's main thread may, so that elsewhere nothing happens."""
+        """Install the handler; a no-op outside the main thread, the only one in which Python allows it."""
         if threading.current_thread() is threading.main_thread():
             for name in SIGNALS:
-                number = getattr(signal, name, None)  # Windows has two of them
+                number = getattr(signal, name, None)  # Windows has only two of them
                 if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
-                    self._before[name] = signal.signal(number, self._take_down)
+                    self._earlier_handlers[name] = signal.signal(number, self._record)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """Give the signals back; after a stop, tell those that were asked before us."""
-        for name, handler in self._before.items():
+        """Restore the earlier handlers; after a stop, call those of the signals received."""
+        for name, handler in self._earlier_handlers.items():
             signal.signal(getattr(signal, name), handler)
         if isinstance(error, Stopped):
             for name in self.received:
-                if _is_custom(self._before.get(name)):
-                    self._before[name](getattr(signal, name), None)
+                if _is_custom(self._earlier_handlers.get(name)):
+                    self._earlier_handlers[name](getattr(signal, name), None)
 
     def requested(self) -> bool:
-        """Whether any rank was asked to stop (a collective: all ranks call it at the same step)."""
+        """Whether any rank received a signal (a collective: all ranks call it at the same step)."""
         return distributed.any_rank(bool(self.received))
 
     def stopped_error(self, where: str) -> Stopped:
-        """What all ranks raise then, with the end of a sentence on the place in the run (a collective)."""
+        """The exception that all ranks then raise (a collective); `where` says how far the run is."""
         names = sorted({name for names in distributed.gather(self.received) for name in names})
         return Stopped(names, where)
 
-    def _take_down(self, number: int, frame: FrameType | None) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._owner:
-            return  # a forked worker, which its parent ends
+            return  # a forked worker, which its parent stops
         name = signal.Signals(number).name
         if name == "SIGINT" and name in self.received:
             raise KeyboardInterrupt
         if name == "SIGINT" and distributed.is_main():
-            os.write(2, CTRL_C_MESSAGE)  # print() is not made for handlers
+            os.write(2, CTRL_C_MESSAGE)  # print() is not safe in a handler
         if name not in self.received:
             self.received.append(name)
 

@@ -198,7 +198,7 @@ def test_a_parent_that_turns_away_from_a_batch_is_no_news(capfd: pytest.CaptureF
     (here, there), notes = context.Pipe(), ActivityTable(1)
 
     def work() -> None:
-        notes.begin(0)
+        notes.start_worker(0)
         there.send(DupFd(1))
         there.poll(PATIENCE)
 

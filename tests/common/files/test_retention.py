@@ -156,9 +156,9 @@ def test_a_damaged_best_is_named_and_the_next_in_the_ranking_is_taken(tmp_path):
     said = []
     path, content = folder.best([2, 1], said.append)
     assert (path.name, content["step"]) == ("step_00000001.pt", 1)
-    assert len(said) == 2 and "best.pt is empty" in said[0] and said[0].endswith("Taking step_00000001.pt instead.")
+    assert len(said) == 2 and "best.pt is empty" in said[0] and said[0].endswith("Using step_00000001.pt instead.")
     said.clear()
-    assert folder.best([2], said.append) is None and said[0].endswith("Taking the last checkpoint instead.")
+    assert folder.best([2], said.append) is None and said[0].endswith("Using the last checkpoint instead.")
 
 
 def test_a_best_that_cannot_be_written_leaves_none_rather_than_the_wrong_one(tmp_path, monkeypatch):
