@@ -1,4 +1,4 @@
-"""What a loss compares: the answers of a detector's layers, the objects of a batch, and which belongs to which."""
+"""What a detection loss compares: the outputs of a detector's layers, the objects of a batch, and the matched pairs."""
 
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
@@ -9,12 +9,12 @@ from torch import Tensor
 
 from detr.criterion.boxes import to_xyxy
 
-Classification = Literal["softmax", "sigmoid"]  # one class or "no object", or each class by itself
+Classification = Literal["softmax", "sigmoid"]  # over classes and "no object", or of each class independently
 Outputs = dict[str, Any]  # of one layer, or of L layers at once; see detr/models/query_detector.py
 
 
 class Targets(NamedTuple):
-    """The T objects of a batch, image after image; what the data lack is None."""
+    """The T objects of a batch, image after image; None for what the data do not have."""
 
     counts: list[int]  # objects of each image
     labels: Tensor  # (T,) class indices
@@ -23,44 +23,44 @@ class Targets(NamedTuple):
     curves: Tensor | None = None  # (T, P, 2) relative x and y
 
     def padded(self) -> "Targets":
-        """The same in tensors (B, N, ...), where N is the greatest count, zero where an image has fewer."""
+        """The same objects in tensors (B, N, ...), zero padded to the largest count N."""
         image = np.repeat(np.arange(len(self.counts)), self.counts)
-        place = np.concatenate([np.arange(count) for count in self.counts])
-        where = torch.from_numpy(np.stack((image, place))).to(self.labels.device, non_blocking=True)
+        position = np.concatenate([np.arange(count) for count in self.counts])
+        indices = torch.from_numpy(np.stack((image, position))).to(self.labels.device, non_blocking=True)
         shape = (len(self.counts), max(self.counts))
         tensors = [
-            None if values is None else values.new_zeros(*shape, *values.shape[1:]).index_put(tuple(where), values)
+            None if values is None else values.new_zeros(*shape, *values.shape[1:]).index_put(tuple(indices), values)
             for values in self[1:]
         ]
         return Targets(self.counts, *tensors)  # type: ignore[arg-type]
 
 
 class Matches(NamedTuple):
-    """The M pairs of rows and objects of all layers and images, each an (M,) int64 tensor on the outputs' device.
+    """The M matched pairs of an output row and an object: (M,) int64 tensors on the outputs' device.
 
-    Layers follow one another and have equally many pairs.
+    Pairs are ordered by layer, and each layer has the same number of them.
     """
 
     layers: Tensor
     images: Tensor
-    queries: Tensor  # rows of an image's answers
+    queries: Tensor  # rows of an image's outputs
     targets: Tensor  # rows of the batch's objects
 
     def repeat(self, layers: int) -> "Matches":
-        """The pairs of one layer for each of as many layers."""
+        """Repeat the pairs of one layer for each of `layers` layers."""
         number = torch.arange(layers, device=self.layers.device).repeat_interleave(len(self.layers))
         return Matches(number, *(part.repeat(layers) for part in self[1:]))
 
     def of_last_layer(self, layers: int) -> "Matches":
-        """The pairs of the last of so many layers, as those of layer 0."""
+        """The pairs of the last of `layers` layers, renumbered as layer 0."""
         last = slice(len(self.layers) // layers * (layers - 1), None)
         return Matches(self.layers[last] - (layers - 1), *(part[last] for part in self[1:]))
 
 
 def unstack_layers(outputs: Outputs | list[Outputs]) -> list[Outputs]:
-    """A detector's answers layer by layer. One may also return tensors (L, B, Q, ...) of all layers in one dict.
+    """Split a detector's outputs by layer: one dict of tensors (L, B, Q, ...) becomes L dicts of (B, Q, ...).
 
-    What else is in that dict is no answer, and left out.
+    A list is returned unchanged. Entries of the dict with another leading shape than `logits` are dropped.
     """
     if isinstance(outputs, list):
         return outputs
@@ -70,45 +70,45 @@ def unstack_layers(outputs: Outputs | list[Outputs]) -> list[Outputs]:
 
 
 def group_by_set(layers: Sequence[Outputs]) -> dict[str, list[Outputs]]:
-    """Layers by the set of answers that they belong to; a last layer answers for the model."""
+    """Group the layers' outputs by the answer set that they name; outputs without a name belong to "queries"."""
     sets: dict[str, list[Outputs]] = {}
     for layer in layers:
-        answers = {name: value for name, value in layer.items() if name != "set"}
-        sets.setdefault(str(layer.get("set", "queries")), []).append(answers)
+        outputs = {name: value for name, value in layer.items() if name != "set"}
+        sets.setdefault(str(layer.get("set", "queries")), []).append(outputs)
     return sets
 
 
 def stack_layers(layers: Outputs | Sequence[Outputs]) -> Outputs:
-    """The tensors that all L layers have, (L, B, R, ...), floats in fp32 at least; `real` stays (B, R)."""
+    """Stack the tensors that all L layers have to (L, B, R, ...), in at least fp32; `real` stays (B, R)."""
     if isinstance(layers, dict):
         return {name: _upcast_half(value) for name, value in layers.items()}
     names = [name for name in layers[-1] if all(name in layer for layer in layers)]
-    every = {name: _upcast_half(torch.stack([layer[name] for layer in layers])) for name in names if name != "real"}
-    return every | {name: layers[-1][name] for name in names if name == "real"}
+    stacked = {name: _upcast_half(torch.stack([layer[name] for layer in layers])) for name in names if name != "real"}
+    return stacked | {name: layers[-1][name] for name in names if name == "real"}
 
 
 def stack_last_layer(layers: Outputs | Sequence[Outputs]) -> Outputs:
-    """The last layer as `stack_layers` would give it alone."""
+    """The last layer's outputs as `stack_layers` returns them for L = 1."""
     if isinstance(layers, dict):
         return stack_layers({name: value if name == "real" else value[-1:] for name, value in layers.items()})
     return stack_layers(layers[-1:])
 
 
 def logit_count(classification: Classification, classes: int) -> int:
-    """How many logits a row answers with."""
+    """The number of logits of a query: one more than classes, for "no object", with softmax."""
     return classes + 1 if classification == "softmax" else classes
 
 
 def probabilities(classification: Classification, logits: Tensor) -> Tensor:
-    """Of each of K classes: logits (..., K + 1), "no object" last, or (..., K) -> (..., K)."""
+    """The probability of each of K classes: logits (..., K + 1), "no object" last, or (..., K) -> (..., K)."""
     return logits.softmax(-1)[..., :-1] if classification == "softmax" else logits.sigmoid()
 
 
 def detections(classification: Classification, outputs: Outputs) -> tuple[Tensor, Tensor, Tensor]:
-    """What a layer's answers (B, Q, ...) come to: scores (B, N), labels (B, N) and boxes (B, N, 4).
+    """The detections of a layer with outputs (B, Q, ...): scores (B, Q), labels (B, Q) and boxes (B, Q, 4).
 
-    Every query answers once (N = Q), with its most probable class that is not "no object" (official post-processing).
-    Boxes are xyxy in shares of each image's width and height.
+    Every query gives one detection: its most probable class other than "no object" (official post-processing).
+    Boxes are xyxy, relative to each image's width and height.
     """
     scores, labels = probabilities(classification, outputs["logits"].float()).max(-1)
     return scores, labels, to_xyxy(outputs["boxes_cxcywh"].float())

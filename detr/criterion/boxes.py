@@ -3,19 +3,19 @@
 import torch
 from torch import Tensor
 
-# Below this area a divisor counts as zero: 1 / area and its gradient stay finite in fp32. In relative units it is a
-# box of a millionth of the image's side.
+# A smaller area counts as empty, so that 1 / area and its gradient stay finite in fp32. In relative units it is a box
+# with a side of a millionth of the image's.
 SMALLEST_AREA = 1e-12
 
 
 def to_cxcywh(boxes: Tensor) -> Tensor:
-    """Corners to centre and size: (..., 4) xyxy -> (..., 4) cxcywh, in the same unit."""
+    """Convert corners to centre and size: (..., 4) xyxy -> (..., 4) cxcywh, in the same unit."""
     x0, y0, x1, y1 = boxes.unbind(-1)
     return torch.stack([(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0], dim=-1)
 
 
 def to_xyxy(boxes_cxcywh: Tensor) -> Tensor:
-    """Centre and size to corners: (..., 4) cxcywh -> (..., 4) xyxy, in the same unit."""
+    """Convert centre and size to corners: (..., 4) cxcywh -> (..., 4) xyxy, in the same unit."""
     x, y, width, height = boxes_cxcywh.unbind(-1)
     return torch.stack([x - width / 2, y - height / 2, x + width / 2, y + height / 2], dim=-1)
 
@@ -23,9 +23,11 @@ def to_xyxy(boxes_cxcywh: Tensor) -> Tensor:
 def giou(a: Tensor, b: Tensor) -> Tensor:
     """Generalised IoU of aligned boxes, in [-1, 1].
 
-    `a` and `b` are (..., 4) xyxy in one unit and broadcast against each other; the result is (...). A ratio whose
-    divisor is an empty area counts as 0, so two identical boxes without area score 0 with finite gradients (the
-    reference gives NaN). Nothing is asserted: NaN in gives NaN out, and the trainer names the step.
+    `a` and `b` are (..., 4) xyxy in the same unit and broadcast against each other; the result is (...). NaN inputs
+    give NaN, and the trainer reports the step.
+
+    Differs: a ratio with an empty area as divisor is 0, so two identical boxes without area score 0 with finite
+    gradients; the reference gives NaN.
     """
     ax0, ay0, ax1, ay1 = a.unbind(-1)
     bx0, by0, bx1, by1 = b.unbind(-1)
@@ -39,7 +41,7 @@ def giou(a: Tensor, b: Tensor) -> Tensor:
 
 def pairwise_giou(a: Tensor, b: Tensor) -> Tensor:
     """Generalised IoU of all pairs: (..., N, 4) and (..., M, 4) xyxy -> (..., N, M); see `giou`."""
-    # Each coordinate in a row of its own, or all that follows would walk through memory in steps of four.
+    # Each coordinate becomes contiguous; otherwise every later operation reads memory with a stride of four.
     a, b = (boxes.movedim(-1, 0).contiguous().movedim(0, -1) for boxes in (a, b))
     return giou(a[..., :, None, :], b[..., None, :, :])
 

@@ -16,11 +16,11 @@ from detr.criterion.terms import L1, Comparison, CrossEntropy, Focal, Giou, Term
 
 @dataclass(frozen=True, kw_only=True)
 class LossOptions:
-    """Weights of the terms, and how classes are learnt.
+    """Weights of the terms, and the classification loss.
 
-    classification: "softmax" over all classes and "no object", or "sigmoid", focal loss of each class by itself.
-    no_object: with softmax, the class weight of queries that took nothing (A.4: 0.1).
-    focal_alpha, focal_gamma: with sigmoid (Lin et al. 2017, arXiv 1708.02002: 0.25 and 2).
+    classification: "softmax" over classes and "no object", or "sigmoid", a focal loss of each class independently.
+    no_object: with softmax, the class weight of unmatched queries (A.4: 0.1).
+    focal_alpha, focal_gamma: of the focal loss (Lin et al. 2017, arXiv 1708.02002: 0.25 and 2).
     """
 
     class_weight: NonNegativeFloat
@@ -33,7 +33,7 @@ class LossOptions:
 
 
 class Criterion:
-    """Terms of a loss, and the costs by which rows are matched to objects; a task may add to both lists."""
+    """The terms of a loss, and the costs of matching rows with objects; a task may append to both lists."""
 
     def __init__(self, loss: LossOptions, matcher: MatcherOptions):
         focal = (loss.focal_alpha, loss.focal_gamma)
@@ -50,7 +50,7 @@ class Criterion:
         ]
 
     def normalisers(self, name: str, counts: Sequence[int], rows: Sequence[int]) -> dict[str, float]:
-        """What the terms of the set `name` are divided by, from the objects and the rows of each image alone."""
+        """The divisors of the terms for the answer set `name`, given the objects and the rows of each image."""
         return {f"{name}.{term.name}": term.normaliser(counts, rows) for term in self.terms}
 
     def __call__(
@@ -61,31 +61,33 @@ class Criterion:
         normalisers: Mapping[str, float],
         matches: Matches | None = None,
     ) -> dict[str, Tensor]:
-        """The weighted terms (L,) of the set `name`, for the answers of its L layers, a list or already stacked.
+        """The weighted terms (L,) of the answer set `name` from the outputs of its L layers, a list or stacked.
 
-        Every layer is matched anew, unless `matches` gives the pairs of a layer; `normalisers` are of the whole step.
+        `normalisers` are those of the whole step. Each layer is matched separately, unless `matches` holds fixed pairs
+        for every layer. Raises UserError when a term has no normaliser.
         """
         outputs = stack_layers(layers)
-        count = len(outputs["logits"])
+        depth = len(outputs["logits"])  # L
         targets = targets._replace(boxes=targets.boxes.to(outputs["boxes_cxcywh"].dtype))
-        matches = match(self.costs, outputs, targets) if matches is None else matches.repeat(count)
-        compared = {"all": Comparison(outputs, targets, matches)}
+        matches = match(self.costs, outputs, targets) if matches is None else matches.repeat(depth)
+        comparisons = {"all": Comparison(outputs, targets, matches)}
         if any(term.layers == "last" for term in self.terms):
-            compared["last"] = Comparison(stack_last_layer(layers), targets, matches.of_last_layer(count))
+            comparisons["last"] = Comparison(stack_last_layer(layers), targets, matches.of_last_layer(depth))
         values = {}
         for term in self.terms:
-            if term.reads in compared[term.layers].outputs:
-                sums = term(compared[term.layers])
-                sums = F.pad(sums, (count - len(sums), 0)) if term.layers == "last" else sums  # (L,)
+            comparison = comparisons[term.layers]
+            if term.reads in comparison.outputs:
+                sums = term(comparison)
+                sums = F.pad(sums, (depth - len(sums), 0)) if term.layers == "last" else sums  # (L,)
                 values[term.name] = term.weight * (sums / _divisor(normalisers, f"{name}.{term.name}"))
         return values
 
 
 def sum_terms(sets: Mapping[str, Mapping[str, Tensor]]) -> tuple[Tensor, dict[str, Tensor]]:
-    """The sum of all sets' weighted terms, and its parts.
+    """Sum the weighted terms (L,) of all answer sets; returns the total and its detached parts for the log.
 
-    Those are the terms of the last layer of "queries", the sum of the earlier layers' as "auxiliary", and the whole of
-    each set beside.
+    The parts are the terms of the last layer of "queries", the sum over its earlier layers as "auxiliary", and the sum
+    of every further set under its name.
     """
     totals: list[Tensor] = []
     parts: dict[str, Tensor] = {}
@@ -104,7 +106,7 @@ def sum_terms(sets: Mapping[str, Mapping[str, Tensor]]) -> tuple[Tensor, dict[st
 def _divisor(normalisers: Mapping[str, float], key: str) -> float:
     if key not in normalisers:
         raise UserError(
-            f'the model answers with a set "{key.partition(".")[0]}" of which the task knows no normalisers; let its '
-            "method answer_sets name the objects and rows of each image there."
+            f'the model returns the answer set "{key.partition(".")[0]}", for which the task has no normalisers; add '
+            "that set, with the objects and rows of each image, to the task's method answer_sets."
         )
     return normalisers[key]

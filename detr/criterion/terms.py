@@ -1,4 +1,4 @@
-"""The terms of a detector's loss: sums over the rows of each layer, and what they are divided by."""
+"""The terms of a detector's loss: sums over the rows of each layer, and their normalisers."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -14,11 +14,11 @@ from detr.criterion.boxes import giou, to_xyxy
 
 
 class Comparison:
-    """What a term compares: the answers of L layers, the objects, and the M pairs of both; each is gathered once."""
+    """The inputs of a term: the outputs of L layers, the objects, and the M matched pairs; gathers are cached."""
 
     def __init__(self, outputs: Outputs, targets: Targets, matches: Matches):
         self.outputs, self.targets, self.matches = outputs, targets, matches
-        self._answers: dict[str, Tensor] = {}
+        self._gathered: dict[str, Tensor] = {}
 
     @property
     def rows(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -26,21 +26,21 @@ class Comparison:
         return self.matches[:3]
 
     def answers(self, name: str) -> Tensor:
-        """The answers `name` of each pair, (M, ...)."""
-        if name not in self._answers:
-            self._answers[name] = self.outputs[name][self.rows]
-        return self._answers[name]
+        """The output `name` of each pair's row, (M, ...)."""
+        if name not in self._gathered:
+            self._gathered[name] = self.outputs[name][self.rows]
+        return self._gathered[name]
 
     def objects(self, values: Tensor) -> Tensor:
-        """Of the values (T, ...) of all objects, those of each pair, (M, ...)."""
+        """Select the object of each pair: values (T, ...) -> (M, ...)."""
         return values[self.matches.targets]
 
     def per_layer(self, values: Tensor) -> Tensor:
-        """Sum the values (M,) of pairs by their layer -> (L,)."""
+        """Sum the values of pairs in each layer: (M,) -> (L,)."""
         return values.new_zeros(len(self.outputs["logits"])).index_add(0, self.matches.layers, values)
 
     def sum_rows(self, values: Tensor) -> Tensor:
-        """Sum the values (L, B, R) of all rows that are no padding by their layer -> (L,)."""
+        """Sum the values of all rows but padding in each layer: (L, B, R) -> (L,)."""
         return (values if "real" not in self.outputs else values * self.outputs["real"]).sum((1, 2))
 
 
@@ -49,16 +49,16 @@ class Term(ABC):
     """One term with its weight in the loss."""
 
     weight: float
-    name: ClassVar[str]  # in the log, and of its normaliser
-    reads: ClassVar[str]  # the answers that it needs; a set of answers without them has no such term
+    name: ClassVar[str]  # in the log and in the normaliser's key
+    reads: ClassVar[str]  # the output that it reads; an answer set without that output skips the term
     layers: ClassVar[Literal["all", "last"]] = "all"
 
     @abstractmethod
-    def __call__(self, compared: Comparison) -> Tensor:
+    def __call__(self, comparison: Comparison) -> Tensor:
         """The sum over the rows and images of each layer, (L,)."""
 
     def normaliser(self, counts: Sequence[int], rows: Sequence[int]) -> float:
-        """What a batch adds to the divisor, from the objects and the rows of each image: the number of objects."""
+        """A batch's part of the divisor, given the objects and the rows of each image: here the number of objects."""
         return float(sum(counts))
 
 
@@ -66,57 +66,57 @@ class Term(ABC):
 class CrossEntropy(Term):
     """Cross-entropy over classes and "no object" (Carion et al. 2020, arXiv 2005.12872, equation 2 and A.4)."""
 
-    no_object: float  # the weight of rows without an object
+    no_object: float  # weight of unmatched rows
     name = "class"
     reads = "logits"
 
-    def __call__(self, compared: Comparison) -> Tensor:
+    def __call__(self, comparison: Comparison) -> Tensor:
         """See Term."""
-        logits, labels = compared.outputs["logits"], compared.targets.labels
-        nothing = logits.shape[-1] - 1
-        classes = labels.new_full(logits.shape[:3], nothing).index_put(compared.rows, compared.objects(labels))
+        logits, labels = comparison.outputs["logits"], comparison.targets.labels
+        no_object = logits.shape[-1] - 1
+        classes = labels.new_full(logits.shape[:3], no_object).index_put(comparison.rows, comparison.objects(labels))
         nll = F.cross_entropy(logits.flatten(0, 2), classes.flatten(), reduction="none").view_as(classes)  # (L, B, R)
-        weight = torch.ones_like(nll).masked_fill(classes == nothing, self.no_object)
-        return compared.sum_rows(nll * weight)
+        class_weights = torch.ones_like(nll).masked_fill(classes == no_object, self.no_object)
+        return comparison.sum_rows(nll * class_weights)
 
     def normaliser(self, counts: Sequence[int], rows: Sequence[int]) -> float:
-        """The weights of all rows: min(n, R) have an object, and R - min(n, R) the weight `no_object`."""
-        taken = [(min(count, number), number) for count, number in zip(counts, rows, strict=True)]
-        return float(sum(n + self.no_object * (number - n) for n, number in taken))
+        """The sum of the rows' weights: of R rows and n objects, min(n, R) weigh 1 and the rest `no_object`."""
+        matched = [(min(n, R), R) for n, R in zip(counts, rows, strict=True)]
+        return float(sum(n + self.no_object * (R - n) for n, R in matched))
 
 
 @dataclass(frozen=True)
 class Focal(Term):
-    """Sigmoid focal loss of each class by itself (Lin et al. 2017, arXiv 1708.02002, equation 5)."""
+    """Sigmoid focal loss of each class independently (Lin et al. 2017, arXiv 1708.02002, equation 5)."""
 
-    alpha: float  # the weight of the right class, 1 - alpha that of the others
+    alpha: float  # weight of the true class; that of the others is 1 - alpha
     gamma: float
     name = "class"
     reads = "logits"
 
-    def __call__(self, compared: Comparison) -> Tensor:
+    def __call__(self, comparison: Comparison) -> Tensor:
         """See Term."""
-        logits = compared.outputs["logits"]
-        where = (*compared.rows, compared.objects(compared.targets.labels))
-        truth = torch.zeros_like(logits).index_put(where, logits.new_ones(()))  # (L, B, R, K)
+        logits = comparison.outputs["logits"]
+        indices = (*comparison.rows, comparison.objects(comparison.targets.labels))
+        truth = torch.zeros_like(logits).index_put(indices, logits.new_ones(()))  # (L, B, R, K)
         nll = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
         probability = logits.sigmoid()
-        wrong = probability + truth - 2 * probability * truth  # 1 - p where the class is right, p elsewhere
-        weight = (1 - self.alpha) + (2 * self.alpha - 1) * truth
-        return compared.sum_rows((weight * wrong**self.gamma * nll).sum(-1))
+        error = probability + truth - 2 * probability * truth  # 1 - p of the true class, p of the others
+        alpha = (1 - self.alpha) + (2 * self.alpha - 1) * truth
+        return comparison.sum_rows((alpha * error**self.gamma * nll).sum(-1))
 
 
 @dataclass(frozen=True)
 class L1(Term):
-    """The distance of matched boxes, cxcywh relative to the image."""
+    """The L1 distance of matched boxes, cxcywh relative to the image."""
 
     name = "box"
     reads = "boxes_cxcywh"
 
-    def __call__(self, compared: Comparison) -> Tensor:
+    def __call__(self, comparison: Comparison) -> Tensor:
         """See Term."""
-        distance = compared.answers("boxes_cxcywh") - compared.objects(compared.targets.boxes)  # (M, 4)
-        return compared.per_layer(distance.abs().sum(-1))
+        distance = comparison.answers("boxes_cxcywh") - comparison.objects(comparison.targets.boxes)  # (M, 4)
+        return comparison.per_layer(distance.abs().sum(-1))
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class Giou(Term):
     name = "giou"
     reads = "boxes_cxcywh"
 
-    def __call__(self, compared: Comparison) -> Tensor:
+    def __call__(self, comparison: Comparison) -> Tensor:
         """See Term."""
-        chosen, truth = compared.answers("boxes_cxcywh"), compared.objects(compared.targets.boxes)  # (M, 4)
-        return compared.per_layer(1 - giou(to_xyxy(chosen), to_xyxy(truth)))
+        predicted, truth = comparison.answers("boxes_cxcywh"), comparison.objects(comparison.targets.boxes)  # (M, 4)
+        return comparison.per_layer(1 - giou(to_xyxy(predicted), to_xyxy(truth)))

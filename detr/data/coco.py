@@ -1,4 +1,4 @@
-"""Detection data in COCO's format (Lin et al. 2014, arXiv:1405.0312): the official layout, or any files by path."""
+"""Detection data in COCO's format (Lin et al. 2014, arXiv:1405.0312), in the official layout or given by path."""
 
 import json
 from collections.abc import Sequence
@@ -20,9 +20,9 @@ from detr.data.transforms import Augmentation, as_bounding_boxes, augment
 
 @dataclass(frozen=True, kw_only=True)
 class Files:
-    """Where one split lies: both keys or neither."""
+    """The files of one split; give both or neither."""
 
-    images: str | None  # folder that the JSON's file names are relative to
+    images: str | None  # folder of the JSON's file names
     annotations: str | None  # COCO instances JSON
 
 
@@ -30,25 +30,25 @@ class Files:
 class Coco:
     """A detection data set in COCO's format, with any set of category ids.
 
-    `root` is the official layout: train2017/, val2017/ and annotations/instances_{train,val}2017.json. No labelled
-    test set is published, so val2017 is `test`, and `val` is cut from train2017 by a fixed seed. A split given by path
-    wins over `root`. Classes are the categories of the train JSON by ascending id.
+    `root` has the official layout: train2017/, val2017/ and annotations/instances_{train,val}2017.json. No labelled
+    test set is published, so val2017 is `test`, and `val` is split from train2017 by a fixed seed. A split given by
+    path overrides `root`. Classes are the categories of the train JSON by ascending id.
 
-    Targets leave out crowds and boxes without area, and clip boxes to the image; `summary` counts them. Ground truth
-    for evaluation is the JSON as it was written. The constructor opens no file; a file's mistake is a UserError at
-    the first use of its split.
+    Targets omit crowds and boxes without area, and boxes are clipped to the image; `summary` counts both. The ground
+    truth for evaluation keeps every annotation. The constructor opens no file; an invalid file raises UserError when
+    its split is first used.
 
     Args:
-        root: folder of the official layout, or None.
-        train: the split to learn from.
-        val: the split that chooses the checkpoint.
-        test: the split that is reported.
-        val_count: images to cut from train for val where val is not given by path; 0 = no val.
+        root: folder in the official layout, or None.
+        train: the split for training.
+        val: the split that selects the checkpoint.
+        test: the split for the reported numbers.
+        val_count: images to split from train as val if val is not given by path; 0 = no val.
         batch_size: images in one optimizer step.
         augmentation: sizes, flips and crops.
-        pad_to: what the height and width of a batch are a multiple of, so that shapes repeat and a compiled model is
-            not compiled anew for each; padding changes no answer but with model.official_padding.
-        cache: keep decoded images in memory (each worker its own), for small sets.
+        pad_to: the height and width of a batch are padded to multiples of this, so that a compiled model meets fewer
+            shapes and is recompiled less often; padding changes outputs only with model.official_padding.
+        cache: keep decoded images in the memory of each worker, for small sets.
     """
 
     root: str | None
@@ -62,7 +62,7 @@ class Coco:
     cache: bool
 
     def __post_init__(self) -> None:
-        """Refuse a split with one key of two."""
+        """Raise UserError for a split with only one of its two keys."""
         for name, files in (("train", self.train), ("val", self.val), ("test", self.test)):
             if (files.images is None) != (files.annotations is None):
                 raise UserError(f"data.{name}.images and data.{name}.annotations go together; give both or neither.")
@@ -72,7 +72,7 @@ class Coco:
         self._decoded: dict[tuple[str, int], Tensor] = {}
 
     def count(self, split: Split) -> int:
-        """Number of images in `split`; 0 when there is no such val or test."""
+        """Number of images in `split`; 0 if there is no such split."""
         return len(self._arrays(split).ids) if self._has_split(split) else 0
 
     def cost(self, split: Split) -> Sequence[int]:
@@ -80,7 +80,7 @@ class Coco:
         return [1] * self.count(split)
 
     def categories(self) -> list[dict[str, Any]]:
-        """The classes, {"id", "name"} each, in the order of class indices."""
+        """The classes as {"id", "name"}, in the order of class indices."""
         if not self._categories:
             self.prepare()
             paths = [files[1] for files in map(self._split_files, SPLITS) if files is not None]
@@ -91,38 +91,38 @@ class Coco:
         return self._categories
 
     def ground_truth(self, split: Split) -> dict[str, Any]:
-        """The COCO JSON of exactly this split's images, crowds and degenerate boxes included."""
+        """The COCO JSON of this split's images, with crowds and degenerate boxes."""
         if split not in self._ground_truths:
             ids = self._arrays(split).ids.tolist()
             coco_json = annotations.select(annotations.load(self._required_files(split)[1]), ids)
-            self._ground_truths[split] = json.dumps(coco_json).encode()  # one object, not a million, in each worker
+            self._ground_truths[split] = json.dumps(coco_json).encode()  # one object for workers to fork, not a million
         truth: dict[str, Any] = json.loads(self._ground_truths[split])
         return truth
 
     def sample(self, split: Split, index: int, generator: torch.Generator | None) -> dict[str, Any]:
-        """One image with its targets, augmented by `generator`; None means as it is evaluated.
+        """One image with its targets, augmented by `generator`; None resizes as in evaluation.
 
         Returns id, file, image uint8 (3, h, w), original_size (H, W) of the file, boxes float32 (n, 4) xyxy in pixels
-        of the returned image, labels int64 (n,) class indices. Raises UserError when the image is broken or has
-        another size than its annotations say.
+        of the returned image, labels int64 (n,) class indices. Raises UserError when the image cannot be decoded or
+        its size differs from the annotations'.
         """
-        record, file = self._arrays(split), self._file(split, index)
-        height, width = record.sizes[index].tolist()
+        arrays, file = self._arrays(split), self._file(split, index)
+        height, width = arrays.sizes[index].tolist()
         image = self._decoded.get((split, index))
         if image is None:
             image = read_image(file, (height, width))
             if self.cache:
                 self._decoded[split, index] = image
-        owned = slice(record.starts[index], record.starts[index + 1])
-        boxes, labels = torch.from_numpy(record.boxes[owned]), torch.from_numpy(record.labels[owned])
-        return self._make_sample(int(record.ids[index]), file, image, boxes, labels, generator)
+        objects = slice(arrays.starts[index], arrays.starts[index + 1])
+        boxes, labels = torch.from_numpy(arrays.boxes[objects]), torch.from_numpy(arrays.labels[objects])
+        return self._make_sample(int(arrays.ids[index]), file, image, boxes, labels, generator)
 
     def where(self, split: Split, index: int) -> str:
-        """The file of an image, for messages."""
+        """The path of an image, for messages."""
         return str(self._file(split, index))
 
     def view(self, image: Tensor, file: Path) -> dict[str, Any]:
-        """A user's image, uint8 (3, H, W), as a sample without targets (id 0), resized as in evaluation."""
+        """Make a sample without targets, with id 0, from a user's image uint8 (3, H, W), resized as in evaluation."""
         return self._make_sample(0, file, image, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), None)
 
     def _make_sample(
@@ -146,11 +146,11 @@ class Coco:
         }
 
     def collate(self, samples: list[dict[str, Any]]) -> Batch:
-        """Samples to a batch, images zero padded at the bottom and right to the greatest height and width, and on.
+        """Collate samples; images are zero padded at the bottom and right to one size, a multiple of `pad_to`.
 
         Returns ids, files, images uint8 (B, 3, H, W), sizes (B, 2) true heights and widths, original_sizes (B, 2),
-        boxes (T, 4) and labels (T,) of all images one after another, counts (boxes of each image), and padded: whether
-        any image has padding (known here without asking the device).
+        boxes (T, 4) and labels (T,) of all images concatenated, counts (boxes of each image), and padded: whether any
+        image has padding, as a bool on the host.
         """
         sizes = torch.tensor([sample["image"].shape[1:] for sample in samples])  # (B, 2)
         height, width = (-(-length // self.pad_to) * self.pad_to for length in sizes.amax(dim=0).tolist())
@@ -172,17 +172,17 @@ class Coco:
         }
 
     def summary(self) -> list[str]:
-        """One line a split, and what was left out of its targets."""
+        """The number of classes, and a line on each split and on the boxes left out of its targets."""
         lines = [f"{len(self.categories())} classes"]
         for split in filter(self._has_split, SPLITS):
-            record = self._arrays(split)
+            arrays = self._arrays(split)
             path = self._required_files(split)[1]
-            lines.append(f"{split}: {len(record.ids)} images, {len(record.labels)} boxes of {path}")
-            lines += [f"{split}: {note}" for note in record.notes]
+            lines.append(f"{split}: {len(arrays.ids)} images, {len(arrays.labels)} boxes of {path}")
+            lines += [f"{split}: {note}" for note in arrays.notes]
         return lines
 
     def prepare(self) -> None:
-        """Bring the files into being before any is opened; for sets that the project draws itself."""
+        """Create the files before any is opened; a hook for generated data sets."""
 
     def _split_files(self, split: Split) -> tuple[Path, Path] | None:
         """The folder of images and the JSON of a split, or None."""
@@ -220,18 +220,18 @@ class Coco:
             if split == "train" and not self._categories:
                 self._categories = annotations.categories(coco_json)
             ids = [image["id"] for image in coco_json["images"]]
-            shares: dict[str, list[int]] = {split: ids}
+            splits: dict[str, list[int]] = {split: ids}
             if split != "test" and self.val.images is None and self.val_count:
-                shares = self._split_train_val(ids, path)
-            for name, share in shares.items():
-                selected = annotations.select(coco_json, share)
+                splits = self._split_train_val(ids, path)
+            for name, split_ids in splits.items():
+                selected = annotations.select(coco_json, split_ids)
                 self._arrays_by_split[name] = annotations.build_arrays(selected, self.categories(), path)
                 annotations.check_files(self._arrays_by_split[name], folder)
         return self._arrays_by_split[split]
 
     def _split_train_val(self, ids: list[int], path: Path) -> dict[str, list[int]]:
-        """Train and val out of one file: the same cut for any seed of the run and any order of the file."""
-        own = "files of its own (data.val.images, data.val.annotations)"
-        train, val = split_off_val(len(ids), self.val_count, str(path), own)
+        """Split one file into train and val, independently of the run's seed and of the file's order."""
+        alternative = "files of its own (data.val.images, data.val.annotations)"
+        train, val = split_off_val(len(ids), self.val_count, str(path), alternative)
         ids = sorted(ids)
         return {"train": [ids[i] for i in train], "val": [ids[i] for i in val]}

@@ -1,4 +1,4 @@
-"""What detection asks of a data set beside `common.task.Data`."""
+"""What detection requires of a data set beyond `common.task.Data`."""
 
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,15 +11,15 @@ from common.task import Data, Split
 class DetectionData(Data, Protocol):
     """Images with boxes. `collate` returns what `detr.data.coco.Coco.collate` does.
 
-    Looked for by name, and optional: `drawn`, true for a set that is made for small models, which needs no advice; and
-    `augmentation` with `eval_size` and `max_size`, which an exported model's preprocessing states.
+    Optional attributes, looked up by name: `drawn`, True for a set that is learnt without pretrained weights; and
+    `augmentation` with `eval_size` and `max_size`, which an exported model records as its preprocessing.
     """
 
     def categories(self) -> list[dict[str, Any]]:
-        """The classes, {"id", "name"} each, in the order of class indices."""
+        """The classes as {"id", "name"}, in the order of class indices."""
 
     def ground_truth(self, split: Split) -> dict[str, Any]:
-        """The COCO JSON of exactly this split's images, crowds and degenerate boxes included."""
+        """The COCO JSON of this split's images, with crowds and degenerate boxes."""
 
     def view(self, image: Tensor, file: Path) -> dict[str, Any]:
-        """A user's image, uint8 (3, H, W), as a sample without targets, resized as in evaluation."""
+        """Make a sample without targets from a user's image uint8 (3, H, W), resized as in evaluation."""

@@ -1,4 +1,4 @@
-"""A small detection set that is drawn on this machine: coloured shapes on noisy backgrounds, in COCO's format."""
+"""A small synthetic detection set: coloured shapes on noisy backgrounds, drawn locally in COCO's format."""
 
 import json
 import secrets
@@ -22,25 +22,25 @@ from detr.data.coco import Coco, Files
 from detr.data.transforms import Augmentation
 
 NAMES = ("circle", "square", "triangle", "star")
-DRAWING_VERSION = 3  # goes up when the same keys draw other pictures
-SUBPIXELS = 4  # subpixels along each side of a pixel
-MIN_VISIBLE_FRACTION = 0.75  # of each shape's pixels
+DRAWING_VERSION = 3  # increases when the same keys draw different pictures
+SUBPIXELS = 4  # along each side of a pixel, for antialiasing
+MIN_VISIBLE_FRACTION = 0.75  # of a shape's pixels
 BACKGROUND_CONTRAST = 0.9  # below 0.7, thresholds begin to find the shapes (tests/detr/data/test_shapes.py)
 NOISE_STD = 22.0  # of every pixel, in levels
-MIN_COLOUR_LEVEL = 125.0  # level of a shape's colour in each channel; the background's mean is 90
-MIN_COLOUR_DISTANCE = 70.0  # distance of a shape's colour from what it covers, in levels of RGB
+MIN_COLOUR_LEVEL = 125.0  # of a shape in each channel; the background's mean is 90
+MIN_COLOUR_DISTANCE = 70.0  # between a shape and the mean colour that it covers, Euclidean in RGB levels
 
 
 class Shapes(Coco):
-    """Circles, squares, triangles and stars, one to five in an image, drawn once into `root`.
+    """Images of one to five circles, squares, triangles and stars, drawn once into `root`.
 
-    A shape is a sixth to a half of the image's side long, of random light colour, and may hide up to a quarter of
-    another. Box and mask are those of its visible part. Backgrounds are confetti of all colours with noise on every
-    pixel, so that thresholds and blobs do not solve it; `plain` draws one colour each and no overlap, so that they do.
-    The folder's name holds a hash of the drawing keys: other keys draw another folder.
+    A shape is a sixth to a half of the image's side long, has a random light colour, and may hide up to a quarter of
+    another. Its box and mask cover its visible part. The background consists of specks of random colours, and every
+    pixel has noise, so that thresholding does not solve the set; with `plain`, backgrounds and shapes have one colour
+    and do not overlap, and it does. The folder's name contains a hash of the keys that decide the pictures.
     """
 
-    drawn = True  # made for a model without pretrained weights
+    drawn = True  # learnt without pretrained weights
 
     def __init__(
         self,
@@ -56,19 +56,19 @@ class Shapes(Coco):
         batch_size: Positive,
         cache: bool,
     ):
-        """Describe the set; it is drawn at first use.
+        """Store the keys; the set is drawn at first use.
 
         Args:
-            root: folder of all drawn sets.
+            root: folder of all such sets.
             image_size: height and width in pixels.
-            train_count: images to learn from.
-            val_count: images that choose the checkpoint; 0 = no val.
-            test_count: images that are reported.
-            seed: of the drawing; the run's seed does not change the pictures.
-            plain: plain backgrounds and fills, no overlap.
-            flip: whether training images are flipped sideways every other time.
+            train_count: images for training.
+            val_count: images that select the checkpoint; 0 = no val.
+            test_count: images for the reported numbers.
+            seed: of the pictures, independent of the run's seed.
+            plain: backgrounds and shapes of one colour, without overlap.
+            flip: whether training images are flipped horizontally with probability 0.5.
             batch_size: images in one optimizer step.
-            cache: keep decoded images in memory (each worker its own).
+            cache: keep decoded images in the memory of each worker.
         """
         self.image_size = image_size
         self.train_count = train_count
@@ -105,12 +105,15 @@ class Shapes(Coco):
         )
 
     def prepare(self) -> None:
-        """Draw the set unless it is there: beside its place, then renamed, so that it is whole or absent."""
+        """Draw the set unless it exists: into a temporary folder that is then renamed, so that it is never incomplete.
+
+        Raises UserError when the files cannot be written.
+        """
         if self.folder.exists():
             return
         draft = self.folder.with_name(f"{self.folder.name}.draft-{secrets.token_hex(4)}")
         if is_main():
-            print(f"Drawing {self.folder}: once, some seconds.", file=sys.stderr)
+            print(f"Drawing {self.folder}, once; this takes some seconds.", file=sys.stderr)
         counts: dict[Split, int] = {"train": self.train_count, "val": self.val_count, "test": self.test_count}
         try:
             for split, count in counts.items():
@@ -119,7 +122,7 @@ class Shapes(Coco):
                 (draft / f"{split}.json").write_text(json.dumps(document))
             draft.rename(self.folder)
         except OSError as error:
-            if not self.folder.exists():  # else another process of this run was quicker, with the same pictures
+            if not self.folder.exists():  # otherwise another process finished the same pictures first
                 raise UserError(f"The shapes cannot be drawn ({error}); choose another data.root.") from None
         finally:
             shutil.rmtree(draft, ignore_errors=True)
@@ -128,8 +131,8 @@ class Shapes(Coco):
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
         for number in range(1, count + 1):
-            random = np.random.default_rng(mix(self.seed, split, number))
-            pixels, masks, labels = draw(random, self.image_size, self.plain)
+            rng = np.random.default_rng(mix(self.seed, split, number))
+            pixels, masks, labels = draw(rng, self.image_size, self.plain)
             name = f"{number:06d}.png"
             Image.fromarray(pixels).save(folder / name, compress_level=1)
             images.append({"id": number, "file_name": name, "height": self.image_size, "width": self.image_size})
@@ -140,51 +143,49 @@ class Shapes(Coco):
 
 
 def draw(
-    random: np.random.Generator, size: int, plain: bool
+    rng: np.random.Generator, size: int, plain: bool
 ) -> tuple[NDArray[np.uint8], list[NDArray[np.bool_]], list[int]]:
-    """One picture: pixels (size, size, 3), the visible mask (size, size) of each shape, and its index into NAMES."""
-    canvas = np.full((size, size, 3), random.uniform(0, 255, 3)) if plain else _sample_background(random, size)
+    """Draw one picture: pixels (size, size, 3), each shape's visible mask (size, size), its index into NAMES."""
+    canvas = np.full((size, size, 3), rng.uniform(0, 255, 3)) if plain else _sample_background(rng, size)
     masks: list[NDArray[np.bool_]] = []
-    whole: list[int] = []  # pixels of each shape before others covered it
+    areas: list[int] = []  # pixels of each shape before others covered it
     labels: list[int] = []
-    wanted = int(random.integers(1, 6))
-    for _ in range(20 * wanted):
-        if len(masks) == wanted:
+    count = int(rng.integers(1, 6))
+    for _ in range(20 * count):  # a limit, since a shape that hides too much of another is sampled again
+        if len(masks) == count:
             break
-        label = int(random.integers(len(NAMES)))
-        cover = _sample_coverage(random, size, label)
-        mask = cover > 0.5
-        if plain and any((other & ndimage.binary_dilation(mask, iterations=2)).any() for other in masks):
+        label = int(rng.integers(len(NAMES)))
+        coverage = _sample_coverage(rng, size, label)
+        mask = coverage > 0.5
+        if plain and any((shape & ndimage.binary_dilation(mask, iterations=2)).any() for shape in masks):
             continue
-        if any(
-            (other & ~mask).sum() < MIN_VISIBLE_FRACTION * pixels for other, pixels in zip(masks, whole, strict=True)
-        ):
+        if any((shape & ~mask).sum() < MIN_VISIBLE_FRACTION * area for shape, area in zip(masks, areas, strict=True)):
             continue
-        masks = [other & ~mask for other in masks] + [mask]
-        whole.append(int(mask.sum()))
+        masks = [shape & ~mask for shape in masks] + [mask]
+        areas.append(int(mask.sum()))
         labels.append(label)
-        fill = _sample_colour(random, canvas[mask].mean(axis=0))
+        fill = _sample_colour(rng, canvas[mask].mean(axis=0))
         if not plain:
-            fill = fill + _sample_ramp(random, size, 25.0)
-        canvas = canvas * (1 - cover[..., None]) + fill * cover[..., None]
+            fill = fill + _sample_ramp(rng, size, 25.0)
+        canvas = canvas * (1 - coverage[..., None]) + fill * coverage[..., None]
     if not plain:
-        canvas = canvas + random.normal(0, NOISE_STD, canvas.shape)
+        canvas = canvas + rng.normal(0, NOISE_STD, canvas.shape)
     return canvas.clip(0, 255).round().astype(np.uint8), masks, labels
 
 
-def _sample_coverage(random: np.random.Generator, size: int, label: int) -> NDArray[np.float64]:
-    """How much of each pixel (size, size) a shape of random size and place covers, in [0, 1]."""
+def _sample_coverage(rng: np.random.Generator, size: int, label: int) -> NDArray[np.float64]:
+    """Sample a shape's scale and position; returns the fraction of each pixel (size, size) that it covers."""
     corners = _corners(label) - _corners(label).min(axis=0)
-    corners *= random.uniform(size / 6 + 1, size / 2) / corners.max()
-    corners += random.uniform(0, size - corners.max(axis=0))
+    corners *= rng.uniform(size / 6 + 1, size / 2) / corners.max()
+    corners += rng.uniform(0, size - corners.max(axis=0))
     image = Image.new("L", (size * SUBPIXELS, size * SUBPIXELS))
     ImageDraw.Draw(image).polygon([tuple(corner) for corner in corners * SUBPIXELS], fill=1)
-    covered: NDArray[np.float64] = np.asarray(image).reshape(size, SUBPIXELS, size, SUBPIXELS).mean(axis=(1, 3))
-    return covered
+    coverage: NDArray[np.float64] = np.asarray(image).reshape(size, SUBPIXELS, size, SUBPIXELS).mean(axis=(1, 3))
+    return coverage
 
 
 def _corners(label: int) -> NDArray[np.float64]:
-    """The outline (n, 2) of a shape of NAMES about the origin."""
+    """The outline (n, 2) of the shape NAMES[label], centred at the origin."""
     name = NAMES[label]
     count = {"circle": 48, "square": 4, "triangle": 3, "star": 10}[name]
     angles = np.arange(count) * 2 * np.pi / count + (np.pi / 4 if name == "square" else -np.pi / 2)
@@ -193,28 +194,28 @@ def _corners(label: int) -> NDArray[np.float64]:
     return outline
 
 
-def _sample_colour(random: np.random.Generator, behind: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A colour (3,) that stands out from the mean of what it will cover."""
+def _sample_colour(rng: np.random.Generator, background: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Sample a light colour (3,) at a distance of at least MIN_COLOUR_DISTANCE from `background` (3,)."""
     while True:
-        colour = random.uniform(MIN_COLOUR_LEVEL, 255, 3)
-        if np.linalg.norm(colour - behind) > MIN_COLOUR_DISTANCE:
+        colour = rng.uniform(MIN_COLOUR_LEVEL, 255, 3)
+        if np.linalg.norm(colour - background) > MIN_COLOUR_DISTANCE:
             return colour
 
 
-def _sample_background(random: np.random.Generator, size: int) -> NDArray[np.float64]:
-    """A background (size, size, 3): specks of all colours, a 10th to a 20th of the side long, dark on average."""
-    cells = int(random.integers(10, 21))
-    coarse = Image.fromarray(random.integers(0, 256, (cells, cells, 3), dtype=np.uint8))
+def _sample_background(rng: np.random.Generator, size: int) -> NDArray[np.float64]:
+    """Sample a background (size, size, 3): coloured specks, a 10th to a 20th of the side long, dark on average."""
+    cells = int(rng.integers(10, 21))
+    coarse = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8))
     canvas = np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC)).astype(np.float64)
     return 90 + BACKGROUND_CONTRAST * (canvas - 128)
 
 
-def _sample_ramp(random: np.random.Generator, size: int, strength: float) -> NDArray[np.float64]:
-    """A linear change of colour (size, size, 3) across the picture, of at most `strength` levels either way."""
+def _sample_ramp(rng: np.random.Generator, size: int, strength: float) -> NDArray[np.float64]:
+    """Sample a linear change of colour (size, size, 3) across the picture, of at most `strength` levels each way."""
     y, x = np.mgrid[:size, :size] / size * 2 - 1
-    angle = random.uniform(0, 2 * np.pi)
-    slope: NDArray[np.float64] = (x * np.cos(angle) + y * np.sin(angle))[..., None]
-    return slope * random.uniform(-strength, strength, 3)
+    angle = rng.uniform(0, 2 * np.pi)
+    ramp: NDArray[np.float64] = (x * np.cos(angle) + y * np.sin(angle))[..., None]
+    return ramp * rng.uniform(-strength, strength, 3)
 
 
 def _annotation(number: int, image: int, mask: NDArray[np.bool_], label: int) -> dict[str, Any]:

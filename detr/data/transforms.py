@@ -1,7 +1,7 @@
 """The augmentation of DETR's training (Carion et al. 2020, arXiv:2005.12872, appendix A.4), on uint8 tensors.
 
-Every random choice is drawn from the generator that is handed in, so a sample is a function of (seed, epoch, index).
-Boxes travel as `tv_tensors.BoundingBoxes` (xyxy, pixels of the image beside them) and move with the image.
+Every random choice is sampled from the generator argument, so a sample is a function of (seed, epoch, index). Boxes
+are `tv_tensors.BoundingBoxes` (xyxy in pixels of their image) and are transformed with it.
 """
 
 from dataclasses import dataclass
@@ -18,30 +18,30 @@ from common.types import Positive
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """What happens to an image on its way to the network; all lengths in pixels.
+    """Resizing and augmentation; all lengths in pixels.
 
-    kind: "detr" flips, picks a size and, every other time, crops first; "flip" flips and picks a size; "none" treats
-    training images as evaluated ones.
+    kind: "detr" flips, crops with probability 0.5 and resizes to a random size; "flip" flips and resizes to a random
+    size; "none" resizes training images as in evaluation.
     """
 
     kind: Literal["detr", "flip", "none"]
-    sizes: list[Positive]  # lengths of the shorter side to choose from in training
+    sizes: list[Positive]  # the shorter side in training, one of these at random
     eval_size: Positive  # the shorter side in evaluation
-    max_size: Positive  # the longer side's limit, always
-    middle_sizes: list[Positive]  # the shorter side before a crop
-    crop: tuple[Positive, Positive]  # a crop's least and greatest side
+    max_size: Positive  # limit of the longer side
+    middle_sizes: list[Positive]  # the shorter side before a crop, one of these at random
+    crop: tuple[Positive, Positive]  # smallest and largest side of a crop
 
     def __post_init__(self) -> None:
-        """Refuse what a type cannot: nothing to choose from, and limits in the wrong order."""
+        """Raise UserError for an empty list of sizes, or crop limits in the wrong order."""
         for name, values in (("sizes", self.sizes), ("middle_sizes", self.middle_sizes)):
             if not values:
                 raise UserError(f"data.augmentation.{name}=[]: expected at least one size in pixels.")
         if self.crop[0] > self.crop[1]:
-            raise UserError(f"data.augmentation.crop={list(self.crop)}: expected the least side first.")
+            raise UserError(f"data.augmentation.crop={list(self.crop)}: expected the smaller limit first.")
 
 
 def as_bounding_boxes(image: Tensor, boxes: Tensor) -> BoundingBoxes:
-    """Boxes (n, 4) xyxy in pixels, tied to the size of `image` (3, H, W)."""
+    """Wrap boxes (n, 4) xyxy in pixels, with the height and width of `image` (3, H, W) as their canvas."""
     size = (image.shape[-2], image.shape[-1])
     return BoundingBoxes(boxes.reshape(-1, 4), format=BoundingBoxFormat.XYXY, canvas_size=size)
 
@@ -49,34 +49,34 @@ def as_bounding_boxes(image: Tensor, boxes: Tensor) -> BoundingBoxes:
 def augment(
     image: Tensor, boxes: BoundingBoxes, labels: Tensor, options: Augmentation, generator: torch.Generator | None
 ) -> tuple[Tensor, BoundingBoxes, Tensor]:
-    """Image uint8 (3, H, W), boxes (n, 4) and labels (n,) as the network sees them.
+    """Augment image uint8 (3, H, W), boxes (n, 4) and labels (n,); without a generator, resize as in evaluation.
 
-    With a generator as in training, without one as in evaluation. A crop may leave fewer boxes, or none.
+    A crop may leave fewer boxes, or none.
     """
     if generator is None or options.kind == "none":
         return *resize(image, boxes, options.eval_size, options.max_size), labels
     if torch.rand((), generator=generator) < 0.5:
         image, boxes = functional.horizontal_flip(image), functional.horizontal_flip(boxes)
     if options.kind == "detr" and torch.rand((), generator=generator) < 0.5:
-        # No limit on the longer side here, as in the reference.
-        image, boxes = resize(image, boxes, _choice(options.middle_sizes, generator), None)
+        # As in the reference, the longer side has no limit here.
+        image, boxes = resize(image, boxes, _sample_choice(options.middle_sizes, generator), None)
         image, boxes, labels = random_size_crop(image, boxes, labels, options.crop, generator)
-    return *resize(image, boxes, _choice(options.sizes, generator), options.max_size), labels
+    return *resize(image, boxes, _sample_choice(options.sizes, generator), options.max_size), labels
 
 
 def resize(image: Tensor, boxes: BoundingBoxes, size: int, max_size: int | None) -> tuple[Tensor, BoundingBoxes]:
-    """Bring the shorter side of `image` (3, H, W) to `size` pixels, the longer one to at most `max_size`."""
+    """Resize `image` (3, H, W): the shorter side to `size` pixels, the longer side to at most `max_size`."""
     height, width = image.shape[-2:]
-    new = list(resized_shape(height, width, size, max_size))
-    if new == [height, width]:
+    shape = list(resized_shape(height, width, size, max_size))
+    if shape == [height, width]:
         return image, boxes
-    return functional.resize(image, new, antialias=True), functional.resize(boxes, new)
+    return functional.resize(image, shape, antialias=True), functional.resize(boxes, shape)
 
 
 def resized_shape(height: int, width: int, size: int, max_size: int | None) -> tuple[int, int]:
     """Height and width after `resize`, with the reference's rounding (640 x 427 becomes 1199 x 800 for 800, 1333).
 
-    Differs: a strip whose short side rounds to nothing keeps one pixel, where the reference raises.
+    Differs: a strip with a short side that rounds to 0 keeps one pixel; the reference raises.
     """
     short, long = min(height, width), max(height, width)
     if max_size is not None and long / short * size > max_size:
@@ -88,23 +88,24 @@ def resized_shape(height: int, width: int, size: int, max_size: int | None) -> t
 def random_size_crop(
     image: Tensor, boxes: BoundingBoxes, labels: Tensor, limits: tuple[int, int], generator: torch.Generator
 ) -> tuple[Tensor, BoundingBoxes, Tensor]:
-    """Cut out a window whose sides lie within `limits` pixels, anywhere; boxes are clipped and empty ones dropped.
+    """Crop a random window with sides within `limits` pixels, clip the boxes and drop those that become empty.
 
-    Differs: a side shorter than the lower limit is kept whole, where the reference raises.
+    Differs: a side shorter than the lower limit is not cropped; the reference raises.
     """
     full_height, full_width = image.shape[-2:]
-    height, width = (_between(min(limits[0], n), min(limits[1], n), generator) for n in (full_height, full_width))
-    top, left = _between(0, full_height - height, generator), _between(0, full_width - width, generator)
+    low, high = limits
+    height, width = (_sample_integer(min(low, n), min(high, n), generator) for n in (full_height, full_width))
+    top, left = _sample_integer(0, full_height - height, generator), _sample_integer(0, full_width - width, generator)
     image = functional.crop(image, top, left, height, width)
-    image = image[None].contiguous(memory_format=torch.channels_last)[0]  # a view of rows resizes twice as slowly
+    image = image[None].contiguous(memory_format=torch.channels_last)[0]  # resizing a strided crop takes twice as long
     boxes = functional.clamp_bounding_boxes(functional.crop(boxes, top, left, height, width))
-    kept = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
-    return image, as_bounding_boxes(image, boxes[kept]), labels[kept]
+    nonempty = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+    return image, as_bounding_boxes(image, boxes[nonempty]), labels[nonempty]
 
 
-def _between(low: int, high: int, generator: torch.Generator) -> int:
+def _sample_integer(low: int, high: int, generator: torch.Generator) -> int:
     return int(torch.randint(low, high + 1, (), generator=generator))
 
 
-def _choice(values: list[int], generator: torch.Generator) -> int:
-    return values[_between(0, len(values) - 1, generator)]
+def _sample_choice(values: list[int], generator: torch.Generator) -> int:
+    return values[_sample_integer(0, len(values) - 1, generator)]

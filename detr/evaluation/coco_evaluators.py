@@ -1,7 +1,7 @@
-"""The programs that match and count by COCO's rules: pycocotools, and faster-coco-eval for the same bits sooner.
+"""The packages that compute COCO's numbers: pycocotools, and faster-coco-eval for bit-identical numbers in less time.
 
-pycocotools is the reference. faster-coco-eval (an optional package) does its work in C++; its one departure is mended
-here, so that which of them counts can be told from the time alone.
+pycocotools is the reference. faster-coco-eval, an optional package, is written in C++; its one departure from the
+reference is corrected here.
 """
 
 import io
@@ -18,91 +18,92 @@ from common.errors import UserError
 
 Evaluator = Literal["auto", "pycocotools", "faster_coco_eval"]
 IouType = Literal["bbox", "segm"]
-Dataset = dict[str, Any]  # images, categories and annotations, numbered from 1, with every key that is read
+Dataset = dict[str, Any]  # images, categories and annotations with ids from 1 and every key that evaluators read
 
-LONE_MATCH_PRECISION = 1 - 2**-52  # pycocotools' precision of 1 right detection among 1: it adds 2^-52 to every divisor
+LONE_MATCH_PRECISION = 1 - 2**-52  # of one detection that is correct: pycocotools adds 2^-52 to each divisor
 
 
 class CocoStatistics(NamedTuple):
-    """What was counted, the same for all evaluators to the last bit."""
+    """The result of an evaluation, bit-identical for all evaluators."""
 
-    numbers: list[float]  # COCO's 12, in its order
-    precision: np.ndarray  # (10 IoUs, 101 recalls, K classes, 4 areas, 3 limits of detections); -1 without objects
+    numbers: list[float]  # COCO's 12, in the order of COCOeval.stats
+    precision: np.ndarray  # (10 IoUs, 101 recalls, K classes, 4 areas, 3 detection limits); -1 without objects
 
 
 def select_evaluator(name: Evaluator) -> Callable[[Dataset, Dataset, IouType], CocoStatistics]:
-    """The evaluator by that name, from ground truth and detections to counts; auto is the fastest that is installed.
+    """The evaluator named `name`, a function of ground truth and detections; "auto" is the fastest that is installed.
 
     Raises:
-        UserError: it is not installed.
+        UserError: the evaluator is not installed.
     """
-    found = find_spec("faster_coco_eval") is not None
-    if name == "faster_coco_eval" and not found:
+    fast_is_installed = find_spec("faster_coco_eval") is not None
+    if name == "faster_coco_eval" and not fast_is_installed:
         raise UserError(
             "task.evaluator=faster_coco_eval, but that package is not installed: pip install faster-coco-eval, or give "
-            "task.evaluator=auto, whose numbers are the same."
+            "task.evaluator=auto, which gives the same numbers."
         )
-    return _with_pycocotools if name == "pycocotools" or not found else _with_faster_coco_eval
+    return _with_pycocotools if name == "pycocotools" or not fast_is_installed else _with_faster_coco_eval
 
 
-def _with_pycocotools(truth: Dataset, detections: Dataset, kind: IouType) -> CocoStatistics:
-    with redirect_stdout(io.StringIO()):  # it prints its progress
-        evaluation = COCOeval(_index(COCO, truth), _index(COCO, detections), kind)
+def _with_pycocotools(truth: Dataset, detections: Dataset, iou_type: IouType) -> CocoStatistics:
+    with redirect_stdout(io.StringIO()):  # pycocotools prints its progress
+        evaluation = COCOeval(_index(COCO, truth), _index(COCO, detections), iou_type)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
     return CocoStatistics(evaluation.stats.tolist(), evaluation.eval["precision"])
 
 
-def _with_faster_coco_eval(truth: Dataset, detections: Dataset, kind: IouType) -> CocoStatistics:
-    import faster_coco_eval  # here, because it is optional
+def _with_faster_coco_eval(truth: Dataset, detections: Dataset, iou_type: IouType) -> CocoStatistics:
+    import faster_coco_eval  # not at the top, because it is optional
 
     evaluation = faster_coco_eval.COCOeval_faster(
-        _index(faster_coco_eval.COCO, truth), _index(faster_coco_eval.COCO, detections), kind
+        _index(faster_coco_eval.COCO, truth), _index(faster_coco_eval.COCO, detections), iou_type
     )
-    recalls, most = evaluation.params.recThrs, max(1, len(truth["annotations"]))
-    evaluation.params.recThrs = np.concatenate([recalls, 0.5 ** np.arange(most.bit_length())])
+    recalls, max_objects = evaluation.params.recThrs, max(1, len(truth["annotations"]))
+    evaluation.params.recThrs = np.concatenate([recalls, 0.5 ** np.arange(max_objects.bit_length())])
     evaluation.evaluate()
     evaluation.accumulate()
     precision, halves = np.split(evaluation.eval["precision"], [len(recalls)], axis=1)
-    precision = np.ascontiguousarray(precision)  # a mean depends on the order in memory
-    _add_to_divisors(precision, halves, _objects(truth, evaluation.params.areaRng))
+    precision = np.ascontiguousarray(precision)  # the rounding of a mean depends on the memory layout
+    _add_to_divisors(precision, halves, _count_objects(truth, evaluation.params.areaRng))
     evaluation.params.recThrs, evaluation.eval["precision"] = recalls, precision
     evaluation.summarize()
     return CocoStatistics(evaluation.stats.tolist(), precision)
 
 
 def _add_to_divisors(precision: np.ndarray, halves: np.ndarray, objects: np.ndarray) -> None:
-    """Give a precision of 1 the value that it has with pycocotools, in place.
+    """Change precisions of 1 to the values that pycocotools computes, in place.
 
-    pycocotools adds 2^-52 to the number of detections, lest it be zero. Next to 2 and more that is rounded away, so it
-    only shows where the first detection is right and the next one is not. Whether the next one is right, the
-    precision at a recall of more than 1/n and at most 2/n tells, of n objects: exactly one power of two lies there.
+    pycocotools adds 2^-52 to the number of detections to avoid a division by zero. Next to 2 or more detections the
+    addend is rounded away, so it shows only if the first detection is correct and the second is not. For n objects,
+    the second is correct exactly if precision is 1 at a recall in (1/n, 2/n]; one power of two lies in that interval.
 
     Args:
         precision: (T, R, K, A, M) at COCO's recalls.
         halves: (T, P, K, A, M) the same at the recalls 1, 1/2, 1/4, ...
-        objects: (K, A) how many there are of each class in each range of areas.
+        objects: (K, A) number of objects of each class in each range of areas.
     """
     for (k, a), n in np.ndenumerate(objects):
-        two = halves[:, (int(n) - 1).bit_length() - 1, k, a] == 1 if n > 1 else np.zeros(halves[:, 0, k, a].shape, bool)
+        power = (int(n) - 1).bit_length() - 1  # 1/n < 2^-power <= 2/n
+        two_correct = halves[:, power, k, a] == 1 if n > 1 else np.zeros(halves[:, 0, k, a].shape, bool)  # (T, M)
         curve = precision[:, :, k, a]  # (T, R, M)
-        curve[(curve == 1) & ~two[:, None]] = LONE_MATCH_PRECISION
+        curve[(curve == 1) & ~two_correct[:, None]] = LONE_MATCH_PRECISION
 
 
-def _objects(truth: Dataset, areas: list[list[float]]) -> np.ndarray:
-    """(K, A) objects by class and range of areas, whose borders belong to it; crowds are none."""
-    counted = [a for a in truth["annotations"] if not a["iscrowd"]]
-    classes = np.array([a["category_id"] for a in counted], dtype=np.int64)
-    area = np.array([a["area"] for a in counted], dtype=np.float64)
-    number = len(truth["categories"]) + 1
-    within = [classes[(area >= low) & (area <= high)] for low, high in areas]
-    return np.stack([np.bincount(some, minlength=number)[1:] for some in within], axis=1)
+def _count_objects(truth: Dataset, areas: list[list[float]]) -> np.ndarray:
+    """Count the objects (K, A) of each class in each range of areas, bounds included, without crowds."""
+    objects = [a for a in truth["annotations"] if not a["iscrowd"]]
+    classes = np.array([a["category_id"] for a in objects], dtype=np.int64)
+    area = np.array([a["area"] for a in objects], dtype=np.float64)
+    length = len(truth["categories"]) + 1
+    by_area = [classes[(area >= low) & (area <= high)] for low, high in areas]
+    return np.stack([np.bincount(ids, minlength=length)[1:] for ids in by_area], axis=1)
 
 
-def _index(maker: Any, dataset: Dataset) -> Any:
-    """The dataset in either program's own class."""
-    coco = maker()
+def _index(coco_class: Any, dataset: Dataset) -> Any:
+    """The dataset as an indexed object of either package's COCO class."""
+    coco = coco_class()
     coco.dataset = dataset
     coco.createIndex()
     return coco

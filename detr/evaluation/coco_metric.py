@@ -1,4 +1,4 @@
-"""From a detector's answers to COCO's numbers: every image of a split once, over all ranks, counted at once."""
+"""COCO's numbers of a detector: detections of a split are gathered from all ranks and evaluated together."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +16,7 @@ from detr.evaluation.coco_numbers import SHAPE_KEY, ClassRow, evaluate_results, 
 
 
 class Detections(NamedTuple):
-    """What was detected in one image, in COCO's terms."""
+    """The detections of one image, in COCO's format."""
 
     boxes: np.ndarray  # (n, 4) float64, x y width height in pixels of the original image
     scores: np.ndarray  # (n,)
@@ -25,12 +25,12 @@ class Detections(NamedTuple):
 
 
 class CocoMetric:
-    """Detections of one split, every image exactly once over all ranks, to COCO's numbers.
+    """COCO's numbers for the detections of one split, each image exactly once over all ranks.
 
     Args:
-        ground_truth: the split's COCO JSON, uncleaned, with its crowds.
+        ground_truth: the split's COCO JSON, with crowds and degenerate boxes.
         categories: {"id", "name"} by class index.
-        evaluator: the program that counts; the numbers are the same.
+        evaluator: the package that computes the numbers; they do not depend on it.
 
     Raises UserError when the evaluator is not installed.
     """
@@ -38,21 +38,21 @@ class CocoMetric:
     def __init__(
         self, ground_truth: dict[str, Any], categories: list[dict[str, Any]], evaluator: Evaluator = "pycocotools"
     ) -> None:
-        select_evaluator(evaluator)  # now, and not when all images have been seen
+        select_evaluator(evaluator)  # fails before the first image, not after the last
         self.ground_truth = ground_truth
         self.categories = categories
         self.evaluator = evaluator
-        self.seen: list[tuple[int, Detections]] = []  # image id and what was detected there
+        self.detections: list[tuple[int, Detections]] = []  # image ids and their detections
         self.gathered = False
         self.rows: list[ClassRow] = []
 
     def update(self, batch: Batch, answers: list[Answer]) -> None:
-        """Take in each image's boxes (n, 4) xyxy in original pixels, scores (n,), labels (n,), masks (n, H, W)."""
+        """Add each image's boxes (n, 4) xyxy in original pixels, scores (n,), labels (n,) and masks (n, H, W)."""
         for image, answer in zip(batch["ids"], answers, strict=True):
             boxes, scores = answer["boxes"].double().numpy(), answer["scores"].double().numpy()
             if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
                 raise UserError(
-                    f"image {image}: the model's boxes or scores are not finite; its weights are broken, or the "
+                    f"image {image}: the model's boxes or scores are not finite; its weights are not finite, or the "
                     "precision is too low (try trainer.precision=fp32)."
                 )
             detections = Detections(
@@ -61,65 +61,65 @@ class CocoMetric:
                 categories=[self.categories[label]["id"] for label in answer["labels"].tolist()],
                 masks=_encode(answer["masks"]) if "masks" in answer else None,
             )
-            self.seen.append((image, detections))
+            self.detections.append((image, detections))
 
     def gather(self) -> None:
-        """Join the ranks' images on rank 0; every image of the split must have been seen, and only once."""
-        rows = gather_samples(self.seen, None)
-        seen, expected = {image for image, _ in rows}, {image["id"] for image in self.ground_truth["images"]}
-        assert seen == expected, (
-            f"every image of the split must be evaluated; by id, never: {sorted(expected - seen)[:5]}, not of this "
-            f"split: {sorted(seen - expected)[:5]}"
+        """Gather the ranks' detections on rank 0; each image of the split must occur exactly once."""
+        gathered = gather_samples(self.detections, None)
+        evaluated, expected = {image for image, _ in gathered}, {image["id"] for image in self.ground_truth["images"]}
+        assert evaluated == expected, (
+            f"every image of the split must be evaluated; missing: {sorted(expected - evaluated)[:5]}, not of this "
+            f"split: {sorted(evaluated - expected)[:5]}"
         )
-        self.seen = rows if is_main() else []
+        self.detections = gathered if is_main() else []
         self.gathered = True
 
     def compute(self) -> dict[str, float]:
-        """Box numbers by COCO's names and, when the answers held masks, mask numbers with `mask_` before the name.
+        """Box numbers by COCO's names and, if the answers have masks, mask numbers with the prefix `mask_`.
 
-        Rank 0 counts, the others wait for its numbers.
+        Rank 0 computes them and broadcasts them to the others.
         """
         assert self.gathered, "gather() comes before compute()"
         numbers: dict[str, float] = {}
         rows: list[ClassRow] = []
         if is_main():
             numbers, rows = evaluate_results(self.ground_truth, self.results("bbox"), "bbox", self.evaluator)
-            if self._holds_masks():
+            if self._has_masks():
                 masks, _ = evaluate_results(self.ground_truth, self.results("segm"), "segm", self.evaluator)
                 numbers |= {f"mask_{name}": number for name, number in masks.items()}
         numbers, self.rows = broadcast((numbers, rows))
         return numbers
 
     def details(self) -> list[tuple[Any, ...]]:
-        """Name, box AP and AP50, and number of objects of each class by rising category id, after `compute`."""
+        """Name, box AP, AP50 and number of objects of each class by ascending category id, after `compute`."""
         return [ClassRow._fields, *self.rows]
 
-    def results(self, kind: IouType) -> Iterator[dict[str, Any]]:
-        """The lines of a COCO results file: unrounded, so that the file gives the same numbers again."""
-        for image, detections in self.seen:
-            shapes = detections.boxes.tolist() if kind == "bbox" else detections.masks
-            assert shapes is not None, f"the answer to image {image} holds no masks"
+    def results(self, iou_type: IouType) -> Iterator[dict[str, Any]]:
+        """The entries of a COCO results file, unrounded, so that evaluating the file gives the same numbers."""
+        for image, detections in self.detections:
+            shapes = detections.boxes.tolist() if iou_type == "bbox" else detections.masks
+            assert shapes is not None, f"the answer for image {image} has no masks"
             for category, shape, score in zip(detections.categories, shapes, detections.scores.tolist(), strict=True):
-                yield {"image_id": image, "category_id": category, SHAPE_KEY[kind]: shape, "score": score}
+                yield {"image_id": image, "category_id": category, SHAPE_KEY[iou_type]: shape, "score": score}
 
     def write(self, folder: Path) -> None:
-        """Write `boxes.json` and, when the answers held masks, `masks.json`: each a COCO results file.
+        """Write `boxes.json` and, if the answers have masks, `masks.json`: COCO results files.
 
-        COCO's server takes them zipped, under the name that it prescribes for the set.
+        COCO's server accepts them zipped, under the file name that it prescribes for the split.
         """
         assert self.gathered, "gather() comes before write()"
         if not is_main():
             return
         folder.mkdir(parents=True, exist_ok=True)
         write_results(folder / "boxes.json", self.results("bbox"))
-        if self._holds_masks():
+        if self._has_masks():
             write_results(folder / "masks.json", self.results("segm"))
 
-    def _holds_masks(self) -> bool:
-        return any(detections.masks is not None for _, detections in self.seen)
+    def _has_masks(self) -> bool:
+        return any(detections.masks is not None for _, detections in self.detections)
 
 
 def _encode(masks: Tensor) -> list[dict[str, Any]]:
-    """Boolean masks (n, H, W) as COCO's compressed run-length codes, fit for JSON."""
-    columns_first = np.asfortranarray(masks.permute(1, 2, 0).numpy().astype(np.uint8))  # (H, W, n)
-    return [{"size": code["size"], "counts": code["counts"].decode()} for code in rle.encode(columns_first)]
+    """Encode boolean masks (n, H, W) as COCO's compressed run-length codes, with strings for JSON."""
+    column_major = np.asfortranarray(masks.permute(1, 2, 0).numpy().astype(np.uint8))  # (H, W, n)
+    return [{"size": code["size"], "counts": code["counts"].decode()} for code in rle.encode(column_major)]

@@ -1,4 +1,4 @@
-"""Pictures of detections for people: boxes with class names and scores, legible on an icon and on a photograph."""
+"""Pictures of detections: boxes with class names and scores, legible on images of any size."""
 
 import colorsys
 import math
@@ -8,7 +8,7 @@ from PIL import ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
-MIN_LONGER_SIDE = 400  # pixels of the longer side under which labels would hide what they name
+MIN_LONGER_SIDE = 400  # pixels; on a smaller picture, labels would hide the objects
 
 
 def draw(
@@ -18,28 +18,28 @@ def draw(
     scores: Tensor | None = None,
     labels: Tensor | None = None,
 ) -> Tensor:
-    """Draw boxes with their names on a copy of an image; the highest score comes last and lies on top.
+    """Draw boxes with their names on a copy of an image, in ascending order of score.
 
-    Pillow draws, because torchvision's `draw_bounding_boxes` has one size of letters, 10 pixels, without a font file.
+    Pillow is used because torchvision's `draw_bounding_boxes` needs a font file for letters of another size than 10.
 
     Args:
         image: uint8 (3, H, W).
-        boxes: (n, 4) xyxy in pixels of `image`; what lies outside is cut off.
+        boxes: (n, 4) xyxy in pixels of `image`, clipped to it.
         names: n class names.
-        scores: (n,) in 0..1; none for ground truth.
-        labels: (n,) class indices, so that a class has one colour in all pictures; without them the names that occur
-            in this picture get different colours.
+        scores: (n,) in [0, 1]; None for ground truth.
+        labels: (n,) class indices, which give a class the same colour in all pictures; None colours the names of this
+            picture by alphabetical order.
 
     Returns:
-        uint8 (3, fH, fW), where f is 1 or, for a small image, the integer that makes its longer side `MIN_LONGER_SIDE`.
+        uint8 (3, fH, fW), where f is the smallest integer that makes the longer side at least `MIN_LONGER_SIDE`.
     """
     height, width = image.shape[-2:]
     factor = math.ceil(MIN_LONGER_SIDE / max(height, width))
     enlarged = image.repeat_interleave(factor, dim=-2).repeat_interleave(factor, dim=-1)  # (3, fH, fW)
     picture = to_pil_image(enlarged)
-    pen = ImageDraw.Draw(picture)
-    longer = max(picture.size)
-    font = ImageFont.load_default(size=max(14, longer // 60))
+    canvas = ImageDraw.Draw(picture)
+    longer_side = max(picture.size)
+    font = ImageFont.load_default(size=max(14, longer_side // 60))
     corners = (boxes.detach().cpu() * factor).round()
     corners[:, 0::2] = corners[:, 0::2].clamp(0, picture.width - 1)
     corners[:, 1::2] = corners[:, 1::2].clamp(0, picture.height - 1)
@@ -50,17 +50,17 @@ def draw(
     order = range(len(texts)) if scores is None else scores.argsort().tolist()
     for i in order:
         x0, y0, x1, y1 = corners[i].tolist()
-        pen.rectangle((x0, y0, x1, y1), outline=colour(classes[i]), width=max(2, longer // 400))
-        _, _, right, bottom = pen.textbbox((0, 0), texts[i], font=font)
+        canvas.rectangle((x0, y0, x1, y1), outline=colour(classes[i]), width=max(2, longer_side // 400))
+        _, _, right, bottom = canvas.textbbox((0, 0), texts[i], font=font)
         x = max(0, min(x0, picture.width - right - 4))
-        y = y0 - bottom - 4 if y0 >= bottom + 4 else y0  # above the box, or inside at the picture's upper edge
-        pen.rectangle((x, y, x + right + 4, y + bottom + 4), fill=colour(classes[i]))
-        pen.text((x + 2, y + 2), texts[i], fill="black", font=font)
+        y = y0 - bottom - 4 if y0 >= bottom + 4 else y0  # above the box, or inside it at the picture's upper edge
+        canvas.rectangle((x, y, x + right + 4, y + bottom + 4), fill=colour(classes[i]))
+        canvas.text((x + 2, y + 2), texts[i], fill="black", font=font)
     pixels: Tensor = pil_to_tensor(picture)
     return pixels
 
 
 def colour(label: int) -> tuple[int, int, int]:
-    """A bright colour for a class index, on which black is legible; neighbours differ by the golden ratio of hue."""
+    """A bright colour for a class index, on which black is legible; hues advance by the golden ratio."""
     red, green, blue = colorsys.hsv_to_rgb(label * 0.618034 % 1, 0.75, 1.0)
     return round(red * 255), round(green * 255), round(blue * 255)

@@ -1,6 +1,6 @@
-"""Official DETR files (facebookresearch/detr, Carion et al. 2020, arXiv 2005.12872) to our names and back.
+"""Tensor names of official DETR files (facebookresearch/detr, Carion et al. 2020, arXiv 2005.12872) and ours.
 
-Only names change: every tensor has the same shape and the same meaning in both layouts.
+Only names differ: each tensor has the same shape and meaning in both layouts.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from common.weights.layers import RESNET, TORCH_DECODER_LAYER, TORCH_ENCODER_LAY
 from common.weights.renaming import Table, identify_format, rename, with_prefixes
 from common.weights.unwrapping import unwrap
 
-# COCO's classes by category id, which is the official class index; the published ids have holes.
+# COCO's classes by category id, which is the official class index; unused ids are "N/A".
 COCO_NAMES = tuple(
     "N/A,person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,N/A,stop sign,"
     "parking meter,bench,bird,cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe,N/A,backpack,umbrella,N/A,N/A,"
@@ -24,7 +24,7 @@ COCO_NAMES = tuple(
     "hair drier,toothbrush".split(",")
 )
 
-NAMES = Table(  # (official, ours); panoptic files have "detr." before all
+NAMES = Table(  # (official, ours); panoptic files have the prefix "detr."
     *with_prefixes(
         "{|detr.}",
         "",
@@ -49,10 +49,10 @@ REQUIRED_PREFIXES = (
     *("backbone.0.body.", "transformer.encoder.layers.", "transformer.decoder.layers.", "transformer.decoder.norm."),
     *("class_embed.", *(f"bbox_embed.layers.{i}." for i in range(3)), "query_embed.", "input_proj."),
 )
-# Not a detector's weights: panoptic files' mask head, and counters that the official loader drops too.
+# Tensors that a detector does not have: the mask head of panoptic files, and counters that the official loader drops.
 LEFT_OUT = r"(detr\.)?(bbox_attention|mask_head)\..*|.*(\.num_batches_tracked|total_ops|total_params)"
 
-# Patterns of names that tell what a file is instead; the first that matches decides.
+# Patterns of tensor names by which another format is recognised; the first that matches decides.
 OTHER_FORMATS = (
     ("sampling_offsets", "a Deformable DETR or one of its descendants (DINO, RT-DETR)"),
     ("ca_qpos_proj", "a conditional, DAB- or DN-DETR"),
@@ -63,21 +63,21 @@ OTHER_FORMATS = (
 
 
 def adopt(content: dict[str, Any]) -> Adopted:
-    """The content of an official file in our names, with its classes: the class index is the category id.
+    """Rename the tensors of an official file to ours, and list its classes by index, which is the category id.
 
-    Takes {"model": ...} and bare weights, of R50, DC5 (whose names are R50's) and R101, with sine or learned positions,
-    pre-norm too, and panoptic files without their mask head. With COCO's 91 classes index i is COCO's id i, and ids
-    that COCO does not use are called "N/A"; with any other number the classes are "class 0", "class 1" and so on.
-    Raises UserError for any other file, saying what it is.
+    Accepts {"model": ...} or a bare state dict of R50, DC5 and R101, with sine or learned positions, post-norm or
+    pre-norm; the mask head of a panoptic file is left out. With COCO's 91 classes, index i is COCO's id i, and unused
+    ids are named "N/A"; with any other number, classes are named "class 0", "class 1" and so on. Raises UserError for
+    any other file and says what it is.
     """
-    tensors, beside = unwrap(content, ("model",), "a facebookresearch/detr file as published")
+    tensors, extra = unwrap(content, ("model",), "a facebookresearch/detr file as published")
     weights, sources, left_out, unknown = rename(tensors, NAMES.to_ours, LEFT_OUT)
-    if unknown or beside:
-        raise UserError(_refusal(tensors, f"it has {[*unknown, *beside][0]}, which an official DETR does not"))
-    matrices = [name.removeprefix("detr.") for name in sources.values() if name.endswith("weight")]
-    missing = next((part for part in REQUIRED_PREFIXES if not any(name.startswith(part) for name in matrices)), None)
+    if unknown or extra:
+        raise UserError(_refusal(tensors, f"it has {[*unknown, *extra][0]}, which an official DETR does not"))
+    weight_names = [name.removeprefix("detr.") for name in sources.values() if name.endswith("weight")]
+    missing = [prefix for prefix in REQUIRED_PREFIXES if not any(name.startswith(prefix) for name in weight_names)]
     if missing:
-        raise UserError(_refusal(tensors, f"it has no {missing}*"))
+        raise UserError(_refusal(tensors, f"it has no {missing[0]}*"))
     classes = len(weights["class_head.weight"]) - 1  # the last row is "no object"
     names = COCO_NAMES if classes == len(COCO_NAMES) else [f"class {i}" for i in range(classes)]
     categories = [{"id": i, "name": name} for i, name in enumerate(names)]
@@ -85,7 +85,7 @@ def adopt(content: dict[str, Any]) -> Adopted:
 
 
 def export(weights: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """A Detector's weights as an official file's content, {"model": ...}, which torch.save writes.
+    """Convert a Detector's weights to the content of an official file, {"model": ...}, for torch.save.
 
     Raises UserError for a tensor that the official network does not have.
     """
@@ -99,8 +99,8 @@ def export(weights: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 
 def _refusal(tensors: dict[str, Any], reason: str) -> str:
-    what = identify_format(tensors, OTHER_FORMATS) or "something else"
+    format_name = identify_format(tensors, OTHER_FORMATS) or "something else"
     return (
-        f"The checkpoint is {what} and not an official DETR ({reason}); give a file of facebookresearch/detr in its "
-        "published layout, or one that this program wrote."
+        f"The checkpoint is {format_name} and not an official DETR ({reason}); give a file of facebookresearch/detr in "
+        "its published layout, or one that this program wrote."
     )

@@ -1,4 +1,4 @@
-"""DETR: a set of queries looks at an image's features and each answers with one object or none.
+"""DETR: object queries attend to an image's features, and each predicts one object or none.
 
 Carion et al. 2020, "End-to-End Object Detection with Transformers", arXiv 2005.12872, section 3.2 and figure 2.
 """
@@ -21,13 +21,13 @@ from detr.models.query_detector import Image, Outputs, Queries, QueryDetector
 
 @dataclass(frozen=True, kw_only=True)
 class PositionOptions:
-    """How the encoder and the decoder learn where a feature lies.
+    """Position encodings of the feature map, for the encoder and the decoder.
 
-    kind: sines, or learned rows and columns, added to queries and keys of every attention.
-    temperature: of the sines; the paper has 10,000, small maps tell neighbours apart better with 20 (Liu et al. 2022,
+    kind: sines, or learned rows and columns, added to the queries and keys of each attention.
+    temperature: of the sines; 10,000 in the paper; 20 separates neighbours better on small maps (Liu et al. 2022,
         DAB-DETR, arXiv 2201.12329).
-    at_input: also add them once to the encoder's input, so that values know their place ("sine at input" in table 3).
-        A deep ResNet reads it off the image's border; a shallow backbone sees no border.
+    at_input: also add them once to the encoder's input, so that values hold their position ("sine at input" in
+        table 3). A shallow backbone needs it; a deep ResNet infers positions from the image's border.
     """
 
     kind: Literal["sine", "learned"]
@@ -38,7 +38,7 @@ class PositionOptions:
 class Detector(QueryDetector):
     """Backbone, encoder, decoder, and two heads shared by all decoder layers."""
 
-    decided_by_data = ("class_head",)  # means nothing for other classes, even as many
+    decided_by_data = ("class_head",)  # has no meaning for other classes, even if there are as many
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class Detector(QueryDetector):
         official_padding: bool,
         logits: int | None = None,
     ):
-        """Describe the network; `logits` is how many a query answers with (None: classes and "no object")."""
+        """Build the network with `logits` outputs for each query (None: the classes and "no object")."""
         super().__init__()
         if width % heads or width % 4:
             raise UserError(f"model.width={width} must be divisible by model.heads={heads} and by 4.")
@@ -72,7 +72,7 @@ class Detector(QueryDetector):
             feedforward=feedforward,
             pre_norm=pre_norm,
             dropout=dropout,
-            attention_dropout=dropout,  # not in the paper's text, but in the official code, as is the next
+            attention_dropout=dropout,  # this and the next: not in the paper, but in the official code
             hidden_dropout=dropout,
         )
         self.encoder = Stack(blocks, layers=encoder_layers, final_norm=pre_norm)
@@ -85,7 +85,7 @@ class Detector(QueryDetector):
                 nn.init.xavier_uniform_(parameter)
 
     def look(self, images: Tensor, sizes: Tensor | None) -> Image:
-        """The encoder's output on the backbone's last feature map; images (B, 3, H, W), sizes (B, 2) or None."""
+        """Encode the backbone's last feature map: images (B, 3, H, W), sizes (B, 2) or None -> memory (B, M, C)."""
         features, real = self.backbone(images, sizes)  # (B, C', H', W')
         features = self.project(features)  # (B, C, H', W')
         positions = self._positions(features, real).flatten(1, 2)  # (B, H', W', C) -> (B, M, C)
@@ -97,19 +97,19 @@ class Detector(QueryDetector):
         return Image(Memory(memory + positions, memory, may_look))
 
     def ask(self, image: Image, hints: dict[str, Tensor] | None) -> Queries:
-        """A table of learned positions (Q, C), the same for every image; it takes no hints."""
-        assert hints is None, "DETR has no queries for hints"
+        """Learned positions (Q, C) for every image, and contents of zeros, both (B, Q, C); `hints` must be None."""
+        assert hints is None, "DETR takes no hints"
         values = image.memory.values
         assert values is not None
         queries = self.queries.weight.to(values.dtype).expand(values.shape[0], -1, -1)  # (B, Q, C)
         return Queries(torch.zeros_like(queries), queries)
 
     def read(self, layer: int | None, x: Tensor, guide: Tensor, image: Image) -> Outputs:
-        """Both heads on x (L, B, Q, C): logits (L, B, Q, K'), "no object" last, and boxes_cxcywh (L, B, Q, 4)."""
+        """Apply the heads: x (L, B, Q, C) -> logits (L, B, Q, K'), "no object" last, boxes_cxcywh (L, B, Q, 4)."""
         return {"logits": self.class_head(x), "boxes_cxcywh": self.box_head(x).sigmoid()}
 
     def fetch_weights(self) -> str | None:
-        """Fill the backbone from `model.backbone.weights`: for a run that starts from no checkpoint."""
+        """Load the backbone from `model.backbone.weights` in a run without a checkpoint; returns a line to log."""
         options = self.backbone.options
         if options.weights == "none":
             return None
@@ -117,7 +117,7 @@ class Detector(QueryDetector):
         return f"weights   initialised at random, but for the backbone: {options.weights}"
 
     def _positions(self, features: Tensor, real: Tensor | None) -> Tensor:
-        """(1 or B, H', W', C) in the features' type."""
+        """The position encodings (1 or B, H', W', C), in the dtype of the features (B, C, H', W')."""
         if real is None:
             height, width = features.shape[-2:]
             real = torch.ones(1, height, width, dtype=torch.bool, device=features.device)
@@ -127,7 +127,7 @@ class Detector(QueryDetector):
 
 
 class BoxHead(nn.Sequential):
-    """Three linear layers to the four box coordinates, before the sigmoid (section 3.2, FFN)."""
+    """Three linear layers that predict four box coordinates before the sigmoid (section 3.2, FFN)."""
 
     def __init__(self, width: int):
         super().__init__(Linear(width, width), nn.ReLU(), Linear(width, width), nn.ReLU(), Linear(width, 4))

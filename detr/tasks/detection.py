@@ -1,4 +1,4 @@
-"""Object detection as the trainer and the evaluator see it: set loss, boxes in pixels, COCO numbers."""
+"""The detection task: set loss, detections in pixels of the original image, COCO's numbers."""
 
 import json
 from collections.abc import Iterator
@@ -25,26 +25,26 @@ from detr.evaluation.coco_metric import CocoMetric
 from detr.evaluation.pictures import draw
 from detr.importing import official
 
-MIN_IMAGES_FROM_SCRATCH = 10_000  # images; the official repository's maintainers name 10 to 15 thousand
+MIN_IMAGES_FROM_SCRATCH = 10_000  # the maintainers of the official repository say 10 to 15 thousand
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictOptions:
-    """threshold: the least score that is drawn and listed; evaluation keeps every query."""
+    """threshold: minimum score of detections that are drawn and listed; evaluation keeps every query."""
 
     threshold: Fraction
 
 
 class Detection:
-    """Boxes with classes. `data` may stay unopened for prediction alone.
+    """Object detection: boxes with classes. Prediction does not open `data`.
 
-    `evaluator` names the program that counts COCO's numbers, which are the same. A subclass may add terms and costs to
-    `criterion`, build `hints`, and name further `answer_sets`.
+    `evaluator` is the package that computes COCO's numbers, which do not depend on it. A subclass may add terms and
+    costs to `criterion`, build `hints`, and return further `answer_sets`.
     """
 
     goal = Goal("AP", higher_is_better=True)
     handed_on: ClassVar[tuple[str, ...]] = ("classes",)
-    offered: ClassVar[tuple[str, ...]] = ("logits",)  # to a model whose constructor names it
+    offered: ClassVar[tuple[str, ...]] = ("logits",)  # to a model with a constructor that names it
 
     def __init__(
         self,
@@ -63,73 +63,76 @@ class Detection:
 
     @property
     def categories(self) -> list[dict[str, Any]]:
-        """The data set's classes in order of index, or the checkpoint's once `restore` has been called."""
+        """The classes in the order of class indices: the checkpoint's after `restore`, otherwise the data set's."""
         if self._categories is None:
             self._categories = [{"id": int(c["id"]), "name": str(c["name"])} for c in self.data.categories()]
         return self._categories
 
     def model_arguments(self) -> dict[str, Any]:
-        """The number of classes, without "no object", and how many logits a query answers with."""
+        """The number of classes, without "no object", and of logits for each query."""
         classes = len(self.categories)
         return {"classes": classes, "logits": logit_count(self.classification, classes)}
 
     def state(self) -> dict[str, Any]:
-        """The classes, by index."""
+        """The classes, in the order of class indices."""
         return {"categories": self.categories}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take the classes from a checkpoint."""
+        """Restore the classes from a checkpoint."""
         self._categories = state["categories"]
 
     def adopt(self, tensors: dict[str, Any], folder: Path | None = None) -> Adopted:
-        """Official facebookresearch/detr weights, whose class index is the COCO id."""
+        """Import an official facebookresearch/detr file, in which the class index is the COCO category id."""
         return official.adopt(tensors)
 
     def normalisers(self, batch: Batch) -> dict[str, float]:
-        """What each term of each set of answers is divided by; see Term.normaliser."""
+        """The divisor of each term of each answer set; see Term.normaliser."""
         sets = self.answer_sets(batch).items()
-        terms = [self.criterion.normalisers(name, counts, rows) for name, (counts, rows) in sets]
-        return {key: value for of_set in terms for key, value in of_set.items()}
+        normalisers = [self.criterion.normalisers(name, counts, rows) for name, (counts, rows) in sets]
+        return {key: value for of_set in normalisers for key, value in of_set.items()}
 
     def sizes(self, batch: Batch) -> dict[str, float]:
-        """The former name of `normalisers`, which users' tasks may call for one version."""
+        """The former name of `normalisers`, kept for one version because users' tasks may call it."""
         return self.normalisers(batch)
 
     def answer_sets(self, batch: Batch) -> dict[str, tuple[list[int], list[int]]]:
-        """The sets of answers that the loss reads: how many objects and rows each image has there."""
+        """The numbers of objects and of rows of each image in each answer set that the loss reads."""
         counts = batch["counts"]
         return {"queries": (counts, [self.queries] * len(counts))}
 
     def targets(self, batch: Batch) -> Targets:
-        """The batch's objects, boxes relative to their images."""
+        """The batch's objects, with boxes relative to their images."""
         counts = constant(batch["counts"], like=batch["boxes"])
         image = torch.repeat_interleave(counts, output_size=len(batch["boxes"]))  # (T,) image of each object
         scale = batch["sizes"].flip(1).repeat(1, 2)[image]  # (T, 4) as w h w h
         return Targets(batch["counts"], batch["labels"], to_cxcywh(batch["boxes"]) / scale)
 
     def hints(self, batch: Batch, targets: Targets) -> tuple[dict[str, Tensor], Matches] | None:
-        """What the model gets of the targets in training, and the objects that its answers to that belong to.
+        """Inputs built from the targets for training alone, and the matches of their outputs; None without any.
 
-        Built from the targets and the samples' own seeds (`batch["seeds"]`), so that it never depends on the rest of
-        the batch. The answers are the set "hints".
+        The outputs form the answer set "hints". A sample's hints may depend on its targets and its seed
+        (`batch["seeds"]`), and not on the rest of the batch.
         """
         return None
 
     def loss(self, model: nn.Module, batch: Batch, normalisers: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The set loss of all layers and sets of answers; see detr/criterion/set_loss.py."""
+        """The set loss over all layers and answer sets; see detr/criterion/set_loss.py.
+
+        Raises UserError when the model's outputs do not fit the task's options.
+        """
         targets = self.targets(batch)
-        hints, pairs = self.hints(batch, targets) or (None, None)
+        hints, matches = self.hints(batch, targets) or (None, None)
         outputs = self._forward(model, batch, hints)
-        self._check(outputs[-1])
+        self._check_outputs(outputs[-1])
         self._check_classes(outputs[-1])
         terms = {
-            name: self.criterion(name, layers, targets, normalisers, pairs if name == "hints" else None)
+            name: self.criterion(name, layers, targets, normalisers, matches if name == "hints" else None)
             for name, layers in group_by_set(outputs).items()
         }
         return sum_terms(terms)
 
-    def _check(self, outputs: Outputs) -> None:
-        """Raise UserError when the last layer does not answer as the options say."""
+    def _check_outputs(self, outputs: Outputs) -> None:
+        """Raise UserError when the last layer has another number of queries, or no output for a term."""
         queries = outputs["logits"].shape[1]
         if queries != self.queries:
             raise UserError(
@@ -137,20 +140,20 @@ class Detection:
                 "give both the same number."
             )
         if missing := [term.name for term in self.criterion.terms if term.reads not in outputs]:
-            raise UserError(f"The loss has the terms {missing}, for which the model has no answers ({list(outputs)}).")
+            raise UserError(f"The loss has the terms {missing}, for which the model has no outputs ({list(outputs)}).")
 
     def _check_classes(self, outputs: Outputs) -> None:
-        """Raise UserError when a model that was not told the number of logits has another one."""
+        """Raise UserError when a model without the argument `logits` has the wrong number of them."""
         logits = outputs["logits"].shape[-1]
         if self.classification == "sigmoid" and logits != len(self.categories):
             raise UserError(
                 f"task.loss.classification=sigmoid needs a logit for each of the {len(self.categories)} classes, but "
-                f"the model has {logits}; let its constructor take `logits`, which the task hands in."
+                f"the model has {logits}; add the argument `logits`, which the task passes, to its constructor."
             )
 
     @torch.no_grad()
     def predict(self, model: nn.Module, batch: Batch) -> list[Answer]:
-        """One answer per image: every query's box (Q, 4) xyxy in pixels of the original image, score and label (Q,)."""
+        """For each image, the queries' boxes (Q, 4) xyxy in pixels of the original image, scores (Q,), labels (Q,)."""
         last = self._forward(model, batch)[-1]
         self._check_classes(last)
         scores, labels, boxes = detections(self.classification, last)
@@ -166,36 +169,36 @@ class Detection:
         return unstack_layers(model(*inputs) if hints is None else model(*inputs, hints))
 
     def read(self, input: str) -> Iterator[Batch]:
-        """One image file, or a folder of them, as batches of one, resized as in evaluation."""
+        """Read an image file, or each in a folder, as a batch of one image, resized as in evaluation."""
         for path in list_images(Path(input)):
             yield self.data.collate([self.data.view(read_image(path), path)])
 
     def show(self, batch: Batch, answers: list[Answer], folder: Path) -> Iterator[str]:
-        """Write each picture with its boxes, and a JSON list of {box (xyxy pixels), name, score}; one line each."""
+        """Write each image with its boxes, and a JSON list of {box (xyxy in pixels), name, score}; yields its line."""
         for path, answer in zip(batch["files"], answers, strict=True):
             objects = [
                 {"box": [round(v, 2) for v in box.tolist()], "name": self._name(label), "score": round(float(score), 4)}
                 for box, label, score in zip(*self._above_threshold(answer), strict=True)
             ]
-            source, target = Path(path), folder / f"{Path(path).name}.boxes"  # never a name of the user's own pictures
+            source, target = Path(path), folder / f"{Path(path).name}.boxes"  # never the name of a user's image
             picture = self._draw(read_image(source), answer)
             write_picture(picture, target.with_name(f"{target.name}.jpg"))
             answer_file = target.with_name(f"{target.name}.json")
             answer_file.write_text(json.dumps({"file": str(source), "objects": objects}, indent=1))
             names = [item["name"] for item in objects]
-            counted = ", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names)) or "nothing"
-            yield f"{source.name}: {counted} (score >= {self.options.threshold})"
+            summary = ", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names)) or "nothing"
+            yield f"{source.name}: {summary} (score >= {self.options.threshold})"
 
     def pictures(self, batch: Batch, answers: list[Answer], count: int) -> Tensor:
-        """uint8 (B, 3, H, W) of the first `count` images with their boxes, for the log."""
-        drawn = []
+        """Draw the first `count` images with their boxes for the log: uint8 (B, 3, H, W)."""
+        pictures = []
         for image, size, original, answer in list(
             zip(batch["images"], batch["sizes"], batch["original_sizes"], answers, strict=True)
         )[:count]:
             height, width = size.tolist()
-            scale = (size.float() / original).flip(0).repeat(2).cpu()  # back to the pixels of the resized image
-            drawn.append(self._draw(image[:, :height, :width].cpu(), {**answer, "boxes": answer["boxes"] * scale}))
-        return pad_and_stack(drawn)
+            scale = (size.float() / original).flip(0).repeat(2).cpu()  # to pixels of the resized image
+            pictures.append(self._draw(image[:, :height, :width].cpu(), {**answer, "boxes": answer["boxes"] * scale}))
+        return pad_and_stack(pictures)
 
     def _draw(self, image: Tensor, answer: Answer) -> Tensor:
         boxes, labels, scores = self._above_threshold(answer)
@@ -209,41 +212,41 @@ class Detection:
         return str(self.categories[int(label)]["name"])
 
     def metric(self, split: Split) -> CocoMetric:
-        """COCO average precision on the uncleaned ground truth of `split`.
+        """COCO's numbers on the ground truth of `split`, with crowds and degenerate boxes.
 
-        Raises UserError when the data's classes are not those that the model has learnt, or `evaluator` is not there.
+        Raises UserError when the data's classes are not those of the model, or `evaluator` is not installed.
         """
         truth = self.data.ground_truth(split)
-        ours = {category["id"]: category["name"] for category in self.categories}
+        names = {category["id"]: category["name"] for category in self.categories}
         used = {annotation["category_id"] for annotation in truth["annotations"]}
         for category in truth["categories"]:
-            known = ours.get(category["id"])
-            nameless = known is not None and known.startswith("class ")  # an imported file that names no classes
-            if category["id"] in used and known != category["name"] and not nameless:
+            name = names.get(category["id"])
+            unnamed = name is not None and name.startswith("class ")  # an imported file has no class names
+            if category["id"] in used and name != category["name"] and not unnamed:
                 raise UserError(
-                    f'{split} has objects of category {category["id"]} "{category["name"]}", and this model knows '
-                    f"{'none' if known is None else json.dumps(known)} by that id; evaluate it on data of its own "
+                    f'{split} has objects of category {category["id"]} "{category["name"]}", but the model has '
+                    f"{'no class' if name is None else json.dumps(name)} with that id; evaluate it on data of its own "
                     "classes, or train on these data from checkpoint=FILE."
                 )
         return CocoMetric(truth, self.categories, self.evaluator)
 
     def advice(self, pretrained: bool) -> list[str]:
-        """What the data call for before the first step; the set that the project draws is made for a fresh start."""
+        """A warning if the data are too few to train from random weights; a drawn set is meant for that."""
         count = self.data.count("train")
         if pretrained or count >= MIN_IMAGES_FROM_SCRATCH or getattr(self.data, "drawn", False):
             return []
         return [
-            f"the model starts from random weights with only {count} training images: from scratch, DETR learns next "
-            f"to nothing from fewer than {MIN_IMAGES_FROM_SCRATCH:,}; start from checkpoint=FILE (an official COCO "
-            "detector), or from model.backbone.weights=imagenet_v1 or a file."
+            f"the model starts without pretrained weights and there are only {count} training images: DETR learns next "
+            f"to nothing from fewer than {MIN_IMAGES_FROM_SCRATCH:,} that way; start from checkpoint=FILE (an official "
+            "COCO detector), or from model.backbone.weights=imagenet_v1 or a file."
         ]
 
     def alarms(self, answers: list[Answer]) -> list[str]:
-        """What the newest answers call for: the collapse in which all queries give nearly one box."""
-        spread = [
+        """A warning if the model has collapsed: all queries of an image predict nearly the same box."""
+        spreads = [
             float(a["boxes"].std(0).mean() / (a["boxes"].abs().max() + 1e-6)) for a in answers if len(a["boxes"]) > 1
         ]
-        if not spread or max(spread) > 0.01:
+        if not spreads or max(spreads) > 0.01:
             return []
         return [
             "all queries predict nearly the same box (their spread is under 1 % of the image), so AP will stay near "

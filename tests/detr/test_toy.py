@@ -1,4 +1,4 @@
-"""A detector of a user's own: refinement, proposals, a mask head and denoising in the form that all detectors share."""
+"""A QueryDetector as a user may write it: refinement, proposals, a mask head and denoising."""
 
 import copy
 from typing import Any
@@ -32,18 +32,18 @@ def inverse_sigmoid(x: Tensor) -> Tensor:
 
 
 class Toy(QueryDetector):
-    """A layer's boxes are the references of the next (Zhu et al. 2020, arXiv 2010.04159, A.4), after proposals."""
+    """Boxes of a layer are references of the next (Zhu et al. 2020, arXiv 2010.04159, A.4); proposals are the first."""
 
     guided = True
 
     def __init__(self, *, classes: int, logits: int):
         super().__init__()
-        self.auxiliary, self.proposed = True, QUERIES
+        self.auxiliary = True
         self.backbone = nn.Sequential(nn.Conv2d(3, WIDTH, 8, 8), nn.ReLU(), nn.Conv2d(WIDTH, WIDTH, 3, 1, 1))
         options = BlockOptions(width=WIDTH, heads=4, feedforward=64, pre_norm=False)
         self.decoder = Stack(options, layers=3, final_norm=True, cross=True)
         self.queries = nn.Embedding(QUERIES, WIDTH)
-        self.place = nn.Sequential(Linear(4, WIDTH), nn.ReLU(), Linear(WIDTH, WIDTH))
+        self.position = nn.Sequential(Linear(4, WIDTH), nn.ReLU(), Linear(WIDTH, WIDTH))
         self.class_head, self.mask_head = Linear(WIDTH, logits), Linear(WIDTH, WIDTH)
         self.box_head = nn.ModuleList(BoxHead(WIDTH) for _ in range(3))
         self.proposal_class, self.proposal_box = Linear(WIDTH, logits), BoxHead(WIDTH)
@@ -85,7 +85,7 @@ class Toy(QueryDetector):
         return boxes.detach()
 
     def decode(self, block: nn.Module, x: Tensor, guide: Tensor, queries: Queries, image: Image) -> Tensor:
-        return super().decode(block, x, self.place(guide), queries, image)
+        return super().decode(block, x, self.position(guide), queries, image)
 
 
 class MaskTerm(Term):
@@ -95,11 +95,11 @@ class MaskTerm(Term):
     reads = "masks"
     layers = "last"
 
-    def __call__(self, compared: Comparison) -> Tensor:
-        assert compared.targets.masks is not None
-        chosen, truth = compared.answers("masks"), compared.objects(compared.targets.masks)  # (M, H, W)
-        nll = F.binary_cross_entropy_with_logits(chosen, truth.to(chosen.dtype), reduction="none")
-        return compared.per_layer(nll.mean((1, 2)))
+    def __call__(self, comparison: Comparison) -> Tensor:
+        assert comparison.targets.masks is not None
+        predicted, truth = comparison.answers("masks"), comparison.objects(comparison.targets.masks)  # (M, H, W)
+        nll = F.binary_cross_entropy_with_logits(predicted, truth.to(predicted.dtype), reduction="none")
+        return comparison.per_layer(nll.mean((1, 2)))
 
 
 class Curves(MaskTerm):
@@ -107,9 +107,9 @@ class Curves(MaskTerm):
 
 
 class Denoising(Detection):
-    """Masks, proposals, and noised objects as hints (Li et al. 2022, DN-DETR, arXiv 2203.01305)."""
+    """Masks, proposals, and objects with noise as hints (Li et al. 2022, DN-DETR, arXiv 2203.01305)."""
 
-    def __init__(self, *, sigmoid: bool = False, hinting: bool = True):
+    def __init__(self, *, sigmoid: bool = False, denoising: bool = True):
         super().__init__(
             data=Shapes(),
             queries=QUERIES,
@@ -127,48 +127,47 @@ class Denoising(Detection):
             evaluator="pycocotools",
         )
         self.criterion.terms.append(MaskTerm(1.0))
-        self.hinting = hinting
+        self.denoising = denoising
 
     def answer_sets(self, batch: dict[str, Any]) -> dict[str, tuple[list[int], list[int]]]:
         counts = batch["counts"]
-        noised = [GROUPS * count for count in counts]
+        noisy = [GROUPS * count for count in counts]
         sets = {**super().answer_sets(batch), "proposals": (counts, [TOKENS] * len(counts))}
-        return {**sets, "hints": (noised, noised)} if self.hinting else sets
+        return {**sets, "hints": (noisy, noisy)} if self.denoising else sets
 
     def targets(self, batch: dict[str, Any]) -> Targets:
         return super().targets(batch)._replace(masks=batch["masks"])
 
     def hints(self, batch: dict[str, Any], targets: Targets) -> tuple[dict[str, Tensor], Matches] | None:
         counts = targets.counts
-        most = max(counts)
-        if not self.hinting or not most:
+        longest = max(counts)
+        if not self.denoising or not longest:
             return None
-        rows = GROUPS * most
+        rows = GROUPS * longest
         labels = torch.zeros(len(counts), rows, dtype=torch.long)
         boxes, real = torch.full((len(counts), rows, 4), 0.5), torch.zeros(len(counts), rows, dtype=torch.bool)
         pairs, start = [], 0
         for image, (count, seed) in enumerate(zip(counts, batch["seeds"], strict=True)):
-            random = torch.Generator().manual_seed(seed)
-            own = slice(start, start + count)
+            rng = torch.Generator().manual_seed(seed)
+            objects = slice(start, start + count)
             for group in range(GROUPS):
-                here = slice(group * most, group * most + count)
-                noise = NOISE * (torch.rand(count, 4, generator=random) - 0.5) * targets.boxes[own, 2:].repeat(1, 2)
-                labels[image, here], real[image, here] = targets.labels[own], True
-                boxes[image, here] = (targets.boxes[own] + noise).clamp(0.01, 0.99)
-                pairs += [(0, image, group * most + i, start + i) for i in range(count)]
+                columns = slice(group * longest, group * longest + count)
+                noise = NOISE * (torch.rand(count, 4, generator=rng) - 0.5) * targets.boxes[objects, 2:].repeat(1, 2)
+                labels[image, columns], real[image, columns] = targets.labels[objects], True
+                boxes[image, columns] = (targets.boxes[objects] + noise).clamp(0.01, 0.99)
+                pairs += [(0, image, group * longest + i, start + i) for i in range(count)]
             start += count
-        group = torch.cat([torch.arange(GROUPS).repeat_interleave(most), torch.full((QUERIES,), -1)])
-        of_same = (group[:, None] == group) | (
-            group == -1
-        )  # a hint sees its group and the queries, a query never a hint
+        group = torch.cat([torch.arange(GROUPS).repeat_interleave(longest), torch.full((QUERIES,), -1)])
+        # A hint looks at its group and at the ordinary queries; an ordinary query looks at no hint.
+        visible = (group[:, None] == group) | (group == -1)
         exists = torch.cat([real, real.new_ones(len(counts), QUERIES)], 1)
-        may_look = of_same & exists[:, None, None]  # (B, 1, Q, Q)
+        may_look = visible & exists[:, None, None]  # (B, 1, Q, Q)
         hints = {"labels": labels, "boxes": boxes, "real": real, "may_look": may_look}
         return hints, Matches(*constant(pairs, like=labels).unbind(1))
 
 
 class Shapes:
-    """Images of one to three squares whose colour is their class; one image has none."""
+    """Images of one to three squares with their class as colour; one image has none."""
 
     batch_size = 6
 
@@ -181,10 +180,10 @@ class Shapes:
     def cost(self, split: str) -> list[int]:
         return [1] * 6
 
-    def sample(self, split: str, index: int, random: torch.Generator | None) -> dict[str, Any]:
-        draw, image, masks, boxes, labels = generator("toy", index), torch.zeros(3, SIDE, SIDE), [], [], []
+    def sample(self, split: str, index: int, _: torch.Generator | None) -> dict[str, Any]:
+        rng, image, masks, boxes, labels = generator("toy", index), torch.zeros(3, SIDE, SIDE), [], [], []
         for _ in range([2, 1, 3, 0, 1, 2][index]):
-            label, (x, y) = int(torch.randint(CLASSES, (), generator=draw)), torch.randint(20, (2,), generator=draw)
+            label, (x, y) = int(torch.randint(CLASSES, (), generator=rng)), torch.randint(20, (2,), generator=rng)
             image[label, y : y + 10, x : x + 10] = 255
             mask = torch.zeros(SIDE, SIDE)
             mask[y : y + 10, x : x + 10] = 1
@@ -200,25 +199,25 @@ class Shapes:
         }
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        size = torch.tensor([[SIDE, SIDE]] * len(samples))
-        batch: dict[str, Any] = {"ids": [s["id"] for s in samples], "sizes": size, "padded": False}
+        sizes = torch.tensor([[SIDE, SIDE]] * len(samples))
+        batch: dict[str, Any] = {"ids": [s["id"] for s in samples], "sizes": sizes, "padded": False}
         batch["images"] = torch.stack([s["image"] for s in samples])
         batch |= {name: torch.cat([s[name] for s in samples]) for name in ("boxes", "labels", "masks")}
-        return {**batch, "original_sizes": size, "counts": [len(s["labels"]) for s in samples]}
+        return {**batch, "original_sizes": sizes, "counts": [len(s["labels"]) for s in samples]}
 
 
-def made(**options: bool) -> tuple[Denoising, Toy]:
+def task_and_model(**options: bool) -> tuple[Denoising, Toy]:
     task = Denoising(**options)
     torch.manual_seed(1)
     return task, Toy(**task.model_arguments())
 
 
 def batches(micro_batch: int | None, workers: int = 0) -> list[dict[str, Any]]:
-    """The first step's, out of the loader."""
+    """The micro-batches of the first step, from the loader."""
     order = batching.Order([1] * 6, 6, seed=0)
     options = {"micro_batch": micro_batch, "rank": 0, "world": 1, "workers": workers, "pin": False}
-    ((_, found),) = batching.steps(Shapes(), order, start=0, stop=1, **options)
-    return found
+    ((_, micro_batches),) = batching.steps(Shapes(), order, start=0, stop=1, **options)
+    return micro_batches
 
 
 def step(task: Detection, model: nn.Module, micro_batches: list[dict[str, Any]]) -> tuple[dict[str, float], Tensor]:
@@ -232,21 +231,21 @@ def step(task: Detection, model: nn.Module, micro_batches: list[dict[str, Any]])
     return {name: float(value) for name, value in parts.items()}, gradient
 
 
-@pytest.mark.parametrize("options", [{}, {"sigmoid": True}, {"hinting": False}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"sigmoid": True}, {"denoising": False}], ids=str)
 @pytest.mark.parametrize("micro_batch", [2, 1])
-def test_a_step_does_not_depend_on_its_cut(options: dict[str, bool], micro_batch: int) -> None:
-    task, model = made(**options)
+def test_a_step_does_not_depend_on_its_split_into_micro_batches(options: dict[str, bool], micro_batch: int) -> None:
+    task, model = task_and_model(**options)
     whole, gradient = step(task, model, batches(None))
     assert {"class", "box", "giou", "mask", "auxiliary", "proposals"} <= whole.keys()
-    assert ("hints" in whole) is task.hinting
-    parts, pieces = step(task, model, batches(micro_batch))
+    assert ("hints" in whole) is task.denoising
+    parts, gradient_of_parts = step(task, model, batches(micro_batch))
     for name, value in whole.items():
         assert parts[name] == pytest.approx(value, rel=1e-5), name
-    assert (gradient - pieces).norm() <= 1e-6 * gradient.norm()
+    assert (gradient - gradient_of_parts).norm() <= 1e-6 * gradient.norm()
 
 
-def test_what_a_sample_draws_does_not_depend_on_the_rest_of_the_batch() -> None:
-    """By its seed; the loader's workers give the same."""
+def test_the_seed_of_a_sample_does_not_depend_on_its_batch() -> None:
+    """Nor on the loader's workers."""
     together, alone, by_worker = (
         {i: s for b in parts for i, s in zip(b["ids"], b["seeds"], strict=True)}
         for parts in (batches(None), batches(1), batches(2, workers=1))
@@ -254,62 +253,61 @@ def test_what_a_sample_draws_does_not_depend_on_the_rest_of_the_batch() -> None:
     assert together == alone == by_worker and len(set(together.values())) == 6
 
 
-def test_hints_move_no_ordinary_query() -> None:
-    task, model = made()
+def test_hints_change_no_ordinary_query() -> None:
+    task, model = task_and_model()
     (batch,) = batches(None)
     built = task.hints(batch, task.targets(batch))
     assert built is not None
     images = batch["images"].float() / 255
-    without, given = model(images, None), model(images, None, built[0])
-    assert [layer.get("set") for layer in given] == ["proposals", "hints", "hints", "hints", None, None, None]
-    for ours, theirs in zip(without[-3:], given[-3:], strict=True):
-        assert all((ours[name] - theirs[name]).abs().max() < 1e-6 for name in ours)
-    moved = {**built[0], "boxes": built[0]["boxes"].flip(1)}
-    answers = model(images, None, moved)[3]["boxes_cxcywh"]
-    assert (answers - given[3]["boxes_cxcywh"]).abs().max() > 1e-3, "hints are heard by their own queries"
+    without, hinted = model(images, None), model(images, None, built[0])
+    assert [layer.get("set") for layer in hinted] == ["proposals", "hints", "hints", "hints", None, None, None]
+    for plain, layer in zip(without[-3:], hinted[-3:], strict=True):
+        assert all((plain[name] - layer[name]).abs().max() < 1e-6 for name in plain)
+    changed = {**built[0], "boxes": built[0]["boxes"].flip(1)}
+    boxes = model(images, None, changed)[3]["boxes_cxcywh"]
+    assert (boxes - hinted[3]["boxes_cxcywh"]).abs().max() > 1e-3, "hints must change their own queries"
 
 
-def test_hints_that_are_padding_count_for_nothing() -> None:
-    """What stands in their rows changes no loss."""
-    task, model = made()
+def test_padding_hints_change_no_loss() -> None:
+    task, model = task_and_model()
     (batch,) = batches(None)
     divisors = {name: value or 1.0 for name, value in task.normalisers(batch).items()}
     expected, _ = task.loss(model, batch, divisors)
-    hints, pairs = task.hints(batch, task.targets(batch)) or ({}, None)
-    assert pairs is not None and not hints["real"].all()
+    hints, matches = task.hints(batch, task.targets(batch)) or ({}, None)
+    assert matches is not None and not hints["real"].all()
     hints["boxes"] = torch.where(hints["real"][..., None], hints["boxes"], 0.9)
     hints["labels"] = torch.where(hints["real"], hints["labels"], 2)
-    task.hints = lambda batch, targets: (hints, pairs)  # type: ignore[assignment,method-assign]
-    got, _ = task.loss(model, batch, divisors)
-    torch.testing.assert_close(got, expected, rtol=1e-6, atol=0)
+    task.hints = lambda batch, targets: (hints, matches)  # type: ignore[assignment,method-assign]
+    loss, _ = task.loss(model, batch, divisors)
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sigmoid", [False, True])
 def test_it_learns_boxes_classes_and_masks(sigmoid: bool) -> None:
-    """Of nine objects, some of which hide another, at least seven lie among as many answers as there are objects."""
-    task, model = made(sigmoid=sigmoid)
+    """Of nine objects, some partly hidden, at least seven are among an equal number of best detections."""
+    task, model = task_and_model(sigmoid=sigmoid)
     stepper = Stepper(task, model, torch.optim.AdamW(model.parameters(), 2e-3), torch.device("cpu"), "fp32", 1.0)
     (batch,) = batches(None)
     parts = [stepper([batch], number) for number in range(250)]
     assert all(parts[-1][name] < 0.4 * parts[0][name] for name in ("loss", "box", "mask", "hints", "proposals"))
-    found, starts = 0, [sum(batch["counts"][:i]) for i in range(len(batch["counts"]))]
+    detected, starts = 0, [sum(batch["counts"][:i]) for i in range(len(batch["counts"]))]
     for answer, start, count in zip(task.predict(model.eval(), batch), starts, batch["counts"], strict=True):
         best = answer["scores"].argsort(descending=True)[:count]
         for i in range(start, start + count):
             near = (answer["boxes"][best] - batch["boxes"][i]).abs().amax(-1) < 3  # pixels
-            found += bool((answer["labels"][best][near] == batch["labels"][i]).any())
-    assert found >= 7
+            detected += bool((answer["labels"][best][near] == batch["labels"][i]).any())
+    assert detected >= 7
 
 
-def test_a_set_without_normalisers_and_a_term_without_answers_are_named() -> None:
-    task, model = made(hinting=False)
+def test_a_set_without_normalisers_and_a_term_without_outputs_are_named() -> None:
+    task, model = task_and_model(denoising=False)
     (batch,) = batches(None)
     divisors = {name: value for name, value in task.normalisers(batch).items() if not name.startswith("proposals")}
-    with pytest.raises(UserError, match='a set "proposals" of which the task knows no normalisers'):
+    with pytest.raises(UserError, match='the answer set "proposals", for which the task has no normalisers'):
         task.loss(model, batch, divisors)
     task.criterion.terms.append(Curves(1.0))
-    with pytest.raises(UserError, match=r"the terms \['curve'\], for which the model has no answers"):
+    with pytest.raises(UserError, match=r"the terms \['curve'\], for which the model has no outputs"):
         task.loss(model, batch, task.normalisers(batch))
 
 
@@ -321,12 +319,12 @@ class Earlier(nn.Module):
         self.net = nn.Sequential(nn.Conv2d(3, 16, 8, 8), nn.ReLU(), nn.Flatten(), nn.Linear(256, 2 * QUERIES * 8))
 
     def forward(self, images: Tensor, sizes: Tensor | None) -> dict[str, Tensor]:
-        found = self.net(images).unflatten(1, (2, QUERIES, 8)).transpose(0, 1)  # (L, B, Q, 8)
-        return {"logits": found[..., :4], "boxes_cxcywh": found[..., 4:].sigmoid()}
+        x = self.net(images).unflatten(1, (2, QUERIES, 8)).transpose(0, 1)  # (L, B, Q, 8)
+        return {"logits": x[..., :4], "boxes_cxcywh": x[..., 4:].sigmoid()}
 
 
 class WithSizes(Detection):
-    """A task written for an earlier version, whose divisors were called `sizes`."""
+    """A task written for an earlier version, in which `normalisers` was called `sizes`."""
 
     def __getattribute__(self, name: str) -> Any:
         if name == "normalisers":

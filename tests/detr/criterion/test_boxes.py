@@ -1,4 +1,4 @@
-"""Boxes against torchvision's own functions, and where those give NaN."""
+"""Box functions against torchvision's, and inputs for which those give NaN."""
 
 import torch
 import torchvision
@@ -7,13 +7,13 @@ from detr.criterion.boxes import giou, pairwise_giou, to_cxcywh, to_xyxy
 
 
 def random_boxes(*shape: int, seed: int = 0) -> torch.Tensor:
-    """Valid xyxy boxes (*shape, 4) in float64, some far apart and some overlapping."""
-    random = torch.Generator().manual_seed(seed)
-    corner = torch.rand(*shape, 2, generator=random, dtype=torch.float64)
-    return torch.cat([corner, corner + torch.rand(*shape, 2, generator=random, dtype=torch.float64)], dim=-1)
+    """Valid xyxy boxes (*shape, 4) in float64, some of which overlap."""
+    rng = torch.Generator().manual_seed(seed)
+    corner = torch.rand(*shape, 2, generator=rng, dtype=torch.float64)
+    return torch.cat([corner, corner + torch.rand(*shape, 2, generator=rng, dtype=torch.float64)], dim=-1)
 
 
-def test_formats_agree_with_torchvision_and_undo_each_other():
+def test_conversions_agree_with_torchvision_and_invert_each_other():
     boxes = random_boxes(5, 7)
     expected = torchvision.ops.box_convert(boxes.flatten(0, 1), "xyxy", "cxcywh").view(5, 7, 4)
     torch.testing.assert_close(to_cxcywh(boxes), expected)
@@ -35,11 +35,11 @@ def test_aligned_boxes_give_the_diagonal_of_all_pairs_and_its_gradient():
     torch.testing.assert_close(gradient, expected)
 
 
-def test_values_worked_out_by_hand():
-    """A unit square and another: itself 1; shifted by half, 1/3; a gap of one between them, hull 3 of which 1 empty."""
+def test_values_computed_by_hand():
+    """A unit square with itself: 1; shifted by 1/2: 1/3; with a gap of 1: -1/3, since the hull is 3."""
     square = torch.tensor([0.0, 0.0, 1.0, 1.0])
-    others = torch.tensor([[0.0, 0, 1, 1], [0.5, 0, 1.5, 1], [2.0, 0, 3, 1]])
-    torch.testing.assert_close(giou(square, others), torch.tensor([1.0, 1 / 3, -1 / 3]))
+    boxes = torch.tensor([[0.0, 0, 1, 1], [0.5, 0, 1.5, 1], [2.0, 0, 3, 1]])
+    torch.testing.assert_close(giou(square, boxes), torch.tensor([1.0, 1 / 3, -1 / 3]))
 
 
 def test_boxes_without_area_give_finite_values_and_gradients():
@@ -48,7 +48,7 @@ def test_boxes_without_area_give_finite_values_and_gradients():
     b = torch.tensor([point, line, line, box, box])
     values = giou(a, b)
     values.sum().backward()
-    # Nothing overlaps with an area: 0 where the hull has none either, and where the hull is the other box.
+    # Every overlap is empty. The ratio of the hull is 0 because the hull is empty or is one of the boxes.
     torch.testing.assert_close(values, torch.zeros(5))
     assert a.grad is not None and a.grad.isfinite().all()
 

@@ -1,4 +1,4 @@
-"""Matching against brute force, and what it must survive."""
+"""Matching against brute force, and its invariances and degenerate inputs."""
 
 import itertools
 from typing import Any
@@ -22,22 +22,22 @@ def match(logits: Tensor, box: Tensor, labels: Tensor, target: Tensor, counts: l
 
 
 def costs(options: list[Cost], logits: Tensor, box: Tensor, labels: Tensor, target: Tensor) -> Tensor:
-    """Of the objects of one image."""
+    """The costs (L, 1, Q, N) of one image."""
     padded = Targets([len(labels)], labels, target).padded()
     return matcher.total_cost(options, {"logits": logits, "boxes_cxcywh": box}, padded)
 
 
 def predictions(images: int, queries: int = QUERIES) -> tuple[Tensor, Tensor]:
-    drawn = generator("predictions", images)
+    rng = generator("predictions", images)
     shape = (LAYERS, images, queries)
-    return torch.randn(*shape, CLASSES + 1, generator=drawn), boxes(*shape, seed=1)
+    return torch.randn(*shape, CLASSES + 1, generator=rng), boxes(*shape, seed=1)
 
 
 def boxes(*shape: int, seed: int) -> Tensor:
     """cxcywh inside the image."""
-    drawn = generator("boxes", seed)
-    centre = 0.2 + 0.6 * torch.rand(*shape, 2, generator=drawn)
-    return torch.cat([centre, 0.05 + 0.3 * torch.rand(*shape, 2, generator=drawn)], dim=-1)
+    rng = generator("boxes", seed)
+    centre = 0.2 + 0.6 * torch.rand(*shape, 2, generator=rng)
+    return torch.cat([centre, 0.05 + 0.3 * torch.rand(*shape, 2, generator=rng)], dim=-1)
 
 
 def targets(counts: list[int]) -> tuple[Tensor, Tensor]:
@@ -47,47 +47,47 @@ def targets(counts: list[int]) -> tuple[Tensor, Tensor]:
 
 def plain_cost(logits: Tensor, box: Tensor, label: Tensor, target: Tensor) -> float:
     """Equation 1 of the paper for one query and one object, with A.2's box loss."""
-    corners = [box_convert(one[None], "cxcywh", "xyxy") for one in (box, target)]
+    corners = [box_convert(x[None], "cxcywh", "xyxy") for x in (box, target)]
     overlap = generalized_box_iou(*corners).item()
     return 5.0 * (box - target).abs().sum().item() - logits.softmax(0)[label].item() - 2.0 * overlap
 
 
 def cheapest(logits: Tensor, box: Tensor, labels: Tensor, target: Tensor) -> set[tuple[int, int]]:
-    """By trying every assignment of one image: pairs of query and object."""
+    """Pairs of query and object of one image, found by trying every assignment."""
     queries, count = len(box), len(labels)
     cost = [[plain_cost(logits[q], box[q], labels[t], target[t]) for t in range(count)] for q in range(queries)]
-    few = min(queries, count)
-    tries = (
-        tuple(zip(chosen, objects, strict=True))
-        for chosen in itertools.permutations(range(queries), few)
-        for objects in itertools.combinations(range(count), few)
+    matched = min(queries, count)
+    assignments = (
+        tuple(zip(rows, objects, strict=True))
+        for rows in itertools.permutations(range(queries), matched)
+        for objects in itertools.combinations(range(count), matched)
     )
-    return set(min(tries, key=lambda pairs: sum(cost[q][t] for q, t in pairs)))
+    return set(min(assignments, key=lambda pairs: sum(cost[q][t] for q, t in pairs)))
 
 
 def pairs(matches: Matches, layer: int, image: int, start: int = 0) -> set[tuple[int, int]]:
-    here = (matches.layers == layer) & (matches.images == image)
-    return set(zip(matches.queries[here].tolist(), (matches.targets[here] - start).tolist(), strict=True))
+    selected = (matches.layers == layer) & (matches.images == image)
+    return set(zip(matches.queries[selected].tolist(), (matches.targets[selected] - start).tolist(), strict=True))
 
 
 @pytest.mark.parametrize("counts", [[2], [0, 3], [1, 0, 4], [6, 2], [5, 5]], ids=str)
 def test_matches_are_those_of_brute_force_in_every_layer_and_image(counts: list[int]) -> None:
-    """[6, 2] and [5, 5] hold more objects than queries."""
+    """Some images of [6, 2] and [5, 5] have more objects than queries."""
     logits, box = predictions(len(counts))
     labels, target = targets(counts)
     matches = match(logits, box, labels, target, counts)
     start = 0
     for image, count in enumerate(counts):
-        own = slice(start, start + count)
+        objects = slice(start, start + count)
         for layer in range(LAYERS):
-            expected = cheapest(logits[layer, image], box[layer, image], labels[own], target[own])
+            expected = cheapest(logits[layer, image], box[layer, image], labels[objects], target[objects])
             assert pairs(matches, layer, image, start) == expected
         start += count
     assert len(matches.layers) == LAYERS * sum(min(count, QUERIES) for count in counts)
     assert all(part.dtype == torch.int64 for part in matches)
 
 
-def test_costs_are_the_papers() -> None:
+def test_costs_are_those_of_the_paper() -> None:
     logits, box = predictions(1)
     labels, target = targets([3])
     cost = costs(OPTIONS, logits, box, labels, target)
@@ -98,7 +98,7 @@ def test_costs_are_the_papers() -> None:
 
 
 @pytest.mark.parametrize("index", range(3))
-def test_each_cost_weighs_by_its_own_weight(index: int) -> None:
+def test_each_cost_is_multiplied_by_its_weight(index: int) -> None:
     logits, box = predictions(1)
     labels, target = targets([3])
     kinds = (ClassCost, L1Cost, GiouCost)
@@ -137,7 +137,7 @@ def test_without_objects_there_are_no_pairs(counts: list[int]) -> None:
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("where", ["logits", "boxes"])
-def test_numbers_that_are_not_finite_are_matched_somehow_and_harm_no_other_image(bad: float, where: str) -> None:
+def test_outputs_that_are_not_finite_are_matched_and_change_no_other_image(bad: float, where: str) -> None:
     logits, box = predictions(2)
     labels, target = targets([3, 2])
     expected = match(logits, box, labels, target, [3, 2])
@@ -145,12 +145,12 @@ def test_numbers_that_are_not_finite_are_matched_somehow_and_harm_no_other_image
     broken[:, 0] = bad
     matches = match(logits, box, labels, target, [3, 2])
     for layer in range(LAYERS):
-        found = pairs(matches, layer, 0)
-        assert {t for _, t in found} == {0, 1, 2} and len({query for query, _ in found}) == 3
+        matched = pairs(matches, layer, 0)
+        assert {t for _, t in matched} == {0, 1, 2} and len({query for query, _ in matched}) == 3
         assert pairs(matches, layer, 1, 3) == pairs(expected, layer, 1, 3)
 
 
-def test_one_broken_query_is_not_chosen_over_whole_ones() -> None:
+def test_a_query_that_is_not_finite_is_matched_last() -> None:
     logits, box = predictions(1)
     labels, target = targets([3])
     logits[:, :, 1] = torch.nan
@@ -158,21 +158,21 @@ def test_one_broken_query_is_not_chosen_over_whole_ones() -> None:
     assert 1 not in matches.queries.tolist()
 
 
-def test_matching_leaves_the_gradient_graph_alone() -> None:
+def test_matching_does_not_depend_on_requires_grad() -> None:
     logits, box = predictions(1)
     labels, target = targets([2])
     expected = match(logits, box, labels, target, [2])
-    got = match(logits.requires_grad_(), box.requires_grad_(), labels, target, [2])
-    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+    matches = match(logits.requires_grad_(), box.requires_grad_(), labels, target, [2])
+    assert all(torch.equal(a, b) for a, b in zip(matches, expected, strict=True))
 
 
 def test_the_costs_of_all_layers_and_images_go_to_the_host_in_one_copy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Counted by the calls that copy to the host, or wait for it."""
+    """Counts calls of methods that copy to the host or synchronise with it."""
     logits, box = predictions(3)
     labels, target = targets([2, 5, 1])
     calls: list[tuple[str, tuple[int, ...]]] = []
 
-    def counted(name: str) -> Any:
+    def count_calls(name: str) -> Any:
         original = getattr(Tensor, name)
 
         def call(self: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -182,13 +182,13 @@ def test_the_costs_of_all_layers_and_images_go_to_the_host_in_one_copy(monkeypat
         return call
 
     for name in ("cpu", "item", "tolist", "nonzero", "__bool__", "__int__", "__float__", "__index__"):
-        monkeypatch.setattr(Tensor, name, counted(name))
+        monkeypatch.setattr(Tensor, name, count_calls(name))
     match(logits, box, labels, target, [2, 5, 1])
     monkeypatch.undo()
     assert calls == [("cpu", (LAYERS, 3, QUERIES, 5))]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device, whose copies could be counted")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_copies_to_the_host_once() -> None:
     arguments = [part.cuda() for part in (*predictions(3), *targets([2, 5, 1]))]
     match(*arguments, [2, 5, 1])

@@ -1,4 +1,4 @@
-"""COCO files of every kind: splits, classes, targets, untouched ground truth, odd images, a sentence per mistake."""
+"""COCO files: splits, classes, targets, unmodified ground truth, unusual images, and an error for each mistake."""
 
 import copy
 import json
@@ -16,11 +16,11 @@ from common.errors import UserError
 from detr.data.coco import Coco, Files
 from detr.data.transforms import Augmentation
 
-AS_IT_IS = Augmentation(kind="none", sizes=[1], eval_size=40, max_size=1333, middle_sizes=[1], crop=(1, 1))
+UNCHANGED = Augmentation(kind="none", sizes=[1], eval_size=40, max_size=1333, middle_sizes=[1], crop=(1, 1))
 NONE = Files(images=None, annotations=None)
 
-# Two images of 60 x 40 with objects, one without; category ids with holes, not in order.
-DOCUMENT: dict[str, Any] = {
+# Two images of 60 x 40 with objects and one without; category ids are neither contiguous nor sorted.
+COCO_JSON: dict[str, Any] = {
     "images": [
         {"id": 7, "file_name": "b.png", "width": 60, "height": 40},
         {"id": 3, "file_name": "a.png", "width": 60, "height": 40},
@@ -35,9 +35,9 @@ DOCUMENT: dict[str, Any] = {
 }
 
 
-def document(**changes: list[Any]) -> dict[str, Any]:
-    """A fresh copy of DOCUMENT with whole lists replaced."""
-    return {**copy.deepcopy(DOCUMENT), **changes}
+def coco_json(**changes: list[Any]) -> dict[str, Any]:
+    """A copy of COCO_JSON with some of its lists replaced."""
+    return {**copy.deepcopy(COCO_JSON), **changes}
 
 
 def annotation(**changes: Any) -> dict[str, Any]:
@@ -53,14 +53,14 @@ def write_images(folder: Path, names: list[str]) -> None:
 
 
 def coco(**keys: Any) -> Coco:
-    """A data set at its files' own size."""
+    """A data set that does not resize its images."""
     plain: dict[str, Any] = {"root": None, "train": NONE, "val": NONE, "test": NONE, "val_count": 0, "batch_size": 2}
-    return Coco(**{**plain, "augmentation": AS_IT_IS, "pad_to": 1, "cache": False, **keys})
+    return Coco(**{**plain, "augmentation": UNCHANGED, "pad_to": 1, "cache": False, **keys})
 
 
 @pytest.fixture
-def given(tmp_path: Path) -> Callable[[Any], Coco]:
-    """Make a data set whose train and test are one JSON."""
+def make_data(tmp_path: Path) -> Callable[[Any], Coco]:
+    """A function that makes a data set with one JSON as train and test."""
     write_images(tmp_path / "images", ["a.png", "b.png", "c.png"])
 
     def make(content: Any, **keys: Any) -> Coco:
@@ -72,8 +72,8 @@ def given(tmp_path: Path) -> Callable[[Any], Coco]:
     return make
 
 
-def test_any_category_ids_become_classes_by_ascending_id(given: Callable[[Any], Coco]):
-    data = given(DOCUMENT)
+def test_any_category_ids_become_classes_by_ascending_id(make_data: Callable[[Any], Coco]):
+    data = make_data(COCO_JSON)
     assert data.categories() == [
         {"id": 4, "name": "aeroplane"},
         {"id": 17, "name": "cat"},
@@ -89,8 +89,8 @@ def test_any_category_ids_become_classes_by_ascending_id(given: Callable[[Any], 
     assert type(first["boxes"]) is torch.Tensor
 
 
-def test_a_batch_pads_at_the_bottom_and_right_with_zeros(given: Callable[[Any], Coco]):
-    data = given(DOCUMENT)
+def test_a_batch_pads_at_the_bottom_and_right_with_zeros(make_data: Callable[[Any], Coco]):
+    data = make_data(COCO_JSON)
     samples = [data.sample("train", i, None) for i in range(3)]
     samples[1]["image"] = torch.full((3, 30, 70), 200, dtype=torch.uint8)
     batch = data.collate(samples)
@@ -106,33 +106,33 @@ def test_a_batch_pads_at_the_bottom_and_right_with_zeros(given: Callable[[Any], 
 
 
 @pytest.mark.parametrize(("pad_to", "shape"), [(1, (40, 60)), (20, (40, 60)), (32, (64, 64)), (128, (128, 128))])
-def test_a_batch_is_padded_on_to_a_multiple_and_says_so(
-    pad_to: int, shape: tuple[int, int], given: Callable[[Any], Coco]
+def test_a_batch_is_padded_to_a_multiple_of_pad_to_and_says_so(
+    pad_to: int, shape: tuple[int, int], make_data: Callable[[Any], Coco]
 ):
-    data = given(DOCUMENT, pad_to=pad_to)
+    data = make_data(COCO_JSON, pad_to=pad_to)
     batch = data.collate([data.sample("train", 0, None)])
     assert batch["images"].shape[2:] == shape and batch["padded"] == (shape != (40, 60))
     assert batch["sizes"].tolist() == [[40, 60]]
     assert not batch["images"][:, :, 40:].any() and not batch["images"][:, :, :, 60:].any()
 
 
-def test_boxes_move_with_the_resized_image(given: Callable[[Any], Coco]):
+def test_boxes_are_resized_with_the_image(make_data: Callable[[Any], Coco]):
     larger = Augmentation(kind="none", sizes=[1], eval_size=80, max_size=1333, middle_sizes=[1], crop=(1, 1))
-    sample = given(DOCUMENT, augmentation=larger).sample("test", 1, None)
+    sample = make_data(COCO_JSON, augmentation=larger).sample("test", 1, None)
     assert sample["image"].shape == (3, 80, 120) and sample["original_size"] == (40, 60)
     assert sample["boxes"].tolist() == [[20, 10, 60, 30], [0, 0, 120, 80]]
 
 
-def test_targets_are_cleaned_and_counted_and_ground_truth_is_not(given: Callable[[Any], Coco]):
+def test_targets_are_cleaned_and_counted_and_ground_truth_is_not(make_data: Callable[[Any], Coco]):
     odd = [
         annotation(id=11, iscrowd=1),
         annotation(id=12, bbox=[5, 5, 0, 9]),
         annotation(id=13, bbox=[5, 5, 9, -2]),
         annotation(id=14, bbox=[70, 5, 9, 9]),
         annotation(id=15, bbox=[-10, 30, 30, 30]),
-        annotation(id=16, bbox=[50, 30, 10.004, 10]),  # beyond the edge by rounding
+        annotation(id=16, bbox=[50, 30, 10.004, 10]),  # outside the image by rounding
     ]
-    data = given(document(annotations=odd))
+    data = make_data(coco_json(annotations=odd))
     for split in ("train", "test"):
         boxes = data.sample(split, 1, None)["boxes"].tolist()
         assert boxes == [[0, 30, 20, 40], [50, 30, 60, 40]]
@@ -144,27 +144,27 @@ def test_targets_are_cleaned_and_counted_and_ground_truth_is_not(given: Callable
     assert [image["id"] for image in data.ground_truth("test")["images"]] == [7, 3, 9]
 
 
-def test_ground_truth_has_area_and_iscrowd_where_the_file_has_none(given: Callable[[Any], Coco]):
-    found = given(DOCUMENT).ground_truth("test")["annotations"]
-    assert [(a["area"], a["iscrowd"]) for a in found] == [(150, 0), (12, 0), (2400, 0)]
+def test_ground_truth_has_area_and_iscrowd_where_the_file_has_none(make_data: Callable[[Any], Coco]):
+    annotations = make_data(COCO_JSON).ground_truth("test")["annotations"]
+    assert [(a["area"], a["iscrowd"]) for a in annotations] == [(150, 0), (12, 0), (2400, 0)]
 
 
-def test_images_are_decoded_once_with_cache(given: Callable[[Any], Coco]):
+def test_images_are_decoded_once_with_cache(make_data: Callable[[Any], Coco]):
     for cache in (True, False):
-        data = given(DOCUMENT, cache=cache)
+        data = make_data(COCO_JSON, cache=cache)
         first = data.sample("train", 0, None)["image"]
         assert (data.sample("train", 0, None)["image"].data_ptr() == first.data_ptr()) is cache
 
 
 def official(root: Path, train: int = 12) -> Path:
-    """The official layout with `train` images to learn from and three in val2017."""
+    """The official layout with `train` images in train2017 and three in val2017."""
     for name, count, start in (("train2017", train, 100), ("val2017", 3, 500)):
         files = [f"{start + i:012d}.jpg" for i in range(count)]
         write_images(root / name, files)
         images = [{"id": start + i, "file_name": f, "width": 60, "height": 40} for i, f in enumerate(files)]
         boxes = [annotation(id=start + i, image_id=start + i) for i in range(count)]
         (root / "annotations").mkdir(exist_ok=True)
-        content = document(images=images, annotations=boxes)
+        content = coco_json(images=images, annotations=boxes)
         (root / "annotations" / f"instances_{name}.json").write_text(json.dumps(content))
     return root
 
@@ -174,7 +174,7 @@ def ids(data: Coco, split: Any) -> list[int]:
     return [data.sample(split, i, None)["id"] for i in range(data.count(split))]
 
 
-def test_the_official_layout_cuts_val_from_train_and_tests_on_val2017(tmp_path: Path):
+def test_the_official_layout_splits_val_from_train_and_tests_on_val2017(tmp_path: Path):
     data = coco(root=str(official(tmp_path)), val_count=4)
     assert (data.count("train"), data.count("val"), data.count("test")) == (8, 4, 3)
     assert sorted(ids(data, "train") + ids(data, "val")) == list(range(100, 112))
@@ -183,7 +183,7 @@ def test_the_official_layout_cuts_val_from_train_and_tests_on_val2017(tmp_path: 
     assert {a["image_id"] for a in data.ground_truth("val")["annotations"]} == set(ids(data, "val"))
 
 
-def test_the_cut_does_not_depend_on_the_order_in_the_file(tmp_path: Path):
+def test_the_split_does_not_depend_on_the_order_in_the_file(tmp_path: Path):
     before = ids(coco(root=str(official(tmp_path)), val_count=4), "val")
     path = tmp_path / "annotations/instances_train2017.json"
     content = json.loads(path.read_text())
@@ -198,14 +198,14 @@ def test_without_val_count_there_is_no_val(tmp_path: Path):
     assert not any(line.startswith("val") for line in data.summary())
 
 
-def test_a_split_given_by_path_wins_over_root(tmp_path: Path):
+def test_a_split_given_by_path_overrides_root(tmp_path: Path):
     official(tmp_path)
     val = Files(images=str(tmp_path / "val2017"), annotations=str(tmp_path / "annotations/instances_val2017.json"))
     data = coco(root=str(tmp_path), val=val, val_count=4)
     assert ids(data, "val") == [500, 501, 502] and data.count("train") == 12
 
 
-def test_val2017_alone_is_enough_to_evaluate(tmp_path: Path):
+def test_evaluation_needs_val2017_alone(tmp_path: Path):
     official(tmp_path)
     (tmp_path / "annotations/instances_train2017.json").unlink()
     data = coco(root=str(tmp_path))
@@ -225,38 +225,41 @@ BAD_FILES = {
     "not text": ("[1, 2]", ["images"]),
     "other JSON": ({"images": [], "labels": []}, ["annotations"]),
     "no annotations": ({"images": [], "categories": []}, ["annotations"]),
-    "no images": (document(images=[], annotations=[]), ["lists no images"]),
-    "no categories": (document(categories=[], annotations=[]), ["lists no categories"]),
-    "unknown image": (document(annotations=[annotation(image_id=123)]), ["Annotation 50", "image 123"]),
-    "unknown category": (document(annotations=[annotation(category_id=5)]), ["Annotation 50", "category 5"]),
-    "no box": (document(annotations=[annotation(bbox=None)]), ["Annotation 50", "bbox"]),
-    "short box": (document(annotations=[annotation(bbox=[1, 2, 3])]), ["Annotation 50", "[1, 2, 3]"]),
-    "word in box": (document(annotations=[annotation(bbox=[1, 2, 3, "4"])]), ["Annotation 50", "'4'"]),
-    "NaN in box": (document(annotations=[annotation(bbox=[1, 2, 3, float("nan")])]), ["Annotation 50", "nan"]),
-    "annotation twice": (document(annotations=[annotation(), annotation()]), ["id 50", "twice"]),
-    "image twice": (document(images=DOCUMENT["images"] + DOCUMENT["images"][:1]), ["id 7", "twice"]),
-    "id as text": (document(annotations=[annotation(id="50")]), ["Entry 0", "integer"]),
-    "nameless category": (document(categories=[{"id": 4}, {"id": 17, "name": "a"}, {"id": 90, "name": "b"}]), ["4"]),
-    "nameless image": (document(images=[{"id": 3, "width": 1, "height": 1}], annotations=[]), ["Image 3", "file_name"]),
-    "image without size": (document(images=[{"id": 3, "file_name": "a.png"}], annotations=[]), ["Image 3", "width"]),
+    "no images": (coco_json(images=[], annotations=[]), ["lists no images"]),
+    "no categories": (coco_json(categories=[], annotations=[]), ["lists no categories"]),
+    "unknown image": (coco_json(annotations=[annotation(image_id=123)]), ["Annotation 50", "image 123"]),
+    "unknown category": (coco_json(annotations=[annotation(category_id=5)]), ["Annotation 50", "category 5"]),
+    "no box": (coco_json(annotations=[annotation(bbox=None)]), ["Annotation 50", "bbox"]),
+    "short box": (coco_json(annotations=[annotation(bbox=[1, 2, 3])]), ["Annotation 50", "[1, 2, 3]"]),
+    "word in box": (coco_json(annotations=[annotation(bbox=[1, 2, 3, "4"])]), ["Annotation 50", "'4'"]),
+    "NaN in box": (coco_json(annotations=[annotation(bbox=[1, 2, 3, float("nan")])]), ["Annotation 50", "nan"]),
+    "annotation twice": (coco_json(annotations=[annotation(), annotation()]), ["id 50", "twice"]),
+    "image twice": (coco_json(images=COCO_JSON["images"] + COCO_JSON["images"][:1]), ["id 7", "twice"]),
+    "id as text": (coco_json(annotations=[annotation(id="50")]), ["Entry 0", "integer"]),
+    "nameless category": (coco_json(categories=[{"id": 4}, {"id": 17, "name": "a"}, {"id": 90, "name": "b"}]), ["4"]),
+    "nameless image": (
+        coco_json(images=[{"id": 3, "width": 1, "height": 1}], annotations=[]),
+        ["Image 3", "file_name"],
+    ),
+    "image without size": (coco_json(images=[{"id": 3, "file_name": "a.png"}], annotations=[]), ["Image 3", "width"]),
     "missing image": (
-        document(images=[*DOCUMENT["images"], {"id": 1, "file_name": "x.png", "width": 1, "height": 1}]),
+        coco_json(images=[*COCO_JSON["images"], {"id": 1, "file_name": "x.png", "width": 1, "height": 1}]),
         ["1 of 4 images are missing", "x.png"],
     ),
 }
 
 
 @pytest.mark.parametrize("name", BAD_FILES)
-def test_a_bad_file_is_one_sentence_that_names_it(name: str, given: Callable[[Any], Coco]):
+def test_an_invalid_file_is_named_in_one_sentence(name: str, make_data: Callable[[Any], Coco]):
     content, words = BAD_FILES[name]
     with pytest.raises(UserError) as error:
-        given(content).count("train")
+        make_data(content).count("train")
     for word in [*words, "x.png" if name == "missing image" else "instances.json"]:
         assert word in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_missing_folders_and_half_given_splits_are_sentences(tmp_path: Path, given: Callable[[Any], Coco]):
+def test_missing_folders_and_splits_with_one_key_are_refused(tmp_path: Path, make_data: Callable[[Any], Coco]):
     with pytest.raises(UserError, match=r"data.train.images and data.train.annotations go together"):
         coco(train=Files(images="x", annotations=None))
     with pytest.raises(UserError, match=r"data.root"):
@@ -264,36 +267,36 @@ def test_missing_folders_and_half_given_splits_are_sentences(tmp_path: Path, giv
     with pytest.raises(UserError, match="no val images"):
         coco().ground_truth("val")
     path = tmp_path / "instances.json"
-    given(DOCUMENT)
+    make_data(COCO_JSON)
     with pytest.raises(UserError, match=r"folder of images .*gone does not exist"):
         coco(train=Files(images=str(tmp_path / "gone"), annotations=str(path))).count("train")
     with pytest.raises(UserError, match=r"data.val_count=3 leaves nothing of the 3 images"):
-        given(DOCUMENT, val_count=3).count("train")
+        make_data(COCO_JSON, val_count=3).count("train")
 
 
-def test_splits_that_disagree_about_a_category_are_refused(tmp_path: Path, given: Callable[[Any], Coco]):
-    data = given(DOCUMENT)
+def test_splits_that_disagree_about_a_category_are_refused(tmp_path: Path, make_data: Callable[[Any], Coco]):
+    data = make_data(COCO_JSON)
     for categories, word in (
-        ([{"id": 90, "name": "comb"}, *DOCUMENT["categories"][1:]], "'comb'"),
-        ([*DOCUMENT["categories"], {"id": 91, "name": "new"}], "not listed"),
+        ([{"id": 90, "name": "comb"}, *COCO_JSON["categories"][1:]], "'comb'"),
+        ([*COCO_JSON["categories"], {"id": 91, "name": "new"}], "not listed"),
     ):
         path = tmp_path / "other.json"
         extra = annotation(category_id=categories[-1]["id"])
-        path.write_text(json.dumps(document(categories=categories, annotations=[*DOCUMENT["annotations"], extra])))
+        path.write_text(json.dumps(coco_json(categories=categories, annotations=[*COCO_JSON["annotations"], extra])))
         test = Files(images=str(tmp_path / "images"), annotations=str(path))
         with pytest.raises(UserError, match=word):
             coco(train=data.train, test=test).count("test")
 
 
-def test_an_image_of_another_size_than_its_annotations_say_is_named(given: Callable[[Any], Coco]):
-    images = [{**image, "width": 61} for image in DOCUMENT["images"]]
+def test_an_image_is_named_if_its_size_differs_from_the_annotations(make_data: Callable[[Any], Coco]):
+    images = [{**image, "width": 61} for image in COCO_JSON["images"]]
     with pytest.raises(UserError, match=r"b.png has 60 x 40 pixels, but its annotations say 61 x 40"):
-        given(document(images=images)).sample("train", 0, None)
+        make_data(coco_json(images=images)).sample("train", 0, None)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_corrupt_image_is_one_sentence_that_names_it(workers: int, given: Callable[[Any], Coco], tmp_path: Path):
-    data = given(DOCUMENT)
+def test_a_corrupt_image_is_named_in_one_sentence(workers: int, make_data: Callable[[Any], Coco], tmp_path: Path):
+    data = make_data(COCO_JSON)
     broken = tmp_path / "images/a.png"
     broken.write_bytes(broken.read_bytes()[:-30])
     with pytest.raises(UserError, match=r"a.png is broken or no image") as caught:
@@ -301,12 +304,12 @@ def test_a_corrupt_image_is_one_sentence_that_names_it(workers: int, given: Call
     assert "\n" not in str(caught.value)
 
 
-def test_a_sample_lies_where_its_image_does(given: Callable[[Any], Coco], tmp_path: Path):
+def test_where_names_the_file_of_a_sample(make_data: Callable[[Any], Coco], tmp_path: Path):
     files = [f"{tmp_path}/images/{name}.png" for name in "bac"]
-    assert [given(DOCUMENT).where("train", i) for i in range(3)] == files
+    assert [make_data(COCO_JSON).where("train", i) for i in range(3)] == files
 
 
-def test_a_users_image_needs_no_annotations(given: Callable[[Any], Coco], tmp_path: Path):
+def test_a_users_image_needs_no_annotations(make_data: Callable[[Any], Coco], tmp_path: Path):
     data = coco()
     write_images(tmp_path / "photos", ["b.png", "a.JPG"])
     files = list_images(tmp_path / "photos")
@@ -315,16 +318,16 @@ def test_a_users_image_needs_no_annotations(given: Callable[[Any], Coco], tmp_pa
     assert batch["files"] == [str(file) for file in files]
 
 
-def test_real_coco_and_another_data_set_are_read_by_keys_alone(real_data: Callable[[str], Path]):
+def test_coco_and_another_data_set_are_read_without_code_of_their_own(real_data: Callable[[str], Path]):
     mini, cells = real_data("coco_mini"), real_data("bccd")
 
-    def at(folder: Path, split: str) -> Files:
+    def files_of(folder: Path, split: str) -> Files:
         return Files(images=str(folder / "images"), annotations=str(folder / f"{split}.json"))
 
     paper = Augmentation(
         kind="detr", sizes=[480, 640], eval_size=800, max_size=1333, middle_sizes=[400, 500], crop=(384, 600)
     )
-    data = coco(train=at(mini, "train"), test=at(mini, "val"), augmentation=paper)
+    data = coco(train=files_of(mini, "train"), test=files_of(mini, "val"), augmentation=paper)
     assert (data.count("train"), data.count("test"), len(data.categories())) == (59, 42, 80)
     assert data.categories()[-1] == {"id": 90, "name": "toothbrush"}
     assert len(data.ground_truth("test")["annotations"]) == 366
@@ -334,7 +337,9 @@ def test_real_coco_and_another_data_set_are_read_by_keys_alone(real_data: Callab
     assert batch["images"].shape[0] == 4 and len(batch["boxes"]) == sum(batch["counts"])
     assert (batch["boxes"][:, 2:] > batch["boxes"][:, :2]).all()
 
-    data = coco(train=at(cells, "train"), val=at(cells, "val"), test=at(cells, "test"), augmentation=paper)
+    data = coco(
+        train=files_of(cells, "train"), val=files_of(cells, "val"), test=files_of(cells, "test"), augmentation=paper
+    )
     assert [data.count(split) for split in ("train", "val", "test")] == [205, 87, 72]
     assert [category["name"] for category in data.categories()] == ["RBC", "WBC", "Platelets"]
     assert data.sample("val", 0, None)["image"].shape == (3, 800, 1066)

@@ -1,4 +1,4 @@
-"""The drawn set: what its pictures hold, that it is drawn once, and that thresholds and blobs do not solve it."""
+"""The drawn set: the content of its pictures, that it is drawn once, and that thresholding does not solve it."""
 
 import contextlib
 import io
@@ -21,7 +21,7 @@ DEFAULTS = yaml.safe_load((Path(__file__).parents[3] / "configs/data/shapes.yaml
 
 
 def shapes(root: Path, **changes: Any) -> Shapes:
-    """The default set with few images; a picture does not depend on how many there are."""
+    """The default set with few images; a picture does not depend on the number of images."""
     keys = {**DEFAULTS, "root": str(root), "train_count": 6, "val_count": 2, "test_count": 2, **changes}
     return Shapes(**{key: value for key, value in keys.items() if key != "_target_"})
 
@@ -32,7 +32,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Shapes:
     return shapes(tmp_path_factory.mktemp("shapes"), test_count=60)
 
 
-def test_the_default_set_is_what_is_promised():
+def test_the_default_set_is_large_enough_and_not_plain():
     assert len(NAMES) >= 4 and DEFAULTS["image_size"] >= 64 and DEFAULTS["train_count"] >= 2000
     assert not DEFAULTS["plain"]
 
@@ -44,31 +44,31 @@ def test_the_constructor_opens_no_file(tmp_path: Path):
     assert [category["name"] for category in data.categories()] == list(NAMES)
 
 
-def test_a_set_can_do_without_val(tmp_path: Path):
+def test_a_set_may_have_no_val(tmp_path: Path):
     data = shapes(tmp_path, val_count=0)
     assert [data.count(split) for split in ("train", "val", "test")] == [6, 0, 2]
 
 
-def test_pictures_hold_one_to_five_visible_shapes_of_the_promised_size():
+def test_pictures_have_one_to_five_visible_shapes_within_the_size_limits():
     size, counts, overlaps = 64, set(), 0
     for seed in range(60):
         pixels, masks, labels = draw(np.random.default_rng(seed), size, plain=False)
-        again, _, _ = draw(np.random.default_rng(seed), size, plain=False)
-        assert pixels.shape == (size, size, 3) and np.array_equal(pixels, again)
+        repeated, _, _ = draw(np.random.default_rng(seed), size, plain=False)
+        assert pixels.shape == (size, size, 3) and np.array_equal(pixels, repeated)
         assert 1 <= len(masks) == len(labels) <= 5
         counts.add(len(masks))
         assert np.sum(masks, axis=0).max() <= 1  # a pixel shows one shape
         sides = [max(np.ptp(np.nonzero(mask)[axis]) + 1 for axis in (0, 1)) for mask in masks]
-        assert max(sides) <= size / 2 + 1 and sides[-1] >= size / 6  # the last one covers and is not covered
+        assert max(sides) <= size / 2 + 1 and sides[-1] >= size / 6  # the last shape is not covered
         overlaps += any(ndimage.binary_dilation(a, iterations=1)[b].any() for a in masks for b in masks if a is not b)
     assert counts == {1, 2, 3, 4, 5} and overlaps > 10
 
 
-def test_plain_pictures_hold_no_overlap_and_one_background_colour():
+def test_plain_pictures_have_no_overlap_and_one_background_colour():
     for seed in range(20):
         pixels, masks, _ = draw(np.random.default_rng(seed), 64, plain=True)
-        around = ~ndimage.binary_dilation(np.any(masks, axis=0), iterations=4)  # without soft tips
-        assert len(np.unique(pixels[around], axis=0)) == 1
+        background = ~ndimage.binary_dilation(np.any(masks, axis=0), iterations=4)  # without antialiased edges
+        assert len(np.unique(pixels[background], axis=0)) == 1
         assert ndimage.label(np.any(masks, axis=0), structure=np.ones((3, 3)))[1] == len(masks)
 
 
@@ -88,15 +88,15 @@ def test_boxes_masks_and_areas_agree(small: Shapes):
 
 
 def test_hidden_parts_stay_below_the_limit():
-    """Disks covered by later ones: what is left of a full disk is at least the promised share of its own box's disk."""
-    least = 1.0
+    """For disks, whose whole area follows from their box: the visible part is at least the minimum fraction."""
+    smallest = 1.0
     for seed in range(150):
         _, masks, labels = draw(np.random.default_rng(seed), 64, plain=False)
         for mask, label in zip(masks, labels, strict=True):
             if NAMES[label] == "circle":
                 rows, columns = np.nonzero(mask)
-                least = min(least, mask.sum() / (np.pi / 4 * max(np.ptp(rows) + 1, np.ptp(columns) + 1) ** 2))
-    assert MIN_VISIBLE_FRACTION - 0.05 < least < 0.9  # 0.05: pixels on the rim of a disk of 11
+                smallest = min(smallest, mask.sum() / (np.pi / 4 * max(np.ptp(rows) + 1, np.ptp(columns) + 1) ** 2))
+    assert MIN_VISIBLE_FRACTION - 0.05 < smallest < 0.9  # 0.05: the rim's pixels of a disk of 11
 
 
 def test_a_set_is_drawn_once_and_other_keys_draw_another(tmp_path: Path):
@@ -104,11 +104,12 @@ def test_a_set_is_drawn_once_and_other_keys_draw_another(tmp_path: Path):
     first.count("train")
     marker = first.folder / "marker"
     marker.touch()
-    again, other = shapes(tmp_path), shapes(tmp_path, seed=1)
-    assert torch.equal(again.sample("train", 0, None)["image"], first.sample("train", 0, None)["image"])
-    assert again.folder == first.folder and marker.exists()
-    assert not torch.equal(other.sample("train", 0, None)["image"], first.sample("train", 0, None)["image"])
-    assert {folder.name for folder in tmp_path.iterdir()} == {first.folder.name, other.folder.name}  # no drafts left
+    same_keys, other_seed = shapes(tmp_path), shapes(tmp_path, seed=1)
+    assert torch.equal(same_keys.sample("train", 0, None)["image"], first.sample("train", 0, None)["image"])
+    assert same_keys.folder == first.folder and marker.exists()
+    assert not torch.equal(other_seed.sample("train", 0, None)["image"], first.sample("train", 0, None)["image"])
+    # No temporary folders are left.
+    assert {folder.name for folder in tmp_path.iterdir()} == {first.folder.name, other_seed.folder.name}
 
 
 def test_splits_share_no_picture(small: Shapes):
@@ -116,7 +117,7 @@ def test_splits_share_no_picture(small: Shapes):
     assert len({picture.numpy().tobytes() for picture in pictures}) == 6
 
 
-def test_a_place_that_cannot_be_written_is_a_sentence(tmp_path: Path):
+def test_a_root_that_cannot_be_written_is_refused(tmp_path: Path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"data.root"):
         shapes(tmp_path / "file").count("train")
@@ -133,15 +134,15 @@ def test_training_flips_and_evaluation_does_not(small: Shapes):
     torch.testing.assert_close(mirrored[0]["boxes"], expected)
 
 
-def test_thresholds_and_blobs_solve_plain_shapes(tmp_path: Path):
-    """The control for the next test: told its class, each region at the best threshold."""
+def test_thresholding_solves_plain_shapes(tmp_path: Path):
+    """The control for the next test: AP50 at the best threshold, with the true class of each region."""
     easy = shapes(tmp_path, plain=True, test_count=60)
     assert max(average_precision(easy, distant_blobs, level)[1] for level in (40, 60, 80)) >= 0.8
 
 
 @pytest.mark.slow
-def test_thresholds_and_blobs_do_not_solve_the_default_shapes(tmp_path: Path):
-    """The same finder and one that looks for regions of one colour, at the thresholds that suit the set best."""
+def test_thresholding_does_not_solve_the_default_shapes(tmp_path: Path):
+    """The detector of the test above, and one of regions of one colour, at their best thresholds."""
     hard = shapes(tmp_path, test_count=60)
     scores = [average_precision(hard, distant_blobs, level)[0] for level in (80, 110, 140, 170)]
     scores += [average_precision(hard, uniform_blobs, level)[0] for level in (2, 3, 4, 6)]
@@ -157,32 +158,32 @@ def distant_blobs(image: np.ndarray, threshold: int) -> list[list[float]]:
 def uniform_blobs(image: np.ndarray, levels: int) -> list[list[float]]:
     """Regions of one colour, when every channel has `levels` levels."""
     colours = (image / 256 * levels).astype(int) @ [1, levels, levels**2]
-    found = [box for colour in np.unique(colours) for box in regions(colours == colour)]
-    return [box for box in found if max(box[2] - box[0], box[3] - box[1]) <= 34]  # the largest shape, and a pixel
+    boxes = [box for colour in np.unique(colours) for box in regions(colours == colour)]
+    return [box for box in boxes if max(box[2] - box[0], box[3] - box[1]) <= 34]  # the largest shape and one pixel
 
 
 def regions(mask: np.ndarray) -> list[list[float]]:
-    """Connected regions of at least 6 x 6 as x0, y0, x1, y1, score; the fuller its box, the higher its score."""
+    """Connected regions of at least 6 x 6 as x0, y0, x1, y1, score; the score is the filled fraction of the box."""
     numbered, _ = ndimage.label(mask)
-    found = []
+    boxes = []
     for number, (rows, columns) in enumerate(ndimage.find_objects(numbered), 1):
         if rows.stop - rows.start >= 6 and columns.stop - columns.start >= 6:
-            full = float((numbered[rows, columns] == number).mean())
-            found.append([columns.start, rows.start, columns.stop, rows.stop, full])
-    return found
+            filled = float((numbered[rows, columns] == number).mean())
+            boxes.append([columns.start, rows.start, columns.stop, rows.stop, filled])
+    return boxes
 
 
-def average_precision(data: Shapes, find: Any, level: int) -> tuple[float, float]:
-    """AP and AP50 of a finder of boxes on test; a box takes the class of the object that it overlaps most."""
+def average_precision(data: Shapes, detect: Any, level: int) -> tuple[float, float]:
+    """AP and AP50 of `detect` on test; a box gets the class of the object that it overlaps most."""
     results = []
     for index in range(data.count("test")):
         sample = data.sample("test", index, None)
-        found = find(sample["image"].permute(1, 2, 0).double().numpy(), level)
-        if not found:
+        detected = detect(sample["image"].permute(1, 2, 0).double().numpy(), level)
+        if not detected:
             continue
-        boxes = torch.tensor(found)[:, :4]
+        boxes = torch.tensor(detected)[:, :4]
         classes = sample["labels"][torchvision.ops.box_iou(boxes, sample["boxes"]).argmax(dim=1)]
-        for (x0, y0, x1, y1, score), label in zip(found, classes.tolist(), strict=True):
+        for (x0, y0, x1, y1, score), label in zip(detected, classes.tolist(), strict=True):
             results.append(
                 {
                     "image_id": sample["id"],
@@ -202,10 +203,10 @@ def average_precision(data: Shapes, find: Any, level: int) -> tuple[float, float
     return float(evaluation.stats[0]), float(evaluation.stats[1])
 
 
-def quiet_coco(document: dict[str, Any]) -> COCO:
-    """Index a COCO dict without pycocotools' prints."""
+def quiet_coco(coco_json: dict[str, Any]) -> COCO:
+    """Index a COCO JSON without pycocotools' output."""
     truth = COCO()
-    truth.dataset = document
+    truth.dataset = coco_json
     with contextlib.redirect_stdout(io.StringIO()):
         truth.createIndex()
     return truth

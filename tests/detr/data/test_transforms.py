@@ -1,4 +1,4 @@
-"""The augmentation against PIL, against marks painted into the pixels, and against the reference's size rule."""
+"""The augmentation against PIL, against boxes painted into the pixels, and against the reference's size rule."""
 
 import dataclasses
 
@@ -21,7 +21,7 @@ PAPER = Augmentation(
 
 
 def generator(seed: int = 0) -> torch.Generator:
-    """Seeded randomness."""
+    """A seeded generator."""
     return torch.Generator().manual_seed(seed)
 
 
@@ -31,7 +31,7 @@ def image_of(height: int, width: int) -> torch.Tensor:
 
 
 def reference_size(height: int, width: int, size: int, max_size: int | None) -> tuple[int, int]:
-    """The published rule, for (height, width), written down from its description step by step."""
+    """The published rule for (height, width), implemented from its description."""
     small, large = float(min(height, width)), float(max(height, width))
     if max_size is not None and large / small * size > max_size:
         size = round(max_size * small / large)
@@ -48,13 +48,13 @@ def test_published_sizes(height: int, width: int, expected: tuple[int, int]):
 
 
 def test_sizes_follow_the_reference_rule():
-    random = np.random.default_rng(0)
-    for height, width, size, limit in random.integers(16, 1500, (2000, 4)).tolist():
+    rng = np.random.default_rng(0)
+    for height, width, size, limit in rng.integers(16, 1500, (2000, 4)).tolist():
         for max_size in (None, limit):
             assert resized_shape(height, width, size, max_size) == reference_size(height, width, size, max_size)
 
 
-def test_a_strip_keeps_one_pixel():
+def test_a_thin_strip_keeps_one_pixel():
     image = image_of(2, 900)
     assert resize(image, as_bounding_boxes(image, torch.zeros(0, 4)), 64, 100)[0].shape == (3, 1, 100)
 
@@ -68,7 +68,7 @@ def test_resizing_agrees_with_pil():
     assert difference.abs().max() <= 1  # both round once after each axis
 
 
-def test_a_size_that_fits_returns_the_same_pixels():
+def test_an_image_of_the_right_size_is_not_resized():
     image = image_of(64, 64)
     assert resize(image, as_bounding_boxes(image, torch.zeros(0, 4)), 64, 64)[0] is image
 
@@ -82,54 +82,54 @@ def painted(height: int, width: int, boxes: list[list[int]]) -> torch.Tensor:
 
 
 def bright_area(channel: torch.Tensor) -> list[int]:
-    """The xyxy box of what is bright in (H, W)."""
+    """The xyxy box of the bright pixels of (H, W)."""
     rows, columns = (channel > 127).nonzero().unbind(1)
     return [int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1]
 
 
-def test_boxes_stay_on_what_they_enclose():
-    """Through flips, crops and both resizings."""
-    places = [[10, 20, 210, 180], [300, 40, 620, 400], [60, 250, 280, 460]]
-    image = painted(480, 640, places)
+def test_boxes_stay_on_their_objects():
+    """After a flip, a crop and two resizings."""
+    objects = [[10, 20, 210, 180], [300, 40, 620, 400], [60, 250, 280, 460]]
+    image = painted(480, 640, objects)
     for seed in range(25):
-        seen, boxes, labels = augment(
-            image, as_bounding_boxes(image, torch.tensor(places).float()), torch.arange(3), PAPER, generator(seed)
+        augmented, boxes, labels = augment(
+            image, as_bounding_boxes(image, torch.tensor(objects).float()), torch.arange(3), PAPER, generator(seed)
         )
         assert len(boxes) == len(labels) > 0
-        assert min(seen.shape[1:]) in PAPER.sizes or max(seen.shape[1:]) == PAPER.max_size
+        assert min(augmented.shape[1:]) in PAPER.sizes or max(augmented.shape[1:]) == PAPER.max_size
         for box, label in zip(boxes.tolist(), labels.tolist(), strict=True):
-            # A pixel of the middle size is at most two of the last; an edge is blurred over one of them.
-            assert max(abs(x - y) for x, y in zip(bright_area(seen[label]), box, strict=True)) <= 2
+            # A pixel before the second resizing is at most two after it; an edge is blurred over one of those.
+            assert max(abs(x - y) for x, y in zip(bright_area(augmented[label]), box, strict=True)) <= 2
 
 
-def test_crops_keep_exactly_the_boxes_that_they_show():
-    places = [[0, 0, 20, 20], [30, 30, 60, 50], [80, 80, 100, 100]]
-    image = painted(100, 100, places)
-    sizes = set()
+def test_crops_keep_exactly_the_visible_boxes():
+    objects = [[0, 0, 20, 20], [30, 30, 60, 50], [80, 80, 100, 100]]
+    image = painted(100, 100, objects)
+    shapes = set()
     for seed in range(50):
-        seen, boxes, labels = random_size_crop(
-            image, as_bounding_boxes(image, torch.tensor(places).float()), torch.arange(3), (30, 60), generator(seed)
+        augmented, boxes, labels = random_size_crop(
+            image, as_bounding_boxes(image, torch.tensor(objects).float()), torch.arange(3), (30, 60), generator(seed)
         )
-        sizes.add(tuple(seen.shape[1:]))
-        assert labels.tolist() == [i for i in range(3) if seen[i].any()]
+        shapes.add(tuple(augmented.shape[1:]))
+        assert labels.tolist() == [i for i in range(3) if augmented[i].any()]
         for box, label in zip(boxes.tolist(), labels.tolist(), strict=True):
-            assert box == bright_area(seen[label])
-    assert all(30 <= side <= 60 for size in sizes for side in size) and len(sizes) > 10
+            assert box == bright_area(augmented[label])
+    assert all(30 <= side <= 60 for shape in shapes for side in shape) and len(shapes) > 10
 
 
 def test_a_crop_of_a_small_image_keeps_its_short_side():
     image = image_of(20, 500)
-    seen, *_ = random_size_crop(
+    augmented, *_ = random_size_crop(
         image, as_bounding_boxes(image, torch.zeros(0, 4)), torch.zeros(0), (384, 600), generator()
     )
-    assert seen.shape[1] == 20 and 384 <= seen.shape[2] <= 500
+    assert augmented.shape[1] == 20 and 384 <= augmented.shape[2] <= 500
 
 
-def test_the_generator_decides_everything():
+def test_the_result_depends_on_the_generator_alone():
     image, boxes, labels = image_of(300, 400), torch.tensor([[10.0, 10, 200, 200]]), torch.tensor([3])
 
     def run(seed: int) -> torch.Tensor:
-        torch.rand(seed)  # global randomness must not matter
+        torch.rand(seed)  # the global generator must not matter
         return augment(image, as_bounding_boxes(image, boxes), labels, PAPER, generator(seed))[0]
 
     assert torch.equal(run(1), run(1))
@@ -138,7 +138,7 @@ def test_the_generator_decides_everything():
 
 def test_half_of_the_images_are_flipped():
     image = torch.zeros(3, 4, 400, dtype=torch.uint8)
-    image[:, :, 200:] = 200  # bright on the right until flipped
+    image[:, :, 200:] = 200  # bright on the right unless flipped
     options = Augmentation(kind="flip", sizes=[4], eval_size=4, max_size=400, middle_sizes=[4], crop=(4, 4))
     flips = [
         augment(image, as_bounding_boxes(image, torch.zeros(0, 4)), torch.zeros(0), options, generator(seed))[0][
@@ -147,20 +147,22 @@ def test_half_of_the_images_are_flipped():
         > 100
         for seed in range(400)
     ]
-    assert 160 < sum(flips) < 240  # four deviations of a fair coin
+    assert 160 < sum(flips) < 240  # four standard deviations of a fair coin
 
 
 def test_evaluation_and_kind_none_only_resize():
     image, boxes = image_of(90, 120), torch.tensor([[0.0, 0, 60, 90]])
     plain = Augmentation(kind="none", sizes=[1], eval_size=45, max_size=1333, middle_sizes=[1], crop=(1, 1))
-    for random, options in ((None, PAPER), (generator(), plain)):
-        seen, moved, labels = augment(image, as_bounding_boxes(image, boxes), torch.tensor([7]), options, random)
+    for rng, options in ((None, PAPER), (generator(), plain)):
+        augmented, augmented_boxes, labels = augment(
+            image, as_bounding_boxes(image, boxes), torch.tensor([7]), options, rng
+        )
         size = options.eval_size
-        assert seen.shape[1] == size and labels.tolist() == [7]
-        torch.testing.assert_close(moved.tolist()[0], [0.0, 0.0, seen.shape[2] / 2, float(size)])
+        assert augmented.shape[1] == size and labels.tolist() == [7]
+        torch.testing.assert_close(augmented_boxes.tolist()[0], [0.0, 0.0, augmented.shape[2] / 2, float(size)])
 
 
-def test_options_that_leave_no_choice_are_refused():
+def test_empty_and_inverted_options_are_refused():
     for changes, word in (({"sizes": []}, "sizes"), ({"middle_sizes": []}, "middle_sizes"), ({"crop": (9, 8)}, "crop")):
         with pytest.raises(UserError, match=f"data.augmentation.{word}="):
             dataclasses.replace(PAPER, **changes)

@@ -38,8 +38,8 @@ def answer(boxes: list = (), scores: list = (), labels: list = ()) -> dict:
 
 def numbers_of(ground_truth: dict, answers: dict[int, dict]) -> dict[str, float]:
     metric = CocoMetric(ground_truth, CATEGORIES)
-    for image, found in answers.items():
-        metric.update({"ids": [image]}, [found])
+    for image, detections in answers.items():
+        metric.update({"ids": [image]}, [detections])
     metric.gather()
     return metric.compute()
 
@@ -49,7 +49,7 @@ def oracle(name: str) -> list | dict:
 
 
 def oracle_answers() -> tuple[dict, list[dict], dict[int, dict]]:
-    """Ground truth, classes in an order of our own, and the official boxes as answers (float64 as in the file)."""
+    """Ground truth, classes in descending order of id, and the official boxes as answers (float64 as in the file)."""
     ground_truth = oracle("instances_val2014_100.json")
     categories = sorted(ground_truth["categories"], key=lambda category: -category["id"])
     index = {category["id"]: number for number, category in enumerate(categories)}
@@ -57,12 +57,12 @@ def oracle_answers() -> tuple[dict, list[dict], dict[int, dict]]:
     for line in oracle("instances_val2014_fakebbox100_results.json"):
         lines[line["image_id"]].append(line)
     answers = {}
-    for image, found in lines.items():
-        boxes = torch.tensor([line["bbox"] for line in found], dtype=torch.float64).reshape(-1, 4)
+    for image, entries in lines.items():
+        boxes = torch.tensor([line["bbox"] for line in entries], dtype=torch.float64).reshape(-1, 4)
         answers[image] = {
             "boxes": torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1),
-            "scores": torch.tensor([line["score"] for line in found], dtype=torch.float64),
-            "labels": torch.tensor([index[line["category_id"]] for line in found], dtype=torch.int64),
+            "scores": torch.tensor([line["score"] for line in entries], dtype=torch.float64),
+            "labels": torch.tensor([index[line["category_id"]] for line in entries], dtype=torch.int64),
         }
     return ground_truth, categories, answers
 
@@ -81,7 +81,7 @@ def test_answers_of_a_model_give_the_official_numbers_and_so_does_the_written_fi
     assert not (tmp_path / "masks.json").exists()
 
 
-def test_two_objects_counted_by_hand(capsys):
+def test_two_objects_evaluated_by_hand(capsys):
     """Two cats of 100 x 100 in two images. Detections by score:
 
         0.9  image 1, exact                                          right at all 10 thresholds
@@ -112,16 +112,16 @@ def test_two_objects_counted_by_hand(capsys):
 
 
 def test_a_crowd_is_no_object_and_absorbs_detections():
-    """One cat found exactly; three boxes inside the crowd are neither right nor wrong, so AP is 1."""
+    """One cat is detected exactly; three boxes inside the crowd are neither right nor wrong, so AP is 1."""
     cat = {"image_id": 1, "category_id": 7, "bbox": [0, 0, 50, 50], "area": 2000, "iscrowd": 0}
     crowd = {"image_id": 1, "category_id": 7, "bbox": [100, 0, 100, 100], "iscrowd": 1}
     inside = [[100, 0, 150, 50], [150, 0, 200, 50], [100, 50, 150, 100]]
-    found = answer([*inside, [0, 0, 50, 50]], [0.9, 0.8, 0.7, 0.6], [0] * 4)
-    numbers = numbers_of(truth(cat, crowd, images=1), {1: found})
+    detections = answer([*inside, [0, 0, 50, 50]], [0.9, 0.8, 0.7, 0.6], [0] * 4)
+    numbers = numbers_of(truth(cat, crowd, images=1), {1: detections})
     assert numbers["AP"] == pytest.approx(1) and numbers["AR1"] == 0 and numbers["AP_large"] == -1
 
 
-def test_zero_detections_give_zeros_and_sizes_without_objects_minus_one():
+def test_zero_detections_give_zeros_and_areas_without_objects_minus_one():
     cat = {"image_id": 1, "category_id": 7, "bbox": [0, 0, 50, 50]}  # medium
     numbers = numbers_of(truth(cat), {1: answer(), 2: answer()})
     absent = {"AP_small", "AP_large", "AR_small", "AR_large"}
@@ -133,7 +133,7 @@ def test_a_split_without_objects_gives_minus_one():
 
 
 def test_false_detections_in_an_image_without_objects_lower_the_precision():
-    """The wrong one comes first, so precision is 1/2 at every recall."""
+    """The wrong detection has the higher score, so precision is 1/2 at every recall."""
     cat = {"image_id": 1, "category_id": 7, "bbox": [0, 0, 50, 50]}
     wrong, right = answer([[0, 0, 50, 50]], [0.9], [0]), answer([[0, 0, 50, 50]], [0.8], [0])
     assert numbers_of(truth(cat), {1: right, 2: wrong})["AP"] == pytest.approx(0.5)
@@ -142,25 +142,26 @@ def test_false_detections_in_an_image_without_objects_lower_the_precision():
 def test_a_class_that_the_ground_truth_does_not_have_changes_nothing():
     ground_truth = truth({"image_id": 1, "category_id": 7, "bbox": [0, 0, 50, 50]}, images=1)
     ground_truth["categories"] = CATEGORIES[:1]
-    found = answer([[0, 0, 50, 50], [0, 0, 50, 50]], [0.9, 0.8], [1, 0])
-    assert numbers_of(ground_truth, {1: found})["AP"] == pytest.approx(1)
+    detections = answer([[0, 0, 50, 50], [0, 0, 50, 50]], [0.9, 0.8], [1, 0])
+    assert numbers_of(ground_truth, {1: detections})["AP"] == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
-    ("ids", "told"), [([1], r"never: \[2\]"), ([1, 2, 2], r"more than once: \[2\]"), ([1, 2, 9], r"not of .*\[9\]")]
+    ("ids", "message"),
+    [([1], r"missing: \[2\]"), ([1, 2, 2], r"more than once: \[2\]"), ([1, 2, 9], r"not of .*\[9\]")],
 )
-def test_a_missing_doubled_or_foreign_image_is_an_error(ids, told):
+def test_a_missing_doubled_or_foreign_image_is_an_error(ids, message):
     metric = CocoMetric(truth(), CATEGORIES)
     metric.update({"ids": ids}, [answer()] * len(ids))
-    with pytest.raises(AssertionError, match=told):
+    with pytest.raises(AssertionError, match=message):
         metric.gather()
 
 
-def test_numbers_before_the_images_are_joined_are_an_error(tmp_path):
+def test_numbers_before_gather_are_an_error(tmp_path):
     metric = CocoMetric(truth(), CATEGORIES)
-    for early in (metric.compute, lambda: metric.write(tmp_path)):
+    for call in (metric.compute, lambda: metric.write(tmp_path)):
         with pytest.raises(AssertionError, match="gather"):
-            early()
+            call()
 
 
 def test_an_answer_that_is_not_finite_names_its_image():
@@ -169,7 +170,7 @@ def test_an_answer_that_is_not_finite_names_its_image():
         metric.update({"ids": [2]}, [answer([[0, 0, float("nan"), 5]], [0.5], [0])])
 
 
-def test_masks_are_counted_beside_boxes_and_written_for_the_server(tmp_path):
+def test_masks_are_evaluated_beside_boxes_and_written(tmp_path):
     """The cat is the left half of its box. The mask is exact; the box, drawn around the mask, has IoU 0.5.
 
     So every mask number that exists is 1, while the box is right at the first of ten thresholds.
@@ -178,9 +179,9 @@ def test_masks_are_counted_beside_boxes_and_written_for_the_server(tmp_path):
     ground_truth = truth(cat)
     mask = torch.zeros(1, 200, 200, dtype=torch.bool)
     mask[0, :80, :40] = True
-    found = answer([[0, 0, 40, 80]], [0.5], [0]) | {"masks": mask}
+    detections = answer([[0, 0, 40, 80]], [0.5], [0]) | {"masks": mask}
     metric = CocoMetric(ground_truth, CATEGORIES)
-    metric.update({"ids": [1, 2]}, [found, answer() | {"masks": mask[:0]}])
+    metric.update({"ids": [1, 2]}, [detections, answer() | {"masks": mask[:0]}])
     metric.gather()
     numbers = metric.compute()
     assert list(numbers) == [*NAMES, *(f"mask_{name}" for name in NAMES)]
@@ -197,7 +198,7 @@ def test_masks_are_counted_beside_boxes_and_written_for_the_server(tmp_path):
 
 
 def scene() -> tuple[dict, dict[int, dict]]:
-    """Five images with random boxes; answers with equal scores across images, whose order must not decide."""
+    """Five images with random boxes; scores are equal across images, so that their order must not matter."""
     generator = torch.Generator().manual_seed(0)
     annotations, answers = [], {}
     for image in range(1, 6):
@@ -218,7 +219,7 @@ def scene() -> tuple[dict, dict[int, dict]]:
 
 
 def evaluate_on_ranks(rank: int, folder: str) -> None:
-    """Three ranks, then two: rank 0 has most of the five images, rank 1 one, rank 2 none."""
+    """With three ranks, then two: rank 0 evaluates four of the five images, rank 1 one, rank 2 none."""
     ground_truth, answers = scene()
     for world in (3, 2):
         if rank >= world:
@@ -237,8 +238,8 @@ def evaluate_on_ranks(rank: int, folder: str) -> None:
 
 
 def test_one_two_and_three_ranks_give_the_same_numbers_and_files(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[3]))  # where a new process finds this file by its name
-    multiprocessing.set_forkserver_preload(["torch.distributed", "torchvision", "pycocotools.cocoeval"])  # once for all
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[3]))  # so that a new process can import this file
+    multiprocessing.set_forkserver_preload(["torch.distributed", "torchvision", "pycocotools.cocoeval"])
     mp.start_processes(evaluate_on_ranks, (str(tmp_path),), nprocs=3, start_method="forkserver")
     ground_truth, answers = scene()
     metric = CocoMetric(ground_truth, CATEGORIES)

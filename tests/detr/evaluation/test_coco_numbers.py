@@ -15,7 +15,7 @@ every_evaluator = pytest.mark.parametrize(
     "evaluator", ["pycocotools", pytest.param("faster_coco_eval", marks=with_both)]
 )
 
-# In the order of NAMES. The official val2014_fake_eval_res.txt prints three digits of these; the README beside it all.
+# In the order of NAMES. The official val2014_fake_eval_res.txt has three digits of these, the README beside it all.
 OFFICIAL = {
     "bbox": (
         "0.5045806987249628 0.6969727247299577 0.5729816669904824 0.5856257209410443 0.5193996948036719 "
@@ -62,12 +62,12 @@ def test_ids_and_order_of_the_ground_truth_do_not_change_the_numbers():
     ground_truth["images"].reverse()
     ground_truth["categories"].reverse()
     for number, annotation in enumerate(ground_truth["annotations"]):
-        annotation["id"] = number  # 0 is among them, which pycocotools takes for "no match"
+        annotation["id"] = number  # one of them is 0, which pycocotools reads as "no match"
     assert evaluate_results(ground_truth, results, "bbox") == expected
 
 
 def test_masks_need_segmentations_in_the_ground_truth():
-    """None at all is "no such ground truth"; a single one missing would silently change the numbers."""
+    """Without any, every number is -1; if only some are missing, the numbers would be wrong."""
     boxed = {"image_id": 1, "category_id": 7, "bbox": [0, 0, 80, 80], "segmentation": []}
     assert set(evaluate_results(truth(boxed), [], "segm").numbers.values()) == {-1}
     outlined = boxed | {"segmentation": [[0, 0, 40, 0, 40, 80]]}

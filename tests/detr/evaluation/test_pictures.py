@@ -21,17 +21,17 @@ def test_the_outline_lies_on_the_box_in_the_colour_of_its_class():
     assert (picture[:, 170:198, 100:130] == 0).any()  # black letters above the box
 
 
-@pytest.mark.parametrize("size", [(64, 64), (1, 30), (399, 20)])
-def test_a_small_image_grows_by_an_integer_and_its_boxes_with_it(size):
-    height, width = size
+@pytest.mark.parametrize("shape", [(64, 64), (1, 30), (399, 20)])
+def test_a_small_image_is_enlarged_by_an_integer_with_its_boxes(shape):
+    height, width = shape
     picture = draw(torch.zeros(3, height, width, dtype=torch.uint8), torch.tensor([[0.0, 0.0, width, height]]), ["a"])
     factor = picture.shape[-1] // width
     assert picture.shape == (3, factor * height, factor * width)
-    assert MIN_LONGER_SIDE <= max(picture.shape) < MIN_LONGER_SIDE + max(size)
+    assert MIN_LONGER_SIDE <= max(picture.shape) < MIN_LONGER_SIDE + max(shape)
     assert pixel(picture, picture.shape[2] - 1, picture.shape[1] - 1) == colour(0)
 
 
-def test_an_image_without_detections_stays_as_it_is():
+def test_an_image_without_detections_is_unchanged():
     image = torch.randint(0, 256, (3, 450, 420), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     assert torch.equal(draw(image, torch.zeros(0, 4), [], torch.zeros(0), torch.zeros(0, dtype=torch.int64)), image)
 
@@ -44,7 +44,7 @@ def test_the_highest_score_lies_on_top():
         assert pixel(picture, 200, 300) == colour(top)
 
 
-def test_boxes_and_labels_outside_the_image_are_cut_off():
+def test_boxes_and_labels_are_clipped_to_the_image():
     boxes = torch.tensor([[-50.0, -50.0, 900.0, 900.0], [490.0, 490.0, 700.0, 700.0], [600.0, 600.0, 700.0, 700.0]])
     picture = draw(torch.zeros(3, 500, 500, dtype=torch.uint8), boxes, ["a long name of a class"] * 3)
     assert picture.shape == (3, 500, 500)

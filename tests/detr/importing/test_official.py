@@ -1,4 +1,4 @@
-"""Official files: their names, an official network written out here that must answer as ours, and what is refused."""
+"""Official files: tensor names, parity with an implementation of the official network, and files that are refused."""
 
 import argparse
 from pathlib import Path
@@ -27,7 +27,7 @@ LEARNED = PositionOptions(kind="learned", temperature=10000.0, at_input=False)
 
 
 class OfficialDetr(nn.Module):
-    """The official network: its names, and its forward from PyTorch's own parts."""
+    """The official network, with its tensor names, built from PyTorch's layers."""
 
     def __init__(self, *, body: str, width: int, layers: int, rows: int, pre_norm: bool = False, learned: bool = False):
         super().__init__()
@@ -37,11 +37,11 @@ class OfficialDetr(nn.Module):
         self.backbone[0].body = IntermediateLayerGetter(resnet, {"layer4": "0"})
         if learned:
             self.backbone[1].row_embed, self.backbone[1].col_embed = (nn.Embedding(50, width // 2) for _ in range(2))
-        sizes = {"d_model": width, "nhead": 4, "dim_feedforward": 2 * width, "dropout": 0.0, "batch_first": True}
+        arguments = {"d_model": width, "nhead": 4, "dim_feedforward": 2 * width, "dropout": 0.0, "batch_first": True}
         self.transformer = nn.ModuleDict({"encoder": nn.Module(), "decoder": nn.Module()})
         encoder, decoder = self.transformer["encoder"], self.transformer["decoder"]
-        encoder.layers = nn.ModuleList(nn.TransformerEncoderLayer(**sizes) for _ in range(layers))
-        decoder.layers = nn.ModuleList(nn.TransformerDecoderLayer(**sizes) for _ in range(layers))
+        encoder.layers = nn.ModuleList(nn.TransformerEncoderLayer(**arguments) for _ in range(layers))
+        decoder.layers = nn.ModuleList(nn.TransformerDecoderLayer(**arguments) for _ in range(layers))
         encoder.norm = nn.LayerNorm(width) if pre_norm else nn.Identity()
         decoder.norm = nn.LayerNorm(width)
         self.class_embed = nn.Linear(width, rows)
@@ -51,7 +51,7 @@ class OfficialDetr(nn.Module):
         self.input_proj = nn.Conv2d(features, width, 1)
 
     def forward(self, images: Tensor, padding: Tensor) -> dict[str, Tensor]:
-        """`padding` (B, H, W) is True where there is no image, the official way round."""
+        """`padding` (B, H, W) is True outside the image, the official convention."""
         features = self.backbone[0].body(images)["0"]
         mask = nn.functional.interpolate(padding[None].float(), size=features.shape[-2:])[0].bool()
         if len(list(self.backbone[1].children())):
@@ -69,11 +69,11 @@ class OfficialDetr(nn.Module):
                 x, layer.norm1, lambda y, at=layer: at.self_attn(y + positions, y + positions, y, mask)[0]
             )
             x = self.residual(x, layer.norm2, lambda y, at=layer: at.linear2(at.linear1(y).relu()))
-        memory, asked = encoder.norm(x), self.query_embed.weight.expand(len(images), -1, -1)
-        keys, x, outputs = memory + positions, torch.zeros_like(asked), []
+        memory, queries = encoder.norm(x), self.query_embed.weight.expand(len(images), -1, -1)
+        keys, x, outputs = memory + positions, torch.zeros_like(queries), []
         for layer in decoder.layers:
-            x = self.residual(x, layer.norm1, lambda y, at=layer: at.self_attn(y + asked, y + asked, y)[0])
-            x = self.residual(x, layer.norm2, lambda y, at=layer: at.multihead_attn(y + asked, keys, memory, mask)[0])
+            x = self.residual(x, layer.norm1, lambda y, at=layer: at.self_attn(y + queries, y + queries, y)[0])
+            x = self.residual(x, layer.norm2, lambda y, at=layer: at.multihead_attn(y + queries, keys, memory, mask)[0])
             x = self.residual(x, layer.norm3, lambda y, at=layer: at.linear2(at.linear1(y).relu()))
             outputs.append(decoder.norm(x))
         decoded = torch.stack(outputs)
@@ -87,28 +87,28 @@ class OfficialDetr(nn.Module):
 
 def official(**changed: Any) -> OfficialDetr:
     torch.manual_seed(0)
-    made = OfficialDetr(**{"body": "resnet18", "width": 32, "layers": 2, "rows": 92, **changed}).eval()
-    drawn = generator("official")
+    network = OfficialDetr(**{"body": "resnet18", "width": 32, "layers": 2, "rows": 92, **changed}).eval()
+    rng = generator("official")
     with torch.no_grad():
-        for name, tensor in made.state_dict().items():
+        for name, tensor in network.state_dict().items():
             if tensor.dim() == 1:  # norms, statistics and biases, which start as ones and zeros
                 low = 0.5 if name.endswith(("weight", "running_var")) else -0.2
-                tensor.uniform_(low, low + 0.4, generator=drawn)
-    return made
+                tensor.uniform_(low, low + 0.4, generator=rng)
+    return network
 
 
 def detector(classes: int = 91, **changed: Any) -> Detector:
     body = changed.pop("body", "resnet18")
-    sizes = {"width": 32, "heads": 4, "encoder_layers": 2, "decoder_layers": 2, "feedforward": 64, "queries": 10}
-    rest = {"dropout": 0.0, "pre_norm": False, "positions": SINE, "auxiliary": True, "official_padding": True}
+    arguments = {"width": 32, "heads": 4, "encoder_layers": 2, "decoder_layers": 2, "feedforward": 64, "queries": 10}
+    arguments |= {"dropout": 0.0, "pre_norm": False, "positions": SINE, "auxiliary": True, "official_padding": True}
     backbone = BackboneOptions(name=body, weights="none", dilation=False, frozen=2)
-    return Detector(classes=classes, backbone=backbone, **{**sizes, **rest, **changed}).eval()
+    return Detector(classes=classes, backbone=backbone, **{**arguments, **changed}).eval()
 
 
 @pytest.mark.parametrize("pre_norm", [False, True], ids=["post-norm", "pre-norm"])
 @pytest.mark.parametrize("learned", [False, True], ids=["sine", "learned"])
 @torch.no_grad()
-def test_an_adopted_file_answers_as_the_official_network(pre_norm: bool, learned: bool) -> None:
+def test_an_adopted_file_gives_the_outputs_of_the_official_network(pre_norm: bool, learned: bool) -> None:
     theirs = official(pre_norm=pre_norm, learned=learned)
     ours = detector(pre_norm=pre_norm, positions=LEARNED if learned else SINE)
     ours.load_state_dict(adopt({"model": theirs.state_dict()}).weights)
@@ -119,9 +119,9 @@ def test_an_adopted_file_answers_as_the_official_network(pre_norm: bool, learned
         image[:, :height, :width] = torch.randn(3, height, width, generator=generator(height))
         mask[:height, :width] = False
     layers, expected = ours(images, sizes), theirs(images, padding)
-    got = {name: torch.stack([layer[name] for layer in layers]) for name in expected}
+    stacked = {name: torch.stack([layer[name] for layer in layers]) for name in expected}
     for name in expected:
-        torch.testing.assert_close(got[name], expected[name], rtol=0, atol=1e-5)  # fp32, logits of size one
+        torch.testing.assert_close(stacked[name], expected[name], rtol=0, atol=1e-5)  # fp32, logits of order 1
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_an_adopted_file_answers_as_the_official_network(pre_norm: bool, learned
     ],
     ids=["R50", "pre-norm", "learned", "R101"],
 )
-def test_published_layouts_fill_our_models_to_the_last_tensor(
+def test_published_layouts_fill_every_tensor_of_our_models(
     keys: int, theirs: dict[str, Any], ours: dict[str, Any]
 ) -> None:
     with torch.device("meta"):
@@ -147,38 +147,38 @@ def test_published_layouts_fill_our_models_to_the_last_tensor(
 
 
 @pytest.mark.parametrize("changed", [{}, {"pre_norm": True}, {"learned": True}, {"body": "resnet50"}], ids=str)
-def test_the_way_there_and_back_is_exact(changed: dict[str, Any]) -> None:
+def test_adopting_then_exporting_changes_nothing(changed: dict[str, Any]) -> None:
     file = official(**changed).state_dict()
-    back = export(adopt({"model": file}).weights)
-    assert list(back) == ["model"] and list(back["model"]) == list(file), "names in their order"
-    assert all(torch.equal(back["model"][name], value) for name, value in file.items())
+    exported = export(adopt({"model": file}).weights)
+    assert list(exported) == ["model"] and list(exported["model"]) == list(file), "names in the same order"
+    assert all(torch.equal(exported["model"][name], value) for name, value in file.items())
 
 
-def test_the_way_back_and_there_is_exact_too() -> None:
+def test_exporting_then_adopting_changes_nothing() -> None:
     ours = detector(classes=4, positions=LEARNED).state_dict()
-    again = adopt(export(ours)).weights
-    assert list(again) == list(ours) and all(torch.equal(again[name], ours[name]) for name in ours)
+    restored = adopt(export(ours)).weights
+    assert list(restored) == list(ours) and all(torch.equal(restored[name], ours[name]) for name in ours)
 
 
-def test_files_of_2020_and_of_own_training_load_and_are_adopted(tmp_path: Path) -> None:
-    """The published ones are no zip; one's own hold the arguments and the optimizer's state."""
+def test_published_files_and_official_checkpoints_are_loaded_and_adopted(tmp_path: Path) -> None:
+    """Files published in 2020 are no zip archives; a checkpoint has the arguments and the optimizer's state."""
     weights = official().state_dict()
     torch.save({"model": weights}, tmp_path / "published.pth", _use_new_zipfile_serialization=False)
-    trained = {"model": weights, "optimizer": {"state": {}}, "epoch": 3, "args": argparse.Namespace(lr=1e-4)}
-    torch.save(trained, tmp_path / "own.pth")
+    content = {"model": weights, "optimizer": {"state": {}}, "epoch": 3, "args": argparse.Namespace(lr=1e-4)}
+    torch.save(content, tmp_path / "own.pth")
     for name in ("published.pth", "own.pth"):
         adopted = adopt(checkpoint.load(tmp_path / name))
         detector().load_state_dict(adopted.weights)
         assert adopted.left_out == []
 
 
-def test_bare_weights_are_adopted_too() -> None:
+def test_a_bare_state_dict_is_adopted() -> None:
     weights = official().state_dict()
     assert adopt(dict(weights)).weights.keys() == adopt({"model": weights}).weights.keys()
 
 
 def test_92_rows_are_cocos_categories_by_id() -> None:
-    """torchvision lists them by id as well, with the same holes."""
+    """torchvision lists them by id as well, with the same unused ids."""
     published = torchvision.models.detection.FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
     categories = adopt(official().state_dict()).task_state["categories"]
     assert [category["id"] for category in categories] == list(range(91))
@@ -187,7 +187,7 @@ def test_92_rows_are_cocos_categories_by_id() -> None:
     assert sum(name != "N/A" for name in names) == 80 and names[1] == "person" and names[90] == "toothbrush"
 
 
-def test_other_classes_are_numbered() -> None:
+def test_classes_other_than_cocos_are_numbered() -> None:
     categories = adopt(official(rows=4).state_dict()).task_state["categories"]
     assert categories == [{"id": i, "name": f"class {i}"} for i in range(3)]
 
@@ -216,13 +216,14 @@ def test_the_state_is_what_the_task_restores() -> None:
     assert task.state() == adopted.task_state
 
 
-def test_a_panoptic_file_gives_its_detector_and_lists_its_mask_head() -> None:
+def test_the_mask_head_of_a_panoptic_file_is_left_out_and_listed() -> None:
     detr = official(rows=251)
     file = {f"detr.{name}": value for name, value in detr.state_dict().items()}
-    head = ["bbox_attention.q_linear.weight", "mask_head.lay1.weight", "mask_head.gn1.bias", "mask_head.adapter1.bias"]
-    file |= {name: torch.zeros(1) for name in head}
+    mask_head = ["bbox_attention.q_linear.weight", "mask_head.lay1.weight", "mask_head.gn1.bias"]
+    mask_head += ["mask_head.adapter1.bias"]
+    file |= {name: torch.zeros(1) for name in mask_head}
     adopted = adopt({"model": file})
-    assert adopted.left_out == head
+    assert adopted.left_out == mask_head
     assert len(adopted.task_state["categories"]) == 250
     assert all(torch.equal(adopted.weights[name], value) for name, value in adopt(detr.state_dict()).weights.items())
 
@@ -248,11 +249,11 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("what", REFUSED)
+@pytest.mark.parametrize("format_name", REFUSED)
 @pytest.mark.parametrize("among", ["alone", "among an official file's"])
-def test_another_file_is_refused_by_what_it_is(what: str, among: str) -> None:
-    tensors = {**(official().state_dict() if among != "alone" else {}), **REFUSED[what]}
-    with pytest.raises(UserError, match=rf"is {what}.*not an official DETR .it has .*give a") as refusal:
+def test_another_format_is_refused_by_its_name(format_name: str, among: str) -> None:
+    tensors = {**(official().state_dict() if among != "alone" else {}), **REFUSED[format_name]}
+    with pytest.raises(UserError, match=rf"is {format_name}.*not an official DETR .it has .*give a") as refusal:
         adopt({"model": tensors})
     assert str(refusal.value).count(". ") == 0, "one sentence"
 
@@ -271,6 +272,6 @@ def test_a_file_without_weights_is_refused(content: dict[str, Any]) -> None:
         adopt(content)
 
 
-def test_only_a_detector_of_ours_is_exported() -> None:
+def test_only_our_detector_is_exported() -> None:
     with pytest.raises(UserError, match=r"patches.weight has no place in the official DETR"):
         export({**detector().state_dict(), "patches.weight": torch.zeros(1)})

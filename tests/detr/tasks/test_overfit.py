@@ -1,4 +1,4 @@
-"""A detector that cannot learn a handful of real images by heart has a mistake somewhere between JPEG and AP."""
+"""A detector that cannot overfit a handful of real images has a fault somewhere between JPEG and AP."""
 
 import json
 from pathlib import Path
@@ -21,8 +21,8 @@ def handful(source: Path, folder: Path) -> Path:
     by_image: dict[int, list[dict]] = {}
     for annotation in content["annotations"]:
         by_image.setdefault(annotation["image_id"], []).append(annotation)
-    few = [i for i, found in by_image.items() if 2 <= len(found) <= 6 and not any(a["iscrowd"] for a in found)]
-    chosen = set(few[:IMAGES])
+    usable = [i for i, objects in by_image.items() if 2 <= len(objects) <= 6 and not any(a["iscrowd"] for a in objects)]
+    chosen = set(usable[:IMAGES])
     content["images"] = [image for image in content["images"] if image["id"] in chosen]
     content["annotations"] = [a for a in content["annotations"] if a["image_id"] in chosen]
     file = folder / "handful.json"
@@ -31,15 +31,15 @@ def handful(source: Path, folder: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_a_handful_of_real_images_is_learnt_by_heart(real_data, tmp_path):
+def test_a_handful_of_real_images_is_overfitted(real_data, tmp_path):
     source = real_data("coco_mini")
     file = handful(source, tmp_path)
     files = [f"data.{split}.images={source / 'images'}" for split in ("train", "val", "test")]
     files += [f"data.{split}.annotations={file}" for split in ("train", "val", "test")]
-    sizes = ["data.augmentation.kind=none", "data.augmentation.eval_size=128", "data.augmentation.max_size=192"]
+    resizing = ["data.augmentation.kind=none", "data.augmentation.eval_size=128", "data.augmentation.max_size=192"]
     length = ["trainer.steps=500", "trainer.eval_every=250", "trainer.workers=0", "trainer.log_every=50"]
     config = configure(
-        "train", ["model=detr", "data=coco", *files, *sizes, *length, f"data.batch_size={IMAGES}", "data.cache=true"]
+        "train", ["model=detr", "data=coco", *files, *resizing, *length, f"data.batch_size={IMAGES}", "data.cache=true"]
     )
     parts = assembly.assemble(config)
     run = Run(

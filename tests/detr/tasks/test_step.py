@@ -1,4 +1,4 @@
-"""A step is the same step however its batch is cut: for the detector, on padded images of unequal size."""
+"""A step of the detector, on padded images, does not depend on its split into micro-batches and ranks."""
 
 import copy
 import multiprocessing
@@ -26,7 +26,7 @@ from detr.tasks.detection import Detection, PredictOptions
 SINE = PositionOptions(kind="sine", temperature=10000.0, at_input=False)
 
 QUERIES = 5
-CUTS = {"1x8": [8], "3+1+4": [3, 1, 4], "8x1": [1] * 8}
+SPLITS = {"1x8": [8], "3+1+4": [3, 1, 4], "8x1": [1] * 8}
 OPTIMIZER = OptimizerOptions(
     name="adamw",
     lr=1e-3,
@@ -100,73 +100,73 @@ def model(dtype: torch.dtype, backbone: str = "small") -> Detector:
 
 def samples() -> list[dict]:
     """Eight images of unequal size; one has no object and one has more than there are queries."""
-    random = torch.Generator().manual_seed(1)
-    found = []
+    rng = torch.Generator().manual_seed(1)
+    images = []
     for i, count in enumerate([2, 0, 7, 1, 3, 1, 0, 4]):
         height, width = 33 + 9 * i, 120 - 11 * i
-        corners = torch.rand(count, 2, generator=random) * torch.tensor([width, height]) * 0.5
-        found.append(
+        corners = torch.rand(count, 2, generator=rng) * torch.tensor([width, height]) * 0.5
+        images.append(
             {
                 "id": i,
                 "file": str(i),
-                "image": torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=random),
+                "image": torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=rng),
                 "original_size": (height, width),
                 "boxes": torch.cat([corners, corners + torch.tensor([width, height]) * 0.4], dim=1),
-                "labels": torch.randint(0, 3, (count,), generator=random),
+                "labels": torch.randint(0, 3, (count,), generator=rng),
             }
         )
-    return found
+    return images
 
 
-def batches(cut: list[int], part: list[dict] | None = None) -> list[dict]:
-    rest = iter(samples() if part is None else part)
-    return [data().collate([next(rest) for _ in range(count)]) for count in cut]
+def batches(counts: list[int], part: list[dict] | None = None) -> list[dict]:
+    iterator = iter(samples() if part is None else part)
+    return [data().collate([next(iterator) for _ in range(count)]) for count in counts]
 
 
-def stepper(dtype: torch.dtype, clip_norm: float | None, backbone: str = "small") -> Stepper:
+def make_stepper(dtype: torch.dtype, clip_norm: float | None, backbone: str = "small") -> Stepper:
     network = model(dtype, backbone)
     return Stepper(task(), network, optim.build(network, OPTIMIZER), torch.device("cpu"), "fp32", clip_norm)
 
 
-def gradient(cut: list[int]) -> torch.Tensor:
+def gradient(counts: list[int]) -> torch.Tensor:
     """The fp32 gradient of a step that is not clipped, all parameters in one vector."""
-    one = stepper(torch.float32, None)
-    one(batches(cut), 0)
-    return torch.cat([p.grad.flatten() for p in one.parameters])
+    stepper = make_stepper(torch.float32, None)
+    stepper(batches(counts), 0)
+    return torch.cat([p.grad.flatten() for p in stepper.parameters])
 
 
 def updated(micro_batches: list[dict], backbone: str = "small") -> torch.Tensor:
     """All fp64 parameters after one clipped AdamW step."""
-    one = stepper(torch.float64, 0.1, backbone)
-    one(micro_batches, 0)
-    return torch.cat([p.detach().flatten() for p in one.parameters])
+    stepper = make_stepper(torch.float64, 0.1, backbone)
+    stepper(micro_batches, 0)
+    return torch.cat([p.detach().flatten() for p in stepper.parameters])
 
 
-@pytest.mark.parametrize("cut", ["3+1+4", "8x1"])
-def test_gradients_do_not_depend_on_the_cut(cut):
-    whole, pieces = gradient(CUTS["1x8"]), gradient(CUTS[cut])
-    assert (whole - pieces).norm() <= 1e-6 * whole.norm()
+@pytest.mark.parametrize("split", ["3+1+4", "8x1"])
+def test_gradients_do_not_depend_on_the_split(split):
+    whole, in_parts = gradient(SPLITS["1x8"]), gradient(SPLITS[split])
+    assert (whole - in_parts).norm() <= 1e-6 * whole.norm()
 
 
 @pytest.mark.parametrize("backbone", ["small", pytest.param("resnet18", marks=pytest.mark.slow)])
-def test_parameters_after_a_clipped_step_do_not_depend_on_the_cut(monkeypatch, backbone):
+def test_parameters_after_a_clipped_step_do_not_depend_on_the_split(monkeypatch, backbone):
     monkeypatch.setattr("detr.tasks.detection.normalise", _normalise64)
-    whole = updated(batches(CUTS["1x8"]), backbone)
-    assert (updated(batches(CUTS["3+1+4"]), backbone) - whole).abs().max() <= 1e-10
-    before = torch.cat([p.detach().flatten() for p in stepper(torch.float64, 0.1, backbone).parameters])
-    assert (whole - before).abs().max() > 1e-4, "the step did something"
+    whole = updated(batches(SPLITS["1x8"]), backbone)
+    assert (updated(batches(SPLITS["3+1+4"]), backbone) - whole).abs().max() <= 1e-10
+    before = torch.cat([p.detach().flatten() for p in make_stepper(torch.float64, 0.1, backbone).parameters])
+    assert (whole - before).abs().max() > 1e-4, "the step must change the parameters"
 
 
-def test_a_mean_of_means_would_be_seen():
-    """The control: divisors of each micro-batch alone, averaged, are another step."""
-    whole = gradient(CUTS["1x8"])
-    one = stepper(torch.float32, None)
+def test_a_mean_of_means_is_another_step():
+    """The control: each micro-batch with its own normalisers, averaged."""
+    whole = gradient(SPLITS["1x8"])
+    stepper = make_stepper(torch.float32, None)
     wrong = []
     for batch in batches([3, 1, 4]):
         normalisers = step_normalisers(task(), [batch])
-        one.model.zero_grad()
-        one.task.loss(one.model, batch, normalisers)[0].backward()
-        wrong.append(torch.cat([p.grad.flatten() for p in one.parameters]))
+        stepper.model.zero_grad()
+        stepper.task.loss(stepper.model, batch, normalisers)[0].backward()
+        wrong.append(torch.cat([p.grad.flatten() for p in stepper.parameters]))
     assert (torch.stack(wrong).mean(0) - whole).norm() > 1e-3 * whole.norm()
 
 
@@ -181,9 +181,9 @@ def step_on_rank(rank: int, folder: str) -> None:
 
     detr.tasks.detection.normalise = _normalise64
     dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
-    for name, cuts in {"4+4": ([4], [4]), "3+1 and 4": ([3, 1], [4])}.items():
+    for name, counts in {"4+4": ([4], [4]), "3+1 and 4": ([3, 1], [4])}.items():
         part = rank_samples(samples(), rank, 2)
-        torch.save(updated(batches(cuts[rank], part)), f"{folder}/{name} {rank}.pt")
+        torch.save(updated(batches(counts[rank], part)), f"{folder}/{name} {rank}.pt")
     # A rank without samples must neither hang nor change the step.
     everything = [batches([8]), [{**batches([1])[0], "dummy": True}]][rank]
     torch.save(updated(everything), f"{folder}/8+0 {rank}.pt")
@@ -196,91 +196,91 @@ def test_two_ranks_take_the_same_step_as_one(tmp_path, monkeypatch):
     multiprocessing.set_forkserver_preload(["torch.distributed", "torchvision", "pycocotools.cocoeval"])
     mp.start_processes(step_on_rank, (str(tmp_path),), nprocs=2, start_method="forkserver")
     monkeypatch.setattr("detr.tasks.detection.normalise", _normalise64)
-    whole = updated(batches(CUTS["1x8"]))
+    whole = updated(batches(SPLITS["1x8"]))
     for name in ("4+4", "3+1 and 4", "8+0"):
         for rank in range(2):
             assert (torch.load(tmp_path / f"{name} {rank}.pt") - whole).abs().max() <= 1e-10, name
 
 
-def test_a_loss_that_is_not_finite_never_reaches_the_weights():
-    one = stepper(torch.float32, 0.1)
-    before = copy.deepcopy(one.model.state_dict())
+def test_a_loss_that_is_not_finite_changes_no_weights():
+    stepper = make_stepper(torch.float32, 0.1)
+    before = copy.deepcopy(stepper.model.state_dict())
     with torch.no_grad():
-        one.model.class_head.bias[0] = torch.nan
-    broken = copy.deepcopy(one.model.state_dict())
+        stepper.model.class_head.bias[0] = torch.nan
+    broken = copy.deepcopy(stepper.model.state_dict())
     with pytest.raises(UserError, match=r"Step 7 .*not finite: loss nan.*gradient norm nan, on samples \[0, 1, 2"):
-        one(batches([3, 5]), 7)
-    after = one.model.state_dict()
+        stepper(batches([3, 5]), 7)
+    after = stepper.model.state_dict()
     assert all(torch.equal(after[name], broken[name]) for name in after if name != "class_head.bias")
     assert not torch.equal(before["class_head.bias"], after["class_head.bias"])
 
 
 @pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
-def test_judged_a_step_later_as_on_a_gpu_weights_and_optimizer_are_the_same(name):
+def test_checking_a_step_one_step_later_as_on_a_gpu_changes_no_weights_or_optimizer_state(name):
     def trained(late: bool) -> Stepper:
         network = model(torch.float32)
         optimizer = optim.build(network, replace(OPTIMIZER, name=name))
-        one = Stepper(task(), network, optimizer, torch.device("cpu"), "fp32", 0.1)
-        one.deferred = late
+        stepper = Stepper(task(), network, optimizer, torch.device("cpu"), "fp32", 0.1)
+        stepper.deferred = late
         for number in range(3):
-            one(batches([3, 5]), number)
+            stepper(batches([3, 5]), number)
         hook = network.queries.weight.register_hook(lambda grad: grad * torch.nan)
         refused = pytest.raises(UserError, match=r"Step 3 .*not finite: loss \d.*gradient norm nan, on samples \[0, 1")
         if late:
-            one(batches([8]), 3)
+            stepper(batches([8]), 3)
             hook.remove()
             with refused:
-                one(batches([8]), 4)
-            one.check_last_step()  # it was said
+                stepper(batches([8]), 4)
+            stepper.check_last_step()  # the error has been raised already
         else:
             with refused:
-                one(batches([8]), 3)
+                stepper(batches([8]), 3)
             hook.remove()
-        one(batches([8]), 4)
-        one.check_last_step()
-        return one
+        stepper(batches([8]), 4)
+        stepper.check_last_step()
+        return stepper
 
-    one, other = trained(False), trained(True)
-    assert all(torch.equal(a, b) for a, b in zip(one.parameters, other.parameters, strict=True))
-    states = optim.state(one.optimizer), optim.state(other.optimizer)
+    steppers = trained(False), trained(True)
+    assert all(torch.equal(a, b) for a, b in zip(*(each.parameters for each in steppers), strict=True))
+    states = [optim.state(each.optimizer) for each in steppers]
     assert states[0].keys() == states[1].keys()
     for parameter, values in states[0].items():
         for key, value in values.items():
             assert torch.equal(torch.as_tensor(value), torch.as_tensor(states[1][parameter][key])), (parameter, key)
 
 
-def test_the_last_step_is_judged_when_it_is_asked_for():
-    one = stepper(torch.float32, 0.1)
-    one.deferred = True
-    one.model.queries.weight.register_hook(lambda grad: grad * torch.inf)
-    before = copy.deepcopy(one.model.state_dict())
-    one(batches([8]), 5)
-    assert all(torch.equal(value, before[name]) for name, value in one.model.state_dict().items())
+def test_the_last_step_is_checked_on_request():
+    stepper = make_stepper(torch.float32, 0.1)
+    stepper.deferred = True
+    stepper.model.queries.weight.register_hook(lambda grad: grad * torch.inf)
+    before = copy.deepcopy(stepper.model.state_dict())
+    stepper(batches([8]), 5)
+    assert all(torch.equal(value, before[name]) for name, value in stepper.model.state_dict().items())
     with pytest.raises(UserError, match="Step 5 was not taken"):
-        one.check_last_step()
+        stepper.check_last_step()
 
 
 def test_an_infinite_gradient_with_a_finite_loss_stops_the_run_too():
-    one = stepper(torch.float32, 0.1)
-    one.model.queries.weight.register_hook(lambda grad: grad * torch.inf)
+    stepper = make_stepper(torch.float32, 0.1)
+    stepper.model.queries.weight.register_hook(lambda grad: grad * torch.inf)
     with pytest.raises(UserError, match="Step 0 was not taken"):
-        one(batches([8]), 0)
+        stepper(batches([8]), 0)
 
 
-def test_an_fp16_overflow_skips_and_halves_the_scale_and_only_several_in_a_row_stop():
+def test_an_fp16_overflow_skips_the_step_and_halves_the_scale_and_only_ten_in_a_row_stop():
     network = model(torch.float32)
-    one = Stepper(task(), network, optim.build(network, OPTIMIZER), torch.device("cpu"), "fp16", 0.1)
+    stepper = Stepper(task(), network, optim.build(network, OPTIMIZER), torch.device("cpu"), "fp16", 0.1)
     hook = network.queries.weight.register_hook(lambda grad: grad * torch.inf)
     before = copy.deepcopy(network.state_dict())
-    scale = one.scaler.get_scale()
+    scale = stepper.scaler.get_scale()
     for number in range(9):
-        one(batches([1]), number)
-        assert one.scaler.get_scale() == scale * 0.5 ** (number + 1)
+        stepper(batches([1]), number)
+        assert stepper.scaler.get_scale() == scale * 0.5 ** (number + 1)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     hook.remove()
-    one(batches([1]), 9)
-    assert one.overflows == 0 and not torch.equal(network.queries.weight, before["queries.weight"])
+    stepper(batches([1]), 9)
+    assert stepper.overflows == 0 and not torch.equal(network.queries.weight, before["queries.weight"])
     network.queries.weight.register_hook(lambda grad: grad * torch.inf)
     with pytest.raises(UserError, match="Step 19 was not taken"):
         for number in range(10, 30):
-            one(batches([1]), number)
+            stepper(batches([1]), number)
