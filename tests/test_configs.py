@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
-from tokenizing import BYTES
+from tokenizing import BYTE_OPTIONS
 
 from common.config import check as config
 from common.config import compose
@@ -23,7 +23,7 @@ ALONE = [f"model={name}" for name in MODELS] + [f"experiment={name}" for name in
 STATES: dict[str, dict[str, Any]] = {  # as a checkpoint tells it to each wing's task, so that no data are opened
     "detr": {"categories": [{"id": i, "name": name} for i, name in enumerate(("cat", "dog", "emu"))]},
     "vit": {"classes": ["cat", "dog", "emu"]},
-    "seq2seq": {"tokenizers": [Tokenizer.train([], BYTES).state()]},
+    "seq2seq": {"tokenizers": [Tokenizer.train([], BYTE_OPTIONS).state()]},
 }
 DATA = compose.choices_of("data")
 

@@ -2,7 +2,7 @@
 
 from seq2seq.tokenizers.bpe import TokenizerOptions
 
-BYTES = TokenizerOptions(
+BYTE_OPTIONS = TokenizerOptions(
     kind="bpe",
     pieces="bytes",
     vocabulary=260,

@@ -38,11 +38,11 @@ class Corpus:
         return Corpus(self.source.take(rows), self.target.take(rows), self.origin, categories, self.notes)
 
 
-NOTHING = Corpus(Lines.of([]), Lines.of([]), "")
+EMPTY_CORPUS = Corpus(Lines.of([]), Lines.of([]), "")
 
 
 @dataclass(frozen=True)
-class Prepared:
+class EncodedCorpus:
     """One split ready for use."""
 
     corpus: Corpus
@@ -86,12 +86,12 @@ class SentencePairs(ABC):
                 "to hold at least the longest sentence; give less of the one or more of the other."
             )
         self._corpora: dict[Split, Corpus] = {}
-        self._prepared: dict[Split, Prepared] = {}
+        self._prepared: dict[Split, EncodedCorpus] = {}
         self._tokenizers: tuple[TextTokenizer, TextTokenizer] | None = None
 
     @abstractmethod
     def load(self, split: Split) -> dict[Split, Corpus]:
-        """This split, and others that come along; NOTHING for a val or test that there is not.
+        """This split, and others that come along; EMPTY_CORPUS for a val or test that there is not.
 
         Called once for each split. Raises UserError when the files are not there or broken.
         """
@@ -213,21 +213,21 @@ class SentencePairs(ABC):
             )
         return complete
 
-    def _ready(self, split: Split) -> Prepared:
+    def _ready(self, split: Split) -> EncodedCorpus:
         if split not in self._prepared:
             self._prepared[split] = self._clean(self._complete()) if split == "train" else self._as_it_is(split)
         return self._prepared[split]
 
-    def _as_it_is(self, split: Split) -> Prepared:
+    def _as_it_is(self, split: Split) -> EncodedCorpus:
         """All of val or test."""
         corpus = self._corpus(split)
         (source, target), notes = self._encoded(corpus)
         for name, side in ((self.source, corpus.source), (self.target, corpus.target)):
             empty = int((~_written(side)).sum())
             notes += [f"{empty:,} empty {name} {'line' if empty == 1 else 'lines'}, kept as they are"] * bool(empty)
-        return Prepared(corpus, source, target, np.maximum(source.lengths, target.lengths).tolist(), notes)
+        return EncodedCorpus(corpus, source, target, np.maximum(source.lengths, target.lengths).tolist(), notes)
 
-    def _clean(self, corpus: Corpus) -> Prepared:
+    def _clean(self, corpus: Corpus) -> EncodedCorpus:
         """Train without pairs that are too long, or with long sides marked as cut by their cost."""
         (source, target), notes = self._encoded(corpus)
         empty = len(self._corpus("train")) - len(corpus)
@@ -248,7 +248,7 @@ class SentencePairs(ABC):
                 )
             notes.append(f"{_pairs(over)} {limit} left out")
             corpus, source, target, lengths = corpus.take(rows), source.take(rows), target.take(rows), lengths[rows]
-        return Prepared(corpus, source, target, np.minimum(lengths, self.longest).tolist(), notes)
+        return EncodedCorpus(corpus, source, target, np.minimum(lengths, self.longest).tolist(), notes)
 
     def _encoded(self, corpus: Corpus) -> tuple[list[Ragged], list[str]]:
         """Both sides' ids, and the corpus's notes with one more where the tokenizer reads another text than written."""

@@ -9,7 +9,7 @@ from common.errors import UserError
 from common.machine.seeds import mix
 from common.task import Split
 from common.types import SPLITS, Count
-from seq2seq.data.pairs import NOTHING, Corpus, SentencePairs
+from seq2seq.data.pairs import EMPTY_CORPUS, Corpus, SentencePairs
 from seq2seq.tokenizers.text import read_pair, read_tabbed
 
 
@@ -63,7 +63,7 @@ class ParallelText(SentencePairs):
         """A split's own files, or train with all that is cut from it."""
         counts = self._cuts()
         if split != "train" and split not in counts:
-            return {split: self._read(split) if self._is_given(split) else NOTHING}
+            return {split: self._read(split) if self._is_given(split) else EMPTY_CORPUS}
         if not self._is_given("train"):
             raise UserError(
                 "There is no training text: give data.train.source and data.train.target, or data.train.pairs, a file "

@@ -26,7 +26,7 @@ from common.weights.renaming import Table, rename, with_prefixes
 from seq2seq.importing import layouts, marian_config
 from seq2seq.tokenizers import marian as foreign_tokenizers
 from seq2seq.tokenizers.bpe import BOS, EOS, PAD, UNK
-from seq2seq.tokenizers.marian import Special
+from seq2seq.tokenizers.marian import ForeignSpecialIds
 
 METADATA_FILE = "triptych.json"  # in the folder of an export: what an exact re-import needs
 FORMAT = "triptych-marian-1"
@@ -81,11 +81,11 @@ def adopt(tensors: dict[str, Tensor], folder: Path | None) -> Adopted:
     output_bias = layouts.reorder_rows(bias, orders[1])
     output_bias[PAD] = layouts.MASKED_LOGIT
     weights = {**blocks, **layouts.embeddings(matrices, orders), "output_bias": output_bias}
-    states = foreign_tokenizers.states(folder, vocabularies, orders) if folder and vocabularies else []
+    states = foreign_tokenizers.tokenizer_states(folder, vocabularies, orders) if folder and vocabularies else []
     return Adopted(weights, {"tokenizers": states} if states else {}, left_out)
 
 
-def row_order(entries: int, special: Special) -> list[int]:
+def row_order(entries: int, special: ForeignSpecialIds) -> list[int]:
     """The row of a Marian vocabulary with `entries` for each of our entries: PAD (none), BOS, EOS, UNK, the rest."""
     rest = [row for row in range(entries) if row not in special]
     return [layouts.ZERO_ROW, special.pad, special.eos, special.unk, *rest]
@@ -183,10 +183,10 @@ def _check_sines(name: str, table: Tensor) -> None:
         raise UserError(_refusal(f"{name} differs from sines in halves by up to {difference:.2g}"))
 
 
-def _special(config: dict[str, Any], entries: int, names: dict[str, int]) -> Special:
+def _special(config: dict[str, Any], entries: int, names: dict[str, int]) -> ForeignSpecialIds:
     """The ids of </s>, <unk> and <pad>: from the vocabulary, or from config.json, or else Marian's default."""
     pad = config.get("pad_token_id", entries - 1)
-    special = Special(
+    special = ForeignSpecialIds(
         names.get("</s>", config.get("eos_token_id", MARIAN_EOS)),
         names.get("<unk>", MARIAN_UNK),
         names.get("<pad>", pad),

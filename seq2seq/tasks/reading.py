@@ -18,7 +18,7 @@ from typing import NamedTuple
 from common.errors import UserError
 from seq2seq.tokenizers.text import MARK, read_lines
 
-CHUNK = 1 << 16  # bytes that are read at once: as much as a pipe holds on Linux
+READ_BYTES = 1 << 16  # bytes that are read at once: as much as a pipe holds on Linux
 PROMPT = "> "
 
 
@@ -111,7 +111,7 @@ def _has_more(pipe: int, wait: bool) -> bool:
 def _read(pipe: int) -> bytes:
     """The next bytes, at least one; none at the end."""
     try:
-        return os.read(pipe, CHUNK)
+        return os.read(pipe, READ_BYTES)
     except OSError as error:
         raise UserError(f"Standard input cannot be read ({error.strerror}); give a file, or a pipe.") from error
 

@@ -23,9 +23,9 @@ from seq2seq.evaluation.scores import TranslationMetric
 from seq2seq.importing import adopt as importing
 from seq2seq.tasks.reading import lines
 from seq2seq.tokenizers import marian as foreign_tokenizers
-from seq2seq.tokenizers.bpe import BOS, EOS, SHOWN
+from seq2seq.tokenizers.bpe import BOS, EOS, SPECIAL_NAMES
 
-TOGETHER = 64  # lines of a user's file that are translated at once
+LINES_PER_BATCH = 64  # lines of a user's file that are translated at once
 
 
 class Translation:
@@ -50,7 +50,10 @@ class Translation:
     def model_arguments(self) -> dict[str, Any]:
         """Sizes of the vocabularies, and whether they are one."""
         source, target = self.data.tokenizers()
-        return {"vocabularies": (source.size, target.size), "joint": foreign_tokenizers.shared(source, target)}
+        return {
+            "vocabularies": (source.size, target.size),
+            "joint": foreign_tokenizers.share_vocabulary(source, target),
+        }
 
     def state(self) -> dict[str, Any]:
         """The tokenizers, each as a text: one when joint, or those of source and target."""
@@ -64,7 +67,7 @@ class Translation:
                 "The checkpoint holds no tokenizers, and without them its numbers are no words; import it together "
                 "with its vocabulary."
             )
-        tokenizers = [foreign_tokenizers.restored(text) for text in state["tokenizers"]]
+        tokenizers = [foreign_tokenizers.restore(text) for text in state["tokenizers"]]
         self.data.use(tokenizers[0], tokenizers[-1])
 
     def inherit(self, state: dict[str, Any]) -> None:
@@ -158,7 +161,7 @@ class Translation:
 
         With method=given each line holds a sentence, a tab, and its translation.
         """
-        for group in lines(input, TOGETHER):
+        for group in lines(input, LINES_PER_BATCH):
             yield self.data.collate([self._view(line.text, line.number) for line in group])
 
     def _view(self, text: str, number: int) -> dict[str, Any]:
@@ -186,7 +189,7 @@ class Translation:
     def _picture(self, batch: Batch, i: int, answer: Answer) -> str:
         source, target = self.data.tokenizers()
         ids = batch["source"][i, : int(batch["source_lengths"][i]) - 1].tolist()
-        end = SHOWN[EOS]
+        end = SPECIAL_NAMES[EOS]
         pieces = [*source.pieces(ids), end], [*target.pieces(answer["tokens"]), end]
         return picture(answer["attention"], *pieces, f"{batch['source_texts'][i]} -> {answer['text']}")
 

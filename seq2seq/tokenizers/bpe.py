@@ -28,12 +28,12 @@ PAD, BOS, EOS, UNK = range(4)
 SPECIAL = SpecialIds(begin=BOS, end=EOS, never=(PAD, BOS))
 # Symbols of our own, out of Unicode's last plane for private use: a text that holds them is spelt in bytes, so that
 # no text can produce them. The special entries' names are such symbols too, because merges could spell "<s>".
-BYTES = tuple(chr(0x100000 + byte) for byte in range(256))
-NAMES = tuple(chr(0x100100 + special) for special in range(4))
-OURS = r"\x{100000}-\x{100103}"
-SHOWN = ("<pad>", "<s>", "</s>", "<unk>")
-MINIMUM = 2  # how often a pair must be seen to become an entry; one that is seen once teaches nothing
-CHUNK = 10_000  # sentences whose encodings, objects of Python, are there at once
+BYTE_SYMBOLS = tuple(chr(0x100000 + byte) for byte in range(256))
+SPECIAL_SYMBOLS = tuple(chr(0x100100 + special) for special in range(4))
+PRIVATE_USE = r"\x{100000}-\x{100103}"
+SPECIAL_NAMES = ("<pad>", "<s>", "</s>", "<unk>")
+MIN_PAIR_COUNT = 2  # how often a pair must be seen to become an entry; one that is seen once teaches nothing
+ENCODING_CHUNK = 10_000  # sentences whose encodings, objects of Python, are there at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,10 +77,10 @@ class Tokenizer:
         self.options, self._bpe = options, bpe
         numbers: dict[str, int] = bpe.get_vocab()
         entries = sorted(numbers, key=lambda entry: numbers[entry])
-        assert tuple(entries[:4]) == NAMES and sorted(numbers.values()) == [*range(len(numbers))]
-        alphabet = [entry for entry in entries[4:] if len(entry) == 1 and entry not in BYTES]
+        assert tuple(entries[:4]) == SPECIAL_SYMBOLS and sorted(numbers.values()) == [*range(len(numbers))]
+        alphabet = [entry for entry in entries[4:] if len(entry) == 1 and entry not in BYTE_SYMBOLS]
         self._foreign = _others(alphabet) if options.pieces == "characters" else None
-        symbols = _byte_level() if options.pieces == "bytes" else {symbol: i for i, symbol in enumerate(BYTES)}
+        symbols = _byte_level() if options.pieces == "bytes" else {symbol: i for i, symbol in enumerate(BYTE_SYMBOLS)}
         spelt = {symbol: bytes([byte]) for symbol, byte in symbols.items()}
         # What each id stands for in UTF-8, of which a byte may be but a part.
         self._contents = [b"".join(spelt.get(c) or c.encode() for c in entry) for entry in entries]
@@ -105,14 +105,14 @@ class Tokenizer:
             alphabet = _characters(prepared, options.coverage)
             foreign = _others(alphabet)
             prepared = [_spell(text, foreign, options) for text in prepared]
-            alphabet += BYTES if options.byte_fallback else ()
+            alphabet += BYTE_SYMBOLS if options.byte_fallback else ()
         _check_least(options, len(alphabet), which)
         bpe = _untrained(options)
         # `limit_alphabet` stays off: which of equally rare characters it drops differs from run to run.
         trainer = trainers.BpeTrainer(
             vocab_size=options.vocabulary,
-            min_frequency=MINIMUM,
-            special_tokens=[*NAMES],
+            min_frequency=MIN_PAIR_COUNT,
+            special_tokens=[*SPECIAL_SYMBOLS],
             initial_alphabet=alphabet,
             show_progress=False,
         )
@@ -133,7 +133,7 @@ class Tokenizer:
         """Ids of many texts, each with EOS at its end: rows of int32."""
         parts, lengths = [np.empty(0, np.int32)], [0]
         waiting = iter(texts)
-        while chunk := [self._prepare(text) for text in itertools.islice(waiting, CHUNK)]:
+        while chunk := [self._prepare(text) for text in itertools.islice(waiting, ENCODING_CHUNK)]:
             rows = [found.ids for found in self._bpe.encode_batch_fast(chunk, add_special_tokens=False)]
             lengths += [len(row) + 1 for row in rows]
             parts.append(np.fromiter(itertools.chain.from_iterable((*row, EOS) for row in rows), np.int32))
@@ -147,7 +147,7 @@ class Tokenizer:
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
         """What each id stands for, for people: spaces as U+2581, a part of a character as <0xE4>."""
-        return [SHOWN[i] if i < len(SHOWN) else _shown(self._contents[i]) for i in ids]
+        return [SPECIAL_NAMES[i] if i < len(SPECIAL_NAMES) else _shown(self._contents[i]) for i in ids]
 
     def state(self) -> str:
         """All of it as JSON, for `restore`; it needs no data."""
@@ -198,7 +198,7 @@ def _characters(texts: Iterable[str], coverage: float) -> list[str]:
             break
         chosen.add(character)
         wanted -= count
-    return sorted(chosen - {*BYTES, *NAMES})
+    return sorted(chosen - {*BYTE_SYMBOLS, *SPECIAL_SYMBOLS})
 
 
 def _others(alphabet: Iterable[str]) -> re.Pattern[str]:
@@ -209,12 +209,12 @@ def _others(alphabet: Iterable[str]) -> re.Pattern[str]:
 def _spell(text: str, foreign: re.Pattern[str], options: TokenizerOptions) -> str:
     """The text with its foreign characters in bytes, or unknown."""
     if not options.byte_fallback:
-        return foreign.sub(NAMES[UNK], text)
-    return foreign.sub(lambda match: "".join(BYTES[byte] for byte in match[0].encode()), text)
+        return foreign.sub(SPECIAL_SYMBOLS[UNK], text)
+    return foreign.sub(lambda match: "".join(BYTE_SYMBOLS[byte] for byte in match[0].encode()), text)
 
 
 def _check_least(options: TokenizerOptions, alphabet: int, which: str) -> None:
-    least = len(NAMES) + alphabet
+    least = len(SPECIAL_SYMBOLS) + alphabet
     if options.vocabulary >= least:
         return
     others = "" if options.pieces == "bytes" else ", or a lower data.tokenizer.coverage, or pieces=bytes"
@@ -230,7 +230,7 @@ def _untrained(options: TokenizerOptions) -> tokenizers.Tokenizer:
     A word takes the space before it along. Symbols of ours stand alone, and so do digits if wished.
     """
     number = r"\p{N}" if options.single_digits else r" ?\p{N}+"
-    words = rf" ?[\p{{L}}\p{{M}}]+|{number}|[{OURS}]| ?[^\s\p{{L}}\p{{M}}\p{{N}}{OURS}]+|\s+(?!\S)|\s+"
+    words = rf" ?[\p{{L}}\p{{M}}]+|{number}|[{PRIVATE_USE}]| ?[^\s\p{{L}}\p{{M}}\p{{N}}{PRIVATE_USE}]+|\s+(?!\S)|\s+"
     steps: list[Any] = [pre_tokenizers.Split(tokenizers.Regex(words), "isolated")]
     if options.pieces == "bytes":
         steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))

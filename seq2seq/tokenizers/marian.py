@@ -18,17 +18,25 @@ import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers
 
 from common.errors import UserError
-from seq2seq.tokenizers.bpe import CHUNK, EOS, SHOWN, SPECIAL, UNK, Tokenizer, TokenizerOptions
-from seq2seq.tokenizers.bpe import NAMES as UNNAMED
+from seq2seq.tokenizers.bpe import (
+    ENCODING_CHUNK,
+    EOS,
+    SPECIAL,
+    SPECIAL_NAMES,
+    SPECIAL_SYMBOLS,
+    UNK,
+    Tokenizer,
+    TokenizerOptions,
+)
 from seq2seq.tokenizers.protocol import TextTokenizer
 from seq2seq.tokenizers.text import Ragged
 
-KIND = "sentencepiece"
-SPACE = "\u2581"  # what SentencePiece writes for a space
-NAMES = ("source.spm", "target.spm")
+STATE_KIND = "sentencepiece"
+SPACE_SYMBOL = "\u2581"  # what SentencePiece writes for a space
+MODEL_FILES = ("source.spm", "target.spm")
 
 
-class Special(NamedTuple):
+class ForeignSpecialIds(NamedTuple):
     """The ids of a foreign vocabulary's special entries."""
 
     eos: int
@@ -47,10 +55,10 @@ class SentencePieces:
     special = SPECIAL
 
     def __init__(self, content: dict[str, Any]):
-        """Make it from what `states` gives: entries by id, pieces with scores, and how text is normalised."""
+        """Make it from what `tokenizer_states` gives: entries by id, pieces with scores, and how text is normalised."""
         self._content = content
         self._entries: list[str] = content["entries"]
-        self._ids = {entry: id for id, entry in enumerate(self._entries) if id >= len(SHOWN)}
+        self._ids = {entry: id for id, entry in enumerate(self._entries) if id >= len(SPECIAL_NAMES)}
         self._pieces = tokenizers.Tokenizer(models.Unigram([(p, s) for p, s in content["pieces"]], content["unknown"]))
         steps: list[Any] = []
         if charsmap := base64.b64decode(content["charsmap"]):
@@ -59,7 +67,7 @@ class SentencePieces:
             steps += [normalizers.Replace(tokenizers.Regex(" {2,}"), " "), normalizers.Strip()]
         self._normalizer = normalizers.Sequence(steps)
         scheme = "always" if content["space_before"] else "never"
-        self._pieces.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, prepend_scheme=scheme, split=False)
+        self._pieces.pre_tokenizer = pre_tokenizers.Metaspace(SPACE_SYMBOL, prepend_scheme=scheme, split=False)
         self.options = TokenizerOptions(
             kind="unigram",  # type: ignore[arg-type]
             pieces="characters",
@@ -90,22 +98,22 @@ class SentencePieces:
         """Ids of many texts, each with EOS at its end: rows of int32."""
         rows: list[list[int]] = []
         waiting = iter(texts)
-        while chunk := list(itertools.islice(waiting, CHUNK)):
+        while chunk := list(itertools.islice(waiting, ENCODING_CHUNK)):
             rows += [[*ids, EOS] for ids in self._encode(chunk)]
         bounds = np.cumsum([0, *map(len, rows)], dtype=np.int64)
         return Ragged(np.fromiter(itertools.chain.from_iterable(rows), np.int32), bounds[:-1], bounds[1:])
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids. PAD, BOS and EOS give nothing; UNK gives U+FFFD."""
-        text = "".join("\ufffd" if i == UNK else self._entries[i] for i in ids if i == UNK or i >= len(SHOWN))
-        return text.replace(SPACE, " ").strip(" ")
+        text = "".join("\ufffd" if i == UNK else self._entries[i] for i in ids if i == UNK or i >= len(SPECIAL_NAMES))
+        return text.replace(SPACE_SYMBOL, " ").strip(" ")
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
         """What each id stands for, for people: spaces as U+2581."""
-        return [SHOWN[i] if i < len(SHOWN) else self._entries[i] for i in ids]
+        return [SPECIAL_NAMES[i] if i < len(SPECIAL_NAMES) else self._entries[i] for i in ids]
 
     def state(self) -> str:
-        """All of it as JSON, for `restored`; it needs no file."""
+        """All of it as JSON, for `restore`; it needs no file."""
         return json.dumps(self._content)
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
@@ -118,18 +126,18 @@ class SentencePieces:
         ]
 
 
-def restored(state: str) -> "Tokenizer | SentencePieces":
+def restore(state: str) -> "Tokenizer | SentencePieces":
     """The tokenizer of a `state`, learnt by ourselves or imported; raises UserError when it is none."""
     try:
         content = json.loads(state)
     except ValueError:
         content = None  # which Tokenizer.restore refuses in its words
-    if isinstance(content, dict) and content.get("kind") == KIND:
+    if isinstance(content, dict) and content.get("kind") == STATE_KIND:
         return SentencePieces(content)
     return Tokenizer.restore(state)
 
 
-def shared(source: TextTokenizer, target: TextTokenizer) -> bool:
+def share_vocabulary(source: TextTokenizer, target: TextTokenizer) -> bool:
     """Whether two tokenizers give a piece one id: one and the same, or two over one vocabulary, as Marian's."""
     if isinstance(source, SentencePieces) and isinstance(target, SentencePieces):
         return source.entries == target.entries
@@ -143,7 +151,7 @@ def vocabularies(folder: Path | None, joint: bool, size: int) -> tuple[dict[str,
     vocabularies of another number of entries than the model's `size`.
     """
     names = ["vocab.json", "vocab.json" if joint else "target_vocab.json"]
-    if folder is None or not all((folder / name).is_file() for name in (*NAMES, *names)):
+    if folder is None or not all((folder / name).is_file() for name in (*MODEL_FILES, *names)):
         return None
     source, target = (_vocabulary(folder / name) for name in names)
     for ids in (source, target):
@@ -156,20 +164,22 @@ def vocabularies(folder: Path | None, joint: bool, size: int) -> tuple[dict[str,
     return source, target
 
 
-def states(
+def tokenizer_states(
     folder: Path, found: tuple[dict[str, int], dict[str, int]], orders: tuple[Sequence[int], Sequence[int]]
 ) -> list[str]:
     """The states of a folder's tokenizers of source and target, with entries in the order of our embeddings' rows."""
     made = []
-    for name, ids, order in zip(NAMES, found, orders, strict=True):
+    for name, ids, order in zip(MODEL_FILES, found, orders, strict=True):
         pieces = {id: piece for piece, id in ids.items()}
-        entries = [*SHOWN, *(pieces[id] for id in order[len(SHOWN) :])]
+        entries = [*SPECIAL_NAMES, *(pieces[id] for id in order[len(SPECIAL_NAMES) :])]
         joint = found[0] == found[1]
-        made.append(json.dumps({"kind": KIND, "entries": entries, "joint": joint, **read(folder / name)}))
+        made.append(
+            json.dumps({"kind": STATE_KIND, "entries": entries, "joint": joint, **read_unigram_model(folder / name)})
+        )
     return made
 
 
-def read(path: Path) -> dict[str, Any]:
+def read_unigram_model(path: Path) -> dict[str, Any]:
     """A SentencePiece unigram model: pieces [text, score], number of the unknown one, charsmap and flags.
 
     Pieces that SentencePiece never finds in a text (control, unused) are left out. Raises UserError for a file that is
@@ -187,7 +197,7 @@ def read(path: Path) -> dict[str, Any]:
                 "only plain unigram models can be imported."
             )
         if piece.type == types.UNKNOWN:  # by a name that no text holds, for "<unk>" in a text is three signs or more
-            unknown, text = len(pieces), UNNAMED[UNK]
+            unknown, text = len(pieces), SPECIAL_SYMBOLS[UNK]
         if piece.type in (types.NORMAL, types.UNKNOWN):
             pieces.append([text, piece.score])
     if model.trainer_spec.model_type != model.trainer_spec.UNIGRAM or unknown is None or len(pieces) < 2:

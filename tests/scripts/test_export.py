@@ -12,7 +12,7 @@ import safetensors.torch
 import tokenizers
 import torch
 import torchvision
-from tokenizing import BYTES
+from tokenizing import BYTE_OPTIONS
 from torch import Tensor, nn
 
 from common.config.check import build
@@ -33,7 +33,7 @@ pytest.importorskip("onnxscript")
 
 FORMATS = ("torch", "onnx")
 CLOSE = {"rtol": 0, "atol": 1e-5}  # probabilities and shares of an image; orders of fp32 sums give 1e-7
-WORDS = replace(BYTES, pieces="characters", vocabulary=320)
+WORDS = replace(BYTE_OPTIONS, pieces="characters", vocabulary=320)
 LINES = ["Hello there, 12 days ago in the night"] * 3 + ["Vor 12 Tagen, in der Nacht: 3,14 Euro"] * 3
 SMALL_VIT = ["model=vit", "model.width=16", "model.layers=1", "model.heads=2", "model.feedforward=24"]
 SMALL = {

@@ -10,7 +10,7 @@ import torch
 from common.data import batching
 from common.errors import UserError
 from common.task import Split
-from seq2seq.data.pairs import NOTHING, Corpus, SentencePairs
+from seq2seq.data.pairs import EMPTY_CORPUS, Corpus, SentencePairs
 from seq2seq.tokenizers.bpe import BOS, EOS, PAD, Tokenizer, TokenizerOptions
 from seq2seq.tokenizers.text import Lines
 
@@ -39,7 +39,7 @@ class Toy(SentencePairs):
     def load(self, split: Split) -> dict[Split, Corpus]:
         self.loads.append(split)
         if split not in self.splits:
-            return {split: NOTHING}
+            return {split: EMPTY_CORPUS}
         sides = (Lines.of([pair[side] for pair in self.splits[split]]) for side in (0, 1))
         return {split: Corpus(*sides, "a list", self.kinds if split == "train" else None)}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizing import BYTES
+from tokenizing import BYTE_OPTIONS
 
 from common.errors import UserError
 from common.task import Split
@@ -16,7 +16,7 @@ from seq2seq.tokenizers.bpe import EOS
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 NONE = Files(source=None, target=None, pairs=None)
-OPTIONS = replace(BYTES, vocabulary=262)
+OPTIONS = replace(BYTE_OPTIONS, vocabulary=262)
 PAIRS = [(f"the number {i} and {i * i}", f"die Zahl {i} und {i * i}") for i in range(80)]
 
 

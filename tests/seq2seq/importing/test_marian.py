@@ -131,7 +131,7 @@ IMPORTS = {
 def test_an_imported_model_has_the_log_probabilities_of_transformers(their_options, our_options):
     peer = theirs(**their_options)
     model = imported(peer.state_dict(), options=MODEL | our_options)
-    order = torch.tensor(marian.row_order(ENTRIES, marian.Special(0, 1, ENTRIES - 1)))[1:]  # all but PAD
+    order = torch.tensor(marian.row_order(ENTRIES, marian.ForeignSpecialIds(0, 1, ENTRIES - 1)))[1:]  # all but PAD
     ids = torch.cat([torch.zeros(1, dtype=torch.int64), 1 + order.argsort()])[1:]  # (V',): our id of each of theirs
     source, real, lengths = sentences(0, ENTRIES)
     target = torch.cat([torch.full((3, 1), ENTRIES - 1), sentences(0, ENTRIES, (6, 6, 6))[0]], 1)

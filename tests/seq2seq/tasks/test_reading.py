@@ -16,7 +16,7 @@ import pytest
 
 from common.config.compose import configure
 from common.errors import UserError
-from seq2seq.tasks.reading import CHUNK, Line, lines
+from seq2seq.tasks.reading import READ_BYTES, Line, lines
 
 pytestmark = pytest.mark.timeout(20)  # what waits for more than it should waits for ever
 
@@ -85,7 +85,7 @@ def test_a_group_is_filled_over_several_reads_when_more_is_there(
     with open(path) as stdin:  # predict.py ... < large
         monkeypatch.setattr(sys, "stdin", stdin)
         sizes = [len(group) for group in lines("-", 4000)]
-    assert sizes == [4000, 4000, 1000] and CHUNK < 24 * 4000
+    assert sizes == [4000, 4000, 1000] and READ_BYTES < 24 * 4000
 
 
 def test_no_line_of_a_long_stream_is_lost_or_out_of_place(pipe: FileIO) -> None:

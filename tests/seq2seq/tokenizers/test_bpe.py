@@ -9,11 +9,21 @@ import pytest
 from tokenizers import pre_tokenizers
 
 from common.errors import UserError
-from seq2seq.tokenizers.bpe import BOS, BYTES, EOS, NAMES, PAD, UNK, Tokenizer, TokenizerOptions, normalize
+from seq2seq.tokenizers.bpe import (
+    BOS,
+    BYTE_SYMBOLS,
+    EOS,
+    PAD,
+    SPECIAL_SYMBOLS,
+    UNK,
+    Tokenizer,
+    TokenizerOptions,
+    normalize,
+)
 from seq2seq.tokenizers.text import Lines
 
 PIECES = ("bytes", "characters")
-TEXTS = [
+TRAINING_TEXTS = [
     "The old house on the hill was sold in 2019 for 1,250,000 dollars.",
     "Das alte Haus auf dem Hügel wurde 2019 für 1.250.000 Dollar verkauft.",
     "the children play in the garden of the house, the dog plays in the house",
@@ -21,7 +31,7 @@ TEXTS = [
     "老房子在山上\uff0c孩子们在花园里玩。老房子",
     "<s> and </s> and <pad> and <unk> <s> </s> <pad> <unk> <s> </s> <pad> <unk>",
 ] * 4
-UNSEEN = [
+UNSEEN_TEXTS = [
     "",
     " ",
     "   ",
@@ -40,8 +50,8 @@ UNSEEN = [
     "<s>",
     "a<s>b</s>c<pad>d<unk>",
     "\x00\x01\x7f\ufeff\ufffd\U0010ffff",
-    *(f"a{symbol}b" for symbol in (BYTES[0], BYTES[0xE4], BYTES[255], *NAMES)),
-    "".join(NAMES),
+    *(f"a{symbol}b" for symbol in (BYTE_SYMBOLS[0], BYTE_SYMBOLS[0xE4], BYTE_SYMBOLS[255], *SPECIAL_SYMBOLS)),
+    "".join(SPECIAL_SYMBOLS),
 ]
 
 
@@ -52,7 +62,7 @@ def options(**changes: Any) -> TokenizerOptions:
 
 
 def trained(**changes: Any) -> Tokenizer:
-    return Tokenizer.train(TEXTS, options(**changes))
+    return Tokenizer.train(TRAINING_TEXTS, options(**changes))
 
 
 @pytest.mark.parametrize("single_digits", [True, False])
@@ -63,7 +73,7 @@ def test_decoding_gives_back_any_text(pieces: str, coverage: float, single_digit
     tokenizer = trained(pieces=pieces, coverage=coverage, single_digits=single_digits, vocabulary=size)
     draw = random.Random(0)
     noise = ["".join(chr(n + 0x800 * (n >= 0xD800)) for n in draw.choices(range(0x10F800), k=30)) for _ in range(50)]
-    for text in [*TEXTS, *UNSEEN, *noise]:
+    for text in [*TRAINING_TEXTS, *UNSEEN_TEXTS, *noise]:
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
@@ -71,7 +81,7 @@ def test_decoding_gives_back_any_text(pieces: str, coverage: float, single_digit
 def test_no_text_produces_a_special_token(pieces: str) -> None:
     """Not even where the training text was full of their usual names, which so became entries of their own."""
     tokenizer = trained(pieces=pieces)
-    for text in [*TEXTS, *UNSEEN, "".join(map(chr, range(0x100000, 0x100110)))]:
+    for text in [*TRAINING_TEXTS, *UNSEEN_TEXTS, "".join(map(chr, range(0x100000, 0x100110)))]:
         assert not {PAD, BOS, EOS, UNK} & {*tokenizer.encode(text)}
     assert "▁<" in "".join(tokenizer.pieces(tokenizer.encode("a <s> b")))
 
@@ -89,7 +99,7 @@ def test_the_vocabulary_has_the_size_that_was_asked_for() -> None:
     for pieces in PIECES:
         tokenizer = trained(pieces=pieces)
         assert tokenizer.size == 340
-        used = {i for text in [*TEXTS, *UNSEEN] for i in tokenizer.encode(text)}
+        used = {i for text in [*TRAINING_TEXTS, *UNSEEN_TEXTS] for i in tokenizer.encode(text)}
         assert max(used) < 340 and len(used) > 100
 
 
@@ -124,7 +134,7 @@ def test_merges_stay_within_words_and_letters_keep_their_marks() -> None:
 def test_bytes_are_the_librarys() -> None:
     tokenizer = trained(vocabulary=260)
     assert tokenizer.size == 4 + len(pre_tokenizers.ByteLevel.alphabet())
-    for text in UNSEEN:
+    for text in UNSEEN_TEXTS:
         count = len((" " if text[:1].isalpha() or text[:1] == " " else "").encode() + text.encode())
         assert len(tokenizer.encode(text)) == count, "one entry for each byte"
 
@@ -135,7 +145,7 @@ def test_rare_characters_are_spelt_in_bytes_or_unknown() -> None:
     assert spelt.pieces(spelt.encode("☃")) == ["<0xE2>", "<0x98>", "<0x83>"]
     assert unknown.encode("☃")[-1:] == [UNK] and unknown.decode(unknown.encode("a☃e ☃☃")) == "a\ufffde \ufffd\ufffd"
     assert spelt.decode(spelt.encode("☃")[:2]) == "\ufffd", "a character cut short"
-    assert unknown.decode(unknown.encode(TEXTS[4])) == TEXTS[4]
+    assert unknown.decode(unknown.encode(TRAINING_TEXTS[4])) == TRAINING_TEXTS[4]
 
 
 def test_coverage_leaves_the_rarest_characters_to_bytes() -> None:
@@ -152,7 +162,8 @@ def test_coverage_leaves_the_rarest_characters_to_bytes() -> None:
 def test_the_same_text_gives_the_same_tokenizer(pieces: str) -> None:
     assert trained(pieces=pieces).state() == trained(pieces=pieces).state()
     assert (
-        trained(pieces=pieces).state() != Tokenizer.train(TEXTS[:3] * 9, options(pieces=pieces, vocabulary=300)).state()
+        trained(pieces=pieces).state()
+        != Tokenizer.train(TRAINING_TEXTS[:3] * 9, options(pieces=pieces, vocabulary=300)).state()
     )
 
 
@@ -163,7 +174,7 @@ def test_its_state_is_text_that_gives_an_equal_one_without_data(pieces: str) -> 
     assert type(state) is str and state.isascii()
     again, copy = Tokenizer.restore(state), pickle.loads(pickle.dumps(tokenizer))
     assert again.options == tokenizer.options and again.size == tokenizer.size and again.state() == state
-    for text in [*TEXTS, *UNSEEN]:
+    for text in [*TRAINING_TEXTS, *UNSEEN_TEXTS]:
         assert again.encode(text) == tokenizer.encode(text) == copy.encode(text)
         assert again.decode(again.encode(text)) == tokenizer.decode(tokenizer.encode(text))
 
@@ -176,8 +187,8 @@ def test_a_state_of_something_else_is_one_sentence(state: str) -> None:
 
 @pytest.mark.parametrize("pieces", PIECES)
 def test_many_texts_at_once_are_the_same_ids_with_an_end(pieces: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("seq2seq.tokenizers.bpe.CHUNK", 7)  # so that there are several, and a last one that is not full
-    tokenizer, texts = trained(pieces=pieces), [*UNSEEN, *TEXTS]
+    monkeypatch.setattr("seq2seq.tokenizers.bpe.ENCODING_CHUNK", 7)  # several chunks, the last of them not full
+    tokenizer, texts = trained(pieces=pieces), [*UNSEEN_TEXTS, *TRAINING_TEXTS]
     rows = tokenizer.encode_all(Lines.of(texts))
     assert [rows[i].tolist() for i in range(len(rows))] == [[*tokenizer.encode(text), EOS] for text in texts]
     assert rows.lengths.sum() == len(rows.flat) and rows.flat.dtype.itemsize == 4
@@ -188,7 +199,7 @@ def test_many_texts_at_once_are_the_same_ids_with_an_end(pieces: str, monkeypatc
 def test_normalised_and_lower_case_text_comes_back_as_such(pieces: str) -> None:
     for form in ("nfc", "nfkc"):
         tokenizer = trained(pieces=pieces, normalization=form)
-        for text in UNSEEN:
+        for text in UNSEEN_TEXTS:
             wanted = unicodedata.normalize(form.upper(), text)
             assert tokenizer.decode(tokenizer.encode(text)) == wanted == normalize(text, tokenizer.options)
             assert tokenizer.encode(text) == tokenizer.encode(wanted)
@@ -204,7 +215,7 @@ def test_more_entries_than_the_text_gives_are_refused_with_what_it_gives() -> No
     most = int(said.partition("no more than ")[2].split()[0].replace(",", ""))
     assert trained(vocabulary=most).size == most, "what the sentence says can be had"
     with pytest.raises(UserError, match="the training text in de gives no more than"):
-        Tokenizer.train(TEXTS, options(vocabulary=5000), " in de")
+        Tokenizer.train(TRAINING_TEXTS, options(vocabulary=5000), " in de")
 
 
 def test_fewer_entries_than_the_alphabet_are_refused_with_the_least() -> None:
@@ -216,5 +227,5 @@ def test_fewer_entries_than_the_alphabet_are_refused_with_the_least() -> None:
         trained(vocabulary=50, pieces="characters")
     assert "or a lower data.tokenizer.coverage, or pieces=bytes" in str(caught.value)
     least = int(str(caught.value).partition("at least ")[2].split(",")[0])
-    assert least == 4 + 256 + len({*"".join(TEXTS), " "})
+    assert least == 4 + 256 + len({*"".join(TRAINING_TEXTS), " "})
     assert trained(vocabulary=least, pieces="characters").size == least

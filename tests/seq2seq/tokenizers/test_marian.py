@@ -14,7 +14,7 @@ from seq2seq.importing import marian
 from seq2seq.importing.adopt import adopt
 from seq2seq.tokenizers import marian as foreign_tokenizers
 from seq2seq.tokenizers.bpe import BOS, EOS, PAD, UNK, Tokenizer, TokenizerOptions
-from seq2seq.tokenizers.marian import SentencePieces, Special, read, restored, shared
+from seq2seq.tokenizers.marian import ForeignSpecialIds, SentencePieces, read_unigram_model, restore, share_vocabulary
 
 sentencepiece = pytest.importorskip("sentencepiece")
 
@@ -70,14 +70,14 @@ def vocabulary(folder: Path) -> dict[str, int]:
 
 def order_of(folder: Path) -> list[int]:
     ids = vocabulary(folder)
-    return marian.row_order(len(ids), Special(ids["</s>"], ids["<unk>"], ids["<pad>"]))
+    return marian.row_order(len(ids), ForeignSpecialIds(ids["</s>"], ids["<unk>"], ids["<pad>"]))
 
 
 def made(folder: Path) -> list[Any]:
     found = foreign_tokenizers.vocabularies(folder, joint=True, size=len(vocabulary(folder)))
     assert found is not None
     orders = order_of(folder), order_of(folder)
-    return [restored(state) for state in foreign_tokenizers.states(folder, found, orders)]
+    return [restore(state) for state in foreign_tokenizers.tokenizer_states(folder, found, orders)]
 
 
 def test_texts_are_cut_as_sentencepiece_cuts_them(folder):
@@ -113,9 +113,13 @@ def test_the_interface_is_that_of_our_own_tokenizer(folder):
     assert "".join(source.pieces(ids)) == "▁the▁old▁house" and source.pieces([PAD, EOS]) == ["<pad>", "</s>"]
     rows = source.encode_all([text, "", "42"])
     assert [row.tolist() for row in (rows[0], rows[1], rows[2])] == [[*ids, EOS], [EOS], [*source.encode("42"), EOS]]
-    again = restored(source.state())
+    again = restore(source.state())
     assert isinstance(again, SentencePieces) and again.state() == source.state() and again.encode(text) == ids
-    assert shared(source, target) and source.options.joint and not {PAD, BOS, EOS} & {*source.encode("</s> <pad>")}
+    assert (
+        share_vocabulary(source, target)
+        and source.options.joint
+        and not {PAD, BOS, EOS} & {*source.encode("</s> <pad>")}
+    )
 
 
 def test_our_own_tokenizers_are_restored_as_before():
@@ -124,12 +128,12 @@ def test_our_own_tokenizers_are_restored_as_before():
         normalization="none", lowercase=False,
     )  # fmt: skip
     own = Tokenizer.train([], options)
-    again = restored(own.state())
+    again = restore(own.state())
     assert isinstance(again, Tokenizer) and again.state() == own.state()
-    assert shared(own, own) and not shared(own, again)
+    assert share_vocabulary(own, own) and not share_vocabulary(own, again)
     for broken in ("{", "[1]", '{"kind": "other"}'):
         with pytest.raises(UserError, match="none that this program wrote"):
-            restored(broken)
+            restore(broken)
 
 
 def marians(folder: Path, more: int = 0) -> dict[str, torch.Tensor]:
@@ -142,7 +146,7 @@ def marians(folder: Path, more: int = 0) -> dict[str, torch.Tensor]:
 def test_the_tokenizers_beside_a_file_come_with_it(folder, tmp_path):
     adopted = adopt(marians(folder), folder)
     states = adopted.task_state["tokenizers"]
-    assert [restored(state).size for state in states] == [len(adopted.weights["embedding.weight"])] * 2
+    assert [restore(state).size for state in states] == [len(adopted.weights["embedding.weight"])] * 2
     assert adopt(marians(folder), tmp_path).task_state == {}
 
 
@@ -158,9 +162,13 @@ def test_vocabularies_of_their_own_are_read_for_separate_embeddings(folder, tmp_
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     (tmp_path / "target_vocab.json").write_text(json.dumps(turned))
     tensors = {**marians(folder), "model.decoder.embed_tokens.weight": torch.randn(len(ids), 4)}
-    source, target = map(restored, adopt(tensors, tmp_path).task_state["tokenizers"])
+    source, target = map(restore, adopt(tensors, tmp_path).task_state["tokenizers"])
     assert isinstance(source, SentencePieces) and isinstance(target, SentencePieces)
-    assert source.entries[4:] == target.entries[:3:-1] and not shared(source, target) and not source.options.joint
+    assert (
+        source.entries[4:] == target.entries[:3:-1]
+        and not share_vocabulary(source, target)
+        and not source.options.joint
+    )
 
 
 def test_only_reading_the_files_takes_the_sentencepiece_package(folder, monkeypatch):
@@ -168,7 +176,7 @@ def test_only_reading_the_files_takes_the_sentencepiece_package(folder, monkeypa
     for name in [*sys.modules]:
         if name.split(".")[0] == "sentencepiece":
             monkeypatch.setitem(sys.modules, name, None)
-    assert restored(source.state()).encode("the old house") == source.encode("the old house")
+    assert restore(source.state()).encode("the old house") == source.encode("the old house")
     with pytest.raises(UserError, match=r"source.spm is read by the package sentencepiece: pip install .*\[marian\]"):
         adopt(marians(folder), folder)
 
@@ -179,7 +187,7 @@ def test_broken_files_are_refused(folder, tmp_path):
     for content in (whole[: len(whole) // 2], b"\xff" * 20, b"", b"text that is none"):
         path.write_bytes(content)
         with pytest.raises(UserError, match=r"source.spm is no (SentencePiece|unigram) model"):
-            read(path)
+            read_unigram_model(path)
 
 
 @pytest.mark.parametrize(
@@ -201,4 +209,4 @@ def test_other_kinds_of_models_are_refused(folder, tmp_path, options, words):
         **{"model_type": "unigram", **options},
     )
     with pytest.raises(UserError, match=words):
-        read(tmp_path / "m.model")
+        read_unigram_model(tmp_path / "m.model")
