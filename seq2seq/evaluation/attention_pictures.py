@@ -1,4 +1,4 @@
-"""Cross-attention between two sentences as a picture: an SVG file, whose letters of any script the viewer draws."""
+"""A picture of the cross-attention between two sentences, as an SVG file, so that the viewer renders any script."""
 
 import math
 import unicodedata
@@ -10,148 +10,153 @@ from torch import Tensor
 
 from common.report.colours import BLUES, ramp
 
-CELL, SMALL = 28, 8  # pixels of a cell's side, in the mean over heads and in a single head
-GAP, EDGE = 18, 24  # pixels between pictures, and around all of them
+CELL, HEAD_CELL = 28, 8  # pixels of a cell's side, in the mean over heads and in a single head
+GAP, MARGIN = 18, 24  # pixels between maps, and around all of them
 FONT = 14  # pixels
-MAX_LABEL_WIDTH = 220  # pixels of a token's label, of which more is cut
-KEY_WIDTH, KEY_HEIGHT = 160, 12  # pixels of the colour scale
-GRID, INK, PALE = "#e2e7ee", "#1c2733", "#66727f"
-JOINERS = "\u200c\u200d"  # invisible, but letters of many scripts join by them
-LABEL_ANGLE = math.radians(50)  # of the labels above: steep enough that neighbours stay apart
+MAX_LABEL_WIDTH = 220  # pixels of a token's label; longer ones are cut
+SCALE_WIDTH, SCALE_HEIGHT = 160, 12  # pixels of the colour scale
+GRID, DARK, PALE = "#e2e7ee", "#1c2733", "#66727f"
+JOINERS = "\u200c\u200d"  # invisible, but part of the spelling in many scripts
+LABEL_ANGLE = math.radians(50)  # of the labels above the map: steep enough that neighbours do not overlap
 
 STYLE = f"""\
-text {{ font-family: system-ui, "Noto Sans", "DejaVu Sans", Arial, sans-serif; font-size: {FONT}px; fill: {INK}; }}
+text {{ font-family: system-ui, "Noto Sans", "DejaVu Sans", Arial, sans-serif; font-size: {FONT}px; fill: {DARK}; }}
 text.title {{ font-size: {FONT + 3}px; font-weight: 600; }}
 text.pale {{ font-size: {FONT - 2}px; fill: {PALE}; }}
 rect.frame {{ fill: none; stroke: {PALE}; stroke-width: 1; }}
 rect:hover {{ stroke: #d9480f; stroke-width: 1.5; }}"""
 
 
-def picture(weights: Tensor, source: Sequence[str], target: Sequence[str], title: str) -> str:
-    """Draw where each target token looked: the text of an SVG file.
+def picture(attention: Tensor, source: Sequence[str], target: Sequence[str], title: str) -> str:
+    """Draw the attention of each target token to the source, as the text of an SVG file.
 
-    weights (h, T, S) in 0..1; source and target are the S and T tokens. The mean over heads is large, with target
-    tokens as rows and source tokens as columns; each head stands small beside it. White is 0 and dark blue is 1 in
-    all of them, whatever the largest weight. Pointing at a cell tells its tokens and its weight; a head's cells that
-    would be white are left out, which most are.
+    attention (h, T, S) in 0..1; source and target are the S and T tokens. A large map shows the mean over heads, with
+    target tokens as rows and source tokens as columns; small maps beside it show each head. In all maps white is 0 and
+    dark blue is 1. The tooltip of a cell gives its tokens and its value. White cells of heads are left out.
     """
-    heads = weights.detach().double().cpu().clamp(0, 1)
+    heads = attention.detach().double().cpu().clamp(0, 1)
     assert heads.shape == (len(heads), len(target), len(source)) and heads.numel()
     rows, columns = [visible(token) for token in target], [visible(token) for token in source]
     left = max([_width("target ↓"), *(_width(_label(row)) for row in rows)]) + 10
-    leaning = [_width(_label(column)) for column in columns]
-    above = max(leaning) * math.sin(LABEL_ANGLE) + FONT + 6
-    beyond = max(
-        max(i * CELL + n * math.cos(LABEL_ANGLE) for i, n in enumerate(leaning, start=1)) - CELL * len(columns), 0
-    )
-    x, y = EDGE + left, EDGE + 2 * FONT + max(above, 2.5 * FONT)  # the mean's corner
-    wide, high = CELL * len(columns), CELL * len(rows)
+    label_widths = [_width(_label(column)) for column in columns]
+    above = max(label_widths) * math.sin(LABEL_ANGLE) + FONT + 6
+    reach = max(i * CELL + n * math.cos(LABEL_ANGLE) for i, n in enumerate(label_widths, start=1))
+    overhang = max(reach - CELL * len(columns), 0)
+    x, y = MARGIN + left, MARGIN + 2 * FONT + max(above, 2.5 * FONT)  # corner of the map of the mean
+    width, height = CELL * len(columns), CELL * len(rows)
     parts = [
         *_axes(x, y, rows, columns),
         *_map(heads.mean(0), x, y, CELL, rows, columns),
-        *_scale(x, y + high + GAP),
+        *_scale(x, y + height + GAP),
     ]
-    right, bottom = x + max(wide + beyond, KEY_WIDTH + 20), y + high + GAP + KEY_HEIGHT + 2 * FONT
+    right, bottom = x + max(width + overhang, SCALE_WIDTH + 20), y + height + GAP + SCALE_HEIGHT + 2 * FONT
     if len(heads) > 1:
-        few, right, low = _heads(heads, right + GAP, y, high, rows, columns)
-        parts, bottom = parts + few, max(bottom, low)
-    return _sheet(parts, math.ceil(right + EDGE), math.ceil(bottom + EDGE), title)
+        head_parts, right, lower = _heads(heads, right + GAP, y, height, rows, columns)
+        parts, bottom = parts + head_parts, max(bottom, lower)
+    return _document(parts, math.ceil(right + MARGIN), math.ceil(bottom + MARGIN), title)
 
 
 def visible(text: str) -> str:
-    """The text as it can be seen and stand in an XML file: spaces as U+2423, control characters as their pictures."""
-    return "".join(_seen(c) for c in text)
+    """Replace what is invisible or invalid in XML: spaces by U+2423, control characters by their pictures."""
+    return "".join(_visible_character(c) for c in text)
 
 
-def hex_colours(weights: Tensor) -> list[str]:
-    """The colours of weights (n,) in 0..1, from white to dark blue, as in #1e5fa5."""
-    return [f"#{bytes(colour).hex()}" for colour in ramp(weights, BLUES).T.tolist()]
+def hex_colours(values: Tensor) -> list[str]:
+    """The colours of values (n,) in 0..1, from white to dark blue, as in #1e5fa5."""
+    return [f"#{bytes(colour).hex()}" for colour in ramp(values, BLUES).T.tolist()]
 
 
-def _seen(c: str) -> str:
-    kind = unicodedata.category(c)
-    if kind == "Zs":
+def _visible_character(c: str) -> str:
+    category = unicodedata.category(c)
+    if category == "Zs":
         return "␣"
     if ord(c) < 32 or c == "\x7f":
         return "␡" if c == "\x7f" else chr(0x2400 + ord(c))
-    wrong = kind in ("Cc", "Cf", "Cs", "Zl", "Zp") or ord(c) & 0xFFFE == 0xFFFE  # the last are no characters
-    return "\ufffd" if wrong and c not in JOINERS else c
+    invalid = category in ("Cc", "Cf", "Cs", "Zl", "Zp") or ord(c) & 0xFFFE == 0xFFFE  # U+xFFFE, U+xFFFF
+    return "\ufffd" if invalid and c not in JOINERS else c
 
 
 def _heads(
-    heads: Tensor, x: float, y: float, high: float, rows: Sequence[str], columns: Sequence[str]
+    heads: Tensor, x: float, y: float, height: float, rows: Sequence[str], columns: Sequence[str]
 ) -> tuple[list[str], float, float]:
-    """Each head under its name, in as many rows as fit beside the mean; then where they end, right and below."""
-    step_x = max(SMALL * len(columns), _width("head 10")) + GAP
-    step_y = SMALL * len(rows) + FONT + GAP
-    down = max(1, int((high + GAP) // step_y))
-    across = math.ceil(len(heads) / down)
+    """The map of each head under its name, in as many rows as fit beside the mean; and their right and lower ends."""
+    step_x = max(HEAD_CELL * len(columns), _width("head 10")) + GAP
+    step_y = HEAD_CELL * len(rows) + FONT + GAP
+    maps_per_column = max(1, int((height + GAP) // step_y))
+    maps_per_row = math.ceil(len(heads) / maps_per_column)
     parts: list[str] = []
     for i, head in enumerate(heads):
-        at_x, at_y = x + i % across * step_x, y + i // across * step_y
-        parts.append(_text(f"head {i + 1}", at_x, at_y + FONT - 4, kind="pale"))
-        parts += _map(head, at_x, at_y + FONT, SMALL, rows, columns, drop=True)
-    return parts, x + across * step_x - GAP, y + math.ceil(len(heads) / across) * step_y - GAP
+        at_x, at_y = x + i % maps_per_row * step_x, y + i // maps_per_row * step_y
+        parts.append(_text(f"head {i + 1}", at_x, at_y + FONT - 4, style="pale"))
+        parts += _map(head, at_x, at_y + FONT, HEAD_CELL, rows, columns, skip_white=True)
+    return parts, x + maps_per_row * step_x - GAP, y + math.ceil(len(heads) / maps_per_row) * step_y - GAP
 
 
 def _map(
-    weights: Tensor, x: float, y: float, cell: int, rows: Sequence[str], columns: Sequence[str], drop: bool = False
+    attention: Tensor,
+    x: float,
+    y: float,
+    cell: int,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    skip_white: bool = False,
 ) -> list[str]:
-    """A heat map of weights (T, S) with its upper left corner at (x, y); `drop` leaves out cells that stay white."""
-    line = f' stroke="{GRID}"' if cell == CELL else ""
-    parts = [f'<g class="{"mean" if cell == CELL else "head"}" transform="translate({x:.1f} {y:.1f})"{line}>']
-    for i, (row, values) in enumerate(zip(rows, weights, strict=True)):
+    """A heat map of attention (T, S) with its upper left corner at (x, y), and cells of `cell` pixels."""
+    stroke = f' stroke="{GRID}"' if cell == CELL else ""
+    parts = [f'<g class="{"mean" if cell == CELL else "head"}" transform="translate({x:.1f} {y:.1f})"{stroke}>']
+    for i, (row, values) in enumerate(zip(rows, attention, strict=True)):
         for j, (column, value, colour) in enumerate(zip(columns, values.tolist(), hex_colours(values), strict=True)):
-            if drop and colour == "#ffffff":
+            if skip_white and colour == "#ffffff":
                 continue
-            said = f"<title>{escape(f'{column} → {row}: {value:.3f}')}</title>"
-            place = f'x="{j * cell}" y="{i * cell}" width="{cell}" height="{cell}"'
-            parts.append(f'<rect {place} fill="{colour}">{said}</rect>')
+            tooltip = f"<title>{escape(f'{column} → {row}: {value:.3f}')}</title>"
+            geometry = f'x="{j * cell}" y="{i * cell}" width="{cell}" height="{cell}"'
+            parts.append(f'<rect {geometry} fill="{colour}">{tooltip}</rect>')
     frame = f'width="{cell * len(columns)}" height="{cell * len(rows)}"'
     return [*parts, f'<rect class="frame" pointer-events="none" {frame}/>', "</g>"]
 
 
 def _axes(x: float, y: float, rows: Sequence[str], columns: Sequence[str]) -> list[str]:
-    """The tokens: the target's at the left of the map whose corner is (x, y), the source's leaning above it."""
+    """The labels of a map with its corner at (x, y): target tokens at its left, source tokens at an angle above it."""
     parts = [_text("source →", x - 10, y - FONT - 14, "end", "pale"), _text("target ↓", x - 10, y - 10, "end", "pale")]
     for i, row in enumerate(rows):
         parts.append(_text(_label(row), x - 8, y + (i + 0.5) * CELL + FONT / 3, "end", "row"))
     for j, column in enumerate(columns):
         at_x, at_y = x + (j + 0.5) * CELL + FONT / 3, y - 6
-        turn = f' transform="rotate({-math.degrees(LABEL_ANGLE):.0f} {at_x:.1f} {at_y:.1f})"'
-        parts.append(_text(_label(column), at_x, at_y, "start", "column", turn))
+        rotation = f' transform="rotate({-math.degrees(LABEL_ANGLE):.0f} {at_x:.1f} {at_y:.1f})"'
+        parts.append(_text(_label(column), at_x, at_y, "start", "column", rotation))
     return parts
 
 
 def _scale(x: float, y: float) -> list[str]:
-    """What the colours mean, with its upper left corner at (x, y)."""
+    """The colour scale, with its upper left corner at (x, y)."""
     colours = enumerate(hex_colours(torch.linspace(0, 1, 5)))
     stops = [f'<stop offset="{i / 4}" stop-color="{colour}"/>' for i, colour in colours]
-    place = f'x="{x:.1f}" y="{y:.1f}" width="{KEY_WIDTH}" height="{KEY_HEIGHT}"'
-    parts = ['<linearGradient id="weights">', *stops, "</linearGradient>"]
-    parts.append(f'<rect class="key" {place} fill="url(#weights)" stroke="{GRID}"/>')
-    below = y + KEY_HEIGHT + FONT
-    return parts + [_text(str(v), x + v * KEY_WIDTH, below, "middle", "pale") for v in (0, 0.25, 0.5, 0.75, 1)]
+    geometry = f'x="{x:.1f}" y="{y:.1f}" width="{SCALE_WIDTH}" height="{SCALE_HEIGHT}"'
+    parts = ['<linearGradient id="scale">', *stops, "</linearGradient>"]
+    parts.append(f'<rect class="key" {geometry} fill="url(#scale)" stroke="{GRID}"/>')
+    below = y + SCALE_HEIGHT + FONT
+    return parts + [_text(str(v), x + v * SCALE_WIDTH, below, "middle", "pale") for v in (0, 0.25, 0.5, 0.75, 1)]
 
 
-def _sheet(parts: list[str], width: int, height: int, title: str) -> str:
-    """The whole file: white paper, the title, and everything on it."""
-    words = visible(title).replace("␣", " ")
-    size = f'width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
+def _document(parts: list[str], width: int, height: int, title: str) -> str:
+    """The text of the file: a white background, the title, and `parts`."""
+    title = visible(title).replace("␣", " ")
+    geometry = f'width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
     head = [
         '<?xml version="1.0" encoding="UTF-8"?>',
-        f'<svg xmlns="http://www.w3.org/2000/svg" {size}>',
-        f"<title>{escape(words)}</title>",
+        f'<svg xmlns="http://www.w3.org/2000/svg" {geometry}>',
+        f"<title>{escape(title)}</title>",
         f"<style>{STYLE}</style>",
         f'<path d="M0 0H{width}V{height}H0z" fill="white"/>',
-        _text(_cut(words, width - 2 * EDGE, FONT + 3), EDGE, EDGE + FONT - 2, kind="title"),
+        _text(_cut(title, width - 2 * MARGIN, FONT + 3), MARGIN, MARGIN + FONT - 2, style="title"),
     ]
     return "\n".join([*head, *parts, "</svg>", ""])
 
 
-def _text(words: str, x: float, y: float, anchor: str = "start", kind: str = "", more: str = "") -> str:
-    side = "" if anchor == "start" else f' text-anchor="{anchor}"'
-    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}"{side}{more}>{escape(words)}</text>'
+def _text(text: str, x: float, y: float, anchor: str = "start", style: str = "", more: str = "") -> str:
+    """A text element of class `style`; `more` are further attributes."""
+    alignment = "" if anchor == "start" else f' text-anchor="{anchor}"'
+    return f'<text class="{style}" x="{x:.1f}" y="{y:.1f}"{alignment}{more}>{escape(text)}</text>'
 
 
 def _label(token: str) -> str:
@@ -159,19 +164,19 @@ def _label(token: str) -> str:
 
 
 def _cut(text: str, width: float, font: float) -> str:
-    """The text, with an ellipsis for its end where it would be wider than `width` pixels."""
+    """The text, cut with an ellipsis if it is wider than `width` pixels."""
     if _width(text, font) <= width:
         return text
     return next((f"{text[:n]}…" for n in range(len(text), 0, -1) if _width(f"{text[:n]}…", font) <= width), "…")
 
 
 def _width(text: str, font: float = FONT) -> int:
-    """About how many pixels a text takes, on the safe side; only the viewer knows its letters."""
-    return math.ceil(sum(_share(c) for c in text) * font)
+    """An upper estimate of a text's width in pixels; the exact width depends on the viewer's font."""
+    return math.ceil(sum(_relative_width(c) for c in text) * font)
 
 
-def _share(c: str) -> float:
-    """A letter's width in multiples of the font's size."""
+def _relative_width(c: str) -> float:
+    """A character's width in multiples of the font's size."""
     if unicodedata.category(c) in ("Mn", "Me", "Cf"):
         return 0.0
     return 1.05 if unicodedata.east_asian_width(c) in "WF" else 0.9 if c in "MWmw@%—…␣" else 0.62

@@ -32,7 +32,7 @@ def batch(pairs: list[tuple[str, str]], ids: list | None = None, **more) -> tupl
     return {"ids": ids, **texts}, answers
 
 
-def filled(pairs: list[tuple[str, str]], target: str = "en", categories=None, **more) -> TranslationMetric:
+def gathered(pairs: list[tuple[str, str]], target: str = "en", categories=None, **more) -> TranslationMetric:
     metric = TranslationMetric("de", target, len(pairs), categories)
     metric.update(*batch(pairs, **more))
     metric.gather()
@@ -40,36 +40,36 @@ def filled(pairs: list[tuple[str, str]], target: str = "en", categories=None, **
 
 
 def plain_bleu(pairs: list[tuple[list[str], list[str]]]) -> float:
-    """Papineni's equation in plain loops, with every precision above zero."""
+    """Papineni's equation in plain loops; every precision must be above zero."""
     logs = []
     for n in range(1, 5):
-        right = whole = 0
+        correct = total = 0
         for words, reference in pairs:
             grams = [Counter(tuple(line[i : i + n]) for i in range(len(line) - n + 1)) for line in (words, reference)]
-            right, whole = right + (grams[0] & grams[1]).total(), whole + grams[0].total()
-        logs.append(math.log(right / whole))
+            correct, total = correct + (grams[0] & grams[1]).total(), total + grams[0].total()
+        logs.append(math.log(correct / total))
     lengths = [sum(len(pair[side]) for pair in pairs) for side in (0, 1)]
     return 100 * math.exp(sum(logs) / 4 + min(0, 1 - lengths[1] / lengths[0]))
 
 
 def test_two_samples_counted_by_hand():
-    numbers = filled([("a b c d e", "a b c d e"), ("a b", "a b c")]).compute()
+    numbers = gathered([("a b c d e", "a b c d e"), ("a b", "a b c")]).compute()
     assert numbers["bleu"] == pytest.approx(100 * math.exp(1 - 8 / 7))
     assert numbers["exact_match"] == 0.5
     assert not {*numbers} & {"loss", "perplexity", "bleu_char"}
 
 
-def test_bleu_is_papinenis_over_the_whole_set():
-    """With words that the tokenizer leaves alone; the mean over sentences would be another number."""
+def test_bleu_is_that_of_papineni_over_the_corpus():
+    """On words that the tokenizer does not change; the mean over sentences differs."""
     pairs = [("a b c d e f", "a b c d f e"), ("x a b c d", "y a b c d"), ("b c d e f g h", "b c d e")]
     words = [(text.split(), reference.split()) for text, reference in pairs]
-    bleu = filled(pairs).compute()["bleu"]
+    bleu = gathered(pairs).compute()["bleu"]
     assert bleu == pytest.approx(plain_bleu(words))
     assert abs(bleu - sum(plain_bleu([pair]) for pair in words) / 3) > 1
 
 
-def test_numbers_do_not_depend_on_batches_or_their_order():
-    whole = filled(PAIRS).compute()
+def test_scores_do_not_depend_on_batches_or_their_order():
+    whole = gathered(PAIRS).compute()
     metric = TranslationMetric("de", "en", 5)
     for ids in ([4], [0, 2], [3, 1]):
         metric.update(*batch([PAIRS[i] for i in ids], ids))
@@ -90,34 +90,34 @@ def test_numbers_do_not_depend_on_batches_or_their_order():
         ("tl", {"bleu": "13a"}),
     ],
 )
-def test_the_language_decides_what_a_token_is_and_the_signature_says_it(target, tokenizers):
-    table = filled([("今天 3 天", "今天3天")], target).details()[1:]
+def test_the_language_decides_the_tokenizer_and_the_signature_records_it(target, tokenizers):
+    table = gathered([("今天 3 天", "今天3天")], target).details()[1:]
     signatures = {name: signature for name, *_, signature in table if name.startswith("bleu") and name != "bleu_lc_tok"}
     assert {name: signature.split("tok:")[1].split("|")[0] for name, signature in signatures.items()} == tokenizers
     assert ("bleu_lc_tok" in dict(row[:2] for row in table)) <= (tokenizers["bleu"] == "13a")
 
 
-def test_one_wrong_character_of_ten_leaves_most_of_a_chinese_sentence_right():
-    """As one word it would be all wrong: 9 of 10 characters, 8 of 9 pairs, 7 of 8 triples, 6 of 7 quadruples."""
+def test_one_wrong_character_of_ten_leaves_most_n_grams_of_a_chinese_sentence_correct():
+    """9 of 10 characters, 8 of 9 bigrams, 7 of 8 trigrams and 6 of 7 4-grams are correct; as one word, none."""
     pair = ("两个男人正在街上骑车", "两个男人正在路上骑车")
     expected = plain_bleu([tuple(list(line) for line in pair)])
-    numbers = filled([pair], "zh").compute()
+    numbers = gathered([pair], "zh").compute()
     assert numbers["bleu"] == pytest.approx(expected) and numbers["bleu_char"] == pytest.approx(expected)
-    assert filled([pair], "de").compute()["bleu"] == 0
+    assert gathered([pair], "de").compute()["bleu"] == 0
 
 
-def test_chinese_tokens_keep_foreign_words_whole_and_characters_do_not():
-    numbers = filled([("我有三台computer在家里", "我有三台computers在家里")], "zh").compute()
+def test_the_chinese_tokenizer_keeps_foreign_words_and_characters_do_not():
+    numbers = gathered([("我有三台computer在家里", "我有三台computers在家里")], "zh").compute()
     assert numbers["bleu"] < numbers["bleu_char"] - 10
 
 
-def test_a_match_is_exact_in_case_and_space():
+def test_exact_match_depends_on_case_and_spaces():
     pairs = [("Ja", "Ja"), ("ja", "Ja"), ("Ja ", "Ja"), ("1\u00a0000", "1 000"), ("", "")]
-    assert filled(pairs).compute()["exact_match"] == 2 / 5
+    assert gathered(pairs).compute()["exact_match"] == 2 / 5
 
 
 @pytest.mark.parametrize("lowercase", [False, True])
-def test_translations_without_case_are_measured_without_it_and_the_signature_says_so(lowercase):
+def test_scores_may_ignore_case_and_the_signature_records_it(lowercase):
     pairs = [("ein hund läuft im park", "Ein Hund läuft im Park")]
     metric = TranslationMetric("en", "de", 1, lowercase=lowercase)
     metric.update(*batch(pairs))
@@ -127,33 +127,33 @@ def test_translations_without_case_are_measured_without_it_and_the_signature_say
     assert f"case:{'lc' if lowercase else 'mixed'}" in metric.details()[1][-1]
 
 
-def test_perplexity_is_of_the_references_tokens():
+def test_perplexity_is_that_of_the_tokens_of_references():
     """Four tokens of probability 1/2 and one of 1/4: 6 ln 2 / 5."""
     scored = {"reference_log_probability": [4 * math.log(0.5), math.log(0.25)], "reference_tokens": [4, 1]}
-    numbers = filled(PAIRS[:2], **scored).compute()
+    numbers = gathered(PAIRS[:2], **scored).compute()
     assert numbers["loss"] == pytest.approx(1.2 * math.log(2)) and numbers["perplexity"] == pytest.approx(2**1.2)
 
 
-def test_an_impossible_reference_costs_infinitely_much(tmp_path):
-    metric = filled(PAIRS[:1], reference_log_probability=[-math.inf], reference_tokens=[3])
+def test_the_loss_of_an_impossible_reference_is_infinite(tmp_path):
+    metric = gathered(PAIRS[:1], reference_log_probability=[-math.inf], reference_tokens=[3])
     assert metric.compute()["loss"] == metric.compute()["perplexity"] == math.inf
     metric.write(tmp_path)
     assert json.loads((tmp_path / "scores.json").read_text())["loss"] == {"value": None}
 
 
-def test_references_of_some_samples_only_are_an_error():
-    metric = filled(PAIRS[:2], reference_log_probability=[-1.0, None], reference_tokens=[3, None])
+def test_scoring_only_some_references_is_an_error():
+    metric = gathered(PAIRS[:2], reference_log_probability=[-1.0, None], reference_tokens=[3, None])
     with pytest.raises(AssertionError, match="1 of 2"):
         metric.compute()
 
 
-def test_an_interval_lies_around_its_score_and_is_narrower_with_more_sentences():
-    few, many = filled(PAIRS * 4), filled(PAIRS * 40)
+def test_an_interval_contains_its_score_and_is_narrower_with_more_sentences():
+    few, many = gathered(PAIRS * 4), gathered(PAIRS * 40)
     widths = []
     for metric in (few, many):
         header, bleu, chrf, *_ = metric.details()
         assert header == ("score", "value", "mean", "plus_minus", "sentences", "signature")
-        assert bleu[0] == "bleu" and chrf[0] == "chrf" and bleu[4] == len(metric.seen)
+        assert bleu[0] == "bleu" and chrf[0] == "chrf" and bleu[4] == len(metric.samples)
         assert (bleu[1], chrf[1]) == (metric.compute()["bleu"], metric.compute()["chrf"])
         assert abs(bleu[1] - bleu[2]) < bleu[3] and "bs:1000|seed:" in bleu[5] and "nc:6|nw:0" in chrf[5]
         widths.append(bleu[3])
@@ -161,40 +161,40 @@ def test_an_interval_lies_around_its_score_and_is_narrower_with_more_sentences()
     assert widths[1] < widths[0] / 2
 
 
-def test_the_interval_is_sacrebleus_own():
-    rows = filled(PAIRS * 10).details()[1:3]
+def test_the_interval_is_that_of_sacrebleu():
+    rows = gathered(PAIRS * 10).details()[1:3]
     translations, references = zip(*PAIRS * 10, strict=True)
-    for (_, _, mean, plus_minus, _, signature), own in zip(rows, (BLEU(), CHRF()), strict=True):
-        score = own.corpus_score(translations, [references], n_bootstrap=1000)
-        assert str(own.get_signature()) == signature
-        said = json.loads(score.format(width=6, signature=signature, is_json=True))
-        assert (mean, plus_minus) == pytest.approx((said["confidence_mean"], said["confidence_var"]), abs=1e-4)
+    for (_, _, mean, plus_minus, _, signature), peer in zip(rows, (BLEU(), CHRF()), strict=True):
+        score = peer.corpus_score(translations, [references], n_bootstrap=1000)
+        assert str(peer.get_signature()) == signature
+        expected = json.loads(score.format(width=6, signature=signature, is_json=True))
+        assert (mean, plus_minus) == pytest.approx((expected["confidence_mean"], expected["confidence_var"]), abs=1e-4)
 
 
-def test_an_interval_may_reach_down_to_zero():
-    """Some resamples hold the right sentence and score above 0, others do not, and score exactly 0."""
-    _, bleu, *_ = filled([("a b c d e", "a b c d e"), ("", "f g"), ("", "h i")]).details()
+def test_an_interval_may_include_zero():
+    """Resamples with the correct sentence score above 0, the others exactly 0."""
+    _, bleu, *_ = gathered([("a b c d e", "a b c d e"), ("", "f g"), ("", "h i")]).details()
     assert 0 < bleu[2] < bleu[1] + bleu[3]
 
 
 def test_a_large_set_has_no_interval(monkeypatch):
     monkeypatch.setattr(scores, "MAX_BOOTSTRAP_SENTENCES", 4)
-    _, bleu, *_ = filled(PAIRS).details()
+    _, bleu, *_ = gathered(PAIRS).details()
     assert bleu[2:5] == ("", "", 5) and "bs:" not in bleu[5]
 
 
 @pytest.mark.parametrize("kind", [list, lambda names: dict(enumerate(names))])
 def test_each_category_has_its_own_exact_match(kind):
     pairs = [("a", "a"), ("b", "c"), ("d", "d"), ("e", "f"), ("g", "h")]
-    metric = filled(pairs, categories=kind(["time", "date", "date", "date", "time"]))
+    metric = gathered(pairs, categories=kind(["time", "date", "date", "date", "time"]))
     rows = {name: (value, count) for name, value, *_, count, _ in metric.details()[1:] if name.startswith("exact")}
     expected = {"exact_match": (0.4, 5), "exact_match of date": (1 / 3, 3), "exact_match of time": (0.5, 2)}
     assert rows == expected and list(rows) == list(expected)
 
 
-def test_translations_are_written_beside_sources_and_references(tmp_path):
+def test_translations_are_written_with_sources_and_references(tmp_path):
     pairs = [('say "no"\tnow', "línea\u2028una"), ("two\nlines", "两行")]
-    metric = filled(pairs, ids=[7, 2], score=[-0.25, None], categories={7: "x", 2: "y"})
+    metric = gathered(pairs, ids=[7, 2], score=[-0.25, None], categories={7: "x", 2: "y"})
     metric.write(tmp_path / "new")
     with (tmp_path / "new" / "translations.tsv").open(encoding="utf-8", newline="") as file:
         first, second = csv.DictReader(file, dialect="excel-tab")
@@ -207,40 +207,40 @@ def test_translations_are_written_beside_sources_and_references(tmp_path):
     assert content["bleu"]["signature"] == metric.details()[1][-1] and "tok:13a" in content["bleu"]["signature"]
 
 
-def test_plain_lines_are_written_plain(tmp_path):
-    filled(PAIRS[:1], score=[-1.5]).write(tmp_path)
+def test_plain_lines_are_written_without_quotes(tmp_path):
+    gathered(PAIRS[:1], score=[-1.5]).write(tmp_path)
     line = "0\tsource 0\tThe cat sat on the mat.\tThe cat sat on the mat.\t-1.5\n"
     assert (tmp_path / "translations.tsv").read_bytes().decode().split("\n", 1)[1] == line
 
 
-def test_a_sample_seen_twice_and_a_missing_one_are_errors():
-    for ids, words in (([3, 3], r"more than once: \[3\]"), ([3, 4], "2 of 3 samples")):
+def test_a_repeated_and_a_missing_sample_are_errors():
+    for ids, message in (([3, 3], r"more than once: \[3\]"), ([3, 4], "2 of 3 samples")):
         metric = TranslationMetric("de", "en", 3)
         metric.update(*batch(PAIRS[:2], ids))
-        with pytest.raises(AssertionError, match=words):
+        with pytest.raises(AssertionError, match=message):
             metric.gather()
 
 
-def test_numbers_before_the_samples_are_joined_are_an_error(tmp_path):
+def test_scores_before_gathering_are_an_error(tmp_path):
     metric = TranslationMetric("de", "en")
     metric.update(*batch(PAIRS))
-    for early in (metric.compute, metric.details, lambda: metric.write(tmp_path)):
+    for method in (metric.compute, metric.details, lambda: metric.write(tmp_path)):
         with pytest.raises(AssertionError, match="gather"):
-            early()
+            method()
 
 
-# the literature's convention on Multi30k
+# The convention of publications on Multi30k.
 
 
-def test_without_sacremoses_its_number_is_absent(monkeypatch):
-    found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "sacremoses" else found(name))
+def test_without_sacremoses_its_score_is_absent(monkeypatch):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "sacremoses" else real(name))
     assert {*scorers("de")} == {"bleu", "chrf"}
 
 
-def test_case_and_the_space_before_a_full_stop_are_free_in_the_literature():
+def test_the_multi30k_convention_ignores_case_and_the_space_before_a_full_stop():
     pytest.importorskip("sacremoses")
-    metric = filled([("ein Mann , der « läuft » .", "Ein Mann, der »läuft«.")], "de")
+    metric = gathered([("ein Mann , der « läuft » .", "Ein Mann, der »läuft«.")], "de")
     numbers = metric.compute()
     assert numbers["bleu_lc_tok"] == pytest.approx(100) and numbers["bleu"] < 60
     (row,) = [row for row in metric.details() if row[0] == "bleu_lc_tok"]
@@ -249,7 +249,7 @@ def test_case_and_the_space_before_a_full_stop_are_free_in_the_literature():
 
 
 def test_german_test_references_have_the_published_number_of_tokens(real_data):
-    """12,103: the reference length in the logs of the tokenised test 2016 set."""
+    """12,103 is the reference length in published logs of the tokenised test set of 2016."""
     pytest.importorskip("sacremoses")
     with gzip.open(real_data("multi30k_task1") / "test_2016_flickr.de.gz", "rt", encoding="utf-8") as file:
         lines = file.read().splitlines()
@@ -257,7 +257,7 @@ def test_german_test_references_have_the_published_number_of_tokens(real_data):
 
 
 def evaluate_on_ranks(rank: int, folder: str) -> None:
-    """Three ranks: rank 0 has most of the samples, rank 1 one, rank 2 none."""
+    """Evaluate on three ranks: rank 0 has four samples, rank 1 one, rank 2 none."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=3)
     metric = TranslationMetric("de", "en", 5, list("xyxyx"))
     for sample in [[4, 1, 2, 3], [0], []][rank]:
@@ -269,10 +269,10 @@ def evaluate_on_ranks(rank: int, folder: str) -> None:
 
 
 def test_three_ranks_give_the_numbers_and_files_of_one(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[3]))  # where a new process finds this file by its name
-    multiprocessing.set_forkserver_preload(["torch.distributed", "sacrebleu"])  # once for all
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[3]))  # so that a new process can import this file
+    multiprocessing.set_forkserver_preload(["torch.distributed", "sacrebleu"])  # once for all processes
     mp.start_processes(evaluate_on_ranks, (str(tmp_path),), nprocs=3, start_method="forkserver")
-    metric = filled(PAIRS, categories=list("xyxyx"), reference_log_probability=[-1.0] * 5, reference_tokens=[1] * 5)
+    metric = gathered(PAIRS, categories=list("xyxyx"), reference_log_probability=[-1.0] * 5, reference_tokens=[1] * 5)
     expected = json.loads(json.dumps([metric.compute(), metric.details()]))
     metric.write(tmp_path / "alone")
     for rank in range(3):

@@ -334,7 +334,7 @@ def test_a_model_that_knows_all_by_heart_has_full_marks_and_the_loss_worked_out_
     cost = math.log(math.exp(5) + 261) - 5
     assert numbers["loss"] == pytest.approx(cost, abs=1e-6)
     assert numbers["perplexity"] == pytest.approx(math.exp(cost), rel=1e-6)
-    assert task.goal.name in numbers and len(metric.seen) == 15
+    assert task.goal.name in numbers and len(metric.samples) == 15
 
 
 def test_one_wrong_sentence_of_fifteen_costs_a_fifteenth_of_exact_match(built: Built) -> None:
@@ -348,7 +348,7 @@ def test_one_wrong_sentence_of_fifteen_costs_a_fifteenth_of_exact_match(built: B
 def test_numbers_do_not_depend_on_how_the_split_is_cut(built: Built, method: str) -> None:
     task, model = built(f"task.predict.method={method}")
     (whole, metric), (pieces, other) = evaluate(task, model, 2000), evaluate(task, model, 60)
-    assert [row[:4] for row in metric.seen] == [row[:4] for row in other.seen]
+    assert [row[:4] for row in metric.samples] == [row[:4] for row in other.samples]
     assert whole == pytest.approx(pieces, rel=1e-5)
     assert whole["loss"] > 0 and (whole["exact_match"] == 1) == (method == "given")
 
