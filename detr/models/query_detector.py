@@ -1,5 +1,6 @@
 """The forward pass that detectors with queries share: encode the images, make queries, decode them layer by layer."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -34,7 +35,7 @@ class Queries(NamedTuple):
     proposals: Outputs | None = None
 
 
-class QueryDetector(nn.Module):
+class QueryDetector(nn.Module, ABC):
     """A detector with queries. A subclass defines the stages `look`, `ask` and `read`; `forward` runs them.
 
     A subclass has a `decoder`, a stack of blocks with a final norm, and sets `auxiliary`: whether all its layers
@@ -46,25 +47,25 @@ class QueryDetector(nn.Module):
     decoder: nn.Module
     auxiliary: bool
 
+    @abstractmethod
     def look(self, images: Tensor, sizes: Tensor | None) -> Image:
         """Encode normalised images (B, 3, H, W), zero where padded; sizes is (B, 2), or None without padding."""
-        raise NotImplementedError
 
+    @abstractmethod
     def ask(self, image: Image, hints: dict[str, Tensor] | None) -> Queries:
         """Make the queries, from proposals if there are any; `hints` is None in evaluation and prediction."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read(self, layer: int | None, x: Tensor, guide: Tensor, image: Image) -> Outputs:
-        """Apply the heads to the output x (B, Q, C) of decoder layer `layer`, which looked by `guide`.
+        """Apply the heads to the output x (B, Q, C) of decoder layer `layer`, computed with `guide`.
 
         Unless `guided`, it is called once with `layer` None and x (L, B, Q, C) of all layers, and returns tensors
         (L, B, Q, ...).
         """
-        raise NotImplementedError
 
     def follow(self, guide: Tensor, outputs: Outputs) -> Tensor:
         """The next layer's guide, given a layer's guide and its outputs; called only if `guided`."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} is guided, so it must define follow")
 
     def decode(self, block: nn.Module, x: Tensor, guide: Tensor, queries: Queries, image: Image) -> Tensor:
         """Apply one decoder layer: x (B, Q, C) -> (B, Q, C). By default the guide is added to queries, as in DETR."""
