@@ -1,4 +1,4 @@
-"""Files of other programs: their live models, every tensor drawn at random, must answer as ours and be told apart."""
+"""Files of other programs give the logits of their own models, with random tensors, or are refused and identified."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -28,47 +28,47 @@ WIDTH, LAYERS, HEADS, SIDE, PATCH, CLASSES = 48, 2, 3, 32, 8, 7
 ROWS = (SIDE // PATCH) ** 2
 
 
-def redrawn(model: nn.Module) -> Any:
-    """The model with every tensor drawn anew, those that start as zeros or ones above all."""
-    drawn = generator("redrawn")
+def randomised(model: nn.Module) -> Any:
+    """The model with all tensors sampled, so that none keeps initial zeros or ones."""
+    random = generator("redrawn")
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
             if tensor.ndim > 1 and not name.endswith(("token", "tokens", "embed", "embedding", "embeddings")):
-                tensor.normal_(std=1.5 * tensor[0].numel() ** -0.5, generator=drawn)  # what passes keeps its size
+                tensor.normal_(std=1.5 * tensor[0].numel() ** -0.5, generator=random)  # keeps the scale of activations
             elif name.endswith(("norm.weight", "norm1.weight", "norm2.weight", "ln.weight", "gamma", "lambda1")):
-                tensor.uniform_(0.5, 1.5, generator=drawn)
+                tensor.uniform_(0.5, 1.5, generator=random)
             else:
-                tensor.normal_(std=0.5, generator=drawn)
+                tensor.normal_(std=0.5, generator=random)
     return model.eval()
 
 
-def ours(**changed: Any) -> Classifier:
+def build_model(**changed: Any) -> Classifier:
     blocks = {
         **{"dropout": 0.0, "attention_dropout": 0.0, "drop_path": 0.0, "layer_scale": None, "qk_norm": False},
         **{"norm_eps": 1e-6, "activation": "gelu"},
     }
     blocks |= {key: changed.pop(key) for key in [*changed] if key in blocks}
     positions = PositionOptions(resample="bicubic_antialias", on_token=changed.pop("on_token", True))
-    sizes = {"width": WIDTH, "layers": LAYERS, "heads": HEADS, "feedforward": 4 * WIDTH, "patch_size": PATCH}
+    shape = {"width": WIDTH, "layers": LAYERS, "heads": HEADS, "feedforward": 4 * WIDTH, "patch_size": PATCH}
     rest = {"pooling": "token", "registers": 0, "representation": None, "embedding": "convolution"}
     data = {"classes": CLASSES, "channels": 3, "image_size": (SIDE, SIDE)}
     options = VitBlockOptions(**blocks)
-    return Classifier(**{**data, **sizes, **rest, **changed}, positions=positions, blocks=options).eval()
+    return Classifier(**{**data, **shape, **rest, **changed}, positions=positions, blocks=options).eval()
 
 
-def filled(adopted: Adopted, **changed: Any) -> Classifier:
-    model = ours(**changed)
+def loaded(adopted: Adopted, **changed: Any) -> Classifier:
+    model = build_model(**changed)
     model.load_state_dict(adopted.weights)
     return model
 
 
 def timm_model(**changed: Any) -> VisionTransformer:
-    sizes = {"embed_dim": WIDTH, "depth": LAYERS, "num_heads": HEADS, "img_size": SIDE, "patch_size": PATCH}
-    return redrawn(VisionTransformer(**{**sizes, "num_classes": CLASSES, **changed}))
+    shape = {"embed_dim": WIDTH, "depth": LAYERS, "num_heads": HEADS, "img_size": SIDE, "patch_size": PATCH}
+    return randomised(VisionTransformer(**{**shape, "num_classes": CLASSES, **changed}))
 
 
 def torchvision_model(representation: int | None = None) -> nn.Module:
-    return redrawn(
+    return randomised(
         torchvision.models.VisionTransformer(
             SIDE, PATCH, LAYERS, HEADS, WIDTH, 4 * WIDTH, num_classes=CLASSES, representation_size=representation
         )
@@ -76,11 +76,11 @@ def torchvision_model(representation: int | None = None) -> nn.Module:
 
 
 def hugging_face(kind: str = "ViT", name: str = "ForImageClassification", **changed: Any) -> nn.Module:
-    sizes = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS}
-    sizes |= {"image_size": SIDE, "patch_size": PATCH, "num_labels": CLASSES, "layer_norm_eps": 1e-6}
-    sizes |= {"intermediate_size": 4 * WIDTH} if "Dinov2" not in kind else {"mlp_ratio": 4}
-    config = getattr(transformers, f"{kind}Config")(**{**sizes, **changed})
-    return redrawn(getattr(transformers, f"{kind}{name}")(config))
+    shape = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS}
+    shape |= {"image_size": SIDE, "patch_size": PATCH, "num_labels": CLASSES, "layer_norm_eps": 1e-6}
+    shape |= {"intermediate_size": 4 * WIDTH} if "Dinov2" not in kind else {"mlp_ratio": 4}
+    config = getattr(transformers, f"{kind}Config")(**{**shape, **changed})
+    return randomised(getattr(transformers, f"{kind}{name}")(config))
 
 
 def images() -> Tensor:
@@ -88,28 +88,28 @@ def images() -> Tensor:
 
 
 def assert_same(
-    model: Classifier, peer: nn.Module, pairs: dict[str, str], answer: Callable[[Tensor], Tensor] | None = None
+    model: Classifier, peer: nn.Module, pairs: dict[str, str], run_peer: Callable[[Tensor], Tensor] | None = None
 ) -> None:
-    """Logits, and the gradients of one loss with respect to images and to `pairs` of parameters (ours, the peer's).
+    """Compare logits, and the gradients of a loss by images and by `pairs` of parameters (ours, the peer's).
 
-    All numbers are of size one, and fp32 sums of some hundred terms in another order differ by less than 1e-5.
+    Values are about one, and fp32 sums of some hundred terms in another order differ by less than 1e-5.
     """
     gradients = []
-    for network, run in ((model, model), (peer, answer or peer)):
+    for network, run in ((model, model), (peer, run_peer or peer)):
         network.zero_grad()
         pictures = images().requires_grad_()
         logits = run(pictures)
         assert logits.shape == (3, CLASSES)
         F.cross_entropy(logits, torch.tensor([0, 3, 6]), reduction="sum").backward()
         gradients.append((logits.detach(), pictures.grad, dict(network.named_parameters())))
-    (logits, seen, mine), (expected, theirs_seen, theirs) = gradients
-    assert expected.std() > 0.5 and (expected - expected[:1]).abs().max() > 0.3, "a peer that answers with something"
+    (logits, pixel_gradient, parameters), (expected, expected_pixel_gradient, peer_parameters) = gradients
+    assert expected.std() > 0.5 and (expected - expected[:1]).abs().max() > 0.3, "the peer's logits vary"
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
-    torch.testing.assert_close(seen, theirs_seen, rtol=1e-4, atol=1e-5)
-    for name, other in pairs.items():
-        one, two = mine[name].grad, theirs[other].grad
-        assert two.abs().max() > 1e-3
-        torch.testing.assert_close(one, two.reshape(one.shape), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(pixel_gradient, expected_pixel_gradient, rtol=1e-4, atol=1e-5)
+    for name, peer_name in pairs.items():
+        gradient, expected_gradient = parameters[name].grad, peer_parameters[peer_name].grad
+        assert expected_gradient.abs().max() > 1e-3
+        torch.testing.assert_close(gradient, expected_gradient.reshape(gradient.shape), rtol=1e-4, atol=1e-5)
 
 
 TORCHVISION_PAIRS = {
@@ -136,23 +136,23 @@ HUGGING_PAIRS = {
 
 
 @pytest.mark.parametrize("representation", [None, 20], ids=["plain", "with a representation"])
-def test_torchvisions_files_answer_as_torchvision(representation: int | None, tmp_path: Path) -> None:
+def test_torchvisions_files_give_the_logits_of_torchvision(representation: int | None, tmp_path: Path) -> None:
     peer = torchvision_model(representation)
     torch.save(peer.state_dict(), tmp_path / "vit.pth")
     adopted = adopt(checkpoint.load(tmp_path / "vit.pth"), None)
     assert adopted.left_out == []
-    assert_same(filled(adopted, representation=representation), peer, TORCHVISION_PAIRS)
+    assert_same(loaded(adopted, representation=representation), peer, TORCHVISION_PAIRS)
 
 
-def test_torchvisions_older_names_answer_as_torchvision() -> None:
+def test_torchvisions_older_names_give_the_logits_of_torchvision() -> None:
     peer = torchvision_model()
-    old = {
+    older = {
         n.replace("mlp.0.", "mlp.linear_1.").replace("mlp.3.", "mlp.linear_2."): t for n, t in peer.state_dict().items()
     }
-    assert sum("linear_" in name for name in old) == 4 * LAYERS
-    assert_same(filled(adopt(old, None)), peer, TORCHVISION_PAIRS)
-    again = torchvision_model()
-    again.load_state_dict(old)  # torchvision knows these names, too
+    assert sum("linear_" in name for name in older) == 4 * LAYERS
+    assert_same(loaded(adopt(older, None)), peer, TORCHVISION_PAIRS)
+    reloaded = torchvision_model()
+    reloaded.load_state_dict(older)  # torchvision also reads these names
 
 
 TIMM: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -179,35 +179,35 @@ TIMM: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("case", TIMM)
-def test_timms_files_answer_as_timm(case: str, tmp_path: Path) -> None:
-    theirs, mine = TIMM[case]
-    peer = timm_model(**theirs)
+def test_timms_files_give_the_logits_of_timm(case: str, tmp_path: Path) -> None:
+    their_options, options = TIMM[case]
+    peer = timm_model(**their_options)
     safetensors.torch.save_file(peer.state_dict(), tmp_path / "model.safetensors")
     adopted = adopt(checkpoint.load(tmp_path / "model.safetensors"), None)
     assert adopted.left_out == []
     pairs = {**TIMM_PAIRS, **({"class_token": "cls_token"} if "class_token" in adopted.weights else {})}
-    assert_same(filled(adopted, **mine), peer, pairs)
+    assert_same(loaded(adopted, **options), peer, pairs)
 
 
-def test_deit_iiis_own_names_answer_as_timm() -> None:
-    """The authors' files call layer scale gamma_1 and gamma_2; timm has a translation of its own."""
+def test_deit_iiis_own_names_give_the_logits_of_timm() -> None:
+    """The authors' files name layer scale gamma_1 and gamma_2, which timm translates."""
     peer = timm_model(no_embed_class=True, init_values=0.1)
     file = {n.replace("ls1.gamma", "gamma_1").replace("ls2.gamma", "gamma_2"): t for n, t in peer.state_dict().items()}
     read = timm_model(no_embed_class=True, init_values=0.1)
     read.load_state_dict(checkpoint_filter_fn(dict(file), read, adapt_layer_scale=True))
     adopted = adopt({"model": file}, None)
-    assert_same(filled(adopted, layer_scale=0.1, on_token=False), read, TIMM_PAIRS)
+    assert_same(loaded(adopted, layer_scale=0.1, on_token=False), read, TIMM_PAIRS)
 
 
 @pytest.mark.parametrize("registers", [0, 4])
 @pytest.mark.parametrize("chunked", [False, True])
-def test_dinov2s_own_files_answer_as_timms_reading_of_them(registers: int, chunked: bool) -> None:
-    """The class token has a position and the registers have none; large files number chunks of blocks, too."""
+def test_dinov2s_own_files_give_the_logits_of_timm(registers: int, chunked: bool) -> None:
+    """The class token has a position and the registers have none; large files also number chunks of blocks."""
     shape = {"init_values": 0.1, "reg_tokens": registers, "no_embed_class": registers > 0}
     base = timm_model(**{**shape, "num_classes": 0}).state_dict()
-    drawn = generator("dino")
+    random = generator("dino")
     file = {name: tensor for name, tensor in base.items() if name not in ("reg_token", "pos_embed")}
-    file |= {"pos_embed": torch.randn(1, 1 + ROWS, WIDTH, generator=drawn), "mask_token": torch.randn(1, WIDTH)}
+    file |= {"pos_embed": torch.randn(1, 1 + ROWS, WIDTH, generator=random), "mask_token": torch.randn(1, WIDTH)}
     file |= {"register_tokens": base["reg_token"]} if registers else {}
     peer = timm_model(**shape)
     peer.load_state_dict(checkpoint_filter_fn(dict(file), peer), strict=False)
@@ -218,12 +218,12 @@ def test_dinov2s_own_files_answer_as_timms_reading_of_them(registers: int, chunk
     adopted = adopt(file, None)
     assert adopted.left_out == ["mask_token"] and "head.weight" not in adopted.weights
     head = {f"head.{leaf}": peer.state_dict()[f"head.{leaf}"] for leaf in ("weight", "bias")}
-    model = filled(adopted._replace(weights={**adopted.weights, **head}), registers=registers, layer_scale=0.1)
+    model = loaded(adopted._replace(weights={**adopted.weights, **head}), registers=registers, layer_scale=0.1)
     assert_same(model, peer, TIMM_PAIRS)
 
 
 def as_on_the_hub(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The names that published files of transformers have; the table is the hub's own, written out."""
+    """Tensors under the names of transformers' published files, by the mapping of the hub."""
     for new, old in {
         "vit.layers.": "vit.encoder.layer.",
         "attention.q_proj": "attention.attention.query",
@@ -238,39 +238,39 @@ def as_on_the_hub(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("published", [False, True], ids=["version 5", "hub"])
-def test_transformers_files_answer_as_transformers(published: bool, tmp_path: Path) -> None:
+def test_transformers_files_give_the_logits_of_transformers(published: bool, tmp_path: Path) -> None:
     peer = hugging_face()
     file = as_on_the_hub(peer.state_dict()) if published else peer.state_dict()
     assert published == ("vit.encoder.layer.0.attention.attention.query.weight" in file)
     safetensors.torch.save_file(file, tmp_path / "model.safetensors", metadata={"format": "pt"})
     adopted = adopt(checkpoint.load(tmp_path / "model.safetensors"), None)
     assert adopted.left_out == []
-    assert_same(filled(adopted), peer, HUGGING_PAIRS, lambda x: peer(pixel_values=x).logits)
+    assert_same(loaded(adopted), peer, HUGGING_PAIRS, lambda x: peer(pixel_values=x).logits)
 
 
-def test_what_transformers_itself_writes_answers_as_transformers(tmp_path: Path) -> None:
+def test_a_file_saved_by_transformers_gives_its_logits(tmp_path: Path) -> None:
     peer = hugging_face(qkv_bias=False)
     peer.save_pretrained(tmp_path)
     adopted = adopt(checkpoint.load(tmp_path / "model.safetensors"), None)
-    pairs = {name: other for name, other in HUGGING_PAIRS.items() if "in_proj" not in name}
-    assert_same(filled(adopted), peer, pairs, lambda x: peer(pixel_values=x).logits)
+    pairs = {name: peer_name for name, peer_name in HUGGING_PAIRS.items() if "in_proj" not in name}
+    assert_same(loaded(adopted), peer, pairs, lambda x: peer(pixel_values=x).logits)
 
 
-def test_the_eps_of_transformers_default_config_is_an_option_of_ours() -> None:
+def test_the_eps_of_transformers_default_config_can_be_set() -> None:
     peer = hugging_face(layer_norm_eps=1e-12)
-    model = filled(adopt(peer.state_dict(), None), norm_eps=1e-12)
+    model = loaded(adopt(peer.state_dict(), None), norm_eps=1e-12)
     assert_same(model, peer, HUGGING_PAIRS, lambda x: peer(pixel_values=x).logits)
 
 
 @pytest.mark.parametrize("published", [False, True], ids=["version 5", "hub"])
 @torch.no_grad()
-def test_a_base_model_of_transformers_gives_its_pooler_as_the_representation(published: bool) -> None:
+def test_the_pooler_of_a_base_model_of_transformers_becomes_the_representation(published: bool) -> None:
     peer = hugging_face(name="Model")
     file = {f"vit.{name}": tensor for name, tensor in peer.state_dict().items()}
     file = {name.removeprefix("vit."): t for name, t in (as_on_the_hub(file) if published else file).items()}
     adopted = adopt(file, ["a", "b", "c"])
     assert adopted.task_state == {"classes": ["a", "b", "c"]} and adopted.left_out == []
-    model = ours(representation=WIDTH)
+    model = build_model(representation=WIDTH)
     gaps = model.load_state_dict(adopted.weights, strict=False)
     assert gaps.missing_keys == ["head.weight", "head.bias"] and gaps.unexpected_keys == []
     pooled = model.representation(model.features(images())).tanh()
@@ -278,26 +278,26 @@ def test_a_base_model_of_transformers_gives_its_pooler_as_the_representation(pub
 
 
 def test_a_pooler_beside_a_classifier_is_left_out() -> None:
-    """transformers' classifier looks past it."""
+    """transformers' classifier does not use it."""
     file = hugging_face().state_dict()
     unused = {"vit.pooler.dense.weight": torch.randn(WIDTH, WIDTH), "vit.pooler.dense.bias": torch.randn(WIDTH)}
     adopted = adopt({**file, **unused}, None)
     assert adopted.left_out == [*unused]
-    filled(adopted)
+    loaded(adopted)
 
 
 @pytest.mark.parametrize("kind", ["Dinov2", "Dinov2WithRegisters"])
 @pytest.mark.parametrize("published", [False, True], ids=["version 5", "hub"])
 @torch.no_grad()
-def test_dinov2_in_transformers_gives_its_features_and_not_its_head(kind: str, published: bool) -> None:
-    """Its head sees the class token beside the mean of the patches, which is no head of ours."""
+def test_dinov2_in_transformers_is_imported_without_its_head(kind: str, published: bool) -> None:
+    """Its head takes the concatenated class token and mean of the patches, which no head here does."""
     peer = hugging_face(kind)
     file = as_on_the_hub(peer.state_dict()) if published else peer.state_dict()
     adopted = adopt(file, None)
     assert sorted(adopted.left_out) == sorted(
         ["classifier.weight", "classifier.bias", *(name for name in file if name.endswith("mask_token"))]
     )
-    model = ours(layer_scale=0.1, registers=4 if "Registers" in kind else 0)
+    model = build_model(layer_scale=0.1, registers=4 if "Registers" in kind else 0)
     assert model.load_state_dict(adopted.weights, strict=False).missing_keys == ["head.weight", "head.bias"]
     expected = peer.base_model(pixel_values=images()).last_hidden_state[:, 0]
     torch.testing.assert_close(model.features(images()), expected, rtol=0, atol=1e-5)
@@ -327,15 +327,15 @@ def test_wrappers_and_prefixes_change_nothing(make: Callable[[], nn.Module], wra
     assert adopted.left_out in ([], ["n_averaged"])
 
 
-def test_of_two_sets_of_weights_the_raw_one_is_taken_and_the_other_is_listed() -> None:
+def test_of_two_sets_of_weights_the_raw_one_is_used_and_the_average_is_left_out() -> None:
     raw, averaged = timm_model().state_dict(), VisionTransformer(embed_dim=WIDTH).state_dict()
     adopted = adopt({"model_ema": averaged, "model": raw, "args": None}, None)
     assert adopted.left_out == ["model_ema"]
     assert torch.equal(adopted.weights["head.weight"], raw["head.weight"])
 
 
-def test_half_precision_is_raised_before_anything_is_added() -> None:
-    """A register of a thousand and a position of an eighth: their sum is no number of bfloat16."""
+def test_half_precision_is_converted_before_tensors_are_added() -> None:
+    """A register of a thousand and a position of an eighth have a sum that bfloat16 cannot represent."""
     file = {name: tensor.bfloat16() for name, tensor in timm_model(reg_tokens=1).state_dict().items()}
     file["reg_token"].fill_(1000), file["pos_embed"].fill_(0.125)
     weights = adopt(file, None).weights
@@ -343,25 +343,25 @@ def test_half_precision_is_raised_before_anything_is_added() -> None:
     assert (weights["registers"] == 1000.125).all()
 
 
-def test_all_of_a_file_is_used_once_and_nothing_else() -> None:
-    """Numbers that occur once, from 0 upward: every one of them must come out, none twice."""
+def test_every_number_of_a_file_is_used_exactly_once() -> None:
+    """The elements of a file are the numbers from 0 upwards; the imported elements must be the same numbers."""
     for model in (torchvision_model(20), timm_model(init_values=1.0, qk_norm=True), hugging_face()):
         file, count = {}, 0
         for name, tensor in model.state_dict().items():
             file[name] = torch.arange(count, count + tensor.numel(), dtype=torch.float64).reshape(tensor.shape)
             count += tensor.numel()
-        found = torch.cat([tensor.flatten() for tensor in adopt(file, None).weights.values()])
-        assert torch.equal(found.sort().values, torch.arange(count, dtype=torch.float64))
+        numbers = torch.cat([tensor.flatten() for tensor in adopt(file, None).weights.values()])
+        assert torch.equal(numbers.sort().values, torch.arange(count, dtype=torch.float64))
 
 
-def test_as_many_classes_as_the_head_has_keep_their_names_and_others_are_numbered() -> None:
+def test_class_names_are_used_where_the_head_has_as_many_classes_and_numbered_otherwise() -> None:
     file, numbered = timm_model().state_dict(), [f"class {i}" for i in range(CLASSES)]
     names = list("abcdefg")
     assert adopt(file, names).task_state == {"classes": names}
     assert adopt(file, None).task_state == adopt(file, names[:3]).task_state == {"classes": numbered}
 
 
-def test_a_file_without_a_head_gives_none_and_leaves_heads_of_training_methods_out() -> None:
+def test_a_file_without_a_head_is_imported_without_one_and_without_heads_of_training_methods() -> None:
     weights = timm_model(num_classes=0).state_dict()
     adopted = adopt(
         {**weights, "head.mlp.0.weight": torch.zeros(3, WIDTH), "head.last_layer.weight_g": torch.ones(1)}, None
@@ -373,7 +373,7 @@ def test_a_file_without_a_head_gives_none_and_leaves_heads_of_training_methods_o
 
 
 class SevenClasses:
-    """As much of a task as weights need to start from."""
+    """The members of a task that loading initial weights uses."""
 
     def __init__(self, names: list[str] | None = None):
         self.names = names or [f"mine {i}" for i in range(CLASSES)]
@@ -386,49 +386,49 @@ class SevenClasses:
 
 
 @torch.no_grad()
-def test_a_thousand_classes_into_seven_make_the_head_anew_and_take_the_rest(tmp_path: Path) -> None:
+def test_a_head_of_a_thousand_classes_is_re_initialised_for_seven_and_the_rest_is_loaded(tmp_path: Path) -> None:
     peer = timm_model(num_classes=1000)
     torch.save({"state_dict": peer.state_dict()}, tmp_path / "vit.pt")
-    model = ours()
-    drawn = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    said = assembly.load_initial_weights(model, SevenClasses(), tmp_path / "vit.pt")
-    assert said.endswith("; re-initialised: head.weight, head.bias") and f": {len(drawn) - 2} tensors" in said
-    assert all(torch.equal(model.state_dict()[name], drawn[name]) for name in ("head.weight", "head.bias"))
+    model = build_model()
+    initial = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    message = assembly.load_initial_weights(model, SevenClasses(), tmp_path / "vit.pt")
+    assert message.endswith("; re-initialised: head.weight, head.bias") and f": {len(initial) - 2} tensors" in message
+    assert all(torch.equal(model.state_dict()[name], initial[name]) for name in ("head.weight", "head.bias"))
     expected = peer.forward_head(peer.forward_features(images()), pre_logits=True)
     torch.testing.assert_close(model.features(images()), expected, rtol=0, atol=1e-5)
 
 
-def test_a_headless_file_makes_the_head_anew(tmp_path: Path) -> None:
+def test_the_head_is_re_initialised_for_a_file_without_a_head(tmp_path: Path) -> None:
     torch.save(timm_model(num_classes=0).state_dict(), tmp_path / "vit.pt")
-    said = assembly.load_initial_weights(ours(), SevenClasses(), tmp_path / "vit.pt")
-    assert said.endswith("; re-initialised: head.weight, head.bias")
+    message = assembly.load_initial_weights(build_model(), SevenClasses(), tmp_path / "vit.pt")
+    assert message.endswith("; re-initialised: head.weight, head.bias")
 
 
-def test_a_larger_grid_is_resampled_on_the_way_into_a_model(tmp_path: Path) -> None:
+def test_a_larger_grid_is_resampled_to_that_of_the_model(tmp_path: Path) -> None:
     peer = timm_model(img_size=2 * SIDE)
     torch.save(peer.state_dict(), tmp_path / "vit.pt")
-    model = ours()
-    said = assembly.load_initial_weights(model, SevenClasses(list("abcdefg")), tmp_path / "vit.pt")
-    assert said.endswith(f": {len(model.state_dict())} tensors"), "as many classes of the same names: the head as well"
+    model = build_model()
+    message = assembly.load_initial_weights(model, SevenClasses(list("abcdefg")), tmp_path / "vit.pt")
+    assert message.endswith(f": {len(model.state_dict())} tensors"), "with the same classes the head is loaded"
     peer.set_input_size(SIDE)  # timm's own resampling: bicubic, antialiased
     torch.testing.assert_close(model.positions.grid.flatten(0, 1), peer.pos_embed[0, 1:].detach(), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("rows", "theirs"),
+    ("rows", "options"),
     [(1 + 12, {}), (12, {"class_token": False, "global_pool": "avg"}), (5 + 12, {"reg_tokens": 4})],
 )
-def test_positions_that_are_no_square_are_refused_with_their_number(rows: int, theirs: dict[str, Any]) -> None:
-    file = {**timm_model(**theirs).state_dict(), "pos_embed": torch.zeros(1, rows, WIDTH)}
-    if theirs.get("reg_tokens"):
+def test_positions_that_are_not_square_are_refused_with_their_number(rows: int, options: dict[str, Any]) -> None:
+    file = {**timm_model(**options).state_dict(), "pos_embed": torch.zeros(1, rows, WIDTH)}
+    if options.get("reg_tokens"):
         file["pos_embed"] = torch.zeros(1, 5 + 13, WIDTH)
     count = file["pos_embed"].shape[1]
     with pytest.raises(UserError, match=rf"has {count} positions and .*do not leave a square grid; .*only square ones"):
         adopt(file, None)
 
 
-def test_positions_that_can_be_read_in_two_ways_are_refused() -> None:
-    """Nine rows with five tokens: three by three without theirs, or two by two."""
+def test_positions_with_two_possible_grids_are_refused() -> None:
+    """Nine rows and five tokens: three by three without positions of tokens, or two by two with them."""
     file = {**timm_model(reg_tokens=4).state_dict(), "pos_embed": torch.zeros(1, 9, WIDTH)}
     with pytest.raises(
         UserError, match="9 positions and a class token and 4 registers, which leave more than one square"
@@ -489,28 +489,28 @@ REFUSED: dict[str, tuple[str, Callable[[], nn.Module]]] = {
         in_transformers("Marian", "MTModel", vocab_size=50, decoder_vocab_size=50, pad_token_id=0),
     ),
     "language model": ("a language model or a translator", in_transformers("GPT2", "LMHeadModel")),
-    "ours": ("bare weights of this program's own", ours),
+    "ours": ("bare weights of this program's own", build_model),
     "anything": ("something else", lambda: nn.Linear(2, 3)),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_another_network_is_refused_by_what_it_is(case: str) -> None:
+def test_another_network_is_refused_and_identified(case: str) -> None:
     what, make = REFUSED[case]
     try:
         with torch.device("meta"):
             state = make().state_dict()
     except (NotImplementedError, RuntimeError):
-        state = make().state_dict()  # one that computes something as it is built
+        state = make().state_dict()  # a constructor that computes values
     with pytest.raises(
         UserError, match=rf"is {what}.*and not a plain ViT \(it.*\); give a ViT of torchvision, timm"
-    ) as no:
+    ) as caught:
         adopt({"model": state}, None)
-    assert str(no.value).count(". ") == 0 and str(no.value).endswith("."), "one sentence"
+    assert str(caught.value).count(". ") == 0 and str(caught.value).endswith("."), "one sentence"
 
 
 @pytest.mark.parametrize(
-    ("name", "lacks"),
+    ("name", "missing"),
     [
         ("patch_embed.proj.bias", "nothing for patches.bias"),
         ("pos_embed", "no learned positions"),
@@ -520,11 +520,11 @@ def test_another_network_is_refused_by_what_it_is(case: str) -> None:
         ("blocks.0.attn.k_norm.bias", "nothing for encoder.blocks.0.attention.k_norm.bias"),
     ],
 )
-def test_a_file_that_lacks_a_tensor_is_refused_with_what_it_was_for(name: str, lacks: str) -> None:
-    """One of a file's shards, say."""
+def test_a_file_with_a_missing_tensor_is_refused_with_its_name(name: str, missing: str) -> None:
+    """For example, a file that is one of several shards."""
     file = timm_model(init_values=0.1, qk_norm=True).state_dict()
     file.pop(name)
-    with pytest.raises(UserError, match=rf"something else and not a plain ViT \(it has {lacks}\)"):
+    with pytest.raises(UserError, match=rf"something else and not a plain ViT \(it has {missing}\)"):
         adopt(file, None)
 
 
@@ -534,7 +534,7 @@ def test_a_missing_block_in_the_middle_is_noticed() -> None:
         adopt(file, None)
 
 
-def test_a_bias_of_queries_alone_is_not_filled_up() -> None:
+def test_a_bias_of_queries_alone_is_refused() -> None:
     file = hugging_face().state_dict()
     for name in [name for name in file if name.endswith(("k_proj.bias", "v_proj.bias"))]:
         file.pop(name)
@@ -548,6 +548,6 @@ def test_a_file_without_weights_is_refused(content: dict[str, Any]) -> None:
         adopt(content, None)
 
 
-def test_each_layout_is_recognised_by_its_name() -> None:
-    made = {"torchvision": torchvision_model, "timm": timm_model, "transformers": hugging_face}
-    assert [recognise(unwrap({"model": make().state_dict()})[0]) for make in made.values()] == [*made]
+def test_each_layout_is_recognised() -> None:
+    builders = {"torchvision": torchvision_model, "timm": timm_model, "transformers": hugging_face}
+    assert [recognise(unwrap({"model": make().state_dict()})[0]) for make in builders.values()] == [*builders]
