@@ -1,4 +1,4 @@
-"""The classifier against torchvision's, timm's and transformers' in float64, and against the paper's own numbers."""
+"""The classifier against those of torchvision, timm and transformers in float64, and against published numbers."""
 
 import copy
 import math
@@ -27,7 +27,7 @@ from vit.criterion.cross_entropy import LossOptions, cross_entropy
 from vit.models.classifier import Classifier, PositionOptions, VitBlockOptions
 
 Tensors = dict[str, Tensor]
-EXACT = {"rtol": 0, "atol": 1e-10}  # float64, a few blocks with values of size a hundred
+EXACT = {"rtol": 0, "atol": 1e-10}  # float64, a few blocks with values of about a hundred
 WIDTH, HEADS, LAYERS, HIDDEN, CLASSES, PATCH = 24, 3, 3, 40, 5, 4
 BLOCKS = VitBlockOptions(
     dropout=0.0,
@@ -52,15 +52,15 @@ POOLINGS = ["token", "mean", "mean_then_norm"]
 
 
 def classifier(**keys: Any) -> Classifier:
-    """A small one in float64."""
+    """A small classifier in float64."""
     return Classifier(**{**SMALL, **keys}).double()
 
 
-def redrawn(module: nn.Module, seed: int = 0) -> Any:
-    """Every parameter drawn: those that start as zeros or ones would hide a swapped or forgotten one."""
-    drawn = generator("classifier", seed)
+def randomised(module: nn.Module, seed: int = 0) -> Any:
+    """The module with all parameters sampled: initial zeros or ones would hide a swapped or missing parameter."""
+    random = generator("classifier", seed)
     for parameter in module.parameters():
-        nn.init.normal_(parameter, std=0.5, generator=drawn)
+        nn.init.normal_(parameter, std=0.5, generator=random)
     return module.eval()
 
 
@@ -71,14 +71,14 @@ def images(
 
 
 def gradients(logits: Tensor, pixels: Tensor, module: nn.Module) -> tuple[Tensor, Tensors]:
-    """Of the logits in one direction, towards the pixels and every parameter by name."""
+    """Gradients of the logits in a random direction by the pixels, and by each parameter under its name."""
     direction = torch.randn(logits.shape, dtype=logits.dtype, generator=generator("direction"))
     names, parameters = zip(*module.named_parameters(), strict=True)
-    found = torch.autograd.grad(logits, [pixels, *parameters], direction, allow_unused=True)
-    # What timm and transformers hold beside (an unused position, say) has no gradient.
-    filled = [torch.zeros_like(p) if g is None else g for g, p in zip(found[1:], parameters, strict=True)]
-    assert found[0] is not None
-    return found[0], dict(zip(names, filled, strict=True))
+    results = torch.autograd.grad(logits, [pixels, *parameters], direction, allow_unused=True)
+    # Unused parameters of timm and transformers (a position, for example) have no gradient.
+    filled = [torch.zeros_like(p) if g is None else g for g, p in zip(results[1:], parameters, strict=True)]
+    assert results[0] is not None
+    return results[0], dict(zip(names, filled, strict=True))
 
 
 def assert_same(
@@ -91,7 +91,7 @@ def assert_same(
 ) -> None:
     """Equal logits, and equal gradients of the pixels and of every parameter.
 
-    `renamed` turns their tensors into ours by name; it only cuts and joins, so it does the same for gradients.
+    `renamed` maps their tensors to ours by slicing and joining only, so it also maps gradients.
     """
     tolerance = tolerance or EXACT
     ours.load_state_dict(renamed(dict(theirs.named_parameters())))
@@ -101,16 +101,16 @@ def assert_same(
     pixel_gradient, ours_by_name = gradients(logits, pixels, ours)
     their_pixels, theirs_by_name = gradients(expected, pixels, theirs)
     torch.testing.assert_close(pixel_gradient, their_pixels, **tolerance)
-    wanted = renamed(theirs_by_name)
-    assert wanted.keys() == ours_by_name.keys()
+    expected_by_name = renamed(theirs_by_name)
+    assert expected_by_name.keys() == ours_by_name.keys()
     for name, gradient in ours_by_name.items():
         torch.testing.assert_close(
-            gradient, wanted[name].view_as(gradient), **tolerance, msg=lambda m, n=name: f"{n}: {m}"
+            gradient, expected_by_name[name].view_as(gradient), **tolerance, msg=lambda m, n=name: f"{n}: {m}"
         )
-        assert gradient.any() or name.endswith("k_norm.bias"), f"{name} has no part in the logits"
+        assert gradient.any() or name.endswith("k_norm.bias"), f"{name} does not affect the logits"
 
 
-# Parity. Their names are turned into ours here, by no code of the project.
+# Parity. Names are mapped here, without the project's importer.
 
 
 def from_torchvision(theirs: Tensors, grid: tuple[int, int]) -> Tensors:
@@ -198,12 +198,12 @@ def from_transformers(theirs: Tensors, grid: tuple[int, int]) -> Tensors:
         "vit.layernorm": "encoder.norm",
         "classifier": "head",
     }
-    done = (
+    handled = (
         "cls_token",
         "position_embeddings",
         *(f".{which}_proj.{part}" for which in "qkv" for part in ("weight", "bias")),
     )
-    return ours | renamed_by(words, {k: v for k, v in theirs.items() if not k.endswith(done)})
+    return ours | renamed_by(words, {k: v for k, v in theirs.items() if not k.endswith(handled)})
 
 
 @pytest.mark.parametrize("representation", [None, 9])
@@ -213,33 +213,34 @@ def test_logits_and_gradients_are_torchvisions(representation: int | None, embed
         16, PATCH, LAYERS, HEADS, WIDTH, HIDDEN, num_classes=CLASSES, representation_size=representation
     )
     ours = classifier(representation=representation, embedding=embedding)
-    assert_same(ours, redrawn(theirs.double()), lambda t: from_torchvision(t, (4, 4)), images())
+    assert_same(ours, randomised(theirs.double()), lambda t: from_torchvision(t, (4, 4)), images())
 
 
 @pytest.mark.slow
-def test_logits_and_gradients_are_those_of_torchvisions_own_vit_b_16() -> None:
-    """At its real width; deviations keep the values of size one, as trained weights do.
+def test_logits_and_gradients_are_those_of_torchvisions_vit_b_16() -> None:
+    """At its published width, with initial values that give activations of about one, as trained weights do.
 
-    In float64 all is the same. In fp32 the two multiply by different libraries, so each is as far from the truth as
-    rounding makes it, and ours is compared with the truth.
+    In float64 both agree. In fp32 they multiply by different libraries and round differently, so the fp32 gradients
+    are compared with those in float64.
     """
     theirs = torchvision_vit.vit_b_16(image_size=32, num_classes=CLASSES).eval()
     for name, parameter in theirs.named_parameters():
         mean = 1.0 if "ln" in name and name.endswith("weight") else 0.0
         nn.init.normal_(parameter, mean, 0.02, generator=generator(name))
-    sizes = {"patch_size": 16, "width": 768, "heads": 12, "layers": 12, "feedforward": 3072, "image_size": (32, 32)}
+    shape = {"patch_size": 16, "width": 768, "heads": 12, "layers": 12, "feedforward": 3072, "image_size": (32, 32)}
     with torch.device("meta"):
-        ours = Classifier(**{**SMALL, **sizes})
+        ours = Classifier(**{**SMALL, **shape})
     renamed = from_torchvision(dict(theirs.named_parameters()), (2, 2))
     ours.load_state_dict({k: v.detach().clone() for k, v in renamed.items()}, assign=True)
     pixels = images(32, 32, dtype=torch.float32)
     exact = copy.deepcopy(ours).double()
-    logits, expected, true = ours.eval()(pixels), theirs(pixels), exact.eval()(pixels.double())
-    # fp32 keeps 1e-7, and twelve blocks of logits of size one and gradients of up to seven lie in between
+    logits, expected, exact_logits = ours.eval()(pixels), theirs(pixels), exact.eval()(pixels.double())
+    # fp32 rounds to 1e-7; in between are twelve blocks, with logits of about one and gradients of up to seven.
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
     rounded = torch.autograd.grad(logits.sum(), list(ours.parameters()))
-    for one, other in zip(rounded, torch.autograd.grad(true.sum(), list(exact.parameters())), strict=True):
-        torch.testing.assert_close(one.double(), other, rtol=0, atol=1e-5)
+    exact_gradients = torch.autograd.grad(exact_logits.sum(), list(exact.parameters()))
+    for gradient, exact_gradient in zip(rounded, exact_gradients, strict=True):
+        torch.testing.assert_close(gradient.double(), exact_gradient, rtol=0, atol=1e-5)
     assert_same(exact, theirs.double(), lambda t: from_torchvision(t, (2, 2)), pixels.double())
 
 
@@ -270,33 +271,33 @@ TIMM: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 def test_logits_and_gradients_are_timms(variant: str) -> None:
     timm_vit = pytest.importorskip("timm.models.vision_transformer")
     their_keys, keys = TIMM[variant]
-    sizes = {"img_size": 16, "patch_size": PATCH, "embed_dim": WIDTH, "depth": LAYERS, "num_heads": HEADS}
-    theirs = timm_vit.VisionTransformer(**{**sizes, "mlp_ratio": HIDDEN / WIDTH, "num_classes": CLASSES, **their_keys})
+    shape = {"img_size": 16, "patch_size": PATCH, "embed_dim": WIDTH, "depth": LAYERS, "num_heads": HEADS}
+    theirs = timm_vit.VisionTransformer(**{**shape, "mlp_ratio": HIDDEN / WIDTH, "num_classes": CLASSES, **their_keys})
     ours = classifier(**keys)
     height, width = keys.get("image_size", (16, 16))
     pixels = images(height, width, channels=keys.get("channels", 3))
     grid = (height // PATCH, width // PATCH)
-    assert_same(ours, redrawn(theirs.double()), lambda t: from_timm(t, grid), pixels)
+    assert_same(ours, randomised(theirs.double()), lambda t: from_timm(t, grid), pixels)
 
 
 @pytest.mark.parametrize(("height", "width"), [(24, 24), (8, 32), (12, 20)])
-def test_other_sizes_are_timms_too(height: int, width: int) -> None:
+def test_logits_and_gradients_at_other_sizes_are_timms(height: int, width: int) -> None:
     timm_vit = pytest.importorskip("timm.models.vision_transformer")
-    sizes = {"img_size": (16, 24), "patch_size": PATCH, "embed_dim": WIDTH, "depth": LAYERS, "num_heads": HEADS}
+    shape = {"img_size": (16, 24), "patch_size": PATCH, "embed_dim": WIDTH, "depth": LAYERS, "num_heads": HEADS}
     theirs = timm_vit.VisionTransformer(
-        **sizes, mlp_ratio=HIDDEN / WIDTH, num_classes=CLASSES, dynamic_img_size=True
+        **shape, mlp_ratio=HIDDEN / WIDTH, num_classes=CLASSES, dynamic_img_size=True
     ).double()
     ours = classifier(image_size=(16, 24))
-    # timm resamples in fp32 whatever the model's type
+    # timm resamples in fp32 for any type of the model
     tolerance = {"rtol": 1e-5, "atol": 1e-5}
-    assert_same(ours, redrawn(theirs), lambda t: from_timm(t, (4, 6)), images(height, width), **tolerance)
+    assert_same(ours, randomised(theirs), lambda t: from_timm(t, (4, 6)), images(height, width), **tolerance)
 
 
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (24, 24), (8, 32)])
 def test_logits_and_gradients_are_transformers_at_any_size(height: int, width: int) -> None:
     transformers = pytest.importorskip("transformers")
-    sizes = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "patch_size": PATCH}
-    options = transformers.ViTConfig(**sizes, intermediate_size=HIDDEN, image_size=16, num_labels=CLASSES)
+    shape = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "patch_size": PATCH}
+    options = transformers.ViTConfig(**shape, intermediate_size=HIDDEN, image_size=16, num_labels=CLASSES)
     theirs = transformers.ViTForImageClassification(options).double()
     assert options.layer_norm_eps == 1e-12
     ours = classifier(
@@ -306,7 +307,7 @@ def test_logits_and_gradients_are_transformers_at_any_size(height: int, width: i
     def run(pixels: Tensor) -> Tensor:
         return theirs(pixels, interpolate_pos_encoding=True).logits
 
-    assert_same(ours, redrawn(theirs), lambda t: from_transformers(t, (4, 4)), images(height, width), run)
+    assert_same(ours, randomised(theirs), lambda t: from_transformers(t, (4, 4)), images(height, width), run)
 
 
 # The paper's sizes.
@@ -324,21 +325,21 @@ COUNTS = {  # google-research/vision_transformer, models_test.py
 }
 
 
-def parameters_of(*arguments: str) -> int:
-    """Of a preset with 1,000 classes at 224 pixels, built without memory."""
-    found = compose.configure("train", arguments)
+def parameter_count(*arguments: str) -> int:
+    """Number of parameters of a preset with 1,000 classes at 224 pixels, built without allocating them."""
+    configured = compose.configure("train", arguments)
     with torch.device("meta"):
-        model = config.build(found["model"], classes=1000, channels=3, image_size=(224, 224))
+        model = config.build(configured["model"], classes=1000, channels=3, image_size=(224, 224))
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_a_preset_has_the_published_number_of_parameters(name: str) -> None:
-    assert parameters_of(f"model={name}") == COUNTS[name]
+    assert parameter_count(f"model={name}") == COUNTS[name]
 
 
-def test_the_mean_needs_no_class_token() -> None:
-    assert parameters_of("model=vit_b16", "model.pooling=mean") == 86_566_120
+def test_mean_pooling_has_no_parameters_of_a_class_token() -> None:
+    assert parameter_count("model=vit_b16", "model.pooling=mean") == 86_566_120
 
 
 def test_every_preset_is_checked() -> None:
@@ -350,16 +351,16 @@ def test_every_preset_is_checked() -> None:
 
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_a_batch_is_its_images_one_by_one(pooling: str) -> None:
-    model = redrawn(classifier(**{**EVERYTHING, "pooling": pooling}))
+    model = randomised(classifier(**{**EVERYTHING, "pooling": pooling}))
     pixels = images(16, 24, count=3)
     alone = torch.cat([model(pixels[i : i + 1]) for i in range(3)])
     torch.testing.assert_close(model(pixels), alone, **EXACT)
 
 
 def shuffled(pixels: Tensor, order: Tensor, grid: tuple[int, int]) -> Tensor:
-    """An image whose square number i is the old one's square number order[i]."""
-    squares = [row.split(PATCH, dim=3) for row in pixels.split(PATCH, dim=2)]
-    flat = [square for row in squares for square in row]
+    """An image with patch order[i] of `pixels` as its patch i."""
+    patches = [row.split(PATCH, dim=3) for row in pixels.split(PATCH, dim=2)]
+    flat = [patch for row in patches for patch in row]
     moved = [flat[i] for i in order.tolist()]
     return torch.cat([torch.cat(moved[r * grid[1] : (r + 1) * grid[1]], dim=3) for r in range(grid[0])], dim=2)
 
@@ -367,21 +368,21 @@ def shuffled(pixels: Tensor, order: Tensor, grid: tuple[int, int]) -> Tensor:
 @pytest.mark.parametrize("embedding", ["convolution", "multiply"])
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_without_positions_the_order_of_patches_is_the_order_of_outputs(pooling: str, embedding: str) -> None:
-    model = redrawn(classifier(**{**EVERYTHING, "pooling": pooling, "embedding": embedding}))
+    model = randomised(classifier(**{**EVERYTHING, "pooling": pooling, "embedding": embedding}))
     pixels, order = images(16, 24), torch.randperm(24, generator=generator("order"))
-    other, before = shuffled(pixels, order, (4, 6)), model.before_patches
-    assert not torch.allclose(model(other), model(pixels), atol=1e-3), "positions tell them apart"
+    shuffled_pixels, before = shuffled(pixels, order, (4, 6)), model.before_patches
+    assert not torch.allclose(model(shuffled_pixels), model(pixels), atol=1e-3), "positions distinguish patches"
 
     model.positions.grid.data.zero_()
-    tokens, moved = (model.encoder(model.embed(x)) for x in (pixels, other))
+    tokens, moved = (model.encoder(model.embed(x)) for x in (pixels, shuffled_pixels))
     torch.testing.assert_close(moved[:, before:], tokens[:, before:][:, order], **EXACT)
     torch.testing.assert_close(moved[:, :before], tokens[:, :before], **EXACT)
-    torch.testing.assert_close(model(other), model(pixels), **EXACT)
+    torch.testing.assert_close(model(shuffled_pixels), model(pixels), **EXACT)
 
 
-def test_patches_at_two_places_are_told_apart_by_rows_and_columns() -> None:
-    """One bright square; its place changes the logits although all the rest is the same."""
-    model = redrawn(classifier())
+def test_the_same_patch_at_another_row_or_column_changes_the_logits() -> None:
+    """One bright patch in a black image; only its position changes."""
+    model = randomised(classifier())
     results = []
     for row, column in ((0, 1), (1, 0), (2, 3), (3, 2)):
         pixels = torch.zeros(1, 3, 16, 16, dtype=torch.float64)
@@ -391,34 +392,34 @@ def test_patches_at_two_places_are_told_apart_by_rows_and_columns() -> None:
 
 
 @pytest.mark.parametrize(
-    "how", ["bicubic_antialias", "bilinear_antialias", "bicubic", "bicubic_corners", "bilinear_corners"]
+    "resampling", ["bicubic_antialias", "bilinear_antialias", "bicubic", "bicubic_corners", "bilinear_corners"]
 )
 @pytest.mark.parametrize(("height", "width"), [(24, 24), (12, 32), (4, 4), (36, 16)])
-def test_another_size_runs_as_the_model_that_was_made_for_it(how: Any, height: int, width: int) -> None:
+def test_another_image_size_gives_the_logits_of_a_model_built_for_it(resampling: Any, height: int, width: int) -> None:
     """(36, 16) has as many patches as the trained (24, 24), in another grid."""
-    positions = PositionOptions(resample=how, on_token=True)
-    trained = redrawn(classifier(positions=positions, image_size=(24, 24)))
-    made = classifier(positions=positions, image_size=(height, width)).eval()
-    made.load_state_dict(made.adapt(trained.state_dict()))
+    positions = PositionOptions(resample=resampling, on_token=True)
+    trained = randomised(classifier(positions=positions, image_size=(24, 24)))
+    resized = classifier(positions=positions, image_size=(height, width)).eval()
+    resized.load_state_dict(resized.adapt(trained.state_dict()))
     pixels = images(height, width)
-    assert made.positions.grid.shape == (height // 4, width // 4, WIDTH)
-    torch.testing.assert_close(trained(pixels), made(pixels), **EXACT)
+    assert resized.positions.grid.shape == (height // 4, width // 4, WIDTH)
+    torch.testing.assert_close(trained(pixels), resized(pixels), **EXACT)
     if (height, width) == (36, 16):
-        wrong = {**trained.state_dict(), "positions.grid": trained.positions.grid.reshape(9, 4, WIDTH)}
-        made.load_state_dict(wrong)
-        assert not torch.allclose(trained(pixels), made(pixels), atol=1e-3), "a table that was only reshaped"
+        reshaped = {**trained.state_dict(), "positions.grid": trained.positions.grid.reshape(9, 4, WIDTH)}
+        resized.load_state_dict(reshaped)
+        assert not torch.allclose(trained(pixels), resized(pixels), atol=1e-3), "a reshaped table is not resampled"
 
 
-def test_a_checkpoint_of_the_same_grid_is_taken_untouched() -> None:
+def test_a_checkpoint_with_the_same_grid_is_not_changed() -> None:
     model = classifier()
-    tensors = dict(redrawn(classifier(), 1).state_dict())
+    tensors = dict(randomised(classifier(), 1).state_dict())
     adapted = model.adapt(tensors)
     assert all(adapted[name] is tensors[name] for name in tensors)
-    assert model.adapt({"conv1.weight": torch.zeros(3)}).keys() == {"conv1.weight"}, "somebody else's file"
+    assert model.adapt({"conv1.weight": torch.zeros(3)}).keys() == {"conv1.weight"}, "a file of another model"
 
 
 @pytest.mark.parametrize(("height", "width"), [(18, 16), (16, 18), (3, 4)])
-def test_a_size_that_squares_do_not_fill_is_refused_before_and_after_training(height: int, width: int) -> None:
+def test_a_size_that_patches_do_not_fill_is_refused_at_construction_and_in_forward(height: int, width: int) -> None:
     sentence = f"Images of {height} x {width} pixels cannot be split into patches of 4 x 4"
     with pytest.raises(UserError, match=sentence):
         classifier(image_size=(height, width))
@@ -429,8 +430,8 @@ def test_a_size_that_squares_do_not_fill_is_refused_before_and_after_training(he
 # Checkpoints.
 
 
-class SomeTask:
-    """As much of a task as giving weights to a model needs."""
+class FixedClasses:
+    """The members of a task that loading initial weights uses."""
 
     def __init__(self, classes: list[str]):
         self.classes = classes
@@ -445,35 +446,35 @@ def saved(model: Classifier, path: Path, classes: list[str]) -> Path:
     return path
 
 
-def test_a_run_may_start_from_weights_of_another_resolution(tmp_path: Path) -> None:
+def test_a_run_can_start_from_weights_of_another_resolution(tmp_path: Path) -> None:
     file, classes = tmp_path / "a.pt", list("abcde")
-    trained = redrawn(classifier())
+    trained = randomised(classifier())
     fresh = classifier(image_size=(24, 12))
-    said = assembly.load_initial_weights(fresh, SomeTask(classes), saved(trained, file, classes))
-    assert said == f"weights   {file}: {len(trained.state_dict())} tensors", "nothing is re-initialised or unused"
+    message = assembly.load_initial_weights(fresh, FixedClasses(classes), saved(trained, file, classes))
+    assert message == f"weights   {file}: {len(trained.state_dict())} tensors", "nothing is re-initialised or unused"
     pixels = images(24, 12)
     torch.testing.assert_close(fresh.eval()(pixels), trained(pixels), **EXACT)
 
 
-def test_other_classes_make_the_head_anew_and_keep_the_resampled_rest(tmp_path: Path) -> None:
-    file = saved(redrawn(classifier()), tmp_path / "a.pt", list("abcde"))
+def test_for_other_classes_the_head_is_re_initialised_and_the_rest_resampled(tmp_path: Path) -> None:
+    file = saved(randomised(classifier()), tmp_path / "a.pt", list("abcde"))
     fresh = classifier(image_size=(24, 12))
-    said = assembly.load_initial_weights(fresh, SomeTask(list("vwxyz")), file)
-    assert said.endswith("re-initialised: head.weight, head.bias")
+    message = assembly.load_initial_weights(fresh, FixedClasses(list("vwxyz")), file)
+    assert message.endswith("re-initialised: head.weight, head.bias")
     assert not fresh.head.weight.any() and fresh.positions.grid.any() and fresh.class_token.any()
 
 
-def test_evaluation_at_another_size_is_what_the_trained_model_says_there(tmp_path: Path) -> None:
-    found = compose.configure("train", ["model=vit", "data.image_size=[12,8]", "trainer.device=cpu"])
-    trained = config.build(found["model"], classes=10, channels=1, image_size=(8, 8))
-    file = saved(redrawn(trained), tmp_path / "a.pt", list("0123456789"))
-    parts = assembly.restore({**found, "checkpoint": str(file), "weights": "auto"})
+def test_evaluation_at_another_size_gives_the_logits_of_the_trained_model(tmp_path: Path) -> None:
+    configured = compose.configure("train", ["model=vit", "data.image_size=[12,8]", "trainer.device=cpu"])
+    trained = config.build(configured["model"], classes=10, channels=1, image_size=(8, 8))
+    file = saved(randomised(trained), tmp_path / "a.pt", list("0123456789"))
+    parts = assembly.restore({**configured, "checkpoint": str(file), "weights": "auto"})
     pixels = images(12, 8, channels=1, dtype=torch.float32)
     with torch.no_grad():
         torch.testing.assert_close(parts.model(pixels), trained(pixels))
     with pytest.raises(UserError, match=r"holds the weights of another model than model=Classifier as configured"):
-        other = {**found, "model": {**found["model"], "pooling": "mean"}}
-        assembly.restore({**other, "checkpoint": str(file), "weights": "auto"})
+        changed = {**configured, "model": {**configured["model"], "pooling": "mean"}}
+        assembly.restore({**changed, "checkpoint": str(file), "weights": "auto"})
 
 
 NAMES = {
@@ -505,11 +506,11 @@ BLOCK_NAMES = {
 }
 
 
-def test_the_names_in_a_checkpoint_stay_what_they_are() -> None:
-    """Files of users depend on them, and so does the import of other layouts."""
+def test_the_names_in_a_checkpoint_are_fixed() -> None:
+    """Users' checkpoints and the import of other layouts depend on them."""
     blocks = {f"encoder.blocks.{i}.{name}": shape for i in range(LAYERS) for name, shape in BLOCK_NAMES.items()}
-    found = {name: tuple(tensor.shape) for name, tensor in classifier(**EVERYTHING).state_dict().items()}
-    assert found == NAMES | blocks
+    shapes = {name: tuple(tensor.shape) for name, tensor in classifier(**EVERYTHING).state_dict().items()}
+    assert shapes == NAMES | blocks
     plain = {*classifier().state_dict()}
     extra = {name for name in blocks if "scale" in name or "q_norm" in name or "k_norm" in name}
     assert plain == ({*NAMES} | {*blocks}) - extra - {"registers", "representation.weight", "representation.bias"}
@@ -523,8 +524,8 @@ def test_the_names_in_a_checkpoint_stay_what_they_are() -> None:
 # Parts.
 
 
-def test_features_are_what_stands_before_the_representation() -> None:
-    model = redrawn(classifier(**EVERYTHING))
+def test_features_are_the_input_of_the_representation() -> None:
+    model = randomised(classifier(**EVERYTHING))
     pixels = images(16, 24)
     features = model.features(pixels)
     assert features.shape == (2, WIDTH)
@@ -532,10 +533,10 @@ def test_features_are_what_stands_before_the_representation() -> None:
     torch.testing.assert_close(model(pixels), hidden @ model.head.weight.T + model.head.bias, **EXACT)
 
 
-def test_each_pooling_is_written_out() -> None:
+def test_each_pooling_is_its_formula() -> None:
     pixels = images(16, 24)
     for pooling in POOLINGS:
-        model = redrawn(classifier(**{**EVERYTHING, "pooling": pooling}))
+        model = randomised(classifier(**{**EVERYTHING, "pooling": pooling}))
         sums = model.embed(pixels)
         for block in model.encoder.blocks:
             sums = block(sums)
@@ -552,8 +553,10 @@ def test_each_pooling_is_written_out() -> None:
 
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("registers", [0, 2])
-def test_tokens_are_class_registers_patches_and_only_patches_have_places(pooling: str, registers: int) -> None:
-    model = redrawn(classifier(pooling=pooling, registers=registers))
+def test_tokens_are_class_token_registers_and_patches_and_registers_have_no_position(
+    pooling: str, registers: int
+) -> None:
+    model = randomised(classifier(pooling=pooling, registers=registers))
     tokens = model.embed(images())
     before = [] if pooling != "token" else [model.class_token + model.positions.token]
     before += [] if not registers else [*model.registers]
@@ -565,7 +568,7 @@ def test_tokens_are_class_registers_patches_and_only_patches_have_places(pooling
 
 
 def test_dropout_of_the_embeddings_acts_in_training_only() -> None:
-    model = redrawn(classifier(blocks=replace(BLOCKS, dropout=1.0)))
+    model = randomised(classifier(blocks=replace(BLOCKS, dropout=1.0)))
     assert model.embed(images()).any()
     assert not model.train().embed(images()).any()
 
@@ -585,14 +588,14 @@ def test_every_option_of_the_blocks_reaches_them() -> None:
     assert classifier().encoder.blocks[0].feed_forward.activation.approximate == "none"
 
 
-def test_attention_is_watched_by_the_blocks_names() -> None:
-    model = redrawn(classifier(registers=2))
+def test_attention_is_recorded_under_the_names_of_the_blocks() -> None:
+    model = randomised(classifier(registers=2))
     with record_attention(model) as maps:
         model(images())
     assert {*maps} == {f"encoder.blocks.{i}.attention" for i in range(LAYERS)}
-    for (weights,) in maps.values():
-        assert weights.shape == (2, HEADS, 19, 19)
-        torch.testing.assert_close(weights.sum(dim=-1), torch.ones(2, HEADS, 19, dtype=torch.float64))
+    for (attention,) in maps.values():
+        assert attention.shape == (2, HEADS, 19, 19)
+        torch.testing.assert_close(attention.sum(dim=-1), torch.ones(2, HEADS, 19, dtype=torch.float64))
 
 
 def test_heads_must_divide_the_width() -> None:
@@ -601,8 +604,8 @@ def test_heads_must_divide_the_width() -> None:
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_everything_at_once_trains_in_bf16(pooling: str) -> None:
-    """Norms of heads, layer scale, dropped paths and registers under autocast: finite gradients everywhere."""
+def test_all_options_together_train_in_bf16(pooling: str) -> None:
+    """QK-norm, layer scale, drop path and registers under autocast: all gradients are finite."""
     torch.manual_seed(0)
     model = Classifier(**{**SMALL, **EVERYTHING, "pooling": pooling}).train()
     nn.init.normal_(model.head.weight)
@@ -613,18 +616,18 @@ def test_everything_at_once_trains_in_bf16(pooling: str) -> None:
         assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.any(), name
 
 
-# First values.
+# Initial values.
 
 
 def fresh(**keys: Any) -> Classifier:
-    """In the sizes of ViT-S's blocks, so that a deviation is known to a percent."""
+    """A classifier with the shapes of ViT-S's blocks, so that standard deviations are estimated to a percent."""
     torch.manual_seed(0)
-    sizes = {"width": 384, "heads": 6, "feedforward": 1536, "layers": 2, "patch_size": 8, "image_size": (64, 64)}
-    return Classifier(**{**SMALL, **sizes, **keys})
+    shape = {"width": 384, "heads": 6, "feedforward": 1536, "layers": 2, "patch_size": 8, "image_size": (64, 64)}
+    return Classifier(**{**SMALL, **shape, **keys})
 
 
 def matrices(model: Classifier) -> Iterator[tuple[str, Tensor]]:
-    """Every matrix of the blocks, the three of in_proj apart."""
+    """Each matrix of the blocks, with the three of in_proj separate."""
     for name, parameter in model.encoder.named_parameters():
         if name.endswith("in_proj.weight"):
             yield from ((f"{name}[{which}]", part) for which, part in zip("qkv", parameter.chunk(3), strict=True))
@@ -632,11 +635,11 @@ def matrices(model: Classifier) -> Iterator[tuple[str, Tensor]]:
             yield name, parameter
 
 
-def test_matrices_of_the_blocks_start_within_xaviers_bound_each() -> None:
-    """The bound of q, k and v is that of a matrix of (C, C); of all three in one it would be smaller by sqrt(2)."""
-    found = dict(matrices(fresh()))
-    assert len(found) == 2 * 6
-    for name, matrix in found.items():
+def test_each_matrix_of_the_blocks_starts_within_its_own_bound_of_xavier() -> None:
+    """The bound of q, k and v is that of a (C, C) matrix; that of the joint matrix is smaller by sqrt(2)."""
+    by_name = dict(matrices(fresh()))
+    assert len(by_name) == 2 * 6
+    for name, matrix in by_name.items():
         bound = math.sqrt(6 / sum(matrix.shape))
         assert matrix.abs().max().item() == pytest.approx(bound, rel=1e-3), name
         values = matrix.detach().flatten().double()
@@ -651,7 +654,8 @@ def test_biases_and_norms_start_as_in_the_authors_code() -> None:
         if "norm" in name and name.endswith("weight"):
             assert torch.equal(parameter, torch.ones_like(parameter)), name
         elif "feed_forward" in name and name.endswith("bias"):
-            assert parameter.std().item() == pytest.approx(1e-6, rel=0.15), name  # 384 draws: known to 4 percent
+            # Estimated to 4 percent from 384 values.
+            assert parameter.std().item() == pytest.approx(1e-6, rel=0.15), name
             assert parameter.abs().max() < 6e-6, name
         elif name.endswith("bias"):
             assert not parameter.any(), name
@@ -662,19 +666,19 @@ def test_tables_and_tokens_start_as_in_the_authors_code() -> None:
     assert not model.class_token.any()
     for table, count in ((model.positions.grid, 24576), (model.positions.token, 384), (model.registers, 1536)):
         assert table.numel() == count
-        spread = 4 / math.sqrt(2 * count)  # four deviations of what so many draws know
+        spread = 4 / math.sqrt(2 * count)  # four standard errors of the estimate
         assert table.std().item() == pytest.approx(0.02, rel=spread)
         assert abs(table.mean().item()) < 4 * 0.02 / math.sqrt(count)
 
 
-def test_the_representation_starts_as_the_authors_dense_layers() -> None:
-    """LeCun's normal cut at two deviations, and zeros: flax's own first values, which their code leaves alone."""
+def test_the_representation_starts_with_flax_default_values() -> None:
+    """LeCun normal truncated at two standard deviations, and zero bias, which the authors' code does not change."""
     layer = fresh(representation=512).representation
     assert not layer.bias.any()
     values = layer.weight.detach().flatten().double()
     assert values.std().item() == pytest.approx(1 / math.sqrt(384), rel=0.01)
-    cut = 2 / math.sqrt(384) / stats.truncnorm(-2, 2).std()
-    assert values.abs().max().item() == pytest.approx(cut, rel=1e-3)
+    bound = 2 / math.sqrt(384) / stats.truncnorm(-2, 2).std()
+    assert values.abs().max().item() == pytest.approx(bound, rel=1e-3)
 
 
 @pytest.mark.parametrize("keys", [{}, {"representation": 64}, {"pooling": "mean"}], ids=["plain", "hidden", "mean"])
@@ -687,15 +691,15 @@ def test_the_first_loss_is_the_logarithm_of_the_number_of_classes(keys: dict[str
         assert loss.item() == pytest.approx(4 * math.log(37), rel=1e-6)
 
 
-def test_layer_scale_keeps_its_first_value() -> None:
+def test_layer_scale_starts_with_its_configured_value() -> None:
     model = fresh(blocks=replace(BLOCKS, layer_scale=1e-5))
     residuals = [part for part in model.modules() if isinstance(part, Residual)]
     assert len(residuals) == 4 and all(torch.equal(r.scale, torch.full((384,), 1e-5)) for r in residuals)
 
 
-def test_the_same_seed_draws_the_same_weights() -> None:
-    one, other = fresh(registers=2).state_dict(), fresh(registers=2).state_dict()
-    assert all(torch.equal(one[name], other[name]) for name in one)
+def test_the_same_seed_gives_the_same_weights() -> None:
+    first, second = fresh(registers=2).state_dict(), fresh(registers=2).state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 # Rates and decay.
@@ -708,11 +712,11 @@ OPTIMIZER = OptimizerOptions(
 
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_rates_decay_from_the_head_to_the_patches(pooling: str) -> None:
-    """BEiT's: the head and the norm before it 1, the last of twelve blocks 1/2, ..., the embeddings 2^-13."""
+    """As in BEiT: 1 for the head and the norm before it, 1/2 for the last of twelve blocks, 2^-13 for embeddings."""
     model = classifier(**{**EVERYTHING, "pooling": pooling, "layers": 12})
-    found = {name: g["base_lr"] for g in optim.build(model, OPTIMIZER).param_groups for name in g["param_names"]}
-    assert {*found} == {name for name, _ in model.named_parameters()}
-    for name, rate in found.items():
+    rates = {name: g["base_lr"] for g in optim.build(model, OPTIMIZER).param_groups for name in g["param_names"]}
+    assert {*rates} == {name for name, _ in model.named_parameters()}
+    for name, rate in rates.items():
         words = name.split(".")
         depth = 13 if words[0] in ("patches", "class_token", "registers", "positions") else 0
         expected = 0.5 ** (12 - int(words[2]) if words[1:2] == ["blocks"] else depth)
@@ -720,7 +724,7 @@ def test_rates_decay_from_the_head_to_the_patches(pooling: str) -> None:
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_only_the_weights_of_products_decay(pooling: str) -> None:
+def test_only_matrices_decay(pooling: str) -> None:
     model = classifier(**{**EVERYTHING, "pooling": pooling})
     groups = optim.build(model, replace(OPTIMIZER, layer_decay=1.0)).param_groups
     decayed = {name for g in groups for name in g["param_names"] if g["weight_decay"]}
@@ -729,7 +733,7 @@ def test_only_the_weights_of_products_decay(pooling: str) -> None:
     assert decayed == expected | {"patches.weight", "representation.weight", "head.weight"}
 
 
-def test_activations_are_the_two_formulas() -> None:
+def test_activations_are_exact_gelu_and_its_approximation() -> None:
     """x Phi(x), and its approximation by tanh (Hendrycks and Gimpel 2016, arXiv 1606.08415, section 2)."""
     x = torch.linspace(-4, 4, 81, dtype=torch.float64)
     exact = x * torch.from_numpy(stats.norm.cdf(x.numpy()))
@@ -737,4 +741,4 @@ def test_activations_are_the_two_formulas() -> None:
     for name, expected in (("gelu", exact), ("gelu_tanh", by_tanh)):
         activation = classifier(blocks=replace(BLOCKS, activation=name)).encoder.blocks[0].feed_forward.activation
         torch.testing.assert_close(activation(x), expected, rtol=0, atol=1e-12)
-    assert F.gelu(x).sub(by_tanh).abs().max() > 1e-4, "they are not the same"
+    assert F.gelu(x).sub(by_tanh).abs().max() > 1e-4, "the two formulas differ"
