@@ -2,7 +2,7 @@
 
 import os
 
-# Tests run side by side, one process for each core: threads beyond that would spin for each other.
+# Tests run in parallel, one process for each core: more threads would only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
@@ -20,34 +20,34 @@ import torch
 from common.cli import main as cli
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(Path(__file__).parent))  # nursery.py, tokenizing.py and so on, for forked processes, too
+sys.path.insert(0, str(Path(__file__).parent))  # for nursery.py, tokenizing.py and others, also in forked processes
 
 
 @pytest.fixture(scope="session", autouse=True)
-def the_end_of_the_tests_is_theirs() -> Iterator[None]:
-    """os._exit, by which a door leaves when there are several processes, would end all tests at once, as if passed."""
-    leave, owner = os._exit, os.getpid()
+def os_exit_raises() -> Iterator[None]:
+    """Replace os._exit, which a door calls when there are several processes: it would end all tests, as if passed."""
+    real, owner = os._exit, os.getpid()
 
-    def end(code: int) -> NoReturn:
+    def exit_process(code: int) -> NoReturn:
         if os.getpid() != owner:  # a forked child
-            leave(code)
+            real(code)
         raise SystemExit(code)
 
-    os._exit = end
+    os._exit = exit_process
     yield
-    os._exit = leave
+    os._exit = real
 
 
 @pytest.fixture(scope="session", autouse=True)
 def signals_are_not_ignored() -> None:
-    """As they are under nohup, or in a shell's background; a run, and all that tests start, would ignore them too."""
+    """Restore handlers that nohup, or a shell's background, has set to ignore, for tests and their child processes."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
 def real_data() -> Callable[[str], Path]:
-    """The folder of a real data set under $TRIPTYCH_DATA (default `data/`); the test is skipped when it is absent."""
+    """A function to the folder of a real data set in $TRIPTYCH_DATA (default `data/`); skips the test without it."""
 
     def find(name: str) -> Path:
         folder = Path(os.environ.get("TRIPTYCH_DATA", "data")) / name
@@ -60,49 +60,50 @@ def real_data() -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def door() -> Callable[..., str]:
-    """What a door prints, run as a user runs it: `door("train", "model=detr", ..., code=0, cwd=FOLDER, processes=1)`.
+    """A function that runs a door as a user does and returns its stdout and stderr.
 
-    Its exit code must be `code`, and only a defect may leave a traceback.
+    `door("train", "model=detr", ..., code=0, cwd=FOLDER, processes=1)` asserts the exit code, and no traceback.
     """
 
-    def go(name: str, *arguments: str, code: int = 0, cwd: Path = ROOT, processes: int = 1) -> str:
-        several = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)] if processes > 1 else []
-        command = [sys.executable, *several, str(ROOT / f"{name}.py"), *arguments]
+    def run(name: str, *arguments: str, code: int = 0, cwd: Path = ROOT, processes: int = 1) -> str:
+        torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)] if processes > 1 else []
+        command = [sys.executable, *torchrun, str(ROOT / f"{name}.py"), *arguments]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment)
-        said = done.stdout + done.stderr
-        assert done.returncode == code, said
-        assert "Traceback" not in said, said
-        return said
+        process = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment)
+        output = process.stdout + process.stderr
+        assert process.returncode == code, output
+        assert "Traceback" not in output, output
+        return output
 
-    return go
+    return run
 
 
 @pytest.fixture
 def inside(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> Iterator[Callable[..., str]]:
-    """`door` within this process, which saves the seconds that it takes to import torch; run from an empty folder.
+    """`door` within this process, from an empty folder, which saves the seconds of importing torch.
 
-    For an exit code other than 0 it gives the one sentence that was said.
+    It returns stdout, or the one sentence on stderr if the exit code is not 0.
     """
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as many as `door` gives: sums depend on them
+    torch.set_num_threads(1)  # as in `door`: sums depend on it
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(sys, "argv", ["train.py"])
 
-    def go(name: str, *arguments: str, code: int = 0) -> str:
+    def run(name: str, *arguments: str, code: int = 0) -> str:
         module = importlib.import_module(name)
-        with pytest.raises(SystemExit) as left:
+        with pytest.raises(SystemExit) as exit_info:
             cli.launch(getattr(module, name), name, getattr(module, "stored_config", None), arguments)
-        out, err = capsys.readouterr()
-        assert left.value.code == code, out + err
+        stdout, stderr = capsys.readouterr()
+        assert exit_info.value.code == code, stdout + stderr
         if not code:
-            return out
-        said = [line for line in err.splitlines() if not line.startswith("weights   ")]  # which predict.py says first
-        assert len(said) == 1 and "Traceback" not in out, "one sentence"
-        return said[0]
+            return stdout
+        # predict.py prints its line on the weights to stderr.
+        messages = [line for line in stderr.splitlines() if not line.startswith("weights   ")]
+        assert len(messages) == 1 and "Traceback" not in stdout, "one sentence"
+        return messages[0]
 
-    yield go
+    yield run
     torch.set_num_threads(threads)

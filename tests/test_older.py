@@ -1,8 +1,8 @@
-"""Files of earlier versions, frozen in tests/data (its README says how each was made): they do today what they did.
+"""Files of earlier versions, frozen in tests/data (its README says how each was made), still give their results.
 
-Tolerances: nothing but the order of sums has changed since, which another processor changes, too. On the one that made
-the files fp32 numbers are the same within 1e-6, and within 1e-3 after the hundreds of steps of a run from the start;
-another may be a hundred times and ten times as far. In fp16 a sum that is rounded the other way moves a logit by 1e-3.
+Tolerances: only the order of sums has changed since, which also depends on the processor. On the processor that made
+the files, fp32 numbers agree within 1e-6, and within 1e-3 after the hundreds of steps of a run from the start; another
+one may differ by a hundred and by ten times as much. In fp16 one sum rounded differently changes a logit by 1e-3.
 """
 
 import json
@@ -39,21 +39,21 @@ FROZEN = Path(__file__).parent / "data"
 RUNS = ("detr", "vit", "vit_fp16", "seq2seq", "detr_4f99cde", "vit_4f99cde", "seq2seq_4f99cde")
 INPUTS = {"detr": "../detr/shapes.png", "vit": "../vit/digit.png", "seq2seq": "../seq2seq/lines.txt"}
 TABLES = {"detr": "boxes.json", "vit": "predictions.csv", "seq2seq": "translations.tsv"}
-AS_IT_WAS = ["--config-dir", "run", "--config-name", "config"]
+STORED_CONFIG = ["--config-dir", "run", "--config-name", "config"]
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory) -> Path:
-    """Where the shapes of all tests here are drawn, once."""
+def shapes(tmp_path_factory) -> Path:
+    """The folder in which the shapes of all tests here are drawn, once."""
     return tmp_path_factory.mktemp("shapes")
 
 
 @pytest.fixture
-def run(request, inside, tmp_path, drawn) -> Path:
-    """A frozen run's folder, `run` in the present folder, with its data beside it."""
+def run(request, inside, tmp_path, shapes) -> Path:
+    """A frozen run's folder; the run itself is unpacked to `run` in the working directory, with its data beside it."""
     with tarfile.open(FROZEN / request.param / "run.tar.xz") as archive:
         archive.extractall(tmp_path, **SAFELY)
-    (tmp_path / "shapes").symlink_to(drawn)
+    (tmp_path / "shapes").symlink_to(shapes)
     return FROZEN / request.param
 
 
@@ -72,46 +72,46 @@ def lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def assert_same(said: str, before: str, rel: float = 1e-4, absolute: float = 1e-4) -> None:
-    """The same words, and numbers within a tolerance."""
+def assert_same(output: str, expected: str, rel: float = 1e-4, absolute: float = 1e-4) -> None:
+    """The words are equal, and the numbers within a tolerance."""
     number = r"-?\d+\.\d+(?:e-?\d+)?"
-    assert re.split(number, said) == re.split(number, before)
-    numbers, expected = ([float(n) for n in re.findall(number, text)] for text in (said, before))
-    assert numbers == pytest.approx(expected, rel=rel, abs=absolute)
+    assert re.split(number, output) == re.split(number, expected)
+    numbers, expected_numbers = ([float(n) for n in re.findall(number, text)] for text in (output, expected))
+    assert numbers == pytest.approx(expected_numbers, rel=rel, abs=absolute)
 
 
-def assert_same_log(now: list[dict], before: list[dict], rel: float) -> None:
-    assert [list(line) for line in now] == [list(line) for line in before]
-    for line, other in zip(now, before, strict=True):
-        for name, number in other.items():
+def assert_same_log(log: list[dict], expected: list[dict], rel: float) -> None:
+    assert [list(line) for line in log] == [list(line) for line in expected]
+    for line, expected_line in zip(log, expected, strict=True):
+        for name, number in expected_line.items():
             assert line[name] == (number and pytest.approx(number, rel=rel)), (line["step"], name)
 
 
 def configs_of(commit: str) -> dict[str, dict]:
-    """What an older version composed, by the line that was given."""
+    """The configs that an older version composed, by command line."""
     with lzma.open(FROZEN / f"configs_{commit}.json.xz", "rt") as file:
         return json.load(file)
 
 
 @every_run
-def test_an_older_checkpoint_evaluates_to_the_numbers_of_its_day(run, inside):
-    said = inside("evaluate", f"checkpoint={last()}", "output=out")
-    numbers = next(line for line in said.splitlines() if line.startswith("{"))
+def test_an_older_checkpoint_evaluates_to_its_numbers(run, inside):
+    output = inside("evaluate", f"checkpoint={last()}", "output=out")
+    numbers = next(line for line in output.splitlines() if line.startswith("{"))
     half = {"rel": 1e-2, "absolute": 1e-2} if run.name == "vit_fp16" else {}
     assert_same(numbers, (run / "evaluate.json").read_text().strip(), **half)
     assert_same(Path("out", TABLES[wing(run)]).read_text(), (run / TABLES[wing(run)]).read_text(), **half)
 
 
 @every_run
-def test_an_older_checkpoint_predicts_what_it_did(run, inside):
+def test_an_older_checkpoint_gives_its_predictions(run, inside):
     shutil.copy(run / INPUTS[wing(run)], ".")
     options = ["threshold=0"] if wing(run) == "detr" else []
-    said = inside("predict", "checkpoint=run/checkpoints/best.pt", f"input={Path(INPUTS[wing(run)]).name}", *options)
-    assert_same(said.strip(), (run / "predict.txt").read_text().strip(), absolute=2e-3)
+    output = inside("predict", "checkpoint=run/checkpoints/best.pt", f"input={Path(INPUTS[wing(run)]).name}", *options)
+    assert_same(output.strip(), (run / "predict.txt").read_text().strip(), absolute=2e-3)
 
 
 @every_run
-def test_an_older_checkpoint_loads_from_python(run):
+def test_an_older_checkpoint_loads_in_python(run):
     model, _ = assembly.load(last())
     content = checkpoint.load(last())
     weights = content["model"] if content["average"] is None else content["average"]["weights"]
@@ -119,21 +119,21 @@ def test_an_older_checkpoint_loads_from_python(run):
 
 
 @every_run
-def test_an_older_run_goes_on_to_where_it_would_have_come(run, inside):
+def test_an_older_run_resumes_to_the_same_end(run, inside):
     scale = checkpoint.load(last())["scaler"].get("scale")
-    inside("train", *AS_IT_WAS, "run_dir=run", "resume=auto")
+    inside("train", *STORED_CONFIG, "run_dir=run", "resume=auto")
     assert checkpoint.load(last())["scaler"].get("scale") == scale and (scale is None) == (run.name != "vit_fp16")
-    now, before = lines(Path("run/metrics.jsonl")), lines(run / "metrics.jsonl")
-    assert_same_log(now, before, rel=2e-2 if run.name == "vit_fp16" else 1e-4)
+    log, expected = lines(Path("run/metrics.jsonl")), lines(run / "metrics.jsonl")
+    assert_same_log(log, expected, rel=2e-2 if run.name == "vit_fp16" else 1e-4)
 
 
 @pytest.mark.slow
 @every_run
 def test_the_config_of_an_older_run_runs_again(run, inside):
     first = lines(run / "metrics.jsonl")[0]
-    # Its backbone never trained, and the file that it came from is not among the frozen ones.
+    # Its backbone was frozen, and the file of its backbone's weights is not in tests/data.
     backbone = ["model.backbone.weights=run/checkpoints/best.pt"] if wing(run) == "detr" else []
-    inside("train", *AS_IT_WAS, "run_dir=again", f"trainer.steps={first['step']}", "trainer.keep_best=2", *backbone)
+    inside("train", *STORED_CONFIG, "run_dir=again", f"trainer.steps={first['step']}", "trainer.keep_best=2", *backbone)
     assert_same_log(lines(Path("again/metrics.jsonl"))[:1], [first], rel=1e-2)
     assert flatten(OmegaConf.to_container(OmegaConf.load("again/config.yaml"))).keys() >= ADDED_KEYS.keys()
 
@@ -141,9 +141,9 @@ def test_the_config_of_an_older_run_runs_again(run, inside):
 @every_run
 def test_a_new_run_starts_from_an_older_checkpoint(run, inside):
     short = ["trainer.steps=1", "trainer.average_last=0"]
-    said = inside("train", *AS_IT_WAS, "run_dir=new", f"checkpoint={last()}", *short)
+    output = inside("train", *STORED_CONFIG, "run_dir=new", f"checkpoint={last()}", *short)
     tensors = len(checkpoint.load(last())["model"])
-    assert f"{last()}: {tensors} tensors\n" in said, "none re-initialised, none unused"
+    assert f"{last()}: {tensors} tensors\n" in output, "none re-initialised, none unused"
 
 
 @every_run
@@ -153,8 +153,8 @@ def test_older_checkpoints_are_averaged(run, inside):
 
 
 @every_run
-def test_the_frozen_files_are_of_before(run):
-    now = flatten(configure("train", ["model=vit"])).keys()
+def test_the_frozen_files_are_those_of_an_older_version(run):
+    keys = flatten(configure("train", ["model=vit"])).keys()
     for config in (
         torch.load(last(), weights_only=True)["config"],
         OmegaConf.to_container(OmegaConf.load("run/config.yaml")),
@@ -163,26 +163,26 @@ def test_the_frozen_files_are_of_before(run):
             *MOVED_CLASSES,
             *MERGED_CLASSES,
         }
-        assert run.name.endswith("4f99cde") or now - flatten(config).keys() >= {"allow_changes", "trainer.keep_best"}
+        assert run.name.endswith("4f99cde") or keys - flatten(config).keys() >= {"allow_changes", "trainer.keep_best"}
 
 
 @pytest.mark.parametrize("run", ["vit"], indirect=True)
-def test_a_key_that_is_missing_in_earnest_is_still_asked_for(run, inside):
+def test_a_missing_key_that_older_versions_had_is_reported(run, inside):
     config = OmegaConf.load("run/config.yaml")
     del config["seed"]
     OmegaConf.save(config, "run/config.yaml")
-    said = inside("train", *AS_IT_WAS, "run_dir=new", code=2)
-    assert said == "seed is missing from the config; train.py needs it."
+    message = inside("train", *STORED_CONFIG, "run_dir=new", code=2)
+    assert message == "seed is missing from the config; train.py needs it."
     content = checkpoint.load(last())
     del content["config"]["trainer"]["precision"]
-    checkpoint.save(Path("lacking.pt"), content)
-    said = inside("evaluate", "checkpoint=lacking.pt", code=2)
-    assert said.startswith("trainer.precision is missing: expected auto, fp32, bf16 or fp16")
+    checkpoint.save(Path("incomplete.pt"), content)
+    message = inside("evaluate", "checkpoint=incomplete.pt", code=2)
+    assert message.startswith("trainer.precision is missing: expected auto, fp32, bf16 or fp16")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("commit", ["03ca055", "81dd5c1", "ed73988", "4f99cde"])
-def test_every_choice_of_an_older_version_is_a_config_of_today(commit):
+def test_every_config_of_an_older_version_is_migrated_to_a_valid_one(commit):
     for line, config in configs_of(commit).items():
         with pytest.raises(UserError):
             check(config, [])
@@ -193,22 +193,22 @@ def test_every_choice_of_an_older_version_is_a_config_of_today(commit):
 
 
 @pytest.mark.parametrize("name", ["cifar10", "fashion_mnist"])
-def test_a_class_that_moved_is_still_the_same_data(name):
+def test_a_merged_data_set_is_migrated_to_the_present_one(name):
     line = ["model=vit", f"data={name}"]
-    before = configs_of("81dd5c1")[" ".join(line)]
-    assert before["data"]["_target_"] in MERGED_CLASSES
-    assert migrate_config(before)["data"] == configure("train", line)["data"]
+    stored = configs_of("81dd5c1")[" ".join(line)]
+    assert stored["data"]["_target_"] in MERGED_CLASSES
+    assert migrate_config(stored)["data"] == configure("train", line)["data"]
 
 
-def test_a_config_of_today_lacks_nothing():
-    others = ["schedule=noam", "optimizer.layer_decay=0.7", "schedule.start=0.1", "trainer.average_last=3"]
-    for line in (["model=detr"], ["model=vit", "data=cifar10"], ["model=seq2seq", *others]):
+def test_migrating_a_present_config_changes_nothing():
+    options = ["schedule=noam", "optimizer.layer_decay=0.7", "schedule.start=0.1", "trainer.average_last=3"]
+    for line in (["model=detr"], ["model=vit", "data=cifar10"], ["model=seq2seq", *options]):
         config = configure("train", line)
         assert migrate_config(config) == config
     assert migrate_config({}) == {}
 
 
-def test_every_row_of_the_table_is_a_key_of_today():
+def test_every_added_key_exists():
     config = configure("train", ["model=vit"])
     for key in ADDED_KEYS:
         whole = migrate_config(config)
@@ -218,31 +218,31 @@ def test_every_row_of_the_table_is_a_key_of_today():
             check(whole, [])
 
 
-def test_every_key_that_a_class_got_later_is_a_key_of_today():
+def test_every_added_key_of_a_class_exists():
     whole = configure("train", ["model=detr", "data=coco"])
     assert {whole["task"]["_target_"], whole["data"]["_target_"]} == ADDED_CLASS_KEYS.keys()
     for section in ("model", "data", "task"):
         for key in ADDED_CLASS_KEYS.get(whole[section]["_target_"], {}):
-            before = migrate_config(whole)
+            config = migrate_config(whole)
             *outer, name = key.split(".")
-            inner = before[section]
+            subsection = config[section]
             for part in outer:
-                inner = inner[part]
-            del inner[name]
+                subsection = subsection[part]
+            del subsection[name]
             with pytest.raises(UserError, match=rf"{section}\.{key} is missing"):
-                check(before, [])
-            check(migrate_config(before), [])
+                check(config, [])
+            check(migrate_config(config), [])
 
 
-def test_completing_a_config_leaves_the_given_one_as_it_is():
+def test_migrating_a_config_does_not_modify_it():
     config = {"resume": None, "trainer": {"steps": 3}, "data": {"_target_": "vit.downloads.Cifar10"}}
-    before = json.dumps(config)
+    original = json.dumps(config)
     migrate_config(config)["allow_changes"].append("seed")
-    assert json.dumps(config) == before and migrate_config(config)["allow_changes"] == []
+    assert json.dumps(config) == original and migrate_config(config)["allow_changes"] == []
 
 
-def test_a_users_yaml_with_a_class_that_has_moved_need_not_have_its_later_keys():
-    """It was written before them; one with the present name must have them."""
+def test_a_users_yaml_with_a_former_class_name_may_lack_its_later_keys():
+    """It was written before these keys; a yaml with the present name must have them."""
     whole = configure("train", ["model=detr"])
     task = {**whole["task"], "_target_": "detr.task.Detection", "loss": {"no_object": 0.1}}
     update_names(config := {"task": task})
@@ -254,8 +254,8 @@ def test_a_users_yaml_with_a_class_that_has_moved_need_not_have_its_later_keys()
     }
 
 
-def test_a_users_task_that_takes_the_loss_options_need_not_have_their_later_keys():
-    """Its yaml and its checkpoints were written before them, and no row names its class."""
+def test_a_users_task_that_takes_the_loss_options_may_lack_their_later_keys():
+    """Its yaml and its checkpoints were written before these keys, and no table names its class."""
     section = {"_target_": "mypackage.task.Mine", "loss": dict.fromkeys(ADDED_NESTED_KEYS["loss"][0], 1.0)}
     assert update_names(config := {"task": deepcopy(section)}) == []
     assert config["task"]["loss"] == section["loss"] | ADDED_NESTED_KEYS["loss"][1]

@@ -1,4 +1,4 @@
-"""The data sets of each wing have what its tasks ask of them."""
+"""The data sets and tokenizers of each wing have the members of their protocols."""
 
 import pytest
 
@@ -17,19 +17,19 @@ SETS = {
 
 
 def members(protocol: type) -> set[str]:
-    """The public names of a protocol and of those that it extends."""
+    """The public names of a protocol and of the protocols that it extends."""
     names = {name for part in protocol.__mro__ for name in (*vars(part), *vars(part).get("__annotations__", ()))}
     return {name for name in names if not name.startswith("_")}
 
 
 @pytest.mark.parametrize(("model", "protocol", "data"), [(*key, name) for key, names in SETS.items() for name in names])
-def test_a_data_set_has_all_of_its_protocol(model: str, protocol: type, data: str) -> None:
+def test_a_data_set_has_the_members_of_its_protocol(model: str, protocol: type, data: str) -> None:
     config = configure("train", [f"model={model}", *f"data={data}".split()])
-    built = build(config["data"])
-    assert len(members(protocol)) > 8 and [name for name in members(protocol) if not hasattr(built, name)] == []
+    data_set = build(config["data"])
+    assert len(members(protocol)) > 8 and [name for name in members(protocol) if not hasattr(data_set, name)] == []
 
 
 @pytest.mark.parametrize("tokenizer", [Tokenizer, SentencePieces])
-def test_a_tokenizer_has_all_of_its_protocol(tokenizer: type) -> None:
+def test_a_tokenizer_has_the_members_of_its_protocol(tokenizer: type) -> None:
     missing = {name for name in members(TextTokenizer) if not hasattr(tokenizer, name)}
-    assert missing <= {"options"}  # which the constructor sets
+    assert missing <= {"options"}  # the constructor sets it
