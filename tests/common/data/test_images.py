@@ -1,4 +1,4 @@
-"""Image files of every mode, broken ones, turned ones, and the images of a folder."""
+"""Image files of every mode, broken ones, ones with EXIF rotation, and the images of a folder."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from common.errors import UserError
 from common.machine.seeds import generator
 
 
-def test_the_images_of_a_folder_come_in_order_of_their_names(tmp_path: Path):
+def test_the_images_of_a_folder_are_sorted_by_name(tmp_path: Path):
     for name in ("b.png", "a.JPG", "notes.txt"):
         (tmp_path / name).touch()
     files = list_images(tmp_path)
@@ -21,7 +21,7 @@ def test_the_images_of_a_folder_come_in_order_of_their_names(tmp_path: Path):
     assert list_images(files[0]) == files[:1]
 
 
-def test_a_folder_without_images_and_a_missing_one_are_sentences(tmp_path: Path):
+def test_a_folder_without_images_and_a_missing_one_are_errors(tmp_path: Path):
     for missing in (tmp_path / "nothing", tmp_path / "photos/notes"):
         with pytest.raises(UserError, match=missing.name):
             list_images(missing)
@@ -30,13 +30,13 @@ def test_a_folder_without_images_and_a_missing_one_are_sentences(tmp_path: Path)
         list_images(tmp_path / "empty")
 
 
-def test_a_truncated_or_foreign_file_is_named(tmp_path: Path):
+def test_the_error_for_a_truncated_file_or_another_format_names_the_file(tmp_path: Path):
     for ending in ("jpg", "png"):
-        whole = tmp_path / f"whole.{ending}"
-        Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 50, 3), dtype=np.uint8)).save(whole)
+        intact = tmp_path / f"intact.{ending}"
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 50, 3), dtype=np.uint8)).save(intact)
         broken = tmp_path / f"broken.{ending}"
-        broken.write_bytes(whole.read_bytes()[:-800])
-        assert read_image(whole).shape == (3, 50, 50)
+        broken.write_bytes(intact.read_bytes()[:-800])
+        assert read_image(intact).shape == (3, 50, 50)
         with pytest.raises(UserError, match=f"broken.{ending} is broken"):
             read_image(broken)
     (tmp_path / "text.jpg").write_text("no image")
@@ -77,7 +77,7 @@ def test_grey_of_16_bits_keeps_its_middle_levels(tmp_path: Path):
 
 
 def test_exif_turns_an_image_only_when_the_annotations_are_turned(tmp_path: Path):
-    """60 x 40 stored with "turn by 90 degrees clockwise": its bright top is at the right when upright."""
+    """60 x 40 pixels stored with "turn by 90 degrees clockwise": the bright top is at the right when upright."""
     levels = np.zeros((40, 60), dtype=np.uint8)
     levels[:20] = 255
     exif = Image.Exif()
@@ -87,15 +87,15 @@ def test_exif_turns_an_image_only_when_the_annotations_are_turned(tmp_path: Path
     stored, turned = read_image(path, (40, 60)), read_image(path, (60, 40))
     assert stored.shape == (3, 40, 60) and stored[:, :16].min() > 200 and stored[:, 24:].max() < 50
     assert turned.shape == (3, 60, 40) and turned[:, :, 24:].min() > 200 and turned[:, :, :16].max() < 50
-    assert torch.equal(read_image(path), turned)  # a user's picture, which has no annotations
+    assert torch.equal(read_image(path), turned)  # a user's picture, without annotations
     with pytest.raises(UserError, match=r"photo.jpg"):
         read_image(path, (40, 61))
 
 
-@pytest.mark.parametrize("way", ["_in_strips", "_at_once"])
-def test_normalising_agrees_with_a_plain_computation_and_padding_is_zero(way, monkeypatch):
+@pytest.mark.parametrize("implementation", ["_in_strips", "_at_once"])
+def test_normalising_agrees_with_a_plain_computation_and_padding_is_zero(implementation, monkeypatch):
     monkeypatch.setattr(image_files, "STRIP_ROWS", 4)
-    monkeypatch.setattr(image_files, "_in_strips", getattr(image_files, way))
+    monkeypatch.setattr(image_files, "_in_strips", getattr(image_files, implementation))
     images = torch.zeros(2, 3, 6, 9, dtype=torch.uint8)
     sizes = torch.tensor([[6, 5], [4, 9]])
     for image, (height, width) in zip(images, sizes.tolist(), strict=True):
@@ -105,8 +105,8 @@ def test_normalising_agrees_with_a_plain_computation_and_padding_is_zero(way, mo
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     for i, (height, width) in enumerate(sizes.tolist()):
         expected = (images[i, :, :height, :width].permute(1, 2, 0).numpy() / 255 - mean) / std
-        ours = floats[i, :, :height, :width].permute(1, 2, 0).double().numpy()
-        np.testing.assert_allclose(ours, expected, atol=2e-6)  # fp32 rounding of values up to 2.7
+        result = floats[i, :, :height, :width].permute(1, 2, 0).double().numpy()
+        np.testing.assert_allclose(result, expected, atol=2e-6)  # fp32 rounding of values up to 2.7
         assert (floats[i, :, height:] == 0).all() and (floats[i, :, :, width:] == 0).all()
     assert torch.equal(half, floats.bfloat16()) and floats.is_contiguous(memory_format=torch.channels_last)
     assert normalise(images, sizes, torch.float64).dtype == torch.float64
