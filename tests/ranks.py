@@ -1,4 +1,4 @@
-"""One function in several processes that have met, forked from one that has imported everything (see nursery.py)."""
+"""Runs one function in several ranks, forked from a process that has imported everything (see nursery.py)."""
 
 import os
 import traceback
@@ -13,15 +13,15 @@ from nursery import CONTEXT, free_port
 def run_ranks(
     folder: Path, world: int, job: Callable[..., Any], *arguments: Any, timeout: float = 60, code: int = 0
 ) -> list[Any]:
-    """What `job(*arguments)` returned in each of `world` processes, in order of rank; plain types and tensors.
+    """The results of `job(*arguments)` in `world` ranks, in order of rank; plain types and tensors.
 
-    `code`: with which all of them must end; a job that fails ends with 1 and returns its traceback.
+    `code` is the exit code that all of them must have; a job that fails ends with 1 and returns its traceback.
     """
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"{world}-{rank}.pt" for rank in range(world)]
     port = free_port()
     processes = [
-        CONTEXT.Process(target=_live, args=(rank, world, port, timeout, file, job, arguments))
+        CONTEXT.Process(target=_run_rank, args=(rank, world, port, timeout, file, job, arguments))
         for rank, file in enumerate(files)
     ]
     for process in processes:
@@ -35,12 +35,12 @@ def run_ranks(
     return values
 
 
-def _live(
+def _run_rank(
     rank: int, world: int, port: int, timeout: float, file: Path, job: Callable[..., Any], arguments: tuple[Any, ...]
 ) -> None:
     torch.set_num_threads(1)
-    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in place.items()})
+    settings = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in settings.items()})
     from common.machine import distributed
 
     code = 0
@@ -50,4 +50,4 @@ def _live(
     except Exception:
         code, value = 1, traceback.format_exc()
     torch.save(value, file)
-    os._exit(code)  # Python's way out now and then aborts in a thread of gloo's
+    os._exit(code)  # a regular exit sometimes aborts in one of gloo's threads

@@ -1,4 +1,4 @@
-"""Out of memory is a sentence with the batch and what to lower; any other error passes."""
+"""Running out of memory is one sentence with the batch and what to lower; other errors propagate."""
 
 import errno
 
@@ -12,13 +12,13 @@ CPU = torch.device("cpu")
 BATCH = {"ids": [7, 8], "images": torch.zeros(2, 3, 8, 9), "labels": torch.zeros(5), "files": ["a.jpg", "b.jpg"]}
 
 
-def test_the_sentence_names_shapes_samples_device_and_remedy() -> None:
+def test_the_message_names_shapes_samples_device_and_remedy() -> None:
     with pytest.raises(UserError) as caught, memory.report_out_of_memory("Step 12", BATCH, CPU, memory.TRAINING_ADVICE):
         torch.empty(10**15)
-    said = str(caught.value)
+    message = str(caught.value)
     shapes = "images (2, 3, 8, 9), labels (5,) of samples 7, 8"
-    assert said.startswith(f"Step 12 ran out of memory on the cpu with {shapes}: lower trainer.micro_batch")
-    assert said.endswith("trainer.precision=bf16.") and "\n" not in said
+    assert message.startswith(f"Step 12 ran out of memory on the cpu with {shapes}: lower trainer.micro_batch")
+    assert message.endswith("trainer.precision=bf16.") and "\n" not in message
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_the_sentence_names_shapes_samples_device_and_remedy() -> None:
     ],
     ids=repr,
 )
-def test_all_words_for_memory_that_ran_out_are_known(error: Exception) -> None:
+def test_every_kind_of_out_of_memory_error_is_recognised(error: Exception) -> None:
     with (
         pytest.raises(UserError, match=r"^Evaluation ran out of memory"),
         memory.report_out_of_memory("Evaluation", BATCH, CPU, "x"),
@@ -53,18 +53,18 @@ def test_all_words_for_memory_that_ran_out_are_known(error: Exception) -> None:
     ],
     ids=repr,
 )
-def test_other_errors_pass_as_they_are(error: BaseException) -> None:
+def test_other_errors_propagate_unchanged(error: BaseException) -> None:
     with pytest.raises(type(error)) as caught, memory.report_out_of_memory("Step 1", BATCH, CPU, "x"):
         raise error
     assert caught.value is error
 
 
-def test_of_many_samples_the_first_are_named() -> None:
+def test_of_many_samples_only_the_first_are_listed() -> None:
     batch = {"ids": [*range(50)], "rows": torch.zeros(50)}
     assert memory.describe(batch) == "rows (50,) of samples 0, 1, 2, 3 and 46 more"
 
 
-def test_one_sample_alone_is_told_to_be_smaller() -> None:
+def test_for_a_batch_of_one_sample_the_advice_is_a_smaller_sample() -> None:
     batch = {"ids": ["a.jpg"], "images": torch.zeros(1, 3, 9, 9)}
     with pytest.raises(UserError) as caught, memory.report_out_of_memory("Step 1", batch, CPU, memory.TRAINING_ADVICE):
         raise MemoryError
@@ -72,14 +72,14 @@ def test_one_sample_alone_is_told_to_be_smaller() -> None:
     assert "micro_batch" not in str(caught.value)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
-def test_a_gpu_is_named_with_how_full_it_is() -> None:
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_the_message_names_a_gpu_and_its_memory_in_use() -> None:
     gpu = torch.device("cuda", 0)
-    said = (
+    message = (
         rf"^Step 3 ran out of memory on {torch.cuda.get_device_name(gpu)} \([\d.]+ of [\d.]+ GiB in use\) with images"
     )
     with (
-        pytest.raises(UserError, match=said),
+        pytest.raises(UserError, match=message),
         memory.report_out_of_memory("Step 3", BATCH, gpu, memory.TRAINING_ADVICE),
     ):
         torch.empty(10**15, device=gpu)

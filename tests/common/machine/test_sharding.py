@@ -1,6 +1,6 @@
-"""A model of which each rank holds a part: the same steps, averages, files and answers as those of one process.
+"""A sharded model has the same steps, averages, files and outputs as a model in one process.
 
-Whatever is compared, the very same function is run alone and by ranks.
+Each comparison runs the same function in one process and in several ranks.
 """
 
 from pathlib import Path
@@ -41,7 +41,7 @@ OPTIMIZER = OptimizerOptions(
 
 
 class Block(nn.Module):
-    """Sizes that neither two nor three ranks share evenly, and a vector of one number."""
+    """Parameters whose shapes two or three ranks cannot share evenly, and one with a single element."""
 
     def __init__(self):
         super().__init__()
@@ -54,7 +54,7 @@ class Block(nn.Module):
 
 
 class Toy(nn.Module):
-    """Layers in a list, a matrix used twice, one that is frozen, one that is never used, and a buffer."""
+    """Layers in a list, a tied matrix, a frozen one, an unused parameter, and a buffer."""
 
     def __init__(self):
         super().__init__()
@@ -89,7 +89,7 @@ class Sum:
 
 
 class Tokens:
-    """Seven samples, all of one weight."""
+    """Seven samples of equal cost."""
 
     def count(self, split: str) -> int:
         return 7
@@ -112,12 +112,12 @@ def toy(dtype: torch.dtype = torch.float64) -> nn.Module:
 
 
 def take_steps(stepper: Stepper, data: Any, start: int, stop: int, *, micro_batch: int, batch_size: int = 5) -> None:
-    """Steps from `start` to before `stop` of whatever the task's data are, as the trainer takes them."""
+    """Take the steps from `start` up to but excluding `stop`, as the trainer does."""
     order = Order(data.cost("train"), batch_size, seed=0)
     rank, world = distributed.rank(), distributed.world_size()
-    places = {"rank": rank, "world": world, "workers": 0, "pin": False}
+    options = {"rank": rank, "world": world, "workers": 0, "pin": False}
     for number, (_, batches) in enumerate(
-        steps(data, order, start=start, stop=stop, micro_batch=micro_batch, equal=True, **places)
+        steps(data, order, start=start, stop=stop, micro_batch=micro_batch, equal=True, **options)
     ):
         stepper(batches, start + number)
 
@@ -130,53 +130,56 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in distributed.full_tensors(model.state_dict()).items()}
 
 
-def assert_equal(found: Any, expected: Any, tolerance: float = 0.0) -> None:
-    """Nested dicts of tensors and numbers, under the same names."""
+def assert_equal(result: Any, expected: Any, tolerance: float = 0.0) -> None:
+    """Nested dicts of tensors and numbers, with the same keys."""
     if isinstance(expected, dict):
-        assert found.keys() == expected.keys()
+        assert result.keys() == expected.keys()
         for name, value in expected.items():
-            assert_equal(found[name], value, tolerance)
+            assert_equal(result[name], value, tolerance)
     else:
-        assert type(found) is type(expected), "plain tensors"
-        torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
+        assert type(result) is type(expected), "plain tensors"
+        torch.testing.assert_close(result, expected, rtol=0, atol=tolerance)
 
 
-# Parts and wholes.
+# Copying and loading full tensors.
 
 
 def round_trips() -> dict[str, Any]:
-    """What a model holds after other values were filled in, by tensor and by model, with what this rank has of it."""
+    """A model's full tensors after values are copied tensor by tensor, and after a state dict is loaded.
+
+    With the values themselves, and the numbers of elements on this rank ("own") and of the model ("all").
+    """
     model = toy()
     own = sum(distributed.local_part(p).numel() for p in model.parameters())
     torch.manual_seed(1)
-    other = {name: torch.randn_like(value) for name, value in weights(model).items()}
-    other["out.weight"] = other["table.weight"]
+    to_copy = {name: torch.randn_like(value) for name, value in weights(model).items()}
+    to_copy["out.weight"] = to_copy["table.weight"]
     for name, value in model.state_dict().items():
-        distributed.copy_full(value, other[name])
-    filled = weights(model)
+        distributed.copy_full(value, to_copy[name])
+    copied = weights(model)
     torch.manual_seed(2)
-    third = {name: value + torch.randn_like(value) for name, value in other.items()}
-    third["out.weight"] = third["table.weight"]
-    distributed.load_state_dict(model, third)
-    sizes = {"own": own, "all": sum(p.numel() for p in model.parameters())}
-    return {"filled": filled, "other": other, "loaded": weights(model), "third": third, **sizes}
+    to_load = {name: value + torch.randn_like(value) for name, value in to_copy.items()}
+    to_load["out.weight"] = to_load["table.weight"]
+    distributed.load_state_dict(model, to_load)
+    counts = {"own": own, "all": sum(p.numel() for p in model.parameters())}
+    return {"copied": copied, "to copy": to_copy, "loaded": weights(model), "to load": to_load, **counts}
 
 
 @pytest.mark.parametrize("world", WORLDS)
-def test_what_is_filled_in_comes_out_whole_on_every_rank(world: int, tmp_path: Path) -> None:
+def test_values_copied_into_a_sharded_model_are_gathered_unchanged_on_every_rank(world: int, tmp_path: Path) -> None:
     ranks = run_ranks(tmp_path, world, round_trips)
-    for found in ranks:
-        assert_equal(found["filled"], found["other"])
-        assert_equal(found["loaded"], found["third"])
-        assert found["own"] < 0.7 * found["all"], "a part"
-    assert sum(found["own"] for found in ranks) == ranks[0]["all"]
+    for result in ranks:
+        assert_equal(result["copied"], result["to copy"])
+        assert_equal(result["loaded"], result["to load"])
+        assert result["own"] < 0.7 * result["all"], "a part"
+    assert sum(result["own"] for result in ranks) == ranks[0]["all"]
 
 
 # A step.
 
 
 def history(micro_batch: int, batch_size: int, count: int, file: Path | None = None) -> dict[str, Any]:
-    """Everything there is after `count` steps, from the start or from the checkpoint that another run left."""
+    """The whole state after `count` steps, from the start or from another run's checkpoint."""
     model = toy()
     stepper, average = stepper_of(model, Sum(), 0.1), Average(model, 0.9)
     start = 0
@@ -197,21 +200,22 @@ def history(micro_batch: int, batch_size: int, count: int, file: Path | None = N
 
 @pytest.mark.parametrize(("micro_batch", "batch_size"), [(7, 7), (3, 7), (1, 5), (1, 2)])
 def test_weights_average_and_optimizer_are_those_of_one_process(micro_batch, batch_size, tmp_path) -> None:
-    """In fp64, where only the order of sums differs.
+    """In fp64, because only the order of sums differs.
 
-    Of seven samples in threes, two ranks have 3 and 3 + 1: one needs a dummy. Of two samples, a third rank has none.
+    Of seven samples in micro-batches of 3, two ranks have 3 and 3 + 1, so that one needs a dummy. Of two samples, a
+    third rank has none.
     """
     alone = history(micro_batch, batch_size, 3)
     assert_equal(alone["inside"], alone["average"]["weights"])
     assert "unused" not in alone["optimizer"] and "frozen.weight" not in alone["optimizer"]
     for world in WORLDS:
-        for found in run_ranks(tmp_path, world, history, micro_batch, batch_size, 3):
-            assert_equal(found, alone, 1e-10)
-            assert_equal(found["after"], found["model"])
+        for result in run_ranks(tmp_path, world, history, micro_batch, batch_size, 3):
+            assert_equal(result, alone, 1e-10)
+            assert_equal(result["after"], result["model"])
 
 
-def test_ranks_and_one_process_go_on_from_each_others_files(tmp_path: Path) -> None:
-    """Nothing is lost on the way: what is taken up and written again at once is the same, bit for bit."""
+def test_ranks_and_one_process_resume_from_each_others_files(tmp_path: Path) -> None:
+    """A checkpoint that is loaded and written again without a step is the same, bit for bit."""
 
     def saved(content: dict[str, Any], name: str) -> Path:
         checkpoint.save(tmp_path / name, content)
@@ -228,50 +232,50 @@ def test_ranks_and_one_process_go_on_from_each_others_files(tmp_path: Path) -> N
     assert_equal(run_ranks(tmp_path, 2, history, 2, 5, 6, of_one)[0], alone, 1e-10)
 
 
-# Answers.
+# Outputs.
 
 
-def answers() -> list[Tensor]:
-    """What the model says at first, after a step, with other weights, and with the average; in fp32, which is packed.
+def outputs() -> list[Tensor]:
+    """Outputs of the initial model, after each step, with other weights and with the average; in fp32, which is packed.
 
-    Other ranks are not asked meanwhile: each computes as often as its number says. Nothing may be kept of gathered
-    weights, for now and then the next ones lie at the same address.
+    Each rank calls the model a different number of times, without the others. No packed copy of gathered weights may
+    remain, because the next ones may lie at the same address.
     """
     model = toy(torch.float32)
-    stepper, average, said = stepper_of(model, Sum(), None), Average(model, 0.5), []
+    stepper, average, results = stepper_of(model, Sum(), None), Average(model, 0.5), []
 
-    def say() -> None:
+    def compute() -> None:
         model.eval()
         with torch.no_grad(), distributed.unsharded(model):
             for _ in range(distributed.rank()):
                 model(torch.arange(3))
-            said.extend([model(torch.arange(7)), model.encode(torch.arange(7))])
+            results.extend([model(torch.arange(7)), model.encode(torch.arange(7))])
             maps = [module for module in model.modules() if isinstance(module, Linear)]
             assert distributed.world_size() == 1 or not any(linear.weight_cache._entries for linear in maps)
         model.train()
 
-    say()
+    compute()
     take_steps(stepper, Tokens(), 0, 1, micro_batch=2)
-    say()
+    compute()
     take_steps(stepper, Tokens(), 1, 2, micro_batch=2)
-    say()
+    compute()
     distributed.load_state_dict(model, {name: value / 2 for name, value in weights(model).items()})
-    say()
+    compute()
     with average.applied(model):
-        say()
-    say()
-    return said
+        compute()
+    compute()
+    return results
 
 
 @pytest.mark.parametrize("world", WORLDS)
-def test_a_gathered_model_answers_alone_and_with_its_newest_weights(world: int, tmp_path: Path) -> None:
-    """1e-5: fp32 rounding over two steps; each change of the weights changes what is said by far more."""
-    expected = answers()
-    for one, other in zip(expected, expected[2:], strict=False):
-        assert (one - other).abs().max() > 1e-2
-    for found in run_ranks(tmp_path, world, answers):
-        for one, other in zip(found, expected, strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+def test_an_unsharded_model_is_called_by_one_rank_alone_and_has_its_newest_weights(world: int, tmp_path: Path) -> None:
+    """1e-5: fp32 rounding over two steps; each change of the weights changes the outputs by far more."""
+    expected = outputs()
+    for before, after in zip(expected, expected[2:], strict=False):
+        assert (before - after).abs().max() > 1e-2
+    for results in run_ranks(tmp_path, world, outputs):
+        for result, value in zip(results, expected, strict=True):
+            torch.testing.assert_close(result, value, rtol=1e-5, atol=1e-5)
 
 
 # The three models.
@@ -293,23 +297,23 @@ BATCHES = {"detr": (5, 2), "vit": (8, 3), "seq2seq": (60, 30)}
 
 
 def config(task: str, folder: Path) -> dict[str, Any]:
-    places = {"detr": [f"data.root={folder / 'shapes'}"], "seq2seq": [f"data.train.pairs={folder / 'pairs.tsv'}"]}
-    return configure("train", [*TINY[task], *places.get(task, [])])
+    paths = {"detr": [f"data.root={folder / 'shapes'}"], "seq2seq": [f"data.train.pairs={folder / 'pairs.tsv'}"]}
+    return configure("train", [*TINY[task], *paths.get(task, [])])
 
 
-def in_type(x: Any, dtype: torch.dtype) -> Any:
-    """Images come as fp32."""
+def as_type(x: Any, dtype: torch.dtype) -> Any:
+    """Cast floating-point inputs, such as images in fp32."""
     return x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x
 
 
 def one_step(task: str, folder: Path, dtype: str, clip_norm: float | None) -> dict[str, dict[str, Tensor]]:
-    """The gradients and the weights after a step of a few samples, in micro-batches of fewer."""
-    found = config(task, folder)
-    data = build(found["data"])
-    problem = build(found["task"], data=data)
+    """The gradients and the weights after one step of several micro-batches."""
+    composed = config(task, folder)
+    data = build(composed["data"])
+    problem = build(composed["task"], data=data)
     torch.manual_seed(0)
-    model = build(found["model"], **problem.model_arguments()).to(getattr(torch, dtype))
-    model.register_forward_pre_hook(lambda _, inputs: tuple(in_type(x, getattr(torch, dtype)) for x in inputs))
+    model = build(composed["model"], **problem.model_arguments()).to(getattr(torch, dtype))
+    model.register_forward_pre_hook(lambda _, inputs: tuple(as_type(x, getattr(torch, dtype)) for x in inputs))
     distributed.shard(model, CPU)
     batch_size, micro_batch = BATCHES[task]
     stepper = stepper_of(model, problem, clip_norm)
@@ -328,13 +332,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("task", TINY)
 def test_a_sharded_model_has_the_gradients_of_one_process(task: str, folder: Path, tmp_path: Path) -> None:
-    """fp32, not clipped: the norm of the difference is 1e-6 of the gradient's; fp64 parameters after AdamW 1e-10."""
+    """Unclipped in fp32: a relative difference of 1e-6 in norm; parameters in fp64 after AdamW: 1e-10."""
     expected = one_step(task, folder, "float32", None)["gradients"]
     after = one_step(task, folder, "float64", 0.1)["weights"]
     for world in WORLDS:
-        for found in run_ranks(tmp_path, world, one_step, task, folder, "float32", None):
-            assert found["gradients"].keys() == expected.keys()
-            one, other = (torch.cat([of[name].flatten() for name in expected]) for of in (found["gradients"], expected))
-            assert (one - other).norm() <= 1e-6 * other.norm()
-        for found in run_ranks(tmp_path, world, one_step, task, folder, "float64", 0.1):
-            assert_equal(found["weights"], after, 1e-10)
+        for result in run_ranks(tmp_path, world, one_step, task, folder, "float32", None):
+            gradients = result["gradients"]
+            assert gradients.keys() == expected.keys()
+            sharded, single = (torch.cat([by_name[n].flatten() for n in expected]) for by_name in (gradients, expected))
+            assert (sharded - single).norm() <= 1e-6 * single.norm()
+        for result in run_ranks(tmp_path, world, one_step, task, folder, "float64", 0.1):
+            assert_equal(result["weights"], after, 1e-10)

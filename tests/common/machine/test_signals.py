@@ -1,4 +1,4 @@
-"""Signals: taken down, agreed on, given back, and handed on to those who were asked before."""
+"""Signals are recorded and agreed on, and earlier handlers are restored and called."""
 
 import os
 import signal
@@ -11,10 +11,10 @@ from common.machine.signals import SIGNALS, StopSignals
 
 
 @pytest.fixture(autouse=True)
-def handlers_are_given_back() -> Iterator[None]:
-    before = {name: signal.getsignal(getattr(signal, name)) for name in SIGNALS}
+def handlers_are_restored() -> Iterator[None]:
+    handlers = {name: signal.getsignal(getattr(signal, name)) for name in SIGNALS}
     yield
-    assert before == {name: signal.getsignal(getattr(signal, name)) for name in SIGNALS}
+    assert handlers == {name: signal.getsignal(getattr(signal, name)) for name in SIGNALS}
 
 
 def send(name: str) -> None:
@@ -22,7 +22,7 @@ def send(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SIGNALS)
-def test_a_signal_is_only_taken_down(name: str) -> None:
+def test_a_signal_is_only_recorded(name: str) -> None:
     with StopSignals() as stop:
         assert not stop.requested()
         send(name)
@@ -35,8 +35,8 @@ def test_the_exit_code_tells_ctrl_c_from_the_others(names: list[str], code: int)
     with StopSignals() as stop:
         for name in names:
             send(name)
-        stopped = stop.stopped_error("after step 3 of 9")
-    assert stopped.code == code and str(stopped) == f"Stopped by {' and '.join(names)} after step 3 of 9."
+        error = stop.stopped_error("after step 3 of 9")
+    assert error.code == code and str(error) == f"Stopped by {' and '.join(names)} after step 3 of 9."
 
 
 def test_a_second_ctrl_c_interrupts_at_once_and_a_second_sigterm_does_not() -> None:
@@ -49,40 +49,40 @@ def test_a_second_ctrl_c_interrupts_at_once_and_a_second_sigterm_does_not() -> N
     assert stop.received == ["SIGTERM", "SIGINT"]
 
 
-def test_a_forked_worker_takes_nothing_down() -> None:
+def test_a_forked_worker_records_nothing() -> None:
     with StopSignals() as stop:
         child = os.fork()
         if child == 0:
             for name in SIGNALS:
                 send(name)
-            send("SIGINT")  # nor does a second one interrupt
+            send("SIGINT")  # a second one does not interrupt either
             os._exit(len(stop.received))
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         assert not stop.received
 
 
-def test_signals_that_are_ignored_stay_so() -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup leaves it
+def test_ignored_signals_stay_ignored() -> None:
+    earlier_handler = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as under nohup
     try:
         with StopSignals() as stop:
             send("SIGHUP")
             assert not stop.received
     finally:
-        signal.signal(signal.SIGHUP, before)
+        signal.signal(signal.SIGHUP, earlier_handler)
 
 
-def test_anothers_handler_is_called_when_all_is_saved_and_not_before() -> None:
-    """submitit's puts the job back into the queue and raises SystemExit."""
+def test_an_earlier_handler_is_called_after_the_stop_and_not_before() -> None:
+    """submitit's handler puts the job back into the queue and raises SystemExit."""
     calls: list[int] = []
 
     def requeue(number: int, frame: object) -> None:
         calls.append(number)
         raise SystemExit(-1)
 
-    before = signal.signal(signal.SIGUSR2, requeue)
+    earlier_handler = signal.signal(signal.SIGUSR2, requeue)
     try:
         with StopSignals():
-            send("SIGUSR2")  # a run that came to its end: nobody is called
+            send("SIGUSR2")  # a run that finishes: no handler is called
         assert not calls
         with pytest.raises(SystemExit), StopSignals() as stop:
             send("SIGUSR2")
@@ -92,6 +92,6 @@ def test_anothers_handler_is_called_when_all_is_saved_and_not_before() -> None:
         with pytest.raises(Stopped), StopSignals() as stop:
             send("SIGTERM")
             raise stop.stopped_error("after step 3 of 9")
-        assert calls == [signal.SIGUSR2], "only for the signal that came"
+        assert calls == [signal.SIGUSR2], "only for the signal received"
     finally:
-        signal.signal(signal.SIGUSR2, before)
+        signal.signal(signal.SIGUSR2, earlier_handler)
