@@ -1,4 +1,4 @@
-"""Numbers, percentages, money and measures, as any locale prints them (Unicode Technical Standard 35, parts 2, 3)."""
+"""Forms of numbers, percentages, money and measures in any locale (Unicode Technical Standard 35, parts 2 and 3)."""
 
 from collections.abc import Callable, Sequence
 from decimal import Decimal
@@ -8,9 +8,9 @@ from typing import Any
 
 from babel import Locale, lists, numbers, units
 
-from seq2seq.data.cldr.forms import Form, Words, plain
+from seq2seq.data.cldr.forms import Form, Words, visible_text
 
-Length = Any  # "long" or "short", which Babel types as literals
+Length = Any  # "long" or "short"; Babel types them as literals
 Price = tuple[str, Decimal]  # a currency's code and an amount
 
 MEASURES = {
@@ -30,14 +30,14 @@ MEASURES = {
     "angle": "degree",
 }
 UNITS = [f"{quantity}-{name}" for quantity, names in MEASURES.items() for name in names.split()]
-MIXED = (  # one amount in two units, and how many of the smaller one make one of the larger
+MIXED_UNITS = (  # one amount in two units: the larger, the smaller, and how many smaller ones a larger one has
     *(("duration-day", "duration-hour", 24), ("duration-hour", "duration-minute", 60)),
     *(("duration-minute", "duration-second", 60), ("duration-year", "duration-month", 12)),
     *(("length-foot", "length-inch", 12), ("mass-pound", "mass-ounce", 16)),
     *(("length-kilometer", "length-meter", 1000), ("mass-kilogram", "mass-gram", 1000)),
 )
-PRICED = ("mass-kilogram", "volume-liter", "duration-hour", "duration-day", "duration-month", "area-square-meter")
-FLOWS = (
+PRICED_UNITS = ("mass-kilogram", "volume-liter", "duration-hour", "duration-day", "duration-month", "area-square-meter")
+UNIT_RATES = (
     *(("volume-liter", "duration-minute"), ("volume-liter", "duration-hour"), ("mass-gram", "volume-liter")),
     *(("digital-megabyte", "duration-second"), ("energy-kilowatt-hour", "duration-day")),
     *(("length-meter", "duration-minute"), ("mass-kilogram", "area-square-meter")),
@@ -46,27 +46,27 @@ FLOWS = (
 
 def number_forms() -> list[Form]:
     """Whole and decimal numbers, some of them negative."""
-    show = lambda locale, value: numbers.format_decimal(value, locale=locale)  # noqa: E731
+    format = lambda locale, value: numbers.format_decimal(value, locale=locale)  # noqa: E731
     return [
-        Form(name="whole", kind="whole", draw=_whole, show=show, key=_named("number")),
-        Form(name="decimal", kind="decimal", draw=_decimal, show=show, key=_named("number")),
+        Form(name="whole", kind="whole", sample=_sample_whole, format=format, key=_key("number")),
+        Form(name="decimal", kind="decimal", sample=_sample_decimal, format=format, key=_key("number")),
     ]
 
 
 def percent_forms() -> list[Form]:
     """Percentages with up to two decimals."""
 
-    def show(locale: Locale, value: Decimal) -> str:
+    def format(locale: Locale, value: Decimal) -> str:
         return numbers.format_percent(value, locale=locale, decimal_quantization=False)  # keeps all decimals
 
-    return [Form(name="percent", kind="percent", draw=_share, show=show, key=_named("percent"))]
+    return [Form(name="percent", kind="percent", sample=_sample_share, format=format, key=_key("percent"))]
 
 
 def compact_forms() -> list[Form]:
-    """Thousands to billions in words and in short, with three digits that both languages print in full."""
+    """Thousands to billions in words and abbreviated, with three digits that both languages print in full."""
 
-    def show(length: Length, locale: Locale, value: int) -> str:
-        length = length if length in locale.compact_decimal_formats else "short"  # CLDR's own alias in the root
+    def format(length: Length, locale: Locale, value: int) -> str:
+        length = length if length in locale.compact_decimal_formats else "short"  # an alias in CLDR's root
         return numbers.format_compact_decimal(value, format_type=length, locale=locale, fraction_digits=2)
 
     def words(length: str, locale: Locale, value: int) -> Words:
@@ -77,216 +77,216 @@ def compact_forms() -> list[Form]:
         Form(
             name=length,
             kind="compact",
-            draw=_round,
-            show=partial(show, length),
-            key=_named("compact"),
+            sample=_sample_round,
+            format=partial(format, length),
+            key=_key("compact"),
             words=partial(words, length),
-            weight=weight,
+            frequency=frequency,
         )
-        for length, weight in (("long", 2.0), ("short", 1.0))
+        for length, frequency in (("long", 2.0), ("short", 1.0))
     ]
 
 
 def money_forms(currencies: Sequence[str], source: Locale) -> list[Form]:
-    """Amounts with the currency's symbol, with its name, and in short."""
-    known = told_apart(currencies, source)
+    """Amounts with the currency's symbol, with its name, and abbreviated."""
+    distinct = with_unique_symbols(currencies, source)
     return [
         Form(
             name="symbol",
             kind="money",
-            draw=_amount(known),
-            show=lambda locale, value: numbers.format_currency(value[1], value[0], locale=locale),
-            key=_named("money"),
-            words=_symbol,
-            weight=2.0,
+            sample=_amount_sampler(distinct),
+            format=lambda locale, value: numbers.format_currency(value[1], value[0], locale=locale),
+            key=_key("money"),
+            words=_symbol_word,
+            frequency=2.0,
         ),
         Form(
             name="name",
             kind="named money",
-            draw=_amount(currencies),
-            show=lambda locale, value: numbers.format_currency(value[1], value[0], locale=locale, format_type="name"),
-            key=_named("money"),
+            sample=_amount_sampler(currencies),
+            format=lambda locale, value: numbers.format_currency(value[1], value[0], locale=locale, format_type="name"),
+            key=_key("money"),
             words=lambda locale, value: (("name", str(locale), value[0], locale.plural_form(value[1])),),
-            weight=2.0,
+            frequency=2.0,
         ),
         Form(
             name="compact",
             kind="compact money",
-            draw=lambda random: (random.choice(known), _round(random)),
-            show=_compact_currency,
-            key=_named("money"),
-            words=lambda locale, value: (*_symbol(locale, value), ("compact", len(str(value[1])))),
+            sample=lambda rng: (rng.choice(distinct), _sample_round(rng)),
+            format=_format_compact_currency,
+            key=_key("money"),
+            words=lambda locale, value: (*_symbol_word(locale, value), ("compact", len(str(value[1])))),
         ),
     ]
 
 
 def rate_forms(currencies: Sequence[str], source: Locale) -> list[Form]:
-    """Prices and measures per unit: by the hour, per liter."""
-    known = told_apart(currencies, source)
+    """Prices and measures per unit: per hour, per liter."""
+    distinct = with_unique_symbols(currencies, source)
     forms = [
         Form(
             name=f"price per {unit}",
             kind="price",
-            draw=_amount(known, most=4),
-            show=partial(_price, unit),
-            key=_named(f"price per {unit}"),
+            sample=_amount_sampler(distinct, max_exponent=4),
+            format=partial(_format_price, unit),
+            key=_key(f"price per {unit}"),
             words=partial(_price_words, unit),
         )
-        for unit in PRICED
+        for unit in PRICED_UNITS
     ]
-    for unit, per in FLOWS:
+    for unit, per in UNIT_RATES:
         for length in ("long", "short"):
             forms.append(
                 Form(
                     name=f"{length} {unit} per {per}",
                     kind="flow",
-                    draw=_quantity,
-                    show=partial(_flow, unit, per, length),
-                    key=_named(f"{unit} per {per}"),
-                    words=_plural(f"{length} {unit} per {per}"),
-                    weight=0.5,
+                    sample=_sample_quantity,
+                    format=partial(_format_unit_rate, unit, per, length),
+                    key=_key(f"{unit} per {per}"),
+                    words=_plural_word(f"{length} {unit} per {per}"),
+                    frequency=0.5,
                 )
             )
     return forms
 
 
 def unit_forms() -> list[Form]:
-    """Measures in long and short, and in two units at once ("5 hours and 3 minutes")."""
+    """Measures with the unit's name, its abbreviation, and in two units at once ("5 hours and 3 minutes")."""
     single = [
         Form(
             name=f"{length} {unit}",
             kind="unit",
-            draw=_quantity,
-            show=partial(_unit, unit, length),
-            key=_named(unit),
-            words=_plural(f"{length} {unit}"),
-            weight=weight,
+            sample=_sample_quantity,
+            format=partial(_format_unit, unit, length),
+            key=_key(unit),
+            words=_plural_word(f"{length} {unit}"),
+            frequency=frequency,
         )
-        for length, weight in (("long", 2.0), ("short", 1.0))
+        for length, frequency in (("long", 2.0), ("short", 1.0))
         for unit in UNITS
     ]
     mixed = [
         Form(
             name=f"{first} and {second}",
             kind="mixed",
-            draw=partial(_parts, most),
-            show=partial(_mixed, first, second),
-            key=_named(f"{first} and {second}"),
+            sample=partial(_sample_parts, ratio),
+            format=partial(_format_mixed, first, second),
+            key=_key(f"{first} and {second}"),
             words=partial(_mixed_words, first, second),
-            weight=3.0,
+            frequency=3.0,
         )
-        for first, second, most in MIXED
+        for first, second, ratio in MIXED_UNITS
     ]
     return single + mixed
 
 
-def told_apart(currencies: Sequence[str], locale: Locale) -> list[str]:
-    """The currencies whose symbol in this locale is no other one's."""
-    symbols = [plain(numbers.get_currency_symbol(code, locale)) for code in currencies]
+def with_unique_symbols(currencies: Sequence[str], locale: Locale) -> list[str]:
+    """The currencies with a symbol of their own in this locale."""
+    symbols = [visible_text(numbers.get_currency_symbol(code, locale)) for code in currencies]
     return [code for code, symbol in zip(currencies, symbols, strict=True) if symbols.count(symbol) == 1]
 
 
-# Values.
+# Random values.
 
 
-def _whole(random: Random) -> int:
-    return random.choice((1, 1, 1, -1)) * int(10 ** random.uniform(0, 9))
+def _sample_whole(rng: Random) -> int:
+    return rng.choice((1, 1, 1, -1)) * int(10 ** rng.uniform(0, 9))
 
 
-def _decimal(random: Random) -> Decimal:
-    """One to three decimals, the last of them not zero."""
-    places = random.randint(1, 3)
-    digits = int(10 ** random.uniform(places, places + 5))
-    return random.choice((1, 1, 1, -1)) * Decimal(digits + (digits % 10 == 0)).scaleb(-places)
+def _sample_decimal(rng: Random) -> Decimal:
+    """One to three decimals, the last of which is not zero."""
+    places = rng.randint(1, 3)
+    digits = int(10 ** rng.uniform(places, places + 5))
+    return rng.choice((1, 1, 1, -1)) * Decimal(digits + (digits % 10 == 0)).scaleb(-places)
 
 
-def _share(random: Random) -> Decimal:
-    """Half of them whole percents up to 1,000, half with one or two decimals up to 100."""
-    places = random.choice((0, 0, 1, 2))
-    digits = random.randint(1, 10 ** (3 if places == 0 else 2 + places))
+def _sample_share(rng: Random) -> Decimal:
+    """Half are whole percentages up to 1,000, half have one or two decimals and are at most 100."""
+    places = rng.choice((0, 0, 1, 2))
+    digits = rng.randint(1, 10 ** (3 if places == 0 else 2 + places))
     return Decimal(digits).scaleb(-places - 2).normalize()
 
 
-def _round(random: Random) -> int:
-    """One to three digits and zeros, from a thousand to below a trillion."""
-    digits = random.randint(1, 10 ** random.choice((1, 2, 3, 3)) - 1)
-    return digits * int(10 ** random.randint(4 - len(str(digits)), 12 - len(str(digits))))
+def _sample_round(rng: Random) -> int:
+    """One to three digits and then zeros, from a thousand to below a trillion."""
+    digits = rng.randint(1, 10 ** rng.choice((1, 2, 3, 3)) - 1)
+    return digits * int(10 ** rng.randint(4 - len(str(digits)), 12 - len(str(digits))))
 
 
-def _amount(currencies: Sequence[str], most: int = 6) -> Callable[[Random], Price]:
-    """Up to 10 ** most of a currency, in its smallest units or whole."""
+def _amount_sampler(currencies: Sequence[str], max_exponent: int = 6) -> Callable[[Random], Price]:
+    """Samples amounts of up to 10 ** max_exponent in a currency, in its smallest units or whole."""
 
-    def draw(random: Random) -> Price:
-        code = random.choice(currencies)
+    def sample(rng: Random) -> Price:
+        code = rng.choice(currencies)
         places = numbers.get_currency_precision(code)
-        amount = Decimal(str(10 ** random.uniform(0, most))).quantize(Decimal(1).scaleb(-places))
-        return code, amount if random.random() < 0.7 else amount.quantize(Decimal(1))
+        amount = Decimal(str(10 ** rng.uniform(0, max_exponent))).quantize(Decimal(1).scaleb(-places))
+        return code, amount if rng.random() < 0.7 else amount.quantize(Decimal(1))
 
-    return draw
+    return sample
 
 
-def _quantity(random: Random) -> int | Decimal:
-    """Mostly whole numbers, small ones more often; some have one decimal."""
-    if random.random() < 0.35:
-        digits = int(10 ** random.uniform(0, 3))
+def _sample_quantity(rng: Random) -> int | Decimal:
+    """Mostly whole numbers, small ones more often; some with one decimal."""
+    if rng.random() < 0.35:
+        digits = int(10 ** rng.uniform(0, 3))
         return Decimal(digits + (digits % 10 == 0)).scaleb(-1)
-    return int(10 ** random.uniform(0, random.choice((2, 3, 5))))
+    return int(10 ** rng.uniform(0, rng.choice((2, 3, 5))))
 
 
-def _parts(most: int, random: Random) -> tuple[int, int]:
-    """So many of a larger unit and of a smaller one, of which `most` make a larger one."""
-    return random.randint(1, 99), random.randrange(1, most)
+def _sample_parts(ratio: int, rng: Random) -> tuple[int, int]:
+    """Counts of a larger and a smaller unit; the larger one has `ratio` of the smaller one."""
+    return rng.randint(1, 99), rng.randrange(1, ratio)
 
 
-# Printing.
+# Formatters.
 
 
-def _unit(unit: str, length: Length, locale: Locale, value: int | Decimal) -> str:
-    return _said(unit, units.format_unit(value, unit, length, locale=locale))
+def _format_unit(unit: str, length: Length, locale: Locale, value: int | Decimal) -> str:
+    return _require_translation(unit, units.format_unit(value, unit, length, locale=locale))
 
 
-def _mixed(first: str, second: str, locale: Locale, value: tuple[int, int]) -> str:
-    parts = [_unit(unit, "long", locale, count) for unit, count in zip((first, second), value, strict=True)]
+def _format_mixed(first: str, second: str, locale: Locale, value: tuple[int, int]) -> str:
+    parts = [_format_unit(unit, "long", locale, count) for unit, count in zip((first, second), value, strict=True)]
     return lists.format_list(parts, "standard", locale)
 
 
-def _price(unit: str, locale: Locale, value: Price) -> str:
+def _format_price(unit: str, locale: Locale, value: Price) -> str:
     amount = numbers.format_currency(value[1], value[0], locale=locale)
-    return _said(unit, units.format_compound_unit(amount, denominator_unit=unit, locale=locale))
+    return _require_translation(unit, units.format_compound_unit(amount, denominator_unit=unit, locale=locale))
 
 
-def _flow(unit: str, per: str, length: Length, locale: Locale, value: int | Decimal) -> str:
+def _format_unit_rate(unit: str, per: str, length: Length, locale: Locale, value: int | Decimal) -> str:
     text = units.format_compound_unit(value, unit, denominator_unit=per, length=length, locale=locale)
-    return _said(unit, _said(per, text))
+    return _require_translation(unit, _require_translation(per, text))
 
 
-def _said(unit: str, text: str | None) -> str:
-    """The text, unless Babel had to fall back on the unit's identifier, or found nothing."""
+def _require_translation(unit: str, text: str | None) -> str:
+    """The text; raises LookupError if Babel returned none or one with the unit's identifier."""
     if not text or unit in text:
         raise LookupError(unit)
     return text
 
 
-def _compact_currency(locale: Locale, value: tuple[str, int]) -> str:
+def _format_compact_currency(locale: Locale, value: tuple[str, int]) -> str:
     return numbers.format_compact_currency(value[1], value[0], locale=locale, fraction_digits=2)
 
 
-# What the splits go by, and the words.
+# Keys and words.
 
 
-def _named(name: str) -> Callable[[Any], tuple[str, str]]:
+def _key(name: str) -> Callable[[Any], tuple[str, str]]:
     return lambda value: (name, str(value))
 
 
-def _symbol(locale: Locale, value: tuple[str, Any]) -> Words:
+def _symbol_word(locale: Locale, value: tuple[str, Any]) -> Words:
     return (("symbol", value[0]),)
 
 
 def _price_words(unit: str, locale: Locale, value: Price) -> Words:
-    return (*_symbol(locale, value), ("per", unit))
+    return (*_symbol_word(locale, value), ("per", unit))
 
 
-def _plural(name: str) -> Callable[[Locale, Any], Words]:
+def _plural_word(name: str) -> Callable[[Locale, Any], Words]:
     return lambda locale, value: ((str(locale), name, locale.plural_form(value)),)
 
 

@@ -1,4 +1,4 @@
-"""The default data of the translator: phrases in any two locales of Unicode CLDR, made in memory with Babel."""
+"""The default data of the translator: phrases in any two locales of Unicode CLDR, generated in memory by Babel."""
 
 import difflib
 from collections import Counter
@@ -11,7 +11,7 @@ from common.errors import UserError
 from common.task import Split
 from common.types import Count, Positive
 from seq2seq.data.cldr import phrases
-from seq2seq.data.cldr.tables import ROOT, SHARES
+from seq2seq.data.cldr.tables import CATEGORY_SHARES, ROOT
 from seq2seq.data.pairs import Corpus, SentencePairs
 from seq2seq.tokenizers.text import Lines
 
@@ -21,14 +21,14 @@ class Cldr(SentencePairs):
     """Dates, times, money, units, numbers, and names of countries, languages, currencies and months.
 
     Every phrase is what Babel prints for a locale; `source` and `target` are locales (en, de_CH, zh_Hant ...). The
-    splits are a function of the locales, `seed` and the counts, whatever the seed of a run; see
-    seq2seq/data/cldr/phrases.py for what they promise. They are made at first use.
+    splits are a function of the locales, `seed` and the counts, and independent of the run's seed; their properties are
+    documented in seq2seq/data/cldr/phrases.py. They are generated at first use.
 
-    Args, beside those of SentencePairs:
-        train_count: phrases to learn from.
-        val_count: phrases that choose the checkpoint; 0 = no val.
-        test_count: phrases that are reported.
-        seed: of the drawing; the run's seed does not change the phrases.
+    Args, in addition to those of SentencePairs:
+        train_count: phrases of train.
+        val_count: phrases of val, which selects the checkpoint; 0 = no val.
+        test_count: phrases of test, whose scores are reported.
+        seed: of the phrases; the run's seed does not change them.
     """
 
     train_count: Positive
@@ -37,7 +37,7 @@ class Cldr(SentencePairs):
     seed: int
 
     def __post_init__(self) -> None:
-        """Refuse unknown locales, and a pair of one locale."""
+        """Raise UserError for an unknown locale, or if source and target are the same."""
         if find_locale("source", self.source) == find_locale("target", self.target):
             raise UserError(
                 f"data.source={self.source} and data.target={self.target} are the same locale; expected two, such as "
@@ -49,17 +49,17 @@ class Cldr(SentencePairs):
         """All three splits."""
         counts: dict[Split, int] = {"train": self.train_count, "val": self.val_count, "test": self.test_count}
         locales = find_locale("source", self.source), find_locale("target", self.target)
-        drawn = phrases.pairs(*locales, seed=self.seed, counts=counts)
-        notes = {"train": _notes(drawn)}
-        return {name: _corpus(pairs, notes.get(name, [])) for name, pairs in drawn.splits.items()}
+        sampled = phrases.sample_splits(*locales, seed=self.seed, counts=counts)
+        notes = {"train": _notes(sampled)}
+        return {name: _corpus(pairs, notes.get(name, [])) for name, pairs in sampled.splits.items()}
 
     def where(self, split: Split, index: int) -> str:
-        """The phrase itself, for messages: it comes out of no file."""
+        """The phrase itself, for messages, because no file holds it."""
         return repr(self._used(split).source[index])
 
 
 def find_locale(key: str, name: str) -> Locale:
-    """A locale by CLDR's name for it (zh_Hant) or the web's (zh-Hant); raises UserError when Babel has none."""
+    """A locale by its name in CLDR (zh_Hant) or on the web (zh-Hant); raises UserError if Babel does not have it."""
     try:
         locale = Locale.parse(name.replace("-", "_"))
         if str(locale) != ROOT:
@@ -67,14 +67,14 @@ def find_locale(key: str, name: str) -> Locale:
     except (ValueError, UnknownLocaleError):
         pass
     known = localedata.locale_identifiers()
-    called = {code.casefold(): code for code in known}
-    called |= {said.casefold(): code for code, said in Locale("en").languages.items() if code in known}
+    codes = {code.casefold(): code for code in known}
+    codes |= {name.casefold(): code for code, name in Locale("en").languages.items() if code in known}
     text = name.replace("-", "_").casefold()
     language = text.partition("_")[0]
-    near = [language] if language in called else difflib.get_close_matches(text, called, n=1)
-    hint = f"; did you mean {called[near[0]]}?" if near else "."
+    near = [language] if language in codes else difflib.get_close_matches(text, codes, n=1)
+    hint = f"; did you mean {codes[near[0]]}?" if near else "."
     raise UserError(
-        f"data.{key}={name} is none of the {len(known):,} locales of Unicode CLDR, such as en, de_CH or zh{hint}"
+        f"data.{key}={name} is not one of the {len(known):,} locales of Unicode CLDR, such as en, de_CH or zh{hint}"
     )
 
 
@@ -84,15 +84,15 @@ def _corpus(pairs: list[phrases.Pair], notes: list[str]) -> Corpus:
     return Corpus(sources, targets, origin, [pair.category for pair in pairs], notes)
 
 
-def _notes(drawn: phrases.Drawn) -> list[str]:
-    """How many of each category there are in train, and what is left out."""
-    train = drawn.splits["train"]
-    sizes = Counter(pair.category for pair in train)
-    notes = [", ".join(f"{name} {sizes[name]:,}" for name in SHARES if name in sizes)]
-    names = sum(pair.is_closed for pair in train)
+def _notes(sampled: phrases.SampledSplits) -> list[str]:
+    """The number of train's phrases by category, and what is left out."""
+    train = sampled.splits["train"]
+    counts = Counter(pair.category for pair in train)
+    notes = [", ".join(f"{name} {counts[name]:,}" for name in CATEGORY_SHARES if name in counts)]
+    names = sum(pair.is_name for pair in train)
     notes.append(f"{names:,} of these are single names, which val and test have only in new combinations")
-    if drawn.ambiguous:
-        notes.append(f"{drawn.ambiguous:,} phrases and names left out whose source would have two targets")
-    if drawn.missing:
-        notes.append(f"left out, because a locale lacks the tables: {', '.join(drawn.missing)}")
+    if sampled.ambiguous:
+        notes.append(f"{sampled.ambiguous:,} phrases and names left out because their source would have two targets")
+    if sampled.missing:
+        notes.append(f"left out, because a locale lacks the tables: {', '.join(sampled.missing)}")
     return notes

@@ -1,4 +1,4 @@
-"""What a phrase is made of: a value, such as a date, and a way to print it that is the same in every locale."""
+"""What a phrase is made of: a value, such as a date, and a form that prints it in any locale."""
 
 import unicodedata
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -8,15 +8,15 @@ from typing import Any
 
 from babel import Locale
 
-Show = Callable[[Locale, Any], str]
+Formatter = Callable[[Locale, Any], str]
 Words = tuple[Hashable, ...]
-Name = tuple[str, Any]  # a closed list and the name's code in it
-Said = tuple[str, str]  # what the source's and the target's locale call it
-Both = tuple[Locale, Locale]  # the source's and the target's
+Name = tuple[str, Any]  # a list of names ("countries") and a code in it ("DE")
+TextPair = tuple[str, str]  # in the source and the target locale
+LocalePair = tuple[Locale, Locale]  # source and target
 
 
 def no_words(locale: Locale, value: Any) -> Words:
-    """Nothing but digits and signs."""
+    """The words of a form that prints nothing but digits and signs."""
     return ()
 
 
@@ -24,38 +24,38 @@ def no_words(locale: Locale, value: Any) -> Words:
 class Form:
     """One way to print the values of a kind.
 
-    name: within its category.
+    name: unique within its category and kind.
     kind: forms of one kind print the same values.
-    draw: a value, from random numbers.
-    show: what a locale prints; raises LookupError when the locale's tables do not say.
-    key: what the value is to the splits: phrases with the same key come into the same one.
-    words: the names and word forms in a locale's phrase, each of which training has to show.
-    weight: how often it is drawn beside the others of its category.
-    rivals: forms that print some values as this one does in the source, and otherwise in the target; they come first.
+    sample: returns a random value.
+    format: returns the value's text in a locale; raises LookupError where the locale's tables lack an entry.
+    key: identifies a value to the splits; all phrases with one key are in one split.
+    words: the names and word forms in a locale's text; training must contain each of them.
+    frequency: how often the form is sampled, relative to the other forms of its category.
+    rivals: earlier forms that, for some values, print the same source with another target.
     """
 
     name: str
     kind: str
-    draw: Callable[[Random], Any]
-    show: Show
+    sample: Callable[[Random], Any]
+    format: Formatter
     key: Callable[[Any], Hashable]
     words: Callable[[Locale, Any], Words] = no_words
-    weight: float = 1.0
+    frequency: float = 1.0
     rivals: "tuple[Form, ...]" = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Category:
-    """Forms that are counted together; `names` are those of the closed lists that they combine."""
+    """Forms that are counted together; `names` are the names that they combine, in both locales."""
 
     name: str
     forms: Sequence[Form]
-    names: Mapping[Name, Said] = field(default_factory=dict)
+    names: Mapping[Name, TextPair] = field(default_factory=dict)
 
 
-UNSEEN = dict.fromkeys(map(ord, "\u200e\u200f\u061c"))  # marks that only turn the direction of writing
+DIRECTION_MARKS = dict.fromkeys(map(ord, "\u200e\u200f\u061c"))  # invisible; they only set the direction of writing
 
 
-def plain(text: str) -> str:
-    """A text without what a reader, and some tokenizers, do not see: kinds of spaces, and marks of direction."""
-    return " ".join(unicodedata.normalize("NFKC", text).translate(UNSEEN).split())
+def visible_text(text: str) -> str:
+    """A text as it looks: in NFKC, without direction marks, and with one plain space for any white space."""
+    return " ".join(unicodedata.normalize("NFKC", text).translate(DIRECTION_MARKS).split())

@@ -1,4 +1,4 @@
-"""Pairs of phrases that Babel prints for one value in two locales, drawn by category and cut into splits."""
+"""Pairs of phrases that Babel prints for one value in two locales, sampled by category and divided into splits."""
 
 import itertools
 from collections.abc import Hashable, Mapping
@@ -10,79 +10,84 @@ from babel import Locale
 from common.errors import UserError
 from common.machine.seeds import mix
 from common.task import Split
-from seq2seq.data.cldr.forms import Both, Category, Words, plain
-from seq2seq.data.cldr.tables import SHARES, categories, own_tables, said_in
+from seq2seq.data.cldr.forms import Category, LocalePair, Words, visible_text
+from seq2seq.data.cldr.tables import CATEGORY_SHARES, available_categories, format_pair, independent_copy
 
-PARTS: dict[int, Split] = {0: "test", 1: "val"}  # of twenty parts of all values; the others are for train
-PATIENCE = 5000  # draws in a row that bring nothing new
+VALUE_PARTS = 20  # all values are hashed into so many parts
+HELD_OUT_PARTS: dict[int, Split] = {0: "test", 1: "val"}  # the other parts are for train
+MAX_IDLE_SAMPLES = 5000  # samples in a row that add no phrase
 
 
 class Pair(NamedTuple):
-    """One phrase in both languages; `is_closed` for a single name of a closed list, which is always in train."""
+    """One phrase in both languages; `is_name` for a single name, such as a country's, which is always in train."""
 
     category: str
     source: str
     target: str
-    is_closed: bool
+    is_name: bool
 
 
-class Drawn(NamedTuple):
-    """The splits, and what to tell about them."""
+class SampledSplits(NamedTuple):
+    """The phrases of each split, and what was left out."""
 
     splits: dict[Split, list[Pair]]
-    missing: list[str]  # categories for which a locale lacks the tables
+    missing: list[str]  # categories that a locale's tables lack
     ambiguous: int  # phrases and names left out because their source would have two targets
 
 
-def pairs(source: Locale, target: Locale, *, seed: int, counts: Mapping[Split, int]) -> Drawn:
+def sample_splits(source: Locale, target: Locale, *, seed: int, counts: Mapping[Split, int]) -> SampledSplits:
     """Phrases of every category that both locales have: a function of the arguments and Babel's tables alone.
 
-    No source comes twice, not with other spaces either, and none has two targets. A value (a date, an amount, a set of
-    names) is in one split only, and in the same one for any `counts`. Of the names and word forms in val and test there
-    is none that train does not show. Each category has its share of every split; only where train has little room, its
-    single names take more. Raises UserError when the counts cannot be met.
+    No two sources look alike (`visible_text`), and each has one target. A value (a date, an amount, a set of names)
+    is in one split only, and in the same one for any `counts`. Val and test contain only names and word forms that are
+    in train. Each category has its share of every split, unless train is small: then single names take more of it.
+    Raises UserError when the counts cannot be met.
     """
-    both = (own_tables(source), own_tables(target))
-    found, missing, ambiguous = categories(both)
-    assert found, "numbers need no tables"
-    book = _Book()
-    pools = [_Pool(category, both, seed, book) for category in found]
+    locales = (independent_copy(source), independent_copy(target))
+    categories, missing, ambiguous = available_categories(locales)
+    assert categories, "numbers need no tables"
+    registry = _Registry()
+    samplers = [_CategorySampler(category, locales, seed, registry) for category in categories]
     for split, count in counts.items():
-        quotas = shares(split, count, {pool.category.name: len(pool.kept[split]) for pool in pools})
-        for pool in pools:
-            pool.quotas[split] = quotas[pool.category.name]
-    while any(pool.lacking() for pool in pools):  # more than once where categories turn out to share a source
-        for pool in pools:
-            pool.fill()
-        book.take_stock(pools)
-    splits = {split: [phrase.pair for pool in pools for phrase in pool.kept[split].values()] for split in counts}
-    for split, drawn in splits.items():
-        Random(mix(seed, "order", split)).shuffle(drawn)
-    return Drawn(splits, missing, ambiguous + len(book.ambiguous | book.held))
-
-
-def shares(split: Split, count: int, least: Mapping[str, int]) -> dict[str, int]:
-    """How many of `count` phrases are of each category of `least`: by SHARES, but at least so many.
-
-    With shares of 0.12 and 0.03, and at least 0 and 4, ten are 6 and 4, and a hundred are 80 and 20. Raises UserError
-    when `count` is less than all that there must be.
-    """
-    if sum(least.values()) > count:
-        raise UserError(
-            f"data.{split}_count={count}: the names of countries, languages, currencies, months and weekdays are "
-            f"{sum(least.values()):,} phrases, all of which training needs; give more."
+        quotas = category_quotas(
+            split, count, {sampler.category.name: len(sampler.phrases[split]) for sampler in samplers}
         )
-    bound: set[str] = set()
+        for sampler in samplers:
+            sampler.quotas[split] = quotas[sampler.category.name]
+    while any(sampler.incomplete_splits() for sampler in samplers):  # again if two categories share a source
+        for sampler in samplers:
+            sampler.fill()
+        registry.remove_untrained_words(samplers)
+    splits = {
+        split: [phrase.pair for sampler in samplers for phrase in sampler.phrases[split].values()] for split in counts
+    }
+    for split, pairs in splits.items():
+        Random(mix(seed, "order", split)).shuffle(pairs)
+    return SampledSplits(splits, missing, ambiguous + len(registry.ambiguous | registry.rivalled))
+
+
+def category_quotas(split: Split, count: int, minimums: Mapping[str, int]) -> dict[str, int]:
+    """How many of `count` phrases are of each category: by CATEGORY_SHARES, but at least its minimum.
+
+    With shares of 0.12 and 0.03 and minimums of 0 and 4, the quotas of 10 are 6 and 4, those of 100 are 80 and 20.
+    Raises UserError when `count` is less than the sum of the minimums.
+    """
+    if sum(minimums.values()) > count:
+        raise UserError(
+            f"data.{split}_count={count}: expected at least {sum(minimums.values()):,}, because training needs all "
+            "names of countries, languages, currencies, months and weekdays; give more."
+        )
+    at_minimum: set[str] = set()
     while True:
-        free = [name for name in least if name not in bound]
-        scale = (count - sum(least[name] for name in bound)) / sum(SHARES[name] for name in free)
-        short = {name for name in free if SHARES[name] * scale < least[name]}
-        if not short:
+        free = [name for name in minimums if name not in at_minimum]
+        scale = (count - sum(minimums[name] for name in at_minimum)) / sum(CATEGORY_SHARES[name] for name in free)
+        below = {name for name in free if CATEGORY_SHARES[name] * scale < minimums[name]}
+        if not below:
             break
-        bound |= short
-    quotas = {name: least[name] if name in bound else int(SHARES[name] * scale) for name in least}
-    rounded_off = sorted(free, key=lambda name: quotas[name] - SHARES[name] * scale)
-    for name in rounded_off[: count - sum(quotas.values())]:
+        at_minimum |= below
+    quotas = {name: minimums[name] if name in at_minimum else int(CATEGORY_SHARES[name] * scale) for name in minimums}
+    most_rounded_first = sorted(free, key=lambda name: quotas[name] - CATEGORY_SHARES[name] * scale)
+    for name in most_rounded_first[: count - sum(quotas.values())]:
         quotas[name] += 1
     return quotas
 
@@ -92,91 +97,98 @@ class _Phrase(NamedTuple):
     words: Words
 
 
-class _Book:
-    """What the categories have to know of each other: the sources in use, and the words in train."""
+class _Registry:
+    """What all categories share: the sources in use, and the words in train."""
 
     def __init__(self) -> None:
-        self.places: dict[str, tuple[_Phrase, dict[str, _Phrase]]] = {}  # by source: a phrase and what it is kept in
-        self.ambiguous: set[str] = set()  # sources that two categories give different targets
-        self.held: set[str] = set()  # sources that a form left to an earlier one
+        # By source: its phrase, and the dict of a sampler that holds it.
+        self.entries: dict[str, tuple[_Phrase, dict[str, _Phrase]]] = {}
+        self.ambiguous: set[str] = set()  # sources with different targets in two categories
+        self.rivalled: set[str] = set()  # sources that a form left to an earlier one
         self.words: set[Hashable] = set()
 
-    def enter(self, phrase: _Phrase, kept: dict[str, _Phrase]) -> bool:
-        """Keep a phrase unless its source is in use; where that has another target neither stays, but for names."""
-        text = plain(phrase.pair.source)
+    def add(self, phrase: _Phrase, phrases: dict[str, _Phrase]) -> bool:
+        """Add a phrase to `phrases` unless its source is in use; returns whether it was added.
+
+        Where the source is in use with another target, that phrase is removed, too, unless it is a single name.
+        """
+        text = visible_text(phrase.pair.source)
         if text in self.ambiguous:
             return False
-        if text not in self.places:
-            self.places[text] = phrase, kept
-            kept[text] = phrase
+        if text not in self.entries:
+            self.entries[text] = phrase, phrases
+            phrases[text] = phrase
             return True
-        other, place = self.places[text]
-        if other.pair.target != phrase.pair.target:
+        registered, holder = self.entries[text]
+        if registered.pair.target != phrase.pair.target:
             self.ambiguous.add(text)
-            if not other.pair.is_closed:
-                del place[text]
+            if not registered.pair.is_name:
+                del holder[text]
         return False
 
-    def take_stock(self, pools: "list[_Pool]") -> None:
-        """Count train's words again, since phrases were taken out of it, and take what has others out of val and test.
+    def remove_untrained_words(self, samplers: "list[_CategorySampler]") -> None:
+        """Remove phrases of val and test with words that train has no more, since phrases were removed from it.
 
         Usually there are none.
         """
-        self.words = {word for pool in pools for phrase in pool.kept["train"].values() for word in phrase.words}
-        for kept in [pool.kept[split] for pool in pools for split in PARTS.values()]:
-            for text in [text for text, phrase in kept.items() if not self.words.issuperset(phrase.words)]:
-                del kept[text], self.places[text]
+        train = [phrase for sampler in samplers for phrase in sampler.phrases["train"].values()]
+        self.words = {word for phrase in train for word in phrase.words}
+        for phrases in [sampler.phrases[split] for sampler in samplers for split in HELD_OUT_PARTS.values()]:
+            for text in [text for text, phrase in phrases.items() if not self.words.issuperset(phrase.words)]:
+                del phrases[text], self.entries[text]
 
 
-class _Pool:
-    """One category's phrases, drawn until every split has its share."""
+class _CategorySampler:
+    """Samples one category's phrases until every split has its quota."""
 
-    def __init__(self, category: Category, both: Both, seed: int, book: _Book):
-        self.category, self.both, self.seed, self.book = category, both, seed, book
-        self.random = Random(mix(seed, "phrases", category.name))
-        self.weights = list(itertools.accumulate(form.weight for form in category.forms))
-        self.kept: dict[Split, dict[str, _Phrase]] = {"train": {}, "val": {}, "test": {}}
+    def __init__(self, category: Category, locales: LocalePair, seed: int, registry: _Registry):
+        self.category, self.locales, self.seed, self.registry = category, locales, seed, registry
+        self.rng = Random(mix(seed, "phrases", category.name))
+        self.cumulative_frequencies = list(itertools.accumulate(form.frequency for form in category.forms))
+        self.phrases: dict[Split, dict[str, _Phrase]] = {"train": {}, "val": {}, "test": {}}  # by source
         self.quotas: dict[Split, int] = {}
         for name, (source, target) in category.names.items():
-            self._keep("train", Pair(category.name, source, target, is_closed=True), (name,))
+            self._add("train", Pair(category.name, source, target, is_name=True), (name,))
 
-    def lacking(self) -> list[Split]:
-        """The splits that are not full."""
-        return [split for split, quota in self.quotas.items() if len(self.kept[split]) < quota]
+    def incomplete_splits(self) -> list[Split]:
+        """The splits with fewer phrases than their quota."""
+        return [split for split, quota in self.quotas.items() if len(self.phrases[split]) < quota]
 
     def fill(self) -> None:
-        """Draw until every split is full; raises UserError when nothing new comes any more."""
+        """Sample until every split is complete; raises UserError when MAX_IDLE_SAMPLES in a row add no phrase."""
         idle = 0
-        while lacking := self.lacking():
-            idle = 0 if self._draw() else idle + 1
-            if idle == PATIENCE:
-                name, split, quota = self.category.name, lacking[0], self.quotas[lacking[0]]
+        while incomplete := self.incomplete_splits():
+            idle = 0 if self._sample() else idle + 1
+            if idle == MAX_IDLE_SAMPLES:
+                name, split, quota = self.category.name, incomplete[0], self.quotas[incomplete[0]]
                 raise UserError(
-                    f"data.{split}_count asks for {quota:,} phrases of {name}, and {self.both[0]} and {self.both[1]} "
-                    f"give only about {len(self.kept[split]):,}; give a lower count."
+                    f"data.{split}_count asks for {quota:,} phrases of {name}, but {self.locales[0]} and "
+                    f"{self.locales[1]} give only about {len(self.phrases[split]):,}; give a lower count."
                 )
 
-    def _draw(self) -> bool:
-        form = self.random.choices(self.category.forms, cum_weights=self.weights)[0]
-        value = form.draw(self.random)
-        split = PARTS.get(mix(self.seed, "split", repr(form.key(value))) % 20, "train")
-        if len(self.kept[split]) >= self.quotas.get(split, 0):
+    def _sample(self) -> bool:
+        """Sample a form and a value, and add the phrase; returns whether it was added."""
+        form = self.rng.choices(self.category.forms, cum_weights=self.cumulative_frequencies)[0]
+        value = form.sample(self.rng)
+        split = HELD_OUT_PARTS.get(mix(self.seed, "split", repr(form.key(value))) % VALUE_PARTS, "train")
+        if len(self.phrases[split]) >= self.quotas.get(split, 0):
             return False
         try:
-            source, target = said_in(self.both, form, value)
-            rivals = [said_in(self.both, rival, value) for rival in form.rivals]
-        except LookupError:  # a hole in a table that has the rest
+            source, target = format_pair(self.locales, form, value)
+            rivals = [format_pair(self.locales, rival, value) for rival in form.rivals]
+        except LookupError:  # the tables lack this entry only
             return False
-        if any(plain(theirs) == plain(source) and meant != target for theirs, meant in rivals):
-            self.book.held.add(plain(source))
+        text = visible_text(source)
+        if any(visible_text(rival_source) == text and rival_target != target for rival_source, rival_target in rivals):
+            self.registry.rivalled.add(text)
             return False
-        words = {word: None for locale in self.both for word in form.words(locale, value)}
-        return self._keep(split, Pair(self.category.name, source, target, is_closed=False), tuple(words))
+        words = {word: None for locale in self.locales for word in form.words(locale, value)}
+        return self._add(split, Pair(self.category.name, source, target, is_name=False), tuple(words))
 
-    def _keep(self, split: Split, pair: Pair, words: Words) -> bool:
-        if split != "train" and not self.book.words.issuperset(words):
+    def _add(self, split: Split, pair: Pair, words: Words) -> bool:
+        if split != "train" and not self.registry.words.issuperset(words):
             return False
-        kept = self.book.enter(_Phrase(pair, words), self.kept[split])
-        if kept and split == "train":
-            self.book.words.update(words)
-        return kept
+        is_added = self.registry.add(_Phrase(pair, words), self.phrases[split])
+        if is_added and split == "train":
+            self.registry.words.update(words)
+        return is_added

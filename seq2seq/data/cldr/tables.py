@@ -1,4 +1,4 @@
-"""Which categories of phrases two locales have in common, found out by printing."""
+"""The categories of phrases that two locales can both print, determined by printing sampled values."""
 
 import copy
 from collections.abc import Iterable, Mapping
@@ -11,118 +11,130 @@ from babel.units import UnknownUnitError
 
 from common.machine.seeds import mix
 from seq2seq.data.cldr.amounts import compact_forms, money_forms, number_forms, percent_forms, rate_forms, unit_forms
-from seq2seq.data.cldr.forms import Both, Category, Form, Said, plain
-from seq2seq.data.cldr.names import closed_lists, dialects, enumerations
-from seq2seq.data.cldr.times import date_forms, datetime_forms, range_forms, relative, relative_forms, time_forms
+from seq2seq.data.cldr.forms import Category, Form, LocalePair, TextPair, visible_text
+from seq2seq.data.cldr.names import dialects, enumerations, shared_names
+from seq2seq.data.cldr.times import (
+    date_forms,
+    datetime_forms,
+    format_relative,
+    range_forms,
+    relative_forms,
+    time_forms,
+)
 
-SHARES = {  # of every split
+CATEGORY_SHARES = {  # of every split
     **{"dates": 0.12, "times": 0.05, "datetimes": 0.07, "ranges": 0.08, "relative": 0.05},
     **{"money": 0.10, "rates": 0.05, "units": 0.11, "percentages": 0.04, "numbers": 0.05, "compact": 0.05},
     **{"countries": 0.07, "languages": 0.08, "currencies": 0.05, "calendar": 0.03},
 }
-LEAST_NAMES = 12  # of a closed list; fewer give hardly any combinations
-PROBES = 60  # values that show whether a form is there and says the same as another one
-ROOT, UNNAMED = "root", "M01"  # the locale of what is not translated, and what it calls January
+MIN_NAMES = 12  # in a list; fewer give hardly any combinations
+PROBE_COUNT = 60  # values of each kind that show whether a form can be printed and differs from the others
+ROOT, JANUARY_IN_ROOT = "root", "M01"  # the locale of untranslated texts, and its name of January
 
 
-def categories(both: Both) -> tuple[list[Category], list[str], int]:
-    """Those for which both locales have tables; the names of the others; and how many ambiguous names were left out."""
-    names, ambiguous = closed_lists(both)
-    if not _has_months(both):
+def available_categories(locales: LocalePair) -> tuple[list[Category], list[str], int]:
+    """The categories in both locales' tables, the names of the missing ones, and the number of ambiguous names."""
+    names, ambiguous = shared_names(locales)
+    if not _have_months(locales):
         names["calendar"] = {}
-    names = {name: said if len(said) >= LEAST_NAMES else {} for name, said in names.items()}
-    forms = _dated_forms(both) | _amount_forms(both, [code for _, code in names["currencies"]])
-    forms |= {name: enumerations(said, both) for name, said in names.items() if said}
+    names = {category: texts if len(texts) >= MIN_NAMES else {} for category, texts in names.items()}
+    forms = _date_and_time_forms(locales) | _amount_forms(locales, [code for _, code in names["currencies"]])
+    forms |= {category: enumerations(texts, locales) for category, texts in names.items() if texts}
     if names["languages"]:
-        forms["languages"] += dialects(names["languages"] | names["countries"], both)
-    found = [Category(name=name, forms=usable(forms.get(name, []), both), names=names.get(name, {})) for name in SHARES]
+        forms["languages"] += dialects(names["languages"] | names["countries"], locales)
+    categories = [
+        Category(name=name, forms=printable_forms(forms.get(name, []), locales), names=names.get(name, {}))
+        for name in CATEGORY_SHARES
+    ]
     return (
-        [category for category in found if category.forms],
-        [category.name for category in found if not category.forms],
+        [category for category in categories if category.forms],
+        [category.name for category in categories if not category.forms],
         ambiguous,
     )
 
 
-def _dated_forms(both: Both) -> dict[str, list[Form]]:
-    """Nothing that has months where they have no names, nor distances in time where they are as in the root: +3 d."""
-    root = own_tables(Locale(ROOT))
+def _date_and_time_forms(locales: LocalePair) -> dict[str, list[Form]]:
+    """Forms with months only if both locales name them; relative times only if both differ from the root's ("+3 d")."""
+    root = independent_copy(Locale(ROOT))
     forms = {"times": time_forms()}
-    if _has_months(both):
+    if _have_months(locales):
         forms |= {"dates": date_forms(), "datetimes": datetime_forms(), "ranges": range_forms()}
-    if all(relative("long", locale, ("day", 3)) != relative("long", root, ("day", 3)) for locale in both):
+    probe = ("day", 3)
+    if all(format_relative("long", locale, probe) != format_relative("long", root, probe) for locale in locales):
         forms["relative"] = relative_forms()
     return forms
 
 
-def _has_months(both: Both) -> bool:
-    return all(locale.months["format"]["wide"][1] != UNNAMED for locale in both)
+def _have_months(locales: LocalePair) -> bool:
+    return all(locale.months["format"]["wide"][1] != JANUARY_IN_ROOT for locale in locales)
 
 
-def _amount_forms(both: Both, currencies: list[Any]) -> dict[str, list[Form]]:
+def _amount_forms(locales: LocalePair, currencies: list[Any]) -> dict[str, list[Form]]:
     forms = {"numbers": number_forms(), "percentages": percent_forms(), "compact": compact_forms()}
     forms["units"] = unit_forms()
     if currencies:
-        forms |= {"money": money_forms(currencies, both[0]), "rates": rate_forms(currencies, both[0])}
+        forms |= {"money": money_forms(currencies, locales[0]), "rates": rate_forms(currencies, locales[0])}
     return forms
 
 
-def own_tables(locale: Locale) -> Locale:
-    """The same locale with tables that no other one shares, and with the units that it inherits from itself.
+def independent_copy(locale: Locale) -> Locale:
+    """The same locale with tables of its own, in which inherited units are filled in.
 
-    Babel's locales share what they inherit from the root, and whichever first looks up an alias there ("months that
-    stand alone are called as in a date") writes its own words into all others: after `he`, `th` has Hebrew months.
+    Babel's locales share the tables that they inherit from the root. The first locale to look up an alias there
+    (stand-alone months are an alias of months in a date) writes its words for all others: after `he`, `th` has Hebrew
+    months.
 
     CLDR leaves out what can be inferred (Unicode Technical Standard 35, part 1, "Lateral Inheritance" and the root's
-    aliases): a plural form that is like "other", and a long unit that is like the short one. Where it does, Babel would
-    print an amount and the unit's name in place of a phrase ("5 length-kilometer" in Chinese), and so it is filled in.
+    aliases): a plural form that equals "other", and a long unit that equals the short one. There Babel would print the
+    unit's identifier instead of a phrase ("5 length-kilometer" in Chinese).
     """
     locale.languages  # noqa: B018 - the tables are read at first use, and this one has no alias
     own = copy.deepcopy(locale)
     plurals = {*own.plural_form.tags, "other"}
     for lengths in own._data["unit_patterns"].values():
-        short = _all_plurals(lengths.get("short", {}), plurals)
+        short = _with_all_plurals(lengths.get("short", {}), plurals)
         for length in ("short", "long"):
-            lengths[length] = short | _all_plurals(lengths.get(length, {}), plurals)
+            lengths[length] = short | _with_all_plurals(lengths.get(length, {}), plurals)
     return own
 
 
-def _all_plurals(patterns: Mapping[str, str], plurals: Iterable[str]) -> dict[str, str]:
-    """A unit's patterns by plural form, those that are missing as the one for "other"."""
+def _with_all_plurals(patterns: Mapping[str, str], plurals: Iterable[str]) -> dict[str, str]:
+    """A unit's patterns by plural form; the pattern of "other" replaces missing ones."""
     return dict.fromkeys(plurals, patterns["other"]) | dict(patterns) if "other" in patterns else dict(patterns)
 
 
-def usable(forms: list[Form], both: Both) -> list[Form]:
-    """The forms that both locales can print, each with its rivals: earlier ones that sometimes are the same text.
+def printable_forms(forms: list[Form], locales: LocalePair) -> list[Form]:
+    """The forms that both locales can print, with their rivals: earlier forms that print some values alike.
 
-    A form is left out if most of its values are, in the source, the same text as those of earlier forms, but not in the
-    target: "2021年1月3日" is both "January 3, 2021" and "Jan 3, 2021".
+    A form is left out if most of its values have the same source in an earlier form and another target:
+    "2021年1月3日" is both "January 3, 2021" and "Jan 3, 2021".
     """
-    probes: dict[str, list[Any]] = {}
-    holders: dict[tuple[str, int, str], tuple[str, Form]] = {}
-    kept = []
+    probes: dict[str, list[Any]] = {}  # values by kind
+    earlier: dict[tuple[str, int, str], tuple[str, Form]] = {}  # by kind, number of the probe and source: target, form
+    printable = []
     for form in forms:
-        random = Random(mix("probes", form.kind))
-        values = probes.setdefault(form.kind, [form.draw(random) for _ in range(PROBES)])
+        rng = Random(mix("probes", form.kind))
+        values = probes.setdefault(form.kind, [form.sample(rng) for _ in range(PROBE_COUNT)])
         try:
-            said = [said_in(both, form, value) for value in values]
+            pairs = [format_pair(locales, form, value) for value in values]
         except LookupError:
             continue
         rivals = []
-        for number, (source, target) in enumerate(said):
-            held, holder = holders.get((form.kind, number, plain(source)), (target, form))
-            rivals += [holder] if held != target else []
-        if 2 * len(rivals) >= PROBES:
+        for number, (source, target) in enumerate(pairs):
+            earlier_target, earlier_form = earlier.get((form.kind, number, visible_text(source)), (target, form))
+            rivals += [earlier_form] if earlier_target != target else []
+        if 2 * len(rivals) >= PROBE_COUNT:
             continue
-        for number, (source, target) in enumerate(said):
-            holders.setdefault((form.kind, number, plain(source)), (target, form))
-        kept.append(replace(form, rivals=tuple({rival.name: rival for rival in rivals}.values())))
-    return kept
+        for number, (source, target) in enumerate(pairs):
+            earlier.setdefault((form.kind, number, visible_text(source)), (target, form))
+        printable.append(replace(form, rivals=tuple({rival.name: rival for rival in rivals}.values())))
+    return printable
 
 
-def said_in(both: Both, form: Form, value: Any) -> Said:
-    """What both locales print; raises LookupError where the tables of one, or Babel, do not cover it."""
+def format_pair(locales: LocalePair, form: Form, value: Any) -> TextPair:
+    """The value's source and target; raises LookupError where Babel or a locale's tables do not cover it."""
     try:
-        source, target = (form.show(locale, value) for locale in both)
+        source, target = (form.format(locale, value) for locale in locales)
     except (UnknownUnitError, NotImplementedError) as error:
         raise LookupError(form.name) from error
     if not (source.strip() and target.strip()):

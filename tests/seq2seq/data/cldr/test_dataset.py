@@ -26,19 +26,19 @@ def german() -> Cldr:
     return cldr()
 
 
-def test_nothing_is_made_before_it_is_asked_for_and_then_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    made, make = [], phrases.pairs
+def test_phrases_are_generated_once_at_first_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, sample_splits = [], phrases.sample_splits
 
-    def watched(*arguments: Any, **keys: Any) -> phrases.Drawn:
-        made.append(keys["counts"])
-        return make(*arguments, **keys)
+    def recorded(*arguments: Any, **keys: Any) -> phrases.SampledSplits:
+        calls.append(keys["counts"])
+        return sample_splits(*arguments, **keys)
 
-    monkeypatch.setattr(phrases, "pairs", watched)
+    monkeypatch.setattr(phrases, "sample_splits", recorded)
     data = cldr()
-    assert not made
+    assert not calls
     assert {split: len(data.pairs(split)) for split in COUNTS} == COUNTS
     assert {split: data.count(split) for split in COUNTS} == COUNTS
-    assert made == [COUNTS]
+    assert calls == [COUNTS]
 
 
 def test_every_pair_has_its_category(german: Cldr) -> None:
@@ -53,7 +53,7 @@ def test_every_pair_has_its_category(german: Cldr) -> None:
     assert len({*categories}) == 15
 
 
-def test_samples_are_the_phrases_and_come_back_out_of_their_tokens(german: Cldr) -> None:
+def test_samples_are_the_phrases_and_their_tokens_decode_to_them(german: Cldr) -> None:
     source, target = german.tokenizers()
     for i, pair in enumerate(german.pairs("test")):
         sample = german.sample("test", i, None)
@@ -61,16 +61,16 @@ def test_samples_are_the_phrases_and_come_back_out_of_their_tokens(german: Cldr)
         assert (source.decode(sample["source"][:-1]), target.decode(sample["target"][:-1])) == pair
 
 
-def test_a_drawn_phrase_lies_nowhere_and_is_said_itself(german: Cldr) -> None:
+def test_a_phrase_is_its_own_location(german: Cldr) -> None:
     assert german.where("val", 3) == repr(german.pairs("val")[3][0])
 
 
-def test_the_seed_is_of_the_drawing(german: Cldr) -> None:
+def test_another_seed_gives_other_phrases(german: Cldr) -> None:
     assert cldr().pairs("test") == german.pairs("test")
     assert cldr(seed=1).pairs("test") != german.pairs("test")
 
 
-def test_there_may_be_no_val() -> None:
+def test_val_may_be_empty() -> None:
     data = cldr(val_count=0)
     assert data.count("val") == 0 and data.pairs("val") == [] and data.count("test") == COUNTS["test"]
 
@@ -79,20 +79,21 @@ def test_the_summary_counts_categories_and_says_what_is_left_out(german: Cldr) -
     lines = german.summary()
     assert lines[0] == "en -> de; bpe from bytes, 600 entries for both"
     assert re.fullmatch(r"train: 2,500 pairs, .* tokens, of the Unicode CLDR tables in Babel [\d.]+", lines[1])
-    sizes = [int(size.replace(",", "")) for size in re.findall(r" ([\d,]+)(?:,|$)", lines[2].removeprefix("train:"))]
-    assert lines[2].startswith("train: dates ") and len(sizes) == 15 and sum(sizes) == 2500
+    counts = [int(text.replace(",", "")) for text in re.findall(r" ([\d,]+)(?:,|$)", lines[2].removeprefix("train:"))]
+    assert lines[2].startswith("train: dates ") and len(counts) == 15 and sum(counts) == 2500
     assert re.fullmatch(r"train: 1,\d{3} of these are single names, which .* only in new combinations", lines[3])
-    assert re.fullmatch(r"train: \d+ phrases and names left out whose source would have two targets", lines[4])
+    assert re.fullmatch(r"train: \d+ phrases and names left out because their source would have two targets", lines[4])
     assert not [line for line in lines if "tables:" in line]
-    poor = cldr(target="wa").summary()
-    assert [line for line in poor if line.startswith("train: left out, because a locale lacks the tables: dates, ")]
+    walloon = cldr(target="wa").summary()  # which has few tables
+    assert [line for line in walloon if line.startswith("train: left out, because a locale lacks the tables: dates, ")]
 
 
 @pytest.mark.parametrize(
-    ("name", "found"), [("de", "de"), ("zh", "zh"), ("de-CH", "de_CH"), ("zh-hant", "zh_Hant"), ("zh_TW", "zh_Hant_TW")]
+    ("name", "expected"),
+    [("de", "de"), ("zh", "zh"), ("de-CH", "de_CH"), ("zh-hant", "zh_Hant"), ("zh_TW", "zh_Hant_TW")],
 )
-def test_a_locale_is_found_by_its_name_in_cldr_and_in_the_web(name: str, found: str) -> None:
-    assert str(find_locale("target", name)) == found
+def test_a_locale_is_found_by_its_name_in_cldr_and_on_the_web(name: str, expected: str) -> None:
+    assert str(find_locale("target", name)) == expected
 
 
 @pytest.mark.parametrize(
@@ -105,11 +106,11 @@ def test_a_locale_is_found_by_its_name_in_cldr_and_in_the_web(name: str, found: 
 def test_an_unknown_locale_is_one_sentence(name: str, hint: str) -> None:
     with pytest.raises(UserError) as caught:
         cldr(target=name)
-    said = str(caught.value)
+    message = str(caught.value)
     assert re.match(
-        rf"data\.target={name} is none of the 1,\d{{3}} locales of Unicode CLDR, such as en, de_CH or zh", said
+        rf"data\.target={name} is not one of the 1,\d{{3}} locales of Unicode CLDR, such as en, de_CH or zh", message
     )
-    assert hint in said and said[-1] in ".?"
+    assert hint in message and message[-1] in ".?"
 
 
 @pytest.mark.parametrize(("source", "target"), [("de", "de"), ("zh-Hant", "zh_Hant")])
@@ -121,6 +122,8 @@ def test_one_locale_twice_is_one_sentence(source: str, target: str) -> None:
     )
 
 
-def test_too_small_a_train_is_one_sentence() -> None:
-    with pytest.raises(UserError, match=r"^data\.train_count=900: the names of countries, .* give more\.$"):
+def test_a_train_too_small_for_all_names_is_one_sentence() -> None:
+    with pytest.raises(
+        UserError, match=r"^data\.train_count=900: expected at least 1,.* names of countries, .* give more\.$"
+    ):
         cldr(train_count=900).pairs("test")

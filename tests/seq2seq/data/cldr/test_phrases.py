@@ -1,4 +1,4 @@
-"""Phrases of Unicode CLDR: what is printed, by hand; and what the splits promise."""
+"""Phrases of Unicode CLDR: texts that were written by hand, and the properties of the splits."""
 
 import functools
 import hashlib
@@ -9,7 +9,7 @@ import sys
 from collections import Counter
 from datetime import date, datetime
 from decimal import Decimal
-from itertools import combinations
+from itertools import permutations
 from typing import Any
 
 import pytest
@@ -20,41 +20,41 @@ from seq2seq.data.cldr import amounts as cldr_amounts
 from seq2seq.data.cldr import names as cldr_names
 from seq2seq.data.cldr import phrases
 from seq2seq.data.cldr import times as cldr_times
-from seq2seq.data.cldr.forms import Form, plain
-from seq2seq.data.cldr.phrases import Drawn, Pair
-from seq2seq.data.cldr.tables import SHARES, categories, own_tables, said_in
+from seq2seq.data.cldr.forms import Form, visible_text
+from seq2seq.data.cldr.phrases import Pair, SampledSplits
+from seq2seq.data.cldr.tables import CATEGORY_SHARES, available_categories, format_pair, independent_copy
 
 SMALL = {"train": 4000, "val": 100, "test": 300}
 
 
 @functools.cache
-def drawn(source: str, target: str, seed: int = 0, **counts: int) -> Drawn:
-    return phrases.pairs(Locale.parse(source), Locale.parse(target), seed=seed, counts=SMALL | counts)
+def sampled(source: str, target: str, seed: int = 0, **counts: int) -> SampledSplits:
+    return phrases.sample_splits(Locale.parse(source), Locale.parse(target), seed=seed, counts=SMALL | counts)
 
 
-def every(source: str, target: str) -> list[Pair]:
-    return [pair for split in drawn(source, target).splits.values() for pair in split]
+def all_pairs(source: str, target: str) -> list[Pair]:
+    return [pair for split in sampled(source, target).splits.values() for pair in split]
 
 
-def form(forms: list[Form], name: str) -> Form:
+def named(forms: list[Form], name: str) -> Form:
     return next(form for form in forms if form.name == name)
 
 
-# What is printed.
+# Texts.
 
 DASH = "\u2013"  # of CLDR's ranges
-NOON = datetime(2021, 5, 3, 15, 5, 9)
+AFTERNOON = datetime(2021, 5, 3, 15, 5, 9)
 DAY, END, NEXT_YEAR = date(2021, 5, 3), date(2021, 5, 7), date(2022, 1, 2)
-NAMES = [("countries", code) for code in ("AT", "CH", "DE")]
-PRINTED: list[tuple[str, str, Any, str, str, str]] = [
+COUNTRIES = [("countries", code) for code in ("AT", "CH", "DE")]
+TEXTS: list[tuple[str, str, Any, str, str, str]] = [
     ("dates", "full", DAY, "Monday, May 3, 2021", "Montag, 3. Mai 2021", "2021年5月3日星期一"),
     ("dates", "long", DAY, "May 3, 2021", "3. Mai 2021", "2021年5月3日"),
     ("dates", "short", DAY, "5/3/21", "03.05.21", "2021/5/3"),
     ("dates", "yMMMM", DAY, "May 2021", "Mai 2021", "2021年5月"),
     ("dates", "MMMEd", DAY, "Mon, May 3", "Mo., 3. Mai", "5月3日周一"),
-    ("times", "short", NOON, "3:05 PM", "15:05", "15:05"),
-    ("times", "medium", NOON, "3:05:09 PM", "15:05:09", "15:05:09"),
-    ("datetimes", "medium", NOON, "May 3, 2021, 3:05:09 PM", "03.05.2021, 15:05:09", "2021年5月3日 15:05:09"),
+    ("times", "short", AFTERNOON, "3:05 PM", "15:05", "15:05"),
+    ("times", "medium", AFTERNOON, "3:05:09 PM", "15:05:09", "15:05:09"),
+    ("datetimes", "medium", AFTERNOON, "May 3, 2021, 3:05:09 PM", "03.05.2021, 15:05:09", "2021年5月3日 15:05:09"),
     ("ranges", "yMMMd", (DAY, END), f"May 3 {DASH} 7, 2021", f"3.{DASH}7. Mai 2021", "2021年5月3日至7日"),
     (
         *("ranges", "yMMMd", (DAY, NEXT_YEAR), f"May 3, 2021 {DASH} Jan 2, 2022"),
@@ -95,22 +95,22 @@ PRINTED: list[tuple[str, str, Any, str, str, str]] = [
     (
         "countries",
         "and",
-        NAMES,
+        COUNTRIES,
         "Austria, Switzerland, and Germany",
         "Österreich, Schweiz und Deutschland",
         "奥地利、瑞士和德国",
     ),
-    ("countries", "or", NAMES[:2], "Austria or Switzerland", "Österreich oder Schweiz", "奥地利或瑞士"),
+    ("countries", "or", COUNTRIES[:2], "Austria or Switzerland", "Österreich oder Schweiz", "奥地利或瑞士"),
     ("languages", "dialect", Locale("de", "AT"), "German (Austria)", "Deutsch (Österreich)", "德语 (奥地利)"),
 ]
 
 
 @functools.cache
-def forms(target: str) -> tuple[tuple[Locale, Locale], dict[str, list[Form]]]:
-    both = own_tables(Locale("en")), own_tables(Locale(target))
-    names, _ = cldr_names.closed_lists(both)
+def forms_by_category(target: str) -> tuple[tuple[Locale, Locale], dict[str, list[Form]]]:
+    locales = independent_copy(Locale("en")), independent_copy(Locale(target))
+    names, _ = cldr_names.shared_names(locales)
     codes = [code for _, code in names["currencies"]]
-    return both, {
+    return locales, {
         "dates": cldr_times.date_forms(),
         "times": cldr_times.time_forms(),
         "datetimes": cldr_times.datetime_forms(),
@@ -119,34 +119,34 @@ def forms(target: str) -> tuple[tuple[Locale, Locale], dict[str, list[Form]]]:
         "numbers": cldr_amounts.number_forms(),
         "percentages": cldr_amounts.percent_forms(),
         "compact": cldr_amounts.compact_forms(),
-        "money": cldr_amounts.money_forms(codes, both[0]),
-        "rates": cldr_amounts.rate_forms(codes, both[0]),
+        "money": cldr_amounts.money_forms(codes, locales[0]),
+        "rates": cldr_amounts.rate_forms(codes, locales[0]),
         "units": cldr_amounts.unit_forms(),
-        "countries": cldr_names.enumerations(names["countries"], both),
-        "languages": cldr_names.dialects(names["languages"] | names["countries"], both),
+        "countries": cldr_names.enumerations(names["countries"], locales),
+        "languages": cldr_names.dialects(names["languages"] | names["countries"], locales),
     }
 
 
-@pytest.mark.parametrize(("category", "name", "value", "english", "german", "chinese"), PRINTED)
+@pytest.mark.parametrize(("category", "name", "value", "english", "german", "chinese"), TEXTS)
 def test_a_value_is_printed_as_people_write_it(
     category: str, name: str, value: Any, english: str, german: str, chinese: str
 ) -> None:
-    """Worked out by hand; spaces are compared as spaces."""
+    """Written by hand; all kinds of spaces compare equal."""
     for target, expected in (("de", german), ("zh", chinese)):
-        both, found = forms(target)
-        said = said_in(both, form(found[category], name), value)
-        assert tuple(map(plain, said)) == (english, expected)
+        locales, forms = forms_by_category(target)
+        texts = format_pair(locales, named(forms[category], name), value)
+        assert tuple(map(visible_text, texts)) == (english, expected)
 
 
-def test_spaces_are_kept_as_babel_prints_them() -> None:
-    both, found = forms("de")
-    assert said_in(both, form(found["times"], "short"), NOON)[0] == "3:05\u202fPM"
-    assert said_in(both, form(found["percentages"], "percent"), Decimal("0.5"))[1] == "50\u00a0%"
+def test_spaces_are_those_that_babel_prints() -> None:
+    locales, forms = forms_by_category("de")
+    assert format_pair(locales, named(forms["times"], "short"), AFTERNOON)[0] == "3:05\u202fPM"
+    assert format_pair(locales, named(forms["percentages"], "percent"), Decimal("0.5"))[1] == "50\u00a0%"
 
 
-def test_a_locales_tables_are_its_own_after_another_ones_were_used() -> None:
-    """Babel lets a locale write into what it inherits: months that stand alone in Hebrew were then Hebrew in Thai."""
-    months = [own_tables(Locale(name)).months["stand-alone"]["wide"] for name in ("he", "th")]
+def test_using_a_locale_does_not_change_the_tables_of_another() -> None:
+    """Babel's locales write into the tables that they inherit: stand-alone months in Thai became Hebrew."""
+    months = [independent_copy(Locale(name)).months["stand-alone"]["wide"] for name in ("he", "th")]
     assert (months[0][3], months[1][3]) == ("מרץ", "มีนาคม")
 
 
@@ -161,12 +161,12 @@ def test_a_locales_tables_are_its_own_after_another_ones_were_used() -> None:
         ("ja", "length-light-year", "long", 3, "3 光年"),
     ],
 )
-def test_units_that_cldr_leaves_to_be_inferred_are_printed(
+def test_units_that_cldr_leaves_out_are_inferred(
     locale: str, unit: str, length: Any, value: int, expected: str
 ) -> None:
     """Babel alone prints "5 length-kilometer" and "1 Meilen"."""
-    found = form(cldr_amounts.unit_forms(), f"{length} {unit}").show(own_tables(Locale(locale)), value)
-    assert plain(found) == expected
+    text = named(cldr_amounts.unit_forms(), f"{length} {unit}").format(independent_copy(Locale(locale)), value)
+    assert visible_text(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -180,74 +180,74 @@ def test_units_that_cldr_leaves_to_be_inferred_are_printed(
     ],
 )
 def test_any_two_languages_have_all_categories(source: str, target: str, script: str) -> None:
-    found = drawn(source, target)
-    assert not found.missing
-    assert {split: len(pairs) for split, pairs in found.splits.items()} == SMALL
+    result = sampled(source, target)
+    assert not result.missing
+    assert {split: len(pairs) for split, pairs in result.splits.items()} == SMALL
     for category in ("calendar", "countries", "languages", "currencies", "units", "dates", "relative", "compact"):
-        written = [pair.target for pair in every(source, target) if pair.category == category]
-        theirs = sum(bool(re.search(f"[{script}]", text, re.IGNORECASE)) for text in written)
-        assert theirs > 0.4 * len(written), category
-    assert all(pair.source.strip() and pair.target.strip() for pair in every(source, target))
+        targets = [pair.target for pair in all_pairs(source, target) if pair.category == category]
+        in_script = sum(bool(re.search(f"[{script}]", text, re.IGNORECASE)) for text in targets)
+        assert in_script > 0.4 * len(targets), category
+    assert all(pair.source.strip() and pair.target.strip() for pair in all_pairs(source, target))
 
 
-def test_a_category_without_tables_is_left_out_and_the_others_fill_its_place() -> None:
-    """Tuvan: CLDR 47 has none of its words, so that months would be called M01 and three days +3 d."""
-    found = drawn("en", "tyv")
-    assert {"dates", "ranges", "calendar", "relative", "countries", "languages", "money"} < {*found.missing}
-    assert {"numbers", "percentages", "times", "units"}.isdisjoint(found.missing)
-    assert {split: len(pairs) for split, pairs in found.splits.items()} == SMALL
-    assert not [pair for pair in every("en", "tyv") if re.search(r"M\d\d|^[+-]\d+ [a-z]|[a-z]-[a-z]", pair.target)]
+def test_a_category_without_tables_is_left_out_and_the_others_fill_the_split() -> None:
+    """Tuvan has no words in CLDR 47, so that Babel would print months as M01 and three days as +3 d."""
+    result = sampled("en", "tyv")
+    assert {"dates", "ranges", "calendar", "relative", "countries", "languages", "money"} < {*result.missing}
+    assert {"numbers", "percentages", "times", "units"}.isdisjoint(result.missing)
+    assert {split: len(pairs) for split, pairs in result.splits.items()} == SMALL
+    assert not [pair for pair in all_pairs("en", "tyv") if re.search(r"M\d\d|^[+-]\d+ [a-z]|[a-z]-[a-z]", pair.target)]
 
 
 # Splits.
 
 
 def test_the_same_arguments_give_the_same_phrases_and_another_seed_others() -> None:
-    again = phrases.pairs(Locale("en"), Locale("de"), seed=0, counts=SMALL)
-    assert again == drawn("en", "de")
-    other = drawn("en", "de", seed=1)
-    shared = {pair.source for pair in again.splits["test"]} & {pair.source for pair in other.splits["test"]}
+    again = phrases.sample_splits(Locale("en"), Locale("de"), seed=0, counts=SMALL)
+    assert again == sampled("en", "de")
+    other_seed = sampled("en", "de", seed=1)
+    shared = {pair.source for pair in again.splits["test"]} & {pair.source for pair in other_seed.splits["test"]}
     assert len(shared) < SMALL["test"] / 4
-    assert [pair for pair in other.splits["train"] if pair.is_closed] != []
+    assert [pair for pair in other_seed.splits["train"] if pair.is_name] != []
 
 
-def test_another_process_draws_the_same_phrases() -> None:
-    """Its hashes of strings are salted otherwise, and it has used no other locale before."""
+def test_another_process_generates_the_same_phrases() -> None:
+    """It has another salt for hashes of strings, and has used no other locale before."""
     code = (
         "import hashlib; from babel import Locale; from seq2seq.data.cldr import phrases; "
-        f"found = phrases.pairs(Locale('en'), Locale('de'), seed=0, counts={SMALL}); "
-        "print(hashlib.sha256(repr(found).encode()).hexdigest())"
+        f"result = phrases.sample_splits(Locale('en'), Locale('de'), seed=0, counts={SMALL}); "
+        "print(hashlib.sha256(repr(result).encode()).hexdigest())"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "7", "LC_ALL": "fr_FR.UTF-8", "TZ": "Asia/Tokyo"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
-    assert done.stdout.strip() == hashlib.sha256(repr(drawn("en", "de")).encode()).hexdigest()
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert process.stdout.strip() == hashlib.sha256(repr(sampled("en", "de")).encode()).hexdigest()
 
 
 @pytest.mark.parametrize(("source", "target"), [("en", "de"), ("ja", "en"), ("he", "th")])
 def test_a_source_has_one_target_and_is_in_one_split(source: str, target: str) -> None:
-    sources = Counter(plain(pair.source) for pair in every(source, target))
+    sources = Counter(visible_text(pair.source) for pair in all_pairs(source, target))
     assert sources.total() == sum(SMALL.values()) and max(sources.values()) == 1
 
 
 def test_every_category_has_its_share_of_every_split() -> None:
-    found = drawn("en", "de", train=10000)
+    splits = sampled("en", "de", train=10000).splits
     for split, count in (SMALL | {"train": 10000}).items():
-        sizes = Counter(pair.category for pair in found.splits[split])
-        for category, share in SHARES.items():
-            assert abs(sizes[category] - share * count) < 1, (split, category)
+        counts = Counter(pair.category for pair in splits[split])
+        for category, share in CATEGORY_SHARES.items():
+            assert abs(counts[category] - share * count) < 1, (split, category)
 
 
-def test_shares_are_rounded_to_the_exact_sum_and_leave_room_for_what_must_be() -> None:
-    """0.12 and 0.03 of 0.15; at least 4 of the second: ten are 6 and 4, a hundred 80 and 20, and 101 are 81 and 20."""
+def test_quotas_follow_the_shares_sum_to_the_count_and_keep_the_minimums() -> None:
+    """Shares 0.12 and 0.03, at least 4 of the second: 10 are 6 and 4, 100 are 80 and 20, 101 are 81 and 20."""
     for count, expected in ((10, (6, 4)), (100, (80, 20)), (101, (81, 20))):
-        assert phrases.shares("train", count, {"dates": 0, "calendar": 4}) == dict(
+        assert phrases.category_quotas("train", count, {"dates": 0, "calendar": 4}) == dict(
             zip(("dates", "calendar"), expected, strict=True)
         )
 
 
 def test_all_single_names_are_in_train_and_in_no_other_split() -> None:
-    splits = drawn("en", "de").splits
-    train = {(pair.source, pair.target) for pair in splits["train"] if pair.is_closed}
+    splits = sampled("en", "de").splits
+    train = {(pair.source, pair.target) for pair in splits["train"] if pair.is_name}
     for pair in [
         *(("Germany", "Deutschland"), ("Hungary", "Ungarn"), ("Thursday", "Donnerstag"), ("Sep", "Sep")),
         *(("Japanese", "Japanisch"), ("Swiss Franc", "Schweizer Franken"), ("January", "Januar")),
@@ -258,36 +258,36 @@ def test_all_single_names_are_in_train_and_in_no_other_split() -> None:
     countries = codes - {"EU", "EZ", "UN", "QO"}
     assert len(countries) > 240
     assert {(english.territories[code], german.territories[code]) for code in countries} <= train
-    assert not [pair for split in ("val", "test") for pair in splits[split] if pair.is_closed]
+    assert not [pair for split in ("val", "test") for pair in splits[split] if pair.is_name]
     singles = {pair[0] for pair in train}
     assert not [pair for split in ("val", "test") for pair in splits[split] if pair.source in singles]
 
 
 @pytest.mark.parametrize("category", ["countries", "currencies", "calendar", "languages"])
-def test_what_is_held_out_of_names_are_new_sets_of_known_ones(category: str) -> None:
-    splits = drawn("en", "de").splits
+def test_held_out_enumerations_are_new_sets_of_known_names(category: str) -> None:
+    splits = sampled("en", "de").splits
     names = sorted(
-        (pair.source for pair in splits["train"] if pair.is_closed), key=len, reverse=True
-    )  # the longest first, so that "Congo - Kinshasa" is not found as something shorter
+        (pair.source for pair in splits["train"] if pair.is_name), key=len, reverse=True
+    )  # the longest first, so that the pattern matches "Congo - Kinshasa" as a whole
     pattern = re.compile("|".join(map(re.escape, names)))
 
-    def read(split: str) -> set[tuple[str, ...]]:
-        found = set()
+    def name_sets(split: str) -> set[tuple[str, ...]]:
+        sets = set()
         for pair in splits[split]:  # type: ignore[index]
-            if pair.category == category and not pair.is_closed:
-                between = {part.strip(" ,") for part in pattern.split(pair.source)}
-                assert between <= {"", "and", "or", "(", ")"} or "(" in pair.source, pair
+            if pair.category == category and not pair.is_name:
+                separators = {part.strip(" ,") for part in pattern.split(pair.source)}
+                assert separators <= {"", "and", "or", "(", ")"} or "(" in pair.source, pair
                 if "(" not in pair.source:
-                    found.add(tuple(sorted(pattern.findall(pair.source))))
-        return found
+                    sets.add(tuple(sorted(pattern.findall(pair.source))))
+        return sets
 
-    train, held_out = read("train"), read("val") | read("test")
+    train, held_out = name_sets("train"), name_sets("val") | name_sets("test")
     assert held_out and train.isdisjoint(held_out)
 
 
-def test_no_word_form_is_held_out_that_training_does_not_show() -> None:
-    """Whole words of both languages: names, units, currencies and their symbols, months, relations."""
-    splits = drawn("en", "de").splits
+def test_every_held_out_word_is_in_train() -> None:
+    """Whole words of both languages: names, units, currencies and their symbols, months, relative times."""
+    splits = sampled("en", "de").splits
     for side in (1, 2):
         train, val, test = ({word for pair in splits[split] for word in _words(pair[side])} for split in SMALL)
         assert val | test <= train
@@ -297,63 +297,66 @@ def _words(text: str) -> list[str]:
     return re.findall(r"[^\W\d_]+", text)
 
 
-def test_dates_that_are_held_out_are_new_in_every_form() -> None:
-    splits = drawn("en", "de").splits
+def test_a_held_out_date_is_in_train_in_no_form() -> None:
+    splits = sampled("en", "de").splits
 
     def dates_of(split: str) -> set[str]:
-        """German dates with four digits of the year, as day.month.year."""
+        """German dates with a year of four digits, as day.month.year."""
         numbers = {name: i for i, name in enumerate(Locale("de").months["format"]["wide"].values(), 1)}
-        found = set()
+        dates = set()
         for pair in splits[split]:  # type: ignore[index]
-            found |= {f"{int(d)}.{int(m)}.{y}" for d, m, y in re.findall(r"(\d+)\.(\d+)\.(\d{4})", pair.target)[:1]}
+            dates |= {f"{int(d)}.{int(m)}.{y}" for d, m, y in re.findall(r"(\d+)\.(\d+)\.(\d{4})", pair.target)[:1]}
             for day, month, year in re.findall(r"(\d+)\. (\w+) (\d{4})", pair.target)[:1]:
                 if month in numbers and pair.category in ("dates", "datetimes"):
-                    found.add(f"{day}.{numbers[month]}.{year}")
-        return found
+                    dates.add(f"{day}.{numbers[month]}.{year}")
+        return dates
 
     train, held_out = dates_of("train"), dates_of("val") | dates_of("test")
     assert len(train) > 400 and len(held_out) > 20 and train.isdisjoint(held_out)
 
 
-def test_what_is_tested_stays_out_of_training_whatever_the_counts() -> None:
-    sets = [drawn("en", "de"), drawn("en", "de", train=8000, val=0, test=100), drawn("en", "de", train=2500, val=300)]
-    for one, other in combinations(sets, 2):
-        for tested, trained in ((one, other), (other, one)):
-            known = {plain(pair.source) for pair in trained.splits["train"]}
-            assert not [pair for pair in tested.splits["test"] if plain(pair.source) in known]
-    assert not sets[1].splits["val"]
+def test_no_test_phrase_is_in_a_train_of_other_counts() -> None:
+    results = [
+        sampled("en", "de"),
+        sampled("en", "de", train=8000, val=0, test=100),
+        sampled("en", "de", train=2500, val=300),
+    ]
+    for tested, trained in permutations(results, 2):
+        known = {visible_text(pair.source) for pair in trained.splits["train"]}
+        assert not [pair for pair in tested.splits["test"] if visible_text(pair.source) in known]
+    assert not results[1].splits["val"]
 
 
 # Ambiguity.
 
 
-def test_a_form_that_says_the_same_as_an_earlier_one_is_left_out() -> None:
-    """Japanese has one way to write a day in words, English has two: of these the long one is taken, always."""
-    both = own_tables(Locale("ja")), own_tables(Locale("en"))
-    found = {category.name: [form.name for form in category.forms] for category in categories(both)[0]}
-    assert "long" in found["dates"] and "yMMMd" not in found["dates"] and "medium" not in found["dates"][:3]
-    days = [pair for pair in every("ja", "en") if re.fullmatch(r"\d+年\d+月\d+日", pair.source)]
+def test_a_form_with_the_sources_of_an_earlier_one_is_left_out() -> None:
+    """Japanese has one way to write a day in words, English has two: the target is always the long one."""
+    locales = independent_copy(Locale("ja")), independent_copy(Locale("en"))
+    names = {category.name: [form.name for form in category.forms] for category in available_categories(locales)[0]}
+    assert "long" in names["dates"] and "yMMMd" not in names["dates"] and "medium" not in names["dates"][:3]
+    days = [pair for pair in all_pairs("ja", "en") if re.fullmatch(r"\d+年\d+月\d+日", pair.source)]
     months = set(Locale("en").months["format"]["wide"].values())
     assert len(days) > 30 and all(pair.target.split()[0] in months for pair in days)
 
 
-def test_where_two_forms_meet_the_earlier_one_holds_the_text() -> None:
-    """May is not abbreviated: "May 3, 2021" is long ("3. Mai 2021"), where "Jun 3, 2021" is medium ("03.06.2021")."""
+def test_a_source_of_two_forms_has_the_target_of_the_earlier_one() -> None:
+    """May is not abbreviated: "May 3, 2021" is long ("3. Mai 2021"), but "Jun 3, 2021" is medium ("03.06.2021")."""
     by_month: dict[str, set[bool]] = {}
-    for pair in every("en", "de"):
+    for pair in all_pairs("en", "de"):
         if match := re.fullmatch(r"(May|Jun|Oct) \d+, \d{4}", pair.source):
             by_month.setdefault(match[1], set()).add("." not in pair.target.split()[-1])
     assert by_month["May"] == {True}
     assert False in by_month["Jun"] | by_month["Oct"]
-    assert drawn("en", "de").ambiguous > 0
+    assert sampled("en", "de").ambiguous > 0
 
 
-def test_currencies_with_one_symbol_are_not_told_by_it() -> None:
+def test_currencies_that_share_a_symbol_are_not_printed_with_it() -> None:
     symbols = {"USD": "$", "CAD": "$", "EUR": "€"}
-    locale = own_tables(Locale("en"))
+    locale = independent_copy(Locale("en"))
     for code, symbol in symbols.items():
         locale.currency_symbols[code] = symbol
-    assert cldr_amounts.told_apart(["USD", "CAD", "EUR"], locale) == ["EUR"]
+    assert cldr_amounts.with_unique_symbols(["USD", "CAD", "EUR"], locale) == ["EUR"]
 
 
 # Mistakes.
@@ -361,28 +364,27 @@ def test_currencies_with_one_symbol_are_not_told_by_it() -> None:
 
 def test_too_few_phrases_for_all_names_is_one_sentence() -> None:
     with pytest.raises(UserError) as caught:
-        drawn("en", "de", train=100)
+        sampled("en", "de", train=100)
     assert re.fullmatch(
-        r"data\.train_count=100: the names of countries, languages, currencies, months and weekdays are 1,0\d\d "
-        r"phrases, all of which training needs; give more\.",
+        r"data\.train_count=100: expected at least 1,0\d\d, because training needs all names of countries, languages, "
+        r"currencies, months and weekdays; give more\.",
         str(caught.value),
     )
 
 
-def test_more_phrases_than_there_are_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of three digits and zeros there are some 8,000 numbers up to a trillion, in two lengths."""
-    everything = categories
+def test_more_phrases_than_a_category_has_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There are some 8,000 numbers of three digits and zeros up to a trillion, in two lengths."""
 
-    def compact(both: Any) -> Any:
-        found, missing, ambiguous = everything(both)
-        return [category for category in found if category.name == "compact"], missing, ambiguous
+    def compact_category(locales: Any) -> Any:
+        categories, missing, ambiguous = available_categories(locales)
+        return [category for category in categories if category.name == "compact"], missing, ambiguous
 
-    monkeypatch.setattr(phrases, "categories", compact)
-    monkeypatch.setattr(phrases, "PATIENCE", 50)
+    monkeypatch.setattr(phrases, "available_categories", compact_category)
+    monkeypatch.setattr(phrases, "MAX_IDLE_SAMPLES", 50)
     with pytest.raises(UserError) as caught:
-        phrases.pairs(Locale("en"), Locale("de"), seed=0, counts={"train": 50_000, "val": 0, "test": 10})
+        phrases.sample_splits(Locale("en"), Locale("de"), seed=0, counts={"train": 50_000, "val": 0, "test": 10})
     assert re.fullmatch(
-        r"data\.train_count asks for 50,000 phrases of compact, and en and de give only about \d,\d{3}; give a lower "
+        r"data\.train_count asks for 50,000 phrases of compact, but en and de give only about \d,\d{3}; give a lower "
         r"count\.",
         str(caught.value),
     )
