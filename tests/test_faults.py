@@ -404,7 +404,7 @@ def test_a_changed_config_is_refused_with_the_list_and_allowed_by_name(line, sto
     said = go_on(tmp_path, *changed, code=2)
     assert "optimizer.lr was" in said and "data.batch_size was 8 and is 9" in said and "allow_changes" in said
     said = go_on(tmp_path, *changed, "allow_changes=[optimizer.lr,data.batch_size]")
-    assert "no run from the start is equal" in said and "resuming at 12" in said
+    assert "an uninterrupted run would differ" in said and "resuming at 12" in said
 
 
 def test_a_second_process_in_a_runs_folder_is_refused_and_harms_nothing(line, tmp_path):

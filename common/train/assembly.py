@@ -36,9 +36,9 @@ def assemble(config: dict[str, Any], *, resumed_state: dict[str, Any] | None = N
 
     The task is built first, because the data decide a part of the model. A run starts from the weights of `checkpoint`
     in the config; tensors that do not match are re-initialised and listed. Without it the model may fetch weights
-    itself (`OptionalModel.fetch_weights`: a backbone's, say). A resumed run has all its
-    weights in its folder, and `resumed_state` is its task's state. A task may take over part of a checkpoint's task
-    state before the model is built (`OptionalTask.inherit`: a translator's tokenizers).
+    itself (`OptionalModel.fetch_weights`: a backbone's, say). A resumed run has all its weights in its folder, and
+    `resumed_state` is its task's state. A task may take over part of a checkpoint's task state before the model is
+    built (`OptionalTask.inherit`: a translator's tokenizers).
     """
     trainer, device = _trainer(config)
     data: Data = build(config["data"])
@@ -134,11 +134,8 @@ def load_initial_weights(model: nn.Module, task: Task, path: Path) -> str:
         )
     model.load_state_dict(matching, strict=False)
     unused = sorted((tensors.keys() - matching.keys()) - set(missing)) + adopted.left_out
-    return (
-        f"weights   {path}: {len(matching)} tensors"
-        + _list_names("; re-initialised:", missing)
-        + _list_names("; unused:", unused)
-    )
+    loaded = f"weights   {path}: {len(matching)} tensors"
+    return loaded + _list_names("; re-initialised:", missing) + _list_names("; unused:", unused)
 
 
 def _read(path: Path, task: Task) -> Adopted:
@@ -183,7 +180,7 @@ def _match(model: nn.Module, tensors: dict[str, Tensor]) -> tuple[list[str], dic
 
 
 def _list_names(prefix: str, names: list[str]) -> str:
-    """The first twelve names behind `prefix`; nothing without names."""
+    """`prefix` and the first twelve names; empty without names."""
     more = f" and {len(names) - 12} more" if len(names) > 12 else ""
     return f"{prefix} {', '.join(names[:12])}{more}" if names else ""
 

@@ -1,4 +1,4 @@
-"""Evaluation of a model on a split; train.py and evaluate.py share it, and any number of ranks gives one result."""
+"""Evaluation of a model on a split, shared by train.py and evaluate.py; its result does not depend on ranks."""
 
 from collections.abc import Callable
 
@@ -62,7 +62,7 @@ def evaluate(
     finally:
         model.train(training)
     if stop is not None and stop.requested():
-        raise stop.stopped_error(f"while it evaluated {split}")
+        raise stop.stopped_error(f"during the evaluation of {split}")
     if limit is not None:
         return {}, metric
     metric.gather()

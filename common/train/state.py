@@ -38,7 +38,7 @@ class Run:
     sums: dict[str, Tensor] = field(default_factory=dict)  # of the loss's parts, over the steps since the last log line
     summed_steps: int = 0
     alarms: list[str] = field(default_factory=list)  # raised so far; each is raised once
-    evaluation_lost: bool = False  # whether resuming cut this step's evaluation from the log, so that it is repeated
+    evaluation_lost: bool = False  # whether resuming dropped this step's evaluation from the log: it is repeated
 
     @property
     def best(self) -> float | None:
@@ -64,7 +64,7 @@ def start_summary(run: Run, options: OptimizerOptions, device: str, precision: s
         f"model     {type(run.model).__name__}, {count:,} parameters, {trained:,} trainable",
         *(f"data      {line}" for line in run.data.summary()),
         f"device    {device}, {precision}" + (f", {ranks} processes" if ranks > 1 else ""),
-        f"steps     {total:,} of {run.data.batch_size} each, {per_epoch:,} an epoch"
+        f"steps     {total:,} of {run.data.batch_size} each, {per_epoch:,} per epoch"
         + (f", resuming at {run.step:,}" if run.step else ""),
         *_per_micro_batch(run),
         f"rate      {options.lr * optim.peak_rate_factor(run.schedule, total):.3g} at its peak{scaled}",
@@ -126,7 +126,7 @@ def checkpoint_content(run: Run, stepper: Stepper, average: Average | None) -> d
 
 
 def resume_run(run: Run, stepper: Stepper, average: Average | None, folder: CheckpointFolder, log: Log) -> None:
-    """Load the newest undamaged checkpoint and cut later lines from the log; start at step 0 if there is no checkpoint.
+    """Load the newest undamaged checkpoint and drop later lines of the log; without a checkpoint start at step 0.
 
     Every check comes before the first change. Raises UserError when the checkpoint belongs to another run or other
     data, when ranks see different checkpoints, and when checkpoints that were written are missing.
@@ -143,7 +143,7 @@ def resume_run(run: Run, stepper: Stepper, average: Average | None, folder: Chec
     refuse_changes(content["config"], run.config, f"{path}", allowed)
     _refuse_other_weights_or_data(run, content, path, allowed)
     if changed := differences(content["config"], run.config, ignore=CHANGEABLE_KEYS):
-        log.warning(f"Resuming with changes (allow_changes): {', '.join(changed)}; no run from the start is equal.")
+        log.warning(f"Resuming with allowed changes: {', '.join(changed)}; an uninterrupted run would differ.")
     run.evaluation_lost = distributed.broadcast(log.truncate_after(step, evaluated=False))
     run.step, run.summed_steps = content["step"], content["window_steps"]
     run.ranking = _ranking(content)

@@ -335,7 +335,9 @@ def test_a_stop_leaves_with_its_code_and_the_line_that_goes_on(start: Callable[.
     assert words[1:3] == ["model=detr", "data.root=a b"] and words[4] == "resume=auto"
     assert Path(words[3].removeprefix("run_dir="), "config.yaml").exists()
     assert start(*words[1:]).code == 0
-    outcome = start("model=detr", "resume=auto", "run_dir=y", job=fail(Stopped(["SIGINT"], "while it evaluated val")))
+    outcome = start(
+        "model=detr", "resume=auto", "run_dir=y", job=fail(Stopped(["SIGINT"], "during the evaluation of val"))
+    )
     assert outcome.code == 130 and outcome.err.rstrip().endswith("model=detr resume=auto run_dir=y")
 
 

@@ -554,7 +554,8 @@ def test_allowed_changes_are_warned_of(tmp_path):
     with Log(tmp_path, main=True) as log:
         trainer().fit(changed, log, on=CPU, resume=True)
     assert (
-        "(allow_changes): seed was 0 and is 1; no run from the start is equal" in (tmp_path / "train.log").read_text()
+        "allowed changes: seed was 0 and is 1; an uninterrupted run would differ"
+        in (tmp_path / "train.log").read_text()
     )
 
 
