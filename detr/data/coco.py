@@ -135,13 +135,15 @@ class Coco:
         generator: torch.Generator | None,
     ) -> dict[str, Any]:
         original_size = tuple(image.shape[1:])
-        image, moved, labels = augment(image, as_bounding_boxes(image, boxes), labels, self.augmentation, generator)
+        image, augmented_boxes, labels = augment(
+            image, as_bounding_boxes(image, boxes), labels, self.augmentation, generator
+        )
         return {
             "id": number,
             "file": str(file),
             "image": image,
             "original_size": original_size,
-            "boxes": moved.as_subclass(Tensor),
+            "boxes": augmented_boxes.as_subclass(Tensor),
             "labels": labels,
         }
 

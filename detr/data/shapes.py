@@ -111,21 +111,21 @@ class Shapes(Coco):
         """
         if self.folder.exists():
             return
-        draft = self.folder.with_name(f"{self.folder.name}.draft-{secrets.token_hex(4)}")
+        temporary = self.folder.with_name(f"{self.folder.name}.draft-{secrets.token_hex(4)}")
         if is_main():
             print(f"Drawing {self.folder}, once; this takes some seconds.", file=sys.stderr)
         counts: dict[Split, int] = {"train": self.train_count, "val": self.val_count, "test": self.test_count}
         try:
             for split, count in counts.items():
-                (draft / split).mkdir(parents=True)
-                document = self._draw_split(split, count, draft / split)
-                (draft / f"{split}.json").write_text(json.dumps(document))
-            draft.rename(self.folder)
+                (temporary / split).mkdir(parents=True)
+                coco_json = self._draw_split(split, count, temporary / split)
+                (temporary / f"{split}.json").write_text(json.dumps(coco_json))
+            temporary.rename(self.folder)
         except OSError as error:
             if not self.folder.exists():  # otherwise another process finished the same pictures first
                 raise UserError(f"The shapes cannot be drawn ({error}); choose another data.root.") from None
         finally:
-            shutil.rmtree(draft, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
 
     def _draw_split(self, split: Split, count: int, folder: Path) -> dict[str, Any]:
         images: list[dict[str, Any]] = []
