@@ -1,4 +1,4 @@
-"""Augmentation against torchvision's transforms, scipy's interpolation, and images whose pixels show their origin."""
+"""Augmentation against torchvision's transforms, scipy's interpolation, and images that identify each pixel."""
 
 import math
 from typing import Any

@@ -305,7 +305,7 @@ def test_one_number_is_the_side_of_a_square():
 
 
 def test_an_image_that_is_not_square_is_covered_in_both_directions(tmp_path: Path):
-    """60 x 60 for 14 x 28 at 0.875: resized to cover 16 x 32, so to 32 x 32, and cut to its centre."""
+    """60 x 60 for 14 x 28 at 0.875: resized to cover 16 x 32, so to 32 x 32, and cropped to its centre."""
     file = write_image(tmp_path / "train/a/x.png", (60, 60))
     data = folder(root=str(tmp_path), image_size=(14, 28), crop_ratio=0.875)
     expected = as_torchvision(file, 32, (14, 28), "bilinear")

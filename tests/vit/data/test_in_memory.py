@@ -54,7 +54,7 @@ class Toy(InMemory):
         return {split: (self.pixels(split, count), torch.arange(count) % 3) for split, count in COUNTS.items()}
 
     def pixels(self, split: str, count: int) -> Tensor:
-        """Noise images, or with `flat` images whose pixels are all their row number."""
+        """Noise images, or with `flat` images filled with their row number."""
         if self.flat:
             return torch.arange(count, dtype=torch.uint8)[:, None, None, None].repeat(1, self.channels, 8, 8)
         shape = (count, self.channels, 8, 8)
