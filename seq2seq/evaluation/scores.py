@@ -26,9 +26,7 @@ from common.task import Answer, Batch
 CHINESE = {"zh", "zho", "cmn", "yue"}
 UNSPACED = {"ja", "jpn", "ko", "kor", "th", "tha", "lo", "lao", "km", "khm", "my", "mya"}  # tokens are characters
 RESAMPLES = 1000  # of the bootstrap; sacreBLEU's default
-MAX_BOOTSTRAP_SENTENCES = (
-    10_000  # sentences up to which it is done: sacreBLEU holds all resamples at once, 10 to 18 floats each
-)
+MAX_BOOTSTRAP_SENTENCES = 10_000  # sacreBLEU holds all resamples in memory at once, 10 to 18 floats per sentence
 
 
 class TranslatedSample(NamedTuple):
@@ -125,11 +123,9 @@ class TranslationMetric:
         (the number of the reference's tokens, including EOS).
         """
         rows = zip(batch["ids"], batch["source_texts"], batch["target_texts"], answers, strict=True)
-        for sample, source, reference, answer in rows:
-            likelihood = (answer.get("reference_log_probability"), answer.get("reference_tokens"))
-            self.samples.append(
-                TranslatedSample(sample, source, reference, answer["text"], answer.get("score"), *likelihood)
-            )
+        for id, source, reference, answer in rows:
+            scores = answer.get("score"), answer.get("reference_log_probability"), answer.get("reference_tokens")
+            self.samples.append(TranslatedSample(id, source, reference, answer["text"], *scores))
 
     def gather(self) -> None:
         """Gather the samples of all ranks, sorted by id; asserts that each sample occurs exactly once."""
