@@ -1,8 +1,9 @@
 """Average the weights of a run's last checkpoints: `python scripts/average_checkpoints.py RUN --last 5 --output FILE`.
 
-Takes a run's folder (or its checkpoints/), or the files themselves, and writes one checkpoint (Vaswani et al. 2017,
-section 6.1: the last 5 of the base model, 20 of the big one). A run keeps as many as `trainer.average_last` says, and
-then does the same at its end; without that key it keeps two. Leaves with 0, or with 2 when nothing can be averaged.
+Takes a run's folder (or its checkpoints/), or checkpoint files, and writes one checkpoint (Vaswani et al. 2017,
+section 6.1: the last 5 of the base model, 20 of the big one). A run with `trainer.average_last=N` keeps N checkpoints
+and writes their average when it ends; without that key it keeps two. The exit code is 0, or 2 when nothing can be
+averaged.
 """
 
 import argparse
@@ -20,15 +21,15 @@ from common.files.retention import CheckpointFolder
 from common.train import averaging
 from common.train.state import describe
 
-LAST = 5  # the base model's number in the paper
+DEFAULT_COUNT = 5  # checkpoints averaged for the base model in the paper
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Average what the command line names, write it and say how to evaluate it; returns the exit code."""
+    """Average the checkpoints, write the result and print how to evaluate it; returns the exit code."""
     options = _options(arguments)
     try:
-        files = chosen(options.checkpoints, options.last)
-        _refuse_output(options.output, files)
+        files = select_checkpoints(options.checkpoints, options.last)
+        _check_output(options.output, files)
         content = averaging.average(files)
         checkpoint.save(options.output, content)
     except UserError as error:
@@ -42,29 +43,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def chosen(given: Sequence[Path], last: int | None) -> list[Path]:
-    """The files to average: those given, or the last ones of the one folder given; raises UserError."""
-    folders = [path for path in given if path.is_dir()]
+def select_checkpoints(paths: Sequence[Path], last: int | None) -> list[Path]:
+    """The files to average: `paths` themselves, or the `last` newest checkpoints of one folder; raises UserError."""
+    folders = [path for path in paths if path.is_dir()]
     if not folders:
         if last is not None:
             raise UserError(f"--last {last} is for a run's folder; leave it out when the files are named.")
-        return list(given)
-    if len(given) > 1:
-        raise UserError(f"{folders[0]} is a folder and more was given; give one run's folder, or files alone.")
-    inside = folders[0] / "checkpoints"
-    path, count = inside if inside.is_dir() else folders[0], LAST if last is None else last
-    files = CheckpointFolder(path, writes=False).last(count)
+        return list(paths)
+    if len(paths) > 1:
+        raise UserError(f"{folders[0]} is a folder among several paths; give one run's folder, or only files.")
+    subfolder = folders[0] / "checkpoints"
+    folder, count = subfolder if subfolder.is_dir() else folders[0], DEFAULT_COUNT if last is None else last
+    files = Folder(folder, writes=False).last(count)
     if len(files) < count:
-        smaller = f"give --last {len(files)}, or " if len(files) > 1 else ""
+        advice = f"give --last {len(files)}, or " if len(files) > 1 else ""
         raise UserError(
-            f"{path} holds {len(files)} checkpoints of steps (step_00001000.pt) and {count} are to be averaged; "
-            f"{smaller}train with trainer.average_last={count}, which keeps so many."
+            f"{folder} holds {len(files)} step checkpoints (step_00001000.pt) and {count} are to be averaged; "
+            f"{advice}train with trainer.average_last={count}, which keeps {count}."
         )
     return files
 
 
-def _refuse_output(output: Path, files: Sequence[Path]) -> None:
-    """Raise UserError for a name that a run's own checkpoint has, and for a file that is read."""
+def _check_output(output: Path, files: Sequence[Path]) -> None:
+    """Raise UserError if `output` is a folder, has the name of a run's checkpoint, or is one of the input files."""
     if output.is_dir():
         raise UserError(f"--output {output} is a folder; give a file in it, such as {output / 'average.pt'}.")
     if re.fullmatch(r"best\.pt|step_\d+\.pt", output.name) or output.resolve() in {file.resolve() for file in files}:
@@ -74,7 +75,7 @@ def _refuse_output(output: Path, files: Sequence[Path]) -> None:
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n\n")[0], allow_abbrev=False)
     parser.add_argument("checkpoints", nargs="+", type=Path, help="a run's folder, or two checkpoints or more")
-    parser.add_argument("--last", type=int, help=f"how many of a folder's checkpoints, the newest; {LAST} by default")
+    parser.add_argument("--last", type=int, help=f"number of newest checkpoints of a folder (default {DEFAULT_COUNT})")
     parser.add_argument("--output", type=Path, required=True, help="the file to write")
     options = parser.parse_args(arguments)
     if options.last is not None and options.last < 2:

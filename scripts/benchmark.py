@@ -1,11 +1,11 @@
-"""Time ours against the peers that users would take instead: `python scripts/benchmark.py detr`.
+"""Time our models against their peers in other libraries: `python scripts/benchmark.py detr`.
 
-All contenders do the same work on the same inputs with the same weights, in one process, in turns that are drawn anew
-every round; before that their outputs are compared. Reported are each contender's median time, what it gets through in
-a second, what part that is of the rate of a large matrix product in the same turns (scripts/benchmarks/flops.py), and
-the memory it takes (peak.py); and of each pair the ratio of the medians, with the quartiles of the rounds' own ratios:
-below one, the first is faster. With --scaling it shows how cost grows with what is put in; with --against, which ratios
-an earlier report's are now.
+All contenders do the same work on the same inputs with the same weights in one process. Their outputs are compared
+first; then each is timed once per round, in a random order. The report gives each contender's median time, throughput,
+FLOP rate as a fraction of that of a large matrix product (scripts/benchmarks/flops.py), and peak memory (peak.py). For
+each pair it gives the ratio of the medians and the quartiles of the per-round ratios; below 1, the contender is faster
+than the reference. --scaling shows how time and memory grow with the input; --against compares the ratios with those of
+an earlier report.
 """
 
 import argparse
@@ -28,7 +28,7 @@ import torch
 from common.errors import UserError
 from common.machine import device as devices
 from scripts.benchmarks import against, machine, peak, report, scaling
-from scripts.benchmarks.timing import Disagreement, Row, Setting, measure, with_peaks
+from scripts.benchmarks.timing import MismatchError, Row, Setting, add_peaks, measure
 
 SUITES = {
     "detr": "scripts.benchmarks.detr",
@@ -37,31 +37,31 @@ SUITES = {
     "coco": "scripts.benchmarks.coco",
 }
 ROUNDS, WARM_UP = 20, 3
-SCALING_ROUNDS, SCALING_WARM_UP = 5, 1  # of many sizes, whose growth is seen beyond the spread
+SCALING_ROUNDS, SCALING_WARM_UP = 5, 1  # fewer, since growth over several sizes exceeds the spread of times
 T = TypeVar("T")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure what the command line asks for, print it and write it; returns the exit code."""
+    """Run the benchmarks that the command line names, print and write the report; returns the exit code."""
     options = _options(arguments)
     try:
         earlier = against.read(options.against) if options.against else None
         if options.out and not options.out.resolve().parent.is_dir():
-            raise UserError(f"--out {options.out}: there is no folder {options.out.resolve().parent}; make it first.")
-        measured = _run(options)
+            raise UserError(f"--out {options.out}: there is no folder {options.out.resolve().parent}; create it first.")
+        result = _run(options)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
-    except Disagreement as error:
-        print(f"The outputs were compared before times were taken, and differ. {error}", file=sys.stderr)
+    except MismatchError as error:
+        print(f"The contenders' outputs differ, so nothing was timed. {error}", file=sys.stderr)
         return 1
-    print(report.text(measured))
+    print(report.text(result))
     if earlier:
-        measured["against"] = against.compare(earlier, measured)
-        print(f"\n{against.text(measured['against'], options.against)}")
+        result["against"] = against.compare(earlier, result)
+        print(f"\n{against.text(result['against'], options.against)}")
     if options.out:
-        options.out.write_text(json.dumps(measured, indent=1), encoding="utf-8")
-        print(f"Every round's times lie in {options.out}.")
+        options.out.write_text(json.dumps(result, indent=1), encoding="utf-8")
+        print(f"The times of all rounds are in {options.out}.")
     return 0
 
 
@@ -69,21 +69,23 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n\n")[0], allow_abbrev=False)
     parser.add_argument("suite", choices=[*SUITES, "all"])
     parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
-    parser.add_argument("--rows", help="which of the suite's rows or scalings, with commas between; by default all")
-    parser.add_argument("--scaling", action="store_true", help="instead of the rows, how cost grows with the input")
+    parser.add_argument("--rows", help="names of the suite's rows or scalings, separated by commas (default: all)")
     parser.add_argument(
-        "--rounds", type=int, help=f"times for each contender ({ROUNDS}; {SCALING_ROUNDS} of a scaling)"
+        "--scaling", action="store_true", help="run the scalings (how cost grows with the input) instead of the rows"
     )
-    parser.add_argument("--warm-up", type=int, help=f"rounds before these ({WARM_UP}; {SCALING_WARM_UP} of a scaling)")
-    parser.add_argument("--threads", type=int, help="on the CPU; by default as many as PyTorch takes")
-    parser.add_argument("--compile", action="store_true", help="time torch.compile's versions, too")
+    parser.add_argument("--rounds", type=int, help=f"timed rounds (default {ROUNDS}; {SCALING_ROUNDS} with --scaling)")
     parser.add_argument(
-        "--images", type=Path, help="a folder of JPEGs for the input pipeline; by default some are made"
+        "--warm-up", type=int, help=f"untimed rounds before them (default {WARM_UP}; {SCALING_WARM_UP} with --scaling)"
     )
-    parser.add_argument("--batch", type=int, help="images or sentences at once in the rows of throughput")
-    parser.add_argument("--tiny", action="store_true", help="toy sizes, to see that everything runs")
-    parser.add_argument("--out", type=Path, help="a JSON file for the report with every round's times")
-    parser.add_argument("--against", type=Path, help="a file of an earlier --out, to see what changed since")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's)")
+    parser.add_argument("--compile", action="store_true", help="also time the models under torch.compile")
+    parser.add_argument(
+        "--images", type=Path, help="a folder of JPEGs for the input pipeline (default: synthetic ones)"
+    )
+    parser.add_argument("--batch", type=int, help="batch size, in images or sentences, of the throughput rows")
+    parser.add_argument("--tiny", action="store_true", help="toy sizes, to check that everything runs")
+    parser.add_argument("--out", type=Path, help="a JSON file for the report with the times of all rounds")
+    parser.add_argument("--against", type=Path, help="a file written by an earlier --out, to compare the ratios with")
     options = parser.parse_args(arguments)
     options.rounds = options.rounds if options.rounds is not None else SCALING_ROUNDS if options.scaling else ROUNDS
     if options.warm_up is None:
@@ -98,62 +100,62 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _run(options: argparse.Namespace) -> dict[str, Any]:
-    """The report, in plain types."""
-    device = devices.select(options.device)
+    """Run the benchmarks; the report as plain Python types."""
+    device = devices.choose(options.device)
     torch.set_num_threads(options.threads or torch.get_num_threads())
-    where = machine.describe(device)
-    found: dict[str, Any] = {
+    description = machine.describe(device)
+    result: dict[str, Any] = {
         "options": {name: str(value) for name, value in vars(options).items()},
-        "machine": where,
+        "machine": description,
         "versions": machine.versions(),
-        "warnings": machine.warnings(where),
+        "warnings": machine.warnings(description),
         "rounds": options.rounds,
         "rows": [],
         "scalings": [],
     }
-    for sentence in found["warnings"]:
+    for sentence in result["warnings"]:
         print(f"Warning: {sentence}", file=sys.stderr, flush=True)
-    chosen = [name for name in SUITES if options.suite in (name, "all")]
-    for suite, module in {name: _module(name) for name in chosen}.items():
+    suites = [name for name in SUITES if options.suite in (name, "all")]
+    for suite, module in {name: _import_suite(name) for name in suites}.items():
         if options.scaling:
-            for kind in _named(suite, getattr(module, "SCALINGS", {}), options.rows).values():
-                rows, grown = _scaling(suite, kind, options, device)
-                found["rows"] += rows
-                found["scalings"].append(grown)
+            for kind in _select(suite, getattr(module, "SCALINGS", {}), options.rows).values():
+                rows, table = _measure_scaling(suite, kind, options, device)
+                result["rows"] += rows
+                result["scalings"].append(table)
         else:
-            for name, build in _named(suite, module.ROWS, options.rows).items():
-                found["rows"].append(_row(f"{suite} {name}", build, options, device))
-    return found
+            for name, build in _select(suite, module.ROWS, options.rows).items():
+                result["rows"].append(_measure_row(f"{suite} {name}", build, options, device))
+    return result
 
 
-def _scaling(
+def _measure_scaling(
     suite: str, kind: scaling.Scaling, options: argparse.Namespace, device: torch.device
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The rows of all sizes, and how they grow."""
+    """The row of each value, and the table of how cost grows from one value to the next."""
     with _setting(options, device) as setting:
-        sizes = kind.of(setting)
+        values = kind.values_for(setting)
     rows = []
-    for size in sizes:
-        row = _row(f"{suite} {kind.name} {size}", partial(kind.build, size), options, device)
-        rows.append({**row, "row": f"{kind.name} {size:,}: {row['row']}"})
-    lines = scaling.lines([*zip(sizes, rows, strict=True)])
+    for value in values:
+        row = _measure_row(f"{suite} {kind.name} {value}", partial(kind.build, value), options, device)
+        rows.append({**row, "row": f"{kind.name} {value:,}: {row['row']}"})
+    lines = scaling.lines([*zip(values, rows, strict=True)])
     return rows, {"suite": suite, "name": kind.name, "lines": lines}
 
 
-def _row(
+def _measure_row(
     name: str, build: Callable[[Setting], Row], options: argparse.Namespace, device: torch.device
 ) -> dict[str, Any]:
-    """A row's times and its memory, for which it is made anew, since that is seen in first calls."""
+    """A row's times and peak memory. The row is built again for its memory, which first calls decide."""
     print(f"{name} ...", file=sys.stderr, flush=True)
     with _setting(options, device) as setting:
-        _forget(setting)
-        measured = measure(build(setting), rounds=options.rounds, warm_up=options.warm_up, device=device)
-        _forget(setting)
-        return with_peaks(measured, peak.peaks(build, setting))
+        _release_memory(setting)
+        measurement = measure(build(setting), rounds=options.rounds, warm_up=options.warm_up, device=device)
+        _release_memory(setting)
+        return add_peaks(measurement, peak.measure_peaks(build, setting))
 
 
-def _forget(setting: Setting) -> None:
-    """Free an earlier row, and let the compiler begin anew: after 8 models of one class it would compile no more."""
+def _release_memory(setting: Setting) -> None:
+    """Free an earlier row and reset the compiler, which stops compiling after 8 models of one class."""
     if setting.compile:
         torch.compiler.reset()
     gc.collect()
@@ -174,7 +176,7 @@ def _setting(options: argparse.Namespace, device: torch.device) -> Iterator[Sett
         )
 
 
-def _module(suite: str) -> ModuleType:
+def _import_suite(suite: str) -> ModuleType:
     try:
         return importlib.import_module(SUITES[suite])
     except ModuleNotFoundError as error:
@@ -183,12 +185,12 @@ def _module(suite: str) -> ModuleType:
         ) from error
 
 
-def _named(suite: str, there: Mapping[str, T], wanted: str | None) -> dict[str, T]:
-    """Those of a suite's rows or scalings that --rows names; all by default."""
-    names = wanted.split(",") if wanted else [*there]
-    if unknown := [name for name in names if name not in there]:
-        raise UserError(f"--rows {','.join(unknown)}: {suite} has {', '.join(there)}.")
-    return {name: there[name] for name in names}
+def _select(suite: str, available: Mapping[str, T], option: str | None) -> dict[str, T]:
+    """The rows or scalings of a suite that `option` (--rows) names, or all; raises UserError for an unknown name."""
+    names = option.split(",") if option else [*available]
+    if unknown := [name for name in names if name not in available]:
+        raise UserError(f"--rows {','.join(unknown)}: {suite} has {', '.join(available)}.")
+    return {name: available[name] for name in names}
 
 
 if __name__ == "__main__":

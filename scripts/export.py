@@ -1,12 +1,12 @@
-"""Write a model for others: `python scripts/export.py checkpoint=FILE [--output FOLDER] [--format torch,onnx]`.
+"""Export a model: `python scripts/export.py checkpoint=FILE [--output FOLDER] [--format torch,onnx]`.
 
-Takes every file that predict.py takes, an official one with model=NAME, and keys of the config on top (weights=raw,
-data.image_size=384). FOLDER, by default CHECKPOINT.export beside it, gets each graph by torch.export (.pt2) and as ONNX
-(.onnx), in fp32, for any batch, size of image and length of sentence; model.json, which says what goes in, what comes
-out and what happens before; and a translator's tokenizer. Whoever uses them needs no Triptych.
+Takes every file that predict.py takes (an official one with model=NAME), and config keys that override the file's
+(weights=raw, data.image_size=384). FOLDER, by default CHECKPOINT.export, receives each graph by torch.export (.pt2) and
+as ONNX (.onnx), in fp32, for any batch size, image size and sentence length; model.json, which describes inputs,
+outputs and preprocessing; and a translator's tokenizer. Using these files does not require Triptych.
 
-Every file is read again and compared with the model on shapes that tracing has not seen. Where one differs by more than
-1e-4 nothing is left behind. Leaves with 0, with 1 when answers differ, or with 2 when nothing can be exported.
+Every file is read again and compared with the model on shapes that tracing has not seen. If outputs differ by more than
+1e-4, nothing is written. The exit code is 0, 1 if outputs differ, or 2 if nothing can be exported.
 """
 
 import argparse
@@ -27,94 +27,95 @@ from common.train.assembly import Components, restore, stored_config
 from detr.tasks.detection import Detection
 from scripts.exporting import classification, detection, graphs, translation, whole_folder
 from scripts.exporting.graphs import Format
-from scripts.exporting.plan import Plan, Row
+from scripts.exporting.plan import Comparison, Plan
 from seq2seq.tasks.translation import Translation
 from vit.tasks.classification import Classification
 
-# Of logits their largest deviation from the mean, of probabilities and shares of an image 1. What differs is the order
-# of fp32 sums, some 1e-6; tanh in place of the exact GELU, or another way to resample, would give more than this.
+# Logits: relative to their largest deviation from the mean; probabilities and relative coordinates: absolute. Another
+# order of fp32 sums gives about 1e-6; tanh in place of the exact GELU, or another resampling, gives more than this.
 TOLERANCE = 1e-4
-KINDS = {Detection: detection.plan, Classification: classification.plan, Translation: translation.plan}
+PLANNERS = {Detection: detection.plan, Classification: classification.plan, Translation: translation.plan}
 
 
-class OtherAnswersError(Exception):
-    """What was written does not answer as the model does."""
+class OutputMismatchError(Exception):
+    """The outputs of an exported file differ from the model's."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Export what the command line names, compare it and print how it went; returns the exit code."""
+    """Export the checkpoint, compare the files with the model and print the result; returns the exit code."""
     options, overrides = _options(sys.argv[1:] if arguments is None else list(arguments))
-    sys.path.append(os.getcwd())  # a user's own package lies where the command is given
+    sys.path.append(os.getcwd())  # for a user's own package in the working directory
     try:
-        _demand_packages(options.format)
+        _require_packages(options.format)
         config = configure("evaluate", overrides, stored_config)
         config["trainer"] |= {"device": "cpu", "precision": "fp32"}
         checkpoint = Path(config["checkpoint"])
         output = options.output or checkpoint.with_suffix(".export")
-        whole_folder.refuse(output)
+        whole_folder.check_output(output)
         parts = restore(config)
         print(parts.weights_line)
-        with whole_folder.replaced(output) as folder:
+        with whole_folder.atomic_folder(output) as folder:
             export(parts, folder, options.format, checkpoint.name)
-            written = sorted(folder.iterdir())
-            sizes = ", ".join(f"{file.name} ({file.stat().st_size / 1e6:,.1f} MB)" for file in written)
+            files = sorted(folder.iterdir())
+            summary = ", ".join(f"{file.name} ({file.stat().st_size / 1e6:,.1f} MB)" for file in files)
     except UserError as error:
-        print(str(error).replace("evaluate.py", "export.py"), file=sys.stderr)  # its config is borrowed
+        print(str(error).replace("evaluate.py", "export.py"), file=sys.stderr)  # it takes evaluate.py's config
         return 2
     except OSError as error:
-        print(f"{output} cannot be written ({error.strerror}); check its place and the disk.", file=sys.stderr)
+        print(f"{output} cannot be written ({error.strerror}); check its folder and the disk.", file=sys.stderr)
         return 2
-    except OtherAnswersError as error:
-        print(f"OTHER ANSWERS: {error}; nothing was written")
+    except OutputMismatchError as error:
+        print(f"OUTPUTS DIFFER: {error}; nothing was written")
         return 1
-    print(f"wrote     {output}: {sizes}")
-    print(f"same answers: the limit is {TOLERANCE:g}")
+    print(f"wrote     {output}: {summary}")
+    print(f"outputs agree within {TOLERANCE:g}")
     return 0
 
 
 def export(parts: Components, folder: Path, formats: Sequence[Format], checkpoint: str) -> None:
-    """Write a model's graphs into `folder` in these formats, with what is told about them.
+    """Write a model's graphs, its further files and model.json into `folder`.
 
-    Prints a table of differences. Raises OtherAnswersError for one above TOLERANCE, and UserError for a task that
-    has no way out.
+    Prints a table of the differences from the model. Raises OutputMismatchError if one is above TOLERANCE, and
+    UserError for a task that cannot be exported.
     """
-    made = plan(parts)
-    programs = {graph.name: graphs.trace(graph, made.sizes) for graph in made.graphs}
-    rows = [("tokenizer", row) for row in made.rows]
+    plan = make_plan(parts)
+    programs = {graph.name: graphs.trace(graph, plan.dimensions) for graph in plan.graphs}
+    comparisons = [("tokenizer", comparison) for comparison in plan.comparisons]
     for form in formats:
-        calls = {}
-        for graph in made.graphs:
+        functions = {}
+        for graph in plan.graphs:
             path = folder / f"{graph.name}{graphs.ENDINGS[form]}"
             graphs.write(programs[graph.name], graph, path, form)
-            calls[graph.name] = graphs.read(path, graph, form)
-        rows += [(form, row) for row in made.compare(calls)]
-    cells = [[form, row.what, row.output, f"{row.difference:.2g}"] for form, row in rows]
-    print(table("largest differences from the model itself", [["file", "shape", "output", "difference"], *cells]))
-    worst = max((row for _, row in rows), key=lambda row: row.difference)
+            functions[graph.name] = graphs.read(path, graph, form)
+        comparisons += [(form, comparison) for comparison in plan.compare(functions)]
+    cells = [[form, row.inputs, row.output, f"{row.difference:.2g}"] for form, row in comparisons]
+    print(table("largest differences from the model", [["file", "shape", "output", "difference"], *cells]))
+    worst = max((row for _, row in comparisons), key=lambda row: row.difference)
     if not worst.difference <= TOLERANCE:
-        raise OtherAnswersError(f"{worst.output} differ by {worst.difference:.2g} and the limit is {TOLERANCE:g}")
-    told = description(made, formats, rows) | {
+        raise OutputMismatchError(f"{worst.output} differ by {worst.difference:.2g} and the limit is {TOLERANCE:g}")
+    content = description(plan, formats, comparisons) | {
         "checkpoint": checkpoint,
         "weights": parts.weights_line.partition(": ")[2],
     }
-    for name, text in {**made.files, whole_folder.MARK: json.dumps(told, indent=2, ensure_ascii=False)}.items():
+    texts = {**plan.files, whole_folder.DESCRIPTION_FILE: json.dumps(content, indent=2, ensure_ascii=False)}
+    for name, text in texts.items():
         (folder / name).write_text(text.rstrip("\n") + "\n", encoding="utf-8")
 
 
-def plan(parts: Components) -> Plan:
-    """What is exported, by the kind of task; raises UserError for a kind that has no way out."""
-    for kind, planned in KINDS.items():
+def make_plan(parts: Components) -> Plan:
+    """Plan the export of a checkpoint's model; raises UserError for a task that cannot be exported."""
+    for kind, planner in PLANNERS.items():
         if isinstance(parts.task, kind):
-            return planned(parts.model.float().eval().requires_grad_(False), parts.task)
-    kinds = ", ".join(kind.__name__ for kind in KINDS)
-    raise UserError(f"{type(parts.task).__name__} cannot be exported: there are ways for {kinds}.")
+            return planner(parts.model.float().eval().requires_grad_(False), parts.task)
+    kinds = ", ".join(kind.__name__ for kind in PLANNERS)
+    raise UserError(f"{type(parts.task).__name__} cannot be exported; only {kinds} can.")
 
 
-def description(made: Plan, formats: Sequence[Format], rows: Sequence[tuple[str, Row]]) -> dict[str, Any]:
-    """What model.json says of the graphs."""
-    told: dict[str, Any] = {"format": whole_folder.FORMAT, **made.about}
-    told["sizes"] = {name: size.words for name, size in made.sizes.items()}
-    told["graphs"] = {
+def description(plan: Plan, formats: Sequence[Format], comparisons: Sequence[tuple[str, Comparison]]) -> dict[str, Any]:
+    """The content of model.json: metadata, graphs, comparisons and versions."""
+    content: dict[str, Any] = {"format": whole_folder.FORMAT, **plan.metadata}
+    content["sizes"] = {name: dimension.description for name, dimension in plan.dimensions.items()}
+    content["graphs"] = {
         graph.name: {
             "files": {form: f"{graph.name}{graphs.ENDINGS[form]}" for form in formats},
             "inputs": {
@@ -123,31 +124,34 @@ def description(made: Plan, formats: Sequence[Format], rows: Sequence[tuple[str,
             },
             "outputs": graph.outputs,
         }
-        for graph in made.graphs
+        for graph in plan.graphs
     }
-    told["compared"] = {
+    content["compared"] = {
         "limit": TOLERANCE,
-        "rows": [{"file": form, **row._asdict()} for form, row in rows],
+        "rows": [
+            {"file": form, "what": row.inputs, "output": row.output, "difference": row.difference}
+            for form, row in comparisons
+        ],
     }
     packages = ("torch", *(graphs.PACKAGES if "onnx" in formats else ()))
-    told["versions"] = {package: metadata.version(package) for package in packages}
-    return told
+    content["versions"] = {package: metadata.version(package) for package in packages}
+    return content
 
 
-def _demand_packages(formats: Sequence[Format]) -> None:
-    """Raise UserError where ONNX is asked for and cannot be written."""
+def _require_packages(formats: Sequence[Format]) -> None:
+    """Raise UserError if ONNX is requested and a package that it needs is missing."""
     missing = next((name for name in graphs.PACKAGES if not util.find_spec(name)), None)
     if "onnx" in formats and missing:
         raise UserError(
-            f'{missing} is not installed, which ONNX needs: pip install "triptych[export]", or give --format torch.'
+            f'ONNX needs {missing}, which is not installed: pip install "triptych[export]", or give --format torch.'
         )
 
 
 def _formats(text: str) -> list[Format]:
-    chosen: list[Format] = [form for form in graphs.ENDINGS if form in text.split(",")]
-    if len(chosen) != len(text.split(",")):
+    formats: list[Format] = [form for form in graphs.ENDINGS if form in text.split(",")]
+    if len(formats) != len(text.split(",")):
         raise argparse.ArgumentTypeError(f"{text}: expected torch, onnx, or torch,onnx")
-    return chosen
+    return formats
 
 
 def _options(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -159,7 +163,9 @@ def _options(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="what to write (default: CHECKPOINT.export)")
+    parser.add_argument(
+        "--output", type=Path, metavar="FOLDER", help="the folder to write (default: CHECKPOINT.export)"
+    )
     parser.add_argument("--format", type=_formats, default="torch,onnx", help="torch, onnx, or both (default)")
     return parser.parse_known_args(arguments)
 

@@ -3,14 +3,14 @@ r"""Search for good values of keys with Optuna: each trial is a run of train.py 
     python scripts/search.py model=vit optimizer.lr=1e-4..1e-2 model.layers=2..6 optimizer.name=adamw,adam \
         trainer.steps=200 --trials 20 --study searches/vit
 
-It takes the command line of train.py. a..b is a range: of whole numbers where both ends are written so, else of any
-numbers, on a logarithmic scale where both are above 0 and the end is 10 times the start or more. a,b is a choice. All
-else goes to every trial as it is.
+It takes the command line of train.py. a..b is a range: of integers if both ends are written as integers, else of
+floats. A range of floats is logarithmic if its start is above 0 and its end at least 10 times the start. a,b is a
+choice. All other arguments go to every trial unchanged.
 
-What is searched for is the task's goal on val (AP, top1, bleu). The same line goes on after a stop or a kill: the trial
-that was under way first, from its last checkpoint; it then tries the same values as a search that was never stopped. A
-larger --trials searches on. FOLDER/study.db is an Optuna study in SQLite, FOLDER/trial_0003 is the run of trial 3, and
-FOLDER/trial_0003.txt what it said. `scripts/compare.py FOLDER` shows all of them.
+The objective is the task's goal on val (AP, top1, bleu). After a stop or a kill the same command resumes the search,
+the interrupted trial first and from its last checkpoint; all trials have the values of an uninterrupted search. A
+larger --trials extends a search. FOLDER/study.db is an Optuna study in SQLite, FOLDER/trial_0003 is the run of trial 3
+and FOLDER/trial_0003.txt its output. `scripts/compare.py FOLDER` shows all trials.
 """
 
 import argparse
@@ -42,38 +42,38 @@ try:
 except ImportError:
     sys.exit('Optuna is not installed: pip install -e ".[sweeps]".')
 
-ROOT = Path(__file__).resolve().parents[1]  # where train.py lies
-DECADE = 10  # from this ratio of a range's ends on, it is searched on a logarithmic scale
-HOPELESS = 3  # failing trials, before any good one, after which the search stops
-WAIT = 2.0  # seconds between looks at a run that another process still has
-CHOSEN = ("run_dir", "resume", "sweep_dir", "allow_changes")  # keys that are chosen here
+ROOT = Path(__file__).resolve().parents[1]  # the folder of train.py
+LOG_SCALE_RATIO = 10  # a range of floats is logarithmic if its end is at least this many times its start
+MAX_INITIAL_FAILURES = 3  # the search stops when so many trials have failed and none has succeeded
+POLL_SECONDS = 2.0  # between checks whether another process still holds a run
+RESERVED_KEYS = ("run_dir", "resume", "sweep_dir", "allow_changes")  # set by this script for each trial
 
 
 class Plan(NamedTuple):
-    """A search: what every trial's command line says, what is searched, and for what."""
+    """A search: the arguments that all trials share, the search space, and the objective."""
 
     fixed: list[str]
     space: dict[str, BaseDistribution]
     goal: str
     direction: str  # maximize or minimize
 
-    def line(self, values: dict[str, Any]) -> list[str]:
-        """What train.py is told to run with these values."""
+    def arguments(self, values: dict[str, Any]) -> list[str]:
+        """The command line of train.py for these values."""
         return [*self.fixed, *(f"{key}={values[key]}" for key in self.space)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Search as the command line says; the exit code."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    options, rest = _options(given)
-    to_go_on = f"To go on: python scripts/search.py {shlex.join(given)}"
-    sys.path.append(os.getcwd())  # a user's own package lies where the command is given
+    """Run or resume the search that the command line describes; returns the exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    options, rest = _options(arguments)
+    advice = f"To resume: python scripts/search.py {shlex.join(arguments)}"
+    sys.path.append(os.getcwd())  # for a user's own package in the working directory
     try:
         search = plan(rest)
         options.study.mkdir(parents=True, exist_ok=True)
         with lock(options.study):
-            study = _study(options.study, search, options.seed)
-            _search(study, search, options)
+            study = _open_study(options.study, search, options.seed)
+            _run_trials(study, search, options)
         return _report(study, search, options.study)
     except UserError as error:
         print(error, file=sys.stderr)
@@ -82,41 +82,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"--study {options.study} cannot be written ({error.strerror}); name another folder.", file=sys.stderr)
         return 2
     except Stopped as stop:
-        print(f"{stop} {to_go_on}", file=sys.stderr)
+        print(f"{stop} {advice}", file=sys.stderr)
         return stop.code
     except KeyboardInterrupt:
-        print(f"Stopped by Ctrl-C. {to_go_on}", file=sys.stderr)
+        print(f"Stopped by Ctrl-C. {advice}", file=sys.stderr)
         return 130
 
 
 def plan(words: Sequence[str]) -> Plan:
-    """What the command line of train.py, with ranges and choices, asks for; raises UserError.
+    """Parse a command line of train.py with ranges and choices; raises UserError.
 
-    Each choice and both ends of each range are checked, as far as that can be done before a run.
+    Each choice and both ends of each range are checked as far as possible before a run.
     """
-    ranges = {word: found for word in words if (found := _range(word))}
+    ranges = {word: pair for word in words if (pair := _range(word))}
     space: dict[str, BaseDistribution] = dict(ranges.values())
     command = Command("train", [word for word in words if word not in ranges])
     if command.flags.multirun or command.flags.help or command.flags.cfg:
-        raise UserError("-m, --help and --cfg are for train.py; give a search key=a..b and key=a,b alone.")
-    chosen = next((key for key in CHOSEN if key in command.keys), None)
-    if chosen:
-        raise UserError(f"{chosen}= is chosen for each trial; --study names the folder of all.")
+        raise UserError("-m, --help and --cfg are for train.py; a search takes only keys, key=a..b and key=a,b.")
+    reserved = next((key for key in RESERVED_KEYS if key in command.keys), None)
+    if reserved:
+        raise UserError(f"{reserved}= is set for each trial; give --study for the folder of all trials.")
     choices = {}
-    for word, one in zip(command.flags.overrides, command.parse(command.overrides), strict=True):
-        if one.is_sweep_override():
-            if not one.is_discrete_sweep():
+    for word, override in zip(command.flags.overrides, command.parse(command.overrides), strict=True):
+        if override.is_sweep_override():
+            if not override.is_discrete_sweep():
                 raise UserError(f"{word}: expected values or a range, as in key=a,b or key=1..9.")
-            values = list(one.sweep_string_iterator())
-            choices[word] = space[one.get_key_element()] = CategoricalDistribution(list(dict.fromkeys(values)))
+            values = list(override.sweep_string_iterator())
+            choices[word] = space[override.get_key_element()] = CategoricalDistribution(list(dict.fromkeys(values)))
     if not space:
-        raise UserError("There is nothing to search: give a range, as optimizer.lr=1e-4..1e-2, or a choice, key=a,b.")
+        raise UserError(
+            "There is nothing to search: give a range, such as optimizer.lr=1e-4..1e-2, or a choice, key=a,b."
+        )
     fixed = [word for word in words if word not in ranges and word not in choices]
     return Plan(fixed, space, *_goal(fixed, space))
 
 
 def _range(word: str) -> tuple[str, BaseDistribution] | None:
-    """A key and its range, from key=a..b; None for another word."""
+    """Parse key=a..b into a key and its range; None for any other word."""
     key, _, value = word.partition("=")
     ends = value.split("..", 1)
     try:
@@ -124,113 +126,120 @@ def _range(word: str) -> tuple[str, BaseDistribution] | None:
     except ValueError:
         return None
     if not low < high or not math.isfinite(high - low):
-        raise UserError(f"{word}: expected a range from a smaller number to a larger one, as {key}=1..9.")
+        raise UserError(f"{word}: expected a range from a smaller number to a larger one, such as {key}=1..9.")
     if all(end.strip().lstrip("+-").isdigit() for end in ends):
         return key, IntDistribution(int(low), int(high))
-    return key, FloatDistribution(low, high, log=low > 0 and high / low >= DECADE)
+    return key, FloatDistribution(low, high, log=low > 0 and high / low >= LOG_SCALE_RATIO)
 
 
 def _goal(fixed: list[str], space: dict[str, BaseDistribution]) -> tuple[str, str]:
-    """The name and direction of what is searched for, after a check of the values that can be tried."""
-    tried = {key: _corners(distribution) for key, distribution in space.items()}
-    first = {key: values[0] for key, values in tried.items()}
+    """The name and direction of the objective; checks the configs of all choices and ends of ranges."""
+    candidates = {key: _values_to_check(distribution) for key, distribution in space.items()}
+    first = {key: values[0] for key, values in candidates.items()}
     goals = set()
-    for key, value in [(key, value) for key, values in tried.items() for value in values]:
-        config = configure("train", [*fixed, *(f"{name}={one}" for name, one in {**first, key: value}.items())])
-        goal = build(config["task"], data=build(config["data"])).goal  # which its constructor may choose
+    for key, value in [(key, value) for key, values in candidates.items() for value in values]:
+        config = configure("train", [*fixed, *(f"{name}={setting}" for name, setting in {**first, key: value}.items())])
+        goal = build(config["task"], data=build(config["data"])).goal  # its constructor may choose the goal
         goals.add((f"val/{goal.name}", "maximize" if goal.higher_is_better else "minimize"))
     if len(goals) > 1:
         raise UserError(
-            f"These trials have several goals ({', '.join(sorted(name for name, _ in goals))}); search one."
+            f"These trials have several goals ({', '.join(sorted(name for name, _ in goals))}); search for one."
         )
     return goals.pop()
 
 
-def _corners(distribution: BaseDistribution) -> Sequence[Any]:
+def _values_to_check(distribution: BaseDistribution) -> Sequence[Any]:
+    """All choices, or both ends of a range."""
     if isinstance(distribution, CategoricalDistribution):
         return distribution.choices
     assert isinstance(distribution, IntDistribution | FloatDistribution)
     return distribution.low, distribution.high
 
 
-def _study(folder: Path, search: Plan, seed: int) -> optuna.Study:
-    """The study in a folder, made when missing; raises UserError when it is of another search."""
+def _open_study(folder: Path, search: Plan, seed: int) -> optuna.Study:
+    """Open or create the study in a folder; raises UserError if it belongs to another search."""
     if {*str(folder)} & {*"?{}"}:
-        raise UserError(f"--study {folder}: Optuna takes no folder with ?, {{ or }} in its name; name another.")
+        raise UserError(f"--study {folder}: Optuna accepts no folder with ?, {{ or }} in its name; name another.")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = optuna.storages.RDBStorage(f"sqlite:///{folder / 'study.db'}")
     study = optuna.create_study(storage=storage, study_name="search", direction=search.direction, load_if_exists=True)
-    fixed = sorted(word for word in search.fixed if word.partition("=")[0].lstrip("+~") not in CHANGEABLE_KEYS)
-    asked = {"fixed": fixed, "space": {key: str(space) for key, space in sorted(search.space.items())}, "seed": seed}
-    for name, value in asked.items():
-        before = study.user_attrs.get(name)
-        if before is None:
+    fixed = sorted(word for word in search.fixed if word.partition("=")[0].lstrip("+~") not in FREE)
+    attributes = {
+        "fixed": fixed,
+        "space": {key: str(space) for key, space in sorted(search.space.items())},
+        "seed": seed,
+    }
+    for name, value in attributes.items():
+        stored = study.user_attrs.get(name)
+        if stored is None:
             study.set_user_attr(name, value)
-        elif before != value:
-            raise UserError(f"{folder} holds another search: {name} was {before} and is {value}; name another --study.")
+        elif stored != value:
+            raise UserError(f"{folder} holds another search: {name} was {stored} and is {value}; name another --study.")
     return study
 
 
-def _search(study: optuna.Study, search: Plan, options: argparse.Namespace) -> None:
-    """Run trials until there are as many as asked for; raises Stopped, and UserError when all of the first fail."""
+def _run_trials(study: optuna.Study, search: Plan, options: argparse.Namespace) -> None:
+    """Run trials until there are `options.trials`; raises Stopped, and UserError if the first trials all fail."""
     failures, succeeded = 0, False
-    while (trial := _next(study, options.trials)) is not None:
-        values = _values(study, trial, search, options.seed)
+    while (trial := _next_trial(study, options.trials)) is not None:
+        values = _suggest(study, trial, search, options.seed)
         folder = options.study / f"trial_{trial.number:04d}"
-        said = shlex.join(f"{key}={value}" for key, value in values.items())
-        print(f"{folder.name} ({trial.number + 1} of {options.trials}): {said}", flush=True)
-        stopped = _train([*search.line(values), f"run_dir={folder}", "resume=auto"], folder)
+        keys = shlex.join(f"{key}={value}" for key, value in values.items())
+        print(f"{folder.name} ({trial.number + 1} of {options.trials}): {keys}", flush=True)
+        stopped = _train([*search.arguments(values), f"run_dir={folder}", "resume=auto"], folder)
         value = _result(folder, search.goal)
         if value is not None:
             study.tell(trial, value)
             succeeded = True
             print(f"  {search.goal} {value:.4f}, best {study.best_value:.4f}", flush=True)
         elif stopped is None:
-            why = _last_words(folder)
-            trial.set_user_attr("why", why)
+            reason = _last_line(folder)
+            trial.set_user_attr("why", reason)
             study.tell(trial, state=TrialState.FAIL)
             failures += 1
-            print(f"  failed: {why}", flush=True)
+            print(f"  failed: {reason}", flush=True)
         if stopped is not None:
             raise stopped
-        if failures >= HOPELESS and not succeeded:
-            raise UserError(f"The first {HOPELESS} trials failed; mend what they say, or search elsewhere.")
+        if failures >= MAX_INITIAL_FAILURES and not succeeded:
+            raise UserError(
+                f"The first {MAX_INITIAL_FAILURES} trials failed; fix their errors, or search other values."
+            )
 
 
-def _next(study: optuna.Study, count: int) -> optuna.Trial | None:
-    """A trial that was begun, or else a new one; None when there are `count`."""
+def _next_trial(study: optuna.Study, count: int) -> optuna.Trial | None:
+    """An interrupted trial, or else a new one; None if there are `count`."""
     trials = study.get_trials(deepcopy=False)
-    begun = [trial for trial in trials if trial.state == TrialState.RUNNING]
-    if begun:
-        return optuna.Trial(study, begun[0]._trial_id)
+    interrupted = [trial for trial in trials if trial.state == TrialState.RUNNING]
+    if interrupted:
+        return optuna.Trial(study, interrupted[0]._trial_id)
     return study.ask() if len(trials) < count else None
 
 
-def _values(study: optuna.Study, trial: optuna.Trial, search: Plan, seed: int) -> dict[str, Any]:
-    """What the trial tries. A trial that was begun keeps what it has.
+def _suggest(study: optuna.Study, trial: optuna.Trial, search: Plan, seed: int) -> dict[str, Any]:
+    """Sample the trial's values; an interrupted trial keeps those that it has.
 
-    Each value has a seed of its own, so that a search draws the same after a kill, wherever that came. Values are
-    drawn one by one (Bergstra et al. 2011, section 4), which `multivariate` would do together.
+    Each value has its own seed, so a search that is killed at any point samples the same values when it is resumed.
+    Keys are sampled independently (Bergstra et al. 2011, section 4); `multivariate` would sample them jointly.
     """
     for key, distribution in search.space.items():
         digest = hashlib.blake2b(f"{seed} {trial.number} {key}".encode(), digest_size=4).digest()
         study.sampler = optuna.samplers.TPESampler(seed=int.from_bytes(digest, "big"), multivariate=False)
-        trial._suggest(key, distribution)  # what its suggest_ methods call
+        trial._suggest(key, distribution)  # Optuna's public suggest_ methods call it
     return {key: trial.params[key] for key in search.space}
 
 
-def _train(line: list[str], folder: Path) -> Stopped | None:
-    """Run train.py to its end; gives what stopped it, if it was told to stop.
+def _train(arguments: list[str], folder: Path) -> Stopped | None:
+    """Run train.py to its end; returns the stop if a signal stopped it, else None.
 
-    A run that a killed search has left behind is waited for.
+    Waits if a run that a killed search left behind still holds `folder`.
     """
     while True:
-        code, signals = run_script(ROOT / "train.py", line, folder.with_suffix(".txt"))
-        if not (code == 2 and " is in use by " in _last_words(folder)):
+        code, signals = call(ROOT / "train.py", arguments, folder.with_suffix(".txt"))
+        if not (code == 2 and " is in use by " in _last_line(folder)):
             break
-        print(f"  {folder} is in use by a run that is left from before; waiting for its end", flush=True)
+        print(f"  {folder} is in use by the run of an earlier search; waiting for its end", flush=True)
         while _in_use(folder):
-            time.sleep(WAIT)
+            time.sleep(POLL_SECONDS)
     signals = signals or {130: ["SIGINT"], 143: ["SIGTERM"]}.get(code, [])
     return Stopped(signals, f"in {folder}") if signals else None
 
@@ -244,7 +253,7 @@ def _in_use(folder: Path) -> bool:
 
 
 def _result(folder: Path, goal: str) -> float | None:
-    """The goal's best value on val of a finished run; None without one that is a number."""
+    """The goal's best value on val; None if the run is unfinished or the value is not a finite number."""
     try:
         value = json.loads((folder / "results.json").read_text(encoding="utf-8")).get(goal)
     except (OSError, ValueError):
@@ -252,14 +261,14 @@ def _result(folder: Path, goal: str) -> float | None:
     return value if isinstance(value, int | float) and math.isfinite(value) else None
 
 
-def _last_words(folder: Path) -> str:
-    """Why a run has no result: the last line that it said."""
+def _last_line(folder: Path) -> str:
+    """The last line of a run's output, which says why it has no result."""
     lines = folder.with_suffix(".txt").read_text("utf-8", "replace").splitlines()
-    return next((line.strip() for line in reversed(lines) if line.strip()), "it was killed before it said anything")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "it was killed before it printed anything")
 
 
 def _report(study: optuna.Study, search: Plan, folder: Path) -> int:
-    """Say which trial is the best, and the line that runs it again; the exit code."""
+    """Print the best trial and the command that repeats it; returns the exit code."""
     trials = study.get_trials(deepcopy=False)
     done = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     if not done:
@@ -269,7 +278,7 @@ def _report(study: optuna.Study, search: Plan, folder: Path) -> int:
     print(f"{len(trials)} trials, {len(trials) - len(done)} of them failed; the best is trial_{best.number:04d}:")
     print("\n".join(f"  {key}={value}" for key, value in best.params.items()))
     print(f"  {search.goal} {best.value:.4f}")
-    print(f"again     python train.py {shlex.join(search.line(best.params))}")
+    print(f"again     python train.py {shlex.join(search.arguments(best.params))}")
     print(f"compare   python scripts/compare.py {shlex.quote(str(folder))}")
     return 0
 
@@ -283,9 +292,9 @@ def _options(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--trials", type=int, required=True, help="how many in all, those that are done included")
-    parser.add_argument("--study", type=Path, required=True, metavar="FOLDER", help="where the search lies")
-    parser.add_argument("--seed", type=int, default=0, help="of the search; the runs have their own, seed= (default 0)")
+    parser.add_argument("--trials", type=int, required=True, help="number of trials in total, including finished ones")
+    parser.add_argument("--study", type=Path, required=True, metavar="FOLDER", help="the folder of the search")
+    parser.add_argument("--seed", type=int, default=0, help="the search's seed (default 0); the runs' is the key seed=")
     return parser.parse_known_args(arguments)
 
 

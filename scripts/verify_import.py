@@ -1,9 +1,9 @@
-"""Does an imported file answer as where it comes from? `python scripts/verify_import.py checkpoint=FILE model=NAME`.
+"""Compare an imported file with its original program: `python scripts/verify_import.py checkpoint=FILE model=NAME`.
 
-Reads the file twice, by our import and by the program that it comes from, and compares the answers to random inputs:
-scripts/verify/classifier.py tells how for a ViT, scripts/verify/translator.py for a translator (model=transformer_opus,
-say). Keys of the config go on top, as for evaluate.py: `model.blocks.activation=gelu_tanh`. Leaves with 0 when both
-agree, with 1 when they do not, and with 2 when there is nothing to compare.
+Reads the file twice, by our import and by the program that wrote it, and compares the outputs for random inputs; see
+scripts/verify/classifier.py for a ViT and scripts/verify/translator.py for a translator (such as
+model=transformer_opus). Config keys are overridden as for evaluate.py: `model.blocks.activation=gelu_tanh`. The exit
+code is 0 if outputs agree, 1 if they differ, or 2 if nothing can be compared.
 """
 
 import sys
@@ -17,29 +17,29 @@ from common.errors import UserError
 from common.train.assembly import stored_config
 from scripts.verify import classifier, translator
 
-BY_MODEL = {part.MODEL: part.verify for part in (classifier, translator)}
+VERIFIERS = {module.MODEL: module.verify for module in (classifier, translator)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Compare what the command line names and print it; returns the exit code."""
-    line = sys.argv[1:] if arguments is None else list(arguments)
-    if not line or {"-h", "--help"} & {*line}:
+    """Compare the file and print the result; returns the exit code."""
+    overrides = sys.argv[1:] if arguments is None else list(arguments)
+    if not overrides or {"-h", "--help"} & {*overrides}:
         print(__doc__)
-        return 0 if line else 2
+        return 0 if overrides else 2
     try:
-        config = configure("evaluate", line, stored_config)
+        config = configure("evaluate", overrides, stored_config)
         target = config["model"]["_target_"]
-        if target not in BY_MODEL:
+        if target not in VERIFIERS:
             raise UserError(
-                f"model._target_={target}: only {' and '.join(BY_MODEL)} take such files; give model=vit_b16, say, or "
-                "model=transformer_opus."
+                f"model._target_={target}: only {' and '.join(VERIFIERS)} can be compared; give model=vit_b16, for "
+                "example, or model=transformer_opus."
             )
-        text, same = BY_MODEL[target](config)
+        text, agree = VERIFIERS[target](config)
     except UserError as error:
-        print(str(error).replace("evaluate.py", "verify_import.py"), file=sys.stderr)  # its config is borrowed
+        print(str(error).replace("evaluate.py", "verify_import.py"), file=sys.stderr)  # it takes evaluate.py's config
         return 2
     print(text)
-    return 0 if same else 1
+    return 0 if agree else 1
 
 
 if __name__ == "__main__":

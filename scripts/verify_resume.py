@@ -1,11 +1,12 @@
-"""Prove that a run which is killed and continued ends bit for bit where an unbroken one ends, on a config of yours.
+"""Prove that a run of your config that is killed and resumed ends bit-equal to an uninterrupted run.
 
     python scripts/verify_resume.py model=detr
     python scripts/verify_resume.py model=vit_b16 data.root=photos --steps 200 --kills 10
 
-It takes the command line of train.py. One run trains without a break. A second one kills itself (SIGKILL) at random
-steps, in an update, in an evaluation or while it writes a checkpoint, and is continued with the same line each time.
-Then every tensor of all checkpoints and every line of metrics.jsonl are compared. Exit code 0: all are equal.
+It takes the command line of train.py. One run trains without interruption. A second run kills itself (SIGKILL) at
+random steps, around an update, in an evaluation or while it writes a checkpoint, and is resumed with the same command
+each time. Then every tensor of all checkpoints and every line of metrics.jsonl are compared. The exit code is 0 if all
+are equal, 1 if not, or 2 if nothing can be compared.
 """
 
 import argparse
@@ -35,33 +36,33 @@ from common.files import checkpoint
 from common.files.retention import CheckpointFolder
 from common.train.step import Stepper
 
-ROOT = Path(__file__).resolve().parents[1]  # where train.py lies
-PLACES = ("before the update", "after the update", "in an evaluation", "while it wrote a checkpoint")
+ROOT = Path(__file__).resolve().parents[1]  # the folder of train.py
+MOMENTS = ("before the update", "after the update", "in an evaluation", "while it wrote a checkpoint")
 
 
-class Death(NamedTuple):
-    """When a run kills itself: at the first `place` it comes to at this step or later."""
+class Kill(NamedTuple):
+    """When a run kills itself: at the first such moment in `step` or a later step."""
 
     step: int
-    place: str
+    moment: str
 
 
 def main() -> int:
-    """Train twice and compare; the exit code."""
+    """Train twice and compare; returns the exit code."""
     options = _options()
     folder = Path(options.folder or tempfile.mkdtemp(prefix="verify_resume_"))
     try:
         if any((folder / name).exists() for name in ("whole", "killed")):
             raise UserError(f"--folder {folder} holds runs already; name another folder.")
-        line, steps = _line(options)
-        deaths = _deaths(options.kills, steps, options.seed)
-        if _train(line, folder / "whole"):
-            raise UserError(f"the unbroken run failed; {folder}/whole.txt says why.")
-        kills = [death for death in deaths if _die(line, folder, death)]
-        if not kills:
-            raise UserError("the run was not killed once, which proves nothing; give more --steps or --kills.")
-        if _train(line, folder / "killed"):
-            raise UserError(f"the killed run could not be continued; {folder}/killed.txt says why.")
+        overrides, steps = _run_overrides(options)
+        kills = _sample_kills(options.kills, steps, options.seed)
+        if _train(overrides, folder / "whole"):
+            raise UserError(f"the uninterrupted run failed; {folder}/whole.txt says why.")
+        count = sum(_train_and_kill(overrides, folder, kill) for kill in kills)
+        if not count:
+            raise UserError("the run was never killed, which proves nothing; give more --steps or --kills.")
+        if _train(overrides, folder / "killed"):
+            raise UserError(f"the killed run could not be resumed; {folder}/killed.txt says why.")
         report = compare(folder / "whole", folder / "killed")
     except UserError as error:
         print(error, file=sys.stderr)
@@ -69,62 +70,62 @@ def main() -> int:
     except Stopped as stop:
         print(stop, file=sys.stderr)
         return stop.code
-    print("\n".join(report.differences) or f"bit-equal: {report.said}, after {len(kills)} kills")
+    print("\n".join(report.differences) or f"bit-equal: {report.summary}, after {count} kills")
     if not report.differences and not options.folder:
         shutil.rmtree(folder)
     return 1 if report.differences else 0
 
 
 class Report(NamedTuple):
-    """What differs between two runs, and what was compared."""
+    """The differences between two runs, and a summary of what was compared."""
 
     differences: list[str]
-    said: str
+    summary: str
 
 
-def compare(one: Path, other: Path) -> Report:
-    """Two finished runs: the last checkpoint, best.pt, metrics.jsonl and results.json; all of it must be equal."""
+def compare(first: Path, second: Path) -> Report:
+    """Compare the checkpoints, metrics.jsonl and results.json of two finished runs."""
     differences: list[str] = []
     tensors = 0
-    for name in sorted({path.name for run in (one, other) for path in (run / "checkpoints").glob("*.pt")}):
-        files = [run / "checkpoints" / name for run in (one, other)]
+    for name in sorted({path.name for run in (first, second) for path in (run / "checkpoints").glob("*.pt")}):
+        files = [run / "checkpoints" / name for run in (first, second)]
         missing = [file for file in files if not file.exists()]
         if missing:
             differences.append(f"only one run has {next(file for file in files if file.exists())}")
             continue
-        contents = [{**checkpoint.load(file), "config": None} for file in files]  # which names the run's own folder
-        differences += [f"{name}{where}" for where in unequal(*contents)]
+        contents = [{**checkpoint.load(file), "config": None} for file in files]  # it names the run's own folder
+        differences += [f"{name}{path}" for path in unequal_paths(*contents)]
         tensors += count_tensors(contents[0])
-    lines = [(run / "metrics.jsonl").read_text(encoding="utf-8").splitlines() for run in (one, other)]
+    lines = [(run / "metrics.jsonl").read_text(encoding="utf-8").splitlines() for run in (first, second)]
     if lines[0] != lines[1]:
         pairs = zip(*lines, strict=False)
-        first = next((number for number, (a, b) in enumerate(pairs) if a != b), min(map(len, lines)))
+        number = next((number for number, (a, b) in enumerate(pairs) if a != b), min(map(len, lines)))
         differences.append(
-            f"metrics.jsonl: {len(lines[0])} and {len(lines[1])} lines, unequal from line {first + 1} on"
+            f"metrics.jsonl: {len(lines[0])} and {len(lines[1])} lines, different from line {number + 1} on"
         )
-    results = [json.loads((run / "results.json").read_text(encoding="utf-8")) for run in (one, other)]
+    results = [json.loads((run / "results.json").read_text(encoding="utf-8")) for run in (first, second)]
     if results[0] != results[1]:
         differences.append(f"results.json: {results[0]} and {results[1]}")
-    count = len(CheckpointFolder(one / "checkpoints", writes=False).steps())
-    said = f"{tensors} tensors in {count} checkpoints and best.pt"
-    return Report(differences, f"{said}, and {len(lines[0])} lines of metrics.jsonl")
+    steps = Folder(first / "checkpoints", writes=False).steps()
+    summary = f"{tensors} tensors in {len(steps)} checkpoints and best.pt, and {len(lines[0])} lines of metrics.jsonl"
+    return Report(differences, summary)
 
 
-def unequal(one: Any, other: Any, where: str = "") -> list[str]:
-    """The places in which two contents differ in any bit."""
-    if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
-        return [place for key in one for place in unequal(one[key], other[key], f"{where}/{key}")]
-    if isinstance(one, list | tuple) and type(one) is type(other) and len(one) == len(other):
-        pairs = enumerate(zip(one, other, strict=True))
-        return [place for number, pair in pairs for place in unequal(*pair, f"{where}/{number}")]
-    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
-        same = one.dtype == other.dtype and one.shape == other.shape
-        return [] if same and one.numpy(force=True).tobytes() == other.numpy(force=True).tobytes() else [where]
-    return [] if type(one) is type(other) and (one == other or one != one) else [where]
+def unequal_paths(a: Any, b: Any, path: str = "") -> list[str]:
+    """The paths (`/optimizer/3`) of the values in which two nested contents differ in any bit."""
+    if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
+        return [inner for key in a for inner in unequal_paths(a[key], b[key], f"{path}/{key}")]
+    if isinstance(a, list | tuple) and type(a) is type(b) and len(a) == len(b):
+        pairs = enumerate(zip(a, b, strict=True))
+        return [inner for number, pair in pairs for inner in unequal_paths(*pair, f"{path}/{number}")]
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        same = a.dtype == b.dtype and a.shape == b.shape
+        return [] if same and a.numpy(force=True).tobytes() == b.numpy(force=True).tobytes() else [path]
+    return [] if type(a) is type(b) and (a == b or a != a) else [path]  # NaN equals NaN
 
 
 def count_tensors(content: Any) -> int:
-    """How many tensors a checkpoint holds."""
+    """The number of tensors in a checkpoint."""
     if isinstance(content, dict | list | tuple):
         return sum(map(count_tensors, content.values() if isinstance(content, dict) else content))
     return int(isinstance(content, torch.Tensor))
@@ -133,26 +134,26 @@ def count_tensors(content: Any) -> int:
 def _options() -> argparse.Namespace:
     summary, _, rest = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(description=summary, epilog=rest, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("overrides", nargs="+", help="what train.py takes: model=NAME key=value ...")
-    parser.add_argument("--steps", type=int, default=40, help="length of the runs; 0 is the config's own (default 40)")
-    parser.add_argument("--kills", type=int, default=5, help="how often the second run is killed (default 5)")
-    parser.add_argument("--seed", type=int, default=0, help="of the random steps (default 0)")
-    parser.add_argument("--folder", help="where both runs are kept; otherwise they go when all is equal")
+    parser.add_argument("overrides", nargs="+", help="the command line of train.py: model=NAME key=value ...")
+    parser.add_argument("--steps", type=int, default=40, help="length of the runs; 0 is the config's (default 40)")
+    parser.add_argument("--kills", type=int, default=5, help="number of kills of the second run (default 5)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random steps (default 0)")
+    parser.add_argument("--folder", help="the folder of both runs; without it they are deleted if all is equal")
     return parser.parse_intermixed_args()
 
 
-def _line(options: argparse.Namespace) -> tuple[list[str], int]:
-    """train.py's arguments but for the folder, and the number of steps.
+def _run_overrides(options: argparse.Namespace) -> tuple[list[str], int]:
+    """The arguments of train.py without the folder, and the number of steps.
 
-    A short run gets checkpoints and evaluations inside, where the command line does not say when.
+    A shortened run saves and evaluates several times, unless the command line says when.
     """
-    overrides, given = list(options.overrides), {word.partition("=")[0] for word in options.overrides}
+    overrides, keys = list(options.overrides), {word.partition("=")[0] for word in options.overrides}
     for key in ("run_dir", "resume"):
-        if key in given:
-            raise UserError(f"{key}= is chosen here; give --folder to keep the runs.")
+        if key in keys:
+            raise UserError(f"{key}= is set by this script; give --folder to keep the runs.")
     config = configure("train", overrides)
     if torch.cuda.is_available() and config["trainer"]["device"] in ("auto", "cuda"):
-        overrides += [] if "trainer.deterministic" in given else ["trainer.deterministic=true"]
+        overrides += [] if "trainer.deterministic" in keys else ["trainer.deterministic=true"]
     steps = options.steps
     if not steps:
         if config["trainer"]["steps"] is None:
@@ -160,89 +161,92 @@ def _line(options: argparse.Namespace) -> tuple[list[str], int]:
         return overrides, config["trainer"]["steps"]
     short = {"trainer.epochs": "null", "trainer.steps": str(steps), "trainer.save_every": str(max(1, steps // 7)),
              "trainer.eval_every": str(max(1, steps // 3)), "trainer.log_every": str(max(1, steps // 11))}  # fmt: skip
-    return overrides + [f"{key}={value}" for key, value in short.items() if key not in given], steps
+    return overrides + [f"{key}={value}" for key, value in short.items() if key not in keys], steps
 
 
-def _deaths(kills: int, steps: int, seed: int) -> list[Death]:
-    draw = random.Random(seed)
-    at = sorted(draw.randrange(steps) for _ in range(kills))
-    places = draw.sample(PLACES, len(PLACES))
-    return [Death(step, places[number % len(places)]) for number, step in enumerate(at)]
+def _sample_kills(count: int, steps: int, seed: int) -> list[Kill]:
+    """Random steps in ascending order, and the moments in random order."""
+    rng = random.Random(seed)
+    kill_steps = sorted(rng.randrange(steps) for _ in range(count))
+    moments = rng.sample(MOMENTS, len(MOMENTS))
+    return [Kill(step, moments[number % len(moments)]) for number, step in enumerate(kill_steps)]
 
 
-def _die(line: list[str], folder: Path, death: Death) -> bool:
-    """Whether the run could be killed there: after its last step, say, it comes to its end before another update."""
-    code = _train(line, folder / "killed", death)
+def _train_and_kill(overrides: list[str], folder: Path, kill: Kill) -> bool:
+    """Whether the run was killed; one that has finished its steps may end before such a moment occurs."""
+    code = _train(overrides, folder / "killed", kill)
     if code == 0:
-        print(f"not killed {death.place}, after {death.step} steps: there was none any more", flush=True)
+        print(f"not killed {kill.moment}, after {kill.step} steps: the run ended first", flush=True)
         return False
     if code != -signal.SIGKILL:
-        how = f"was to be killed {death.place} and ended with code {code}"
-        raise UserError(f"the run {how}; {folder}/killed.txt says why.")
-    steps = CheckpointFolder(folder / "killed" / "checkpoints", writes=False).steps()
-    place = f"step {steps[-1]}" if steps else "the start"
-    print(f"killed {death.place}, after {death.step} steps or at the next chance; goes on from {place}", flush=True)
+        raise UserError(
+            f"the run should have been killed {kill.moment} and ended with exit code {code}; "
+            f"{folder}/killed.txt says why."
+        )
+    steps = Folder(folder / "killed" / "checkpoints", writes=False).steps()
+    start = f"step {steps[-1]}" if steps else "the start"
+    print(f"killed {kill.moment}, at step {kill.step} or later; resuming from {start}", flush=True)
     return True
 
 
-def _train(line: list[str], run: Path, death: Death | None = None) -> int:
-    """Train in a process of its own, whose words go to a file beside the run's folder; its exit code."""
+def _train(overrides: list[str], run: Path, kill: Kill | None = None) -> int:
+    """Train in a separate process, with its output in a file beside the run's folder; returns its exit code."""
     run.parent.mkdir(parents=True, exist_ok=True)
-    arguments = [*line, f"run_dir={run}", "resume=auto"]
-    doom = ["--death", str(death.step), death.place] if death else []
-    code, signals = run_script(
-        Path(__file__) if death else ROOT / "train.py", [*doom, *arguments], run.with_suffix(".txt")
-    )
+    arguments = [*overrides, f"run_dir={run}", "resume=auto"]
+    if kill:
+        arguments = ["--kill-at", str(kill.step), kill.moment, *arguments]
+    code, signals = call(Path(__file__) if kill else ROOT / "train.py", arguments, run.with_suffix(".txt"))
     if signals:
         raise Stopped(signals, f"in {run}")
     return code
 
 
-def _train_until(step: str, place: str, *arguments: str) -> NoReturn:
-    _doom(Death(int(step), place))
+def _train_until(step: str, moment: str, *arguments: str) -> NoReturn:
+    """Run train.py in this process until the kill."""
+    _install(Kill(int(step), moment))
     sys.argv[0] = "train.py"
     cli.launch(train.train, "train", None, arguments)
 
 
-def _doom(death: Death) -> None:
-    """Put the death into this process's trainer."""
-    now = -1
+def _install(kill: Kill) -> None:
+    """Patch the trainer of this process so that it kills itself."""
+    current = -1
 
-    def die_at(place: str) -> None:
-        if place == death.place and now >= death.step:
+    def die_at(moment: str) -> None:
+        if moment == kill.moment and current >= kill.step:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def step(real: Callable[..., Any], stepper: Stepper, batches: Any, number: int) -> Any:
-        nonlocal now
-        now = number
+    def step(original: Callable[..., Any], stepper: Stepper, batches: Any, number: int) -> Any:
+        nonlocal current
+        current = number
         die_at("before the update")
-        parts = real(stepper, batches, number)
+        parts = original(stepper, batches, number)
         die_at("after the update")
         return parts
 
-    def evaluate(real: Callable[..., Any], task: Any, *arguments: Any, **options: Any) -> Any:
+    def evaluate(original: Callable[..., Any], task: Any, *arguments: Any, **options: Any) -> Any:
         die_at("in an evaluation")
-        return real(task, *arguments, **options)
+        return original(task, *arguments, **options)
 
-    def save(real: Callable[..., Any], *arguments: Any, **options: Any) -> None:
-        real(*arguments, **options)
-        die_at("while it wrote a checkpoint")  # the bytes are there, the name is not
+    def save(original: Callable[..., Any], *arguments: Any, **options: Any) -> None:
+        original(*arguments, **options)
+        die_at("while it wrote a checkpoint")  # the draft is written but not yet renamed
 
-    Stepper.__call__ = _wrapped(step, Stepper.__call__)  # type: ignore[method-assign]
+    Stepper.__call__ = _as_method(step, Stepper.__call__)  # type: ignore[method-assign]
     common.train.trainer.evaluate = partial(evaluate, common.train.trainer.evaluate)
     torch.save = partial(save, torch.save)
 
 
-def _wrapped(outer: Callable[..., Any], real: Callable[..., Any]) -> Callable[..., Any]:
-    """A function, which unlike `partial` becomes a method."""
+def _as_method(patch: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
+    """`patch` with `original` as its first argument, as a function, since a `partial` does not become a method."""
 
     def call(*arguments: Any) -> Any:
-        return outer(real, *arguments)
+        return patch(original, *arguments)
 
     return call
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--death"]:  # as it calls itself
+    if sys.argv[1:2] == ["--kill-at"]:  # internal: how _train starts a run that kills itself
         _train_until(*sys.argv[2:])
     sys.exit(main())

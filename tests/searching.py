@@ -1,4 +1,4 @@
-"""Options of decoding, for tests to which most of them are all the same."""
+"""Decoding options for tests that do not depend on most of their values."""
 
 from common.decoding.options import DecodingOptions
 

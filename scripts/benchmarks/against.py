@@ -1,24 +1,24 @@
-"""A report against an earlier one: which ratios changed, what is new and what has gone, and whether it is fair.
+"""Compare a report with an earlier one: changed ratios, new and removed pairs, and differing conditions.
 
-Times of two runs tell little: another machine, another load. The ratio of two contenders that took turns tells more,
-and is what is compared. It has changed when its quartiles and the earlier ones have nothing in common.
+Ratios of contenders that were timed in turn are compared, and not times, which depend on the machine and its load. A
+ratio has changed if its interquartile range does not overlap with the earlier one.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
 from common.files.table import table
 
-Pair = tuple[str, str, str]  # the work, one contender, and the other (or among whom the fastest is the other)
-WHERE = ("cpu", "cores", "threads", "device", "system")  # of a machine; its load has a warning of its own
-EACH_TIME = ("out", "against", "suite", "rows")  # options that change no row's numbers
+Pair = tuple[str, str, str]  # the row, the contender, and the reference (or all references, joined by "or")
+MACHINE_FIELDS = ("cpu", "cores", "threads", "device", "system")  # all but the load, which has its own warning
+IGNORED_OPTIONS = ("out", "against", "suite", "rows")  # they change no row's numbers
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The report in a file that --out wrote; raises UserError when it is anything else."""
+    """Read a report that --out wrote; raises UserError for any other file."""
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
         for name in ("machine", "versions", "options"):
@@ -29,56 +29,60 @@ def read(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"--against {path} cannot be read ({error.strerror}); give a file that --out wrote.") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        what = f"{type(error).__name__}: {error}"
+        reason = f"{type(error).__name__}: {error}"
         raise UserError(
-            f"--against {path} is no report of a benchmark ({what}); give a file that --out wrote."
+            f"--against {path} is not a benchmark report ({reason}); give a file that --out wrote."
         ) from error
     return dict(report)
 
 
-def compare(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    """What changed, in plain types.
+def compare(earlier: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, Any]:
+    """The differences between two reports, in plain types.
 
-    machine, versions, options: name -> [then, now] of what differs.
-    pairs: of both reports, their ratios and quartiles then and now, and the change: "faster", "slower" or "".
-    new, gone: the pairs of only one of them.
+    machine, versions, options: name -> [earlier, current] where they differ.
+    pairs: of both reports, their ratios and quartiles `then` and `now`, and the change: "faster", "slower" or "".
+    new, gone: the pairs that only the current, or only the earlier report has.
     """
-    before, after = _pairs(then), _pairs(now)
-    common = {name: (then["options"].get(name), value) for name, value in now["options"].items()}
+    before, after = _pairs(earlier), _pairs(current)
+    options = [name for name in current["options"] if name not in IGNORED_OPTIONS]
     return {
-        "machine": _different(then["machine"], now["machine"], WHERE),
-        "versions": _different(then["versions"], now["versions"], {**then["versions"], **now["versions"]}),
-        "options": {name: [*both] for name, both in common.items() if name not in EACH_TIME and both[0] != both[1]},
-        "pairs": [_pair(key, before[key], after[key]) for key in after if key in before],
+        "machine": _differing(earlier["machine"], current["machine"], MACHINE_FIELDS),
+        "versions": _differing(
+            earlier["versions"], current["versions"], {**earlier["versions"], **current["versions"]}
+        ),
+        "options": _differing(earlier["options"], current["options"], options),
+        "pairs": [_compare_pair(key, before[key], after[key]) for key in after if key in before],
         "new": [list(key) for key in after if key not in before],
         "gone": [list(key) for key in before if key not in after],
     }
 
 
-def text(compared: Mapping[str, Any], path: Path) -> str:
-    """The comparison as it is printed."""
+def text(comparison: Mapping[str, Any], path: Path) -> str:
+    """The printed form of a comparison."""
     lines = []
     for kind, sentence in (("machine", "Warning: another machine"), ("versions", "Warning: other versions")):
-        if compared[kind]:
-            lines.append(f"{sentence}: {_changes(compared[kind])}.")
-    if compared["options"]:
-        lines.append(f"Other options: {_changes(compared['options'])}.")
-    rows: list[tuple[str, ...]] = [("work", "one", "other", "then", "quartiles", "now", "quartiles", "now/then", "")]
-    for pair in compared["pairs"]:
-        sides = [text for side in ("then", "now") for text in _side(pair[side])]
+        if comparison[kind]:
+            lines.append(f"{sentence}: {_changes(comparison[kind])}.")
+    if comparison["options"]:
+        lines.append(f"Other options: {_changes(comparison['options'])}.")
+    rows: list[tuple[str, ...]] = [
+        ("work", "contender", "reference", "then", "quartiles", "now", "quartiles", "now/then", "")
+    ]
+    for pair in comparison["pairs"]:
+        cells = [cell for side in ("then", "now") for cell in _ratio_cells(pair[side])]
         change = f"{pair['now']['ratio'] / pair['then']['ratio']:.3f}"
-        rows.append((pair["row"], pair["one"], pair["other"], *sides, change, pair["change"]))
+        rows.append((pair["row"], pair["one"], pair["other"], *cells, change, pair["change"]))
     lines.append(table(f"against {path}", rows))
-    lines += [*_grouped("new", compared["new"], compared), *_grouped("gone", compared["gone"], compared)]
+    lines += [*_unmatched("new", comparison), *_unmatched("gone", comparison)]
     return "\n".join(lines)
 
 
-def _grouped(what: str, pairs: list[list[str]], compared: Mapping[str, Any]) -> Iterator[str]:
-    """A line for each work: its name alone when all of it is new, or gone."""
-    stayed = {pair["row"] for pair in compared["pairs"]}
-    for work in dict.fromkeys(row for row, _, _ in pairs):
-        named = ", ".join(f"{one} over {other}" for row, one, other in pairs if row == work)
-        yield f"{what}: {work}: {named}" if work in stayed else f"{what}: {work}"
+def _unmatched(kind: str, comparison: Mapping[str, Any]) -> Iterator[str]:
+    """A line for each row with new (or gone) pairs: the pairs, or only the row's name if both reports share no pair."""
+    pairs, shared = comparison[kind], {pair["row"] for pair in comparison["pairs"]}
+    for name in dict.fromkeys(row for row, _, _ in pairs):
+        ratios = ", ".join(f"{contender} over {reference}" for row, contender, reference in pairs if row == name)
+        yield f"{kind}: {name}: {ratios}" if name in shared else f"{kind}: {name}"
 
 
 def _pairs(report: Mapping[str, Any]) -> dict[Pair, dict[str, Any]]:
@@ -89,32 +93,33 @@ def _pairs(report: Mapping[str, Any]) -> dict[Pair, dict[str, Any]]:
     }
 
 
-def _different(then: Mapping[str, Any], now: Mapping[str, Any], names: Any) -> dict[str, list[Any]]:
-    return {name: [then.get(name), now.get(name)] for name in names if then.get(name) != now.get(name)}
+def _differing(earlier: Mapping[str, Any], current: Mapping[str, Any], names: Iterable[str]) -> dict[str, list[Any]]:
+    return {name: [earlier.get(name), current.get(name)] for name in names if earlier.get(name) != current.get(name)}
 
 
-def _pair(key: Pair, then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+def _compare_pair(key: Pair, earlier: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, Any]:
     change = ""
-    if now["quartiles"][1] < then["quartiles"][0]:
+    if current["quartiles"][1] < earlier["quartiles"][0]:
         change = "faster"
-    elif now["quartiles"][0] > then["quartiles"][1]:
+    elif current["quartiles"][0] > earlier["quartiles"][1]:
         change = "slower"
-    row, one, other = key
-    sides = {
-        name: {"ratio": side["ratio"], "quartiles": side["quartiles"]} for name, side in (("then", then), ("now", now))
+    row, contender, reference = key
+    ratios = {
+        name: {"ratio": ratio["ratio"], "quartiles": ratio["quartiles"]}
+        for name, ratio in (("then", earlier), ("now", current))
     }
-    return {"row": row, "one": one, "other": other, **sides, "change": change}
+    return {"row": row, "one": contender, "other": reference, **ratios, "change": change}
 
 
-def _side(side: Mapping[str, Any]) -> Iterator[str]:
-    low, high = side["quartiles"]
-    yield f"{side['ratio']:.3f}"
+def _ratio_cells(ratio: Mapping[str, Any]) -> Iterator[str]:
+    low, high = ratio["quartiles"]
+    yield f"{ratio['ratio']:.3f}"
     yield f"{low:.3f}-{high:.3f}"
 
 
 def _changes(changes: Mapping[str, list[Any]]) -> str:
-    return ", ".join(f"{name} {_said(then)} -> {_said(now)}" for name, (then, now) in changes.items())
+    return ", ".join(f"{name} {_value(before)} -> {_value(after)}" for name, (before, after) in changes.items())
 
 
-def _said(value: Any) -> str:
+def _value(value: Any) -> str:
     return "none" if value is None else str(value)

@@ -1,4 +1,4 @@
-"""DETR-R50 (`model=detr_r50`) against transformers, and its input against PIL: the rows, and how their cost grows."""
+"""The rows and scalings of DETR-R50 (`model=detr_r50`) against transformers, and of its input against PIL."""
 
 from scripts.benchmarks import detr_forward, detr_pipeline, detr_train
 from scripts.benchmarks.scaling import Scaling, precision
@@ -14,7 +14,7 @@ ROWS = {
 
 
 def _by_side(side: int, setting: Setting) -> Row:
-    return _forward(setting, batch=setting.at_once(1, 8), side=side)
+    return _forward(setting, batch=setting.batch_size(1, 8), side=side)
 
 
 def _by_batch(batch: int, setting: Setting) -> Row:
@@ -22,7 +22,7 @@ def _by_batch(batch: int, setting: Setting) -> Row:
 
 
 def _by_queries(queries: int, setting: Setting) -> Row:
-    return _forward(setting, batch=setting.at_once(1, 8), queries=queries)
+    return _forward(setting, batch=setting.batch_size(1, 8), queries=queries)
 
 
 def _matching_by_objects(objects: int, setting: Setting) -> Row:
@@ -40,13 +40,13 @@ def _forward(setting: Setting, *, batch: int, side: int | None = None, queries: 
 
 
 SCALINGS = {
-    "side": Scaling(name="image side in pixels", build=_by_side, sizes=(256, 384, 512, 800, 1066), tiny=(64, 96)),
-    "batch": Scaling(name="images at once", build=_by_batch, sizes=(1, 2, 4, 8), tiny=(1, 2), cuda=(1, 4, 16, 64)),
-    "queries": Scaling(name="queries", build=_by_queries, sizes=(100, 300, 900), tiny=(10, 20)),
+    "side": Scaling(name="image side in pixels", build=_by_side, values=(256, 384, 512, 800, 1066), tiny=(64, 96)),
+    "batch": Scaling(name="images at once", build=_by_batch, values=(1, 2, 4, 8), tiny=(1, 2), cuda=(1, 4, 16, 64)),
+    "queries": Scaling(name="queries", build=_by_queries, values=(100, 300, 900), tiny=(10, 20)),
     "matching-objects": Scaling(
-        name="objects an image, matching and loss", build=_matching_by_objects, sizes=(0, 5, 20, 80), tiny=(0, 5, 20)
+        name="objects an image, matching and loss", build=_matching_by_objects, values=(0, 5, 20, 80), tiny=(0, 5, 20)
     ),
     "matching-queries": Scaling(
-        name="queries, matching and loss", build=_matching_by_queries, sizes=(100, 300, 900), tiny=(50, 100)
+        name="queries, matching and loss", build=_matching_by_queries, values=(100, 300, 900), tiny=(50, 100)
     ),
 }

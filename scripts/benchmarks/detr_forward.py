@@ -1,6 +1,6 @@
-"""Answers of DETR-R50 against transformers', which runs as it documents: by PyTorch's fused kernel, in bf16 converted.
+"""Forward passes of DETR-R50 against transformers, with PyTorch's fused attention and, for bf16, converted weights.
 
-Its eager attention and PyTorch's channels_last memory format, which it does not document, have lines of their own.
+transformers documents both. Its eager attention and PyTorch's channels_last memory format are contenders, too.
 """
 
 import copy
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from common.machine.device import autocast
 from scripts.benchmarks import flops
-from scripts.benchmarks.detr_input import pictures
+from scripts.benchmarks.detr_input import sample_images
 from scripts.benchmarks.detr_peer import detector, peer
-from scripts.benchmarks.timing import Row, Setting, near
+from scripts.benchmarks.timing import Row, Setting, compare_tensors
 
-BOTH = ("transformers fp32", "transformers bf16", "ours fp32", "ours bf16")
+CONTENDERS = ("transformers fp32", "transformers bf16", "ours fp32", "ours bf16")
 EAGER, CHANNELS_LAST = "transformers fp32 eager", "transformers fp32 channels_last"
 PAIRS: list[tuple[str, str | tuple[str, ...]]] = [
     ("ours fp32", "transformers fp32"),
@@ -32,80 +32,80 @@ PAIRS: list[tuple[str, str | tuple[str, ...]]] = [
 
 def latency(setting: Setting) -> Row:
     """One image."""
-    return row(setting, batch=1, names=(*BOTH, EAGER, CHANNELS_LAST))
+    return row(setting, batch=1, names=(*CONTENDERS, EAGER, CHANNELS_LAST))
 
 
 def forward(setting: Setting) -> Row:
-    """As many images as keep the device busy."""
-    return row(setting, batch=setting.at_once(2 if setting.tiny else 8, 32))
+    """A batch that keeps the device busy."""
+    return row(setting, batch=setting.batch_size(2 if setting.tiny else 8, 32))
 
 
 def row(
     setting: Setting,
     *,
     batch: int,
-    names: Sequence[str] = BOTH,
+    names: Sequence[str] = CONTENDERS,
     size: tuple[int, int] | None = None,
     queries: int = 100,
 ) -> Row:
-    """The answers to `batch` images of `size` (height, width; None: the paper's largest), in evaluation mode.
+    """The outputs for `batch` images of `size` (height, width; None: the paper's largest), in evaluation mode.
 
-    `names` are the contenders, the first of them the one with which all others are compared.
+    `names` are the contenders; outputs are compared with those of the first.
     """
     device, (height, width) = setting.device, size or ((96, 128) if setting.tiny else (800, 1066))
     model = detector(f"model.queries={queries}").to(device).eval()
-    images = pictures(batch, height, width, device)[1]
+    images = sample_images(batch, height, width, device)[1]
     contenders: dict[str, Callable[[], list[Tensor]]] = {}
     for name in names:
-        for compiled in (False, True) if setting.compile and name in BOTH else (False,):
+        for compiled in (False, True) if setting.compile and name in CONTENDERS else (False,):
             contenders[f"{name} compiled" if compiled else name] = _contender(name, model, images, compiled)
 
     def check() -> str:
-        first, *others = contenders
-        truth, said = contenders[first](), []
-        exact = 0.03 if device.type == "cuda" else 1e-3  # CUDA's convolutions take TF32; a wrong weight is 0.1 or more
-        for name in others:
-            for what, one, other in zip(("logits", "boxes"), contenders[name](), truth, strict=True):
-                if "bf16" in first + name:
-                    said.append(near(f"{name} {what}", one, other, 0.15))
+        reference, *names = contenders
+        expected, differences = contenders[reference](), []
+        tolerance = 0.03 if device.type == "cuda" else 1e-3  # CUDA's convolutions use TF32; a wrong weight gives >= 0.1
+        for name in names:
+            for output, tensor, target in zip(("logits", "boxes"), contenders[name](), expected, strict=True):
+                if "bf16" in reference + name:
+                    differences.append(compare_tensors(f"{name} {output}", tensor, target, 0.15))
                 else:
-                    said.append(near(f"{name} {what}", one, other, exact, along=-2))
-        return "; ".join(said)
+                    differences.append(compare_tensors(f"{name} {output}", tensor, target, tolerance, along=-2))
+        return "; ".join(differences)
 
-    counted = flops.operations(model, images, None, training=False)
+    operations = flops.operations(model, images, None, training=False)
     return Row(
         name=f"forward {batch}x3x{height}x{width}{'' if queries == 100 else f', {queries} queries'}",
         contenders=contenders,
-        pairs=[(one, other) for one, other in PAIRS if one in contenders and other in contenders],
+        pairs=[pair for pair in PAIRS if all(name in contenders for name in pair)],
         check=check,
         amounts=dict.fromkeys(contenders, (batch, "images")),
-        flops=flops.each(contenders, counted),
+        flops=flops.per_contender(contenders, operations),
     )
 
 
 def _contender(name: str, model: nn.Module, images: Tensor, compiled: bool) -> Callable[[], list[Tensor]]:
-    """Logits (B, Q, K + 1) and boxes (B, Q, 4) of the last layer, by the contender of that name."""
+    """The contender `name`, which returns the last layer's logits (B, Q, K + 1) and boxes (B, Q, 4)."""
     if name.startswith("ours"):
-        own = copy.deepcopy(model)  # which keeps weights in its precision
-        run = torch.compile(own) if compiled else own
-        return lambda: _our(run, images, name.split()[1])
+        ours = copy.deepcopy(model)  # a copy, since a model caches its weights in one precision
+        function = torch.compile(ours) if compiled else ours
+        return lambda: _run_ours(function, images, name.split()[1])
     theirs = peer(model, attention="eager" if name == EAGER else "sdpa").to(images.device).eval()
-    given = images if name == CHANNELS_LAST else images.contiguous()
+    inputs = images if name == CHANNELS_LAST else images.contiguous()
     if name == CHANNELS_LAST:
         theirs = theirs.to(memory_format=torch.channels_last)
     elif "bf16" in name:  # converted weights, faster than autocast
-        theirs, given = theirs.bfloat16(), given.bfloat16()
-    called = torch.compile(theirs) if compiled else theirs
-    return lambda: _their(called, given)
+        theirs, inputs = theirs.bfloat16(), inputs.bfloat16()
+    function = torch.compile(theirs) if compiled else theirs
+    return lambda: _run_theirs(function, inputs)
 
 
-def _our(model: Callable[..., list[dict[str, Tensor]]], images: Tensor, precision: str) -> list[Tensor]:
+def _run_ours(model: Callable[..., list[dict[str, Tensor]]], images: Tensor, precision: str) -> list[Tensor]:
     with torch.inference_mode(), autocast(images.device, precision):
         outputs = model(images, None)[-1]
     return [outputs["logits"], outputs["boxes_cxcywh"]]
 
 
-def _their(model: Callable[..., Any], images: Tensor) -> list[Tensor]:
+def _run_theirs(model: Callable[..., Any], images: Tensor) -> list[Tensor]:
     with torch.inference_mode():
         outputs = model(pixel_values=images)
     return [outputs.logits, outputs.pred_boxes]

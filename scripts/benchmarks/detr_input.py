@@ -1,7 +1,7 @@
-"""Input pipelines of DETR: JPEGs for them, and the paper's augmentation with PIL, as the official code does it.
+"""JPEGs for DETR's input pipelines, and the paper's augmentation with PIL, as in the official code.
 
-Carion et al. 2020, arXiv 2005.12872, appendix A.4. Draws are made in the order of detr/data/transforms.py, so that both
-pipelines make the same decisions from the same generator.
+Carion et al. 2020, arXiv 2005.12872, appendix A.4. Random numbers are sampled in the order of detr/data/transforms.py,
+so both pipelines make the same decisions from the same generator.
 """
 
 import json
@@ -21,44 +21,42 @@ from detr.data.transforms import Augmentation, resized_shape
 Sample = tuple[Tensor, Tensor, Tensor]  # image float (3, h, w), boxes (n, 4) xyxy in its pixels, labels (n,)
 
 
-def photo(height: int, width: int, seed: int) -> Tensor:
-    """uint8 (3, height, width) with a photograph's statistics: detail falls off with its frequency, and edges.
+def sample_photo(height: int, width: int, seed: int) -> Tensor:
+    """A synthetic photo, uint8 (3, height, width): noise with amplitudes that decrease with frequency, and edges.
 
-    As a JPEG of quality 90 it takes about 4 bits a pixel, as COCO's photographs do.
+    As a JPEG of quality 90 it takes about 4 bits per pixel, like COCO's photographs.
     """
-    draw = generator("photo", seed)
+    rng = generator("photo", seed)
     picture = torch.zeros(3, height, width)
     for octave in range(2, 10):
         rows, columns = (max(2, min(side, round(side / 512 * 2**octave))) for side in (height, width))
-        noise = torch.randn(1, 1, rows, columns, generator=draw) + 0.3 * torch.randn(
-            1, 3, rows, columns, generator=draw
-        )
+        noise = torch.randn(1, 1, rows, columns, generator=rng) + 0.3 * torch.randn(1, 3, rows, columns, generator=rng)
         picture += F.interpolate(noise, (height, width), mode="bilinear")[0] * 0.85**octave
     for _ in range(12):
         (top, bottom), (left, right) = (
-            sorted(torch.randint(0, side, (2,), generator=draw).tolist()) for side in (height, width)
+            sorted(torch.randint(0, side, (2,), generator=rng).tolist()) for side in (height, width)
         )
-        picture[:, top:bottom, left:right] += 0.5 * torch.randn(3, 1, 1, generator=draw)
+        picture[:, top:bottom, left:right] += 0.5 * torch.randn(3, 1, 1, generator=rng)
     return (110 + 45 * picture).clamp(0, 255).to(torch.uint8)
 
 
-def pictures(count: int, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """uint8 (count, 3, height, width) without padding, and the same normalised; channels last, as ours come."""
-    images = torch.stack([photo(height, width, seed) for seed in range(count)])
+def sample_images(count: int, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Images, uint8 (count, 3, height, width) in channels_last as from our loader, and the same normalised."""
+    images = torch.stack([sample_photo(height, width, seed) for seed in range(count)])
     images = images.to(device).contiguous(memory_format=torch.channels_last)
     return images, normalise(images, torch.tensor([[height, width]] * count))
 
 
 def write_photos(folder: Path, sizes: list[tuple[int, int]]) -> list[Path]:
-    """JPEGs of these heights and widths."""
+    """Write JPEGs of these heights and widths."""
     files = [folder / f"{number:03d}.jpg" for number in range(len(sizes))]
     for seed, (file, size) in enumerate(zip(files, sizes, strict=True)):
-        Image.fromarray(photo(*size, seed).permute(1, 2, 0).numpy()).save(file, quality=90)
+        Image.fromarray(sample_photo(*size, seed).permute(1, 2, 0).numpy()).save(file, quality=90)
     return files
 
 
 def write_annotations(path: Path, files: list[Path], boxes: int) -> None:
-    """COCO JSON with `boxes` random boxes for each image file."""
+    """Write COCO JSON with `boxes` random boxes for each image file."""
     images, annotations = [], []
     for number, file in enumerate(files):
         height, width = read_image(file).shape[1:]
@@ -73,22 +71,23 @@ def write_annotations(path: Path, files: list[Path], boxes: int) -> None:
 
 def targets(path: Path, number: int) -> tuple[Tensor, Tensor]:
     """Boxes (n, 4) xyxy in pixels and labels (n,) of one image of `write_annotations`."""
-    found = [a["bbox"] for a in json.loads(path.read_text(encoding="utf-8"))["annotations"] if a["image_id"] == number]
-    x, y, width, height = torch.tensor(found).unbind(1)
-    return torch.stack([x, y, x + width, y + height], dim=1), torch.zeros(len(found), dtype=torch.int64)
+    annotations = json.loads(path.read_text(encoding="utf-8"))["annotations"]
+    boxes = [annotation["bbox"] for annotation in annotations if annotation["image_id"] == number]
+    x, y, width, height = torch.tensor(boxes).unbind(1)
+    return torch.stack([x, y, x + width, y + height], dim=1), torch.zeros(len(boxes), dtype=torch.int64)
 
 
-def pil_sample(file: Path, boxes: Tensor, labels: Tensor, options: Augmentation, draw: torch.Generator) -> Sample:
-    """One training sample: decoded, flipped, perhaps cropped, resized, and normalised at once, as floats."""
+def pil_sample(file: Path, boxes: Tensor, labels: Tensor, options: Augmentation, rng: torch.Generator) -> Sample:
+    """One training sample: decoded, randomly flipped and cropped, resized, and normalised to floats."""
     with Image.open(file) as opened:
         image = opened.convert("RGB")
-    if torch.rand((), generator=draw) < 0.5:
+    if torch.rand((), generator=rng) < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         boxes = boxes[:, [2, 1, 0, 3]] * torch.tensor([-1, 1, -1, 1]) + torch.tensor([image.width, 0] * 2)
-    if torch.rand((), generator=draw) < 0.5:
-        image, boxes = _resize(image, boxes, _choice(options.middle_sizes, draw), None)
-        image, boxes, labels = _crop(image, boxes, labels, options.crop, draw)
-    image, boxes = _resize(image, boxes, _choice(options.sizes, draw), options.max_size)
+    if torch.rand((), generator=rng) < 0.5:
+        image, boxes = _resize(image, boxes, _sample_choice(options.middle_sizes, rng), None)
+        image, boxes, labels = _crop(image, boxes, labels, options.crop, rng)
+    image, boxes = _resize(image, boxes, _sample_choice(options.sizes, rng), options.max_size)
     pixels = torch.from_numpy(np.array(image))  # (h, w, 3)
     floats = pixels.permute(2, 0, 1).contiguous().float().div_(255)  # (h, w, 3) -> (3, h, w)
     mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
@@ -96,7 +95,7 @@ def pil_sample(file: Path, boxes: Tensor, labels: Tensor, options: Augmentation,
 
 
 def pil_collate(samples: list[Sample]) -> tuple[Tensor, Tensor]:
-    """Samples to images (B, 3, H, W), zero padded at the bottom and right, and real (B, H, W)."""
+    """Collate samples into images (B, 3, H, W), zero-padded at the bottom and right, and `real` (B, H, W)."""
     height, width = (max(image.shape[axis] for image, _, _ in samples) for axis in (1, 2))
     images, real = torch.zeros(len(samples), 3, height, width), torch.zeros(len(samples), height, width).bool()
     for number, (image, _, _) in enumerate(samples):
@@ -112,18 +111,19 @@ def _resize(image: Image.Image, boxes: Tensor, size: int, max_size: int | None) 
 
 
 def _crop(
-    image: Image.Image, boxes: Tensor, labels: Tensor, limits: tuple[int, int], draw: torch.Generator
+    image: Image.Image, boxes: Tensor, labels: Tensor, limits: tuple[int, int], rng: torch.Generator
 ) -> tuple[Image.Image, Tensor, Tensor]:
-    height, width = (_between(min(limits[0], n), min(limits[1], n), draw) for n in (image.height, image.width))
-    top, left = _between(0, image.height - height, draw), _between(0, image.width - width, draw)
+    height, width = (_sample_int(min(limits[0], n), min(limits[1], n), rng) for n in (image.height, image.width))
+    top, left = _sample_int(0, image.height - height, rng), _sample_int(0, image.width - width, rng)
     boxes = (boxes - torch.tensor([left, top] * 2)).clamp(min=0).minimum(torch.tensor([width, height] * 2))
-    kept = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
-    return image.crop((left, top, left + width, top + height)), boxes[kept], labels[kept]
+    inside = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+    return image.crop((left, top, left + width, top + height)), boxes[inside], labels[inside]
 
 
-def _between(low: int, high: int, draw: torch.Generator) -> int:
-    return int(torch.randint(low, high + 1, (), generator=draw))
+def _sample_int(low: int, high: int, rng: torch.Generator) -> int:
+    """A random integer from `low` to `high`, inclusive."""
+    return int(torch.randint(low, high + 1, (), generator=rng))
 
 
-def _choice(values: list[int], draw: torch.Generator) -> Any:
-    return values[_between(0, len(values) - 1, draw)]
+def _sample_choice(values: list[int], rng: torch.Generator) -> Any:
+    return values[_sample_int(0, len(values) - 1, rng)]

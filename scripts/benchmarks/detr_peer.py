@@ -32,7 +32,7 @@ _DECODER_LAYER = (
     ("encoder_attn_layer_norm.", "residuals.1.norm."),
     ("final_layer_norm.", "residuals.2.norm."),
 )
-NAMES = Table(  # (transformers' of version 5, ours)
+NAMES = Table(  # (transformers 5, ours)
     *with_prefixes("model.backbone.model.", "backbone.", RESNET),
     ("model.input_projection.", "project."),
     ("model.query_position_embeddings.", "queries."),
@@ -47,57 +47,57 @@ NAMES = Table(  # (transformers' of version 5, ours)
 
 
 def config(*overrides: str) -> dict[str, Any]:
-    """The paper's model and recipe, as `train.py model=detr_r50` takes them, but for pretrained weights."""
+    """The paper's model and recipe (`train.py model=detr_r50`) without pretrained weights."""
     return configure("train", ["model=detr_r50", "model.backbone.weights=none", *overrides])
 
 
 def detector(*overrides: str, fresh: str | None = None) -> Detector:
-    """Ours, with all that a new one has at zeros and ones drawn at random: those would hide a swapped name.
+    """Our detector with random values in place of initial zeros and ones, which would hide swapped names.
 
-    Names that match the pattern `fresh` stay as they are. Some matrices grow as training would make them, or all
-    queries would give nearly the same answer.
+    Names that match the pattern `fresh` keep their initial values. Some matrices are scaled up, as by training;
+    otherwise all queries would give nearly the same outputs.
     """
     torch.manual_seed(0)
     model: Detector = build(config(*overrides)["model"], classes=CLASSES)
-    draw = generator("benchmark")
-    growth = {"project.weight": 30, "class_head.weight": 4, "box_head.0.weight": 4, "box_head.2.weight": 4}
+    rng = generator("benchmark")
+    scales = {"project.weight": 30, "class_head.weight": 4, "box_head.0.weight": 4, "box_head.2.weight": 4}
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
             if fresh and re.match(fresh, name):
                 continue
             if name.endswith("running_var"):
-                tensor.uniform_(0.5, 1.5, generator=draw)
+                tensor.uniform_(0.5, 1.5, generator=rng)
             elif tensor.dim() == 1 and name.endswith("weight"):
-                low = 0.3 if name.startswith("backbone.") else 0.7  # residuals' sums grow from block to block
-                tensor.uniform_(low, low + 0.6, generator=draw)
+                low = 0.3 if name.startswith("backbone.") else 0.7  # sums of residuals grow from block to block
+                tensor.uniform_(low, low + 0.6, generator=rng)
             elif tensor.dim() == 1:
-                tensor.normal_(std=0.1, generator=draw)
+                tensor.normal_(std=0.1, generator=rng)
             elif name.endswith("in_proj.weight"):
                 tensor[: 2 * len(tensor) // 3] *= 2  # queries and keys: sharper attention
             else:
-                tensor *= growth.get(name, 1)
-        # A deep random network gives all positions nearly the same features; what they share is taken off.
-        features = model.project(model.backbone(torch.randn(1, 3, 256, 256, generator=draw), None)[0])
+                tensor *= scales.get(name, 1)
+        # A deep random network gives nearly the same features at all positions; subtract their mean.
+        features = model.project(model.backbone(torch.randn(1, 3, 256, 256, generator=rng), None)[0])
         model.project.bias -= features.mean((0, 2, 3))
     return model
 
 
-def in_transformers(ours: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Our state dict under transformers' names."""
+def to_transformers(ours: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Convert our state dict to transformers' names."""
     return rename(projections.split(ours), NAMES.to_theirs).tensors
 
 
 def peer(model: Detector, *, attention: str = "sdpa", auxiliary_loss: bool = False) -> nn.Module:
-    """Theirs, built offline from a config, with our weights, as much dropout, and the same parts frozen.
+    """transformers' model, built offline from a config, with our weights, dropout rates and frozen parts.
 
-    Its own freezing of the first parts has no effect in 5.23.
+    Its own freezing of the backbone's first stages has no effect in 5.23.
     """
     dropout = {"dropout": 0.1, "attention_dropout": 0.1, "activation_dropout": 0.1}
     queries = model.queries.num_embeddings
     options = DetrConfig(num_labels=CLASSES, num_queries=queries, auxiliary_loss=auxiliary_loss, **dropout)
     theirs = AutoModelForObjectDetection.from_config(options, attn_implementation=attention)
-    theirs.load_state_dict(in_transformers(model.state_dict()))
-    trained = in_transformers({name: p for name, p in model.named_parameters() if p.requires_grad})
+    theirs.load_state_dict(to_transformers(model.state_dict()))
+    trained = to_transformers({name: p for name, p in model.named_parameters() if p.requires_grad})
     for name, parameter in theirs.named_parameters():
         parameter.requires_grad_(name in trained)
     return theirs

@@ -1,4 +1,4 @@
-"""The input of DETR against PIL: from JPEGs on the disk to a batch on the device."""
+"""DETR's input pipeline against PIL: from JPEGs on disk to a batch on the device."""
 
 import torch
 from torch import Tensor
@@ -9,56 +9,53 @@ from common.machine.device import DTYPES, Precision
 from common.machine.seeds import generator
 from scripts.benchmarks import detr_input
 from scripts.benchmarks.detr_peer import config
-from scripts.benchmarks.timing import Row, Setting, near
+from scripts.benchmarks.timing import Row, Setting, compare_tensors
 
 
 def pipeline(setting: Setting) -> Row:
-    """From JPEGs on the disk to a normalised batch on the device, with the paper's augmentation, on one core."""
+    """From JPEGs on disk to a normalised batch on the device, with the paper's augmentation, on one core."""
     folder = setting.images or setting.scratch
     if setting.images is None:
         shapes = [(48, 64), (64, 48)] if setting.tiny else [(480, 640), (640, 480), (427, 640), (640, 427)]
         detr_input.write_photos(folder, shapes)
     files = [file for file in list_images(folder) if file.suffix.lower() in (".jpg", ".jpeg")]
     annotations = setting.scratch / "annotations.json"
-    detr_input.write_annotations(annotations, files, boxes=7)  # as many as COCO has on average
+    detr_input.write_annotations(annotations, files, boxes=7)  # COCO's average
     tiny = ["data.augmentation.sizes=[64]", "data.augmentation.middle_sizes=[56]", "data.augmentation.crop=[40,48]"]
     keys = [f"data.train.images={folder}", f"data.train.annotations={annotations}", "data.val_count=0"]
     data = build(config(*keys, *(tiny if setting.tiny else []))["data"])
-    unaugmented = [detr_input.targets(annotations, number) for number in range(len(files))]
-    epochs = {
-        "ours fp32": 0,
-        "ours bf16": 0,
-        "PIL": 0,
-    }  # the same draws for both in every round, and others in the next
+    targets = [detr_input.targets(annotations, number) for number in range(len(files))]
+    # Each round has its own augmentation, the same for all contenders.
+    epochs = {"ours fp32": 0, "ours bf16": 0, "PIL": 0}
 
-    def draws(side: str) -> list[torch.Generator]:
-        epochs[side] += 1
-        return [generator(epochs[side], number) for number in range(len(files))]
+    def generators(contender: str) -> list[torch.Generator]:
+        epochs[contender] += 1
+        return [generator(epochs[contender], number) for number in range(len(files))]
 
-    def our(precision: Precision) -> tuple[Tensor, Tensor]:
-        side = f"ours {precision}"
-        batch = data.collate([data.sample("train", number, draw) for number, draw in enumerate(draws(side))])
+    def run_ours(precision: Precision) -> tuple[Tensor, Tensor]:
+        rngs = generators(f"ours {precision}")
+        batch = data.collate([data.sample("train", number, rng) for number, rng in enumerate(rngs)])
         images = batch["images"].to(setting.device, non_blocking=True)
         return normalise(images, batch["sizes"], DTYPES[precision]), batch["boxes"]
 
-    def their() -> tuple[Tensor, Tensor]:
-        drawn = zip(files, unaugmented, draws("PIL"), strict=True)
-        samples = [detr_input.pil_sample(file, *objects, data.augmentation, draw) for file, objects, draw in drawn]
+    def run_pil() -> tuple[Tensor, Tensor]:
+        inputs = zip(files, targets, generators("PIL"), strict=True)
+        samples = [detr_input.pil_sample(file, *objects, data.augmentation, rng) for file, objects, rng in inputs]
         images, _ = detr_input.pil_collate(samples)
         return images.to(setting.device), torch.cat([boxes for _, boxes, _ in samples])
 
-    contenders = {"PIL": their, "ours fp32": lambda: our("fp32"), "ours bf16": lambda: our("bf16")}
+    contenders = {"PIL": run_pil, "ours fp32": lambda: run_ours("fp32"), "ours bf16": lambda: run_ours("bf16")}
 
     def check() -> str:
-        said = {}
+        differences = {}
         for _ in range(3):
-            their_images, their_boxes = their()
+            pil_images, pil_boxes = run_pil()
             for name in ("ours fp32", "ours bf16"):
                 images, boxes = contenders[name]()
-                # The two resizers round to whole levels in their own ways, and an edge may move a level or two.
-                said[name] = near(f"{name} pixels", images, their_images, 0.05)
-                said[name] += "; " + near(f"{name} boxes", boxes, their_boxes, 1e-3)
-        return "; ".join(said.values())
+                # The two resizers round to integer levels differently, by a level or two at edges.
+                differences[name] = compare_tensors(f"{name} pixels", images, pil_images, 0.05)
+                differences[name] += "; " + compare_tensors(f"{name} boxes", boxes, pil_boxes, 1e-3)
+        return "; ".join(differences.values())
 
     return Row(
         name=f"input pipeline, {len(files)} JPEGs, one core",

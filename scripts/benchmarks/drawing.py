@@ -1,4 +1,4 @@
-"""Weights for comparisons with a peer."""
+"""Random weights for comparisons with a peer."""
 
 import torch
 from torch import nn
@@ -7,20 +7,21 @@ from common.machine.seeds import generator
 
 
 @torch.no_grad()
-def redraw(model: nn.Module) -> None:
-    """Draw every parameter at random: zeros and ones would hide a swapped name.
+def randomise_parameters(model: nn.Module) -> None:
+    """Sample every parameter, since initial zeros and ones would hide tensors with swapped names.
 
-    Queries and keys are large enough for attention to choose, and tokens and positions to be seen beside patches.
+    Queries and keys are large enough for non-uniform attention, class token and positions large enough to matter beside
+    the patches.
     """
-    draw = generator("benchmark")
+    rng = generator("benchmark")
     for name, tensor in model.named_parameters():
         if name == "class_token" or name.startswith("positions."):
-            tensor.normal_(std=0.5, generator=draw)
+            tensor.normal_(std=0.5, generator=rng)
         elif tensor.ndim > 1:
-            tensor.normal_(std=tensor[0].numel() ** -0.5, generator=draw)
+            tensor.normal_(std=tensor[0].numel() ** -0.5, generator=rng)
         elif name.endswith("norm.weight"):
-            tensor.uniform_(0.7, 1.3, generator=draw)
+            tensor.uniform_(0.7, 1.3, generator=rng)
         else:
-            tensor.normal_(std=0.1, generator=draw)
+            tensor.normal_(std=0.1, generator=rng)
         if name.endswith("in_proj.weight"):
             tensor[: 2 * len(tensor) // 3] *= 2

@@ -1,4 +1,4 @@
-"""What takes training steps, ours and peers', and the comparison of their first."""
+"""Contenders of training benchmarks, and the comparison of their first steps."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,24 +11,28 @@ from common.config.check import build, construct
 from common.train import optim
 from common.train.optim import OptimizerOptions
 from common.train.step import Stepper
-from scripts.benchmarks.timing import alike, near
+from scripts.benchmarks.timing import compare_numbers, compare_tensors
 
 Tensors = dict[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Learner:
-    """A model, what takes a step with it and returns the loss, and how our tensors lie under its names and shapes."""
+class TrainingContender:
+    """A model and its training step.
+
+    step: trains for one step and returns the loss.
+    from_ours: converts tensors (parameters, gradients) from our names and shapes to those of `model`.
+    """
 
     model: nn.Module
     step: Callable[[], Tensor]
-    placed: Callable[[Tensors], Tensors] = dict
+    from_ours: Callable[[Tensors], Tensors] = dict
 
 
 def stepper(
     model: nn.Module, recipe: dict[str, Any], data: Any, device: torch.device, precision: str, *, compiled: bool = False
 ) -> Stepper:
-    """The trainer's own step, with our model, task and optimizer; `model` is moved to the device."""
+    """The trainer's step with our model, task and optimizer; moves `model` to the device."""
     model.to(device)
     optimizer = optim.build(model, construct(OptimizerOptions, recipe["optimizer"]))
     if compiled:
@@ -37,45 +41,46 @@ def stepper(
     return Stepper(task, model, optimizer, device, precision, recipe["trainer"]["clip_norm"])
 
 
-def same_step(
-    learners: Mapping[str, Learner],
-    start: Tensors,
+def compare_first_steps(
+    contenders: Mapping[str, TrainingContender],
+    initial: Tensors,
     *,
-    gradient: float,
-    update: float,
-    judged: Callable[[Tensor], bool] = lambda tensor: True,
+    gradient_tolerance: float,
+    update_tolerance: float,
+    compares_update: Callable[[Tensor], bool] = lambda tensor: True,
 ) -> str:
-    """Take every learner's first step, and compare losses, gradients and updates with those of "ours fp32".
+    """Take the first step of all contenders and compare losses, gradients and updates with those of "ours fp32".
 
-    `start` are our first weights; `gradient` and `update` how far apart those may be in fp32, `judged` of which tensors
-    the updates are compared. Raises Disagreement.
+    `initial` holds our initial weights. The tolerances are those of fp32. `compares_update` selects the tensors with
+    compared updates. Returns a text with the differences; raises MismatchError.
     """
-    losses = {name: learner.step() for name, learner in learners.items()}
-    truth, said = learners["ours fp32"], []
-    weights, gradients = _weights(truth), _gradients(truth)
-    for name, learner in learners.items():
-        if learner is truth:
+    losses = {name: contender.step() for name, contender in contenders.items()}
+    reference, differences = contenders["ours fp32"], []
+    weights, gradients = _weights(reference), _gradients(reference)
+    for name, contender in contenders.items():
+        if contender is reference:
             continue
-        rounded = "bf16" in name
-        said.append(alike(f"{name} loss", losses[name], losses["ours fp32"], 0.02 if rounded else 1e-4))
-        expected = _flat(learner.placed(gradients))
-        said.append(near(f"{name} gradient", _flat(_gradients(learner)), expected, 0.2 if rounded else gradient))
-        if not rounded:  # Adam's first step goes by the gradient's sign, and small ones' would be bf16's
-            before, ours, theirs = learner.placed(start), learner.placed(weights), _weights(learner)
-            names = [key for key in before if judged(before[key])]
-            one, other = (
+        bf16 = "bf16" in name
+        differences.append(compare_numbers(f"{name} loss", losses[name], losses["ours fp32"], 0.02 if bf16 else 1e-4))
+        expected = _flat(contender.from_ours(gradients))
+        tolerance = 0.2 if bf16 else gradient_tolerance
+        differences.append(compare_tensors(f"{name} gradient", _flat(_gradients(contender)), expected, tolerance))
+        if not bf16:  # Adam's first step follows the gradient's sign, which bf16 changes for small gradients
+            before, ours, theirs = contender.from_ours(initial), contender.from_ours(weights), _weights(contender)
+            names = [key for key in before if compares_update(before[key])]
+            update, expected = (
                 _flat({key: after[key] - before[key].detach().cpu() for key in names}) for after in (theirs, ours)
             )
-            said.append(near(f"{name} update", one, other, update))
-    return "; ".join(said)
+            differences.append(compare_tensors(f"{name} update", update, expected, update_tolerance))
+    return "; ".join(differences)
 
 
-def _weights(learner: Learner) -> Tensors:
-    return {name: p.detach().cpu() for name, p in learner.model.named_parameters()}
+def _weights(contender: TrainingContender) -> Tensors:
+    return {name: p.detach().cpu() for name, p in contender.model.named_parameters()}
 
 
-def _gradients(learner: Learner) -> Tensors:
-    return {name: p.grad.cpu() for name, p in learner.model.named_parameters() if p.grad is not None}
+def _gradients(contender: TrainingContender) -> Tensors:
+    return {name: p.grad.cpu() for name, p in contender.model.named_parameters() if p.grad is not None}
 
 
 def _flat(tensors: Tensors) -> Tensor:

@@ -1,4 +1,4 @@
-"""Where a benchmark was measured: what a reader needs to judge its numbers."""
+"""The machine and the package versions of a benchmark."""
 
 import os
 import platform
@@ -25,17 +25,17 @@ PACKAGES = (
     "numpy",
 )
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
-BUSY = 0.5  # mean number of processes that ran or waited in the last minute
+MAX_IDLE_LOAD = 0.5  # load average (running or waiting processes) of the last minute
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """The processors and the system; the load says whether they were idle when it began (None: not known)."""
+    """Processors, threads, device, system, and the load at the start (None: unknown)."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    said = {line.partition(":")[0].strip(): line.partition(":")[2].strip() for line in lines}
-    flags = [flag for flag in INSTRUCTIONS if flag in said.get("flags", "").split()]
+    fields = {line.partition(":")[0].strip(): line.partition(":")[2].strip() for line in lines}
+    flags = [flag for flag in INSTRUCTIONS if flag in fields.get("flags", "").split()]
     return {
-        "cpu": " ".join([said.get("model name", platform.processor() or platform.machine()), *flags]),
+        "cpu": " ".join([fields.get("model name", platform.processor() or platform.machine()), *flags]),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": devices.describe(device),
@@ -45,19 +45,19 @@ def describe(device: torch.device) -> dict[str, Any]:
 
 
 def warnings(machine: dict[str, Any]) -> list[str]:
-    """What makes its numbers doubtful, a sentence each."""
+    """Sentences on what makes the times unreliable."""
     load = machine["load"]
-    if load is None or load <= BUSY:
+    if load is None or load <= MAX_IDLE_LOAD:
         return []
-    return [f"The machine was busy when this began (load {load:.2f}), so times may be too long and spread too wide."]
+    return [f"The machine was busy at the start (load {load:.2f}); times may be too long and their spread too wide."]
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that take part, of those that are installed."""
-    found = {"python": platform.python_version()}
+    """The versions of Python and of the installed packages that take part."""
+    versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = metadata.version(package)
+            versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return versions

@@ -1,10 +1,10 @@
-"""Peak memory: what a contender needs beside its weights and inputs, which lie there from the start.
+"""Peak memory that a contender needs beside its weights and inputs, which exist before it is called.
 
-It is the peak of a contender's second call over what lay there before its first. So it holds what a call works with and
-what the first call left for the next (an optimizer's moments, gradients, weights in a kernel's order), and not what the
-first call did once. On CUDA it is what PyTorch's allocator gave out; on Linux it is the process's own memory, libraries
-and files left out, whoever took it: PyTorch, CTranslate2, NumPy or PIL, and torch.compile's compiler; it begins to tell
-contenders apart at some 10 MiB. Elsewhere it is not known.
+It is the peak during a contender's second call minus the memory in use before its first. It includes working memory and
+what the first call leaves for the next (an optimizer's moments, gradients, weights packed for a kernel), but not what
+only the first call needs. On CUDA it is the memory given out by PyTorch's allocator. On Linux it is the process's
+anonymous memory, without libraries and files, whether PyTorch, CTranslate2, NumPy, PIL or torch.compile's compiler
+allocated it; differences below about 10 MiB mean nothing. Elsewhere it is not measured.
 """
 
 import ctypes
@@ -20,38 +20,38 @@ import torch
 
 from scripts.benchmarks.timing import Row, Setting
 
-SELF = Path("/proc/self")
-# By this glibc gives every larger piece back as soon as it is free. Else it soon keeps them, and where the next piece
-# does not go into the one before, both count.
-RETURNED = ("MALLOC_MMAP_THRESHOLD_", "1000000")
+PROC_SELF = Path("/proc/self")
+# With this setting glibc returns each larger block to the system when it is freed. By default it soon keeps freed
+# blocks, and they count as used even where the next allocation does not fit into them.
+MALLOC_SETTING = ("MALLOC_MMAP_THRESHOLD_", "1000000")
 
 
-def peaks(build: Callable[[Setting], Row], setting: Setting) -> dict[str, int]:
-    """Bytes, by contender, of a row that is made anew; empty where they are not known.
+def measure_peaks(build: Callable[[Setting], Row], setting: Setting) -> dict[str, int]:
+    """Build a row and measure its contenders' peaks in bytes; empty where they cannot be measured.
 
-    On the CPU that is done in a process of its own, for which `build` is pickled.
+    On the CPU this runs in a separate process, to which `build` is pickled.
     """
     if setting.device.type == "cuda":
-        return of(build(setting), setting.device)
-    if setting.device.type != "cpu" or not _is_known():
+        return _row_peaks(build(setting), setting.device)
+    if setting.device.type != "cpu" or not _is_measurable():
         return {}
-    with _environment(*RETURNED), ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+    with _environment(*MALLOC_SETTING), ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_in_process, build, setting, torch.get_num_threads()).result()
 
 
 def _in_process(build: Callable[[Setting], Row], setting: Setting, threads: int) -> dict[str, int]:
     torch.set_num_threads(threads)
-    return of(build(setting), setting.device)
+    return _row_peaks(build(setting), setting.device)
 
 
-def of(row: Row, device: torch.device) -> dict[str, int]:
-    """Bytes, by contender, none of which has been called before."""
-    with row.threaded():
-        return {name: peak(work, device) for name, work in row.contenders.items()}
+def _row_peaks(row: Row, device: torch.device) -> dict[str, int]:
+    """Peaks in bytes of contenders that have not been called yet."""
+    with row.use_threads():
+        return {name: peak_bytes(work, device) for name, work in row.contenders.items()}
 
 
-def peak(work: Callable[[], object], device: torch.device) -> int:
-    """Bytes at the peak of the second call over those before the first."""
+def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
+    """The peak memory during the second call of `work` minus the memory before its first call."""
     return _on_cuda(work, device) if device.type == "cuda" else _on_cpu(work)
 
 
@@ -65,40 +65,40 @@ def _on_cuda(work: Callable[[], object], device: torch.device) -> int:
 
 
 def _on_cpu(work: Callable[[], object]) -> int:
-    _give_back()
-    before = _status("RssAnon")
+    _trim_heap()
+    before = _status_bytes("RssAnon")
     work()
-    _give_back()
-    (SELF / "clear_refs").write_text("5")  # lets the high-water mark begin anew (man 5 proc)
+    _trim_heap()
+    (PROC_SELF / "clear_refs").write_text("5")  # resets the high-water mark (man 5 proc)
     work()
-    # The mark counts mapped files, too, which a first call maps and no call unmaps.
-    return max(_status("VmHWM") - _status("RssFile") - _status("RssShmem") - before, 0)
+    # The high-water mark includes mapped files, which the first call maps and no call unmaps.
+    return max(_status_bytes("VmHWM") - _status_bytes("RssFile") - _status_bytes("RssShmem") - before, 0)
 
 
-def _is_known() -> bool:
-    """Whether Linux tells the peak, and glibc gives back what is free."""
+def _is_measurable() -> bool:
+    """Whether Linux reports the peak and glibc can return free memory."""
     try:
-        (SELF / "clear_refs").write_text("5")
-        return hasattr(ctypes.CDLL(None), "malloc_trim") and _status("RssAnon") > 0
+        (PROC_SELF / "clear_refs").write_text("5")
+        return hasattr(ctypes.CDLL(None), "malloc_trim") and _status_bytes("RssAnon") > 0
     except (OSError, KeyError):
         return False
 
 
-def _give_back() -> None:
-    """Return free memory to the system: what is kept for later would hide that it is used."""
+def _trim_heap() -> None:
+    """Return free memory to the system; memory kept for reuse would hide a later call's need."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
 
 
-def _status(name: str) -> int:
-    lines = (SELF / "status").read_text(encoding="utf-8").splitlines()
+def _status_bytes(name: str) -> int:
+    lines = (PROC_SELF / "status").read_text(encoding="utf-8").splitlines()
     kibibytes: str = {line.partition(":")[0]: line.partition(":")[2] for line in lines}[name]
     return 1024 * int(kibibytes.split()[0])
 
 
 @contextmanager
 def _environment(name: str, value: str) -> Iterator[None]:
-    """For processes that start inside."""
+    """Set an environment variable for processes that start inside the block."""
     before = os.environ.get(name)
     os.environ[name] = value
     try:

@@ -1,4 +1,4 @@
-"""A benchmark's report as it is printed."""
+"""The printed form of a benchmark's report."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,23 +6,23 @@ from typing import Any
 from common.files.table import table
 
 Line = Sequence[Any]
-MIB = "peak MiB beside weights"
+PEAK_COLUMN = "peak MiB beside weights"
 
 
 def text(report: Mapping[str, Any]) -> str:
-    """Where it was measured, what was compared, and the tables: contenders, their ratios, and how costs grow."""
-    where = [f"{name}: {value}" for name, value in report["machine"].items()]
-    where.append("versions: " + ", ".join(f"{name} {version}" for name, version in report["versions"].items()))
-    where += [f"Warning: {sentence}" for sentence in report.get("warnings", [])]
-    where += [f"outputs compared: {row['row']}: {row['agreement']}" for row in report["rows"]]
+    """The machine, the differences of outputs, and the tables of contenders, ratios and scalings."""
+    header = [f"{name}: {value}" for name, value in report["machine"].items()]
+    header.append("versions: " + ", ".join(f"{name} {version}" for name, version in report["versions"].items()))
+    header += [f"Warning: {sentence}" for sentence in report.get("warnings", [])]
+    header += [f"outputs compared: {row['row']}: {row['agreement']}" for row in report["rows"]]
     rounds = f"medians of {report['rounds']} rounds, in turn"
     tables = [_contenders(report["rows"], rounds), _ratios(report["rows"], rounds)]
     tables += [_scaling(scaling, rounds) for scaling in report.get("scalings", [])]
-    return "\n\n".join(["\n".join(where), *tables])
+    return "\n\n".join(["\n".join(header), *tables])
 
 
 def _contenders(rows: Sequence[Mapping[str, Any]], rounds: str) -> str:
-    lines: list[Line] = [("work", "contender", "ms", "quartiles", "throughput", "model FLOPs", MIB)]
+    lines: list[Line] = [("work", "contender", "ms", "quartiles", "throughput", "model FLOPs", PEAK_COLUMN)]
     for row in rows:
         for name, times in row["times"].items():
             amount, rate = row["amounts"].get(name), row["rates"].get(name)
@@ -42,32 +42,35 @@ def _contenders(rows: Sequence[Mapping[str, Any]], rounds: str) -> str:
 
 
 def _rate(name: str, rate: Mapping[str, float]) -> str:
-    reached = f"{rate['flops_per_s'] / 1e12:.2f} TFLOP/s"
-    limit = name.startswith("matrix product")
-    return reached if limit else f"{reached}, {rate['of_matrix_rate']:.2f} of the measured matrix rate"
+    flops = f"{rate['flops_per_s'] / 1e12:.2f} TFLOP/s"
+    return (
+        flops
+        if name.startswith("matrix product")
+        else f"{flops}, {rate['of_matrix_rate']:.2f} of the measured matrix rate"
+    )
 
 
 def _ratios(rows: Sequence[Mapping[str, Any]], rounds: str) -> str:
-    lines: list[Line] = [("work", "one", "ms", "other", "ms", "ratio", "quartiles", "memory")]
+    lines: list[Line] = [("work", "contender", "ms", "reference", "ms", "ratio", "quartiles", "memory")]
     for row in rows:
         for ratio in row["ratios"]:
-            numbers = [f"{ratio[key]:.{places}f}" for key, places in (("one_ms", 1), ("other_ms", 1), ("ratio", 3))]
+            numbers = [f"{ratio[key]:.{digits}f}" for key, digits in (("one_ms", 1), ("other_ms", 1), ("ratio", 3))]
             low, high = ratio["quartiles"]
-            other = ratio["other"] + (f", fastest of {len(ratio['among'])}" if len(ratio["among"]) > 1 else "")
+            reference = ratio["other"] + (f", fastest of {len(ratio['among'])}" if len(ratio["among"]) > 1 else "")
             memory = "" if ratio["memory"] is None else f"{ratio['memory']:.2f}"
             spread = f"{low:.3f}-{high:.3f}"
-            lines.append((row["row"], ratio["one"], numbers[0], other, numbers[1], numbers[2], spread, memory))
-    return table(f"one over the other: below 1 the one is faster, or needs less memory; {rounds}", lines)
+            lines.append((row["row"], ratio["one"], numbers[0], reference, numbers[1], numbers[2], spread, memory))
+    return table(f"contender over reference: below 1 the contender is faster, or needs less memory; {rounds}", lines)
 
 
 def _scaling(scaling: Mapping[str, Any], rounds: str) -> str:
-    lines: list[Line] = [("contender", scaling["name"], "ms", "for one", "ms", "growth", MIB)]
+    lines: list[Line] = [("contender", scaling["name"], "ms", "per", "ms", "growth", PEAK_COLUMN)]
     for line in scaling["lines"]:
         growth = "" if line["growth"] is None else f"{line['growth']:.2f}"
-        one, each = f"{line['ms']:.1f}", f"{line['ms_per_unit']:.3f}"
+        ms, ms_per_unit = f"{line['ms']:.1f}", f"{line['ms_per_unit']:.3f}"
         mib = _mib(line["peak_mib"])
-        lines.append((line["contender"], f"{line['size']:,}", one, line["unit"], each, growth, mib))
-    title = f"{scaling['suite']}: how time grows with {scaling['name']}: as its power of `growth`; {rounds}"
+        lines.append((line["contender"], f"{line['size']:,}", ms, line["unit"], ms_per_unit, growth, mib))
+    title = f"{scaling['suite']}: time grows with {scaling['name']} to the power `growth`; {rounds}"
     return table(title, lines)
 
 

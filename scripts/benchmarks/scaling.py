@@ -1,4 +1,4 @@
-"""How cost grows: one kind of work at several sizes."""
+"""How cost grows with one property of the input: one kind of work at several values."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -12,50 +12,52 @@ from scripts.benchmarks.timing import Row, Setting
 
 @dataclass(frozen=True, kw_only=True)
 class Scaling:
-    """A row of each size.
+    """One row for each value of a growing property.
 
-    name: what grows, with its unit.
-    build: makes the row of a size, a function of a module; all have the same contenders, and amounts, for each of which
-        there is a cost.
-    tiny: the sizes under --tiny.
-    cuda: those on CUDA, where they are others.
+    name: the property, with its unit.
+    build: makes the row of a value; a function of a module, since it is pickled. All rows have the same contenders, and
+        an amount for each of them.
+    values: in ascending order.
+    tiny: the values under --tiny.
+    cuda: the values on CUDA; None: `values`.
     """
 
     name: str
     build: Callable[[int, Setting], Row]
-    sizes: Sequence[int]
+    values: Sequence[int]
     tiny: Sequence[int]
     cuda: Sequence[int] | None = None
 
-    def of(self, setting: Setting) -> Sequence[int]:
-        """The sizes of a run."""
+    def values_for(self, setting: Setting) -> Sequence[int]:
+        """The values of a run."""
         if setting.tiny:
             return self.tiny
-        return self.cuda if self.cuda and setting.device.type == "cuda" else self.sizes
+        return self.cuda if self.cuda and setting.device.type == "cuda" else self.values
 
 
 def precision(device: torch.device) -> str:
-    """Which one a scaling is shown for: the plain one on the CPU, and the usual one on CUDA."""
+    """The precision in which scalings are measured: fp32 on the CPU, bf16 on CUDA."""
     return "bf16" if device.type == "cuda" else "fp32"
 
 
-def lines(measured: Sequence[tuple[int, dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Of rows by size, in growing order: each contender's cost, and how it grew from the size before.
+def lines(rows: Sequence[tuple[int, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The cost of each contender at each value, and its growth from the value before.
 
-    growth: the exponent e of time ~ size^e between two neighbours, which for the first is None, as after a size of 0.
+    `rows` are (value, measured row) in ascending order. `growth` is the exponent e of time ~ value^e between
+    neighbours; None for the first value and after a value of 0.
     """
-    found = []
-    for contender in measured[0][1]["amounts"]:
-        before: tuple[int, float] | None = None
-        for size, row in measured:
+    lines = []
+    for contender in rows[0][1]["amounts"]:
+        previous: tuple[int, float] | None = None
+        for value, row in rows:
             ms, amount = row["times"][contender]["median"], row["amounts"][contender]
-            line = {"contender": contender, "size": size, "ms": ms, "unit": amount["unit"].removesuffix("s")}
+            line = {"contender": contender, "size": value, "ms": ms, "unit": amount["unit"].removesuffix("s")}
             line |= {"ms_per_unit": 1e3 / amount["a_second"], "peak_mib": row["peak_mib"].get(contender)}
-            found.append(line | {"growth": growth(*before, size, ms) if before else None})
-            before = size, ms
-    return found
+            lines.append(line | {"growth": growth(*previous, value, ms) if previous else None})
+            previous = value, ms
+    return lines
 
 
-def growth(size: float, taken: float, larger: float, longer: float) -> float | None:
-    """The exponent e of taken ~ size^e; None where a size is 0."""
-    return math.log(longer / taken) / math.log(larger / size) if size and larger else None
+def growth(value: float, ms: float, larger_value: float, larger_ms: float) -> float | None:
+    """The exponent e of ms ~ value^e between two values; None if one of them is 0."""
+    return math.log(larger_ms / ms) / math.log(larger_value / value) if value and larger_value else None

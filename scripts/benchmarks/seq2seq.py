@@ -1,4 +1,4 @@
-"""The translator of base size against its peers: the rows, and how their cost grows."""
+"""The rows and scalings of the base translator against its peers."""
 
 from scripts.benchmarks import seq2seq_decode, seq2seq_train
 from scripts.benchmarks.scaling import Scaling, precision
@@ -12,11 +12,11 @@ ROWS = {
     "throughput": seq2seq_train.throughput,
     "decoding": seq2seq_decode.decoding,
 }
-LENGTH = 25  # tokens of a sentence
+LENGTH = 25  # tokens per sentence
 
 
 def _by_length(length: int, setting: Setting) -> Row:
-    count = setting.at_once(8, 64)
+    count = setting.batch_size(8, 64)
     return seq2seq_train.throughput_row(setting, count=count, length=length, precision=precision(setting.device))
 
 
@@ -26,19 +26,19 @@ def _by_tokens(tokens: int, setting: Setting) -> Row:
 
 def _by_beam(beam: int, setting: Setting) -> Row:
     kind = precision(setting.device)
-    return seq2seq_decode.search(setting, beam=beam).only([f"ours {kind}", f"transformers {kind}"])
+    return seq2seq_decode.search(setting, beam=beam).select([f"ours {kind}", f"transformers {kind}"])
 
 
 SCALINGS = {
     "length": Scaling(
-        name="tokens a sentence, training step", build=_by_length, sizes=(16, 32, 64, 128, 256), tiny=(4, 8)
+        name="tokens a sentence, training step", build=_by_length, values=(16, 32, 64, 128, 256), tiny=(4, 8)
     ),
     "tokens": Scaling(
         name="target tokens at once, training step",
         build=_by_tokens,
-        sizes=(200, 400, 800, 1600, 3200),
+        values=(200, 400, 800, 1600, 3200),
         tiny=(50, 100),
         cuda=(800, 3200, 12800, 51200),
     ),
-    "beam": Scaling(name="hypotheses of beam search", build=_by_beam, sizes=(1, 2, 4, 8), tiny=(1, 2)),
+    "beam": Scaling(name="hypotheses of beam search", build=_by_beam, values=(1, 2, 4, 8), tiny=(1, 2)),
 }

@@ -1,9 +1,8 @@
-"""Translations by the model of base size against transformers' Marian and CTranslate2.
+"""Decoding with the base translator against transformers' Marian and CTranslate2.
 
-They are looked for in Marian's form of the model, which all can take, and are exactly as long as they may be, since an
-end's bias keeps it from being chosen. transformers attends by PyTorch's fused kernel, with its cache, and runs in bf16
-with converted weights; CTranslate2 takes the model that transformers holds, and runs on the CPU alone, in fp32 and,
-what it is made for, int8.
+All decode with Marian's variant of the model. All translations have the maximum length, since the output bias excludes
+the end. transformers uses PyTorch's fused attention, its cache and, for bf16, converted weights. CTranslate2 converts
+transformers' model and runs on the CPU only, in fp32 and in int8, for which it is optimised.
 """
 
 import copy
@@ -18,7 +17,7 @@ from common.decoding.decode import decode
 from common.decoding.options import DecodingOptions
 from common.machine.device import autocast, to_device
 from scripts.benchmarks import seq2seq_peers as peers
-from scripts.benchmarks.timing import Disagreement, Row, Setting, near
+from scripts.benchmarks.timing import MismatchError, Row, Setting, compare_tensors
 from seq2seq.criterion.cross_entropy import token_losses
 from seq2seq.models.transformer import Transformer
 from seq2seq.tokenizers.bpe import BOS, EOS, PAD, SPECIAL
@@ -29,9 +28,9 @@ BEAM = 4
 
 
 def compiled(model: Transformer) -> Transformer:
-    """A copy of ours with compiled feed-forwards, their bf16 weights folded in: the one place that chooses the parts.
+    """A copy with compiled feed-forwards and frozen bf16 weights; only this function chooses the compiled parts.
 
-    None is known that pays: what is not compiled has its weights in the kernel's order already (common/nn/linear.py).
+    No choice is known to be faster, since eager linear maps already pack their weights (common/nn/linear.py).
     """
     model = copy.deepcopy(model)
     blocks: list[Any] = [*model.decoder.blocks]
@@ -41,66 +40,66 @@ def compiled(model: Transformer) -> Transformer:
 
 
 def greedy(setting: Setting) -> Row:
-    """Translations by the likeliest token."""
+    """Greedy decoding."""
     return search(setting, beam=1)
 
 
 def beam(setting: Setting) -> Row:
-    """Translations by beam search with four hypotheses."""
+    """Beam search with four hypotheses."""
     return search(setting, beam=BEAM)
 
 
 def decoding(setting: Setting) -> Row:
-    """Sentences per second by beam search in bf16, on as many as keep a GPU busy."""
-    row = search(setting, beam=BEAM, count=4 if setting.tiny else setting.at_once(32, 512))
-    return replace(row.only([name for name in row.contenders if "bf16" in name]), name=f"decoding, {row.name}")
+    """Beam search in bf16 on a batch that keeps a GPU busy."""
+    row = search(setting, beam=BEAM, count=4 if setting.tiny else setting.batch_size(32, 512))
+    return replace(row.select([name for name in row.contenders if "bf16" in name]), name=f"decoding, {row.name}")
 
 
 def search(setting: Setting, *, beam: int, count: int | None = None) -> Row:
-    """Translations of `count` sentences of 20 tokens, 32 new tokens each; with a beam of 1 by the likeliest token."""
-    recipe, entries = peers.marian_form(tiny=setting.tiny), peers.vocabulary(tiny=setting.tiny)
+    """Decode `count` sentences of 20 tokens to 32 new tokens each, by beam search or, with a beam of 1, greedily."""
+    recipe, entries = peers.marian_config(tiny=setting.tiny), peers.vocabulary_size(tiny=setting.tiny)
     count, length, tokens = (4, 6, 8) if setting.tiny else (count or 32, 20, 32)
     model = peers.translator(recipe, entries).eval()
     marian = peers.marian(model, recipe, entries).eval()
-    batch = peers.pairs(count, length, tokens, entries)
-    contenders = _torch_searches(setting, model, marian, batch, beam, tokens, entries)
+    batch = peers.sample_pairs(count, length, tokens, entries)
+    contenders = _torch_contenders(setting, model, marian, batch, beam, tokens, entries)
     pairs: Pairs = [
         ("ours fp32", "transformers fp32"),
         ("ours bf16", "transformers fp32"),
         ("ours bf16", "transformers bf16"),
     ]
-    best = ["ours bf16", *(["ours bf16 compiled"] if setting.compile else [])]
+    ours_bf16 = ["ours bf16", *(["ours bf16 compiled"] if setting.compile else [])]
     if setting.compile:
-        pairs += [(best[1], "transformers bf16"), (best[1], "ours bf16")]
-    said = ["CTranslate2 is not installed and has no times (pip install ctranslate2)"]
+        pairs += [(ours_bf16[1], "transformers bf16"), (ours_bf16[1], "ours bf16")]
+    notes = ["CTranslate2 is not installed and has no times (pip install ctranslate2)"]
     engines: dict[str, Any] = {}
     if setting.device.type == "cuda":
-        said = ["CTranslate2 is timed on the CPU alone"]
+        notes = ["CTranslate2 is timed on the CPU only"]
     elif peers.has_ctranslate2():
-        said, engines = [], _engines(setting, marian, entries)
-        words = peers.in_words(batch["source"])
-        contenders |= {name: _ctranslate2_search(one, words, beam, tokens) for name, one in engines.items()}
-        pairs += [("ours fp32", "CTranslate2 fp32"), *((name, "CTranslate2 int8") for name in best)]
+        notes, engines = [], _ctranslate2_engines(setting, marian, entries)
+        words = peers.to_words(batch["source"])
+        contenders |= {name: _ctranslate2_contender(engine, words, beam, tokens) for name, engine in engines.items()}
+        pairs += [("ours fp32", "CTranslate2 fp32"), *((name, "CTranslate2 int8") for name in ours_bf16)]
 
     def check() -> str:
-        compared = _same_probabilities(setting.device, model, marian, engines, batch, entries)
-        return "; ".join([*said, *compared, *_same_translations(contenders, tokens)])
+        differences = _compare_probabilities(setting.device, model, marian, engines, batch, entries)
+        return "; ".join([*notes, *differences, *_compare_translations(contenders, tokens)])
 
     name = f"{'greedy' if beam == 1 else f'beam-{beam}'} {count}x{length}, {tokens} new tokens"
     amounts = dict.fromkeys(contenders, (count, "sentences"))
     return Row(name=name, contenders=contenders, pairs=pairs, check=check, amounts=amounts)
 
 
-def _torch_searches(
+def _torch_contenders(
     setting: Setting, model: Transformer, marian: Any, batch: dict[str, Any], beam: int, tokens: int, entries: int
 ) -> dict[str, Callable[[], Translations]]:
-    """Ours and transformers', as functions that give the tokens of each sentence in our ids."""
+    """Contenders of ours and transformers, which return the tokens of each sentence in our ids."""
     device = setting.device
     order = torch.tensor(peers.marian_order(entries))
     source, lengths = batch["source"].to(device), batch["source_lengths"].to(device)
-    theirs_source = peers.marian_ids(entries)[batch["source"]].to(device)
+    marian_source = peers.marian_ids(entries)[batch["source"]].to(device)
     options = replace(
-        construct(DecodingOptions, peers.marian_form(tiny=setting.tiny)["task"]["predict"]),
+        construct(DecodingOptions, peers.marian_config(tiny=setting.tiny)["task"]["predict"]),
         method="greedy" if beam == 1 else "beam",
         beam=beam,
         penalty="average",  # transformers' and CTranslate2's
@@ -110,93 +109,102 @@ def _torch_searches(
         at_limit="cut",
     )
     generation = peers.generation(beam, tokens, entries)
-    attend = torch.ones_like(theirs_source)
+    real = torch.ones_like(marian_source)  # no padding
 
-    def our(model: Transformer, precision: str) -> Translations:
-        with torch.no_grad(), autocast(device, precision):  # one for all tokens, as in the evaluator
-            found = decode(model, source, lengths, options, SPECIAL)
-        return [hypotheses[0].tokens for hypotheses in found]
+    def run_ours(model: Transformer, precision: str) -> Translations:
+        with torch.no_grad(), autocast(device, precision):  # one context for all tokens, as in the evaluator
+            hypotheses = decode(model, source, lengths, options, SPECIAL)
+        return [sentence[0].tokens for sentence in hypotheses]
 
-    def their(model: Any) -> Translations:
+    def run_theirs(model: Any) -> Translations:
         with torch.inference_mode():
-            found = model.generate(theirs_source, attention_mask=attend, generation_config=generation)
-        translations: Translations = order[found[:, 1:].cpu()].tolist()  # without the start
+            tokens = model.generate(marian_source, attention_mask=real, generation_config=generation)
+        translations: Translations = order[tokens[:, 1:].cpu()].tolist()  # without the start
         return translations
 
-    plain, half = marian.to(device), copy.deepcopy(marian).bfloat16()
-    ours, rounded = model.to(device), copy.deepcopy(model)  # each keeps weights in its precision
-    searches = {
-        "transformers fp32": lambda: their(plain),
-        "transformers bf16": lambda: their(half),
-        "ours fp32": lambda: our(ours, "fp32"),
-        "ours bf16": lambda: our(rounded, "bf16"),
+    theirs_fp32, theirs_bf16 = marian.to(device), copy.deepcopy(marian).bfloat16()
+    ours_fp32, ours_bf16 = model.to(device), copy.deepcopy(model)  # a model caches its weights in one precision
+    contenders = {
+        "transformers fp32": lambda: run_theirs(theirs_fp32),
+        "transformers bf16": lambda: run_theirs(theirs_bf16),
+        "ours fp32": lambda: run_ours(ours_fp32, "fp32"),
+        "ours bf16": lambda: run_ours(ours_bf16, "bf16"),
     }
     if setting.compile:
-        quick = compiled(ours)
-        searches["ours bf16 compiled"] = lambda: our(quick, "bf16")
-    return searches
+        ours_compiled = compiled(ours_fp32)
+        contenders["ours bf16 compiled"] = lambda: run_ours(ours_compiled, "bf16")
+    return contenders
 
 
-def _engines(setting: Setting, marian: Any, entries: int) -> dict[str, Any]:
-    computed = {"CTranslate2 fp32": "float32", "CTranslate2 int8": "int8"}
+def _ctranslate2_engines(setting: Setting, marian: Any, entries: int) -> dict[str, Any]:
+    compute_types = {"CTranslate2 fp32": "float32", "CTranslate2 int8": "int8"}
     return {
         name: peers.ctranslate2_model(
             marian, entries, setting.scratch, compute=compute, threads=torch.get_num_threads()
         )
-        for name, compute in computed.items()
+        for name, compute in compute_types.items()
     }
 
 
-def _ctranslate2_search(engine: Any, words: list[list[str]], beam: int, tokens: int) -> Callable[[], Translations]:
+def _ctranslate2_contender(engine: Any, words: list[list[str]], beam: int, tokens: int) -> Callable[[], Translations]:
     def search() -> Translations:
-        found = engine.translate_batch(
+        results = engine.translate_batch(
             words, beam_size=beam, length_penalty=1.0, max_decoding_length=tokens, min_decoding_length=tokens
         )
-        return [peers.in_ids(result.hypotheses[0]) for result in found]
+        return [peers.to_ids(result.hypotheses[0]) for result in results]
 
     return search
 
 
 @torch.no_grad()
-def _same_probabilities(
+def _compare_probabilities(
     device: torch.device, model: Transformer, marian: Any, engines: dict[str, Any], batch: dict[str, Any], entries: int
 ) -> list[str]:
-    """Compare logits, or where there are none the log probabilities of given tokens: words alone hide small changes."""
-    exact = 1e-3 if device.type == "cuda" else 1e-4
-    order, theirs = peers.marian_order(entries), peers.marian_ids(entries)
+    """Compare logits or, for CTranslate2, log probabilities of target tokens: translations hide small differences."""
+    tolerance = 1e-3 if device.type == "cuda" else 1e-4
+    order, marian_ids = peers.marian_order(entries), peers.marian_ids(entries)
     on_device = to_device(batch, device)
-    ours = model(on_device["source"], on_device["source_lengths"], on_device["target_in"]).cpu()
-    logits = marian(
-        input_ids=theirs[batch["source"]].to(device), decoder_input_ids=theirs[batch["target_in"]].to(device)
+    our_logits = model(on_device["source"], on_device["source_lengths"], on_device["target_in"]).cpu()
+    their_logits = marian(
+        input_ids=marian_ids[batch["source"]].to(device),
+        decoder_input_ids=marian_ids[batch["target_in"]].to(device),
     ).logits.cpu()
-    chosen = [i for i, word in enumerate(order) if word not in (PAD, BOS, EOS)]  # those would hide all others
-    one, other = ours[..., [order[i] for i in chosen]], logits[..., chosen]
-    said = [near("logits of transformers fp32", one, other, exact, along=-1)]
+    # The large negative logits of excluded entries would hide differences.
+    columns = [i for i, word in enumerate(order) if word not in (PAD, BOS, EOS)]
+    our_columns = [order[i] for i in columns]
+    ours = our_logits[..., our_columns]
+    differences = [
+        compare_tensors("logits of transformers fp32", ours, their_logits[..., columns], tolerance, along=-1)
+    ]
     with autocast(device, "bf16"):
-        half = model(on_device["source"], on_device["source_lengths"], on_device["target_in"]).float().cpu()
-    said.append(near("logits of ours bf16", half[..., [order[i] for i in chosen]], one, 0.3, along=-1))
+        ours_bf16 = model(on_device["source"], on_device["source_lengths"], on_device["target_in"]).float().cpu()
+    differences.append(compare_tensors("logits of ours bf16", ours_bf16[..., our_columns], ours, 0.3, along=-1))
     words = batch["target_out"][:, :-1]  # (B, T - 1), without the end
-    expected = -token_losses(ours[:, :-1], words)
+    expected = -token_losses(our_logits[:, :-1], words)
     for name, engine in engines.items():
-        scored = engine.score_batch(peers.in_words(batch["source"]), peers.in_words(words))
-        found = torch.tensor([one.log_probs[: words.shape[1]] for one in scored])
-        said.append(near(f"log probabilities of {name}", expected, found, exact if "fp32" in name else 1.0, along=-1))
-    return said
+        scored = engine.score_batch(peers.to_words(batch["source"]), peers.to_words(words))
+        log_probabilities = torch.tensor([sentence.log_probs[: words.shape[1]] for sentence in scored])
+        limit = tolerance if "fp32" in name else 1.0
+        differences.append(
+            compare_tensors(f"log probabilities of {name}", expected, log_probabilities, limit, along=-1)
+        )
+    return differences
 
 
-def _same_translations(searches: Mapping[str, Callable[[], Translations]], tokens: int) -> list[str]:
-    """Compare every token. In fp32 one sentence in sixteen may differ, where two hypotheses are as good."""
-    said = []
-    truth = searches["transformers fp32"]() if "transformers fp32" in searches else searches["transformers bf16"]()
-    for name, search in searches.items():
-        found = search()
-        if any(len(translation) != tokens for translation in found):
-            raise Disagreement(f"{name}: not all translations have {tokens} tokens, so this is not the same work.")
-        same = sum(one == other for one, other in zip(found, truth, strict=True))
-        if "fp32" in name and same < len(truth) - len(truth) // 16:
-            raise Disagreement(
-                f"{name}: {same} of {len(truth)} translations are those of transformers fp32, so this is not the same "
-                "work."
+def _compare_translations(contenders: Mapping[str, Callable[[], Translations]], tokens: int) -> list[str]:
+    """Compare all tokens. In fp32 one sentence in sixteen may differ, where two hypotheses have nearly equal scores."""
+    agreements = []
+    reference = "transformers fp32" if "transformers fp32" in contenders else "transformers bf16"
+    expected = contenders[reference]()
+    for name, search in contenders.items():
+        translations = search()
+        if any(len(translation) != tokens for translation in translations):
+            raise MismatchError(f"{name}: not all translations have {tokens} tokens, so this is not the same work.")
+        equal = sum(ours == theirs for ours, theirs in zip(translations, expected, strict=True))
+        if "fp32" in name and equal < len(expected) - len(expected) // 16:
+            raise MismatchError(
+                f"{name}: {equal} of {len(expected)} translations are those of transformers fp32, so this is not the "
+                "same work."
             )
-        said.append(f"{name} {same} of {len(truth)} translations alike")
-    return said
+        agreements.append(f"{name} {equal} of {len(expected)} translations equal")
+    return agreements

@@ -1,4 +1,4 @@
-"""The same work done in turn by several contenders, compared first and timed then."""
+"""Compare the outputs of several contenders that do the same work, and time them in turn."""
 
 import random
 import statistics
@@ -15,23 +15,23 @@ from torch import Tensor
 from scripts.benchmarks import flops
 
 
-class Disagreement(Exception):
-    """Two contenders did not do the same work, so their times mean nothing."""
+class MismatchError(Exception):
+    """The outputs of two contenders differ, so their times cannot be compared."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What all rows of a run share."""
+    """The options that all rows of a run share."""
 
     device: torch.device
-    tiny: bool  # toy sizes, to see that everything runs
-    compile: bool  # time torch.compile's versions, too
-    images: Path | None  # a folder of the user's JPEGs for the input pipeline; None makes some
-    scratch: Path  # a folder for what a row writes
-    batch: int | None = None  # images or sentences at once in rows of throughput; None: as many as suit the device
+    tiny: bool  # toy sizes, to check that everything runs
+    compile: bool  # also time the models under torch.compile
+    images: Path | None  # a folder of JPEGs for the input pipeline; None: synthetic ones
+    scratch: Path  # a folder for a row's files
+    batch: int | None = None  # of throughput rows, in images or sentences; None: a default for the device
 
-    def at_once(self, cpu: int, cuda: int) -> int:
-        """How many images or sentences a row of throughput takes at once."""
+    def batch_size(self, cpu: int, cuda: int) -> int:
+        """The batch size of a throughput row, with a default for each kind of device."""
         return self.batch or (cuda if self.device.type == "cuda" else cpu)
 
 
@@ -39,36 +39,36 @@ class Setting:
 class Row:
     """One kind of work.
 
-    contenders: name -> does the work once.
-    pairs: (one, other): reported is the time of one over the time of the other; where the other is several names, over
-        the time of the one that turns out fastest.
-    check: compares what the contenders give, before any time is taken, and says how far apart they are; raises
-        Disagreement.
+    contenders: name -> function that does the work once.
+    pairs: (contender, reference): the ratio of their times is reported; a tuple of references stands for the fastest.
+    check: compares the contenders' outputs before anything is timed; returns a text with the differences, and raises
+        MismatchError.
+    amounts: name -> (amount, unit) of what the contender processes in one call, such as (8, "images").
+    flops: name -> (operations, precision) of the matrix products in one call.
+    threads: CPU threads; None: as many as the run has.
     """
 
     name: str
     contenders: Mapping[str, Callable[[], object]]
     pairs: Sequence[tuple[str, str | tuple[str, ...]]]
     check: Callable[[], str]
-    amounts: Mapping[str, tuple[float, str]] = field(default_factory=dict)  # what a contender gets through: 8, "images"
-    flops: Mapping[str, tuple[float, str]] = field(
-        default_factory=dict
-    )  # its products' operations, and in what precision
-    threads: int | None = None  # None: as many as the run has
+    amounts: Mapping[str, tuple[float, str]] = field(default_factory=dict)
+    flops: Mapping[str, tuple[float, str]] = field(default_factory=dict)
+    threads: int | None = None
 
-    def only(self, names: Sequence[str]) -> "Row":
-        """Of these contenders alone; the check still compares all."""
+    def select(self, names: Sequence[str]) -> "Row":
+        """The row with only these contenders; the check still compares all."""
         return replace(
             self,
             contenders={name: self.contenders[name] for name in names},
-            pairs=[(one, other) for one, other in self.pairs if one in names and other in names],
+            pairs=[pair for pair in self.pairs if all(name in names for name in pair)],
             amounts={name: self.amounts[name] for name in names if name in self.amounts},
             flops={name: self.flops[name] for name in names if name in self.flops},
         )
 
     @contextmanager
-    def threaded(self) -> Iterator[None]:
-        """With as many threads as the row wants."""
+    def use_threads(self) -> Iterator[None]:
+        """Set the row's number of CPU threads inside the block."""
         before = torch.get_num_threads()
         torch.set_num_threads(self.threads or before)
         try:
@@ -78,78 +78,80 @@ class Row:
 
 
 def measure(row: Row, *, rounds: int, warm_up: int, device: torch.device) -> dict[str, Any]:
-    """Check a row, and time each contender once a round, in an order that is drawn anew every round.
+    """Check a row, then time each contender once per round, in random order.
 
-    Returns plain types, by contender unless it says otherwise:
+    Returns plain types, keyed by contender unless stated otherwise:
 
-    row, agreement, threads: of the row.
-    seconds: of every round.
-    times: their median and quartiles, in ms.
-    ratios: of each pair, the ratio of the medians, the quartiles of the rounds' own ratios, and among whom the other
-        is the fastest.
-    amounts: how much of what a second.
-    rates: operations a second, and as a part of the rate of a large matrix product that took its turns among them.
+    row, agreement, threads: the row's name, the text of its check, and its CPU threads.
+    seconds: the time of each round.
+    times: median and quartiles in ms.
+    ratios: a list with, for each pair, the ratio of the medians, the quartiles of the per-round ratios, and the
+        references (`among`) of which `other` is the fastest.
+    amounts: throughput per second, with its unit.
+    rates: operations per second, and their fraction of the rate of a large matrix product timed in the same rounds.
     """
-    with row.threaded():
+    with row.use_threads():
         agreement = row.check()
         limits = {
-            precision: flops.product(precision, device)
+            precision: flops.fastest_product(precision, device)
             for precision in sorted({kind for _, kind in row.flops.values()})
         }
-        works = {**row.contenders, **{f"matrix product {kind}": limit.work for kind, limit in limits.items()}}
-        seconds = _take_turns(works, rounds, warm_up, device)
+        products = {f"matrix product {kind}": limit.work for kind, limit in limits.items()}
+        functions = {**row.contenders, **products}
+        seconds = _time_in_turn(functions, rounds, warm_up, device)
         threads = torch.get_num_threads()
-    of_limits = {f"matrix product {kind}": (limit.operations, kind) for kind, limit in limits.items()}
+    product_flops = {f"matrix product {kind}": (limit.operations, kind) for kind, limit in limits.items()}
     return {
         "row": row.name,
         "agreement": agreement,
         "threads": threads,
         "seconds": seconds,
-        "times": {name: _spread([1e3 * taken for taken in seconds[name]]) for name in works},
-        "ratios": [_ratio(seconds, one, other) for one, other in row.pairs],
+        "times": {name: _spread([1e3 * elapsed for elapsed in seconds[name]]) for name in functions},
+        "ratios": [_ratio(seconds, contender, reference) for contender, reference in row.pairs],
         "amounts": _amounts(row.amounts, seconds),
-        "rates": rates({**row.flops, **of_limits}, seconds),
+        "rates": rates({**row.flops, **product_flops}, seconds),
     }
 
 
-def with_peaks(measured: dict[str, Any], peaks: Mapping[str, int]) -> dict[str, Any]:
-    """A measured row with the contenders' peaks of bytes (peak.py) as far as they are known: peak_mib and ratios."""
-    for ratio in measured["ratios"]:
-        one, other = (peaks.get(ratio[side]) for side in ("one", "other"))
-        ratio["memory"] = one / other if one and other else None
-    return {**measured, "peak_mib": {name: peak / 2**20 for name, peak in peaks.items()}}
+def add_peaks(measurement: dict[str, Any], peaks: Mapping[str, int]) -> dict[str, Any]:
+    """Add the contenders' peak memory in bytes (peak.py), where it is known, as `peak_mib` and in the ratios."""
+    for ratio in measurement["ratios"]:
+        contender, reference = (peaks.get(ratio[side]) for side in ("one", "other"))
+        ratio["memory"] = contender / reference if contender and reference else None
+    return {**measurement, "peak_mib": {name: peak / 2**20 for name, peak in peaks.items()}}
 
 
-def rates(counted: Mapping[str, tuple[float, str]], seconds: Mapping[str, list[float]]) -> dict[str, dict[str, float]]:
-    """Operations a second, and as a part of those of the "matrix product" of the same precision."""
-    found = {name: operations / statistics.median(seconds[name]) for name, (operations, _) in counted.items()}
+def rates(flops: Mapping[str, tuple[float, str]], seconds: Mapping[str, list[float]]) -> dict[str, dict[str, float]]:
+    """Operations per second, and their fraction of those of the matrix product of the same precision."""
+    per_second = {name: operations / statistics.median(seconds[name]) for name, (operations, _) in flops.items()}
     return {
-        name: {"flops_per_s": rate, "of_matrix_rate": rate / found[f"matrix product {counted[name][1]}"]}
-        for name, rate in found.items()
+        name: {"flops_per_s": rate, "of_matrix_rate": rate / per_second[f"matrix product {flops[name][1]}"]}
+        for name, rate in per_second.items()
     }
 
 
-def _take_turns(
-    works: Mapping[str, Callable[[], object]], rounds: int, warm_up: int, device: torch.device
+def _time_in_turn(
+    functions: Mapping[str, Callable[[], object]], rounds: int, warm_up: int, device: torch.device
 ) -> dict[str, list[float]]:
-    seconds: dict[str, list[float]] = {name: [] for name in works}
+    """The seconds of each function in each round."""
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
     for number in range(warm_up + rounds):
-        for name in random.Random(number).sample(list(works), len(works)):
-            taken = _seconds(works[name], device)
+        for name in random.Random(number).sample(list(functions), len(functions)):
+            elapsed = _seconds(functions[name], device)
             if number >= warm_up:
-                seconds[name].append(taken)
+                seconds[name].append(elapsed)
     return seconds
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:
-    _wait(device)
+    _synchronise(device)
     start = time.perf_counter()
     work()
-    _wait(device)
+    _synchronise(device)
     return time.perf_counter() - start
 
 
-def _wait(device: torch.device) -> None:
+def _synchronise(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -163,46 +165,48 @@ def _amounts(amounts: Mapping[str, tuple[float, str]], seconds: dict[str, list[f
     }
 
 
-def _ratio(seconds: dict[str, list[float]], one: str, others: str | tuple[str, ...]) -> dict[str, Any]:
-    among = [others] if isinstance(others, str) else [*others]
-    other = min(among, key=lambda name: statistics.median(seconds[name]))
-    medians = [statistics.median(seconds[name]) for name in (one, other)]
-    paired = [a / b for a, b in zip(seconds[one], seconds[other], strict=True)]
+def _ratio(seconds: dict[str, list[float]], contender: str, reference: str | tuple[str, ...]) -> dict[str, Any]:
+    """The ratio of a pair's times, under the keys that earlier reports have: `one` over `other`."""
+    references = [reference] if isinstance(reference, str) else [*reference]
+    fastest = min(references, key=lambda name: statistics.median(seconds[name]))
+    medians = [statistics.median(seconds[name]) for name in (contender, fastest)]
+    ratios = [a / b for a, b in zip(seconds[contender], seconds[fastest], strict=True)]
     return {
-        "one": one,
+        "one": contender,
         "one_ms": 1e3 * medians[0],
-        "other": other,
+        "other": fastest,
         "other_ms": 1e3 * medians[1],
-        "among": among,
+        "among": references,
         "ratio": medians[0] / medians[1],
-        "quartiles": _spread(paired)["quartiles"],
+        "quartiles": _spread(ratios)["quartiles"],
     }
 
 
 def _spread(values: list[float]) -> dict[str, Any]:
+    """Median and quartiles."""
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
     return {"median": middle, "quartiles": [low, high]}
 
 
-def near(what: str, one: Tensor, other: Tensor, tolerance: float, *, along: int | None = None) -> str:
-    """Say how far apart two tensors are, relative to the norm of `other`; raises Disagreement above `tolerance`.
+def compare_tensors(name: str, tensor: Tensor, expected: Tensor, tolerance: float, *, along: int | None = None) -> str:
+    """Describe the distance of two tensors, relative to the norm of `expected`; raises MismatchError above `tolerance`.
 
-    With `along`, relative to how much `other` varies along that axis: a constant that all answers share would hide
-    that they differ.
+    With `along`, the distance is relative to the norm of `expected` minus its mean along that axis; otherwise a large
+    constant common to all outputs would hide differences.
     """
-    if one.shape != other.shape:
-        raise Disagreement(f"{what}: the shapes are {tuple(one.shape)} and {tuple(other.shape)}.")
-    one, other = one.detach().cpu().double(), other.detach().cpu().double()
-    common = 0 if along is None else other.mean(along, keepdim=True)
-    return _within(what, float((one - other).norm() / (other - common).norm()), tolerance)
+    if tensor.shape != expected.shape:
+        raise MismatchError(f"{name}: the shapes are {tuple(tensor.shape)} and {tuple(expected.shape)}.")
+    tensor, expected = tensor.detach().cpu().double(), expected.detach().cpu().double()
+    offset = 0 if along is None else expected.mean(along, keepdim=True)
+    return _check_distance(name, float((tensor - expected).norm() / (expected - offset).norm()), tolerance)
 
 
-def alike(what: str, one: Tensor, other: Tensor, tolerance: float) -> str:
-    """The same for two single numbers, relative to `other`."""
-    return _within(what, abs(one.item() / other.item() - 1), tolerance)
+def compare_numbers(name: str, number: Tensor, expected: Tensor, tolerance: float) -> str:
+    """Describe the distance of two numbers (scalar tensors), relative to `expected`; raises MismatchError."""
+    return _check_distance(name, abs(number.item() / expected.item() - 1), tolerance)
 
 
-def _within(what: str, distance: float, tolerance: float) -> str:
+def _check_distance(name: str, distance: float, tolerance: float) -> str:
     if not distance <= tolerance:  # NaN, too
-        raise Disagreement(f"{what}: {distance:.2g} apart, more than {tolerance:g}, so this is not the same work.")
-    return f"{what} {distance:.0e} apart"
+        raise MismatchError(f"{name}: {distance:.2g} apart, more than {tolerance:g}, so this is not the same work.")
+    return f"{name} {distance:.0e} apart"

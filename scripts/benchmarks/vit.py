@@ -1,6 +1,6 @@
-"""ViT against torchvision, timm and transformers: the rows, and how their cost grows.
+"""The rows and scalings of ViT against torchvision, timm and transformers.
 
-All peers attend by PyTorch's fused kernel.
+All peers use PyTorch's fused attention.
 """
 
 from scripts.benchmarks import vit_forward, vit_input, vit_train
@@ -17,7 +17,7 @@ ROWS = {
 
 
 def _by_side(side: int, setting: Setting) -> Row:
-    return _forward(setting, batch=setting.at_once(1, 32), side=side)
+    return _forward(setting, batch=setting.batch_size(1, 32), side=side)
 
 
 def _by_batch(batch: int, setting: Setting) -> Row:
@@ -25,14 +25,14 @@ def _by_batch(batch: int, setting: Setting) -> Row:
 
 
 def _forward(setting: Setting, *, batch: int, side: int | None = None) -> Row:
-    """Ours and timm, the fastest of the peers."""
-    kinds = (precision(setting.device),)
-    return vit_forward.row(setting, batch=batch, side=side, peers=("timm",), precisions=kinds)
+    """Ours against timm, the fastest of the peers."""
+    precisions = (precision(setting.device),)
+    return vit_forward.row(setting, batch=batch, side=side, peers=("timm",), precisions=precisions)
 
 
 SCALINGS = {
-    "side": Scaling(name="image side in pixels", build=_by_side, sizes=(112, 160, 224, 320, 448), tiny=(32, 48)),
+    "side": Scaling(name="image side in pixels", build=_by_side, values=(112, 160, 224, 320, 448), tiny=(32, 48)),
     "batch": Scaling(
-        name="images at once", build=_by_batch, sizes=(1, 2, 4, 8, 16), tiny=(1, 2), cuda=(1, 8, 32, 128, 512)
+        name="images at once", build=_by_batch, values=(1, 2, 4, 8, 16), tiny=(1, 2), cuda=(1, 8, 32, 128, 512)
     ),
 }

@@ -12,16 +12,16 @@ from torchvision.transforms import v2
 from common.config.check import construct
 from common.config.compose import configure
 from common.machine.seeds import generator
-from scripts.benchmarks.timing import Disagreement, Row, Setting
+from scripts.benchmarks.timing import MismatchError, Row, Setting
 from vit.data import augmentation
 from vit.data.augmentation import Augmentation
 
 
-def pictures(count: int, side: int) -> Tensor:
-    """Smooth colours and some noise, about normalised: (count, 3, side, side); no two images alike."""
-    draw = generator("pictures", count)
-    colours = F.interpolate(torch.randn(count, 3, 4, 4, generator=draw), size=side, mode="bicubic")
-    return colours + 0.1 * torch.randn(colours.shape, generator=draw)
+def sample_images(count: int, side: int) -> Tensor:
+    """Smooth random colours with noise, about normalised: (count, 3, side, side); all images differ."""
+    rng = generator("pictures", count)
+    colours = F.interpolate(torch.randn(count, 3, 4, 4, generator=rng), size=side, mode="bicubic")
+    return colours + 0.1 * torch.randn(colours.shape, generator=rng)
 
 
 def augment(setting: Setting) -> Row:
@@ -30,8 +30,8 @@ def augment(setting: Setting) -> Row:
     keys = ["crop=resized", "scale=[0.3,1.0]", "flip=0.5", "policy=rand"]
     data = configure("train", ["model=vit", "data=cifar10", *(f"data.augmentation.{key}" for key in keys)])["data"]
     options, side = construct(Augmentation, data["augmentation"]), data["image_size"]
-    shade = torch.linspace(-32, 32, side)  # brighter to the right, so that a flip is seen
-    images = (pictures(count, side) * 64 + 128 + shade).clamp(0, 255).to(torch.uint8)
+    shade = torch.linspace(-32, 32, side)  # brighter to the right, so that a flip changes the image
+    images = (sample_images(count, side) * 64 + 128 + shade).clamp(0, 255).to(torch.uint8)
     stack = images.to(setting.device)
     pipeline = v2.Compose(
         [
@@ -42,23 +42,23 @@ def augment(setting: Setting) -> Row:
     )
     epochs = itertools.count()
 
-    def our() -> Tensor:
+    def run_ours() -> Tensor:
         epoch = next(epochs)
-        drawn = [augmentation.sample_uniforms(1, generator(epoch, number)) for number in range(count)]
-        return augmentation.views(stack, torch.cat(drawn).numpy(), options, (side, side))
+        uniforms = [augmentation.draw(1, generator(epoch, number)) for number in range(count)]
+        return augmentation.views(stack, torch.cat(uniforms).numpy(), options, (side, side))
 
-    def their() -> Tensor:
+    def run_torchvision() -> Tensor:
         return torch.stack([pipeline(image) for image in images]).to(setting.device)
 
     def check() -> str:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            views = [torch.cat([work() for _ in range(rounds)]) for work in (our, their)]
-        return _same_distribution(*views)
+            views = [torch.cat([work() for _ in range(rounds)]) for work in (run_ours, run_torchvision)]
+        return _compare_distributions(*views)
 
     return Row(
         name=f"RandAugment, crop and flip, {count}x3x{side}x{side}, one core",
-        contenders={"torchvision": their, "ours": our},
+        contenders={"torchvision": run_torchvision, "ours": run_ours},
         pairs=[("ours", "torchvision")],
         check=check,
         amounts=dict.fromkeys(("ours", "torchvision"), (count, "images")),
@@ -76,22 +76,22 @@ STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {  # (N, C, H, W), 0..255 ->
 }
 
 
-def _same_distribution(views: Tensor, others: Tensor) -> str:
-    """Compare two sets of random views, uint8 (N, C, H, W), by what the operations move.
+def _compare_distributions(ours: Tensor, theirs: Tensor) -> str:
+    """Compare two sets of random views, uint8 (N, C, H, W), by statistics that the operations change.
 
-    Each view gives one number of a kind, and the means of both sets may differ by five of their standard errors, which
-    by chance alone they would once in two million times.
+    Each view gives one number per statistic. The means of both sets may differ by five standard errors, which happens
+    by chance once in two million times. Raises MismatchError.
     """
-    if views.shape != others.shape or views.dtype != others.dtype:
-        raise Disagreement(f"views: {tuple(views.shape)} {views.dtype} and {tuple(others.shape)} {others.dtype}.")
-    said = []
-    for what, measure in STATISTICS.items():
-        one, other = (measure(images.cpu().float()) for images in (views, others))
-        error = math.sqrt((one.var() + other.var()) / len(one))
-        apart = abs(float(one.mean() - other.mean())) / error
-        if not apart <= 5:  # NaN, too
-            raise Disagreement(
-                f"{what}: {one.mean():.3g} and {other.mean():.3g} on average, {apart:.1f} standard errors apart."
+    if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
+        raise MismatchError(f"views: {tuple(ours.shape)} {ours.dtype} and {tuple(theirs.shape)} {theirs.dtype}.")
+    differences = []
+    for name, statistic in STATISTICS.items():
+        a, b = (statistic(views.cpu().float()) for views in (ours, theirs))
+        error = math.sqrt((a.var() + b.var()) / len(a))
+        distance = abs(float(a.mean() - b.mean())) / error
+        if not distance <= 5:  # NaN, too
+            raise MismatchError(
+                f"{name}: {a.mean():.3g} and {b.mean():.3g} on average, {distance:.1f} standard errors apart."
             )
-        said.append(f"{what} {one.mean():.3g} and {other.mean():.3g} ({apart:.1f} standard errors apart)")
-    return ", ".join(said)
+        differences.append(f"{name} {a.mean():.3g} and {b.mean():.3g} ({distance:.1f} standard errors apart)")
+    return ", ".join(differences)

@@ -1,7 +1,7 @@
 """ViT in torchvision, timm and transformers, with the weights of ours (Dosovitskiy et al. 2021, arXiv 2010.11929).
 
-The presets that users name (`vit_b_16`, `vit_base_patch16_224`, `ViTForImageClassification`) are nothing but sizes,
-which are taken here from our config.
+The libraries' presets (`vit_b_16`, `vit_base_patch16_224`, `ViTForImageClassification`) are only hyperparameters, which
+are taken here from our config.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ from common.config.check import build
 from common.config.compose import configure
 from common.weights import projections
 from common.weights.renaming import rename
-from scripts.benchmarks.drawing import redraw
+from scripts.benchmarks.drawing import randomise_parameters
 from vit.importing.layouts import LAYOUTS
 from vit.models.classifier import Classifier
 
@@ -27,62 +27,68 @@ PEERS = tuple(LAYOUTS)
 
 
 def config(model: str, *, tiny: bool, side: int | None = None) -> dict[str, Any]:
-    """A preset and its recipe as `train.py model=...` takes them; with `tiny` two narrow layers and images of 32.
+    """A preset and its recipe, as `train.py model=...` takes them.
 
-    With `side` images have as many pixels each way.
+    With `tiny` it has two narrow layers and images of 32 x 32 pixels; with `side`, images of side x side pixels.
     """
-    small = ["model.width=64", "model.heads=4", "model.layers=2", "model.feedforward=128", "data.image_size=[32,32]"]
-    sized = [f"data.image_size=[{side},{side}]"] if side else []
-    return configure("train", [f"model={model}", *(small if tiny else []), *sized])
+    tiny_keys = [
+        "model.width=64",
+        "model.heads=4",
+        "model.layers=2",
+        "model.feedforward=128",
+        "data.image_size=[32,32]",
+    ]
+    side_keys = [f"data.image_size=[{side},{side}]"] if side else []
+    return configure("train", [f"model={model}", *(tiny_keys if tiny else []), *side_keys])
 
 
 def classifier(recipe: dict[str, Any]) -> Classifier:
-    """Ours, with every tensor drawn at random."""
+    """Our classifier with random values in every tensor."""
     size = tuple(recipe["data"]["image_size"])
     model: Classifier = build(recipe["model"], classes=CLASSES, channels=3, image_size=size)
-    redraw(model)
+    randomise_parameters(model)
     return model
 
 
-def in_layout(ours: dict[str, Tensor], layout: str) -> dict[str, Tensor]:
-    """Our parameters, or what belongs to each of them (its gradient), under a peer's names and in its shapes."""
+def to_layout(ours: dict[str, Tensor], layout: str) -> dict[str, Tensor]:
+    """Convert our parameters, or a tensor for each of them (such as gradients), to a peer's names and shapes."""
     token, grid = ours["positions.token"], ours["positions.grid"]
-    rest = {name: tensor for name, tensor in ours.items() if not name.startswith("positions.")}
-    rest["positions"] = torch.cat((token[None], grid.flatten(0, 1)))[None]  # (C,), (h, w, C) -> (1, 1 + hw, C)
-    rest["class_token"] = rest["class_token"][None, None]  # (C,) -> (1, 1, C)
-    apart = projections.split(rest) if layout == "transformers" else rest
-    return rename(apart, LAYOUTS[layout].names.to_theirs).tensors
+    tensors = {name: tensor for name, tensor in ours.items() if not name.startswith("positions.")}
+    tensors["positions"] = torch.cat((token[None], grid.flatten(0, 1)))[None]  # (C,), (h, w, C) -> (1, 1 + hw, C)
+    tensors["class_token"] = tensors["class_token"][None, None]  # (C,) -> (1, 1, C)
+    tensors = projections.split(tensors) if layout == "transformers" else tensors
+    return rename(tensors, LAYOUTS[layout].names.to_theirs).tensors
 
 
 def peer(layout: str, model: Classifier, recipe: dict[str, Any]) -> nn.Module:
-    """Theirs, with our weights, and attention by PyTorch's fused kernel as all three document it."""
-    sizes, side = recipe["model"], recipe["data"]["image_size"][0]
-    width, layers, heads, hidden = (sizes[key] for key in ("width", "layers", "heads", "feedforward"))
+    """The peer's model with our weights and PyTorch's fused attention, which all three document."""
+    options, side = recipe["model"], recipe["data"]["image_size"][0]
+    width, layers, heads, hidden = (options[key] for key in ("width", "layers", "heads", "feedforward"))
     theirs: nn.Module
     if layout == "torchvision":
-        theirs = TorchvisionTransformer(side, sizes["patch_size"], layers, heads, width, hidden, num_classes=CLASSES)
+        theirs = TorchvisionTransformer(side, options["patch_size"], layers, heads, width, hidden, num_classes=CLASSES)
     elif layout == "timm":
         theirs = TimmTransformer(
             img_size=side,
-            patch_size=sizes["patch_size"],
+            patch_size=options["patch_size"],
             embed_dim=width,
             depth=layers,
             num_heads=heads,
             mlp_ratio=hidden / width,
             num_classes=CLASSES,
         )
-        assert use_fused_attn(), "the environment's TIMM_FUSED_ATTN switches off timm's fast kernel"
+        assert use_fused_attn(), "the environment variable TIMM_FUSED_ATTN disables timm's fused attention"
     else:
-        options = ViTConfig(
+        config = ViTConfig(
             image_size=side,
-            patch_size=sizes["patch_size"],
+            patch_size=options["patch_size"],
             hidden_size=width,
             num_hidden_layers=layers,
             num_attention_heads=heads,
             intermediate_size=hidden,
-            layer_norm_eps=sizes["blocks"]["norm_eps"],  # its own default differs
+            layer_norm_eps=options["blocks"]["norm_eps"],  # its own default differs
             num_labels=CLASSES,
         )
-        theirs = AutoModelForImageClassification.from_config(options, attn_implementation="sdpa")
-    theirs.load_state_dict(in_layout(dict(model.named_parameters()), layout))
+        theirs = AutoModelForImageClassification.from_config(config, attn_implementation="sdpa")
+    theirs.load_state_dict(to_layout(dict(model.named_parameters()), layout))
     return theirs

@@ -1,8 +1,7 @@
 """Training steps of ViT against torchvision, timm and transformers.
 
-The peers train in bf16 under autocast, as they document. Their AdamW is fused, as transformers' trainer takes it by
-default; timm's plain one has a line of its own. Weight decay spares what ours spares, and all clip gradients as our
-recipe does.
+The peers train in bf16 under autocast, as they document. Their AdamW is fused, the default of transformers' trainer;
+timm's default, which is not, is one more contender. Weight decay and gradient clipping are those of our recipe.
 """
 
 import copy
@@ -17,18 +16,18 @@ from torch import Tensor, nn
 from common.machine.device import autocast
 from common.machine.seeds import generator
 from scripts.benchmarks import flops
-from scripts.benchmarks.learning import Learner, same_step, stepper
-from scripts.benchmarks.timing import Row, Setting, alike
+from scripts.benchmarks.learning import TrainingContender, compare_first_steps, stepper
+from scripts.benchmarks.timing import Row, Setting, compare_numbers
 from scripts.benchmarks.vit_forward import logits, pairs
-from scripts.benchmarks.vit_input import pictures
-from scripts.benchmarks.vit_peers import CLASSES, PEERS, classifier, config, in_layout, peer
+from scripts.benchmarks.vit_input import sample_images
+from scripts.benchmarks.vit_peers import CLASSES, PEERS, classifier, config, peer, to_layout
 
 BATCH = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
-    """What all learn from, and the recipe of ours."""
+class Workload:
+    """Our recipe and a batch, on which all contenders train."""
 
     recipe: dict[str, Any]
     images: Tensor
@@ -37,52 +36,55 @@ class Work:
 
 def train(setting: Setting) -> Row:
     """A training step of ViT-S/16: forward, smoothed cross-entropy, backward, clipping, AdamW."""
-    work = _work("vit_s16", BATCH, setting)
-    model = classifier(work.recipe)
-    learners: dict[str, Learner] = {}
+    workload = _workload("vit_s16", BATCH, setting)
+    model = classifier(workload.recipe)
+    contenders: dict[str, TrainingContender] = {}
     for compiled in (False, True) if setting.compile else (False,):
         for precision in ("fp32", "bf16"):
             name = f"{precision} compiled" if compiled else precision
-            learners[f"ours {name}"] = _ours(work, copy.deepcopy(model), precision, compiled)
+            contenders[f"ours {name}"] = _ours(workload, copy.deepcopy(model), precision, compiled)
             for layout in PEERS:
-                theirs = peer(layout, model, work.recipe)
-                learners[f"{layout} {name}"] = _theirs(work, theirs, layout, precision, compiled)
-    plain = _theirs(work, peer("timm", model, work.recipe), "timm", "fp32", compiled=False, fused=None)
-    learners["timm fp32 plain AdamW"] = plain
-    cuda = setting.device.type == "cuda"  # its convolution of patches takes TF32
+                theirs = peer(layout, model, workload.recipe)
+                contenders[f"{layout} {name}"] = _theirs(workload, theirs, layout, precision, compiled)
+    unfused = _theirs(workload, peer("timm", model, workload.recipe), "timm", "fp32", compiled=False, fused=None)
+    contenders["timm fp32 plain AdamW"] = unfused
+    cuda = setting.device.type == "cuda"  # its convolution of patches uses TF32
     return Row(
-        name=f"training step {_shape(work)}",
-        contenders={name: learner.step for name, learner in learners.items()},
-        pairs=[*pairs(learners, compiled=setting.compile), ("timm fp32", "timm fp32 plain AdamW")],
-        # Key biases have gradients of nothing but rounding, and Adam makes steps of them.
-        check=lambda: same_step(
-            learners, dict(model.named_parameters()), gradient=1e-2 if cuda else 1e-4, update=0.1 if cuda else 1e-2
+        name=f"training step {_shape(workload)}",
+        contenders={name: contender.step for name, contender in contenders.items()},
+        pairs=[*pairs(contenders, compiled=setting.compile), ("timm fp32", "timm fp32 plain AdamW")],
+        # The gradients of key biases are only rounding errors, from which Adam makes updates.
+        check=lambda: compare_first_steps(
+            contenders,
+            dict(model.named_parameters()),
+            gradient_tolerance=1e-2 if cuda else 1e-4,
+            update_tolerance=0.1 if cuda else 1e-2,
         ),
-        amounts=dict.fromkeys(learners, (BATCH, "images")),
-        flops=flops.each(learners, _operations(model, work)),
+        amounts=dict.fromkeys(contenders, (BATCH, "images")),
+        flops=flops.per_contender(contenders, _operations(model, workload)),
     )
 
 
 def throughput(setting: Setting) -> Row:
-    """A training step of ViT-B/16 in bf16 on as many images as keep a GPU busy."""
-    work = _work("vit_b16", setting.at_once(2, 128), setting)
-    model = classifier(work.recipe)
-    learners = {
-        "ours bf16": _ours(work, copy.deepcopy(model), "bf16", setting.compile),
-        "timm bf16": _theirs(work, peer("timm", model, work.recipe), "timm", "bf16", setting.compile),
+    """A training step of ViT-B/16 in bf16 on a batch that keeps a GPU busy."""
+    workload = _workload("vit_b16", setting.batch_size(2, 128), setting)
+    model = classifier(workload.recipe)
+    contenders = {
+        "ours bf16": _ours(workload, copy.deepcopy(model), "bf16", setting.compile),
+        "timm bf16": _theirs(workload, peer("timm", model, workload.recipe), "timm", "bf16", setting.compile),
     }
     return Row(
-        name=f"throughput {_shape(work)}, ViT-B/16, bf16{', compiled' if setting.compile else ''}",
-        contenders={name: learner.step for name, learner in learners.items()},
+        name=f"throughput {_shape(workload)}, ViT-B/16, bf16{', compiled' if setting.compile else ''}",
+        contenders={name: contender.step for name, contender in contenders.items()},
         pairs=[("ours bf16", "timm bf16")],
-        check=lambda: alike("loss", *(learner.step() for learner in learners.values()), 0.02),
-        amounts=dict.fromkeys(learners, (len(work.images), "images")),
-        flops=flops.each(learners, _operations(model, work)),
+        check=lambda: compare_numbers("loss", *(contender.step() for contender in contenders.values()), 0.02),
+        amounts=dict.fromkeys(contenders, (len(workload.images), "images")),
+        flops=flops.per_contender(contenders, _operations(model, workload)),
     )
 
 
 class _FixedImages:
-    """As much of a data set as a step needs: images that lie on the device."""
+    """The parts of a data set that a step needs, for images that are on the device."""
 
     def classes(self) -> list[str]:
         return [str(number) for number in range(CLASSES)]
@@ -92,34 +94,34 @@ class _FixedImages:
         return images
 
 
-def _work(preset: str, batch: int, setting: Setting) -> Work:
+def _workload(preset: str, batch: int, setting: Setting) -> Workload:
     recipe = config(preset, tiny=setting.tiny)
-    images = pictures(batch, recipe["data"]["image_size"][0]).to(setting.device)
+    images = sample_images(batch, recipe["data"]["image_size"][0]).to(setting.device)
     labels = torch.randint(0, CLASSES, (batch,), generator=generator("labels")).to(setting.device)
-    return Work(recipe=recipe, images=images, labels=labels)
+    return Workload(recipe=recipe, images=images, labels=labels)
 
 
-def _shape(work: Work) -> str:
-    return "x".join(str(size) for size in work.images.shape)
+def _shape(workload: Workload) -> str:
+    return "x".join(str(length) for length in workload.images.shape)
 
 
-def _operations(model: nn.Module, work: Work) -> float:
-    return flops.operations(model, work.images, training=True)
+def _operations(model: nn.Module, workload: Workload) -> float:
+    return flops.operations(model, workload.images, training=True)
 
 
-def _ours(work: Work, model: nn.Module, precision: str, compiled: bool) -> Learner:
-    """The trainer's own step."""
-    step = stepper(model.train(), work.recipe, _FixedImages(), work.images.device, precision, compiled=compiled)
-    batch = {"ids": [*range(len(work.labels))], "images": work.images, "labels": work.labels.cpu()}
-    return Learner(model=model, step=lambda: step([batch], 0)["loss"])
+def _ours(workload: Workload, model: nn.Module, precision: str, compiled: bool) -> TrainingContender:
+    """The trainer's step."""
+    step = stepper(model.train(), workload.recipe, _FixedImages(), workload.images.device, precision, compiled=compiled)
+    batch = {"ids": [*range(len(workload.labels))], "images": workload.images, "labels": workload.labels.cpu()}
+    return TrainingContender(model=model, step=lambda: step([batch], 0)["loss"])
 
 
 def _theirs(
-    work: Work, model: nn.Module, layout: str, precision: str, compiled: bool, fused: bool | None = True
-) -> Learner:
-    """A plain loop."""
-    device, adamw = work.images.device, work.recipe["optimizer"]
-    smoothing, clip_norm = work.recipe["task"]["loss"]["smoothing"], work.recipe["trainer"]["clip_norm"]
+    workload: Workload, model: nn.Module, layout: str, precision: str, compiled: bool, fused: bool | None = True
+) -> TrainingContender:
+    """A plain training loop."""
+    device, adamw = workload.images.device, workload.recipe["optimizer"]
+    smoothing, clip_norm = workload.recipe["task"]["loss"]["smoothing"], workload.recipe["trainer"]["clip_norm"]
     model.to(device).train()
     parameters = [*model.parameters()]
     groups: list[dict[str, Any]] = [
@@ -135,10 +137,10 @@ def _theirs(
     def step() -> Tensor:
         optimizer.zero_grad(set_to_none=True)
         with autocast(device, precision):
-            loss = F.cross_entropy(logits(model, work.images), work.labels, label_smoothing=smoothing)
+            loss = F.cross_entropy(logits(model, workload.images), workload.labels, label_smoothing=smoothing)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, clip_norm)
         optimizer.step()
         return loss.detach()
 
-    return Learner(model=model, step=step, placed=partial(in_layout, layout=layout))
+    return TrainingContender(model=model, step=step, from_ours=partial(to_layout, layout=layout))

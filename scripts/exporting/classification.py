@@ -1,4 +1,4 @@
-"""A classifier for export: images to logits."""
+"""The export of a classifier: images to logits."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,17 +7,17 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from scripts.exporting.plan import Call, Graph, Plan, Row, Size
-from scripts.verify.comparison import relative
+from scripts.exporting.plan import Comparison, Dimension, Graph, GraphFunction, Plan
+from scripts.verify.comparison import relative_difference
 from vit.models.classifier import Classifier
 from vit.tasks.classification import Classification
 
 SEED = 0
-BATCHES = (1, 2, 3)
+BATCH_SIZES = (1, 2, 3)
 
 
-class Logits(nn.Module):
-    """A classifier whose answer has a name."""
+class NamedLogits(nn.Module):
+    """A classifier whose output is a tuple, since exported outputs are named by position."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -29,46 +29,46 @@ class Logits(nn.Module):
 
 
 def plan(model: nn.Module, task: Classification) -> Plan:
-    """How a classifier is exported: any batch, and any height and width that its patches fill where it takes them.
+    """Plan the export of a classifier for any batch size, and any height and width that its patches divide.
 
-    A model of another class, or whose patches make but one row or column, takes images of its own size alone.
+    A model of another class, or with a single row or column of patches, is exported for its own image size only.
     """
     data = task.data
     height, width = data.image_size
-    sizes = {"batch": Size(Dim("batch", min=1), "1 or more")}
+    dimensions = {"batch": Dimension(Dim("batch", min=1), "1 or more")}
     shape: list[str | int] = ["batch", data.channels, height, width]
-    others = [(height, width)]
+    sizes = [(height, width)]
     if isinstance(model, Classifier) and min(model.patches.grid(height, width)) > 1:
         p = model.patches.size
         for name, count in (("height", "rows"), ("width", "columns")):
-            # 1 is a special case to tracing; and a product with a symbol needs an end.
-            sizes[name] = Size(p * Dim(count, min=2, max=4096), f"multiples of {p} pixels, {2 * p} or more")
+            # Tracing specialises a length of 1, and a product with a symbol needs an upper bound.
+            dimensions[name] = Dimension(p * Dim(count, min=2, max=4096), f"multiples of {p} pixels, {2 * p} or more")
         shape = ["batch", data.channels, "height", "width"]
-        others += [(2 * p, 3 * p), (height + p, width), (height, 2 * width), (5 * p, 2 * p)]
-    example = (height, width) if len(others) == 1 else (height + 2 * p, width + 3 * p)
+        sizes += [(2 * p, 3 * p), (height + p, width), (height, 2 * width), (5 * p, 2 * p)]
+    example = (height, width) if len(sizes) == 1 else (height + 2 * p, width + 3 * p)
     graph = Graph(
         "model",
-        Logits(model),
-        {"images": _images(3, data.channels, example)},
+        NamedLogits(model),
+        {"images": _sample_images(3, data.channels, example)},
         {"images": shape},
         {"logits": "(batch, classes): softmax makes them probabilities"},
     )
-    about = {"kind": "classification", "classes": task.classes, "preprocessing": preprocessing(data)}
+    metadata = {"kind": "classification", "classes": task.classes, "preprocessing": preprocessing(data)}
 
     @torch.no_grad()
-    def compare(calls: Mapping[str, Call]) -> list[Row]:
-        rows = []
-        for i, size in enumerate(others):
-            images = _images(BATCHES[i % len(BATCHES)], data.channels, size)
-            what = " x ".join(map(str, images.shape))
-            rows.append(Row(what, "logits", relative(calls["model"](images)["logits"], model(images))))
-        return rows
+    def compare(functions: Mapping[str, GraphFunction]) -> list[Comparison]:
+        comparisons = []
+        for i, size in enumerate(sizes):
+            images = _sample_images(BATCH_SIZES[i % len(BATCH_SIZES)], data.channels, size)
+            difference = relative_difference(functions["model"](images)["logits"], model(images))
+            comparisons.append(Comparison(" x ".join(map(str, images.shape)), "logits", difference))
+        return comparisons
 
-    return Plan([graph], sizes, about, {}, [], compare)
+    return Plan([graph], dimensions, metadata, {}, [], compare)
 
 
 def preprocessing(data: Any) -> dict[str, Any]:
-    """What happens to an image before the graph, for those who write it anew."""
+    """The preprocessing of an image, described for a re-implementation."""
     return {
         "colours": "RGB" if data.channels == 3 else "grey",
         "image_size": list(data.image_size),
@@ -81,5 +81,5 @@ def preprocessing(data: Any) -> dict[str, Any]:
     }
 
 
-def _images(count: int, channels: int, size: tuple[int, int]) -> Tensor:
+def _sample_images(count: int, channels: int, size: tuple[int, int]) -> Tensor:
     return torch.randn(count, channels, *size, generator=torch.Generator().manual_seed(SEED))

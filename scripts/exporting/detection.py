@@ -1,4 +1,4 @@
-"""A detector for export: images and their sizes to scores, labels and boxes."""
+"""The export of a detector: images and their sizes to scores, labels and boxes."""
 
 from collections.abc import Mapping
 from itertools import pairwise
@@ -12,17 +12,17 @@ from common.data.images import MEAN, STD
 from common.nn.positions import Learned2d
 from detr.criterion.answers import Classification, detections, probabilities, unstack_layers
 from detr.tasks.detection import Detection
-from scripts.exporting.plan import Call, Graph, Plan, Row, Size
-from scripts.verify.comparison import absolute
+from scripts.exporting.plan import Comparison, Dimension, Graph, GraphFunction, Plan
+from scripts.verify.comparison import absolute_difference
 
-STRIDE = 32  # the greatest of the backbones; tracing takes a map of one row for a special case
+STRIDE = 32  # the largest of the backbones; smaller images give feature maps of one row, which tracing specialises
 SEED = 0
-# (height, width) of each image of a batch, which is padded to the greatest.
+# (height, width) of the images of each batch, which is padded to the largest.
 BATCHES = ([(64, 64)], [(97, 70), (60, 41)], [(50, 129), (33, 100), (50, 40)], [(33, 33), (33, 33)])
 
 
-class Answers(nn.Module):
-    """A detector's last layer as answers that need nothing more."""
+class Detections(nn.Module):
+    """A detector with its outputs converted to scores, labels and boxes."""
 
     def __init__(self, model: nn.Module, classification: Classification):
         super().__init__()
@@ -31,19 +31,19 @@ class Answers(nn.Module):
     def forward(self, images: Tensor, sizes: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Normalised images (B, 3, H, W), sizes (B, 2) -> scores (B, Q), labels (B, Q), boxes (B, Q, 4).
 
-        Boxes are xyxy in shares of each image's own width and height; see `detections` for scores.
+        Boxes are xyxy, relative to each image's own width and height; `detections` defines scores and labels.
         """
         return detections(self.classification, unstack_layers(self.model(images, sizes))[-1])
 
 
 def plan(model: nn.Module, task: Detection) -> Plan:
-    """How a detector is exported: any batch, height and width."""
-    sizes = {"batch": Size(Dim("batch", min=1), "1 or more"), **_sides(model)}
-    images, lengths = _batch([(70, 60), (64, 61), (50, 33)])
+    """Plan the export of a detector for any batch size, height and width."""
+    dimensions = {"batch": Dimension(Dim("batch", min=1), "1 or more"), **_image_dimensions(model)}
+    images, sizes = _sample_batch([(70, 60), (64, 61), (50, 33)])
     graph = Graph(
         "model",
-        Answers(model, task.classification),
-        {"images": images, "sizes": lengths},
+        Detections(model, task.classification),
+        {"images": images, "sizes": sizes},
         {"images": ["batch", 3, "height", "width"], "sizes": ["batch", 2]},
         {
             "scores": "(batch, queries): the probability of the label",
@@ -51,21 +51,22 @@ def plan(model: nn.Module, task: Detection) -> Plan:
             "boxes": "(batch, queries, 4): left, top, right, bottom as shares of the image's own width and height",
         },
     )
-    about = {
+    metadata = {
         "kind": "detection",
         "classes": task.categories,
         "threshold": task.options.threshold,
         "preprocessing": preprocessing(task.data),
     }
 
-    def compare(calls: Mapping[str, Call]) -> list[Row]:
-        return [row for batch in BATCHES for row in _compare(model, task.classification, calls["model"], batch)]
+    def compare(functions: Mapping[str, GraphFunction]) -> list[Comparison]:
+        function = functions["model"]
+        return [row for shapes in BATCHES for row in _compare(model, task.classification, function, shapes)]
 
-    return Plan([graph], sizes, about, {}, [], compare)
+    return Plan([graph], dimensions, metadata, {}, [], compare)
 
 
 def preprocessing(data: Any) -> dict[str, Any]:
-    """What happens to an image before the graph, for those who write it anew."""
+    """The preprocessing of an image, described for a re-implementation."""
     augmentation = getattr(data, "augmentation", None)
     return {
         "colours": "RGB",
@@ -79,38 +80,40 @@ def preprocessing(data: Any) -> dict[str, Any]:
     }
 
 
-def _sides(model: nn.Module) -> dict[str, Size]:
-    """What heights and widths a detector takes."""
-    least, most, words = STRIDE + 1, None, f"{STRIDE + 1} pixels or more"
+def _image_dimensions(model: nn.Module) -> dict[str, Dimension]:
+    """The heights and widths that a detector takes."""
+    shortest, longest, description = STRIDE + 1, None, f"{STRIDE + 1} pixels or more"
     positions, stages = getattr(model, "positions", None), getattr(getattr(model, "backbone", None), "stages", None)
     if isinstance(positions, Learned2d) and stages:
-        most = stages[-1][2] * positions.rows.num_embeddings
-        words = f"{least} to {most} pixels"
-    return {name: Size(Dim(name, min=least, max=most), words) for name in ("height", "width")}
+        longest = stages[-1][2] * positions.rows.num_embeddings
+        description = f"{shortest} to {longest} pixels"
+    return {name: Dimension(Dim(name, min=shortest, max=longest), description) for name in ("height", "width")}
 
 
-def _batch(sizes: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-    """Random images of these sizes in one batch, zero where padded, and the sizes as a tensor."""
-    lengths = torch.tensor(sizes)
-    height, width = lengths.amax(0).tolist()
-    images = torch.randn(len(sizes), 3, height, width, generator=torch.Generator().manual_seed(SEED))
-    for image, (h, w) in zip(images, sizes, strict=True):
+def _sample_batch(shapes: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+    """Random images of these heights and widths, zero-padded (B, 3, H, W), and their sizes (B, 2)."""
+    sizes = torch.tensor(shapes)
+    height, width = sizes.amax(0).tolist()
+    images = torch.randn(len(shapes), 3, height, width, generator=torch.Generator().manual_seed(SEED))
+    for image, (h, w) in zip(images, shapes, strict=True):
         image[:, h:], image[:, :, w:] = 0.0, 0.0
-    return images, lengths
+    return images, sizes
 
 
 @torch.no_grad()
-def _compare(model: nn.Module, classification: Classification, call: Call, batch: list[tuple[int, int]]) -> list[Row]:
-    """Differences of one batch; of a label, how much less likely the model holds it than the likeliest."""
-    images, lengths = _batch(batch)
-    padded = any(one != other for one, other in pairwise(batch))
-    outputs = unstack_layers(model(images, lengths if padded else None))[-1]
-    found, shares = call(images, lengths), probabilities(classification, outputs["logits"])
-    best, _, boxes = detections(classification, outputs)
-    chosen = shares.gather(-1, found["labels"][..., None])[..., 0]  # (B, Q)
-    what = f"{len(batch)} x 3 x {images.shape[2]} x {images.shape[3]}{', padded' if padded else ''}"
+def _compare(
+    model: nn.Module, classification: Classification, function: GraphFunction, shapes: list[tuple[int, int]]
+) -> list[Comparison]:
+    """Differences on one batch. Labels differ by the model's highest probability minus that of the exported label."""
+    images, sizes = _sample_batch(shapes)
+    padded = any(shape != following for shape, following in pairwise(shapes))
+    outputs = layers_of(model(images, sizes if padded else None))[-1]
+    exported, class_probabilities = function(images, sizes), probabilities(classification, outputs["logits"])
+    scores, _, boxes = detections(classification, outputs)
+    label_scores = class_probabilities.gather(-1, exported["labels"][..., None])[..., 0]  # (B, Q, K) -> (B, Q)
+    inputs = f"{len(shapes)} x 3 x {images.shape[2]} x {images.shape[3]}{', padded' if padded else ''}"
     return [
-        Row(what, "scores", absolute(found["scores"], best)),
-        Row(what, "labels", absolute(chosen, best)),
-        Row(what, "boxes", absolute(found["boxes"], boxes)),
+        Comparison(inputs, "scores", absolute_difference(exported["scores"], scores)),
+        Comparison(inputs, "labels", absolute_difference(label_scores, scores)),
+        Comparison(inputs, "boxes", absolute_difference(exported["boxes"], boxes)),
     ]

@@ -1,4 +1,4 @@
-"""A traced function as a file, by torch.export (.pt2) or as ONNX, and back as something that can be called."""
+"""Trace graphs, write them by torch.export (.pt2) or as ONNX, and read them back as functions."""
 
 import logging
 import warnings
@@ -12,65 +12,65 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from common.errors import UserError
-from scripts.exporting.plan import Call, Graph, Size
+from scripts.exporting.plan import Dimension, Graph, GraphFunction
 
 Format = Literal["torch", "onnx"]
 ENDINGS: dict[Format, str] = {"torch": ".pt2", "onnx": ".onnx"}
-PACKAGES = ("onnx", "onnxscript", "onnxruntime")  # which ONNX needs
-LARGEST = 1_900_000_000  # bytes of weights inside an .onnx, whose format ends at 2 GiB; more lie in a file beside it
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")  # needed for ONNX
+MAX_EMBEDDED_BYTES = 1_900_000_000  # .onnx files end at 2 GiB; larger weights go to a file beside it
 
 
 @torch.no_grad()
-def trace(graph: Graph, sizes: Mapping[str, Size]) -> ExportedProgram:
-    """One graph for all sizes that callers may choose; raises UserError for code that asks how large they are."""
-    free = {
-        name: {i: sizes[size].dim for i, size in enumerate(shape) if isinstance(size, str)}
+def trace(graph: Graph, dimensions: Mapping[str, Dimension]) -> ExportedProgram:
+    """Trace a graph for all lengths of its free dimensions; raises UserError for code that depends on such a length."""
+    dynamic = {
+        name: {i: dimensions[length].symbol for i, length in enumerate(shape) if isinstance(length, str)}
         for name, shape in graph.shapes.items()
     }
     try:
-        with _quiet():
+        with _silenced():
             return torch.export.export(
                 graph.module,
                 tuple(graph.inputs.values()),
-                dynamic_shapes=tuple(free[name] for name in graph.inputs),
-                # What is true of all sizes, but not seen to be (H W is no multiple of ...), is asserted in the graph.
+                dynamic_shapes=tuple(dynamic[name] for name in graph.inputs),
+                # Conditions that the tracer cannot prove for all lengths are asserted in the graph.
                 prefer_deferred_runtime_asserts_over_guards=True,
             )
-    except (torch._dynamo.exc.UserError, ValueError) as error:  # what it raises for a size that is not free
+    except (torch._dynamo.exc.UserError, ValueError) as error:  # raised for a dimension that is not free
         lines = [line.strip(" -") for line in str(error).splitlines() if line.startswith("  - ")] or [str(error)]
         raise UserError(
-            f"the model cannot be traced for every {', '.join(sizes)} ({lines[0][:200]}); it must not ask how large "
-            "they are, nor use len(x), which is a plain number, where x.shape[0] is one of any size."
+            f"the model cannot be traced for every {', '.join(dimensions)} ({lines[0][:200]}); it must not branch on "
+            "these lengths, and must use x.shape[0], not len(x), which is a constant for the tracer."
         ) from error
 
 
 def write(program: ExportedProgram, graph: Graph, path: Path, format: Format) -> None:
     """Write a traced graph to `path`."""
-    with _quiet():
+    with _silenced():
         if format == "torch":
             torch.export.save(program, path)
             return
-        named = {
-            name: {i: size for i, size in enumerate(shape) if isinstance(size, str)}
+        names = {
+            name: {i: length for i, length in enumerate(shape) if isinstance(length, str)}
             for name, shape in graph.shapes.items()
         }
-        weights = sum(tensor.nbytes for tensor in program.state_dict.values())
+        weight_bytes = sum(tensor.nbytes for tensor in program.state_dict.values())
         torch.onnx.export(
             program,
             (),
             path,
             input_names=list(graph.inputs),
             output_names=list(graph.outputs),
-            dynamic_shapes=tuple(named[name] for name in graph.inputs),  # by their names, for those who read the file
-            external_data=weights > LARGEST,
+            dynamic_shapes=tuple(names[name] for name in graph.inputs),  # readable names in the file
+            external_data=weight_bytes > MAX_EMBEDDED_BYTES,
             verbose=False,
         )
 
 
-def read(path: Path, graph: Graph, format: Format) -> Call:
-    """A written graph, from its file alone, on the CPU."""
+def read(path: Path, graph: Graph, format: Format) -> GraphFunction:
+    """Read a graph from its file, as a function on the CPU."""
     if format == "torch":
-        with _quiet():
+        with _silenced():
             module = torch.export.load(path).module()
         return lambda *inputs: dict(zip(graph.outputs, module(*inputs), strict=True))
     import onnxruntime
@@ -80,20 +80,20 @@ def read(path: Path, graph: Graph, format: Format) -> Call:
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def call(*inputs: Tensor) -> dict[str, Tensor]:
-        given = {name: tensor.numpy() for name, tensor in zip(graph.inputs, inputs, strict=True)}
-        return dict(zip(graph.outputs, map(torch.from_numpy, session.run(list(graph.outputs), given)), strict=True))
+        arrays = {name: tensor.numpy() for name, tensor in zip(graph.inputs, inputs, strict=True)}
+        return dict(zip(graph.outputs, map(torch.from_numpy, session.run(list(graph.outputs), arrays)), strict=True))
 
     return call
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep what the exporters say of their own inner life from the console; errors are raised all the same."""
-    before: Any = logging.root.manager.disable
+def _silenced() -> Iterator[None]:
+    """Suppress the exporters' log lines and warnings; errors are still raised."""
+    level: Any = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.disable(before)
+        logging.disable(level)

@@ -1,4 +1,4 @@
-"""A translator as a folder for transformers, and the command line that reads it back."""
+"""The folder of a translator exported to transformers, and the overrides with which our doors read it."""
 
 import json
 from pathlib import Path
@@ -12,16 +12,16 @@ from common.errors import UserError
 from scripts.verify.comparison import override
 from seq2seq.importing import marian
 
-PRESET = "transformer_opus"  # whose keys the exported model is described by, and those that differ
+PRESET = "transformer_opus"  # the overrides start from this config
 WEIGHTS = "model.safetensors"
 
 
 def write(exported: marian.Export, folder: Path) -> None:
-    """The four files of an export; raises UserError when the folder holds another model."""
+    """Write the four files of an export; raises UserError if the folder has other content."""
     if folder.is_file() or (
         folder.is_dir() and any(folder.iterdir()) and not (folder / marian.METADATA_FILE).is_file()
     ):
-        raise UserError(f"--output {folder} holds something else already; give a new folder.")
+        raise UserError(f"--output {folder} is a file, or a folder with other content; give a new folder.")
     folder.mkdir(parents=True, exist_ok=True)
     metadata = {"format": "pt", "triptych": marian.FORMAT}
     safetensors.torch.save_file(exported.tensors, folder / WEIGHTS, metadata=metadata)
@@ -34,11 +34,10 @@ def write(exported: marian.Export, folder: Path) -> None:
         (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def use(config: dict[str, Any], folder: Path) -> list[str]:
-    """The command line's words that describe the exported model: a preset, and the keys that differ from it."""
+def overrides_for(config: dict[str, Any], folder: Path) -> list[str]:
+    """The command line that reads the export back: checkpoint, preset, and the keys that differ from the preset."""
     file = f"checkpoint={folder / WEIGHTS}"
-    preset = configure("evaluate", [file, f"model={PRESET}"], lambda path: {})
+    preset = flat(configure("evaluate", [file, f"model={PRESET}"], lambda path: {}))
     sections = ("model.", "task.predict.", "data.source", "data.target")
-    keys = {key: value for key, value in flatten(config).items() if key.startswith(sections) and "._target_" not in key}
-    known = flatten(preset)
-    return [file, f"model={PRESET}", *(override(key, value) for key, value in keys.items() if known.get(key) != value)]
+    keys = {key: value for key, value in flat(config).items() if key.startswith(sections) and "._target_" not in key}
+    return [file, f"model={PRESET}", *(override(key, value) for key, value in keys.items() if preset.get(key) != value)]

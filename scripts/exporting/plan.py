@@ -1,44 +1,44 @@
-"""What a wing hands over for export: graphs to trace, what is told about them, and how their answers are compared."""
+"""What the export of a model consists of: graphs to trace, metadata, further files, and a comparison of outputs."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-Call = Callable[..., dict[str, Tensor]]  # a graph as read from a file: tensors in its inputs' order -> named outputs
+GraphFunction = Callable[..., dict[str, Tensor]]  # an exported graph: input tensors in order -> outputs by name
 
 
-class Size(NamedTuple):
-    """A length that callers choose: as torch.export takes it, and what may be chosen, in words."""
+class Dimension(NamedTuple):
+    """A length of an input that the caller chooses."""
 
-    dim: Any
-    words: str
+    symbol: Any  # a torch.export.Dim, or a product of one
+    description: str  # the permitted lengths, for model.json
 
 
 class Graph(NamedTuple):
-    """One function of tensors, to become a file in each format."""
+    """A function of tensors that becomes one file in each format."""
 
-    name: str  # of the files
+    name: str  # of the files, without the ending
     module: nn.Module
-    inputs: dict[str, Tensor]  # an example of each; all free sizes of 2 or more, and no two of them alike
-    shapes: dict[str, list[str | int]]  # of the inputs, with the names of free sizes
-    outputs: dict[str, str]  # and what they are, in words
+    inputs: dict[str, Tensor]  # examples; their free dimensions are at least 2 long, and all of different length
+    shapes: dict[str, list[str | int]]  # of the inputs; a name stands for a free dimension
+    outputs: dict[str, str]  # names -> descriptions
 
 
-class Row(NamedTuple):
-    """One comparison with the model itself."""
+class Comparison(NamedTuple):
+    """The difference between an exported output and the model's own."""
 
-    what: str  # shape of the inputs
+    inputs: str  # their shape
     output: str
     difference: float
 
 
 class Plan(NamedTuple):
-    """All of one export."""
+    """The export of one model."""
 
     graphs: list[Graph]
-    sizes: dict[str, Size]
-    about: dict[str, Any]  # plain types, for model.json
-    files: dict[str, str]  # further texts by their names
-    rows: list[Row]  # comparisons of these
-    compare: Callable[[Mapping[str, Call]], list[Row]]
+    dimensions: dict[str, Dimension]  # the free dimensions of all graphs
+    metadata: dict[str, Any]  # plain types, for model.json
+    files: dict[str, str]  # further text files: names -> contents
+    comparisons: list[Comparison]  # of these files
+    compare: Callable[[Mapping[str, GraphFunction]], list[Comparison]]  # takes the exported graphs by name

@@ -1,7 +1,7 @@
-"""Our tokenizers as files of the `tokenizers` library, which many languages read: the same ids without Triptych.
+"""Export our tokenizers to files of the `tokenizers` library, which give the same ids without Triptych.
 
-What is done in Python here (seq2seq/tokenizers/bpe.py) is said there in steps that the library knows; whether both give
-the same ids is tried on texts.
+The Python code of seq2seq/tokenizers/bpe.py is expressed in the library's normalizers and decoders; ids and texts of
+both are compared on sample texts.
 """
 
 import json
@@ -11,67 +11,70 @@ import tokenizers
 import torch
 from tokenizers import decoders, normalizers, processors
 
-from scripts.exporting.plan import Row
-from seq2seq.tokenizers.bpe import BYTE_SYMBOLS, EOS, SPECIAL_NAMES, SPECIAL_SYMBOLS, UNK, Tokenizer
+from scripts.exporting.plan import Comparison
+from seq2seq.tokenizers.bpe import BYTES, EOS, NAMES, SHOWN, UNK, Tokenizer
 from seq2seq.tokenizers.marian import SentencePieces
 
-COUNT, LENGTH, SEED = 50, 12, 0  # of texts that random ids stand for
+COUNT, LENGTH, SEED = 50, 12, 0  # of texts decoded from random ids
 TEXTS = ("", " ", "a", " a", "2", "A b  c", "naïve café", "3.14 €", "\t\n x", "日本 語", "<s> </s>", "👍🏽!", "</unk")
 
 
-def make(source: Any, target: Any) -> tuple[dict[str, str], dict[str, Any], list[Row]]:
-    """Files by their names, what is told about them, and how far they differ from ours on texts."""
+def export(source: Any, target: Any) -> tuple[dict[str, str], dict[str, Any], list[Comparison]]:
+    """Export the tokenizers of both languages: files by name, metadata for model.json, and comparisons with ours."""
     if isinstance(source, SentencePieces):
-        return _of_pieces(source, target)
-    pairs = {"tokenizer.json": source} if source is target else {}
-    pairs = pairs or {"source_tokenizer.json": source, "target_tokenizer.json": target}
-    files = {name: library_form(tokenizer) for name, tokenizer in pairs.items()}
-    rows = [Row(f"{len(_texts(one))} texts", name, differing(one, files[name])) for name, one in pairs.items()]
-    told = {
-        "source": next(iter(pairs)),
-        "target": list(pairs)[-1],
-        "reader": "tokenizers.Tokenizer.from_file; encode(text).ids ends in the end's id; decode takes ids without it",
+        return _export_pieces(source, target)
+    by_file = {"tokenizer.json": source} if source is target else {}
+    by_file = by_file or {"source_tokenizer.json": source, "target_tokenizer.json": target}
+    files = {name: library_json(tokenizer) for name, tokenizer in by_file.items()}
+    comparisons = [
+        Comparison(f"{len(_sample_texts(tokenizer))} texts", name, mismatch_rate(tokenizer, files[name]))
+        for name, tokenizer in by_file.items()
+    ]
+    metadata = {
+        "source": next(iter(by_file)),
+        "target": list(by_file)[-1],
+        "reader": "tokenizers.Tokenizer.from_file; encode(text).ids ends in the end id; decode takes ids without it",
     }
-    return files, told, rows
+    return files, metadata, comparisons
 
 
-def library_form(tokenizer: Tokenizer) -> str:
-    """The library's JSON of one of our tokenizers.
+def library_json(tokenizer: Tokenizer) -> str:
+    """Convert one of our tokenizers to the library's JSON.
 
-    Differs: where tokens stand for bytes that are no UTF-8, all of them become U+FFFD, and not the wrong ones alone.
+    Differs: a run of byte tokens that is not valid UTF-8 is decoded to U+FFFD as a whole, not only its invalid bytes.
     """
     content = json.loads(tokenizer.state())
     options, bpe = content["options"], content["bpe"]
-    spelt = options["pieces"] == "characters"
-    names = dict(zip(SPECIAL_SYMBOLS, SPECIAL_NAMES, strict=True))
-    if spelt:  # a byte of a character without an entry
-        names |= {symbol: f"<0x{byte:02X}>" for byte, symbol in enumerate(BYTE_SYMBOLS)}
+    by_characters = options["pieces"] == "characters"
+    names = dict(zip(NAMES, SHOWN, strict=True))
+    if by_characters:  # the bytes of characters without an entry
+        names |= {symbol: f"<0x{byte:02X}>" for byte, symbol in enumerate(BYTES)}
     bpe["model"]["vocab"] = {names.get(entry, entry): id for entry, id in bpe["model"]["vocab"].items()}
-    bpe["model"]["unk_token"] = SPECIAL_NAMES[UNK]
-    bpe["model"]["byte_fallback"] = spelt and options["byte_fallback"]
-    made = tokenizers.Tokenizer.from_str(json.dumps(bpe))
-    made.normalizer = normalizers.Sequence(_normalizers(options))
-    end = [(SPECIAL_NAMES[EOS], EOS)]
-    made.post_processor = processors.TemplateProcessing(single=f"$A {SPECIAL_NAMES[EOS]}", special_tokens=end)
-    made.decoder = decoders.Sequence(_decoders(spelt))
-    text: str = made.to_str(pretty=True)
+    bpe["model"]["unk_token"] = SHOWN[UNK]
+    bpe["model"]["byte_fallback"] = by_characters and options["byte_fallback"]
+    exported = tokenizers.Tokenizer.from_str(json.dumps(bpe))
+    exported.normalizer = normalizers.Sequence(_normalizers(options))
+    end = [(SHOWN[EOS], EOS)]
+    exported.post_processor = processors.TemplateProcessing(single=f"$A {SHOWN[EOS]}", special_tokens=end)
+    exported.decoder = decoders.Sequence(_decoders(by_characters=by_characters))
+    text: str = exported.to_str(pretty=True)
     return text
 
 
-def differing(tokenizer: Tokenizer, form: str) -> float:
-    """The share of texts whose ids, or whose text from ids, are others in the library's form."""
-    made = tokenizers.Tokenizer.from_str(form)
-    wrong = 0
-    for text in (texts := _texts(tokenizer)):
+def mismatch_rate(tokenizer: Tokenizer, exported_json: str) -> float:
+    """The fraction of sample texts that the exported tokenizer encodes or decodes differently."""
+    exported = tokenizers.Tokenizer.from_str(exported_json)
+    mismatches = 0
+    for text in (texts := _sample_texts(tokenizer)):
         ids = tokenizer.encode(text)
-        wrong += made.encode(text).ids != [*ids, EOS] or made.decode(ids) != tokenizer.decode(ids)
-    return wrong / len(texts)
+        mismatches += exported.encode(text).ids != [*ids, EOS] or exported.decode(ids) != tokenizer.decode(ids)
+    return mismatches / len(texts)
 
 
-def _texts(tokenizer: Tokenizer) -> list[str]:
-    """Awkward ones, and what random ids stand for."""
-    drawn = torch.Generator().manual_seed(SEED)
-    rows = torch.randint(UNK + 1, tokenizer.size, (COUNT, LENGTH), generator=drawn).tolist()
+def _sample_texts(tokenizer: Tokenizer) -> list[str]:
+    """Corner cases, and texts decoded from random ids."""
+    rng = torch.Generator().manual_seed(SEED)
+    rows = torch.randint(UNK + 1, tokenizer.size, (COUNT, LENGTH), generator=rng).tolist()
     return [*TEXTS, *map(tokenizer.decode, rows)]
 
 
@@ -81,26 +84,26 @@ def _normalizers(options: dict[str, Any]) -> list[Any]:
         steps.append(normalizers.NFC() if options["normalization"] == "nfc" else normalizers.NFKC())
     if options["lowercase"]:
         steps.append(normalizers.Lowercase())
-    # A space before a text that begins with a letter or a space: before every text, and away again from the others.
+    # A space before each text that begins with a letter or a space: prepend it always, then remove it from other texts.
     return [*steps, normalizers.Prepend(" "), normalizers.Replace(tokenizers.Regex(r"\A (?![\p{L} ])"), "")]
 
 
-def _decoders(spelt: bool) -> list[Any]:
-    nothing = [decoders.Replace(tokenizers.Regex(r"\A<(pad|s|/s)>\z"), "")]
+def _decoders(*, by_characters: bool) -> list[Any]:
+    removed = [decoders.Replace(tokenizers.Regex(r"\A<(pad|s|/s)>\z"), "")]
     unknown = [decoders.Replace(tokenizers.Regex(r"\A<unk>\z"), "\ufffd")]
-    joined = [decoders.ByteFallback(), decoders.Fuse()] if spelt else [decoders.ByteLevel()]
-    return [*nothing, *(unknown if spelt else []), *joined, decoders.Strip(" ", 1, 0)]
+    joined = [decoders.ByteFallback(), decoders.Fuse()] if by_characters else [decoders.ByteLevel()]
+    return [*removed, *(unknown if by_characters else []), *joined, decoders.Strip(" ", 1, 0)]
 
 
-def _of_pieces(source: SentencePieces, target: Any) -> tuple[dict[str, str], dict[str, Any], list[Row]]:
-    """A list of pieces by id for each language: the texts are cut by the SentencePiece models that came with them."""
+def _export_pieces(source: SentencePieces, target: Any) -> tuple[dict[str, str], dict[str, Any], list[Comparison]]:
+    """Export each language's pieces in the order of their ids; the published SentencePiece models tokenize the text."""
     files = {
         f"{name}_pieces.json": json.dumps(tokenizer.entries, ensure_ascii=False, indent=0) + "\n"
         for name, tokenizer in (("source", source), ("target", target))
     }
-    told = {
+    metadata = {
         "source": "source_pieces.json",
         "target": "target_pieces.json",
-        "reader": "pieces by id; cut a text with the published source.spm, and join pieces, U+2581 being a space",
+        "reader": "pieces by id; tokenize with the published source.spm, and join pieces; U+2581 is a space",
     }
-    return files, told, []
+    return files, metadata, []

@@ -1,4 +1,4 @@
-"""A translator for export: an encoder, and a decoder that goes on by one token and hands its keys and values around."""
+"""The export of a translator: an encoder, and a decoder step with its key-value cache as input and output."""
 
 import copy
 from collections.abc import Mapping
@@ -12,32 +12,32 @@ from common.errors import UserError
 from common.nn.attention import Cache
 from common.nn.blocks import BlockCache
 from scripts.exporting import tokenizer_files
-from scripts.exporting.plan import Call, Graph, Plan, Row, Size
-from scripts.verify.comparison import relative
+from scripts.exporting.plan import Comparison, Dimension, Graph, GraphFunction, Plan
+from scripts.verify.comparison import relative_difference
 from seq2seq.models.transformer import State, Transformer
 from seq2seq.tasks.translation import Translation
 from seq2seq.tokenizers.bpe import BOS, EOS, PAD, UNK
 
 SEED = 0
-SHAPES = ((1, 1, 1), (2, 7, 5), (3, 20, 12), (1, 12, 30))  # batch, source and target tokens
+COMPARED_LENGTHS = ((1, 1, 1), (2, 7, 5), (3, 20, 12), (1, 12, 30))  # batch size, source length, target length
 
 
-class Read(nn.Module):
-    """The encoder, and what all of the decoder's steps have in common."""
+class Encoder(nn.Module):
+    """The encoder with the decoder's projections of its output to keys and values."""
 
     def __init__(self, model: Transformer):
         super().__init__()
         self.model = model
 
     def forward(self, source: Tensor, lengths: Tensor) -> tuple[Tensor]:
-        """Ids (B, S) int64 right-padded and their lengths (B,) -> memory (L, 2, B, h, S, C/h).
+        """Source ids (B, S) int64, right-padded, and their lengths (B,) -> memory (L, 2, B, h, S, C/h).
 
-        For each layer of the decoder the keys and the values of the source.
+        The memory holds the source's keys and values for each decoder layer.
         """
-        return (_stacked([cache.memory for cache in self.model.encode(source, lengths).caches if cache.memory]),)
+        return (_stack([cache.memory for cache in self.model.encode(source, lengths).caches if cache.memory]),)
 
 
-class Write(nn.Module):
+class DecoderStep(nn.Module):
     """One step of the decoder."""
 
     def __init__(self, model: Transformer):
@@ -45,137 +45,138 @@ class Write(nn.Module):
         self.model = model
 
     def forward(self, tokens: Tensor, past: Tensor, memory: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """The newest tokens (B,) after T others -> logits of the next (B, V), and what is the past then.
+        """Tokens (B,) at position T -> logits of the next token (B, V) and the new past (L, 2, B, h, T + 1, C/h).
 
-        `past` (L, 2, B, h, T, C/h) and `memory` (L, 2, B, h, S, C/h) are keys and values of each layer, `lengths` (B,)
-        those of the sources.
+        `past` (L, 2, B, h, T, C/h) holds keys and values of the tokens before, `memory` (L, 2, B, h, S, C/h) those of
+        the source; `lengths` (B,) are the sources' lengths.
         """
         batch, before, length = tokens.shape[0], past.shape[4], memory.shape[4]
         real = torch.arange(length, device=lengths.device) < lengths[:, None]  # (B, S)
-        caches = [BlockCache(Joined(own), Joined(kept)) for own, kept in zip(past, memory, strict=True)]
+        caches = [
+            BlockCache(ConcatenatedCache(own), ConcatenatedCache(source))
+            for own, source in zip(past, memory, strict=True)
+        ]
         ancestors = torch.ones(batch, 1, before, dtype=torch.bool, device=tokens.device)
         state = State(caches, real[:, None, None], ancestors, before)
         logits = self.model.step(state, tokens)
-        return logits, _stacked([cache.own for cache in caches])
+        return logits, _stack([cache.own for cache in caches])
 
 
-class Joined(Cache):
-    """A cache that grows by exactly what is put in: memory that doubles is for those who keep it."""
+class ConcatenatedCache(Cache):
+    """A cache that grows by concatenation, since buffers with spare capacity cannot be traced."""
 
     def __init__(self, pair: Tensor):
-        """Begin with keys and values, (2, B, h, M, C/h)."""
+        """`pair`: initial keys and values (2, B, h, M, C/h)."""
         super().__init__()
         self.length, self.buffers = pair.shape[3], (pair[0], pair[1])
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Put k and v (B, h, N, C/h) at the end -> all keys and values."""
+        """Append k and v (B, h, N, C/h) -> all keys and values (B, h, M + N, C/h)."""
         keys, values = self.content()
         self.length, self.buffers = self.length + k.shape[2], (torch.cat([keys, k], 2), torch.cat([values, v], 2))
         return self.buffers
 
 
 def plan(model: nn.Module, task: Translation) -> Plan:
-    """How a translator is exported: any batch, source and translation.
+    """Plan the export of a translator for any batch size, source length and target length.
 
-    Raises UserError for another model than ours, whose state is its own affair.
+    Raises UserError for a model of another class, since the layout of its decoding state is unknown.
     """
     if not isinstance(model, Transformer):
         raise UserError(f"{type(model).__name__} cannot be exported: only seq2seq.models.transformer.Transformer can.")
-    sizes = {
-        "batch": Size(Dim("batch", min=1), "1 or more"),
-        "source_length": Size(Dim("source_length", min=1, max=model.longest), f"1 to {model.longest} tokens"),
-        "past_length": Size(Dim("past_length", min=0), "tokens of the translation so far, 0 at first"),
+    dimensions = {
+        "batch": Dimension(Dim("batch", min=1), "1 or more"),
+        "source_length": Dimension(Dim("source_length", min=1, max=model.longest), f"1 to {model.longest} tokens"),
+        "past_length": Dimension(Dim("past_length", min=0), "number of previous target tokens, initially 0"),
     }
-    reader, writer = Read(_without_writing(model)), Write(_without_reading(model))
-    source, lengths, target = _sentences(model, 3, min(7, model.longest), 5)
+    encoder, decoder = Encoder(_encoder_part(model)), DecoderStep(_decoder_part(model))
+    source, lengths, target = _sample_sentences(model, 3, min(7, model.longest), 5)
     with torch.no_grad():
-        (memory,) = reader(source, lengths)
+        (memory,) = encoder(source, lengths)
     layers, _, _, heads, _, width = memory.shape
-    past: list[str | int] = [layers, 2, "batch", heads, "past_length", width]
-    kept: list[str | int] = [layers, 2, "batch", heads, "source_length", width]
+    past_shape: list[str | int] = [layers, 2, "batch", heads, "past_length", width]
+    memory_shape: list[str | int] = [layers, 2, "batch", heads, "source_length", width]
     graphs = [
         Graph(
             "encoder",
-            reader,
+            encoder,
             {"source": source, "lengths": lengths},
             {"source": ["batch", "source_length"], "lengths": ["batch"]},
             {"memory": f"({layers}, 2, batch, {heads}, source_length, {width}): keys and values, for the decoder"},
         ),
         Graph(
             "decoder",
-            writer,
+            decoder,
             {
                 "tokens": target[:, 0],
                 "past": torch.zeros(layers, 2, len(source), heads, 5, width),
                 "memory": memory,
                 "lengths": lengths,
             },
-            {"tokens": ["batch"], "past": past, "memory": kept, "lengths": ["batch"]},
+            {"tokens": ["batch"], "past": past_shape, "memory": memory_shape, "lengths": ["batch"]},
             {
                 "logits": "(batch, vocabulary): of the next token",
                 "present": f"({layers}, 2, batch, {heads}, past_length + 1, {width}): the past of the next step",
             },
         ),
     ]
-    files, told, rows = tokenizer_files.make(*task.data.tokenizers())
-    compare = _Comparison(model)
-    return Plan(graphs, sizes, {**_about(task), "tokenizer": told}, files, rows, compare)
+    files, tokenizer, comparisons = tokenizer_files.export(*task.data.tokenizers())
+
+    def compare(functions: Mapping[str, GraphFunction]) -> list[Comparison]:
+        return _compare(model, functions)
+
+    return Plan(graphs, dimensions, {**_metadata(task), "tokenizer": tokenizer}, files, comparisons, compare)
 
 
-def _about(task: Translation) -> dict[str, Any]:
+def _metadata(task: Translation) -> dict[str, Any]:
     options = task.options
     return {
         "kind": "translation",
         "languages": [task.data.source, task.data.target],
         "ids": {"padding": PAD, "begin": BOS, "end": EOS, "unknown": UNK},
-        "source": "ids of a sentence with the end after it, padded at the right; lengths count the end",
+        "source": "ids of a sentence and the end id, right-padded; lengths include the end id",
         "decoding": {
-            "first": "tokens are begin, and past has a past_length of 0",
-            "then": "tokens are the chosen ones, and past is present",
+            "first": "tokens are begin, and past has past_length 0",
+            "then": "tokens are the chosen ones, and past is the previous step's present",
             "never": [PAD, BOS],
-            "most_tokens": f"{options.longest_factor:g} x source_length + {options.longest_extra}, the end among them",
+            "most_tokens": f"{options.longest_factor:g} x source_length + {options.longest_extra}, including the end",
         },
     }
 
 
-class _Comparison:
-    """Teacher forcing in one go against token by token."""
-
-    def __init__(self, model: Transformer):
-        self.model = model
-
-    @torch.no_grad()
-    def __call__(self, calls: Mapping[str, Call]) -> list[Row]:
-        """Differences of the logits of all tokens of random sentences."""
-        rows = []
-        for count, length, steps in SHAPES:
-            source, lengths, target = _sentences(self.model, count, min(length, self.model.longest), steps)
-            memory = calls["encoder"](source, lengths)["memory"]
-            past, found = memory[..., :0, :], []
-            for tokens in target.unbind(1):
-                answer = calls["decoder"](tokens.contiguous(), past.contiguous(), memory, lengths)
-                past = answer["present"]
-                found.append(answer["logits"])
-            expected = self.model(source, lengths, target)  # (B, T, V)
-            what = f"{count} x {source.shape[1]} to {steps} tokens{', padded' if count > 1 else ''}"
-            rows.append(Row(what, "logits", relative(torch.stack(found, 1), expected)))
-        return rows
+@torch.no_grad()
+def _compare(model: Transformer, functions: Mapping[str, GraphFunction]) -> list[Comparison]:
+    """Compare logits of random sentences: exported, token by token, against the model's teacher-forced ones."""
+    comparisons = []
+    for count, length, steps in COMPARED_LENGTHS:
+        source, lengths, target = _sample_sentences(model, count, min(length, model.longest), steps)
+        memory = functions["encoder"](source, lengths)["memory"]
+        past, logits = memory[..., :0, :], []
+        for tokens in target.unbind(1):
+            outputs = functions["decoder"](tokens.contiguous(), past.contiguous(), memory, lengths)
+            past = outputs["present"]
+            logits.append(outputs["logits"])
+        expected = model(source, lengths, target)  # (B, T, V)
+        inputs = f"{count} x {source.shape[1]} to {steps} tokens{', padded' if count > 1 else ''}"
+        difference = relative_difference(torch.stack(logits, 1), expected)  # T x (B, V) -> (B, T, V)
+        comparisons.append(Comparison(inputs, "logits", difference))
+    return comparisons
 
 
-def _sentences(model: Transformer, count: int, source: int, target: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Random sources (B, S) of falling lengths (B,), and targets (B, T) that start with BOS."""
-    drawn = torch.Generator().manual_seed(SEED)
-    entries = model.embedding if model.source_embedding is None else model.source_embedding
-    words = torch.randint(UNK + 1, entries.num_embeddings, (count, source), generator=drawn)
+def _sample_sentences(model: Transformer, count: int, source: int, target: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Random sources (B, S) of decreasing lengths (B,), and targets (B, T) that start with BOS."""
+    rng = torch.Generator().manual_seed(SEED)
+    embedding = model.embedding if model.source_embedding is None else model.source_embedding
+    words = torch.randint(UNK + 1, embedding.num_embeddings, (count, source), generator=rng)
     lengths = torch.tensor([max(1, source - 2 * i) for i in range(count)])
     words[torch.arange(source) >= lengths[:, None]] = PAD
-    answers = torch.randint(UNK + 1, model.embedding.num_embeddings, (count, target), generator=drawn)
-    answers[:, 0] = BOS
-    return words, lengths, answers
+    targets = torch.randint(UNK + 1, model.embedding.num_embeddings, (count, target), generator=rng)
+    targets[:, 0] = BOS
+    return words, lengths, targets
 
 
-def _without_writing(model: Transformer) -> Transformer:
-    """A copy with the weights alone that reading a source needs; a file would keep all of them."""
+def _encoder_part(model: Transformer) -> Transformer:
+    """A copy with only the weights that encoding needs; an exported file would hold unused ones, too."""
     copied = copy.deepcopy(model)
     copied.output = copied.output_bias = None
     if copied.source_embedding is not None:
@@ -185,13 +186,13 @@ def _without_writing(model: Transformer) -> Transformer:
     return copied
 
 
-def _without_reading(model: Transformer) -> Transformer:
-    """A copy with the weights alone that a step of the decoder needs."""
+def _decoder_part(model: Transformer) -> Transformer:
+    """A copy with only the weights that a decoder step needs."""
     copied = copy.deepcopy(model)
     copied.encoder = copied.source_embedding = None
     return copied
 
 
-def _stacked(caches: list[Cache]) -> Tensor:
-    """(L, 2, B, h, M, C/h)."""
+def _stack(caches: list[Cache]) -> Tensor:
+    """Stack the keys and values of all layers, (L, 2, B, h, M, C/h)."""
     return torch.stack([torch.stack(cache.content()) for cache in caches])

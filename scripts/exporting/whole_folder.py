@@ -1,4 +1,4 @@
-"""A folder that is there as a whole or not at all."""
+"""An export folder that is written completely or not at all."""
 
 import json
 import os
@@ -10,21 +10,21 @@ from pathlib import Path
 from common.errors import UserError
 from common.files.lines import sync_folder
 
-MARK, FORMAT = "model.json", "triptych-export-1"  # what tells a folder of ours
+DESCRIPTION_FILE, FORMAT = "model.json", "triptych-export-1"  # they identify a folder as an export of ours
 
 
-def refuse(output: Path) -> None:
-    """Raise UserError for a place that holds anything but an earlier export."""
-    if output.is_file() or (output.is_dir() and any(output.iterdir()) and not _is_ours(output)):
-        raise UserError(f"--output {output} holds something else already; give a new folder.")
+def check_output(output: Path) -> None:
+    """Raise UserError if `output` holds anything but an earlier export."""
+    if output.is_file() or (output.is_dir() and any(output.iterdir()) and not _is_export(output)):
+        raise UserError(f"--output {output} is a file, or a folder with other content; give a new folder.")
 
 
 @contextmanager
-def replaced(output: Path) -> Iterator[Path]:
-    """A draft beside `output`, which takes its place when the block ends, and is removed when it raises."""
+def atomic_folder(output: Path) -> Iterator[Path]:
+    """Yield a draft folder, which replaces `output` when the block ends and is removed when the block raises."""
     output = output.resolve()  # `.` has no name
-    draft, old = (output.with_name(f".{output.name}.{word}") for word in ("draft", "old"))
-    _put_back(old, output)
+    draft, old = (output.with_name(f".{output.name}.{suffix}") for suffix in ("draft", "old"))
+    _restore(old, output)
     for leftover in (draft, old):
         shutil.rmtree(leftover, ignore_errors=True)
     draft.mkdir(parents=True)
@@ -40,19 +40,19 @@ def replaced(output: Path) -> Iterator[Path]:
         sync_folder(output.parent)
         shutil.rmtree(old, ignore_errors=True)
     finally:
-        _put_back(old, output)
+        _restore(old, output)
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def _put_back(old: Path, output: Path) -> None:
-    """Give an earlier export its place again where nothing has taken it; a kill may also have left it so."""
+def _restore(old: Path, output: Path) -> None:
+    """Move an earlier export back if nothing has replaced it, after an error or a kill."""
     if old.exists() and not output.exists():
         old.rename(output)
 
 
-def _is_ours(folder: Path) -> bool:
+def _is_export(folder: Path) -> bool:
     try:
-        content = json.loads((folder / MARK).read_text(encoding="utf-8"))
+        content = json.loads((folder / DESCRIPTION_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     return isinstance(content, dict) and content.get("format") == FORMAT

@@ -1,4 +1,4 @@
-"""The programs that foreign ViT files come from, each with a file in it as it reads files itself."""
+"""Foreign ViT files loaded by the programs that they come from, through their own readers."""
 
 import tempfile
 from collections.abc import Callable
@@ -22,50 +22,49 @@ Outputs = dict[str, Tensor]  # "features" (B, C), and "logits" (B, K) where both
 Peer = Callable[[Tensor], Outputs]
 
 
-class Import(NamedTuple):
-    """A foreign file, as read by us and as it is."""
+class ForeignFile(NamedTuple):
+    """A file of another program: its own tensors, and the weights that our import made of them."""
 
     path: Path
     layout: str
-    tensors: dict[str, Tensor]  # the file's
-    weights: dict[str, Tensor]  # ours
+    tensors: dict[str, Tensor]  # under the file's names
+    weights: dict[str, Tensor]  # under our names
     left_out: list[str]
     options: dict[str, Any]  # the config's `model`
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """Of the images that the positions are made for, in pixels."""
+        """Height and width in pixels of the images for which the positions were trained."""
         rows, columns, _ = self.weights["positions.grid"].shape
         side = self.weights["patches.weight"].shape[-1]
         return rows * side, columns * side
 
     @property
     def classes(self) -> int:
-        """Rows of the head; zero without one."""
+        """The number of classes of the head; 0 without a head."""
         return len(self.weights.get("head.weight", ()))
 
 
-def peer(file: Import) -> Peer:
-    """The program that the layout belongs to, with the file in it."""
+def load_peer(file: ForeignFile) -> Peer:
+    """Load the file in the program of its layout; raises UserError if that is not installed or cannot read the file."""
     package = PEERS[file.layout]
     try:
         import_module(package)
     except ModuleNotFoundError as error:
         raise UserError(
-            f"{file.path} is in the layout {file.layout}, and {package}, which could read it for comparison, is not "
-            f"installed; pip install {package}."
+            f"{file.path} has the layout {file.layout}, whose reader {package} is not installed; pip install {package}."
         ) from error
     try:
         return {"torchvision": _torchvision, "timm": _timm, "transformers": _transformers}[package](file)
     except (RuntimeError, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(
-            f"{package} {metadata.version(package)} cannot read {file.path} ({reason}), which our import has taken; "
+            f"{package} {metadata.version(package)} cannot read {file.path} ({reason}), though our import can; "
             "there is nothing to compare it with."
         ) from error
 
 
-def _torchvision(file: Import) -> Peer:
+def _torchvision(file: ForeignFile) -> Peer:
     from torchvision.models import VisionTransformer
 
     options = file.options
@@ -82,80 +81,79 @@ def _torchvision(file: Import) -> Peer:
     model.load_state_dict(state)
     head, model.heads = model.heads, nn.Identity()
 
-    def answer(images: Tensor) -> Outputs:
+    def forward(images: Tensor) -> Outputs:
         features = model(images)
         return {"features": features, **({"logits": head(features)} if file.classes else {})}
 
-    return answer
+    return forward
 
 
-def _timm(file: Import) -> Peer:
-    """timm's model as the file's names call for; with a representation, which it has not, it answers in features."""
+def _timm(file: ForeignFile) -> Peer:
+    """timm's model with the options that the file's names imply; a file with a representation gives features only."""
     from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 
     options, tensors = file.options, file.tensors
-    jax = file.layout == importing.GOOGLE
-    prefix = google.find_prefix(tensors) if jax else ""
-    token = f"{prefix}cls" in tensors if jax else "cls_token" in tensors
+    google_file = file.layout == importing.GOOGLE
+    prefix = google.prefix_of(tensors) if google_file else ""
+    token = f"{prefix}cls" in tensors if google_file else "cls_token" in tensors
     registers = next((tensors[name].shape[1] for name in ("reg_token", "register_tokens") if name in tensors), 0)
     height, width = file.image_size
     positions = next((t.shape[-2] for name, t in tensors.items() if name.endswith(("pos_embed", "pos_embedding"))), 0)
     patches = height * width // options["patch_size"] ** 2
-    plain = file.classes if options["representation"] is None else 0
+    classes = file.classes if options["representation"] is None else 0
     model = VisionTransformer(
         img_size=(height, width),
         patch_size=options["patch_size"],
         in_chans=file.weights["patches.weight"].shape[1],
-        num_classes=plain,
+        num_classes=classes,
         global_pool="token" if options["pooling"] == "token" else "avg",
         fc_norm=options["pooling"] == "mean_then_norm",
         class_token=token,
         reg_tokens=registers,
-        # timm gives DINOv2's class token its position for good, since the registers beside it have none
+        # timm folds the position of DINOv2's class token into the token on loading, since registers have none
         no_embed_class="register_tokens" in tensors or positions in (0, patches),
         embed_dim=options["width"],
         depth=options["layers"],
         num_heads=options["heads"],
-        mlp_ratio=(options["feedforward"] + 0.5) / options["width"],  # which timm multiplies and rounds down
-        qkv_bias=jax or "blocks.0.attn.qkv.bias" in tensors,
+        mlp_ratio=(options["feedforward"] + 0.5) / options["width"],  # timm multiplies by the width and rounds down
+        qkv_bias=google_file or "blocks.0.attn.qkv.bias" in tensors,
         qk_norm=options["blocks"]["qk_norm"],
         init_values=options["blocks"]["layer_scale"],
         act_layer=options["blocks"]["activation"],
         norm_layer=partial(nn.LayerNorm, eps=options["blocks"]["norm_eps"]),
     ).eval()
-    if jax:
+    if google_file:
         _load_npz(model, file, prefix)
     else:
         state = checkpoint_filter_fn({name: t.float() for name, t in tensors.items()}, model, adapt_layer_scale=True)
-        spare = ("head.",) if not plain else ()
-        fitting = {name: t for name, t in state.items() if name not in file.left_out and not name.startswith(spare)}
-        model.load_state_dict(fitting)
+        unused = ("head.",) if not classes else ()
+        state = {name: t for name, t in state.items() if name not in file.left_out and not name.startswith(unused)}
+        model.load_state_dict(state)
 
-    def answer(images: Tensor) -> Outputs:
+    def forward(images: Tensor) -> Outputs:
         features = model.forward_head(model.forward_features(images), pre_logits=True)
-        return {"features": features, **({"logits": model.head(features)} if plain else {})}
+        return {"features": features, **({"logits": model.head(features)} if classes else {})}
 
-    return answer
+    return forward
 
 
-def _load_npz(model: Any, file: Import, prefix: str) -> None:
-    """Let timm read the .npz itself, or a copy in fp32 and with positions where it cannot take the file as it is."""
-    position = f"{prefix}pos_embedding"
+def _load_npz(model: Any, file: ForeignFile, prefix: str) -> None:
+    """Let timm read the .npz, or an fp32 copy with positions if it is in bfloat16 or lacks positions."""
     has_positions = any(name.endswith("pos_embedding") for name in file.tensors)
     if has_positions and not any(tensor.dtype == torch.bfloat16 for tensor in file.tensors.values()):
         model.load_pretrained(str(file.path))
         return
     arrays: dict[str, Any] = {name: tensor.float().numpy() for name, tensor in file.tensors.items()}
     if not has_positions:
-        arrays[position] = file.weights["positions.grid"].flatten(0, 1)[None].numpy()
+        arrays[f"{prefix}pos_embedding"] = file.weights["positions.grid"].flatten(0, 1)[None].numpy()
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch) / "copy.npz"
         np.savez(copy, **arrays)
         model.load_pretrained(str(copy))
 
 
-def _transformers(file: Import) -> Peer:
-    """What transformers makes of the file beside a config.json of these sizes: it renames the hub's tensors itself."""
+def _transformers(file: ForeignFile) -> Peer:
+    """Load the file through transformers with a config.json from our options; it renames the hub's tensors itself."""
     import transformers
     from transformers.utils import logging
 
@@ -163,7 +161,7 @@ def _transformers(file: Import) -> Peer:
     logging.disable_progress_bar()
     options, tensors = file.options, file.tensors
     blocks = options["blocks"]
-    sizes = {
+    arguments = {
         "hidden_size": options["width"],
         "num_hidden_layers": options["layers"],
         "num_attention_heads": options["heads"],
@@ -176,27 +174,27 @@ def _transformers(file: Import) -> Peer:
         "qkv_bias": any(name.endswith(("query.bias", "q_proj.bias")) for name in tensors),
     }
     if blocks["layer_scale"] is None:
-        config = transformers.ViTConfig(**sizes, intermediate_size=options["feedforward"])
-        make: Any = transformers.ViTForImageClassification if file.classes else transformers.ViTModel
+        config = transformers.ViTConfig(**arguments, intermediate_size=options["feedforward"])
+        model_class: Any = transformers.ViTForImageClassification if file.classes else transformers.ViTModel
         more: dict[str, Any] = {} if file.classes else {"add_pooling_layer": False}
     else:
         kind = "Dinov2WithRegisters" if options["registers"] else "Dinov2"
         ratio = options["feedforward"] // options["width"]
         registers = {"num_register_tokens": options["registers"]} if options["registers"] else {}
-        config = getattr(transformers, f"{kind}Config")(**sizes, **registers, mlp_ratio=ratio)
-        make, more = getattr(transformers, f"{kind}Model"), {}
+        config = getattr(transformers, f"{kind}Config")(**arguments, **registers, mlp_ratio=ratio)
+        model_class, more = getattr(transformers, f"{kind}Model"), {}
     with tempfile.TemporaryDirectory() as scratch:
         config.save_pretrained(scratch)
         state = {name: tensor.contiguous() for name, tensor in tensors.items()}
         safetensors.torch.save_file(state, Path(scratch) / "model.safetensors", metadata={"format": "pt"})
-        model, report = make.from_pretrained(scratch, **more, dtype=torch.float32, output_loading_info=True)
+        model, report = model_class.from_pretrained(scratch, **more, dtype=torch.float32, output_loading_info=True)
     missing = [name for name in report["missing_keys"] if "mask_token" not in name]
     if missing:
-        raise ValueError(f"it misses {sorted(missing)[0]}")
+        raise ValueError(f"{sorted(missing)[0]} is missing")
     model.eval()
 
-    def answer(images: Tensor) -> Outputs:
+    def forward(images: Tensor) -> Outputs:
         features = model.base_model(pixel_values=images).last_hidden_state[:, 0]
         return {"features": features, **({"logits": model(pixel_values=images).logits} if file.classes else {})}
 
-    return answer
+    return forward

@@ -1,7 +1,7 @@
-"""Does an imported translator answer as transformers' Marian? A part of scripts/verify_import.py.
+"""Compare an imported translator with transformers' Marian; used by scripts/verify_import.py.
 
 Reads the file twice, by our import and by transformers, and compares the logits of random sentences. The config.json
-beside the file says what the weights do not: heads, activation, whether embeddings are scaled.
+beside the file holds what the weights do not: heads, activation, whether embeddings are scaled.
 """
 
 from importlib import metadata
@@ -13,45 +13,45 @@ from torch import Tensor
 
 from common.config.check import build
 from common.errors import UserError
-from scripts.verify.comparison import TOLERANCE, foreign, refuse_another_model, relative, report
+from scripts.verify.comparison import TOLERANCE, check_options, load_foreign, relative_difference, report
 from seq2seq.importing import adopt as importing
 from seq2seq.importing import marian, marian_config
 from seq2seq.importing.layouts import ZERO_ROW
 from seq2seq.tokenizers.bpe import BOS
 
 MODEL = "seq2seq.models.transformer.Transformer"
-COUNT, LENGTH, SEED = 4, 20, 0  # of random sentences
+SENTENCES, LENGTH, SEED = 4, 20, 0
 
 
 def verify(config: dict[str, Any]) -> tuple[str, bool]:
-    """What was read and compared, and whether both agree; raises UserError when there is nothing to compare."""
+    """A report, and whether outputs agree; raises UserError when there is nothing to compare."""
     path, model = Path(config["checkpoint"]), config["model"]
-    content = foreign(path)
+    content = load_foreign(path)
     try:
         adopted = importing.adopt(content, path.parent)
         tensors, _ = importing.unwrap(content)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     if not marian.is_marian(tensors):
-        raise UserError(f"{path} is fairseq's, which no package here reads; only Marian's files can be compared.")
-    theirs = _peer(tensors, path)
-    refuse_another_model(path, model, needed(theirs.config))
-    difference = compare(model, adopted.weights, theirs, path.parent)
+        raise UserError(f"{path} is fairseq's, which cannot be compared; give one of Marian's files.")
+    peer = _load_peer(tensors, path)
+    check_options(path, model, required_options(peer.config))
+    difference = compare(model, adopted.weights, peer, path.parent)
     rows = [
         ("checkpoint", str(path)),
         ("layout", f"Marian's in transformers, read for comparison by transformers {metadata.version('transformers')}"),
         ("used", f"{len(tensors) - len(adopted.left_out)} tensors of the file, as {len(adopted.weights)} of ours"),
         ("left out", ", ".join(adopted.left_out) or "nothing"),
         ("tokenizers", "beside the file" if adopted.task_state.get("tokenizers") else "none beside the file"),
-        ("sentences", f"{COUNT} of {min(LENGTH, model['longest'])} tokens, random (seed {SEED}), fp32"),
+        ("sentences", f"{SENTENCES} of {min(LENGTH, model['longest'])} tokens, random (seed {SEED}), fp32"),
         ("logits", f"differ by {difference:.2g} of the largest deviation from the mean at most"),
     ]
-    same = difference <= TOLERANCE
-    return report(rows, same=same), same
+    agree = difference <= TOLERANCE
+    return report(rows, agree=agree), agree
 
 
-def needed(config: Any) -> list[tuple[str, Any]]:
-    """What a MarianConfig says about ours, by its keys; of the layout only that ours fits, which exports may decide."""
+def required_options(config: Any) -> list[tuple[str, Any]]:
+    """The config keys of `model` that a MarianConfig decides; the layout of positions is not among them."""
     tied = "all" if config.share_encoder_decoder_embeddings else "target"
     activation = {"silu": "swish"}.get(config.activation_function, config.activation_function)
     return [
@@ -68,15 +68,15 @@ def needed(config: Any) -> list[tuple[str, Any]]:
     ]
 
 
-def _peer(tensors: dict[str, Tensor], path: Path) -> Any:
-    """transformers' model with the file's tensors in it."""
+def _load_peer(tensors: dict[str, Tensor], path: Path) -> Any:
+    """transformers' model with the file's tensors; raises UserError without its config.json or transformers."""
     if not (path.parent / "config.json").is_file():
-        raise UserError(f"{path} has no config.json beside it, without which transformers cannot compute it.")
+        raise UserError(f"{path} has no config.json beside it, which transformers needs.")
     try:
         from transformers import MarianConfig, MarianMTModel
     except ModuleNotFoundError as error:
         raise UserError(
-            f"{path} is Marian's, and transformers, which could read it for comparison, is not installed; "
+            f"{path} is Marian's, and transformers is not installed, with which to compare it; "
             "pip install transformers."
         ) from error
     model = MarianMTModel(MarianConfig.from_pretrained(path.parent))
@@ -86,10 +86,10 @@ def _peer(tensors: dict[str, Tensor], path: Path) -> Any:
 
 
 @torch.no_grad()
-def compare(model: dict[str, Any], weights: dict[str, Tensor], theirs: Any, folder: Path) -> float:
-    """The largest difference of logits on random sentences, as a share of their largest deviation from the mean.
+def compare(model: dict[str, Any], weights: dict[str, Tensor], peer: Any, folder: Path) -> float:
+    """The largest difference of logits on random sentences, relative to their largest deviation from the mean.
 
-    `theirs` is the MarianMTModel of the files in `folder`, which tell what its entries are of ours.
+    `peer` is the MarianMTModel of the files in `folder`, which hold the order of its vocabulary.
     """
     size = len(weights["embedding.weight"])
     ours = build(model, vocabularies=(size, size), joint=model["tied"] == "all").eval()
@@ -97,13 +97,15 @@ def compare(model: dict[str, Any], weights: dict[str, Tensor], theirs: Any, fold
         ours.load_state_dict(weights)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
-        raise UserError(f"The file's weights do not fit the config's model ({reason}); give its other keys.") from error
-    rows = torch.tensor(marian.target_row_order(theirs.final_logits_bias.shape[1], folder))  # (V,): theirs of ours
-    drawn = torch.Generator().manual_seed(SEED)
+        raise UserError(
+            f"The file's weights do not fit the config's model ({reason}); override its other keys."
+        ) from error
+    order = torch.tensor(marian.target_row_order(peer.final_logits_bias.shape[1], folder))  # (V,): our id -> its id
+    rng = torch.Generator().manual_seed(SEED)
     length = min(LENGTH, model["longest"])
-    source, target = torch.randint(4, size, (2, COUNT, length), generator=drawn)
+    source, target = torch.randint(4, size, (2, SENTENCES, length), generator=rng)
     target[:, 0] = BOS
-    theirs_too = rows != ZERO_ROW
-    logits = ours(source, torch.full((COUNT,), length), target)[..., theirs_too]
-    expected = theirs(input_ids=rows[source], decoder_input_ids=rows[target]).logits[..., rows[theirs_too]]
-    return relative(logits, expected)
+    shared = order != ZERO_ROW
+    logits = ours(source, torch.full((SENTENCES,), length), target)[..., shared]
+    expected = peer(input_ids=order[source], decoder_input_ids=order[target]).logits[..., order[shared]]
+    return relative_difference(logits, expected)

@@ -1,4 +1,4 @@
-"""Averaging from the command line: the last of a folder or the named files, what it says, and what it refuses."""
+"""Averaging from the command line: a folder's last checkpoints or named files, the output, and the refusals."""
 
 import json
 import re
@@ -17,11 +17,11 @@ STEPS = (10, 20, 30, 40)
 @pytest.fixture
 def run(tmp_path):
     folder = tmp_path / "a run"
-    kept = CheckpointFolder(folder / "checkpoints", keep=4)
+    checkpoints = Folder(folder / "checkpoints", keep=4)
     for step in STEPS:
         content = {"step": step, "model": {"w": torch.tensor([float(step)])}, "average": None}
-        kept.save(step, {**content, "task": {}, "config": {"model": {"width": 4}}})
-        kept.mark_best(step)
+        checkpoints.save(step, {**content, "task": {}, "config": {"model": {"width": 4}}})
+        checkpoints.mark_best(step)
     return folder
 
 
@@ -29,18 +29,18 @@ def value(path):
     return checkpoint.load(path)["model"]["w"].item()
 
 
-def test_the_last_of_a_runs_folder_are_averaged(run, tmp_path, capsys):
+def test_the_last_checkpoints_of_a_runs_folder_are_averaged(run, tmp_path, capsys):
     output = tmp_path / "the mean.pt"
     for folder in (run, run / "checkpoints"):
         assert main([str(folder), "--last", "3", "--output", str(output)]) == 0
         assert value(output) == 30
-    said = capsys.readouterr().out
-    assert "average of steps 20, 30, 40, raw" in said and "step_00000020.pt" in said and "step_00000010" not in said
-    command = said.splitlines()[-1].partition("python evaluate.py ")[2]
+    out = capsys.readouterr().out
+    assert "average of steps 20, 30, 40, raw" in out and "step_00000020.pt" in out and "step_00000010" not in out
+    command = out.splitlines()[-1].partition("python evaluate.py ")[2]
     assert shlex.split(command) == [f"checkpoint={output}"]
 
 
-def test_named_files_are_averaged_and_an_average_may_be_written_again(run, tmp_path):
+def test_named_files_are_averaged_and_an_average_may_be_overwritten(run, tmp_path):
     files = [str(run / f"checkpoints/step_{step:08d}.pt") for step in (40, 10)]
     for _ in range(2):
         assert main([*files, "--output", str(tmp_path / "mean.pt")]) == 0
@@ -48,11 +48,11 @@ def test_named_files_are_averaged_and_an_average_may_be_written_again(run, tmp_p
 
 
 REFUSED = {
-    "too few": (["{run}"], "holds 4 checkpoints of steps .* and 5 are to be averaged; give --last 4, or train with"),
-    "none": (["{run}/.."], "holds 0 checkpoints of steps .* and 5 are to be averaged; train with trainer.average_last"),
+    "too few": (["{run}"], "holds 4 step checkpoints .* and 5 are to be averaged; give --last 4, or train with"),
+    "none": (["{run}/.."], "holds 0 step checkpoints .* and 5 are to be averaged; train with trainer.average_last"),
     "one file": (["{run}/checkpoints/best.pt"], "an average needs at least two checkpoints"),
     "missing": (["{run}/checkpoints/best.pt", "{run}/no.pt"], "no.pt does not exist"),
-    "folder and file": (["{run}", "{run}/checkpoints/best.pt"], "give one run's folder, or files alone"),
+    "folder and file": (["{run}", "{run}/checkpoints/best.pt"], "give one run's folder, or only files"),
     "last of files": (["{run}/checkpoints/best.pt", "--last", "2"], "--last 2 is for a run's folder"),
     "over the best": (["{run}", "--last=2", "--output={run}/checkpoints/best.pt"], "is the name of a checkpoint of"),
     "over a step": (["{run}", "--last=2", "--output={run}/checkpoints/step_00000040.pt"], "is the name of a check"),
@@ -63,15 +63,15 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_averaged_is_one_sentence_and_exit_code_2(run, capsys, name):
-    arguments, said = REFUSED[name]
-    given = [argument.format(run=run) for argument in arguments]
-    if not any(argument.startswith("--output") for argument in given):
-        given += ["--output", str(run / "mean.pt")]
+    templates, message = REFUSED[name]
+    arguments = [template.format(run=run) for template in templates]
+    if not any(argument.startswith("--output") for argument in arguments):
+        arguments += ["--output", str(run / "mean.pt")]
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    assert main(given) == 2
+    assert main(arguments) == 2
     printed = capsys.readouterr()
     assert not printed.out and len(printed.err.splitlines()) == 1
-    assert re.search(said, printed.err), printed.err
+    assert re.search(message, printed.err), printed.err
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
@@ -82,22 +82,22 @@ def test_an_average_of_one_is_refused_by_the_command_line(run, capsys):
 
 
 @pytest.mark.slow
-def test_an_average_goes_where_every_checkpoint_goes(door, tmp_path):
-    """Through the doors: a run that ends with an average, its numbers again, another run from it, and the script."""
+def test_an_average_is_used_like_any_checkpoint(door, tmp_path):
+    """A run that ends with an average; the script's average is equal, is evaluated, and starts another run."""
     small = ["model=vit", "model.width=32", "model.layers=1", "model.heads=2", "data.batch_size=16", "trainer.steps=6"]
     small += ["schedule.warmup=1", "trainer.eval_every=2"]
     run = tmp_path / "run"
-    said = door("train", *small, "trainer.average_last=3", f"run_dir={run}")
-    assert "average/top1" in said and json.loads((run / "results.json").read_text())["weights"] in said
+    out = door("train", *small, "trainer.average_last=3", f"run_dir={run}")
+    assert "average/top1" in out and json.loads((run / "results.json").read_text())["weights"] in out
     output = tmp_path / "mean.pt"
     assert main([str(run), "--last", "3", "--output", str(output)]) == 0
-    ended = checkpoint.load(run / "checkpoints/average.pt")
-    assert all(torch.equal(value, ended["model"][name]) for name, value in checkpoint.load(output)["model"].items())
+    stored = checkpoint.load(run / "checkpoints/average.pt")
+    assert all(torch.equal(value, stored["model"][name]) for name, value in checkpoint.load(output)["model"].items())
     logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     [expected] = [line for line in logged if "average/top1" in line]
-    said = door("evaluate", f"checkpoint={output}", "split=val")
-    assert "mean.pt: average of steps 2, 4, 6, averaged (EMA)" in said
-    again = json.loads(next(line for line in said.splitlines() if line.startswith("{")))
-    assert again == {name.replace("average/", "val/"): value for name, value in expected.items() if name != "step"}
-    said = door("train", *small, f"checkpoint={output}", "trainer.steps=1", f"run_dir={tmp_path / 'next'}")
-    assert "mean.pt: " in said and "re-initialised" not in said
+    out = door("evaluate", f"checkpoint={output}", "split=val")
+    assert "mean.pt: average of steps 2, 4, 6, averaged (EMA)" in out
+    results = json.loads(next(line for line in out.splitlines() if line.startswith("{")))
+    assert results == {name.replace("average/", "val/"): value for name, value in expected.items() if name != "step"}
+    out = door("train", *small, f"checkpoint={output}", "trainer.steps=1", f"run_dir={tmp_path / 'next'}")
+    assert "mean.pt: " in out and "re-initialised" not in out

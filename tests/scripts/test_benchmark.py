@@ -1,4 +1,4 @@
-"""The benchmark's rows at toy sizes: that outputs are compared before times are taken, and that its numbers add up."""
+"""The benchmark's rows at toy sizes: outputs are compared before anything is timed, and the numbers are consistent."""
 
 import importlib
 import json
@@ -12,7 +12,7 @@ import torch
 
 from scripts import benchmark
 from scripts.benchmarks import peak, report, timing
-from scripts.benchmarks.timing import Disagreement, Row, alike, measure, near, with_peaks
+from scripts.benchmarks.timing import MismatchError, Row, add_peaks, compare_numbers, compare_tensors, measure
 
 pytest.importorskip("transformers")
 pytest.importorskip("timm")
@@ -35,27 +35,29 @@ def run(tmp_path: Path, *options: str, suite: str = "detr") -> tuple[int, Path]:
         ("vit", ["forward", "forward", "training", "throughput", "RandAugment,"]),
     ],
 )
-def test_every_row_runs_and_the_json_holds_what_the_table_shows(
+def test_every_row_runs_and_the_json_file_holds_the_printed_numbers(
     suite: str, rows: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, out = run(tmp_path, "--rounds", "2", suite=suite)
     assert code == 0
-    printed, found = capsys.readouterr().out, json.loads(out.read_text())
-    assert report.text(found) in printed
-    assert [row["row"].split()[0] for row in found["rows"]] == rows
+    printed, result = capsys.readouterr().out, json.loads(out.read_text())
+    assert report.text(result) in printed
+    assert [row["row"].split()[0] for row in result["rows"]] == rows
     assert len(rows) == len({"detr": detr, "vit": vit}[suite].ROWS)
-    assert found["machine"]["threads"] >= 1 and "torch" in found["versions"]
+    assert result["machine"]["threads"] >= 1 and "torch" in result["versions"]
     lines = printed.splitlines()
-    for row in found["rows"]:
-        assert {*row["amounts"]} == {*row["seconds"]} - {"matrix product fp32", "matrix product bf16"}, "all count"
-        assert {*row["peak_mib"]} == ({*row["amounts"]} if peak._is_known() else set())
-        learns = row["row"].split()[0] in ("forward", "training", "throughput")
-        assert {*row["rates"]} == ({*row["seconds"]} if learns else set()), "models have operations"
+    for row in result["rows"]:
+        assert {*row["amounts"]} == {*row["seconds"]} - {"matrix product fp32", "matrix product bf16"}, (
+            "all have amounts"
+        )
+        assert {*row["peak_mib"]} == ({*row["amounts"]} if peak._is_measurable() else set())
+        has_model = row["row"].split()[0] in ("forward", "training", "throughput")
+        assert {*row["rates"]} == ({*row["seconds"]} if has_model else set())
         assert row["agreement"] in printed
         for ratio in row["ratios"]:
-            one, other = (row["seconds"][ratio[side]] for side in ("one", "other"))
-            assert len(one) == len(other) == found["rounds"] == 2
-            assert ratio["ratio"] == pytest.approx(statistics.median(one) / statistics.median(other))
+            contender, reference = (row["seconds"][ratio[side]] for side in ("one", "other"))
+            assert len(contender) == len(reference) == result["rounds"] == 2
+            assert ratio["ratio"] == pytest.approx(statistics.median(contender) / statistics.median(reference))
             assert any(
                 line.startswith(row["row"]) and f"  {ratio['one']} " in line and f"{ratio['ratio']:.3f}" in line
                 for line in lines
@@ -63,12 +65,12 @@ def test_every_row_runs_and_the_json_holds_what_the_table_shows(
 
 
 def without(part: str, names: Table) -> Table:
-    """The table without the rows of a part of ours."""
+    """The table without the rows of our part `part`."""
     return Table(*(row for row in names.rows if part not in row[1]))
 
 
 @pytest.mark.parametrize("part", ["feed_forward.contract", "residuals.1.norm"])
-def test_a_tensor_without_a_place_is_no_peer(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_row_in_the_table_of_names_is_an_error(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = detr_peer.detector()
     monkeypatch.setattr(detr_peer, "NAMES", without(part, detr_peer.NAMES))
     with pytest.raises(RuntimeError, match="Missing key"):
@@ -84,20 +86,20 @@ def test_a_tensor_without_a_place_is_no_peer(part: str, monkeypatch: pytest.Monk
         ("model.backbone.model.layer3.1.bn1", "model.backbone.model.layer3.1.bn2"),
     ],
 )
-def test_no_time_is_taken_when_two_tensors_are_swapped(
+def test_nothing_is_timed_if_two_tensors_are_swapped(
     pair: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    right = detr_peer.in_transformers
-    there_and_back = {pair[0]: pair[1], pair[1]: pair[0]}
+    original = detr_peer.to_transformers
+    swapped = {pair[0]: pair[1], pair[1]: pair[0]}
 
-    def wrong(ours: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        theirs = right(ours)
+    def patched(ours: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        theirs = original(ours)
         return {
-            f"{there_and_back.get(part, part)}.{last}": tensor
+            f"{swapped.get(part, part)}.{last}": tensor
             for (part, _, last), tensor in ((name.rpartition("."), tensor) for name, tensor in theirs.items())
         }
 
-    monkeypatch.setattr(detr_peer, "in_transformers", wrong)
+    monkeypatch.setattr(detr_peer, "to_transformers", patched)
     code, out = run(tmp_path, "--rows", "forward", "--rounds", "1")
     printed = capsys.readouterr()
     assert code == 1 and not out.exists() and not printed.out
@@ -105,7 +107,7 @@ def test_no_time_is_taken_when_two_tensors_are_swapped(
 
 
 @pytest.mark.parametrize("layout", vit_peers.PEERS)
-def test_a_vit_without_a_place_for_a_tensor_is_no_peer(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_row_in_a_vits_table_of_names_is_an_error(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = vit_peers.config("vit_b16", tiny=True)
     model = vit_peers.classifier(recipe)
     names = without("residuals.1.norm", layouts.LAYOUTS[layout].names)
@@ -117,27 +119,29 @@ def test_a_vit_without_a_place_for_a_tensor_is_no_peer(layout: str, monkeypatch:
 SWAPS = [
     ("encoder.blocks.1.residuals.0.norm.weight", "encoder.blocks.1.residuals.1.norm.weight"),
     ("encoder.blocks.0.attention.out_proj.bias", "encoder.blocks.0.feed_forward.contract.bias"),
-    ("class_token", "positions.token"),  # only their sum is seen, so the step must be compared, too
+    ("class_token", "positions.token"),  # only their sum affects the output, so the step must be compared, too
     ("encoder.norm.bias", "patches.bias"),
 ]
 
 
 @pytest.mark.parametrize("layout", vit_peers.PEERS)
 @pytest.mark.parametrize("pair", SWAPS)
-def test_no_time_of_a_vit_is_taken_when_two_tensors_are_swapped(
+def test_no_vit_is_timed_if_two_tensors_are_swapped(
     pair: tuple[str, str],
     layout: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    right = vit_peers.in_layout
+    original = vit_peers.to_layout
 
-    def wrong(ours: dict[str, torch.Tensor], asked: str) -> dict[str, torch.Tensor]:
-        one, other = pair if asked == layout else (pair[0], pair[0])
-        return right({**ours, one: ours[other], other: ours[one]}, asked)
+    def patched(ours: dict[str, torch.Tensor], requested: str) -> dict[str, torch.Tensor]:
+        first, second = pair if requested == layout else (pair[0], pair[0])
+        return original({**ours, first: ours[second], second: ours[first]}, requested)
 
-    monkeypatch.setattr(vit_peers, "in_layout", wrong)  # for the weights, and not for the comparison of gradients
+    monkeypatch.setattr(
+        vit_peers, "to_layout", patched
+    )  # for the weights only; the comparison of gradients keeps the original
     code, out = run(tmp_path, "--rows", "train", "--rounds", "1", suite="vit")
     printed = capsys.readouterr()
     assert code == 1 and not out.exists() and not printed.out
@@ -146,19 +150,19 @@ def test_no_time_of_a_vit_is_taken_when_two_tensors_are_swapped(
         assert run(tmp_path, "--rows", "forward", "--rounds", "1", suite="vit")[0] == 1
 
 
-def test_no_time_is_taken_when_our_optimizer_does_another_step(
+def test_nothing_is_timed_if_our_optimizer_takes_another_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    right = learning.optim.build
+    original = learning.optim.build
     monkeypatch.setattr(
-        learning.optim, "build", lambda model, options: right(model, replace(options, lr=1.1 * options.lr))
+        learning.optim, "build", lambda model, options: original(model, replace(options, lr=1.1 * options.lr))
     )
     assert run(tmp_path, "--rows", "train", "--rounds", "1", suite="vit")[0] == 1
     assert "torchvision fp32 update" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("change", "seen"),
+    ("change", "statistic"),
     [
         ({"flip": 0.0}, "right over left"),
         ({"policy": "none"}, "brightness"),
@@ -166,63 +170,63 @@ def test_no_time_is_taken_when_our_optimizer_does_another_step(
         ({"scale": (1.0, 1.0)}, "detail"),
     ],
 )
-def test_no_time_is_taken_when_our_augmentation_does_less_or_more(
+def test_nothing_is_timed_if_our_augmentation_differs(
     change: dict[str, Any],
-    seen: str,
+    statistic: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    right = vit_input.augmentation.views
+    original = vit_input.augmentation.views
     monkeypatch.setattr(
-        vit_input.augmentation, "views", lambda x, u, options, size: right(x, u, replace(options, **change), size)
+        vit_input.augmentation, "views", lambda x, u, options, size: original(x, u, replace(options, **change), size)
     )
     assert run(tmp_path, "--rows", "augment", "--rounds", "1", suite="vit")[0] == 1
     printed = capsys.readouterr().err
-    assert f"{seen}: " in printed and "standard errors apart" in printed
+    assert f"{statistic}: " in printed and "standard errors apart" in printed
 
 
-def test_the_fastest_of_several_is_the_one_of_the_least_median(monkeypatch: pytest.MonkeyPatch) -> None:
-    """b takes 4, 4 and 1 seconds, c 3 each time: c is the faster in the middle. a takes 6, which is twice as much."""
+def test_the_fastest_of_several_references_has_the_lowest_median(monkeypatch: pytest.MonkeyPatch) -> None:
+    """b takes 4, 4 and 1 seconds, c always 3: c has the lower median. a takes 6, twice as much as c."""
     times = {"a": [6.0, 6.0, 6.0], "b": [4.0, 4.0, 1.0], "c": [3.0, 3.0, 3.0]}
     monkeypatch.setattr(timing, "_seconds", lambda work, device: times[work()].pop(0))
     contenders = {name: lambda name=name: name for name in times}
     row = Row(name="r", contenders=contenders, pairs=[("a", ("b", "c")), ("a", "b")], check=lambda: "equal")
-    measured = measure(row, rounds=3, warm_up=0, device=torch.device("cpu"))
-    fastest, single = measured["ratios"]
+    measurement = measure(row, rounds=3, warm_up=0, device=torch.device("cpu"))
+    fastest, single = measurement["ratios"]
     assert (fastest["other"], fastest["among"], fastest["ratio"]) == ("c", ["b", "c"], 2.0)
     assert (single["other"], single["among"], single["ratio"]) == ("b", ["b"], 1.5)
-    printed = report.text({"machine": {}, "versions": {}, "rounds": 3, "rows": [with_peaks(measured, {})]})
+    printed = report.text({"machine": {}, "versions": {}, "rounds": 3, "rows": [add_peaks(measurement, {})]})
     assert "c, fastest of 2" in printed and "b, fastest" not in printed
 
 
 def test_a_row_is_checked_before_it_is_timed_and_contenders_take_turns() -> None:
-    done: list[str] = []
+    calls: list[str] = []
 
     def check() -> str:
-        assert not done
+        assert not calls
         return "equal"
 
     names = ("a", "b", "c")
-    contenders = {name: lambda name=name: done.append(name) for name in names}
+    contenders = {name: lambda name=name: calls.append(name) for name in names}
     row = Row(name="r", contenders=contenders, pairs=[("a", "b")], check=check, threads=1)
-    measured = measure(row, rounds=5, warm_up=2, device=torch.device("cpu"))
-    rounds = [done[i : i + 3] for i in range(0, len(done), 3)]
-    assert len(rounds) == 7 and all(sorted(one) == [*names] for one in rounds)
-    assert len({tuple(one) for one in rounds}) > 1, "always in one order, one contender finds another's cache"
-    assert [len(times) for times in measured["seconds"].values()] == [5, 5, 5]
-    low, high = measured["ratios"][0]["quartiles"]
-    assert low <= high and measured["agreement"] == "equal" and measured["threads"] == 1
+    measurement = measure(row, rounds=5, warm_up=2, device=torch.device("cpu"))
+    rounds = [calls[i : i + 3] for i in range(0, len(calls), 3)]
+    assert len(rounds) == 7 and all(sorted(order) == [*names] for order in rounds)
+    assert len({tuple(order) for order in rounds}) > 1, "in a fixed order a contender would profit from another's cache"
+    assert [len(times) for times in measurement["seconds"].values()] == [5, 5, 5]
+    low, high = measurement["ratios"][0]["quartiles"]
+    assert low <= high and measurement["agreement"] == "equal" and measurement["threads"] == 1
 
 
-def test_a_disagreement_ends_a_row_without_a_time() -> None:
+def test_a_mismatch_ends_a_row_before_it_is_timed() -> None:
     def check() -> str:
-        return near("x", torch.zeros(2, 3), torch.ones(2, 3), 0.1)
+        return compare_tensors("x", torch.zeros(2, 3), torch.ones(2, 3), 0.1)
 
     def work() -> None:
         raise AssertionError("timed")
 
-    with pytest.raises(Disagreement):
+    with pytest.raises(MismatchError):
         measure(
             Row(name="r", contenders={"a": work}, pairs=[], check=check),
             rounds=1,
@@ -231,18 +235,18 @@ def test_a_disagreement_ends_a_row_without_a_time() -> None:
         )
 
 
-def test_a_shared_constant_hides_no_difference() -> None:
-    answers = 100 + torch.tensor([[0.0], [1.0], [2.0]])
-    others = 100 + torch.tensor([[2.0], [1.0], [0.0]])
-    assert near("x", answers, others, 0.03)
-    with pytest.raises(Disagreement, match="2 apart"):
-        near("x", answers, others, 0.03, along=-2)
-    with pytest.raises(Disagreement):
-        near("x", torch.full((2, 2), torch.nan), torch.ones(2, 2), 0.1)
-    with pytest.raises(Disagreement, match="shapes"):
-        near("x", torch.ones(2), torch.ones(3), 0.1)
-    with pytest.raises(Disagreement):
-        alike("x", torch.tensor(1.0), torch.tensor(1.1), 0.05)
+def test_a_common_constant_does_not_hide_a_difference() -> None:
+    outputs = 100 + torch.tensor([[0.0], [1.0], [2.0]])
+    expected = 100 + torch.tensor([[2.0], [1.0], [0.0]])
+    assert compare_tensors("x", outputs, expected, 0.03)
+    with pytest.raises(MismatchError, match="2 apart"):
+        compare_tensors("x", outputs, expected, 0.03, along=-2)
+    with pytest.raises(MismatchError):
+        compare_tensors("x", torch.full((2, 2), torch.nan), torch.ones(2, 2), 0.1)
+    with pytest.raises(MismatchError, match="shapes"):
+        compare_tensors("x", torch.ones(2), torch.ones(3), 0.1)
+    with pytest.raises(MismatchError):
+        compare_numbers("x", torch.tensor(1.0), torch.tensor(1.1), 0.05)
 
 
 def test_an_unknown_row_ends_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -259,23 +263,23 @@ def test_an_unknown_row_ends_in_one_sentence(tmp_path: Path, capsys: pytest.Capt
         ("seq2seq", ["length", "tokens", "beam"]),
     ],
 )
-def test_every_scaling_runs_and_has_a_line_for_each_size_and_contender(
+def test_every_scaling_runs_and_has_a_line_for_each_value_and_contender(
     suite: str, scalings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, out = run(tmp_path, "--scaling", "--rows", ",".join(scalings), "--rounds", "1", suite=suite)
-    printed, found = capsys.readouterr().out, json.loads(out.read_text())
-    assert code == 0 and report.text(found) in printed
+    printed, result = capsys.readouterr().out, json.loads(out.read_text())
+    assert code == 0 and report.text(result) in printed
     kinds = importlib.import_module(benchmark.SUITES[suite]).SCALINGS
-    assert [*kinds] == scalings and [table["name"] for table in found["scalings"]] == [k.name for k in kinds.values()]
-    for kind, table in zip(kinds.values(), found["scalings"], strict=True):
-        assert len(table["lines"]) == 2 * len(kind.tiny), "ours and a peer"
+    assert [*kinds] == scalings and [table["name"] for table in result["scalings"]] == [k.name for k in kinds.values()]
+    for kind, table in zip(kinds.values(), result["scalings"], strict=True):
+        assert len(table["lines"]) == 2 * len(kind.tiny), "ours and a peer's"
         assert {line["contender"].split()[0] == "ours" for line in table["lines"]} == {True, False}
         assert sum(line["growth"] is not None for line in table["lines"]) == 2 * (len([n for n in kind.tiny if n]) - 1)
-    assert len({row["row"] for row in found["rows"]}) == sum(len(kind.tiny) for kind in kinds.values())
+    assert len({row["row"] for row in result["rows"]}) == sum(len(kind.tiny) for kind in kinds.values())
 
 
 @pytest.mark.slow
-def test_an_earlier_report_is_compared_with_and_the_comparison_written(
+def test_a_comparison_with_an_earlier_report_is_printed_and_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, out = run(tmp_path, "--rows", "matching", "--rounds", "1")
@@ -283,9 +287,9 @@ def test_an_earlier_report_is_compared_with_and_the_comparison_written(
     out.rename(earlier)
     assert code == 0
     code, out = run(tmp_path, "--rows", "matching", "--rounds", "2", "--against", str(earlier))
-    compared = json.loads(out.read_text())["against"]
+    comparison = json.loads(out.read_text())["against"]
     printed = capsys.readouterr().out
     assert code == 0 and f"against {earlier}" in printed and "Other options: rounds 1 -> 2." in printed
-    [pair] = compared["pairs"]
+    [pair] = comparison["pairs"]
     assert pair["then"]["ratio"] == json.loads(earlier.read_text())["rows"][0]["ratios"][0]["ratio"]
-    assert not compared["new"] and not compared["gone"] and not compared["machine"]
+    assert not comparison["new"] and not comparison["gone"] and not comparison["machine"]

@@ -1,4 +1,4 @@
-"""The translator's rows at toy sizes: that other work is refused, and that what is counted is what was done."""
+"""The translator's rows at toy sizes: different work is refused, and amounts are those of the work."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ pytest.importorskip("transformers")
 from common.weights.renaming import Table
 from scripts import benchmark
 from scripts.benchmarks import report, seq2seq, seq2seq_decode, seq2seq_peers
-from scripts.benchmarks.timing import Disagreement
+from scripts.benchmarks.timing import MismatchError
 
 
 def run(tmp_path: Path, rows: str, *options: str) -> tuple[int, Path]:
@@ -22,13 +22,13 @@ def run(tmp_path: Path, rows: str, *options: str) -> tuple[int, Path]:
 
 
 @pytest.mark.slow
-def test_every_row_runs_and_says_what_it_got_through(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_row_runs_and_prints_its_throughput(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out = run(tmp_path, ",".join(seq2seq.ROWS))
-    printed, found = capsys.readouterr().out, json.loads(out.read_text())
-    assert code == 0 and report.text(found) in printed
-    rows = {row["row"].split()[0]: row for row in found["rows"]}
+    printed, result = capsys.readouterr().out, json.loads(out.read_text())
+    assert code == 0 and report.text(result) in printed
+    rows = {row["row"].split()[0]: row for row in result["rows"]}
     assert [*rows] == ["greedy", "beam-4", "forward", "training", "throughput", "decoding,"]
-    assert "ours fp32 4 of 4 translations alike" in rows["greedy"]["agreement"]
+    assert "ours fp32 4 of 4 translations equal" in rows["greedy"]["agreement"]
     assert "torch.nn.Transformer fp32 gradient" in rows["training"]["agreement"]
     for name, contender, amount, unit in (
         ("throughput", "ours bf16", 4 * 6, "target tokens"),
@@ -42,7 +42,7 @@ def test_every_row_runs_and_says_what_it_got_through(tmp_path: Path, capsys: pyt
 
 
 @pytest.mark.slow
-def test_a_missing_ctranslate2_gives_a_row_that_says_so(
+def test_a_row_without_ctranslate2_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(seq2seq_peers, "has_ctranslate2", lambda: False)
@@ -61,17 +61,17 @@ def test_a_missing_ctranslate2_gives_a_row_that_says_so(
         "embedding.weight",
     ],
 )
-def test_no_time_is_taken_when_one_number_of_ours_is_another(
+def test_nothing_is_timed_if_one_of_our_numbers_differs(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    right = seq2seq_peers.in_transformers
+    original = seq2seq_peers.to_transformers
 
-    def wrong(ours: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def patched(ours: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         changed = ours[name].detach().clone()
-        changed.flatten()[-1] += 0.5  # of a value's bias; a key's would change nothing
-        return right({**ours, name: changed})
+        changed.flatten()[-1] += 0.5  # of a value's bias; a key's bias has no effect
+        return original({**ours, name: changed})
 
-    monkeypatch.setattr(seq2seq_peers, "in_transformers", wrong)
+    monkeypatch.setattr(seq2seq_peers, "to_transformers", patched)
     code, out = run(tmp_path, "greedy")
     printed = capsys.readouterr()
     assert code == 1 and not out.exists() and not printed.out
@@ -79,26 +79,26 @@ def test_no_time_is_taken_when_one_number_of_ours_is_another(
 
 
 @pytest.mark.skipif(not seq2seq_peers.has_ctranslate2(), reason="CTranslate2 is not installed")
-def test_no_time_is_taken_when_ctranslate2_has_another_weight(
+def test_nothing_is_timed_if_a_weight_of_ctranslate2_differs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    right = seq2seq_peers.ctranslate2_model
+    original = seq2seq_peers.ctranslate2_model
 
-    def wrong(theirs: Any, *arguments: Any, **options: Any) -> Any:
+    def patched(theirs: Any, *arguments: Any, **options: Any) -> Any:
         bias = theirs.model.decoder.layers[0].fc2.bias
         bias.data[3] += 0.5
-        model = right(theirs, *arguments, **options)
+        model = original(theirs, *arguments, **options)
         bias.data[3] -= 0.5
         return model
 
-    monkeypatch.setattr(seq2seq_peers, "ctranslate2_model", wrong)
+    monkeypatch.setattr(seq2seq_peers, "ctranslate2_model", patched)
     assert run(tmp_path, "greedy")[0] == 1
     assert "log probabilities of CTranslate2 fp32" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("names", ["NAMES", "TORCH_NAMES"])
-def test_a_translator_without_a_place_for_a_tensor_is_no_peer(names: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = seq2seq_peers.marian_form(tiny=True) if names == "NAMES" else seq2seq_peers.config(tiny=True)
+def test_a_missing_row_in_a_table_of_names_is_an_error(names: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = seq2seq_peers.marian_config(tiny=True) if names == "NAMES" else seq2seq_peers.config(tiny=True)
     model = seq2seq_peers.translator(recipe, 100)
     rows = getattr(seq2seq_peers, names).rows
     monkeypatch.setattr(seq2seq_peers, names, Table(*(row for row in rows if "residuals.1.norm" not in row[1])))
@@ -116,42 +116,43 @@ def test_a_translator_without_a_place_for_a_tensor_is_no_peer(names: str, monkey
         ("decoder.blocks.0.attention.out_proj.bias", "decoder.blocks.0.feed_forward.contract.bias"),
     ],
 )
-def test_no_time_of_a_step_is_taken_when_two_tensors_are_swapped(
+def test_no_step_is_timed_if_two_tensors_are_swapped(
     pair: tuple[str, str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    right, (one, other) = seq2seq_peers.torch_peer, pair
+    original, (first, second) = seq2seq_peers.torch_peer, pair
 
-    def wrong(model: torch.nn.Module, recipe: dict[str, Any]) -> torch.nn.Module:
+    def patched(model: torch.nn.Module, recipe: dict[str, Any]) -> torch.nn.Module:
         ours = dict(model.named_parameters())
-        theirs = right(model, recipe)
-        theirs.load_state_dict(seq2seq_peers.in_torch({**ours, one: ours[other], other: ours[one]}))
+        theirs = original(model, recipe)
+        theirs.load_state_dict(seq2seq_peers.to_torch({**ours, first: ours[second], second: ours[first]}))
         return theirs
 
-    monkeypatch.setattr(seq2seq_peers, "torch_peer", wrong)
+    monkeypatch.setattr(seq2seq_peers, "torch_peer", patched)
     assert run(tmp_path, "train")[0] == 1
     printed = capsys.readouterr().err
     assert "torch.nn.Transformer fp32" in printed and "not the same work" in printed
 
 
 def test_two_of_32_sentences_may_differ_in_fp32_and_any_in_int8() -> None:
-    """One in sixteen may: of 32 sentences 30 must be alike."""
-    truth = [[number] for number in range(32)]
+    """One in sixteen may differ: of 32 sentences 30 must be equal."""
+    expected = [[number] for number in range(32)]
     searches = {
-        "transformers fp32": lambda: truth,
-        "ours fp32": lambda: [[0], [0], [0], *truth[3:]],  # the first of them is right
+        "transformers fp32": lambda: expected,
+        "ours fp32": lambda: [[0], [0], [0], *expected[3:]],  # one of the three is equal
         "CTranslate2 int8": lambda: [[7]] * 32,
     }
-    said = seq2seq_decode._same_translations(searches, 1)
-    assert "ours fp32 30 of 32 translations alike" in said and "CTranslate2 int8 1 of 32 translations alike" in said
-    searches["ours fp32"] = lambda: [[1], [0], [0], *truth[3:]]
-    with pytest.raises(Disagreement, match="ours fp32: 29 of 32"):
-        seq2seq_decode._same_translations(searches, 1)
+    agreements = seq2seq_decode._compare_translations(searches, 1)
+    assert "ours fp32 30 of 32 translations equal" in agreements
+    assert "CTranslate2 int8 1 of 32 translations equal" in agreements
+    searches["ours fp32"] = lambda: [[1], [0], [0], *expected[3:]]
+    with pytest.raises(MismatchError, match="ours fp32: 29 of 32"):
+        seq2seq_decode._compare_translations(searches, 1)
 
 
 def test_a_shorter_translation_is_not_the_same_work() -> None:
     searches = {"transformers fp32": lambda: [[4, 5]], "CTranslate2 int8": lambda: [[4]]}
-    with pytest.raises(Disagreement, match="CTranslate2 int8: not all translations have 2 tokens"):
-        seq2seq_decode._same_translations(searches, 2)
+    with pytest.raises(MismatchError, match="CTranslate2 int8: not all translations have 2 tokens"):
+        seq2seq_decode._compare_translations(searches, 2)

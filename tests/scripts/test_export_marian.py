@@ -1,4 +1,4 @@
-"""The way to transformers from the command line, and back by the doors."""
+"""The export to transformers from the command line, and reading it back through the doors."""
 
 import json
 import shlex
@@ -34,56 +34,56 @@ SMALL = [
 ]
 
 
-def saved(path: Path, *changes: str) -> Path:
-    """A checkpoint of a random model, interleaved and without output bias as the paper's."""
+def save_checkpoint(path: Path, *changes: str) -> Path:
+    """Write a checkpoint of a random model with interleaved positions and no output bias, as in the paper."""
     config = configure("train", [*SMALL, *changes])
     model = build(config["model"], vocabularies=(260, 260), joint=True)
-    drawn = generator("export")
+    rng = generator("export")
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.normal_(std=0.3, generator=drawn)
-    task = {"tokenizers": [Tokenizer.train([], BYTE_OPTIONS).state()]}
+            parameter.normal_(std=0.3, generator=rng)
+    task = {"tokenizers": [Tokenizer.train([], BYTES).state()]}
     content = {"step": 7, "model": dict(model.state_dict()), "average": None, "task": task, "config": config}
     checkpoint.save(path, content)
     return path
 
 
-def test_an_export_agrees_and_comes_back_through_the_doors(tmp_path, capsys):
-    file = saved(tmp_path / "best.pt")
+def test_an_export_agrees_and_is_read_back_through_the_doors(tmp_path, capsys):
+    file = save_checkpoint(tmp_path / "best.pt")
     folder = tmp_path / "for marian"
     assert main([str(file), "--output", str(folder)]) == 0
-    said = capsys.readouterr().out
-    assert "compared  same answers" in said and "has no GNMT penalty" in said and "step 7, raw" in said
+    out = capsys.readouterr().out
+    assert "compared  outputs agree" in out and "has no GNMT penalty" in out and "step 7, raw" in out
     assert transformers.AutoModelForSeq2SeqLM.from_pretrained(folder).config.vocab_size == 260
-    (line,) = [line for line in said.splitlines() if line.startswith("use")]
-    words = shlex.split(line.partition("python predict.py ")[2])
-    assert words.pop() == "input=-"
-    parts = assembly.restore(configure("evaluate", words, assembly.stored_config))
-    first = checkpoint.load(file)
-    assert all(torch.equal(tensor, first["model"][name]) for name, tensor in parts.model.state_dict().items())
-    assert parts.task.state() == first["task"] and parts.data.target == "fr"
+    (line,) = [line for line in out.splitlines() if line.startswith("use")]
+    overrides = shlex.split(line.partition("python predict.py ")[2])
+    assert overrides.pop() == "input=-"
+    parts = assembly.restore(configure("evaluate", overrides, assembly.stored_config))
+    original = checkpoint.load(file)
+    assert all(torch.equal(tensor, original["model"][name]) for name, tensor in parts.model.state_dict().items())
+    assert parts.task.state() == original["task"] and parts.data.target == "fr"
 
 
-def test_a_model_that_answers_otherwise_is_told(tmp_path, capsys, monkeypatch):
-    """One bias of one layer, a hundredth off."""
-    honest = export_marian.write
+def test_a_different_output_is_reported(tmp_path, capsys, monkeypatch):
+    """One bias of one layer is off by 0.01."""
+    write_export = export_marian.write
 
     def write(exported: Any, folder: Path) -> None:
         name = "model.encoder.layers.0.fc1.bias"
-        honest(exported._replace(tensors=exported.tensors | {name: exported.tensors[name] + 0.01}), folder)
+        write_export(exported._replace(tensors=exported.tensors | {name: exported.tensors[name] + 0.01}), folder)
 
     monkeypatch.setattr(export_marian, "write", write)
-    assert main([str(saved(tmp_path / "best.pt")), "--output", str(tmp_path / "out")]) == 1
-    assert "OTHER ANSWERS" in capsys.readouterr().out
+    assert main([str(save_checkpoint(tmp_path / "best.pt")), "--output", str(tmp_path / "out")]) == 1
+    assert "OUTPUTS DIFFER" in capsys.readouterr().out
 
 
-def test_without_transformers_it_says_that_nothing_was_compared(tmp_path, capsys, monkeypatch):
+def test_without_transformers_nothing_is_compared(tmp_path, capsys, monkeypatch):
     def missing(*_: Any) -> float:
         raise ModuleNotFoundError("transformers")
 
     monkeypatch.setattr(export_marian, "_peer", missing)
-    assert main([str(saved(tmp_path / "best.pt")), "--output", str(tmp_path / "out")]) == 0
-    assert "compared  with nothing: transformers is not installed" in capsys.readouterr().out
+    assert main([str(save_checkpoint(tmp_path / "best.pt")), "--output", str(tmp_path / "out")]) == 0
+    assert "compared  nothing: transformers is not installed" in capsys.readouterr().out
 
 
 REFUSED = {
@@ -92,18 +92,18 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("changes", "words"), REFUSED.values(), ids=REFUSED)
-def test_what_marian_has_not_is_refused_and_nothing_written(tmp_path, capsys, changes, words):
-    assert main([str(saved(tmp_path / "best.pt", *changes)), "--output", str(tmp_path / "out")]) == 2
-    assert words in capsys.readouterr().err and not (tmp_path / "out").exists()
+@pytest.mark.parametrize(("changes", "message"), REFUSED.values(), ids=REFUSED)
+def test_what_marian_lacks_is_refused_and_nothing_is_written(tmp_path, capsys, changes, message):
+    assert main([str(save_checkpoint(tmp_path / "best.pt", *changes)), "--output", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_other_files_and_folders_are_refused(tmp_path, capsys):
-    file = saved(tmp_path / "best.pt")
+    file = save_checkpoint(tmp_path / "best.pt")
     torch.save({"w": torch.ones(2)}, tmp_path / "foreign.pt")
     content = {**checkpoint.load(file), "config": {"model": {"_target_": "vit.models.classifier.Classifier"}}}
     checkpoint.save(tmp_path / "vit.pt", content)
-    for path, output, words in (
+    for path, output, message in (
         (tmp_path / "no.pt", "out", "does not exist"),
         (tmp_path / "foreign.pt", "out", "was not written by this program"),
         (
@@ -111,16 +111,16 @@ def test_other_files_and_folders_are_refused(tmp_path, capsys):
             "out",
             "Classifier; only seq2seq.models.transformer.Transformer can be exported",
         ),
-        (file, ".", "holds something else already; give a new folder"),
-        (file, "best.pt", "holds something else already; give a new folder"),
+        (file, ".", "or a folder with other content; give a new folder"),
+        (file, "best.pt", "is a file, or a folder with other content; give a new folder"),
     ):
         assert main([str(path), "--output", str(tmp_path / output)]) == 2
-        assert words in capsys.readouterr().err
+        assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
-def test_an_export_may_be_written_again(tmp_path):
-    file, folder = saved(tmp_path / "best.pt"), tmp_path / "out"
+def test_an_export_may_be_overwritten(tmp_path):
+    file, folder = save_checkpoint(tmp_path / "best.pt"), tmp_path / "out"
     for _ in range(2):
         assert main([str(file), "--output", str(folder)]) == 0
     assert json.loads((folder / "config.json").read_text())["max_position_embeddings"] == 30

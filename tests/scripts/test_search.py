@@ -1,4 +1,4 @@
-"""Searches: what is searched, trials that fail, stops and kills, and the same line again."""
+"""Searches: parsing of the search space, failing trials, stops and kills, and resuming."""
 
 import json
 import os
@@ -19,8 +19,8 @@ from common.errors import UserError
 from scripts import search
 
 ROOT = Path(__file__).parents[2]
-# A train.py whose result depends on the config alone, and which does what plan.json says for the trial of that name.
-TOY = f"""
+# A train.py whose result depends only on the config; plan.json makes a named trial refuse its values or wait.
+FAKE_TRAIN = f"""
 import json, math, os, signal, sys, time
 from pathlib import Path
 sys.path.append({str(ROOT)!r})
@@ -32,16 +32,16 @@ def job(config, folder):
         return
     plan = json.loads(Path("plan.json").read_text()).get(folder.name) if Path("plan.json").exists() else None
     if plan == "refuse":
-        raise UserError("These values are unlucky.")
+        raise UserError("These values are refused.")
     if plan == "wait" and not (folder / "checkpoints").exists():
-        told = []
-        signal.signal(signal.SIGINT, lambda *_: told.append(1))
+        received = []
+        signal.signal(signal.SIGINT, lambda *_: received.append(1))
         (folder / "checkpoints").mkdir()
         (folder / "waits").touch()
-        while not told and not Path("leave").exists():
+        while not received and not Path("leave").exists():
             time.sleep(0.02)
         time.sleep(0.2)
-        if told:
+        if received:
             (folder / "saved").write_text(str(os.getsid(0)))
             raise Stopped(["SIGINT"], "after step 3")
     value = -abs(math.log10(config["optimizer"]["lr"]) + 3) - config["model"]["layers"]
@@ -50,7 +50,7 @@ def job(config, folder):
 if __name__ == "__main__":
     cli.launch(job, door="train")
 """
-TASK = """
+TASK_WITH_OWN_GOAL = """
 from common.task import Goal
 from vit.tasks.classification import Classification, LossOptions, PredictOptions
 
@@ -64,15 +64,15 @@ LINE = ["model=vit", "optimizer.lr=1e-4..1e-2", "model.layers=1..3", "optimizer.
 
 
 @pytest.fixture(autouse=True)
-def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "train.py").write_text(TOY)
+def fake_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "train.py").write_text(FAKE_TRAIN)
     monkeypatch.setattr(search, "ROOT", tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
 
 
 def start(*arguments: str) -> "subprocess.Popen[str]":
-    """A search in a process of its own, with the toy for train.py."""
+    """Start a search in a separate process, with the fake train.py."""
     code = "import sys; from pathlib import Path; from scripts import search; search.ROOT = Path.cwd(); "
     command = [sys.executable, "-c", code + "sys.exit(search.main())", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -80,23 +80,23 @@ def start(*arguments: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(command, env=environment, start_new_session=True, **streams)
 
 
-def tried(folder: str) -> list[dict[str, object]]:
-    """The values of the trials of a study."""
+def trial_values(folder: str) -> list[dict[str, object]]:
+    """The values of each trial of a study."""
     study = optuna.load_study(study_name="search", storage=f"sqlite:///{folder}/study.db")
     return [trial.params for trial in study.trials]
 
 
-def wait_for(found: Callable[[], object]) -> None:
+def wait_for(condition: Callable[[], object]) -> None:
     deadline = time.monotonic() + 30
-    while not found():
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
 
-# What is searched.
+# The search space.
 
 
-def test_ranges_are_of_whole_numbers_or_logarithmic_from_a_decade_on() -> None:
+def test_ranges_are_integer_linear_or_logarithmic() -> None:
     words = ["model.layers=2..6", "optimizer.lr=1e-4..1e-2", "optimizer.weight_decay=0.1..0.9", "seed=-0..20"]
     assert [search._range(word) for word in words] == [
         ("model.layers", IntDistribution(2, 6)),
@@ -109,17 +109,17 @@ def test_ranges_are_of_whole_numbers_or_logarithmic_from_a_decade_on() -> None:
     assert [search._range(word) for word in ("data.root=../x", "seed=1", "a=b..c", "--trials")] == [None] * 4
 
 
-def test_the_rest_of_the_line_goes_to_every_trial() -> None:
+def test_other_arguments_go_to_every_trial() -> None:
     line = ["model=vit", "optimizer.lr=1e-4..1e-2", "checkpoint=a b,c", "optimizer.betas=[0.9,0.9],[0.8,0.9]"]
     plan = search.plan(line)
     assert plan.fixed == ["model=vit", "checkpoint=a b,c"] and (plan.goal, plan.direction) == ("val/top1", "maximize")
     assert plan.space["optimizer.betas"] == CategoricalDistribution(["[0.9,0.9]", "[0.8,0.9]"])
     values = {"optimizer.lr": 0.001, "optimizer.betas": "[0.8,0.9]"}
-    assert plan.line(values) == [*plan.fixed, "optimizer.lr=0.001", "optimizer.betas=[0.8,0.9]"]
+    assert plan.arguments(values) == [*plan.fixed, "optimizer.lr=0.001", "optimizer.betas=[0.8,0.9]"]
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["model=vit"], "There is nothing to search"),
         (["optimizer.lr=1..2"], "train.py needs model=NAME"),
@@ -129,22 +129,22 @@ def test_the_rest_of_the_line_goes_to_every_trial() -> None:
         (["model=vit", "optimizer.lr=2..1"], "optimizer.lr=2..1: expected a range from a smaller number to a larger"),
         (["model=vit", "optimizer.name=adam,adamm"], "optimizer.name=adamm: expected"),
         (["model=vit", "seed=interval(0,1)"], "seed=interval(0,1): expected values or a range"),
-        (["model=vit", "seed=1..2", "run_dir=x"], "run_dir= is chosen for each trial"),
+        (["model=vit", "seed=1..2", "run_dir=x"], "run_dir= is set for each trial"),
         (["model=vit", "seed=1..2", "-m"], "-m, --help and --cfg are for train.py"),
         (["model=vit,detr", "seed=1..2"], "These trials have several goals (val/AP, val/top1)"),
     ],
 )
 def test_a_mistake_is_one_sentence_before_the_first_trial(
-    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert search.main([*words, "--trials", "3", "--study", "s"]) == 2
     err = capsys.readouterr().err
-    assert err.startswith(said) and err.count("\n") == 1 and not Path("s").exists()
+    assert err.startswith(message) and err.count("\n") == 1 and not Path("s").exists()
 
 
-def test_the_goal_is_that_of_the_task_as_it_is_constructed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A task of a user's that chooses its goal in its constructor; what it says is searched for, compared and kept."""
-    Path("chooses.py").write_text(TASK)
+def test_the_goal_is_that_of_the_constructed_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user's task chooses its goal in its constructor."""
+    Path("chooses.py").write_text(TASK_WITH_OWN_GOAL)
     monkeypatch.syspath_prepend(str(Path.cwd()))
     line = ["model=vit", "task._target_=chooses.ByLoss", "trust=[chooses]"]
     plan = search.plan([*line, "seed=1..2"])
@@ -154,8 +154,8 @@ def test_the_goal_is_that_of_the_task_as_it_is_constructed(monkeypatch: pytest.M
 
 
 @pytest.mark.slow
-def test_a_run_keeps_the_goal_of_its_own_task(inside: Callable[..., str]) -> None:
-    Path("chooses.py").write_text(TASK)
+def test_a_run_records_the_goal_of_its_own_task(inside: Callable[..., str]) -> None:
+    Path("chooses.py").write_text(TASK_WITH_OWN_GOAL)
     line = ["model=vit", "task._target_=chooses.ByLoss", "trust=[chooses]", "trainer.steps=2", "trainer.eval_every=1"]
     line += ["schedule.warmup=1", "trainer.workers=0", "trainer.device=cpu", "trainer.ema_decay=0", "run_dir=run"]
     inside("train", *line)
@@ -170,27 +170,29 @@ def test_a_run_keeps_the_goal_of_its_own_task(inside: Callable[..., str]) -> Non
 
 
 @pytest.mark.slow
-def test_a_search_finds_the_best_and_says_how_to_run_it_again(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_search_finds_the_best_and_prints_how_to_repeat_it(capsys: pytest.CaptureFixture[str]) -> None:
     Path("plan.json").write_text('{"trial_0002": "refuse"}')
     line = [*LINE, "--study", "a =search", "--trials"]
     assert search.main([*line, "4"]) == 0
     out = capsys.readouterr().out
-    assert "trial_0002 (3 of 4): optimizer.lr=" in out and "  failed: These values are unlucky.\n" in out
+    assert "trial_0002 (3 of 4): optimizer.lr=" in out and "  failed: These values are refused.\n" in out
     done = {path.parent: json.loads(path.read_text())["val/top1"] for path in Path("a =search").glob("*/results.json")}
     best = max(done, key=lambda folder: done[folder])
     assert len(done) == 3 and f"4 trials, 1 of them failed; the best is {best.name}:" in out
     again = shlex.split(out.partition("again     python ")[2].partition("\n")[0])
     subprocess.run([sys.executable, *again, "run_dir=again"], check=True)
     assert json.loads(Path("again/results.json").read_text())["val/top1"] == done[best]
-    before = tried("a =search")
-    assert search.main([*line, "5"]) == 0, "a larger number searches on"
-    assert capsys.readouterr().out.count("trial_000") == 2 and tried("a =search")[:4] == before
-    assert search.main([*line, "5", "trainer.workers=0"]) == 0, "where and how a run is done makes no other search"
+    before = trial_values("a =search")
+    assert search.main([*line, "5"]) == 0, "a larger number extends the search"
+    assert capsys.readouterr().out.count("trial_000") == 2 and trial_values("a =search")[:4] == before
+    assert search.main([*line, "5", "trainer.workers=0"]) == 0, (
+        "keys that do not change the results do not make another search"
+    )
     assert search.main([*line, "5", "data.batch_size=9"]) == 2
     assert "a =search holds another search: fixed was ['model=vit', 'seed=3'] and is" in capsys.readouterr().err
 
 
-def test_a_search_of_which_nothing_works_stops_early(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_search_whose_first_trials_all_fail_stops_early(capsys: pytest.CaptureFixture[str]) -> None:
     Path("plan.json").write_text(json.dumps({f"trial_000{n}": "refuse" for n in range(9)}))
     assert search.main([*LINE, "--study", "s", "--trials", "9"]) == 2
     out, err = capsys.readouterr()
@@ -209,26 +211,28 @@ def test_two_searches_in_one_folder_are_refused(capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.slow
-def test_ctrl_c_saves_the_trial_once_and_the_line_that_is_said_goes_on() -> None:
+def test_ctrl_c_saves_the_trial_once_and_the_printed_command_resumes() -> None:
     Path("plan.json").write_text('{"trial_0001": "wait"}')
     first = start(*LINE, "--study", "s", "--trials", "3")
     wait_for(Path("s/trial_0001/waits").exists)
     os.killpg(first.pid, signal.SIGINT)  # as a terminal does
     out, err = first.communicate(timeout=30)
     assert first.returncode == 130 and "Traceback" not in err
-    assert int(Path("s/trial_0001/saved").read_text()) != first.pid, "in that session Ctrl-C would reach it twice"
-    again = shlex.split(err.partition("To go on: python scripts/search.py ")[2])
+    assert int(Path("s/trial_0001/saved").read_text()) != first.pid, (
+        "in the search's session Ctrl-C would reach it twice"
+    )
+    again = shlex.split(err.partition("To resume: python scripts/search.py ")[2])
     second = start(*again)
     out, err = second.communicate(timeout=60)
     assert second.returncode == 0, err
     assert re.findall(r"^trial_\d+", out, re.MULTILINE) == ["trial_0001", "trial_0002"]
     Path("plan.json").unlink()
-    unbroken = start(*LINE, "--study", "unbroken", "--trials", "3")
-    assert unbroken.wait(60) == 0 and tried("unbroken") == tried("s"), "the same values are tried"
+    unbroken = start(*LINE, "--study", "unbroken", "--trials", "3")  # without an interruption
+    assert unbroken.wait(60) == 0 and trial_values("unbroken") == trial_values("s"), "both searches try the same values"
 
 
 @pytest.mark.slow
-def test_a_killed_search_waits_for_the_run_that_it_left_behind() -> None:
+def test_a_resumed_search_waits_for_the_run_that_a_killed_one_left_behind() -> None:
     Path("plan.json").write_text('{"trial_0000": "wait"}')
     first = start(*LINE, "--study", "s", "--trials", "2")
     wait_for(Path("s/trial_0000/waits").exists)
@@ -243,7 +247,7 @@ def test_a_killed_search_waits_for_the_run_that_it_left_behind() -> None:
 
 
 @pytest.mark.slow
-def test_a_real_search_killed_in_a_run_ends_as_one_that_was_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_real_search_killed_in_a_run_ends_as_an_uninterrupted_one(monkeypatch: pytest.MonkeyPatch) -> None:
     line = ["model=vit", "optimizer.lr=1e-4..1e-2", "trainer.steps=40", "trainer.eval_every=20", "trainer.save_every=5"]
     line += ["trainer.workers=0", "data.batch_size=8", "--trials", "2", "--study"]
     command = [sys.executable, str(ROOT / "scripts/search.py"), *line]
@@ -256,12 +260,12 @@ def test_a_real_search_killed_in_a_run_ends_as_one_that_was_not(monkeypatch: pyt
     killed.wait()
     for name in ("killed", "unbroken"):
         subprocess.run([*command, name], check=True, env=environment)
-    assert tried("killed") == tried("unbroken")
+    assert trial_values("killed") == trial_values("unbroken")
     for trial in ("trial_0000", "trial_0001"):
         numbers = [json.loads(Path(name, trial, "results.json").read_text()) for name in ("killed", "unbroken")]
         assert numbers[0] == numbers[1]
 
 
-def test_a_folder_that_optuna_cannot_take_is_named() -> None:
-    with pytest.raises(UserError, match="Optuna takes no folder with"):
-        search._study(Path("a?b"), search.plan(LINE), 0)
+def test_a_folder_name_that_optuna_cannot_store_is_refused() -> None:
+    with pytest.raises(UserError, match="Optuna accepts no folder with"):
+        search._open_study(Path("a?b"), search.plan(LINE), 0)

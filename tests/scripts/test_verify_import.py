@@ -1,4 +1,4 @@
-"""The comparison of an imported file with its program: that it agrees where it should, and fails where it should."""
+"""The comparison of an imported file with its program: it agrees for right imports and fails for wrong ones."""
 
 import shlex
 from collections.abc import Callable
@@ -33,35 +33,35 @@ SMALL = [
 ]
 
 
-def redrawn(model: nn.Module) -> Any:
-    drawn = generator("redrawn")
+def randomised(model: nn.Module) -> Any:
+    rng = generator("redrawn")
     with torch.no_grad():
         for tensor in model.state_dict().values():
-            tensor.normal_(std=1.5 * tensor[0].numel() ** -0.5 if tensor.ndim in (2, 4) else 0.5, generator=drawn)
+            tensor.normal_(std=1.5 * tensor[0].numel() ** -0.5 if tensor.ndim in (2, 4) else 0.5, generator=rng)
     return model.eval()
 
 
 def of_timm(**changed: Any) -> dict[str, Tensor]:
-    sizes = {"embed_dim": WIDTH, "depth": LAYERS, "num_heads": HEADS, "img_size": SIDE, "patch_size": PATCH}
-    return redrawn(timm.models.VisionTransformer(**{**sizes, "num_classes": CLASSES, **changed})).state_dict()
+    arguments = {"embed_dim": WIDTH, "depth": LAYERS, "num_heads": HEADS, "img_size": SIDE, "patch_size": PATCH}
+    return randomised(timm.models.VisionTransformer(**{**arguments, "num_classes": CLASSES, **changed})).state_dict()
 
 
 def of_torchvision(representation: int | None = None) -> dict[str, Tensor]:
-    sizes = (SIDE, PATCH, LAYERS, HEADS, WIDTH, 4 * WIDTH)
-    model = torchvision.models.VisionTransformer(*sizes, num_classes=CLASSES, representation_size=representation)
-    return redrawn(model).state_dict()
+    arguments = (SIDE, PATCH, LAYERS, HEADS, WIDTH, 4 * WIDTH)
+    model = torchvision.models.VisionTransformer(*arguments, num_classes=CLASSES, representation_size=representation)
+    return randomised(model).state_dict()
 
 
 def of_transformers(kind: str = "ViT", name: str = "ForImageClassification", **changed: Any) -> dict[str, Tensor]:
-    sizes = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "num_labels": CLASSES}
-    sizes |= {"image_size": SIDE, "patch_size": PATCH, "intermediate_size": 4 * WIDTH}
-    config = getattr(transformers, f"{kind}Config")(**{**sizes, **changed})
-    return redrawn(getattr(transformers, f"{kind}{name}")(config)).state_dict()
+    arguments = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "num_labels": CLASSES}
+    arguments |= {"image_size": SIDE, "patch_size": PATCH, "intermediate_size": 4 * WIDTH}
+    config = getattr(transformers, f"{kind}Config")(**{**arguments, **changed})
+    return randomised(getattr(transformers, f"{kind}{name}")(config)).state_dict()
 
 
 def of_google(prefix: str = "", *, jax: bool = False, more: dict[str, tuple[int, ...]] | None = None) -> Any:
-    """Random arrays under Google's names, in a tree of its own: only timm and our import say what they mean."""
-    split, drawn = (HEADS, WIDTH // HEADS), np.random.default_rng(0)
+    """Random arrays under Google's names and in its shapes."""
+    split, rng = (HEADS, WIDTH // HEADS), np.random.default_rng(0)
     attention, second, feed = ("_1", "_2", "_3") if jax else ("_0", "_1", "_0")
     shapes: dict[str, tuple[int, ...]] = {"embedding/kernel": (PATCH, PATCH, 3, WIDTH), "embedding/bias": (WIDTH,)}
     if jax:
@@ -76,12 +76,12 @@ def of_google(prefix: str = "", *, jax: bool = False, more: dict[str, tuple[int,
         for name in ("query", "key", "value"):
             shapes |= {f"{multi}{name}/kernel": (WIDTH, *split), f"{multi}{name}/bias": split}
         shapes |= {f"{multi}out/kernel": (*split, WIDTH), f"{multi}out/bias": (WIDTH,)}
-        for number, (one, two) in enumerate(((WIDTH, 4 * WIDTH), (4 * WIDTH, WIDTH))):
+        for number, (rows, columns) in enumerate(((WIDTH, 4 * WIDTH), (4 * WIDTH, WIDTH))):
             dense = f"{block}MlpBlock{feed}/Dense_{number}/"
-            shapes |= {f"{dense}kernel": (one, two), f"{dense}bias": (two,)}
+            shapes |= {f"{dense}kernel": (rows, columns), f"{dense}bias": (columns,)}
     shapes |= {f"Transformer/encoder_norm/{leaf}": (WIDTH,) for leaf in ("scale", "bias")}
     shapes |= {"head/kernel": (WIDTH, CLASSES), "head/bias": (CLASSES,), **(more or {})}
-    return {f"{prefix}{name}": drawn.normal(0.1, 0.3, size=shape).astype(np.float32) for name, shape in shapes.items()}
+    return {f"{prefix}{name}": rng.normal(0.1, 0.3, size=shape).astype(np.float32) for name, shape in shapes.items()}
 
 
 def write(path: Path, file: Any) -> Path:
@@ -106,7 +106,7 @@ def bfloat16(arrays: Any) -> Any:
 
 MEAN, EPS = "model.pooling=mean", "model.blocks.norm_eps=1e-12"
 SCALE = "model.blocks.layer_scale=1e-5"
-SAME: dict[str, tuple[Callable[[], Any], list[str], str]] = {
+AGREEING: dict[str, tuple[Callable[[], Any], list[str], str]] = {
     "torchvision": (of_torchvision, [], "logits"),
     "torchvision with a representation": (lambda: of_torchvision(20), ["model.representation=20"], "logits"),
     "torchvision without a head": (lambda: without_head(of_torchvision()), [], "features"),
@@ -165,46 +165,53 @@ SAME: dict[str, tuple[Callable[[], Any], list[str], str]] = {
 }
 
 
-@pytest.mark.parametrize("case", SAME)
-def test_a_file_answers_as_in_its_own_program(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    make, overrides, compared = SAME[case]
+@pytest.mark.parametrize("case", AGREEING)
+def test_a_file_gives_the_outputs_of_its_own_program(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make, overrides, compared = AGREEING[case]
     path = write(tmp_path / "file", make())
     code = run(path, *overrides)
     printed = capsys.readouterr()
     assert code == 0, printed.err + printed.out
     lines = printed.out.splitlines()
-    assert lines[0].split() == ["checkpoint", str(path)] and lines[-1] == "same answers: the limit is 0.0001"
-    differ = {line.split()[0]: float(line.split()[3]) for line in lines if " differ by " in line}
-    assert [*differ] == (["features", "logits"] if compared == "logits" else ["features"])
-    assert all(absolute < 1e-4 for absolute in differ.values())
+    assert lines[0].split() == ["checkpoint", str(path)] and lines[-1] == "outputs agree: the limit is 0.0001"
+    differences = {line.split()[0]: float(line.split()[3]) for line in lines if " differ by " in line}
+    assert [*differences] == (["features", "logits"] if compared == "logits" else ["features"])
+    assert all(difference < 1e-4 for difference in differences.values())
     assert ("so neither that layer nor the head was compared" in printed.out) == ("vit_jax with a rep" in case)
 
 
 @pytest.mark.parametrize("case", ["torchvision", "timm", "transformers", "vit_jax", "big_vision"])
 @pytest.mark.parametrize(
-    ("one", "other"),
+    ("first", "second"),
     [
         ("encoder.blocks.0.residuals.0.norm.weight", "encoder.blocks.0.residuals.1.norm.weight"),
         ("encoder.blocks.1.attention.out_proj.bias", "encoder.blocks.1.feed_forward.contract.bias"),
     ],
 )
 def test_two_tensors_swapped_by_the_import_are_noticed(
-    case: str, one: str, other: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    case: str,
+    first: str,
+    second: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     right = importing.adopt
 
     def wrong(*arguments: Any) -> Adopted:
         adopted = right(*arguments)
-        swapped = {one: adopted.weights[other], other: adopted.weights[one]}
+        swapped = {first: adopted.weights[second], second: adopted.weights[first]}
         return adopted._replace(weights={**adopted.weights, **swapped})
 
     monkeypatch.setattr(importing, "adopt", wrong)
-    make, overrides, _ = SAME[case]
+    make, overrides, _ = AGREEING[case]
     assert run(write(tmp_path / "file", make()), *overrides) == 1
-    assert capsys.readouterr().out.splitlines()[-1] == "OTHER ANSWERS: the limit is 0.0001"
+    assert capsys.readouterr().out.splitlines()[-1] == "OUTPUTS DIFFER: the limit is 0.0001"
 
 
-def test_a_head_of_another_order_is_noticed_though_the_features_agree(
+def test_a_head_in_another_order_is_noticed_though_the_features_agree(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     right = importing.adopt
@@ -220,50 +227,53 @@ def test_a_head_of_another_order_is_noticed_though_the_features_agree(
 
 
 @pytest.mark.parametrize("case", ["MAE", "DINOv2", "torchvision with a representation", "big_vision"])
-def test_another_model_than_the_configs_is_answered_with_the_keys_that_make_it_fit(
+def test_a_model_that_differs_from_the_configs_is_refused_with_the_keys_to_override(
     case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = write(tmp_path / "file", SAME[case][0]())
+    path = write(tmp_path / "file", AGREEING[case][0]())
     assert verify_import.main([f"checkpoint={path}", "model=vit"]) == 2
-    said = capsys.readouterr().err
-    assert "holds another model than the config describes; give model.patch_size=8 model.width=48" in said
-    given = shlex.split(said.partition("; give ")[2].strip().removesuffix("."))
-    heads = [] if any(key.startswith("model.heads=") for key in given) else ["model.heads=3"]
-    assert verify_import.main([f"checkpoint={path}", "model=vit", *given, *heads]) == 0
+    message = capsys.readouterr().err
+    assert "holds another model than the config describes; give model.patch_size=8 model.width=48" in message
+    overrides = shlex.split(message.partition("; give ")[2].strip().removesuffix("."))
+    heads = [] if any(key.startswith("model.heads=") for key in overrides) else ["model.heads=3"]
+    assert verify_import.main([f"checkpoint={path}", "model=vit", *overrides, *heads]) == 0
 
 
-def test_a_wrong_number_of_heads_is_told_where_the_file_says_it(
+def test_a_wrong_number_of_heads_is_refused_if_the_file_holds_the_number(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Google's kernels have an axis for them; timm would read them for any number."""
+    """Google's kernels have an axis for heads; timm would read them for any number of heads."""
     path = write(tmp_path / "file", of_google("params/"))
     assert run(path, MEAN, "model.heads=4") == 2
     assert capsys.readouterr().err.endswith("describes; give model.heads=3.\n")
 
 
 @pytest.mark.parametrize("case", ["torchvision", "timm", "transformers", "big_vision"])
-def test_a_peer_that_is_not_installed_is_named_with_how_to_get_it(
+def test_a_peer_that_is_not_installed_is_named_with_the_command_to_install_it(
     case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def absent(name: str) -> None:
         raise ModuleNotFoundError(name=name)
 
     monkeypatch.setattr(classifier_peers, "import_module", absent)
-    make, overrides, _ = SAME[case]
+    make, overrides, _ = AGREEING[case]
     assert run(write(tmp_path / "file", make()), *overrides) == 2
     package = "timm" if case == "big_vision" else case
     assert capsys.readouterr().err.endswith(f"is not installed; pip install {package}.\n")
 
 
-def test_what_the_peer_cannot_read_is_said_to_be_its_limit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """vit_jax's positions with today's numbers: timm looks for other names."""
-    today = {"Attention_1": "Attention_0", "Norm_2": "Norm_1", "Block_3": "Block_0"}
+def test_a_file_that_the_peer_cannot_read_is_refused_in_its_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """vit_jax's names with big_vision's numbers, which timm does not know."""
+    renamed = {"Attention_1": "Attention_0", "Norm_2": "Norm_1", "Block_3": "Block_0"}
     arrays = of_google(jax=True)
-    for old, new in today.items():
+    for old, new in renamed.items():
         arrays = {name.replace(old, new): array for name, array in arrays.items()}
     assert run(write(tmp_path / "file", arrays)) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("timm ") and "cannot read" in said and said.endswith("nothing to compare it with.\n")
+    message = capsys.readouterr().err
+    assert message.startswith("timm ") and "cannot read" in message
+    assert message.endswith("nothing to compare it with.\n")
 
 
 def test_mistakes_end_in_one_sentence_and_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -286,6 +296,6 @@ def test_mistakes_end_in_one_sentence_and_code_2(tmp_path: Path, capsys: pytest.
         assert expected in printed.err and printed.err.count("\n") == 1 and not printed.out
 
 
-def test_without_arguments_it_says_what_it_is_for(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_arguments_the_usage_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert verify_import.main(["--help"]) == 0 and verify_import.main([]) == 2
     assert capsys.readouterr().out.count("checkpoint=FILE model=NAME") == 2

@@ -1,4 +1,4 @@
-"""The comparison of an imported translator with transformers: that it agrees where it should, and fails elsewhere."""
+"""The comparison of an imported translator with transformers: it agrees for right imports and fails for wrong ones."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from scripts.verify_import import main
 
 transformers = pytest.importorskip("transformers")
 
-SIZES = ["model.width=16", "model.heads=2", "model.feedforward=24", "model.encoder_layers=1", "model.decoder_layers=2"]
+SMALL = ["model.width=16", "model.heads=2", "model.feedforward=24", "model.encoder_layers=1", "model.decoder_layers=2"]
 
 
 @pytest.fixture
@@ -24,43 +24,43 @@ def file(tmp_path) -> Path:
     rest: dict[str, Any] = {"activation_function": "swish", "scale_embedding": True, "max_position_embeddings": 40}
     rest |= {"encoder_layers": 1, "decoder_layers": 2, "d_model": 16, "vocab_size": 31}
     model = transformers.MarianMTModel(transformers.MarianConfig(**sides, **ids, **rest))
-    drawn = generator("verify")
+    rng = generator("verify")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "embed_positions" not in name:
-                parameter.normal_(std=0.3, generator=drawn)
+                parameter.normal_(std=0.3, generator=rng)
     model.save_pretrained(tmp_path)
     return tmp_path / "model.safetensors"
 
 
-def test_an_honest_import_agrees(file, capsys):
-    assert main([f"checkpoint={file}", "model=transformer_opus", *SIZES]) == 0
-    said = capsys.readouterr().out
-    assert "same answers: the limit is 0.0001" in said and "none beside the file" in said
+def test_a_right_import_agrees(file, capsys):
+    assert main([f"checkpoint={file}", "model=transformer_opus", *SMALL]) == 0
+    out = capsys.readouterr().out
+    assert "outputs agree: the limit is 0.0001" in out and "none beside the file" in out
 
 
-def test_what_the_config_says_otherwise_is_told_in_its_keys(file, capsys):
+def test_a_model_that_differs_from_the_configs_is_refused_with_the_keys_to_override(file, capsys):
     changes = ["model.blocks.activation=relu", "model.scaled=false"]
-    assert main([f"checkpoint={file}", "model=transformer_opus", *SIZES[1:], *changes]) == 2
+    assert main([f"checkpoint={file}", "model=transformer_opus", *SMALL[1:], *changes]) == 2
     expected = "give model.width=16 model.scaled=true model.blocks.activation=swish."
     assert expected in capsys.readouterr().err
 
 
-def test_another_layout_of_sines_gives_other_answers(file, capsys):
-    words = ["model=transformer_opus", *SIZES, "model.positions.layout=halves_t2t"]
-    assert main([f"checkpoint={file}", *words]) == 1
-    assert "OTHER ANSWERS" in capsys.readouterr().out
+def test_another_layout_of_sines_gives_other_outputs(file, capsys):
+    overrides = ["model=transformer_opus", *SMALL, "model.positions.layout=halves_t2t"]
+    assert main([f"checkpoint={file}", *overrides]) == 1
+    assert "OUTPUTS DIFFER" in capsys.readouterr().out
 
 
-def test_there_must_be_something_to_compare_with(file, capsys):
-    for changes, words in (
-        ({"model_type": "bart"}, "config.json in its folder says model_type=bart"),
+def test_files_without_a_peer_are_refused(file, capsys):
+    for changes, message in (
+        ({"model_type": "bart"}, "config.json beside it says model_type=bart"),
         (None, "has no config.json beside it"),
     ):
         path = file.with_name("config.json")
         path.unlink() if changes is None else path.write_text(json.dumps(changes))
-        assert main([f"checkpoint={file}", "model=transformer_opus", *SIZES]) == 2
-        assert words in capsys.readouterr().err
+        assert main([f"checkpoint={file}", "model=transformer_opus", *SMALL]) == 2
+        assert message in capsys.readouterr().err
     torch.save({"model": {f"encoder.{part}": torch.ones(5, 4) for part in ("embed_tokens.weight",)}}, file)
-    assert main([f"checkpoint={file}", "model=transformer_opus", *SIZES]) == 2
+    assert main([f"checkpoint={file}", "model=transformer_opus", *SMALL]) == 2
     assert verify_translator.MODEL not in capsys.readouterr().err
