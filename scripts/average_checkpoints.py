@@ -54,7 +54,7 @@ def select_checkpoints(paths: Sequence[Path], last: int | None) -> list[Path]:
         raise UserError(f"{folders[0]} is a folder among several paths; give one run's folder, or only files.")
     subfolder = folders[0] / "checkpoints"
     folder, count = subfolder if subfolder.is_dir() else folders[0], DEFAULT_COUNT if last is None else last
-    files = Folder(folder, writes=False).last(count)
+    files = CheckpointFolder(folder, writes=False).last(count)
     if len(files) < count:
         advice = f"give --last {len(files)}, or " if len(files) > 1 else ""
         raise UserError(

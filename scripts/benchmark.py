@@ -101,7 +101,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _run(options: argparse.Namespace) -> dict[str, Any]:
     """Run the benchmarks; the report as plain Python types."""
-    device = devices.choose(options.device)
+    device = devices.select(options.device)
     torch.set_num_threads(options.threads or torch.get_num_threads())
     description = machine.describe(device)
     result: dict[str, Any] = {

@@ -78,8 +78,9 @@ def find_runs(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
         if not path.is_dir():
             raise UserError(f"{path}: there is no such folder; give runs' folders, or folders of runs.")
         runs = [path] if (path / "config.yaml").is_file() else [file.parent for file in path.rglob("config.yaml")]
-        notes = [pair for notes_folder in path.rglob(NOTES) for pair in notes_in(notes_folder.parent).items()]
-        failed = [f"{folder}: {note.why}" for folder, note in notes if not (folder / "config.yaml").exists()]
+        sweeps = [status_folder.parent for status_folder in path.rglob(STATUS_FOLDER)]
+        statuses = [pair for sweep in sweeps for pair in statuses_in(sweep).items()]
+        failed = [f"{folder}: {status.why}" for folder, status in statuses if not (folder / "config.yaml").exists()]
         if not runs and not failed:
             raise UserError(f"{path}: neither it nor a folder in it holds a run (a config.yaml).")
         folders |= dict.fromkeys(sorted(runs))
@@ -89,7 +90,7 @@ def find_runs(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
 
 def read_run(folder: Path) -> Run:
     """Read a run's folder; raises UserError for a file that cannot be read."""
-    config, file = flat(read_config(folder / "config.yaml")), folder / "results.json"
+    config, file = flatten(read_config(folder / "config.yaml")), folder / "results.json"
     results = _parse_json(file, file.read_text("utf-8")) if _is_finished(folder) else {}
     lines = _read_metrics(folder / "metrics.jsonl")
     evaluations = [line for line in lines if any(name.startswith("val/") for name in line)]
@@ -120,8 +121,8 @@ def _state(folder: Path, config: dict[str, Any], lines: list[dict[str, Any]]) ->
     steps = config.get("trainer.steps")
     step = max((line.get("step", 0) for line in lines), default=0)
     progress = f"at step {step}" + (f" of {steps}" if steps else "")
-    note = notes_in(folder.parent).get(folder)
-    reason = f"{note.state}: {note.why}" if note else _end_of_log(folder / "train.log")
+    status = statuses_in(folder.parent).get(folder)
+    reason = f"{status.state}: {status.why}" if status else _end_of_log(folder / "train.log")
     return f"{progress}; {reason}" if reason else progress
 
 

@@ -163,7 +163,7 @@ def _open_study(folder: Path, search: Plan, seed: int) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = optuna.storages.RDBStorage(f"sqlite:///{folder / 'study.db'}")
     study = optuna.create_study(storage=storage, study_name="search", direction=search.direction, load_if_exists=True)
-    fixed = sorted(word for word in search.fixed if word.partition("=")[0].lstrip("+~") not in FREE)
+    fixed = sorted(word for word in search.fixed if word.partition("=")[0].lstrip("+~") not in CHANGEABLE_KEYS)
     attributes = {
         "fixed": fixed,
         "space": {key: str(space) for key, space in sorted(search.space.items())},
@@ -234,7 +234,7 @@ def _train(arguments: list[str], folder: Path) -> Stopped | None:
     Waits if a run that a killed search left behind still holds `folder`.
     """
     while True:
-        code, signals = call(ROOT / "train.py", arguments, folder.with_suffix(".txt"))
+        code, signals = run_script(ROOT / "train.py", arguments, folder.with_suffix(".txt"))
         if not (code == 2 and " is in use by " in _last_line(folder)):
             break
         print(f"  {folder} is in use by the run of an earlier search; waiting for its end", flush=True)

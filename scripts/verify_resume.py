@@ -106,7 +106,7 @@ def compare(first: Path, second: Path) -> Report:
     results = [json.loads((run / "results.json").read_text(encoding="utf-8")) for run in (first, second)]
     if results[0] != results[1]:
         differences.append(f"results.json: {results[0]} and {results[1]}")
-    steps = Folder(first / "checkpoints", writes=False).steps()
+    steps = CheckpointFolder(first / "checkpoints", writes=False).steps()
     summary = f"{tensors} tensors in {len(steps)} checkpoints and best.pt, and {len(lines[0])} lines of metrics.jsonl"
     return Report(differences, summary)
 
@@ -183,7 +183,7 @@ def _train_and_kill(overrides: list[str], folder: Path, kill: Kill) -> bool:
             f"the run should have been killed {kill.moment} and ended with exit code {code}; "
             f"{folder}/killed.txt says why."
         )
-    steps = Folder(folder / "killed" / "checkpoints", writes=False).steps()
+    steps = CheckpointFolder(folder / "killed" / "checkpoints", writes=False).steps()
     start = f"step {steps[-1]}" if steps else "the start"
     print(f"killed {kill.moment}, at step {kill.step} or later; resuming from {start}", flush=True)
     return True
@@ -195,7 +195,7 @@ def _train(overrides: list[str], run: Path, kill: Kill | None = None) -> int:
     arguments = [*overrides, f"run_dir={run}", "resume=auto"]
     if kill:
         arguments = ["--kill-at", str(kill.step), kill.moment, *arguments]
-    code, signals = call(Path(__file__) if kill else ROOT / "train.py", arguments, run.with_suffix(".txt"))
+    code, signals = run_script(Path(__file__) if kill else ROOT / "train.py", arguments, run.with_suffix(".txt"))
     if signals:
         raise Stopped(signals, f"in {run}")
     return code

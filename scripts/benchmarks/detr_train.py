@@ -116,7 +116,7 @@ def matching_row(setting: Setting, *, objects: int, queries: int) -> Row:
         normalisers = task.criterion.normalisers("queries", counts, [queries] * len(counts))
         normalisers = {name: value or 1.0 for name, value in normalisers.items()}  # as the trainer does
         targets = Targets(counts, labels, boxes_cxcywh)
-        return summed({"queries": task.criterion("queries", outputs, targets, normalisers)})[0]
+        return sum_terms({"queries": task.criterion("queries", outputs, targets, normalisers)})[0]
 
     def their_loss() -> Tensor:
         return ForObjectDetectionLoss(

@@ -82,7 +82,7 @@ def fastest_product(precision: str, device: torch.device) -> MatrixProduct:
 
 
 def _product(side: int, precision: str, device: torch.device) -> MatrixProduct:
-    kind = TYPES[precision]
+    kind = DTYPES[precision]
     a = torch.randn(side, side, device=device, dtype=kind)
     b = torch.randn(side, side, device=device, dtype=kind)
     linear = Linear(side, side, bias=False)

@@ -44,7 +44,7 @@ def augment(setting: Setting) -> Row:
 
     def run_ours() -> Tensor:
         epoch = next(epochs)
-        uniforms = [augmentation.draw(1, generator(epoch, number)) for number in range(count)]
+        uniforms = [augmentation.sample_uniforms(1, generator(epoch, number)) for number in range(count)]
         return augmentation.views(stack, torch.cat(uniforms).numpy(), options, (side, side))
 
     def run_torchvision() -> Tensor:

@@ -107,7 +107,7 @@ def _compare(
     """Differences on one batch. Labels differ by the model's highest probability minus that of the exported label."""
     images, sizes = _sample_batch(shapes)
     padded = any(shape != following for shape, following in pairwise(shapes))
-    outputs = layers_of(model(images, sizes if padded else None))[-1]
+    outputs = unstack_layers(model(images, sizes if padded else None))[-1]
     exported, class_probabilities = function(images, sizes), probabilities(classification, outputs["logits"])
     scores, _, boxes = detections(classification, outputs)
     label_scores = class_probabilities.gather(-1, exported["labels"][..., None])[..., 0]  # (B, Q, K) -> (B, Q)

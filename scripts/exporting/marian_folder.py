@@ -37,7 +37,7 @@ def write(exported: marian.Export, folder: Path) -> None:
 def overrides_for(config: dict[str, Any], folder: Path) -> list[str]:
     """The command line that reads the export back: checkpoint, preset, and the keys that differ from the preset."""
     file = f"checkpoint={folder / WEIGHTS}"
-    preset = flat(configure("evaluate", [file, f"model={PRESET}"], lambda path: {}))
+    preset = flatten(configure("evaluate", [file, f"model={PRESET}"], lambda path: {}))
     sections = ("model.", "task.predict.", "data.source", "data.target")
-    keys = {key: value for key, value in flat(config).items() if key.startswith(sections) and "._target_" not in key}
+    keys = {key: value for key, value in flatten(config).items() if key.startswith(sections) and "._target_" not in key}
     return [file, f"model={PRESET}", *(override(key, value) for key, value in keys.items() if preset.get(key) != value)]

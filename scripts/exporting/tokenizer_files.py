@@ -12,7 +12,7 @@ import torch
 from tokenizers import decoders, normalizers, processors
 
 from scripts.exporting.plan import Comparison
-from seq2seq.tokenizers.bpe import BYTES, EOS, NAMES, SHOWN, UNK, Tokenizer
+from seq2seq.tokenizers.bpe import BYTE_SYMBOLS, EOS, SPECIAL_NAMES, SPECIAL_SYMBOLS, UNK, Tokenizer
 from seq2seq.tokenizers.marian import SentencePieces
 
 COUNT, LENGTH, SEED = 50, 12, 0  # of texts decoded from random ids
@@ -46,16 +46,16 @@ def library_json(tokenizer: Tokenizer) -> str:
     content = json.loads(tokenizer.state())
     options, bpe = content["options"], content["bpe"]
     by_characters = options["pieces"] == "characters"
-    names = dict(zip(NAMES, SHOWN, strict=True))
+    names = dict(zip(SPECIAL_SYMBOLS, SPECIAL_NAMES, strict=True))
     if by_characters:  # the bytes of characters without an entry
-        names |= {symbol: f"<0x{byte:02X}>" for byte, symbol in enumerate(BYTES)}
+        names |= {symbol: f"<0x{byte:02X}>" for byte, symbol in enumerate(BYTE_SYMBOLS)}
     bpe["model"]["vocab"] = {names.get(entry, entry): id for entry, id in bpe["model"]["vocab"].items()}
-    bpe["model"]["unk_token"] = SHOWN[UNK]
+    bpe["model"]["unk_token"] = SPECIAL_NAMES[UNK]
     bpe["model"]["byte_fallback"] = by_characters and options["byte_fallback"]
     exported = tokenizers.Tokenizer.from_str(json.dumps(bpe))
     exported.normalizer = normalizers.Sequence(_normalizers(options))
-    end = [(SHOWN[EOS], EOS)]
-    exported.post_processor = processors.TemplateProcessing(single=f"$A {SHOWN[EOS]}", special_tokens=end)
+    end = [(SPECIAL_NAMES[EOS], EOS)]
+    exported.post_processor = processors.TemplateProcessing(single=f"$A {SPECIAL_NAMES[EOS]}", special_tokens=end)
     exported.decoder = decoders.Sequence(_decoders(by_characters=by_characters))
     text: str = exported.to_str(pretty=True)
     return text

@@ -86,7 +86,7 @@ def required_options(file: ForeignFile) -> dict[str, Any]:
     if scaled != (option(file.options, "blocks.layer_scale") is not None):
         required["blocks.layer_scale"] = 1e-5 if scaled else None  # the initial value, which files do not hold
     if file.layout == importing.GOOGLE:
-        required["heads"] = google.heads(file.tensors)
+        required["heads"] = google.head_count(file.tensors)
     return required
 
 

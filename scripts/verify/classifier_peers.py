@@ -94,7 +94,7 @@ def _timm(file: ForeignFile) -> Peer:
 
     options, tensors = file.options, file.tensors
     google_file = file.layout == importing.GOOGLE
-    prefix = google.prefix_of(tensors) if google_file else ""
+    prefix = google.find_prefix(tensors) if google_file else ""
     token = f"{prefix}cls" in tensors if google_file else "cls_token" in tensors
     registers = next((tensors[name].shape[1] for name in ("reg_token", "register_tokens") if name in tensors), 0)
     height, width = file.image_size

@@ -17,7 +17,7 @@ STEPS = (10, 20, 30, 40)
 @pytest.fixture
 def run(tmp_path):
     folder = tmp_path / "a run"
-    checkpoints = Folder(folder / "checkpoints", keep=4)
+    checkpoints = CheckpointFolder(folder / "checkpoints", keep=4)
     for step in STEPS:
         content = {"step": step, "model": {"w": torch.tensor([float(step)])}, "average": None}
         checkpoints.save(step, {**content, "task": {}, "config": {"model": {"width": 4}}})

@@ -34,7 +34,7 @@ pytest.importorskip("onnxscript")
 FORMATS = ("torch", "onnx")
 # Of probabilities and relative coordinates; another order of fp32 sums gives 1e-7.
 TOLERANCE = {"rtol": 0, "atol": 1e-5}
-WORDS = replace(BYTES, pieces="characters", vocabulary=320)
+WORDS = replace(BYTE_OPTIONS, pieces="characters", vocabulary=320)
 LINES = ["Hello there, 12 days ago in the night"] * 3 + ["Vor 12 Tagen, in der Nacht: 3,14 Euro"] * 3
 SMALL_VIT = ["model=vit", "model.width=16", "model.layers=1", "model.heads=2", "model.feedforward=24"]
 SMALL = {

@@ -42,7 +42,7 @@ def save_checkpoint(path: Path, *changes: str) -> Path:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.3, generator=rng)
-    task = {"tokenizers": [Tokenizer.train([], BYTES).state()]}
+    task = {"tokenizers": [Tokenizer.train([], BYTE_OPTIONS).state()]}
     content = {"step": 7, "model": dict(model.state_dict()), "average": None, "task": task, "config": config}
     checkpoint.save(path, content)
     return path

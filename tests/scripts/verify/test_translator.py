@@ -54,7 +54,7 @@ def test_another_layout_of_sines_gives_other_outputs(file, capsys):
 
 def test_files_without_a_peer_are_refused(file, capsys):
     for changes, message in (
-        ({"model_type": "bart"}, "config.json beside it says model_type=bart"),
+        ({"model_type": "bart"}, "config.json in its folder says model_type=bart"),
         (None, "has no config.json beside it"),
     ):
         path = file.with_name("config.json")
