@@ -21,7 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script sees its own folder, not the project's
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's path holds only its own folder
 
 import torch
 
@@ -145,7 +145,7 @@ def _measure_scaling(
 def _measure_row(
     name: str, build: Callable[[Setting], Row], options: argparse.Namespace, device: torch.device
 ) -> dict[str, Any]:
-    """A row's times and peak memory. The row is built again for its memory, which first calls decide."""
+    """A row's times and peak memory. The row is built again for the memory, which depends on the first call."""
     print(f"{name} ...", file=sys.stderr, flush=True)
     with _setting(options, device) as setting:
         _release_memory(setting)

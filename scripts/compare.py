@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script sees its own folder, not the project's
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's path holds only its own folder
 
 from common.cli.jobs import STATUS_FOLDER, statuses_in
 from common.config.check import did_you_mean

@@ -18,7 +18,7 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script sees its own folder, not the project's
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's path holds only its own folder
 
 from common.config.compose import configure
 from common.errors import UserError

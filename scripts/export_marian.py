@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script sees its own folder, not the project's
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's path holds only its own folder
 
 from torch import Tensor
 

@@ -2,9 +2,9 @@
 
 python scripts/readme_figure.py DETECTOR CLASSIFIER TRANSLATOR --output FILE.svg
 
-Each argument is a checkpoint (`runs/.../checkpoints/best.pt`). Three panels: drawn test images with predicted boxes,
-test digits with their attention rollout, and a phrase with its cross-attention. All of them are the pictures that
-predict.py writes, resized and put side by side.
+Each argument is a checkpoint (`runs/.../checkpoints/best.pt`). The three panels show test images of shapes with
+predicted boxes, test digits with their attention rollout, and a phrase with its cross-attention. They are the pictures
+that predict.py writes, resized and placed side by side.
 """
 
 import argparse
@@ -30,19 +30,21 @@ TITLES = ("detr: shapes and predicted boxes", "vit: digits and attention", "seq2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the figure; 2 when a checkpoint cannot be read."""
+    """Write the figure; returns the exit code, 2 if a checkpoint cannot be read."""
     options = _options(arguments)
     try:
         with tempfile.TemporaryDirectory() as scratch:
             model, task = _load(options.detector)
             shapes = [task.data.sample("test", i, None)["image"] for i in SHAPES]
-            detector = _images(model, task, shapes, Path(scratch) / "detr", columns=2)
+            detector = _picture_grid(model, task, shapes, Path(scratch) / "detr", columns=2)
             model, task = _load(options.classifier, "task.predict.attention=rollout")
             digits = task.data.thumbnails(
                 task.data.collate([task.data.sample("test", i, None) for i in DIGITS]), len(DIGITS)
             )
-            classifier = _images(model, task, digits, Path(scratch) / "vit", columns=1)
-            translator = _phrase(*_load(options.translator, "task.predict.attention=true"), Path(scratch) / "seq2seq")
+            classifier = _picture_grid(model, task, digits, Path(scratch) / "vit", columns=1)
+            translator = _attention_picture(
+                *_load(options.translator, "task.predict.attention=true"), Path(scratch) / "seq2seq"
+            )
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2
@@ -53,23 +55,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _load(checkpoint: Path, *overrides: str) -> tuple[nn.Module, Any]:
-    """The model, and its task, which has its data beside the protocol's methods."""
+    """The model and its task; `Any`, since the task's `data` is not in the protocol."""
     return load(checkpoint, *overrides)
 
 
-def _images(model: nn.Module, task: Any, images: Iterable[Tensor], folder: Path, *, columns: int) -> str:
+def _picture_grid(model: nn.Module, task: Any, images: Iterable[Tensor], folder: Path, *, columns: int) -> str:
     """An SVG group of the pictures that predict.py writes for images uint8 (3, H, W), in a grid `PANEL` pixels high."""
-    originals, written = folder / "images", folder / "predictions"
+    originals, predictions = folder / "images", folder / "predictions"
     originals.mkdir(parents=True)
     for i, image in enumerate(images):
         write_png(image.contiguous(), str(originals / f"{i}.png"))
     for batch in task.read(str(originals)):
-        for _ in task.show(batch, task.predict(model, batch), written):
+        for _ in task.show(batch, task.predict(model, batch), predictions):
             pass
-    files = sorted([*written.glob("*.jpg"), *written.glob("*.png")])
+    files = sorted([*predictions.glob("*.jpg"), *predictions.glob("*.png")])
     rows = -(-len(files) // columns)
     side = (PANEL - 8 * (rows - 1)) / rows  # height of a picture
-    pictures = [_resized(file, round(2 * side)) for file in files]  # twice, for screens of high density
+    pictures = [_read_resized(file, round(2 * side)) for file in files]  # at twice the size, for high-density screens
     height, width = pictures[0].shape[-2:]
     parts = []
     for i, picture in enumerate(pictures):
@@ -81,13 +83,13 @@ def _images(model: nn.Module, task: Any, images: Iterable[Tensor], folder: Path,
     return f'<svg width="{total:.0f}" height="{PANEL}" viewBox="0 0 {total:.0f} {PANEL}">{"".join(parts)}</svg>'
 
 
-def _resized(file: Path, height: int) -> Tensor:
-    """The picture uint8 (3, `height`, W)."""
+def _read_resized(file: Path, height: int) -> Tensor:
+    """Read a picture and resize it to uint8 (3, `height`, W)."""
     picture = decode_image(str(file), ImageReadMode.RGB)
     return resize(picture, [height, round(height * picture.shape[-1] / picture.shape[-2])], antialias=True)
 
 
-def _phrase(model: nn.Module, task: Any, folder: Path) -> str:
+def _attention_picture(model: nn.Module, task: Any, folder: Path) -> str:
     """The SVG picture that predict.py writes for the phrase, `PANEL` pixels high."""
     folder.mkdir()
     text = folder / "phrase.txt"
@@ -104,7 +106,7 @@ def _phrase(model: nn.Module, task: Any, folder: Path) -> str:
 
 
 def _side_by_side(panels: Sequence[str]) -> str:
-    """One SVG file of all panels, each under its title."""
+    """One SVG of all panels, each below its title."""
     parts, x = [], 0.0
     for title, panel in zip(TITLES, panels, strict=True):
         width = float(re.search(r'width="([\d.]+)"', panel).group(1))

@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script sees its own folder, not the project's
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's path holds only its own folder
 
 from common.cli.jobs import run_script
 from common.config.check import build
@@ -65,11 +65,11 @@ class Plan(NamedTuple):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run or resume the search that the command line describes; returns the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    options, rest = _options(arguments)
+    options, train_arguments = _options(arguments)
     advice = f"To resume: python scripts/search.py {shlex.join(arguments)}"
     sys.path.append(os.getcwd())  # for a user's own package in the working directory
     try:
-        search = plan(rest)
+        search = plan(train_arguments)
         options.study.mkdir(parents=True, exist_ok=True)
         with lock(options.study):
             study = _open_study(options.study, search, options.seed)
@@ -89,14 +89,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def plan(words: Sequence[str]) -> Plan:
+def plan(arguments: Sequence[str]) -> Plan:
     """Parse a command line of train.py with ranges and choices; raises UserError.
 
     Each choice and both ends of each range are checked as far as possible before a run.
     """
-    ranges = {word: pair for word in words if (pair := _range(word))}
+    ranges = {word: pair for word in arguments if (pair := _range(word))}
     space: dict[str, BaseDistribution] = dict(ranges.values())
-    command = Command("train", [word for word in words if word not in ranges])
+    command = Command("train", [word for word in arguments if word not in ranges])
     if command.flags.multirun or command.flags.help or command.flags.cfg:
         raise UserError("-m, --help and --cfg are for train.py; a search takes only keys, key=a..b and key=a,b.")
     reserved = next((key for key in RESERVED_KEYS if key in command.keys), None)
@@ -113,7 +113,7 @@ def plan(words: Sequence[str]) -> Plan:
         raise UserError(
             "There is nothing to search: give a range, such as optimizer.lr=1e-4..1e-2, or a choice, key=a,b."
         )
-    fixed = [word for word in words if word not in ranges and word not in choices]
+    fixed = [word for word in arguments if word not in ranges and word not in choices]
     return Plan(fixed, space, *_goal(fixed, space))
 
 

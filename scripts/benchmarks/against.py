@@ -43,7 +43,7 @@ def compare(earlier: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str,
     pairs: of both reports, their ratios and quartiles `then` and `now`, and the change: "faster", "slower" or "".
     new, gone: the pairs that only the current, or only the earlier report has.
     """
-    before, after = _pairs(earlier), _pairs(current)
+    earlier_pairs, current_pairs = _pairs(earlier), _pairs(current)
     options = [name for name in current["options"] if name not in IGNORED_OPTIONS]
     return {
         "machine": _differing(earlier["machine"], current["machine"], MACHINE_FIELDS),
@@ -51,9 +51,11 @@ def compare(earlier: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str,
             earlier["versions"], current["versions"], {**earlier["versions"], **current["versions"]}
         ),
         "options": _differing(earlier["options"], current["options"], options),
-        "pairs": [_compare_pair(key, before[key], after[key]) for key in after if key in before],
-        "new": [list(key) for key in after if key not in before],
-        "gone": [list(key) for key in before if key not in after],
+        "pairs": [
+            _compare_pair(key, earlier_pairs[key], current_pairs[key]) for key in current_pairs if key in earlier_pairs
+        ],
+        "new": [list(key) for key in current_pairs if key not in earlier_pairs],
+        "gone": [list(key) for key in earlier_pairs if key not in current_pairs],
     }
 
 

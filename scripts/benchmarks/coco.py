@@ -33,10 +33,10 @@ def evaluation(setting: Setting) -> Row:
 
     def run_pycocotools() -> list[float]:
         with redirect_stdout(io.StringIO()):
-            truth = COCO()
-            truth.dataset = ground_truth
-            truth.createIndex()
-            evaluation = COCOeval(truth, truth.loadRes(results), "bbox")
+            coco_api = COCO()
+            coco_api.dataset = ground_truth
+            coco_api.createIndex()
+            evaluation = COCOeval(coco_api, coco_api.loadRes(results), "bbox")
             evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()

@@ -102,10 +102,10 @@ def matching(setting: Setting) -> Row:
 
 def matching_row(setting: Setting, *, objects: int, queries: int) -> Row:
     """From the outputs of six decoder layers to the loss, for two images with `objects` objects each."""
-    device, (layers, counts) = setting.device, (6, [objects] * 2)
+    device, (layer_count, counts) = setting.device, (6, [objects] * 2)
     rng = generator("outputs")
-    logits = torch.randn(layers, len(counts), queries, CLASSES + 1, generator=rng).to(device).requires_grad_()
-    predicted_boxes = torch.rand(layers, len(counts), queries, 4, generator=rng).to(device).requires_grad_()
+    logits = torch.randn(layer_count, len(counts), queries, CLASSES + 1, generator=rng).to(device).requires_grad_()
+    predicted_boxes = torch.rand(layer_count, len(counts), queries, 4, generator=rng).to(device).requires_grad_()
     boxes, labels = _sample_objects(counts, device)
     boxes_cxcywh, their_targets = to_cxcywh(boxes), _as_transformers(boxes, labels, counts)
     task: Detection = build(config()["task"], data=None)
@@ -124,7 +124,7 @@ def matching_row(setting: Setting, *, objects: int, queries: int) -> Row:
         )[0]
 
     return Row(
-        name=f"matching and loss, {layers} layers, {len(counts)}x{queries} queries, {objects} boxes each",
+        name=f"matching and loss, {layer_count} layers, {len(counts)}x{queries} queries, {objects} boxes each",
         contenders={"transformers": their_loss, "ours": our_loss},
         pairs=[("ours", "transformers")],
         check=lambda: compare_numbers("loss", our_loss(), their_loss(), 1e-5),

@@ -45,9 +45,9 @@ def operations(model: nn.Module, *inputs: Any, training: bool) -> float:
         with FlopCounterMode(display=False) as counter, torch.enable_grad():  # the counter fails without gradients
             outputs = functional_call(model, tensors, arguments)
             if training:
-                layers = outputs if isinstance(outputs, list) else [outputs]
-                parts = [part for layer in layers for part in (layer.values() if isinstance(layer, dict) else [layer])]
-                torch.autograd.backward([part.sum() for part in parts])
+                per_layer = outputs if isinstance(outputs, list) else [outputs]
+                groups = [output.values() if isinstance(output, dict) else [output] for output in per_layer]
+                torch.autograd.backward([tensor.sum() for group in groups for tensor in group])
     return float(counter.get_total_flops())
 
 

@@ -57,22 +57,22 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
 
 def _on_cuda(work: Callable[[], object], device: torch.device) -> int:
     gc.collect()
-    before = torch.cuda.memory_allocated(device)
+    initial = torch.cuda.memory_allocated(device)
     work()
     torch.cuda.reset_peak_memory_stats(device)
     work()
-    return int(torch.cuda.max_memory_allocated(device) - before)
+    return int(torch.cuda.max_memory_allocated(device) - initial)
 
 
 def _on_cpu(work: Callable[[], object]) -> int:
     _trim_heap()
-    before = _status_bytes("RssAnon")
+    initial = _status_bytes("RssAnon")
     work()
     _trim_heap()
     (PROC_SELF / "clear_refs").write_text("5")  # resets the high-water mark (man 5 proc)
     work()
     # The high-water mark includes mapped files, which the first call maps and no call unmaps.
-    return max(_status_bytes("VmHWM") - _status_bytes("RssFile") - _status_bytes("RssShmem") - before, 0)
+    return max(_status_bytes("VmHWM") - _status_bytes("RssFile") - _status_bytes("RssShmem") - initial, 0)
 
 
 def _is_measurable() -> bool:
@@ -99,11 +99,11 @@ def _status_bytes(name: str) -> int:
 @contextmanager
 def _environment(name: str, value: str) -> Iterator[None]:
     """Set an environment variable for processes that start inside the block."""
-    before = os.environ.get(name)
+    previous = os.environ.get(name)
     os.environ[name] = value
     try:
         yield
     finally:
         del os.environ[name]
-        if before is not None:
-            os.environ[name] = before
+        if previous is not None:
+            os.environ[name] = previous

@@ -33,7 +33,7 @@ def _contenders(rows: Sequence[Mapping[str, Any]], rounds: str) -> str:
                     name,
                     f"{times['median']:.1f}",
                     f"{low:.1f}-{high:.1f}",
-                    f"{amount['a_second']:,.1f} {amount['unit']} a second" if amount else "",
+                    f"{amount['a_second']:,.1f} {amount['unit']} per second" if amount else "",
                     _rate(name, rate) if rate else "",
                     _mib(row["peak_mib"].get(name)),
                 )

@@ -69,12 +69,12 @@ class Row:
     @contextmanager
     def use_threads(self) -> Iterator[None]:
         """Set the row's number of CPU threads inside the block."""
-        before = torch.get_num_threads()
-        torch.set_num_threads(self.threads or before)
+        previous = torch.get_num_threads()
+        torch.set_num_threads(self.threads or previous)
         try:
             yield
         finally:
-            torch.set_num_threads(before)
+            torch.set_num_threads(previous)
 
 
 def measure(row: Row, *, rounds: int, warm_up: int, device: torch.device) -> dict[str, Any]:

@@ -63,16 +63,16 @@ def to_layout(ours: dict[str, Tensor], layout: str) -> dict[str, Tensor]:
 def peer(layout: str, model: Classifier, recipe: dict[str, Any]) -> nn.Module:
     """The peer's model with our weights and PyTorch's fused attention, which all three document."""
     options, side = recipe["model"], recipe["data"]["image_size"][0]
-    width, layers, heads, hidden = (options[key] for key in ("width", "layers", "heads", "feedforward"))
+    width, depth, heads, hidden = (options[key] for key in ("width", "layers", "heads", "feedforward"))
     theirs: nn.Module
     if layout == "torchvision":
-        theirs = TorchvisionTransformer(side, options["patch_size"], layers, heads, width, hidden, num_classes=CLASSES)
+        theirs = TorchvisionTransformer(side, options["patch_size"], depth, heads, width, hidden, num_classes=CLASSES)
     elif layout == "timm":
         theirs = TimmTransformer(
             img_size=side,
             patch_size=options["patch_size"],
             embed_dim=width,
-            depth=layers,
+            depth=depth,
             num_heads=heads,
             mlp_ratio=hidden / width,
             num_classes=CLASSES,
@@ -83,7 +83,7 @@ def peer(layout: str, model: Classifier, recipe: dict[str, Any]) -> nn.Module:
             image_size=side,
             patch_size=options["patch_size"],
             hidden_size=width,
-            num_hidden_layers=layers,
+            num_hidden_layers=depth,
             num_attention_heads=heads,
             intermediate_size=hidden,
             layer_norm_eps=options["blocks"]["norm_eps"],  # its own default differs

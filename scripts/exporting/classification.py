@@ -29,7 +29,7 @@ class NamedLogits(nn.Module):
 
 
 def plan(model: nn.Module, task: Classification) -> Plan:
-    """Plan the export of a classifier for any batch size, and any height and width that its patches divide.
+    """Plan the export of a classifier for any batch size, and any height and width divisible by its patch size.
 
     A model of another class, or with a single row or column of patches, is exported for its own image size only.
     """

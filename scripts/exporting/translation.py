@@ -63,7 +63,7 @@ class DecoderStep(nn.Module):
 
 
 class ConcatenatedCache(Cache):
-    """A cache that grows by concatenation, since buffers with spare capacity cannot be traced."""
+    """A cache that grows by concatenation, without the spare capacity of its base class."""
 
     def __init__(self, pair: Tensor):
         """`pair`: initial keys and values (2, B, h, M, C/h)."""
@@ -93,30 +93,30 @@ def plan(model: nn.Module, task: Translation) -> Plan:
     source, lengths, target = _sample_sentences(model, 3, min(7, model.longest), 5)
     with torch.no_grad():
         (memory,) = encoder(source, lengths)
-    layers, _, _, heads, _, width = memory.shape
-    past_shape: list[str | int] = [layers, 2, "batch", heads, "past_length", width]
-    memory_shape: list[str | int] = [layers, 2, "batch", heads, "source_length", width]
+    layer_count, _, _, heads, _, width = memory.shape
+    past_shape: list[str | int] = [layer_count, 2, "batch", heads, "past_length", width]
+    memory_shape: list[str | int] = [layer_count, 2, "batch", heads, "source_length", width]
     graphs = [
         Graph(
             "encoder",
             encoder,
             {"source": source, "lengths": lengths},
             {"source": ["batch", "source_length"], "lengths": ["batch"]},
-            {"memory": f"({layers}, 2, batch, {heads}, source_length, {width}): keys and values, for the decoder"},
+            {"memory": f"({layer_count}, 2, batch, {heads}, source_length, {width}): keys and values, for the decoder"},
         ),
         Graph(
             "decoder",
             decoder,
             {
                 "tokens": target[:, 0],
-                "past": torch.zeros(layers, 2, len(source), heads, 5, width),
+                "past": torch.zeros(layer_count, 2, len(source), heads, 5, width),
                 "memory": memory,
                 "lengths": lengths,
             },
             {"tokens": ["batch"], "past": past_shape, "memory": memory_shape, "lengths": ["batch"]},
             {
                 "logits": "(batch, vocabulary): of the next token",
-                "present": f"({layers}, 2, batch, {heads}, past_length + 1, {width}): the past of the next step",
+                "present": f"({layer_count}, 2, batch, {heads}, past_length + 1, {width}): the past of the next step",
             },
         ),
     ]

@@ -44,9 +44,9 @@ def load_foreign(path: Path) -> dict[str, Any]:
 
 def check_options(path: Path, options: dict[str, Any], required: Iterable[tuple[str, Any]]) -> None:
     """Raise UserError with the missing overrides if `options` (the config's `model`) differ from `required`."""
-    wrong = [override(f"model.{key}", value) for key, value in required if value != option(options, key)]
-    if wrong:
-        raise UserError(f"{path} holds another model than the config describes; give {' '.join(wrong)}.")
+    overrides = [override(f"model.{key}", value) for key, value in required if value != option(options, key)]
+    if overrides:
+        raise UserError(f"{path} holds another model than the config describes; give {' '.join(overrides)}.")
 
 
 def option(options: dict[str, Any], key: str) -> Any:

@@ -41,7 +41,7 @@ def test_throughput_is_the_amount_over_the_median_time(clock: dict[str, Iterator
     assert measurement["amounts"]["a"] == {"a_second": 4.0, "at_once": 8, "unit": "images"}
     assert measurement["times"]["a"] == {"median": 2000.0, "quartiles": [1500.0, 3000.0]}
     printed = report.text({"machine": {}, "versions": {}, "rounds": 3, "rows": [measurement]})
-    assert "4.0 images a second" in printed
+    assert "4.0 images per second" in printed
 
 
 def test_rates_are_operations_over_the_median_time_and_relative_to_the_product_of_their_precision() -> None:

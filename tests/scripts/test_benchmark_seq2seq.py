@@ -37,7 +37,7 @@ def test_every_row_runs_and_prints_its_throughput(tmp_path: Path, capsys: pytest
     ):
         [seconds] = rows[name]["seconds"][contender]
         [line] = [line for line in printed.splitlines() if line.startswith(name) and f"  {contender}  " in line][:1]
-        assert f"  {amount / seconds:,.1f} {unit} a second" in line
+        assert f"  {amount / seconds:,.1f} {unit} per second" in line
     assert ("CTranslate2 int8" in rows["greedy"]["seconds"]) == seq2seq_peers.has_ctranslate2()
 
 

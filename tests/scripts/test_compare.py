@@ -103,13 +103,13 @@ def test_the_state_says_why_a_run_ended(capsys: pytest.CaptureFixture[str]) -> N
         Path("x", STATUS_FOLDER, f"{name}.json").write_text('{"state": "refused", "why": "The file is not there."}')
     assert compare.main(["x"]) == 0
     out = capsys.readouterr().out
-    for words in (
+    for line in (
         "x/a  at step 0 of 50; failed: ZeroDivisionError: oh\n",
         "x/b  at step 0 of 50\n",
         "x/c  at step 0 of 50; Stopped by SIGTERM after step 3\n",
         "x/d  at step 0 of 50; refused: The file is not there.\n",
     ):
-        assert words in out
+        assert line in out
     assert out.endswith("\nx/gone: The file is not there.\n"), "a run without a folder is listed, too"
 
 

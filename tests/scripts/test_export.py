@@ -1,4 +1,4 @@
-"""ExportedModel models used without Triptych: by onnxruntime, torch.export and `tokenizers` alone."""
+"""Exported models used without Triptych: by onnxruntime, torch.export and `tokenizers` alone."""
 
 import json
 from collections.abc import Callable

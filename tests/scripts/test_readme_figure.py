@@ -1,4 +1,4 @@
-"""The README's figure is made of what the three wings' checkpoints answer."""
+"""The README's figure shows predictions of the three wings' checkpoints."""
 
 import base64
 import re
@@ -26,7 +26,7 @@ def pictures(figure: str) -> list[torch.Tensor]:
 
 
 @pytest.mark.slow
-def test_the_figure_shows_what_three_checkpoints_answer(tmp_path, monkeypatch, capsys):
+def test_the_figure_shows_predictions_of_three_checkpoints(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     checkpoints = []
     for wing in ("detr", "vit", "seq2seq"):
@@ -42,7 +42,7 @@ def test_the_figure_shows_what_three_checkpoints_answer(tmp_path, monkeypatch, c
     assert capsys.readouterr().out.startswith("figure.svg: ")
 
 
-def test_the_figure_of_the_readme_holds_three_panels_that_can_be_decoded():
+def test_the_readmes_figure_holds_three_panels_with_readable_images():
     figure = README_FIGURE.read_text(encoding="utf-8")
     assert len(ElementTree.fromstring(figure).findall(f"{SVG}svg")) == 3
     assert len(images := pictures(figure)) > 4

@@ -97,8 +97,8 @@ def wait_for(condition: Callable[[], object]) -> None:
 
 
 def test_ranges_are_integer_linear_or_logarithmic() -> None:
-    words = ["model.layers=2..6", "optimizer.lr=1e-4..1e-2", "optimizer.weight_decay=0.1..0.9", "seed=-0..20"]
-    assert [search._range(word) for word in words] == [
+    arguments = ["model.layers=2..6", "optimizer.lr=1e-4..1e-2", "optimizer.weight_decay=0.1..0.9", "seed=-0..20"]
+    assert [search._range(word) for word in arguments] == [
         ("model.layers", IntDistribution(2, 6)),
         ("optimizer.lr", FloatDistribution(1e-4, 1e-2, log=True)),
         ("optimizer.weight_decay", FloatDistribution(0.1, 0.9, log=False)),
@@ -119,7 +119,7 @@ def test_other_arguments_go_to_every_trial() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (["model=vit"], "There is nothing to search"),
         (["optimizer.lr=1..2"], "train.py needs model=NAME"),
@@ -135,9 +135,9 @@ def test_other_arguments_go_to_every_trial() -> None:
     ],
 )
 def test_a_mistake_is_one_sentence_before_the_first_trial(
-    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert search.main([*words, "--trials", "3", "--study", "s"]) == 2
+    assert search.main([*arguments, "--trials", "3", "--study", "s"]) == 2
     err = capsys.readouterr().err
     assert err.startswith(message) and err.count("\n") == 1 and not Path("s").exists()
 

@@ -1,4 +1,4 @@
-"""The comparison of an imported file with its program: it agrees for right imports and fails for wrong ones."""
+"""The comparison of an imported file with its program: it agrees for correct imports and fails for wrong ones."""
 
 import shlex
 from collections.abc import Callable
@@ -198,14 +198,14 @@ def test_two_tensors_swapped_by_the_import_are_noticed(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    right = importing.adopt
+    original = importing.adopt
 
-    def wrong(*arguments: Any) -> Adopted:
-        adopted = right(*arguments)
+    def patched(*arguments: Any) -> Adopted:
+        adopted = original(*arguments)
         swapped = {first: adopted.weights[second], second: adopted.weights[first]}
         return adopted._replace(weights={**adopted.weights, **swapped})
 
-    monkeypatch.setattr(importing, "adopt", wrong)
+    monkeypatch.setattr(importing, "adopt", patched)
     make, overrides, _ = AGREEING[case]
     assert run(write(tmp_path / "file", make()), *overrides) == 1
     assert capsys.readouterr().out.splitlines()[-1] == "OUTPUTS DIFFER: the limit is 0.0001"
@@ -214,13 +214,13 @@ def test_two_tensors_swapped_by_the_import_are_noticed(
 def test_a_head_in_another_order_is_noticed_though_the_features_agree(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    right = importing.adopt
+    original = importing.adopt
 
-    def wrong(*arguments: Any) -> Adopted:
-        adopted = right(*arguments)
+    def patched(*arguments: Any) -> Adopted:
+        adopted = original(*arguments)
         return adopted._replace(weights={**adopted.weights, "head.bias": adopted.weights["head.bias"].flip(0)})
 
-    monkeypatch.setattr(importing, "adopt", wrong)
+    monkeypatch.setattr(importing, "adopt", patched)
     assert run(write(tmp_path / "file", of_timm())) == 1
     features, logits = [line for line in capsys.readouterr().out.splitlines() if " differ by " in line]
     assert float(features.split()[6]) < 1e-5 < 0.1 < float(logits.split()[6])

@@ -33,7 +33,7 @@ def file(tmp_path) -> Path:
     return tmp_path / "model.safetensors"
 
 
-def test_a_right_import_agrees(file, capsys):
+def test_a_correct_import_agrees(file, capsys):
     assert main([f"checkpoint={file}", "model=transformer_opus", *SMALL]) == 0
     out = capsys.readouterr().out
     assert "outputs agree: the limit is 0.0001" in out and "none beside the file" in out
