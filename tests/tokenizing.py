@@ -1,4 +1,4 @@
-"""A small tokenizer's options, for tests to which most of them are all the same."""
+"""Options of a small tokenizer, for tests that do not depend on most of them."""
 
 from seq2seq.tokenizers.bpe import TokenizerOptions
 

@@ -11,19 +11,19 @@ from seq2seq.tokenizers.text import read_pair
 
 @dataclass(kw_only=True, eq=False)
 class Multi30k(SentencePairs):
-    """Task 1 of Multi30k as published: 29,000 pairs to learn from, 1,014 of val, 1,000 of test_2016_flickr.
+    """Task 1 of Multi30k as published: 29,000 pairs of train, 1,014 of val, 1,000 of test_2016_flickr.
 
-    Args, beside those of SentencePairs:
-        root: folder of the files: train.en.gz, val.en.gz, test_2016_flickr.en.gz and the same of each other language,
+    Args, in addition to those of SentencePairs:
+        root: folder of the files: train.en.gz, val.en.gz, test_2016_flickr.en.gz and those of the other languages,
             gzipped or not.
-        test: their name for the test split: test_2016_flickr, or test_2017_flickr and so on.
+        test: file stem of the test split: test_2016_flickr, test_2017_flickr, ...
     """
 
     root: str
     test: str
 
     def __post_init__(self) -> None:
-        """Refuse a pair of one language."""
+        """Raise UserError if source and target are the same language."""
         if self.source == self.target:
             raise UserError(
                 f"data.source={self.source} and data.target={self.target}: expected two languages, such as en and de."
@@ -41,10 +41,12 @@ class Multi30k(SentencePairs):
         for path in (folder / f"{stem}.{language}.gz", folder / f"{stem}.{language}"):
             if path.is_file():
                 return path
-        there = {path.name.split(".")[1] for path in folder.glob(f"{stem}.*")}
-        if there:
-            said = f"data.{key}={language}: expected a language of {stem} in data.root={self.root}"
-            raise UserError(f"{said}, which are {', '.join(sorted(there))}.")
+        languages = {path.name.split(".")[1] for path in folder.glob(f"{stem}.*")}
+        if languages:
+            raise UserError(
+                f"data.{key}={language}: expected a language of {stem} in data.root={self.root}: "
+                f"{', '.join(sorted(languages))}."
+            )
         raise UserError(
             f"There is no {stem}.{language}.gz in data.root={self.root}; put the files of Multi30k's task 1 there (raw "
             "text, data/task1/raw in the repository multi30k/dataset)."

@@ -1,4 +1,4 @@
-"""Sentence pairs as the trainer sees them, wherever they come from: cleaned for training, encoded once, padded."""
+"""Sentence pairs from any source as the trainer sees them: cleaned for training, encoded once, padded in batches."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -21,13 +21,13 @@ from seq2seq.tokenizers.text import Lines, Ragged
 
 @dataclass(frozen=True)
 class Corpus:
-    """One split as raw text: line n of `source` is line n of `target` in the other language."""
+    """One split as raw text: line n of `target` translates line n of `source`."""
 
     source: Lines
     target: Lines
-    origin: str  # where it comes from, for the summary
-    categories: Sequence[str] | None = None  # one of each pair, where the set has any
-    notes: list[str] = field(default_factory=list)  # what was left out before, and why
+    origin: str  # files or tables, for the summary
+    categories: Sequence[str] | None = None  # of each pair, if the data have categories
+    notes: list[str] = field(default_factory=list)  # what loading left out, and why
 
     def __len__(self) -> int:
         return len(self.source)
@@ -43,22 +43,21 @@ EMPTY_CORPUS = Corpus(Lines.of([]), Lines.of([]), "")
 
 @dataclass(frozen=True)
 class EncodedCorpus:
-    """One split ready for use."""
+    """One split, tokenized."""
 
     corpus: Corpus
-    source: Ragged  # ids, each sentence with EOS at its end
+    source: Ragged  # ids; each sentence ends with EOS
     target: Ragged
-    costs: list[int]  # tokens of the longer side as it is used
+    costs: list[int]  # tokens of each pair's longer side, after truncation
     notes: list[str]
 
 
 @dataclass(kw_only=True, eq=False)
 class SentencePairs(ABC):
-    """Pairs of sentences in two languages. A set of this kind says how to load its splits.
+    """Pairs of sentences in two languages. A subclass defines how its splits are loaded.
 
-    Vocabularies are learnt from train alone, or come out of a checkpoint by `use`. Pairs with an empty side, and where
-    `too_long` says so those with more than `longest` tokens, are left out of train; nothing is ever left out of val and
-    test, nor cut short there.
+    Tokenizers are trained on train only, or taken from a checkpoint by `use`. Pairs with an empty side are left out of
+    train; sides of more than `longest` tokens are truncated there, or their pairs left out. Val and test stay complete.
 
     A subclass adds keys as fields of a dataclass, and checks them in `__post_init__`.
 
@@ -66,9 +65,9 @@ class SentencePairs(ABC):
         source: the language to translate from (en, de, zh ...), for messages and scores.
         target: the language to translate to.
         tokenizer: how text becomes tokens.
-        longest: tokens, end of sentence included, that a side of a training pair may have.
-        too_long: what becomes of a longer one: "truncate" that side, or "skip" the pair.
-        batch_size: padded tokens of one optimizer step: sentences times the longest of all source and target sides.
+        longest: maximum tokens, including EOS, of a side of a training pair.
+        too_long: "truncate" a longer side, or "skip" its pair.
+        batch_size: maximum padded tokens of an optimizer step: sentences times the length of the longest side.
     """
 
     source: str
@@ -79,27 +78,27 @@ class SentencePairs(ABC):
     batch_size: Positive
 
     def __post_init__(self) -> None:
-        """Refuse a limit that no batch could hold."""
+        """Raise UserError if a sentence of `longest` tokens exceeds a batch."""
         if self.longest > self.batch_size:
             raise UserError(
-                f"data.longest={self.longest} and data.batch_size={self.batch_size}, both in tokens: expected a batch "
-                "to hold at least the longest sentence; give less of the one or more of the other."
+                f"data.longest={self.longest} and data.batch_size={self.batch_size}, both in tokens: expected "
+                "data.batch_size to be at least data.longest; lower the latter or raise the former."
             )
         self._corpora: dict[Split, Corpus] = {}
-        self._prepared: dict[Split, EncodedCorpus] = {}
+        self._encoded: dict[Split, EncodedCorpus] = {}
         self._tokenizers: tuple[TextTokenizer, TextTokenizer] | None = None
 
     @abstractmethod
     def load(self, split: Split) -> dict[Split, Corpus]:
-        """This split, and others that come along; EMPTY_CORPUS for a val or test that there is not.
+        """This split, and others that are loaded with it; EMPTY_CORPUS for a val or test that does not exist.
 
-        Called once for each split. Raises UserError when the files are not there or broken.
+        Called at most once per split. Raises UserError when a file is missing or broken.
         """
 
     def tokenizers(self) -> tuple[TextTokenizer, TextTokenizer]:
-        """Those of source and target, learnt from train at the first call; one and the same when joint."""
+        """The tokenizers of source and target, trained on train at the first call; the same object twice when joint."""
         if self._tokenizers is None:
-            corpus, options = self._complete(), self.tokenizer
+            corpus, options = self._train_without_empty_sides(), self.tokenizer
             if options.joint:
                 joint = Tokenizer.train(chain(corpus.source, corpus.target), options)
                 self._tokenizers = joint, joint
@@ -110,57 +109,58 @@ class SentencePairs(ABC):
         return self._tokenizers
 
     def use(self, source: TextTokenizer, target: TextTokenizer) -> None:
-        """Take a checkpoint's tokenizers in place of own ones, which then are never learnt."""
+        """Use a checkpoint's tokenizers instead of training them."""
         self._tokenizers = source, target
-        self._prepared = {}
+        self._encoded = {}
 
     def count(self, split: Split) -> int:
-        """Number of pairs in `split`; 0 when there is no such val or test."""
+        """Number of pairs in `split`; 0 for a val or test that does not exist."""
         return len(self._used(split))
 
     def cost(self, split: Split) -> Sequence[int]:
-        """Tokens of each pair's longer side, end of sentence included."""
-        return self._ready(split).costs
+        """Tokens of each pair's longer side, including EOS."""
+        return self._encode(split).costs
 
     def pairs(self, split: Split) -> list[tuple[str, str]]:
-        """Source and target of each pair as they were written."""
+        """The original text of each pair: source and target."""
         corpus = self._used(split)
         return list(zip(corpus.source, corpus.target, strict=True))
 
     def categories(self, split: Split) -> list[str] | None:
-        """What kind of text each pair is, for sets that know it."""
-        found = self._used(split).categories
-        return None if found is None else list(found)
+        """The category of each pair, or None if the data have no categories."""
+        categories = self._used(split).categories
+        return None if categories is None else list(categories)
 
     def sample(self, split: Split, index: int, generator: torch.Generator | None) -> dict[str, Any]:
-        """One pair: id (its index), source and target (ids with EOS at the end), source_text and target_text."""
-        ready = self._ready(split)
+        """One pair: id (its index), source and target (ids that end with EOS), source_text and target_text."""
+        encoded = self._encode(split)
         return {
             "id": index,
-            "source": self._within(split, ready.source[index].tolist()),
-            "target": self._within(split, ready.target[index].tolist()),
-            "source_text": ready.corpus.source[index],
-            "target_text": ready.corpus.target[index],
+            "source": self._truncate(split, encoded.source[index].tolist()),
+            "target": self._truncate(split, encoded.target[index].tolist()),
+            "source_text": encoded.corpus.source[index],
+            "target_text": encoded.corpus.target[index],
         }
 
     def where(self, split: Split, index: int) -> str:
-        """The line of a pair in its files, for messages."""
+        """The line of a pair in its file, for messages."""
         corpus = self._used(split)
         return f"line {corpus.source.number(index)} of {corpus.origin}"
 
     def view(self, line: str, target: str | None = None, id: int = 0) -> dict[str, Any]:
-        """A user's sentence, and perhaps its given translation, as a sample, of any length."""
-        source, other = self.tokenizers()
-        sample = {"id": id, "source": [*source.encode(line), EOS], "source_text": line}
+        """A user's sentence of any length, and optionally its translation, as a sample."""
+        source_tokenizer, target_tokenizer = self.tokenizers()
+        sample = {"id": id, "source": [*source_tokenizer.encode(line), EOS], "source_text": line}
         if target is not None:
-            sample |= {"target": [*other.encode(target), EOS], "target_text": target}
+            sample |= {"target": [*target_tokenizer.encode(target), EOS], "target_text": target}
         return sample
 
     def collate(self, samples: list[dict[str, Any]]) -> Batch:
-        """Samples to a batch, padded with 0 on the right to the longest source (S) and target (T).
+        """Make a batch, padded with 0 on the right to the longest source (S) and target (T).
 
-        Returns ids, source int64 (B, S), source_lengths (B,) and source_texts; and where the samples have targets
-        target_in (B, T) from BOS on, target_out (B, T) up to EOS, target_lengths (B,) and target_texts.
+        Returns ids, source int64 (B, S), source_lengths (B,) and source_texts. If the samples have targets, also
+        target_in (B, T), which begins with BOS, target_out (B, T), which ends with EOS, target_lengths (B,) and
+        target_texts.
         """
         source, lengths = _padded([sample["source"] for sample in samples])
         batch: Batch = {
@@ -179,18 +179,18 @@ class SentencePairs(ABC):
         return batch
 
     def summary(self) -> list[str]:
-        """Languages and vocabulary, then each split's size and what was left out or changed in it."""
-        sizes = [f"{tokenizer.size:,}" for tokenizer in self.tokenizers()]
+        """Languages and vocabulary, then each split's pairs and tokens and what was left out or changed."""
+        counts = [f"{tokenizer.size:,}" for tokenizer in self.tokenizers()]
         options = self.tokenizers()[0].options
-        entries = f"{sizes[0]} entries for both" if options.joint else f"{' + '.join(sizes)} entries"
+        entries = f"{counts[0]} entries for both" if options.joint else f"{' + '.join(counts)} entries"
         lines = [f"{self.source} -> {self.target}; {options.kind} from {options.pieces}, {entries}"]
         for split in SPLITS:
-            ready = self._ready(split)
-            if not len(ready.corpus):
+            encoded = self._encode(split)
+            if not len(encoded.corpus):
                 continue
-            tokens = f"{ready.source.lengths.sum():,} + {ready.target.lengths.sum():,} tokens"
-            lines.append(f"{split}: {len(ready.corpus):,} pairs, {tokens}, of {ready.corpus.origin}")
-            lines += [f"{split}: {note}" for note in ready.notes]
+            tokens = f"{encoded.source.lengths.sum():,} + {encoded.target.lengths.sum():,} tokens"
+            lines.append(f"{split}: {len(encoded.corpus):,} pairs, {tokens}, of {encoded.corpus.origin}")
+            lines += [f"{split}: {note}" for note in encoded.notes]
         return lines
 
     def _corpus(self, split: Split) -> Corpus:
@@ -199,59 +199,59 @@ class SentencePairs(ABC):
         return self._corpora[split]
 
     def _used(self, split: Split) -> Corpus:
-        """The pairs of a split in order of index. Only in train does that depend on tokens."""
-        return self._ready(split).corpus if split == "train" else self._corpus(split)
+        """The pairs of a split by index. Those of train depend on their numbers of tokens."""
+        return self._encode(split).corpus if split == "train" else self._corpus(split)
 
-    def _complete(self) -> Corpus:
-        """Train without the pairs that have an empty side."""
+    def _train_without_empty_sides(self) -> Corpus:
         corpus = self._corpus("train")
-        complete = corpus.take(np.flatnonzero(_written(corpus.source) & _written(corpus.target)))
-        if not len(complete):
+        pairs = corpus.take(np.flatnonzero(_have_text(corpus.source) & _have_text(corpus.target)))
+        if not len(pairs):
             raise UserError(
                 f"No training pair is left of {corpus.origin}: each of {len(corpus):,} has an empty side; give text "
                 "in both languages."
             )
-        return complete
+        return pairs
 
-    def _ready(self, split: Split) -> EncodedCorpus:
-        if split not in self._prepared:
-            self._prepared[split] = self._clean(self._complete()) if split == "train" else self._as_it_is(split)
-        return self._prepared[split]
+    def _encode(self, split: Split) -> EncodedCorpus:
+        if split not in self._encoded:
+            self._encoded[split] = self._encode_train() if split == "train" else self._encode_evaluation(split)
+        return self._encoded[split]
 
-    def _as_it_is(self, split: Split) -> EncodedCorpus:
+    def _encode_evaluation(self, split: Split) -> EncodedCorpus:
         """All of val or test."""
         corpus = self._corpus(split)
-        (source, target), notes = self._encoded(corpus)
+        (source, target), notes = self._encode_sides(corpus)
         for name, side in ((self.source, corpus.source), (self.target, corpus.target)):
-            empty = int((~_written(side)).sum())
-            notes += [f"{empty:,} empty {name} {'line' if empty == 1 else 'lines'}, kept as they are"] * bool(empty)
+            empty = int((~_have_text(side)).sum())
+            notes += [f"{empty:,} empty {name} {'line' if empty == 1 else 'lines'}, kept"] * bool(empty)
         return EncodedCorpus(corpus, source, target, np.maximum(source.lengths, target.lengths).tolist(), notes)
 
-    def _clean(self, corpus: Corpus) -> EncodedCorpus:
-        """Train without pairs that are too long, or with long sides marked as cut by their cost."""
-        (source, target), notes = self._encoded(corpus)
+    def _encode_train(self) -> EncodedCorpus:
+        """Train without pairs that are empty or too long; `sample` truncates long sides, here only their costs are."""
+        corpus = self._train_without_empty_sides()
+        (source, target), notes = self._encode_sides(corpus)
         empty = len(self._corpus("train")) - len(corpus)
         if empty:
             notes.insert(len(corpus.notes), f"{_pairs(empty)} with an empty side left out")
         lengths = np.maximum(source.lengths, target.lengths)  # (n,)
-        over = int((lengths > self.longest).sum())
+        too_long = int((lengths > self.longest).sum())
         limit = f"longer than {self.longest} tokens (data.longest)"
-        if over and self.too_long == "truncate":
+        if too_long and self.too_long == "truncate":
             sides = int((source.lengths > self.longest).sum() + (target.lengths > self.longest).sum())
-            notes.append(f"{sides:,} {'side' if sides == 1 else 'sides'} {limit} truncated, in {_pairs(over)}")
-        elif over:
+            notes.append(f"{sides:,} {'side' if sides == 1 else 'sides'} {limit} truncated, in {_pairs(too_long)}")
+        elif too_long:
             rows = np.flatnonzero(lengths <= self.longest)
             if not len(rows):
                 raise UserError(
-                    f"No training pair is left of {corpus.origin}: each is {limit}; give more, or "
-                    "data.too_long=truncate."
+                    f"No training pair is left of {corpus.origin}: each is {limit}; raise the "
+                    "limit, or give data.too_long=truncate."
                 )
-            notes.append(f"{_pairs(over)} {limit} left out")
+            notes.append(f"{_pairs(too_long)} {limit} left out")
             corpus, source, target, lengths = corpus.take(rows), source.take(rows), target.take(rows), lengths[rows]
         return EncodedCorpus(corpus, source, target, np.minimum(lengths, self.longest).tolist(), notes)
 
-    def _encoded(self, corpus: Corpus) -> tuple[list[Ragged], list[str]]:
-        """Both sides' ids, and the corpus's notes with one more where the tokenizer reads another text than written."""
+    def _encode_sides(self, corpus: Corpus) -> tuple[list[Ragged], list[str]]:
+        """The ids of both sides, and the corpus's notes with the number of sentences that normalisation changes."""
         notes, rows = list(corpus.notes), []
         sides = (self.source, corpus.source), (self.target, corpus.target)
         for tokenizer, (name, lines) in zip(self.tokenizers(), sides, strict=True):
@@ -266,13 +266,13 @@ class SentencePairs(ABC):
             )
         return rows, notes
 
-    def _within(self, split: Split, ids: list[int]) -> list[int]:
-        """A training sentence cut to `longest` tokens, the last of which still is EOS."""
+    def _truncate(self, split: Split, ids: list[int]) -> list[int]:
+        """In train, at most `longest` ids, the last of which is EOS."""
         return ids if split != "train" or len(ids) <= self.longest else [*ids[: self.longest - 1], EOS]
 
 
 def _padded(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
-    """Ids (B, N) padded on the right, and their lengths (B,)."""
+    """Ids (B, N), padded on the right, and their lengths (B,)."""
     lengths = [len(row) for row in rows]
     padded = np.full((len(rows), max(lengths)), PAD, np.int64)
     for i, row in enumerate(rows):
@@ -280,8 +280,8 @@ def _padded(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(padded), torch.tensor(lengths)
 
 
-def _written(lines: Iterable[str]) -> NDArray[np.bool_]:
-    """Which lines hold more than white space: (n,)."""
+def _have_text(lines: Iterable[str]) -> NDArray[np.bool_]:
+    """Whether each line contains more than white space: (n,)."""
     return np.fromiter((bool(line.strip()) for line in lines), np.bool_)
 
 

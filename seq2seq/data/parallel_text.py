@@ -1,4 +1,4 @@
-"""A translation data set of plain text: two files of the same number of lines, or one with a tab in every line."""
+"""Translation data in text files: two files with the same number of lines, or one with a tab in every line."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,29 +15,29 @@ from seq2seq.tokenizers.text import read_pair, read_tabbed
 
 @dataclass(frozen=True, kw_only=True)
 class Files:
-    """Where one split lies: source and target, or pairs, or none; each gzipped or not."""
+    """The files of one split: source and target, or pairs, or none; each gzipped or not."""
 
-    source: str | None  # file with a sentence in every line
-    target: str | None  # file with their translations, line by line
+    source: str | None  # file with one sentence per line
+    target: str | None  # file with their translations, one per line
     pairs: str | None  # file with source, tab, target in every line
 
 
 @dataclass(kw_only=True, eq=False)
 class ParallelText(SentencePairs):
-    """Parallel text by the paths of its files.
+    """Parallel text, given by the paths of its files.
 
-    A val or test that is not given is cut from train, the same for any seed of the run: one pair each of `val_count`
-    (`test_count`) source sentences, whose other pairs are left out, so that no split knows a sentence of another that
-    was cut. Which ones depends on the sentences alone, and test not on how large val is.
+    A val or test without files is split off train: `val_count` (`test_count`) source sentences with one pair each.
+    Their other pairs are left out, so that no sentence is in two splits. The selection depends on the sentences only,
+    not on the run's seed, and test does not depend on `val_count`.
 
     The constructor opens no file; a mistake in the files is a UserError at the first use of their split.
 
-    Args, beside those of SentencePairs:
-        train: the split to learn from.
-        val: the split that chooses the checkpoint.
-        test: the split that is reported.
-        val_count: pairs to cut from train for val where val is not given; 0 = no val.
-        test_count: pairs to cut from train for test where test is not given; 0 = no test.
+    Args, in addition to those of SentencePairs:
+        train: files of the split to learn from.
+        val: files of the split that selects the checkpoint.
+        test: files of the split with the reported scores.
+        val_count: pairs to split off train for a val without files; 0 = no val.
+        test_count: pairs to split off train for a test without files; 0 = no test.
     """
 
     train: Files
@@ -47,7 +47,7 @@ class ParallelText(SentencePairs):
     test_count: Count
 
     def __post_init__(self) -> None:
-        """Refuse splits of one file of two, or of both kinds of files."""
+        """Raise UserError for a split with one file of two, or with both kinds of files."""
         super().__post_init__()
         for split in SPLITS:
             files = self._files(split)
@@ -55,27 +55,27 @@ class ParallelText(SentencePairs):
                 files.pairs is not None and files.source is not None
             ):
                 raise UserError(
-                    f"data.{split}: expected source and target, two files, or pairs, one file with a tab in every "
-                    f"line; given were {', '.join(key for key, path in vars(files).items() if path is not None)}."
+                    f"data.{split}: expected source and target (two files) or pairs (one file with a tab in every "
+                    f"line), but got {', '.join(key for key, path in vars(files).items() if path is not None)}."
                 )
 
     def load(self, split: Split) -> dict[Split, Corpus]:
-        """A split's own files, or train with all that is cut from it."""
-        counts = self._cuts()
+        """The split from its files, or train with the splits that are taken from it."""
+        counts = self._counts_from_train()
         if split != "train" and split not in counts:
-            return {split: self._read(split) if self._is_given(split) else EMPTY_CORPUS}
-        if not self._is_given("train"):
+            return {split: self._read(split) if self._has_files(split) else EMPTY_CORPUS}
+        if not self._has_files("train"):
             raise UserError(
                 "There is no training text: give data.train.source and data.train.target, or data.train.pairs, a file "
                 "with a tab in every line."
             )
-        whole = self._read("train")
-        return self._cut(whole, counts) if counts else {"train": whole}
+        corpus = self._read("train")
+        return self._split(corpus, counts) if counts else {"train": corpus}
 
     def _files(self, split: Split) -> Files:
         return {"train": self.train, "val": self.val, "test": self.test}[split]
 
-    def _is_given(self, split: Split) -> bool:
+    def _has_files(self, split: Split) -> bool:
         return any(path is not None for path in vars(self._files(split)).values())
 
     def _read(self, split: Split) -> Corpus:
@@ -86,39 +86,39 @@ class ParallelText(SentencePairs):
         paths = [Path(path).expanduser() for path in (files.source, files.target)]
         return Corpus(*read_pair(*paths), f"{files.source} and {files.target}")
 
-    def _cuts(self) -> dict[Split, int]:
-        """The splits that are parts of train, and their sizes; test comes first and so does not depend on val's."""
-        wanted: dict[Split, int] = {"test": self.test_count, "val": self.val_count}
-        return {split: count for split, count in wanted.items() if count and not self._is_given(split)}
+    def _counts_from_train(self) -> dict[Split, int]:
+        """The pairs of the splits that are taken from train; test is first, so that it does not depend on val_count."""
+        counts: dict[Split, int] = {"test": self.test_count, "val": self.val_count}
+        return {split: count for split, count in counts.items() if count and not self._has_files(split)}
 
-    def _cut(self, whole: Corpus, counts: dict[Split, int]) -> dict[Split, Corpus]:
-        """Train and its parts, each pair in one of them at most."""
-        digests = np.fromiter((_digest(text) for text in whole.source), np.int64)  # (n,)
-        others: list[Split] = [split for split in ("val", "test") if self._is_given(split)]
-        taken = {_digest(text) for split in others for text in self._read(split).source}
-        firsts: dict[int, int] = {}  # of each source sentence its first pair
-        for row, (source, target) in enumerate(zip(whole.source, whole.target, strict=True)):
-            if source.strip() and target.strip() and digests[row] not in taken:
-                firsts.setdefault(int(digests[row]), row)
-        if sum(counts.values()) >= len(firsts):
-            asked = " and ".join(f"data.{split}_count={count}" for split, count in counts.items())
+    def _split(self, corpus: Corpus, counts: dict[Split, int]) -> dict[Split, Corpus]:
+        """Train and the splits that are taken from it; each pair is in at most one of them."""
+        digests = np.fromiter((_digest(text) for text in corpus.source), np.int64)  # (n,)
+        splits_with_files: list[Split] = [split for split in ("val", "test") if self._has_files(split)]
+        held_out = {_digest(text) for split in splits_with_files for text in self._read(split).source}
+        first_rows: dict[int, int] = {}  # of each source sentence, by its digest
+        for row, (source, target) in enumerate(zip(corpus.source, corpus.target, strict=True)):
+            if source.strip() and target.strip() and digests[row] not in held_out:
+                first_rows.setdefault(int(digests[row]), row)
+        if sum(counts.values()) >= len(first_rows):
+            keys = " and ".join(f"data.{split}_count={count}" for split, count in counts.items())
             raise UserError(
-                f"{asked} leaves nothing of the {len(firsts):,} sentences of {whole.origin}; give less, or files of "
-                f"their own ({', '.join(f'data.{split}.source' for split in counts)} and so on)."
+                f"{keys} leaves nothing of the {len(first_rows):,} sentences of {corpus.origin}; give lower counts, or "
+                f"separate files ({', '.join(f'data.{split}.source' for split in counts)}, ...)."
             )
-        order, start = sorted(firsts), 0
-        parts: dict[Split, Corpus] = {}
+        order, start = sorted(first_rows), 0
+        splits: dict[Split, Corpus] = {}
         for split, count in counts.items():
-            rows = np.array(sorted(firsts[digest] for digest in order[start : start + count]))
-            parts[split] = whole.take(rows)
+            rows = np.array(sorted(first_rows[digest] for digest in order[start : start + count]))
+            splits[split] = corpus.take(rows)
             start += count
-        rest = np.flatnonzero(~np.isin(digests, order[:start]))
-        doubled = len(whole) - len(rest) - start
-        more = f"{doubled:,} more {'pair' if doubled == 1 else 'pairs'}"
-        note = f"{more} left out whose source sentences were cut for {' and '.join(counts)}"
-        return {"train": replace(whole.take(rest), notes=[note] * bool(doubled)), **parts}
+        train_rows = np.flatnonzero(~np.isin(digests, order[:start]))
+        repeated = len(corpus) - len(train_rows) - start
+        pairs = f"{repeated:,} more {'pair' if repeated == 1 else 'pairs'}"
+        note = f"{pairs} left out because their source sentences are in {' or '.join(counts)}"
+        return {"train": replace(corpus.take(train_rows), notes=[note] * bool(repeated)), **splits}
 
 
 def _digest(text: str) -> int:
-    """A place for each sentence in an order that has nothing to do with the file's: 63 bits."""
+    """63 bits that order the sentences independently of the file."""
     return mix("parts of train", text)

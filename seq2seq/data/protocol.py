@@ -1,4 +1,4 @@
-"""What translation asks of its data beyond `common.task.Data`."""
+"""What translation expects of its data in addition to `common.task.Data`."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -14,13 +14,13 @@ class TextData(Data, Protocol):
     target: str
 
     def tokenizers(self) -> tuple[TextTokenizer, TextTokenizer]:
-        """Those of source and target, learnt from train at the first call; one and the same when joint."""
+        """The tokenizers of source and target, trained on train at the first call; the same object twice when joint."""
 
     def use(self, source: TextTokenizer, target: TextTokenizer) -> None:
-        """Take a checkpoint's tokenizers in place of own ones, which then are never learnt."""
+        """Use a checkpoint's tokenizers instead of training them."""
 
     def categories(self, split: Split) -> Sequence[str] | None:
-        """The kind of text of each pair, for sets that know it."""
+        """The category of each pair, or None if the data have no categories."""
 
     def view(self, line: str, target: str | None = None, id: int = 0) -> dict[str, Any]:
-        """A user's sentence, and perhaps its given translation, as a sample, of any length."""
+        """A user's sentence of any length, and optionally its translation, as a sample."""

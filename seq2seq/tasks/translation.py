@@ -1,4 +1,4 @@
-"""Translation as the trainer and the evaluator see it: smoothed cross-entropy, tokenizers, text, BLEU."""
+"""The task of translation: smoothed cross-entropy, tokenizers, translated text, BLEU."""
 
 import re
 from collections.abc import Iterator
@@ -25,30 +25,30 @@ from seq2seq.tasks.reading import lines
 from seq2seq.tokenizers import marian as foreign_tokenizers
 from seq2seq.tokenizers.bpe import BOS, EOS, SPECIAL_NAMES
 
-LINES_PER_BATCH = 64  # lines of a user's file that are translated at once
+LINES_PER_BATCH = 64  # of a user's input
 
 
 class Translation:
-    """One translation for each sentence. `data` may stay unopened for prediction alone."""
+    """One translation for each sentence. Prediction does not open `data`."""
 
     goal = Goal("bleu", higher_is_better=True)
     handed_on: ClassVar[tuple[str, ...]] = ("vocabularies", "joint")
 
     def __init__(self, *, data: TextData, loss: LossOptions, predict: DecodingOptions, keep_tokenizers: bool):
-        """Describe the task.
+        """Make the task.
 
         Args:
             data: pairs of sentences.
             loss: see LossOptions.
-            predict: how translations are looked for.
-            keep_tokenizers: a run that starts from a checkpoint takes its tokenizers, so that its embeddings mean
-                something; false learns new ones from the new data.
+            predict: how translations are decoded.
+            keep_tokenizers: whether a run that starts from a checkpoint uses its tokenizers, so that its embeddings
+                keep their meaning; false trains new ones on the new data.
         """
         self.data, self.loss_options, self.options = data, loss, predict
         self.keep_tokenizers = keep_tokenizers
 
     def model_arguments(self) -> dict[str, Any]:
-        """Sizes of the vocabularies, and whether they are one."""
+        """Numbers of entries of both vocabularies, and whether they are the same vocabulary."""
         source, target = self.data.tokenizers()
         return {
             "vocabularies": (source.size, target.size),
@@ -56,35 +56,35 @@ class Translation:
         }
 
     def state(self) -> dict[str, Any]:
-        """The tokenizers, each as a text: one when joint, or those of source and target."""
+        """The tokenizers as JSON: one if it is joint, otherwise those of source and target."""
         source, target = self.data.tokenizers()
         return {"tokenizers": [source.state()] if source is target else [source.state(), target.state()]}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take the tokenizers from a checkpoint; raises UserError when it has none, as a file of another program."""
+        """Use the tokenizers of a checkpoint; raises UserError if it has none, like files of other programs."""
         if not state.get("tokenizers"):
             raise UserError(
-                "The checkpoint holds no tokenizers, and without them its numbers are no words; import it together "
+                "The checkpoint contains no tokenizers, without which its token ids have no text; import it together "
                 "with its vocabulary."
             )
         tokenizers = [foreign_tokenizers.restore(text) for text in state["tokenizers"]]
         self.data.use(tokenizers[0], tokenizers[-1])
 
     def inherit(self, state: dict[str, Any]) -> None:
-        """Before the model is built: take the tokenizers of the checkpoint that a new run starts from."""
+        """Before the model is built, use the tokenizers of the checkpoint that a new run starts from."""
         if self.keep_tokenizers and state.get("tokenizers"):
             self.restore(state)
 
     def adopt(self, tensors: dict[str, Any], folder: Path | None = None) -> Adopted:
-        """Files of Marian (in transformers' layout) and of fairseq; see seq2seq/importing/adopt.py."""
+        """Import files of Marian (in transformers' layout) and fairseq; see seq2seq/importing/adopt.py."""
         return importing.adopt(tensors, folder)
 
     def normalisers(self, batch: Batch) -> dict[str, float]:
-        """Number of real target tokens, each sentence's end among them."""
+        """Number of target tokens, including EOS and without padding."""
         return {"tokens": float(batch["target_lengths"].sum())}
 
     def sizes(self, batch: Batch) -> dict[str, float]:
-        """The former name of `normalisers`, which users' tasks may call for one version."""
+        """The former name of `normalisers`, which subclasses may call for one version."""
         return self.normalisers(batch)
 
     def loss(self, model: nn.Module, batch: Batch, normalisers: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -97,25 +97,26 @@ class Translation:
     def predict(self, model: nn.Module, batch: Batch) -> list[Answer]:
         """One answer per sentence: text, score, and tokens (ids without BOS and EOS) of its best translation.
 
-        Also `candidates` (text and score of each, best first) where several are asked for; `attention` (h, T, S) where
-        it is; and where the batch has targets reference_log_probability (nats) and reference_tokens. A sentence of
-        nothing but white space is translated by nothing.
+        With task.predict.candidates > 1 also `candidates` (text and score of each, best first), with
+        task.predict.attention `attention` (h, T, S), and for a batch with targets reference_log_probability (nats) and
+        reference_tokens. The translation of an empty sentence, or one of white space only, is empty.
         """
         _check_lengths(model, batch)
-        given = self.options.method == "given"
-        written = [i for i, text in enumerate(batch["source_texts"]) if given or text.strip()]
-        found = dict(zip(written, self._translations(model, batch, written), strict=True))
-        nothing = [Hypothesis([], 0.0, 0.0, True)]
-        answers = [self._answer(found.get(i, nothing)) for i in range(len(batch["ids"]))]
+        scores_given_targets = self.options.method == "given"
+        rows = [i for i, text in enumerate(batch["source_texts"]) if scores_given_targets or text.strip()]
+        hypotheses = dict(zip(rows, self._hypotheses(model, batch, rows), strict=True))
+        empty = [Hypothesis([], 0.0, 0.0, True)]
+        answers = [self._answer(hypotheses.get(i, empty)) for i in range(len(batch["ids"]))]
         if "target_out" in batch:
             for answer, (log_probability, tokens) in zip(answers, self._references(model, batch), strict=True):
                 answer |= {"reference_log_probability": log_probability, "reference_tokens": tokens}
         if self.options.attention:
-            for i in written:
+            for i in rows:
                 answers[i]["attention"] = self._attention(model, batch, i, answers[i]["tokens"])
         return answers
 
-    def _translations(self, model: nn.Module, batch: Batch, rows: list[int]) -> list[list[Hypothesis]]:
+    def _hypotheses(self, model: nn.Module, batch: Batch, rows: list[int]) -> list[list[Hypothesis]]:
+        """Decoded translations of these rows of the batch, or their scored targets."""
         source, lengths = batch["source"][rows], batch["source_lengths"][rows]
         decoder, special = cast(Decoder, model), self.data.tokenizers()[1].special
         if self.options.method != "given":
@@ -123,8 +124,8 @@ class Translation:
         targets, counts = batch["target_out"][rows], batch["target_lengths"][rows]
         scored = score(decoder, source, lengths, targets, counts, special)
         return [
-            [Hypothesis(words[: count - 1], total / self.options.divisor(count), total, True)]
-            for words, (total, count) in zip(targets.tolist(), scored, strict=True)
+            [Hypothesis(tokens[: count - 1], log_probability / self.options.divisor(count), log_probability, True)]
+            for tokens, (log_probability, count) in zip(targets.tolist(), scored, strict=True)
         ]
 
     def _answer(self, hypotheses: list[Hypothesis]) -> Answer:
@@ -137,13 +138,13 @@ class Translation:
         return answer
 
     def _references(self, model: nn.Module, batch: Batch) -> list[tuple[float, int]]:
-        """Log probability in nats, not smoothed, and number of tokens of each given target."""
+        """Log probability of each target in nats, without smoothing, and its number of tokens."""
         logits = model(batch["source"], batch["source_lengths"], batch["target_in"])  # (B, T, V)
-        plain = loss.token_losses(logits, batch["target_out"])  # (B, T)
-        return list(zip((-plain.double().sum(1)).tolist(), batch["target_lengths"].tolist(), strict=True))
+        losses = loss.token_losses(logits, batch["target_out"])  # (B, T)
+        return list(zip((-losses.double().sum(1)).tolist(), batch["target_lengths"].tolist(), strict=True))
 
     def _attention(self, model: nn.Module, batch: Batch, i: int, tokens: list[int]) -> Tensor:
-        """Where each token of a translation, its end included, looked in its source: (h, T, S) of the last layer."""
+        """Attention of the last layer from each token of a translation, and EOS, to its source: (h, T, S)."""
         length = int(batch["source_lengths"][i])
         source = batch["source"][i : i + 1, :length]
         target_in = source.new_tensor([[BOS, *tokens]])
@@ -157,9 +158,9 @@ class Translation:
         return maps[names[-1]][0][0].float().cpu()
 
     def read(self, input: str) -> Iterator[Batch]:
-        """A text file, or "-" for a pipe or a terminal, as batches of lines as they come.
+        """Batches of the lines of a text file, or, for "-", of a pipe or a terminal as soon as they arrive.
 
-        With method=given each line holds a sentence, a tab, and its translation.
+        With method=given each line contains a sentence, a tab, and its translation.
         """
         for group in lines(input, LINES_PER_BATCH):
             yield self.data.collate([self._view(line.text, line.number) for line in group])
@@ -173,18 +174,18 @@ class Translation:
         return self.data.view(source, target, number)
 
     def show(self, batch: Batch, answers: list[Answer], folder: Path) -> Iterator[str]:
-        """One line for each translation: its text; of several, or given ones, line number, score and text with tabs.
+        """One line per translation: its text; with candidates > 1 or method=given its number, score and text with tabs.
 
-        With attention also an SVG picture of each sentence under `folder`.
+        With attention, also writes an SVG picture of each sentence into `folder`.
         """
         numbered = self.options.candidates > 1 or self.options.method == "given"
         for i, (number, answer) in enumerate(zip(batch["ids"], answers, strict=True)):
             if "attention" in answer:
                 folder.mkdir(parents=True, exist_ok=True)
                 (folder / f"{number:06d}.attention.svg").write_text(self._picture(batch, i, answer), encoding="utf-8")
-            for one in answer.get("candidates", [answer]):
-                text = re.sub(r"[\r\n]", " ", one["text"])  # a line stays a line
-                yield f"{number}\t{one['score']:.4f}\t{text}" if numbered else text
+            for candidate in answer.get("candidates", [answer]):
+                text = re.sub(r"[\r\n]", " ", candidate["text"])  # one translation is one line
+                yield f"{number}\t{candidate['score']:.4f}\t{text}" if numbered else text
 
     def _picture(self, batch: Batch, i: int, answer: Answer) -> str:
         source, target = self.data.tokenizers()
@@ -194,20 +195,20 @@ class Translation:
         return picture(answer["attention"], *pieces, f"{batch['source_texts'][i]} -> {answer['text']}")
 
     def pictures(self, batch: Batch, answers: list[Answer], count: int) -> None:
-        """None: translations are no pictures."""
+        """None, because translations have no pictures."""
 
     def metric(self, split: Split) -> TranslationMetric:
-        """BLEU and its relatives on `split`, without regard to case where the tokenizer knows none."""
+        """BLEU and the other scores of `split`, case-insensitive if the tokenizer converts text to lower case."""
         lowercase = self.data.tokenizers()[1].options.lowercase
         categories = self.data.categories(split)
         return TranslationMetric(self.data.source, self.data.target, self.data.count(split), categories, lowercase)
 
     def advice(self, pretrained: bool) -> list[str]:
-        """What the data call for before the first step: nothing."""
+        """Advice before the first step: none."""
         return []
 
     def alarms(self, answers: list[Answer]) -> list[str]:
-        """What the newest answers call for: all sentences translated alike."""
+        """A warning if all of the newest answers are the same."""
         texts = {answer["text"] for answer in answers}
         if len(answers) < 10 or len(texts) > 1:
             return []
@@ -218,12 +219,12 @@ class Translation:
 
 
 def _check_lengths(model: nn.Module, batch: Batch) -> None:
-    """Raise UserError for a source that is longer than the model takes, where it says so (`longest`), naming it."""
+    """Raise UserError that names a source with more tokens than the model's limit, its attribute `longest`."""
     lengths: list[int] = batch["source_lengths"].tolist()
     longest = getattr(model, "longest", max(lengths))
     for name, length in zip(batch["ids"], lengths, strict=True):
         if length > longest:
             raise UserError(
-                f"Sentence {name} has {length:,} tokens, more than model.longest={longest:,}; cut it into sentences, "
+                f"Sentence {name} has {length:,} tokens, more than model.longest={longest:,}; split it into sentences, "
                 "or raise that limit."
             )

@@ -1,9 +1,9 @@
-"""Byte-pair encoding (Sennrich et al. 2016, arXiv:1508.07909), learnt inside the run by the `tokenizers` library.
+"""Byte-pair encoding (Sennrich et al. 2016, arXiv:1508.07909), trained in the run by the `tokenizers` library.
 
-Merges start from bytes (Radford et al. 2019, GPT-2) or from characters with the space among them, as in SentencePiece
-(Kudo and Richardson 2018, arXiv:1808.06226). Either way `decode(encode(text)) == text` for any text.
+Merges start from bytes (Radford et al. 2019, GPT-2) or from characters including the space, as in SentencePiece (Kudo
+and Richardson 2018, arXiv:1808.06226). In both cases `decode(encode(text)) == text` for any text.
 
-Differs: SentencePiece writes U+2581 for a space, which would make the two one in decoding; here a space is a space.
+Differs: SentencePiece replaces a space by U+2581, so that decoding cannot distinguish them; here a space is kept.
 """
 
 import itertools
@@ -26,31 +26,31 @@ from seq2seq.tokenizers.text import Ragged
 
 PAD, BOS, EOS, UNK = range(4)
 SPECIAL = SpecialIds(begin=BOS, end=EOS, never=(PAD, BOS))
-# Symbols of our own, out of Unicode's last plane for private use: a text that holds them is spelt in bytes, so that
-# no text can produce them. The special entries' names are such symbols too, because merges could spell "<s>".
+# Symbols from Unicode's last private-use plane. A text that contains them is encoded in bytes, so that no text can
+# produce them. Special entries are such symbols, too, because merges could produce the text "<s>".
 BYTE_SYMBOLS = tuple(chr(0x100000 + byte) for byte in range(256))
 SPECIAL_SYMBOLS = tuple(chr(0x100100 + special) for special in range(4))
-PRIVATE_USE = r"\x{100000}-\x{100103}"
+PRIVATE_USE = r"\x{100000}-\x{100103}"  # both, as a range in regular expressions
 SPECIAL_NAMES = ("<pad>", "<s>", "</s>", "<unk>")
-MIN_PAIR_COUNT = 2  # how often a pair must be seen to become an entry; one that is seen once teaches nothing
-ENCODING_CHUNK = 10_000  # sentences whose encodings, objects of Python, are there at once
+MIN_PAIR_COUNT = 2  # occurrences of a pair that becomes an entry
+ENCODING_CHUNK = 10_000  # sentences encoded at once; bounds the memory of their Python objects
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerOptions:
-    """How text becomes tokens.
+    """Options of tokenization.
 
     kind: "bpe".
     pieces: what merges start from: "bytes" (all 256, so that nothing is unknown) or "characters".
-    vocabulary: entries, the 4 special ones and all bytes or characters included; of each language when not joint.
-    joint: one vocabulary for both languages, which tied embeddings need.
-    single_digits: every digit is a token by itself, apart from its neighbours and from a space.
-    coverage: characters only: share of the training text that the characters with entries of their own make up; the
-        rarest others are spelt in bytes. 1.0 = all that were seen.
-    byte_fallback: characters only: spell others in bytes, which takes 256 entries; without it they are <unk>.
-    normalization: Unicode form that text is brought to first; "nfc" joins letters with their marks, "nfkc" also makes
-        compatible forms one (full width, ligatures, superscripts); decoding then gives the normalised text.
-    lowercase: make text lower case first; decoding then gives lower case.
+    vocabulary: number of entries, including the 4 special ones and all bytes or characters; per language if not joint.
+    joint: whether both languages share one vocabulary, which tied embeddings require.
+    single_digits: whether every digit is a token of its own, separate from other digits and from a space.
+    coverage: characters only: the fraction of the training text covered by characters with entries of their own; the
+        rarest characters are encoded in bytes. 1.0 = all characters of the training text have entries.
+    byte_fallback: characters only: encode other characters in bytes, which takes 256 entries; otherwise as <unk>.
+    normalization: Unicode form applied to text first: "nfc" composes letters with their marks, "nfkc" also replaces
+        compatibility characters (full width, ligatures, superscripts). Decoding returns the normalised text.
+    lowercase: convert text to lower case first; decoding returns lower case.
     """
 
     kind: Literal["bpe"]
@@ -67,7 +67,7 @@ class TokenizerOptions:
 class Tokenizer:
     """Text to ids and back. Ids 0 to 3 are padding, begin, end and unknown; no text can produce the first three.
 
-    Reversible but where options say otherwise: `normalization` and `lowercase`, and characters without `byte_fallback`.
+    It is reversible except with `normalization`, `lowercase`, or characters without `byte_fallback`.
     """
 
     pad, bos, eos, unk = PAD, BOS, EOS, UNK
@@ -75,40 +75,40 @@ class Tokenizer:
 
     def __init__(self, options: TokenizerOptions, bpe: tokenizers.Tokenizer):
         self.options, self._bpe = options, bpe
-        numbers: dict[str, int] = bpe.get_vocab()
-        entries = sorted(numbers, key=lambda entry: numbers[entry])
-        assert tuple(entries[:4]) == SPECIAL_SYMBOLS and sorted(numbers.values()) == [*range(len(numbers))]
+        ids: dict[str, int] = bpe.get_vocab()
+        entries = sorted(ids, key=lambda entry: ids[entry])
+        assert tuple(entries[:4]) == SPECIAL_SYMBOLS and sorted(ids.values()) == [*range(len(ids))]
         alphabet = [entry for entry in entries[4:] if len(entry) == 1 and entry not in BYTE_SYMBOLS]
-        self._foreign = _others(alphabet) if options.pieces == "characters" else None
-        symbols = _byte_level() if options.pieces == "bytes" else {symbol: i for i, symbol in enumerate(BYTE_SYMBOLS)}
-        spelt = {symbol: bytes([byte]) for symbol, byte in symbols.items()}
-        # What each id stands for in UTF-8, of which a byte may be but a part.
-        self._contents = [b"".join(spelt.get(c) or c.encode() for c in entry) for entry in entries]
+        self._uncovered = _uncovered_by(alphabet) if options.pieces == "characters" else None
+        byte_of = _byte_level() if options.pieces == "bytes" else {symbol: i for i, symbol in enumerate(BYTE_SYMBOLS)}
+        content_of = {symbol: bytes([byte]) for symbol, byte in byte_of.items()}
+        # The UTF-8 of each id; that of a byte may be a part of a character.
+        self._contents = [b"".join(content_of.get(c) or c.encode() for c in entry) for entry in entries]
         self._contents[:4] = [b"", b"", b"", "\ufffd".encode()]
 
     @property
     def size(self) -> int:
-        """Number of entries, special ones included."""
+        """Number of entries, including special ones."""
         return len(self._contents)
 
     @classmethod
     def train(cls, texts: Iterable[str], options: TokenizerOptions, which: str = "") -> "Tokenizer":
         """Learn the merges of `texts`; the same texts in the same order give the same entries.
 
-        `which` says in errors which texts they are: " in German".
+        `which` describes the texts in errors: " in German".
         Raises UserError when `options.vocabulary` is less than the alphabet or more than the texts can give.
         """
-        prepared = [_spaced(normalize(text, options)) for text in texts]
+        prepared = [_with_space(normalize(text, options)) for text in texts]
         if options.pieces == "bytes":
             alphabet = sorted(_byte_level())
         else:
             alphabet = _characters(prepared, options.coverage)
-            foreign = _others(alphabet)
-            prepared = [_spell(text, foreign, options) for text in prepared]
+            uncovered = _uncovered_by(alphabet)
+            prepared = [_replace_uncovered(text, uncovered, options) for text in prepared]
             alphabet += BYTE_SYMBOLS if options.byte_fallback else ()
-        _check_least(options, len(alphabet), which)
-        bpe = _untrained(options)
-        # `limit_alphabet` stays off: which of equally rare characters it drops differs from run to run.
+        _check_vocabulary(options, len(alphabet), which)
+        bpe = _untrained_tokenizer(options)
+        # `limit_alphabet` stays off: among equally rare characters, it drops different ones in each run.
         trainer = trainers.BpeTrainer(
             vocab_size=options.vocabulary,
             min_frequency=MIN_PAIR_COUNT,
@@ -120,114 +120,114 @@ class Tokenizer:
         if bpe.get_vocab_size() < options.vocabulary:
             raise UserError(
                 f"data.tokenizer.vocabulary={options.vocabulary}: the training text{which} gives no more than "
-                f"{bpe.get_vocab_size():,} entries that occur at least twice; give that or less."
+                f"{bpe.get_vocab_size():,} entries that occur at least twice; give that number or less."
             )
         return cls(options, _without_special_text(bpe))
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, without special ones; an empty text has none."""
+        """Ids of a text, without special ones; none for an empty text."""
         ids: list[int] = self._bpe.encode(self._prepare(text), add_special_tokens=False).ids
         return ids
 
     def encode_all(self, texts: Iterable[str]) -> Ragged:
-        """Ids of many texts, each with EOS at its end: rows of int32."""
+        """Ids of many texts as int32 rows, each of which ends with EOS."""
         parts, lengths = [np.empty(0, np.int32)], [0]
-        waiting = iter(texts)
-        while chunk := [self._prepare(text) for text in itertools.islice(waiting, ENCODING_CHUNK)]:
-            rows = [found.ids for found in self._bpe.encode_batch_fast(chunk, add_special_tokens=False)]
+        remaining = iter(texts)
+        while chunk := [self._prepare(text) for text in itertools.islice(remaining, ENCODING_CHUNK)]:
+            rows = [encoding.ids for encoding in self._bpe.encode_batch_fast(chunk, add_special_tokens=False)]
             lengths += [len(row) + 1 for row in rows]
             parts.append(np.fromiter(itertools.chain.from_iterable((*row, EOS) for row in rows), np.int32))
         bounds = np.cumsum(lengths, dtype=np.int64)
         return Ragged(np.concatenate(parts), bounds[:-1], bounds[1:])
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids. PAD, BOS and EOS give nothing; UNK, and bytes that are no UTF-8, give U+FFFD."""
+        """The text of ids, without PAD, BOS and EOS; UNK and invalid UTF-8 give U+FFFD."""
         text = b"".join(self._contents[i] for i in ids).decode("utf-8", "replace")
-        return text.removeprefix(" ")  # see _spaced
+        return text.removeprefix(" ")  # that of _with_space
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
-        """What each id stands for, for people: spaces as U+2581, a part of a character as <0xE4>."""
-        return [SPECIAL_NAMES[i] if i < len(SPECIAL_NAMES) else _shown(self._contents[i]) for i in ids]
+        """A readable form of each id's entry: a space as U+2581, a part of a character as <0xE4>."""
+        return [SPECIAL_NAMES[i] if i < len(SPECIAL_NAMES) else _readable(self._contents[i]) for i in ids]
 
     def state(self) -> str:
-        """All of it as JSON, for `restore`; it needs no data."""
+        """The tokenizer as JSON, which `restore` reads without data."""
         return json.dumps({"options": asdict(self.options), "bpe": json.loads(self._bpe.to_str())})
 
     @classmethod
     def restore(cls, state: str) -> "Tokenizer":
-        """The tokenizer of a `state`; raises UserError when it is none."""
+        """The tokenizer of a `state`; raises UserError for any other text."""
         try:
             content: dict[str, Any] = json.loads(state)
             bpe = tokenizers.Tokenizer.from_str(json.dumps(content["bpe"]))
             return cls(TokenizerOptions(**content["options"]), bpe)
-        except Exception as error:  # the library raises no narrower one
+        except Exception as error:  # the library raises no narrower type
             raise UserError(
-                "The checkpoint's tokenizer is none that this program wrote; give a checkpoint of a seq2seq run."
+                "The checkpoint's tokenizer was not written by this program; give a checkpoint of a seq2seq run."
             ) from error
 
     def _prepare(self, text: str) -> str:
-        """A text in symbols that all have entries."""
-        text = _spaced(normalize(text, self.options))
-        return text if self._foreign is None else _spell(text, self._foreign, self.options)
+        """The text in symbols that all have entries."""
+        text = _with_space(normalize(text, self.options))
+        return text if self._uncovered is None else _replace_uncovered(text, self._uncovered, self.options)
 
 
 def normalize(text: str, options: TokenizerOptions) -> str:
-    """The text that is encoded, and that decoding gives back: `text` itself unless options ask for another form."""
+    """The text that is encoded and that decoding returns: normalised and in lower case as the options require."""
     if options.normalization != "none":
         text = unicodedata.normalize("NFC" if options.normalization == "nfc" else "NFKC", text)
     return text.lower() if options.lowercase else text
 
 
-def _spaced(text: str) -> str:
-    """A word that begins a sentence like one inside it: with a space before it, which `decode` takes away again.
+def _with_space(text: str) -> str:
+    """A space before a text's first word, so that it has the same tokens as inside a sentence; `decode` removes it.
 
-    So a text that begins with a space must get one too.
+    A text that begins with a space gets another one, so that it keeps its own.
     """
     return f" {text}" if text[:1].isalpha() or text[:1] == " " else text
 
 
 def _characters(texts: Iterable[str], coverage: float) -> list[str]:
-    """The most frequent characters that make up `coverage` of the texts, and the space, sorted."""
+    """The most frequent characters that make up a fraction `coverage` of the texts, and the space, sorted."""
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(text)
-    wanted = coverage * counts.total()
+    remaining = coverage * counts.total()
     chosen = {" "}
     for character, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
-        if wanted <= 0:
+        if remaining <= 0:
             break
         chosen.add(character)
-        wanted -= count
+        remaining -= count
     return sorted(chosen - {*BYTE_SYMBOLS, *SPECIAL_SYMBOLS})
 
 
-def _others(alphabet: Iterable[str]) -> re.Pattern[str]:
-    """Any character that is not of the alphabet."""
+def _uncovered_by(alphabet: Iterable[str]) -> re.Pattern[str]:
+    """A pattern that matches any character outside the alphabet."""
     return re.compile(f"[^{''.join(map(re.escape, alphabet))}]")
 
 
-def _spell(text: str, foreign: re.Pattern[str], options: TokenizerOptions) -> str:
-    """The text with its foreign characters in bytes, or unknown."""
+def _replace_uncovered(text: str, uncovered: re.Pattern[str], options: TokenizerOptions) -> str:
+    """The text with its uncovered characters as byte symbols, or as the symbol of UNK without byte fallback."""
     if not options.byte_fallback:
-        return foreign.sub(SPECIAL_SYMBOLS[UNK], text)
-    return foreign.sub(lambda match: "".join(BYTE_SYMBOLS[byte] for byte in match[0].encode()), text)
+        return uncovered.sub(SPECIAL_SYMBOLS[UNK], text)
+    return uncovered.sub(lambda match: "".join(BYTE_SYMBOLS[byte] for byte in match[0].encode()), text)
 
 
-def _check_least(options: TokenizerOptions, alphabet: int, which: str) -> None:
-    least = len(SPECIAL_SYMBOLS) + alphabet
-    if options.vocabulary >= least:
+def _check_vocabulary(options: TokenizerOptions, alphabet_count: int, which: str) -> None:
+    minimum = len(SPECIAL_SYMBOLS) + alphabet_count
+    if options.vocabulary >= minimum:
         return
-    others = "" if options.pieces == "bytes" else ", or a lower data.tokenizer.coverage, or pieces=bytes"
+    alternatives = "" if options.pieces == "bytes" else ", or a lower data.tokenizer.coverage, or pieces=bytes"
     raise UserError(
-        f"data.tokenizer.vocabulary={options.vocabulary}: expected at least {least:,}{which}, the special entries and "
-        f"every byte or character that merges start from; give more{others}."
+        f"data.tokenizer.vocabulary={options.vocabulary}: expected at least {minimum:,}{which}, for the special "
+        f"entries and every byte or character that merges start from; give more{alternatives}."
     )
 
 
-def _untrained(options: TokenizerOptions) -> tokenizers.Tokenizer:
-    """A tokenizer that cuts text to words, within which merges stay: letters with their marks, numbers, signs, spaces.
+def _untrained_tokenizer(options: TokenizerOptions) -> tokenizers.Tokenizer:
+    """A tokenizer that splits text into letters with their marks, numbers, signs and spaces; no merge crosses these.
 
-    A word takes the space before it along. Symbols of ours stand alone, and so do digits if wished.
+    A word includes the space before it. Private-use symbols are separate, as are digits with `single_digits`.
     """
     number = r"\p{N}" if options.single_digits else r" ?\p{N}+"
     words = rf" ?[\p{{L}}\p{{M}}]+|{number}|[{PRIVATE_USE}]| ?[^\s\p{{L}}\p{{M}}\p{{N}}{PRIVATE_USE}]+|\s+(?!\S)|\s+"
@@ -240,20 +240,20 @@ def _untrained(options: TokenizerOptions) -> tokenizers.Tokenizer:
 
 
 def _without_special_text(bpe: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
-    """The same entries, none of which is looked for in text any more as a whole: the names of special ones."""
+    """The same tokenizer, which no longer recognises the special entries in text."""
     content = json.loads(bpe.to_str())
     content["added_tokens"] = []
     return tokenizers.Tokenizer.from_str(json.dumps(content))
 
 
 def _byte_level() -> dict[str, int]:
-    """The library's symbol of each byte: itself where Latin-1 prints it, the others from U+0100 on."""
-    itself = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = [byte for byte in range(256) if byte not in itself]
-    return {chr(byte): byte for byte in itself} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
+    """The byte of each of the library's symbols: printable Latin-1 for itself, then U+0100, ... for the other bytes."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    unprintable = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(unprintable)}
 
 
-def _shown(content: bytes) -> str:
-    text = content.decode("utf-8", "surrogateescape")  # a byte that is but a part becomes U+DC00 + byte
+def _readable(content: bytes) -> str:
+    text = content.decode("utf-8", "surrogateescape")  # a byte of an incomplete character becomes U+DC00 + byte
     text = re.sub("[\udc80-\udcff]", lambda match: f"<0x{ord(match[0]) - 0xDC00:02X}>", text)
     return text.replace(" ", "\u2581")

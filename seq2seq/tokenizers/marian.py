@@ -1,9 +1,9 @@
-"""The tokenizers of Marian's published models: SentencePiece's unigram models and a list of ids.
+"""The tokenizers of Marian's published models: SentencePiece's unigram models and a table of ids.
 
 SentencePiece is Kudo and Richardson 2018 (arXiv 1808.06226), the unigram model Kudo 2018 (arXiv 1804.10959). Their
-package `sentencepiece` reads a .spm file once, at import; a checkpoint holds what `tokenizers` needs to encode and
-decode, and is restored without that package. The pieces of source.spm and target.spm have their ids in vocab.json, one
-for both languages, or target_vocab.json has those of the target.
+package `sentencepiece` reads a .spm file once, at import. A checkpoint contains what `tokenizers` needs to encode and
+decode, and is restored without that package. vocab.json has the ids of the pieces of source.spm and target.spm, unless
+target_vocab.json has those of the target.
 """
 
 import base64
@@ -31,13 +31,13 @@ from seq2seq.tokenizers.bpe import (
 from seq2seq.tokenizers.protocol import TextTokenizer
 from seq2seq.tokenizers.text import Ragged
 
-STATE_KIND = "sentencepiece"
-SPACE_SYMBOL = "\u2581"  # what SentencePiece writes for a space
+STATE_KIND = "sentencepiece"  # distinguishes states of SentencePieces from those of Tokenizer
+SPACE_SYMBOL = "\u2581"  # SentencePiece's replacement of a space
 MODEL_FILES = ("source.spm", "target.spm")
 
 
 class ForeignSpecialIds(NamedTuple):
-    """The ids of a foreign vocabulary's special entries."""
+    """The ids of an imported vocabulary's special entries."""
 
     eos: int
     unk: int
@@ -45,17 +45,16 @@ class ForeignSpecialIds(NamedTuple):
 
 
 class SentencePieces:
-    """Text to ids and back, with the interface of seq2seq.tokenizer.Tokenizer.
+    """Text to ids and back, with the interface of `TextTokenizer`.
 
-    `options` say what summaries ask for; nothing is learnt by them. A text that begins with a language's code
-    (">>fra<<") keeps it as one entry, as models for several target languages expect. Decoding gives the normalised
-    text.
+    `options` are for summaries; nothing is trained with them. A language code at the start of a text (">>fra<<") is
+    one token, as models for several target languages expect. Decoding returns the normalised text.
     """
 
     special = SPECIAL
 
     def __init__(self, content: dict[str, Any]):
-        """Make it from what `tokenizer_states` gives: entries by id, pieces with scores, and how text is normalised."""
+        """Make it from a state of `tokenizer_states`: entries by id, pieces with scores, and normalisation."""
         self._content = content
         self._entries: list[str] = content["entries"]
         self._ids = {entry: id for id, entry in enumerate(self._entries) if id >= len(SPECIAL_NAMES)}
@@ -82,73 +81,73 @@ class SentencePieces:
 
     @property
     def size(self) -> int:
-        """Number of entries, special ones included."""
+        """Number of entries, including special ones."""
         return len(self._entries)
 
     @property
     def entries(self) -> list[str]:
-        """What each id stands for."""
+        """The entry of each id."""
         return self._entries
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, without special ones; an empty text has none."""
+        """Ids of a text, without special ones; none for an empty text."""
         return self._encode([text])[0]
 
     def encode_all(self, texts: Iterable[str]) -> Ragged:
-        """Ids of many texts, each with EOS at its end: rows of int32."""
+        """Ids of many texts as int32 rows, each of which ends with EOS."""
         rows: list[list[int]] = []
-        waiting = iter(texts)
-        while chunk := list(itertools.islice(waiting, ENCODING_CHUNK)):
+        remaining = iter(texts)
+        while chunk := list(itertools.islice(remaining, ENCODING_CHUNK)):
             rows += [[*ids, EOS] for ids in self._encode(chunk)]
         bounds = np.cumsum([0, *map(len, rows)], dtype=np.int64)
         return Ragged(np.fromiter(itertools.chain.from_iterable(rows), np.int32), bounds[:-1], bounds[1:])
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids. PAD, BOS and EOS give nothing; UNK gives U+FFFD."""
+        """The text of ids, without PAD, BOS and EOS; UNK gives U+FFFD."""
         text = "".join("\ufffd" if i == UNK else self._entries[i] for i in ids if i == UNK or i >= len(SPECIAL_NAMES))
         return text.replace(SPACE_SYMBOL, " ").strip(" ")
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
-        """What each id stands for, for people: spaces as U+2581."""
+        """A readable form of each id's entry: spaces as U+2581."""
         return [SPECIAL_NAMES[i] if i < len(SPECIAL_NAMES) else self._entries[i] for i in ids]
 
     def state(self) -> str:
-        """All of it as JSON, for `restore`; it needs no file."""
+        """The tokenizer as JSON, which `restore` reads without other files."""
         return json.dumps(self._content)
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
-        parts = [_code(text) for text in texts]
-        normal = [self._normalizer.normalize_str(rest) for _, rest in parts]
-        found = self._pieces.encode_batch(normal, add_special_tokens=False)
+        parts = [_split_language_code(text) for text in texts]
+        normalised = [self._normalizer.normalize_str(rest) for _, rest in parts]
+        encodings = self._pieces.encode_batch(normalised, add_special_tokens=False)
         return [
-            [self._ids.get(piece, UNK) for piece in ([code] if code else []) + (one.tokens if text else [])]
-            for (code, _), text, one in zip(parts, normal, found, strict=True)
+            [self._ids.get(piece, UNK) for piece in ([code] if code else []) + (encoding.tokens if text else [])]
+            for (code, _), text, encoding in zip(parts, normalised, encodings, strict=True)
         ]
 
 
 def restore(state: str) -> "Tokenizer | SentencePieces":
-    """The tokenizer of a `state`, learnt by ourselves or imported; raises UserError when it is none."""
+    """The tokenizer of a `state`, trained here or imported; raises UserError for any other text."""
     try:
         content = json.loads(state)
     except ValueError:
-        content = None  # which Tokenizer.restore refuses in its words
+        content = None  # Tokenizer.restore raises its UserError
     if isinstance(content, dict) and content.get("kind") == STATE_KIND:
         return SentencePieces(content)
     return Tokenizer.restore(state)
 
 
 def share_vocabulary(source: TextTokenizer, target: TextTokenizer) -> bool:
-    """Whether two tokenizers give a piece one id: one and the same, or two over one vocabulary, as Marian's."""
+    """Whether both tokenizers give a piece the same id: one object, or two with one vocabulary, like Marian's."""
     if isinstance(source, SentencePieces) and isinstance(target, SentencePieces):
         return source.entries == target.entries
     return source is target
 
 
 def vocabularies(folder: Path | None, joint: bool, size: int) -> tuple[dict[str, int], dict[str, int]] | None:
-    """The ids of pieces of source and target in a folder, or None when it lacks one of the files.
+    """The ids of the pieces of source and target in a folder, or None if one of the files is missing.
 
-    `joint`: whether the model has one vocabulary; else that of the target is in target_vocab.json. Raises UserError for
-    vocabularies of another number of entries than the model's `size`.
+    `joint`: whether the model has one vocabulary; otherwise target_vocab.json has that of the target. Raises UserError
+    for a vocabulary whose ids are not 0 to `size` - 1, with `size` rows in the model's embeddings.
     """
     names = ["vocab.json", "vocab.json" if joint else "target_vocab.json"]
     if folder is None or not all((folder / name).is_file() for name in (*MODEL_FILES, *names)):
@@ -157,33 +156,36 @@ def vocabularies(folder: Path | None, joint: bool, size: int) -> tuple[dict[str,
     for ids in (source, target):
         if sorted(ids.values()) != [*range(size)]:
             raise UserError(
-                f"{folder} holds a tokenizer that does not belong to the checkpoint: its vocabulary has {len(ids):,} "
-                f"entries up to number {max(ids.values(), default=-1):,} and the embeddings have {size:,} rows; give "
-                "the files that were published together."
+                f"{folder} has a tokenizer that does not belong to the checkpoint: its vocabulary has {len(ids):,} "
+                f"entries with ids up to {max(ids.values(), default=-1):,}, and the embeddings have {size:,} rows; "
+                "give the files that were published together."
             )
     return source, target
 
 
 def tokenizer_states(
-    folder: Path, found: tuple[dict[str, int], dict[str, int]], orders: tuple[Sequence[int], Sequence[int]]
+    folder: Path, vocabularies: tuple[dict[str, int], dict[str, int]], row_orders: tuple[Sequence[int], Sequence[int]]
 ) -> list[str]:
-    """The states of a folder's tokenizers of source and target, with entries in the order of our embeddings' rows."""
-    made = []
-    for name, ids, order in zip(MODEL_FILES, found, orders, strict=True):
+    """The states of a folder's tokenizers of source and target.
+
+    `vocabularies`: the ids of their pieces; `row_orders`: the imported id of each row of our embeddings, which is the
+    order of a state's entries.
+    """
+    states = []
+    for name, ids, order in zip(MODEL_FILES, vocabularies, row_orders, strict=True):
         pieces = {id: piece for piece, id in ids.items()}
         entries = [*SPECIAL_NAMES, *(pieces[id] for id in order[len(SPECIAL_NAMES) :])]
-        joint = found[0] == found[1]
-        made.append(
-            json.dumps({"kind": STATE_KIND, "entries": entries, "joint": joint, **read_unigram_model(folder / name)})
-        )
-    return made
+        joint = vocabularies[0] == vocabularies[1]
+        content = {"kind": STATE_KIND, "entries": entries, "joint": joint, **read_unigram_model(folder / name)}
+        states.append(json.dumps(content))
+    return states
 
 
 def read_unigram_model(path: Path) -> dict[str, Any]:
-    """A SentencePiece unigram model: pieces [text, score], number of the unknown one, charsmap and flags.
+    """A SentencePiece unigram model: pieces [text, score], index of the unknown one, charsmap and flags.
 
-    Pieces that SentencePiece never finds in a text (control, unused) are left out. Raises UserError for a file that is
-    none, for models of other kinds, and without the package `sentencepiece`.
+    Pieces that SentencePiece never outputs (control, unused) are left out. Raises UserError for any other file or kind
+    of model, and without the package `sentencepiece`.
     """
     model = _parsed(path)
     types = model.SentencePiece
@@ -193,15 +195,17 @@ def read_unigram_model(path: Path) -> dict[str, Any]:
         text = piece.piece
         if piece.type not in (types.NORMAL, types.UNKNOWN, types.CONTROL, types.UNUSED):
             raise UserError(
-                f"{path} has the piece {text!r} of a kind that is not read (user-defined, or a byte); "
+                f"{path} has the piece {text!r} of an unsupported type (user-defined, or a byte); "
                 "only plain unigram models can be imported."
             )
-        if piece.type == types.UNKNOWN:  # by a name that no text holds, for "<unk>" in a text is three signs or more
+        if piece.type == types.UNKNOWN:  # not "<unk>", which a text may contain
             unknown, text = len(pieces), SPECIAL_SYMBOLS[UNK]
         if piece.type in (types.NORMAL, types.UNKNOWN):
             pieces.append([text, piece.score])
     if model.trainer_spec.model_type != model.trainer_spec.UNIGRAM or unknown is None or len(pieces) < 2:
-        raise UserError(f"{path} is no unigram model of SentencePiece with an unknown piece; no other can be imported.")
+        raise UserError(
+            f"{path} is not a unigram model of SentencePiece with an unknown piece; no other model can be imported."
+        )
     normalizer = model.normalizer_spec
     return {
         "pieces": pieces,
@@ -219,18 +223,18 @@ def _parsed(path: Path) -> Any:
         from sentencepiece import sentencepiece_model_pb2 as format
     except ImportError as error:
         raise UserError(
-            f'{path} is read by the package sentencepiece: pip install -e ".[marian]", or pip install sentencepiece '
-            "protobuf."
+            f'Reading {path} requires the package sentencepiece: pip install -e ".[marian]", or pip install '
+            "sentencepiece protobuf."
         ) from error
-    proto: Any = format  # its classes are made when it is imported, unseen by type checkers
+    proto: Any = format  # type checkers do not see its classes, which are created at import
     try:
         return proto.ModelProto.FromString(path.read_bytes())
     except DecodeError as error:
-        raise UserError(f"{path} is no SentencePiece model, or is damaged; copy or download it again.") from error
+        raise UserError(f"{path} is not a SentencePiece model, or is damaged; copy or download it again.") from error
 
 
-def _code(text: str) -> tuple[str, str]:
-    """The language's code that a text may begin with, and the rest."""
+def _split_language_code(text: str) -> tuple[str, str]:
+    """The language code at the start of a text, or "", and the rest."""
     end = text.find("<<") if text.startswith(">>") else -1
     return (text[: end + 2], text[end + 2 :]) if end >= 0 else ("", text)
 
@@ -239,7 +243,7 @@ def _vocabulary(path: Path) -> dict[str, int]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{path} is no JSON ({error}); copy or download it again.") from error
+        raise UserError(f"{path} is not valid JSON ({error}); copy or download it again.") from error
     if not isinstance(content, dict) or not all(isinstance(id, int) for id in content.values()):
-        raise UserError(f"{path} is no table of pieces and their ids; copy or download it again.")
+        raise UserError(f"{path} is not a table of pieces and their ids; copy or download it again.")
     return content

@@ -1,4 +1,4 @@
-"""What data, task and scores ask of a tokenizer, learnt by ourselves or imported."""
+"""The interface of tokenizers, trained here or imported, for data, task and scores."""
 
 from collections.abc import Iterable
 from typing import Protocol
@@ -16,19 +16,19 @@ class TextTokenizer(Protocol):
 
     @property
     def size(self) -> int:
-        """Number of entries, special ones included."""
+        """Number of entries, including special ones."""
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, without special ones; an empty text has none."""
+        """Ids of a text, without special ones; none for an empty text."""
 
     def encode_all(self, texts: Iterable[str]) -> Ragged:
-        """Ids of many texts, each with EOS at its end: rows of int32."""
+        """Ids of many texts as int32 rows, each of which ends with EOS."""
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids; special ones give nothing."""
+        """The text of ids; special ones are left out."""
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
-        """What each id stands for, for people."""
+        """A readable form of each id's entry."""
 
     def state(self) -> str:
-        """All of it as JSON, from which it is restored without data."""
+        """The tokenizer as JSON, which restores it without data."""

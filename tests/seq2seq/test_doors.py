@@ -1,4 +1,4 @@
-"""The doors as a user of the translator goes through them: one small run on numbers, then everything to do with it."""
+"""The doors as a user of the translator uses them: one small run on numbers, and all that follows from it."""
 
 import csv
 import json
@@ -22,26 +22,26 @@ SMALL = [
     *("schedule.warmup=1", "trainer.log_every=2", "optimizer.lr=1e-2", "trainer.ema_decay=0.5"),
 ]
 TOKENIZER = ["data.tokenizer.pieces=bytes", "data.tokenizer.vocabulary=275"]
-SIZES = [*TOKENIZER, "data.batch_size=700", "data.val_count=12", "data.test_count=20", "data.longest=60"]
-RUN = ["model=seq2seq", "data=parallel_text", *SMALL, *SIZES, "trainer.steps=40", "trainer.eval_every=20"]
+DATA = [*TOKENIZER, "data.batch_size=700", "data.val_count=12", "data.test_count=20", "data.longest=60"]
+RUN = ["model=seq2seq", "data=parallel_text", *SMALL, *DATA, "trainer.steps=40", "trainer.eval_every=20"]
 RUN += ["trainer.micro_batch=300", "model.blocks.dropout=0.05", "task.predict.longest_extra=10"]
 LINES = ["one two", "", "nine nine nine", "Größe, über 你好"]
 pytestmark = pytest.mark.slow
 
 
 def pairs(start: int, stop: int) -> str:
-    """Numbers of two to four digits, digit by digit, with a tab in every line."""
+    """Lines of numbers of two to four digits, digit by digit: English, tab, German."""
     rows = [[int(c) for c in str(number)] for number in range(start, stop, 7)]
     return "".join(f"{' '.join(ENGLISH[d] for d in row)}\t{' '.join(GERMAN[d] for d in row)}\n" for row in rows)
 
 
-def numbers_of(said: str) -> dict[str, float]:
+def numbers_of(output: str) -> dict[str, float]:
     """The JSON line of evaluate.py."""
-    return json.loads(next(line for line in said.splitlines() if line.startswith("{")))
+    return json.loads(next(line for line in output.splitlines() if line.startswith("{")))
 
 
-def finished(folder: Path) -> dict[str, float]:
-    """Those of a finished run."""
+def results_of(folder: Path) -> dict[str, float]:
+    """The test scores of a finished run."""
     numbers = json.loads((folder / "results.json").read_text())
     return {name: value for name, value in numbers.items() if name.startswith("test/")}
 
@@ -50,18 +50,18 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def piped(text: str, *arguments: str, cwd: Path) -> str:
-    """What predict.py prints on standard output alone."""
+def translate_pipe(text: str, *arguments: str, cwd: Path) -> str:
+    """The standard output of predict.py, with this text as its standard input."""
     command = [sys.executable, str(ROOT / "predict.py"), *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, input=text.encode(), capture_output=True, cwd=cwd, env=environment)
-    assert done.returncode == 0, done.stderr.decode()
-    return done.stdout.decode()
+    process = subprocess.run(command, input=text.encode(), capture_output=True, cwd=cwd, env=environment)
+    assert process.returncode == 0, process.stderr.decode()
+    return process.stdout.decode()
 
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file at a path that Hydra's grammar would take apart."""
+    """A file with a path that has a meaning in Hydra's grammar."""
     file = tmp_path_factory.mktemp("my texts (all), of=mine") / "pairs [en, de].tsv"
     file.write_text(pairs(10, 2800), encoding="utf-8")
     return file
@@ -78,12 +78,12 @@ def best(trained: tuple[Path, str]) -> str:
     return f"checkpoint={trained[0]}/checkpoints/best.pt"
 
 
-# A run, and again.
+# Training.
 
 
-def test_a_run_prints_its_numbers_and_leaves_what_it_says(trained: tuple[Path, str]) -> None:
-    folder, said = trained
-    for words in (
+def test_a_run_prints_its_scores_and_writes_its_files(trained: tuple[Path, str]) -> None:
+    folder, output = trained
+    for text in (
         "test/bleu ",
         "test/chrf ",
         "test/exact_match ",
@@ -91,39 +91,39 @@ def test_a_run_prints_its_numbers_and_leaves_what_it_says(trained: tuple[Path, s
         "275 entries for both",
         str(folder),
     ):
-        assert words in said, words
+        assert text in output, text
     for name in ("config.yaml", "metrics.jsonl", "train.log", "results.json", "task.json", "checkpoints/best.pt"):
         assert (folder / name).exists(), name
-    assert {"test/bleu", "test/exact_match", "test/loss"} <= finished(folder).keys()
+    assert {"test/bleu", "test/exact_match", "test/loss"} <= results_of(folder).keys()
     keys = {key for line in metrics(folder) for key in line}
     assert {"train/loss", "train/nll", "train/lr", "val/bleu", "val/loss", "test/bleu"} <= keys
     losses = [line["train/nll"] for line in metrics(folder) if "train/nll" in line]
     assert losses[-1] < 0.7 * losses[0]
-    written = {file.name for file in (folder / "predictions").iterdir()}
-    assert written and all((folder / "predictions" / name).stat().st_size for name in written)
-    assert "weights   initialised at random" in said and "Traceback" not in said
+    files = [*(folder / "predictions").iterdir()]
+    assert files and all(file.stat().st_size for file in files)
+    assert "weights   initialised at random" in output and "Traceback" not in output
 
 
-def test_the_same_line_gives_the_same_bytes(
+def test_the_same_command_gives_the_same_bytes(
     inside: Door, trained: tuple[Path, str], text: Path, tmp_path: Path
 ) -> None:
-    """In another process, with workers: the tokenizer, the order and dropout are the same again."""
+    """In another process, with workers: the tokenizer, the order and dropout are reproduced."""
     inside("train", *RUN, f"data.train.pairs={text}", f"run_dir={tmp_path / 'two'}", "trainer.workers=2")
     for name in ("metrics.jsonl", "task.json", "results.json"):
         assert (trained[0] / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
 
 
-def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_been(
+def test_a_resumed_run_has_the_numbers_of_an_uninterrupted_one(
     inside: Door, trained: tuple[Path, str], text: Path, tmp_path: Path
 ) -> None:
-    line = [*RUN, f"data.train.pairs={text}", f"run_dir={tmp_path / 'two'}"]
-    inside("train", *line)
+    command = [*RUN, f"data.train.pairs={text}", f"run_dir={tmp_path / 'two'}"]
+    inside("train", *command)
     (tmp_path / "two/results.json").unlink()
     checkpoints = sorted((tmp_path / "two/checkpoints").glob("step_*.pt"))
     assert len(checkpoints) > 1
     checkpoints[-1].unlink()
-    said = inside("train", *line, "resume=auto")
-    assert "from the run's own last checkpoint" in said
+    output = inside("train", *command, "resume=auto")
+    assert "from the run's own last checkpoint" in output
     assert (trained[0] / "metrics.jsonl").read_bytes() == (tmp_path / "two/metrics.jsonl").read_bytes()
 
 
@@ -131,36 +131,36 @@ def test_two_processes_train_and_evaluate_to_the_same_numbers(
     door: Door, inside: Door, text: Path, tmp_path: Path
 ) -> None:
     """Without dropout, which depends on the rank."""
-    line = [*RUN, f"data.train.pairs={text}", "trainer.steps=4", "trainer.eval_every=4", "model.blocks.dropout=0"]
-    line.append("trainer.precision=fp32")  # in bf16 a sum that is cut otherwise is a hundredth off
-    inside("train", *line, f"run_dir={tmp_path / '1'}")
-    said = door("train", *line, "trainer.device=cpu", f"run_dir={tmp_path / '2'}", processes=2)
-    assert "2 processes" in said
-    for a, b in zip(metrics(tmp_path / "1"), metrics(tmp_path / "2"), strict=True):
-        assert a == pytest.approx(b, rel=1e-3, abs=1e-6)
+    command = [*RUN, f"data.train.pairs={text}", "trainer.steps=4", "trainer.eval_every=4", "model.blocks.dropout=0"]
+    command.append("trainer.precision=fp32")  # bf16 sums in another order differ by 1%
+    inside("train", *command, f"run_dir={tmp_path / '1'}")
+    output = door("train", *command, "trainer.device=cpu", f"run_dir={tmp_path / '2'}", processes=2)
+    assert "2 processes" in output
+    for row, row_of_two in zip(metrics(tmp_path / "1"), metrics(tmp_path / "2"), strict=True):
+        assert row == pytest.approx(row_of_two, rel=1e-3, abs=1e-6)
 
 
 # Evaluation.
 
 
-def test_evaluation_gives_the_numbers_of_training_again(
+def test_evaluation_gives_the_scores_of_training(
     inside: Door, trained: tuple[Path, str], best: str, tmp_path: Path
 ) -> None:
     folder, _ = trained
-    said = inside("evaluate", best, "details=true", f"output={tmp_path / 'out'}")
-    assert numbers_of(said) == finished(folder)
-    assert "tok:13a|smooth:exp" in said and "averaged (EMA)" in said
+    output = inside("evaluate", best, "details=true", f"output={tmp_path / 'out'}")
+    assert numbers_of(output) == results_of(folder)
+    assert "tok:13a|smooth:exp" in output and "averaged (EMA)" in output
     with (tmp_path / "out/translations.tsv").open(encoding="utf-8", newline="") as file:
         rows = [*csv.DictReader(file, dialect="excel-tab")]
-    theirs = sacrebleu.corpus_bleu([row["translation"] for row in rows], [[row["reference"] for row in rows]])
-    assert len(rows) == 20 and theirs.score == pytest.approx(numbers_of(said)["test/bleu"], abs=1e-9)
+    bleu = sacrebleu.corpus_bleu([row["translation"] for row in rows], [[row["reference"] for row in rows]])
+    assert len(rows) == 20 and bleu.score == pytest.approx(numbers_of(output)["test/bleu"], abs=1e-9)
     for file in (folder / "predictions").iterdir():
         assert (tmp_path / "out" / file.name).read_bytes() == file.read_bytes(), file.name
     greedy = numbers_of(inside("evaluate", best, "task.predict.method=greedy", "split=val"))
-    assert greedy.keys() == {key.replace("test/", "val/") for key in numbers_of(said)}
+    assert greedy.keys() == {key.replace("test/", "val/") for key in numbers_of(output)}
 
 
-def test_evaluating_given_translations_is_perfect(inside: Door, best: str) -> None:
+def test_evaluating_the_references_gives_perfect_scores(inside: Door, best: str) -> None:
     numbers = numbers_of(inside("evaluate", best, "task.predict.method=given"))
     assert numbers["test/exact_match"] == 1 and numbers["test/bleu"] == pytest.approx(100)
 
@@ -173,53 +173,53 @@ def test_a_file_and_a_pipe_are_translated_line_by_line(inside: Door, best: str, 
     lines = inside("predict", best, f"input={tmp_path / 'in.txt'}").split("\n")
     assert len(lines) == 5 and lines[1] == lines[4] == "" and all(lines[i] for i in (0, 2, 3))
     assert {*lines[0].split()} & {*GERMAN}
-    assert piped("\n".join(LINES) + "\n", best, "input=-", cwd=tmp_path).split("\n") == lines
-    assert piped("one two", best, "input=-", cwd=tmp_path) == lines[0] + "\n", "the last line may lack its end"
+    assert translate_pipe("\n".join(LINES) + "\n", best, "input=-", cwd=tmp_path).split("\n") == lines
+    assert translate_pipe("one two", best, "input=-", cwd=tmp_path) == lines[0] + "\n", "the last line may lack its end"
     assert not (tmp_path / "predictions").exists()
 
 
-def test_a_line_is_answered_before_the_next_is_asked(best: str, tmp_path: Path) -> None:
+def test_a_line_is_translated_before_the_next_is_written(best: str, tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "predict.py"), best, "input=-"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path,
                           env={**os.environ, "OMP_NUM_THREADS": "1"}) as process:  # fmt: skip
         for line in (b"one two\n", b"\n", b"three\n"):
             process.stdin.write(line)
             process.stdin.flush()
-            answer = process.stdout.readline()
-            assert answer.endswith(b"\n") and bool(answer.strip()) == bool(line.strip())
+            translation = process.stdout.readline()
+            assert translation.endswith(b"\n") and bool(translation.strip()) == bool(line.strip())
         process.stdin.close()
         assert process.stdout.read() == b"" and process.wait() == 0
 
 
-def test_candidates_come_with_line_number_and_score_best_first(inside: Door, best: str, tmp_path: Path) -> None:
+def test_candidates_have_line_number_and_score_and_the_best_is_first(inside: Door, best: str, tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_text("one two\nthree\n")
-    said = inside("predict", best, f"input={tmp_path / 'in.txt'}", "candidates=3")
-    rows = [line.split("\t") for line in said.splitlines()]
+    output = inside("predict", best, f"input={tmp_path / 'in.txt'}", "candidates=3")
+    rows = [line.split("\t") for line in output.splitlines()]
     assert [row[0] for row in rows] == ["1"] * 3 + ["2"] * 3
-    for some in (rows[:3], rows[3:]):
-        scores = [float(row[1]) for row in some]
-        assert scores == sorted(scores, reverse=True) and len({row[2] for row in some}) == 3
-    first = inside("predict", best, f"input={tmp_path / 'in.txt'}").splitlines()
-    assert first == [rows[0][2], rows[3][2]]
+    for candidates in (rows[:3], rows[3:]):
+        scores = [float(row[1]) for row in candidates]
+        assert scores == sorted(scores, reverse=True) and len({row[2] for row in candidates}) == 3
+    best_translations = inside("predict", best, f"input={tmp_path / 'in.txt'}").splitlines()
+    assert best_translations == [rows[0][2], rows[3][2]]
 
 
 def test_given_pairs_are_scored(inside: Door, best: str, tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_text("one two\teins zwei\none two\tneun fünf vier\n", encoding="utf-8")
-    said = inside("predict", best, f"input={tmp_path / 'in.txt'}", "method=given", "penalty=none")
-    rows = [line.split("\t") for line in said.splitlines()]
+    output = inside("predict", best, f"input={tmp_path / 'in.txt'}", "method=given", "penalty=none")
+    rows = [line.split("\t") for line in output.splitlines()]
     assert [row[2] for row in rows] == ["eins zwei", "neun fünf vier"] and float(rows[0][1]) > float(rows[1][1])
 
 
 def test_attention_is_drawn_into_the_output_folder(inside: Door, best: str, tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_text("one two\n\nthree\n")
-    said = inside("predict", best, f"input={tmp_path / 'in.txt'}", "attention=true", f"output={tmp_path / 'a b'}")
+    output = inside("predict", best, f"input={tmp_path / 'in.txt'}", "attention=true", f"output={tmp_path / 'a b'}")
     files = sorted((tmp_path / "a b").iterdir())
     assert [file.name for file in files] == ["000001.attention.svg", "000003.attention.svg"]
-    assert all(file.read_text("utf-8").rstrip().endswith("</svg>") for file in files) and len(said.splitlines()) == 3
+    assert all(file.read_text("utf-8").rstrip().endswith("</svg>") for file in files) and len(output.splitlines()) == 3
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         (["input=nowhere.txt"], "nowhere.txt"),
         (["input=bad.txt"], "line 2 is not valid UTF-8"),
@@ -232,62 +232,62 @@ def test_attention_is_drawn_into_the_output_folder(inside: Door, best: str, tmp_
     ],
 )
 def test_mistakes_end_in_one_sentence(
-    inside: Door, best: str, tmp_path: Path, arguments: list[str], words: str
+    inside: Door, best: str, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     (tmp_path / "bad.txt").write_bytes(b"one\ntw\xff\n")
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "in.txt").write_text("one two three\n")
-    assert words in inside("predict", best, *arguments, code=2)
+    assert message in inside("predict", best, *arguments, code=2)
 
 
-# Other vocabularies.
+# Other vocabularies and data.
 
 
-def test_languages_may_have_vocabularies_of_their_own(inside: Door, text: Path, tmp_path: Path) -> None:
+def test_languages_may_have_separate_vocabularies(inside: Door, text: Path, tmp_path: Path) -> None:
     keys = ["data.tokenizer.joint=false", "model.tied=target", "data.tokenizer.vocabulary=265", "trainer.steps=4"]
-    said = inside("train", *RUN, *keys, f"data.train.pairs={text}", f"run_dir={tmp_path / 'run'}")
-    assert "265 + 265 entries" in said
+    output = inside("train", *RUN, *keys, f"data.train.pairs={text}", f"run_dir={tmp_path / 'run'}")
+    assert "265 + 265 entries" in output
     file = f"checkpoint={tmp_path / 'run/checkpoints/best.pt'}"
-    assert numbers_of(inside("evaluate", file)) == finished(tmp_path / "run")
+    assert numbers_of(inside("evaluate", file)) == results_of(tmp_path / "run")
     (tmp_path / "in.txt").write_text("one two\n")
     assert len(inside("predict", file, f"input={tmp_path / 'in.txt'}").splitlines()) == 1
 
 
-def test_fine_tuning_keeps_the_tokenizers_of_its_checkpoint_or_makes_embeddings_anew(
+def test_fine_tuning_keeps_its_checkpoints_tokenizers_or_re_initialises_embeddings(
     inside: Door, trained: tuple[Path, str], best: str, tmp_path: Path
 ) -> None:
     (tmp_path / "other.tsv").write_text(pairs(3000, 6000), encoding="utf-8")
-    line = [
+    command = [
         *RUN,
         f"data.train.pairs={tmp_path / 'other.tsv'}",
         "data.tokenizer.vocabulary=264",
         "trainer.steps=2",
         best,
     ]
-    said = inside("train", *line, f"run_dir={tmp_path / 'kept'}")
-    assert "275 entries for both" in said and "re-initialised" not in said
-    assert (tmp_path / "kept/task.json").read_bytes() == (trained[0] / "task.json").read_bytes()
-    said = inside("train", *line, "task.keep_tokenizers=false", f"run_dir={tmp_path / 'anew'}")
-    assert "264 entries for both" in said and "; re-initialised: embedding.weight" in said
-    content = torch.load(tmp_path / "anew/checkpoints/best.pt", weights_only=True)
+    output = inside("train", *command, f"run_dir={tmp_path / 'inherited'}")
+    assert "275 entries for both" in output and "re-initialised" not in output
+    assert (tmp_path / "inherited/task.json").read_bytes() == (trained[0] / "task.json").read_bytes()
+    output = inside("train", *command, "task.keep_tokenizers=false", f"run_dir={tmp_path / 'new'}")
+    assert "264 entries for both" in output and "; re-initialised: embedding.weight" in output
+    content = torch.load(tmp_path / "new/checkpoints/best.pt", weights_only=True)
     assert content["model"]["embedding.weight"].shape == (264, 32)
 
 
-def test_a_file_that_has_moved_is_not_needed_to_translate(inside: Door, best: str, tmp_path: Path) -> None:
-    """And naming it anew evaluates on it."""
+def test_translating_does_not_need_the_training_file(inside: Door, best: str, tmp_path: Path) -> None:
+    """Evaluating needs the test file, by its new path."""
     (tmp_path / "in.txt").write_text("one two\n")
-    gone = ["data.train.pairs=nowhere.tsv"]
-    assert inside("predict", best, f"input={tmp_path / 'in.txt'}", *gone).strip()
-    assert "nowhere.tsv" in inside("evaluate", best, *gone, code=2)
+    missing = ["data.train.pairs=nowhere.tsv"]
+    assert inside("predict", best, f"input={tmp_path / 'in.txt'}", *missing).strip()
+    assert "nowhere.tsv" in inside("evaluate", best, *missing, code=2)
     (tmp_path / "test.tsv").write_text(pairs(4000, 4100), encoding="utf-8")
     assert "test/bleu" in inside(
-        "evaluate", best, *gone, f"data.test.pairs={tmp_path / 'test.tsv'}", "data.val_count=0"
+        "evaluate", best, *missing, f"data.test.pairs={tmp_path / 'test.tsv'}", "data.val_count=0"
     )
 
 
-def test_the_default_data_are_trained_on_offline(inside: Door, tmp_path: Path) -> None:
+def test_the_default_data_need_no_network(inside: Door, tmp_path: Path) -> None:
     """A shorter run on fewer phrases of CLDR."""
     keys = ["data.train_count=3000", "data.val_count=40", "data.test_count=60", "data.tokenizer.vocabulary=700"]
-    said = inside("train", "model=seq2seq", *keys, *SMALL, "trainer.steps=3", f"run_dir={tmp_path / 'run'}")
-    assert "en -> de" in said and "test/exact_match " in said
-    assert "test/bleu" in finished(tmp_path / "run")
+    output = inside("train", "model=seq2seq", *keys, *SMALL, "trainer.steps=3", f"run_dir={tmp_path / 'run'}")
+    assert "en -> de" in output and "test/exact_match " in output
+    assert "test/bleu" in results_of(tmp_path / "run")

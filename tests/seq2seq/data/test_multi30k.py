@@ -1,4 +1,4 @@
-"""Multi30k: the real files where they are, and small ones of the same layout for mistakes."""
+"""Multi30k: the real files if they exist, and small ones of the same layout for mistakes."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,8 +19,8 @@ def multi30k(root: Path, **changes: Any) -> Multi30k:
     return Multi30k(tokenizer=TokenizerOptions(**options, lowercase=False), **keys | changes)
 
 
-def test_the_published_splits_of_any_two_languages(real_data: Callable[[str], Path]) -> None:
-    """29,000, 1,014 and 1,000 lines (Elliott et al. 2016), the first of them as they stand in the files."""
+def test_any_two_languages_have_the_published_splits(real_data: Callable[[str], Path]) -> None:
+    """29,000, 1,014 and 1,000 lines (Elliott et al. 2016); the first line is that of the files."""
     root = real_data("multi30k_task1")
     data = multi30k(root)
     assert [data.count(split) for split in ("train", "val", "test")] == [29000, 1014, 1000]
@@ -28,12 +28,12 @@ def test_the_published_splits_of_any_two_languages(real_data: Callable[[str], Pa
         "Two young, White males are outside near many bushes.",
         "Zwei junge weiße Männer sind im Freien in der Nähe vieler Büsche.",
     )
-    other = multi30k(root, source="cs", target="fr")
-    assert len(other.pairs("test")) == 1000
-    assert other.pairs("val")[0][1] == multi30k(root, source="fr").pairs("val")[0][0]
+    czech = multi30k(root, source="cs", target="fr")
+    assert len(czech.pairs("test")) == 1000
+    assert czech.pairs("val")[0][1] == multi30k(root, source="fr").pairs("val")[0][0]
 
 
-def test_real_sentences_come_back_and_weigh_what_they_are(real_data: Callable[[str], Path]) -> None:
+def test_real_sentences_are_reversible_and_cost_their_tokens(real_data: Callable[[str], Path]) -> None:
     data = multi30k(real_data("multi30k_task1"))
     source, target = data.tokenizers()
     assert source is target and source.size == 2000
@@ -44,7 +44,7 @@ def test_real_sentences_come_back_and_weigh_what_they_are(real_data: Callable[[s
     assert data.summary()[1].startswith("train: 29,000 pairs, ")
 
 
-def test_files_may_be_unpacked(tmp_path: Path) -> None:
+def test_files_may_be_uncompressed(tmp_path: Path) -> None:
     for name in ("train", "val", "test_2017_flickr"):
         for language in ("en", "de"):
             (tmp_path / f"{name}.{language}").write_text(f"{name} {language}\n")
@@ -58,9 +58,7 @@ def test_mistakes_are_one_sentence_each(tmp_path: Path) -> None:
         multi30k(tmp_path).count("val")
     for language in ("en", "de", "fr"):
         (tmp_path / f"val.{language}").write_text("one\ntwo\n"[: 8 if language != "fr" else 4])
-    with pytest.raises(
-        UserError, match=r"data.target=es: expected a language of val in data.root=.*, which are de, en, fr"
-    ):
+    with pytest.raises(UserError, match=r"data.target=es: expected a language of val in data.root=.*: de, en, fr\."):
         multi30k(tmp_path, target="es").count("val")
     with pytest.raises(UserError, match=r"val.en has 2 lines and .*val.fr has 1"):
         multi30k(tmp_path, target="fr").count("val")

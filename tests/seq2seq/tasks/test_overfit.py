@@ -1,4 +1,4 @@
-"""A translator that cannot learn a handful of sentences by heart has a mistake somewhere between text and step."""
+"""Overfitting: a translator that cannot memorise eight sentences has a mistake somewhere between text and step."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ TINY = ["model.width=32", "model.heads=2", "model.feedforward=64", "model.encode
 DATA = ["data.val_count=0", "data.test_count=0", "data.tokenizer.pieces=bytes", "data.tokenizer.vocabulary=280"]
 
 
-def test_a_handful_of_sentences_is_learnt_by_heart(tmp_path: Path) -> None:
+def test_eight_sentences_are_memorised(tmp_path: Path) -> None:
     file = tmp_path / "pairs.tsv"
     file.write_text("\n".join("\t".join(pair) for pair in PAIRS), encoding="utf-8")
     keys = ["model=seq2seq", "data=parallel_text", f"data.train.pairs={file}", *TINY, *DATA, "optimizer.lr=5e-3"]

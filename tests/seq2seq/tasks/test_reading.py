@@ -1,4 +1,4 @@
-"""Reading what is to be translated: whole files, pipes as they fill, and a person at a terminal."""
+"""Reading the lines to translate: files, pipes while they fill, and terminals."""
 
 import builtins
 import gzip
@@ -18,16 +18,16 @@ from common.config.compose import configure
 from common.errors import UserError
 from seq2seq.tasks.reading import READ_BYTES, Line, lines
 
-pytestmark = pytest.mark.timeout(20)  # what waits for more than it should waits for ever
+pytestmark = pytest.mark.timeout(20)  # a read that waits for too much waits forever
 
 
 @pytest.fixture
 def pipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileIO]:
-    """Standard input is a pipe; its other end, which a test may close."""
+    """Standard input is a pipe; this is its writing end, which a test may close."""
     reader, writer = os.pipe()
-    with open(reader) as stdin, FileIO(writer, "w") as other_end:
+    with open(reader) as stdin, FileIO(writer, "w") as writing_end:
         monkeypatch.setattr(sys, "stdin", stdin)
-        yield other_end
+        yield writing_end
 
 
 def texts(groups: Iterator[list[Line]]) -> list[str]:
@@ -50,15 +50,15 @@ def test_a_file_comes_in_groups_of_consecutive_numbered_lines(tmp_path: Path, pa
 def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     (tmp_path / "latin").write_bytes(b"gut\nsch\xf6n\n")
-    for name, said in {"missing": "no file", "empty": "is empty", "latin": "line 2 is not valid UTF-8"}.items():
-        with pytest.raises(UserError, match=said):
+    for name, message in {"missing": "no file", "empty": "is empty", "latin": "line 2 is not valid UTF-8"}.items():
+        with pytest.raises(UserError, match=message):
             next(lines(str(tmp_path / name), 8))
 
 
 # Pipes.
 
 
-def test_a_line_in_a_pipe_comes_before_the_next_is_written(pipe: FileIO) -> None:
+def test_a_line_of_a_pipe_is_returned_before_the_next_is_written(pipe: FileIO) -> None:
     groups = lines("-", 8)
     for number, text in enumerate(["eins", "", "drei"], start=1):
         pipe.write(f"{text}\n".encode())
@@ -67,53 +67,51 @@ def test_a_line_in_a_pipe_comes_before_the_next_is_written(pipe: FileIO) -> None
     assert [*groups] == []
 
 
-def test_a_pipe_gives_what_has_arrived_in_groups_up_to_the_limit(pipe: FileIO) -> None:
+def test_groups_of_a_pipe_have_the_lines_that_have_arrived_up_to_the_limit(pipe: FileIO) -> None:
     groups = lines("-", 3)
     pipe.write(b"1\n2\r\n3\n4\n5 is not")
     assert [len(next(groups)) for _ in range(2)] == [3, 1]
     pipe.write(b" done\n6\n7")
     assert next(groups) == [Line(5, "5 is not done"), Line(6, "6")]
     pipe.close()
-    assert [*groups] == [[Line(7, "7")]], "a missing last line end"
+    assert [*groups] == [[Line(7, "7")]], "the last line end may be missing"
 
 
-def test_a_group_is_filled_over_several_reads_when_more_is_there(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_group_is_filled_over_several_reads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     path = tmp_path / "large"
     path.write_bytes(b"a line of 23 characters\n" * 9000)
     with open(path) as stdin:  # predict.py ... < large
         monkeypatch.setattr(sys, "stdin", stdin)
-        sizes = [len(group) for group in lines("-", 4000)]
-    assert sizes == [4000, 4000, 1000] and READ_BYTES < 24 * 4000
+        lengths = [len(group) for group in lines("-", 4000)]
+    assert lengths == [4000, 4000, 1000] and READ_BYTES < 24 * 4000
 
 
-def test_no_line_of_a_long_stream_is_lost_or_out_of_place(pipe: FileIO) -> None:
+def test_the_lines_of_a_long_stream_are_complete_and_in_order(pipe: FileIO) -> None:
     expected = [f"line {i} " + "größer 你好 " * (i % 7) for i in range(30_000)]
 
     def write() -> None:
-        with BufferedWriter(pipe, 777) as file:  # cuts lines and characters anywhere
+        with BufferedWriter(pipe, 777) as file:  # splits lines and characters anywhere
             file.write("\n".join(expected).encode())
 
     writer = threading.Thread(target=write)
     writer.start()
-    found = [*chain.from_iterable(lines("-", 64))]
+    read = [*chain.from_iterable(lines("-", 64))]
     writer.join()
-    assert found == [Line(i, text) for i, text in enumerate(expected, start=1)]
+    assert read == [Line(i, text) for i, text in enumerate(expected, start=1)]
 
 
-def test_separators_and_marks_of_other_systems_are_as_in_files(pipe: FileIO) -> None:
+def test_separators_and_byte_order_marks_are_treated_as_in_files(pipe: FileIO) -> None:
     pipe.write("\ufeffa\u2028b\x0cc\rd\r\n\ufeffe\n\r\n".encode())
     pipe.close()
     assert texts(lines("-", 9)) == ["a\u2028b\x0cc\rd", "\ufeffe", ""]
 
 
-def test_an_empty_pipe_gives_nothing(pipe: FileIO) -> None:
+def test_an_empty_pipe_gives_no_group(pipe: FileIO) -> None:
     pipe.close()
     assert [*lines("-", 9)] == []
 
 
-def test_invalid_utf8_in_a_pipe_is_named_after_the_lines_before_it(pipe: FileIO) -> None:
+def test_invalid_utf8_in_a_pipe_is_an_error_after_the_lines_before_it(pipe: FileIO) -> None:
     pipe.write(b"1\n2\n3\n4 \xe4\n5\n")
     groups = lines("-", 2)
     assert [len(next(groups)) for _ in range(2)] == [2, 1]
@@ -122,14 +120,14 @@ def test_invalid_utf8_in_a_pipe_is_named_after_the_lines_before_it(pipe: FileIO)
     pipe.close()
 
 
-def test_a_character_that_is_cut_off_at_the_end_is_invalid(pipe: FileIO) -> None:
+def test_an_incomplete_character_at_the_end_is_invalid(pipe: FileIO) -> None:
     pipe.write("ü".encode()[:1])
     pipe.close()
     with pytest.raises(UserError, match="line 1 is not"):
         next(lines("-", 2))
 
 
-def test_who_stops_reading_does_not_wait_for_the_pipe(pipe: FileIO) -> None:
+def test_closing_the_iterator_does_not_wait_for_the_pipe(pipe: FileIO) -> None:
     groups = lines("-", 2)
     pipe.write(b"1\n2\n3\n")
     assert len(next(groups)) == 2
@@ -145,7 +143,7 @@ def test_a_closed_standard_input_is_one_sentence(monkeypatch: pytest.MonkeyPatch
 # Terminals.
 
 
-def test_a_terminal_is_asked_for_each_line_on_standard_error(
+def test_a_terminal_prompts_for_each_line_on_standard_error(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     keyboard, terminal = pty.openpty()
@@ -157,8 +155,8 @@ def test_a_terminal_is_asked_for_each_line_on_standard_error(
         os.write(keyboard, b"\x04")  # Ctrl-D
         assert [*groups] == []
     os.close(keyboard)
-    said = capsys.readouterr()
-    assert said.err == "> > > \n" and said.out == ""
+    output = capsys.readouterr()
+    assert output.err == "> > > \n" and output.out == ""
 
 
 class Terminal:
@@ -167,12 +165,12 @@ class Terminal:
 
 
 @pytest.mark.parametrize("end", [EOFError, KeyboardInterrupt])
-def test_the_line_editor_is_used_where_the_answers_are_seen_and_ends_quietly(
+def test_line_editing_is_used_if_the_output_is_a_terminal_and_ends_quietly(
     monkeypatch: pytest.MonkeyPatch, end: type[BaseException]
 ) -> None:
     typed = iter(["eins", ""])
 
-    def answer(prompt: str) -> str:
+    def input_line(prompt: str) -> str:
         assert prompt == "> "
         text = next(typed, None)
         if text is None:
@@ -181,13 +179,13 @@ def test_the_line_editor_is_used_where_the_answers_are_seen_and_ends_quietly(
 
     monkeypatch.setattr(sys, "stdin", Terminal())
     monkeypatch.setattr(sys, "stdout", Terminal())
-    monkeypatch.setattr(builtins, "input", answer)
+    monkeypatch.setattr(builtins, "input", input_line)
     groups = [*lines("-", 8)]
     monkeypatch.undo()
     assert groups == [[Line(1, "eins")], [Line(2, "")]]
 
 
-def test_invalid_bytes_that_a_terminal_hides_in_the_text_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_bytes_that_python_turned_into_surrogates_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", Terminal())
     monkeypatch.setattr(sys, "stdout", Terminal())
     monkeypatch.setattr(builtins, "input", lambda prompt: "sch\udcf6n")
@@ -195,7 +193,7 @@ def test_invalid_bytes_that_a_terminal_hides_in_the_text_are_named(monkeypatch: 
         next(lines("-", 8))
 
 
-def test_a_dash_comes_through_the_command_line_unharmed(tmp_path: Path) -> None:
+def test_a_dash_passes_through_the_command_line(tmp_path: Path) -> None:
     (tmp_path / "file.pt").touch()
     arguments = [f"checkpoint={tmp_path / 'file.pt'}", "input=-", "model=vit"]
     assert configure("predict", arguments, base=lambda file: {})["input"] == "-"

@@ -1,4 +1,4 @@
-"""A step is the same step however its batch is cut: for the translator, whose batches are counted in padded tokens."""
+"""A step of the translator, with batches counted in padded tokens, is the same however it is split."""
 
 import multiprocessing
 from pathlib import Path
@@ -21,8 +21,8 @@ from common.train.step import Stepper
 from seq2seq.tasks.translation import Translation
 
 SEED = 3
-PAIRS = [5, 0, 11, 7, 2, 9, 14, 3]  # of train, in a step's order
-CUTS = {"1x8": [8], "3+1+4": [3, 1, 4], "8x1": [1] * 8}
+PAIRS = [5, 0, 11, 7, 2, 9, 14, 3]  # indices in train, in the order of a step
+MICRO_BATCH_COUNTS = {"1x8": [8], "3+1+4": [3, 1, 4], "8x1": [1] * 8}
 NUMBERS = (
     "zero one two three four five six seven eight nine".split(),
     "null eins zwei drei vier fünf sechs sieben acht neun".split(),
@@ -46,58 +46,58 @@ kinds = pytest.mark.parametrize("kind", ["joint", "separate"])
 
 def write(folder: Path) -> None:
     """Forty numbers of one to nine digits, digit by digit."""
-    drawn = generator("numbers", 0)
-    rows = [torch.randint(10, (1 + i % 9,), generator=drawn).tolist() for i in range(40)]
+    rng = generator("numbers", 0)
+    rows = [torch.randint(10, (1 + i % 9,), generator=rng).tolist() for i in range(40)]
     lines = ["\t".join(" ".join(names[d] for d in row) for names in NUMBERS) for row in rows]
     (folder / "pairs.tsv").write_text("\n".join(lines), encoding="utf-8")
 
 
 def config(kind: str, folder: Path) -> dict[str, Any]:
-    """Pre-norm with all matrices tied, or post-norm with vocabularies and matrices apart and a bias."""
+    """Pre-norm with all matrices tied, or post-norm with separate vocabularies and matrices and a bias."""
     files = [f"data.train.pairs={folder}/pairs.tsv", "data.val_count=0", "data.test_count=0", "data.batch_size=120"]
-    sizes = ["data.longest=60", "data.tokenizer.pieces=bytes", "data.tokenizer.vocabulary=262"]
-    keys = ["model=seq2seq", "data=parallel_text", *TINY, *files, *sizes]
+    limits = ["data.longest=60", "data.tokenizer.pieces=bytes", "data.tokenizer.vocabulary=262"]
+    keys = ["model=seq2seq", "data=parallel_text", *TINY, *files, *limits]
     if kind == "separate":
         keys += ["data.tokenizer.joint=false", "data.tokenizer.vocabulary=261", "model.tied=none"]
         keys += ["model.output_bias=true", "model.blocks.pre_norm=false"]
     return configure("train", keys)
 
 
-def task(kind: str, folder: Path) -> Translation:
-    found = config(kind, folder)
-    of: Translation = build(found["task"], data=build(found["data"]))
-    return of
+def make_task(kind: str, folder: Path) -> Translation:
+    sections = config(kind, folder)
+    task: Translation = build(sections["task"], data=build(sections["data"]))
+    return task
 
 
-def stepper(kind: str, of: Translation, folder: Path, dtype: torch.dtype, clip_norm: float | None) -> Stepper:
+def make_stepper(kind: str, task: Translation, folder: Path, dtype: torch.dtype, clip_norm: float | None) -> Stepper:
     torch.manual_seed(0)
-    model: nn.Module = build(config(kind, folder)["model"], **of.model_arguments()).to(dtype)
-    return Stepper(of, model, optim.build(model, OPTIMIZER), torch.device("cpu"), "fp32", clip_norm)
+    model: nn.Module = build(config(kind, folder)["model"], **task.model_arguments()).to(dtype)
+    return Stepper(task, model, optim.build(model, OPTIMIZER), torch.device("cpu"), "fp32", clip_norm)
 
 
-def batches(of: Translation, cut: list[int], pairs: list[int] | None = None) -> list[Batch]:
-    """Micro-batches of so many pairs each, as the trainer's loader makes them."""
-    rest = iter(PAIRS if pairs is None else pairs)
-    keys = [(0, tuple(next(rest) for _ in range(count))) for count in cut]
-    return [*Loader(of.data, "train", seed=SEED, workers=0, pin=False)(keys)]
+def batches(task: Translation, counts: list[int], pairs: list[int] | None = None) -> list[Batch]:
+    """Micro-batches of these numbers of pairs, made by the trainer's loader."""
+    indices = iter(PAIRS if pairs is None else pairs)
+    keys = [(0, tuple(next(indices) for _ in range(count))) for count in counts]
+    return [*Loader(task.data, "train", seed=SEED, workers=0, pin=False)(keys)]
 
 
-def gradient(kind: str, of: Translation, folder: Path, micro_batches: list[Batch]) -> torch.Tensor:
-    """The fp32 gradient of a step that is not clipped, all parameters in one vector."""
-    one = stepper(kind, of, folder, torch.float32, None)
-    one(micro_batches, 0)
-    return torch.cat([p.grad.flatten() for p in one.parameters])
+def gradient(kind: str, task: Translation, folder: Path, micro_batches: list[Batch]) -> torch.Tensor:
+    """The fp32 gradient of a step without clipping, all parameters in one vector."""
+    stepper = make_stepper(kind, task, folder, torch.float32, None)
+    stepper(micro_batches, 0)
+    return torch.cat([p.grad.flatten() for p in stepper.parameters])
 
 
-def flat(one: Stepper) -> torch.Tensor:
-    return torch.cat([p.detach().flatten() for p in one.parameters])
+def flat_parameters(stepper: Stepper) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in stepper.parameters])
 
 
-def updated(kind: str, of: Translation, folder: Path, micro_batches: list[Batch]) -> torch.Tensor:
+def updated_parameters(kind: str, task: Translation, folder: Path, micro_batches: list[Batch]) -> torch.Tensor:
     """All fp64 parameters after one clipped AdamW step."""
-    one = stepper(kind, of, folder, torch.float64, 0.1)
-    one(micro_batches, 0)
-    return flat(one)
+    stepper = make_stepper(kind, task, folder, torch.float64, 0.1)
+    stepper(micro_batches, 0)
+    return flat_parameters(stepper)
 
 
 @pytest.fixture
@@ -107,85 +107,93 @@ def folder(tmp_path: Path) -> Path:
 
 
 @kinds
-def test_the_step_holds_sentences_of_many_lengths_and_asks_every_parameter(kind: str, folder: Path) -> None:
-    """Otherwise the tests below would show less than they say."""
-    of = task(kind, folder)
-    (batch,) = batches(of, CUTS["1x8"])
+def test_the_step_has_many_lengths_and_a_gradient_for_every_parameter(kind: str, folder: Path) -> None:
+    """Otherwise the tests below would show less than their names promise."""
+    task = make_task(kind, folder)
+    (batch,) = batches(task, MICRO_BATCH_COUNTS["1x8"])
     assert len({*batch["source_lengths"].tolist()}) > 4 and len({*batch["target_lengths"].tolist()}) > 3
-    assert of.normalisers(batch) == {"tokens": float((batch["target_out"] != 0).sum())}
-    one = stepper(kind, of, folder, torch.float32, None)
-    parts = one([batch], 0)
+    assert task.normalisers(batch) == {"tokens": float((batch["target_out"] != 0).sum())}
+    stepper = make_stepper(kind, task, folder, torch.float32, None)
+    parts = stepper([batch], 0)
     assert {"loss", "nll"} <= parts.keys() and parts["loss"] != parts["nll"]
-    assert all(p.grad is not None and p.grad.norm() > 1e-5 for p in one.parameters)
+    assert all(p.grad is not None and p.grad.norm() > 1e-5 for p in stepper.parameters)
 
 
 @kinds
-@pytest.mark.parametrize("cut", ["3+1+4", "8x1"])
-def test_gradients_and_logged_parts_do_not_depend_on_the_cut(kind: str, cut: str, folder: Path) -> None:
-    of = task(kind, folder)
-    whole, pieces = (gradient(kind, of, folder, batches(of, CUTS[name])) for name in ("1x8", cut))
+@pytest.mark.parametrize("counts", ["3+1+4", "8x1"])
+def test_gradients_and_logged_parts_do_not_depend_on_the_micro_batches(kind: str, counts: str, folder: Path) -> None:
+    task = make_task(kind, folder)
+    whole, pieces = (gradient(kind, task, folder, batches(task, MICRO_BATCH_COUNTS[name])) for name in ("1x8", counts))
     assert (whole - pieces).norm() <= 1e-6 * whole.norm()
-    parts = [stepper(kind, of, folder, torch.float64, None)(batches(of, CUTS[name]), 0) for name in ("1x8", cut)]
+    parts = [
+        make_stepper(kind, task, folder, torch.float64, None)(batches(task, MICRO_BATCH_COUNTS[name]), 0)
+        for name in ("1x8", counts)
+    ]
     for name in ("loss", "nll", "gradient_norm"):
         assert float(parts[0][name]) == pytest.approx(float(parts[1][name]), rel=1e-6), name  # sums in fp32
 
 
 @kinds
-@pytest.mark.parametrize("cut", ["3+1+4", "8x1"])
-def test_parameters_after_a_clipped_step_do_not_depend_on_the_cut(kind: str, cut: str, folder: Path) -> None:
-    of = task(kind, folder)
-    whole = updated(kind, of, folder, batches(of, CUTS["1x8"]))
-    assert (updated(kind, of, folder, batches(of, CUTS[cut])) - whole).abs().max() <= 1e-10
-    assert (whole - flat(stepper(kind, of, folder, torch.float64, 0.1))).abs().max() > 1e-4, "the step did something"
+@pytest.mark.parametrize("counts", ["3+1+4", "8x1"])
+def test_parameters_after_a_clipped_step_do_not_depend_on_the_micro_batches(
+    kind: str, counts: str, folder: Path
+) -> None:
+    task = make_task(kind, folder)
+    whole = updated_parameters(kind, task, folder, batches(task, MICRO_BATCH_COUNTS["1x8"]))
+    assert (
+        updated_parameters(kind, task, folder, batches(task, MICRO_BATCH_COUNTS[counts])) - whole
+    ).abs().max() <= 1e-10
+    assert (whole - flat_parameters(make_stepper(kind, task, folder, torch.float64, 0.1))).abs().max() > 1e-4, (
+        "the step changes parameters"
+    )
 
 
-def test_a_mean_of_means_would_be_seen(folder: Path) -> None:
-    """The control: a divisor of each micro-batch alone, averaged, is another step, since sentences are not as long."""
-    of = task("joint", folder)
-    whole = gradient("joint", of, folder, batches(of, CUTS["1x8"]))
-    loss, normalisers = of.loss, of.normalisers
-    of.loss = lambda m, b, s: loss(m, b, {"tokens": 3 * normalisers(b)["tokens"]})  # type: ignore[method-assign]
-    wrong = gradient("joint", of, folder, batches(of, CUTS["3+1+4"]))
-    assert (wrong - whole).norm() > 1e-2 * whole.norm()
+def test_a_mean_of_means_differs_measurably(folder: Path) -> None:
+    """The control: averaging the means of micro-batches is another step, because their token counts differ."""
+    task = make_task("joint", folder)
+    whole = gradient("joint", task, folder, batches(task, MICRO_BATCH_COUNTS["1x8"]))
+    loss, normalisers = task.loss, task.normalisers
+    task.loss = lambda m, b, s: loss(m, b, {"tokens": 3 * normalisers(b)["tokens"]})  # type: ignore[method-assign]
+    mean_of_means = gradient("joint", task, folder, batches(task, MICRO_BATCH_COUNTS["3+1+4"]))
+    assert (mean_of_means - whole).norm() > 1e-2 * whole.norm()
 
 
-def test_a_bucket_cut_by_tokens_takes_the_step_of_the_whole_bucket(folder: Path) -> None:
-    """Steps of at most 120 padded tokens, in micro-batches of at most 120, 70 and 50: every step is the same step."""
-    of = task("joint", folder)
-    order = Order(of.data.cost("train"), batch_size=of.data.batch_size, seed=SEED)
+def test_a_bucket_split_by_tokens_is_the_step_of_the_whole_bucket(folder: Path) -> None:
+    """Steps of at most 120 padded tokens, in micro-batches of at most 120, 70 and 50."""
+    task = make_task("joint", folder)
+    order = Order(task.data.cost("train"), batch_size=task.data.batch_size, seed=SEED)
 
     def all_steps(micro_batch: int | None) -> list[list[Batch]]:
         stop = order.steps(1)
-        found = steps(
-            of.data, order, start=0, stop=stop, micro_batch=micro_batch, rank=0, world=1, workers=0, pin=False
-        )
-        return [micro_batches for _, micro_batches in found]
+        keys: dict[str, Any] = {"rank": 0, "world": 1, "workers": 0, "pin": False}
+        numbered = steps(task.data, order, start=0, stop=stop, micro_batch=micro_batch, **keys)
+        return [micro_batches for _, micro_batches in numbered]
 
     whole = all_steps(None)
     assert sorted(i for step in whole for batch in step for i in batch["ids"]) == [*range(40)]
     for micro_batch in (70, 50):
         pieces = all_steps(micro_batch)
         assert sum(len(step) for step in pieces) > len(pieces) == len(whole)
-        for step, cut in zip(whole, pieces, strict=True):
-            assert [i for batch in cut for i in batch["ids"]] == step[0]["ids"]
-            for batch in cut:
+        for step, micro_batches in zip(whole, pieces, strict=True):
+            assert [i for batch in micro_batches for i in batch["ids"]] == step[0]["ids"]
+            for batch in micro_batches:
                 padded = len(batch["ids"]) * max(batch["source"].shape[1], batch["target_out"].shape[1])
                 assert padded <= micro_batch or len(batch["ids"]) == 1
         most = max(range(len(whole)), key=lambda n: len(pieces[n]))
-        one, other = (gradient("joint", of, folder, found[most]) for found in (whole, pieces))
-        assert len(pieces[most]) > 1 and (one - other).norm() <= 1e-6 * one.norm()
+        expected, result = (gradient("joint", task, folder, all_batches[most]) for all_batches in (whole, pieces))
+        assert len(pieces[most]) > 1 and (expected - result).norm() <= 1e-6 * expected.norm()
 
 
 def step_on_rank(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
     for kind in ("joint", "separate"):
-        of = task(kind, Path(folder))
-        for name, cuts in {"4+4": ([4], [4]), "3+1 and 4": ([3, 1], [4])}.items():
-            mine = batches(of, cuts[rank], rank_samples(PAIRS, rank, 2))
-            torch.save(updated(kind, of, Path(folder), mine), f"{folder}/{kind} {name} {rank}.pt")
+        task = make_task(kind, Path(folder))
+        for name, counts in {"4+4": ([4], [4]), "3+1 and 4": ([3, 1], [4])}.items():
+            micro_batches = batches(task, counts[rank], rank_samples(PAIRS, rank, 2))
+            torch.save(updated_parameters(kind, task, Path(folder), micro_batches), f"{folder}/{kind} {name} {rank}.pt")
         # A rank without samples must neither hang nor change the step.
-        mine = [batches(of, [8]), [{**batches(of, [1])[0], "dummy": True}]][rank]
-        torch.save(updated(kind, of, Path(folder), mine), f"{folder}/{kind} 8+0 {rank}.pt")
+        micro_batches = [batches(task, [8]), [{**batches(task, [1])[0], "dummy": True}]][rank]
+        torch.save(updated_parameters(kind, task, Path(folder), micro_batches), f"{folder}/{kind} 8+0 {rank}.pt")
     dist.destroy_process_group()
 
 
@@ -195,8 +203,8 @@ def test_two_ranks_take_the_same_step_as_one(folder: Path, monkeypatch: pytest.M
     multiprocessing.set_forkserver_preload(["torch.distributed", "tokenizers", "sacrebleu"])
     mp.start_processes(step_on_rank, (str(folder),), nprocs=2, start_method="forkserver")
     for kind in ("joint", "separate"):
-        of = task(kind, folder)
-        whole = updated(kind, of, folder, batches(of, CUTS["1x8"]))
+        task = make_task(kind, folder)
+        whole = updated_parameters(kind, task, folder, batches(task, MICRO_BATCH_COUNTS["1x8"]))
         for name in ("4+4", "3+1 and 4", "8+0"):
             for rank in range(2):
                 assert (torch.load(folder / f"{kind} {name} {rank}.pt") - whole).abs().max() <= 1e-10, (kind, name)

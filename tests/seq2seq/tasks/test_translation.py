@@ -1,4 +1,4 @@
-"""What translation says to the trainer, the evaluator and the user."""
+"""The task of translation: loss, answers, users' lines, state and scores."""
 
 import math
 import sys
@@ -26,8 +26,8 @@ CPU = torch.device("cpu")
 ENGLISH = "zero one two three four five six seven eight nine".split()
 GERMAN = "null eins zwei drei vier fünf sechs sieben acht neun".split()
 TINY = ["model.width=16", "model.heads=2", "model.feedforward=24", "model.encoder_layers=2", "model.decoder_layers=2"]
-SIZES = ["data.val_count=5", "data.test_count=15", "data.longest=60", "data.batch_size=200"]
-WORDS = ["data.tokenizer.pieces=bytes", "data.tokenizer.vocabulary=262", "task.predict.longest_extra=12"]
+DATA = ["data.val_count=5", "data.test_count=15", "data.longest=60", "data.batch_size=200"]
+TOKENS = ["data.tokenizer.pieces=bytes", "data.tokenizer.vocabulary=262", "task.predict.longest_extra=12"]
 Built = Callable[..., tuple[Translation, nn.Module]]
 
 
@@ -37,22 +37,25 @@ def number(digits: list[int]) -> tuple[str, str]:
 
 @pytest.fixture
 def built(tmp_path: Path) -> Built:
-    """The task of a command line on sixty numbers of one to nine digits, and a small model with large weights."""
-    drawn = generator("numbers", 0)
-    pairs = [number(torch.randint(10, (1 + i % 9,), generator=drawn).tolist()) for i in range(60)]
+    """Returns a function that makes the task of a command line, on sixty numbers of one to nine digits, and a model.
+
+    The model is small and has large weights.
+    """
+    rng = generator("numbers", 0)
+    pairs = [number(torch.randint(10, (1 + i % 9,), generator=rng).tolist()) for i in range(60)]
     file = tmp_path / "pairs.tsv"
     file.write_text("\n".join("\t".join(pair) for pair in dict.fromkeys(pairs)), encoding="utf-8")
 
-    def go(*keys: str) -> tuple[Translation, nn.Module]:
-        found = configure("train", ["model=seq2seq", "data=parallel_text", *TINY, *SIZES, *WORDS, *keys,
+    def make(*keys: str) -> tuple[Translation, nn.Module]:
+        config = configure("train", ["model=seq2seq", "data=parallel_text", *TINY, *DATA, *TOKENS, *keys,
                                     f"data.train.pairs={file}"])  # fmt: skip
-        task = build(found["task"], data=build(found["data"]))
-        model = build(found["model"], **task.model_arguments())
+        task = build(config["task"], data=build(config["data"]))
+        model = build(config["model"], **task.model_arguments())
         for name, parameter in model.named_parameters():
-            nn.init.normal_(parameter, mean=float(name.endswith("norm.weight")), std=0.3, generator=drawn)
+            nn.init.normal_(parameter, mean=float(name.endswith("norm.weight")), std=0.3, generator=rng)
         return task, model.eval()
 
-    return go
+    return make
 
 
 def evaluation_batch(task: Translation, count: int = 6) -> dict[str, Any]:
@@ -60,25 +63,25 @@ def evaluation_batch(task: Translation, count: int = 6) -> dict[str, Any]:
 
 
 def users_batch(task: Translation, *lines: str) -> dict[str, Any]:
-    """As `read` makes it of a file with these lines."""
+    """The batch that `read` makes from a file with these lines."""
     return task.data.collate([task._view(line, i + 1) for i, line in enumerate(lines)])
 
 
 class Oracle(nn.Module):
-    """A model that knows translations by heart: `sure` is the logit of what follows, all others are zero."""
+    """A model that has memorised the translations: `logit` is that of the next token, all others are zero."""
 
-    def __init__(self, task: Translation, pairs: list[tuple[str, str]], sure: float = 5.0):
+    def __init__(self, task: Translation, pairs: list[tuple[str, str]], logit: float = 5.0):
         super().__init__()
         source, target = task.data.tokenizers()
-        self.known = {tuple(source.encode(a)): [*target.encode(b), EOS] for a, b in pairs}
-        self.size, self.sure = target.size, sure
+        self.translations = {tuple(source.encode(a)): [*target.encode(b), EOS] for a, b in pairs}
+        self.vocabulary_size, self.logit = target.size, logit
 
     def forward(self, source: Tensor, lengths: Tensor, target_in: Tensor) -> Tensor:
-        logits = torch.zeros(*target_in.shape, self.size)
+        logits = torch.zeros(*target_in.shape, self.vocabulary_size)
         for i, row in enumerate(source.tolist()):
-            known = self.known[tuple(row[: int(lengths[i]) - 1])]
-            for t, word in enumerate(known[: target_in.shape[1]]):
-                logits[i, t, word] = self.sure
+            translation = self.translations[tuple(row[: int(lengths[i]) - 1])]
+            for t, token in enumerate(translation[: target_in.shape[1]]):
+                logits[i, t, token] = self.logit
         return logits
 
     def encode(self, source: Tensor, lengths: Tensor) -> SimpleNamespace:
@@ -95,7 +98,7 @@ class Oracle(nn.Module):
 # Training.
 
 
-def test_the_loss_is_that_of_the_real_tokens_over_the_steps_count(built: Built) -> None:
+def test_the_loss_of_the_real_tokens_is_divided_by_those_of_the_step(built: Built) -> None:
     task, model = built("task.loss.smoothing=0.2")
     batch = evaluation_batch(task)
     real = int((batch["target_out"] != 0).sum())
@@ -110,7 +113,7 @@ def test_the_loss_is_that_of_the_real_tokens_over_the_steps_count(built: Built) 
     assert loss.requires_grad and parts.keys() == {"nll"}
 
 
-def test_the_data_decide_the_vocabularies(built: Built) -> None:
+def test_the_data_determine_the_vocabularies(built: Built) -> None:
     assert built()[0].model_arguments() == {"vocabularies": (262, 262), "joint": True}
     keys = ["data.tokenizer.joint=false", "model.tied=target", "data.tokenizer.vocabulary=261"]
     task, model = built(*keys)
@@ -127,23 +130,23 @@ def test_tied_all_with_separate_vocabularies_is_refused(built: Built) -> None:
 # Answers.
 
 
-def test_an_answer_holds_its_text_tokens_and_score(built: Built) -> None:
+def test_an_answer_has_text_tokens_and_score(built: Built) -> None:
     task, model = built("task.predict.candidates=3")
     batch = evaluation_batch(task)
-    found = decode(model, batch["source"], batch["source_lengths"], task.options, SPECIAL, batch["ids"])
+    expected = decode(model, batch["source"], batch["source_lengths"], task.options, SPECIAL, batch["ids"])
     target = task.data.tokenizers()[1]
-    for answer, hypotheses in zip(task.predict(model, batch), found, strict=True):
+    for answer, hypotheses in zip(task.predict(model, batch), expected, strict=True):
         assert answer["tokens"] == hypotheses[0].tokens and answer["score"] == hypotheses[0].score
         assert answer["text"] == target.decode(answer["tokens"])
-        pairs = [{"text": target.decode(one.tokens), "score": one.score} for one in hypotheses]
-        assert answer["candidates"] == pairs and len(pairs) == 3
+        candidates = [{"text": target.decode(each.tokens), "score": each.score} for each in hypotheses]
+        assert answer["candidates"] == candidates and len(candidates) == 3
         assert "attention" not in answer
-    plain = built()[0].predict(model, batch)
+    answers = built()[0].predict(model, batch)
     assert all(answer.keys() == {"text", "score", "tokens", "reference_log_probability", "reference_tokens"}
-               for answer in plain)  # fmt: skip
+               for answer in answers)  # fmt: skip
 
 
-def test_a_reference_is_as_likely_as_scoring_it_says(built: Built) -> None:
+def test_the_log_probability_of_a_reference_is_its_score(built: Built) -> None:
     task, model = built("task.loss.smoothing=0.3")
     batch = evaluation_batch(task)
     scored = score(
@@ -156,7 +159,7 @@ def test_a_reference_is_as_likely_as_scoring_it_says(built: Built) -> None:
         assert answer["reference_log_probability"] == pytest.approx(total, abs=1e-4)  # float32, some 40 tokens
 
 
-def test_an_empty_sentence_is_translated_by_nothing(built: Built) -> None:
+def test_the_translation_of_an_empty_sentence_is_empty(built: Built) -> None:
     for keys in ([], ["task.predict.candidates=2", "task.predict.attention=true"]):
         task, model = built(*keys)
         lines = ["", "one two", " \t ", "three"]
@@ -166,17 +169,17 @@ def test_an_empty_sentence_is_translated_by_nothing(built: Built) -> None:
         alone = task.predict(model, users_batch(task, "", "one two"))[1]
         assert answers[1]["tokens"] == alone["tokens"] and answers[1]["text"]
         assert [answer["text"] for answer in task.predict(model, users_batch(task, "", " "))] == ["", ""]
-        shown = [*task.show(users_batch(task, *lines), [answers[0]] * 4, Path("nowhere"))]
-        assert shown == (["1\t0.0000\t", "2\t0.0000\t", "3\t0.0000\t", "4\t0.0000\t"] if keys else [""] * 4)
+        printed = [*task.show(users_batch(task, *lines), [answers[0]] * 4, Path("nowhere"))]
+        assert printed == (["1\t0.0000\t", "2\t0.0000\t", "3\t0.0000\t", "4\t0.0000\t"] if keys else [""] * 4)
 
 
 def test_a_sentence_longer_than_the_models_limit_is_refused(built: Built) -> None:
     task, model = built("model.longest=20")
-    with pytest.raises(UserError, match=r"Sentence 1 has 43 tokens, more than model.longest=20; cut it"):
+    with pytest.raises(UserError, match=r"Sentence 1 has 43 tokens, more than model.longest=20; split it"):
         task.predict(model, users_batch(task, "one two three four five six seven eight nine"))
 
 
-def test_given_translations_are_scored_as_they_are(built: Built) -> None:
+def test_given_translations_are_scored_unchanged(built: Built) -> None:
     task, model = built("task.predict.method=given", "task.predict.penalty=average", "task.predict.alpha=1")
     batch = users_batch(task, "one two\teins zwei", "three\tacht neun null")
     answers = task.predict(model, batch)
@@ -197,16 +200,16 @@ def test_given_translations_need_a_tab(built: Built, tmp_path: Path) -> None:
 
 
 def test_more_candidates_than_a_method_has_are_refused(built: Built) -> None:
-    for keys, words in (
+    for keys, limit in (
         (["method=greedy"], "at most 1 with method=greedy"),
         (["beam=2"], "at most 2 with method=beam"),
     ):
-        with pytest.raises(UserError, match=f"task.predict.candidates=3: expected {words}"):
+        with pytest.raises(UserError, match=f"task.predict.candidates=3: expected {limit}"):
             built("task.predict.candidates=3", *(f"task.predict.{key}" for key in keys))
 
 
-def test_attention_is_of_each_head_from_each_target_token_to_each_source_token(built: Built) -> None:
-    """Rows are the translation's tokens and its end; whatever else is in the batch."""
+def test_attention_has_heads_target_tokens_and_source_tokens(built: Built) -> None:
+    """Rows are the translation's tokens and EOS, independent of the rest of the batch."""
     task, model = built("task.predict.attention=true")
     batch = evaluation_batch(task)
     answers = task.predict(model, batch)
@@ -219,7 +222,7 @@ def test_attention_is_of_each_head_from_each_target_token_to_each_source_token(b
     assert len({*batch["source_lengths"].tolist()}) > 2
 
 
-def test_attention_of_a_model_that_has_none_is_refused(built: Built) -> None:
+def test_attention_of_a_model_without_cross_attention_is_refused(built: Built) -> None:
     task, _ = built("task.predict.attention=true")
     pairs = task.data.pairs("test")
     with pytest.raises(UserError, match="Oracle has no module named cross_attention; use false"):
@@ -229,7 +232,7 @@ def test_attention_of_a_model_that_has_none_is_refused(built: Built) -> None:
 # A user's lines.
 
 
-def test_a_file_is_read_in_numbered_lines_and_a_pipe_too(
+def test_files_and_pipes_are_read_in_numbered_lines(
     built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task, _ = built()
@@ -244,7 +247,7 @@ def test_a_file_is_read_in_numbered_lines_and_a_pipe_too(
             assert len(batches) == 2 and "target_out" not in batches[0]
 
 
-def test_a_translation_stays_one_line_whatever_is_in_it(built: Built) -> None:
+def test_a_translation_with_line_feeds_is_printed_in_one_line(built: Built) -> None:
     task, _ = built()
     batch = users_batch(task, "one", "two")
     answers = [{"text": "a\nb\r\nc\td", "score": -1.0, "tokens": []}, {"text": "e", "score": -2.0, "tokens": []}]
@@ -268,62 +271,64 @@ def test_pictures_of_attention_have_the_lines_numbers_and_all_tokens(built: Buil
     assert "&lt;three&gt;" in picture and "&lt;/s&gt;" in picture
 
 
-def test_there_are_no_pictures_of_translations_for_the_log(built: Built) -> None:
+def test_translations_have_no_pictures_in_the_log(built: Built) -> None:
     task, model = built()
     batch = evaluation_batch(task)
     assert task.pictures(batch, task.predict(model, batch), 4) is None and task.advice(False) == []
 
 
-# The checkpoint's part.
+# State in checkpoints.
 
 
 @pytest.mark.parametrize("joint", [True, False])
-def test_a_state_is_enough_to_read_and_write_without_data(built: Built, joint: bool) -> None:
+def test_a_restored_task_translates_without_data(built: Built, joint: bool) -> None:
     keys = [] if joint else ["data.tokenizer.joint=false", "model.tied=target", "data.tokenizer.vocabulary=261"]
     task, model = built(*keys)
     state = task.state()
     assert len(state["tokenizers"]) == 1 + (not joint)
     assert all(type(text) is str for text in state["tokenizers"]), "plain types"
-    options = configure("predict", ["model=seq2seq", "data=parallel_text", "checkpoint=x", "input=-", *keys])
-    other: Translation = build(options["task"], data=build(options["data"]))  # which has no files
-    other.restore(state)
-    assert other.state() == state and other.model_arguments() == task.model_arguments()
-    other.options = task.options
-    found, expected = (of.predict(model, users_batch(of, "one two", "nine"))[0]["text"] for of in (other, task))
-    assert found == expected != ""
+    config = configure("predict", ["model=seq2seq", "data=parallel_text", "checkpoint=x", "input=-", *keys])
+    restored: Translation = build(config["task"], data=build(config["data"]))  # without files
+    restored.restore(state)
+    assert restored.state() == state and restored.model_arguments() == task.model_arguments()
+    restored.options = task.options
+    result, expected = (
+        each.predict(model, users_batch(each, "one two", "nine"))[0]["text"] for each in (restored, task)
+    )
+    assert result == expected != ""
 
 
 @pytest.mark.parametrize("state", [{}, {"tokenizers": []}])
 def test_a_checkpoint_without_tokenizers_is_refused(built: Built, state: dict[str, Any]) -> None:
     task, _ = built()
-    with pytest.raises(UserError, match="holds no tokenizers"):
+    with pytest.raises(UserError, match="contains no tokenizers"):
         task.restore(state)
 
 
-def test_a_tokenizer_that_is_none_is_refused(built: Built) -> None:
+def test_a_tokenizer_of_another_program_is_refused(built: Built) -> None:
     task, _ = built()
-    with pytest.raises(UserError, match="none that this program wrote"):
+    with pytest.raises(UserError, match="was not written by this program"):
         task.restore({"tokenizers": ['{"version": "1.0"}']})
 
 
-def test_a_new_run_takes_the_tokenizers_of_its_checkpoint_unless_it_should_not(built: Built) -> None:
-    learnt = built("data.tokenizer.vocabulary=270")[0].state()
+def test_a_new_run_uses_its_checkpoints_tokenizers_unless_keep_tokenizers_is_false(built: Built) -> None:
+    inherited = built("data.tokenizer.vocabulary=270")[0].state()
     task, _ = built()
-    own = task.state()
-    task.inherit({})  # of another program, without any
-    assert task.state() == own != learnt
-    task.inherit(learnt)
-    assert task.state() == learnt and task.model_arguments()["vocabularies"] == (270, 270)
+    trained = task.state()
+    task.inherit({})  # of another program
+    assert task.state() == trained != inherited
+    task.inherit(inherited)
+    assert task.state() == inherited and task.model_arguments()["vocabularies"] == (270, 270)
     assert max(max(task.data.sample("train", i, None)["source"]) for i in range(task.data.count("train"))) >= 262
     task, _ = built("task.keep_tokenizers=false")
-    task.inherit(learnt)
-    assert task.state() == own
+    task.inherit(inherited)
+    assert task.state() == trained
 
 
-# Numbers.
+# Scores.
 
 
-def test_a_model_that_knows_all_by_heart_has_full_marks_and_the_loss_worked_out_by_hand(built: Built) -> None:
+def test_a_model_that_has_memorised_test_has_perfect_scores_and_the_loss_worked_out_by_hand(built: Built) -> None:
     """A logit of 5 among 261 of 0: each token costs ln(e^5 + 261) - 5."""
     task, _ = built()
     model = Oracle(task, task.data.pairs("test"))
@@ -345,20 +350,20 @@ def test_one_wrong_sentence_of_fifteen_costs_a_fifteenth_of_exact_match(built: B
 
 
 @pytest.mark.parametrize("method", ["greedy", "beam", "sample", "given"])
-def test_numbers_do_not_depend_on_how_the_split_is_cut(built: Built, method: str) -> None:
+def test_scores_do_not_depend_on_the_batches(built: Built, method: str) -> None:
     task, model = built(f"task.predict.method={method}")
-    (whole, metric), (pieces, other) = evaluate(task, model, 2000), evaluate(task, model, 60)
-    assert [row[:4] for row in metric.samples] == [row[:4] for row in other.samples]
-    assert whole == pytest.approx(pieces, rel=1e-5)
-    assert whole["loss"] > 0 and (whole["exact_match"] == 1) == (method == "given")
+    (numbers, metric), (numbers_in_parts, metric_in_parts) = evaluate(task, model, 2000), evaluate(task, model, 60)
+    assert [row[:4] for row in metric.samples] == [row[:4] for row in metric_in_parts.samples]
+    assert numbers == pytest.approx(numbers_in_parts, rel=1e-5)
+    assert numbers["loss"] > 0 and (numbers["exact_match"] == 1) == (method == "given")
 
 
 def evaluate(task: Translation, model: nn.Module, batch_size: int = 200) -> tuple[dict[str, float], Any]:
-    sizes = {"device": CPU, "precision": "fp32", "batch_size": batch_size, "workers": 0}
-    return evaluator.evaluate(task, task.data, model, "test", **sizes)
+    options = {"device": CPU, "precision": "fp32", "batch_size": batch_size, "workers": 0}
+    return evaluator.evaluate(task, task.data, model, "test", **options)
 
 
-def test_a_model_that_says_always_the_same_raises_an_alarm(built: Built) -> None:
+def test_a_model_with_one_translation_for_all_sentences_raises_an_alarm(built: Built) -> None:
     task, _ = built()
     same = [{"text": "die die die"}] * 10
     (alarm,) = task.alarms(same)
@@ -373,6 +378,6 @@ def test_bos_and_eos_are_never_in_a_translation(built: Built) -> None:
 
 
 @pytest.mark.parametrize("lowercase", ["true", "false"])
-def test_translations_are_measured_without_case_where_the_tokenizer_knows_none(built: Built, lowercase: str) -> None:
+def test_scores_are_case_insensitive_if_the_tokenizer_is_lower_case(built: Built, lowercase: str) -> None:
     task, _ = built(f"data.tokenizer.lowercase={lowercase}")
     assert task.metric("val").scorers["bleu"].metric.lowercase is (lowercase == "true")

@@ -1,4 +1,4 @@
-"""The tokenizer: reversible for any text, no special token out of text, deterministic, and a sentence per mistake."""
+"""The tokenizer: reversible for any text, no special token from text, deterministic, and one sentence per mistake."""
 
 import pickle
 import random
@@ -56,9 +56,9 @@ UNSEEN_TEXTS = [
 
 
 def options(**changes: Any) -> TokenizerOptions:
-    plain: dict[str, Any] = {"kind": "bpe", "pieces": "bytes", "vocabulary": 340, "joint": True, "coverage": 1.0}
-    plain |= {"single_digits": True, "byte_fallback": True, "normalization": "none", "lowercase": False}
-    return TokenizerOptions(**plain | changes)
+    defaults: dict[str, Any] = {"kind": "bpe", "pieces": "bytes", "vocabulary": 340, "joint": True, "coverage": 1.0}
+    defaults |= {"single_digits": True, "byte_fallback": True, "normalization": "none", "lowercase": False}
+    return TokenizerOptions(**defaults | changes)
 
 
 def trained(**changes: Any) -> Tokenizer:
@@ -68,25 +68,25 @@ def trained(**changes: Any) -> Tokenizer:
 @pytest.mark.parametrize("single_digits", [True, False])
 @pytest.mark.parametrize("coverage", [1.0, 0.9, 0.0])
 @pytest.mark.parametrize("pieces", PIECES)
-def test_decoding_gives_back_any_text(pieces: str, coverage: float, single_digits: bool) -> None:
-    size = 340 if coverage or pieces == "bytes" else 261  # without characters there is nothing to merge
-    tokenizer = trained(pieces=pieces, coverage=coverage, single_digits=single_digits, vocabulary=size)
-    draw = random.Random(0)
-    noise = ["".join(chr(n + 0x800 * (n >= 0xD800)) for n in draw.choices(range(0x10F800), k=30)) for _ in range(50)]
+def test_decoding_returns_any_text(pieces: str, coverage: float, single_digits: bool) -> None:
+    vocabulary = 340 if coverage or pieces == "bytes" else 261  # without characters there is nothing to merge
+    tokenizer = trained(pieces=pieces, coverage=coverage, single_digits=single_digits, vocabulary=vocabulary)
+    rng = random.Random(0)
+    noise = ["".join(chr(n + 0x800 * (n >= 0xD800)) for n in rng.choices(range(0x10F800), k=30)) for _ in range(50)]
     for text in [*TRAINING_TEXTS, *UNSEEN_TEXTS, *noise]:
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 @pytest.mark.parametrize("pieces", PIECES)
 def test_no_text_produces_a_special_token(pieces: str) -> None:
-    """Not even where the training text was full of their usual names, which so became entries of their own."""
+    """Not even if the training text contains their usual names so often that these become entries."""
     tokenizer = trained(pieces=pieces)
     for text in [*TRAINING_TEXTS, *UNSEEN_TEXTS, "".join(map(chr, range(0x100000, 0x100110)))]:
         assert not {PAD, BOS, EOS, UNK} & {*tokenizer.encode(text)}
     assert "▁<" in "".join(tokenizer.pieces(tokenizer.encode("a <s> b")))
 
 
-def test_special_ids_are_where_the_model_expects_them() -> None:
+def test_special_ids_are_those_that_models_expect() -> None:
     tokenizer = trained()
     assert (tokenizer.pad, tokenizer.bos, tokenizer.eos, tokenizer.unk) == (0, 1, 2, 3) == (PAD, BOS, EOS, UNK)
     house = tokenizer.encode("house")
@@ -95,30 +95,30 @@ def test_special_ids_are_where_the_model_expects_them() -> None:
     assert tokenizer.pieces([PAD, BOS, EOS, UNK]) == ["<pad>", "<s>", "</s>", "<unk>"]
 
 
-def test_the_vocabulary_has_the_size_that_was_asked_for() -> None:
+def test_the_vocabulary_has_the_requested_number_of_entries() -> None:
     for pieces in PIECES:
         tokenizer = trained(pieces=pieces)
         assert tokenizer.size == 340
-        used = {i for text in [*TRAINING_TEXTS, *UNSEEN_TEXTS] for i in tokenizer.encode(text)}
-        assert max(used) < 340 and len(used) > 100
+        ids = {i for text in [*TRAINING_TEXTS, *UNSEEN_TEXTS] for i in tokenizer.encode(text)}
+        assert max(ids) < 340 and len(ids) > 100
 
 
 @pytest.mark.parametrize("pieces", PIECES)
-def test_every_digit_stands_alone_if_wished(pieces: str) -> None:
+def test_every_digit_is_a_token_with_single_digits(pieces: str) -> None:
     single = trained(pieces=pieces)
     for text in ("x2019 in 2019, 12.5%", "2019"):
         ids = single.encode(text)
         assert [piece for piece in single.pieces(ids) if any(map(str.isdigit, piece))] == [*filter(str.isdigit, text)]
-    arabic = {"bytes": 262, "characters": 263}[pieces]  # all that this text gives, here and below
-    single = Tokenizer.train(["٣٤"] * 9, options(pieces=pieces, vocabulary=arabic))
+    vocabulary = {"bytes": 262, "characters": 263}[pieces]  # all that this text gives, here and below
+    single = Tokenizer.train(["٣٤"] * 9, options(pieces=pieces, vocabulary=vocabulary))
     assert single.pieces(single.encode("٣٤")) == ["٣", "٤"], "in any script"
-    size = {"bytes": 266, "characters": 273}[pieces]
-    several = Tokenizer.train(["in 2019"] * 9, options(pieces=pieces, vocabulary=size, single_digits=False))
+    vocabulary = {"bytes": 266, "characters": 273}[pieces]
+    several = Tokenizer.train(["in 2019"] * 9, options(pieces=pieces, vocabulary=vocabulary, single_digits=False))
     assert several.pieces(several.encode("in 2019")) == ["▁in", "▁2019"]
 
 
 @pytest.mark.parametrize("pieces", PIECES)
-def test_a_word_is_the_same_at_the_start_and_inside(pieces: str) -> None:
+def test_a_word_has_the_same_tokens_at_the_start_and_inside(pieces: str) -> None:
     tokenizer = trained(pieces=pieces)
     assert tokenizer.encode("house the house")[-1:] == tokenizer.encode("house")
     assert tokenizer.pieces(tokenizer.encode("house")) == ["▁house"]
@@ -131,30 +131,33 @@ def test_merges_stay_within_words_and_letters_keep_their_marks() -> None:
     assert pieces == ["▁Hau\u0308ser", ",", "▁Häuser", ".", "▁Häuser", "!", "▁(", "Häuser", ")"]
 
 
-def test_bytes_are_the_librarys() -> None:
+def test_the_byte_symbols_are_those_of_the_library() -> None:
     tokenizer = trained(vocabulary=260)
     assert tokenizer.size == 4 + len(pre_tokenizers.ByteLevel.alphabet())
     for text in UNSEEN_TEXTS:
         count = len((" " if text[:1].isalpha() or text[:1] == " " else "").encode() + text.encode())
-        assert len(tokenizer.encode(text)) == count, "one entry for each byte"
+        assert len(tokenizer.encode(text)) == count, "one token per byte"
 
 
-def test_rare_characters_are_spelt_in_bytes_or_unknown() -> None:
-    spelt = trained(pieces="characters", byte_fallback=True)
-    unknown = trained(pieces="characters", byte_fallback=False, vocabulary=180)
-    assert spelt.pieces(spelt.encode("☃")) == ["<0xE2>", "<0x98>", "<0x83>"]
-    assert unknown.encode("☃")[-1:] == [UNK] and unknown.decode(unknown.encode("a☃e ☃☃")) == "a\ufffde \ufffd\ufffd"
-    assert spelt.decode(spelt.encode("☃")[:2]) == "\ufffd", "a character cut short"
-    assert unknown.decode(unknown.encode(TRAINING_TEXTS[4])) == TRAINING_TEXTS[4]
+def test_characters_without_entries_are_encoded_in_bytes_or_unknown() -> None:
+    with_fallback = trained(pieces="characters", byte_fallback=True)
+    without_fallback = trained(pieces="characters", byte_fallback=False, vocabulary=180)
+    assert with_fallback.pieces(with_fallback.encode("☃")) == ["<0xE2>", "<0x98>", "<0x83>"]
+    assert (
+        without_fallback.encode("☃")[-1:] == [UNK]
+        and without_fallback.decode(without_fallback.encode("a☃e ☃☃")) == "a\ufffde \ufffd\ufffd"
+    )
+    assert with_fallback.decode(with_fallback.encode("☃")[:2]) == "\ufffd", "an incomplete character"
+    assert without_fallback.decode(without_fallback.encode(TRAINING_TEXTS[4])) == TRAINING_TEXTS[4]
 
 
-def test_coverage_leaves_the_rarest_characters_to_bytes() -> None:
+def test_the_rarest_characters_below_the_coverage_are_encoded_in_bytes() -> None:
     texts = ["ä" * 90 + "ö" * 6 + "ü" * 4]  # with the space before a word: 101 characters
     for coverage, alphabet in ((1.0, " äöü"), (0.95, " äö"), (0.5, " ä"), (0.0, " ")):
-        size = 4 + 256 + len(alphabet)
-        tokenizer = Tokenizer.train(texts, options(pieces="characters", coverage=coverage, vocabulary=size))
-        seen = {c for c in "äöü" if tokenizer.pieces(tokenizer.encode(f".{c}"))[-1:] == [c]}
-        assert seen == {*alphabet} - {" "}
+        vocabulary = 4 + 256 + len(alphabet)
+        tokenizer = Tokenizer.train(texts, options(pieces="characters", coverage=coverage, vocabulary=vocabulary))
+        own_entries = {c for c in "äöü" if tokenizer.pieces(tokenizer.encode(f".{c}"))[-1:] == [c]}
+        assert own_entries == {*alphabet} - {" "}
         assert tokenizer.decode(tokenizer.encode("üäö")) == "üäö"
 
 
@@ -168,25 +171,25 @@ def test_the_same_text_gives_the_same_tokenizer(pieces: str) -> None:
 
 
 @pytest.mark.parametrize("pieces", PIECES)
-def test_its_state_is_text_that_gives_an_equal_one_without_data(pieces: str) -> None:
+def test_a_state_is_text_that_restores_an_equal_tokenizer_without_data(pieces: str) -> None:
     tokenizer = trained(pieces=pieces, coverage=0.95, lowercase=True)
     state = tokenizer.state()
     assert type(state) is str and state.isascii()
-    again, copy = Tokenizer.restore(state), pickle.loads(pickle.dumps(tokenizer))
-    assert again.options == tokenizer.options and again.size == tokenizer.size and again.state() == state
+    restored, copy = Tokenizer.restore(state), pickle.loads(pickle.dumps(tokenizer))
+    assert restored.options == tokenizer.options and restored.size == tokenizer.size and restored.state() == state
     for text in [*TRAINING_TEXTS, *UNSEEN_TEXTS]:
-        assert again.encode(text) == tokenizer.encode(text) == copy.encode(text)
-        assert again.decode(again.encode(text)) == tokenizer.decode(tokenizer.encode(text))
+        assert restored.encode(text) == tokenizer.encode(text) == copy.encode(text)
+        assert restored.decode(restored.encode(text)) == tokenizer.decode(tokenizer.encode(text))
 
 
 @pytest.mark.parametrize("state", ["", "{}", "[1]", '{"options": {}, "bpe": {}}', "no json"])
-def test_a_state_of_something_else_is_one_sentence(state: str) -> None:
-    with pytest.raises(UserError, match="tokenizer is none that this program wrote"):
+def test_another_programs_state_is_one_sentence(state: str) -> None:
+    with pytest.raises(UserError, match="tokenizer was not written by this program"):
         Tokenizer.restore(state)
 
 
 @pytest.mark.parametrize("pieces", PIECES)
-def test_many_texts_at_once_are_the_same_ids_with_an_end(pieces: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_encoding_many_texts_gives_the_same_ids_and_eos(pieces: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("seq2seq.tokenizers.bpe.ENCODING_CHUNK", 7)  # several chunks, the last of them not full
     tokenizer, texts = trained(pieces=pieces), [*UNSEEN_TEXTS, *TRAINING_TEXTS]
     rows = tokenizer.encode_all(Lines.of(texts))
@@ -196,36 +199,36 @@ def test_many_texts_at_once_are_the_same_ids_with_an_end(pieces: str, monkeypatc
 
 
 @pytest.mark.parametrize("pieces", PIECES)
-def test_normalised_and_lower_case_text_comes_back_as_such(pieces: str) -> None:
+def test_decoding_returns_normalised_and_lower_case_text(pieces: str) -> None:
     for form in ("nfc", "nfkc"):
         tokenizer = trained(pieces=pieces, normalization=form)
         for text in UNSEEN_TEXTS:
-            wanted = unicodedata.normalize(form.upper(), text)
-            assert tokenizer.decode(tokenizer.encode(text)) == wanted == normalize(text, tokenizer.options)
-            assert tokenizer.encode(text) == tokenizer.encode(wanted)
+            expected = unicodedata.normalize(form.upper(), text)
+            assert tokenizer.decode(tokenizer.encode(text)) == expected == normalize(text, tokenizer.options)
+            assert tokenizer.encode(text) == tokenizer.encode(expected)
     lower = trained(pieces=pieces, lowercase=True)
     assert lower.decode(lower.encode("Das HAUS ÄÖ")) == "das haus äö" == normalize("Das HAUS ÄÖ", lower.options)
 
 
-def test_more_entries_than_the_text_gives_are_refused_with_what_it_gives() -> None:
+def test_more_entries_than_the_text_gives_are_refused_with_the_maximum() -> None:
     with pytest.raises(UserError) as caught:
         trained(vocabulary=5000)
-    said = str(caught.value)
-    assert said.startswith("data.tokenizer.vocabulary=5000: the training text gives no more than ")
-    most = int(said.partition("no more than ")[2].split()[0].replace(",", ""))
-    assert trained(vocabulary=most).size == most, "what the sentence says can be had"
+    message = str(caught.value)
+    assert message.startswith("data.tokenizer.vocabulary=5000: the training text gives no more than ")
+    maximum = int(message.partition("no more than ")[2].split()[0].replace(",", ""))
+    assert trained(vocabulary=maximum).size == maximum
     with pytest.raises(UserError, match="the training text in de gives no more than"):
         Tokenizer.train(TRAINING_TEXTS, options(vocabulary=5000), " in de")
 
 
-def test_fewer_entries_than_the_alphabet_are_refused_with_the_least() -> None:
+def test_fewer_entries_than_the_alphabet_are_refused_with_the_minimum() -> None:
     with pytest.raises(
-        UserError, match=r"vocabulary=259: expected at least 260, the special .* start from; give more.$"
+        UserError, match=r"vocabulary=259: expected at least 260, for the special .* start from; give more.$"
     ):
         trained(vocabulary=259)
     with pytest.raises(UserError) as caught:
         trained(vocabulary=50, pieces="characters")
     assert "or a lower data.tokenizer.coverage, or pieces=bytes" in str(caught.value)
-    least = int(str(caught.value).partition("at least ")[2].split(",")[0])
-    assert least == 4 + 256 + len({*"".join(TRAINING_TEXTS), " "})
-    assert trained(vocabulary=least, pieces="characters").size == least
+    minimum = int(str(caught.value).partition("at least ")[2].split(",")[0])
+    assert minimum == 4 + 256 + len({*"".join(TRAINING_TEXTS), " "})
+    assert trained(vocabulary=minimum, pieces="characters").size == minimum

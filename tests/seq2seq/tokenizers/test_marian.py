@@ -39,11 +39,11 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """source.spm, target.spm, and vocab.json with the pieces of both, in Marian's order."""
+    """source.spm, target.spm, and vocab.json with the pieces of both in Marian's order."""
     path = tmp_path_factory.mktemp("opus")
     for side, words in LANGUAGES.items():
-        drawn = random.Random(side)
-        lines = [" ".join(drawn.choices(words.split(), k=8)) for _ in range(300)]
+        rng = random.Random(side)
+        lines = [" ".join(rng.choices(words.split(), k=8)) for _ in range(300)]
         (path / f"{side}.txt").write_text("\n".join(lines), encoding="utf-8")
         sentencepiece.SentencePieceTrainer.train(
             input=str(path / f"{side}.txt"),
@@ -64,48 +64,48 @@ def folder(tmp_path_factory) -> Path:
 
 
 def vocabulary(folder: Path) -> dict[str, int]:
-    found: dict[str, int] = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
-    return found
+    ids: dict[str, int] = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+    return ids
 
 
-def order_of(folder: Path) -> list[int]:
+def row_order(folder: Path) -> list[int]:
     ids = vocabulary(folder)
     return marian.row_order(len(ids), ForeignSpecialIds(ids["</s>"], ids["<unk>"], ids["<pad>"]))
 
 
-def made(folder: Path) -> list[Any]:
-    found = foreign_tokenizers.vocabularies(folder, joint=True, size=len(vocabulary(folder)))
-    assert found is not None
-    orders = order_of(folder), order_of(folder)
-    return [restore(state) for state in foreign_tokenizers.tokenizer_states(folder, found, orders)]
+def imported(folder: Path) -> list[Any]:
+    vocabularies = foreign_tokenizers.vocabularies(folder, joint=True, size=len(vocabulary(folder)))
+    assert vocabularies is not None
+    row_orders = row_order(folder), row_order(folder)
+    return [restore(state) for state in foreign_tokenizers.tokenizer_states(folder, vocabularies, row_orders)]
 
 
-def test_texts_are_cut_as_sentencepiece_cuts_them(folder):
+def test_texts_have_the_ids_of_sentencepiece(folder):
     random_texts = [text for side in LANGUAGES for text in (folder / f"{side}.txt").read_text().split("\n")[:100]]
-    for side, ours in zip(LANGUAGES, made(folder), strict=True):
+    for side, tokenizer in zip(LANGUAGES, imported(folder), strict=True):
         peer = sentencepiece.SentencePieceProcessor(model_file=str(folder / f"{side}.spm"))
         for text in TEXTS + random_texts:
             expected = [vocabulary(folder).get(piece, 1) for piece in peer.encode(text, out_type=str)]
-            assert [order_of(folder)[id] for id in ours.encode(text)] == expected, text
+            assert [row_order(folder)[id] for id in tokenizer.encode(text)] == expected, text
 
 
 def test_transformers_tokenizer_gives_the_same_ids_and_texts(folder):
     transformers = pytest.importorskip("transformers")
     paths = [str(folder / name) for name in ("source.spm", "target.spm", "vocab.json")]
     peer = transformers.MarianTokenizer(*paths)
-    source, target = made(folder)
+    source, target = imported(folder)
     for text in [*TEXTS[:4], ">>deu<< the old house"]:
         expected = peer(text).input_ids
-        assert [order_of(folder)[id] for id in [*source.encode(text), EOS]] == expected, text
+        assert [row_order(folder)[id] for id in [*source.encode(text), EOS]] == expected, text
     text = "das alte Haus steht bei der Brücke, 42 süße"
     ids = target.encode(text)
-    there = [order_of(folder)[id] for id in ids]
+    peer_ids = [row_order(folder)[id] for id in ids]
     if UNK not in ids:
-        assert target.decode(ids) == peer.decode(there, skip_special_tokens=True) == text
+        assert target.decode(ids) == peer.decode(peer_ids, skip_special_tokens=True) == text
 
 
 def test_the_interface_is_that_of_our_own_tokenizer(folder):
-    source, target = made(folder)
+    source, target = imported(folder)
     assert source.size == len(vocabulary(folder)) + 1 == len(source.entries)
     text = "the old house"
     ids = source.encode(text)
@@ -113,100 +113,94 @@ def test_the_interface_is_that_of_our_own_tokenizer(folder):
     assert "".join(source.pieces(ids)) == "▁the▁old▁house" and source.pieces([PAD, EOS]) == ["<pad>", "</s>"]
     rows = source.encode_all([text, "", "42"])
     assert [row.tolist() for row in (rows[0], rows[1], rows[2])] == [[*ids, EOS], [EOS], [*source.encode("42"), EOS]]
-    again = restore(source.state())
-    assert isinstance(again, SentencePieces) and again.state() == source.state() and again.encode(text) == ids
-    assert (
-        share_vocabulary(source, target)
-        and source.options.joint
-        and not {PAD, BOS, EOS} & {*source.encode("</s> <pad>")}
-    )
+    restored = restore(source.state())
+    assert isinstance(restored, SentencePieces) and restored.state() == source.state()
+    assert restored.encode(text) == ids
+    assert share_vocabulary(source, target) and source.options.joint
+    assert not {PAD, BOS, EOS} & {*source.encode("</s> <pad>")}
 
 
-def test_our_own_tokenizers_are_restored_as_before():
+def test_our_own_tokenizers_are_restored_too():
     options = TokenizerOptions(
         kind="bpe", pieces="bytes", vocabulary=260, joint=True, single_digits=True, coverage=1.0, byte_fallback=True,
         normalization="none", lowercase=False,
     )  # fmt: skip
-    own = Tokenizer.train([], options)
-    again = restore(own.state())
-    assert isinstance(again, Tokenizer) and again.state() == own.state()
-    assert share_vocabulary(own, own) and not share_vocabulary(own, again)
+    tokenizer = Tokenizer.train([], options)
+    restored = restore(tokenizer.state())
+    assert isinstance(restored, Tokenizer) and restored.state() == tokenizer.state()
+    assert share_vocabulary(tokenizer, tokenizer) and not share_vocabulary(tokenizer, restored)
     for broken in ("{", "[1]", '{"kind": "other"}'):
-        with pytest.raises(UserError, match="none that this program wrote"):
+        with pytest.raises(UserError, match="was not written by this program"):
             restore(broken)
 
 
-def marians(folder: Path, more: int = 0) -> dict[str, torch.Tensor]:
-    """As much of a file as its embeddings take."""
-    size = len(vocabulary(folder)) + more
-    part = torch.zeros(4)
-    return {"model.shared.weight": torch.randn(size, 4), "model.encoder.layers.0.fc2.bias": part}
+def marian_tensors(folder: Path, extra_rows: int = 0) -> dict[str, torch.Tensor]:
+    """The tensors of a file that its embeddings need."""
+    rows = len(vocabulary(folder)) + extra_rows
+    return {"model.shared.weight": torch.randn(rows, 4), "model.encoder.layers.0.fc2.bias": torch.zeros(4)}
 
 
-def test_the_tokenizers_beside_a_file_come_with_it(folder, tmp_path):
-    adopted = adopt(marians(folder), folder)
+def test_the_tokenizers_beside_a_file_are_imported_with_it(folder, tmp_path):
+    adopted = adopt(marian_tensors(folder), folder)
     states = adopted.task_state["tokenizers"]
     assert [restore(state).size for state in states] == [len(adopted.weights["embedding.weight"])] * 2
-    assert adopt(marians(folder), tmp_path).task_state == {}
+    assert adopt(marian_tensors(folder), tmp_path).task_state == {}
 
 
 def test_a_tokenizer_of_another_model_is_refused(folder):
     with pytest.raises(UserError, match="a tokenizer that does not belong to the checkpoint: its vocabulary has"):
-        adopt(marians(folder, more=3), folder)
+        adopt(marian_tensors(folder, extra_rows=3), folder)
 
 
-def test_vocabularies_of_their_own_are_read_for_separate_embeddings(folder, tmp_path):
+def test_separate_embeddings_read_separate_vocabularies(folder, tmp_path):
     ids = vocabulary(folder)
-    turned = {piece: id for id, piece in enumerate(["</s>", "<unk>", *[*ids][-2:1:-1], "<pad>"])}
+    reversed_ids = {piece: id for id, piece in enumerate(["</s>", "<unk>", *[*ids][-2:1:-1], "<pad>"])}
     for name in ("source.spm", "target.spm", "vocab.json"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
-    (tmp_path / "target_vocab.json").write_text(json.dumps(turned))
-    tensors = {**marians(folder), "model.decoder.embed_tokens.weight": torch.randn(len(ids), 4)}
+    (tmp_path / "target_vocab.json").write_text(json.dumps(reversed_ids))
+    tensors = {**marian_tensors(folder), "model.decoder.embed_tokens.weight": torch.randn(len(ids), 4)}
     source, target = map(restore, adopt(tensors, tmp_path).task_state["tokenizers"])
     assert isinstance(source, SentencePieces) and isinstance(target, SentencePieces)
-    assert (
-        source.entries[4:] == target.entries[:3:-1]
-        and not share_vocabulary(source, target)
-        and not source.options.joint
-    )
+    assert source.entries[4:] == target.entries[:3:-1]
+    assert not share_vocabulary(source, target) and not source.options.joint
 
 
-def test_only_reading_the_files_takes_the_sentencepiece_package(folder, monkeypatch):
-    source, _ = made(folder)
+def test_only_reading_the_files_requires_the_sentencepiece_package(folder, monkeypatch):
+    source, _ = imported(folder)
     for name in [*sys.modules]:
         if name.split(".")[0] == "sentencepiece":
             monkeypatch.setitem(sys.modules, name, None)
     assert restore(source.state()).encode("the old house") == source.encode("the old house")
-    with pytest.raises(UserError, match=r"source.spm is read by the package sentencepiece: pip install .*\[marian\]"):
-        adopt(marians(folder), folder)
+    with pytest.raises(UserError, match=r"source.spm requires the package sentencepiece: pip install .*\[marian\]"):
+        adopt(marian_tensors(folder), folder)
 
 
 def test_broken_files_are_refused(folder, tmp_path):
-    whole = (folder / "source.spm").read_bytes()
+    intact = (folder / "source.spm").read_bytes()
     path = tmp_path / "source.spm"
-    for content in (whole[: len(whole) // 2], b"\xff" * 20, b"", b"text that is none"):
+    for content in (intact[: len(intact) // 2], b"\xff" * 20, b"", b"not a model"):
         path.write_bytes(content)
-        with pytest.raises(UserError, match=r"source.spm is no (SentencePiece|unigram) model"):
+        with pytest.raises(UserError, match=r"source.spm is not a (SentencePiece|unigram) model"):
             read_unigram_model(path)
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "message"),
     [
-        ({"model_type": "bpe"}, "is no unigram model of SentencePiece"),
-        ({"user_defined_symbols": ["<sep>"]}, "has the piece '<sep>' of a kind that is not read"),
-        ({"byte_fallback": True}, "has the piece '<0x00>' of a kind that is not read"),
+        ({"model_type": "bpe"}, "is not a unigram model of SentencePiece"),
+        ({"user_defined_symbols": ["<sep>"]}, "has the piece '<sep>' of an unsupported type"),
+        ({"byte_fallback": True}, "has the piece '<0x00>' of an unsupported type"),
     ],
 )
-def test_other_kinds_of_models_are_refused(folder, tmp_path, options, words):
-    size = 400 if "byte_fallback" in options else 80
+def test_other_kinds_of_models_are_refused(folder, tmp_path, options, message):
+    vocabulary_size = 400 if "byte_fallback" in options else 80
     sentencepiece.SentencePieceTrainer.train(
         input=str(folder / "source.txt"),
         model_prefix=str(tmp_path / "m"),
-        vocab_size=size,
+        vocab_size=vocabulary_size,
         hard_vocab_limit=False,
         minloglevel=2,
         **{"model_type": "unigram", **options},
     )
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=message):
         read_unigram_model(tmp_path / "m.model")
