@@ -53,9 +53,8 @@ def row(
         if "bf16" in precisions:
             add(f"{name} bf16", copy.deepcopy(theirs).bfloat16(), images.bfloat16())  # faster than autocast
     for precision in precisions:
-        add(
-            f"ours {precision}", copy.deepcopy(model), images, precision
-        )  # a copy, since a model packs its weights for one precision
+        ours = copy.deepcopy(model)  # a copy, since a model packs its weights for one precision
+        add(f"ours {precision}", ours, images, precision)
 
     def check() -> str:
         reference, *names = contenders
