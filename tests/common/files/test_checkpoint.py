@@ -1,4 +1,4 @@
-"""Checkpoint files: what they take, and every kind of damage."""
+"""Checkpoint files: what they can hold, and every kind of damage."""
 
 import argparse
 import os
@@ -31,20 +31,20 @@ def write(path: Path, data: bytes) -> Path:
     return path
 
 
-def same(one, other) -> bool:
-    if isinstance(one, Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    return one == other
+def same(a, b) -> bool:
+    if isinstance(a, Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    return a == b
 
 
-def good_bytes(folder: Path) -> bytes:
-    checkpoint.save(folder / "good.pt", CONTENT)
-    return (folder / "good.pt").read_bytes()
+def intact_bytes(folder: Path) -> bytes:
+    checkpoint.save(folder / "intact.pt", CONTENT)
+    return (folder / "intact.pt").read_bytes()
 
 
-def test_what_is_saved_comes_back_and_is_known_as_ours(tmp_path):
+def test_a_saved_file_is_loaded_unchanged_and_recognised_as_ours(tmp_path):
     checkpoint.save(tmp_path / "a.pt", CONTENT)
     content = checkpoint.load(tmp_path / "a.pt")
     assert checkpoint.is_ours(content)
@@ -62,7 +62,7 @@ def test_what_is_saved_comes_back_and_is_known_as_ours(tmp_path):
         ({1, 2}, "builtins.set"),
     ],
 )
-def test_what_would_not_load_again_is_not_saved_and_is_named(value, kind, tmp_path):
+def test_a_value_that_could_not_be_loaded_is_not_saved_and_is_named(value, kind, tmp_path):
     checkpoint.save(tmp_path / "a.pt", {"old": 1})
     with pytest.raises(TypeError, match=rf"content\['metrics'\]\[1\]\['AP'\] is a {kind}"):
         checkpoint.save(tmp_path / "a.pt", {"metrics": [0, {"AP": value}]})
@@ -78,13 +78,13 @@ def test_two_saves_of_the_same_content_are_the_same_bytes(tmp_path):
 
 def test_a_full_disk_leaves_the_old_file_and_the_next_save_works(tmp_path):
     checkpoint.save(tmp_path / "a.pt", {"old": 1})
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, limit[1]))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, limits[1]))
     try:
         with pytest.raises(OSError):
             checkpoint.save(tmp_path / "a.pt", {"new": torch.zeros(1_000_000)})
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert os.listdir(tmp_path) == ["a.pt"] and checkpoint.load(tmp_path / "a.pt")["old"] == 1
     checkpoint.save(tmp_path / "a.pt", {"new": 2})
     assert checkpoint.load(tmp_path / "a.pt")["new"] == 2
@@ -100,24 +100,24 @@ def test_the_new_file_is_on_the_disk_before_it_replaces_the_old_one(tmp_path, mo
 
 
 DAMAGE = {
-    "empty": (lambda good: b"", "is empty"),
-    "text": (lambda good: b"hello, this is some text\n" * 9, "is no PyTorch checkpoint"),
-    "page": (lambda good: b"<!DOCTYPE html><html>404</html>", "is no PyTorch checkpoint"),
-    "pointer": (lambda good: b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 9\n", "git lfs pull"),
-    "half": (lambda good: good[: len(good) // 2], "is damaged"),
-    "cut": (lambda good: good[:-1], "is damaged"),
-    "zeroed": (lambda good: bytes(len(good)), "is no PyTorch checkpoint"),
-    "zeroed start": (lambda good: bytes(512) + good[512:], "is no PyTorch checkpoint"),
-    "zeroed middle": (lambda good: good[:700] + bytes(300) + good[1000:], "is damaged"),
-    "list": (lambda good: pickle.dumps([1, 2]), "is no PyTorch checkpoint"),
-    "one byte": (lambda good: good[:4], "is damaged"),
+    "empty": (lambda data: b"", "is empty"),
+    "text": (lambda data: b"hello, this is some text\n" * 9, "is no PyTorch checkpoint"),
+    "page": (lambda data: b"<!DOCTYPE html><html>404</html>", "is no PyTorch checkpoint"),
+    "pointer": (lambda data: b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 9\n", "git lfs pull"),
+    "half": (lambda data: data[: len(data) // 2], "is damaged"),
+    "last byte missing": (lambda data: data[:-1], "is damaged"),
+    "zeroed": (lambda data: bytes(len(data)), "is no PyTorch checkpoint"),
+    "zeroed start": (lambda data: bytes(512) + data[512:], "is no PyTorch checkpoint"),
+    "zeroed middle": (lambda data: data[:700] + bytes(300) + data[1000:], "is damaged"),
+    "list": (lambda data: pickle.dumps([1, 2]), "is no PyTorch checkpoint"),
+    "four bytes": (lambda data: data[:4], "is damaged"),
 }
 
 
 @pytest.mark.parametrize("name", DAMAGE)
 def test_damage_is_one_sentence_with_file_reason_and_remedy(name, tmp_path):
     damage, reason = DAMAGE[name]
-    path = write(tmp_path / "my file.pt", damage(good_bytes(tmp_path)))
+    path = write(tmp_path / "my file.pt", damage(intact_bytes(tmp_path)))
     with warnings.catch_warnings(), pytest.raises(UserError) as caught:
         warnings.simplefilter("error")
         checkpoint.load(path)
@@ -126,28 +126,28 @@ def test_damage_is_one_sentence_with_file_reason_and_remedy(name, tmp_path):
     assert any(remedy in text for remedy in ("copy or download it again", "git lfs pull", "give another file"))
 
 
-def test_no_flipped_byte_goes_unnoticed(tmp_path):
-    """A flip either is refused, or lies in padding and dates, where it changes nothing."""
-    good = good_bytes(tmp_path)
-    expected = checkpoint.load(tmp_path / "good.pt")
+def test_no_flipped_byte_changes_what_is_loaded(tmp_path):
+    """A file with a flipped byte is either refused, or the byte lies in padding or dates and changes nothing."""
+    intact = intact_bytes(tmp_path)
+    expected = checkpoint.load(tmp_path / "intact.pt")
     refused = 0
-    for position in range(0, len(good), 13):
-        flipped = bytearray(good)
+    for position in range(0, len(intact), 13):
+        flipped = bytearray(intact)
         flipped[position] ^= 0x55
         path = write(tmp_path / "flipped.pt", bytes(flipped))
         try:
             assert same(checkpoint.load(path), expected)
         except UserError:
             refused += 1
-    assert refused > 0.5 * len(good) / 13
-    start = good.index(CONTENT["weights"]["a"].numpy().tobytes())
-    flipped = bytearray(good)
+    assert refused > 0.5 * len(intact) / 13
+    start = intact.index(CONTENT["weights"]["a"].numpy().tobytes())
+    flipped = bytearray(intact)
     flipped[start + 5] ^= 1
     with pytest.raises(UserError, match="checksum"):
         checkpoint.load(write(tmp_path / "flipped.pt", bytes(flipped)))
 
 
-def test_a_missing_file_a_folder_and_a_foreign_zip_are_named(tmp_path):
+def test_a_missing_file_a_folder_and_another_zip_are_named_in_errors(tmp_path):
     with pytest.raises(UserError, match=r"nothing\.pt does not exist"):
         checkpoint.load(tmp_path / "nothing.pt")
     with pytest.raises(UserError, match="is a folder"):
@@ -161,14 +161,14 @@ def test_a_missing_file_a_folder_and_a_foreign_zip_are_named(tmp_path):
         checkpoint.load(tmp_path / "list.pt")
 
 
-def test_a_file_of_a_newer_version_is_not_taken_for_a_foreign_one(tmp_path):
+def test_a_file_of_a_newer_version_is_not_mistaken_for_another_programs(tmp_path):
     torch.save({"format": "triptych-2"}, tmp_path / "a.pt")
     with pytest.raises(UserError, match="triptych-2"):
         checkpoint.load(tmp_path / "a.pt")
 
 
 class Malicious:
-    """Makes a file when it is unpickled by pickle itself."""
+    """Creates a folder when it is unpickled by pickle itself."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -190,21 +190,21 @@ def test_a_malicious_pickle_is_refused_and_nothing_is_executed(kind, tmp_path):
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_foreign_files_with_a_namespace_load_in_both_serialisations(zipped, tmp_path):
+def test_other_programs_files_with_a_namespace_load_in_both_serialisations(zipped, tmp_path):
     content = {"model": CONTENT["weights"], "args": argparse.Namespace(lr=1e-4, masks=False)}
     torch.save(content, tmp_path / "detr.pth", _use_new_zipfile_serialization=zipped)
     loaded = checkpoint.load(str(tmp_path / "detr.pth"))
     assert same(loaded["model"], content["model"]) and loaded["args"] == content["args"]
     assert not checkpoint.is_ours(loaded)
-    assert argparse.Namespace not in torch.serialization.get_safe_globals()  # allowed for that one load only
+    assert argparse.Namespace not in torch.serialization.get_safe_globals()  # allowed only during that load
 
 
-def test_an_old_file_cut_short_is_refused(tmp_path):
+def test_a_truncated_file_in_the_old_serialisation_is_refused(tmp_path):
     torch.save({"model": CONTENT["weights"]}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     data = (tmp_path / "old.pth").read_bytes()
     for length in (10, len(data) // 2, len(data) - 5):
         with pytest.raises(UserError, match="damaged"):
-            checkpoint.load(write(tmp_path / "cut.pth", data[:length]))
+            checkpoint.load(write(tmp_path / "truncated.pth", data[:length]))
 
 
 ARRAYS = {
@@ -216,7 +216,7 @@ ARRAYS = {
 }
 
 
-def test_an_npz_comes_as_a_flat_dict_of_tensors(tmp_path):
+def test_an_npz_is_loaded_as_a_flat_dict_of_tensors(tmp_path):
     np.savez(tmp_path / "a.npz", **ARRAYS)
     with open(tmp_path / "by content.pt", "wb") as file:
         np.savez_compressed(file, **ARRAYS)
@@ -230,8 +230,8 @@ def test_an_npz_comes_as_a_flat_dict_of_tensors(tmp_path):
         ]
 
 
-def test_two_bytes_without_a_meaning_are_bfloat16(tmp_path):
-    """Written out by hand: bfloat16 is the upper half of a float32."""
+def test_two_opaque_bytes_are_bfloat16(tmp_path):
+    """By hand: bfloat16 is the upper half of a float32."""
     values = np.array([[1.0, -2.5, 3e38], [0.0, 0.15625, -1e-30]], dtype=np.float32)
     halves = (values.view(np.uint32) >> 16).astype(np.uint16)
     np.savez(tmp_path / "a.npz", bf16=halves.view("V2"), scalar=halves[0, 1].view("V2"))
@@ -251,16 +251,16 @@ def test_an_npz_with_pickles_is_refused_and_nothing_is_executed(first, tmp_path)
         checkpoint.load(tmp_path / "a.npz")
     assert not (tmp_path / "executed").exists()
     np.load(tmp_path / "a.npz", allow_pickle=True)["objects"]
-    assert (tmp_path / "executed").exists(), "the file would have done it"
+    assert (tmp_path / "executed").exists(), "pickle itself executes it"
 
 
-def test_an_npz_of_words_is_refused_by_their_name(tmp_path):
+def test_an_npz_with_an_array_of_strings_is_refused_by_its_name(tmp_path):
     np.savez(tmp_path / "a.npz", weights=np.zeros(2), words=np.array(["a", "b"]))
     with pytest.raises(UserError, match=r"a\.npz holds words, which is no array of numbers .*; give a file of plain"):
         checkpoint.load(tmp_path / "a.npz")
 
 
-def test_safetensors_come_as_a_dict_whatever_the_ending(tmp_path):
+def test_safetensors_are_loaded_as_a_dict_whatever_the_suffix(tmp_path):
     tensors = {"a.weight": torch.randn(3, 4), "b": torch.tensor([1, 2]), "c": torch.ones(2, dtype=torch.bfloat16)}
     safetensors.torch.save_file(tensors, tmp_path / "a.safetensors", metadata={"format": "pt"})
     write(tmp_path / "b.pt", (tmp_path / "a.safetensors").read_bytes())
@@ -270,20 +270,20 @@ def test_safetensors_come_as_a_dict_whatever_the_ending(tmp_path):
         assert all(content[key].dtype == tensors[key].dtype for key in tensors)
 
 
-FOREIGN = {
+OTHER_FORMATS = {
     "npz": lambda path: np.savez(path, **ARRAYS),
     "safetensors": lambda path: safetensors.torch.save_file({"a": torch.randn(50), "b": torch.randn(50)}, path),
 }
 
 
-@pytest.mark.parametrize("kind", FOREIGN)
-def test_a_foreign_file_that_is_cut_is_refused_wherever_it_is_cut(kind, tmp_path):
-    whole = tmp_path / f"whole.{kind}"
-    FOREIGN[kind](whole)
-    good = whole.read_bytes()
-    checkpoint.load(whole)
-    for length in (len(good) - 1, len(good) // 2, 100, 20, 9):
-        path = write(tmp_path / f"cut.{kind}", good[:length])
+@pytest.mark.parametrize("kind", OTHER_FORMATS)
+def test_another_programs_file_truncated_at_any_length_is_refused(kind, tmp_path):
+    intact = tmp_path / f"intact.{kind}"
+    OTHER_FORMATS[kind](intact)
+    data = intact.read_bytes()
+    checkpoint.load(intact)
+    for length in (len(data) - 1, len(data) // 2, 100, 20, 9):
+        path = write(tmp_path / f"truncated.{kind}", data[:length])
         with pytest.raises(UserError) as caught:
             checkpoint.load(path)
         text = str(caught.value)
@@ -291,7 +291,7 @@ def test_a_foreign_file_that_is_cut_is_refused_wherever_it_is_cut(kind, tmp_path
         assert "\n" not in text
 
 
-def test_a_flipped_number_in_an_npz_is_noticed(tmp_path):
+def test_a_flipped_bit_in_an_npz_is_detected(tmp_path):
     np.savez(tmp_path / "a.npz", a=np.arange(1000.0))
     flipped = bytearray((tmp_path / "a.npz").read_bytes())
     flipped[4000] ^= 1
@@ -299,7 +299,7 @@ def test_a_flipped_number_in_an_npz_is_noticed(tmp_path):
         checkpoint.load(write(tmp_path / "flipped.npz", bytes(flipped)))
 
 
-def test_an_npz_or_safetensors_cannot_pass_for_a_checkpoint_of_ours(tmp_path):
+def test_an_npz_or_safetensors_cannot_pass_for_our_checkpoint(tmp_path):
     np.savez(tmp_path / "a.npz", format=np.zeros(1))
     safetensors.torch.save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors", metadata={"format": "triptych-1"})
     for name in ("a.npz", "a.safetensors"):

@@ -1,4 +1,4 @@
-"""Lines that wait while the disk is full."""
+"""Lines stay in memory while the disk is full."""
 
 import os
 import resource
@@ -13,19 +13,19 @@ from common.files.lines import LineFile
 
 
 @contextmanager
-def room_for(size: int) -> Iterator[None]:
-    """No file may grow beyond so many bytes meanwhile, as when a disk or a quota is full in the middle of a line."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+def file_limit(count: int) -> Iterator[None]:
+    """Limit files to `count` bytes inside, as when a disk or a quota is full in the middle of a line."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (count, limits[1]))
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
 
 
-def test_lines_are_there_as_soon_as_they_are_added(tmp_path: Path) -> None:
+def test_lines_are_in_the_file_as_soon_as_they_are_added(tmp_path: Path) -> None:
     lines = LineFile(tmp_path / "a.txt")
     assert not (tmp_path / "a.txt").exists(), "no file before the first line"
     for word in ("eins", "zwölf"):
@@ -37,9 +37,9 @@ def test_lines_are_there_as_soon_as_they_are_added(tmp_path: Path) -> None:
     assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "eins\nzwölf\nagain\n"
 
 
-def test_what_a_full_disk_refuses_waits_and_comes_whole_and_in_order(tmp_path: Path) -> None:
+def test_lines_refused_by_a_full_disk_are_written_later_complete_and_in_order(tmp_path: Path) -> None:
     lines = LineFile(tmp_path / "a.txt")
-    with room_for(10):
+    with file_limit(10):
         lines.add("123456")
         for word in ("abcdef", "ghijkl"):  # three bytes of the first still fit
             with pytest.raises(OSError, match="File too large"):
@@ -52,7 +52,7 @@ def test_what_a_full_disk_refuses_waits_and_comes_whole_and_in_order(tmp_path: P
     lines.close()
 
 
-def test_a_file_that_cannot_be_opened_is_tried_again(tmp_path: Path) -> None:
+def test_opening_a_file_is_retried(tmp_path: Path) -> None:
     lines = LineFile(tmp_path / "folder" / "a.txt")
     with pytest.raises(OSError):
         lines.add("one")

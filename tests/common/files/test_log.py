@@ -1,4 +1,4 @@
-"""What a run writes: files for scripts, lines for people, and what is left after a resume."""
+"""A run's log: its files, its lines on the console, and what remains of it after resuming."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def run(log: Log, steps: range, evaluate_at: int | None = None) -> None:
                 log.numbers(step + 1, {"val/AP": 0.5})
 
 
-def test_metrics_hold_no_clock_and_are_the_same_bytes_twice(tmp_path):
+def test_metrics_hold_no_times_and_two_runs_write_the_same_bytes(tmp_path):
     for name in ("a", "b"):
         with Log(tmp_path / name, True) as log:
             run(log, range(3), evaluate_at=2)
@@ -45,7 +45,7 @@ def test_metrics_hold_no_clock_and_are_the_same_bytes_twice(tmp_path):
     assert all(record["time"] > 0 and record["images/s"] == 100 for record in timing)
 
 
-def test_numbers_of_any_kind_stay_valid_json(tmp_path):
+def test_numbers_of_any_type_give_valid_json(tmp_path):
     with Log(tmp_path, True) as log:
         log.numbers(1, {"a": float("nan"), "b": float("-inf"), "c": -1.0, "d": np.float32(0.5), "e": torch.tensor(2.0)})
         log.numbers(2, {"f": 7})
@@ -55,7 +55,7 @@ def test_numbers_of_any_kind_stay_valid_json(tmp_path):
     ]
 
 
-def test_without_a_terminal_there_are_lines_with_the_time_left_and_no_carriage_return(tmp_path, capfd):
+def test_without_a_terminal_lines_show_the_remaining_time_and_no_carriage_return(tmp_path, capfd):
     with Log(tmp_path, True) as log:
         log.info("start")
         run(log, range(3))
@@ -70,32 +70,32 @@ def test_without_a_terminal_there_are_lines_with_the_time_left_and_no_carriage_r
     assert [line[21:] for line in in_file] == lines  # after the date and time
 
 
-def shown_in_a_terminal(folder: Path, columns: int, monkeypatch) -> str:
-    ours, theirs = os.openpty()
-    with open(theirs, "w") as terminal:
-        termios.tcsetwinsize(theirs, (24, columns))
+def terminal_output(folder: Path, columns: int, monkeypatch) -> str:
+    reader, writer = os.openpty()
+    with open(writer, "w") as terminal:
+        termios.tcsetwinsize(writer, (24, columns))
         monkeypatch.setattr(sys, "stdout", terminal)
         monkeypatch.setattr(sys, "stderr", terminal)
         with Log(folder, True) as log:
             run(log, range(990, 1000), evaluate_at=995)
         terminal.flush()
-        shown = os.read(ours, 100_000).decode()
-    os.close(ours)
-    return shown
+        output = os.read(reader, 100_000).decode()
+    os.close(reader)
+    return output
 
 
-def test_in_a_terminal_there_is_a_bar_and_evaluations_are_lines_above_it(tmp_path, monkeypatch):
-    shown = shown_in_a_terminal(tmp_path, 100, monkeypatch)
-    assert "1000/1000" in shown and "loss 0.001" in shown and "\r" in shown
-    assert "step 995: val/AP 0.5\r\n" in shown and "step 996" not in shown
+def test_a_terminal_shows_a_progress_bar_and_evaluations_as_lines_above_it(tmp_path, monkeypatch):
+    output = terminal_output(tmp_path, 100, monkeypatch)
+    assert "1000/1000" in output and "loss 0.001" in output and "\r" in output
+    assert "step 995: val/AP 0.5\r\n" in output and "step 996" not in output
     assert "step 996: loss" in (tmp_path / "train.log").read_text()
 
 
-def test_a_terminal_that_claims_no_columns_gets_lines(tmp_path, monkeypatch):
-    assert "step 996 of 1000" in shown_in_a_terminal(tmp_path, 0, monkeypatch)
+def test_a_terminal_that_reports_no_columns_shows_lines(tmp_path, monkeypatch):
+    assert "step 996 of 1000" in terminal_output(tmp_path, 0, monkeypatch)
 
 
-def test_a_training_line_is_short_and_the_file_is_complete(tmp_path, capsys):
+def test_a_training_line_is_short_and_metrics_are_complete(tmp_path, capsys):
     numbers = {f"train/part{i}": float(i) for i in range(30)}
     with Log(tmp_path, True) as log:
         log.numbers(1, numbers)
@@ -103,7 +103,7 @@ def test_a_training_line_is_short_and_the_file_is_complete(tmp_path, capsys):
     assert records(tmp_path / "metrics.jsonl") == [{"step": 1, **numbers}]
 
 
-def test_other_ranks_write_nothing_at_all(tmp_path, capfd):
+def test_other_ranks_write_nothing(tmp_path, capfd):
     with Log(tmp_path / "run", False) as log:
         run(log, range(3), evaluate_at=2)
         log.info("a")
@@ -113,7 +113,7 @@ def test_other_ranks_write_nothing_at_all(tmp_path, capfd):
     assert not (tmp_path / "run").exists() and capfd.readouterr() == ("", "")
 
 
-def test_without_a_folder_there_is_only_the_console(tmp_path, capsys, monkeypatch):
+def test_without_a_folder_only_the_console_is_written(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with Log(None, True) as log:
         log.numbers(1, {"test/AP": 0.25})
@@ -122,37 +122,37 @@ def test_without_a_folder_there_is_only_the_console(tmp_path, capsys, monkeypatc
     assert capsys.readouterr().out == "step 1: test/AP 0.25\n" and os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("torn", ['{"step": 3, "train/lo', '{"step": 3, "train/loss": 1}'])
-def test_cutting_back_leaves_what_the_unbroken_run_had(torn, tmp_path):
+@pytest.mark.parametrize("incomplete", ['{"step": 3, "train/lo', '{"step": 3, "train/loss": 1}'])
+def test_truncation_leaves_the_lines_of_an_uninterrupted_run(incomplete, tmp_path):
     with Log(tmp_path, True) as log:
         run(log, range(10), evaluate_at=4)
-    whole = (tmp_path / "metrics.jsonl").read_text()
+    expected = (tmp_path / "metrics.jsonl").read_text()
     for name in ("metrics.jsonl", "timing.jsonl"):
         with open(tmp_path / name, "a") as file:
-            file.write(torn)  # by a kill, and with a step that would stay
+            file.write(incomplete)  # by a kill, with a step that would otherwise remain
     with Log(tmp_path, True) as log:
-        log.warning("going on from an older checkpoint.")
+        log.warning("resuming from an older checkpoint.")
         log.truncate_after(6)
         assert [record["step"] for record in records(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 4, 5, 6]
         assert [record["step"] for record in records(tmp_path / "timing.jsonl")] == [1, 2, 3, 4, 5, 6]
         run(log, range(6, 10))
-    assert (tmp_path / "metrics.jsonl").read_text() == whole
+    assert (tmp_path / "metrics.jsonl").read_text() == expected
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_step_whose_evaluation_comes_again_keeps_only_its_training_line(tmp_path):
+def test_a_step_to_be_evaluated_again_keeps_only_its_training_line(tmp_path):
     with Log(tmp_path, True) as log:
         run(log, range(4), evaluate_at=2)
-    whole = (tmp_path / "metrics.jsonl").read_text()
+    expected = (tmp_path / "metrics.jsonl").read_text()
     with Log(tmp_path, True) as log:
         log.truncate_after(2, evaluated=False)
         assert [list(record) for record in records(tmp_path / "metrics.jsonl")] == [["step", "train/loss"]] * 2
         log.numbers(2, {"val/AP": 0.5})
         run(log, range(2, 4))
-    assert (tmp_path / "metrics.jsonl").read_text() == whole
+    assert (tmp_path / "metrics.jsonl").read_text() == expected
 
 
-def test_tensorboard_shows_numbers_and_pictures_and_no_step_twice_after_a_resume(tmp_path):
+def test_tensorboard_has_numbers_and_pictures_and_no_step_twice_after_resuming(tmp_path):
     with Log(tmp_path, True) as log:
         run(log, range(5), evaluate_at=2)
         log.numbers(3, {"val/bad": float("nan")})
@@ -161,14 +161,14 @@ def test_tensorboard_shows_numbers_and_pictures_and_no_step_twice_after_a_resume
         log.truncate_after(3)
         run(log, range(3, 5))
         log.close()
-        run(log, range(5, 6))  # opened again, with nothing more to cut
-    board = EventAccumulator(str(tmp_path)).Reload()
-    assert [event.step for event in board.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
-    assert board.Scalars("val/AP")[0].value == 0.5 and board.Scalars("timing/images/s")[0].value == 100
-    assert "val/bad" not in board.Tags()["scalars"] and board.Tags()["images"] == ["val"]
+        run(log, range(5, 6))  # opened again, with nothing to purge
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
+    assert events.Scalars("val/AP")[0].value == 0.5 and events.Scalars("timing/images/s")[0].value == 100
+    assert "val/bad" not in events.Tags()["scalars"] and events.Tags()["images"] == ["val"]
 
 
-def test_a_traceback_ends_in_the_log_and_a_users_mistake_as_its_sentence(tmp_path):
+def test_a_defect_is_logged_with_its_traceback_and_a_user_error_as_one_sentence(tmp_path):
     with pytest.raises(ZeroDivisionError), Log(tmp_path, True):
         _ = 1 / 0
     text = (tmp_path / "train.log").read_text()
@@ -192,7 +192,7 @@ def test_a_table_is_aligned():
     )
 
 
-def test_a_stop_ends_the_log_with_its_sentence_and_no_traceback(tmp_path):
+def test_a_stop_is_logged_as_one_sentence_without_a_traceback(tmp_path):
     with pytest.raises(Stopped), Log(tmp_path, True):
         raise Stopped(["SIGUSR1"], "after step 3 of 9")
     assert (tmp_path / "train.log").read_text().splitlines()[-1].endswith("Stopped by SIGUSR1 after step 3 of 9.")

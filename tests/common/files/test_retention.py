@@ -1,4 +1,4 @@
-"""The checkpoints of a run: which stay, which is the best, and what damage costs."""
+"""The checkpoints of a run: which are kept, which is the best, and what happens to damaged ones."""
 
 import os
 from pathlib import Path
@@ -10,7 +10,7 @@ from common.errors import UserError
 from common.files import checkpoint
 from common.files.retention import CheckpointFolder
 
-DAMAGE = {  # how a file is spoilt, and a word of the reason that is given
+DAMAGE = {  # how a file is damaged, and a part of the reason in the message
     "truncated": (lambda data: data[: len(data) // 2], "damaged"),
     "zeroed": (lambda data: data[:200] + bytes(len(data) - 400) + data[-200:], "damaged"),
     "flipped": (flipped, "damaged"),
@@ -41,17 +41,17 @@ def test_a_folder_keeps_the_last_two_and_the_best(tmp_path):
     assert folder.best()[1]["step"] == 5
 
 
-@pytest.mark.parametrize(("keep", "left"), [(0, [4, 5]), (1, [4, 5]), (3, [3, 4, 5]), (9, [1, 2, 3, 4, 5])])
-def test_a_folder_keeps_as_many_as_it_is_told_and_never_fewer_than_two(keep, left, tmp_path):
+@pytest.mark.parametrize(("keep", "steps"), [(0, [4, 5]), (1, [4, 5]), (3, [3, 4, 5]), (9, [1, 2, 3, 4, 5])])
+def test_a_folder_keeps_as_many_as_configured_and_at_least_two(keep, steps, tmp_path):
     folder = CheckpointFolder(tmp_path, keep=keep)
     for step in (1, 2, 3, 4, 5):
         folder.save(step, {"step": step})
-    assert folder.steps() == left
+    assert folder.steps() == steps
     assert [checkpoint.load(path)["step"] for path in folder.last(2)] == [4, 5]
-    assert [path.name for path in folder.last(3)] == [f"step_{step:08d}.pt" for step in left[-3:]]
+    assert [path.name for path in folder.last(3)] == [f"step_{step:08d}.pt" for step in steps[-3:]]
 
 
-def test_a_checkpoint_that_cannot_be_written_costs_no_old_one(tmp_path, monkeypatch):
+def test_a_checkpoint_that_cannot_be_written_leaves_the_earlier_ones(tmp_path, monkeypatch):
     folder = CheckpointFolder(tmp_path)
     for step in (1, 2):
         folder.save(step, {"step": step})
@@ -65,9 +65,9 @@ def test_a_checkpoint_that_cannot_be_written_costs_no_old_one(tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("links", [True, False])
-def test_the_best_is_whole_replaced_and_marked_twice(links, tmp_path, monkeypatch):
+def test_the_best_can_be_replaced_and_marked_twice(links, tmp_path, monkeypatch):
     if not links:
-        monkeypatch.setattr(os, "link", lambda *paths: (_ for _ in ()).throw(OSError(1, "no links here")))
+        monkeypatch.setattr(os, "link", lambda *paths: (_ for _ in ()).throw(OSError(1, "no links")))
     folder = CheckpointFolder(tmp_path)
     for step in (1, 2):
         folder.save(step, {"step": step})
@@ -76,24 +76,25 @@ def test_the_best_is_whole_replaced_and_marked_twice(links, tmp_path, monkeypatc
         assert folder.best()[1]["step"] == step
     assert names(folder) == ["best.pt", "step_00000001.pt", "step_00000002.pt"]
     assert os.path.samefile(tmp_path / "best.pt", tmp_path / "step_00000002.pt") == links
-    folder.save(2, {"step": 99})  # the same step again does not write through the link
+    folder.save(2, {"step": 99})  # writing the same step again does not write through the link
     assert folder.best()[1]["step"] == 2
 
 
 @pytest.mark.parametrize("name", DAMAGE)
-def test_a_damaged_newest_is_named_and_the_one_before_is_used(name, tmp_path):
+def test_a_damaged_newest_checkpoint_is_named_and_the_previous_one_is_used(name, tmp_path):
     folder = CheckpointFolder(tmp_path)
     for step in (1, 2):
         folder.save(step, {"step": step})
     write(tmp_path / "step_00000002.pt", DAMAGE[name][0]((tmp_path / "step_00000002.pt").read_bytes()))
-    said = []
-    path, content = folder.latest(said.append)
+    warnings = []
+    path, content = folder.latest(warnings.append)
     assert content["step"] == 1 and path.name == "step_00000001.pt"
-    (line,) = said
-    assert "step_00000002.pt" in line and DAMAGE[name][1] in line and line.endswith("step_00000001.pt instead.")
+    (warning,) = warnings
+    assert "step_00000002.pt" in warning and DAMAGE[name][1] in warning
+    assert warning.endswith("Resuming from step_00000001.pt instead.")
 
 
-def test_the_next_save_keeps_the_whole_one_and_drops_the_damaged_one_ahead(tmp_path):
+def test_the_next_save_keeps_the_undamaged_checkpoint_and_removes_a_damaged_later_one(tmp_path):
     folder = CheckpointFolder(tmp_path)
     for step in (10, 20):
         folder.save(step, {"step": step})
@@ -102,7 +103,7 @@ def test_the_next_save_keeps_the_whole_one_and_drops_the_damaged_one_ahead(tmp_p
     assert names(folder) == ["step_00000010.pt", "step_00000015.pt"]
 
 
-def test_all_damaged_is_an_error_and_never_a_fresh_start(tmp_path):
+def test_if_all_checkpoints_are_damaged_it_is_an_error_and_not_a_fresh_start(tmp_path):
     folder = CheckpointFolder(tmp_path)
     for step in (1, 2):
         folder.save(step, {"step": step})
@@ -111,18 +112,18 @@ def test_all_damaged_is_an_error_and_never_a_fresh_start(tmp_path):
         folder.latest()
 
 
-def test_what_a_killed_save_left_is_removed_at_the_start_by_the_writer_alone(tmp_path):
+def test_the_draft_of_a_killed_save_is_removed_at_the_start_and_only_by_the_writer(tmp_path):
     folder = CheckpointFolder(tmp_path)
     folder.save(1, {"step": 1})
     write(tmp_path / ".step_00000002.pt.tmp", b"half")
-    other = CheckpointFolder(tmp_path, writes=False)
-    other.save(2, {"step": 2})
-    other.mark_best(1)
-    assert names(other) == [".step_00000002.pt.tmp", "step_00000001.pt"] and other.latest()[1]["step"] == 1
+    reader = CheckpointFolder(tmp_path, writes=False)
+    reader.save(2, {"step": 2})
+    reader.mark_best(1)
+    assert names(reader) == [".step_00000002.pt.tmp", "step_00000001.pt"] and reader.latest()[1]["step"] == 1
     assert names(CheckpointFolder(tmp_path)) == ["step_00000001.pt"]
 
 
-def test_spared_steps_stay_beside_the_last(tmp_path):
+def test_steps_to_keep_are_kept_besides_the_last(tmp_path):
     folder = CheckpointFolder(tmp_path)
     for step in (1, 2, 3, 4, 5):
         folder.save(step, {"step": step}, keep_steps=[1, 3])
@@ -131,37 +132,38 @@ def test_spared_steps_stay_beside_the_last(tmp_path):
     assert folder.steps() == [3, 5, 6]
 
 
-def test_a_stop_has_a_file_of_its_own_that_goes_with_the_next_save(tmp_path):
+def test_a_stop_has_its_own_file_which_the_next_save_removes(tmp_path):
     folder = CheckpointFolder(tmp_path)
     for step in (4, 8):
         folder.save(step, {"step": step})
-    for step in (9, 10):  # stopped, continued, and stopped again
+    for step in (9, 10):  # stopped, resumed, and stopped again
         folder.save_stop(step, {"step": step})
         assert folder.latest()[1]["step"] == step
         assert names(folder) == ["step_00000004.pt", "step_00000008.pt", f"stop_{step:08d}.pt"]
     assert [path.name for path in folder.last(2)] == ["step_00000004.pt", "step_00000008.pt"]
     write(tmp_path / "stop_00000010.pt", b"")
-    said = []
-    assert folder.latest(said.append)[1]["step"] == 8 and "stop_00000010.pt is empty" in said[0]
+    warnings = []
+    assert folder.latest(warnings.append)[1]["step"] == 8 and "stop_00000010.pt is empty" in warnings[0]
     folder.save(12, {"step": 12})
     assert names(folder) == ["step_00000008.pt", "step_00000012.pt"]
 
 
-def test_a_damaged_best_is_named_and_the_next_in_the_ranking_is_taken(tmp_path):
+def test_a_damaged_best_is_named_and_the_next_in_the_ranking_is_used(tmp_path):
     folder = CheckpointFolder(tmp_path)
     for step in (1, 2):
         folder.save(step, {"step": step})
     folder.mark_best(2)
     (tmp_path / "step_00000002.pt").write_bytes(b"")  # best.pt is the same file
-    said = []
-    path, content = folder.best([2, 1], said.append)
+    warnings = []
+    path, content = folder.best([2, 1], warnings.append)
     assert (path.name, content["step"]) == ("step_00000001.pt", 1)
-    assert len(said) == 2 and "best.pt is empty" in said[0] and said[0].endswith("Using step_00000001.pt instead.")
-    said.clear()
-    assert folder.best([2], said.append) is None and said[0].endswith("Using the last checkpoint instead.")
+    assert len(warnings) == 2 and "best.pt is empty" in warnings[0]
+    assert warnings[0].endswith("Using step_00000001.pt instead.")
+    warnings.clear()
+    assert folder.best([2], warnings.append) is None and warnings[0].endswith("Using the last checkpoint instead.")
 
 
-def test_a_best_that_cannot_be_written_leaves_none_rather_than_the_wrong_one(tmp_path, monkeypatch):
+def test_if_the_best_cannot_be_written_the_previous_best_is_removed(tmp_path, monkeypatch):
     folder = CheckpointFolder(tmp_path)
     for step in (1, 2):
         folder.save(step, {"step": step})
@@ -174,7 +176,7 @@ def test_a_best_that_cannot_be_written_leaves_none_rather_than_the_wrong_one(tmp
     assert folder.best([2, 1])[1]["step"] == 2
 
 
-def test_a_checkpoint_of_a_newer_version_is_not_passed_over(tmp_path, monkeypatch):
+def test_a_checkpoint_of_a_newer_version_is_not_skipped(tmp_path, monkeypatch):
     folder = CheckpointFolder(tmp_path)
     folder.save(1, {"step": 1})
     monkeypatch.setattr(checkpoint, "FORMAT", "triptych-2")
