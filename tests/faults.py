@@ -1,4 +1,4 @@
-"""Faults that a test puts into a door's process before it starts: each a function of plain values."""
+"""Faults that tests inject into a door's process before it starts; each is a function of plain values."""
 
 import os
 import signal
@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-PLACES = ("before the update", "after the update", "in an evaluation", "in a save")
+MOMENTS = ("before the update", "after the update", "in an evaluation", "in a save")
 
 
-def at(step: int, place: str, deed: str, *values: Any) -> None:
-    """Do `deed`, one of the functions below, the first time that `place` is reached in step number `step` or later."""
+def at_step(step: int, moment: str, action: str, *values: Any) -> None:
+    """Call `action`, a function of this module, at the first `moment` of step number `step` or of a later one."""
     import torch
 
     import common.train.trainer
@@ -18,26 +18,26 @@ def at(step: int, place: str, deed: str, *values: Any) -> None:
 
     state = {"step": -1, "done": False}
 
-    def here(name: str) -> None:
-        if name == place and state["step"] >= step and not state["done"]:
+    def reach(name: str) -> None:
+        if name == moment and state["step"] >= step and not state["done"]:
             state["done"] = True
-            globals()[deed](*values)
+            globals()[action](*values)
 
     def call(self: Any, batches: Any, number: int, *rest: Any, _real: Callable[..., Any] = Stepper.__call__) -> Any:
         state["step"] = number
-        here("before the update")
+        reach("before the update")
         parts = _real(self, batches, number, *rest)
-        here("after the update")
+        reach("after the update")
         return parts
 
     def evaluate(task: Any, *arguments: Any, _real: Any = common.train.trainer.evaluate, **options: Any) -> Any:
         predict = task.predict
 
-        def answers(*of: Any) -> Any:
-            here("in an evaluation")
-            return predict(*of)
+        def reach_and_predict(*inputs: Any) -> Any:
+            reach("in an evaluation")
+            return predict(*inputs)
 
-        task.predict = answers
+        task.predict = reach_and_predict
         try:
             return _real(task, *arguments, **options)
         finally:
@@ -45,8 +45,8 @@ def at(step: int, place: str, deed: str, *values: Any) -> None:
 
     def save(content: Any, file: Any, _real: Any = torch.save, **options: Any) -> None:
         _real(content, file, **options)
-        if hasattr(file, "name"):  # no buffer, by which objects travel to other ranks
-            here("in a save")  # the bytes are there, the name is not
+        if hasattr(file, "name"):  # not a buffer, as for objects sent to other ranks
+            reach("in a save")  # the draft is written, but not yet renamed
 
     Stepper.__call__ = call  # type: ignore[method-assign]
     common.train.trainer.evaluate = evaluate  # type: ignore[assignment]
@@ -54,24 +54,24 @@ def at(step: int, place: str, deed: str, *values: Any) -> None:
 
 
 def send(name: str, times: int = 1) -> None:
-    """Signal this process, and wait a moment between two times."""
+    """Send a signal to this process `times` times, 10 ms apart."""
     for _ in range(times):
         os.kill(os.getpid(), getattr(signal, name))
         time.sleep(0.01)
 
 
 def hang() -> None:
-    """Be there and do nothing."""
+    """Sleep for an hour."""
     time.sleep(3600)
 
 
 def fail() -> None:
-    """Raise what nobody expects."""
+    """Raise an exception that nothing handles."""
     raise ZeroDivisionError("a defect on purpose")
 
 
-def no_loss_at(step: int, kind: str) -> None:
-    """In that step the loss is NaN, or (kind "gradient") only its gradient is infinite."""
+def non_finite_at(step: int, kind: str) -> None:
+    """Make the loss NaN in that step, or with kind "gradient" only a gradient infinite."""
     from common.train.step import Stepper
 
     def call(self: Any, batches: Any, number: int, *rest: Any, _real: Callable[..., Any] = Stepper.__call__) -> Any:
@@ -81,18 +81,18 @@ def no_loss_at(step: int, kind: str) -> None:
         elif number == step:
             loss = self.task.loss
 
-            def spoilt(*of: Any) -> Any:
-                total, parts = loss(*of)
+            def nan_loss(*inputs: Any) -> Any:
+                total, parts = loss(*inputs)
                 return total * float("nan"), parts
 
-            self.task.loss = spoilt
+            self.task.loss = nan_loss
         return _real(self, batches, number, *rest)
 
     Stepper.__call__ = call  # type: ignore[method-assign]
 
 
 def full_disk(first: int, last: int) -> None:
-    """The saves number `first` to `last` of this process, counted from 1, meet a disk that is full."""
+    """Let the saves number `first` to `last` of this process, counted from 1, fail as on a full disk."""
     import torch
 
     count = 0
@@ -108,15 +108,15 @@ def full_disk(first: int, last: int) -> None:
     torch.save = save
 
 
-def in_sample(index: int, deed: str, *values: Any) -> None:
-    """Do `deed` when the digits' sample number `index` of train is read in a worker process."""
+def in_sample(index: int, action: str, *values: Any) -> None:
+    """Call `action` when a worker process reads sample number `index` of train from an image folder."""
     from torch.utils.data import get_worker_info
 
     from vit.data.folder import ImageFolder
 
     def sample(self: Any, split: str, number: int, random: Any, _real: Callable[..., Any] = ImageFolder.sample) -> Any:
         if get_worker_info() is not None and split == "train" and number == index:
-            globals()[deed](*values)
+            globals()[action](*values)
         return _real(self, split, number, random)
 
     ImageFolder.sample = sample  # type: ignore[method-assign]

@@ -1,7 +1,7 @@
-"""Doors in processes that are forked from one which has imported all of it and computed nothing.
+"""Doors in processes forked from one that has imported everything and computed nothing.
 
-A start takes a quarter of a second instead of five, so that a test can kill and continue a run a dozen times. Whoever
-has computed with torch must not be forked: its threads do not survive that.
+A start takes a quarter of a second instead of five, so that a test can kill and resume a run a dozen times. A process
+that has computed with torch must not be forked, because its threads do not survive a fork.
 """
 
 import io
@@ -43,7 +43,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before the first process starts
 
 
 class Child:
-    """A door in a process of its own session, so that what it leaves behind can be found."""
+    """A door in a process with a session of its own, so that processes that it leaves behind can be listed."""
 
     def __init__(
         self,
@@ -55,12 +55,12 @@ class Child:
         world: int = 1,
         port: int = 0,
     ):
-        """Start `door` in `folder`, where a file gets its words.
+        """Start `door` in `folder`, with its output in a file there.
 
-        `fault`: a function of faults.py and its arguments, called first.
+        `fault`: the name of a function of faults.py and its arguments, called first.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        self.words = folder / f"{door}-{rank}.txt"
+        self.file = folder / f"{door}-{rank}.txt"
         environment = {}
         if world > 1:
             environment = {
@@ -70,12 +70,14 @@ class Child:
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": port,
             }
-        texts = {name: str(value) for name, value in environment.items()}
-        self.process = CONTEXT.Process(target=live, args=(door, list(arguments), self.words, folder, texts, fault))
+        variables = {name: str(value) for name, value in environment.items()}
+        self.process = CONTEXT.Process(
+            target=run_door, args=(door, list(arguments), self.file, folder, variables, fault)
+        )
         self.process.start()
 
     def __enter__(self) -> "Child":
-        """End it at the latest when the block ends."""
+        """The process is killed at the end of the block, if it is still running."""
         return self
 
     def __exit__(self, *_: Any) -> None:
@@ -83,41 +85,41 @@ class Child:
         self.process.join()
 
     def signal(self, number: int) -> None:
-        """Send a signal to the door alone."""
+        """Send a signal only to the door's process."""
         if self.process.is_alive():
             os.kill(self.pid, number)
 
     @property
     def pid(self) -> int:
-        """The door's process."""
+        """The door's process id."""
         assert self.process.pid is not None
         return self.process.pid
 
     def output(self) -> str:
-        """What it has written so far."""
-        return self.words.read_text(encoding="utf-8", errors="replace") if self.words.exists() else ""
+        """Its stdout and stderr so far."""
+        return self.file.read_text(encoding="utf-8", errors="replace") if self.file.exists() else ""
 
-    def wait_for(self, words: str, seconds: float = 60) -> None:
-        """Wait until it has said `words`."""
-        wait(lambda: words in self.output(), seconds, lambda: f"{words!r} in {self.output()[-3000:]}")
+    def wait_for(self, text: str, seconds: float = 60) -> None:
+        """Wait until its output holds `text`."""
+        wait(lambda: text in self.output(), seconds, lambda: f"{text!r} in {self.output()[-3000:]}")
 
     def end(self, seconds: float = 120) -> int:
-        """Its exit code, a signal's number below zero, when it has ended and nothing of its session is left."""
+        """Wait for its end and that of its session; returns the exit code, or the negative number of a signal."""
         self.process.join(seconds)
-        assert self.process.exitcode is not None, f"still there after {seconds} s: {self.output()[-3000:]}"
-        wait(lambda: not session(self.pid), 10, lambda: f"an end of {session(self.pid)}, left by {self.pid}")
+        assert self.process.exitcode is not None, f"still running after {seconds} s: {self.output()[-3000:]}"
+        wait(lambda: not session(self.pid), 10, lambda: f"the end of {session(self.pid)}, left by {self.pid}")
         return self.process.exitcode
 
 
 def run(folder: Path, *arguments: str, code: int = 0, **options: Any) -> str:
-    """A door from its start to its end; what it said."""
+    """Run a door to its end, with exit code `code`; returns its output."""
     with Child(folder, *arguments, **options) as child:
         assert child.end() == code, child.output()[-5000:]
         return child.output()
 
 
 def start_ranks(folder: Path, *arguments: str, world: int, faults: Sequence[Any] = (), **options: Any) -> list[Child]:
-    """The same line in `world` processes that find each other; `faults` are those of the ranks, in order."""
+    """Start the same command in `world` ranks; `faults` are those of the ranks, in order."""
     port = free_port()
     faults = [*faults, *[None] * (world - len(faults))]
     return [
@@ -126,13 +128,14 @@ def start_ranks(folder: Path, *arguments: str, world: int, faults: Sequence[Any]
     ]
 
 
-def live(door: str, arguments: list[str], words: Path, folder: Path, environment: dict[str, str], fault: Any) -> None:
-    """What a child does."""
-
+def run_door(
+    door: str, arguments: list[str], file: Path, folder: Path, environment: dict[str, str], fault: Any
+) -> None:
+    """Run a door in this process, with its output in `file`."""
     os.setsid()
-    file = os.open(words, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
+    handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
     sys.stdin = open(os.devnull)
     os.chdir(folder)
     os.environ.update(environment)
@@ -148,52 +151,52 @@ def live(door: str, arguments: list[str], words: Path, folder: Path, environment
     cli.launch(getattr(module, door), door, getattr(module, "stored_config", None), arguments)
 
 
-def flipped(data: bytes) -> bytes:
-    """A checkpoint with one bit altered in the middle of its largest record, where no padding is."""
+def flip_bit(data: bytes) -> bytes:
+    """A checkpoint with one bit flipped in the middle of its largest record, where there is no padding."""
     record = max(zipfile.ZipFile(io.BytesIO(data)).infolist(), key=lambda info: info.file_size)
-    name, extra = struct.unpack_from("<HH", data, record.header_offset + 26)
-    place = record.header_offset + 30 + name + extra + record.file_size // 2
-    return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+    name_length, extra_length = struct.unpack_from("<HH", data, record.header_offset + 26)
+    position = record.header_offset + 30 + name_length + extra_length + record.file_size // 2
+    return data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :]
 
 
 def session(leader: int) -> list[str]:
-    """The processes of a session, by number and name."""
-    found = []
+    """The running processes of a session, as "id (name)"."""
+    processes = []
     for entry in Path("/proc").glob("[0-9]*/stat"):
         try:
             name, _, rest = entry.read_text().rpartition(")")
         except OSError:
-            continue  # it ended meanwhile
-        state, _, _, of = rest.split()[:4]
-        if int(of) == leader and state != "Z":
-            found.append(f"{name})")
-    return found
+            continue  # it has ended
+        state, _, _, session_id = rest.split()[:4]
+        if int(session_id) == leader and state != "Z":
+            processes.append(f"{name})")
+    return processes
 
 
-def wait(until: Callable[[], bool], seconds: float, what: Callable[[], str]) -> None:
-    """Look every 20 ms; fails after so many seconds."""
+def wait(condition: Callable[[], bool], seconds: float, describe: Callable[[], str]) -> None:
+    """Check `condition` every 20 ms until it holds; fails after `seconds`."""
     end = time.monotonic() + seconds
-    while not until():
-        assert time.monotonic() < end, f"waited {seconds} s in vain for {what()}"
+    while not condition():
+        assert time.monotonic() < end, f"waited {seconds} s in vain for {describe()}"
         time.sleep(0.02)
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
+    """A port of this machine that is not in use."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
 
-def save_for_ever(folder: Path) -> None:
-    """Write checkpoints one after the other, going on from the last one's step."""
+def save_endlessly(folder: Path) -> None:
+    """Write checkpoints one after the other, beginning after the last one's step."""
     import torch
 
     from common.files.retention import CheckpointFolder
 
-    kept = CheckpointFolder(folder)
-    step = max(kept.steps(), default=0)
+    checkpoints = CheckpointFolder(folder)
+    step = max(checkpoints.steps(), default=0)
     while True:
         step += 1
-        kept.save(step, {"step": step, "weights": torch.full((300_000,), float(step))})
-        kept.mark_best(step)
+        checkpoints.save(step, {"step": step, "weights": torch.full((300_000,), float(step))})
+        checkpoints.mark_best(step)

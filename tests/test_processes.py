@@ -1,4 +1,4 @@
-"""Several processes: the same run in any number of them, whole or sharded; what they evaluate, and how they end."""
+"""Several processes: the same run in any number of them, sharded or not; their evaluations, and how they end."""
 
 import json
 import os
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 TASKS = ("detr", "vit", "seq2seq")
 LENGTH = ["trainer.steps=20", "trainer.eval_every=10", "trainer.save_every=4", "trainer.log_every=1"]
 LENGTH += ["trainer.precision=fp32"]  # in bf16 a loss that is summed in another order differs by 3e-4
-# A low rate: Adam makes steps of noise where a true gradient is zero, and one of them can change what DETR matches.
+# A low rate: where a true gradient is zero, Adam's steps are rounding noise, which can change DETR's matching.
 LENGTH += ["optimizer.lr=1e-4", "schedule.warmup=2", "trainer.timeout=60", "run_dir=run", "resume=auto"]
 SMALL = {
     "detr": [
@@ -44,33 +44,33 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def line(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[str]]:
-    """A small run's command line without dropout; its data lie in a folder of the test."""
+    """The arguments of a small run of a task without dropout, with its data in a temporary folder."""
     folder = tmp_path_factory.mktemp("data")
     digits = {"0": "null", "1": "eins", "2": "zwei", "3": "drei", "4": "vier"}
     numbers = [np.base_repr(number, 5) for number in range(6, 125)]
     rows = [f"{' '.join(number)}\t{' '.join(digits[digit] for digit in number)}\n" for number in numbers]
     (folder / "train.tsv").write_text("".join(rows), encoding="utf-8")
-    places = {"detr": f"data.root={folder / 'shapes'}", "seq2seq": f"data.train.pairs={folder / 'train.tsv'}"}
-    return lambda task: [*SMALL[task], *LENGTH, *([places[task]] if task in places else [])]
+    data = {"detr": f"data.root={folder / 'shapes'}", "seq2seq": f"data.train.pairs={folder / 'train.tsv'}"}
+    return lambda task: [*SMALL[task], *LENGTH, *([data[task]] if task in data else [])]
 
 
 def losses(folder: Path, name: str = "loss") -> list[float]:
-    """The loss of every step, or another number of it."""
+    """The loss of every step, or another number of the training log."""
     records = map(json.loads, (folder / "run/metrics.jsonl").read_text().splitlines())
     return [record[f"train/{name}"] for record in records if "train/loss" in record]
 
 
 def ends(ranks: list[Child], code: int = 0) -> list[str]:
-    """What the ranks said, who all must end with `code`."""
+    """The outputs of the ranks, after all have ended with `code`."""
     codes = [rank.end() for rank in ranks]
-    said = [rank.output() for rank in ranks]
-    assert codes == [code] * len(ranks), "\n".join(said)[-6000:]
-    return said
+    outputs = [rank.output() for rank in ranks]
+    assert codes == [code] * len(ranks), "\n".join(outputs)[-6000:]
+    return outputs
 
 
-def numbers_of(said: str) -> dict[str, float]:
-    """The JSON line of evaluate.py."""
-    return dict(json.loads(next(line for line in said.splitlines() if line.startswith("{"))))
+def numbers_of(output: str) -> dict[str, float]:
+    """The numbers in the JSON line of evaluate.py."""
+    return dict(json.loads(next(line for line in output.splitlines() if line.startswith("{"))))
 
 
 @pytest.fixture(scope="module")
@@ -89,10 +89,10 @@ def alone(line: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str]
 
 @pytest.mark.parametrize(("world", "strategy"), [(2, "ddp"), (3, "ddp"), (2, "fsdp"), (3, "fsdp")])
 @pytest.mark.parametrize("task", TASKS)
-def test_any_number_of_ranks_takes_the_same_steps_whole_or_sharded(task, world, strategy, line, alone, tmp_path):
+def test_any_number_of_ranks_takes_the_same_steps_sharded_or_not(task, world, strategy, line, alone, tmp_path):
     """Batches do not divide evenly, and with three ranks some have fewer micro-batches, or none."""
-    said = ends(start_ranks(tmp_path, *line(task), f"trainer.strategy={strategy}", world=world))
-    assert f"{world} processes" in said[0]
+    outputs = ends(start_ranks(tmp_path, *line(task), f"trainer.strategy={strategy}", world=world))
+    assert f"{world} processes" in outputs[0]
     assert losses(tmp_path) == pytest.approx(losses(alone(task)), rel=1e-5) and len(losses(tmp_path)) == 20
     norms = [losses(folder, "gradient_norm") for folder in (tmp_path, alone(task))]
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)
@@ -101,50 +101,50 @@ def test_any_number_of_ranks_takes_the_same_steps_whole_or_sharded(task, world, 
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_ranks_go_on_from_each_others_checkpoints_with_averages_and_optimizer(task, line, tmp_path):
-    """Two sharded ranks, then three whole ones, then one process; the end is that of one process within rounding."""
+def test_ranks_resume_from_each_others_checkpoints_with_average_and_optimizer(task, line, tmp_path):
+    """Two sharded ranks, then three unsharded ones, then one process; the result is that of one process, rounded."""
     ema = [*line(task), "trainer.ema_decay=0.9"]
     run(tmp_path / "alone", *ema)
-    death = ("at", 9, "after the update", "send", "SIGTERM")
-    ends(start_ranks(tmp_path, *ema, "trainer.strategy=fsdp", world=2, faults=[death]), code=143)
-    death = ("at", 13, "after the update", "send", "SIGTERM")
-    said = ends(start_ranks(tmp_path, *ema, world=3, faults=[None, None, death]), code=143)
-    assert "resuming at 10" in said[0]
+    stop = ("at_step", 9, "after the update", "send", "SIGTERM")
+    ends(start_ranks(tmp_path, *ema, "trainer.strategy=fsdp", world=2, faults=[stop]), code=143)
+    stop = ("at_step", 13, "after the update", "send", "SIGTERM")
+    outputs = ends(start_ranks(tmp_path, *ema, world=3, faults=[None, None, stop]), code=143)
+    assert "resuming at 10" in outputs[0]
     assert "resuming at 14" in run(tmp_path, *ema)
     assert losses(tmp_path) == pytest.approx(losses(tmp_path / "alone"), rel=1e-5)
     name = "run/checkpoints/step_00000020.pt"
-    one, other = (torch.load(folder / name, weights_only=True) for folder in (tmp_path, tmp_path / "alone"))
-    assert one["optimizer"].keys() == other["optimizer"].keys() and one["average"]["updates"] == 20
-    for name, value in other["average"]["weights"].items():
-        if name.endswith("in_proj.bias"):  # of keys: its true gradient is zero, and Adam makes steps of the rounding
-            one["average"]["weights"][name][32:64] = value[32:64]
+    result, expected = (torch.load(folder / name, weights_only=True) for folder in (tmp_path, tmp_path / "alone"))
+    assert result["optimizer"].keys() == expected["optimizer"].keys() and result["average"]["updates"] == 20
+    for name, value in expected["average"]["weights"].items():
+        if name.endswith("in_proj.bias"):  # the true gradient of the keys' bias is zero, so Adam's steps are rounding
+            result["average"]["weights"][name][32:64] = value[32:64]
         if value.is_floating_point():
-            torch.testing.assert_close(one["average"]["weights"][name], value, rtol=0, atol=1e-5)
-    said = ends(start_ranks(tmp_path / "new", *ema, "trainer.strategy=fsdp", "trainer.steps=2",
+            torch.testing.assert_close(result["average"]["weights"][name], value, rtol=0, atol=1e-5)
+    outputs = ends(start_ranks(tmp_path / "new", *ema, "trainer.strategy=fsdp", "trainer.steps=2",
                          f"checkpoint={tmp_path / 'run/checkpoints/step_00000020.pt'}", world=2))  # fmt: skip
-    assert "step_00000020.pt" in said[0]
+    assert "step_00000020.pt" in outputs[0]
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_any_number_of_ranks_evaluates_to_the_same_digits(task, alone, tmp_path):
     """Sets that do not divide evenly, in batches of one and of many, and fewer batches than ranks."""
     checkpoint = f"checkpoint={alone(task) / 'run/checkpoints/best.pt'}"
-    for size in (1, 10_000):
-        arguments = [checkpoint, f"trainer.micro_batch={size}", "trainer.precision=bf16"]
-        one = numbers_of(run(tmp_path / f"1-{size}", *arguments, door="evaluate"))
+    for micro_batch in (1, 10_000):
+        arguments = [checkpoint, f"trainer.micro_batch={micro_batch}", "trainer.precision=bf16"]
+        expected = numbers_of(run(tmp_path / f"1-{micro_batch}", *arguments, door="evaluate"))
         for world in (2, 3):
-            said = ends(start_ranks(tmp_path / f"{world}-{size}", *arguments, world=world, door="evaluate"))
-            assert numbers_of(said[0]) == one
+            outputs = ends(start_ranks(tmp_path / f"{world}-{micro_batch}", *arguments, world=world, door="evaluate"))
+            assert numbers_of(outputs[0]) == expected
 
 
 @pytest.fixture(scope="module")
 def few_objects(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """A detection set in which only one image of five has objects."""
+    """The arguments of a detection set in which only one of five images has objects."""
     folder = tmp_path_factory.mktemp("few")
-    draw = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     images = [{"id": number, "file_name": f"{number}.png", "width": 40, "height": 32} for number in range(5)]
     for image in images:
-        Image.fromarray(draw.integers(0, 255, (32, 40, 3), np.uint8)).save(folder / str(image["file_name"]))
+        Image.fromarray(rng.integers(0, 255, (32, 40, 3), np.uint8)).save(folder / str(image["file_name"]))
     boxes = [{"id": 1, "image_id": 2, "category_id": 1, "bbox": [4, 4, 12, 9], "area": 108, "iscrowd": 0}]
     content = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "thing"}]}
     (folder / "all.json").write_text(json.dumps(content))
@@ -153,16 +153,16 @@ def few_objects(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_a_rank_with_no_targets_in_its_share_neither_hangs_nor_changes_the_step(strategy, few_objects, tmp_path):
-    small = [word for word in SMALL["detr"] if "count" not in word]
-    sizes = ["data.augmentation.eval_size=64", "data.augmentation.sizes=[64]", "data.augmentation.kind=flip"]
-    arguments = [*small, "data=coco", *few_objects, *sizes, *LENGTH, "trainer.steps=6"]
+def test_a_rank_with_no_targets_neither_hangs_nor_changes_the_step(strategy, few_objects, tmp_path):
+    small = [argument for argument in SMALL["detr"] if "count" not in argument]
+    augmentation = ["data.augmentation.eval_size=64", "data.augmentation.sizes=[64]", "data.augmentation.kind=flip"]
+    arguments = [*small, "data=coco", *few_objects, *augmentation, *LENGTH, "trainer.steps=6"]
     run(tmp_path / "alone", *arguments)
     ends(start_ranks(tmp_path, *arguments, f"trainer.strategy={strategy}", world=3))
     assert losses(tmp_path) == pytest.approx(losses(tmp_path / "alone"), rel=1e-5)
 
 
-# A model whose step depends on how it is cut.
+# A model with a step that depends on the split into micro-batches.
 
 NORMED = """
 from torch import Tensor, nn
@@ -198,7 +198,7 @@ task:
 
 @pytest.fixture(scope="module")
 def normed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """The folder of a run of a user's model, its package in it, in so many processes."""
+    """The folder of a run of a user's model in `world` processes, with the model's package."""
     folders: dict[tuple[Any, ...], Path] = {}
 
     def trained(world: int, *arguments: str, faults: Any = (), code: int = 0, folder: Path | None = None) -> Path:
@@ -209,11 +209,11 @@ def normed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         for name, text in {"normed/model.py": NORMED, "configs/model/normed.yaml": NORMED_YAML}.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(text.lstrip("\n"))
-        mine = ["--config-dir", "configs", "model=normed", "trust=[normed]", "trainer.micro_batch=5", *LENGTH]
-        mine += ["data.batch_size=16", "trainer.ema_decay=0", "optimizer.lr=1e-2", *arguments]
-        said = ends(start_ranks(folder, *mine, world=world, faults=faults), code)
+        line = ["--config-dir", "configs", "model=normed", "trust=[normed]", "trainer.micro_batch=5", *LENGTH]
+        line += ["data.batch_size=16", "trainer.ema_decay=0", "optimizer.lr=1e-2", *arguments]
+        outputs = ends(start_ranks(folder, *line, world=world, faults=faults), code)
         notice = "per micro-batch: BatchNorm (1 layer): a step depends on trainer.micro_batch and on the number of"
-        assert notice in said[0]
+        assert notice in outputs[0]
         return folder
 
     return trained
@@ -221,7 +221,7 @@ def normed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 @pytest.mark.parametrize("arguments", [(), ("trainer.strategy=fsdp",), ("trainer.ema_decay=0.9",)])
 def test_live_batchnorm_evaluates_to_the_same_digits_in_training_and_from_its_file(arguments, normed, tmp_path):
-    """In as many processes as trained and in others; the share of each rank moved its own statistics."""
+    """In as many processes as in training and in other numbers; each rank has running statistics of its own samples."""
     for world in (2, 3):
         folder = normed(world, *arguments)
         results = json.loads((folder / "run/results.json").read_text())
@@ -237,23 +237,23 @@ def test_live_batchnorm_evaluates_to_the_same_digits_in_training_and_from_its_fi
 
 
 def test_live_batchnorm_resumes_to_the_same_end_in_several_processes(normed, tmp_path):
-    whole = normed(2)
-    death = ("at", 9, "after the update", "send", "SIGTERM")
-    normed(2, folder=tmp_path, faults=[None, death], code=143)
+    uninterrupted = normed(2)
+    stop = ("at_step", 9, "after the update", "send", "SIGTERM")
+    normed(2, folder=tmp_path, faults=[None, stop], code=143)
     normed(2, folder=tmp_path)
-    metrics, expected = ((folder / "run/metrics.jsonl").read_text() for folder in (tmp_path, whole))
+    metrics, expected = ((folder / "run/metrics.jsonl").read_text() for folder in (tmp_path, uninterrupted))
     assert metrics == expected
-    one, other = (torch.load(folder / "run/checkpoints/step_00000020.pt", weights_only=True)["model"]
-                  for folder in (tmp_path, whole))  # fmt: skip
-    assert all(torch.equal(one[name], value) for name, value in other.items())
+    result, expected = (torch.load(folder / "run/checkpoints/step_00000020.pt", weights_only=True)["model"]
+                        for folder in (tmp_path, uninterrupted))  # fmt: skip
+    assert all(torch.equal(result[name], value) for name, value in expected.items())
 
 
-# How they end.
+# How processes end.
 
 
-def test_a_rank_that_fails_takes_the_others_down_soon(line, tmp_path):
+def test_a_rank_that_fails_ends_the_others_within_seconds(line, tmp_path):
     start = time.monotonic()
-    fault = ("at", 9, "before the update", "fail")
+    fault = ("at_step", 9, "before the update", "fail")
     ranks = start_ranks(tmp_path, *line("vit"), world=2, faults=[None, fault])
     assert [rank.end(60) for rank in ranks] == [1, 1]
     assert "ZeroDivisionError: a defect on purpose" in ranks[1].output() and re.search(
@@ -262,8 +262,8 @@ def test_a_rank_that_fails_takes_the_others_down_soon(line, tmp_path):
     assert time.monotonic() - start < 30
 
 
-def test_a_rank_that_hangs_is_given_up_after_the_timeout(line, tmp_path):
-    fault = ("at", 9, "before the update", "hang")
+def test_a_rank_that_hangs_ends_the_others_after_the_timeout(line, tmp_path):
+    fault = ("at_step", 9, "before the update", "hang")
     ranks = start_ranks(tmp_path, *line("vit"), "trainer.timeout=3", world=2, faults=[None, fault])
     with ranks[1]:
         ranks[0].wait_for("step 9 of")
@@ -273,12 +273,12 @@ def test_a_rank_that_hangs_is_given_up_after_the_timeout(line, tmp_path):
 
 
 def torchrun(folder: Path, *arguments: str, options: tuple[str, ...], **environment: str) -> subprocess.Popen[str]:
-    """train.py as a user starts it."""
+    """Start train.py under torchrun, as a user does."""
     folder.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "torch.distributed.run", *options, str(ROOT / "train.py"), *arguments]
-    several = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(command, cwd=folder, env=several, **pipes)
+    return subprocess.Popen(command, cwd=folder, env=variables, **pipes)
 
 
 def test_torchrun_shows_the_traceback_of_the_rank_that_failed(line, tmp_path):
@@ -287,20 +287,20 @@ def test_torchrun_shows_the_traceback_of_the_rank_that_failed(line, tmp_path):
         f"sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
         "if os.environ.get('RANK') == '1':\n"
         "    import faults\n"
-        "    faults.at(3, 'before the update', 'fail')\n"
+        "    faults.at_step(3, 'before the update', 'fail')\n"
     )
     process = torchrun(tmp_path, *line("vit"), options=("--nproc-per-node", "2"), PYTHONPATH=str(tmp_path))
-    said, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=120)
     assert process.returncode == 1
-    cause = said.partition("Root Cause")[2]
-    assert "rank      : 1" in cause and "ZeroDivisionError: a defect on purpose" in cause, said[-4000:]
+    cause = output.partition("Root Cause")[2]
+    assert "rank      : 1" in cause and "ZeroDivisionError: a defect on purpose" in cause, output[-4000:]
 
 
 def test_two_nodes_of_one_machine_train_one_run(line, alone, tmp_path):
-    where = f"localhost:{free_port()}"
-    meet = ("--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", where)
-    nodes = [torchrun(tmp_path, *line("vit"), options=meet) for _ in range(2)]
-    said = [node.communicate(timeout=180)[0] for node in nodes]
-    assert [node.returncode for node in nodes] == [0, 0], "\n".join(said)[-6000:]
-    assert sum("All of it lies in" in one for one in said) == 1, "one log"
+    endpoint = f"localhost:{free_port()}"
+    options = ("--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint)
+    nodes = [torchrun(tmp_path, *line("vit"), options=options) for _ in range(2)]
+    outputs = [node.communicate(timeout=180)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], "\n".join(outputs)[-6000:]
+    assert sum("All of it lies in" in output for output in outputs) == 1, "one log"
     assert losses(tmp_path) == pytest.approx(losses(alone("vit")), rel=1e-5)

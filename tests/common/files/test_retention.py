@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from nursery import flipped
+from nursery import flip_bit
 
 from common.errors import UserError
 from common.files import checkpoint
@@ -13,7 +13,7 @@ from common.files.retention import CheckpointFolder
 DAMAGE = {  # how a file is damaged, and a part of the reason in the message
     "truncated": (lambda data: data[: len(data) // 2], "damaged"),
     "zeroed": (lambda data: data[:200] + bytes(len(data) - 400) + data[-200:], "damaged"),
-    "flipped": (flipped, "damaged"),
+    "flipped": (flip_bit, "damaged"),
     "empty": (lambda data: b"", "empty"),
     "text": (lambda data: b"not a checkpoint at all", "no PyTorch checkpoint"),
 }  # fmt: skip
