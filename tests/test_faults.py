@@ -374,8 +374,8 @@ def test_a_set_smaller_than_the_batch_the_ranks_or_the_workers_can_be_trained_on
     ranks = start_ranks(tmp_path / "three", *line("vit"), *more, world=3)
     assert [rank.end() for rank in ranks] == [0, 0, 0], ranks[0].output()
     run(tmp_path / "one", *line("vit"), *more)
-    one, three = (json.loads((tmp_path / name / "run/results.json").read_text()) for name in ("one", "three"))
-    assert one.keys() == three.keys()
+    single, three = (json.loads((tmp_path / name / "run/results.json").read_text()) for name in ("one", "three"))
+    assert single.keys() == three.keys()
 
 
 # Resuming under other conditions.

@@ -47,9 +47,7 @@ def save(path: Path, content: dict[str, Any]) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except RuntimeError as error:
-        if isinstance(
-            error.__context__, OSError
-        ):  # a full disk, which torch reports as an unexpected position in the file
+        if isinstance(error.__context__, OSError):  # a full disk; torch's own message is about positions in the file
             raise error.__context__ from None
         raise
     finally:

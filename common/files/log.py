@@ -47,7 +47,9 @@ class Log:
         """Log until the block ends."""
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Write the exception that ended the block, if any, to train.log, and close all files.
 
         A stop and a user's mistake are one sentence; any other exception is written with its traceback.
@@ -56,7 +58,7 @@ class Log:
             stopped = isinstance(error.__context__, Stopped)  # a handler raised SystemExit then, as submitit's does
             self._append("train.log", str(error.__context__ if stopped else error))
         elif error is not None:
-            self._append("train.log", "".join(traceback.format_exception(kind, error, at)).rstrip())
+            self._append("train.log", "".join(traceback.format_exception(kind, error, trace)).rstrip())
         self.close()
 
     def truncate_after(self, step: int, evaluated: bool = True) -> bool:

@@ -67,7 +67,7 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
-    """The type that matrix products now use on `device`, to which inputs may be cast early: autocast's, or fp32."""
+    """The type of matrix products on `device` at this point: autocast's type if enabled, else fp32."""
     enabled = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
     return torch.get_autocast_dtype(device.type) if enabled else torch.float32
 
@@ -112,7 +112,7 @@ class DeviceCopier:
 
 
 def _synchronised(batch: dict[str, Any], copy: torch.cuda.Stream, compute: torch.cuda.Stream) -> dict[str, Any]:
-    """The batch, after whose copy the stream `compute` waits."""
+    """The batch, for use on the stream `compute`, which waits until the stream `copy` has copied it."""
     compute.wait_stream(copy)
     for tensor in batch.values():
         if isinstance(tensor, torch.Tensor) and tensor.is_cuda:
@@ -121,7 +121,7 @@ def _synchronised(batch: dict[str, Any], copy: torch.cuda.Stream, compute: torch
 
 
 def constant(values: Any, like: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """`values` as a tensor on the device of `like`, copied without blocking the host, as torch.tensor would."""
+    """`values` as a tensor on the device of `like`, copied without blocking the host; torch.tensor would block."""
     return torch.tensor(values, dtype=dtype).to(like.device, non_blocking=True)
 
 

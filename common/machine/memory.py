@@ -9,8 +9,8 @@ import torch
 from common.errors import UserError
 from common.task import Batch
 
-TRAINING_ADVICE = "lower trainer.micro_batch (a step stays the same step), or set trainer.precision=bf16"
-EVALUATION_ADVICE = "lower trainer.micro_batch (its numbers stay the same), or set trainer.precision=bf16"
+TRAINING_ADVICE = "lower trainer.micro_batch (the step remains the same), or set trainer.precision=bf16"
+EVALUATION_ADVICE = "lower trainer.micro_batch (the numbers remain the same), or set trainer.precision=bf16"
 UPDATE_ADVICE = (
     "use trainer.strategy=fsdp in several processes, optimizer.name=sgd, which has less state, or a smaller model"
 )

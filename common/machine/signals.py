@@ -36,7 +36,9 @@ class StopSignals:
                     self._earlier_handlers[name] = signal.signal(number, self._record)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Restore the earlier handlers; after a stop, call those of the signals received."""
         for name, handler in self._earlier_handlers.items():
             signal.signal(getattr(signal, name), handler)
