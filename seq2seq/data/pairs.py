@@ -64,7 +64,7 @@ class SentencePairs(ABC):
     Args:
         source: the language to translate from (en, de, zh ...), for messages and scores.
         target: the language to translate to.
-        tokenizer: how text becomes tokens.
+        tokenizer: options of the tokenizers.
         longest: maximum tokens, including EOS, of a side of a training pair.
         too_long: "truncate" a longer side, or "skip" its pair.
         batch_size: maximum padded tokens of an optimizer step: sentences times the length of the longest side.
@@ -81,8 +81,8 @@ class SentencePairs(ABC):
         """Raise UserError if a sentence of `longest` tokens exceeds a batch."""
         if self.longest > self.batch_size:
             raise UserError(
-                f"data.longest={self.longest} and data.batch_size={self.batch_size}, both in tokens: expected "
-                "data.batch_size to be at least data.longest; lower the latter or raise the former."
+                f"data.longest={self.longest} is more than data.batch_size={self.batch_size}, both in tokens; lower "
+                "data.longest or raise data.batch_size."
             )
         self._corpora: dict[Split, Corpus] = {}
         self._encoded: dict[Split, EncodedCorpus] = {}
@@ -199,7 +199,7 @@ class SentencePairs(ABC):
         return self._corpora[split]
 
     def _used(self, split: Split) -> Corpus:
-        """The pairs of a split by index. Those of train depend on their numbers of tokens."""
+        """The pairs of a split by index. Only train's depend on numbers of tokens, and so on the tokenizers."""
         return self._encode(split).corpus if split == "train" else self._corpus(split)
 
     def _train_without_empty_sides(self) -> Corpus:
@@ -227,7 +227,7 @@ class SentencePairs(ABC):
         return EncodedCorpus(corpus, source, target, np.maximum(source.lengths, target.lengths).tolist(), notes)
 
     def _encode_train(self) -> EncodedCorpus:
-        """Train without pairs that are empty or too long; `sample` truncates long sides, here only their costs are."""
+        """Train without empty pairs and, with too_long=skip, long ones; costs are those after `sample` truncates."""
         corpus = self._train_without_empty_sides()
         (source, target), notes = self._encode_sides(corpus)
         empty = len(self._corpus("train")) - len(corpus)
@@ -243,8 +243,8 @@ class SentencePairs(ABC):
             rows = np.flatnonzero(lengths <= self.longest)
             if not len(rows):
                 raise UserError(
-                    f"No training pair is left of {corpus.origin}: each is {limit}; raise the "
-                    "limit, or give data.too_long=truncate."
+                    f"No training pair is left of {corpus.origin}: each is {limit}; raise "
+                    "data.longest, or give data.too_long=truncate."
                 )
             notes.append(f"{_pairs(too_long)} {limit} left out")
             corpus, source, target, lengths = corpus.take(rows), source.take(rows), target.take(rows), lengths[rows]

@@ -27,8 +27,9 @@ class ParallelText(SentencePairs):
     """Parallel text, given by the paths of its files.
 
     A val or test without files is split off train: `val_count` (`test_count`) source sentences with one pair each.
-    Their other pairs are left out, so that no sentence is in two splits. The selection depends on the sentences only,
-    not on the run's seed, and test does not depend on `val_count`.
+    Their other pairs are left out, and sentences in another split's files are not selected, so that a sentence that is
+    split off is in no other split. The selection depends on the sentences only, not on the run's seed, and that of test
+    does not depend on `val_count`.
 
     The constructor opens no file; a mistake in the files is a UserError at the first use of their split.
 

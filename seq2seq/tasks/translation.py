@@ -56,7 +56,7 @@ class Translation:
         }
 
     def state(self) -> dict[str, Any]:
-        """The tokenizers as JSON: one if it is joint, otherwise those of source and target."""
+        """The tokenizers as JSON: one if joint, otherwise those of source and target."""
         source, target = self.data.tokenizers()
         return {"tokenizers": [source.state()] if source is target else [source.state(), target.state()]}
 

@@ -30,7 +30,7 @@ SPECIAL = SpecialIds(begin=BOS, end=EOS, never=(PAD, BOS))
 # produce them. Special entries are such symbols, too, because merges could produce the text "<s>".
 BYTE_SYMBOLS = tuple(chr(0x100000 + byte) for byte in range(256))
 SPECIAL_SYMBOLS = tuple(chr(0x100100 + special) for special in range(4))
-PRIVATE_USE = r"\x{100000}-\x{100103}"  # both, as a range in regular expressions
+PRIVATE_USE = r"\x{100000}-\x{100103}"  # the symbols above, as a range in regular expressions
 SPECIAL_NAMES = ("<pad>", "<s>", "</s>", "<unk>")
 MIN_PAIR_COUNT = 2  # occurrences of a pair that becomes an entry
 ENCODING_CHUNK = 10_000  # sentences encoded at once; bounds the memory of their Python objects
@@ -225,7 +225,7 @@ def _check_vocabulary(options: TokenizerOptions, alphabet_count: int, which: str
 
 
 def _untrained_tokenizer(options: TokenizerOptions) -> tokenizers.Tokenizer:
-    """A tokenizer that splits text into letters with their marks, numbers, signs and spaces; no merge crosses these.
+    """A tokenizer that splits text into runs of letters with their marks, numbers, signs or spaces; merges stay inside.
 
     A word includes the space before it. Private-use symbols are separate, as are digits with `single_digits`.
     """

@@ -125,7 +125,7 @@ def test_the_padded_tokens_of_a_batch_are_those_that_were_counted(too_long: str)
 
 
 def test_a_sentence_limit_above_the_batch_size_is_refused() -> None:
-    with pytest.raises(UserError, match=r"data.longest=300 and data.batch_size=256, both in tokens"):
+    with pytest.raises(UserError, match=r"data.longest=300 is more than data.batch_size=256, both in tokens"):
         Toy({}, longest=300)
 
 

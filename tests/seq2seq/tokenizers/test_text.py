@@ -83,7 +83,7 @@ def test_two_files_of_different_line_counts_are_refused_with_both_counts(write: 
     assert [len(side) for side in read_pair(source, source)] == [1200, 1200]
 
 
-def test_one_file_holds_both_languages(write: Write) -> None:
+def test_one_tabbed_file_has_both_languages(write: Write) -> None:
     source, target = read_tabbed(write("\ufeffa house\tein Haus\r\n\tleer\nempty\t\n two \t zwei "))
     assert [*source] == ["a house", "", "empty", " two "] and [*target] == ["ein Haus", "leer", "", " zwei "]
 
@@ -101,7 +101,7 @@ def test_a_line_without_exactly_one_tab_is_named(write: Write, content: str, exp
     assert expected in message(write(content), read_tabbed)
 
 
-def test_a_line_knows_its_number_in_its_file(write: Write) -> None:
+def test_a_line_has_its_number_in_its_file(write: Write) -> None:
     lines = read_lines(write(b"\xef\xbb\xbfa\r\n\nb\nc"))
     assert [lines.number(i) for i in range(4)] == [1, 2, 3, 4]
     assert lines.take(np.array([3, 1])).number(0) == 4

@@ -297,7 +297,7 @@ def _words(text: str) -> list[str]:
     return re.findall(r"[^\W\d_]+", text)
 
 
-def test_a_held_out_date_is_in_train_in_no_form() -> None:
+def test_no_form_of_a_held_out_date_is_in_train() -> None:
     splits = sampled("en", "de").splits
 
     def dates_of(split: str) -> set[str]:
