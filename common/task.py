@@ -23,11 +23,18 @@ class Goal(NamedTuple):
 
     name: str
     higher_is_better: bool
+    undefined: float | None = -1.0  # stands for "no value", as in COCO's evaluation without any object; None: nothing
+
+    def is_defined(self, value: float) -> bool:
+        """Whether `value` is a number that can be compared: neither nan nor `undefined`."""
+        return not math.isnan(value) and value != self.undefined
 
     def better(self, new: float, old: float | None) -> bool:
-        """Whether `new` is better than `old`. Any number is better than None or nan; nan is better than None alone."""
-        if old is None or math.isnan(old):
-            return old is None or not math.isnan(new)
+        """Whether `new` is better than `old`. An undefined value is better than none; any other beats an undefined."""
+        if not self.is_defined(new):
+            return False
+        if old is None or not self.is_defined(old):
+            return True
         return new > old if self.higher_is_better else new < old
 
 

@@ -46,7 +46,12 @@ class Run:
         return self.ranking[0][0] if self.ranking else None
 
     def rank_in(self, score: float, keep: int) -> bool:
-        """Insert this step's `score` into the ranking of the best `keep`; returns whether it is the best."""
+        """Insert this step's `score` into the ranking of the best `keep`; returns whether it is the best.
+
+        Equal scores rank in order of their steps. An undefined score (`Goal.is_defined`) does not enter the ranking.
+        """
+        if not self.task.goal.is_defined(score):
+            return False
         better = self.task.goal.better
         index = next((i for i, (old, _) in enumerate(self.ranking) if better(score, old)), len(self.ranking))
         self.ranking.insert(index, (score, self.step))
@@ -146,7 +151,7 @@ def resume_run(run: Run, stepper: Stepper, average: Average | None, folder: Chec
         log.warning(f"Resuming with allowed changes: {', '.join(changed)}; an uninterrupted run would differ.")
     run.evaluation_lost = distributed.broadcast(log.truncate_after(step, evaluated=False))
     run.step, run.summed_steps = content["step"], content["window_steps"]
-    run.ranking = _ranking(content)
+    run.ranking = [entry for entry in _ranking(content) if run.task.goal.is_defined(entry[0])]
     run.alarms = list(content.get("said", []))
     run.sums = _sums_of_this_rank(content)
     distributed.load_state_dict(run.model, content["model"])
@@ -192,7 +197,10 @@ def _refuse_other_weights_or_data(run: Run, content: dict[str, Any], path: Path,
 
 
 def _ranking(content: dict[str, Any]) -> list[tuple[float, int]]:
-    """The best scores with their steps; files from before 2026-11-21 hold the best score alone, without its step."""
+    """The best scores with their steps; files from before 2026-11-21 hold the best score alone, without its step.
+
+    Files of earlier versions may hold undefined scores.
+    """
     entries = content.get("ranking", [] if content["best"] is None else [[content["best"], 0]])
     return [(score, step) for score, step in entries]
 

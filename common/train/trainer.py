@@ -1,5 +1,6 @@
 """The training loop, for any task: steps, logs, checkpoints, evaluations, and the final numbers."""
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -229,14 +230,22 @@ class Trainer:
 
         with context.average.applied(run.model) if context.average else nullcontext():
             numbers, _ = self._evaluate(run, context, "val", on_answers=keep_first)
-        self._rank(run, context, numbers[run.task.goal.name])
+        score = numbers.get(run.task.goal.name, math.nan)
+        self._rank(run, context, score)
         context.log.numbers(run.step, {f"val/{name}": number for name, number in numbers.items()})
+        self._warn_of_undefined(run, context, "val", score, "this checkpoint is not ranked")
         for batch, answers in first:
             context.log.pictures("val", run.task.pictures(batch, answers, PICTURES), run.step)
             new = [alarm for alarm in run.task.alarms(answers) if alarm not in run.alarms]
             for alarm in new if run.step >= FIRST_ALARM_STEP else []:
                 context.log.warning(alarm)
                 run.alarms.append(alarm)
+
+    def _warn_of_undefined(self, run: Run, context: _Context, split: Split, score: float, effect: str) -> None:
+        """Warn when the goal has no value on `split`; `effect` says what follows from it."""
+        goal = run.task.goal
+        if not goal.is_defined(score):
+            context.log.warning(f"{split}/{goal.name} is {score:g} at step {run.step}, which is no value; {effect}.")
 
     def _rank(self, run: Run, context: _Context, score: float) -> None:
         """Insert this step's checkpoint into the ranking, if it was written; the first becomes best.pt."""
@@ -248,16 +257,22 @@ class Trainer:
                 context.log.warning(f"best.pt was not written ({error.strerror}); the best step is {run.step}.")
 
     def _finish(self, run: Run, context: _Context) -> dict[str, float | str]:
-        """Evaluate test once, with the best weights of the run (without val: the average, or else the last weights)."""
+        """Evaluate test once, with the best weights of the run.
+
+        Without val these are the average, or else the last weights; the last, too, when the goal never had a value.
+        """
         distributed.barrier()  # rank 0 may still be writing
         folder, log, goal = context.folder, context.log, f"val/{run.task.goal.name}"
         ranked = [step for _, step in run.ranking]
         average, best = self._average(run, context)
-        chosen = average or folder.best(ranked, log.warning) or folder.latest(log.warning)
+        # best.pt without a ranking is an earlier version's, whose score was undefined.
+        chosen = average or (folder.best(ranked, log.warning) if ranked else None) or folder.latest(log.warning)
         assert chosen is not None, "the last step always writes a checkpoint"
         path, content = chosen
         if not average and ranked and ranked[0] not in (content["step"], 0):  # 0: a ranking from before 2026-11-21
             log.warning(f"The best checkpoint on val, of step {ranked[0]}, is missing; {path.name} is tested instead.")
+        if best is None and run.data.count("val"):
+            log.warning(f"No evaluation gave a value of {goal}; the last checkpoint, {path.name}, is tested.")
         distributed.load_state_dict(run.model, select_weights(content))
         numbers: dict[str, float | str] = {} if best is None else {goal: best}
         if self.average_last:
@@ -266,6 +281,8 @@ class Trainer:
             scores, metric = self._evaluate(run, context, "test")
             test_numbers = {f"test/{name}": number for name, number in scores.items()}
             log.numbers(run.step, test_numbers)
+            score = scores.get(run.task.goal.name, math.nan)
+            self._warn_of_undefined(run, context, "test", score, "compare no model by it")
             numbers = {**test_numbers, **numbers}
             if distributed.is_main():
                 metric.write(run.folder / "predictions")
@@ -285,8 +302,8 @@ class Trainer:
             return (context.folder.average(), content), None
         numbers, _ = self._evaluate(run, context, "val")
         context.log.numbers(run.step, {f"average/{name}": number for name, number in numbers.items()})
-        score = numbers[run.task.goal.name]
-        if score != run.best and not run.task.goal.better(score, run.best):  # also true for a score of nan
+        score = numbers.get(run.task.goal.name, math.nan)
+        if score != run.best and not run.task.goal.better(score, run.best):  # also true for an undefined score
             return None, run.best
         return (context.folder.average(), content), score
 

@@ -455,6 +455,11 @@ def average_on_rank(rank: int, folder: str) -> None:
         with Log(path, main=rank == 0) as log:
             toy = run(path, data=Line(val=val), lr=0.5)
             numbers[f"val{val}"] = trainer(average_last=3).fit(toy, log, on=CPU, resume=False)
+    real = Error.compute
+    Error.compute = lambda self: {"error": -1.0} if self.count == 6 else real(self)
+    with Log(Path(folder, "undefined"), main=rank == 0) as log:
+        toy = run(Path(folder, "undefined"), lr=0.5)
+        numbers["undefined"] = trainer(average_last=3).fit(toy, log, on=CPU, resume=False)
     Path(folder, f"{rank}.json").write_text(json.dumps(numbers))
     dist.destroy_process_group()
 
@@ -467,6 +472,7 @@ def test_two_ranks_test_the_same_average_and_rank_0_writes_it(tmp_path, monkeypa
     assert numbers == numbers_of_rank_1 and len(numbers["val6"]) == 3
     assert [line["step"] for line in lines(tmp_path / "val6") if "average/error" in line] == [20]
     assert numbers["val0"]["weights"] == "checkpoints/average.pt: average of steps 10, 15, 20, raw"
+    assert numbers["undefined"]["weights"] == "checkpoints/step_00000020.pt: step 20, raw"
     mean = mean_of_files(tmp_path / "val0", (10, 15, 20))
     assert numbers["val0"]["test/error"] == pytest.approx(error_of(mean, tmp_path, "test"), abs=1e-6)
 
@@ -490,6 +496,42 @@ def test_any_score_beats_a_first_score_of_nan(tmp_path, monkeypatch):
     scores = {line["step"]: line["val/error"] for line in lines(tmp_path) if "val/error" in line}
     assert scores.pop(5) is None
     assert checkpoint.load(tmp_path / "checkpoints/best.pt")["step"] == min(scores, key=scores.get)
+
+
+@pytest.mark.parametrize("value", [-1.0, float("nan"), None])
+@pytest.mark.parametrize("keys", [{}, {"keep_best": 3}, {"average_last": 3}, {"ema_decay": 0.9}])
+def test_a_goal_without_a_value_ranks_nothing_and_the_last_checkpoint_is_tested(tmp_path, monkeypatch, value, keys):
+    """COCO's -1, nan, or no number of that name; -1 would be the best error, nan the first."""
+    real = Error.compute
+    numbers_of_val = {"other": 1.0} if value is None else {"error": value}
+    monkeypatch.setattr(Error, "compute", lambda self: numbers_of_val if self.count == 6 else real(self))
+    numbers = fit(tmp_path, keys=keys, lr=0.5)
+    last = select_weights(checkpoint.load(tmp_path / "checkpoints/step_00000020.pt"))
+    assert "val/error" not in numbers
+    assert numbers["test/error"] == pytest.approx(error_of(last, tmp_path, "test"), abs=1e-6)
+    assert not (tmp_path / "checkpoints/best.pt").exists()
+    output = (tmp_path / "train.log").read_text()
+    assert output.count("which is no value; this checkpoint is not ranked.") == 4
+    assert "No evaluation gave a value of val/error; the last checkpoint, step_00000020.pt, is tested." in output
+
+
+def test_a_best_checkpoint_that_an_earlier_version_chose_by_minus_1_is_not_tested(tmp_path, monkeypatch):
+    real = Error.compute
+    monkeypatch.setattr(Error, "compute", lambda self: {"error": -1.0} if self.count == 6 else real(self))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Goal, "is_defined", lambda *_: True)
+        patch.setattr(Trainer, "_finish", lambda *_: {})
+        fit(tmp_path)
+    assert checkpoint.load(tmp_path / "checkpoints/best.pt")["step"] == 5, "ties keep the earlier step"
+    numbers = fit(tmp_path, resume=True)
+    last = select_weights(checkpoint.load(tmp_path / "checkpoints/step_00000020.pt"))
+    assert numbers == {"test/error": pytest.approx(error_of(last, tmp_path, "test"), abs=1e-6)}
+
+
+def test_a_goal_that_may_be_minus_1_says_so():
+    assert not Goal("AP", higher_is_better=True).better(-1.0, None)
+    assert Goal("loglik", higher_is_better=True, undefined=None).better(-1.0, -2.0)
+    assert Goal("loglik", higher_is_better=True).better(-2.0, -1.0)
 
 
 def fill_disk(monkeypatch, *steps):
