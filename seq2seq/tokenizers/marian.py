@@ -147,7 +147,7 @@ def vocabularies(folder: Path | None, joint: bool, size: int) -> tuple[dict[str,
     """The ids of the pieces of source and target in a folder, or None if one of the files is missing.
 
     `joint`: whether the model has one vocabulary; otherwise target_vocab.json has that of the target. Raises UserError
-    for a vocabulary whose ids are not 0 to `size` - 1, with `size` rows in the model's embeddings.
+    for ids other than 0 to `size` - 1, where `size` is the number of rows of the model's embeddings.
     """
     names = ["vocab.json", "vocab.json" if joint else "target_vocab.json"]
     if folder is None or not all((folder / name).is_file() for name in (*MODEL_FILES, *names)):

@@ -27,7 +27,7 @@ class Cldr(SentencePairs):
     Args, in addition to those of SentencePairs:
         train_count: phrases of train.
         val_count: phrases of val, which selects the checkpoint; 0 = no val.
-        test_count: phrases of test, whose scores are reported.
+        test_count: phrases of test, for the reported scores.
         seed: of the phrases; the run's seed does not change them.
     """
 
