@@ -227,7 +227,8 @@ def test_yaml_is_the_only_home_of_a_default(path: str) -> None:
         options = todo.pop()
         for key, field in options.fields.items():
             offered = key == "logits"  # by the task, and so no key of a config
-            assert field.required or offered, f"{options.path}.{key} has a default"
+            later = key == "exif"  # users' subclasses, and their yaml, were written before this key
+            assert field.required or offered or later, f"{options.path}.{key} has a default"
             nested = (field.annotation, *typing.get_args(field.annotation))
             todo += [part for part in nested if isinstance(part, type) and issubclass(part, Options)]
 

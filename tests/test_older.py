@@ -10,6 +10,7 @@ import lzma
 import re
 import shutil
 import tarfile
+from contextlib import nullcontext
 from copy import deepcopy
 from pathlib import Path
 
@@ -229,7 +230,8 @@ def test_every_added_key_of_a_class_exists():
             for part in outer:
                 subsection = subsection[part]
             del subsection[name]
-            with pytest.raises(UserError, match=rf"{section}\.{key} is missing"):
+            optional = key == "exif"  # users' subclasses, and their yaml, were written before this key
+            with nullcontext() if optional else pytest.raises(UserError, match=rf"{section}\.{key} is missing"):
                 check(config, [])
             check(migrate_config(config), [])
 

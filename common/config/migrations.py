@@ -47,7 +47,7 @@ ADDED_CLASS_KEYS: dict[str, dict[str, Any]] = {
         "evaluator": "pycocotools",
         **{f"loss.{key}": value for key, value in ADDED_NESTED_KEYS["loss"][1].items()},
     },
-    "detr.data.coco.Coco": {"pad_to": 1},
+    "detr.data.coco.Coco": {"pad_to": 1, "exif": "auto"},
 }
 
 # Classes that went into another one, and the keys that make it do the same.

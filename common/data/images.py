@@ -1,14 +1,17 @@
 """Image files of any mode as uint8 RGB tensors, and batches of these as normalised floats for a backbone."""
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from common.errors import UserError
 from common.machine.device import constant
+
+Exif = Literal["auto", "apply", "ignore"]  # whether an image is turned by its EXIF tag; see `read_image`
 
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
@@ -34,24 +37,48 @@ def list_images(path: Path) -> list[Path]:
     return files
 
 
-def read_image(path: Path, size: tuple[int, int] | None = None) -> Tensor:
+def read_image(path: Path, size: tuple[int, int] | None = None, exif: Exif = "auto") -> Tensor:
     """Read an image file as uint8 (3, H, W), RGB.
 
-    Grey, palette, CMYK and 16-bit images become 8-bit RGB; transparency is dropped. Without `size` the image is turned
-    upright by its EXIF tag. `size` is the (height, width) that the annotations refer to: the image is turned only if
-    the turned image, and not the stored one, has this size. Raises UserError, which names the file, if it is missing,
-    broken or of another size.
+    Grey, palette, CMYK and 16-bit images become 8-bit RGB; transparency is dropped. `size` is the (height, width) that
+    the annotations refer to. `exif` decides whether the image is turned upright (rotated, mirrored) by its EXIF tag:
+    "apply" always does, "ignore" never, and "auto" does without `size`, and with it only if the turned image, and not
+    the stored one, has this size. Pillow turns a TIFF in any case. Raises UserError, which names the file, if it is
+    missing, broken or of another size.
     """
-    image = _decode(path, upright=size is None)
+    upright = exif == "apply" or (exif == "auto" and size is None)
+    image = _decode(path, upright)
     if size is None or tuple(image.shape[1:]) == size:
         return image
-    turned = _decode(path, upright=True)
-    if tuple(turned.shape[1:]) == size:
-        return turned
+    other_way = _decode(path, not upright)
+    fits = tuple(other_way.shape[1:]) == size
+    if fits and exif == "auto":
+        return other_way
+    remedy = f"give data.exif={'ignore' if upright else 'apply'} or auto, or correct" if fits else "correct"
     raise UserError(
         f"The image {path} has {image.shape[2]} x {image.shape[1]} pixels, but its annotations say "
-        f"{size[1]} x {size[0]}; correct its width and height in the JSON, or the image."
+        f"{size[1]} x {size[0]}; {remedy} its width and height in the JSON, or the image."
     )
+
+
+def hides_orientation(path: Path) -> bool:
+    """Whether the EXIF tag of an image turns it without changing its size: by 180 degrees, as a mirror, or a square.
+
+    Annotations of such an image fit the stored and the turned pixels alike. Reads the header alone; False for a file
+    without the tag, for a TIFF, which Pillow always turns, and for one that cannot be read.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.format == "TIFF":
+                return False
+            tags = Image.Exif()
+            tags.load(image.info.get("exif") or b"")
+            orientation = tags.get(ExifTags.Base.Orientation, 1)
+            return orientation in (2, 3, 4) or (orientation in (5, 6, 7, 8) and image.width == image.height)
+    except MemoryError:
+        raise  # the file is not at fault
+    except Exception:  # PIL's plugins raise exceptions of nearly any type; decoding the file names the fault
+        return False
 
 
 def _decode(path: Path, upright: bool) -> Tensor:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.data.images import read_image
+from common.data.images import Exif, hides_orientation, read_image
 from common.data.splits import split_off_val
 from common.errors import UserError
 from common.task import Batch, Split
 from common.types import SPLITS, Count, Positive
 from detr.data import annotations
 from detr.data.transforms import Augmentation, as_bounding_boxes, augment
+
+MAX_ORIENTATION_FILES = 4000  # of a split, read at the start for their EXIF tags; some seconds on a slow drive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +52,8 @@ class Coco:
         pad_to: the height and width of a batch are padded to multiples of this, so that a compiled model meets fewer
             shapes and is recompiled less often; padding changes outputs only with model.official_padding.
         cache: keep decoded images in the memory of each worker, for small sets.
+        exif: whether images are turned by their EXIF tags: "apply", "ignore", or "auto", which turns an image only if
+            its annotations have the turned size, and not the stored one; see `common.data.images.read_image`.
     """
 
     root: str | None
@@ -60,6 +65,7 @@ class Coco:
     augmentation: Augmentation
     pad_to: Positive
     cache: bool
+    exif: Exif = "auto"  # a default, because yaml files and subclasses of users came before the key
 
     def __post_init__(self) -> None:
         """Raise UserError for a split with only one of its two keys."""
@@ -110,7 +116,7 @@ class Coco:
         height, width = arrays.sizes[index].tolist()
         image = self._decoded.get((split, index))
         if image is None:
-            image = read_image(file, (height, width))
+            image = read_image(file, (height, width), self.exif)
             if self.cache:
                 self._decoded[split, index] = image
         objects = slice(arrays.starts[index], arrays.starts[index + 1])
@@ -180,8 +186,26 @@ class Coco:
             arrays = self._arrays(split)
             path = self._required_files(split)[1]
             lines.append(f"{split}: {len(arrays.ids)} images, {len(arrays.labels)} boxes of {path}")
-            lines += [f"{split}: {note}" for note in arrays.notes]
+            lines += [f"{split}: {note}" for note in (*arrays.notes, *self._hidden_orientations(split))]
         return lines
+
+    def _hidden_orientations(self, split: Split) -> list[str]:
+        """A note on the images that their annotations' size cannot tell to be turned or not, if there are any."""
+        count = self.count(split)
+        if self.exif != "auto" or getattr(self, "drawn", False):
+            return []
+        looked_at = range(0, count, -(-count // MAX_ORIENTATION_FILES))
+        files = [self._file(split, index) for index in looked_at]
+        with ThreadPoolExecutor(8) as threads:  # a network drive answers several at once
+            hidden = [file for file, hides in zip(files, threads.map(hides_orientation, files), strict=True) if hides]
+        if not hidden:
+            return []
+        sampled = "" if len(files) == count else "sampled "
+        return [
+            f"{len(hidden)} of {len(files)} {sampled}images are turned by EXIF in a way that their size does not tell "
+            f"(180 degrees, mirrored or square; the first is {hidden[0]}): they are read as stored; if their boxes "
+            "were drawn on the upright picture, give data.exif=apply, otherwise data.exif=ignore"
+        ]
 
     def prepare(self) -> None:
         """Create the files before any is opened; a hook for generated data sets."""

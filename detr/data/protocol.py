@@ -11,8 +11,9 @@ from common.task import Data, Split
 class DetectionData(Data, Protocol):
     """Images with boxes. `collate` returns what `detr.data.coco.Coco.collate` does.
 
-    Optional attributes, looked up by name: `drawn`, True for a set that is learnt without pretrained weights; and
-    `augmentation` with `eval_size` and `max_size`, which an exported model records as its preprocessing.
+    Optional attributes, looked up by name: `drawn`, True for a set that is learnt without pretrained weights;
+    `augmentation` with `eval_size` and `max_size`, which an exported model records as its preprocessing; and `exif`,
+    whether a user's images are turned by their EXIF tags (`common.data.images.read_image`).
     """
 
     def categories(self) -> list[dict[str, Any]]:

@@ -171,7 +171,10 @@ class Detection:
     def read(self, input: str) -> Iterator[Batch]:
         """Read an image file, or each in a folder, as a batch of one image, resized as in evaluation."""
         for path in list_images(Path(input)):
-            yield self.data.collate([self.data.view(read_image(path), path)])
+            yield self.data.collate([self.data.view(self._read_image(path), path)])
+
+    def _read_image(self, path: Path) -> Tensor:
+        return read_image(path, exif=getattr(self.data, "exif", "auto"))
 
     def show(self, batch: Batch, answers: list[Answer], folder: Path) -> Iterator[str]:
         """Write each image with its boxes, and a JSON list of {box (xyxy in pixels), name, score}; yields its line."""
@@ -181,7 +184,7 @@ class Detection:
                 for box, label, score in zip(*self._above_threshold(answer), strict=True)
             ]
             source, target = Path(path), folder / f"{Path(path).name}.boxes"  # never the name of a user's image
-            picture = self._draw(read_image(source), answer)
+            picture = self._draw(self._read_image(source), answer)
             write_picture(picture, target.with_name(f"{target.name}.jpg"))
             answer_file = target.with_name(f"{target.name}.json")
             answer_file.write_text(json.dumps({"file": str(source), "objects": objects}, indent=1))

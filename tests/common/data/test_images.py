@@ -92,6 +92,60 @@ def test_exif_turns_an_image_only_when_the_annotations_are_turned(tmp_path: Path
         read_image(path, (40, 61))
 
 
+def with_exif(path: Path, orientation: int, width: int = 60, height: int = 40) -> Path:
+    """An image with a bright top as stored, and an EXIF orientation."""
+    levels = np.zeros((height, width), dtype=np.uint8)
+    levels[: height // 2] = 255
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(levels).save(path, exif=exif)
+    return path
+
+
+def test_exif_is_applied_or_ignored_with_and_without_annotations(tmp_path: Path):
+    """Orientation 3 is a turn by 180 degrees: the bright top is at the bottom when upright."""
+    path = with_exif(tmp_path / "photo.png", 3)
+    stored, turned = read_image(path, (40, 60)), read_image(path)
+    assert stored[:, :16].min() == 255 and turned[:, 24:].min() == 255 and turned[:, :16].max() == 0
+    for size in (None, (40, 60)):
+        assert torch.equal(read_image(path, size, "apply"), turned)
+        assert torch.equal(read_image(path, size, "ignore"), stored)
+
+
+def test_an_image_whose_size_contradicts_the_choice_is_refused_with_the_key(tmp_path: Path):
+    path = with_exif(tmp_path / "photo.jpg", 6)
+    assert read_image(path, (60, 40), "apply").shape == (3, 60, 40)
+    with pytest.raises(UserError, match=r"has 40 x 60 pixels, but .* 60 x 40; give data.exif=ignore or auto, or corr"):
+        read_image(path, (40, 60), "apply")
+    with pytest.raises(UserError, match=r"has 60 x 40 pixels, but .* 40 x 60; give data.exif=apply or auto, or corr"):
+        read_image(path, (60, 40), "ignore")
+    with pytest.raises(UserError, match=r"say 61 x 40; correct its width"):
+        read_image(path, (40, 61), "ignore")
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+@pytest.mark.parametrize(
+    ("orientation", "size", "hidden"),
+    [
+        *[(1, (60, 40), False), (2, (60, 40), True), (3, (60, 40), True), (4, (60, 40), True), (5, (60, 40), False)],
+        *[(6, (60, 40), False), (6, (40, 40), True), (8, (40, 40), True), (9, (40, 40), False)],
+    ],
+)
+def test_an_orientation_is_hidden_if_the_size_is_the_same_both_ways(
+    suffix: str, orientation: int, size: tuple[int, int], hidden: bool, tmp_path: Path
+):
+    assert image_files.hides_orientation(with_exif(tmp_path / f"photo.{suffix}", orientation, *size)) is hidden
+
+
+def test_a_file_without_orientation_hides_none(tmp_path: Path):
+    for suffix in ("jpg", "png", "tif", "gif", "bmp"):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"plain.{suffix}")
+        assert not image_files.hides_orientation(tmp_path / f"plain.{suffix}")
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    assert not image_files.hides_orientation(tmp_path / "broken.jpg")
+    assert not image_files.hides_orientation(tmp_path / "missing.jpg")
+
+
 @pytest.mark.parametrize("implementation", ["_in_strips", "_at_once"])
 def test_normalising_agrees_with_a_plain_computation_and_padding_is_zero(implementation, monkeypatch):
     monkeypatch.setattr(image_files, "STRIP_ROWS", 4)

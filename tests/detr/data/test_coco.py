@@ -13,6 +13,7 @@ from PIL import Image
 from common.data import batching
 from common.data.images import list_images, read_image
 from common.errors import UserError
+from detr.data import coco as coco_files
 from detr.data.coco import Coco, Files
 from detr.data.transforms import Augmentation
 
@@ -59,7 +60,7 @@ def coco(**keys: Any) -> Coco:
 
 
 @pytest.fixture
-def make_data(tmp_path: Path) -> Callable[[Any], Coco]:
+def make_data(tmp_path: Path) -> Callable[..., Coco]:
     """A function that makes a data set with one JSON as train and test."""
     write_images(tmp_path / "images", ["a.png", "b.png", "c.png"])
 
@@ -72,7 +73,7 @@ def make_data(tmp_path: Path) -> Callable[[Any], Coco]:
     return make
 
 
-def test_any_category_ids_become_classes_by_ascending_id(make_data: Callable[[Any], Coco]):
+def test_any_category_ids_become_classes_by_ascending_id(make_data: Callable[..., Coco]):
     data = make_data(COCO_JSON)
     assert data.categories() == [
         {"id": 4, "name": "aeroplane"},
@@ -89,7 +90,7 @@ def test_any_category_ids_become_classes_by_ascending_id(make_data: Callable[[An
     assert type(first["boxes"]) is torch.Tensor
 
 
-def test_a_batch_pads_at_the_bottom_and_right_with_zeros(make_data: Callable[[Any], Coco]):
+def test_a_batch_pads_at_the_bottom_and_right_with_zeros(make_data: Callable[..., Coco]):
     data = make_data(COCO_JSON)
     samples = [data.sample("train", i, None) for i in range(3)]
     samples[1]["image"] = torch.full((3, 30, 70), 200, dtype=torch.uint8)
@@ -107,7 +108,7 @@ def test_a_batch_pads_at_the_bottom_and_right_with_zeros(make_data: Callable[[An
 
 @pytest.mark.parametrize(("pad_to", "shape"), [(1, (40, 60)), (20, (40, 60)), (32, (64, 64)), (128, (128, 128))])
 def test_a_batch_is_padded_to_a_multiple_of_pad_to_and_says_so(
-    pad_to: int, shape: tuple[int, int], make_data: Callable[[Any], Coco]
+    pad_to: int, shape: tuple[int, int], make_data: Callable[..., Coco]
 ):
     data = make_data(COCO_JSON, pad_to=pad_to)
     batch = data.collate([data.sample("train", 0, None)])
@@ -116,14 +117,14 @@ def test_a_batch_is_padded_to_a_multiple_of_pad_to_and_says_so(
     assert not batch["images"][:, :, 40:].any() and not batch["images"][:, :, :, 60:].any()
 
 
-def test_boxes_are_resized_with_the_image(make_data: Callable[[Any], Coco]):
+def test_boxes_are_resized_with_the_image(make_data: Callable[..., Coco]):
     larger = Augmentation(kind="none", sizes=[1], eval_size=80, max_size=1333, middle_sizes=[1], crop=(1, 1))
     sample = make_data(COCO_JSON, augmentation=larger).sample("test", 1, None)
     assert sample["image"].shape == (3, 80, 120) and sample["original_size"] == (40, 60)
     assert sample["boxes"].tolist() == [[20, 10, 60, 30], [0, 0, 120, 80]]
 
 
-def test_targets_are_cleaned_and_counted_and_ground_truth_is_not(make_data: Callable[[Any], Coco]):
+def test_targets_are_cleaned_and_counted_and_ground_truth_is_not(make_data: Callable[..., Coco]):
     odd = [
         annotation(id=11, iscrowd=1),
         annotation(id=12, bbox=[5, 5, 0, 9]),
@@ -144,16 +145,53 @@ def test_targets_are_cleaned_and_counted_and_ground_truth_is_not(make_data: Call
     assert [image["id"] for image in data.ground_truth("test")["images"]] == [7, 3, 9]
 
 
-def test_ground_truth_has_area_and_iscrowd_where_the_file_has_none(make_data: Callable[[Any], Coco]):
+def test_ground_truth_has_area_and_iscrowd_where_the_file_has_none(make_data: Callable[..., Coco]):
     annotations = make_data(COCO_JSON).ground_truth("test")["annotations"]
     assert [(a["area"], a["iscrowd"]) for a in annotations] == [(150, 0), (12, 0), (2400, 0)]
 
 
-def test_images_are_decoded_once_with_cache(make_data: Callable[[Any], Coco]):
+def test_images_are_decoded_once_with_cache(make_data: Callable[..., Coco]):
     for cache in (True, False):
         data = make_data(COCO_JSON, cache=cache)
         first = data.sample("train", 0, None)["image"]
         assert (data.sample("train", 0, None)["image"].data_ptr() == first.data_ptr()) is cache
+
+
+def turn_by_exif(path: Path, orientation: int = 3) -> None:
+    """Give an image an EXIF orientation, by default a turn by 180 degrees, and a bright top as stored."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = Image.new("RGB", (60, 40))
+    image.paste((255, 255, 255), (0, 0, 60, 20))
+    image.save(path, exif=exif)
+
+
+def test_images_turned_by_exif_in_a_way_that_their_size_does_not_tell_are_counted(
+    make_data: Callable[..., Coco], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    assert "EXIF" not in "\n".join(make_data(COCO_JSON).summary())
+    turn_by_exif(tmp_path / "images/a.png")
+    turn_by_exif(tmp_path / "images/c.png", 6)  # its size tells
+    notes = [line for line in make_data(COCO_JSON).summary() if "EXIF" in line]
+    assert [note.split(":")[0] for note in notes] == ["train", "test"]
+    assert "1 of 3 images are turned by EXIF" in notes[0] and "a.png" in notes[0] and "data.exif=apply" in notes[0]
+    turn_by_exif(tmp_path / "images/b.png")
+    monkeypatch.setattr(coco_files, "MAX_ORIENTATION_FILES", 2)  # every second image is looked at: b and c
+    assert "1 of 2 sampled images are turned" in "\n".join(make_data(COCO_JSON).summary())
+    for exif in ("apply", "ignore"):
+        assert not [line for line in make_data(COCO_JSON, exif=exif).summary() if "EXIF" in line]
+
+
+def test_exif_is_treated_alike_in_training_and_evaluation(make_data: Callable[..., Coco], tmp_path: Path):
+    turn_by_exif(tmp_path / "images/a.png")
+    for exif, bright_top in (("auto", True), ("ignore", True), ("apply", False)):
+        data = make_data(COCO_JSON, exif=exif)
+        for split in ("train", "test"):
+            assert bool((data.sample(split, 1, None)["image"][:, :20] == 255).all()) is bright_top
+
+
+def test_a_subclass_that_was_written_before_the_key_reads_images_as_auto_does():
+    assert coco().exif == "auto"
 
 
 def official(root: Path, train: int = 12) -> Path:
@@ -250,7 +288,7 @@ BAD_FILES = {
 
 
 @pytest.mark.parametrize("name", BAD_FILES)
-def test_an_invalid_file_is_named_in_one_sentence(name: str, make_data: Callable[[Any], Coco]):
+def test_an_invalid_file_is_named_in_one_sentence(name: str, make_data: Callable[..., Coco]):
     content, words = BAD_FILES[name]
     with pytest.raises(UserError) as error:
         make_data(content).count("train")
@@ -259,7 +297,7 @@ def test_an_invalid_file_is_named_in_one_sentence(name: str, make_data: Callable
     assert "\n" not in str(error.value)
 
 
-def test_missing_folders_and_splits_with_one_key_are_refused(tmp_path: Path, make_data: Callable[[Any], Coco]):
+def test_missing_folders_and_splits_with_one_key_are_refused(tmp_path: Path, make_data: Callable[..., Coco]):
     with pytest.raises(UserError, match=r"data.train.images and data.train.annotations go together"):
         coco(train=Files(images="x", annotations=None))
     with pytest.raises(UserError, match=r"data.root"):
@@ -274,7 +312,7 @@ def test_missing_folders_and_splits_with_one_key_are_refused(tmp_path: Path, mak
         make_data(COCO_JSON, val_count=3).count("train")
 
 
-def test_splits_that_disagree_about_a_category_are_refused(tmp_path: Path, make_data: Callable[[Any], Coco]):
+def test_splits_that_disagree_about_a_category_are_refused(tmp_path: Path, make_data: Callable[..., Coco]):
     data = make_data(COCO_JSON)
     for categories, word in (
         ([{"id": 90, "name": "comb"}, *COCO_JSON["categories"][1:]], "'comb'"),
@@ -288,14 +326,14 @@ def test_splits_that_disagree_about_a_category_are_refused(tmp_path: Path, make_
             coco(train=data.train, test=test).count("test")
 
 
-def test_an_image_is_named_if_its_size_differs_from_the_annotations(make_data: Callable[[Any], Coco]):
+def test_an_image_is_named_if_its_size_differs_from_the_annotations(make_data: Callable[..., Coco]):
     images = [{**image, "width": 61} for image in COCO_JSON["images"]]
     with pytest.raises(UserError, match=r"b.png has 60 x 40 pixels, but its annotations say 61 x 40"):
         make_data(coco_json(images=images)).sample("train", 0, None)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_corrupt_image_is_named_in_one_sentence(workers: int, make_data: Callable[[Any], Coco], tmp_path: Path):
+def test_a_corrupt_image_is_named_in_one_sentence(workers: int, make_data: Callable[..., Coco], tmp_path: Path):
     data = make_data(COCO_JSON)
     broken = tmp_path / "images/a.png"
     broken.write_bytes(broken.read_bytes()[:-30])
@@ -304,12 +342,12 @@ def test_a_corrupt_image_is_named_in_one_sentence(workers: int, make_data: Calla
     assert "\n" not in str(caught.value)
 
 
-def test_where_names_the_file_of_a_sample(make_data: Callable[[Any], Coco], tmp_path: Path):
+def test_where_names_the_file_of_a_sample(make_data: Callable[..., Coco], tmp_path: Path):
     files = [f"{tmp_path}/images/{name}.png" for name in "bac"]
     assert [make_data(COCO_JSON).where("train", i) for i in range(3)] == files
 
 
-def test_a_users_image_needs_no_annotations(make_data: Callable[[Any], Coco], tmp_path: Path):
+def test_a_users_image_needs_no_annotations(make_data: Callable[..., Coco], tmp_path: Path):
     data = coco()
     write_images(tmp_path / "photos", ["b.png", "a.JPG"])
     files = list_images(tmp_path / "photos")

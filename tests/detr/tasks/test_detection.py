@@ -56,6 +56,19 @@ def test_pictures_and_json_never_overwrite_the_users_file(task, tmp_path):
     assert Image.open(tmp_path / "photo.jpg.boxes.jpg").size[0] >= 64
 
 
+def test_a_users_image_is_turned_by_exif_as_data_exif_says(task, tmp_path, monkeypatch):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (60, 40)).save(tmp_path / "photo.jpg", exif=exif)
+    for choice, shape in (("auto", [60, 40]), ("apply", [60, 40]), ("ignore", [40, 60])):
+        monkeypatch.setattr(task.data, "exif", choice)
+        (batch,) = task.read(str(tmp_path / "photo.jpg"))
+        assert batch["original_sizes"].tolist() == [shape]
+        list(task.show(batch, task.predict(ConstantModel(3), batch), tmp_path))
+        width, height = Image.open(tmp_path / "photo.jpg.boxes.jpg").size
+        assert (height > width) == (shape == [60, 40])
+
+
 def test_training_from_scratch_on_few_images_is_warned_of_unless_the_set_is_drawn(task, monkeypatch):
     assert task.advice(pretrained=False) == []
     monkeypatch.setattr(type(task.data), "drawn", False)
