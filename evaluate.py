@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint, ours or an official one: `python evaluate.py checkpoint=runs/.../checkpoints/best.pt`."""
+"""Evaluate a checkpoint of a run or an official one: `python evaluate.py checkpoint=runs/.../checkpoints/best.pt`."""
 
 import json
 from pathlib import Path
@@ -9,17 +9,17 @@ from common.cli.main import stored_config
 
 
 def evaluate(config: dict[str, Any]) -> float | None:
-    """Print the numbers of one split as a table and as JSON, and write them with the predictions when asked to."""
+    """Print one split's metrics as a table and as JSON; write them and the predictions to `output` if it is set."""
     from common.errors import UserError
     from common.files.log import Log
     from common.machine import device, distributed
     from common.train import assembly, evaluator
 
-    place = device.select(config["trainer"]["device"], distributed.local_rank())
-    with distributed.process_group(place, config["trainer"]["timeout"]):
+    local_device = device.select(config["trainer"]["device"], distributed.local_rank())
+    with distributed.process_group(local_device, config["trainer"]["timeout"]):
         parts, split = assembly.restore(config), config["split"]
         if not parts.data.count(split):
-            raise UserError(f"split={split}: these data have no such split; give its files, or another split.")
+            raise UserError(f"split={split}: the data set has no such split; give its files or another split.")
         numbers, metric = evaluator.evaluate(
             parts.task,
             parts.data,
@@ -35,14 +35,14 @@ def evaluate(config: dict[str, Any]) -> float | None:
         log.table(f"{split}: {parts.data.count(split)} samples", [("number", "value"), *numbers.items()])
         if config["details"]:
             log.table("details", metric.details())
-        named = {f"{split}/{name}": value for name, value in numbers.items()}
-        log.info(json.dumps(named))
+        results = {f"{split}/{name}": value for name, value in numbers.items()}
+        log.info(json.dumps(results))
         if config["output"] and distributed.is_main():
             folder = Path(config["output"])
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "results.json").write_text(json.dumps(named, indent=1))
+            (folder / "results.json").write_text(json.dumps(results, indent=1))
             metric.write(folder)
-            log.info(f"The numbers and the predictions lie in {folder}.")
+            log.info(f"The results and the predictions are in {folder}.")
         return numbers[parts.task.goal.name]
 
 

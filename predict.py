@@ -1,6 +1,6 @@
-"""Answer for a user's own input: `python predict.py checkpoint=FILE input=FILE_OR_FOLDER_OR_-`.
+"""Predict for a user's own input: `python predict.py checkpoint=FILE input=FILE_OR_FOLDER_OR_-`.
 
-Standard output holds the answers and nothing else, so that they can be sent on; all else goes to standard error.
+Standard output holds the answers only, so that it can be piped; everything else goes to standard error.
 """
 
 import os
@@ -13,7 +13,7 @@ from common.cli.main import stored_config
 
 
 def predict(config: dict[str, Any]) -> None:
-    """Read the input batch by batch, print a line for each answer, and write the answers under `output`."""
+    """Read the input batch by batch, print a line for each answer, and write the answers to the folder `output`."""
     from common.machine import device
     from common.train import assembly
 
@@ -28,17 +28,19 @@ def predict(config: dict[str, Any]) -> None:
 
 
 def send_utf8() -> None:
-    """Answers leave in UTF-8, as text comes in, whatever the locale; but in a terminal's own encoding into that."""
+    """Write UTF-8 to files and pipes in every locale, as input is read; a terminal keeps its own encoding."""
     if sys.stdout and not sys.stdout.isatty():
         sys.stdout.reconfigure(encoding="utf-8")
 
 
 def say(line: str) -> bool:
-    """Print a line at once; False when nobody reads on, as behind `| head -1`, which is no mistake."""
+    """Print a line and flush it; False when the reader has closed the pipe (`| head -1`), which is no error."""
     try:
         print(line, flush=True)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains as it flushes at the end
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # otherwise Python reports an error when it flushes at exit
         return False
     return True
 

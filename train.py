@@ -10,9 +10,9 @@ from common.errors import UserError
 
 
 def train(config: dict[str, Any], run_dir: Path | None) -> float | None:
-    """Run one training from start or stop to its end; returns the goal's value, for sweeps.
+    """Start or resume a training run and finish it; returns the goal's best value on val.
 
-    Heavy imports are inside, so that a mistake in the config shows at once.
+    Heavy imports are inside, so that a mistake in the config is reported at once.
     """
     import torch
 
@@ -26,28 +26,28 @@ def train(config: dict[str, Any], run_dir: Path | None) -> float | None:
     from common.train.state import Run
 
     if config["trainer"]["deterministic"]:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the GPU's first product
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the GPU's first matrix product
     torch.use_deterministic_algorithms(config["trainer"]["deterministic"])
-    place = device.select(config["trainer"]["device"], distributed.local_rank())
-    with distributed.process_group(place, config["trainer"]["timeout"]):
+    local_device = device.select(config["trainer"]["device"], distributed.local_rank())
+    with distributed.process_group(local_device, config["trainer"]["timeout"]):
         folder = distributed.broadcast(run_dir)
         results = folder / "results.json"
         with Log(folder, distributed.is_main()) as log:
             if results.exists():
-                log.info(f"{folder} is finished; {results} holds its numbers.")
-                return _reached(_read(results))
-            state = folder / "task.json"  # what the data decided: names of classes, tokenizers
-            goes_on = config["resume"] == "auto" and any(folder.glob("checkpoints/st*_*.pt"))
-            decided = _read(state) if state.exists() else {}  # runs of the first version have none
-            # Rank 0 knows what a run that goes on had, and a run keeps what auto came to.
-            wanted = device.resolve_precision(config["trainer"]["precision"], place)
-            config["trainer"]["precision"] = distributed.broadcast(wanted)
-            parts = assembly.assemble(config, resumed_state=decided if goes_on else None)
+                log.info(f"{folder} is finished; its results are in {results}.")
+                return _goal_value(_read(results))
+            state_file = folder / "task.json"  # what the data determine: names of classes, tokenizers
+            resumes = config["resume"] == "auto" and any(folder.glob("checkpoints/st*_*.pt"))
+            task_state = _read(state_file) if state_file.exists() else {}  # runs of the first version have no file
+            # Rank 0 decides: a resumed run keeps the precision that `auto` resolved to, which only rank 0 has read.
+            precision = device.resolve_precision(config["trainer"]["precision"], local_device)
+            config["trainer"]["precision"] = distributed.broadcast(precision)
+            parts = assembly.assemble(config, resumed_state=task_state if resumes else None)
             log.info(parts.weights_line)
-            if distributed.is_main() and not goes_on:
+            if distributed.is_main() and not resumes:
                 write_atomically(folder / "config.yaml", config_text(config))
-            if distributed.is_main() and not (goes_on and state.exists()):
-                write_atomically(state, json.dumps(parts.task.state(), indent=1, ensure_ascii=False))
+            if distributed.is_main() and not (resumes and state_file.exists()):
+                write_atomically(state_file, json.dumps(parts.task.state(), indent=1, ensure_ascii=False))
             run = Run(
                 task=parts.task,
                 data=parts.data,
@@ -65,14 +65,14 @@ def train(config: dict[str, Any], run_dir: Path | None) -> float | None:
                 "direction": "maximize" if parts.task.goal.higher_is_better else "minimize",
             }
             if distributed.is_main():
-                write_atomically(results, json.dumps({**numbers, **goal}, indent=1))  # says that the run is finished
+                write_atomically(results, json.dumps({**numbers, **goal}, indent=1))  # marks the run as finished
             log.table("results", [("number", "value"), *numbers.items()])
-            log.info(f"All of it lies in {folder}: checkpoints/, metrics.jsonl, predictions/, TensorBoard events.")
-            return _reached({**numbers, **goal})
+            log.info(f"Everything is in {folder}: checkpoints/, metrics.jsonl, predictions/, TensorBoard events.")
+            return _goal_value({**numbers, **goal})
 
 
-def _reached(results: dict[str, Any]) -> float | None:
-    """The goal's best value on val among a run's results."""
+def _goal_value(results: dict[str, Any]) -> float | None:
+    """The goal's best value on val in a run's results."""
     return results.get(str(results.get("goal")))
 
 
@@ -80,7 +80,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); delete it, and the same line makes it again.") from error
+        raise UserError(f"{path} is damaged ({error}); delete it, and the same command writes it again.") from error
     return dict(content)
 
 

@@ -1,19 +1,19 @@
-"""The exceptions that a user is meant to read: a mistake, and a stop that was asked for."""
+"""The exceptions whose text a user reads: a mistake, and a stop by a signal."""
 
 
 class UserError(Exception):
-    """A mistake that the user can mend: bad config, data or file.
+    """A mistake that the user can correct: a bad config, data set or file.
 
-    Its text is one sentence with what was given, what was expected and what to do.
-    The doors print it without a traceback and leave with exit code 2.
+    Its text is one sentence with what was given, what was expected and what to do. The doors print it without a
+    traceback and exit with code 2.
     """
 
 
 class Stopped(BaseException):
-    """A run ended early because a signal asked it to. No Exception, so that nothing takes it for a failed run."""
+    """A signal stopped a run early. Not an Exception, so that no handler mistakes it for a failure."""
 
     def __init__(self, signals: list[str], where: str):
-        """`signals` are the names of those that came, to any rank; `where` ends a sentence on the place in the run."""
+        """`signals` are the names of the signals that any rank received; `where` ends the sentence "Stopped by ..."."""
         names = list(dict.fromkeys(signals))
         super().__init__(f"Stopped by {' and '.join(names)} {where}.")
-        self.code = 130 if names == ["SIGINT"] else 143  # as shells say 128 + number
+        self.code = 130 if names == ["SIGINT"] else 143  # 128 + the signal's number, as in shells

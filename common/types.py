@@ -1,4 +1,4 @@
-"""Splits, and types that carry a range, so that a constructor's signature is its schema (imports nothing heavy)."""
+"""Splits, and types with a range, so that a constructor's signature is its schema. Imports nothing heavy."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -6,11 +6,11 @@ from typing import Annotated, Literal
 
 @dataclass(frozen=True)
 class Range:
-    """The closed interval that a number must lie in; None leaves a side open."""
+    """The interval that a number must lie in, closed unless `above` is set; None leaves a side unbounded."""
 
     low: float | None = None
     high: float | None = None
-    above: float | None = None  # open lower end: value > above
+    above: float | None = None  # an open lower end: value > above
 
 
 Split = Literal["train", "val", "test"]

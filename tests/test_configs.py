@@ -1,4 +1,4 @@
-"""Every config in configs/ composes, passes the check and builds; and reading source finds what Python itself finds."""
+"""Every config in configs/ composes, passes the check and builds; classes read from source agree with imported ones."""
 
 import inspect
 import re
@@ -20,7 +20,7 @@ from seq2seq.tokenizers.bpe import Tokenizer
 
 MODELS, EXPERIMENTS = compose.choices_of("model"), compose.choices_of("experiment")
 ALONE = [f"model={name}" for name in MODELS] + [f"experiment={name}" for name in EXPERIMENTS]
-STATES: dict[str, dict[str, Any]] = {  # as a checkpoint tells it to each wing's task, so that no data are opened
+STATES: dict[str, dict[str, Any]] = {  # each wing's task state, as in a checkpoint, so that no data are read
     "detr": {"categories": [{"id": i, "name": name} for i, name in enumerate(("cat", "dog", "emu"))]},
     "vit": {"classes": ["cat", "dog", "emu"]},
     "seq2seq": {"tokenizers": [Tokenizer.train([], BYTE_OPTIONS).state()]},
@@ -32,57 +32,57 @@ def composed(*arguments: str) -> dict[str, Any]:
     """The checked config of a train.py command line."""
     command = compose.Command("train", arguments)
     command.prepare()
-    found = command.compose().config
-    config.check(found, [])
-    return found
+    result = command.compose().config
+    config.check(result, [])
+    return result
 
 
 def yaml(group: str, name: str) -> DictConfig:
-    """One file of configs/ as it stands."""
+    """One file of configs/, not composed."""
     loaded = OmegaConf.load(compose.CONFIGS / group / f"{name}.yaml")
     assert isinstance(loaded, DictConfig)
     return loaded
 
 
 def wing_of(section: Any) -> str:
-    """The package of a section's class, which is also the name of its small model."""
+    """The package of a section's class, which is also the name of the wing's small model."""
     return str(section["_target_"]).split(".")[0]
 
 
-def task_of(found: dict[str, Any]) -> Any:
-    """The task of a config, that knows three classes; data and task open no file."""
-    task = config.build(found["task"], data=config.build(found["data"]))
-    task.restore(STATES[wing_of(found["task"])])
+def task_of(run: dict[str, Any]) -> Any:
+    """The task of a config, with the classes or tokenizers in STATES; neither data nor task reads a file."""
+    task = config.build(run["task"], data=config.build(run["data"]))
+    task.restore(STATES[wing_of(run["task"])])
     return task
 
 
 @pytest.mark.parametrize("arguments", ALONE)
 def test_every_model_and_experiment_builds(arguments: str) -> None:
-    found = composed(arguments)
-    task = task_of(found)
+    run = composed(arguments)
+    task = task_of(run)
     with torch.device("meta"):  # shapes without memory
-        model = config.build(found["model"], **task.model_arguments())
+        model = config.build(run["model"], **task.model_arguments())
     assert sum(parameter.numel() for parameter in model.parameters()) > 1e5
     for section, path in config.FIXED_CLASSES.items():
-        config.construct(_imported(path), found[section])
+        config.construct(_imported(path), run[section])
 
 
 @pytest.mark.parametrize("group", ["optimizer", "schedule", "trainer"])
 def test_every_choice_of_the_other_groups_passes(group: str) -> None:
-    kind = _imported(config.FIXED_CLASSES[group])
+    cls = _imported(config.FIXED_CLASSES[group])
     for name in compose.choices_of(group):
         for wing in STATES:
-            found = composed(f"model={wing}", f"{group}={name}")
-            assert isinstance(config.construct(kind, found[group]), kind)
+            run = composed(f"model={wing}", f"{group}={name}")
+            assert isinstance(config.construct(cls, run[group]), cls)
 
 
 @pytest.mark.parametrize("name", DATA)
-def test_every_data_set_passes_with_its_wings_models_and_with_no_others(name: str) -> None:
+def test_every_data_set_passes_with_its_own_wings_models_only(name: str) -> None:
     wing = wing_of(yaml("data", name))
     assert wing_of(composed(f"model={wing}", f"data={name}")["data"]) == wing
-    for other in STATES.keys() - {wing}:
+    for foreign in STATES.keys() - {wing}:
         with pytest.raises(UserError, match="do not fit together"):
-            composed(f"model={other}", f"data={name}")
+            composed(f"model={foreign}", f"data={name}")
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -93,7 +93,7 @@ def test_a_model_chooses_groups_and_writes_no_values_into_them(name: str) -> Non
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_an_experiment_says_what_to_expect_and_how_to_run_it(name: str) -> None:
+def test_an_experiment_states_its_expected_number_cost_and_command(name: str) -> None:
     head = (compose.CONFIGS / "experiment" / f"{name}.yaml").read_text().split("defaults:")[0]
     for word in ("Expected", "Cost", "Command"):
         assert f"# {word}" in head
@@ -103,56 +103,64 @@ def test_an_experiment_says_what_to_expect_and_how_to_run_it(name: str) -> None:
     composed(*words[words.index("train.py") + 1 :])
 
 
-def test_the_papers_sizes() -> None:
+def test_detr_r50_has_the_papers_hyperparameters() -> None:
     """Carion et al. 2020, section 4 and appendix A.4."""
-    found = composed("model=detr_r50")
-    sizes = {"width": 256, "heads": 8, "encoder_layers": 6, "decoder_layers": 6, "feedforward": 2048, "dropout": 0.1}
-    assert sizes.items() <= found["model"].items()
-    assert (found["model"]["queries"], found["task"]["queries"], found["data"]["batch_size"]) == (100, 100, 16)
-    assert (found["optimizer"]["lr"], found["optimizer"]["weight_decay"]) == (1e-4, 1e-4)
-    assert (found["trainer"]["epochs"], found["trainer"]["clip_norm"]) == (300, 0.1)
+    run = composed("model=detr_r50")
+    expected = {"width": 256, "heads": 8, "encoder_layers": 6, "decoder_layers": 6, "feedforward": 2048, "dropout": 0.1}
+    assert expected.items() <= run["model"].items()
+    assert (run["model"]["queries"], run["task"]["queries"], run["data"]["batch_size"]) == (100, 100, 16)
+    assert (run["optimizer"]["lr"], run["optimizer"]["weight_decay"]) == (1e-4, 1e-4)
+    assert (run["trainer"]["epochs"], run["trainer"]["clip_norm"]) == (300, 0.1)
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name.startswith("vit_")])
-def test_the_published_vits_come_with_photographs_and_a_recipe_for_them(name: str) -> None:
+def test_the_published_vits_select_photographs_and_the_recipe_for_them(name: str) -> None:
     """Dosovitskiy et al. 2021, table 1 and appendix B.1; Touvron et al. 2021, tables 1 and 9."""
     command = compose.Command("train", [f"model={name}"])
     command.prepare()
-    found, choices, _ = command.compose()
+    run, choices, _ = command.compose()
     groups = {"data": "imagefolder", "optimizer": "adamw_vit", "schedule": "cosine_vit", "trainer": "vit"}
     assert groups.items() <= choices.items()
     letter, number = name.removeprefix("vit_").rstrip("0123456789"), re.sub(r"\D", "", name)
     width = {"ti": 192, "s": 384, "b": 768, "l": 1024, "h": 1280}[letter]
-    sizes = {"width": width, "feedforward": 4 * width, "patch_size": int(number), "pooling": "token", "registers": 0}
-    assert sizes.items() <= found["model"].items()
-    assert (found["data"]["image_size"], found["trainer"]["epochs"]) == ([224, 224], 300)
-    rate = found["optimizer"]["lr"] / found["optimizer"]["reference_batch"]
+    expected = {"width": width, "feedforward": 4 * width, "patch_size": int(number), "pooling": "token", "registers": 0}
+    assert expected.items() <= run["model"].items()
+    assert (run["data"]["image_size"], run["trainer"]["epochs"]) == ([224, 224], 300)
+    rate = run["optimizer"]["lr"] / run["optimizer"]["reference_batch"]
     assert rate == pytest.approx(1e-3 / 1024), "table 9"
 
 
-SIZES = {"base": (512, 8, 2048, 6), "big": (1024, 16, 4096, 6), "iwslt": (512, 4, 1024, 6), "tiny": (128, 4, 256, 4)}
+HYPERPARAMETERS = {
+    "base": (512, 8, 2048, 6),
+    "big": (1024, 16, 4096, 6),
+    "iwslt": (512, 4, 1024, 6),
+    "tiny": (128, 4, 256, 4),
+}
 
 
-@pytest.mark.parametrize("name", SIZES)
-def test_the_published_transformers_have_the_published_sizes(name: str) -> None:
+@pytest.mark.parametrize("name", HYPERPARAMETERS)
+def test_the_published_transformers_have_the_published_hyperparameters(name: str) -> None:
     """Vaswani et al. 2017, table 3 and section 5; fairseq's transformer_iwslt_de_en; Wu et al. 2021."""
-    found = composed(f"model=transformer_{name}")
-    model = found["model"]
+    run = composed(f"model=transformer_{name}")
+    model = run["model"]
     keys = ("width", "heads", "feedforward", "encoder_layers")
-    assert tuple(model[key] for key in keys) == SIZES[name] and model["decoder_layers"] == model["encoder_layers"]
+    assert (
+        tuple(model[key] for key in keys) == HYPERPARAMETERS[name]
+        and model["decoder_layers"] == model["encoder_layers"]
+    )
     assert not model["blocks"]["pre_norm"] and model["tied"] == "all" and model["scaled"]
     assert model["blocks"]["dropout"] == (0.1 if name == "base" else 0.3)
-    assert found["task"]["loss"]["smoothing"] == 0.1 and found["trainer"]["clip_norm"] is None
-    assert found["optimizer"]["betas"] == [0.9, 0.98]
+    assert run["task"]["loss"]["smoothing"] == 0.1 and run["trainer"]["clip_norm"] is None
+    assert run["optimizer"]["betas"] == [0.9, 0.98]
     if name in ("base", "big"):
-        schedule = (found["schedule"]["name"], found["schedule"]["warmup"], found["schedule"]["width"])
-        assert schedule == ("noam", 4000, SIZES[name][0]) and found["optimizer"]["lr"] == 1.0
+        schedule = (run["schedule"]["name"], run["schedule"]["warmup"], run["schedule"]["width"])
+        assert schedule == ("noam", 4000, HYPERPARAMETERS[name][0]) and run["optimizer"]["lr"] == 1.0
 
 
-def test_the_small_vit_comes_with_digits() -> None:
-    found = composed("model=vit")
-    assert found["data"]["_target_"] == "vit.data.digits.Digits" and found["trainer"]["workers"] == 0
-    assert found["data"]["image_size"] % found["model"]["patch_size"] == 0
+def test_the_small_vit_selects_digits() -> None:
+    run = composed("model=vit")
+    assert run["data"]["_target_"] == "vit.data.digits.Digits" and run["trainer"]["workers"] == 0
+    assert run["data"]["image_size"] % run["model"]["patch_size"] == 0
 
 
 def test_the_doors_share_their_groups() -> None:
@@ -162,13 +170,13 @@ def test_the_doors_share_their_groups() -> None:
         assert {*yaml(".", door)} == {"defaults", *keys}
 
 
-# Reading source and asking Python must give the same keys and types.
+# Reading a class from source and importing it must give the same keys and types.
 
 
 def _targets() -> list[str]:
     files = [yaml("model", name) for name in MODELS] + [{"data": yaml("data", name)} for name in DATA]
-    named = [file[part].get("_target_") for file in files for part in config.TARGET_SECTIONS if part in file]
-    return sorted({*filter(None, named), *config.FIXED_CLASSES.values()})
+    targets = [file[part].get("_target_") for file in files for part in config.TARGET_SECTIONS if part in file]
+    return sorted({*filter(None, targets), *config.FIXED_CLASSES.values()})
 
 
 def _imported(path: str) -> type:
@@ -176,15 +184,15 @@ def _imported(path: str) -> type:
     return typing.cast(type, getattr(__import__(module, fromlist=[name]), name))
 
 
-def _same(read: Any, real: Any) -> bool:
-    """Whether an annotation read from source is the imported one; option classes are compared field by field."""
-    if isinstance(read, type) and issubclass(read, Options):
-        return read.path == f"{real.__module__}.{real.__qualname__}" and not _differences(read, real)
-    inner, real_inner = typing.get_args(read), typing.get_args(real)
-    if not inner or typing.get_origin(read) is typing.Literal:
-        return bool(read == real)
+def _same(parsed: Any, real: Any) -> bool:
+    """Whether an annotation read from source equals the imported one; option classes are compared by their fields."""
+    if isinstance(parsed, type) and issubclass(parsed, Options):
+        return parsed.path == f"{real.__module__}.{real.__qualname__}" and not _differences(parsed, real)
+    inner, real_inner = typing.get_args(parsed), typing.get_args(real)
+    if not inner or typing.get_origin(parsed) is typing.Literal:
+        return bool(parsed == real)
     return (
-        typing.get_origin(read) == typing.get_origin(real)
+        typing.get_origin(parsed) == typing.get_origin(real)
         and len(inner) == len(real_inner)
         and all(_same(a, b) if _is_type(a) else a == b for a, b in zip(inner, real_inner, strict=True))
     )
@@ -194,15 +202,15 @@ def _is_type(annotation: Any) -> bool:
     return isinstance(annotation, type) or bool(typing.get_args(annotation))
 
 
-def _differences(read: type[Options], real: type) -> list[str]:
+def _differences(parsed: type[Options], real: type) -> list[str]:
     parameters = {name: p for name, p in inspect.signature(real).parameters.items()}
     constructor: Any = real if "__dataclass_fields__" in vars(real) else vars(real)["__init__"]
     hints = typing.get_type_hints(constructor, include_extras=True)
-    if list(parameters) != list(read.fields):
-        return [f"{list(parameters)} != {list(read.fields)}"]
+    if list(parameters) != list(parsed.fields):
+        return [f"{list(parameters)} != {list(parsed.fields)}"]
     return [
         name
-        for name, field in read.fields.items()
+        for name, field in parsed.fields.items()
         if parameters[name].kind is not inspect.Parameter.KEYWORD_ONLY
         or field.required != (parameters[name].default is inspect.Parameter.empty)
         or (field.annotation is not None and not _same(field.annotation, hints[name]))
@@ -210,7 +218,7 @@ def _differences(read: type[Options], real: type) -> list[str]:
 
 
 @pytest.mark.parametrize("path", _targets())
-def test_reading_source_finds_what_python_finds(path: str) -> None:
+def test_a_class_read_from_source_equals_the_imported_one(path: str) -> None:
     module, _, name = path.rpartition(".")
     file = module_file(module)
     assert file is not None and file.samefile(Path(inspect.getfile(_imported(path))))
@@ -218,7 +226,7 @@ def test_reading_source_finds_what_python_finds(path: str) -> None:
 
 
 @pytest.mark.parametrize("path", _targets())
-def test_yaml_is_the_only_home_of_a_default(path: str) -> None:
+def test_no_constructor_has_a_default(path: str) -> None:
     module, _, name = path.rpartition(".")
     file = module_file(module)
     assert file is not None
@@ -226,18 +234,18 @@ def test_yaml_is_the_only_home_of_a_default(path: str) -> None:
     while todo:
         options = todo.pop()
         for key, field in options.fields.items():
-            offered = key == "logits"  # by the task, and so no key of a config
-            later = key == "exif"  # users' subclasses, and their yaml, were written before this key
-            assert field.required or offered or later, f"{options.path}.{key} has a default"
+            offered = key == "logits"  # by the task, so it is no config key
+            added = key == "exif"  # users' subclasses and their yaml may be older than this key
+            assert field.required or offered or added, f"{options.path}.{key} has a default"
             nested = (field.annotation, *typing.get_args(field.annotation))
             todo += [part for part in nested if isinstance(part, type) and issubclass(part, Options)]
 
 
 @pytest.mark.parametrize("path", [path for path in _targets() if path.split(".")[1] == "tasks"])
-def test_reading_source_finds_what_a_task_hands_to_its_model(path: str) -> None:
+def test_the_arguments_read_from_source_are_those_that_a_task_hands_to_its_model(path: str) -> None:
     module, _, name = path.rpartition(".")
     file = module_file(module)
     assert file is not None
-    task = task_of(next(each for each in map(composed, ALONE) if each["task"]["_target_"] == path))
-    read = ModuleSource(module, file).options(name)
-    assert {*read.handed_on, *read.offered} == task.model_arguments().keys()
+    task = task_of(next(run for run in map(composed, ALONE) if run["task"]["_target_"] == path))
+    options = ModuleSource(module, file).options(name)
+    assert {*options.handed_on, *options.offered} == task.model_arguments().keys()

@@ -282,7 +282,7 @@ def test_a_signal_saves_prints_how_to_resume_and_leaves_no_worker(name, moment, 
     output = run(
         tmp_path, *line("vit"), "run_dir=run", "resume=auto", fault=fault, code=130 if name == "SIGINT" else 143
     )
-    assert f"Stopped by {name}" in output and "To go on: python train.py model=vit" in output
+    assert f"Stopped by {name}" in output and "To resume: python train.py model=vit" in output
     assert "Traceback" not in output
     assert "resuming at" in resume(tmp_path, *line("vit"))
     assert_same_end(uninterrupted("vit"), tmp_path / "run")

@@ -1,4 +1,4 @@
-"""Nothing reaches for the network when data are local: the real doors in processes that cannot, and are overheard."""
+"""With local data nothing uses the network: the doors run in processes that refuse and log every connection."""
 
 import subprocess
 import sys
@@ -9,33 +9,33 @@ import pytest
 from PIL import Image
 
 Door = Callable[..., str]
-Told = Callable[[str], list[str]]
-# Python runs sitecustomize.py as it starts. An audit hook sees what any library does through Python's sockets, and
-# cannot be taken away; what it refuses it writes down too, for libraries that would try and then do without.
+ReadLog = Callable[[str], list[str]]
+# Python runs sitecustomize.py when it starts. An audit hook sees each use of Python's sockets and cannot be removed. It
+# logs what it refuses, since a library may catch the error and continue without the network.
 GUARD = r"""
 import os, socket, sys
 
-def note(name, line):
+def log(name, line):
     with open(os.path.join(os.path.dirname(__file__), name), "a") as file:
         file.write(line + "\n")
 
 def guard(event, arguments):
     if event in ("socket.connect", "socket.sendto", "socket.sendmsg"):
         address = arguments[1]
-        host = address[0] if isinstance(address, tuple) else None  # a path: within this machine
+        host = address[0] if isinstance(address, tuple) else None  # a path: a socket of this machine
     elif event in ("socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr"):
         host = arguments[0]
     else:
         return
     if host in (None, "127.0.0.1", "::1", "localhost", socket.gethostname()):
         return
-    note("attempts", f"{event} {host} by {sys.orig_argv}")
+    log("attempts", f"{event} {host} by {sys.orig_argv}")
     raise PermissionError(f"the test refuses {event}")
 
 sys.addaudithook(guard)
-note("guarded", " ".join(sys.orig_argv))
+log("guarded", " ".join(sys.orig_argv))
 """
-WAYS_OUT = """
+CONNECTIONS = """
 import socket
 for attempt in (
     lambda: socket.socket().connect(("192.0.2.1", 80)),
@@ -65,8 +65,8 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Told:
-    """What starts from now on is guarded; lines of which commands were `guarded`, and of all `attempts` to get out."""
+def read_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ReadLog:
+    """Guards every process that starts from now on; reads the log of `guarded` commands or of refused `attempts`."""
     folder = tmp_path / "guard"
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(GUARD)
@@ -74,29 +74,31 @@ def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Told:
     return lambda name: (folder / name).read_text().splitlines() if (folder / name).exists() else []
 
 
-def test_the_guard_refuses_and_writes_down_every_way_out(told: Told) -> None:
-    said = subprocess.run([sys.executable, "-c", WAYS_OUT], capture_output=True, text=True, check=True).stdout
+def test_the_guard_refuses_and_logs_every_kind_of_connection(read_log: ReadLog) -> None:
+    output = subprocess.run([sys.executable, "-c", CONNECTIONS], capture_output=True, text=True, check=True).stdout
     events = ["socket.connect", "socket.sendto", "socket.getaddrinfo", "socket.gethostbyname"]
-    assert said.splitlines() == [f"the test refuses {event}" for event in events]
-    assert [line.split()[0] for line in told("attempts")] == events
+    assert output.splitlines() == [f"the test refuses {event}" for event in events]
+    assert [line.split()[0] for line in read_log("attempts")] == events
 
 
 @pytest.mark.parametrize("model", TINY)
-def test_training_evaluating_and_predicting_need_no_network(model: str, door: Door, told: Told, tmp_path: Path) -> None:
-    places = [f"data.root={tmp_path / 'shapes'}"] if model == "detr" else []
-    door("train", f"model={model}", *TINY[model], *LENGTH, *places, f"run_dir={tmp_path / 'run'}")
+def test_training_evaluating_and_predicting_need_no_network(
+    model: str, door: Door, read_log: ReadLog, tmp_path: Path
+) -> None:
+    root = [f"data.root={tmp_path / 'shapes'}"] if model == "detr" else []
+    door("train", f"model={model}", *TINY[model], *LENGTH, *root, f"run_dir={tmp_path / 'run'}")
     best = f"checkpoint={tmp_path}/run/checkpoints/best.pt"
     door("evaluate", best)
     (tmp_path / "text.txt").write_text("one day\n")
     Image.new("RGB", (40, 40), (200, 30, 30)).save(tmp_path / "photo.png")
-    given = tmp_path / ("text.txt" if model == "seq2seq" else "photo.png")
-    door("predict", best, f"input={given}", f"output={tmp_path / 'out'}")
-    for name, line in zip(("train.py", "evaluate.py", "predict.py"), told("guarded"), strict=True):
+    input_file = tmp_path / ("text.txt" if model == "seq2seq" else "photo.png")
+    door("predict", best, f"input={input_file}", f"output={tmp_path / 'out'}")
+    for name, line in zip(("train.py", "evaluate.py", "predict.py"), read_log("guarded"), strict=True):
         assert name in line
-    assert not told("attempts")
+    assert not read_log("attempts")
 
 
-def test_two_processes_talk_to_each_other_alone(door: Door, told: Told, tmp_path: Path) -> None:
+def test_two_processes_connect_only_to_each_other(door: Door, read_log: ReadLog, tmp_path: Path) -> None:
     door("train", "model=vit", *TINY["vit"], *LENGTH, f"run_dir={tmp_path / 'run'}", processes=2)
-    assert sum("train.py" in line for line in told("guarded")) == 3, "torchrun and two of ours"
-    assert not told("attempts")
+    assert sum("train.py" in line for line in read_log("guarded")) == 3, "torchrun and two ranks"
+    assert not read_log("attempts")

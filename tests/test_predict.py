@@ -1,4 +1,4 @@
-"""What predict.py prints where: answers alone on standard output, and no complaint when nobody reads them."""
+"""Standard output of predict.py holds the answers only, and a reader that closes the pipe causes no error."""
 
 import os
 import subprocess
@@ -29,27 +29,27 @@ predict.predict({"input": sys.argv[1], "output": "x"})
 
 @pytest.fixture
 def process(tmp_path: Path) -> list[str]:
-    """A command that answers as predict.py does, as often as its last word says, with neither torch nor a model."""
+    """predict.py's command without torch or a model; its last argument is the number of answers."""
     (tmp_path / "script.py").write_text(SCRIPT, encoding="utf-8")
     return [sys.executable, str(tmp_path / "script.py")]
 
 
-def environment(**more: str) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), **more}
+def environment(**variables: str) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), **variables}
 
 
 def test_standard_output_holds_one_line_per_answer_in_utf8_and_nothing_else(process: list[str]) -> None:
-    done = subprocess.run([*process, "3"], capture_output=True, env=environment(PYTHONIOENCODING="latin-1"))
-    assert done.stdout.decode().splitlines() == [f"größer 你好 {i}" for i in range(3)]
-    assert done.stderr.decode().strip() == "weights   of step 3" and done.returncode == 0
+    completed = subprocess.run([*process, "3"], capture_output=True, env=environment(PYTHONIOENCODING="latin-1"))
+    assert completed.stdout.decode().splitlines() == [f"größer 你好 {i}" for i in range(3)]
+    assert completed.stderr.decode().strip() == "weights   of step 3" and completed.returncode == 0
 
 
-def test_a_reader_that_leaves_ends_it_quietly(process: list[str]) -> None:
+def test_a_reader_that_closes_the_pipe_ends_the_process_without_an_error(process: list[str]) -> None:
     with subprocess.Popen(
         [*process, "100000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
     ) as running:
         assert running.stdout and running.stderr
         assert running.stdout.readline().decode() == "größer 你好 0\n"
         running.stdout.close()
-        said = running.stderr.read().decode()
-    assert said.strip() == "weights   of step 3" and running.returncode == 0
+        stderr = running.stderr.read().decode()
+    assert stderr.strip() == "weights   of step 3" and running.returncode == 0

@@ -302,5 +302,5 @@ def test_two_nodes_of_one_machine_train_one_run(line, alone, tmp_path):
     nodes = [torchrun(tmp_path, *line("vit"), options=options) for _ in range(2)]
     outputs = [node.communicate(timeout=180)[0] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], "\n".join(outputs)[-6000:]
-    assert sum("All of it lies in" in output for output in outputs) == 1, "one log"
+    assert sum("Everything is in" in output for output in outputs) == 1, "one log"
     assert losses(tmp_path) == pytest.approx(losses(alone("vit")), rel=1e-5)

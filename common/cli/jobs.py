@@ -1,4 +1,4 @@
-"""Processes of runs: start them, hand signals on, wait; and a run of a sweep, wherever its launcher puts it."""
+"""Run training processes, forward signals to them and wait; and one run of a sweep, wherever its launcher starts it."""
 
 import contextlib
 import json
@@ -22,22 +22,22 @@ from common.errors import Stopped, UserError
 from common.files import run_folder
 from common.files.run_folder import Job
 
-STATUS_FOLDER = ".notes"  # in the sweep's folder: why a run of it is not done
-STOP_FILE = ".halt"  # in the sweep's folder while its runs are to stop
-POLL_SECONDS = 0.5  # between a run's looks at it
+STATUS_FOLDER = ".notes"  # in a sweep's folder: a file for each run that is not done, with the reason
+STOP_FILE = ".halt"  # in a sweep's folder while its runs are asked to stop
+POLL_SECONDS = 0.5  # between two checks of the stop file
 
 
 class ProcessResult(NamedTuple):
-    """How a process ended: its exit code (minus the number of a signal that killed it), and the signals handed on."""
+    """A process's exit code (minus the number of a signal that killed it) and the signals forwarded to it."""
 
     code: int
     signals: list[str]
 
 
 def run_script(script: Path, arguments: Sequence[str], output: Path) -> ProcessResult:
-    """Run a Python script to its end, with what it prints appended to `output`.
+    """Run a Python script until it exits and append what it prints to `output`.
 
-    It is in a session of its own, since a terminal would send it Ctrl-C, too, and the second one stops at once.
+    The process gets its own session. A terminal would otherwise send it Ctrl-C, too, and the second one stops at once.
     """
     with open(output, "ab") as file:
         command = [sys.executable, str(script), *arguments]
@@ -48,29 +48,32 @@ def run_script(script: Path, arguments: Sequence[str], output: Path) -> ProcessR
 
 @contextlib.contextmanager
 def forwarded_signals(send: Callable[[int], object]) -> Iterator[list[str]]:
-    """While inside, signals that ask for an end go to `send`; yields the list of their names.
+    """Forward SIGINT, SIGTERM and SIGHUP to `send` inside the context; yields the growing list of their names.
 
-    Ignored signals stay ignored (nohup), and only Python's main thread may take them over.
+    Ignored signals stay ignored (nohup). Outside Python's main thread, which alone can set handlers, nothing changes.
     """
     received: list[str] = []
 
-    def hand_on(number: int, frame: FrameType | None) -> None:
+    def forward(number: int, frame: FrameType | None) -> None:
         received.append(signal.Signals(number).name)
         send(number)
 
     numbers = {getattr(signal, name, signal.SIGTERM) for name in ("SIGINT", "SIGTERM", "SIGHUP")}
     numbers = {number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN}
-    main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, hand_on) for number in numbers if main}
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    former_handlers = {number: signal.signal(number, forward) for number in numbers if in_main_thread}
     try:
         yield received
     finally:
-        for number, handler in before.items():
+        for number, handler in former_handlers.items():
             signal.signal(number, handler)
 
 
 class RunStatus(NamedTuple):
-    """What became of a run that is not done: refused (a mistake of the user), failed, stopped, or open; and why."""
+    """The state of a run that is not done, and the reason.
+
+    The state is refused (a user's mistake), failed, stopped, or open (not begun, running or killed).
+    """
 
     state: str
     why: str
@@ -80,34 +83,34 @@ NO_STATUS = RunStatus("open", "it has not begun, still runs, or was killed.")
 
 
 class SweepJob:
-    """What a launcher calls for each run, here or in another process, to which it travels pickled."""
+    """The function that a launcher calls for each run, in this process or pickled in another one."""
 
-    def __init__(self, job: Job, *, here: bool, halt: "StopFile | None" = None):
-        """`here`: runs follow one another in the sweep's own process; `halt`: they are children of it."""
-        self.job, self.here, self.halt = job, here, halt
+    def __init__(self, job: Job, *, in_sweep_process: bool, stop_file: "StopFile | None" = None):
+        """`in_sweep_process`: runs follow one another there; `stop_file`: they are child processes of the sweep."""
+        self.job, self.in_sweep_process, self.stop_file = job, in_sweep_process, stop_file
 
     def __call__(self, composed: DictConfig) -> float | None:
-        """Run the job in its folder; what goes wrong is written beside it, so that the others go on.
+        """Run the job in its folder; write a failure to its status file instead of raising it.
 
-        In the sweep's own process a stop ends the sweep. In another it ends this run alone: raised there, it would make
-        the launcher kill the others while they save.
+        In the sweep's own process a stop ends the sweep. In another process it ends this run only: an exception would
+        make the launcher kill the other runs while they save.
         """
         config = plain_config(composed)
         update_names(config)
         folder = Path(config["run_dir"])
-        if self.here:
+        if self.in_sweep_process:
             return self._run(config, folder)
-        if self.halt and self.halt.stop_requested():
+        if self.stop_file and self.stop_file.stop_requested():
             return None
         try:
-            with _stopped_by(self.halt) if self.halt else contextlib.nullcontext():
+            with _stopped_by(self.stop_file) if self.stop_file else contextlib.nullcontext():
                 return self._run(config, folder)
         except (Stopped, KeyboardInterrupt) as stop:
             _write_status(folder, RunStatus("stopped", str(stop) or "Stopped by Ctrl-C."))
             return None
         finally:
-            if self.halt and self.halt.is_orphaned():
-                os._exit(0)  # else joblib's worker waits for five minutes for more to do
+            if self.stop_file and self.stop_file.is_orphaned():
+                os._exit(0)  # joblib's worker would wait five minutes for another run
 
     def _run(self, config: dict[str, Any], folder: Path) -> float | None:
         try:
@@ -122,18 +125,18 @@ class SweepJob:
 
 
 class StopFile(NamedTuple):
-    """What stops the children of a sweep's process: a file, or the end of that process."""
+    """Stops a sweep's child processes when the file exists or when the sweep's process is gone."""
 
     path: Path
-    sweep: int  # the process
+    sweep_pid: int
 
     def stop_requested(self) -> bool:
-        """Asked by a child: whether to stop."""
+        """Whether this child process must stop."""
         return self.path.exists() or self.is_orphaned()
 
     def is_orphaned(self) -> bool:
-        """Asked by a child: whether the sweep's process is gone."""
-        return os.getppid() != self.sweep
+        """Whether the sweep's process, the parent of this one, is gone."""
+        return os.getppid() != self.sweep_pid
 
 
 StopFileContext = contextlib.AbstractContextManager[tuple[StopFile | None, list[str]]]
@@ -141,69 +144,70 @@ StopFileContext = contextlib.AbstractContextManager[tuple[StopFile | None, list[
 
 @contextlib.contextmanager
 def signals_to_stop_file(sweep: Path) -> Iterator[tuple[StopFile, list[str]]]:
-    """Signals to a sweep whose runs go on in processes of its own become a file that they look for.
+    """Turn signals to a sweep into a stop file that its child processes poll; yields it and the signals' names.
 
-    A terminal's Ctrl-C and `kill` then end alike: each run saves, and is waited for. A second Ctrl-C ends all at once.
+    A terminal's Ctrl-C and `kill` then have the same effect: each run saves, and the sweep waits for it. A second
+    Ctrl-C stops everything at once.
     """
-    halt = StopFile(sweep / STOP_FILE, os.getpid())
-    halt.path.unlink(missing_ok=True)  # of a stop long ago
+    stop_file = StopFile(sweep / STOP_FILE, os.getpid())
+    stop_file.path.unlink(missing_ok=True)  # left by a sweep that was killed
 
-    def stop(number: int) -> None:
+    def request_stop(number: int) -> None:
         if received.count("SIGINT") > 1:
             raise KeyboardInterrupt
-        halt.path.touch()
-        os.write(2, b"\nStopping: each run ends its step and saves; Ctrl-C once more stops at once.\n")
+        stop_file.path.touch()
+        os.write(2, b"\nStopping: each run finishes its step and saves; press Ctrl-C again to stop at once.\n")
 
     try:
-        with forwarded_signals(stop) as received:
-            yield halt, received
+        with forwarded_signals(request_stop) as received:
+            yield stop_file, received
     finally:
-        halt.path.unlink(missing_ok=True)
+        stop_file.path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def _stopped_by(halt: StopFile) -> Iterator[None]:
-    """While inside, `halt` asks this run to stop as SIGTERM would.
+def _stopped_by(stop_file: StopFile) -> Iterator[None]:
+    """Interrupt the run inside the context as SIGTERM would once `stop_file` requests a stop.
 
-    Ctrl-C reaches this process as well, perhaps before the run takes signals down: it is left to the sweep.
+    Ctrl-C reaches this process too, perhaps before the run has set its handlers. It is ignored: the sweep handles it.
     """
-    over = threading.Event()
+    finished = threading.Event()
 
     def watch() -> None:
-        while not over.wait(POLL_SECONDS):
-            if halt.stop_requested():
-                interrupt_main(signal.SIGTERM)  # does nothing while nobody takes the signal down
+        while not finished.wait(POLL_SECONDS):
+            if stop_file.stop_requested():
+                interrupt_main(signal.SIGTERM)  # does nothing until the run has set its handler
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=watch, daemon=True).start()
     try:
         yield
     finally:
-        over.set()
+        finished.set()
 
 
 def clear_status(folder: Path) -> None:
-    """Take away the note on the run in `folder`, which is tried again."""
+    """Delete the status of the run in `folder` before the run is tried again."""
     _status_file(folder).unlink(missing_ok=True)
 
 
 def statuses_in(sweep: Path) -> dict[Path, RunStatus]:
-    """The notes on the runs of a sweep that are not done, by the runs' folders."""
+    """The statuses in a sweep's folder, by the folder of each run."""
     return {sweep / file.stem: status_of(sweep / file.stem) for file in sorted((sweep / STATUS_FOLDER).glob("*.json"))}
 
 
 def status_of(folder: Path) -> RunStatus:
-    """The note on the run in `folder`, which is not done."""
+    """The status of the run in `folder`, which is not done; NO_STATUS without a readable status file."""
     try:
         return RunStatus(**json.loads(_status_file(folder).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return NO_STATUS
 
 
-def _write_status(folder: Path, note: RunStatus) -> None:
+def _write_status(folder: Path, status: RunStatus) -> None:
     file = _status_file(folder)
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(note._asdict(), ensure_ascii=False), encoding="utf-8")
+    file.write_text(json.dumps(status._asdict(), ensure_ascii=False), encoding="utf-8")
 
 
 def _status_file(folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Whether a config is right, and what it builds: the constructor is the schema, and yaml the only home of a value."""
+"""Check a config against constructors and build from it: a constructor is the schema, and yaml holds every value."""
 
 import dataclasses
 import difflib
@@ -15,15 +15,15 @@ from common.config.schema import WINGS, ModuleSource, Options, module_file
 from common.errors import UserError
 from common.types import Count, Range, Split
 
-TARGET_SECTIONS = ("model", "data", "task")  # the sections that name their class
-FIXED_CLASSES = {  # and those whose class is always the same
+TARGET_SECTIONS = ("model", "data", "task")  # sections that name their class
+FIXED_CLASSES = {  # sections with a fixed class
     "optimizer": "common.train.optim.OptimizerOptions",
     "schedule": "common.train.optim.ScheduleOptions",
     "trainer": "common.train.trainer.Trainer",
 }
 _ALL_DOORS: dict[str, Any] = {"seed": Count, "trust": list[str]}
 _WITH_CHECKPOINT = {**_ALL_DOORS, "checkpoint": str, "weights": Literal["auto", "ema", "raw"]}
-DOOR_KEYS: dict[str, dict[str, Any]] = {  # the keys beside the sections
+DOOR_KEYS: dict[str, dict[str, Any]] = {  # the keys outside the sections
     "train": {
         **_ALL_DOORS,
         "run_dir": str | None,
@@ -40,7 +40,7 @@ DOOR_KEYS: dict[str, dict[str, Any]] = {  # the keys beside the sections
 def check(config: dict[str, Any], trust: Sequence[str], door: str = "train") -> None:
     """Compare a resolved config with the constructors that it names; raises UserError at the first mistake.
 
-    `trust` lists the user's own packages that may be built from. It comes from the user, never out of a checkpoint.
+    `trust` lists the user's packages that targets may name. It must come from the user, never from a checkpoint.
     """
     keys = DOOR_KEYS[door]
     for key in config:
@@ -52,18 +52,19 @@ def check(config: dict[str, Any], trust: Sequence[str], door: str = "train") -> 
         if key not in config:
             raise UserError(f"{key} is missing from the config; {door}.py needs it.")
     for key, annotation in keys.items():
-        _refuse(_mistake(config[key], annotation, key))
+        _raise_if(_mistake(config[key], annotation, key))
     targets = {key: _target(config[key], key, trust) for key in TARGET_SECTIONS}
     _same_wing(targets)
     for key, options in targets.items():
         section = {name: value for name, value in config[key].items() if name != "_target_"}
-        _refuse(_section_mistake(section, options, key, _handed_in(targets["task"], options) if key == "model" else {}))
+        arguments = _handed_in(targets["task"], options) if key == "model" else {}
+        _raise_if(_section_mistake(section, options, key, arguments))
     for key, path in FIXED_CLASSES.items():
-        _refuse(_mistake(config[key], _read(path, key), key))
+        _raise_if(_mistake(config[key], _read(path, key), key))
     steps, epochs = config["trainer"]["steps"], config["trainer"]["epochs"]
     if (steps is None) == (epochs is None):
-        both = f"trainer.steps={_show(steps)} and trainer.epochs={_show(epochs)}"
-        raise UserError(f"{both}: exactly one must be a number, and the other null.")
+        pair = f"trainer.steps={_show(steps)} and trainer.epochs={_show(epochs)}"
+        raise UserError(f"{pair}: exactly one must be a number, and the other null.")
 
 
 def build(section: Mapping[str, Any], **handed_in: Any) -> Any:
@@ -73,44 +74,47 @@ def build(section: Mapping[str, Any], **handed_in: Any) -> Any:
 
 
 def build_model(section: Mapping[str, Any], task: Any) -> Any:
-    """The model that a checked section names, with what `task` hands on to it, and what it takes of what is offered."""
-    taken = inspect.signature(_class(section["_target_"])).parameters
+    """Build the model that a checked section names, with the task's arguments for it.
+
+    An argument that the task only offers is left out unless the constructor names it.
+    """
+    parameters = inspect.signature(_class(section["_target_"])).parameters
     arguments = task.model_arguments()
-    offered = set(getattr(task, "offered", ())) - taken.keys()
-    return build(section, **{name: value for name, value in arguments.items() if name not in offered})
+    unused = set(getattr(task, "offered", ())) - parameters.keys()
+    return build(section, **{name: value for name, value in arguments.items() if name not in unused})
 
 
 def _class(path: str) -> type:
     module, _, name = path.rpartition(".")
     cls = getattr(importlib.import_module(module), name)
-    assert isinstance(cls, type) and cls.__module__ == module, "check() lets only classes defined there through"
+    assert isinstance(cls, type) and cls.__module__ == module, "check() accepts only classes defined in that module"
     return cls
 
 
 def construct(cls: type, section: Mapping[str, Any], **handed_in: Any) -> Any:
     """Construct `cls` from a checked section; nested keys become the option dataclasses that the annotations name."""
-    owner = next(part for part in cls.__mro__ if "__init__" in vars(part))
-    hinted = owner if "__dataclass_fields__" in vars(owner) else vars(owner)["__init__"]
-    hints = typing.get_type_hints(hinted, include_extras=True)
+    owner = next(base for base in cls.__mro__ if "__init__" in vars(base))
+    annotated = owner if "__dataclass_fields__" in vars(owner) else vars(owner)["__init__"]
+    hints = typing.get_type_hints(annotated, include_extras=True)
     return cls(**{key: _convert(value, hints[key]) for key, value in section.items()}, **handed_in)
 
 
 def did_you_mean(word: str, words: Iterable[str]) -> str:
-    """The end of a sentence about an unknown word: the nearest known one, or all of them when they are few."""
+    """The end of a sentence about an unknown word: the closest of `words`, or all of them when they are few."""
     words = sorted(set(words))
-    near = difflib.get_close_matches(word, words, n=1)
-    if near:
-        return f"; did you mean {near[0]}?"
+    closest = difflib.get_close_matches(word, words, n=1)
+    if closest:
+        return f"; did you mean {closest[0]}?"
     return f"; expected one of {', '.join(words)}." if 0 < len(words) <= 24 else "."
 
 
-def _refuse(mistake: str | None) -> None:
+def _raise_if(mistake: str | None) -> None:
     if mistake:
         raise UserError(mistake)
 
 
 def _read(path: str, where: str) -> type[Options]:
-    """The class at `path`, from its source."""
+    """Read the class at `path` from its source; raises UserError, which begins with `where`, if there is none."""
     module, _, name = path.rpartition(".")
     file = module_file(module)
     if file is None:
@@ -122,9 +126,9 @@ def _read(path: str, where: str) -> type[Options]:
 
 
 def _target(section: Any, key: str, trust: Sequence[str]) -> type[Options]:
-    """The class that a section names; it must be DEFINED in a wing, or in a package that the user trusts.
+    """The class that a section names; it must be DEFINED in a wing or in a package that the user trusts.
 
-    Looking at the prefix alone is not enough: detr.models.detector.torch.os.system starts well.
+    A trusted prefix is not enough: detr.models.detector.torch.os.system has one.
     """
     path = section.get("_target_") if isinstance(section, dict) else None
     if not isinstance(path, str) or "." not in path:
@@ -132,13 +136,13 @@ def _target(section: Any, key: str, trust: Sequence[str]) -> type[Options]:
         raise UserError(f"{key}._target_={_show(path)}: expected the path of a class, such as {example}.")
     top = path.split(".")[0]
     if top == "common" or top not in (*WINGS, *trust):
-        own = f", or of a package of your own that you name by trust=[{top}]" if top != "common" else ""
-        raise UserError(f"{key}._target_={path}: expected a class of {', '.join(WINGS)}{own}.")
+        remedy = f", or of a package of your own that you name by trust=[{top}]" if top != "common" else ""
+        raise UserError(f"{key}._target_={path}: expected a class of {', '.join(WINGS)}{remedy}.")
     return _read(path, f"{key}._target_={path}")
 
 
 def _handed_in(task: type[Options], model: type[Options]) -> dict[str, str]:
-    """The arguments that the task gives the model, and why they are no keys."""
+    """The arguments that the task passes to the model, with the reason why they are not config keys."""
     offered = [name for name in task.offered if name in model.fields]
     return dict.fromkeys([*task.handed_on, *offered], f"the data decide it, by {task.path}.model_arguments")
 
@@ -148,15 +152,18 @@ def _same_wing(targets: dict[str, type[Options]]) -> None:
     for key, wing in wings.items():
         if {wing, wings["model"]} <= set(WINGS) and wing != wings["model"]:
             raise UserError(
-                f"model ({targets['model'].path}) and {key} ({targets[key].path}) do not fit together: the batches of "
-                f"{wing} mean nothing to {wings['model']}; choose both from one of them."
+                f"model ({targets['model'].path}) and {key} ({targets[key].path}) do not fit together: a model of "
+                f"{wings['model']} cannot read the batches of {wing}; choose both from one of them."
             )
 
 
 def _section_mistake(
     section: dict[str, Any], options: type[Options], where: str, handed_in: dict[str, str]
 ) -> str | None:
-    """What is wrong with a section's keys or values; `handed_in` are plain arguments that are no keys, and why."""
+    """The first mistake in a section's keys or values, or None.
+
+    `handed_in` maps the constructor's arguments that are not config keys, although of a plain type, to the reason.
+    """
     fields = options.fields
     names = [key for key, field in fields.items() if field.annotation is not None and key not in handed_in]
     for key, reason in handed_in.items():
@@ -168,8 +175,8 @@ def _section_mistake(
         if key not in fields:
             return f"{where}.{key} is not a key of {options.path}{did_you_mean(key, names)}"
         if key not in names:
-            moved = " If it is a class of options, its module was not found where it is imported from."
-            hint = moved if isinstance(value, dict) and value else ""
+            unresolved = " If it is a class of options, its module was not found where it is imported from."
+            hint = unresolved if isinstance(value, dict) and value else ""
             return f"{where}.{key} cannot be set: the program hands it in ({fields[key].source}).{hint}"
         if mistake := _mistake(value, fields[key].annotation, f"{where}.{key}"):
             return mistake
@@ -180,22 +187,23 @@ def _section_mistake(
 
 
 def _mistake(value: Any, annotation: Any, key: str) -> str | None:
-    """What is wrong with `value`, in one sentence that begins with the full key; None when it fits."""
+    """The mistake in `value`, as one sentence that begins with the full key, or None."""
     kind, inner = typing.get_origin(annotation), typing.get_args(annotation)
-    parts: list[tuple[Any, Any, str]] | None = None
+    parts: list[tuple[Any, Any, str]] | None = None  # (value, annotation, key) of each part of a container
     if value == "???":
         return f"{key} has no value: give {key}=, {_describe(annotation)}."
     if kind in (Union, UnionType):
         mistakes = [_mistake(value, choice, key) for choice in inner]
         if None in mistakes:
             return None
-        deeper = [mistake for mistake in mistakes if mistake and not mistake.startswith(f"{key}=")]
-        if deeper:
-            return deeper[0]
+        nested = [mistake for mistake in mistakes if mistake and not mistake.startswith(f"{key}=")]
+        if nested:
+            return nested[0]
     elif isinstance(annotation, type) and issubclass(annotation, Options) and isinstance(value, dict):
         return _section_mistake(value, annotation, key, {})
     elif kind is dict and isinstance(value, dict):
-        parts = [pair for k, v in value.items() for pair in ((k, inner[0], f"{key}.{k}"), (v, inner[1], f"{key}.{k}"))]
+        keyed = [(name, item, f"{key}.{name}") for name, item in value.items()]
+        parts = [part for name, item, k in keyed for part in ((name, inner[0], k), (item, inner[1], k))]
     elif kind in (list, tuple) and isinstance(value, list | tuple):
         kinds = inner[:1] * len(value) if kind is list or inner[1:] == (Ellipsis,) else inner
         if len(kinds) == len(value):
@@ -209,10 +217,11 @@ def _mistake(value: Any, annotation: Any, key: str) -> str | None:
 
 
 def _fits(value: Any, annotation: Any) -> bool:
-    """Whether a single value is of a plain type. Text is no number, a boolean neither, and 64.5 no whole one."""
+    """Whether a single value has a plain type: neither text nor a boolean is a number, and 64.0 is not an integer."""
     kind, inner = typing.get_origin(annotation), typing.get_args(annotation)
     if kind is Annotated:
-        return _fits(value, inner[0]) and all(_within(value, part) for part in inner[1:] if isinstance(part, Range))
+        ranges = [part for part in inner[1:] if isinstance(part, Range)]
+        return _fits(value, inner[0]) and all(_within(value, limits) for limits in ranges)
     if kind is Literal:
         return any(type(value) is type(choice) and value == choice for choice in inner)
     if annotation is float:
@@ -229,8 +238,8 @@ def _describe(annotation: Any) -> str:
     """The type in words, for the end of "expected ..."."""
     kind, inner = typing.get_origin(annotation), typing.get_args(annotation)
     if kind is Annotated:
-        limits = [f" {_limits(part)}" for part in inner[1:] if isinstance(part, Range)]
-        return _describe(inner[0]) + "".join(limits)
+        ranges = [f" {_limits(limits)}" for limits in inner[1:] if isinstance(limits, Range)]
+        return _describe(inner[0]) + "".join(ranges)
     if kind is Literal:
         return " or ".join(filter(None, [", ".join(map(_show, inner[:-1])), _show(inner[-1])]))
     if kind in (Union, UnionType):
@@ -253,18 +262,18 @@ def _limits(limits: Range) -> str:
 
 
 def _show(value: Any) -> str:
-    """A value as the user would write it; text that looks like something else keeps its quotes."""
+    """A value as the user would write it; text that would be read as another type keeps its quotes."""
     looks_plain = isinstance(value, str) and not value[:1].isdigit() and value not in ("", "true", "false", "null")
     return value if looks_plain else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _convert(value: Any, hint: Any) -> Any:
-    """A checked value in the type that the constructor takes: options become dataclasses and tuples tuples."""
+    """Convert a checked value to the constructor's type: nested keys to dataclasses, and lists to tuples."""
     kind, inner = typing.get_origin(hint), typing.get_args(hint)
     if kind is Annotated:
         return _convert(value, inner[0])
     if kind in (Union, UnionType):
-        choices = [choice for choice in inner if _takes(choice) == _kind(value) and choice is not NoneType]
+        choices = [choice for choice in inner if _hint_form(choice) == _value_form(value) and choice is not NoneType]
         return _convert(value, choices[0]) if value is not None and choices else value
     if dataclasses.is_dataclass(hint) and isinstance(value, dict):
         return construct(typing.cast(type, hint), value)
@@ -276,11 +285,11 @@ def _convert(value: Any, hint: Any) -> Any:
     return value
 
 
-def _takes(hint: Any) -> str:
+def _hint_form(hint: Any) -> str:
     if dataclasses.is_dataclass(hint) or typing.get_origin(hint) is dict:
         return "keys"
     return "list" if typing.get_origin(hint) in (list, tuple) else "one value"
 
 
-def _kind(value: Any) -> str:
+def _value_form(value: Any) -> str:
     return "keys" if isinstance(value, dict) else "list" if isinstance(value, list | tuple) else "one value"

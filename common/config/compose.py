@@ -1,4 +1,4 @@
-"""From a command line to one composed config: Hydra's grammar, with paths left whole and errors in one sentence."""
+"""Compose a config from a command line: Hydra's grammar, with unquoted paths and one-sentence errors."""
 
 import argparse
 import os
@@ -25,16 +25,16 @@ from common.types import SPLITS
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 GROUPS = ("model", "data", "optimizer", "schedule", "trainer", "experiment")
 PATH_KEYS = ("run_dir", "checkpoint", "input", "output", "root", "images", "annotations", "weights")
-# Hydra 1.4 has one behaviour, deprecates version_base, and asks for `replace` where 1.3 always replaces.
+# Hydra 1.4 deprecates version_base and needs `replace`, where 1.3 always replaces.
 _HYDRA_1_3 = hydra.__version__.startswith("1.3.")
 _VERSION: dict[str, Any] = {"version_base": "1.3"} if _HYDRA_1_3 else {}
 _REPLACE: dict[str, Any] = {} if _HYDRA_1_3 else {"replace": True}
 
-ConfigReader = Callable[[Path], dict[str, Any]]  # a checkpoint's config; {} when it holds none
+ConfigReader = Callable[[Path], dict[str, Any]]  # reads a checkpoint's config; {} when it has none
 
 
 class Composed(NamedTuple):
-    """A config in plain types, the name chosen in each group, and a line for each target that has moved since."""
+    """A config in plain types, the choice in each group, and a notice for each name that has changed."""
 
     config: dict[str, Any]
     choices: dict[str, str]
@@ -42,7 +42,7 @@ class Composed(NamedTuple):
 
 
 def configure(door: str, arguments: Sequence[str], base: ConfigReader | None = None) -> dict[str, Any]:
-    """The checked config of a command line, for callers from Python; raises UserError."""
+    """Return the checked config of a command line, for use from Python; raises UserError."""
     command = Command(door, arguments, base)
     command.prepare()
     config = command.compose().config
@@ -61,23 +61,23 @@ class Command:
         self.keys = {_key(argument) for argument in self.overrides}
 
     def prepare(self) -> None:
-        """Find what the overrides refer to: further configs and a checkpoint's own; raises UserError."""
+        """Make the configs available that the overrides refer to: --config-dir and a checkpoint's; raises UserError."""
         if {"model", "experiment"} <= self.keys:
             raise UserError("experiment= already chooses the model; give either experiment= or model=.")
         hydra_key = next((key for key in self.keys if key.startswith(("hydra.", "hydra/"))), None)
         if hydra_key and not self.flags.multirun:
-            raise UserError(f"{hydra_key}: Hydra's own settings are for sweeps (-m); a run's folder is run_dir=.")
+            raise UserError(f"{hydra_key}: Hydra's settings are for sweeps (-m); a run's folder is run_dir=.")
         if "sweep_dir" in self.keys and not self.flags.multirun:
             raise UserError("sweep_dir= is the folder of a sweep, which needs -m; a run's folder is run_dir=.")
         self._add_folder(self.flags.config_dir)
         stored = self._store_base()
         if not stored and not self.flags.config_name and not {"model", "experiment"} & self.keys:
-            why = "the checkpoint does not say which" if self.base else "see --help"
-            raise UserError(f"{self.door}.py needs model=NAME ({why}); there are {', '.join(choices_of('model'))}.")
+            reason = "the checkpoint does not say which" if self.base else "see --help"
+            raise UserError(f"{self.door}.py needs model=NAME ({reason}); there are {', '.join(choices_of('model'))}.")
         self.overrides = stored + self.overrides
 
     def compose(self, overrides: list[str] | None = None) -> Composed:
-        """The config for these overrides, those of the command line by default; raises UserError."""
+        """Compose the config for `overrides`, by default the command line's; raises UserError."""
         overrides = self.overrides if overrides is None else overrides
         swept = next((part.input_line for part in self.parse(overrides) if part.is_sweep_override()), None)
         if swept:
@@ -92,21 +92,21 @@ class Command:
             raise UserError(self._sentence(error, overrides)) from error
 
     def initialised(self) -> hydra.initialize_config_dir:
-        """A context in which Hydra composes from the folder of configs."""
+        """A context in which Hydra composes from the main folder of configs."""
         return hydra.initialize_config_dir(config_dir=str(self.folder), job_name=self.door, **_VERSION)
 
     def parse(self, overrides: Sequence[str]) -> list[Override]:
-        """The overrides as Hydra understands them, glob() over configs included; raises UserError."""
+        """Parse the overrides by Hydra's grammar, including glob() over configs; raises UserError."""
         try:
             with self.initialised():
                 loader = GlobalHydra.instance().config_loader()
                 return OverridesParser.create(loader).parse_overrides(list(overrides))
         except OverrideParseException as error:
-            how = "write key=value, with special characters in two pairs of quotes: key=\"'a (b)'\""
-            raise UserError(f"{error.override}: not understood; {how}.") from error
+            remedy = "write key=value, with special characters in two pairs of quotes: key=\"'a (b)'\""
+            raise UserError(f"{error.override}: not understood; {remedy}.") from error
 
     def _full(self, argument: str) -> str:
-        """predict.py takes the options of prediction by their short names: threshold=0.5."""
+        """Expand predict.py's short names of prediction options: threshold=0.5 is task.predict.threshold=0.5."""
         key = argument.partition("=")[0]
         short = (
             self.door == "predict"
@@ -116,21 +116,21 @@ class Command:
         return f"task.predict.{argument}" if short else argument
 
     def _add_folder(self, extra: str | None) -> None:
-        """--config-dir: a folder with further groups, or with a whole config such as the one that a run leaves."""
+        """Add the folder of --config-dir, which holds further groups or a whole config, such as a run's."""
         if not extra:
             return
         folder = Path(extra).expanduser().absolute()
         if not folder.is_dir():
             raise UserError(f"--config-dir {extra}: there is no such folder.")
         if (folder / f"{self.config_name}.yaml").is_file():
-            self.folder, folder = folder, self.folder  # Hydra looks for the first file in its main folder alone
-            if older := migrate_config_file(self.folder / f"{self.config_name}.yaml"):
-                self.config_name += "_completed"
-                ConfigStore.instance().store(self.config_name, older, **_REPLACE)
+            self.folder, folder = folder, self.folder  # Hydra looks for the primary config in its main folder only
+            if migrated := migrate_config_file(self.folder / f"{self.config_name}.yaml"):
+                self.config_name += "_migrated"
+                ConfigStore.instance().store(self.config_name, migrated, **_REPLACE)
         self.overrides.append(f"hydra.searchpath=[{quoted(f'file://{folder}')}]")
 
     def _store_base(self) -> list[str]:
-        """Make a checkpoint's config a choice of each group, so that all of Hydra's grammar works on top of it."""
+        """Register a checkpoint's config as a choice of each group, so that overrides apply on top of it."""
         if self.base is None:
             return []
         paths = [str(part.value()) for part in self.parse(self.overrides) if part.key_or_group == "checkpoint"]
@@ -146,12 +146,14 @@ class Command:
         for group, names in sections.items():
             node = {name: config.get(name) for name in names}
             if "${" in str(node):
-                raise UserError(f"{file}: its config holds an interpolation (${{...}}), as none that we write does.")
+                raise UserError(
+                    f"{file}: its config holds an interpolation (${{...}}); one that this program wrote holds none."
+                )
             ConfigStore.instance().store("checkpoint", node, group=group, package="_global_", **_REPLACE)
         return [f"{group}=checkpoint" for group in sections if group not in self.keys]
 
     def _sentence(self, error: Exception, overrides: list[str]) -> str:
-        """Hydra's message as one sentence that names the nearest right word."""
+        """Hydra's message as one sentence, with the closest valid word for a misspelt one."""
         if isinstance(error, MissingConfigException) and error.missing_cfg_file:
             group, _, name = error.missing_cfg_file.rpartition("/")
             reason = f"{group}={name}: there is no configs/{group}/{name}.yaml" if group else f"there is no {name}.yaml"
@@ -159,7 +161,7 @@ class Command:
         lines = [line.strip() for line in f"{error}\n{error.__cause__ or ''}".splitlines() if line.strip()]
         key = next(iter(re.findall(r"Could not override '([^']+)'", lines[0])), None)
         if key in GROUPS:
-            return f"{key}= cannot be chosen here: {self.config_name}.yaml is a whole config; set single keys of it."
+            return f"{key}= cannot be chosen here: {self.config_name}.yaml is a whole config; set its keys one by one."
         groups = [override for override in overrides if _key(override) in (*GROUPS, "hydra.searchpath")]
         if key is None or len(groups) == len(overrides):
             return f"{lines[0].rstrip('.')}."
@@ -171,9 +173,9 @@ class Command:
 
 
 def plain_config(composed: DictConfig) -> dict[str, Any]:
-    """The config without Hydra's own part, in plain types, interpolations resolved and `~` in paths expanded."""
-    ours = OmegaConf.masked_copy(composed, [str(name) for name in composed if name != "hydra"])
-    config = _expand(OmegaConf.to_container(ours, resolve=True), "")
+    """The config without Hydra's part, in plain types, with interpolations resolved and `~` in paths expanded."""
+    own = OmegaConf.masked_copy(composed, [str(name) for name in composed if name != "hydra"])
+    config = _expand_home(OmegaConf.to_container(own, resolve=True), "")
     assert isinstance(config, dict)
     return config
 
@@ -184,26 +186,25 @@ def choices_of(group: str) -> list[str]:
 
 
 def quote_path(argument: str) -> str:
-    """key=value with quotes around a path, so that Hydra takes `a=b, photo (1).jpg` for the path that it is."""
+    """Quote the value of key=value if it is a path, so that Hydra's grammar does not split `a=b, photo (1).jpg`."""
     key, equals, value = argument.partition("=")
     name = _key(key)
     last = name.rpartition(".")[2]
-    ready = value in ("", "null", "???") or bool(re.fullmatch(r"'.*'|\".*\"|choice\(.*\)", value))
-    ready = ready or (last in SPLITS and value.startswith("{"))  # data.train={images:a,annotations:b}
-    ready = ready or (
-        last not in (*PATH_KEYS, *SPLITS) and bool(re.fullmatch(r"[-+.,\deE]+", value))
-    )  # drop_path=0.1,0.2
-    return f"{key}={quoted(value)}" if equals and _is_path(name) and not ready else argument
+    is_hydra = value in ("", "null", "???") or re.fullmatch(r"'.*'|\".*\"|choice\(.*\)", value)
+    is_mapping = last in SPLITS and value.startswith("{")  # data.train={images:a,annotations:b}
+    is_number = last not in (*PATH_KEYS, *SPLITS) and re.fullmatch(r"[-+.,\deE]+", value)  # drop_path=0.1,0.2
+    needs_quotes = equals and _is_path(name) and not (is_hydra or is_mapping or is_number)
+    return f"{key}={quoted(value)}" if needs_quotes else argument
 
 
 def quoted(text: str) -> str:
-    """Text in Hydra's single quotes; a backslash is special to it only before a quote."""
+    """Put text in Hydra's single quotes, where a backslash is special only before a quote."""
     return "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + (r"\'" if m[2] else ""), text) + "'"
 
 
 def _is_path(key: str) -> bool:
     *above, last = key.split(".")
-    in_split = bool(above) and above[-1] in SPLITS  # data.train.source=FILE; data.source=en is none
+    in_split = bool(above) and above[-1] in SPLITS  # data.train.source=FILE is a path, data.source=en is not
     return in_split or last in (*PATH_KEYS, *SPLITS) or last.endswith(("_dir", "_file", "_path", "_root", "_folder"))
 
 
@@ -211,9 +212,9 @@ def _key(argument: str) -> str:
     return argument.partition("=")[0].lstrip("+~")
 
 
-def _expand(value: Any, key: str) -> Any:
+def _expand_home(value: Any, key: str) -> Any:
     if isinstance(value, dict):
-        return {name: _expand(item, f"{key}.{name}") for name, item in value.items()}
+        return {name: _expand_home(item, f"{key}.{name}") for name, item in value.items()}
     return os.path.expanduser(value) if isinstance(value, str) and _is_path(key) else value
 
 

@@ -1,6 +1,6 @@
-"""Configs that earlier versions wrote, in checkpoints and in runs' folders, brought to the keys of today.
+"""Migrate the configs and checkpoints of earlier versions to the present keys, classes and tensor names.
 
-A version is recognised by missing keys. A missing key that no table holds is reported by `check`.
+A config of an earlier version is recognised by missing keys. `check` reports a missing key that is in no table.
 """
 
 from copy import deepcopy
@@ -11,36 +11,36 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-# Keys that came later, with the value that means what was done before; that need not be the default of today.
+# Keys that were added, with the value that keeps the former behaviour. It may differ from the present default.
 ADDED_KEYS: dict[str, Any] = {
     # since 815d244
-    "optimizer.layer_decay": 1.0,  # all layers learnt alike
-    "optimizer.reference_batch": None,  # the rate was taken as it stood
+    "optimizer.layer_decay": 1.0,  # every layer had the same learning rate
+    "optimizer.reference_batch": None,  # the learning rate was not scaled with the batch size
     "optimizer.scaling": "linear",
-    "schedule.start": 0.0,  # where every warm-up began
+    "schedule.start": 0.0,  # every warm-up began at 0
     # since c9a2c30
-    "schedule.width": None,  # there was no noam, which alone reads it
+    "schedule.width": None,  # only noam reads it, which was added with it
     "trainer.average_last": 0,
     # since 29cf9d9
     "sweep_dir": None,
     "allow_changes": [],
     # since 45c9322
     "trainer.deterministic": False,
-    "trainer.strategy": "ddp",  # its sums of gradients, if not yet its name
-    "trainer.timeout": 600,  # NCCL's own; gloo waited for 1800
+    "trainer.strategy": "ddp",  # gradients were summed as ddp sums them
+    "trainer.timeout": 600,  # NCCL's default; gloo's was 1800
     "trainer.keep_best": 1,
 }
 
-# Keys that nested options got later, by the section's name and the keys that it had before, for users' classes, too.
+# Keys that were added to nested options, by the options' name and former keys. They apply to users' classes, too.
 ADDED_NESTED_KEYS: dict[str, tuple[set[str], dict[str, Any]]] = {
     # after 4f99cde
     "loss": (
         {"class_weight", "box_weight", "giou_weight", "no_object"},
-        {"classification": "softmax", "focal_alpha": 0.25, "focal_gamma": 2.0},  # the last two are not read by softmax
+        {"classification": "softmax", "focal_alpha": 0.25, "focal_gamma": 2.0},  # softmax does not read the last two
     ),
 }
 
-# The same for the keys of one class, by its present name; nested ones with dots.
+# Keys that were added to one class, by its present name; nested keys have dots.
 ADDED_CLASS_KEYS: dict[str, dict[str, Any]] = {
     # since f6968e9
     "detr.tasks.detection.Detection": {
@@ -50,14 +50,14 @@ ADDED_CLASS_KEYS: dict[str, dict[str, Any]] = {
     "detr.data.coco.Coco": {"pad_to": 1, "exif": "auto"},
 }
 
-# Classes that went into another one, and the keys that make it do the same.
+# Classes that were merged into another one, with the keys that keep the former behaviour.
 MERGED_CLASSES: dict[str, dict[str, Any]] = {
     # until b5af571
     "vit.downloads.Cifar10": {"_target_": "vit.downloads.Downloaded", "name": "cifar10"},
     "vit.downloads.FashionMnist": {"_target_": "vit.downloads.Downloaded", "name": "fashion_mnist"},
 }
 
-# Classes that have moved: where they were until 4f99cde, and where they are.
+# Classes that moved after 4f99cde: the former and the present path.
 MOVED_CLASSES: dict[str, str] = {
     "detr.task.Detection": "detr.tasks.detection.Detection",
     "detr.detector.Detector": "detr.models.detector.Detector",
@@ -76,19 +76,19 @@ MOVED_CLASSES: dict[str, str] = {
 }
 
 
-# Tensors that were renamed: the model's present class, then the former first words of a name and the present ones.
+# Tensors that were renamed: the model's present class, then former and present prefixes of names.
 RENAMED_TENSORS: dict[str, dict[str, str]] = {}
 
 
 def update_names(config: dict[str, Any]) -> list[str]:
-    """Replace, in place, each `_target_` that has moved and each renamed prefix of optimizer.rates; a line for each."""
+    """Update moved targets, added nested keys and renamed prefixes of optimizer.rates in place; returns notices."""
     notices = []
     for key, section in config.items():
         if isinstance(section, dict):
-            _grow_nested(section)
+            _add_nested_keys(section)
         if isinstance(section, dict) and (former := str(section.get("_target_"))) in MOVED_CLASSES:
             section["_target_"] = MOVED_CLASSES[former]
-            _grow(section)
+            _add_class_keys(section)
             notices.append(f"{key}._target_={former} is now {MOVED_CLASSES[former]}; please write that in your yaml.")
     rates = (config.get("optimizer") or {}).get("rates")
     if rates and (present := _renamed(rates, _renames(config))) != rates:
@@ -98,12 +98,12 @@ def update_names(config: dict[str, Any]) -> list[str]:
 
 
 def migrate_config(config: dict[str, Any]) -> dict[str, Any]:
-    """A copy of a whole config in which later keys have the value that means what was done before they came."""
+    """A copy of a whole config with present names, and with the added keys at the values of the former behaviour."""
     config = deepcopy(config)
     for key, value in ADDED_KEYS.items():
         section, _, name = key.rpartition(".")
-        outside = config if "resume" in config else None  # train.py's; other doors have none of these keys
-        keys = config.get(section) if section else outside
+        top = config if "resume" in config else None  # only train.py has top-level keys that were added
+        keys = config.get(section) if section else top
         if isinstance(keys, dict):
             keys.setdefault(name, deepcopy(value))
     for section in config.values():
@@ -112,32 +112,32 @@ def migrate_config(config: dict[str, Any]) -> dict[str, Any]:
     update_names(config)
     for section in config.values():
         if isinstance(section, dict):
-            _grow(section)
+            _add_class_keys(section)
     return config
 
 
-def _grow(section: dict[str, Any]) -> None:
-    """Give a section, in place, the keys that its class has grown."""
+def _add_class_keys(section: dict[str, Any]) -> None:
+    """Add, in place, the keys of ADDED_CLASS_KEYS to a section."""
     for key, value in ADDED_CLASS_KEYS.get(str(section.get("_target_")), {}).items():
-        *outer, name = key.split(".")
-        inner: Any = section
-        for part in outer:
-            inner = inner.get(part) if isinstance(inner, dict) else None
-        if isinstance(inner, dict):
-            inner.setdefault(name, deepcopy(value))
+        *parents, name = key.split(".")
+        options: Any = section
+        for parent in parents:
+            options = options.get(parent) if isinstance(options, dict) else None
+        if isinstance(options, dict):
+            options.setdefault(name, deepcopy(value))
 
 
-def _grow_nested(section: dict[str, Any]) -> None:
-    """Give nested options, in place, the keys that they have got since they had just those of before."""
-    for name, (before, later) in ADDED_NESTED_KEYS.items():
-        if isinstance(section.get(name), dict) and section[name].keys() == before:
-            section[name].update(later)
+def _add_nested_keys(section: dict[str, Any]) -> None:
+    """Add, in place, the keys of ADDED_NESTED_KEYS to nested options that have exactly the former keys."""
+    for name, (former, added) in ADDED_NESTED_KEYS.items():
+        if isinstance(section.get(name), dict) and section[name].keys() == former:
+            section[name].update(added)
 
 
 def migrate_checkpoint(content: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint of an earlier version as today's would be: its config, and the names of its tensors.
+    """A copy of a checkpoint with its config migrated and its tensors renamed.
 
-    Renamed are the tensors of the weights, of their average and of the optimizer's state.
+    Tensors are renamed in the weights, in their average and in the optimizer's state.
     """
     config = migrate_config(content["config"])
     names = _renames(config)
@@ -155,20 +155,19 @@ def _renames(config: dict[str, Any]) -> dict[str, str]:
 
 
 def _renamed(values: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
-    """The same values by the present names of tensors."""
+    """The same values by the present names; `names` maps former to present prefixes of whole words."""
 
-    def present(name: str) -> str:
+    def present_name(name: str) -> str:
         former = next((old for old in names if name == old or name.startswith(f"{old}.")), None)
         return name if former is None else names[former] + name.removeprefix(former)
 
-    return {present(name): value for name, value in values.items()}
+    return {present_name(name): value for name, value in values.items()}
 
 
 def migrate_config_file(file: Path) -> dict[str, Any] | None:
-    """What a run's config.yaml of an earlier version means today; None when the file can be taken as it is.
+    """A run's config.yaml, migrated; None if the file needs no migration.
 
-    A file with a defaults list is a user's own and lacks nothing by age; one that cannot be read is left to Hydra,
-    which says why.
+    A file with a defaults list is a user's own and is not migrated. Hydra reports a file that cannot be read.
     """
     try:
         config = OmegaConf.to_container(OmegaConf.load(file))
@@ -176,5 +175,5 @@ def migrate_config_file(file: Path) -> dict[str, Any] | None:
         return None
     if not isinstance(config, dict) or "defaults" in config:
         return None
-    today = migrate_config({str(key): value for key, value in config.items()})
-    return None if today == config else today
+    migrated = migrate_config({str(key): value for key, value in config.items()})
+    return None if migrated == config else migrated

@@ -1,7 +1,7 @@
-"""A constructor's keys and types, read from its source with `ast`: nothing is imported, so nothing is executed.
+"""Read a constructor's keys and types from its source with `ast`, without importing or executing anything.
 
-That makes a wrong config an error within milliseconds, before torch is imported, and lets a config out of a stranger's
-checkpoint be judged before any of its targets runs.
+A wrong config is thus reported within milliseconds, before torch is imported, and the config of an untrusted checkpoint
+is checked before any of its targets runs.
 """
 
 import ast
@@ -14,29 +14,29 @@ import common.types
 from common.errors import UserError
 
 WINGS = ("detr", "vit", "seq2seq")
-_PLAIN = {"int": int, "float": float, "bool": bool, "str": str, "list": list, "tuple": tuple, "dict": dict}
-_TYPING = {"Literal": Literal, "Optional": Optional, "Union": Union, "Annotated": Annotated}
+_PLAIN_TYPES = {"int": int, "float": float, "bool": bool, "str": str, "list": list, "tuple": tuple, "dict": dict}
+_TYPING_NAMES = {"Literal": Literal, "Optional": Optional, "Union": Union, "Annotated": Annotated}
 
 
 class Field(NamedTuple):
     """One argument of a constructor."""
 
-    annotation: Any  # None: not made of plain types, so no config key but handed in by the program
+    annotation: Any  # None: not a plain type, so the program passes the argument and it is no config key
     required: bool
     source: str  # the annotation as written
 
 
 class Options:
-    """A class that was read and not imported; a type, so that `Options | None` and `list[Options]` can be formed."""
+    """Base of the types that stand for classes read from source, so that `Options | None` can be formed from them."""
 
     path: ClassVar[str]  # package.module.Class
     fields: ClassVar[dict[str, Field]]
-    handed_on: ClassVar[tuple[str, ...]]  # of a task: the arguments that each model must take
-    offered: ClassVar[tuple[str, ...]]  # and those that a model gets if its constructor names them
+    handed_on: ClassVar[tuple[str, ...]]  # of a task: the arguments that every model must take
+    offered: ClassVar[tuple[str, ...]]  # of a task: those that a model receives if its constructor names them
 
 
 def module_file(module: str) -> Path | None:
-    """The file of a module on sys.path, without importing it or the packages around it."""
+    """Find the file of a module on sys.path without importing it or its packages; None if there is none."""
     top, *rest = module.split(".")
     spec = importlib.util.find_spec(top) if all(part.isidentifier() for part in (top, *rest)) else None
     if spec is None:
@@ -52,12 +52,12 @@ def module_file(module: str) -> Path | None:
 
 
 class ModuleSource:
-    """One module's file: the classes that it defines, and what the names in it mean."""
+    """The source of one module: the classes that it defines, and the names that it imports or assigns."""
 
     def __init__(self, module: str, file: Path):
         self.module, self.is_package = module, file.name == "__init__.py"
         self.classes: dict[str, ast.ClassDef] = {}
-        self._imports: dict[str, str] = {}  # what an imported name stands for, in full
+        self._imports: dict[str, str] = {}  # an imported name -> its full path
         self._aliases: dict[str, ast.expr] = {}
         for node in ast.parse(file.read_text(encoding="utf-8"), str(file)).body:
             if isinstance(node, ast.ClassDef):
@@ -69,7 +69,7 @@ class ModuleSource:
                 self._aliases[node.targets[0].id] = node.value
 
     def options(self, name: str) -> type[Options]:
-        """The class `name` of this file: a dataclass's fields, or the keyword-only arguments of its `__init__`."""
+        """Read the class `name`: a dataclass's fields, or the keyword-only arguments of its `__init__`."""
         lineage = self.lineage(name)
         offered = _names(lineage, "offered")
         handed_on = tuple(key for key in _names(lineage, "handed_on") if key not in offered)
@@ -77,26 +77,29 @@ class ModuleSource:
         return type(name, (Options,), {"path": f"{self.module}.{name}", **attributes})
 
     def lineage(self, name: str) -> "list[ClassSource]":
-        """The class `name`, defined or imported here, and its bases in Python's order; foreign ones are left out."""
+        """The class `name`, defined or imported here, and its bases in method resolution order.
+
+        Bases from other packages than this one, `common` and the wings are left out.
+        """
         if name in self.classes:
             node = self.classes[name]
             classes = [ClassSource(f"{self.module}.{name}", node, self)]
             for base in node.bases:
                 classes += self.lineage(ast.unparse(base).partition("[")[0])
-            return [cls for n, cls in enumerate(classes) if cls.path not in [base.path for base in classes[n + 1 :]]]
+            return [cls for i, cls in enumerate(classes) if cls.path not in [base.path for base in classes[i + 1 :]]]
         source, original = self._imported_from(name)
         return source.lineage(original) if source else []
 
     def init(self, node: ast.FunctionDef, path: str) -> dict[str, Field]:
-        """The keyword-only arguments of an `__init__`."""
-        args = node.args
-        if len(args.posonlyargs + args.args) != 1 or args.vararg or args.kwarg:
+        """The keyword-only arguments of an `__init__`; raises UserError if it has others."""
+        arguments = node.args
+        if len(arguments.posonlyargs + arguments.args) != 1 or arguments.vararg or arguments.kwarg:
             raise UserError(f"{path}.__init__ must read (self, *, ...) without **: its arguments are the config keys.")
-        pairs = zip(args.kwonlyargs, args.kw_defaults, strict=True)
+        pairs = zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
         return {argument.arg: self._field(argument.annotation, default is None) for argument, default in pairs}
 
     def dataclass(self, node: ast.ClassDef) -> dict[str, Field]:
-        """The fields that a dataclass states itself."""
+        """The fields that a dataclass defines itself, without those of its bases."""
         items = [item for item in node.body if isinstance(item, ast.AnnAssign)]
         items = [item for item in items if "ClassVar" not in ast.unparse(item.annotation)]
         return {ast.unparse(item.target): self._field(item.annotation, item.value is None) for item in items}
@@ -105,49 +108,50 @@ class ModuleSource:
         return Field(self._evaluate(node), required, ast.unparse(node) if node else "an argument without a type")
 
     def _evaluate(self, node: ast.expr | None) -> Any:
-        """An annotation as a type, in a closed namespace of plain ones; None when it says anything else."""
+        """Evaluate an annotation in a namespace of plain types and options; None if it names anything else."""
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             node = ast.parse(node.value, mode="eval").body
         if node is None or any(isinstance(part, ast.Attribute) for part in ast.walk(node)):
             return None
-        names = {part.id: self._resolve(part.id) for part in ast.walk(node) if isinstance(part, ast.Name)}
-        if None in names.values():
+        types = {part.id: self._resolve(part.id) for part in ast.walk(node) if isinstance(part, ast.Name)}
+        if None in types.values():
             return None
-        return eval(compile(ast.Expression(node), self.module, "eval"), {"__builtins__": {}, **names})
+        return eval(compile(ast.Expression(node), self.module, "eval"), {"__builtins__": {}, **types})
 
     def _resolve(self, name: str) -> Any:
+        """The type that a name in this module stands for, or None."""
         if name in self.classes:
-            return self.options(name) if any(_is_dataclass(part.node) for part in self.lineage(name)) else None
+            return self.options(name) if any(_is_dataclass(cls.node) for cls in self.lineage(name)) else None
         if name in self._aliases:
             return self._evaluate(self._aliases[name])
         if name not in self._imports:
-            return _PLAIN.get(name)
+            return _PLAIN_TYPES.get(name)
         module, _, original = self._imports[name].rpartition(".")
         if module == "typing":
-            return _TYPING.get(original)
+            return _TYPING_NAMES.get(original)
         if module == common.types.__name__:
             return getattr(common.types, original, None)
         source, original = self._imported_from(name)
         return source._resolve(original) if source else None
 
     def _imported_from(self, name: str) -> "tuple[ModuleSource | None, str]":
-        """The file that `name`, also as module.name, comes from, and the name there; None for another's package."""
-        head, _, last = name.rpartition(".")
-        full = f"{self._imports.get(head)}.{last}" if head else self._imports.get(name, "")
-        module, _, original = full.rpartition(".")
-        near = module.split(".")[0] in (self.module.split(".")[0], "common", *WINGS)
-        file = module_file(module) if near else None
+        """The module that `name` or `module.name` is imported from, and its name there; None for foreign packages."""
+        prefix, _, last = name.rpartition(".")
+        path = f"{self._imports.get(prefix)}.{last}" if prefix else self._imports.get(name, "")
+        module, _, original = path.rpartition(".")
+        is_readable = module.split(".")[0] in (self.module.split(".")[0], "common", *WINGS)
+        file = module_file(module) if is_readable else None
         return (ModuleSource(module, file) if file else None), original
 
     def _absolute(self, node: ast.ImportFrom) -> str:
-        """The module that an import names, relative ones (`from .blocks import X`) included."""
-        around = self.module.split(".")
-        around = around[: len(around) - node.level + self.is_package] if node.level else []
-        return ".".join([*around, *filter(None, [node.module])])
+        """The full name of the module in `from ... import`, also of a relative one (`from .blocks import X`)."""
+        parents = self.module.split(".")
+        parents = parents[: len(parents) - node.level + self.is_package] if node.level else []
+        return ".".join([*parents, *filter(None, [node.module])])
 
 
 class ClassSource(NamedTuple):
-    """A class and the file that defines it."""
+    """A class definition and the module that contains it."""
 
     path: str  # package.module.Class
     node: ast.ClassDef
@@ -155,33 +159,36 @@ class ClassSource(NamedTuple):
 
 
 def _fields(lineage: list[ClassSource]) -> dict[str, Field]:
-    """The arguments of the constructor, which is the class's own or that of its nearest base."""
-    for n, (path, node, source) in enumerate(lineage):
+    """The arguments of the constructor: the class's own, or that of its nearest base."""
+    for i, (path, node, source) in enumerate(lineage):
         for item in node.body:
             if isinstance(item, ast.FunctionDef) and item.name == "__init__":
                 return source.init(item, path)
         if _is_dataclass(node):
-            parts = [base for base in reversed(lineage[n:]) if _is_dataclass(base.node)]
-            return {key: field for base in parts for key, field in base.source.dataclass(base.node).items()}
+            bases = [base for base in reversed(lineage[i:]) if _is_dataclass(base.node)]
+            return {key: field for base in bases for key, field in base.source.dataclass(base.node).items()}
     raise UserError(f"{lineage[0].path} has no __init__, nor has a base; write one: its arguments are the config keys.")
 
 
 def _names(lineage: list[ClassSource], attribute: str) -> tuple[str, ...]:
-    """The names in a class attribute, which is the class's own or that of its nearest base.
+    """The names in a class attribute: the class's own, or that of its nearest base.
 
-    What is no plain name (*Parent.handed_on, **super().model_arguments()) stands for the names of the next base.
+    An element that is not a string (*Parent.handed_on, **super().model_arguments()) stands for the next base's names.
     """
-    for n, (path, node, _) in enumerate(lineage):
-        names = _names_stated(node, attribute, path)
-        if names is not None:
-            plain = [str(name.value) for name in names if isinstance(name, ast.Constant)]
-            inherited = _names(lineage[n + 1 :], attribute) if len(plain) < len(names) else ()
-            return (*inherited, *plain)
+    for i, (path, node, _) in enumerate(lineage):
+        elements = _elements(node, attribute, path)
+        if elements is not None:
+            own = [str(element.value) for element in elements if isinstance(element, ast.Constant)]
+            inherited = _names(lineage[i + 1 :], attribute) if len(own) < len(elements) else ()
+            return (*inherited, *own)
     return ()
 
 
-def _names_stated(node: ast.ClassDef, attribute: str, path: str) -> Sequence[ast.expr | None] | None:
-    """What one class states; in place of `handed_on` a task of an earlier version has the dict of `model_arguments`."""
+def _elements(node: ast.ClassDef, attribute: str, path: str) -> Sequence[ast.expr | None] | None:
+    """The elements of one class's tuple `attribute`; None without one.
+
+    A task of an earlier version has no `handed_on`: the keys of the dict that `model_arguments` returns replace it.
+    """
     for item in node.body:
         target = item.targets[0] if isinstance(item, ast.Assign) else getattr(item, "target", item)
         if isinstance(item, ast.Assign | ast.AnnAssign) and item.value and ast.unparse(target) == attribute:
@@ -189,8 +196,8 @@ def _names_stated(node: ast.ClassDef, attribute: str, path: str) -> Sequence[ast
                 raise UserError(f'{path}.{attribute} must be a tuple of names, such as ("classes",).')
             return item.value.elts
     methods = [item for item in node.body if isinstance(item, ast.FunctionDef) and item.name == "model_arguments"]
-    parts = [part for method in methods if attribute == "handed_on" for part in ast.walk(method)]
-    returned = [part.value for part in parts if isinstance(part, ast.Return)]
+    nodes = [part for method in methods if attribute == "handed_on" for part in ast.walk(method)]
+    returned = [part.value for part in nodes if isinstance(part, ast.Return)]
     return [key for value in returned if isinstance(value, ast.Dict) for key in value.keys] or None
 
 

@@ -105,7 +105,7 @@ def test_two_processes_train_and_evaluate_to_the_same_numbers(door: Door, inside
     ]
     inside("train", *line, f"run_dir={tmp_path / '1'}")
     output = door("train", *line, f"run_dir={tmp_path / '2'}", processes=2)
-    assert "2 processes" in output and output.count("All of it lies in") == 1, "one log"
+    assert "2 processes" in output and output.count("Everything is in") == 1, "one log"
     single, double = (
         [json.loads(x) for x in (tmp_path / f"{n}/metrics.jsonl").read_text().splitlines()] for n in (1, 2)
     )
@@ -240,7 +240,7 @@ def test_a_run_without_val_and_test_names_its_last_checkpoint(inside: Door, phot
     output = inside("train", *line, f"data.train={photos / 'train'}", f"run_dir={tmp_path / 'run'}")
     assert "best.pt" not in output and "step_00000001.pt" in output
     output = inside("evaluate", f"checkpoint={tmp_path}/run/checkpoints/step_00000001.pt", code=2)
-    assert output.startswith("split=test: these data have no such split")
+    assert output.startswith("split=test: the data set has no such split")
 
 
 # Bad input.

@@ -1,4 +1,4 @@
-"""The doors' command line: every mistake one sentence and code 2, every path whole, every run its own folder."""
+"""The doors' command line: mistakes are one sentence and exit code 2, paths arrive unchanged, runs have own folders."""
 
 import json
 import os
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[3]
 
 
 class Outcome:
-    """What came of a command line: exit code, the two streams, and the configs and folders that the job got."""
+    """The exit code of a command line, its two streams, and the configs and folders that the job received."""
 
     def __init__(self) -> None:
         self.code, self.out, self.err = 0, "", ""
@@ -36,30 +36,30 @@ class Outcome:
 def start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., Outcome]:
-    """Launch a job that takes notes, in an empty folder."""
+    """Launch a job that records its arguments, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["train.py"])
     monkeypatch.setattr(sys, "path", [*sys.path])
 
-    def go(*arguments: str, door: str = "train", base: Any = None, job: Any = None) -> Outcome:
+    def launch(*arguments: str, door: str = "train", base: Any = None, job: Any = None) -> Outcome:
         outcome = Outcome()
 
-        def note(config: dict[str, Any], folder: Path | None = None) -> float | None:
+        def record(config: dict[str, Any], folder: Path | None = None) -> float | None:
             outcome.configs.append(config)
             outcome.folders.append(folder)
             return job(config, folder) if job else None
 
-        with pytest.raises(SystemExit) as left:
-            cli.launch(note, door, base, arguments)
-        outcome.code = int(str(left.value.code))
+        with pytest.raises(SystemExit) as exit_info:
+            cli.launch(record, door, base, arguments)
+        outcome.code = int(str(exit_info.value.code))
         outcome.out, outcome.err = capsys.readouterr()
         return outcome
 
-    return go
+    return launch
 
 
 def sentence(outcome: Outcome) -> str:
-    """The one line on stderr of a refused command; nothing ran and nothing was made."""
+    """The single line on stderr of a refused command that ran nothing and created nothing."""
     assert outcome.code == 2 and not outcome.configs and not Path("runs").exists()
     assert outcome.err.count("\n") == 1 and "Traceback" not in outcome.err
     return outcome.err.strip()
@@ -76,7 +76,7 @@ def test_help_needs_no_model(start: Callable[..., Outcome], door: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "expected"),
     [
         ((), "train.py needs model=NAME (see --help); there are detr, "),
         (("seed=1",), "train.py needs model=NAME"),
@@ -102,7 +102,7 @@ def test_help_needs_no_model(start: Callable[..., Outcome], door: str) -> None:
         (("--config-name", "trian"), "there is no trian.yaml"),
         (("model=detr", "experiment=detr_r50_coco_300"), "experiment= already chooses the model"),
         (("model=detr", "resume=auto"), "resume=auto needs run_dir=FOLDER"),
-        (("model=detr", "hydra.run.dir=x"), "hydra.run.dir: Hydra's own settings are for sweeps (-m)"),
+        (("model=detr", "hydra.run.dir=x"), "hydra.run.dir: Hydra's settings are for sweeps (-m)"),
         (("-m", "model=detr", "seed=1,2", "run_dir=x"), "run_dir= and resume= name one run"),
         (("-m", "model=detr,det"), "model=det: there is no configs/model/det.yaml; did you mean detr?"),
         (("-m", "model=detr", "optimizer.lr=1,fast"), "optimizer.lr=fast: expected a number above 0."),
@@ -111,14 +111,14 @@ def test_help_needs_no_model(start: Callable[..., Outcome], door: str) -> None:
         (("-m", "model=detr", "seed=interval(0,1)"), "seed=interval(0,1): expected single values"),
         (("-m", "model=detr", "hydra.sweep.dir=x"), "hydra.sweep.dir: a sweep is a grid in the folder sweep_dir="),
         (("-m", "model=detr", "hydra/sweeper=optuna"), "hydra/sweeper: a sweep is a grid"),
-        (("-m", "model=detr", "hydra/launcher=jobli"), "hydra/launcher/jobli: there is none; did you mean joblib?"),
+        (("-m", "model=detr", "hydra/launcher=jobli"), "hydra/launcher/jobli does not exist; did you mean joblib?"),
         (("model=detr", "sweep_dir=x"), "sweep_dir= is the folder of a sweep, which needs -m"),
     ],
 )
 def test_a_mistake_is_one_sentence_before_anything_runs(
-    start: Callable[..., Outcome], arguments: tuple[str, ...], said: str
+    start: Callable[..., Outcome], arguments: tuple[str, ...], expected: str
 ) -> None:
-    assert sentence(start(*arguments)).startswith(said)
+    assert sentence(start(*arguments)).startswith(expected)
 
 
 def test_nothing_heavy_is_imported_before_the_job(tmp_path: Path) -> None:
@@ -128,15 +128,15 @@ def test_nothing_heavy_is_imported_before_the_job(tmp_path: Path) -> None:
     assert subprocess.run(command, cwd=tmp_path, env=environment).returncode == 0
 
 
-PLACES = ["a b", "a=b", "a,b", "(1)", "[x]", "it's", "é{x}", "a&b#c", "1e3", "no", "a\\b", "it\\'s", "a\\", "'", "x: y"]
+PATHS = ["a b", "a=b", "a,b", "(1)", "[x]", "it's", "é{x}", "a&b#c", "1e3", "no", "a\\b", "it\\'s", "a\\", "'", "x: y"]
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_any_path_arrives_as_it_was_typed(start: Callable[..., Outcome], place: str) -> None:
-    folder = f"out {place}"
-    outcome = start("model=detr", "data=coco", f"data.root={place}", f"data.val.images={place}", f"run_dir={folder}")
+@pytest.mark.parametrize("path", PATHS)
+def test_any_path_arrives_as_it_was_typed(start: Callable[..., Outcome], path: str) -> None:
+    folder = f"out {path}"
+    outcome = start("model=detr", "data=coco", f"data.root={path}", f"data.val.images={path}", f"run_dir={folder}")
     assert outcome.code == 0, outcome.err
-    assert outcome.configs[0]["data"]["root"] == outcome.configs[0]["data"]["val"]["images"] == place
+    assert outcome.configs[0]["data"]["root"] == outcome.configs[0]["data"]["val"]["images"] == path
     assert outcome.folders == [Path(folder)] and (Path(folder) / "config.yaml").is_file()
     again = start("--config-dir", folder, "--config-name", "config", f"run_dir={folder}/again")
     assert again.configs[0]["data"] == outcome.configs[0]["data"]
@@ -163,7 +163,7 @@ def test_cfg_prints_the_config_and_runs_nothing(start: Callable[..., Outcome]) -
 # The run's folder and the exit code.
 
 
-def test_two_runs_of_the_same_second_get_two_folders(
+def test_runs_that_start_in_the_same_second_get_different_folders(
     start: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run_folder.time, "strftime", lambda _: "now")
@@ -171,7 +171,7 @@ def test_two_runs_of_the_same_second_get_two_folders(
     assert folders == [Path("runs/detr_r50-shapes", name) for name in ("now", "now_2", "now_3")]
 
 
-def test_an_experiment_names_its_folder_by_the_model_that_it_chose(start: Callable[..., Outcome]) -> None:
+def test_an_experiments_folder_is_named_by_its_model_and_data(start: Callable[..., Outcome]) -> None:
     folder = start("experiment=detr_r50_coco_300", "data.root=x").folders[0]
     assert folder is not None and folder.parent == Path("runs/detr_r50-coco")
 
@@ -188,7 +188,7 @@ def test_a_saved_config_runs_again(start: Callable[..., Outcome]) -> None:
     assert refused.code == 2 and refused.err.startswith("data= cannot be chosen here")
 
 
-def test_own_groups_come_from_another_folder(start: Callable[..., Outcome]) -> None:
+def test_config_dir_adds_choices_to_groups(start: Callable[..., Outcome]) -> None:
     Path("my configs/experiment").mkdir(parents=True)
     Path("my configs/experiment/mine.yaml").write_text(
         "# @package _global_\ndefaults: [override /model: detr_r18, override /data: shapes]\n"
@@ -198,8 +198,8 @@ def test_own_groups_come_from_another_folder(start: Callable[..., Outcome]) -> N
     config = outcome.configs[0]
     assert (config["seed"], config["model"]["width"], config["model"]["heads"]) == (9, 64, 4)
     assert config["model"]["backbone"]["name"] == "resnet18"
-    said = start("experiment=mien", "--config-dir", "my configs").err
-    assert said.startswith("experiment=mien: there is no") and said.endswith("did you mean mine?\n")
+    error = start("experiment=mien", "--config-dir", "my configs").err
+    assert error.startswith("experiment=mien: there is no") and error.endswith("did you mean mine?\n")
 
 
 FORMER = "vit.task.Classification"
@@ -208,14 +208,14 @@ PRESENT = "vit.tasks.classification.Classification"
 
 @pytest.fixture
 def older_yaml(tmp_path: Path) -> list[str]:
-    """A user's model yaml that names a class where it was in an earlier version."""
+    """A user's model yaml that names a class by its path in an earlier version."""
     (tmp_path / "own/model").mkdir(parents=True)
     text = f"# @package _global_\ndefaults: [vit, _self_]\ntask: {{_target_: {FORMER}}}\n"
     (tmp_path / "own/model/mine.yaml").write_text(text)
     return ["--config-dir", "own", "model=mine"]
 
 
-def test_a_class_that_has_moved_is_read_where_it_is_with_one_notice(start: Callable[..., Outcome], older_yaml) -> None:
+def test_a_moved_class_is_read_from_its_present_path_with_one_notice(start: Callable[..., Outcome], older_yaml) -> None:
     outcome = start(*older_yaml)
     assert outcome.err == f"task._target_={FORMER} is now {PRESENT}; please write that in your yaml.\n"
     assert FORMER not in outcome.out and outcome.configs[0]["task"]["_target_"] == PRESENT
@@ -223,10 +223,10 @@ def test_a_class_that_has_moved_is_read_where_it_is_with_one_notice(start: Calla
     same = [*older_yaml, f"run_dir={outcome.folders[0]}", "resume=auto"]
     assert start(*same).code == 0
     outcome = start(*same, f"task._target_={PRESENT}")
-    assert outcome.code == 0 and outcome.err == "", "whoever writes the present name hears nothing"
+    assert outcome.code == 0 and outcome.err == "", "the present name gives no notice"
 
 
-def test_only_the_first_rank_of_a_machine_says_that_a_class_has_moved(
+def test_only_the_first_rank_of_a_machine_prints_the_notice_of_a_moved_class(
     start: Callable[..., Outcome], older_yaml, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in {"RANK": "1", "LOCAL_RANK": "1"}.items():
@@ -235,22 +235,26 @@ def test_only_the_first_rank_of_a_machine_says_that_a_class_has_moved(
     assert outcome.err == "" and outcome.configs[0]["task"]["_target_"] == PRESENT
 
 
-def test_a_sweep_says_once_that_a_class_has_moved(start: Callable[..., Outcome], older_yaml) -> None:
+def test_a_sweep_prints_the_notice_of_a_moved_class_once(start: Callable[..., Outcome], older_yaml) -> None:
     outcome = start("-m", *older_yaml, "seed=1,2")
     assert outcome.err.count(FORMER) == 1
     assert [config["task"]["_target_"] for config in outcome.configs] == [PRESENT] * 2
 
 
-def test_a_class_of_ones_own_lies_beside_the_command_and_needs_trust(start: Callable[..., Outcome]) -> None:
+def test_a_users_class_is_found_in_the_working_folder_and_needs_trust(start: Callable[..., Outcome]) -> None:
     Path("mynets.py").write_text(
         "class Net:\n    def __init__(self, *, classes: int, width: int): self.width = width\n"
     )
     Path("mine/model").mkdir(parents=True)
     task = OmegaConf.load(compose.CONFIGS / "model/detr.yaml").task
-    own = OmegaConf.create({"model": {"_target_": "mynets.Net", "width": 3}, "task": task, "trainer": {"steps": 9}})
-    own.task.queries = 5
+    own_config = OmegaConf.create(
+        {"model": {"_target_": "mynets.Net", "width": 3}, "task": task, "trainer": {"steps": 9}}
+    )
+    own_config.task.queries = 5
     groups = "override /data: shapes, override /optimizer: adamw, override /schedule: cosine"
-    Path("mine/model/net.yaml").write_text(f"# @package _global_\ndefaults: [{groups}]\n{OmegaConf.to_yaml(own)}")
+    Path("mine/model/net.yaml").write_text(
+        f"# @package _global_\ndefaults: [{groups}]\n{OmegaConf.to_yaml(own_config)}"
+    )
     arguments = ("model=net", "--config-dir", "mine", "model.width=4")
     assert "trust=[mynets]" in sentence(start(*arguments))
     outcome = start(*arguments, "trust=[mynets]")
@@ -260,49 +264,49 @@ def test_a_class_of_ones_own_lies_beside_the_command_and_needs_trust(start: Call
 
 
 def test_a_folder_that_holds_a_run_is_refused_without_resume(start: Callable[..., Outcome]) -> None:
-    assert start("model=detr", "run_dir=x", "resume=auto").code == 0  # the same line starts it ...
-    written = Path("x/config.yaml").read_text()
-    assert start("model=detr", "run_dir=x", "resume=auto").folders == [Path("x")]  # ... and goes on
-    assert Path("x/config.yaml").read_text() == written
+    assert start("model=detr", "run_dir=x", "resume=auto").code == 0  # starts the run
+    config_text = Path("x/config.yaml").read_text()
+    assert start("model=detr", "run_dir=x", "resume=auto").folders == [Path("x")]  # resumes it
+    assert Path("x/config.yaml").read_text() == config_text
     refused = start("model=detr", "run_dir=x")
     assert refused.code == 2 and not refused.configs and "x already holds a run; add resume=auto" in refused.err
 
 
-def test_another_run_in_the_same_folder_is_refused_with_its_differences_unless_they_are_meant(
+def test_another_run_in_the_same_folder_is_refused_with_its_differences_unless_they_are_allowed(
     start: Callable[..., Outcome],
 ) -> None:
     line = ("model=detr", "run_dir=x", "resume=auto")
     assert start(*line).code == 0
-    changed = (*line, "seed=1", "optimizer.lr=1", "trainer.workers=7")  # of which the last makes no other run
-    said = sentence(start(*changed))
-    assert said.startswith("x is of another run") and "seed was 0 and is 1, optimizer.lr was" in said
-    assert "workers" not in said
+    changed = (*line, "seed=1", "optimizer.lr=1", "trainer.workers=7")  # the last one may change
+    message = sentence(start(*changed))
+    assert message.startswith("x belongs to another run") and "seed was 0 and is 1, optimizer.lr was" in message
+    assert "workers" not in message
     assert "seed was" not in sentence(start(*changed, "allow_changes=[seed]"))
     assert start(*changed, "allow_changes=[seed,optimizer]").code == 0
-    assert start(*changed).code == 0, "the run is now what was allowed"
-    said = sentence(start(*line, "allow_changes=[optimizer.lrr]"))
-    assert said == "allow_changes: optimizer.lrr is not a key of this config; did you mean optimizer.lr?"
+    assert start(*changed).code == 0, "the run's config now holds the allowed changes"
+    message = sentence(start(*line, "allow_changes=[optimizer.lrr]"))
+    assert message == "allow_changes: optimizer.lrr is not a key of this config; did you mean optimizer.lr?"
     Path("x/config.yaml").write_text("model: [")
     assert sentence(start(*line)).startswith("x/config.yaml cannot be read")
 
 
-def test_a_finished_run_is_not_gone_on_with_as_another(start: Callable[..., Outcome]) -> None:
+def test_a_finished_run_cannot_be_changed(start: Callable[..., Outcome]) -> None:
     line = ("model=detr", "run_dir=x", "resume=auto")
     assert start(*line).code == 0
-    written = Path("x/config.yaml").read_text()
+    config_text = Path("x/config.yaml").read_text()
     Path("x/results.json").write_text("{}")
-    said = sentence(start(*line, "trainer.steps=9", "allow_changes=[trainer.steps]"))
-    assert "trainer.steps was" in said and Path("x/config.yaml").read_text() == written
+    message = sentence(start(*line, "trainer.steps=9", "allow_changes=[trainer.steps]"))
+    assert "trainer.steps was" in message and Path("x/config.yaml").read_text() == config_text
     assert start(*line).code == 0
 
 
-def test_what_is_allowed_is_written_down_when_it_was_done_and_not_before(start: Callable[..., Outcome]) -> None:
+def test_allowed_changes_are_written_after_the_run_and_not_before(start: Callable[..., Outcome]) -> None:
     line = ("model=detr", "run_dir=x", "resume=auto")
     assert start(*line).code == 0
-    written = Path("x/config.yaml").read_text()
+    config_text = Path("x/config.yaml").read_text()
     changed = (*line, "seed=1", "allow_changes=[seed]")
     assert start(*changed, job=fail(UserError("no"))).code == 2
-    assert Path("x/config.yaml").read_text() == written, "and a mistake frees no older run's folder"
+    assert Path("x/config.yaml").read_text() == config_text, "a mistake leaves the existing run's folder unchanged"
     assert start(*line).code == 0
     assert start(*changed).code == 0 and "seed: 1" in Path("x/config.yaml").read_text()
 
@@ -312,7 +316,7 @@ def test_a_full_disk_is_one_sentence(start: Callable[..., Outcome]) -> None:
     assert outcome.code == 2 and outcome.err.startswith("x/predictions/a cannot be written (No space left on device)")
 
 
-def test_a_folder_in_use_is_refused_and_free_again_afterwards(start: Callable[..., Outcome]) -> None:
+def test_a_folder_in_use_is_refused_until_its_process_ends(start: Callable[..., Outcome]) -> None:
     Path("x").mkdir()
     holder = subprocess.Popen(
         [sys.executable, "-c", "import sys; from pathlib import Path; from common.files.lock import lock\n"
@@ -328,9 +332,9 @@ def test_a_folder_in_use_is_refused_and_free_again_afterwards(start: Callable[..
     assert start("model=detr", "run_dir=x").code == 0
 
 
-def test_a_stop_leaves_with_its_code_and_the_line_that_goes_on(start: Callable[..., Outcome]) -> None:
+def test_a_stop_exits_with_its_code_and_prints_the_line_that_resumes(start: Callable[..., Outcome]) -> None:
     outcome = start("model=detr", "data.root=a b", job=fail(Stopped(["SIGTERM"], "after step 3 of 9")))
-    assert outcome.code == 143 and outcome.err.startswith("Stopped by SIGTERM after step 3 of 9. To go on: python ")
+    assert outcome.code == 143 and outcome.err.startswith("Stopped by SIGTERM after step 3 of 9. To resume: python ")
     words = shlex.split(outcome.err.partition("python ")[2])
     assert words[1:3] == ["model=detr", "data.root=a b"] and words[4] == "resume=auto"
     assert Path(words[3].removeprefix("run_dir="), "config.yaml").exists()
@@ -348,7 +352,7 @@ def test_a_folder_that_cannot_be_made_is_a_sentence(start: Callable[..., Outcome
 
 
 def fail(error: BaseException, leave: str | None = None) -> Callable[..., None]:
-    """A job that ends with `error`, after it has left something in its folder."""
+    """A job that creates the folder `leave` in its own and raises `error`."""
 
     def job(config: dict[str, Any], folder: Path) -> None:
         if leave:
@@ -366,7 +370,7 @@ def test_a_users_mistake_in_the_job_is_one_sentence_and_frees_the_folder(start: 
     assert outcome.code == 2 and Path("x/config.yaml").exists()
 
 
-def test_ctrl_c_is_no_traceback(start: Callable[..., Outcome]) -> None:
+def test_ctrl_c_prints_no_traceback(start: Callable[..., Outcome]) -> None:
     outcome = start("model=detr", job=fail(KeyboardInterrupt()))
     assert outcome.code == 130 and outcome.err.count("\n") == 1
 
@@ -376,12 +380,12 @@ def test_a_defect_keeps_its_traceback(start: Callable[..., Outcome]) -> None:
         start("model=detr", job=fail(ZeroDivisionError()))
 
 
-def test_a_later_rank_makes_no_folder(start: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_above_0_create_no_folder(start: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("RANK", "1"), ("LOCAL_RANK", "1"), ("WORLD_SIZE", "2")):
         monkeypatch.setenv(name, value)
     assert start("model=detr", "run_dir=x").folders == [None]
     assert os.listdir() == []
-    assert start("model=det").err == ""  # rank 0 says it
+    assert start("model=det").err == ""  # rank 0 reports it
     assert start("model=detr", job=fail(UserError("No memory."))).err == "rank 1: No memory.\n"
     assert start("-m", "model=detr", "seed=1,2").code == 2
 
@@ -391,7 +395,7 @@ def test_sweeps_are_refused_under_torchrun(start: Callable[..., Outcome], monkey
     assert sentence(start("-m", "model=detr", "seed=1,2")).startswith("-m does not work under torchrun")
 
 
-# Sweeps; those with other launchers and with stops are in test_sweep.py.
+# Sweeps in one process; other launchers and stops are in test_sweep.py.
 
 
 def readable(folder: Path | None) -> str:
@@ -401,13 +405,13 @@ def readable(folder: Path | None) -> str:
 
 
 def finish(config: dict[str, Any], folder: Path) -> float:
-    """A job that ends well."""
-    numbers = {"val/AP": 0.5 + config["seed"], "goal": "val/AP", "direction": "maximize"}
-    (folder / "results.json").write_text(json.dumps(numbers))
+    """A job that writes its results."""
+    results = {"val/AP": 0.5 + config["seed"], "goal": "val/AP", "direction": "maximize"}
+    (folder / "results.json").write_text(json.dumps(results))
     return 0.5
 
 
-def test_a_sweep_takes_models_keys_and_fixed_keys_beside_them(start: Callable[..., Outcome]) -> None:
+def test_a_sweep_takes_models_swept_keys_and_fixed_keys(start: Callable[..., Outcome]) -> None:
     outcome = start(
         *("-m", "model=detr,detr_r50", "optimizer.lr=1e-3,1e-4", "model.heads=2", "data.root=a (b), c", "data=shapes"),
         *("trainer.epochs=null", "trainer.steps=7"),
@@ -415,22 +419,24 @@ def test_a_sweep_takes_models_keys_and_fixed_keys_beside_them(start: Callable[..
     )
     assert outcome.code == 0, outcome.err
     assert {(c["trainer"]["epochs"], c["trainer"]["steps"]) for c in outcome.configs} == {(None, 7)}
-    got = [(c["model"]["width"], c["optimizer"]["lr"], c["model"]["heads"], c["data"]["root"]) for c in outcome.configs]
-    assert got == [(width, lr, 2, "a (b), c") for width in (128, 256) for lr in (1e-3, 1e-4)]
+    values = [
+        (c["model"]["width"], c["optimizer"]["lr"], c["model"]["heads"], c["data"]["root"]) for c in outcome.configs
+    ]
+    assert values == [(width, lr, 2, "a (b), c") for width in (128, 256) for lr in (1e-3, 1e-4)]
     names = [readable(folder) for folder in outcome.folders]
     assert names == ["detr-lr_0.001", "detr-lr_0.0001", "detr_r50-lr_0.001", "detr_r50-lr_0.0001"]
     assert {folder.parent.parent for folder in outcome.folders if folder} == {Path("runs/sweeps")}
-    made = {name for folder in outcome.folders if folder for name in os.listdir(folder)}
-    assert made == {"config.yaml", "results.json", ".lock"}
+    files = {name for folder in outcome.folders if folder for name in os.listdir(folder)}
+    assert files == {"config.yaml", "results.json", ".lock"}
 
 
 def test_a_sweep_takes_experiments_ranges_and_lists(start: Callable[..., Outcome]) -> None:
     line = ("-m", "experiment=detr_r50_coco_300", "seed=range(2)", "optimizer.betas=[0.9,0.9],[0.8,0.9]")
     outcome = start(*line, job=finish)
-    got = [(c["seed"], c["optimizer"]["betas"][0]) for c in outcome.configs]
-    assert got == [(0, 0.9), (0, 0.8), (1, 0.9), (1, 0.8)]
+    values = [(c["seed"], c["optimizer"]["betas"][0]) for c in outcome.configs]
+    assert values == [(0, 0.9), (0, 0.8), (1, 0.9), (1, 0.8)]
     names = [readable(folder) for folder in outcome.folders]
-    assert names == [f"detr_r50_coco_300-seed_{seed}" for seed in (0, 0, 1, 1)], "a list makes no good name"
+    assert names == [f"detr_r50_coco_300-seed_{seed}" for seed in (0, 0, 1, 1)], "a list is left out of the name"
 
 
 @pytest.mark.parametrize(("error", "code"), [(UserError("Seed 1 is unlucky."), 2), (ZeroDivisionError("oh"), 1)])
@@ -448,7 +454,7 @@ def test_a_failing_run_does_not_stop_the_others(start: Callable[..., Outcome], e
     assert states == [["done", "0.5000"], ["refused" if code == 2 else "failed", "-"], ["done", "2.5000"]]
 
 
-def test_the_same_sweep_again_leaves_out_what_is_done_and_goes_on_with_the_rest(start: Callable[..., Outcome]) -> None:
+def test_a_repeated_sweep_skips_runs_that_are_done_and_resumes_the_others(start: Callable[..., Outcome]) -> None:
     def job(config: dict[str, Any], folder: Path) -> float | None:
         return None if config["seed"] == 1 and len(folders) < 3 else finish(config, folder)
 
@@ -457,23 +463,23 @@ def test_the_same_sweep_again_leaves_out_what_is_done_and_goes_on_with_the_rest(
     first = start(*line, job=job)
     folders = first.folders
     assert first.code == 1 and "1 of the runs" in first.err
-    again = shlex.split(first.err.rpartition("To go on: python train.py ")[2])
+    again = shlex.split(first.err.rpartition("To resume: python train.py ")[2])
     assert again[:-1] == line and again[-1].startswith("sweep_dir=runs/sweeps/")
     second = start(*again, job=job)
     assert second.code == 0 and second.folders == [folders[1]] and second.configs[0]["resume"] == "auto"
     third = start(*again, job=job)
-    assert third.code == 0 and not third.configs and "3 runs in" in third.out and "3 of them done before" in third.out
+    assert third.code == 0 and not third.configs and "3 runs in" in third.out and "3 of them already done" in third.out
 
 
 def test_a_wider_sweep_finds_the_runs_of_a_narrower_one(start: Callable[..., Outcome]) -> None:
     assert start("-m", "model=detr", "seed=1", "sweep_dir=x", job=finish).code == 0
     (folder,) = Path("x").glob("detr-*")
     outcome = start("-m", "model=vit,detr", "seed=1,0", "sweep_dir=x", "trainer.workers=5", job=finish)
-    names = [readable(place) for place in outcome.folders]
+    names = [readable(path) for path in outcome.folders]
     assert names == ["vit-seed_1", "vit-seed_0", "detr-seed_0"] and folder.exists()
 
 
-def test_combinations_that_are_the_same_run_are_done_once(start: Callable[..., Outcome]) -> None:
+def test_combinations_that_are_the_same_run_are_run_once(start: Callable[..., Outcome]) -> None:
     outcome = start("-m", "model=detr", "trainer.log_every=5,7", "optimizer.lr=1e-3,0.001", job=finish)
     assert outcome.code == 0 and len(outcome.configs) == 1 and outcome.out.count("are the same run") == 3
 
@@ -482,72 +488,72 @@ def test_a_launcher_that_is_not_installed_is_named_with_the_line_that_installs_i
     start: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sweep, "OPTIONAL_LAUNCHERS", ("ray",))
-    said = sentence(start("-m", "model=detr", "seed=0,1", "hydra/launcher=ray"))
-    assert said == 'hydra/launcher=ray is not installed: pip install -e ".[sweeps]".'
+    message = sentence(start("-m", "model=detr", "seed=0,1", "hydra/launcher=ray"))
+    assert message == 'hydra/launcher=ray is not installed: pip install -e ".[sweeps]".'
 
 
-def test_a_stop_ends_the_sweep_and_says_how_it_goes_on(start: Callable[..., Outcome]) -> None:
+def test_a_stop_ends_the_sweep_and_prints_the_line_that_resumes(start: Callable[..., Outcome]) -> None:
     outcome = start("-m", "model=detr", "seed=0,1", job=fail(Stopped(["SIGTERM"], "after step 3")))
     assert outcome.code == 143 and len(outcome.configs) == 1
-    assert "To go on: python train.py -m model=detr seed=0,1 sweep_dir=runs/sweeps/" in outcome.err
+    assert "To resume: python train.py -m model=detr seed=0,1 sweep_dir=runs/sweeps/" in outcome.err
 
 
 # evaluate.py and predict.py.
 
 
-def trained(start: Callable[..., Outcome], *arguments: str) -> dict[str, Any]:
-    """The config that a checkpoint of a run with these arguments holds."""
+def checkpoint_config(start: Callable[..., Outcome], *arguments: str) -> dict[str, Any]:
+    """The config in a checkpoint of a run with these arguments."""
     Path("a file.pt").write_text("")
     return start("model=detr", *arguments).configs[0]
 
 
 def test_a_checkpoints_config_is_the_base_of_the_command_line(start: Callable[..., Outcome]) -> None:
-    config = trained(start, "model.width=64", "seed=5", "trainer.precision=bf16", "data.image_size=96")
+    config = checkpoint_config(start, "model.width=64", "seed=5", "trainer.precision=bf16", "data.image_size=96")
     outcome = start(
         *("checkpoint=a file.pt", "trainer.workers=3", "details=true"), door="evaluate", base=lambda file: config
     )
-    got = outcome.configs[0]
-    assert {**got["trainer"], "workers": 0} == config["trainer"] and got["trainer"]["workers"] == 3
-    assert all(got[part] == config[part] for part in ("seed", "model", "data", "task", "optimizer", "schedule"))
-    assert (got["checkpoint"], got["split"], got["details"]) == ("a file.pt", "test", True)
-    assert not {"run_dir", "resume"} & {*got}
+    composed = outcome.configs[0]
+    assert {**composed["trainer"], "workers": 0} == config["trainer"] and composed["trainer"]["workers"] == 3
+    assert all(composed[key] == config[key] for key in ("seed", "model", "data", "task", "optimizer", "schedule"))
+    assert (composed["checkpoint"], composed["split"], composed["details"]) == ("a file.pt", "test", True)
+    assert not {"run_dir", "resume"} & {*composed}
 
 
-def test_groups_replace_parts_of_a_checkpoints_config(start: Callable[..., Outcome]) -> None:
-    config = trained(start, "model.width=64")
+def test_groups_replace_sections_of_a_checkpoints_config(start: Callable[..., Outcome]) -> None:
+    config = checkpoint_config(start, "model.width=64")
     arguments = ("data=coco", "checkpoint=a file.pt", "data.root=x")
-    got = start(*arguments, door="evaluate", base=lambda file: config).configs[0]
-    assert got["data"]["_target_"] == "detr.data.coco.Coco" and got["model"]["width"] == 64
+    composed = start(*arguments, door="evaluate", base=lambda file: config).configs[0]
+    assert composed["data"]["_target_"] == "detr.data.coco.Coco" and composed["model"]["width"] == 64
 
 
-def test_a_misspelt_key_is_refused_on_top_of_a_checkpoint(start: Callable[..., Outcome]) -> None:
-    config = trained(start)
+def test_a_misspelt_key_is_refused_with_a_checkpoint(start: Callable[..., Outcome]) -> None:
+    config = checkpoint_config(start)
 
-    def said(*arguments: str, door: str = "evaluate") -> str:
+    def message(*arguments: str, door: str = "evaluate") -> str:
         outcome = start("checkpoint=a file.pt", *arguments, door=door, base=lambda file: config)
         assert outcome.code == 2
         return outcome.err.strip()
 
-    assert said("splitt=val") == "splitt is not a key of this config; did you mean split?"
-    assert said("model.widht=1") == "model.widht is not a key of this config; did you mean model.width?"
-    assert said("split=vall").startswith("split=vall: expected train, val or test; did you mean val?")
-    assert said("run_dir=x").startswith("run_dir is not a key")
-    assert said("-m", "split=val,test").startswith("-m sweeps are for train.py")
-    assert said("threshhold=1", "input=x", door="predict").endswith("did you mean threshold?")
-    assert said(door="predict").startswith("input has no value: give input=, text.")
+    assert message("splitt=val") == "splitt is not a key of this config; did you mean split?"
+    assert message("model.widht=1") == "model.widht is not a key of this config; did you mean model.width?"
+    assert message("split=vall").startswith("split=vall: expected train, val or test; did you mean val?")
+    assert message("run_dir=x").startswith("run_dir is not a key")
+    assert message("-m", "split=val,test").startswith("-m sweeps are for train.py")
+    assert message("threshhold=1", "input=x", door="predict").endswith("did you mean threshold?")
+    assert message(door="predict").startswith("input has no value: give input=, text.")
 
 
 def test_prediction_options_have_short_names(start: Callable[..., Outcome]) -> None:
-    config = trained(start)
+    config = checkpoint_config(start)
     arguments = ("checkpoint=a file.pt", "input=photo (1), a=b.jpg", "threshold=0.25")
-    got = start(*arguments, door="predict", base=lambda file: config).configs[0]
-    assert got["task"]["predict"]["threshold"] == 0.25 and got["input"] == "photo (1), a=b.jpg"
+    composed = start(*arguments, door="predict", base=lambda file: config).configs[0]
+    assert composed["task"]["predict"]["threshold"] == 0.25 and composed["input"] == "photo (1), a=b.jpg"
 
 
 def test_a_checkpoint_without_a_config_needs_a_model(start: Callable[..., Outcome]) -> None:
     Path("detr.pth").write_text("")
-    said = start("checkpoint=detr.pth", door="evaluate", base=lambda file: {}).err
-    assert said.startswith("evaluate.py needs model=NAME (the checkpoint does not say which); there are detr,")
+    error = start("checkpoint=detr.pth", door="evaluate", base=lambda file: {}).err
+    assert error.startswith("evaluate.py needs model=NAME (the checkpoint does not say which); there are detr,")
     outcome = start("checkpoint=detr.pth", "model=detr_r50", "data.root=x", door="evaluate", base=lambda file: {})
     assert outcome.configs[0]["model"]["backbone"]["name"] == "resnet50"
 
@@ -558,22 +564,22 @@ def test_a_checkpoint_must_be_named_and_exist(start: Callable[..., Outcome]) -> 
     assert sentence(missing) == "checkpoint=no.pt: there is no such file."
 
 
-def test_a_strangers_config_is_refused_whatever_it_trusts(start: Callable[..., Outcome]) -> None:
-    def said(**changes: Any) -> str:
+def test_an_untrusted_checkpoints_config_is_refused_whatever_it_trusts(start: Callable[..., Outcome]) -> None:
+    def error(**changes: Any) -> str:
         outcome = start("checkpoint=a file.pt", door="evaluate", base=lambda file: {**config, **changes})
         assert outcome.code == 2 and not outcome.configs, outcome.err
         return outcome.err
 
-    config = trained(start)
-    evil = {"_target_": "os.system", "command": "true"}
-    assert "model._target_=os.system: expected a class of detr" in said(model=evil, trust=["os"])
-    assert "holds an interpolation" in said(data={**config["data"], "root": "${oc.env:HOME}"})
-    assert "data.defaults is not a key" in said(data={**config["data"], "defaults": ["/model: detr"]})
-    assert "task._target_=null" in said(task=None)
-    assert "seed=a: expected" in said(seed="a")
+    config = checkpoint_config(start)
+    malicious = {"_target_": "os.system", "command": "true"}
+    assert "model._target_=os.system: expected a class of detr" in error(model=malicious, trust=["os"])
+    assert "holds an interpolation" in error(data={**config["data"], "root": "${oc.env:HOME}"})
+    assert "data.defaults is not a key" in error(data={**config["data"], "defaults": ["/model: detr"]})
+    assert "task._target_=null" in error(task=None)
+    assert "seed=a: expected" in error(seed="a")
 
 
-def test_quotes_go_around_paths_alone() -> None:
+def test_only_paths_are_quoted() -> None:
     assert compose.quote_path("optimizer.lr=1e-3") == "optimizer.lr=1e-3"
     assert compose.quote_path("data.root='a'") == "data.root='a'"
     assert compose.quote_path("data.root=choice(a,b)") == "data.root=choice(a,b)"

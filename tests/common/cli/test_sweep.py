@@ -1,4 +1,4 @@
-"""Sweeps in other processes: a run that fails costs no other, a stop is obeyed, and the same line goes on."""
+"""Sweeps in several processes: a failing run does not stop the others, a stop saves, and the same line resumes."""
 
 import json
 import os
@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.slow
-# A job that takes notes and does what plan.json says for its seed; run from a folder in which the project does not lie.
+# A job that logs its start and does what plan.json says for its seed; it runs in a folder outside the project.
 TOY = f"""
 import json, os, signal, sys, time
 from pathlib import Path
@@ -26,24 +26,24 @@ def job(config, folder):
     seed = config["seed"]
     plan = json.loads(Path("plan.json").read_text()).get(str(seed), "finish")
     with open("ran.txt", "a") as file:
-        print(seed, "goes on" if (folder / "checkpoints").exists() else "starts", file=file)
+        print(seed, "resumes" if (folder / "checkpoints").exists() else "starts", file=file)
     if plan == "refuse":
         raise UserError("This seed is unlucky.")
     (folder / "checkpoints").mkdir(exist_ok=True)
     (folder / "checkpoints/step.pt").touch()
     if plan == "fail":
-        raise OSError(5, "No luck")  # what has its own way of being pickled
+        raise OSError(5, "No luck")  # OSError defines its own pickling
     if plan == "stop":
         raise Stopped(["SIGTERM"], "after step 3")
     if plan == "die":
         os.kill(os.getpid(), signal.SIGKILL)
     if plan == "wait":
-        told = []
-        signal.signal(signal.SIGTERM, lambda *_: told.append(1))
+        signals = []
+        signal.signal(signal.SIGTERM, lambda *_: signals.append(1))
         (folder / "waits").write_text(str(os.getpid()))
-        while not told:
+        while not signals:
             time.sleep(0.02)
-        time.sleep(seed)  # the first one to have saved must not cost the others their saving
+        time.sleep(seed)  # the first run that has saved must not keep the others from saving
         (folder / "saved").touch()
         raise Stopped(["SIGTERM"], "after step 3")
     (folder / "results.json").write_text(json.dumps({{"val/AP": seed, "goal": "val/AP", "direction": "maximize"}}))
@@ -57,50 +57,52 @@ Sweep = Callable[..., "subprocess.Popen[str]"]
 
 @pytest.fixture
 def sweep(tmp_path: Path) -> Sweep:
-    """Start a sweep of seeds 0 to 4 of the toy into the folder `x`, as a process; what each seed does is in `plan`."""
+    """Start a process that sweeps seeds 0 to 4 of the toy into the folder `x`; `plan` states what each seed does."""
     (tmp_path / "toy.py").write_text(TOY)
 
-    def go(*launcher: str, plan: dict[int, str]) -> "subprocess.Popen[str]":
+    def launch(*launcher: str, plan: dict[int, str]) -> "subprocess.Popen[str]":
         (tmp_path / "plan.json").write_text(json.dumps(plan))
         command = [sys.executable, "toy.py", "-m", "model=vit", "seed=0,1,2,3,4", "sweep_dir=x", *launcher]
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         return subprocess.Popen(command, cwd=tmp_path, env=environment, start_new_session=True, **streams)
 
-    return go
+    return launch
 
 
-def states(said: str) -> list[str]:
-    """The state of each run, from the table at a sweep's end."""
-    return re.findall(r"^vit-seed_\d-[0-9a-f]{8}\s+(\w+)", said, re.MULTILINE)
+def states(output: str) -> list[str]:
+    """The state of each run in the table that a sweep prints at its end."""
+    return re.findall(r"^vit-seed_\d-[0-9a-f]{8}\s+(\w+)", output, re.MULTILINE)
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS, ids=["joblib", "submitit"])
-def test_a_sweep_with_failing_runs_finishes_the_others_and_tries_those_again(
+def test_a_sweep_finishes_despite_failing_runs_and_tries_them_again(
     sweep: Sweep, tmp_path: Path, launcher: tuple[str, ...]
 ) -> None:
     first = sweep(*launcher, plan={1: "refuse", 2: "fail", 3: "stop"})
     out, err = first.communicate()
     assert first.returncode == 1, err
     assert states(out) == ["done", "refused", "failed", "stopped", "done"]
-    why = ["This seed is unlucky.", "OSError: [Errno 5] No luck", "Stopped by SIGTERM after step 3."]
-    assert all(re.search(rf"x/vit-seed_{seed}-\w+: {re.escape(why[seed - 1])}", err) for seed in (1, 2, 3)), err
-    assert f"To go on: python toy.py -m model=vit seed=0,1,2,3,4 sweep_dir=x {' '.join(launcher)}\n" in err
+    reasons = ["This seed is unlucky.", "OSError: [Errno 5] No luck", "Stopped by SIGTERM after step 3."]
+    assert all(re.search(rf"x/vit-seed_{seed}-\w+: {re.escape(reasons[seed - 1])}", err) for seed in (1, 2, 3)), err
+    assert f"To resume: python toy.py -m model=vit seed=0,1,2,3,4 sweep_dir=x {' '.join(launcher)}\n" in err
     (tmp_path / "ran.txt").unlink()
     second = sweep(*launcher, plan={})
     out, err = second.communicate()
     assert second.returncode == 0 and states(out) == ["done"] * 5, err
-    ran = sorted((tmp_path / "ran.txt").read_text().splitlines())
-    assert ran == ["1 starts", "2 goes on", "3 goes on"], "nothing that was done is done again"
-    made = {name for folder in (tmp_path / "x").glob("vit*") for name in os.listdir(folder)}
-    assert made == {"config.yaml", "results.json", "checkpoints", ".lock"}, "launchers leave nothing in runs' folders"
+    starts = sorted((tmp_path / "ran.txt").read_text().splitlines())
+    assert starts == ["1 starts", "2 resumes", "3 resumes"], "runs that are done do not run again"
+    files = {name for folder in (tmp_path / "x").glob("vit*") for name in os.listdir(folder)}
+    assert files == {"config.yaml", "results.json", "checkpoints", ".lock"}, (
+        "launchers write nothing into runs' folders"
+    )
 
 
-def test_a_killed_worker_is_no_end_without_words(sweep: Sweep) -> None:
+def test_a_killed_worker_is_reported(sweep: Sweep) -> None:
     killed = sweep(*LAUNCHERS[0], plan={1: "die"})
     out, err = killed.communicate()
     assert killed.returncode == 1 and "The launcher failed: TerminatedWorkerError: A worker process" in err
-    assert states(out)[1] == "open" and "killed.\n" in err and "To go on: " in err
+    assert states(out)[1] == "open" and "killed.\n" in err and "To resume: " in err
     again = sweep(*LAUNCHERS[0], plan={})
     out, _ = again.communicate()
     assert again.returncode == 0 and states(out) == ["done"] * 5
@@ -120,33 +122,33 @@ def test_every_run_saves_when_its_sweep_is_stopped_or_killed(
     deadline = time.monotonic() + 20
     while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert not any(Path(f"/proc/{pid}").exists() for pid in pids), "no process is left"
-    assert len([*tmp_path.glob("x/vit*")]) == 2, "no other run began"
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids), "no process remains"
+    assert len([*tmp_path.glob("x/vit*")]) == 2, "no further run began"
     if code > 0:
         err = stopped.communicate()[1]
-        assert f"Stopped by {name}" in err and "To go on: python toy.py -m" in err and "Traceback" not in err
+        assert f"Stopped by {name}" in err and "To resume: python toy.py -m" in err and "Traceback" not in err
 
 
 def await_files(folder: Path, pattern: str, count: int) -> list[Path]:
-    """The files, when there are so many."""
+    """Wait until `count` files match; returns them."""
     for _ in range(400):
-        found = [*folder.glob(pattern)]
-        if len(found) == count:
-            return found
+        files = [*folder.glob(pattern)]
+        if len(files) == count:
+            return files
         time.sleep(0.05)
-    raise AssertionError(f"{len(found)} {pattern}")
+    raise AssertionError(f"{len(files)} {pattern}")
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS, ids=["joblib", "submitit"])
-def test_real_runs_survive_one_that_cannot_be(
+def test_real_runs_finish_beside_one_that_is_refused(
     door: Callable[..., str], tmp_path: Path, launcher: tuple[str, ...]
 ) -> None:
     line = ["-m", "model=vit", "trainer.steps=2", "model.heads=4,5", "trainer.workers=0", *launcher]
     line += [f"sweep_dir={tmp_path / 'a sweep'}", "data.batch_size=8"]
-    said = door("train", *line, cwd=tmp_path, code=2)
-    assert "model.heads=5" in said and "1 of the runs in" in said
-    (done,) = (tmp_path / "a sweep").glob("*/results.json")
-    assert re.fullmatch(r"vit-heads_4-[0-9a-f]{8}", done.parent.name)
-    first = done.stat().st_mtime_ns
-    said = door("train", *line, cwd=tmp_path, code=2)
-    assert "1 of them done before" in said and done.stat().st_mtime_ns == first
+    output = door("train", *line, cwd=tmp_path, code=2)
+    assert "model.heads=5" in output and "1 of the runs in" in output
+    (results,) = (tmp_path / "a sweep").glob("*/results.json")
+    assert re.fullmatch(r"vit-heads_4-[0-9a-f]{8}", results.parent.name)
+    written_at = results.stat().st_mtime_ns
+    output = door("train", *line, cwd=tmp_path, code=2)
+    assert "1 of them already done" in output and results.stat().st_mtime_ns == written_at

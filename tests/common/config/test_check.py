@@ -1,4 +1,4 @@
-"""Checking configs against constructors that are read but never imported, and building from checked ones."""
+"""Configs are checked against constructors that are read and never imported; checked configs are built."""
 
 import copy
 import dataclasses
@@ -13,7 +13,7 @@ from common.config import check as config
 from common.errors import UserError
 from common.types import Count, Fraction, Positive
 
-# The package raises when it is imported: whatever passes here was judged by its source alone.
+# The package raises when it is imported, so a check that passes has only read its source.
 PARTS = """
 from dataclasses import dataclass
 from typing import Literal
@@ -57,7 +57,7 @@ class Net(nn.Module):
         kind: Literal["sine", "learned"],
         stem: Stem,
         second: Stem | None,
-        sizes: list[Positive],
+        widths: list[Positive],
         crop: tuple[int, int],
         rates: dict[str, float],
         root: "str | None",
@@ -96,8 +96,8 @@ class Loose:
 
 
 @pytest.fixture
-def right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """A config without a mistake, over the package `toy` above."""
+def valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A valid config that names classes of the package `toy` above."""
     for package in ("toy", "toy2"):
         (tmp_path / package).mkdir()
         (tmp_path / package / "__init__.py").write_text("raise RuntimeError('imported')")
@@ -110,7 +110,7 @@ def right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         **{"sweep_dir": None, "allow_changes": []},
         "model": {
             **{"_target_": "toy.net.Net", "width": 64, "dropout": 0, "rate": 1e-4, "kind": "sine"},
-            **{"stem": {"kernel": 3, "norm": "layer"}, "second": None, "sizes": [1, 2], "crop": [3, 4]},
+            **{"stem": {"kernel": 3, "norm": "layer"}, "second": None, "widths": [1, 2], "crop": [3, 4]},
             **{"rates": {"a": 1}, "root": None, "depth": 2, "auxiliary": True, "angle": -90, "name": "no"},
         },
         "data": {"_target_": "toy.net.Data", "batch_size": 8},
@@ -130,33 +130,33 @@ def right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     }
 
 
-def changed(right: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
-    """A copy of the config with one key set; DELETE removes it."""
-    wrong = copy.deepcopy(right)
-    *around, last = key.split(".")
-    section = wrong
-    for name in around:
+def changed(valid: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """A copy of the config with one key set, or removed by DELETE."""
+    config = copy.deepcopy(valid)
+    *parents, last = key.split(".")
+    section = config
+    for name in parents:
         section = section[name]
     section[last] = value
     if value is DELETE:
         del section[last]
-    return wrong
+    return config
 
 
 DELETE = object()
 
 
-def refusal(wrong: dict[str, Any], trust: tuple[str, ...] = ("toy",)) -> str:
-    """The one sentence that `check` answers with."""
+def refusal(invalid: dict[str, Any], trust: tuple[str, ...] = ("toy",)) -> str:
+    """The one-sentence message of `check`."""
     with pytest.raises(UserError) as caught:
-        config.check(wrong, trust)
+        config.check(invalid, trust)
     sentence = str(caught.value)
     assert "\n" not in sentence and sentence.endswith((".", "?"))
     return sentence
 
 
-def test_a_right_config_passes_without_an_import(right: dict[str, Any]) -> None:
-    config.check(right, ["toy"])
+def test_a_valid_config_passes_without_an_import(valid: dict[str, Any]) -> None:
+    config.check(valid, ["toy"])
     assert "toy" not in sys.modules
 
 
@@ -187,8 +187,8 @@ def test_a_right_config_passes_without_an_import(right: dict[str, Any]) -> None:
         ("model.stem.norm", "batch", "model.stem.norm=batch: expected frozen or layer."),
         ("model.second", {"kernel": 3}, "model.second.norm is missing: expected frozen or layer."),
         ("model.second", {"kernel": 0, "norm": "layer"}, "model.second.kernel=0: expected"),
-        ("model.sizes", [1, 2.5], "model.sizes[1]=2.5: expected a whole number from 1."),
-        ("model.sizes", 3, "model.sizes=3: expected a list (each a whole number from 1)."),
+        ("model.widths", [1, 2.5], "model.widths[1]=2.5: expected a whole number from 1."),
+        ("model.widths", 3, "model.widths=3: expected a list (each a whole number from 1)."),
         ("model.crop", [3], "model.crop=[3]: expected a list of 2"),
         ("model.crop", [3, "4"], 'model.crop[1]="4": expected a whole number.'),
         ("model.rates", {"a": "b"}, "model.rates.a=b: expected a number."),
@@ -227,9 +227,9 @@ def test_a_right_config_passes_without_an_import(right: dict[str, Any]) -> None:
     ],
 )
 def test_a_mistake_is_one_sentence_with_the_full_key(
-    right: dict[str, Any], key: str, value: Any, sentence: str
+    valid: dict[str, Any], key: str, value: Any, sentence: str
 ) -> None:
-    assert refusal(changed(right, key, value)).startswith(sentence)
+    assert refusal(changed(valid, key, value)).startswith(sentence)
 
 
 @pytest.mark.parametrize(
@@ -239,16 +239,16 @@ def test_a_mistake_is_one_sentence_with_the_full_key(
         *[("model.depth", None), ("schedule.warmup", 0.05), ("schedule.warmup", 500), ("optimizer.reference_batch", 8)],
     ],
 )
-def test_other_right_values_pass(right: dict[str, Any], key: str, value: Any) -> None:
-    config.check(changed(right, key, value), ["toy"])
+def test_other_valid_values_pass(valid: dict[str, Any], key: str, value: Any) -> None:
+    config.check(changed(valid, key, value), ["toy"])
 
 
 @pytest.mark.parametrize(
     "target",
     [
-        "os.system",  # not ours
-        "toy2.net.Net",  # a package that nobody trusted
-        "toy.net.os.system",  # starts well, but os is only imported there
+        "os.system",  # in no wing
+        "toy2.net.Net",  # a package that is not trusted
+        "toy.net.os.system",  # os is imported there, not defined
         "toy.net.torch.hub.load",
         "toy.net.nn",  # a module
         "toy.net.Stem",  # a class, but defined elsewhere
@@ -268,33 +268,33 @@ def test_other_right_values_pass(right: dict[str, Any], key: str, value: Any) ->
         "",
     ],
 )
-def test_a_target_must_be_a_class_defined_in_a_wing_or_a_trusted_package(right: dict[str, Any], target: Any) -> None:
-    sentence = refusal(changed(right, "model._target_", target), ("toy", "common"))
+def test_a_target_must_be_a_class_defined_in_a_wing_or_a_trusted_package(valid: dict[str, Any], target: Any) -> None:
+    sentence = refusal(changed(valid, "model._target_", target), ("toy", "common"))
     assert sentence.startswith(f"model._target_={target}: " if target and target != 7 else "model._target_=")
     assert "toy" not in sys.modules
 
 
-def test_a_wrong_target_says_what_is_meant(right: dict[str, Any]) -> None:
-    assert refusal(changed(right, "model._target_", "toy.net.Nett")).endswith("did you mean Net?")
-    assert "there is no file toy/nett.py" in refusal(changed(right, "model._target_", "toy.nett.Net"))
-    assert "trust=[toy2]" in refusal(changed(right, "model._target_", "toy2.net.Net"))
+def test_a_wrong_target_is_refused_with_the_remedy(valid: dict[str, Any]) -> None:
+    assert refusal(changed(valid, "model._target_", "toy.net.Nett")).endswith("did you mean Net?")
+    assert "there is no file toy/nett.py" in refusal(changed(valid, "model._target_", "toy.nett.Net"))
+    assert "trust=[toy2]" in refusal(changed(valid, "model._target_", "toy2.net.Net"))
 
 
-def test_the_trust_of_the_config_itself_counts_for_nothing(right: dict[str, Any]) -> None:
-    """It may come out of a stranger's checkpoint; only the argument counts."""
-    assert "expected a class of detr" in refusal(right, trust=())
+def test_trust_in_the_config_itself_is_ignored(valid: dict[str, Any]) -> None:
+    """The config may come from an untrusted checkpoint; only the argument counts."""
+    assert "expected a class of detr" in refusal(valid, trust=())
 
 
-def test_parts_of_two_wings_are_refused(right: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_classes_of_two_wings_are_refused(valid: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config, "WINGS", ("toy", "toy2"))
-    mixed = changed(right, "data._target_", "toy2.net.Data")
+    mixed = changed(valid, "data._target_", "toy2.net.Data")
     assert refusal(mixed, ()).startswith("model (toy.net.Net) and data (toy2.net.Data) do not fit together")
     monkeypatch.setattr(config, "WINGS", ("toy",))
     config.check(mixed, ["toy2"])  # a user's own package is exempt
 
 
-def test_a_class_without_an_init_has_its_parents_keys(right: dict[str, Any]) -> None:
-    inherits = changed(right, "model._target_", "toy.net.Inherits")
+def test_a_class_without_an_init_has_its_parents_keys(valid: dict[str, Any]) -> None:
+    inherits = changed(valid, "model._target_", "toy.net.Inherits")
     config.check(inherits, ["toy"])
     assert refusal(changed(inherits, "model.widht", 64)) == (
         "model.widht is not a key of toy.net.Inherits; did you mean width?"
@@ -302,68 +302,70 @@ def test_a_class_without_an_init_has_its_parents_keys(right: dict[str, Any]) -> 
     assert refusal(changed(inherits, "model.width", 0)) == "model.width=0: expected a whole number from 1."
 
 
-def test_a_constructor_must_say_its_keys(right: dict[str, Any]) -> None:
-    sentence = refusal(changed(right, "model._target_", "toy.net.Bare"))
+def test_a_constructor_must_name_its_keys(valid: dict[str, Any]) -> None:
+    sentence = refusal(changed(valid, "model._target_", "toy.net.Bare"))
     assert sentence == "toy.net.Bare has no __init__, nor has a base; write one: its arguments are the config keys."
-    assert "(self, *, ...)" in refusal(changed(right, "model._target_", "toy.net.Loose"))
+    assert "(self, *, ...)" in refusal(changed(valid, "model._target_", "toy.net.Loose"))
 
 
-def test_a_model_must_take_what_the_task_hands_it(right: dict[str, Any]) -> None:
-    wrong = changed(right, "model", {"_target_": "toy.net.Data", "batch_size": 8})
-    assert refusal(wrong) == (
+def test_a_model_must_take_the_arguments_that_its_task_hands_on(valid: dict[str, Any]) -> None:
+    invalid = changed(valid, "model", {"_target_": "toy.net.Data", "batch_size": 8})
+    assert refusal(invalid) == (
         "toy.net.Data must take the argument classes: the data decide it, by toy.net.Task.model_arguments."
     )
 
 
-def test_each_door_has_its_own_keys(right: dict[str, Any]) -> None:
+def test_each_door_has_its_own_keys(valid: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"run_dir is not a key of evaluate\.py"):
-        config.check(right, ["toy"], "evaluate")
+        config.check(valid, ["toy"], "evaluate")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Inner:
-    """Options of a toy."""
+    """Nested options."""
 
     size: tuple[int, int]
 
 
 class Outer:
-    """A toy that keeps what it is given."""
+    """A class that stores its arguments."""
 
-    def __init__(self, *, inner: Inner, maybe: Inner | None, many: list[Inner], named: dict[str, Inner], given: object):
-        self.inner, self.maybe, self.many, self.named, self.given = inner, maybe, many, named, given
+    def __init__(
+        self, *, inner: Inner, maybe: Inner | None, many: list[Inner], named: dict[str, Inner], module: object
+    ):
+        self.inner, self.maybe, self.many, self.named, self.module = inner, maybe, many, named, module
 
 
 def test_nested_keys_become_option_dataclasses() -> None:
     keys = {"size": [1, 2]}
     built = config.construct(
-        Outer, {"inner": keys, "maybe": keys, "many": [keys], "named": {"a": keys}}, given=sys.modules
+        Outer, {"inner": keys, "maybe": keys, "many": [keys], "named": {"a": keys}}, module=sys.modules
     )
     inner = Inner(size=(1, 2))
     assert (built.inner, built.maybe, built.many, built.named) == (inner, inner, [inner], {"a": inner})
-    assert built.given is sys.modules
-    assert config.construct(Outer, {"inner": keys, "maybe": None, "many": [], "named": {}}, given=0).maybe is None
+    assert built.module is sys.modules
+    assert config.construct(Outer, {"inner": keys, "maybe": None, "many": [], "named": {}}, module=0).maybe is None
 
 
 class Choices:
-    """A toy whose arguments may be of several kinds."""
+    """A class whose arguments accept several types."""
 
     def __init__(
         self,
         *,
         size: Positive | tuple[Positive, Positive],
-        sizes: list[Inner] | None,
+        options: list[Inner] | None,
         inner: Inner | list[Inner] | dict[str, Inner] | int,
         warmup: Count | Fraction,
     ):
-        self.found = (size, sizes, inner, warmup)
+        self.arguments = (size, options, inner, warmup)
 
 
 INNER = Inner(size=(1, 2))
 
 
 @pytest.mark.parametrize(
-    ("size", "sizes", "inner", "warmup"),
+    ("size", "options", "inner", "warmup"),
     [
         ((8, 8), (None, None), (3, 3), (5, 5)),
         (([8, 6], (8, 6)), (None, None), ({"size": [1, 2]}, INNER), (0.5, 0.5)),
@@ -371,11 +373,12 @@ INNER = Inner(size=(1, 2))
     ],
     ids=["single values", "lists and keys", "lists of keys"],
 )
-def test_one_of_several_kinds_becomes_what_its_form_says(size: Any, sizes: Any, inner: Any, warmup: Any) -> None:
-    given = {"size": size[0], "sizes": sizes[0], "inner": inner[0], "warmup": warmup[0]}
-    found = config.construct(Choices, given).found
-    assert found == (size[1], sizes[1], inner[1], warmup[1])
-    assert [type(part) for part in found] == [type(part[1]) for part in (size, sizes, inner, warmup)]
+def test_the_form_of_a_value_selects_its_type_in_a_union(size: Any, options: Any, inner: Any, warmup: Any) -> None:
+    """Each pair is a value in the config and the argument that it becomes."""
+    section = {"size": size[0], "options": options[0], "inner": inner[0], "warmup": warmup[0]}
+    arguments = config.construct(Choices, section).arguments
+    assert arguments == (size[1], options[1], inner[1], warmup[1])
+    assert [type(argument) for argument in arguments] == [type(pair[1]) for pair in (size, options, inner, warmup)]
 
 
 def test_build_constructs_the_class_that_the_section_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Which differences between two configs make another run."""
+"""Differences between two configs, and which of them make another run."""
 
 import pytest
 
@@ -16,12 +16,12 @@ CONFIG = {
 
 
 def changed(**keys: object) -> dict:
-    """CONFIG with other values, by full keys with two underscores."""
+    """CONFIG with other values; keys are full keys with two underscores for each dot."""
     config = {key: dict(value) if isinstance(value, dict) else value for key, value in CONFIG.items()}
     for key, value in keys.items():
-        *above, last = key.split("__")
+        *parents, last = key.split("__")
         section = config
-        for name in above:
+        for name in parents:
             section[name] = dict(section[name])
             section = section[name]
         section[last] = value
@@ -29,9 +29,9 @@ def changed(**keys: object) -> dict:
 
 
 def test_every_difference_is_named_with_both_values() -> None:
-    other = changed(seed=1, model__blocks__dropout=0.0, optimizer__extra=3)
-    del other["trainer"]["workers"]
-    assert differences(CONFIG, other) == [
+    altered = changed(seed=1, model__blocks__dropout=0.0, optimizer__extra=3)
+    del altered["trainer"]["workers"]
+    assert differences(CONFIG, altered) == [
         "seed was 0 and is 1",
         "model.blocks.dropout was 0.1 and is 0.0",
         "trainer.workers was 2 and is None",
@@ -40,7 +40,7 @@ def test_every_difference_is_named_with_both_values() -> None:
     assert flatten(CONFIG)["model.blocks.dropout"] == 0.1
 
 
-def test_where_and_how_a_run_is_done_may_change_and_what_is_learnt_may_not() -> None:
+def test_keys_that_do_not_change_what_is_learnt_may_change_and_others_may_not() -> None:
     refuse_changes(
         CONFIG, changed(run_dir="b", trainer__workers=0, trainer__micro_batch=4, trainer__strategy="fsdp"), "x"
     )
@@ -48,25 +48,25 @@ def test_where_and_how_a_run_is_done_may_change_and_what_is_learnt_may_not() -> 
     refuse_changes(*evaluators, "x")
     assert len({fingerprint(config) for config in [CONFIG | {"task": {}}, *evaluators]}) == 1
     for key in ("seed", "optimizer__lr", "trainer__steps", "model___target_"):
-        with pytest.raises(UserError, match=r"^x is of another run .*; go on with what was, allow"):
+        with pytest.raises(UserError, match=r"^x belongs to another run: .*; resume with the former values, allow"):
             refuse_changes(CONFIG, changed(**{key: 7}), "x")
 
 
 def test_keys_and_sections_can_be_allowed() -> None:
-    other = changed(optimizer__lr=1.0, model__blocks__dropout=0.5)
+    altered = changed(optimizer__lr=1.0, model__blocks__dropout=0.5)
     with pytest.raises(UserError, match=r"optimizer\.lr was 0\.001 and is 1\.0"):
-        refuse_changes(CONFIG, other, "x", ["model", "opti", "optimizer.l"])
-    refuse_changes(CONFIG, other, "x", ["model.blocks", "optimizer.lr"])
+        refuse_changes(CONFIG, altered, "x", ["model", "opti", "optimizer.l"])
+    refuse_changes(CONFIG, altered, "x", ["model.blocks", "optimizer.lr"])
 
 
-def test_a_fingerprint_is_that_of_the_run_and_not_of_how_it_is_done() -> None:
+def test_a_fingerprint_ignores_keys_that_do_not_change_what_is_learnt() -> None:
     assert fingerprint(CONFIG) == fingerprint(changed(run_dir="b", trainer__workers=7))
     others = [changed(seed=1), changed(checkpoint="start.pt"), changed(optimizer__betas=[0.9, 0.98]), changed(seed=0.0)]
     assert len({fingerprint(config) for config in [CONFIG, *others]}) == 5
     assert len(fingerprint(CONFIG)) == 8 and fingerprint(CONFIG) == fingerprint(dict(reversed(CONFIG.items())))
 
 
-def test_auto_is_whatever_precision_a_run_has() -> None:
-    kept, asked, other = ({"trainer": {"precision": name}} for name in ("bf16", "auto", "fp32"))
-    assert differences(kept, asked) == differences(asked, kept) == []
-    assert differences(kept, other) == ["trainer.precision was bf16 and is fp32"]
+def test_auto_equals_every_precision() -> None:
+    bf16, auto, fp32 = ({"trainer": {"precision": name}} for name in ("bf16", "auto", "fp32"))
+    assert differences(bf16, auto) == differences(auto, bf16) == []
+    assert differences(bf16, fp32) == ["trainer.precision was bf16 and is fp32"]

@@ -1,4 +1,4 @@
-"""What earlier versions wrote: tensors that have been renamed since, and the folders of sweeps."""
+"""Files of earlier versions: tensors that have been renamed since, and the names of sweeps' folders."""
 
 import shutil
 from pathlib import Path
@@ -13,19 +13,19 @@ from common.files import checkpoint
 SMALL = ["model=vit", "model.width=16", "model.layers=1", "model.heads=2", "data.batch_size=32", "trainer.workers=0"]
 SMALL += ["trainer.device=cpu", "trainer.steps=4", "schedule.warmup=1", "trainer.ema_decay=0.5", "trainer.save_every=2"]
 SMALL += ["trainer.log_every=1", "trainer.eval_every=2"]
-PRESENT = {"classifier": "head", "encoder.layers": "encoder.blocks"}  # a name of an earlier version, and today's
+PRESENT = {"classifier": "head", "encoder.layers": "encoder.blocks"}  # former and present names
 
 
 def rewrite_with_former_names(file: Path) -> None:
-    """Rewrite a checkpoint as the version wrote it in which tensors had their former names."""
+    """Rewrite a checkpoint with the former names of tensors."""
     content = checkpoint.load(file)
-    back = {new: old for old, new in PRESENT.items()}
+    former_names = {new: old for old, new in PRESENT.items()}
 
     def former(values: dict) -> dict:
         renamed = {}
         for name, value in values.items():
-            new = next((new for new in back if name == new or name.startswith(f"{new}.")), None)
-            renamed[name if new is None else back[new] + name.removeprefix(new)] = value
+            new = next((new for new in former_names if name == new or name.startswith(f"{new}.")), None)
+            renamed[name if new is None else former_names[new] + name.removeprefix(new)] = value
         assert renamed.keys() != values.keys()
         return renamed
 
@@ -37,11 +37,11 @@ def rewrite_with_former_names(file: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_with_former_names_of_tensors_goes_on_and_evaluates_as_with_todays(inside, monkeypatch) -> None:
-    """Weights, their average, the optimizer's state and optimizer.rates, also as the command line still says them."""
-    today, former = "+optimizer.rates.head=0.5", "+optimizer.rates.classifier=0.5"
-    inside("train", *SMALL, today, "run_dir=whole")
-    evaluated = inside("evaluate", "checkpoint=whole/checkpoints/best.pt").partition("{")[2]
+def test_a_run_with_former_tensor_names_resumes_and_evaluates_as_with_present_ones(inside, monkeypatch) -> None:
+    """Weights, their average, the optimizer's state and optimizer.rates, also on the command line."""
+    present, former = "+optimizer.rates.head=0.5", "+optimizer.rates.classifier=0.5"
+    inside("train", *SMALL, present, "run_dir=whole")
+    numbers = inside("evaluate", "checkpoint=whole/checkpoints/best.pt").partition("{")[2]
     shutil.copytree("whole", "former")
     for name in ("results.json", "checkpoints/step_00000004.pt", "checkpoints/best.pt"):
         Path("former", name).unlink()
@@ -54,7 +54,7 @@ def test_a_run_with_former_names_of_tensors_goes_on_and_evaluates_as_with_todays
     for name in ("metrics.jsonl", "results.json"):
         assert Path("former", name).read_text() == Path("whole", name).read_text()
     rewrite_with_former_names(Path("former/checkpoints/best.pt"))
-    assert inside("evaluate", "checkpoint=former/checkpoints/best.pt").partition("{")[2] == evaluated
+    assert inside("evaluate", "checkpoint=former/checkpoints/best.pt").partition("{")[2] == numbers
 
 
 def test_a_name_is_renamed_by_whole_words() -> None:
@@ -64,7 +64,7 @@ def test_a_name_is_renamed_by_whole_words() -> None:
     }
 
 
-# Folders of sweeps are named by a fingerprint of the run's config.
+# A run's folder in a sweep is named by a fingerprint of its config.
 
 
 @pytest.mark.parametrize(
@@ -76,17 +76,17 @@ def test_a_name_is_renamed_by_whole_words() -> None:
         ("model=detr_r50 data.root=coco", "43f4e92e"),
     ],
 )
-def test_the_fingerprint_of_a_run_is_what_it_was_when_folders_got_their_names(line: str, name: str) -> None:
-    """The names are those that version 4f99cde gave."""
+def test_fingerprints_are_those_of_the_first_version_that_had_them(line: str, name: str) -> None:
+    """The names are those of version 4f99cde."""
     assert fingerprint(configure("train", line.split())) == name
 
 
-def test_a_later_key_counts_only_when_it_changes_what_is_learnt(monkeypatch) -> None:
+def test_an_added_key_changes_the_fingerprint_only_with_another_value_than_before(monkeypatch) -> None:
     before = configure("train", ["model=vit"])
-    monkeypatch.setitem(migrations.ADDED_KEYS, "optimizer.later", 0.5)
-    monkeypatch.setitem(migrations.ADDED_CLASS_KEYS, before["model"]["_target_"], {"later": {"a": 1}})
-    today = migrations.migrate_config(before)
-    assert today != before and fingerprint(today) == fingerprint(before)
+    monkeypatch.setitem(migrations.ADDED_KEYS, "optimizer.added", 0.5)
+    monkeypatch.setitem(migrations.ADDED_CLASS_KEYS, before["model"]["_target_"], {"added": {"a": 1}})
+    migrated = migrations.migrate_config(before)
+    assert migrated != before and fingerprint(migrated) == fingerprint(before)
     for section, value in (("optimizer", 0.7), ("model", {"a": 2})):
-        assert fingerprint({**today, section: {**today[section], "later": value}}) != fingerprint(before)
+        assert fingerprint({**migrated, section: {**migrated[section], "added": value}}) != fingerprint(before)
     assert set(diff.ALWAYS_HASHED_KEYS) <= {*diff.flatten(migrations.ADDED_KEYS), "data.pad_to"}

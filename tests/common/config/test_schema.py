@@ -1,4 +1,4 @@
-"""Reading classes from source agrees with Python, which imports them: bases, dataclasses, and what a task hands on."""
+"""Classes read from source agree with the imported ones: bases, dataclasses, and what a task hands on."""
 
 import importlib
 import inspect
@@ -54,11 +54,11 @@ class Stem:
 """,
     "moved.py": "from .parents import Model as Model\n",
     "children.py": """
-import grown.parents
-import grown.parents as aliased
+import relatives.parents
+import relatives.parents as aliased
 from dataclasses import dataclass
-from grown import parents
-from grown.moved import Model
+from relatives import parents
+from relatives.moved import Model
 from .parents import Earlier, Left, Right, Stem, Task
 from vit.in_memory import InMemory
 from vit.task import Classification
@@ -67,7 +67,7 @@ from vit.task import Classification
 class Same(Right): ...
 class Through(Model): ...
 class Dotted(parents.Model): ...
-class Whole(grown.parents.Model): ...
+class Whole(relatives.parents.Model): ...
 class Aliased(aliased.Right): ...
 class Twice(Same): ...
 class Diamond(Left, Right): ...
@@ -160,20 +160,20 @@ TASKS = ("Inherits", "Extends", "Lists", "Replaces", "Nothing", "InheritsEarlier
 
 @pytest.fixture
 def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], type[Options]]:
-    """Read a class of the package `grown` above."""
-    (tmp_path / "grown").mkdir()
+    """Reads a class of the package `relatives` above."""
+    (tmp_path / "relatives").mkdir()
     for name, text in FILES.items():
-        (tmp_path / "grown" / name).write_text(text)
+        (tmp_path / "relatives" / name).write_text(text)
     monkeypatch.syspath_prepend(str(tmp_path))
     importlib.invalidate_caches()
-    file = module_file("grown.children")
+    file = module_file("relatives.children")
     assert file is not None
-    source = ModuleSource("grown.children", file)
+    source = ModuleSource("relatives.children", file)
     return source.options
 
 
 def imported(name: str) -> Any:
-    return getattr(importlib.import_module("grown.children"), name)
+    return getattr(importlib.import_module("relatives.children"), name)
 
 
 @pytest.mark.parametrize("name", CONSTRUCTORS)
@@ -182,49 +182,45 @@ def test_the_keys_are_those_of_the_constructor_that_python_calls(read, name: str
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_what_a_task_hands_on_are_the_keys_of_its_model_arguments(read, name: str) -> None:
+def test_a_task_hands_on_the_keys_of_its_model_arguments(read, name: str) -> None:
     task = imported(name)(data=None, **({} if "Earlier" in name else {"weight": 1.0}))
     assert list(read(name).handed_on) == list(task.model_arguments())
 
 
-def test_a_class_through_which_one_imports_is_not_its_home(read) -> None:
+def test_a_class_imported_through_another_module_has_the_path_of_its_definition(read) -> None:
     assert read("Classifies").handed_on == ("classes", "channels", "image_size")
-    assert {
-        path for path, _, _ in ModuleSource("grown.children", module_file("grown.children")).lineage("Through")
-    } == {
-        "grown.children.Through",
-        "grown.parents.Model",
-    }
+    lineage = ModuleSource("relatives.children", module_file("relatives.children")).lineage("Through")
+    assert {cls.path for cls in lineage} == {"relatives.children.Through", "relatives.parents.Model"}
 
 
-def test_a_field_that_a_child_states_anew_has_the_childs_type(read) -> None:
+def test_a_field_that_a_child_redefines_has_the_childs_type(read) -> None:
     types = {key: field.annotation for key, field in read("Wider").fields.items()}
     assert types == {"kernel": int, "norm": int, "stride": int}
     section = {"stem": {"kernel": 1, "norm": 2, "stride": 3}}
     assert config._section_mistake(section, read("WithStem"), "model", {}) is None
     section["stem"]["norm"] = "layer"
-    said = config._section_mistake(section, read("WithStem"), "model", {})
-    assert said == "model.stem.norm=layer: expected a whole number."
+    mistake = config._section_mistake(section, read("WithStem"), "model", {})
+    assert mistake == "model.stem.norm=layer: expected a whole number."
 
 
-def test_what_cannot_be_read_is_refused_with_the_form_that_can(read) -> None:
-    with pytest.raises(UserError, match=r"grown\.children\.Wrong\.handed_on must be a tuple of names"):
+def test_handed_on_that_is_not_a_tuple_of_names_is_refused_with_the_valid_form(read) -> None:
+    with pytest.raises(UserError, match=r"relatives\.children\.Wrong\.handed_on must be a tuple of names"):
         read("Wrong")
 
 
 @pytest.mark.parametrize(("name", "keys"), [("Through", ["classes"]), ("Asks", ["classes", "queries"])])
-def test_what_is_offered_goes_to_a_model_that_names_it_and_to_no_other(read, name: str, keys: list[str]) -> None:
+def test_an_offered_argument_goes_only_to_a_model_that_names_it(read, name: str, keys: list[str]) -> None:
     task = read("OffersToo")
     assert (task.handed_on, task.offered) == (("classes",), ("queries",))
     assert list(config._handed_in(task, read(name))) == keys
     assert config._section_mistake({"width": 4}, read(name), "model", config._handed_in(task, read(name))) is None
-    section = {"_target_": f"grown.children.{name}", "width": 4}
+    section = {"_target_": f"relatives.children.{name}", "width": 4}
     model = config.build_model(section, imported("OffersToo")(data=None, weight=1.0))
     assert model.arguments == {"width": 4, **{key: {"classes": 3, "queries": 5}[key] for key in keys}}
 
 
-def test_options_are_built_for_a_constructor_that_is_a_parents(read) -> None:
+def test_options_are_built_for_an_inherited_constructor(read) -> None:
     undecorated = imported("Undecorated")
     for name in ("WithStem", "WithStemToo"):
-        built = config.build({"_target_": f"grown.children.{name}", "stem": {"kernel": 1, "norm": 2, "stride": 3}})
+        built = config.build({"_target_": f"relatives.children.{name}", "stem": {"kernel": 1, "norm": 2, "stride": 3}})
         assert built.stem == undecorated(kernel=1, norm=2, stride=3) and type(built.stem) is undecorated
