@@ -7,6 +7,7 @@ averaged.
 """
 
 import argparse
+import os
 import re
 import shlex
 import sys
@@ -14,6 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's path holds only its own folder
+
+from common.machine import threads
+
+os.environ.update(threads.missing_settings(os.environ))  # before torch is imported
 
 from common.errors import UserError
 from common.files import checkpoint

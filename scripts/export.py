@@ -20,6 +20,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's path holds only its own folder
 
+from common.machine import threads
+
+os.environ.update(threads.missing_settings(os.environ))  # before torch is imported
+
 from common.config.compose import configure
 from common.errors import UserError
 from common.files.table import table

@@ -8,6 +8,7 @@ can be exported.
 """
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,10 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's path holds only its own folder
+
+from common.machine import threads
+
+os.environ.update(threads.missing_settings(os.environ))  # before torch is imported
 
 from torch import Tensor
 

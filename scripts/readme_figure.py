@@ -9,12 +9,17 @@ that predict.py writes, resized and placed side by side.
 
 import argparse
 import base64
+import os
 import re
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+from common.machine import threads
+
+os.environ.update(threads.missing_settings(os.environ))  # before torch is imported
 
 from torch import Tensor, nn
 from torchvision.io import ImageReadMode, decode_image, encode_jpeg, write_png

@@ -6,11 +6,16 @@ model=transformer_opus). Config keys are overridden as for evaluate.py: `model.b
 code is 0 if outputs agree, 1 if they differ, or 2 if nothing can be compared.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's path holds only its own folder
+
+from common.machine import threads
+
+os.environ.update(threads.missing_settings(os.environ))  # before torch is imported
 
 from common.config.compose import configure
 from common.errors import UserError

@@ -24,6 +24,10 @@ from typing import Any, NamedTuple, NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from common.machine import threads
+
+os.environ.update(threads.missing_settings(os.environ))  # before torch is imported
+
 import torch
 
 import common.train.trainer

@@ -19,6 +19,7 @@ from common.config.compose import CONFIGS, GROUPS, Command, ConfigReader, choice
 from common.errors import Stopped, UserError
 from common.files import run_folder
 from common.files.run_folder import Job
+from common.machine import threads
 
 REQUIRED_ARGUMENTS = {
     "train": "model=NAME",
@@ -56,6 +57,8 @@ def launch(job: Job, door: str, base: ConfigReader | None = None, arguments: Seq
     started, folder = False, None
     try:
         command = Command(door, sys.argv[1:] if arguments is None else arguments, base)
+        one_run = "hydra/launcher" not in command.keys  # of several, joblib itself divides the cores
+        os.environ.update(threads.missing_settings(os.environ, count=one_run))  # before torch is imported
         if command.flags.help:
             print(_usage(door), end="")
             sys.exit(0)
