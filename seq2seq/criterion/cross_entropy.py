@@ -12,24 +12,34 @@ from torch import Tensor
 from common.types import Fraction
 from seq2seq.tokenizers.bpe import PAD
 
+# Below it an entry is masked: imported models have a logit of -1e9 for it (seq2seq/importing/layouts.py).
+MASKED_LOG_PROBABILITY = -1e8
+
 
 @dataclass(frozen=True, kw_only=True)
 class LossOptions:
-    """smoothing: the fraction of the target probability that is distributed uniformly over all V entries."""
+    """smoothing: the fraction of the target probability that is distributed uniformly over all entries.
+
+    Only over those that can be predicted, in a model that masks some.
+    """
 
     smoothing: Fraction
 
 
-def cross_entropy(options: LossOptions, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def cross_entropy(
+    options: LossOptions, logits: Tensor, targets: Tensor, *, masked_entries: bool = False
+) -> tuple[Tensor, Tensor]:
     """The smoothed loss, and the loss without smoothing (detached, for perplexity): sums over real tokens, in nats.
 
-    Logits (B, T, V), targets (B, T) int64 padded with 0 -> two scalars, at least fp32.
+    Logits (B, T, V), targets (B, T) int64 padded with 0 -> two scalars, at least fp32. `masked_entries`: whether the
+    model masks entries by logits of -1e9 or less, which smoothing then leaves out; finding them costs time and memory.
     """
     log_probabilities = _log_probabilities(logits)  # (B, T, V)
     plain = _negative_log_likelihoods(log_probabilities, targets).sum()
     if not options.smoothing:
         return plain, plain.detach()
-    uniform = -(log_probabilities.mean(-1) * (targets != PAD)).sum()
+    means = _mean_of_unmasked(log_probabilities) if masked_entries else log_probabilities.mean(-1)  # (B, T)
+    uniform = -(means * (targets != PAD)).sum()
     return (1 - options.smoothing) * plain + options.smoothing * uniform, plain.detach()
 
 
@@ -38,9 +48,17 @@ def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
     return _negative_log_likelihoods(_log_probabilities(logits), targets)
 
 
+def _mean_of_unmasked(log_probabilities: Tensor) -> Tensor:
+    """The mean over the entries that can be predicted, (B, T, V) -> (B, T); without masked ones, bit for bit `mean`."""
+    masked = log_probabilities < MASKED_LOG_PROBABILITY
+    entries = log_probabilities.shape[-1]
+    return log_probabilities.masked_fill(masked, 0).mean(-1) * (entries / (entries - masked.sum(-1)))
+
+
 def _log_probabilities(logits: Tensor) -> Tensor:
     return F.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
 
 
 def _negative_log_likelihoods(log_probabilities: Tensor, targets: Tensor) -> Tensor:
-    return -log_probabilities.gather(-1, targets[..., None])[..., 0] * (targets != PAD)
+    # Not a product with 0, which would be NaN where PAD is masked in fp16 (-inf).
+    return -log_probabilities.gather(-1, targets[..., None])[..., 0].masked_fill(targets == PAD, 0)

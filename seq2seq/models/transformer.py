@@ -67,7 +67,7 @@ class Transformer(nn.Module):
     projections, and N(0, 1/width) for embeddings.
     """
 
-    decided_by_data = ("embedding", "source_embedding", "output")  # useless for other vocabularies
+    decided_by_data = ("embedding", "source_embedding", "output", "output_bias")  # useless for other vocabularies
 
     def __init__(
         self,
@@ -128,6 +128,11 @@ class Transformer(nn.Module):
         self.encoder = Stack(options, layers=encoder_layers, final_norm=blocks.pre_norm)
         self.decoder = Stack(options, layers=decoder_layers, final_norm=blocks.pre_norm, cross=True)
         self._initialise()
+
+    @property
+    def masks_entries(self) -> bool:
+        """Whether the logits of entries that are never predicted may be masked, by a bias of -1e9 as in imports."""
+        return self.output_bias is not None
 
     def forward(self, source: Tensor, source_lengths: Tensor, target_in: Tensor) -> Tensor:
         """Logits of each next token, given all tokens before it.

@@ -90,7 +90,10 @@ class Translation:
     def loss(self, model: nn.Module, batch: Batch, normalisers: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean smoothed cross-entropy of the step's target tokens, and `nll`, the same without smoothing, in nats."""
         logits = model(batch["source"], batch["source_lengths"], batch["target_in"])
-        smoothed, plain = loss.cross_entropy(self.loss_options, logits, batch["target_out"])
+        masked_entries = bool(getattr(model, "masks_entries", False))
+        smoothed, plain = loss.cross_entropy(
+            self.loss_options, logits, batch["target_out"], masked_entries=masked_entries
+        )
         return smoothed / normalisers["tokens"], {"nll": plain / normalisers["tokens"]}
 
     @torch.no_grad()

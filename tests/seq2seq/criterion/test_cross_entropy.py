@@ -74,3 +74,40 @@ def test_half_types_are_cast_to_fp32_first(dtype: torch.dtype, computed: torch.d
     ):
         assert loss.dtype == computed and torch.equal(loss, expected)
     assert token_losses(logits, TARGETS).dtype == computed
+
+
+@pytest.mark.parametrize(
+    ("mask", "dtype"),
+    [(-1e9, torch.float64), (-1e9, torch.float32), (-1e9, torch.bfloat16), (-math.inf, torch.float16)],
+)
+def test_smoothing_leaves_masked_entries_out(mask: float, dtype: torch.dtype) -> None:
+    """Entries 0 (PAD) and 3 are masked: the loss and its gradients are those of the five that remain."""
+    targets = torch.tensor([[4, 1, 2, 0], [5, 6, 4, 2]])  # (2, 4), padded with 0
+    logits = random_logits(dtype).detach()[:2]
+    masked = logits.clone()
+    masked[..., [0, 3]] = mask
+    remaining = [1, 2, 4, 5, 6]
+    of_remaining = torch.tensor([-100, 0, 1, -100, 2, 3, 4])[targets]  # (2, 4), -100 for padding
+    masked.requires_grad_()
+    reference = logits[..., remaining].to(torch.promote_types(dtype, torch.float32)).requires_grad_()
+    smoothed, plain = cross_entropy(LossOptions(smoothing=0.1), masked, targets, masked_entries=True)
+    rows = reference.flatten(0, 1), of_remaining.flatten()
+    expected = F.cross_entropy(*rows, label_smoothing=0.1, reduction="sum")
+    torch.testing.assert_close(smoothed, expected)
+    torch.testing.assert_close(plain, F.cross_entropy(*rows, reduction="sum").detach())
+    smoothed.backward()
+    expected.backward()
+    assert masked.grad is not None and not masked.grad[..., [0, 3]].any()
+    torch.testing.assert_close(masked.grad[..., remaining], reference.grad.to(dtype))
+
+
+def test_without_masked_entries_the_search_for_them_changes_no_bit() -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        losses, gradients = [], []
+        for masked_entries in (False, True):
+            logits = random_logits(dtype)
+            smoothed, _ = cross_entropy(LossOptions(smoothing=0.1), logits, TARGETS, masked_entries=masked_entries)
+            (gradient,) = torch.autograd.grad(smoothed, logits)
+            losses.append(smoothed)
+            gradients.append(gradient)
+        assert torch.equal(*losses) and torch.equal(*gradients)

@@ -17,8 +17,11 @@ from common.config.compose import configure
 from common.decoding.decode import decode
 from common.decoding.given import score
 from common.errors import UserError
+from common.machine import device
 from common.machine.seeds import generator
-from common.train import evaluator
+from common.task import Adopted
+from common.train import assembly, evaluator
+from seq2seq.importing.layouts import MASKED_LOGIT
 from seq2seq.tasks.translation import Translation
 from seq2seq.tokenizers.bpe import BOS, EOS, SPECIAL
 
@@ -111,6 +114,38 @@ def test_the_loss_of_the_real_tokens_is_divided_by_those_of_the_step(built: Buil
     torch.testing.assert_close(loss, expected / 2)
     torch.testing.assert_close(parts["nll"], plain.detach() / 2)
     assert loss.requires_grad and parts.keys() == {"nll"}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_entries_that_an_imported_model_masks_do_not_enter_its_loss(built: Built, precision: str) -> None:
+    """As if the vocabulary lacked them; with -1e9 in the mean, the loss was some 100,000 nats in every step."""
+    task, model = built("model.output_bias=true", "task.loss.smoothing=0.1")
+    batch = evaluation_batch(task)
+    with torch.no_grad():
+        model.output_bias[[0, BOS]] = MASKED_LOGIT
+    with device.autocast(CPU, precision):
+        loss, parts = task.loss(model, batch, task.normalisers(batch))
+        logits = model(batch["source"], batch["source_lengths"], batch["target_in"])[..., 2:].float()
+    expected = F.cross_entropy(
+        logits.flatten(0, 1), batch["target_out"].flatten() - 2, label_smoothing=0.1, ignore_index=-2
+    )
+    torch.testing.assert_close(loss, expected)
+    assert parts["nll"] < 20
+    loss.backward()
+    assert not model.output_bias.grad[[0, BOS]].any() and model.output_bias.grad.any()
+
+
+def test_a_model_of_other_words_gets_no_output_bias_of_a_checkpoint(
+    built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even with as many entries: a fairseq model's bias, and its masked entry, belong to its words."""
+    task, model = built("model.output_bias=true")
+    theirs = {name: torch.full_like(value, 0.25) for name, value in model.state_dict().items()}
+    monkeypatch.setattr("seq2seq.tasks.translation.importing.adopt", lambda *_: Adopted(theirs, {}, []))
+    torch.save({"theirs": torch.zeros(1)}, tmp_path / "theirs.pt")
+    message = assembly.load_initial_weights(model, task, tmp_path / "theirs.pt")
+    assert message.endswith("; re-initialised: output_bias, embedding.weight")
+    assert not (model.output_bias == 0.25).any() and (model.encoder.norm.weight == 0.25).all()
 
 
 def test_the_data_determine_the_vocabularies(built: Built) -> None:
