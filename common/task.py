@@ -76,6 +76,13 @@ class OptionalData(Protocol):
     def where(self, split: Split, index: int) -> str:
         """The origin of a sample (its file, its line), for messages; opens no file."""
 
+    def fingerprint(self, split: Split) -> dict[str, str]:
+        """Digests of what `split` holds, by name ("annotations", say); they do not depend on where the files lie.
+
+        A run is not resumed on data with other digests (common/data/fingerprints.py computes them). Called on rank 0
+        alone, after `count`. A data set without this method is recognised by the costs of its samples.
+        """
+
 
 class Metric(Protocol):
     """An accumulator over one split: each sample once, gathered over ranks by sample id, computed once."""

@@ -16,6 +16,8 @@ CHANGEABLE_KEYS = (
     *("trainer.strategy", "trainer.timeout", "trainer.log_every", "trainer.eval_every", "trainer.save_every"),
     *("trainer.keep_best", "trainer.average_last", "task.evaluator"),
 )
+# Where the data lie. A checkpoint holds digests of them, by which the same data are recognised elsewhere.
+DATA_PATHS = ("data.root", "data.train", "data.val", "data.test")
 # Added keys (migrations) that fingerprints have always included.
 ALWAYS_HASHED_KEYS = (
     *("optimizer.layer_decay", "optimizer.reference_batch", "optimizer.scaling"),

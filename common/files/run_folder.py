@@ -15,7 +15,7 @@ from yaml import YAMLError
 
 from common.config.check import did_you_mean
 from common.config.compose import Composed
-from common.config.diff import flatten, refuse_changes
+from common.config.diff import DATA_PATHS, flatten, refuse_changes
 from common.config.migrations import migrate_config
 from common.errors import Stopped, UserError
 from common.files.lines import write_atomically
@@ -121,7 +121,9 @@ def _claim(folder: Path, config: dict[str, Any]) -> None:
     if file.exists():
         finished = (folder / "results.json").exists()
         stored = read_config(file)
-        refuse_changes(stored, config, f"{folder}", [] if finished else allowed)
+        # A checkpoint holds digests of the data, which decide about other paths once it is read.
+        paths = DATA_PATHS if any((folder / "checkpoints").glob("*.pt")) and not finished else ()
+        refuse_changes(stored, config, f"{folder}", [*paths, *([] if finished else allowed)])
         if config["trainer"]["precision"] == "auto":
             config["trainer"]["precision"] = stored["trainer"]["precision"]
     else:

@@ -14,7 +14,8 @@ from common.files.log import Log
 from common.files.retention import CheckpointFolder
 from common.machine import distributed
 from common.task import Data, Task
-from common.train import optim
+from common.train import data_identity, optim
+from common.train.data_identity import Fingerprints
 from common.train.ema import Average
 from common.train.optim import OptimizerOptions, ScheduleOptions
 from common.train.step import Stepper
@@ -33,6 +34,7 @@ class Run:
     seed: int
     folder: Path
     pretrained: bool = False  # whether any part of the model starts from trained weights
+    fingerprints: Fingerprints = field(default_factory=dict)  # of the data, for resuming
     step: int = 0  # steps taken
     ranking: list[tuple[float, int]] = field(default_factory=list)  # best values of the goal on val, with their steps
     sums: dict[str, Tensor] = field(default_factory=dict)  # of the loss's parts, over the steps since the last log line
@@ -126,6 +128,7 @@ def checkpoint_content(run: Run, stepper: Stepper, average: Average | None) -> d
         "said": list(run.alarms),
         "task": run.task.state(),
         "samples": run.data.count("train"),
+        "fingerprints": run.fingerprints,
         "config": run.config,
     }
 
@@ -145,9 +148,14 @@ def resume_run(run: Run, stepper: Stepper, average: Average | None, folder: Chec
         return
     path, content = latest
     allowed = run.config.get("allow_changes") or []
-    refuse_changes(content["config"], run.config, f"{path}", allowed)
-    _refuse_other_weights_or_data(run, content, path, allowed)
-    if changed := differences(content["config"], run.config, ignore=CHANGEABLE_KEYS):
+    paths = data_identity.recognised_paths(run.data, content)
+    refuse_changes(content["config"], run.config, f"{path}", [*allowed, *paths])
+    _refuse_other_weights(run, content, path)
+    changed_data = _refuse_other_data(run, content, path, allowed)
+    if paths and not changed_data and (moved := data_identity.moved_paths(content["config"], run.config)):
+        log.info(f"data      the same as before, elsewhere: {', '.join(moved)}")
+    ignore = CHANGEABLE_KEYS if changed_data else (*CHANGEABLE_KEYS, *paths)
+    if changed := differences(content["config"], run.config, ignore=ignore) + changed_data:
         log.warning(f"Resuming with allowed changes: {', '.join(changed)}; an uninterrupted run would differ.")
     run.evaluation_lost = distributed.broadcast(log.truncate_after(step, evaluated=False))
     run.step, run.summed_steps = content["step"], content["window_steps"]
@@ -175,8 +183,8 @@ def _restart(run: Run, folder: CheckpointFolder, log: Log) -> None:
     log.truncate_after(0, evaluated=False)
 
 
-def _refuse_other_weights_or_data(run: Run, content: dict[str, Any], path: Path, allowed: list[str]) -> None:
-    """Raise UserError when the model's shapes, or the data on the disk, are not those of the checkpoint."""
+def _refuse_other_weights(run: Run, content: dict[str, Any], path: Path) -> None:
+    """Raise UserError when the model's shapes are not those of the checkpoint."""
     stored = {name: tuple(tensor.shape) for name, tensor in content["model"].items()}
     ours = {name: tuple(tensor.shape) for name, tensor in run.model.state_dict().items()}
     if name := next((name for name in {**stored, **ours} if stored.get(name) != ours.get(name)), None):
@@ -184,16 +192,28 @@ def _refuse_other_weights_or_data(run: Run, content: dict[str, Any], path: Path,
             f"{path} holds the weights of another model: {name} is {stored.get(name, 'missing')} in the file and "
             f"{ours.get(name, 'missing')} in this run; restore the config, or start a new run with checkpoint={path}."
         )
-    if any(key.split(".")[0] in ("data", "task") for key in allowed):
-        return
+
+
+def _refuse_other_data(run: Run, content: dict[str, Any], path: Path, allowed: list[str]) -> list[str]:
+    """Raise UserError when the data on the disk are not those of the checkpoint, unless a change of them is allowed.
+
+    Returns what an allowed change has changed.
+    """
+    sections = {key.split(".")[0] for key in allowed}
+    changed = data_identity.changes(content.get("fingerprints") or {}, run.fingerprints)
+    if "data" in sections:
+        return changed
     count, expected = run.data.count("train"), content.get("samples")
-    if content["task"] != run.task.state() or expected not in (None, count):
+    reason = "; ".join(changed)
+    if "task" not in sections and content["task"] != run.task.state():
         reason = "its classes or tokens differ"
-        if expected not in (None, count):
-            reason = f"train has {count} samples and had {expected}"
+    if "task" not in sections and expected not in (None, count):
+        reason = f"train has {count} samples and had {expected}"
+    if reason:
         raise UserError(
             f"the data are not those that {path} was trained on: {reason}; put them back, or give allow_changes=[data]."
         )
+    return changed
 
 
 def _ranking(content: dict[str, Any]) -> list[tuple[float, int]]:

@@ -20,6 +20,7 @@ from common.machine.seeds import mix
 from common.machine.signals import StopSignals
 from common.task import Answer, Batch, Metric, Split
 from common.train import averaging, optim
+from common.train.data_identity import fingerprints_of
 from common.train.ema import Average
 from common.train.evaluator import evaluate
 from common.train.optim import OptimizerOptions
@@ -107,6 +108,7 @@ class Trainer:
             device=on,
         )
         with context.stop:
+            run.fingerprints = fingerprints_of(run.data)
             if resume:
                 resume_run(run, context.stepper, context.average, context.folder, log)
             else:

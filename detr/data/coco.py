@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from common.data import fingerprints
 from common.data.images import Exif, hides_orientation, read_image
 from common.data.splits import split_off_val
 from common.errors import UserError
@@ -126,6 +127,12 @@ class Coco:
     def where(self, split: Split, index: int) -> str:
         """The path of an image, for messages."""
         return str(self._file(split, index))
+
+    def fingerprint(self, split: Split) -> dict[str, str]:
+        """Digests of the JSON, and of the names and lengths of the images."""
+        folder, path = self._required_files(split)
+        images = fingerprints.digest_files(folder, self._arrays(split).files)
+        return {"annotations": fingerprints.digest_file(path), "images": images}
 
     def view(self, image: Tensor, file: Path) -> dict[str, Any]:
         """Make a sample without targets, with id 0, from a user's image uint8 (3, H, W), resized as in evaluation."""

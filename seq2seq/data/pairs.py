@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from common.data import fingerprints
 from common.errors import UserError
 from common.task import Batch, Split
 from common.types import SPLITS, Positive
@@ -146,6 +147,12 @@ class SentencePairs(ABC):
         """The line of a pair in its file, for messages."""
         corpus = self._used(split)
         return f"line {corpus.source.number(index)} of {corpus.origin}"
+
+    def fingerprint(self, split: Split) -> dict[str, str]:
+        """Digests of the sentences of each language, in their order."""
+        corpus = self._corpus(split)
+        sides = {f"{self.source} sentences": corpus.source, f"{self.target} sentences": corpus.target}
+        return {name: fingerprints.digest(f"{line}\n".encode() for line in lines) for name, lines in sides.items()}
 
     def view(self, line: str, target: str | None = None, id: int = 0) -> dict[str, Any]:
         """A user's sentence of any length, and optionally its translation, as a sample."""

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from common.data import fingerprints
 from common.data.images import IMAGE_SUFFIXES, read_image
 from common.data.splits import split_off_val
 from common.errors import UserError
@@ -138,6 +139,11 @@ class ImageFolder:
         """Path of an image's file, for messages."""
         listing = self._listing(split)
         return str(listing.folder / os.fsdecode(listing.files[index]))
+
+    def fingerprint(self, split: Split) -> dict[str, str]:
+        """The digest of the names, with those of their classes, and lengths of the images."""
+        listing = self._listing(split)
+        return {"images": fingerprints.digest_files(listing.folder, listing.files)}
 
     def view(self, image: Tensor, file: Path) -> dict[str, Any]:
         """A sample with label -1 from a user's image, uint8 (3, h, w) of any size, viewed as in evaluation."""

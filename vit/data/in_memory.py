@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
+from common.data import fingerprints
 from common.data.splits import random_parts
 from common.errors import UserError
 from common.task import Batch, Split
@@ -85,6 +86,15 @@ class InMemory(ABC):
             sample = {"split": split, "rows": [index, partner], "labels": [int(labels[i]) for i in (index, partner)]}
         sample["uniforms"] = augmentation.sample_uniforms(self.augmentation.repeats * len(sample["rows"]), generator)
         return sample
+
+    def fingerprint(self, split: Split) -> dict[str, str]:
+        """Digests of the pixels, with the images' shape, and of the labels."""
+        images, labels = self._split(split)
+        shape = str(tuple(images.shape)).encode()
+        return {
+            "images": fingerprints.digest([shape, images.cpu().numpy()]),
+            "labels": fingerprints.digest([labels.cpu().numpy().astype("<i8")]),
+        }
 
     def view(self, image: Tensor, file: Path) -> dict[str, Any]:
         """A sample without a label from a user's image, uint8 (3, h, w) of any size, viewed as in evaluation."""

@@ -685,6 +685,86 @@ def test_changed_data_are_refused_and_allowed_by_name(tmp_path):
         trainer().fit(toy, log, on=CPU, resume=True)
 
 
+class Labelled(Line):
+    """The line with a fingerprint that the test decides."""
+
+    def __init__(self, **digests):
+        super().__init__()
+        self.digests = {"train": "a", "val": "b", "test": "c", **digests}
+
+    def fingerprint(self, split):
+        return {"points": self.digests[split]}
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_other_contents_of_equal_count_are_refused_by_name_and_allowed_by_name(tmp_path, split):
+    with pytest.raises(Stopped):
+        stop_at(tmp_path, 5, {}, data=Labelled())
+    before = (tmp_path / "metrics.jsonl").read_text()
+    refusal = rf"trained on: the points of {split} differ; put them back, or give allow_changes=\[data\]"
+    with pytest.raises(UserError, match=refusal):
+        fit(tmp_path, data=Labelled(**{split: "z"}), resume=True)
+    assert (tmp_path / "metrics.jsonl").read_text() == before, "a refusal changes nothing"
+    toy = run(tmp_path, data=Labelled(**{split: "z"}))
+    toy.config["allow_changes"] = ["data"]
+    with Log(tmp_path, main=True) as log:
+        trainer().fit(toy, log, on=CPU, resume=True)
+    warning = f"allowed changes: the points of {split} differ; an uninterrupted run would differ"
+    assert warning in (tmp_path / "train.log").read_text()
+    last = checkpoint.load(tmp_path / "checkpoints/step_00000020.pt")
+    assert last["fingerprints"][split] == {"points": "z"}
+
+
+def test_a_split_that_came_or_went_is_refused(tmp_path):
+    with pytest.raises(Stopped):
+        stop_at(tmp_path, 5, {})
+    with pytest.raises(UserError, match="test had samples and has none"):
+        fit(tmp_path, data=Line(test=0), resume=True)
+
+
+def test_data_without_a_fingerprint_are_recognised_by_the_costs_of_their_samples(tmp_path, monkeypatch):
+    """Other costs are another length of an epoch."""
+    with pytest.raises(Stopped):
+        stop_at(tmp_path, 5, {})
+    monkeypatch.setattr(Line, "cost", lambda self, split: [1, 2] * (self.counts[split] // 2))
+    with pytest.raises(UserError, match="the costs of train differ; the costs of val differ"):
+        fit(tmp_path, resume=True)
+
+
+def test_a_run_without_fingerprints_gets_them(tmp_path):
+    with pytest.raises(Stopped):
+        stop_at(tmp_path, 5, {}, data=Labelled())
+    for path in (tmp_path / "checkpoints").iterdir():
+        content = checkpoint.load(path)
+        del content["fingerprints"]
+        checkpoint.save(path, content)
+    fit(tmp_path, data=Labelled(train="z"), resume=True)
+    last = checkpoint.load(tmp_path / "checkpoints/step_00000020.pt")
+    assert last["fingerprints"]["train"] == {"points": "z"}
+
+
+@pytest.mark.parametrize(("data", "recognised"), [(Labelled, True), (Line, False)])
+def test_a_moved_folder_is_no_change_where_the_contents_can_be_compared(tmp_path, data, recognised):
+    def at(root):
+        toy = run(tmp_path, data=data())
+        toy.config = {"seed": 0, "data": {"root": root, "train_count": 22}}
+        return toy
+
+    def fit_at(root, resume):
+        with Log(tmp_path, main=True) as log:
+            return trainer().fit(at(root), log, on=CPU, resume=resume)
+
+    fit_at("here", resume=False)
+    if not recognised:
+        with pytest.raises(UserError, match=r"data\.root was here and is there"):
+            fit_at("there", resume=True)
+        return
+    fit_at("there", resume=True)
+    output = (tmp_path / "train.log").read_text()
+    assert "data      the same as before, elsewhere: data.root was here and is there" in output
+    assert "allowed changes" not in output
+
+
 def test_weights_of_another_shape_are_refused_in_one_sentence(tmp_path):
     with pytest.raises(Stopped):
         stop_at(tmp_path, 5, {})

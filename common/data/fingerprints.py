@@ -1,0 +1,49 @@
+"""Digests of what a data set holds, by which a resumed run recognises its data wherever they lie."""
+
+import hashlib
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.errors import UserError
+
+THREADS = 16  # on a network drive each request waits for an answer, so that many at once take little longer than one
+FILES_PER_TASK = 1000  # of a thread
+
+
+def digest(parts: Iterable[bytes | NDArray[np.generic]]) -> str:
+    """32 hexadecimal digits that are equal for equal contents; `parts` are hashed one after the other."""
+    hasher = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        hasher.update(np.ascontiguousarray(part).data if isinstance(part, np.ndarray) else part)
+    return hasher.hexdigest()
+
+
+def digest_file(path: Path) -> str:
+    """The digest of a file's bytes; raises UserError when it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return digest(iter(lambda: file.read(1 << 20), b""))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); correct its path or its permissions.") from None
+
+
+def digest_files(folder: Path, names: NDArray[np.bytes_]) -> str:
+    """The digest of the names (N,) of files, relative to their folder, and of their lengths in bytes; opens no file."""
+    top = os.fsencode(folder)
+    tasks = [names[start : start + FILES_PER_TASK] for start in range(0, len(names), FILES_PER_TASK)]
+    with ThreadPoolExecutor(THREADS) as threads:
+        lengths = list(threads.map(lambda part: [_length(os.path.join(top, name)) for name in part.tolist()], tasks))
+    texts = (b"\0".join([*part.tolist(), b""]) for part in tasks)
+    return digest([*texts, *(np.array(part, dtype="<i8") for part in lengths)])
+
+
+def _length(path: bytes) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return -1  # reading the sample says what is wrong
