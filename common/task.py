@@ -44,6 +44,7 @@ class Adopted(NamedTuple):
     weights: dict[str, Tensor]  # under our names
     task_state: dict[str, Any]  # for `Task.restore`; empty where the file holds none
     left_out: list[str]  # the file's keys that were not used
+    notes: tuple[str, ...] = ()  # sentences for the log: how the file was read where it can mean two things
 
 
 class Data(Protocol):
@@ -196,6 +197,9 @@ class OptionalModel(Protocol):
 
     def adapt(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """A checkpoint's weights, converted to this model's shapes: positions resampled to another grid, say."""
+
+    def adaptations(self, tensors: dict[str, Tensor]) -> Sequence[str]:
+        """Sentences for the log on what `adapt` changes in a checkpoint's weights: the method of resampling, say."""
 
     def layers(self) -> Sequence[tuple[str, ...]]:
         """Prefixes of parameter names for each layer, from input to output, for `optimizer.layer_decay`."""

@@ -99,7 +99,7 @@ def export(parts: Components, folder: Path, formats: Sequence[Format], checkpoin
         raise OutputMismatchError(f"{worst.output} differ by {worst.difference:.2g} and the limit is {TOLERANCE:g}")
     content = description(plan, formats, comparisons) | {
         "checkpoint": checkpoint,
-        "weights": parts.weights_line.partition(": ")[2],
+        "weights": parts.weights_line.partition("\n")[0].partition(": ")[2],
     }
     texts = {**plan.files, whole_folder.DESCRIPTION_FILE: json.dumps(content, indent=2, ensure_ascii=False)}
     for name, text in texts.items():

@@ -102,11 +102,12 @@ class Learned2d(nn.Module):
         return torch.cat((columns, rows), dim=-1).expand(batch, -1, -1, -1)
 
 
-# Five conventions are in use, and each gives another table.
+# Six conventions are in use, and each gives another table.
 Resampling = Literal[
     "bicubic_antialias",  # timm
     "bilinear_antialias",  # timm, for Google's .npz files
-    "bicubic",  # transformers and DINO
+    "bicubic",  # transformers
+    "bicubic_offset",  # DINO's and DINOv2's own code (without registers): n patches of m are scaled by (n + 0.1) / m
     "bicubic_corners",  # torchvision: the corners of both grids coincide
     "bilinear_corners",  # Google's vit_jax
 ]
@@ -116,18 +117,41 @@ def resample(grid: Tensor, size: tuple[int, int], resampling: Resampling) -> Ten
     """Resample a learned table to another grid: (h, w, C) -> (*size, C).
 
     Because both grids are known, 4 x 9 is resampled to 6 x 6 although the number of tokens is equal. A table that
-    already has this size is returned itself.
+    already has this size is returned itself. Raises UserError when "bicubic_offset" is exported for any size.
     """
     # An exported graph serves any size, so it always resamples; a factor of 1 changes nothing.
-    if not torch.compiler.is_exporting() and tuple(grid.shape[:2]) == tuple(size):
+    dynamic = torch.compiler.is_exporting() and not all(isinstance(side, int) for side in size)
+    if not dynamic and tuple(grid.shape[:2]) == tuple(size):
         return grid
     mode, _, variant = resampling.partition("_")
+    if variant == "offset":
+        return _resample_with_offset(grid, size, mode, dynamic)
     table = F.interpolate(
         grid.to(torch.promote_types(grid.dtype, torch.float32)).permute(2, 0, 1)[None],  # (h, w, C) -> (1, C, h, w)
         size=tuple(size),
         mode=mode,
         align_corners=variant == "corners",
         antialias=variant == "antialias",
+    )
+    return table[0].permute(1, 2, 0).to(grid.dtype)  # (1, C, H, W) -> (H, W, C)
+
+
+def _resample_with_offset(grid: Tensor, size: tuple[int, int], mode: str, dynamic: bool) -> Tensor:
+    """Resample by the factors (n + 0.1) / m: (h, w, C) -> (*size, C).
+
+    DINO (Caron et al. 2021, arXiv 2104.14294) added 0.1 against rounding in the computed size. The coordinates of the
+    table are divided by these factors, too, so the result differs from that of the exact size.
+    """
+    if dynamic:
+        raise UserError(
+            "model.positions.resample=bicubic_offset cannot be exported for any image size, as its factors differ "
+            "from 1 at the size of the table; give model.positions.resample=bicubic, which is equal at that size and "
+            "differs slightly at others."
+        )
+    table = F.interpolate(
+        grid.to(torch.promote_types(grid.dtype, torch.float32)).permute(2, 0, 1)[None],  # (h, w, C) -> (1, C, h, w)
+        scale_factor=[(n + 0.1) / m for n, m in zip(size, grid.shape[:2], strict=True)],
+        mode=mode,
     )
     return table[0].permute(1, 2, 0).to(grid.dtype)  # (1, C, H, W) -> (H, W, C)
 

@@ -17,10 +17,14 @@ from common.machine import distributed
 from common.task import Adopted, Data, Task
 from common.train.state import describe, select_weights
 from common.train.trainer import Trainer
+from common.weights import unwrapping
 
 
 class Components(NamedTuple):
-    """What a config describes, ready for use; `weights_line` says which weights the model holds."""
+    """What a config describes, ready for use.
+
+    `weights_line` says which weights the model holds; lines with notes on their file may follow.
+    """
 
     data: Data
     task: Task
@@ -74,13 +78,16 @@ def restore(config: dict[str, Any]) -> Components:
     if checkpoint.is_ours(content):
         _refuse_another_wing(content, task, path)
         state, tensors = content["task"], select_weights(content, config["weights"])
+        notes: list[str] = []
         line = f"weights   {describe(path, content, config['weights'])}"
     else:
+        content, notes = _select_kind(content, config["weights"], path)
         adopted = _adopt(task, content, path)
-        state, tensors = adopted.task_state, adopted.weights
+        state, tensors, notes = adopted.task_state, adopted.weights, [*notes, *adopted.notes]
         line = f"weights   {path}: imported" + _list_names(", without", adopted.left_out)
     task.restore(state)
     model: nn.Module = build_model(config["model"], task)
+    notes = _adaptations(model, tensors) + notes
     tensors = _adapt(model, tensors)
     missing, _ = _match(model, tensors)
     unexpected = sorted(tensors.keys() - model.state_dict().keys())
@@ -92,7 +99,7 @@ def restore(config: dict[str, Any]) -> Components:
             f"{first}; name the model that the file holds (model=...)."
         )
     model.load_state_dict(tensors)
-    return Components(data, task, model.to(device).eval(), trainer, device, line)
+    return Components(data, task, model.to(device).eval(), trainer, device, _with_notes(line, notes))
 
 
 def load(file: str | Path, *overrides: str) -> tuple[nn.Module, Task]:
@@ -120,10 +127,11 @@ def load_initial_weights(model: nn.Module, task: Task, path: Path) -> str:
     """Load a checkpoint's weights into a new run's model; tensors that do not match keep their initial values.
 
     A tensor does not match when its shape differs, or when the model names it in `decided_by_data` (a classifier) and
-    the checkpoint's task has another state: 80 classes are not the same 80 classes. Returns a line for the log. Raises
-    UserError when no weight matrix matches.
+    the checkpoint's task has another state: 80 classes are not the same 80 classes. Returns a line for the log, and one
+    for each note on the file. Raises UserError when no weight matrix matches.
     """
     adopted = _read(path, task)
+    notes = [*_adaptations(model, adopted.weights), *adopted.notes]
     tensors = _adapt(model, adopted.weights)
     reset = tuple(getattr(model, "decided_by_data", ())) if adopted.task_state != task.state() else ()
     tensors = {k: v for k, v in tensors.items() if not any(k == part or k.startswith(f"{part}.") for part in reset)}
@@ -135,7 +143,8 @@ def load_initial_weights(model: nn.Module, task: Task, path: Path) -> str:
     model.load_state_dict(matching, strict=False)
     unused = sorted((tensors.keys() - matching.keys()) - set(missing)) + adopted.left_out
     loaded = f"weights   {path}: {len(matching)} tensors"
-    return loaded + _list_names("; re-initialised:", missing) + _list_names("; unused:", unused)
+    loaded += _list_names("; re-initialised:", missing) + _list_names("; unused:", unused)
+    return _with_notes(loaded, notes)
 
 
 def _read(path: Path, task: Task) -> Adopted:
@@ -166,10 +175,28 @@ def _adopt(task: Task, content: dict[str, Any], path: Path) -> Adopted:
         raise UserError(f"{path}: {error}") from error
 
 
+def _select_kind(content: dict[str, Any], kind: str, path: Path) -> tuple[dict[str, Any], list[str]]:
+    try:
+        return unwrapping.select_kind(content, kind)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
 def _adapt(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The weights, adapted by `OptionalModel.adapt` where the model has it."""
     adapt = getattr(model, "adapt", None)
     return adapt(tensors) if adapt else tensors
+
+
+def _adaptations(model: nn.Module, tensors: dict[str, Tensor]) -> list[str]:
+    """Sentences on what `_adapt` changes, by `OptionalModel.adaptations` where the model has it."""
+    adaptations = getattr(model, "adaptations", None)
+    return list(adaptations(tensors)) if adaptations else []
+
+
+def _with_notes(line: str, notes: list[str]) -> str:
+    """The line on a model's weights, followed by a line for each note."""
+    return "\n".join([line, *(f"note      {note}" for note in notes)])
 
 
 def _match(model: nn.Module, tensors: dict[str, Tensor]) -> tuple[list[str], dict[str, Tensor]]:

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from common.errors import UserError
 
+# Keys under which training programs store the moving average of the weights.
+EMA_KEYS = ("model_ema", "state_dict_ema", "ema_model", "ema_state_dict", "ema")
 PREFIX = re.compile(r"^(?:module\.|_orig_mod\.)+")  # of DataParallel and of compiled models
 
 
@@ -28,6 +30,32 @@ def unwrap(content: dict[str, Any], wrappers: Sequence[str], expected: str) -> t
     other_keys = [name for name, value in weights.items() if not isinstance(value, Tensor)]
     tensors = {PREFIX.sub("", name): value for name, value in weights.items() if isinstance(value, Tensor)}
     return tensors, holders[1:] + other_keys
+
+
+def select_kind(content: dict[str, Any], kind: str) -> tuple[dict[str, Any], list[str]]:
+    """A foreign file's content with the kind of weights that `weights=` requests, and notes on a choice.
+
+    With "ema" the moving average moves to "model", and no other weights are left. With "raw" the average is removed.
+    "auto" leaves the content as it is, for `unwrap` to choose, and notes an average beside other weights. Raises
+    UserError when the file does not hold the requested kind.
+    """
+    averages = [key for key in EMA_KEYS if _holds_tensors(content.get(key))]
+    rest = {key: value for key, value in content.items() if key not in averages}
+    has_raw = any(isinstance(value, Tensor) or _holds_tensors(value) for value in rest.values())
+    if kind == "ema":
+        if not averages:
+            raise UserError(
+                f"weights=ema, but this file of another program holds no averaged weights under {_listed(EMA_KEYS)}; "
+                "leave weights= out to take the weights that it holds."
+            )
+        others = {k: v for k, v in rest.items() if not isinstance(v, Tensor) and not _holds_tensors(v)}
+        return {**others, "model": content[averages[0]]}, [f'averaged weights (EMA), under "{averages[0]}" in the file']
+    if kind == "raw":
+        if not has_raw:
+            raise UserError("weights=raw, but this file holds averaged weights only; leave weights= out.")
+        return rest, []
+    notes = [f'the file also holds averaged weights under "{averages[0]}"; weights=ema takes them'] if averages else []
+    return content, notes if has_raw else []
 
 
 def floats(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -48,7 +48,7 @@ def verify(config: dict[str, Any]) -> tuple[str, bool]:
 def _read(config: dict[str, Any]) -> ForeignFile:
     """Read and adopt the file; raises UserError if it is ours, not a plain ViT, or differs from the config's model."""
     path, options = Path(config["checkpoint"]), config["model"]
-    content = load_foreign(path)
+    content = load_foreign(path, config["weights"])
     image_size = config["data"].get("image_size")
     try:
         tensors, _ = importing.unwrap(content)
@@ -63,7 +63,10 @@ def _read(config: dict[str, Any]) -> ForeignFile:
 
 
 def required_options(file: ForeignFile) -> dict[str, Any]:
-    """The config keys of `model` that the file's shapes decide; only Google's files decide the number of heads."""
+    """The config keys of `model` that the file decides, by its shapes or its program.
+
+    Only Google's files decide the number of heads, and the activation, which is the same in all of Google's models.
+    """
     weights, first = file.weights, "encoder.blocks.0."
     width = len(weights["patches.weight"])
     pooling = "token" if "class_token" in weights else "mean"
@@ -87,6 +90,7 @@ def required_options(file: ForeignFile) -> dict[str, Any]:
         required["blocks.layer_scale"] = 1e-5 if scaled else None  # the initial value, which files do not hold
     if file.layout == importing.GOOGLE:
         required["heads"] = google.head_count(file.tensors)
+        required["blocks.activation"] = "gelu_tanh"
     return required
 
 
@@ -122,19 +126,26 @@ def text(file: ForeignFile, differences: list[Difference], *, agree: bool) -> st
     for difference in differences:
         relative = f"{difference.relative:.2g} of the largest deviation from the mean"
         lines.append((difference.output, f"differ by {difference.absolute:.2g} at most, {relative}"))
-    return report([*lines, *(("note", note) for note in notes(file))], agree=agree)
+    assumed = ", ".join(f"model.{key}={value}" for key, value in assumptions(file).items())
+    condition = f", provided that the file's program has {assumed}, which the file does not say" if agree else ""
+    return report([*lines, *(("note", note) for note in notes(file))], agree=agree) + condition
+
+
+def assumptions(file: ForeignFile) -> dict[str, Any]:
+    """Options of the model that the file does not decide, so that both sides took them from the config."""
+    required = required_options(file)
+    values = {key: option(file.options, key) for key in ("heads", "blocks.activation", "blocks.norm_eps")}
+    return {key: f"{value:g}" if key.endswith("eps") else value for key, value in values.items() if key not in required}
 
 
 def notes(file: ForeignFile) -> list[str]:
-    """Properties that the file does not hold, which both sides therefore took from the config."""
-    heads, blocks = file.options["heads"], file.options["blocks"]
-    activation, eps = blocks["activation"], blocks["norm_eps"]
+    """What the comparison leaves open."""
     lines = [
-        f"the file does not hold these, so both sides took the config's: heads={heads}, activation={activation}, "
-        f"norm_eps={eps:g}; nor does it hold data.mean and data.std"
+        "both sides take the options in the last line from the config, so a wrong value of these is not noticed; nor "
+        "does the file hold data.mean and data.std"
     ]
     if file.layout == importing.GOOGLE:
-        lines.append("Google's models take gelu_tanh, and images in [-1, 1]: data.mean and data.std 0.5 per channel")
+        lines.append("Google's models take images in [-1, 1]: data.mean and data.std 0.5 per channel")
     if file.layout == "transformers":
         lines.append("transformers' default norm_eps is 1e-12; config.json beside the file holds it and the activation")
     if file.layout == "timm":

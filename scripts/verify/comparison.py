@@ -10,6 +10,7 @@ from torch import Tensor
 
 from common.errors import UserError
 from common.files import checkpoint
+from common.weights.unwrapping import select_kind
 
 # Another order of fp32 sums gives 7e-7 of the largest logit in ViT-B/16. A tanh instead of the exact GELU gives 2e-4,
 # eps 1e-5 instead of 1e-6 gives 2e-5, but both sides take these from the config; a misplaced tensor gives more.
@@ -32,14 +33,17 @@ def relative_difference(ours: Tensor, expected: Tensor) -> float:
     return absolute_difference(ours, expected) / (scale or 1.0)
 
 
-def load_foreign(path: Path) -> dict[str, Any]:
-    """Load a file that another program wrote; raises UserError for one of ours."""
+def load_foreign(path: Path, weights: str = "auto") -> dict[str, Any]:
+    """Load a file that another program wrote, with its raw or averaged `weights`; raises UserError for one of ours."""
     content = checkpoint.load(path)
     if checkpoint.is_ours(content):
         raise UserError(
             f"{path} was written by this program; give a file of another program, with which it can be compared."
         )
-    return content
+    try:
+        return select_kind(content, weights)[0]
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def check_options(path: Path, options: dict[str, Any], required: Iterable[tuple[str, Any]]) -> None:

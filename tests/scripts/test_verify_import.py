@@ -106,6 +106,7 @@ def bfloat16(arrays: Any) -> Any:
 
 MEAN, EPS = "model.pooling=mean", "model.blocks.norm_eps=1e-12"
 SCALE = "model.blocks.layer_scale=1e-5"
+TANH = "model.blocks.activation=gelu_tanh"
 AGREEING: dict[str, tuple[Callable[[], Any], list[str], str]] = {
     "torchvision": (of_torchvision, [], "logits"),
     "torchvision with a representation": (lambda: of_torchvision(20), ["model.representation=20"], "logits"),
@@ -148,18 +149,18 @@ AGREEING: dict[str, tuple[Callable[[], Any], list[str], str]] = {
         ["model.registers=4", SCALE],
         "features",
     ),
-    "vit_jax": (lambda: of_google(jax=True), ["model.blocks.activation=gelu_tanh"], "logits"),
+    "vit_jax": (lambda: of_google(jax=True), [TANH], "logits"),
     "vit_jax with a representation": (
         lambda: of_google(jax=True, more={"pre_logits/kernel": (WIDTH, WIDTH), "pre_logits/bias": (WIDTH,)}),
-        ["model.representation=48"],
+        ["model.representation=48", TANH],
         "features",
     ),
-    "big_vision": (lambda: of_google("params/"), [MEAN, "model.blocks.activation=gelu_tanh"], "logits"),
-    "big_vision in bfloat16": (lambda: bfloat16(of_google("params/")), [MEAN], "logits"),
-    "big_vision's image tower": (lambda: of_google("params/img/"), [MEAN], "features"),
+    "big_vision": (lambda: of_google("params/"), [MEAN, TANH], "logits"),
+    "big_vision in bfloat16": (lambda: bfloat16(of_google("params/")), [MEAN, TANH], "logits"),
+    "big_vision's image tower": (lambda: of_google("params/img/"), [MEAN, TANH], "features"),
     "big_vision's fixed positions": (
         lambda: {name: a for name, a in of_google("params/").items() if not name.endswith("pos_embedding")},
-        [MEAN, "data.image_size=[32,48]"],
+        [MEAN, TANH, "data.image_size=[32,48]"],
         "logits",
     ),
 }
@@ -175,7 +176,9 @@ def test_a_file_gives_the_outputs_of_its_own_program(
     printed = capsys.readouterr()
     assert code == 0, printed.err + printed.out
     lines = printed.out.splitlines()
-    assert lines[0].split() == ["checkpoint", str(path)] and lines[-1] == "outputs agree: the limit is 0.0001"
+    assert lines[0].split() == ["checkpoint", str(path)] and lines[-1].startswith(
+        "outputs agree: the limit is 0.0001, provided "
+    )
     differences = {line.split()[0]: float(line.split()[3]) for line in lines if " differ by " in line}
     assert [*differences] == (["features", "logits"] if compared == "logits" else ["features"])
     assert all(difference < 1e-4 for difference in differences.values())
@@ -244,8 +247,32 @@ def test_a_wrong_number_of_heads_is_refused_if_the_file_holds_the_number(
 ) -> None:
     """Google's kernels have an axis for heads; timm would read them for any number of heads."""
     path = write(tmp_path / "file", of_google("params/"))
-    assert run(path, MEAN, "model.heads=4") == 2
+    assert run(path, MEAN, TANH, "model.heads=4") == 2
     assert capsys.readouterr().err.endswith("describes; give model.heads=3.\n")
+
+
+@pytest.mark.parametrize("make", [lambda: of_google(jax=True), lambda: of_google("params/")])
+def test_the_wrong_gelu_for_a_file_of_google_is_refused(
+    make: Callable[[], Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both sides would take the config's exact GELU, and agree on another function than Google's."""
+    path = write(tmp_path / "file", make())
+    mean = [MEAN] if "cls" not in make() else []
+    assert run(path, *mean) == 2
+    assert capsys.readouterr().err.endswith("describes; give model.blocks.activation=gelu_tanh.\n")
+    assert run(path, *mean, TANH) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.endswith(
+        ", provided that the file's program has model.blocks.norm_eps=1e-06, which the file does not say"
+    )
+
+
+def test_the_verdict_names_the_options_that_a_file_does_not_decide(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(write(tmp_path / "file", of_timm())) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert "has model.heads=3, model.blocks.activation=gelu, model.blocks.norm_eps=1e-06, which the" in last
 
 
 @pytest.mark.parametrize("case", ["torchvision", "timm", "transformers", "big_vision"])
@@ -270,7 +297,7 @@ def test_a_file_that_the_peer_cannot_read_is_refused_in_its_name(
     arrays = of_google(jax=True)
     for old, new in renamed.items():
         arrays = {name.replace(old, new): array for name, array in arrays.items()}
-    assert run(write(tmp_path / "file", arrays)) == 2
+    assert run(write(tmp_path / "file", arrays), TANH) == 2
     message = capsys.readouterr().err
     assert message.startswith("timm ") and "cannot read" in message
     assert message.endswith("nothing to compare it with.\n")

@@ -12,12 +12,14 @@ Differs: options that a file does not contain must be set in the config, and dif
 - The number of heads: usually 64 channels to a head, but not in H/14 (80) or in test models.
 - Pooling by class token or mean (`model.pooling`), where a file has a class token and a norm.
 - Post-norm: norms after the sub-layers (timm's `rpn` models) have the names of norms before them.
-- The grid of positions: files hold a number of rows and not the grid's sides, so the grid is assumed to be square.
+- The grid of positions: files hold a number of rows and not the grid's sides. A grid that has the sides of the
+  config's image size is read so, any other is assumed to be square; where both readings are possible, a note says which
+  was taken.
+- The method of resampling positions to another grid (`model.positions.resample`), of which a note names the program's.
 
 `scripts/verify_import.py` compares the logits of an imported model with those of the other program.
 """
 
-import math
 from typing import Any
 
 import torch
@@ -28,7 +30,7 @@ from common.task import Adopted
 from common.weights import projections, unwrapping
 from common.weights.renaming import identify_format, rename
 from common.weights.unwrapping import floats
-from vit.importing import google
+from vit.importing import google, positions
 from vit.importing.layouts import LAYOUTS, LEFT_OUT
 
 GOOGLE = "google"
@@ -55,6 +57,10 @@ REQUIRED_IN_EACH_BLOCK = tuple(
 IN_ALL_BLOCKS_OR_NONE = (
     tuple(f"attention.{part}.{leaf}" for part in ("q_norm", "k_norm") for leaf in ("weight", "bias")),
     ("residuals.0.scale", "residuals.1.scale"),
+)
+GOOGLE_NOTE = (
+    "Google's models need model.blocks.activation=gelu_tanh data.mean=[0.5,0.5,0.5] data.std=[0.5,0.5,0.5], which the "
+    "file does not say"
 )
 GATED_VIT = "a ViT with gated feed-forwards (SwiGLU)"
 
@@ -83,8 +89,9 @@ def adopt(content: dict[str, Any], classes: list[str] | None, image_size: tuple[
     """Import a file's weights, and its classes: `classes` if the head has as many, else "class 0", "class 1", ...
 
     Weights are bare or under one of the keys `WRAPPERS`. A file without a head gives weights without a head, and
-    `classes` or no classes. `image_size` (H, W) in pixels is that of the fixed positions that big_vision's files omit.
-    Raises UserError for an unsupported file, naming what it is.
+    `classes` or no classes. `image_size` (H, W) in pixels, that of the config, decides the grid of positions where it
+    fits them, and the grid of the fixed positions that big_vision's files omit. Raises UserError for an unsupported
+    file, naming what it is.
     """
     tensors, left_out = unwrap(content)
     layout = recognise(tensors)
@@ -96,9 +103,9 @@ def adopt(content: dict[str, Any], classes: list[str] | None, image_size: tuple[
         name = parts.unknown[0]
         raise UserError(_refusal(tensors, f"it has {name} {tuple(tensors[name].shape)}, which a plain ViT lacks"))
     joined = projections.join(parts.tensors, zero_biases=True)
-    if layout == GOOGLE and image_size and "positions" not in joined and "patches.weight" in joined:
-        side = joined["patches.weight"].shape[-1]
-        joined["positions.grid"] = google.sine_positions(image_size[0] // side, image_size[1] // side, _width(joined))
+    grid = _configured_grid(joined, image_size)
+    if layout == GOOGLE and grid and "positions" not in joined:
+        joined["positions.grid"] = google.sine_positions(*grid, _width(joined))
     missing = _missing(joined)
     if missing:
         raise UserError(_refusal(tensors, f"it has {missing}"))
@@ -106,11 +113,15 @@ def adopt(content: dict[str, Any], classes: list[str] | None, image_size: tuple[
     if len(first) != second.shape[1]:  # a gate packed into the first map, under the name of a plain map
         reason = f"its feed-forwards expand to {len(first)} channels and contract from {second.shape[1]}"
         raise UserError(_refusal(tensors, reason, GATED_VIT))
-    weights = _with_our_shapes(joined)
+    weights, notes = _with_our_shapes(joined, grid)
+    if layout == GOOGLE:
+        notes.append(GOOGLE_NOTE)
+    if grid and weights["positions.grid"].shape[:2] != grid:
+        notes.append(positions.method_note(tensors, layout))
     unused = _unused_tensors(weights, layout)
     weights = {name: tensor for name, tensor in weights.items() if name not in unused}
     left_out += parts.left_out + [parts.sources[name] for name in unused]
-    return Adopted(weights, {"classes": _class_names(weights, classes)}, left_out)
+    return Adopted(weights, {"classes": _class_names(weights, classes)}, left_out, tuple(notes))
 
 
 def recognise(tensors: dict[str, Any]) -> str:
@@ -149,15 +160,28 @@ def _missing(parts: dict[str, Tensor]) -> str | None:
     return next((f"nothing for {name}" for name in required if name not in parts), None)
 
 
-def _with_our_shapes(parts: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tokens and positions in this project's shapes: class token (C,), registers (R, C), positions (h, w, C)."""
-    weights = dict(parts)
+def _configured_grid(parts: dict[str, Tensor], image_size: tuple[int, int] | None) -> tuple[int, int] | None:
+    """Rows and columns of patches in an image of the config's size; None without a size, or without patches."""
+    if image_size is None or "patches.weight" not in parts:
+        return None
+    side = parts["patches.weight"].shape[-1]
+    return image_size[0] // side, image_size[1] // side
+
+
+def _with_our_shapes(
+    parts: dict[str, Tensor], configured: tuple[int, int] | None
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Tokens and positions in this project's shapes, and notes on how the positions were read.
+
+    The shapes are: class token (C,), registers (R, C), positions (h, w, C). `configured`: the config's grid of patches.
+    """
+    weights, notes = dict(parts), list[str]()
     token = weights.pop("class_token").flatten() if "class_token" in weights else None  # (1, 1, C) -> (C,)
     registers = weights.pop("registers", torch.empty(0)).reshape(-1, _width(parts))  # (1, R, C) -> (R, C)
     if "positions" in weights:
         rows = weights.pop("positions").flatten(0, -2)  # (1, N, C) -> (N, C)
-        before, side = _square_grid(len(rows), token is not None, len(registers))
-        weights["positions.grid"] = rows[before:].reshape(side, side, -1)  # (hw, C) -> (h, w, C)
+        before, grid, notes = positions.read_grid(len(rows), token is not None, len(registers), configured)
+        weights["positions.grid"] = rows[before:].reshape(*grid, -1)  # (hw, C) -> (h, w, C)
         if token is not None and before:
             weights["positions.token"] = rows[0]
         if len(registers) and before == (token is not None) + len(registers):
@@ -169,26 +193,7 @@ def _with_our_shapes(parts: dict[str, Tensor]) -> dict[str, Tensor]:
         weights["class_token"] = token
     if len(registers):
         weights["registers"] = registers
-    return weights
-
-
-def _square_grid(rows: int, token: bool, registers: int) -> tuple[int, int]:
-    """The number of a position table's rows for tokens before the patches, and the side of the grid of patches.
-
-    Either no such token has a row, or only the class token has one, or all have one. Raises UserError unless exactly
-    one of these numbers leaves a square grid.
-    """
-    sides = {before: math.isqrt(rows - before) for before in (0, int(token), token + registers) if rows > before}
-    grids = {before: side for before, side in sides.items() if side * side == rows - before}
-    if len(grids) == 1:
-        return next(iter(grids.items()))
-    tokens = f"{'a class token' if token else 'no class token'} and {registers} registers"
-    problem = "do not leave a square grid" if not grids else "leave more than one square grid"
-    raise UserError(
-        f"The checkpoint has {rows} positions and {tokens}, which {problem}; files of other programs do not store the "
-        "shape of their grid, so only square ones can be imported: resample the positions to a square grid there "
-        "before saving."
-    )
+    return weights, notes
 
 
 def _unused_tensors(weights: dict[str, Tensor], layout: str) -> list[str]:

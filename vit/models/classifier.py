@@ -172,6 +172,17 @@ class Classifier(nn.Module):
         height, width, _ = self.positions.grid.shape
         return {**tensors, "positions.grid": resample(table, (height, width), self.positions.resampling)}
 
+    def adaptations(self, tensors: dict[str, Tensor]) -> list[str]:
+        """A sentence on the resampling of a checkpoint's positions, if it is needed."""
+        table = tensors.get("positions.grid")
+        if table is None or table.ndim != 3 or table.shape[:2] == self.positions.grid.shape[:2]:
+            return []
+        (old_rows, old_columns), (rows, columns) = table.shape[:2], self.positions.grid.shape[:2]
+        return [
+            f"positions of {old_rows} x {old_columns} patches are resampled to {rows} x {columns} by "
+            f"model.positions.resample={self.positions.resampling}"
+        ]
+
     def layers(self) -> list[tuple[str, ...]]:
         """Prefixes of the parameters' names, layer by layer from input to output, for learning rates by layer.
 

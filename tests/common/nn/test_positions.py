@@ -140,7 +140,7 @@ def test_a_map_larger_than_the_learned_tables_is_refused(height: int, width: int
         positions(torch.ones(1, height, width, dtype=torch.bool))
 
 
-# Learned grids, and the five conventions of resampling them.
+# Learned grids, and the six conventions of resampling them.
 
 CONVENTIONS: list[Resampling] = list(get_args(Resampling))
 CHANNELS = 8
@@ -184,7 +184,32 @@ def by_scipy(grid: Tensor, size: tuple[int, int], convention: str) -> Tensor:
     return torch.from_numpy(ndimage.zoom(grid.numpy(), factors, order=1))
 
 
+def by_dino(grid: Tensor, size: tuple[int, int], convention: str) -> Tensor:
+    """As in DINO's interpolate_pos_encoding: coordinates are divided by (n + 0.1) / m.
+
+    Computed by hand: weights of Keys' cubic kernel with a = -0.75 (PyTorch's), and the border repeated.
+    """
+
+    def kernel(distance: float) -> float:
+        d, a = abs(distance), -0.75
+        if d <= 1:
+            return (a + 2) * d**3 - (a + 3) * d**2 + 1
+        return a * (d**3 - 5 * d**2 + 8 * d - 4) if d < 2 else 0.0
+
+    def weights(m: int, n: int) -> Tensor:
+        matrix = torch.zeros(n, m, dtype=torch.float64)
+        for i in range(n):
+            x = (i + 0.5) * m / (n + 0.1) - 0.5
+            for j in range(math.floor(x) - 1, math.floor(x) + 3):
+                matrix[i, min(max(j, 0), m - 1)] += kernel(x - j)
+        return matrix
+
+    rows, columns = (weights(m, n) for m, n in zip(grid.shape[:2], size, strict=True))
+    return torch.einsum("ih,jw,hwc->ijc", rows, columns, grid.double()).float()
+
+
 PEERS = {
+    "bicubic_offset": by_dino,
     "bicubic_antialias": by_timm,
     "bilinear_antialias": by_timm,
     "bicubic": by_transformers,
@@ -199,7 +224,7 @@ GRIDS |= {
     convention: [((4, 4), (6, 6)), ((6, 6), (4, 4)), ((4, 9), (6, 6)), ((5, 3), (2, 8))]
     for convention in CONVENTIONS[:2]
 }
-GRIDS["bilinear_corners"] = GRIDS["bicubic_antialias"]
+GRIDS["bilinear_corners"] = GRIDS["bicubic_offset"] = GRIDS["bicubic_antialias"]
 
 
 @pytest.mark.parametrize(
@@ -228,6 +253,8 @@ def test_another_grid_with_as_many_positions_is_resampled(convention: Resampling
     grid = table(4, 9, torch.float64)
     resampled = resample(grid, (6, 6), convention)
     assert not torch.allclose(resampled.flatten(0, 1), grid.flatten(0, 1), atol=0.1)
+    if convention == "bicubic_offset":
+        return  # its values are compared in test_each_convention_agrees_with_its_source
     mode, _, variant = convention.partition("_")
     options = {"align_corners": variant == "corners", "antialias": variant == "antialias"}
     expected = F.interpolate(grid.movedim(2, 0)[None], size=(6, 6), mode=mode, **options)[0].movedim(0, 2)
@@ -285,18 +312,26 @@ def test_a_learned_grid_is_returned_row_by_row() -> None:
     assert LearnedGrid(CHANNELS, (2, 3), on_token=True, resampling="bicubic").state_dict()["token"].shape == (CHANNELS,)
 
 
-@pytest.mark.parametrize("convention", CONVENTIONS)
+class Positions(nn.Module):
+    def __init__(self, convention: Resampling) -> None:
+        super().__init__()
+        self.positions = LearnedGrid(CHANNELS, (3, 4), on_token=False, resampling=convention)
+        self.positions.grid.data = table(3, 4)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.positions((image.shape[0], image.shape[1]))
+
+
+def test_the_offset_of_dino_is_not_exported() -> None:
+    """At the size of the table it would not return the table itself."""
+    dynamic = {i: torch.export.Dim(name, min=2, max=64) for i, name in enumerate(("height", "width"))}
+    with pytest.raises(UserError, match=r"cannot be exported for any image size, .* give .*resample=bicubic, which"):
+        torch.export.export(Positions("bicubic_offset"), (torch.empty(5, 6),), dynamic_shapes=(dynamic,))
+
+
+@pytest.mark.parametrize("convention", [convention for convention in CONVENTIONS if convention != "bicubic_offset"])
 def test_an_exported_grid_serves_any_size_and_returns_its_own_untouched(convention: Resampling) -> None:
-    class Positions(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.positions = LearnedGrid(CHANNELS, (3, 4), on_token=False, resampling=convention)
-            self.positions.grid.data = table(3, 4)
-
-        def forward(self, image: Tensor) -> Tensor:
-            return self.positions((image.shape[0], image.shape[1]))
-
-    model = Positions()
+    model = Positions(convention)
     dynamic = {i: torch.export.Dim(name, min=2, max=64) for i, name in enumerate(("height", "width"))}
     exported = torch.export.export(model, (torch.empty(5, 6),), dynamic_shapes=(dynamic,)).module()
     for size in ((3, 4), (4, 3), (2, 7), (12, 2)):

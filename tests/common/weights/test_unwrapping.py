@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from common.errors import UserError
-from common.weights.unwrapping import floats, unwrap
+from common.weights.unwrapping import EMA_KEYS, floats, select_kind, unwrap
 
 WEIGHT, OTHER_WEIGHT = torch.ones(1), torch.ones(2)
 
@@ -58,3 +58,30 @@ def test_half_types_become_float32_and_others_stay():
     converted = floats(tensors)
     assert [converted[name].dtype for name in tensors] == [torch.float32, torch.float32, torch.float64, torch.int64]
     assert all(torch.equal(converted[name], tensor.to(converted[name].dtype)) for name, tensor in tensors.items())
+
+
+@pytest.mark.parametrize("key", EMA_KEYS)
+def test_the_requested_kind_of_weights_is_taken_where_a_file_holds_both(key):
+    file = {"model": {"a": WEIGHT}, key: {"a": OTHER_WEIGHT}, "args": {"lr": 0.1}}
+    averaged, notes = select_kind(file, "ema")
+    assert averaged == {"model": {"a": OTHER_WEIGHT}, "args": {"lr": 0.1}} and f'under "{key}"' in notes[0]
+    assert select_kind(file, "raw") == ({"model": {"a": WEIGHT}, "args": {"lr": 0.1}}, [])
+    unchanged, notes = select_kind(file, "auto")
+    assert unchanged == file and notes == [
+        f'the file also holds averaged weights under "{key}"; weights=ema takes them'
+    ]
+
+
+@pytest.mark.parametrize("content", [{"a": WEIGHT}, {"model": {"a": WEIGHT}}, {"model": {"a": WEIGHT}, "ema": None}])
+def test_averaged_weights_that_a_foreign_file_lacks_are_refused(content):
+    with pytest.raises(
+        UserError, match=r'^weights=ema, but this file of another program holds no averaged .*"model_ema"'
+    ):
+        select_kind(content, "ema")
+    assert select_kind(content, "raw") == select_kind(content, "auto") == (content, [])
+
+
+def test_raw_weights_that_a_foreign_file_lacks_are_refused():
+    with pytest.raises(UserError, match=r"^weights=raw, but this file holds averaged weights only"):
+        select_kind({"state_dict_ema": {"a": WEIGHT}, "epoch": 3}, "raw")
+    assert select_kind({"state_dict_ema": {"a": WEIGHT}}, "auto")[1] == []

@@ -1,5 +1,6 @@
 """Files of other programs give the logits of their own models, with random tensors, or are refused and identified."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -409,7 +410,11 @@ def test_a_larger_grid_is_resampled_to_that_of_the_model(tmp_path: Path) -> None
     torch.save(peer.state_dict(), tmp_path / "vit.pt")
     model = build_model()
     message = assembly.load_initial_weights(model, SevenClasses(list("abcdefg")), tmp_path / "vit.pt")
-    assert message.endswith(f": {len(model.state_dict())} tensors"), "with the same classes the head is loaded"
+    first, *notes = message.splitlines()
+    assert first.endswith(f": {len(model.state_dict())} tensors"), "with the same classes the head is loaded"
+    assert notes[0] == (
+        "note      positions of 8 x 8 patches are resampled to 4 x 4 by model.positions.resample=bicubic_antialias"
+    )
     peer.set_input_size(SIDE)  # timm's own resampling: bicubic, antialiased
     torch.testing.assert_close(model.positions.grid.flatten(0, 1), peer.pos_embed[0, 1:].detach(), rtol=0, atol=1e-5)
 
@@ -423,8 +428,84 @@ def test_positions_that_are_not_square_are_refused_with_their_number(rows: int, 
     if options.get("reg_tokens"):
         file["pos_embed"] = torch.zeros(1, 5 + 13, WIDTH)
     count = file["pos_embed"].shape[1]
-    with pytest.raises(UserError, match=rf"has {count} positions and .*do not leave a square grid; .*only square ones"):
+    with pytest.raises(UserError, match=rf"has {count} positions and .*do not leave a square grid; .*data.image_size="):
         adopt(file, None)
+
+
+def with_rows(rows: int, **options: Any) -> dict[str, Tensor]:
+    table = torch.arange(float(rows * WIDTH)).reshape(1, rows, WIDTH)
+    return {**timm_model(**options).state_dict(), "pos_embed": table}
+
+
+def test_both_kinds_of_weights_of_a_foreign_file_are_within_reach(tmp_path: Path) -> None:
+    raw = timm_model().state_dict()
+    averaged = {name: tensor + 1 for name, tensor in raw.items()}
+    torch.save({"model": raw, "model_ema": averaged}, tmp_path / "both.pt")
+    torch.save(raw, tmp_path / "one.pt")
+    shape = {"width": WIDTH, "layers": LAYERS, "heads": HEADS, "feedforward": 4 * WIDTH, "patch_size": PATCH}
+    options = ["model=vit", "data=imagefolder", f"data.image_size=[{SIDE},{SIDE}]"]
+    options += [f"model.{key}={value}" for key, value in shape.items()]
+    for kind, tensors in {"auto": raw, "raw": raw, "ema": averaged}.items():
+        model, _ = assembly.load(tmp_path / "both.pt", *options, f"weights={kind}")
+        assert torch.equal(model.state_dict()["head.bias"].cpu(), tensors["head.bias"])
+    with pytest.raises(UserError, match=r"one\.pt: weights=ema, but .* holds no averaged weights"):
+        assembly.load(tmp_path / "one.pt", *options, "weights=ema")
+
+
+MEAN_POOLING = {"class_token": False, "global_pool": "avg"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "configured", "note"),
+    [
+        (16, MEAN_POOLING, (2, 8), "16 positions are read as 2 x 8 patches, the grid of data.image_size, .* 4 x 4 pat"),
+        (25, {}, (4, 6), "25 .* as 4 x 6 patches and the class token, .* not as 5 x 5 patches without a position of"),
+        (25, {}, (5, 5), None),
+        (16, MEAN_POOLING, (4, 4), None),
+        (17, {}, (2, 8), "17 positions are read as 2 x 8 patches and the class token, .* and not as 4 x 4 patches"),
+        (13, {}, (3, 4), None),
+        (25, {}, (3, 3), "read as 5 x 5 patches without a position of the class token, since .* does not fit; if it"),
+        (9, {"reg_tokens": 4}, (2, 2), "read as 2 x 2 patches and 5 tokens, .* and not as 3 x 3 patches without"),
+    ],
+)
+def test_the_configured_image_size_decides_the_grid_where_it_fits(
+    rows: int, options: dict[str, Any], configured: tuple[int, int], note: str | None
+) -> None:
+    """Otherwise a square is read; wherever two readings are possible, a note says which was taken."""
+    adopted = adopt(with_rows(rows, **options), None, (configured[0] * PATCH, configured[1] * PATCH))
+    height, width = configured if configured != (3, 3) else (5, 5)
+    grid = adopted.weights["positions.grid"]
+    assert grid.shape == (height, width, WIDTH)
+    before = rows - height * width
+    assert grid[0, 0, 0] == before * WIDTH and grid[1, 0, 0] == (before + width) * WIDTH, "row by row, after the tokens"
+    if note is None:
+        assert not adopted.notes
+    else:
+        assert re.search(note, adopted.notes[0])
+
+
+@pytest.mark.parametrize(
+    ("file", "method"),
+    [
+        (lambda: with_rows(17), "timm resamples positions by model.positions.resample=bicubic_antialias; the own code"),
+        (
+            lambda: {**with_rows(17, init_values=1.0), "mask_token": torch.zeros(1, WIDTH)},
+            "bicubic_offset, and this looks like a file of DINOv2",
+        ),
+        (
+            lambda: {
+                ("register_tokens" if name == "reg_token" else name): tensor
+                for name, tensor in with_rows(17, reg_tokens=4, init_values=1.0).items()
+            },
+            "models with registers by bicubic_antialias",
+        ),
+    ],
+)
+def test_a_note_names_the_resampling_of_the_program_of_the_file(
+    file: Callable[[], dict[str, Tensor]], method: str
+) -> None:
+    assert method in adopt(file(), None, (6 * PATCH, 6 * PATCH)).notes[-1]
+    assert not adopt(file(), None, (4 * PATCH, 4 * PATCH)).notes, "nothing is resampled"
 
 
 def test_positions_with_two_possible_grids_are_refused() -> None:

@@ -1,0 +1,86 @@
+"""The grid of a foreign file's positions, and the method by which the file's program resamples it.
+
+Files hold positions as one table of rows, without the sides of the grid and without the method.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from common.errors import UserError
+from common.nn.positions import Resampling
+
+Grid = tuple[int, int]  # rows and columns of patches
+
+METHODS: dict[str, Resampling] = {
+    "torchvision": "bicubic_corners",
+    "timm": "bicubic_antialias",
+    "transformers": "bicubic",
+    "google": "bilinear_corners",
+}
+
+
+class GridReading(NamedTuple):
+    """One reading of a table of positions: rows of tokens before the patches, and the grid of the others."""
+
+    before: int
+    grid: Grid
+    notes: list[str]
+
+
+def read_grid(rows: int, token: bool, registers: int, configured: Grid | None) -> GridReading:
+    """Read a table of `rows` positions of a file with or without a class token, and with a number of registers.
+
+    Either no token before the patches has a row, or only the class token has one, or all have one. The reading that
+    leaves the `configured` grid is taken, and otherwise the only one that leaves a square. A note states the reading
+    where another is possible. Raises UserError when no reading or more than one leaves a square.
+    """
+    patches = {before: rows - before for before in (0, int(token), token + registers) if rows > before}
+    squares = [(before, (math.isqrt(n), math.isqrt(n))) for before, n in patches.items() if math.isqrt(n) ** 2 == n]
+    fitting = [(before, configured) for before, n in patches.items() if configured and math.prod(configured) == n]
+    readings = list(dict.fromkeys(fitting + squares))
+    if not fitting and len(readings) != 1:
+        raise UserError(_refusal(rows, token, registers, several=bool(readings)))
+    before, grid = readings[0]
+    if fitting and len(readings) > 1:
+        others = " or ".join(_describe(*reading, token) for reading in readings[1:])
+        return GridReading(before, grid, [
+            f"the {rows} positions are read as {_describe(before, grid, token)}, the grid of data.image_size, and not "
+            f"as {others}"
+        ])  # fmt: skip
+    if configured and not fitting:
+        return GridReading(before, grid, [
+            f"the {rows} positions are read as {_describe(before, grid, token)}, since the file does not hold the "
+            "shape of its grid and that of data.image_size does not fit; if it is not square, give data.image_size "
+            "its shape"
+        ])  # fmt: skip
+    return GridReading(before, grid, [])
+
+
+def method_note(names: Iterable[str], layout: str) -> str:
+    """A sentence on the methods by which the programs of a layout resample positions, for a file with these names."""
+    leaves = {name.rpartition("blocks.")[2].split(".", 1)[-1] for name in names} | {*names}
+    if layout != "timm":
+        return f"{layout} itself resamples positions by model.positions.resample={METHODS[layout]}"
+    if "register_tokens" in leaves:  # the hub's models with registers are built with antialias and without the offset
+        return "DINOv2's own code resamples positions of models with registers by bicubic_antialias"
+    dino = "DINO and DINOv2 resample by model.positions.resample=bicubic_offset"
+    if {"mask_token", "ls1.gamma"} <= leaves:
+        return f"{dino}, and this looks like a file of DINOv2; timm resamples by {METHODS['timm']}"
+    return f"timm resamples positions by model.positions.resample={METHODS['timm']}; the own code of {dino}"
+
+
+def _describe(before: int, grid: Grid, token: bool) -> str:
+    rows = {0: " without a position of the class token", 1: " and the class token"}
+    tokens = rows.get(before, f" and {before} tokens") if token or before else ""
+    return f"{grid[0]} x {grid[1]} patches{tokens}"
+
+
+def _refusal(rows: int, token: bool, registers: int, several: bool) -> str:
+    tokens = f"{'a class token' if token else 'no class token'} and {registers} registers"
+    return (
+        f"The checkpoint has {rows} positions and {tokens}, which "
+        f"{'leave more than one square grid' if several else 'do not leave a square grid'}; files of other programs do "
+        "not store the shape of their grid: give the image size of the file as data.image_size=[HEIGHT,WIDTH], or "
+        "resample the positions to a square grid there before saving."
+    )
