@@ -57,7 +57,7 @@ def launch(job: Job, door: str, base: ConfigReader | None = None, arguments: Seq
     started, folder = False, None
     try:
         command = Command(door, sys.argv[1:] if arguments is None else arguments, base)
-        one_run = "hydra/launcher" not in command.keys  # of several, joblib itself divides the cores
+        one_run = "hydra/launcher" not in command.keys  # joblib divides the cores between runs itself
         os.environ.update(threads.missing_settings(os.environ, count=one_run))  # before torch is imported
         if command.flags.help:
             print(_usage(door), end="")

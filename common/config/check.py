@@ -43,18 +43,17 @@ def check(config: dict[str, Any], trust: Sequence[str], door: str = "train") -> 
     `trust` lists the user's packages that targets may name. It must come from the user, never from a checkpoint.
     """
     keys = DOOR_KEYS[door]
+    expected = (*keys, *TARGET_SECTIONS, *FIXED_CLASSES)
     for key in config:
-        if key not in (*keys, *TARGET_SECTIONS, *FIXED_CLASSES):
-            raise UserError(
-                f"{key} is not a key of {door}.py{did_you_mean(key, [*keys, *TARGET_SECTIONS, *FIXED_CLASSES])}"
-            )
-    for key in (*keys, *TARGET_SECTIONS, *FIXED_CLASSES):
+        if key not in expected:
+            raise UserError(f"{key} is not a key of {door}.py{did_you_mean(key, expected)}")
+    for key in expected:
         if key not in config:
             raise UserError(f"{key} is missing from the config; {door}.py needs it.")
     for key, annotation in keys.items():
         _raise_if(_mistake(config[key], annotation, key))
     targets = {key: _target(config[key], key, trust) for key in TARGET_SECTIONS}
-    _same_wing(targets)
+    _refuse_mixed_wings(targets)
     for key, options in targets.items():
         section = {name: value for name, value in config[key].items() if name != "_target_"}
         arguments = _handed_in(targets["task"], options) if key == "model" else {}
@@ -147,7 +146,7 @@ def _handed_in(task: type[Options], model: type[Options]) -> dict[str, str]:
     return dict.fromkeys([*task.handed_on, *offered], f"the data decide it, by {task.path}.model_arguments")
 
 
-def _same_wing(targets: dict[str, type[Options]]) -> None:
+def _refuse_mixed_wings(targets: dict[str, type[Options]]) -> None:
     wings = {key: options.path.split(".")[0] for key, options in targets.items()}
     for key, wing in wings.items():
         if {wing, wings["model"]} <= set(WINGS) and wing != wings["model"]:

@@ -16,7 +16,7 @@ CHANGEABLE_KEYS = (
     *("trainer.strategy", "trainer.timeout", "trainer.log_every", "trainer.eval_every", "trainer.save_every"),
     *("trainer.keep_best", "trainer.average_last", "task.evaluator"),
 )
-# Where the data lie. A checkpoint holds digests of them, by which the same data are recognised elsewhere.
+# Where the data are. A checkpoint holds digests of them, which identify the same data under other paths.
 DATA_PATHS = ("data.root", "data.train", "data.val", "data.test")
 # Added keys (migrations) that fingerprints have always included.
 ALWAYS_HASHED_KEYS = (
