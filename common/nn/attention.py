@@ -12,22 +12,25 @@ from common.nn.linear import Linear, Projections
 from common.nn.norms import Norm
 from common.nn.norms import norm as normalisation
 
-# In bf16, keys are centred if there are more queries than this; for fewer, as in decoding, that costs more time than
-# their product with the queries.
+# `_masked_softmax` subtracts the mean key in bf16 only if there are more queries than this. For fewer, as in decoding,
+# the subtraction takes longer than the product of queries and keys.
 MAX_UNCENTRED_QUERIES = 8
-# Above this number of query-key pairs, PyTorch's CPU kernel is faster in fp32 without gradients.
+# In fp32 inference on the CPU, `_fused_attention` is faster than `materialised_attention` for more query-key pairs per
+# head than this.
 MAX_FP32_INFERENCE_PAIRS = 2**18
-# Attention weights of one layer that the CPU may hold in memory: 64 MiB in fp32, three times that with gradients.
+# `materialised_attention` is used for at most this many attention probabilities (B h N M) per call. They take 64 MiB in
+# fp32; with gradients, a call takes three times that.
 MAX_MATERIALISED_WEIGHTS = 2**24
 
 
 class Attention(nn.Module):
     """Scaled dot-product attention in `heads` subspaces.
 
-    The query, key and value projections are the rows of one matrix, in this order, so that equal inputs share one
-    multiplication. The heads have a total width of `inner_width`, by default `width`. `projection_bias` applies to
-    all four projections. `qk_norm` normalises the queries and keys of each head, which keeps the scores from growing
-    (Dehghani et al. 2023, arXiv 2302.05442, section 2). Raises ValueError if `heads` does not divide the width.
+    The query, key and value projections are stacked in this order as the rows of one matrix, so that a tensor that
+    serves as query, key and value is projected by one multiplication. Each head has the width `inner_width` / `heads`;
+    `inner_width` is `width` by default. `projection_bias` applies to the query, key, value and output projections.
+    `qk_norm` normalises the queries and keys of each head, which keeps the scores from growing (Dehghani et al. 2023,
+    arXiv 2302.05442, section 2). Raises ValueError if `heads` does not divide `inner_width`.
     """
 
     def __init__(
@@ -67,11 +70,12 @@ class Attention(nn.Module):
     ) -> Tensor:
         """q (B, N, C), k and v (B, M, C) -> (B, N, C).
 
-        `may_look` is boolean, True where a query may look at a key. `bias` is a float tensor that is added to the
-        scores. Both are broadcastable to (B, heads, N, M) and have at least the dimensions N and M. With `causal` the
-        last query sees all M keys, the query before it all but the last key, and so on. The three can be combined. The
-        output of a query that may look nowhere is the projection of zeros, never NaN. A `cache` is extended by k and v,
-        and the queries see all of it; without k and v they see its present content (`cache_memory`).
+        `may_look` is boolean, True where a query may attend to a key. `bias` is a float tensor that is added to the
+        scores. `may_look` and `bias` have at least two dimensions and are broadcastable to (B, heads, N, M). With
+        `causal`, the last query attends to all M keys, the query before it to all but the last key, and so on. `bias`,
+        `may_look` and `causal` can be combined. For a query whose keys are all masked, attention returns zeros (not
+        NaN) to the output projection. With a `cache`, the new keys and values are appended to it, and the queries
+        attend to everything in the cache; if k or v is None, nothing is appended (see `cache_memory`).
         """
         if k is None or v is None:
             assert cache is not None, "attention needs keys and values, or a cache"
@@ -93,7 +97,7 @@ class Attention(nn.Module):
         return out
 
     def cache_memory(self, k: Tensor, v: Tensor) -> "Cache":
-        """Project the keys and values of a memory once for all later calls: k and v (B, M, C) -> a cache of them."""
+        """Project k and v (B, M, C) of an encoder's output once; pass the returned cache to `forward`, without k and v."""
         k, v = (
             self._project_part(k, 1, 3).chunk(2, dim=-1)
             if k is v
@@ -104,7 +108,7 @@ class Attention(nn.Module):
         return cache
 
     def _project(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Project q, k and v, with one multiplication for neighbours that are the same tensor."""
+        """Project q, k and v. If q is k, or q, k and v are one tensor, their projections share one multiplication."""
         if q is k and k is v:
             q, k, v = self.in_proj(q).chunk(3, dim=-1)
             return q, k, v
@@ -114,7 +118,7 @@ class Attention(nn.Module):
         return self._project_part(q, 0, 1), self._project_part(k, 1, 2), self._project_part(v, 2, 3)
 
     def _project_part(self, x: Tensor, first: int, end: int) -> Tensor:
-        """Projections `first` to `end` (exclusive) of x, where 0 is the query, 1 the key and 2 the value projection."""
+        """Apply projections `first` to `end` (exclusive) to x; projection 0 is the query's, 1 the key's, 2 the value's."""
         part: Tensor = self.in_proj(x, rows=slice(first * self.inner_width, end * self.inner_width))
         return part
 
@@ -123,7 +127,7 @@ class Attention(nn.Module):
 
 
 class Cache:
-    """Keys and values (B, h, M, C/h) of all previous calls, in buffers that double in length when they are full."""
+    """The keys and values (B, h, M, C/h) of all previous calls. A buffer that is full is replaced by a longer one."""
 
     def __init__(self) -> None:
         self.length = 0  # M
@@ -136,9 +140,9 @@ class Cache:
         return keys[:, :, : self.length], values[:, :, : self.length]
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Append k and v (B, h, N, C/h) and return all keys and values, (B, h, M, C/h) each."""
+        """Append k and v (B, h, N, C/h); return all keys and values in the cache, (B, h, M, C/h) each."""
         if self.buffers is None:
-            # Views of a joint projection would be copied in every later multiplication.
+            # k and v can be strided views of one projection's output, which each later product would have to copy.
             self.length, self.buffers = k.shape[2], (k.contiguous(), v.contiguous())
             return self.buffers
         start, self.length = self.length, self.length + k.shape[2]
@@ -150,7 +154,7 @@ class Cache:
         return self.content()
 
     def select(self, rows: Tensor) -> None:
-        """Keep only these rows (B',) int64 of the batch."""
+        """Replace the batch by its entries with the indices `rows` (B',) int64, in this order."""
         if self.buffers is not None:
             keys, values = self.content()
             self.buffers = keys[rows], values[rows]
@@ -159,11 +163,11 @@ class Cache:
 def attention_probabilities(q: Tensor, k: Tensor, may_look: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
     """Softmax(q k^T / sqrt(C/h) + bias): (B, h, N, C/h), (B, h, M, C/h) -> (B, h, N, M).
 
-    A row sums to one; it is zero if its query may look nowhere. Fused kernels never build this matrix, so pictures of
-    attention use this function with every kernel.
+    A row sums to one, or is all zeros if all keys of its query are masked. Fused kernels never store this matrix, so
+    `record_attention` uses this function to compute the matrix separately, whichever kernel computes the output.
     """
     attention = _masked_softmax(q, k, may_look, bias)
-    return attention if may_look is None else attention.masked_fill(_may_look_nowhere(may_look), 0)
+    return attention if may_look is None else attention.masked_fill(_is_fully_masked(may_look), 0)
 
 
 def materialised_attention(
@@ -176,40 +180,41 @@ def materialised_attention(
     causal: bool = False,
     dropout: float,
 ) -> Tensor:
-    """Attention in two products, with all probabilities in memory.
+    """Attention as two matrix products, with all probabilities in memory.
 
-    (B, h, N, C/h), (B, h, M, C/h), (B, h, M, C/h) -> (B, h, N, C/h). On the CPU this is faster than PyTorch's blockwise
-    kernel: in bf16 two to three times forward and four to seven times with gradients, in fp32 by up to a third (Zen 5,
-    torch 2.15). Scores are bf16 here and fp32 in the kernel, so the error in bf16 is 0.4 % instead of 0.2 %, and 1 to
-    2 % for scores above 50.
+    (B, h, N, C/h), (B, h, M, C/h), (B, h, M, C/h) -> (B, h, N, C/h). On the CPU this is faster than `_fused_attention`:
+    in bf16, two to three times without gradients and four to seven times with gradients; in fp32, by up to a third
+    (Zen 5, torch 2.15). For bf16 inputs, this function computes scores in bf16, while `_fused_attention` computes them
+    in fp32; the error of the output is 0.4 % (1 to 2 % for scores above 50), against 0.2 % for `_fused_attention`.
     """
     may_look = _combined_mask(q, k, may_look, causal)
     attention = _masked_softmax(q, k, may_look, bias)
     x = (drop(attention, dropout) if dropout else attention) @ v
-    return x if may_look is None else x.masked_fill(_may_look_nowhere(may_look), 0)
+    return x if may_look is None else x.masked_fill(_is_fully_masked(may_look), 0)
 
 
 def _fused_attention(
     q: Tensor, k: Tensor, v: Tensor, *, may_look: Tensor | None, bias: Tensor | None, causal: bool, dropout: float
 ) -> Tensor:
-    """The same by PyTorch's kernel.
+    """The output of `materialised_attention`, computed by `F.scaled_dot_product_attention`.
 
-    Its causal mask is aligned at the first key, so it is used only for as many queries as keys.
+    Its option `is_causal` lets the first query attend to the first key only, which is our mask only if N equals M.
     """
     is_causal = causal and may_look is None and bias is None and q.shape[2] == k.shape[2]
     if not is_causal:
         may_look = _combined_mask(q, k, may_look, causal)
     mask = may_look if bias is None else _masked_bias(bias.to(q.dtype), may_look)
     x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal)
-    # A query that may look nowhere: the kernel returns zeros with a boolean mask, but the mean of v with a float mask.
-    return x if bias is None or may_look is None else x.masked_fill(_may_look_nowhere(may_look), 0)
+    # For a query whose keys are all masked, PyTorch returns zeros with a boolean mask, but the mean of v with a float
+    # mask.
+    return x if bias is None or may_look is None else x.masked_fill(_is_fully_masked(may_look), 0)
 
 
 def _is_materialised(q: Tensor, k: Tensor) -> bool:
-    """Whether to hold all attention probabilities in memory: on the CPU, if they fit `MAX_MATERIALISED_WEIGHTS`."""
-    if q.device.type != "cpu" or torch.compiler.is_exporting():  # an exported graph must not depend on the shape
+    """Whether to use `materialised_attention`: on the CPU, for at most `MAX_MATERIALISED_WEIGHTS` probabilities."""
+    if q.device.type != "cpu" or torch.compiler.is_exporting():  # an exported graph must fit all shapes
         return False
-    if q.dtype == torch.float16:  # scores may overflow; the kernel computes them in fp32
+    if q.dtype == torch.float16:  # fp16 scores may overflow; `_fused_attention` uses fp32
         return False
     pairs = q.shape[2] * k.shape[2]
     if q.dtype == torch.float32 and not q.requires_grad and pairs > MAX_FP32_INFERENCE_PAIRS:
@@ -218,14 +223,15 @@ def _is_materialised(q: Tensor, k: Tensor) -> bool:
 
 
 def _masked_softmax(q: Tensor, k: Tensor, may_look: Tensor | None, bias: Tensor | None = None) -> Tensor:
-    """Attention probabilities (B, h, N, M), undefined for a query that may look nowhere.
+    """Attention probabilities (B, h, N, M); callers overwrite the rows of queries whose keys are all masked.
 
-    Masked scores get the lowest finite number, added in the same pass as the product. Minus infinity would give NaN for
-    a query that may look nowhere, and in its gradient.
+    A masked score has the lowest finite number added to it, in the same pass that multiplies queries and keys. With
+    minus infinity instead, the row and the gradient of a query whose keys are all masked would be NaN.
     """
     batch, heads = q.shape[:2]
     if q.dtype == torch.bfloat16 and q.shape[2] > MAX_UNCENTRED_QUERIES:
-        # softmax ignores an offset common to all keys, and without it bf16 scores are more precise.
+        # Subtracting the mean key shifts all scores of a query by the same amount, which does not change the softmax;
+        # the smaller scores lose less precision in bf16.
         k = k - k.mean(2, keepdim=True)
     if bias is None and may_look is not None:
         bias = q.new_zeros(may_look.shape)
@@ -241,17 +247,17 @@ def _masked_softmax(q: Tensor, k: Tensor, may_look: Tensor | None, bias: Tensor 
 
 
 def _masked_bias(bias: Tensor, may_look: Tensor | None) -> Tensor:
-    """The bias, with the lowest finite number where a query may not look."""
+    """`bias`, replaced by the lowest finite number where `may_look` is False."""
     return bias if may_look is None else bias.masked_fill(~may_look, torch.finfo(bias.dtype).min)
 
 
-def _may_look_nowhere(may_look: Tensor) -> Tensor:
-    """Which queries may look at no key, (..., N or 1, 1) boolean."""
+def _is_fully_masked(may_look: Tensor) -> Tensor:
+    """Which queries have all their keys masked, (..., N or 1, 1) boolean."""
     return ~may_look.any(-1, keepdim=True)
 
 
 def _combined_mask(q: Tensor, k: Tensor, may_look: Tensor | None, causal: bool) -> Tensor | None:
-    """`may_look` and, if `causal`, the lower triangle (N, M) in which the last of N queries sees all M keys."""
+    """`may_look`, combined if `causal` with the lower triangle (N, M) whose last row (the last query) is all True."""
     queries, keys = q.shape[2], k.shape[2]
     if not causal or queries == 1:  # the last query sees all keys
         return may_look
@@ -261,7 +267,7 @@ def _combined_mask(q: Tensor, k: Tensor, may_look: Tensor | None, causal: bool) 
 
 @contextmanager
 def record_attention(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
-    """Record attention probabilities: for each attention module's name a list with one (B, h, N, M) per call.
+    """Record attention probabilities in a dict: name of an `Attention` module -> one (B, h, N, M) tensor per call.
 
     with record_attention(model) as maps:
         model(images)
