@@ -97,7 +97,7 @@ class Attention(nn.Module):
         return out
 
     def cache_memory(self, k: Tensor, v: Tensor) -> "Cache":
-        """Project k and v (B, M, C) of an encoder's output once; pass the returned cache to `forward`, without k and v."""
+        """Project k and v (B, M, C), an encoder's output, once; give `forward` the returned cache, not k and v."""
         k, v = (
             self._project_part(k, 1, 3).chunk(2, dim=-1)
             if k is v
@@ -118,7 +118,7 @@ class Attention(nn.Module):
         return self._project_part(q, 0, 1), self._project_part(k, 1, 2), self._project_part(v, 2, 3)
 
     def _project_part(self, x: Tensor, first: int, end: int) -> Tensor:
-        """Apply projections `first` to `end` (exclusive) to x; projection 0 is the query's, 1 the key's, 2 the value's."""
+        """Apply projections `first` to `end` (exclusive) to x; the order is query 0, key 1, value 2."""
         part: Tensor = self.in_proj(x, rows=slice(first * self.inner_width, end * self.inner_width))
         return part
 

@@ -1,4 +1,4 @@
-"""The mean of the weights of several checkpoints, often better than each (Vaswani et al. 2017, section 6.1)."""
+"""The mean of the weights of several checkpoints, often better than any of them (Vaswani et al. 2017, section 6.1)."""
 
 from collections.abc import Sequence
 from itertools import combinations
@@ -17,12 +17,12 @@ File = tuple[Path, dict[str, Any]]
 
 
 def average(files: Sequence[Path]) -> dict[str, Any]:
-    """The content of a checkpoint with the mean of the weights in `files`; everything else is the newest file's.
+    """Return the content of a checkpoint whose weights are the mean of those in `files`.
 
-    The weights are those that training evaluates: the EMA's where the run kept them. Floating-point tensors are summed
-    in float64 and keep their type; other tensors (counters) are the newest file's. One file at a time is in memory,
-    besides the newest and the sums. The key `mean` marks the content. A new run may start from it, but no run resumes
-    from it: the optimizer's state is the newest file's alone.
+    Each file contributes the weights that its run evaluated: the EMA weights, or without EMA the raw weights. Floating-
+    point tensors are summed in float64 and returned in their own type. Other tensors (counters), the optimizer's state
+    and everything else come from the file of the latest step. Memory holds that file, the sums, and one more file. The
+    key `mean` marks an average. A new run may start from an average, but none can resume from it.
     Raises UserError for fewer than two files, for a file given twice, and for files of different runs.
     """
     _check_count(files)
@@ -36,7 +36,7 @@ def average(files: Sequence[Path]) -> dict[str, Any]:
         for name, tensor in select_weights(content).items():
             if tensor.is_floating_point():
                 value = tensor.to(torch.float64)
-                sums[name] = sums[name] + value if name in sums else value  # never in place: tied tensors share memory
+                sums[name] = sums[name] + value if name in sums else value  # not in place: tied tensors share memory
         steps.append(content["step"])
         if newest is None or content["step"] >= newest[1]["step"]:
             newest = path, content
@@ -54,22 +54,22 @@ def _check_count(files: Sequence[Path]) -> None:
         count = f"there is only {files[0]}" if files else "there is none"
         raise UserError(f"an average needs at least two checkpoints and {count}; give more of one run.")
     for first, second in combinations(files, 2):
-        if first.exists() and second.exists() and first.samefile(second):  # best.pt is another name of a step's file
+        if first.exists() and second.exists() and first.samefile(second):  # best.pt is a hard link to a step's file
             raise UserError(f"{first} and {second} are the same file, which would count twice; name it once.")
 
 
 def _read_single_step(path: Path) -> dict[str, Any]:
-    """A checkpoint that a run wrote; raises UserError for any other file, and for an average."""
+    """Read a checkpoint that a run wrote; raises UserError for any other file, including an average."""
     content = checkpoint.load(path)
     if not checkpoint.is_ours(content):
         raise UserError(f"{path} was not written by this program; give checkpoints of its runs.")
     if content.get("mean"):
-        raise UserError(f"{path} is an average already, and would count as one checkpoint; give those of single steps.")
+        raise UserError(f"{path} is already an average of checkpoints; give the original checkpoints instead.")
     return content
 
 
 def _refuse_another_model(first: File, second: File) -> None:
-    """Raise UserError unless each weight has the same meaning in both files."""
+    """Raise UserError unless the two files hold the same weights of one model, for the same classes or tokens."""
     (path, content), (other_path, other_content) = first, second
     both = f"{path} and {other_path}"
     model, other_model = ({"model": file["config"].get("model")} for file in (content, other_content))
@@ -80,7 +80,7 @@ def _refuse_another_model(first: File, second: File) -> None:
         if shapes.get(name) != other_shapes.get(name):
             pair = " and ".join(str(each.get(name, "missing")) for each in (shapes, other_shapes))
             raise UserError(f"{both} differ in {name}, which is {pair}; give checkpoints of one run.")
-    if content["task"] != other_content["task"]:  # the same row would be another class or token
+    if content["task"] != other_content["task"]:  # a row of the classifier would then be of different classes or tokens
         raise UserError(f"{both} were trained for different classes or tokens; give checkpoints of one run.")
     if _has_ema(content) != _has_ema(other_content):
         raise UserError(f"only one of {both} holds EMA weights (trainer.ema_decay); give checkpoints of one run.")

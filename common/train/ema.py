@@ -1,4 +1,4 @@
-"""An exponential moving average (EMA) of a model's weights, which is evaluated instead of them.
+"""An exponential moving average (EMA) of a model's weights, with which the model is evaluated.
 
 Polyak and Juditsky 1992; the warm-up of the decay is that of TensorFlow's ExponentialMovingAverage.
 """
@@ -16,10 +16,10 @@ from common.machine import distributed
 
 
 class Average:
-    """The moving average of all parameters, in a dict under the model's names; buffers are copied."""
+    """The moving average of all parameters by name, with a copy of the model's latest buffers."""
 
     def __init__(self, model: nn.Module, decay: float):
-        """Start at the model's weights; an update keeps the fraction `decay` in [0, 1] of the old average."""
+        """Start with the model's weights. An update is average = decay * average + (1 - decay) * weights."""
         self.decay = decay
         self.updates = 0
         self.weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
@@ -28,8 +28,8 @@ class Average:
     def update(self, model: nn.Module) -> None:
         """Update the average after an optimizer step.
 
-        The decay of update n (0-based) is at most (1 + n) / (10 + n), so that a short run soon forgets its first
-        weights.
+        The decay of update n (counted from 0) is at most (1 + n) / (10 + n), so that the initial weights soon lose
+        their influence, also in a short run.
         """
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         current = model.state_dict()
@@ -42,10 +42,10 @@ class Average:
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
-        """Inside, `model` has the averaged weights; on exit its own are restored, bit for bit.
+        """Give `model` the averaged weights within the context; on exit, restore its own weights bit for bit.
 
-        Values are copied into the model's tensors, so a model compiled in place is not compiled again. No checkpoint
-        may be written inside.
+        Values are copied into the model's tensors, so that a compiled model is not compiled again. Within the context
+        no checkpoint may be written: it would hold the averaged weights as those of the last update.
         """
         own = {name: value.detach().clone() for name, value in model.state_dict().items()}
         try:
@@ -55,11 +55,11 @@ class Average:
             _copy(own, model)
 
     def state_dict(self) -> dict[str, Any]:
-        """`updates`, and `weights` for the model's load_state_dict; tensors share memory where possible."""
+        """`updates`, and `weights` for the model's load_state_dict; unsharded tensors are not copied."""
         return {"updates": self.updates, "weights": distributed.full_tensors(self.weights)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Load a result of `state_dict`; raises UserError when its weights are those of another model."""
+        """Load a result of `state_dict`; raises UserError when names or shapes differ from this model's."""
         saved: dict[str, Tensor] = state["weights"]
         if {n: v.shape for n, v in saved.items()} != {n: v.shape for n, v in self.weights.items()}:
             raise UserError("the checkpoint's averaged weights are of another model; resume with its own config.")

@@ -1,4 +1,4 @@
-"""Evaluation of a model on a split, shared by train.py and evaluate.py; its result does not depend on ranks."""
+"""Evaluation of a model on a split, for train.py and evaluate.py; the result is equal for any number of ranks."""
 
 from collections.abc import Callable
 
@@ -27,12 +27,12 @@ def evaluate(
     on_answers: Callable[[Batch, list[Answer]], None] | None = None,
     stop: StopSignals | None = None,
 ) -> tuple[dict[str, float], Metric]:
-    """Evaluate every sample of `split` once; returns the numbers, equal on all ranks, and the metric.
+    """Evaluate every sample of `split` once; returns the metric's numbers, equal on all ranks, and the metric.
 
-    `batch_size` is in the unit of `data.batch_size`. With `limit`, a trial run, evaluation stops after that many
-    batches and returns no numbers. `on_answers` receives each batch with its answers, before the metric. A rank that
-    received a signal (`stop`) skips its remaining batches; all ranks then raise Stopped. All ranks evaluate with the
-    buffers of rank 0, which are those of a checkpoint.
+    `batch_size` is in the unit of `data.batch_size` (samples or padded tokens). With `limit`, evaluation is only tried:
+    it stops after that many batches and returns no numbers. `on_answers` receives each batch with its answers before
+    the metric does. A rank that received a signal (`stop`) skips its remaining batches; all ranks then raise Stopped.
+    All ranks evaluate with the model buffers of rank 0, since checkpoints hold the buffers of rank 0.
     """
     metric = task.metric(split)
     distributed.broadcast_buffers(model)

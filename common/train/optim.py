@@ -28,14 +28,14 @@ class OptimizerOptions:
     name: Literal["adamw", "adam", "sgd"]
     lr: PositiveFloat
     weight_decay: NonNegativeFloat  # decoupled in adamw, added to the gradient in adam and sgd
-    decay_norms: bool  # whether norms, biases, tokens and positions decay, too
+    decay_norms: bool  # whether weight decay also applies to norms, biases, tokens and positions
     betas: tuple[Fraction, Fraction]  # adamw, adam
     eps: PositiveFloat  # adamw, adam
     momentum: Fraction  # sgd
-    rates: dict[str, NonNegativeFloat]  # prefix of parameter names -> factor of lr; the longest prefix wins
-    layer_decay: Fraction  # factor of the rate for each layer further from the output; 1 = one rate for all layers
+    rates: dict[str, NonNegativeFloat]  # prefix of parameter names -> factor on lr; the longest matching prefix counts
+    layer_decay: Fraction  # a layer's rate is this times that of the next layer towards the output; 1 = equal rates
     reference_batch: Positive | None  # the batch size that lr is meant for; None = lr is not scaled
-    scaling: Literal["linear", "sqrt"]  # of lr, from reference_batch to data.batch_size
+    scaling: Literal["linear", "sqrt"]  # how lr grows from reference_batch to data.batch_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +46,11 @@ class ScheduleOptions:
     """
 
     name: Literal["constant", "step", "cosine", "inverse_sqrt", "noam"]
-    warmup: Count | Fraction  # linear warm-up of every schedule: an integer = steps, a float = a fraction of the run
-    start: Fraction  # the factor that the warm-up rises from; noam's rises from 0
+    warmup: Count | Fraction  # length of the linear warm-up: an integer = steps, a float = a fraction of the run
+    start: Fraction  # the rate factor from which the warm-up rises (noam: always 0)
     drops: list[Fraction]  # step: where the rate drops, as fractions of the run
-    factor: Fraction  # step: the factor of the rate at each drop
-    final: Fraction  # cosine: the factor that it falls to
+    factor: Fraction  # step: what each drop multiplies the rate by
+    final: Fraction  # cosine: the rate factor at the end of the run
     width: Positive | None  # noam: the model's width; the rate is divided by its square root
 
     def __post_init__(self) -> None:
@@ -69,13 +69,13 @@ class ScheduleOptions:
 
 
 def build(model: nn.Module, options: OptimizerOptions) -> Optimizer:
-    """The optimizer over all parameters of `model` that require a gradient.
+    """Build the optimizer over all parameters of `model` that require a gradient.
 
-    Every group has a readable "name", its full rate as "base_lr" and the names of its parameters as "param_names".
+    Every group has a readable "name", its learning rate before the schedule as "base_lr", and "param_names".
     Raises UserError when a prefix in `rates` matches no parameter, or no parameter is trainable.
     """
     groups = _groups(model, options)
-    # One kernel for the whole update (2.4 times as fast on a CPU core), where the device has it; None: torch chooses.
+    # A fused update is 2.4 times as fast on a CPU core. On devices other than CPU and CUDA, None lets PyTorch choose.
     fused = True if all(p.device.type in ("cpu", "cuda") for g in groups for _, p in g["params"]) else None
     optimizer: Optimizer
     if options.name == "sgd":
@@ -88,9 +88,9 @@ def build(model: nn.Module, options: OptimizerOptions) -> Optimizer:
 
 
 def scale_to_batch(options: OptimizerOptions, batch_size: int) -> OptimizerOptions:
-    """The options with `lr` scaled from the reference batch to `batch_size`, and no reference batch.
+    """Return `options` with `lr` scaled from `reference_batch` to `batch_size`, and `reference_batch` None.
 
-    Linear scaling is Goyal et al. 2017 (arXiv:1706.02677); the square root suits Adam better when the factor is large.
+    Linear scaling is Goyal et al. 2017 (arXiv:1706.02677); square-root scaling suits Adam better for large factors.
     """
     factor = batch_size / (options.reference_batch or batch_size)
     lr = options.lr * (factor if options.scaling == "linear" else math.sqrt(factor))
@@ -98,21 +98,21 @@ def scale_to_batch(options: OptimizerOptions, batch_size: int) -> OptimizerOptio
 
 
 def set_rate(optimizer: Optimizer, factor: float) -> None:
-    """Set every group's learning rate to `factor` times its full rate."""
+    """Set every group's learning rate to `factor` times its "base_lr"."""
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
 
 
 def state(optimizer: Optimizer) -> dict[str, dict[str, Any]]:
-    """The optimizer's state by parameter name, independent of the groups' order, the device and the kernel."""
+    """The optimizer's state by parameter name; it can be restored with other groups, devices and kernels."""
     named = _named_parameters(optimizer)
     return {name: distributed.full_tensors(dict(optimizer.state[p])) for name, p in named if p in optimizer.state}
 
 
 def restore(optimizer: Optimizer, saved: dict[str, dict[str, Any]]) -> None:
-    """Load the result of `state`; rates, decay and the other options stay those that the optimizer was built with.
+    """Load the result of `state`. Learning rates, weight decay and the other options are not loaded.
 
-    Raises UserError when the state belongs to other parameters.
+    Raises UserError when the state is of parameters that `optimizer` lacks or that have another shape.
     """
     named = _named_parameters(optimizer)
     shapes = {name: p.shape for name, p in named}
@@ -125,7 +125,7 @@ def restore(optimizer: Optimizer, saved: dict[str, dict[str, Any]]) -> None:
             )
     by_number = {number: dict(saved[name]) for number, (name, _) in enumerate(named) if name in saved}
     optimizer.load_state_dict({"state": by_number, "param_groups": optimizer.state_dict()["param_groups"]})
-    for p, values in optimizer.state.items():  # copies in the parameter's memory layout: see _match_layouts
+    for p, values in optimizer.state.items():  # moments get the parameter's memory layout: see _match_layouts
         moments_of_p = {key: v for key, v in values.items() if isinstance(v, Tensor) and v.shape == p.shape}
         values.update({key: torch.empty_like(p, dtype=v.dtype) for key, v in moments_of_p.items()})
         for key, value in moments_of_p.items():
@@ -133,11 +133,11 @@ def restore(optimizer: Optimizer, saved: dict[str, dict[str, Any]]) -> None:
 
 
 def _groups(model: nn.Module, options: OptimizerOptions) -> Groups:
-    """Groups of parameters that share a rate and a decay, in the order of the model."""
+    """Groups of parameters with equal learning rate and weight decay, in the model's order."""
     parameters = dict(model.named_parameters())
     for prefix in options.rates:
         if not any(_has_prefix(name, prefix) for name in parameters):
-            parts = {".".join(name.split(".")[:depth]) for name in parameters for depth in (1, 2)}
+            parts = {".".join(name.split(".")[:length]) for name in parameters for length in (1, 2)}
             raise UserError(f"optimizer.rates.{prefix} matches no parameter of the model{did_you_mean(prefix, parts)}")
     undecayed: Sequence[str] = getattr(model, "undecayed", ())
     depths = _depths(model, options)
@@ -166,9 +166,9 @@ def _groups(model: nn.Module, options: OptimizerOptions) -> Groups:
 
 
 def _depths(model: nn.Module, options: OptimizerOptions) -> dict[str, int]:
-    """Prefix of parameter names -> number of layers between them and the output; empty without layer decay.
+    """Map each layer's prefix of parameter names to the number of layers above it; empty without layer decay.
 
-    `OptionalModel.layers` lists the prefixes from the input to the output.
+    `OptionalModel.layers` lists the prefixes from the input to the output of the model.
     """
     if options.layer_decay == 1:
         return {}
@@ -178,11 +178,11 @@ def _depths(model: nn.Module, options: OptimizerOptions) -> dict[str, int]:
             "its layers; set it to 1, or use optimizer.rates."
         )
     layers: Sequence[tuple[str, ...]] = model.layers()  # type: ignore[operator]
-    return {part: len(layers) - 1 - depth for depth, parts in enumerate(layers) for part in parts}
+    return {part: len(layers) - 1 - index for index, parts in enumerate(layers) for part in parts}
 
 
 def _has_prefix(name: str, prefix: str) -> bool:
-    """Whether `prefix` is a prefix of a parameter's name in whole words: backbone is one of backbone.conv1 alone."""
+    """Whether the dotted `name` begins with the parts of `prefix`: backbone.conv1 with backbone, backbone2.x not."""
     return name == prefix or name.startswith(f"{prefix}.")
 
 
@@ -193,8 +193,8 @@ def _named_parameters(optimizer: Optimizer) -> list[tuple[str, nn.Parameter]]:
 def _match_layouts(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     """Give every gradient its parameter's memory layout.
 
-    The fused kernels iterate over memory and compare no strides: they would silently apply a contiguous gradient to
-    the wrong elements of a channels_last weight (observed with torch 2.15 on the CPU).
+    The fused kernels iterate over memory and do not compare strides. They would silently add the elements of a
+    contiguous gradient to the wrong elements of a channels_last weight (observed with torch 2.15 on the CPU).
     """
     for group in optimizer.param_groups:
         for p in group["params"]:
@@ -206,10 +206,10 @@ def _match_layouts(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
 
 
 def rate_factor(options: ScheduleOptions, step: int, steps: int) -> float:
-    """The factor of the full rate for update number `step` (0-based) of `steps`.
+    """The factor by which "base_lr" is multiplied in update `step` (counted from 0) of a run of `steps` updates.
 
-    Warm-up is linear from `start` (itself never used): the first update takes 1/warmup of the rise, and update number
-    `warmup`, counted from 1, all of it. Only noam has a warm-up of its own.
+    The warm-up of all schedules but noam is linear: in update n (counted from 1) of `warmup`, the factor has risen
+    from `start` by n / warmup of the way to 1. The first update already uses more than `start`. Noam warms up from 0.
     """
     warmup, number = warm_up(options, steps), step + 1
     if options.name == "noam":  # equation 3 of Vaswani et al. 2017, where updates count from 1
@@ -218,12 +218,12 @@ def rate_factor(options: ScheduleOptions, step: int, steps: int) -> float:
         return math.sqrt(1 / options.width) * min(math.sqrt(1 / number), number * math.pow(warmup, -1.5))
     if step < warmup:
         return options.start + (1 - options.start) * number / warmup
-    if options.name == "step":  # rounded: a fraction such as 2/3 is rarely a whole number of steps
+    if options.name == "step":  # rounded: 2/3 of a run is rarely a whole number of steps
         return options.factor ** sum(step >= round(drop * steps) for drop in options.drops)
     if options.name == "cosine":
         progress = (step - warmup) / max(1, steps - warmup)
         return options.final + (1 - options.final) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
-    if options.name == "inverse_sqrt":  # continues from the end of the warm-up, where both are 1
+    if options.name == "inverse_sqrt":  # continuous: it is 1 at the end of the warm-up
         return math.sqrt(max(1, warmup) / number)
     return 1.0
 
@@ -234,5 +234,5 @@ def warm_up(options: ScheduleOptions, steps: int) -> int:
 
 
 def peak_rate_factor(options: ScheduleOptions, steps: int) -> float:
-    """The largest factor in a run of `steps`: that of the last warm-up update, or else of the first update."""
+    """The largest `rate_factor` in a run of `steps`: at the last warm-up update, or at the first without warm-up."""
     return rate_factor(options, min(max(1, warm_up(options, steps)), steps) - 1, steps)

@@ -1,4 +1,4 @@
-"""One optimizer step, which is the same however its batch is split into micro-batches and over ranks."""
+"""One optimizer step; its result does not depend on how the batch is split into micro-batches and over ranks."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -13,16 +13,16 @@ from common.machine import distributed, memory
 from common.machine.device import DeviceCopier, autocast
 from common.task import Batch, Task
 
-MAX_CONSECUTIVE_OVERFLOWS = 10  # fp16 steps skipped before the run stops: the loss scale has then fallen by 1,000
+MAX_CONSECUTIVE_OVERFLOWS = 10  # the run stops at this many in a row; each fp16 overflow halves the loss scale
 
 
 @dataclass(frozen=True)
 class _FiniteCheck:
-    """Whether a step's loss and gradient norm are finite, copied from the device, with what an error message names."""
+    """Whether a step's loss and gradient norm are finite, copied to the host, and the values for the error message."""
 
     number: int  # of the step
     finite: Tensor  # (2,) boolean, on the host: loss, gradient norm
-    copied: torch.cuda.Event | None  # recorded when `finite` is filled; None if it is filled already
+    copied: torch.cuda.Event | None  # reached when the copy to `finite` is complete; None if it is complete already
     parts: dict[str, Tensor]
     norm: Tensor
     ids: list[Any]
@@ -39,7 +39,7 @@ class Stepper:
     precision: str
     clip_norm: float | None
     overflows: int = 0  # fp16 steps skipped in a row
-    deferred: bool = field(init=False)  # whether a step is checked after the next one, so that the host never waits
+    deferred: bool = field(init=False)  # whether step n is checked during step n + 1, to keep the GPU busy meanwhile
     scaler: torch.amp.GradScaler = field(init=False)
 
     def __post_init__(self) -> None:
@@ -52,12 +52,12 @@ class Stepper:
         self._loss = distributed.data_parallel(_Loss(self.model, lambda *arguments: self.task.loss(*arguments)))
 
     def __call__(self, micro_batches: list[Batch], number: int) -> dict[str, Tensor]:
-        """Update the weights by step `number`; returns this rank's share of the loss's parts, and the gradient norm.
+        """Take optimizer step `number`; returns this rank's summands of the loss, its parts and the gradient norm.
 
-        Normalisers are summed over micro-batches and ranks before the first backward pass, so gradients are sums and
-        nothing is averaged. A loss or gradient that is not finite never reaches the weights: it raises UserError on all
-        ranks, except for an fp16 overflow, which halves the loss scale and skips the step. On a GPU the device itself
-        skips the update, and the error is raised by the next step or by `check_last_step`.
+        Normalisers are summed over micro-batches and ranks before the first backward pass, so that the gradients of
+        micro-batches and ranks only have to be summed. If the loss or the gradient norm is not finite, the weights are
+        not updated and all ranks raise UserError; an fp16 overflow halves the loss scale instead of raising. If
+        `deferred`, the GPU itself skips the update, and the next step or `check_last_step` raises the error.
         """
         real = [batch for batch in micro_batches if "dummy" not in batch]
         normalisers = step_normalisers(self.task, real)
@@ -79,10 +79,10 @@ class Stepper:
         batch = micro_batches[-1] if micro_batches else {"ids": []}
         with memory.report_out_of_memory(f"The update of step {number}", batch, self.device, memory.UPDATE_ADVICE):
             norm = self._update(parts, real, number)
-        return {**parts, "gradient_norm": norm / distributed.world_size()}  # ranks are summed in the log
+        return {**parts, "gradient_norm": norm / distributed.world_size()}  # the log sums over ranks
 
     def check_last_step(self) -> None:
-        """Raise UserError if the last step was skipped because it was not finite; waits for the device."""
+        """Wait for the device; raise UserError if the last step was skipped because of a value that is not finite."""
         check, self._last = self._last, None
         if check is not None and not self._is_finite(check):
             self._refuse(check)
@@ -110,7 +110,7 @@ class Stepper:
         return norm
 
     def _apply_if(self, finite: Tensor) -> None:
-        """Update the weights if `finite` () is true, which torch's fused optimizers can read on the device."""
+        """Update the weights if `finite` () is true; PyTorch's fused optimizers read it on the device."""
         self.optimizer.grad_scale, self.optimizer.found_inf = None, (~finite).float()  # type: ignore[attr-defined]
         try:
             self.optimizer.step()
@@ -123,7 +123,7 @@ class Stepper:
         return bool(check.finite.all())
 
     def _refuse(self, check: _FiniteCheck) -> None:
-        """Count an fp16 overflow; raise UserError for any other value that is not finite, or too many overflows."""
+        """Count an fp16 overflow of the gradient. Raise UserError if there are too many, or for any other cause."""
         self.overflows += 1
         if self.scaler.is_enabled() and bool(check.finite[0]) and self.overflows < MAX_CONSECUTIVE_OVERFLOWS:
             return
@@ -140,7 +140,7 @@ class Stepper:
 
 
 class _Loss(nn.Module):
-    """A task's loss as a forward pass, so that DDP covers every method of the model that the loss calls."""
+    """A module whose forward pass is the task's loss, so that the loss may call any method of the model under DDP."""
 
     def __init__(self, model: nn.Module, loss: Callable[..., tuple[Tensor, dict[str, Tensor]]]):
         super().__init__()
@@ -152,10 +152,10 @@ class _Loss(nn.Module):
 
 
 def _unshare_gradients(parameters: list[nn.Parameter]) -> None:
-    """Clone each gradient that shares its memory with another.
+    """Clone each gradient that shares its memory with the gradient of another parameter.
 
-    A compiled backward pass returns one buffer as the gradient of two parameters that are only added, such as a token
-    and its position (torch 2.15); the next micro-batch, or clipping, would then change it twice.
+    If the forward pass only adds two parameters, such as a token and its position, a compiled backward pass returns one
+    buffer as the gradient of both (torch 2.15). Adding the next micro-batch, or clipping, would change it twice.
     """
     addresses: set[int] = set()
     for parameter in parameters:
@@ -166,7 +166,7 @@ def _unshare_gradients(parameters: list[nn.Parameter]) -> None:
 
 
 def step_normalisers(task: Task, micro_batches: list[Batch]) -> dict[str, float]:
-    """A step's normalisers, summed in float64 over its micro-batches and all ranks; a sum of zero becomes one."""
+    """Sum the normalisers in float64 over a step's micro-batches and all ranks; a sum of zero is replaced by one."""
     normalisers = getattr(task, "sizes", None) or task.normalisers
     sums: dict[str, float] = {}
     for of_rank in distributed.gather([normalisers(batch) for batch in micro_batches]):

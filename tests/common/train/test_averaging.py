@@ -105,7 +105,10 @@ REFUSED = {
     "equal shapes of another model": (other_model(), r"different models: model\.stem\.width was 8 and is 16"),
     "other classes": ({**content(w=torch.zeros(2)), "task": {"classes": ["b", "a"]}}, "different classes or tokens"),
     "averaged and raw": (content(ema={"w": torch.zeros(2)}, w=torch.zeros(2)), r"only one of .* holds EMA weights"),
-    "an average": ({**content(w=torch.zeros(2)), "mean": {"steps": [1, 2], "ema": False}}, "is an average already"),
+    "an average": (
+        {**content(w=torch.zeros(2)), "mean": {"steps": [1, 2], "ema": False}},
+        "is already an average of checkpoints",
+    ),
 }
 
 
