@@ -6,7 +6,7 @@ from pathlib import Path
 from common.errors import UserError
 from common.task import Split
 from seq2seq.data.pairs import Corpus, SentencePairs
-from seq2seq.tokenizers.text import read_pair
+from seq2seq.tokenizers.text import read_two_files
 
 
 @dataclass(kw_only=True, eq=False)
@@ -34,7 +34,8 @@ class Multi30k(SentencePairs):
         """The two files of a split."""
         stem = self.test if split == "test" else split
         source, target = self._file("source", self.source, stem), self._file("target", self.target, stem)
-        return {split: Corpus(*read_pair(source, target), f"{source} and {target}")}
+        sources, targets, notes = read_two_files(source, target)
+        return {split: Corpus(sources, targets, f"{source} and {target}", notes=notes)}
 
     def _file(self, key: str, language: str, stem: str) -> Path:
         folder = Path(self.root).expanduser()

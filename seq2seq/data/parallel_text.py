@@ -1,4 +1,4 @@
-"""Translation data in text files: two files with the same number of lines, or one with a tab in every line."""
+"""Translation data in text files: two files with the same number of lines, or one with tab-separated columns."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,12 +10,12 @@ from common.machine.seeds import mix
 from common.task import Split
 from common.types import SPLITS, Count
 from seq2seq.data.pairs import EMPTY_CORPUS, Corpus, SentencePairs
-from seq2seq.tokenizers.text import read_pair, read_tabbed
+from seq2seq.tokenizers.text import read_tabbed, read_two_files
 
 
 @dataclass(frozen=True, kw_only=True)
 class Files:
-    """The files of one split: source and target, or pairs, or none; each gzipped or not."""
+    """The files of one split: source and target, or pairs, or none; each plain, gzip, bzip2 or xz."""
 
     source: str | None  # file with one sentence per line
     target: str | None  # file with their translations, one per line
@@ -82,10 +82,12 @@ class ParallelText(SentencePairs):
     def _read(self, split: Split) -> Corpus:
         files = self._files(split)
         if files.pairs is not None:
-            return Corpus(*read_tabbed(Path(files.pairs).expanduser()), files.pairs)
+            source, target, notes = read_tabbed(Path(files.pairs).expanduser())
+            return Corpus(source, target, files.pairs, notes=notes)
         assert files.source is not None and files.target is not None
         paths = [Path(path).expanduser() for path in (files.source, files.target)]
-        return Corpus(*read_pair(*paths), f"{files.source} and {files.target}")
+        source, target, notes = read_two_files(*paths)
+        return Corpus(source, target, f"{files.source} and {files.target}", notes=notes)
 
     def _counts_from_train(self) -> dict[Split, int]:
         """The pairs of the splits that are taken from train; test is first, so that it does not depend on val_count."""
@@ -111,13 +113,13 @@ class ParallelText(SentencePairs):
         splits: dict[Split, Corpus] = {}
         for split, count in counts.items():
             rows = np.array(sorted(first_rows[digest] for digest in order[start : start + count]))
-            splits[split] = corpus.take(rows)
+            splits[split] = replace(corpus.take(rows), notes=[])
             start += count
         train_rows = np.flatnonzero(~np.isin(digests, order[:start]))
         repeated = len(corpus) - len(train_rows) - start
         pairs = f"{repeated:,} more {'pair' if repeated == 1 else 'pairs'}"
         note = f"{pairs} left out because their source sentences are in {' or '.join(counts)}"
-        return {"train": replace(corpus.take(train_rows), notes=[note] * bool(repeated)), **splits}
+        return {"train": replace(corpus.take(train_rows), notes=[*corpus.notes, *[note] * bool(repeated)]), **splits}
 
 
 def _digest(text: str) -> int:

@@ -7,6 +7,7 @@ numbers of the same signature.
 import csv
 import importlib.metadata
 import importlib.util
+import io
 import json
 import math
 import re
@@ -25,6 +26,8 @@ from common.task import Answer, Batch
 
 CHINESE = {"zh", "zho", "cmn", "yue"}
 UNSPACED = {"ja", "jpn", "ko", "kor", "th", "tha", "lo", "lao", "km", "khm", "my", "mya"}  # tokens are characters
+# Half of a surrogate pair, by which Python represents a byte that is not UTF-8, is written as in JSON: \udce9.
+ESCAPED = "backslashreplace"
 RESAMPLES = 1000  # of the bootstrap; sacreBLEU's default
 MAX_BOOTSTRAP_SENTENCES = 10_000  # sacreBLEU holds all resamples in memory at once, 10 to 18 floats per sentence
 
@@ -201,25 +204,33 @@ class TranslationMetric:
     def write(self, folder: Path) -> None:
         """Write `translations.tsv`, a line for each sample sorted by id, and `scores.json`, with signatures.
 
-        Columns: id, source, reference, translation, score (the model's, or empty). A text with a tab, a quote or a line
-        break is quoted, and its quotes are doubled.
+        Columns: id, source, reference, translation, score (the model's, or empty). A text with a tab, a quote, a line
+        feed or a carriage return is quoted, and its quotes are doubled; Python's csv and pandas read it back.
         """
         assert self.gathered, "gather() comes before write()"
         if not is_main():
             return
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "translations.tsv").open("w", encoding="utf-8", newline="") as file:
-            table = csv.writer(file, "excel-tab", lineterminator="\n")
-            table.writerow(("id", "source", "reference", "translation", "score"))
+        with (folder / "translations.tsv").open("w", encoding="utf-8", errors=ESCAPED, newline="") as file:
+            file.write(_tabbed_row(("id", "source", "reference", "translation", "score")))
             for sample in self.samples:
                 score = "" if sample.score is None else f"{sample.score:.6g}"
-                table.writerow((*sample[:4], score))
+                file.write(_tabbed_row((*sample[:4], score)))
         categories = {name: _exact(members) for name, members in self._by_category().items()}
         content: dict[str, Any] = {"source": self.source, "target": self.target, "sentences": len(self.samples)}
         content |= {name: score._asdict() for name, score in self._scores().items()}
         content["exact_match"] = {"value": _exact(self.samples), "categories": categories}
         content |= {name: {"value": x if math.isfinite(x) else None} for name, x in self._likelihood().items()}
-        (folder / "scores.json").write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+        text = json.dumps(content, indent=1, ensure_ascii=False)
+        (folder / "scores.json").write_text(text, encoding="utf-8", errors=ESCAPED)
+
+
+def _tabbed_row(fields: Sequence[Any]) -> str:
+    """A line of a tab-separated file, with a line feed at its end."""
+    line = io.StringIO(newline="")
+    # With "\n" as its line end, Python's writer before 3.13 leaves carriage returns unquoted, where readers end a row.
+    csv.writer(line, "excel-tab", lineterminator="\r\n").writerow(fields)
+    return line.getvalue().removesuffix("\r\n") + "\n"
 
 
 def _exact(samples: Sequence[TranslatedSample]) -> float:

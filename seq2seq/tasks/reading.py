@@ -30,7 +30,7 @@ class Line(NamedTuple):
 
 
 def lines(input: str, group_size: int) -> Iterator[list[Line]]:
-    """Groups of 1 to `group_size` consecutive lines of the file `input` (gzip or not), or of standard input for "-".
+    """Groups of 1 to `group_size` consecutive lines of the text file `input`, or of standard input for "-".
 
     From a pipe, a group has the lines that have arrived, so that a single line is translated at once and a large file
     in large groups; an empty pipe gives no group. A terminal prompts for one line at a time, until Ctrl-D or Ctrl-C.

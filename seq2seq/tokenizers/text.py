@@ -1,10 +1,11 @@
-"""Parallel text from files: two files line by line, or one with a tab in every line; UTF-8, gzipped or not.
+"""Parallel text from files: two files line by line, or one with tab-separated columns; UTF-8, compressed or not.
 
 A line ends with a line feed, with or without a carriage return before it. Unicode's other separators (U+2028, U+0085,
 ...) are part of the sentence, as they are for `wc -l` and in every aligned corpus.
 """
 
-import gzip
+import importlib
+import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,8 +18,17 @@ from numpy.typing import NDArray
 from common.errors import UserError
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # U+FEFF, which Windows writes at the start of a file
-GZIP_MAGIC = b"\x1f\x8b"  # the first bytes of a gzip file (RFC 1952)
+# The first bytes of compressed files, and the module of Python's library that decompresses them.
+MAGIC_BYTES = {
+    b"\x1f\x8b": "gzip",  # RFC 1952
+    **{b"BZh%d1AY&SY" % level: "bz2" for level in range(1, 10)},  # a text may begin with BZh
+    **{b"BZh%d\x17rE8P\x90" % level: "bz2" for level in range(1, 10)},  # without content
+    b"\xfd7zXZ\x00": "lzma",
+}
+# Those of other compressed files, and the command that decompresses one.
+UNSUPPORTED_MAGIC_BYTES = {b"PK\x03\x04": "unzip", b"\x28\xb5\x2f\xfd": "zstd -d", b"7z\xbc\xaf\x27\x1c": "7z x"}
 LINE_FEED, CARRIAGE_RETURN, TAB = b"\n\r\t"
+NUMBER = re.compile(r"\s*[-+]?[0-9.,]*\s*")
 
 
 @dataclass(frozen=True)
@@ -80,32 +90,84 @@ class Lines:
 
 
 def read_pair(source: Path, target: Path) -> tuple[Lines, Lines]:
-    """Two files with sentences and their translations; raises UserError for a broken file or different line counts."""
+    """`read_two_files` without its notes."""
+    return read_two_files(source, target)[:2]
+
+
+def read_two_files(source: Path, target: Path) -> tuple[Lines, Lines, list[str]]:
+    """Two files with sentences and their translations, and notes on what was left out.
+
+    Blank lines at the end that only one of the files has are left out. Raises UserError for a broken file or different
+    numbers of lines.
+    """
     sides = read_lines(source), read_lines(target)
     counts = [len(side) for side in sides]
-    if counts[0] != counts[1]:
+    shorter, (longer, path) = min(counts), max(zip(sides, (source, target), strict=True), key=lambda side: len(side[0]))
+    surplus = len(longer) - shorter
+    if any(longer[i].strip() for i in range(shorter, len(longer))):
         raise UserError(
             f"{source} has {counts[0]:,} lines and {target} has {counts[1]:,}; expected line n of the second to "
             "translate line n of the first; give two files with the same number of lines."
         )
-    return sides
+    rows = np.arange(shorter)
+    return sides[0].take(rows), sides[1].take(rows), [_blank_lines_note(surplus, path)] * bool(surplus)
 
 
-def read_tabbed(path: Path) -> tuple[Lines, Lines]:
-    """One file with source, tab, target in every line; raises UserError naming the first line with another layout."""
-    rows = read_lines(path).rows
+def read_tabbed(path: Path) -> tuple[Lines, Lines, list[str]]:
+    """One file with source, tab, target in every line, and notes on what was not read.
+
+    Blank lines at the end are left out. Of three and more columns, in every line as many, the first two are read.
+    Raises UserError naming the first line with another layout, and if one of the first two of three columns has only
+    numbers, because the sentences are then elsewhere.
+    """
+    lines = read_lines(path)
+    count = len(lines)
+    while count > 1 and not lines[count - 1].strip(" "):
+        count -= 1
+    rows = lines.rows.take(np.arange(count))
+    notes = [_blank_lines_note(len(lines) - count, path)] * (count < len(lines))
     tabs = np.flatnonzero(rows.flat == TAB)
     first = np.searchsorted(tabs, rows.starts)
-    counts = np.searchsorted(tabs, rows.ends) - first
-    malformed = np.flatnonzero(counts != 1)
+    counts = np.searchsorted(tabs, rows.ends) - first  # (n,)
+    expected = max(int(counts[0]), 1)
+    malformed = np.flatnonzero(counts != expected)
     if len(malformed):
-        line = int(malformed[0])
-        raise UserError(
-            f"{path}: line {line + 1} has {counts[line] or 'no'} {'tab' if counts[line] < 2 else 'tabs'}; expected "
-            "source, one tab, target in every line; correct the line, or remove other columns."
-        )
+        raise UserError(_layout_message(path, int(malformed[0]) + 1, int(counts[malformed[0]]), expected))
     middle = tabs[first]
-    return Lines(Ragged(rows.flat, rows.starts, middle)), Lines(Ragged(rows.flat, middle + 1, rows.ends))
+    ends = tabs[first + 1] if expected > 1 else rows.ends
+    sides = Lines(Ragged(rows.flat, rows.starts, middle)), Lines(Ragged(rows.flat, middle + 1, ends))
+    if expected > 1:
+        _refuse_numbers(path, sides)
+        notes.append(f"{path} has {expected + 1} columns: the first was read as the source, the second as the target")
+    return *sides, notes
+
+
+def _blank_lines_note(count: int, path: Path) -> str:
+    return f"{count:,} blank {'line' if count == 1 else 'lines'} at the end of {path} left out"
+
+
+def _layout_message(path: Path, line: int, tabs: int, expected: int) -> str:
+    """The message for the first line of a file with another number of tabs than `expected`."""
+    number = f"{tabs or 'no'} {'tab' if tabs < 2 else 'tabs'}"
+    if expected > 1:
+        return (
+            f"{path}: line {line} has {number}, and line 1 has {expected}; expected the same number of columns in "
+            "every line, the first two of which are source and target; correct the line."
+        )
+    return (
+        f"{path}: line {line} has {number}; expected source, one tab, target in every line; correct the line, or "
+        f"remove other columns (cut -f1,2 FILE > pairs.tsv)."
+    )
+
+
+def _refuse_numbers(path: Path, sides: tuple[Lines, Lines]) -> None:
+    """Raise UserError if all of one side are numbers (ids, scores), as may be in a file with more columns."""
+    for column, side in enumerate(sides, start=1):
+        if all(NUMBER.fullmatch(text) for text in side):
+            raise UserError(
+                f"{path}: column {column} of three or more has only numbers; expected sentences in the first two "
+                "columns; write a file with the columns of source and target, as cut -f2,3 FILE > pairs.tsv does."
+            )
 
 
 def read_lines(path: Path) -> Lines:
@@ -131,17 +193,33 @@ def read_lines(path: Path) -> Lines:
 
 
 def _content(path: Path) -> bytes:
-    """The file's bytes, decompressed if they are gzip's."""
+    """The file's bytes, decompressed if they are those of gzip, bzip2 or xz, whatever the file's name."""
     try:
         content = path.read_bytes()
     except FileNotFoundError as error:
         raise UserError(f"There is no file {path}; correct its path.") from error
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise UserError(f"{path} cannot be read ({reason}); give a text file, gzipped or not.") from error
-    if not content.startswith(GZIP_MAGIC):
-        return content
+        raise UserError(f"{path} cannot be read ({reason}); give a text file, compressed or not.") from error
+    for magic, command in UNSUPPORTED_MAGIC_BYTES.items():
+        if content.startswith(magic):
+            raise UserError(
+                f"{path} is compressed in an unsupported format; decompress it ({command} FILE), or give plain text, "
+                "gzip, bzip2 or xz."
+            )
+    module = next((name for magic, name in MAGIC_BYTES.items() if content.startswith(magic)), None)
+    return content if module is None else _decompressed(content, module, path)
+
+
+def _decompressed(content: bytes, module: str, path: Path) -> bytes:
+    name = {"gzip": "gzip", "bz2": "bzip2", "lzma": "xz"}[module]
     try:
-        return gzip.decompress(content)
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path} is a broken gzip file ({error}); download or compress it again.") from error
+        library = importlib.import_module(module)
+    except ImportError as error:  # a Python that was built without it
+        raise UserError(f"{path} is compressed by {name}, which this Python lacks; decompress it first.") from error
+    broken = (OSError, EOFError, ValueError, zlib.error, *([library.LZMAError] if module == "lzma" else []))
+    try:
+        text: bytes = library.decompress(content)
+        return text
+    except broken as error:
+        raise UserError(f"{path} is a broken {name} file ({error}); download or compress it again.") from error

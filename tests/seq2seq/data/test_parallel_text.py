@@ -75,6 +75,16 @@ def test_val_and_test_depend_on_the_sentences_only_and_no_pair_is_in_two_splits(
     assert splits["val"] != PAIRS[:10] and splits["test"] != PAIRS[-15:]
 
 
+def test_the_summary_names_the_columns_that_were_read(tmp_path: Path) -> None:
+    path = tmp_path / "train.tsv"
+    path.write_text("".join(f"{source}\t{target}\tCC-BY\n" for source, target in PAIRS) + "\n")
+    data = data_set(train=Files(source=None, target=None, pairs=str(path)))
+    assert {pair for split in SPLITS for pair in data.pairs(split)} == {*PAIRS}
+    columns = f"train: {path} has 3 columns: the first was read as the source, the second as the target"
+    assert [line for line in data.summary() if "column" in line] == [columns]
+    assert f"train: 1 blank line at the end of {path} left out" in data.summary()
+
+
 def test_repeated_sentences_are_in_one_split(make: Callable[..., ParallelText]) -> None:
     other_targets = [(source, f"{target} !") for source, target in PAIRS]
     data = make([*PAIRS, *other_targets, *PAIRS[:40]])

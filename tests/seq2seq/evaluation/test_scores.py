@@ -207,6 +207,32 @@ def test_translations_are_written_with_sources_and_references(tmp_path):
     assert content["bleu"]["signature"] == metric.details()[1][-1] and "tok:13a" in content["bleu"]["signature"]
 
 
+@pytest.mark.parametrize(
+    "character", ["\r", "\n", "\r\n", "\t", '"', "\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\\", "\\r"]
+)
+def test_no_character_of_a_sentence_breaks_rows_or_columns(tmp_path, character):
+    """Read back by csv, whose rows end at any of "\\n", "\\r" and "\\r\\n" outside quotes, like those of pandas."""
+    pairs = [(f"a{character}b", f"c{character}"), (f"{character}d", "e")]
+    metric = gathered(pairs)
+    metric.samples = [sample._replace(source=f"{character}{sample.source}{character}") for sample in metric.samples]
+    metric.write(tmp_path)
+    with (tmp_path / "translations.tsv").open(encoding="utf-8", newline="") as file:
+        header, *rows = csv.reader(file, "excel-tab")
+    sources = [f"{character}source {i}{character}" for i in range(2)]
+    assert [row[1:4] for row in rows] == [
+        [source, reference, translation] for source, (translation, reference) in zip(sources, pairs, strict=True)
+    ]
+    assert all(len(row) == len(header) == 5 for row in rows)
+
+
+def test_texts_and_categories_that_are_not_utf8_are_written_with_escapes(tmp_path):
+    """The byte 0xE9, which a data set read with surrogateescape, is U+DCE9 in Python."""
+    gathered([("caf\udce9", "caf\udce9")], categories=["men\udce9"]).write(tmp_path)
+    assert "\tcaf\\udce9\tcaf\\udce9\t" in (tmp_path / "translations.tsv").read_text("utf-8")
+    content = json.loads((tmp_path / "scores.json").read_text("utf-8"))
+    assert content["exact_match"]["categories"] == {"men\udce9": 1.0}, "JSON restores it"
+
+
 def test_plain_lines_are_written_without_quotes(tmp_path):
     gathered(PAIRS[:1], score=[-1.5]).write(tmp_path)
     line = "0\tsource 0\tThe cat sat on the mat.\tThe cat sat on the mat.\t-1.5\n"
