@@ -1,7 +1,7 @@
-"""What the trainer and the evaluator must know about a data set and a problem: the protocols `Data` and `Task`.
+"""The protocols `Data` and `Task`: what the trainer and the evaluator require of a data set and of a problem.
 
-No class inherits from a protocol; a class satisfies it by having its members. `OptionalData`, `OptionalTask` and
-`OptionalModel` list members that a class may have: they are looked up by name, and a class without them is complete.
+A class satisfies a protocol by having its members, without inheriting from it. `OptionalData`, `OptionalTask` and
+`OptionalModel` list members that a data set, task or model may lack; the trainer looks them up by name.
 """
 
 import math
@@ -23,14 +23,14 @@ class Goal(NamedTuple):
 
     name: str
     higher_is_better: bool
-    undefined: float | None = -1.0  # stands for "no value", as in COCO's evaluation without any object; None: nothing
+    undefined: float | None = -1.0  # the number that means "no value", as in COCO, or None
 
     def is_defined(self, value: float) -> bool:
         """Whether `value` is a number that can be compared: neither nan nor `undefined`."""
         return not math.isnan(value) and value != self.undefined
 
     def better(self, new: float, old: float | None) -> bool:
-        """Whether `new` is better than `old`. An undefined value is better than none; any other beats an undefined."""
+        """Whether `new` is better than `old`: never if `new` is undefined, always if only `old` is undefined or None."""
         if not self.is_defined(new):
             return False
         if old is None or not self.is_defined(old):
@@ -39,12 +39,12 @@ class Goal(NamedTuple):
 
 
 class Adopted(NamedTuple):
-    """A foreign file's weights and task state under our names."""
+    """The weights and task state of another program's checkpoint, converted for this program."""
 
-    weights: dict[str, Tensor]  # under our names
-    task_state: dict[str, Any]  # for `Task.restore`; empty where the file holds none
+    weights: dict[str, Tensor]  # by the names in our model's state dict
+    task_state: dict[str, Any]  # for `Task.restore`; empty if the file holds no task state
     left_out: list[str]  # the file's keys that were not used
-    notes: tuple[str, ...] = ()  # sentences for the log: how the file was read where it can mean two things
+    notes: tuple[str, ...] = ()  # sentences for the log, on how an ambiguous file was interpreted
 
 
 class Data(Protocol):
@@ -56,13 +56,13 @@ class Data(Protocol):
         """The number of samples in `split`."""
 
     def cost(self, split: Split) -> Sequence[int]:
-        """The cost of each sample; a batch costs its number of samples times its highest cost."""
+        """The cost of each sample. The cost of a batch is its number of samples times the highest cost of a sample."""
 
     def sample(self, split: Split, index: int, generator: torch.Generator | None) -> dict[str, Any]:
-        """One sample, augmented with `generator`; without augmentation for None."""
+        """One sample, augmented at random with `generator`, or without augmentation if `generator` is None."""
 
     def collate(self, samples: list[dict[str, Any]]) -> Batch:
-        """Collate samples to one batch of padded CPU tensors, with the samples' ids under "ids"."""
+        """Collate samples into a batch of padded CPU tensors; its key "ids" holds the samples' ids."""
 
     def summary(self) -> list[str]:
         """Lines for the start summary: counts of samples, and what was left out and why."""
@@ -72,21 +72,21 @@ class OptionalData(Protocol):
     """Optional members of a data set."""
 
     drawn: bool
-    """Whether it was made to be learnt from scratch; `Task.advice` then recommends no pretrained weights."""
+    """Whether the data are synthetic and need no pretrained weights; `Task.advice` then recommends none."""
 
     def where(self, split: Split, index: int) -> str:
         """The origin of a sample (its file, its line), for messages; opens no file."""
 
     def fingerprint(self, split: Split) -> dict[str, str]:
-        """Digests of what `split` holds, by name ("annotations", say); they do not depend on where the files lie.
+        """Digests of the content of `split`, by name (such as "annotations"), independent of the files' paths.
 
-        A run is not resumed on data with other digests (common/data/fingerprints.py computes them). Called on rank 0
-        alone, after `count`. A data set without this method is recognised by the costs of its samples.
+        Resuming a run refuses data with other digests; common/data/fingerprints.py has functions to compute them.
+        Called on rank 0 only, after `count`. Without this method, a digest of the samples' costs is compared.
         """
 
 
 class Metric(Protocol):
-    """An accumulator over one split: each sample once, gathered over ranks by sample id, computed once."""
+    """Accumulates the answers on one split: `update` for each batch, then `gather` once, then `compute`."""
 
     def update(self, batch: Batch, answers: list[Answer]) -> None:
         """Add the answers to one batch."""
@@ -95,20 +95,20 @@ class Metric(Protocol):
         """Gather the answers of all ranks by sample id (a collective: all ranks call it)."""
 
     def compute(self) -> dict[str, float]:
-        """The numbers, equal on all ranks."""
+        """The metric's values by name, equal on all ranks."""
 
     def details(self) -> Sequence[Sequence[Any]]:
-        """A table of finer numbers, those of each class, say; the first row is its header."""
+        """A table of more detailed values, such as those of each class; its first row is the header."""
 
     def write(self, folder: Path) -> None:
-        """Write the predictions in the field's file format (rank 0)."""
+        """Write the predictions in the usual format of the task, on rank 0."""
 
 
 class Task(Protocol):
-    """A problem: its loss, its answers and its numbers, independent of the model and the data set."""
+    """A problem: its loss, predictions and metrics, independent of the model and the data set."""
 
-    goal: Goal  # an instance may have its own
-    # The keys of `model_arguments` that every model must take; read from source, before any import.
+    goal: Goal  # of the class, or of an instance
+    # The keys of `model_arguments` that every model must accept. Read from the source code, without importing it.
     handed_on: ClassVar[tuple[str, ...]]
 
     def model_arguments(self) -> dict[str, Any]:
@@ -121,29 +121,30 @@ class Task(Protocol):
         """Load the result of `state` from a checkpoint."""
 
     def adopt(self, tensors: dict[str, Any], folder: Path) -> Adopted:
-        """Convert a foreign checkpoint; raises UserError when its layout is unsupported.
+        """Convert the content of another program's checkpoint; raises UserError when its layout is unsupported.
 
-        `folder`: that of the file, for programs that keep a vocabulary beside it.
+        `folder` is the folder of the checkpoint, which may also hold a vocabulary.
         """
 
     def normalisers(self, batch: Batch) -> dict[str, float]:
-        """The divisor of each loss term, from targets and the task's constants, never from outputs."""
+        """The divisor of each loss term, computed from the targets and constants but not from the model's outputs."""
 
     def loss(self, model: nn.Module, batch: Batch, normalisers: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
         """The total loss (scalar, at least fp32) and its parts by name (detached scalars).
 
-        Both are sums over the batch, divided by the normalisers of the whole step, so that micro-batches and ranks add
-        up. `batch["seeds"]` holds a seed for each sample, for randomness of the task.
+        The total and the parts are sums over the batch, divided by the `normalisers` of the whole step, so that adding
+        them up over micro-batches and ranks gives those of the step. `batch["seeds"]` holds a seed for each sample, for
+        random choices of the task.
         """
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Answer]:
         """One answer for each sample, in the user's units, on the CPU."""
 
     def read(self, input: str) -> Iterator[Batch]:
-        """Batches of a user's file, folder or pipe, each as soon as it is read."""
+        """Yield batches of a user's file, folder or pipe, each as soon as its input is read."""
 
     def show(self, batch: Batch, answers: list[Answer], folder: Path) -> Iterable[str]:
-        """Write answers as pictures or text under `folder`; returns a line for the console for each."""
+        """Write answers as pictures or text under `folder`; yields a line for the console for each answer."""
 
     def pictures(self, batch: Batch, answers: list[Answer], count: int) -> Tensor | None:
         """Pictures of the first `count` answers for the log, uint8 (B, 3, H, W); None for a task without pictures."""
@@ -165,13 +166,13 @@ class OptionalTask(Protocol):
     """Optional members of a task."""
 
     per_micro_batch: Sequence[str]
-    """Names, for the start summary, of parts of its loss that depend on how a step is split (divisors from outputs)."""
+    """For the start summary: names of loss terms whose divisors depend on outputs, and so on the micro-batches."""
 
     offered: Sequence[str]
-    """Keys of `model_arguments` that are passed only to models with these arguments."""
+    """Keys of `model_arguments` that are passed only to models whose constructor accepts them."""
 
     def sizes(self, batch: Batch) -> dict[str, float]:
-        """The former name of `normalisers`, for one version."""
+        """The former name of `normalisers`, still accepted in this version."""
 
     def inherit(self, state: dict[str, Any]) -> None:
         """Take over part of the task state of the checkpoint that a run starts from, before the model is built."""
@@ -181,28 +182,28 @@ class OptionalModel(Protocol):
     """Optional members of a model."""
 
     decided_by_data: Sequence[str]
-    """Names or prefixes of tensors tied to classes or words; not loaded from a checkpoint with other ones."""
+    """Names or prefixes of tensors tied to classes or words; not loaded if those of the checkpoint differ."""
 
     undecayed: Sequence[str]
-    """Names or prefixes of matrices without weight decay: tables of positions, say."""
+    """Names or prefixes of matrices that weight decay skips, such as tables of positions."""
 
     per_micro_batch: Sequence[str]
-    """Names, for the start summary, of parts that depend on how a step is split; BatchNorm is listed anyway."""
+    """For the start summary: names of parts that depend on the split into micro-batches, other than BatchNorm."""
 
     longest: int
-    """The maximum number of input tokens; a task refuses longer inputs by name."""
+    """The maximum number of input tokens; for longer inputs, a task raises an error that names them."""
 
     def fetch_weights(self) -> str | None:
-        """Load pretrained weights, in a run without `checkpoint`; returns a line for the log, if there are any."""
+        """Load pretrained weights if no `checkpoint` is configured; returns a line for the log, or None."""
 
     def adapt(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A checkpoint's weights, converted to this model's shapes: positions resampled to another grid, say."""
+        """Convert a checkpoint's weights to this model's shapes, such as positions to another grid."""
 
     def adaptations(self, tensors: dict[str, Tensor]) -> Sequence[str]:
-        """Sentences for the log on what `adapt` changes in a checkpoint's weights: the method of resampling, say."""
+        """Sentences for the log on what `adapt` changes, such as the resampling of positions."""
 
     def layers(self) -> Sequence[tuple[str, ...]]:
         """Prefixes of parameter names for each layer, from input to output, for `optimizer.layer_decay`."""
 
     def features(self, images: Tensor) -> Tensor:
-        """Inputs of its head, (B, channels, H, W) -> (B, C), for the nearest neighbours among training images."""
+        """The inputs of the model's head, (B, channels, H, W) -> (B, C), for a search of nearest training images."""

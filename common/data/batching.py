@@ -1,7 +1,7 @@
-"""From a data set to optimizer steps and evaluation batches: order, batches, ranks and workers.
+"""Batches for training and evaluation: the order of samples, their division into batches, and the share of each rank.
 
-Everything is a pure function of (seed, epoch, position): batches are the same for any number of workers and ranks, and
-resuming at step n needs no state but n.
+All results depend only on the seed, the epoch and the position in it. The number of workers and ranks does not change
+the global batches, and a run that resumes at step n needs only n to continue with the same batches.
 """
 
 import itertools
@@ -17,9 +17,10 @@ from common.task import Batch, Data, Split
 
 
 def split_by_cost(order: Sequence[int], costs: Sequence[int] | NDArray[np.int64], limit: int) -> list[list[int]]:
-    """Split `order` into batches that cost at most `limit`: the number of samples times the highest cost of one.
+    """Split `order` into consecutive batches of cost at most `limit`.
 
-    A sample whose own cost exceeds the limit becomes a batch of its own.
+    The cost of a batch is its number of samples times the highest cost of a sample; `costs[i]` is that of sample i. A
+    sample whose own cost exceeds the limit becomes a batch of its own.
     """
     costs_in_order = np.asarray(costs)[np.asarray(order, np.int64)]
     return _split_at(list(order), _batch_ends(costs_in_order.tolist(), limit))
@@ -28,11 +29,12 @@ def split_by_cost(order: Sequence[int], costs: Sequence[int] | NDArray[np.int64]
 class Order:
     """The global batches of every epoch, one for each optimizer step.
 
-    Samples of equal cost (images) are shuffled and split. An incomplete last batch is dropped unless it is the only
-    one; the next epoch drops other samples. Samples of unequal cost (sentences) are shuffled, sorted by cost and then
-    split, so that a batch holds samples of similar cost and little padding; the batches are then shuffled. Here no
-    batch is dropped: the last one holds the samples of highest cost, which would never be seen.
-    In both cases all epochs have the same number of batches, and each epoch is a function of (seed, its number).
+    If all samples have equal cost (images), they are shuffled and split. An incomplete last batch is dropped unless it
+    is the only one; each epoch drops other samples. If costs differ (sentences), the samples are shuffled, sorted by
+    cost and then split, so that a batch holds samples of similar cost and little padding; finally the batches are
+    shuffled. No batch is dropped in this case: before shuffling, the last batch always holds the most expensive
+    samples, which would otherwise never be used. In both cases all epochs have the same number of batches, and an
+    epoch's batches depend only on the seed and its number.
     """
 
     def __init__(self, costs: Sequence[int] | NDArray[np.int64], batch_size: int, seed: int):
@@ -42,7 +44,7 @@ class Order:
         self.batch_size, self.seed = batch_size, seed
         sorted_costs = np.sort(self.costs)
         self._sorted_by_cost = bool(sorted_costs[0] < sorted_costs[-1])
-        self._ends = _batch_ends(sorted_costs.tolist(), batch_size)  # the same in every epoch, for any permutation
+        self._ends = _batch_ends(sorted_costs.tolist(), batch_size)  # equal in all epochs, as the sorted costs are
         if not self._sorted_by_cost and len(self._ends) > 1:
             last_count = self._ends[-1] - self._ends[-2]
             if (last_count + 1) * int(sorted_costs[0]) <= batch_size:
@@ -59,11 +61,11 @@ class Order:
         return [batches[i] for i in rng.permutation(len(batches)).tolist()]
 
     def steps(self, epochs: int) -> int:
-        """The number of steps in that many epochs."""
+        """The number of optimizer steps in `epochs` epochs."""
         return epochs * len(self._ends)
 
     def after(self, step: int) -> Iterator[tuple[int, list[int]]]:
-        """(epoch, global batch) of step number `step`, counted from 0, and of all later steps, without end."""
+        """Yield (epoch, global batch) of step `step` (counted from 0) and of all later steps, without end."""
         first_epoch, completed = divmod(step, self.steps(1))
         for epoch in itertools.count(first_epoch):
             for batch in self.epoch(epoch)[completed:]:
@@ -72,7 +74,7 @@ class Order:
 
 
 def rank_samples(batch: list[int], rank: int, world: int) -> list[int]:
-    """A rank's contiguous part of a global batch; parts differ by at most one sample and may be empty."""
+    """A rank's contiguous part of a global batch. The sizes of parts differ by at most one; a part may be empty."""
     return batch[len(batch) * rank // world : len(batch) * (rank + 1) // world]
 
 
@@ -89,14 +91,15 @@ def steps(
     pin: bool,
     equal: bool = False,
 ) -> Iterator[tuple[int, list[Batch]]]:
-    """(epoch, this rank's micro-batches) of the steps from `start`, counted from 0, up to but excluding `stop`.
+    """Yield (epoch, this rank's micro-batches) of each step from `start` (counted from 0) to `stop` - 1.
 
-    A rank without samples, where a global batch has fewer samples than there are ranks, repeats a sample of the step in
-    a batch marked "dummy". With `equal`, such batches give all ranks the same number of micro-batches.
+    If a global batch has fewer samples than there are ranks, a rank without samples gets a batch with a copy of one of
+    the step's samples, marked by the key "dummy". With `equal`, further dummy batches are added until all ranks have
+    the same number of micro-batches.
     """
 
     def plan() -> Iterator[tuple[int, list[Key], int]]:
-        """(epoch, this rank's keys, how many of them are not dummies) of each step."""
+        """Yield (epoch, this rank's keys, how many of these keys are not dummies) of each step."""
         for epoch, batch in itertools.islice(order.after(start), max(0, stop - start)):
             ranks = range(world) if equal else [rank]
             per_rank = [
@@ -118,10 +121,10 @@ def steps(
 def evaluation(
     data: Data, split: Split, *, batch_size: int, rank: int, world: int, workers: int, limit: int | None = None
 ) -> Iterator[Batch]:
-    """This rank's batches of a split. Batches do not depend on ranks and workers; each goes to one rank, in turn.
+    """Yield this rank's batches of a split. Batch i goes to rank i % `world`; batches do not depend on `world`.
 
-    Samples of the highest cost come first, and equal ones in their own order: batches have little padding, and a batch
-    that exceeds the memory fails at once. `limit` is the number of batches, over all ranks, to stop after.
+    Samples are sorted by decreasing cost, and those of equal cost by index. So batches have little padding, and one
+    that needs too much memory fails at the start. With `limit`, only the first `limit` batches of all ranks are used.
     """
     costs = np.asarray(data.cost(split), np.int64)
     order = np.argsort(-costs, kind="stable")
@@ -131,7 +134,7 @@ def evaluation(
 
 
 def _batch_ends(costs: list[int], limit: int) -> list[int]:
-    """The end of each batch (its last sample's position + 1) when samples of these costs are split in this order."""
+    """Where `split_by_cost` ends each batch of samples of these costs: the position of its last sample plus 1."""
     ends: list[int] = []
     start = highest = 0
     for position, cost in enumerate(costs):

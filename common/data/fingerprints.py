@@ -1,4 +1,4 @@
-"""Digests of what a data set holds, by which a resumed run recognises its data wherever they lie."""
+"""Digests of a data set's content, by which a resumed run recognises its data even if their path has changed."""
 
 import hashlib
 import os
@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from common.errors import UserError
 
-THREADS = 16  # on a network drive each request waits for an answer, so that many at once take little longer than one
-FILES_PER_TASK = 1000  # of a thread
+THREADS = 16  # on a network drive, 16 simultaneous requests take little longer than one
+FILES_PER_TASK = 1000  # that a thread looks up in one go
 
 
 def digest(parts: Iterable[bytes | NDArray[np.generic]]) -> str:
-    """32 hexadecimal digits that are equal for equal contents; `parts` are hashed one after the other."""
+    """A hash of the concatenated bytes of `parts`, as 32 hexadecimal digits."""
     hasher = hashlib.blake2b(digest_size=16)
     for part in parts:
         hasher.update(np.ascontiguousarray(part).data if isinstance(part, np.ndarray) else part)
@@ -46,4 +46,4 @@ def _length(path: bytes) -> int:
     try:
         return os.stat(path).st_size
     except OSError:
-        return -1  # reading the sample says what is wrong
+        return -1  # reading this file later raises an error that names it

@@ -1,4 +1,4 @@
-"""Image files of any mode as uint8 RGB tensors, and batches of these as normalised floats for a backbone."""
+"""Read image files of any mode as uint8 RGB tensors, and normalise batches of such tensors for a backbone."""
 
 from pathlib import Path
 from typing import Literal
@@ -11,21 +11,21 @@ from torch import Tensor
 from common.errors import UserError
 from common.machine.device import constant
 
-Exif = Literal["auto", "apply", "ignore"]  # whether an image is turned by its EXIF tag; see `read_image`
+Exif = Literal["auto", "apply", "ignore"]  # whether the EXIF orientation is applied; see `read_image`
 
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
-# Mean and standard deviation of ImageNet's RGB values in [0, 1], with which the backbones were trained.
+# Mean and standard deviation of ImageNet's RGB values in [0, 1], with which the pretrained backbones were trained.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
-STRIP_ROWS = 32  # rows normalised at once: half a megabyte of an image 1,333 pixels wide
+STRIP_ROWS = 32  # rows normalised at once; in an image 1,333 pixels wide, they take half a megabyte
 
 
 def list_images(path: Path) -> list[Path]:
     """The image file `path`, or all image files in the folder `path`, sorted by name.
 
-    Raises UserError if there is none.
+    Raises UserError if `path` does not exist or the folder holds no image.
     """
     if path.is_file():
         return [path]
@@ -40,11 +40,11 @@ def list_images(path: Path) -> list[Path]:
 def read_image(path: Path, size: tuple[int, int] | None = None, exif: Exif = "auto") -> Tensor:
     """Read an image file as uint8 (3, H, W), RGB.
 
-    Grey, palette, CMYK and 16-bit images become 8-bit RGB; transparency is dropped. `size` is the (height, width) that
-    the annotations refer to. `exif` decides whether the image is turned upright (rotated, mirrored) by its EXIF tag:
-    "apply" always does, "ignore" never, and "auto" does without `size`, and with it only if the turned image, and not
-    the stored one, has this size. Pillow turns a TIFF in any case. Raises UserError, which names the file, if it is
-    missing, broken or of another size.
+    Grey, palette, CMYK and 16-bit images become 8-bit RGB; transparency is dropped. `size` is the (height, width) in
+    the annotations. `exif` decides whether the image is rotated and mirrored as its EXIF orientation tag says: "apply"
+    always does it, "ignore" never. "auto" does it if `size` is None; with a `size`, it applies the tag only if the
+    image has this size with the tag applied and another size as stored. Pillow always applies the tag of a TIFF.
+    Raises UserError, which names the file, if the file is missing or broken, or the image has another size.
     """
     upright = exif == "apply" or (exif == "auto" and size is None)
     image = _decode(path, upright)
@@ -62,10 +62,11 @@ def read_image(path: Path, size: tuple[int, int] | None = None, exif: Exif = "au
 
 
 def hides_orientation(path: Path) -> bool:
-    """Whether the EXIF tag of an image turns it without changing its size: by 180 degrees, as a mirror, or a square.
+    """Whether applying the EXIF orientation of an image changes its pixels but not its height and width.
 
-    Annotations of such an image fit the stored and the turned pixels alike. Reads the header alone; False for a file
-    without the tag, for a TIFF, which Pillow always turns, and for one that cannot be read.
+    For such an image, the size in the annotations does not tell whether they refer to the stored or to the upright
+    pixels. Only the header is read. False for a file without the tag, for a TIFF (Pillow always applies the tag), and
+    for a file that cannot be read.
     """
     try:
         with Image.open(path) as image:
@@ -118,9 +119,9 @@ def normalise(images: Tensor, sizes: Tensor, dtype: torch.dtype = torch.float32)
 
 
 def _in_strips(pixels: Tensor, sizes: Tensor, scale: Tensor, shift: Tensor, dtype: torch.dtype) -> Tensor:
-    """pixels * scale - shift, (B, H, W * 3), zero in the padding, a few rows at a time.
+    """Compute pixels * scale - shift, (B, H, W * 3), and zero in the padding, a few rows at a time.
 
-    A strip stays in the processor's cache; a pass over the whole batch for each operation takes twice as long.
+    A strip of rows stays in the processor's cache; applying each operation to the whole batch takes twice as long.
     """
     floats = pixels.new_empty(pixels.shape, dtype=dtype)
     for image_pixels, image_floats, (height, width) in zip(pixels, floats, sizes.tolist(), strict=True):
@@ -135,7 +136,7 @@ def _in_strips(pixels: Tensor, sizes: Tensor, scale: Tensor, shift: Tensor, dtyp
 
 
 def _at_once(pixels: Tensor, sizes: Tensor, scale: Tensor, shift: Tensor, dtype: torch.dtype) -> Tensor:
-    """The same for a GPU, without copying `sizes` to the host."""
+    """The result of `_in_strips`, computed without copying `sizes` to the host, for GPUs."""
     rows = torch.arange(pixels.shape[1], device=pixels.device) < sizes[:, :1]  # (B, H)
     columns = torch.arange(pixels.shape[2], device=pixels.device) < 3 * sizes[:, 1:]  # (B, W * 3)
     real = rows[:, :, None] & columns[:, None, :]  # (B, H, W * 3)

@@ -1,4 +1,4 @@
-"""Micro-batches from keys, in this process or in workers; an error names the sample that caused it."""
+"""Build micro-batches in this process or in workers; an error names the sample that caused it."""
 
 import signal
 import sys
@@ -15,8 +15,8 @@ from common.machine import memory
 from common.machine.seeds import generator, mix
 from common.task import Batch, Data, Split
 
-Key = tuple[int, tuple[int, ...]]  # epoch, and the indices of one micro-batch
-MAX_LISTED_SAMPLES = 8  # in an error message, which counts the others
+Key = tuple[int, tuple[int, ...]]  # identifies a micro-batch: the epoch, and the indices of its samples
+MAX_LISTED_SAMPLES = 8  # in an error message; of further samples it gives the number
 MEMORY_ADVICE = "lower trainer.workers, give smaller samples, or more memory"
 SHARED_MEMORY_ADVICE = "enlarge /dev/shm (docker run --shm-size), or lower trainer.workers or trainer.micro_batch"
 LIKELY_CAUSES = {
@@ -27,14 +27,14 @@ CRASH_ADVICE = "as happens when a library crashes; look at that sample, and try 
 
 
 class Loader:
-    """Micro-batches of one split, built in this process or in workers, in the order of their keys."""
+    """Builds micro-batches of one split, in this process (0 workers) or in worker processes."""
 
     def __init__(self, data: Data, split: Split, *, seed: int | None, workers: int, pin: bool):
         self.data, self.split, self.seed = data, split, seed
         self.workers, self.pin = workers, pin
 
     def __call__(self, keys: Iterable[Key]) -> Iterator[Batch]:
-        """One micro-batch for each key; the workers stop after the last one or when the iterator is closed.
+        """Yield the micro-batch of each key, in order. Workers stop after the last key or when the iterator is closed.
 
         Raises UserError if a sample cannot be read, if memory runs out, or if a worker is killed. A defect of the data
         set raises a RuntimeError that names the sample and holds the worker's traceback.
@@ -49,7 +49,8 @@ class Loader:
             pin_memory=self.pin,
             prefetch_factor=4 if self.workers else None,
             worker_init_fn=activities.start_worker,
-            # By default Python 3.14 forks from a server, which would unpickle the data set and be the workers' parent.
+            # Python 3.14's default forks workers from a server process, which would unpickle the data set and be their
+            # parent.
             multiprocessing_context="fork" if self.workers and sys.platform == "linux" else None,
         )
         pool = WorkerPool(loader, activities)
@@ -64,7 +65,7 @@ class Loader:
                     if not dead_workers:
                         raise
                     batch = UserError(_describe_dead_workers(self.data, self.split, dead_workers))
-                if isinstance(batch, Exception):  # raised here, outside PyTorch's frames, which would hold the workers
+                if isinstance(batch, Exception):  # a traceback with PyTorch's frames would keep the workers alive
                     raise batch
                 yield batch
         finally:
@@ -77,7 +78,7 @@ def _identity(batch: Any) -> Any:
 
 
 class _MicroBatches(Dataset[Any]):
-    """Maps a key to a collated batch, in a worker; an error is returned as an exception for the parent to raise."""
+    """Maps a key to a collated batch. An error is returned, not raised, so that the parent process can raise it."""
 
     def __init__(self, data: Data, split: Split, seed: int | None, activities: ActivityTable):
         self.data, self.split, self.seed = data, split, seed
@@ -92,7 +93,7 @@ class _MicroBatches(Dataset[Any]):
                 samples.append(self._sample(epoch, index))
             self.activities.write(Activity.COLLATING, indices[0])
             batch = self.data.collate(samples)
-            if self.seed is not None:  # for what a task samples, whatever the rest of the batch
+            if self.seed is not None:  # for a task's random choices, which must not depend on the batch
                 batch["seeds"] = [mix(self.seed, "task", epoch, index) for index in indices]
             if get_worker_info() is not None:
                 _move_to_shared_memory(batch)
@@ -110,7 +111,7 @@ class _MicroBatches(Dataset[Any]):
         return self.data.sample(self.split, index, random)
 
     def _describe_failure(self, error: Exception, operation: str, epoch: int, indices: Sequence[int]) -> Exception:
-        """The exception for the parent to raise; raised here if this process is not a worker."""
+        """Return the exception that the parent is to raise; raise it at once if this process is not a worker."""
         names = _names(self.data, self.split, indices)
         if "shared memory" in str(error) and "No space left" in str(error):
             return UserError(f"Shared memory is full, with no room to hand over {names}; {SHARED_MEMORY_ADVICE}.")
@@ -125,14 +126,14 @@ class _MicroBatches(Dataset[Any]):
 
 
 def _move_to_shared_memory(batch: Batch) -> None:
-    """Move tensors to shared memory here: if it is full, the queue's own thread would drop the batch silently."""
+    """Move tensors to shared memory. PyTorch's queue would do it later, and on failure drop the batch silently."""
     tensors: list[Any] = [value for value in batch.values() if isinstance(value, torch.Tensor)]
     for tensor in tensors:
         tensor.share_memory_()
 
 
 def _names(data: Data, split: Split, indices: Sequence[int]) -> str:
-    """The samples as a user knows them: "sample 17 of train (photos/17.jpg)"."""
+    """Name samples for a message: "sample 17 of train (photos/17.jpg)"."""
     listed = indices[:MAX_LISTED_SAMPLES]
     numbers = ", ".join(map(str, listed))
     more = f" and {len(indices) - len(listed)} more" if len(indices) > len(listed) else ""
@@ -142,7 +143,7 @@ def _names(data: Data, split: Split, indices: Sequence[int]) -> str:
 
 
 def _describe_dead_workers(data: Data, split: Split, dead_workers: list[DeadWorker]) -> str:
-    """One sentence on workers that were killed; of several it describes one that was working on a sample."""
+    """Describe a worker that ended; of several, one that was working on a sample, since that may be the cause."""
     code, activity, index = max(dead_workers, key=lambda worker: (worker.activity != Activity.IDLE, worker.code != 0))
     name = _names(data, split, [index])
     description = {

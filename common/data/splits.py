@@ -11,15 +11,15 @@ from common.machine.seeds import generator
 
 
 def random_parts(counts: Sequence[int], *seed: int | str) -> list[NDArray[np.int64]]:
-    """Split range(sum(counts)) at random into parts of these counts: the sorted indices of each part."""
+    """Split range(sum(counts)) at random into parts of the sizes `counts`; returns the sorted indices of each part."""
     order = torch.randperm(sum(counts), generator=generator(*seed)).numpy()
     return [np.sort(part) for part in np.split(order, np.cumsum(counts[:-1]))]
 
 
 def split_off_val(count: int, val_count: int, name: str, remedy: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Indices of train and of val, when `val_count` of the `count` samples of train become val.
+    """Choose `val_count` of `count` samples at random for val; returns the indices of the train and the val samples.
 
-    Raises UserError if train would be empty. Its message calls the set `name` and ends with "give val `remedy`".
+    Raises UserError if none are left for train. Its message names the data set `name` and advises "give val `remedy`".
     """
     if val_count >= count:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Worker processes: they react only to their parent's signals, exit with it, and record what each is doing."""
+"""Worker processes, which react only to signals of their parent, exit with it, and record what they are doing."""
 
 import multiprocessing
 import os
@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, get_worker_info
 from common.machine import signals
 
 PARENT_CHECK_SECONDS = 1.0  # between a worker's checks that its parent is alive
-EXIT_SECONDS = 0.2  # that a process may need to exit after its files are closed
+EXIT_SECONDS = 0.2  # between the moment when a dying process closes its files and its exit
 
 
 class Activity(IntEnum):
@@ -37,7 +37,7 @@ class DeadWorker(NamedTuple):
 
 
 class ActivityTable:
-    """What each worker is doing, in memory shared with the parent."""
+    """A table in shared memory, in which each worker records what it is doing and the parent reads it."""
 
     def __init__(self, workers: int):
         self._parent = os.getpid()
@@ -68,7 +68,7 @@ class WorkerPool:
         """Start the workers.
 
         When a worker dies, PyTorch's SIGCHLD handler raises in the main thread at an arbitrary line, such as in the
-        middle of writing a checkpoint. So that handler is removed again, and only `take` checks for dead workers.
+        middle of writing a checkpoint. So the previous handler is restored, and only `take` checks for dead workers.
         """
         self._activities = activities
         earlier_children = multiprocessing.active_children()
@@ -79,12 +79,12 @@ class WorkerPool:
             signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
 
     def take(self) -> Any:
-        """The next batch. Raises StopIteration after the last, and any exception if there are `dead_workers`."""
+        """Return the next batch. Raises StopIteration after the last; other errors may be due to `dead_workers`."""
         with self._raise_on_death():
             return next(self._batches)
 
     def dead_workers(self) -> list[DeadWorker]:
-        """Workers that ended without being asked to."""
+        """The workers that ended although `close` was not called."""
         if all(worker.is_alive() for worker in self._workers):
             wait([worker.sentinel for worker in self._workers], EXIT_SECONDS)
         ended = [(worker.exitcode, worker.pid) for worker in self._workers]
@@ -98,7 +98,7 @@ class WorkerPool:
 
     @contextmanager
     def _raise_on_death(self) -> Iterator[None]:
-        """Raise ChildProcessError if a worker was killed or is killed inside; PyTorch itself checks only every 5 s."""
+        """Raise ChildProcessError if a worker has died or dies within the context; PyTorch checks only every 5 s."""
         if not self._workers or not _can_handle_sigchld():
             yield
             return
@@ -110,7 +110,9 @@ class WorkerPool:
             signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
 
     def _check(self) -> None:
-        if any(worker.exitcode for worker in self._workers):  # 0 is also the exit code of a worker that was stopped
+        if any(
+            worker.exitcode for worker in self._workers
+        ):  # not 0, with which a worker also exits when it is asked to
             raise ChildProcessError
 
 
@@ -120,15 +122,15 @@ def _can_handle_sigchld() -> bool:
 
 
 def _react_only_to(parent: int) -> None:
-    """Ignore signals that are meant for the run; the parent records them and finishes its step.
+    """Ignore the signals that ask a run to stop, except a SIGTERM from `parent`.
 
-    Workers receive them too: torchrun and SLURM signal all processes of a run, and a terminal all in its foreground.
-    PyTorch's workers would die, and end the run.
+    Workers receive these signals too, because torchrun and SLURM signal all processes of a run, and a terminal all its
+    foreground processes. They would kill the workers, and the run would end before the parent has handled its signal.
     """
     for name in signals.SIGNALS:
         if name != "SIGTERM" and hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-    if hasattr(signal, "sigtimedwait"):  # elsewhere SIGTERM kills, and PyTorch checks for the parent in idle workers
+    if hasattr(signal, "sigtimedwait"):  # without it, SIGTERM kills, and PyTorch checks for the parent in idle workers
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # inherited by all threads that start later
         threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
 
@@ -136,14 +138,14 @@ def _react_only_to(parent: int) -> None:
 def _print_unless_disconnected(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Print an exception of the thread that sends tensors, unless the parent closed the connection.
 
-    The parent closes it when another worker is killed, and then reports that instead.
+    The parent closes the connections when another worker is killed, and reports only the killed worker.
     """
     if not isinstance(error, (ConnectionError, EOFError)):
         sys.__excepthook__(kind, error, trace)
 
 
 def _exit_with(parent: int) -> None:
-    """Exit when the parent sends SIGTERM or is gone, however busy the main thread is."""
+    """Exit when `parent` sends SIGTERM or no longer exists, even while the main thread is busy."""
     while os.getppid() == parent:
         received = signal.sigtimedwait({signal.SIGTERM}, PARENT_CHECK_SECONDS)
         if received is not None and received.si_pid == parent:

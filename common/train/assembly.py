@@ -1,4 +1,4 @@
-"""From a checked config to data, task and model, with the weights of a checkpoint."""
+"""Build data, task and model from a checked config, and load a checkpoint's weights into the model."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -21,9 +21,9 @@ from common.weights import unwrapping
 
 
 class Components(NamedTuple):
-    """What a config describes, ready for use.
+    """The objects built from a config.
 
-    `weights_line` says which weights the model holds; lines with notes on their file may follow.
+    `weights_line` is the log line on the origin of the model's weights; it may be followed by lines of notes.
     """
 
     data: Data
@@ -36,13 +36,14 @@ class Components(NamedTuple):
 
 
 def assemble(config: dict[str, Any], *, resumed_state: dict[str, Any] | None = None) -> Components:
-    """Data, task and model at the start of a run, on the CPU.
+    """Build data, task and model for the start of a run, on the CPU.
 
-    The task is built first, because the data decide a part of the model. A run starts from the weights of `checkpoint`
-    in the config; tensors that do not match are re-initialised and listed. Without it the model may fetch weights
-    itself (`OptionalModel.fetch_weights`: a backbone's, say). A resumed run has all its weights in its folder, and
-    `resumed_state` is its task's state. A task may take over part of a checkpoint's task state before the model is
-    built (`OptionalTask.inherit`: a translator's tokenizers).
+    Data and task are built before the model, because they determine some of its arguments. A new run starts from the
+    weights in the config's `checkpoint`; tensors that do not match are re-initialised and listed. If `checkpoint` is
+    empty, the model may fetch weights itself (`OptionalModel.fetch_weights`, such as a backbone's). For a resumed run,
+    `resumed_state` is the task state in its last checkpoint, and the trainer loads the weights later. Before the model
+    is built, the task may take over part of either checkpoint's task state (`OptionalTask.inherit`, such as
+    tokenizers).
     """
     trainer, device = _trainer(config)
     data: Data = build(config["data"])
@@ -65,10 +66,10 @@ def assemble(config: dict[str, Any], *, resumed_state: dict[str, Any] | None = N
 
 
 def restore(config: dict[str, Any]) -> Components:
-    """Task and model of a checkpoint, on the device, in evaluation mode; no file of the data is opened.
+    """Load task and model from a checkpoint, on the device, in evaluation mode; no file of the data is opened.
 
-    The checkpoint is ours, or of a foreign layout that the task can adopt. Raises UserError when its weights do not
-    match the model that the config describes.
+    The file is a checkpoint of this program, or of another one whose layout the task can convert (`Task.adopt`). Raises
+    UserError when its weights do not match the model that the config describes.
     """
     trainer, device = _trainer(config)
     path = Path(config["checkpoint"])
@@ -103,14 +104,14 @@ def restore(config: dict[str, Any]) -> Components:
 
 
 def load(file: str | Path, *overrides: str) -> tuple[nn.Module, Task]:
-    """A checkpoint's model, in evaluation mode on the best available device, and its task: for notebooks and scripts.
+    """Load a checkpoint's task and its model, in evaluation mode on the best available device, for notebooks.
 
         model, task = load("runs/detr-shapes/.../checkpoints/best.pt")
         for batch in task.read("photo.jpg"):
             print(task.predict(model, batch))
 
-    `overrides` are those of the command line; a foreign file needs one that names its model ("model=detr_r50").
-    Raises UserError as predict.py does.
+    `overrides` are config overrides as on the command line. A file of another program needs one that names its model
+    ("model=detr_r50"). Raises UserError for the same mistakes as predict.py.
     """
     config = configure("evaluate", [f"checkpoint={file}", *overrides], stored_config)
     parts = restore(config)
@@ -118,7 +119,7 @@ def load(file: str | Path, *overrides: str) -> tuple[nn.Module, Task]:
 
 
 def stored_config(path: Path) -> dict[str, Any]:
-    """The config inside a checkpoint of ours; empty for a foreign file."""
+    """The config inside a checkpoint of this program; empty for a file of another program."""
     content = checkpoint.load(path)
     return content["config"] if checkpoint.is_ours(content) else {}
 
@@ -126,9 +127,10 @@ def stored_config(path: Path) -> dict[str, Any]:
 def load_initial_weights(model: nn.Module, task: Task, path: Path) -> str:
     """Load a checkpoint's weights into a new run's model; tensors that do not match keep their initial values.
 
-    A tensor does not match when its shape differs, or when the model names it in `decided_by_data` (a classifier) and
-    the checkpoint's task has another state: 80 classes are not the same 80 classes. Returns a line for the log, and one
-    for each note on the file. Raises UserError when no weight matrix matches.
+    A tensor does not match when its shape differs. If the task states of checkpoint and run differ, the tensors that
+    the model lists in `decided_by_data` (such as a classifier) do not match either: two classifiers of 80 classes may
+    be for different classes. Returns a line for the log, followed by one for each note on the file. Raises UserError
+    when no weight matrix matches.
     """
     adopted = _read(path, task)
     notes = [*_adaptations(model, adopted.weights), *adopted.notes]
@@ -148,7 +150,7 @@ def load_initial_weights(model: nn.Module, task: Task, path: Path) -> str:
 
 
 def _read(path: Path, task: Task) -> Adopted:
-    """The weights and the task's state of a file, ours or foreign."""
+    """Read the weights and the task state from a checkpoint of this program or of another one."""
     content = checkpoint.load(path)
     if not checkpoint.is_ours(content):
         return _adopt(task, content, path)
@@ -157,7 +159,7 @@ def _read(path: Path, task: Task) -> Adopted:
 
 
 def _refuse_another_wing(content: dict[str, Any], task: Task, path: Path) -> None:
-    """Raise UserError for a checkpoint of another wing's task, whose tensors would match by chance."""
+    """Raise UserError for a checkpoint of another wing (detr, vit, seq2seq); some tensors might match by chance."""
     theirs = str(content["config"].get("task", {}).get("_target_", ""))
     ours = f"{type(task).__module__}.{type(task).__qualname__}"
     wings = {name.split(".")[0] for name in (theirs, ours)}
@@ -183,24 +185,24 @@ def _select_kind(content: dict[str, Any], kind: str, path: Path) -> tuple[dict[s
 
 
 def _adapt(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights, adapted by `OptionalModel.adapt` where the model has it."""
+    """Return `model.adapt(tensors)` if the model has this method (see `OptionalModel`), else the tensors."""
     adapt = getattr(model, "adapt", None)
     return adapt(tensors) if adapt else tensors
 
 
 def _adaptations(model: nn.Module, tensors: dict[str, Tensor]) -> list[str]:
-    """Sentences on what `_adapt` changes, by `OptionalModel.adaptations` where the model has it."""
+    """Describe the changes that `_adapt` makes, by `model.adaptations` if the model has this method."""
     adaptations = getattr(model, "adaptations", None)
     return list(adaptations(tensors)) if adaptations else []
 
 
 def _with_notes(line: str, notes: list[str]) -> str:
-    """The line on a model's weights, followed by a line for each note."""
+    """Return `line` followed by a line for each note."""
     return "\n".join([line, *(f"note      {note}" for note in notes)])
 
 
 def _match(model: nn.Module, tensors: dict[str, Tensor]) -> tuple[list[str], dict[str, Tensor]]:
-    """The model's names without a tensor of equal name and shape, and the tensors that match."""
+    """Return the names in the model's state dict that no tensor matches in name and shape, and the matching tensors."""
     state = model.state_dict()
     matching = {name: t for name, t in tensors.items() if name in state and state[name].shape == t.shape}
     return [name for name in state if name not in matching], matching

@@ -1,4 +1,4 @@
-"""Whether a resumed run reads the data that it was trained on: digests of each split, kept in its checkpoints."""
+"""Check that a resumed run reads the data that it was trained on, by digests of each split in its checkpoints."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,12 +11,12 @@ from common.machine import distributed
 from common.task import Data, Split
 from common.types import SPLITS
 
-Fingerprints = dict[str, dict[str, str]]  # digests by split and by what they are of; empty for a split without samples
+Fingerprints = dict[str, dict[str, str]]  # split -> content ("images") -> digest; a split without samples has none
 
 
 def fingerprints_of(data: Data) -> Fingerprints:
-    """Digests of what the splits of the data hold (a collective: rank 0 computes them, once)."""
-    counts = {split: data.count(split) for split in SPLITS}  # on all ranks, which may load a split together
+    """The digests of every split. Rank 0 computes them and all ranks receive them, so all ranks must call this."""
+    counts = {split: data.count(split) for split in SPLITS}  # on all ranks: loading a split may be a collective
     digests = None
     if distributed.is_main():
         digests = {split: _fingerprint(data, split) if count else {} for split, count in counts.items()}
@@ -30,9 +30,9 @@ def _fingerprint(data: Data, split: Split) -> dict[str, str]:
 
 
 def changes(before: Fingerprints, now: Fingerprints) -> list[str]:
-    """What differs between two fingerprints: "the images of train differ".
+    """Describe the differences between two fingerprints, such as "the images of train differ".
 
-    Only digests that both have are compared: a checkpoint of an earlier version has none.
+    Only digests that are in both fingerprints are compared; those of earlier versions' checkpoints may be empty.
     """
     lines = []
     for split in [split for split in SPLITS if split in before]:
@@ -44,12 +44,12 @@ def changes(before: Fingerprints, now: Fingerprints) -> list[str]:
 
 
 def recognised_paths(data: Data, content: dict[str, Any]) -> Sequence[str]:
-    """The keys of paths that may differ from a checkpoint's, since its digests say whether the data do."""
+    """Config keys of paths that may change on resuming. There are none if the data cannot be compared by digests."""
     return DATA_PATHS if content.get("fingerprints") and hasattr(data, "fingerprint") else ()
 
 
 def moved_paths(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """The paths of the data that differ between two configs, as "data.root was a and is b"."""
+    """Describe the data paths that differ between two configs, such as "data.root was a and is b"."""
     sections = {"data": before.get("data")}, {"data": now.get("data")}
     others = differences(*sections, ignore=DATA_PATHS)
     return [line for line in differences(*sections) if line not in others]

@@ -1,4 +1,4 @@
-"""The state of a run: its parts and its progress, the content of its checkpoints, and resuming from them."""
+"""The state of a run, what its checkpoints contain, and resuming a run from a checkpoint."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,11 +36,11 @@ class Run:
     pretrained: bool = False  # whether any part of the model starts from trained weights
     fingerprints: Fingerprints = field(default_factory=dict)  # of the data, for resuming
     step: int = 0  # steps taken
-    ranking: list[tuple[float, int]] = field(default_factory=list)  # best values of the goal on val, with their steps
+    ranking: list[tuple[float, int]] = field(default_factory=list)  # (goal's value on val, step), best first
     sums: dict[str, Tensor] = field(default_factory=dict)  # of the loss's parts, over the steps since the last log line
     summed_steps: int = 0
-    alarms: list[str] = field(default_factory=list)  # raised so far; each is raised once
-    evaluation_lost: bool = False  # whether resuming dropped this step's evaluation from the log: it is repeated
+    alarms: list[str] = field(default_factory=list)  # texts of the alarms raised so far; each alarm is raised once
+    evaluation_lost: bool = False  # whether resuming removed this step's evaluation from the log
 
     @property
     def best(self) -> float | None:
@@ -50,7 +50,7 @@ class Run:
     def rank_in(self, score: float, keep: int) -> bool:
         """Insert this step's `score` into the ranking of the best `keep`; returns whether it is the best.
 
-        Equal scores rank in order of their steps. An undefined score (`Goal.is_defined`) does not enter the ranking.
+        Of equal scores, that of the earlier step ranks higher. An undefined score (`Goal.is_defined`) is not inserted.
         """
         if not self.task.goal.is_defined(score):
             return False
@@ -81,7 +81,7 @@ def start_summary(run: Run, options: OptimizerOptions, device: str, precision: s
 
 
 def _per_micro_batch(run: Run) -> list[str]:
-    """A line that names what makes a step depend on its split into micro-batches; no line if nothing does."""
+    """A line that names the parts whose result depends on the size of micro-batches; no line without such parts."""
     layers = sum(isinstance(module, _BatchNorm) and module.training for module in run.model.modules())
     names = [f"BatchNorm ({layers} {'layer' if layers == 1 else 'layers'})"] if layers else []
     names += [name for part in (run.model, run.task) for name in getattr(part, "per_micro_batch", ())]
@@ -90,9 +90,9 @@ def _per_micro_batch(run: Run) -> list[str]:
 
 
 def select_weights(content: dict[str, Any], kind: str = "auto") -> dict[str, Tensor]:
-    """A checkpoint's weights: averaged (ema), of the last update (raw), or averaged where the run kept them (auto).
+    """A checkpoint's weights: the EMA weights (ema), those of the last update (raw), or EMA if it holds them (auto).
 
-    Raises UserError when averaged weights are requested and the run kept none.
+    Raises UserError for ema when the checkpoint holds no EMA weights.
     """
     if kind == "ema" and content.get("mean"):
         raise UserError("weights=ema, but this file holds one set of weights, a mean of steps; leave weights= out.")
@@ -103,7 +103,7 @@ def select_weights(content: dict[str, Any], kind: str = "auto") -> dict[str, Ten
 
 
 def describe(path: Path, content: dict[str, Any], kind: str = "auto") -> str:
-    """Names the file, the step and the kind of its weights; shown beside every number."""
+    """Describe the file, the step, and whether its weights are averaged; shown beside every number."""
     averaged = kind != "raw" and content["average"] is not None
     step = f"step {content['step']}"
     if mean := content.get("mean"):  # see averaging.py; no other file has this key
@@ -112,7 +112,7 @@ def describe(path: Path, content: dict[str, Any], kind: str = "auto") -> str:
 
 
 def checkpoint_content(run: Run, stepper: Stepper, average: Average | None) -> dict[str, Any]:
-    """The content of a checkpoint, in plain types; copies rank 0's buffers to all ranks first."""
+    """The content of a checkpoint, in plain types. First copies the model buffers of rank 0 to all ranks."""
     distributed.broadcast_buffers(run.model)
     return {
         "step": run.step,
@@ -134,10 +134,11 @@ def checkpoint_content(run: Run, stepper: Stepper, average: Average | None) -> d
 
 
 def resume_run(run: Run, stepper: Stepper, average: Average | None, folder: CheckpointFolder, log: Log) -> None:
-    """Load the newest undamaged checkpoint and drop later lines of the log; without a checkpoint start at step 0.
+    """Load the newest undamaged checkpoint, and remove the log's lines after its step.
 
-    Every check comes before the first change. Raises UserError when the checkpoint belongs to another run or other
-    data, when ranks see different checkpoints, and when checkpoints that were written are missing.
+    A run without a checkpoint starts at step 0. All checks come before the first change to the run or its log. Raises
+    UserError when the checkpoint is of another run or other data, when ranks see different checkpoints, and when
+    checkpoints were written but all are missing.
     """
     latest = folder.latest(log.warning)
     step = latest[1]["step"] if latest else 0
@@ -167,13 +168,13 @@ def resume_run(run: Run, stepper: Stepper, average: Average | None, folder: Chec
     if content["scaler"]:  # empty unless the precision is fp16
         stepper.scaler.load_state_dict(content["scaler"])
     stepper.overflows = content["overflows"]
-    if average is not None:  # a run that kept no average begins one here
+    if average is not None:  # a run that kept no average starts one at the present weights
         average.load_state_dict(content["average"] or {"updates": 0, "weights": content["model"]})
 
 
 def _restart(run: Run, folder: CheckpointFolder, log: Log) -> None:
-    """Start at step 0 a run that has no checkpoint; raises UserError when it had one."""
-    if folder.was_written() or log.has_evaluations():  # the latter for runs from before 2026-11-21
+    """Start a run without a checkpoint at step 0; raises UserError when a checkpoint was written but is missing."""
+    if folder.was_written() or log.has_evaluations():  # runs from before 2026-11-21 show it only by evaluations
         raise UserError(
             f"{folder.path} holds no checkpoint, although some were written; put one there, or start a new run in "
             "another run_dir."
@@ -184,7 +185,7 @@ def _restart(run: Run, folder: CheckpointFolder, log: Log) -> None:
 
 
 def _refuse_other_weights(run: Run, content: dict[str, Any], path: Path) -> None:
-    """Raise UserError when the model's shapes are not those of the checkpoint."""
+    """Raise UserError when names or shapes of the model's weights are not those of the checkpoint."""
     stored = {name: tuple(tensor.shape) for name, tensor in content["model"].items()}
     ours = {name: tuple(tensor.shape) for name, tensor in run.model.state_dict().items()}
     if name := next((name for name in {**stored, **ours} if stored.get(name) != ours.get(name)), None):
@@ -195,9 +196,9 @@ def _refuse_other_weights(run: Run, content: dict[str, Any], path: Path) -> None
 
 
 def _refuse_other_data(run: Run, content: dict[str, Any], path: Path, allowed: list[str]) -> list[str]:
-    """Raise UserError when the data on the disk are not those of the checkpoint, unless a change of them is allowed.
+    """Raise UserError when the run's data are not those of the checkpoint, unless `allowed` permits the change.
 
-    Returns what an allowed change has changed.
+    Returns a description of each change that is permitted.
     """
     sections = {key.split(".")[0] for key in allowed}
     changed = data_identity.changes(content.get("fingerprints") or {}, run.fingerprints)
@@ -217,16 +218,16 @@ def _refuse_other_data(run: Run, content: dict[str, Any], path: Path, allowed: l
 
 
 def _ranking(content: dict[str, Any]) -> list[tuple[float, int]]:
-    """The best scores with their steps; files from before 2026-11-21 hold the best score alone, without its step.
+    """The best scores with their steps, which may include undefined scores in files of earlier versions.
 
-    Files of earlier versions may hold undefined scores.
+    Files from before 2026-11-21 hold only the best score, without its step; it gets step 0.
     """
     entries = content.get("ranking", [] if content["best"] is None else [[content["best"], 0]])
     return [(score, step) for score, step in entries]
 
 
 def _sums_of_this_rank(content: dict[str, Any]) -> dict[str, Tensor]:
-    """This rank's sums since the last log line; rank 0 takes those of all ranks when their number has changed."""
+    """This rank's sums since the last log line. If the number of ranks has changed, rank 0 takes the sums of all."""
     sums = content.get("windows") or [{name: torch.as_tensor(value) for name, value in content["window"].items()}]
     if len(sums) == distributed.world_size():
         return dict(sums[distributed.rank()])
@@ -234,14 +235,14 @@ def _sums_of_this_rank(content: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def accumulate(run: Run, parts: dict[str, Tensor]) -> None:
-    """Add a step's `parts` to the run's sums, which stay on the device: reading a value would wait for the step."""
+    """Add a step's `parts` to the run's sums, on the device: reading a value would wait for the step to finish."""
     for name, value in parts.items():
         run.sums[name] = run.sums[name] + value if name in run.sums else value
     run.summed_steps += 1
 
 
 def take_means(run: Run) -> dict[str, float]:
-    """Means, over the steps since the last log line, of the sums of all ranks; resets the sums."""
+    """Sum over ranks and take the mean over the steps since the last log line, of each part; resets the sums."""
     shares = distributed.gather({name: value.cpu() for name, value in run.sums.items()})
     means = {f"train/{name}": value / run.summed_steps for name, value in _total(shares).items()}
     run.sums, run.summed_steps = {}, 0

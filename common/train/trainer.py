@@ -37,14 +37,14 @@ from common.train.state import (
 from common.train.step import Stepper
 from common.types import Count, Fraction, Positive, PositiveFloat
 
-TRIAL_BATCHES = 2  # evaluated before the first step, so that a mistake in evaluation shows at once
-FIRST_ALARM_STEP = 300  # no alarm is raised before it: a model early in training always looks broken
+TRIAL_BATCHES = 2  # evaluated before the first step, so that errors in evaluation appear at once
+FIRST_ALARM_STEP = 300  # no alarm before this step, since every model's answers look broken early in training
 PICTURES = 8  # validation samples shown in TensorBoard
 
 
 @dataclass
 class _Context:
-    """What the training loop uses besides the run."""
+    """The objects that the training loop needs in addition to the run."""
 
     stepper: Stepper
     average: Average | None
@@ -85,13 +85,13 @@ class Trainer:
             )
 
     def fit(self, run: Run, log: Log, *, on: torch.device, resume: bool) -> dict[str, float | str]:
-        """Train `run` to its end and return the final numbers: the goal's best on val, and all numbers of test.
+        """Train `run` to its end. Returns the goal's best value on val, and all numbers of test.
 
-        With `average_last`, the entry `weights` names the file that was tested, relative to the run's folder.
+        With `average_last`, the entry `weights` describes the weights that were tested.
 
-        Raises UserError when a loss or gradient is not finite, or a sample cannot be read, and Stopped, after a
-        checkpoint, on a signal. With `resume` the run continues from its last checkpoint and ends bit for bit as if it
-        had never stopped: data and dropout are functions of the seed and the step, and a checkpoint holds the rest.
+        Raises UserError when a loss or gradient is not finite, or a sample cannot be read. On a signal, writes a
+        checkpoint and raises Stopped. With `resume` the run continues from its last checkpoint; its result is bit for
+        bit that of an uninterrupted run, because data and dropout depend only on the seed and the step.
         """
         order = batching.Order(run.data.cost("train"), run.data.batch_size, run.seed)
         total = self.steps or order.steps(self.epochs or 1)
@@ -112,7 +112,7 @@ class Trainer:
             if resume:
                 resume_run(run, context.stepper, context.average, context.folder, log)
             else:
-                log.truncate_after(0)  # drops the lines of a start that failed
+                log.truncate_after(0)  # removes the lines of an earlier start that failed
             run.model.train()
             log.info(start_summary(run, options, devices.describe(on), self.precision, total, order.steps(1)))
             for advice in run.task.advice(run.pretrained):
@@ -125,7 +125,7 @@ class Trainer:
             return self._finish(run, context)
 
     def _loop(self, run: Run, context: _Context, order: batching.Order, options: OptimizerOptions, total: int) -> None:
-        """Take the remaining steps; after each: log, save, evaluate or stop, where due."""
+        """Take the remaining steps. After each step, log, save, stop and evaluate, each if it is due."""
         log, eval_every = context.log, self.eval_every or order.steps(1)
         if run.step and (run.evaluation_lost or run.step % eval_every == 0 or run.step == total):
             self._validate(run, context)  # the run may have been killed before or during this evaluation
@@ -170,9 +170,9 @@ class Trainer:
         content = checkpoint_content(run, context.stepper, context.average)
         problem = None
         try:
-            context.log.flush()  # a checkpoint implies that the lines before it are on the disk
+            context.log.flush()  # the log on disk must reach as far as the checkpoint
             if regular:
-                only_best = self.keep_best == 1 and context.folder.has_best()  # best.pt holds it already
+                only_best = self.keep_best == 1 and context.folder.has_best()  # best.pt is the best step's file
                 ranked = [] if only_best else [step for _, step in run.ranking]
                 context.folder.save(run.step, content, ranked)
             else:
@@ -221,7 +221,7 @@ class Trainer:
                 return
 
     def _validate(self, run: Run, context: _Context) -> None:
-        """Evaluate val; rank the checkpoint just written; show some answers and raise new alarms."""
+        """Evaluate val, rank the checkpoint of this step, log pictures of some answers, and raise new alarms."""
         if not run.data.count("val"):
             return
         first: list[tuple[Batch, list[Answer]]] = []
@@ -244,13 +244,13 @@ class Trainer:
                 run.alarms.append(alarm)
 
     def _warn_of_undefined(self, run: Run, context: _Context, split: Split, score: float, effect: str) -> None:
-        """Warn when the goal has no value on `split`; `effect` says what follows from it."""
+        """Warn when the goal has no value on `split`; `effect` ends the warning with the consequence."""
         goal = run.task.goal
         if not goal.is_defined(score):
             context.log.warning(f"{split}/{goal.name} is {score:g} at step {run.step}, which is no value; {effect}.")
 
     def _rank(self, run: Run, context: _Context, score: float) -> None:
-        """Insert this step's checkpoint into the ranking, if it was written; the first becomes best.pt."""
+        """Insert this step's checkpoint into the ranking if it was written; if it is now the best, make it best.pt."""
         written = distributed.broadcast(run.step in context.folder.steps())
         if written and run.rank_in(score, self.keep_best):
             try:
@@ -259,15 +259,16 @@ class Trainer:
                 context.log.warning(f"best.pt was not written ({error.strerror}); the best step is {run.step}.")
 
     def _finish(self, run: Run, context: _Context) -> dict[str, float | str]:
-        """Evaluate test once, with the best weights of the run.
+        """Evaluate test once, with the weights that are best on val.
 
-        Without val these are the average, or else the last weights; the last, too, when the goal never had a value.
+        Without a val, these are the average of the last checkpoints if `average_last` asks for one, and otherwise the
+        last weights. If there is a val but the goal never had a value on it, they are the last weights.
         """
         distributed.barrier()  # rank 0 may still be writing
         folder, log, goal = context.folder, context.log, f"val/{run.task.goal.name}"
         ranked = [step for _, step in run.ranking]
         average, best = self._average(run, context)
-        # best.pt without a ranking is an earlier version's, whose score was undefined.
+        # If the ranking is empty, best.pt was written by an earlier version, for an undefined score.
         chosen = average or (folder.best(ranked, log.warning) if ranked else None) or folder.latest(log.warning)
         assert chosen is not None, "the last step always writes a checkpoint"
         path, content = chosen
@@ -292,9 +293,9 @@ class Trainer:
         return numbers
 
     def _average(self, run: Run, context: _Context) -> tuple[LoadedCheckpoint | None, float | None]:
-        """Average the last checkpoints into average.pt, and compare it on val with the best checkpoint.
+        """Average the last checkpoints into average.pt, and compare its score on val with the best checkpoint's.
 
-        Returns average.pt with its content if it is to be tested, and the goal's best value on val.
+        Returns average.pt with its content if it is to be tested (else None), and the goal's best value on val.
         """
         if not self.average_last or not self._write_average(context.folder, context.log):
             return None, run.best
@@ -305,7 +306,7 @@ class Trainer:
         numbers, _ = self._evaluate(run, context, "val")
         context.log.numbers(run.step, {f"average/{name}": number for name, number in numbers.items()})
         score = numbers.get(run.task.goal.name, math.nan)
-        if score != run.best and not run.task.goal.better(score, run.best):  # also true for an undefined score
+        if score != run.best and not run.task.goal.better(score, run.best):  # `better` is false for an undefined score
             return None, run.best
         return (context.folder.average(), content), score
 
