@@ -30,7 +30,7 @@ class Goal(NamedTuple):
         return not math.isnan(value) and value != self.undefined
 
     def better(self, new: float, old: float | None) -> bool:
-        """Whether `new` is better than `old`: never if `new` is undefined, always if only `old` is undefined or None."""
+        """Whether `new` beats `old`: never if `new` is undefined; otherwise always if `old` is None or undefined."""
         if not self.is_defined(new):
             return False
         if old is None or not self.is_defined(old):
