@@ -9,21 +9,21 @@ from torch import Tensor
 
 from detr.criterion.boxes import to_xyxy
 
-Classification = Literal["softmax", "sigmoid"]  # over classes and "no object", or of each class independently
-Outputs = dict[str, Any]  # of one layer, or of L layers at once; see detr/models/query_detector.py
+Classification = Literal["softmax", "sigmoid"]  # softmax over classes and "no object"; sigmoid per class
+Outputs = dict[str, Any]  # one layer's outputs, or those of L layers stacked; see detr/models/query_detector.py
 
 
 class Targets(NamedTuple):
-    """The T objects of a batch, image after image; None for what the data do not have."""
+    """The T objects of a batch, image after image; masks and curves are None if the data have none."""
 
-    counts: list[int]  # objects of each image
+    counts: list[int]  # number of objects in each image
     labels: Tensor  # (T,) class indices
-    boxes: Tensor  # (T, 4) cxcywh relative to each image
+    boxes: Tensor  # (T, 4) cxcywh, relative to the width and height of the object's image
     masks: Tensor | None = None  # (T, H, W)
-    curves: Tensor | None = None  # (T, P, 2) relative x and y
+    curves: Tensor | None = None  # (T, P, 2) x and y, relative to the image
 
     def padded(self) -> "Targets":
-        """The same objects in tensors (B, N, ...), zero padded to the largest count N."""
+        """Convert the tensors (T, ...) to (B, N, ...), zero padded; N is the largest number of objects in an image."""
         image = np.repeat(np.arange(len(self.counts)), self.counts)
         position = np.concatenate([np.arange(count) for count in self.counts])
         indices = torch.from_numpy(np.stack((image, position))).to(self.labels.device, non_blocking=True)
@@ -38,21 +38,21 @@ class Targets(NamedTuple):
 class Matches(NamedTuple):
     """The M matched pairs of an output row and an object: (M,) int64 tensors on the outputs' device.
 
-    Pairs are ordered by layer, and each layer has the same number of them.
+    Pairs are ordered by layer. Every layer has the same number of pairs.
     """
 
     layers: Tensor
     images: Tensor
-    queries: Tensor  # rows of an image's outputs
-    targets: Tensor  # rows of the batch's objects
+    queries: Tensor  # index of the row among an image's output rows
+    targets: Tensor  # index of the object among the batch's T objects
 
     def repeat(self, layers: int) -> "Matches":
-        """Repeat the pairs of one layer for each of `layers` layers."""
+        """Copy the pairs, which must be those of one layer, to each of `layers` layers."""
         number = torch.arange(layers, device=self.layers.device).repeat_interleave(len(self.layers))
         return Matches(number, *(part.repeat(layers) for part in self[1:]))
 
     def of_last_layer(self, layers: int) -> "Matches":
-        """The pairs of the last of `layers` layers, renumbered as layer 0."""
+        """Select the pairs of the last of `layers` layers; in the result, this layer has index 0."""
         last = slice(len(self.layers) // layers * (layers - 1), None)
         return Matches(self.layers[last] - (layers - 1), *(part[last] for part in self[1:]))
 
@@ -60,7 +60,8 @@ class Matches(NamedTuple):
 def unstack_layers(outputs: Outputs | list[Outputs]) -> list[Outputs]:
     """Split a detector's outputs by layer: one dict of tensors (L, B, Q, ...) becomes L dicts of (B, Q, ...).
 
-    A list is returned unchanged. Entries of the dict with another leading shape than `logits` are dropped.
+    A list is returned unchanged. Entries of the dict whose first three dimensions differ from those of `logits` are
+    dropped.
     """
     if isinstance(outputs, list):
         return outputs
@@ -70,7 +71,7 @@ def unstack_layers(outputs: Outputs | list[Outputs]) -> list[Outputs]:
 
 
 def group_by_set(layers: Sequence[Outputs]) -> dict[str, list[Outputs]]:
-    """Group the layers' outputs by the answer set that they name; outputs without a name belong to "queries"."""
+    """Group the outputs of layers by answer set: the entry "set" of a layer's outputs, or "queries" without one."""
     sets: dict[str, list[Outputs]] = {}
     for layer in layers:
         outputs = {name: value for name, value in layer.items() if name != "set"}
@@ -79,7 +80,7 @@ def group_by_set(layers: Sequence[Outputs]) -> dict[str, list[Outputs]]:
 
 
 def stack_layers(layers: Outputs | Sequence[Outputs]) -> Outputs:
-    """Stack the tensors that all L layers have to (L, B, R, ...), in at least fp32; `real` stays (B, R)."""
+    """Stack each output that all L layers have to (L, B, R, ...), in fp32 or higher; `real`, if any, stays (B, R)."""
     if isinstance(layers, dict):
         return {name: _upcast_half(value) for name, value in layers.items()}
     names = [name for name in layers[-1] if all(name in layer for layer in layers)]
@@ -88,26 +89,26 @@ def stack_layers(layers: Outputs | Sequence[Outputs]) -> Outputs:
 
 
 def stack_last_layer(layers: Outputs | Sequence[Outputs]) -> Outputs:
-    """The last layer's outputs as `stack_layers` returns them for L = 1."""
+    """Return what `stack_layers` returns for the last layer alone, with L = 1."""
     if isinstance(layers, dict):
         return stack_layers({name: value if name == "real" else value[-1:] for name, value in layers.items()})
     return stack_layers(layers[-1:])
 
 
 def logit_count(classification: Classification, classes: int) -> int:
-    """The number of logits of a query: one more than classes, for "no object", with softmax."""
+    """The number of logits of a query: `classes`, plus one for "no object" with softmax."""
     return classes + 1 if classification == "softmax" else classes
 
 
 def probabilities(classification: Classification, logits: Tensor) -> Tensor:
-    """The probability of each of K classes: logits (..., K + 1), "no object" last, or (..., K) -> (..., K)."""
+    """The class probabilities (..., K), from logits (..., K + 1), "no object" last, or with sigmoid (..., K)."""
     return logits.softmax(-1)[..., :-1] if classification == "softmax" else logits.sigmoid()
 
 
 def detections(classification: Classification, outputs: Outputs) -> tuple[Tensor, Tensor, Tensor]:
-    """The detections of a layer with outputs (B, Q, ...): scores (B, Q), labels (B, Q) and boxes (B, Q, 4).
+    """Convert one layer's outputs (B, Q, ...) to detections: scores (B, Q), labels (B, Q) and boxes (B, Q, 4).
 
-    Every query gives one detection: its most probable class other than "no object" (official post-processing).
+    Every query gives one detection, of its most probable class other than "no object", as in the official code.
     Boxes are xyxy, relative to each image's width and height.
     """
     scores, labels = probabilities(classification, outputs["logits"].float()).max(-1)

@@ -1,10 +1,10 @@
-"""Box formats and generalised IoU (Rezatofighi et al. 2019, arXiv:1902.09630), element by element or for all pairs."""
+"""Box formats, and the generalised IoU of aligned boxes or of all pairs (Rezatofighi et al. 2019, arXiv 1902.09630)."""
 
 import torch
 from torch import Tensor
 
-# A smaller area counts as empty, so that 1 / area and its gradient stay finite in fp32. In relative units it is a box
-# with a side of a millionth of the image's.
+# An area of at most this value counts as empty, so that 1 / area and its gradient stay finite in fp32. In relative
+# units it is the area of a box whose sides are a millionth of the image's sides.
 SMALLEST_AREA = 1e-12
 
 
@@ -24,10 +24,10 @@ def giou(a: Tensor, b: Tensor) -> Tensor:
     """Generalised IoU of aligned boxes, in [-1, 1].
 
     `a` and `b` are (..., 4) xyxy in the same unit and broadcast against each other; the result is (...). NaN inputs
-    give NaN, and the trainer reports the step.
+    give NaN, which the trainer's check of the loss reports.
 
-    Differs: a ratio with an empty area as divisor is 0, so two identical boxes without area score 0 with finite
-    gradients; the reference gives NaN.
+    Differs: both fractions of the formula are 0 when their divisor is an empty area. Two identical boxes without area
+    therefore score 0 with finite gradients, where the reference gives NaN.
     """
     ax0, ay0, ax1, ay1 = a.unbind(-1)
     bx0, by0, bx1, by1 = b.unbind(-1)
@@ -41,7 +41,7 @@ def giou(a: Tensor, b: Tensor) -> Tensor:
 
 def pairwise_giou(a: Tensor, b: Tensor) -> Tensor:
     """Generalised IoU of all pairs: (..., N, 4) and (..., M, 4) xyxy -> (..., N, M); see `giou`."""
-    # Each coordinate becomes contiguous; otherwise every later operation reads memory with a stride of four.
+    # Store each coordinate contiguously; otherwise every later operation would read memory with a stride of four.
     a, b = (boxes.movedim(-1, 0).contiguous().movedim(0, -1) for boxes in (a, b))
     return giou(a[..., :, None, :], b[..., None, :, :])
 

@@ -13,13 +13,13 @@ from common.types import NonNegativeFloat
 from detr.criterion.answers import Matches, Outputs, Targets
 from detr.criterion.boxes import pairwise_giou, to_xyxy
 
-NON_FINITE_COST = 1e8  # replaces NaN and infinite costs
-PADDING_COST = 1e12  # of a padding row: above every other cost
+NON_FINITE_COST = 1e8  # replaces NaN and infinity; its negative replaces minus infinity
+PADDING_COST = 1e12  # cost of a padding row; higher than every other cost
 
 
 @dataclass(frozen=True, kw_only=True)
 class MatcherOptions:
-    """Weights of the three matching costs (appendix A.2: those of the loss)."""
+    """Weights of the three matching costs; in the paper they equal the weights of the loss (appendix A.2)."""
 
     class_cost: NonNegativeFloat
     box_cost: NonNegativeFloat
@@ -34,7 +34,7 @@ class Cost(ABC):
 
     @abstractmethod
     def __call__(self, outputs: Outputs, targets: Targets) -> Tensor:
-        """Outputs (L, B, R, ...) and padded targets (B, N, ...) -> (L, B, R, N)."""
+        """Outputs (L, B, R, ...) and padded targets (B, N, ...) -> unweighted cost (L, B, R, N)."""
 
 
 class ClassCost(Cost):
@@ -47,9 +47,9 @@ class ClassCost(Cost):
 
 @dataclass(frozen=True)
 class FocalCost(Cost):
-    """The focal loss of the object's class as a positive minus that as a negative.
+    """The focal loss of the object's class if it is true, minus the focal loss of that class if it is false.
 
-    As in the official code of Deformable DETR (Zhu et al. 2020, arXiv 2010.04159), which adds 1e-8 in the logarithms.
+    Follows the official code of Deformable DETR (Zhu et al. 2020, arXiv 2010.04159), 1e-8 in the logarithms included.
     """
 
     alpha: float
@@ -63,7 +63,7 @@ class FocalCost(Cost):
 
 
 class L1Cost(Cost):
-    """The L1 distance of boxes, cxcywh relative to the image."""
+    """The L1 distance between the predicted box and the object's, both cxcywh relative to the image."""
 
     def __call__(self, outputs: Outputs, targets: Targets) -> Tensor:
         """See Cost."""
@@ -72,7 +72,7 @@ class L1Cost(Cost):
 
 
 class GiouCost(Cost):
-    """The negative generalised IoU."""
+    """The negative generalised IoU of the predicted box and the object's."""
 
     def __call__(self, outputs: Outputs, targets: Targets) -> Tensor:
         """See Cost."""
@@ -95,25 +95,25 @@ def total_cost(costs: Sequence[Cost], outputs: Outputs, targets: Targets) -> Ten
 def match(costs: Sequence[Cost], outputs: Outputs, targets: Targets) -> Matches:
     """Find the one-to-one assignment of minimum cost for each layer and image.
 
-    Outputs are (L, B, R, ...) of all layers, targets (T, ...) of all images concatenated. If an image has more objects
-    than rows, R of them are matched. One copy brings the costs to the host, and one the pairs to the device.
+    `outputs` are (L, B, R, ...), `targets` (T, ...) with the images concatenated. If an image has more objects than
+    rows, only R of its objects are matched. Costs are copied to the host once, and pairs to the device once.
     """
     pairs: np.ndarray = np.zeros((4, 0), dtype=np.int64)
     if max(targets.counts, default=0):
         cost = total_cost(costs, outputs, targets.padded())
-        # Outputs that are not finite must not fail here: the trainer checks the loss and reports the step.
+        # Outputs that are not finite must not raise an error in the matcher: the trainer checks the loss and reports them.
         cost = cost.float().nan_to_num(nan=NON_FINITE_COST, posinf=NON_FINITE_COST, neginf=-NON_FINITE_COST)
         pairs = _assign(cost.cpu().numpy(), targets.counts, padded="real" in outputs)
     return Matches(*torch.from_numpy(pairs).to(targets.labels.device, non_blocking=True))
 
 
 def _gather_class(values: Tensor, targets: Targets) -> Tensor:
-    """Select each object's class: values (L, B, R, K) -> (L, B, R, N)."""
+    """Select the values of each object's class: (L, B, R, K) -> (L, B, R, N)."""
     return values.gather(-1, targets.labels[None, :, None].expand(*values.shape[:3], -1))
 
 
 def _assign(cost: np.ndarray, counts: list[int], padded: bool) -> np.ndarray:
-    """Costs (L, B, R, N) -> (4, M): layer, image, query and target of each pair, without padding rows if `padded`."""
+    """Costs (L, B, R, N) -> (4, M): layer, image, query, target of each pair; if `padded`, without padding rows."""
     starts = np.cumsum([0, *counts[:-1]])
     pairs = []
     for layer, layer_cost in enumerate(cost):

@@ -1,4 +1,4 @@
-"""The set prediction loss (Carion et al. 2020, arXiv 2005.12872, section 3.1 and appendix A.2): a list of terms."""
+"""The set prediction loss (Carion et al. 2020, arXiv 2005.12872, section 3.1 and appendix A.2), as a list of terms."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ from detr.criterion.terms import L1, Comparison, CrossEntropy, Focal, Giou, Term
 
 @dataclass(frozen=True, kw_only=True)
 class LossOptions:
-    """Weights of the terms, and the classification loss.
+    """The weights of the terms, and the choice of the classification loss.
 
-    classification: "softmax" over classes and "no object", or "sigmoid", a focal loss of each class independently.
-    no_object: with softmax, the class weight of unmatched queries (A.4: 0.1).
-    focal_alpha, focal_gamma: of the focal loss (Lin et al. 2017, arXiv 1708.02002: 0.25 and 2).
+    classification: "softmax": cross-entropy over the classes and "no object"; "sigmoid": a focal loss for each class.
+    no_object: weight of unmatched queries in the cross-entropy, where matched ones have weight 1 (A.4: 0.1).
+    focal_alpha, focal_gamma: alpha and gamma of the focal loss (Lin et al. 2017, arXiv 1708.02002: 0.25 and 2).
     """
 
     class_weight: NonNegativeFloat
@@ -33,7 +33,7 @@ class LossOptions:
 
 
 class Criterion:
-    """The terms of a loss, and the costs of matching rows with objects; a task may append to both lists."""
+    """The `terms` of the loss and the `costs` of the matching; a task may append to both lists."""
 
     def __init__(self, loss: LossOptions, matcher: MatcherOptions):
         focal = (loss.focal_alpha, loss.focal_gamma)
@@ -50,7 +50,10 @@ class Criterion:
         ]
 
     def normalisers(self, name: str, counts: Sequence[int], rows: Sequence[int]) -> dict[str, float]:
-        """The divisors of the terms for the answer set `name`, given the objects and the rows of each image."""
+        """The divisors of the terms for the answer set `name`, by "set.term".
+
+        `counts` are the numbers of objects of each image, `rows` the numbers of its output rows in one layer.
+        """
         return {f"{name}.{term.name}": term.normaliser(counts, rows) for term in self.terms}
 
     def __call__(
@@ -61,10 +64,11 @@ class Criterion:
         normalisers: Mapping[str, float],
         matches: Matches | None = None,
     ) -> dict[str, Tensor]:
-        """The weighted terms (L,) of the answer set `name` from the outputs of its L layers, a list or stacked.
+        """Compute the weighted terms, (L,) each, of the answer set `name`.
 
-        `normalisers` are those of the whole step. Each layer is matched separately, unless `matches` holds fixed pairs
-        for every layer. Raises UserError when a term has no normaliser.
+        `layers` are the outputs of L layers, as a list or stacked.
+        `normalisers` are the sums over all batches of the step. Each layer is matched separately, unless `matches`
+        gives pairs that hold for every layer. Raises UserError when a term has no normaliser.
         """
         outputs = stack_layers(layers)
         depth = len(outputs["logits"])  # L
@@ -84,10 +88,10 @@ class Criterion:
 
 
 def sum_terms(sets: Mapping[str, Mapping[str, Tensor]]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Sum the weighted terms (L,) of all answer sets; returns the total and its detached parts for the log.
+    """Sum the weighted terms, (L,) each, of all answer sets; returns the total and its detached parts for the log.
 
-    The parts are the terms of the last layer of "queries", the sum over its earlier layers as "auxiliary", and the sum
-    of every further set under its name.
+    The parts are, for the set "queries", each term of the last layer, and "auxiliary", the sum of all terms of the
+    earlier layers; for any other set, the sum of all its terms and layers under the set's name.
     """
     totals: list[Tensor] = []
     parts: dict[str, Tensor] = {}
@@ -107,6 +111,6 @@ def _divisor(normalisers: Mapping[str, float], key: str) -> float:
     if key not in normalisers:
         raise UserError(
             f'the model returns the answer set "{key.partition(".")[0]}", for which the task has no normalisers; add '
-            "that set, with the objects and rows of each image, to the task's method answer_sets."
+            "that set to the task's method answer_sets, with the numbers of objects and rows of each image."
         )
     return normalisers[key]

@@ -1,4 +1,4 @@
-"""The terms of a detector's loss: sums over the rows of each layer, and their normalisers."""
+"""The terms of a detector's loss: each is a sum over the output rows of a layer, divided by a normaliser."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -14,7 +14,10 @@ from detr.criterion.boxes import giou, to_xyxy
 
 
 class Comparison:
-    """The inputs of a term: the outputs of L layers, the objects, and the M matched pairs; gathers are cached."""
+    """The inputs of a term: the outputs of L layers, the objects, and the M matched pairs.
+
+    `answers` caches what it gathers, since several terms read the same output.
+    """
 
     def __init__(self, outputs: Outputs, targets: Targets, matches: Matches):
         self.outputs, self.targets, self.matches = outputs, targets, matches
@@ -22,43 +25,43 @@ class Comparison:
 
     @property
     def rows(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Layer, image and row of each pair, (M,) each."""
+        """The layer, the image and the output row of each pair, (M,) each."""
         return self.matches[:3]
 
     def answers(self, name: str) -> Tensor:
-        """The output `name` of each pair's row, (M, ...)."""
+        """Select the output `name` in the row of each pair: (L, B, R, ...) -> (M, ...)."""
         if name not in self._gathered:
             self._gathered[name] = self.outputs[name][self.rows]
         return self._gathered[name]
 
     def objects(self, values: Tensor) -> Tensor:
-        """Select the object of each pair: values (T, ...) -> (M, ...)."""
+        """Select the value of each pair's object: values (T, ...) -> (M, ...)."""
         return values[self.matches.targets]
 
     def per_layer(self, values: Tensor) -> Tensor:
-        """Sum the values of pairs in each layer: (M,) -> (L,)."""
+        """Sum the pairs' values layer by layer: (M,) -> (L,)."""
         return values.new_zeros(len(self.outputs["logits"])).index_add(0, self.matches.layers, values)
 
     def sum_rows(self, values: Tensor) -> Tensor:
-        """Sum the values of all rows but padding in each layer: (L, B, R) -> (L,)."""
+        """Sum the values of all rows of a layer except padding rows: (L, B, R) -> (L,)."""
         return (values if "real" not in self.outputs else values * self.outputs["real"]).sum((1, 2))
 
 
 @dataclass(frozen=True)
 class Term(ABC):
-    """One term with its weight in the loss."""
+    """A term and its weight in the loss."""
 
     weight: float
-    name: ClassVar[str]  # in the log and in the normaliser's key
-    reads: ClassVar[str]  # the output that it reads; an answer set without that output skips the term
-    layers: ClassVar[Literal["all", "last"]] = "all"
+    name: ClassVar[str]  # the term's name in the log and in the key of its normaliser
+    reads: ClassVar[str]  # the output that the term reads; answer sets without this output skip the term
+    layers: ClassVar[Literal["all", "last"]] = "all"  # the decoder layers that have this term
 
     @abstractmethod
     def __call__(self, comparison: Comparison) -> Tensor:
-        """The sum over the rows and images of each layer, (L,)."""
+        """The unweighted sum over the rows and images of each layer, (L,)."""
 
     def normaliser(self, counts: Sequence[int], rows: Sequence[int]) -> float:
-        """A batch's part of the divisor, given the objects and the rows of each image: here the number of objects."""
+        """The divisor's share of a batch whose images have `counts` objects and `rows` rows; by default sum(counts)."""
         return float(sum(counts))
 
 
@@ -80,16 +83,16 @@ class CrossEntropy(Term):
         return comparison.sum_rows(nll * class_weights)
 
     def normaliser(self, counts: Sequence[int], rows: Sequence[int]) -> float:
-        """The sum of the rows' weights: of R rows and n objects, min(n, R) weigh 1 and the rest `no_object`."""
+        """The sum of all rows' weights: with R rows and n objects, min(n, R) rows weigh 1, the others `no_object`."""
         matched = [(min(n, R), R) for n, R in zip(counts, rows, strict=True)]
         return float(sum(n + self.no_object * (R - n) for n, R in matched))
 
 
 @dataclass(frozen=True)
 class Focal(Term):
-    """Sigmoid focal loss of each class independently (Lin et al. 2017, arXiv 1708.02002, equation 5)."""
+    """The sigmoid focal loss, summed over the classes (Lin et al. 2017, arXiv 1708.02002, equation 5)."""
 
-    alpha: float  # weight of the true class; that of the others is 1 - alpha
+    alpha: float  # weight of the true class; every other class has weight 1 - alpha
     gamma: float
     name = "class"
     reads = "logits"
@@ -101,14 +104,14 @@ class Focal(Term):
         truth = torch.zeros_like(logits).index_put(indices, logits.new_ones(()))  # (L, B, R, K)
         nll = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
         probability = logits.sigmoid()
-        error = probability + truth - 2 * probability * truth  # 1 - p of the true class, p of the others
+        error = probability + truth - 2 * probability * truth  # 1 - p for the true class, p for every other class
         alpha = (1 - self.alpha) + (2 * self.alpha - 1) * truth
         return comparison.sum_rows((alpha * error**self.gamma * nll).sum(-1))
 
 
 @dataclass(frozen=True)
 class L1(Term):
-    """The L1 distance of matched boxes, cxcywh relative to the image."""
+    """The L1 distance between the boxes of each pair, cxcywh relative to the image."""
 
     name = "box"
     reads = "boxes_cxcywh"
@@ -121,7 +124,7 @@ class L1(Term):
 
 @dataclass(frozen=True)
 class Giou(Term):
-    """1 - generalised IoU of matched boxes."""
+    """One minus the generalised IoU of the boxes of each pair."""
 
     name = "giou"
     reads = "boxes_cxcywh"

@@ -21,13 +21,13 @@ from detr.models.query_detector import Image, Outputs, Queries, QueryDetector
 
 @dataclass(frozen=True, kw_only=True)
 class PositionOptions:
-    """Position encodings of the feature map, for the encoder and the decoder.
+    """The position encodings of the feature map, which the encoder and the decoder use.
 
-    kind: sines, or learned rows and columns, added to the queries and keys of each attention.
-    temperature: of the sines; 10,000 in the paper; 20 separates neighbours better on small maps (Liu et al. 2022,
-        DAB-DETR, arXiv 2201.12329).
-    at_input: also add them once to the encoder's input, so that values hold their position ("sine at input" in
-        table 3). A shallow backbone needs it; a deep ResNet infers positions from the image's border.
+    kind: sines, or a learned vector for each row and each column; added to the queries and keys of each attention.
+    temperature: of the sines. The paper has 10,000; on small feature maps 20 gives neighbours less similar encodings
+        (Liu et al. 2022, DAB-DETR, arXiv 2201.12329).
+    at_input: also add the encodings to the encoder's input, so that attention values contain positions ("sine at
+        input" in table 3). Needed with a shallow backbone; a deep ResNet infers positions from the image's border.
     """
 
     kind: Literal["sine", "learned"]
@@ -36,9 +36,9 @@ class PositionOptions:
 
 
 class Detector(QueryDetector):
-    """Backbone, encoder, decoder, and two heads shared by all decoder layers."""
+    """DETR: a backbone, an encoder, a decoder, and a class and a box head that all decoder layers share."""
 
-    decided_by_data = ("class_head",)  # has no meaning for other classes, even if there are as many
+    decided_by_data = ("class_head",)  # trained for other classes it is useless, even if their number is equal
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class Detector(QueryDetector):
         official_padding: bool,
         logits: int | None = None,
     ):
-        """Build the network with `logits` outputs for each query (None: the classes and "no object")."""
+        """Build the network; the class head has `logits` outputs (None: one per class and one for "no object")."""
         super().__init__()
         if width % heads or width % 4:
             raise UserError(f"model.width={width} must be divisible by model.heads={heads} and by 4.")
@@ -72,7 +72,7 @@ class Detector(QueryDetector):
             feedforward=feedforward,
             pre_norm=pre_norm,
             dropout=dropout,
-            attention_dropout=dropout,  # this and the next: not in the paper, but in the official code
+            attention_dropout=dropout,  # this one and hidden_dropout are not in the paper but in the official code
             hidden_dropout=dropout,
         )
         self.encoder = Stack(blocks, layers=encoder_layers, final_norm=pre_norm)
@@ -85,7 +85,7 @@ class Detector(QueryDetector):
                 nn.init.xavier_uniform_(parameter)
 
     def look(self, images: Tensor, sizes: Tensor | None) -> Image:
-        """Encode the backbone's last feature map: images (B, 3, H, W), sizes (B, 2) or None -> memory (B, M, C)."""
+        """Encode the backbone's last feature map: images (B, 3, H, W), sizes (B, 2) or None -> (B, M, C)."""
         features, real = self.backbone(images, sizes)  # (B, C', H', W')
         features = self.project(features)  # (B, C, H', W')
         positions = self._positions(features, real).flatten(1, 2)  # (B, H', W', C) -> (B, M, C)
@@ -97,7 +97,7 @@ class Detector(QueryDetector):
         return Image(Memory(memory + positions, memory, may_look))
 
     def ask(self, image: Image, hints: dict[str, Tensor] | None) -> Queries:
-        """Learned positions (Q, C) for every image, and contents of zeros, both (B, Q, C); `hints` must be None."""
+        """Make queries with x = 0 and learned positions as guide, both (B, Q, C); `hints` must be None."""
         assert hints is None, "DETR takes no hints"
         values = image.memory.values
         assert values is not None
@@ -105,19 +105,19 @@ class Detector(QueryDetector):
         return Queries(torch.zeros_like(queries), queries)
 
     def read(self, layer: int | None, x: Tensor, guide: Tensor, image: Image) -> Outputs:
-        """Apply the heads: x (L, B, Q, C) -> logits (L, B, Q, K'), "no object" last, boxes_cxcywh (L, B, Q, 4)."""
+        """Apply the heads: x (L, B, Q, C) -> logits (L, B, Q, K') and boxes_cxcywh (L, B, Q, 4)."""
         return {"logits": self.class_head(x), "boxes_cxcywh": self.box_head(x).sigmoid()}
 
     def fetch_weights(self) -> str | None:
-        """Load the backbone from `model.backbone.weights` in a run without a checkpoint; returns a line to log."""
+        """Load `model.backbone.weights` into the backbone in a run without a checkpoint; returns a log line."""
         options = self.backbone.options
         if options.weights == "none":
             return None
         load_weights(self.backbone, options)
-        return f"weights   initialised at random, but for the backbone: {options.weights}"
+        return f"weights   initialised at random, except the backbone: {options.weights}"
 
     def _positions(self, features: Tensor, real: Tensor | None) -> Tensor:
-        """The position encodings (1 or B, H', W', C), in the dtype of the features (B, C, H', W')."""
+        """Compute position encodings (1 or B, H', W', C) for features (B, C, H', W'), in their dtype."""
         if real is None:
             height, width = features.shape[-2:]
             real = torch.ones(1, height, width, dtype=torch.bool, device=features.device)

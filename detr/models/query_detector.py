@@ -1,4 +1,4 @@
-"""The forward pass that detectors with queries share: encode the images, make queries, decode them layer by layer."""
+"""The forward pass of all detectors with queries: encode images, make queries, decode them layer by layer."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -10,18 +10,18 @@ from torch import Tensor, nn
 from common.machine.device import full_precision
 from common.nn.blocks import Memory
 
-# The outputs of one layer, a tensor (B, R, ...) for each head: logits (B, R, K'), boxes_cxcywh (B, R, 4) relative to
-# each image, and those of further heads. Optional: real (B, R), False for padding rows; set, the name of an answer set
-# with its own number of rows ("proposals", "hints"; the default is "queries").
+# The outputs of one layer with R rows for each image, a tensor for each head: logits (B, R, K'), boxes_cxcywh (B, R, 4)
+# relative to each image, and those of further heads. Optional entries: "real" (B, R), False for padding rows; "set",
+# the answer set that the rows belong to ("queries" by default, "hints" or "proposals"). R may differ between sets.
 Outputs = dict[str, Any]
 
 
 class Image(NamedTuple):
-    """What the decoder and the heads read of the images."""
+    """The encoded images: what the decoder and the heads read."""
 
     memory: Memory
-    maps: Sequence[Tensor] = ()  # (B, C, H, W) each, highest resolution first; for mask heads
-    places: Tensor | None = None  # (1 or B, M, 2) relative x and y of each memory token's centre; for proposals
+    maps: Sequence[Tensor] = ()  # feature maps (B, C, H, W), highest resolution first; for mask heads
+    places: Tensor | None = None  # (1 or B, M, 2) relative x, y of each memory token's centre; for proposals
 
 
 class Queries(NamedTuple):
@@ -29,54 +29,54 @@ class Queries(NamedTuple):
 
     x: Tensor  # (B, Q, C)
     guide: Tensor  # where the queries look: positions (B, Q, C), reference boxes (B, Q, 4), ...
-    may_look: Tensor | None = None  # (B or 1, 1, Q, Q); False from an ordinary query to a hint
+    may_look: Tensor | None = None  # (B or 1, 1, Q, Q) for self-attention; False from an ordinary query to a hint
     hints: int = 0
-    real: Tensor | None = None  # (B, hints), False for padding
-    proposals: Outputs | None = None
+    real: Tensor | None = None  # (B, hints), False for padding; None if there is none
+    proposals: Outputs | None = None  # outputs of proposals made from the memory
 
 
 class QueryDetector(nn.Module, ABC):
     """A detector with queries. A subclass defines the stages `look`, `ask` and `read`; `forward` runs them.
 
-    A subclass has a `decoder`, a stack of blocks with a final norm, and sets `auxiliary`: whether all its layers
-    return outputs or the last alone. In training, the task may hand in `hints` built from the targets, for denoising
-    queries or prompts.
+    A subclass defines a `decoder`, a stack of blocks with a final norm, and `auxiliary`: True if `forward` returns the
+    outputs of all decoder layers, False if only those of the last. In training, the task may pass `hints` built from
+    the targets, for denoising queries or prompts.
     """
 
-    guided: ClassVar[bool] = False  # True: a layer's outputs guide the next; False: all layers are read at once
+    guided: ClassVar[bool] = False  # True: each layer's outputs give the next guide; False: one guide for all layers
     decoder: nn.Module
     auxiliary: bool
 
     @abstractmethod
     def look(self, images: Tensor, sizes: Tensor | None) -> Image:
-        """Encode normalised images (B, 3, H, W), zero where padded; sizes is (B, 2), or None without padding."""
+        """Encode normalised images (B, 3, H, W), zero where padded; `sizes` (B, 2), or None without padding."""
 
     @abstractmethod
     def ask(self, image: Image, hints: dict[str, Tensor] | None) -> Queries:
-        """Make the queries, from proposals if there are any; `hints` is None in evaluation and prediction."""
+        """Make the queries from the images and, in training, `hints`; evaluation and prediction pass None."""
 
     @abstractmethod
     def read(self, layer: int | None, x: Tensor, guide: Tensor, image: Image) -> Outputs:
         """Apply the heads to the output x (B, Q, C) of decoder layer `layer`, computed with `guide`.
 
-        Unless `guided`, it is called once with `layer` None and x (L, B, Q, C) of all layers, and returns tensors
-        (L, B, Q, ...).
+        Unless `guided`, `read` is called once for all layers, with `layer` None and x (L, B, Q, C), and returns
+        tensors (L, B, Q, ...).
         """
 
     def follow(self, guide: Tensor, outputs: Outputs) -> Tensor:
-        """The next layer's guide, given a layer's guide and its outputs; called only if `guided`."""
+        """Compute the next layer's guide from this layer's guide and outputs; called only if `guided`."""
         raise NotImplementedError(f"{type(self).__name__} is guided, so it must define follow")
 
     def decode(self, block: nn.Module, x: Tensor, guide: Tensor, queries: Queries, image: Image) -> Tensor:
-        """Apply one decoder layer: x (B, Q, C) -> (B, Q, C). By default the guide is added to queries, as in DETR."""
+        """Apply one decoder layer: x (B, Q, C) -> (B, Q, C). By default `guide` serves as query positions."""
         decoded: Tensor = block(x, positions=guide, may_look=queries.may_look, memory=image.memory)
         return decoded
 
     def forward(self, images: Tensor, sizes: Tensor | None, hints: dict[str, Tensor] | None = None) -> list[Outputs]:
         """Detect objects in normalised images (B, 3, H, W), zero where padded; sizes (B, 2), or None without padding.
 
-        Returns the outputs of each decoder layer in order, or of the last alone unless `auxiliary`. Those of hints
-        from the same layers precede them, and proposals come first.
+        Returns a list: the outputs of the proposals, if any; those of the hints, if any, layer by layer; and those of
+        the ordinary queries, layer by layer. Unless `auxiliary`, the last decoder layer is the only one returned.
         """
         image = self.look(images, sizes)
         queries = self.ask(image, hints)
@@ -96,13 +96,13 @@ class QueryDetector(nn.Module, ABC):
         return outputs if queries.proposals is None else [{**queries.proposals, "set": "proposals"}, *outputs]
 
     def _read(self, layer: int | None, x: Tensor, guide: Tensor, image: Image) -> Outputs:
-        # Half precision would round coordinates to 8 bits, an error of pixels.
+        # In bf16, coordinates would have 8 significant bits, and be wrong by pixels.
         with full_precision(x.device):
             return self.read(layer, x.to(next(self.parameters()).dtype), guide, image)
 
 
 def _split_hints(queries: Queries, outputs: list[Outputs]) -> list[Outputs]:
-    """Split the outputs of hints from those of ordinary queries, as an answer set that precedes them."""
+    """Split the outputs of hints from those of ordinary queries, and list them first, as the answer set "hints"."""
     count = queries.hints
     if not count:
         return outputs
