@@ -1,8 +1,9 @@
 """oneDNN's CPU kernels: linear maps, fused convolutions, and weights packed into the layout that these kernels read.
 
 PyTorch computes fp32 products on the CPU with MKL, which does not use AMD's AVX-512 (96 GFLOP/s on one Zen 5 core,
-torch 2.15). oneDNN, which PyTorch ships too, does (214 GFLOP/s). Only this file calls oneDNN. Its functions fall back
-to PyTorch's on other devices, while tracing, for tensor subclasses, and under
+torch 2.15). oneDNN, which PyTorch ships too, does (214 GFLOP/s). Where a CPU has AVX2 only, MKL is faster (45 against
+39 GFLOP/s on one Zen 3 core), except for a few rows with a packed weight. Only this file calls oneDNN. Its functions
+fall back to PyTorch's on other devices, while tracing, for tensor subclasses, and under
 `torch.backends.mkldnn.flags(enabled=False)`.
 """
 
@@ -22,6 +23,7 @@ _PACK = getattr(_ONEDNN, "_reorder_linear_weight", None)
 _CONVOLUTION = getattr(_ONEDNN, "_convolution_pointwise", None)
 _CONVOLUTION_ADD = getattr(_ONEDNN, "_convolution_pointwise_", None)
 _PACK_CONVOLUTION = getattr(_ONEDNN, "_reorder_convolution_weight", None)
+_IS_FASTER_THAN_MKL = torch.backends.cpu.get_cpu_capability() != "AVX2"  # in fp32, without packed weights
 _HAS_BF16 = _PRODUCT is not None and bool(getattr(_ONEDNN, "_is_mkldnn_bf16_supported", bool)())
 
 
@@ -121,8 +123,11 @@ def linear(
     dtype, needs_gradient = _product_dtype(x, weight), _needs_gradient(x, weight, bias)
     if needs_gradient and cache is not None:
         cache.clear()  # so that a training step makes writes visible that are not counted, such as a collective's
+    is_packed = not needs_gradient and dtype is not None and _is_packed(weight, dtype, x.numel() // x.shape[-1], cache)
+    if dtype == torch.float32 and not is_packed and not _IS_FASTER_THAN_MKL:
+        dtype = None
     if dtype is not None and not needs_gradient:
-        prepared = _prepared_weight(weight, rows, dtype, x.numel() // x.shape[-1], cache)
+        prepared = _packed_weight(weight, rows, dtype, cache) if is_packed else _cast(_select_rows(weight, rows), dtype)
         return _multiply(_cast(x, dtype), prepared, None if bias is None else _cast(_select_rows(bias, rows), dtype))
     weight, bias = _select_rows(weight, rows), None if bias is None else _select_rows(bias, rows)
     if dtype == torch.float32:
@@ -191,11 +196,15 @@ def _needs_gradient(*tensors: Tensor | None) -> bool:
     return any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
-def _prepared_weight(weight: Tensor, rows: slice, dtype: torch.dtype, count: int, cache: WeightCache | None) -> Tensor:
-    """Rows of a weight in `dtype` for a product with `count` input rows, packed where that is faster."""
-    faster_packed = dtype == torch.bfloat16 or 1 < count <= MAX_PACKED_ROWS
-    if not faster_packed or cache is None or _PACK is None or not counts_changes(weight):
-        return _cast(_select_rows(weight, rows), dtype)
+def _is_packed(weight: Tensor, dtype: torch.dtype, count: int, cache: WeightCache | None) -> bool:
+    """Whether a product in `dtype` with `count` input rows is computed with a packed weight."""
+    is_faster = dtype == torch.bfloat16 or 1 < count <= MAX_PACKED_ROWS
+    return is_faster and cache is not None and _PACK is not None and counts_changes(weight)
+
+
+def _packed_weight(weight: Tensor, rows: slice, dtype: torch.dtype, cache: WeightCache | None) -> Tensor:
+    """Rows of a weight in `dtype`, in the layout that the kernel reads."""
+    assert cache is not None and _PACK is not None
     packed: Tensor = cache.get((rows.start, rows.stop, dtype), weight, lambda: _PACK(weight[rows].to(dtype)))
     return packed
 

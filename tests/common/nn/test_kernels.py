@@ -65,13 +65,16 @@ def onednn_calls(monkeypatch):
         return product(x, weight, *rest)
 
     monkeypatch.setattr(kernels, "_PRODUCT", recorded_product)
+    monkeypatch.setattr(kernels, "_IS_FASTER_THAN_MKL", True)  # as on a CPU with AVX-512
     return shapes
 
 
+@pytest.mark.parametrize("is_faster", [True, False])
 @pytest.mark.parametrize("biased", [True, False])
 @pytest.mark.parametrize("outputs", [20, 80])
 @pytest.mark.parametrize("kind", INPUTS)
-def test_values_and_gradients_are_those_of_torch(kind, outputs, biased):
+def test_values_and_gradients_are_those_of_torch(kind, outputs, biased, is_faster, monkeypatch):
+    monkeypatch.setattr(kernels, "_IS_FASTER_THAN_MKL", is_faster)
     torch.manual_seed(0)
     x, weight, bias = INPUTS[kind](), torch.randn(outputs, 48), torch.randn(outputs) if biased else None
     for ours, theirs in zip(results(linear, x, weight, bias), results(F.linear, x, weight, bias), strict=True):
@@ -96,6 +99,16 @@ def test_single_precision_on_the_cpu_goes_to_onednn(onednn_calls):
     with torch.no_grad():
         Linear(48, 20)(torch.randn(5, 48))
     assert onednn_calls == [(20, 48)]
+
+
+def test_where_mkl_is_faster_only_packed_weights_go_to_onednn(onednn_calls, monkeypatch):
+    monkeypatch.setattr(kernels, "_IS_FASTER_THAN_MKL", False)
+    torch.manual_seed(0)
+    layer = Linear(48, 20)
+    with torch.no_grad():
+        few, many = layer(torch.randn(kernels.MAX_PACKED_ROWS, 48)), layer(torch.randn(kernels.MAX_PACKED_ROWS + 1, 48))
+    layer(torch.randn(5, 48, requires_grad=True)).sum().backward()
+    assert few.shape[0] + 1 == many.shape[0] and onednn_calls == [(20, 48)]
 
 
 @pytest.mark.parametrize("kind", ["float64", "bfloat16", "autocast", "compiled", "disabled"])
