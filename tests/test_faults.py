@@ -6,6 +6,7 @@ import pickle
 import random
 import shutil
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -303,6 +304,19 @@ def test_a_second_ctrl_c_stops_at_once(line, tmp_path):
     output = run(tmp_path, *line("vit"), "run_dir=run", fault=fault, code=130)
     assert "once more stops at once" in output and "Stopped by Ctrl-C." in output and "Traceback" not in output
     assert not list((tmp_path / "run/checkpoints").glob("stop_*"))
+
+
+@pytest.mark.parametrize(("names", "code"), [(["SIGINT", "SIGINT"], 130), (["SIGTERM"], 143), (["SIGTERM"] * 2, 143)])
+def test_signals_end_a_process_in_the_middle_of_one_long_operation(names, code, line, tmp_path):
+    fault = ("at_step", 3, "before the update", "block")
+    with Child(tmp_path, *line("vit"), "trainer.grace=2", "run_dir=run", fault=fault) as child:
+        child.wait_for("blocked")
+        for name in names:
+            child.signal(getattr(signal, name))
+            time.sleep(0.1)
+        assert child.end(30) == code
+        assert "the process ends without a checkpoint of this step." in child.output()
+    resume(tmp_path, *line("vit"))  # the folder is not left locked
 
 
 def test_a_signal_from_outside_reaches_a_run_that_waits_for_its_workers(line, tmp_path):

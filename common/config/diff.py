@@ -13,7 +13,14 @@ PRECISION = "trainer.precision"
 CHANGEABLE_KEYS = (
     *("run_dir", "sweep_dir", "resume", "allow_changes", "trust", "checkpoint"),
     *("trainer.device", "trainer.workers", "trainer.compile", "trainer.micro_batch", "trainer.deterministic"),
-    *("trainer.strategy", "trainer.timeout", "trainer.log_every", "trainer.eval_every", "trainer.save_every"),
+    *(
+        "trainer.strategy",
+        "trainer.timeout",
+        "trainer.grace",
+        "trainer.log_every",
+        "trainer.eval_every",
+        "trainer.save_every",
+    ),
     *("trainer.keep_best", "trainer.average_last", "task.evaluator"),
 )
 # Where the data are. A checkpoint holds digests of them, which identify the same data under other paths.

@@ -29,6 +29,8 @@ ADDED_KEYS: dict[str, Any] = {
     "trainer.strategy": "ddp",  # gradients were summed as ddp sums them
     "trainer.timeout": 600,  # NCCL's default; gloo's was 1800
     "trainer.keep_best": 1,
+    # since 34a3be7
+    "trainer.grace": None,  # a step was always waited for
 }
 
 # Keys that were added to nested options, by the options' name and former keys. They apply to users' classes, too.

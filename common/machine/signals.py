@@ -1,8 +1,11 @@
 """Signals that stop a run: recorded by the handler, agreed on by all ranks at the end of a step."""
 
+import math
 import os
+import select
 import signal
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
@@ -12,6 +15,7 @@ from common.machine import distributed
 
 SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")  # SLURM is commonly set to send the last two
 CTRL_C_MESSAGE = b"\nCtrl-C: stopping after this step, with a checkpoint; once more stops at once.\n"
+SECOND_CTRL_C_DELAY = 2.0  # seconds in which the main thread may end by itself, which also closes files
 
 
 class StopSignals:
@@ -22,10 +26,13 @@ class StopSignals:
     stop, when the checkpoint is written; submitit's puts the job back into SLURM's queue.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, grace: float | None = None) -> None:
+        """End the process `grace` seconds after SIGTERM if the block has not ended by then; None: wait for it."""
         self.received: list[str] = []
+        self._grace = grace
         self._owner = os.getpid()
         self._earlier_handlers: dict[str, Any] = {}
+        self._watchdog: _Watchdog | None = None
 
     def __enter__(self) -> "StopSignals":
         """Install the handler; a no-op outside the main thread, the only one in which Python allows it."""
@@ -34,12 +41,15 @@ class StopSignals:
                 number = getattr(signal, name, None)  # Windows has only two of them
                 if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
                     self._earlier_handlers[name] = signal.signal(number, self._record)
+            self._watchdog = _Watchdog(self._grace)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Restore the earlier handlers; after a stop, call those of the signals received."""
+        if self._watchdog is not None:
+            self._watchdog.close()
         for name, handler in self._earlier_handlers.items():
             signal.signal(getattr(signal, name), handler)
         if isinstance(error, Stopped):
@@ -66,6 +76,54 @@ class StopSignals:
             os.write(2, CTRL_C_MESSAGE)  # print() is not safe in a handler
         if name not in self.received:
             self.received.append(name)
+
+
+class _Watchdog:
+    """A thread that ends the process after a second Ctrl-C, or some time after SIGTERM.
+
+    Python calls a handler between two instructions of the main thread, which may compute one operation for hours. The
+    number of a signal is written to a pipe at once (`signal.set_wakeup_fd`), and this thread reads it.
+    """
+
+    def __init__(self, grace: float | None):
+        self._grace = grace
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._write, False)
+        self._earlier = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        self._owner = os.getpid()
+        os.register_at_fork(after_in_child=self._leave_to_parent)
+        self._thread = threading.Thread(target=self._watch, name="signals", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the thread."""
+        signal.set_wakeup_fd(self._earlier)
+        os.close(self._write)
+        self._write = -1
+        self._thread.join()
+        os.close(self._read)
+
+    def _leave_to_parent(self) -> None:
+        """In a forked worker, to which a terminal sends Ctrl-C, too: the parent would count it twice."""
+        if self._write >= 0:
+            signal.set_wakeup_fd(-1)
+
+    def _watch(self) -> None:
+        deadline, code, reason, interrupts = math.inf, 0, "", 0
+        while True:
+            seconds = None if deadline == math.inf else max(0.0, deadline - time.monotonic())
+            if not select.select([self._read], [], [], seconds)[0]:
+                os.write(2, f"\n{reason}; the process ends without a checkpoint of this step.\n".encode())
+                os._exit(code)
+            numbers = os.read(self._read, 64)
+            if not numbers:
+                return
+            interrupts += numbers.count(signal.SIGINT)
+            if interrupts >= 2 and code != 130:
+                deadline, code, reason = time.monotonic() + SECOND_CTRL_C_DELAY, 130, "Stopped by Ctrl-C"
+            if signal.SIGTERM in numbers and not code and self._grace is not None:
+                deadline, code = time.monotonic() + self._grace, 143
+                reason = f"Stopped by SIGTERM {self._grace:g} seconds ago (trainer.grace)"
 
 
 def _is_custom(handler: Callable[..., Any] | int | None) -> bool:

@@ -70,6 +70,7 @@ class Trainer:
     workers: Count
     device: Literal["auto", "cpu", "cuda", "mps"]
     timeout: Positive
+    grace: PositiveFloat | None
     log_every: Positive
     eval_every: Positive | None
     save_every: Positive | None
@@ -104,7 +105,7 @@ class Trainer:
             average=Average(run.model, self.ema_decay) if self.ema_decay else None,
             folder=CheckpointFolder(run.folder / "checkpoints", distributed.is_main(), keep=self.average_last),
             log=log,
-            stop=StopSignals(),
+            stop=StopSignals(self.grace),
             device=on,
         )
         with context.stop:

@@ -2,12 +2,14 @@
 
 import os
 import signal
+import threading
+import time
 from collections.abc import Iterator
 
 import pytest
 
 from common.errors import Stopped
-from common.machine.signals import SIGNALS, StopSignals
+from common.machine.signals import SECOND_CTRL_C_DELAY, SIGNALS, StopSignals
 
 
 @pytest.fixture(autouse=True)
@@ -59,6 +61,28 @@ def test_a_forked_worker_records_nothing() -> None:
             os._exit(len(stop.received))
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         assert not stop.received
+
+
+def test_ctrl_c_in_a_forked_worker_is_not_counted_in_its_parent() -> None:
+    """A terminal sends Ctrl-C to both."""
+    with StopSignals() as stop:
+        child = os.fork()
+        if child == 0:
+            for _ in range(3):
+                send("SIGINT")
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        send("SIGINT")
+        time.sleep(SECOND_CTRL_C_DELAY + 0.5)  # in which a second one would end this process
+        assert stop.received == ["SIGINT"]
+
+
+def test_the_earlier_wakeup_descriptor_is_restored_and_no_thread_is_left() -> None:
+    threads = threading.active_count()
+    with StopSignals(grace=60.0):
+        send("SIGTERM")
+    assert threading.active_count() == threads
+    assert signal.set_wakeup_fd(-1) == -1
 
 
 def test_ignored_signals_stay_ignored() -> None:

@@ -116,6 +116,7 @@ def trainer(**keys) -> Trainer:
         "deterministic": False,
         "strategy": "ddp",
         "timeout": 60,
+        "grace": None,
         "workers": 0,
         "device": "cpu",
         "log_every": 4,
