@@ -30,8 +30,8 @@ class BlockOptions:
     attention_width: int | None = None  # total width of the heads; None means `width`
     attention_bias: bool = True  # whether the attention's projections have a bias
     qk_norm: bool = False  # see Attention
-    layer_scale: float | None = None  # initial value of the learned factor of each channel of a sub-layer's output
-    drop_path: float = 0.0  # probability that a sample skips a sub-layer; in a stack, that of the last block
+    layer_scale: float | None = None  # initial value of a learned factor for each output channel of a sub-layer
+    drop_path: float = 0.0  # probability that a sample skips a sub-layer; `Stack` scales it for each block
 
 
 class Residual(nn.Module):
@@ -59,7 +59,7 @@ class Residual(nn.Module):
         return y
 
     def _branch(self, x: Tensor) -> Tensor:
-        """What is added to the residual: the sub-layer's output after dropout, layer scale and stochastic depth."""
+        """Apply dropout, layer scale and stochastic depth to a sub-layer's output, before the addition."""
         x = self.dropout(x)
         if self.scale is not None:
             x = x * self.scale
@@ -71,7 +71,7 @@ class Residual(nn.Module):
 
 
 class FeedForward(nn.Sequential):
-    """Two linear maps with an activation between them, the same at every position (section 3.3)."""
+    """Two linear maps with an activation between them, applied at every position (section 3.3)."""
 
     def __init__(self, options: BlockOptions):
         super().__init__()
@@ -84,7 +84,7 @@ class FeedForward(nn.Sequential):
 class Memory(NamedTuple):
     """Another sequence that queries attend to, such as an encoder's output.
 
-    Keys may be values plus positions. Keys and values are None if a cache holds them.
+    `keys` may differ from `values` by added positions. Both are None if a `BlockCache` holds their projections.
     """
 
     keys: Tensor | None  # (B, M, C)
@@ -95,8 +95,8 @@ class Memory(NamedTuple):
 class BlockCache(NamedTuple):
     """The keys and values of one block in decoding."""
 
-    own: Cache  # of the preceding tokens; it grows
-    memory: Cache | None = None  # of the memory; it is constant
+    own: Cache  # of the self-attention: the preceding tokens; grows in each call
+    memory: Cache | None = None  # of the cross-attention: the memory; constant
 
 
 class Context(TypedDict, total=False):
@@ -114,7 +114,7 @@ class Block(nn.Module):
     """Self-attention, cross-attention to a memory if `cross`, and feed-forward.
 
     `attention` and `cross_attention` replace the default `Attention`. They are called with the keywords of
-    `Attention.forward` and with `guide`, which a block passes on unchanged.
+    `Attention.forward` and with `guide`, any object that the block receives and passes on to them.
     """
 
     def __init__(
@@ -146,9 +146,10 @@ class Block(nn.Module):
     ) -> Tensor:
         """x (B, N, C), memory (B, M, C) -> (B, N, C).
 
-        `positions` (broadcastable to x) are added to the queries of both attentions and to the keys of the
-        self-attention, never to values, as in DETR; None for models that add them at the input. `may_look`, `bias` and
-        `causal` apply to the self-attention. With a `cache` of this block, x continues the tokens in it.
+        As in DETR, `positions` (broadcastable to x) are added to the queries of self- and cross-attention and to the
+        keys of self-attention, but not to values. They are None in models that add positions at the input. `may_look`,
+        `bias` and `causal` apply to self-attention. With a `cache` of this block, x holds the tokens that follow those
+        in the cache.
         """
 
         def attend(x: Tensor) -> Tensor:
@@ -173,10 +174,11 @@ class Block(nn.Module):
 
 
 class Stack(nn.Module):
-    """A sequence of blocks, with an optional final norm, which pre-norm blocks need: their output is not normalised.
+    """A sequence of blocks with an optional final norm. Pre-norm blocks need it, since they do not normalise outputs.
 
-    `attention` and `cross_attention` are called with a block's number and return its attention. `drop_path` grows
-    linearly from 0 in the first block to its full value in the last (Huang et al. 2016, section 3).
+    The functions `attention` and `cross_attention` are called with a block's index (from 0) and return its attention
+    module. `drop_path` grows linearly from 0 in the first block to `options.drop_path` in the last (Huang et al. 2016,
+    section 3).
     """
 
     def __init__(
@@ -202,14 +204,14 @@ class Stack(nn.Module):
         self.norm = norm(options.norm, options.width, options.norm_eps) if final_norm else nn.Identity()
 
     def forward(self, x: Tensor, *, caches: list[BlockCache] | None = None, **context: Unpack[Context]) -> Tensor:
-        """x (B, N, C) -> (B, N, C). With `caches`, x continues the tokens in them."""
+        """x (B, N, C) -> (B, N, C). With `caches`, x holds the tokens that follow those in the caches."""
         for i, block in enumerate(self.blocks):
             x = block(x, cache=caches[i] if caches else None, **context)
         x = self.norm(x)
         return x
 
     def block_outputs(self, x: Tensor, **context: Unpack[Context]) -> list[Tensor]:
-        """The output (B, N, C) of every block, first to last, each after the final norm."""
+        """The outputs (B, N, C) of all blocks, in order, with the final norm applied to each."""
         outputs = []
         for block in self.blocks:
             x = block(x, **context)
@@ -217,7 +219,7 @@ class Stack(nn.Module):
         return outputs
 
     def caches(self, memory: Memory | None = None) -> list[BlockCache]:
-        """A cache for each block, without tokens, and with the keys and values of `memory` if it is not None."""
+        """A cache without tokens for each block; with `memory`, it holds the memory's keys and values."""
         if memory is None:
             return [BlockCache(Cache()) for _ in self.blocks]
         attentions: list[Any] = [block.cross_attention for block in self.blocks]

@@ -1,6 +1,6 @@
-"""Convolutions followed by a frozen batch norm, which is folded into their weights.
+"""Convolutions followed by a frozen batch norm, which is folded into the weight and bias of the convolution.
 
-Without gradients, convolution, shortcut and ReLU are one pass over the map if oneDNN has a kernel for them.
+If no gradient is needed and oneDNN has a kernel, convolution, shortcut and ReLU are one pass over the feature map.
 """
 
 import torch
@@ -14,8 +14,8 @@ from common.nn import kernels
 class FrozenBatchNorm(nn.Module):
     """Batch norm with constant statistics and affine parameters: four buffers, one scale and shift per channel.
 
-    It is nearly the identity until a checkpoint is loaded. With statistics of the batch, a step would depend on its
-    split into micro-batches.
+    It is nearly the identity until a checkpoint is loaded. Unlike with batch statistics, a training step does not
+    depend on its split into micro-batches.
     """
 
     weight: Tensor
@@ -34,8 +34,8 @@ class FrozenBatchNorm(nn.Module):
     def folded_into(self, conv: nn.Conv2d, *, packed: bool) -> tuple[Tensor, Tensor]:
         """The weight (C, ...) and bias (C,) of a convolution that equals `conv` followed by this norm.
 
-        They are computed in every step that trains the weight. Otherwise they are cached until the weight or this norm
-        changes, in the type that autocast would cast them to, and `packed` for the fused kernel.
+        If the weight is being trained, they are computed in each call. Otherwise they are cached until the weight or
+        this norm changes, in autocast's type, and if `packed`, in the layout of `kernels.convolution_relu`.
         """
         weight = conv.weight
         trains = torch.is_grad_enabled() and weight.requires_grad
@@ -72,7 +72,7 @@ def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1, dilatio
 
 
 def conv_norm(conv: nn.Conv2d, norm: FrozenBatchNorm, x: Tensor) -> Tensor:
-    """norm(conv(x)), with the norm folded into the convolution's weight and bias, which saves a pass over the map."""
+    """norm(conv(x)), with the norm folded into the convolution, which saves a pass over the feature map."""
     weight, bias = norm.folded_into(conv, packed=False)
     return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation)
 
@@ -80,10 +80,12 @@ def conv_norm(conv: nn.Conv2d, norm: FrozenBatchNorm, x: Tensor) -> Tensor:
 def conv_norm_relu(
     conv: nn.Conv2d, norm: FrozenBatchNorm, x: Tensor, *, shortcut: Tensor | None = None, real: Tensor | None = None
 ) -> Tensor:
-    """relu(norm(conv(x)) + shortcut), set to zero where `real` (B, 1, H, W) is False; either may be None.
+    """relu(norm(conv(x)) + shortcut), set to zero where `real` (B, 1, H, W) is False.
 
-    Allocating a map of 50 MB takes longer than computing it. The convolution's output is therefore overwritten and, if
-    no gradient is needed, so is `shortcut`.
+    None for `shortcut` or `real` omits the sum or the mask.
+
+    To save memory allocations, which for a map of 50 MB take longer than computing it, operations overwrite the
+    convolution's output, and `shortcut` if no gradient is needed.
     """
     if kernels.can_fuse(x, conv.weight, shortcut):
         weight, bias = norm.folded_into(conv, packed=True)

@@ -1,15 +1,15 @@
 """Dropout (Srivastava et al. 2014) with masks that are sampled seven times as fast in bf16 on the CPU.
 
-There PyTorch samples 64 random bits for each element, sequentially, which takes a sixth of a DETR's training step. Here
-each element gets 16 bits, which rounds the probability to a multiple of 1/65,536. On other devices and for other types
-it is PyTorch's own dropout, with the same masks.
+For bf16 on the CPU, PyTorch samples 64 random bits for each element, sequentially, which takes a sixth of a DETR's
+training step. This file samples 16 bits for each element, which rounds the probability to a multiple of 1/65,536. On
+other devices and for other types it calls PyTorch's dropout, whose masks are thus unchanged.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-RANDOM_VALUES = 2**16  # of 16 bits
+RANDOM_VALUES = 2**16  # the number of values of 16 random bits
 
 
 class Dropout(nn.Dropout):
@@ -30,6 +30,6 @@ def dropout(x: Tensor, p: float) -> Tensor:
     # Four elements share the 64 random bits of one integer; an upper bound of None includes the highest one.
     bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
     keep = bits.view(torch.int16)[: x.numel()] >= dropped_values - RANDOM_VALUES // 2
-    # As bytes times a factor: `torch.where` would branch, and the branch is often mispredicted.
+    # A product instead of `torch.where`, whose branch for each element is often mispredicted.
     factors = keep.view(torch.uint8).to(x.dtype).mul_(RANDOM_VALUES / (RANDOM_VALUES - dropped_values))
     return x * factors.view(x.shape)

@@ -1,4 +1,4 @@
-"""Linear maps: plain, three projections in one, tied to another module's weight, and opened for other tools."""
+"""Linear maps: plain, three projections in one, and tied to another module's weight; `opened` replaces all of them."""
 
 import copy
 from typing import Any
@@ -29,7 +29,7 @@ class Linear(nn.Linear):
 class Projections(Linear):
     """The query, key and value projections of an attention, as the rows of one matrix in this order.
 
-    All checkpoints hold them as one matrix. As three maps they would double the time of a small decoding step.
+    Checkpoints hold them as one matrix, too. Three separate linear maps would double the time of a small decoding step.
     """
 
     def forward(self, x: Tensor, rows: slice = slice(None)) -> Tensor:
@@ -42,7 +42,7 @@ class Projections(Linear):
 
 
 class SeparateProjections(nn.Module):
-    """`Projections` as three `nn.Linear`."""
+    """The maps of `Projections` as three `nn.Linear`."""
 
     def __init__(self, joint: Projections):
         super().__init__()
@@ -51,7 +51,7 @@ class SeparateProjections(nn.Module):
         self.q, self.k, self.v = map(_plain_linear, joint.weight.chunk(3), biases)
 
     def forward(self, x: Tensor, rows: slice = slice(None)) -> Tensor:
-        """(..., in) -> (..., out), or only the outputs in `rows`, which must be whole projections."""
+        """(..., in) -> (..., out), or only the outputs in `rows`, which must cover whole projections."""
         start, stop, _ = rows.indices(3 * self.width)
         maps = [self.q, self.k, self.v][start // self.width : stop // self.width]
         outputs = [projection(x) for projection in maps]
@@ -59,7 +59,7 @@ class SeparateProjections(nn.Module):
 
 
 class Tied(nn.Module):
-    """A linear map with another module's weight, flattened to a matrix; it adds no key to the state dict."""
+    """A linear map whose weight is another module's, flattened to a matrix; it adds no key to the state dict."""
 
     def __init__(self, owner: Any):
         super().__init__()
@@ -87,8 +87,8 @@ class Tied(nn.Module):
 def opened(model: nn.Module) -> nn.Module:
     """A copy of a model in which every linear map is a plain `nn.Linear`, for tools that replace linear maps.
 
-    Examples are the quantisation of torch.ao and torchao, pruning, and low-rank maps. A replacement only needs
-    forward(x). The query, key and value projections become three maps named q, k and v.
+    Examples of such tools are the quantisation of torch.ao and torchao, pruning, and low-rank adapters. A replacement
+    of an `nn.Linear` only needs forward(x). The query, key and value projections become three maps named q, k and v.
     """
     model = copy.deepcopy(model)
     for module in [*model.modules()]:

@@ -1,7 +1,7 @@
-"""Patches to tokens (Dosovitskiy et al. 2021, arXiv 2010.11929, equation 1), in two equivalent forms.
+"""Map an image's patches to tokens (Dosovitskiy et al. 2021, arXiv 2010.11929, equation 1), in two equivalent forms.
 
-`multiply` follows the paper's text: split the image into patches, flatten each, and multiply it with a matrix E.
-`convolution` is the same product as a convolution with kernel and stride equal to the patch size.
+`multiply` follows the paper's text: split the image into patches, flatten each patch, and multiply it by a matrix E.
+`convolution` computes this product as a convolution whose kernel size and stride are the patch size.
 """
 
 import math
@@ -18,7 +18,7 @@ Form = Literal["convolution", "multiply"]
 
 
 class Patches(nn.Module):
-    """Tokens of an image: one for each patch of `size` by `size` pixels, row by row."""
+    """Maps an image to one token for each patch of `size` by `size` pixels, row by row."""
 
     def __init__(self, *, channels: int, size: int, width: int, form: Form):
         super().__init__()
@@ -54,14 +54,14 @@ class Patches(nn.Module):
 def lecun_normal_(weight: Tensor) -> None:
     """Fill a weight (outputs, inputs...) from LeCun's normal distribution, truncated at two standard deviations.
 
-    The authors' code uses this default of flax. Truncation reduces the standard deviation to 0.8796 of its value.
+    The authors' code uses this default of flax. Dividing by 0.8796 compensates for the effect of the truncation.
     """
     deviation = math.sqrt(1 / weight[0].numel()) / 0.87962566103423978
     nn.init.trunc_normal_(weight, std=deviation, a=-2 * deviation, b=2 * deviation)
 
 
 def _nearest_multiples(height: int, width: int, p: int) -> list[tuple[int, int]]:
-    """The image sizes with both sides rounded down to a multiple of p, at least p, and with both rounded up."""
+    """The image size with both sides rounded down to multiples of p (at least p), and the size with both rounded up."""
     low = (max(p, height // p * p), max(p, width // p * p))
     high = (math.ceil(height / p) * p, math.ceil(width / p) * p)
     return list(dict.fromkeys([low, high]))

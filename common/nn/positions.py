@@ -13,20 +13,20 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 
-# Three layouts are in use. A model trained with one is useless with another.
+# Three layouts of sine encodings are in use. A model works only with the layout that it was trained with.
 Layout = Literal[
     "interleaved",  # the paper's
-    "halves",  # Marian's and, for its files, transformers': the same values, sines first
-    "halves_t2t",  # tensor2tensor's and fairseq's: sines first, with exponents up to 1
+    "halves",  # Marian's (and transformers' for Marian models): the paper's values, all sines first
+    "halves_t2t",  # tensor2tensor's and fairseq's: all sines first, with exponents up to 1
 ]
 
 
 def sine(positions: Tensor, width: int, temperature: float = 10000.0, layout: Layout = "interleaved") -> Tensor:
     """Sines and cosines of positions at decreasing frequencies: (...) -> (..., width), `width` even.
 
-    With T the temperature and i in 0 .. width/2 - 1, interleaved is PE(p, 2i) = sin(p / T^(2i/width)) and PE(p, 2i+1) =
-    cos(p / T^(2i/width)). halves has the same values, all sines before all cosines. halves_t2t has all sines, then all
-    cosines, of p / T^(i/(width/2 - 1)).
+    For position p, temperature T and i = 0, ..., width/2 - 1, "interleaved" is PE(p, 2i) = sin(p / T^(2i/width))
+    and PE(p, 2i+1) = cos(p / T^(2i/width)). "halves" has these values in another order: all sines, then all cosines.
+    "halves_t2t" has all sines, then all cosines, of p / T^(i/(width/2 - 1)).
     """
     i = torch.arange(width // 2, dtype=torch.float32, device=positions.device)  # (width/2,)
     exponents = i / max(1, width // 2 - 1) if layout == "halves_t2t" else 2 * i / width
@@ -40,8 +40,8 @@ def sine(positions: Tensor, width: int, temperature: float = 10000.0, layout: La
 def sine_2d(real: Tensor, width: int, temperature: float = 10000.0) -> Tensor:
     """Sine encodings of a padded map: real (B, H, W) boolean -> (B, H, W, width), `width` a multiple of four.
 
-    The first half of the channels encodes the row, the second half the column. A coordinate is 2 pi times the fraction
-    of the image's real rows or columns up to this position, so it does not depend on padding.
+    The first half of the channels encodes the row, the second half the column. Row r (from 1) of an image of R rows has
+    the coordinate 2 pi r / R, and columns likewise, so that coordinates do not depend on padding.
     """
     rows, columns = real.cumsum(1, dtype=torch.float32), real.cumsum(2, dtype=torch.float32)  # (B, H, W)
     rows = rows / (rows[:, -1:, :] + 1e-6) * 2 * math.pi
@@ -60,8 +60,8 @@ class Learned1d(nn.Module):
     def forward(self, count: int, start: int = 0, padding: Tensor | None = None) -> Tensor:
         """Encodings of `count` tokens at the positions from `start` on: (count, C).
 
-        With left padding, `padding` (B,) int64 is the number of padding tokens of each row; positions count from the
-        first real token, and the result is (B, count, C). Raises UserError for a position beyond the table.
+        With left padding, `padding` (B,) int64 is the number of padding tokens of each sequence; its positions count
+        from the first real token, and the result is (B, count, C). Raises UserError for a position beyond the table.
         """
         if start + count > self.table.num_embeddings:
             raise UserError(
@@ -102,7 +102,7 @@ class Learned2d(nn.Module):
         return torch.cat((columns, rows), dim=-1).expand(batch, -1, -1, -1)
 
 
-# Six conventions are in use, and each gives another table.
+# Six methods of resampling a table of positions are in use, with different results.
 Resampling = Literal[
     "bicubic_antialias",  # timm
     "bilinear_antialias",  # timm, for Google's .npz files
@@ -116,10 +116,10 @@ Resampling = Literal[
 def resample(grid: Tensor, size: tuple[int, int], resampling: Resampling) -> Tensor:
     """Resample a learned table to another grid: (h, w, C) -> (*size, C).
 
-    Because both grids are known, 4 x 9 is resampled to 6 x 6 although the number of tokens is equal. A table that
-    already has this size is returned itself. Raises UserError when "bicubic_offset" is exported for any size.
+    Returns `grid` itself if it has this size. Only the two sizes count, not the numbers of tokens: a grid of 4 x 9 is
+    resampled to 6 x 6. Raises UserError when "bicubic_offset" is exported with a dynamic size.
     """
-    # An exported graph serves any size, so it always resamples; a factor of 1 changes nothing.
+    # A graph exported with a dynamic size always resamples; at the table's own size this changes no value.
     dynamic = torch.compiler.is_exporting() and not all(isinstance(side, int) for side in size)
     if not dynamic and tuple(grid.shape[:2]) == tuple(size):
         return grid
@@ -139,8 +139,8 @@ def resample(grid: Tensor, size: tuple[int, int], resampling: Resampling) -> Ten
 def _resample_with_offset(grid: Tensor, size: tuple[int, int], mode: str, dynamic: bool) -> Tensor:
     """Resample by the factors (n + 0.1) / m: (h, w, C) -> (*size, C).
 
-    DINO (Caron et al. 2021, arXiv 2104.14294) added 0.1 against rounding in the computed size. The coordinates of the
-    table are divided by these factors, too, so the result differs from that of the exact size.
+    DINO (Caron et al. 2021, arXiv 2104.14294) added 0.1 so that rounding cannot make the output too small. PyTorch also
+    divides coordinates by these factors, so the values differ from those of resampling by n / m.
     """
     if dynamic:
         raise UserError(
@@ -159,8 +159,8 @@ def _resample_with_offset(grid: Tensor, size: tuple[int, int], mode: str, dynami
 class LearnedGrid(nn.Module):
     """A learned vector for each position of a grid of patches, and with `on_token` one for the class token.
 
-    The table is resampled for any other grid. It keeps its two axes, so that a checkpoint tells the grid it was
-    trained on.
+    The table is resampled for grids of another size. It is stored with two spatial axes, so that the size of the grid
+    can be read from a checkpoint.
     """
 
     def __init__(self, width: int, size: tuple[int, int], *, on_token: bool, resampling: Resampling):

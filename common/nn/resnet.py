@@ -1,11 +1,11 @@
-"""DETR's backbone: a ResNet (He et al. 2015, arXiv 1512.03385) with features that do not depend on padding.
+"""DETR's backbone: a ResNet (He et al. 2015, arXiv 1512.03385) whose features do not depend on padding.
 
-Parameters have torchvision's names (conv1, bn1, layer1.0.conv1, ...), so torchvision's files and official DETR's load
-unchanged.
+Parameters have torchvision's names (conv1, bn1, layer1.0.conv1, ...), so that files of
+torchvision and of official DETR load unchanged.
 
 Differs: in official DETR, a convolution near an image's border sees what earlier layers computed in the padding, so
-detections depend on the other images of the batch. Here padding is set to zero before every convolution with a kernel
-larger than 1x1; `official_padding` restores the original.
+detections depend on the other images of the batch. This file sets padding to zero before every convolution with a
+kernel larger than 1x1; `official_padding` restores the behaviour of official DETR.
 """
 
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ class BackboneOptions:
     name: `small` has stride 8 and suits 64-pixel images; the others are torchvision's.
     weights: none, imagenet_v1 (torchvision's download), or a file in torchvision's or DETR's layout.
     dilation: whether the last stage has stride 1 and dilated convolutions instead of stride 2 (DC5).
-    frozen: how many leading parts (stem, layer1, ...) are not trained; DETR freezes two.
+    frozen: how many parts, counted from the input (stem, layer1, ...), are not trained; DETR freezes two.
     """
 
     name: Literal["small", "resnet18", "resnet34", "resnet50", "resnet101"]
@@ -57,7 +57,7 @@ class BasicBlock(nn.Module):
         self.downsample = _shortcut(inputs, channels, stride)
 
     def forward(self, x: Tensor, real_in: Tensor | None, real_out: Tensor | None) -> Tensor:
-        """(B, C, H, W) -> (B, channels, H/stride, W/stride); the masks (B, 1, ...) are of input and output."""
+        """(B, C, H, W) -> (B, channels, H/stride, W/stride); `real_in` and `real_out` (B, 1, ...) mask padding."""
         y = conv_norm_relu(self.conv1, self.bn1, mask_padding(x, real_in), real=real_out)
         return conv_norm_relu(self.conv2, self.bn2, y, shortcut=_apply_shortcut(self.downsample, x))
 
@@ -76,7 +76,7 @@ class Bottleneck(nn.Module):
         self.downsample = _shortcut(inputs, outputs, stride)
 
     def forward(self, x: Tensor, real_in: Tensor | None, real_out: Tensor | None) -> Tensor:
-        """(B, C, H, W) -> (B, 4 channels, H/stride, W/stride); only the input of the 3x3 needs a mask."""
+        """(B, C, H, W) -> (B, 4 channels, H/stride, W/stride); only the 3x3's input is masked (`real_in`)."""
         y = conv_norm_relu(self.conv1, self.bn1, x, real=real_in)
         y = conv_norm_relu(self.conv2, self.bn2, y)
         return conv_norm_relu(self.conv3, self.bn3, y, shortcut=_apply_shortcut(self.downsample, x))
@@ -97,12 +97,12 @@ def _apply_shortcut(downsample: nn.Sequential | None, x: Tensor) -> Tensor:
 
 
 class Backbone(nn.Module):
-    """Images to the last stage's feature map, and the mask of its real positions."""
+    """Computes the last stage's feature map of images, and which of its positions are no padding."""
 
     def __init__(self, options: BackboneOptions, *, official_padding: bool):
         super().__init__()
-        kind, depths, channels = ARCHITECTURES[options.name]
-        block = BasicBlock if kind == "basic" else Bottleneck
+        block_name, block_counts, channels = ARCHITECTURES[options.name]
+        block = BasicBlock if block_name == "basic" else Bottleneck
         if options.dilation and block is BasicBlock:
             raise UserError(f"model.backbone.dilation=true needs resnet50 or resnet101, not {options.name}.")
         self.official_padding = official_padding
@@ -113,13 +113,13 @@ class Backbone(nn.Module):
         self.pool = nn.Identity() if small else nn.MaxPool2d(3, 2, 1)
         self.stages: list[tuple[str, int, int]] = []  # name, and the map's stride before and after it
         inputs, stride = channels[0], 2 if small else 4
-        for i, depth in enumerate(depths):
-            dilate = options.dilation and i == len(depths) - 1
+        for i, block_count in enumerate(block_counts):
+            dilate = options.dilation and i == len(block_counts) - 1
             step = 1 if dilate or (i == 0 and not small) else 2
             # As in torchvision, the first block of a dilated stage is not dilated.
             blocks = [block(inputs, channels[i], step, 1)]
             inputs = channels[i] * block.expansion
-            blocks += [block(inputs, channels[i], 1, 2 if dilate else 1) for _ in range(depth - 1)]
+            blocks += [block(inputs, channels[i], 1, 2 if dilate else 1) for _ in range(block_count - 1)]
             self.add_module(f"layer{i + 1}", nn.ModuleList(blocks))
             self.stages.append((f"layer{i + 1}", stride, stride * step))
             stride *= step
@@ -132,9 +132,9 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor, sizes: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Normalised images (B, 3, H, W), zero where padded -> features (B, C, H', W'), real (B, H', W') boolean.
 
-        `sizes` (B, 2) are the images' heights and widths in pixels. It is None if no image is padded, and then `real`
-        is None, too. H' = ceil(H / 32) for the ResNets (16 with dilation) and ceil(H / 8) for small. Without gradients,
-        blocks overwrite their inputs, so a hook that stores one must copy it.
+        `sizes` (B, 2) are the images' heights and widths in pixels. If no image is padded, `sizes` may be None, and
+        `real` is then None. H' = ceil(H / 32), or ceil(H / 16) with dilation, or ceil(H / 8) for the ResNet "small".
+        Without gradients, blocks overwrite their inputs, so a hook that stores an input must copy it.
         """
         shape = images.shape[-2:]
         real: dict[int, Tensor | None] = dict.fromkeys((2, 4, 8, 16, 32))
@@ -148,7 +148,7 @@ class Backbone(nn.Module):
                 before = after
         if sizes is None:
             return x, None
-        if self.official_padding:  # the original resamples the mask by nearest neighbour
+        if self.official_padding:  # official DETR resamples the mask by nearest neighbour
             real_pixels = real_positions(shape, sizes, 1)[:, None].float()
             return x, F.interpolate(real_pixels, size=x.shape[-2:])[:, 0].bool()
         return x, real_positions(shape, sizes, after)
@@ -157,8 +157,8 @@ class Backbone(nn.Module):
 def real_positions(shape: Sequence[int], sizes: Tensor, stride: int) -> Tensor:
     """Which positions of a map with this stride are no padding: shape (H, W), sizes (B, 2) -> (B, H', W') boolean.
 
-    A layer of stride two maps H to ceil(H / 2), and several map it to ceil(H / stride). It is written here in the form
-    of a convolution's output shape, so that symbolic tracing recognises both as equal.
+    A layer of stride 2 maps H to ceil(H / 2), and several such layers map H to ceil(H / stride). The code writes it as
+    (H - 1) // stride + 1, as convolutions do, so that symbolic tracing recognises the two sizes as equal.
     """
     height, width = ((side - 1) // stride + 1 for side in shape)
     rows, columns = ((sizes + stride - 1) // stride).unbind(1)  # (B,) each
