@@ -18,20 +18,23 @@ def beam_search(
     """The best finished hypotheses of each source (B, S) after its prompt (B, P), by decreasing score.
 
     Each step takes the 2 * beam best continuations of a sentence's hypotheses, of which at least `beam` do not end with
-    EOS. Those that end are finished if they are among the first `beam`; the first `beam` others are continued. All
-    unfinished sentences have the same number of hypotheses W, initially 1; impossible hypotheses have a log probability
-    of minus infinity.
+    EOS. Continuations that end with EOS become finished hypotheses if they are among the first `beam`. The first `beam`
+    that do not end are continued in the next step. All unfinished sentences have the same number of hypotheses W,
+    initially 1; if a sentence has fewer, the rest have a log probability of minus infinity.
 
-    Differs: if a sentence has more than `beam` finished hypotheses, the best are kept (in fairseq the earliest).
+    Differs: if a sentence has more than `beam` finished hypotheses, the best are kept; fairseq keeps the earliest.
     """
     limits, beam = options.limits(lengths), options.beam
     pools: list[list[Hypothesis]] = [[] for _ in source]  # the finished hypotheses of each sentence
     live = torch.arange(len(source))  # (G,): the unfinished sentences
     totals = torch.zeros(len(source), 1, dtype=torch.float64)  # (G, W): log probabilities, decreasing along W
     tokens = torch.empty(len(source), 1, 0, dtype=torch.int64)  # (G, W, tokens after the prompt)
-    state, latest = model.encode(source, lengths), prompts  # latest tokens (G * W,), initially the prompts
+    state, latest = (
+        model.encode(source, lengths),
+        prompts,
+    )  # `latest`: the last token of each hypothesis (G * W,), at first the prompts
     while True:
-        n, width = tokens.shape[2] + 1, tokens.shape[1]  # tokens of each hypothesis after this step; W
+        n, width = tokens.shape[2] + 1, tokens.shape[1]  # n: length of a hypothesis after this step; width: W
         at_limit = limits[live] == n
         logits, normaliser = next_logits(model, state, latest)
         must_end = at_limit & (options.at_limit == "end")
@@ -60,7 +63,7 @@ def beam_search(
 
 
 def hypothesis(tokens: list[int], total: float, options: DecodingOptions, special: SpecialIds) -> Hypothesis:
-    """The hypothesis with these tokens, which may include the end, and with their log probability `total`."""
+    """Make a hypothesis of `tokens`, which may include the end, with the log probability `total`."""
     ended = tokens[-1] == special.end
     return Hypothesis(tokens[:-1] if ended else tokens, total / options.divisor(len(tokens)), total, ended)
 
@@ -68,8 +71,9 @@ def hypothesis(tokens: list[int], total: float, options: DecodingOptions, specia
 def _continuations(logits: Tensor, normaliser: Tensor, totals: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """The K best continuations of each sentence, (G, K) on the CPU, best first; K is at most `count`.
 
-    From logits (G * W, V), their normaliser (G * W, 1) and the hypotheses' log probabilities (G, W): log probability,
-    index of the hypothesis in its sentence, and token. Only the best tokens of each row are candidates, not all V.
+    Takes logits (G * W, V), their normaliser (G * W, 1) and the hypotheses' log probabilities (G, W). Returns the log
+    probability of each continuation, the index in its sentence of the hypothesis that it continues, and its new token.
+    Only the `count` best tokens of each row are considered, not all V.
     """
     likeliest, tokens = logits.topk(min(count, logits.shape[1]))  # (G * W, k)
     log_probabilities = refuse_nan((likeliest - normaliser).cpu().double())
@@ -79,9 +83,9 @@ def _continuations(logits: Tensor, normaliser: Tensor, totals: Tensor, count: in
 
 
 def _is_complete(pool: list[Hypothesis], best: float, n: int, limit: int, options: DecodingOptions) -> bool:
-    """Whether the search for a sentence ends after n tokens, by `options.stop`.
+    """Whether `options.stop` ends the search for a sentence after n tokens.
 
-    `pool` are its best finished hypotheses, sorted; `best` is the highest log probability of its unfinished ones.
+    `pool` are the best finished hypotheses, sorted; `best` is the highest log probability of an unfinished one.
     """
     if n == limit or best == -math.inf:
         return True

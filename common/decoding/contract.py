@@ -19,10 +19,10 @@ class SpecialIds(NamedTuple):
 
 
 class Decoder(Protocol):
-    """A model that can be decoded. It defines its own state, and each state is used only once.
+    """A model that can be decoded. Its state is of any type, and is not used again once it was passed to `reorder`.
 
-    All sentences have the same number of rows (one, or one for each hypothesis of a beam). The rows of a sentence are
-    adjacent, before and after `reorder`, so that a model may store what depends on the source once for each sentence.
+    A row of the batch is one hypothesis. All sentences have the same number of rows, and the rows of a sentence are
+    adjacent, before and after `reorder`, so that a model can store once per sentence what depends on the source only.
     """
 
     def encode(self, source: Tensor, lengths: Tensor) -> Any:
@@ -39,7 +39,7 @@ class Decoder(Protocol):
         """
 
     def reorder(self, state: Any, rows: Tensor) -> Any:
-        """The state of these rows, (R',) int64, which may repeat and omit rows."""
+        """Return the state of the rows with the indices `rows` (R',) int64, which may repeat and omit indices."""
 
 
 class Hypothesis(NamedTuple):
@@ -47,12 +47,12 @@ class Hypothesis(NamedTuple):
 
     tokens: list[int]  # without prompt and end
     score: float  # log_probability divided by the length penalty
-    log_probability: float  # of its tokens including the end, in nats
-    ended: bool  # False if it was truncated at the limit
+    log_probability: float  # of `tokens` and the end (if there is one), in nats
+    ended: bool  # False if the answer was cut at the limit and has no end
 
 
 def group_by_length(prompts: Sequence[Sequence[int]], device: torch.device) -> Iterator[tuple[list[int], Tensor]]:
-    """Group prompts by their length P > 0, shortest first: the rows of each group, and its tokens (rows, P)."""
+    """Group prompts by their length P > 0. Yields each group's indices and tokens (n, P), shortest first."""
     for length in sorted({*map(len, prompts)}):
         assert length, "an empty prompt"
         rows = [row for row, prompt in enumerate(prompts) if len(prompt) == length]
@@ -60,18 +60,19 @@ def group_by_length(prompts: Sequence[Sequence[int]], device: torch.device) -> I
 
 
 def next_logits(model: Decoder, state: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Append tokens (R,) or (R, N) -> logits of the next token (R, V), at least fp32, and their logsumexp (R, 1)."""
+    """Append tokens (R,) or (R, N); returns logits of the next token (R, V), at least fp32, and their logsumexp."""
     logits = model.step(state, tokens.squeeze(1) if tokens.ndim == 2 and tokens.shape[1] == 1 else tokens)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return logits, logits.logsumexp(-1, keepdim=True)
 
 
 def forbid_tokens(logits: Tensor, tokens: Sequence[int], end: int, must_end: Tensor) -> None:
-    """Set logits (R, V) to minus infinity: of `tokens` in all rows, and of all but `end` where `must_end` (R,).
+    """Set the logits (R, V) of `tokens` to minus infinity; where `must_end` (R,), also those of all tokens but `end`.
 
-    Logits are not normalised again, so a hypothesis keeps the log probability that `score` computes for it.
+    The remaining probabilities are not normalised again, so that a hypothesis has the log probability that
+    `common.decoding.given.score` gives it.
     """
-    for token in tokens:  # a list as an index would be copied to the device
+    for token in tokens:  # one by one, since indexing with a list would copy it to the device
         logits[:, token] = -math.inf
     if must_end.any():
         not_end = torch.arange(logits.shape[1], device=logits.device) != end
@@ -89,7 +90,7 @@ def refuse_nan(log_probabilities: Tensor) -> Tensor:
 
 
 def remove_finished(model: Decoder, state: Any, unfinished: Tensor, device: torch.device) -> tuple[Any, Tensor]:
-    """The state of the `unfinished` rows (R,) boolean, and the indices of these rows, (R',) int64 on the CPU."""
+    """Keep only the `unfinished` rows (R,) boolean; returns the new state and the rows' indices (R',) on the CPU."""
     rows = unfinished.nonzero()[:, 0]
     if 0 < len(rows) < len(unfinished):
         state = model.reorder(state, rows.to(device))

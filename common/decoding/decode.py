@@ -1,4 +1,4 @@
-"""Decoding: from a model's next-token probabilities to answers, by greedy search, beam search or sampling."""
+"""Decode answers from a model's next-token probabilities by greedy search, beam search or sampling."""
 
 from collections.abc import Sequence
 
@@ -21,20 +21,21 @@ def decode(
     ids: Sequence[int | str] | None = None,
     prompts: Sequence[Sequence[int]] | None = None,
 ) -> list[list[Hypothesis]]:
-    """One to `options.candidates` answers to each source (B, S) int64, best first.
+    """Find one to `options.candidates` answers to each source (B, S) int64, best first.
 
-    Samples are in the order of sampling and may repeat. Raises UserError if the model's probabilities are NaN.
+    With method "sample", answers are in the order of sampling instead, and may be equal. Raises UserError if the model's
+    probabilities are NaN.
 
     Args:
         model: the model to decode.
         source: right-padded; (B, 0) for a model without a source.
-        lengths: lengths of the sources (B,); with `options`, they limit an answer's length.
+        lengths: lengths of the sources (B,), from which `options` compute the maximum lengths of answers.
         options: the method and its settings; for the method "given" see `common.decoding.given.score`.
         special: the vocabulary's special ids.
-        ids: ids of the sentences, from which samples are seeded, by default 0 to B - 1.
+        ids: ids of the sentences, by default 0 to B - 1; with `options.seed` they seed sampling.
         prompts: the first tokens of each sentence's answer, at least one, by default `special.begin`. Answers, limits,
-            penalties and scores do not include them. A state has no padding, so prompts of different lengths are
-            decoded in separate groups.
+            penalties and scores do not include these tokens. Prompts of different lengths are decoded in separate
+            groups, because models do not support padded prompts.
     """
     assert options.method != "given", "given answers are scored, not decoded"
     sentence_ids = range(len(source)) if ids is None else ids

@@ -18,10 +18,10 @@ def score(
     special: SpecialIds,
     prompts: Sequence[Sequence[int]] | None = None,
 ) -> list[tuple[float, int]]:
-    """The log probability of each target (B, T) including its end, in nats, and its length, from `target_lengths` (B,).
+    """Return the log probability in nats, including the end, and the length of each target (B, T).
 
-    Targets continue the `prompts`, which are not scored; see `common.decoding.decode.decode`. Raises UserError if the
-    model's probabilities are NaN.
+    The end counts in `target_lengths` (B,), too. The tokens of `prompts` precede the targets and are not scored; see
+    `common.decoding.decode.decode`. Raises UserError if the model's probabilities are NaN.
     """
     scores: dict[int, tuple[float, int]] = {}
     for rows, latest in group_by_length(prompts or [[special.begin]] * len(source), source.device):

@@ -14,27 +14,28 @@ Probability = Annotated[float, Range(above=0.0, high=1.0)]
 
 @dataclass(frozen=True, kw_only=True)
 class DecodingOptions:
-    """How answers are decoded. Lengths count an answer's tokens including its end, without its prompt.
+    """How answers are decoded. An answer's length includes its end, but not its prompt.
 
-    method: "greedy", "beam", "sample" (tokens sampled by their probabilities), or "given" (scores given translations).
-    beam: the beam size, hypotheses of a sentence that are continued in each step.
-    penalty: the length penalty, by which the log probability of n tokens is divided: "gnmt" ((5 + n) / 6)^alpha,
-        "average" n^alpha (that of fairseq, Marian and transformers), "none" 1.
+    method: "greedy", "beam", "sample" (draws each token by its probability), or "given" (scores the user's
+        translations and decodes nothing).
+    beam: the beam size: how many hypotheses of a sentence are continued in each step.
+    penalty: the divisor of the log probability of an answer of n tokens: "gnmt" is ((5 + n) / 6)^alpha,
+        "average" is n^alpha (used by fairseq, Marian and transformers), "none" is 1.
     alpha: the penalty's exponent; 0 means no penalty.
-    stop: when the search for a sentence with `beam` finished hypotheses ends: "first" at once (fairseq's rule,
-        transformers' early_stopping=True); "bound" when the best unfinished hypothesis, scored at its present length,
-        does not beat the worst finished one (early_stopping=False; a longer one may still be better); "never" when it
-        could not beat it even at the limit and without losing probability (early_stopping="never"; the search misses
-        nothing within the beam).
-    candidates: the maximum number of answers to each sentence: the best of a beam, or samples in the order of sampling.
+    stop: when the search for a sentence ends that has `beam` finished hypotheses. "first": at once (fairseq's rule;
+        early_stopping=True in transformers). "bound": when the best unfinished hypothesis, scored at its present length,
+        is not better than the worst finished one (early_stopping=False); continued, it might have become better.
+        "never": when it would not be better even if it reached the maximum length without losing probability
+        (early_stopping="never"), so that no better hypothesis is missed.
+    candidates: the maximum number of answers to each sentence: the best ones of beam search, or this many samples.
     longest_factor, longest_extra: an answer to S source tokens has at most longest_factor * S + longest_extra tokens.
-    at_limit: the last token at the limit: "end", always EOS with its own probability, as in fairseq; or "cut", any
-        token, so that an answer may lack its end, as in transformers.
+    at_limit: the last token of an answer of the maximum length: "end": always EOS, with the probability that the model
+        gives it, as in fairseq; "cut": any token, so that the answer may lack its end, as in transformers.
     temperature: divides the logits before sampling.
-    top_k: sample only from this many of the likeliest tokens; 0 means all.
-    top_p: sample only from the likeliest tokens that together have this probability; 1 means all.
+    top_k: sample only from the `top_k` likeliest tokens; 0 means from all.
+    top_p: sample only from the fewest likeliest tokens whose total probability reaches `top_p`; 1 means from all.
     seed: a sample is a function of the seed and the sentence's id, independent of the batch.
-    attention: whether to also return the last layer's cross-attention of the best translation, for pictures.
+    attention: whether answers contain the last layer's cross-attention of the best translation, for pictures.
     """
 
     method: Literal["greedy", "beam", "sample", "given"]

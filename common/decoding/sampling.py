@@ -1,4 +1,4 @@
-"""Greedy search and sampling, which extend a single hypothesis token by token.
+"""Greedy search and sampling, which extend each hypothesis token by token, without a beam.
 
 Top-k is Fan et al. 2018 (arXiv 1805.04833), top-p Holtzman et al. 2020 (arXiv 1904.09751).
 """
@@ -34,7 +34,7 @@ def greedy_or_sample(
     special: SpecialIds,
     ids: Sequence[int | str],
 ) -> list[list[Hypothesis]]:
-    """The greedy hypothesis, or `options.candidates` samples, for each source (B, S) after its prompt (B, P)."""
+    """For each source (B, S) and prompt (B, P), find the greedy hypothesis or draw `options.candidates` samples."""
     count = options.candidates
     keys = [(sentence_id, index) for sentence_id in ids for index in range(count)]
     source, lengths, prompts = (x.repeat_interleave(count, 0) for x in (source, lengths, prompts))
@@ -44,7 +44,7 @@ def greedy_or_sample(
     live = torch.arange(len(source))  # (R,): the unfinished sentences
     totals = torch.zeros(len(source), dtype=torch.float64)  # (R,): log probabilities
     tokens = torch.empty(len(source), 0, dtype=torch.int64)  # (R, tokens after the prompt)
-    state, latest = model.encode(source, lengths), prompts  # latest tokens (R,), initially the prompts
+    state, latest = model.encode(source, lengths), prompts  # `latest`: last tokens (R,), at first the prompts
     while len(live):
         n = tokens.shape[1] + 1  # tokens of each hypothesis after this step
         at_limit = limits[live] == n
@@ -66,8 +66,8 @@ def greedy_or_sample(
 def sample_tokens(logits: Tensor, uniforms: Tensor, options: DecodingOptions) -> Tensor:
     """Sample a token (R,) for each row of logits (R, V), by uniform random numbers (R,) in [0, 1).
 
-    With tokens sorted by probability and restricted by top-k and top-p, it is the first token at which the cumulative
-    probability exceeds the random number.
+    Tokens are restricted by top-k and top-p and sorted by decreasing probability. The sample is the first token
+    at which the cumulative probability exceeds the random number.
     """
     count = min(options.top_k or logits.shape[1], logits.shape[1])
     likeliest, tokens = (logits / options.temperature).topk(count)  # (R, k), decreasing
@@ -78,11 +78,13 @@ def sample_tokens(logits: Tensor, uniforms: Tensor, options: DecodingOptions) ->
     sums = probabilities.cumsum(-1)
     columns = torch.searchsorted(sums, uniforms.to(sums)[:, None] * sums[:, -1:], right=True)  # (R, 1)
     possible = (probabilities > 0).sum(-1, keepdim=True).clamp(min=1)  # 0 if the probabilities are NaN
-    return tokens.gather(1, columns.minimum(possible - 1))[:, 0]  # a number near 1 may be rounded up to the whole sum
+    return tokens.gather(1, columns.minimum(possible - 1))[
+        :, 0
+    ]  # rounding may move a number near 1 beyond the last token
 
 
 def _sample_uniforms(limits: Tensor, options: DecodingOptions, keys: list[SampleKey]) -> Tensor:
-    """Uniform random numbers in [0, 1), one for each token that a row may have: (B, longest limit)."""
+    """Uniform random numbers in [0, 1), one for each token up to the limit of a row: (B, longest limit)."""
     generators = [generator(options.seed, "sample", *key) for key in keys]
     rows = [torch.rand(int(limit), generator=rng) for limit, rng in zip(limits, generators, strict=True)]
     return pad_sequence(rows, batch_first=True)
