@@ -23,8 +23,8 @@ def decode(
 ) -> list[list[Hypothesis]]:
     """Find one to `options.candidates` answers to each source (B, S) int64, best first.
 
-    With method "sample", answers are in the order of sampling instead, and may be equal. Raises UserError if the model's
-    probabilities are NaN.
+    With method "sample", answers are in the order of sampling instead, and may be equal. Raises UserError if the
+    model's probabilities are NaN.
 
     Args:
         model: the model to decode.
