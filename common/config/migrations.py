@@ -50,6 +50,7 @@ ADDED_CLASS_KEYS: dict[str, dict[str, Any]] = {
         **{f"loss.{key}": value for key, value in ADDED_NESTED_KEYS["loss"][1].items()},
     },
     "detr.data.coco.Coco": {"pad_to": 1, "exif": "auto"},
+    "vit.data.folder.ImageFolder": {"exif": "auto", "class_order": "string"},
 }
 
 # Classes that were merged into another one, with the keys that keep the former behaviour.

@@ -1,11 +1,17 @@
 """Read image files of any mode as uint8 RGB tensors, and normalise batches of such tensors for a backbone."""
 
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 from torch import Tensor
 
 from common.errors import UserError
@@ -13,7 +19,15 @@ from common.machine.device import constant
 
 Exif = Literal["auto", "apply", "ignore"]  # whether the EXIF orientation is applied; see `read_image`
 
-IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+IMAGE_SUFFIXES = {
+    *(".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"),
+}
+
+# Highest value and name of the ranges in which grey images of more than 8 bits come; the first that fits is taken.
+RANGES = ((1.0, "from 0 to 1"), (255.0, "of 8 bits"), (4095.0, "of 12 bits"), (65535.0, "of 16 bits"))
+SAMPLED_FILES = 64  # of a split, looked at for their range
+MAX_PNG_TEXT = 64 * 2**20  # bytes of one text in a PNG (XMP of photo editors, say); Pillow's own limit is 1 MB
+_png_text_lock = threading.Lock()  # Pillow's limit is a global
 
 # Mean and standard deviation of ImageNet's RGB values in [0, 1], with which the pretrained backbones were trained.
 MEAN = (0.485, 0.456, 0.406)
@@ -40,11 +54,13 @@ def list_images(path: Path) -> list[Path]:
 def read_image(path: Path, size: tuple[int, int] | None = None, exif: Exif = "auto") -> Tensor:
     """Read an image file as uint8 (3, H, W), RGB.
 
-    Grey, palette, CMYK and 16-bit images become 8-bit RGB; transparency is dropped. `size` is the (height, width) in
-    the annotations. `exif` decides whether the image is rotated and mirrored as its EXIF orientation tag says: "apply"
-    always does it, "ignore" never. "auto" does it if `size` is None; with a `size`, it applies the tag only if the
-    image has this size with the tag applied and another size as stored. Pillow always applies the tag of a TIFF.
-    Raises UserError, which names the file, if the file is missing or broken, or the image has another size.
+    Grey, palette and CMYK images become 8-bit RGB; transparency is dropped. Grey images of more than 8 bits or of
+    floats are scaled from the smallest of the ranges [0, 1] (floats), 8, 12 and 16 bits that holds their values; others
+    are refused. `size` is the (height, width) in the annotations. `exif` decides whether the image is rotated and
+    mirrored as its EXIF orientation tag says: "apply" always does it, "ignore" never. "auto" does it if `size` is None;
+    with a `size`, it applies the tag only if the image has this size with the tag applied and another size as stored.
+    Pillow always applies the tag of a TIFF. Raises UserError, which names the file, if the file is missing or broken,
+    or the image has another size.
     """
     upright = exif == "apply" or (exif == "auto" and size is None)
     image = _decode(path, upright)
@@ -83,23 +99,99 @@ def hides_orientation(path: Path) -> bool:
 
 
 def _decode(path: Path, upright: bool) -> Tensor:
-    # PIL and not torchvision.io, which is deprecated (torchvision 0.29) and only 15 % faster on a JPEG.
     try:
-        with Image.open(path) as image:
-            if upright:
-                ImageOps.exif_transpose(image, in_place=True)
-            if image.mode.startswith("I"):  # 16 bits a pixel; `convert` would clip at 255
-                grey = np.asarray(image).astype(np.int64) // 256  # (H, W)
-                pixels = grey.clip(0, 255).astype(np.uint8)[..., None].repeat(3, axis=2)  # (H, W, 3)
-            else:
-                pixels = np.array(image.convert("RGB"))  # (H, W, 3)
+        try:
+            pixels = _pixels(path, upright)  # (H, W, 3)
+        except ValueError as error:
+            if "MAX_TEXT_CHUNK" not in str(error):
+                raise
+            with _long_png_texts():
+                pixels = _pixels(path, upright)
     except FileNotFoundError:
         raise UserError(f"The image {path} is missing; put it there or correct its path.") from None
-    except MemoryError:
-        raise  # the file is not at fault
+    except (MemoryError, UserError):
+        raise  # the file is not broken
     except Exception as error:  # PIL's plugins raise exceptions of nearly any type on broken files
         raise UserError(f"The image {path} is broken or no image ({error}); replace it or remove it.") from None
     return torch.from_numpy(pixels).permute(2, 0, 1)  # (H, W, 3) -> (3, H, W), channels last in memory
+
+
+def _pixels(path: Path, upright: bool) -> NDArray[np.uint8]:
+    """The pixels of an image file as (H, W, 3), RGB."""
+    # PIL and not torchvision.io, which is deprecated (torchvision 0.29) and only 15 % faster on a JPEG.
+    with Image.open(path) as image:
+        if upright:
+            ImageOps.exif_transpose(image, in_place=True)
+        if not _is_deep(image):
+            return np.array(image.convert("RGB"))
+        values = np.asarray(image)  # (H, W); `convert` would clip at 255
+        highest = _range(values, path)[0]
+        if highest == 255 and image.mode == "F":
+            return np.array(image.convert("RGB"))
+        if highest == 1:
+            grey = (values * 255.0).round()
+        else:
+            grey = values // ((highest + 1) / 256)  # the highest 8 of 8, 12 or 16 bits
+        return np.ascontiguousarray(grey.astype(np.uint8)[..., None].repeat(3, axis=2))  # (H, W) -> (H, W, 3)
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Whether an image is grey with more than 8 bits, or with floats."""
+    return image.mode.startswith("I") or image.mode == "F"
+
+
+def _range(values: NDArray[Any], path: Path) -> tuple[float, str]:
+    """The range of `RANGES` that the values (H, W) of a grey image have; raises UserError when they have none."""
+    low, high = values.min(), values.max()
+    ranges = RANGES if values.dtype.kind == "f" else RANGES[1:]
+    taken = next((entry for entry in ranges if high <= entry[0]), None)  # none for nan, too
+    if taken is None or low < 0:
+        raise UserError(
+            f"The image {path} has values from {low:g} to {high:g}; expected 0 to 1 (floats), 255, 4095 or 65535; "
+            "convert it to 8 bits a channel."
+        )
+    return taken
+
+
+def range_notes(count: int, file: Callable[[int], Path]) -> list[str]:
+    """A note on grey images with more than 8 bits or with floats among `count` images, unless all have 16 bits.
+
+    `file` gives the path of an image by its index. At most `SAMPLED_FILES` are opened. Those that cannot be read are
+    left to `read_image`, which names the fault.
+    """
+    sampled = [file(index) for index in range(0, count, max(1, -(-count // SAMPLED_FILES)))]
+    with ThreadPoolExecutor(8) as threads:  # a network drive answers several at once
+        names = list(threads.map(_range_name, sampled))
+    counts = Counter(name for name in names if name)
+    if not counts.keys() - {RANGES[-1][1]}:
+        return []
+    first = next(path for path, name in zip(sampled, names, strict=True) if name)
+    ranges = ", ".join(f"{count} {name}" for name, count in counts.items())
+    note = f"of {len(sampled)} sampled images some are grey with a larger type than 8 bits (the first is {first})"
+    remedy = "; images of different ranges do not have the same brightness: convert all to 8 bits a channel"
+    return [f"{note}; by their highest value they are read as {ranges}{remedy if len(counts) > 1 else ''}"]
+
+
+def _range_name(path: Path) -> str | None:
+    try:
+        with Image.open(path) as image:
+            return _range(np.asarray(image), path)[1] if _is_deep(image) else None
+    except MemoryError:
+        raise  # the file is not at fault
+    except Exception:  # PIL's plugins raise exceptions of nearly any type; decoding the file names the fault
+        return None
+
+
+@contextmanager
+def _long_png_texts() -> Iterator[None]:
+    """While inside, Pillow reads PNG files with long texts, which it refuses as possible decompression bombs."""
+    with _png_text_lock:
+        limit = PngImagePlugin.MAX_TEXT_CHUNK
+        PngImagePlugin.MAX_TEXT_CHUNK = MAX_PNG_TEXT
+        try:
+            yield
+        finally:
+            PngImagePlugin.MAX_TEXT_CHUNK = limit
 
 
 def normalise(images: Tensor, sizes: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

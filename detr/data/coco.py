@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from common.data import fingerprints
-from common.data.images import Exif, hides_orientation, read_image
+from common.data.images import Exif, hides_orientation, range_notes, read_image
 from common.data.splits import split_off_val
 from common.errors import UserError
 from common.task import Batch, Split
@@ -193,8 +194,15 @@ class Coco:
             arrays = self._arrays(split)
             path = self._required_files(split)[1]
             lines.append(f"{split}: {len(arrays.ids)} images, {len(arrays.labels)} boxes of {path}")
-            lines += [f"{split}: {note}" for note in (*arrays.notes, *self._hidden_orientations(split))]
+            notes = (*arrays.notes, *self._hidden_orientations(split), *self._ranges(split))
+            lines += [f"{split}: {note}" for note in notes]
         return lines
+
+    def _ranges(self, split: Split) -> list[str]:
+        """A note on grey images with more than 8 bits, among some images of the split."""
+        if getattr(self, "drawn", False):
+            return []
+        return range_notes(self.count(split), partial(self._file, split))
 
     def _hidden_orientations(self, split: Split) -> list[str]:
         """A note on the images that their annotations' size cannot tell to be turned or not, if there are any."""

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common.data import fingerprints
-from common.data.images import IMAGE_SUFFIXES, read_image
+from common.data.images import IMAGE_SUFFIXES, Exif, range_notes, read_image
 from common.data.splits import split_off_val
 from common.errors import UserError
 from common.task import Batch, Split
@@ -26,6 +27,7 @@ from vit.data.augmentation import (
     sample_uniforms,
     view,
 )
+from vit.data.classes import ClassOrder, names_line, order_notes, sort_classes
 from vit.data.in_memory import height_and_width
 from vit.data.listing import Listing, class_folders, list_class_images
 
@@ -43,7 +45,8 @@ class ImageFolder:
     "Augment Your Batch", arXiv:1901.09335). When the augmentation mixes, the sample also holds as many views of a
     partner from all of train, so that a step does not depend on how its batch is split.
 
-    Differs: images are rotated as their EXIF tag says; torchvision's ImageFolder reads them as stored.
+    Differs: images are turned as their EXIF tag says, unless `exif` is "ignore"; torchvision's ImageFolder reads them
+    as stored.
     """
 
     channels = 3
@@ -63,6 +66,8 @@ class ImageFolder:
         mean: tuple[float, float, float],
         std: tuple[PositiveFloat, PositiveFloat, PositiveFloat],
         augmentation: Augmentation,
+        exif: Exif = "auto",  # defaults, because yaml files and subclasses of users came before these keys
+        class_order: ClassOrder = "string",
     ):
         """Describe the data set.
 
@@ -79,6 +84,8 @@ class ImageFolder:
             mean: of red, green and blue in [0, 1], for normalisation.
             std: standard deviations of the same.
             augmentation: augmentation of training images.
+            exif: whether images are turned upright by their EXIF tags: "apply" and "auto" do, "ignore" does not.
+            class_order: order of the classes' names: "string" (1, 10, 2, as torchvision's) or "natural" (1, 2, 10).
 
         Raises UserError when `crop_ratio` is above 1, or when the views of one image exceed a batch.
         """
@@ -97,6 +104,8 @@ class ImageFolder:
         self.mean = mean
         self.std = std
         self.augmentation = augmentation
+        self.exif = exif
+        self.class_order = class_order
         self._split_folders: dict[Split, Path] | None = None
         self._classes: list[str] = []
         self._listings: dict[Split, Listing] = {}
@@ -118,7 +127,8 @@ class ImageFolder:
             folders = [folder for folder in self._folders().values() if folder.is_dir()]
             if self._folders().get("train") in folders or not folders:
                 folders = [self._required_folder("train")]
-            self._classes = sorted({name for folder in folders for name in class_folders(folder)})
+            names = {name for folder in folders for name in class_folders(folder)}
+            self._classes = sort_classes(names, self.class_order)
         return self._classes
 
     def sample(self, split: Split, index: int, generator: torch.Generator | None) -> dict[str, Any]:
@@ -137,8 +147,11 @@ class ImageFolder:
 
     def where(self, split: Split, index: int) -> str:
         """Path of an image's file, for messages."""
+        return str(self._file(split, index))
+
+    def _file(self, split: Split, index: int) -> Path:
         listing = self._listing(split)
-        return str(listing.folder / os.fsdecode(listing.files[index]))
+        return listing.folder / os.fsdecode(listing.files[index])
 
     def fingerprint(self, split: Split) -> dict[str, str]:
         """The digest of the names, with those of their classes, and lengths of the images."""
@@ -151,8 +164,8 @@ class ImageFolder:
 
     def _own_views(self, split: Split, index: int, generator: torch.Generator | None) -> dict[str, Any]:
         listing = self._listing(split)
-        file = listing.folder / os.fsdecode(listing.files[index])
-        image = read_image(file)
+        file = self._file(split, index)
+        image = read_image(file, exif=self.exif)
         name = os.fsdecode(listing.files[index])  # relative to the split, so that predictions are readable
         sample: dict[str, Any] = {"id": name, "file": str(file), "label": int(listing.labels[index])}
         if generator is None:
@@ -199,12 +212,14 @@ class ImageFolder:
         return images.cpu()
 
     def summary(self) -> list[str]:
-        """The number of classes, and a line for each split."""
-        lines = [f"{len(self.classes())} classes"]
+        """The number and names of the classes, and a line for each split, with notes."""
+        lines = [f"{len(self.classes())} classes", names_line(self.classes()), *order_notes(self.classes())]
         for split in filter(self._has, SPLITS):
             listing = self._listing(split)
             ignored = f", {listing.other_files} other files ignored" if listing.other_files else ""
             lines.append(f"{split}: {len(listing.files)} images of {listing.folder}{ignored}")
+            notes = range_notes(len(listing.files), partial(self._file, split))
+            lines += [f"{split}: {note}" for note in notes]
         return lines
 
     def _folders(self) -> dict[Split, Path]:

@@ -20,6 +20,7 @@ from common.task import Batch, Split
 from common.types import SPLITS
 from vit.data import augmentation
 from vit.data.augmentation import Augmentation
+from vit.data.classes import names_line
 
 Images = tuple[Tensor, Tensor]  # uint8 (n, C, h, w), int64 (n,)
 
@@ -152,9 +153,12 @@ class InMemory(ABC):
         return images.expand(-1, 3, -1, -1)
 
     def summary(self) -> list[str]:
-        """One line: the number of classes, the size of images, and the number of images in each split."""
+        """The number of classes, the size of images, and the number of images in each split; the classes' names."""
         counts = ", ".join(f"{split}: {self.count(split)}" for split in SPLITS)
-        return [f"{len(self.names)} classes, images of {self.image_size[0]} x {self.image_size[1]}; {counts}"]
+        return [
+            f"{len(self.names)} classes, images of {self.image_size[0]} x {self.image_size[1]}; {counts}",
+            names_line(self.names),
+        ]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_device_images": {}}  # worker processes need no copies on the device

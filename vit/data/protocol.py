@@ -11,7 +11,11 @@ from common.task import Batch, Data
 
 
 class ImageData(Data, Protocol):
-    """A data set of images with one label each."""
+    """A data set of images with one label each.
+
+    Optional attribute, looked up by name: `exif`, whether a user's images are turned by their EXIF tags
+    (`common.data.images.read_image`).
+    """
 
     channels: int
     image_size: tuple[int, int]  # height and width that the model takes, in pixels

@@ -121,6 +121,8 @@ def adopt(content: dict[str, Any], classes: list[str] | None, image_size: tuple[
     unused = _unused_tensors(weights, layout)
     weights = {name: tensor for name, tensor in weights.items() if name not in unused}
     left_out += parts.left_out + [parts.sources[name] for name in unused]
+    if "head.weight" in weights:
+        notes += _order_note(len(weights["head.weight"]), classes)
     return Adopted(weights, {"classes": _class_names(weights, classes)}, left_out, tuple(notes))
 
 
@@ -217,6 +219,16 @@ def _class_names(weights: dict[str, Tensor], classes: list[str] | None) -> list[
         return [*classes] if classes else []
     count = len(weights["head.weight"])
     return [*classes] if classes and len(classes) == count else [f"class {i}" for i in range(count)]
+
+
+def _order_note(count: int, classes: list[str] | None) -> list[str]:
+    """A note on the order in which the file's head is taken to have the data's classes; none if it is not kept."""
+    if classes and len(classes) != count:
+        return []
+    names = (
+        f": {', '.join(classes[:3])}{', ...' if count > 3 else ''}" if classes else ", as data.class_order sorts them"
+    )
+    return [f"the file does not name its {count} classes; they are taken to have the order of the data's{names}"]
 
 
 def _refusal(tensors: dict[str, Any], reason: str, what: str | None = None) -> str:

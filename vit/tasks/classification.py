@@ -175,7 +175,8 @@ class Classification:
     def read(self, input: str) -> Iterator[Batch]:
         """Read an image file, or the images of a folder, as batches of one image, viewed as in evaluation."""
         for path in list_images(Path(input)):
-            yield self.data.collate([self.data.view(read_image(path), path)])
+            image = read_image(path, exif=getattr(self.data, "exif", "auto"))
+            yield self.data.collate([self.data.view(image, path)])
 
     def show(self, batch: Batch, answers: list[Answer], folder: Path) -> Iterator[str]:
         """Write each image's classes as JSON and, where there are maps, a picture of attention; yield a line each.

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin, features
 
 from common.data import images as image_files
-from common.data.images import list_images, normalise, read_image
+from common.data.images import list_images, normalise, range_notes, read_image
 from common.errors import UserError
 from common.machine.seeds import generator
 
@@ -164,3 +164,91 @@ def test_normalising_agrees_with_a_plain_computation_and_padding_is_zero(impleme
         assert (floats[i, :, height:] == 0).all() and (floats[i, :, :, width:] == 0).all()
     assert torch.equal(half, floats.bfloat16()) and floats.is_contiguous(memory_format=torch.channels_last)
     assert normalise(images, sizes, torch.float64).dtype == torch.float64
+
+
+# Grey images with more than 8 bits, and with floats.
+
+RAMP = np.linspace(0, 1, 256, dtype=np.float64).reshape(16, 16)
+
+
+def ramp(highest: int) -> np.ndarray:
+    """Levels i = 0 ... 255 at the lowest value that has this level in the range from 0 to `highest`."""
+    return (np.arange(256) * ((highest + 1) // 256)).reshape(16, 16)
+
+
+DEEP = {
+    "floats from 0 to 1": (RAMP.astype(np.float32), "from 0 to 1"),
+    "floats of 8 bits": (ramp(255).astype(np.float32), "of 8 bits"),
+    "floats of 12 bits": (ramp(4095).astype(np.float32), "of 12 bits"),
+    "floats of 16 bits": (ramp(65535).astype(np.float32), "of 16 bits"),
+    "32 bits, 8 used": (ramp(255).astype(np.int32), "of 8 bits"),
+    "32 bits, 12 used": (ramp(4095).astype(np.int32), "of 12 bits"),
+    "32 bits, 16 used": (ramp(65535).astype(np.int32), "of 16 bits"),
+    "16 bits, 8 used": (ramp(255).astype(np.uint16), "of 8 bits"),
+    "16 bits, 12 used": (ramp(4095).astype(np.uint16), "of 12 bits"),
+    "16 bits": (ramp(65535).astype(np.uint16), "of 16 bits"),
+}
+
+
+@pytest.mark.parametrize("case", DEEP)
+def test_deep_and_float_images_are_scaled_by_their_range_and_noted(case: str, tmp_path: Path):
+    """None becomes black, and each gets all 256 levels; only the range that a type is made for goes without a note."""
+    values, name = DEEP[case]
+    Image.fromarray(values).save(tmp_path / "deep.tif")
+    image = read_image(tmp_path / "deep.tif")
+    assert image.dtype == torch.uint8 and image.flatten(1).tolist() == [list(range(256))] * 3
+    Image.new("RGB", (4, 4)).save(tmp_path / "plain.png")
+    files = [tmp_path / "plain.png", tmp_path / "deep.tif", tmp_path / "missing.png"]
+    notes = range_notes(3, files.__getitem__)
+    if name == "of 16 bits":
+        assert not notes
+    else:
+        assert len(notes) == 1 and f"deep.tif); by their highest value they are read as 1 {name}" in notes[0]
+    assert range_notes(1, files.__getitem__) == range_notes(0, files.__getitem__) == []
+
+
+def test_images_of_different_ranges_are_noted_to_differ_in_brightness(tmp_path: Path):
+    for i, highest in enumerate((65535, 4095, 65535)):
+        Image.fromarray(ramp(highest).astype(np.uint16)).save(tmp_path / f"{i}.png")
+    notes = range_notes(3, lambda i: tmp_path / f"{i}.png")
+    assert "2 of 16 bits, 1 of 12 bits; images of different ranges do not have the same brightness" in notes[0]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.array([[0, 65536]], dtype=np.int32),
+        np.array([[-1, 5]], dtype=np.int32),
+        np.array([[-0.5, 0.5]], dtype=np.float32),
+        np.array([[0.0, np.nan]], dtype=np.float32),
+        np.array([[0.0, np.inf]], dtype=np.float32),
+        np.array([[0.0, 70000.0]], dtype=np.float32),
+    ],
+    ids=str,
+)
+def test_values_without_a_known_range_are_refused_by_name(values: np.ndarray, tmp_path: Path):
+    Image.fromarray(values).save(tmp_path / "wild.tif")
+    with pytest.raises(UserError, match=r"wild\.tif has values from .* to .*; expected 0 to 1 .* convert it to 8 bits"):
+        read_image(tmp_path / "wild.tif")
+
+
+def test_a_png_with_two_megabytes_of_metadata_is_read(tmp_path: Path):
+    """Pillow refuses a text of more than one megabyte, as photo editors write it, before and after the pixels."""
+    text = PngImagePlugin.PngInfo()
+    text.add_itxt("XML:com.adobe.xmp", "x" * 2_000_000, zip=True)
+    Image.new("RGB", (6, 4), (7, 8, 9)).save(tmp_path / "edited.png", pnginfo=text)
+    limit = PngImagePlugin.MAX_TEXT_CHUNK
+    assert read_image(tmp_path / "edited.png")[:, 0, 0].tolist() == [7, 8, 9]
+    assert limit == PngImagePlugin.MAX_TEXT_CHUNK, "other readers keep their limit"
+
+
+@pytest.mark.parametrize(
+    ("suffix", "form"),
+    [(".jfif", "JPEG"), (".jpe", "JPEG"), (".avif", "AVIF"), (".ppm", "PPM"), (".pgm", "PPM"), (".JPE", "JPEG")],
+)
+def test_images_with_rarer_endings_are_listed_and_read(suffix: str, form: str, tmp_path: Path):
+    if form == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow was built without AVIF")
+    Image.new("RGB", (6, 4), (90, 90, 90)).save(tmp_path / f"photo{suffix}", format=form)
+    (file,) = list_images(tmp_path)
+    assert (read_image(file).float() - 90).abs().max() < 5

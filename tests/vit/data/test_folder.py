@@ -18,6 +18,7 @@ from common.data.images import read_image
 from common.errors import UserError
 from common.machine.seeds import generator
 from vit.data.augmentation import Augmentation
+from vit.data.classes import names_line, order_notes, sort_classes
 from vit.data.folder import ImageFolder
 
 CPU = torch.device("cpu")
@@ -92,6 +93,71 @@ def training_batch(data: ImageFolder, *indices: int, epoch: int = 0) -> dict[str
 
 
 # Splits and classes.
+
+
+NUMBERED = {str(i): 1 for i in (1, 2, 10, 11, 3)}
+
+
+def test_the_order_of_numbered_classes_is_chosen_and_shown(tmp_path: Path):
+    """As text 10 comes before 2, so that a head in the order of numbers would be permuted."""
+    write_split(tmp_path / "train", **NUMBERED)
+    assert folder(root=str(tmp_path)).classes() == ["1", "10", "11", "2", "3"]
+    data = folder(root=str(tmp_path), class_order="natural")
+    assert data.classes() == ["1", "2", "3", "10", "11"]
+    for i in range(5):
+        sample = data.sample("train", i, None)
+        assert sample["id"].split("/")[0] == data.classes()[sample["label"]]
+    assert data.summary()[1:2] == ["classes: 1, 2, 3, 10, 11"] and "class_order" not in "".join(data.summary())
+    notes = folder(root=str(tmp_path)).summary()
+    assert notes[1] == "classes: 1, 10, 11, 2, 3"
+    assert notes[2].startswith("class names are sorted as text, so class 1 is 10 and not 2; data.class_order=natural")
+
+
+@pytest.mark.parametrize(
+    ("names", "natural"),
+    [
+        (["b10", "b9", "a"], ["a", "b9", "b10"]),
+        (["01", "1", "2"], ["01", "1", "2"]),
+        (["n2", "10", "x"], ["10", "n2", "x"]),
+        (["1.10", "1.9"], ["1.9", "1.10"]),
+    ],
+)
+def test_natural_order_compares_numbers_by_value(names: list[str], natural: list[str]):
+    assert sort_classes(names, "natural") == natural and sort_classes(names, "string") == sorted(names)
+    assert order_notes(natural) == [] and bool(order_notes(sorted(names))) == (sorted(names) != natural)
+
+
+def test_many_class_names_are_shortened_with_the_last():
+    assert names_line([f"c{i}" for i in range(30)]).endswith("c18, c19, ... (the last is c29)")
+    assert names_line(["a", "b"]) == "classes: a, b"
+
+
+def test_exif_turns_images_unless_it_is_to_be_ignored(tmp_path: Path):
+    """Turned by 180 degrees: the bright top as stored is at the bottom, in training and in evaluation alike."""
+    levels = np.zeros((8, 8), dtype=np.uint8)
+    levels[:4] = 255
+    tag = Image.Exif()
+    tag[0x0112] = 3
+    (tmp_path / "train/a").mkdir(parents=True)
+    Image.fromarray(levels).save(tmp_path / "train/a/x.png", exif=tag)
+    plain = augmentation(crop="none", flip=0.0)
+    for exif, bright_top in {"auto": False, "apply": False, "ignore": True}.items():
+        data = folder(root=str(tmp_path), exif=exif, augmentation=plain)
+        for random in (None, generator(0)):
+            (view,) = data.sample("train", 0, random)["views"]
+            assert (view[:, :2].float().mean() > 200) == bright_top
+    assert folder().exif == "auto" and folder().class_order == "string"
+
+
+def test_float_images_are_noted_for_each_split(tmp_path: Path):
+    for split in ("train", "test"):
+        (tmp_path / split / "a").mkdir(parents=True)
+    Image.fromarray(np.full((4, 4), 0.5, dtype=np.float32)).save(tmp_path / "train/a/x.tiff")
+    write_image(tmp_path / "test/a/x.png")
+    data = folder(root=str(tmp_path))
+    assert data.sample("train", 0, None)["views"][0].unique().tolist() == [128]
+    notes = [line for line in data.summary() if "larger type" in line]
+    assert len(notes) == 1 and notes[0].startswith("train: of 1 sampled images some are grey") and "0 to 1" in notes[0]
 
 
 def test_without_a_test_folder_val_is_test_and_val_is_split_from_train(imagenet: Path):
@@ -190,7 +256,7 @@ def test_the_same_images_are_listed_as_by_torchvision(tmp_path: Path):
     data = folder(train=str(root))
     samples = [data.sample("train", i, None) for i in range(data.count("train"))]
     assert sorted((Path(sample["file"]), sample["label"]) for sample in samples) == expected and len(samples) == 6
-    assert data.summary() == ["2 classes", f"train: 6 images of {root}, 1 other files ignored"]
+    assert data.summary() == ["2 classes", "classes: a, b", f"train: 6 images of {root}, 1 other files ignored"]
 
 
 def test_names_may_contain_any_character(tmp_path: Path):
@@ -391,7 +457,7 @@ def test_a_class_without_images_is_named_in_train_and_allowed_elsewhere(imagenet
     (imagenet / "train/dog/deeper").mkdir(parents=True)
     (imagenet / "train/dog/image.raw").touch()
     message = error_message(folder(root=str(imagenet)), "train")
-    assert f"{imagenet / 'train' / 'dog'} holds no image (.bmp" in message
+    assert f"{imagenet / 'train' / 'dog'} holds no image (.avif" in message
 
 
 def test_a_split_without_images_is_refused(imagenet: Path):

@@ -91,7 +91,10 @@ def test_the_constructor_loads_nothing_and_all_splits_are_loaded_once() -> None:
     evaluation_batch(data, "test", 0)
     data.inputs(training_batch(data, 1), CPU)
     assert data.loads == 1
-    assert data.summary() == ["3 classes, images of 8 x 8; train: 24, val: 5, test: 7"]
+    assert data.summary() == [
+        "3 classes, images of 8 x 8; train: 24, val: 5, test: 7",
+        f"classes: {', '.join(data.classes())}",
+    ]
 
 
 def test_the_cost_of_a_training_image_is_its_number_of_views() -> None:
