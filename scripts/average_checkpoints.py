@@ -9,7 +9,6 @@ averaged.
 import argparse
 import os
 import re
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from common.machine import threads
 os.environ.update(threads.missing_settings(os.environ))  # before torch is imported
 
 from common.errors import UserError
-from common.files import checkpoint
+from common.files import checkpoint, names
 from common.files.retention import CheckpointFolder
 from common.train import averaging
 from common.train.state import describe
@@ -31,6 +30,7 @@ DEFAULT_COUNT = 5  # checkpoints averaged for the base model in the paper
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Average the checkpoints, write the result and print how to evaluate it; returns the exit code."""
+    names.escape_streams()
     options = _options(arguments)
     try:
         files = select_checkpoints(options.checkpoints, options.last)
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{options.output} cannot be written ({error.strerror}); check its folder and the disk.", file=sys.stderr)
         return 2
     print("\n".join([*(f"read      {file}" for file in files), f"wrote     {describe(options.output, content)}"]))
-    print(f"evaluate  python evaluate.py {shlex.quote(f'checkpoint={options.output}')}")
+    print(f"evaluate  python evaluate.py {names.shell_command([f'checkpoint={options.output}'])}")
     return 0
 
 

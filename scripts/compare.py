@@ -25,6 +25,7 @@ from common.cli.jobs import STATUS_FOLDER, statuses_in
 from common.config.check import did_you_mean
 from common.config.diff import flatten
 from common.errors import UserError
+from common.files import names
 from common.files.run_folder import read_config
 from common.files.table import table
 
@@ -50,6 +51,7 @@ class Run(NamedTuple):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table of the runs that the command line names; returns the exit code."""
+    names.escape_streams()
     options = _options(arguments)
     try:
         folders, failures = find_runs(options.folders)

@@ -26,6 +26,7 @@ os.environ.update(threads.missing_settings(os.environ))  # before torch is impor
 
 from common.config.compose import configure
 from common.errors import UserError
+from common.files import names
 from common.files.table import table
 from common.train.assembly import Components, restore, stored_config
 from detr.tasks.detection import Detection
@@ -47,6 +48,7 @@ class OutputMismatchError(Exception):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Export the checkpoint, compare the files with the model and print the result; returns the exit code."""
+    names.escape_streams()
     options, overrides = _options(sys.argv[1:] if arguments is None else list(arguments))
     sys.path.append(os.getcwd())  # for a user's own package in the working directory
     try:

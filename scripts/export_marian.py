@@ -24,7 +24,7 @@ os.environ.update(threads.missing_settings(os.environ))  # before torch is impor
 from torch import Tensor
 
 from common.errors import UserError
-from common.files import checkpoint
+from common.files import checkpoint, names
 from common.train.state import describe, select_weights
 from scripts.exporting.marian_folder import overrides_for, write
 from scripts.verify.comparison import TOLERANCE
@@ -34,6 +34,7 @@ from seq2seq.importing import marian
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Export the checkpoint and compare the result with it; returns the exit code."""
+    names.escape_streams()
     options = _options(arguments)
     try:
         content = _load(options.checkpoint)

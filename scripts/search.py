@@ -19,12 +19,12 @@ import hashlib
 import json
 import math
 import os
-import shlex
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's path holds only its own folder
 
@@ -33,12 +33,14 @@ from common.config.check import build
 from common.config.compose import Command, configure
 from common.config.diff import CHANGEABLE_KEYS
 from common.errors import Stopped, UserError
+from common.files import names
 from common.files.lock import lock
 
 try:
     import optuna
     from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
     from optuna.trial import TrialState
+    from sqlalchemy.engine import make_url
 except ImportError:
     sys.exit('Optuna is not installed: pip install -e ".[sweeps]".')
 
@@ -64,9 +66,10 @@ class Plan(NamedTuple):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run or resume the search that the command line describes; returns the exit code."""
+    names.escape_streams()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     options, train_arguments = _options(arguments)
-    advice = f"To resume: python scripts/search.py {shlex.join(arguments)}"
+    advice = f"To resume: python scripts/search.py {names.shell_command(arguments)}"
     sys.path.append(os.getcwd())  # for a user's own package in the working directory
     try:
         search = plan(train_arguments)
@@ -161,7 +164,7 @@ def _open_study(folder: Path, search: Plan, seed: int) -> optuna.Study:
     if {*str(folder)} & {*"?{}"}:
         raise UserError(f"--study {folder}: Optuna accepts no folder with ?, {{ or }} in its name; name another.")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = optuna.storages.RDBStorage(f"sqlite:///{folder / 'study.db'}")
+    storage = optuna.storages.RDBStorage(_database_url(folder / "study.db"))
     study = optuna.create_study(storage=storage, study_name="search", direction=search.direction, load_if_exists=True)
     fixed = sorted(word for word in search.fixed if word.partition("=")[0].lstrip("+~") not in CHANGEABLE_KEYS)
     attributes = {
@@ -178,13 +181,22 @@ def _open_study(folder: Path, search: Plan, seed: int) -> optuna.Study:
     return study
 
 
+def _database_url(file: Path) -> str:
+    """The URL of a SQLite file. SQLAlchemy decodes %41 in it since 2.1; raises UserError for a name that it changes."""
+    if names.escape(str(file)) == str(file):  # SQLite takes UTF-8 only
+        for path in (str(file), quote(str(file))):
+            if make_url(url := f"sqlite:///{path}").database == str(file):
+                return url
+    raise UserError(f"--study {file.parent}: Optuna accepts no folder with this name; name another.")
+
+
 def _run_trials(study: optuna.Study, search: Plan, options: argparse.Namespace) -> None:
     """Run trials until there are `options.trials`; raises Stopped, and UserError if the first trials all fail."""
     failures, succeeded = 0, False
     while (trial := _next_trial(study, options.trials)) is not None:
         values = _suggest(study, trial, search, options.seed)
         folder = options.study / f"trial_{trial.number:04d}"
-        keys = shlex.join(f"{key}={value}" for key, value in values.items())
+        keys = names.shell_command(f"{key}={value}" for key, value in values.items())
         print(f"{folder.name} ({trial.number + 1} of {options.trials}): {keys}", flush=True)
         stopped = _train([*search.arguments(values), f"run_dir={folder}", "resume=auto"], folder)
         value = _result(folder, search.goal)
@@ -278,8 +290,8 @@ def _report(study: optuna.Study, search: Plan, folder: Path) -> int:
     print(f"{len(trials)} trials, {len(trials) - len(done)} of them failed; the best is trial_{best.number:04d}:")
     print("\n".join(f"  {key}={value}" for key, value in best.params.items()))
     print(f"  {search.goal} {best.value:.4f}")
-    print(f"again     python train.py {shlex.join(search.arguments(best.params))}")
-    print(f"compare   python scripts/compare.py {shlex.quote(str(folder))}")
+    print(f"again     python train.py {names.shell_command(search.arguments(best.params))}")
+    print(f"compare   python scripts/compare.py {names.shell_command([str(folder)])}")
     return 0
 
 

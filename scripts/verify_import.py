@@ -19,6 +19,7 @@ os.environ.update(threads.missing_settings(os.environ))  # before torch is impor
 
 from common.config.compose import configure
 from common.errors import UserError
+from common.files import names
 from common.train.assembly import stored_config
 from scripts.verify import classifier, translator
 
@@ -27,6 +28,7 @@ VERIFIERS = {module.MODEL: module.verify for module in (classifier, translator)}
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compare the file and print the result; returns the exit code."""
+    names.escape_streams()
     overrides = sys.argv[1:] if arguments is None else list(arguments)
     if not overrides or {"-h", "--help"} & {*overrides}:
         print(__doc__)

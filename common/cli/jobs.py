@@ -20,6 +20,7 @@ from common.config.compose import plain_config
 from common.config.migrations import update_names
 from common.errors import Stopped, UserError
 from common.files import run_folder
+from common.files.lines import write_atomically
 from common.files.run_folder import Job
 
 STATUS_FOLDER = ".notes"  # in a sweep's folder: a file for each run that is not done, with the reason
@@ -207,7 +208,7 @@ def status_of(folder: Path) -> RunStatus:
 def _write_status(folder: Path, status: RunStatus) -> None:
     file = _status_file(folder)
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(status._asdict(), ensure_ascii=False), encoding="utf-8")
+    write_atomically(file, json.dumps(status._asdict(), ensure_ascii=False))
 
 
 def _status_file(folder: Path) -> Path:

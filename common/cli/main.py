@@ -5,7 +5,6 @@ signal that stops. The config is checked before a folder is made and before the 
 """
 
 import os
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from common.cli import sweep
 from common.config.check import check
 from common.config.compose import CONFIGS, GROUPS, Command, ConfigReader, choices_of
 from common.errors import Stopped, UserError
-from common.files import run_folder
+from common.files import names, run_folder
 from common.files.run_folder import Job
 from common.machine import threads
 
@@ -52,6 +51,7 @@ def launch(job: Job, door: str, base: ConfigReader | None = None, arguments: Seq
     train receives (config, run_dir): the run's folder, or None on ranks above 0, to which rank 0 broadcasts it. The
     other doors receive (config), composed on top of the config that `base` reads from checkpoint=FILE.
     """
+    names.escape_streams()
     sys.path.append(os.getcwd())  # a user's own package is in the working folder
     rank, is_local_main = int(os.environ.get("RANK", "0")), os.environ.get("LOCAL_RANK", "0") == "0"
     started, folder = False, None
@@ -104,7 +104,8 @@ def _resume_line(command: Command, folder: Path) -> str:
     added = {"run_dir": f"run_dir={folder}", "resume": "resume=auto"}
     arguments = [*command.arguments, *(argument for key, argument in added.items() if key not in command.keys)]
     distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    return f"To resume: {'torchrun [its options]' if distributed else 'python'} {shlex.join([sys.argv[0], *arguments])}"
+    command_line = names.shell_command([sys.argv[0], *arguments])
+    return f"To resume: {'torchrun [its options]' if distributed else 'python'} {command_line}"
 
 
 def _exit(code: int) -> NoReturn:

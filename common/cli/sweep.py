@@ -26,6 +26,7 @@ from common.config.compose import CONFIGS, GROUPS, Command, Composed, quoted
 from common.config.diff import fingerprint, flatten
 from common.errors import Stopped, UserError
 from common.files import run_folder
+from common.files.names import shell_command
 from common.files.run_folder import Job
 from common.files.table import table
 
@@ -57,7 +58,7 @@ def sweep(job: Job, command: Command) -> int:
     runs = [_folder(folder, combination) for combination in combinations]
     todo = [(combination, run) for combination, run in zip(combinations, runs, strict=True) if not _results(run)]
     print(f"{len(combinations)} runs in {folder}, {len(combinations) - len(todo)} of them already done.", flush=True)
-    resume_line = f"To resume: python {shlex.join(_line(command, folder))}"
+    resume_line = f"To resume: python {shell_command(_line(command, folder))}"
     for _, run in todo:
         clear_status(run)
     lines = [[*combination.overrides, "resume=auto", f"run_dir={quoted(str(run))}"] for combination, run in todo]

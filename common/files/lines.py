@@ -6,9 +6,12 @@ from typing import BinaryIO
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a whole file; at any moment, also after a power cut, `path` is the old file or the new one."""
+    """Write a whole file; at any moment, also after a power cut, `path` is the old file or the new one.
+
+    Half of a surrogate pair, as in a name that is not UTF-8, is written as its escape in JSON and YAML.
+    """
     draft = path.with_name(f".{path.name}.tmp")
-    with open(draft, "w", encoding="utf-8") as file:
+    with open(draft, "w", encoding="utf-8", errors="backslashreplace") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -35,7 +38,7 @@ class LineFile:
 
     def add(self, line: str) -> None:
         """Write `line` and a newline; raises OSError if it stays pending."""
-        self._pending += line.encode() + b"\n"
+        self._pending += line.encode("utf-8", "backslashreplace") + b"\n"
         self._write()
 
     def flush(self) -> None:

@@ -40,6 +40,7 @@ class Log:
         self._failed: set[str] = set()  # files that could not be written, to warn only once
         self._tensorboard: Any = None
         self._purge_step: int | None = None
+        self._events_possible = True
         if self.folder:
             self.folder.mkdir(parents=True, exist_ok=True)
 
@@ -179,7 +180,8 @@ class Log:
     def _write_events(self, write: Callable[[Any], Any]) -> None:
         """Call `write` with TensorBoard's writer. Events that cannot be written are dropped: no run reads them."""
         try:
-            if self._tensorboard is None and "events" not in self._failed:  # retried after the next flush
+            retried = "events" not in self._failed  # after the next flush
+            if self._tensorboard is None and self._events_possible and retried:
                 from torch.utils.tensorboard import SummaryWriter  # slow to import, and not needed without a folder
 
                 self._tensorboard = SummaryWriter(str(self.folder), purge_step=self._purge_step)
@@ -189,6 +191,9 @@ class Log:
         except OSError as error:
             self._tensorboard = None
             self._warn_once("events", f"TensorBoard's events cannot be written ({error.strerror}) and are dropped.")
+        except UnicodeEncodeError:
+            self._events_possible = False
+            self.warning(f"TensorBoard takes no path that is not UTF-8, and so gets no events of {self.folder}.")
 
     def _warn_once(self, name: str, sentence: str) -> None:
         if name not in self._failed:

@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from common.files.names import escape
+
 
 def table(title: str, rows: Sequence[Sequence[Any]]) -> str:
     """Aligned plain text: strings to the left, numbers to the right; floats have four decimals, NaN is a dash.
@@ -24,4 +26,4 @@ def table(title: str, rows: Sequence[Sequence[Any]]) -> str:
 def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4f}" if math.isfinite(value) else "-"
-    return str(value)
+    return escape(str(value))

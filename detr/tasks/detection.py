@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from common.data.images import list_images, normalise, read_image
 from common.errors import UserError
+from common.files.names import answer_name, escape
 from common.machine.device import compute_dtype, constant
 from common.report.pictures import pad_and_stack, write_picture
 from common.task import Adopted, Answer, Batch, Goal, Split
@@ -183,14 +184,14 @@ class Detection:
                 {"box": [round(v, 2) for v in box.tolist()], "name": self._name(label), "score": round(float(score), 4)}
                 for box, label, score in zip(*self._above_threshold(answer), strict=True)
             ]
-            source, target = Path(path), folder / f"{Path(path).name}.boxes"  # never the name of a user's image
+            source, name = Path(path), Path(path).name
             picture = self._draw(self._read_image(source), answer)
-            write_picture(picture, target.with_name(f"{target.name}.jpg"))
-            answer_file = target.with_name(f"{target.name}.json")
+            write_picture(picture, folder / answer_name(name, ".boxes.jpg"))  # never the name of a user's image
+            answer_file = folder / answer_name(name, ".boxes.json")
             answer_file.write_text(json.dumps({"file": str(source), "objects": objects}, indent=1))
             names = [item["name"] for item in objects]
             summary = ", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names)) or "nothing"
-            yield f"{source.name}: {summary} (score >= {self.options.threshold})"
+            yield f"{escape(name)}: {summary} (score >= {self.options.threshold})"
 
     def pictures(self, batch: Batch, answers: list[Answer], count: int) -> Tensor:
         """Draw the first `count` images with their boxes for the log: uint8 (B, 3, H, W)."""

@@ -269,3 +269,17 @@ def test_a_real_search_killed_in_a_run_ends_as_an_uninterrupted_one(monkeypatch:
 def test_a_folder_name_that_optuna_cannot_store_is_refused() -> None:
     with pytest.raises(UserError, match="Optuna accepts no folder with"):
         search._open_study(Path("a?b"), search.plan(LINE), 0)
+
+
+def test_the_database_is_in_the_folder_of_the_search_whatever_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("s%41", "a b", "größer", "100%"):
+        Path(name).mkdir()
+        search._open_study(Path(name), search.plan(LINE), 0)
+        search._open_study(tmp_path / name, search.plan(LINE), 0)
+        assert [file.name for file in Path(name).iterdir()] == ["study.db"]
+    assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 4
+    with pytest.raises(UserError, match="Optuna accepts no folder with"):
+        search._open_study(Path("caf\udce9"), search.plan(LINE), 0)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
+from common.files.names import escape
 from common.machine.distributed import gather_samples, is_main
 from common.report.pictures import write_picture
 from common.task import Answer, Batch
@@ -125,7 +126,7 @@ class ClassificationMetric:
         """Write `predictions.csv` with a line for each sample, and `confusion.png` unless there are too many classes.
 
         Columns: id, truth and predicted (names; empty without a predicted class), probability (of the predicted
-        class), probability_of_truth.
+        class), probability_of_truth. Names that are not UTF-8 are escaped (common/files/names.py).
         """
         assert self.gathered, "call gather() before write()"
         if not is_main():
@@ -135,9 +136,10 @@ class ClassificationMetric:
             table = csv.writer(file)
             table.writerow(("id", "truth", "predicted", "probability", "probability_of_truth"))
             for sample in self.samples:
-                predicted = self.classes[sample.predicted] if sample.predicted >= 0 else ""
+                truth = escape(self.classes[sample.truth])
+                predicted = escape(self.classes[sample.predicted]) if sample.predicted >= 0 else ""
                 probabilities = (f"{sample.probability:.6g}", f"{math.exp(-sample.loss):.6g}")
-                table.writerow((sample.id, self.classes[sample.truth], predicted, *probabilities))
+                table.writerow((escape(str(sample.id)), truth, predicted, *probabilities))
         if len(self.classes) <= MAX_DRAWN_CLASSES:
             picture = pictures.draw_confusion_matrix(self.confusion_matrix(), self.classes)
             write_picture(picture, folder / "confusion.png")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from common.data import batching
 from common.data.images import list_images, read_image
 from common.errors import UserError
+from common.files.names import answer_name, escape
 from common.report.pictures import pad_and_stack, write_picture
 from common.task import Adopted, Answer, Batch, Goal, Split
 from common.types import Count, Positive
@@ -188,9 +189,10 @@ class Classification:
             best = scores.argsort(descending=True, stable=True)[: self.options.top].tolist()
             classes = [{"name": self.classes[k], "probability": round(float(scores[k].exp()), 4)} for k in best]
             folder.mkdir(parents=True, exist_ok=True)
-            target = folder / f"{Path(path).name}.classes.json"  # never the name of a user's picture
+            name = Path(path).name
+            target = folder / answer_name(name, ".classes.json")  # never the name of a user's picture
             content: dict[str, Any] = {"file": str(path), "classes": classes}
-            line = f"{Path(path).name}: " + ", ".join(f"{c['name']} {c['probability']:.3f}" for c in classes)
+            line = f"{escape(name)}: " + ", ".join(f"{c['name']} {c['probability']:.3f}" for c in classes)
             if "nearest" in answer:
                 content["nearest"] = self.classes[answer["nearest"]] if answer["nearest"] >= 0 else None
                 line += f"; nearest training images: {content['nearest']}"
@@ -201,7 +203,7 @@ class Classification:
                     picture = pictures.draw_heat_map(image, maps[0])
                 else:
                     picture = pictures.draw_attention_sheet(image, maps)
-                write_picture(picture, folder / f"{Path(path).name}.attention.png")
+                write_picture(picture, folder / answer_name(name, ".attention.png"))
             yield line
 
     def pictures(self, batch: Batch, answers: list[Answer], count: int) -> Tensor:

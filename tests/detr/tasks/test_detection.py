@@ -56,6 +56,20 @@ def test_pictures_and_json_never_overwrite_the_users_file(task, tmp_path):
     assert Image.open(tmp_path / "photo.jpg.boxes.jpg").size[0] >= 64
 
 
+@pytest.mark.parametrize("name", [f"{'x' * 251}.png", "caf\udce9.png"], ids=["as long as a name may be", "not UTF-8"])
+def test_images_of_any_name_are_answered(task, name, tmp_path):
+    try:
+        with open(tmp_path / name, "wb") as file:
+            Image.new("RGB", (64, 64), (9, 9, 9)).save(file, "PNG")
+    except OSError:
+        pytest.skip("this file system takes only names in UTF-8")
+    (batch,) = task.read(str(tmp_path / name))
+    (line,) = task.show(batch, task.predict(ConstantModel(3), batch), tmp_path / "answers")
+    line.encode()
+    (answer,) = (tmp_path / "answers").glob("*.boxes.json")
+    assert json.loads(answer.read_text("utf-8"))["file"] == str(tmp_path / name)
+
+
 def test_a_users_image_is_turned_by_exif_as_data_exif_says(task, tmp_path, monkeypatch):
     exif = Image.Exif()
     exif[0x0112] = 6

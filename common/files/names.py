@@ -1,0 +1,73 @@
+r"""Names of files that are not UTF-8, written so that any program can read the text and the name can be restored.
+
+On Linux a name is bytes. Python represents a byte that is not UTF-8, such as Latin-1's e acute (0xE9), by half of a
+surrogate pair (U+DCE9), which no text file and no terminal takes.
+"""
+
+import hashlib
+import io
+import os
+import re
+import shlex
+import sys
+from collections.abc import Iterable
+
+MAX_NAME_BYTES = 255  # of a file in a folder, on nearly every file system
+HASH_DIGITS = 8
+_BYTE = re.compile("[\udc80-\udcff]")
+_HALVES = re.compile("(\\\\*)(?:([\ud800-\udfff])|(?=ud[89a-f][0-9a-f]{2}))")
+_ESCAPES = re.compile(r"(\\+)(ud[89a-f][0-9a-f]{2})")
+
+
+def escape(name: str) -> str:
+    r"""`name` as text that UTF-8 can encode: the byte 0xE9 becomes \udce9, as in JSON; all other names are unchanged.
+
+    `unescape` restores it: backslashes before an escape, or before what looks like one, are doubled.
+    """
+
+    def replace(match: re.Match[str]) -> str:
+        backslashes, half = match.groups()
+        return backslashes * 2 + (f"\\u{ord(half):04x}" if half else "")
+
+    return _HALVES.sub(replace, name)
+
+
+def unescape(text: str) -> str:
+    """The name of which `text` is the escaped form."""
+
+    def replace(match: re.Match[str]) -> str:
+        backslashes, code = match.groups()
+        half = chr(int(code[1:], 16)) if len(backslashes) % 2 else code
+        return "\\" * (len(backslashes) // 2) + half
+
+    return _ESCAPES.sub(replace, text)
+
+
+def shell_command(words: Iterable[str]) -> str:
+    r"""A command line to paste: each word as a shell reads it, with other bytes than UTF-8 as in bash: $'runs/\xe9'."""
+    return " ".join(_byte_quoted(word) if _BYTE.search(word) else shlex.quote(word) for word in words)
+
+
+def _byte_quoted(word: str) -> str:
+    plain = {*range(32, 127)} - {*b"'\\"}
+    return "$'" + "".join(chr(byte) if byte in plain else f"\\x{byte:02x}" for byte in os.fsencode(word)) + "'"
+
+
+def escape_streams() -> None:
+    """Let what the console cannot show leave as an escape: no result is lost to a print."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # None without a console, and another class in a notebook
+            stream.reconfigure(errors="backslashreplace")
+
+
+def answer_name(name: str, ending: str) -> str:
+    """The name of the file with the answer for the file `name`: `name` and `ending`.
+
+    If that is longer than a file's name may be, `name` is cut and followed by a hash of the whole.
+    """
+    whole, room = name.encode("utf-8", "surrogateescape"), MAX_NAME_BYTES - len(ending.encode())
+    if len(whole) > room:
+        digits = hashlib.blake2b(whole, digest_size=HASH_DIGITS // 2).hexdigest()
+        start = whole[: room - HASH_DIGITS - 1].decode("utf-8", "ignore")
+        name = f"{start}-{digits}"
+    return name + ending
