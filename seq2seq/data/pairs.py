@@ -1,4 +1,4 @@
-"""Sentence pairs from any source as the trainer sees them: cleaned for training, encoded once, padded in batches."""
+"""A data set of sentence pairs: cleans the training pairs, encodes each split once and pads batches."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -26,15 +26,15 @@ class Corpus:
 
     source: Lines
     target: Lines
-    origin: str  # files or tables, for the summary
-    categories: Sequence[str] | None = None  # of each pair, if the data have categories
-    notes: list[str] = field(default_factory=list)  # what loading left out, and why
+    origin: str  # the files or tables that it was read from, for messages
+    categories: Sequence[str] | None = None  # the category of each pair; None without categories
+    notes: list[str] = field(default_factory=list)  # which pairs loading left out, and why
 
     def __len__(self) -> int:
         return len(self.source)
 
     def take(self, rows: NDArray[np.int64]) -> "Corpus":
-        """These pairs in this order."""
+        """The pairs with the indices `rows` (n,), in this order."""
         categories = None if self.categories is None else [self.categories[i] for i in rows.tolist()]
         return Corpus(self.source.take(rows), self.target.take(rows), self.origin, categories, self.notes)
 
@@ -57,10 +57,11 @@ class EncodedCorpus:
 class SentencePairs(ABC):
     """Pairs of sentences in two languages. A subclass defines how its splits are loaded.
 
-    Tokenizers are trained on train only, or taken from a checkpoint by `use`. Pairs with an empty side are left out of
-    train; sides of more than `longest` tokens are truncated there, or their pairs left out. Val and test stay complete.
+    Tokenizers are trained on the split train only, or taken from a checkpoint by `use`. In train, pairs with an empty
+    side are left out, and pairs with a side of more than `longest` tokens are truncated or left out (`too_long`). Val
+    and test are used in full.
 
-    A subclass adds keys as fields of a dataclass, and checks them in `__post_init__`.
+    A subclass is a dataclass whose fields are further config keys; it checks them in `__post_init__`.
 
     Args:
         source: the language to translate from (en, de, zh ...), for messages and scores.
@@ -68,7 +69,7 @@ class SentencePairs(ABC):
         tokenizer: options of the tokenizers.
         longest: maximum tokens, including EOS, of a side of a training pair.
         too_long: "truncate" a longer side, or "skip" its pair.
-        batch_size: maximum padded tokens of an optimizer step: sentences times the length of the longest side.
+        batch_size: maximum of pairs times tokens of the longest side, in the batch of an optimizer step.
     """
 
     source: str
@@ -79,7 +80,7 @@ class SentencePairs(ABC):
     batch_size: Positive
 
     def __post_init__(self) -> None:
-        """Raise UserError if a sentence of `longest` tokens exceeds a batch."""
+        """Raise UserError if `longest` exceeds `batch_size`."""
         if self.longest > self.batch_size:
             raise UserError(
                 f"data.longest={self.longest} is more than data.batch_size={self.batch_size}, both in tokens; lower "
@@ -91,13 +92,14 @@ class SentencePairs(ABC):
 
     @abstractmethod
     def load(self, split: Split) -> dict[Split, Corpus]:
-        """This split, and others that are loaded with it; EMPTY_CORPUS for a val or test that does not exist.
+        """Load `split`. Returns a dict with at least this split, and any others that were read with it.
 
-        Called at most once per split. Raises UserError when a file is missing or broken.
+        A missing val or test split is EMPTY_CORPUS. Called at most once per split. Raises UserError when a file is
+        missing or broken.
         """
 
     def tokenizers(self) -> tuple[TextTokenizer, TextTokenizer]:
-        """The tokenizers of source and target, trained on train at the first call; the same object twice when joint."""
+        """The tokenizers of source and target (one object if joint); the first call trains them on the split train."""
         if self._tokenizers is None:
             corpus, options = self._train_without_empty_sides(), self.tokenizer
             if options.joint:
@@ -115,11 +117,11 @@ class SentencePairs(ABC):
         self._encoded = {}
 
     def count(self, split: Split) -> int:
-        """Number of pairs in `split`; 0 for a val or test that does not exist."""
+        """Number of pairs in `split`; 0 if there is no such val or test split."""
         return len(self._used(split))
 
     def cost(self, split: Split) -> Sequence[int]:
-        """Tokens of each pair's longer side, including EOS."""
+        """Number of tokens of each pair's longer side, including EOS."""
         return self._encode(split).costs
 
     def pairs(self, split: Split) -> list[tuple[str, str]]:
@@ -186,7 +188,7 @@ class SentencePairs(ABC):
         return batch
 
     def summary(self) -> list[str]:
-        """Languages and vocabulary, then each split's pairs and tokens and what was left out or changed."""
+        """Lines on languages and vocabulary, and for each split on its pairs and what was left out or changed."""
         counts = [f"{tokenizer.size:,}" for tokenizer in self.tokenizers()]
         options = self.tokenizers()[0].options
         entries = f"{counts[0]} entries for both" if options.joint else f"{' + '.join(counts)} entries"
@@ -206,7 +208,7 @@ class SentencePairs(ABC):
         return self._corpora[split]
 
     def _used(self, split: Split) -> Corpus:
-        """The pairs of a split by index. Only train's depend on numbers of tokens, and so on the tokenizers."""
+        """The pairs of a split that are used. Train may omit pairs that are too long, which needs the tokenizers."""
         return self._encode(split).corpus if split == "train" else self._corpus(split)
 
     def _train_without_empty_sides(self) -> Corpus:
@@ -225,7 +227,7 @@ class SentencePairs(ABC):
         return self._encoded[split]
 
     def _encode_evaluation(self, split: Split) -> EncodedCorpus:
-        """All of val or test."""
+        """Encode all pairs of val or test."""
         corpus = self._corpus(split)
         (source, target), notes = self._encode_sides(corpus)
         for name, side in ((self.source, corpus.source), (self.target, corpus.target)):
@@ -234,7 +236,7 @@ class SentencePairs(ABC):
         return EncodedCorpus(corpus, source, target, np.maximum(source.lengths, target.lengths).tolist(), notes)
 
     def _encode_train(self) -> EncodedCorpus:
-        """Train without empty pairs and, with too_long=skip, long ones; costs are those after `sample` truncates."""
+        """Encode train, except pairs with an empty or (if too_long=skip) too long side; costs are after truncation."""
         corpus = self._train_without_empty_sides()
         (source, target), notes = self._encode_sides(corpus)
         empty = len(self._corpus("train")) - len(corpus)
@@ -258,7 +260,7 @@ class SentencePairs(ABC):
         return EncodedCorpus(corpus, source, target, np.minimum(lengths, self.longest).tolist(), notes)
 
     def _encode_sides(self, corpus: Corpus) -> tuple[list[Ragged], list[str]]:
-        """The ids of both sides, and the corpus's notes with the number of sentences that normalisation changes."""
+        """Encode both sides; returns their ids, and the corpus's notes with counts of normalised sentences."""
         notes, rows = list(corpus.notes), []
         sides = (self.source, corpus.source), (self.target, corpus.target)
         for tokenizer, (name, lines) in zip(self.tokenizers(), sides, strict=True):
@@ -274,7 +276,7 @@ class SentencePairs(ABC):
         return rows, notes
 
     def _truncate(self, split: Split, ids: list[int]) -> list[int]:
-        """In train, at most `longest` ids, the last of which is EOS."""
+        """Truncate ids of train to at most `longest`, of which the last is EOS; others are unchanged."""
         return ids if split != "train" or len(ids) <= self.longest else [*ids[: self.longest - 1], EOS]
 
 

@@ -1,4 +1,4 @@
-"""What translation expects of its data in addition to `common.task.Data`."""
+"""What the translation task requires of a data set in addition to `common.task.Data`."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -14,7 +14,7 @@ class TextData(Data, Protocol):
     target: str
 
     def tokenizers(self) -> tuple[TextTokenizer, TextTokenizer]:
-        """The tokenizers of source and target, trained on train at the first call; the same object twice when joint."""
+        """The tokenizers of source and target (one object if joint); the first call trains them on the split train."""
 
     def use(self, source: TextTokenizer, target: TextTokenizer) -> None:
         """Use a checkpoint's tokenizers instead of training them."""

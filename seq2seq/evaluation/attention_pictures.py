@@ -1,4 +1,4 @@
-"""A picture of the cross-attention between two sentences, as an SVG file, so that the viewer renders any script."""
+"""A picture of the cross-attention between two sentences, as an SVG file, to render any writing system."""
 
 import math
 import unicodedata
@@ -16,7 +16,7 @@ FONT = 14  # pixels
 MAX_LABEL_WIDTH = 220  # pixels of a token's label; longer ones are cut
 SCALE_WIDTH, SCALE_HEIGHT = 160, 12  # pixels of the colour scale
 GRID, DARK, PALE = "#e2e7ee", "#1c2733", "#66727f"
-JOINERS = "\u200c\u200d"  # invisible, but part of the spelling in many scripts
+JOINERS = "\u200c\u200d"  # invisible, but part of the spelling in many writing systems
 LABEL_ANGLE = math.radians(50)  # of the labels above the map: steep enough that neighbours do not overlap
 
 STYLE = f"""\
@@ -32,7 +32,7 @@ def picture(attention: Tensor, source: Sequence[str], target: Sequence[str], tit
 
     attention (h, T, S) in 0..1; source and target are the S and T tokens. A large map shows the mean over heads, with
     target tokens as rows and source tokens as columns; small maps beside it show each head. In all maps white is 0 and
-    dark blue is 1. The tooltip of a cell gives its tokens and its value. White cells of heads are left out.
+    dark blue is 1. The tooltip of a cell gives its tokens and its value. Small maps omit white cells.
     """
     heads = attention.detach().double().cpu().clamp(0, 1)
     assert heads.shape == (len(heads), len(target), len(source)) and heads.numel()
@@ -79,7 +79,7 @@ def _visible_character(c: str) -> str:
 def _heads(
     heads: Tensor, x: float, y: float, height: float, rows: Sequence[str], columns: Sequence[str]
 ) -> tuple[list[str], float, float]:
-    """The map of each head under its name, in as many rows as fit beside the mean; and their right and lower ends."""
+    """The map of each head under its name, in rows beside the mean's map; returns their right and lower ends, too."""
     step_x = max(HEAD_CELL * len(columns), _width("head 10")) + GAP
     step_y = HEAD_CELL * len(rows) + FONT + GAP
     maps_per_column = max(1, int((height + GAP) // step_y))

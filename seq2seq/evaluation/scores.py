@@ -29,7 +29,7 @@ UNSPACED = {"ja", "jpn", "ko", "kor", "th", "tha", "lo", "lao", "km", "khm", "my
 # Half of a surrogate pair, by which Python represents a byte that is not UTF-8, is written as in JSON: \udce9.
 ESCAPED = "backslashreplace"
 RESAMPLES = 1000  # of the bootstrap; sacreBLEU's default
-MAX_BOOTSTRAP_SENTENCES = 10_000  # sacreBLEU holds all resamples in memory at once, 10 to 18 floats per sentence
+MAX_BOOTSTRAP_SENTENCES = 10_000  # sacreBLEU holds all resamples in memory, each with 10 to 18 floats per sentence
 
 
 class TranslatedSample(NamedTuple):
@@ -45,7 +45,7 @@ class TranslatedSample(NamedTuple):
 
 
 class Scorer(NamedTuple):
-    """A metric of sacreBLEU, and the preprocessing of its lines."""
+    """A metric of sacreBLEU, and the preprocessing of the sentences that it compares."""
 
     metric: BLEU | CHRF
     preprocess: Callable[[str], str] = str
@@ -96,7 +96,7 @@ def moses(language: str) -> Callable[[str], str]:
 
 
 class TranslationMetric:
-    """Corpus scores of the translations of one split, each sample exactly once over all ranks.
+    """Corpus scores of the translations of one split; each sample is counted once, on one of the ranks.
 
     Args:
         source: the code of the source language: en, zh_Hant ...
@@ -163,7 +163,7 @@ class TranslationMetric:
         return CorpusScore(score.score, mean, plus_minus, signature, score.format(signature=signature))
 
     def _likelihood(self) -> dict[str, float]:
-        """The mean negative log probability of the references' tokens in nats, and its perplexity."""
+        """The mean negative log probability of the references' tokens in nats, and the perplexity, its exponential."""
         logs = [sample.log_probability for sample in self.samples if sample.log_probability is not None]
         tokens = [sample.tokens for sample in self.samples if sample.tokens is not None]
         assert len(logs) == len(tokens) and len(logs) in (0, len(self.samples)), (
@@ -245,7 +245,7 @@ def _bootstrap(metric: BLEU | CHRF, hypotheses: list[str], references: list[str]
     how to coerce float and float32) when one of several resamples scores exactly zero.
     """
     statistics = metric._extract_corpus_statistics(hypotheses, [references])
-    metric.n_bootstrap = RESAMPLES  # with the seed a part of the signature
+    metric.n_bootstrap = RESAMPLES  # `n_bootstrap` and `seed` are in the signature
     metric.seed, scores = _bootstrap_resample(statistics, metric, RESAMPLES)
     mean, plus_minus = estimate_ci(np.array([float(score.score) for score in scores]))
     return float(mean), float(plus_minus)

@@ -1,9 +1,9 @@
-"""Byte-pair encoding (Sennrich et al. 2016, arXiv:1508.07909), trained in the run by the `tokenizers` library.
+"""Byte-pair encoding (Sennrich et al. 2016, arXiv:1508.07909), trained in the run by the library `tokenizers`.
 
 Merges start from bytes (Radford et al. 2019, GPT-2) or from characters including the space, as in SentencePiece (Kudo
 and Richardson 2018, arXiv:1808.06226). In both cases `decode(encode(text)) == text` for any text.
 
-Differs: SentencePiece replaces a space by U+2581, so that decoding cannot distinguish them; here a space is kept.
+Differs: SentencePiece replaces a space by U+2581, so that decoding cannot distinguish the two; this file keeps spaces.
 """
 
 import itertools
@@ -26,13 +26,13 @@ from seq2seq.tokenizers.text import Ragged
 
 PAD, BOS, EOS, UNK = range(4)
 SPECIAL = SpecialIds(begin=BOS, end=EOS, never=(PAD, BOS))
-# Symbols from Unicode's last private-use plane. A text that contains them is encoded in bytes, so that no text can
-# produce them. Special entries are such symbols, too, because merges could produce the text "<s>".
+# Bytes and special entries are represented by symbols from Unicode's last private-use plane. Such symbols in a text are
+# encoded in bytes, so that no text produces a special entry. (Entries like "<s>" could result from merges.)
 BYTE_SYMBOLS = tuple(chr(0x100000 + byte) for byte in range(256))
 SPECIAL_SYMBOLS = tuple(chr(0x100100 + special) for special in range(4))
 PRIVATE_USE = r"\x{100000}-\x{100103}"  # the symbols above, as a range in regular expressions
 SPECIAL_NAMES = ("<pad>", "<s>", "</s>", "<unk>")
-MIN_PAIR_COUNT = 2  # occurrences of a pair that becomes an entry
+MIN_PAIR_COUNT = 2  # a pair becomes an entry only if it occurs at least this often
 ENCODING_CHUNK = 10_000  # sentences encoded at once; bounds the memory of their Python objects
 
 
@@ -44,7 +44,7 @@ class TokenizerOptions:
     pieces: what merges start from: "bytes" (all 256, so that nothing is unknown) or "characters".
     vocabulary: number of entries, including the 4 special ones and all bytes or characters; per language if not joint.
     joint: whether both languages share one vocabulary, which tied embeddings require.
-    single_digits: whether every digit is a token of its own, separate from other digits and from a space.
+    single_digits: whether every digit is a token of its own, without other digits or a space.
     coverage: characters only: the fraction of the training text covered by characters with entries of their own; the
         rarest characters are encoded in bytes. 1.0 = all characters of the training text have entries.
     byte_fallback: characters only: encode other characters in bytes, which takes 256 entries; otherwise as <unk>.
@@ -67,7 +67,8 @@ class TokenizerOptions:
 class Tokenizer:
     """Text to ids and back. Ids 0 to 3 are padding, begin, end and unknown; no text can produce the first three.
 
-    It is reversible except with `normalization`, `lowercase`, or characters without `byte_fallback`.
+    Decoding restores the text, except with `normalization`, with `lowercase`, or with pieces=characters without
+    `byte_fallback`.
     """
 
     pad, bos, eos, unk = PAD, BOS, EOS, UNK
@@ -93,10 +94,10 @@ class Tokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], options: TokenizerOptions, which: str = "") -> "Tokenizer":
-        """Learn the merges of `texts`; the same texts in the same order give the same entries.
+        """Learn merges from `texts`; equal texts in equal order give equal entries.
 
         `which` describes the texts in errors: " in German".
-        Raises UserError when `options.vocabulary` is less than the alphabet or more than the texts can give.
+        Raises UserError when `options.vocabulary` is too small for the alphabet or too large for the texts.
         """
         prepared = [_with_space(normalize(text, options)) for text in texts]
         if options.pieces == "bytes":
@@ -166,22 +167,22 @@ class Tokenizer:
             ) from error
 
     def _prepare(self, text: str) -> str:
-        """The text in symbols that all have entries."""
+        """Normalise a text and replace characters that have no entry."""
         text = _with_space(normalize(text, self.options))
         return text if self._uncovered is None else _replace_uncovered(text, self._uncovered, self.options)
 
 
 def normalize(text: str, options: TokenizerOptions) -> str:
-    """The text that is encoded and that decoding returns: normalised and in lower case as the options require."""
+    """Apply `options.normalization` and `options.lowercase` to a text."""
     if options.normalization != "none":
         text = unicodedata.normalize("NFC" if options.normalization == "nfc" else "NFKC", text)
     return text.lower() if options.lowercase else text
 
 
 def _with_space(text: str) -> str:
-    """A space before a text's first word, so that it has the same tokens as inside a sentence; `decode` removes it.
+    """Insert a space before a text's first word, so that this word gets the tokens it has inside a sentence.
 
-    A text that begins with a space gets another one, so that it keeps its own.
+    `decode` removes one leading space. So a text that begins with a space gets another one, too.
     """
     return f" {text}" if text[:1].isalpha() or text[:1] == " " else text
 
@@ -240,7 +241,7 @@ def _untrained_tokenizer(options: TokenizerOptions) -> tokenizers.Tokenizer:
 
 
 def _without_special_text(bpe: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
-    """The same tokenizer, which no longer recognises the special entries in text."""
+    """Return a copy of the tokenizer that does not recognise special entries in text."""
     content = json.loads(bpe.to_str())
     content["added_tokens"] = []
     return tokenizers.Tokenizer.from_str(json.dumps(content))

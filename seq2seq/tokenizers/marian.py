@@ -31,7 +31,7 @@ from seq2seq.tokenizers.bpe import (
 from seq2seq.tokenizers.protocol import TextTokenizer
 from seq2seq.tokenizers.text import Ragged
 
-STATE_KIND = "sentencepiece"  # distinguishes states of SentencePieces from those of Tokenizer
+STATE_KIND = "sentencepiece"  # distinguishes the states of `SentencePieces` from those of `Tokenizer`
 SPACE_SYMBOL = "\u2581"  # SentencePiece's replacement of a space
 MODEL_FILES = ("source.spm", "target.spm")
 
@@ -47,14 +47,14 @@ class ForeignSpecialIds(NamedTuple):
 class SentencePieces:
     """Text to ids and back, with the interface of `TextTokenizer`.
 
-    `options` are for summaries; nothing is trained with them. A language code at the start of a text (">>fra<<") is
+    `options` are only shown in summaries. A language code at the start of a text (">>fra<<") is
     one token, as models for several target languages expect. Decoding returns the normalised text.
     """
 
     special = SPECIAL
 
     def __init__(self, content: dict[str, Any]):
-        """Make it from a state of `tokenizer_states`: entries by id, pieces with scores, and normalisation."""
+        """Restore the tokenizer from `content`, one of the states of `tokenizer_states` as parsed JSON."""
         self._content = content
         self._entries: list[str] = content["entries"]
         self._ids = {entry: id for id, entry in enumerate(self._entries) if id >= len(SPECIAL_NAMES)}
@@ -137,7 +137,7 @@ def restore(state: str) -> "Tokenizer | SentencePieces":
 
 
 def share_vocabulary(source: TextTokenizer, target: TextTokenizer) -> bool:
-    """Whether both tokenizers give a piece the same id: one object, or two with one vocabulary, like Marian's."""
+    """Whether the two tokenizers are one object, or are Marian's with equal vocabularies."""
     if isinstance(source, SentencePieces) and isinstance(target, SentencePieces):
         return source.entries == target.entries
     return source is target
@@ -217,7 +217,7 @@ def read_unigram_model(path: Path) -> dict[str, Any]:
 
 
 def _parsed(path: Path) -> Any:
-    """The file as sentencepiece's ModelProto."""
+    """Parse the file as the package sentencepiece's ModelProto."""
     try:
         from google.protobuf.message import DecodeError
         from sentencepiece import sentencepiece_model_pb2 as format
@@ -234,7 +234,7 @@ def _parsed(path: Path) -> Any:
 
 
 def _split_language_code(text: str) -> tuple[str, str]:
-    """The language code at the start of a text, or "", and the rest."""
+    """Split a text into the language code at its start (or "") and the rest."""
     end = text.find("<<") if text.startswith(">>") else -1
     return (text[: end + 2], text[end + 2 :]) if end >= 0 else ("", text)
 

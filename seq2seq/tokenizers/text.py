@@ -33,7 +33,7 @@ NUMBER = re.compile(r"\s*[-+]?[0-9.,]*\s*")
 
 @dataclass(frozen=True)
 class Ragged:
-    """Rows of different lengths in one flat array, which forked workers share, unlike lists.
+    """Rows of different lengths in one flat array. Unlike lists, forked workers share its memory.
 
     flat (N,); row i is flat[starts[i]:ends[i]], with starts and ends int64 (n,). Rows may have gaps and any order.
     """
@@ -54,7 +54,7 @@ class Ragged:
         return self.ends - self.starts
 
     def take(self, indices: NDArray[np.int64]) -> "Ragged":
-        """These rows in this order, without copying them."""
+        """The rows with these indices, in this order, without copying them."""
         return Ragged(self.flat, self.starts[indices], self.ends[indices])
 
 
@@ -74,11 +74,11 @@ class Lines:
         return (self[i] for i in range(len(self)))
 
     def take(self, indices: NDArray[np.int64]) -> "Lines":
-        """These lines in this order, without copying the text."""
+        """The lines with these indices, in this order, without copying the text."""
         return Lines(self.rows.take(indices))
 
     def number(self, index: int) -> int:
-        """The line number of `lines[index]` in its file, from 1; lines that were left out count."""
+        """The number of `lines[index]` in its file, counted from 1 over all lines of the file."""
         return int(np.count_nonzero(self.rows.flat[: self.rows.starts[index]] == LINE_FEED)) + 1
 
     @classmethod
@@ -171,7 +171,7 @@ def _refuse_numbers(path: Path, sides: tuple[Lines, Lines]) -> None:
 
 
 def read_lines(path: Path) -> Lines:
-    """A file's lines without line ends; raises UserError if it is missing, broken, empty or not UTF-8."""
+    """Read a file's lines without line ends; raises UserError if it is missing, broken, empty or not UTF-8."""
     content = _content(path).removeprefix(BYTE_ORDER_MARK)
     if not content:
         raise UserError(f"The file {path} is empty; expected one sentence per line.")
