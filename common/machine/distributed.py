@@ -1,8 +1,8 @@
 """Several processes under torchrun: the only file that uses torch.distributed.
 
-One process runs the same code with world size 1, where every function here returns at once. Either each rank holds the
-whole model and `data_parallel` sums the gradients, or each holds a part of every tensor, a DTensor (`shard`). Files
-always hold full tensors, so that a run resumes in any number of processes, with either strategy.
+A single process runs the same code with world size 1; the functions of this file then communicate nothing. With `ddp`,
+each rank holds the whole model and `data_parallel` sums the gradients; with `fsdp`, each holds a part of every tensor,
+a DTensor (`shard`). Files always hold full tensors, so that a run resumes with any strategy and number of processes.
 """
 
 import os
@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 
-# Seconds for which a process that lost its connection to another delays its error. torchrun reports the earliest error
-# and compares whole seconds; it should report that of the process that failed.
+# If a process fails, the others lose their connection to it. They delay their errors by this many seconds, because
+# torchrun reports the earliest error (in whole seconds), which should be that of the process that failed.
 PEER_ERROR_DELAY = 3.0
 
 Row = TypeVar("Row", bound=tuple[Any, ...])
@@ -223,7 +223,7 @@ def local_part(tensor: Any) -> Tensor:
 
 
 def full_tensors(value: Any) -> Any:
-    """A tensor, or all tensors of a dict, gathered from the ranks' parts (a collective); other values are unchanged.
+    """Gather a sharded tensor, or those of a dict, from all ranks (a collective); other values are returned unchanged.
 
     Gathered tensors of a dict are moved to the CPU one by one, because a GPU may have no room for the whole model.
     """
@@ -256,10 +256,10 @@ def load_state_dict(model: nn.Module, tensors: dict[str, Tensor]) -> None:
 
 @contextmanager
 def unsharded(model: nn.Module) -> Iterator[None]:
-    """A context inside which every rank holds the full model and may call any method, on any number of batches."""
+    """A context in which every rank holds the full model; ranks may call methods of it independently of each other."""
     units = _units(model) if is_sharded(list(model.parameters())) else []
     if units:
-        units[0]._get_fsdp_state()._lazy_init()  # else a layer called first would become the root
+        units[0]._get_fsdp_state()._lazy_init()  # otherwise, the first layer to be called would become FSDP's root
     for unit in units:
         unit.set_reshard_after_forward(False, recurse=False)
         unit.unshard()

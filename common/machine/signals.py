@@ -15,19 +15,19 @@ from common.machine import distributed
 
 SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")  # SLURM is commonly set to send the last two
 CTRL_C_MESSAGE = b"\nCtrl-C: stopping after this step, with a checkpoint; once more stops at once.\n"
-SECOND_CTRL_C_DELAY = 2.0  # seconds in which the main thread may end by itself, which also closes files
+SECOND_CTRL_C_DELAY = 2.0  # seconds for the main thread to close its files and end before it is killed
 
 
 class StopSignals:
     """A context manager inside which signals that would end the process are only recorded.
 
-    The handler does nothing else: a checkpoint or a collective there could interrupt another one. A second Ctrl-C
+    The handler does nothing else, since a checkpoint or a collective in it could interrupt another one. A second Ctrl-C
     raises KeyboardInterrupt at once. Signals that are ignored stay ignored (nohup). Earlier handlers are called after a
     stop, when the checkpoint is written; submitit's puts the job back into SLURM's queue.
     """
 
     def __init__(self, grace: float | None = None) -> None:
-        """End the process `grace` seconds after SIGTERM if the block has not ended by then; None: wait for it."""
+        """End the process `grace` seconds after SIGTERM if the context is still open then; None: never."""
         self.received: list[str] = []
         self._grace = grace
         self._owner = os.getpid()
@@ -62,7 +62,7 @@ class StopSignals:
         return distributed.any_rank(bool(self.received))
 
     def stopped_error(self, where: str) -> Stopped:
-        """The exception that all ranks then raise (a collective); `where` says how far the run is."""
+        """The exception that all ranks raise after a signal (a collective); `where` says how far the run is."""
         names = sorted({name for names in distributed.gather(self.received) for name in names})
         return Stopped(names, where)
 
@@ -104,7 +104,7 @@ class _Watchdog:
         os.close(self._read)
 
     def _leave_to_parent(self) -> None:
-        """In a forked worker, to which a terminal sends Ctrl-C, too: the parent would count it twice."""
+        """Stop writing to the pipe in a forked worker: a Ctrl-C reaches parent and workers, and would count twice."""
         if self._write >= 0:
             signal.set_wakeup_fd(-1)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from common.types import Fraction
 from seq2seq.tokenizers.bpe import PAD
 
-# Below it an entry is masked: imported models have a logit of -1e9 for it (seq2seq/importing/layouts.py).
+# An entry with a lower logit is masked. Imported models give masked entries -1e9 (seq2seq/importing/layouts.py).
 MASKED_LOG_PROBABILITY = -1e8
 
 
@@ -49,7 +49,7 @@ def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def _mean_of_unmasked(log_probabilities: Tensor) -> Tensor:
-    """The mean over the entries that can be predicted, (B, T, V) -> (B, T); without masked ones, bit for bit `mean`."""
+    """The mean over entries that are not masked, (B, T, V) -> (B, T); if none is masked, bit for bit `mean`."""
     masked = log_probabilities < MASKED_LOG_PROBABILITY
     entries = log_probabilities.shape[-1]
     return log_probabilities.masked_fill(masked, 0).mean(-1) * (entries / (entries - masked.sum(-1)))
