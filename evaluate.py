@@ -32,8 +32,12 @@ def evaluate(config: dict[str, Any]) -> float | None:
         )
         log = Log(None, distributed.is_main())
         log.info(parts.weights_line)
-        log.table(f"{split}: {parts.data.count(split)} samples", [("number", "value"), *numbers.items()])
-        if config["details"]:
+        if numbers:
+            log.table(f"{split}: {parts.data.count(split)} samples", [("number", "value"), *numbers.items()])
+        else:
+            unwritten = "" if config["output"] else "; output=FOLDER writes the predictions"
+            log.warning(f"There are no numbers, because the {split} data have no annotations{unwritten}.")
+        if config["details"] and numbers:
             log.table("details", metric.details())
         results = {f"{split}/{name}": value for name, value in numbers.items()}
         log.info(json.dumps(results))
@@ -43,7 +47,7 @@ def evaluate(config: dict[str, Any]) -> float | None:
             (folder / "results.json").write_text(json.dumps(results, indent=1))
             metric.write(folder)
             log.info(f"The results and the predictions are in {folder}.")
-        return numbers[parts.task.goal.name]
+        return numbers.get(parts.task.goal.name)
 
 
 if __name__ == "__main__":

@@ -95,7 +95,7 @@ class Metric(Protocol):
         """Gather the answers of all ranks by sample id (a collective: all ranks call it)."""
 
     def compute(self) -> dict[str, float]:
-        """The metric's values by name, equal on all ranks."""
+        """The metric's values by name, equal on all ranks; none for a split without annotations."""
 
     def details(self) -> Sequence[Sequence[Any]]:
         """A table of more detailed values, such as those of each class; its first row is the header."""

@@ -237,6 +237,29 @@ def test_real_cells_train_evaluate_and_predict_by_config_keys_only(door, real_da
     assert (tmp_path / f"out/{image.name}.boxes.json").exists()
 
 
+def test_images_without_annotations_are_predicted_for_a_server(door, real_data, tmp_path):
+    """As COCO's image_info_test-dev2017.json, whose annotations are not published."""
+    cells = real_data("bccd")
+    info = json.loads((cells / "test.json").read_text())
+    (tmp_path / "info.json").write_text(json.dumps({"images": info["images"][:3], "categories": info["categories"]}))
+    files = [f"data.{split}.images={cells / 'images'}" for split in ("train", "test")]
+    files += [f"data.train.annotations={cells / 'val.json'}", f"data.test.annotations={tmp_path / 'info.json'}"]
+    run = tmp_path / "run"
+    output = door(
+        "train", "model=detr", "data=coco", "data.val_count=0", *files, *SMALL_IMAGES, "data.batch_size=2",
+        "trainer.steps=1", "trainer.workers=0", f"run_dir={run}",
+    )  # fmt: skip
+    assert "no annotations (there will be no numbers)" in output and "no test numbers" in output
+    assert not any(key.startswith("test/") for key in json.loads((run / "results.json").read_text()))
+    line = [f"checkpoint={run}/checkpoints/step_00000001.pt", "details=true"]
+    output = door("evaluate", *line, f"output={tmp_path / 'out'}")
+    assert "There are no numbers, because the test data have no annotations.\n" in output
+    boxes = json.loads((tmp_path / "out/boxes.json").read_text())
+    assert {box["image_id"] for box in boxes} == {image["id"] for image in info["images"][:3]}
+    assert (run / "predictions/boxes.json").exists()
+    assert "output=FOLDER writes the predictions" in door("evaluate", *line)
+
+
 class Malicious:
     def __reduce__(self):
         return os.mkdir, ("harm was done",)

@@ -283,14 +283,21 @@ class Trainer:
             numbers["weights"] = describe(path.relative_to(run.folder), content)
         if run.data.count("test"):
             scores, metric = self._evaluate(run, context, "test")
-            test_numbers = {f"test/{name}": number for name, number in scores.items()}
-            log.numbers(run.step, test_numbers)
-            score = scores.get(run.task.goal.name, math.nan)
-            self._warn_of_undefined(run, context, "test", score, "compare no model by it")
-            numbers = {**test_numbers, **numbers}
+            numbers = {**self._log_test_numbers(run, context, scores), **numbers}
             if distributed.is_main():
                 metric.write(run.folder / "predictions")
         log.info(f"weights   {describe(path, content)}")
+        return numbers
+
+    def _log_test_numbers(self, run: Run, context: _Context, scores: dict[str, float]) -> dict[str, float]:
+        """Log the numbers of test by full names and return them; warn when there are none, or the goal has no value."""
+        numbers = {f"test/{name}": number for name, number in scores.items()}
+        if not numbers:
+            context.log.warning("There are no test numbers, because the test data have no annotations.")
+            return {}
+        context.log.numbers(run.step, numbers)
+        score = scores.get(run.task.goal.name, math.nan)
+        self._warn_of_undefined(run, context, "test", score, "compare no model by it")
         return numbers
 
     def _average(self, run: Run, context: _Context) -> tuple[LoadedCheckpoint | None, float | None]:

@@ -1,62 +1,62 @@
-"""COCO's instances JSON (cocodataset.org, "Data format"): read, validated, and converted to arrays.
+"""COCO's instances JSON (cocodataset.org, "Data format"): read, validated and completed for evaluation.
 
 An invalid file raises a UserError that names the file, the id at fault and the remedy.
 """
 
 import json
-import os
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+from pycocotools import mask as rle
 
 from common.errors import UserError
 
-CocoJson = dict[str, Any]  # images, annotations and categories
+CocoJson = dict[str, Any]  # images, annotations and categories; without the key annotations, the images are unlabelled
+Annotation = dict[str, Any]
+
+MAX_AREA = 1e10  # square pixels, COCO's upper bound of the areas of all objects
+CROWD_TEXTS = {"0": False, "false": False, "": False, "1": True, "true": True}  # iscrowd as some programs write it
 
 
-@dataclass(frozen=True, kw_only=True)
-class SplitArrays:
-    """One split as arrays, images in the file's order; boxes are the training targets, clipped and without crowds.
+def load(path: Path, labelled: bool = True) -> CocoJson:
+    """Read and validate a COCO JSON file; raises UserError.
 
-    Forked workers share arrays. Python objects they would copy, since reading one writes its reference count.
+    Whole numbers written as 64.0 become integers. Ids of annotations may be of any type, equal or missing: they occur
+    only in messages. With `labelled` False the file may lack "annotations", as COCO's image_info_test-dev2017.json.
     """
-
-    ids: NDArray[np.int64]  # (N,) image ids
-    files: NDArray[np.bytes_]  # (N,) UTF-8, relative to the folder of images
-    sizes: NDArray[np.int64]  # (N, 2) height, width
-    starts: NDArray[np.int64]  # (N + 1,) boxes[starts[i] : starts[i + 1]] belong to image i
-    boxes: NDArray[np.float32]  # (T, 4) xyxy in pixels
-    labels: NDArray[np.int64]  # (T,) class index
-    notes: list[str]  # which boxes were clipped or left out
-
-
-def load(path: Path) -> CocoJson:
-    """Read and validate a COCO JSON file; raises UserError."""
     try:
         coco_json = json.loads(path.read_bytes())
     except OSError as error:
         raise UserError(f"The annotations {path} cannot be read ({error.strerror}); correct their path.") from None
     except ValueError as error:  # not JSON, or not text
         raise UserError(f"{path} is not JSON ({error}); give a file in COCO's format.") from None
-    for key in ("images", "annotations", "categories"):
+    unlabelled = not labelled and isinstance(coco_json, dict) and "annotations" not in coco_json
+    for key in ("images", "categories") if unlabelled else ("images", "annotations", "categories"):
         if not isinstance(coco_json, dict) or not isinstance(coco_json.get(key), list):
             raise UserError(f'{path} has no list of "{key}", so it is not COCO instances JSON; give such a file.')
-        _check_ids(coco_json[key], key, path)
+        for position, entry in enumerate(coco_json[key]):
+            if not isinstance(entry, dict):
+                raise UserError(
+                    f'Entry {position} of "{key}" in {path} is {_show(entry)}; expected an object in braces.'
+                )
     for key in ("images", "categories"):
         if not coco_json[key]:
             raise UserError(f"{path} lists no {key}; a split needs at least one.")
+        _check_ids(coco_json[key], key, path)
     for category in coco_json["categories"]:
         if not isinstance(category.get("name"), str):
             raise UserError(f'Category {category["id"]} of {path} has no "name"; add one.')
     for image in coco_json["images"]:
         if not isinstance(image.get("file_name"), str):
             raise UserError(f'Image {image["id"]} of {path} has no "file_name"; add it.')
-        if not all(_is_integer(image.get(key)) and image[key] > 0 for key in ("height", "width")):
-            raise UserError(f'Image {image["id"]} of {path} has no positive "height" and "width"; add them in pixels.')
+        for key in ("height", "width"):
+            image[key] = _whole(image.get(key))
+            if not isinstance(image[key], int) or not 0 < image[key] < 2**31:
+                raise UserError(
+                    f'Image {image["id"]} of {path} has no positive "height" and "width" ({key} is '
+                    f"{_show(image[key])}); add them in pixels, without quotes."
+                )
     _check_annotations(coco_json, path)
     valid: CocoJson = coco_json
     return valid
@@ -68,109 +68,121 @@ def categories(coco_json: CocoJson) -> list[dict[str, Any]]:
 
 
 def select(coco_json: CocoJson, ids: Iterable[int]) -> CocoJson:
-    """Select the images `ids` with all their annotations, crowds and degenerate boxes too.
-
-    Optional fields that evaluation needs are added where missing: `iscrowd` as 0, and `area` as the box's area.
-    """
+    """Select the images `ids` with all their annotations, crowds and degenerate boxes too."""
     chosen = set(ids)
+    selected = {**coco_json, "images": [image for image in coco_json["images"] if image["id"] in chosen]}
+    if "annotations" in coco_json:
+        selected["annotations"] = [a for a in coco_json["annotations"] if a["image_id"] in chosen]
+    return selected
+
+
+def complete(coco_json: CocoJson) -> CocoJson:
+    """Give each annotation the fields that evaluation needs: `iscrowd` as 0 or 1, and a usable `area`.
+
+    A missing area is that of the box. One that is no positive number (text, NaN, zero) is replaced by the area of the
+    segmentation or, without one, of the box. The argument is not modified.
+    """
+    if "annotations" not in coco_json:
+        return coco_json
+    sizes = {image["id"]: (image.get("height"), image.get("width")) for image in coco_json["images"]}
     return {
         **coco_json,
-        "images": [image for image in coco_json["images"] if image["id"] in chosen],
         "annotations": [
-            {"iscrowd": 0, "area": a["bbox"][2] * a["bbox"][3], **a}
+            {**a, "iscrowd": int(is_crowd(a)), "area": area(a, *sizes.get(a["image_id"], (None, None)))}
             for a in coco_json["annotations"]
-            if a["image_id"] in chosen
         ],
     }
 
 
-def build_arrays(coco_json: CocoJson, classes: list[dict[str, Any]], path: Path) -> SplitArrays:
-    """Convert a validated file to arrays; `classes` are those of `categories`, perhaps from another file.
-
-    Raises UserError when an annotation's category is missing from `classes` or has another name there.
-    """
-    names = {category["id"]: category["name"] for category in classes}
-    used = {annotation["category_id"] for annotation in coco_json["annotations"]}
-    for category in coco_json["categories"]:
-        if category["id"] in used and names.get(category["id"]) != category["name"]:
-            train_name = repr(names[category["id"]]) if category["id"] in names else "not listed"
-            raise UserError(
-                f"Category {category['id']} is {category['name']!r} in {path}, but {train_name} in the train "
-                "annotations; give all splits the same categories."
-            )
-    images, annotations = coco_json["images"], coco_json["annotations"]
-    index_of = {image["id"]: i for i, image in enumerate(images)}
-    sizes = np.array([[image["height"], image["width"]] for image in images], dtype=np.int64).reshape(-1, 2)
-    ids = np.array([a["id"] for a in annotations], dtype=np.int64)
-    image_index = np.array([index_of[a["image_id"]] for a in annotations], dtype=np.int64)
-    crowd = np.array([bool(a.get("iscrowd", 0)) for a in annotations], dtype=bool)
-    label_of = {category["id"]: i for i, category in enumerate(classes)}
-    labels = np.array([label_of[a["category_id"]] for a in annotations], dtype=np.int64)
-    xywh = np.array([a["bbox"] for a in annotations], dtype=np.float64).reshape(-1, 4)
-
-    boxes = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)  # (T, 4) xyxy
-    clipped = boxes.clip(0, np.tile(sizes[image_index][:, ::-1], 2)).astype(np.float32)
-    empty = (clipped[:, 2:] <= clipped[:, :2]).any(axis=1) | (xywh[:, 2:] <= 0).any(axis=1)
-    usable = ~crowd & ~empty
-    notes = [
-        _describe("left out of the targets", "crowd", ids[crowd]),
-        _describe("left out of the targets", "box without area inside its image", ids[empty & ~crowd]),
-        # COCO's files round to a hundredth of a pixel; clipping that little is not reported.
-        _describe("clipped to the image", "box", ids[usable & (np.abs(clipped - boxes) > 0.011).any(axis=1)]),
-    ]
-    order = np.flatnonzero(usable)[np.argsort(image_index[usable], kind="stable")]
-    return SplitArrays(
-        ids=np.array([image["id"] for image in images], dtype=np.int64),
-        files=np.array([image["file_name"].encode() for image in images]),
-        sizes=sizes,
-        starts=np.concatenate([[0], np.cumsum(np.bincount(image_index[usable], minlength=len(images)))]),
-        boxes=clipped[order],
-        labels=labels[order],
-        notes=[note for note in notes if note],
-    )
+def is_crowd(annotation: Annotation) -> bool:
+    """Whether an annotation marks a crowd; one without a readable `iscrowd` does not."""
+    return bool(_read_crowd(annotation.get("iscrowd")))
 
 
-def check_files(arrays: SplitArrays, folder: Path) -> None:
-    """Raise UserError when an image file is missing from `folder`."""
-    if not folder.is_dir():
-        raise UserError(f"The folder of images {folder} does not exist; correct its path.")
-    names = [name.decode() for name in arrays.files]
-    # Listing each folder once is fast; on a network drive, 100,000 calls of `exists` are slow.
-    parents = {os.path.dirname(name) for name in names}
-    present = {os.path.join(p, f) for p in parents if (folder / p).is_dir() for f in os.listdir(folder / p)}
-    missing = [name for name in names if name not in present and not (folder / name).exists()]
-    if missing:
-        raise UserError(
-            f"{len(missing)} of {len(names)} images are missing, the first is {folder / missing[0]}; "
-            "add them, or remove them from the JSON."
-        )
+def has_usable_area(annotation: Annotation) -> bool:
+    """Whether an annotation states its area as a finite positive number."""
+    value = annotation.get("area")
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= MAX_AREA  # NaN fails
 
 
-def _check_ids(entries: list[Any], key: str, path: Path) -> None:
+def area(annotation: Annotation, height: int | None, width: int | None) -> float:
+    """The area of an annotation's object in square pixels; see `complete`. height, width: those of its image."""
+    if has_usable_area(annotation):
+        usable: float = annotation["area"]
+        return usable
+    if annotation.get("area") is not None and height and width:
+        mask_area = _mask_area(annotation.get("segmentation"), height, width)
+        if mask_area > 0:
+            return mask_area
+    box_width, box_height = annotation["bbox"][2:]
+    return float(box_width * box_height) if box_width > 0 and box_height > 0 else 0.0
+
+
+def name_annotation(annotation: Annotation, position: int) -> str:
+    """An annotation in messages: its id, or its position in the file's list."""
+    return _show(annotation["id"]) if "id" in annotation else f"at position {position}"
+
+
+def find_id(name: str, categories: Iterable[dict[str, Any]]) -> int | None:
+    """The id of the first category with this name; None without one."""
+    return next((category["id"] for category in categories if category["name"] == name), None)
+
+
+def _check_ids(entries: list[dict[str, Any]], key: str, path: Path) -> None:
     ids = set()
     for position, entry in enumerate(entries):
-        if not isinstance(entry, dict) or not _is_integer(entry.get("id")):
-            raise UserError(f'Entry {position} of "{key}" in {path} has no integer "id"; add one.')
-        if entry["id"] in ids:
-            raise UserError(f'The id {entry["id"]} occurs twice in "{key}" of {path}; ids must differ.')
-        ids.add(entry["id"])
+        id = entry["id"] = _whole(entry.get("id"))
+        if not _is_id(id):
+            raise UserError(
+                f'Entry {position} of "{key}" in {path} has {_describe_id(id, "id")}; expected an integer below 2^63'
+                f"{', without quotes' if isinstance(id, str) else ''}."
+            )
+        if id in ids:
+            raise UserError(f'The id {id} occurs twice in "{key}" of {path}; ids must differ.')
+        ids.add(id)
 
 
 def _check_annotations(coco_json: CocoJson, path: Path) -> None:
-    images = {image["id"] for image in coco_json["images"]}
-    categories = {category["id"] for category in coco_json["categories"]}
-    for annotation in coco_json["annotations"]:
-        name = f"Annotation {annotation['id']} of {path}"
-        if annotation.get("image_id") not in images:
-            raise UserError(f"{name} belongs to image {annotation.get('image_id')}, which is not listed; list it.")
-        if annotation.get("category_id") not in categories:
-            raise UserError(f"{name} has category {annotation.get('category_id')}, which is not listed; list it.")
-        if not _is_box(annotation.get("bbox")):
-            raise UserError(f'{name} has the "bbox" {annotation.get("bbox")}; expected four numbers x, y, w, h.')
+    listed = {
+        "image_id": {image["id"] for image in coco_json["images"]},
+        "category_id": {category["id"] for category in coco_json["categories"]},
+    }
+    for position, annotation in enumerate(coco_json.get("annotations", [])):
+        for key in listed:
+            annotation[key] = _whole(annotation.get(key))
+        if fault := _find_fault(annotation, listed):
+            raise UserError(f"Annotation {name_annotation(annotation, position)} of {path} {fault}.")
 
 
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _find_fault(annotation: Annotation, listed: dict[str, set[int]]) -> str | None:
+    """What is wrong with an annotation, as the end of a sentence."""
+    for key, verb in (("image_id", "belongs to image"), ("category_id", "has category")):
+        id = annotation[key]
+        if not _is_id(id):
+            return f'has {_describe_id(id, key)}; expected the "id" of one {verb.split()[-1]}, an integer'
+        if id not in listed[key]:
+            return f"{verb} {id}, which is not listed; list it"
+    if not _is_box(annotation.get("bbox")):
+        return f'has the "bbox" {_show(annotation.get("bbox"))}; expected four numbers x, y, w, h'
+    if _read_crowd(annotation.get("iscrowd")) is None:
+        return f'has the "iscrowd" {_show(annotation["iscrowd"])}; expected 0 or 1'
+    return None
+
+
+def _whole(value: Any) -> Any:
+    """64 for 64.0; any other value unchanged."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
+
+
+def _describe_id(value: Any, key: str) -> str:
+    if value is None:
+        return f'no "{key}"'
+    kinds = {str: ", which is text", list: ", which is a list", int: ", which does not fit 64 bits"}
+    return f'the "{key}" {_show(value)}{kinds.get(type(value), "")}'
 
 
 def _is_box(value: Any) -> bool:
@@ -179,8 +191,30 @@ def _is_box(value: Any) -> bool:
     return all(isinstance(x, int | float) and not isinstance(x, bool) and -1e9 < x < 1e9 for x in value)  # NaN fails
 
 
-def _describe(action: str, kind: str, ids: NDArray[np.int64]) -> str:
-    if not len(ids):
-        return ""
-    examples = ", ".join(str(i) for i in ids[:3]) + (", ..." if len(ids) > 3 else "")
-    return f"{action}: {len(ids)} x {kind} (annotation {examples})"
+def _read_crowd(value: Any) -> bool | None:
+    """`iscrowd` as a fact; None if it cannot be read."""
+    if value is None:
+        return False
+    if isinstance(value, str):
+        return CROWD_TEXTS.get(value.strip().lower())
+    return bool(value) if isinstance(value, int | float) and value == value else None  # NaN differs from itself
+
+
+def _mask_area(segmentation: Any, height: int, width: int) -> float:
+    """The area of polygons or of a run-length code in pixels; 0 if there is none, or it cannot be read."""
+    try:
+        if isinstance(segmentation, list):
+            polygons = [p for p in segmentation if len(p) >= 6 and all(abs(x) < 1e9 for x in p)]  # NaN fails
+            code = rle.merge(rle.frPyObjects(polygons, height, width)) if polygons else None
+        else:
+            listed = isinstance(segmentation["counts"], list)
+            code = rle.frPyObjects(segmentation, height, width) if listed else segmentation
+        return float(rle.area(code)) if code else 0.0
+    except Exception:  # pycocotools raises nothing more specific; the box remains
+        return 0.0
+
+
+def _show(value: Any) -> str:
+    """A value as JSON writes it, cut after 60 characters."""
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,9 +19,19 @@ from common.errors import UserError
 from common.task import Batch, Split
 from common.types import SPLITS, Count, Positive
 from detr.data import annotations
+from detr.data.arrays import SplitArrays, build_arrays, decode, find_files
 from detr.data.transforms import Augmentation, as_bounding_boxes, augment
 
 MAX_ORIENTATION_FILES = 4000  # of a split, read at the start for their EXIF tags; some seconds on a slow drive
+
+NO_OBJECTS: dict[Split, str] = {  # warnings about a split without any box that can be found
+    "train": "there is no box to learn from (no annotations, or only crowds and boxes without area), so the model can "
+    'learn nothing but "no object"; correct data.train.annotations',
+    "val": "there is no object to find (no annotations, or only crowds and boxes without area), so its AP is -1 or 0 "
+    "and cannot select a checkpoint; correct data.val.annotations",
+    "test": "there is no object to find (no annotations, or only crowds and boxes without area), so its AP is -1 or 0; "
+    "correct data.test.annotations",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +85,7 @@ class Coco:
         for name, files in (("train", self.train), ("val", self.val), ("test", self.test)):
             if (files.images is None) != (files.annotations is None):
                 raise UserError(f"data.{name}.images and data.{name}.annotations go together; give both or neither.")
-        self._arrays_by_split: dict[str, annotations.SplitArrays] = {}
+        self._arrays_by_split: dict[str, SplitArrays] = {}
         self._categories: list[dict[str, Any]] = []
         self._ground_truths: dict[str, bytes] = {}
         self._decoded: dict[tuple[str, int], Tensor] = {}
@@ -95,14 +106,18 @@ class Coco:
             paths = paths or [self._required_files("train")[1]]
             # Evaluation may run on a machine that holds only val2017: without the train JSON, another split's is read.
             path = next((path for path in paths if path.exists()), paths[0])
-            self._categories = annotations.categories(annotations.load(path))
+            self._categories = annotations.categories(annotations.load(path, labelled=False))
         return self._categories
 
     def ground_truth(self, split: Split) -> dict[str, Any]:
-        """The COCO JSON of this split's images, with crowds and degenerate boxes."""
+        """The COCO JSON of this split's images, with crowds and degenerate boxes.
+
+        Each annotation has a usable `area` and `iscrowd`. There is no key "annotations" if the file of `test` has none.
+        """
         if split not in self._ground_truths:
             ids = self._arrays(split).ids.tolist()
-            coco_json = annotations.select(annotations.load(self._required_files(split)[1]), ids)
+            coco_json = annotations.select(self._load(split), ids)
+            coco_json = annotations.complete(coco_json)
             self._ground_truths[split] = json.dumps(coco_json).encode()  # one object for workers to fork, not a million
         truth: dict[str, Any] = json.loads(self._ground_truths[split])
         return truth
@@ -188,15 +203,48 @@ class Coco:
         }
 
     def summary(self) -> list[str]:
-        """The number of classes, and a line on each split and on the boxes left out of its targets."""
+        """The number of classes, and lines on each split, on its boxes and on the fields that were repaired."""
         lines = [f"{len(self.categories())} classes"]
         for split in filter(self._has_split, SPLITS):
             arrays = self._arrays(split)
-            path = self._required_files(split)[1]
-            lines.append(f"{split}: {len(arrays.ids)} images, {len(arrays.labels)} boxes of {path}")
-            notes = (*arrays.notes, *self._hidden_orientations(split), *self._ranges(split))
+            boxes = f"{len(arrays.labels)} boxes" if arrays.labelled else "no annotations (there will be no numbers)"
+            lines.append(f"{split}: {len(arrays.ids)} images, {boxes} of {self._required_files(split)[1]}")
+            about_images = (*self._hidden_orientations(split), *self._ranges(split))
+            notes = (*arrays.notes, *self._classes_without_boxes(split), *about_images)
             lines += [f"{split}: {note}" for note in notes]
         return lines
+
+    def advice(self, queries: int) -> list[str]:
+        """Warnings about the annotations of a run whose detector has that many queries, one sentence each."""
+        splits = [split for split in SPLITS if self._has_split(split) and self._arrays(split).labelled]
+        return [f"{split}: {doubt}." for split in splits for doubt in self._doubts(split, queries)]
+
+    def _doubts(self, split: Split, queries: int) -> list[str]:
+        arrays = self._arrays(split)
+        doubts = list(arrays.doubts)
+        if not len(arrays.labels):
+            doubts.append(NO_OBJECTS[split])
+        counts = np.diff(arrays.starts)  # (N,) objects of each image
+        if excess := int((counts > queries).sum()):
+            worst = int(counts.argmax())
+            doubts.append(
+                f"{excess} of {len(counts)} images have more objects than the model has queries ({queries}), at most "
+                f"{counts[worst]} in {self._file(split, worst)}; the surplus is neither learnt nor detected, so raise "
+                "model.queries"
+            )
+        return doubts
+
+    def _classes_without_boxes(self, split: Split) -> list[str]:
+        """A note on the classes that the annotations list and never use in train."""
+        used = set(self._arrays(split).labels.tolist())
+        unused = [f"{c['name']} (id {c['id']})" for i, c in enumerate(self.categories()) if i not in used]
+        if split != "train" or not used or not unused:
+            return []
+        more = f" and {len(unused) - 5} more" if len(unused) > 5 else ""
+        return [
+            f"{len(unused)} of {len(self.categories())} classes have no box and will not be learnt: "
+            f"{', '.join(unused[:5])}{more}"
+        ]
 
     def _ranges(self, split: Split) -> list[str]:
         """A note on grey images with more than 8 bits, among some images of the split."""
@@ -239,7 +287,7 @@ class Coco:
 
     def _file(self, split: Split, index: int) -> Path:
         name: bytes = self._arrays(split).files[index]
-        return self._required_files(split)[0] / name.decode()
+        return self._required_files(split)[0] / decode(name)
 
     def _has_split(self, split: Split) -> bool:
         return split == "train" or self._split_files(split) is not None
@@ -253,11 +301,11 @@ class Coco:
             )
         return files
 
-    def _arrays(self, split: Split) -> annotations.SplitArrays:
+    def _arrays(self, split: Split) -> SplitArrays:
         if split not in self._arrays_by_split:
             self.prepare()
             folder, path = self._required_files(split)
-            coco_json = annotations.load(path)
+            coco_json = self._load(split)
             if split == "train" and not self._categories:
                 self._categories = annotations.categories(coco_json)
             ids = [image["id"] for image in coco_json["images"]]
@@ -266,9 +314,12 @@ class Coco:
                 splits = self._split_train_val(ids, path)
             for name, split_ids in splits.items():
                 selected = annotations.select(coco_json, split_ids)
-                self._arrays_by_split[name] = annotations.build_arrays(selected, self.categories(), path)
-                annotations.check_files(self._arrays_by_split[name], folder)
+                self._arrays_by_split[name] = find_files(build_arrays(selected, self.categories(), path), folder)
         return self._arrays_by_split[split]
+
+    def _load(self, split: Split) -> annotations.CocoJson:
+        """The JSON of `split`; only that of `test` may lack annotations, for results that a server evaluates."""
+        return annotations.load(self._required_files(split)[1], labelled=split != "test")
 
     def _split_train_val(self, ids: list[int], path: Path) -> dict[str, list[int]]:
         """Split one file into train and val, independently of the run's seed and of the file's order."""

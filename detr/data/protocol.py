@@ -11,7 +11,8 @@ from common.task import Data, Split
 class DetectionData(Data, Protocol):
     """Images with boxes. `collate` returns what `detr.data.coco.Coco.collate` does.
 
-    Optional attributes, looked up by name: `drawn`, True for a set that is learnt without pretrained weights;
+    Optional members, looked up by name: `advice(queries)`, warnings about the annotations for a detector with that many
+    queries, one sentence each; `drawn`, True for a set that is learnt without pretrained weights;
     `augmentation` with `eval_size` and `max_size`, which an exported model records as its preprocessing; and `exif`,
     whether a user's images are turned by their EXIF tags (`common.data.images.read_image`).
     """
@@ -20,7 +21,7 @@ class DetectionData(Data, Protocol):
         """The classes as {"id", "name"}, in the order of class indices."""
 
     def ground_truth(self, split: Split) -> dict[str, Any]:
-        """The COCO JSON of this split's images, with crowds and degenerate boxes."""
+        """The COCO JSON of this split's images, with crowds and degenerate boxes; unlabelled without "annotations"."""
 
     def view(self, image: Tensor, file: Path) -> dict[str, Any]:
         """Make a sample without targets from a user's image uint8 (3, H, W), resized as in evaluation."""

@@ -77,9 +77,12 @@ class CocoMetric:
     def compute(self) -> dict[str, float]:
         """Box numbers by COCO's names and, if the answers have masks, mask numbers with the prefix `mask_`.
 
-        Rank 0 computes them and broadcasts them to the others.
+        There are none for a ground truth without the key "annotations". Rank 0 computes them and broadcasts them to the
+        others.
         """
         assert self.gathered, "gather() comes before compute()"
+        if "annotations" not in self.ground_truth:
+            return {}
         numbers: dict[str, float] = {}
         rows: list[ClassRow] = []
         if is_main():

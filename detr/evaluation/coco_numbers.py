@@ -17,6 +17,7 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 
 from common.errors import UserError
+from detr.data.annotations import complete
 from detr.evaluation.coco_evaluators import Dataset, Evaluator, IouType, select_evaluator
 
 SHAPE_KEY = {"bbox": "bbox", "segm": "segmentation"}  # the key of a result's box or mask
@@ -51,7 +52,8 @@ def evaluate_results(
     """Evaluate `results` on every image of `ground_truth`, also those without annotations.
 
     Args:
-        ground_truth: a COCO JSON; it is not modified. A missing area is that of the box, a missing iscrowd is 0.
+        ground_truth: a COCO JSON; it is not modified. `detr.data.annotations.complete` replaces a missing or unusable
+            area or iscrowd.
         results: entries of a COCO results file, in any order.
         iou_type: "bbox" compares boxes, "segm" masks.
         evaluator: the package that computes the numbers; they do not depend on it.
@@ -109,7 +111,8 @@ def _renumber(ground_truth: dict[str, Any], iou_type: IouType) -> tuple[Dataset,
         "images": [image | {"id": images[image["id"]]} for image in ground_truth["images"]],
         "categories": [{"id": number, "name": names[number]} for number in sorted(names)],
     }
-    annotations = [a for a in ground_truth["annotations"] if a["image_id"] in images and a["category_id"] in classes]
+    annotations = complete(ground_truth)["annotations"]
+    annotations = [a for a in annotations if a["image_id"] in images and a["category_id"] in classes]
     if iou_type == "segm" and not any(annotation.get("segmentation") for annotation in annotations):
         annotations = []  # a ground truth of boxes only: every mask number is -1
     truth["annotations"] = [
@@ -118,8 +121,8 @@ def _renumber(ground_truth: dict[str, Any], iou_type: IouType) -> tuple[Dataset,
             "image_id": images[annotation["image_id"]],
             "category_id": classes[annotation["category_id"]],
             "bbox": annotation["bbox"],
-            "area": _area(annotation),
-            "iscrowd": annotation.get("iscrowd") or 0,
+            "area": annotation["area"],
+            "iscrowd": annotation["iscrowd"],
         }
         for number, annotation in enumerate(annotations, start=1)
     ]
@@ -130,11 +133,6 @@ def _renumber(ground_truth: dict[str, Any], iou_type: IouType) -> tuple[Dataset,
 
 def _new_ids(entries: list[dict[str, Any]]) -> dict[Any, int]:
     return {id: number for number, id in enumerate(sorted({entry["id"] for entry in entries}), start=1)}
-
-
-def _area(annotation: dict[str, Any]) -> float:
-    area: float | None = annotation.get("area")
-    return float(annotation["bbox"][2] * annotation["bbox"][3]) if area is None else area
 
 
 def _add_masks(truth: Dataset, originals: list[dict[str, Any]]) -> None:

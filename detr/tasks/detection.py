@@ -222,27 +222,36 @@ class Detection:
         """
         truth = self.data.ground_truth(split)
         names = {category["id"]: category["name"] for category in self.categories}
-        used = {annotation["category_id"] for annotation in truth["annotations"]}
+        used = {annotation["category_id"] for annotation in truth.get("annotations", [])}
         for category in truth["categories"]:
-            name = names.get(category["id"])
+            id = category["id"]
+            name = names.get(id)
             unnamed = name is not None and name.startswith("class ")  # an imported file has no class names
-            if category["id"] in used and name != category["name"] and not unnamed:
+            if id in used and name != category["name"] and not unnamed:
+                ids = [model_id for model_id, model_name in names.items() if model_name == category["name"]]
+                there = f" and that name under id {ids[0]}" if ids else ""
                 raise UserError(
-                    f'{split} has objects of category {category["id"]} "{category["name"]}", but the model has '
-                    f"{'no class' if name is None else json.dumps(name)} with that id; evaluate it on data of its own "
-                    "classes, or train on these data from checkpoint=FILE."
+                    f'{split} has objects of category {id} "{category["name"]}", but the model has '
+                    f"{'no class' if name is None else json.dumps(name)} with that id{there}; evaluate it on data of "
+                    "its own classes, or train on these data from checkpoint=FILE."
                 )
         return CocoMetric(truth, self.categories, self.evaluator)
 
     def advice(self, pretrained: bool) -> list[str]:
-        """A warning if the data are too few to train from random weights; a drawn set is meant for that."""
+        """Warnings about the annotations, and about too few data to train from random weights.
+
+        A drawn set is meant for random weights.
+        """
+        about_annotations = getattr(self.data, "advice", None)
+        lines: list[str] = about_annotations(self.queries) if about_annotations else []
         count = self.data.count("train")
         if pretrained or count >= MIN_IMAGES_FROM_SCRATCH or getattr(self.data, "drawn", False):
-            return []
+            return lines
         return [
+            *lines,
             f"the model starts without pretrained weights and there are only {count} training images: DETR learns next "
             f"to nothing from fewer than {MIN_IMAGES_FROM_SCRATCH:,} that way; start from checkpoint=FILE (an official "
-            "COCO detector), or from model.backbone.weights=imagenet_v1 or a file."
+            "COCO detector), or from model.backbone.weights=imagenet_v1 or a file.",
         ]
 
     def alarms(self, answers: list[Answer]) -> list[str]:

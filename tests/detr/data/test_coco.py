@@ -16,6 +16,7 @@ from common.errors import UserError
 from detr.data import coco as coco_files
 from detr.data.coco import Coco, Files
 from detr.data.transforms import Augmentation
+from detr.evaluation.coco_numbers import evaluate_results
 
 UNCHANGED = Augmentation(kind="none", sizes=[1], eval_size=40, max_size=1333, middle_sizes=[1], crop=(1, 1))
 NONE = Files(images=None, annotations=None)
@@ -71,6 +72,14 @@ def make_data(tmp_path: Path) -> Callable[..., Coco]:
         return coco(train=files, test=files, **keys)
 
     return make
+
+
+def evaluate(data: Coco) -> dict[str, float]:
+    """COCO's numbers of detections that equal the annotations of `test`."""
+    truth = data.ground_truth("test")
+    keys = ("image_id", "category_id", "bbox")
+    results = [{"score": 0.9, **{key: a[key] for key in keys}} for a in truth["annotations"]]
+    return evaluate_results(truth, results, "bbox").numbers
 
 
 def test_any_category_ids_become_classes_by_ascending_id(make_data: Callable[..., Coco]):
@@ -269,11 +278,36 @@ BAD_FILES = {
     "unknown category": (coco_json(annotations=[annotation(category_id=5)]), ["Annotation 50", "category 5"]),
     "no box": (coco_json(annotations=[annotation(bbox=None)]), ["Annotation 50", "bbox"]),
     "short box": (coco_json(annotations=[annotation(bbox=[1, 2, 3])]), ["Annotation 50", "[1, 2, 3]"]),
-    "word in box": (coco_json(annotations=[annotation(bbox=[1, 2, 3, "4"])]), ["Annotation 50", "'4'"]),
-    "NaN in box": (coco_json(annotations=[annotation(bbox=[1, 2, 3, float("nan")])]), ["Annotation 50", "nan"]),
-    "annotation twice": (coco_json(annotations=[annotation(), annotation()]), ["id 50", "twice"]),
+    "word in box": (coco_json(annotations=[annotation(bbox=[1, 2, 3, "4"])]), ["Annotation 50", '"4"']),
+    "NaN in box": (coco_json(annotations=[annotation(bbox=[1, 2, 3, float("nan")])]), ["Annotation 50", "NaN"]),
     "image twice": (coco_json(images=COCO_JSON["images"] + COCO_JSON["images"][:1]), ["id 7", "twice"]),
-    "id as text": (coco_json(annotations=[annotation(id="50")]), ["Entry 0", "integer"]),
+    "image id as text": (coco_json(images=[{**COCO_JSON["images"][0], "id": "7"}]), ["Entry 0", '"7", which is text']),
+    "category id as text": (coco_json(categories=[{"id": "4", "name": "a"}]), ['"4", which is text', "without quotes"]),
+    "image id too large": (coco_json(images=[{**COCO_JSON["images"][0], "id": 2**63}]), ["does not fit 64 bits"]),
+    "image id with a fraction": (coco_json(images=[{**COCO_JSON["images"][0], "id": 7.5}]), ['the "id" 7.5']),
+    "image_id as text": (coco_json(annotations=[annotation(image_id="3")]), ["Annotation 50", '"3", which is text']),
+    "image_id as a list": (coco_json(annotations=[annotation(image_id=[3])]), ["Annotation 50", "which is a list"]),
+    "image_id true": (coco_json(annotations=[annotation(image_id=True)]), ["Annotation 50", "true"]),
+    "category_id as text": (coco_json(annotations=[annotation(category_id="4")]), ["Annotation 50", "which is text"]),
+    "no image_id": (coco_json(annotations=[{"id": 50, "category_id": 4}]), ["Annotation 50", 'no "image_id"']),
+    "an annotation without id": (coco_json(annotations=[{"category_id": 4}]), ["Annotation at position 0"]),
+    "an annotation of another type": (coco_json(annotations=["a"]), ['Entry 0 of "annotations"', '"a"']),
+    "crowd in words": (coco_json(annotations=[annotation(iscrowd="many")]), ["Annotation 50", '"iscrowd" "many"']),
+    "crowd as a list": (coco_json(annotations=[annotation(iscrowd=[0])]), ["Annotation 50", '"iscrowd" [0]']),
+    "size as text": (coco_json(images=[{**COCO_JSON["images"][0], "width": "60"}]), ["Image 7", 'width is "60"']),
+    "size with a fraction": (coco_json(images=[{**COCO_JSON["images"][0], "width": 60.5}]), ["width is 60.5"]),
+    "a URL": (
+        coco_json(images=[{**COCO_JSON["images"][1], "file_name": "http://x.org/a.png"}], annotations=[]),
+        ["is a URL: download the images"],
+    ),
+    "a folder too many": (
+        coco_json(images=[{**COCO_JSON["images"][1], "file_name": "images/a.png"}], annotations=[]),
+        ["images/a.png exists", "remove the folders"],
+    ),
+    "a Windows path": (
+        coco_json(images=[{**COCO_JSON["images"][1], "file_name": r"C:\photos\a.png"}], annotations=[]),
+        ["images/a.png exists", "remove the folders"],
+    ),
     "nameless category": (coco_json(categories=[{"id": 4}, {"id": 17, "name": "a"}, {"id": 90, "name": "b"}]), ["4"]),
     "nameless image": (
         coco_json(images=[{"id": 3, "width": 1, "height": 1}], annotations=[]),
@@ -292,9 +326,154 @@ def test_an_invalid_file_is_named_in_one_sentence(name: str, make_data: Callable
     content, words = BAD_FILES[name]
     with pytest.raises(UserError) as error:
         make_data(content).count("train")
-    for word in [*words, "x.png" if name == "missing image" else "instances.json"]:
+    about_images = "missing" in str(error.value)  # and so it names the folder of images
+    for word in [*words, "images" if about_images else "instances.json"]:
         assert word in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "ids", [[1, 1, 1], ["a-1", "a-2", "a-3"], [2**63, 2**70, -1], [None, 1.5, [2]], ["1", 1, True]]
+)
+def test_ids_of_annotations_may_be_anything(ids: list[Any], make_data: Callable[..., Coco]):
+    changed = [{**a, "id": id} for a, id in zip(COCO_JSON["annotations"], ids, strict=True)]
+    without = [{key: value for key, value in a.items() if key != "id"} for a in COCO_JSON["annotations"]]
+    expected = evaluate(make_data(COCO_JSON))
+    assert expected["AP"] == pytest.approx(1)
+    assert evaluate(make_data(coco_json(annotations=changed))) == expected
+    assert evaluate(make_data(coco_json(annotations=without))) == expected
+
+
+def test_whole_numbers_may_be_written_with_a_point(make_data: Callable[..., Coco]):
+    def with_points(content: Any) -> Any:
+        keys = ("id", "image_id", "category_id", "width", "height", "iscrowd")
+        return [{key: float(value) if key in keys else value for key, value in entry.items()} for entry in content]
+
+    data, same = make_data(COCO_JSON), {key: with_points(entries) for key, entries in COCO_JSON.items()}
+    truth, expected = make_data(same).ground_truth("test"), data.ground_truth("test")
+    assert json.dumps(truth["images"]) == json.dumps(expected["images"])  # 64 and not 64.0, as results are written
+    assert json.dumps(make_data(same).categories()) == json.dumps(data.categories())
+    for written, plain in zip(truth["annotations"], expected["annotations"], strict=True):
+        assert json.dumps([written["image_id"], written["category_id"], written["iscrowd"]]) == json.dumps(
+            [plain["image_id"], plain["category_id"], plain["iscrowd"]]
+        )
+
+
+def test_a_category_that_has_its_name_under_another_id_is_told_so(make_data: Callable[..., Coco], tmp_path: Path):
+    shifted = [{"id": c["id"] - 1, "name": c["name"]} for c in COCO_JSON["categories"]]
+    boxes = [{**a, "category_id": a["category_id"] - 1} for a in COCO_JSON["annotations"]]
+    train = make_data(COCO_JSON).train
+    (tmp_path / "test.json").write_text(json.dumps(coco_json(categories=shifted, annotations=boxes)))
+    test = Files(images=str(tmp_path / "images"), annotations=str(tmp_path / "test.json"))
+    with pytest.raises(UserError, match=r"89 is 'brush' .* not listed in .*, which have that name under id 90; give"):
+        coco(train=train, test=test).count("test")
+
+
+def test_backslashes_in_file_names_are_folders_unless_a_file_has_that_name(
+    make_data: Callable[..., Coco], tmp_path: Path
+):
+    (tmp_path / "images/b").mkdir()
+    (tmp_path / "images/c.png").rename(tmp_path / "images/b/c.png")
+    images = [{**image} for image in COCO_JSON["images"]]
+    images[2]["file_name"] = r"b\c.png"
+    data = make_data(coco_json(images=images))
+    assert data.where("train", 2) == str(tmp_path / "images/b/c.png") and data.sample("train", 2, None)["id"] == 9
+    (tmp_path / r"images/b\c.png").write_bytes((tmp_path / "images/b/c.png").read_bytes())
+    assert make_data(coco_json(images=images)).where("train", 2) == str(tmp_path / r"images/b\c.png")
+
+
+POLYGON = [[0, 0, 10, 0, 10, 10, 0, 10]]  # 100 square pixels
+
+
+@pytest.mark.parametrize("area", ["575", float("nan"), float("inf"), [575], {}, True, -3, 0, "", 10**400], ids=str)
+def test_an_area_that_is_no_positive_number_is_that_of_the_mask_or_else_of_the_box(
+    area: Any, make_data: Callable[..., Coco]
+):
+    code = {"size": [40, 60], "counts": [0, 50, 2350]}
+    shapes: list[Any] = [POLYGON, code, [], None, [[1, 2]], [["a"] * 6], "x", {"size": [40, 60], "counts": "??"}]
+    odd = [annotation(id=i, area=area, segmentation=shape) for i, shape in enumerate(shapes)]
+    content = coco_json(annotations=[*odd, annotation(id=99, area=7), annotation(id=100, area=None)])
+    data = make_data(content)
+    areas = [a["area"] for a in data.ground_truth("test")["annotations"]]
+    assert areas[:7] == [100, 50, 25, 25, 25, 25, 25] and areas[8:] == [7, 25]
+    note = (
+        "area computed from the segmentation or the box: 8 x area that is no positive number (annotation 0, 1, 2, ...)"
+    )
+    assert f"test: {note}" in data.summary() and f"train: {note}" in data.summary()
+
+
+def test_an_area_of_a_box_without_extent_is_zero_and_not_reported(make_data: Callable[..., Coco]):
+    data = make_data(
+        coco_json(annotations=[annotation(area=0, bbox=[1, 1, 0, 5]), annotation(bbox=[9, 9, -1, -1], area=-1)])
+    )
+    assert [a["area"] for a in data.ground_truth("test")["annotations"]] == [0, 0]
+    assert "1 x area that is no positive number" in "\n".join(data.summary())
+
+
+@pytest.mark.parametrize(("text", "crowd"), [("0", 0), ("1", 1), ("false", 0), ("True", 1), (" 0 ", 0), ("", 0)])
+def test_iscrowd_as_text_is_read_as_it_is_meant_in_training_and_evaluation(
+    text: str, crowd: int, make_data: Callable[..., Coco]
+):
+    data = make_data(coco_json(annotations=[annotation(iscrowd=text), annotation(iscrowd=None)]))
+    assert len(data.sample("train", 1, None)["boxes"]) == 2 - crowd
+    assert [a["iscrowd"] for a in data.ground_truth("test")["annotations"]] == [crowd, 0]
+    assert "train: read as a number: 1 x iscrowd that is text (annotation 50)" in data.summary()
+
+
+def doubts(data: Coco, queries: int = 100) -> list[str]:
+    """The warnings of `train`."""
+    return [line.removeprefix("train: ") for line in data.advice(queries) if line.startswith("train")]
+
+
+def test_good_annotations_raise_no_doubt(make_data: Callable[..., Coco]):
+    assert make_data(COCO_JSON).advice(2) == []
+
+
+@pytest.mark.parametrize("annotations", [[], [annotation(iscrowd=1)], [annotation(bbox=[1, 1, 0, 4])]])
+def test_a_split_without_an_object_is_named(annotations: list[Any], make_data: Callable[..., Coco]):
+    data = make_data(coco_json(annotations=annotations))
+    assert "no box to learn from" in doubts(data)[0] and "data.train.annotations" in doubts(data)[0]
+    assert any(line.startswith("test: there is no object to find") for line in data.advice(100))
+    val = coco(train=data.train, val=data.train)
+    assert any(line.startswith("val:") and "cannot select a checkpoint" in line for line in val.advice(100))
+
+
+def test_images_with_more_objects_than_queries_are_counted_and_the_worst_is_named(make_data: Callable[..., Coco]):
+    data = make_data(coco_json(annotations=[annotation(image_id=image) for image in (3, 3, 3, 9, 9)]))
+    assert doubts(data, 3) == []
+    assert "1 of 3 images" in doubts(data, 2)[0] and "2 of 3 images" in doubts(data, 1)[0]
+    assert (
+        "at most 3 in" in doubts(data, 1)[0] and "a.png" in doubts(data, 1)[0] and "model.queries" in doubts(data, 1)[0]
+    )
+
+
+def test_classes_without_a_box_are_listed(make_data: Callable[..., Coco]):
+    root = {"id": 0, "name": "cells"}
+    data = make_data(coco_json(categories=[root, *COCO_JSON["categories"]]))
+    assert "train: 1 of 4 classes have no box and will not be learnt: cells (id 0)" in data.summary()
+    assert "will not be learnt" not in "\n".join(make_data(COCO_JSON).summary())
+
+
+def test_boxes_that_look_normalised_or_like_corners_are_doubted(make_data: Callable[..., Coco]):
+    normalised = [annotation(bbox=[0.1, 0.2, 0.5, 0.6]), annotation(bbox=[0, 0, 1.0, 1])]
+    assert "look relative to the image size" in doubts(make_data(coco_json(annotations=normalised)))[0]
+    corners = [annotation(bbox=[30, 20, 50, 35]), annotation(bbox=[1, 1, 5, 5])]
+    assert "1 of 2 boxes leave their image" in doubts(make_data(coco_json(annotations=corners)))[0]
+    for harmless in ([annotation(bbox=[0, 0, 60, 40])], [*corners, annotation(bbox=[30, 20, 10, 10])]):
+        assert doubts(make_data(coco_json(annotations=harmless))) == []
+
+
+def test_only_test_may_be_without_annotations(make_data: Callable[..., Coco], tmp_path: Path):
+    data = make_data(COCO_JSON)
+    (tmp_path / "info.json").write_text(json.dumps({key: COCO_JSON[key] for key in ("images", "categories")}))
+    unlabelled = Files(images=str(tmp_path / "images"), annotations=str(tmp_path / "info.json"))
+    data = coco(train=data.train, test=unlabelled)
+    assert data.count("test") == 3 and "annotations" not in data.ground_truth("test")
+    assert f"test: 3 images, no annotations (there will be no numbers) of {tmp_path / 'info.json'}" in data.summary()
+    assert data.advice(100) == [] and coco(test=unlabelled).categories() == data.categories()
+    for keys in ({"train": unlabelled}, {"train": data.train, "val": unlabelled}):
+        with pytest.raises(UserError, match='has no list of "annotations"'):
+            coco(**keys).summary()
 
 
 def test_missing_folders_and_splits_with_one_key_are_refused(tmp_path: Path, make_data: Callable[..., Coco]):

@@ -81,6 +81,18 @@ def test_answers_of_a_model_give_the_official_numbers_and_so_does_the_written_fi
     assert not (tmp_path / "masks.json").exists()
 
 
+def test_images_without_annotations_have_no_numbers_and_their_answers_are_written(tmp_path):
+    unlabelled = {key: entries for key, entries in truth(images=1).items() if key != "annotations"}
+    metric = CocoMetric(unlabelled, CATEGORIES)
+    metric.update({"ids": [1]}, [answer([[10, 10, 110, 110]], [0.5], [0])])
+    metric.gather()
+    assert metric.compute() == {}
+    metric.write(tmp_path)
+    assert read_results(tmp_path / "boxes.json", "bbox") == [
+        {"image_id": 1, "category_id": 7, "bbox": [10, 10, 100, 100], "score": 0.5}
+    ]
+
+
 def test_two_objects_evaluated_by_hand(capsys):
     """Two cats of 100 x 100 in two images. Detections by score:
 

@@ -4,6 +4,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from pycocotools import mask as rle
 
 from common.errors import UserError
 from detr.evaluation.coco_numbers import NAMES, evaluate_results, read_results
@@ -84,3 +85,26 @@ def test_results_of_another_set_or_format_are_refused(tmp_path):
         file.write_text(text)
         with pytest.raises(UserError, match=r"results\.json"):
             read_results(file, "bbox")
+
+
+@every_evaluator
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+@pytest.mark.parametrize("area", ["575", float("nan"), float("inf"), [575], -3, 0, True], ids=str)
+def test_an_area_that_is_no_positive_number_gives_the_numbers_of_the_computed_one(area, kind, evaluator):
+    """A box of 40 x 40 is medium. Its area, 1,600, decides which of COCO's sizes the object belongs to."""
+    polygon = [[10, 10, 50, 10, 50, 50, 10, 50]]
+    field = {"image_id": 1, "category_id": 7, "bbox": [10, 10, 40, 40], "segmentation": polygon}
+    code = {"size": [200, 200], "counts": rle.frPyObjects(polygon, 200, 200)[0]["counts"]}
+    result = {"image_id": 1, "category_id": 7, "bbox": [10, 10, 40, 40], "segmentation": code, "score": 0.9}
+    expected = evaluate_results(truth({**field, "area": 1600}), [result], kind, evaluator)
+    assert expected.numbers["AP_medium"] > 0.99 and expected.numbers["AP_small"] == -1
+    assert evaluate_results(truth({**field, "area": area}), [result], kind, evaluator) == expected
+
+
+@every_evaluator
+def test_iscrowd_as_text_is_read_as_a_number(evaluator):
+    fields = {"image_id": 1, "category_id": 7, "bbox": [10, 10, 40, 40]}
+    result = {"image_id": 1, "category_id": 7, "bbox": [10, 10, 40, 40], "score": 0.9}
+    for text, crowd in (("0", 0), ("1", 1)):
+        numbers = evaluate_results(truth({**fields, "iscrowd": text}, fields), [result], "bbox", evaluator)
+        assert numbers == evaluate_results(truth({**fields, "iscrowd": crowd}, fields), [result], "bbox", evaluator)

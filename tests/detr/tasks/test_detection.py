@@ -91,6 +91,14 @@ def test_training_from_scratch_on_few_images_is_warned_of_unless_the_set_is_draw
     assert task.advice(pretrained=True) == []
 
 
+def test_doubts_about_annotations_are_advice_whether_pretrained_or_not(task):
+    task.queries = 1
+    for pretrained in (True, False):
+        lines = task.advice(pretrained)
+        assert [line.split(":")[0] for line in lines] == ["train", "val", "test"]
+        assert all("have more objects than the model has queries (1)" in line for line in lines)
+
+
 def test_queries_with_nearly_the_same_box_raise_an_alarm(task):
     boxes = torch.tensor([[10.0, 10, 50, 50]]).repeat(20, 1)
     assert "nearly the same box" in task.alarms([{"boxes": boxes + 0.01 * torch.rand(20, 4)}])[0]
@@ -101,6 +109,12 @@ def test_data_with_other_classes_are_not_evaluated(task):
     assert task.metric("test").categories[0]["name"] == "circle"
     task.restore({"categories": [{"id": i, "name": name} for i, name in enumerate(("cat", "dog", "cow", "emu"), 1)]})
     with pytest.raises(UserError, match=r'category \d "\w+", but the model has "\w+" with that id'):
+        task.metric("test")
+    shifted = [{"id": c["id"] - 1, "name": c["name"]} for c in task.data.categories()]
+    task.restore({"categories": shifted})
+    with pytest.raises(
+        UserError, match=r'category \d "\w+", but the model has "\w+" with that id and that name under id \d;'
+    ):
         task.metric("test")
     task.restore({"categories": [{"id": 1, "name": "circle"}]})
     with pytest.raises(UserError, match="has no class with that id"):

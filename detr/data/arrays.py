@@ -1,0 +1,183 @@
+"""One split of a COCO JSON as arrays for training, and its image files."""
+
+import os
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.errors import UserError
+from detr.data.annotations import Annotation, CocoJson, area, find_id, has_usable_area, is_crowd, name_annotation
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitArrays:
+    """One split as arrays, images in the file's order; boxes are the training targets, clipped and without crowds.
+
+    Forked workers share arrays. Python objects they would copy, since reading one writes its reference count.
+    """
+
+    ids: NDArray[np.int64]  # (N,) image ids
+    files: NDArray[np.bytes_]  # (N,) UTF-8, relative to the folder of images
+    sizes: NDArray[np.int64]  # (N, 2) height, width
+    starts: NDArray[np.int64]  # (N + 1,) boxes[starts[i] : starts[i + 1]] belong to image i
+    boxes: NDArray[np.float32]  # (T, 4) xyxy in pixels
+    labels: NDArray[np.int64]  # (T,) class index
+    labelled: bool  # whether the file has annotations, even if the list is empty
+    notes: list[str]  # which boxes were clipped or left out, and what was read otherwise than written
+    doubts: list[str]  # signs that the boxes are not in the format that they are read in
+
+
+def build_arrays(coco_json: CocoJson, classes: list[dict[str, Any]], path: Path) -> SplitArrays:
+    """Convert a validated file to arrays; `classes` are those of `categories`, perhaps from another file.
+
+    Raises UserError when an annotation's category is missing from `classes` or has another name there.
+    """
+    _check_categories(coco_json, classes, path)
+    images, annotations = coco_json["images"], coco_json.get("annotations", [])
+    index_of = {image["id"]: i for i, image in enumerate(images)}
+    sizes = np.array([[image["height"], image["width"]] for image in images], dtype=np.int64).reshape(-1, 2)
+    image_index = np.array([index_of[a["image_id"]] for a in annotations], dtype=np.int64)
+    crowd = np.array([is_crowd(a) for a in annotations], dtype=bool)
+    label_of = {category["id"]: i for i, category in enumerate(classes)}
+    labels = np.array([label_of[a["category_id"]] for a in annotations], dtype=np.int64)
+    xywh = np.array([a["bbox"] for a in annotations], dtype=np.float64).reshape(-1, 4)
+
+    boxes = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)  # (T, 4) xyxy
+    limits = np.tile(sizes[image_index][:, ::-1], 2)  # (T, 4) width, height, width, height of the image
+    clipped = boxes.clip(0, limits).astype(np.float32)
+    empty = (clipped[:, 2:] <= clipped[:, :2]).any(axis=1) | (xywh[:, 2:] <= 0).any(axis=1)
+    usable = ~crowd & ~empty
+    # COCO's files round to a hundredth of a pixel; clipping that little is not reported.
+    exceeds = usable & (np.abs(clipped - boxes) > 0.011).any(axis=1)
+    notes = [
+        _describe("left out of the targets", "crowd", annotations, crowd),
+        _describe("left out of the targets", "box without area inside its image", annotations, empty & ~crowd),
+        _describe("clipped to the image", "box", annotations, exceeds),
+        *_describe_repairs(annotations, sizes[image_index]),
+    ]
+    order = np.flatnonzero(usable)[np.argsort(image_index[usable], kind="stable")]
+    return SplitArrays(
+        ids=np.array([image["id"] for image in images], dtype=np.int64),
+        files=np.array([_encode(image["file_name"]) for image in images]),
+        sizes=sizes,
+        starts=np.concatenate([[0], np.cumsum(np.bincount(image_index[usable], minlength=len(images)))]),
+        boxes=clipped[order],
+        labels=labels[order],
+        labelled="annotations" in coco_json,
+        notes=[note for note in notes if note],
+        doubts=_doubt_format(xywh, limits),
+    )
+
+
+def find_files(arrays: SplitArrays, folder: Path) -> SplitArrays:
+    """The arrays with the names of existing files in `folder`: a backslash is read as "/" where only that file exists.
+
+    Raises UserError when an image file is missing, with a remedy for a URL or a wrong folder.
+    """
+    if not folder.is_dir():
+        raise UserError(f"The folder of images {folder} does not exist; correct its path.")
+    names = [decode(name) for name in arrays.files]
+    # Listing each folder once is fast; on a network drive, 100,000 calls of `exists` are slow.
+    parents = {os.path.dirname(name) for name in names}
+    present = {os.path.join(p, f) for p in parents if (folder / p).is_dir() for f in os.listdir(folder / p)}
+    missing, renamed = [], {}
+    for index, name in enumerate(names):
+        if name in present or (folder / name).exists():
+            continue
+        with_slashes = name.replace("\\", "/")
+        if with_slashes != name and (folder / with_slashes).exists():
+            renamed[index] = with_slashes
+        else:
+            missing.append(name)
+    if missing:
+        raise UserError(
+            f"{len(missing)} of {len(names)} images are missing, the first is {folder / missing[0]}; "
+            f"{_remedy(missing[0], folder)}."
+        )
+    if not renamed:
+        return arrays
+    return replace(arrays, files=np.array([_encode(renamed.get(i, name)) for i, name in enumerate(names)]))
+
+
+def decode(name: bytes) -> str:
+    """A file name of `SplitArrays.files`."""
+    return name.decode("utf-8", "surrogateescape")
+
+
+def _encode(name: str) -> bytes:
+    # Python escapes bytes of a file name that are not UTF-8 as lone surrogates, and so does JSON written with it.
+    return name.encode("utf-8", "surrogateescape")
+
+
+def _remedy(name: str, folder: Path) -> str:
+    """What to do about the missing image `name`."""
+    base = re.split(r"[\\/]", name)[-1]
+    if re.match(r"\w+://", name):
+        return f"its file_name is a URL: download the images to {folder} and give their names there"
+    if base != name and (folder / base).exists():
+        return f'{folder / base} exists: remove the folders from "file_name" in the JSON'
+    if (folder.parent / name).exists():
+        return f"{folder.parent / name} exists: give {folder.parent} as the folder of images"
+    return "add them, or remove them from the JSON"
+
+
+def _check_categories(coco_json: CocoJson, classes: list[dict[str, Any]], path: Path) -> None:
+    names = {category["id"]: category["name"] for category in classes}
+    used = {annotation["category_id"] for annotation in coco_json.get("annotations", [])}
+    for category in coco_json["categories"]:
+        id, name = category["id"], category["name"]
+        if id in used and names.get(id) != name:
+            train_name = repr(names[id]) if id in names else "not listed"
+            train_id = find_id(name, classes)
+            there = "" if train_id is None else f", which have that name under id {train_id}"
+            raise UserError(
+                f"Category {id} is {name!r} in {path}, but {train_name} in the train annotations{there}; "
+                "give all splits the same categories."
+            )
+
+
+def _describe_repairs(annotations: list[Annotation], sizes: NDArray[np.int64]) -> list[str]:
+    """Notes on fields of annotations that are not read as written; sizes: (T, 2), of their images."""
+    text = np.array([isinstance(a.get("iscrowd"), str) for a in annotations], dtype=bool)
+    stated = np.array([has_usable_area(a) or a.get("area") is None for a in annotations], dtype=bool)
+    computed = np.zeros(len(annotations), dtype=bool)
+    for i in np.flatnonzero(~stated):
+        computed[i] = area(annotations[i], *sizes[i].tolist()) != annotations[i]["area"]
+    return [
+        _describe(
+            "area computed from the segmentation or the box", "area that is no positive number", annotations, computed
+        ),
+        _describe("read as a number", "iscrowd that is text", annotations, text),
+    ]
+
+
+def _doubt_format(xywh: NDArray[np.float64], limits: NDArray[np.int64]) -> list[str]:
+    """Whether boxes (T, 4), read as x, y, width, height in pixels, look normalised or like corners (xyxy).
+
+    limits: (T, 4), width, height, width, height of their images. Corners are suspected if, read as corners, all boxes
+    have an area and lie in their images, and a tenth leave them by more than a pixel as x, y, width, height.
+    """
+    if not len(xywh):
+        return []
+    read_as = "they were read as x, y, width, height in pixels, COCO's format"
+    if (np.abs(xywh) <= 1.01).all() and (limits > 4).all():
+        return [f"no coordinate of a box exceeds 1, so the boxes look relative to the image size; {read_as}"]
+    corners = (xywh[:, 2:] > xywh[:, :2]).all(axis=1) & (xywh >= 0).all(axis=1) & (xywh <= limits + 1).all(axis=1)
+    leaves = (xywh[:, :2] + xywh[:, 2:] > limits[:, :2] + 1).any(axis=1)
+    if corners.all() and leaves.mean() >= 0.1:
+        counts = f"{leaves.sum()} of {len(xywh)} boxes"
+        return [f"{counts} leave their image, and all would fit as corners x1, y1, x2, y2; {read_as}"]
+    return []
+
+
+def _describe(action: str, kind: str, annotations: list[Annotation], chosen: NDArray[np.bool_]) -> str:
+    """A note with the number of `chosen` annotations and the first three; empty without any."""
+    positions = np.flatnonzero(chosen).tolist()
+    if not positions:
+        return ""
+    examples = ", ".join(name_annotation(annotations[i], i) for i in positions[:3])
+    return f"{action}: {len(positions)} x {kind} (annotation {examples}{', ...' if len(positions) > 3 else ''})"
