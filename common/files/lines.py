@@ -6,7 +6,7 @@ from typing import BinaryIO
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a whole file; at any moment, also after a power cut, `path` is the old file or the new one.
+    """Replace a file: at any time, also after a power cut, `path` is either the complete old or the complete new file.
 
     Half of a surrogate pair, as in a name that is not UTF-8, is written as its escape in JSON and YAML.
     """
@@ -28,7 +28,7 @@ def sync_folder(folder: Path) -> None:
 
 
 class LineFile:
-    """A text file that is only appended to; lines that cannot be written are retried first on the next call."""
+    """A text file that is only appended to. Lines that could not be written are written first in the next call."""
 
     def __init__(self, path: Path):
         """Append to `path`, which is opened, or created, with the first line."""

@@ -1,4 +1,4 @@
-"""One process at a time in a folder, by a lock that the operating system releases when its holder ends."""
+"""Locks a folder for one process at a time; the operating system releases the lock when that process ends."""
 
 import contextlib
 import errno

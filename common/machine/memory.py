@@ -22,7 +22,7 @@ OUT_OF_MEMORY_MESSAGES = (  # torch 2.15 has an exception class only for CUDA's 
     "out of memory",  # the CUDA driver, and MPS
     "STATUS_ALLOC_FAILED",  # cuBLAS and cuDNN
 )
-MAX_LISTED_SAMPLES = 4  # in an error message, which counts the others
+MAX_LISTED_SAMPLES = 4  # in an error message; of further samples it gives the number
 
 
 @contextmanager

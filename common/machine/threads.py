@@ -13,7 +13,7 @@ CGROUPS = Path("/sys/fs/cgroup")  # where Linux states the limits of a container
 
 
 def missing_settings(environment: Mapping[str, str], count: bool = True) -> dict[str, str]:
-    """The variables to add to `environment`, without those that a user has set there.
+    """The variables to add to `environment`, except those that the user has already set in it.
 
     Threads wait without spinning. Their number is OpenMP's own, one for each core that this process may use, unless a
     container's share of processor time is smaller, which OpenMP does not know: then it is that share, rounded up. With

@@ -1,4 +1,4 @@
-"""Projections of queries, keys and values: three matrices in other programs, three blocks of rows of one in ours."""
+"""Query, key and value projections: three matrices in other programs, stacked as the rows of one matrix in ours."""
 
 import re
 from collections import defaultdict

@@ -1,4 +1,4 @@
-"""The weights of a foreign file, without wrappers, prefixes and half precision."""
+"""Extract the weights from another program's file: remove wrappers and prefixes, convert half types to fp32."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -59,7 +59,7 @@ def select_kind(content: dict[str, Any], kind: str) -> tuple[dict[str, Any], lis
 
 
 def floats(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors with half types converted to fp32."""
+    """Convert tensors of half types to fp32."""
     half = (torch.float16, torch.bfloat16)
     return {name: tensor.float() if tensor.dtype in half else tensor for name, tensor in tensors.items()}
 
