@@ -67,7 +67,10 @@ def train(config: dict[str, Any], run_dir: Path | None) -> float | None:
             if distributed.is_main():
                 write_atomically(results, json.dumps({**numbers, **goal}, indent=1))  # marks the run as finished
             log.table("results", [("number", "value"), *numbers.items()])
-            log.info(f"Everything is in {folder}: checkpoints/, metrics.jsonl, predictions/, TensorBoard events.")
+            files = ["checkpoints/", "metrics.jsonl"]
+            files += ["predictions/"] * (folder / "predictions").is_dir()  # without a test split there are none
+            files += ["TensorBoard events"] * any(folder.glob("events.out.tfevents*"))
+            log.info(f"Everything is in {folder}: {', '.join(files)}.")
             return _goal_value({**numbers, **goal})
 
 

@@ -107,6 +107,15 @@ def test_other_contents_are_refused_by_name_and_a_moved_folder_is_no_change(
     assert reason in warning and warning.endswith("an uninterrupted run would differ.")
 
 
+def test_the_last_line_promises_only_files_that_exist(inside: Callable[..., str]) -> None:
+    command = make_text(Path("here").absolute())
+    with_test = inside("train", *command, *RUN).splitlines()[-1]
+    assert "predictions/" in with_test and Path("run/predictions").is_dir()
+    without = inside("train", *command, *RUN, "data.test_count=0", "run_dir=other").splitlines()[-1]
+    assert without.startswith("Everything is in other: checkpoints/, metrics.jsonl")
+    assert "predictions" not in without and not Path("other/predictions").exists()
+
+
 def test_labels_of_a_set_in_memory_are_compared(inside: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     inside("train", "model=vit", *RUN)
     interrupt(Path("run"))

@@ -42,7 +42,10 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 def _download(name: str) -> dict[str, Tensor]:
     if name == "small":
-        raise UserError("model.backbone.weights=imagenet_v1 exists for the ResNets, not for small; give weights=none.")
+        raise UserError(
+            "model.backbone.weights=imagenet_v1 exists for the ResNets, not for small; give "
+            "model.backbone.weights=none."
+        )
     from torchvision.models import get_model_weights
 
     entry = get_model_weights(name)["IMAGENET1K_V1"]
@@ -51,5 +54,6 @@ def _download(name: str) -> dict[str, Tensor]:
     except (OSError, RuntimeError) as error:
         raise UserError(
             f"The ImageNet weights of {name} could not be fetched from {entry.url} ({error}); download that file "
-            "elsewhere and give its path as model.backbone.weights=FILE, or train without it by weights=none."
+            "elsewhere and give its path as model.backbone.weights=FILE, or train without it by "
+            "model.backbone.weights=none."
         ) from error
