@@ -1,4 +1,4 @@
-"""Accuracies of a classifier from its answers to one split, with each sample counted once over all ranks."""
+"""The accuracies of a classifier on one split; over all ranks, each sample counts once."""
 
 import csv
 import math
@@ -17,32 +17,31 @@ from common.report.pictures import write_picture
 from common.task import Answer, Batch
 from vit.evaluation import pictures
 
-MAX_DRAWN_CLASSES = 2000  # of a confusion matrix's picture, which has at least four pixels for each pair of classes
+MAX_DRAWN_CLASSES = 2000  # no picture of a larger confusion matrix; a cell has at least 2 x 2 pixels
 
 
 class ScoredSample(NamedTuple):
-    """The stored numbers of one sample, without the probabilities of all classes."""
+    """What the metric stores for each sample, instead of the probabilities of all classes."""
 
     id: Any
     truth: int
-    predicted: int  # -1 where an answer holds NaN
-    classes_ahead: int  # number of classes ranked before the truth; the number of classes where an answer holds NaN
+    predicted: int  # -1 if a log probability is NaN
+    classes_ahead: int  # number of classes ranked before the truth; all classes if a log probability is NaN
     loss: float  # negative log probability of the truth in nats
     probability: float  # of the predicted class
-    nearest: int | None  # class by the nearest neighbours; -1 where the features are not finite, None without them
+    nearest: int | None  # class by nearest neighbours; -1 if features are not finite, None if not computed
 
 
 class ClassificationMetric:
-    """Accuracies from the class probabilities of one split, with each sample counted once over all ranks.
+    """The accuracies and the loss on one split, from class probabilities; over all ranks, each sample counts once.
 
-    Classes of equal probability are ranked by index: of two classes with the highest probability, the first is
-    predicted, and the second is correct in top-2. A sample with a NaN among its log probabilities has no predicted
-    class: it is wrong in every accuracy and absent from the confusion matrix. The loss is NaN where the truth's log
-    probability is.
+    Classes of equal probability are ranked by index: if two classes share the highest probability, the one with the
+    lower index is predicted. A sample with a NaN among its log probabilities has no predicted class: it counts as wrong
+    in top1 and top5 and is absent from the confusion matrix. Its loss is NaN if that of the truth is NaN.
 
     Args:
         classes: names of the classes, by index.
-        expected: number of samples in the split, for the check that none is missing; None where it is unknown.
+        expected: number of samples in the split, to check that none is missing; None if unknown.
     """
 
     def __init__(self, classes: list[str], expected: int | None = None) -> None:
@@ -52,9 +51,9 @@ class ClassificationMetric:
         self.gathered = False
 
     def update(self, batch: Batch, answers: list[Answer]) -> None:
-        """Add answers with "log_probabilities" (K,) float in nats and, optionally, "nearest", a class index.
+        """Add answers, each with "log_probabilities" (K,) in nats and, optionally, "nearest", a class index.
 
-        `batch` holds "ids" and the true "labels" (B,) int64. Raises UserError for a label that is no class.
+        `batch` holds "ids" and the true "labels" (B,) int64. Raises UserError for a label outside the classes.
         """
         truth = batch["labels"].cpu()  # (B,)
         check_labels(batch["ids"], truth, len(self.classes))
@@ -62,7 +61,7 @@ class ClassificationMetric:
         assert logs.shape == (len(truth), len(self.classes)), (logs.shape, len(self.classes))
         of_truth = logs.gather(1, truth[:, None])  # (B, 1)
         has_nan = logs.isnan().any(1)
-        predicted = logs.argmax(1).masked_fill(has_nan, -1)  # of equal classes the first
+        predicted = logs.argmax(1).masked_fill(has_nan, -1)  # if several are equal, the first
         ahead = _classes_ahead(logs, truth).masked_fill(has_nan, len(self.classes))
         columns = (truth, predicted, ahead, 0 - of_truth[:, 0], logs.amax(1).exp())
         nearest = [answer.get("nearest") for answer in answers]
@@ -70,12 +69,12 @@ class ClassificationMetric:
         self.samples.extend(ScoredSample(*row) for row in rows)
 
     def gather(self) -> None:
-        """Gather the samples of all ranks on each rank, sorted by id; each sample must occur exactly once."""
+        """Gather all ranks' samples on every rank, sorted by id; each sample must occur exactly once."""
         self.samples = gather_samples(self.samples, self.expected)
         self.gathered = True
 
     def compute(self) -> dict[str, float]:
-        """`top1`, `top5` (with more than 5 classes), `loss` in nats, and `knn_top1` where answers have "nearest".
+        """Compute `top1`, `top5` (for more than 5 classes), `loss` in nats, and `knn_top1` if answers have "nearest".
 
         Example: three samples of three classes with probabilities 0.5 0.25 0.25 and truth 0 (correct), 0.25 0.5 0.25
         and truth 2 (wrong), 0.25 0.25 0.5 and truth 2 (correct): top1 = 2/3 and loss = (ln 2 + ln 4 + ln 2) / 3.
@@ -94,16 +93,17 @@ class ClassificationMetric:
         return numbers
 
     def confusion_matrix(self) -> Tensor:
-        """Number of samples of each true class (row) and predicted class (column): int64 (K, K)."""
+        """Count the samples of each pair of true class (row) and predicted class (column): int64 (K, K)."""
         counts = torch.zeros(len(self.classes), len(self.classes), dtype=torch.int64)
         for (truth, predicted), times in self._pairs().items():
             counts[truth, predicted] = times
         return counts
 
     def details(self) -> list[tuple[Any, ...]]:
-        """Name, number of images and accuracy of each class, its most frequent wrong prediction, and how often.
+        """A table with a row for each class: name, number of images, accuracy, most frequent mistake, its count.
 
-        A class without images has accuracy NaN. Of equally frequent wrong predictions, the first class is listed.
+        The accuracy of a class without images is NaN. Of equally frequent wrong predictions, that with the lowest class
+        index is listed.
         """
         pairs = self._pairs()
         images = Counter(sample.truth for sample in self.samples)
@@ -123,10 +123,10 @@ class ClassificationMetric:
         return Counter((sample.truth, sample.predicted) for sample in self.samples if sample.predicted >= 0)
 
     def write(self, folder: Path) -> None:
-        """Write `predictions.csv` with a line for each sample, and `confusion.png` unless there are too many classes.
+        """Write `predictions.csv`, with a row for each sample, and `confusion.png` for up to MAX_DRAWN_CLASSES classes.
 
-        Columns: id, truth and predicted (names; empty without a predicted class), probability (of the predicted
-        class), probability_of_truth. Names that are not UTF-8 are escaped (common/files/names.py).
+        Columns: id; truth and predicted (names of classes; empty without a predicted class); probability (that of the
+        predicted class); probability_of_truth.
         """
         assert self.gathered, "call gather() before write()"
         if not is_main():
@@ -146,7 +146,7 @@ class ClassificationMetric:
 
 
 def check_labels(ids: Sequence[Any], labels: Tensor, classes: int, what: str = "sample") -> None:
-    """Raise UserError for the first of the labels (B,) that is no class, naming `what` and the sample's id."""
+    """Raise UserError if any of the labels (B,) is no class; the message names `what` and the id of the first."""
     wrong = ((labels < 0) | (labels >= classes)).nonzero()
     if len(wrong):
         first = int(wrong[0])
@@ -157,7 +157,7 @@ def check_labels(ids: Sequence[Any], labels: Tensor, classes: int, what: str = "
 
 
 def _classes_ahead(logs: Tensor, truth: Tensor) -> Tensor:
-    """Number of classes ranked before the truth (B,) by log probability (B, K), equal ones by index: int64 (B,)."""
+    """Count the classes ranked before truth (B,) by log probability (B, K), equal ones by index: int64 (B,)."""
     of_truth = logs.gather(1, truth[:, None])  # (B, 1)
     earlier = torch.arange(logs.shape[1]) < truth[:, None]  # (B, K)
     return ((logs > of_truth) | ((logs == of_truth) & earlier)).sum(1)

@@ -1,7 +1,7 @@
 """Attention maps and attention rollout of a vision transformer (Abnar and Zuidema 2020, arXiv 2005.00928).
 
-Both use the attention recorded by `common.nn.attention.record_attention`, which does not depend on the kernel. Tokens
-are `prefix` tokens (class token, then registers), followed by the patches of a grid row by row.
+`common.nn.attention.record_attention` records the attention probabilities, whichever kernel the model uses. The tokens
+are `prefix` tokens (the class token, then registers), then the patches of a grid (gh, gw), row by row.
 """
 
 import re
@@ -16,10 +16,10 @@ from common.nn.attention import record_attention
 
 @torch.no_grad()
 def attention_up_to_layer(model: nn.Module, images: Tensor, layer: int) -> list[Tensor]:
-    """Attention probabilities of the encoder layers from the first to `layer`, inclusive: (B, h, N, N) each.
+    """Record the attention probabilities (B, h, N, N) of each encoder layer from the first to `layer`, inclusive.
 
-    `images` is the model's input. Layers are numbered from 0, or from the end by negative numbers. The caller chooses
-    the model's mode (eval for pictures). Raises UserError when there is no such layer.
+    `images` is the model's input. Layers are numbered from 0; negative numbers count from the last layer, -1. The model
+    stays in its current mode (for pictures, call `eval()` first). Raises UserError when there is no such layer.
     """
     names = encoder_attentions(model)
     if not -len(names) <= layer < len(names):
@@ -33,7 +33,7 @@ def attention_up_to_layer(model: nn.Module, images: Tensor, layer: int) -> list[
 
 
 def encoder_attentions(model: nn.Module) -> list[str]:
-    """Names of the encoder's attention modules from the first layer to the last: block 2 before block 10."""
+    """List the names of the encoder's attention modules from the first layer to the last (block 2 before block 10)."""
     with record_attention(model) as maps:
         names = [name for name in maps if name.startswith("encoder.")]
     assert names, "the model has no attention modules under encoder."
@@ -41,10 +41,10 @@ def encoder_attentions(model: nn.Module) -> list[str]:
 
 
 def attention_map(attention: Tensor, prefix: int, pooled_by_token: bool, grid: tuple[int, int]) -> Tensor:
-    """Attention in one layer from the pooled query to each patch: (B, h, N, N) -> (B, h, gh, gw) in fp32.
+    """Select one layer's attention from the pooled query to each patch: (B, h, N, N) -> (B, h, gh, gw) in fp32.
 
-    The pooled query is the class token or, with mean pooling, the mean over all patches. A map sums to one minus the
-    attention to the class token and the registers.
+    The pooled query is the class token; with mean pooling, the attention is averaged over all patches as queries. A map
+    sums to one minus the attention to the class token and the registers.
     """
     _check(attention, prefix, pooled_by_token, grid)
     rows = attention.float()[:, :, 0] if pooled_by_token else attention.float()[:, :, prefix:].mean(2)  # (B, h, N)
@@ -53,12 +53,12 @@ def attention_map(attention: Tensor, prefix: int, pooled_by_token: bool, grid: t
 
 
 def rollout(attentions: Sequence[Tensor], prefix: int, pooled_by_token: bool, grid: tuple[int, int]) -> Tensor:
-    """Attention rollout from the pooled query to each patch, through the attention of all layers, first to last.
+    """Compute attention rollout from the pooled query to each patch, in fp32.
 
-    Section 3 of the paper: A = 0.5 W + 0.5 I with W the mean over heads, rows normalised to sum to one; the rollout is
-    A_L ... A_2 A_1. Only one row of it is needed, that of the class token or, with mean pooling, the mean over the
-    patches' rows. That row is multiplied by the matrices from the last layer to the first. L times (B, h, N, N) ->
-    (B, gh, gw) in fp32.
+    `attentions` are those of all L layers, first to last: L tensors (B, h, N, N) -> (B, gh, gw). Section 3 of the
+    paper: A = 0.5 W + 0.5 I for each layer, with W the mean over heads and rows normalised to sum to one; the rollout
+    is A_L ... A_2 A_1. Only its row of the class token, or with mean pooling the mean of the patches' rows, is needed:
+    a row vector is multiplied by A_L, then A_{L-1}, down to A_1.
     """
     for attention in attentions:
         _check(attention, prefix, pooled_by_token, grid)
@@ -73,7 +73,7 @@ def rollout(attentions: Sequence[Tensor], prefix: int, pooled_by_token: bool, gr
 
 
 def _with_residual(attention: Tensor) -> Tensor:
-    """The mean over heads, averaged with the identity of the residual connection: (B, h, N, N) -> (B, N, N)."""
+    """Average the mean over heads with the identity, for the residual connection: (B, h, N, N) -> (B, N, N)."""
     mean = attention.float().mean(1)  # (B, h, N, N) -> (B, N, N)
     mixed = 0.5 * mean + 0.5 * torch.eye(mean.shape[-1], device=mean.device)
     return mixed / mixed.sum(-1, keepdim=True)
@@ -81,5 +81,5 @@ def _with_residual(attention: Tensor) -> Tensor:
 
 def _check(attention: Tensor, prefix: int, pooled_by_token: bool, grid: tuple[int, int]) -> None:
     tokens = prefix + grid[0] * grid[1]
-    assert attention.shape[-2:] == (tokens, tokens), f"{attention.shape}, but {prefix} tokens and a grid of {grid}"
+    assert attention.shape[-2:] == (tokens, tokens), f"{attention.shape} but {prefix} tokens and a grid of {grid}"
     assert prefix > 0 or not pooled_by_token, "pooling by a class token needs one"

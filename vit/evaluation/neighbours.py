@@ -1,7 +1,7 @@
-"""Classification by the nearest neighbours of frozen features (Wu et al. 2018, arXiv 1805.01978, section 3.4).
+"""Classification by nearest neighbours among frozen features (Wu et al. 2018, arXiv 1805.01978, section 3.4).
 
-Each of the k nearest samples by cosine similarity votes for its class with exp(similarity / 0.07), as in the
-evaluation of DINO (Caron et al. 2021, arXiv 2104.14294), where k = 20.
+The k samples of highest cosine similarity each vote for their own class with weight exp(similarity / 0.07). DINO is
+evaluated in the same way, with k = 20 (Caron et al. 2021, arXiv 2104.14294).
 """
 
 import torch
@@ -10,24 +10,24 @@ from torch.nn.functional import normalize
 
 from common.errors import UserError
 
-TEMPERATURE = 0.07  # both papers
-MAX_MATRIX_ENTRIES = 2**24  # of similarities or votes at once: 64 MiB in fp32
+TEMPERATURE = 0.07  # in both papers
+MAX_MATRIX_ENTRIES = 2**24  # in a matrix of similarities or of votes: 64 MiB in fp32
 
 
 class NeighbourClassifier:
-    """A classifier by the k nearest of samples with known classes.
+    """A classifier by the k nearest samples, among samples of known class.
 
     Args:
-        features: (N, C) of any float type, on the device that computes the similarities.
+        features: (N, C) of any float type; their device computes the similarities.
         labels: (N,) class indices.
         classes: number of classes.
 
-    Raises UserError when a feature is not finite: one such sample would spoil every vote.
+    Raises UserError when a feature is not finite, since one NaN would make the neighbours of every sample wrong.
     """
 
     def __init__(self, features: Tensor, labels: Tensor, classes: int) -> None:
         assert len(features) == len(labels) > 0, (features.shape, labels.shape)
-        assert 0 <= int(labels.min()) and int(labels.max()) < classes, "a label is no class"
+        assert 0 <= int(labels.min()) and int(labels.max()) < classes, "a label is outside the classes"
         if not features.isfinite().all():
             raise UserError(
                 "the model's features of the training samples are not finite, so no neighbours can be found; its "
@@ -39,10 +39,10 @@ class NeighbourClassifier:
 
     @torch.no_grad()
     def classify(self, features: Tensor, k: int) -> Tensor:
-        """The class with the most votes of the k nearest samples: (B, C) -> (B,) int64 on the device of `features`.
+        """Predict the class with the most votes of the k nearest samples: (B, C) -> (B,) int64, on the same device.
 
-        Features that are not finite give -1. With fewer than k samples all of them vote. Of classes with equal votes
-        the first is returned.
+        A sample whose features are not finite gets -1. With fewer than k known samples, all of them vote. Of classes
+        with equal votes, that with the lowest index is predicted.
         """
         chunk = max(1, MAX_MATRIX_ENTRIES // max(len(self.labels), self.classes))
         classes = [self._classify_chunk(part, min(k, len(self.labels))) for part in features.split(chunk)]

@@ -22,15 +22,15 @@ from common.types import Count, Fraction, Positive, PositiveFloat
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
-    "gelu_tanh": partial(nn.GELU, approximate="tanh"),  # in the authors' JAX code and Google's published models
+    "gelu_tanh": partial(nn.GELU, approximate="tanh"),  # as in the authors' JAX code and Google's published models
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class PositionOptions:
-    """Options of the learned positions.
+    """Options of the learned position embeddings.
 
-    resample: convention of resampling to another grid; see common/nn/positions.py.
+    resample: how the positions are resampled to another grid of patches; see common/nn/positions.py.
     on_token: whether the class token has a position of its own (not in DeiT III).
     """
 
@@ -40,11 +40,11 @@ class PositionOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class VitBlockOptions:
-    """The options in which published encoders differ; see common.nn.blocks.BlockOptions."""
+    """The options in which the encoders of published ViTs differ; see common.nn.blocks.BlockOptions."""
 
     dropout: Fraction
     attention_dropout: Fraction
-    drop_path: Fraction  # of the last block; grows linearly from the first
+    drop_path: Fraction  # rate of the last block; rates increase linearly from 0 in the first block
     layer_scale: PositiveFloat | None  # initial value; None = no layer scale
     qk_norm: bool
     norm_eps: PositiveFloat
@@ -54,11 +54,11 @@ class VitBlockOptions:
 class Classifier(nn.Module):
     """A patch embedding, a pre-norm encoder, and a head on the class token or on the mean of the patches.
 
-    Differs: GELU is exact unless `blocks.activation` is "gelu_tanh" (the authors' code approximates by tanh), and the
-    initial values are those of the authors' code (the paper gives none).
+    Differs: GELU is exact unless `blocks.activation` is "gelu_tanh", the approximation in the authors' code. Initial
+    values follow the authors' code, since the paper does not give them.
     """
 
-    decided_by_data = ("head",)  # meaningless for other classes, even when there are as many
+    decided_by_data = ("head",)  # trained for other classes it is useless, even if their number is equal
     undecayed = ("positions", "registers")  # tables of vectors, not matrices
 
     def __init__(
@@ -84,17 +84,18 @@ class Classifier(nn.Module):
         Args:
             classes: number of classes K.
             channels: 1 or 3.
-            image_size: (H, W) of the grid of positions, in pixels; for other sizes positions are resampled.
+            image_size: (H, W) in pixels of the images for which positions are learned; see `positions`.
             patch_size: side of a patch in pixels.
-            embedding: how patches become tokens: convolution or multiply, see common/nn/patches.py.
-            width: C.
-            heads: heads of each attention.
+            embedding: how a patch is projected to a token, by "convolution" or "multiply"; see common/nn/patches.py.
+            width: C, the width of tokens.
+            heads: number of heads of each attention.
             layers: number of encoder blocks.
-            feedforward: hidden width of each feed-forward (the paper's MLP size).
-            pooling: the head's input: the class token, the mean of the normalised patches, or the norm of their mean.
+            feedforward: hidden width of each feed-forward network (in the paper, "MLP size").
+            pooling: the head's input: the class token ("token"), the mean over the patches after the final norm
+                ("mean"), or the norm of the mean over the patches, without a final norm ("mean_then_norm").
             registers: number of extra tokens without a position (Darcet et al. 2024, arXiv 2309.16588).
             positions: see PositionOptions.
-            representation: width of the hidden layer with tanh before the head (section 3.1, in pre-training), or None.
+            representation: width of the hidden tanh layer that the head has in pre-training (section 3.1), or None.
             blocks: see VitBlockOptions.
 
         Raises UserError when `width` is not divisible by `heads`, or the image cannot be divided into patches.
@@ -131,24 +132,24 @@ class Classifier(nn.Module):
         self._initialise()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, channels, H, W), normalised, sides multiples of the patch -> logits (B, K)."""
+        """Normalised images (B, channels, H, W), H and W multiples of the patch size -> logits (B, K)."""
         x = self.features(images)
         if self.representation is not None:
             x = self.representation(x).tanh()
-        # The head is not computed in half precision: with 8 bits the two best classes are often equal.
+        # The head is computed in full precision: in bf16 (8 significant bits) the two best logits are often equal.
         with full_precision(images.device):
             logits: Tensor = self.head(x.to(images.dtype))
         return logits
 
     def features(self, images: Tensor) -> Tensor:
-        """The pooled output of the encoder: (B, channels, H, W) -> (B, C)."""
+        """Compute the pooled output of the encoder: images (B, channels, H, W) -> (B, C)."""
         x: Tensor = self.encoder(self.embed(images))  # (B, N, C)
         x = x[:, 0] if self.pooling == "token" else x[:, self.before_patches :].mean(dim=1)  # (B, N, C) -> (B, C)
         x = self.pooled_norm(x)
         return x
 
     def embed(self, images: Tensor) -> Tensor:
-        """The encoder's input: (B, channels, H, W) -> (B, N, C): class token, registers, patches with positions."""
+        """Embed images (B, channels, H, W) -> (B, N, C): class token and registers, if any, then patches."""
         grid = self.patches.grid(images.shape[-2], images.shape[-1])
         tokens = [self.patches(images) + self.positions(grid)]
         if self.registers is not None:
@@ -161,11 +162,11 @@ class Classifier(nn.Module):
 
     @property
     def before_patches(self) -> int:
-        """Number of tokens before the patches."""
+        """The number of tokens that precede the patches: the class token, if any, and the registers."""
         return (self.class_token is not None) + (0 if self.registers is None else len(self.registers))
 
     def adapt(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A checkpoint's tensors with the positions resampled to this model's grid of patches."""
+        """Resample the positions among a checkpoint's tensors to this model's grid of patches."""
         table = tensors.get("positions.grid")
         if table is None or table.ndim != 3:
             return tensors
@@ -173,7 +174,7 @@ class Classifier(nn.Module):
         return {**tensors, "positions.grid": resample(table, (height, width), self.positions.resampling)}
 
     def adaptations(self, tensors: dict[str, Tensor]) -> list[str]:
-        """A sentence on the resampling of a checkpoint's positions, if it is needed."""
+        """Describe in a sentence what `adapt` resamples in a checkpoint's tensors; an empty list if nothing."""
         table = tensors.get("positions.grid")
         if table is None or table.ndim != 3 or table.shape[:2] == self.positions.grid.shape[:2]:
             return []
@@ -184,10 +185,10 @@ class Classifier(nn.Module):
         ]
 
     def layers(self) -> list[tuple[str, ...]]:
-        """Prefixes of the parameters' names, layer by layer from input to output, for learning rates by layer.
+        """List the prefixes of each layer's parameters, from input to output, for layer-wise learning rates.
 
-        As in BEiT (Bao et al. 2022, arXiv 2106.08254, appendix), the embeddings are the lowest layer, and the head with
-        the norm before it is the highest.
+        As in BEiT (Bao et al. 2022, arXiv 2106.08254, appendix), embeddings form the lowest layer; the last norm and
+        the head form the highest.
         """
         stem = ("patches", "class_token", "registers", "positions")
         blocks = [(f"encoder.blocks.{i}",) for i in range(self.depth)]
