@@ -37,7 +37,7 @@ class ClassificationMetric:
 
     Classes of equal probability are ranked by index: if two classes share the highest probability, the one with the
     lower index is predicted. A sample with a NaN among its log probabilities has no predicted class: it counts as wrong
-    in top1 and top5 and is absent from the confusion matrix. Its loss is NaN if that of the truth is NaN.
+    in top1 and top5 and is absent from the confusion matrix. Its loss is NaN if the truth has NaN.
 
     Args:
         classes: names of the classes, by index.
@@ -126,7 +126,7 @@ class ClassificationMetric:
         """Write `predictions.csv`, with a row for each sample, and `confusion.png` for up to MAX_DRAWN_CLASSES classes.
 
         Columns: id; truth and predicted (names of classes; empty without a predicted class); probability (that of the
-        predicted class); probability_of_truth.
+        predicted class); probability_of_truth. Names that are not UTF-8 are escaped (common/files/names.py).
         """
         assert self.gathered, "call gather() before write()"
         if not is_main():
