@@ -13,7 +13,10 @@ from common.cli.main import stored_config
 
 
 def predict(config: dict[str, Any]) -> None:
-    """Read the input batch by batch, print a line for each answer, and write the answers to the folder `output`."""
+    """Read the input batch by batch, print a line for each answer, and write the answers to the folder `output`.
+
+    Inputs that the task could not answer are listed at the end, and the exit code is then 1.
+    """
     from common.machine import device
     from common.train import assembly
 
@@ -25,6 +28,10 @@ def predict(config: dict[str, Any]) -> None:
         for line in parts.task.show(batch, answers, folder):
             if not say(line):
                 return
+    unanswered = getattr(parts.task, "unanswered", [])
+    print("".join(f"{sentence}\n" for sentence in unanswered), end="", file=sys.stderr)
+    if unanswered:
+        sys.exit(1)
 
 
 def send_utf8() -> None:

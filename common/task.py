@@ -171,6 +171,9 @@ class OptionalTask(Protocol):
     offered: Sequence[str]
     """Keys of `model_arguments` that are passed only to models whose constructor accepts them."""
 
+    unanswered: list[str]
+    """A sentence for each input that `read` or `predict` skipped, with the reason; predict.py lists them at its end."""
+
     def sizes(self, batch: Batch) -> dict[str, float]:
         """The former name of `normalisers`, still accepted in this version."""
 

@@ -1,7 +1,8 @@
 """The command line that the doors share: help, a checked config, a run's folder, sweeps and an exit code.
 
-Exit codes: 0 success; 1 a defect, with its traceback; 2 a user's mistake, in one sentence; 130 Ctrl-C; 143 another
-signal that stops. The config is checked before a folder is made and before the job imports torch.
+Exit codes: 0 success; 1 a defect, with its traceback, or inputs without an answer; 2 a user's mistake, in one sentence;
+130 Ctrl-C; 143 another signal that stops. The config is checked before a folder is made and before the job imports
+torch.
 """
 
 import os

@@ -27,6 +27,7 @@ class Line(NamedTuple):
 
     number: int  # from 1
     text: str
+    problem: str = ""  # why it cannot be read, if so; the text is then empty
 
 
 def lines(input: str, group_size: int) -> Iterator[list[Line]]:
@@ -34,8 +35,7 @@ def lines(input: str, group_size: int) -> Iterator[list[Line]]:
 
     From a pipe, a group has the lines that have arrived, so that a single line is translated at once and a large file
     in large groups; an empty pipe gives no group. A terminal prompts for one line at a time, until Ctrl-D or Ctrl-C.
-    Raises UserError for a file that is missing, broken or empty, and for a line that is not UTF-8, after the group of
-    the lines before it if they come from a pipe.
+    A line that is not UTF-8 is a `problem`. Raises UserError for a file that is missing, broken, empty or no text.
     """
     if input != "-":
         yield from _file_groups(Path(input), group_size)
@@ -48,9 +48,9 @@ def lines(input: str, group_size: int) -> Iterator[list[Line]]:
 
 
 def _file_groups(path: Path, group_size: int) -> Iterator[list[Line]]:
-    texts = read_lines(path)
-    for start in range(0, len(texts), group_size):
-        yield [Line(i + 1, texts[i]) for i in range(start, min(start + group_size, len(texts)))]
+    rows = read_lines(path, check_lines=False).rows
+    for start in range(0, len(rows), group_size):
+        yield [_line(i + 1, rows[i].tobytes()) for i in range(start, min(start + group_size, len(rows)))]
 
 
 def _terminal_groups() -> Iterator[list[Line]]:
@@ -62,14 +62,12 @@ def _terminal_groups() -> Iterator[list[Line]]:
             importlib.import_module("readline")  # importing it gives input() line editing
     for number in itertools.count(1):
         try:
-            text = read_line(PROMPT)
-            text.encode()  # with the C locale, Python turns invalid bytes into surrogates
+            # With the C locale, Python turns invalid bytes into surrogates.
+            raw = read_line(PROMPT).encode("utf-8", "surrogateescape")
         except (EOFError, KeyboardInterrupt):
             print(file=sys.stderr)  # so that the shell's prompt begins on a line of its own
             return
-        except UnicodeError as error:
-            raise _not_utf8(number) from error
-        yield [Line(number, text)]
+        yield [_line(number, raw)]
 
 
 def _input_with_prompt_on_stderr(prompt: str) -> str:
@@ -78,7 +76,7 @@ def _input_with_prompt_on_stderr(prompt: str) -> str:
     raw = sys.stdin.buffer.readline()
     if not raw:
         raise EOFError
-    return _text(raw.removesuffix(b"\n"))
+    return raw.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8", "surrogateescape")
 
 
 def _pipe_groups(pipe: int, group_size: int) -> Iterator[list[Line]]:
@@ -98,7 +96,8 @@ def _pipe_groups(pipe: int, group_size: int) -> Iterator[list[Line]]:
                 is_open = False
                 complete += [bytes(partial)] if partial else []  # the last line lacks a line end
         group = [complete.popleft() for _ in range(min(group_size, len(complete)))]
-        yield from _decode(group, number)
+        if group:
+            yield [_line(i, raw.removesuffix(b"\r")) for i, raw in enumerate(group, start=number)]
         number += len(group)
 
 
@@ -117,25 +116,11 @@ def _read(pipe: int) -> bytes:
         raise UserError(f"Standard input cannot be read ({error.strerror}); give a file, or a pipe.") from error
 
 
-def _decode(group: list[bytes], number: int) -> Iterator[list[Line]]:
-    """One group of lines, numbered from `number`; a line that is not UTF-8 ends it and raises UserError afterwards."""
-    decoded: list[Line] = []
-    for i, raw in enumerate(group, start=number):
-        try:
-            decoded.append(Line(i, _text(raw.removeprefix(BYTE_ORDER_MARK) if i == 1 else raw)))
-        except UnicodeDecodeError as error:
-            if decoded:
-                yield decoded
-            raise _not_utf8(i) from error
-    if decoded:
-        yield decoded
-
-
-def _text(raw: bytes) -> str:
-    return raw.removesuffix(b"\r").decode()
-
-
-def _not_utf8(number: int) -> UserError:
-    return UserError(
-        f"Standard input: line {number} is not valid UTF-8; convert the text to UTF-8, or correct the line."
-    )
+def _line(number: int, raw: bytes) -> Line:
+    """The line `number` of these bytes, without a byte order mark at the start of the first one."""
+    raw = raw.removeprefix(BYTE_ORDER_MARK) if number == 1 else raw
+    try:
+        return Line(number, raw.decode())
+    except UnicodeDecodeError as error:
+        invalid = f"it is not valid UTF-8 (byte 0x{raw[error.start]:02x})"
+        return Line(number, "", f"{invalid}; convert the text to UTF-8, or correct the line")

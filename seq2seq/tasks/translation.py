@@ -13,6 +13,7 @@ from common.decoding.decode import decode
 from common.decoding.given import score
 from common.decoding.options import DecodingOptions
 from common.errors import UserError
+from common.machine.device import to_device
 from common.nn.attention import record_attention
 from common.task import Adopted, Answer, Batch, Goal, Split
 from seq2seq.criterion import cross_entropy as loss
@@ -21,10 +22,11 @@ from seq2seq.data.protocol import TextData
 from seq2seq.evaluation.attention_pictures import picture
 from seq2seq.evaluation.scores import TranslationMetric
 from seq2seq.importing import adopt as importing
-from seq2seq.tasks.reading import lines
+from seq2seq.tasks.reading import Line, lines
 from seq2seq.tokenizers import marian as foreign_tokenizers
 from seq2seq.tokenizers.bpe import BOS, EOS, SPECIAL_NAMES
 
+CPU = torch.device("cpu")
 LINES_PER_BATCH = 64  # of a user's input
 
 
@@ -46,6 +48,7 @@ class Translation:
         """
         self.data, self.loss_options, self.options = data, loss, predict
         self.keep_tokenizers = keep_tokenizers
+        self.unanswered: list[str] = []  # see OptionalTask
 
     def model_arguments(self) -> dict[str, Any]:
         """Numbers of entries of both vocabularies, and whether they are the same vocabulary."""
@@ -103,8 +106,23 @@ class Translation:
         With task.predict.candidates > 1 also `candidates` (text and score of each, best first), with
         task.predict.attention `attention` (h, T, S), and for a batch with targets reference_log_probability (nats) and
         reference_tokens. The translation of an empty sentence, or one of white space only, is empty.
+
+        A line of a user that cannot be translated (too long, not UTF-8) has an empty answer with `problem`, the reason.
+        Raises UserError for a sentence of a data set that is too long.
         """
-        _check_lengths(model, batch)
+        problems = _problems(model, batch)
+        batch = to_device(batch, next((parameter.device for parameter in model.parameters()), CPU))
+        if not problems:
+            return self._predict(model, batch)
+        ids = batch["ids"]
+        self.unanswered += [f"Line {ids[i]} was not translated: {problem}." for i, problem in problems.items()]
+        rows = [i for i in range(len(ids)) if i not in problems]
+        answers = dict(zip(rows, self._predict(model, _take(batch, rows)) if rows else [], strict=True))
+        empty: Answer = {"text": "", "score": 0.0, "tokens": []}
+        return [answers[i] if i in answers else {**empty, "problem": problems[i]} for i in range(len(ids))]
+
+    def _predict(self, model: nn.Module, batch: Batch) -> list[Answer]:
+        """`predict` for a batch on the model's device, without sentences that are too long."""
         scores_given_targets = self.options.method == "given"
         rows = [i for i, text in enumerate(batch["source_texts"]) if scores_given_targets or text.strip()]
         hypotheses = dict(zip(rows, self._hypotheses(model, batch, rows), strict=True))
@@ -163,22 +181,26 @@ class Translation:
     def read(self, input: str) -> Iterator[Batch]:
         """Batches of the lines of a text file, or, for "-", of a pipe or a terminal as soon as they arrive.
 
-        With method=given each line contains a sentence, a tab, and its translation.
+        With method=given each line contains a sentence, a tab, and its translation, and blank lines are skipped. A
+        batch also has `problems`: the reason why a line cannot be translated, by its id.
         """
         for group in lines(input, LINES_PER_BATCH):
-            yield self.data.collate([self._view(line.text, line.number) for line in group])
+            if self.options.method == "given":
+                group = [_check_tab(line) for line in group if line.problem or line.text.strip(" ")]
+            if group:
+                batch = self.data.collate([self._view(line.text, line.number) for line in group])
+                yield batch | {"problems": {line.number: line.problem for line in group if line.problem}}
 
     def _view(self, text: str, number: int) -> dict[str, Any]:
         if self.options.method != "given":
             return self.data.view(text, id=number)
-        source, tab, target = text.partition("\t")
-        if not tab:
-            raise UserError(f"Line {number} has no tab; method=given expects a sentence, a tab, and its translation.")
+        source, _, target = text.partition("\t")
         return self.data.view(source, target, number)
 
     def show(self, batch: Batch, answers: list[Answer], folder: Path) -> Iterator[str]:
         """One line per translation: its text; with candidates > 1 or method=given its number, score and text with tabs.
 
+        A line without a translation is empty, or left out if there are numbers.
         With attention, also writes an SVG picture of each sentence into `folder`.
         """
         numbered = self.options.candidates > 1 or self.options.method == "given"
@@ -186,6 +208,8 @@ class Translation:
             if "attention" in answer:
                 folder.mkdir(parents=True, exist_ok=True)
                 (folder / f"{number:06d}.attention.svg").write_text(self._picture(batch, i, answer), encoding="utf-8")
+            if "problem" in answer and numbered:
+                continue
             for candidate in answer.get("candidates", [answer]):
                 text = re.sub(r"[\r\n]", " ", candidate["text"])  # one translation is one line
                 yield f"{number}\t{candidate['score']:.4f}\t{text}" if numbered else text
@@ -221,13 +245,46 @@ class Translation:
         ]
 
 
-def _check_lengths(model: nn.Module, batch: Batch) -> None:
-    """Raise UserError that names a source with more tokens than the model's limit, its attribute `longest`."""
+def _problems(model: nn.Module, batch: Batch) -> dict[int, str]:
+    """Why rows of a user's lines cannot be translated: those of `read`, and sources longer than the model's `longest`.
+
+    Raises UserError that names a longer source of a data set, whose scores would not be those of the whole split.
+    """
     lengths: list[int] = batch["source_lengths"].tolist()
     longest = getattr(model, "longest", max(lengths))
-    for name, length in zip(batch["ids"], lengths, strict=True):
-        if length > longest:
-            raise UserError(
-                f"Sentence {name} has {length:,} tokens, more than model.longest={longest:,}; split it into sentences, "
-                "or raise that limit."
-            )
+    by_id = batch.get("problems")
+    problems = {}
+    for i, (name, length) in enumerate(zip(batch["ids"], lengths, strict=True)):
+        limit = (
+            f"has {length:,} tokens, more than model.longest={longest:,}; split it into sentences, or raise that limit"
+        )
+        if length > longest and by_id is None:
+            raise UserError(f"Sentence {name} {limit}.")
+        if by_id and name in by_id:
+            problems[i] = by_id[name]
+        elif length > longest:
+            problems[i] = f"it {limit}"
+    return problems
+
+
+def _take(batch: Batch, rows: list[int]) -> Batch:
+    """These rows of a batch, at least one, padded to the longest of them."""
+    count = len(batch["ids"])
+    taken: Batch = {
+        name: value[rows] if isinstance(value, Tensor) else [value[i] for i in rows]
+        for name, value in batch.items()
+        if isinstance(value, Tensor | list) and len(value) == count
+    }
+    for side in ("source", "target"):
+        for name in (name for name in (side, f"{side}_in", f"{side}_out") if name in taken):
+            taken[name] = taken[name][:, : int(taken[f"{side}_lengths"].max())]
+    return taken
+
+
+def _check_tab(line: Line) -> Line:
+    """The line, with a `problem` if it is not a sentence, a tab and its translation."""
+    tabs = line.text.count("\t")
+    if line.problem or tabs == 1:
+        return line
+    layout = "method=given expects a sentence, a tab, and its translation"
+    return Line(line.number, "", f"it has {tabs or 'no'} {'tabs' if tabs else 'tab'}; {layout}")

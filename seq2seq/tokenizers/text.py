@@ -170,8 +170,11 @@ def _refuse_numbers(path: Path, sides: tuple[Lines, Lines]) -> None:
             )
 
 
-def read_lines(path: Path) -> Lines:
-    """Read a file's lines without line ends; raises UserError if it is missing, broken, empty or not UTF-8."""
+def read_lines(path: Path, *, check_lines: bool = True) -> Lines:
+    """Read a file's lines without line ends; raises UserError if it is missing, broken, empty or not UTF-8.
+
+    With check_lines=False a text may have lines that are not UTF-8; decoding one of them is the caller's.
+    """
     content = _content(path).removeprefix(BYTE_ORDER_MARK)
     if not content:
         raise UserError(f"The file {path} is empty; expected one sentence per line.")
@@ -179,10 +182,11 @@ def read_lines(path: Path) -> Lines:
         content.decode()
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise UserError(
-            f"{path}: line {line} is not valid UTF-8 (byte 0x{content[error.start]:02x}); convert the file to UTF-8, "
-            "or correct the line."
-        ) from error
+        if check_lines or b"\0" in content:  # UTF-16, or no text at all
+            raise UserError(
+                f"{path}: line {line} is not valid UTF-8 (byte 0x{content[error.start]:02x}); convert the file to "
+                "UTF-8, or correct the line."
+            ) from error
     flat = np.frombuffer(content, np.uint8)
     ends = np.flatnonzero(flat == LINE_FEED)
     if not content.endswith(b"\n"):

@@ -222,11 +222,8 @@ def test_attention_is_drawn_into_the_output_folder(inside: Door, best: str, tmp_
     ("arguments", "message"),
     [
         (["input=nowhere.txt"], "nowhere.txt"),
-        (["input=bad.txt"], "line 2 is not valid UTF-8"),
         (["input=empty.txt"], "empty"),
-        (["input=in.txt", "method=given"], "Line 1 has no tab"),
         (["input=in.txt", "candidates=5"], "expected at most 4"),
-        (["input=in.txt", "model.longest=3"], "more than model.longest=3"),
         (["input=in.txt", "beem=3"], "did you mean"),
         (["input=in.txt", "beam=0"], "beam"),
     ],
@@ -234,10 +231,16 @@ def test_attention_is_drawn_into_the_output_folder(inside: Door, best: str, tmp_
 def test_mistakes_end_in_one_sentence(
     inside: Door, best: str, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
-    (tmp_path / "bad.txt").write_bytes(b"one\ntw\xff\n")
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "in.txt").write_text("one two three\n")
     assert message in inside("predict", best, *arguments, code=2)
+
+
+def test_lines_that_cannot_be_translated_are_listed_at_the_end(door: Door, best: str, tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_bytes(b"one\ntw\xff\n" + b"nine " * 40 + b"\ntwo\n")
+    output = door("predict", best, f"input={tmp_path / 'in.txt'}", "model.longest=100", code=1).splitlines()
+    assert output[0] and output[1:3] == ["", ""] and output[3] and output[4].startswith("weights   ")
+    assert [line.partition(":")[0] for line in output[5:]] == [f"Line {n} was not translated" for n in (2, 3)]
 
 
 # Other vocabularies and data.

@@ -49,10 +49,19 @@ def test_a_file_comes_in_groups_of_consecutive_numbered_lines(tmp_path: Path, pa
 
 def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
-    (tmp_path / "latin").write_bytes(b"gut\nsch\xf6n\n")
-    for name, message in {"missing": "no file", "empty": "is empty", "latin": "line 2 is not valid UTF-8"}.items():
+    (tmp_path / "utf16").write_bytes("gut\n".encode("utf-16"))
+    for name, message in {"missing": "no file", "empty": "is empty", "utf16": "line 1 is not valid UTF-8"}.items():
         with pytest.raises(UserError, match=message):
             next(lines(str(tmp_path / name), 8))
+
+
+LATIN = "it is not valid UTF-8 (byte 0xf6); convert the text to UTF-8, or correct the line"
+
+
+def test_a_line_of_a_file_that_is_not_utf8_is_a_problem_among_lines_that_are(tmp_path: Path) -> None:
+    (tmp_path / "latin").write_bytes(b"gut\nsch\xf6n\r\nfertig")
+    groups = lines(str(tmp_path / "latin"), 8)
+    assert [*groups] == [[Line(1, "gut"), Line(2, "", LATIN), Line(3, "fertig")]]
 
 
 # Pipes.
@@ -111,20 +120,18 @@ def test_an_empty_pipe_gives_no_group(pipe: FileIO) -> None:
     assert [*lines("-", 9)] == []
 
 
-def test_invalid_utf8_in_a_pipe_is_an_error_after_the_lines_before_it(pipe: FileIO) -> None:
-    pipe.write(b"1\n2\n3\n4 \xe4\n5\n")
+def test_a_line_of_a_pipe_that_is_not_utf8_is_a_problem_among_lines_that_are(pipe: FileIO) -> None:
+    pipe.write(b"1\n2\n3\n4 \xf6\n5\n")
     groups = lines("-", 2)
-    assert [len(next(groups)) for _ in range(2)] == [2, 1]
-    with pytest.raises(UserError, match="Standard input: line 4 is not valid UTF-8"):
-        next(groups)
+    assert [next(groups) for _ in range(3)] == [
+        [Line(1, "1"), Line(2, "2")],
+        [Line(3, "3"), Line(4, "", LATIN)],
+        [Line(5, "5")],
+    ]
+    pipe.write("ü".encode()[:1])  # an incomplete character
     pipe.close()
-
-
-def test_an_incomplete_character_at_the_end_is_invalid(pipe: FileIO) -> None:
-    pipe.write("ü".encode()[:1])
-    pipe.close()
-    with pytest.raises(UserError, match="line 1 is not"):
-        next(lines("-", 2))
+    (group,) = groups
+    assert group[0].number == 6 and "(byte 0xc3)" in group[0].problem
 
 
 def test_closing_the_iterator_does_not_wait_for_the_pipe(pipe: FileIO) -> None:
@@ -185,12 +192,11 @@ def test_line_editing_is_used_if_the_output_is_a_terminal_and_ends_quietly(
     assert groups == [[Line(1, "eins")], [Line(2, "")]]
 
 
-def test_invalid_bytes_that_python_turned_into_surrogates_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_bytes_that_python_turned_into_surrogates_are_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", Terminal())
     monkeypatch.setattr(sys, "stdout", Terminal())
     monkeypatch.setattr(builtins, "input", lambda prompt: "sch\udcf6n")
-    with pytest.raises(UserError, match="line 1 is not valid UTF-8"):
-        next(lines("-", 8))
+    assert next(lines("-", 8)) == [Line(1, "", LATIN)]
 
 
 def test_a_dash_passes_through_the_command_line(tmp_path: Path) -> None:

@@ -214,6 +214,56 @@ def test_a_sentence_longer_than_the_models_limit_is_refused(built: Built) -> Non
         task.predict(model, users_batch(task, "one two three four five six seven eight nine"))
 
 
+@pytest.mark.parametrize("method", ["beam", "given"])
+def test_lines_that_cannot_be_translated_do_not_change_the_answers_to_others(
+    built: Built, tmp_path: Path, method: str
+) -> None:
+    """One is too long for the model and one is Latin-1; each has an empty line, and a sentence for the end."""
+    task, model = built("model.longest=30", f"task.predict.method={method}", "task.predict.attention=true")
+    target = b"\teins" * (method == "given")
+    texts = [b"one two", b"nine " * 9, b"sch\xf6n", b"", b"three"]
+    (tmp_path / "all.txt").write_bytes(b"".join(text + target + b"\n" for text in texts))
+    (tmp_path / "good.txt").write_bytes(b"".join(texts[i] + target + b"\n" for i in (0, 3, 4)))
+    (batch,), (good_batch,) = (task.read(str(tmp_path / f"{name}.txt")) for name in ("all", "good"))
+    answers = task.predict(model, batch)
+    assert task.unanswered == [
+        "Line 2 was not translated: it has 47 tokens, more than model.longest=30; split it into sentences, or raise "
+        "that limit.",
+        "Line 3 was not translated: it is not valid UTF-8 (byte 0xf6); convert the text to UTF-8, or correct the line.",
+    ]
+    expected = task.predict(model, good_batch)
+    assert len(task.unanswered) == 2
+    for i, answer in zip((0, 3, 4), expected, strict=True):
+        assert answers[i]["tokens"] == answer["tokens"] and answers[i]["score"] == answer["score"]
+        assert answers[i].keys() == answer.keys()
+    lines = [*task.show(batch, answers, tmp_path / "new")]
+    expected_lines = [*task.show(good_batch, expected, tmp_path / "new")]
+    if method == "given":  # lines have numbers
+        assert [line.split("\t", 1)[1] for line in lines] == [line.split("\t", 1)[1] for line in expected_lines]
+        assert [line.split("\t")[0] for line in lines] == ["1", "4", "5"]
+    else:
+        assert lines == [expected_lines[0], "", "", *expected_lines[1:]]
+    (tmp_path / "bad.txt").write_bytes(texts[1] + target)
+    (batch,) = task.read(str(tmp_path / "bad.txt"))
+    assert [answer["text"] for answer in task.predict(model, batch)] == [""], "none can be translated"
+
+
+def test_a_users_lines_are_copied_to_the_models_device(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+    """predict.py and `load` pass batches of `read`, which are on the CPU, whatever the model's device."""
+    task, model = built()
+    meta = torch.device("meta")
+    monkeypatch.setattr(model, "parameters", lambda: iter([torch.zeros(1, device=meta)]))
+    devices = []
+
+    def copy(batch: dict[str, Any], target: torch.device) -> dict[str, Any]:
+        devices.append(target)
+        return batch
+
+    monkeypatch.setattr("seq2seq.tasks.translation.to_device", copy)
+    task.predict(model, users_batch(task, "one"))
+    assert devices == [meta]
+
+
 def test_given_translations_are_scored_unchanged(built: Built) -> None:
     task, model = built("task.predict.method=given", "task.predict.penalty=average", "task.predict.alpha=1")
     batch = users_batch(task, "one two\teins zwei", "three\tacht neun null")
@@ -227,11 +277,22 @@ def test_given_translations_are_scored_unchanged(built: Built) -> None:
     assert lines[0] == f"1\t{answers[0]['score']:.4f}\teins zwei" and lines[1].startswith("2\t")
 
 
-def test_given_translations_need_a_tab(built: Built, tmp_path: Path) -> None:
-    task, _ = built("task.predict.method=given")
-    (tmp_path / "in.txt").write_text("one\teins\none eins\n")
-    with pytest.raises(UserError, match=r"^Line 2 has no tab; method=given expects a sentence, a tab, and its"):
-        [*task.read(str(tmp_path / "in.txt"))]
+def test_given_lines_without_exactly_one_tab_are_problems_and_blank_ones_are_skipped(
+    built: Built, tmp_path: Path
+) -> None:
+    """A third column is not read as a part of the translation, whose score would then be another."""
+    task, model = built("task.predict.method=given")
+    (tmp_path / "in.txt").write_text("one\teins\none eins\n\none\teins\tCC-BY\n" + "\n" * 99)
+    (batch,) = task.read(str(tmp_path / "in.txt"))
+    answers = task.predict(model, batch)
+    assert batch["ids"] == [1, 2, 4] and [*task.show(batch, answers, tmp_path)] == [
+        f"1\t{answers[0]['score']:.4f}\teins"
+    ]
+    layout = "method=given expects a sentence, a tab, and its translation."
+    assert task.unanswered == [
+        f"Line 2 was not translated: it has no tab; {layout}",
+        f"Line 4 was not translated: it has 2 tabs; {layout}",
+    ]
 
 
 def test_more_candidates_than_a_method_has_are_refused(built: Built) -> None:
