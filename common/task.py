@@ -205,6 +205,12 @@ class OptionalModel(Protocol):
     def adaptations(self, tensors: dict[str, Tensor]) -> Sequence[str]:
         """Sentences for the log on what `adapt` changes, such as the resampling of positions."""
 
+    def input_summary(self) -> Sequence[str]:
+        """Lines for the start summary: the number of tokens of an image, say."""
+
+    def input_advice(self) -> Sequence[str]:
+        """Warnings before the first step: an input that is far longer than intended, say."""
+
     def layers(self) -> Sequence[tuple[str, ...]]:
         """Prefixes of parameter names for each layer, from input to output, for `optimizer.layer_decay`."""
 

@@ -69,6 +69,7 @@ def start_summary(run: Run, options: OptimizerOptions, device: str, precision: s
     scaled = f", {run.optimizer.scaling} scaling of {run.optimizer.lr:g} for a batch of {batch}" if batch else ""
     lines = [
         f"model     {type(run.model).__name__}, {count:,} parameters, {trained:,} trainable",
+        *(f"model     {line}" for line in getattr(run.model, "input_summary", list)()),
         *(f"data      {line}" for line in run.data.summary()),
         f"device    {device}, {precision}" + (f", {ranks} processes" if ranks > 1 else ""),
         f"steps     {total:,} of {run.data.batch_size} each, {per_epoch:,} per epoch"

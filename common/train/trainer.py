@@ -116,7 +116,7 @@ class Trainer:
                 log.truncate_after(0)  # removes the lines of an earlier start that failed
             run.model.train()
             log.info(start_summary(run, options, devices.describe(on), self.precision, total, order.steps(1)))
-            for advice in run.task.advice(run.pretrained):
+            for advice in [*getattr(run.model, "input_advice", list)(), *run.task.advice(run.pretrained)]:
                 log.warning(advice)
             if self.compile:
                 run.model.compile()  # in place: the state dict keeps its names

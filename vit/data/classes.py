@@ -1,8 +1,11 @@
 """Names of classes: their order, and how the start summary shows them."""
 
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Literal
+
+from common.errors import UserError
 
 ClassOrder = Literal["string", "natural"]
 
@@ -12,6 +15,22 @@ MAX_NAMES = 20  # in a line of the summary
 def sort_classes(names: Iterable[str], order: ClassOrder) -> list[str]:
     """Sort names as text (1, 10, 2), or naturally, by the numbers in them (1, 2, 10)."""
     return sorted(names) if order == "string" else sorted(names, key=_natural_key)
+
+
+def same_text(name: str) -> str:
+    """A name in Unicode's composed form (NFC): macOS writes an e with an accent as two characters, Linux as one."""
+    return unicodedata.normalize("NFC", name)
+
+
+def check_distinct(names: Sequence[str], folder: str) -> None:
+    """Raise UserError when two class folders look alike, and differ in Unicode's form alone."""
+    first: dict[str, str] = {}
+    for name in names:
+        if first.setdefault(same_text(name), name) != name:
+            raise UserError(
+                f"{folder} has two class folders with the name {name}, in the composed and the decomposed form of "
+                "Unicode (NFC and NFD); move their images into one."
+            )
 
 
 def names_line(names: Sequence[str]) -> str:

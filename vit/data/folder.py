@@ -27,7 +27,8 @@ from vit.data.augmentation import (
     sample_uniforms,
     view,
 )
-from vit.data.classes import ClassOrder, names_line, order_notes, sort_classes
+from vit.data.classes import ClassOrder, check_distinct, names_line, order_notes, same_text, sort_classes
+from vit.data.folder_advice import absent_classes, depth_advice, refuse_split_names, unread_folders
 from vit.data.in_memory import height_and_width
 from vit.data.listing import Listing, class_folders, list_class_images
 
@@ -108,6 +109,7 @@ class ImageFolder:
         self.class_order = class_order
         self._split_folders: dict[Split, Path] | None = None
         self._classes: list[str] = []
+        self._learnt: list[str] = []
         self._listings: dict[Split, Listing] = {}
 
     def count(self, split: Split) -> int:
@@ -127,9 +129,18 @@ class ImageFolder:
             folders = [folder for folder in self._folders().values() if folder.is_dir()]
             if self._folders().get("train") in folders or not folders:
                 folders = [self._required_folder("train")]
-            names = {name for folder in folders for name in class_folders(folder)}
-            self._classes = sort_classes(names, self.class_order)
+            by_text = {same_text(name): name for folder in reversed(folders) for name in class_folders(folder)}
+            self._classes = sort_classes(by_text.values(), self.class_order)
+            if "train" in self._folders():
+                check_distinct(class_folders(folders[0]), str(folders[0]))
+                refuse_split_names(self._classes, folders[0])
+            elif by_text.keys() <= {same_text(name) for name in self._learnt}:
+                self._classes = self._learnt  # val and test need not have images of all classes
         return self._classes
+
+    def set_learnt_classes(self, names: Sequence[str]) -> None:
+        """Take the classes of a trained model where train is missing and the other folders have no further classes."""
+        self._learnt, self._classes, self._listings = list(names), [], {}
 
     def sample(self, split: Split, index: int, generator: torch.Generator | None) -> dict[str, Any]:
         """One image, augmented by `generator`; with None, viewed as in evaluation.
@@ -218,9 +229,16 @@ class ImageFolder:
             listing = self._listing(split)
             ignored = f", {listing.other_files} other files ignored" if listing.other_files else ""
             lines.append(f"{split}: {len(listing.files)} images of {listing.folder}{ignored}")
-            notes = range_notes(len(listing.files), partial(self._file, split))
+            counts = np.bincount(listing.labels, minlength=len(self.classes())).tolist()
+            notes = absent_classes(self.classes(), counts) if split in self._folders() else []
+            notes += range_notes(len(listing.files), partial(self._file, split))
             lines += [f"{split}: {note}" for note in notes]
         return lines
+
+    def advice(self) -> list[str]:
+        """Warnings about the layout of the folders."""
+        without: list[Split] = [split for split in SPLITS if split not in self._folders()]
+        return unread_folders(self.root, without) + depth_advice(self.classes(), self._listing("train"))
 
     def _folders(self) -> dict[Split, Path]:
         """The folder of each split, without val when it is split from train."""
@@ -277,14 +295,14 @@ class ImageFolder:
         folder = self._required_folder(split)
         names = class_folders(folder)
         classes = self.classes()
-        index = {name: i for i, name in enumerate(classes)}
-        unknown = [name for name in names if name not in index]
+        index = {same_text(name): i for i, name in enumerate(classes)}
+        unknown = [name for name in names if same_text(name) not in index]
         if unknown:
             raise UserError(
                 f"{folder / unknown[0]} is no class: the classes are the folders of {self._required_folder('train')}, "
                 "and none has this name; rename it, remove it, or add the class there."
             )
-        listing = list_class_images(folder, names, np.array([index[name] for name in names]))
+        listing = list_class_images(folder, names, np.array([index[same_text(name)] for name in names]))
         counts = np.bincount(listing.labels, minlength=len(classes))
         if split == "train" and not counts.all():
             raise UserError(

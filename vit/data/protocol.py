@@ -13,8 +13,9 @@ from common.task import Batch, Data
 class ImageData(Data, Protocol):
     """A data set of images with one label each.
 
-    Optional attribute, looked up by name: `exif`, whether a user's images are turned by their EXIF tags
-    (`common.data.images.read_image`).
+    Optional members, looked up by name: `exif`, whether a user's images are turned by their EXIF tags
+    (`common.data.images.read_image`); `advice()`, warnings about the data before the first step; and
+    `set_learnt_classes(names)`, which is called with the classes of a checkpoint before it is evaluated.
     """
 
     channels: int

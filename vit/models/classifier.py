@@ -20,6 +20,7 @@ from common.nn.patches import Form, Patches, lecun_normal_
 from common.nn.positions import LearnedGrid, Resampling, resample
 from common.types import Count, Fraction, Positive, PositiveFloat
 
+MAX_TOKENS = 2048  # published models have at most 1,370 (518 pixels, patches of 14); above this a warning is printed
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
     "gelu_tanh": partial(nn.GELU, approximate="tanh"),  # as in the authors' JAX code and Google's published models
@@ -164,6 +165,28 @@ class Classifier(nn.Module):
     def before_patches(self) -> int:
         """The number of tokens that precede the patches: the class token, if any, and the registers."""
         return (self.class_token is not None) + (0 if self.registers is None else len(self.registers))
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens of an image of the configured size."""
+        rows, columns, _ = self.positions.grid.shape
+        return self.before_patches + rows * columns
+
+    def input_summary(self) -> list[str]:
+        """A line with the number of tokens of an image."""
+        rows, columns, _ = self.positions.grid.shape
+        size = self.patches.size
+        return [f"{self.tokens:,} tokens an image: {rows} x {columns} patches of {size} x {size} pixels"]
+
+    def input_advice(self) -> list[str]:
+        """A warning when an image has more than `MAX_TOKENS` tokens."""
+        if self.tokens <= MAX_TOKENS:
+            return []
+        return [
+            f"an image has {self.tokens:,} tokens, and time and memory of attention grow with their square: a larger "
+            f"model.patch_size than {self.patches.size} or a smaller data.image_size gives fewer; the models for "
+            "photographs are vit_ti16, vit_s16, vit_b16 and larger (model=vit is made for images of 8 x 8 pixels)."
+        ]
 
     def adapt(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Resample the positions among a checkpoint's tensors to this model's grid of patches."""

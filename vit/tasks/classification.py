@@ -1,6 +1,7 @@
 """The task of image classification: its loss, class names, answers and accuracy."""
 
 import json
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +83,8 @@ class Classification:
                 "The checkpoint has no head and no classes; first train a head on your images from it (train.py "
                 "checkpoint=FILE)."
             )
+        if hasattr(self.data, "set_learnt_classes"):
+            self.data.set_learnt_classes(self._classes)
 
     def adopt(self, tensors: dict[str, Any], folder: Path | None = None) -> Adopted:
         """Import a file of Google, torchvision, timm or transformers; see vit/importing/adopt.py.
@@ -223,7 +226,14 @@ class Classification:
         self._neighbours = None  # the weights may have changed
         classes = list(self.data.classes())
         nameless = all(name == f"class {i}" for i, name in enumerate(self.classes))  # as in an imported file
-        if classes != self.classes and not (nameless and len(classes) == len(self.classes)):
+        same = _composed(classes) == _composed(self.classes)
+        reordered = not same and sorted(_composed(classes)) == sorted(_composed(self.classes))
+        if reordered and hasattr(self.data, "class_order"):
+            raise UserError(
+                f"The data have the classes of this model in another order ({_first_names(classes)} instead of "
+                f"{_first_names(self.classes)}); give data.class_order as it was in training, string or natural."
+            )
+        if not same and not (nameless and len(classes) == len(self.classes)):
             raise UserError(
                 f"The data have {len(classes)} classes ({_first_names(classes)}), and this model has learnt "
                 f"{len(self.classes)} ({_first_names(self.classes)}); evaluate it on data of its own classes, or train "
@@ -232,14 +242,16 @@ class Classification:
         return ClassificationMetric(classes, self.data.count(split))
 
     def advice(self, pretrained: bool) -> list[str]:
-        """A warning when a model without pretrained weights has too few photographs to learn from."""
+        """Warnings of the data, and one of too few photographs when the model has no pretrained weights."""
+        warnings: list[str] = [*getattr(self.data, "advice", list)()]
         count = self.data.count("train")
         if pretrained or count >= MIN_IMAGES_FROM_SCRATCH or max(self.data.image_size) < MIN_PHOTOGRAPH_SIDE:
-            return []
+            return warnings
         return [
+            *warnings,
             f"the model starts without pretrained weights and there are only {count:,} training images: a ViT learns "
             f"little from fewer than {MIN_IMAGES_FROM_SCRATCH:,} photographs from scratch; start from checkpoint=FILE "
-            "(weights of Google, torchvision, timm or transformers)."
+            "(weights of Google, torchvision, timm or transformers).",
         ]
 
     def alarms(self, answers: list[Answer]) -> list[str]:
@@ -250,6 +262,11 @@ class Classification:
             f'all images are classified as "{answers[0]["name"]}": lower optimizer.lr, give schedule.warmup more '
             "steps, or start from checkpoint=FILE."
         ]
+
+
+def _composed(names: list[str]) -> list[str]:
+    """Names in Unicode's composed form, in which those of folders on macOS and Linux are equal."""
+    return [unicodedata.normalize("NFC", name) for name in names]
 
 
 def _first_names(names: list[str]) -> str:

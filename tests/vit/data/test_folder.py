@@ -95,6 +95,60 @@ def training_batch(data: ImageFolder, *indices: int, epoch: int = 0) -> dict[str
 # Splits and classes.
 
 
+def test_class_folders_in_either_form_of_unicode_are_the_same_class(tmp_path: Path):
+    """macOS writes an e with an accent as two characters (NFD), Linux and Windows as one (NFC)."""
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    write_split(tmp_path / "train", bar=1, **{composed: 2})
+    write_split(tmp_path / "test", bar=1, **{decomposed: 1})
+    data = folder(root=str(tmp_path))
+    assert data.classes() == ["bar", composed]
+    assert [data.sample("test", i, None)["label"] for i in range(2)] == [0, 1]
+    write_split(tmp_path / "train", **{decomposed: 1})
+    assert "two class folders with the name caf" in error_message(folder(root=str(tmp_path)), "train")
+
+
+@pytest.mark.parametrize("name", ["valid", "validation", "dev"])
+def test_a_val_folder_of_another_name_is_said_not_to_be_read(imagenet: Path, name: str):
+    assert not folder(root=str(imagenet)).advice()
+    write_split(imagenet / "test", ant=1)
+    (imagenet / "val").rename(imagenet / name)
+    (warning,) = folder(root=str(imagenet)).advice()
+    assert f"holds {name}/, which is not read" in warning and f"give data.val={imagenet / name}." in warning
+    assert not folder(root=str(imagenet), val=str(imagenet / name)).advice()
+
+
+def test_class_folders_on_the_wrong_level_are_noticed(imagenet: Path, tmp_path: Path):
+    """The folder of the splits is refused as train; a single folder above the classes, and several, give a warning."""
+    message = error_message(folder(train=str(imagenet)), "train")
+    assert f"are train, val, which are names of splits and not of classes; give data.root={imagenet}" in message
+    single = tmp_path / "single"
+    single.mkdir()
+    (imagenet / "train").rename(single / "photos")
+    (warning,) = folder(train=str(single)).advice()
+    assert (
+        "a single class, photos, so" in warning and f"if ant is a class, give data.train={single / 'photos'}" in warning
+    )
+    write_split(single / "drawings", dog=1)
+    (warning,) = folder(train=str(single)).advice()
+    assert "drawings/dog/drawings_dog_0.png is taken as an image of the class drawings; if dog is its class" in warning
+    write_image(single / "photos/x.png")
+    assert not folder(train=str(single)).advice()
+
+
+def test_a_split_with_fewer_classes_is_evaluated_and_noted(imagenet: Path):
+    """Also where train is missing, by the classes of the model; without these its classes are those of the folders."""
+    data = folder(root=str(imagenet))
+    assert "test: no image of 1 of 3 classes (bee)" in data.summary()
+    (imagenet / "train").rename(imagenet / "away")
+    assert folder(root=str(imagenet)).classes() == ["ant", "cat"]
+    data = folder(root=str(imagenet))
+    data.set_learnt_classes(["ant", "bee", "cat"])
+    assert data.classes() == ["ant", "bee", "cat"]
+    assert [data.sample("test", i, None)["label"] for i in range(5)] == [0, 0, 2, 2, 2]
+    data.set_learnt_classes(["ant", "bee", "dog"])
+    assert data.classes() == ["ant", "cat"], "other classes than those of the model stay, and are refused by the task"
+
+
 NUMBERED = {str(i): 1 for i in (1, 2, 10, 11, 3)}
 
 

@@ -746,3 +746,25 @@ def test_activations_are_exact_gelu_and_its_approximation() -> None:
         activation = classifier(blocks=replace(BLOCKS, activation=name)).encoder.blocks[0].feed_forward.activation
         torch.testing.assert_close(activation(x), expected, rtol=0, atol=1e-12)
     assert F.gelu(x).sub(by_tanh).abs().max() > 1e-4, "the two formulas differ"
+
+
+# What a user is told of the length of the input.
+
+
+@pytest.mark.parametrize(
+    ("image_size", "patch_size", "registers", "line", "warns"),
+    [
+        ((224, 224), 16, 0, "197 tokens an image: 14 x 14 patches of 16 x 16 pixels", False),
+        ((224, 224), 2, 0, "12,545 tokens an image: 112 x 112 patches of 2 x 2 pixels", True),
+        ((46, 89), 1, 1, "4,096 tokens an image: 46 x 89 patches of 1 x 1 pixels", True),
+        ((23, 89), 1, 0, "2,048 tokens an image: 23 x 89 patches of 1 x 1 pixels", False),
+    ],
+)
+def test_the_tokens_of_an_image_are_counted_and_too_many_give_a_warning(
+    image_size: tuple[int, int], patch_size: int, registers: int, line: str, warns: bool
+) -> None:
+    """Rows times columns, the class token and the registers; 2,048 is the largest number without a warning."""
+    model = classifier(image_size=image_size, patch_size=patch_size, registers=registers)
+    assert list(model.input_summary()) == [line]
+    assert bool(model.input_advice()) == warns
+    assert all("model.patch_size" in text and "data.image_size" in text for text in model.input_advice())

@@ -256,6 +256,18 @@ def test_evaluation_on_data_of_other_classes_is_refused() -> None:
         task.metric("test")
 
 
+def test_classes_in_another_order_are_refused_with_the_key_and_unicode_forms_are_equal(tmp_path: Path) -> None:
+    for name in ("1", "2", "10", "caf\u00e9"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "train" / name / "x.png")
+    task, _ = _folder_task(tmp_path, "data.val_count=0")
+    task.restore({"classes": ["1", "10", "2", "cafe\u0301"]})
+    assert task.metric("train").classes == ["1", "10", "2", "caf\u00e9"]
+    task.restore({"classes": ["1", "2", "10", "caf\u00e9"]})
+    with pytest.raises(UserError, match=r"in another order \(1, 10, 2, .* instead of 1, 2, 10, .*data.class_order"):
+        task.metric("train")
+
+
 def test_an_imported_model_without_class_names_is_evaluated_on_as_many_classes() -> None:
     task, _ = built()
     task.restore({"classes": [f"class {i}" for i in range(10)]})

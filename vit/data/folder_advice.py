@@ -1,0 +1,62 @@
+"""Checks of an image folder's layout: class folders one level too high or too low, and splits under other names."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from common.errors import UserError
+from common.types import Split
+from vit.data.listing import Listing
+
+OTHER_NAMES: dict[Split, tuple[str, ...]] = {"val": ("valid", "validation", "dev"), "test": ("testing", "eval")}
+SPLIT_NAMES = {"train", "training", "val", "test", *(name for names in OTHER_NAMES.values() for name in names)}
+MAX_NAMES = 5  # of classes in a note
+
+
+def refuse_split_names(classes: Sequence[str], folder: Path) -> None:
+    """Raise UserError when the class folders of `folder` are those of splits, so that it is one level too high."""
+    if len(classes) > 1 and SPLIT_NAMES.issuperset(name.lower() for name in classes):
+        raise UserError(
+            f"The class folders of {folder} are {', '.join(classes)}, which are names of splits and not of classes; "
+            f"give data.root={folder} instead."
+        )
+
+
+def unread_folders(root: str | None, without: Sequence[Split]) -> list[str]:
+    """A warning for each folder of `root` that seems to hold one of the splits `without` images, and is not read."""
+    warnings = []
+    for split in without:
+        name = next((n for n in OTHER_NAMES.get(split, ()) if root is not None and Path(root, n).is_dir()), None)
+        if name is not None:
+            warnings.append(
+                f"data.root={root} holds {name}/, which is not read: the folder of {split} must have the name {split}; "
+                f"rename it, or give data.{split}={Path(str(root), name)}."
+            )
+    return warnings
+
+
+def depth_advice(classes: Sequence[str], listing: Listing) -> list[str]:
+    """A warning when train has a single class, or when no class folder holds images itself."""
+    deepest = os.fsdecode(listing.files[0])
+    if len(classes) == 1:
+        remedy = f"; if {Path(deepest).parts[1]} is a class, give data.train={listing.folder / classes[0]}"
+        return [
+            f"train has a single class, {classes[0]}, so there is nothing to learn; expected a folder for each class "
+            f"in {listing.folder}{remedy if len(Path(deepest).parts) > 2 else ''}."
+        ]
+    if any(name.count(b"/") == 1 for name in listing.files):
+        return []
+    return [
+        f"no class folder of {listing.folder} holds images itself, but only folders with images: {deepest} is taken "
+        f"as an image of the class {Path(deepest).parts[0]}; if {Path(deepest).parts[1]} is its class, the class "
+        "folders are one level too high."
+    ]
+
+
+def absent_classes(classes: Sequence[str], counts: Sequence[int]) -> list[str]:
+    """A note on the classes without an image in a split; `counts` are those of its images by class."""
+    absent = [name for name, count in zip(classes, counts, strict=True) if not count]
+    more = ", ..." if len(absent) > MAX_NAMES else ""
+    return [f"no image of {len(absent)} of {len(classes)} classes ({', '.join(absent[:MAX_NAMES])}{more})"] * bool(
+        absent
+    )
