@@ -74,6 +74,12 @@ class OptionalData(Protocol):
     drawn: bool
     """Whether the data are synthetic and need no pretrained weights; `Task.advice` then recommends none."""
 
+    exif: str
+    """Whether a user's images are turned by their EXIF tags: "auto", "apply" or "ignore"."""
+
+    def advice(self, queries: int) -> list[str]:
+        """Warnings about the annotations, one sentence each, for a detector with that many queries."""
+
     def where(self, split: Split, index: int) -> str:
         """The origin of a sample (its file, its line), for messages; opens no file."""
 
@@ -192,6 +198,9 @@ class OptionalModel(Protocol):
 
     per_micro_batch: Sequence[str]
     """For the start summary: names of parts that depend on the split into micro-batches, other than BatchNorm."""
+
+    masks_entries: bool
+    """Whether logits of entries that are never predicted may be masked; label smoothing then leaves them out."""
 
     longest: int
     """The maximum number of input tokens; for longer inputs, a task raises an error that names them."""

@@ -14,7 +14,10 @@ from seq2seq.tasks.translation import Translation
 from vit.models.classifier import Classifier
 
 ROOT = Path(__file__).parents[2]
-FILES = sorted(file for room in ("common", "detr", "vit", "seq2seq") for file in (ROOT / room).rglob("*.py"))
+FILES = [
+    ROOT / "predict.py",
+    *(file for room in ("common", "detr", "vit", "seq2seq") for file in (ROOT / room).rglob("*.py")),
+]
 PROTOCOLS = {"model": OptionalModel, "task": OptionalTask, "data": OptionalData}
 
 
