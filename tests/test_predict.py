@@ -3,9 +3,14 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
+
+import predict
+from common.cli import main as cli
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = """
@@ -53,3 +58,21 @@ def test_a_reader_that_closes_the_pipe_ends_the_process_without_an_error(process
         running.stdout.close()
         stderr = running.stderr.read().decode()
     assert stderr.strip() == "weights   of step 3" and running.returncode == 0
+
+
+def test_all_images_of_a_folder_that_can_be_read_are_answered_and_the_others_listed(
+    inside: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in ("a.png", "c.jpe"):
+        Image.new("RGB", (9, 9)).save(folder / name, "PNG")
+    (folder / "b.png").write_text("broken")
+    inside("train", "model=vit", "run_dir=run", "trainer.steps=1", "trainer.device=cpu")
+    arguments = ["checkpoint=run/checkpoints/best.pt", f"input={folder}", "output=answers"]
+    with pytest.raises(SystemExit) as exit_info:
+        cli.launch(predict.predict, "predict", predict.stored_config, arguments)
+    stdout, stderr = capsys.readouterr()
+    assert [line.partition(":")[0] for line in stdout.splitlines()] == ["a.png", "c.jpe"] and exit_info.value.code == 1
+    assert "b.png is broken" in stderr.splitlines()[-1]
+    assert "b.png is broken" in inside("predict", arguments[0], f"input={folder / 'b.png'}", code=2)

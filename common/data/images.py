@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +23,10 @@ IMAGE_SUFFIXES = {
     *(".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"),
 }
 
+# In a folder for prediction also these: an image that Pillow cannot read gets a reason instead of silence.
+UNSUPPORTED_SUFFIXES = {".cr2", ".dng", ".heic", ".heif", ".jp2", ".jxl", ".nef", ".psd", ".svg", ".tga"}
+Sample = TypeVar("Sample")
+
 # Highest value and name of the ranges in which grey images of more than 8 bits come; the first that fits is taken.
 RANGES = ((1.0, "from 0 to 1"), (255.0, "of 8 bits"), (4095.0, "of 12 bits"), (65535.0, "of 16 bits"))
 SAMPLED_FILES = 64  # of a split, looked at for their range
@@ -37,7 +41,7 @@ STRIP_ROWS = 32  # rows normalised at once; in an image 1,333 pixels wide, they 
 
 
 def list_images(path: Path) -> list[Path]:
-    """The image file `path`, or all image files in the folder `path`, sorted by name.
+    """The image file `path`, or all entries of the folder `path` that are images by their names, sorted by name.
 
     Raises UserError if `path` does not exist or the folder holds no image.
     """
@@ -45,10 +49,27 @@ def list_images(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise UserError(f"{path} is neither an image nor a folder of images; give the path of one.")
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES | UNSUPPORTED_SUFFIXES)
     if not files:
         raise UserError(f"The folder {path} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}); give another one.")
     return files
+
+
+def read_each(path: Path, read: Callable[[Path], Sample], unanswered: list[str]) -> Iterator[Sample]:
+    """`read` of the image file `path`, or of each image of the folder `path`.
+
+    The error for an image of a folder is appended to `unanswered`, so that the others are read. Raises UserError for
+    `path` itself.
+    """
+    for file in list_images(path):
+        try:
+            sample = read(file)
+        except UserError as error:
+            if file == path:
+                raise
+            unanswered.append(str(error))
+        else:
+            yield sample
 
 
 def read_image(path: Path, size: tuple[int, int] | None = None, exif: Exif = "auto") -> Tensor:
@@ -111,7 +132,11 @@ def _decode(path: Path, upright: bool) -> Tensor:
         raise UserError(f"The image {path} is missing; put it there or correct its path.") from None
     except (MemoryError, UserError):
         raise  # the file is not broken
+    except IsADirectoryError:
+        raise UserError(f"The image {path} is a folder; remove it, or give it as the folder of images.") from None
     except Exception as error:  # PIL's plugins raise exceptions of nearly any type on broken files
+        if path.name.startswith("._"):
+            raise UserError(f"{path} holds what macOS notes on {path.name[2:]} and is no image; remove it.") from None
         raise UserError(f"The image {path} is broken or no image ({error}); replace it or remove it.") from None
     return torch.from_numpy(pixels).permute(2, 0, 1)  # (H, W, 3) -> (3, H, W), channels last in memory
 

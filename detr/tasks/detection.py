@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from common.data.images import list_images, normalise, read_image
+from common.data.images import normalise, read_each, read_image
 from common.errors import UserError
 from common.files.names import answer_name, escape
 from common.machine.device import compute_dtype, constant
@@ -60,6 +60,7 @@ class Detection:
         self.data, self.queries, self.evaluator = data, queries, evaluator
         self.classification, self.options = loss.classification, predict
         self.criterion = Criterion(loss, matcher)
+        self.unanswered: list[str] = []
         self._categories: list[dict[str, Any]] | None = None  # class index -> {"id", "name"}
 
     @property
@@ -170,9 +171,14 @@ class Detection:
         return unstack_layers(model(*inputs) if hints is None else model(*inputs, hints))
 
     def read(self, input: str) -> Iterator[Batch]:
-        """Read an image file, or each in a folder, as a batch of one image, resized as in evaluation."""
-        for path in list_images(Path(input)):
-            yield self.data.collate([self.data.view(self._read_image(path), path)])
+        """Read an image file, or each in a folder, as a batch of one image, resized as in evaluation.
+
+        An image of a folder that cannot be read is skipped; `unanswered` then says why.
+        """
+        return read_each(Path(input), self._read_batch, self.unanswered)
+
+    def _read_batch(self, path: Path) -> Batch:
+        return self.data.collate([self.data.view(self._read_image(path), path)])
 
     def _read_image(self, path: Path) -> Tensor:
         return read_image(path, exif=getattr(self.data, "exif", "auto"))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from common.data import batching
-from common.data.images import list_images, read_image
+from common.data.images import read_each, read_image
 from common.errors import UserError
 from common.files.names import answer_name, escape
 from common.report.pictures import pad_and_stack, write_picture
@@ -54,6 +54,7 @@ class Classification:
     def __init__(self, *, data: ImageData, loss: LossOptions, predict: PredictOptions):
         self.data, self.loss_options, self.options = data, loss, predict
         self._classes: list[str] | None = None
+        self.unanswered: list[str] = []
         self._neighbours: NeighbourClassifier | None = None
 
     @property
@@ -177,10 +178,15 @@ class Classification:
         return features.float()
 
     def read(self, input: str) -> Iterator[Batch]:
-        """Read an image file, or the images of a folder, as batches of one image, viewed as in evaluation."""
-        for path in list_images(Path(input)):
-            image = read_image(path, exif=getattr(self.data, "exif", "auto"))
-            yield self.data.collate([self.data.view(image, path)])
+        """Read an image file, or the images of a folder, as batches of one image, viewed as in evaluation.
+
+        An image of a folder that cannot be read is skipped; `unanswered` then says why.
+        """
+        return read_each(Path(input), self._read_batch, self.unanswered)
+
+    def _read_batch(self, path: Path) -> Batch:
+        image = read_image(path, exif=getattr(self.data, "exif", "auto"))
+        return self.data.collate([self.data.view(image, path)])
 
     def show(self, batch: Batch, answers: list[Answer], folder: Path) -> Iterator[str]:
         """Write each image's classes as JSON and, where there are maps, a picture of attention; yield a line each.

@@ -252,3 +252,25 @@ def test_images_with_rarer_endings_are_listed_and_read(suffix: str, form: str, t
     Image.new("RGB", (6, 4), (90, 90, 90)).save(tmp_path / f"photo{suffix}", format=form)
     (file,) = list_images(tmp_path)
     assert (read_image(file).float() - 90).abs().max() < 5
+
+
+def test_each_image_of_a_folder_is_read_and_the_others_have_a_reason(tmp_path: Path):
+    for name in ("a.png", "d.jfif", "e.JPE", "f.avif", "g.ppm"):
+        Image.new("RGB", (5, 4)).save(tmp_path / name, "PNG")  # Pillow looks at the content
+    (tmp_path / "b.jpg").write_text("broken")
+    (tmp_path / "c.heic").write_text("of a telephone")
+    (tmp_path / "._a.png").write_bytes(b"\0\5\26\7")
+    (tmp_path / "x.jpg").mkdir()
+    (tmp_path / "notes.txt").touch()
+    reasons: list[str] = []
+    assert [tuple(image.shape) for image in image_files.read_each(tmp_path, read_image, reasons)] == [(3, 4, 5)] * 5
+    appledouble, broken, unsupported, folder = reasons
+    assert appledouble == f"{tmp_path / '._a.png'} holds what macOS notes on a.png and is no image; remove it."
+    assert "b.jpg is broken or no image" in broken and "c.heic is broken or no image" in unsupported
+    assert folder == f"The image {tmp_path / 'x.jpg'} is a folder; remove it, or give it as the folder of images."
+
+
+def test_the_error_for_a_single_image_is_raised(tmp_path: Path):
+    (tmp_path / "b.jpg").write_text("broken")
+    with pytest.raises(UserError, match=r"b\.jpg is broken"):
+        next(image_files.read_each(tmp_path / "b.jpg", read_image, []))
