@@ -77,6 +77,12 @@ class OptionalData(Protocol):
     exif: str
     """Whether a user's images are turned by their EXIF tags: "auto", "apply" or "ignore"."""
 
+    class_order: str
+    """The order of classes read from folders: "string" or "natural"."""
+
+    def set_learnt_classes(self, classes: Sequence[str]) -> None:
+        """Take the classes that the model was trained on, in the order of its outputs."""
+
     def advice(self, queries: int) -> list[str]:
         """Warnings about the annotations, one sentence each, for a detector with that many queries."""
 
