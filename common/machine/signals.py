@@ -15,6 +15,7 @@ from common.machine import distributed
 
 SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")  # SLURM is commonly set to send the last two
 CTRL_C_MESSAGE = b"\nCtrl-C: stopping after this step, with a checkpoint; once more stops at once.\n"
+END = b"\0"  # ends the watchdog's thread; no signal has this number
 SECOND_CTRL_C_DELAY = 2.0  # seconds for the main thread to close its files and end before it is killed
 
 
@@ -98,10 +99,11 @@ class _Watchdog:
     def close(self) -> None:
         """End the thread."""
         signal.set_wakeup_fd(self._earlier)
-        os.close(self._write)
-        self._write = -1
+        os.write(self._write, END)  # closing the pipe would not end it: workers that were forked hold it open, too
         self._thread.join()
+        os.close(self._write)
         os.close(self._read)
+        self._write = -1
 
     def _leave_to_parent(self) -> None:
         """Stop writing to the pipe in a forked worker: a Ctrl-C reaches parent and workers, and would count twice."""
@@ -116,7 +118,7 @@ class _Watchdog:
                 os.write(2, f"\n{reason}; the process ends without a checkpoint of this step.\n".encode())
                 os._exit(code)
             numbers = os.read(self._read, 64)
-            if not numbers:
+            if END in numbers:
                 return
             interrupts += numbers.count(signal.SIGINT)
             if interrupts >= 2 and code != 130:

@@ -63,6 +63,19 @@ def test_a_forked_worker_records_nothing() -> None:
         assert not stop.received
 
 
+def test_the_context_ends_at_once_while_a_forked_worker_lives() -> None:
+    start = time.monotonic()
+    with StopSignals(grace=60):
+        worker = os.fork()
+        if worker == 0:
+            time.sleep(20)
+            os._exit(0)
+    seconds = time.monotonic() - start
+    os.kill(worker, signal.SIGKILL)
+    os.waitpid(worker, 0)
+    assert seconds < 10
+
+
 def test_ctrl_c_in_a_forked_worker_is_not_counted_in_its_parent() -> None:
     """A terminal sends Ctrl-C to both."""
     with StopSignals() as stop:
