@@ -217,7 +217,9 @@ def test_an_official_file_is_fine_tuned_on_other_classes(door, published, real_d
         "trainer.epochs=null", "trainer.steps=2", "trainer.workers=0", f"run_dir={tmp_path / 'run'}",
     )  # fmt: skip
     assert "re-initialised: class_head.weight, class_head.bias\n" in output
-    assert "Warning" not in output, "a checkpoint holds the backbone's weights, so nothing warns of a random one"
+    warnings = [line for line in output.splitlines() if line.startswith("Warning: ")]
+    assert len(warnings) == 3 and all("more objects than the model has queries" in line for line in warnings)
+    assert "pretrained" not in "".join(warnings), "a checkpoint holds the backbone's weights"
 
 
 def test_real_cells_train_evaluate_and_predict_by_config_keys_only(door, real_data, tmp_path):

@@ -348,11 +348,11 @@ def test_a_resumed_run_keeps_the_precision_that_auto_resolved_to(
     inside: Door, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     line = [*RUN, *RANDOM, "trainer.device=cpu", f"run_dir={tmp_path / 'run'}"]
-    monkeypatch.setattr("common.machine.device._multiplies_bf16", lambda: True)
+    monkeypatch.setattr("common.machine.device._cpu_has_bf16", lambda: True)
     assert ", bf16" in inside("train", *line)
     (tmp_path / "run/results.json").unlink()
     max((tmp_path / "run/checkpoints").glob("step_*.pt")).unlink()
-    monkeypatch.setattr("common.machine.device._multiplies_bf16", lambda: False)
+    monkeypatch.setattr("common.machine.device._cpu_has_bf16", lambda: False)
     output = inside("train", *line, "resume=auto")
     assert "resuming at" in output and ", bf16" in output
     assert "precision: bf16" in (tmp_path / "run/config.yaml").read_text()
