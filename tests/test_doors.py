@@ -217,9 +217,7 @@ def test_an_official_file_is_fine_tuned_on_other_classes(door, published, real_d
         "trainer.epochs=null", "trainer.steps=2", "trainer.workers=0", f"run_dir={tmp_path / 'run'}",
     )  # fmt: skip
     assert "re-initialised: class_head.weight, class_head.bias\n" in output
-    warnings = [line for line in output.splitlines() if line.startswith("Warning: ")]
-    assert len(warnings) == 3 and all("more objects than the model has queries" in line for line in warnings)
-    assert "pretrained" not in "".join(warnings), "a checkpoint holds the backbone's weights"
+    assert "without pretrained weights" not in output, "a checkpoint holds the backbone's weights"
 
 
 def test_real_cells_train_evaluate_and_predict_by_config_keys_only(door, real_data, tmp_path):
@@ -237,6 +235,19 @@ def test_real_cells_train_evaluate_and_predict_by_config_keys_only(door, real_da
     image = next((cells / "images").glob("*.jpg"))
     door("predict", f"checkpoint={tmp_path}/run/checkpoints/best.pt", f"input={image}", f"output={tmp_path / 'out'}")
     assert (tmp_path / f"out/{image.name}.boxes.json").exists()
+
+
+def test_an_official_file_without_its_class_head_is_fine_tuned_and_not_evaluated(door, published, real_data, tmp_path):
+    weights = checkpoint.load(published)["model"]
+    headless = {f"net.{name}": tensor for name, tensor in weights.items() if not name.startswith("class_embed")}
+    torch.save({"state_dict": headless}, tmp_path / "headless.pth")
+    line = [f"checkpoint={tmp_path / 'headless.pth'}", *SMALL_R18, *coco_mini(real_data("coco_mini"))]
+    output = door(
+        "train", *line, "data.batch_size=2", "trainer.epochs=null", "trainer.steps=1", "trainer.workers=0",
+        f"run_dir={tmp_path / 'run'}",
+    )  # fmt: skip
+    assert "re-initialised: class_head.weight, class_head.bias\n" in output
+    assert "no class head" in door("evaluate", *line, code=2)
 
 
 def test_images_without_annotations_are_predicted_for_a_server(door, real_data, tmp_path):

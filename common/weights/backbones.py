@@ -35,7 +35,7 @@ def load_weights(backbone: Backbone, options: BackboneOptions) -> None:
 def _read(path: Path) -> dict[str, Tensor]:
     content = checkpoint.load(path)
     try:
-        return unwrap(content, ("model",), "a ResNet of torchvision or an official DETR")[0]
+        return unwrap(content, ("model",), "a ResNet of torchvision or an official DETR", ("model", "net"))[0]
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 

@@ -11,25 +11,47 @@ from common.errors import UserError
 
 # Keys under which training programs store the moving average of the weights.
 EMA_KEYS = ("model_ema", "state_dict_ema", "ema_model", "ema_state_dict", "ema")
-PREFIX = re.compile(r"^(?:module\.|_orig_mod\.)+")  # of DataParallel and of compiled models
+# Keys that hold the weights in files of training programs: Lightning's state_dict, DeepSpeed's module, and others.
+COMMON_WRAPPERS = ("state_dict", "module", "model_state_dict")
+# Of DataParallel and of compiled models, also as an attribute of a LightningModule.
+PREFIX = re.compile(r"^(?:(?:model|net)\.)?(?:module\.|_orig_mod\.)+")
+BESIDE_THE_MODEL = ("criterion",)  # first words of tensors that a LightningModule keeps beside its model
 
 
-def unwrap(content: dict[str, Any], wrappers: Sequence[str], expected: str) -> tuple[dict[str, Tensor], list[str]]:
+def unwrap(
+    content: dict[str, Any], wrappers: Sequence[str], expected: str, attributes: Sequence[str] = ("net",)
+) -> tuple[dict[str, Tensor], list[str]]:
     """A file's tensors, and the keys of what is left out: other sets of weights, and values that are not tensors.
 
-    Weights are bare, or under one of the keys `wrappers`, of which the first that holds tensors counts. Raises
-    UserError when there are none; `expected` names the supported files.
+    Weights are bare, or under one of the keys `wrappers` or COMMON_WRAPPERS, of which the first that holds tensors
+    counts, also one level deeper. Prefixes of DataParallel and compilation are removed, and the name of a
+    LightningModule's attribute, one of `attributes`, where all names begin with it. Only a caller that lists "model"
+    has it removed, because some layouts have that prefix themselves. Raises UserError when there are no weights;
+    `expected` names the supported files.
     """
-    holders = [key for key in wrappers if _holds_tensors(content.get(key))]
+    keys = tuple(dict.fromkeys((*wrappers, *COMMON_WRAPPERS)))
+    holders = [key for key in keys if _holds_tensors(content.get(key))]
     weights = content[holders[0]] if holders else content
     if not _holds_tensors(weights):
+        outer = next((content[key] for key in keys if _wraps_tensors(content.get(key), keys)), None)
+        if outer is not None:
+            return unwrap(outer, wrappers, expected, attributes)
         raise UserError(
             f"The checkpoint holds no weights, bare or under {_listed(wrappers)}; give {expected}, or a file that this "
             "program wrote."
         )
     other_keys = [name for name, value in weights.items() if not isinstance(value, Tensor)]
     tensors = {PREFIX.sub("", name): value for name, value in weights.items() if isinstance(value, Tensor)}
-    return tensors, holders[1:] + other_keys
+    return _without_attribute(tensors, attributes), holders[1:] + other_keys
+
+
+def _without_attribute(tensors: dict[str, Tensor], attributes: Sequence[str]) -> dict[str, Tensor]:
+    """The tensors without the first word of their names, where this is one of `attributes` for the whole model."""
+    words = {name.split(".")[0] for name in tensors} - set(BESIDE_THE_MODEL)
+    if len(words) != 1 or not words <= set(attributes):
+        return tensors
+    prefix = f"{words.pop()}."
+    return _without_attribute({name.removeprefix(prefix): tensor for name, tensor in tensors.items()}, attributes)
 
 
 def select_kind(content: dict[str, Any], kind: str) -> tuple[dict[str, Any], list[str]]:
@@ -66,6 +88,10 @@ def floats(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _holds_tensors(content: Any) -> bool:
     return isinstance(content, dict) and any(isinstance(value, Tensor) for value in content.values())
+
+
+def _wraps_tensors(content: Any, keys: Sequence[str]) -> bool:
+    return isinstance(content, dict) and any(_holds_tensors(content.get(key)) for key in keys)
 
 
 def _listed(keys: Sequence[str]) -> str:

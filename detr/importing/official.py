@@ -47,10 +47,13 @@ NAMES = Table(  # (official, ours); panoptic files have the prefix "detr."
 )
 REQUIRED_PREFIXES = (
     *("backbone.0.body.", "transformer.encoder.layers.", "transformer.decoder.layers.", "transformer.decoder.norm."),
-    *("class_embed.", *(f"bbox_embed.layers.{i}." for i in range(3)), "query_embed.", "input_proj."),
+    *(*(f"bbox_embed.layers.{i}." for i in range(3)), "input_proj."),
 )
-# Tensors that a detector does not have: the mask head of panoptic files, and counters that the official loader drops.
-LEFT_OUT = r"(detr\.)?(bbox_attention|mask_head)\..*|.*(\.num_batches_tracked|total_ops|total_params)"
+# Tensors that a detector does not have: the mask head of panoptic files, the criterion's class weights, and counters
+# that the official loader drops.
+LEFT_OUT = (
+    r"(detr\.)?(bbox_attention|mask_head)\..*|criterion\.empty_weight|.*(\.num_batches_tracked|total_ops|total_params)"
+)
 
 # Patterns of tensor names by which another format is recognised; the first that matches decides.
 OTHER_FORMATS = (
@@ -67,10 +70,11 @@ def adopt(content: dict[str, Any]) -> Adopted:
 
     Accepts {"model": ...} or a bare state dict of R50, DC5 and R101, with sine or learned positions, post-norm or
     pre-norm; the mask head of a panoptic file is left out. With COCO's 91 classes, index i is COCO's id i, and unused
-    ids are named "N/A"; with any other number, classes are named "class 0", "class 1" and so on. Raises UserError for
-    any other file and says what it is.
+    ids are named "N/A"; with any other number, classes are named "class 0", "class 1" and so on. A file for
+    fine-tuning, from which the class head or the queries were removed, has no classes in its task state. Raises
+    UserError for any other file and says what it is.
     """
-    tensors, extra = unwrap(content, ("model",), "a facebookresearch/detr file as published")
+    tensors, extra = unwrap(content, ("model",), "a facebookresearch/detr file as published", ("model", "net"))
     weights, sources, left_out, unknown = rename(tensors, NAMES.to_ours, LEFT_OUT)
     if unknown or extra:
         raise UserError(_refusal(tensors, f"it has {[*unknown, *extra][0]}, which an official DETR does not"))
@@ -78,6 +82,8 @@ def adopt(content: dict[str, Any]) -> Adopted:
     missing = [prefix for prefix in REQUIRED_PREFIXES if not any(name.startswith(prefix) for name in weight_names)]
     if missing:
         raise UserError(_refusal(tensors, f"it has no {missing[0]}*"))
+    if "class_head.weight" not in weights:
+        return Adopted(weights, {}, left_out)
     classes = len(weights["class_head.weight"]) - 1  # the last row is "no object"
     names = COCO_NAMES if classes == len(COCO_NAMES) else [f"class {i}" for i in range(classes)]
     categories = [{"id": i, "name": name} for i, name in enumerate(names)]

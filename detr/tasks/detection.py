@@ -80,7 +80,12 @@ class Detection:
         return {"categories": self.categories}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Restore the classes from a checkpoint."""
+        """Restore the classes from a checkpoint; raises UserError for a file for fine-tuning, which has none."""
+        if "categories" not in state:
+            raise UserError(
+                "The checkpoint has no class head (it was removed, for fine-tuning), so it detects no class; start a "
+                "run from it (train.py checkpoint=FILE), or give a file with the head."
+            )
         self._categories = state["categories"]
 
     def adopt(self, tensors: dict[str, Any], folder: Path | None = None) -> Adopted:

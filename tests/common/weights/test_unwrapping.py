@@ -28,6 +28,32 @@ def test_weights_are_unwrapped_and_other_keys_listed(content, left_out):
     assert tensors == {"a": WEIGHT} and names == left_out
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"state_dict": {"a": WEIGHT}},
+        {"module": {"a": WEIGHT}, "optimizer": {}},
+        {"model_state_dict": {"module.a": WEIGHT}},
+        {"state_dict": {"net.a": WEIGHT}},
+        {"state_dict": {"model._orig_mod.a": WEIGHT}},
+        {"net._orig_mod.module.a": WEIGHT},
+        {"state_dict": {"model": {"a": WEIGHT}}},
+        {"model": {"module": {"a": WEIGHT}}},
+    ],
+    ids=str,
+)
+def test_wrappers_of_training_programs_are_known_to_every_importer(content):
+    assert unwrap(content, ("model",), "a file")[0] == {"a": WEIGHT}
+
+
+def test_the_attribute_model_is_removed_on_request_and_if_all_names_begin_with_it():
+    whole = {"model.a": WEIGHT, "model.net.b": OTHER_WEIGHT, "criterion.c": WEIGHT}
+    assert [*unwrap(whole, (), "a file")[0]] == [*whole]
+    assert [*unwrap(whole, (), "a file", ("model", "net"))[0]] == ["a", "net.b", "criterion.c"]
+    part = {"model.a": WEIGHT, "head": WEIGHT}
+    assert [*unwrap(part, (), "a file", ("model", "net"))[0]] == [*part]
+
+
 def test_prefixes_are_removed_at_the_beginning_only():
     assert [*unwrap({"my.module.a": WEIGHT, "modules.b": OTHER_WEIGHT}, (), "a file")[0]] == [
         "my.module.a",

@@ -258,18 +258,37 @@ def test_another_format_is_refused_by_its_name(format_name: str, among: str) -> 
     assert str(refusal.value).count(". ") == 0, "one sentence"
 
 
-@pytest.mark.parametrize(
-    "part", ["class_embed", "bbox_embed.layers.2", "query_embed", "input_proj", "transformer.decoder.norm"]
-)
+@pytest.mark.parametrize("part", ["bbox_embed.layers.2", "input_proj", "transformer.decoder.norm"])
 def test_a_file_that_lacks_a_part_is_refused_with_its_name(part: str) -> None:
     with pytest.raises(UserError, match=rf"not an official DETR .it has no {part}\."):
         adopt(without(f"{part}.weight"))
 
 
-@pytest.mark.parametrize("content", [{}, {"model": None}, {"epoch": 3}, {"state_dict": {"a": torch.zeros(1)}}], ids=str)
+@pytest.mark.parametrize("content", [{}, {"model": None}, {"epoch": 3}, {"weights": {"a": torch.zeros(1)}}], ids=str)
 def test_a_file_without_weights_is_refused(content: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="holds no weights"):
         adopt(content)
+
+
+@pytest.mark.parametrize("parts", [("class_embed",), ("class_embed", "query_embed")])
+def test_a_file_for_fine_tuning_has_no_classes_and_is_not_evaluated(parts: tuple[str, ...]) -> None:
+    names = [f"{part}.{leaf}" for part in parts for leaf in ("weight", "bias")]
+    adopted = adopt({"model": without(*names)})
+    missing = {"class_head.weight", "class_head.bias", "queries.weight"}
+    lacking = {name for name in missing if name.split(".")[0] in ("class_head", "queries")[: len(parts)]}
+    assert detector().state_dict().keys() - adopted.weights.keys() == lacking and adopted.task_state == {}
+    with pytest.raises(UserError, match=r"no class head .*start a run from it .train.py checkpoint=FILE"):
+        Detection.restore(object.__new__(Detection), adopted.task_state)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "net.", "model.", "model._orig_mod.", "model.module.", "_orig_mod."])
+@pytest.mark.parametrize("wrapper", [None, "model", "state_dict", "module"])
+def test_wrappers_and_prefixes_of_training_programs_are_removed(prefix: str, wrapper: str | None) -> None:
+    tensors = {f"{prefix}{name}": value for name, value in official().state_dict().items()}
+    tensors["criterion.empty_weight"] = torch.ones(1)  # of a LightningModule with the official criterion
+    adopted = adopt(tensors if wrapper is None else {wrapper: tensors, "epoch": 3})
+    detector().load_state_dict(adopted.weights)
+    assert adopted.left_out == ["criterion.empty_weight"]
 
 
 def test_only_our_detector_is_exported() -> None:
