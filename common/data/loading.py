@@ -2,6 +2,7 @@
 
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -60,8 +61,11 @@ class Loader:
                     batch = pool.take()
                 except StopIteration:
                     return
-                except Exception:
+                except Exception as error:
                     dead_workers = pool.dead_workers()
+                    if not dead_workers and isinstance(error, (ConnectionError, EOFError)):
+                        time.sleep(1.0)  # the worker that was to hand over a tensor is ending at this moment
+                        dead_workers = pool.dead_workers()
                     if not dead_workers:
                         raise
                     batch = UserError(_describe_dead_workers(self.data, self.split, dead_workers))
