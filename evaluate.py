@@ -30,6 +30,12 @@ def evaluate(config: dict[str, Any]) -> float | None:
             batch_size=parts.trainer.micro_batch or parts.data.batch_size,
             workers=parts.trainer.workers,
         )
+        results = {f"{split}/{name}": value for name, value in numbers.items()}
+        if config["output"] and distributed.is_main():  # before anything is printed, which may fail
+            folder = Path(config["output"])
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "results.json").write_text(json.dumps(results, indent=1))
+            metric.write(folder)
         log = Log(None, distributed.is_main())
         log.info(parts.weights_line)
         if numbers:
@@ -39,14 +45,9 @@ def evaluate(config: dict[str, Any]) -> float | None:
             log.warning(f"There are no numbers, because the {split} data have no annotations{unwritten}.")
         if config["details"] and numbers:
             log.table("details", metric.details())
-        results = {f"{split}/{name}": value for name, value in numbers.items()}
         log.info(json.dumps(results))
-        if config["output"] and distributed.is_main():
-            folder = Path(config["output"])
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "results.json").write_text(json.dumps(results, indent=1))
-            metric.write(folder)
-            log.info(f"The results and the predictions are in {folder}.")
+        if config["output"]:
+            log.info(f"The results and the predictions are in {config['output']}.")
         return numbers.get(parts.task.goal.name)
 
 

@@ -3,13 +3,13 @@
 Standard output holds the answers only, so that it can be piped; everything else goes to standard error.
 """
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from common.cli import main as cli
 from common.cli.main import stored_config
+from common.files.console import print_line
 
 
 def predict(config: dict[str, Any]) -> None:
@@ -26,7 +26,7 @@ def predict(config: dict[str, Any]) -> None:
         with device.autocast(parts.device, parts.trainer.precision):
             answers = parts.task.predict(parts.model, batch)
         for line in parts.task.show(batch, answers, folder):
-            if not say(line):
+            if not print_line(line):
                 return
     unanswered = getattr(parts.task, "unanswered", [])
     print("".join(f"{sentence}\n" for sentence in unanswered), end="", file=sys.stderr)
@@ -38,18 +38,6 @@ def send_utf8() -> None:
     """Write UTF-8 to files and pipes in every locale, as input is read; a terminal keeps its own encoding."""
     if sys.stdout and not sys.stdout.isatty():
         sys.stdout.reconfigure(encoding="utf-8")
-
-
-def say(line: str) -> bool:
-    """Print a line and flush it; False when the reader has closed the pipe (`| head -1`), which is no error."""
-    try:
-        print(line, flush=True)
-    except BrokenPipeError:
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # otherwise Python reports an error when it flushes at exit
-        return False
-    return True
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from tokenizing import BYTE_OPTIONS
 
+from common.cli import main
 from common.config import check as config
 from common.config import compose
 from common.config.schema import ModuleSource, Options, module_file
@@ -249,3 +250,14 @@ def test_the_arguments_read_from_source_are_those_that_a_task_hands_to_its_model
     task = task_of(next(run for run in map(composed, ALONE) if run["task"]["_target_"] == path))
     options = ModuleSource(module, file).options(name)
     assert {*options.handed_on, *options.offered} == task.model_arguments().keys()
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_option_of_prediction_is_in_the_help_of_predict(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main.launch(lambda *_: None, "predict", lambda file: {}, ["--help"])
+    text = capsys.readouterr().out
+    options = composed(f"model={model}")["task"]["predict"]
+    assert options
+    for name in options:  # seed=1 is predict.py's own key
+        assert f"\n    {'task.predict.' * (name == 'seed')}{name}: " in text, name

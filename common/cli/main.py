@@ -6,6 +6,7 @@ torch.
 """
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, NoReturn
 from omegaconf import OmegaConf
 
 from common.cli import sweep
-from common.config.check import check
+from common.config.check import DOOR_KEYS, check
 from common.config.compose import CONFIGS, GROUPS, Command, ConfigReader, choices_of
 from common.errors import Stopped, UserError
 from common.files import names, run_folder
@@ -38,6 +39,9 @@ keys (a group's keys by their full name, as in optimizer.lr=1e-4; --cfg job prin
 options:
   --cfg job                              print the config and exit
   --config-dir FOLDER                    further configs in FOLDER/model/, FOLDER/data/, FOLDER/experiment/ and so on
+"""
+PREDICT_OPTIONS = """
+options of prediction, by model (NAME=value is short for task.predict.NAME=value):
 """
 TRAIN_OPTIONS = """\
   --config-dir RUN --config-name config  run the config in a run's folder again
@@ -124,6 +128,21 @@ def _usage(door: str) -> str:
     keys = (CONFIGS / f"{door}.yaml").read_text(encoding="utf-8").partition("\n\n")[2]
     sections = {"groups": "\n".join(f"  {group}: {', '.join(choices_of(group))}" for group in GROUPS)}
     sections["keys"] = "\n".join(f"  {line}" for line in keys.splitlines())
-    return USAGE.format(door=door, required=REQUIRED_ARGUMENTS[door], **sections) + (
-        TRAIN_OPTIONS if door == "train" else ""
-    )
+    usage = USAGE.format(door=door, required=REQUIRED_ARGUMENTS[door], **sections)
+    return usage + {"train": TRAIN_OPTIONS, "predict": PREDICT_OPTIONS + _prediction_options()}.get(door, "")
+
+
+def _prediction_options() -> str:
+    """The section task.predict of each model's yaml that defines one, with its comments.
+
+    An option that has the name of a key of predict.py's (seed) has its full name, because the short one is that key.
+    """
+    section_pattern = re.compile(r"^task:\n(?:  .*\n)*?  predict:\n((?:    .*\n)+)", re.M)
+    door_keys = "|".join(DOOR_KEYS["predict"])
+    lines = []
+    for file in sorted((CONFIGS / "model").glob("*.yaml")):
+        section = section_pattern.search(file.read_text(encoding="utf-8"))
+        if section:
+            options = re.sub(rf"^    ({door_keys}):", r"    task.predict.\1:", section[1], flags=re.M)
+            lines.append(f"  model={file.stem}\n{options}")
+    return "".join(lines)

@@ -26,6 +26,7 @@ from common.config.compose import CONFIGS, GROUPS, Command, Composed, quoted
 from common.config.diff import fingerprint, flatten
 from common.errors import Stopped, UserError
 from common.files import run_folder
+from common.files.console import print_line
 from common.files.names import shell_command
 from common.files.run_folder import Job
 from common.files.table import table
@@ -57,7 +58,7 @@ def sweep(job: Job, command: Command) -> int:
     folder = Path(sweep_dir) if sweep_dir else run_folder.create_timestamped(Path("runs", "sweeps"))
     runs = [_folder(folder, combination) for combination in combinations]
     todo = [(combination, run) for combination, run in zip(combinations, runs, strict=True) if not _results(run)]
-    print(f"{len(combinations)} runs in {folder}, {len(combinations) - len(todo)} of them already done.", flush=True)
+    print_line(f"{len(combinations)} runs in {folder}, {len(combinations) - len(todo)} of them already done.")
     resume_line = f"To resume: python {shell_command(_line(command, folder))}"
     for _, run in todo:
         clear_status(run)
@@ -232,7 +233,7 @@ def _report(sweep: Path, runs: list[Path]) -> int:
         rows.append((run.name, status.state, float("nan")))
         failures.append(f"{run}: {status.why}")
         codes.add(2 if status.state == "refused" else 1)
-    print(table(f"\n{sweep}", [("run", "state", goals.pop() if len(goals) == 1 else "goal"), *rows]), flush=True)
+    print_line(table(f"\n{sweep}", [("run", "state", goals.pop() if len(goals) == 1 else "goal"), *rows]))
     if failures:
         print("\n".join([*failures, f"{len(failures)} of the runs in {sweep} are not done."]), file=sys.stderr)
     return max(codes - {2}, default=max(codes, default=0))

@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common.errors import Stopped, UserError
+from common.files import console
 from common.files.lines import LineFile, write_atomically
 from common.files.table import table
 
@@ -86,10 +87,11 @@ class Log:
     def info(self, text: str) -> None:
         """Print one or more lines to the console, and write them to train.log."""
         if self.main:
-            if self._bar is not None:
-                tqdm.write(text, file=sys.stdout)
-            else:
-                print(text, flush=True)
+            with suppress(OSError):  # a closed pipe or a full disk behind the console ends no run
+                if self._bar is not None:
+                    tqdm.write(text, file=sys.stdout)
+                else:
+                    console.print_line(text)
             self._append("train.log", text)
 
     def warning(self, text: str) -> None:

@@ -160,6 +160,17 @@ def test_evaluation_gives_the_scores_of_training(
     assert greedy.keys() == {key.replace("test/", "val/") for key in numbers_of(output)}
 
 
+def test_an_evaluation_writes_its_results_though_nobody_reads_what_it_prints(best: str, tmp_path: Path) -> None:
+    """As in `evaluate.py ... output=out | head -1`."""
+    command = [sys.executable, str(ROOT / "evaluate.py"), best, f"output={tmp_path / 'out'}", "details=true"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"}) as process:  # fmt: skip
+        process.stdout.close()
+        assert "Traceback" not in process.stderr.read().decode() and process.wait() == 0
+    names = {"results.json", "translations.tsv", "scores.json"}
+    assert {file.name for file in (tmp_path / "out").iterdir()} == names
+
+
 def test_evaluating_the_references_gives_perfect_scores(inside: Door, best: str) -> None:
     numbers = numbers_of(inside("evaluate", best, "task.predict.method=given"))
     assert numbers["test/exact_match"] == 1 and numbers["test/bleu"] == pytest.approx(100)
