@@ -21,13 +21,12 @@ from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.significance import _bootstrap_resample, estimate_ci
 
+from common.files.names import escape
 from common.machine.distributed import broadcast, gather_samples, is_main
 from common.task import Answer, Batch
 
 CHINESE = {"zh", "zho", "cmn", "yue"}
 UNSPACED = {"ja", "jpn", "ko", "kor", "th", "tha", "lo", "lao", "km", "khm", "my", "mya"}  # tokens are characters
-# Half of a surrogate pair, by which Python represents a byte that is not UTF-8, is written as in JSON: \udce9.
-ESCAPED = "backslashreplace"
 RESAMPLES = 1000  # of the bootstrap; sacreBLEU's default
 MAX_BOOTSTRAP_SENTENCES = 10_000  # sacreBLEU holds all resamples in memory, each with 10 to 18 floats per sentence
 
@@ -205,13 +204,14 @@ class TranslationMetric:
         """Write `translations.tsv`, a line for each sample sorted by id, and `scores.json`, with signatures.
 
         Columns: id, source, reference, translation, score (the model's, or empty). A text with a tab, a quote, a line
-        feed or a carriage return is quoted, and its quotes are doubled; Python's csv and pandas read it back.
+        feed or a carriage return is quoted, and its quotes are doubled; Python's csv and pandas read it back. Bytes
+        that are not UTF-8 are escaped (common/files/names.py).
         """
         assert self.gathered, "gather() comes before write()"
         if not is_main():
             return
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "translations.tsv").open("w", encoding="utf-8", errors=ESCAPED, newline="") as file:
+        with (folder / "translations.tsv").open("w", encoding="utf-8", newline="") as file:
             file.write(_tabbed_row(("id", "source", "reference", "translation", "score")))
             for sample in self.samples:
                 score = "" if sample.score is None else f"{sample.score:.6g}"
@@ -222,14 +222,14 @@ class TranslationMetric:
         content["exact_match"] = {"value": _exact(self.samples), "categories": categories}
         content |= {name: {"value": x if math.isfinite(x) else None} for name, x in self._likelihood().items()}
         text = json.dumps(content, indent=1, ensure_ascii=False)
-        (folder / "scores.json").write_text(text, encoding="utf-8", errors=ESCAPED)
+        (folder / "scores.json").write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _tabbed_row(fields: Sequence[Any]) -> str:
     """A line of a tab-separated file, with a line feed at its end."""
     line = io.StringIO(newline="")
     # With "\n" as its line end, Python's writer before 3.13 leaves carriage returns unquoted, where readers end a row.
-    csv.writer(line, "excel-tab", lineterminator="\r\n").writerow(fields)
+    csv.writer(line, "excel-tab", lineterminator="\r\n").writerow(escape(str(field)) for field in fields)
     return line.getvalue().removesuffix("\r\n") + "\n"
 
 

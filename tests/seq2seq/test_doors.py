@@ -299,6 +299,22 @@ def test_translating_does_not_need_the_training_file(inside: Door, best: str, tm
     )
 
 
+def test_files_and_folders_with_names_that_are_not_utf8_are_read_and_written(door: Door, tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    file, run = folder / os.fsdecode(b"paires \xe9.tsv"), folder / "run"
+    file.write_text(pairs(10, 2800), encoding="utf-8")
+    output = door("train", *RUN, f"data.train.pairs={file}", "trainer.steps=2", f"run_dir={run}")
+    assert "caf\\udce9" in output and "test/bleu" in results_of(run)
+    best, out = f"checkpoint={run}/checkpoints/best.pt", folder / "out"
+    assert numbers_of(door("evaluate", best, f"output={out}")) == results_of(run)
+    source = folder / os.fsdecode(b"\xe9.txt")
+    source.write_text("one two\n")
+    lines = [f"input={source}", "attention=true", f"output={out}"]
+    assert door("predict", best, *lines).splitlines()[0] and (out / "000001.attention.svg").is_file()
+    assert "no file" in door("predict", best, f"input={folder / 'missing'}", code=2)
+
+
 def test_the_default_data_need_no_network(inside: Door, tmp_path: Path) -> None:
     """A shorter run on fewer phrases of CLDR."""
     keys = ["data.train_count=3000", "data.val_count=40", "data.test_count=60", "data.tokenizer.vocabulary=700"]

@@ -12,6 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from sacrebleu.metrics import BLEU, CHRF
 
+from common.files.names import unescape
 from seq2seq.evaluation import scores
 from seq2seq.evaluation.scores import TranslationMetric, moses, scorers
 
@@ -228,7 +229,9 @@ def test_no_character_of_a_sentence_breaks_rows_or_columns(tmp_path, character):
 def test_texts_and_categories_that_are_not_utf8_are_written_with_escapes(tmp_path):
     """The byte 0xE9, which a data set read with surrogateescape, is U+DCE9 in Python."""
     gathered([("caf\udce9", "caf\udce9")], categories=["men\udce9"]).write(tmp_path)
-    assert "\tcaf\\udce9\tcaf\\udce9\t" in (tmp_path / "translations.tsv").read_text("utf-8")
+    with (tmp_path / "translations.tsv").open(encoding="utf-8", newline="") as file:
+        (row,) = csv.DictReader(file, dialect="excel-tab")
+    assert row["reference"] == "caf\\udce9" and unescape(row["translation"]) == "caf\udce9"
     content = json.loads((tmp_path / "scores.json").read_text("utf-8"))
     assert content["exact_match"]["categories"] == {"men\udce9": 1.0}, "JSON restores it"
 
