@@ -99,7 +99,7 @@ def plan(arguments: Sequence[str]) -> Plan:
     """
     ranges = {word: pair for word in arguments if (pair := _range(word))}
     space: dict[str, BaseDistribution] = dict(ranges.values())
-    command = Command("train", [word for word in arguments if word not in ranges])
+    command = Command("train", [word for word in arguments if word not in ranges], sweep=True)
     if command.flags.multirun or command.flags.help or command.flags.cfg:
         raise UserError("-m, --help and --cfg are for train.py; a search takes only keys, key=a..b and key=a,b.")
     reserved = next((key for key in RESERVED_KEYS if key in command.keys), None)

@@ -21,6 +21,7 @@ from common.config.migrations import update_names
 from common.errors import Stopped, UserError
 from common.files import run_folder
 from common.files.lines import write_atomically
+from common.files.lock import InUseError
 from common.files.run_folder import Job
 
 STATUS_FOLDER = ".notes"  # in a sweep's folder: a file for each run that is not done, with the reason
@@ -116,6 +117,8 @@ class SweepJob:
     def _run(self, config: dict[str, Any], folder: Path) -> float | None:
         try:
             return run_folder.run_in(self.job, config, folder)
+        except InUseError as error:  # by another sweep, which writes the run's status
+            print(f"{folder}: {error}", file=sys.stderr, flush=True)
         except UserError as error:
             _write_status(folder, RunStatus("refused", str(error)))
             print(f"{folder}: {error}", file=sys.stderr, flush=True)

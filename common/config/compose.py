@@ -53,11 +53,13 @@ def configure(door: str, arguments: Sequence[str], base: ConfigReader | None = N
 class Command:
     """A door's command line: its flags, and its overrides in the form that Hydra takes."""
 
-    def __init__(self, door: str, arguments: Sequence[str], base: ConfigReader | None = None):
+    def __init__(self, door: str, arguments: Sequence[str], base: ConfigReader | None = None, sweep: bool = False):
+        """`sweep`: a,b is two values, of a path as well; with -m it always is."""
         self.door, self.base, self.arguments = door, base, arguments
         self.flags = _flags(arguments)
         self.config_name, self.folder = self.flags.config_name or door, CONFIGS
-        self.overrides = [quote_path(self._full(argument)) for argument in self.flags.overrides]
+        sweep = sweep or self.flags.multirun
+        self.overrides = [quote_path(self._full(argument), sweep) for argument in self.flags.overrides]
         self.keys = {_key(argument) for argument in self.overrides}
 
     def prepare(self) -> None:
@@ -185,8 +187,11 @@ def choices_of(group: str) -> list[str]:
     return sorted(file.stem for file in (CONFIGS / group).glob("*.yaml"))
 
 
-def quote_path(argument: str) -> str:
-    """Quote the value of key=value if it is a path, so that Hydra's grammar does not split `a=b, photo (1).jpg`."""
+def quote_path(argument: str, sweep: bool = False) -> str:
+    """Quote the value of key=value if it is a path, so that Hydra's grammar does not split `a=b, photo (1).jpg`.
+
+    In a sweep, a.pth,b.pth is two paths, but `a, b` with a space, a name that exists as a whole, and sweep_dir are one.
+    """
     key, equals, value = argument.partition("=")
     name = _key(key)
     last = name.rpartition(".")[2]
@@ -194,7 +199,10 @@ def quote_path(argument: str) -> str:
     is_mapping = last in SPLITS and value.startswith("{")  # data.train={images:a,annotations:b}
     is_number = last not in (*PATH_KEYS, *SPLITS) and re.fullmatch(r"[-+.,\deE]+", value)  # drop_path=0.1,0.2
     needs_quotes = equals and _is_path(name) and not (is_hydra or is_mapping or is_number)
-    return f"{key}={quoted(value)}" if needs_quotes else argument
+    if not needs_quotes:
+        return argument
+    is_one = not sweep or name == "sweep_dir" or value.startswith("[") or os.path.exists(os.path.expanduser(value))
+    return f"{key}={','.join(quoted(path) for path in ([value] if is_one else re.split(r',(?! )', value)))}"
 
 
 def quoted(text: str) -> str:

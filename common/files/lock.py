@@ -21,9 +21,13 @@ NAME = ".lock"
 _HELD_ERRORS = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
 
 
+class InUseError(UserError):
+    """Another process holds the lock of a folder."""
+
+
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """A context that locks an existing folder; raises UserError if another process holds the lock.
+    """A context that locks an existing folder; raises InUseError if another process holds the lock.
 
     It is a POSIX record lock: forked workers do not inherit it, so it is released as soon as a killed parent is gone,
     and network file systems support it. On a file system without locks a warning is printed.
@@ -33,7 +37,7 @@ def lock(folder: Path) -> Iterator[None]:
             _take(file.fileno())
         except OSError as error:
             if error.errno in _HELD_ERRORS:
-                raise UserError(f"{folder} is in use by {_holder(folder)}; wait until it ends, or stop it.") from None
+                raise InUseError(f"{folder} is in use by {_holder(folder)}; wait until it ends, or stop it.") from None
             print(f"Warning: {folder} cannot be locked ({error.strerror}); start one process in it.", file=sys.stderr)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")

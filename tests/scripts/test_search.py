@@ -110,9 +110,9 @@ def test_ranges_are_integer_linear_or_logarithmic() -> None:
 
 
 def test_other_arguments_go_to_every_trial() -> None:
-    line = ["model=vit", "optimizer.lr=1e-4..1e-2", "checkpoint=a b,c", "optimizer.betas=[0.9,0.9],[0.8,0.9]"]
+    line = ["model=vit", "optimizer.lr=1e-4..1e-2", "checkpoint=a b, c", "optimizer.betas=[0.9,0.9],[0.8,0.9]"]
     plan = search.plan(line)
-    assert plan.fixed == ["model=vit", "checkpoint=a b,c"] and (plan.goal, plan.direction) == ("val/top1", "maximize")
+    assert plan.fixed == ["model=vit", "checkpoint=a b, c"] and (plan.goal, plan.direction) == ("val/top1", "maximize")
     assert plan.space["optimizer.betas"] == CategoricalDistribution(["[0.9,0.9]", "[0.8,0.9]"])
     values = {"optimizer.lr": 0.001, "optimizer.betas": "[0.8,0.9]"}
     assert plan.arguments(values) == [*plan.fixed, "optimizer.lr=0.001", "optimizer.betas=[0.8,0.9]"]
@@ -283,3 +283,8 @@ def test_the_database_is_in_the_folder_of_the_search_whatever_its_name(
     assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 4
     with pytest.raises(UserError, match="Optuna accepts no folder with"):
         search._open_study(Path("caf\udce9"), search.plan(LINE), 0)
+
+
+def test_several_paths_are_a_choice() -> None:
+    space = search.plan(["model=vit", "checkpoint=runs/a.pth,b.pth"]).space
+    assert space == {"checkpoint": search.CategoricalDistribution(["'runs/a.pth'", "'b.pth'"])}

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from common.cli import main as cli
 from common.cli import sweep
+from common.cli.jobs import statuses_in
 from common.config import compose
 from common.config.check import build, check
 from common.errors import Stopped, UserError
@@ -484,6 +485,37 @@ def test_combinations_that_are_the_same_run_are_run_once(start: Callable[..., Ou
     assert outcome.code == 0 and len(outcome.configs) == 1 and outcome.out.count("are the same run") == 3
 
 
+def test_several_paths_are_swept_and_one_with_a_comma_is_one(start: Callable[..., Outcome]) -> None:
+    outcome = start("-m", "model=detr", "checkpoint=runs/a.pth,b (1).pth", "sweep_dir=x,y", job=finish)
+    assert outcome.code == 0, outcome.err
+    assert [config["checkpoint"] for config in outcome.configs] == ["runs/a.pth", "b (1).pth"]
+    assert {path.parent for path in outcome.folders if path} == {Path("x,y")}
+    Path("c,d.pth").touch()
+    outcome = start("-m", "model=detr", "checkpoint=c,d.pth", "seed=0,1", job=finish)
+    assert [config["checkpoint"] for config in outcome.configs] == ["c,d.pth"] * 2
+    (config,) = start("model=detr", "checkpoint=e,f.pth").configs
+    assert config["checkpoint"] == "e,f.pth", "without -m it is a name"
+
+
+def test_a_run_that_another_sweep_holds_is_open_and_not_refused(start: Callable[..., Outcome]) -> None:
+    line = ["-m", "model=detr", "seed=0,1", "sweep_dir=x"]
+    folder = start(*line, job=finish).folders[0]
+    assert folder
+    (folder / "results.json").unlink()
+    holder = "from common.files.lock import lock; import pathlib, sys\n"
+    holder += "with lock(pathlib.Path(sys.argv[1])): print(flush=True), input()"
+    command = [sys.executable, "-c", holder, str(folder)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as process:
+        assert process.stdout and process.stdout.readline()
+        outcome = start(*line, job=finish)
+        process.communicate(b"\n")
+    assert outcome.code == 1 and not outcome.configs
+    assert "is in use by process" in outcome.err and "still runs" in outcome.err and "refused" not in outcome.out
+    assert not statuses_in(Path("x"))
+    assert start(*line, job=finish).code == 0
+
+
 def test_a_launcher_that_is_not_installed_is_named_with_the_line_that_installs_it(
     start: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -587,5 +619,8 @@ def test_only_paths_are_quoted() -> None:
     assert compose.quote_path("my_dir=a b") == "my_dir='a b'"
     assert compose.quote_path("model.blocks.drop_path=0.1,2e-1") == "model.blocks.drop_path=0.1,2e-1", "a number"
     assert compose.quote_path("data.root=2024") == "data.root='2024'", "a folder"
+    assert compose.quote_path("data.train=a,b") == "data.train='a,b'"
+    assert compose.quote_path("data.train=a,b", sweep=True) == "data.train='a','b'"
+    assert compose.quote_path("data.train=a, b", sweep=True) == "data.train='a, b'"
     assert compose.quote_path("data.train=a b") == "data.train='a b'"
     assert compose.quote_path("data.train={images: a, annotations: b}") == "data.train={images: a, annotations: b}"
