@@ -1,7 +1,7 @@
 """Settings of OpenMP's threads, which it reads once, when torch is imported: they are made in the doors, before that.
 
 A thread that waits for others usually spins. Beside another busy process the one that it waits for has no core, the
-spinning ones hold theirs, and training takes up to thirty times as long; a thread that sleeps leaves its core.
+spinning ones hold theirs, and training may take more than twenty times as long; a thread that sleeps leaves its core.
 """
 
 import math
