@@ -224,7 +224,9 @@ class ImageFolder:
 
     def summary(self) -> list[str]:
         """The number and names of the classes, and a line for each split, with notes."""
-        lines = [f"{len(self.classes())} classes", names_line(self.classes()), *order_notes(self.classes())]
+        lines = [f"{len(self.classes())} classes", names_line(self.classes())]
+        if not all(name.isdecimal() for name in self.classes()):  # otherwise it is a warning, in `advice`
+            lines += order_notes(self.classes())
         for split in filter(self._has, SPLITS):
             listing = self._listing(split)
             ignored = f", {listing.other_files} other files ignored" if listing.other_files else ""
@@ -236,9 +238,10 @@ class ImageFolder:
         return lines
 
     def advice(self) -> list[str]:
-        """Warnings about the layout of the folders."""
+        """Warnings about the layout of the folders, and about numbers as class names that are sorted as text."""
         without: list[Split] = [split for split in SPLITS if split not in self._folders()]
-        return unread_folders(self.root, without) + depth_advice(self.classes(), self._listing("train"))
+        order = order_notes(self.classes()) if all(name.isdecimal() for name in self.classes()) else []
+        return unread_folders(self.root, without) + depth_advice(self.classes(), self._listing("train")) + order
 
     def _folders(self) -> dict[Split, Path]:
         """The folder of each split, without val when it is split from train."""

@@ -162,9 +162,9 @@ def test_the_order_of_numbered_classes_is_chosen_and_shown(tmp_path: Path):
         sample = data.sample("train", i, None)
         assert sample["id"].split("/")[0] == data.classes()[sample["label"]]
     assert data.summary()[1:2] == ["classes: 1, 2, 3, 10, 11"] and "class_order" not in "".join(data.summary())
-    notes = folder(root=str(tmp_path)).summary()
-    assert notes[1] == "classes: 1, 10, 11, 2, 3"
-    assert notes[2].startswith("class names are sorted as text, so class 1 is 10 and not 2; data.class_order=natural")
+    assert folder(root=str(tmp_path)).summary()[1] == "classes: 1, 10, 11, 2, 3"
+    (warning,) = folder(root=str(tmp_path)).advice()
+    assert warning.startswith("class names are sorted as text, so class 1 is 10 and not 2; data.class_order=natural")
 
 
 @pytest.mark.parametrize(
