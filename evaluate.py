@@ -38,6 +38,8 @@ def evaluate(config: dict[str, Any]) -> float | None:
             metric.write(folder)
         log = Log(None, distributed.is_main())
         log.info(parts.weights_line)
+        for note in getattr(parts.task, "evaluation_notes", list)():
+            log.info(f"note      {note}")
         if numbers:
             log.table(f"{split}: {parts.data.count(split)} samples", [("number", "value"), *numbers.items()])
         else:

@@ -80,6 +80,9 @@ class OptionalData(Protocol):
     class_order: str
     """The order of classes read from folders: "string" or "natural"."""
 
+    def class_notes(self) -> list[str]:
+        """The names of the classes in order of index, and a note on their order where it may surprise."""
+
     def set_learnt_classes(self, classes: Sequence[str]) -> None:
         """Take the classes that the model was trained on, in the order of its outputs."""
 
@@ -188,6 +191,9 @@ class OptionalTask(Protocol):
 
     def sizes(self, batch: Batch) -> dict[str, float]:
         """The former name of `normalisers`, still accepted in this version."""
+
+    def evaluation_notes(self) -> Sequence[str]:
+        """Sentences for the log of evaluate.py: what was assumed about an imported model's classes, say."""
 
     def inherit(self, state: dict[str, Any]) -> None:
         """Take over part of the task state of the checkpoint that a run starts from, before the model is built."""

@@ -192,7 +192,7 @@ def range_notes(count: int, file: Callable[[int], Path]) -> list[str]:
         return []
     first = next(path for path, name in zip(sampled, names, strict=True) if name)
     ranges = ", ".join(f"{count} {name}" for name, count in counts.items())
-    note = f"of {len(sampled)} sampled images some are grey with a larger type than 8 bits (the first is {first})"
+    note = f"of {len(sampled)} sampled images some are grey with more than 8 bits or floats (the first is {first})"
     remedy = "; images of different ranges do not have the same brightness: convert all to 8 bits a channel"
     return [f"{note}; by their highest value they are read as {ranges}{remedy if len(counts) > 1 else ''}"]
 

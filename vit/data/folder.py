@@ -237,6 +237,10 @@ class ImageFolder:
             lines += [f"{split}: {note}" for note in notes]
         return lines
 
+    def class_notes(self) -> list[str]:
+        """The classes' names in order of index, and a note on the order if it is not that of the numbers in them."""
+        return [names_line(self.classes()), *order_notes(self.classes())]
+
     def advice(self) -> list[str]:
         """Warnings about the layout of the folders, and about numbers as class names that are sorted as text."""
         without: list[Split] = [split for split in SPLITS if split not in self._folders()]

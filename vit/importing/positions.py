@@ -64,10 +64,10 @@ def method_note(names: Iterable[str], layout: str) -> str:
         return f"{layout} itself resamples positions by model.positions.resample={METHODS[layout]}"
     if "register_tokens" in leaves:  # the hub's models with registers are built with antialias and without the offset
         return "DINOv2's own code resamples positions of models with registers by bicubic_antialias"
-    dino = "DINO and DINOv2 resample by model.positions.resample=bicubic_offset"
+    dino = "DINO's and DINOv2's own code resamples by model.positions.resample=bicubic_offset"
     if {"mask_token", "ls1.gamma"} <= leaves:
         return f"{dino}, and this looks like a file of DINOv2; timm resamples by {METHODS['timm']}"
-    return f"timm resamples positions by model.positions.resample={METHODS['timm']}; the own code of {dino}"
+    return f"timm resamples positions by model.positions.resample={METHODS['timm']}; {dino}"
 
 
 def _describe(before: int, grid: Grid, token: bool) -> str:

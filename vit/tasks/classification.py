@@ -231,7 +231,6 @@ class Classification:
         """
         self._neighbours = None  # the weights may have changed
         classes = list(self.data.classes())
-        nameless = all(name == f"class {i}" for i, name in enumerate(self.classes))  # as in an imported file
         same = _composed(classes) == _composed(self.classes)
         reordered = not same and sorted(_composed(classes)) == sorted(_composed(self.classes))
         if reordered and hasattr(self.data, "class_order"):
@@ -239,13 +238,21 @@ class Classification:
                 f"The data have the classes of this model in another order ({_first_names(classes)} instead of "
                 f"{_first_names(self.classes)}); give data.class_order as it was in training, string or natural."
             )
-        if not same and not (nameless and len(classes) == len(self.classes)):
+        if not same and not (self._is_nameless() and len(classes) == len(self.classes)):
             raise UserError(
                 f"The data have {len(classes)} classes ({_first_names(classes)}), and this model has learnt "
                 f"{len(self.classes)} ({_first_names(self.classes)}); evaluate it on data of its own classes, or train "
                 "on these data from checkpoint=FILE."
             )
         return ClassificationMetric(classes, self.data.count(split))
+
+    def evaluation_notes(self) -> list[str]:
+        """The order of the data's classes, in which those of an imported model without class names are taken to be."""
+        notes: list[str] = getattr(self.data, "class_notes", list)() if self._is_nameless() else []
+        return notes
+
+    def _is_nameless(self) -> bool:
+        return all(name == f"class {i}" for i, name in enumerate(self.classes))  # as in an imported file
 
     def advice(self, pretrained: bool) -> list[str]:
         """Warnings of the data, and one of too few photographs when the model has no pretrained weights."""

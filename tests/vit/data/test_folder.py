@@ -163,6 +163,7 @@ def test_the_order_of_numbered_classes_is_chosen_and_shown(tmp_path: Path):
         assert sample["id"].split("/")[0] == data.classes()[sample["label"]]
     assert data.summary()[1:2] == ["classes: 1, 2, 3, 10, 11"] and "class_order" not in "".join(data.summary())
     assert folder(root=str(tmp_path)).summary()[1] == "classes: 1, 10, 11, 2, 3"
+    assert folder(root=str(tmp_path)).class_notes()[0] == "classes: 1, 10, 11, 2, 3"
     (warning,) = folder(root=str(tmp_path)).advice()
     assert warning.startswith("class names are sorted as text, so class 1 is 10 and not 2; data.class_order=natural")
 
@@ -210,7 +211,7 @@ def test_float_images_are_noted_for_each_split(tmp_path: Path):
     write_image(tmp_path / "test/a/x.png")
     data = folder(root=str(tmp_path))
     assert data.sample("train", 0, None)["views"][0].unique().tolist() == [128]
-    notes = [line for line in data.summary() if "larger type" in line]
+    notes = [line for line in data.summary() if "more than 8 bits" in line]
     assert len(notes) == 1 and notes[0].startswith("train: of 1 sampled images some are grey") and "0 to 1" in notes[0]
 
 

@@ -493,7 +493,7 @@ def test_the_configured_image_size_decides_the_grid_where_it_fits(
 @pytest.mark.parametrize(
     ("file", "method"),
     [
-        (lambda: with_rows(17), "timm resamples positions by model.positions.resample=bicubic_antialias; the own code"),
+        (lambda: with_rows(17), "timm resamples positions by model.positions.resample=bicubic_antialias; DINO's and"),
         (
             lambda: {**with_rows(17, init_values=1.0), "mask_token": torch.zeros(1, WIDTH)},
             "bicubic_offset, and this looks like a file of DINOv2",

@@ -268,6 +268,18 @@ def test_classes_in_another_order_are_refused_with_the_key_and_unicode_forms_are
         task.metric("train")
 
 
+def test_the_order_that_an_imported_head_is_taken_to_have_is_shown(tmp_path: Path) -> None:
+    for name in ("1", "2", "10"):
+        (tmp_path / "test" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "test" / name / "x.png")
+    task, _ = _folder_task(tmp_path)
+    task.restore({"classes": ["class 0", "class 1", "class 2"]})
+    names, warning = task.evaluation_notes()
+    assert names == "classes: 1, 10, 2" and "data.class_order=natural" in warning
+    task.restore({"classes": ["1", "10", "2"]})
+    assert task.evaluation_notes() == []
+
+
 def test_an_imported_model_without_class_names_is_evaluated_on_as_many_classes() -> None:
     task, _ = built()
     task.restore({"classes": [f"class {i}" for i in range(10)]})
