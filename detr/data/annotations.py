@@ -1,6 +1,6 @@
-"""COCO's instances JSON (cocodataset.org, "Data format"): read, validated and completed for evaluation.
+"""Reading, validation and repair of COCO instances JSON (cocodataset.org, "Data format").
 
-An invalid file raises a UserError that names the file, the id at fault and the remedy.
+An invalid file raises a UserError that names the file, the id of the invalid entry and the remedy.
 """
 
 import json
@@ -12,18 +12,19 @@ from pycocotools import mask as rle
 
 from common.errors import UserError
 
-CocoJson = dict[str, Any]  # images, annotations and categories; without the key annotations, the images are unlabelled
+CocoJson = dict[str, Any]  # keys images, categories and, if the images are labelled, annotations
 Annotation = dict[str, Any]
 
-MAX_AREA = 1e10  # square pixels, COCO's upper bound of the areas of all objects
-CROWD_TEXTS = {"0": False, "false": False, "": False, "1": True, "true": True}  # iscrowd as some programs write it
+MAX_AREA = 1e10  # square pixels; COCOeval ignores objects above it, the upper bound of its range "all"
+CROWD_TEXTS = {"0": False, "false": False, "": False, "1": True, "true": True}  # iscrowd as text
 
 
 def load(path: Path, labelled: bool = True) -> CocoJson:
     """Read and validate a COCO JSON file; raises UserError.
 
-    Whole numbers written as 64.0 become integers. Ids of annotations may be of any type, equal or missing: they occur
-    only in messages. With `labelled` False the file may lack "annotations", as COCO's image_info_test-dev2017.json.
+    Ids, heights and widths that are written as 64.0 become integers. The ids of annotations occur only in messages, so
+    they may be of any type, repeated or missing. With `labelled` False the file may lack "annotations", as COCO's
+    image_info_test-dev2017.json does.
     """
     try:
         coco_json = json.loads(path.read_bytes())
@@ -37,9 +38,7 @@ def load(path: Path, labelled: bool = True) -> CocoJson:
             raise UserError(f'{path} has no list of "{key}", so it is not COCO instances JSON; give such a file.')
         for position, entry in enumerate(coco_json[key]):
             if not isinstance(entry, dict):
-                raise UserError(
-                    f'Entry {position} of "{key}" in {path} is {_show(entry)}; expected an object in braces.'
-                )
+                raise UserError(f'Entry {position} of "{key}" in {path} is {_show(entry)}; expected an object {{...}}.')
     for key in ("images", "categories"):
         if not coco_json[key]:
             raise UserError(f"{path} lists no {key}; a split needs at least one.")
@@ -63,12 +62,12 @@ def load(path: Path, labelled: bool = True) -> CocoJson:
 
 
 def categories(coco_json: CocoJson) -> list[dict[str, Any]]:
-    """The classes of a file as {"id", "name"}, by ascending id, which is the order of class indices."""
+    """The classes of a file as a list of {"id", "name"}, sorted by id; the class index is the position in this list."""
     return sorted(({"id": c["id"], "name": c["name"]} for c in coco_json["categories"]), key=lambda c: c["id"])
 
 
 def select(coco_json: CocoJson, ids: Iterable[int]) -> CocoJson:
-    """Select the images `ids` with all their annotations, crowds and degenerate boxes too."""
+    """Select the images `ids` with all their annotations, including crowds and degenerate boxes."""
     chosen = set(ids)
     selected = {**coco_json, "images": [image for image in coco_json["images"] if image["id"] in chosen]}
     if "annotations" in coco_json:
@@ -79,8 +78,8 @@ def select(coco_json: CocoJson, ids: Iterable[int]) -> CocoJson:
 def complete(coco_json: CocoJson) -> CocoJson:
     """Give each annotation the fields that evaluation needs: `iscrowd` as 0 or 1, and a usable `area`.
 
-    A missing area is that of the box. One that is no positive number (text, NaN, zero) is replaced by the area of the
-    segmentation or, without one, of the box. The argument is not modified.
+    A missing area becomes the area of the box. An area that is not a positive number (text, NaN, zero) becomes that of
+    the segmentation or, if the segmentation is missing or unreadable, of the box. `coco_json` is not modified.
     """
     if "annotations" not in coco_json:
         return coco_json
@@ -95,7 +94,7 @@ def complete(coco_json: CocoJson) -> CocoJson:
 
 
 def is_crowd(annotation: Annotation) -> bool:
-    """Whether an annotation marks a crowd; one without a readable `iscrowd` does not."""
+    """Whether `iscrowd` is true; a missing or unreadable value counts as false."""
     return bool(_read_crowd(annotation.get("iscrowd")))
 
 
@@ -106,7 +105,7 @@ def has_usable_area(annotation: Annotation) -> bool:
 
 
 def area(annotation: Annotation, height: int | None, width: int | None) -> float:
-    """The area of an annotation's object in square pixels; see `complete`. height, width: those of its image."""
+    """The area of an annotation's object in square pixels; see `complete`. `height` and `width` are its image's."""
     if has_usable_area(annotation):
         usable: float = annotation["area"]
         return usable
@@ -119,12 +118,12 @@ def area(annotation: Annotation, height: int | None, width: int | None) -> float
 
 
 def name_annotation(annotation: Annotation, position: int) -> str:
-    """An annotation in messages: its id, or its position in the file's list."""
+    """The name of an annotation in messages: its id or, if it has none, its position in the file's list."""
     return _show(annotation["id"]) if "id" in annotation else f"at position {position}"
 
 
 def find_id(name: str, categories: Iterable[dict[str, Any]]) -> int | None:
-    """The id of the first category with this name; None without one."""
+    """The id of the first category with this name; None if there is none."""
     return next((category["id"] for category in categories if category["name"] == name), None)
 
 
@@ -155,11 +154,11 @@ def _check_annotations(coco_json: CocoJson, path: Path) -> None:
 
 
 def _find_fault(annotation: Annotation, listed: dict[str, set[int]]) -> str | None:
-    """What is wrong with an annotation, as the end of a sentence."""
+    """The first fault of an annotation, as the predicate of a sentence about it; None if it is valid."""
     for key, verb in (("image_id", "belongs to image"), ("category_id", "has category")):
         id = annotation[key]
         if not _is_id(id):
-            return f'has {_describe_id(id, key)}; expected the "id" of one {verb.split()[-1]}, an integer'
+            return f'has {_describe_id(id, key)}; expected an integer, the "id" of one {verb.split()[-1]}'
         if id not in listed[key]:
             return f"{verb} {id}, which is not listed; list it"
     if not _is_box(annotation.get("bbox")):
@@ -170,7 +169,7 @@ def _find_fault(annotation: Annotation, listed: dict[str, set[int]]) -> str | No
 
 
 def _whole(value: Any) -> Any:
-    """64 for 64.0; any other value unchanged."""
+    """Convert a float without a fraction to an integer (64.0 to 64); any other value is returned unchanged."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -181,8 +180,8 @@ def _is_id(value: Any) -> bool:
 def _describe_id(value: Any, key: str) -> str:
     if value is None:
         return f'no "{key}"'
-    kinds = {str: ", which is text", list: ", which is a list", int: ", which does not fit 64 bits"}
-    return f'the "{key}" {_show(value)}{kinds.get(type(value), "")}'
+    remarks = {str: ", which is text", list: ", which is a list", int: ", which does not fit 64 bits"}
+    return f'the "{key}" {_show(value)}{remarks.get(type(value), "")}'
 
 
 def _is_box(value: Any) -> bool:
@@ -192,7 +191,7 @@ def _is_box(value: Any) -> bool:
 
 
 def _read_crowd(value: Any) -> bool | None:
-    """`iscrowd` as a fact; None if it cannot be read."""
+    """A value of `iscrowd` as a bool, False if it is missing; None if it is neither 0 nor 1 in any notation."""
     if value is None:
         return False
     if isinstance(value, str):
@@ -201,20 +200,20 @@ def _read_crowd(value: Any) -> bool | None:
 
 
 def _mask_area(segmentation: Any, height: int, width: int) -> float:
-    """The area of polygons or of a run-length code in pixels; 0 if there is none, or it cannot be read."""
+    """The area of a segmentation (polygons or a run-length code) in pixels; 0 if it is missing or unreadable."""
     try:
         if isinstance(segmentation, list):
             polygons = [p for p in segmentation if len(p) >= 6 and all(abs(x) < 1e9 for x in p)]  # NaN fails
             code = rle.merge(rle.frPyObjects(polygons, height, width)) if polygons else None
         else:
-            listed = isinstance(segmentation["counts"], list)
-            code = rle.frPyObjects(segmentation, height, width) if listed else segmentation
+            uncompressed = isinstance(segmentation["counts"], list)
+            code = rle.frPyObjects(segmentation, height, width) if uncompressed else segmentation
         return float(rle.area(code)) if code else 0.0
-    except Exception:  # pycocotools raises nothing more specific; the box remains
+    except Exception:  # pycocotools raises nothing more specific; `area` then uses the box
         return 0.0
 
 
 def _show(value: Any) -> str:
-    """A value as JSON writes it, cut after 60 characters."""
+    """A value as JSON, shortened to 60 characters."""
     text = json.dumps(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

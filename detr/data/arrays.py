@@ -1,4 +1,4 @@
-"""One split of a COCO JSON as arrays for training, and its image files."""
+"""One split of a COCO JSON: its boxes as arrays for training, and the paths of its images."""
 
 import os
 import re
@@ -15,26 +15,29 @@ from detr.data.annotations import Annotation, CocoJson, area, find_id, has_usabl
 
 @dataclass(frozen=True, kw_only=True)
 class SplitArrays:
-    """One split as arrays, images in the file's order; boxes are the training targets, clipped and without crowds.
+    """One split as arrays, with the images in the order of the JSON.
 
-    Forked workers share arrays. Python objects they would copy, since reading one writes its reference count.
+    `boxes` are the training targets: clipped to their image, without crowds and boxes without area. Forked workers
+    share the memory of arrays; they would copy that of Python objects, because reading an object changes its reference
+    count.
     """
 
     ids: NDArray[np.int64]  # (N,) image ids
-    files: NDArray[np.bytes_]  # (N,) UTF-8, relative to the folder of images
+    files: NDArray[np.bytes_]  # (N,) file names in UTF-8, relative to the folder of images
     sizes: NDArray[np.int64]  # (N, 2) height, width
     starts: NDArray[np.int64]  # (N + 1,) boxes[starts[i] : starts[i + 1]] belong to image i
     boxes: NDArray[np.float32]  # (T, 4) xyxy in pixels
     labels: NDArray[np.int64]  # (T,) class index
-    labelled: bool  # whether the file has annotations, even if the list is empty
-    notes: list[str]  # which boxes were clipped or left out, and what was read otherwise than written
-    doubts: list[str]  # signs that the boxes are not in the format that they are read in
+    labelled: bool  # whether the JSON has the key "annotations", even with an empty list
+    notes: list[str]  # on boxes that were clipped or left out, and on fields that were repaired
+    doubts: list[str]  # reasons to doubt that the boxes are in COCO's format x, y, width, height
 
 
 def build_arrays(coco_json: CocoJson, classes: list[dict[str, Any]], path: Path) -> SplitArrays:
-    """Convert a validated file to arrays; `classes` are those of `categories`, perhaps from another file.
+    """Convert a validated JSON, which was read from `path`, to arrays.
 
-    Raises UserError when an annotation's category is missing from `classes` or has another name there.
+    `classes` are the `categories` of the train JSON; the position in this list is the class index. Raises UserError
+    when the category of an annotation is missing from `classes` or has another name in `classes`.
     """
     _check_categories(coco_json, classes, path)
     images, annotations = coco_json["images"], coco_json.get("annotations", [])
@@ -51,7 +54,7 @@ def build_arrays(coco_json: CocoJson, classes: list[dict[str, Any]], path: Path)
     clipped = boxes.clip(0, limits).astype(np.float32)
     empty = (clipped[:, 2:] <= clipped[:, :2]).any(axis=1) | (xywh[:, 2:] <= 0).any(axis=1)
     usable = ~crowd & ~empty
-    # COCO's files round to a hundredth of a pixel; clipping that little is not reported.
+    # COCO's files round coordinates to 0.01 pixels; a box that exceeds its image by no more is not reported.
     exceeds = usable & (np.abs(clipped - boxes) > 0.011).any(axis=1)
     notes = [
         _describe("left out of the targets", "crowd", annotations, crowd),
@@ -74,9 +77,10 @@ def build_arrays(coco_json: CocoJson, classes: list[dict[str, Any]], path: Path)
 
 
 def find_files(arrays: SplitArrays, folder: Path) -> SplitArrays:
-    """The arrays with the names of existing files in `folder`: a backslash is read as "/" where only that file exists.
+    """Check that the images exist in `folder`, and return the arrays with the names under which they exist.
 
-    Raises UserError when an image file is missing, with a remedy for a URL or a wrong folder.
+    If a name with backslashes does not exist, but exists with "/" in their place, it is replaced. Raises UserError when
+    an image is missing; the message suggests a remedy.
     """
     if not folder.is_dir():
         raise UserError(f"The folder of images {folder} does not exist; correct its path.")
@@ -104,17 +108,17 @@ def find_files(arrays: SplitArrays, folder: Path) -> SplitArrays:
 
 
 def decode(name: bytes) -> str:
-    """A file name of `SplitArrays.files`."""
+    """Decode a file name of `SplitArrays.files`."""
     return name.decode("utf-8", "surrogateescape")
 
 
 def _encode(name: str) -> bytes:
-    # Python escapes bytes of a file name that are not UTF-8 as lone surrogates, and so does JSON written with it.
+    # In Python's file names and in JSON written by Python, lone surrogates stand for bytes that are not UTF-8.
     return name.encode("utf-8", "surrogateescape")
 
 
 def _remedy(name: str, folder: Path) -> str:
-    """What to do about the missing image `name`."""
+    """A remedy for the missing image `name`, as the end of a sentence."""
     base = re.split(r"[\\/]", name)[-1]
     if re.match(r"\w+://", name):
         return f"its file_name is a URL: download the images to {folder} and give their names there"
@@ -133,7 +137,7 @@ def _check_categories(coco_json: CocoJson, classes: list[dict[str, Any]], path: 
         if id in used and names.get(id) != name:
             train_name = repr(names[id]) if id in names else "not listed"
             train_id = find_id(name, classes)
-            there = "" if train_id is None else f", which have that name under id {train_id}"
+            there = "" if train_id is None else f", where {name!r} has id {train_id}"
             raise UserError(
                 f"Category {id} is {name!r} in {path}, but {train_name} in the train annotations{there}; "
                 "give all splits the same categories."
@@ -141,7 +145,7 @@ def _check_categories(coco_json: CocoJson, classes: list[dict[str, Any]], path: 
 
 
 def _describe_repairs(annotations: list[Annotation], sizes: NDArray[np.int64]) -> list[str]:
-    """Notes on fields of annotations that are not read as written; sizes: (T, 2), of their images."""
+    """Notes on fields that were repaired; sizes: (T, 2), height and width of each annotation's image."""
     text = np.array([isinstance(a.get("iscrowd"), str) for a in annotations], dtype=bool)
     stated = np.array([has_usable_area(a) or a.get("area") is None for a in annotations], dtype=bool)
     computed = np.zeros(len(annotations), dtype=bool)
@@ -156,10 +160,11 @@ def _describe_repairs(annotations: list[Annotation], sizes: NDArray[np.int64]) -
 
 
 def _doubt_format(xywh: NDArray[np.float64], limits: NDArray[np.int64]) -> list[str]:
-    """Whether boxes (T, 4), read as x, y, width, height in pixels, look normalised or like corners (xyxy).
+    """A warning if boxes (T, 4), which are read as x, y, width, height, look normalised or like corners (xyxy).
 
-    limits: (T, 4), width, height, width, height of their images. Corners are suspected if, read as corners, all boxes
-    have an area and lie in their images, and a tenth leave them by more than a pixel as x, y, width, height.
+    limits: (T, 4), width, height, width, height of each box's image. The boxes look like corners if all of them, read
+    as corners, have an area and lie in their image, while a tenth of them, read as x, y, width, height, extend beyond
+    it by more than a pixel.
     """
     if not len(xywh):
         return []
@@ -170,14 +175,14 @@ def _doubt_format(xywh: NDArray[np.float64], limits: NDArray[np.int64]) -> list[
     leaves = (xywh[:, :2] + xywh[:, 2:] > limits[:, :2] + 1).any(axis=1)
     if corners.all() and leaves.mean() >= 0.1:
         counts = f"{leaves.sum()} of {len(xywh)} boxes"
-        return [f"{counts} leave their image, and all would fit as corners x1, y1, x2, y2; {read_as}"]
+        return [f"{counts} leave their image, but as corners x1, y1, x2, y2 all would lie inside; {read_as}"]
     return []
 
 
-def _describe(action: str, kind: str, annotations: list[Annotation], chosen: NDArray[np.bool_]) -> str:
-    """A note with the number of `chosen` annotations and the first three; empty without any."""
+def _describe(action: str, subject: str, annotations: list[Annotation], chosen: NDArray[np.bool_]) -> str:
+    """A note with the number of annotations that are `chosen`, and the first three; empty if none is chosen."""
     positions = np.flatnonzero(chosen).tolist()
     if not positions:
         return ""
     examples = ", ".join(name_annotation(annotations[i], i) for i in positions[:3])
-    return f"{action}: {len(positions)} x {kind} (annotation {examples}{', ...' if len(positions) > 3 else ''})"
+    return f"{action}: {len(positions)} x {subject} (annotation {examples}{', ...' if len(positions) > 3 else ''})"

@@ -1,4 +1,4 @@
-"""Detection data in COCO's format (Lin et al. 2014, arXiv:1405.0312), in the official layout or given by path."""
+"""Detection data in COCO's format (Lin et al. 2014, arXiv:1405.0312), in the official layout or with any paths."""
 
 import json
 from collections.abc import Sequence
@@ -22,9 +22,9 @@ from detr.data import annotations
 from detr.data.arrays import SplitArrays, build_arrays, decode, find_files
 from detr.data.transforms import Augmentation, as_bounding_boxes, augment
 
-MAX_ORIENTATION_FILES = 4000  # of a split, read at the start for their EXIF tags; some seconds on a slow drive
+MAX_ORIENTATION_FILES = 4000  # of a split, whose EXIF tags are read at the start; takes seconds on a slow drive
 
-NO_OBJECTS: dict[Split, str] = {  # warnings about a split without any box that can be found
+NO_OBJECTS: dict[Split, str] = {  # warnings about a split without any target box
     "train": "there is no box to learn from (no annotations, or only crowds and boxes without area), so the model can "
     'learn nothing but "no object"; correct data.train.annotations',
     "val": "there is no object to find (no annotations, or only crowds and boxes without area), so its AP is -1 or 0 "
@@ -36,9 +36,9 @@ NO_OBJECTS: dict[Split, str] = {  # warnings about a split without any box that 
 
 @dataclass(frozen=True, kw_only=True)
 class Files:
-    """The files of one split; give both or neither."""
+    """The paths of one split; give both or neither."""
 
-    images: str | None  # folder of the JSON's file names
+    images: str | None  # folder that holds the files named by "file_name" in the JSON
     annotations: str | None  # COCO instances JSON
 
 
@@ -47,26 +47,27 @@ class Coco:
     """A detection data set in COCO's format, with any set of category ids.
 
     `root` has the official layout: train2017/, val2017/ and annotations/instances_{train,val}2017.json. No labelled
-    test set is published, so val2017 is `test`, and `val` is split from train2017 by a fixed seed. A split given by
-    path overrides `root`. Classes are the categories of the train JSON by ascending id.
+    test set is published, so val2017 serves as `test`, and `val` is split off train2017 with a fixed seed. A split with
+    paths of its own does not use `root`. The classes are the categories of the train JSON, sorted by id.
 
-    Targets omit crowds and boxes without area, and boxes are clipped to the image; `summary` counts both. The ground
-    truth for evaluation keeps every annotation. The constructor opens no file; an invalid file raises UserError when
-    its split is first used.
+    Crowds and boxes without area are no targets, and targets are clipped to the image; `summary` counts both. The
+    ground truth for evaluation keeps every annotation. The constructor opens no file; an invalid file raises UserError
+    when its split is first used.
 
     Args:
         root: folder in the official layout, or None.
         train: the split for training.
         val: the split that selects the checkpoint.
         test: the split for the reported numbers.
-        val_count: images to split from train as val if val is not given by path; 0 = no val.
+        val_count: number of images to split off train as val if `val` has no paths; 0 = no val.
         batch_size: images in one optimizer step.
         augmentation: sizes, flips and crops.
         pad_to: the height and width of a batch are padded to multiples of this, so that a compiled model meets fewer
             shapes and is recompiled less often; padding changes outputs only with model.official_padding.
         cache: keep decoded images in the memory of each worker, for small sets.
-        exif: whether images are turned by their EXIF tags: "apply", "ignore", or "auto", which turns an image only if
-            its annotations have the turned size, and not the stored one; see `common.data.images.read_image`.
+        exif: whether images are turned upright by their EXIF tags: "apply", "ignore", or "auto", which turns an image
+            only if the JSON has the size of the upright and not of the stored image; see
+            `common.data.images.read_image`.
     """
 
     root: str | None
@@ -78,7 +79,7 @@ class Coco:
     augmentation: Augmentation
     pad_to: Positive
     cache: bool
-    exif: Exif = "auto"  # a default, because yaml files and subclasses of users came before the key
+    exif: Exif = "auto"  # has a default, since users' yaml files and subclasses may be older than this key
 
     def __post_init__(self) -> None:
         """Raise UserError for a split with only one of its two keys."""
@@ -95,7 +96,7 @@ class Coco:
         return len(self._arrays(split).ids) if self._has_split(split) else 0
 
     def cost(self, split: Split) -> Sequence[int]:
-        """Every image weighs 1."""
+        """The cost of each image, always 1."""
         return [1] * self.count(split)
 
     def categories(self) -> list[dict[str, Any]]:
@@ -104,7 +105,7 @@ class Coco:
             self.prepare()
             paths = [files[1] for files in map(self._split_files, SPLITS) if files is not None]
             paths = paths or [self._required_files("train")[1]]
-            # Evaluation may run on a machine that holds only val2017: without the train JSON, another split's is read.
+            # A machine for evaluation may hold only val2017; without the train JSON, that of another split is read.
             path = next((path for path in paths if path.exists()), paths[0])
             self._categories = annotations.categories(annotations.load(path, labelled=False))
         return self._categories
@@ -112,22 +113,22 @@ class Coco:
     def ground_truth(self, split: Split) -> dict[str, Any]:
         """The COCO JSON of this split's images, with crowds and degenerate boxes.
 
-        Each annotation has a usable `area` and `iscrowd`. There is no key "annotations" if the file of `test` has none.
+        Each annotation has a usable `area` and `iscrowd`. There is no key "annotations" if the JSON of `test` has none.
         """
         if split not in self._ground_truths:
             ids = self._arrays(split).ids.tolist()
             coco_json = annotations.select(self._load(split), ids)
             coco_json = annotations.complete(coco_json)
-            self._ground_truths[split] = json.dumps(coco_json).encode()  # one object for workers to fork, not a million
+            self._ground_truths[split] = json.dumps(coco_json).encode()  # workers would copy a million small objects
         truth: dict[str, Any] = json.loads(self._ground_truths[split])
         return truth
 
     def sample(self, split: Split, index: int, generator: torch.Generator | None) -> dict[str, Any]:
-        """One image with its targets, augmented by `generator`; None resizes as in evaluation.
+        """One image with its targets, augmented at random by `generator`; with None, only resized as in evaluation.
 
         Returns id, file, image uint8 (3, h, w), original_size (H, W) of the file, boxes float32 (n, 4) xyxy in pixels
         of the returned image, labels int64 (n,) class indices. Raises UserError when the image cannot be decoded or
-        its size differs from the annotations'.
+        its size differs from that in the JSON.
         """
         arrays, file = self._arrays(split), self._file(split, index)
         height, width = arrays.sizes[index].tolist()
@@ -145,7 +146,7 @@ class Coco:
         return str(self._file(split, index))
 
     def fingerprint(self, split: Split) -> dict[str, str]:
-        """Digests of the JSON, and of the names and lengths of the images."""
+        """Digests of the JSON's content, and of the names and lengths in bytes of the image files."""
         folder, path = self._required_files(split)
         images = fingerprints.digest_files(folder, self._arrays(split).files)
         return {"annotations": fingerprints.digest_file(path), "images": images}
@@ -177,11 +178,11 @@ class Coco:
         }
 
     def collate(self, samples: list[dict[str, Any]]) -> Batch:
-        """Collate samples; images are zero padded at the bottom and right to one size, a multiple of `pad_to`.
+        """Collate samples; images are padded with zeros at the bottom and right to one size, multiples of `pad_to`.
 
-        Returns ids, files, images uint8 (B, 3, H, W), sizes (B, 2) true heights and widths, original_sizes (B, 2),
-        boxes (T, 4) and labels (T,) of all images concatenated, counts (boxes of each image), and padded: whether any
-        image has padding, as a bool on the host.
+        Returns ids, files, images uint8 (B, 3, H, W), sizes (B, 2) without padding, original_sizes (B, 2), boxes
+        (T, 4) and labels (T,) of all images concatenated, counts (the number of boxes of each image), and padded, a
+        bool: whether any image has padding.
         """
         sizes = torch.tensor([sample["image"].shape[1:] for sample in samples])  # (B, 2)
         height, width = (-(-length // self.pad_to) * self.pad_to for length in sizes.amax(dim=0).tolist())
@@ -203,7 +204,7 @@ class Coco:
         }
 
     def summary(self) -> list[str]:
-        """The number of classes, and lines on each split, on its boxes and on the fields that were repaired."""
+        """Lines for the start of a run: the number of classes, and for each split its images, boxes and notes."""
         lines = [f"{len(self.categories())} classes"]
         for split in filter(self._has_split, SPLITS):
             arrays = self._arrays(split)
@@ -215,7 +216,7 @@ class Coco:
         return lines
 
     def advice(self, queries: int) -> list[str]:
-        """Warnings about the annotations of a run whose detector has that many queries, one sentence each."""
+        """Warnings about the annotations for a detector with `queries` queries, one sentence each."""
         splits = [split for split in SPLITS if self._has_split(split) and self._arrays(split).labelled]
         return [f"{split}: {doubt}." for split in splits for doubt in self._doubts(split, queries)]
 
@@ -235,7 +236,7 @@ class Coco:
         return doubts
 
     def _classes_without_boxes(self, split: Split) -> list[str]:
-        """A note on the classes that the annotations list and never use in train."""
+        """For train, a note on the classes without any box; nothing for other splits."""
         used = set(self._arrays(split).labels.tolist())
         unused = [f"{c['name']} (id {c['id']})" for i, c in enumerate(self.categories()) if i not in used]
         if split != "train" or not used or not unused:
@@ -247,31 +248,31 @@ class Coco:
         ]
 
     def _ranges(self, split: Split) -> list[str]:
-        """A note on grey images with more than 8 bits, among some images of the split."""
+        """A note on grey images with more than 8 bits or floats, from a sample of the split's images."""
         if getattr(self, "drawn", False):
             return []
         return range_notes(self.count(split), partial(self._file, split))
 
     def _hidden_orientations(self, split: Split) -> list[str]:
-        """A note on the images that their annotations' size cannot tell to be turned or not, if there are any."""
+        """A note on images of equal size stored and upright: their boxes may belong to either of the two."""
         count = self.count(split)
         if self.exif != "auto" or getattr(self, "drawn", False):
             return []
         looked_at = range(0, count, -(-count // MAX_ORIENTATION_FILES))
         files = [self._file(split, index) for index in looked_at]
-        with ThreadPoolExecutor(8) as threads:  # a network drive answers several at once
+        with ThreadPoolExecutor(8) as threads:  # a network drive serves several requests at once
             hidden = [file for file, hides in zip(files, threads.map(hides_orientation, files), strict=True) if hides]
         if not hidden:
             return []
         sampled = "" if len(files) == count else "sampled "
         return [
-            f"{len(hidden)} of {len(files)} {sampled}images are turned by EXIF in a way that their size does not tell "
-            f"(180 degrees, mirrored or square; the first is {hidden[0]}): they are read as stored; if their boxes "
-            "were drawn on the upright picture, give data.exif=apply, otherwise data.exif=ignore"
+            f"{len(hidden)} of {len(files)} {sampled}images are turned by EXIF without a change of their size (180 "
+            f"degrees, mirrored or square; the first is {hidden[0]}): they are read as stored; if their boxes were "
+            "drawn on the upright picture, give data.exif=apply, otherwise data.exif=ignore"
         ]
 
     def prepare(self) -> None:
-        """Create the files before any is opened; a hook for generated data sets."""
+        """Called before a file is opened; a subclass may generate the files here."""
 
     def _split_files(self, split: Split) -> tuple[Path, Path] | None:
         """The folder of images and the JSON of a split, or None."""
@@ -318,7 +319,7 @@ class Coco:
         return self._arrays_by_split[split]
 
     def _load(self, split: Split) -> annotations.CocoJson:
-        """The JSON of `split`; only that of `test` may lack annotations, for results that a server evaluates."""
+        """Read the JSON of `split`. That of `test` may lack annotations, since a server can evaluate the results."""
         return annotations.load(self._required_files(split)[1], labelled=split != "test")
 
     def _split_train_val(self, ids: list[int], path: Path) -> dict[str, list[int]]:

@@ -12,16 +12,16 @@ class DetectionData(Data, Protocol):
     """Images with boxes. `collate` returns what `detr.data.coco.Coco.collate` does.
 
     Optional members, looked up by name: `advice(queries)`, warnings about the annotations for a detector with that many
-    queries, one sentence each; `drawn`, True for a set that is learnt without pretrained weights;
-    `augmentation` with `eval_size` and `max_size`, which an exported model records as its preprocessing; and `exif`,
-    whether a user's images are turned by their EXIF tags (`common.data.images.read_image`).
+    queries, one sentence each; `drawn`, True for generated pictures, which a detector learns without pretrained
+    weights; `augmentation` with `eval_size` and `max_size`, which an exported model records as its preprocessing; and
+    `exif`, how users' images are turned by their EXIF tags (`common.data.images.read_image`).
     """
 
     def categories(self) -> list[dict[str, Any]]:
         """The classes as {"id", "name"}, in the order of class indices."""
 
     def ground_truth(self, split: Split) -> dict[str, Any]:
-        """The COCO JSON of this split's images, with crowds and degenerate boxes; unlabelled without "annotations"."""
+        """The COCO JSON of this split with crowds and degenerate boxes; without "annotations" if unlabelled."""
 
     def view(self, image: Tensor, file: Path) -> dict[str, Any]:
         """Make a sample without targets from a user's image uint8 (3, H, W), resized as in evaluation."""

@@ -22,10 +22,10 @@ from detr.data.coco import Coco, Files
 from detr.data.transforms import Augmentation
 
 NAMES = ("circle", "square", "triangle", "star")
-DRAWING_VERSION = 3  # increases when the same keys draw different pictures
+DRAWING_VERSION = 3  # to be increased when a change of the code changes the pictures
 SUBPIXELS = 4  # along each side of a pixel, for antialiasing
-MIN_VISIBLE_FRACTION = 0.75  # of a shape's pixels
-BACKGROUND_CONTRAST = 0.9  # below 0.7, thresholds begin to find the shapes (tests/detr/data/test_shapes.py)
+MIN_VISIBLE_FRACTION = 0.75  # of a shape's pixels; a shape drawn later may cover the others
+BACKGROUND_CONTRAST = 0.9  # below 0.7, thresholding begins to find the shapes (tests/detr/data/test_shapes.py)
 NOISE_STD = 22.0  # of every pixel, in levels
 MIN_COLOUR_LEVEL = 125.0  # of a shape in each channel; the background's mean is 90
 MIN_COLOUR_DISTANCE = 70.0  # between a shape and the mean colour that it covers, Euclidean in RGB levels
@@ -34,13 +34,14 @@ MIN_COLOUR_DISTANCE = 70.0  # between a shape and the mean colour that it covers
 class Shapes(Coco):
     """Images of one to five circles, squares, triangles and stars, drawn once into `root`.
 
-    A shape is a sixth to a half of the image's side long, has a random light colour, and may hide up to a quarter of
-    another. Its box and mask cover its visible part. The background consists of specks of random colours, and every
-    pixel has noise, so that thresholding does not solve the set; with `plain`, backgrounds and shapes have one colour
-    and do not overlap, and it does. The folder's name contains a hash of the keys that decide the pictures.
+    The longer side of a shape is a sixth to a half of the image's. A shape has a random light colour and may hide up to
+    a quarter of another; its box and mask cover its visible part. The background consists of specks of random colours,
+    and every pixel has noise, so that thresholding does not find the shapes. With `plain` it does: the background and
+    each shape have a single colour, and shapes do not overlap. The name of the set's folder contains a hash of the keys
+    that decide the pictures.
     """
 
-    drawn = True  # learnt without pretrained weights
+    drawn = True  # a detector learns these pictures without pretrained weights
 
     def __init__(
         self,
@@ -59,13 +60,13 @@ class Shapes(Coco):
         """Store the keys; the set is drawn at first use.
 
         Args:
-            root: folder of all such sets.
+            root: folder that holds the folders of all generated sets.
             image_size: height and width in pixels.
             train_count: images for training.
             val_count: images that select the checkpoint; 0 = no val.
             test_count: images for the reported numbers.
-            seed: of the pictures, independent of the run's seed.
-            plain: backgrounds and shapes of one colour, without overlap.
+            seed: seed of the pictures, which do not depend on the run's seed.
+            plain: whether the background and each shape have a single colour, and shapes do not overlap.
             flip: whether training images are flipped horizontally with probability 0.5.
             batch_size: images in one optimizer step.
             cache: keep decoded images in the memory of each worker.
@@ -105,7 +106,7 @@ class Shapes(Coco):
         )
 
     def prepare(self) -> None:
-        """Draw the set unless it exists: into a temporary folder that is then renamed, so that it is never incomplete.
+        """Draw the set unless it exists. It is drawn into a temporary folder, which is renamed once it is complete.
 
         Raises UserError when the files cannot be written.
         """
@@ -145,13 +146,13 @@ class Shapes(Coco):
 def draw(
     rng: np.random.Generator, size: int, plain: bool
 ) -> tuple[NDArray[np.uint8], list[NDArray[np.bool_]], list[int]]:
-    """Draw one picture: pixels (size, size, 3), each shape's visible mask (size, size), its index into NAMES."""
+    """Draw a picture: its pixels (size, size, 3), and each shape's visible mask (size, size) and index in NAMES."""
     canvas = np.full((size, size, 3), rng.uniform(0, 255, 3)) if plain else _sample_background(rng, size)
     masks: list[NDArray[np.bool_]] = []
     areas: list[int] = []  # pixels of each shape before others covered it
     labels: list[int] = []
     count = int(rng.integers(1, 6))
-    for _ in range(20 * count):  # a limit, since a shape that hides too much of another is sampled again
+    for _ in range(20 * count):  # a limit of attempts; shapes that hide too much of another are rejected
         if len(masks) == count:
             break
         label = int(rng.integers(len(NAMES)))

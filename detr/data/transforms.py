@@ -1,7 +1,7 @@
 """The augmentation of DETR's training (Carion et al. 2020, arXiv:2005.12872, appendix A.4), on uint8 tensors.
 
 Every random choice is sampled from the generator argument, so a sample is a function of (seed, epoch, index). Boxes
-are `tv_tensors.BoundingBoxes` (xyxy in pixels of their image) and are transformed with it.
+are `tv_tensors.BoundingBoxes` (xyxy in pixels of their image) and are transformed with their image.
 """
 
 from dataclasses import dataclass
@@ -58,14 +58,14 @@ def augment(
     if torch.rand((), generator=generator) < 0.5:
         image, boxes = functional.horizontal_flip(image), functional.horizontal_flip(boxes)
     if options.kind == "detr" and torch.rand((), generator=generator) < 0.5:
-        # As in the reference, the longer side has no limit here.
+        # As in the reference, `max_size` does not apply before the crop.
         image, boxes = resize(image, boxes, _sample_choice(options.middle_sizes, generator), None)
         image, boxes, labels = random_size_crop(image, boxes, labels, options.crop, generator)
     return *resize(image, boxes, _sample_choice(options.sizes, generator), options.max_size), labels
 
 
 def resize(image: Tensor, boxes: BoundingBoxes, size: int, max_size: int | None) -> tuple[Tensor, BoundingBoxes]:
-    """Resize `image` (3, H, W): the shorter side to `size` pixels, the longer side to at most `max_size`."""
+    """Resize `image` (3, H, W): the shorter side to `size` pixels, or less if the longer would exceed `max_size`."""
     height, width = image.shape[-2:]
     shape = list(resized_shape(height, width, size, max_size))
     if shape == [height, width]:
@@ -74,9 +74,9 @@ def resize(image: Tensor, boxes: BoundingBoxes, size: int, max_size: int | None)
 
 
 def resized_shape(height: int, width: int, size: int, max_size: int | None) -> tuple[int, int]:
-    """Height and width after `resize`, with the reference's rounding (640 x 427 becomes 1199 x 800 for 800, 1333).
+    """Height and width after `resize`, with the reference's rounding: 427 x 640 becomes 800 x 1199 for 800 and 1333.
 
-    Differs: a strip with a short side that rounds to 0 keeps one pixel; the reference raises.
+    Differs: a shorter side that would be rounded to 0 becomes one pixel; the reference raises an error.
     """
     short, long = min(height, width), max(height, width)
     if max_size is not None and long / short * size > max_size:
@@ -90,7 +90,7 @@ def random_size_crop(
 ) -> tuple[Tensor, BoundingBoxes, Tensor]:
     """Crop a random window with sides within `limits` pixels, clip the boxes and drop those that become empty.
 
-    Differs: a side shorter than the lower limit is not cropped; the reference raises.
+    Differs: a side that is shorter than the lower limit is not cropped; the reference raises an error.
     """
     full_height, full_width = image.shape[-2:]
     low, high = limits

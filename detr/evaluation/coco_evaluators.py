@@ -1,7 +1,7 @@
 """The packages that compute COCO's numbers: pycocotools, and faster-coco-eval for bit-identical numbers in less time.
 
-pycocotools is the reference. faster-coco-eval, an optional package, is written in C++; its one departure from the
-reference is corrected here.
+pycocotools is the reference. faster-coco-eval, an optional package, is written in C++; `_add_to_divisors` corrects the
+only respect in which its numbers differ from the reference.
 """
 
 import io
@@ -20,7 +20,7 @@ Evaluator = Literal["auto", "pycocotools", "faster_coco_eval"]
 IouType = Literal["bbox", "segm"]
 Dataset = dict[str, Any]  # images, categories and annotations with ids from 1 and every key that evaluators read
 
-LONE_MATCH_PRECISION = 1 - 2**-52  # of one detection that is correct: pycocotools adds 2^-52 to each divisor
+LONE_MATCH_PRECISION = 1 - 2**-52  # pycocotools' precision of 1 correct detection of 1: 1 / (1 + 2^-52)
 
 
 class CocoStatistics(NamedTuple):
@@ -31,7 +31,7 @@ class CocoStatistics(NamedTuple):
 
 
 def select_evaluator(name: Evaluator) -> Callable[[Dataset, Dataset, IouType], CocoStatistics]:
-    """The evaluator named `name`, a function of ground truth and detections; "auto" is the fastest that is installed.
+    """The evaluator named `name`, a function of ground truth and detections; "auto" selects the fastest installed.
 
     Raises:
         UserError: the evaluator is not installed.
@@ -75,13 +75,14 @@ def _with_faster_coco_eval(truth: Dataset, detections: Dataset, iou_type: IouTyp
 def _add_to_divisors(precision: np.ndarray, halves: np.ndarray, objects: np.ndarray) -> None:
     """Change precisions of 1 to the values that pycocotools computes, in place.
 
-    pycocotools adds 2^-52 to the number of detections to avoid a division by zero. Next to 2 or more detections the
-    addend is rounded away, so it shows only if the first detection is correct and the second is not. For n objects,
-    the second is correct exactly if precision is 1 at a recall in (1/n, 2/n]; one power of two lies in that interval.
+    To avoid a division by zero, pycocotools adds 2^-52 to the number of detections before it divides by the number. If
+    there are 2 or more detections, rounding removes the addend. So a precision of 1 changes only where it is that of
+    the first detection alone: the first is correct, the second is not. For n objects, the second is correct exactly if
+    the precision is 1 at a recall in (1/n, 2/n], an interval that contains one power of two.
 
     Args:
         precision: (T, R, K, A, M) at COCO's recalls.
-        halves: (T, P, K, A, M) the same at the recalls 1, 1/2, 1/4, ...
+        halves: (T, P, K, A, M) the precisions at the recalls 1, 1/2, 1/4, ...
         objects: (K, A) number of objects of each class in each range of areas.
     """
     for (k, a), n in np.ndenumerate(objects):

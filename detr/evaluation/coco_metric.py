@@ -30,7 +30,7 @@ class CocoMetric:
     Args:
         ground_truth: the split's COCO JSON, with crowds and degenerate boxes.
         categories: {"id", "name"} by class index.
-        evaluator: the package that computes the numbers; they do not depend on it.
+        evaluator: the package that computes the numbers; all packages give the same.
 
     Raises UserError when the evaluator is not installed.
     """
@@ -77,8 +77,8 @@ class CocoMetric:
     def compute(self) -> dict[str, float]:
         """Box numbers by COCO's names and, if the answers have masks, mask numbers with the prefix `mask_`.
 
-        There are none for a ground truth without the key "annotations". Rank 0 computes them and broadcasts them to the
-        others.
+        Empty if the ground truth has no key "annotations". Rank 0 computes the numbers and broadcasts them to the other
+        ranks.
         """
         assert self.gathered, "gather() comes before compute()"
         if "annotations" not in self.ground_truth:
@@ -108,7 +108,7 @@ class CocoMetric:
     def write(self, folder: Path) -> None:
         """Write `boxes.json` and, if the answers have masks, `masks.json`: COCO results files.
 
-        COCO's server accepts them zipped, under the file name that it prescribes for the split.
+        COCO's server accepts such a file as a zip archive, under the name that it prescribes for the split.
         """
         assert self.gathered, "gather() comes before write()"
         if not is_main():

@@ -1,7 +1,7 @@
 """COCO's 12 numbers for boxes or masks, computed from a ground truth and the entries of a results file.
 
 Lin et al., "Microsoft COCO: Common Objects in Context", 2014, arXiv:1405.0312; the numbers are those of
-cocodataset.org/#detection-eval. A number is -1 if the ground truth has no object for it.
+cocodataset.org/#detection-eval. A number is -1 if the ground truth has no object that counts for it.
 """
 
 import gc
@@ -37,7 +37,7 @@ class ClassRow(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """COCO's 12 numbers by NAMES, and a row for each class of the ground truth, by ascending category id."""
+    """COCO's 12 numbers, with the names NAMES, and a row for each class of the ground truth, sorted by category id."""
 
     numbers: dict[str, float]
     rows: list[ClassRow]
@@ -56,7 +56,7 @@ def evaluate_results(
             area or iscrowd.
         results: entries of a COCO results file, in any order.
         iou_type: "bbox" compares boxes, "segm" masks.
-        evaluator: the package that computes the numbers; they do not depend on it.
+        evaluator: the package that computes the numbers; all packages give the same.
 
     Raises:
         UserError: a result's image is not in the ground truth, an annotation's segmentation cannot be read, or the
@@ -84,7 +84,7 @@ def read_results(file: Path, iou_type: IouType) -> list[dict[str, Any]]:
 
 
 def write_results(file: Path, results: Iterable[dict[str, Any]]) -> None:
-    """Write a COCO results file entry by entry, since all entries of COCO would be half a million objects in memory."""
+    """Write a COCO results file, encoding entry by entry: COCO has half a million, too many to hold as objects."""
     file.write_text(f"[{', '.join(map(json.JSONEncoder().encode, results))}]")
 
 
@@ -101,8 +101,8 @@ def _class_rows(truth: Dataset, precision: np.ndarray) -> list[ClassRow]:
 def _renumber(ground_truth: dict[str, Any], iou_type: IouType) -> tuple[Dataset, dict[Any, int], dict[Any, int]]:
     """Copy the ground truth with new ids, counted from 1; also returns the new ids of images and categories.
 
-    Evaluators write into the ground truth, so it is copied. They misread some ids: the annotation id 0 means "no
-    match", of annotations with equal ids one is lost, and faster-coco-eval stores ids as floats, exact up to 2^53.
+    Evaluators modify the ground truth that they are given, and misread some ids: the annotation id 0 means "no match",
+    of annotations with equal ids only one counts, and faster-coco-eval stores ids as floats, exact up to 2^53.
     """
     images = _new_ids(ground_truth["images"])
     classes = _new_ids(ground_truth["categories"])
@@ -138,7 +138,7 @@ def _new_ids(entries: list[dict[str, Any]]) -> dict[Any, int]:
 def _add_masks(truth: Dataset, originals: list[dict[str, Any]]) -> None:
     """Add a run-length code to each annotation of `truth`, from the polygons or the code of its original."""
     reader = COCO()
-    reader.imgs = {image["id"]: image for image in truth["images"]}  # the size of the image, which polygons do not hold
+    reader.imgs = {image["id"]: image for image in truth["images"]}  # for the heights and widths, which polygons lack
     for annotation, original in zip(truth["annotations"], originals, strict=True):
         try:
             annotation["segmentation"] = reader.annToRLE(annotation | {"segmentation": original.get("segmentation")})
@@ -182,7 +182,7 @@ def _to_annotations(
 
 @contextmanager
 def _gc_disabled() -> Iterator[None]:
-    """Disable garbage collection, which would scan a million new objects, none in a cycle, over and over."""
+    """Disable garbage collection, which would repeatedly scan a million new objects that form no cycles."""
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -20,15 +20,15 @@ def draw(
 ) -> Tensor:
     """Draw boxes with their names on a copy of an image, in ascending order of score.
 
-    Pillow is used because torchvision's `draw_bounding_boxes` needs a font file for letters of another size than 10.
+    Pillow is used because torchvision's `draw_bounding_boxes` needs a font file for text of any other size than 10.
 
     Args:
         image: uint8 (3, H, W).
         boxes: (n, 4) xyxy in pixels of `image`, clipped to it.
         names: n class names.
         scores: (n,) in [0, 1]; None for ground truth.
-        labels: (n,) class indices, which give a class the same colour in all pictures; None colours the names of this
-            picture by alphabetical order.
+        labels: (n,) class indices, by which a class has the same colour in all pictures; with None, the colours follow
+            the alphabetical order of the names in this picture.
 
     Returns:
         uint8 (3, fH, fW), where f is the smallest integer that makes the longer side at least `MIN_LONGER_SIDE`.
@@ -61,6 +61,6 @@ def draw(
 
 
 def colour(label: int) -> tuple[int, int, int]:
-    """A bright colour for a class index, on which black is legible; hues advance by the golden ratio."""
+    """A bright colour for a class index, on which black text is legible; hues advance by the golden ratio."""
     red, green, blue = colorsys.hsv_to_rgb(label * 0.618034 % 1, 0.75, 1.0)
     return round(red * 255), round(green * 255), round(blue * 255)

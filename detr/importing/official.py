@@ -1,6 +1,6 @@
-"""Tensor names of official DETR files (facebookresearch/detr, Carion et al. 2020, arXiv 2005.12872) and ours.
+"""Import and export of official DETR files (facebookresearch/detr, Carion et al. 2020, arXiv 2005.12872).
 
-Only names differ: each tensor has the same shape and meaning in both layouts.
+Only the names of tensors differ: each tensor has the same shape and meaning in both layouts.
 """
 
 from typing import Any
@@ -55,7 +55,7 @@ LEFT_OUT = (
     r"(detr\.)?(bbox_attention|mask_head)\..*|criterion\.empty_weight|.*(\.num_batches_tracked|total_ops|total_params)"
 )
 
-# Patterns of tensor names by which another format is recognised; the first that matches decides.
+# Patterns of tensor names that identify unsupported formats; the first that matches decides.
 OTHER_FORMATS = (
     ("sampling_offsets", "a Deformable DETR or one of its descendants (DINO, RT-DETR)"),
     ("ca_qpos_proj", "a conditional, DAB- or DN-DETR"),
@@ -66,13 +66,13 @@ OTHER_FORMATS = (
 
 
 def adopt(content: dict[str, Any]) -> Adopted:
-    """Rename the tensors of an official file to ours, and list its classes by index, which is the category id.
+    """Rename the tensors of an official file to ours, and list its classes; the class index is the category id.
 
     Accepts {"model": ...} or a bare state dict of R50, DC5 and R101, with sine or learned positions, post-norm or
     pre-norm; the mask head of a panoptic file is left out. With COCO's 91 classes, index i is COCO's id i, and unused
     ids are named "N/A"; with any other number, classes are named "class 0", "class 1" and so on. A file for
     fine-tuning, from which the class head or the queries were removed, has no classes in its task state. Raises
-    UserError for any other file and says what it is.
+    UserError for any other file, and names its format if it is recognised.
     """
     tensors, extra = unwrap(content, ("model",), "a facebookresearch/detr file as published", ("model", "net"))
     weights, sources, left_out, unknown = rename(tensors, NAMES.to_ours, LEFT_OUT)

@@ -37,15 +37,15 @@ class PredictOptions:
 
 
 class Detection:
-    """Object detection: boxes with classes. Prediction does not open `data`.
+    """The task of object detection: boxes with classes. Prediction reads no file of `data`.
 
-    `evaluator` is the package that computes COCO's numbers, which do not depend on it. A subclass may add terms and
-    costs to `criterion`, build `hints`, and return further `answer_sets`.
+    `evaluator` is the package that computes COCO's numbers; all packages give the same numbers. A subclass may add
+    terms and costs to `criterion`, build `hints`, and return further `answer_sets`.
     """
 
     goal = Goal("AP", higher_is_better=True)
     handed_on: ClassVar[tuple[str, ...]] = ("classes",)
-    offered: ClassVar[tuple[str, ...]] = ("logits",)  # to a model with a constructor that names it
+    offered: ClassVar[tuple[str, ...]] = ("logits",)  # passed to a model if its constructor has this argument
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class Detection:
         return self._categories
 
     def model_arguments(self) -> dict[str, Any]:
-        """The number of classes, without "no object", and of logits for each query."""
+        """The number of classes, without "no object", and the number of logits of each query."""
         classes = len(self.categories)
         return {"classes": classes, "logits": logit_count(self.classification, classes)}
 
@@ -80,7 +80,7 @@ class Detection:
         return {"categories": self.categories}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Restore the classes from a checkpoint; raises UserError for a file for fine-tuning, which has none."""
+        """Restore the classes from a checkpoint; raises UserError if it has none, since its class head was removed."""
         if "categories" not in state:
             raise UserError(
                 "The checkpoint has no class head (it was removed, for fine-tuning), so it detects no class; start a "
@@ -103,7 +103,7 @@ class Detection:
         return self.normalisers(batch)
 
     def answer_sets(self, batch: Batch) -> dict[str, tuple[list[int], list[int]]]:
-        """The numbers of objects and of rows of each image in each answer set that the loss reads."""
+        """The answer sets that the loss reads; for each, every image's number of objects and number of output rows."""
         counts = batch["counts"]
         return {"queries": (counts, [self.queries] * len(counts))}
 
@@ -115,10 +115,10 @@ class Detection:
         return Targets(batch["counts"], batch["labels"], to_cxcywh(batch["boxes"]) / scale)
 
     def hints(self, batch: Batch, targets: Targets) -> tuple[dict[str, Tensor], Matches] | None:
-        """Inputs built from the targets for training alone, and the matches of their outputs; None without any.
+        """Additional model inputs that training builds from the targets, and the matches of their outputs; or None.
 
-        The outputs form the answer set "hints". A sample's hints may depend on its targets and its seed
-        (`batch["seeds"]`), and not on the rest of the batch.
+        Their outputs form the answer set "hints". The hints of a sample may depend on its own targets and its seed
+        (`batch["seeds"]`), but not on the rest of the batch.
         """
         return None
 
@@ -139,7 +139,7 @@ class Detection:
         return sum_terms(terms)
 
     def _check_outputs(self, outputs: Outputs) -> None:
-        """Raise UserError when the last layer has another number of queries, or no output for a term."""
+        """Raise UserError when the model has another number of queries than the task, or no output for a loss term."""
         queries = outputs["logits"].shape[1]
         if queries != self.queries:
             raise UserError(
@@ -150,7 +150,7 @@ class Detection:
             raise UserError(f"The loss has the terms {missing}, for which the model has no outputs ({list(outputs)}).")
 
     def _check_classes(self, outputs: Outputs) -> None:
-        """Raise UserError when a model without the argument `logits` has the wrong number of them."""
+        """Raise UserError when the number of logits is wrong, which happens if the model has no argument `logits`."""
         logits = outputs["logits"].shape[-1]
         if self.classification == "sigmoid" and logits != len(self.categories):
             raise UserError(
@@ -178,7 +178,7 @@ class Detection:
     def read(self, input: str) -> Iterator[Batch]:
         """Read an image file, or each in a folder, as a batch of one image, resized as in evaluation.
 
-        An image of a folder that cannot be read is skipped; `unanswered` then says why.
+        An unreadable image in a folder is skipped, and the reason is added to `unanswered`.
         """
         return read_each(Path(input), self._read_batch, self.unanswered)
 
@@ -189,7 +189,7 @@ class Detection:
         return read_image(path, exif=getattr(self.data, "exif", "auto"))
 
     def show(self, batch: Batch, answers: list[Answer], folder: Path) -> Iterator[str]:
-        """Write each image with its boxes, and a JSON list of {box (xyxy in pixels), name, score}; yields its line."""
+        """Write each image with its boxes, and its objects {box (xyxy), name, score} as JSON; yield a line of text."""
         for path, answer in zip(batch["files"], answers, strict=True):
             objects = [
                 {"box": [round(v, 2) for v in box.tolist()], "name": self._name(label), "score": round(float(score), 4)}
@@ -197,7 +197,7 @@ class Detection:
             ]
             source, name = Path(path), Path(path).name
             picture = self._draw(self._read_image(source), answer)
-            write_picture(picture, folder / answer_name(name, ".boxes.jpg"))  # never the name of a user's image
+            write_picture(picture, folder / answer_name(name, ".boxes.jpg"))  # overwrites no image of the user
             answer_file = folder / answer_name(name, ".boxes.json")
             answer_file.write_text(json.dumps({"file": str(source), "objects": objects}, indent=1))
             names = [item["name"] for item in objects]
@@ -227,7 +227,7 @@ class Detection:
         return str(self.categories[int(label)]["name"])
 
     def metric(self, split: Split) -> CocoMetric:
-        """COCO's numbers on the ground truth of `split`, with crowds and degenerate boxes.
+        """An empty metric of COCO's numbers for `split`; its ground truth includes crowds and degenerate boxes.
 
         Raises UserError when the data's classes are not those of the model, or `evaluator` is not installed.
         """
@@ -240,18 +240,18 @@ class Detection:
             unnamed = name is not None and name.startswith("class ")  # an imported file has no class names
             if id in used and name != category["name"] and not unnamed:
                 ids = [model_id for model_id, model_name in names.items() if model_name == category["name"]]
-                there = f" and that name under id {ids[0]}" if ids else ""
+                there = f' and "{category["name"]}" under id {ids[0]}' if ids else ""
                 raise UserError(
                     f'{split} has objects of category {id} "{category["name"]}", but the model has '
-                    f"{'no class' if name is None else json.dumps(name)} with that id{there}; evaluate it on data of "
-                    "its own classes, or train on these data from checkpoint=FILE."
+                    f"{'no class' if name is None else json.dumps(name)} with that id{there}; evaluate the model on "
+                    "data of its own classes, or train on these data from checkpoint=FILE."
                 )
         return CocoMetric(truth, self.categories, self.evaluator)
 
     def advice(self, pretrained: bool) -> list[str]:
-        """Warnings about the annotations, and about too few data to train from random weights.
+        """Warnings about the annotations, and about too few images to train without pretrained weights.
 
-        A drawn set is meant for random weights.
+        There is no second warning for generated pictures, which are meant to be learnt without pretrained weights.
         """
         about_annotations = getattr(self.data, "advice", None)
         lines: list[str] = about_annotations(self.queries) if about_annotations else []

@@ -365,7 +365,7 @@ def test_a_category_that_has_its_name_under_another_id_is_told_so(make_data: Cal
     train = make_data(COCO_JSON).train
     (tmp_path / "test.json").write_text(json.dumps(coco_json(categories=shifted, annotations=boxes)))
     test = Files(images=str(tmp_path / "images"), annotations=str(tmp_path / "test.json"))
-    with pytest.raises(UserError, match=r"89 is 'brush' .* not listed in .*, which have that name under id 90; give"):
+    with pytest.raises(UserError, match=r"89 is 'brush' .* not listed in .*, where 'brush' has id 90; give"):
         coco(train=train, test=test).count("test")
 
 

@@ -113,7 +113,7 @@ def test_data_with_other_classes_are_not_evaluated(task):
     shifted = [{"id": c["id"] - 1, "name": c["name"]} for c in task.data.categories()]
     task.restore({"categories": shifted})
     with pytest.raises(
-        UserError, match=r'category \d "\w+", but the model has "\w+" with that id and that name under id \d;'
+        UserError, match=r'category \d "\w+", but the model has "\w+" with that id and "\w+" under id \d;'
     ):
         task.metric("test")
     task.restore({"categories": [{"id": 1, "name": "circle"}]})
