@@ -1,8 +1,9 @@
 """Augmentation of training images: of one image of any size, or of a stack of small images on the device.
 
-All random choices of a view are read from one vector of uniform numbers, which is sampled by (seed, epoch, index, copy)
-before any image is touched. The options decide what each number means. Each image of a stack therefore has its own
-parameters, and a view does not depend on the device or on the images computed with it.
+All random choices of a view are read from one vector of uniform numbers, a function of (seed, epoch, index of the
+image, number of the view) that is sampled before the image is processed. The options decide what each number means. So
+each image of a stack has its own parameters, and a view depends neither on the device nor on the other images of the
+stack.
 
 Random resized crop: Szegedy et al. 2015 (arXiv 1409.4842, section 6); mixup: Zhang et al. 2018 (arXiv 1710.09412);
 CutMix: Yun et al. 2019 (arXiv 1905.04899); random erasing: Zhong et al. 2020 (arXiv 1708.04896); repeated augmentation:
@@ -38,7 +39,7 @@ _CROP_UNIFORMS = slice(0, 2 * BOX_ATTEMPTS + 2)
 _FLIP_UNIFORM = _CROP_UNIFORMS.stop
 _ERASES_UNIFORM = _FLIP_UNIFORM + 1  # decides whether to erase
 _ERASE_UNIFORMS = slice(_ERASES_UNIFORM + 1, _ERASES_UNIFORM + 1 + 2 * BOX_ATTEMPTS + 2)
-_MIX_UNIFORMS = slice(_ERASE_UNIFORMS.stop, _ERASE_UNIFORMS.stop + 5)  # whether, which kind, share, centre y and x
+_MIX_UNIFORMS = slice(_ERASE_UNIFORMS.stop, _ERASE_UNIFORMS.stop + 5)  # whether, which method, share, centre y and x
 _POLICY_UNIFORMS = slice(_MIX_UNIFORMS.stop, _MIX_UNIFORMS.stop + 3 * policies.MAX_OPERATIONS)
 UNIFORMS_PER_VIEW = _POLICY_UNIFORMS.stop
 
@@ -77,7 +78,7 @@ class Augmentation:
     repeats: Positive
 
     def __post_init__(self) -> None:
-        """Raise UserError for limits in the wrong order, and for more operations or levels than the policies have."""
+        """Raise UserError for limits in the wrong order, and for too many operations or too high a magnitude."""
         for name, (low, high) in (("scale", self.scale), ("ratio", self.ratio)):
             if not 0 < low <= high:
                 raise UserError(f"data.augmentation.{name}=[{low}, {high}]: expected the least first, above 0.")
@@ -106,7 +107,7 @@ def sample_uniforms(count: int, generator: torch.Generator) -> Tensor:
     return torch.rand(count, UNIFORMS_PER_VIEW, generator=generator, dtype=torch.float64)
 
 
-# One image, or a stack, to views.
+# From an image, or a stack of images, to views.
 
 
 def view(
@@ -187,9 +188,10 @@ def _resampled(images: Tensor, uniforms: np.ndarray, options: Augmentation, size
 def _random_boxes(
     numbers: np.ndarray, height: int, width: int, scale: Sequence[float], ratio: Sequence[float]
 ) -> np.ndarray:
-    """Boxes (N, 4) top, left, height, width in pixels, of an area and a ratio within limits, by `numbers` (N, 22).
+    """Random boxes (N, 4) top, left, height, width in pixels, by `numbers` (N, 22) uniform in [0, 1).
 
-    The first of ten attempts that fits into the image; if none fits, the largest centred box of a ratio within limits.
+    A box is the first of ten attempts, with a random area and ratio within the limits, that fits into the image. If
+    none fits, it is the largest centred box with a ratio within the limits.
     """
     share = scale[0] + (scale[1] - scale[0]) * numbers[:, :BOX_ATTEMPTS]
     low, high = np.log(ratio)
@@ -213,11 +215,11 @@ def _random_shifts(numbers: NDArray[Any], padding: int) -> NDArray[Any]:
     return pixels
 
 
-# Views to the network's input.
+# From views to the network's input.
 
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Values 0..255 of (N, C, H, W) as fp32, with each channel's mean subtracted and divided by its std (of 0..1)."""
+    """Scale values 0..255 (N, C, H, W) to 0..1, subtract the mean of each channel and divide by its std, in fp32."""
     shift, unit = (constant(v, like=images).view(-1, 1, 1) for v in (mean, std))
     return torch.addcmul(-shift / unit, images.to(torch.float32), 1 / (255 * unit))
 
@@ -252,7 +254,7 @@ def label_shares(uniforms: np.ndarray, options: Augmentation, size: tuple[int, i
 
 
 def _erased(images: Tensor, uniforms: np.ndarray, options: Augmentation) -> Tensor:
-    """Masks of the erased pixels, which become the mean: (N, C, H, W) -> bool (N, 1, H, W)."""
+    """Masks of the pixels to erase, that is, to set to the mean: (N, C, H, W) -> bool (N, 1, H, W)."""
     height, width = images.shape[-2:]
     boxes = _random_boxes(uniforms[:, _ERASE_UNIFORMS], height, width, ERASED_AREA, ERASED_RATIO).round()
     corners = np.concatenate((boxes[:, :2], boxes[:, :2] + boxes[:, 2:]), axis=1)
@@ -263,7 +265,7 @@ def _erased(images: Tensor, uniforms: np.ndarray, options: Augmentation) -> Tens
 def _mixing(uniforms: np.ndarray, options: Augmentation, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Each image's own share in a blend (B,), and the box pasted from its partner (B, 4) y0 x0 y1 x1 in pixels.
 
-    A blended image has an empty box, an image with a pasted box the share 1, and an unmixed image both.
+    A blended image has an empty box, an image with a pasted box has the share 1, and an unmixed image has both.
     """
     whether, which, quantile, down, right = uniforms[:, _MIX_UNIFORMS].T
     mixed = whether < options.mix
@@ -275,7 +277,7 @@ def _mixing(uniforms: np.ndarray, options: Augmentation, size: tuple[int, int]) 
     if blends.any():
         share[blends] = betaincinv(options.mixup, options.mixup, quantile[blends])
     if pastes.any():
-        # The box has the partner's share of the area and any centre; it is clipped to the image.
+        # The box has the partner's share of the area and a centre anywhere in the image, to which it is clipped.
         side = np.sqrt(1 - betaincinv(options.cutmix, options.cutmix, quantile[pastes])) / 2
         for axis, (centre, length) in enumerate(zip((down, right), size, strict=True)):
             ends = np.stack((centre[pastes] - side, centre[pastes] + side), axis=1).clip(0, 1) * length

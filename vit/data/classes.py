@@ -18,12 +18,12 @@ def sort_classes(names: Iterable[str], order: ClassOrder) -> list[str]:
 
 
 def same_text(name: str) -> str:
-    """A name in Unicode's composed form (NFC): macOS writes an e with an accent as two characters, Linux as one."""
+    """A name in Unicode's composed form (NFC), since macOS writes accented letters as two characters, Linux as one."""
     return unicodedata.normalize("NFC", name)
 
 
 def check_distinct(names: Sequence[str], folder: str) -> None:
-    """Raise UserError when two class folders look alike, and differ in Unicode's form alone."""
+    """Raise UserError when the names of two class folders differ only in their Unicode form, and so look alike."""
     first: dict[str, str] = {}
     for name in names:
         if first.setdefault(same_text(name), name) != name:
@@ -40,7 +40,7 @@ def names_line(names: Sequence[str]) -> str:
 
 
 def order_notes(names: Sequence[str]) -> list[str]:
-    """A note when names with numbers are in the order of text, which is not that of the numbers."""
+    """A note when names are sorted as text, and would be in another order if sorted by the numbers in them."""
     natural = sort_classes(names, "natural")
     if list(names) == natural or list(names) != sorted(names):
         return []
@@ -52,6 +52,6 @@ def order_notes(names: Sequence[str]) -> list[str]:
 
 
 def _natural_key(name: str) -> tuple[list[tuple[int, str]], str]:
-    """Parts of a name, with numbers compared by value; equal ones (1 and 01) are compared as text."""
+    """A sort key: parts of a name, with numbers compared by value, then the name as text (for 1 and 01)."""
     parts = re.split(r"([0-9]+)", name)  # text and numbers alternate
     return [(int(part), "") if i % 2 else (-1, part) for i, part in enumerate(parts)], name

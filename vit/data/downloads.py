@@ -1,4 +1,4 @@
-"""Fashion-MNIST and CIFAR-10 by torchvision, which verifies their files and downloads missing ones."""
+"""Fashion-MNIST and CIFAR-10, read by torchvision, which verifies their files and downloads missing ones."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
@@ -39,7 +39,7 @@ PUBLISHED_SETS = {
 
 
 class Downloaded(InMemory):
-    """A data set of ten classes. The 10,000 published test images are `test`; `val` is split from the published train.
+    """A data set of ten classes. The 10,000 published test images are `test`; `val` is split off the training images.
 
     `root` holds the published files, packed or unpacked; missing files are downloaded into it.
     """

@@ -1,4 +1,4 @@
-"""Image folders in ImageNet's layout, a folder for each class: root/train/<class>/<image>, val and test beside it."""
+"""Image folders in ImageNet's layout, with a folder for each class: root/train/<class>/<image>, so too val and test."""
 
 import os
 from collections.abc import Sequence
@@ -39,12 +39,13 @@ class ImageFolder:
     `root` holds train/, val/ and test/, each with one folder for each class, which holds images at any depth. Hidden
     files and files with other endings are ignored. The classes are the folders of train, sorted by name. Without
     root/test, root/val is `test` (ImageNet publishes no labels of its test set). Without a val folder, val is split
-    from train by a fixed seed. A split with a path of its own takes precedence over `root`. The constructor opens no
-    file; mistakes in the files raise UserError at the first use of their split.
+    off train with a fixed seed. The path of a split takes precedence over `root`. The constructor opens no file;
+    mistakes in the files raise UserError at the first use of their split.
 
     A sample of `train` is `augmentation.repeats` views of one image, each augmented independently (Hoffer et al. 2020,
     "Augment Your Batch", arXiv:1901.09335). When the augmentation mixes, the sample also holds as many views of a
-    partner from all of train, so that a step does not depend on how its batch is split.
+    partner. Partners come from all of train and not from the batch, so that a step does not depend on its
+    micro-batches.
 
     Differs: images are turned as their EXIF tag says, unless `exif` is "ignore"; torchvision's ImageFolder reads them
     as stored.
@@ -67,7 +68,7 @@ class ImageFolder:
         mean: tuple[float, float, float],
         std: tuple[PositiveFloat, PositiveFloat, PositiveFloat],
         augmentation: Augmentation,
-        exif: Exif = "auto",  # defaults, because yaml files and subclasses of users came before these keys
+        exif: Exif = "auto",  # has a default, since users' files may be older than these keys
         class_order: ClassOrder = "string",
     ):
         """Describe the data set.
@@ -77,13 +78,13 @@ class ImageFolder:
             train: folder of the training split.
             val: folder of the split that chooses the checkpoint.
             test: folder of the split whose numbers are reported.
-            val_count: number of images to split from train where there is no val folder; 0 = no val.
+            val_count: number of images to split off train if there is no val folder; 0 = no val.
             batch_size: views in one optimizer step; partners for mixing are not counted.
             image_size: height and width of the model's input in pixels; one number for a square.
             crop_ratio: share of the resized image that the centre crop of evaluation keeps, along the shorter side.
             interpolation: method of every resize.
             mean: of red, green and blue in [0, 1], for normalisation.
-            std: standard deviations of the same.
+            std: standard deviations of red, green and blue in [0, 1].
             augmentation: augmentation of training images.
             exif: whether images are turned upright by their EXIF tags: "apply" and "auto" do, "ignore" does not.
             class_order: order of the classes' names: "string" (1, 10, 2, as torchvision's) or "natural" (1, 2, 10).
@@ -139,7 +140,7 @@ class ImageFolder:
         return self._classes
 
     def set_learnt_classes(self, names: Sequence[str]) -> None:
-        """Take the classes of a trained model where train is missing and the other folders have no further classes."""
+        """Use the classes of a trained model if train is missing and the other folders have no classes beside them."""
         self._learnt, self._classes, self._listings = list(names), [], {}
 
     def sample(self, split: Split, index: int, generator: torch.Generator | None) -> dict[str, Any]:
@@ -165,7 +166,7 @@ class ImageFolder:
         return listing.folder / os.fsdecode(listing.files[index])
 
     def fingerprint(self, split: Split) -> dict[str, str]:
-        """The digest of the names, with those of their classes, and lengths of the images."""
+        """The digest of the images' paths below the split's folder, and of their lengths in bytes."""
         listing = self._listing(split)
         return {"images": fingerprints.digest_files(listing.folder, listing.files)}
 
@@ -192,9 +193,9 @@ class ImageFolder:
         """A batch of B views, with the views of one image side by side.
 
         Returns `ids` and `files`, lists of B, `images` uint8 (N, 3, H, W) and `labels` int64 (B,), -1 where unknown. In
-        training it has `uniforms` (N, U), an array on the host. N is B. When the augmentation mixes, N is 2B with the
-        partner of image b at B + b, `other_labels` (B,) are the partners' labels, and `shares` (B,) the shares of the
-        own labels.
+        training it has `uniforms` (N, U), an array on the host. N is B unless the augmentation mixes. If it does, N is
+        2B, image B + b is the partner of image b, `other_labels` (B,) are the partners' labels, and `shares` (B,) are
+        the shares of the images' own labels in their targets.
         """
         views = [(sample, view) for sample in samples for view in sample["views"]]
         partners = [(sample, view) for sample in samples for view in sample.get("other_views", ())]
@@ -206,7 +207,7 @@ class ImageFolder:
         }
         if "uniforms" in samples[0]:
             keys = ("uniforms", "other_uniforms")
-            # An array and no tensor, so that it stays on the host, where all random choices are made.
+            # Not a tensor, which would be moved to the device: random choices are made on the host.
             batch["uniforms"] = np.concatenate([sample[key] for key in keys for sample in samples if key in sample])
         if partners:
             batch["other_labels"] = torch.tensor([sample["other_label"] for sample, _ in partners])
@@ -238,7 +239,7 @@ class ImageFolder:
         return lines
 
     def class_notes(self) -> list[str]:
-        """The classes' names in order of index, and a note on the order if it is not that of the numbers in them."""
+        """The classes' names in order of index, and a note if this is not the order of the numbers in them."""
         return [names_line(self.classes()), *order_notes(self.classes())]
 
     def advice(self) -> list[str]:
@@ -248,7 +249,7 @@ class ImageFolder:
         return unread_folders(self.root, without) + depth_advice(self.classes(), self._listing("train")) + order
 
     def _folders(self) -> dict[Split, Path]:
-        """The folder of each split, without val when it is split from train."""
+        """The folder of each split that has one; val has none when it is split off train."""
         if self._split_folders is None:
             arguments = {"train": self.train, "val": self.val, "test": self.test}
             by_path = {split: Path(path) for split in SPLITS if (path := arguments[split]) is not None}
@@ -259,7 +260,7 @@ class ImageFolder:
         return self._split_folders
 
     def _folders_in_root(self, without: set[str]) -> dict[Split, Path]:
-        """The folders of splits in root, without the given ones, so that no image is in two splits."""
+        """The folders of splits in root, except the paths `without`, which another split already uses."""
         if self.root is None:
             return {}
         if not os.path.isdir(self.root):
@@ -270,7 +271,7 @@ class ImageFolder:
         }
 
     def _splits_train(self) -> bool:
-        """Whether val is split from train."""
+        """Whether val is split off train."""
         return "val" not in self._folders() and self.val_count > 0
 
     def _has(self, split: Split) -> bool:
@@ -307,7 +308,7 @@ class ImageFolder:
         if unknown:
             raise UserError(
                 f"{folder / unknown[0]} is no class: the classes are the folders of {self._required_folder('train')}, "
-                "and none has this name; rename it, remove it, or add the class there."
+                "and none has this name; rename or remove it, or add the class to train."
             )
         listing = list_class_images(folder, names, np.array([index[same_text(name)] for name in names]))
         counts = np.bincount(listing.labels, minlength=len(classes))

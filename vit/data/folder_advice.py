@@ -23,7 +23,7 @@ def refuse_split_names(classes: Sequence[str], folder: Path) -> None:
 
 
 def unread_folders(root: str | None, without: Sequence[Split]) -> list[str]:
-    """A warning for each folder of `root` that seems to hold one of the splits `without` images, and is not read."""
+    """A warning for each unread folder of `root` that seems to hold one of the splits `without` a folder."""
     warnings = []
     for split in without:
         name = next((n for n in OTHER_NAMES.get(split, ()) if root is not None and Path(root, n).is_dir()), None)
@@ -36,7 +36,7 @@ def unread_folders(root: str | None, without: Sequence[Split]) -> list[str]:
 
 
 def depth_advice(classes: Sequence[str], listing: Listing) -> list[str]:
-    """A warning when train has a single class, or when no class folder holds images itself."""
+    """A warning when train has a single class, or when no class folder holds images directly."""
     deepest = os.fsdecode(listing.files[0])
     if len(classes) == 1:
         remedy = f"; if {Path(deepest).parts[1]} is a class, give data.train={listing.folder / classes[0]}"
@@ -54,7 +54,7 @@ def depth_advice(classes: Sequence[str], listing: Listing) -> list[str]:
 
 
 def absent_classes(classes: Sequence[str], counts: Sequence[int]) -> list[str]:
-    """A note on the classes without an image in a split; `counts` are those of its images by class."""
+    """A note on the classes without an image in a split; `counts` are the split's numbers of images by class."""
     absent = [name for name, count in zip(classes, counts, strict=True) if not count]
     more = ", ..." if len(absent) > MAX_NAMES else ""
     return [f"no image of {len(absent)} of {len(classes)} classes ({', '.join(absent[:MAX_NAMES])}{more})"] * bool(

@@ -33,8 +33,8 @@ def height_and_width(size: int | tuple[int, int]) -> tuple[int, int]:
 class InMemory(ABC):
     """Images of one size with labels. A subclass states `names`, `channels` and `load`.
 
-    A sample of `train` holds `augmentation.repeats` views of one image and has that cost. With mixing it also holds as
-    many views of a partner, which is sampled from all of `train`.
+    A sample of `train` holds `augmentation.repeats` views of one image, and its cost is their number. With mixing it
+    also holds as many views of a partner, which is sampled from all of `train`.
     """
 
     names: Sequence[str]  # of the classes, by index
@@ -77,7 +77,7 @@ class InMemory(ABC):
         return [self.augmentation.repeats if split == "train" else 1] * self.count(split)
 
     def sample(self, split: Split, index: int, generator: torch.Generator | None) -> dict[str, Any]:
-        """Rows and labels of an image and, with mixing, of its partner, and the uniforms (N, U) of their views."""
+        """Row and label of an image and, with mixing, of its partner; in training also the uniforms (N, U) of views."""
         labels = self._split(split)[1]
         sample: dict[str, Any] = {"split": split, "rows": [index], "labels": [int(labels[index])]}
         if generator is None:
@@ -106,9 +106,9 @@ class InMemory(ABC):
     def collate(self, samples: list[dict[str, Any]]) -> Batch:
         """A batch with ids, labels int64 (B,), and rows int64 (N,) of the split or, for a user's images, the images.
 
-        In training it has `uniforms` (N, UNIFORMS_PER_VIEW), an array on the host; N is B. With mixing N is 2B: all own
-        views precede all partners' views, in the same order. `other_labels` (B,) are the partners' labels, and `shares`
-        (B,) the shares of the own labels.
+        In training it has `uniforms` (N, UNIFORMS_PER_VIEW), an array on the host. N is B without mixing. With mixing N
+        is 2B: the views of the images, then those of their partners in the same order. `other_labels` (B,) are then the
+        partners' labels, and `shares` (B,) the shares of the images' own labels in their targets.
         """
         if "image" in samples[0]:
             files, images = [s["file"] for s in samples], torch.stack([s["image"] for s in samples])
@@ -153,7 +153,7 @@ class InMemory(ABC):
         return images.expand(-1, 3, -1, -1)
 
     def summary(self) -> list[str]:
-        """The number of classes, the size of images, and the number of images in each split; the classes' names."""
+        """Two lines: the numbers of classes and of images in each split, with the images' size; the classes' names."""
         counts = ", ".join(f"{split}: {self.count(split)}" for split in SPLITS)
         return [
             f"{len(self.names)} classes, images of {self.image_size[0]} x {self.image_size[1]}; {counts}",
@@ -176,7 +176,7 @@ class InMemory(ABC):
 
 
 def split_images(images: Tensor, labels: Tensor, counts: Sequence[int], what: str) -> list[Images]:
-    """Split a set into one part for each of `counts`, preceded by the remaining images, whatever the run's seed.
+    """Split a set into the remaining images and then a part for each of `counts`, independently of the run's seed.
 
     The last part does not depend on the other counts. `what` names the keys of `counts` in the UserError that is raised
     when no image remains.

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from common.data.images import IMAGE_SUFFIXES
 from common.errors import UserError
 
-# File names stay bytes: less work, less memory.
+# File names are kept as bytes, which takes less time and memory than text.
 _ENDINGS = tuple(suffix.encode() for suffix in sorted(IMAGE_SUFFIXES))
 
 
@@ -19,7 +19,8 @@ _ENDINGS = tuple(suffix.encode() for suffix in sorted(IMAGE_SUFFIXES))
 class Listing:
     """The images of one split, in order of their classes and, within a class, of their names.
 
-    Forked workers share arrays; reading a Python object would change its reference count and copy its memory page.
+    Forked workers share the memory of arrays; they would copy that of Python objects, because reading an object changes
+    its reference count.
     """
 
     folder: Path
@@ -56,7 +57,8 @@ def class_folders(folder: Path) -> list[str]:
 def list_class_images(folder: Path, names: list[str], labels: NDArray[np.int64]) -> Listing:
     """List all images of the class folders `names`, in order; `labels` are the indices of these classes.
 
-    Names become an array class by class: a million names as Python objects would take some 80 MB more.
+    The file names of each class become an array before the next class is listed, since a million names as Python
+    objects take some 80 MB more.
     """
     files: list[NDArray[np.bytes_]] = []
     other_files = 0

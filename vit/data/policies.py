@@ -19,7 +19,7 @@ MAX_OPERATIONS = 4  # of RandAugment on one image
 
 
 class Operation(NamedTuple):
-    """A function of images and a strength, and its ranges."""
+    """A function of images and a strength, and the range of the strength in each policy."""
 
     run: Callable[[Tensor, float], Tensor]
     rand: float  # greatest strength in RandAugment
@@ -63,7 +63,7 @@ def apply(images: Tensor, numbers: np.ndarray, policy: Policy, operations: int, 
 
     "rand" applies `operations` operations at level `magnitude`, "trivial" one operation at a random level.
 
-    Differs: TrivialAugment's shift of 32 pixels is scaled from images of 224 pixels to the size of these.
+    Differs: TrivialAugment's shift of up to 32 pixels, in images of 224 pixels, is scaled to the size of the images.
     """
     if policy == "none":
         return images

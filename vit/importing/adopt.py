@@ -1,21 +1,21 @@
 """Import of ViT files of torchvision, timm (with DeiT, MAE and DINOv2), transformers and Google (.npz).
 
-Tensors get this project's names and shapes, and the function that they compute is unchanged. The matrices of queries,
-keys and values are joined, and their missing biases become zeros. Positions of registers are added to the registers. A
-class token beside mean pooling, which only attention reads (MAE's fine-tuned files: `fc_norm`), becomes a register.
+Tensors get this project's names and shapes; the model computes the same function. The projections of queries, keys and
+values are joined into one matrix, with zeros for missing biases. The positions of registers are added to the registers.
+A model with a class token and mean pooling (MAE's fine-tuned files, by their `fc_norm`) pools without the class token,
+so this token becomes a register.
 
-Differs: options that a file does not contain must be set in the config, and differ between the programs.
+Differs: a file does not contain the following options, in which the programs differ. They must be set in the config.
 - Google's models approximate GELU by tanh (`model.blocks.activation=gelu_tanh`) and take images scaled to [-1, 1], with
-  mean and std 0.5. So do most copies of them in timm and transformers, but with exact GELU. torchvision, DeiT and
-  DINOv2 normalise by ImageNet's statistics.
+  mean and std 0.5. Most copies of these models in timm and transformers take such images, too, but compute exact GELU.
+  torchvision, DeiT and DINOv2 normalise by ImageNet's statistics.
 - transformers' default config has eps 1e-12 in its norms, all others have 1e-6 (`model.blocks.norm_eps`).
 - The number of heads: usually 64 channels to a head, but not in H/14 (80) or in test models.
-- Pooling by class token or mean (`model.pooling`), where a file has a class token and a norm.
-- Post-norm: norms after the sub-layers (timm's `rpn` models) have the names of norms before them.
-- The grid of positions: files hold a number of rows and not the grid's sides. A grid that has the sides of the
-  config's image size is read so, any other is assumed to be square; where both readings are possible, a note says which
-  was taken.
-- The method of resampling positions to another grid (`model.positions.resample`), of which a note names the program's.
+- Pooling by class token or by mean (`model.pooling`), if a file has a class token and a final norm.
+- Post-norm: in timm's `rpn` models, norms after the sub-layers have the same names as norms before them elsewhere.
+- The height and width of the grid of positions: files hold a table of rows. If the grid of the config's image size has
+  as many positions as the file, it is taken, and a square grid otherwise; if both fit, a note says which was taken.
+- The method of resampling positions to another grid (`model.positions.resample`); a note names the other program's.
 
 `scripts/verify_import.py` compares the logits of an imported model with those of the other program.
 """
@@ -39,7 +39,7 @@ LAYOUT_PATTERNS = (
     (r"(^|/)embedding/kernel$", GOOGLE),
 )
 
-# Keys under which training programs store weights. The first that holds any is used, and the others are left out.
+# Keys under which training programs store weights. The first that holds weights is used, the others are left out.
 WRAPPERS = ("model", "state_dict", "model_ema", "state_dict_ema")
 SUPPORTED_FILES = "a ViT of torchvision, timm, transformers or Google as published"
 REQUIRED_IN_EACH_BLOCK = tuple(
@@ -64,7 +64,7 @@ GOOGLE_NOTE = (
 )
 GATED_VIT = "a ViT with gated feed-forwards (SwiGLU)"
 
-# Patterns of tensor names, and the unsupported model that each identifies; the first that matches decides.
+# Patterns of tensor names, each with the unsupported model that it identifies; the first that matches decides.
 UNSUPPORTED_PATTERNS = (
     (r"dist_token|distillation_token", "a distilled DeiT, with a token and a head of its own for the teacher"),
     (r"sampling_offsets|query_embed|query_position_embeddings|^queries\.|class_labels_classifier", "a DETR"),
@@ -88,16 +88,16 @@ UNSUPPORTED_PATTERNS = (
 def adopt(content: dict[str, Any], classes: list[str] | None, image_size: tuple[int, int] | None = None) -> Adopted:
     """Import a file's weights, and its classes: `classes` if the head has as many, else "class 0", "class 1", ...
 
-    Weights are bare or under one of the keys `WRAPPERS`. A file without a head gives weights without a head, and
-    `classes` or no classes. `image_size` (H, W) in pixels, that of the config, decides the grid of positions where it
-    fits them, and the grid of the fixed positions that big_vision's files omit. Raises UserError for an unsupported
-    file, naming what it is.
+    Weights are bare or under one of the keys `WRAPPERS`. If a file has no head, the weights have none, and the classes
+    are `classes`, or none. `image_size` is that of the config, (H, W) in pixels. It decides the grid of positions if
+    their number fits, and the grid of the fixed positions that big_vision's files omit. Raises UserError for an
+    unsupported file, and names its format if it is recognised.
     """
     tensors, left_out = unwrap(content)
     layout = recognise(tensors)
-    raised = floats(tensors)  # before positions are added to tokens, which half types would round
+    in_fp32 = floats(tensors)  # before positions are added to tokens, since half types would round the sums
     parts = (
-        google.rename_tensors(raised) if layout == GOOGLE else rename(raised, LAYOUTS[layout].names.to_ours, LEFT_OUT)
+        google.rename_tensors(in_fp32) if layout == GOOGLE else rename(in_fp32, LAYOUTS[layout].names.to_ours, LEFT_OUT)
     )
     if parts.unknown:
         name = parts.unknown[0]
@@ -110,7 +110,7 @@ def adopt(content: dict[str, Any], classes: list[str] | None, image_size: tuple[
     if missing:
         raise UserError(_refusal(tensors, f"it has {missing}"))
     first, second = (joined[f"encoder.blocks.0.feed_forward.{part}.weight"] for part in ("expand", "contract"))
-    if len(first) != second.shape[1]:  # a gate packed into the first map, under the name of a plain map
+    if len(first) != second.shape[1]:  # the first matrix also holds the gate, under the name of a plain one
         reason = f"its feed-forwards expand to {len(first)} channels and contract from {second.shape[1]}"
         raise UserError(_refusal(tensors, reason, GATED_VIT))
     weights, notes = _with_our_shapes(joined, grid)
@@ -134,11 +134,11 @@ def recognise(tensors: dict[str, Any]) -> str:
     layout = identify_format(tensors, LAYOUT_PATTERNS)
     if layout:
         return layout
-    raise UserError(_refusal(tensors, f"it has {next(iter(tensors))}, and no patches in any of their layouts"))
+    raise UserError(_refusal(tensors, f"it has {next(iter(tensors))}, and no patch embedding of a supported layout"))
 
 
 def unwrap(content: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """A file's tensors under their plain names, and the names of its other content; see common.weights.unwrapping."""
+    """A file's tensors without wrappers and prefixes, and the names of its other content; see common/weights."""
     return unwrapping.unwrap(content, WRAPPERS, SUPPORTED_FILES)
 
 
@@ -199,10 +199,10 @@ def _with_our_shapes(
 
 
 def _unused_tensors(weights: dict[str, Tensor], layout: str) -> list[str]:
-    """Names of tensors that have a name in this project but take no part in its model's function.
+    """Names of renamed tensors that the model does not use.
 
-    A classifier of transformers does not use the pooler. A head with another width than the pooled features (such as
-    DINOv2's, on the concatenated class token and mean) does not fit.
+    A classifier of transformers does not use the pooler. A head with another width than the pooled features does not
+    fit, such as DINOv2's, which reads the concatenation of class token and mean.
     """
     names = []
     if layout == "transformers" and "head.weight" in weights:
@@ -222,7 +222,7 @@ def _class_names(weights: dict[str, Tensor], classes: list[str] | None) -> list[
 
 
 def _order_note(count: int, classes: list[str] | None) -> list[str]:
-    """A note on the order in which the file's head is taken to have the data's classes; none if it is not kept."""
+    """A note on the order of classes that is assumed for a file's head; none if the data have another number."""
     if classes and len(classes) != count:
         return []
     names = (

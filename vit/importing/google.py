@@ -1,10 +1,10 @@
 """Names and axes of Google's .npz files (vit_jax and big_vision; Dosovitskiy et al. 2021, arXiv 2010.11929).
 
-Both programs write trees of the same Flax modules with "/" between the levels, but under different names. Positions are
-in Transformer/posembed_input (vit_jax), in Transformer (big_vision until 2022) or at the top. Older versions of Flax
-number the modules of a block consecutively (LayerNorm_0, MultiHeadDotProductAttention_1, LayerNorm_2, MlpBlock_3),
-newer versions number each kind separately (LayerNorm_1, MlpBlock_0). A big_vision model that scans over its blocks
-stacks their tensors along axis 0 under Transformer/encoderblock.
+Both programs store the parameters of the same Flax modules, with "/" between the levels of a name, but under different
+names. Positions are in Transformer/posembed_input (vit_jax), in Transformer (big_vision until 2022) or at the top.
+Older versions of Flax number the modules of a block consecutively (LayerNorm_0, MultiHeadDotProductAttention_1,
+LayerNorm_2, MlpBlock_3), newer versions number each class of modules separately (LayerNorm_1, MlpBlock_0). A big_vision
+model that scans over its blocks stacks their tensors along axis 0 under Transformer/encoderblock.
 """
 
 import re
@@ -20,7 +20,7 @@ PREFIXES = ("opt/target/", "params/img/", "params/", "")
 
 
 def _module_rows(leaf: str, *rows: Row) -> list[Row]:
-    """Rows of the tensors of modules: `leaf` (a Dense layer's kernel, a norm's scale) and bias."""
+    """Rename rows of modules with two tensors: `leaf` (the kernel of a Dense layer, the scale of a norm) and bias."""
     pairs = (with_prefixes(theirs, ours, ((leaf, "weight"), ("bias", "bias"))) for theirs, ours in rows)
     return [row for pair in pairs for row in pair]
 
@@ -48,7 +48,7 @@ NAMES = Table(
     ),
 )
 SCANNED_BLOCKS = "Transformer/encoderblock/"
-# Number of axes of a file's tensor, by a pattern at the end of its name here; the first that matches decides.
+# The number of axes of a tensor in a file, by a pattern of the end of our name; the first that matches decides.
 AXIS_COUNTS = (
     (r"patches\.weight", 4),
     (r"class_token|positions|attention\.(q|k|v|out_proj)\.weight", 3),
@@ -92,7 +92,7 @@ def find_prefix(content: dict[str, Any]) -> str:
 
 
 def head_count(content: dict[str, Any]) -> int | None:
-    """The number of heads by a query kernel's shape (C, heads, C/heads); None without such a kernel."""
+    """The number of heads, from the shape (C, heads, C/heads) of a query kernel; None without such a kernel."""
     kernels = (t for name, t in content.items() if name.endswith("query/kernel") and "Transformer/" in name)
     return next((int(kernel.shape[-2]) for kernel in kernels), None)
 

@@ -1,4 +1,4 @@
-"""The grid of a foreign file's positions, and the method by which the file's program resamples it.
+"""The grid of the positions in a foreign file, and the method by which the file's program resamples them.
 
 Files hold positions as one table of rows, without the sides of the grid and without the method.
 """
@@ -21,19 +21,20 @@ METHODS: dict[str, Resampling] = {
 
 
 class GridReading(NamedTuple):
-    """One reading of a table of positions: rows of tokens before the patches, and the grid of the others."""
+    """One reading of a table of positions, with notes on it."""
 
-    before: int
+    before: int  # rows of the class token and registers, which precede those of the patches
     grid: Grid
     notes: list[str]
 
 
 def read_grid(rows: int, token: bool, registers: int, configured: Grid | None) -> GridReading:
-    """Read a table of `rows` positions of a file with or without a class token, and with a number of registers.
+    """Decide which of `rows` positions are those of patches, and their grid.
 
-    Either no token before the patches has a row, or only the class token has one, or all have one. The reading that
-    leaves the `configured` grid is taken, and otherwise the only one that leaves a square. A note states the reading
-    where another is possible. Raises UserError when no reading or more than one leaves a square.
+    The file may have a class token (`token`) and has `registers` registers. Either none of these tokens has a row, or
+    only the class token, or each of them. If the remaining rows fit the `configured` grid, it is taken; otherwise they
+    must be a square number. A note states the reading if it may be wrong. Raises UserError when the configured grid
+    does not fit, and there is no square or more than one.
     """
     patches = {before: rows - before for before in (0, int(token), token + registers) if rows > before}
     squares = [(before, (math.isqrt(n), math.isqrt(n))) for before, n in patches.items() if math.isqrt(n) ** 2 == n]
@@ -51,14 +52,14 @@ def read_grid(rows: int, token: bool, registers: int, configured: Grid | None) -
     if configured and not fitting:
         return GridReading(before, grid, [
             f"the {rows} positions are read as {_describe(before, grid, token)}, since the file does not hold the "
-            "shape of its grid and that of data.image_size does not fit; if it is not square, give data.image_size "
-            "its shape"
+            "shape of its grid, and the grid of data.image_size does not fit; if the file's grid is not square, give "
+            "data.image_size the same shape"
         ])  # fmt: skip
     return GridReading(before, grid, [])
 
 
 def method_note(names: Iterable[str], layout: str) -> str:
-    """A sentence on the methods by which the programs of a layout resample positions, for a file with these names."""
+    """A note on how the programs that use a layout resample positions; `names` are those of the file's tensors."""
     leaves = {name.rpartition("blocks.")[2].split(".", 1)[-1] for name in names} | {*names}
     if layout != "timm":
         return f"{layout} itself resamples positions by model.positions.resample={METHODS[layout]}"

@@ -25,7 +25,7 @@ from vit.evaluation.accuracy import ClassificationMetric, check_labels
 from vit.evaluation.neighbours import NeighbourClassifier
 from vit.importing import adopt as importing
 
-MIN_IMAGES_FROM_SCRATCH = 100_000  # photographs; the ViT of figure 4 needs millions, later recipes ImageNet's 1.3
+MIN_IMAGES_FROM_SCRATCH = 100_000  # photographs; ViT's figure 4 needs millions, later recipes ImageNet's 1.3 million
 MIN_PHOTOGRAPH_SIDE = 96  # pixels; small models learn sets of smaller images from scratch
 
 
@@ -90,7 +90,7 @@ class Classification:
     def adopt(self, tensors: dict[str, Any], folder: Path | None = None) -> Adopted:
         """Import a file of Google, torchvision, timm or transformers; see vit/importing/adopt.py.
 
-        A head of as many classes as the task's is taken to have the task's classes.
+        If the file's head has as many classes as the task, they are taken to be the task's classes in the same order.
         """
         height, width = self.data.image_size
         return importing.adopt(tensors, self._classes, (height, width))
@@ -140,7 +140,7 @@ class Classification:
         return logits
 
     def _images(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The model's input, computed in fp32 at any precision: half types cannot hold a crop's sampling positions."""
+        """The model's input, computed in fp32 at any precision: half types round the sampling positions of crops."""
         device = next(model.parameters()).device
         with torch.autocast(device.type, enabled=False):
             images: Tensor = self.data.inputs(batch, device)
@@ -151,7 +151,7 @@ class Classification:
         if not all(hasattr(model, name) for name in ("patches", "pooling", "before_patches")):
             raise UserError(
                 f"task.predict.attention={self.options.attention}: {type(model).__name__} lacks patches, pooling or "
-                "before_patches, by which maps find the patches; use attention=none."
+                "before_patches, which maps need to find the patches; use attention=none."
             )
         images = self._images(model, batch)
         attentions = attention_maps.attention_up_to_layer(model, images, self.options.layer)
@@ -180,7 +180,7 @@ class Classification:
     def read(self, input: str) -> Iterator[Batch]:
         """Read an image file, or the images of a folder, as batches of one image, viewed as in evaluation.
 
-        An image of a folder that cannot be read is skipped; `unanswered` then says why.
+        An unreadable image in a folder is skipped, and the reason is added to `unanswered`.
         """
         return read_each(Path(input), self._read_batch, self.unanswered)
 
@@ -189,7 +189,7 @@ class Classification:
         return self.data.collate([self.data.view(image, path)])
 
     def show(self, batch: Batch, answers: list[Answer], folder: Path) -> Iterator[str]:
-        """Write each image's classes as JSON and, where there are maps, a picture of attention; yield a line each.
+        """Write each image's classes as JSON and, if it has maps, a picture of attention; yield a line of text.
 
         `classes` is a list of {name, probability}, the most probable first; `nearest` is the class by neighbours.
         """
@@ -199,7 +199,7 @@ class Classification:
             classes = [{"name": self.classes[k], "probability": round(float(scores[k].exp()), 4)} for k in best]
             folder.mkdir(parents=True, exist_ok=True)
             name = Path(path).name
-            target = folder / answer_name(name, ".classes.json")  # never the name of a user's picture
+            target = folder / answer_name(name, ".classes.json")  # overwrites no image of the user
             content: dict[str, Any] = {"file": str(path), "classes": classes}
             line = f"{escape(name)}: " + ", ".join(f"{c['name']} {c['probability']:.3f}" for c in classes)
             if "nearest" in answer:
@@ -229,7 +229,7 @@ class Classification:
 
         Raises UserError when the data's classes are not those that the model has learnt.
         """
-        self._neighbours = None  # the weights may have changed
+        self._neighbours = None  # the weights, and so the features, may have changed
         classes = list(self.data.classes())
         same = _composed(classes) == _composed(self.classes)
         reordered = not same and sorted(_composed(classes)) == sorted(_composed(self.classes))
@@ -247,7 +247,7 @@ class Classification:
         return ClassificationMetric(classes, self.data.count(split))
 
     def evaluation_notes(self) -> list[str]:
-        """The order of the data's classes, in which those of an imported model without class names are taken to be."""
+        """For an imported model without class names, those of the data, which are taken to be the model's."""
         notes: list[str] = getattr(self.data, "class_notes", list)() if self._is_nameless() else []
         return notes
 
@@ -255,7 +255,7 @@ class Classification:
         return all(name == f"class {i}" for i, name in enumerate(self.classes))  # as in an imported file
 
     def advice(self, pretrained: bool) -> list[str]:
-        """Warnings of the data, and one of too few photographs when the model has no pretrained weights."""
+        """Warnings about the data, and about too few photographs when the model has no pretrained weights."""
         warnings: list[str] = [*getattr(self.data, "advice", list)()]
         count = self.data.count("train")
         if pretrained or count >= MIN_IMAGES_FROM_SCRATCH or max(self.data.image_size) < MIN_PHOTOGRAPH_SIDE:

@@ -470,7 +470,7 @@ MEAN_POOLING = {"class_token": False, "global_pool": "avg"}
         (16, MEAN_POOLING, (4, 4), None),
         (17, {}, (2, 8), "17 positions are read as 2 x 8 patches and the class token, .* and not as 4 x 4 patches"),
         (13, {}, (3, 4), None),
-        (25, {}, (3, 3), "read as 5 x 5 patches without a position of the class token, since .* does not fit; if it"),
+        (25, {}, (3, 3), "read as 5 x 5 patches without a position of the class token, since .* does not fit; if the"),
         (9, {"reg_tokens": 4}, (2, 2), "read as 2 x 2 patches and 5 tokens, .* and not as 3 x 3 patches without"),
     ],
 )
