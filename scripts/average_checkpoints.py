@@ -1,9 +1,9 @@
 """Average the weights of a run's last checkpoints: `python scripts/average_checkpoints.py RUN --last 5 --output FILE`.
 
-Takes a run's folder (or its checkpoints/), or checkpoint files, and writes one checkpoint (Vaswani et al. 2017,
-section 6.1: the last 5 of the base model, 20 of the big one). A run with `trainer.average_last=N` keeps N checkpoints
-and writes their average when it ends; without that key it keeps two. The exit code is 0, or 2 when nothing can be
-averaged.
+The input is one run's folder (or the checkpoints/ in it) or several checkpoint files; the output is one checkpoint.
+Vaswani et al. (2017, section 6.1) average the last 5 checkpoints of the base model and the last 20 of the big one. A
+run with `trainer.average_last=N` keeps its last N checkpoints and writes their average when it ends; without this key,
+a run keeps its last two. The exit code is 0, or 2 if no average was written.
 """
 
 import argparse
@@ -49,11 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def select_checkpoints(paths: Sequence[Path], last: int | None) -> list[Path]:
-    """The files to average: `paths` themselves, or the `last` newest checkpoints of one folder; raises UserError."""
+    """Return `paths` if they are files, or the `last` newest checkpoints if they are one folder; raises UserError."""
     folders = [path for path in paths if path.is_dir()]
     if not folders:
         if last is not None:
-            raise UserError(f"--last {last} is for a run's folder; leave it out when the files are named.")
+            raise UserError(f"--last {last} is for a run's folder; leave it out when you give checkpoint files.")
         return list(paths)
     if len(paths) > 1:
         raise UserError(f"{folders[0]} is a folder among several paths; give one run's folder, or only files.")
@@ -63,8 +63,8 @@ def select_checkpoints(paths: Sequence[Path], last: int | None) -> list[Path]:
     if len(files) < count:
         advice = f"give --last {len(files)}, or " if len(files) > 1 else ""
         raise UserError(
-            f"{folder} holds {len(files)} step checkpoints (step_00001000.pt) and {count} are to be averaged; "
-            f"{advice}train with trainer.average_last={count}, which keeps {count}."
+            f"{folder} holds {len(files)} step checkpoints (such as step_00001000.pt), but {count} are to be averaged; "
+            f"{advice}train with trainer.average_last={count}, so that the run keeps {count}."
         )
     return files
 
@@ -74,17 +74,17 @@ def _check_output(output: Path, files: Sequence[Path]) -> None:
     if output.is_dir():
         raise UserError(f"--output {output} is a folder; give a file in it, such as {output / 'average.pt'}.")
     if re.fullmatch(r"best\.pt|step_\d+\.pt", output.name) or output.resolve() in {file.resolve() for file in files}:
-        raise UserError(f"--output {output} is the name of a checkpoint of a run; give another, such as average.pt.")
+        raise UserError(f"--output {output} has the name of a run's checkpoint; give another name, such as average.pt.")
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n\n")[0], allow_abbrev=False)
-    parser.add_argument("checkpoints", nargs="+", type=Path, help="a run's folder, or two checkpoints or more")
-    parser.add_argument("--last", type=int, help=f"number of newest checkpoints of a folder (default {DEFAULT_COUNT})")
-    parser.add_argument("--output", type=Path, required=True, help="the file to write")
+    parser.add_argument("checkpoints", nargs="+", type=Path, help="one run's folder, or two or more checkpoint files")
+    parser.add_argument("--last", type=int, help=f"number of newest checkpoints to average (default {DEFAULT_COUNT})")
+    parser.add_argument("--output", type=Path, required=True, help="the checkpoint to write")
     options = parser.parse_args(arguments)
     if options.last is not None and options.last < 2:
-        parser.error("--last is at least 2")
+        parser.error("--last must be at least 2")
     return options
 
 

@@ -2,10 +2,10 @@
 
 All contenders do the same work on the same inputs with the same weights in one process. Their outputs are compared
 first; then each is timed once per round, in a random order. The report gives each contender's median time, throughput,
-FLOP rate as a fraction of that of a large matrix product (scripts/benchmarks/flops.py), and peak memory (peak.py). For
-each pair it gives the ratio of the medians and the quartiles of the per-round ratios; below 1, the contender is faster
-than the reference. --scaling shows how time and memory grow with the input; --against compares the ratios with those of
-an earlier report.
+FLOP rate, also as a fraction of the FLOP rate of a large matrix product (scripts/benchmarks/flops.py), and peak memory
+(scripts/benchmarks/peak.py). For each pair of a contender and a reference, it gives the ratio of their median times and
+the quartiles of the per-round ratios; a ratio below 1 means that the contender is faster. --scaling shows how time and
+memory grow with the input; --against compares the ratios with those of an earlier report.
 """
 
 import argparse
@@ -27,7 +27,8 @@ import torch
 
 from common.errors import UserError
 from common.machine import device as devices
-from scripts.benchmarks import against, machine, peak, report, scaling
+from scripts.benchmarks import against, machine, peak, report
+from scripts.benchmarks import scaling as scalings
 from scripts.benchmarks.timing import MismatchError, Row, Setting, add_peaks, measure
 
 SUITES = {
@@ -37,7 +38,7 @@ SUITES = {
     "coco": "scripts.benchmarks.coco",
 }
 ROUNDS, WARM_UP = 20, 3
-SCALING_ROUNDS, SCALING_WARM_UP = 5, 1  # fewer, since growth over several sizes exceeds the spread of times
+SCALING_ROUNDS, SCALING_WARM_UP = 5, 1  # fewer, since times differ more between sizes than between rounds
 T = TypeVar("T")
 
 
@@ -69,23 +70,23 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n\n")[0], allow_abbrev=False)
     parser.add_argument("suite", choices=[*SUITES, "all"])
     parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
-    parser.add_argument("--rows", help="names of the suite's rows or scalings, separated by commas (default: all)")
+    parser.add_argument("--rows", help="the suite's rows, or scalings, to run, separated by commas (default: all)")
     parser.add_argument(
         "--scaling", action="store_true", help="run the scalings (how cost grows with the input) instead of the rows"
     )
     parser.add_argument("--rounds", type=int, help=f"timed rounds (default {ROUNDS}; {SCALING_ROUNDS} with --scaling)")
     parser.add_argument(
-        "--warm-up", type=int, help=f"untimed rounds before them (default {WARM_UP}; {SCALING_WARM_UP} with --scaling)"
+        "--warm-up", type=int, help=f"untimed rounds before those (default {WARM_UP}; {SCALING_WARM_UP} with --scaling)"
     )
-    parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's)")
+    parser.add_argument("--threads", type=int, help="number of CPU threads (default: PyTorch's choice)")
     parser.add_argument("--compile", action="store_true", help="also time the models under torch.compile")
     parser.add_argument(
         "--images", type=Path, help="a folder of JPEGs for the input pipeline (default: synthetic ones)"
     )
-    parser.add_argument("--batch", type=int, help="batch size, in images or sentences, of the throughput rows")
-    parser.add_argument("--tiny", action="store_true", help="toy sizes, to check that everything runs")
-    parser.add_argument("--out", type=Path, help="a JSON file for the report with the times of all rounds")
-    parser.add_argument("--against", type=Path, help="a file written by an earlier --out, to compare the ratios with")
+    parser.add_argument("--batch", type=int, help="batch size in images or sentences, for rows that do not fix it")
+    parser.add_argument("--tiny", action="store_true", help="toy models and inputs, to check that everything runs")
+    parser.add_argument("--out", type=Path, help="the JSON file to write, with the report and the times of all rounds")
+    parser.add_argument("--against", type=Path, help="compare the ratios with those in this file of an earlier --out")
     options = parser.parse_args(arguments)
     options.rounds = options.rounds if options.rounds is not None else SCALING_ROUNDS if options.scaling else ROUNDS
     if options.warm_up is None:
@@ -95,12 +96,12 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         or options.warm_up < 0
         or any(n is not None and n < 1 for n in (options.threads, options.batch))
     ):
-        parser.error("--rounds, --threads and --batch are at least 1, --warm-up at least 0")
+        parser.error("--rounds, --threads and --batch must be at least 1, --warm-up at least 0")
     return options
 
 
 def _run(options: argparse.Namespace) -> dict[str, Any]:
-    """Run the benchmarks; the report as plain Python types."""
+    """Run the benchmarks and return the report as plain Python types."""
     device = devices.select(options.device)
     torch.set_num_threads(options.threads or torch.get_num_threads())
     description = machine.describe(device)
@@ -118,8 +119,8 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     suites = [name for name in SUITES if options.suite in (name, "all")]
     for suite, module in {name: _import_suite(name) for name in suites}.items():
         if options.scaling:
-            for kind in _select(suite, getattr(module, "SCALINGS", {}), options.rows).values():
-                rows, table = _measure_scaling(suite, kind, options, device)
+            for scaling in _select(suite, getattr(module, "SCALINGS", {}), options.rows).values():
+                rows, table = _measure_scaling(suite, scaling, options, device)
                 result["rows"] += rows
                 result["scalings"].append(table)
         else:
@@ -129,23 +130,23 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _measure_scaling(
-    suite: str, kind: scaling.Scaling, options: argparse.Namespace, device: torch.device
+    suite: str, scaling: scalings.Scaling, options: argparse.Namespace, device: torch.device
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The row of each value, and the table of how cost grows from one value to the next."""
+    """Measure a scaling: returns a measured row for each value, and the table of how cost grows with the value."""
     with _setting(options, device) as setting:
-        values = kind.values_for(setting)
+        values = scaling.values_for(setting)
     rows = []
     for value in values:
-        row = _measure_row(f"{suite} {kind.name} {value}", partial(kind.build, value), options, device)
-        rows.append({**row, "row": f"{kind.name} {value:,}: {row['row']}"})
-    lines = scaling.lines([*zip(values, rows, strict=True)])
-    return rows, {"suite": suite, "name": kind.name, "lines": lines}
+        row = _measure_row(f"{suite} {scaling.name} {value}", partial(scaling.build, value), options, device)
+        rows.append({**row, "row": f"{scaling.name} {value:,}: {row['row']}"})
+    lines = scalings.lines([*zip(values, rows, strict=True)])
+    return rows, {"suite": suite, "name": scaling.name, "lines": lines}
 
 
 def _measure_row(
     name: str, build: Callable[[Setting], Row], options: argparse.Namespace, device: torch.device
 ) -> dict[str, Any]:
-    """A row's times and peak memory. The row is built again for the memory, which depends on the first call."""
+    """Measure a row's times, then build the row anew, since peak memory depends on a contender's first call."""
     print(f"{name} ...", file=sys.stderr, flush=True)
     with _setting(options, device) as setting:
         _release_memory(setting)
@@ -155,7 +156,7 @@ def _measure_row(
 
 
 def _release_memory(setting: Setting) -> None:
-    """Free an earlier row and reset the compiler, which stops compiling after 8 models of one class."""
+    """Free the previous row's memory and reset torch.compile, which stops compiling after 8 models of one class."""
     if setting.compile:
         torch.compiler.reset()
     gc.collect()
@@ -181,15 +182,15 @@ def _import_suite(suite: str) -> ModuleType:
         return importlib.import_module(SUITES[suite])
     except ModuleNotFoundError as error:
         raise UserError(
-            f"The peers of {suite} are not installed ({error.name}); pip install transformers timm."
+            f"{suite} needs {error.name}, which is not installed; pip install transformers timm."
         ) from error
 
 
 def _select(suite: str, available: Mapping[str, T], option: str | None) -> dict[str, T]:
-    """The rows or scalings of a suite that `option` (--rows) names, or all; raises UserError for an unknown name."""
+    """Select the rows or scalings that `option` (--rows) names, or all; raises UserError for an unknown name."""
     names = option.split(",") if option else [*available]
     if unknown := [name for name in names if name not in available]:
-        raise UserError(f"--rows {','.join(unknown)}: {suite} has {', '.join(available)}.")
+        raise UserError(f"--rows {','.join(unknown)}: {suite} has only {', '.join(available)}; name some of these.")
     return {name: available[name] for name in names}
 
 

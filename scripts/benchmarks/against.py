@@ -1,7 +1,7 @@
 """Compare a report with an earlier one: changed ratios, new and removed pairs, and differing conditions.
 
-Ratios of contenders that were timed in turn are compared, and not times, which depend on the machine and its load. A
-ratio has changed if its interquartile range does not overlap with the earlier one.
+Times depend on the machine and its load, so only ratios of contenders that were timed in turn are compared. A ratio
+counts as changed if its interquartile ranges in the two reports do not overlap.
 """
 
 import json
@@ -13,8 +13,8 @@ from common.errors import UserError
 from common.files.table import table
 
 Pair = tuple[str, str, str]  # the row, the contender, and the reference (or all references, joined by "or")
-MACHINE_FIELDS = ("cpu", "cores", "threads", "device", "system")  # all but the load, which has its own warning
-IGNORED_OPTIONS = ("out", "against", "suite", "rows")  # they change no row's numbers
+MACHINE_FIELDS = ("cpu", "cores", "threads", "device", "system")  # all but the load, for which each report warns
+IGNORED_OPTIONS = ("out", "against", "suite", "rows")  # options that do not change the numbers of a row
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -37,11 +37,13 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def compare(earlier: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, Any]:
-    """The differences between two reports, in plain types.
+    """Compare two reports; returns the differences in plain types.
 
     machine, versions, options: name -> [earlier, current] where they differ.
-    pairs: of both reports, their ratios and quartiles `then` and `now`, and the change: "faster", "slower" or "".
-    new, gone: the pairs that only the current, or only the earlier report has.
+    pairs: the pairs in both reports, with ratio and quartiles in the earlier report (`then`) and in the current one
+        (`now`), and the change of the contender against the reference: "faster", "slower" or "".
+    new: the pairs that only the current report has.
+    gone: the pairs that only the earlier report has.
     """
     earlier_pairs, current_pairs = _pairs(earlier), _pairs(current)
     options = [name for name in current["options"] if name not in IGNORED_OPTIONS]
@@ -60,7 +62,7 @@ def compare(earlier: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str,
 
 
 def text(comparison: Mapping[str, Any], path: Path) -> str:
-    """The printed form of a comparison."""
+    """Format a comparison for printing."""
     lines = []
     for kind, sentence in (("machine", "Warning: another machine"), ("versions", "Warning: other versions")):
         if comparison[kind]:
@@ -80,7 +82,7 @@ def text(comparison: Mapping[str, Any], path: Path) -> str:
 
 
 def _unmatched(kind: str, comparison: Mapping[str, Any]) -> Iterator[str]:
-    """A line for each row with new (or gone) pairs: the pairs, or only the row's name if both reports share no pair."""
+    """Yield a line for each row with new (or gone) pairs; it lists them if the reports share other pairs of the row."""
     pairs, shared = comparison[kind], {pair["row"] for pair in comparison["pairs"]}
     for name in dict.fromkeys(row for row, _, _ in pairs):
         ratios = ", ".join(f"{contender} over {reference}" for row, contender, reference in pairs if row == name)

@@ -1,4 +1,4 @@
-"""COCO metrics of a whole evaluation set, against pycocotools used as in its demo (Lin et al. 2014, 1405.0312)."""
+"""The COCO metrics of a whole evaluation set, against pycocotools used as in its demo (Lin et al. 2014, 1405.0312)."""
 
 import io
 from contextlib import redirect_stdout
@@ -17,15 +17,15 @@ from scripts.benchmarks.timing import MismatchError, Row, Setting
 
 CLASSES, HEIGHT, WIDTH = 80, 480, 640
 MEAN_OBJECTS = 7.3  # per image, as in COCO's val2017
-CROWD_FRACTION = 0.012  # of its annotations
+CROWD_FRACTION = 0.012  # of all annotations, as in val2017
 QUERIES = 100
 BATCH = 8
 
 
 def evaluation(setting: Setting) -> Row:
-    """All 12 box metrics of as many images as val2017 has, 5,000, with 100 detections each.
+    """The 12 box metrics of 5,000 images, as many as in val2017, with 100 detections each.
 
-    pycocotools starts from the entries of a results file in memory, ours from the model's detections.
+    pycocotools starts from the entries of a results file, already in memory; our metric starts from the detections.
     """
     images = 20 if setting.tiny else 5000
     ground_truth, answers = sample_dataset(images)
@@ -79,7 +79,7 @@ def check_identical(name: str, numbers: list[float], expected: list[float]) -> N
 
 
 def sample_dataset(images: int) -> tuple[dict[str, Any], list[Answer]]:
-    """A ground truth with COCO's classes, image size and crowds, and the detections of a fairly good detector."""
+    """Sample a ground truth like COCO's in classes, image size and crowds, and detections of a fairly good detector."""
     rng = np.random.default_rng(0)
     frequencies = 1 / np.arange(1, CLASSES + 1)  # by rank: few classes are common, many are rare
     image_records, annotations, answers = [], [], []
@@ -99,7 +99,7 @@ def sample_dataset(images: int) -> tuple[dict[str, Any], list[Answer]]:
 
 
 def _sample_boxes(count: int, rng: np.random.Generator) -> np.ndarray:
-    """(count, 4) xyxy within the image, with sides of 4 to 400 pixels, half of them below about 60."""
+    """Sample boxes (count, 4) xyxy within the image, with sides of 4 to 400 pixels, half of them below about 60."""
     centres = rng.random((count, 2)) * [WIDTH, HEIGHT]
     half_extents = np.exp(rng.normal(4.1, 1.0, (count, 2))).clip(4, 400) / 2
     low = (centres - half_extents).clip(0, [WIDTH - 1, HEIGHT - 1])
@@ -107,7 +107,7 @@ def _sample_boxes(count: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _sample_answer(boxes: np.ndarray, labels: np.ndarray, classes: np.ndarray, rng: np.random.Generator) -> Answer:
-    """Detections in random order: each object with a box error and mostly its class, the rest false with low scores."""
+    """Sample 100 detections: of each object, with an inexact box and mostly the right class, and of nothing."""
     true = min(len(boxes), QUERIES)
     extents = np.tile(boxes[:true, 2:] - boxes[:true, :2], 2)
     true_boxes = boxes[:true] + 0.08 * extents * rng.normal(size=(true, 4))

@@ -1,4 +1,4 @@
-"""The rows and scalings of DETR-R50 (`model=detr_r50`) against transformers, and of its input against PIL."""
+"""The rows and scalings of DETR-R50 (`model=detr_r50`) against transformers, and of its input pipeline against PIL."""
 
 from scripts.benchmarks import detr_forward, detr_pipeline, detr_train
 from scripts.benchmarks.scaling import Scaling, precision
@@ -34,8 +34,8 @@ def _matching_by_queries(queries: int, setting: Setting) -> Row:
 
 
 def _forward(setting: Setting, *, batch: int, side: int | None = None, queries: int = 100) -> Row:
-    side, kind = side or (96 if setting.tiny else 512), precision(setting.device)
-    names = (f"transformers {kind}", f"ours {kind}")
+    side, dtype = side or (96 if setting.tiny else 512), precision(setting.device)
+    names = (f"transformers {dtype}", f"ours {dtype}")
     return detr_forward.row(setting, batch=batch, names=names, size=(side, side), queries=queries)
 
 

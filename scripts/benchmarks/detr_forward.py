@@ -1,6 +1,7 @@
-"""Forward passes of DETR-R50 against transformers, with PyTorch's fused attention and, for bf16, converted weights.
+"""Forward passes of DETR-R50 against transformers.
 
-transformers documents both. Its eager attention and PyTorch's channels_last memory format are contenders, too.
+As transformers documents, its model uses PyTorch's fused attention and, for bf16, weights converted to bf16. Two more
+contenders are its model with eager attention, and with PyTorch's channels_last memory format.
 """
 
 import copy
@@ -48,9 +49,9 @@ def row(
     size: tuple[int, int] | None = None,
     queries: int = 100,
 ) -> Row:
-    """The outputs for `batch` images of `size` (height, width; None: the paper's largest), in evaluation mode.
+    """A forward pass of `batch` images of `size` (height, width; None: 800 x 1066 pixels), in evaluation mode.
 
-    `names` are the contenders; outputs are compared with those of the first.
+    `names` are the contenders; the outputs of all others are compared with those of the first.
     """
     device, (height, width) = setting.device, size or ((96, 128) if setting.tiny else (800, 1066))
     model = detector(f"model.queries={queries}").to(device).eval()
@@ -86,14 +87,14 @@ def row(
 def _contender(name: str, model: nn.Module, images: Tensor, compiled: bool) -> Callable[[], list[Tensor]]:
     """The contender `name`, which returns the last layer's logits (B, Q, K + 1) and boxes (B, Q, 4)."""
     if name.startswith("ours"):
-        ours = copy.deepcopy(model)  # a copy, since a model caches its weights in one precision
+        ours = copy.deepcopy(model)  # a copy, so that contenders do not share a cache of packed weights
         function = torch.compile(ours) if compiled else ours
         return lambda: _run_ours(function, images, name.split()[1])
     theirs = peer(model, attention="eager" if name == EAGER else "sdpa").to(images.device).eval()
     inputs = images if name == CHANNELS_LAST else images.contiguous()
     if name == CHANNELS_LAST:
         theirs = theirs.to(memory_format=torch.channels_last)
-    elif "bf16" in name:  # converted weights, faster than autocast
+    elif "bf16" in name:  # converted weights are faster than autocast
         theirs, inputs = theirs.bfloat16(), inputs.bfloat16()
     function = torch.compile(theirs) if compiled else theirs
     return lambda: _run_theirs(function, inputs)

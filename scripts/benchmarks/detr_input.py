@@ -1,7 +1,7 @@
-"""JPEGs for DETR's input pipelines, and the paper's augmentation with PIL, as in the official code.
+"""JPEGs for benchmarks of DETR's input, and the paper's augmentation written with PIL, as in the official code.
 
 Carion et al. 2020, arXiv 2005.12872, appendix A.4. Random numbers are sampled in the order of detr/data/transforms.py,
-so both pipelines make the same decisions from the same generator.
+so our pipeline and PIL's make the same decisions from the same generator.
 """
 
 import json
@@ -18,13 +18,13 @@ from common.data.images import MEAN, STD, normalise, read_image
 from common.machine.seeds import generator
 from detr.data.transforms import Augmentation, resized_shape
 
-Sample = tuple[Tensor, Tensor, Tensor]  # image float (3, h, w), boxes (n, 4) xyxy in its pixels, labels (n,)
+Sample = tuple[Tensor, Tensor, Tensor]  # image float (3, h, w), boxes (n, 4) xyxy in pixels, labels (n,)
 
 
 def sample_photo(height: int, width: int, seed: int) -> Tensor:
-    """A synthetic photo, uint8 (3, height, width): noise with amplitudes that decrease with frequency, and edges.
+    """Sample a photo, uint8 (3, height, width): noise with amplitudes that decrease with frequency, and edges.
 
-    As a JPEG of quality 90 it takes about 4 bits per pixel, like COCO's photographs.
+    As a JPEG of quality 90, the photo takes about 4 bits per pixel, like COCO's.
     """
     rng = generator("photo", seed)
     picture = torch.zeros(3, height, width)
@@ -41,14 +41,14 @@ def sample_photo(height: int, width: int, seed: int) -> Tensor:
 
 
 def sample_images(count: int, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Images, uint8 (count, 3, height, width) in channels_last as from our loader, and the same normalised."""
+    """Sample images uint8 (count, 3, height, width) in channels_last, as our loader returns them; also normalised."""
     images = torch.stack([sample_photo(height, width, seed) for seed in range(count)])
     images = images.to(device).contiguous(memory_format=torch.channels_last)
     return images, normalise(images, torch.tensor([[height, width]] * count))
 
 
 def write_photos(folder: Path, sizes: list[tuple[int, int]]) -> list[Path]:
-    """Write JPEGs of these heights and widths."""
+    """Write a JPEG for each (height, width) of `sizes`; returns the files."""
     files = [folder / f"{number:03d}.jpg" for number in range(len(sizes))]
     for seed, (file, size) in enumerate(zip(files, sizes, strict=True)):
         Image.fromarray(sample_photo(*size, seed).permute(1, 2, 0).numpy()).save(file, quality=90)
@@ -70,7 +70,7 @@ def write_annotations(path: Path, files: list[Path], boxes: int) -> None:
 
 
 def targets(path: Path, number: int) -> tuple[Tensor, Tensor]:
-    """Boxes (n, 4) xyxy in pixels and labels (n,) of one image of `write_annotations`."""
+    """Read the boxes (n, 4) xyxy in pixels and labels (n,) of one image from a file of `write_annotations`."""
     annotations = json.loads(path.read_text(encoding="utf-8"))["annotations"]
     boxes = [annotation["bbox"] for annotation in annotations if annotation["image_id"] == number]
     x, y, width, height = torch.tensor(boxes).unbind(1)
@@ -78,7 +78,7 @@ def targets(path: Path, number: int) -> tuple[Tensor, Tensor]:
 
 
 def pil_sample(file: Path, boxes: Tensor, labels: Tensor, options: Augmentation, rng: torch.Generator) -> Sample:
-    """One training sample: decoded, randomly flipped and cropped, resized, and normalised to floats."""
+    """Make a training sample: decode, flip and crop randomly, resize, and normalise to floats."""
     with Image.open(file) as opened:
         image = opened.convert("RGB")
     if torch.rand((), generator=rng) < 0.5:
@@ -95,7 +95,7 @@ def pil_sample(file: Path, boxes: Tensor, labels: Tensor, options: Augmentation,
 
 
 def pil_collate(samples: list[Sample]) -> tuple[Tensor, Tensor]:
-    """Collate samples into images (B, 3, H, W), zero-padded at the bottom and right, and `real` (B, H, W)."""
+    """Collate samples into images (B, 3, H, W), zero-padded at bottom and right, and `real` (B, H, W): not padding."""
     height, width = (max(image.shape[axis] for image, _, _ in samples) for axis in (1, 2))
     images, real = torch.zeros(len(samples), 3, height, width), torch.zeros(len(samples), height, width).bool()
     for number, (image, _, _) in enumerate(samples):

@@ -1,4 +1,4 @@
-"""transformers' DetrForObjectDetection with the weights of ours (Carion et al. 2020, arXiv 2005.12872)."""
+"""transformers' DetrForObjectDetection with the weights of our detector (Carion et al. 2020, arXiv 2005.12872)."""
 
 import re
 from typing import Any
@@ -15,7 +15,7 @@ from common.weights.layers import RESNET
 from common.weights.renaming import Table, rename, with_prefixes
 from detr.models.detector import Detector
 
-CLASSES = 91  # COCO's; with "no object" 92 logits
+CLASSES = 91  # COCO's ids 0 to 90; the model has 92 logits, one of them for "no object"
 
 _LAYER = (
     ("self_attn.{qkv}_proj.", "attention.{qkv}."),
@@ -47,15 +47,15 @@ NAMES = Table(  # (transformers 5, ours)
 
 
 def config(*overrides: str) -> dict[str, Any]:
-    """The paper's model and recipe (`train.py model=detr_r50`) without pretrained weights."""
+    """Compose the config of `train.py model=detr_r50`, the paper's model and recipe, without pretrained weights."""
     return configure("train", ["model=detr_r50", "model.backbone.weights=none", *overrides])
 
 
 def detector(*overrides: str, fresh: str | None = None) -> Detector:
-    """Our detector with random values in place of initial zeros and ones, which would hide swapped names.
+    """Build our detector, with random values in place of initial zeros and ones, which would hide swapped tensors.
 
-    Names that match the pattern `fresh` keep their initial values. Some matrices are scaled up, as by training;
-    otherwise all queries would give nearly the same outputs.
+    Tensors whose names match the pattern `fresh` keep their initial values. Some matrices are enlarged, as training
+    does; otherwise all queries would have nearly the same outputs.
     """
     torch.manual_seed(0)
     model: Detector = build(config(*overrides)["model"], classes=CLASSES)
@@ -68,7 +68,7 @@ def detector(*overrides: str, fresh: str | None = None) -> Detector:
             if name.endswith("running_var"):
                 tensor.uniform_(0.5, 1.5, generator=rng)
             elif tensor.dim() == 1 and name.endswith("weight"):
-                low = 0.3 if name.startswith("backbone.") else 0.7  # sums of residuals grow from block to block
+                low = 0.3 if name.startswith("backbone.") else 0.7  # small, since residual sums grow by block
                 tensor.uniform_(low, low + 0.6, generator=rng)
             elif tensor.dim() == 1:
                 tensor.normal_(std=0.1, generator=rng)
@@ -76,7 +76,7 @@ def detector(*overrides: str, fresh: str | None = None) -> Detector:
                 tensor[: 2 * len(tensor) // 3] *= 2  # queries and keys: sharper attention
             else:
                 tensor *= scales.get(name, 1)
-        # A deep random network gives nearly the same features at all positions; subtract their mean.
+        # The features of a deep random network are nearly the same at all positions; subtract their mean.
         features = model.project(model.backbone(torch.randn(1, 3, 256, 256, generator=rng), None)[0])
         model.project.bias -= features.mean((0, 2, 3))
     return model
@@ -88,9 +88,9 @@ def to_transformers(ours: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def peer(model: Detector, *, attention: str = "sdpa", auxiliary_loss: bool = False) -> nn.Module:
-    """transformers' model, built offline from a config, with our weights, dropout rates and frozen parts.
+    """Build transformers' model offline from a config, with our weights, dropout rates and frozen parameters.
 
-    Its own freezing of the backbone's first stages has no effect in 5.23.
+    In transformers 5.23, the model does not freeze the backbone's first stages, although its code tries to.
     """
     dropout = {"dropout": 0.1, "attention_dropout": 0.1, "activation_dropout": 0.1}
     queries = model.queries.num_embeddings

@@ -20,12 +20,12 @@ def pipeline(setting: Setting) -> Row:
         detr_input.write_photos(folder, shapes)
     files = [file for file in list_images(folder) if file.suffix.lower() in (".jpg", ".jpeg")]
     annotations = setting.scratch / "annotations.json"
-    detr_input.write_annotations(annotations, files, boxes=7)  # COCO's average
+    detr_input.write_annotations(annotations, files, boxes=7)  # COCO's average per image
     tiny = ["data.augmentation.sizes=[64]", "data.augmentation.middle_sizes=[56]", "data.augmentation.crop=[40,48]"]
     keys = [f"data.train.images={folder}", f"data.train.annotations={annotations}", "data.val_count=0"]
     data = build(config(*keys, *(tiny if setting.tiny else []))["data"])
     targets = [detr_input.targets(annotations, number) for number in range(len(files))]
-    # Each round has its own augmentation, the same for all contenders.
+    # Each round samples a new augmentation, which is the same for all contenders.
     epochs = {"ours fp32": 0, "ours bf16": 0, "PIL": 0}
 
     def generators(contender: str) -> list[torch.Generator]:
@@ -52,7 +52,7 @@ def pipeline(setting: Setting) -> Row:
             pil_images, pil_boxes = run_pil()
             for name in ("ours fp32", "ours bf16"):
                 images, boxes = contenders[name]()
-                # The two resizers round to integer levels differently, by a level or two at edges.
+                # PIL and our resizing round to integers differently, so pixels at edges differ by one or two levels.
                 differences[name] = compare_tensors(f"{name} pixels", images, pil_images, 0.05)
                 differences[name] += "; " + compare_tensors(f"{name} boxes", boxes, pil_boxes, 1e-3)
         return "; ".join(differences.values())

@@ -1,8 +1,8 @@
 """Training steps of DETR-R50, and matching and loss alone, against transformers.
 
-With `auxiliary_loss` transformers passes each decoder layer's normalised output to the next layer, while the official
-code passes the output itself. The work is the same, and so are the numbers while these norms have their initial values,
-as they have here.
+With `auxiliary_loss`, transformers passes the output of each decoder layer through the decoder's final norm before the
+next layer reads it; in the official code, the next layer reads the output itself. Both do the same amount of work. The
+results agree, too, while the norms involved have their initial values, which they keep in this benchmark.
 """
 
 import copy
@@ -42,7 +42,7 @@ def step(setting: Setting) -> Row:
     model = detector(fresh=INITIAL_NORMS)
 
     def our_step(precision: str, training: bool = True, compiled: bool = False) -> Callable[[], list[Tensor]]:
-        """The trainer's step."""
+        """Make a function that does the trainer's step."""
         trainer_step = stepper(copy.deepcopy(model).train(training), recipe, None, device, precision, compiled=compiled)
 
         def step() -> list[Tensor]:
@@ -52,7 +52,7 @@ def step(setting: Setting) -> Row:
         return step
 
     def their_step(precision: str, training: bool = True, compiled: bool = False) -> Callable[[], list[Tensor]]:
-        """A plain loop with the default optimizer of transformers' trainer."""
+        """Make a function that does a step of a plain loop, with the default optimizer of transformers' trainer."""
         theirs = peer(model, auxiliary_loss=True).to(device).train(training)
         if compiled:
             theirs.compile()
@@ -78,12 +78,12 @@ def step(setting: Setting) -> Row:
         )
 
     contenders, pairs = {}, []
-    for kind in ("", " compiled")[: 1 + setting.compile]:
+    for suffix in ("", " compiled")[: 1 + setting.compile]:
         for precision in ("fp32", "bf16"):
-            contenders[f"transformers {precision}{kind}"] = their_step(precision, compiled=bool(kind))
-            contenders[f"ours {precision}{kind}"] = our_step(precision, compiled=bool(kind))
+            contenders[f"transformers {precision}{suffix}"] = their_step(precision, compiled=bool(suffix))
+            contenders[f"ours {precision}{suffix}"] = our_step(precision, compiled=bool(suffix))
         for ours, theirs in (("fp32", "fp32"), ("bf16", "fp32"), ("bf16", "bf16")):
-            pairs.append((f"ours {ours}{kind}", f"transformers {theirs}{kind}"))
+            pairs.append((f"ours {ours}{suffix}", f"transformers {theirs}{suffix}"))
     operations = flops.operations(model, floats, None, training=True)
     return Row(
         name=f"training step {len(counts)}x3x{side}x{side}, {counts[0]} boxes each",
@@ -96,12 +96,12 @@ def step(setting: Setting) -> Row:
 
 
 def matching(setting: Setting) -> Row:
-    """Matching and loss alone, with as many objects as in crowded images."""
+    """Matching and loss alone, for images with many objects (20 each)."""
     return matching_row(setting, objects=20, queries=100)
 
 
 def matching_row(setting: Setting, *, objects: int, queries: int) -> Row:
-    """From the outputs of six decoder layers to the loss, for two images with `objects` objects each."""
+    """Matching and loss of the outputs of six decoder layers, for two images with `objects` objects each."""
     device, (layer_count, counts) = setting.device, (6, [objects] * 2)
     rng = generator("outputs")
     logits = torch.randn(layer_count, len(counts), queries, CLASSES + 1, generator=rng).to(device).requires_grad_()
@@ -114,7 +114,7 @@ def matching_row(setting: Setting, *, objects: int, queries: int) -> Row:
     def our_loss() -> Tensor:
         outputs = {"logits": logits, "boxes_cxcywh": predicted_boxes}
         normalisers = task.criterion.normalisers("queries", counts, [queries] * len(counts))
-        normalisers = {name: value or 1.0 for name, value in normalisers.items()}  # as the trainer does
+        normalisers = {name: value or 1.0 for name, value in normalisers.items()}  # 1, as in the trainer, instead of 0
         targets = Targets(counts, labels, boxes_cxcywh)
         return sum_terms({"queries": task.criterion("queries", outputs, targets, normalisers)})[0]
 
@@ -133,13 +133,13 @@ def matching_row(setting: Setting, *, objects: int, queries: int) -> Row:
 
 
 def _sample_objects(counts: list[int], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Boxes (T, 4) xyxy within the unit square, and labels (T,)."""
+    """Sample boxes (T, 4) xyxy within the unit square, and labels (T,), for images with `counts` objects."""
     rng = generator("objects", *counts)
     boxes = torch.rand(sum(counts), 2, 2, generator=rng).sort(1).values.flatten(1)  # (T, 2 corners, 2) -> (T, 4)
     return boxes.to(device), torch.randint(0, CLASSES, (sum(counts),), generator=rng).to(device)
 
 
 def _as_transformers(boxes: Tensor, labels: Tensor, counts: list[int]) -> list[dict[str, Tensor]]:
-    """Targets in transformers' form, a dict per image."""
+    """Convert targets to transformers' form, a dict for each image."""
     per_image = zip(to_cxcywh(boxes).split(counts), labels.split(counts), strict=True)
     return [{"boxes": image_boxes, "class_labels": classes} for image_boxes, classes in per_image]

@@ -8,10 +8,10 @@ from common.machine.seeds import generator
 
 @torch.no_grad()
 def randomise_parameters(model: nn.Module) -> None:
-    """Sample every parameter, since initial zeros and ones would hide tensors with swapped names.
+    """Set every parameter of `model` to random values, since initial zeros and ones would hide swapped tensors.
 
-    Queries and keys are large enough for non-uniform attention, class token and positions large enough to matter beside
-    the patches.
+    The projections to queries and keys are large enough for non-uniform attention. Class token and position embeddings
+    are large enough to change the outputs.
     """
     rng = generator("benchmark")
     for name, tensor in model.named_parameters():

@@ -1,9 +1,9 @@
 """Floating-point operations of a model, and the rate of a large matrix product on this device.
 
-A model's operations are those of its matrix products, convolutions and attention, as PyTorch counts them;
-recomputation, norms, softmax and the optimizer are not counted. Their rate divided by that of a large matrix product is
-the model-FLOPs utilisation (Chowdhery et al. 2022, arXiv 2204.02311, appendix B). Differs: the limit is measured, not
-taken from a data sheet.
+Counted are matrix products, convolutions and attention, by PyTorch's counter; not counted are recomputation, norms,
+softmax and the optimizer. A model's operations per second divided by those of a large matrix product are its
+model-FLOPs utilisation (Chowdhery et al. 2022, arXiv 2204.02311, appendix B). Differs: the highest rate of the device
+is measured, not taken from a data sheet.
 """
 
 import time
@@ -22,7 +22,7 @@ from common.machine.device import DTYPES, autocast
 from common.nn.linear import Linear
 
 MATRIX_SIDES = {"cpu": (512, 1024, 2048, 4096), "cuda": (4096, 8192, 16384)}  # of square matrices, tried in this order
-MAX_PRODUCT_SECONDS = 1.0  # after a slower product no larger one is tried; emulated bf16 would take minutes
+MAX_PRODUCT_SECONDS = 1.0  # no larger product is tried after a slower one; emulated bf16 would take minutes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +34,9 @@ class MatrixProduct:
 
 
 def operations(model: nn.Module, *inputs: Any, training: bool) -> float:
-    """Count the operations of a forward pass or, with `training`, of a forward and backward pass.
+    """Count the operations of a forward pass or, with `training`, of a forward and a backward pass.
 
-    Frozen parts have no backward pass. Fake tensors are used, so nothing is computed and no memory allocated.
+    Frozen parameters get no gradients. Fake tensors are used, so nothing is computed and no memory is allocated.
     """
     with FakeTensorMode(allow_non_fake_inputs=True), warnings.catch_warnings(action="ignore"):  # about other GPUs
         tensors = {name: _without_values(p).requires_grad_(p.requires_grad) for name, p in model.named_parameters()}
@@ -52,20 +52,20 @@ def operations(model: nn.Module, *inputs: Any, training: bool) -> float:
 
 
 def _without_values(tensor: Tensor) -> Tensor:
-    """A tensor of the same shape on the CPU: other devices may be missing, and "meta" does not support autocast."""
+    """A CPU tensor of the same shape and type; the CPU always exists and, unlike "meta", supports autocast."""
     return torch.empty(tensor.shape, dtype=tensor.dtype)
 
 
 def per_contender(contenders: Iterable[str], operations: float) -> dict[str, tuple[float, str]]:
-    """Row.flops: the same operations for all contenders, each in the precision of its name."""
+    """Make `Row.flops`: the same number of operations for all contenders, with the precision that each name holds."""
     return {name: (operations, "bf16" if "bf16" in name else "fp32") for name in contenders}
 
 
 def fastest_product(precision: str, device: torch.device) -> MatrixProduct:
-    """The matrix product with the highest rate on this device.
+    """Find the square matrix product with the most operations per second on this device.
 
-    The CPU uses the product of common/nn/linear.py, since torch's `@` is half as fast on some processors. On CUDA fp32
-    products are exact while convolutions use TF32, so a convolutional model may exceed this rate.
+    On the CPU, common/nn/linear.py computes it, since torch's `@` is half as fast on some processors. On CUDA, fp32
+    products do not use TF32 while convolutions do, so a convolutional model may exceed this rate.
     """
     sides = MATRIX_SIDES.get(device.type, MATRIX_SIDES["cpu"])
     fastest, highest_rate = _product(sides[0], precision, device), 0.0
@@ -82,9 +82,9 @@ def fastest_product(precision: str, device: torch.device) -> MatrixProduct:
 
 
 def _product(side: int, precision: str, device: torch.device) -> MatrixProduct:
-    kind = DTYPES[precision]
-    a = torch.randn(side, side, device=device, dtype=kind)
-    b = torch.randn(side, side, device=device, dtype=kind)
+    dtype = DTYPES[precision]
+    a = torch.randn(side, side, device=device, dtype=dtype)
+    b = torch.randn(side, side, device=device, dtype=dtype)
     linear = Linear(side, side, bias=False)
 
     def work() -> Tensor:
@@ -96,7 +96,7 @@ def _product(side: int, precision: str, device: torch.device) -> MatrixProduct:
 
 
 def _seconds(work: Callable[[], Tensor], calls: int = 3) -> float:
-    """The time of the fastest call after a first one, or of a slow first one."""
+    """The time of the first call if it exceeds MAX_PRODUCT_SECONDS, else of the fastest of `calls` further calls."""
     seconds = []
     for _ in range(1 + calls):
         start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Contenders of training benchmarks, and the comparison of their first steps."""
+"""The contenders of training benchmarks, and a comparison of their first steps."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class TrainingContender:
 def stepper(
     model: nn.Module, recipe: dict[str, Any], data: Any, device: torch.device, precision: str, *, compiled: bool = False
 ) -> Stepper:
-    """The trainer's step with our model, task and optimizer; moves `model` to the device."""
+    """Build the trainer's step for our model, with the recipe's task and optimizer; moves `model` to the device."""
     model.to(device)
     optimizer = optim.build(model, construct(OptimizerOptions, recipe["optimizer"]))
     if compiled:
@@ -51,8 +51,9 @@ def compare_first_steps(
 ) -> str:
     """Take the first step of all contenders and compare losses, gradients and updates with those of "ours fp32".
 
-    `initial` holds our initial weights. The tolerances are those of fp32. `compares_update` selects the tensors with
-    compared updates. Returns a text with the differences; raises MismatchError.
+    `initial` holds our initial weights. The tolerances apply in fp32; in bf16 they are fixed, and updates are not
+    compared. Updates are compared only for parameters of which `compares_update`, called with the initial values,
+    is true. Returns a text with the differences; raises MismatchError if one exceeds its tolerance.
     """
     losses = {name: contender.step() for name, contender in contenders.items()}
     reference, differences = contenders["ours fp32"], []
@@ -65,7 +66,7 @@ def compare_first_steps(
         expected = _flat(contender.from_ours(gradients))
         tolerance = 0.2 if bf16 else gradient_tolerance
         differences.append(compare_tensors(f"{name} gradient", _flat(_gradients(contender)), expected, tolerance))
-        if not bf16:  # Adam's first step follows the gradient's sign, which bf16 changes for small gradients
+        if not bf16:  # Adam's first update depends on the gradient's sign, which bf16 changes for small gradients
             before, ours, theirs = contender.from_ours(initial), contender.from_ours(weights), _weights(contender)
             names = [key for key in before if compares_update(before[key])]
             update, expected = (

@@ -1,4 +1,4 @@
-"""The machine and the package versions of a benchmark."""
+"""Describe the machine and the package versions of a benchmark."""
 
 import os
 import platform
@@ -18,18 +18,16 @@ PACKAGES = (
     "transformers",
     "timm",
     "ctranslate2",
-    "pycocotools",
-    "faster-coco-eval",
     "pillow",
     "scipy",
     "numpy",
 )
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
-MAX_IDLE_LOAD = 0.5  # load average (running or waiting processes) of the last minute
+MAX_IDLE_LOAD = 0.5  # a load average (running or waiting processes) of the last minute; above it, the machine is busy
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """Processors, threads, device, system, and the load at the start (None: unknown)."""
+    """Describe processors, threads, device, system, and the present load (None: unknown)."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     fields = {line.partition(":")[0].strip(): line.partition(":")[2].strip() for line in lines}
@@ -45,7 +43,7 @@ def describe(device: torch.device) -> dict[str, Any]:
 
 
 def warnings(machine: dict[str, Any]) -> list[str]:
-    """Sentences on what makes the times unreliable."""
+    """Sentences for the reader about conditions that make the times unreliable."""
     load = machine["load"]
     if load is None or load <= MAX_IDLE_LOAD:
         return []
@@ -53,7 +51,7 @@ def warnings(machine: dict[str, Any]) -> list[str]:
 
 
 def versions() -> dict[str, str]:
-    """The versions of Python and of the installed packages that take part."""
+    """The versions of Python and of those PACKAGES that are installed."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:

@@ -1,10 +1,11 @@
-"""Peak memory that a contender needs beside its weights and inputs, which exist before it is called.
+"""Peak memory that a contender needs in addition to its weights and inputs, which exist before the contender is called.
 
-It is the peak during a contender's second call minus the memory in use before its first. It includes working memory and
-what the first call leaves for the next (an optimizer's moments, gradients, weights packed for a kernel), but not what
-only the first call needs. On CUDA it is the memory given out by PyTorch's allocator. On Linux it is the process's
-anonymous memory, without libraries and files, whether PyTorch, CTranslate2, NumPy, PIL or torch.compile's compiler
-allocated it; differences below about 10 MiB mean nothing. Elsewhere it is not measured.
+The peak memory is the highest memory use during the contender's second call minus the memory in use before the first.
+It includes temporary memory and what the first call keeps for later calls (an optimizer's moments, gradients, packed
+weights), but not what only the first call needs. On CUDA, the memory that PyTorch's allocator has given out is
+measured. On the CPU under Linux, the process's anonymous memory is measured: memory from PyTorch, CTranslate2, NumPy,
+PIL and compilers alike, but no libraries or mapped files; differences below about 10 MiB are noise. On other systems
+nothing is measured.
 """
 
 import ctypes
@@ -21,15 +22,15 @@ import torch
 from scripts.benchmarks.timing import Row, Setting
 
 PROC_SELF = Path("/proc/self")
-# With this setting glibc returns each larger block to the system when it is freed. By default it soon keeps freed
-# blocks, and they count as used even where the next allocation does not fit into them.
+# With this setting, glibc returns every freed block of 1 MB or more to the system. By default it keeps more and more
+# freed blocks, which count as memory in use although the next allocation may not fit into them.
 MALLOC_SETTING = ("MALLOC_MMAP_THRESHOLD_", "1000000")
 
 
 def measure_peaks(build: Callable[[Setting], Row], setting: Setting) -> dict[str, int]:
-    """Build a row and measure its contenders' peaks in bytes; empty where they cannot be measured.
+    """Build a row and measure its contenders' peak memory in bytes; returns {} where it cannot be measured.
 
-    On the CPU this runs in a separate process, to which `build` is pickled.
+    On the CPU, building and measuring take place in a separate process, to which `build` is pickled.
     """
     if setting.device.type == "cuda":
         return _row_peaks(build(setting), setting.device)
@@ -45,7 +46,7 @@ def _in_process(build: Callable[[Setting], Row], setting: Setting, threads: int)
 
 
 def _row_peaks(row: Row, device: torch.device) -> dict[str, int]:
-    """Peaks in bytes of contenders that have not been called yet."""
+    """The peak memory in bytes of each contender of a row; none of them has been called yet."""
     with row.use_threads():
         return {name: peak_bytes(work, device) for name, work in row.contenders.items()}
 
@@ -71,12 +72,12 @@ def _on_cpu(work: Callable[[], object]) -> int:
     _trim_heap()
     (PROC_SELF / "clear_refs").write_text("5")  # resets the high-water mark (man 5 proc)
     work()
-    # The high-water mark includes mapped files, which the first call maps and no call unmaps.
+    # VmHWM includes mapped files. Only the first call maps files and none unmaps them, so their present size is right.
     return max(_status_bytes("VmHWM") - _status_bytes("RssFile") - _status_bytes("RssShmem") - initial, 0)
 
 
 def _is_measurable() -> bool:
-    """Whether Linux reports the peak and glibc can return free memory."""
+    """Whether this is a Linux that can reset and report the peak, with a glibc that can return freed memory."""
     try:
         (PROC_SELF / "clear_refs").write_text("5")
         return hasattr(ctypes.CDLL(None), "malloc_trim") and _status_bytes("RssAnon") > 0
@@ -85,7 +86,7 @@ def _is_measurable() -> bool:
 
 
 def _trim_heap() -> None:
-    """Return free memory to the system; memory kept for reuse would hide a later call's need."""
+    """Return freed memory to the system; if a later call reused it, the peak would not show what that call needs."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
 

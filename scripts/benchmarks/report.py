@@ -1,4 +1,4 @@
-"""The printed form of a benchmark's report."""
+"""Format a benchmark's report for printing."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ PEAK_COLUMN = "peak MiB beside weights"
 
 
 def text(report: Mapping[str, Any]) -> str:
-    """The machine, the differences of outputs, and the tables of contenders, ratios and scalings."""
+    """Format the machine, the differences between outputs, and the tables of contenders, ratios and scalings."""
     header = [f"{name}: {value}" for name, value in report["machine"].items()]
     header.append("versions: " + ", ".join(f"{name} {version}" for name, version in report["versions"].items()))
     header += [f"Warning: {sentence}" for sentence in report.get("warnings", [])]

@@ -1,4 +1,4 @@
-"""How cost grows with one property of the input: one kind of work at several values."""
+"""How time and memory grow with one property of the input, from measurements at several values of this property."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -12,12 +12,12 @@ from scripts.benchmarks.timing import Row, Setting
 
 @dataclass(frozen=True, kw_only=True)
 class Scaling:
-    """One row for each value of a growing property.
+    """A property of the input, and a function that builds a row for each of its values.
 
     name: the property, with its unit.
-    build: makes the row of a value; a function of a module, since it is pickled. All rows have the same contenders, and
-        an amount for each of them.
-    values: in ascending order.
+    build: makes the row of a value. Must be a top-level function of a module, since it is pickled. All its rows must
+        have the same contenders, with an amount for each contender.
+    values: the values in ascending order.
     tiny: the values under --tiny.
     cuda: the values on CUDA; None: `values`.
     """
@@ -29,7 +29,7 @@ class Scaling:
     cuda: Sequence[int] | None = None
 
     def values_for(self, setting: Setting) -> Sequence[int]:
-        """The values of a run."""
+        """The values to measure with this setting."""
         if setting.tiny:
             return self.tiny
         return self.cuda if self.cuda and setting.device.type == "cuda" else self.values
@@ -41,10 +41,10 @@ def precision(device: torch.device) -> str:
 
 
 def lines(rows: Sequence[tuple[int, dict[str, Any]]]) -> list[dict[str, Any]]:
-    """The cost of each contender at each value, and its growth from the value before.
+    """Tabulate time and peak memory of each contender at each value, and the growth of time with the value.
 
-    `rows` are (value, measured row) in ascending order. `growth` is the exponent e of time ~ value^e between
-    neighbours; None for the first value and after a value of 0.
+    `rows` are pairs (value, measured row) in ascending order of value. `growth` is the exponent e of time ~ value^e
+    between the previous value and this one; None for the first value and if the previous one is 0.
     """
     lines = []
     for contender in rows[0][1]["amounts"]:
@@ -59,5 +59,5 @@ def lines(rows: Sequence[tuple[int, dict[str, Any]]]) -> list[dict[str, Any]]:
 
 
 def growth(value: float, ms: float, larger_value: float, larger_ms: float) -> float | None:
-    """The exponent e of ms ~ value^e between two values; None if one of them is 0."""
+    """The exponent e of ms ~ value^e between two values; None if one of the values is 0."""
     return math.log(larger_ms / ms) / math.log(larger_value / value) if value and larger_value else None

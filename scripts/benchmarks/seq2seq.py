@@ -1,4 +1,4 @@
-"""The rows and scalings of the base translator against its peers."""
+"""The rows and scalings of the base translator against CTranslate2 and the models of PyTorch and transformers."""
 
 from scripts.benchmarks import seq2seq_decode, seq2seq_train
 from scripts.benchmarks.scaling import Scaling, precision
@@ -25,8 +25,8 @@ def _by_tokens(tokens: int, setting: Setting) -> Row:
 
 
 def _by_beam(beam: int, setting: Setting) -> Row:
-    kind = precision(setting.device)
-    return seq2seq_decode.search(setting, beam=beam).select([f"ours {kind}", f"transformers {kind}"])
+    dtype = precision(setting.device)
+    return seq2seq_decode.search(setting, beam=beam).select([f"ours {dtype}", f"transformers {dtype}"])
 
 
 SCALINGS = {

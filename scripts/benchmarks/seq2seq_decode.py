@@ -1,8 +1,9 @@
 """Decoding with the base translator against transformers' Marian and CTranslate2.
 
-All decode with Marian's variant of the model. All translations have the maximum length, since the output bias excludes
-the end. transformers uses PyTorch's fused attention, its cache and, for bf16, converted weights. CTranslate2 converts
-transformers' model and runs on the CPU only, in fp32 and in int8, for which it is optimised.
+All contenders run Marian's variant of the model. All translations have the maximum length, since the output bias
+excludes the end token. transformers uses PyTorch's fused attention, its own key-value cache and, for bf16, weights
+converted to bf16. CTranslate2 runs a converted copy of transformers' model, here on the CPU only, in fp32 and in int8,
+for which it is optimised.
 """
 
 import copy
@@ -28,9 +29,10 @@ BEAM = 4
 
 
 def compiled(model: Transformer) -> Transformer:
-    """A copy with compiled feed-forwards and frozen bf16 weights; only this function chooses the compiled parts.
+    """Copy a model and compile its decoder's feed-forward layers, with their weights as constants.
 
-    No choice is known to be faster, since eager linear maps already pack their weights (common/nn/linear.py).
+    To compile other parts, change this function. None is known to be faster than eager mode, where linear maps pack
+    their weights, too (common/nn/linear.py).
     """
     model = copy.deepcopy(model)
     blocks: list[Any] = [*model.decoder.blocks]
@@ -71,7 +73,7 @@ def search(setting: Setting, *, beam: int, count: int | None = None) -> Row:
     ours_bf16 = ["ours bf16", *(["ours bf16 compiled"] if setting.compile else [])]
     if setting.compile:
         pairs += [(ours_bf16[1], "transformers bf16"), (ours_bf16[1], "ours bf16")]
-    notes = ["CTranslate2 is not installed and has no times (pip install ctranslate2)"]
+    notes = ["CTranslate2 is not installed, so it was not timed (pip install ctranslate2)"]
     engines: dict[str, Any] = {}
     if setting.device.type == "cuda":
         notes = ["CTranslate2 is timed on the CPU only"]
@@ -93,7 +95,7 @@ def search(setting: Setting, *, beam: int, count: int | None = None) -> Row:
 def _torch_contenders(
     setting: Setting, model: Transformer, marian: Any, batch: dict[str, Any], beam: int, tokens: int, entries: int
 ) -> dict[str, Callable[[], Translations]]:
-    """Contenders of ours and transformers, which return the tokens of each sentence in our ids."""
+    """Make the contenders of our model and transformers'; each returns the tokens of all translations as our ids."""
     device = setting.device
     order = torch.tensor(peers.marian_order(entries))
     source, lengths = batch["source"].to(device), batch["source_lengths"].to(device)
@@ -102,7 +104,7 @@ def _torch_contenders(
         construct(DecodingOptions, peers.marian_config(tiny=setting.tiny)["task"]["predict"]),
         method="greedy" if beam == 1 else "beam",
         beam=beam,
-        penalty="average",  # transformers' and CTranslate2's
+        penalty="average",  # the length penalty of transformers and CTranslate2
         alpha=1.0,
         longest_factor=0.0,
         longest_extra=tokens,
@@ -112,18 +114,18 @@ def _torch_contenders(
     real = torch.ones_like(marian_source)  # no padding
 
     def run_ours(model: Transformer, precision: str) -> Translations:
-        with torch.no_grad(), autocast(device, precision):  # one context for all tokens, as in the evaluator
+        with torch.no_grad(), autocast(device, precision):  # one autocast for all tokens, as in the evaluator
             hypotheses = decode(model, source, lengths, options, SPECIAL)
         return [sentence[0].tokens for sentence in hypotheses]
 
     def run_theirs(model: Any) -> Translations:
         with torch.inference_mode():
             tokens = model.generate(marian_source, attention_mask=real, generation_config=generation)
-        translations: Translations = order[tokens[:, 1:].cpu()].tolist()  # without the start
+        translations: Translations = order[tokens[:, 1:].cpu()].tolist()  # without BOS
         return translations
 
     theirs_fp32, theirs_bf16 = marian.to(device), copy.deepcopy(marian).bfloat16()
-    ours_fp32, ours_bf16 = model.to(device), copy.deepcopy(model)  # a model caches its weights in one precision
+    ours_fp32, ours_bf16 = model.to(device), copy.deepcopy(model)  # so that they share no cache of packed weights
     contenders = {
         "transformers fp32": lambda: run_theirs(theirs_fp32),
         "transformers bf16": lambda: run_theirs(theirs_bf16),
@@ -160,7 +162,7 @@ def _ctranslate2_contender(engine: Any, words: list[list[str]], beam: int, token
 def _compare_probabilities(
     device: torch.device, model: Transformer, marian: Any, engines: dict[str, Any], batch: dict[str, Any], entries: int
 ) -> list[str]:
-    """Compare logits or, for CTranslate2, log probabilities of target tokens: translations hide small differences."""
+    """Compare logits or, for CTranslate2, log probabilities of target tokens; translations could agree by chance."""
     tolerance = 1e-3 if device.type == "cuda" else 1e-4
     order, marian_ids = peers.marian_order(entries), peers.marian_ids(entries)
     on_device = to_device(batch, device)
@@ -169,7 +171,7 @@ def _compare_probabilities(
         input_ids=marian_ids[batch["source"]].to(device),
         decoder_input_ids=marian_ids[batch["target_in"]].to(device),
     ).logits.cpu()
-    # The large negative logits of excluded entries would hide differences.
+    # Without the excluded entries: relative to their large negative logits, all other differences would look small.
     columns = [i for i, word in enumerate(order) if word not in (PAD, BOS, EOS)]
     our_columns = [order[i] for i in columns]
     ours = our_logits[..., our_columns]
@@ -179,7 +181,7 @@ def _compare_probabilities(
     with autocast(device, "bf16"):
         ours_bf16 = model(on_device["source"], on_device["source_lengths"], on_device["target_in"]).float().cpu()
     differences.append(compare_tensors("logits of ours bf16", ours_bf16[..., our_columns], ours, 0.3, along=-1))
-    words = batch["target_out"][:, :-1]  # (B, T - 1), without the end
+    words = batch["target_out"][:, :-1]  # (B, T - 1), without EOS
     expected = -token_losses(our_logits[:, :-1], words)
     for name, engine in engines.items():
         scored = engine.score_batch(peers.to_words(batch["source"]), peers.to_words(words))
@@ -192,7 +194,7 @@ def _compare_probabilities(
 
 
 def _compare_translations(contenders: Mapping[str, Callable[[], Translations]], tokens: int) -> list[str]:
-    """Compare all tokens. In fp32 one sentence in sixteen may differ, where two hypotheses have nearly equal scores."""
+    """Compare all tokens. In fp32, one translation in sixteen may differ, since hypotheses can score nearly the same."""
     agreements = []
     reference = "transformers fp32" if "transformers fp32" in contenders else "transformers bf16"
     expected = contenders[reference]()
@@ -203,8 +205,8 @@ def _compare_translations(contenders: Mapping[str, Callable[[], Translations]], 
         equal = sum(ours == theirs for ours, theirs in zip(translations, expected, strict=True))
         if "fp32" in name and equal < len(expected) - len(expected) // 16:
             raise MismatchError(
-                f"{name}: {equal} of {len(expected)} translations are those of transformers fp32, so this is not the "
-                "same work."
+                f"{name}: only {equal} of {len(expected)} translations equal those of transformers fp32, so this is "
+                "not the same work."
             )
         agreements.append(f"{name} {equal} of {len(expected)} translations equal")
     return agreements

@@ -1,6 +1,7 @@
 """Translators of transformers, CTranslate2 and PyTorch, with our weights (Vaswani et al. 2017, arXiv 1706.03762).
 
-For decoding all use Marian's variant of the model, which starts from an embedding of zeros and has an output bias.
+Benchmarks of decoding use Marian's variant of the model, whose start token has an embedding of zeros and whose logits
+have a bias.
 """
 
 import importlib.util
@@ -25,7 +26,7 @@ from seq2seq.importing.marian import NAMES
 from seq2seq.models.transformer import Transformer
 from seq2seq.tokenizers.bpe import BOS, EOS, PAD, UNK
 
-WORD_COUNT = 8000  # without the four special entries
+WORD_COUNT = 8000  # entries of the vocabulary without the four special ones
 MAX_LENGTH = 256
 EXCLUDED_LOGIT = -1e4  # the output bias of entries that must not be chosen
 
@@ -37,10 +38,10 @@ TORCH_NAMES = Table(
 
 
 def config(*overrides: str, tiny: bool) -> dict[str, Any]:
-    """The base model and its recipe (`train.py model=transformer_base`) with a learning rate and without dropout.
+    """Compose the config of `train.py model=transformer_base`, with another learning rate and without dropout.
 
-    The preset's rate is only a factor of its schedule. Without dropout, outputs of the timed work itself can be
-    compared. With `tiny` the model has two narrow layers.
+    The preset's learning rate is only a factor of its schedule, which is not used here. Without dropout, the outputs of
+    the very steps that are timed can be compared. With `tiny`, encoder and decoder have two narrow layers each.
     """
     keys = [f"model.longest={MAX_LENGTH}", "model.blocks.dropout=0.0", "optimizer.lr=7e-4"]
     if tiny:
@@ -50,7 +51,7 @@ def config(*overrides: str, tiny: bool) -> dict[str, Any]:
 
 
 def marian_config(*, tiny: bool) -> dict[str, Any]:
-    """The same with Marian's positions and output bias."""
+    """Compose `config` with Marian's layout of position embeddings and its output bias."""
     return config("model.positions.layout=halves", "model.output_bias=true", tiny=tiny)
 
 
@@ -60,7 +61,7 @@ def vocabulary_size(*, tiny: bool) -> int:
 
 
 def translator(recipe: dict[str, Any], entries: int) -> Transformer:
-    """Our translator with random values in every tensor."""
+    """Build our translator, with random values in every parameter."""
     model: Transformer = build(recipe["model"], vocabularies=(entries, entries), joint=True)
     randomise_parameters(model)
     if model.output_bias is not None:
@@ -72,9 +73,10 @@ def translator(recipe: dict[str, Any], entries: int) -> Transformer:
 def _vary_translations(model: Any, bias: Tensor) -> None:
     """Change random weights so that translations hold many different words and have the maximum length.
 
-    BOS becomes Marian's start, an embedding of zeros. The output bias excludes the end and the other special entries.
-    Random signs of the last norm keep a word from being followed by itself. Feed-forwards that are larger than the
-    attention's outputs, without a component common to all words, keep all words from being followed by the same one.
+    The embedding of BOS becomes zeros, as that of Marian's start token. The output bias excludes PAD, BOS and EOS.
+    With random weights, the likeliest next word is often the previous word, since input and output embeddings are tied;
+    random signs in the last norm prevent this. It is also often the same word after all words; larger outputs of the
+    feed-forward layers, without a component common to all words, and smaller ones of attention prevent that.
     """
     model.embedding.weight[BOS] = 0
     bias[[PAD, BOS, EOS]] = EXCLUDED_LOGIT
@@ -91,7 +93,7 @@ def _vary_translations(model: Any, bias: Tensor) -> None:
 
 
 def sample_pairs(count: int, source: int, target: int, entries: int) -> dict[str, Any]:
-    """A batch of random sentence pairs with `source` and `target` tokens each, including the end."""
+    """Sample a batch of `count` sentence pairs with `source` and `target` tokens each, including EOS."""
     rng = generator("sentences", count)
     words = torch.randint(UNK + 1, entries, (count, source + target), generator=rng)
     words[:, source - 1] = EOS
@@ -111,12 +113,12 @@ def sample_pairs(count: int, source: int, target: int, entries: int) -> dict[str
 
 
 def marian_order(entries: int) -> list[int]:
-    """Our ids in Marian's order: end, unknown, words, and last the start, which is also the padding."""
+    """Our ids in the order of Marian's vocabulary: end, unknown, words, and a last entry for both start and padding."""
     return [EOS, UNK, *range(UNK + 1, entries), BOS]
 
 
 def marian_ids(entries: int) -> Tensor:
-    """Marian's id for each of our ids, (V,); BOS and PAD share one."""
+    """Marian's id for each of our ids, (V,); BOS and PAD have the same Marian id."""
     ids = torch.empty(entries, dtype=torch.int64)
     ids[marian_order(entries)] = torch.arange(entries - 1)
     ids[PAD] = ids[BOS]
@@ -124,7 +126,7 @@ def marian_ids(entries: int) -> Tensor:
 
 
 def marian(model: Transformer, recipe: dict[str, Any], entries: int) -> nn.Module:
-    """transformers' MarianMTModel with our weights and PyTorch's fused attention."""
+    """Build transformers' MarianMTModel with our weights and PyTorch's fused attention."""
     options, start = recipe["model"], entries - 2
     sides: dict[str, Any] = {}
     for side in ("encoder", "decoder"):
@@ -162,7 +164,7 @@ def to_transformers(ours: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def generation(beam: int, tokens: int, entries: int) -> GenerationConfig:
-    """Options of transformers' `generate`: greedy or beam search of up to `tokens` new tokens, with the cache."""
+    """Options of transformers' `generate`: greedy or beam search for up to `tokens` new tokens, with a cache."""
     return GenerationConfig(
         num_beams=beam,
         do_sample=False,
@@ -184,7 +186,7 @@ def has_ctranslate2() -> bool:
 
 
 class _TokenizerStub:
-    """The members of a tokenizer that the converter needs; entries are named by our ids."""
+    """The members of a tokenizer that CTranslate2's converter needs; each word is our id, as text."""
 
     eos_token, unk_token = "</s>", "<unk>"
 
@@ -209,12 +211,12 @@ def to_ids(words: list[str]) -> list[int]:
 
 
 def ctranslate2_model(theirs: Any, entries: int, folder: Path, *, compute: str, threads: int) -> Any:
-    """Convert transformers' model to CTranslate2's Translator, by its converter, through files in `folder`."""
+    """Convert transformers' model with CTranslate2's converter, through files in `folder`; returns a Translator."""
     import ctranslate2
     from ctranslate2.converters import TransformersConverter
 
     class Converter(TransformersConverter):
-        """Converts a model that is in memory and has no tokenizer."""
+        """Converts a model from memory, instead of loading one, and without a tokenizer."""
 
         def load_model(self, *arguments: Any, **options: Any) -> Any:
             return theirs
@@ -232,9 +234,10 @@ def ctranslate2_model(theirs: Any, entries: int, folder: Path, *, compute: str, 
 
 
 class TorchTranslator(nn.Module):
-    """torch.nn.Transformer with tied, scaled embeddings and the paper's sinusoidal positions, as in its tutorials.
+    """torch.nn.Transformer with tied, scaled embeddings and sinusoidal positions, as in PyTorch's tutorials.
 
-    Its default stacks end in a norm, which the paper's do not, so they are built without one.
+    Encoder and decoder are built here without the norm after the last layer that nn.Transformer adds by default, since
+    the paper's have none.
     """
 
     positions: Tensor
@@ -282,7 +285,7 @@ def to_torch(ours: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def torch_peer(model: Transformer, recipe: dict[str, Any]) -> TorchTranslator:
-    """A TorchTranslator with our weights."""
+    """Build a TorchTranslator with our weights."""
     theirs = TorchTranslator(recipe, model.embedding.num_embeddings)
     theirs.load_state_dict(to_torch(dict(model.named_parameters())))
     return theirs

@@ -1,7 +1,7 @@
 """Forward passes and training steps of the base translator against torch.nn.Transformer.
 
-In evaluation PyTorch's model uses the fast path of its encoder layers, for bf16 with converted weights, which that path
-requires. It trains in a plain loop with a fused Adam, and without the padding masks that our model always computes.
+In evaluation mode, PyTorch's encoder layers take their fast path, which for bf16 requires weights converted to bf16.
+PyTorch's model is trained in a plain loop with fused Adam and without padding masks, which our model always computes.
 """
 
 import copy
@@ -42,11 +42,11 @@ def forward(setting: Setting) -> Row:
 
     source, lengths, target = batch["source"], batch["source_lengths"], batch["target_in"]
     contenders: dict[str, Callable[[], Tensor]] = {}
-    for kind, wrap in (("", lambda model: model), (" compiled", torch.compile))[: 1 + setting.compile]:
-        contenders[f"{PEER} fp32{kind}"] = forward_pass(wrap(theirs), source, target)
-        contenders[f"{PEER} bf16{kind}"] = forward_pass(wrap(theirs_bf16), source, target)
+    for suffix, wrap in (("", lambda model: model), (" compiled", torch.compile))[: 1 + setting.compile]:
+        contenders[f"{PEER} fp32{suffix}"] = forward_pass(wrap(theirs), source, target)
+        contenders[f"{PEER} bf16{suffix}"] = forward_pass(wrap(theirs_bf16), source, target)
         for precision in PRECISIONS:
-            contenders[f"ours {precision}{kind}"] = forward_pass(
+            contenders[f"ours {precision}{suffix}"] = forward_pass(
                 wrap(copy.deepcopy(model)), source, lengths, target, precision=precision
             )
 
@@ -76,12 +76,13 @@ def train(setting: Setting) -> Row:
     """A training step on 32 sentence pairs of 25 tokens per side: forward, smoothed cross-entropy, backward, Adam."""
     recipe, batch, model = _setup(setting, 32)
     contenders: dict[str, TrainingContender] = {}
-    for kind in ("", " compiled")[: 1 + setting.compile]:
+    for compiled in (False, True)[: 1 + setting.compile]:
         for precision in PRECISIONS:
-            name = f"{precision}{kind}"
-            contenders[f"{PEER} {name}"] = _theirs(recipe, batch, model, precision, compiled=bool(kind))
-            contenders[f"ours {name}"] = _ours(recipe, batch, copy.deepcopy(model), precision, compiled=bool(kind))
-    # A swapped pair of tensors differs by at least 0.3. The gradients of key biases are only rounding errors.
+            name = f"{precision} compiled" if compiled else precision
+            contenders[f"{PEER} {name}"] = _theirs(recipe, batch, model, precision, compiled=compiled)
+            contenders[f"ours {name}"] = _ours(recipe, batch, copy.deepcopy(model), precision, compiled=compiled)
+    # If two tensors were swapped, the distance would be at least 0.3. Only matrices' updates are compared, because the
+    # gradients of key biases are only rounding errors.
     check = partial(
         compare_first_steps,
         gradient_tolerance=1e-3,
@@ -124,7 +125,7 @@ def throughput_row(setting: Setting, *, count: int, precision: str, length: int 
 
 
 def operations(model: Transformer, length: int, *, training: bool) -> float:
-    """The operations of the products for one pair of `length` tokens per side."""
+    """Count the operations for one sentence pair of `length` tokens per side."""
     tokens, lengths = torch.full((1, length), UNK), torch.full((1,), length)
     return flops.operations(model, tokens, lengths, tokens, training=training)
 
@@ -149,17 +150,17 @@ def _row(
 
 
 def _pairs(compiled: bool) -> list[tuple[str, str]]:
-    """Ours over PyTorch's; ours compiled over both its eager and its compiled model."""
+    """Pair our model with PyTorch's and, if `compiled`, our compiled model with PyTorch's eager and compiled ones."""
     pairs = [(f"ours {ours}", f"{PEER} {theirs}") for ours, theirs in COMPARED_PRECISIONS]
     for ours, theirs in COMPARED_PRECISIONS if compiled else ():
-        pairs += [(f"ours {ours} compiled", f"{PEER} {theirs}{kind}") for kind in ("", " compiled")]
+        pairs += [(f"ours {ours} compiled", f"{PEER} {theirs}{suffix}") for suffix in ("", " compiled")]
     return pairs
 
 
 def _setup(
     setting: Setting, count: int, length: int | None = None
 ) -> tuple[dict[str, Any], dict[str, Any], Transformer]:
-    """The recipe, a batch on the device, and the initial model."""
+    """Make the recipe, a batch on the device, and our initial model."""
     recipe, entries = peers.config(tiny=setting.tiny), peers.vocabulary_size(tiny=setting.tiny)
     count, length = (min(count, 4), min(length or 6, 8)) if setting.tiny else (count, length or 25)
     batch = to_device(peers.sample_pairs(count, length, length, entries), setting.device)
@@ -169,7 +170,7 @@ def _setup(
 def _ours(
     recipe: dict[str, Any], batch: dict[str, Any], model: Transformer, precision: str, *, compiled: bool
 ) -> TrainingContender:
-    """The trainer's step."""
+    """Make our contender, which does the trainer's step."""
     step = stepper(model.train(), recipe, None, batch["source"].device, precision, compiled=compiled)
     return TrainingContender(model=model, step=lambda: step([batch], 0)["loss"])
 
@@ -177,7 +178,7 @@ def _ours(
 def _theirs(
     recipe: dict[str, Any], batch: dict[str, Any], ours: Transformer, precision: str, *, compiled: bool
 ) -> TrainingContender:
-    """A plain training loop, without gradient clipping, as in the recipe."""
+    """Make PyTorch's contender, a plain training loop; like our recipe, it does not clip gradients."""
     device, adam = batch["source"].device, recipe["optimizer"]
     model = peers.torch_peer(ours, recipe).to(device).train()
     smoothing, targets = recipe["task"]["loss"]["smoothing"], batch["target_out"].flatten()

@@ -27,25 +27,25 @@ class Setting:
     tiny: bool  # toy sizes, to check that everything runs
     compile: bool  # also time the models under torch.compile
     images: Path | None  # a folder of JPEGs for the input pipeline; None: synthetic ones
-    scratch: Path  # a folder for a row's files
-    batch: int | None = None  # of throughput rows, in images or sentences; None: a default for the device
+    scratch: Path  # a temporary folder for a row's files
+    batch: int | None = None  # batch size in images or sentences of rows that do not fix it; None: the row's default
 
     def batch_size(self, cpu: int, cuda: int) -> int:
-        """The batch size of a throughput row, with a default for each kind of device."""
+        """The batch size of a row that does not fix it: `batch` or, if that is None, the device's default."""
         return self.batch or (cuda if self.device.type == "cuda" else cpu)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One kind of work.
+    """A piece of work that several contenders do.
 
     contenders: name -> function that does the work once.
-    pairs: (contender, reference): the ratio of their times is reported; a tuple of references stands for the fastest.
-    check: compares the contenders' outputs before anything is timed; returns a text with the differences, and raises
-        MismatchError.
+    pairs: (contender, reference), whose ratio of times is reported; of a tuple of references, the fastest counts.
+    check: compares the contenders' outputs before any of them is timed; returns a text with the differences, and raises
+        MismatchError if one is too large.
     amounts: name -> (amount, unit) of what the contender processes in one call, such as (8, "images").
     flops: name -> (operations, precision) of the matrix products in one call.
-    threads: CPU threads; None: as many as the run has.
+    threads: number of CPU threads; None: that of the whole benchmark.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Row:
     threads: int | None = None
 
     def select(self, names: Sequence[str]) -> "Row":
-        """The row with only these contenders; the check still compares all."""
+        """A copy of the row with only the contenders `names`; its check still compares all contenders."""
         return replace(
             self,
             contenders={name: self.contenders[name] for name in names},
@@ -94,13 +94,13 @@ def measure(row: Row, *, rounds: int, warm_up: int, device: torch.device) -> dic
         agreement = row.check()
         limits = {
             precision: flops.fastest_product(precision, device)
-            for precision in sorted({kind for _, kind in row.flops.values()})
+            for precision in sorted({precision for _, precision in row.flops.values()})
         }
-        products = {f"matrix product {kind}": limit.work for kind, limit in limits.items()}
+        products = {f"matrix product {precision}": limit.work for precision, limit in limits.items()}
         functions = {**row.contenders, **products}
         seconds = _time_in_turn(functions, rounds, warm_up, device)
         threads = torch.get_num_threads()
-    product_flops = {f"matrix product {kind}": (limit.operations, kind) for kind, limit in limits.items()}
+    product_flops = {f"matrix product {dtype}": (limit.operations, dtype) for dtype, limit in limits.items()}
     return {
         "row": row.name,
         "agreement": agreement,
@@ -114,7 +114,7 @@ def measure(row: Row, *, rounds: int, warm_up: int, device: torch.device) -> dic
 
 
 def add_peaks(measurement: dict[str, Any], peaks: Mapping[str, int]) -> dict[str, Any]:
-    """Add the contenders' peak memory in bytes (peak.py), where it is known, as `peak_mib` and in the ratios."""
+    """Add the contenders' peak memory (`peaks`, in bytes, where known) as `peak_mib`, and the ratios of peaks."""
     for ratio in measurement["ratios"]:
         contender, reference = (peaks.get(ratio[side]) for side in ("one", "other"))
         ratio["memory"] = contender / reference if contender and reference else None
@@ -122,7 +122,7 @@ def add_peaks(measurement: dict[str, Any], peaks: Mapping[str, int]) -> dict[str
 
 
 def rates(flops: Mapping[str, tuple[float, str]], seconds: Mapping[str, list[float]]) -> dict[str, dict[str, float]]:
-    """Operations per second, and their fraction of those of the matrix product of the same precision."""
+    """Operations per second, and the fraction of the matrix product's operations per second in the same precision."""
     per_second = {name: operations / statistics.median(seconds[name]) for name, (operations, _) in flops.items()}
     return {
         name: {"flops_per_s": rate, "of_matrix_rate": rate / per_second[f"matrix product {flops[name][1]}"]}
@@ -133,7 +133,7 @@ def rates(flops: Mapping[str, tuple[float, str]], seconds: Mapping[str, list[flo
 def _time_in_turn(
     functions: Mapping[str, Callable[[], object]], rounds: int, warm_up: int, device: torch.device
 ) -> dict[str, list[float]]:
-    """The seconds of each function in each round."""
+    """Call the functions once per round in random order; returns each function's seconds in each timed round."""
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for number in range(warm_up + rounds):
         for name in random.Random(number).sample(list(functions), len(functions)):
@@ -166,7 +166,7 @@ def _amounts(amounts: Mapping[str, tuple[float, str]], seconds: dict[str, list[f
 
 
 def _ratio(seconds: dict[str, list[float]], contender: str, reference: str | tuple[str, ...]) -> dict[str, Any]:
-    """The ratio of a pair's times, under the keys that earlier reports have: `one` over `other`."""
+    """The times of contender and reference and their ratio; the keys `one` and `other` are those of earlier reports."""
     references = [reference] if isinstance(reference, str) else [*reference]
     fastest = min(references, key=lambda name: statistics.median(seconds[name]))
     medians = [statistics.median(seconds[name]) for name in (contender, fastest)]
@@ -191,8 +191,8 @@ def _spread(values: list[float]) -> dict[str, Any]:
 def compare_tensors(name: str, tensor: Tensor, expected: Tensor, tolerance: float, *, along: int | None = None) -> str:
     """Describe the distance of two tensors, relative to the norm of `expected`; raises MismatchError above `tolerance`.
 
-    With `along`, the distance is relative to the norm of `expected` minus its mean along that axis; otherwise a large
-    constant common to all outputs would hide differences.
+    With `along`, the distance is relative to the norm of `expected` minus its mean along that axis. Use it for outputs
+    with a large constant in common, which would make relative distances small.
     """
     if tensor.shape != expected.shape:
         raise MismatchError(f"{name}: the shapes are {tuple(tensor.shape)} and {tuple(expected.shape)}.")
@@ -202,11 +202,11 @@ def compare_tensors(name: str, tensor: Tensor, expected: Tensor, tolerance: floa
 
 
 def compare_numbers(name: str, number: Tensor, expected: Tensor, tolerance: float) -> str:
-    """Describe the distance of two numbers (scalar tensors), relative to `expected`; raises MismatchError."""
+    """Describe the distance of two scalar tensors, relative to `expected`; raises MismatchError above `tolerance`."""
     return _check_distance(name, abs(number.item() / expected.item() - 1), tolerance)
 
 
 def _check_distance(name: str, distance: float, tolerance: float) -> str:
     if not distance <= tolerance:  # NaN, too
-        raise MismatchError(f"{name}: {distance:.2g} apart, more than {tolerance:g}, so this is not the same work.")
+        raise MismatchError(f"{name}: {distance:.2g} apart, but the limit is {tolerance:g}: this is not the same work.")
     return f"{name} {distance:.0e} apart"

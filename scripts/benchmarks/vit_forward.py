@@ -1,4 +1,4 @@
-"""Forward passes of ViT-B/16 against torchvision, timm and transformers, for bf16 with converted weights."""
+"""Forward passes of ViT-B/16 against torchvision, timm and transformers, whose weights are converted for bf16."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -34,7 +34,7 @@ def row(
     peers: tuple[str, ...] = PEERS,
     precisions: tuple[str, ...] = ("fp32", "bf16"),
 ) -> Row:
-    """The logits of `batch` images of side x side pixels (None: the preset's), in evaluation mode."""
+    """A forward pass of `batch` images of side x side pixels (None: the preset's side), in evaluation mode."""
     recipe = config("vit_b16", tiny=setting.tiny, side=side)
     model, side = classifier(recipe).to(setting.device).eval(), recipe["data"]["image_size"][0]
     images = sample_images(batch, side).to(setting.device)
@@ -53,7 +53,7 @@ def row(
         if "bf16" in precisions:
             add(f"{name} bf16", copy.deepcopy(theirs).bfloat16(), images.bfloat16())  # faster than autocast
     for precision in precisions:
-        ours = copy.deepcopy(model)  # a copy, since a model packs its weights for one precision
+        ours = copy.deepcopy(model)  # a copy for each precision, so that they share no cache of packed weights
         add(f"ours {precision}", ours, images, precision)
 
     def check() -> str:
@@ -83,15 +83,15 @@ def row(
 
 
 def pairs(contenders: Mapping[str, Any], peers: tuple[str, ...] = PEERS, *, compiled: bool) -> Pairs:
-    """Ours over each peer and over the fastest, in the same precision and bf16 over fp32, where both are contenders."""
+    """Pair our model with each peer and with the fastest one, in the same precision and in bf16 against fp32."""
     pairs: Pairs = []
-    for kind in ("", " compiled") if compiled else ("",):
+    for suffix in ("", " compiled") if compiled else ("",):
         for ours, theirs in (("fp32", "fp32"), ("bf16", "fp32"), ("bf16", "bf16")):
             if not {f"ours {ours}", f"{peers[0]} {theirs}"} <= contenders.keys():
                 continue
-            references = tuple(f"{name} {theirs}{kind}" for name in peers)
-            pairs += [(f"ours {ours}{kind}", reference) for reference in references]
-            pairs += [(f"ours {ours}{kind}", references)] if len(references) > 1 else []
+            references = tuple(f"{name} {theirs}{suffix}" for name in peers)
+            pairs += [(f"ours {ours}{suffix}", reference) for reference in references]
+            pairs += [(f"ours {ours}{suffix}", references)] if len(references) > 1 else []
     if compiled and {"ours bf16", f"{peers[0]} fp32"} <= contenders.keys():
         pairs.append(("ours bf16 compiled", tuple(f"{name} fp32" for name in peers)))
     return pairs

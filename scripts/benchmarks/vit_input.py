@@ -1,4 +1,4 @@
-"""The augmentation of small images on the device against torchvision.transforms.v2, image by image."""
+"""Our augmentation of a batch of small images on the device, against torchvision.transforms.v2 image by image."""
 
 import itertools
 import math
@@ -18,14 +18,14 @@ from vit.data.augmentation import Augmentation
 
 
 def sample_images(count: int, side: int) -> Tensor:
-    """Smooth random colours with noise, about normalised: (count, 3, side, side); all images differ."""
+    """Sample different images (count, 3, side, side): smooth random colours with noise, of about unit variance."""
     rng = generator("pictures", count)
     colours = F.interpolate(torch.randn(count, 3, 4, 4, generator=rng), size=side, mode="bicubic")
     return colours + 0.1 * torch.randn(colours.shape, generator=rng)
 
 
 def augment(setting: Setting) -> Row:
-    """Random resized crop, flip and RandAugment on a stack of small colour images, on one core; ours on the device."""
+    """Random resized crop, flip and RandAugment of small colour images, torchvision's on a core, ours on the device."""
     count, rounds = (64, 4) if setting.tiny else (256, 4)
     keys = ["crop=resized", "scale=[0.3,1.0]", "flip=0.5", "policy=rand"]
     data = configure("train", ["model=vit", "data=cifar10", *(f"data.augmentation.{key}" for key in keys)])["data"]
@@ -79,11 +79,13 @@ STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {  # (N, C, H, W), 0..255 ->
 def _compare_distributions(ours: Tensor, theirs: Tensor) -> str:
     """Compare two sets of random views, uint8 (N, C, H, W), by statistics that the operations change.
 
-    Each view gives one number per statistic. The means of both sets may differ by five standard errors, which happens
-    by chance once in two million times. Raises MismatchError.
+    Each statistic maps a view to a number. Raises MismatchError if the means of the two sets differ by more than five
+    standard errors, which happens by chance once in two million times.
     """
     if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
-        raise MismatchError(f"views: {tuple(ours.shape)} {ours.dtype} and {tuple(theirs.shape)} {theirs.dtype}.")
+        raise MismatchError(
+            f"views: {tuple(ours.shape)} {ours.dtype}, but torchvision's are {tuple(theirs.shape)} {theirs.dtype}."
+        )
     differences = []
     for name, statistic in STATISTICS.items():
         a, b = (statistic(views.cpu().float()) for views in (ours, theirs))

@@ -1,7 +1,7 @@
-"""ViT in torchvision, timm and transformers, with the weights of ours (Dosovitskiy et al. 2021, arXiv 2010.11929).
+"""ViT in torchvision, timm and transformers, with our model's weights (Dosovitskiy et al. 2021, arXiv 2010.11929).
 
-The libraries' presets (`vit_b_16`, `vit_base_patch16_224`, `ViTForImageClassification`) are only hyperparameters, which
-are taken here from our config.
+The libraries' presets (`vit_b_16`, `vit_base_patch16_224`, `ViTForImageClassification`) are not used: they consist only
+of hyperparameters, which are taken here from our config.
 """
 
 from typing import Any
@@ -27,9 +27,9 @@ PEERS = tuple(LAYOUTS)
 
 
 def config(model: str, *, tiny: bool, side: int | None = None) -> dict[str, Any]:
-    """A preset and its recipe, as `train.py model=...` takes them.
+    """Compose the config of `train.py model=MODEL`.
 
-    With `tiny` it has two narrow layers and images of 32 x 32 pixels; with `side`, images of side x side pixels.
+    With `tiny`, the model has two narrow layers and takes images of 32 x 32 pixels; with `side`, of side x side pixels.
     """
     tiny_keys = [
         "model.width=64",
@@ -43,7 +43,7 @@ def config(model: str, *, tiny: bool, side: int | None = None) -> dict[str, Any]
 
 
 def classifier(recipe: dict[str, Any]) -> Classifier:
-    """Our classifier with random values in every tensor."""
+    """Build our classifier, with random values in every parameter."""
     size = tuple(recipe["data"]["image_size"])
     model: Classifier = build(recipe["model"], classes=CLASSES, channels=3, image_size=size)
     randomise_parameters(model)
@@ -61,7 +61,7 @@ def to_layout(ours: dict[str, Tensor], layout: str) -> dict[str, Tensor]:
 
 
 def peer(layout: str, model: Classifier, recipe: dict[str, Any]) -> nn.Module:
-    """The peer's model with our weights and PyTorch's fused attention, which all three document."""
+    """Build the peer's model with our weights and PyTorch's fused attention, which all three libraries document."""
     options, side = recipe["model"], recipe["data"]["image_size"][0]
     width, depth, heads, hidden = (options[key] for key in ("width", "layers", "heads", "feedforward"))
     theirs: nn.Module
@@ -86,7 +86,7 @@ def peer(layout: str, model: Classifier, recipe: dict[str, Any]) -> nn.Module:
             num_hidden_layers=depth,
             num_attention_heads=heads,
             intermediate_size=hidden,
-            layer_norm_eps=options["blocks"]["norm_eps"],  # its own default differs
+            layer_norm_eps=options["blocks"]["norm_eps"],  # transformers' default differs
             num_labels=CLASSES,
         )
         theirs = AutoModelForImageClassification.from_config(config, attn_implementation="sdpa")

@@ -1,7 +1,8 @@
 """Training steps of ViT against torchvision, timm and transformers.
 
-The peers train in bf16 under autocast, as they document. Their AdamW is fused, the default of transformers' trainer;
-timm's default, which is not, is one more contender. Weight decay and gradient clipping are those of our recipe.
+In bf16, the peers train under autocast, as they document. Their AdamW is fused, as by default in transformers' trainer;
+with timm's default, AdamW that is not fused, timm is one more contender. Weight decay and gradient clipping are those
+of our recipe.
 """
 
 import copy
@@ -48,12 +49,12 @@ def train(setting: Setting) -> Row:
                 contenders[f"{layout} {name}"] = _theirs(workload, theirs, layout, precision, compiled)
     unfused = _theirs(workload, peer("timm", model, workload.recipe), "timm", "fp32", compiled=False, fused=None)
     contenders["timm fp32 plain AdamW"] = unfused
-    cuda = setting.device.type == "cuda"  # its convolution of patches uses TF32
+    cuda = setting.device.type == "cuda"  # where the convolution of patches uses TF32
     return Row(
         name=f"training step {_shape(workload)}",
         contenders={name: contender.step for name, contender in contenders.items()},
         pairs=[*pairs(contenders, compiled=setting.compile), ("timm fp32", "timm fp32 plain AdamW")],
-        # The gradients of key biases are only rounding errors, from which Adam makes updates.
+        # Updates need a wide tolerance: Adam scales up the gradients of key biases, which are only rounding errors.
         check=lambda: compare_first_steps(
             contenders,
             dict(model.named_parameters()),
@@ -84,7 +85,7 @@ def throughput(setting: Setting) -> Row:
 
 
 class _FixedImages:
-    """The parts of a data set that a step needs, for images that are on the device."""
+    """The methods of a data set that a step needs, for images that are already on the device."""
 
     def classes(self) -> list[str]:
         return [str(number) for number in range(CLASSES)]
@@ -110,7 +111,7 @@ def _operations(model: nn.Module, workload: Workload) -> float:
 
 
 def _ours(workload: Workload, model: nn.Module, precision: str, compiled: bool) -> TrainingContender:
-    """The trainer's step."""
+    """Make our contender, which does the trainer's step."""
     step = stepper(model.train(), workload.recipe, _FixedImages(), workload.images.device, precision, compiled=compiled)
     batch = {"ids": [*range(len(workload.labels))], "images": workload.images, "labels": workload.labels.cpu()}
     return TrainingContender(model=model, step=lambda: step([batch], 0)["loss"])
@@ -119,7 +120,7 @@ def _ours(workload: Workload, model: nn.Module, precision: str, compiled: bool) 
 def _theirs(
     workload: Workload, model: nn.Module, layout: str, precision: str, compiled: bool, fused: bool | None = True
 ) -> TrainingContender:
-    """A plain training loop."""
+    """Make a peer's contender, a plain training loop."""
     device, adamw = workload.images.device, workload.recipe["optimizer"]
     smoothing, clip_norm = workload.recipe["task"]["loss"]["smoothing"], workload.recipe["trainer"]["clip_norm"]
     model.to(device).train()
