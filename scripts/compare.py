@@ -1,12 +1,12 @@
-"""Compare runs: their differing config keys, progress and metrics, best goal first.
+"""Compare runs in a table of differing config keys, progress and metrics, sorted by the goal, best first.
 
     python scripts/compare.py runs/detr-shapes
     python scripts/compare.py runs/sweeps/2026-01-01_12-00-00 runs/detr-shapes/best_of_all --csv table.csv
     python scripts/compare.py runs --columns optimizer.lr,val/AP,test/AP --sort test/AP --reverse
 
-A folder is a run's, or holds runs at any depth. Metrics come from results.json. A run that is not finished shows the
-best value of the goal on val so far; if no finished run says which metric the goal is, it shows its last evaluation.
-Nothing is written but the file of --csv.
+Each argument is a run's folder, or a folder that contains runs at any depth. The metrics of a finished run come from
+its results.json. For an unfinished run, the table shows the best value of the goal on val so far; if no finished run
+in the table tells which metric the goal is, it shows the metrics of the last evaluation. Only --csv writes a file.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's path holds only its own folder
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # Python adds only the script's own folder
 
 from common.cli.jobs import STATUS_FOLDER, statuses_in
 from common.config.check import did_you_mean
@@ -29,7 +29,7 @@ from common.files import names
 from common.files.run_folder import read_config
 from common.files.table import table
 
-IGNORED_KEYS = ("run_dir", "sweep_dir", "resume", "allow_changes", "trust")  # they do not change what a run computes
+IGNORED_KEYS = ("run_dir", "sweep_dir", "resume", "allow_changes", "trust")  # they do not change a run's results
 FIXED_COLUMNS = ("run", "state")  # always shown, first
 TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  ")  # the start of each entry of train.log
 
@@ -39,7 +39,7 @@ class Run(NamedTuple):
 
     folder: Path
     config: dict[str, Any]  # dotted keys -> values
-    results: dict[str, Any]  # empty until it is finished
+    results: dict[str, Any]  # empty until the run is finished
     evaluations: list[dict[str, Any]]  # the lines of metrics.jsonl that hold val metrics
     state: str
 
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def find_runs(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
-    """The run folders under these paths, and a line for each run of a sweep that failed before it had a folder.
+    """Find the run folders under `paths`, and describe, in a line each, runs of sweeps that failed without a config.
 
     Raises UserError for a path without any run.
     """
@@ -111,13 +111,13 @@ def _parse_json(file: Path, text: str) -> dict[str, Any]:
 
 
 def _read_metrics(file: Path) -> list[dict[str, Any]]:
-    """The complete lines of metrics.jsonl; the last one may be cut, by a kill or while it is written."""
+    """The complete lines of metrics.jsonl; the last line may be incomplete, after a kill or while it is written."""
     text = file.read_text("utf-8", "replace") if file.is_file() else ""
     return [_parse_json(file, line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
 def _state(folder: Path, config: dict[str, Any], lines: list[dict[str, Any]]) -> str:
-    """`done`, or the last logged step and, where it is known, why the run ended."""
+    """Describe a run: `done`, or its last logged step and, if known, why it ended."""
     if _is_finished(folder):
         return "done"
     steps = config.get("trainer.steps")
@@ -129,7 +129,7 @@ def _state(folder: Path, config: dict[str, Any], lines: list[dict[str, Any]]) ->
 
 
 def _end_of_log(file: Path) -> str:
-    """Why a run ended, if its log ends with a traceback or a stop: the last line of that entry; else empty."""
+    """Why a run ended: the last line of its log if the last entry is a traceback or a stop; else an empty string."""
     lines = file.read_text("utf-8", "replace").splitlines() if file.is_file() else []
     start = next((number for number in reversed(range(len(lines))) if TIMESTAMP.match(lines[number])), len(lines))
     entry = [line for line in lines[start:] if line.strip()]
@@ -140,7 +140,7 @@ def _end_of_log(file: Path) -> str:
 
 
 def _rows(runs: list[Run]) -> list[dict[str, Any]]:
-    """For each run a dict by columns: its folder and state, the differing keys, and its metrics."""
+    """Make a dict (column -> value) for each run, with its folder and state, the differing keys, and its metrics."""
     differing = _differing_keys(runs)
     directions = {run.goal: run.results.get("direction") for run in runs if run.goal}
     rows = []
@@ -156,7 +156,7 @@ def _rows(runs: list[Run]) -> list[dict[str, Any]]:
 
 
 def _differing_keys(runs: list[Run]) -> list[str]:
-    """The keys whose values differ between runs; of a section whose class (`_target_`) differs, only that key."""
+    """The keys whose values differ between runs; if a section's class (`_target_`) differs, only that key of it."""
     missing = object()
 
     def differs(key: str) -> bool:
@@ -169,13 +169,13 @@ def _differing_keys(runs: list[Run]) -> list[str]:
 
 
 def _goal_of(run: Run, goals: dict[str | None, Any]) -> str | None:
-    """The goal of an unfinished run: the first goal of finished runs that it measures."""
+    """The goal of an unfinished run: the first of the finished runs' `goals` that it has measured, or None."""
     measured = {name for line in run.evaluations for name in line}
     return next((goal for goal in goals if goal in measured), None)
 
 
 def _results_so_far(run: Run, goal: str | None, directions: dict[str | None, Any]) -> dict[str, Any]:
-    """The goal's best value so far; without a goal, the metrics of the last evaluation."""
+    """The results of an unfinished run: the goal's best value or, if `goal` is None, the last evaluation's metrics."""
     if goal is None:
         return {name: value for name, value in (run.evaluations or [{}])[-1].items() if name.startswith("val/")}
     values = [line[goal] for line in run.evaluations if line.get(goal) is not None]
@@ -205,17 +205,17 @@ def _sort(runs: list[Run], rows: list[dict[str, Any]], options: argparse.Namespa
 
 
 def _sort_key(value: Any) -> tuple[int, float, str]:
-    """Numbers in ascending order, then text, then None."""
+    """A key that sorts numbers in ascending order, then text, then None."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return 0, value, ""
     return (2, 0.0, "") if value is None else (1, 0.0, str(value))
 
 
 def _columns(rows: list[dict[str, Any]], option: str | None) -> list[str]:
-    """The columns that `option` (--columns) names, or all, keys before metrics; raises UserError for an unknown one."""
+    """Select the columns that `option` (--columns) names, or all; raises UserError for an unknown one."""
     known = list(dict.fromkeys(column for row in rows for column in row))
     if option is None:
-        return sorted(known, key=lambda column: "/" in column)  # a stable sort
+        return sorted(known, key=lambda column: "/" in column)  # config keys, then metrics
     columns = [column.strip() for column in option.split(",")]
     for column in columns:
         if column not in known:
@@ -224,7 +224,7 @@ def _columns(rows: list[dict[str, Any]], option: str | None) -> list[str]:
 
 
 def _cell(value: Any, column: str) -> Any:
-    """A cell of the printed table: metrics as floats, config values as text."""
+    """Convert a value for the printed table: a metric to a float, any other value to text."""
     if "/" in column and (value is None or isinstance(value, int | float)):
         return float("nan") if value is None else float(value)
     return "-" if value is None else str(value)
@@ -244,9 +244,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("folders", nargs="+", type=Path, help="runs' folders, or folders that hold runs")
-    parser.add_argument("--columns", help="columns beside run and state: config keys and metrics, separated by commas")
+    parser.add_argument("--columns", help="columns after run and state: config keys and metrics, separated by commas")
     parser.add_argument(
-        "--sort", metavar="COLUMN", help="sort by this config key or metric, ascending (default: by the goal)"
+        "--sort", metavar="COLUMN", help="sort by this key or metric, ascending (default: by the goal, best first)"
     )
     parser.add_argument("--reverse", action="store_true", help="reverse the order")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the table to this file")

@@ -1,12 +1,14 @@
 """Export a model: `python scripts/export.py checkpoint=FILE [--output FOLDER] [--format torch,onnx]`.
 
-Takes every file that predict.py takes (an official one with model=NAME), and config keys that override the file's
-(weights=raw, data.image_size=384). FOLDER, by default CHECKPOINT.export, receives each graph by torch.export (.pt2) and
-as ONNX (.onnx), in fp32, for any batch size, image size and sentence length; model.json, which describes inputs,
-outputs and preprocessing; and a translator's tokenizer. Using these files does not require Triptych.
+FILE is any checkpoint that predict.py accepts (an official one needs model=NAME as well). Further keys override the
+checkpoint's config (weights=raw, data.image_size=384). FOLDER (default: the checkpoint's name with the suffix .export)
+receives each graph both by torch.export (.pt2) and as ONNX (.onnx), in fp32, for any batch size, image size and
+sentence length; model.json, which describes inputs, outputs and preprocessing; and a translator's tokenizers. Using
+these files does not require Triptych.
 
-Every file is read again and compared with the model on shapes that tracing has not seen. If outputs differ by more than
-1e-4, nothing is written. The exit code is 0, 1 if outputs differ, or 2 if nothing can be exported.
+Every exported graph is read back from its file and compared with the model on input shapes other than the traced one.
+If outputs differ by more than 1e-4, nothing is written. The exit code is 0, 1 if outputs differ, or 2 if nothing can be
+exported.
 """
 
 import argparse
@@ -18,7 +20,7 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's path holds only its own folder
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # Python adds only the script's own folder
 
 from common.machine import threads
 
@@ -36,8 +38,9 @@ from scripts.exporting.plan import Comparison, Plan
 from seq2seq.tasks.translation import Translation
 from vit.tasks.classification import Classification
 
-# Logits: relative to their largest deviation from the mean; probabilities and relative coordinates: absolute. Another
-# order of fp32 sums gives about 1e-6; tanh in place of the exact GELU, or another resampling, gives more than this.
+# The largest accepted difference: of logits, relative to their largest deviation from the mean; of probabilities and
+# relative coordinates, absolute. Another order of fp32 sums gives about 1e-6; the tanh approximation of GELU or another
+# resampling of images gives more than 1e-4.
 TOLERANCE = 1e-4
 PLANNERS = {Detection: detection.plan, Classification: classification.plan, Translation: translation.plan}
 
@@ -65,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             files = sorted(folder.iterdir())
             summary = ", ".join(f"{file.name} ({file.stat().st_size / 1e6:,.1f} MB)" for file in files)
     except UserError as error:
-        print(str(error).replace("evaluate.py", "export.py"), file=sys.stderr)  # it takes evaluate.py's config
+        print(str(error).replace("evaluate.py", "export.py"), file=sys.stderr)  # written for evaluate.py's config
         return 2
     except OSError as error:
         print(f"{output} cannot be written ({error.strerror}); check its folder and the disk.", file=sys.stderr)
@@ -79,10 +82,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def export(parts: Components, folder: Path, formats: Sequence[Format], checkpoint: str) -> None:
-    """Write a model's graphs, its further files and model.json into `folder`.
+    """Write a model's graphs, its tokenizer files, if any, and model.json into `folder`.
 
-    Prints a table of the differences from the model. Raises OutputMismatchError if one is above TOLERANCE, and
-    UserError for a task that cannot be exported.
+    Prints a table of the differences between the files' outputs and the model's. Raises OutputMismatchError if a
+    difference is above TOLERANCE, and UserError for a task that cannot be exported.
     """
     plan = make_plan(parts)
     programs = {graph.name: graphs.trace(graph, plan.dimensions) for graph in plan.graphs}
@@ -98,7 +101,7 @@ def export(parts: Components, folder: Path, formats: Sequence[Format], checkpoin
     print(table("largest differences from the model", [["file", "shape", "output", "difference"], *cells]))
     worst = max((row for _, row in comparisons), key=lambda row: row.difference)
     if not worst.difference <= TOLERANCE:
-        raise OutputMismatchError(f"{worst.output} differ by {worst.difference:.2g} and the limit is {TOLERANCE:g}")
+        raise OutputMismatchError(f"{worst.output} differ by {worst.difference:.2g}, but the limit is {TOLERANCE:g}")
     content = description(plan, formats, comparisons) | {
         "checkpoint": checkpoint,
         "weights": parts.weights_line.partition("\n")[0].partition(": ")[2],
@@ -110,15 +113,15 @@ def export(parts: Components, folder: Path, formats: Sequence[Format], checkpoin
 
 def make_plan(parts: Components) -> Plan:
     """Plan the export of a checkpoint's model; raises UserError for a task that cannot be exported."""
-    for kind, planner in PLANNERS.items():
-        if isinstance(parts.task, kind):
+    for task_class, planner in PLANNERS.items():
+        if isinstance(parts.task, task_class):
             return planner(parts.model.float().eval().requires_grad_(False), parts.task)
-    kinds = ", ".join(kind.__name__ for kind in PLANNERS)
-    raise UserError(f"{type(parts.task).__name__} cannot be exported; only {kinds} can.")
+    supported = ", ".join(task_class.__name__ for task_class in PLANNERS)
+    raise UserError(f"The task {type(parts.task).__name__} cannot be exported; only {supported} can.")
 
 
 def description(plan: Plan, formats: Sequence[Format], comparisons: Sequence[tuple[str, Comparison]]) -> dict[str, Any]:
-    """The content of model.json: metadata, graphs, comparisons and versions."""
+    """Make the content of model.json: metadata, graphs, comparisons and versions of packages."""
     content: dict[str, Any] = {"format": whole_folder.FORMAT, **plan.metadata}
     content["sizes"] = {name: dimension.description for name, dimension in plan.dimensions.items()}
     content["graphs"] = {
@@ -145,7 +148,7 @@ def description(plan: Plan, formats: Sequence[Format], comparisons: Sequence[tup
 
 
 def _require_packages(formats: Sequence[Format]) -> None:
-    """Raise UserError if ONNX is requested and a package that it needs is missing."""
+    """Raise UserError if ONNX is requested and a package that the export to ONNX needs is missing."""
     missing = next((name for name in graphs.PACKAGES if not util.find_spec(name)), None)
     if "onnx" in formats and missing:
         raise UserError(
@@ -170,7 +173,7 @@ def _options(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--output", type=Path, metavar="FOLDER", help="the folder to write (default: CHECKPOINT.export)"
+        "--output", type=Path, metavar="FOLDER", help="the folder to write (default: the checkpoint's name and .export)"
     )
     parser.add_argument("--format", type=_formats, default="torch,onnx", help="torch, onnx, or both (default)")
     return parser.parse_known_args(arguments)

@@ -1,10 +1,10 @@
 """Export a translator to transformers: `python scripts/export_marian.py FILE --output FOLDER`.
 
 FILE is a checkpoint of a seq2seq run. FOLDER receives config.json, generation_config.json and model.safetensors, which
-`MarianMTModel.from_pretrained(FOLDER)` reads, and triptych.json, with which `checkpoint=FOLDER/model.safetensors`
-restores the exact checkpoint with its tokenizers. transformers' MarianTokenizer cannot read our tokenizers. If
-transformers is installed, the logits of both models are compared. The exit code is 0, 1 if they differ, or 2 if nothing
-can be exported.
+`MarianMTModel.from_pretrained(FOLDER)` reads, and triptych.json, from which Triptych restores the exact checkpoint and
+its tokenizers (`python predict.py checkpoint=FOLDER/model.safetensors`). transformers' MarianTokenizer cannot read our
+tokenizers. If transformers is installed, the logits of its model and of ours are compared. The exit code is 0, 1 if
+the logits differ, or 2 if nothing can be exported.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's path holds only its own folder
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # Python adds only the script's own folder
 
 from common.machine import threads
 
@@ -33,7 +33,7 @@ from seq2seq.importing import marian
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Export the checkpoint and compare the result with it; returns the exit code."""
+    """Export the checkpoint and compare the exported model with it; returns the exit code."""
     names.escape_streams()
     options = _options(arguments)
     try:
@@ -71,7 +71,7 @@ def _compare(model: dict[str, Any], tensors: dict[str, Tensor], folder: Path) ->
 
 
 def _peer(folder: Path) -> Any:
-    """transformers' model of an exported folder; raises ModuleNotFoundError without transformers."""
+    """Load an exported folder with transformers; raises ModuleNotFoundError if transformers is not installed."""
     from transformers import MarianMTModel
     from transformers.utils import logging
 
@@ -86,7 +86,7 @@ def _load(path: Path) -> dict[str, Any]:
     if not checkpoint.is_ours(content):
         raise UserError(f"{path} was not written by this program; give a checkpoint of a seq2seq run.")
     target = content["config"]["model"].get("_target_")
-    if target != MODEL:  # also for safety: an untrusted file must not name the class to build
+    if target != MODEL:  # also for safety: an untrusted file must not choose the class to build
         raise UserError(f"{path} holds a {target}; only {MODEL} can be exported.")
     return content
 
@@ -96,7 +96,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("checkpoint", type=Path, help="a checkpoint of a seq2seq run")
     parser.add_argument("--output", type=Path, required=True, help="the folder to write")
     parser.add_argument(
-        "--weights", choices=("auto", "ema", "raw"), default="auto", help="auto: averaged weights if the file has them"
+        "--weights", choices=("auto", "ema", "raw"), default="auto", help="auto (default): ema if the file has it"
     )
     return parser.parse_args(arguments)
 

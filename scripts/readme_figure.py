@@ -3,7 +3,7 @@
 python scripts/readme_figure.py DETECTOR CLASSIFIER TRANSLATOR --output FILE.svg
 
 Each argument is a checkpoint (`runs/.../checkpoints/best.pt`). The three panels show test images of shapes with
-predicted boxes, test digits with their attention rollout, and a phrase with its cross-attention. They are the pictures
+predicted boxes, test digits with their attention rollout, and a phrase with its cross-attention. The pictures are those
 that predict.py writes, resized and placed side by side.
 """
 
@@ -60,12 +60,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _load(checkpoint: Path, *overrides: str) -> tuple[nn.Module, Any]:
-    """The model and its task; `Any`, since the task's `data` is not in the protocol."""
+    """Load a model and its task. The task's type is Any, since the protocol of tasks does not contain `data`."""
     return load(checkpoint, *overrides)
 
 
 def _picture_grid(model: nn.Module, task: Any, images: Iterable[Tensor], folder: Path, *, columns: int) -> str:
-    """An SVG group of the pictures that predict.py writes for images uint8 (3, H, W), in a grid `PANEL` pixels high."""
+    """Let predict.py's functions draw images uint8 (3, H, W); returns an SVG with a grid of them, PANEL pixels high."""
     originals, predictions = folder / "images", folder / "predictions"
     originals.mkdir(parents=True)
     for i, image in enumerate(images):
@@ -95,7 +95,7 @@ def _read_resized(file: Path, height: int) -> Tensor:
 
 
 def _attention_picture(model: nn.Module, task: Any, folder: Path) -> str:
-    """The SVG picture that predict.py writes for the phrase, `PANEL` pixels high."""
+    """The SVG picture that predict.py writes for PHRASE, resized to PANEL pixels high."""
     folder.mkdir()
     text = folder / "phrase.txt"
     text.write_text(f"{PHRASE}\n", encoding="utf-8")
@@ -111,7 +111,7 @@ def _attention_picture(model: nn.Module, task: Any, folder: Path) -> str:
 
 
 def _side_by_side(panels: Sequence[str]) -> str:
-    """One SVG of all panels, each below its title."""
+    """Join the panels to one SVG, each below its title."""
     parts, x = [], 0.0
     for title, panel in zip(TITLES, panels, strict=True):
         width = float(re.search(r'width="([\d.]+)"', panel).group(1))

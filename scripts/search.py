@@ -3,14 +3,16 @@ r"""Search for good values of keys with Optuna: each trial is a run of train.py 
     python scripts/search.py model=vit optimizer.lr=1e-4..1e-2 model.layers=2..6 optimizer.name=adamw,adam \
         trainer.steps=200 --trials 20 --study searches/vit
 
-It takes the command line of train.py. a..b is a range: of integers if both ends are written as integers, else of
-floats. A range of floats is logarithmic if its start is above 0 and its end at least 10 times the start. a,b is a
-choice. All other arguments go to every trial unchanged.
+The arguments are those of train.py, but a value may be a range or a choice. key=a..b is a range: of integers if both
+ends are written as integers, else of floats. Floats are sampled on a logarithmic scale if the start of the range is
+above 0 and its end is at least 10 times the start. key=a,b is a choice of values. All other arguments are passed to
+every trial unchanged.
 
-The objective is the task's goal on val (AP, top1, bleu). After a stop or a kill the same command resumes the search,
-the interrupted trial first and from its last checkpoint; all trials have the values of an uninterrupted search. A
-larger --trials extends a search. FOLDER/study.db is an Optuna study in SQLite, FOLDER/trial_0003 is the run of trial 3
-and FOLDER/trial_0003.txt its output. `scripts/compare.py FOLDER` shows all trials.
+The objective is the task's goal on val (AP, top1, bleu). After a signal or a kill, the same command resumes the search:
+first the interrupted trial, from its last checkpoint, then further trials with the values that an uninterrupted search
+would have given them. A larger --trials extends a search. FOLDER/study.db is an Optuna study in SQLite,
+FOLDER/trial_0003 is the run of trial 3 and FOLDER/trial_0003.txt its output. `scripts/compare.py FOLDER` shows all
+trials.
 """
 
 import argparse
@@ -26,7 +28,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's path holds only its own folder
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # Python adds only the script's own folder
 
 from common.cli.jobs import run_script
 from common.config.check import build
@@ -46,9 +48,9 @@ except ImportError:
 
 ROOT = Path(__file__).resolve().parents[1]  # the folder of train.py
 LOG_SCALE_RATIO = 10  # a range of floats is logarithmic if its end is at least this many times its start
-MAX_INITIAL_FAILURES = 3  # the search stops when so many trials have failed and none has succeeded
-POLL_SECONDS = 2.0  # between checks whether another process still holds a run
-RESERVED_KEYS = ("run_dir", "resume", "sweep_dir", "allow_changes")  # set by this script for each trial
+MAX_INITIAL_FAILURES = 3  # the search stops when this many trials have failed and none has succeeded
+POLL_SECONDS = 2.0  # between checks whether another process still uses a run's folder
+RESERVED_KEYS = ("run_dir", "resume", "sweep_dir", "allow_changes")  # not for users: this script decides on them
 
 
 class Plan(NamedTuple):
@@ -60,7 +62,7 @@ class Plan(NamedTuple):
     direction: str  # maximize or minimize
 
     def arguments(self, values: dict[str, Any]) -> list[str]:
-        """The command line of train.py for these values."""
+        """The arguments of train.py for a trial with these values."""
         return [*self.fixed, *(f"{key}={values[key]}" for key in self.space)]
 
 
@@ -93,18 +95,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def plan(arguments: Sequence[str]) -> Plan:
-    """Parse a command line of train.py with ranges and choices; raises UserError.
+    """Parse arguments of train.py with ranges and choices; raises UserError.
 
-    Each choice and both ends of each range are checked as far as possible before a run.
+    Every choice and both ends of every range are checked as far as this is possible without training.
     """
     ranges = {word: pair for word in arguments if (pair := _range(word))}
     space: dict[str, BaseDistribution] = dict(ranges.values())
     command = Command("train", [word for word in arguments if word not in ranges], sweep=True)
     if command.flags.multirun or command.flags.help or command.flags.cfg:
-        raise UserError("-m, --help and --cfg are for train.py; a search takes only keys, key=a..b and key=a,b.")
+        raise UserError("-m, --help and --cfg are for train.py; a search takes key=value, key=a..b and key=a,b only.")
     reserved = next((key for key in RESERVED_KEYS if key in command.keys), None)
     if reserved:
-        raise UserError(f"{reserved}= is set for each trial; give --study for the folder of all trials.")
+        raise UserError(f"{reserved}= cannot be set for a search; leave it out, and give --study for the folder.")
     choices = {}
     for word, override in zip(command.flags.overrides, command.parse(command.overrides), strict=True):
         if override.is_sweep_override():
@@ -121,7 +123,7 @@ def plan(arguments: Sequence[str]) -> Plan:
 
 
 def _range(word: str) -> tuple[str, BaseDistribution] | None:
-    """Parse key=a..b into a key and its range; None for any other word."""
+    """Parse `word`, key=a..b, into the key and its range; returns None for any other argument."""
     key, _, value = word.partition("=")
     ends = value.split("..", 1)
     try:
@@ -136,23 +138,24 @@ def _range(word: str) -> tuple[str, BaseDistribution] | None:
 
 
 def _goal(fixed: list[str], space: dict[str, BaseDistribution]) -> tuple[str, str]:
-    """The name and direction of the objective; checks the configs of all choices and ends of ranges."""
+    """The name and direction of the objective; raises UserError if a choice or an end of a range is no valid config."""
     candidates = {key: _values_to_check(distribution) for key, distribution in space.items()}
     first = {key: values[0] for key, values in candidates.items()}
     goals = set()
     for key, value in [(key, value) for key, values in candidates.items() for value in values]:
         config = configure("train", [*fixed, *(f"{name}={setting}" for name, setting in {**first, key: value}.items())])
-        goal = build(config["task"], data=build(config["data"])).goal  # its constructor may choose the goal
+        goal = build(config["task"], data=build(config["data"])).goal  # a task's constructor may choose it
         goals.add((f"val/{goal.name}", "maximize" if goal.higher_is_better else "minimize"))
     if len(goals) > 1:
         raise UserError(
-            f"These trials have several goals ({', '.join(sorted(name for name, _ in goals))}); search for one."
+            f"These trials have different goals ({', '.join(sorted(name for name, _ in goals))}), so they cannot be "
+            "compared; search only keys that do not change the goal."
         )
     return goals.pop()
 
 
 def _values_to_check(distribution: BaseDistribution) -> Sequence[Any]:
-    """All choices, or both ends of a range."""
+    """The values of a distribution to check before training: all choices, or both ends of a range."""
     if isinstance(distribution, CategoricalDistribution):
         return distribution.choices
     assert isinstance(distribution, IntDistribution | FloatDistribution)
@@ -182,7 +185,10 @@ def _open_study(folder: Path, search: Plan, seed: int) -> optuna.Study:
 
 
 def _database_url(file: Path) -> str:
-    """The URL of a SQLite file. SQLAlchemy decodes %41 in it since 2.1; raises UserError for a name that it changes."""
+    """The URL of a SQLite file; raises UserError if SQLAlchemy reads no URL as this file.
+
+    SQLAlchemy decodes escapes such as %41 in URLs since version 2.1, so a name that contains them must be quoted.
+    """
     if names.escape(str(file)) == str(file):  # SQLite takes UTF-8 only
         for path in (str(file), quote(str(file))):
             if make_url(url := f"sqlite:///{path}").database == str(file):
@@ -191,7 +197,7 @@ def _database_url(file: Path) -> str:
 
 
 def _run_trials(study: optuna.Study, search: Plan, options: argparse.Namespace) -> None:
-    """Run trials until there are `options.trials`; raises Stopped, and UserError if the first trials all fail."""
+    """Run trials until there are `options.trials`; raises Stopped, or UserError if the first trials all fail."""
     failures, succeeded = 0, False
     while (trial := _next_trial(study, options.trials)) is not None:
         values = _suggest(study, trial, search, options.seed)
@@ -219,7 +225,7 @@ def _run_trials(study: optuna.Study, search: Plan, options: argparse.Namespace) 
 
 
 def _next_trial(study: optuna.Study, count: int) -> optuna.Trial | None:
-    """An interrupted trial, or else a new one; None if there are `count`."""
+    """An interrupted trial if there is one, else a new trial; None if there are already `count` trials."""
     trials = study.get_trials(deepcopy=False)
     interrupted = [trial for trial in trials if trial.state == TrialState.RUNNING]
     if interrupted:
@@ -228,7 +234,7 @@ def _next_trial(study: optuna.Study, count: int) -> optuna.Trial | None:
 
 
 def _suggest(study: optuna.Study, trial: optuna.Trial, search: Plan, seed: int) -> dict[str, Any]:
-    """Sample the trial's values; an interrupted trial keeps those that it has.
+    """Sample the trial's values; an interrupted trial keeps the values that it already has.
 
     Each value has its own seed, so a search that is killed at any point samples the same values when it is resumed.
     Keys are sampled independently (Bergstra et al. 2011, section 4); `multivariate` would sample them jointly.
@@ -236,14 +242,14 @@ def _suggest(study: optuna.Study, trial: optuna.Trial, search: Plan, seed: int) 
     for key, distribution in search.space.items():
         digest = hashlib.blake2b(f"{seed} {trial.number} {key}".encode(), digest_size=4).digest()
         study.sampler = optuna.samplers.TPESampler(seed=int.from_bytes(digest, "big"), multivariate=False)
-        trial._suggest(key, distribution)  # Optuna's public suggest_ methods call it
+        trial._suggest(key, distribution)  # which Optuna's public suggest_ methods call
     return {key: trial.params[key] for key in search.space}
 
 
 def _train(arguments: list[str], folder: Path) -> Stopped | None:
-    """Run train.py to its end; returns the stop if a signal stopped it, else None.
+    """Run train.py until it ends; returns a Stopped if a signal ended it, else None.
 
-    Waits if a run that a killed search left behind still holds `folder`.
+    If a run that a killed search left behind still uses `folder`, waits for its end first.
     """
     while True:
         code, signals = run_script(ROOT / "train.py", arguments, folder.with_suffix(".txt"))
@@ -306,7 +312,7 @@ def _options(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument("--trials", type=int, required=True, help="number of trials in total, including finished ones")
     parser.add_argument("--study", type=Path, required=True, metavar="FOLDER", help="the folder of the search")
-    parser.add_argument("--seed", type=int, default=0, help="the search's seed (default 0); the runs' is the key seed=")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the search (default 0), not of its runs")
     return parser.parse_known_args(arguments)
 
 

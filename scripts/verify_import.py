@@ -1,9 +1,10 @@
 """Compare an imported file with its original program: `python scripts/verify_import.py checkpoint=FILE model=NAME`.
 
-Reads the file twice, by our import and by the program that wrote it, and compares the outputs for random inputs; see
-scripts/verify/classifier.py for a ViT and scripts/verify/translator.py for a translator (such as
-model=transformer_opus). Config keys are overridden as for evaluate.py: `model.blocks.activation=gelu_tanh`. The exit
-code is 0 if outputs agree, 1 if they differ, or 2 if nothing can be compared.
+The weights are loaded twice, into our model and into that of the program that wrote the file, and the outputs of both
+models for random inputs are compared; see scripts/verify/classifier.py for a ViT and scripts/verify/translator.py for a
+translator (such as model=transformer_opus). Further arguments are config keys of evaluate.py, such as
+`model.blocks.activation=gelu_tanh`. The exit code is 0 if outputs agree, 1 if they differ, or 2 if nothing can be
+compared.
 """
 
 import os
@@ -11,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's path holds only its own folder
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # Python adds only the script's own folder
 
 from common.machine import threads
 
@@ -38,12 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         target = config["model"]["_target_"]
         if target not in VERIFIERS:
             raise UserError(
-                f"model._target_={target}: only {' and '.join(VERIFIERS)} can be compared; give model=vit_b16, for "
-                "example, or model=transformer_opus."
+                f"model._target_={target}: only {' and '.join(VERIFIERS)} can be compared; give, for example, "
+                "model=vit_b16 or model=transformer_opus."
             )
         text, agree = VERIFIERS[target](config)
     except UserError as error:
-        print(str(error).replace("evaluate.py", "verify_import.py"), file=sys.stderr)  # it takes evaluate.py's config
+        print(str(error).replace("evaluate.py", "verify_import.py"), file=sys.stderr)  # of evaluate.py's config
         return 2
     print(text)
     return 0 if agree else 1

@@ -3,10 +3,10 @@
     python scripts/verify_resume.py model=detr
     python scripts/verify_resume.py model=vit_b16 data.root=photos --steps 200 --kills 10
 
-It takes the command line of train.py. One run trains without interruption. A second run kills itself (SIGKILL) at
-random steps, around an update, in an evaluation or while it writes a checkpoint, and is resumed with the same command
-each time. Then every tensor of all checkpoints and every line of metrics.jsonl are compared. The exit code is 0 if all
-are equal, 1 if not, or 2 if nothing can be compared.
+The arguments are those of train.py. One run trains without interruption. A second run kills itself (SIGKILL) at random
+steps: before or after an update, in an evaluation, or while it writes a checkpoint; each time, it is resumed with the
+same command. Then every tensor of all checkpoints and every line of metrics.jsonl are compared. The exit code is 0 if
+all are equal, 1 if not, or 2 if nothing can be compared.
 """
 
 import argparse
@@ -45,7 +45,7 @@ MOMENTS = ("before the update", "after the update", "in an evaluation", "while i
 
 
 class Kill(NamedTuple):
-    """When a run kills itself: at the first such moment in `step` or a later step."""
+    """When a run kills itself: the first time that `moment` (one of MOMENTS) occurs in `step` or a later step."""
 
     step: int
     moment: str
@@ -97,7 +97,7 @@ def compare(first: Path, second: Path) -> Report:
         if missing:
             differences.append(f"only one run has {next(file for file in files if file.exists())}")
             continue
-        contents = [{**checkpoint.load(file), "config": None} for file in files]  # it names the run's own folder
+        contents = [{**checkpoint.load(file), "config": None} for file in files]  # the config names the folder
         differences += [f"{name}{path}" for path in unequal_paths(*contents)]
         tensors += count_tensors(contents[0])
     lines = [(run / "metrics.jsonl").read_text(encoding="utf-8").splitlines() for run in (first, second)]
@@ -105,7 +105,7 @@ def compare(first: Path, second: Path) -> Report:
         pairs = zip(*lines, strict=False)
         number = next((number for number, (a, b) in enumerate(pairs) if a != b), min(map(len, lines)))
         differences.append(
-            f"metrics.jsonl: {len(lines[0])} and {len(lines[1])} lines, different from line {number + 1} on"
+            f"metrics.jsonl: {len(lines[0])} and {len(lines[1])} lines, which differ from line {number + 1} on"
         )
     results = [json.loads((run / "results.json").read_text(encoding="utf-8")) for run in (first, second)]
     if results[0] != results[1]:
@@ -139,17 +139,17 @@ def _options() -> argparse.Namespace:
     summary, _, rest = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(description=summary, epilog=rest, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("overrides", nargs="+", help="the command line of train.py: model=NAME key=value ...")
-    parser.add_argument("--steps", type=int, default=40, help="length of the runs; 0 is the config's (default 40)")
+    parser.add_argument("--steps", type=int, default=40, help="steps of each run (default 40); 0: as in the config")
     parser.add_argument("--kills", type=int, default=5, help="number of kills of the second run (default 5)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the random steps (default 0)")
-    parser.add_argument("--folder", help="the folder of both runs; without it they are deleted if all is equal")
+    parser.add_argument("--seed", type=int, default=0, help="seed from which the kills are sampled (default 0)")
+    parser.add_argument("--folder", help="the folder for both runs; by default they are deleted if all is equal")
     return parser.parse_intermixed_args()
 
 
 def _run_overrides(options: argparse.Namespace) -> tuple[list[str], int]:
-    """The arguments of train.py without the folder, and the number of steps.
+    """The arguments of train.py, all but the folder, and the number of steps.
 
-    A shortened run saves and evaluates several times, unless the command line says when.
+    With --steps, runs save and evaluate several times, unless the command line sets save_every or eval_every.
     """
     overrides, keys = list(options.overrides), {word.partition("=")[0] for word in options.overrides}
     for key in ("run_dir", "resume"):
@@ -169,7 +169,7 @@ def _run_overrides(options: argparse.Namespace) -> tuple[list[str], int]:
 
 
 def _sample_kills(count: int, steps: int, seed: int) -> list[Kill]:
-    """Random steps in ascending order, and the moments in random order."""
+    """Sample kills at random steps, in ascending order, each at the next of MOMENTS, which are shuffled."""
     rng = random.Random(seed)
     kill_steps = sorted(rng.randrange(steps) for _ in range(count))
     moments = rng.sample(MOMENTS, len(MOMENTS))
@@ -177,7 +177,7 @@ def _sample_kills(count: int, steps: int, seed: int) -> list[Kill]:
 
 
 def _train_and_kill(overrides: list[str], folder: Path, kill: Kill) -> bool:
-    """Whether the run was killed; one that has finished its steps may end before such a moment occurs."""
+    """Start or resume the run until it is killed; returns False if it ended before the moment of the kill occurred."""
     code = _train(overrides, folder / "killed", kill)
     if code == 0:
         print(f"not killed {kill.moment}, after {kill.step} steps: the run ended first", flush=True)
@@ -206,7 +206,7 @@ def _train(overrides: list[str], run: Path, kill: Kill | None = None) -> int:
 
 
 def _train_until(step: str, moment: str, *arguments: str) -> NoReturn:
-    """Run train.py in this process until the kill."""
+    """Run train.py in this process, which kills itself at the moment `moment` in step `step` or later."""
     _install(Kill(int(step), moment))
     sys.argv[0] = "train.py"
     cli.launch(train.train, "train", None, arguments)
@@ -242,7 +242,7 @@ def _install(kill: Kill) -> None:
 
 
 def _as_method(patch: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
-    """`patch` with `original` as its first argument, as a function, since a `partial` does not become a method."""
+    """A function that calls `patch(original, ...)`; as a class attribute it becomes a method, unlike a `partial`."""
 
     def call(*arguments: Any) -> Any:
         return patch(original, *arguments)

@@ -31,7 +31,8 @@ class NamedLogits(nn.Module):
 def plan(model: nn.Module, task: Classification) -> Plan:
     """Plan the export of a classifier for any batch size, and any height and width divisible by its patch size.
 
-    A model of another class, or with a single row or column of patches, is exported for its own image size only.
+    A model of a class other than Classifier, or with a single row or column of patches, is exported only for the image
+    size of its data.
     """
     data = task.data
     height, width = data.image_size
@@ -41,7 +42,7 @@ def plan(model: nn.Module, task: Classification) -> Plan:
     if isinstance(model, Classifier) and min(model.patches.grid(height, width)) > 1:
         p = model.patches.size
         for name, count in (("height", "rows"), ("width", "columns")):
-            # Tracing specialises a length of 1, and a product with a symbol needs an upper bound.
+            # Tracing treats a length of 1 as a constant, and a multiple of a symbolic length needs an upper bound.
             dimensions[name] = Dimension(p * Dim(count, min=2, max=4096), f"multiples of {p} pixels, {2 * p} or more")
         shape = ["batch", data.channels, "height", "width"]
         sizes += [(2 * p, 3 * p), (height + p, width), (height, 2 * width), (5 * p, 2 * p)]
@@ -68,7 +69,7 @@ def plan(model: nn.Module, task: Classification) -> Plan:
 
 
 def preprocessing(data: Any) -> dict[str, Any]:
-    """The preprocessing of an image, described for a re-implementation."""
+    """Describe the preprocessing of an image, so that it can be re-implemented."""
     return {
         "colours": "RGB" if data.channels == 3 else "grey",
         "image_size": list(data.image_size),

@@ -15,14 +15,16 @@ from detr.tasks.detection import Detection
 from scripts.exporting.plan import Comparison, Dimension, Graph, GraphFunction, Plan
 from scripts.verify.comparison import absolute_difference
 
-STRIDE = 32  # the largest of the backbones; smaller images give feature maps of one row, which tracing specialises
+# The largest stride of the backbones. An image of up to 32 pixels has a feature map of one row or column, a length that
+# tracing treats as a constant.
+STRIDE = 32
 SEED = 0
-# (height, width) of the images of each batch, which is padded to the largest.
+# Batches to compare: the (height, width) of each image. A batch is padded to its largest height and width.
 BATCHES = ([(64, 64)], [(97, 70), (60, 41)], [(50, 129), (33, 100), (50, 40)], [(33, 33), (33, 33)])
 
 
 class Detections(nn.Module):
-    """A detector with its outputs converted to scores, labels and boxes."""
+    """A detector that returns scores, labels and boxes instead of logits."""
 
     def __init__(self, model: nn.Module, classification: Classification):
         super().__init__()
@@ -66,7 +68,7 @@ def plan(model: nn.Module, task: Detection) -> Plan:
 
 
 def preprocessing(data: Any) -> dict[str, Any]:
-    """The preprocessing of an image, described for a re-implementation."""
+    """Describe the preprocessing of an image, so that it can be re-implemented."""
     augmentation = getattr(data, "augmentation", None)
     return {
         "colours": "RGB",
@@ -81,7 +83,7 @@ def preprocessing(data: Any) -> dict[str, Any]:
 
 
 def _image_dimensions(model: nn.Module) -> dict[str, Dimension]:
-    """The heights and widths that a detector takes."""
+    """The heights and widths of images that a detector accepts."""
     shortest, longest, description = STRIDE + 1, None, f"{STRIDE + 1} pixels or more"
     positions, stages = getattr(model, "positions", None), getattr(getattr(model, "backbone", None), "stages", None)
     if isinstance(positions, Learned2d) and stages:
@@ -91,7 +93,7 @@ def _image_dimensions(model: nn.Module) -> dict[str, Dimension]:
 
 
 def _sample_batch(shapes: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-    """Random images of these heights and widths, zero-padded (B, 3, H, W), and their sizes (B, 2)."""
+    """Sample images with these heights and widths, zero-padded to (B, 3, H, W), and return their sizes (B, 2), too."""
     sizes = torch.tensor(shapes)
     height, width = sizes.amax(0).tolist()
     images = torch.randn(len(shapes), 3, height, width, generator=torch.Generator().manual_seed(SEED))
@@ -104,7 +106,10 @@ def _sample_batch(shapes: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
 def _compare(
     model: nn.Module, classification: Classification, function: GraphFunction, shapes: list[tuple[int, int]]
 ) -> list[Comparison]:
-    """Differences on one batch. Labels differ by the model's highest probability minus that of the exported label."""
+    """Compare outputs on one batch.
+
+    The difference of labels is the model's highest class probability minus its probability of the exported label.
+    """
     images, sizes = _sample_batch(shapes)
     padded = any(shape != following for shape, following in pairwise(shapes))
     outputs = unstack_layers(model(images, sizes if padded else None))[-1]

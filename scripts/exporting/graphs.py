@@ -16,13 +16,13 @@ from scripts.exporting.plan import Dimension, Graph, GraphFunction
 
 Format = Literal["torch", "onnx"]
 ENDINGS: dict[Format, str] = {"torch": ".pt2", "onnx": ".onnx"}
-PACKAGES = ("onnx", "onnxscript", "onnxruntime")  # needed for ONNX
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")  # needed for the export to ONNX
 MAX_EMBEDDED_BYTES = 1_900_000_000  # an .onnx file is limited to 2 GiB; more goes to a file beside it
 
 
 @torch.no_grad()
 def trace(graph: Graph, dimensions: Mapping[str, Dimension]) -> ExportedProgram:
-    """Trace a graph for all lengths of its free dimensions; raises UserError for code that depends on such a length."""
+    """Trace a graph for all lengths of its free dimensions; raises UserError if the code branches on such a length."""
     dynamic = {
         name: {i: dimensions[length].symbol for i, length in enumerate(shape) if isinstance(length, str)}
         for name, shape in graph.shapes.items()
@@ -36,7 +36,7 @@ def trace(graph: Graph, dimensions: Mapping[str, Dimension]) -> ExportedProgram:
                 # Conditions that the tracer cannot prove for all lengths are asserted in the graph.
                 prefer_deferred_runtime_asserts_over_guards=True,
             )
-    except (torch._dynamo.exc.UserError, ValueError) as error:  # raised for a dimension that is not free
+    except (torch._dynamo.exc.UserError, ValueError) as error:  # a free dimension turned out to be constant
         lines = [line.strip(" -") for line in str(error).splitlines() if line.startswith("  - ")] or [str(error)]
         raise UserError(
             f"the model cannot be traced for every {', '.join(dimensions)} ({lines[0][:200]}); it must not branch on "
@@ -45,7 +45,7 @@ def trace(graph: Graph, dimensions: Mapping[str, Dimension]) -> ExportedProgram:
 
 
 def write(program: ExportedProgram, graph: Graph, path: Path, format: Format) -> None:
-    """Write a traced graph to `path`."""
+    """Write a traced graph to `path` in the format `format`."""
     with _silenced():
         if format == "torch":
             torch.export.save(program, path)
@@ -68,7 +68,7 @@ def write(program: ExportedProgram, graph: Graph, path: Path, format: Format) ->
 
 
 def read(path: Path, graph: Graph, format: Format) -> GraphFunction:
-    """Read a graph from its file, as a function on the CPU."""
+    """Read an exported graph from its file; returns a function that runs the graph on the CPU."""
     if format == "torch":
         with _silenced():
             module = torch.export.load(path).module()

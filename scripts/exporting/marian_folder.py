@@ -1,4 +1,4 @@
-"""The folder of a translator exported to transformers, and the overrides with which our doors read it."""
+"""The folder of a translator exported to transformers, and the arguments with which our programs read it."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from common.errors import UserError
 from scripts.verify.comparison import override
 from seq2seq.importing import marian
 
-PRESET = "transformer_opus"  # the overrides start from this config
+PRESET = "transformer_opus"  # the config that the overrides change
 WEIGHTS = "model.safetensors"
 
 
@@ -35,7 +35,7 @@ def write(exported: marian.Export, folder: Path) -> None:
 
 
 def overrides_for(config: dict[str, Any], folder: Path) -> list[str]:
-    """The command line that reads the export back: checkpoint, preset, and the keys that differ from the preset."""
+    """The arguments of predict.py that read an export: checkpoint, preset, and the keys that differ from the preset."""
     file = f"checkpoint={folder / WEIGHTS}"
     preset = flatten(configure("evaluate", [file, f"model={PRESET}"], lambda path: {}))
     sections = ("model.", "task.predict.", "data.source", "data.target")

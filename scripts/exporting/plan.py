@@ -1,34 +1,34 @@
-"""What the export of a model consists of: graphs to trace, metadata, further files, and a comparison of outputs."""
+"""What the export of a model consists of: graphs to trace, metadata, text files, and a comparison of outputs."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-GraphFunction = Callable[..., dict[str, Tensor]]  # an exported graph: input tensors in order -> outputs by name
+GraphFunction = Callable[..., dict[str, Tensor]]  # runs an exported graph: inputs by position -> outputs by name
 
 
 class Dimension(NamedTuple):
-    """A length of an input that the caller chooses."""
+    """A free dimension: an input's dimension whose length the caller may choose."""
 
     symbol: Any  # a torch.export.Dim, or a product of one
     description: str  # the permitted lengths, for model.json
 
 
 class Graph(NamedTuple):
-    """A function of tensors that becomes one file in each format."""
+    """A function of tensors that is exported to one file in each format."""
 
-    name: str  # of the files, without the ending
+    name: str  # the files' name without its suffix
     module: nn.Module
-    inputs: dict[str, Tensor]  # examples; their free dimensions are at least 2 long, and all of different length
-    shapes: dict[str, list[str | int]]  # of the inputs; a name stands for a free dimension
+    inputs: dict[str, Tensor]  # examples; all free dimensions have different lengths of at least 2
+    shapes: dict[str, list[str | int]]  # of the inputs; a string is the name of a free dimension
     outputs: dict[str, str]  # names -> descriptions
 
 
 class Comparison(NamedTuple):
     """The difference between an exported output and the model's own."""
 
-    inputs: str  # their shape
+    inputs: str  # describes the shape of the inputs
     output: str
     difference: float
 
@@ -39,6 +39,6 @@ class Plan(NamedTuple):
     graphs: list[Graph]
     dimensions: dict[str, Dimension]  # the free dimensions of all graphs
     metadata: dict[str, Any]  # plain types, for model.json
-    files: dict[str, str]  # further text files: names -> contents
-    comparisons: list[Comparison]  # of these files
-    compare: Callable[[Mapping[str, GraphFunction]], list[Comparison]]  # takes the exported graphs by name
+    files: dict[str, str]  # text files, such as tokenizers: names -> contents
+    comparisons: list[Comparison]  # of the tokenizers in `files` with ours
+    compare: Callable[[Mapping[str, GraphFunction]], list[Comparison]]  # compares exported graphs (by name) with ours

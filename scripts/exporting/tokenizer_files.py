@@ -1,7 +1,7 @@
 """Export our tokenizers to files of the `tokenizers` library, which give the same ids without Triptych.
 
-The Python code of seq2seq/tokenizers/bpe.py is expressed in the library's normalizers and decoders; ids and texts of
-both are compared on sample texts.
+What seq2seq/tokenizers/bpe.py does in Python is expressed by the library's normalizers and decoders. The ids and the
+decoded texts of both implementations are compared on sample texts.
 """
 
 import json
@@ -15,12 +15,12 @@ from scripts.exporting.plan import Comparison
 from seq2seq.tokenizers.bpe import BYTE_SYMBOLS, EOS, SPECIAL_NAMES, SPECIAL_SYMBOLS, UNK, Tokenizer
 from seq2seq.tokenizers.marian import SentencePieces
 
-COUNT, LENGTH, SEED = 50, 12, 0  # of texts decoded from random ids
+COUNT, LENGTH, SEED = 50, 12, 0  # number of texts decoded from random ids, ids per text, and their seed
 TEXTS = ("", " ", "a", " a", "2", "A b  c", "naïve café", "3.14 €", "\t\n x", "日本 語", "<s> </s>", "👍🏽!", "</unk")
 
 
 def export(source: Any, target: Any) -> tuple[dict[str, str], dict[str, Any], list[Comparison]]:
-    """Export the tokenizers of both languages: files by name, metadata for model.json, and comparisons with ours."""
+    """Export the tokenizers of both languages; returns the files by name, metadata for model.json, and comparisons."""
     if isinstance(source, SentencePieces):
         return _export_pieces(source, target)
     by_file = {"tokenizer.json": source} if source is target else {}
@@ -47,7 +47,7 @@ def library_json(tokenizer: Tokenizer) -> str:
     options, bpe = content["options"], content["bpe"]
     by_characters = options["pieces"] == "characters"
     names = dict(zip(SPECIAL_SYMBOLS, SPECIAL_NAMES, strict=True))
-    if by_characters:  # the bytes of characters without an entry
+    if by_characters:  # tokens for the bytes of characters that are not in the vocabulary
         names |= {symbol: f"<0x{byte:02X}>" for byte, symbol in enumerate(BYTE_SYMBOLS)}
     bpe["model"]["vocab"] = {names.get(entry, entry): id for entry, id in bpe["model"]["vocab"].items()}
     bpe["model"]["unk_token"] = SPECIAL_NAMES[UNK]
@@ -72,7 +72,7 @@ def mismatch_rate(tokenizer: Tokenizer, exported_json: str) -> float:
 
 
 def _sample_texts(tokenizer: Tokenizer) -> list[str]:
-    """Corner cases, and texts decoded from random ids."""
+    """The corner cases TEXTS, and texts decoded from random ids."""
     rng = torch.Generator().manual_seed(SEED)
     rows = torch.randint(UNK + 1, tokenizer.size, (COUNT, LENGTH), generator=rng).tolist()
     return [*TEXTS, *map(tokenizer.decode, rows)]
@@ -84,7 +84,8 @@ def _normalizers(options: dict[str, Any]) -> list[Any]:
         steps.append(normalizers.NFC() if options["normalization"] == "nfc" else normalizers.NFKC())
     if options["lowercase"]:
         steps.append(normalizers.Lowercase())
-    # A space before each text that begins with a letter or a space: prepend it always, then remove it from other texts.
+    # bpe.py prepends a space to a text that begins with a letter or a space. Prepend one to all texts, then remove it
+    # from all others.
     return [*steps, normalizers.Prepend(" "), normalizers.Replace(tokenizers.Regex(r"\A (?![\p{L} ])"), "")]
 
 
@@ -96,7 +97,7 @@ def _decoders(*, by_characters: bool) -> list[Any]:
 
 
 def _export_pieces(source: SentencePieces, target: Any) -> tuple[dict[str, str], dict[str, Any], list[Comparison]]:
-    """Export each language's pieces in the order of their ids; the published SentencePiece models tokenize the text."""
+    """Export each language's pieces in the order of their ids; the SentencePiece models themselves are not exported."""
     files = {
         f"{name}_pieces.json": json.dumps(tokenizer.entries, ensure_ascii=False, indent=0) + "\n"
         for name, tokenizer in (("source", source), ("target", target))

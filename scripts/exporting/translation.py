@@ -23,16 +23,16 @@ COMPARED_LENGTHS = ((1, 1, 1), (2, 7, 5), (3, 20, 12), (1, 12, 30))  # batch siz
 
 
 class Encoder(nn.Module):
-    """The encoder with the decoder's projections of its output to keys and values."""
+    """The encoder, and the projections to keys and values that each decoder layer applies to the encoder's output."""
 
     def __init__(self, model: Transformer):
         super().__init__()
         self.model = model
 
     def forward(self, source: Tensor, lengths: Tensor) -> tuple[Tensor]:
-        """Source ids (B, S) int64, right-padded, and their lengths (B,) -> memory (L, 2, B, h, S, C/h).
+        """Source ids (B, S) int64, right-padded, and lengths of sources (B,) -> memory (L, 2, B, h, S, C/h).
 
-        The memory holds the source's keys and values for each decoder layer.
+        `memory` holds the source's keys and values for each of the L decoder layers.
         """
         return (_stack([cache.memory for cache in self.model.encode(source, lengths).caches if cache.memory]),)
 
@@ -47,8 +47,8 @@ class DecoderStep(nn.Module):
     def forward(self, tokens: Tensor, past: Tensor, memory: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens (B,) at position T -> logits of the next token (B, V) and the new past (L, 2, B, h, T + 1, C/h).
 
-        `past` (L, 2, B, h, T, C/h) holds keys and values of the tokens before, `memory` (L, 2, B, h, S, C/h) those of
-        the source; `lengths` (B,) are the sources' lengths.
+        `past` (L, 2, B, h, T, C/h) holds the keys and values of previous tokens, `memory` (L, 2, B, h, S, C/h) those of
+        the source; `lengths` (B,) are the lengths of sources.
         """
         batch, before, length = tokens.shape[0], past.shape[4], memory.shape[4]
         real = torch.arange(length, device=lengths.device) < lengths[:, None]  # (B, S)
@@ -80,7 +80,7 @@ class ConcatenatedCache(Cache):
 def plan(model: nn.Module, task: Translation) -> Plan:
     """Plan the export of a translator for any batch size, source length and target length.
 
-    Raises UserError for a model of another class, since the layout of its decoding state is unknown.
+    Raises UserError for a model of a class other than Transformer, since the layout of its decoding state is unknown.
     """
     if not isinstance(model, Transformer):
         raise UserError(f"{type(model).__name__} cannot be exported: only seq2seq.models.transformer.Transformer can.")
@@ -146,7 +146,7 @@ def _metadata(task: Translation) -> dict[str, Any]:
 
 @torch.no_grad()
 def _compare(model: Transformer, functions: Mapping[str, GraphFunction]) -> list[Comparison]:
-    """Compare logits of random sentences: exported, token by token, against the model's teacher-forced ones."""
+    """Compare logits on random sentences: the exported decoder runs token by token, the model is teacher-forced."""
     comparisons = []
     for count, length, steps in COMPARED_LENGTHS:
         source, lengths, target = _sample_sentences(model, count, min(length, model.longest), steps)
@@ -164,7 +164,7 @@ def _compare(model: Transformer, functions: Mapping[str, GraphFunction]) -> list
 
 
 def _sample_sentences(model: Transformer, count: int, source: int, target: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Random sources (B, S) of decreasing lengths (B,), and targets (B, T) that start with BOS."""
+    """Sample sources (B, S) of decreasing lengths (B,), and targets (B, T) that start with BOS."""
     rng = torch.Generator().manual_seed(SEED)
     embedding = model.embedding if model.source_embedding is None else model.source_embedding
     words = torch.randint(UNK + 1, embedding.num_embeddings, (count, source), generator=rng)
@@ -176,7 +176,7 @@ def _sample_sentences(model: Transformer, count: int, source: int, target: int) 
 
 
 def _encoder_part(model: Transformer) -> Transformer:
-    """A copy with only the weights that encoding needs; an exported file would hold unused ones, too."""
+    """A copy of the model with only the weights that encoding needs, since an exported file holds unused ones, too."""
     copied = copy.deepcopy(model)
     copied.output = copied.output_bias = None
     if copied.source_embedding is not None:
@@ -187,7 +187,7 @@ def _encoder_part(model: Transformer) -> Transformer:
 
 
 def _decoder_part(model: Transformer) -> Transformer:
-    """A copy with only the weights that a decoder step needs."""
+    """A copy of the model with only the weights that a decoder step needs."""
     copied = copy.deepcopy(model)
     copied.encoder = copied.source_embedding = None
     return copied

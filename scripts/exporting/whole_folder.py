@@ -10,7 +10,7 @@ from pathlib import Path
 from common.errors import UserError
 from common.files.lines import sync_folder
 
-DESCRIPTION_FILE, FORMAT = "model.json", "triptych-export-1"  # they identify a folder as an export of ours
+DESCRIPTION_FILE, FORMAT = "model.json", "triptych-export-1"  # a folder with this file and format is an export of ours
 
 
 def check_output(output: Path) -> None:
@@ -45,7 +45,7 @@ def atomic_folder(output: Path) -> Iterator[Path]:
 
 
 def _restore(old: Path, output: Path) -> None:
-    """Move an earlier export back if nothing has replaced it, after an error or a kill."""
+    """Move an earlier export back to `output` if an error or a kill has kept the new one from replacing it."""
     if old.exists() and not output.exists():
         old.rename(output)
 

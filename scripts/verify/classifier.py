@@ -1,7 +1,8 @@
-"""Compare an imported ViT with the program that its file comes from; used by scripts/verify_import.py.
+"""Compare our ViT with another program's on weights from a file of that program; used by scripts/verify_import.py.
 
-Reads the file twice, by our import and by the program of its layout (torchvision, timm or transformers; Google's .npz
-by timm's own reader), and compares features and logits for random images of the file's image size.
+The file is loaded twice, into our model and into the model of the program that has the file's layout (torchvision, timm
+or transformers; Google's .npz is loaded by timm). Features and logits of both models are compared for random images of
+the image size that the file's positions have.
 """
 
 from importlib import metadata
@@ -38,7 +39,7 @@ class Difference(NamedTuple):
 
 
 def verify(config: dict[str, Any]) -> tuple[str, bool]:
-    """A report, and whether outputs agree; raises UserError when there is nothing to compare."""
+    """Make a report, and tell whether outputs agree; raises UserError if nothing can be compared."""
     file = _read(config)
     differences = compare(file)
     agree = all(difference.relative <= TOLERANCE for difference in differences)
@@ -46,7 +47,7 @@ def verify(config: dict[str, Any]) -> tuple[str, bool]:
 
 
 def _read(config: dict[str, Any]) -> ForeignFile:
-    """Read and adopt the file; raises UserError if it is ours, not a plain ViT, or differs from the config's model."""
+    """Read the file; raises UserError if it is ours, holds no plain ViT, or another model than the config describes."""
     path, options = Path(config["checkpoint"]), config["model"]
     content = load_foreign(path, config["weights"])
     image_size = config["data"].get("image_size")
@@ -63,9 +64,10 @@ def _read(config: dict[str, Any]) -> ForeignFile:
 
 
 def required_options(file: ForeignFile) -> dict[str, Any]:
-    """The config keys of `model` that the file decides, by its shapes or its program.
+    """The keys of the config's `model` whose values follow from the file: from its tensors or its program.
 
-    Only Google's files decide the number of heads, and the activation, which is the same in all of Google's models.
+    The number of heads and the activation follow only from Google's files: their tensors have a dimension of heads, and
+    all of Google's models have the same activation.
     """
     weights, first = file.weights, "encoder.blocks.0."
     width = len(weights["patches.weight"])
@@ -87,7 +89,7 @@ def required_options(file: ForeignFile) -> dict[str, Any]:
         )
     scaled = f"{first}residuals.0.scale" in weights
     if scaled != (option(file.options, "blocks.layer_scale") is not None):
-        required["blocks.layer_scale"] = 1e-5 if scaled else None  # the initial value, which files do not hold
+        required["blocks.layer_scale"] = 1e-5 if scaled else None  # the initial value, on which outputs do not depend
     if file.layout == importing.GOOGLE:
         required["heads"] = google.head_count(file.tensors)
         required["blocks.activation"] = "gelu_tanh"
@@ -96,7 +98,7 @@ def required_options(file: ForeignFile) -> dict[str, Any]:
 
 @torch.no_grad()
 def compare(file: ForeignFile) -> list[Difference]:
-    """Compare features and logits of our model and its peer on the same images; raises UserError without a peer."""
+    """Compare features and logits of our model and its peer; raises UserError if the peer cannot be loaded."""
     height, width = file.image_size
     channels = file.weights["patches.weight"].shape[1]
     images = torch.randn(IMAGES, channels, height, width, generator=torch.Generator().manual_seed(SEED))
@@ -113,7 +115,7 @@ def compare(file: ForeignFile) -> list[Difference]:
 
 
 def text(file: ForeignFile, differences: list[Difference], *, agree: bool) -> str:
-    """The report: what was read, the differences, and the limits of the comparison."""
+    """Format the report: what was read, the differences, and what the comparison does not cover."""
     package, (height, width) = PEERS[file.layout], file.image_size
     unused = [name for name in file.left_out if name in file.tensors]
     lines = [
@@ -127,25 +129,25 @@ def text(file: ForeignFile, differences: list[Difference], *, agree: bool) -> st
         relative = f"{difference.relative:.2g} of the largest deviation from the mean"
         lines.append((difference.output, f"differ by {difference.absolute:.2g} at most, {relative}"))
     assumed = ", ".join(f"model.{key}={value}" for key, value in assumptions(file).items())
-    condition = f", provided that the file's program has {assumed}, which the file does not say" if agree else ""
+    condition = f", provided that the original model has {assumed}, which the file does not hold" if agree else ""
     return report([*lines, *(("note", note) for note in notes(file))], agree=agree) + condition
 
 
 def assumptions(file: ForeignFile) -> dict[str, Any]:
-    """Options of the model that the file does not decide, so that both sides took them from the config."""
+    """Options that do not follow from the file, so that our model and its peer both have them from the config."""
     required = required_options(file)
     values = {key: option(file.options, key) for key in ("heads", "blocks.activation", "blocks.norm_eps")}
     return {key: f"{value:g}" if key.endswith("eps") else value for key, value in values.items() if key not in required}
 
 
 def notes(file: ForeignFile) -> list[str]:
-    """What the comparison leaves open."""
+    """Sentences about what the comparison does not cover."""
     lines = [
-        "both sides take the options in the last line from the config, so a wrong value of these is not noticed; nor "
-        "does the file hold data.mean and data.std"
+        "our model and its peer both have the options in the last line from the config, so a wrong value of these is "
+        "not noticed; nor is a wrong data.mean or data.std, which the file does not hold"
     ]
     if file.layout == importing.GOOGLE:
-        lines.append("Google's models take images in [-1, 1]: data.mean and data.std 0.5 per channel")
+        lines.append("Google's models take images in [-1, 1]: data.mean and data.std must be 0.5 for each channel")
     if file.layout == "transformers":
         lines.append("transformers' default norm_eps is 1e-12; config.json beside the file holds it and the activation")
     if file.layout == "timm":
@@ -153,7 +155,7 @@ def notes(file: ForeignFile) -> list[str]:
             "timm's models with norms after the sub-layers (rpn) have the same tensor names but are different models"
         )
     if "positions.grid" in file.weights and not any("pos" in name for name in file.tensors):
-        lines.append("the file holds no positions, since they are fixed; both sides took those that we compute")
+        lines.append("the file holds no positions, since they are fixed; both models have those that we compute")
     if file.options["representation"] and PEERS[file.layout] == "timm":
         lines.append("timm no longer has a representation layer, so neither that layer nor the head was compared")
     if not file.classes:

@@ -1,4 +1,4 @@
-"""Foreign ViT files loaded by the programs that they come from, through their own readers."""
+"""Load ViT files of other programs into the models of these programs, with the programs' own readers."""
 
 import tempfile
 from collections.abc import Callable
@@ -23,7 +23,7 @@ Peer = Callable[[Tensor], Outputs]
 
 
 class ForeignFile(NamedTuple):
-    """A file of another program: its own tensors, and the weights that our import made of them."""
+    """A file of another program: its tensors, and the weights that our code makes of them."""
 
     path: Path
     layout: str
@@ -46,7 +46,7 @@ class ForeignFile(NamedTuple):
 
 
 def load_peer(file: ForeignFile) -> Peer:
-    """Load the file in the program of its layout; raises UserError if that is not installed or cannot read the file."""
+    """Load the file with its layout's program; raises UserError if that is not installed or cannot read the file."""
     package = PEERS[file.layout]
     try:
         import_module(package)
@@ -59,8 +59,8 @@ def load_peer(file: ForeignFile) -> Peer:
     except (RuntimeError, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(
-            f"{package} {metadata.version(package)} cannot read {file.path} ({reason}), though our import can; "
-            "there is nothing to compare it with."
+            f"{package} {metadata.version(package)} cannot read {file.path} ({reason}), although our code "
+            "can; so nothing can be compared."
         ) from error
 
 
@@ -89,7 +89,7 @@ def _torchvision(file: ForeignFile) -> Peer:
 
 
 def _timm(file: ForeignFile) -> Peer:
-    """timm's model with the options that the file's names imply; a file with a representation gives features only."""
+    """timm's model with the options that the file's names imply; no logits if the file has a representation layer."""
     from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 
     options, tensors = file.options, file.tensors
@@ -110,7 +110,7 @@ def _timm(file: ForeignFile) -> Peer:
         fc_norm=options["pooling"] == "mean_then_norm",
         class_token=token,
         reg_tokens=registers,
-        # timm folds the position of DINOv2's class token into the token on loading, since registers have none
+        # On loading, timm adds the position of DINOv2's class token to the token, since registers have no positions.
         no_embed_class="register_tokens" in tensors or positions in (0, patches),
         embed_dim=options["width"],
         depth=options["layers"],
@@ -138,7 +138,7 @@ def _timm(file: ForeignFile) -> Peer:
 
 
 def _load_npz(model: Any, file: ForeignFile, prefix: str) -> None:
-    """Let timm read the .npz, or an fp32 copy with positions if it is in bfloat16 or lacks positions."""
+    """Let timm read the .npz or, if this is in bfloat16 or lacks positions, an fp32 copy with positions."""
     has_positions = any(name.endswith("pos_embedding") for name in file.tensors)
     if has_positions and not any(tensor.dtype == torch.bfloat16 for tensor in file.tensors.values()):
         model.load_pretrained(str(file.path))
@@ -153,7 +153,7 @@ def _load_npz(model: Any, file: ForeignFile, prefix: str) -> None:
 
 
 def _transformers(file: ForeignFile) -> Peer:
-    """Load the file through transformers with a config.json from our options; it renames the hub's tensors itself."""
+    """Load the file with transformers, which renames older tensor names itself, and a config.json from our options."""
     import transformers
     from transformers.utils import logging
 

@@ -1,4 +1,4 @@
-"""Shared parts of comparing a model with another program: reading the file, config keys, differences, the report."""
+"""Shared parts of comparisons with another program: reading its file, checking config keys, differences, the report."""
 
 import json
 from collections.abc import Iterable
@@ -12,8 +12,9 @@ from common.errors import UserError
 from common.files import checkpoint
 from common.weights.unwrapping import select_kind
 
-# Another order of fp32 sums gives 7e-7 of the largest logit in ViT-B/16. A tanh instead of the exact GELU gives 2e-4,
-# eps 1e-5 instead of 1e-6 gives 2e-5, but both sides take these from the config; a misplaced tensor gives more.
+# The largest accepted relative difference. In ViT-B/16, another order of fp32 sums gives 7e-7 of the largest logit, and
+# a misplaced tensor more than 1e-4. The tanh approximation of GELU would give 2e-4, and an eps of 1e-5 instead of 1e-6
+# would give 2e-5, but both models have activation and eps from the config.
 TOLERANCE = 1e-4
 
 
@@ -27,18 +28,19 @@ def absolute_difference(ours: Tensor, expected: Tensor) -> float:
 def relative_difference(ours: Tensor, expected: Tensor) -> float:
     """The largest difference divided by the largest deviation of `expected` from its mean.
 
-    That scale ignores an offset common to all values. The result is infinite if shapes differ or `ours` is not finite.
+    An offset common to all expected values does not change this divisor. The result is infinite if shapes differ or
+    `ours` is not finite.
     """
     scale = float((expected - expected.mean()).abs().max())
     return absolute_difference(ours, expected) / (scale or 1.0)
 
 
 def load_foreign(path: Path, weights: str = "auto") -> dict[str, Any]:
-    """Load a file that another program wrote, with its raw or averaged `weights`; raises UserError for one of ours."""
+    """Load another program's file and select raw or averaged `weights`; raises UserError for a file of ours."""
     content = checkpoint.load(path)
     if checkpoint.is_ours(content):
         raise UserError(
-            f"{path} was written by this program; give a file of another program, with which it can be compared."
+            f"{path} was written by this program; give a file of another program, to compare the two programs."
         )
     try:
         return select_kind(content, weights)[0]
@@ -62,11 +64,11 @@ def option(options: dict[str, Any], key: str) -> Any:
 
 
 def override(key: str, value: Any) -> str:
-    """An override as the command line takes it: key=value."""
+    """Write an override as on the command line, key=value."""
     return f"{key}={value if isinstance(value, str) else json.dumps(value)}"
 
 
 def report(rows: Iterable[tuple[str, str]], *, agree: bool) -> str:
-    """Format rows of (name, text), and the verdict in the last line."""
+    """Format a line for each (name, text) of `rows`, and a last line that says whether outputs agree."""
     lines = [f"{name:12}{text}" for name, text in rows]
     return "\n".join([*lines, f"{'outputs agree' if agree else 'OUTPUTS DIFFER'}: the limit is {TOLERANCE:g}"])

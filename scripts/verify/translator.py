@@ -1,7 +1,8 @@
-"""Compare an imported translator with transformers' Marian; used by scripts/verify_import.py.
+"""Compare our translator with transformers' Marian on weights from a file of Marian; used by scripts/verify_import.py.
 
-Reads the file twice, by our import and by transformers, and compares the logits of random sentences. The config.json
-beside the file holds what the weights do not: heads, activation, whether embeddings are scaled.
+The file is loaded twice, into our model and into transformers', and the logits of both on random sentences are
+compared. The config.json beside the file holds what does not follow from its tensors: the number of heads, the
+activation, and whether embeddings are scaled.
 """
 
 from importlib import metadata
@@ -24,7 +25,7 @@ SENTENCES, LENGTH, SEED = 4, 20, 0
 
 
 def verify(config: dict[str, Any]) -> tuple[str, bool]:
-    """A report, and whether outputs agree; raises UserError when there is nothing to compare."""
+    """Make a report, and tell whether outputs agree; raises UserError if nothing can be compared."""
     path, model = Path(config["checkpoint"]), config["model"]
     content = load_foreign(path)
     try:
@@ -33,7 +34,7 @@ def verify(config: dict[str, Any]) -> tuple[str, bool]:
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     if not marian.is_marian(tensors):
-        raise UserError(f"{path} is fairseq's, which cannot be compared; give one of Marian's files.")
+        raise UserError(f"{path} is a file of fairseq, which cannot be compared; give a file of Marian.")
     peer = _load_peer(tensors, path)
     check_options(path, model, required_options(peer.config))
     difference = compare(model, adopted.weights, peer, path.parent)
@@ -51,7 +52,7 @@ def verify(config: dict[str, Any]) -> tuple[str, bool]:
 
 
 def required_options(config: Any) -> list[tuple[str, Any]]:
-    """The config keys of `model` that a MarianConfig decides; the layout of positions is not among them."""
+    """The keys of the config's `model` whose values follow from a MarianConfig; the layout of positions does not."""
     tied = "all" if config.share_encoder_decoder_embeddings else "target"
     activation = {"silu": "swish"}.get(config.activation_function, config.activation_function)
     return [
@@ -69,14 +70,14 @@ def required_options(config: Any) -> list[tuple[str, Any]]:
 
 
 def _load_peer(tensors: dict[str, Tensor], path: Path) -> Any:
-    """transformers' model with the file's tensors; raises UserError without its config.json or transformers."""
+    """Load the tensors into transformers' model; raises UserError if config.json or transformers is missing."""
     if not (path.parent / "config.json").is_file():
         raise UserError(f"{path} has no config.json beside it, which transformers needs.")
     try:
         from transformers import MarianConfig, MarianMTModel
     except ModuleNotFoundError as error:
         raise UserError(
-            f"{path} is Marian's, and transformers is not installed, with which to compare it; "
+            f"{path} is to be compared with transformers' Marian, but transformers is not installed; "
             "pip install transformers."
         ) from error
     model = MarianMTModel(MarianConfig.from_pretrained(path.parent))
@@ -87,9 +88,9 @@ def _load_peer(tensors: dict[str, Tensor], path: Path) -> Any:
 
 @torch.no_grad()
 def compare(model: dict[str, Any], weights: dict[str, Tensor], peer: Any, folder: Path) -> float:
-    """The largest difference of logits on random sentences, relative to their largest deviation from the mean.
+    """The largest difference of logits on random sentences, relative to the logits' largest deviation from the mean.
 
-    `peer` is the MarianMTModel of the files in `folder`, which hold the order of its vocabulary.
+    `peer` is the MarianMTModel of the files in `folder`, from which the order of its vocabulary is read.
     """
     size = len(weights["embedding.weight"])
     ours = build(model, vocabularies=(size, size), joint=model["tied"] == "all").eval()
@@ -98,9 +99,9 @@ def compare(model: dict[str, Any], weights: dict[str, Tensor], peer: Any, folder
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(
-            f"The file's weights do not fit the config's model ({reason}); override its other keys."
+            f"The file's weights do not fit the config's model ({reason}); override further keys of model."
         ) from error
-    order = torch.tensor(marian.target_row_order(peer.final_logits_bias.shape[1], folder))  # (V,): our id -> its id
+    order = torch.tensor(marian.target_row_order(peer.final_logits_bias.shape[1], folder))  # (V,): our id -> peer's
     rng = torch.Generator().manual_seed(SEED)
     length = min(LENGTH, model["longest"])
     source, target = torch.randint(4, size, (2, SENTENCES, length), generator=rng)
