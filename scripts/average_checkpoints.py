@@ -53,7 +53,7 @@ def select_checkpoints(paths: Sequence[Path], last: int | None) -> list[Path]:
     folders = [path for path in paths if path.is_dir()]
     if not folders:
         if last is not None:
-            raise UserError(f"--last {last} is for a run's folder; leave it out when you give checkpoint files.")
+            raise UserError(f"--last {last} applies to a run's folder; leave it out when you give checkpoint files.")
         return list(paths)
     if len(paths) > 1:
         raise UserError(f"{folders[0]} is a folder among several paths; give one run's folder, or only files.")

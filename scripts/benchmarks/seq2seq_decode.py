@@ -194,7 +194,7 @@ def _compare_probabilities(
 
 
 def _compare_translations(contenders: Mapping[str, Callable[[], Translations]], tokens: int) -> list[str]:
-    """Compare all tokens. In fp32, one translation in sixteen may differ, since some hypotheses have nearly equal scores."""
+    """Compare all tokens. In fp32, one translation in sixteen may differ, since some scores are nearly equal."""
     agreements = []
     reference = "transformers fp32" if "transformers fp32" in contenders else "transformers bf16"
     expected = contenders[reference]()

@@ -48,12 +48,12 @@ def test_named_files_are_averaged_and_an_average_may_be_overwritten(run, tmp_pat
 
 
 REFUSED = {
-    "too few": (["{run}"], "holds 4 step checkpoints .* and 5 are to be averaged; give --last 4, or train with"),
-    "none": (["{run}/.."], "holds 0 step checkpoints .* and 5 are to be averaged; train with trainer.average_last"),
+    "too few": (["{run}"], "holds 4 step checkpoints .* but 5 are to be averaged; give --last 4, or train with"),
+    "none": (["{run}/.."], "holds 0 step checkpoints .* but 5 are to be averaged; train with trainer.average_last"),
     "one file": (["{run}/checkpoints/best.pt"], "an average needs at least two checkpoints"),
     "missing": (["{run}/checkpoints/best.pt", "{run}/no.pt"], "no.pt does not exist"),
     "folder and file": (["{run}", "{run}/checkpoints/best.pt"], "give one run's folder, or only files"),
-    "last of files": (["{run}/checkpoints/best.pt", "--last", "2"], "--last 2 is for a run's folder"),
+    "last of files": (["{run}/checkpoints/best.pt", "--last", "2"], "--last 2 applies to a run's folder"),
     "over the best": (["{run}", "--last=2", "--output={run}/checkpoints/best.pt"], "is the name of a checkpoint of"),
     "over a step": (["{run}", "--last=2", "--output={run}/checkpoints/step_00000040.pt"], "is the name of a check"),
     "a folder": (["{run}", "--last=2", "--output={run}"], "is a folder; give a file in it"),
@@ -78,7 +78,7 @@ def test_what_cannot_be_averaged_is_one_sentence_and_exit_code_2(run, capsys, na
 def test_an_average_of_one_is_refused_by_the_command_line(run, capsys):
     with pytest.raises(SystemExit) as caught:
         main([str(run), "--last", "1", "--output", str(run / "mean.pt")])
-    assert caught.value.code == 2 and "--last is at least 2" in capsys.readouterr().err
+    assert caught.value.code == 2 and "--last must be at least 2" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -129,9 +129,9 @@ def test_other_arguments_go_to_every_trial() -> None:
         (["model=vit", "optimizer.lr=2..1"], "optimizer.lr=2..1: expected a range from a smaller number to a larger"),
         (["model=vit", "optimizer.name=adam,adamm"], "optimizer.name=adamm: expected"),
         (["model=vit", "seed=interval(0,1)"], "seed=interval(0,1): expected values or a range"),
-        (["model=vit", "seed=1..2", "run_dir=x"], "run_dir= is set for each trial"),
+        (["model=vit", "seed=1..2", "run_dir=x"], "run_dir= cannot be set for a search"),
         (["model=vit", "seed=1..2", "-m"], "-m, --help and --cfg are for train.py"),
-        (["model=vit,detr", "seed=1..2"], "These trials have several goals (val/AP, val/top1)"),
+        (["model=vit,detr", "seed=1..2"], "These trials have different goals (val/AP, val/top1)"),
     ],
 )
 def test_a_mistake_is_one_sentence_before_the_first_trial(
@@ -149,7 +149,7 @@ def test_the_goal_is_that_of_the_constructed_task(monkeypatch: pytest.MonkeyPatc
     line = ["model=vit", "task._target_=chooses.ByLoss", "trust=[chooses]"]
     plan = search.plan([*line, "seed=1..2"])
     assert (plan.goal, plan.direction) == ("val/loss", "minimize")
-    with pytest.raises(UserError, match=r"several goals \(val/loss, val/top1\)"):
+    with pytest.raises(UserError, match=r"different goals \(val/loss, val/top1\)"):
         search.plan([*line[:1], *line[2:], "task._target_=chooses.ByLoss,vit.tasks.classification.Classification"])
 
 

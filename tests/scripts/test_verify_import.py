@@ -263,7 +263,7 @@ def test_the_wrong_gelu_for_a_file_of_google_is_refused(
     assert run(path, *mean, TANH) == 0
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.endswith(
-        ", provided that the file's program has model.blocks.norm_eps=1e-06, which the file does not say"
+        ", provided that the original model has model.blocks.norm_eps=1e-06, which the file does not hold"
     )
 
 
@@ -300,7 +300,7 @@ def test_a_file_that_the_peer_cannot_read_is_refused_in_its_name(
     assert run(write(tmp_path / "file", arrays), TANH) == 2
     message = capsys.readouterr().err
     assert message.startswith("timm ") and "cannot read" in message
-    assert message.endswith("nothing to compare it with.\n")
+    assert message.endswith("so nothing can be compared.\n")
 
 
 def test_mistakes_end_in_one_sentence_and_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -64,7 +64,7 @@ def test_every_kind_of_difference_between_two_runs_is_reported(tmp_path: Path) -
     differences = compare(first, second).differences
     files = [line.partition("/")[0].partition(":")[0] for line in differences]
     assert files == ["step_00000002.pt", "metrics.jsonl", "results.json"]
-    assert differences[0].startswith("step_00000002.pt/optimizer/") and "different from line 2 on" in differences[1]
+    assert differences[0].startswith("step_00000002.pt/optimizer/") and "which differ from line 2 on" in differences[1]
     file.unlink()
     assert compare(first, second).differences[0] == f"only one run has {first / 'checkpoints' / file.name}"
 
