@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint of a run or an official one: `python evaluate.py checkpoint=runs/.../checkpoints/best.pt`."""
+"""Evaluate a run's checkpoint or an official one: `python evaluate.py checkpoint=runs/.../checkpoints/best.pt`."""
 
 import json
 from pathlib import Path

@@ -12,7 +12,7 @@ from common.errors import UserError
 def train(config: dict[str, Any], run_dir: Path | None) -> float | None:
     """Start or resume a training run and finish it; returns the goal's best value on val.
 
-    Heavy imports are inside, so that a mistake in the config is reported at once.
+    Slow imports are inside this function, so that a mistake in the config is reported at once.
     """
     import torch
 
@@ -26,7 +26,7 @@ def train(config: dict[str, Any], run_dir: Path | None) -> float | None:
     from common.train.state import Run
 
     if config["trainer"]["deterministic"]:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the GPU's first matrix product
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at the first product
     torch.use_deterministic_algorithms(config["trainer"]["deterministic"])
     local_device = device.select(config["trainer"]["device"], distributed.local_rank())
     with distributed.process_group(local_device, config["trainer"]["timeout"]):
@@ -38,7 +38,7 @@ def train(config: dict[str, Any], run_dir: Path | None) -> float | None:
                 return _goal_value(_read(results))
             state_file = folder / "task.json"  # what the data determine: names of classes, tokenizers
             resumes = config["resume"] == "auto" and any(folder.glob("checkpoints/st*_*.pt"))
-            task_state = _read(state_file) if state_file.exists() else {}  # runs of the first version have no file
+            task_state = _read(state_file) if state_file.exists() else {}  # the first version did not write it
             # Rank 0 decides: a resumed run keeps the precision that `auto` resolved to, which only rank 0 has read.
             precision = device.resolve_precision(config["trainer"]["precision"], local_device)
             config["trainer"]["precision"] = distributed.broadcast(precision)
@@ -68,7 +68,7 @@ def train(config: dict[str, Any], run_dir: Path | None) -> float | None:
                 write_atomically(results, json.dumps({**numbers, **goal}, indent=1))  # marks the run as finished
             log.table("results", [("number", "value"), *numbers.items()])
             files = ["checkpoints/", "metrics.jsonl"]
-            files += ["predictions/"] * (folder / "predictions").is_dir()  # without a test split there are none
+            files += ["predictions/"] * (folder / "predictions").is_dir()  # written only with a test split
             files += ["TensorBoard events"] * any(folder.glob("events.out.tfevents*"))
             log.info(f"Everything is in {folder}: {', '.join(files)}.")
             return _goal_value({**numbers, **goal})

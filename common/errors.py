@@ -1,11 +1,11 @@
-"""The exceptions whose text a user reads: a mistake, and a stop by a signal."""
+"""The exceptions whose text a user reads: for a user's mistake, and for a stop by a signal."""
 
 
 class UserError(Exception):
     """A mistake that the user can correct: a bad config, data set or file.
 
-    Its text is one sentence with what was given, what was expected and what to do. The doors print it without a
-    traceback and exit with code 2.
+    The text is one sentence: what was given, what was expected, and what to do. train.py, evaluate.py and predict.py
+    print it without a traceback and exit with code 2.
     """
 
 

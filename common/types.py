@@ -1,4 +1,7 @@
-"""Splits, and types with a range, so that a constructor's signature is its schema. Imports nothing heavy."""
+"""Names of splits, and number types with a range, so that a constructor's signature is the schema of its config keys.
+
+Nothing slow is imported here, since every program imports this file before it checks the config.
+"""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -6,11 +9,11 @@ from typing import Annotated, Literal
 
 @dataclass(frozen=True)
 class Range:
-    """The interval that a number must lie in, closed unless `above` is set; None leaves a side unbounded."""
+    """The interval in which a number must lie; a bound that is None does not apply."""
 
-    low: float | None = None
-    high: float | None = None
-    above: float | None = None  # an open lower end: value > above
+    low: float | None = None  # value >= low
+    high: float | None = None  # value <= high
+    above: float | None = None  # value > above
 
 
 Split = Literal["train", "val", "test"]

@@ -1,4 +1,7 @@
-"""Check a config against constructors and build from it: a constructor is the schema, and yaml holds every value."""
+"""Check a config against the constructors that it names, and construct objects from it.
+
+A constructor's signature is the schema of its config keys; their values stand in the yaml files of configs/.
+"""
 
 import dataclasses
 import difflib
@@ -15,15 +18,15 @@ from common.config.schema import WINGS, ModuleSource, Options, module_file
 from common.errors import UserError
 from common.types import Count, Range, Split
 
-TARGET_SECTIONS = ("model", "data", "task")  # sections that name their class
-FIXED_CLASSES = {  # sections with a fixed class
+TARGET_SECTIONS = ("model", "data", "task")  # sections whose key _target_ names the class
+FIXED_CLASSES = {  # sections whose class is always the same
     "optimizer": "common.train.optim.OptimizerOptions",
     "schedule": "common.train.optim.ScheduleOptions",
     "trainer": "common.train.trainer.Trainer",
 }
 _ALL_DOORS: dict[str, Any] = {"seed": Count, "trust": list[str]}
 _WITH_CHECKPOINT = {**_ALL_DOORS, "checkpoint": str, "weights": Literal["auto", "ema", "raw"]}
-DOOR_KEYS: dict[str, dict[str, Any]] = {  # the keys outside the sections
+DOOR_KEYS: dict[str, dict[str, Any]] = {  # the keys of each program that belong to no section
     "train": {
         **_ALL_DOORS,
         "run_dir": str | None,
@@ -40,7 +43,8 @@ DOOR_KEYS: dict[str, dict[str, Any]] = {  # the keys outside the sections
 def check(config: dict[str, Any], trust: Sequence[str], door: str = "train") -> None:
     """Compare a resolved config with the constructors that it names; raises UserError at the first mistake.
 
-    `trust` lists the user's packages that targets may name. It must come from the user, never from a checkpoint.
+    `trust` lists packages of the user's own whose classes `_target_` may name. The list must come from the user, never
+    from a checkpoint.
     """
     keys = DOOR_KEYS[door]
     expected = (*keys, *TARGET_SECTIONS, *FIXED_CLASSES)
@@ -73,9 +77,9 @@ def build(section: Mapping[str, Any], **handed_in: Any) -> Any:
 
 
 def build_model(section: Mapping[str, Any], task: Any) -> Any:
-    """Build the model that a checked section names, with the task's arguments for it.
+    """Build the model that a checked section names, with the arguments that the task has for a model.
 
-    An argument that the task only offers is left out unless the constructor names it.
+    An argument in the task's `offered` is passed only if the model's constructor has a parameter of that name.
     """
     parameters = inspect.signature(_class(section["_target_"])).parameters
     arguments = task.model_arguments()
@@ -91,7 +95,7 @@ def _class(path: str) -> type:
 
 
 def construct(cls: type, section: Mapping[str, Any], **handed_in: Any) -> Any:
-    """Construct `cls` from a checked section; nested keys become the option dataclasses that the annotations name."""
+    """Construct `cls` from a checked section; nested keys become the dataclasses that the annotations name."""
     owner = next(base for base in cls.__mro__ if "__init__" in vars(base))
     annotated = owner if "__dataclass_fields__" in vars(owner) else vars(owner)["__init__"]
     hints = typing.get_type_hints(annotated, include_extras=True)
@@ -99,7 +103,7 @@ def construct(cls: type, section: Mapping[str, Any], **handed_in: Any) -> Any:
 
 
 def did_you_mean(word: str, words: Iterable[str]) -> str:
-    """The end of a sentence about an unknown word: the closest of `words`, or all of them when they are few."""
+    """The end of a sentence about an unknown word: the closest of `words`, all if none is close and they are few."""
     words = sorted(set(words))
     closest = difflib.get_close_matches(word, words, n=1)
     if closest:
@@ -113,7 +117,7 @@ def _raise_if(mistake: str | None) -> None:
 
 
 def _read(path: str, where: str) -> type[Options]:
-    """Read the class at `path` from its source; raises UserError, which begins with `where`, if there is none."""
+    """Read the class at `path` from its source; if there is none, raises a UserError that begins with `where`."""
     module, _, name = path.rpartition(".")
     file = module_file(module)
     if file is None:
@@ -125,9 +129,9 @@ def _read(path: str, where: str) -> type[Options]:
 
 
 def _target(section: Any, key: str, trust: Sequence[str]) -> type[Options]:
-    """The class that a section names; it must be DEFINED in a wing or in a package that the user trusts.
+    """Read the class that a section names; its definition must be in detr, vit, seq2seq or a package in `trust`.
 
-    A trusted prefix is not enough: detr.models.detector.torch.os.system has one.
+    A path that only begins with one of these is not enough: detr.models.detector.torch.os.system does.
     """
     path = section.get("_target_") if isinstance(section, dict) else None
     if not isinstance(path, str) or "." not in path:
@@ -141,7 +145,7 @@ def _target(section: Any, key: str, trust: Sequence[str]) -> type[Options]:
 
 
 def _handed_in(task: type[Options], model: type[Options]) -> dict[str, str]:
-    """The arguments that the task passes to the model, with the reason why they are not config keys."""
+    """The names of arguments that the task passes to the model -> the reason why they are not config keys."""
     offered = [name for name in task.offered if name in model.fields]
     return dict.fromkeys([*task.handed_on, *offered], f"the data decide it, by {task.path}.model_arguments")
 
@@ -152,7 +156,7 @@ def _refuse_mixed_wings(targets: dict[str, type[Options]]) -> None:
         if {wing, wings["model"]} <= set(WINGS) and wing != wings["model"]:
             raise UserError(
                 f"model ({targets['model'].path}) and {key} ({targets[key].path}) do not fit together: a model of "
-                f"{wings['model']} cannot read the batches of {wing}; choose both from one of them."
+                f"{wings['model']} cannot read the batches of {wing}; choose both from {wings['model']} or {wing}."
             )
 
 
@@ -161,7 +165,7 @@ def _section_mistake(
 ) -> str | None:
     """The first mistake in a section's keys or values, or None.
 
-    `handed_in` maps the constructor's arguments that are not config keys, although of a plain type, to the reason.
+    `handed_in`: arguments of a plain type that the program passes to the constructor -> why they are no config keys.
     """
     fields = options.fields
     names = [key for key, field in fields.items() if field.annotation is not None and key not in handed_in]
@@ -174,9 +178,9 @@ def _section_mistake(
         if key not in fields:
             return f"{where}.{key} is not a key of {options.path}{did_you_mean(key, names)}"
         if key not in names:
-            unresolved = " If it is a class of options, its module was not found where it is imported from."
+            unresolved = " If its type is meant to be a dataclass of options, the module of that class was not found."
             hint = unresolved if isinstance(value, dict) and value else ""
-            return f"{where}.{key} cannot be set: the program hands it in ({fields[key].source}).{hint}"
+            return f"{where}.{key} cannot be set: the program passes this argument ({fields[key].source}).{hint}"
         if mistake := _mistake(value, fields[key].annotation, f"{where}.{key}"):
             return mistake
     for key in names:
@@ -216,7 +220,7 @@ def _mistake(value: Any, annotation: Any, key: str) -> str | None:
 
 
 def _fits(value: Any, annotation: Any) -> bool:
-    """Whether a single value has a plain type: neither text nor a boolean is a number, and 64.0 is not an integer."""
+    """Whether `value` has the plain type `annotation`: text and booleans are no numbers, and 64.0 is no integer."""
     kind, inner = typing.get_origin(annotation), typing.get_args(annotation)
     if kind is Annotated:
         ranges = [part for part in inner[1:] if isinstance(part, Range)]
@@ -234,7 +238,7 @@ def _within(value: float, limits: Range) -> bool:
 
 
 def _describe(annotation: Any) -> str:
-    """The type in words, for the end of "expected ..."."""
+    """Describe a type in words, for the end of "expected ..."."""
     kind, inner = typing.get_origin(annotation), typing.get_args(annotation)
     if kind is Annotated:
         ranges = [f" {_limits(limits)}" for limits in inner[1:] if isinstance(limits, Range)]
@@ -261,7 +265,7 @@ def _limits(limits: Range) -> str:
 
 
 def _show(value: Any) -> str:
-    """A value as the user would write it; text that would be read as another type keeps its quotes."""
+    """Write a value as the user would; text that would be read as another type is put in quotes."""
     looks_plain = isinstance(value, str) and not value[:1].isdigit() and value not in ("", "true", "false", "null")
     return value if looks_plain else json.dumps(value, ensure_ascii=False, default=str)
 

@@ -1,4 +1,4 @@
-"""Differences between two configs, and which of them make another run."""
+"""The differences between two configs, and whether they make it a different run."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ from common.config.migrations import ADDED_CLASS_KEYS, ADDED_KEYS, MOVED_CLASSES
 from common.errors import UserError
 
 PRECISION = "trainer.precision"
-# Where and how a run is computed and what it writes. None of these keys changes what is learnt.
+# Keys for where and how a run is computed and what it writes. None of them changes what the model learns.
 CHANGEABLE_KEYS = (
     *("run_dir", "sweep_dir", "resume", "allow_changes", "trust", "checkpoint"),
     *("trainer.device", "trainer.workers", "trainer.compile", "trainer.micro_batch", "trainer.deterministic"),
@@ -23,9 +23,9 @@ CHANGEABLE_KEYS = (
     ),
     *("trainer.keep_best", "trainer.average_last", "task.evaluator"),
 )
-# Where the data are. A checkpoint holds digests of them, which identify the same data under other paths.
+# Keys for where the data are. A checkpoint holds digests of the data, which identify the same data under other paths.
 DATA_PATHS = ("data.root", "data.train", "data.val", "data.test")
-# Added keys (migrations) that fingerprints have always included.
+# Keys of migrations.ADDED_KEYS and ADDED_CLASS_KEYS that fingerprints have always included.
 ALWAYS_HASHED_KEYS = (
     *("optimizer.layer_decay", "optimizer.reference_batch", "optimizer.scaling"),
     *("schedule.start", "schedule.width", "data.pad_to"),
@@ -33,9 +33,9 @@ ALWAYS_HASHED_KEYS = (
 
 
 def refuse_changes(before: dict[str, Any], after: dict[str, Any], where: str, allowed: Sequence[str] = ()) -> None:
-    """Raise UserError with the list of differences when resuming from `where` would not be the same run.
+    """Raise UserError with the list of differences if a run that resumes from `where` would not be the same run.
 
-    CHANGEABLE_KEYS may differ, and so may `allowed`: full keys (optimizer.lr) or sections (optimizer).
+    CHANGEABLE_KEYS may differ, and so may the keys in `allowed`: full keys (optimizer.lr) or sections (optimizer).
     """
     changes = differences(before, after, ignore=(*CHANGEABLE_KEYS, *allowed))
     if changes:
@@ -46,10 +46,10 @@ def refuse_changes(before: dict[str, Any], after: dict[str, Any], where: str, al
 
 
 def differences(before: dict[str, Any], after: dict[str, Any], ignore: Sequence[str] = ()) -> list[str]:
-    """The differences between two configs outside the keys in `ignore`, as "model.heads was 4 and is 8"."""
+    """List the differences between two configs, without keys in `ignore`, as "model.heads was 4 and is 8"."""
     old, new = flatten(before), flatten(after)
     changed = [key for key in {**old, **new} if old.get(key) != new.get(key) and not _is_under(key, ignore)]
-    # A run keeps the precision that auto resolved to, and auto resolves to it again.
+    # A run stores the precision to which auto resolved; a command with auto resumes with the stored one.
     changed = [key for key in changed if key != PRECISION or "auto" not in (old.get(key), new.get(key))]
     return [f"{key} was {old.get(key)} and is {new.get(key)}" for key in changed]
 
@@ -66,8 +66,9 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 def fingerprint(config: dict[str, Any]) -> str:
     """Eight hexadecimal digits that are equal for configs of the same run.
 
-    Of CHANGEABLE_KEYS only `checkpoint` is hashed. A sweep of an earlier version finds its runs again: classes are
-    hashed by their former names, and a key that was added later only if its value changes the former behaviour.
+    Of CHANGEABLE_KEYS, only `checkpoint` is hashed. So that a sweep finds the runs that an earlier version of Triptych
+    began, moved classes are hashed by their former names, and keys that were added later only if their values change
+    the former behaviour.
     """
     former = {new: old for old, new in MOVED_CLASSES.items()}
     sections = {name: part for name, part in config.items() if isinstance(part, dict)}

@@ -1,6 +1,7 @@
 """Migrate the configs and checkpoints of earlier versions to the present keys, classes and tensor names.
 
-A config of an earlier version is recognised by missing keys. `check` reports a missing key that is in no table.
+Every key that is missing in a config and stands in one of these tables is added, with the value of the former
+behaviour. `check` reports any other missing key.
 """
 
 from copy import deepcopy
@@ -11,7 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-# Keys that were added, with the value that keeps the former behaviour. It may differ from the present default.
+# Keys that were added, with the value that keeps the former behaviour; the present default may be another.
 ADDED_KEYS: dict[str, Any] = {
     # since 815d244
     "optimizer.layer_decay": 1.0,  # every layer had the same learning rate
@@ -19,7 +20,7 @@ ADDED_KEYS: dict[str, Any] = {
     "optimizer.scaling": "linear",
     "schedule.start": 0.0,  # every warm-up began at 0
     # since c9a2c30
-    "schedule.width": None,  # only noam reads it, which was added with it
+    "schedule.width": None,  # only the schedule noam reads it; both were added together
     "trainer.average_last": 0,
     # since 29cf9d9
     "sweep_dir": None,
@@ -30,10 +31,11 @@ ADDED_KEYS: dict[str, Any] = {
     "trainer.timeout": 600,  # NCCL's default; gloo's was 1800
     "trainer.keep_best": 1,
     # since 34a3be7
-    "trainer.grace": None,  # a step was always waited for
+    "trainer.grace": None,  # after a signal, the step was always finished
 }
 
-# Keys that were added to nested options, by the options' name and former keys. They apply to users' classes, too.
+# Keys that were added to nested options: name of the options -> (all their former keys, added keys with values). They
+# are also added in sections of users' classes.
 ADDED_NESTED_KEYS: dict[str, tuple[set[str], dict[str, Any]]] = {
     # after 4f99cde
     "loss": (
@@ -42,7 +44,7 @@ ADDED_NESTED_KEYS: dict[str, tuple[set[str], dict[str, Any]]] = {
     ),
 }
 
-# Keys that were added to one class, by its present name; nested keys have dots.
+# Keys that were added to one class: present path of the class -> added keys (nested ones with dots) and values.
 ADDED_CLASS_KEYS: dict[str, dict[str, Any]] = {
     # since f6968e9
     "detr.tasks.detection.Detection": {
@@ -53,14 +55,14 @@ ADDED_CLASS_KEYS: dict[str, dict[str, Any]] = {
     "vit.data.folder.ImageFolder": {"exif": "auto", "class_order": "string"},
 }
 
-# Classes that were merged into another one, with the keys that keep the former behaviour.
+# Classes that were merged into another class: former path -> the keys that keep the former behaviour.
 MERGED_CLASSES: dict[str, dict[str, Any]] = {
     # until b5af571
     "vit.downloads.Cifar10": {"_target_": "vit.downloads.Downloaded", "name": "cifar10"},
     "vit.downloads.FashionMnist": {"_target_": "vit.downloads.Downloaded", "name": "fashion_mnist"},
 }
 
-# Classes that moved after 4f99cde: the former and the present path.
+# Classes that moved after 4f99cde: former path -> present path.
 MOVED_CLASSES: dict[str, str] = {
     "detr.task.Detection": "detr.tasks.detection.Detection",
     "detr.detector.Detector": "detr.models.detector.Detector",
@@ -79,12 +81,12 @@ MOVED_CLASSES: dict[str, str] = {
 }
 
 
-# Tensors that were renamed: the model's present class, then former and present prefixes of names.
+# Tensors that were renamed: present path of the model's class -> {former prefix of names: present prefix}.
 RENAMED_TENSORS: dict[str, dict[str, str]] = {}
 
 
 def update_names(config: dict[str, Any]) -> list[str]:
-    """Update moved targets, added nested keys and renamed prefixes of optimizer.rates in place; returns notices."""
+    """Update moved classes, added nested keys and renamed tensors in optimizer.rates, all in place; returns notices."""
     notices = []
     for key, section in config.items():
         if isinstance(section, dict):
@@ -92,20 +94,20 @@ def update_names(config: dict[str, Any]) -> list[str]:
         if isinstance(section, dict) and (former := str(section.get("_target_"))) in MOVED_CLASSES:
             section["_target_"] = MOVED_CLASSES[former]
             _add_class_keys(section)
-            notices.append(f"{key}._target_={former} is now {MOVED_CLASSES[former]}; please write that in your yaml.")
+            notices.append(f"{key}._target_={former} is now {MOVED_CLASSES[former]}; please write this in your yaml.")
     rates = (config.get("optimizer") or {}).get("rates")
     if rates and (present := _renamed(rates, _renames(config))) != rates:
         config["optimizer"]["rates"] = present
-        notices.append(f"optimizer.rates: {', '.join(rates)} are now {', '.join(present)}; please write that.")
+        notices.append(f"optimizer.rates: {', '.join(rates)} are now {', '.join(present)}; please write these names.")
     return notices
 
 
 def migrate_config(config: dict[str, Any]) -> dict[str, Any]:
-    """A copy of a whole config with present names, and with the added keys at the values of the former behaviour."""
+    """Copy a whole config, with present names, and with added keys at the values that keep the former behaviour."""
     config = deepcopy(config)
     for key, value in ADDED_KEYS.items():
         section, _, name = key.rpartition(".")
-        top = config if "resume" in config else None  # only train.py has top-level keys that were added
+        top = config if "resume" in config else None  # top-level keys were added for train.py only
         keys = config.get(section) if section else top
         if isinstance(keys, dict):
             keys.setdefault(name, deepcopy(value))
@@ -138,9 +140,9 @@ def _add_nested_keys(section: dict[str, Any]) -> None:
 
 
 def migrate_checkpoint(content: dict[str, Any]) -> dict[str, Any]:
-    """A copy of a checkpoint with its config migrated and its tensors renamed.
+    """Copy a checkpoint, with its config migrated and its tensors renamed to their present names.
 
-    Tensors are renamed in the weights, in their average and in the optimizer's state.
+    Tensors are renamed in the weights, in the averaged weights and in the optimizer's state.
     """
     config = migrate_config(content["config"])
     names = _renames(config)
@@ -158,7 +160,7 @@ def _renames(config: dict[str, Any]) -> dict[str, str]:
 
 
 def _renamed(values: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
-    """The same values by the present names; `names` maps former to present prefixes of whole words."""
+    """Rename the keys of `values` by `names`, which maps former prefixes, of whole words, to present ones."""
 
     def present_name(name: str) -> str:
         former = next((old for old in names if name == old or name.startswith(f"{old}.")), None)
@@ -168,9 +170,10 @@ def _renamed(values: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
 
 
 def migrate_config_file(file: Path) -> dict[str, Any] | None:
-    """A run's config.yaml, migrated; None if the file needs no migration.
+    """Read a run's config.yaml and migrate it; returns None if it needs no migration.
 
-    A file with a defaults list is a user's own and is not migrated. Hydra reports a file that cannot be read.
+    A file with a defaults list was written by a user and is not migrated. If the file cannot be read, returns None, and
+    Hydra reports the error later.
     """
     try:
         config = OmegaConf.to_container(OmegaConf.load(file))

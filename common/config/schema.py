@@ -1,7 +1,7 @@
-"""Read a constructor's keys and types from its source with `ast`, without importing or executing anything.
+"""Read a constructor's parameters and types from its source with `ast`, without importing or executing the module.
 
 A wrong config is thus reported within milliseconds, before torch is imported, and the config of an untrusted checkpoint
-is checked before any of its targets runs.
+is checked before any class that it names is imported.
 """
 
 import ast
@@ -21,18 +21,18 @@ _TYPING_NAMES = {"Literal": Literal, "Optional": Optional, "Union": Union, "Anno
 class Field(NamedTuple):
     """One argument of a constructor."""
 
-    annotation: Any  # None: not a plain type, so the program passes the argument and it is no config key
+    annotation: Any  # its type; None: not a plain type, so the program passes the argument, and it is no config key
     required: bool
     source: str  # the annotation as written
 
 
 class Options:
-    """Base of the types that stand for classes read from source, so that `Options | None` can be formed from them."""
+    """Base of types that stand for classes read from source; they are types so that `X | None` can be evaluated."""
 
     path: ClassVar[str]  # package.module.Class
     fields: ClassVar[dict[str, Field]]
     handed_on: ClassVar[tuple[str, ...]]  # of a task: the arguments that every model must take
-    offered: ClassVar[tuple[str, ...]]  # of a task: those that a model receives if its constructor names them
+    offered: ClassVar[tuple[str, ...]]  # of a task: the arguments that a model may take
 
 
 def module_file(module: str) -> Path | None:
@@ -52,7 +52,7 @@ def module_file(module: str) -> Path | None:
 
 
 class ModuleSource:
-    """The source of one module: the classes that it defines, and the names that it imports or assigns."""
+    """The source of one module: the classes that the module defines, and the names that it imports or assigns."""
 
     def __init__(self, module: str, file: Path):
         self.module, self.is_package = module, file.name == "__init__.py"
@@ -77,9 +77,9 @@ class ModuleSource:
         return type(name, (Options,), {"path": f"{self.module}.{name}", **attributes})
 
     def lineage(self, name: str) -> "list[ClassSource]":
-        """The class `name`, defined or imported here, and its bases in method resolution order.
+        """The class `name`, defined or imported in this module, and its bases in method resolution order.
 
-        Bases from other packages than this one, `common` and the wings are left out.
+        Bases are left out unless they are in the module's own package, `common`, detr, vit or seq2seq.
         """
         if name in self.classes:
             node = self.classes[name]
@@ -91,15 +91,15 @@ class ModuleSource:
         return source.lineage(original) if source else []
 
     def init(self, node: ast.FunctionDef, path: str) -> dict[str, Field]:
-        """The keyword-only arguments of an `__init__`; raises UserError if it has others."""
+        """Read the keyword-only arguments of an `__init__`; raises UserError if it has arguments of another kind."""
         arguments = node.args
         if len(arguments.posonlyargs + arguments.args) != 1 or arguments.vararg or arguments.kwarg:
-            raise UserError(f"{path}.__init__ must read (self, *, ...) without **: its arguments are the config keys.")
+            raise UserError(f"{path}.__init__ must be (self, *, ...) without **: its arguments are the config keys.")
         pairs = zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
         return {argument.arg: self._field(argument.annotation, default is None) for argument, default in pairs}
 
     def dataclass(self, node: ast.ClassDef) -> dict[str, Field]:
-        """The fields that a dataclass defines itself, without those of its bases."""
+        """Read the fields that a dataclass defines itself, without those of its bases."""
         items = [item for item in node.body if isinstance(item, ast.AnnAssign)]
         items = [item for item in items if "ClassVar" not in ast.unparse(item.annotation)]
         return {ast.unparse(item.target): self._field(item.annotation, item.value is None) for item in items}
@@ -108,7 +108,7 @@ class ModuleSource:
         return Field(self._evaluate(node), required, ast.unparse(node) if node else "an argument without a type")
 
     def _evaluate(self, node: ast.expr | None) -> Any:
-        """Evaluate an annotation in a namespace of plain types and options; None if it names anything else."""
+        """Evaluate an annotation of plain types and dataclasses of options; returns None if it names anything else."""
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             node = ast.parse(node.value, mode="eval").body
         if node is None or any(isinstance(part, ast.Attribute) for part in ast.walk(node)):
@@ -135,7 +135,7 @@ class ModuleSource:
         return source._resolve(original) if source else None
 
     def _imported_from(self, name: str) -> "tuple[ModuleSource | None, str]":
-        """The module that `name` or `module.name` is imported from, and its name there; None for foreign packages."""
+        """The module from which `name` (or `module.name`) is imported, and its name there; None for other packages."""
         prefix, _, last = name.rpartition(".")
         path = f"{self._imports.get(prefix)}.{last}" if prefix else self._imports.get(name, "")
         module, _, original = path.rpartition(".")
@@ -144,7 +144,7 @@ class ModuleSource:
         return (ModuleSource(module, file) if file else None), original
 
     def _absolute(self, node: ast.ImportFrom) -> str:
-        """The full name of the module in `from ... import`, also of a relative one (`from .blocks import X`)."""
+        """The full name of the module in `from ... import`, also for a relative import (`from .blocks import X`)."""
         parents = self.module.split(".")
         parents = parents[: len(parents) - node.level + self.is_package] if node.level else []
         return ".".join([*parents, *filter(None, [node.module])])
@@ -159,7 +159,7 @@ class ClassSource(NamedTuple):
 
 
 def _fields(lineage: list[ClassSource]) -> dict[str, Field]:
-    """The arguments of the constructor: the class's own, or that of its nearest base."""
+    """The arguments of the constructor, which may be inherited: `lineage` is the class and its bases, nearest first."""
     for i, (path, node, source) in enumerate(lineage):
         for item in node.body:
             if isinstance(item, ast.FunctionDef) and item.name == "__init__":
@@ -171,7 +171,7 @@ def _fields(lineage: list[ClassSource]) -> dict[str, Field]:
 
 
 def _names(lineage: list[ClassSource], attribute: str) -> tuple[str, ...]:
-    """The names in a class attribute: the class's own, or that of its nearest base.
+    """The names in a class attribute, which may be inherited.
 
     An element that is not a string (*Parent.handed_on, **super().model_arguments()) stands for the next base's names.
     """
@@ -185,9 +185,10 @@ def _names(lineage: list[ClassSource], attribute: str) -> tuple[str, ...]:
 
 
 def _elements(node: ast.ClassDef, attribute: str, path: str) -> Sequence[ast.expr | None] | None:
-    """The elements of one class's tuple `attribute`; None without one.
+    """The elements of the tuple `attribute` that this class itself defines; None if it does not define one.
 
-    A task of an earlier version has no `handed_on`: the keys of the dict that `model_arguments` returns replace it.
+    A task written for an earlier version has no `handed_on`; the keys of the dict that its `model_arguments` returns
+    take its place.
     """
     for item in node.body:
         target = item.targets[0] if isinstance(item, ast.Assign) else getattr(item, "target", item)

@@ -1,10 +1,10 @@
 """oneDNN's CPU kernels: linear maps, fused convolutions, and weights packed into the layout that these kernels read.
 
-PyTorch computes fp32 products on the CPU with MKL, which does not use AMD's AVX-512 (96 GFLOP/s on one Zen 5 core,
-torch 2.15). oneDNN, which PyTorch ships too, does (214 GFLOP/s). Where a CPU has AVX2 only, MKL is faster (45 against
-39 GFLOP/s on one Zen 3 core), except for a few rows with a packed weight. Only this file calls oneDNN. Its functions
-fall back to PyTorch's on other devices, while tracing, for tensor subclasses, and under
-`torch.backends.mkldnn.flags(enabled=False)`.
+For fp32 products on the CPU, PyTorch calls MKL, which does not use AVX-512 on AMD's processors (96 GFLOP/s on one Zen 5
+core, torch 2.15). oneDNN, which is part of PyTorch, too, uses AVX-512 there (214 GFLOP/s). On a CPU with AVX2 only, MKL
+is faster (45 GFLOP/s against oneDNN's 39 on one Zen 3 core), except if the input has few rows and the weight is packed.
+Only this file calls oneDNN. On other devices, while tracing, for tensor subclasses, and under
+`torch.backends.mkldnn.flags(enabled=False)`, its functions call PyTorch's instead.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-MAX_PACKED_ROWS = 32  # in fp32, packed weights are faster for 2 to this many input rows (up to twice), else not
+MAX_PACKED_ROWS = 32  # in fp32, packed weights are faster (up to twice as fast) only for 2 to 32 input rows
 
 _ONEDNN = torch.ops.mkldnn if torch.backends.mkldnn.is_available() else None
 _PRODUCT = getattr(_ONEDNN, "_linear_pointwise", None)
@@ -35,8 +35,9 @@ class Parameter(nn.Parameter):
     """A parameter that counts its changes, so that a `WeightCache` knows when to recompute.
 
     A tensor's `_version` counts writes, but not those through `data` or by fused optimizers (torch 2.15). Therefore
-    each access to `data` counts as a change, and so does each access to `grad`, which precedes every optimizer's write.
-    Not counted: writes through an alias from an earlier access (`d = p.data`), and writes by collectives.
+    each access to `data` counts as a change, and so does each read of `grad`, since every optimizer reads the gradient
+    before it writes the parameter. Not counted are later writes through an alias (`d = p.data`), and writes by
+    collectives.
     """
 
     changes = 0
@@ -73,7 +74,7 @@ _SUPPORTED_TYPES = (Tensor, nn.Parameter, Parameter)  # not DTensor, FakeTensor 
 
 
 class WeightCache:
-    """Tensors computed from a weight for a kernel, valid until the weight changes. Copies and pickles are empty."""
+    """Tensors computed from a weight for a kernel, valid until the weight changes; a copied cache is empty."""
 
     def __init__(self) -> None:
         self._entries: dict[Any, tuple[Tensor, tuple[Any, ...], list[Tensor], Any]] = {}
@@ -88,8 +89,9 @@ class WeightCache:
     def get(self, name: Any, weight: Tensor, make: Callable[[], Any], statistics: tuple[Tensor, ...] = ()) -> Any:
         """The result of `make`, which is called only if `weight` or `statistics` have changed since the last call.
 
-        The weight counts its changes (`counts_changes`). Statistics are plain vectors. On the CPU they are compared, in
-        a microsecond each. On other devices the host would have to wait, so changes through their `data` are missed.
+        `weight` must count its changes (`counts_changes`). `statistics` are plain vectors, whose values are compared on
+        the CPU, in a microsecond each. On other devices the host would have to wait for their values; there, changes of
+        statistics through `data` are missed.
         """
         assert isinstance(weight, Parameter)
         state = weight.changes, *((tensor.data_ptr(), tensor._version) for tensor in (weight, *statistics))
@@ -118,11 +120,11 @@ def linear(
 ) -> Tensor:
     """x W^T + b: (..., in), (out, in), (out,) -> (..., out), or only the outputs in `rows`.
 
-    `cache` belongs to the module of the weight; without it, weights are not packed.
+    `cache` is kept by the module of `weight`; without a cache, weights are not packed.
     """
     dtype, needs_gradient = _product_dtype(x, weight), _needs_gradient(x, weight, bias)
     if needs_gradient and cache is not None:
-        cache.clear()  # so that a training step makes writes visible that are not counted, such as a collective's
+        cache.clear()  # so that uncounted writes, such as a collective's, are seen after a training step
     is_packed = not needs_gradient and dtype is not None and _is_packed(weight, dtype, x.numel() // x.shape[-1], cache)
     if dtype == torch.float32 and not is_packed and not _IS_FASTER_THAN_MKL:
         dtype = None
@@ -149,7 +151,7 @@ def can_fuse(x: Tensor, weight: Tensor, shortcut: Tensor | None) -> bool:
 def convolution_relu(
     conv: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None, shortcut: Tensor | None
 ) -> Tensor:
-    """relu(conv(x) + shortcut) in one pass, with a weight from `pack_convolution`; overwrites `shortcut`."""
+    """relu(conv(x) + shortcut) in one pass, with a weight from `pack_convolution`; `shortcut` may be overwritten."""
     assert _CONVOLUTION is not None and _CONVOLUTION_ADD is not None
     x = x.to(weight.dtype)
     geometry = conv.padding, conv.stride, conv.dilation, conv.groups
@@ -165,14 +167,14 @@ def pack_convolution(weight: Tensor, conv: nn.Conv2d) -> Tensor:
     """Pack a convolution's weight into the layout that its kernel reads."""
     assert _PACK_CONVOLUTION is not None
     if weight.dtype == torch.float32 and conv.kernel_size != (3, 3):
-        return weight  # the best layout depends on the map's size; another size's is up to 10 times as slow
-    input_shape = [1, conv.in_channels, 32, 32]  # any size will do; without one, oneDNN chooses a slow layout
+        return weight  # the best layout depends on the feature map's size; that of another is up to 10 times as slow
+    input_shape = [1, conv.in_channels, 32, 32]  # of any size: without a shape, oneDNN chooses a slow layout
     packed: Tensor = _PACK_CONVOLUTION(weight, conv.padding, conv.stride, conv.dilation, conv.groups, input_shape)
     return packed
 
 
 def _supports(*tensors: Tensor | None) -> bool:
-    """Whether oneDNN is enabled and supports these tensors; False while tracing, where the compiler chooses."""
+    """Whether oneDNN is enabled and supports these tensors; False while tracing, since the compiler chooses kernels."""
     if torch.compiler.is_compiling() or not torch.backends.mkldnn.enabled:
         return False
     for tensor in tensors:  # a loop, because the generator of all(...) is slower
@@ -197,7 +199,7 @@ def _needs_gradient(*tensors: Tensor | None) -> bool:
 
 
 def _is_packed(weight: Tensor, dtype: torch.dtype, count: int, cache: WeightCache | None) -> bool:
-    """Whether a product in `dtype` with `count` input rows is computed with a packed weight."""
+    """Whether `linear` packs the weight for a product in `dtype` with `count` input rows."""
     is_faster = dtype == torch.bfloat16 or 1 < count <= MAX_PACKED_ROWS
     return is_faster and cache is not None and _PACK is not None and counts_changes(weight)
 
@@ -210,7 +212,7 @@ def _packed_weight(weight: Tensor, rows: slice, dtype: torch.dtype, cache: Weigh
 
 
 def _select_rows(tensor: Tensor, rows: slice) -> Tensor:
-    """The rows of a tensor; all of them need no view, which would take a tenth of the time of a small product."""
+    """Select rows of a tensor. All rows are returned without a view, which takes a tenth of a small product's time."""
     return tensor if rows.start is None and rows.stop is None else tensor[rows]
 
 
@@ -246,7 +248,7 @@ class _Linear(torch.autograd.Function):
 
 
 def _outer(a: Tensor, b: Tensor) -> Tensor:
-    """a^T b: (n, p), (n, q) -> (p, q), with the shorter side as rows, which the kernel distributes over threads."""
+    """a^T b: (n, p), (n, q) -> (p, q), computed with min(p, q) rows, which the kernel distributes over threads."""
     if a.shape[1] <= b.shape[1]:
         return _multiply(a.t(), b.t())
     return _multiply(b.t(), a.t()).t()

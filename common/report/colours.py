@@ -1,4 +1,4 @@
-"""Colour maps, for heat maps and sheets of attention."""
+"""Colour maps for pictures of attention."""
 
 from collections.abc import Sequence
 

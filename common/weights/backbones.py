@@ -1,4 +1,4 @@
-"""Weights of a backbone, from torchvision's download or a file with torchvision's or official DETR's names."""
+"""Load a backbone's weights: torchvision's download, or a file with torchvision's or official DETR's tensor names."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def load_weights(backbone: Backbone, options: BackboneOptions) -> None:
         tensors = _download(options.name)
     else:
         tensors = _read(Path(options.weights).expanduser())
-    for prefix in ("backbone.0.body.", "backbone."):  # official DETR's, and ours
+    for prefix in ("backbone.0.body.", "backbone."):  # in files of official DETR, and in ours
         if any(key.startswith(prefix) for key in tensors):
             tensors = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
     state = backbone.state_dict()

@@ -15,5 +15,5 @@ TORCH_DECODER_LAYER = (
     ("multihead_attn.out_proj.", "cross_attention.out_proj."),
     ("norm3.", "residuals.2.norm."),
 )
-# Our ResNets have torchvision's names, without num_batches_tracked: their norms are frozen.
+# Our ResNets have torchvision's tensor names, but no num_batches_tracked, since their batch norms are frozen.
 RESNET = (("{path}.", "{path}."), ("{path}.running_{statistic}", "{path}.running_{statistic}"))

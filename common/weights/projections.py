@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 def join(tensors: Mapping[str, Tensor], *, zero_biases: bool = False) -> dict[str, Tensor]:
-    """Concatenate `attention.q`, `attention.k` and `attention.v` along their rows to `attention.in_proj`.
+    """Stack the rows of `attention.q`, `attention.k` and `attention.v` to `attention.in_proj`.
 
-    Where one of the three is missing, the others are dropped, so that `in_proj` is reported as missing. With
-    `zero_biases` a projection without any bias gets a bias of zeros.
+    Where one of the three is missing, the other two are dropped, so that `in_proj` is reported as missing. With
+    `zero_biases`, attention without any of the three biases gets an `in_proj.bias` of zeros.
     """
     joined: dict[str, Tensor] = {}
     groups: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
@@ -25,13 +25,13 @@ def join(tensors: Mapping[str, Tensor], *, zero_biases: bool = False) -> dict[st
     if zero_biases:
         for name in [name for name in joined if name.endswith("attention.in_proj.weight")]:
             bias = f"{name.removesuffix('weight')}bias"
-            if bias not in joined and bias not in groups:  # a bias of queries alone is left incomplete
+            if bias not in joined and bias not in groups:  # one or two of the three are an error
                 joined[bias] = joined[name].new_zeros(len(joined[name]))
     return joined
 
 
 def split(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Split each `attention.in_proj` into `attention.q`, `attention.k` and `attention.v`, views of its rows."""
+    """Split the rows of each `attention.in_proj` into the views `attention.q`, `attention.k` and `attention.v`."""
     parts: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         attention, joint, leaf = name.rpartition("in_proj.")

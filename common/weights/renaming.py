@@ -1,4 +1,4 @@
-"""Rename tables: another program's names of tensors and ours, read in both directions."""
+"""Rename tables: pairs of another program's tensor name and ours, which translate names in both directions."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -10,24 +10,24 @@ from torch import Tensor
 Row = tuple[str, str]  # (theirs, ours)
 
 FIELD_PATTERNS = {"i": r"\d+", "leaf": "weight|bias", "path": ".+", "qkv": "[qkv]", "statistic": "mean|var"}
-MATCHES_NOTHING = "(?!)"  # a regular expression
+MATCHES_NOTHING = "(?!)"  # a regular expression that no text matches
 
 
 class RenameResult(NamedTuple):
-    """Tensors under their new names, and the old names of those without a new one."""
+    """Tensors under their new names, and the old names of tensors without a new name."""
 
     tensors: dict[str, Tensor]
     sources: dict[str, str]  # new name -> old name
-    left_out: list[str]  # on purpose
-    unknown: list[str]
+    left_out: list[str]  # old names of tensors that are left out on purpose
+    unknown: list[str]  # all other old names without a new name
 
 
 class Table:
-    """Rows (theirs, ours) of name templates; the first row that matches a name applies.
+    """Rows of two name templates (theirs, ours); the first row that matches a name applies.
 
-    A template may hold fields, the same on both sides: `{i}` is a number, `{qkv}` one of these letters, `{leaf}`
-    "weight" or "bias", `{path}` any text. `{leaf}` is appended to both sides of a row whose ours ends in ".". On their
-    side `{a|b}` lists alternative spellings, in which `*` is any word; `to_theirs` writes the first.
+    Both templates of a row have the same fields: `{i}` is a number, `{qkv}` q, k or v, `{leaf}` "weight" or "bias",
+    `{statistic}` "mean" or "var", and `{path}` any text. If our template ends in ".", `{leaf}` is appended to both. In
+    their template, `{a|b}` lists alternative spellings, in which `*` is any word; `to_theirs` writes the first of them.
     """
 
     def __init__(self, *rows: Row):
@@ -52,17 +52,17 @@ class Table:
 
 
 def with_prefixes(theirs: str, ours: str, rows: Iterable[Row]) -> list[Row]:
-    """The rows with a prefix added on each side."""
+    """Put the prefix `theirs` before their name, and `ours` before our name, in each row."""
     return [(theirs + their_name, ours + our_name) for their_name, our_name in rows]
 
 
 def rename(
     tensors: Mapping[str, Tensor], new_name: Callable[[str], str | None], left_out: str = MATCHES_NOTHING
 ) -> RenameResult:
-    """Rename tensors by `new_name` (`Table.to_ours`, say).
+    """Rename tensors by the function `new_name`, such as `Table.to_ours`.
 
-    A tensor without a new name is left out if its name matches the regular expression `left_out`, and otherwise
-    unknown: the caller refuses it.
+    A name without a new name is listed in the result's `left_out` if it matches the regular expression `left_out`, and
+    otherwise in `unknown`, which callers report as an error.
     """
     renamed = RenameResult({}, {}, [], [])
     for name, tensor in tensors.items():
@@ -75,9 +75,9 @@ def rename(
 
 
 def identify_format(names: Iterable[str], patterns: Iterable[tuple[str, str]]) -> str | None:
-    """The format of a file: that of the first of `patterns` (regular expression, format) that occurs in any name."""
+    """The format of the first of `patterns`, (regular expression, format), that is found in any of `names`, or None."""
     names = list(names)
-    return next((kind for pattern, kind in patterns if any(re.search(pattern, name) for name in names)), None)
+    return next((format for pattern, format in patterns if any(re.search(pattern, name) for name in names)), None)
 
 
 def _translate(rows: list[tuple[re.Pattern[str], str]], name: str) -> str | None:
@@ -88,7 +88,7 @@ def _translate(rows: list[tuple[re.Pattern[str], str]], name: str) -> str | None
 
 
 def _pattern(template: str) -> re.Pattern[str]:
-    """The regular expression of a template, with a group for each field."""
+    """The regular expression that matches the names of a template, with a group for each field."""
     expression = ""
     for literal, braces in re.findall(r"([^{}]*)(\{[^{}]*\})?", template):
         expression += re.escape(literal)

@@ -1,4 +1,4 @@
-"""Extract the weights from another program's file: remove wrappers and prefixes, convert half types to fp32."""
+"""Extract the weights from another program's file: remove wrappers and prefixes, convert half precision to fp32."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from common.errors import UserError
 EMA_KEYS = ("model_ema", "state_dict_ema", "ema_model", "ema_state_dict", "ema")
 # Keys that hold the weights in files of training programs: Lightning's state_dict, DeepSpeed's module, and others.
 COMMON_WRAPPERS = ("state_dict", "module", "model_state_dict")
-# Of DataParallel and of compiled models, also as an attribute of a LightningModule.
+# Before the tensor names of a DataParallel or compiled model, also where it is model or net of a LightningModule.
 PREFIX = re.compile(r"^(?:(?:model|net)\.)?(?:module\.|_orig_mod\.)+")
 BESIDE_THE_MODEL = ("criterion",)  # first words of tensors that a LightningModule keeps beside its model
 
@@ -21,13 +21,13 @@ BESIDE_THE_MODEL = ("criterion",)  # first words of tensors that a LightningModu
 def unwrap(
     content: dict[str, Any], wrappers: Sequence[str], expected: str, attributes: Sequence[str] = ("net",)
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """A file's tensors, and the keys of what is left out: other sets of weights, and values that are not tensors.
+    """Return a file's tensors, and the keys that are left out: other sets of weights, and values that are no tensors.
 
-    Weights are bare, or under one of the keys `wrappers` or COMMON_WRAPPERS, of which the first that holds tensors
-    counts, also one level deeper. Prefixes of DataParallel and compilation are removed, and the name of a
-    LightningModule's attribute, one of `attributes`, where all names begin with it. Only a caller that lists "model"
-    has it removed, because some layouts have that prefix themselves. Raises UserError when there are no weights;
-    `expected` names the supported files.
+    The weights are the values of `content` itself, or of one of its keys, or one level deeper. Of several keys that
+    hold tensors, the first in `wrappers` and COMMON_WRAPPERS is used. Prefixes of DataParallel and torch.compile are
+    removed from the names; so is the name of a LightningModule's attribute, one of `attributes`, if all names begin
+    with it. "model" is not one by default, because in some layouts all names begin with "model." without a
+    LightningModule. Raises UserError if there are no weights; its message asks for `expected`.
     """
     keys = tuple(dict.fromkeys((*wrappers, *COMMON_WRAPPERS)))
     holders = [key for key in keys if _holds_tensors(content.get(key))]
@@ -46,7 +46,7 @@ def unwrap(
 
 
 def _without_attribute(tensors: dict[str, Tensor], attributes: Sequence[str]) -> dict[str, Tensor]:
-    """The tensors without the first word of their names, where this is one of `attributes` for the whole model."""
+    """Remove the first word of all names if it is the same for the whole model and one of `attributes`."""
     words = {name.split(".")[0] for name in tensors} - set(BESIDE_THE_MODEL)
     if len(words) != 1 or not words <= set(attributes):
         return tensors
@@ -55,11 +55,12 @@ def _without_attribute(tensors: dict[str, Tensor], attributes: Sequence[str]) ->
 
 
 def select_kind(content: dict[str, Any], kind: str) -> tuple[dict[str, Any], list[str]]:
-    """A foreign file's content with the kind of weights that `weights=` requests, and notes on a choice.
+    """Select raw or averaged weights (`kind`, the value of weights=) in the content of another program's file.
 
-    With "ema" the moving average moves to "model", and no other weights are left. With "raw" the average is removed.
-    "auto" leaves the content as it is, for `unwrap` to choose, and notes an average beside other weights. Raises
-    UserError when the file does not hold the requested kind.
+    Returns the content and notes for the user. With "ema", the moving average becomes the key "model", and all other
+    weights are removed. With "raw", the average is removed. With "auto", the content stays as it is, `unwrap` chooses,
+    and a note tells if the file holds an average and other weights. Raises UserError if the file does not hold the
+    requested kind.
     """
     averages = [key for key in EMA_KEYS if _holds_tensors(content.get(key))]
     rest = {key: value for key, value in content.items() if key not in averages}
@@ -81,7 +82,7 @@ def select_kind(content: dict[str, Any], kind: str) -> tuple[dict[str, Any], lis
 
 
 def floats(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Convert tensors of half types to fp32."""
+    """Convert tensors in fp16 and bf16 to fp32."""
     half = (torch.float16, torch.bfloat16)
     return {name: tensor.float() if tensor.dtype in half else tensor for name, tensor in tensors.items()}
 

@@ -54,8 +54,8 @@ REFUSED = {
     "missing": (["{run}/checkpoints/best.pt", "{run}/no.pt"], "no.pt does not exist"),
     "folder and file": (["{run}", "{run}/checkpoints/best.pt"], "give one run's folder, or only files"),
     "last of files": (["{run}/checkpoints/best.pt", "--last", "2"], "--last 2 applies to a run's folder"),
-    "over the best": (["{run}", "--last=2", "--output={run}/checkpoints/best.pt"], "is the name of a checkpoint of"),
-    "over a step": (["{run}", "--last=2", "--output={run}/checkpoints/step_00000040.pt"], "is the name of a check"),
+    "over the best": (["{run}", "--last=2", "--output={run}/checkpoints/best.pt"], "has the name of a run"),
+    "over a step": (["{run}", "--last=2", "--output={run}/checkpoints/step_00000040.pt"], "has the name of a run"),
     "a folder": (["{run}", "--last=2", "--output={run}"], "is a folder; give a file in it"),
     "nowhere": (["{run}", "--last=2", "--output={run}/no/mean.pt"], "mean.pt cannot be written .No such file"),
 }

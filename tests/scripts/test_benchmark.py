@@ -251,7 +251,7 @@ def test_a_common_constant_does_not_hide_a_difference() -> None:
 
 def test_an_unknown_row_ends_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(tmp_path, "--rows", "forwards")[0] == 2
-    assert f"forwards: detr has {', '.join(detr.ROWS)}." in capsys.readouterr().err
+    assert f"forwards: detr has only {', '.join(detr.ROWS)};" in capsys.readouterr().err
 
 
 @pytest.mark.slow
