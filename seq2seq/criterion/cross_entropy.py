@@ -12,7 +12,7 @@ from torch import Tensor
 from common.types import Fraction
 from seq2seq.tokenizers.bpe import PAD
 
-# An entry with a lower logit is masked. Imported models give masked entries -1e9 (seq2seq/importing/layouts.py).
+# An entry with a lower log probability is masked; imports mask by logits of -1e9 (seq2seq/importing/layouts.py).
 MASKED_LOG_PROBABILITY = -1e8
 
 
@@ -20,7 +20,7 @@ MASKED_LOG_PROBABILITY = -1e8
 class LossOptions:
     """smoothing: the fraction of the target probability that is distributed uniformly over all entries.
 
-    Only over those that can be predicted, in a model that masks some.
+    In a model that masks entries, it is distributed over the others only.
     """
 
     smoothing: Fraction
@@ -32,7 +32,8 @@ def cross_entropy(
     """The smoothed loss, and the loss without smoothing (detached, for perplexity): sums over real tokens, in nats.
 
     Logits (B, T, V), targets (B, T) int64 padded with 0 -> two scalars, at least fp32. `masked_entries`: whether the
-    model masks entries by logits of -1e9 or less, which smoothing then leaves out; finding them costs time and memory.
+    model masks entries by logits of -1e9 or less; smoothing then leaves them out, and finding them costs time and
+    memory.
     """
     log_probabilities = _log_probabilities(logits)  # (B, T, V)
     plain = _negative_log_likelihoods(log_probabilities, targets).sum()

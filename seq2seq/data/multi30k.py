@@ -31,7 +31,7 @@ class Multi30k(SentencePairs):
         super().__post_init__()
 
     def load(self, split: Split) -> dict[Split, Corpus]:
-        """The two files of a split."""
+        """Read the two files of `split`."""
         stem = self.test if split == "test" else split
         source, target = self._file("source", self.source, stem), self._file("target", self.target, stem)
         sources, targets, notes = read_two_files(source, target)

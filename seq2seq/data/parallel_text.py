@@ -27,11 +27,11 @@ class ParallelText(SentencePairs):
     """Parallel text, given by the paths of its files.
 
     A val or test without files is split off train: `val_count` (`test_count`) source sentences with one pair each.
-    Their other pairs are left out, and sentences in another split's files are not selected, so that a sentence that is
-    split off is in no other split. The selection depends on the sentences only, not on the run's seed, and that of test
-    does not depend on `val_count`.
+    Other pairs with these sentences are left out, and sentences in another split's files are not selected, so that a
+    selected sentence is in no other split. The selection depends on the sentences only, not on the run's seed, and the
+    selection of test does not depend on `val_count`.
 
-    The constructor opens no file; a mistake in the files is a UserError at the first use of their split.
+    The constructor opens no file; a mistake in the files raises UserError at the first use of their split.
 
     Args, in addition to those of SentencePairs:
         train: files of the split to learn from.
@@ -61,7 +61,7 @@ class ParallelText(SentencePairs):
                 )
 
     def load(self, split: Split) -> dict[Split, Corpus]:
-        """The split from its files, or train with the splits that are taken from it."""
+        """Load `split`; train is loaded together with the splits that are taken from it."""
         counts = self._counts_from_train()
         if split != "train" and split not in counts:
             return {split: self._read(split) if self._has_files(split) else EMPTY_CORPUS}
@@ -90,7 +90,7 @@ class ParallelText(SentencePairs):
         return Corpus(source, target, f"{files.source} and {files.target}", notes=notes)
 
     def _counts_from_train(self) -> dict[Split, int]:
-        """The pairs of the splits that are taken from train; test is first, so that it does not depend on val_count."""
+        """The numbers of pairs to split off train; test comes first, so that it does not depend on val_count."""
         counts: dict[Split, int] = {"test": self.test_count, "val": self.val_count}
         return {split: count for split, count in counts.items() if count and not self._has_files(split)}
 
@@ -123,5 +123,5 @@ class ParallelText(SentencePairs):
 
 
 def _digest(text: str) -> int:
-    """63 bits that order the sentences independently of the file."""
+    """A hash of 63 bits; sentences are selected in the order of their hashes, independently of the file."""
     return mix("parts of train", text)

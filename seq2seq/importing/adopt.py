@@ -1,7 +1,7 @@
 """Import of translators of other programs: Marian in transformers' layout, and fairseq.
 
-Every tensor keeps its meaning. Its name and the order of a vocabulary's rows change, and our vocabulary has one entry
-more (see seq2seq/importing/marian.py and seq2seq/importing/fairseq.py).
+Tensors keep their meaning. Their names and the order of the rows of a vocabulary change, and our vocabulary has one
+additional entry (see seq2seq/importing/marian.py and seq2seq/importing/fairseq.py).
 
 Differs: the config must give what a file does not hold: heads, the activation, the norms' eps, whether embeddings are
 scaled. `model=transformer_opus` has the values of the published OPUS-MT models.
@@ -22,7 +22,7 @@ from seq2seq.importing import fairseq, marian
 WRAPPERS = ("model", "state_dict")  # keys that may hold the weights
 SUPPORTED = "a Marian of transformers or a fairseq Transformer"
 
-# Patterns of names in unsupported files, and what these are; the first match applies.
+# Patterns of tensor names, each with the unsupported format that it identifies; the first that matches decides.
 UNSUPPORTED = (
     (r"(encoder|decoder)\.blocks\.\d+\.attention\.in_proj", "bare weights of this program's own, without their config"),
     (r"layernorm_embedding\.", "a BART, with norms on its embeddings"),
@@ -47,9 +47,9 @@ def adopt(content: dict[str, Any], folder: Path | None) -> Adopted:
         adopted = fairseq.adopt(tensors)
     else:
         name = next(iter(tensors))
-        kind = identify_format(tensors, UNSUPPORTED) or "something else"
+        format_name = identify_format(tensors, UNSUPPORTED) or "something else"
         raise UserError(
-            f"The checkpoint is {kind} and neither a Marian of transformers nor a fairseq "
+            f"The checkpoint is {format_name} and neither a Marian of transformers nor a fairseq "
             f"Transformer (it has {name}); give one of these, or a file that this program wrote."
         )
     return adopted._replace(left_out=adopted.left_out + left_out)

@@ -1,9 +1,10 @@
 """Import of fairseq's TransformerModel (Ott et al. 2019, arXiv 1904.01038).
 
 fairseq's vocabulary begins with <s>, <pad>, </s>, <unk>; a translation starts with </s>, and the softmax is over all
-entries. In ours PAD is its <pad>, EOS its </s>, UNK its <unk>; <s>, which fairseq never uses, comes last; and BOS is a
-copy of </s>. The copy would count twice in the softmax, so an output bias masks it. With `model.output_bias=true`,
-`model.positions.layout=halves_t2t` and `model.positions.first=2`, logits and log probabilities are those of fairseq.
+entries. In our vocabulary PAD, EOS and UNK are fairseq's <pad>, </s> and <unk>, BOS is a copy of </s>, and <s>, which
+fairseq never uses, comes last. Because of the copy, </s> would count twice in the softmax, so an output bias masks BOS.
+With `model.output_bias=true`, `model.positions.layout=halves_t2t` and `model.positions.first=2`, logits and log
+probabilities are those of fairseq.
 """
 
 import re
@@ -48,7 +49,7 @@ def adopt(tensors: dict[str, Tensor]) -> Adopted:
 
 
 def row_order(entries: int) -> list[int]:
-    """fairseq's row for each of our entries (PAD, BOS, EOS, UNK, the dictionary, <s>); its vocabulary has `entries`."""
+    """For each of our entries (PAD, BOS, EOS, UNK, the dictionary, <s>), its row in fairseq's, which has `entries`."""
     return [1, 2, 2, 3, *range(SPECIAL_ENTRIES, entries), 0]
 
 

@@ -1,6 +1,6 @@
 """Rename tables and vocabulary rows that the imports of transformers' Marian and of fairseq share.
 
-transformers' Marian layout derives from fairseq's, so both have one table, with fairseq's names before 2019, too.
+transformers' Marian layout derives from fairseq's, so one table serves both; it includes fairseq's names before 2019.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from common.weights.renaming import with_prefixes
 
 BLOCK = r"(encoder|decoder)\.layers\.\d+\."
 ZERO_ROW = -1  # in a row order: a row of zeros
-# Its softmax is zero even in double precision; it is finite, so that nothing becomes NaN.
+# Its exponential is zero even in double precision, and it is finite, so that no NaN arises.
 MASKED_LOGIT = -1e9
 
 _BLOCK = (
@@ -32,7 +32,7 @@ _DECODER_BLOCK = (
     ("{encoder_attn_layer_norm|layer_norms.1}.", "residuals.1.norm."),
     ("{final_layer_norm|layer_norms.2}.", "residuals.2.norm."),
 )
-# (theirs, ours), see common.weights.renaming; ours before common.weights.projections.join.
+# (theirs, ours), see common.weights.renaming; ours are the names before common.weights.projections.join.
 BLOCKS = (
     *with_prefixes("encoder.layers.{i}.", "encoder.blocks.{i}.", _ENCODER_BLOCK),
     *with_prefixes("decoder.layers.{i}.", "decoder.blocks.{i}.", _DECODER_BLOCK),

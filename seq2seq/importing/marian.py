@@ -1,13 +1,14 @@
 """Import and export of Marian's Transformer (Junczys-Dowmunt et al. 2018, arXiv 1804.00344) in transformers' layout.
 
 Marian's vocabulary holds </s>, <unk>, the pieces, and <pad>, which also starts a translation; sources end with </s>.
-Import: our BOS is its <pad>, EOS and UNK are its </s> and <unk>, and the pieces follow in its order. Our PAD is an
+Import: our BOS, EOS and UNK are Marian's <pad>, </s> and <unk>, and the pieces follow in Marian's order. Our PAD is an
 additional entry, a row of zeros that an output bias masks in the softmax (`model.output_bias=true`), so that all log
-probabilities are Marian's. Export: no entry is added. Our PAD becomes the last entry but one and our BOS the last,
-<pad>; `bad_words_ids` keeps both from being generated.
+probabilities are Marian's. Export: no entry is added. Our PAD becomes the last entry but one, and our BOS becomes
+<pad>, the last; `bad_words_ids` keeps both from being generated.
 
 Marian's positions are sines in the layout "halves". A model with the interleaved layout is exported with its channels
-permuted, sines first; that is the same function, as norms, attention and feed-forwards do not depend on their order.
+permuted, so that sines come first. It computes the same function, since norms, attention and feed-forwards do not
+depend on the order of channels.
 """
 
 import json
@@ -33,7 +34,7 @@ FORMAT = "triptych-marian-1"
 MARIAN_EOS, MARIAN_UNK = marian_config.EOS, 1
 SHARED, LOGITS_BIAS, HEAD = "model.shared.weight", "final_logits_bias", "lm_head.weight"
 EMBEDDINGS = {stack: f"model.{stack}.embed_tokens.weight" for stack in ("encoder", "decoder")}
-# Half precision rounds by at most 5e-4, large angles by less; another layout differs by more than 1.
+# Half precision changes sines by at most 5e-4, rounding of large angles by less; another layout by more than 1.
 SINE_TOLERANCE = 2e-3
 # The axis of our tensors that holds the channels of the residual stream.
 STREAM_AXES = (
@@ -61,7 +62,7 @@ def is_marian(tensors: dict[str, Any]) -> bool:
 def adopt(tensors: dict[str, Tensor], folder: Path | None) -> Adopted:
     """A MarianMTModel's weights under our names, and the tokenizers in `folder`, if there are any.
 
-    Raises UserError for a tensor that our Transformer does not have, and for a tokenizer of another size.
+    Raises UserError for a tensor that our Transformer does not have, and for a tokenizer of another number of entries.
     """
     config, metadata = _json(folder, "config.json"), _json(folder, METADATA_FILE)
     if config.get("model_type", "marian") != "marian":
@@ -86,13 +87,13 @@ def adopt(tensors: dict[str, Tensor], folder: Path | None) -> Adopted:
 
 
 def row_order(entries: int, special: ForeignSpecialIds) -> list[int]:
-    """The row of a Marian vocabulary with `entries` for each of our entries: PAD (none), BOS, EOS, UNK, the rest."""
+    """For each of our entries (PAD, BOS, EOS, UNK, the rest), its row in Marian's, of `entries`; PAD has none."""
     rest = [row for row in range(entries) if row not in special]
     return [layouts.ZERO_ROW, special.pad, special.eos, special.unk, *rest]
 
 
 def target_row_order(entries: int, folder: Path) -> list[int]:
-    """`row_order` of the target for a file with `entries` in this folder, exported or foreign."""
+    """For each of our entries, its row in the target vocabulary of a file in `folder`, exported or foreign."""
     metadata = _json(folder, METADATA_FILE)
     if metadata.get("format") == FORMAT and metadata["entries"] == entries:
         return torch.tensor(exported_row_order(entries)).argsort().tolist()
@@ -100,7 +101,7 @@ def target_row_order(entries: int, folder: Path) -> list[int]:
 
 
 def exported_row_order(entries: int) -> list[int]:
-    """Our row for each entry of an exported vocabulary."""
+    """For each entry of an exported vocabulary, its row in our vocabulary."""
     return [EOS, UNK, *range(4, entries), PAD, BOS]
 
 
@@ -201,7 +202,7 @@ def _special(config: dict[str, Any], entries: int, names: dict[str, int]) -> For
 def _restore_export(
     blocks: dict[str, Tensor], matrices: tuple[Tensor, Tensor, Tensor], bias: Tensor, metadata: dict[str, Any]
 ) -> dict[str, Tensor]:
-    """The weights of our own export before it: rows and channels in our order, and an output bias if it had one."""
+    """The weights of a model before its export: rows and channels in our order, an output bias if the model had one."""
     order = torch.tensor(exported_row_order(len(bias))).argsort()
     weights = {**blocks, **layouts.embeddings(matrices, (order.tolist(), order.tolist()))}
     if metadata["layout"] != "halves":

@@ -42,7 +42,8 @@ def config(model: dict[str, Any], predict: dict[str, Any], entries: int) -> dict
 def generation(model: dict[str, Any], predict: dict[str, Any], entries: int) -> dict[str, Any]:
     """The content of generation_config.json: our search, as far as transformers can express it.
 
-    transformers has the length penalty n^alpha ("average") only, and its limit does not depend on the source.
+    Of our length penalties, transformers has only n^alpha ("average"); its maximum length does not depend on the
+    source.
     """
     beams = predict["beam"] if predict["method"] == "beam" else 1
     beam_options = {
@@ -72,8 +73,9 @@ def check_exportable(model: dict[str, Any], weights: dict[str, Tensor]) -> None:
     problem = next((key for key, unsupported in problems.items() if unsupported), None)
     if problem:
         raise UserError(
-            f"{problem} is unsupported by transformers' Marian, with norms after the sub-layers (eps {NORM_EPS:g}) "
-            "and sines from position 0 on; only such models can be exported, model=transformer_base for one."
+            f"{problem} is unsupported by transformers' Marian, which has norms after the sub-layers (eps "
+            f"{NORM_EPS:g}) and sines from position 0 on; only such models can be exported, such as "
+            "model=transformer_base."
         )
     target = len(weights["embedding.weight"])
     source = len(weights.get("source_embedding.weight", weights["embedding.weight"]))

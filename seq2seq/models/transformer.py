@@ -1,6 +1,6 @@
 """The Transformer of Vaswani et al. 2017 (arXiv 1706.03762, section 3), an encoder and a decoder.
 
-Pre-norm is Xiong et al. 2020 (arXiv 2002.04745).
+The option pre-norm is that of Xiong et al. 2020 (arXiv 2002.04745).
 """
 
 import math
@@ -49,8 +49,8 @@ class TranslatorBlockOptions:
 class State:
     """The state of decoding: B sentences with W hypotheses each, all of the same length.
 
-    The tokens of all hypotheses of a sentence form one sequence, in which each token may look only at its ancestors. So
-    sorting a beam copies no keys and values, and the memory is stored once for each sentence.
+    The tokens of all hypotheses of a sentence form one sequence, in which each token attends only to its ancestors. So
+    reordering a beam copies no keys and values, and those of the memory are stored once for each sentence.
     """
 
     caches: list[BlockCache]
@@ -67,7 +67,7 @@ class Transformer(nn.Module):
     projections, and N(0, 1/width) for embeddings.
     """
 
-    decided_by_data = ("embedding", "source_embedding", "output", "output_bias")  # useless for other vocabularies
+    decided_by_data = ("embedding", "source_embedding", "output", "output_bias")  # by the vocabularies
 
     def __init__(
         self,
@@ -109,7 +109,7 @@ class Transformer(nn.Module):
         self.width, self.longest, self.positions = width, longest, positions
         self.scale = math.sqrt(width) if scaled else 1.0
         source, target = vocabularies
-        self.embedding = nn.Embedding(target, width)  # of the target, and where tied of the source and the output
+        self.embedding = nn.Embedding(target, width)  # of the target; if tied, also of the output, or of both others
         self.source_embedding = None if tied == "all" else nn.Embedding(source, width)
         self.output = Linear(width, target, bias=False) if tied == "none" else Tied(self.embedding)
         self.output_bias = nn.Parameter(torch.zeros(target)) if output_bias else None

@@ -1,7 +1,7 @@
 """The lines that a user wants translated, from a file, a pipe or a terminal.
 
-A line ends with a line feed, with or without a carriage return before it, as in tokenizers/text.py. An empty line is a
-line, so that the output has as many lines as the input.
+A line ends with a line feed, with or without a carriage return before it, as in tokenizers/text.py. Empty lines
+count, so that the output has as many lines as the input.
 """
 
 import importlib
@@ -18,7 +18,7 @@ from typing import NamedTuple
 from common.errors import UserError
 from seq2seq.tokenizers.text import BYTE_ORDER_MARK, read_lines
 
-READ_BYTES = 1 << 16  # at once; the capacity of a pipe on Linux
+READ_BYTES = 1 << 16  # of one read; the capacity of a pipe on Linux
 PROMPT = "> "
 
 
@@ -27,15 +27,15 @@ class Line(NamedTuple):
 
     number: int  # from 1
     text: str
-    problem: str = ""  # why it cannot be read, if so; the text is then empty
+    problem: str = ""  # why the line cannot be translated; if it is set, `text` is empty
 
 
 def lines(input: str, group_size: int) -> Iterator[list[Line]]:
-    """Groups of 1 to `group_size` consecutive lines of the text file `input`, or of standard input for "-".
+    """Yield groups of 1 to `group_size` consecutive lines of the text file `input`, or of standard input for "-".
 
-    From a pipe, a group has the lines that have arrived, so that a single line is translated at once and a large file
-    in large groups; an empty pipe gives no group. A terminal prompts for one line at a time, until Ctrl-D or Ctrl-C.
-    A line that is not UTF-8 is a `problem`. Raises UserError for a file that is missing, broken, empty or no text.
+    From a pipe, a group contains the lines that have arrived: a single line is translated at once, a large file in
+    large groups, and an empty pipe gives no group. A terminal shows a prompt for each line until Ctrl-D or Ctrl-C. A
+    line that is not UTF-8 has a `problem`. Raises UserError for a file that is missing, broken, empty or no text.
     """
     if input != "-":
         yield from _file_groups(Path(input), group_size)
@@ -54,7 +54,7 @@ def _file_groups(path: Path, group_size: int) -> Iterator[list[Line]]:
 
 
 def _terminal_groups() -> Iterator[list[Line]]:
-    """One line at a time until Ctrl-D or Ctrl-C, with line editing if the output is a terminal, too."""
+    """One line at a time until Ctrl-D or Ctrl-C, with line editing if the output is also a terminal."""
     read_line: Callable[[str], str] = _input_with_prompt_on_stderr
     if sys.stdout.isatty():  # otherwise input() would write its prompt into the translations
         read_line = input
@@ -62,7 +62,7 @@ def _terminal_groups() -> Iterator[list[Line]]:
             importlib.import_module("readline")  # importing it gives input() line editing
     for number in itertools.count(1):
         try:
-            # With the C locale, Python turns invalid bytes into surrogates.
+            # With the C locale, Python decodes invalid bytes to surrogates; this restores the bytes.
             raw = read_line(PROMPT).encode("utf-8", "surrogateescape")
         except (EOFError, KeyboardInterrupt):
             print(file=sys.stderr)  # so that the shell's prompt begins on a line of its own
@@ -71,7 +71,7 @@ def _terminal_groups() -> Iterator[list[Line]]:
 
 
 def _input_with_prompt_on_stderr(prompt: str) -> str:
-    """Like input(), but standard output stays free of the prompt."""
+    """Like input(), but with the prompt on standard error."""
     print(prompt, end="", file=sys.stderr, flush=True)
     raw = sys.stdin.buffer.readline()
     if not raw:
@@ -80,7 +80,7 @@ def _input_with_prompt_on_stderr(prompt: str) -> str:
 
 
 def _pipe_groups(pipe: int, group_size: int) -> Iterator[list[Line]]:
-    """Groups from a file descriptor, read without Python's buffer, which would wait until it is full."""
+    """Groups of lines from a file descriptor; Python's buffered reading would wait until the buffer is full."""
     complete: deque[bytes] = deque()  # lines that are not in a group yet
     partial = bytearray()  # the beginning of the next line
     number, is_open = 1, True
@@ -94,7 +94,7 @@ def _pipe_groups(pipe: int, group_size: int) -> Iterator[list[Line]]:
                 partial = bytearray(rest[-1])
             if not chunk:
                 is_open = False
-                complete += [bytes(partial)] if partial else []  # the last line lacks a line end
+                complete += [bytes(partial)] if partial else []  # a last line without a line end
         group = [complete.popleft() for _ in range(min(group_size, len(complete)))]
         if group:
             yield [_line(i, raw.removesuffix(b"\r")) for i, raw in enumerate(group, start=number)]
@@ -102,7 +102,7 @@ def _pipe_groups(pipe: int, group_size: int) -> Iterator[list[Line]]:
 
 
 def _is_readable(pipe: int, wait: bool) -> bool:
-    """Whether a read returns at once, with bytes or at the end of the stream; `wait` waits until it does."""
+    """Whether a read would return at once (bytes, or the end of the stream); with `wait`, wait until it would."""
     if sys.platform == "win32":  # its select accepts only sockets; without it, groups are smaller
         return wait
     return bool(select.select([pipe], [], [], None if wait else 0)[0])
@@ -117,7 +117,7 @@ def _read(pipe: int) -> bytes:
 
 
 def _line(number: int, raw: bytes) -> Line:
-    """The line `number` of these bytes, without a byte order mark at the start of the first one."""
+    """Decode the line `number`; line 1 loses a byte order mark at its start."""
     raw = raw.removeprefix(BYTE_ORDER_MARK) if number == 1 else raw
     try:
         return Line(number, raw.decode())

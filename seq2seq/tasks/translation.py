@@ -31,7 +31,7 @@ LINES_PER_BATCH = 64  # of a user's input
 
 
 class Translation:
-    """One translation for each sentence. Prediction does not open `data`."""
+    """The task of translating sentences. Prediction reads no file of `data`."""
 
     goal = Goal("bleu", higher_is_better=True)
     handed_on: ClassVar[tuple[str, ...]] = ("vocabularies", "joint")
@@ -43,8 +43,8 @@ class Translation:
             data: pairs of sentences.
             loss: see LossOptions.
             predict: how translations are decoded.
-            keep_tokenizers: whether a run that starts from a checkpoint uses its tokenizers, so that its embeddings
-                keep their meaning; false trains new ones on the new data.
+            keep_tokenizers: whether a run that starts from a checkpoint uses the checkpoint's tokenizers, so that the
+                embeddings keep their meaning; otherwise it trains tokenizers on its own data.
         """
         self.data, self.loss_options, self.options = data, loss, predict
         self.keep_tokenizers = keep_tokenizers
@@ -64,7 +64,7 @@ class Translation:
         return {"tokenizers": [source.state()] if source is target else [source.state(), target.state()]}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Use the tokenizers of a checkpoint; raises UserError if it has none, like files of other programs."""
+        """Use the tokenizers of a checkpoint; raises UserError if it has none, as many files of other programs."""
         if not state.get("tokenizers"):
             raise UserError(
                 "The checkpoint contains no tokenizers, without which its token ids have no text; import it together "
@@ -74,7 +74,7 @@ class Translation:
         self.data.use(tokenizers[0], tokenizers[-1])
 
     def inherit(self, state: dict[str, Any]) -> None:
-        """Before the model is built, use the tokenizers of the checkpoint that a new run starts from."""
+        """Use the tokenizers of the checkpoint that a new run starts from; called before the model is built."""
         if self.keep_tokenizers and state.get("tokenizers"):
             self.restore(state)
 
@@ -105,7 +105,7 @@ class Translation:
 
         With task.predict.candidates > 1 also `candidates` (text and score of each, best first), with
         task.predict.attention `attention` (h, T, S), and for a batch with targets reference_log_probability (nats) and
-        reference_tokens. The translation of an empty sentence, or one of white space only, is empty.
+        reference_tokens (their number). The translation of an empty sentence, or one of white space only, is empty.
 
         A line of a user that cannot be translated (too long, not UTF-8) has an empty answer with `problem`, the reason.
         Raises UserError for a sentence of a data set that is too long.
@@ -137,7 +137,7 @@ class Translation:
         return answers
 
     def _hypotheses(self, model: nn.Module, batch: Batch, rows: list[int]) -> list[list[Hypothesis]]:
-        """Decoded translations of these rows of the batch, or their scored targets."""
+        """The decoded translations of these rows of the batch or, with method=given, their targets and scores."""
         source, lengths = batch["source"][rows], batch["source_lengths"][rows]
         decoder, special = cast(Decoder, model), self.data.tokenizers()[1].special
         if self.options.method != "given":
@@ -179,7 +179,7 @@ class Translation:
         return maps[names[-1]][0][0].float().cpu()
 
     def read(self, input: str) -> Iterator[Batch]:
-        """Batches of the lines of a text file, or, for "-", of a pipe or a terminal as soon as they arrive.
+        """Yield batches of the lines of a text file or, for "-", of a pipe or a terminal as soon as lines arrive.
 
         With method=given each line contains a sentence, a tab, and its translation, and blank lines are skipped. A
         batch also has `problems`: the reason why a line cannot be translated, by its id.
@@ -198,10 +198,11 @@ class Translation:
         return self.data.view(source, target, number)
 
     def show(self, batch: Batch, answers: list[Answer], folder: Path) -> Iterator[str]:
-        """One line per translation: its text; with candidates > 1 or method=given its number, score and text with tabs.
+        """Yield a line of text for each translation, and write pictures of attention as SVG files into `folder`.
 
-        A line without a translation is empty, or left out if there are numbers.
-        With attention, also writes an SVG picture of each sentence into `folder`.
+        A line is the translation's text or, with candidates > 1 or method=given, the number of its sentence, its score
+        and its text, separated by tabs. A sentence that has no translation gives an empty line, or none if lines are
+        numbered.
         """
         numbered = self.options.candidates > 1 or self.options.method == "given"
         for i, (number, answer) in enumerate(zip(batch["ids"], answers, strict=True)):
@@ -246,9 +247,10 @@ class Translation:
 
 
 def _problems(model: nn.Module, batch: Batch) -> dict[int, str]:
-    """Why rows of a user's lines cannot be translated: those of `read`, and sources longer than the model's `longest`.
+    """The rows of a user's lines that cannot be translated, with the reasons.
 
-    Raises UserError that names a longer source of a data set, whose scores would not be those of the whole split.
+    The reasons are the problems that `read` states, and more tokens than the model's `longest`. In a batch of a data
+    set, a longer source raises UserError, since scores without it would not be those of the whole split.
     """
     lengths: list[int] = batch["source_lengths"].tolist()
     longest = getattr(model, "longest", max(lengths))

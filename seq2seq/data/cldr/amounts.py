@@ -30,7 +30,7 @@ MEASURES = {
     "angle": "degree",
 }
 UNITS = [f"{quantity}-{name}" for quantity, names in MEASURES.items() for name in names.split()]
-MIXED_UNITS = (  # one amount in two units: the larger, the smaller, and how many smaller ones a larger one has
+MIXED_UNITS = (  # of amounts in two units: the larger, the smaller, and their ratio
     *(("duration-day", "duration-hour", 24), ("duration-hour", "duration-minute", 60)),
     *(("duration-minute", "duration-second", 60), ("duration-year", "duration-month", 12)),
     *(("length-foot", "length-inch", 12), ("mass-pound", "mass-ounce", 16)),
@@ -63,10 +63,10 @@ def percent_forms() -> list[Form]:
 
 
 def compact_forms() -> list[Form]:
-    """Thousands to billions in words and abbreviated, with three digits that both languages print in full."""
+    """Thousands to billions in words and abbreviated, with at most three digits, all of which are printed."""
 
     def format(length: Length, locale: Locale, value: int) -> str:
-        length = length if length in locale.compact_decimal_formats else "short"  # an alias in CLDR's root
+        length = length if length in locale.compact_decimal_formats else "short"  # "long" may be an alias of it
         return numbers.format_compact_decimal(value, format_type=length, locale=locale, fraction_digits=2)
 
     def words(length: str, locale: Locale, value: int) -> Words:
@@ -88,7 +88,7 @@ def compact_forms() -> list[Form]:
 
 
 def money_forms(currencies: Sequence[str], source: Locale) -> list[Form]:
-    """Amounts with the currency's symbol, with its name, and abbreviated."""
+    """Amounts of money with the currency's symbol, with its name, and in compact form."""
     distinct = with_unique_symbols(currencies, source)
     return [
         Form(
@@ -181,7 +181,7 @@ def unit_forms() -> list[Form]:
 
 
 def with_unique_symbols(currencies: Sequence[str], locale: Locale) -> list[str]:
-    """The currencies with a symbol of their own in this locale."""
+    """The currencies that share their symbol in this locale with no other of `currencies`."""
     symbols = [visible_text(numbers.get_currency_symbol(code, locale)) for code in currencies]
     return [code for code, symbol in zip(currencies, symbols, strict=True) if symbols.count(symbol) == 1]
 
@@ -194,27 +194,27 @@ def _sample_whole(rng: Random) -> int:
 
 
 def _sample_decimal(rng: Random) -> Decimal:
-    """One to three decimals, the last of which is not zero."""
+    """A number with one to three decimals, the last of which is not zero."""
     places = rng.randint(1, 3)
     digits = int(10 ** rng.uniform(places, places + 5))
     return rng.choice((1, 1, 1, -1)) * Decimal(digits + (digits % 10 == 0)).scaleb(-places)
 
 
 def _sample_share(rng: Random) -> Decimal:
-    """Half are whole percentages up to 1,000, half have one or two decimals and are at most 100."""
+    """A share: half are whole percentages up to 1,000, half are up to 100 and have one or two decimals."""
     places = rng.choice((0, 0, 1, 2))
     digits = rng.randint(1, 10 ** (3 if places == 0 else 2 + places))
     return Decimal(digits).scaleb(-places - 2).normalize()
 
 
 def _sample_round(rng: Random) -> int:
-    """One to three digits and then zeros, from a thousand to below a trillion."""
+    """One to three digits followed by zeros, from a thousand to below a trillion."""
     digits = rng.randint(1, 10 ** rng.choice((1, 2, 3, 3)) - 1)
     return digits * int(10 ** rng.randint(4 - len(str(digits)), 12 - len(str(digits))))
 
 
 def _amount_sampler(currencies: Sequence[str], max_exponent: int = 6) -> Callable[[Random], Price]:
-    """Samples amounts of up to 10 ** max_exponent in a currency, in its smallest units or whole."""
+    """A function that samples a currency, and an amount up to 10 ** max_exponent, whole or in its smallest units."""
 
     def sample(rng: Random) -> Price:
         code = rng.choice(currencies)
@@ -226,7 +226,7 @@ def _amount_sampler(currencies: Sequence[str], max_exponent: int = 6) -> Callabl
 
 
 def _sample_quantity(rng: Random) -> int | Decimal:
-    """Mostly whole numbers, small ones more often; some with one decimal."""
+    """A number of units: mostly whole and small, sometimes with one decimal."""
     if rng.random() < 0.35:
         digits = int(10 ** rng.uniform(0, 3))
         return Decimal(digits + (digits % 10 == 0)).scaleb(-1)

@@ -18,7 +18,7 @@ from seq2seq.tokenizers.text import Lines
 
 @dataclass(kw_only=True, eq=False)
 class Cldr(SentencePairs):
-    """Dates, times, money, units, numbers, and names of countries, languages, currencies and months.
+    """Phrases of dates, times, money, units, numbers, and names of countries, languages, currencies and months.
 
     Every phrase is what Babel prints for a locale; `source` and `target` are locales (en, de_CH, zh_Hant ...). The
     splits are a function of the locales, `seed` and the counts, and independent of the run's seed; their properties are
@@ -28,7 +28,7 @@ class Cldr(SentencePairs):
         train_count: phrases of train.
         val_count: phrases of val, which selects the checkpoint; 0 = no val.
         test_count: phrases of test, for the reported scores.
-        seed: of the phrases; the run's seed does not change them.
+        seed: seed of the phrases, which do not depend on the run's seed.
     """
 
     train_count: Positive
@@ -46,7 +46,7 @@ class Cldr(SentencePairs):
         super().__post_init__()
 
     def load(self, split: Split) -> dict[Split, Corpus]:
-        """All three splits."""
+        """Generate all three splits."""
         counts: dict[Split, int] = {"train": self.train_count, "val": self.val_count, "test": self.test_count}
         locales = find_locale("source", self.source), find_locale("target", self.target)
         sampled = phrases.sample_splits(*locales, seed=self.seed, counts=counts)
@@ -54,7 +54,7 @@ class Cldr(SentencePairs):
         return {name: _corpus(pairs, notes.get(name, [])) for name, pairs in sampled.splits.items()}
 
     def where(self, split: Split, index: int) -> str:
-        """The phrase itself, for messages, because no file holds it."""
+        """The phrase itself, for messages, since there is no file to name."""
         return repr(self._used(split).source[index])
 
 
@@ -85,7 +85,7 @@ def _corpus(pairs: list[phrases.Pair], notes: list[str]) -> Corpus:
 
 
 def _notes(sampled: phrases.SampledSplits) -> list[str]:
-    """The number of train's phrases by category, and what is left out."""
+    """Notes on the number of train's phrases by category, and on what is left out."""
     train = sampled.splits["train"]
     counts = Counter(pair.category for pair in train)
     notes = [", ".join(f"{name} {counts[name]:,}" for name in CATEGORY_SHARES if name in counts)]

@@ -28,7 +28,7 @@ class Form:
     kind: forms of one kind print the same values.
     sample: returns a random value.
     format: returns the value's text in a locale; raises LookupError where the locale's tables lack an entry.
-    key: identifies a value to the splits; all phrases with one key are in one split.
+    key: identifies a value; all phrases of values with one key are in one split.
     words: the names and word forms in a locale's text; training must contain each of them.
     frequency: how often the form is sampled, relative to the other forms of its category.
     rivals: earlier forms that, for some values, print the same source with another target.
@@ -46,7 +46,7 @@ class Form:
 
 @dataclass(frozen=True, kw_only=True)
 class Category:
-    """Forms that are counted together; `names` are the names that they combine, in both locales."""
+    """Forms that share a quota of phrases; `names` are the names that they combine, in both locales."""
 
     name: str
     forms: Sequence[Form]

@@ -13,9 +13,9 @@ from common.task import Split
 from seq2seq.data.cldr.forms import Category, LocalePair, Words, visible_text
 from seq2seq.data.cldr.tables import CATEGORY_SHARES, available_categories, format_pair, independent_copy
 
-VALUE_PARTS = 20  # all values are hashed into so many parts
+VALUE_PARTS = 20  # into which all values are divided by a hash
 HELD_OUT_PARTS: dict[int, Split] = {0: "test", 1: "val"}  # the other parts are for train
-MAX_IDLE_SAMPLES = 5000  # samples in a row that add no phrase
+MAX_IDLE_SAMPLES = 5000  # in a row, each of which adds no phrase
 
 
 class Pair(NamedTuple):
@@ -54,7 +54,7 @@ def sample_splits(source: Locale, target: Locale, *, seed: int, counts: Mapping[
         )
         for sampler in samplers:
             sampler.quotas[split] = quotas[sampler.category.name]
-    while any(sampler.incomplete_splits() for sampler in samplers):  # again if two categories share a source
+    while any(sampler.incomplete_splits() for sampler in samplers):  # repeated if two categories share a source
         for sampler in samplers:
             sampler.fill()
         registry.remove_untrained_words(samplers)
@@ -67,10 +67,10 @@ def sample_splits(source: Locale, target: Locale, *, seed: int, counts: Mapping[
 
 
 def category_quotas(split: Split, count: int, minimums: Mapping[str, int]) -> dict[str, int]:
-    """How many of `count` phrases are of each category: by CATEGORY_SHARES, but at least its minimum.
+    """The number of phrases of each category, `count` in all: in proportion to CATEGORY_SHARES, at least its minimum.
 
-    With shares of 0.12 and 0.03 and minimums of 0 and 4, the quotas of 10 are 6 and 4, those of 100 are 80 and 20.
-    Raises UserError when `count` is less than the sum of the minimums.
+    With shares of 0.12 and 0.03 and minimums of 0 and 4, a count of 10 gives 6 and 4, and a count of 100 gives 80 and
+    20. Raises UserError when `count` is less than the sum of the minimums.
     """
     if sum(minimums.values()) > count:
         raise UserError(
@@ -104,13 +104,13 @@ class _Registry:
         # By source: its phrase, and the dict of a sampler that holds it.
         self.entries: dict[str, tuple[_Phrase, dict[str, _Phrase]]] = {}
         self.ambiguous: set[str] = set()  # sources with different targets in two categories
-        self.rivalled: set[str] = set()  # sources that a form left to an earlier one
+        self.rivalled: set[str] = set()  # sources that an earlier form prints for another target
         self.words: set[Hashable] = set()
 
     def add(self, phrase: _Phrase, phrases: dict[str, _Phrase]) -> bool:
         """Add a phrase to `phrases` unless its source is in use; returns whether it was added.
 
-        Where the source is in use with another target, that phrase is removed, too, unless it is a single name.
+        If a phrase with the same source has another target, that phrase is removed, too, unless it is a single name.
         """
         text = visible_text(phrase.pair.source)
         if text in self.ambiguous:
@@ -127,9 +127,9 @@ class _Registry:
         return False
 
     def remove_untrained_words(self, samplers: "list[_CategorySampler]") -> None:
-        """Remove phrases of val and test with words that train has no more, since phrases were removed from it.
+        """Remove phrases of val and test with words that train has lost, because `add` removed phrases from train.
 
-        Usually there are none.
+        Usually there are no such phrases.
         """
         train = [phrase for sampler in samplers for phrase in sampler.phrases["train"].values()]
         self.words = {word for phrase in train for word in phrase.words}
@@ -176,7 +176,7 @@ class _CategorySampler:
         try:
             source, target = format_pair(self.locales, form, value)
             rivals = [format_pair(self.locales, rival, value) for rival in form.rivals]
-        except LookupError:  # the tables lack this entry only
+        except LookupError:  # the tables lack an entry for this value only
             return False
         text = visible_text(source)
         if any(visible_text(rival_source) == text and rival_target != target for rival_source, rival_target in rivals):

@@ -54,12 +54,12 @@ def available_categories(locales: LocalePair) -> tuple[list[Category], list[str]
 
 
 def _date_and_time_forms(locales: LocalePair) -> dict[str, list[Form]]:
-    """Forms with months only if both locales name them; relative times only if both differ from the root's ("+3 d")."""
+    """Forms with months only if both locales name months; relative times only if both have words for them."""
     root = independent_copy(Locale(ROOT))
     forms = {"times": time_forms()}
     if _have_months(locales):
         forms |= {"dates": date_forms(), "datetimes": datetime_forms(), "ranges": range_forms()}
-    probe = ("day", 3)
+    probe = ("day", 3)  # "+3 d" in the root
     if all(format_relative("long", locale, probe) != format_relative("long", root, probe) for locale in locales):
         forms["relative"] = relative_forms()
     return forms
@@ -80,13 +80,13 @@ def _amount_forms(locales: LocalePair, currencies: list[Any]) -> dict[str, list[
 def independent_copy(locale: Locale) -> Locale:
     """The same locale with tables of its own, in which inherited units are filled in.
 
-    Babel's locales share the tables that they inherit from the root. The first locale to look up an alias there
-    (stand-alone months are an alias of months in a date) writes its words for all others: after `he`, `th` has Hebrew
+    Babel's locales share the tables that they inherit from the root. The first locale that looks up an alias in them
+    (stand-alone months are an alias of months in a date) stores its words for all others: after `he`, `th` has Hebrew
     months.
 
     CLDR leaves out what can be inferred (Unicode Technical Standard 35, part 1, "Lateral Inheritance" and the root's
-    aliases): a plural form that equals "other", and a long unit that equals the short one. There Babel would print the
-    unit's identifier instead of a phrase ("5 length-kilometer" in Chinese).
+    aliases): a plural form that equals "other", and a long unit that equals the short one. Without such an entry, Babel
+    prints the unit's identifier instead of a phrase ("5 length-kilometer" in Chinese).
     """
     locale.languages  # noqa: B018 - the tables are read at first use, and this one has no alias
     own = copy.deepcopy(locale)

@@ -1,6 +1,6 @@
 """Forms of dates, times of day, both together, their ranges, and relative times in any locale.
 
-They are CLDR's four lengths, its skeletons (Unicode Technical Standard 35, part 4, "Available Formats") and its
+The forms are CLDR's four lengths, its skeletons (Unicode Technical Standard 35, part 4, "Available Formats") and its
 interval formats.
 """
 
@@ -74,7 +74,7 @@ def datetime_forms() -> list[Form]:
 
 
 def range_forms() -> list[Form]:
-    """From one date or time to another."""
+    """Ranges from one date or time to another."""
     forms = []
     for kind, sample, skeletons in (
         ("dates", _sample_dates, {"yMMMd": 2.0, "yMMMEd": 1.0, "yMd": 1.0}),
@@ -108,7 +108,7 @@ def relative_forms() -> list[Form]:
 
 
 def format_relative(length: Any, locale: Locale, value: tuple[str, int]) -> str:
-    """A number of units from now, or ago if it is negative, without conversion to a larger unit."""
+    """Print a number of units as a time from now, or ago if it is negative; it is not converted to a larger unit."""
     unit: Any = value[0]  # Babel types it, and the length, as literals
     seconds = value[1] * UNIT_SECONDS[unit]
     try:
@@ -202,7 +202,8 @@ def _interval_formatter(skeleton: str) -> Formatter:
 
 
 def _date_form(name: str, kind: str, sample: Callable[[Random], Any], format: Formatter, frequency: float) -> Form:
-    key = partial(_date_key, "date" if kind == "moment" else kind)  # so that a held-out moment has a held-out date
+    # The date of a held-out moment is held out, too.
+    key = partial(_date_key, "date" if kind == "moment" else kind)
     return Form(
         name=name, kind=kind, sample=sample, format=format, key=key, words=_date_words(name), frequency=frequency
     )
