@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from common.cli import main as cli
-from common.errors import UserError
 
 
 def train(config: dict[str, Any], run_dir: Path | None) -> float | None:
@@ -19,6 +18,7 @@ def train(config: dict[str, Any], run_dir: Path | None) -> float | None:
     from common.config.check import construct
     from common.files.lines import write_atomically
     from common.files.log import Log
+    from common.files.records import goal_value, read_record
     from common.files.run_folder import config_text
     from common.machine import device, distributed
     from common.train import assembly
@@ -35,10 +35,10 @@ def train(config: dict[str, Any], run_dir: Path | None) -> float | None:
         with Log(folder, distributed.is_main()) as log:
             if results.exists():
                 log.info(f"{folder} is finished; its results are in {results}.")
-                return _goal_value(_read(results))
+                return goal_value(read_record(results))
             state_file = folder / "task.json"  # what the data determine: names of classes, tokenizers
             resumes = config["resume"] == "auto" and any(folder.glob("checkpoints/st*_*.pt"))
-            task_state = _read(state_file) if state_file.exists() else {}  # the first version did not write it
+            task_state = read_record(state_file) if state_file.exists() else {}  # the first version did not write it
             # Rank 0 decides: a resumed run keeps the precision that `auto` resolved to, which only rank 0 has read.
             precision = device.resolve_precision(config["trainer"]["precision"], local_device)
             config["trainer"]["precision"] = distributed.broadcast(precision)
@@ -71,20 +71,7 @@ def train(config: dict[str, Any], run_dir: Path | None) -> float | None:
             files += ["predictions/"] * (folder / "predictions").is_dir()  # written only with a test split
             files += ["TensorBoard events"] * any(folder.glob("events.out.tfevents*"))
             log.info(f"Everything is in {folder}: {', '.join(files)}.")
-            return _goal_value({**numbers, **goal})
-
-
-def _goal_value(results: dict[str, Any]) -> float | None:
-    """The goal's best value on val in a run's results."""
-    return results.get(str(results.get("goal")))
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); delete it, and the same command writes it again.") from error
-    return dict(content)
+            return goal_value({**numbers, **goal})
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ in the table tells which metric the goal is, it shows the metrics of the last ev
 
 import argparse
 import csv
-import json
 import math
 import re
 import sys
@@ -26,6 +25,7 @@ from common.config.check import did_you_mean
 from common.config.diff import flatten
 from common.errors import UserError
 from common.files import names
+from common.files.records import describe_lines, read_record, step_record
 from common.files.run_folder import read_config
 from common.files.table import table
 
@@ -93,7 +93,7 @@ def find_runs(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
 def read_run(folder: Path) -> Run:
     """Read a run's folder; raises UserError for a file that cannot be read."""
     config, file = flatten(read_config(folder / "config.yaml")), folder / "results.json"
-    results = _parse_json(file, file.read_text("utf-8")) if _is_finished(folder) else {}
+    results = read_record(file, "delete it, and resume=auto writes it again") if file.is_file() else {}
     lines = _read_metrics(folder / "metrics.jsonl")
     evaluations = [line for line in lines if any(name.startswith("val/") for name in line)]
     return Run(folder, config, results, evaluations, _state(folder, config, lines))
@@ -103,17 +103,13 @@ def _is_finished(folder: Path) -> bool:
     return (folder / "results.json").is_file()
 
 
-def _parse_json(file: Path, text: str) -> dict[str, Any]:
-    try:
-        return dict(json.loads(text))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{file} is damaged ({error}); delete it, and resume=auto writes it again.") from error
-
-
 def _read_metrics(file: Path) -> list[dict[str, Any]]:
     """The complete lines of metrics.jsonl; the last line may be incomplete, after a kill or while it is written."""
     text = file.read_text("utf-8", "replace") if file.is_file() else ""
-    return [_parse_json(file, line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    records = [step_record(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    if invalid := [number for number, record in enumerate(records, 1) if record is None]:
+        raise UserError(f"{file} is damaged ({describe_lines(invalid)}: no record); resume the run, or delete them.")
+    return [record for record in records if record is not None]
 
 
 def _state(folder: Path, config: dict[str, Any], lines: list[dict[str, Any]]) -> str:

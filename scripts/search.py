@@ -18,7 +18,6 @@ trials.
 import argparse
 import contextlib
 import hashlib
-import json
 import math
 import os
 import sys
@@ -37,6 +36,7 @@ from common.config.diff import CHANGEABLE_KEYS
 from common.errors import Stopped, UserError
 from common.files import names
 from common.files.lock import lock
+from common.files.records import read_record
 
 try:
     import optuna
@@ -273,8 +273,8 @@ def _in_use(folder: Path) -> bool:
 def _result(folder: Path, goal: str) -> float | None:
     """The goal's best value on val; None if the run is unfinished or the value is not a finite number."""
     try:
-        value = json.loads((folder / "results.json").read_text(encoding="utf-8")).get(goal)
-    except (OSError, ValueError):
+        value = read_record(folder / "results.json").get(goal)
+    except UserError:
         return None
     return value if isinstance(value, int | float) and math.isfinite(value) else None
 

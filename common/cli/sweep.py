@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import json
 import os
 import re
 import shlex
@@ -28,6 +27,7 @@ from common.errors import Stopped, UserError
 from common.files import run_folder
 from common.files.console import print_line
 from common.files.names import shell_command
+from common.files.records import goal_value, read_record
 from common.files.run_folder import Job
 from common.files.table import table
 
@@ -227,8 +227,8 @@ def _report(sweep: Path, runs: list[Path]) -> int:
     for run in runs:
         results, status = _results(run), status_of(run)
         if results:
-            value = results.get(str(results.get("goal")))
-            rows.append((run.name, "done", float("nan") if value is None else float(value)))
+            value = goal_value(results)
+            rows.append((run.name, "done", float("nan") if value is None else value))
             continue
         rows.append((run.name, status.state, float("nan")))
         failures.append(f"{run}: {status.why}")
@@ -241,7 +241,6 @@ def _report(sweep: Path, runs: list[Path]) -> int:
 
 def _results(run: Path) -> dict[str, Any]:
     """The results of a finished run; empty when the file is missing or incomplete."""
-    try:
-        return dict(json.loads((run / "results.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return {}
+    with contextlib.suppress(UserError):  # the run itself reports a damaged file
+        return read_record(run / "results.json")
+    return {}

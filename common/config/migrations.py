@@ -95,7 +95,7 @@ def update_names(config: dict[str, Any]) -> list[str]:
             section["_target_"] = MOVED_CLASSES[former]
             _add_class_keys(section)
             notices.append(f"{key}._target_={former} is now {MOVED_CLASSES[former]}; please write this in your yaml.")
-    rates = (config.get("optimizer") or {}).get("rates")
+    rates = _mapping(_mapping(config.get("optimizer")).get("rates"))
     if rates and (present := _renamed(rates, _renames(config))) != rates:
         config["optimizer"]["rates"] = present
         notices.append(f"optimizer.rates: {', '.join(rates)} are now {', '.join(present)}; please write these names.")
@@ -156,7 +156,12 @@ def migrate_checkpoint(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _renames(config: dict[str, Any]) -> dict[str, str]:
-    return RENAMED_TENSORS.get(str((config.get("model") or {}).get("_target_")), {})
+    return RENAMED_TENSORS.get(str(_mapping(config.get("model")).get("_target_")), {})
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    """`value` if it is a dict; an empty one for any other value, which is refused when the config is checked."""
+    return value if isinstance(value, dict) else {}
 
 
 def _renamed(values: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:

@@ -17,10 +17,12 @@ from tqdm import tqdm
 
 from common.errors import Stopped, UserError
 from common.files import console
-from common.files.lines import LineFile, write_atomically
+from common.files.lines import LineFile
+from common.files.records import Remainder, describe_lines, keep_records
 from common.files.table import table
 
 MAX_CONSOLE_NUMBERS = 6  # in a training line; metrics.jsonl holds all
+RECORD_FILES = ("metrics.jsonl", "timing.jsonl")  # one JSON object on each line
 
 
 class Log:
@@ -35,6 +37,7 @@ class Log:
         self.main = main
         self.folder = folder if main else None
         self.terminal = _is_terminal()
+        self.line_counts = dict.fromkeys(RECORD_FILES, 0)
         self._bar: Any = None
         self._progress: Progress | None = None
         self._files: dict[str, LineFile] = {}
@@ -63,18 +66,32 @@ class Log:
             self._append("train.log", "".join(traceback.format_exception(kind, error, trace)).rstrip())
         self.close()
 
-    def truncate_after(self, step: int, evaluated: bool = True) -> bool:
+    def truncate_after(self, step: int, evaluated: bool = True, expected: Mapping[str, int] | None = None) -> bool:
         """Drop what was logged after `step`, and an incomplete line left by a kill; call this before logging.
 
         With `evaluated=False` the evaluation of `step` itself will be repeated, and its lines are dropped too. Returns
-        whether there were any.
+        whether there were any. Warns of lines that hold no record, and of a file with another number of lines than
+        `expected` states by its name (`line_counts` when the checkpoint of `step` was written).
         """
         assert self._tensorboard is None and "metrics.jsonl" not in self._files
         self._purge_step = step + 1
-        evaluation_dropped = False
-        for name in ("metrics.jsonl", "timing.jsonl"):
-            if self.folder and (self.folder / name).exists():
-                evaluation_dropped |= _truncate(self.folder / name, step, evaluated)
+        evaluation_dropped, warnings = False, []
+        for name in RECORD_FILES if self.folder else ():
+            assert self.folder is not None
+            path = self.folder / name
+            is_timing = name == "timing.jsonl"
+            remainder = _truncate(path, step, evaluated, is_timing) if path.exists() else Remainder(0, [], [])
+            self.line_counts[name] = remainder.kept
+            evaluation_dropped |= not evaluated and any(
+                record["step"] == step and not _is_training(record, is_timing) for record in remainder.removed
+            )
+            if remainder.invalid:
+                warnings.append(f"{path} had no record on {describe_lines(remainder.invalid)}, now removed.")
+            if expected is not None and remainder.kept != expected.get(name, 0):
+                count = f"{remainder.kept} lines up to step {step}, and had {expected.get(name, 0)}"
+                warnings.append(f"{path} has {count} when the checkpoint was written; it was changed or damaged since.")
+        for warning in warnings:
+            self.warning(warning)
         return evaluation_dropped
 
     def has_evaluations(self) -> bool:
@@ -123,9 +140,9 @@ class Log:
         else:
             remaining = self._progress.remaining() if self._progress and is_training else ""
             self.info(f"step {step}{remaining}: {text}")
-        self._append("metrics.jsonl", _json({"step": step, **numbers}))
+        self._append_record("metrics.jsonl", {"step": step, **numbers})
         if timing:
-            self._append("timing.jsonl", _json({"step": step, "time": time.time(), **timing}))
+            self._append_record("timing.jsonl", {"step": step, "time": time.time(), **timing})
         if self.folder:
             scalars = {**numbers, **{f"timing/{name}": value for name, value in timing.items()}}
             finite = {name: value for name, value in scalars.items() if math.isfinite(value)}
@@ -168,6 +185,10 @@ class Log:
         if self._tensorboard is not None:
             self._write_events(lambda writer: writer.close())
         self._files, self._tensorboard = {}, None
+
+    def _append_record(self, name: str, record: Mapping[str, float]) -> None:
+        self.line_counts[name] += 1
+        self._append(name, _json(record))
 
     def _append(self, name: str, line: str) -> None:
         if self.folder is None:
@@ -243,21 +264,16 @@ def _json(numbers: Mapping[str, float]) -> str:
     return json.dumps({name: value if math.isfinite(value) else None for name, value in converted.items()})
 
 
-def _truncate(path: Path, step: int, evaluated: bool) -> bool:
-    """Drop the lines after `step`; returns whether lines of an evaluation at `step` itself were dropped."""
-    evaluation_dropped = False
+def _truncate(path: Path, step: int, evaluated: bool, is_timing: bool) -> Remainder:
+    """Drop the lines after `step`, and those of the evaluation at `step` itself unless it is `evaluated`."""
+    return keep_records(
+        path,
+        lambda record: (
+            record["step"] < step or (record["step"] == step and (evaluated or _is_training(record, is_timing)))
+        ),
+    )
 
-    def remains(line: str) -> bool:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            return False  # incomplete, after a kill
-        is_training = path.name == "timing.jsonl" or any(name.startswith("train/") for name in record)
-        nonlocal evaluation_dropped
-        evaluation_dropped |= record["step"] == step and not is_training and not evaluated
-        return record["step"] < step or (record["step"] == step and (evaluated or is_training))
 
-    with open(path, encoding="utf-8", errors="replace") as file:
-        lines = [line for line in file if line.endswith("\n") and remains(line)]
-    write_atomically(path, "".join(lines))
-    return evaluation_dropped
+def _is_training(record: Mapping[str, Any], is_timing: bool) -> bool:
+    """Whether a record was logged in training and not by an evaluation; timing.jsonl holds only such records."""
+    return is_timing or any(name.startswith("train/") for name in record)

@@ -15,7 +15,7 @@ from yaml import YAMLError
 
 from common.config.check import did_you_mean
 from common.config.compose import Composed
-from common.config.diff import DATA_PATHS, flatten, refuse_changes
+from common.config.diff import DATA_PATHS, PRECISION, flatten, refuse_changes
 from common.config.migrations import migrate_config
 from common.errors import Stopped, UserError
 from common.files.lines import write_atomically
@@ -125,7 +125,9 @@ def _claim(folder: Path, config: dict[str, Any]) -> None:
         paths = DATA_PATHS if any((folder / "checkpoints").glob("*.pt")) and not finished else ()
         refuse_changes(stored, config, f"{folder}", [*paths, *([] if finished else allowed)])
         if config["trainer"]["precision"] == "auto":
-            config["trainer"]["precision"] = stored["trainer"]["precision"]
+            if not isinstance(precision := flatten(stored).get(PRECISION), str):
+                raise UserError(f"{file} holds no {PRECISION}; put the run's own config there, or add that key.")
+            config["trainer"]["precision"] = precision
     else:
         write_atomically(file, config_text(config))
 
@@ -137,7 +139,7 @@ def read_config(file: Path) -> dict[str, Any]:
     except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(f"{file} cannot be read ({reason}); put the run's own config there.") from error
-    if not isinstance(config, dict):
+    if not isinstance(config, dict) or not config:
         raise UserError(f"{file} holds no config; put the run's own config there.")
     return migrate_config({str(key): value for key, value in config.items()})
 

@@ -112,8 +112,13 @@ def describe(path: Path, content: dict[str, Any], kind: str = "auto") -> str:
     return f"{path}: {step}, {'averaged (EMA)' if averaged else 'raw'}"
 
 
-def checkpoint_content(run: Run, stepper: Stepper, average: Average | None) -> dict[str, Any]:
-    """The content of a checkpoint, in plain types. First copies the model buffers of rank 0 to all ranks."""
+def checkpoint_content(
+    run: Run, stepper: Stepper, average: Average | None, line_counts: dict[str, int]
+) -> dict[str, Any]:
+    """The content of a checkpoint, in plain types. First copies the model buffers of rank 0 to all ranks.
+
+    `line_counts` are the numbers of lines in the log's files (`Log.line_counts`).
+    """
     distributed.broadcast_buffers(run.model)
     return {
         "step": run.step,
@@ -127,6 +132,7 @@ def checkpoint_content(run: Run, stepper: Stepper, average: Average | None) -> d
         "windows": distributed.gather({name: value.cpu() for name, value in run.sums.items()}),
         "window_steps": run.summed_steps,
         "said": list(run.alarms),
+        "lines": dict(line_counts),
         "task": run.task.state(),
         "samples": run.data.count("train"),
         "fingerprints": run.fingerprints,
@@ -159,7 +165,9 @@ def resume_run(run: Run, stepper: Stepper, average: Average | None, folder: Chec
     ignore = CHANGEABLE_KEYS if changed_data else (*CHANGEABLE_KEYS, *paths)
     if changed := differences(content["config"], run.config, ignore=ignore) + changed_data:
         log.warning(f"Resuming with allowed changes: {', '.join(changed)}; an uninterrupted run would differ.")
-    run.evaluation_lost = distributed.broadcast(log.truncate_after(step, evaluated=False))
+    run.evaluation_lost = distributed.broadcast(
+        log.truncate_after(step, evaluated=False, expected=content.get("lines"))
+    )
     run.step, run.summed_steps = content["step"], content["window_steps"]
     run.ranking = [entry for entry in _ranking(content) if run.task.goal.is_defined(entry[0])]
     run.alarms = list(content.get("said", []))

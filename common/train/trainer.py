@@ -168,7 +168,7 @@ class Trainer:
 
     def _save(self, run: Run, context: _Context, regular: bool) -> bool:
         """Write a checkpoint; returns False, with a warning, when the disk is full or the folder is not writable."""
-        content = checkpoint_content(run, context.stepper, context.average)
+        content = checkpoint_content(run, context.stepper, context.average, context.log.line_counts)
         problem = None
         try:
             context.log.flush()  # the log on disk must reach as far as the checkpoint

@@ -196,3 +196,56 @@ def test_a_stop_is_logged_as_one_sentence_without_a_traceback(tmp_path):
     with pytest.raises(Stopped), Log(tmp_path, True):
         raise Stopped(["SIGUSR1"], "after step 3 of 9")
     assert (tmp_path / "train.log").read_text().splitlines()[-1].endswith("Stopped by SIGUSR1 after step 3 of 9.")
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "timing.jsonl"])
+@pytest.mark.parametrize("line", ["{}", "5", "null", '"text"', "[1]", '{"step": null}', '{"step": 2, "tra'])
+def test_a_line_without_a_record_is_removed_with_a_warning_that_names_it(name, line, tmp_path, capsys):
+    with Log(tmp_path, True) as log:
+        run(log, range(5), evaluate_at=3)
+    expected = (tmp_path / name).read_text()
+    rows = expected.splitlines(keepends=True)
+    (tmp_path / name).write_text("".join([*rows[:2], f"{line}\n", *rows[2:]]))
+    with Log(tmp_path, True) as log:
+        counts = {"metrics.jsonl": 6, "timing.jsonl": 5}
+        assert not log.truncate_after(5, expected=counts) and log.line_counts == counts
+    assert (tmp_path / name).read_text() == expected
+    warning = f"Warning: {tmp_path / name} had no record on line 3, now removed."
+    assert capsys.readouterr().out.splitlines()[-1] == warning and warning in (tmp_path / "train.log").read_text()
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "timing.jsonl"])
+@pytest.mark.parametrize("damage", ["cut", "line", "file", "added"])
+def test_lines_lost_or_added_since_the_checkpoint_are_warned_of(name, damage, tmp_path, capsys):
+    with Log(tmp_path, True) as log:
+        run(log, range(5))
+        counts = dict(log.line_counts)
+        run(log, range(5, 8))
+    text = (tmp_path / name).read_text()
+    rows = text.splitlines(keepends=True)
+    damaged = {
+        "cut": text[: len("".join(rows[:4])) + 9],
+        "line": "".join(rows[1:]),
+        "added": rows[0] + text,
+        "file": "",
+    }
+    (tmp_path / name).write_text(damaged[damage]) if damage != "file" else (tmp_path / name).unlink()
+    capsys.readouterr()
+    with Log(tmp_path, True) as log:
+        log.truncate_after(5, expected=counts)
+    remaining = {"cut": 4, "line": 4, "file": 0, "added": 6}[damage]
+    warnings = capsys.readouterr().out.splitlines()
+    assert len(warnings) == 1 and f"{name} has {remaining} lines up to step 5, and had 5 when" in warnings[0]
+
+
+def test_the_lines_of_an_undamaged_log_are_counted_without_a_warning(tmp_path, capsys):
+    with Log(tmp_path, True) as log:
+        run(log, range(6), evaluate_at=4)
+        assert log.line_counts == {"metrics.jsonl": 7, "timing.jsonl": 6}
+    capsys.readouterr()
+    with Log(tmp_path, True) as log:
+        log.truncate_after(4, evaluated=False, expected={"metrics.jsonl": 4, "timing.jsonl": 4})
+        log.numbers(4, {"val/AP": 0.5})
+        run(log, range(4, 6))
+        assert log.line_counts == {"metrics.jsonl": 7, "timing.jsonl": 6}
+    assert "Warning" not in capsys.readouterr().out

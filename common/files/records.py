@@ -1,0 +1,73 @@
+"""Records are JSON objects: one in a file (results.json, task.json) or one on each line (metrics.jsonl)."""
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from common.errors import UserError
+from common.files.lines import write_atomically
+
+MAX_LISTED = 5  # line numbers in a warning
+
+
+class Remainder(NamedTuple):
+    """What `keep_records` left and removed of a file."""
+
+    kept: int  # lines
+    removed: list[dict[str, Any]]  # records
+    invalid: list[int]  # numbers of removed lines that hold no record, without a last line that a kill has cut
+
+
+def read_record(path: Path, remedy: str = "delete it, and the same command writes it again") -> dict[str, Any]:
+    """Read a file that holds one JSON object; raises UserError, ending with `remedy`, if it holds anything else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error}); {remedy}.") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); {remedy}.") from error
+    if not isinstance(content, dict):
+        kind = type(content).__name__
+        raise UserError(f"{path} is damaged (it holds a {kind} and not an object of names and values); {remedy}.")
+    return content
+
+
+def goal_value(results: dict[str, Any]) -> float | None:
+    """The goal's best value on val in the content of a results.json; None without a number."""
+    value = results.get(str(results.get("goal")))
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def step_record(line: str) -> dict[str, Any] | None:
+    """The record on a line: a JSON object whose `step` is an integer. None for any other text."""
+    record = None
+    with suppress(ValueError, RecursionError):
+        record = json.loads(line)
+    return record if isinstance(record, dict) and type(record.get("step")) is int else None
+
+
+def keep_records(path: Path, keeps: Callable[[dict[str, Any]], bool]) -> Remainder:
+    """Rewrite a file of lines with only those records for which `keeps` is true; lines without a record are removed."""
+    kept, removed, invalid = [], [], []
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, 1):
+            record = step_record(line)
+            if not line.endswith("\n"):
+                continue
+            if record is None:
+                invalid.append(number)
+            elif keeps(record):
+                kept.append(line)
+            else:
+                removed.append(record)
+    write_atomically(path, "".join(kept))
+    return Remainder(len(kept), removed, invalid)
+
+
+def describe_lines(numbers: list[int]) -> str:
+    """Line numbers for a sentence: "line 3", or "lines 1, 2, 3, 4, 5 and 7 more"."""
+    listed = ", ".join(map(str, numbers[:MAX_LISTED]))
+    more = f" and {len(numbers) - MAX_LISTED} more" if len(numbers) > MAX_LISTED else ""
+    return f"line{'s' if len(numbers) > 1 else ''} {listed}{more}"
