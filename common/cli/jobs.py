@@ -1,4 +1,4 @@
-"""Run training processes, forward signals to them and wait; and one run of a sweep, wherever its launcher starts it."""
+"""Run a training script in a process of its own, with signals forwarded; and run one job of a sweep in any process."""
 
 import contextlib
 import json
@@ -30,7 +30,7 @@ POLL_SECONDS = 0.5  # between two checks of the stop file
 
 
 class ProcessResult(NamedTuple):
-    """A process's exit code (minus the number of a signal that killed it) and the signals forwarded to it."""
+    """A process's exit code (-N if signal number N killed it) and the names of the signals forwarded to it."""
 
     code: int
     signals: list[str]
@@ -39,7 +39,8 @@ class ProcessResult(NamedTuple):
 def run_script(script: Path, arguments: Sequence[str], output: Path) -> ProcessResult:
     """Run a Python script until it exits and append what it prints to `output`.
 
-    The process gets its own session. A terminal would otherwise send it Ctrl-C, too, and the second one stops at once.
+    The process gets its own session. Otherwise Ctrl-C would reach it twice, from the terminal and forwarded, and the
+    second Ctrl-C ends a run without a checkpoint.
     """
     with open(output, "ab") as file:
         command = [sys.executable, str(script), *arguments]
@@ -50,9 +51,10 @@ def run_script(script: Path, arguments: Sequence[str], output: Path) -> ProcessR
 
 @contextlib.contextmanager
 def forwarded_signals(send: Callable[[int], object]) -> Iterator[list[str]]:
-    """Forward SIGINT, SIGTERM and SIGHUP to `send` inside the context; yields the growing list of their names.
+    """Pass SIGINT, SIGTERM and SIGHUP to `send` inside the context; yields the growing list of their names.
 
-    Ignored signals stay ignored (nohup). Outside Python's main thread, which alone can set handlers, nothing changes.
+    Signals that the process ignores (nohup) stay ignored. Outside Python's main thread, which alone can set handlers,
+    no signal is forwarded.
     """
     received: list[str] = []
 
@@ -85,17 +87,17 @@ NO_STATUS = RunStatus("open", "it has not begun, still runs, or was killed.")
 
 
 class SweepJob:
-    """The function that a launcher calls for each run, in this process or pickled in another one."""
+    """The function that a launcher calls for each run, in the sweep's process or, pickled, in another one."""
 
     def __init__(self, job: Job, *, in_sweep_process: bool, stop_file: "StopFile | None" = None):
-        """`in_sweep_process`: runs follow one another there; `stop_file`: they are child processes of the sweep."""
+        """`in_sweep_process`: all runs take place in the sweep's own process. `stop_file`: for runs in its children."""
         self.job, self.in_sweep_process, self.stop_file = job, in_sweep_process, stop_file
 
     def __call__(self, composed: DictConfig) -> float | None:
-        """Run the job in its folder; write a failure to its status file instead of raising it.
+        """Run the job in its folder; a failure is written to the run's status file instead of raised.
 
-        In the sweep's own process a stop ends the sweep. In another process it ends this run only: an exception would
-        make the launcher kill the other runs while they save.
+        In the sweep's own process, a signal ends the sweep. In another process, it ends only this run, without an
+        exception, at which the launcher would kill the other runs while they write checkpoints.
         """
         config = plain_config(composed)
         update_names(config)
@@ -112,7 +114,7 @@ class SweepJob:
             return None
         finally:
             if self.stop_file and self.stop_file.is_orphaned():
-                os._exit(0)  # joblib's worker would wait five minutes for another run
+                os._exit(0)  # otherwise joblib's worker waits five minutes for another run
 
     def _run(self, config: dict[str, Any], folder: Path) -> float | None:
         try:
@@ -129,13 +131,13 @@ class SweepJob:
 
 
 class StopFile(NamedTuple):
-    """Stops a sweep's child processes when the file exists or when the sweep's process is gone."""
+    """Tells a sweep's child processes to stop, when the file exists or when the sweep's process is gone."""
 
     path: Path
     sweep_pid: int
 
     def stop_requested(self) -> bool:
-        """Whether this child process must stop."""
+        """Whether this process, a child of the sweep's, must stop."""
         return self.path.exists() or self.is_orphaned()
 
     def is_orphaned(self) -> bool:
@@ -148,10 +150,10 @@ StopFileContext = contextlib.AbstractContextManager[tuple[StopFile | None, list[
 
 @contextlib.contextmanager
 def signals_to_stop_file(sweep: Path) -> Iterator[tuple[StopFile, list[str]]]:
-    """Turn signals to a sweep into a stop file that its child processes poll; yields it and the signals' names.
+    """Turn signals to a sweep into a file that its child processes poll; yields the file and the names of signals.
 
-    A terminal's Ctrl-C and `kill` then have the same effect: each run saves, and the sweep waits for it. A second
-    Ctrl-C stops everything at once.
+    Ctrl-C in a terminal and `kill` then have the same effect: each run writes a checkpoint, and the sweep waits for all
+    of them. A second Ctrl-C stops everything at once.
     """
     stop_file = StopFile(sweep / STOP_FILE, os.getpid())
     stop_file.path.unlink(missing_ok=True)  # left by a sweep that was killed
@@ -171,9 +173,10 @@ def signals_to_stop_file(sweep: Path) -> Iterator[tuple[StopFile, list[str]]]:
 
 @contextlib.contextmanager
 def _stopped_by(stop_file: StopFile) -> Iterator[None]:
-    """Interrupt the run inside the context as SIGTERM would once `stop_file` requests a stop.
+    """Once `stop_file` requests a stop, interrupt the run inside the context as SIGTERM would.
 
-    Ctrl-C reaches this process too, perhaps before the run has set its handlers. It is ignored: the sweep handles it.
+    A terminal sends Ctrl-C to this process, too, perhaps before the run has set its handlers. Ctrl-C is therefore
+    ignored here; the sweep's process turns it into the stop file.
     """
     finished = threading.Event()
 
@@ -196,12 +199,12 @@ def clear_status(folder: Path) -> None:
 
 
 def statuses_in(sweep: Path) -> dict[Path, RunStatus]:
-    """The statuses in a sweep's folder, by the folder of each run."""
+    """The statuses of a sweep's runs: folder of the run -> status."""
     return {sweep / file.stem: status_of(sweep / file.stem) for file in sorted((sweep / STATUS_FOLDER).glob("*.json"))}
 
 
 def status_of(folder: Path) -> RunStatus:
-    """The status of the run in `folder`, which is not done; NO_STATUS without a readable status file."""
+    """The status of an unfinished run in `folder`; NO_STATUS if there is no readable status file."""
     try:
         return RunStatus(**json.loads(_status_file(folder).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):

@@ -1,4 +1,4 @@
-"""The command line that the doors share: help, a checked config, a run's folder, sweeps and an exit code.
+"""The command line of the doors train.py, evaluate.py and predict.py: help, config, run folder, sweeps and exit code.
 
 Exit codes: 0 success; 1 a defect, with its traceback, or inputs without an answer; 2 a user's mistake, in one sentence;
 130 Ctrl-C; 143 another signal that stops. The config is checked before a folder is made and before the job imports
@@ -53,8 +53,9 @@ TRAIN_OPTIONS = """\
 def launch(job: Job, door: str, base: ConfigReader | None = None, arguments: Sequence[str] | None = None) -> NoReturn:
     """Run `job` with the command line's config and exit with its exit code.
 
-    train receives (config, run_dir): the run's folder, or None on ranks above 0, to which rank 0 broadcasts it. The
-    other doors receive (config), composed on top of the config that `base` reads from checkpoint=FILE.
+    The job of train.py is called with (config, run_dir); run_dir is None on ranks above 0, to which rank 0 broadcasts
+    it later. The jobs of other doors are called with (config), which is composed on top of the config that `base` reads
+    from checkpoint=FILE.
     """
     names.escape_streams()
     sys.path.append(os.getcwd())  # a user's own package is in the working folder
@@ -84,7 +85,7 @@ def launch(job: Job, door: str, base: ConfigReader | None = None, arguments: Seq
             folder = run_folder.choose(composed) if rank == 0 else None
             run_folder.run_in(job, composed.config, folder)
     except UserError as error:
-        if started or is_local_main:  # before the start all ranks of a machine report the same mistake
+        if started or is_local_main:  # before the start, all ranks have the same error
             print(f"rank {rank}: {error}" if rank else error, file=sys.stderr)
         sys.exit(2)
     except Stopped as stop:
@@ -98,7 +99,7 @@ def launch(job: Job, door: str, base: ConfigReader | None = None, arguments: Seq
 
 
 def stored_config(file: Path) -> dict[str, Any]:
-    """The config inside a checkpoint. Torch is imported here, after the command line has been parsed."""
+    """Read the config inside a checkpoint. This imports torch, and so takes place after the command line is parsed."""
     from common.train import assembly
 
     return assembly.stored_config(file)
@@ -115,8 +116,8 @@ def _resume_line(command: Command, folder: Path) -> str:
 
 def _exit(code: int) -> NoReturn:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        # With several processes Python's shutdown sometimes aborts in a library's thread ("terminate called without an
-        # active exception", torch 2.15 with gloo), and a finished run would count as failed.
+        # With several processes, Python's shutdown sometimes aborts in a library's thread ("terminate called without an
+        # active exception", torch 2.15 with gloo), and torchrun would report a finished run as failed.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -124,7 +125,7 @@ def _exit(code: int) -> NoReturn:
 
 
 def _usage(door: str) -> str:
-    """The help text: each group's files, and the door's yaml with its comments."""
+    """The help text: the choices in each group, and the door's yaml file with its comments."""
     keys = (CONFIGS / f"{door}.yaml").read_text(encoding="utf-8").partition("\n\n")[2]
     sections = {"groups": "\n".join(f"  {group}: {', '.join(choices_of(group))}" for group in GROUPS)}
     sections["keys"] = "\n".join(f"  {line}" for line in keys.splitlines())
@@ -133,9 +134,9 @@ def _usage(door: str) -> str:
 
 
 def _prediction_options() -> str:
-    """The section task.predict of each model's yaml that defines one, with its comments.
+    """The section task.predict of each model's yaml file, if there is one, with its comments.
 
-    An option that has the name of a key of predict.py's (seed) has its full name, because the short one is that key.
+    An option with the name of a key of predict.py (seed) is shown by its full name, because its short name is that key.
     """
     section_pattern = re.compile(r"^task:\n(?:  .*\n)*?  predict:\n((?:    .*\n)+)", re.M)
     door_keys = "|".join(DOOR_KEYS["predict"])

@@ -1,4 +1,4 @@
-"""Sweeps (`-m`): one run for each combination, by any of Hydra's launchers, in a folder that can be resumed."""
+"""Sweeps (`-m`): a run for each combination of values, started by any of Hydra's launchers; a sweep can be resumed."""
 
 import contextlib
 import itertools
@@ -37,7 +37,7 @@ RESERVED_KEYS = ("hydra.sweep.", "hydra.sweeper", "hydra/sweeper", "hydra.mode")
 
 
 class Combination(NamedTuple):
-    """One run of a sweep: its command line's overrides, its config's fingerprint, and its folder's name."""
+    """One run of a sweep: its overrides, its config's fingerprint, its folder's name, and the config's sweep_dir."""
 
     overrides: list[str]
     fingerprint: str
@@ -49,8 +49,8 @@ def sweep(job: Job, command: Command) -> int:
     """Run `job` for every combination that is not done; returns the exit code.
 
     All combinations are checked before the first run. Each run has its own folder in the sweep's folder, where it
-    starts, resumes or is already done: the same line with sweep_dir=FOLDER resumes the sweep. A run that fails does not
-    stop the others. Results are read from the disk, since a run may have been on another machine.
+    starts or resumes unless it is already done; so the same command with sweep_dir=FOLDER resumes the sweep. A run that
+    fails does not stop the others. Results are read from the disk, since runs may be on other machines.
     """
     _refuse_conflicting_options(command)
     combinations = _distinct(_combinations(command))
@@ -66,7 +66,7 @@ def sweep(job: Job, command: Command) -> int:
     try:
         if lines:
             _launch(job, command, folder, lines)
-    except Exception as error:  # the launcher's: those of a run are caught in its own process
+    except Exception as error:  # of the launcher; a run's process catches those of the run
         reason = str(error).partition("\n")[0]  # submitit appends a whole log
         print(f"The launcher failed: {type(error).__name__}: {reason}", file=sys.stderr)
     except BaseException:
@@ -87,11 +87,11 @@ def _refuse_conflicting_options(command: Command) -> None:
         raise UserError("run_dir= and resume= name one run; a sweep has sweep_dir=, with a folder in it for each run.")
     reserved = next((key for key in sorted(command.keys) if key.startswith(RESERVED_KEYS)), None)
     if reserved:
-        raise UserError(f"{reserved}: a sweep is a grid in the folder sweep_dir=FOLDER; scripts/search.py searches.")
+        raise UserError(f"{reserved}: a sweep is always a grid in sweep_dir=FOLDER; use scripts/search.py to search.")
 
 
 def _combinations(command: Command) -> Iterator[Combination]:
-    """Every combination, composed and checked; raises UserError.
+    """Compose and check every combination of values; raises UserError at the first mistake.
 
     A folder's name states the swept values (detr-seed_1-lr_0.0002), except those that cannot stand in a file name.
     """
@@ -118,7 +118,7 @@ def _combinations(command: Command) -> Iterator[Combination]:
 
 
 def _distinct(combinations: Iterator[Combination]) -> list[Combination]:
-    """The first combination of each fingerprint; prints a line for every other."""
+    """Keep the first combination with each fingerprint; prints a line for every other one."""
     distinct: dict[str, Combination] = {}
     for number, combination in enumerate(combinations, 1):
         first = distinct.setdefault(combination.fingerprint, combination)
@@ -147,7 +147,7 @@ def _folder(sweep: Path, combination: Combination) -> Path:
 
 
 def _compose_settings(command: Command, settings: list[str]) -> DictConfig:
-    """Hydra's own part of the config, which includes the launcher, without a run's; raises UserError."""
+    """Compose the config with `settings`, overrides of Hydra's own keys such as the launcher; raises UserError."""
     try:
         with command.initialised():
             engine = GlobalHydra.instance().hydra
@@ -167,7 +167,7 @@ def _compose_settings(command: Command, settings: list[str]) -> DictConfig:
 def _launch(job: Job, command: Command, folder: Path, lines: list[list[str]]) -> None:
     """Hand the runs to the launcher that the command line chose and wait for it.
 
-    Hydra's launchers take any list of runs. Its sweeper would form all combinations again, including those done.
+    Hydra's launchers accept any list of runs. Hydra's sweeper is not used, since it would also launch those done.
     """
     sweep_settings = {"sweep.dir": quoted(str(folder)), "sweep.subdir": ".", "output_subdir": "null"}
     settings = ["hydra/job_logging=none", *(f"hydra.{key}={value}" for key, value in sweep_settings.items())]
@@ -188,7 +188,7 @@ def _launch(job: Job, command: Command, folder: Path, lines: list[list[str]]) ->
 
 
 class _Callbacks(Callback):
-    """The callbacks that the command line sets by hydra.callbacks, called for each run."""
+    """The callbacks that the command line sets in hydra.callbacks, which are called for each run."""
 
     def __init__(self, config: DictConfig):
         self.all = [instantiate(callback) for callback in (config.hydra.callbacks or {}).values()]

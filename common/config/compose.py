@@ -1,4 +1,4 @@
-"""Compose a config from a command line: Hydra's grammar, with unquoted paths and one-sentence errors."""
+"""Compose a config from a command line in Hydra's grammar. Paths need no quotes; errors are one sentence."""
 
 import argparse
 import os
@@ -25,7 +25,7 @@ from common.types import SPLITS
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 GROUPS = ("model", "data", "optimizer", "schedule", "trainer", "experiment")
 PATH_KEYS = ("run_dir", "checkpoint", "input", "output", "root", "images", "annotations", "weights")
-# Hydra 1.4 deprecates version_base and needs `replace`, where 1.3 always replaces.
+# Hydra 1.4 deprecates version_base, and replaces a stored config only with `replace`; 1.3 always replaces it.
 _HYDRA_1_3 = hydra.__version__.startswith("1.3.")
 _VERSION: dict[str, Any] = {"version_base": "1.3"} if _HYDRA_1_3 else {}
 _REPLACE: dict[str, Any] = {} if _HYDRA_1_3 else {"replace": True}
@@ -34,7 +34,7 @@ ConfigReader = Callable[[Path], dict[str, Any]]  # reads a checkpoint's config; 
 
 
 class Composed(NamedTuple):
-    """A config in plain types, the choice in each group, and a notice for each name that has changed."""
+    """A config in plain types, the choice in each group, and a notice for each outdated name that was updated."""
 
     config: dict[str, Any]
     choices: dict[str, str]
@@ -51,7 +51,7 @@ def configure(door: str, arguments: Sequence[str], base: ConfigReader | None = N
 
 
 class Command:
-    """A door's command line: its flags, and its overrides in the form that Hydra takes."""
+    """The command line of a door (train, evaluate or predict): flags, and overrides in the form that Hydra reads."""
 
     def __init__(self, door: str, arguments: Sequence[str], base: ConfigReader | None = None, sweep: bool = False):
         """`sweep`: a,b is two values, of a path as well; with -m it always is."""
@@ -63,7 +63,7 @@ class Command:
         self.keys = {_key(argument) for argument in self.overrides}
 
     def prepare(self) -> None:
-        """Make the configs available that the overrides refer to: --config-dir and a checkpoint's; raises UserError."""
+        """Let Hydra find the configs in --config-dir and in the checkpoint; raises UserError for a wrong command."""
         if {"model", "experiment"} <= self.keys:
             raise UserError("experiment= already chooses the model; give either experiment= or model=.")
         hydra_key = next((key for key in self.keys if key.startswith(("hydra.", "hydra/"))), None)
@@ -94,7 +94,7 @@ class Command:
             raise UserError(self._sentence(error, overrides)) from error
 
     def initialised(self) -> hydra.initialize_config_dir:
-        """A context in which Hydra composes from the main folder of configs."""
+        """A context in which Hydra reads configs from `self.folder`."""
         return hydra.initialize_config_dir(config_dir=str(self.folder), job_name=self.door, **_VERSION)
 
     def parse(self, overrides: Sequence[str]) -> list[Override]:
@@ -108,7 +108,7 @@ class Command:
             raise UserError(f"{error.override}: not understood; {remedy}.") from error
 
     def _full(self, argument: str) -> str:
-        """Expand predict.py's short names of prediction options: threshold=0.5 is task.predict.threshold=0.5."""
+        """Expand the short name of an option of predict.py: threshold=0.5 becomes task.predict.threshold=0.5."""
         key = argument.partition("=")[0]
         short = (
             self.door == "predict"
@@ -118,21 +118,24 @@ class Command:
         return f"task.predict.{argument}" if short else argument
 
     def _add_folder(self, extra: str | None) -> None:
-        """Add the folder of --config-dir, which holds further groups or a whole config, such as a run's."""
+        """Let Hydra read the folder of --config-dir, which holds further configs of groups, or a run's whole config."""
         if not extra:
             return
         folder = Path(extra).expanduser().absolute()
         if not folder.is_dir():
             raise UserError(f"--config-dir {extra}: there is no such folder.")
         if (folder / f"{self.config_name}.yaml").is_file():
-            self.folder, folder = folder, self.folder  # Hydra looks for the primary config in its main folder only
+            self.folder, folder = folder, self.folder  # Hydra finds the primary config only in its main folder
             if migrated := migrate_config_file(self.folder / f"{self.config_name}.yaml"):
                 self.config_name += "_migrated"
                 ConfigStore.instance().store(self.config_name, migrated, **_REPLACE)
         self.overrides.append(f"hydra.searchpath=[{quoted(f'file://{folder}')}]")
 
     def _store_base(self) -> list[str]:
-        """Register a checkpoint's config as a choice of each group, so that overrides apply on top of it."""
+        """Register a checkpoint's config as a choice in each group, and return the overrides that choose it.
+
+        Overrides of the command line are then applied on top of the checkpoint's config.
+        """
         if self.base is None:
             return []
         paths = [str(part.value()) for part in self.parse(self.overrides) if part.key_or_group == "checkpoint"]
@@ -149,13 +152,13 @@ class Command:
             node = {name: config.get(name) for name in names}
             if "${" in str(node):
                 raise UserError(
-                    f"{file}: its config holds an interpolation (${{...}}); one that this program wrote holds none."
+                    f"{file}: its config holds an interpolation (${{...}}); give a checkpoint of this program, without."
                 )
             ConfigStore.instance().store("checkpoint", node, group=group, package="_global_", **_REPLACE)
         return [f"{group}=checkpoint" for group in sections if group not in self.keys]
 
     def _sentence(self, error: Exception, overrides: list[str]) -> str:
-        """Hydra's message as one sentence, with the closest valid word for a misspelt one."""
+        """Turn Hydra's error into one sentence, which suggests the closest valid word for a misspelt one."""
         if isinstance(error, MissingConfigException) and error.missing_cfg_file:
             group, _, name = error.missing_cfg_file.rpartition("/")
             reason = f"{group}={name}: there is no configs/{group}/{name}.yaml" if group else f"there is no {name}.yaml"
@@ -175,7 +178,7 @@ class Command:
 
 
 def plain_config(composed: DictConfig) -> dict[str, Any]:
-    """The config without Hydra's part, in plain types, with interpolations resolved and `~` in paths expanded."""
+    """Convert a config to plain types, without Hydra's part; interpolations are resolved, `~` in paths is expanded."""
     own = OmegaConf.masked_copy(composed, [str(name) for name in composed if name != "hydra"])
     config = _expand_home(OmegaConf.to_container(own, resolve=True), "")
     assert isinstance(config, dict)
@@ -183,7 +186,7 @@ def plain_config(composed: DictConfig) -> dict[str, Any]:
 
 
 def choices_of(group: str) -> list[str]:
-    """The names of a group's files."""
+    """The choices in a group, which are the names of its yaml files."""
     return sorted(file.stem for file in (CONFIGS / group).glob("*.yaml"))
 
 

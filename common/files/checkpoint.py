@@ -1,7 +1,8 @@
 """Checkpoint files: plain types and tensors, written atomically, verified and loaded with weights_only=True.
 
-A file is a zip with a CRC per record, which PyTorch writes but does not check; here it is checked on every load.
-Files of other programs may also be NumPy's .npz, a zip too, or .safetensors; the content decides, not the name.
+A checkpoint is a zip file. PyTorch writes a CRC for each record but does not check it; this module does, on every load.
+Files of other programs may also be NumPy's .npz, which are zip files, too, or .safetensors. The format is recognised by
+the content, not by the name.
 """
 
 import argparse
@@ -33,10 +34,10 @@ class NewerFormatError(UserError):
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
-    """Write `content` with our format mark; at any moment `path` is the old file or the complete new one.
+    """Write `content` and the key "format"; at any moment, `path` is either the old file or the complete new one.
 
-    Raises TypeError if a value is neither a tensor nor of a plain type (it could not be loaded), and OSError if the
-    disk is full or the folder cannot be written; the old file is then untouched.
+    Raises TypeError if a value is neither a tensor nor of a plain type, since it could not be loaded, and OSError if
+    the disk is full or the folder cannot be written. After an error, the old file is untouched.
     """
     _assert_plain(content, "content")
     temporary = path.with_name(f".{path.name}.tmp")
@@ -89,12 +90,12 @@ def is_ours(content: dict[str, Any]) -> bool:
 
 
 def _read(file: BinaryIO) -> Any:
-    """A checkpoint's content. Raises UserError with the end of a sentence that begins with the file's path."""
+    """Read a checkpoint's content. The text of a UserError is a sentence without its beginning, the file's path."""
     head = file.read(64)
     if not head:
         raise UserError(f"is empty, as after a broken copy; {_COPY_AGAIN}.")
     if head.startswith(b"version https://git-lfs"):
-        raise UserError("is a Git LFS pointer and not the file itself; fetch that with `git lfs pull`.")
+        raise UserError("is a Git LFS pointer and not the file itself; fetch the file with `git lfs pull`.")
     file.seek(0)
     try:
         if head.startswith(b"PK"):
@@ -130,11 +131,11 @@ def _read(file: BinaryIO) -> Any:
 
 def _is_safetensors(head: bytes) -> bool:
     """Whether a file begins with the length of a JSON header, as an 8-byte little-endian integer, and that header."""
-    return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= 100_000_000  # the limit of the format
+    return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= 100_000_000  # the format's limit for headers
 
 
 def _read_arrays(file: BinaryIO) -> dict[str, Tensor]:
-    """The arrays of an .npz. Raises UserError with the end of a sentence if an array does not hold numbers."""
+    """Read the arrays of an .npz. Raises UserError, whose text lacks the file's path, if one does not hold numbers."""
     tensors = {}
     with np.load(file, allow_pickle=False) as archive:
         for name in archive.files:
@@ -150,14 +151,14 @@ def _read_arrays(file: BinaryIO) -> dict[str, Tensor]:
 
 
 def _tensor(array: np.ndarray[Any, Any]) -> Tensor:
-    """A NumPy array as a tensor; bfloat16, which NumPy lacks, is stored as two opaque bytes ("V2")."""
+    """Convert a NumPy array to a tensor; bfloat16, which NumPy lacks, is stored as two opaque bytes ("V2")."""
     if array.dtype.str[1:] == "V2":
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
 
 
 def _assert_plain(value: Any, where: str) -> None:
-    """Raise TypeError unless `value` would load with weights_only=True. Types are exact: np.float64 is a float too."""
+    """Raise TypeError unless `value` would load with weights_only=True; np.float64, a kind of float, would not."""
     if type(value) in (dict, OrderedDict):
         for key, item in value.items():
             _assert_plain(key, f"a key of {where}")

@@ -1,13 +1,14 @@
-"""Printing to a console whose reader may leave: no result is lost to a print."""
+"""Print to a pipe whose reader may close it, without an error, so that the program goes on and loses no result."""
 
 import os
 import sys
 
 
 def print_line(text: str) -> bool:
-    """Print one or more lines and flush them; False when the reader has closed the pipe, as `| head -1` does.
+    """Print one or more lines and flush them; returns False if the reader has closed the pipe, as `| head -1` does.
 
-    All further output is then discarded: the work goes on, and Python reports no error when it flushes at exit.
+    All further output is then discarded, so that the program goes on and Python reports no error when it flushes at
+    exit.
     """
     try:
         print(text, flush=True)
@@ -18,7 +19,7 @@ def print_line(text: str) -> bool:
 
 
 def discard_output() -> None:
-    """Send standard output to nowhere."""
+    """Discard all further standard output."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)

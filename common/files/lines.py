@@ -8,7 +8,7 @@ from typing import BinaryIO
 def write_atomically(path: Path, text: str) -> None:
     """Replace a file: at any time, also after a power cut, `path` is either the complete old or the complete new file.
 
-    Half of a surrogate pair, as in a name that is not UTF-8, is written as its escape in JSON and YAML.
+    Half of a surrogate pair, as in a file's name that is not UTF-8, is written as the escape that JSON and YAML have.
     """
     draft = path.with_name(f".{path.name}.tmp")
     with open(draft, "w", encoding="utf-8", errors="backslashreplace") as file:
@@ -28,16 +28,16 @@ def sync_folder(folder: Path) -> None:
 
 
 class LineFile:
-    """A text file that is only appended to. Lines that could not be written are written first in the next call."""
+    """A text file to which lines are only appended. Lines that could not be written are written in the next call."""
 
     def __init__(self, path: Path):
-        """Append to `path`, which is opened, or created, with the first line."""
+        """Prepare to append to `path`, which is opened, and created if missing, when the first line is written."""
         self.path = path
         self._file: BinaryIO | None = None
         self._pending = b""
 
     def add(self, line: str) -> None:
-        """Write `line` and a newline; raises OSError if it stays pending."""
+        """Write `line` and a newline; raises OSError if that fails, and then keeps them for the next call."""
         self._pending += line.encode("utf-8", "backslashreplace") + b"\n"
         self._write()
 
@@ -61,5 +61,5 @@ class LineFile:
             self._file = open(self.path, "ab", buffering=0)
         while self._pending:
             assert self._file is not None
-            written = self._file.write(self._pending)  # unbuffered: only a part may fit on a full disk
+            written = self._file.write(self._pending)  # unbuffered; on a nearly full disk, only a part
             self._pending = self._pending[written:]

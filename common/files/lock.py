@@ -1,4 +1,4 @@
-"""Locks a folder for one process at a time; the operating system releases the lock when that process ends."""
+"""Lock a folder for one process at a time; the operating system releases the lock when that process ends."""
 
 import contextlib
 import errno
@@ -29,8 +29,9 @@ class InUseError(UserError):
 def lock(folder: Path) -> Iterator[None]:
     """A context that locks an existing folder; raises InUseError if another process holds the lock.
 
-    It is a POSIX record lock: forked workers do not inherit it, so it is released as soon as a killed parent is gone,
-    and network file systems support it. On a file system without locks a warning is printed.
+    The lock is a POSIX record lock, which network file systems support, too. Forked workers do not inherit it, so it is
+    released as soon as the process that took it is gone, even if its workers remain. On a file system without locks, a
+    warning is printed.
     """
     with open(folder / NAME, "a+", encoding="utf-8") as file:
         try:

@@ -21,19 +21,19 @@ from common.files.lines import LineFile
 from common.files.records import Remainder, describe_lines, keep_records
 from common.files.table import table
 
-MAX_CONSOLE_NUMBERS = 6  # in a training line; metrics.jsonl holds all
+MAX_CONSOLE_NUMBERS = 6  # in a line about training on the console; metrics.jsonl holds all
 RECORD_FILES = ("metrics.jsonl", "timing.jsonl")  # one JSON object on each line
 
 
 class Log:
     """The log of one run, a context manager; on ranks other than the main one every method does nothing.
 
-    metrics.jsonl holds no values that depend on the clock, so that two runs with one seed write the same bytes; such
-    values go to timing.jsonl.
+    metrics.jsonl holds no values that depend on the clock, so that two runs with the same seed write the same bytes;
+    values that do go to timing.jsonl.
     """
 
     def __init__(self, folder: Path | None, main: bool):
-        """Log to the console and to `folder`, which is created if missing; None means only to the console."""
+        """Log to the console and to `folder`, which is created if missing; with None, only to the console."""
         self.main = main
         self.folder = folder if main else None
         self.terminal = _is_terminal()
@@ -57,10 +57,10 @@ class Log:
     ) -> None:
         """Write the exception that ended the block, if any, to train.log, and close all files.
 
-        A stop and a user's mistake are one sentence; any other exception is written with its traceback.
+        Of a stop or a user's mistake, only the message is written; of any other exception, the traceback, too.
         """
         if isinstance(error, UserError | Stopped | SystemExit):
-            stopped = isinstance(error.__context__, Stopped)  # a handler raised SystemExit then, as submitit's does
+            stopped = isinstance(error.__context__, Stopped)  # then a handler raised SystemExit, as submitit's does
             self._append("train.log", str(error.__context__ if stopped else error))
         elif error is not None:
             self._append("train.log", "".join(traceback.format_exception(kind, error, trace)).rstrip())
@@ -69,9 +69,9 @@ class Log:
     def truncate_after(self, step: int, evaluated: bool = True, expected: Mapping[str, int] | None = None) -> bool:
         """Drop what was logged after `step`, and an incomplete line left by a kill; call this before logging.
 
-        With `evaluated=False` the evaluation of `step` itself will be repeated, and its lines are dropped too. Returns
-        whether there were any. Warns of lines that hold no record, and of a file with another number of lines than
-        `expected` states by its name (`line_counts` when the checkpoint of `step` was written).
+        With `evaluated=False`, the evaluation of `step` itself will be repeated, and its lines are dropped, too.
+        Returns whether there were lines of that evaluation. Warns of lines that hold no record, and of a file whose
+        number of lines is not the one in `expected`: file name -> `line_counts` at the checkpoint of `step`.
         """
         assert self._tensorboard is None and "metrics.jsonl" not in self._files
         self._purge_step = step + 1
@@ -95,7 +95,7 @@ class Log:
         return evaluation_dropped
 
     def has_evaluations(self) -> bool:
-        """Whether metrics.jsonl holds an evaluation, before which a checkpoint is always written."""
+        """Whether metrics.jsonl holds an evaluation. If it does, a checkpoint was written before that evaluation."""
         path = self.folder / "metrics.jsonl" if self.folder else None
         if path is None or not path.exists():
             return False
@@ -155,7 +155,7 @@ class Log:
 
     @contextmanager
     def progress(self, steps: int, start: int = 0) -> Iterator["Progress"]:
-        """A context with a progress bar, in a terminal; elsewhere training lines show the remaining time."""
+        """A context with a progress bar in a terminal; elsewhere, lines about training show the remaining time."""
         if self.main and self.terminal:
             self._bar = tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True)
         self._progress = Progress(steps, start, self._bar)
@@ -167,9 +167,9 @@ class Log:
             self._bar = self._progress = None
 
     def flush(self) -> None:
-        """Write everything logged to the disk; called before a checkpoint, which guarantees the lines up to its step.
+        """Write everything logged so far to the disk; call this before a checkpoint, to lose no line up to its step.
 
-        Raises OSError if that fails; the lines then stay in memory.
+        Raises OSError if a file cannot be written; its lines then stay in memory.
         """
         for lines in self._files.values():
             lines.flush()
@@ -216,7 +216,7 @@ class Log:
             self._warn_once("events", f"TensorBoard's events cannot be written ({error.strerror}) and are dropped.")
         except UnicodeEncodeError:
             self._events_possible = False
-            self.warning(f"TensorBoard takes no path that is not UTF-8, and so gets no events of {self.folder}.")
+            self.warning(f"TensorBoard cannot write to a path that is not UTF-8, so {self.folder} gets no events.")
 
     def _warn_once(self, name: str, sentence: str) -> None:
         if name not in self._failed:
@@ -225,10 +225,10 @@ class Log:
 
 
 class Progress:
-    """A run's progress. Remaining time is extrapolated from after the first step, which may include compilation."""
+    """A run's progress. Remaining time is extrapolated from all steps but the first, which may include compilation."""
 
     def __init__(self, steps: int, start: int, bar: Any):
-        """Start after `start` of `steps` steps; `bar` is tqdm's, or None."""
+        """`start` of `steps` steps are already done; `bar` is tqdm's progress bar, or None."""
         self.steps, self.step, self._bar = steps, start, bar
         self._first: tuple[int, float] | None = None
 

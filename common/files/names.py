@@ -20,9 +20,10 @@ _ESCAPES = re.compile(r"(\\+)(ud[89a-f][0-9a-f]{2})")
 
 
 def escape(name: str) -> str:
-    r"""`name` as text that UTF-8 can encode: the byte 0xE9 becomes \udce9, as in JSON; all other names are unchanged.
+    r"""Escape the bytes of `name` that are not UTF-8, so that the name can be written: 0xE9 becomes \udce9, as in JSON.
 
-    `unescape` restores it: backslashes before an escape, or before what looks like one, are doubled.
+    `unescape` restores the name, because backslashes before an escape, or before what looks like an escape, are
+    doubled. All other names are unchanged.
     """
 
     def replace(match: re.Match[str]) -> str:
@@ -33,7 +34,7 @@ def escape(name: str) -> str:
 
 
 def unescape(text: str) -> str:
-    """The name of which `text` is the escaped form."""
+    """Restore the name from its escaped form `text`."""
 
     def replace(match: re.Match[str]) -> str:
         backslashes, code = match.groups()
@@ -44,7 +45,7 @@ def unescape(text: str) -> str:
 
 
 def shell_command(words: Iterable[str]) -> str:
-    r"""A command line to paste: each word as a shell reads it, with other bytes than UTF-8 as in bash: $'runs/\xe9'."""
+    r"""Quote and join words for a shell; words with bytes that are not UTF-8 are quoted for bash: $'runs/\xe9'."""
     return " ".join(_byte_quoted(word) if _BYTE.search(word) else shlex.quote(word) for word in words)
 
 
@@ -54,16 +55,16 @@ def _byte_quoted(word: str) -> str:
 
 
 def escape_streams() -> None:
-    """Let what the console cannot show leave as an escape: no result is lost to a print."""
+    """Print characters that the console cannot encode as escapes, instead of failing."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # None without a console, and another class in a notebook
             stream.reconfigure(errors="backslashreplace")
 
 
 def answer_name(name: str, ending: str) -> str:
-    """The name of the file with the answer for the file `name`: `name` and `ending`.
+    """The name of the file with the answer for the input file `name`: `name` and `ending`.
 
-    If that is longer than a file's name may be, `name` is cut and followed by a hash of the whole.
+    If that is longer than a file's name may be, `name` is cut and followed by a hash of the whole `name`.
     """
     whole, room = name.encode("utf-8", "surrogateescape"), MAX_NAME_BYTES - len(ending.encode())
     if len(whole) > room:

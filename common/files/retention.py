@@ -1,4 +1,4 @@
-"""The checkpoints of one run: which are kept, which is the best, and which a run resumes from."""
+"""The checkpoints of one run: which are kept, which is the best, and from which the run resumes."""
 
 import os
 import re
@@ -13,20 +13,20 @@ from common.errors import UserError
 from common.files.checkpoint import NewerFormatError, is_ours, load, save
 from common.files.lines import sync_folder
 
-MIN_CHECKPOINTS = 2  # kept of a run; if it were one, a single damaged file would lose the run
+MIN_CHECKPOINTS = 2  # the fewest that a run keeps; with one, a single damaged file would lose the run
 LoadedCheckpoint = tuple[Path, dict[str, Any]]  # its file and its content
 
 
 class CheckpointFolder:
     """A folder of step_00001000.pt and so on, best.pt, perhaps average.pt, and stop_00001037.pt after a signal.
 
-    A stop has a file of its own, so that the others are the same whether a run was stopped or not.
+    The checkpoint of a stop has a name of its own, so that the other files do not depend on whether a run was stopped.
     """
 
     def __init__(self, path: Path, writes: bool = True, keep: int = MIN_CHECKPOINTS):
-        """Create the folder and remove the draft of a killed save; with `writes=False` (other ranks) only read.
+        """Create the folder and remove what a killed save has left; with `writes=False` (ranks above 0), only read.
 
-        `keep` is the number of last checkpoints to keep, at least two.
+        `keep` is the number of latest checkpoints to keep, at least two.
         """
         self.path, self.writes, self.keep = Path(path), writes, max(keep, MIN_CHECKPOINTS)
         if writes:
@@ -35,24 +35,24 @@ class CheckpointFolder:
                 leftover.unlink()
 
     def save(self, step: int, content: dict[str, Any], keep_steps: Collection[int] = ()) -> Path:
-        """Write the checkpoint of `step`, and once it is on the disk remove those that are no longer kept.
+        """Write the checkpoint of `step` and, once it is on the disk, remove checkpoints that are no longer kept.
 
-        `keep_steps` are steps to keep besides the last ones. Raises OSError when the checkpoint cannot be written;
-        older checkpoints are then untouched, and the next save starts again.
+        `keep_steps` are steps whose checkpoints are kept besides the latest ones. Raises OSError if the checkpoint
+        cannot be written; older checkpoints are then untouched.
         """
         path = self._file(step)
         if self.writes:
             self._write(path, content)
-            # A file of a later step is a damaged one that resuming skipped.
+            # Files of later steps are not counted: they are damaged, and resuming has skipped them.
             last = [saved for saved in self.steps() if saved <= step][-self.keep :]
-            with suppress(OSError):  # the checkpoint is written; the next save tries again
+            with suppress(OSError):  # the checkpoint itself is written; the next save tries to remove files again
                 for obsolete in set(self.steps()) - {*last, *keep_steps}:
                     self._file(obsolete).unlink()
                 self._remove_stops()
         return path
 
     def save_stop(self, step: int, content: dict[str, Any]) -> Path:
-        """Write the checkpoint of a run that stops at `step`, between regular checkpoints; all of these are kept."""
+        """Write the checkpoint of a run that stops at `step`, and remove only the checkpoints of earlier stops."""
         path = self._file(step, "stop")
         if self.writes:
             self._write(path, content)
@@ -95,7 +95,7 @@ class CheckpointFolder:
         return checkpoint
 
     def best(self, ranked: Sequence[int] = (), warn: Callable[[str], None] = warnings.warn) -> LoadedCheckpoint | None:
-        """best.pt or, if that is damaged, the first undamaged checkpoint of the steps in `ranked`; None without any."""
+        """best.pt or, if that is damaged, the first undamaged checkpoint of the steps `ranked`; None without any."""
         files = [self.path / "best.pt", *(self._file(step) for step in ranked)]
         checkpoint, reasons = _first_undamaged([file for file in files if file.exists()])
         for reason in reasons:
@@ -131,7 +131,7 @@ class CheckpointFolder:
         self._marker().touch()
 
     def _marker(self) -> Path:
-        return self.path.parent / ".saved"  # outside this folder, all of which may be lost
+        return self.path.parent / ".saved"  # outside this folder, whose files may all be lost
 
     def _remove_stops(self, except_file: Path | None = None) -> None:
         for step in self.steps("stop"):
@@ -149,7 +149,7 @@ def _link_or_copy(source: Path, target: Path) -> None:
 
 
 def _first_undamaged(files: Sequence[Path]) -> tuple[LoadedCheckpoint | None, list[str]]:
-    """The first file that is an undamaged checkpoint, and what is wrong with each file before it."""
+    """The first of `files` that is an undamaged checkpoint, and what is wrong with each file before that one."""
     reasons: list[str] = []
     for file in files:
         try:

@@ -1,4 +1,4 @@
-"""A run's folder: choosing it, reserving it for one run, and running a job in it."""
+"""A run's folder: choose it, reserve it for one run, and run a job in it."""
 
 import errno
 import itertools
@@ -26,9 +26,10 @@ Job = Callable[..., float | None]
 
 
 def run_in(job: Job, config: dict[str, Any], folder: Path | None) -> float | None:
-    """Run `job` in its folder, locked against other processes; returns what the job returns.
+    """Run `job` in `folder`, which is locked against other processes; returns what the job returns.
 
-    After a UserError before the first checkpoint the folder is free again, so that a corrected command can use it.
+    After a UserError before a new run's first checkpoint, its config.yaml is removed, so that a corrected command can
+    use the folder.
     """
     if folder is None:
         return job(config, None)
@@ -61,9 +62,9 @@ def _release(folder: Path) -> None:
 
 
 def choose(composed: Composed) -> Path:
-    """The folder of the key run_dir, or a new one named by model, data and time.
+    """The folder of the key run_dir if it is set, or else a new folder, named by model, data and time.
 
-    Raises UserError for resume without run_dir.
+    Raises UserError for resume=auto without run_dir.
     """
     config = composed.config
     if config["run_dir"]:
@@ -75,12 +76,12 @@ def choose(composed: Composed) -> Path:
 
 
 def _kind(section: dict[str, Any]) -> str:
-    """A name for a part that no config group chose, as in a stored config: detr.data.coco.Coco is coco."""
+    """A name for a section that is no choice in a config group, as in a stored config: detr.data.coco.Coco is coco."""
     return str(section["_target_"]).rpartition(".")[2].lower()
 
 
 def create_timestamped(parent: Path) -> Path:
-    """A new folder named by the time; jobs that start in the same second get different folders."""
+    """Create a folder named by the time; jobs that start in the same second get different folders."""
     timestamp = time.strftime("%Y-%m-%d_%H-%M-%S")
     for number in itertools.count(1):
         folder = parent / (timestamp if number == 1 else f"{timestamp}_{number}")
@@ -103,7 +104,8 @@ def _create(folder: Path) -> None:
 def config_text(config: dict[str, Any]) -> str:
     """The text of a run's config.yaml.
 
-    It does not name the run's own folder, so that `--config-dir FOLDER --config-name config` repeats the run elsewhere.
+    The text does not contain the run's folder, so that `--config-dir FOLDER --config-name config` repeats the run in
+    another folder.
     """
     neutral: dict[str, Any] = {"run_dir": None, "sweep_dir": None, "resume": None, "allow_changes": []}
     return OmegaConf.to_yaml(OmegaConf.create({**config, **neutral}))
@@ -112,7 +114,7 @@ def config_text(config: dict[str, Any]) -> str:
 def _claim(folder: Path, config: dict[str, Any]) -> None:
     """Write config.yaml into a new run's folder. Raises UserError if the folder holds another run.
 
-    When resuming, trainer.precision=auto in `config` becomes the run's precision, whatever the device is now.
+    If a run is resumed with trainer.precision=auto, `config` gets the precision with which the run began.
     """
     file, allowed = folder / "config.yaml", config["allow_changes"]
     _refuse_unknown(allowed, config)
@@ -121,7 +123,7 @@ def _claim(folder: Path, config: dict[str, Any]) -> None:
     if file.exists():
         finished = (folder / "results.json").exists()
         stored = read_config(file)
-        # A checkpoint holds digests of the data, which decide about other paths once it is read.
+        # Paths of the data may differ if there is a checkpoint, whose digests of the data are compared later.
         paths = DATA_PATHS if any((folder / "checkpoints").glob("*.pt")) and not finished else ()
         refuse_changes(stored, config, f"{folder}", [*paths, *([] if finished else allowed)])
         if config["trainer"]["precision"] == "auto":
@@ -133,7 +135,7 @@ def _claim(folder: Path, config: dict[str, Any]) -> None:
 
 
 def read_config(file: Path) -> dict[str, Any]:
-    """A run's config.yaml, with the present keys; raises UserError if the file is not a config."""
+    """Read a run's config.yaml and update it to the present keys; raises UserError if the file is not a config."""
     try:
         config = OmegaConf.to_container(OmegaConf.load(file))
     except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
@@ -147,7 +149,7 @@ def read_config(file: Path) -> dict[str, Any]:
 def _refuse_unknown(allowed: list[str], config: dict[str, Any]) -> None:
     """Raise UserError for an entry of allow_changes that is neither a key nor a section."""
     keys = flatten(config)
-    known = {".".join(key.split(".")[:depth]) for key in keys for depth in range(1, key.count(".") + 2)}
+    known = {".".join(key.split(".")[:length]) for key in keys for length in range(1, key.count(".") + 2)}
     for key in allowed:
         if key not in known:
             raise UserError(f"allow_changes: {key} is not a key of this config{did_you_mean(key, known)}")

@@ -8,7 +8,7 @@ from common.files.names import escape
 
 
 def table(title: str, rows: Sequence[Sequence[Any]]) -> str:
-    """Aligned plain text: strings to the left, numbers to the right; floats have four decimals, NaN is a dash.
+    """Format a table with text aligned left and numbers right; floats have four decimals, NaN and infinity are a dash.
 
     The first of `rows` is the header; without further rows the text is "`title`: none".
     """

@@ -14,7 +14,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def select(name: str, local_rank: int = 0) -> torch.device:
-    """The device for `trainer.device`: auto is CUDA if available, else the CPU; Apple's GPU only by name.
+    """The device for `trainer.device`: "auto" is CUDA if available, else the CPU; Apple's GPU is used only for "mps".
 
     Raises UserError if the requested device is not available.
     """
@@ -73,22 +73,22 @@ def compute_dtype(device: torch.device) -> torch.dtype:
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[Any]:
-    """A context without autocast, for what half precision would make inexact."""
+    """A context without autocast, for computations that would be too inexact in half precision."""
     available = torch.amp.is_autocast_available(device.type)
     return torch.autocast(device.type, enabled=False) if available else nullcontext()
 
 
 class DeviceCopier:
-    """Copies between host and device; on a GPU by a separate stream, while it computes."""
+    """Copies batches to the device and tensors to the host; a GPU copies batches in a stream of their own."""
 
     def __init__(self, device: torch.device):
         self.device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def __call__(self, batches: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """The batches on the device, in order; each is copied while the previous one is in use.
+        """Yield the batches on the device, in order; each is copied while the previous one is in use.
 
-        If its memory is pinned, the first is copied while the device still computes the previous step.
+        If the first batch is in pinned memory, it is copied while the device still computes the previous step.
         """
         if self._stream is None:
             yield from (to_device(batch, self.device) for batch in batches)
@@ -102,7 +102,7 @@ class DeviceCopier:
         yield from (_synchronised(batch, self._stream, compute_stream) for batch in prefetched)
 
     def to_host(self, tensor: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
-        """The tensor on the host, and an event that marks the end of the copy; None if it is complete."""
+        """Copy a tensor to the host; returns it and an event after the end of the copy (None if that is complete)."""
         if not tensor.is_cuda:
             return tensor.cpu(), None
         copy = tensor.to("cpu", non_blocking=True)
@@ -112,11 +112,11 @@ class DeviceCopier:
 
 
 def _synchronised(batch: dict[str, Any], copy: torch.cuda.Stream, compute: torch.cuda.Stream) -> dict[str, Any]:
-    """The batch, for use on the stream `compute`, which waits until the stream `copy` has copied it."""
+    """Let the stream `compute` wait until the stream `copy` has copied the batch; returns the batch."""
     compute.wait_stream(copy)
     for tensor in batch.values():
         if isinstance(tensor, torch.Tensor) and tensor.is_cuda:
-            tensor.record_stream(compute)  # or its memory could be reused before it is read
+            tensor.record_stream(compute)  # otherwise its memory could be reused before `compute` has read it
     return batch
 
 
@@ -126,7 +126,7 @@ def constant(values: Any, like: torch.Tensor, dtype: torch.dtype | None = None) 
 
 
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """The batch with its tensors on `device`; other values are unchanged."""
+    """Copy the tensors of a batch to `device`; other values are unchanged."""
     return {
         name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
         for name, value in batch.items()

@@ -62,7 +62,7 @@ def process_group(device: torch.device, timeout: float) -> Iterator[None]:
     """A context inside which this process belongs to the group; see `init_process_group`.
 
     An exception inside is recorded in torchrun's error file, for torchrun to show its traceback, before the group
-    breaks and other processes fail in turn. A UserError is not: the process itself prints it, without a traceback.
+    breaks and other processes fail in turn. A UserError is not recorded: the process prints it, without a traceback.
     """
     init_process_group(device, timeout)
     try:
@@ -135,16 +135,16 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
 def data_parallel(module: nn.Module) -> nn.Module:
     """Wrap `module` so that its backward pass also sums gradients over ranks (PyTorch's DDP).
 
-    Ranks may use different parameters; one that no rank used keeps `grad=None`, and so gets no weight decay. Gradients
-    are summed in the backward pass of each forward pass outside `no_gradient_sync`, in which every rank must take part.
-    A module with sharded parameters is returned unchanged, because FSDP sums gradients itself.
+    Ranks may use different parameters; a parameter that no rank has used keeps `grad=None`, so that it gets no weight
+    decay. Gradients are summed in the backward pass if the forward pass was outside `no_gradient_sync`; every rank must
+    make these passes. A module with sharded parameters is returned unchanged, because FSDP sums gradients itself.
     """
     if world_size() == 1 or is_sharded(list(module.parameters())):
         return module
     from torch.nn.parallel import DistributedDataParallel
 
     replica = DistributedDataParallel(module, find_unused_parameters=True, gradient_as_bucket_view=True)
-    replica.broadcast_buffers = False  # by `broadcast_buffers` below; the argument is deprecated in torch 2.15
+    replica.broadcast_buffers = False  # done by the function below; the argument is deprecated in torch 2.15
     replica.register_comm_hook(None, lambda _, bucket: _sum_async(bucket.buffer()))  # the default is the mean
     return replica
 
@@ -155,9 +155,9 @@ def _sum_async(gradients: Tensor) -> torch.futures.Future[Tensor]:
 
 
 def no_gradient_sync(module: nn.Module) -> AbstractContextManager[None]:
-    """A context inside which a `data_parallel` module accumulates gradients on each rank.
+    """A context inside which a `data_parallel` module accumulates gradients on each rank without summing over ranks.
 
-    The next backward pass after it sums them over ranks.
+    The next backward pass after the context sums the accumulated gradients over ranks.
     """
     context: AbstractContextManager[None] = getattr(module, "no_sync", nullcontext)()
     return context
@@ -165,9 +165,9 @@ def no_gradient_sync(module: nn.Module) -> AbstractContextManager[None]:
 
 @torch.no_grad()
 def broadcast_buffers(model: nn.Module) -> None:
-    """Copy the buffers of rank 0 to all ranks, such as BatchNorm's running statistics, which differ by rank.
+    """Copy the buffers of rank 0, such as BatchNorm's running statistics, to all ranks, where they may differ.
 
-    Only persistent buffers; others may differ even in shape. They are sent as bytes, whatever their types.
+    Only persistent buffers are copied; others may differ even in shape. They are sent as bytes, whatever their types.
     """
     persistent = model.state_dict().keys()
     buffers = [buffer for name, buffer in model.named_buffers() if name in persistent]
@@ -223,7 +223,7 @@ def local_part(tensor: Any) -> Tensor:
 
 
 def full_tensors(value: Any) -> Any:
-    """Gather a sharded tensor, or those of a dict, from all ranks (a collective); other values are returned unchanged.
+    """Gather a sharded tensor, or all in a dict, from all ranks (a collective); other values are returned unchanged.
 
     Gathered tensors of a dict are moved to the CPU one by one, because a GPU may have no room for the whole model.
     """
@@ -256,7 +256,7 @@ def load_state_dict(model: nn.Module, tensors: dict[str, Tensor]) -> None:
 
 @contextmanager
 def unsharded(model: nn.Module) -> Iterator[None]:
-    """A context in which every rank holds the full model; ranks may call methods of it independently of each other."""
+    """A context in which every rank holds the full model, whose methods ranks may call independently of each other."""
     units = _units(model) if is_sharded(list(model.parameters())) else []
     if units:
         units[0]._get_fsdp_state()._lazy_init()  # otherwise, the first layer to be called would become FSDP's root

@@ -1,4 +1,4 @@
-"""Out of memory: which batch caused it, and what to lower."""
+"""Report an out-of-memory error with the batch that caused it, and with advice on what to change."""
 
 import errno
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ OUT_OF_MEMORY_MESSAGES = (  # torch 2.15 has an exception class only for CUDA's 
     "out of memory",  # the CUDA driver, and MPS
     "STATUS_ALLOC_FAILED",  # cuBLAS and cuDNN
 )
-MAX_LISTED_SAMPLES = 4  # in an error message; of further samples it gives the number
+MAX_LISTED_SAMPLES = 4  # in an error message, which says how many more there are
 
 
 @contextmanager

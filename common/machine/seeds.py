@@ -6,9 +6,9 @@ import torch
 
 
 def mix(*parts: int | str) -> int:
-    """One 63-bit seed from any number of integers and strings.
+    """Make one 63-bit seed from any number of integers and strings.
 
-    A hash, because `seed + epoch` would make seed 0, epoch 1 equal to seed 1, epoch 0.
+    The seed is a hash, because with `seed + epoch`, seed 0 in epoch 1 would equal seed 1 in epoch 0.
     """
     text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1

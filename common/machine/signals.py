@@ -16,19 +16,20 @@ from common.machine import distributed
 SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")  # SLURM is commonly set to send the last two
 CTRL_C_MESSAGE = b"\nCtrl-C: stopping after this step, with a checkpoint; once more stops at once.\n"
 END = b"\0"  # ends the watchdog's thread; no signal has this number
-SECOND_CTRL_C_DELAY = 2.0  # seconds for the main thread to close its files and end before it is killed
+SECOND_CTRL_C_DELAY = 2.0  # seconds in which the main thread can close its files before the process is ended
 
 
 class StopSignals:
     """A context manager inside which signals that would end the process are only recorded.
 
-    The handler does nothing else, since a checkpoint or a collective in it could interrupt another one. A second Ctrl-C
-    raises KeyboardInterrupt at once. Signals that are ignored stay ignored (nohup). Earlier handlers are called after a
-    stop, when the checkpoint is written; submitit's puts the job back into SLURM's queue.
+    The handler does nothing else: if it wrote a checkpoint or called a collective, it could interrupt another one that
+    is under way. A second Ctrl-C raises KeyboardInterrupt at once. Signals that the process ignores (nohup) stay
+    ignored. Handlers that were set before are called when the run has stopped and its checkpoint is written; that of
+    submitit puts the job back into SLURM's queue.
     """
 
     def __init__(self, grace: float | None = None) -> None:
-        """End the process `grace` seconds after SIGTERM if the context is still open then; None: never."""
+        """Let the process end `grace` seconds after SIGTERM if the context is still open; with None, it never does."""
         self.received: list[str] = []
         self._grace = grace
         self._owner = os.getpid()
@@ -36,10 +37,10 @@ class StopSignals:
         self._watchdog: _Watchdog | None = None
 
     def __enter__(self) -> "StopSignals":
-        """Install the handler; a no-op outside the main thread, the only one in which Python allows it."""
+        """Install the handler; does nothing outside the main thread, since Python allows handlers only there."""
         if threading.current_thread() is threading.main_thread():
             for name in SIGNALS:
-                number = getattr(signal, name, None)  # Windows has only two of them
+                number = getattr(signal, name, None)  # Windows has only SIGINT and SIGTERM
                 if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
                     self._earlier_handlers[name] = signal.signal(number, self._record)
             self._watchdog = _Watchdog(self._grace)
@@ -48,7 +49,7 @@ class StopSignals:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Restore the earlier handlers; after a stop, call those of the signals received."""
+        """Restore the earlier handlers; after a stop, call those for the signals that were received."""
         if self._watchdog is not None:
             self._watchdog.close()
         for name, handler in self._earlier_handlers.items():
@@ -69,7 +70,7 @@ class StopSignals:
 
     def _record(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._owner:
-            return  # a forked worker, which its parent stops
+            return  # this is a forked worker, which its parent stops
         name = signal.Signals(number).name
         if name == "SIGINT" and name in self.received:
             raise KeyboardInterrupt
@@ -82,8 +83,8 @@ class StopSignals:
 class _Watchdog:
     """A thread that ends the process after a second Ctrl-C, or some time after SIGTERM.
 
-    Python calls a handler between two instructions of the main thread, which may compute one operation for hours. The
-    number of a signal is written to a pipe at once (`signal.set_wakeup_fd`), and this thread reads it.
+    Python calls a handler only between two instructions of the main thread, which may compute one operation for hours.
+    The number of a signal, however, is written to a pipe at once (`signal.set_wakeup_fd`), which this thread reads.
     """
 
     def __init__(self, grace: float | None):
@@ -99,14 +100,14 @@ class _Watchdog:
     def close(self) -> None:
         """End the thread."""
         signal.set_wakeup_fd(self._earlier)
-        os.write(self._write, END)  # closing the pipe would not end it: workers that were forked hold it open, too
+        os.write(self._write, END)  # closing the pipe would not end the thread: forked workers hold it open, too
         self._thread.join()
         os.close(self._write)
         os.close(self._read)
         self._write = -1
 
     def _leave_to_parent(self) -> None:
-        """Stop writing to the pipe in a forked worker: a Ctrl-C reaches parent and workers, and would count twice."""
+        """Stop writing to the pipe in a forked worker; Ctrl-C reaches parent and workers, and would count twice."""
         if self._write >= 0:
             signal.set_wakeup_fd(-1)
 

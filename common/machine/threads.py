@@ -1,7 +1,8 @@
-"""Settings of OpenMP's threads, which it reads once, when torch is imported: they are made in the doors, before that.
+"""Settings of OpenMP's threads. OpenMP reads them when torch is imported, so every program makes them before that.
 
-A thread that waits for others usually spins. Beside another busy process the one that it waits for has no core, the
-spinning ones hold theirs, and training may take more than twenty times as long; a thread that sleeps leaves its core.
+A thread that waits for other threads usually spins, which keeps its core busy. If another process needs the machine's
+cores as well, the thread that is waited for may have no core, and training may take more than twenty times as long. A
+thread that sleeps while it waits leaves its core to others.
 """
 
 import math
@@ -15,9 +16,9 @@ CGROUPS = Path("/sys/fs/cgroup")  # where Linux states the limits of a container
 def missing_settings(environment: Mapping[str, str], count: bool = True) -> dict[str, str]:
     """The variables to add to `environment`, except those that the user has already set in it.
 
-    Threads wait without spinning. Their number is OpenMP's own, one for each core that this process may use, unless a
-    container's share of processor time is smaller, which OpenMP does not know: then it is that share, rounded up. With
-    `count=False` their number is left alone.
+    With the variables, threads sleep while they wait. By default, OpenMP starts one thread for each core that this
+    process may use. If a container limits processor time to fewer cores, which OpenMP does not know, the variables set
+    the number of threads to this limit, rounded up; with `count=False`, they never set the number.
     """
     settings = {"OMP_WAIT_POLICY": "passive"}
     share = _processor_share(CGROUPS)
@@ -34,9 +35,9 @@ def _cores() -> int:
 
 
 def _processor_share(folder: Path) -> float | None:
-    """The cores' worth of time that a container may use: 1.5 for `docker run --cpus 1.5`; None if it is unlimited.
+    """The processor time that a container may use, in cores: 1.5 for `docker run --cpus 1.5`; None if unlimited.
 
-    Reads cpu.max of the second version of Linux's control groups, or the two files of the first.
+    Reads cpu.max of version 2 of Linux's control groups, or the two files of version 1.
     """
     try:
         if (folder / "cpu.max").exists():
