@@ -9,7 +9,10 @@ from common.cli.main import stored_config
 
 
 def evaluate(config: dict[str, Any]) -> float | None:
-    """Print one split's metrics as a table and as JSON; write them and the predictions to `output` if it is set."""
+    """Evaluate on one split: print the metrics as a table and as JSON; returns the goal's value.
+
+    If `output` is set, the metrics and the predictions are also written to this folder.
+    """
     from common.errors import UserError
     from common.files.log import Log
     from common.machine import device, distributed

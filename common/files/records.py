@@ -13,11 +13,11 @@ MAX_LISTED = 5  # line numbers in a warning
 
 
 class Remainder(NamedTuple):
-    """What `keep_records` left and removed of a file."""
+    """What `keep_records` kept in a file, and what it removed from it."""
 
-    kept: int  # lines
+    kept: int  # number of lines
     removed: list[dict[str, Any]]  # records
-    invalid: list[int]  # numbers of removed lines that hold no record, without a last line that a kill has cut
+    invalid: list[int]  # numbers of removed lines without a record, except an incomplete last line (after a kill)
 
 
 def read_record(path: Path, remedy: str = "delete it, and the same command writes it again") -> dict[str, Any]:
@@ -35,7 +35,7 @@ def read_record(path: Path, remedy: str = "delete it, and the same command write
 
 
 def goal_value(results: dict[str, Any]) -> float | None:
-    """The goal's best value on val in the content of a results.json; None without a number."""
+    """The goal's best value on val in the content of a results.json; None if that is no number."""
     value = results.get(str(results.get("goal")))
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
