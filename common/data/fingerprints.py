@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from common.data.opening import open_regular
 from common.errors import UserError
 
 THREADS = 16  # on a network drive, 16 simultaneous requests take little longer than one
@@ -26,7 +27,7 @@ def digest(parts: Iterable[bytes | NDArray[np.generic]]) -> str:
 def digest_file(path: Path) -> str:
     """The digest of a file's bytes; raises UserError when it cannot be read."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             return digest(iter(lambda: file.read(1 << 20), b""))
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); correct its path or its permissions.") from None

@@ -11,19 +11,23 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, PngImagePlugin
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
+from common.data.opening import open_regular
 from common.errors import UserError
 from common.machine.device import constant
 
 Exif = Literal["auto", "apply", "ignore"]  # whether the EXIF orientation is applied; see `read_image`
 
+# Pillow's names of the formats that are read, whatever a file is called. Pillow knows more: for an EPS it would start
+# Ghostscript.
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP", "AVIF")
 IMAGE_SUFFIXES = {
     *(".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"),
 }
 
-# In a folder for prediction also these: an image that Pillow cannot read gets a reason instead of silence.
+# In a folder for prediction also these: an image of another format gets a reason instead of silence.
 UNSUPPORTED_SUFFIXES = {".cr2", ".dng", ".heic", ".heif", ".jp2", ".jxl", ".nef", ".psd", ".svg", ".tga"}
 Sample = TypeVar("Sample")
 
@@ -38,6 +42,19 @@ MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
 STRIP_ROWS = 32  # rows normalised at once; in an image 1,333 pixels wide, they take half a megabyte
+
+
+@contextmanager
+def open_image(path: Path) -> Iterator[Image.Image]:
+    """Open an image file, while inside; its pixels are read at first use.
+
+    Raises OSError for a file that cannot be read or is not a regular one, UnidentifiedImageError for content in none of
+    `FORMATS`, and errors of nearly any type for broken content.
+    """
+    Image.init()  # otherwise Pillow knows only some of its formats
+    formats = [name for name in FORMATS if name in Image.OPEN]  # AVIF needs a library that Pillow may lack
+    with open_regular(path) as file, Image.open(file, formats=formats) as image:
+        yield image
 
 
 def list_images(path: Path) -> list[Path]:
@@ -106,7 +123,7 @@ def hides_orientation(path: Path) -> bool:
     for a file that cannot be read.
     """
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             if image.format == "TIFF":
                 return False
             tags = Image.Exif()
@@ -137,14 +154,18 @@ def _decode(path: Path, upright: bool) -> Tensor:
     except Exception as error:  # PIL's plugins raise exceptions of nearly any type on broken files
         if path.name.startswith("._"):
             raise UserError(f"{path} holds what macOS notes on {path.name[2:]} and is no image; remove it.") from None
-        raise UserError(f"The image {path} is broken or no image ({error}); replace it or remove it.") from None
+        if isinstance(error, OSError) and error.strerror:  # the system's, and not Pillow's
+            raise UserError(f"The image {path} cannot be read ({error.strerror}); replace it or remove it.") from None
+        unidentified = f"its content is in none of the formats {', '.join(FORMATS)}"
+        reason = unidentified if isinstance(error, UnidentifiedImageError) else error
+        raise UserError(f"The image {path} is broken or no image ({reason}); replace it or remove it.") from None
     return torch.from_numpy(pixels).permute(2, 0, 1)  # (H, W, 3) -> (3, H, W), channels last in memory
 
 
 def _pixels(path: Path, upright: bool) -> NDArray[np.uint8]:
     """The pixels of an image file as (H, W, 3), RGB."""
     # PIL and not torchvision.io, which is deprecated (torchvision 0.29) and only 15 % faster on a JPEG.
-    with Image.open(path) as image:
+    with open_image(path) as image:
         if upright:
             ImageOps.exif_transpose(image, in_place=True)
         if not _is_deep(image):
@@ -199,7 +220,7 @@ def range_notes(count: int, file: Callable[[int], Path]) -> list[str]:
 
 def _range_name(path: Path) -> str | None:
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             return _range(np.asarray(image), path)[1] if _is_deep(image) else None
     except MemoryError:
         raise  # the file is not at fault

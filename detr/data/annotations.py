@@ -4,18 +4,24 @@ An invalid file raises a UserError that names the file, the id of the invalid en
 """
 
 import json
+import re
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
+import numpy as np
 from pycocotools import mask as rle
 
+from common.data.opening import read_json
 from common.errors import UserError
 
 CocoJson = dict[str, Any]  # keys images, categories and, if the images are labelled, annotations
 Annotation = dict[str, Any]
 
 MAX_AREA = 1e10  # square pixels; COCOeval ignores objects above it, the upper bound of its range "all"
+MAX_OUTLINE = 1e6  # length in pixels, and largest coordinate, of a polygon; pycocotools crashes on much larger ones
+RLE_CODE = re.compile("[0-o]*[0-O]")  # a complete run-length code; pycocotools reads on behind an incomplete one
+NO_NAME = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")  # \udc80 to \udcff are bytes of names that are not UTF-8
 CROWD_TEXTS = {"0": False, "false": False, "": False, "1": True, "true": True}  # iscrowd as text
 
 
@@ -26,12 +32,7 @@ def load(path: Path, labelled: bool = True) -> CocoJson:
     they may be of any type, repeated or missing. With `labelled` False the file may lack "annotations", as COCO's
     image_info_test-dev2017.json does.
     """
-    try:
-        coco_json = json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"The annotations {path} cannot be read ({error.strerror}); correct their path.") from None
-    except ValueError as error:  # not JSON, or not text
-        raise UserError(f"{path} is not JSON ({error}); give a file in COCO's format.") from None
+    coco_json = read_json(path)
     unlabelled = not labelled and isinstance(coco_json, dict) and "annotations" not in coco_json
     for key in ("images", "categories") if unlabelled else ("images", "annotations", "categories"):
         if not isinstance(coco_json, dict) or not isinstance(coco_json.get(key), list):
@@ -44,11 +45,11 @@ def load(path: Path, labelled: bool = True) -> CocoJson:
             raise UserError(f"{path} lists no {key}; a split needs at least one.")
         _check_ids(coco_json[key], key, path)
     for category in coco_json["categories"]:
-        if not isinstance(category.get("name"), str):
-            raise UserError(f'Category {category["id"]} of {path} has no "name"; add one.')
+        if fault := _name_fault(category, "name"):
+            raise UserError(f"Category {category['id']} of {path} {fault}.")
     for image in coco_json["images"]:
-        if not isinstance(image.get("file_name"), str):
-            raise UserError(f'Image {image["id"]} of {path} has no "file_name"; add it.')
+        if fault := _name_fault(image, "file_name"):
+            raise UserError(f"Image {image['id']} of {path} {fault}.")
         for key in ("height", "width"):
             image[key] = _whole(image.get(key))
             if not isinstance(image[key], int) or not 0 < image[key] < 2**31:
@@ -168,6 +169,16 @@ def _find_fault(annotation: Annotation, listed: dict[str, set[int]]) -> str | No
     return None
 
 
+def _name_fault(entry: dict[str, Any], key: str) -> str | None:
+    """What is wrong with the name under `key`, as the end of a sentence."""
+    name = entry.get(key)
+    if name is None:
+        return f'has no "{key}"; add it'
+    if not isinstance(name, str) or NO_NAME.search(name) or (key == "file_name" and not PurePath(name).name):
+        return f'has the "{key}" {_show(name)}, which is no name; correct it'
+    return None
+
+
 def _whole(value: Any) -> Any:
     """Convert a float without a fraction to an integer (64.0 to 64); any other value is returned unchanged."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
@@ -203,14 +214,21 @@ def _mask_area(segmentation: Any, height: int, width: int) -> float:
     """The area of a segmentation (polygons or a run-length code) in pixels; 0 if it is missing or unreadable."""
     try:
         if isinstance(segmentation, list):
-            polygons = [p for p in segmentation if len(p) >= 6 and all(abs(x) < 1e9 for x in p)]  # NaN fails
+            polygons = [p for p in segmentation if len(p) >= 6 and _outline(p) < MAX_OUTLINE]  # NaN fails
             code = rle.merge(rle.frPyObjects(polygons, height, width)) if polygons else None
+        elif isinstance(segmentation["counts"], list):
+            code = rle.frPyObjects(segmentation, height, width)
         else:
-            uncompressed = isinstance(segmentation["counts"], list)
-            code = rle.frPyObjects(segmentation, height, width) if uncompressed else segmentation
+            code = segmentation if RLE_CODE.fullmatch(segmentation["counts"]) else None
         return float(rle.area(code)) if code else 0.0
     except Exception:  # pycocotools raises nothing more specific; `area` then uses the box
         return 0.0
+
+
+def _outline(polygon: list[float]) -> float:
+    """The length of a polygon's outline x1, y1, x2, y2, ..., or its largest coordinate if that is more, in pixels."""
+    points = np.array(polygon, dtype=np.float64).reshape(-1, 2)
+    return float(max(np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum(), np.abs(points).max()))
 
 
 def _show(value: Any) -> str:

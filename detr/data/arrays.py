@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from common.errors import UserError
 from detr.data.annotations import Annotation, CocoJson, area, find_id, has_usable_area, is_crowd, name_annotation
 
+MAX_NAME = 200  # characters of a file name in a message
+
 
 @dataclass(frozen=True, kw_only=True)
 class SplitArrays:
@@ -87,19 +89,20 @@ def find_files(arrays: SplitArrays, folder: Path) -> SplitArrays:
     names = [decode(name) for name in arrays.files]
     # Listing each folder once is fast; on a network drive, 100,000 calls of `exists` are slow.
     parents = {os.path.dirname(name) for name in names}
-    present = {os.path.join(p, f) for p in parents if (folder / p).is_dir() for f in os.listdir(folder / p)}
+    present = {os.path.join(p, f) for p in parents if os.path.isdir(folder / p) for f in os.listdir(folder / p)}
     missing, renamed = [], {}
     for index, name in enumerate(names):
-        if name in present or (folder / name).exists():
+        if name in present or os.path.exists(folder / name):  # False for a name that is too long
             continue
         with_slashes = name.replace("\\", "/")
-        if with_slashes != name and (folder / with_slashes).exists():
+        if with_slashes != name and os.path.exists(folder / with_slashes):
             renamed[index] = with_slashes
         else:
             missing.append(name)
     if missing:
+        first = missing[0] if len(missing[0]) <= MAX_NAME else f"{missing[0][:MAX_NAME]}..."
         raise UserError(
-            f"{len(missing)} of {len(names)} images are missing, the first is {folder / missing[0]}; "
+            f"{len(missing)} of {len(names)} images are missing, the first is {folder / first}; "
             f"{_remedy(missing[0], folder)}."
         )
     if not renamed:
@@ -122,9 +125,9 @@ def _remedy(name: str, folder: Path) -> str:
     base = re.split(r"[\\/]", name)[-1]
     if re.match(r"\w+://", name):
         return f"its file_name is a URL: download the images to {folder} and give their names there"
-    if base != name and (folder / base).exists():
+    if base != name and os.path.exists(folder / base):
         return f'{folder / base} exists: remove the folders from "file_name" in the JSON'
-    if (folder.parent / name).exists():
+    if os.path.exists(folder.parent / name):
         return f"{folder.parent / name} exists: give {folder.parent} as the folder of images"
     return "add them, or remove them from the JSON"
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from common.data.images import MEAN, STD, normalise, read_image
+from common.data.images import MEAN, STD, normalise, open_image, read_image
 from common.machine.seeds import generator
 from detr.data.transforms import Augmentation, resized_shape
 
@@ -79,7 +79,7 @@ def targets(path: Path, number: int) -> tuple[Tensor, Tensor]:
 
 def pil_sample(file: Path, boxes: Tensor, labels: Tensor, options: Augmentation, rng: torch.Generator) -> Sample:
     """Make a training sample: decode, flip and crop randomly, resize, and normalise to floats."""
-    with Image.open(file) as opened:
+    with open_image(file) as opened:
         image = opened.convert("RGB")
     if torch.rand((), generator=rng) < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)

@@ -11,7 +11,6 @@ permuted, so that sines come first. It computes the same function, since norms, 
 depend on the order of channels.
 """
 
-import json
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from common.data.opening import read_json
 from common.errors import UserError
 from common.nn.positions import sine
 from common.task import Adopted
@@ -215,12 +215,7 @@ def _json(folder: Path | None, name: str) -> dict[str, Any]:
     path = None if folder is None else folder / name
     if path is None or not path.is_file():
         return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(
-            f"{path}, in the checkpoint's folder, is not JSON ({error}); copy or download it again."
-        ) from error
+    content = read_json(path)
     return content if isinstance(content, dict) else {}
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers
 
+from common.data.opening import open_regular, read_json
 from common.errors import UserError
 from seq2seq.tokenizers.bpe import (
     ENCODING_CHUNK,
@@ -228,7 +229,8 @@ def _parsed(path: Path) -> Any:
         ) from error
     proto: Any = format  # type checkers do not see its classes, which are created at import
     try:
-        return proto.ModelProto.FromString(path.read_bytes())
+        with open_regular(path) as file:
+            return proto.ModelProto.FromString(file.read())
     except DecodeError as error:
         raise UserError(f"{path} is not a SentencePiece model, or is damaged; copy or download it again.") from error
 
@@ -240,10 +242,7 @@ def _split_language_code(text: str) -> tuple[str, str]:
 
 
 def _vocabulary(path: Path) -> dict[str, int]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); copy or download it again.") from error
+    content = read_json(path)
     if not isinstance(content, dict) or not all(isinstance(id, int) for id in content.values()):
         raise UserError(f"{path} is not a table of pieces and their ids; copy or download it again.")
     return content

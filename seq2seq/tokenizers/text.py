@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from common.data.opening import open_regular
 from common.errors import UserError
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # U+FEFF, which Windows writes at the start of a file
@@ -199,7 +200,8 @@ def read_lines(path: Path, *, check_lines: bool = True) -> Lines:
 def _content(path: Path) -> bytes:
     """The file's bytes, decompressed if they are those of gzip, bzip2 or xz, whatever the file's name."""
     try:
-        content = path.read_bytes()
+        with open_regular(path) as file:
+            content = file.read()
     except FileNotFoundError as error:
         raise UserError(f"There is no file {path}; correct its path.") from error
     except OSError as error:

@@ -1,5 +1,6 @@
 """Image files of every mode, broken ones, ones with EXIF rotation, and the images of a folder."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -240,6 +241,39 @@ def test_a_png_with_two_megabytes_of_metadata_is_read(tmp_path: Path):
     limit = PngImagePlugin.MAX_TEXT_CHUNK
     assert read_image(tmp_path / "edited.png")[:, 0, 0].tolist() == [7, 8, 9]
     assert limit == PngImagePlugin.MAX_TEXT_CHUNK, "other readers keep their limit"
+
+
+@pytest.mark.parametrize("form", ["EPS", "PDF", "ICO", "TGA", "PCX", "DDS", "SGI", "JPEG2000", "ICNS", "IM"])
+def test_only_the_promised_formats_are_opened_whatever_the_name(form: str, tmp_path: Path):
+    """For an EPS, Pillow starts Ghostscript where it is installed."""
+    path = tmp_path / "photo.jpg"
+    Image.new("RGB", (32, 32)).save(tmp_path / "saved", format=form)
+    (tmp_path / "saved").rename(path)
+    with pytest.raises(
+        UserError, match=r"photo.jpg is broken or no image \(its content is in none of the formats JPEG"
+    ):
+        read_image(path)
+    assert range_notes(1, lambda index: path) == [] and not image_files.hides_orientation(path)
+
+
+def test_pillow_opens_images_in_one_place():
+    root = Path(image_files.__file__).parents[2]
+    folders = [root / name for name in ("common", "detr", "vit", "seq2seq", "scripts")]
+    files = [*(file for folder in folders for file in folder.rglob("*.py")), *root.glob("*.py")]
+    assert [file.name for file in files if "Image.open(" in file.read_text("utf-8")] == ["images.py"]
+
+
+@pytest.mark.timeout(60)
+def test_a_named_pipe_is_no_image(tmp_path: Path):
+    os.mkfifo(tmp_path / "a.png")
+    Image.new("RGB", (6, 4)).save(tmp_path / "b.png")
+    unanswered: list[str] = []
+    assert len(list(image_files.read_each(tmp_path, read_image, unanswered))) == 1
+    reason = "it is a named pipe and no regular file"
+    assert unanswered == [f"The image {tmp_path / 'a.png'} cannot be read ({reason}); replace it or remove it."]
+    with pytest.raises(UserError, match=r"a.png is neither an image nor a folder"):
+        list(image_files.read_each(tmp_path / "a.png", read_image, unanswered))
+    assert range_notes(1, lambda index: tmp_path / "a.png") == []
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from PIL import Image
 
 from common.data import batching
 from common.data.images import list_images, read_image
+from common.data.loading import Loader
 from common.errors import UserError
 from detr.data import coco as coco_files
 from detr.data.coco import Coco, Files
@@ -296,6 +298,31 @@ BAD_FILES = {
     "crowd as a list": (coco_json(annotations=[annotation(iscrowd=[0])]), ["Annotation 50", '"iscrowd" [0]']),
     "size as text": (coco_json(images=[{**COCO_JSON["images"][0], "width": "60"}]), ["Image 7", 'width is "60"']),
     "size with a fraction": (coco_json(images=[{**COCO_JSON["images"][0], "width": 60.5}]), ["width is 60.5"]),
+    "size of 31 digits": (
+        coco_json(images=[{**COCO_JSON["images"][0], "height": 10**30}]),
+        ["Image 7", "height is 1000"],
+    ),
+    "infinite size": (coco_json(images=[{**COCO_JSON["images"][0], "height": float("inf")}]), ["height is Infinity"]),
+    "number of 5,000 digits": (json.dumps(COCO_JSON).replace("40", "4" * 5000), ["not JSON", "too many digits"]),
+    "deep lists": ("[" * 200_000, ["nested too deeply"]),
+    "deep objects": (json.dumps(COCO_JSON)[:-1] + ', "info": ' + '{"a":' * 200_000, ["nested too deeply"]),
+    "category_id as an object": (coco_json(annotations=[annotation(category_id={})]), ["Annotation 50", "category_id"]),
+    "half a character in a class": (coco_json(categories=[{"id": 4, "name": "\ud800"}]), [r"Category 4", r'"\ud800"']),
+    "half a character in a file": (coco_json(images=[{**COCO_JSON["images"][0], "file_name": "\ud800"}]), ["Image 7"]),
+    "a null character": (coco_json(images=[{**COCO_JSON["images"][0], "file_name": "a\0.png"}]), [r"a\u0000.png"]),
+    "an empty file name": (coco_json(images=[{**COCO_JSON["images"][0], "file_name": ""}]), ['"", which is no name']),
+    "the folder as a file name": (coco_json(images=[{**COCO_JSON["images"][0], "file_name": "./"}]), ["no name"]),
+    **{
+        name: (
+            coco_json(images=[{**COCO_JSON["images"][1], "file_name": file}], annotations=[]),
+            ["1 of 1 images are missing", "aaa...; add them"],
+        )
+        for name, file in {
+            "a long file name": "a" * 5000,
+            "a long folder": "a" * 5000 + "/z.png",
+            "a long name with backslashes": "a" * 5000 + r"\b" * 2000,
+        }.items()
+    },
     "a URL": (
         coco_json(images=[{**COCO_JSON["images"][1], "file_name": "http://x.org/a.png"}], annotations=[]),
         ["is a URL: download the images"],
@@ -400,6 +427,45 @@ def test_an_area_that_is_no_positive_number_is_that_of_the_mask_or_else_of_the_b
         "area computed from the segmentation or the box: 8 x area that is no positive number (annotation 0, 1, 2, ...)"
     )
     assert f"test: {note}" in data.summary() and f"train: {note}" in data.summary()
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        [[0, 0, 5e8, 0, 5e8, 5e8, 0, 5e8]],
+        [[0, 0, 9e5, 9e5] * 1000],
+        {"size": [40, 60], "counts": "o" * 2000},
+        {"size": [40, 60], "counts": "\u00ff"},
+        {"size": [40, 60], "counts": [10**30]},
+    ],
+    ids=["far", "long", "incomplete", "no code", "large"],
+)
+def test_a_mask_that_would_crash_pycocotools_is_not_read(shape: Any, make_data: Callable[..., Coco]):
+    data = make_data(coco_json(annotations=[annotation(area="?", segmentation=shape)]))
+    assert data.ground_truth("test")["annotations"][0]["area"] == 25
+    assert evaluate(data)["AP"] == pytest.approx(1)  # COCO's numbers of boxes do not read it either
+
+
+@pytest.mark.timeout(60)
+def test_a_named_pipe_among_the_images_is_named_and_nothing_waits_for_it(
+    make_data: Callable[..., Coco], tmp_path: Path
+):
+    data = make_data(COCO_JSON)
+    (tmp_path / "images/a.png").unlink()
+    os.mkfifo(tmp_path / "images/a.png")
+    assert data.summary() and data.fingerprint("train")
+    for workers in (0, 1):
+        with pytest.raises(UserError, match=r"images/a.png cannot be read \(it is a named pipe"):
+            list(Loader(data, "train", seed=0, workers=workers, pin=False)([(0, (0, 1, 2))]))
+
+
+@pytest.mark.timeout(60)
+def test_annotations_in_a_named_pipe_are_refused(make_data: Callable[..., Coco], tmp_path: Path):
+    data = make_data(COCO_JSON)
+    (tmp_path / "instances.json").unlink()
+    os.mkfifo(tmp_path / "instances.json")
+    with pytest.raises(UserError, match="it is a named pipe and no regular file"):
+        data.count("train")
 
 
 def test_an_area_of_a_box_without_extent_is_zero_and_not_reported(make_data: Callable[..., Coco]):

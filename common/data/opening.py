@@ -1,0 +1,48 @@
+"""Open files of users and of strangers: regular ones alone, since a named pipe blocks its reader for ever."""
+
+import errno
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from common.errors import UserError
+
+_KINDS = {stat.S_IFIFO: "a named pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+
+
+def open_regular(path: Path | str) -> BinaryIO:
+    """Open a regular file for reading bytes.
+
+    Raises OSError with a `strerror` for everything else: a folder, a named pipe, a device, and a name that no file can
+    have (with a null character, or half of a surrogate pair).
+    """
+    try:
+        file = open(path, "rb", opener=_open_without_waiting)
+    except ValueError:
+        raise OSError(errno.EINVAL, "no file can have this name", repr(str(path))) from None
+    kind = stat.S_IFMT(os.fstat(file.fileno()).st_mode)
+    if kind != stat.S_IFREG:
+        file.close()
+        raise OSError(errno.EINVAL, f"it is {_KINDS.get(kind, 'a special file')} and no regular file", str(path))
+    return file
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; raises UserError for a file that cannot be read, or that is not JSON."""
+    try:
+        with open_regular(path) as file:
+            return json.loads(file.read())
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); correct its path or its permissions.") from None
+    except RecursionError:
+        raise UserError(f"{path} is nested too deeply to be read; give a file with fewer levels of lists.") from None
+    except ValueError as error:  # not JSON, or not text
+        reason = "a number has too many digits" if "set_int_max_str_digits" in str(error) else error
+        raise UserError(f"{path} is not JSON ({reason}); correct it, or copy it again.") from None
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    # Without O_NONBLOCK, opening a pipe waits for a writer. Reading a regular file is the same with it.
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
