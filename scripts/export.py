@@ -53,7 +53,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Export the checkpoint, compare the files with the model and print the result; returns the exit code."""
     names.escape_streams()
     options, overrides = _options(sys.argv[1:] if arguments is None else list(arguments))
-    sys.path.append(os.getcwd())  # for a user's own package in the working directory
     try:
         _require_packages(options.format)
         config = configure("evaluate", overrides, stored_config)

@@ -19,7 +19,6 @@ import argparse
 import contextlib
 import hashlib
 import math
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -72,7 +71,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     options, train_arguments = _options(arguments)
     advice = f"To resume: python scripts/search.py {names.shell_command(arguments)}"
-    sys.path.append(os.getcwd())  # for a user's own package in the working directory
     try:
         search = plan(train_arguments)
         options.study.mkdir(parents=True, exist_ok=True)

@@ -89,9 +89,20 @@ NO_STATUS = RunStatus("open", "it has not begun, still runs, or was killed.")
 class SweepJob:
     """The function that a launcher calls for each run, in the sweep's process or, pickled, in another one."""
 
-    def __init__(self, job: Job, *, in_sweep_process: bool, stop_file: "StopFile | None" = None):
-        """`in_sweep_process`: all runs take place in the sweep's own process. `stop_file`: for runs in its children."""
+    def __init__(
+        self,
+        job: Job,
+        *,
+        in_sweep_process: bool,
+        stop_file: "StopFile | None" = None,
+        working_folder: str | None = None,
+    ):
+        """`in_sweep_process`: all runs take place in the sweep's own process. `stop_file`: for runs in its children.
+
+        `working_folder` holds a package that the user trusts; None without one.
+        """
         self.job, self.in_sweep_process, self.stop_file = job, in_sweep_process, stop_file
+        self.working_folder = working_folder
 
     def __call__(self, composed: DictConfig) -> float | None:
         """Run the job in its folder; a failure is written to the run's status file instead of raised.
@@ -99,6 +110,8 @@ class SweepJob:
         In the sweep's own process, a signal ends the sweep. In another process, it ends only this run, without an
         exception, at which the launcher would kill the other runs while they write checkpoints.
         """
+        if self.working_folder and self.working_folder not in sys.path:
+            sys.path.append(self.working_folder)
         config = plain_config(composed)
         update_names(config)
         folder = Path(config["run_dir"])

@@ -58,7 +58,6 @@ def launch(job: Job, door: str, base: ConfigReader | None = None, arguments: Seq
     from checkpoint=FILE.
     """
     names.escape_streams()
-    sys.path.append(os.getcwd())  # a user's own package is in the working folder
     rank, is_local_main = int(os.environ.get("RANK", "0")), os.environ.get("LOCAL_RANK", "0") == "0"
     started, folder = False, None
     try:

@@ -23,6 +23,7 @@ from common.cli.jobs import StopFileContext, SweepJob, clear_status, signals_to_
 from common.config.check import check, did_you_mean
 from common.config.compose import CONFIGS, GROUPS, Command, Composed, quoted
 from common.config.diff import fingerprint, flatten
+from common.config.foreign import hydra_settings
 from common.errors import Stopped, UserError
 from common.files import run_folder
 from common.files.console import print_line
@@ -62,7 +63,8 @@ def sweep(job: Job, command: Command) -> int:
     resume_line = f"To resume: python {shell_command(_line(command, folder))}"
     for _, run in todo:
         clear_status(run)
-    lines = [[*combination.overrides, "resume=auto", f"run_dir={quoted(str(run))}"] for combination, run in todo]
+    added = ["resume=auto", *(["trust=[]"] if "trust" not in command.keys else [])]  # not that of a whole config
+    lines = [[*combination.overrides, *added, f"run_dir={quoted(str(run))}"] for combination, run in todo]
     try:
         if lines:
             _launch(job, command, folder, lines)
@@ -88,6 +90,11 @@ def _refuse_conflicting_options(command: Command) -> None:
     reserved = next((key for key in sorted(command.keys) if key.startswith(RESERVED_KEYS)), None)
     if reserved:
         raise UserError(f"{reserved}: a sweep is always a grid in sweep_dir=FOLDER; use scripts/search.py to search.")
+    if "hydra/launcher" in command.keys and Path("hydra_plugins").exists():
+        raise UserError(
+            "hydra_plugins in the working folder would be executed by the launcher's processes; start the sweep in "
+            "another folder, or delete hydra_plugins if it is not yours."
+        )
 
 
 def _combinations(command: Command) -> Iterator[Combination]:
@@ -107,14 +114,32 @@ def _combinations(command: Command) -> Iterator[Combination]:
         swept += [key] if len(choices) > 1 else []
         values.append([f"{override.get_key_element()}={choice}" for choice in choices] or [text])
     _compose_settings(command, settings)
+    own_settings = _own_settings(settings)
     notices: set[str] = set()
     for overrides in itertools.product(*values):
         composed = command.compose([*settings, *overrides])
+        _refuse_foreign_settings(composed.settings, own_settings, command)
         check(composed.config, composed.config.get("trust") or [])
         print("".join(f"{notice}\n" for notice in composed.notices if notice not in notices), end="", file=sys.stderr)
         notices.update(composed.notices)
         sweep_dir = composed.config["sweep_dir"]
         yield Combination(list(overrides), fingerprint(composed.config), _name(composed, swept), sweep_dir)
+
+
+def _own_settings(settings: list[str]) -> dict[str, Any]:
+    """Hydra's settings by the command line alone, without the files of --config-dir."""
+    typed = [text for text in settings if not text.startswith("hydra.searchpath=")]
+    return hydra_settings(_compose_settings(Command("train", []), typed))
+
+
+def _refuse_foreign_settings(settings: dict[str, Any], own: dict[str, Any], command: Command) -> None:
+    """Raise UserError if files of --config-dir change Hydra's settings, some of which Hydra executes."""
+    changed = sorted(key for key in {**settings, **own} if settings.get(key) != own.get(key))
+    if changed:
+        raise UserError(
+            f"--config-dir {command.flags.config_dir}: its files set hydra.{changed[0]}, but Hydra's settings come "
+            "from the command line alone; remove them from these files."
+        )
 
 
 def _distinct(combinations: Iterator[Combination]) -> list[Combination]:
@@ -180,7 +205,9 @@ def _launch(job: Job, command: Command, folder: Path, lines: list[list[str]]) ->
         engine = GlobalHydra.instance().hydra
         assert engine is not None
         hydra = HydraContext(config_loader=engine.config_loader, callbacks=_Callbacks(config))  # type: ignore[arg-type]
-        task = SweepJob(job, in_sweep_process=in_sweep_process, stop_file=stop_file)
+        task = SweepJob(
+            job, in_sweep_process=in_sweep_process, stop_file=stop_file, working_folder=command.working_folder
+        )
         launcher = Plugins.instance().instantiate_launcher(hydra_context=hydra, task_function=task, config=config)
         launcher.launch(lines, initial_job_idx=0)
     if received:
@@ -204,15 +231,17 @@ class _Callbacks(Callback):
 
 @contextlib.contextmanager
 def _importable_elsewhere() -> Iterator[None]:
-    """Let the processes that a launcher starts import the project and modules in the working folder."""
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(CONFIGS.parent), os.getcwd(), before]))
+    """Let the processes that a launcher starts import the project, and nothing from the working folder."""
+    names = ("PYTHONPATH", "PYTHONSAFEPATH")
+    before = {name: os.environ[name] for name in names if name in os.environ}
+    paths = [str(CONFIGS.parent), before.get("PYTHONPATH")]
+    os.environ |= {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONSAFEPATH": "1"}
     try:
         yield
     finally:
-        del os.environ["PYTHONPATH"]
-        if before is not None:
-            os.environ["PYTHONPATH"] = before
+        for name in names:
+            del os.environ[name]
+        os.environ.update(before)
 
 
 def _line(command: Command, folder: Path) -> list[str]:

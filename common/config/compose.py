@@ -3,6 +3,7 @@
 import argparse
 import os
 import re
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -18,7 +19,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from common.config.check import DOOR_KEYS, TARGET_SECTIONS, check, did_you_mean
 from common.config.diff import flatten
-from common.config.migrations import migrate_config_file, update_names
+from common.config.foreign import hydra_settings, load_installed_plugins, typed_trust, whole_config
+from common.config.migrations import update_names
 from common.errors import UserError
 from common.types import SPLITS
 
@@ -34,11 +36,12 @@ ConfigReader = Callable[[Path], dict[str, Any]]  # reads a checkpoint's config; 
 
 
 class Composed(NamedTuple):
-    """A config in plain types, the choice in each group, and a notice for each outdated name that was updated."""
+    """A config in plain types, the choice in each group, and notices on updated names and on what is ignored."""
 
     config: dict[str, Any]
     choices: dict[str, str]
     notices: list[str]
+    settings: dict[str, Any]  # Hydra's own, by foreign.hydra_settings
 
 
 def configure(door: str, arguments: Sequence[str], base: ConfigReader | None = None) -> dict[str, Any]:
@@ -61,6 +64,8 @@ class Command:
         sweep = sweep or self.flags.multirun
         self.overrides = [quote_path(self._full(argument), sweep) for argument in self.flags.overrides]
         self.keys = {_key(argument) for argument in self.overrides}
+        self.notices: list[str] = []  # of what is ignored in the whole config that --config-name names
+        self.working_folder = os.getcwd() if "trust" in self.keys else None  # a user's own package is there
 
     def prepare(self) -> None:
         """Let Hydra find the configs in --config-dir and in the checkpoint; raises UserError for a wrong command."""
@@ -71,6 +76,8 @@ class Command:
             raise UserError(f"{hydra_key}: Hydra's settings are for sweeps (-m); a run's folder is run_dir=.")
         if "sweep_dir" in self.keys and not self.flags.multirun:
             raise UserError("sweep_dir= is the folder of a sweep, which needs -m; a run's folder is run_dir=.")
+        if self.working_folder and self.working_folder not in sys.path:
+            sys.path.append(self.working_folder)
         self._add_folder(self.flags.config_dir)
         stored = self._store_base()
         if not stored and not self.flags.config_name and not {"model", "experiment"} & self.keys:
@@ -89,12 +96,14 @@ class Command:
                 composed = hydra.compose(self.config_name, overrides, return_hydra_config=True)
                 choices = {key: value for key, value in composed.hydra.runtime.choices.items() if value}
                 config = plain_config(composed)
-                return Composed(config, choices, update_names(config))
+                notices = [*self.notices, *typed_trust(config, map(_key, overrides), f"{self.flags.config_name}.yaml")]
+                return Composed(config, choices, notices + update_names(config), hydra_settings(composed))
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise UserError(self._sentence(error, overrides)) from error
 
     def initialised(self) -> hydra.initialize_config_dir:
         """A context in which Hydra reads configs from `self.folder`."""
+        load_installed_plugins()
         return hydra.initialize_config_dir(config_dir=str(self.folder), job_name=self.door, **_VERSION)
 
     def parse(self, overrides: Sequence[str]) -> list[Override]:
@@ -126,9 +135,10 @@ class Command:
             raise UserError(f"--config-dir {extra}: there is no such folder.")
         if (folder / f"{self.config_name}.yaml").is_file():
             self.folder, folder = folder, self.folder  # Hydra finds the primary config only in its main folder
-            if migrated := migrate_config_file(self.folder / f"{self.config_name}.yaml"):
+            config, self.notices = whole_config(self.folder / f"{self.config_name}.yaml")
+            if config is not None:
                 self.config_name += "_migrated"
-                ConfigStore.instance().store(self.config_name, migrated, **_REPLACE)
+                ConfigStore.instance().store(self.config_name, config, **_REPLACE)
         self.overrides.append(f"hydra.searchpath=[{quoted(f'file://{folder}')}]")
 
     def _store_base(self) -> list[str]:

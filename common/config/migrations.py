@@ -5,12 +5,7 @@ behaviour. `check` reports any other missing key.
 """
 
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
-
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 # Keys that were added, with the value that keeps the former behaviour; the present default may be another.
 ADDED_KEYS: dict[str, Any] = {
@@ -172,19 +167,3 @@ def _renamed(values: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
         return name if former is None else names[former] + name.removeprefix(former)
 
     return {present_name(name): value for name, value in values.items()}
-
-
-def migrate_config_file(file: Path) -> dict[str, Any] | None:
-    """Read a run's config.yaml and migrate it; returns None if it needs no migration.
-
-    A file with a defaults list was written by a user and is not migrated. If the file cannot be read, returns None, and
-    Hydra reports the error later.
-    """
-    try:
-        config = OmegaConf.to_container(OmegaConf.load(file))
-    except (OSError, ValueError, YAMLError, OmegaConfBaseException):
-        return None
-    if not isinstance(config, dict) or "defaults" in config:
-        return None
-    migrated = migrate_config({str(key): value for key, value in config.items()})
-    return None if migrated == config else migrated

@@ -624,3 +624,74 @@ def test_only_paths_are_quoted() -> None:
     assert compose.quote_path("data.train=a, b", sweep=True) == "data.train='a, b'"
     assert compose.quote_path("data.train=a b") == "data.train='a b'"
     assert compose.quote_path("data.train={images: a, annotations: b}") == "data.train={images: a, annotations: b}"
+
+
+# Files that the user did not write.
+
+
+@pytest.fixture
+def strangers_config(start: Callable[..., Outcome]) -> Path:
+    """A whole config that trusts a module beside it and would create the folder `ran` as a sweep's callback."""
+    config = start("model=vit").configs[0]
+    Path("theirs").mkdir()
+    hydra = {"callbacks": {"evil": {"_target_": "os.mkdir", "path": "ran"}}}
+    content = OmegaConf.create({**config, "run_dir": None, "trust": ["evil"], "hydra": hydra})
+    Path("theirs/config.yaml").write_text(OmegaConf.to_yaml(content))
+    return Path("theirs/config.yaml")
+
+
+def test_a_whole_config_neither_trusts_nor_sets_hydra(start: Callable[..., Outcome], strangers_config: Path) -> None:
+    outcome = start("--config-dir", "theirs", "--config-name", "config", "-m", "seed=1,2")
+    assert not Path("ran").exists()
+    assert [config["trust"] for config in outcome.configs] == [[], []]
+    assert outcome.err.count("config.yaml: its section hydra is ignored") == 1
+    assert outcome.err.count("trust=['evil'] in config.yaml is ignored") == 1
+    assert start("--config-dir", "theirs", "--config-name", "config", "trust=[mine]").configs[0]["trust"] == ["mine"]
+
+
+def test_trust_in_a_whole_config_does_not_permit_its_classes(
+    start: Callable[..., Outcome], strangers_config: Path
+) -> None:
+    Path("evil.py").write_text(
+        "class Net:\n    def __init__(self, *, classes: int, channels: int, image_size: list): open('ran', 'w')\n"
+    )
+    content = OmegaConf.load(strangers_config)
+    content.model = {"_target_": "evil.Net"}
+    OmegaConf.save(content, strangers_config)
+    arguments = ("--config-dir", "theirs", "--config-name", "config")
+    for flags in ((), ("-m",)):
+        outcome = start(*arguments, *flags)
+        assert outcome.code == 2 and outcome.err.endswith("that you name by trust=[evil].\n")
+    assert start(*arguments, "trust=[evil]").configs[0]["model"] == {"_target_": "evil.Net"}
+
+
+@pytest.mark.parametrize(
+    "file, content",
+    [
+        ("mine.yaml", "hydra: {callbacks: {evil: {_target_: os.mkdir, path: ran}}}"),
+        ("mine.yaml", "hydra: {job_logging: {handlers: {evil: {(): os.mkdir, path: ran}}}}"),
+        ("../evil.yaml", ""),
+    ],
+)
+def test_a_choice_of_a_group_does_not_set_hydra(start: Callable[..., Outcome], file: str, content: str) -> None:
+    Path("theirs/model").mkdir(parents=True)
+    defaults = "[vit, /evil@hydra.callbacks, _self_]" if file == "../evil.yaml" else "[vit, _self_]"
+    Path("theirs/model/mine.yaml").write_text(f"# @package _global_\ndefaults: {defaults}\n{content}\n")
+    Path("theirs/evil.yaml").write_text("evil: {_target_: os.mkdir, path: ran}\n")
+    error = sentence(start("--config-dir", "theirs", "model=mine", "-m", "seed=1,2"))
+    assert error.startswith("--config-dir theirs: its files set hydra.") and not Path("ran").exists()
+
+
+def test_plugins_in_the_working_folder_are_not_executed(start: Callable[..., Outcome], tmp_path: Path) -> None:
+    (tmp_path / "hydra_plugins/evil").mkdir(parents=True)
+    for file in ("hydra_plugins/__init__.py", "hydra_plugins/evil/__init__.py", "joblib.py", "sitecustomize.py"):
+        (tmp_path / file).write_text("open('ran', 'w')\n")
+    code = f"import sys; sys.path[:0] = ['', {str(ROOT)!r}]; from common.cli.main import launch; launch(print, 'train')"
+    for command in ([str(ROOT / "train.py")], ["-c", code]):
+        words = [sys.executable, *command, "model=vit", "--cfg", "job"]
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        result = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        assert not (tmp_path / "ran").exists()
+    refused = start("model=vit", "-m", "seed=1,2", "hydra/launcher=joblib")
+    assert sentence(refused).startswith("hydra_plugins in the working folder would be executed")

@@ -1,0 +1,74 @@
+"""What Hydra would take from files that the user did not write: plugins, its own settings, and trust.
+
+Plugins come from installed packages, Hydra's settings and the packages to trust from the command line.
+"""
+
+import site
+import sys
+import sysconfig
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from hydra.core.plugins import Plugins
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from common.config.migrations import migrate_config
+
+# Of Hydra's section and its part `job`: what Hydra records about the command line, and the folder of --config-dir.
+_RECORDED = ("overrides", "runtime", "searchpath", "mode")
+_RECORDED_OF_JOB = ("name", "config_name", "override_dirname")
+
+
+def load_installed_plugins() -> None:
+    """Let Hydra load its plugins from installed packages alone; after the first call this does nothing.
+
+    Hydra executes all modules of the package `hydra_plugins` in all folders of sys.path, such as the working folder.
+    """
+    folders = [sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), *site.getsitepackages()]
+    installed = [Path(folder).resolve() for folder in [*folders, site.getusersitepackages()]]
+    search_path = sys.path[:]
+    try:
+        sys.path[:] = [
+            folder for folder in search_path if any(Path(folder).resolve().is_relative_to(top) for top in installed)
+        ]
+        Plugins.instance()
+    finally:
+        sys.path[:] = search_path
+
+
+def whole_config(file: Path) -> tuple[dict[str, Any] | None, list[str]]:
+    """A whole config as it is used, or None if it is used as it stands in the file; and a notice on what is left out.
+
+    The config of a run of an earlier version is migrated. A file with a defaults list is a user's own and is not. Hydra
+    reports a file that cannot be read.
+    """
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(file))
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException):
+        return None, []
+    if not isinstance(content, dict):
+        return None, []
+    config = {str(key): value for key, value in content.items() if key != "hydra"}
+    config = config if "defaults" in config else migrate_config(config)
+    notice = f"{file}: its section hydra is ignored; Hydra's settings are given on the command line, with -m."
+    return (None if config == content else config), [notice] * ("hydra" in content)
+
+
+def hydra_settings(composed: DictConfig) -> dict[str, Any]:
+    """Hydra's own section of a composed config, without what it records about the command line."""
+    section = OmegaConf.to_container(OmegaConf.masked_copy(composed, ["hydra"]))
+    assert isinstance(section, dict)
+    job = {key: value for key, value in section["hydra"]["job"].items() if key not in _RECORDED_OF_JOB}
+    return {key: value for key, value in section["hydra"].items() if key not in _RECORDED} | {"job": job}
+
+
+def typed_trust(config: dict[str, Any], typed: Iterable[str], where: str) -> list[str]:
+    """Empty `trust` in place unless the command line gives it, that is if it is not in `typed`; returns notices."""
+    if "trust" in typed or not config.get("trust"):
+        return []
+    notice = f"trust={config['trust']} in {where} is ignored; packages are trusted on the command line: trust=[NAME]."
+    config["trust"] = []
+    return [notice]
