@@ -17,6 +17,7 @@ def evaluate(config: dict[str, Any]) -> float | None:
     from common.files.log import Log
     from common.machine import device, distributed
     from common.train import assembly, evaluator
+    from common.train.provenance import provenance
 
     local_device = device.select(config["trainer"]["device"], distributed.local_rank())
     with distributed.process_group(local_device, config["trainer"]["timeout"]):
@@ -37,7 +38,8 @@ def evaluate(config: dict[str, Any]) -> float | None:
         if config["output"] and distributed.is_main():  # before anything is printed, which may fail
             folder = Path(config["output"])
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "results.json").write_text(json.dumps(results, indent=1))
+            record = {**results, **provenance(config, parts, split)}
+            (folder / "results.json").write_text(json.dumps(record, indent=1))
             metric.write(folder)
         log = Log(None, distributed.is_main())
         log.info(parts.weights_line)

@@ -259,5 +259,5 @@ def test_every_option_of_prediction_is_in_the_help_of_predict(model: str, capsys
     text = capsys.readouterr().out
     options = composed(f"model={model}")["task"]["predict"]
     assert options
-    for name in options:  # seed=1 is predict.py's own key
+    for name in options:  # seed= is that of training
         assert f"\n    {'task.predict.' * (name == 'seed')}{name}: " in text, name

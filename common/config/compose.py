@@ -76,6 +76,11 @@ class Command:
             raise UserError(f"{hydra_key}: Hydra's settings are for sweeps (-m); a run's folder is run_dir=.")
         if "sweep_dir" in self.keys and not self.flags.multirun:
             raise UserError("sweep_dir= is the folder of a sweep, which needs -m; a run's folder is run_dir=.")
+        if "seed" in self.keys and self.door != "train":
+            raise UserError(
+                f"seed= is the seed of training, and without effect in {self.door}.py; what prediction samples depends "
+                "on task.predict.seed=."
+            )
         if self.working_folder and self.working_folder not in sys.path:
             sys.path.append(self.working_folder)
         self._add_folder(self.flags.config_dir)
@@ -211,7 +216,7 @@ def quote_path(argument: str, sweep: bool = False) -> str:
     is_hydra = value in ("", "null", "???") or re.fullmatch(r"'.*'|\".*\"|choice\(.*\)", value)
     is_mapping = last in SPLITS and value.startswith("{")  # data.train={images:a,annotations:b}
     is_number = last not in (*PATH_KEYS, *SPLITS) and re.fullmatch(r"[-+.,\deE]+", value)  # drop_path=0.1,0.2
-    needs_quotes = equals and _is_path(name) and not (is_hydra or is_mapping or is_number)
+    needs_quotes = equals and is_path(name) and not (is_hydra or is_mapping or is_number)
     if not needs_quotes:
         return argument
     is_one = not sweep or name == "sweep_dir" or value.startswith("[") or os.path.exists(os.path.expanduser(value))
@@ -223,7 +228,8 @@ def quoted(text: str) -> str:
     return "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + (r"\'" if m[2] else ""), text) + "'"
 
 
-def _is_path(key: str) -> bool:
+def is_path(key: str) -> bool:
+    """Whether the value of a full key is a path, by the key's name."""
     *above, last = key.split(".")
     in_split = bool(above) and above[-1] in SPLITS  # data.train.source=FILE is a path, data.source=en is not
     return in_split or last in (*PATH_KEYS, *SPLITS) or last.endswith(("_dir", "_file", "_path", "_root", "_folder"))
@@ -236,7 +242,7 @@ def _key(argument: str) -> str:
 def _expand_home(value: Any, key: str) -> Any:
     if isinstance(value, dict):
         return {name: _expand_home(item, f"{key}.{name}") for name, item in value.items()}
-    return os.path.expanduser(value) if isinstance(value, str) and _is_path(key) else value
+    return os.path.expanduser(value) if isinstance(value, str) and is_path(key) else value
 
 
 def _flags(arguments: Sequence[str]) -> argparse.Namespace:

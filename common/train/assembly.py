@@ -112,6 +112,10 @@ def load(file: str | Path, *overrides: str) -> tuple[nn.Module, Task]:
 
     `overrides` are config overrides as on the command line. A file of another program needs one that names its model
     ("model=detr_r50"). Raises UserError for the same mistakes as predict.py.
+
+    Weights ("weights=raw" instead of EMA) and preprocessing are those of predict.py. The precision is not: the model
+    computes in fp32, and predict.py in the run's trainer.precision, which `auto` resolves to bf16 on many machines.
+    `with torch.autocast("cpu", torch.bfloat16):` (or "cuda") around `task.predict` gives the numbers of predict.py.
     """
     config = configure("evaluate", [f"checkpoint={file}", *overrides], stored_config)
     parts = restore(config)

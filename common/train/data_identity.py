@@ -19,11 +19,12 @@ def fingerprints_of(data: Data) -> Fingerprints:
     counts = {split: data.count(split) for split in SPLITS}  # on all ranks: loading a split may be a collective
     digests = None
     if distributed.is_main():
-        digests = {split: _fingerprint(data, split) if count else {} for split, count in counts.items()}
+        digests = {split: fingerprint_of(data, split) if count else {} for split, count in counts.items()}
     return dict(distributed.broadcast(digests))
 
 
-def _fingerprint(data: Data, split: Split) -> dict[str, str]:
+def fingerprint_of(data: Data, split: Split) -> dict[str, str]:
+    """The digests of one split, which has samples; without the method `fingerprint`, one of the samples' costs."""
     if hasattr(data, "fingerprint"):
         return dict(data.fingerprint(split))
     return {"costs": digest([np.asarray(data.cost(split), dtype="<i8")])}

@@ -11,8 +11,6 @@ import torch
 from common.machine import device as devices
 
 PACKAGES = (
-    "pycocotools",
-    "faster-coco-eval",
     "torch",
     "torchvision",
     "transformers",

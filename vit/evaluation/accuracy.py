@@ -37,7 +37,8 @@ class ClassificationMetric:
 
     Classes of equal probability are ranked by index: if two classes share the highest probability, the one with the
     lower index is predicted. A sample with a NaN among its log probabilities has no predicted class: it counts as wrong
-    in top1 and top5 and is absent from the confusion matrix. Its loss is NaN if the truth has NaN.
+    in top1 and top5 and is absent from the confusion matrix. Its loss is NaN if the log probability of its true class
+    is NaN.
 
     Args:
         classes: names of the classes, by index.

@@ -86,6 +86,7 @@ def test_help_needs_no_model(start: Callable[..., Outcome], door: str) -> None:
         (("model=detr", "optmizer.lr=1"), "optmizer.lr is not a key of this config; did you mean optimizer.lr?"),
         (("model=detr", "optimizer.lrr=1"), "optimizer.lrr is not a key of this config; did you mean optimizer.lr?"),
         (("modl=detr", "model=detr"), "modl is not a key of this config; did you mean model?"),
+        (("model=detr", "lr=1"), "lr is not a key of this config; did you mean optimizer.lr?"),
         (("model=detr", "sed=1"), "sed is not a key of this config; did you mean seed?"),
         (("model=detr", "+foo=1"), "foo is not a key of train.py"),
         (("model=detr", "+optimizer.foo=1"), "optimizer.foo is not a key of common.train.optim.OptimizerOptions"),
@@ -570,6 +571,7 @@ def test_a_misspelt_key_is_refused_with_a_checkpoint(start: Callable[..., Outcom
     assert message("model.widht=1") == "model.widht is not a key of this config; did you mean model.width?"
     assert message("split=vall").startswith("split=vall: expected train, val or test; did you mean val?")
     assert message("run_dir=x").startswith("run_dir is not a key")
+    assert message("threshold=1") == "threshold is not a key of this config; did you mean task.predict.threshold?"
     assert message("-m", "split=val,test").startswith("-m sweeps are for train.py")
     assert message("threshhold=1", "input=x", door="predict").endswith("did you mean threshold?")
     assert message(door="predict").startswith("input has no value: give input=, text.")
@@ -580,6 +582,14 @@ def test_prediction_options_have_short_names(start: Callable[..., Outcome]) -> N
     arguments = ("checkpoint=a file.pt", "input=photo (1), a=b.jpg", "threshold=0.25")
     composed = start(*arguments, door="predict", base=lambda file: config).configs[0]
     assert composed["task"]["predict"]["threshold"] == 0.25 and composed["input"] == "photo (1), a=b.jpg"
+
+
+@pytest.mark.parametrize("door", ["evaluate", "predict"])
+def test_the_seed_of_training_is_not_taken_for_that_of_sampling(start: Callable[..., Outcome], door: str) -> None:
+    config = checkpoint_config(start)
+    outcome = start("checkpoint=a file.pt", "seed=1", door=door, base=lambda file: config)
+    assert outcome.code == 2 and not outcome.configs
+    assert f"without effect in {door}.py" in outcome.err and "depends on task.predict.seed=." in outcome.err
 
 
 def test_a_checkpoint_without_a_config_needs_a_model(start: Callable[..., Outcome]) -> None:

@@ -1,0 +1,49 @@
+"""What an evaluation's numbers were computed from: checkpoint, data, versions and command."""
+
+import os
+import platform
+import sys
+from importlib import metadata
+from typing import Any
+
+import torch
+
+from common.config.compose import is_path
+from common.config.diff import flatten
+from common.files import names
+from common.machine import distributed
+from common.task import Split
+from common.train import data_identity
+from common.train.assembly import Components
+
+
+def provenance(config: dict[str, Any], parts: Components, split: Split) -> dict[str, Any]:
+    """The entries of evaluate.py's results.json that are not numbers; paths are absolute.
+
+    `weights` describes the step and whether the weights are averaged, `files` are the paths in the config's section
+    `data`, and `digests` those of the content of `split`, by which the same data are recognised elsewhere.
+    """
+    weights, *notes = parts.weights_line.removeprefix("weights").strip().splitlines()
+    data_paths = {key: value for key, value in flatten({"data": config["data"]}).items() if is_path(key)}
+    return {
+        "checkpoint": os.path.abspath(config["checkpoint"]),
+        "weights": weights,
+        "notes": [note.removeprefix("note").strip() for note in notes],
+        "split": split,
+        "samples": parts.data.count(split),
+        "files": {key: os.path.abspath(value) for key, value in data_paths.items() if isinstance(value, str)},
+        "digests": data_identity.fingerprint_of(parts.data, split),
+        "device": parts.device.type,
+        "precision": parts.trainer.precision,
+        "processes": distributed.world_size(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "triptych": _own_version()},
+        "command": names.shell_command(["torchrun" if distributed.world_size() > 1 else "python", *sys.argv]),
+    }
+
+
+def _own_version() -> str | None:
+    """The installed version of this program; None in a folder that was not installed."""
+    try:
+        return metadata.version("triptych")
+    except metadata.PackageNotFoundError:
+        return None
