@@ -41,5 +41,5 @@ def test_load_computes_as_predict_in_fp32_and_under_autocast_in_bf16(
         classes = json.loads((tmp_path / precision / "digit.png.classes.json").read_text())["classes"]
         probabilities = answer["log_probabilities"].exp()
         assert {c["name"]: c["probability"] for c in classes} == {
-            name: round(float(p), 4) for name, p in zip(task.classes, probabilities, strict=True)
+            name: round(float(p), 4) for name, p in zip(map(str, range(10)), probabilities, strict=True)
         }

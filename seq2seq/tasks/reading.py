@@ -16,7 +16,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common.errors import UserError
-from seq2seq.tokenizers.text import BYTE_ORDER_MARK, read_lines
+from seq2seq.tokenizers.text import (
+    BYTE_ORDER_MARK,
+    MAGIC_BYTES,
+    UNSUPPORTED_MAGIC_BYTES,
+    UTF_16_MARKS,
+    read_lines,
+    refuse_carriage_returns,
+)
 
 READ_BYTES = 1 << 16  # of one read; the capacity of a pipe on Linux
 PROMPT = "> "
@@ -35,7 +42,8 @@ def lines(input: str, group_size: int) -> Iterator[list[Line]]:
 
     From a pipe, a group contains the lines that have arrived: a single line is translated at once, a large file in
     large groups, and an empty pipe gives no group. A terminal shows a prompt for each line until Ctrl-D or Ctrl-C. A
-    line that is not UTF-8 has a `problem`. Raises UserError for a file that is missing, broken, empty or no text.
+    line that is not UTF-8 has a `problem`. Raises UserError for a file that is missing, broken, empty or no text, and
+    for a pipe that begins as a compressed file or as UTF-16.
     """
     if input != "-":
         yield from _file_groups(Path(input), group_size)
@@ -83,10 +91,13 @@ def _pipe_groups(pipe: int, group_size: int) -> Iterator[list[Line]]:
     """Groups of lines from a file descriptor; Python's buffered reading would wait until the buffer is full."""
     complete: deque[bytes] = deque()  # lines that are not in a group yet
     partial = bytearray()  # the beginning of the next line
-    number, is_open = 1, True
+    number, is_start, is_open = 1, True, True
     while is_open or complete:
         while is_open and len(complete) < group_size and _is_readable(pipe, wait=not complete):
             chunk = _read(pipe)
+            if is_start:
+                _refuse_binary(chunk)
+            is_start = False
             first, *rest = chunk.split(b"\n")
             partial += first
             if rest:
@@ -94,11 +105,23 @@ def _pipe_groups(pipe: int, group_size: int) -> Iterator[list[Line]]:
                 partial = bytearray(rest[-1])
             if not chunk:
                 is_open = False
+                if number == 1 and not complete:  # there was no line feed
+                    refuse_carriage_returns(bytes(partial), "Standard input")
                 complete += [bytes(partial)] if partial else []  # a last line without a line end
         group = [complete.popleft() for _ in range(min(group_size, len(complete)))]
         if group:
             yield [_line(i, raw.removesuffix(b"\r")) for i, raw in enumerate(group, start=number)]
         number += len(group)
+
+
+def _refuse_binary(start: bytes) -> None:
+    """Raise UserError for the first bytes of a pipe that cannot be those of text in UTF-8."""
+    if start.startswith((*MAGIC_BYTES, *UNSUPPORTED_MAGIC_BYTES)):
+        raise UserError(
+            "Standard input is compressed; decompress it first (zcat FILE | python predict.py ...), or give input=FILE."
+        )
+    if start.startswith(UTF_16_MARKS):
+        raise UserError("Standard input is UTF-16; convert it to UTF-8 first (iconv -f utf-16 -t utf-8 FILE).")
 
 
 def _is_readable(pipe: int, wait: bool) -> bool:

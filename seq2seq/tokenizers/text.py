@@ -28,6 +28,7 @@ MAGIC_BYTES = {
 }
 # Those of other compressed files, and the command that decompresses one.
 UNSUPPORTED_MAGIC_BYTES = {b"PK\x03\x04": "unzip", b"\x28\xb5\x2f\xfd": "zstd -d", b"7z\xbc\xaf\x27\x1c": "7z x"}
+UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 LINE_FEED, CARRIAGE_RETURN, TAB = b"\n\r\t"
 NUMBER = re.compile(r"\s*[-+]?[0-9.,]*\s*")
 
@@ -179,6 +180,7 @@ def read_lines(path: Path, *, check_lines: bool = True) -> Lines:
     content = _content(path).removeprefix(BYTE_ORDER_MARK)
     if not content:
         raise UserError(f"The file {path} is empty; expected one sentence per line.")
+    refuse_carriage_returns(content, str(path))
     try:
         content.decode()
     except UnicodeDecodeError as error:
@@ -195,6 +197,15 @@ def read_lines(path: Path, *, check_lines: bool = True) -> Lines:
     starts = np.concatenate([[0], ends[:-1] + 1])
     returns = (ends > starts) & (flat[ends - 1] == CARRIAGE_RETURN)
     return Lines(Ragged(flat, starts, ends - returns))
+
+
+def refuse_carriage_returns(content: bytes, name: str) -> None:
+    """Raise UserError if carriage returns without any line feed separate the lines, as once on the Macintosh."""
+    if b"\n" not in content and b"\r" in content[:-1]:
+        raise UserError(
+            f"{name} has carriage returns and no line feed, so that all of it would be one line; convert the line ends "
+            r"(tr '\r' '\n' < FILE > NEW)."
+        )
 
 
 def _content(path: Path) -> bytes:

@@ -50,7 +50,9 @@ def test_a_file_comes_in_groups_of_consecutive_numbered_lines(tmp_path: Path, pa
 def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     (tmp_path / "utf16").write_bytes("gut\n".encode("utf-16"))
-    for name, message in {"missing": "no file", "empty": "is empty", "utf16": "line 1 is not valid UTF-8"}.items():
+    (tmp_path / "old").write_bytes(b"eins\rzwei\r")
+    messages = {"missing": "no file", "empty": "is empty", "utf16": "line 1 is not valid UTF-8", "old": "no line feed"}
+    for name, message in messages.items():
         with pytest.raises(UserError, match=message):
             next(lines(str(tmp_path / name), 8))
 
@@ -113,6 +115,30 @@ def test_separators_and_byte_order_marks_are_treated_as_in_files(pipe: FileIO) -
     pipe.write("\ufeffa\u2028b\x0cc\rd\r\n\ufeffe\n\r\n".encode())
     pipe.close()
     assert texts(lines("-", 9)) == ["a\u2028b\x0cc\rd", "\ufeffe", ""]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (gzip.compress(b"eins\n"), "is compressed; decompress it first"),
+        (b"\x28\xb5\x2f\xfd...", "is compressed"),
+        ("eins\n".encode("utf-16"), "is UTF-16"),
+        (b"eins\rzwei\r", "carriage returns and no line feed"),
+    ],
+)
+def test_a_pipe_that_has_no_lines_of_text_is_one_sentence(pipe: FileIO, content: bytes, message: str) -> None:
+    pipe.write(content)
+    pipe.close()
+    with pytest.raises(UserError, match=f"Standard input .*{message}"):
+        next(lines("-", 8))
+
+
+def test_a_single_line_may_contain_or_end_with_a_carriage_return(pipe: FileIO, tmp_path: Path) -> None:
+    pipe.write(b"eins\rzwei\n")
+    pipe.close()
+    assert texts(lines("-", 8)) == ["eins\rzwei"]
+    (tmp_path / "a").write_bytes(b"eins\r")
+    assert texts(lines(str(tmp_path / "a"), 8)) == ["eins"]
 
 
 def test_an_empty_pipe_gives_no_group(pipe: FileIO) -> None:
