@@ -9,7 +9,7 @@ from typing import Any
 
 from common.cli import main as cli
 from common.cli.main import stored_config
-from common.files.console import print_line
+from common.machine import console
 
 
 def predict(config: dict[str, Any]) -> None:
@@ -26,7 +26,8 @@ def predict(config: dict[str, Any]) -> None:
         with device.autocast(parts.device, parts.trainer.precision):
             answers = parts.task.predict(parts.model, batch)
         for line in parts.task.show(batch, answers, folder):
-            if not print_line(line):
+            print(line, flush=True)
+            if not console.is_read():  # `| head -1`
                 return
     unanswered = getattr(parts.task, "unanswered", [])
     print("".join(f"{sentence}\n" for sentence in unanswered), end="", file=sys.stderr)

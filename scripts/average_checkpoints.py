@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # Python adds only the script's own folder
 
-from common.machine import threads
+from common.machine import console, threads
 
 os.environ.update(threads.missing_settings(os.environ))  # before torch is imported
 
@@ -30,7 +30,7 @@ DEFAULT_COUNT = 5  # checkpoints averaged for the base model in the paper
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Average the checkpoints, write the result and print how to evaluate it; returns the exit code."""
-    names.escape_streams()
+    console.guard()
     options = _options(arguments)
     try:
         files = select_checkpoints(options.checkpoints, options.last)

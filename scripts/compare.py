@@ -24,10 +24,10 @@ from common.cli.jobs import STATUS_FOLDER, statuses_in
 from common.config.check import did_you_mean
 from common.config.diff import flatten
 from common.errors import UserError
-from common.files import names
 from common.files.records import describe_lines, read_record, step_record
 from common.files.run_folder import read_config
 from common.files.table import table
+from common.machine import console
 
 IGNORED_KEYS = ("run_dir", "sweep_dir", "resume", "allow_changes", "trust")  # they do not change a run's results
 FIXED_COLUMNS = ("run", "state")  # always shown, first
@@ -51,7 +51,7 @@ class Run(NamedTuple):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table of the runs that the command line names; returns the exit code."""
-    names.escape_streams()
+    console.guard()
     options = _options(arguments)
     try:
         folders, failures = find_runs(options.folders)

@@ -22,13 +22,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # Python adds only the script's own folder
 
-from common.machine import threads
+from common.machine import console, threads
 
 os.environ.update(threads.missing_settings(os.environ))  # before torch is imported
 
 from common.config.compose import configure
 from common.errors import UserError
-from common.files import names
 from common.files.table import table
 from common.train.assembly import Components, restore, stored_config
 from detr.tasks.detection import Detection
@@ -51,7 +50,7 @@ class OutputMismatchError(Exception):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Export the checkpoint, compare the files with the model and print the result; returns the exit code."""
-    names.escape_streams()
+    console.guard()
     options, overrides = _options(sys.argv[1:] if arguments is None else list(arguments))
     try:
         _require_packages(options.format)

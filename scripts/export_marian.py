@@ -17,14 +17,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # Python adds only the script's own folder
 
-from common.machine import threads
+from common.machine import console, threads
 
 os.environ.update(threads.missing_settings(os.environ))  # before torch is imported
 
 from torch import Tensor
 
 from common.errors import UserError
-from common.files import checkpoint, names
+from common.files import checkpoint
 from common.train.state import describe, select_weights
 from scripts.exporting.marian_folder import overrides_for, write
 from scripts.verify.comparison import TOLERANCE
@@ -34,7 +34,7 @@ from seq2seq.importing import marian
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Export the checkpoint and compare the exported model with it; returns the exit code."""
-    names.escape_streams()
+    console.guard()
     options = _options(arguments)
     try:
         content = _load(options.checkpoint)

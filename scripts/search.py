@@ -36,6 +36,7 @@ from common.errors import Stopped, UserError
 from common.files import names
 from common.files.lock import lock
 from common.files.records import read_record
+from common.machine import console
 
 try:
     import optuna
@@ -67,7 +68,7 @@ class Plan(NamedTuple):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run or resume the search that the command line describes; returns the exit code."""
-    names.escape_streams()
+    console.guard()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     options, train_arguments = _options(arguments)
     advice = f"To resume: python scripts/search.py {names.shell_command(arguments)}"

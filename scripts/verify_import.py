@@ -14,13 +14,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # Python adds only the script's own folder
 
-from common.machine import threads
+from common.machine import console, threads
 
 os.environ.update(threads.missing_settings(os.environ))  # before torch is imported
 
 from common.config.compose import configure
 from common.errors import UserError
-from common.files import names
 from common.train.assembly import stored_config
 from scripts.verify import classifier, translator
 
@@ -29,7 +28,7 @@ VERIFIERS = {module.MODEL: module.verify for module in (classifier, translator)}
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compare the file and print the result; returns the exit code."""
-    names.escape_streams()
+    console.guard()
     overrides = sys.argv[1:] if arguments is None else list(arguments)
     if not overrides or {"-h", "--help"} & {*overrides}:
         print(__doc__)

@@ -26,8 +26,10 @@ sys.modules["common.train.assembly"] = types.SimpleNamespace(restore=lambda conf
 sys.modules["common.machine.device"] = types.SimpleNamespace(autocast=lambda *_: contextlib.nullcontext())
 
 import predict
+from common.machine import console
 
 predict.send_utf8()
+console.guard()
 predict.predict({"input": sys.argv[1], "output": "x"})
 """
 

@@ -23,6 +23,7 @@ from common.files import run_folder
 from common.files.lines import write_atomically
 from common.files.lock import InUseError
 from common.files.run_folder import Job
+from common.machine import console
 
 STATUS_FOLDER = ".notes"  # in a sweep's folder: a file for each run that is not done, with the reason
 STOP_FILE = ".halt"  # in a sweep's folder while its runs are asked to stop
@@ -112,6 +113,7 @@ class SweepJob:
         """
         if self.working_folder and self.working_folder not in sys.path:
             sys.path.append(self.working_folder)
+        console.guard()  # of a process that a launcher started
         config = plain_config(composed)
         update_names(config)
         folder = Path(config["run_dir"])
@@ -174,8 +176,12 @@ def signals_to_stop_file(sweep: Path) -> Iterator[tuple[StopFile, list[str]]]:
     def request_stop(number: int) -> None:
         if received.count("SIGINT") > 1:
             raise KeyboardInterrupt
-        stop_file.path.touch()
-        os.write(2, b"\nStopping: each run finishes its step and saves; press Ctrl-C again to stop at once.\n")
+        try:
+            stop_file.path.touch()
+        except OSError as error:
+            console.notify(f"\n{stop_file.path} cannot be written ({error.strerror}); press Ctrl-C again to stop at once.\n")
+            return
+        console.notify("\nStopping: each run finishes its step and saves; press Ctrl-C again to stop at once.\n")
 
     try:
         with forwarded_signals(request_stop) as received:

@@ -20,7 +20,7 @@ from common.config.compose import CONFIGS, GROUPS, Command, ConfigReader, choice
 from common.errors import Stopped, UserError
 from common.files import names, run_folder
 from common.files.run_folder import Job
-from common.machine import threads
+from common.machine import console, threads
 
 REQUIRED_ARGUMENTS = {
     "train": "model=NAME",
@@ -57,7 +57,7 @@ def launch(job: Job, door: str, base: ConfigReader | None = None, arguments: Seq
     it later. The jobs of other doors are called with (config), which is composed on top of the config that `base` reads
     from checkpoint=FILE.
     """
-    names.escape_streams()
+    console.guard()
     rank, is_local_main = int(os.environ.get("RANK", "0")), os.environ.get("LOCAL_RANK", "0") == "0"
     started, folder = False, None
     try:
@@ -80,6 +80,7 @@ def launch(job: Job, door: str, base: ConfigReader | None = None, arguments: Seq
         started = True
         if door != "train":
             job(composed.config)
+            _refuse_lost_answers()
         else:
             folder = run_folder.choose(composed) if rank == 0 else None
             run_folder.run_in(job, composed.config, folder)
@@ -95,6 +96,15 @@ def launch(job: Job, door: str, base: ConfigReader | None = None, arguments: Seq
         print("Stopped by Ctrl-C.", file=sys.stderr)
         sys.exit(130)
     _exit(0)
+
+
+def _refuse_lost_answers() -> None:
+    """Raise UserError if not all that was printed was written; a reader that has gone (`| head -1`) wants no more."""
+    sys.stdout.flush()
+    failure = console.failures().get("standard output")
+    if failure is not None and console.is_read():
+        reason = f"standard output cannot be written ({failure.strerror}), and the rest of what was printed is lost"
+        raise UserError(f"{reason}; make room, and repeat the command.")
 
 
 def stored_config(file: Path) -> dict[str, Any]:

@@ -26,7 +26,6 @@ from common.config.diff import fingerprint, flatten
 from common.config.foreign import hydra_settings
 from common.errors import Stopped, UserError
 from common.files import run_folder
-from common.files.console import print_line
 from common.files.names import shell_command
 from common.files.records import goal_value, read_record
 from common.files.run_folder import Job
@@ -59,7 +58,7 @@ def sweep(job: Job, command: Command) -> int:
     folder = Path(sweep_dir) if sweep_dir else run_folder.create_timestamped(Path("runs", "sweeps"))
     runs = [_folder(folder, combination) for combination in combinations]
     todo = [(combination, run) for combination, run in zip(combinations, runs, strict=True) if not _results(run)]
-    print_line(f"{len(combinations)} runs in {folder}, {len(combinations) - len(todo)} of them already done.")
+    print(f"{len(combinations)} runs in {folder}, {len(combinations) - len(todo)} of them already done.", flush=True)
     resume_line = f"To resume: python {shell_command(_line(command, folder))}"
     for _, run in todo:
         clear_status(run)
@@ -262,7 +261,7 @@ def _report(sweep: Path, runs: list[Path]) -> int:
         rows.append((run.name, status.state, float("nan")))
         failures.append(f"{run}: {status.why}")
         codes.add(2 if status.state == "refused" else 1)
-    print_line(table(f"\n{sweep}", [("run", "state", goals.pop() if len(goals) == 1 else "goal"), *rows]))
+    print(table(f"\n{sweep}", [("run", "state", goals.pop() if len(goals) == 1 else "goal"), *rows]), flush=True)
     if failures:
         print("\n".join([*failures, f"{len(failures)} of the runs in {sweep} are not done."]), file=sys.stderr)
     return max(codes - {2}, default=max(codes, default=0))

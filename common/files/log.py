@@ -16,10 +16,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common.errors import Stopped, UserError
-from common.files import console
 from common.files.lines import LineFile
 from common.files.records import Remainder, describe_lines, keep_records
 from common.files.table import table
+from common.machine import console
 
 MAX_CONSOLE_NUMBERS = 6  # in a line about training on the console; metrics.jsonl holds all
 RECORD_FILES = ("metrics.jsonl", "timing.jsonl")  # one JSON object on each line
@@ -42,6 +42,7 @@ class Log:
         self._progress: Progress | None = None
         self._files: dict[str, LineFile] = {}
         self._failed: set[str] = set()  # files that could not be written, to warn only once
+        self._dropped: set[str] = set()  # streams of the console, likewise
         self._tensorboard: Any = None
         self._purge_step: int | None = None
         self._events_possible = True
@@ -104,12 +105,12 @@ class Log:
     def info(self, text: str) -> None:
         """Print one or more lines to the console, and write them to train.log."""
         if self.main:
-            with suppress(OSError):  # a closed pipe or a full disk behind the console ends no run
-                if self._bar is not None:
-                    tqdm.write(text, file=sys.stdout)
-                else:
-                    console.print_line(text)
+            if self._bar is not None:
+                tqdm.write(text, file=sys.stdout)
+            else:
+                print(text, flush=True)
             self._append("train.log", text)
+            self._report_dropped()
 
     def warning(self, text: str) -> None:
         """Print and log a warning."""
@@ -137,6 +138,7 @@ class Log:
         if is_training and self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)
             self._append("train.log", f"step {step}: {text}")
+            self._report_dropped()
         else:
             remaining = self._progress.remaining() if self._progress and is_training else ""
             self.info(f"step {step}{remaining}: {text}")
@@ -217,6 +219,15 @@ class Log:
         except UnicodeEncodeError:
             self._events_possible = False
             self.warning(f"TensorBoard cannot write to a path that is not UTF-8, so {self.folder} gets no events.")
+
+    def _report_dropped(self) -> None:
+        """Say in train.log, and on the stream that is left, which stream of the console could not be written."""
+        for stream, error in console.failures().items():
+            if self.folder and stream not in self._dropped:
+                self._dropped.add(stream)
+                sentence = f"Warning: {stream} cannot be written ({error.strerror}); the run goes on, and logs to"
+                self._append("train.log", f"{sentence} this file.")
+                print(f"{sentence} {self.folder / 'train.log'}.", file=sys.stderr, flush=True)
 
     def _warn_once(self, name: str, sentence: str) -> None:
         if name not in self._failed:

@@ -5,11 +5,9 @@ surrogate pair (U+DCE9), which no text file and no terminal takes.
 """
 
 import hashlib
-import io
 import os
 import re
 import shlex
-import sys
 from collections.abc import Iterable
 
 MAX_NAME_BYTES = 255  # of a file in a folder, on nearly every file system
@@ -52,13 +50,6 @@ def shell_command(words: Iterable[str]) -> str:
 def _byte_quoted(word: str) -> str:
     plain = {*range(32, 127)} - {*b"'\\"}
     return "$'" + "".join(chr(byte) if byte in plain else f"\\x{byte:02x}" for byte in os.fsencode(word)) + "'"
-
-
-def escape_streams() -> None:
-    """Print characters that the console cannot encode as escapes, instead of failing."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # None without a console, and another class in a notebook
-            stream.reconfigure(errors="backslashreplace")
 
 
 def answer_name(name: str, ending: str) -> str:

@@ -11,10 +11,10 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from common.errors import Stopped
-from common.machine import distributed
+from common.machine import console, distributed
 
 SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")  # SLURM is commonly set to send the last two
-CTRL_C_MESSAGE = b"\nCtrl-C: stopping after this step, with a checkpoint; once more stops at once.\n"
+CTRL_C_MESSAGE = "\nCtrl-C: stopping after this step, with a checkpoint; once more stops at once.\n"
 END = b"\0"  # ends the watchdog's thread; no signal has this number
 SECOND_CTRL_C_DELAY = 2.0  # seconds in which the main thread can close its files before the process is ended
 
@@ -75,7 +75,7 @@ class StopSignals:
         if name == "SIGINT" and name in self.received:
             raise KeyboardInterrupt
         if name == "SIGINT" and distributed.is_main():
-            os.write(2, CTRL_C_MESSAGE)  # print() is not safe in a handler
+            console.notify(CTRL_C_MESSAGE)
         if name not in self.received:
             self.received.append(name)
 
@@ -116,7 +116,7 @@ class _Watchdog:
         while True:
             seconds = None if deadline == math.inf else max(0.0, deadline - time.monotonic())
             if not select.select([self._read], [], [], seconds)[0]:
-                os.write(2, f"\n{reason}; the process ends without a checkpoint of this step.\n".encode())
+                console.notify(f"\n{reason}; the process ends without a checkpoint of this step.\n")
                 os._exit(code)
             numbers = os.read(self._read, 64)
             if END in numbers:

@@ -41,17 +41,6 @@ def test_a_json_file_and_a_log_take_any_name(tmp_path: Path) -> None:
     assert (tmp_path / "train.log").read_text("utf-8") == "classes caf\\udce9\n"
 
 
-def test_a_print_of_any_name_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    for encoding in ("utf-8", "ascii", "latin-1"):
-        written = io.BytesIO()
-        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding=encoding))
-        names.escape_streams()
-        print("caf\udce9 你", flush=True)
-        assert written.getvalue().startswith(b"caf\\udce9 ")
-    monkeypatch.setattr(sys, "stdout", None)  # a process without a console
-    names.escape_streams()
-
-
 @pytest.mark.skipif(not Path("/bin/bash").exists(), reason="the escape is of bash and zsh")
 def test_a_printed_command_names_the_same_file_when_it_is_pasted() -> None:
     words = [os.fsdecode(word) for word in (b"run_dir=r\xe9\xff's \\x\n", b"a b", "größer".encode())]

@@ -1,0 +1,103 @@
+"""Standard output and standard error, of which no failure ends a process.
+
+A terminal may be closed, the reader of a pipe may be gone (`| head -3`, `| tee log` after Ctrl-C), a disk may be full.
+"""
+
+import errno
+import io
+import os
+import select
+import sys
+from contextlib import suppress
+from typing import Any
+
+STREAMS = {"stdout": "standard output", "stderr": "standard error"}
+
+
+class _Output(io.FileIO):
+    """The descriptor of a stream. After a write fails, it leads to the null device, for other writers as well."""
+
+    failure: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write some of `data`, or discard all of it after a failure; returns the number of bytes."""
+        try:
+            while (count := super().write(data)) is None:  # a full pipe that another program made non-blocking
+                select.select([], [self], [])
+            return count
+        except OSError as error:
+            self.failure = error
+            with suppress(OSError):  # without a free descriptor, the next write fails as this one
+                _discard(self.fileno())
+            return memoryview(data).nbytes
+
+
+def guard() -> None:
+    """Let no write to sys.stdout or sys.stderr raise: escape what the encoding lacks, discard what cannot be written.
+
+    A stream that was closed before the start (`>&-`) is the null device: its descriptor would otherwise be given to the
+    next file that is opened. Streams of other classes, such as a notebook's, are left as they are.
+    """
+    for descriptor, name in enumerate(STREAMS, 1):
+        stream = getattr(sys, name)
+        if stream is None:
+            if not _is_open(descriptor):
+                _discard(descriptor)
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+        elif isinstance(stream, io.TextIOWrapper) and _output(stream) is None:
+            stream.reconfigure(errors="backslashreplace")
+            with suppress(OSError):  # a stream in memory has no descriptor
+                setattr(sys, name, _guarded(stream))
+
+
+def failures() -> dict[str, OSError]:
+    """The streams that could not be written since the start, by name, and why."""
+    outputs = {text: _output(getattr(sys, name)) for name, text in STREAMS.items()}
+    return {text: output.failure for text, output in outputs.items() if output is not None and output.failure}
+
+
+def is_read() -> bool:
+    """Whether anything can still read standard output: False once the reader of the pipe is gone."""
+    failure = failures().get(STREAMS["stdout"])
+    return failure is None or failure.errno != errno.EPIPE
+
+
+def notify(text: str) -> None:
+    """Write `text` to standard error if that is possible at once; for signal handlers, which must not raise or wait."""
+    with suppress(OSError):
+        if select.select([], [2], [], 0)[1]:
+            os.write(2, text.encode())
+
+
+def _guarded(stream: io.TextIOWrapper) -> io.TextIOWrapper:
+    """A stream like `stream`, to the same descriptor."""
+    output = _Output(stream.fileno(), "w", closefd=False)
+    with suppress(OSError):
+        stream.flush()
+    return io.TextIOWrapper(
+        io.BufferedWriter(output),
+        encoding=stream.encoding,
+        errors=stream.errors,
+        line_buffering=stream.line_buffering or stream.write_through,
+    )
+
+
+def _output(stream: object) -> _Output | None:
+    output = getattr(getattr(stream, "buffer", None), "raw", None)
+    return output if isinstance(output, _Output) else None
+
+
+def _discard(descriptor: int) -> None:
+    """Let `descriptor` lead to the null device."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    if null != descriptor:
+        os.dup2(null, descriptor)
+        os.close(null)
+
+
+def _is_open(descriptor: int) -> bool:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True
