@@ -1,16 +1,23 @@
 """Faults that tests inject into a door's process before it starts; each is a function of plain values."""
 
+import fcntl
 import os
 import signal
+import sys
+import termios
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 MOMENTS = ("before the update", "after the update", "in an evaluation", "in a save")
 
 
-def at_step(step: int, moment: str, action: str, *values: Any) -> None:
-    """Call `action`, a function of this module, at the first `moment` of step number `step` or of a later one."""
+def at_step(step: int, moment: str, action: str | Callable[..., None], *values: Any) -> None:
+    """Call `action` at the first `moment` of step number `step` or of a later one.
+
+    It is a function, or the name of one in this module.
+    """
     import torch
 
     import common.train.trainer
@@ -21,7 +28,7 @@ def at_step(step: int, moment: str, action: str, *values: Any) -> None:
     def reach(name: str) -> None:
         if name == moment and state["step"] >= step and not state["done"]:
             state["done"] = True
-            globals()[action](*values)
+            (globals()[action] if isinstance(action, str) else action)(*values)
 
     def call(self: Any, batches: Any, number: int, *rest: Any, _real: Callable[..., Any] = Stepper.__call__) -> Any:
         state["step"] = number
@@ -51,6 +58,58 @@ def at_step(step: int, moment: str, action: str, *values: Any) -> None:
     Stepper.__call__ = call  # type: ignore[method-assign]
     common.train.trainer.evaluate = evaluate  # type: ignore[assignment]
     torch.save = save
+
+
+def lose_console(kind: str, step: int, *signals: str) -> None:
+    """Replace the console, let its other end go before the update of number `step`, and then send `signals`.
+
+    `kind`: "pipe" (of stdout and stderr, as in `2>&1 | tee log`), "stdout in a pipe", or "terminal", which is the
+    process's own and sends SIGHUP when it is closed: with "0 columns" without a progress bar, otherwise with one.
+    """
+    readers = []
+    if "terminal" in kind:
+        master, slave = os.openpty()
+        termios.tcsetwinsize(slave, (24, 0 if "0 columns" in kind else 80))
+        fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
+        readers.append(_redirect([1, 2], slave, master))
+    if "pipe" in kind:
+        reader, writer = os.pipe()
+        readers.append(_redirect([1] if kind.startswith("stdout") else [1, 2], writer, reader))
+
+    def lose() -> None:
+        for reader in readers:
+            os.kill(reader, signal.SIGKILL)
+            os.waitpid(reader, 0)
+        time.sleep(0.05)
+        for name in signals:
+            send(name)
+
+    at_step(step, "before the update", lose)
+
+
+def _redirect(descriptors: list[int], writer: int, reader: int) -> int:
+    """Let `descriptors` lead to `writer`; returns the id of a process that reads what is written there."""
+    process = os.fork()
+    if process == 0:
+        os.close(writer)
+        with suppress(OSError):
+            while os.read(reader, 65536):
+                pass
+        os._exit(0)
+    for descriptor in descriptors:
+        os.dup2(writer, descriptor)
+    os.close(writer)
+    os.close(reader)
+    return process
+
+
+def unwritable_stdout(kind: str) -> None:
+    """Start with a standard output that is "full", as of a file on a full disk, or "closed"."""
+    if kind == "full":
+        os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
+    else:
+        os.close(1)
+        sys.stdout = None  # type: ignore[assignment]
 
 
 def block() -> None:

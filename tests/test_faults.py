@@ -340,6 +340,49 @@ def test_a_signal_to_one_rank_of_two_stops_both_with_one_checkpoint(line, tmp_pa
     assert_same_end(tmp_path / "uninterrupted/run", tmp_path / "run")
 
 
+# Consoles that cannot be written.
+
+CLOSED_TERMINALS = ("terminal", "terminal of 0 columns", "stdout in a pipe, terminal")
+
+
+@pytest.mark.parametrize("kind", ["pipe", *CLOSED_TERMINALS])
+def test_ctrl_c_into_a_pipe_and_a_closed_terminal_cost_no_step(kind, line, uninterrupted, tmp_path):
+    """Ctrl-C ends the reader of the pipe as well; a terminal that is closed sends SIGHUP."""
+    fault = ("lose_console", kind, 9, *(["SIGINT"] if kind == "pipe" else []))
+    code, name = (130, "SIGINT") if kind == "pipe" else (143, "SIGHUP")
+    run(tmp_path, *line("vit"), "run_dir=run", "resume=auto", fault=fault, code=code)
+    last_line = (tmp_path / "run/train.log").read_text().splitlines()[-1]
+    assert f"Stopped by {name} after step 10 of 20, with a checkpoint." in last_line
+    assert (tmp_path / "run/checkpoints/stop_00000010.pt").exists()
+    assert "resuming at 10" in resume(tmp_path, *line("vit"))
+    assert_same_end(uninterrupted("vit"), tmp_path / "run")
+
+
+def test_ctrl_c_twice_stops_at_once_when_standard_error_cannot_be_written(line, tmp_path):
+    run(tmp_path, *line("vit"), "run_dir=run", fault=("lose_console", "pipe", 9, "SIGINT", "SIGINT"), code=130)
+    assert not list((tmp_path / "run/checkpoints").glob("stop_*"))
+
+
+@pytest.mark.parametrize("kind", ["pipe", "stdout in a pipe", "full", "closed"])
+def test_a_run_goes_on_without_a_console_and_says_so_in_train_log(kind, line, uninterrupted, tmp_path):
+    """Such as `| head -3`, `> FILE_ON_A_FULL_DISK` and `>&-`."""
+    fault = ("unwritable_stdout", kind) if kind in ("full", "closed") else ("lose_console", kind, 9)
+    output = run(tmp_path, *line("vit"), "run_dir=run", fault=fault)
+    assert_same_end(uninterrupted("vit"), tmp_path / "run")
+    reason = {"full": "No space left on device", "closed": None}.get(kind, "Broken pipe")
+    sentence = f"standard output cannot be written ({reason}); the run goes on, and logs to"
+    log = (tmp_path / "run/train.log").read_text()
+    assert log.count(sentence) == (0 if kind == "closed" else 1), "a stream that the user closed is not missed"
+    assert sentence in output or kind in ("pipe", "closed")
+
+
+def test_numbers_that_cannot_be_printed_are_written_to_output_and_the_exit_code_is_not_0(line, uninterrupted, tmp_path):
+    command = [f"checkpoint={uninterrupted('vit') / 'checkpoints/best.pt'}", "output=answers"]
+    output = run(tmp_path, *command, door="evaluate", fault=("unwritable_stdout", "full"), code=2)
+    assert "standard output cannot be written (No space left on device)" in output and "Traceback" not in output
+    assert (tmp_path / "answers/results.json").exists()
+
+
 # Losses that are not finite, and data.
 
 

@@ -179,7 +179,9 @@ def signals_to_stop_file(sweep: Path) -> Iterator[tuple[StopFile, list[str]]]:
         try:
             stop_file.path.touch()
         except OSError as error:
-            console.notify(f"\n{stop_file.path} cannot be written ({error.strerror}); press Ctrl-C again to stop at once.\n")
+            console.notify(
+                f"\n{stop_file.path} cannot be written ({error.strerror}); press Ctrl-C again to stop at once.\n"
+            )
             return
         console.notify("\nStopping: each run finishes its step and saves; press Ctrl-C again to stop at once.\n")
 

@@ -45,9 +45,10 @@ def guard() -> None:
                 _discard(descriptor)
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
         elif isinstance(stream, io.TextIOWrapper) and _output(stream) is None:
-            stream.reconfigure(errors="backslashreplace")
-            with suppress(OSError):  # a stream in memory has no descriptor
+            try:
                 setattr(sys, name, _guarded(stream))
+            except io.UnsupportedOperation:  # a stream in memory has no descriptor
+                stream.reconfigure(errors="backslashreplace")
 
 
 def failures() -> dict[str, OSError]:
@@ -77,7 +78,7 @@ def _guarded(stream: io.TextIOWrapper) -> io.TextIOWrapper:
     return io.TextIOWrapper(
         io.BufferedWriter(output),
         encoding=stream.encoding,
-        errors=stream.errors,
+        errors="backslashreplace",
         line_buffering=stream.line_buffering or stream.write_through,
     )
 

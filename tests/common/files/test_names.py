@@ -1,10 +1,8 @@
 r"""Names that are not UTF-8 are escaped so that they can be restored, and answers have names that fit a folder."""
 
-import io
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
