@@ -66,7 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             files = sorted(folder.iterdir())
             summary = ", ".join(f"{file.name} ({file.stat().st_size / 1e6:,.1f} MB)" for file in files)
     except UserError as error:
-        print(str(error).replace("evaluate.py", "export.py"), file=sys.stderr)  # written for evaluate.py's config
+        # The config is composed as for evaluate.py, and so messages name that program.
+        print(str(error).replace("evaluate.py", "export.py"), file=sys.stderr)
         return 2
     except OSError as error:
         print(f"{output} cannot be written ({error.strerror}); check its folder and the disk.", file=sys.stderr)

@@ -43,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         text, agree = VERIFIERS[target](config)
     except UserError as error:
-        print(str(error).replace("evaluate.py", "verify_import.py"), file=sys.stderr)  # of evaluate.py's config
+        # The config is composed as for evaluate.py, and so messages name that program.
+        print(str(error).replace("evaluate.py", "verify_import.py"), file=sys.stderr)
         return 2
     print(text)
     return 0 if agree else 1

@@ -67,7 +67,7 @@ def sweep(job: Job, command: Command) -> int:
     try:
         if lines:
             _launch(job, command, folder, lines)
-    except Exception as error:  # of the launcher; a run's process catches those of the run
+    except Exception as error:  # from the launcher; errors of runs are caught in their processes
         reason = str(error).partition("\n")[0]  # submitit appends a whole log
         print(f"The launcher failed: {type(error).__name__}: {reason}", file=sys.stderr)
     except BaseException:
@@ -99,7 +99,7 @@ def _refuse_conflicting_options(command: Command) -> None:
 def _combinations(command: Command) -> Iterator[Combination]:
     """Compose and check every combination of values; raises UserError at the first mistake.
 
-    A folder's name states the swept values (detr-seed_1-lr_0.0002), except those that cannot stand in a file name.
+    The name of a run's folder contains the swept values (detr-seed_1-lr_0.0002) that can stand in a file's name.
     """
     settings, values, swept = [], [], []
     for override in command.parse(command.overrides):
@@ -148,7 +148,7 @@ def _distinct(combinations: Iterator[Combination]) -> list[Combination]:
         first = distinct.setdefault(combination.fingerprint, combination)
         if first is not combination:
             pair = f"{shlex.join(combination.overrides)} and {shlex.join(first.overrides)}"
-            print(f"Combination {number} repeats another and is run once: {pair} are the same run.")
+            print(f"Combination {number} is left out, because it repeats an earlier one: {pair} are the same run.")
     return list(distinct.values())
 
 
@@ -165,7 +165,7 @@ def _name(composed: Composed, swept: list[str]) -> str:
 
 
 def _folder(sweep: Path, combination: Combination) -> Path:
-    """The folder of a combination: the existing one with its fingerprint, under any name, or a new one."""
+    """The folder of a combination: an existing folder whose name ends with its fingerprint, or else a new one."""
     existing = sorted(sweep.glob(f"*-{combination.fingerprint}"))
     return existing[0] if existing else sweep / f"{combination.name}-{combination.fingerprint}"
 
@@ -191,7 +191,7 @@ def _compose_settings(command: Command, settings: list[str]) -> DictConfig:
 def _launch(job: Job, command: Command, folder: Path, lines: list[list[str]]) -> None:
     """Hand the runs to the launcher that the command line chose and wait for it.
 
-    Hydra's launchers accept any list of runs. Hydra's sweeper is not used, since it would also launch those done.
+    Hydra's launchers accept any list of runs. Hydra's sweeper is not used, since it would launch finished runs again.
     """
     sweep_settings = {"sweep.dir": quoted(str(folder)), "sweep.subdir": ".", "output_subdir": "null"}
     settings = ["hydra/job_logging=none", *(f"hydra.{key}={value}" for key, value in sweep_settings.items())]
@@ -249,7 +249,7 @@ def _line(command: Command, folder: Path) -> list[str]:
 
 
 def _report(sweep: Path, runs: list[Path]) -> int:
-    """Print the state of each run; returns 0 if all are done, 2 if only users' mistakes are left, otherwise 1."""
+    """Print the state of each run; returns 0 if all are done, 2 if all others were refused, else 1."""
     rows, failures, codes = [], [], set()
     goals = {str(results.get("goal")) for run in runs if (results := _results(run))}
     for run in runs:
@@ -268,7 +268,7 @@ def _report(sweep: Path, runs: list[Path]) -> int:
 
 
 def _results(run: Path) -> dict[str, Any]:
-    """The results of a finished run; empty when the file is missing or incomplete."""
+    """The results of a finished run; {} if results.json is missing or damaged."""
     with contextlib.suppress(UserError):  # the run itself reports a damaged file
         return read_record(run / "results.json")
     return {}

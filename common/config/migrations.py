@@ -89,11 +89,11 @@ def update_names(config: dict[str, Any]) -> list[str]:
         if isinstance(section, dict) and (former := str(section.get("_target_"))) in MOVED_CLASSES:
             section["_target_"] = MOVED_CLASSES[former]
             _add_class_keys(section)
-            notices.append(f"{key}._target_={former} is now {MOVED_CLASSES[former]}; please write this in your yaml.")
+            notices.append(f"{key}._target_={former} is now {MOVED_CLASSES[former]}; please update your yaml.")
     rates = _mapping(_mapping(config.get("optimizer")).get("rates"))
     if rates and (present := _renamed(rates, _renames(config))) != rates:
         config["optimizer"]["rates"] = present
-        notices.append(f"optimizer.rates: {', '.join(rates)} are now {', '.join(present)}; please write these names.")
+        notices.append(f"optimizer.rates: {', '.join(rates)} are now {', '.join(present)}; please update your yaml.")
     return notices
 
 

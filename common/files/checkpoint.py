@@ -30,7 +30,7 @@ _COPY_AGAIN = "copy or download it again"
 
 
 class NewerFormatError(UserError):
-    """A file of a newer version of this program."""
+    """A checkpoint was written by a newer version of this program."""
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
@@ -90,7 +90,7 @@ def is_ours(content: dict[str, Any]) -> bool:
 
 
 def _read(file: BinaryIO) -> Any:
-    """Read a checkpoint's content. The text of a UserError is a sentence without its beginning, the file's path."""
+    """Read a checkpoint's content. The text of a UserError continues a sentence that begins with the file's path."""
     head = file.read(64)
     if not head:
         raise UserError(f"is empty, as after a broken copy; {_COPY_AGAIN}.")
@@ -135,7 +135,7 @@ def _is_safetensors(head: bytes) -> bool:
 
 
 def _read_arrays(file: BinaryIO) -> dict[str, Tensor]:
-    """Read the arrays of an .npz. Raises UserError, whose text lacks the file's path, if one does not hold numbers."""
+    """Read the arrays of an .npz. Raises UserError, with a text as in `_read`, if an array does not hold numbers."""
     tensors = {}
     with np.load(file, allow_pickle=False) as archive:
         for name in archive.files:

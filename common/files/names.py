@@ -1,4 +1,4 @@
-r"""Names of files that are not UTF-8, written so that any program can read the text and the name can be restored.
+r"""File names that are not UTF-8, written as text that any program can read and from which a name can be restored.
 
 On Linux a name is bytes. Python represents a byte that is not UTF-8, such as Latin-1's e acute (0xE9), by half of a
 surrogate pair (U+DCE9), which no text file and no terminal takes.
@@ -10,7 +10,7 @@ import re
 import shlex
 from collections.abc import Iterable
 
-MAX_NAME_BYTES = 255  # of a file in a folder, on nearly every file system
+MAX_NAME_BYTES = 255  # the limit for a file's name, without its folder, on nearly every file system
 HASH_DIGITS = 8
 _BYTE = re.compile("[\udc80-\udcff]")
 _HALVES = re.compile("(\\\\*)(?:([\ud800-\udfff])|(?=ud[89a-f][0-9a-f]{2}))")
@@ -20,8 +20,8 @@ _ESCAPES = re.compile(r"(\\+)(ud[89a-f][0-9a-f]{2})")
 def escape(name: str) -> str:
     r"""Escape the bytes of `name` that are not UTF-8, so that the name can be written: 0xE9 becomes \udce9, as in JSON.
 
-    `unescape` restores the name, because backslashes before an escape, or before what looks like an escape, are
-    doubled. All other names are unchanged.
+    `unescape` restores the name, because backslashes before an escape, or before text that looks like an escape, are
+    doubled. A name without such bytes and such text is unchanged.
     """
 
     def replace(match: re.Match[str]) -> str:
@@ -53,9 +53,9 @@ def _byte_quoted(word: str) -> str:
 
 
 def answer_name(name: str, ending: str) -> str:
-    """The name of the file with the answer for the input file `name`: `name` and `ending`.
+    """The name of the file for the answer to the input file `name`: `name`, followed by `ending`.
 
-    If that is longer than a file's name may be, `name` is cut and followed by a hash of the whole `name`.
+    If the result is longer than a file's name may be, `name` is cut, and a hash of the whole `name` is inserted.
     """
     whole, room = name.encode("utf-8", "surrogateescape"), MAX_NAME_BYTES - len(ending.encode())
     if len(whole) > room:

@@ -76,7 +76,7 @@ def choose(composed: Composed) -> Path:
 
 
 def _kind(section: dict[str, Any]) -> str:
-    """A name for a section that is no choice in a config group, as in a stored config: detr.data.coco.Coco is coco."""
+    """A name for a section that does not come from a config group: that of the class detr.data.coco.Coco is coco."""
     return str(section["_target_"]).rpartition(".")[2].lower()
 
 

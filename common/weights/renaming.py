@@ -14,12 +14,12 @@ MATCHES_NOTHING = "(?!)"  # a regular expression that no text matches
 
 
 class RenameResult(NamedTuple):
-    """Tensors under their new names, and the old names of tensors without a new name."""
+    """Tensors under their new names, and the old names of tensors for which there is no new name."""
 
     tensors: dict[str, Tensor]
     sources: dict[str, str]  # new name -> old name
     left_out: list[str]  # old names of tensors that are left out on purpose
-    unknown: list[str]  # all other old names without a new name
+    unknown: list[str]  # old names of all other tensors without a new name
 
 
 class Table:
@@ -52,7 +52,7 @@ class Table:
 
 
 def with_prefixes(theirs: str, ours: str, rows: Iterable[Row]) -> list[Row]:
-    """Put the prefix `theirs` before their name, and `ours` before our name, in each row."""
+    """Prefix the other program's name in each row with `theirs`, and our name with `ours`."""
     return [(theirs + their_name, ours + our_name) for their_name, our_name in rows]
 
 
@@ -61,8 +61,8 @@ def rename(
 ) -> RenameResult:
     """Rename tensors by the function `new_name`, such as `Table.to_ours`.
 
-    A name without a new name is listed in the result's `left_out` if it matches the regular expression `left_out`, and
-    otherwise in `unknown`, which callers report as an error.
+    A name for which `new_name` returns None is listed in the result's `left_out` if it matches the regular expression
+    `left_out`, and otherwise in `unknown`, which callers report as an error.
     """
     renamed = RenameResult({}, {}, [], [])
     for name, tensor in tensors.items():
@@ -75,7 +75,7 @@ def rename(
 
 
 def identify_format(names: Iterable[str], patterns: Iterable[tuple[str, str]]) -> str | None:
-    """The format of the first of `patterns`, (regular expression, format), that is found in any of `names`, or None."""
+    """Find the first (regular expression, format) in `patterns` that matches in any of `names`; returns its format."""
     names = list(names)
     return next((format for pattern, format in patterns if any(re.search(pattern, name) for name in names)), None)
 

@@ -82,7 +82,7 @@ def text(comparison: Mapping[str, Any], path: Path) -> str:
 
 
 def _unmatched(kind: str, comparison: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a line for each row with new (or gone) pairs; it lists them if the reports share other pairs of the row."""
+    """Yield a line for each row with new (or gone) pairs; it lists them unless the whole row is new (or gone)."""
     pairs, shared = comparison[kind], {pair["row"] for pair in comparison["pairs"]}
     for name in dict.fromkeys(row for row, _, _ in pairs):
         ratios = ", ".join(f"{contender} over {reference}" for row, contender, reference in pairs if row == name)

@@ -23,7 +23,7 @@ BATCH = 8
 
 
 def evaluation(setting: Setting) -> Row:
-    """The 12 box metrics of 5,000 images, as many as in val2017, with 100 detections each.
+    """Build a row: compute the 12 box metrics of 5,000 images, as many as in val2017, with 100 detections each.
 
     pycocotools starts from the entries of a results file, already in memory; our metric starts from the detections.
     """
@@ -107,7 +107,7 @@ def _sample_boxes(count: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _sample_answer(boxes: np.ndarray, labels: np.ndarray, classes: np.ndarray, rng: np.random.Generator) -> Answer:
-    """Sample 100 detections: of each object, with an inexact box and mostly the right class, and of nothing."""
+    """Sample 100 detections: one per object, with an inexact box and mostly the right class; the rest are false."""
     true = min(len(boxes), QUERIES)
     extents = np.tile(boxes[:true, 2:] - boxes[:true, :2], 2)
     true_boxes = boxes[:true] + 0.08 * extents * rng.normal(size=(true, 4))

@@ -32,12 +32,12 @@ PAIRS: list[tuple[str, str | tuple[str, ...]]] = [
 
 
 def latency(setting: Setting) -> Row:
-    """One image."""
+    """Build a row: a forward pass of one image."""
     return row(setting, batch=1, names=(*CONTENDERS, EAGER, CHANNELS_LAST))
 
 
 def forward(setting: Setting) -> Row:
-    """A batch that keeps the device busy."""
+    """Build a row: a forward pass of a batch that keeps the device busy."""
     return row(setting, batch=setting.batch_size(2 if setting.tiny else 8, 32))
 
 
@@ -49,7 +49,7 @@ def row(
     size: tuple[int, int] | None = None,
     queries: int = 100,
 ) -> Row:
-    """A forward pass of `batch` images of `size` (height, width; None: 800 x 1066 pixels), in evaluation mode.
+    """Build a row: a forward pass of `batch` images of `size` (height, width; None: 800 x 1066), in evaluation mode.
 
     `names` are the contenders; the outputs of all others are compared with those of the first.
     """

@@ -13,7 +13,7 @@ from scripts.benchmarks.timing import Row, Setting, compare_tensors
 
 
 def pipeline(setting: Setting) -> Row:
-    """From JPEGs on disk to a normalised batch on the device, with the paper's augmentation, on one core."""
+    """Build a row: from JPEGs on disk to a normalised batch on the device, with the paper's augmentation, on a core."""
     folder = setting.images or setting.scratch
     if setting.images is None:
         shapes = [(48, 64), (64, 48)] if setting.tiny else [(480, 640), (640, 480), (427, 640), (640, 427)]

@@ -31,7 +31,7 @@ INITIAL_NORMS = r"decoder\.norm\.|decoder\.blocks\.\d+\.residuals\.2\.norm\."
 
 
 def step(setting: Setting) -> Row:
-    """A training step: forward, loss of all layers, backward, clipping, AdamW; stem and first stage frozen."""
+    """Build a row: a training step with the loss of all layers, clipping and AdamW; stem and first stage are frozen."""
     device, side, counts = setting.device, 96 if setting.tiny else 512, [10, 10]
     images, floats = sample_images(len(counts), side, side, device)
     boxes, labels = _sample_objects(counts, device)
@@ -96,12 +96,12 @@ def step(setting: Setting) -> Row:
 
 
 def matching(setting: Setting) -> Row:
-    """Matching and loss alone, for images with many objects (20 each)."""
+    """Build a row: matching and loss alone, for images with many objects (20 each)."""
     return matching_row(setting, objects=20, queries=100)
 
 
 def matching_row(setting: Setting, *, objects: int, queries: int) -> Row:
-    """Matching and loss of the outputs of six decoder layers, for two images with `objects` objects each."""
+    """Build a row: matching and loss of six decoder layers' outputs, for two images with `objects` objects each."""
     device, (layer_count, counts) = setting.device, (6, [objects] * 2)
     rng = generator("outputs")
     logits = torch.randn(layer_count, len(counts), queries, CLASSES + 1, generator=rng).to(device).requires_grad_()

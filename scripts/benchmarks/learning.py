@@ -51,9 +51,9 @@ def compare_first_steps(
 ) -> str:
     """Take the first step of all contenders and compare losses, gradients and updates with those of "ours fp32".
 
-    `initial` holds our initial weights. The tolerances apply in fp32; in bf16 they are fixed, and updates are not
-    compared. Updates are compared only for parameters of which `compares_update`, called with the initial values,
-    is true. Returns a text with the differences; raises MismatchError if one exceeds its tolerance.
+    `initial` holds our initial weights. The tolerances are for fp32; in bf16, other, fixed ones apply, and updates are
+    not compared. The update of a parameter is compared only if `compares_update`, called with its initial values,
+    returns true. Returns a text with the differences; raises MismatchError if one exceeds its tolerance.
     """
     losses = {name: contender.step() for name, contender in contenders.items()}
     reference, differences = contenders["ours fp32"], []

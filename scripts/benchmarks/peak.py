@@ -72,7 +72,7 @@ def _on_cpu(work: Callable[[], object]) -> int:
     _trim_heap()
     (PROC_SELF / "clear_refs").write_text("5")  # resets the high-water mark (man 5 proc)
     work()
-    # VmHWM includes mapped files. Only the first call maps files and none unmaps them, so their present size is right.
+    # VmHWM includes mapped files. The first call has mapped all of them, so their present size can be subtracted.
     return max(_status_bytes("VmHWM") - _status_bytes("RssFile") - _status_bytes("RssShmem") - initial, 0)
 
 

@@ -42,23 +42,23 @@ def compiled(model: Transformer) -> Transformer:
 
 
 def greedy(setting: Setting) -> Row:
-    """Greedy decoding."""
+    """Build a row: greedy decoding."""
     return search(setting, beam=1)
 
 
 def beam(setting: Setting) -> Row:
-    """Beam search with four hypotheses."""
+    """Build a row: beam search with four hypotheses."""
     return search(setting, beam=BEAM)
 
 
 def decoding(setting: Setting) -> Row:
-    """Beam search in bf16 on a batch that keeps a GPU busy."""
+    """Build a row: beam search in bf16 on a batch that keeps a GPU busy."""
     row = search(setting, beam=BEAM, count=4 if setting.tiny else setting.batch_size(32, 512))
     return replace(row.select([name for name in row.contenders if "bf16" in name]), name=f"decoding, {row.name}")
 
 
 def search(setting: Setting, *, beam: int, count: int | None = None) -> Row:
-    """Decode `count` sentences of 20 tokens to 32 new tokens each, by beam search or, with a beam of 1, greedily."""
+    """Build a row: decode `count` sentences of 20 tokens to 32 new tokens each, by beam search (`beam` 1: greedily)."""
     recipe, entries = peers.marian_config(tiny=setting.tiny), peers.vocabulary_size(tiny=setting.tiny)
     count, length, tokens = (4, 6, 8) if setting.tiny else (count or 32, 20, 32)
     model = peers.translator(recipe, entries).eval()
@@ -171,7 +171,7 @@ def _compare_probabilities(
         input_ids=marian_ids[batch["source"]].to(device),
         decoder_input_ids=marian_ids[batch["target_in"]].to(device),
     ).logits.cpu()
-    # Without the excluded entries: relative to their large negative logits, all other differences would look small.
+    # Compare without the excluded entries: relative to their large negative logits, other differences would look small.
     columns = [i for i, word in enumerate(order) if word not in (PAD, BOS, EOS)]
     our_columns = [order[i] for i in columns]
     ours = our_logits[..., our_columns]

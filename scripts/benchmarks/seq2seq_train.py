@@ -27,7 +27,7 @@ COMPARED_PRECISIONS = (("fp32", "fp32"), ("bf16", "fp32"), ("bf16", "bf16"))
 
 
 def forward(setting: Setting) -> Row:
-    """Logits of target sentences (teacher forcing), in evaluation mode."""
+    """Build a row: a forward pass of sentence pairs (teacher forcing), in evaluation mode."""
     recipe, batch, model = _setup(setting, setting.batch_size(32, 512))
     model.to(setting.device).eval()
     theirs = peers.torch_peer(model, recipe).to(setting.device).eval()
@@ -73,7 +73,7 @@ def forward(setting: Setting) -> Row:
 
 
 def train(setting: Setting) -> Row:
-    """A training step on 32 sentence pairs of 25 tokens per side: forward, smoothed cross-entropy, backward, Adam."""
+    """Build a row: a training step on 32 sentence pairs of 25 tokens per side, with smoothed cross-entropy and Adam."""
     recipe, batch, model = _setup(setting, 32)
     contenders: dict[str, TrainingContender] = {}
     for compiled in (False, True)[: 1 + setting.compile]:
@@ -100,12 +100,12 @@ def train(setting: Setting) -> Row:
 
 
 def throughput(setting: Setting) -> Row:
-    """A training step in bf16 on a batch that keeps a GPU busy."""
+    """Build a row: a training step in bf16 on a batch that keeps a GPU busy."""
     return throughput_row(setting, count=setting.batch_size(32, 1024), precision="bf16")
 
 
 def throughput_row(setting: Setting, *, count: int, precision: str, length: int | None = None) -> Row:
-    """A training step on `count` sentence pairs of `length` tokens per side."""
+    """Build a row: a training step on `count` sentence pairs of `length` tokens (None: 25) per side."""
     recipe, batch, model = _setup(setting, count, length)
     contenders = {
         f"ours {precision}": _ours(recipe, batch, copy.deepcopy(model), precision, compiled=setting.compile),

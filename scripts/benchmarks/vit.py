@@ -25,7 +25,7 @@ def _by_batch(batch: int, setting: Setting) -> Row:
 
 
 def _forward(setting: Setting, *, batch: int, side: int | None = None) -> Row:
-    """A forward pass of our model and of timm's, the fastest of the peers."""
+    """Build a row: a forward pass of our model and of timm's, the fastest of the peers."""
     precisions = (precision(setting.device),)
     return vit_forward.row(setting, batch=batch, side=side, peers=("timm",), precisions=precisions)
 

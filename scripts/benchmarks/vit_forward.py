@@ -1,4 +1,4 @@
-"""Forward passes of ViT-B/16 against torchvision, timm and transformers, whose weights are converted for bf16."""
+"""Forward passes of ViT-B/16 against torchvision, timm and transformers; for bf16, the peers' weights are converted."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -17,12 +17,12 @@ Pairs = list[tuple[str, str | tuple[str, ...]]]
 
 
 def latency(setting: Setting) -> Row:
-    """One image."""
+    """Build a row: a forward pass of one image."""
     return row(setting, batch=1)
 
 
 def forward(setting: Setting) -> Row:
-    """A batch that keeps the device busy."""
+    """Build a row: a forward pass of a batch that keeps the device busy."""
     return row(setting, batch=setting.batch_size(8, 128))
 
 
@@ -34,7 +34,7 @@ def row(
     peers: tuple[str, ...] = PEERS,
     precisions: tuple[str, ...] = ("fp32", "bf16"),
 ) -> Row:
-    """A forward pass of `batch` images of side x side pixels (None: the preset's side), in evaluation mode."""
+    """Build a row: a forward pass of `batch` images of side x side pixels (None: the preset's), in evaluation mode."""
     recipe = config("vit_b16", tiny=setting.tiny, side=side)
     model, side = classifier(recipe).to(setting.device).eval(), recipe["data"]["image_size"][0]
     images = sample_images(batch, side).to(setting.device)
@@ -83,7 +83,7 @@ def row(
 
 
 def pairs(contenders: Mapping[str, Any], peers: tuple[str, ...] = PEERS, *, compiled: bool) -> Pairs:
-    """Pair our model with each peer and with the fastest one, in the same precision and in bf16 against fp32."""
+    """Pair our model with each peer and with the fastest one, in the same precision, and ours in bf16 with fp32."""
     pairs: Pairs = []
     for suffix in ("", " compiled") if compiled else ("",):
         for ours, theirs in (("fp32", "fp32"), ("bf16", "fp32"), ("bf16", "bf16")):

@@ -36,7 +36,7 @@ class Workload:
 
 
 def train(setting: Setting) -> Row:
-    """A training step of ViT-S/16: forward, smoothed cross-entropy, backward, clipping, AdamW."""
+    """Build a row: a training step of ViT-S/16 with smoothed cross-entropy, clipping and AdamW."""
     workload = _workload("vit_s16", BATCH, setting)
     model = classifier(workload.recipe)
     contenders: dict[str, TrainingContender] = {}
@@ -67,7 +67,7 @@ def train(setting: Setting) -> Row:
 
 
 def throughput(setting: Setting) -> Row:
-    """A training step of ViT-B/16 in bf16 on a batch that keeps a GPU busy."""
+    """Build a row: a training step of ViT-B/16 in bf16 on a batch that keeps a GPU busy."""
     workload = _workload("vit_b16", setting.batch_size(2, 128), setting)
     model = classifier(workload.recipe)
     contenders = {

@@ -41,4 +41,4 @@ class Plan(NamedTuple):
     metadata: dict[str, Any]  # plain types, for model.json
     files: dict[str, str]  # text files, such as tokenizers: names -> contents
     comparisons: list[Comparison]  # of the tokenizers in `files` with ours
-    compare: Callable[[Mapping[str, GraphFunction]], list[Comparison]]  # compares exported graphs (by name) with ours
+    compare: Callable[[Mapping[str, GraphFunction]], list[Comparison]]  # of graphs (by name) with the model

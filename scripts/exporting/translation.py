@@ -136,8 +136,8 @@ def _metadata(task: Translation) -> dict[str, Any]:
         "ids": {"padding": PAD, "begin": BOS, "end": EOS, "unknown": UNK},
         "source": "ids of a sentence and the end id, right-padded; lengths include the end id",
         "decoding": {
-            "first": "tokens are begin, and past has past_length 0",
-            "then": "tokens are the chosen ones, and past is the previous step's present",
+            "first": "tokens holds the id begin for each sentence, and past is empty (past_length 0)",
+            "then": "tokens holds the ids chosen in the previous step, and past is that step's present",
             "never": [PAD, BOS],
             "most_tokens": f"{options.longest_factor:g} x source_length + {options.longest_extra}, including the end",
         },
@@ -176,7 +176,7 @@ def _sample_sentences(model: Transformer, count: int, source: int, target: int) 
 
 
 def _encoder_part(model: Transformer) -> Transformer:
-    """A copy of the model with only the weights that encoding needs, since an exported file holds unused ones, too."""
+    """A copy of the model with only the weights that encoding needs; all weights of a module would be exported."""
     copied = copy.deepcopy(model)
     copied.output = copied.output_bias = None
     if copied.source_embedding is not None:

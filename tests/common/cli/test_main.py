@@ -219,7 +219,7 @@ def older_yaml(tmp_path: Path) -> list[str]:
 
 def test_a_moved_class_is_read_from_its_present_path_with_one_notice(start: Callable[..., Outcome], older_yaml) -> None:
     outcome = start(*older_yaml)
-    assert outcome.err == f"task._target_={FORMER} is now {PRESENT}; please write this in your yaml.\n"
+    assert outcome.err == f"task._target_={FORMER} is now {PRESENT}; please update your yaml.\n"
     assert FORMER not in outcome.out and outcome.configs[0]["task"]["_target_"] == PRESENT
     assert (outcome.folders[0] / "config.yaml").read_text().count(PRESENT) == 1
     same = [*older_yaml, f"run_dir={outcome.folders[0]}", "resume=auto"]
