@@ -1,4 +1,4 @@
-"""Names that are not UTF-8, and names as long as a folder takes, from training to prediction."""
+"""Names that are not UTF-8, and names of the maximum length, from training to prediction."""
 
 import csv
 import json

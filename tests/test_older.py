@@ -1,8 +1,9 @@
 """Files of earlier versions, frozen in tests/data (its README says how each was made), still give their results.
 
 Tolerances: only the order of sums has changed since, which also depends on the processor. On the processor that made
-the files, fp32 numbers agree within 1e-6, and within 1e-3 after the hundreds of steps of a run from the start; another
-one may differ by a hundred and by ten times as much. In fp16 one sum rounded differently changes a logit by 1e-3.
+the files, fp32 numbers agree within 1e-6, and within 1e-3 after the hundreds of steps of a run from the start; on
+another one, these tolerances are a hundred and ten times as large. In fp16 one sum rounded differently changes a logit
+by 1e-3.
 """
 
 import json

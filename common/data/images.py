@@ -27,13 +27,13 @@ IMAGE_SUFFIXES = {
     *(".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"),
 }
 
-# In a folder for prediction also these: an image of another format gets a reason instead of silence.
+# Other formats. `list_images` lists files of these, too, so that an error names them.
 UNSUPPORTED_SUFFIXES = {".cr2", ".dng", ".heic", ".heif", ".jp2", ".jxl", ".nef", ".psd", ".svg", ".tga"}
 Sample = TypeVar("Sample")
 
-# Highest value and name of the ranges in which grey images of more than 8 bits come; the first that fits is taken.
+# Highest value and name of each range that grey images of more than 8 bits may have; the first that fits is taken.
 RANGES = ((1.0, "from 0 to 1"), (255.0, "of 8 bits"), (4095.0, "of 12 bits"), (65535.0, "of 16 bits"))
-SAMPLED_FILES = 64  # of a split, looked at for their range
+SAMPLED_FILES = 64  # of a split, opened to find their range
 MAX_PNG_TEXT = 64 * 2**20  # bytes of one text in a PNG (XMP of photo editors, say); Pillow's own limit is 1 MB
 _png_text_lock = threading.Lock()  # Pillow's limit is a global
 
@@ -153,8 +153,8 @@ def _decode(path: Path, upright: bool) -> Tensor:
         raise UserError(f"The image {path} is a folder; remove it, or give it as the folder of images.") from None
     except Exception as error:  # PIL's plugins raise exceptions of nearly any type on broken files
         if path.name.startswith("._"):
-            raise UserError(f"{path} holds what macOS notes on {path.name[2:]} and is no image; remove it.") from None
-        if isinstance(error, OSError) and error.strerror:  # the system's, and not Pillow's
+            raise UserError(f"{path} holds metadata of macOS on {path.name[2:]} and is no image; remove it.") from None
+        if isinstance(error, OSError) and error.strerror:  # an error of the system, not of Pillow
             raise UserError(f"The image {path} cannot be read ({error.strerror}); replace it or remove it.") from None
         unidentified = f"its content is in none of the formats {', '.join(FORMATS)}"
         reason = unidentified if isinstance(error, UnidentifiedImageError) else error
@@ -206,7 +206,7 @@ def range_notes(count: int, file: Callable[[int], Path]) -> list[str]:
     left to `read_image`, which names the fault.
     """
     sampled = [file(index) for index in range(0, count, max(1, -(-count // SAMPLED_FILES)))]
-    with ThreadPoolExecutor(8) as threads:  # a network drive answers several at once
+    with ThreadPoolExecutor(8) as threads:  # a network drive serves several requests at once
         names = list(threads.map(_range_name, sampled))
     counts = Counter(name for name in names if name)
     if not counts.keys() - {RANGES[-1][1]}:

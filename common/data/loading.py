@@ -21,7 +21,7 @@ MAX_LISTED_SAMPLES = 8  # in an error message; of further samples it gives the n
 MEMORY_ADVICE = "lower trainer.workers, give smaller samples, or more memory"
 SHARED_MEMORY_ADVICE = "enlarge /dev/shm (docker run --shm-size), or lower trainer.workers or trainer.micro_batch"
 LIKELY_CAUSES = {
-    "SIGKILL": f"as a system does that is short of memory; {MEMORY_ADVICE}",
+    "SIGKILL": f"as happens when memory runs out; {MEMORY_ADVICE}",
     "SIGBUS": f"as happens when shared memory is full; {SHARED_MEMORY_ADVICE}",
 }
 CRASH_ADVICE = "as happens when a library crashes; look at that sample, and try trainer.workers=0"

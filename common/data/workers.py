@@ -110,9 +110,7 @@ class WorkerPool:
             signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
 
     def _check(self) -> None:
-        if any(
-            worker.exitcode for worker in self._workers
-        ):  # not 0, with which a worker also exits when it is asked to
+        if any(worker.exitcode for worker in self._workers):  # a worker that was asked to exit has the exit code 0
             raise ChildProcessError
 
 

@@ -29,10 +29,8 @@ def beam_search(
     live = torch.arange(len(source))  # (G,): the unfinished sentences
     totals = torch.zeros(len(source), 1, dtype=torch.float64)  # (G, W): log probabilities, decreasing along W
     tokens = torch.empty(len(source), 1, 0, dtype=torch.int64)  # (G, W, tokens after the prompt)
-    state, latest = (
-        model.encode(source, lengths),
-        prompts,
-    )  # `latest`: the last token of each hypothesis (G * W,), at first the prompts
+    # `latest`: the last token of each hypothesis (G * W,), at first the prompts
+    state, latest = model.encode(source, lengths), prompts
     while True:
         n, width = tokens.shape[2] + 1, tokens.shape[1]  # n: length of a hypothesis after this step; width: W
         at_limit = limits[live] == n

@@ -72,7 +72,7 @@ def forbid_tokens(logits: Tensor, tokens: Sequence[int], end: int, must_end: Ten
     The remaining probabilities are not normalised again, so that a hypothesis has the log probability that
     `common.decoding.given.score` gives it.
     """
-    for token in tokens:  # one by one, since indexing with a list would copy it to the device
+    for token in tokens:  # one by one, since an index that is a list would be copied to the device
         logits[:, token] = -math.inf
     if must_end.any():
         not_end = torch.arange(logits.shape[1], device=logits.device) != end

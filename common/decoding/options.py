@@ -16,15 +16,15 @@ Probability = Annotated[float, Range(above=0.0, high=1.0)]
 class DecodingOptions:
     """How answers are decoded. An answer's length includes its end, but not its prompt.
 
-    method: "greedy", "beam", "sample" (draws each token by its probability), or "given" (scores the user's
+    method: "greedy", "beam", "sample" (samples each token by its probability), or "given" (scores the user's
         translations and decodes nothing).
     beam: the beam size: how many hypotheses of a sentence are continued in each step.
     penalty: the divisor of the log probability of an answer of n tokens: "gnmt" is ((5 + n) / 6)^alpha,
         "average" is n^alpha (used by fairseq, Marian and transformers), "none" is 1.
     alpha: the penalty's exponent; 0 means no penalty.
-    stop: when the search for a sentence ends that has `beam` finished hypotheses. "first": at once (fairseq's rule;
+    stop: when the search ends for a sentence with `beam` finished hypotheses. "first": at once (fairseq's rule;
         transformers: early_stopping=True). "bound": when the best unfinished hypothesis, scored at its length,
-        is not better than the worst finished one (early_stopping=False); continued, it might have become better.
+        is not better than the worst finished one (early_stopping=False), though it might become better if continued.
         "never": when it would not be better even if it reached the maximum length without losing probability
         (early_stopping="never"), so that no better hypothesis is missed.
     candidates: the maximum number of answers to each sentence: the best ones of beam search, or this many samples.

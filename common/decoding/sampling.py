@@ -34,7 +34,7 @@ def greedy_or_sample(
     special: SpecialIds,
     ids: Sequence[int | str],
 ) -> list[list[Hypothesis]]:
-    """For each source (B, S) and prompt (B, P), find the greedy hypothesis or draw `options.candidates` samples."""
+    """For each source (B, S) and prompt (B, P), find the greedy hypothesis or `options.candidates` samples."""
     count = options.candidates
     keys = [(sentence_id, index) for sentence_id in ids for index in range(count)]
     source, lengths, prompts = (x.repeat_interleave(count, 0) for x in (source, lengths, prompts))
@@ -78,9 +78,8 @@ def sample_tokens(logits: Tensor, uniforms: Tensor, options: DecodingOptions) ->
     sums = probabilities.cumsum(-1)
     columns = torch.searchsorted(sums, uniforms.to(sums)[:, None] * sums[:, -1:], right=True)  # (R, 1)
     possible = (probabilities > 0).sum(-1, keepdim=True).clamp(min=1)  # 0 if the probabilities are NaN
-    return tokens.gather(1, columns.minimum(possible - 1))[
-        :, 0
-    ]  # rounding may move a number near 1 beyond the last token
+    columns = columns.minimum(possible - 1)  # rounding may move a number near 1 beyond the last token
+    return tokens.gather(1, columns)[:, 0]
 
 
 def _sample_uniforms(limits: Tensor, options: DecodingOptions, keys: list[SampleKey]) -> Tensor:

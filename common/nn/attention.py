@@ -183,9 +183,9 @@ def materialised_attention(
     """Attention as two matrix products, with all probabilities in memory.
 
     (B, h, N, C/h), (B, h, M, C/h), (B, h, M, C/h) -> (B, h, N, C/h). On the CPU this is faster than `_fused_attention`:
-    in bf16, two to three times without gradients and four to seven times with gradients; in fp32, by up to a third
-    (Zen 5, torch 2.15). For bf16 inputs, this function computes scores in bf16, while `_fused_attention` computes them
-    in fp32; the error of the output is 0.4 % (1 to 2 % for scores above 50), against 0.2 % for `_fused_attention`.
+    in bf16, by a factor of two to three without gradients and of four to seven with gradients; in fp32, by up to a
+    third (Zen 5, torch 2.15). For bf16 inputs, this function computes scores in bf16, while `_fused_attention` computes
+    them in fp32; the error of the output is 0.4 % (1 to 2 % for scores above 50), against 0.2 % for `_fused_attention`.
     """
     may_look = _combined_mask(q, k, may_look, causal)
     attention = _masked_softmax(q, k, may_look, bias)
@@ -257,7 +257,7 @@ def _is_fully_masked(may_look: Tensor) -> Tensor:
 
 
 def _combined_mask(q: Tensor, k: Tensor, may_look: Tensor | None, causal: bool) -> Tensor | None:
-    """`may_look`, combined if `causal` with the lower triangle (N, M) whose last row (the last query) is all True."""
+    """`may_look`; with `causal`, combined with a lower triangle (N, M), True in its whole last row."""
     queries, keys = q.shape[2], k.shape[2]
     if not causal or queries == 1:  # the last query sees all keys
         return may_look

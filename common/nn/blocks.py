@@ -174,7 +174,7 @@ class Block(nn.Module):
 
 
 class Stack(nn.Module):
-    """A sequence of blocks with an optional final norm. Pre-norm blocks need it, since they do not normalise outputs.
+    """A sequence of blocks with an optional final norm. Pre-norm stacks need it: block outputs are not normalised.
 
     The functions `attention` and `cross_attention` are called with a block's index (from 0) and return its attention
     module. `drop_path` grows linearly from 0 in the first block to `options.drop_path` in the last (Huang et al. 2016,

@@ -27,7 +27,7 @@ def dropout(x: Tensor, p: float) -> Tensor:
     dropped_values = round(p * RANDOM_VALUES)
     if dropped_values in (0, RANDOM_VALUES):
         return x if dropped_values == 0 else x * 0
-    # Four elements share the 64 random bits of one integer; an upper bound of None includes the highest one.
+    # Four elements share the 64 random bits of one integer; an upper bound of None includes the highest integer.
     bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
     keep = bits.view(torch.int16)[: x.numel()] >= dropped_values - RANDOM_VALUES // 2
     # A product instead of `torch.where`, whose branch for each element is often mispredicted.

@@ -1,4 +1,4 @@
-"""Linear maps: plain, three projections in one, and tied to another module's weight; `opened` replaces all of them."""
+"""Linear maps: plain, three projections in one, and tied to another module's weight; `opened` copies to `nn.Linear`."""
 
 import copy
 from typing import Any

@@ -107,7 +107,7 @@ Resampling = Literal[
     "bicubic_antialias",  # timm
     "bilinear_antialias",  # timm, for Google's .npz files
     "bicubic",  # transformers
-    "bicubic_offset",  # DINO's and DINOv2's own code (without registers): n patches of m are scaled by (n + 0.1) / m
+    "bicubic_offset",  # DINO's and DINOv2's own code (without registers): a side m is scaled to n by (n + 0.1) / m
     "bicubic_corners",  # torchvision: the corners of both grids coincide
     "bilinear_corners",  # Google's vit_jax
 ]

@@ -97,7 +97,7 @@ def _apply_shortcut(downsample: nn.Sequential | None, x: Tensor) -> Tensor:
 
 
 class Backbone(nn.Module):
-    """Computes the last stage's feature map of images, and which of its positions are no padding."""
+    """Computes the last stage's feature map of images, and which positions of this map are no padding."""
 
     def __init__(self, options: BackboneOptions, *, official_padding: bool):
         super().__init__()
@@ -111,7 +111,7 @@ class Backbone(nn.Module):
         self.conv1 = convolution(3, channels[0], 3, 2) if small else convolution(3, 64, 7, 2)
         self.bn1 = FrozenBatchNorm(channels[0])
         self.pool = nn.Identity() if small else nn.MaxPool2d(3, 2, 1)
-        self.stages: list[tuple[str, int, int]] = []  # name, and the map's stride before and after it
+        self.stages: list[tuple[str, int, int]] = []  # name, and the map's stride before and after the stage
         inputs, stride = channels[0], 2 if small else 4
         for i, block_count in enumerate(block_counts):
             dilate = options.dilation and i == len(block_counts) - 1
@@ -157,8 +157,8 @@ class Backbone(nn.Module):
 def real_positions(shape: Sequence[int], sizes: Tensor, stride: int) -> Tensor:
     """Which positions of a map with this stride are no padding: shape (H, W), sizes (B, 2) -> (B, H', W') boolean.
 
-    A layer of stride 2 maps H to ceil(H / 2), and several such layers map H to ceil(H / stride). The code writes it as
-    (H - 1) // stride + 1, as convolutions do, so that symbolic tracing recognises the two sizes as equal.
+    A layer of stride 2 maps H to ceil(H / 2), and several such layers map H to ceil(H / stride). The code writes ceil
+    as (H - 1) // stride + 1, as convolutions do, so that symbolic tracing recognises the two sizes as equal.
     """
     height, width = ((side - 1) // stride + 1 for side in shape)
     rows, columns = ((sizes + stride - 1) // stride).unbind(1)  # (B,) each

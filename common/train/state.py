@@ -183,7 +183,7 @@ def resume_run(run: Run, stepper: Stepper, average: Average | None, folder: Chec
 
 def _restart(run: Run, folder: CheckpointFolder, log: Log) -> None:
     """Start a run without a checkpoint at step 0; raises UserError when a checkpoint was written but is missing."""
-    if folder.was_written() or log.has_evaluations():  # runs from before 2026-11-21 show it only by evaluations
+    if folder.was_written() or log.has_evaluations():  # in runs from before 2026-11-21, only evaluations show it
         raise UserError(
             f"{folder.path} holds no checkpoint, although some were written; put one there, or start a new run in "
             "another run_dir."
@@ -251,7 +251,7 @@ def accumulate(run: Run, parts: dict[str, Tensor]) -> None:
 
 
 def take_means(run: Run) -> dict[str, float]:
-    """Sum over ranks and take the mean over the steps since the last log line, of each part; resets the sums."""
+    """The mean of each part over the steps since the last log line, summed over ranks; resets the sums."""
     shares = distributed.gather({name: value.cpu() for name, value in run.sums.items()})
     means = {f"train/{name}": value / run.summed_steps for name, value in _total(shares).items()}
     run.sums, run.summed_steps = {}, 0

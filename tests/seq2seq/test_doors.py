@@ -1,4 +1,4 @@
-"""The doors as a user of the translator uses them: one small run on numbers, and all that follows from it."""
+"""The doors as a user of the translator uses them: one small run on numbers, then all that can be done with it."""
 
 import csv
 import json

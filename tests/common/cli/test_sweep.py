@@ -1,4 +1,4 @@
-"""Sweeps in several processes: a failing run does not stop the others, a stop saves, and the same line resumes."""
+"""Sweeps in several processes: a failing run does not stop the others, a stopped run saves and is resumed."""
 
 import json
 import os

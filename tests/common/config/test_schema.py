@@ -1,4 +1,4 @@
-"""Classes read from source agree with the imported ones: bases, dataclasses, and what a task hands on."""
+"""Classes read from source agree with the imported ones: bases, dataclasses, and `handed_on` of tasks."""
 
 import importlib
 import inspect

@@ -1,4 +1,4 @@
-"""Digests of files and arrays: equal for equal contents, wherever they lie, and different for every other."""
+"""Digests of files and arrays: equal for equal contents in any folder, and different for different ones."""
 
 import shutil
 from pathlib import Path

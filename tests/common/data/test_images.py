@@ -299,7 +299,7 @@ def test_each_image_of_a_folder_is_read_and_the_others_have_a_reason(tmp_path: P
     reasons: list[str] = []
     assert [tuple(image.shape) for image in image_files.read_each(tmp_path, read_image, reasons)] == [(3, 4, 5)] * 5
     appledouble, broken, unsupported, folder = reasons
-    assert appledouble == f"{tmp_path / '._a.png'} holds what macOS notes on a.png and is no image; remove it."
+    assert appledouble == f"{tmp_path / '._a.png'} holds metadata of macOS on a.png and is no image; remove it."
     assert "b.jpg is broken or no image" in broken and "c.heic is broken or no image" in unsupported
     assert folder == f"The image {tmp_path / 'x.jpg'} is a folder; remove it, or give it as the folder of images."
 

@@ -1,4 +1,4 @@
-"""A reader that leaves, or a full disk behind the console, takes no result with it."""
+"""No result is lost when standard output is a closed pipe, or a file on a full disk."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-r"""Names that are not UTF-8 are escaped so that they can be restored, and answers have names that fit a folder."""
+r"""Names that are not UTF-8 are escaped so that they can be restored, and names of answers are short enough."""
 
 import json
 import os

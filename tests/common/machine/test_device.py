@@ -1,4 +1,4 @@
-"""The precision that auto resolves to, and that without a GPU a step uses the batch itself."""
+"""The precision to which auto resolves, and a step without a GPU, which does not copy its batch."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""OpenMP's settings: made before torch is imported, in every command, and never against the user's."""
+"""OpenMP's settings: made before torch is imported, in every command, unless the user has made them."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Dropout in bf16 on the CPU by its definition; in other types it is torch's."""
+"""Dropout in bf16 on the CPU fits its definition; in other types it is torch's."""
 
 import pytest
 import torch

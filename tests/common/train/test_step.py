@@ -1,4 +1,4 @@
-"""Gradients that share memory; that a step does not depend on its split is tested in the wings."""
+"""Gradients that share memory; tests/*/tasks/test_step.py test that a step does not depend on its split."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The drawn set: the content of its pictures, that it is drawn once, and that thresholding does not solve it."""
+"""The generated set: its pictures, that it is generated once, and that thresholding does not find the shapes."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""Parallel files by path: each layout, val and test taken from train, and one sentence per mistake."""
+"""Parallel files by path: each layout, val and test taken from train, and an error for each mistake."""
 
 import gzip
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The tokenizer: reversible for any text, no special token from text, deterministic, and one sentence per mistake."""
+"""The tokenizer: reversible for any text, no special token from text, deterministic, and an error for each mistake."""
 
 import pickle
 import random

@@ -1,4 +1,4 @@
-"""Reading parallel text: line ends, both layouts, and one sentence per broken file."""
+"""Reading parallel text: line ends, both layouts, and an error for each broken file."""
 
 import bz2
 import gzip

@@ -1,4 +1,4 @@
-"""Small sets in memory: samples of views and partners, their order in a batch, and independence of its split."""
+"""Small sets in memory: samples of views and partners, their order in a batch, for any split into micro-batches."""
 
 from pathlib import Path
 from typing import Any
