@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from omegaconf import OmegaConf
 
 from common.cli import sweep
+from common.cli.command import own_name
 from common.config.check import DOOR_KEYS, check
 from common.config.compose import CONFIGS, GROUPS, Command, ConfigReader, choices_of
 from common.errors import Stopped, UserError
@@ -28,7 +29,7 @@ REQUIRED_ARGUMENTS = {
     "predict": "checkpoint=FILE input=FILE_OR_FOLDER_OR_-",
 }
 USAGE = """\
-usage: python {door}.py {required} [group=NAME ...] [key=value ...] [options]
+usage: {program} {required} [group=NAME ...] [key=value ...] [options]
 
 groups and their choices (files in configs/):
 {groups}
@@ -119,8 +120,8 @@ def _resume_line(command: Command, folder: Path) -> str:
     added = {"run_dir": f"run_dir={folder}", "resume": "resume=auto"}
     arguments = [*command.arguments, *(argument for key, argument in added.items() if key not in command.keys)]
     distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    command_line = names.shell_command([sys.argv[0], *arguments])
-    return f"To resume: {'torchrun [its options]' if distributed else 'python'} {command_line}"
+    program = ["torchrun [its options]", sys.argv[0]] if distributed else own_name()
+    return f"To resume: {program[0]} {names.shell_command([*program[1:], *arguments])}"
 
 
 def _exit(code: int) -> NoReturn:
@@ -138,7 +139,7 @@ def _usage(door: str) -> str:
     keys = (CONFIGS / f"{door}.yaml").read_text(encoding="utf-8").partition("\n\n")[2]
     sections = {"groups": "\n".join(f"  {group}: {', '.join(choices_of(group))}" for group in GROUPS)}
     sections["keys"] = "\n".join(f"  {line}" for line in keys.splitlines())
-    usage = USAGE.format(door=door, required=REQUIRED_ARGUMENTS[door], **sections)
+    usage = USAGE.format(program=" ".join(own_name(door)), required=REQUIRED_ARGUMENTS[door], **sections)
     return usage + {"train": TRAIN_OPTIONS, "predict": PREDICT_OPTIONS + _prediction_options()}.get(door, "")
 
 

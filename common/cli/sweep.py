@@ -19,6 +19,7 @@ from hydra.types import HydraContext, RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from common.cli.command import own_name
 from common.cli.jobs import StopFileContext, SweepJob, clear_status, signals_to_stop_file, status_of
 from common.config.check import check, did_you_mean
 from common.config.compose import CONFIGS, GROUPS, Command, Composed, quoted
@@ -59,7 +60,7 @@ def sweep(job: Job, command: Command) -> int:
     runs = [_folder(folder, combination) for combination in combinations]
     todo = [(combination, run) for combination, run in zip(combinations, runs, strict=True) if not _results(run)]
     print(f"{len(combinations)} runs in {folder}, {len(combinations) - len(todo)} of them already done.", flush=True)
-    resume_line = f"To resume: python {shell_command(_line(command, folder))}"
+    resume_line = f"To resume: {shell_command(_line(command, folder))}"
     for _, run in todo:
         clear_status(run)
     added = ["resume=auto", *(["trust=[]"] if "trust" not in command.keys else [])]  # not that of a whole config
@@ -245,7 +246,7 @@ def _importable_elsewhere() -> Iterator[None]:
 
 def _line(command: Command, folder: Path) -> list[str]:
     added = [] if "sweep_dir" in command.keys else [f"sweep_dir={folder}"]
-    return [sys.argv[0], *command.arguments, *added]
+    return [*own_name(), *command.arguments, *added]
 
 
 def _report(sweep: Path, runs: list[Path]) -> int:

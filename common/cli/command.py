@@ -1,0 +1,61 @@
+"""The console command: `triptych train model=vit` runs train.py from any folder, `triptych compare` a file of scripts/.
+
+An installed wheel needs it, because its doors and scripts lie among the installed packages.
+"""
+
+import ast
+import importlib.util
+import sys
+from pathlib import Path
+
+from common.config.check import did_you_mean
+from common.config.compose import CONFIGS
+
+ROOT = CONFIGS.parent  # the folder of the doors, in a clone and in an installed wheel
+DOORS = ("train", "evaluate", "predict")
+PREFIX = "triptych "  # of sys.argv[0] in a process that this command started
+
+
+def main() -> None:
+    """Run the door or script that the first argument names, as the main module, with the other arguments."""
+    files = commands()
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name in ("-h", "--help"):
+        print(_usage(files), end="")
+        return
+    if name not in files:
+        sys.exit(_refuse(name, files))
+    sys.argv = [PREFIX + name, *sys.argv[2:]]
+    spec = importlib.util.spec_from_file_location("__main__", files[name])
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["__main__"] = module  # worker processes that are started afresh look for it
+    spec.loader.exec_module(module)
+
+
+def commands() -> dict[str, Path]:
+    """The file of each command: the doors, and the scripts, with hyphens for underscores in their names."""
+    scripts = sorted(file for file in (ROOT / "scripts").glob("*.py") if file.stem not in ("__init__", "readme_figure"))
+    return {file.stem.replace("_", "-"): file for file in (*(ROOT / f"{door}.py" for door in DOORS), *scripts)}
+
+
+def own_name(door: str | None = None) -> list[str]:
+    """The words that started this process, without its arguments; of a door, with the file's name instead of a path."""
+    return sys.argv[0].split() if sys.argv[0].startswith(PREFIX) else ["python", f"{door}.py" if door else sys.argv[0]]
+
+
+def _usage(files: dict[str, Path]) -> str:
+    width = max(map(len, files))
+    lines = [f"  {name:{width}}  {_summary(file)}\n" for name, file in files.items()]
+    return f"usage: triptych COMMAND ...\n\n{''.join(lines)}\ntriptych COMMAND --help prints the arguments.\n"
+
+
+def _summary(file: Path) -> str:
+    """The first sentence of a file's docstring, read without running the file."""
+    text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+    return text.partition("\n")[0].partition(": `")[0].rstrip(".")
+
+
+def _refuse(name: str, files: dict[str, Path]) -> int:
+    print(f"triptych {name}: there is no such command{did_you_mean(name, files)}", file=sys.stderr)
+    return 2
