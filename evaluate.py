@@ -15,12 +15,16 @@ def evaluate(config: dict[str, Any]) -> float | None:
     """
     from common.errors import UserError
     from common.files.log import Log
+    from common.files.output import create_output, writing_to
     from common.machine import device, distributed
     from common.train import assembly, evaluator
     from common.train.provenance import provenance
 
     local_device = device.select(config["trainer"]["device"], distributed.local_rank())
     with distributed.process_group(local_device, config["trainer"]["timeout"]):
+        folder = Path(config["output"]) if config["output"] and distributed.is_main() else None
+        if folder:
+            create_output(folder)
         parts, split = assembly.restore(config), config["split"]
         if not parts.data.count(split):
             raise UserError(f"split={split}: the data set has no such split; give its files or another split.")
@@ -35,12 +39,11 @@ def evaluate(config: dict[str, Any]) -> float | None:
             workers=parts.trainer.workers,
         )
         results = {f"{split}/{name}": value for name, value in numbers.items()}
-        if config["output"] and distributed.is_main():  # before anything is printed, which may fail
-            folder = Path(config["output"])
-            folder.mkdir(parents=True, exist_ok=True)
+        if folder:  # before anything is printed, which may fail
             record = {**results, **provenance(config, parts, split)}
-            (folder / "results.json").write_text(json.dumps(record, indent=1))
-            metric.write(folder)
+            with writing_to(folder):
+                (folder / "results.json").write_text(json.dumps(record, indent=1))
+                metric.write(folder)
         log = Log(None, distributed.is_main())
         log.info(parts.weights_line)
         for note in getattr(parts.task, "evaluation_notes", list)():

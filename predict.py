@@ -17,18 +17,22 @@ def predict(config: dict[str, Any]) -> None:
 
     Inputs that the task could not answer are listed at the end, and the exit code is then 1.
     """
+    from common.files import output
     from common.machine import device
     from common.train import assembly
 
-    parts, folder = assembly.restore(config), Path(config["output"])
+    folder = Path(config["output"])
+    output.refuse_input_folder(folder, config["input"])
+    parts = assembly.restore(config)
     print(parts.weights_line, file=sys.stderr)
-    for batch in parts.task.read(config["input"]):
-        with device.autocast(parts.device, parts.trainer.precision):
-            answers = parts.task.predict(parts.model, batch)
-        for line in parts.task.show(batch, answers, folder):
-            print(line, flush=True)
-            if not console.is_read():  # `| head -1`
-                return
+    with output.writing_to(folder):
+        for batch in parts.task.read(config["input"]):
+            with device.autocast(parts.device, parts.trainer.precision):
+                answers = parts.task.predict(parts.model, batch)
+            for line in parts.task.show(batch, answers, folder):
+                print(line, flush=True)
+                if not console.is_read():  # `| head -1`
+                    return
     unanswered = getattr(parts.task, "unanswered", [])
     print("".join(f"{sentence}\n" for sentence in unanswered), end="", file=sys.stderr)
     if unanswered:

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -43,6 +44,23 @@ def signals_are_not_ignored() -> None:
     """Restore handlers that nohup, or a shell's background, has set to ignore, for tests and their child processes."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+@pytest.fixture
+def without_privileges() -> Callable[[], AbstractContextManager[None]]:
+    """A function that returns a context in which root, too, may write only where permissions allow it."""
+
+    @contextmanager
+    def dropped() -> Iterator[None]:
+        user = os.geteuid()
+        if user == 0:
+            os.seteuid(65534)
+        try:
+            yield
+        finally:
+            os.seteuid(user)
+
+    return dropped
 
 
 @pytest.fixture(scope="session")

@@ -55,6 +55,11 @@ def run_in(job: Job, config: dict[str, Any], folder: Path | None) -> float | Non
         return result
 
 
+def holds_a_run(folder: Path) -> bool:
+    """Whether `folder` is that of a run, finished or not."""
+    return (folder / "config.yaml").exists() and (folder / "checkpoints").exists()
+
+
 def _release(folder: Path) -> None:
     (folder / "config.yaml").unlink(missing_ok=True)
     if not {path.name for path in folder.iterdir()} - {LOCK_FILE}:

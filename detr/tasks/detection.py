@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from common.data.images import normalise, read_each, read_image
 from common.errors import UserError
 from common.files.names import answer_name, escape
+from common.files.output import write_answer
 from common.machine.device import compute_dtype, constant
 from common.report.pictures import pad_and_stack, write_picture
 from common.task import Adopted, Answer, Batch, Goal, Split
@@ -198,8 +199,7 @@ class Detection:
             source, name = Path(path), Path(path).name
             picture = self._draw(self._read_image(source), answer)
             write_picture(picture, folder / answer_name(name, ".boxes.jpg"))  # overwrites no image of the user
-            answer_file = folder / answer_name(name, ".boxes.json")
-            answer_file.write_text(json.dumps({"file": str(source), "objects": objects}, indent=1))
+            write_answer(folder / answer_name(name, ".boxes.json"), source, {"objects": objects})
             names = [item["name"] for item in objects]
             summary = ", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names)) or "nothing"
             yield f"{escape(name)}: {summary} (score >= {self.options.threshold})"

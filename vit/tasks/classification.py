@@ -1,6 +1,5 @@
 """The task of image classification: its loss, class names, answers and accuracy."""
 
-import json
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from common.data import batching
 from common.data.images import read_each, read_image
 from common.errors import UserError
 from common.files.names import answer_name, escape
+from common.files.output import write_answer
 from common.report.pictures import pad_and_stack, write_picture
 from common.task import Adopted, Answer, Batch, Goal, Split
 from common.types import Count, Positive
@@ -197,15 +197,13 @@ class Classification:
             scores = answer["log_probabilities"]
             best = scores.argsort(descending=True, stable=True)[: self.options.top].tolist()
             classes = [{"name": self.classes[k], "probability": round(float(scores[k].exp()), 4)} for k in best]
-            folder.mkdir(parents=True, exist_ok=True)
             name = Path(path).name
-            target = folder / answer_name(name, ".classes.json")  # overwrites no image of the user
-            content: dict[str, Any] = {"file": str(path), "classes": classes}
+            content: dict[str, Any] = {"classes": classes}
             line = f"{escape(name)}: " + ", ".join(f"{c['name']} {c['probability']:.3f}" for c in classes)
             if "nearest" in answer:
                 content["nearest"] = self.classes[answer["nearest"]] if answer["nearest"] >= 0 else None
                 line += f"; nearest training images: {content['nearest']}"
-            target.write_text(json.dumps(content, indent=1))
+            write_answer(folder / answer_name(name, ".classes.json"), Path(path), content)  # no image's name
             if "maps" in answer:
                 image, maps = self.data.thumbnails(batch, i + 1)[i], answer["maps"]
                 if len(maps) == 1:  # a rollout, or a single head

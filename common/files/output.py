@@ -1,0 +1,70 @@
+"""The key `output` of evaluate.py and predict.py: a folder that cannot take the answers is one sentence."""
+
+import errno
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from common.errors import UserError
+from common.files.run_folder import holds_a_run
+
+
+def refuse_input_folder(folder: Path, input: str) -> None:
+    """Raise UserError if `folder` is the folder `input`: an answer could replace a file of the user's there.
+
+    Pictures among the answers would also be read as images the next time.
+    """
+    with suppress(OSError):  # one of them does not exist, or cannot be read
+        if os.path.isdir(input) and os.path.samefile(folder, input):
+            raise UserError(
+                f"output={folder} is the folder of the input, where answers could replace images and would be read as "
+                f"images the next time; name another folder, such as output={folder / 'predictions'}."
+            )
+
+
+def create_output(folder: Path) -> None:
+    """Create `folder`, with a test of whether a file can be written in it.
+
+    Raises UserError if that fails, or if the folder is that of a run, whose results would be replaced.
+    """
+    with writing_to(folder):
+        if holds_a_run(folder):
+            raise UserError(f"output={folder} is the folder of a run, whose results would be replaced; name another.")
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".output-{os.getpid()}"
+        try:
+            probe.write_text("A test of whether the disk has room.\n", encoding="utf-8")
+        finally:
+            probe.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing_to(folder: Path) -> Iterator[None]:
+    """A context that raises UserError instead of an OSError about `folder`, a file in it, or a folder above it."""
+    try:
+        yield
+    except OSError as error:
+        file = Path(str(error.filename)) if isinstance(error.filename, str) else folder
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if not is_full and not (error.filename and (file.is_relative_to(folder) or folder.is_relative_to(file))):
+            raise
+        remedy = "make room, or name another folder" if is_full else "name another folder"
+        raise UserError(f"output={folder}: {file} cannot be written ({error.strerror}); {remedy}.") from error
+
+
+def write_answer(file: Path, source: Path, content: dict[str, Any]) -> None:
+    """Write the answer for the input `source` as JSON, with the path of `source` as "file".
+
+    Warns on stderr when this replaces the answer for another input of the same name, which still exists.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(OSError, ValueError, TypeError, KeyError):  # no earlier answer, or none of this program
+        former = json.loads(file.read_text(encoding="utf-8"))["file"]
+        if not os.path.samefile(former, source):
+            warning = f"{file} held the answer for {former}, which {source} of the same name now replaces"
+            print(f"Warning: {warning}; output=FOLDER keeps them apart.", file=sys.stderr)
+    file.write_text(json.dumps({"file": str(source), **content}, indent=1), encoding="utf-8")
