@@ -23,12 +23,13 @@ def provenance(config: dict[str, Any], parts: Components, split: Split) -> dict[
     `weights` describes the step and whether the weights are averaged, `files` are the paths in the config's section
     `data`, and `digests` those of the content of `split`, by which the same data are recognised elsewhere.
     """
-    weights, *notes = parts.weights_line.removeprefix("weights").strip().splitlines()
+    weights, *lines = parts.weights_line.removeprefix("weights").strip().splitlines()
+    notes = [line.removeprefix("note").strip() for line in lines] + [*getattr(parts.task, "evaluation_notes", list)()]
     data_paths = {key: value for key, value in flatten({"data": config["data"]}).items() if is_path(key)}
     return {
         "checkpoint": os.path.abspath(config["checkpoint"]),
         "weights": weights,
-        "notes": [note.removeprefix("note").strip() for note in notes],
+        "notes": notes,
         "split": split,
         "samples": parts.data.count(split),
         "files": {key: os.path.abspath(value) for key, value in data_paths.items() if isinstance(value, str)},

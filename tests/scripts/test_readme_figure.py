@@ -50,6 +50,6 @@ def test_the_readmes_figure_holds_three_panels_with_readable_images():
 
 
 def test_a_missing_checkpoint_is_refused(tmp_path, capsys):
-    missing = str(tmp_path / "none.pt")
+    missing = str(tmp_path / "caf\udce9.pt")
     assert readme_figure.main([missing, missing, missing, "--output", str(tmp_path / "figure.svg")]) == 2
-    assert "none.pt" in capsys.readouterr().err
+    assert "caf\\udce9.pt" in capsys.readouterr().err

@@ -35,8 +35,10 @@ def test_one_command_proves_a_config(tmp_path: Path) -> None:
     assert log.count("weights   ") >= 5, "it really started five times"
 
 
-def test_a_mistake_is_one_sentence() -> None:
+def test_a_mistake_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "caf\udce9" / "whole").mkdir(parents=True)
     for arguments, sentence in (
+        (["model=vit", "--folder", f"{tmp_path}/caf\udce9"], "caf\\udce9 holds runs already"),
         (["model=vit", "run_dir=x"], "run_dir= is set by this script"),
         (["model=vit", "model.widht=3"], "did you mean model.width?"),
         (["model=detr_r50", "--steps", "0", "data.root=x"], "needs a config with trainer.steps"),
