@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # Python adds only
 import torch
 
 from common.errors import UserError
-from common.files import names
+from common.machine import console
 from common.machine import device as devices
 from scripts.benchmarks import against, machine, peak, report
 from scripts.benchmarks import scaling as scalings
@@ -45,7 +45,7 @@ T = TypeVar("T")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmarks that the command line names, print and write the report; returns the exit code."""
-    names.escape_streams()
+    console.guard()
     options = _options(arguments)
     try:
         earlier = against.read(options.against) if options.against else None

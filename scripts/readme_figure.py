@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.machine import threads
+from common.machine import console, threads
 
 os.environ.update(threads.missing_settings(os.environ))  # before torch is imported
 
@@ -26,7 +26,6 @@ from torchvision.io import ImageReadMode, decode_image, encode_jpeg, write_png
 from torchvision.transforms.v2.functional import resize
 
 from common.errors import UserError
-from common.files import names
 from common.train.assembly import load
 
 PHRASE = "January 30, 2021"
@@ -37,7 +36,7 @@ TITLES = ("detr: shapes and predicted boxes", "vit: digits and attention", "seq2
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the figure; returns the exit code, 2 if a checkpoint cannot be read."""
-    names.escape_streams()
+    console.guard()
     options = _options(arguments)
     try:
         with tempfile.TemporaryDirectory() as scratch:

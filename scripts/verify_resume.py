@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common.machine import threads
+from common.machine import console, threads
 
 os.environ.update(threads.missing_settings(os.environ))  # before torch is imported
 
@@ -36,7 +36,7 @@ from common.cli import main as cli
 from common.cli.jobs import run_script
 from common.config.compose import configure
 from common.errors import Stopped, UserError
-from common.files import checkpoint, names
+from common.files import checkpoint
 from common.files.retention import CheckpointFolder
 from common.train.step import Stepper
 
@@ -53,7 +53,7 @@ class Kill(NamedTuple):
 
 def main() -> int:
     """Train twice and compare; returns the exit code."""
-    names.escape_streams()
+    console.guard()
     options = _options()
     folder = Path(options.folder or tempfile.mkdtemp(prefix="verify_resume_"))
     try:
