@@ -61,7 +61,7 @@ class Term(ABC):
         """The unweighted sum over the rows and images of each layer, (L,)."""
 
     def normaliser(self, counts: Sequence[int], rows: Sequence[int]) -> float:
-        """The divisor's share of a batch whose images have `counts` objects and `rows` rows; by default sum(counts)."""
+        """A batch's summand of the divisor, by default sum(counts); images have `counts` objects and `rows` rows."""
         return float(sum(counts))
 
 

@@ -20,8 +20,8 @@ Annotation = dict[str, Any]
 
 MAX_AREA = 1e10  # square pixels; COCOeval ignores objects above it, the upper bound of its range "all"
 MAX_OUTLINE = 1e6  # length in pixels, and largest coordinate, of a polygon; pycocotools crashes on much larger ones
-RLE_CODE = re.compile("[0-o]*[0-O]")  # a complete run-length code; pycocotools reads on behind an incomplete one
-NO_NAME = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")  # \udc80 to \udcff are bytes of names that are not UTF-8
+RLE_CODE = re.compile("[0-o]*[0-O]")  # a complete run-length code; pycocotools reads past the end of an incomplete one
+NO_NAME = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")  # \udc80 to \udcff stand for bytes that are not UTF-8
 CROWD_TEXTS = {"0": False, "false": False, "": False, "1": True, "true": True}  # iscrowd as text
 
 
@@ -170,7 +170,7 @@ def _find_fault(annotation: Annotation, listed: dict[str, set[int]]) -> str | No
 
 
 def _name_fault(entry: dict[str, Any], key: str) -> str | None:
-    """What is wrong with the name under `key`, as the end of a sentence."""
+    """The fault of the name under `key`, as the predicate of a sentence about the entry; None if it is valid."""
     name = entry.get(key)
     if name is None:
         return f'has no "{key}"; add it'

@@ -24,8 +24,8 @@ class PositionOptions:
     """The position encodings of the feature map, which the encoder and the decoder use.
 
     kind: sines, or a learned vector for each row and each column; added to the queries and keys of each attention.
-    temperature: of the sines. The paper has 10,000; on small feature maps 20 gives neighbours less similar encodings
-        (Liu et al. 2022, DAB-DETR, arXiv 2201.12329).
+    temperature: temperature of the sines, 10,000 in the paper. With 20, the encodings of neighbours are less similar,
+        which suits small feature maps (Liu et al. 2022, DAB-DETR, arXiv 2201.12329).
     at_input: also add the encodings to the encoder's input, so that attention values contain positions ("sine at
         input" in table 3). Needed with a shallow backbone; a deep ResNet infers positions from the image's border.
     """
@@ -38,7 +38,7 @@ class PositionOptions:
 class Detector(QueryDetector):
     """DETR: a backbone, an encoder, a decoder, and a class and a box head that all decoder layers share."""
 
-    decided_by_data = ("class_head",)  # trained for other classes it is useless, even if their number is equal
+    decided_by_data = ("class_head",)  # useless for other classes, even if their number is the same
 
     def __init__(
         self,

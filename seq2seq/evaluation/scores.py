@@ -140,7 +140,7 @@ class TranslationMetric:
         Where the references were scored, also their `loss`, in nats per token without smoothing, and `perplexity`.
 
         Example: translations "a b c d e" and "a b" of references "a b c d e" and "a b c". All 7 words, 5 bigrams, 3
-        trigrams and 2 4-grams are correct, and 7 words for 8 give a `bleu` of 100 exp(1 - 8 / 7) = 86.69;
+        trigrams and 2 4-grams are correct, and 7 words against 8 give a `bleu` of 100 exp(1 - 8 / 7) = 86.69;
         `exact_match` is 0.5.
         """
         assert self.gathered, "gather() comes before compute()"
@@ -241,8 +241,8 @@ def _exact(samples: Sequence[TranslatedSample]) -> float:
 def _bootstrap(metric: BLEU | CHRF, hypotheses: list[str], references: list[str]) -> tuple[float, float]:
     """sacreBLEU's interval: the mean of the resamples' scores, and half the width of their central 95 %.
 
-    Composed of sacreBLEU's functions, because its `corpus_score(n_bootstrap=...)` fails in 2.6 (TypeError: don't know
-    how to coerce float and float32) when one of several resamples scores exactly zero.
+    Composed of sacreBLEU's functions, because sacreBLEU's `corpus_score(n_bootstrap=...)` fails in 2.6 (TypeError:
+    don't know how to coerce float and float32) when one of several resamples scores exactly zero.
     """
     statistics = metric._extract_corpus_statistics(hypotheses, [references])
     metric.n_bootstrap = RESAMPLES  # `n_bootstrap` and `seed` are in the signature

@@ -64,7 +64,7 @@ class Translation:
         return {"tokenizers": [source.state()] if source is target else [source.state(), target.state()]}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Use the tokenizers of a checkpoint; raises UserError if it has none, as many files of other programs."""
+        """Use the tokenizers of a checkpoint; raises UserError if it has none, like many files of other programs."""
         if not state.get("tokenizers"):
             raise UserError(
                 "The checkpoint contains no tokenizers, without which its token ids have no text; import it together "
@@ -182,7 +182,7 @@ class Translation:
         """Yield batches of the lines of a text file or, for "-", of a pipe or a terminal as soon as lines arrive.
 
         With method=given each line contains a sentence, a tab, and its translation, and blank lines are skipped. A
-        batch also has `problems`: the reason why a line cannot be translated, by its id.
+        batch also has `problems`, a dict: id of a line that cannot be translated -> the reason.
         """
         for group in lines(input, LINES_PER_BATCH):
             if self.options.method == "given":

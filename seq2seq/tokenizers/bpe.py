@@ -83,7 +83,7 @@ class Tokenizer:
         self._uncovered = _uncovered_by(alphabet) if options.pieces == "characters" else None
         byte_of = _byte_level() if options.pieces == "bytes" else {symbol: i for i, symbol in enumerate(BYTE_SYMBOLS)}
         content_of = {symbol: bytes([byte]) for symbol, byte in byte_of.items()}
-        # The UTF-8 of each id; that of a byte may be a part of a character.
+        # The UTF-8 bytes of each entry; those of a byte symbol may be a part of a character.
         self._contents = [b"".join(content_of.get(c) or c.encode() for c in entry) for entry in entries]
         self._contents[:4] = [b"", b"", b"", "\ufffd".encode()]
 
@@ -144,7 +144,7 @@ class Tokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids, without PAD, BOS and EOS; UNK and invalid UTF-8 give U+FFFD."""
         text = b"".join(self._contents[i] for i in ids).decode("utf-8", "replace")
-        return text.removeprefix(" ")  # that of _with_space
+        return text.removeprefix(" ")  # the space that `_with_space` inserted
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
         """A readable form of each id's entry: a space as U+2581, a part of a character as <0xE4>."""

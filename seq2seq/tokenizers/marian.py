@@ -1,9 +1,9 @@
 """The tokenizers of Marian's published models: SentencePiece's unigram models and a table of ids.
 
-SentencePiece is Kudo and Richardson 2018 (arXiv 1808.06226), the unigram model Kudo 2018 (arXiv 1804.10959). Their
-package `sentencepiece` reads a .spm file once, at import. A checkpoint contains what `tokenizers` needs to encode and
-decode, and is restored without that package. vocab.json has the ids of the pieces of source.spm and target.spm, unless
-target_vocab.json has those of the target.
+SentencePiece is Kudo and Richardson 2018 (arXiv 1808.06226), the unigram model Kudo 2018 (arXiv 1804.10959). The
+package `sentencepiece` is only needed to read the .spm files when a model is imported: checkpoints contain all that the
+package `tokenizers` needs to encode and decode. vocab.json has the ids of the pieces of source.spm, and those of
+target.spm if there is no target_vocab.json.
 """
 
 import base64
@@ -169,8 +169,8 @@ def tokenizer_states(
 ) -> list[str]:
     """The states of a folder's tokenizers of source and target.
 
-    `vocabularies`: the ids of their pieces; `row_orders`: the imported id of each row of our embeddings, which is the
-    order of a state's entries.
+    `vocabularies`: the ids of their pieces; `row_orders`: for each row of our embeddings, its id in the imported
+    vocabulary. The entries of a state have the order of our rows.
     """
     states = []
     for name, ids, order in zip(MODEL_FILES, vocabularies, row_orders, strict=True):
@@ -199,7 +199,7 @@ def read_unigram_model(path: Path) -> dict[str, Any]:
                 f"{path} has the piece {text!r} of an unsupported type (user-defined, or a byte); "
                 "only plain unigram models can be imported."
             )
-        if piece.type == types.UNKNOWN:  # not "<unk>", which a text may contain
+        if piece.type == types.UNKNOWN:  # renamed, since a text may contain "<unk>"
             unknown, text = len(pieces), SPECIAL_SYMBOLS[UNK]
         if piece.type in (types.NORMAL, types.UNKNOWN):
             pieces.append([text, piece.score])
@@ -227,7 +227,7 @@ def _parsed(path: Path) -> Any:
             f'Reading {path} requires the package sentencepiece: pip install -e ".[marian]", or pip install '
             "sentencepiece protobuf."
         ) from error
-    proto: Any = format  # type checkers do not see its classes, which are created at import
+    proto: Any = format  # type checkers do not see its classes, which the module creates when it is imported
     try:
         with open_regular(path) as file:
             return proto.ModelProto.FromString(file.read())

@@ -23,10 +23,10 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # U+FEFF, which Windows writes at the start o
 MAGIC_BYTES = {
     b"\x1f\x8b": "gzip",  # RFC 1952
     **{b"BZh%d1AY&SY" % level: "bz2" for level in range(1, 10)},  # a text may begin with BZh
-    **{b"BZh%d\x17rE8P\x90" % level: "bz2" for level in range(1, 10)},  # without content
+    **{b"BZh%d\x17rE8P\x90" % level: "bz2" for level in range(1, 10)},  # of an empty file
     b"\xfd7zXZ\x00": "lzma",
 }
-# Those of other compressed files, and the command that decompresses one.
+# The first bytes of other compressed files, and the command that decompresses such a file.
 UNSUPPORTED_MAGIC_BYTES = {b"PK\x03\x04": "unzip", b"\x28\xb5\x2f\xfd": "zstd -d", b"7z\xbc\xaf\x27\x1c": "7z x"}
 UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 LINE_FEED, CARRIAGE_RETURN, TAB = b"\n\r\t"
@@ -99,8 +99,8 @@ def read_pair(source: Path, target: Path) -> tuple[Lines, Lines]:
 def read_two_files(source: Path, target: Path) -> tuple[Lines, Lines, list[str]]:
     """Two files with sentences and their translations, and notes on what was left out.
 
-    Blank lines at the end that only one of the files has are left out. Raises UserError for a broken file or different
-    numbers of lines.
+    If one of the files has additional blank lines at its end, they are left out. Raises UserError for a broken file or
+    different numbers of lines.
     """
     sides = read_lines(source), read_lines(target)
     counts = [len(side) for side in sides]
@@ -118,9 +118,9 @@ def read_two_files(source: Path, target: Path) -> tuple[Lines, Lines, list[str]]
 def read_tabbed(path: Path) -> tuple[Lines, Lines, list[str]]:
     """One file with source, tab, target in every line, and notes on what was not read.
 
-    Blank lines at the end are left out. Of three and more columns, in every line as many, the first two are read.
-    Raises UserError naming the first line with another layout, and if one of the first two of three columns has only
-    numbers, because the sentences are then elsewhere.
+    Blank lines at the end are left out. If all lines have the same number of columns, three or more, the first two are
+    read; but if one of these two has only numbers, the sentences are in other columns, and UserError is raised. For a
+    line with another layout than the first, the UserError names this line.
     """
     lines = read_lines(path)
     count = len(lines)
@@ -163,7 +163,7 @@ def _layout_message(path: Path, line: int, tabs: int, expected: int) -> str:
 
 
 def _refuse_numbers(path: Path, sides: tuple[Lines, Lines]) -> None:
-    """Raise UserError if all of one side are numbers (ids, scores), as may be in a file with more columns."""
+    """Raise UserError if one side consists of numbers (ids, scores), as can happen in a file with more columns."""
     for column, side in enumerate(sides, start=1):
         if all(NUMBER.fullmatch(text) for text in side):
             raise UserError(
@@ -175,7 +175,7 @@ def _refuse_numbers(path: Path, sides: tuple[Lines, Lines]) -> None:
 def read_lines(path: Path, *, check_lines: bool = True) -> Lines:
     """Read a file's lines without line ends; raises UserError if it is missing, broken, empty or not UTF-8.
 
-    With check_lines=False a text may have lines that are not UTF-8; decoding one of them is the caller's.
+    With check_lines=False, single lines may be invalid UTF-8; the caller must handle them when decoding.
     """
     content = _content(path).removeprefix(BYTE_ORDER_MARK)
     if not content:

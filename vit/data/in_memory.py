@@ -33,8 +33,8 @@ def height_and_width(size: int | tuple[int, int]) -> tuple[int, int]:
 class InMemory(ABC):
     """Images of one size with labels. A subclass states `names`, `channels` and `load`.
 
-    A sample of `train` holds `augmentation.repeats` views of one image, and its cost is their number. With mixing it
-    also holds as many views of a partner, which is sampled from all of `train`.
+    A sample of `train` holds `augmentation.repeats` views of one image; its cost is this number of views. With mixing
+    it also holds as many views of a partner, which is sampled from all of `train`.
     """
 
     names: Sequence[str]  # of the classes, by index
@@ -182,6 +182,6 @@ def split_images(images: Tensor, labels: Tensor, counts: Sequence[int], what: st
     when no image remains.
     """
     if sum(counts) >= len(labels):
-        raise UserError(f"{what} would leave nothing to train on of {len(labels)} images; give less.")
+        raise UserError(f"{what} would leave nothing to train on: the set has {len(labels)} images; give less.")
     rows = map(torch.from_numpy, random_parts((len(labels) - sum(counts), *counts), "parts"))
     return [(images[part], labels[part]) for part in rows]

@@ -79,7 +79,7 @@ def apply(images: Tensor, numbers: np.ndarray, policy: Policy, operations: int, 
 
 
 def _apply_operations(images: Tensor, chosen: np.ndarray, strengths: np.ndarray) -> Tensor:
-    """Apply to each image its operation (N,) at its strength (N,); images that share both share a call."""
+    """Apply to each image its operation (N,) at its strength (N,), in one call for all images where both are equal."""
     result = images.clone()
     pairs, group = np.unique(np.stack((chosen, strengths), axis=1), axis=0, return_inverse=True)
     for number, (operation, strength) in enumerate(pairs.tolist()):

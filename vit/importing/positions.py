@@ -83,5 +83,5 @@ def _refusal(rows: int, token: bool, registers: int, several: bool) -> str:
         f"The checkpoint has {rows} positions and {tokens}, which "
         f"{'leave more than one square grid' if several else 'do not leave a square grid'}; files of other programs do "
         "not store the shape of their grid: give the image size of the file as data.image_size=[HEIGHT,WIDTH], or "
-        "resample the positions to a square grid there before saving."
+        "resample the positions to a square grid in the other program."
     )

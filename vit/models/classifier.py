@@ -59,7 +59,7 @@ class Classifier(nn.Module):
     values follow the authors' code, since the paper does not give them.
     """
 
-    decided_by_data = ("head",)  # trained for other classes it is useless, even if their number is equal
+    decided_by_data = ("head",)  # useless for other classes, even if their number is the same
     undecayed = ("positions", "registers")  # tables of vectors, not matrices
 
     def __init__(

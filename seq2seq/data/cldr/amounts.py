@@ -63,7 +63,7 @@ def percent_forms() -> list[Form]:
 
 
 def compact_forms() -> list[Form]:
-    """Thousands to billions in words and abbreviated, with at most three digits, all of which are printed."""
+    """Thousands to billions in words and abbreviated, with at most three significant digits, which are all printed."""
 
     def format(length: Length, locale: Locale, value: int) -> str:
         length = length if length in locale.compact_decimal_formats else "short"  # "long" may be an alias of it
@@ -201,7 +201,7 @@ def _sample_decimal(rng: Random) -> Decimal:
 
 
 def _sample_share(rng: Random) -> Decimal:
-    """A share: half are whole percentages up to 1,000, half are up to 100 and have one or two decimals."""
+    """A percentage, equally often a whole one up to 1,000 and one up to 100 with one or two decimals."""
     places = rng.choice((0, 0, 1, 2))
     digits = rng.randint(1, 10 ** (3 if places == 0 else 2 + places))
     return Decimal(digits).scaleb(-places - 2).normalize()

@@ -28,7 +28,7 @@ CATEGORY_SHARES = {  # of every split
     **{"countries": 0.07, "languages": 0.08, "currencies": 0.05, "calendar": 0.03},
 }
 MIN_NAMES = 12  # in a list; fewer give hardly any combinations
-PROBE_COUNT = 60  # values of each kind that show whether a form can be printed and differs from the others
+PROBE_COUNT = 60  # values of each kind, by which forms are tested: they must be printable and differ from the others
 ROOT, JANUARY_IN_ROOT = "root", "M01"  # the locale of untranslated texts, and its name of January
 
 
@@ -88,7 +88,7 @@ def independent_copy(locale: Locale) -> Locale:
     aliases): a plural form that equals "other", and a long unit that equals the short one. Without such an entry, Babel
     prints the unit's identifier instead of a phrase ("5 length-kilometer" in Chinese).
     """
-    locale.languages  # noqa: B018 - the tables are read at first use, and this one has no alias
+    locale.languages  # noqa: B018 - loads the tables; this one contains no alias
     own = copy.deepcopy(locale)
     plurals = {*own.plural_form.tags, "other"}
     for lengths in own._data["unit_patterns"].values():

@@ -76,6 +76,6 @@ def test_the_configs_mean_and_deviation_are_those_of_train() -> None:
 
 def test_splits_that_leave_no_training_image_are_refused() -> None:
     with pytest.raises(
-        UserError, match=r"^data\.val_count and data\.test_count would leave nothing to train on of 1797"
+        UserError, match=r"^data\.val_count and data\.test_count would leave nothing to train on: the set has 1797"
     ):
         digits("data.val_count=1000", "data.test_count=797").count("train")

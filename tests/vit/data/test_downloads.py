@@ -149,7 +149,7 @@ def test_a_partly_unpacked_file_is_refused(unpacked: Path, tmp_path: Path, name:
 
 
 def test_a_val_of_all_images_is_refused(unpacked: Path) -> None:
-    with pytest.raises(UserError, match=r"^data\.val_count would leave nothing to train on of 60000 images"):
+    with pytest.raises(UserError, match=r"^data\.val_count would leave nothing to train on: the set has 60000 images"):
         built("fashion_mnist", unpacked, "data.val_count=60000").count("train")
 
 

@@ -332,7 +332,7 @@ def test_a_split_that_leaves_no_training_image_is_refused() -> None:
     with pytest.raises(UserError) as caught:
         split_images(images, images, (10, 10), "data.val_count and data.test_count")
     assert str(caught.value) == (
-        "data.val_count and data.test_count would leave nothing to train on of 20 images; give less."
+        "data.val_count and data.test_count would leave nothing to train on: the set has 20 images; give less."
     )
 
 
