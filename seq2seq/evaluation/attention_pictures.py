@@ -79,7 +79,7 @@ def _visible_character(c: str) -> str:
 def _heads(
     heads: Tensor, x: float, y: float, height: float, rows: Sequence[str], columns: Sequence[str]
 ) -> tuple[list[str], float, float]:
-    """The map of each head under its name, in rows beside the mean's map; returns their right and lower ends, too."""
+    """The map of each head under its name, in rows beside the mean's map, and the right and lower end of the maps."""
     step_x = max(HEAD_CELL * len(columns), _width("head 10")) + GAP
     step_y = HEAD_CELL * len(rows) + FONT + GAP
     maps_per_column = max(1, int((height + GAP) // step_y))

@@ -12,7 +12,7 @@ from common.weights.renaming import with_prefixes
 
 BLOCK = r"(encoder|decoder)\.layers\.\d+\."
 ZERO_ROW = -1  # in a row order: a row of zeros
-# Its exponential is zero even in double precision, and it is finite, so that no NaN arises.
+# The exponential of this logit is zero even in double precision; the logit is finite, so that no NaN arises.
 MASKED_LOGIT = -1e9
 
 _BLOCK = (

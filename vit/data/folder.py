@@ -1,4 +1,4 @@
-"""Image folders in ImageNet's layout, with a folder for each class: root/train/<class>/<image>, so too val and test."""
+"""Image folders in ImageNet's layout, a folder for each class: root/train/<class>/<image>, likewise val and test."""
 
 import os
 from collections.abc import Sequence
@@ -81,9 +81,9 @@ class ImageFolder:
             val_count: number of images to split off train if there is no val folder; 0 = no val.
             batch_size: views in one optimizer step; partners for mixing are not counted.
             image_size: height and width of the model's input in pixels; one number for a square.
-            crop_ratio: share of the resized image that the centre crop of evaluation keeps, along the shorter side.
+            crop_ratio: share of the resized image's shorter side that the centre crop of evaluation keeps.
             interpolation: method of every resize.
-            mean: of red, green and blue in [0, 1], for normalisation.
+            mean: means of red, green and blue in [0, 1], for normalisation.
             std: standard deviations of red, green and blue in [0, 1].
             augmentation: augmentation of training images.
             exif: whether images are turned upright by their EXIF tags: "apply" and "auto" do, "ignore" does not.
@@ -140,7 +140,7 @@ class ImageFolder:
         return self._classes
 
     def set_learnt_classes(self, names: Sequence[str]) -> None:
-        """Use the classes of a trained model if train is missing and the other folders have no classes beside them."""
+        """Use the classes of a trained model if train is missing and no other folder has further classes."""
         self._learnt, self._classes, self._listings = list(names), [], {}
 
     def sample(self, split: Split, index: int, generator: torch.Generator | None) -> dict[str, Any]:
