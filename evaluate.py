@@ -39,7 +39,7 @@ def evaluate(config: dict[str, Any]) -> float | None:
             workers=parts.trainer.workers,
         )
         results = {f"{split}/{name}": value for name, value in numbers.items()}
-        if folder:  # before anything is printed, which may fail
+        if folder:  # written first, since printing may fail
             record = {**results, **provenance(config, parts, split)}
             with writing_to(folder):
                 (folder / "results.json").write_text(json.dumps(record, indent=1))

@@ -72,7 +72,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n\n")[0], allow_abbrev=False)
     parser.add_argument("suite", choices=[*SUITES, "all"])
     parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
-    parser.add_argument("--rows", help="the suite's rows, or scalings, to run, separated by commas (default: all)")
+    parser.add_argument("--rows", help="rows (or scalings) of the suite to run, separated by commas (default: all)")
     parser.add_argument(
         "--scaling", action="store_true", help="run the scalings (how cost grows with the input) instead of the rows"
     )
@@ -148,7 +148,7 @@ def _measure_scaling(
 def _measure_row(
     name: str, build: Callable[[Setting], Row], options: argparse.Namespace, device: torch.device
 ) -> dict[str, Any]:
-    """Measure a row's times, then build the row anew, since peak memory depends on a contender's first call."""
+    """Measure a row's times and, on a newly built row, its peak memory, which depends on a contender's first call."""
     print(f"{name} ...", file=sys.stderr, flush=True)
     with _setting(options, device) as setting:
         _release_memory(setting)

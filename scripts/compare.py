@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def find_runs(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
-    """Find the run folders under `paths`, and describe, in a line each, runs of sweeps that failed without a config.
+    """Find the run folders under `paths`; also returns a line for each run of a sweep that failed without a config.
 
     Raises UserError for a path without any run.
     """

@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"read      {describe(options.checkpoint, content, options.weights)}")
     print(f"wrote     {options.output}: {len(exported.tensors)} tensors, {exported.metadata['entries']:,} entries")
     if config["task"]["predict"]["penalty"] == "gnmt":
-        print("note      transformers has no GNMT penalty; generation_config.json divides by n^alpha")
+        print("note      transformers has no GNMT length penalty; its scores are divided by length^alpha instead")
     print(f"use       python predict.py {' '.join(map(shlex.quote, overrides_for(config, options.output)))} input=-")
     return _compare(config["model"], tensors, options.output)
 

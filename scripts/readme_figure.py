@@ -66,7 +66,7 @@ def _load(checkpoint: Path, *overrides: str) -> tuple[nn.Module, Any]:
 
 
 def _picture_grid(model: nn.Module, task: Any, images: Iterable[Tensor], folder: Path, *, columns: int) -> str:
-    """Let predict.py's functions draw images uint8 (3, H, W); returns an SVG with a grid of them, PANEL pixels high."""
+    """Draw images uint8 (3, H, W) with their predictions, as predict.py does; returns an SVG grid PANEL pixels high."""
     originals, predictions = folder / "images", folder / "predictions"
     originals.mkdir(parents=True)
     for i, image in enumerate(images):

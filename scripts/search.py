@@ -143,7 +143,7 @@ def _goal(fixed: list[str], space: dict[str, BaseDistribution]) -> tuple[str, st
     goals = set()
     for key, value in [(key, value) for key, values in candidates.items() for value in values]:
         config = configure("train", [*fixed, *(f"{name}={setting}" for name, setting in {**first, key: value}.items())])
-        goal = build(config["task"], data=build(config["data"])).goal  # a task's constructor may choose it
+        goal = build(config["task"], data=build(config["data"])).goal  # which a task's constructor may choose
         goals.add((f"val/{goal.name}", "maximize" if goal.higher_is_better else "minimize"))
     if len(goals) > 1:
         raise UserError(

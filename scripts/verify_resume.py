@@ -148,7 +148,7 @@ def _options() -> argparse.Namespace:
 
 
 def _run_overrides(options: argparse.Namespace) -> tuple[list[str], int]:
-    """The arguments of train.py, all but the folder, and the number of steps.
+    """The arguments of train.py, all but run_dir and resume, and the number of steps.
 
     With --steps, runs save and evaluate several times, unless the command line sets save_every or eval_every.
     """

@@ -1,4 +1,4 @@
-"""Run a training script in a process of its own, with signals forwarded; and run one job of a sweep in any process."""
+"""Run a training script in a process of its own, with signals forwarded; and run one of the runs of a sweep."""
 
 import contextlib
 import json
@@ -106,7 +106,7 @@ class SweepJob:
         self.working_folder = working_folder
 
     def __call__(self, composed: DictConfig) -> float | None:
-        """Run the job in its folder; a failure is written to the run's status file instead of raised.
+        """Run the job in the run's folder; a failure is written to the run's status file instead of raised.
 
         In the sweep's own process, a signal ends the sweep. In another process, it ends only this run, without an
         exception, at which the launcher would kill the other runs while they write checkpoints.

@@ -100,7 +100,7 @@ def launch(job: Job, door: str, base: ConfigReader | None = None, arguments: Seq
 
 
 def _refuse_lost_answers() -> None:
-    """Raise UserError if not all that was printed was written; a reader that has gone (`| head -1`) wants no more."""
+    """Raise UserError if some of the printed text is lost, unless the reader has closed the pipe (`| head -1`)."""
     sys.stdout.flush()
     failure = console.failures().get("standard output")
     if failure is not None and console.is_read():

@@ -63,7 +63,7 @@ def sweep(job: Job, command: Command) -> int:
     resume_line = f"To resume: {shell_command(_line(command, folder))}"
     for _, run in todo:
         clear_status(run)
-    added = ["resume=auto", *(["trust=[]"] if "trust" not in command.keys else [])]  # not that of a whole config
+    added = ["resume=auto", *(["trust=[]"] if "trust" not in command.keys else [])]  # a whole config gives no trust
     lines = [[*combination.overrides, *added, f"run_dir={quoted(str(run))}"] for combination, run in todo]
     try:
         if lines:
@@ -127,7 +127,7 @@ def _combinations(command: Command) -> Iterator[Combination]:
 
 
 def _own_settings(settings: list[str]) -> dict[str, Any]:
-    """Hydra's settings by the command line alone, without the files of --config-dir."""
+    """Hydra's settings as composed from the command line alone, without the files of --config-dir."""
     typed = [text for text in settings if not text.startswith("hydra.searchpath=")]
     return hydra_settings(_compose_settings(Command("train", []), typed))
 

@@ -57,15 +57,15 @@ class Command:
     """The command line of a door (train, evaluate or predict): flags, and overrides in the form that Hydra reads."""
 
     def __init__(self, door: str, arguments: Sequence[str], base: ConfigReader | None = None, sweep: bool = False):
-        """`sweep`: a,b is two values, of a path as well; with -m it always is."""
+        """With `sweep`, and always with -m, a value `a,b` stands for two values, also of a path."""
         self.door, self.base, self.arguments = door, base, arguments
         self.flags = _flags(arguments)
         self.config_name, self.folder = self.flags.config_name or door, CONFIGS
         sweep = sweep or self.flags.multirun
         self.overrides = [quote_path(self._full(argument), sweep) for argument in self.flags.overrides]
         self.keys = {_key(argument) for argument in self.overrides}
-        self.notices: list[str] = []  # of what is ignored in the whole config that --config-name names
-        self.working_folder = os.getcwd() if "trust" in self.keys else None  # a user's own package is there
+        self.notices: list[str] = []  # on what is ignored in the whole config of --config-name
+        self.working_folder = os.getcwd() if "trust" in self.keys else None  # of the user's package
 
     def prepare(self) -> None:
         """Let Hydra find the configs in --config-dir and in the checkpoint; raises UserError for a wrong command."""
@@ -167,7 +167,8 @@ class Command:
             node = {name: config.get(name) for name in names}
             if "${" in str(node):
                 raise UserError(
-                    f"{file}: its config holds an interpolation (${{...}}); give a checkpoint of this program, without."
+                    f"{file}: its config holds an interpolation (${{...}}), which this program never writes; give "
+                    "another file."
                 )
             ConfigStore.instance().store("checkpoint", node, group=group, package="_global_", **_REPLACE)
         return [f"{group}=checkpoint" for group in sections if group not in self.keys]
@@ -208,7 +209,8 @@ def choices_of(group: str) -> list[str]:
 def quote_path(argument: str, sweep: bool = False) -> str:
     """Quote the value of key=value if it is a path, so that Hydra's grammar does not split `a=b, photo (1).jpg`.
 
-    In a sweep, a.pth,b.pth is two paths, but `a, b` with a space, a name that exists as a whole, and sweep_dir are one.
+    In a sweep, `a.pth,b.pth` is two paths. A value with commas is one path if a space follows them, if a file of that
+    name exists, or if the key is sweep_dir.
     """
     key, equals, value = argument.partition("=")
     name = _key(key)

@@ -1,6 +1,7 @@
-"""What Hydra would take from files that the user did not write: plugins, its own settings, and trust.
+"""Keep Hydra from using plugins, Hydra's settings and `trust` in files that the user may not have written.
 
-Plugins come from installed packages, Hydra's settings and the packages to trust from the command line.
+Plugins are loaded from installed packages only. Hydra's settings and the packages to trust are read only from the
+command line.
 """
 
 import site
@@ -17,7 +18,7 @@ from yaml import YAMLError
 
 from common.config.migrations import migrate_config
 
-# Of Hydra's section and its part `job`: what Hydra records about the command line, and the folder of --config-dir.
+# Keys of Hydra's section, and of its part `job`, where Hydra records the command line and the folder of --config-dir.
 _RECORDED = ("overrides", "runtime", "searchpath", "mode")
 _RECORDED_OF_JOB = ("name", "config_name", "override_dirname")
 
@@ -40,10 +41,10 @@ def load_installed_plugins() -> None:
 
 
 def whole_config(file: Path) -> tuple[dict[str, Any] | None, list[str]]:
-    """A whole config as it is used, or None if it is used as it stands in the file; and a notice on what is left out.
+    """Read a whole config; returns the config to use, or None to use the file unchanged, and notices on ignored parts.
 
-    The config of a run of an earlier version is migrated. A file with a defaults list is a user's own and is not. Hydra
-    reports a file that cannot be read.
+    The config of a run of an earlier version is migrated. A file with a defaults list was written by a user and is not
+    migrated. If the file cannot be read, returns None, and Hydra reports the error later.
     """
     try:
         content = OmegaConf.to_container(OmegaConf.load(file))
@@ -58,7 +59,7 @@ def whole_config(file: Path) -> tuple[dict[str, Any] | None, list[str]]:
 
 
 def hydra_settings(composed: DictConfig) -> dict[str, Any]:
-    """Hydra's own section of a composed config, without what it records about the command line."""
+    """Hydra's own section of a composed config, without the keys in which Hydra records the command line."""
     section = OmegaConf.to_container(OmegaConf.masked_copy(composed, ["hydra"]))
     assert isinstance(section, dict)
     job = {key: value for key, value in section["hydra"]["job"].items() if key not in _RECORDED_OF_JOB}
@@ -66,7 +67,7 @@ def hydra_settings(composed: DictConfig) -> dict[str, Any]:
 
 
 def typed_trust(config: dict[str, Any], typed: Iterable[str], where: str) -> list[str]:
-    """Empty `trust` in place unless the command line gives it, that is if it is not in `typed`; returns notices."""
+    """Empty the config's `trust` in place unless `typed`, the keys of the command line, has it; returns notices."""
     if "trust" in typed or not config.get("trust"):
         return []
     notice = f"trust={config['trust']} in {where} is ignored; packages are trusted on the command line: trust=[NAME]."

@@ -42,7 +42,7 @@ class Log:
         self._progress: Progress | None = None
         self._files: dict[str, LineFile] = {}
         self._failed: set[str] = set()  # files that could not be written, to warn only once
-        self._dropped: set[str] = set()  # streams of the console, likewise
+        self._dropped: set[str] = set()  # streams of the console that could not be written, to warn only once
         self._tensorboard: Any = None
         self._purge_step: int | None = None
         self._events_possible = True

@@ -1,4 +1,4 @@
-"""Standard output and standard error, of which no failure ends a process.
+"""Guard standard output and standard error, so that no failure to write to them ends a process.
 
 A terminal may be closed, the reader of a pipe may be gone (`| head -3`, `| tee log` after Ctrl-C), a disk may be full.
 """
@@ -27,7 +27,7 @@ class _Output(io.FileIO):
             return count
         except OSError as error:
             self.failure = error
-            with suppress(OSError):  # without a free descriptor, the next write fails as this one
+            with suppress(OSError):  # without a free descriptor, the next write fails, too
                 _discard(self.fileno())
             return memoryview(data).nbytes
 

@@ -75,7 +75,7 @@ def rename(
 
 
 def identify_format(names: Iterable[str], patterns: Iterable[tuple[str, str]]) -> str | None:
-    """Find the first (regular expression, format) in `patterns` that matches in any of `names`; returns its format."""
+    """The format in the first pair (regular expression, format) whose expression occurs in any of `names`, or None."""
     names = list(names)
     return next((format for pattern, format in patterns if any(re.search(pattern, name) for name in names)), None)
 

@@ -58,9 +58,9 @@ def select_kind(content: dict[str, Any], kind: str) -> tuple[dict[str, Any], lis
     """Select raw or averaged weights (`kind`, the value of weights=) in the content of another program's file.
 
     Returns the content and notes for the user. With "ema", the moving average becomes the key "model", and all other
-    weights are removed. With "raw", the average is removed. With "auto", the content stays as it is, `unwrap` chooses,
-    and a note tells if the file holds an average and other weights. Raises UserError if the file does not hold the
-    requested kind.
+    weights are removed. With "raw", the average is removed. With "auto", the content stays as it is, so that `unwrap`
+    chooses; a note tells if the file holds both an average and other weights. Raises UserError if the file does not
+    hold the requested kind.
     """
     averages = [key for key in EMA_KEYS if _holds_tensors(content.get(key))]
     rest = {key: value for key, value in content.items() if key not in averages}

@@ -1,7 +1,7 @@
 """Forward passes of DETR-R50 against transformers.
 
-As transformers documents, its model uses PyTorch's fused attention and, for bf16, weights converted to bf16. Two more
-contenders are its model with eager attention, and with PyTorch's channels_last memory format.
+As documented, transformers' model uses PyTorch's fused attention and, for bf16, weights converted to bf16. Two more
+contenders are transformers' model with eager attention, and with PyTorch's channels_last memory format.
 """
 
 import copy

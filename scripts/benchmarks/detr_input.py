@@ -41,7 +41,7 @@ def sample_photo(height: int, width: int, seed: int) -> Tensor:
 
 
 def sample_images(count: int, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Sample images uint8 (count, 3, height, width) in channels_last, as our loader returns them; also normalised."""
+    """Sample images: uint8 (count, 3, height, width) in channels_last, as from our loader, and normalised to floats."""
     images = torch.stack([sample_photo(height, width, seed) for seed in range(count)])
     images = images.to(device).contiguous(memory_format=torch.channels_last)
     return images, normalise(images, torch.tensor([[height, width]] * count))
@@ -95,7 +95,7 @@ def pil_sample(file: Path, boxes: Tensor, labels: Tensor, options: Augmentation,
 
 
 def pil_collate(samples: list[Sample]) -> tuple[Tensor, Tensor]:
-    """Collate samples into images (B, 3, H, W), zero-padded at bottom and right, and `real` (B, H, W): not padding."""
+    """Collate samples: images (B, 3, H, W), zero-padded at bottom and right, and a mask (B, H, W) of real pixels."""
     height, width = (max(image.shape[axis] for image, _, _ in samples) for axis in (1, 2))
     images, real = torch.zeros(len(samples), 3, height, width), torch.zeros(len(samples), height, width).bool()
     for number, (image, _, _) in enumerate(samples):

@@ -68,7 +68,7 @@ def detector(*overrides: str, fresh: str | None = None) -> Detector:
             if name.endswith("running_var"):
                 tensor.uniform_(0.5, 1.5, generator=rng)
             elif tensor.dim() == 1 and name.endswith("weight"):
-                low = 0.3 if name.startswith("backbone.") else 0.7  # small, since residual sums grow by block
+                low = 0.3 if name.startswith("backbone.") else 0.7  # sums of residuals grow with depth
                 tensor.uniform_(low, low + 0.6, generator=rng)
             elif tensor.dim() == 1:
                 tensor.normal_(std=0.1, generator=rng)

@@ -81,8 +81,8 @@ def train(setting: Setting) -> Row:
             name = f"{precision} compiled" if compiled else precision
             contenders[f"{PEER} {name}"] = _theirs(recipe, batch, model, precision, compiled=compiled)
             contenders[f"ours {name}"] = _ours(recipe, batch, copy.deepcopy(model), precision, compiled=compiled)
-    # If two tensors were swapped, the distance would be at least 0.3. Only matrices' updates are compared, because the
-    # gradients of key biases are only rounding errors.
+    # If two tensors were swapped, updates would differ by at least 0.3. Only updates of matrices are compared, because
+    # the gradients of key biases are only rounding errors.
     check = partial(
         compare_first_steps,
         gradient_tolerance=1e-3,

@@ -40,7 +40,7 @@ class Row:
     """A piece of work that several contenders do.
 
     contenders: name -> function that does the work once.
-    pairs: (contender, reference), whose ratio of times is reported; of a tuple of references, the fastest counts.
+    pairs: (contender, reference), whose ratio of times is reported. Of a tuple of references, the fastest is used.
     check: compares the contenders' outputs before any of them is timed; returns a text with the differences, and raises
         MismatchError if one is too large.
     amounts: name -> (amount, unit) of what the contender processes in one call, such as (8, "images").

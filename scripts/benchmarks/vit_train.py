@@ -1,8 +1,8 @@
 """Training steps of ViT against torchvision, timm and transformers.
 
-In bf16, the peers train under autocast, as they document. Their AdamW is fused, as by default in transformers' trainer;
-with timm's default, AdamW that is not fused, timm is one more contender. Weight decay and gradient clipping are those
-of our recipe.
+In bf16, the peers train under autocast, as they document. Their AdamW is fused, as by default in transformers' trainer.
+One more contender is timm with its own default, an AdamW that is not fused. Weight decay and gradient clipping are
+those of our recipe.
 """
 
 import copy

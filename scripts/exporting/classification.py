@@ -75,10 +75,10 @@ def preprocessing(data: Any) -> dict[str, Any]:
         "image_size": list(data.image_size),
         "crop_ratio": getattr(data, "crop_ratio", 1.0),
         "resize": f"{getattr(data, 'interpolation', 'bilinear')} with antialiasing, to cover image_size / crop_ratio "
-        "with its proportions kept; then the centre of image_size",
+        "with its proportions kept; then a centre crop of image_size",
         "mean": [float(value) for value in getattr(data, "mean", ())],
         "std": [float(value) for value in getattr(data, "std", ())],
-        "of": "values in 0 to 1: (value / 255 - mean) / std",
+        "of": "mean and std of values in 0 to 1: (value / 255 - mean) / std",
     }
 
 

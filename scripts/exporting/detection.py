@@ -77,8 +77,8 @@ def preprocessing(data: Any) -> dict[str, Any]:
         "resize": "bilinear with antialiasing",
         "mean": list(MEAN),
         "std": list(STD),
-        "of": "values in 0 to 1: (value / 255 - mean) / std",
-        "padding": "zeros after normalising, right of the image and below it; sizes are (height, width) without it",
+        "of": "mean and std of values in 0 to 1: (value / 255 - mean) / std",
+        "padding": "zeros after normalising, right of the image and below it; sizes are without padding",
     }
 
 

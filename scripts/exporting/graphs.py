@@ -17,7 +17,7 @@ from scripts.exporting.plan import Dimension, Graph, GraphFunction
 Format = Literal["torch", "onnx"]
 ENDINGS: dict[Format, str] = {"torch": ".pt2", "onnx": ".onnx"}
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")  # needed for the export to ONNX
-MAX_EMBEDDED_BYTES = 1_900_000_000  # an .onnx file is limited to 2 GiB; more goes to a file beside it
+MAX_EMBEDDED_BYTES = 1_900_000_000  # larger weights go to a file beside the .onnx, whose limit is 2 GiB
 
 
 @torch.no_grad()

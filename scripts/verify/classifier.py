@@ -149,7 +149,7 @@ def notes(file: ForeignFile) -> list[str]:
     if file.layout == importing.GOOGLE:
         lines.append("Google's models take images in [-1, 1]: data.mean and data.std must be 0.5 for each channel")
     if file.layout == "transformers":
-        lines.append("transformers' default norm_eps is 1e-12; config.json beside the file holds it and the activation")
+        lines.append("transformers' default norm_eps is 1e-12; a config.json of the file holds norm_eps and activation")
     if file.layout == "timm":
         lines.append(
             "timm's models with norms after the sub-layers (rpn) have the same tensor names but are different models"

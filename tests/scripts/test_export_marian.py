@@ -53,7 +53,7 @@ def test_an_export_agrees_and_is_read_back_through_the_doors(tmp_path, capsys):
     folder = tmp_path / "for marian"
     assert main([str(file), "--output", str(folder)]) == 0
     out = capsys.readouterr().out
-    assert "compared  outputs agree" in out and "has no GNMT penalty" in out and "step 7, raw" in out
+    assert "compared  outputs agree" in out and "has no GNMT length penalty" in out and "step 7, raw" in out
     assert transformers.AutoModelForSeq2SeqLM.from_pretrained(folder).config.vocab_size == 260
     (line,) = [line for line in out.splitlines() if line.startswith("use")]
     overrides = shlex.split(line.partition("python predict.py ")[2])
