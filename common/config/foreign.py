@@ -41,7 +41,7 @@ def load_installed_plugins() -> None:
 
 
 def whole_config(file: Path) -> tuple[dict[str, Any] | None, list[str]]:
-    """Read a whole config; returns the config to use, or None to use the file unchanged, and notices on ignored parts.
+    """Read a whole config; returns it if it must be changed (None: Hydra reads the file) and notices on ignored parts.
 
     The config of a run of an earlier version is migrated. A file with a defaults list was written by a user and is not
     migrated. If the file cannot be read, returns None, and Hydra reports the error later.

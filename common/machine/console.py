@@ -15,7 +15,7 @@ STREAMS = {"stdout": "standard output", "stderr": "standard error"}
 
 
 class _Output(io.FileIO):
-    """The descriptor of a stream. After a write fails, it leads to the null device, for other writers as well."""
+    """A stream's descriptor. After a failed write, it leads to the null device, also for others that write to it."""
 
     failure: OSError | None = None
 
@@ -35,8 +35,8 @@ class _Output(io.FileIO):
 def guard() -> None:
     """Let no write to sys.stdout or sys.stderr raise: escape what the encoding lacks, discard what cannot be written.
 
-    A stream that was closed before the start (`>&-`) is the null device: its descriptor would otherwise be given to the
-    next file that is opened. Streams of other classes, such as a notebook's, are left as they are.
+    A stream that was closed before the start (`>&-`) is opened on the null device; otherwise its descriptor would be
+    given to the next file that is opened. Streams of other classes, such as a notebook's, are left as they are.
     """
     for descriptor, name in enumerate(STREAMS, 1):
         stream = getattr(sys, name)
@@ -71,7 +71,7 @@ def notify(text: str) -> None:
 
 
 def _guarded(stream: io.TextIOWrapper) -> io.TextIOWrapper:
-    """A stream like `stream`, to the same descriptor."""
+    """A guarded stream with the settings and the descriptor of `stream`."""
     output = _Output(stream.fileno(), "w", closefd=False)
     with suppress(OSError):
         stream.flush()

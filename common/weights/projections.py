@@ -25,7 +25,7 @@ def join(tensors: Mapping[str, Tensor], *, zero_biases: bool = False) -> dict[st
     if zero_biases:
         for name in [name for name in joined if name.endswith("attention.in_proj.weight")]:
             bias = f"{name.removesuffix('weight')}bias"
-            if bias not in joined and bias not in groups:  # one or two of the three are an error
+            if bias not in joined and bias not in groups:  # if only some exist, it is missing
                 joined[bias] = joined[name].new_zeros(len(joined[name]))
     return joined
 

@@ -38,7 +38,8 @@ def operations(model: nn.Module, *inputs: Any, training: bool) -> float:
 
     Frozen parameters get no gradients. Fake tensors are used, so nothing is computed and no memory is allocated.
     """
-    with FakeTensorMode(allow_non_fake_inputs=True), warnings.catch_warnings(action="ignore"):  # about other GPUs
+    # The ignored warnings are about GPUs of other kinds.
+    with FakeTensorMode(allow_non_fake_inputs=True), warnings.catch_warnings(action="ignore"):
         tensors = {name: _without_values(p).requires_grad_(p.requires_grad) for name, p in model.named_parameters()}
         tensors |= {name: _without_values(buffer) for name, buffer in model.named_buffers()}
         arguments = tuple(_without_values(value) if isinstance(value, Tensor) else value for value in inputs)
