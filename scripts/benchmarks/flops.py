@@ -38,7 +38,7 @@ def operations(model: nn.Module, *inputs: Any, training: bool) -> float:
 
     Frozen parameters get no gradients. Fake tensors are used, so nothing is computed and no memory is allocated.
     """
-    # The ignored warnings are about GPUs of other kinds.
+    # The ignored warnings are about other GPUs than this one.
     with FakeTensorMode(allow_non_fake_inputs=True), warnings.catch_warnings(action="ignore"):
         tensors = {name: _without_values(p).requires_grad_(p.requires_grad) for name, p in model.named_parameters()}
         tensors |= {name: _without_values(buffer) for name, buffer in model.named_buffers()}
