@@ -1,6 +1,7 @@
-"""The console command: `triptych train model=vit` runs train.py from any folder, `triptych compare` a file of scripts/.
+"""The console command `triptych`, which runs train.py, evaluate.py, predict.py and scripts/ from any folder.
 
-An installed wheel needs it, because its doors and scripts lie among the installed packages.
+An installed wheel needs this command (`triptych train model=vit`), because these files lie among the installed
+packages.
 """
 
 import ast
@@ -29,7 +30,7 @@ def main() -> None:
     spec = importlib.util.spec_from_file_location("__main__", files[name])
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
-    sys.modules["__main__"] = module  # worker processes that are started afresh look for it
+    sys.modules["__main__"] = module  # spawned worker processes look for it
     spec.loader.exec_module(module)
 
 
@@ -40,7 +41,7 @@ def commands() -> dict[str, Path]:
 
 
 def own_name(door: str | None = None) -> list[str]:
-    """The words that started this process, without its arguments; of a door, with the file's name instead of a path."""
+    """The command that started this process, as words without its arguments; of a door's path, only the file's name."""
     return sys.argv[0].split() if sys.argv[0].startswith(PREFIX) else ["python", f"{door}.py" if door else sys.argv[0]]
 
 

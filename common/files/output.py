@@ -1,4 +1,4 @@
-"""The key `output` of evaluate.py and predict.py: a folder that cannot take the answers is one sentence."""
+"""The folder `output` of evaluate.py and predict.py, for their answers; errors are reported in one sentence."""
 
 import errno
 import json
@@ -14,11 +14,11 @@ from common.files.run_folder import holds_a_run
 
 
 def refuse_input_folder(folder: Path, input: str) -> None:
-    """Raise UserError if `folder` is the folder `input`: an answer could replace a file of the user's there.
+    """Raise UserError if `folder` is also the folder `input`, where an answer could replace a file of the user.
 
-    Pictures among the answers would also be read as images the next time.
+    The next prediction would also read pictures among the answers as input.
     """
-    with suppress(OSError):  # one of them does not exist, or cannot be read
+    with suppress(OSError):  # one of the folders does not exist, or cannot be read
         if os.path.isdir(input) and os.path.samefile(folder, input):
             raise UserError(
                 f"output={folder} is the folder of the input, where answers could replace images and would be read as "
@@ -27,9 +27,9 @@ def refuse_input_folder(folder: Path, input: str) -> None:
 
 
 def create_output(folder: Path) -> None:
-    """Create `folder`, with a test of whether a file can be written in it.
+    """Create `folder` and test whether a file can be written in it.
 
-    Raises UserError if that fails, or if the folder is that of a run, whose results would be replaced.
+    Raises UserError if this fails, or if the folder is that of a run, whose results would be replaced.
     """
     with writing_to(folder):
         if holds_a_run(folder):
