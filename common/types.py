@@ -19,8 +19,14 @@ class Range:
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
-Positive = Annotated[int, Range(low=1)]
-Count = Annotated[int, Range(low=0)]
+MAX_COUNT = 2**31 - 1  # more than any file, step, token or channel count in use
+MAX_INTEGER = 2**63 - 1  # of an int64
+
+Positive = Annotated[int, Range(low=1, high=MAX_COUNT)]
+Count = Annotated[int, Range(low=0, high=MAX_COUNT)]
+Seed = Annotated[int, Range(low=0, high=MAX_INTEGER)]
+Layers = Annotated[int, Range(low=1, high=1000)]
+Side = Annotated[int, Range(low=1, high=65_535)]  # of an image, in pixels; the limit of JPEG
 Fraction = Annotated[float, Range(low=0.0, high=1.0)]
 PositiveFloat = Annotated[float, Range(above=0.0)]
 NonNegativeFloat = Annotated[float, Range(low=0.0)]

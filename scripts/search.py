@@ -73,6 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, train_arguments = _options(arguments)
     advice = f"To resume: python scripts/search.py {names.shell_command(arguments)}"
     try:
+        if options.trials < 1:
+            raise UserError(f"--trials {options.trials}: expected a whole number from 1.")
         search = plan(train_arguments)
         options.study.mkdir(parents=True, exist_ok=True)
         with lock(options.study):

@@ -119,7 +119,7 @@ def test_the_published_vits_select_photographs_and_the_recipe_for_them(name: str
     """Dosovitskiy et al. 2021, table 1 and appendix B.1; Touvron et al. 2021, tables 1 and 9."""
     command = compose.Command("train", [f"model={name}"])
     command.prepare()
-    run, choices, _ = command.compose()
+    run, choices, *_ = command.compose()
     groups = {"data": "imagefolder", "optimizer": "adamw_vit", "schedule": "cosine_vit", "trainer": "vit"}
     assert groups.items() <= choices.items()
     letter, number = name.removeprefix("vit_").rstrip("0123456789"), re.sub(r"\D", "", name)

@@ -7,16 +7,16 @@ import dataclasses
 import difflib
 import importlib
 import inspect
-import json
-import math
+import sys
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union
 
+from common.config.describe import describe_type, shorten, show_value
 from common.config.schema import WINGS, ModuleSource, Options, module_file
 from common.errors import UserError
-from common.types import Count, Range, Split
+from common.types import MAX_COUNT, MAX_INTEGER, Range, Seed, Split
 
 TARGET_SECTIONS = ("model", "data", "task")  # sections whose key _target_ names the class
 FIXED_CLASSES = {  # sections whose class is always the same
@@ -24,7 +24,7 @@ FIXED_CLASSES = {  # sections whose class is always the same
     "schedule": "common.train.optim.ScheduleOptions",
     "trainer": "common.train.trainer.Trainer",
 }
-_ALL_DOORS: dict[str, Any] = {"seed": Count, "trust": list[str]}
+_ALL_DOORS: dict[str, Any] = {"seed": Seed, "trust": list[str]}
 _WITH_CHECKPOINT = {**_ALL_DOORS, "checkpoint": str, "weights": Literal["auto", "ema", "raw"]}
 DOOR_KEYS: dict[str, dict[str, Any]] = {  # the keys of each program that belong to no section
     "train": {
@@ -66,7 +66,7 @@ def check(config: dict[str, Any], trust: Sequence[str], door: str = "train") -> 
         _raise_if(_mistake(config[key], _read(path, key), key))
     steps, epochs = config["trainer"]["steps"], config["trainer"]["epochs"]
     if (steps is None) == (epochs is None):
-        pair = f"trainer.steps={_show(steps)} and trainer.epochs={_show(epochs)}"
+        pair = f"trainer.steps={show_value(steps)} and trainer.epochs={show_value(epochs)}"
         raise UserError(f"{pair}: exactly one must be a number, and the other null.")
 
 
@@ -136,7 +136,7 @@ def _target(section: Any, key: str, trust: Sequence[str]) -> type[Options]:
     path = section.get("_target_") if isinstance(section, dict) else None
     if not isinstance(path, str) or "." not in path:
         example = "detr.models.detector.Detector"
-        raise UserError(f"{key}._target_={_show(path)}: expected the path of a class, such as {example}.")
+        raise UserError(f"{key}._target_={show_value(path)}: expected the path of a class, such as {example}.")
     top = path.split(".")[0]
     if top == "common" or top not in (*WINGS, *trust):
         remedy = f", or of a package of your own that you name by trust=[{top}]" if top != "common" else ""
@@ -185,7 +185,7 @@ def _section_mistake(
             return mistake
     for key in names:
         if key not in section and fields[key].required:
-            return f"{where}.{key} is missing: expected {_describe(fields[key].annotation)}."
+            return f"{where}.{key} is missing: expected {describe_type(fields[key].annotation)}."
     return None
 
 
@@ -194,7 +194,7 @@ def _mistake(value: Any, annotation: Any, key: str) -> str | None:
     kind, inner = typing.get_origin(annotation), typing.get_args(annotation)
     parts: list[tuple[Any, Any, str]] | None = None  # (value, annotation, key) of each part of a container
     if value == "???":
-        return f"{key} has no value: give {key}=, {_describe(annotation)}."
+        return f"{key} has no value: give {key}=, {describe_type(annotation)}."
     if kind in (Union, UnionType):
         mistakes = [_mistake(value, choice, key) for choice in inner]
         if None in mistakes:
@@ -216,7 +216,9 @@ def _mistake(value: Any, annotation: Any, key: str) -> str | None:
     if parts is not None:
         return next(filter(None, (_mistake(*part) for part in parts)), None)
     hint = did_you_mean(value, inner) if kind is Literal and isinstance(value, str) else "."
-    return f"{key}={_show(value)}: expected {_describe(annotation)}" + (hint if "did you" in hint else ".")
+    is_large = type(value) is int and abs(value) > MAX_COUNT
+    expected = describe_type(annotation, is_large)
+    return f"{key}={shorten(show_value(value))}: expected {expected}" + (hint if "did you" in hint else ".")
 
 
 def _fits(value: Any, annotation: Any) -> bool:
@@ -228,46 +230,13 @@ def _fits(value: Any, annotation: Any) -> bool:
     if kind is Literal:
         return any(type(value) is type(choice) and value == choice for choice in inner)
     if annotation is float:
-        return type(value) in (int, float) and math.isfinite(value)
-    return type(value) is annotation
+        return type(value) in (int, float) and -sys.float_info.max <= value <= sys.float_info.max
+    return type(value) is annotation and (annotation is not int or abs(value) <= MAX_INTEGER)
 
 
 def _within(value: float, limits: Range) -> bool:
     low, high, above = limits.low, limits.high, limits.above
     return (low is None or value >= low) and (high is None or value <= high) and (above is None or value > above)
-
-
-def _describe(annotation: Any) -> str:
-    """Describe a type in words, for the end of "expected ..."."""
-    kind, inner = typing.get_origin(annotation), typing.get_args(annotation)
-    if kind is Annotated:
-        ranges = [f" {_limits(limits)}" for limits in inner[1:] if isinstance(limits, Range)]
-        return _describe(inner[0]) + "".join(ranges)
-    if kind is Literal:
-        return " or ".join(filter(None, [", ".join(map(_show, inner[:-1])), _show(inner[-1])]))
-    if kind in (Union, UnionType):
-        return " or ".join(_describe(choice) for choice in inner)
-    if kind is tuple and inner[1:] != (Ellipsis,):
-        return f"a list of {len(inner)} ({'; '.join(map(_describe, inner))})"
-    if kind in (list, tuple):
-        return f"a list (each {_describe(inner[0])})"
-    if kind is dict:
-        return f"keys with values (each {_describe(inner[1])})"
-    if isinstance(annotation, type) and issubclass(annotation, Options):
-        return f"the keys {', '.join(annotation.fields)}"
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
-    return words.get(annotation, str(annotation))
-
-
-def _limits(limits: Range) -> str:
-    parts = {"above": limits.above, "from": limits.low, "up to": limits.high}
-    return " ".join(f"{word} {number:g}" for word, number in parts.items() if number is not None)
-
-
-def _show(value: Any) -> str:
-    """Write a value as the user would; text that would be read as another type is put in quotes."""
-    looks_plain = isinstance(value, str) and not value[:1].isdigit() and value not in ("", "true", "false", "null")
-    return value if looks_plain else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _convert(value: Any, hint: Any) -> Any:
@@ -277,6 +246,7 @@ def _convert(value: Any, hint: Any) -> Any:
         return _convert(value, inner[0])
     if kind in (Union, UnionType):
         choices = [choice for choice in inner if _hint_form(choice) == _value_form(value) and choice is not NoneType]
+        choices.sort(key=lambda choice: not _fits(value, choice))
         return _convert(value, choices[0]) if value is not None and choices else value
     if dataclasses.is_dataclass(hint) and isinstance(value, dict):
         return construct(typing.cast(type, hint), value)
@@ -285,7 +255,7 @@ def _convert(value: Any, hint: Any) -> Any:
     if kind in (list, tuple):
         kinds = inner[:1] * len(value) if kind is list or inner[1:] == (Ellipsis,) else inner
         return kind(_convert(item, kinds[i]) for i, item in enumerate(value))
-    return value
+    return float(value) if hint is float and type(value) is int else value  # PyTorch takes no betas (0, 0.99)
 
 
 def _hint_form(hint: Any) -> str:

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from common.config.check import DOOR_KEYS, TARGET_SECTIONS, check, did_you_mean
+from common.config.describe import shorten
 from common.config.diff import flatten
 from common.config.foreign import hydra_settings, load_installed_plugins, typed_trust, whole_config
 from common.config.migrations import update_names
@@ -93,9 +94,8 @@ class Command:
     def compose(self, overrides: list[str] | None = None) -> Composed:
         """Compose the config for `overrides`, by default the command line's; raises UserError."""
         overrides = self.overrides if overrides is None else overrides
-        swept = next((part.input_line for part in self.parse(overrides) if part.is_sweep_override()), None)
-        if swept:
-            raise UserError(f"{swept}: several values are a sweep, which needs -m; a list is written [a,b].")
+        for part in self.parse(overrides):
+            _refuse_several(part)
         try:
             with self.initialised():
                 composed = hydra.compose(self.config_name, overrides, return_hydra_config=True)
@@ -119,7 +119,10 @@ class Command:
                 return OverridesParser.create(loader).parse_overrides(list(overrides))
         except OverrideParseException as error:
             remedy = "write key=value, with special characters in two pairs of quotes: key=\"'a (b)'\""
-            raise UserError(f"{error.override}: not understood; {remedy}.") from error
+            raise UserError(f"{shorten(str(error.override))}: not understood; {remedy}.") from error
+        except (ValueError, RecursionError) as error:
+            longest = max(overrides, key=len)
+            raise UserError(f"{shorten(longest)}: not understood; it has too many digits or brackets.") from error
 
     def _full(self, argument: str) -> str:
         """Expand the short name of an option of predict.py: threshold=0.5 becomes task.predict.threshold=0.5."""
@@ -235,6 +238,16 @@ def is_path(key: str) -> bool:
     *above, last = key.split(".")
     in_split = bool(above) and above[-1] in SPLITS  # data.train.source=FILE is a path, data.source=en is not
     return in_split or last in (*PATH_KEYS, *SPLITS) or last.endswith(("_dir", "_file", "_path", "_root", "_folder"))
+
+
+def _refuse_several(part: Override) -> None:
+    """Raise UserError for an override with several values, and for a group's that is not one name."""
+    key, line = part.key_or_group, str(part.input_line)
+    if part.is_sweep_override():
+        raise UserError(f"{line}: several values are a sweep, which needs -m; a list is written [a,b].")
+    is_none = part.value() is None and (key == "experiment" or part.is_delete())
+    if key in GROUPS and not (is_none or isinstance(part.value(), str | dict)):
+        raise UserError(f"{shorten(line)}: expected one name; there are {', '.join(choices_of(key))}.")
 
 
 def _key(argument: str) -> str:

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
-from common.types import Count, NonNegativeFloat, Positive, PositiveFloat, Range
+from common.types import Count, Range
 
 Probability = Annotated[float, Range(above=0.0, high=1.0)]
+Hypotheses = Annotated[int, Range(low=1, high=10_000)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,15 +40,15 @@ class DecodingOptions:
     """
 
     method: Literal["greedy", "beam", "sample", "given"]
-    beam: Positive
+    beam: Hypotheses
     penalty: Literal["gnmt", "average", "none"]
-    alpha: NonNegativeFloat
+    alpha: Annotated[float, Range(low=0.0, high=10.0)]
     stop: Literal["first", "bound", "never"]
-    candidates: Positive
-    longest_factor: NonNegativeFloat
-    longest_extra: Count
+    candidates: Hypotheses
+    longest_factor: Annotated[float, Range(low=0.0, high=1000.0)]
+    longest_extra: Annotated[int, Range(low=0, high=100_000)]
     at_limit: Literal["end", "cut"]
-    temperature: PositiveFloat
+    temperature: Annotated[float, Range(low=1e-6, high=1e6)]
     top_k: Count
     top_p: Probability
     seed: int

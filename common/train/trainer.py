@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 
@@ -35,7 +35,7 @@ from common.train.state import (
     take_means,
 )
 from common.train.step import Stepper
-from common.types import Count, Fraction, Positive, PositiveFloat
+from common.types import Count, Fraction, Positive, PositiveFloat, Range
 
 TRIAL_BATCHES = 2  # evaluated before the first step, so that errors in evaluation appear at once
 FIRST_ALARM_STEP = 300  # no alarm before this step, since every model's answers look broken early in training
@@ -67,10 +67,10 @@ class Trainer:
     compile: bool
     deterministic: bool
     strategy: Literal["ddp", "fsdp"]
-    workers: Count
+    workers: Annotated[int, Range(low=0, high=1024)]
     device: Literal["auto", "cpu", "cuda", "mps"]
     timeout: Positive
-    grace: PositiveFloat | None
+    grace: Annotated[float, Range(above=0.0, high=1e7)] | None
     log_every: Positive
     eval_every: Positive | None
     save_every: Positive | None

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from common.data.images import Exif, hides_orientation, range_notes, read_image
 from common.data.splits import split_off_val
 from common.errors import UserError
 from common.task import Batch, Split
-from common.types import SPLITS, Count, Positive
+from common.types import SPLITS, Count, Positive, Range
 from detr.data import annotations
 from detr.data.arrays import SplitArrays, build_arrays, decode, find_files
 from detr.data.transforms import Augmentation, as_bounding_boxes, augment
@@ -77,7 +77,7 @@ class Coco:
     val_count: Count
     batch_size: Positive
     augmentation: Augmentation
-    pad_to: Positive
+    pad_to: Annotated[int, Range(low=1, high=4096)]
     cache: bool
     exif: Exif = "auto"  # has a default, since users' yaml files and subclasses may be older than this key
 

@@ -17,7 +17,7 @@ from common.errors import UserError
 from common.machine.distributed import is_main
 from common.machine.seeds import mix
 from common.task import Split
-from common.types import SPLITS, Count, Positive, Range
+from common.types import SPLITS, Positive, Range
 from detr.data.coco import Coco, Files
 from detr.data.transforms import Augmentation
 
@@ -47,10 +47,10 @@ class Shapes(Coco):
         self,
         *,
         root: str,
-        image_size: Annotated[int, Range(low=32)],
-        train_count: Positive,
-        val_count: Count,
-        test_count: Positive,
+        image_size: Annotated[int, Range(low=32, high=4096)],
+        train_count: Annotated[int, Range(low=1, high=10_000_000)],
+        val_count: Annotated[int, Range(low=0, high=10_000_000)],
+        test_count: Annotated[int, Range(low=1, high=10_000_000)],
         seed: int,
         plain: bool,
         flip: bool,

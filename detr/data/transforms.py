@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import functional
 from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
 
 from common.errors import UserError
-from common.types import Positive
+from common.types import Side
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,11 +25,11 @@ class Augmentation:
     """
 
     kind: Literal["detr", "flip", "none"]
-    sizes: list[Positive]  # the shorter side in training, one of these at random
-    eval_size: Positive  # the shorter side in evaluation
-    max_size: Positive  # limit of the longer side
-    middle_sizes: list[Positive]  # the shorter side before a crop, one of these at random
-    crop: tuple[Positive, Positive]  # smallest and largest side of a crop
+    sizes: list[Side]  # the shorter side in training, one of these at random
+    eval_size: Side  # the shorter side in evaluation
+    max_size: Side  # limit of the longer side
+    middle_sizes: list[Side]  # the shorter side before a crop, one of these at random
+    crop: tuple[Side, Side]  # smallest and largest side of a crop
 
     def __post_init__(self) -> None:
         """Raise UserError for an empty list of sizes, or crop limits in the wrong order."""

@@ -14,7 +14,7 @@ from common.nn.blocks import BlockOptions, Memory, Stack
 from common.nn.linear import Linear
 from common.nn.positions import Learned2d, sine_2d
 from common.nn.resnet import Backbone, BackboneOptions
-from common.types import Fraction, Positive, PositiveFloat
+from common.types import Fraction, Layers, Positive, PositiveFloat
 from common.weights.backbones import load_weights
 from detr.models.query_detector import Image, Outputs, Queries, QueryDetector
 
@@ -47,8 +47,8 @@ class Detector(QueryDetector):
         backbone: BackboneOptions,
         width: Positive,
         heads: Positive,
-        encoder_layers: Positive,
-        decoder_layers: Positive,
+        encoder_layers: Layers,
+        decoder_layers: Layers,
         feedforward: Positive,
         dropout: Fraction,
         pre_norm: bool,

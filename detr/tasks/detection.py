@@ -202,7 +202,7 @@ class Detection:
             write_answer(folder / answer_name(name, ".boxes.json"), source, {"objects": objects})
             names = [item["name"] for item in objects]
             summary = ", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names)) or "nothing"
-            yield f"{escape(name)}: {summary} (score >= {self.options.threshold})"
+            yield f"{escape(name)}: {summary} (score >= {self.options.threshold:g})"
 
     def pictures(self, batch: Batch, answers: list[Answer], count: int) -> Tensor:
         """Draw the first `count` images with their boxes for the log: uint8 (B, 3, H, W)."""

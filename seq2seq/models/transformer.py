@@ -16,7 +16,7 @@ from common.nn.blocks import BlockCache, BlockOptions, Memory, Stack
 from common.nn.dropout import Dropout
 from common.nn.linear import Linear, Tied
 from common.nn.positions import Layout, sine
-from common.types import Count, Fraction, Positive, PositiveFloat
+from common.types import Count, Fraction, Layers, Positive, PositiveFloat
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "swish": nn.SiLU, "gelu": nn.GELU}
 
@@ -77,8 +77,8 @@ class Transformer(nn.Module):
         width: Positive,
         heads: Positive,
         feedforward: Positive,
-        encoder_layers: Positive,
-        decoder_layers: Positive,
+        encoder_layers: Layers,
+        decoder_layers: Layers,
         tied: Literal["all", "target", "none"],
         scaled: bool,
         output_bias: bool,

@@ -142,6 +142,12 @@ def test_a_mistake_is_one_sentence_before_the_first_trial(
     assert err.startswith(message) and err.count("\n") == 1 and not Path("s").exists()
 
 
+@pytest.mark.parametrize("trials", ["-1", "0"])
+def test_a_search_has_at_least_one_trial(trials: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert search.main([*LINE, "--trials", trials, "--study", "s"]) == 2
+    assert capsys.readouterr().err == f"--trials {trials}: expected a whole number from 1.\n" and not Path("s").exists()
+
+
 def test_the_goal_is_that_of_the_constructed_task(monkeypatch: pytest.MonkeyPatch) -> None:
     """A user's task chooses its goal in its constructor."""
     Path("chooses.py").write_text(TASK_WITH_OWN_GOAL)

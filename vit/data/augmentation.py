@@ -12,7 +12,7 @@ Hoffer et al. 2020 (arXiv 1901.09335). RandAugment and TrivialAugment are in vit
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from torchvision.transforms.v2 import functional
 
 from common.errors import UserError
 from common.machine.device import constant
-from common.types import Count, Fraction, NonNegativeFloat, Positive, PositiveFloat
+from common.types import Count, Fraction, NonNegativeFloat, PositiveFloat, Range
 from vit.data import policies
 from vit.data.policies import Policy
 
@@ -65,17 +65,17 @@ class Augmentation:
     crop: Literal["resized", "padded", "none"]
     scale: tuple[Fraction, Fraction]
     ratio: tuple[PositiveFloat, PositiveFloat]
-    padding: Count
+    padding: Annotated[int, Range(low=0, high=1000)]
     flip: Fraction
     policy: Policy
-    operations: Count
+    operations: Annotated[int, Range(low=0, high=100)]
     magnitude: Count
     erase: Fraction
     mixup: NonNegativeFloat
     cutmix: NonNegativeFloat
     cutmix_share: Fraction
     mix: Fraction
-    repeats: Positive
+    repeats: Annotated[int, Range(low=1, high=1000)]
 
     def __post_init__(self) -> None:
         """Raise UserError for limits in the wrong order, and for too many operations or too high a magnitude."""

@@ -4,7 +4,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from common.task import Split
-from common.types import Positive, PositiveFloat
+from common.types import Positive, PositiveFloat, Side
 from vit.data.augmentation import Augmentation
 from vit.data.in_memory import Images, InMemory, split_images
 
@@ -21,7 +21,7 @@ class Digits(InMemory):
         val_count: Positive,
         test_count: Positive,
         batch_size: Positive,
-        image_size: Positive | tuple[Positive, Positive],
+        image_size: Side | tuple[Side, Side],
         mean: list[float],
         std: list[PositiveFloat],
         augmentation: Augmentation,

@@ -9,7 +9,7 @@ from torchvision import datasets
 from common.errors import UserError
 from common.machine import distributed
 from common.task import Split
-from common.types import Count, Positive, PositiveFloat
+from common.types import Count, Positive, PositiveFloat, Side
 from vit.data.augmentation import Augmentation
 from vit.data.in_memory import Images, InMemory, split_images
 
@@ -51,7 +51,7 @@ class Downloaded(InMemory):
         root: str,
         val_count: Count,
         batch_size: Positive,
-        image_size: Positive | tuple[Positive, Positive],
+        image_size: Side | tuple[Side, Side],
         mean: list[float],
         std: list[PositiveFloat],
         augmentation: Augmentation,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from common.data.images import IMAGE_SUFFIXES, Exif, range_notes, read_image
 from common.data.splits import split_off_val
 from common.errors import UserError
 from common.task import Batch, Split
-from common.types import SPLITS, Count, Positive, PositiveFloat
+from common.types import SPLITS, Count, Positive, PositiveFloat, Range, Side
 from vit.data.augmentation import (
     Augmentation,
     Interpolation,
@@ -62,8 +62,8 @@ class ImageFolder:
         test: str | None,
         val_count: Count,
         batch_size: Positive,
-        image_size: Positive | tuple[Positive, Positive],
-        crop_ratio: PositiveFloat,
+        image_size: Side | tuple[Side, Side],
+        crop_ratio: Annotated[float, Range(low=0.01, high=100.0)],
         interpolation: Interpolation,
         mean: tuple[float, float, float],
         std: tuple[PositiveFloat, PositiveFloat, PositiveFloat],

@@ -18,7 +18,7 @@ from common.nn.dropout import Dropout
 from common.nn.linear import Linear
 from common.nn.patches import Form, Patches, lecun_normal_
 from common.nn.positions import LearnedGrid, Resampling, resample
-from common.types import Count, Fraction, Positive, PositiveFloat
+from common.types import Count, Fraction, Layers, Positive, PositiveFloat, Side
 
 MAX_TOKENS = 2048  # published models have at most 1,370 (518 pixels, patches of 14); above this a warning is printed
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -68,11 +68,11 @@ class Classifier(nn.Module):
         classes: int,
         channels: int,
         image_size: tuple[int, int],
-        patch_size: Positive,
+        patch_size: Side,
         embedding: Form,
         width: Positive,
         heads: Positive,
-        layers: Positive,
+        layers: Layers,
         feedforward: Positive,
         pooling: Literal["token", "mean", "mean_then_norm"],
         registers: Count,

@@ -3,13 +3,14 @@
 import difflib
 from collections import Counter
 from dataclasses import dataclass
+from typing import Annotated
 
 import babel
 from babel import Locale, UnknownLocaleError, localedata
 
 from common.errors import UserError
 from common.task import Split
-from common.types import Count, Positive
+from common.types import Range
 from seq2seq.data.cldr import phrases
 from seq2seq.data.cldr.tables import CATEGORY_SHARES, ROOT
 from seq2seq.data.pairs import Corpus, SentencePairs
@@ -31,9 +32,9 @@ class Cldr(SentencePairs):
         seed: seed of the phrases, which do not depend on the run's seed.
     """
 
-    train_count: Positive
-    val_count: Count
-    test_count: Positive
+    train_count: Annotated[int, Range(low=1, high=10_000_000)]
+    val_count: Annotated[int, Range(low=0, high=10_000_000)]
+    test_count: Annotated[int, Range(low=1, high=10_000_000)]
     seed: int
 
     def __post_init__(self) -> None:

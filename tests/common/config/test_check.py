@@ -11,7 +11,7 @@ import pytest
 
 from common.config import check as config
 from common.errors import UserError
-from common.types import Count, Fraction, Positive
+from common.types import Count, Fraction, Positive, PositiveFloat
 
 # The package raises when it is imported, so a check that passes has only read its source.
 PARTS = """
@@ -207,6 +207,13 @@ def test_a_valid_config_passes_without_an_import(valid: dict[str, Any]) -> None:
         ("trainr", {}, "trainr is not a key of train.py; did you mean trainer?"),
         ("task", DELETE, "task is missing from the config"),
         ("seed", -1, "seed=-1: expected a whole number from 0."),
+        ("seed", 10**20, "seed=100000000000000000000: expected a whole number from 0 up to 9223372036854775807."),
+        ("model.width", 10**30, f"model.width=1{'0' * 30}: expected a whole number from 1 up to 2147483647."),
+        ("model.depth", 10**30, f"model.depth=1{'0' * 30}: expected a whole number of at most 64 bits or null."),
+        ("model.depth", -(10**4000), f"model.depth=-1{'0' * 58}...{'0' * 30}: expected a whole number of at most"),
+        ("model.rate", 10**400, f"model.rate=1{'0' * 59}...{'0' * 30}: expected a number above 0."),
+        ("trainer.workers", 10**7, "trainer.workers=10000000: expected a whole number from 0 up to 1024."),
+        ("trainer.grace", 1e300, "trainer.grace=1e+300: expected a number above 0 up to 10000000 or null."),
         ("resume", "yes", "resume=yes: expected auto or null."),
         ("trust", "toy", "trust=toy: expected a list (each text)."),
         ("optimizer.lrr", 1, "optimizer.lrr is not a key of common.train.optim.OptimizerOptions; did you mean lr?"),
@@ -345,6 +352,27 @@ def test_nested_keys_become_option_dataclasses() -> None:
     assert (built.inner, built.maybe, built.many, built.named) == (inner, inner, [inner], {"a": inner})
     assert built.module is sys.modules
     assert config.construct(Outer, {"inner": keys, "maybe": None, "many": [], "named": {}}, module=0).maybe is None
+
+
+class Numbers:
+    """A class with floats in several places."""
+
+    def __init__(
+        self,
+        *,
+        betas: tuple[Fraction, Fraction],
+        clip: PositiveFloat | None,
+        rates: dict[str, float],
+        steps: int | float,
+    ):
+        self.arguments = [*betas, clip, *rates.values(), steps]
+
+
+def test_a_whole_number_becomes_a_float_where_one_is_expected() -> None:
+    """torch.optim.AdamW refuses betas=(0, 0.99)."""
+    section = {"betas": [0, 0.99], "clip": 1, "rates": {"a": 2}, "steps": 3}
+    arguments = config.construct(Numbers, section).arguments
+    assert arguments == [0, 0.99, 1, 2, 3] and [type(value) for value in arguments] == [float] * 4 + [int]
 
 
 class Choices:

@@ -1,0 +1,56 @@
+"""Types and values of config keys in words, for sentences about mistakes."""
+
+import json
+import typing
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union
+
+from common.config.schema import Options
+from common.types import MAX_COUNT, Range
+
+MAX_LENGTH = 120  # characters of a value in a sentence
+
+
+def describe_type(annotation: Any, large: bool = False) -> str:
+    """Describe a type in words, for the end of "expected ..."; `large` names limits from MAX_COUNT, too."""
+    kind, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if kind is Annotated:
+        ranges = [f" {_limits(limits, large)}" for limits in inner[1:] if isinstance(limits, Range)]
+        return describe_type(inner[0]) + "".join(ranges)
+    if kind is Literal:
+        return " or ".join(filter(None, [", ".join(map(show_value, inner[:-1])), show_value(inner[-1])]))
+    if kind in (Union, UnionType):
+        return " or ".join(describe_type(choice, large) for choice in inner)
+    if kind is tuple and inner[1:] != (Ellipsis,):
+        return f"a list of {len(inner)} ({'; '.join(map(describe_type, inner))})"
+    if kind in (list, tuple):
+        return f"a list (each {describe_type(inner[0])})"
+    if kind is dict:
+        return f"keys with values (each {describe_type(inner[1])})"
+    if isinstance(annotation, type) and issubclass(annotation, Options):
+        return f"the keys {', '.join(annotation.fields)}"
+    if annotation is int and large:
+        return "a whole number of at most 64 bits"
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
+    return words.get(annotation, str(annotation))
+
+
+def _limits(limits: Range, large: bool) -> str:
+    high = limits.high if large or (limits.high or 0) < MAX_COUNT else None
+    parts = {"above": limits.above, "from": limits.low, "up to": high}
+    return " ".join(f"{word} {_plain(number)}" for word, number in parts.items() if number is not None)
+
+
+def _plain(number: float) -> str:
+    return str(int(number)) if number == int(number) else f"{number:g}"
+
+
+def show_value(value: Any) -> str:
+    """Write a value as the user would; text that would be read as another type is put in quotes."""
+    looks_plain = isinstance(value, str) and not value[:1].isdigit() and value not in ("", "true", "false", "null")
+    return value if looks_plain else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def shorten(text: str) -> str:
+    """Cut the middle out of a text that is too long for a sentence."""
+    return text if len(text) <= MAX_LENGTH else f"{text[: MAX_LENGTH // 2]}...{text[-MAX_LENGTH // 4 :]}"
