@@ -115,7 +115,7 @@ def _pipe_groups(pipe: int, group_size: int) -> Iterator[list[Line]]:
 
 
 def _refuse_binary(start: bytes) -> None:
-    """Raise UserError for the first bytes of a pipe that cannot be those of text in UTF-8."""
+    """Raise UserError if the first bytes of a pipe cannot be those of text in UTF-8."""
     if start.startswith((*MAGIC_BYTES, *UNSUPPORTED_MAGIC_BYTES)):
         raise UserError(
             "Standard input is compressed; decompress it first (zcat FILE | python predict.py ...), or give input=FILE."

@@ -203,7 +203,7 @@ class Classification:
             if "nearest" in answer:
                 content["nearest"] = self.classes[answer["nearest"]] if answer["nearest"] >= 0 else None
                 line += f"; nearest training images: {content['nearest']}"
-            write_answer(folder / answer_name(name, ".classes.json"), Path(path), content)  # no image's name
+            write_answer(folder / answer_name(name, ".classes.json"), Path(path), content)  # overwrites no image
             if "maps" in answer:
                 image, maps = self.data.thumbnails(batch, i + 1)[i], answer["maps"]
                 if len(maps) == 1:  # a rollout, or a single head
