@@ -67,8 +67,7 @@ def train(config: dict[str, Any], run_dir: Path | None) -> float | None:
             if distributed.is_main():
                 write_atomically(results, json.dumps({**numbers, **goal}, indent=1))  # marks the run as finished
             log.table("results", [("number", "value"), *numbers.items()])
-            files = ["checkpoints/", "metrics.jsonl"]
-            files += ["predictions/"] * (folder / "predictions").is_dir()  # written only with a test split
+            files = [name for name in ("checkpoints/", "metrics.jsonl", "predictions/") if (folder / name).exists()]
             files += ["TensorBoard events"] * any(folder.glob("events.out.tfevents*"))
             log.info(f"Everything is in {folder}: {', '.join(files)}.")
             return goal_value({**numbers, **goal})

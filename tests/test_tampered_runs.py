@@ -47,3 +47,19 @@ def test_damaged_records_cost_their_lines_and_not_the_run(inside: Callable[..., 
         assert f"run/{name} had no record on lines 1, 2, now removed." in output
         assert f"run/{name} has " in output and "when the checkpoint was written" in output
     assert Path("run/results.json").exists()
+
+
+def test_a_refused_command_leaves_no_folder(inside: Callable[..., str]) -> None:
+    """Each is refused later than the one before: on the command line, by the data, by the optimizer."""
+    for mistake in ("model.width=-1", "data=imagefolder", "optimizer.rates={nothing: 1.0}"):
+        more = ["data.root=none", "data.image_size=8"] * (mistake == "data=imagefolder")
+        inside("train", *LINE, mistake, *more, code=2)
+        assert not Path("run").exists(), mistake
+        inside(
+            "train",
+            *[argument for argument in LINE if not argument.startswith(("run_dir", "resume"))],
+            mistake,
+            *more,
+            code=2,
+        )
+        assert not Path("runs").exists(), mistake

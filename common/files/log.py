@@ -17,12 +17,11 @@ from tqdm import tqdm
 
 from common.errors import Stopped, UserError
 from common.files.lines import LineFile
-from common.files.records import Remainder, describe_lines, keep_records
+from common.files.records import RECORD_FILES, Remainder, describe_lines, keep_records
 from common.files.table import table
 from common.machine import console
 
 MAX_CONSOLE_NUMBERS = 6  # in a line about training on the console; metrics.jsonl holds all
-RECORD_FILES = ("metrics.jsonl", "timing.jsonl")  # one JSON object on each line
 
 
 class Log:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from common.errors import UserError
 from common.files.lines import write_atomically
 
+RECORD_FILES = ("metrics.jsonl", "timing.jsonl")  # of a run: one JSON object on each line
 MAX_LISTED = 5  # line numbers in a warning
 
 

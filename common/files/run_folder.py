@@ -6,6 +6,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,17 @@ from common.errors import Stopped, UserError
 from common.files.lines import write_atomically
 from common.files.lock import NAME as LOCK_FILE
 from common.files.lock import lock
+from common.files.records import RECORD_FILES
 
 Job = Callable[..., float | None]
+WRITTEN_AT_START = ("task.json", "train.log", *RECORD_FILES)
 
 
 def run_in(job: Job, config: dict[str, Any], folder: Path | None) -> float | None:
     """Run `job` in `folder`, which is locked against other processes; returns what the job returns.
 
     After a UserError before a new run's first checkpoint, its config.yaml is removed, so that a corrected command can
-    use the folder.
+    use the folder; without a logged step, so is everything that the run wrote.
     """
     if folder is None:
         return job(config, None)
@@ -42,6 +45,8 @@ def run_in(job: Job, config: dict[str, Any], folder: Path | None) -> float | Non
         except UserError:
             if new and not any((folder / "checkpoints").glob("*")):
                 _release(folder)
+                if not config["run_dir"]:  # then `choose` made up the folders above, too
+                    _remove_empty(folder.parent, folder.parent.parent)
             raise
         except Stopped:
             write_atomically(folder / "config.yaml", config_text(config))
@@ -61,9 +66,25 @@ def holds_a_run(folder: Path) -> bool:
 
 
 def _release(folder: Path) -> None:
+    """Free the folder of a new run that ended with a UserError before its first checkpoint.
+
+    Unless a step was logged, all files that the run wrote are removed, and the folder too if it is then empty.
+    """
     (folder / "config.yaml").unlink(missing_ok=True)
+    if any((folder / name).is_file() and (folder / name).stat().st_size for name in RECORD_FILES):
+        return
+    for file in [*(folder / name for name in WRITTEN_AT_START), *folder.glob("events.out.tfevents.*")]:
+        file.unlink(missing_ok=True)
+    _remove_empty(folder / "checkpoints")
     if not {path.name for path in folder.iterdir()} - {LOCK_FILE}:
         shutil.rmtree(folder)
+
+
+def _remove_empty(*folders: Path) -> None:
+    """Remove each of `folders` that exists and holds nothing."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def choose(composed: Composed) -> Path:

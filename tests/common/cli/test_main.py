@@ -388,6 +388,30 @@ def test_a_users_mistake_in_the_job_is_one_sentence_and_frees_the_folder(start: 
     assert outcome.code == 2 and Path("x/config.yaml").exists()
 
 
+def test_a_command_refused_before_its_first_step_leaves_nothing(start: Callable[..., Outcome]) -> None:
+    def job(config: dict[str, Any], folder: Path) -> None:
+        for name in ("task.json", "train.log", "metrics.jsonl", "events.out.tfevents.1"):
+            (folder / name).write_text("" if name == "metrics.jsonl" else "text")
+        (folder / "checkpoints").mkdir()
+        raise UserError("There is no file y.")
+
+    for arguments in (["run_dir=x"], ["run_dir=x", "resume=auto"], []):
+        assert start("model=detr", *arguments, job=job).code == 2 and os.listdir() == []
+    Path("x").mkdir()
+    Path("x/mine.txt").write_text("")
+    assert start("model=detr", "run_dir=x", job=job).code == 2 and os.listdir("x") == [".lock", "mine.txt"]
+
+
+def test_a_command_refused_after_logged_steps_leaves_their_records(start: Callable[..., Outcome]) -> None:
+    def job(config: dict[str, Any], folder: Path) -> None:
+        (folder / "train.log").write_text("text")
+        (folder / "metrics.jsonl").write_text('{"step": 1}\n')
+        raise UserError("The loss is not finite.")
+
+    assert start("model=detr", "run_dir=x", job=job).code == 2
+    assert sorted(os.listdir("x")) == [".lock", "metrics.jsonl", "train.log"]
+
+
 def test_ctrl_c_prints_no_traceback(start: Callable[..., Outcome]) -> None:
     outcome = start("model=detr", job=fail(KeyboardInterrupt()))
     assert outcome.code == 130 and outcome.err.count("\n") == 1
