@@ -46,8 +46,8 @@ def evaluate(config: dict[str, Any]) -> float | None:
                 metric.write(folder)
         log = Log(None, distributed.is_main())
         log.info(parts.weights_line)
-        for note in getattr(parts.task, "evaluation_notes", list)():
-            log.info(f"note      {note}")
+        if distributed.is_main():  # some files are opened again
+            describe_data(parts.data, parts.task, split, log)
         if numbers:
             log.table(f"{split}: {parts.data.count(split)} samples", [("number", "value"), *numbers.items()])
         else:
@@ -59,6 +59,16 @@ def evaluate(config: dict[str, Any]) -> float | None:
         if config["output"]:
             log.info(f"The results and the predictions are in {config['output']}.")
         return numbers.get(parts.task.goal.name)
+
+
+def describe_data(data: Any, task: Any, split: str, log: Any) -> None:
+    """Log what training says about `split` at its start: counts, what was read otherwise than written, and doubts."""
+    if hasattr(data, "split_summary"):
+        log.info("\n".join(f"data      {line}" for line in data.split_summary(split)))
+    for note in task.evaluation_notes() if hasattr(task, "evaluation_notes") else []:
+        log.info(f"note      {note}")
+    for warning in task.split_advice(split) if hasattr(task, "split_advice") else []:
+        log.warning(warning)
 
 
 if __name__ == "__main__":

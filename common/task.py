@@ -86,8 +86,14 @@ class OptionalData(Protocol):
     def set_learnt_classes(self, classes: Sequence[str]) -> None:
         """Take the classes that the model was trained on, in the order of its outputs."""
 
-    def advice(self, queries: int) -> list[str]:
-        """Warnings about the annotations, one sentence each, for a detector with that many queries."""
+    def split_summary(self, split: Split) -> list[str]:
+        """The lines of `summary` on one split, which evaluate.py prints; opens no file of another split."""
+
+    def advice(self, split: Split) -> list[str]:
+        """Warnings about the files of one split, one sentence each; also called for a split without samples."""
+
+    def query_advice(self, split: Split, queries: int) -> list[str]:
+        """A warning if images of `split` have more objects than a detector has queries."""
 
     def where(self, split: Split, index: int) -> str:
         """The origin of a sample (its file, its line), for messages; opens no file."""
@@ -191,6 +197,9 @@ class OptionalTask(Protocol):
 
     def sizes(self, batch: Batch) -> dict[str, float]:
         """The former name of `normalisers`, still accepted in this version."""
+
+    def split_advice(self, split: Split) -> list[str]:
+        """The warnings of `advice` about the data of one split, which evaluate.py prints."""
 
     def evaluation_notes(self) -> Sequence[str]:
         """Sentences for the log of evaluate.py: what was assumed about an imported model's classes, say."""

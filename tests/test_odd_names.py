@@ -49,7 +49,8 @@ def test_a_classifier_of_names_that_are_not_utf8_is_trained_evaluated_and_predic
     assert "is finished" in inside("train", *train, "resume=auto")
 
     best = f"checkpoint={run / 'checkpoints' / 'best.pt'}"
-    assert "caf\\udce9" in inside("evaluate", best, "details=true", f"output={tmp_path / f'out{BYTE}'}")
+    output = inside("evaluate", best, "details=true", f"output={tmp_path / f'out{BYTE}'}")
+    assert "caf\\udce9" in output and "data      test: 4 images of " in output
     lines = inside("predict", best, f"input={test / 'tea'}", f"output={tmp_path / 'answers'}").splitlines()
     assert [line.partition(":")[0] for line in lines if "\\udce9" in line[:8]] == ["\\udce90.png", "\\udce92.png"]
     answer = json.loads((tmp_path / "answers" / f"{BYTE}0.png.classes.json").read_text("utf-8"))

@@ -2,36 +2,23 @@
 
 import json
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from common.data import fingerprints
-from common.data.images import Exif, hides_orientation, range_notes, read_image
+from common.data.images import Exif, range_notes, read_image
 from common.data.splits import split_off_val
 from common.errors import UserError
 from common.task import Batch, Split
 from common.types import SPLITS, Count, Positive, Range
-from detr.data import annotations
+from detr.data import annotations, notes
 from detr.data.arrays import SplitArrays, build_arrays, decode, find_files
 from detr.data.transforms import Augmentation, as_bounding_boxes, augment
-
-MAX_ORIENTATION_FILES = 4000  # of a split, whose EXIF tags are read at the start; takes seconds on a slow drive
-
-NO_OBJECTS: dict[Split, str] = {  # warnings about a split without any target box
-    "train": "there is no box to learn from (no annotations, or only crowds and boxes without area), so the model can "
-    'learn nothing but "no object"; correct data.train.annotations',
-    "val": "there is no object to find (no annotations, or only crowds and boxes without area), so its AP is -1 or 0 "
-    "and cannot select a checkpoint; correct data.val.annotations",
-    "test": "there is no object to find (no annotations, or only crowds and boxes without area), so its AP is -1 or 0; "
-    "correct data.test.annotations",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,71 +192,34 @@ class Coco:
 
     def summary(self) -> list[str]:
         """Lines for the start of a run: the number of classes, and for each split its images, boxes and notes."""
-        lines = [f"{len(self.categories())} classes"]
-        for split in filter(self._has_split, SPLITS):
-            arrays = self._arrays(split)
-            boxes = f"{len(arrays.labels)} boxes" if arrays.labelled else "no annotations (there will be no numbers)"
-            lines.append(f"{split}: {len(arrays.ids)} images, {boxes} of {self._required_files(split)[1]}")
-            about_images = (*self._hidden_orientations(split), *self._ranges(split))
-            notes = (*arrays.notes, *self._classes_without_boxes(split), *about_images)
-            lines += [f"{split}: {note}" for note in notes]
-        return lines
+        splits = filter(self._has_split, SPLITS)
+        return [f"{len(self.categories())} classes", *(line for split in splits for line in self.split_summary(split))]
 
-    def advice(self, queries: int) -> list[str]:
-        """Warnings about the annotations for a detector with `queries` queries, one sentence each."""
-        splits = [split for split in SPLITS if self._has_split(split) and self._arrays(split).labelled]
-        return [f"{split}: {doubt}." for split in splits for doubt in self._doubts(split, queries)]
-
-    def _doubts(self, split: Split, queries: int) -> list[str]:
+    def split_summary(self, split: Split) -> list[str]:
+        """The lines of `summary` on one split."""
         arrays = self._arrays(split)
-        doubts = list(arrays.doubts)
-        if not len(arrays.labels):
-            doubts.append(NO_OBJECTS[split])
-        counts = np.diff(arrays.starts)  # (N,) objects of each image
-        if excess := int((counts > queries).sum()):
-            worst = int(counts.argmax())
-            doubts.append(
-                f"{excess} of {len(counts)} images have more objects than the model has queries ({queries}), at most "
-                f"{counts[worst]} in {self._file(split, worst)}; the surplus is neither learnt nor detected, so raise "
-                "model.queries"
-            )
-        return doubts
+        boxes = f"{len(arrays.labels)} boxes" if arrays.labelled else "no annotations (there will be no numbers)"
+        lines = [f"{len(arrays.ids)} images, {boxes} of {self._required_files(split)[1]}", *arrays.notes]
+        if split == "train":
+            lines += notes.classes_without_boxes(arrays.labels, self.categories())
+        file = partial(self._file, split)
+        if not getattr(self, "drawn", False):
+            lines += notes.hidden_orientations(len(arrays.ids), file) if self.exif == "auto" else []
+            lines += range_notes(len(arrays.ids), file)
+        return [f"{split}: {line}" for line in lines]
 
-    def _classes_without_boxes(self, split: Split) -> list[str]:
-        """For train, a note on the classes without any box; nothing for other splits."""
-        used = set(self._arrays(split).labels.tolist())
-        unused = [f"{c['name']} (id {c['id']})" for i, c in enumerate(self.categories()) if i not in used]
-        if split != "train" or not used or not unused:
+    def advice(self, split: Split) -> list[str]:
+        """Warnings about the annotations of `split`, one sentence each; none without such a split."""
+        if not self._has_split(split) or not self._arrays(split).labelled:
             return []
-        more = f" and {len(unused) - 5} more" if len(unused) > 5 else ""
-        return [
-            f"{len(unused)} of {len(self.categories())} classes have no box and will not be learnt: "
-            f"{', '.join(unused[:5])}{more}"
-        ]
+        return [f"{split}: {doubt}." for doubt in notes.doubts(split, self._arrays(split))]
 
-    def _ranges(self, split: Split) -> list[str]:
-        """A note on grey images with more than 8 bits or floats, from a sample of the split's images."""
-        if getattr(self, "drawn", False):
+    def query_advice(self, split: Split, queries: int) -> list[str]:
+        """A warning if images of `split` have more objects than a detector has queries."""
+        if not self._has_split(split):
             return []
-        return range_notes(self.count(split), partial(self._file, split))
-
-    def _hidden_orientations(self, split: Split) -> list[str]:
-        """A note on images of equal size stored and upright: their boxes may belong to either of the two."""
-        count = self.count(split)
-        if self.exif != "auto" or getattr(self, "drawn", False):
-            return []
-        looked_at = range(0, count, -(-count // MAX_ORIENTATION_FILES))
-        files = [self._file(split, index) for index in looked_at]
-        with ThreadPoolExecutor(8) as threads:  # a network drive serves several requests at once
-            hidden = [file for file, hides in zip(files, threads.map(hides_orientation, files), strict=True) if hides]
-        if not hidden:
-            return []
-        sampled = "" if len(files) == count else "sampled "
-        return [
-            f"{len(hidden)} of {len(files)} {sampled}images are turned by EXIF without a change of their size (180 "
-            f"degrees, mirrored or square; the first is {hidden[0]}): they are read as stored; if their boxes were "
-            "drawn on the upright picture, give data.exif=apply, otherwise data.exif=ignore"
-        ]
+        warnings = notes.more_objects_than_queries(self._arrays(split), queries, partial(self._file, split))
+        return [f"{split}: {warning}." for warning in warnings]
 
     def prepare(self) -> None:
         """Called before a file is opened; a subclass may generate the files here."""

@@ -11,10 +11,11 @@ from common.task import Data, Split
 class DetectionData(Data, Protocol):
     """Images with boxes. `collate` returns what `detr.data.coco.Coco.collate` does.
 
-    Optional members, looked up by name: `advice(queries)`, warnings about the annotations for a detector with that many
-    queries, one sentence each; `drawn`, True for generated pictures, which a detector learns without pretrained
-    weights; `augmentation` with `eval_size` and `max_size`, which an exported model records as its preprocessing; and
-    `exif`, how users' images are turned by their EXIF tags (`common.data.images.read_image`).
+    Optional members, looked up by name: `query_advice(split, queries)`, a warning if images of `split` have more
+    objects than a detector has queries; `drawn`, True for generated pictures, which a detector learns without
+    pretrained weights; `augmentation` with `eval_size` and `max_size`, which an exported model records as its
+    preprocessing; and `exif`, how users' images are turned by their EXIF tags (`common.data.images.read_image`).
+    Further ones are listed in `common.task.OptionalData`.
     """
 
     def categories(self) -> list[dict[str, Any]]:

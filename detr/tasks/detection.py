@@ -16,7 +16,7 @@ from common.files.output import write_answer
 from common.machine.device import compute_dtype, constant
 from common.report.pictures import pad_and_stack, write_picture
 from common.task import Adopted, Answer, Batch, Goal, Split
-from common.types import Fraction, Positive
+from common.types import SPLITS, Fraction, Positive
 from detr.criterion.answers import Matches, Outputs, Targets, detections, group_by_set, logit_count, unstack_layers
 from detr.criterion.boxes import to_cxcywh
 from detr.criterion.matcher import MatcherOptions
@@ -248,13 +248,19 @@ class Detection:
                 )
         return CocoMetric(truth, self.categories, self.evaluator)
 
+    def split_advice(self, split: Split) -> list[str]:
+        """Warnings about the annotations of `split`, and about images with more objects than queries."""
+        warnings = list(self.data.advice(split)) if hasattr(self.data, "advice") else []
+        if hasattr(self.data, "query_advice"):
+            warnings += self.data.query_advice(split, self.queries)
+        return warnings
+
     def advice(self, pretrained: bool) -> list[str]:
         """Warnings about the annotations, and about too few images to train without pretrained weights.
 
         There is no second warning for generated pictures, which are meant to be learnt without pretrained weights.
         """
-        about_annotations = getattr(self.data, "advice", None)
-        lines: list[str] = about_annotations(self.queries) if about_annotations else []
+        lines = [warning for split in SPLITS for warning in self.split_advice(split)]
         count = self.data.count("train")
         if pretrained or count >= MIN_IMAGES_FROM_SCRATCH or getattr(self.data, "drawn", False):
             return lines

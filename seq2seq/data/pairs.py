@@ -193,14 +193,16 @@ class SentencePairs(ABC):
         options = self.tokenizers()[0].options
         entries = f"{counts[0]} entries for both" if options.joint else f"{' + '.join(counts)} entries"
         lines = [f"{self.source} -> {self.target}; {options.kind} from {options.pieces}, {entries}"]
-        for split in SPLITS:
-            encoded = self._encode(split)
-            if not len(encoded.corpus):
-                continue
-            tokens = f"{encoded.source.lengths.sum():,} + {encoded.target.lengths.sum():,} tokens"
-            lines.append(f"{split}: {len(encoded.corpus):,} pairs, {tokens}, of {encoded.corpus.origin}")
-            lines += [f"{split}: {note}" for note in encoded.notes]
-        return lines
+        return [*lines, *(line for split in SPLITS for line in self.split_summary(split))]
+
+    def split_summary(self, split: Split) -> list[str]:
+        """The lines of `summary` on one split; none without such a split."""
+        encoded = self._encode(split)
+        if not len(encoded.corpus):
+            return []
+        tokens = f"{encoded.source.lengths.sum():,} + {encoded.target.lengths.sum():,} tokens"
+        pairs = f"{len(encoded.corpus):,} pairs, {tokens}, of {encoded.corpus.origin}"
+        return [f"{split}: {line}" for line in (pairs, *encoded.notes)]
 
     def _corpus(self, split: Split) -> Corpus:
         if split not in self._corpora:

@@ -15,7 +15,7 @@ from vit.models.classifier import Classifier
 
 ROOT = Path(__file__).parents[2]
 FILES = [
-    ROOT / "predict.py",
+    *(ROOT / f"{door}.py" for door in ("train", "evaluate", "predict")),
     *(file for room in ("common", "detr", "vit", "seq2seq") for file in (ROOT / room).rglob("*.py")),
 ]
 PROTOCOLS = {"model": OptionalModel, "task": OptionalTask, "data": OptionalData}

@@ -228,25 +228,28 @@ class ImageFolder:
         lines = [f"{len(self.classes())} classes", names_line(self.classes())]
         if not all(name.isdecimal() for name in self.classes()):  # otherwise it is a warning, in `advice`
             lines += order_notes(self.classes())
-        for split in filter(self._has, SPLITS):
-            listing = self._listing(split)
-            ignored = f", {listing.other_files} other files ignored" if listing.other_files else ""
-            lines.append(f"{split}: {len(listing.files)} images of {listing.folder}{ignored}")
-            counts = np.bincount(listing.labels, minlength=len(self.classes())).tolist()
-            notes = absent_classes(self.classes(), counts) if split in self._folders() else []
-            notes += range_notes(len(listing.files), partial(self._file, split))
-            lines += [f"{split}: {note}" for note in notes]
-        return lines
+        return [*lines, *(line for split in filter(self._has, SPLITS) for line in self.split_summary(split))]
+
+    def split_summary(self, split: Split) -> list[str]:
+        """The lines of `summary` on one split."""
+        listing = self._listing(split)
+        ignored = f", {listing.other_files} other files ignored" if listing.other_files else ""
+        counts = np.bincount(listing.labels, minlength=len(self.classes())).tolist()
+        notes = absent_classes(self.classes(), counts) if split in self._folders() else []
+        notes += range_notes(len(listing.files), partial(self._file, split))
+        return [f"{split}: {line}" for line in (f"{len(listing.files)} images of {listing.folder}{ignored}", *notes)]
 
     def class_notes(self) -> list[str]:
         """The classes' names in order of index, and a note if this is not the order of the numbers in them."""
         return [names_line(self.classes()), *order_notes(self.classes())]
 
-    def advice(self) -> list[str]:
-        """Warnings about the layout of the folders, and about numbers as class names that are sorted as text."""
-        without: list[Split] = [split for split in SPLITS if split not in self._folders()]
+    def advice(self, split: Split) -> list[str]:
+        """Warnings about the folders of `split` and, for train, numbers as class names that are sorted as text."""
+        warnings = [] if split in self._folders() else unread_folders(self.root, split)
+        if split != "train":
+            return warnings
         order = order_notes(self.classes()) if all(name.isdecimal() for name in self.classes()) else []
-        return unread_folders(self.root, without) + depth_advice(self.classes(), self._listing("train")) + order
+        return [*warnings, *depth_advice(self.classes(), self._listing("train")), *order]
 
     def _folders(self) -> dict[Split, Path]:
         """The folder of each split that has one; val has none when it is split off train."""

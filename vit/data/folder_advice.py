@@ -22,17 +22,15 @@ def refuse_split_names(classes: Sequence[str], folder: Path) -> None:
         )
 
 
-def unread_folders(root: str | None, without: Sequence[Split]) -> list[str]:
-    """A warning for each unread folder of `root` that seems to hold one of the splits `without` a folder."""
-    warnings = []
-    for split in without:
-        name = next((n for n in OTHER_NAMES.get(split, ()) if root is not None and Path(root, n).is_dir()), None)
-        if name is not None:
-            warnings.append(
-                f"data.root={root} holds {name}/, which is not read: the folder of {split} must have the name {split}; "
-                f"rename it, or give data.{split}={Path(str(root), name)}."
-            )
-    return warnings
+def unread_folders(root: str | None, split: Split) -> list[str]:
+    """A warning if `root` has a folder that seems to hold `split` under another name, which is not read."""
+    name = next((n for n in OTHER_NAMES.get(split, ()) if root is not None and Path(root, n).is_dir()), None)
+    if name is None:
+        return []
+    return [
+        f"data.root={root} holds {name}/, which is not read: the folder of {split} must have the name {split}; rename "
+        f"it, or give data.{split}={Path(str(root), name)}."
+    ]
 
 
 def depth_advice(classes: Sequence[str], listing: Listing) -> list[str]:

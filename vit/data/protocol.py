@@ -14,9 +14,9 @@ class ImageData(Data, Protocol):
     """A data set of images with one label each.
 
     Optional members, looked up by name: `exif`, how users' images are turned by their EXIF tags
-    (`common.data.images.read_image`); `advice()`, warnings about the data before the first step;
-    `class_notes()`, the classes' names and a note on their order; and
-    `set_learnt_classes(names)`, which is called with the classes of a checkpoint before it is evaluated.
+    (`common.data.images.read_image`); `class_notes()`, the classes' names and a note on their order; and
+    `set_learnt_classes(names)`, which is called with the classes of a checkpoint before it is evaluated. Further ones
+    are listed in `common.task.OptionalData`.
     """
 
     channels: int

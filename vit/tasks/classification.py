@@ -16,7 +16,7 @@ from common.files.names import answer_name, escape
 from common.files.output import write_answer
 from common.report.pictures import pad_and_stack, write_picture
 from common.task import Adopted, Answer, Batch, Goal, Split
-from common.types import Count, Positive
+from common.types import SPLITS, Count, Positive
 from vit.criterion import cross_entropy as loss
 from vit.criterion.cross_entropy import LossOptions
 from vit.data.protocol import ImageData
@@ -252,9 +252,13 @@ class Classification:
     def _is_nameless(self) -> bool:
         return all(name == f"class {i}" for i, name in enumerate(self.classes))  # as in an imported file
 
+    def split_advice(self, split: Split) -> list[str]:
+        """Warnings of the data about `split`."""
+        return list(self.data.advice(split)) if hasattr(self.data, "advice") else []
+
     def advice(self, pretrained: bool) -> list[str]:
         """Warnings about the data, and about too few photographs when the model has no pretrained weights."""
-        warnings: list[str] = [*getattr(self.data, "advice", list)()]
+        warnings = [warning for split in SPLITS for warning in self.split_advice(split)]
         count = self.data.count("train")
         if pretrained or count >= MIN_IMAGES_FROM_SCRATCH or max(self.data.image_size) < MIN_PHOTOGRAPH_SIDE:
             return warnings

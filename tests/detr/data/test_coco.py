@@ -15,7 +15,8 @@ from common.data import batching
 from common.data.images import list_images, read_image
 from common.data.loading import Loader
 from common.errors import UserError
-from detr.data import coco as coco_files
+from common.types import SPLITS
+from detr.data import notes as notes_file
 from detr.data.coco import Coco, Files
 from detr.data.transforms import Augmentation
 from detr.evaluation.coco_numbers import evaluate_results
@@ -187,7 +188,7 @@ def test_images_turned_by_exif_in_a_way_that_their_size_does_not_tell_are_counte
     assert [note.split(":")[0] for note in notes] == ["train", "test"]
     assert "1 of 3 images are turned by EXIF" in notes[0] and "a.png" in notes[0] and "data.exif=apply" in notes[0]
     turn_by_exif(tmp_path / "images/b.png")
-    monkeypatch.setattr(coco_files, "MAX_ORIENTATION_FILES", 2)  # every second image is looked at: b and c
+    monkeypatch.setattr(notes_file, "MAX_ORIENTATION_FILES", 2)  # every second image is looked at: b and c
     assert "1 of 2 sampled images are turned" in "\n".join(make_data(COCO_JSON).summary())
     for exif in ("apply", "ignore"):
         assert not [line for line in make_data(COCO_JSON, exif=exif).summary() if "EXIF" in line]
@@ -488,20 +489,21 @@ def test_iscrowd_as_text_is_read_as_it_is_meant_in_training_and_evaluation(
 
 def doubts(data: Coco, queries: int = 100) -> list[str]:
     """The warnings of `train`."""
-    return [line.removeprefix("train: ") for line in data.advice(queries) if line.startswith("train")]
+    return [line.removeprefix("train: ") for line in (*data.advice("train"), *data.query_advice("train", queries))]
 
 
 def test_good_annotations_raise_no_doubt(make_data: Callable[..., Coco]):
-    assert make_data(COCO_JSON).advice(2) == []
+    data = make_data(COCO_JSON)
+    assert [warning for split in SPLITS for warning in (*data.advice(split), *data.query_advice(split, 2))] == []
 
 
 @pytest.mark.parametrize("annotations", [[], [annotation(iscrowd=1)], [annotation(bbox=[1, 1, 0, 4])]])
 def test_a_split_without_an_object_is_named(annotations: list[Any], make_data: Callable[..., Coco]):
     data = make_data(coco_json(annotations=annotations))
     assert "no box to learn from" in doubts(data)[0] and "data.train.annotations" in doubts(data)[0]
-    assert any(line.startswith("test: there is no object to find") for line in data.advice(100))
+    assert any(line.startswith("test: there is no object to find") for line in data.advice("test"))
     val = coco(train=data.train, val=data.train)
-    assert any(line.startswith("val:") and "cannot select a checkpoint" in line for line in val.advice(100))
+    assert any(line.startswith("val:") and "cannot select a checkpoint" in line for line in val.advice("val"))
 
 
 def test_images_with_more_objects_than_queries_are_counted_and_the_worst_is_named(make_data: Callable[..., Coco]):
@@ -536,7 +538,7 @@ def test_only_test_may_be_without_annotations(make_data: Callable[..., Coco], tm
     data = coco(train=data.train, test=unlabelled)
     assert data.count("test") == 3 and "annotations" not in data.ground_truth("test")
     assert f"test: 3 images, no annotations (there will be no numbers) of {tmp_path / 'info.json'}" in data.summary()
-    assert data.advice(100) == [] and coco(test=unlabelled).categories() == data.categories()
+    assert data.advice("test") == [] and coco(test=unlabelled).categories() == data.categories()
     for keys in ({"train": unlabelled}, {"train": data.train, "val": unlabelled}):
         with pytest.raises(UserError, match='has no list of "annotations"'):
             coco(**keys).summary()

@@ -17,6 +17,7 @@ from common.data import batching
 from common.data.images import read_image
 from common.errors import UserError
 from common.machine.seeds import generator
+from common.types import SPLITS
 from vit.data.augmentation import Augmentation
 from vit.data.classes import names_line, order_notes, sort_classes
 from vit.data.folder import ImageFolder
@@ -50,6 +51,11 @@ def folder(**keys: Any) -> ImageFolder:
     plain: dict[str, Any] = {"root": None, "train": None, "val": None, "test": None, "val_count": 0, "batch_size": 4}
     plain |= {"image_size": (8, 8), "crop_ratio": 1.0, "interpolation": "bilinear", "augmentation": augmentation()}
     return ImageFolder(**{**plain, "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4), **keys})
+
+
+def warnings_of(data: ImageFolder) -> list[str]:
+    """The warnings about all splits."""
+    return [warning for split in SPLITS for warning in data.advice(split)]
 
 
 def write_image(file: Path, size: tuple[int, int] = (12, 10), mode: str = "RGB") -> Path:
@@ -109,12 +115,12 @@ def test_class_folders_in_either_form_of_unicode_are_the_same_class(tmp_path: Pa
 
 @pytest.mark.parametrize("name", ["valid", "validation", "dev"])
 def test_a_val_folder_of_another_name_is_said_not_to_be_read(imagenet: Path, name: str):
-    assert not folder(root=str(imagenet)).advice()
+    assert not warnings_of(folder(root=str(imagenet)))
     write_split(imagenet / "test", ant=1)
     (imagenet / "val").rename(imagenet / name)
-    (warning,) = folder(root=str(imagenet)).advice()
+    (warning,) = warnings_of(folder(root=str(imagenet)))
     assert f"holds {name}/, which is not read" in warning and f"give data.val={imagenet / name}." in warning
-    assert not folder(root=str(imagenet), val=str(imagenet / name)).advice()
+    assert not warnings_of(folder(root=str(imagenet), val=str(imagenet / name)))
 
 
 def test_class_folders_on_the_wrong_level_are_noticed(imagenet: Path, tmp_path: Path):
@@ -124,15 +130,15 @@ def test_class_folders_on_the_wrong_level_are_noticed(imagenet: Path, tmp_path: 
     single = tmp_path / "single"
     single.mkdir()
     (imagenet / "train").rename(single / "photos")
-    (warning,) = folder(train=str(single)).advice()
+    (warning,) = warnings_of(folder(train=str(single)))
     assert (
         "a single class, photos, so" in warning and f"if ant is a class, give data.train={single / 'photos'}" in warning
     )
     write_split(single / "drawings", dog=1)
-    (warning,) = folder(train=str(single)).advice()
+    (warning,) = warnings_of(folder(train=str(single)))
     assert "drawings/dog/drawings_dog_0.png is taken as an image of the class drawings; if dog is its class" in warning
     write_image(single / "photos/x.png")
-    assert not folder(train=str(single)).advice()
+    assert not warnings_of(folder(train=str(single)))
 
 
 def test_a_split_with_fewer_classes_is_evaluated_and_noted(imagenet: Path):
@@ -164,7 +170,7 @@ def test_the_order_of_numbered_classes_is_chosen_and_shown(tmp_path: Path):
     assert data.summary()[1:2] == ["classes: 1, 2, 3, 10, 11"] and "class_order" not in "".join(data.summary())
     assert folder(root=str(tmp_path)).summary()[1] == "classes: 1, 10, 11, 2, 3"
     assert folder(root=str(tmp_path)).class_notes()[0] == "classes: 1, 10, 11, 2, 3"
-    (warning,) = folder(root=str(tmp_path)).advice()
+    (warning,) = warnings_of(folder(root=str(tmp_path)))
     assert warning.startswith("class names are sorted as text, so class 1 is 10 and not 2; data.class_order=natural")
 
 

@@ -1,0 +1,72 @@
+"""Notes and warnings on one split of a COCO data set, for the start of a run and for evaluate.py."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.data.images import hides_orientation
+from common.types import Split
+from detr.data.arrays import SplitArrays
+
+MAX_ORIENTATION_FILES = 4000  # of a split, whose EXIF tags are read at the start; takes seconds on a slow drive
+
+NO_OBJECTS: dict[Split, str] = {  # warnings about a split without any target box
+    "train": "there is no box to learn from (no annotations, or only crowds and boxes without area), so the model can "
+    'learn nothing but "no object"; correct data.train.annotations',
+    "val": "there is no object to find (no annotations, or only crowds and boxes without area), so its AP is -1 or 0 "
+    "and cannot select a checkpoint; correct data.val.annotations",
+    "test": "there is no object to find (no annotations, or only crowds and boxes without area), so its AP is -1 or 0; "
+    "correct data.test.annotations",
+}
+
+
+def classes_without_boxes(labels: NDArray[np.int64], categories: Sequence[dict[str, Any]]) -> list[str]:
+    """A note on the classes without any of the boxes that have `labels` (T,); nothing if there is no box at all."""
+    used = set(labels.tolist())
+    unused = [f"{c['name']} (id {c['id']})" for i, c in enumerate(categories) if i not in used]
+    if not used or not unused:
+        return []
+    more = f" and {len(unused) - 5} more" if len(unused) > 5 else ""
+    return [
+        f"{len(unused)} of {len(categories)} classes have no box and will not be learnt: {', '.join(unused[:5])}{more}"
+    ]
+
+
+def hidden_orientations(count: int, file: Callable[[int], Path]) -> list[str]:
+    """A note on images of equal size stored and upright: their boxes may belong to either of the two.
+
+    `file` returns the path of an image, given its index below `count`.
+    """
+    files = [file(index) for index in range(0, count, -(-count // MAX_ORIENTATION_FILES))]
+    with ThreadPoolExecutor(8) as threads:  # a network drive serves several requests at once
+        hidden = [file for file, hides in zip(files, threads.map(hides_orientation, files), strict=True) if hides]
+    if not hidden:
+        return []
+    sampled = "" if len(files) == count else "sampled "
+    return [
+        f"{len(hidden)} of {len(files)} {sampled}images are turned by EXIF without a change of their size (180 "
+        f"degrees, mirrored or square; the first is {hidden[0]}): they are read as stored; if their boxes were "
+        "drawn on the upright picture, give data.exif=apply, otherwise data.exif=ignore"
+    ]
+
+
+def doubts(split: Split, arrays: SplitArrays) -> list[str]:
+    """Why the annotations of a labelled split may not be what the user means."""
+    return [*arrays.doubts, *([] if len(arrays.labels) else [NO_OBJECTS[split]])]
+
+
+def more_objects_than_queries(arrays: SplitArrays, queries: int, file: Callable[[int], Path]) -> list[str]:
+    """A warning about images with more objects than `queries`; `file` returns an image's path, given its index."""
+    counts = np.diff(arrays.starts)  # (N,) objects of each image
+    excess = int((counts > queries).sum())
+    if not excess:
+        return []
+    worst = int(counts.argmax())
+    return [
+        f"{excess} of {len(counts)} images have more objects than the model has queries ({queries}), at most "
+        f"{counts[worst]} in {file(worst)}; the surplus is neither learnt nor detected, so raise model.queries"
+    ]
