@@ -12,12 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from omegaconf import OmegaConf
-
 from common.cli import sweep
 from common.cli.command import own_name
 from common.config.check import DOOR_KEYS, check
 from common.config.compose import CONFIGS, GROUPS, Command, ConfigReader, choices_of
+from common.config.plain_text import config_yaml
 from common.errors import Stopped, UserError
 from common.files import names, run_folder
 from common.files.run_folder import Job
@@ -76,7 +75,7 @@ def launch(job: Job, door: str, base: ConfigReader | None = None, arguments: Seq
         if is_local_main:
             print("".join(f"{notice}\n" for notice in composed.notices), end="", file=sys.stderr)
         if command.flags.cfg:
-            print(OmegaConf.to_yaml(OmegaConf.create(composed.config)), end="")
+            print(config_yaml(composed.config), end="")
             sys.exit(0)
         started = True
         if door != "train":

@@ -22,6 +22,7 @@ from common.config.describe import shorten
 from common.config.diff import flatten
 from common.config.foreign import hydra_settings, load_installed_plugins, typed_trust, whole_config
 from common.config.migrations import update_names
+from common.config.plain_text import as_plain_text, resolved_text
 from common.errors import UserError
 from common.types import SPLITS
 
@@ -147,7 +148,7 @@ class Command:
             if config is not None:
                 self.config_name += "_migrated"
                 ConfigStore.instance().store(self.config_name, config, **_REPLACE)
-        self.overrides.append(f"hydra.searchpath=[{quoted(f'file://{folder}')}]")
+        self.overrides.append(f"hydra.searchpath=[{_quoted(f'file://{folder}')}]")  # Hydra resolves nothing in it
 
     def _store_base(self) -> list[str]:
         """Register a checkpoint's config as a choice in each group, and return the overrides that choose it.
@@ -156,7 +157,8 @@ class Command:
         """
         if self.base is None:
             return []
-        paths = [str(part.value()) for part in self.parse(self.overrides) if part.key_or_group == "checkpoint"]
+        parts = [part for part in self.parse(self.overrides) if part.key_or_group == "checkpoint"]
+        paths = [resolved_text(str(part.value())) for part in parts]
         if not paths:
             raise UserError(f"{self.door}.py needs checkpoint=FILE; see --help.")
         file = Path(paths[-1]).expanduser()
@@ -167,12 +169,7 @@ class Command:
             return []
         sections = {"model": ("seed", "model", "task"), **{name: (name,) for name in GROUPS[1:-1]}}
         for group, names in sections.items():
-            node = {name: config.get(name) for name in names}
-            if "${" in str(node):
-                raise UserError(
-                    f"{file}: its config holds an interpolation (${{...}}), which this program never writes; give "
-                    "another file."
-                )
+            node = as_plain_text({name: config.get(name) for name in names})
             ConfigStore.instance().store("checkpoint", node, group=group, package="_global_", **_REPLACE)
         return [f"{group}=checkpoint" for group in sections if group not in self.keys]
 
@@ -210,7 +207,7 @@ def choices_of(group: str) -> list[str]:
 
 
 def quote_path(argument: str, sweep: bool = False) -> str:
-    """Quote the value of key=value if it is a path, so that Hydra's grammar does not split `a=b, photo (1).jpg`.
+    """Quote the value of key=value if it is a path, so that Hydra does not split `a=b, photo (1).jpg` or read `${x}`.
 
     In a sweep, `a.pth,b.pth` is two paths. A value with commas is one path if a space follows them, if a file of that
     name exists, or if the key is sweep_dir.
@@ -229,6 +226,11 @@ def quote_path(argument: str, sweep: bool = False) -> str:
 
 
 def quoted(text: str) -> str:
+    """Put text in Hydra's single quotes, so that it arrives as it is, without interpolation."""
+    return _quoted(as_plain_text(text))
+
+
+def _quoted(text: str) -> str:
     """Put text in Hydra's single quotes, where a backslash is special only before a quote."""
     return "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + (r"\'" if m[2] else ""), text) + "'"
 

@@ -18,6 +18,7 @@ from common.config.check import did_you_mean
 from common.config.compose import Composed
 from common.config.diff import DATA_PATHS, PRECISION, flatten, refuse_changes
 from common.config.migrations import migrate_config
+from common.config.plain_text import config_yaml
 from common.errors import Stopped, UserError
 from common.files.lines import write_atomically
 from common.files.lock import NAME as LOCK_FILE
@@ -134,7 +135,7 @@ def config_text(config: dict[str, Any]) -> str:
     another folder.
     """
     neutral: dict[str, Any] = {"run_dir": None, "sweep_dir": None, "resume": None, "allow_changes": []}
-    return OmegaConf.to_yaml(OmegaConf.create({**config, **neutral}))
+    return config_yaml({**config, **neutral})
 
 
 def _claim(folder: Path, config: dict[str, Any]) -> None:
@@ -163,7 +164,7 @@ def _claim(folder: Path, config: dict[str, Any]) -> None:
 def read_config(file: Path) -> dict[str, Any]:
     """Read a run's config.yaml and update it to the present keys; raises UserError if the file is not a config."""
     try:
-        config = OmegaConf.to_container(OmegaConf.load(file))
+        config = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
     except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(f"{file} cannot be read ({reason}); put the run's own config there.") from error
