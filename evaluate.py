@@ -1,6 +1,7 @@
 """Evaluate a run's checkpoint or an official one: `python evaluate.py checkpoint=runs/.../checkpoints/best.pt`."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ def evaluate(config: dict[str, Any]) -> float | None:
             precision=parts.trainer.precision,
             batch_size=parts.trainer.micro_batch or parts.data.batch_size,
             workers=parts.trainer.workers,
+            report=lambda line: print(line, file=sys.stderr) if distributed.is_main() else None,
         )
         results = {f"{split}/{name}": value for name, value in numbers.items()}
         if folder:  # written first, since printing may fail

@@ -1,7 +1,7 @@
 """The protocols `Data` and `Task`: what the trainer and the evaluator require of a data set and of a problem.
 
-A class satisfies a protocol by having its members, without inheriting from it. `OptionalData`, `OptionalTask` and
-`OptionalModel` list members that a data set, task or model may lack; the trainer looks them up by name.
+A class satisfies a protocol by having its members, without inheriting from it. `OptionalData`, `OptionalTask`,
+`OptionalModel` and `OptionalMetric` list members that may be missing; the trainer looks them up by name.
 """
 
 import math
@@ -123,6 +123,13 @@ class Metric(Protocol):
 
     def write(self, folder: Path) -> None:
         """Write the predictions in the usual format of the task, on rank 0."""
+
+
+class OptionalMetric(Protocol):
+    """Optional members of a metric."""
+
+    def restrict(self, count: int) -> None:
+        """Expect only `count` samples of the split, called before `update` if `trainer.eval_samples` is below all."""
 
 
 class Task(Protocol):

@@ -27,6 +27,8 @@ ADDED_KEYS: dict[str, Any] = {
     "trainer.keep_best": 1,
     # since 34a3be7
     "trainer.grace": None,  # after a signal, the step was always finished
+    # since febf8c0
+    "trainer.eval_samples": None,  # every evaluation was of the whole split
 }
 
 # Keys that were added to nested options: name of the options -> (all their former keys, added keys with values). They

@@ -119,15 +119,25 @@ def steps(
 
 
 def evaluation(
-    data: Data, split: Split, *, batch_size: int, rank: int, world: int, workers: int, limit: int | None = None
+    data: Data,
+    split: Split,
+    *,
+    batch_size: int,
+    rank: int,
+    world: int,
+    workers: int,
+    limit: int | None = None,
+    samples: int | None = None,
 ) -> Iterator[Batch]:
     """Yield this rank's batches of a split. Batch i goes to rank i % `world`; batches do not depend on `world`.
 
     Samples are sorted by decreasing cost, and those of equal cost by index. So batches have little padding, and one
     that needs too much memory fails at the start. With `limit`, only the first `limit` batches of all ranks are used.
+    With `samples`, only that many samples are used: a random part of the split, the same in every call.
     """
     costs = np.asarray(data.cost(split), np.int64)
-    order = np.argsort(-costs, kind="stable")
+    part = np.sort(np.random.default_rng(mix(0, "evaluated part")).permutation(len(costs))[:samples])
+    order = part[np.argsort(-costs[part], kind="stable")]
     batches = split_by_cost(order.tolist(), costs, batch_size)[:limit]
     loader = Loader(data, split, seed=None, workers=workers, pin=False)
     yield from loader((0, tuple(batch)) for batch in batches[rank::world])

@@ -1,15 +1,19 @@
 """Evaluation of a model on a split, for train.py and evaluate.py; the result is equal for any number of ranks."""
 
+import time
 from collections.abc import Callable
 
 import torch
 from torch import nn
 
 from common.data import batching
+from common.errors import UserError
 from common.machine import device as devices
 from common.machine import distributed, memory
 from common.machine.signals import StopSignals
 from common.task import Answer, Batch, Data, Metric, Split, Task
+
+REPORT_SECONDS = 60  # between two lines on the progress of an evaluation
 
 
 @torch.no_grad()
@@ -24,17 +28,25 @@ def evaluate(
     batch_size: int,
     workers: int,
     limit: int | None = None,
+    samples: int | None = None,
     on_answers: Callable[[Batch, list[Answer]], None] | None = None,
     stop: StopSignals | None = None,
+    report: Callable[[str], None] | None = None,
 ) -> tuple[dict[str, float], Metric]:
     """Evaluate every sample of `split` once; returns the metric's numbers, equal on all ranks, and the metric.
 
     `batch_size` is in the unit of `data.batch_size` (samples or padded tokens). With `limit`, evaluation is only tried:
-    it stops after that many batches and returns no numbers. `on_answers` receives each batch with its answers before
-    the metric does. A rank that received a signal (`stop`) skips its remaining batches; all ranks then raise Stopped.
-    All ranks evaluate with the model buffers of rank 0, since checkpoints hold the buffers of rank 0.
+    it stops after that many batches and returns no numbers. With `samples`, only that many samples of the split are
+    evaluated, the same in every call. `on_answers` receives each batch with its answers before the metric does.
+    `report` receives a line on the progress once a minute. A rank that received a signal (`stop`) skips its remaining
+    batches; all ranks then raise Stopped. All ranks evaluate with the model buffers of rank 0, since checkpoints hold
+    the buffers of rank 0.
     """
     metric = task.metric(split)
+    count = data.count(split)
+    if samples is not None and samples < count:
+        _restrict(metric, samples)
+        count = samples
     distributed.broadcast_buffers(model)
     training = model.training
     model.eval()
@@ -46,7 +58,9 @@ def evaluate(
         world=distributed.world_size(),
         workers=workers,
         limit=limit,
+        samples=samples,
     )
+    evaluated, reported = 0, time.monotonic()
     try:
         with distributed.unsharded(model):
             for batch in batches:
@@ -59,6 +73,10 @@ def evaluate(
                 if on_answers is not None:
                     on_answers(batch, answers)
                 metric.update(batch, answers)
+                evaluated += len(batch["ids"]) * distributed.world_size()
+                if report is not None and time.monotonic() - reported > REPORT_SECONDS:
+                    reported = time.monotonic()
+                    report(f"evaluating {split}: about {min(evaluated, count):,} of {count:,} samples")
     finally:
         model.train(training)
     if stop is not None and stop.requested():
@@ -67,3 +85,14 @@ def evaluate(
         return {}, metric
     metric.gather()
     return metric.compute(), metric
+
+
+def _restrict(metric: Metric, count: int) -> None:
+    """Tell the metric that only `count` samples of its split are evaluated; raises UserError if it cannot be told."""
+    restrict = getattr(metric, "restrict", None)
+    if restrict is None:
+        raise UserError(
+            f"trainer.eval_samples={count}: {type(metric).__name__} has no method restrict(count), so it takes only "
+            "whole splits; give null."
+        )
+    restrict(count)

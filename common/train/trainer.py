@@ -73,6 +73,7 @@ class Trainer:
     grace: Annotated[float, Range(above=0.0, high=1e7)] | None
     log_every: Positive
     eval_every: Positive | None
+    eval_samples: Positive | None
     save_every: Positive | None
     keep_best: Positive
     average_last: Count
@@ -116,6 +117,8 @@ class Trainer:
                 log.truncate_after(0)  # removes the lines of an earlier start that failed
             run.model.train()
             log.info(start_summary(run, options, devices.describe(on), self.precision, total, order.steps(1)))
+            if self.eval_samples is not None and self.eval_samples < run.data.count("val"):
+                log.info(f"val       {self._evaluated_part(run)}")
             for advice in [*getattr(run.model, "input_advice", list)(), *run.task.advice(run.pretrained)]:
                 log.warning(advice)
             if self.compile:
@@ -212,6 +215,8 @@ class Trainer:
             batch_size=self.micro_batch or run.data.batch_size,
             workers=self.workers,
             stop=context.stop,
+            samples=self.eval_samples if split == "val" else None,
+            report=context.log.info,
             **options,
         )
 
@@ -287,7 +292,15 @@ class Trainer:
             if distributed.is_main():
                 metric.write(run.folder / "predictions")
         log.info(f"weights   {describe(path, content)}")
+        if goal in numbers and self.eval_samples is not None and self.eval_samples < run.data.count("val"):
+            log.info(f"{goal} is that of {self._evaluated_part(run)}")
         return numbers
+
+    def _evaluated_part(self, run: Run) -> str:
+        return (
+            f"{self.eval_samples:,} of {run.data.count('val'):,} samples, always the same ones (trainer.eval_samples); "
+            "evaluate.py split=val evaluates all"
+        )
 
     def _log_test_numbers(self, run: Run, context: _Context, scores: dict[str, float]) -> dict[str, float]:
         """Log the numbers of test by full names and return them; warn when there are none, or the goal has no value."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from common.errors import UserError
 from common.machine.distributed import broadcast, gather_samples, is_main
 from common.task import Answer, Batch
+from detr.data import annotations
 from detr.evaluation.coco_evaluators import Evaluator, IouType, select_evaluator
 from detr.evaluation.coco_numbers import SHAPE_KEY, ClassRow, evaluate_results, write_results
 
@@ -43,6 +44,7 @@ class CocoMetric:
         self.categories = categories
         self.evaluator = evaluator
         self.detections: list[tuple[int, Detections]] = []  # image ids and their detections
+        self.count: int | None = None  # of images, if not the whole split is evaluated
         self.gathered = False
         self.rows: list[ClassRow] = []
 
@@ -63,9 +65,15 @@ class CocoMetric:
             )
             self.detections.append((image, detections))
 
+    def restrict(self, count: int) -> None:
+        """Expect only `count` images of the split; the numbers are then of these images."""
+        self.count = count
+
     def gather(self) -> None:
         """Gather the ranks' detections on rank 0; each image of the split must occur exactly once."""
-        gathered = gather_samples(self.detections, None)
+        gathered = gather_samples(self.detections, self.count)
+        if self.count is not None:
+            self.ground_truth = annotations.select(self.ground_truth, [image for image, _ in gathered])
         evaluated, expected = {image for image, _ in gathered}, {image["id"] for image in self.ground_truth["images"]}
         assert evaluated == expected, (
             f"every image of the split must be evaluated; missing: {sorted(expected - evaluated)[:5]}, not of this "

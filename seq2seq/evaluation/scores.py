@@ -129,6 +129,10 @@ class TranslationMetric:
             scores = answer.get("score"), answer.get("reference_log_probability"), answer.get("reference_tokens")
             self.samples.append(TranslatedSample(id, source, reference, answer["text"], *scores))
 
+    def restrict(self, count: int) -> None:
+        """Expect only `count` samples of the split."""
+        self.expected = count
+
     def gather(self) -> None:
         """Gather the samples of all ranks, sorted by id; asserts that each sample occurs exactly once."""
         self.samples = gather_samples(self.samples, self.expected)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from common.task import OptionalData, OptionalModel, OptionalTask
+from common.task import OptionalData, OptionalMetric, OptionalModel, OptionalTask
 from detr.models.detector import Detector
 from seq2seq.models.transformer import Transformer
 from seq2seq.tasks.translation import Translation
@@ -18,7 +18,7 @@ FILES = [
     *(ROOT / f"{door}.py" for door in ("train", "evaluate", "predict")),
     *(file for room in ("common", "detr", "vit", "seq2seq") for file in (ROOT / room).rglob("*.py")),
 ]
-PROTOCOLS = {"model": OptionalModel, "task": OptionalTask, "data": OptionalData}
+PROTOCOLS = {"model": OptionalModel, "task": OptionalTask, "data": OptionalData, "metric": OptionalMetric}
 
 
 def members(protocol: Any) -> set[str]:

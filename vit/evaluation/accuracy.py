@@ -69,6 +69,10 @@ class ClassificationMetric:
         rows = zip(batch["ids"], *(column.tolist() for column in columns), nearest, strict=True)
         self.samples.extend(ScoredSample(*row) for row in rows)
 
+    def restrict(self, count: int) -> None:
+        """Expect only `count` samples of the split."""
+        self.expected = count
+
     def gather(self) -> None:
         """Gather all ranks' samples on every rank, sorted by id; each sample must occur exactly once."""
         self.samples = gather_samples(self.samples, self.expected)

@@ -128,6 +128,20 @@ def test_evaluation_gives_every_sentence_once_and_the_longest_first(world):
     assert [batch["ids"] for batch in limited] == expected[:2]
 
 
+@pytest.mark.parametrize("world", [1, 3])
+def test_a_part_of_a_split_is_a_sample_of_it_and_the_same_in_each_evaluation(world):
+    options = {"batch_size": 2, "world": world, "workers": 0, "samples": 20}
+    ids = [
+        i
+        for rank in range(world)
+        for batch in batching.evaluation(Numbers(1000), "val", rank=rank, **options)
+        for i in batch["ids"]
+    ]
+    alone = batching.evaluation(Numbers(1000), "val", rank=0, **options | {"world": 1})
+    assert sorted(ids) == sorted(i for batch in alone for i in batch["ids"])
+    assert len({*ids}) == 20 and max(ids) - min(ids) > 500, "not the first ones, which may all be of one class"
+
+
 def test_an_empty_split_has_no_batches_to_evaluate():
     data = Numbers(1)
     data.costs = []

@@ -16,6 +16,7 @@ from common.files import checkpoint
 from common.files.log import Log
 from common.machine import distributed
 from common.task import Goal
+from common.train import evaluator
 from common.train.optim import OptimizerOptions, ScheduleOptions
 from common.train.state import Run, select_weights
 from common.train.trainer import Trainer
@@ -99,6 +100,9 @@ class Error:
     def compute(self):
         return {"error": sum(self.errors.values()) / self.count}
 
+    def restrict(self, count):
+        self.count = count
+
     def write(self, folder):
         folder.mkdir(exist_ok=True)
         (folder / "errors.json").write_text(json.dumps(self.errors))
@@ -117,6 +121,7 @@ def trainer(**keys) -> Trainer:
         "strategy": "ddp",
         "timeout": 60,
         "grace": None,
+        "eval_samples": None,
         "workers": 0,
         "device": "cpu",
         "log_every": 4,
@@ -514,6 +519,24 @@ def test_a_goal_without_a_value_ranks_nothing_and_the_last_checkpoint_is_tested(
     output = (tmp_path / "train.log").read_text()
     assert output.count("which is no value; this checkpoint is not ranked.") == 4
     assert "No evaluation gave a value of val/error; the last checkpoint, step_00000020.pt, is tested." in output
+
+
+def test_a_part_of_val_is_evaluated_while_training_and_all_of_test(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluator, "REPORT_SECONDS", -1.0)
+    counts = []
+    real = Error.compute
+    monkeypatch.setattr(Error, "compute", lambda self: counts.append(len(self.errors)) or real(self))
+    fit(tmp_path, keys={"eval_samples": 4})
+    assert counts == [4, 4, 4, 4, 5]
+    output = (tmp_path / "train.log").read_text()
+    assert "val       4 of 6 samples, always the same ones" in output and "val/error is that of 4 of 6" in output
+    assert output.count("evaluating val: about 4 of 4 samples") == 5, "with the trial before the first step"
+    fit(tmp_path / "all", keys={"eval_samples": 6})
+    assert counts[5:] == [6, 6, 6, 6, 5] and "always the same ones" not in (tmp_path / "all/train.log").read_text()
+    monkeypatch.delattr(Error, "restrict")
+    with pytest.raises(UserError, match=r"^trainer\.eval_samples=4: Error has no method restrict\(count\)"):
+        fit(tmp_path / "another", keys={"eval_samples": 4})
+    assert not (tmp_path / "another/checkpoints").exists() or not [*(tmp_path / "another/checkpoints").iterdir()]
 
 
 def test_a_best_checkpoint_that_an_earlier_version_chose_by_minus_1_is_not_tested(tmp_path, monkeypatch):

@@ -93,6 +93,16 @@ def test_images_without_annotations_have_no_numbers_and_their_answers_are_writte
     ]
 
 
+def test_the_numbers_of_a_part_are_those_of_a_file_with_these_images_alone() -> None:
+    cat = {"category_id": 7, "bbox": [10, 10, 100, 100]}
+    both = truth(cat | {"image_id": 1}, cat | {"image_id": 2})
+    metric = CocoMetric(both, CATEGORIES)
+    metric.restrict(1)
+    metric.update({"ids": [2]}, [answer([[10, 10, 110, 110]], [0.5], [0])])
+    metric.gather()
+    assert metric.compute()["AP"] == pytest.approx(1) and len(both["images"]) == 2
+
+
 def test_two_objects_evaluated_by_hand(capsys):
     """Two cats of 100 x 100 in two images. Detections by score:
 
