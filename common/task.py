@@ -199,6 +199,9 @@ class OptionalTask(Protocol):
     offered: Sequence[str]
     """Keys of `model_arguments` that are passed only to models whose constructor accepts them."""
 
+    state_schema: type
+    """The types of `state`: a TypedDict, by which a checkpoint's state is checked before `restore` and `inherit`."""
+
     unanswered: list[str]
     """A sentence for each input that `read` or `predict` skipped, with the reason; predict.py lists them at its end."""
 

@@ -15,6 +15,11 @@ class Range:
     high: float | None = None  # value <= high
     above: float | None = None  # value > above
 
+    def contains(self, value: float) -> bool:
+        """Whether `value` lies in the interval; NaN never does, unless the interval is unbounded."""
+        low, high, above = self.low, self.high, self.above
+        return (low is None or value >= low) and (high is None or value <= high) and (above is None or value > above)
+
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from common.errors import UserError
 from common.files import checkpoint
+from common.files.content import TO_RESTORE
 from common.train.state import describe, select_weights
 from scripts.exporting.marian_folder import overrides_for, write
 from scripts.verify.comparison import TOLERANCE
@@ -82,7 +83,7 @@ def _peer(folder: Path) -> Any:
 
 def _load(path: Path) -> dict[str, Any]:
     """Load a checkpoint of a seq2seq run; raises UserError for any other file."""
-    content = checkpoint.load(path)
+    content = checkpoint.load(path, TO_RESTORE)
     if not checkpoint.is_ours(content):
         raise UserError(f"{path} was not written by this program; give a checkpoint of a seq2seq run.")
     target = content["config"]["model"].get("_target_")

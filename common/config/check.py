@@ -226,17 +226,12 @@ def _fits(value: Any, annotation: Any) -> bool:
     kind, inner = typing.get_origin(annotation), typing.get_args(annotation)
     if kind is Annotated:
         ranges = [part for part in inner[1:] if isinstance(part, Range)]
-        return _fits(value, inner[0]) and all(_within(value, limits) for limits in ranges)
+        return _fits(value, inner[0]) and all(limits.contains(value) for limits in ranges)
     if kind is Literal:
         return any(type(value) is type(choice) and value == choice for choice in inner)
     if annotation is float:
         return type(value) in (int, float) and -sys.float_info.max <= value <= sys.float_info.max
     return type(value) is annotation and (annotation is not int or abs(value) <= MAX_INTEGER)
-
-
-def _within(value: float, limits: Range) -> bool:
-    low, high, above = limits.low, limits.high, limits.above
-    return (low is None or value >= low) and (high is None or value <= high) and (above is None or value > above)
 
 
 def _convert(value: Any, hint: Any) -> Any:

@@ -6,13 +6,15 @@ the content, not by the name.
 """
 
 import argparse
+import math
 import os
 import re
 import warnings
 import zipfile
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 import safetensors.torch
@@ -21,6 +23,7 @@ from torch import Tensor, nn
 
 from common.config.migrations import migrate_checkpoint
 from common.errors import UserError
+from common.files import content as fields
 from common.files.lines import sync_folder
 from common.machine import memory
 
@@ -56,13 +59,15 @@ def save(path: Path, content: dict[str, Any]) -> None:
     sync_folder(path.parent)
 
 
-def load(path: Path | str) -> dict[str, Any]:
+def load(path: Path | str, required: Sequence[str] = ()) -> dict[str, Any]:
     """Load and verify a checkpoint, ours or another program's, to the CPU, without executing anything in it.
 
-    A file of an earlier version is returned with the present keys and names (config/migrations.py). .npz and
-    .safetensors give a dict of names and tensors. Files that are not a zip (.safetensors, and PyTorch's from before
-    2020) have no checksums: only their lengths are verified. Raises UserError for every file that cannot be read:
-    missing, truncated, altered, of another format, or with objects that could run code.
+    The fields of a file of ours have the types of files/content.py, and it has those in `required`. A file of an
+    earlier version is returned with the present keys and names (config/migrations.py). .npz and .safetensors give a
+    dict of names and tensors. Files that are not a zip (.safetensors, and PyTorch's from before 2020) have no
+    checksums: only their lengths are verified. Raises UserError for every file that cannot be read: missing, truncated,
+    altered, of another format, with objects that could run code, with tensors that are sparse, quantised or without
+    content, or with a field of another type.
     """
     path = Path(path)
     if not path.is_file():
@@ -81,7 +86,13 @@ def load(path: Path | str) -> dict[str, Any]:
     if isinstance(version, str) and version.startswith("triptych-") and version != FORMAT:
         formats = f"is in the format {version} and this program reads {FORMAT}"
         raise NewerFormatError(f"{path} {formats}; use a newer Triptych.")
-    return migrate_checkpoint(content) if is_ours(content) and isinstance(content.get("config"), dict) else content
+    if tensor := fields.unusable_tensor(content):
+        raise UserError(f"{path} holds {tensor}; give a file whose tensors are dense, not quantised and complete.")
+    if not is_ours(content):
+        return content
+    if mistake := fields.first_mistake(content, required):
+        raise UserError(f"{path} was altered, or not written by this program: {mistake}; give another checkpoint.")
+    return migrate_checkpoint(content) if "config" in content else content
 
 
 def is_ours(content: dict[str, Any]) -> bool:
@@ -137,10 +148,12 @@ def _is_safetensors(head: bytes) -> bool:
 def _read_arrays(file: BinaryIO) -> dict[str, Tensor]:
     """Read the arrays of an .npz. Raises UserError, with a text as in `_read`, if an array does not hold numbers."""
     tensors = {}
-    with np.load(file, allow_pickle=False) as archive:
-        for name in archive.files:
+    with zipfile.ZipFile(file) as archive:
+        for entry in archive.infolist():
+            name = entry.filename.removesuffix(".npy")
             try:
-                tensors[name] = _tensor(archive[name])
+                with archive.open(entry) as member:
+                    tensors[name] = _tensor(_read_array(member, entry.file_size))
             except (TypeError, ValueError) as error:
                 if "Object arrays" in str(error):
                     reason = f"holds pickled objects ({name}), which could run code; nothing was executed,"
@@ -148,6 +161,22 @@ def _read_arrays(file: BinaryIO) -> dict[str, Tensor]:
                     reason = f"holds {name}, which is no array of numbers ({str(error).partition(chr(10))[0][:160]});"
                 raise UserError(f"{reason} give a file of plain weights.") from error
     return tensors
+
+
+def _read_array(member: IO[bytes], size: int) -> np.ndarray[Any, Any]:
+    """One array; `size` in bytes is that of the member. Raises ValueError if its header states another size.
+
+    NumPy would allocate what the header states before it reads.
+    """
+    version = np.lib.format.read_magic(member)
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read_header(member)
+    if dtype.hasobject:
+        raise ValueError("Object arrays")
+    if math.prod(shape) * dtype.itemsize != size - member.tell():
+        raise ValueError(f"it has the shape {shape} and {size - member.tell():,} bytes")
+    member.seek(0)
+    return np.lib.format.read_array(member, allow_pickle=False)
 
 
 def _tensor(array: np.ndarray[Any, Any]) -> Tensor:

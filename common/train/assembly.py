@@ -1,8 +1,10 @@
 """Build data, task and model from a checked config, and load a checkpoint's weights into the model."""
 
+import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +13,16 @@ from common.config.check import build, build_model, construct
 from common.config.compose import configure
 from common.config.schema import WINGS
 from common.errors import UserError
-from common.files import checkpoint
+from common.files import checkpoint, schema
+from common.files.content import TO_RESTORE
 from common.machine import device as devices
-from common.machine import distributed
+from common.machine import distributed, memory
 from common.task import Adopted, Data, Task
 from common.train.state import describe, select_weights
 from common.train.trainer import Trainer
-from common.weights import unwrapping
+from common.weights import unwrapping, values
+
+T = TypeVar("T")
 
 
 class Components(NamedTuple):
@@ -51,7 +56,9 @@ def assemble(config: dict[str, Any], *, resumed_state: dict[str, Any] | None = N
     path = Path(config["checkpoint"]) if config["checkpoint"] and resumed_state is None else None
     inherited = resumed_state if path is None else _read(path, task).task_state
     if inherited is not None and hasattr(task, "inherit"):
-        task.inherit(inherited)
+        file = path or Path("task.json")  # that of the run's folder
+        _check_task_state(task, inherited, file)
+        _with_path(file, task.inherit, inherited)
     torch.manual_seed(config["seed"])
     model: nn.Module = build_model(config["model"], task)
     loaded: str | None = None
@@ -73,7 +80,7 @@ def restore(config: dict[str, Any]) -> Components:
     """
     trainer, device = _trainer(config)
     path = Path(config["checkpoint"])
-    content = checkpoint.load(path)
+    content = checkpoint.load(path, TO_RESTORE)
     data: Data = build(config["data"])
     task: Task = build(config["task"], data=data)
     if checkpoint.is_ours(content):
@@ -82,12 +89,13 @@ def restore(config: dict[str, Any]) -> Components:
         notes: list[str] = []
         line = f"weights   {describe(path, content, config['weights'])}"
     else:
-        content, notes = _select_kind(content, config["weights"], path)
+        content, notes = _with_path(path, unwrapping.select_kind, content, config["weights"])
         adopted = _adopt(task, content, path)
         state, tensors, notes = adopted.task_state, adopted.weights, [*notes, *adopted.notes]
         line = f"weights   {path}: imported" + _list_names(", without", adopted.left_out)
-    task.restore(state)
+    restore_task(task, state, path)
     model: nn.Module = build_model(config["model"], task)
+    values.refuse_other_kinds(model, tensors, path)
     notes = _adaptations(model, tensors) + notes
     tensors = _adapt(model, tensors)
     missing, _ = _match(model, tensors)
@@ -100,7 +108,8 @@ def restore(config: dict[str, Any]) -> Components:
             f"{first}; name the model that the file holds (model=...)."
         )
     model.load_state_dict(tensors)
-    return Components(data, task, model.to(device).eval(), trainer, device, _with_notes(line, notes))
+    line = _with_notes(line, notes, values.non_finite_note(tensors))
+    return Components(data, task, model.to(device).eval(), trainer, device, line)
 
 
 def load(file: str | Path, *overrides: str) -> tuple[nn.Module, Task]:
@@ -111,7 +120,8 @@ def load(file: str | Path, *overrides: str) -> tuple[nn.Module, Task]:
             print(task.predict(model, batch))
 
     `overrides` are config overrides as on the command line. A file of another program needs one that names its model
-    ("model=detr_r50"). Raises UserError for the same mistakes as predict.py.
+    ("model=detr_r50"). Warns of weights that are not finite. Raises UserError for the
+    same mistakes as predict.py.
 
     Weights ("weights=raw" instead of EMA) and preprocessing are those of predict.py. The precision is not: the model
     computes in fp32, and predict.py in the run's trainer.precision, which `auto` resolves to bf16 on many machines.
@@ -119,12 +129,14 @@ def load(file: str | Path, *overrides: str) -> tuple[nn.Module, Task]:
     """
     config = configure("evaluate", [f"checkpoint={file}", *overrides], stored_config)
     parts = restore(config)
+    for warning in values.non_finite_note(parts.model.state_dict()):
+        warnings.warn(f"{file}: {warning}", stacklevel=2)
     return parts.model, parts.task
 
 
 def stored_config(path: Path) -> dict[str, Any]:
     """The config inside a checkpoint of this program; empty for a file of another program."""
-    content = checkpoint.load(path)
+    content = checkpoint.load(path, ("config",))
     return content["config"] if checkpoint.is_ours(content) else {}
 
 
@@ -137,6 +149,7 @@ def load_initial_weights(model: nn.Module, task: Task, path: Path) -> str:
     when no weight matrix matches.
     """
     adopted = _read(path, task)
+    values.refuse_other_kinds(model, adopted.weights, path)
     notes = [*_adaptations(model, adopted.weights), *adopted.notes]
     tensors = _adapt(model, adopted.weights)
     reset = tuple(getattr(model, "decided_by_data", ())) if adopted.task_state != task.state() else ()
@@ -150,12 +163,12 @@ def load_initial_weights(model: nn.Module, task: Task, path: Path) -> str:
     unused = sorted((tensors.keys() - matching.keys()) - set(missing)) + adopted.left_out
     loaded = f"weights   {path}: {len(matching)} tensors"
     loaded += _list_names("; re-initialised:", missing) + _list_names("; unused:", unused)
-    return _with_notes(loaded, notes)
+    return _with_notes(loaded, notes, values.non_finite_note(matching))
 
 
 def _read(path: Path, task: Task) -> Adopted:
     """Read the weights and the task state from a checkpoint of this program or of another one."""
-    content = checkpoint.load(path)
+    content = checkpoint.load(path, TO_RESTORE)
     if not checkpoint.is_ours(content):
         return _adopt(task, content, path)
     _refuse_another_wing(content, task, path)
@@ -176,14 +189,39 @@ def _refuse_another_wing(content: dict[str, Any], task: Task, path: Path) -> Non
 
 def _adopt(task: Task, content: dict[str, Any], path: Path) -> Adopted:
     try:
-        return task.adopt(content, path.parent)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+        return _with_path(path, task.adopt, content, path.parent)
+    except (ArithmeticError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        if memory.is_out_of_memory(error):
+            raise
+        # Torch's and Python's own errors about shapes say more than a check of each tensor before its use would.
+        reason = str(error).partition("\n")[0][:160]
+        raise UserError(
+            f"{path} has tensors whose shapes or types are not those of a supported model ({reason}); give a file as "
+            "it was published."
+        ) from error
 
 
-def _select_kind(content: dict[str, Any], kind: str, path: Path) -> tuple[dict[str, Any], list[str]]:
+def restore_task(task: Task, state: dict[str, Any], path: Path) -> None:
+    """Restore a task from the state in a checkpoint; raises UserError with the file's name."""
+    _check_task_state(task, state, path)
+    _with_path(path, task.restore, state)
+
+
+def _check_task_state(task: Task, state: dict[str, Any], path: Path) -> None:
+    """Raise UserError unless a task state has the types that the task declares (`OptionalTask.state_schema`).
+
+    A class that overrides `restore` without a declaration of its own has none: its state may differ from its parent's.
+    """
+    owner = next((base for base in type(task).__mro__ if {"state_schema", "restore"} & vars(base).keys()), type(task))
+    declared = vars(owner).get("state_schema")
+    if declared is not None and (mistake := schema.mistake(state, declared, "task")):
+        raise UserError(f"{path} was altered, or not written by this program: {mistake}; give another file.")
+
+
+def _with_path(path: Path, function: Callable[..., T], *arguments: Any) -> T:
+    """The function's result; the file's name is put before the text of a UserError."""
     try:
-        return unwrapping.select_kind(content, kind)
+        return function(*arguments)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 
@@ -200,9 +238,9 @@ def _adaptations(model: nn.Module, tensors: dict[str, Tensor]) -> list[str]:
     return list(adaptations(tensors)) if adaptations else []
 
 
-def _with_notes(line: str, notes: list[str]) -> str:
-    """Return `line` followed by a line for each note."""
-    return "\n".join([line, *(f"note      {note}" for note in notes)])
+def _with_notes(line: str, notes: list[str], warnings: list[str]) -> str:
+    """Return `line` followed by a line for each note and each warning."""
+    return "\n".join([line, *(f"note      {n}" for n in notes), *(f"warning   {warning}" for warning in warnings)])
 
 
 def _match(model: nn.Module, tensors: dict[str, Tensor]) -> tuple[list[str], dict[str, Tensor]]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from common.config.diff import differences
 from common.errors import UserError
 from common.files import checkpoint
+from common.files.content import TO_RESTORE
 from common.train.state import select_weights
 
 File = tuple[Path, dict[str, Any]]
@@ -60,7 +61,7 @@ def _check_count(files: Sequence[Path]) -> None:
 
 def _read_single_step(path: Path) -> dict[str, Any]:
     """Read a checkpoint that a run wrote; raises UserError for any other file, including an average."""
-    content = checkpoint.load(path)
+    content = checkpoint.load(path, TO_RESTORE)
     if not checkpoint.is_ours(content):
         raise UserError(f"{path} was not written by this program; give checkpoints of its runs.")
     if content.get("mean"):

@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from common.config.diff import CHANGEABLE_KEYS, differences, refuse_changes
 from common.errors import UserError
+from common.files.content import TO_RESUME
 from common.files.log import Log
 from common.files.retention import CheckpointFolder
 from common.machine import distributed
@@ -19,6 +20,7 @@ from common.train.data_identity import Fingerprints
 from common.train.ema import Average
 from common.train.optim import OptimizerOptions, ScheduleOptions
 from common.train.step import Stepper
+from common.weights import values
 
 
 @dataclass(kw_only=True)
@@ -155,6 +157,8 @@ def resume_run(run: Run, stepper: Stepper, average: Average | None, folder: Chec
         _restart(run, folder, log)
         return
     path, content = latest
+    if missing := [name for name in TO_RESUME if name not in content]:
+        raise UserError(f"{path} lacks {', '.join(missing)}, so no run can resume from it; start a new run with it.")
     allowed = run.config.get("allow_changes") or []
     paths = data_identity.recognised_paths(run.data, content)
     refuse_changes(content["config"], run.config, f"{path}", [*allowed, *paths])
@@ -194,7 +198,7 @@ def _restart(run: Run, folder: CheckpointFolder, log: Log) -> None:
 
 
 def _refuse_other_weights(run: Run, content: dict[str, Any], path: Path) -> None:
-    """Raise UserError when names or shapes of the model's weights are not those of the checkpoint."""
+    """Raise UserError when names, shapes or kinds of the model's weights are not those of the checkpoint."""
     stored = {name: tuple(tensor.shape) for name, tensor in content["model"].items()}
     ours = {name: tuple(tensor.shape) for name, tensor in run.model.state_dict().items()}
     if name := next((name for name in {**stored, **ours} if stored.get(name) != ours.get(name)), None):
@@ -202,6 +206,8 @@ def _refuse_other_weights(run: Run, content: dict[str, Any], path: Path) -> None
             f"{path} holds the weights of another model: {name} is {stored.get(name, 'missing')} in the file and "
             f"{ours.get(name, 'missing')} in this run; restore the config, or start a new run with checkpoint={path}."
         )
+    for tensors in (content["model"], (content["average"] or {}).get("weights", {})):
+        values.refuse_other_kinds(run.model, tensors, path)
 
 
 def _refuse_other_data(run: Run, content: dict[str, Any], path: Path, allowed: list[str]) -> list[str]:

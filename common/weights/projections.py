@@ -7,17 +7,22 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from common.errors import UserError
+
 
 def join(tensors: Mapping[str, Tensor], *, zero_biases: bool = False) -> dict[str, Tensor]:
     """Stack the rows of `attention.q`, `attention.k` and `attention.v` to `attention.in_proj`.
 
     Where one of the three is missing, the other two are dropped, so that `in_proj` is reported as missing. With
-    `zero_biases`, attention without any of the three biases gets an `in_proj.bias` of zeros.
+    `zero_biases`, attention without any of the three biases gets an `in_proj.bias` of zeros. Raises UserError for a
+    part that is not of floats, which concatenation would convert.
     """
     joined: dict[str, Tensor] = {}
     groups: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
     for name, tensor in tensors.items():
         if match := re.fullmatch(r"(.*attention\.)([qkv])\.(weight|bias)", name):
+            if not tensor.is_floating_point():
+                raise UserError(f"The checkpoint holds {name} as {tensor.dtype}; give a file of weights of floats.")
             groups[f"{match[1]}in_proj.{match[3]}"][match[2]] = tensor
         else:
             joined[name] = tensor

@@ -40,7 +40,9 @@ def unwrap(
             f"The checkpoint holds no weights, bare or under {_listed(wrappers)}; give {expected}, or a file that this "
             "program wrote."
         )
-    other_keys = [name for name, value in weights.items() if not isinstance(value, Tensor)]
+    if unnamed := [name for name, value in weights.items() if isinstance(value, Tensor) and not isinstance(name, str)]:
+        raise UserError(f"The checkpoint holds a tensor under {unnamed[0]!r} and not under a name; give {expected}.")
+    other_keys = [str(name) for name, value in weights.items() if not isinstance(value, Tensor)]
     tensors = {PREFIX.sub("", name): value for name, value in weights.items() if isinstance(value, Tensor)}
     return _without_attribute(tensors, attributes), holders[1:] + other_keys
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,19 @@ class PredictOptions:
     threshold: Fraction
 
 
+class Category(TypedDict):
+    """A class: its category id in COCO's files, and its name."""
+
+    id: int
+    name: str
+
+
+class DetectionState(TypedDict, total=False):
+    """The task's part of a checkpoint; files for fine-tuning, without a class head, have no categories."""
+
+    categories: list[Category]
+
+
 class Detection:
     """The task of object detection: boxes with classes. Prediction reads no file of `data`.
 
@@ -47,6 +60,7 @@ class Detection:
     goal = Goal("AP", higher_is_better=True)
     handed_on: ClassVar[tuple[str, ...]] = ("classes",)
     offered: ClassVar[tuple[str, ...]] = ("logits",)  # passed to a model if its constructor has this argument
+    state_schema = DetectionState
 
     def __init__(
         self,

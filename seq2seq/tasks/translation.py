@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, TypedDict, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,11 +30,18 @@ CPU = torch.device("cpu")
 LINES_PER_BATCH = 64  # of a user's input
 
 
+class TranslationState(TypedDict, total=False):
+    """The task's part of a checkpoint; files of other programs may have no tokenizers."""
+
+    tokenizers: list[str]
+
+
 class Translation:
     """The task of translating sentences. Prediction reads no file of `data`."""
 
     goal = Goal("bleu", higher_is_better=True)
     handed_on: ClassVar[tuple[str, ...]] = ("vocabularies", "joint")
+    state_schema = TranslationState
 
     def __init__(self, *, data: TextData, loss: LossOptions, predict: DecodingOptions, keep_tokenizers: bool):
         """Make the task.
@@ -70,6 +77,8 @@ class Translation:
                 "The checkpoint contains no tokenizers, without which its token ids have no text; import it together "
                 "with its vocabulary."
             )
+        if len(state["tokenizers"]) > 2:
+            raise UserError("The checkpoint contains more tokenizers than those of source and target; give another.")
         tokenizers = [foreign_tokenizers.restore(text) for text in state["tokenizers"]]
         self.data.use(tokenizers[0], tokenizers[-1])
 

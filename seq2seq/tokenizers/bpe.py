@@ -13,7 +13,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import tokenizers
@@ -21,6 +21,7 @@ from tokenizers import models, pre_tokenizers, trainers
 
 from common.decoding.contract import SpecialIds
 from common.errors import UserError
+from common.files import schema
 from common.types import Fraction, Positive
 from seq2seq.tokenizers.text import Ragged
 
@@ -62,6 +63,24 @@ class TokenizerOptions:
     byte_fallback: bool
     normalization: Literal["none", "nfc", "nfkc"]
     lowercase: bool
+
+
+class _Model(TypedDict):
+    vocab: dict[str, int]
+    merges: list[tuple[str, str]]
+
+
+class _Bpe(TypedDict):
+    """The form of a BPE tokenizer of the library."""
+
+    model: _Model
+
+
+class TokenizerState(TypedDict):
+    """The content of `Tokenizer.state`."""
+
+    options: TokenizerOptions
+    bpe: _Bpe
 
 
 class Tokenizer:
@@ -156,14 +175,21 @@ class Tokenizer:
 
     @classmethod
     def restore(cls, state: str) -> "Tokenizer":
-        """The tokenizer of a `state`; raises UserError for any other text."""
+        """The tokenizer of a `state`; raises UserError for any other text.
+
+        Only options, entries and merges are taken. Regular expressions other than ours, which may need exponential
+        time, are refused.
+        """
         try:
-            content: dict[str, Any] = json.loads(state)
-            bpe = tokenizers.Tokenizer.from_str(json.dumps(content["bpe"]))
-            return cls(TokenizerOptions(**content["options"]), bpe)
+            content = json.loads(state)
+            if mistake := schema.mistake(content, TokenizerState, "tokenizer"):
+                raise ValueError(mistake)
+            options = TokenizerOptions(**content["options"])
+            return cls(options, _rebuild(content["bpe"], options))
         except Exception as error:  # the library raises no narrower type
             raise UserError(
-                "The checkpoint's tokenizer was not written by this program; give a checkpoint of a seq2seq run."
+                "The checkpoint's tokenizer was not written by this program "
+                f"({str(error)[:160] or type(error).__name__}); give a checkpoint of a seq2seq run."
             ) from error
 
     def _prepare(self, text: str) -> str:
@@ -237,6 +263,24 @@ def _untrained_tokenizer(options: TokenizerOptions) -> tokenizers.Tokenizer:
         steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
     bpe = tokenizers.Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    return bpe
+
+
+def _rebuild(stored: dict[str, Any], options: TokenizerOptions) -> tokenizers.Tokenizer:
+    """The tokenizer with the entries and merges of a stored one, which must be one that `options` give."""
+    bpe = _untrained_tokenizer(options)
+    ours = json.loads(bpe.to_str())
+    changed = [key for key in ours if key not in ("version", "model") and stored.get(key) != ours[key]]
+    model = stored["model"]
+    changed += [key for key in model if model[key] and key not in ("type", "vocab", "merges")]
+    if changed:
+        raise ValueError(f"its {changed[0]} is another")
+    ids = model["vocab"]
+    if sorted(ids.values()) != [*range(len(ids))] or any(
+        ids.get(symbol) != i for i, symbol in enumerate(SPECIAL_SYMBOLS)
+    ):
+        raise ValueError("its ids are not those of special entries and others without gaps")
+    bpe.model = models.BPE(ids, [tuple(pair) for pair in model["merges"]])
     return bpe
 
 

@@ -9,9 +9,10 @@ target.spm if there is no target_vocab.json.
 import base64
 import itertools
 import json
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypedDict
 
 import numpy as np
 import tokenizers
@@ -19,6 +20,9 @@ from tokenizers import models, normalizers, pre_tokenizers
 
 from common.data.opening import open_regular, read_json
 from common.errors import UserError
+from common.files import schema
+from common.types import Count
+from seq2seq.tokenizers import charsmap as charsmaps
 from seq2seq.tokenizers.bpe import (
     ENCODING_CHUNK,
     EOS,
@@ -45,6 +49,19 @@ class ForeignSpecialIds(NamedTuple):
     pad: int
 
 
+class SentencePiecesState(TypedDict):
+    """The content of `SentencePieces.state`."""
+
+    kind: Literal["sentencepiece"]
+    entries: list[str]  # by id
+    joint: bool
+    pieces: list[tuple[str, float]]  # of the unigram model, with their scores
+    unknown: Count  # index of the unknown piece
+    charsmap: str  # base64 of the normalizer's map of characters; see charsmap.py
+    space_before: bool
+    single_spaces: bool
+
+
 class SentencePieces:
     """Text to ids and back, with the interface of `TextTokenizer`.
 
@@ -55,7 +72,15 @@ class SentencePieces:
     special = SPECIAL
 
     def __init__(self, content: dict[str, Any]):
-        """Restore the tokenizer from `content`, one of the states of `tokenizer_states` as parsed JSON."""
+        """Restore the tokenizer from `content`, one of the states of `tokenizer_states` as parsed JSON.
+
+        Raises UserError for any other content.
+        """
+        if mistake := _mistake(content):
+            raise UserError(
+                f"The tokenizer was not imported by this program, or is damaged: {mistake}; import the files of its "
+                "model again."
+            )
         self._content = content
         self._entries: list[str] = content["entries"]
         self._ids = {entry: id for id, entry in enumerate(self._entries) if id >= len(SPECIAL_NAMES)}
@@ -130,11 +155,31 @@ def restore(state: str) -> "Tokenizer | SentencePieces":
     """The tokenizer of a `state`, trained here or imported; raises UserError for any other text."""
     try:
         content = json.loads(state)
-    except ValueError:
+    except (ValueError, RecursionError):
         content = None  # Tokenizer.restore raises its UserError
     if isinstance(content, dict) and content.get("kind") == STATE_KIND:
         return SentencePieces(content)
     return Tokenizer.restore(state)
+
+
+def _mistake(content: dict[str, Any]) -> str | None:
+    """The first mistake in a state, or None. The library panics on malformed content."""
+    if mistake := schema.mistake(content, SentencePiecesState, "tokenizer"):
+        return mistake
+    pieces, unknown = content["pieces"], content["unknown"]
+    if unknown >= len(pieces):
+        return f"its unknown piece is number {unknown} of {len(pieces)}"
+    if not all(text and math.isfinite(score) for text, score in pieces):
+        return "it has an empty piece, or one without a finite score"
+    if tuple(content["entries"][: len(SPECIAL_NAMES)]) != SPECIAL_NAMES:
+        return f"its entries do not begin with {', '.join(SPECIAL_NAMES)}"
+    try:
+        json.dumps(content, ensure_ascii=False).encode()
+        charsmap = base64.b64decode(content["charsmap"], validate=True)
+    except ValueError as error:  # half of a surrogate pair, or a text that is not base64
+        return str(error)
+    reason = charsmaps.mistake(charsmap) if charsmap else None
+    return f"its charsmap cannot be used: {reason}" if reason else None
 
 
 def share_vocabulary(source: TextTokenizer, target: TextTokenizer) -> bool:

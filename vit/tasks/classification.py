@@ -4,7 +4,7 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -45,11 +45,18 @@ class PredictOptions:
     neighbours: Count
 
 
+class ClassificationState(TypedDict):
+    """The task's part of a checkpoint."""
+
+    classes: list[str]
+
+
 class Classification:
     """Classification of images, with one class for each. Prediction from a checkpoint opens no file of `data`."""
 
     goal = Goal("top1", higher_is_better=True)
     handed_on: ClassVar[tuple[str, ...]] = ("classes", "channels", "image_size")
+    state_schema = ClassificationState
 
     def __init__(self, *, data: ImageData, loss: LossOptions, predict: PredictOptions):
         self.data, self.loss_options, self.options = data, loss, predict

@@ -20,7 +20,7 @@ from common.files import checkpoint
 
 CONTENT = {
     "weights": {"a": torch.arange(12.0).reshape(3, 4), "b": torch.tensor([1, 2])},
-    "config": {"lr": 1e-3, "name": "x", "on": True, "none": None, "list": [1, (2, "ü")], 7: "int key"},
+    "options": {"lr": 1e-3, "name": "x", "on": True, "none": None, "list": [1, (2, "ü")], 7: "int key"},
     "random": random.Random(0).getstate(),
     "kind": [torch.bfloat16, torch.device("cuda", 1)],
 }

@@ -1,0 +1,94 @@
+"""What a checkpoint of this program holds: the types of its fields, and the tensors with which nothing can be computed.
+
+The task's state and the config are judged further by the task (`OptionalTask.state_schema`) and by config/check.py.
+"""
+
+from collections.abc import Sequence
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor
+
+from common.files import schema
+from common.types import Count
+
+Weights = dict[str, Tensor]
+TO_RESTORE = ("step", "model", "average", "task", "config")  # the fields with which a model can be restored
+TO_RESUME = (*TO_RESTORE, "best", "optimizer", "scaler", "overflows", "window_steps")
+
+
+class MovingAverage(TypedDict):
+    """The result of `Average.state_dict`."""
+
+    updates: Count
+    weights: Weights
+
+
+class Mean(TypedDict):
+    """Which checkpoints an average was made of (train/averaging.py)."""
+
+    steps: list[int]
+    ema: bool
+
+
+class Config(TypedDict, total=False):
+    """The sections of a config."""
+
+    model: dict[str, Any]
+    data: dict[str, Any]
+    task: dict[str, Any]
+    optimizer: dict[str, Any]
+    schedule: dict[str, Any]
+    trainer: dict[str, Any]
+
+
+class Content(TypedDict, total=False):
+    """The fields of a checkpoint. `train.state.checkpoint_content` writes them; earlier versions lack some."""
+
+    step: Count
+    best: float | None
+    ranking: list[tuple[float, int]]
+    model: Weights
+    average: MovingAverage | None
+    mean: Mean
+    optimizer: dict[str, Any]
+    scaler: dict[str, float]
+    overflows: Count
+    windows: list[Weights]
+    window: dict[str, float]
+    window_steps: Count
+    said: list[str]
+    task: dict[str, Any]
+    samples: Count
+    fingerprints: dict[str, dict[str, str]]
+    config: Config
+
+
+def first_mistake(content: dict[str, Any], required: Sequence[str] = ()) -> str | None:
+    """The first field that is missing or of another type, such as "step is null, expected a whole number", or None."""
+    missing = [f"{name} is missing" for name in required if name not in content]
+    if mistake := missing[0] if missing else schema.mistake(content, Content, ""):
+        return mistake
+    return schema.plain_mistake(content.get("config"), "config")
+
+
+def unusable_tensor(content: Any) -> str | None:
+    """The first tensor in nested containers that is not a plain one, such as "model.head, a sparse tensor", or None."""
+    pending, visited = [("", content)], set[int]()
+    while pending:
+        name, value = pending.pop()
+        if isinstance(value, Tensor) and (kind := _unusual_kind(value)):
+            return f"{name}, {kind}"
+        if isinstance(value, dict | list | tuple) and id(value) not in visited:  # a pickle may hold a cycle
+            visited.add(id(value))
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            pending += [(f"{name}.{key}" if name else f"{key}", item) for key, item in items]
+    return None
+
+
+def _unusual_kind(tensor: Tensor) -> str | None:
+    if tensor.is_nested or tensor.layout != torch.strided:
+        return "a nested tensor" if tensor.is_nested else "a sparse tensor"
+    if tensor.is_quantized:
+        return "a quantised tensor"
+    return "a tensor without content (on the device meta)" if tensor.is_meta else None

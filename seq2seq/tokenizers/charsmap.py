@@ -1,0 +1,31 @@
+"""Check SentencePiece's compiled map of characters, which the library `tokenizers` trusts: its Rust code would panic.
+
+A map is a 4-byte little-endian length, a trie of so many bytes, and the replacements as UTF-8, each ended by a zero.
+The trie is a double array of 4-byte units (the library Darts-clone). In a unit, bit 31 marks a leaf, whose other bits
+are the index of a replacement. In other units, bit 8 marks a key that ends there, and bits 9 to 31 are the offset of
+the children: that of byte b is the unit at position xor offset xor b.
+"""
+
+import numpy as np
+
+
+def mistake(charsmap: bytes) -> str | None:
+    """What makes a map unsafe to use, such as "its trie is cut", or None. Every unit is checked, used or not."""
+    length = int.from_bytes(charsmap[:4], "little")
+    if len(charsmap) < 4 + length or length % 4 or not length:
+        return f"its trie has {max(len(charsmap) - 4, 0):,} of {length:,} bytes"
+    units = np.frombuffer(charsmap, "<u4", length // 4, 4).astype(np.int64)
+    replacements = np.frombuffer(charsmap, np.uint8, offset=4 + length)
+    try:
+        charsmap[4 + length :].decode()
+    except UnicodeDecodeError:
+        return "its replacements are not valid UTF-8"
+    offsets = (units >> 10) << ((units >> 6) & 8)
+    children = np.arange(len(units)) ^ offsets  # of byte 0; those of all bytes are in the same block of 256 units
+    inner = units >> 31 == 0
+    if (children[inner] | 255 >= len(units)).any():
+        return "its trie refers to units beyond its end"
+    indices = units[children[inner & ((units >> 8) & 1 == 1)]] & 0x7FFFFFFF
+    if (indices >= len(replacements)).any() or (replacements[indices] & 0xC0 == 0x80).any():
+        return "its trie refers to places that are not the start of a replacement"
+    return None
