@@ -72,14 +72,13 @@ class Translation:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Use the tokenizers of a checkpoint; raises UserError if it has none, like many files of other programs."""
-        if not state.get("tokenizers"):
+        states = state.get("tokenizers", [])
+        if len(states) not in (1, 2):
             raise UserError(
-                "The checkpoint contains no tokenizers, without which its token ids have no text; import it together "
-                "with its vocabulary."
+                f"The checkpoint contains {len(states) or 'no'} tokenizers, expected those of source and target, which "
+                "give its token ids a text; import it together with its vocabulary."
             )
-        if len(state["tokenizers"]) > 2:
-            raise UserError("The checkpoint contains more tokenizers than those of source and target; give another.")
-        tokenizers = [foreign_tokenizers.restore(text) for text in state["tokenizers"]]
+        tokenizers = [foreign_tokenizers.restore(text) for text in states]
         self.data.use(tokenizers[0], tokenizers[-1])
 
     def inherit(self, state: dict[str, Any]) -> None:

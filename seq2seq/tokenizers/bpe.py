@@ -71,8 +71,6 @@ class _Model(TypedDict):
 
 
 class _Bpe(TypedDict):
-    """The form of a BPE tokenizer of the library."""
-
     model: _Model
 
 
@@ -175,11 +173,7 @@ class Tokenizer:
 
     @classmethod
     def restore(cls, state: str) -> "Tokenizer":
-        """The tokenizer of a `state`; raises UserError for any other text.
-
-        Only options, entries and merges are taken. Regular expressions other than ours, which may need exponential
-        time, are refused.
-        """
+        """The tokenizer of a `state`; raises UserError for any other text, such as one with regular expressions."""
         try:
             content = json.loads(state)
             if mistake := schema.mistake(content, TokenizerState, "tokenizer"):

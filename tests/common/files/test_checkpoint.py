@@ -1,6 +1,7 @@
 """Checkpoint files: what they can hold, and every kind of damage."""
 
 import argparse
+import io
 import os
 import pickle
 import random
@@ -257,6 +258,21 @@ def test_an_npz_with_pickles_is_refused_and_nothing_is_executed(first, tmp_path)
 def test_an_npz_with_an_array_of_strings_is_refused_by_its_name(tmp_path):
     np.savez(tmp_path / "a.npz", weights=np.zeros(2), words=np.array(["a", "b"]))
     with pytest.raises(UserError, match=r"a\.npz holds words, which is no array of numbers .*; give a file of plain"):
+        checkpoint.load(tmp_path / "a.npz")
+
+
+def with_shape(shape: tuple[int, ...], data: bytes) -> bytes:
+    """An .npy file whose header states this shape of float32."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    return buffer.getvalue() + data
+
+
+@pytest.mark.parametrize("shape", [(10**12,), (2**40, 2**40), (3,), (0,), (0, 10**30)])
+def test_an_array_whose_header_states_another_size_is_refused_before_it_is_allocated(shape, tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("kernel.npy", with_shape(shape, bytes(8)))
+    with pytest.raises(UserError, match=r"a\.npz holds kernel, which is no array of numbers .*and 8 bytes"):
         checkpoint.load(tmp_path / "a.npz")
 
 

@@ -1,7 +1,9 @@
 """Queries, keys and values, joined and split."""
 
+import pytest
 import torch
 
+from common.errors import UserError
 from common.weights.projections import join, split
 
 
@@ -60,3 +62,9 @@ def test_zero_biases_are_added_only_where_there_is_none():
     assert joined["1.attention.in_proj.bias"].any()
     assert torch.equal(joined["2.attention.in_proj.bias"], torch.zeros(6))
     assert "3.attention.in_proj.bias" not in joined, "a bias of queries alone is left incomplete"
+
+
+def test_a_part_that_is_not_of_floats_is_refused_instead_of_converted():
+    parts = {f"attention.{part}.weight": torch.ones(2, 2) for part in "qkv"}
+    with pytest.raises(UserError, match=r"holds attention\.k\.weight as torch\.bool"):
+        join({**parts, "attention.k.weight": torch.ones(2, 2, dtype=torch.bool)})

@@ -1,5 +1,6 @@
 """The tokenizer: reversible for any text, no special token from text, deterministic, and an error for each mistake."""
 
+import json
 import pickle
 import random
 import unicodedata
@@ -232,3 +233,33 @@ def test_fewer_entries_than_the_alphabet_are_refused_with_the_minimum() -> None:
     minimum = int(str(caught.value).partition("at least ")[2].split(",")[0])
     assert minimum == 4 + 256 + len({*"".join(TRAINING_TEXTS), " "})
     assert trained(vocabulary=minimum, pieces="characters").size == minimum
+
+
+EXPONENTIAL = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [EXPONENTIAL]}},
+        {"pre_tokenizer": EXPONENTIAL},
+        {"normalizer": {"type": "Replace", "pattern": {"Regex": "(a+)+$"}, "content": ""}},
+        {"decoder": {"type": "Replace", "pattern": {"Regex": "(a+)+$"}, "content": ""}},
+        {"truncation": {"direction": "Right", "max_length": 1, "strategy": "LongestFirst", "stride": 0}},
+        {"added_tokens": [{"id": 5, "content": "x"}]},
+    ],
+)
+def test_only_the_forms_that_are_written_are_restored(change):
+    """A regular expression of a stranger may need exponential time."""
+    content = json.loads(Tokenizer.train(TRAINING_TEXTS, options()).state())
+    content["bpe"] |= change
+    with pytest.raises(UserError, match=f"its {next(iter(change))} is another"):
+        Tokenizer.restore(json.dumps(content))
+
+
+def test_a_restored_tokenizer_is_that_which_was_written():
+    for pieces in PIECES:
+        tokenizer = Tokenizer.train(TRAINING_TEXTS, options(pieces=pieces))
+        restored = Tokenizer.restore(tokenizer.state())
+        assert restored.state() == tokenizer.state()
+        assert restored.encode("the house, 1234") == tokenizer.encode("the house, 1234")

@@ -1,5 +1,6 @@
 """Marian's tokenizers against the sentencepiece package and transformers' MarianTokenizer, on models trained here."""
 
+import base64
 import json
 import random
 import sys
@@ -12,6 +13,7 @@ import torch
 from common.errors import UserError
 from seq2seq.importing import marian
 from seq2seq.importing.adopt import adopt
+from seq2seq.tokenizers import charsmap as charsmaps
 from seq2seq.tokenizers import marian as foreign_tokenizers
 from seq2seq.tokenizers.bpe import BOS, EOS, PAD, UNK, Tokenizer, TokenizerOptions
 from seq2seq.tokenizers.marian import ForeignSpecialIds, SentencePieces, read_unigram_model, restore, share_vocabulary
@@ -204,3 +206,75 @@ def test_other_kinds_of_models_are_refused(folder, tmp_path, options, message):
     )
     with pytest.raises(UserError, match=message):
         read_unigram_model(tmp_path / "m.model")
+
+
+def state_of(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(imported(folder)[0].state())
+    return content
+
+
+def with_charsmap(state: dict[str, Any], charsmap: bytes) -> str:
+    return json.dumps({**state, "charsmap": base64.b64encode(charsmap).decode()})
+
+
+def test_a_malformed_charsmap_is_refused_before_the_library_panics(folder):
+    state = state_of(folder)
+    charsmap = base64.b64decode(state["charsmap"])
+    length = int.from_bytes(charsmap[:4], "little")
+    assert length > 100_000 and charsmaps.mistake(charsmap) is None
+    malformed = {
+        "cut": charsmap[: len(charsmap) // 2],
+        "cut in its length": charsmap[:3],
+        "without a trie": bytes(4) + charsmap[4 + length :],
+        "of another length": (length + 4).to_bytes(4, "little") + charsmap[4:],
+        "with a short trie": (8).to_bytes(4, "little") + charsmap[4:12] + charsmap[4 + length :],
+        "without replacements": charsmap[: 4 + length],
+        "with replacements that are no text": charsmap[: 4 + length] + b"\xff" + charsmap[5 + length :],
+    }
+    for kind, content in malformed.items():
+        with pytest.raises(UserError, match="its charsmap cannot be used"):
+            restore(with_charsmap(state, content))
+            pytest.fail(kind)
+
+
+def test_no_charsmap_that_is_accepted_makes_the_library_panic(folder):
+    """A panic is no Exception; without the check, one in five of these maps causes one."""
+    state = state_of(folder)
+    charsmap = base64.b64decode(state["charsmap"])
+    text = "".join(map(chr, range(0x20, 0x2000)))
+    rng, accepted = random.Random(0), 0
+    for _ in range(60):
+        altered = bytearray(charsmap)
+        for _ in range(rng.choice([1, 3])):
+            altered[rng.randrange(4, 150_000)] = rng.randrange(256)
+        try:
+            tokenizer = restore(with_charsmap(state, bytes(altered)))
+        except UserError:
+            continue
+        tokenizer.encode(text)
+        accepted += 1
+    assert 5 < accepted < 55
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("entries", ["a", "b", "c", "d"]),
+        ("entries", "abcd"),
+        ("pieces", [["a", float("nan")], ["b", 0.0]]),
+        ("pieces", [["", 0.0], ["b", 0.0]]),
+        ("pieces", [["\ud800", 0.0], ["b", 0.0]]),
+        ("pieces", [["a"]]),
+        ("pieces", []),
+        ("unknown", 10**6),
+        ("unknown", -1),
+        ("charsmap", "no base64"),
+        ("charsmap", None),
+        ("space_before", "yes"),
+        ("joint", None),
+    ],
+)
+def test_a_state_with_another_value_is_refused_in_one_sentence(field, value, folder):
+    with pytest.raises(UserError, match="The tokenizer was not imported by this program, or is damaged") as caught:
+        restore(json.dumps({**state_of(folder), field: value}))
+    assert "\n" not in str(caught.value)
