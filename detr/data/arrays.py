@@ -2,6 +2,7 @@
 
 import os
 import re
+import unicodedata
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from common.data.names import composed
 from common.errors import UserError
 from detr.data.annotations import Annotation, CocoJson, area, find_id, has_usable_area, is_crowd, name_annotation
 
@@ -81,8 +83,8 @@ def build_arrays(coco_json: CocoJson, classes: list[dict[str, Any]], path: Path)
 def find_files(arrays: SplitArrays, folder: Path) -> SplitArrays:
     """Check that the images exist in `folder`, and return the arrays with the names under which they exist.
 
-    If a name with backslashes does not exist, but exists with "/" in their place, it is replaced. Raises UserError when
-    an image is missing; the message suggests a remedy.
+    A name that does not exist is replaced by one that does: with "/" for its backslashes, or in the composed or the
+    decomposed form of Unicode. Raises UserError when an image is missing; the message suggests a remedy.
     """
     if not folder.is_dir():
         raise UserError(f"The folder of images {folder} does not exist; correct its path.")
@@ -94,11 +96,12 @@ def find_files(arrays: SplitArrays, folder: Path) -> SplitArrays:
     for index, name in enumerate(names):
         if name in present or os.path.exists(folder / name):  # False for a name that is too long
             continue
-        with_slashes = name.replace("\\", "/")
-        if with_slashes != name and os.path.exists(folder / with_slashes):
-            renamed[index] = with_slashes
-        else:
+        alike = (name.replace("\\", "/"), *(unicodedata.normalize(form, name) for form in ("NFC", "NFD")))
+        existing = next((other for other in alike if other != name and os.path.exists(folder / other)), None)
+        if existing is None:
             missing.append(name)
+        else:
+            renamed[index] = existing
     if missing:
         first = missing[0] if len(missing[0]) <= MAX_NAME else f"{missing[0][:MAX_NAME]}..."
         raise UserError(
@@ -129,6 +132,8 @@ def _remedy(name: str, folder: Path) -> str:
         return f'{folder / base} exists: remove the folders from "file_name" in the JSON'
     if os.path.exists(folder.parent / name):
         return f"{folder.parent / name} exists: give {folder.parent} as the folder of images"
+    if same := [file for file in os.listdir(folder) if file.lower() == name.lower()]:
+        return f'{folder / same[0]} exists: write its capital letters as they are in "file_name" in the JSON'
     return "add them, or remove them from the JSON"
 
 
@@ -137,7 +142,7 @@ def _check_categories(coco_json: CocoJson, classes: list[dict[str, Any]], path: 
     used = {annotation["category_id"] for annotation in coco_json.get("annotations", [])}
     for category in coco_json["categories"]:
         id, name = category["id"], category["name"]
-        if id in used and names.get(id) != name:
+        if id in used and (id not in names or composed(names[id]) != composed(name)):
             train_name = repr(names[id]) if id in names else "not listed"
             train_id = find_id(name, classes)
             there = "" if train_id is None else f", where {name!r} has id {train_id}"

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from common.data import fingerprints
 from common.data.images import Exif, range_notes, read_image
+from common.data.names import names_line
 from common.data.splits import split_off_val
 from common.errors import UserError
 from common.task import Batch, Split
@@ -191,9 +192,11 @@ class Coco:
         }
 
     def summary(self) -> list[str]:
-        """Lines for the start of a run: the number of classes, and for each split its images, boxes and notes."""
+        """Lines for the start of a run: the classes, and for each split its images, boxes and notes."""
         splits = filter(self._has_split, SPLITS)
-        return [f"{len(self.categories())} classes", *(line for split in splits for line in self.split_summary(split))]
+        names = [category["name"] for category in self.categories()]
+        of_splits = [line for split in splits for line in self.split_summary(split)]
+        return [f"{len(names)} classes", names_line(names), *of_splits]
 
     def split_summary(self, split: Split) -> list[str]:
         """The lines of `summary` on one split."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from common.data.images import normalise, read_each, read_image
+from common.data.names import composed
 from common.errors import UserError
 from common.files.names import answer_name, escape
 from common.files.output import write_answer
@@ -252,7 +253,8 @@ class Detection:
             id = category["id"]
             name = names.get(id)
             unnamed = name is not None and name.startswith("class ")  # an imported file has no class names
-            if id in used and name != category["name"] and not unnamed:
+            same = name is not None and composed(name) == composed(category["name"])
+            if id in used and not same and not unnamed:
                 ids = [model_id for model_id, model_name in names.items() if model_name == category["name"]]
                 there = f' and "{category["name"]}" under id {ids[0]}' if ids else ""
                 raise UserError(

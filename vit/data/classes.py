@@ -1,15 +1,13 @@
-"""Names of classes: their order, and how the start summary shows them."""
+"""The order of classes that are named by folders."""
 
 import re
-import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
+from common.data.names import composed
 from common.errors import UserError
 
 ClassOrder = Literal["string", "natural"]
-
-MAX_NAMES = 20  # in a line of the summary
 
 
 def sort_classes(names: Iterable[str], order: ClassOrder) -> list[str]:
@@ -17,26 +15,15 @@ def sort_classes(names: Iterable[str], order: ClassOrder) -> list[str]:
     return sorted(names) if order == "string" else sorted(names, key=_natural_key)
 
 
-def same_text(name: str) -> str:
-    """A name in Unicode's composed form (NFC), since macOS writes accented letters as two characters, Linux as one."""
-    return unicodedata.normalize("NFC", name)
-
-
 def check_distinct(names: Sequence[str], folder: str) -> None:
     """Raise UserError when the names of two class folders differ only in their Unicode form, and so look alike."""
     first: dict[str, str] = {}
     for name in names:
-        if first.setdefault(same_text(name), name) != name:
+        if first.setdefault(composed(name), name) != name:
             raise UserError(
                 f"{folder} has two class folders with the name {name}, in the composed and the decomposed form of "
                 "Unicode (NFC and NFD); move their images into one."
             )
-
-
-def names_line(names: Sequence[str]) -> str:
-    """A line with the classes' names by index."""
-    more = f", ... (the last is {names[-1]})" if len(names) > MAX_NAMES else ""
-    return f"classes: {', '.join(names[:MAX_NAMES])}{more}"
 
 
 def order_notes(names: Sequence[str]) -> list[str]:

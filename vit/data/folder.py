@@ -14,6 +14,7 @@ from torch import Tensor
 
 from common.data import fingerprints
 from common.data.images import IMAGE_SUFFIXES, Exif, range_notes, read_image
+from common.data.names import composed, names_line
 from common.data.splits import split_off_val
 from common.errors import UserError
 from common.task import Batch, Split
@@ -27,7 +28,7 @@ from vit.data.augmentation import (
     sample_uniforms,
     view,
 )
-from vit.data.classes import ClassOrder, check_distinct, names_line, order_notes, same_text, sort_classes
+from vit.data.classes import ClassOrder, check_distinct, order_notes, sort_classes
 from vit.data.folder_advice import absent_classes, depth_advice, refuse_split_names, unread_folders
 from vit.data.in_memory import height_and_width
 from vit.data.listing import Listing, class_folders, list_class_images
@@ -130,12 +131,12 @@ class ImageFolder:
             folders = [folder for folder in self._folders().values() if folder.is_dir()]
             if self._folders().get("train") in folders or not folders:
                 folders = [self._required_folder("train")]
-            by_text = {same_text(name): name for folder in reversed(folders) for name in class_folders(folder)}
+            by_text = {composed(name): name for folder in reversed(folders) for name in class_folders(folder)}
             self._classes = sort_classes(by_text.values(), self.class_order)
             if "train" in self._folders():
                 check_distinct(class_folders(folders[0]), str(folders[0]))
                 refuse_split_names(self._classes, folders[0])
-            elif by_text.keys() <= {same_text(name) for name in self._learnt}:
+            elif by_text.keys() <= {composed(name) for name in self._learnt}:
                 self._classes = self._learnt  # val and test need not have images of all classes
         return self._classes
 
@@ -284,10 +285,9 @@ class ImageFolder:
         """The folder of a split; raises UserError when there is none."""
         folder = self._folders().get(split)
         if folder is None and self.root is not None:
-            raise UserError(
-                f"There is no folder {split} in data.root={self.root}; expected {split}/<class>/<image> there, or give "
-                f"the folder of these images as data.{split}."
-            )
+            expected = f"expected {split}/<class>/<image> there, or give the folder of these images as data.{split}"
+            missing = f"There is no folder {split} in data.root={self.root}; {expected}."
+            raise UserError(next(iter(unread_folders(self.root, split)), missing))
         if folder is None:
             raise UserError(
                 f"There are no {split} images: give data.root (a folder with {split}/<class>/<image>), or data.{split}."
@@ -306,14 +306,14 @@ class ImageFolder:
         folder = self._required_folder(split)
         names = class_folders(folder)
         classes = self.classes()
-        index = {same_text(name): i for i, name in enumerate(classes)}
-        unknown = [name for name in names if same_text(name) not in index]
+        index = {composed(name): i for i, name in enumerate(classes)}
+        unknown = [name for name in names if composed(name) not in index]
         if unknown:
             raise UserError(
                 f"{folder / unknown[0]} is no class: the classes are the folders of {self._required_folder('train')}, "
                 "and none has this name; rename or remove it, or add the class to train."
             )
-        listing = list_class_images(folder, names, np.array([index[same_text(name)] for name in names]))
+        listing = list_class_images(folder, names, np.array([index[composed(name)] for name in names]))
         counts = np.bincount(listing.labels, minlength=len(classes))
         if split == "train" and not counts.all():
             raise UserError(

@@ -8,8 +8,12 @@ from common.errors import UserError
 from common.types import Split
 from vit.data.listing import Listing
 
-OTHER_NAMES: dict[Split, tuple[str, ...]] = {"val": ("valid", "validation", "dev"), "test": ("testing", "eval")}
-SPLIT_NAMES = {"train", "training", "val", "test", *(name for names in OTHER_NAMES.values() for name in names)}
+OTHER_NAMES: dict[Split, tuple[str, ...]] = {
+    "train": ("training",),
+    "val": ("valid", "validation", "dev"),
+    "test": ("testing", "eval"),
+}
+SPLIT_NAMES = {*OTHER_NAMES, *(name for names in OTHER_NAMES.values() for name in names)}
 MAX_NAMES = 5  # of classes in a note
 
 
@@ -24,7 +28,8 @@ def refuse_split_names(classes: Sequence[str], folder: Path) -> None:
 
 def unread_folders(root: str | None, split: Split) -> list[str]:
     """A warning if `root` has a folder that seems to hold `split` under another name, which is not read."""
-    name = next((n for n in OTHER_NAMES.get(split, ()) if root is not None and Path(root, n).is_dir()), None)
+    folders = [] if root is None else sorted(path.name for path in Path(root).iterdir() if path.is_dir())
+    name = next((name for name in folders if name != split and name.lower() in (split, *OTHER_NAMES[split])), None)
     if name is None:
         return []
     return [

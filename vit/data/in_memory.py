@@ -14,13 +14,13 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional
 
 from common.data import fingerprints
+from common.data.names import names_line
 from common.data.splits import random_parts
 from common.errors import UserError
 from common.task import Batch, Split
 from common.types import SPLITS
 from vit.data import augmentation
 from vit.data.augmentation import Augmentation
-from vit.data.classes import names_line
 
 Images = tuple[Tensor, Tensor]  # uint8 (n, C, h, w), int64 (n,)
 

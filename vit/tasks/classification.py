@@ -1,6 +1,5 @@
 """The task of image classification: its loss, class names, answers and accuracy."""
 
-import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from common.data import batching
 from common.data.images import read_each, read_image
+from common.data.names import composed
 from common.errors import UserError
 from common.files.names import answer_name, escape
 from common.files.output import write_answer
@@ -236,8 +236,9 @@ class Classification:
         """
         self._neighbours = None  # the weights, and so the features, may have changed
         classes = list(self.data.classes())
-        same = _composed(classes) == _composed(self.classes)
-        reordered = not same and sorted(_composed(classes)) == sorted(_composed(self.classes))
+        names, learnt = ([composed(name) for name in part] for part in (classes, self.classes))
+        same = names == learnt
+        reordered = not same and sorted(names) == sorted(learnt)
         if reordered and hasattr(self.data, "class_order"):
             raise UserError(
                 f"The data have the classes of this model in another order ({_first_names(classes)} instead of "
@@ -284,11 +285,6 @@ class Classification:
             f'all images are classified as "{answers[0]["name"]}": lower optimizer.lr, give schedule.warmup more '
             "steps, or start from checkpoint=FILE."
         ]
-
-
-def _composed(names: list[str]) -> list[str]:
-    """Names in Unicode's composed form, in which those of folders on macOS and Linux are equal."""
-    return [unicodedata.normalize("NFC", name) for name in names]
 
 
 def _first_names(names: list[str]) -> str:

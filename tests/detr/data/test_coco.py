@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -324,6 +325,10 @@ BAD_FILES = {
             "a long name with backslashes": "a" * 5000 + r"\b" * 2000,
         }.items()
     },
+    "other capital letters": (
+        coco_json(images=[{**COCO_JSON["images"][1], "file_name": "A.PNG"}], annotations=[]),
+        ["a.png exists: write its capital letters as they are"],
+    ),
     "a URL": (
         coco_json(images=[{**COCO_JSON["images"][1], "file_name": "http://x.org/a.png"}], annotations=[]),
         ["is a URL: download the images"],
@@ -408,6 +413,30 @@ def test_backslashes_in_file_names_are_folders_unless_a_file_has_that_name(
     assert data.where("train", 2) == str(tmp_path / "images/b/c.png") and data.sample("train", 2, None)["id"] == 9
     (tmp_path / r"images/b\c.png").write_bytes((tmp_path / "images/b/c.png").read_bytes())
     assert make_data(coco_json(images=images)).where("train", 2) == str(tmp_path / r"images/b\c.png")
+
+
+@pytest.mark.parametrize(("listed", "stored"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_file_names_and_classes_are_compared_in_either_form_of_unicode(
+    listed: str, stored: str, make_data: Callable[..., Coco], tmp_path: Path
+):
+    """An e with an accent is one character in NFC (Linux, Windows) and two in NFD (macOS)."""
+    name, file = (unicodedata.normalize(form, "caf\u00e9") for form in (listed, stored))
+    (tmp_path / "images/c.png").rename(tmp_path / f"images/{file}.png")
+    images = [
+        {**image, "file_name": image["file_name"].replace("c.png", f"{name}.png")} for image in COCO_JSON["images"]
+    ]
+    classes, same = (
+        [{**c, "name": c["name"].replace("cat", n)} for c in COCO_JSON["categories"]] for n in (name, file)
+    )
+    data = make_data(coco_json(images=images, categories=classes))
+    assert data.where("train", 2) == str(tmp_path / f"images/{file}.png") and data.sample("train", 2, None)["id"] == 9
+    (tmp_path / "test.json").write_text(json.dumps(coco_json(images=images, categories=same)))
+    test = Files(images=str(tmp_path / "images"), annotations=str(tmp_path / "test.json"))
+    assert coco(train=data.train, test=test).count("test") == 3
+
+
+def test_the_summary_names_the_classes_by_index(make_data: Callable[..., Coco]):
+    assert make_data(COCO_JSON).summary()[:2] == ["3 classes", "classes: aeroplane, cat, brush"]
 
 
 POLYGON = [[0, 0, 10, 0, 10, 10, 0, 10]]  # 100 square pixels

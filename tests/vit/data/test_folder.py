@@ -15,11 +15,12 @@ from torchvision.transforms import InterpolationMode, v2
 
 from common.data import batching
 from common.data.images import read_image
+from common.data.names import names_line
 from common.errors import UserError
 from common.machine.seeds import generator
 from common.types import SPLITS
 from vit.data.augmentation import Augmentation
-from vit.data.classes import names_line, order_notes, sort_classes
+from vit.data.classes import order_notes, sort_classes
 from vit.data.folder import ImageFolder
 
 CPU = torch.device("cpu")
@@ -113,7 +114,7 @@ def test_class_folders_in_either_form_of_unicode_are_the_same_class(tmp_path: Pa
     assert "two class folders with the name caf" in error_message(folder(root=str(tmp_path)), "train")
 
 
-@pytest.mark.parametrize("name", ["valid", "validation", "dev"])
+@pytest.mark.parametrize("name", ["valid", "validation", "dev", "Val"])
 def test_a_val_folder_of_another_name_is_said_not_to_be_read(imagenet: Path, name: str):
     assert not warnings_of(folder(root=str(imagenet)))
     write_split(imagenet / "test", ant=1)
@@ -121,6 +122,11 @@ def test_a_val_folder_of_another_name_is_said_not_to_be_read(imagenet: Path, nam
     (warning,) = warnings_of(folder(root=str(imagenet)))
     assert f"holds {name}/, which is not read" in warning and f"give data.val={imagenet / name}." in warning
     assert not warnings_of(folder(root=str(imagenet), val=str(imagenet / name)))
+
+
+def test_a_train_folder_of_another_name_is_named_where_train_is_missing(imagenet: Path):
+    (imagenet / "train").rename(imagenet / "Training")
+    assert f"give data.train={imagenet / 'Training'}." in error_message(folder(root=str(imagenet)), "train")
 
 
 def test_class_folders_on_the_wrong_level_are_noticed(imagenet: Path, tmp_path: Path):
