@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from common.errors import UserError
 from common.files.checkpoint import NewerFormatError, is_ours, load, save
@@ -15,6 +15,19 @@ from common.files.lines import sync_folder
 
 MIN_CHECKPOINTS = 2  # the fewest that a run keeps; with one, a single damaged file would lose the run
 LoadedCheckpoint = tuple[Path, dict[str, Any]]  # its file and its content
+Check = Callable[[Path, dict[str, Any]], None]  # raises UserError if a file's content does not suit the run
+
+
+class _Skipped(NamedTuple):
+    """A file that cannot be used, and why; `undamaged` if only the run's check refused it."""
+
+    file: Path
+    error: UserError
+    undamaged: bool
+
+
+def _accept(path: Path, content: dict[str, Any]) -> None:
+    """The check that refuses nothing."""
 
 
 class CheckpointFolder:
@@ -29,6 +42,7 @@ class CheckpointFolder:
         `keep` is the number of latest checkpoints to keep, at least two.
         """
         self.path, self.writes, self.keep = Path(path), writes, max(keep, MIN_CHECKPOINTS)
+        self._of_other_runs: list[Path] = []  # files that `latest` skipped
         if writes:
             self.path.mkdir(parents=True, exist_ok=True)
             for leftover in self.path.glob(".*.tmp"):
@@ -79,27 +93,46 @@ class CheckpointFolder:
             temporary.unlink(missing_ok=True)  # os.replace leaves it if both were links to one file
         sync_folder(self.path)
 
-    def latest(self, warn: Callable[[str], None] = warnings.warn) -> LoadedCheckpoint | None:
-        """The newest undamaged checkpoint, or None if there are no files; warns of each newer, damaged one.
+    def latest(self, warn: Callable[[str], None] = warnings.warn, check: Check = _accept) -> LoadedCheckpoint | None:
+        """The newest undamaged checkpoint that `check` accepts, or None if there are no files; warns of each newer one.
 
-        Raises UserError if all checkpoints are damaged.
+        Raises the error of `check` if it refuses all undamaged checkpoints, and UserError if all are damaged.
         """
         files = [(step, kind) for kind in ("step", "stop") for step in self.steps(kind)]
         newest_first = [self._file(step, kind) for step, kind in sorted(files, reverse=True)]
-        checkpoint, reasons = _first_undamaged(newest_first)
-        if reasons and checkpoint is None:
-            reason = f"no checkpoint in {self.path} can be used ({' '.join(reasons)})"
+        checkpoint, skipped = _first_usable(newest_first, check)
+        self._of_other_runs = [item.file for item in skipped if item.undamaged]
+        if checkpoint is None and self._of_other_runs:
+            raise next(item.error for item in skipped if item.undamaged)
+        if checkpoint is None and skipped:
+            reason = f"no checkpoint in {self.path} can be used ({' '.join(str(item.error) for item in skipped)})"
             raise UserError(f"{reason}; put an undamaged one there, or start again with another run_dir.")
-        for reason in reasons:
-            warn(f"{reason} Resuming from {checkpoint[0].name if checkpoint else 'the start'} instead.")
+        for item in skipped:
+            warn(f"{item.error} Resuming from {checkpoint[0].name if checkpoint else 'the start'} instead.")
         return checkpoint
 
-    def best(self, ranked: Sequence[int] = (), warn: Callable[[str], None] = warnings.warn) -> LoadedCheckpoint | None:
-        """best.pt or, if that is damaged, the first undamaged checkpoint of the steps `ranked`; None without any."""
+    def set_aside(self) -> list[Path]:
+        """Rename the undamaged files that `latest` skipped, which later saves would delete; returns their new paths."""
+        renamed = [file.with_name(f"other_run_{file.name}") for file in self._of_other_runs if self.writes]
+        for file, new in zip(self._of_other_runs, renamed, strict=False):
+            os.replace(file, new)
+        self._of_other_runs = []
+        return renamed
+
+    def best(
+        self,
+        ranked: Sequence[int] = (),
+        warn: Callable[[str], None] = warnings.warn,
+        check: Check = _accept,
+    ) -> LoadedCheckpoint | None:
+        """best.pt or, if that is damaged or refused by `check`, the first usable checkpoint of the steps `ranked`.
+
+        None if there is none.
+        """
         files = [self.path / "best.pt", *(self._file(step) for step in ranked)]
-        checkpoint, reasons = _first_undamaged([file for file in files if file.exists()])
-        for reason in reasons:
-            warn(f"{reason} Using {checkpoint[0].name if checkpoint else 'the last checkpoint'} instead.")
+        checkpoint, skipped = _first_usable([file for file in files if file.exists()], check)
+        for item in skipped:
+            warn(f"{item.error} Using {checkpoint[0].name if checkpoint else 'the last checkpoint'} instead.")
         return checkpoint
 
     def has_best(self) -> bool:
@@ -148,17 +181,20 @@ def _link_or_copy(source: Path, target: Path) -> None:
             os.fsync(copy.fileno())
 
 
-def _first_undamaged(files: Sequence[Path]) -> tuple[LoadedCheckpoint | None, list[str]]:
-    """The first of `files` that is an undamaged checkpoint, and what is wrong with each file before that one."""
-    reasons: list[str] = []
+def _first_usable(files: Sequence[Path], check: Check) -> tuple[LoadedCheckpoint | None, list[_Skipped]]:
+    """The first of `files` that is an undamaged checkpoint which `check` accepts, and the files before that one."""
+    skipped: list[_Skipped] = []
     for file in files:
+        content = None
         try:
             content = load(file)
             if not is_ours(content):
+                content = None
                 raise UserError(f"{file} was not written by this program.")
-            return (file, content), reasons
+            check(file, content)
+            return (file, content), skipped
         except NewerFormatError:
             raise  # undamaged; resuming from an older checkpoint would delete it
         except UserError as error:
-            reasons.append(str(error))
-    return None, reasons
+            skipped.append(_Skipped(file, error, undamaged=content is not None))
+    return None, skipped

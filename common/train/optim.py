@@ -7,6 +7,7 @@ Loshchilov and Hutter 2017 (arXiv:1608.03983) without restarts; noam is Vaswani 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -107,6 +108,26 @@ def state(optimizer: Optimizer) -> dict[str, dict[str, Any]]:
     """The optimizer's state by parameter name; it can be restored with other groups, devices and kernels."""
     named = _named_parameters(optimizer)
     return {name: distributed.full_tensors(dict(optimizer.state[p])) for name, p in named if p in optimizer.state}
+
+
+def refuse_incomplete(
+    optimizer: Optimizer, saved: dict[str, dict[str, Any]], path: Path, may_be_empty: bool = False
+) -> None:
+    """Raise UserError when the state that the file `path` holds after an update lacks what `optimizer` continues from.
+
+    Without its moments an optimizer would begin anew, silently. Parameters that were not updated yet have no state.
+    """
+    keys = {"step", "exp_avg", "exp_avg_sq"}
+    if isinstance(optimizer, torch.optim.SGD):
+        keys = {"momentum_buffer"} if optimizer.defaults["momentum"] else set()
+    missing = next((f"{key} of {name}" for name, values in saved.items() for key in keys if key not in values), None)
+    if keys and not saved and not may_be_empty:
+        missing = "everything"
+    if missing:
+        raise UserError(
+            f"{path} holds an optimizer state without {missing}, from which no run can resume; start a new run from "
+            f"its weights with another run_dir and checkpoint={path}."
+        )
 
 
 def restore(optimizer: Optimizer, saved: dict[str, dict[str, Any]]) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from common.config.diff import CHANGEABLE_KEYS, differences, refuse_changes
+from common.config.diff import CHANGEABLE_KEYS, differences, flatten, refuse_changes
 from common.errors import UserError
 from common.files.content import TO_RESUME
 from common.files.log import Log
@@ -143,13 +143,13 @@ def checkpoint_content(
 
 
 def resume_run(run: Run, stepper: Stepper, average: Average | None, folder: CheckpointFolder, log: Log) -> None:
-    """Load the newest undamaged checkpoint, and remove the log's lines after its step.
+    """Load the newest undamaged checkpoint of this run, and remove the log's lines after its step.
 
     A run without a checkpoint starts at step 0. All checks come before the first change to the run or its log. Raises
     UserError when the checkpoint is of another run or other data, when ranks see different checkpoints, and when
     checkpoints were written but all are missing.
     """
-    latest = folder.latest(log.warning)
+    latest = folder.latest(log.warning, lambda path, content: _refuse_other_run(run, stepper, path, content))
     step = latest[1]["step"] if latest else 0
     if len({*distributed.gather(step)}) > 1:
         raise UserError(f"the processes see different checkpoints in {folder.path}; all machines must share it.")
@@ -161,14 +161,14 @@ def resume_run(run: Run, stepper: Stepper, average: Average | None, folder: Chec
         raise UserError(f"{path} lacks {', '.join(missing)}, so no run can resume from it; start a new run with it.")
     allowed = run.config.get("allow_changes") or []
     paths = data_identity.recognised_paths(run.data, content)
-    refuse_changes(content["config"], run.config, f"{path}", [*allowed, *paths])
-    _refuse_other_weights(run, content, path)
     changed_data = _refuse_other_data(run, content, path, allowed)
     if paths and not changed_data and (moved := data_identity.moved_paths(content["config"], run.config)):
         log.info(f"data      the same as before, elsewhere: {', '.join(moved)}")
     ignore = CHANGEABLE_KEYS if changed_data else (*CHANGEABLE_KEYS, *paths)
     if changed := differences(content["config"], run.config, ignore=ignore) + changed_data:
         log.warning(f"Resuming with allowed changes: {', '.join(changed)}; an uninterrupted run would differ.")
+    for other in folder.set_aside():
+        log.info(f"The checkpoint of another run is now {other}.")
     run.evaluation_lost = distributed.broadcast(
         log.truncate_after(step, evaluated=False, expected=content.get("lines"))
     )
@@ -195,6 +195,26 @@ def _restart(run: Run, folder: CheckpointFolder, log: Log) -> None:
     if (run.folder / "metrics.jsonl").exists():
         log.warning("The run ended before its first checkpoint, and starts again at step 0.")
     log.truncate_after(0, evaluated=False)
+
+
+def _refuse_other_run(run: Run, stepper: Stepper, path: Path, content: dict[str, Any]) -> None:
+    """Raise UserError when a checkpoint has another config or other weights than the run, or no optimizer state."""
+    allowed = run.config.get("allow_changes") or []
+    paths = data_identity.recognised_paths(run.data, content)
+    refuse_changes(content["config"], run.config, f"{path}", [*allowed, *paths])
+    _refuse_other_weights(run, content, path)
+    if content["step"] > content["overflows"]:  # at least one update was made
+        former = flatten(content["config"])
+        keeps_none = former.get("optimizer.name") == "sgd" and not former.get("optimizer.momentum")
+        optim.refuse_incomplete(stepper.optimizer, content["optimizer"], path, may_be_empty=keeps_none)
+
+
+def refuse_as_best(run: Run, path: Path, content: dict[str, Any]) -> None:
+    """Raise UserError when a checkpoint holds other weights than the run, or its step is not among the best."""
+    _refuse_other_weights(run, content, path)
+    ranked = [step for _, step in run.ranking]
+    if not {content["step"], 0} & {*ranked}:  # 0: a ranking from before 2026-11-21
+        raise UserError(f"{path} is of step {content['step']}, which is not among the best ({ranked}).")
 
 
 def _refuse_other_weights(run: Run, content: dict[str, Any], path: Path) -> None:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
@@ -29,6 +30,7 @@ from common.train.state import (
     accumulate,
     checkpoint_content,
     describe,
+    refuse_as_best,
     resume_run,
     select_weights,
     start_summary,
@@ -275,7 +277,8 @@ class Trainer:
         ranked = [step for _, step in run.ranking]
         average, best = self._average(run, context)
         # If the ranking is empty, best.pt was written by an earlier version, for an undefined score.
-        chosen = average or (folder.best(ranked, log.warning) if ranked else None) or folder.latest(log.warning)
+        best_of_run = folder.best(ranked, log.warning, partial(refuse_as_best, run)) if ranked else None
+        chosen = average or best_of_run or folder.latest(log.warning)
         assert chosen is not None, "the last step always writes a checkpoint"
         path, content = chosen
         if not average and ranked and ranked[0] not in (content["step"], 0):  # 0: a ranking from before 2026-11-21

@@ -184,3 +184,47 @@ def test_a_checkpoint_of_a_newer_version_is_not_skipped(tmp_path, monkeypatch):
     monkeypatch.undo()
     with pytest.raises(UserError, match="use a newer Triptych"):
         folder.latest()
+
+
+def refuse_odd_steps(path, content):
+    if content["step"] % 2:
+        raise UserError(f"{path} is odd.")
+
+
+def test_a_checkpoint_of_another_run_is_skipped_with_its_reason_and_set_aside(tmp_path):
+    folder, warnings = CheckpointFolder(tmp_path, keep=4), []
+    for step in (2, 4, 5, 7):
+        folder.save(step, {"step": step})
+    path, _ = folder.latest(warnings.append, refuse_odd_steps)
+    reasons = [f"{tmp_path}/step_0000000{step}.pt is odd. Resuming from {path.name} instead." for step in (7, 5)]
+    assert path.name == "step_00000004.pt" and warnings == reasons
+    assert [file.name for file in folder.set_aside()] == ["other_run_step_00000007.pt", "other_run_step_00000005.pt"]
+    assert folder.steps() == [2, 4] and checkpoint.load(tmp_path / "other_run_step_00000007.pt")["step"] == 7
+    folder.save(8, {"step": 8})
+    assert (tmp_path / "other_run_step_00000007.pt").exists() and not folder.set_aside()
+
+
+def test_a_reader_sets_nothing_aside(tmp_path):
+    CheckpointFolder(tmp_path).save(2, {"step": 2})
+    CheckpointFolder(tmp_path).save(3, {"step": 3})
+    reader = CheckpointFolder(tmp_path, writes=False)
+    assert reader.latest(lambda text: None, refuse_odd_steps)[1]["step"] == 2
+    assert reader.set_aside() == [] and reader.steps() == [2, 3]
+
+
+def test_if_no_checkpoint_is_of_the_run_the_reason_of_the_newest_is_raised(tmp_path):
+    folder = CheckpointFolder(tmp_path)
+    for step in (3, 5):
+        folder.save(step, {"step": step})
+    (tmp_path / "step_00000006.pt").write_text("damaged")
+    with pytest.raises(UserError, match=r"step_00000005.pt is odd\.$"):
+        folder.latest(check=refuse_odd_steps)
+
+
+def test_a_best_of_another_run_is_named_and_the_next_in_the_ranking_is_used(tmp_path):
+    folder, warnings = CheckpointFolder(tmp_path), []
+    for step in (2, 3):
+        folder.save(step, {"step": step})
+    folder.mark_best(3)
+    assert folder.best([2], warnings.append, refuse_odd_steps)[1]["step"] == 2
+    assert warnings == [f"{tmp_path}/best.pt is odd. Using step_00000002.pt instead."]

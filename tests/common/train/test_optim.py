@@ -470,3 +470,24 @@ def test_another_models_state_is_refused_with_the_parameter(head):
     model["head"] = head
     with pytest.raises(UserError, match=r"does not match this run at head\.weight"):
         optim.restore(optim.build(model, OPTIONS), saved)
+
+
+@pytest.mark.parametrize(("name", "momentum"), [("adamw", 0.0), ("adam", 0.0), ("sgd", 0.9), ("sgd", 0.0)])
+def test_a_state_that_lacks_what_the_optimizer_continues_from_is_refused(name, momentum, tmp_path):
+    model = make_model()
+    optimizer = optim.build(model, replace(OPTIONS, name=name, momentum=momentum))
+    give_gradients(model, 0)
+    optimizer.step()
+    saved, file = optim.state(optimizer), tmp_path / "x.pt"
+    optim.refuse_incomplete(optimizer, saved, file)
+    optim.refuse_incomplete(optimizer, {}, file, may_be_empty=True)
+    if name == "sgd" and not momentum:
+        optim.refuse_incomplete(optimizer, {}, file)  # it has no state
+        return
+    first, values = next(iter(saved.items()))
+    with pytest.raises(UserError, match=r"x\.pt holds an optimizer state without everything"):
+        optim.refuse_incomplete(optimizer, {}, file)
+    for key in values:
+        reduced = {first: {other: value for other, value in values.items() if other != key}}
+        with pytest.raises(UserError, match=f"without {key} of {first},"):
+            optim.refuse_incomplete(optimizer, reduced, file, may_be_empty=True)

@@ -815,3 +815,48 @@ def test_a_new_start_drops_the_log_of_a_failed_one(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 4, "train/loss": 9.0}\n')
     fit(tmp_path)
     assert [line["step"] for line in lines(tmp_path) if "train/loss" in line] == [4, 8, 12, 16, 20]
+
+
+@pytest.mark.parametrize("difference", ["seed", "weights"])
+def test_the_checkpoint_of_another_run_is_skipped_and_the_one_before_it_is_used(tmp_path, difference):
+    fit(tmp_path / "expected")
+    with pytest.raises(Stopped):
+        stop_at(tmp_path / "run", 15, {})
+    file = tmp_path / "run/checkpoints/step_00000015.pt"
+    content = checkpoint.load(file)
+    if difference == "seed":
+        content["config"] = {"seed": 7}
+    else:
+        content["model"] = {name: tensor[:1] for name, tensor in content["model"].items()}
+    file.unlink()
+    checkpoint.save(file, content)
+    fit(tmp_path / "run", resume=True)
+    log, renamed = (tmp_path / "run/train.log").read_text(), file.with_name("other_run_step_00000015.pt")
+    assert f"{file}" in log and "Resuming from step_00000010.pt instead." in log
+    assert f"The checkpoint of another run is now {renamed}." in log and renamed.exists()
+    assert lines(tmp_path / "run") == lines(tmp_path / "expected")
+
+
+@pytest.mark.parametrize("difference", ["step", "weights"])
+def test_a_best_checkpoint_of_another_run_is_not_tested(tmp_path, difference):
+    with pytest.raises(Stopped):
+        stop_at(tmp_path, 20, {"eval_every": 2}, lr=0.5)
+    best = tmp_path / "checkpoints/best.pt"
+    content = checkpoint.load(best)
+    best.unlink()
+    model = {name: tensor[:1] for name, tensor in content["model"].items()}
+    checkpoint.save(best, {**content, **({"step": 77} if difference == "step" else {"model": model})})
+    fit(tmp_path, keys={"eval_every": 20}, lr=0.5, resume=True)
+    log = (tmp_path / "train.log").read_text()
+    assert f"{best} {'is of step 77' if difference == 'step' else 'holds the weights of another model'}" in log
+    assert "Using the last checkpoint instead." in log and "step_00000020.pt: step 20, raw" in log
+
+
+@pytest.mark.parametrize("state", [{}, {"0.weight": {}}])
+def test_an_optimizer_state_of_nothing_is_refused(tmp_path, state):
+    with pytest.raises(Stopped):
+        stop_at(tmp_path, 5, {})
+    file = tmp_path / "checkpoints/step_00000005.pt"
+    checkpoint.save(file, {**checkpoint.load(file), "optimizer": state})
+    with pytest.raises(UserError, match=r"step_00000005.pt holds an optimizer state without .*checkpoint="):
+        fit(tmp_path, resume=True)
