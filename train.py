@@ -64,6 +64,7 @@ def train(config: dict[str, Any], run_dir: Path | None) -> float | None:
                 "goal": f"val/{parts.task.goal.name}",
                 "direction": "maximize" if parts.task.goal.higher_is_better else "minimize",
             }
+            log.flush()  # no line of a finished run is written later
             if distributed.is_main():
                 write_atomically(results, json.dumps({**numbers, **goal}, indent=1))  # marks the run as finished
             log.table("results", [("number", "value"), *numbers.items()])

@@ -1,6 +1,9 @@
 """Faults that tests inject into a door's process before it starts; each is a function of plain values."""
 
+import builtins
+import errno
 import fcntl
+import io
 import os
 import signal
 import sys
@@ -175,6 +178,50 @@ def full_disk(first: int, last: int) -> None:
         _real(content, file, **options)
 
     torch.save = save
+
+
+def full_disk_at_write(first: int) -> None:
+    """Let every write into files below the working folder fail, from the write number `first` on, counted from 1."""
+    count = 0
+
+    def is_full() -> bool:
+        nonlocal count
+        count += 1
+        return count >= first
+
+    _let_writes_fail(is_full)
+
+
+def full_disk_at_step(step: int, name: str) -> None:
+    """Let every write into files below the working folder fail from step `step` on, and then send a signal."""
+    full: list[bool] = []
+
+    def fill() -> None:
+        full.append(True)
+        send(name)
+
+    _let_writes_fail(lambda: bool(full))
+    at_step(step, "before the update", fill)
+
+
+def _let_writes_fail(is_full: Callable[[], bool]) -> None:
+    real_open, folder = open, os.getcwd()
+
+    class Full(io.FileIO):
+        def write(self, data: Any) -> int:
+            if is_full():
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return super().write(data)
+
+    def open_full(file: Any, mode: str = "r", buffering: int = -1, *text: Any, **text_options: Any) -> Any:
+        reads = not {*mode} & {*"wax+"}
+        if reads or isinstance(file, int) or not os.path.abspath(os.fsdecode(file)).startswith(folder):
+            return real_open(file, mode, buffering, *text, **text_options)
+        raw = Full(file, mode.replace("b", "").replace("t", ""))
+        buffer = raw if buffering == 0 else io.BufferedRandom(raw) if "+" in mode else io.BufferedWriter(raw)
+        return buffer if "b" in mode else io.TextIOWrapper(buffer, *text, **text_options)
+
+    builtins.open = io.open = open_full
 
 
 def in_sample(index: int, action: str, *values: Any) -> None:

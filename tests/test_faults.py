@@ -265,10 +265,36 @@ def test_a_full_disk_costs_checkpoints_and_not_the_run(line, uninterrupted, tmp_
     assert result == expected, "training is the same; the tested checkpoint, the best that was written, may differ"
 
 
-def test_a_disk_that_stays_full_is_one_sentence_and_with_room_the_run_resumes(line, uninterrupted, tmp_path):
-    output = resume(tmp_path, *line("vit"), fault=("full_disk", 3, 99), code=2)
+@pytest.mark.parametrize("first", [1, 3])  # with 1, no checkpoint is ever written, but log lines are
+def test_a_disk_that_stays_full_is_one_sentence_and_with_room_the_run_resumes(first, line, uninterrupted, tmp_path):
+    output = resume(tmp_path, *line("vit"), fault=("full_disk", first, 99), code=2)
     assert "the last checkpoint could not be written to" in output and "make room" in output
     assert not (tmp_path / "run/results.json").exists()
+    resume(tmp_path, *line("vit"))
+    assert_same_end(uninterrupted("vit"), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("first", "file"),
+    [
+        *((1, "run/config.yaml"), (5, "run/task.json"), (6, "run/train.log")),  # at the start
+        *((300, "run/train.log"), (435, "run/checkpoints"), (1000, None)),  # 500 writes are a whole run
+    ],
+)
+def test_a_disk_full_from_any_write_on_is_one_sentence_that_names_the_file(first, file, line, uninterrupted, tmp_path):
+    output = run(tmp_path, *line("vit"), "run_dir=run", fault=("full_disk_at_write", first), code=2 if file else 0)
+    assert "Traceback" not in output
+    if file:
+        assert f"{file} " in output.splitlines()[-1] or f"({file}: No space left on device)" in output.splitlines()[-1]
+        assert "repeat the command with run_dir=run resume=auto." in output.splitlines()[-1]
+        resume(tmp_path, *line("vit"))
+    assert_same_end(uninterrupted("vit"), tmp_path / "run")
+
+
+def test_sigterm_on_a_full_disk_stops_the_run_without_a_traceback(line, uninterrupted, tmp_path):
+    output = run(tmp_path, *line("vit"), "run_dir=run", fault=("full_disk_at_step", 9, "SIGTERM"), code=143)
+    assert "Stopped by SIGTERM after step 10 of 20, without a checkpoint of that step." in output
+    assert "Traceback" not in output and "To resume" in output
     resume(tmp_path, *line("vit"))
     assert_same_end(uninterrupted("vit"), tmp_path / "run")
 

@@ -234,8 +234,9 @@ def status_of(folder: Path) -> RunStatus:
 
 def _write_status(folder: Path, status: RunStatus) -> None:
     file = _status_file(folder)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, json.dumps(status._asdict(), ensure_ascii=False))
+    with contextlib.suppress(OSError):  # a full disk; the reason is printed, too, and the other runs go on
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, json.dumps(status._asdict(), ensure_ascii=False))
 
 
 def _status_file(folder: Path) -> Path:

@@ -1,21 +1,39 @@
 """Text files that are replaced atomically, and line files that lose no line while the disk is full."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """A context in which an OSError names `path` if it names no file; that of a full disk names none."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace a file: at any time, also after a power cut, `path` is either the complete old or the complete new file.
 
     Half of a surrogate pair, as in a file's name that is not UTF-8, is written as the escape that JSON and YAML have.
+    Raises OSError, which names a file, if the disk is full or the folder cannot be written.
     """
     draft = path.with_name(f".{path.name}.tmp")
-    with open(draft, "w", encoding="utf-8", errors="backslashreplace") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, path)
+    try:
+        with naming(path), open(draft, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    except OSError:
+        with suppress(OSError):
+            draft.unlink()
+        raise
     sync_folder(path.parent)
 
 
@@ -37,15 +55,16 @@ class LineFile:
         self._pending = b""
 
     def add(self, line: str) -> None:
-        """Write `line` and a newline; raises OSError if that fails, and then keeps them for the next call."""
+        """Write `line` and a newline; raises OSError, which names the file, and then keeps them for the next call."""
         self._pending += line.encode("utf-8", "backslashreplace") + b"\n"
         self._write()
 
     def flush(self) -> None:
-        """Write all lines to the disk; raises OSError if that fails."""
+        """Write all lines to the disk; raises OSError, which names the file, if that fails."""
         self._write()
         if self._file is not None:
-            os.fsync(self._file.fileno())
+            with naming(self.path):
+                os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file, after a last attempt to write."""
@@ -61,5 +80,6 @@ class LineFile:
             self._file = open(self.path, "ab", buffering=0)
         while self._pending:
             assert self._file is not None
-            written = self._file.write(self._pending)  # unbuffered; on a nearly full disk, only a part
+            with naming(self.path):
+                written = self._file.write(self._pending)  # unbuffered; on a nearly full disk, only a part
             self._pending = self._pending[written:]

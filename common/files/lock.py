@@ -33,16 +33,17 @@ def lock(folder: Path) -> Iterator[None]:
     released as soon as the process that took it is gone, even if its workers remain. On a file system without locks, a
     warning is printed.
     """
-    with open(folder / NAME, "a+", encoding="utf-8") as file:
+    with open(folder / NAME, "ab+", buffering=0) as file:
         try:
             _take(file.fileno())
         except OSError as error:
             if error.errno in _HELD_ERRORS:
                 raise InUseError(f"{folder} is in use by {_holder(folder)}; wait until it ends, or stop it.") from None
             print(f"Warning: {folder} cannot be locked ({error.strerror}); start one process in it.", file=sys.stderr)
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
-        file.flush()
+        holder = f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}"
+        with contextlib.suppress(OSError):  # the disk is full; the folder is locked all the same
+            file.truncate(0)
+            file.write(holder.encode())
         yield
 
 

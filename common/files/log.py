@@ -4,6 +4,7 @@ import json
 import math
 import os
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -50,6 +51,8 @@ class Log:
 
     def __enter__(self) -> "Log":
         """Log until the block ends."""
+        self._thread_hook = threading.excepthook
+        threading.excepthook = self._report_thread
         return self
 
     def __exit__(
@@ -65,6 +68,7 @@ class Log:
         elif error is not None:
             self._append("train.log", "".join(traceback.format_exception(kind, error, trace)).rstrip())
         self.close()
+        threading.excepthook = self._thread_hook
 
     def truncate_after(self, step: int, evaluated: bool = True, expected: Mapping[str, int] | None = None) -> bool:
         """Drop what was logged after `step`, and an incomplete line left by a kill; call this before logging.
@@ -93,13 +97,6 @@ class Log:
         for warning in warnings:
             self.warning(warning)
         return evaluation_dropped
-
-    def has_evaluations(self) -> bool:
-        """Whether metrics.jsonl holds an evaluation. If it does, a checkpoint was written before that evaluation."""
-        path = self.folder / "metrics.jsonl" if self.folder else None
-        if path is None or not path.exists():
-            return False
-        return any('"val/' in line for line in path.read_text("utf-8", "replace").splitlines())
 
     def info(self, text: str) -> None:
         """Print one or more lines to the console, and write them to train.log."""
@@ -218,6 +215,11 @@ class Log:
         except UnicodeEncodeError:
             self._events_possible = False
             self.warning(f"TensorBoard cannot write to a path that is not UTF-8, so {self.folder} gets no events.")
+
+    def _report_thread(self, failure: threading.ExceptHookArgs) -> None:
+        """Report an exception in a thread, except those of TensorBoard's writer, which its next call raises."""
+        if not (isinstance(failure.exc_value, OSError) and type(failure.thread).__module__.startswith("tensorboard")):
+            self._thread_hook(failure)
 
     def _report_dropped(self) -> None:
         """Say in train.log, and on the stream that is left, which stream of the console could not be written."""

@@ -161,7 +161,8 @@ class CheckpointFolder:
 
     def _write(self, path: Path, content: dict[str, Any]) -> None:
         save(path, content)
-        self._marker().touch()
+        with suppress(OSError):  # the checkpoint itself is written
+            self._marker().touch()
 
     def _marker(self) -> Path:
         return self.path.parent / ".saved"  # outside this folder, whose files may all be lost

@@ -5,8 +5,8 @@ import itertools
 import re
 import shutil
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from common.files.records import RECORD_FILES
 
 Job = Callable[..., float | None]
 WRITTEN_AT_START = ("task.json", "train.log", *RECORD_FILES)
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # full, a quota, a file's largest size, read-only
 
 
 def run_in(job: Job, config: dict[str, Any], folder: Path | None) -> float | None:
@@ -34,15 +35,19 @@ def run_in(job: Job, config: dict[str, Any], folder: Path | None) -> float | Non
 
     After a UserError before a new run's first checkpoint, its config.yaml is removed, so that a corrected command can
     use the folder; without a logged step, so is everything that the run wrote.
+    Raises UserError when a file cannot be written, on a full disk for instance.
     """
     if folder is None:
         return job(config, None)
     _create(folder)
     with lock(folder):
         new = not (folder / "config.yaml").exists()
-        _claim(folder, config)
         try:
-            result = job(config, folder)
+            with _unwritable_reported(folder):
+                _claim(folder, config)
+                result = job(config, folder)
+                write_atomically(folder / "config.yaml", config_text(config))  # with the changes that were allowed
+                return result
         except UserError:
             if new and not any((folder / "checkpoints").glob("*")):
                 _release(folder)
@@ -50,15 +55,21 @@ def run_in(job: Job, config: dict[str, Any], folder: Path | None) -> float | Non
                     _remove_empty(folder.parent, folder.parent.parent)
             raise
         except Stopped:
-            write_atomically(folder / "config.yaml", config_text(config))
+            with suppress(OSError):  # a full disk; the checkpoint holds the config, too
+                write_atomically(folder / "config.yaml", config_text(config))
             raise
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-                raise
-            remedy = "correct that, then resume with the same command and resume=auto"
-            raise UserError(f"{error.filename or folder} cannot be written ({error.strerror}); {remedy}.") from error
-        write_atomically(folder / "config.yaml", config_text(config))  # with the changes that allow_changes permitted
-        return result
+
+
+@contextmanager
+def _unwritable_reported(folder: Path) -> Iterator[None]:
+    """A context in which a full disk, or a read-only one, is a UserError that names the file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        reason = f"{error.filename or 'a file'} cannot be written ({error.strerror})"
+        raise UserError(f"{reason}; make room, then repeat the command with run_dir={folder} resume=auto.") from error
 
 
 def holds_a_run(folder: Path) -> bool:
@@ -117,6 +128,9 @@ def create_timestamped(parent: Path) -> Path:
             return folder
         except FileExistsError:
             continue
+        except OSError as error:
+            reason = f"{folder} cannot be created ({error.strerror})"
+            raise UserError(f"{reason}; name a folder that can be written, with run_dir= or sweep_dir=.") from error
     raise AssertionError
 
 

@@ -187,7 +187,7 @@ def resume_run(run: Run, stepper: Stepper, average: Average | None, folder: Chec
 
 def _restart(run: Run, folder: CheckpointFolder, log: Log) -> None:
     """Start a run without a checkpoint at step 0; raises UserError when a checkpoint was written but is missing."""
-    if folder.was_written() or log.has_evaluations():  # in runs from before 2026-11-21, only evaluations show it
+    if folder.was_written():
         raise UserError(
             f"{folder.path} holds no checkpoint, although some were written; put one there, or start a new run in "
             "another run_dir."

@@ -13,6 +13,7 @@ import torch
 from common.data import batching
 from common.errors import UserError
 from common.files import checkpoint
+from common.files.lines import naming
 from common.files.log import Log
 from common.files.retention import CheckpointFolder, LoadedCheckpoint
 from common.machine import device as devices
@@ -159,20 +160,20 @@ class Trainer:
                     log.numbers(run.step, {**take_means(run), **extra}, {"samples_per_s": speed})
                     clock = time.monotonic()
                 if saves or stopping:
-                    saved = self._save(run, context, regular=saves)
-                    if last and not saved:
-                        raise UserError(
-                            f"the last checkpoint could not be written to {context.folder.path}, and the final numbers "
-                            "need it; make room, and repeat the command with resume=auto."
-                        )
+                    problem = self._save(run, context, regular=saves)
                 if stopping:
-                    outcome = "with a checkpoint" if saved else "without a checkpoint of that step"
+                    outcome = "without a checkpoint of that step" if problem else "with a checkpoint"
                     raise context.stop.stopped_error(f"after step {run.step} of {total}, {outcome}")
+                if last and problem:
+                    raise UserError(
+                        f"the last checkpoint could not be written to {context.folder.path} ({problem}), and the final "
+                        f"numbers need it; make room, and repeat the command with run_dir={run.folder} resume=auto."
+                    )
                 if evaluates:
                     self._validate(run, context)
 
-    def _save(self, run: Run, context: _Context, regular: bool) -> bool:
-        """Write a checkpoint; returns False, with a warning, when the disk is full or the folder is not writable."""
+    def _save(self, run: Run, context: _Context, regular: bool) -> str | None:
+        """Write a checkpoint; returns why it was not written, after a warning, on a full or read-only disk."""
         content = checkpoint_content(run, context.stepper, context.average, context.log.line_counts)
         problem = None
         try:
@@ -184,11 +185,11 @@ class Trainer:
             else:
                 context.folder.save_stop(run.step, content)
         except OSError as error:
-            problem = error.strerror or str(error)
+            problem = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
         problem = distributed.broadcast(problem)  # rank 0 writes
         if problem is not None:
             context.log.warning(f"The checkpoint of step {run.step} was not written ({problem}); older ones are kept.")
-        return problem is None
+        return problem
 
     def _steps(
         self, run: Run, order: batching.Order, on: torch.device, total: int
@@ -293,7 +294,8 @@ class Trainer:
             scores, metric = self._evaluate(run, context, "test")
             numbers = {**self._log_test_numbers(run, context, scores), **numbers}
             if distributed.is_main():
-                metric.write(run.folder / "predictions")
+                with naming(run.folder / "predictions"):
+                    metric.write(run.folder / "predictions")
         log.info(f"weights   {describe(path, content)}")
         if goal in numbers and self.eval_samples is not None and self.eval_samples < run.data.count("val"):
             log.info(f"{goal} is that of {self._evaluated_part(run)}")

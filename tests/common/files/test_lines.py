@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from common.files.lines import LineFile
+from common.files.lines import LineFile, write_atomically
 
 
 @contextmanager
@@ -50,6 +50,14 @@ def test_lines_refused_by_a_full_disk_are_written_later_complete_and_in_order(tm
     lines.flush()
     assert (tmp_path / "a.txt").read_text() == "123456\nabcdef\nghijkl\n"
     lines.close()
+
+
+def test_a_text_file_that_does_not_fit_is_named_and_unchanged(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "a.json", "old")
+    with file_limit(10), pytest.raises(OSError, match="File too large") as error:
+        write_atomically(tmp_path / "a.json", "a long text" * 1000)
+    assert error.value.filename == str(tmp_path / "a.json")
+    assert (tmp_path / "a.json").read_text() == "old" and os.listdir(tmp_path) == ["a.json"]
 
 
 def test_opening_a_file_is_retried(tmp_path: Path) -> None:

@@ -586,7 +586,7 @@ def test_a_checkpoint_that_cannot_be_written_is_a_warning_and_training_is_the_sa
 def test_a_run_whose_last_checkpoint_is_missing_gives_no_numbers(tmp_path, monkeypatch):
     fill_disk(monkeypatch, 20)
     with pytest.raises(
-        UserError, match=r"the last checkpoint could not be written to .*repeat the command with resume=auto"
+        UserError, match=r"the last checkpoint could not be written to .*repeat the command with run_dir=.* resume=auto"
     ):
         fit(tmp_path)
     monkeypatch.undo()
@@ -601,6 +601,16 @@ def test_no_checkpoint_is_written_while_the_log_cannot_be(tmp_path, monkeypatch)
     with pytest.raises(UserError, match="the last checkpoint could not be written to"):
         fit(tmp_path)
     assert not list((tmp_path / "checkpoints").glob("*.pt"))
+
+
+def test_a_run_of_which_no_checkpoint_could_be_written_starts_again(tmp_path, monkeypatch):
+    """Although evaluations were logged: the disk had room for lines, but not for a checkpoint."""
+    with monkeypatch.context() as full:
+        full.setattr("common.files.retention.save", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+        with pytest.raises(UserError, match=r"could not be written to .*checkpoints \(No space left\)"):
+            fit(tmp_path, keys={"eval_every": 2})
+    assert '"val/' in (tmp_path / "metrics.jsonl").read_text()
+    assert "test/error" in fit(tmp_path, resume=True, keys={"eval_every": 2})
 
 
 def test_a_run_with_missing_checkpoints_does_not_start_again(tmp_path):
