@@ -175,7 +175,7 @@ class Trainer:
     def _save(self, run: Run, context: _Context, regular: bool) -> str | None:
         """Write a checkpoint; returns why it was not written, after a warning, on a full or read-only disk."""
         content = checkpoint_content(run, context.stepper, context.average, context.log.line_counts)
-        problem = None
+        problem: str | None = None
         try:
             context.log.flush()  # the log on disk must reach as far as the checkpoint
             if regular:
