@@ -80,6 +80,12 @@ class OptionalData(Protocol):
     class_order: str
     """The order of classes read from folders: "string" or "natural"."""
 
+    def root_has_files(self) -> bool:
+        """Whether the data lie under `root`; without them, the data set would draw or download them into it.
+
+        A root that a checkpoint names is then replaced by a folder under data/, unless the command line gives one.
+        """
+
     def class_notes(self) -> list[str]:
         """The names of the classes in order of index, and a note on their order where it may surprise."""
 

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from common.cli import sweep
 from common.cli.command import own_name
-from common.config.check import DOOR_KEYS, check
+from common.config.check import DOOR_KEYS
 from common.config.compose import CONFIGS, GROUPS, Command, ConfigReader, choices_of
 from common.config.plain_text import config_yaml
 from common.errors import Stopped, UserError
@@ -70,8 +70,7 @@ def launch(job: Job, door: str, base: ConfigReader | None = None, arguments: Seq
         command.prepare()
         if command.flags.multirun:
             sys.exit(sweep.sweep(job, command))
-        composed = command.compose()
-        check(composed.config, composed.config.get("trust") or [], door)
+        composed = command.checked()
         if is_local_main:
             print("".join(f"{notice}\n" for notice in composed.notices), end="", file=sys.stderr)
         if command.flags.cfg:

@@ -17,7 +17,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from common.config.check import DOOR_KEYS, TARGET_SECTIONS, check, did_you_mean
+from common.config.check import DOOR_KEYS, TARGET_SECTIONS, build, check, did_you_mean
 from common.config.describe import shorten
 from common.config.diff import flatten
 from common.config.foreign import hydra_settings, load_installed_plugins, typed_trust, whole_config
@@ -50,9 +50,7 @@ def configure(door: str, arguments: Sequence[str], base: ConfigReader | None = N
     """Return the checked config of a command line, for use from Python; raises UserError."""
     command = Command(door, arguments, base)
     command.prepare()
-    config = command.compose().config
-    check(config, config.get("trust") or [], door)
-    return config
+    return command.checked().config
 
 
 class Command:
@@ -106,6 +104,24 @@ class Command:
                 return Composed(config, choices, notices + update_names(config), hydra_settings(composed))
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise UserError(self._sentence(error, overrides)) from error
+
+    def checked(self) -> Composed:
+        """Compose the config and check it; raises UserError. Data that do not exist yet get a folder under data/."""
+        composed = self.compose()
+        check(composed.config, composed.config.get("trust") or [], self.door)
+        return composed._replace(notices=[*composed.notices, *self._redirect_data(composed.config["data"])])
+
+    def _redirect_data(self, section: dict[str, Any]) -> list[str]:
+        """Replace, in place, a root that a checkpoint names if the data set would write into it; returns a notice."""
+        if "data=checkpoint" not in self.overrides or "data.root" in self.keys:
+            return []
+        has_files = getattr(build(section), "root_has_files", None)
+        if has_files is None or has_files():
+            return []
+        root = Path(section["root"])
+        section["root"] = str(Path("data", root.name if root.name != ".." else "checkpoint"))
+        notice = f"data.root={root} of the checkpoint lacks the data, which are written to {section['root']}"
+        return [] if section["root"] == str(root) else [f"{notice}; data.root=FOLDER names another folder."]
 
     def initialised(self) -> hydra.initialize_config_dir:
         """A context in which Hydra reads configs from `self.folder`."""

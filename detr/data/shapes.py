@@ -105,6 +105,10 @@ class Shapes(Coco):
             cache=cache,
         )
 
+    def root_has_files(self) -> bool:
+        """Whether the set has been drawn."""
+        return self.folder.exists()
+
     def prepare(self) -> None:
         """Draw the set unless it exists. It is drawn into a temporary folder, which is renamed once it is complete.
 

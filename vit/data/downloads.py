@@ -1,6 +1,7 @@
 """Fashion-MNIST and CIFAR-10, read by torchvision, which verifies their files and downloads missing ones."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -60,6 +61,10 @@ class Downloaded(InMemory):
         self.names, self.channels = self.published.names, self.published.channels
         super().__init__(batch_size=batch_size, image_size=image_size, mean=mean, std=std, augmentation=augmentation)
         self.root, self.val_count = root, val_count
+
+    def root_has_files(self) -> bool:
+        """Whether `root` holds a file of the set, packed or unpacked."""
+        return any(any(Path(self.root).glob(pattern)) for pattern in ("FashionMNIST/raw/*", "cifar-10-*"))
 
     def load(self) -> dict[Split, Images]:
         """Load the three splits.

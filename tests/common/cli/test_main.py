@@ -681,6 +681,28 @@ def test_a_path_is_not_interpolated_anywhere(start: Callable[..., Outcome], path
         assert swept.configs[0]["checkpoint"] == f"{path}.pt" and Path(f"sweep{path}").is_dir()
 
 
+def test_a_checkpoint_does_not_choose_where_data_are_written(start: Callable[..., Outcome], tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    Path("a.pt").write_text("")
+
+    def root(config: dict[str, Any], *arguments: str) -> tuple[str, str]:
+        outcome = start("checkpoint=a.pt", *arguments, door="evaluate", base=lambda file: config)
+        return outcome.configs[0]["data"]["root"], outcome.err
+
+    for model, arguments in (("detr", ()), ("vit", ("data=cifar10",))):
+        config = start(f"model={model}", *arguments, f"data.root={elsewhere}").configs[0]
+        assert root(config)[0] == "data/elsewhere" and "data.root=FOLDER names another folder" in root(config)[1]
+        assert root({**config, "data": {**config["data"], "root": f"{elsewhere}/.."}})[0] == "data/checkpoint"
+        assert root(config, "data.root=mine") == ("mine", "")
+        assert root(config, *(arguments or ("data=shapes",)), f"data.root={elsewhere}") == (str(elsewhere), "")
+        files = build(config["data"]).folder if model == "detr" else elsewhere / "cifar-10-python.tar.gz"
+        files.mkdir()
+        assert root(config) == (str(elsewhere), ""), "data that exist are read where they are"
+    config = start("model=vit", "data=imagefolder", f"data.root={elsewhere}").configs[0]
+    assert root(config) == (str(elsewhere), ""), "a data set that writes nothing"
+
+
 def test_only_paths_are_quoted() -> None:
     assert compose.quote_path("optimizer.lr=1e-3") == "optimizer.lr=1e-3"
     assert compose.quote_path("data.root='a'") == "data.root='a'"
