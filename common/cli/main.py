@@ -66,7 +66,7 @@ def launch(job: Job, door: str, base: ConfigReader | None = None, arguments: Seq
         os.environ.update(threads.missing_settings(os.environ, count=one_run))  # before torch is imported
         if command.flags.help:
             print(_usage(door), end="")
-            sys.exit(0)
+            sys.exit(console.exit_code(0))
         command.prepare()
         if command.flags.multirun:
             sys.exit(sweep.sweep(job, command))
@@ -75,14 +75,13 @@ def launch(job: Job, door: str, base: ConfigReader | None = None, arguments: Seq
             print("".join(f"{notice}\n" for notice in composed.notices), end="", file=sys.stderr)
         if command.flags.cfg:
             print(config_yaml(composed.config), end="")
-            sys.exit(0)
+            sys.exit(console.exit_code(0))
         started = True
         if door != "train":
             job(composed.config)
-            _refuse_lost_answers()
-        else:
-            folder = run_folder.choose(composed) if rank == 0 else None
-            run_folder.run_in(job, composed.config, folder)
+            _exit(console.exit_code(0))
+        folder = run_folder.choose(composed) if rank == 0 else None
+        run_folder.run_in(job, composed.config, folder)
     except UserError as error:
         if started or is_local_main:  # before the start, all ranks have the same error
             print(f"rank {rank}: {error}" if rank else error, file=sys.stderr)
@@ -95,15 +94,6 @@ def launch(job: Job, door: str, base: ConfigReader | None = None, arguments: Seq
         print("Stopped by Ctrl-C.", file=sys.stderr)
         sys.exit(130)
     _exit(0)
-
-
-def _refuse_lost_answers() -> None:
-    """Raise UserError if some of the printed text is lost, unless the reader has closed the pipe (`| head -1`)."""
-    sys.stdout.flush()
-    failure = console.failures().get("standard output")
-    if failure is not None and console.is_read():
-        reason = f"standard output cannot be written ({failure.strerror}), and the rest of what was printed is lost"
-        raise UserError(f"{reason}; make room, and repeat the command.")
 
 
 def stored_config(file: Path) -> dict[str, Any]:

@@ -63,6 +63,21 @@ def is_read() -> bool:
     return failure is None or failure.errno != errno.EPIPE
 
 
+def exit_code(code: int) -> int:
+    """The exit code of a command that would end with `code`, but not with 0 if text that it printed is lost.
+
+    Then it is 2, after a sentence. A reader that has gone (`| head -1`) wants no more, so that nothing is lost.
+    """
+    if sys.stdout is not None:
+        sys.stdout.flush()
+    failure = failures().get(STREAMS["stdout"])
+    if failure is None or not is_read():
+        return code
+    reason = f"standard output cannot be written ({failure.strerror}), and the rest of what was printed is lost"
+    print(f"{reason}; make room, and repeat the command.", file=sys.stderr)
+    return code or 2
+
+
 def notify(text: str) -> None:
     """Write `text` to standard error if that is possible at once; for signal handlers, which must not raise or wait."""
     with suppress(OSError):

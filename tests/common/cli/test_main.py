@@ -787,3 +787,12 @@ def test_plugins_in_the_working_folder_are_not_executed(start: Callable[..., Out
         assert not (tmp_path / "ran").exists()
     refused = start("model=vit", "-m", "seed=1,2", "hydra/launcher=joblib")
     assert sentence(refused).startswith("hydra_plugins in the working folder would be executed")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_printed_config_that_is_lost_on_a_full_disk_is_no_success() -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, ROOT / "train.py", "model=vit", "--cfg", "job"]
+        completed = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert completed.returncode == 2 and completed.stderr.count("\n") == 1
+    assert "standard output cannot be written (No space left on device)" in completed.stderr
