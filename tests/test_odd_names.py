@@ -12,6 +12,7 @@ from PIL import Image
 from common.files.names import unescape
 
 BYTE = "\udce9"  # how Python shows the byte 0xE9, Latin-1's e acute
+TEA = "te\x1b[2Ja"  # with the sequence that clears a terminal
 MODEL = ["data.image_size=8", "data.batch_size=4", "trainer.steps=2", "trainer.device=cpu", "model.width=16"]
 
 
@@ -28,7 +29,7 @@ def photos(tmp_path: Path) -> Path:
     try:
         for split in ("train", "val", "test"):
             for number in range(4):
-                write_image(folder / split / ("tea", f"caf{BYTE}")[number % 2] / f"{BYTE}{number}.png", number)
+                write_image(folder / split / (TEA, f"caf{BYTE}")[number % 2] / f"{BYTE}{number}.png", number)
     except OSError:
         pytest.skip("this file system takes only names in UTF-8")
     return folder
@@ -41,20 +42,22 @@ def test_a_classifier_of_names_that_are_not_utf8_is_trained_evaluated_and_predic
     train = ["model=vit", "data=imagefolder", f"data.root={photos}", f"run_dir={run}", *MODEL]
     output = inside("train", *train)
     assert "run\\udce9: checkpoints/" in output
-    assert json.loads((run / "task.json").read_text("utf-8"))["classes"] == [f"caf{BYTE}", "tea"]
+    assert json.loads((run / "task.json").read_text("utf-8"))["classes"] == [f"caf{BYTE}", TEA]
     with (run / "predictions" / "predictions.csv").open(encoding="utf-8", newline="") as file:
         rows = [*csv.DictReader(file)]
     assert {unescape(row["id"]) for row in rows} == {str(file.relative_to(test)) for file in test.rglob("*.png")}
-    assert {unescape(row["truth"]) for row in rows} == {f"caf{BYTE}", "tea"}
+    assert {unescape(row["truth"]) for row in rows} == {f"caf{BYTE}", TEA}
     assert "is finished" in inside("train", *train, "resume=auto")
 
     best = f"checkpoint={run / 'checkpoints' / 'best.pt'}"
     output = inside("evaluate", best, "details=true", f"output={tmp_path / f'out{BYTE}'}")
     assert "caf\\udce9" in output and "data      test: 4 images of " in output
-    lines = inside("predict", best, f"input={test / 'tea'}", f"output={tmp_path / 'answers'}").splitlines()
+    assert "\x1b" not in output and r"te\x1b[2Ja" in output
+    lines = inside("predict", best, f"input={test / TEA}", f"output={tmp_path / 'answers'}").splitlines()
     assert [line.partition(":")[0] for line in lines if "\\udce9" in line[:8]] == ["\\udce90.png", "\\udce92.png"]
+    assert all(r"te\x1b[2Ja 0." in line for line in lines if "\\udce9" in line[:8]) and "\x1b" not in "".join(lines)
     answer = json.loads((tmp_path / "answers" / f"{BYTE}0.png.classes.json").read_text("utf-8"))
-    assert answer["file"] == str(test / "tea" / f"{BYTE}0.png")
+    assert answer["file"] == str(test / TEA / f"{BYTE}0.png")
 
 
 def test_an_image_with_the_longest_name_is_answered(inside: Callable[..., str], tmp_path: Path) -> None:

@@ -84,7 +84,8 @@ def launch(job: Job, door: str, base: ConfigReader | None = None, arguments: Seq
         run_folder.run_in(job, composed.config, folder)
     except UserError as error:
         if started or is_local_main:  # before the start, all ranks have the same error
-            print(f"rank {rank}: {error}" if rank else error, file=sys.stderr)
+            sentence = names.printable(str(error))
+            print(f"rank {rank}: {sentence}" if rank else sentence, file=sys.stderr)
         sys.exit(2)
     except Stopped as stop:
         if rank == 0:

@@ -18,9 +18,11 @@ from tqdm import tqdm
 
 from common.errors import Stopped, UserError
 from common.files.lines import LineFile
+from common.files.names import printable
 from common.files.records import RECORD_FILES, Remainder, describe_lines, keep_records
 from common.files.table import table
 from common.machine import console
+from common.machine.console import escape_controls
 
 MAX_CONSOLE_NUMBERS = 6  # in a line about training on the console; metrics.jsonl holds all
 
@@ -64,7 +66,7 @@ class Log:
         """
         if isinstance(error, UserError | Stopped | SystemExit):
             stopped = isinstance(error.__context__, Stopped)  # then a handler raised SystemExit, as submitit's does
-            self._append("train.log", str(error.__context__ if stopped else error))
+            self._append("train.log", printable(str(error.__context__ if stopped else error)))
         elif error is not None:
             self._append("train.log", "".join(traceback.format_exception(kind, error, trace)).rstrip())
         self.close()
@@ -101,6 +103,7 @@ class Log:
     def info(self, text: str) -> None:
         """Print one or more lines to the console, and write them to train.log."""
         if self.main:
+            text = escape_controls(text)  # names of classes and files
             if self._bar is not None:
                 tqdm.write(text, file=sys.stdout)
             else:

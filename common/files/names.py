@@ -10,6 +10,8 @@ import re
 import shlex
 from collections.abc import Iterable
 
+from common.machine.console import escape_controls
+
 MAX_NAME_BYTES = 255  # the limit for a file's name, without its folder, on nearly every file system
 HASH_DIGITS = 8
 _BYTE = re.compile("[\udc80-\udcff]")
@@ -40,6 +42,11 @@ def unescape(text: str) -> str:
         return "\\" * (len(backslashes) // 2) + half
 
     return _ESCAPES.sub(replace, text)
+
+
+def printable(name: str) -> str:
+    r"""`name` for a line of a console or a log: escaped as by `escape`, and control characters as \x1b, \n or \t."""
+    return escape_controls(escape(name)).replace("\n", r"\n").replace("\t", r"\t")
 
 
 def shell_command(words: Iterable[str]) -> str:

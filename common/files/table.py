@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from common.files.names import escape
+from common.files.names import printable
 
 
 def table(title: str, rows: Sequence[Sequence[Any]]) -> str:
@@ -26,4 +26,4 @@ def table(title: str, rows: Sequence[Sequence[Any]]) -> str:
 def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4f}" if math.isfinite(value) else "-"
-    return escape(str(value))
+    return printable(str(value))

@@ -6,11 +6,14 @@ A terminal may be closed, the reader of a pipe may be gone (`| head -3`, `| tee 
 import errno
 import io
 import os
+import re
 import select
 import sys
 from contextlib import suppress
 from typing import Any
 
+# C0 without tab and newline, DEL, C1, line and paragraph separators, and marks that override the direction of text.
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 STREAMS = {"stdout": "standard output", "stderr": "standard error"}
 
 
@@ -32,8 +35,27 @@ class _Output(io.FileIO):
             return memoryview(data).nbytes
 
 
+class _Text(io.TextIOWrapper):
+    """A guarded stream of text. What could control a terminal is escaped, except what tqdm writes to move its bar."""
+
+    escapes = True
+
+    def write(self, text: str) -> int:
+        """Write `text`; returns its number of characters."""
+        start = "\r" if text.startswith("\r") else ""
+        super().write(start + escape_controls(text[len(start) :]) if self.escapes else text)
+        return len(text)
+
+
+def escape_controls(text: str) -> str:
+    r"""Escape what controls a terminal or turns the direction of text, except tab and newline: ESC becomes \x1b."""
+    return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
+
+
 def guard() -> None:
-    """Let no write to sys.stdout or sys.stderr raise: escape what the encoding lacks, discard what cannot be written.
+    """Let no write to sys.stdout or sys.stderr raise or control a terminal.
+
+    What the encoding lacks is escaped, and what cannot be written is discarded.
 
     A stream that was closed before the start (`>&-`) is opened on the null device; otherwise its descriptor would be
     given to the next file that is opened. Streams of other classes, such as a notebook's, are left as they are.
@@ -86,16 +108,21 @@ def notify(text: str) -> None:
 
 
 def _guarded(stream: io.TextIOWrapper) -> io.TextIOWrapper:
-    """A guarded stream with the settings and the descriptor of `stream`."""
+    """A guarded stream with the settings and the descriptor of `stream`.
+
+    Standard output that leads to a file or another program holds answers, which are written as they are.
+    """
     output = _Output(stream.fileno(), "w", closefd=False)
     with suppress(OSError):
         stream.flush()
-    return io.TextIOWrapper(
+    guarded = _Text(
         io.BufferedWriter(output),
         encoding=stream.encoding,
         errors="backslashreplace",
         line_buffering=stream.line_buffering or stream.write_through,
     )
+    guarded.escapes = stream is not sys.stdout or stream.isatty()
+    return guarded
 
 
 def _output(stream: object) -> _Output | None:

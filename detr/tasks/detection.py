@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from common.data.images import normalise, read_each, read_image
 from common.data.names import composed
 from common.errors import UserError
-from common.files.names import answer_name, escape
+from common.files.names import answer_name, printable
 from common.files.output import write_answer
 from common.machine.device import compute_dtype, constant
 from common.report.pictures import pad_and_stack, write_picture
@@ -215,9 +215,11 @@ class Detection:
             picture = self._draw(self._read_image(source), answer)
             write_picture(picture, folder / answer_name(name, ".boxes.jpg"))  # overwrites no image of the user
             write_answer(folder / answer_name(name, ".boxes.json"), source, {"objects": objects})
-            names = [item["name"] for item in objects]
-            summary = ", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names)) or "nothing"
-            yield f"{escape(name)}: {summary} (score >= {self.options.threshold:g})"
+            names = [str(item["name"]) for item in objects]
+            summary = (
+                ", ".join(f"{names.count(name)} {printable(str(name))}" for name in dict.fromkeys(names)) or "nothing"
+            )
+            yield f"{printable(name)}: {summary} (score >= {self.options.threshold:g})"
 
     def pictures(self, batch: Batch, answers: list[Answer], count: int) -> Tensor:
         """Draw the first `count` images with their boxes for the log: uint8 (B, 3, H, W)."""

@@ -12,7 +12,7 @@ from common.data import batching
 from common.data.images import read_each, read_image
 from common.data.names import composed
 from common.errors import UserError
-from common.files.names import answer_name, escape
+from common.files.names import answer_name, printable
 from common.files.output import write_answer
 from common.report.pictures import pad_and_stack, write_picture
 from common.task import Adopted, Answer, Batch, Goal, Split
@@ -206,10 +206,11 @@ class Classification:
             classes = [{"name": self.classes[k], "probability": round(float(scores[k].exp()), 4)} for k in best]
             name = Path(path).name
             content: dict[str, Any] = {"classes": classes}
-            line = f"{escape(name)}: " + ", ".join(f"{c['name']} {c['probability']:.3f}" for c in classes)
+            line = ", ".join(f"{printable(c['name'])} {c['probability']:.3f}" for c in classes)
+            line = f"{printable(name)}: {line}"
             if "nearest" in answer:
                 content["nearest"] = self.classes[answer["nearest"]] if answer["nearest"] >= 0 else None
-                line += f"; nearest training images: {content['nearest']}"
+                line += f"; nearest training images: {printable(str(content['nearest']))}"
             write_answer(folder / answer_name(name, ".classes.json"), Path(path), content)  # overwrites no image
             if "maps" in answer:
                 image, maps = self.data.thumbnails(batch, i + 1)[i], answer["maps"]

@@ -412,6 +412,11 @@ def test_a_command_refused_after_logged_steps_leaves_their_records(start: Callab
     assert sorted(os.listdir("x")) == [".lock", "metrics.jsonl", "train.log"]
 
 
+def test_control_characters_of_a_name_are_escaped_in_a_sentence(start: Callable[..., Outcome]) -> None:
+    missing = start("checkpoint=a\x1b[2J\nb\r.pt", door="evaluate", base=dict)
+    assert sentence(missing) == r"checkpoint=a\x1b[2J\nb\r.pt: there is no such file."
+
+
 def test_ctrl_c_prints_no_traceback(start: Callable[..., Outcome]) -> None:
     outcome = start("model=detr", job=fail(KeyboardInterrupt()))
     assert outcome.code == 130 and outcome.err.count("\n") == 1

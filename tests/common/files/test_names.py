@@ -9,6 +9,7 @@ import pytest
 
 from common.files import names
 from common.files.lines import LineFile, write_atomically
+from common.files.table import table
 
 NAMES = [
     *("plain.jpg", "größer 你好.png", "", "a\\b", r"C:\users\x", r"\n", r"\u00e9"),  # unchanged
@@ -37,6 +38,11 @@ def test_a_json_file_and_a_log_take_any_name(tmp_path: Path) -> None:
     lines.add("classes caf\udce9")
     lines.close()
     assert (tmp_path / "train.log").read_text("utf-8") == "classes caf\\udce9\n"
+
+
+def test_a_printed_name_is_one_line_without_control_characters() -> None:
+    assert names.printable("a\n\t\x1b[2J\udce9 é.png") == r"a\n\t\x1b[2J\udce9 é.png"
+    assert table("t", [("class", "n"), ("cat\x1b[2J\nAP 1.0", 1)]).splitlines()[3] == r"cat\x1b[2J\nAP 1.0  1"
 
 
 @pytest.mark.skipif(not Path("/bin/bash").exists(), reason="the escape is of bash and zsh")

@@ -2,9 +2,11 @@
 
 import io
 import os
+import pty
 import select
 import subprocess
 import sys
+import tty
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,31 @@ def test_a_full_disk_and_a_reader_that_has_gone_are_reported_and_do_not_raise(tm
 def test_a_stream_that_was_closed_before_the_start_does_not_raise(tmp_path: Path) -> None:
     assert printed_to(tmp_path, "PROGRAM >&- 2>&-") == "{} True 0 "
     assert "line" not in (tmp_path / "result.txt").read_text(), "the file has not taken the descriptor of the stream"
+
+
+CONTROLS = "\x1b[2J\x07\x7f\x9b31m\r\u202egnp.jpg"
+ESCAPED = r"\x1b[2J\x07\x7f\x9b31m\r\u202egnp.jpg"
+
+
+def test_a_terminal_gets_no_control_characters_but_those_of_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    parent, child = pty.openpty()
+    tty.setraw(child)
+    with open(child, "w", encoding="utf-8") as terminal, open(parent, "rb") as screen:
+        monkeypatch.setattr(sys, "stdout", terminal)
+        console.guard()
+        print(f"a\tb {CONTROLS}", flush=True)
+        sys.stdout.write("\r 10%|\u2588")
+        sys.stdout.flush()
+        assert screen.read1(200).decode() == f"a\tb {ESCAPED}\n\r 10%|\u2588"
+
+
+def test_answers_in_a_file_are_written_as_they_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name, expected in (("stdout", CONTROLS), ("stderr", ESCAPED)):
+        with open(tmp_path / name, "w", encoding="utf-8", newline="") as file:
+            monkeypatch.setattr(sys, name, file)
+            console.guard()
+            print(CONTROLS, file=getattr(sys, name), flush=True)
+        assert (tmp_path / name).read_bytes().decode() == f"{expected}\n"
 
 
 def test_a_print_of_any_name_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
