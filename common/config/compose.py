@@ -100,7 +100,11 @@ class Command:
                 composed = hydra.compose(self.config_name, overrides, return_hydra_config=True)
                 choices = {key: value for key, value in composed.hydra.runtime.choices.items() if value}
                 config = plain_config(composed)
-                notices = [*self.notices, *typed_trust(config, map(_key, overrides), f"{self.flags.config_name}.yaml")]
+                notices = [
+                    *self.notices,
+                    *self._replace_length(config),
+                    *typed_trust(config, map(_key, overrides), f"{self.flags.config_name}.yaml"),
+                ]
                 return Composed(config, choices, notices + update_names(config), hydra_settings(composed))
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise UserError(self._sentence(error, overrides)) from error
@@ -122,6 +126,16 @@ class Command:
         section["root"] = str(Path("data", root.name if root.name != ".." else "checkpoint"))
         notice = f"data.root={root} of the checkpoint lacks the data, which are written to {section['root']}"
         return [] if section["root"] == str(root) else [f"{notice}; data.root=FOLDER names another folder."]
+
+    def _replace_length(self, config: dict[str, Any]) -> list[str]:
+        """Let trainer.steps= or trainer.epochs= on the command line replace the other one, which a preset may set."""
+        trainer = config.get("trainer")
+        for key, replaced in (("steps", "epochs"), ("epochs", "steps")):
+            typed = f"trainer.{key}" in self.keys and f"trainer.{replaced}" not in self.keys
+            if isinstance(trainer, dict) and typed and None not in (trainer.get(key), trainer.get(replaced)):
+                former, trainer[replaced] = trainer[replaced], None
+                return [f"trainer.{key}={trainer[key]} replaces trainer.{replaced}={former}."]
+        return []
 
     def initialised(self) -> hydra.initialize_config_dir:
         """A context in which Hydra reads configs from `self.folder`."""

@@ -29,6 +29,8 @@ ADDED_KEYS: dict[str, Any] = {
     "trainer.grace": None,  # after a signal, the step was always finished
     # since febf8c0
     "trainer.eval_samples": None,  # every evaluation was of the whole split
+    # since 32a6ea9
+    "trainer.patience": None,  # every run took all its steps
 }
 
 # Keys that were added to nested options: name of the options -> (all their former keys, added keys with values). They

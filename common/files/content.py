@@ -48,6 +48,7 @@ class Content(TypedDict, total=False):
     step: Count
     best: float | None
     ranking: list[tuple[float, int]]
+    evaluations_since_best: Count
     model: Weights
     average: MovingAverage | None
     mean: Mean

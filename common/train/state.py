@@ -39,6 +39,7 @@ class Run:
     fingerprints: Fingerprints = field(default_factory=dict)  # of the data, for resuming
     step: int = 0  # steps taken
     ranking: list[tuple[float, int]] = field(default_factory=list)  # (goal's value on val, step), best first
+    evaluations_since_best: int = 0  # evaluations on val since the last one that gave a better goal
     sums: dict[str, Tensor] = field(default_factory=dict)  # of the loss's parts, over the steps since the last log line
     summed_steps: int = 0
     alarms: list[str] = field(default_factory=list)  # texts of the alarms raised so far; each alarm is raised once
@@ -126,6 +127,7 @@ def checkpoint_content(
         "step": run.step,
         "best": run.best,
         "ranking": [[score, step] for score, step in run.ranking],
+        "evaluations_since_best": run.evaluations_since_best,
         "model": distributed.full_tensors(run.model.state_dict()),
         "average": average.state_dict() if average else None,
         "optimizer": optim.state(stepper.optimizer),
@@ -174,6 +176,7 @@ def resume_run(run: Run, stepper: Stepper, average: Average | None, folder: Chec
     )
     run.step, run.summed_steps = content["step"], content["window_steps"]
     run.ranking = [entry for entry in _ranking(content) if run.task.goal.is_defined(entry[0])]
+    run.evaluations_since_best = content.get("evaluations_since_best", 0)  # files of earlier versions lack it
     run.alarms = list(content.get("said", []))
     run.sums = _sums_of_this_rank(content)
     distributed.load_state_dict(run.model, content["model"])

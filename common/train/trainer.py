@@ -79,6 +79,7 @@ class Trainer:
     eval_samples: Positive | None
     save_every: Positive | None
     keep_best: Positive
+    patience: Positive | None
     average_last: Count
 
     def __post_init__(self) -> None:
@@ -112,6 +113,8 @@ class Trainer:
             stop=StopSignals(self.grace),
             device=on,
         )
+        if self.patience and not run.data.count("val"):
+            raise UserError(f"trainer.patience={self.patience} needs a val split, and the data have none; give null.")
         with context.stop:
             run.fingerprints = fingerprints_of(run.data)
             if resume:
@@ -136,6 +139,9 @@ class Trainer:
         log, eval_every = context.log, self.eval_every or order.steps(1)
         if run.step and (run.evaluation_lost or run.step % eval_every == 0 or run.step == total):
             self._validate(run, context)  # the run may have been killed before or during this evaluation
+            if self._ends_early(run, total):
+                log.info(self._early_end(run, total))
+                return
         with log.progress(total, run.step) as progress:
             clock = time.monotonic()
             for epoch, micro_batches in self._steps(run, order, context.device, total):
@@ -165,12 +171,31 @@ class Trainer:
                     outcome = "without a checkpoint of that step" if problem else "with a checkpoint"
                     raise context.stop.stopped_error(f"after step {run.step} of {total}, {outcome}")
                 if last and problem:
-                    raise UserError(
-                        f"the last checkpoint could not be written to {context.folder.path} ({problem}), and the final "
-                        f"numbers need it; make room, and repeat the command with run_dir={run.folder} resume=auto."
-                    )
+                    raise self._unsaved_end(run, context, problem)
                 if evaluates:
                     self._validate(run, context)
+                    if self._ends_early(run, total):
+                        if problem:
+                            raise self._unsaved_end(run, context, problem)
+                        log.info(self._early_end(run, total))
+                        return
+
+    def _ends_early(self, run: Run, total: int) -> bool:
+        """Whether the last `patience` evaluations gave no better goal; at step `total` the run ends anyway."""
+        return self.patience is not None and run.evaluations_since_best >= self.patience and run.step < total
+
+    def _early_end(self, run: Run, total: int) -> str:
+        best = f"{run.best:.4f}" if run.best is not None else "no value"
+        return (
+            f"The run ends after step {run.step} of {total}: val/{run.task.goal.name} has not been better than {best} "
+            f"for {run.evaluations_since_best} evaluations (trainer.patience={self.patience})."
+        )
+
+    def _unsaved_end(self, run: Run, context: _Context, problem: str) -> UserError:
+        return UserError(
+            f"the last checkpoint could not be written to {context.folder.path} ({problem}), and the final "
+            f"numbers need it; make room, and repeat the command with run_dir={run.folder} resume=auto."
+        )
 
     def _save(self, run: Run, context: _Context, regular: bool) -> str | None:
         """Write a checkpoint; returns why it was not written, after a warning, on a full or read-only disk."""
@@ -242,7 +267,7 @@ class Trainer:
         with context.average.applied(run.model) if context.average else nullcontext():
             numbers, _ = self._evaluate(run, context, "val", on_answers=keep_first)
         score = numbers.get(run.task.goal.name, math.nan)
-        self._rank(run, context, score)
+        run.evaluations_since_best = 0 if self._rank(run, context, score) else run.evaluations_since_best + 1
         context.log.numbers(run.step, {f"val/{name}": number for name, number in numbers.items()})
         self._warn_of_undefined(run, context, "val", score, "this checkpoint is not ranked")
         for batch, answers in first:
@@ -258,14 +283,19 @@ class Trainer:
         if not goal.is_defined(score):
             context.log.warning(f"{split}/{goal.name} is {score:g} at step {run.step}, which is no value; {effect}.")
 
-    def _rank(self, run: Run, context: _Context, score: float) -> None:
-        """Insert this step's checkpoint into the ranking if it was written; if it is now the best, make it best.pt."""
+    def _rank(self, run: Run, context: _Context, score: float) -> bool:
+        """Insert this step's checkpoint into the ranking if it was written; if it is now the best, make it best.pt.
+
+        Returns whether it is the best.
+        """
         written = distributed.broadcast(run.step in context.folder.steps())
-        if written and run.rank_in(score, self.keep_best):
+        is_best = bool(written and run.rank_in(score, self.keep_best))
+        if is_best:
             try:
                 context.folder.mark_best(run.step)
             except OSError as error:
                 context.log.warning(f"best.pt was not written ({error.strerror}); the best step is {run.step}.")
+        return is_best
 
     def _finish(self, run: Run, context: _Context) -> dict[str, float | str]:
         """Evaluate test once, with the weights that are best on val.

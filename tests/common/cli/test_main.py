@@ -486,6 +486,25 @@ def test_a_sweep_takes_experiments_ranges_and_lists(start: Callable[..., Outcome
     assert names == [f"detr_r50_coco_300-seed_{seed}" for seed in (0, 0, 1, 1)], "a list is left out of the name"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "steps", "epochs", "notice"),
+    [
+        (["model=vit_b16", "trainer.steps=20"], 20, None, "trainer.steps=20 replaces trainer.epochs=300."),
+        (["model=vit", "trainer.epochs=3"], None, 3, "trainer.epochs=3 replaces trainer.steps="),
+        (["model=vit", "trainer.steps=20"], 20, None, None),
+        (["model=vit", "trainer.epochs=3", "trainer.steps=null"], None, 3, None),
+    ],
+)
+def test_the_typed_length_of_a_run_replaces_that_of_the_preset(arguments, steps, epochs, notice):
+    command = compose.Command("train", arguments)
+    command.prepare()
+    composed = command.compose()
+    trainer = composed.config["trainer"]
+    assert (trainer["steps"], trainer["epochs"]) == (steps, epochs)
+    replaced = [line for line in composed.notices if "replaces" in line]
+    assert [line.startswith(notice) for line in replaced] == [True] if notice else not replaced
+
+
 @pytest.mark.parametrize(("error", "code"), [(UserError("Seed 1 is unlucky."), 2), (ZeroDivisionError("oh"), 1)])
 def test_a_failing_run_does_not_stop_the_others(start: Callable[..., Outcome], error: Exception, code: int) -> None:
     def job(config: dict[str, Any], folder: Path) -> float:

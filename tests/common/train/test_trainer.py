@@ -128,6 +128,7 @@ def trainer(**keys) -> Trainer:
         "eval_every": 5,
         "save_every": None,
         "keep_best": 1,
+        "patience": None,
         "average_last": 0,
     }
     return Trainer(**{**defaults, **keys})
@@ -519,6 +520,65 @@ def test_a_goal_without_a_value_ranks_nothing_and_the_last_checkpoint_is_tested(
     output = (tmp_path / "train.log").read_text()
     assert output.count("which is no value; this checkpoint is not ranked.") == 4
     assert "No evaluation gave a value of val/error; the last checkpoint, step_00000020.pt, is tested." in output
+
+
+def constant_on_val(monkeypatch, value=0.5) -> None:
+    real = Error.compute
+    monkeypatch.setattr(Error, "compute", lambda self: {"error": value} if self.count == 6 else real(self))
+
+
+@pytest.mark.parametrize("keys", [{}, {"keep_best": 3}, {"average_last": 3}, {"save_every": 3}])
+def test_a_run_out_of_patience_ends_early_and_tests_the_best_checkpoint(tmp_path, monkeypatch, keys):
+    constant_on_val(monkeypatch)
+    numbers = fit(tmp_path, keys={"steps": 40, "patience": 2, **keys})
+    assert max(line["step"] for line in lines(tmp_path)) == 15  # evaluations at 5 (the best), 10 and 15
+    assert numbers["val/error"] == 0.5 and "test/error" in numbers
+    assert checkpoint.load(tmp_path / "checkpoints/best.pt")["step"] == 5
+    assert "val/error has not been better than 0.5000 for 2 evaluations" in (tmp_path / "train.log").read_text()
+
+
+def test_patience_ends_a_run_whose_goal_never_has_a_value(tmp_path, monkeypatch):
+    constant_on_val(monkeypatch, float("nan"))
+    fit(tmp_path, keys={"steps": 40, "patience": 2})
+    assert max(line["step"] for line in lines(tmp_path)) == 10
+
+
+def test_a_better_goal_restores_patience(tmp_path, monkeypatch):
+    values, real = iter([0.5, 0.6, 0.4, 0.5, 0.4]), Error.compute
+    monkeypatch.setattr(Error, "compute", lambda self: {"error": next(values)} if self.count == 6 else real(self))
+    fit(tmp_path, keys={"steps": 40, "patience": 2})
+    assert [line["val/error"] for line in lines(tmp_path) if "val/error" in line] == [0.5, 0.6, 0.4, 0.5, 0.4]
+
+
+@pytest.mark.parametrize("stop", [3, 7, 9, 12, 14])
+@pytest.mark.parametrize("moment", ["loss", "evaluation"])
+def test_a_killed_run_with_patience_ends_at_the_same_step(tmp_path, monkeypatch, stop, moment):
+    keys = {"steps": 40, "patience": 2, "save_every": 3}
+    constant_on_val(monkeypatch)
+    fit(tmp_path / "whole", keys=keys)
+    owner, name = (Fit, "loss") if moment == "loss" else (Error, "compute")
+    real, calls = getattr(owner, name), []
+
+    def die(self, *arguments):
+        calls.append(1)
+        if len(calls) == (stop if moment == "loss" else stop // 5 + 2):  # the first evaluation is a trial
+            raise KeyboardInterrupt
+        return real(self, *arguments)
+
+    monkeypatch.setattr(owner, name, die)
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "killed", keys=keys)
+    monkeypatch.setattr(owner, name, real)
+    numbers = fit(tmp_path / "killed", keys=keys, resume=True)
+    assert (tmp_path / "whole/metrics.jsonl").read_text() == (tmp_path / "killed/metrics.jsonl").read_text()
+    assert numbers == fit(tmp_path / "killed", keys=keys, resume=True), "and again, after its end"
+
+
+def test_patience_without_val_is_refused(tmp_path):
+    with pytest.raises(
+        UserError, match=r"^trainer\.patience=2 needs a val split, and the data have none; give null\.$"
+    ):
+        fit(tmp_path, data=Line(val=0), keys={"patience": 2})
 
 
 def test_a_part_of_val_is_evaluated_while_training_and_all_of_test(tmp_path, monkeypatch):
