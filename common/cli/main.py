@@ -20,7 +20,7 @@ from common.config.plain_text import config_yaml
 from common.errors import Stopped, UserError
 from common.files import names, run_folder
 from common.files.run_folder import Job
-from common.machine import console, threads
+from common.machine import console, threads, torchrun
 
 REQUIRED_ARGUMENTS = {
     "train": "model=NAME",
@@ -58,9 +58,9 @@ def launch(job: Job, door: str, base: ConfigReader | None = None, arguments: Seq
     from checkpoint=FILE.
     """
     console.guard()
-    rank, is_local_main = int(os.environ.get("RANK", "0")), os.environ.get("LOCAL_RANK", "0") == "0"
-    started, folder = False, None
+    process, started, folder = torchrun.Process(), False, None
     try:
+        process = torchrun.this_process(os.environ)
         command = Command(door, sys.argv[1:] if arguments is None else arguments, base)
         one_run = "hydra/launcher" not in command.keys  # joblib divides the cores between runs itself
         os.environ.update(threads.missing_settings(os.environ, count=one_run))  # before torch is imported
@@ -71,7 +71,7 @@ def launch(job: Job, door: str, base: ConfigReader | None = None, arguments: Seq
         if command.flags.multirun:
             sys.exit(sweep.sweep(job, command))
         composed = command.checked()
-        if is_local_main:
+        if process.is_local_main:
             print("".join(f"{notice}\n" for notice in composed.notices), end="", file=sys.stderr)
         if command.flags.cfg:
             print(config_yaml(composed.config), end="")
@@ -80,15 +80,15 @@ def launch(job: Job, door: str, base: ConfigReader | None = None, arguments: Seq
         if door != "train":
             job(composed.config)
             _exit(console.exit_code(0))
-        folder = run_folder.choose(composed) if rank == 0 else None
+        folder = run_folder.choose(composed) if process.rank == 0 else None
         run_folder.run_in(job, composed.config, folder)
     except UserError as error:
-        if started or is_local_main:  # before the start, all ranks have the same error
+        if started or process.is_local_main:  # before the start, all ranks have the same error
             sentence = names.printable(str(error))
-            print(f"rank {rank}: {sentence}" if rank else sentence, file=sys.stderr)
+            print(f"rank {process.rank}: {sentence}" if process.rank else sentence, file=sys.stderr)
         sys.exit(2)
     except Stopped as stop:
-        if rank == 0:
+        if process.rank == 0:
             print(f"{stop} {_resume_line(command, folder) if folder else ''}".rstrip(), file=sys.stderr)
         _exit(stop.code)
     except KeyboardInterrupt:
@@ -108,13 +108,13 @@ def _resume_line(command: Command, folder: Path) -> str:
     """The command that resumes a run: the one that started it, with run_dir= and resume=auto."""
     added = {"run_dir": f"run_dir={folder}", "resume": "resume=auto"}
     arguments = [*command.arguments, *(argument for key, argument in added.items() if key not in command.keys)]
-    distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    distributed = torchrun.this_process(os.environ).world_size > 1
     program = ["torchrun [its options]", sys.argv[0]] if distributed else own_name()
     return f"To resume: {program[0]} {names.shell_command([*program[1:], *arguments])}"
 
 
 def _exit(code: int) -> NoReturn:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if torchrun.this_process(os.environ).world_size > 1:
         # With several processes, Python's shutdown sometimes aborts in a library's thread ("terminate called without an
         # active exception", torch 2.15 with gloo), and torchrun would report a finished run as failed.
         sys.stdout.flush()

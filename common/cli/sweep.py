@@ -31,6 +31,7 @@ from common.files.names import shell_command
 from common.files.records import goal_value, read_record
 from common.files.run_folder import Job
 from common.files.table import table
+from common.machine import torchrun
 
 OPTIONAL_LAUNCHERS = ("joblib", "submitit_local", "submitit_slurm")  # in packages of their own
 MAX_NAME_LENGTH = 80  # characters of a folder's name before the hash
@@ -81,7 +82,7 @@ def sweep(job: Job, command: Command) -> int:
 
 
 def _refuse_conflicting_options(command: Command) -> None:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if torchrun.this_process(os.environ).world_size > 1:
         raise UserError("-m does not work under torchrun; start one torchrun for each setting.")
     if command.door != "train":
         raise UserError(f"-m sweeps are for train.py; call {command.door}.py once for each setting.")

@@ -18,10 +18,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from common.errors import UserError
+from common.machine import torchrun
 
 # If a process fails, the others lose their connection to it. They delay their errors by this many seconds, because
 # torchrun reports the earliest error (in whole seconds), which should be that of the process that failed.
 PEER_ERROR_DELAY = 3.0
+
+MEETING_REMEDY = "start them with torchrun, or set MASTER_ADDR to the machine of rank 0 and MASTER_PORT to a free port"
 
 Row = TypeVar("Row", bound=tuple[Any, ...])
 
@@ -38,7 +41,7 @@ def rank() -> int:
 
 def local_rank() -> int:
     """This process's number on its machine, which is also the number of its GPU."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
+    return torchrun.this_process(os.environ).local_rank
 
 
 def is_main() -> bool:
@@ -54,7 +57,17 @@ def init_process_group(device: torch.device, timeout: float) -> None:
     """
     if _is_under_torchrun() and not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+        try:
+            dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+        except (dist.DistError, ValueError) as error:  # a port in use or out of range, a machine that does not answer
+            address = ":".join(os.environ.get(name, f"({name} is not set)") for name in ("MASTER_ADDR", "MASTER_PORT"))
+            raise UserError(f"the processes cannot meet at {address} ({_reason(error)}); {MEETING_REMEDY}.") from error
+
+
+def _reason(error: Exception) -> str:
+    """Why processes cannot meet, without PyTorch's details."""
+    text = str(error).partition("\n")[0].rstrip(".")
+    return "this port is in use by another process" if "EADDRINUSE" in text else text
 
 
 @contextmanager
@@ -85,7 +98,7 @@ def process_group(device: torch.device, timeout: float) -> Iterator[None]:
 
 
 def _is_under_torchrun() -> bool:
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return torchrun.this_process(os.environ).world_size > 1
 
 
 def gather(value: Any) -> list[Any]:

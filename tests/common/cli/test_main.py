@@ -247,7 +247,7 @@ def test_a_moved_class_is_read_from_its_present_path_with_one_notice(start: Call
 def test_only_the_first_rank_of_a_machine_prints_the_notice_of_a_moved_class(
     start: Callable[..., Outcome], older_yaml, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in {"RANK": "1", "LOCAL_RANK": "1"}.items():
+    for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     outcome = start(*older_yaml)
     assert outcome.err == "" and outcome.configs[0]["task"]["_target_"] == PRESENT

@@ -1,0 +1,44 @@
+"""The environment in which torchrun starts each process of a run; read without importing torch."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from common.errors import UserError
+
+REMEDY = "start several processes with torchrun, which sets RANK, LOCAL_RANK and WORLD_SIZE, or unset all three"
+
+
+class Process(NamedTuple):
+    """This process: its number in the run and on its machine, from 0, and the number of processes of the run."""
+
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+
+    @property
+    def is_local_main(self) -> bool:
+        """Whether this process is the first one of its machine."""
+        return self.local_rank == 0
+
+
+def this_process(environment: Mapping[str, str]) -> Process:
+    """Read RANK, LOCAL_RANK and WORLD_SIZE; a missing one is that of a single process.
+
+    Raises UserError for a text that is no number, a rank outside the world, and a local rank above the rank.
+    """
+    world_size = _number(environment, "WORLD_SIZE", 1)
+    rank, local_rank = _number(environment, "RANK", 0), _number(environment, "LOCAL_RANK", 0)
+    if world_size < 1:
+        raise UserError(f"WORLD_SIZE={world_size} in the environment: expected at least 1; {REMEDY}.")
+    if rank >= world_size:
+        raise UserError(f"RANK={rank} in the environment: expected less than WORLD_SIZE={world_size}; {REMEDY}.")
+    if local_rank > rank:
+        raise UserError(f"LOCAL_RANK={local_rank} in the environment: expected at most RANK={rank}; {REMEDY}.")
+    return Process(rank, local_rank, world_size)
+
+
+def _number(environment: Mapping[str, str], name: str, default: int) -> int:
+    text = environment.get(name, str(default))
+    if not (text.isascii() and text.isdigit() and len(text) <= 9):
+        raise UserError(f"{name}={text!r} in the environment: expected a whole number; {REMEDY}.")
+    return int(text)
