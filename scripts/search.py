@@ -41,11 +41,14 @@ from common.machine import console
 try:
     import optuna
     from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+    from optuna.exceptions import StorageInternalError
     from optuna.trial import TrialState
     from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import OperationalError
 except ImportError:
     sys.exit('Optuna is not installed: pip install -e ".[sweeps]".')
 
+DATABASE = "study.db"  # in the folder of the search
 ROOT = Path(__file__).resolve().parents[1]  # the folder of train.py
 LOG_SCALE_RATIO = 10  # a range of floats is logarithmic if its end is at least this many times its start
 MAX_INITIAL_FAILURES = 3  # the search stops when this many trials have failed and none has succeeded
@@ -87,12 +90,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"--study {options.study} cannot be written ({error.strerror}); name another folder.", file=sys.stderr)
         return 2
+    except (OperationalError, StorageInternalError) as error:
+        reason = f"{options.study / DATABASE} cannot be read or written ({_first_cause(error)})"
+        print(f"{reason}; make room. {advice}", file=sys.stderr)
+        return 2
     except Stopped as stop:
         print(f"{stop} {advice}", file=sys.stderr)
         return stop.code
     except KeyboardInterrupt:
         print(f"Stopped by Ctrl-C. {advice}", file=sys.stderr)
         return 130
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    """The exception that led to `error`: SQLite's own, in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def plan(arguments: Sequence[str]) -> Plan:
@@ -168,7 +182,7 @@ def _open_study(folder: Path, search: Plan, seed: int) -> optuna.Study:
     if {*str(folder)} & {*"?{}"}:
         raise UserError(f"--study {folder}: Optuna accepts no folder with ?, {{ or }} in its name; name another.")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = optuna.storages.RDBStorage(_database_url(folder / "study.db"))
+    storage = optuna.storages.RDBStorage(_database_url(folder / DATABASE))
     study = optuna.create_study(storage=storage, study_name="search", direction=search.direction, load_if_exists=True)
     fixed = sorted(word for word in search.fixed if word.partition("=")[0].lstrip("+~") not in CHANGEABLE_KEYS)
     attributes = {

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import shlex
 import signal
 import subprocess
@@ -203,6 +204,17 @@ def test_a_search_whose_first_trials_all_fail_stops_early(capsys: pytest.Capture
     assert search.main([*LINE, "--study", "s", "--trials", "9"]) == 2
     out, err = capsys.readouterr()
     assert out.count("failed: These values") == 3 and err.startswith("The first 3 trials failed")
+
+
+def test_a_full_disk_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # less than the tables of the study
+    try:
+        assert search.main([*LINE, "--study", "s", "--trials", "1"]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    err = capsys.readouterr().err
+    assert err.startswith("s/study.db cannot be read or written (") and err.count("\n") == 1
 
 
 @pytest.mark.slow
