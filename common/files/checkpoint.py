@@ -71,7 +71,8 @@ def load(path: Path | str, required: Sequence[str] = ()) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        reason = "is a folder" if path.is_dir() else "does not exist"
+        existing = "is a folder" if path.is_dir() else "is no regular file"
+        reason = existing if path.exists() else "does not exist"
         raise UserError(f"{path} {reason}; give the path of a checkpoint, such as RUN/checkpoints/best.pt.")
     try:
         with open(path, "rb") as file:

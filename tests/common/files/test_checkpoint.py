@@ -153,6 +153,8 @@ def test_a_missing_file_a_folder_and_another_zip_are_named_in_errors(tmp_path):
         checkpoint.load(tmp_path / "nothing.pt")
     with pytest.raises(UserError, match="is a folder"):
         checkpoint.load(tmp_path)
+    with pytest.raises(UserError, match="/dev/zero is no regular file"):
+        checkpoint.load("/dev/zero")
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("page.xml", "text")
     with pytest.raises(UserError, match="is a zip file but no PyTorch checkpoint"):

@@ -121,6 +121,14 @@ def test_data_with_other_classes_are_not_evaluated(task):
         task.metric("test")
 
 
+def test_classes_of_model_and_data_are_compared_in_either_form_of_unicode(task, monkeypatch):
+    truth = task.data.ground_truth("test")
+    monkeypatch.setattr(task.data, "ground_truth", lambda split: truth)
+    truth["categories"][0]["name"] = "caf\u00e9"
+    task.restore({"categories": [{"id": 1, "name": "cafe\u0301"}, *task.categories[1:]]})
+    assert task.metric("test").categories[0]["name"] == "cafe\u0301"
+
+
 def test_another_number_of_queries_than_the_models_is_refused(task):
     batch = task.data.collate([task.data.sample("train", 0, None)])
     with pytest.raises(UserError, match=r"task.queries=12, but the model has 7 queries"):
