@@ -135,14 +135,19 @@ class OptionalMetric(Protocol):
     """Optional members of a metric."""
 
     def restrict(self, count: int) -> None:
-        """Expect only `count` samples of the split, called before `update` if `trainer.eval_samples` is below all."""
+        """Expect only `count` samples of the split.
+
+        Called before `update` if `trainer.eval_samples` is below the number of samples of the split; a metric without
+        this method supports only whole splits.
+        """
 
 
 class Task(Protocol):
     """A problem: its loss, predictions and metrics, independent of the model and the data set."""
 
     goal: Goal  # of the class, or of an instance
-    # The keys of `model_arguments` that every model must accept. Read from the source code, without importing it.
+    # The keys of `model_arguments` that every model must accept, as a literal tuple or (*Parent.handed_on, "key"): the
+    # check of the config reads them from the source code, without importing it.
     handed_on: ClassVar[tuple[str, ...]]
 
     def model_arguments(self) -> dict[str, Any]:
@@ -200,7 +205,8 @@ class OptionalTask(Protocol):
     """Optional members of a task."""
 
     per_micro_batch: Sequence[str]
-    """For the start summary: names of loss terms whose divisors depend on outputs, and so on the micro-batches."""
+    """Names, for the start summary, of loss terms that `loss` also divides by a function of the model's outputs. These
+    terms depend on how a step is split into micro-batches and processes."""
 
     offered: Sequence[str]
     """Keys of `model_arguments` that are passed only to models whose constructor accepts them."""
@@ -228,7 +234,7 @@ class OptionalModel(Protocol):
     """Optional members of a model."""
 
     decided_by_data: Sequence[str]
-    """Names or prefixes of tensors tied to classes or words; not loaded if those of the checkpoint differ."""
+    """Names or prefixes of tensors with a row per class or word; not loaded from a checkpoint of another task state."""
 
     undecayed: Sequence[str]
     """Names or prefixes of matrices that weight decay skips, such as tables of positions."""
@@ -237,7 +243,8 @@ class OptionalModel(Protocol):
     """For the start summary: names of parts that depend on the split into micro-batches, other than BatchNorm."""
 
     masks_entries: bool
-    """Whether logits of entries that are never predicted may be masked; label smoothing then leaves them out."""
+    """Whether the model may give vocabulary entries a logit of about -1e9 to never predict them. Label smoothing omits
+    these entries."""
 
     longest: int
     """The maximum number of input tokens; for longer inputs, a task raises an error that names them."""

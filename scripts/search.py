@@ -200,9 +200,9 @@ def _open_study(folder: Path, search: Plan, seed: int) -> optuna.Study:
 
 
 def _database_url(file: Path) -> str:
-    """The URL of a SQLite file; raises UserError if SQLAlchemy reads no URL as this file.
+    """The URL by which SQLAlchemy opens a SQLite file; raises UserError if there is none.
 
-    SQLAlchemy decodes escapes such as %41 in URLs since version 2.1, so a name that contains them must be quoted.
+    Since version 2.1, SQLAlchemy decodes escapes such as %41 in URLs, so a name that contains them must be quoted.
     """
     if names.escape(str(file)) == str(file):  # SQLite takes UTF-8 only
         for path in (str(file), quote(str(file))):

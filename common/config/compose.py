@@ -57,15 +57,16 @@ class Command:
     """The command line of a door (train, evaluate or predict): flags, and overrides in the form that Hydra reads."""
 
     def __init__(self, door: str, arguments: Sequence[str], base: ConfigReader | None = None, sweep: bool = False):
-        """With `sweep`, and always with -m, a value `a,b` stands for two values, also of a path."""
+        """With `sweep` or -m, `a,b` stands for two values, even where the value is a path."""
         self.door, self.base, self.arguments = door, base, arguments
         self.flags = _flags(arguments)
         self.config_name, self.folder = self.flags.config_name or door, CONFIGS
+        self.config_file = f"{self.config_name}.yaml"  # as the user knows it; `_add_folder` may change config_name
         sweep = sweep or self.flags.multirun
         self.overrides = [quote_path(self._full(argument), sweep) for argument in self.flags.overrides]
         self.keys = {_key(argument) for argument in self.overrides}
         self.notices: list[str] = []  # on what is ignored in the whole config of --config-name
-        self.working_folder = os.getcwd() if "trust" in self.keys else None  # of the user's package
+        self.working_folder = os.getcwd() if "trust" in self.keys else None  # where a trusted package may be
 
     def prepare(self) -> None:
         """Let Hydra find the configs in --config-dir and in the checkpoint; raises UserError for a wrong command."""
@@ -73,7 +74,9 @@ class Command:
             raise UserError("experiment= already chooses the model; give either experiment= or model=.")
         hydra_key = next((key for key in self.keys if key.startswith(("hydra.", "hydra/"))), None)
         if hydra_key and not self.flags.multirun:
-            raise UserError(f"{hydra_key}: Hydra's settings are for sweeps (-m); a run's folder is run_dir=.")
+            raise UserError(
+                f"{hydra_key}: Hydra's settings apply to sweeps (-m) only; the folder of a run is chosen by run_dir=."
+            )
         if "sweep_dir" in self.keys and not self.flags.multirun:
             raise UserError("sweep_dir= is the folder of a sweep, which needs -m; a run's folder is run_dir=.")
         if "seed" in self.keys and self.door != "train":
@@ -103,7 +106,7 @@ class Command:
                 notices = [
                     *self.notices,
                     *self._replace_length(config),
-                    *typed_trust(config, map(_key, overrides), f"{self.flags.config_name}.yaml"),
+                    *typed_trust(config, map(_key, overrides), self.config_file),
                 ]
                 return Composed(config, choices, notices + update_names(config), hydra_settings(composed))
         except (HydraException, OmegaConfBaseException, ValueError) as error:
@@ -212,7 +215,7 @@ class Command:
         lines = [line.strip() for line in f"{error}\n{error.__cause__ or ''}".splitlines() if line.strip()]
         key = next(iter(re.findall(r"Could not override '([^']+)'", lines[0])), None)
         if key in GROUPS:
-            return f"{key}= cannot be chosen here: {self.config_name}.yaml is a whole config; set its keys one by one."
+            return f"{key}= cannot be chosen here: {self.config_file} is a whole config; set its keys one by one."
         groups = [override for override in overrides if _key(override) in (*GROUPS, "hydra.searchpath")]
         if key is None or len(groups) == len(overrides):
             return f"{lines[0].rstrip('.')}."
@@ -237,7 +240,7 @@ def choices_of(group: str) -> list[str]:
 
 
 def quote_path(argument: str, sweep: bool = False) -> str:
-    """Quote the value of key=value if it is a path, so that Hydra does not split `a=b, photo (1).jpg` or read `${x}`.
+    """Quote the value of key=value if it is a path, so that Hydra takes names such as `x=1, photo (2).jpg` as they are.
 
     In a sweep, `a.pth,b.pth` is two paths. A value with commas is one path if a space follows them, if a file of that
     name exists, or if the key is sweep_dir.
@@ -273,7 +276,7 @@ def is_path(key: str) -> bool:
 
 
 def _refuse_several(part: Override) -> None:
-    """Raise UserError for an override with several values, and for a group's that is not one name."""
+    """Raise UserError for an override with several values, and for a choice in a group that is not a single name."""
     key, line = part.key_or_group, str(part.input_line)
     if part.is_sweep_override():
         raise UserError(f"{line}: several values are a sweep, which needs -m; a list is written [a,b].")

@@ -12,7 +12,10 @@ MAX_LENGTH = 120  # characters of a value in a sentence
 
 
 def describe_type(annotation: Any, large: bool = False) -> str:
-    """Describe a type in words, for the end of "expected ..."; `large` names limits from MAX_COUNT, too."""
+    """Describe a type in words, for the end of "expected ...".
+
+    With `large`, the words include upper limits of at least MAX_COUNT and the limit of 64 bits of whole numbers.
+    """
     kind, inner = typing.get_origin(annotation), typing.get_args(annotation)
     if kind is Annotated:
         ranges = [f" {_limits(limits, large)}" for limits in inner[1:] if isinstance(limits, Range)]

@@ -30,9 +30,9 @@ class Order:
     """The global batches of every epoch, one for each optimizer step.
 
     If all samples have equal cost (images), they are shuffled and split. An incomplete last batch is dropped unless it
-    is the only one; each epoch drops other samples. If costs differ (sentences), the samples are shuffled, sorted by
-    cost and then split, so that a batch holds samples of similar cost and little padding; finally the batches are
-    shuffled. No batch is dropped in this case: before shuffling, the last batch always holds the most expensive
+    is the only one; the dropped samples differ between epochs. If costs differ (sentences), the samples are shuffled,
+    sorted by cost and then split, so that a batch holds samples of similar cost and little padding; finally the batches
+    are shuffled. No batch is dropped in this case: before shuffling, the last batch always holds the most expensive
     samples, which would otherwise never be used. In both cases all epochs have the same number of batches, and an
     epoch's batches depend only on the seed and its number.
     """
@@ -131,8 +131,8 @@ def evaluation(
 ) -> Iterator[Batch]:
     """Yield this rank's batches of a split. Batch i goes to rank i % `world`; batches do not depend on `world`.
 
-    Samples are sorted by decreasing cost, and those of equal cost by index. So batches have little padding, and one
-    that needs too much memory fails at the start. With `limit`, only the first `limit` batches of all ranks are used.
+    Samples are sorted by decreasing cost, and those of equal cost by index, so that batches have little padding and a
+    batch that needs too much memory fails at the start. With `limit`, all ranks together use the first `limit` batches.
     With `samples`, only that many samples are used: a random part of the split, the same in every call.
     """
     costs = np.asarray(data.cost(split), np.int64)

@@ -46,7 +46,7 @@ STRIP_ROWS = 32  # rows normalised at once; in an image 1,333 pixels wide, they 
 
 @contextmanager
 def open_image(path: Path) -> Iterator[Image.Image]:
-    """Open an image file, while inside; its pixels are read at first use.
+    """A context manager that opens an image file and closes it at the end; the pixels are read at first use.
 
     Raises OSError for a file that cannot be read or is not a regular one, UnidentifiedImageError for content in none of
     `FORMATS`, and errors of nearly any type for broken content.
@@ -73,10 +73,10 @@ def list_images(path: Path) -> list[Path]:
 
 
 def read_each(path: Path, read: Callable[[Path], Sample], unanswered: list[str]) -> Iterator[Sample]:
-    """`read` of the image file `path`, or of each image of the folder `path`.
+    """Yield `read(file)` for the image file `path`, or for each image in the folder `path`.
 
-    The error for an image of a folder is appended to `unanswered`, so that the others are read. Raises UserError for
-    `path` itself.
+    If an image of a folder raises UserError, the message is appended to `unanswered`, and reading continues with the
+    next image. If `path` is an image, the error is raised.
     """
     for file in list_images(path):
         try:
@@ -92,11 +92,12 @@ def read_each(path: Path, read: Callable[[Path], Sample], unanswered: list[str])
 def read_image(path: Path, size: tuple[int, int] | None = None, exif: Exif = "auto") -> Tensor:
     """Read an image file as uint8 (3, H, W), RGB.
 
-    Grey, palette and CMYK images become 8-bit RGB; transparency is dropped. Grey images of more than 8 bits or of
-    floats are scaled from the smallest of the ranges [0, 1] (floats), 8, 12 and 16 bits that holds their values; others
-    are refused. `size` is the (height, width) in the annotations. `exif` decides whether the image is rotated and
-    mirrored as its EXIF orientation tag says: "apply" always does it, "ignore" never. "auto" does it if `size` is None;
-    with a `size`, it applies the tag only if the image has this size with the tag applied and another size as stored.
+    Grey, palette and CMYK images become 8-bit RGB; transparency is dropped. Grey images with more than 8 bits or with
+    floats are scaled to 8 bits from the smallest range that holds their values: [0, 1] (floats only), 8, 12 or 16 bits.
+    Images that fit no range are refused. `size` is the (height, width) in the annotations. `exif` decides whether the
+    image is rotated and mirrored as its EXIF orientation tag says: "apply" always does it, "ignore" never. "auto" does
+    it if `size` is None; with a `size`, "auto" applies the tag only if the image has this size with the tag applied and
+    another size as stored.
     Pillow always applies the tag of a TIFF. Raises UserError, which names the file, if the file is missing or broken,
     or the image has another size.
     """
@@ -212,10 +213,10 @@ def range_notes(count: int, file: Callable[[int], Path]) -> list[str]:
     if not counts.keys() - {RANGES[-1][1]}:
         return []
     first = next(path for path, name in zip(sampled, names, strict=True) if name)
-    ranges = ", ".join(f"{count} {name}" for name, count in counts.items())
+    ranges = ", ".join(f"{name} ({count})" for name, count in counts.items())
     note = f"of {len(sampled)} sampled images some are grey with more than 8 bits or floats (the first is {first})"
     remedy = "; images of different ranges do not have the same brightness: convert all to 8 bits a channel"
-    return [f"{note}; by their highest value they are read as {ranges}{remedy if len(counts) > 1 else ''}"]
+    return [f"{note}; by their highest value they are read as images {ranges}{remedy if len(counts) > 1 else ''}"]
 
 
 def _range_name(path: Path) -> str | None:
@@ -230,7 +231,7 @@ def _range_name(path: Path) -> str | None:
 
 @contextmanager
 def _long_png_texts() -> Iterator[None]:
-    """While inside, Pillow reads PNG files with long texts, which it refuses as possible decompression bombs."""
+    """Inside this context, Pillow reads PNG files with long texts, which it would refuse as decompression bombs."""
     with _png_text_lock:
         limit = PngImagePlugin.MAX_TEXT_CHUNK
         PngImagePlugin.MAX_TEXT_CHUNK = MAX_PNG_TEXT

@@ -15,8 +15,8 @@ from common.nn.norms import norm as normalisation
 # `_masked_softmax` subtracts the mean key in bf16 only if there are more queries than this. For fewer, as in decoding,
 # the subtraction takes longer than the product of queries and keys.
 MAX_UNCENTRED_QUERIES = 8
-# In fp32 inference on the CPU, `_fused_attention` is faster than `materialised_attention` for more query-key pairs per
-# head than this.
+# In fp32 inference on the CPU, `_fused_attention` is faster than `materialised_attention` if a head
+# has more query-key pairs than this.
 MAX_FP32_INFERENCE_PAIRS = 2**18
 # `materialised_attention` is used for at most this many attention probabilities (B h N M) per call. They take 64 MiB in
 # fp32; with gradients, a call takes three times that.
@@ -27,8 +27,8 @@ class Attention(nn.Module):
     """Scaled dot-product attention in `heads` subspaces.
 
     The query, key and value projections are stacked in this order as the rows of one matrix, so that a tensor that
-    serves as query, key and value is projected by one multiplication. Each head has the width `inner_width` / `heads`;
-    `inner_width` is `width` by default. `projection_bias` applies to the query, key, value and output projections.
+    serves as query, key and value is projected by one multiplication. Each head has width D = `inner_width` / `heads`;
+    `inner_width` is `width` C by default. `projection_bias` applies to the query, key, value and output projections.
     `qk_norm` normalises the queries and keys of each head, which keeps the scores from growing (Dehghani et al. 2023,
     arXiv 2302.05442, section 2). Raises ValueError if `heads` does not divide `inner_width`.
     """
@@ -82,7 +82,7 @@ class Attention(nn.Module):
             k, v = cache.content()
             q = self.q_norm(self._split_heads(self._project_part(q, 0, 1))).to(v.dtype)
         else:
-            q, k, v = (self._split_heads(x) for x in self._project(q, k, v))  # (B, h, N or M, inner/h)
+            q, k, v = (self._split_heads(x) for x in self._project(q, k, v))  # (B, h, N or M, D)
             q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)  # under autocast, norms return fp32
             if cache is not None:
                 k, v = cache.extend(k, v)
@@ -93,7 +93,7 @@ class Attention(nn.Module):
             )
         attend = materialised_attention if _is_materialised(q, k) else _fused_attention
         x = attend(q, k, v, may_look=may_look, bias=bias, causal=causal, dropout=dropout)
-        out: Tensor = self.out_proj(x.transpose(1, 2).flatten(2))  # (B, h, N, inner/h) -> (B, N, C)
+        out: Tensor = self.out_proj(x.transpose(1, 2).flatten(2))  # (B, h, N, D) -> (B, N, C)
         return out
 
     def cache_memory(self, k: Tensor, v: Tensor) -> "Cache":
@@ -123,24 +123,24 @@ class Attention(nn.Module):
         return part
 
     def _split_heads(self, x: Tensor) -> Tensor:
-        return x.view(*x.shape[:-1], self.heads, -1).transpose(1, 2)  # (B, N, C) -> (B, h, N, C/h)
+        return x.view(*x.shape[:-1], self.heads, -1).transpose(1, 2)  # (B, N, h D) -> (B, h, N, D)
 
 
 class Cache:
-    """The keys and values (B, h, M, C/h) of all previous calls. A buffer that is full is replaced by a longer one."""
+    """The keys and values (B, h, M, D) of all previous calls. A buffer that is full is replaced by a longer one."""
 
     def __init__(self) -> None:
         self.length = 0  # M
-        self.buffers: tuple[Tensor, Tensor] | None = None  # (B, h, at least M, C/h) each
+        self.buffers: tuple[Tensor, Tensor] | None = None  # (B, h, at least M, D) each
 
     def content(self) -> tuple[Tensor, Tensor]:
-        """All keys and values, (B, h, M, C/h) each."""
+        """All keys and values, (B, h, M, D) each."""
         assert self.buffers is not None, "the cache is empty"
         keys, values = self.buffers
         return keys[:, :, : self.length], values[:, :, : self.length]
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Append k and v (B, h, N, C/h); return all keys and values in the cache, (B, h, M, C/h) each."""
+        """Append k and v (B, h, N, D); return all keys and values in the cache, (B, h, M, D) each."""
         if self.buffers is None:
             # k and v can be strided views of one projection's output, which each later product would have to copy.
             self.length, self.buffers = k.shape[2], (k.contiguous(), v.contiguous())
@@ -161,7 +161,7 @@ class Cache:
 
 
 def attention_probabilities(q: Tensor, k: Tensor, may_look: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-    """Softmax(q k^T / sqrt(C/h) + bias): (B, h, N, C/h), (B, h, M, C/h) -> (B, h, N, M).
+    """Softmax(q k^T / sqrt(D) + bias): (B, h, N, D), (B, h, M, D) -> (B, h, N, M).
 
     A row sums to one, or is all zeros if all keys of its query are masked. Fused kernels never store this matrix, so
     `record_attention` uses this function to compute the matrix separately, whichever kernel computes the output.
@@ -182,7 +182,7 @@ def materialised_attention(
 ) -> Tensor:
     """Attention as two matrix products, with all probabilities in memory.
 
-    (B, h, N, C/h), (B, h, M, C/h), (B, h, M, C/h) -> (B, h, N, C/h). On the CPU this is faster than `_fused_attention`:
+    (B, h, N, D), (B, h, M, D), (B, h, M, D) -> (B, h, N, D). On the CPU this is faster than `_fused_attention`:
     in bf16, by a factor of two to three without gradients and of four to seven with gradients; in fp32, by up to a
     third (Zen 5, torch 2.15). For bf16 inputs, this function computes scores in bf16, while `_fused_attention` computes
     them in fp32; the error of the output is 0.4 % (1 to 2 % for scores above 50), against 0.2 % for `_fused_attention`.

@@ -24,7 +24,7 @@ from detr.data.transforms import Augmentation
 NAMES = ("circle", "square", "triangle", "star")
 DRAWING_VERSION = 3  # to be increased when a change of the code changes the pictures
 SUBPIXELS = 4  # along each side of a pixel, for antialiasing
-MIN_VISIBLE_FRACTION = 0.75  # of a shape's pixels; a shape drawn later may cover the others
+MIN_VISIBLE_FRACTION = 0.75  # of a shape's pixels; shapes that are drawn later may hide the rest
 BACKGROUND_CONTRAST = 0.9  # below 0.7, thresholding begins to find the shapes (tests/detr/data/test_shapes.py)
 NOISE_STD = 22.0  # of every pixel, in levels
 MIN_COLOUR_LEVEL = 125.0  # of a shape in each channel; the background's mean is 90
@@ -216,7 +216,10 @@ def _sample_background(rng: np.random.Generator, size: int) -> NDArray[np.float6
 
 
 def _sample_ramp(rng: np.random.Generator, size: int, strength: float) -> NDArray[np.float64]:
-    """Sample a linear change of colour (size, size, 3) across the picture, of at most `strength` levels each way."""
+    """Sample a linear change of colour across the picture, (size, size, 3) in levels, zero at the centre.
+
+    Its absolute value is at most `strength` at the middle of a side, and sqrt(2) times that in a corner.
+    """
     y, x = np.mgrid[:size, :size] / size * 2 - 1
     angle = rng.uniform(0, 2 * np.pi)
     ramp: NDArray[np.float64] = (x * np.cos(angle) + y * np.sin(angle))[..., None]

@@ -26,7 +26,7 @@ class Detections(NamedTuple):
 
 
 class CocoMetric:
-    """COCO's numbers for the detections of one split, each image exactly once over all ranks.
+    """COCO's numbers for the detections of one split, each evaluated image on exactly one rank.
 
     Args:
         ground_truth: the split's COCO JSON, with crowds and degenerate boxes.
@@ -44,7 +44,7 @@ class CocoMetric:
         self.categories = categories
         self.evaluator = evaluator
         self.detections: list[tuple[int, Detections]] = []  # image ids and their detections
-        self.count: int | None = None  # of images, if not the whole split is evaluated
+        self.count: int | None = None  # number of images if only a part of the split is evaluated
         self.gathered = False
         self.rows: list[ClassRow] = []
 
@@ -70,7 +70,7 @@ class CocoMetric:
         self.count = count
 
     def gather(self) -> None:
-        """Gather the ranks' detections on rank 0; each image of the split must occur exactly once."""
+        """Gather the ranks' detections on rank 0; each image of the split, or `count` after `restrict`, occurs once."""
         gathered = gather_samples(self.detections, self.count)
         if self.count is not None:
             self.ground_truth = annotations.select(self.ground_truth, [image for image, _ in gathered])

@@ -1,4 +1,7 @@
-"""The rows and scalings of DETR-R50 (`model=detr_r50`) against transformers, and of its input pipeline against PIL."""
+"""Benchmarks of DETR-R50 (`model=detr_r50`) against transformers, and of its input pipeline against PIL.
+
+A row of ROWS has fixed inputs; a scaling measures one row for several values of a property of the inputs.
+"""
 
 from scripts.benchmarks import detr_forward, detr_pipeline, detr_train
 from scripts.benchmarks.scaling import Scaling, precision

@@ -1,4 +1,7 @@
-"""The rows and scalings of the base translator against CTranslate2 and the models of PyTorch and transformers."""
+"""Benchmarks of the base-size translator against CTranslate2, torch.nn.Transformer and transformers.
+
+A row of ROWS has fixed inputs; a scaling measures one row for several values of a property of the inputs.
+"""
 
 from scripts.benchmarks import seq2seq_decode, seq2seq_train
 from scripts.benchmarks.scaling import Scaling, precision

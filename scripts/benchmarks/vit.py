@@ -1,6 +1,6 @@
-"""The rows and scalings of ViT against torchvision, timm and transformers.
+"""Benchmarks of ViT against torchvision, timm and transformers, which all use PyTorch's fused attention.
 
-All peers use PyTorch's fused attention.
+A row of ROWS has fixed inputs; a scaling measures one row for several values of a property of the inputs.
 """
 
 from scripts.benchmarks import vit_forward, vit_input, vit_train

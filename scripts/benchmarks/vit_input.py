@@ -25,7 +25,7 @@ def sample_images(count: int, side: int) -> Tensor:
 
 
 def augment(setting: Setting) -> Row:
-    """Build a row: crop, flip and RandAugment small colour images, torchvision on one core, ours on the device."""
+    """Random crop, flip and RandAugment of small colour images: torchvision's on one core, ours on the device."""
     count, rounds = (64, 4) if setting.tiny else (256, 4)
     keys = ["crop=resized", "scale=[0.3,1.0]", "flip=0.5", "policy=rand"]
     data = configure("train", ["model=vit", "data=cifar10", *(f"data.augmentation.{key}" for key in keys)])["data"]

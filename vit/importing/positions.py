@@ -63,7 +63,7 @@ def method_note(names: Iterable[str], layout: str) -> str:
     leaves = {name.rpartition("blocks.")[2].split(".", 1)[-1] for name in names} | {*names}
     if layout != "timm":
         return f"{layout} itself resamples positions by model.positions.resample={METHODS[layout]}"
-    if "register_tokens" in leaves:  # the hub's models with registers are built with antialias and without the offset
+    if "register_tokens" in leaves:  # torch.hub builds these models with antialias and without the offset
         return "DINOv2's own code resamples positions of models with registers by bicubic_antialias"
     dino = "DINO's and DINOv2's own code resamples by model.positions.resample=bicubic_offset"
     if {"mask_token", "ls1.gamma"} <= leaves:

@@ -214,7 +214,7 @@ def _sample_round(rng: Random) -> int:
 
 
 def _amount_sampler(currencies: Sequence[str], max_exponent: int = 6) -> Callable[[Random], Price]:
-    """A function that samples a currency, and an amount up to 10 ** max_exponent, whole or in its smallest units."""
+    """A function that samples a currency, and an amount up to 10 ** max_exponent, whole or with its usual decimals."""
 
     def sample(rng: Random) -> Price:
         code = rng.choice(currencies)

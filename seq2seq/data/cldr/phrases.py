@@ -45,7 +45,7 @@ def sample_splits(source: Locale, target: Locale, *, seed: int, counts: Mapping[
     """
     locales = (independent_copy(source), independent_copy(target))
     categories, missing, ambiguous = available_categories(locales)
-    assert categories, "numbers need no tables"
+    assert categories, "numbers need no tables, so every pair of locales has at least this category"
     registry = _Registry()
     samplers = [_CategorySampler(category, locales, seed, registry) for category in categories]
     for split, count in counts.items():
@@ -104,13 +104,14 @@ class _Registry:
         # By source: its phrase, and the dict of a sampler that holds it.
         self.entries: dict[str, tuple[_Phrase, dict[str, _Phrase]]] = {}
         self.ambiguous: set[str] = set()  # sources with different targets in two categories
-        self.rivalled: set[str] = set()  # sources that an earlier form prints for another target
+        self.rivalled: set[str] = set()  # sources that a rival form (see Form.rivals) prints with another target
         self.words: set[Hashable] = set()
 
     def add(self, phrase: _Phrase, phrases: dict[str, _Phrase]) -> bool:
         """Add a phrase to `phrases` unless its source is in use; returns whether it was added.
 
-        If a phrase with the same source has another target, that phrase is removed, too, unless it is a single name.
+        If the phrase that uses the source has another target, the source is ambiguous: no later phrase may have it, and
+        the phrase that uses it is removed unless it is a single name.
         """
         text = visible_text(phrase.pair.source)
         if text in self.ambiguous:

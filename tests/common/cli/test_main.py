@@ -120,7 +120,7 @@ def test_help_needs_no_model(start: Callable[..., Outcome], door: str) -> None:
         (("--config-name", "trian"), "there is no trian.yaml"),
         (("model=detr", "experiment=detr_r50_coco_300"), "experiment= already chooses the model"),
         (("model=detr", "resume=auto"), "resume=auto needs run_dir=FOLDER"),
-        (("model=detr", "hydra.run.dir=x"), "hydra.run.dir: Hydra's settings are for sweeps (-m)"),
+        (("model=detr", "hydra.run.dir=x"), "hydra.run.dir: Hydra's settings apply to sweeps (-m) only"),
         (("-m", "model=detr", "seed=1,2", "run_dir=x"), "run_dir= and resume= name one run"),
         (("-m", "model=detr,det"), "model=det: there is no configs/model/det.yaml; did you mean detr?"),
         (("-m", "model=detr", "optimizer.lr=1,fast"), "optimizer.lr=fast: expected a number above 0."),
@@ -203,7 +203,16 @@ def test_a_saved_config_runs_again(start: Callable[..., Outcome]) -> None:
     third = start("--config-dir", "first", "--config-name", "config")
     assert third.folders[0] is not None and third.folders[0].parent == Path("runs/detector-shapes")
     refused = start("--config-dir", "first", "--config-name", "config", "data=coco")
-    assert refused.code == 2 and refused.err.startswith("data= cannot be chosen here")
+    assert refused.code == 2 and refused.err.startswith("data= cannot be chosen here: config.yaml is a whole config")
+
+
+def test_the_sentence_on_a_whole_config_of_an_older_version_names_the_users_file(start: Callable[..., Outcome]) -> None:
+    start("model=vit", "run_dir=old")
+    content = OmegaConf.load("old/config.yaml")
+    del content.trainer["eval_samples"]  # so that the config is migrated
+    OmegaConf.save(content, "old/config.yaml")
+    refused = start("--config-dir", "old", "--config-name", "config", "optimizer=adamw")
+    assert refused.code == 2 and refused.err.startswith("optimizer= cannot be chosen here: config.yaml is a whole")
 
 
 def test_config_dir_adds_choices_to_groups(start: Callable[..., Outcome]) -> None:

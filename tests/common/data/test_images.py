@@ -204,7 +204,7 @@ def test_deep_and_float_images_are_scaled_by_their_range_and_noted(case: str, tm
     if name == "of 16 bits":
         assert not notes
     else:
-        assert len(notes) == 1 and f"deep.tif); by their highest value they are read as 1 {name}" in notes[0]
+        assert len(notes) == 1 and f"deep.tif); by their highest value they are read as images {name} (1)" in notes[0]
     assert range_notes(1, files.__getitem__) == range_notes(0, files.__getitem__) == []
 
 
@@ -212,7 +212,7 @@ def test_images_of_different_ranges_are_noted_to_differ_in_brightness(tmp_path: 
     for i, highest in enumerate((65535, 4095, 65535)):
         Image.fromarray(ramp(highest).astype(np.uint16)).save(tmp_path / f"{i}.png")
     notes = range_notes(3, lambda i: tmp_path / f"{i}.png")
-    assert "2 of 16 bits, 1 of 12 bits; images of different ranges do not have the same brightness" in notes[0]
+    assert "of 16 bits (2), of 12 bits (1); images of different ranges do not have the same brightness" in notes[0]
 
 
 @pytest.mark.parametrize(
