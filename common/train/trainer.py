@@ -12,16 +12,14 @@ import torch
 
 from common.data import batching
 from common.errors import UserError
-from common.files import checkpoint
-from common.files.lines import naming
 from common.files.log import Log
-from common.files.retention import CheckpointFolder, LoadedCheckpoint
+from common.files.retention import CheckpointFolder
 from common.machine import device as devices
 from common.machine import distributed
 from common.machine.seeds import mix
 from common.machine.signals import StopSignals
 from common.task import Answer, Batch, Metric, Split
-from common.train import averaging, optim
+from common.train import final, optim
 from common.train.data_identity import fingerprints_of
 from common.train.ema import Average
 from common.train.evaluator import evaluate
@@ -30,10 +28,7 @@ from common.train.state import (
     Run,
     accumulate,
     checkpoint_content,
-    describe,
-    refuse_as_best,
     resume_run,
-    select_weights,
     start_summary,
     take_means,
 )
@@ -123,7 +118,7 @@ class Trainer:
                 log.truncate_after(0)  # removes the lines of an earlier start that failed
             run.model.train()
             log.info(start_summary(run, options, devices.describe(on), self.precision, total, order.steps(1)))
-            if self.eval_samples is not None and self.eval_samples < run.data.count("val"):
+            if self._evaluates_part(run):
                 log.info(f"val       {self._evaluated_part(run)}")
             for advice in [*getattr(run.model, "input_advice", list)(), *run.task.advice(run.pretrained)]:
                 log.warning(advice)
@@ -132,7 +127,12 @@ class Trainer:
             if run.step == 0:
                 self._try_evaluation(run, context)
             self._loop(run, context, order, options, total)
-            return self._finish(run, context)
+            distributed.barrier()  # rank 0 may still be writing
+            evaluation = partial(self._evaluate, run, context)
+            numbers = final.final_numbers(run, context.folder, log, evaluation, averaged=self.average_last)
+            if f"val/{run.task.goal.name}" in numbers and self._evaluates_part(run):
+                log.info(f"val/{run.task.goal.name} is that of {self._evaluated_part(run)}")
+            return numbers
 
     def _loop(self, run: Run, context: _Context, order: batching.Order, options: OptimizerOptions, total: int) -> None:
         """Take the remaining steps. After each step, log, save, stop and evaluate, each if it is due."""
@@ -269,19 +269,13 @@ class Trainer:
         score = numbers.get(run.task.goal.name, math.nan)
         run.evaluations_since_best = 0 if self._rank(run, context, score) else run.evaluations_since_best + 1
         context.log.numbers(run.step, {f"val/{name}": number for name, number in numbers.items()})
-        self._warn_of_undefined(run, context, "val", score, "this checkpoint is not ranked")
+        final.warn_of_undefined(run, context.log, "val", score, "this checkpoint is not ranked")
         for batch, answers in first:
             context.log.pictures("val", run.task.pictures(batch, answers, PICTURES), run.step)
             new = [alarm for alarm in run.task.alarms(answers) if alarm not in run.alarms]
             for alarm in new if run.step >= FIRST_ALARM_STEP else []:
                 context.log.warning(alarm)
                 run.alarms.append(alarm)
-
-    def _warn_of_undefined(self, run: Run, context: _Context, split: Split, score: float, effect: str) -> None:
-        """Warn when the goal has no value on `split`; `effect` ends the warning with the consequence."""
-        goal = run.task.goal
-        if not goal.is_defined(score):
-            context.log.warning(f"{split}/{goal.name} is {score:g} at step {run.step}, which is no value; {effect}.")
 
     def _rank(self, run: Run, context: _Context, score: float) -> bool:
         """Insert this step's checkpoint into the ranking if it was written; if it is now the best, make it best.pt.
@@ -297,82 +291,12 @@ class Trainer:
                 context.log.warning(f"best.pt was not written ({error.strerror}); the best step is {run.step}.")
         return is_best
 
-    def _finish(self, run: Run, context: _Context) -> dict[str, float | str]:
-        """Evaluate test once, with the weights that are best on val.
-
-        Without a val, these are the average of the last checkpoints if `average_last` asks for one, and otherwise the
-        last weights. If there is a val but the goal never had a value on it, they are the last weights.
-        """
-        distributed.barrier()  # rank 0 may still be writing
-        folder, log, goal = context.folder, context.log, f"val/{run.task.goal.name}"
-        ranked = [step for _, step in run.ranking]
-        average, best = self._average(run, context)
-        # If the ranking is empty, best.pt was written by an earlier version, for an undefined score.
-        best_of_run = folder.best(ranked, log.warning, partial(refuse_as_best, run)) if ranked else None
-        chosen = average or best_of_run or folder.latest(log.warning)
-        assert chosen is not None, "the last step always writes a checkpoint"
-        path, content = chosen
-        if not average and ranked and ranked[0] not in (content["step"], 0):  # 0: a ranking from before 2026-11-21
-            log.warning(f"The best checkpoint on val, of step {ranked[0]}, is missing; {path.name} is tested instead.")
-        if best is None and run.data.count("val"):
-            log.warning(f"No evaluation gave a value of {goal}; the last checkpoint, {path.name}, is tested.")
-        distributed.load_state_dict(run.model, select_weights(content))
-        numbers: dict[str, float | str] = {} if best is None else {goal: best}
-        if self.average_last:
-            numbers["weights"] = describe(path.relative_to(run.folder), content)
-        if run.data.count("test"):
-            scores, metric = self._evaluate(run, context, "test")
-            numbers = {**self._log_test_numbers(run, context, scores), **numbers}
-            if distributed.is_main():
-                with naming(run.folder / "predictions"):
-                    metric.write(run.folder / "predictions")
-        log.info(f"weights   {describe(path, content)}")
-        if goal in numbers and self.eval_samples is not None and self.eval_samples < run.data.count("val"):
-            log.info(f"{goal} is that of {self._evaluated_part(run)}")
-        return numbers
+    def _evaluates_part(self, run: Run) -> bool:
+        """Whether evaluations of val while training leave samples out."""
+        return self.eval_samples is not None and self.eval_samples < run.data.count("val")
 
     def _evaluated_part(self, run: Run) -> str:
         return (
             f"{self.eval_samples:,} of {run.data.count('val'):,} samples, always the same ones (trainer.eval_samples); "
             "evaluate.py split=val evaluates all"
         )
-
-    def _log_test_numbers(self, run: Run, context: _Context, scores: dict[str, float]) -> dict[str, float]:
-        """Log the numbers of test by full names and return them; warn when there are none, or the goal has no value."""
-        numbers = {f"test/{name}": number for name, number in scores.items()}
-        if not numbers:
-            context.log.warning("There are no test numbers, because the test data have no annotations.")
-            return {}
-        context.log.numbers(run.step, numbers)
-        score = scores.get(run.task.goal.name, math.nan)
-        self._warn_of_undefined(run, context, "test", score, "compare no model by it")
-        return numbers
-
-    def _average(self, run: Run, context: _Context) -> tuple[LoadedCheckpoint | None, float | None]:
-        """Average the last checkpoints into average.pt, and compare its score on val with the best checkpoint's.
-
-        Returns average.pt with its content if it is to be tested (else None), and the goal's best value on val.
-        """
-        if not self.average_last or not self._write_average(context.folder, context.log):
-            return None, run.best
-        content = checkpoint.load(context.folder.average())
-        distributed.load_state_dict(run.model, select_weights(content))
-        if not run.data.count("val"):
-            return (context.folder.average(), content), None
-        numbers, _ = self._evaluate(run, context, "val")
-        context.log.numbers(run.step, {f"average/{name}": number for name, number in numbers.items()})
-        score = numbers.get(run.task.goal.name, math.nan)
-        if score != run.best and not run.task.goal.better(score, run.best):  # `better` is false for an undefined score
-            return None, run.best
-        return (context.folder.average(), content), score
-
-    def _write_average(self, folder: CheckpointFolder, log: Log) -> bool:
-        """Write average.pt; returns False, with a warning, when a file cannot be read or written."""
-        written = False
-        if distributed.is_main():
-            try:
-                checkpoint.save(folder.average(), averaging.average(folder.last(self.average_last)))
-                written = True
-            except (UserError, OSError) as error:
-                log.warning(f"The last checkpoints were not averaged: {error}")
-        return bool(distributed.broadcast(written))  # after the file is complete

@@ -16,7 +16,7 @@ from common.files import checkpoint
 from common.files.log import Log
 from common.machine import distributed
 from common.task import Goal
-from common.train import evaluator
+from common.train import evaluator, final
 from common.train.optim import OptimizerOptions, ScheduleOptions
 from common.train.state import Run, select_weights
 from common.train.trainer import Trainer
@@ -370,16 +370,16 @@ def test_an_average_that_is_equally_good_is_tested(tmp_path):
 
 
 def test_a_score_of_nan_never_selects_the_average(tmp_path, monkeypatch):
-    real = Trainer._average
+    real = final._average
 
-    def average_with_nan(self, *arguments):
+    def average_with_nan(*arguments):
         monkeypatch.setattr(Error, "compute", lambda _: {"error": float("nan")})
         try:
-            return real(self, *arguments)
+            return real(*arguments)
         finally:
             monkeypatch.undo()
 
-    monkeypatch.setattr(Trainer, "_average", average_with_nan)
+    monkeypatch.setattr(final, "_average", average_with_nan)
     numbers = fit(tmp_path, keys={"average_last": 3}, lr=0.5)
     assert "best.pt" in numbers["weights"] and numbers["val/error"] > 0
 
@@ -416,7 +416,7 @@ def interrupt(*_, **__):
     raise KeyboardInterrupt
 
 
-KILL_AT = {"val": (Trainer, "_validate"), "average": (Trainer, "_average"), "end": (Error, "write")}
+KILL_AT = {"val": (Trainer, "_validate"), "average": (final, "_average"), "end": (Error, "write")}
 
 
 @pytest.mark.parametrize("moment", KILL_AT)
@@ -436,7 +436,7 @@ def test_a_run_killed_after_its_last_step_gives_the_same_average(tmp_path, momen
 
 def test_with_a_damaged_checkpoint_there_is_no_average_and_the_best_is_tested(tmp_path, monkeypatch):
     keys = {"average_last": 3}
-    monkeypatch.setattr(Trainer, "_finish", lambda *_: {})
+    monkeypatch.setattr(final, "final_numbers", lambda *_, **__: {})
     fit(tmp_path, keys=keys, lr=0.5)
     monkeypatch.undo()
     (tmp_path / "checkpoints/step_00000015.pt").write_bytes(b"")
@@ -604,7 +604,7 @@ def test_a_best_checkpoint_that_an_earlier_version_chose_by_minus_1_is_not_teste
     monkeypatch.setattr(Error, "compute", lambda self: {"error": -1.0} if self.count == 6 else real(self))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Goal, "is_defined", lambda *_: True)
-        patch.setattr(Trainer, "_finish", lambda *_: {})
+        patch.setattr(final, "final_numbers", lambda *_, **__: {})
         fit(tmp_path)
     assert checkpoint.load(tmp_path / "checkpoints/best.pt")["step"] == 5, "ties keep the earlier step"
     numbers = fit(tmp_path, resume=True)
