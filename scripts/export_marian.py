@@ -26,6 +26,7 @@ from torch import Tensor
 from common.errors import UserError
 from common.files import checkpoint
 from common.files.content import TO_RESTORE
+from common.train import assembly
 from common.train.state import describe, select_weights
 from scripts.exporting.marian_folder import overrides_for, write
 from scripts.verify.comparison import TOLERANCE
@@ -89,6 +90,7 @@ def _load(path: Path) -> dict[str, Any]:
     target = content["config"]["model"].get("_target_")
     if target != MODEL:  # also for safety: an untrusted file must not choose the class to build
         raise UserError(f"{path} holds a {target}; only {MODEL} can be exported.")
+    assembly.load(path)  # raises UserError if config, tokenizers and weights do not belong together
     return content
 
 

@@ -31,6 +31,25 @@ class Mean(TypedDict):
     ema: bool
 
 
+class Scaler(TypedDict):
+    """The state of the scaler of an fp16 run."""
+
+    scale: float
+    growth_factor: float
+    backoff_factor: float
+    growth_interval: Count
+    _growth_tracker: Count
+
+
+class Moments(TypedDict, total=False):
+    """The optimizer's state of one parameter."""
+
+    step: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    momentum_buffer: Tensor | None  # None without momentum
+
+
 class Config(TypedDict, total=False):
     """The sections of a config."""
 
@@ -59,6 +78,7 @@ class Content(TypedDict, total=False):
     window: dict[str, float]
     window_steps: Count
     said: list[str]
+    lines: dict[str, int]
     task: dict[str, Any]
     samples: Count
     fingerprints: dict[str, dict[str, str]]
@@ -71,6 +91,16 @@ def first_mistake(content: dict[str, Any], required: Sequence[str] = ()) -> str 
     if mistake := missing[0] if missing else schema.mistake(content, Content, ""):
         return mistake
     return schema.plain_mistake(content.get("config"), "config")
+
+
+def resume_mistake(content: dict[str, Any]) -> str | None:
+    """The first field that resuming a run needs and that is missing or of another type, or None."""
+    if missing := [f"{name} is missing" for name in TO_RESUME if name not in content]:
+        return missing[0]
+    if not content.get("windows") and "window" not in content:  # the former name
+        return "windows is missing, or empty"
+    scaler = schema.mistake(content["scaler"], Scaler, "scaler") if content["scaler"] else None  # empty without fp16
+    return scaler or schema.mistake(content["optimizer"], dict[str, Moments], "optimizer")
 
 
 def unusable_tensor(content: Any) -> str | None:

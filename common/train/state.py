@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from common.config.diff import CHANGEABLE_KEYS, differences, flatten, refuse_changes
 from common.errors import UserError
-from common.files.content import TO_RESUME
+from common.files.content import TO_RESTORE, resume_mistake
 from common.files.log import Log
 from common.files.retention import CheckpointFolder
 from common.machine import distributed
@@ -159,8 +159,6 @@ def resume_run(run: Run, stepper: Stepper, average: Average | None, folder: Chec
         _restart(run, folder, log)
         return
     path, content = latest
-    if missing := [name for name in TO_RESUME if name not in content]:
-        raise UserError(f"{path} lacks {', '.join(missing)}, so no run can resume from it; start a new run with it.")
     allowed = run.config.get("allow_changes") or []
     paths = data_identity.recognised_paths(run.data, content)
     changed_data = _refuse_other_data(run, content, path, allowed)
@@ -201,7 +199,9 @@ def _restart(run: Run, folder: CheckpointFolder, log: Log) -> None:
 
 
 def _refuse_other_run(run: Run, stepper: Stepper, path: Path, content: dict[str, Any]) -> None:
-    """Raise UserError when a checkpoint has another config or other weights than the run, or no optimizer state."""
+    """Raise UserError when a checkpoint has another config or other weights than the run, or lacks a run's state."""
+    if mistake := resume_mistake(content):
+        raise UserError(f"{path} cannot be resumed from: {mistake}; start a new run with checkpoint={path}.")
     allowed = run.config.get("allow_changes") or []
     paths = data_identity.recognised_paths(run.data, content)
     refuse_changes(content["config"], run.config, f"{path}", [*allowed, *paths])
@@ -214,6 +214,8 @@ def _refuse_other_run(run: Run, stepper: Stepper, path: Path, content: dict[str,
 
 def refuse_as_best(run: Run, path: Path, content: dict[str, Any]) -> None:
     """Raise UserError when a checkpoint holds other weights than the run, or its step is not among the best."""
+    if missing := [name for name in TO_RESTORE if name not in content]:
+        raise UserError(f"{path} cannot be tested: {missing[0]} is missing.")
     _refuse_other_weights(run, content, path)
     ranked = [step for _, step in run.ranking]
     if not {content["step"], 0} & {*ranked}:  # 0: a ranking from before 2026-11-21

@@ -7,13 +7,15 @@ from torch import Tensor
 from common.errors import UserError
 from common.files import checkpoint
 from common.nn.resnet import Backbone, BackboneOptions
+from common.weights import values
 from common.weights.unwrapping import unwrap
 
 
-def load_weights(backbone: Backbone, options: BackboneOptions) -> None:
+def load_weights(backbone: Backbone, options: BackboneOptions) -> list[str]:
     """Load torchvision's ImageNet weights, or a file in torchvision's or official DETR's layout, into `backbone`.
 
-    Raises UserError when the weights cannot be downloaded, or when a tensor is missing or has another shape.
+    Returns a warning if they are not finite. Raises UserError when the weights cannot be downloaded, or when a tensor
+    is missing or has another shape or kind of numbers.
     """
     if options.weights == "imagenet_v1":
         tensors = _download(options.name)
@@ -29,7 +31,9 @@ def load_weights(backbone: Backbone, options: BackboneOptions) -> None:
             f"{options.weights} does not match model.backbone.name={options.name}: {len(mismatches)} tensors are"
             f" missing or of another shape, the first is {mismatches[0]}; name the backbone that the file holds."
         )
+    values.refuse_other_kinds(backbone, tensors, Path(options.weights))
     backbone.load_state_dict({key: tensors[key] for key in state})
+    return values.non_finite_note(backbone.state_dict())
 
 
 def _read(path: Path) -> dict[str, Tensor]:

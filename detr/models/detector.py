@@ -113,8 +113,9 @@ class Detector(QueryDetector):
         options = self.backbone.options
         if options.weights == "none":
             return None
-        load_weights(self.backbone, options)
-        return f"weights   initialised at random, except the backbone: {options.weights}"
+        warnings = load_weights(self.backbone, options)
+        line = f"weights   initialised at random, except the backbone: {options.weights}"
+        return "\n".join([line, *(f"warning   {warning}" for warning in warnings)])
 
     def _positions(self, features: Tensor, real: Tensor | None) -> Tensor:
         """Compute position encodings (1 or B, H', W', C) for features (B, C, H', W'), in their dtype."""

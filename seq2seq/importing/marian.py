@@ -13,15 +13,17 @@ depend on the order of channels.
 
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
 
 from common.data.opening import read_json
 from common.errors import UserError
+from common.files import schema
 from common.nn.positions import sine
 from common.task import Adopted
+from common.types import Count
 from common.weights import projections
 from common.weights.renaming import Table, rename, with_prefixes
 from seq2seq.importing import layouts, marian_config
@@ -45,6 +47,15 @@ NAMES = Table(*with_prefixes("model.", "", layouts.BLOCKS))
 POSITIONS = r"model\.(encoder|decoder)\.embed_positions\.weight"
 
 
+class Metadata(TypedDict):
+    """The content of triptych.json."""
+
+    entries: Count  # of the vocabulary
+    layout: Literal["halves", "interleaved"]  # of the positions before the export
+    output_bias: bool  # whether the exported model had one
+    task: dict[str, Any]  # the task's state
+
+
 class Export(NamedTuple):
     """The contents of the files of a model in transformers' layout."""
 
@@ -64,7 +75,7 @@ def adopt(tensors: dict[str, Tensor], folder: Path | None) -> Adopted:
 
     Raises UserError for a tensor that our Transformer does not have, and for a tokenizer of another number of entries.
     """
-    config, metadata = _json(folder, "config.json"), _json(folder, METADATA_FILE)
+    config, metadata = _json(folder, "config.json"), _metadata(folder)
     if config.get("model_type", "marian") != "marian":
         raise UserError(_refusal(f"config.json in its folder says model_type={config['model_type']}"))
     blocks, left_out = _blocks(tensors)
@@ -73,7 +84,7 @@ def adopt(tensors: dict[str, Tensor], folder: Path | None) -> Adopted:
     if not len(matrices[0]) == len(matrices[1]) == len(matrices[2]) == len(bias):
         counts = ", ".join(str(len(matrix)) for matrix in (*matrices, bias))
         raise UserError(_refusal(f"source, target, output and bias have {counts} entries"))
-    if metadata.get("format") == FORMAT and metadata["entries"] == len(bias):
+    if metadata and metadata["entries"] == len(bias):
         return Adopted(_restore_export(blocks, matrices, bias, metadata), metadata["task"], left_out)
     joint = torch.equal(matrices[0], matrices[1])
     vocabularies = foreign_tokenizers.vocabularies(folder, joint, len(bias))
@@ -94,8 +105,8 @@ def row_order(entries: int, special: ForeignSpecialIds) -> list[int]:
 
 def target_row_order(entries: int, folder: Path) -> list[int]:
     """For each of our entries, its row in the target vocabulary of a file in `folder`, exported or foreign."""
-    metadata = _json(folder, METADATA_FILE)
-    if metadata.get("format") == FORMAT and metadata["entries"] == entries:
+    metadata = _metadata(folder)
+    if metadata and metadata["entries"] == entries:
         return torch.tensor(exported_row_order(entries)).argsort().tolist()
     return row_order(entries, _special(_json(folder, "config.json"), entries, {}))
 
@@ -208,6 +219,16 @@ def _restore_export(
     if metadata["layout"] != "halves":
         weights = permute_channels(weights, _sines_first(matrices[0].shape[1]).argsort())
     return weights | ({"output_bias": bias[order]} if metadata["output_bias"] else {})
+
+
+def _metadata(folder: Path | None) -> dict[str, Any]:
+    """The content of triptych.json; empty if `folder` is no export of ours. Raises UserError when it was altered."""
+    content = _json(folder, METADATA_FILE)
+    if content.get("format") != FORMAT:
+        return {}
+    if mistake := schema.mistake(content, Metadata, ""):
+        raise UserError(f"{METADATA_FILE}, in the checkpoint's folder, was altered: {mistake}; export the model again.")
+    return content
 
 
 def _json(folder: Path | None, name: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The training loop on a toy task: logs, checkpoints, the best weights, resuming, and the final numbers."""
 
 import json
+import math
 import os
 import signal
 from pathlib import Path
@@ -930,3 +931,33 @@ def test_an_optimizer_state_of_nothing_is_refused(tmp_path, state):
     checkpoint.save(file, {**checkpoint.load(file), "optimizer": state})
     with pytest.raises(UserError, match=r"step_00000005.pt holds an optimizer state without .*checkpoint="):
         fit(tmp_path, resume=True)
+
+
+ALTERED_VALUES = ("deleted", None, 5, "text", [], {}, math.nan)
+
+
+@pytest.mark.parametrize("value", ALTERED_VALUES)
+def test_a_checkpoint_with_any_field_altered_is_resumed_or_skipped_in_one_sentence(value, tmp_path):
+    with pytest.raises(Stopped):
+        stop_at(tmp_path, 5, {})
+    (file,) = (tmp_path / "checkpoints").glob("st*_*.pt")
+    content, metrics = checkpoint.load(file), (tmp_path / "metrics.jsonl").read_text()
+    places = [(content, name) for name in content if name not in ("format", "config")]
+    places += [(content["optimizer"], "0.weight"), (content["optimizer"]["0.weight"], "exp_avg")]
+    refused = 0
+    for part, name in places:
+        before = dict(part)
+        part[name] = value
+        if value == "deleted":
+            del part[name]
+        checkpoint.save(file, content)
+        part.update(before)
+        try:
+            fit(tmp_path, resume=True, keys={"steps": 6})
+        except UserError as error:
+            assert str(file) in str(error) and "\n" not in str(error)
+            refused += 1
+        (tmp_path / "metrics.jsonl").write_text(metrics)
+        for later in (tmp_path / "checkpoints").glob("*.pt"):
+            later.unlink()
+    assert refused > len(places) / 3

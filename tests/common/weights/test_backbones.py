@@ -56,6 +56,16 @@ def test_weights_come_from_an_official_detr_file(tmp_path: Path) -> None:
     assert_holds(model, tensors)
 
 
+def test_values_that_are_not_finite_are_returned_in_a_warning_and_integers_are_refused(tmp_path: Path) -> None:
+    path, tensors = torchvision_file(tmp_path)
+    assert load_weights(backbone(), options(weights=path)) == []
+    torch.save({**tensors, "bn1.bias": torch.full_like(tensors["bn1.bias"], torch.nan)}, path)
+    assert "NaN or infinite values are in bn1.bias" in load_weights(backbone(), options(weights=path))[0]
+    torch.save({**tensors, "bn1.bias": tensors["bn1.bias"].long()}, path)
+    with pytest.raises(UserError, match=r"resnet18\.pth holds bn1\.bias as int64, expected float32"):
+        load_weights(backbone(), options(weights=path))
+
+
 def test_a_file_of_another_resnet_is_refused_and_named(tmp_path: Path) -> None:
     path, _ = torchvision_file(tmp_path, "resnet34")
     model = backbone("resnet50")

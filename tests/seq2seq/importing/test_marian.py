@@ -306,3 +306,13 @@ def test_vocabularies_of_different_sizes_are_not_exported():
     weights["source_embedding.weight"] = torch.zeros(40, WIDTH)
     with pytest.raises(UserError, match="have 40 entries for the source and 24 for the target"):
         marian.export(MODEL | {"tied": "target"}, SEARCH, weights, STATE)
+
+
+@pytest.mark.parametrize("key", ["entries", "layout", "output_bias", "task"])
+def test_an_altered_file_beside_an_export_is_refused_with_the_field(key, tmp_path):
+    export(tmp_path, MODEL)
+    metadata = json.loads((tmp_path / marian.METADATA_FILE).read_text())
+    for value in (None, 5.5, "text", []):
+        (tmp_path / marian.METADATA_FILE).write_text(json.dumps({**metadata, key: value}))
+        with pytest.raises(UserError, match=rf"triptych\.json, in the checkpoint's folder, was altered: {key} is "):
+            adopt(safetensors.torch.load_file(tmp_path / "model.safetensors"), tmp_path)
