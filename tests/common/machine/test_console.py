@@ -79,6 +79,13 @@ def test_answers_in_a_file_are_written_as_they_are(monkeypatch: pytest.MonkeyPat
         assert (tmp_path / name).read_bytes().decode() == f"{expected}\n"
 
 
+def test_a_pipe_that_another_program_made_non_blocking_gets_all_that_is_printed() -> None:
+    script = "import os; from common.machine import console; console.guard(); os.set_blocking(1, False); "
+    command = [sys.executable, "-c", f"{script} print('x' * 1_000_000, flush=True)"]
+    output = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, check=True)
+    assert len(output.stdout) == 1_000_001
+
+
 def test_a_print_of_any_name_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     for encoding in ("utf-8", "ascii", "latin-1"):
         written = io.BytesIO()
