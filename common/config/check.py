@@ -55,7 +55,8 @@ def check(config: dict[str, Any], trust: Sequence[str], door: str = "train") -> 
         if key not in config:
             raise UserError(f"{key} is missing from the config; {door}.py needs it.")
     for key, annotation in keys.items():
-        _raise_if(_mistake(config[key], annotation, key))
+        empty = config[key] == "" and annotation is str  # as input=$FILE without FILE: not the working folder
+        _raise_if(_mistake("???" if empty else config[key], annotation, key))
     targets = {key: _target(config[key], key, trust) for key in TARGET_SECTIONS}
     _refuse_mixed_wings(targets)
     for key, options in targets.items():

@@ -648,6 +648,8 @@ def test_a_misspelt_key_is_refused_with_a_checkpoint(start: Callable[..., Outcom
     assert message("-m", "split=val,test").startswith("-m sweeps are for train.py")
     assert message("threshhold=1", "input=x", door="predict").endswith("did you mean threshold?")
     assert message(door="predict").startswith("input has no value: give input=, text.")
+    assert message("input=", door="predict").startswith("input has no value")
+    assert message("input=x", "output=", door="predict").startswith("output has no value")
 
 
 def test_prediction_options_have_short_names(start: Callable[..., Outcome]) -> None:
