@@ -29,7 +29,14 @@ from common.files.run_folder import read_config
 from common.files.table import table
 from common.machine import console
 
-IGNORED_KEYS = ("run_dir", "sweep_dir", "resume", "allow_changes", "trust")  # they do not change a run's results
+IGNORED_KEYS = (
+    "run_dir",
+    "sweep_dir",
+    "resume",
+    "allow_changes",
+    "trust",
+    "check_memory",
+)  # they do not change a run's results
 FIXED_COLUMNS = ("run", "state")  # always shown, first
 TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  ")  # the start of each entry of train.log
 

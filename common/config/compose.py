@@ -1,12 +1,11 @@
 """Compose a config from a command line in Hydra's grammar. Paths need no quotes; errors are one sentence."""
 
-import argparse
 import os
 import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -20,7 +19,8 @@ from omegaconf.errors import OmegaConfBaseException
 from common.config.check import DOOR_KEYS, TARGET_SECTIONS, build, check, did_you_mean
 from common.config.describe import shorten
 from common.config.diff import flatten
-from common.config.foreign import hydra_settings, load_installed_plugins, typed_trust, whole_config
+from common.config.flags import parse_flags
+from common.config.foreign import hydra_settings, load_installed_plugins, typed_only, whole_config
 from common.config.migrations import update_names
 from common.config.plain_text import as_plain_text, resolved_text
 from common.errors import UserError
@@ -59,7 +59,7 @@ class Command:
     def __init__(self, door: str, arguments: Sequence[str], base: ConfigReader | None = None, sweep: bool = False):
         """With `sweep` or -m, `a,b` stands for two values, even where the value is a path."""
         self.door, self.base, self.arguments = door, base, arguments
-        self.flags = _flags(arguments)
+        self.flags = parse_flags(arguments)
         self.config_name, self.folder = self.flags.config_name or door, CONFIGS
         self.config_file = f"{self.config_name}.yaml"  # as the user knows it; `_add_folder` may change config_name
         sweep = sweep or self.flags.multirun
@@ -103,11 +103,8 @@ class Command:
                 composed = hydra.compose(self.config_name, overrides, return_hydra_config=True)
                 choices = {key: value for key, value in composed.hydra.runtime.choices.items() if value}
                 config = plain_config(composed)
-                notices = [
-                    *self.notices,
-                    *self._replace_length(config),
-                    *typed_trust(config, map(_key, overrides), self.config_file),
-                ]
+                typed = {_key(override) for override in overrides}
+                notices = [*self.notices, *self._replace_length(config), *typed_only(config, typed)]
                 return Composed(config, choices, notices + update_names(config), hydra_settings(composed))
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise UserError(self._sentence(error, overrides)) from error
@@ -293,19 +290,3 @@ def _expand_home(value: Any, key: str) -> Any:
     if isinstance(value, dict):
         return {name: _expand_home(item, f"{key}.{name}") for name, item in value.items()}
     return os.path.expanduser(value) if isinstance(value, str) and is_path(key) else value
-
-
-def _flags(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(add_help=False, allow_abbrev=False)
-    parser.add_argument("-h", "--help", action="store_true")
-    parser.add_argument("-m", "--multirun", action="store_true")
-    parser.add_argument("-c", "--cfg", choices=["job"])
-    parser.add_argument("-cd", "--config-dir")
-    parser.add_argument("-cn", "--config-name")
-    parser.add_argument("overrides", nargs="*")
-    return parser.parse_intermixed_args(arguments)
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see --help.")

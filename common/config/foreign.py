@@ -7,7 +7,8 @@ command line.
 import site
 import sys
 import sysconfig
-from collections.abc import Iterable
+from collections.abc import Collection
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from yaml import YAMLError
 
 from common.config.migrations import migrate_config
 
+# Keys that protect the user are read only from the command line: the key, and its value without it.
+TYPED_KEYS: dict[str, Any] = {"trust": [], "check_memory": True}
 # Keys of Hydra's section, and of its part `job`, where Hydra records the command line and the folder of --config-dir.
 _RECORDED = ("overrides", "runtime", "searchpath", "mode")
 _RECORDED_OF_JOB = ("name", "config_name", "override_dirname")
@@ -66,10 +69,15 @@ def hydra_settings(composed: DictConfig) -> dict[str, Any]:
     return {key: value for key, value in section["hydra"].items() if key not in _RECORDED} | {"job": job}
 
 
-def typed_trust(config: dict[str, Any], typed: Iterable[str], where: str) -> list[str]:
-    """Empty the config's `trust` in place unless `typed`, the keys of the command line, has it; returns notices."""
-    if "trust" in typed or not config.get("trust"):
-        return []
-    notice = f"trust={config['trust']} in {where} is ignored; packages are trusted on the command line: trust=[NAME]."
-    config["trust"] = []
-    return [notice]
+def typed_only(config: dict[str, Any], typed: Collection[str]) -> list[str]:
+    """Reset, in place, the keys of TYPED_KEYS that `typed`, the keys of the command line, lacks; returns notices."""
+    notices = []
+    for key, default in TYPED_KEYS.items():
+        if key in typed:
+            continue
+        if config.get(key, default) not in (default, None):
+            notices.append(
+                f"{key}={config[key]} in a config file is ignored; give {key}= on the command line if you mean it."
+            )
+        config[key] = copy(default)
+    return notices

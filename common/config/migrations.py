@@ -25,6 +25,8 @@ ADDED_KEYS: dict[str, Any] = {
     "trainer.strategy": "ddp",  # gradients were summed as ddp sums them
     "trainer.timeout": 600,  # NCCL's default; gloo's was 1800
     "trainer.keep_best": 1,
+    # since bee73f8
+    "check_memory": True,  # what did not fit was tried
     # since 34a3be7
     "trainer.grace": None,  # after a signal, the step was always finished
     # since febf8c0

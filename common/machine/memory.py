@@ -1,12 +1,15 @@
 """Report an out-of-memory error with the batch that caused it, and with advice on what to change."""
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import torch
 
 from common.errors import UserError
+from common.machine.threads import CGROUPS
 from common.task import Batch
 
 TRAINING_ADVICE = "lower trainer.micro_batch (the step remains the same), or set trainer.precision=bf16"
@@ -38,6 +41,28 @@ def report_out_of_memory(what: str, batch: Batch, device: torch.device, advice: 
             raise
         advice = SINGLE_SAMPLE_ADVICE if len(batch["ids"]) == 1 and advice != UPDATE_ADVICE else advice
         raise UserError(f"{what} ran out of memory on {_usage(device)} with {describe(batch)}: {advice}.") from None
+
+
+def capacity(device: torch.device) -> int | None:
+    """The memory of a device in bytes, whether it is in use or not; None if the system does not say.
+
+    For a processor it is the machine's memory, or the limit of the container if that is lower.
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    try:
+        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # Windows has no sysconf
+        return None
+    return min([machine, *_container_limits(CGROUPS)])
+
+
+def _container_limits(folder: Path) -> list[int]:
+    """The limit of memory.max of version 2 of Linux's control groups, or of version 1's file; empty without one."""
+    for file in (folder / "memory.max", folder / "memory" / "memory.limit_in_bytes"):
+        with suppress(OSError, ValueError):  # "max" instead of a number
+            return [int(file.read_text("utf-8"))]
+    return []
 
 
 def is_out_of_memory(error: Exception) -> bool:

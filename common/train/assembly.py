@@ -18,6 +18,7 @@ from common.files.content import TO_RESTORE
 from common.machine import device as devices
 from common.machine import distributed, memory
 from common.task import Adopted, Data, Task
+from common.train import footprint
 from common.train.state import describe, select_weights
 from common.train.trainer import Trainer
 from common.weights import unwrapping, values
@@ -59,6 +60,7 @@ def assemble(config: dict[str, Any], *, resumed_state: dict[str, Any] | None = N
         file = path or Path("task.json")  # that of the run's folder
         _check_task_state(task, inherited, file)
         _with_path(file, task.inherit, inherited)
+    footprint.refuse_oversize(config, task, device, training=True)
     torch.manual_seed(config["seed"])
     model: nn.Module = build_model(config["model"], task)
     loaded: str | None = None
@@ -94,6 +96,7 @@ def restore(config: dict[str, Any]) -> Components:
         state, tensors, notes = adopted.task_state, adopted.weights, [*notes, *adopted.notes]
         line = f"weights   {path}: imported" + _list_names(", without", adopted.left_out)
     restore_task(task, state, path)
+    footprint.refuse_oversize(config, task, device, training=False)
     model: nn.Module = build_model(config["model"], task)
     values.refuse_other_kinds(model, tensors, path)
     notes = _adaptations(model, tensors) + notes

@@ -762,7 +762,7 @@ def strangers_config(start: Callable[..., Outcome]) -> Path:
     config = start("model=vit").configs[0]
     Path("theirs").mkdir()
     hydra = {"callbacks": {"evil": {"_target_": "os.mkdir", "path": "ran"}}}
-    content = OmegaConf.create({**config, "run_dir": None, "trust": ["evil"], "hydra": hydra})
+    content = OmegaConf.create({**config, "run_dir": None, "trust": ["evil"], "check_memory": False, "hydra": hydra})
     Path("theirs/config.yaml").write_text(OmegaConf.to_yaml(content))
     return Path("theirs/config.yaml")
 
@@ -770,9 +770,9 @@ def strangers_config(start: Callable[..., Outcome]) -> Path:
 def test_a_whole_config_neither_trusts_nor_sets_hydra(start: Callable[..., Outcome], strangers_config: Path) -> None:
     outcome = start("--config-dir", "theirs", "--config-name", "config", "-m", "seed=1,2")
     assert not Path("ran").exists()
-    assert [config["trust"] for config in outcome.configs] == [[], []]
+    assert [(config["trust"], config["check_memory"]) for config in outcome.configs] == [([], True)] * 2
     assert outcome.err.count("config.yaml: its section hydra is ignored") == 1
-    assert outcome.err.count("trust=['evil'] in config.yaml is ignored") == 1
+    assert outcome.err.count("trust=['evil'] in a config file is ignored") == 1
     assert start("--config-dir", "theirs", "--config-name", "config", "trust=[mine]").configs[0]["trust"] == ["mine"]
 
 
