@@ -24,7 +24,7 @@ FIXED_CLASSES = {  # sections whose class is always the same
     "schedule": "common.train.optim.ScheduleOptions",
     "trainer": "common.train.trainer.Trainer",
 }
-_ALL_DOORS: dict[str, Any] = {"seed": Seed, "trust": list[str], "check_memory": bool}
+_ALL_DOORS: dict[str, Any] = {"seed": Seed, "trust": list[str], "check_memory": bool, "cache_dir": str}
 _WITH_CHECKPOINT = {**_ALL_DOORS, "checkpoint": str, "weights": Literal["auto", "ema", "raw"]}
 DOOR_KEYS: dict[str, dict[str, Any]] = {  # the keys of each program that belong to no section
     "train": {

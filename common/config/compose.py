@@ -11,11 +11,12 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from common.config import published
 from common.config.check import DOOR_KEYS, TARGET_SECTIONS, build, check, did_you_mean
 from common.config.describe import shorten
 from common.config.diff import flatten
@@ -88,7 +89,8 @@ class Command:
             sys.path.append(self.working_folder)
         self._add_folder(self.flags.config_dir)
         stored = self._store_base()
-        if not stored and not self.flags.config_name and not {"model", "experiment"} & self.keys:
+        is_named = any(map(published.find, self._checkpoints(self.overrides)))
+        if not (stored or is_named or self.flags.config_name or {"model", "experiment"} & self.keys):
             reason = "the checkpoint does not say which" if self.base else "see --help"
             raise UserError(f"{self.door}.py needs model=NAME ({reason}); there are {', '.join(choices_of('model'))}.")
         self.overrides = stored + self.overrides
@@ -98,13 +100,14 @@ class Command:
         overrides = self.overrides if overrides is None else overrides
         for part in self.parse(overrides):
             _refuse_several(part)
+        overrides, notices = self._with_published(overrides)
+        notices = self.notices + notices
         try:
             with self.initialised():
                 composed = hydra.compose(self.config_name, overrides, return_hydra_config=True)
                 choices = {key: value for key, value in composed.hydra.runtime.choices.items() if value}
                 config = plain_config(composed)
-                typed = {_key(override) for override in overrides}
-                notices = [*self.notices, *self._replace_length(config), *typed_only(config, typed)]
+                notices += [*self._replace_length(config), *typed_only(config, {*map(_key, overrides)})]
                 return Composed(config, choices, notices + update_names(config), hydra_settings(composed))
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise UserError(self._sentence(error, overrides)) from error
@@ -187,10 +190,11 @@ class Command:
         """
         if self.base is None:
             return []
-        parts = [part for part in self.parse(self.overrides) if part.key_or_group == "checkpoint"]
-        paths = [resolved_text(str(part.value())) for part in parts]
+        paths = self._checkpoints(self.overrides)
         if not paths:
             raise UserError(f"{self.door}.py needs checkpoint=FILE; see --help.")
+        if published.find(paths[-1]):  # files of other programs have no config
+            return []
         file = Path(paths[-1]).expanduser()
         if not file.is_file():
             raise UserError(f"checkpoint={paths[-1]}: there is no such file.")
@@ -202,6 +206,22 @@ class Command:
             node = as_plain_text({name: config.get(name) for name in names})
             ConfigStore.instance().store("checkpoint", node, group=group, package="_global_", **_REPLACE)
         return [f"{group}=checkpoint" for group in sections if group not in self.keys]
+
+    def _checkpoints(self, overrides: list[str]) -> list[str]:
+        """The values of checkpoint= among the overrides; of a sweep, all of them."""
+        values = [part.value() for part in self.parse(overrides) if part.key_or_group == "checkpoint"]
+        flat = [item for value in values for item in (value.list if isinstance(value, ChoiceSweep) else [value])]
+        return [resolved_text(str(getattr(item, "text", item))) for item in flat if item is not None]
+
+    def _with_published(self, overrides: list[str]) -> tuple[list[str], list[str]]:
+        """Add what checkpoint=NAME implies before the overrides, unless there is a whole config; and notices on it."""
+        paths, keys = self._checkpoints(overrides), set(map(_key, overrides))
+        weights = published.find(paths[-1]) if paths else None
+        if weights is None or self.flags.config_name:
+            return overrides, [line for path in paths[-1:] if (line := published.hidden_by_a_path(path))]
+        others = [text for text in overrides if _key(text) != "checkpoint"]
+        added, notices = published.implied(weights, keys, lambda chosen: flatten(self.compose(chosen + others).config))
+        return added + overrides, notices
 
     def _sentence(self, error: Exception, overrides: list[str]) -> str:
         """Turn Hydra's error into one sentence, which suggests the closest valid word for a misspelt one."""

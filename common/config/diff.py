@@ -11,7 +11,7 @@ from common.errors import UserError
 PRECISION = "trainer.precision"
 # Keys for where and how a run is computed and what it writes. None of them changes what the model learns.
 CHANGEABLE_KEYS = (
-    *("run_dir", "sweep_dir", "resume", "allow_changes", "trust", "check_memory", "checkpoint"),
+    *("run_dir", "sweep_dir", "resume", "allow_changes", "trust", "check_memory", "checkpoint", "cache_dir"),
     *("trainer.device", "trainer.workers", "trainer.compile", "trainer.micro_batch", "trainer.deterministic"),
     *(
         "trainer.strategy",

@@ -29,6 +29,8 @@ ADDED_KEYS: dict[str, Any] = {
     "check_memory": True,  # what did not fit was tried
     # since 34a3be7
     "trainer.grace": None,  # after a signal, the step was always finished
+    # since e600891
+    "cache_dir": "${oc.env:TRIPTYCH_CACHE,${oc.env:XDG_CACHE_HOME,'~/.cache'}/triptych}",
     # since febf8c0
     "trainer.eval_samples": None,  # every evaluation was of the whole split
     # since 32a6ea9

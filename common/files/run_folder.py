@@ -145,11 +145,11 @@ def _create(folder: Path) -> None:
 def config_text(config: dict[str, Any]) -> str:
     """The text of a run's config.yaml.
 
-    The text does not contain the run's folder, so that `--config-dir FOLDER --config-name config` repeats the run in
-    another folder.
+    The text contains neither the run's folder nor that of downloads, so that `--config-dir FOLDER --config-name config`
+    repeats the run in another folder, and for another user.
     """
     neutral: dict[str, Any] = {"run_dir": None, "sweep_dir": None, "resume": None, "allow_changes": []}
-    return config_yaml({**config, **neutral})
+    return config_yaml({key: value for key, value in {**config, **neutral}.items() if key != "cache_dir"})
 
 
 def _claim(folder: Path, config: dict[str, Any]) -> None:

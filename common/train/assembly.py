@@ -21,7 +21,7 @@ from common.task import Adopted, Data, Task
 from common.train import footprint
 from common.train.state import describe, select_weights
 from common.train.trainer import Trainer
-from common.weights import unwrapping, values
+from common.weights import fetching, unwrapping, values
 
 T = TypeVar("T")
 
@@ -29,7 +29,8 @@ T = TypeVar("T")
 class Components(NamedTuple):
     """The objects built from a config.
 
-    `weights_line` is the log line on the origin of the model's weights; it may be followed by lines of notes.
+    `weights_line` is the log line on the origin of the model's weights; it may be followed by lines of notes. `file` is
+    the checkpoint that `restore` has read.
     """
 
     data: Data
@@ -39,6 +40,7 @@ class Components(NamedTuple):
     device: torch.device
     weights_line: str
     pretrained: bool = True
+    file: Path | None = None
 
 
 def assemble(config: dict[str, Any], *, resumed_state: dict[str, Any] | None = None) -> Components:
@@ -54,10 +56,10 @@ def assemble(config: dict[str, Any], *, resumed_state: dict[str, Any] | None = N
     trainer, device = _trainer(config)
     data: Data = build(config["data"])
     task: Task = build(config["task"], data=data)
-    path = Path(config["checkpoint"]) if config["checkpoint"] and resumed_state is None else None
-    inherited = resumed_state if path is None else _read(path, task).task_state
+    source = fetching.locate(config) if config["checkpoint"] and resumed_state is None else None
+    inherited = resumed_state if source is None else _read(source.path, task).task_state
     if inherited is not None and hasattr(task, "inherit"):
-        file = path or Path("task.json")  # that of the run's folder
+        file = source.path if source else Path("task.json")  # that of the run's folder
         _check_task_state(task, inherited, file)
         _with_path(file, task.inherit, inherited)
     footprint.refuse_oversize(config, task, device, training=True)
@@ -66,8 +68,8 @@ def assemble(config: dict[str, Any], *, resumed_state: dict[str, Any] | None = N
     loaded: str | None = None
     if resumed_state is not None:
         loaded = "weights   from the run's own last checkpoint"
-    elif path is not None:
-        loaded = load_initial_weights(model, task, path)
+    elif source is not None:
+        loaded = load_initial_weights(model, task, source.path, source.title)
     elif fetch := getattr(model, "fetch_weights", None):
         loaded = fetch()
     line = loaded or "weights   initialised at random"
@@ -81,7 +83,7 @@ def restore(config: dict[str, Any]) -> Components:
     UserError when its weights do not match the model that the config describes.
     """
     trainer, device = _trainer(config)
-    path = Path(config["checkpoint"])
+    path, title = fetching.locate(config)
     content = checkpoint.load(path, TO_RESTORE)
     data: Data = build(config["data"])
     task: Task = build(config["task"], data=data)
@@ -94,7 +96,7 @@ def restore(config: dict[str, Any]) -> Components:
         content, notes = _with_path(path, unwrapping.select_kind, content, config["weights"])
         adopted = _adopt(task, content, path)
         state, tensors, notes = adopted.task_state, adopted.weights, [*notes, *adopted.notes]
-        line = f"weights   {path}: imported" + _list_names(", without", adopted.left_out)
+        line = f"weights   {title}: imported" + _list_names(", without", adopted.left_out)
     restore_task(task, state, path)
     footprint.refuse_oversize(config, task, device, training=False)
     model: nn.Module = build_model(config["model"], task)
@@ -112,7 +114,7 @@ def restore(config: dict[str, Any]) -> Components:
         )
     model.load_state_dict(tensors)
     line = _with_notes(line, notes, values.non_finite_note(tensors))
-    return Components(data, task, model.to(device).eval(), trainer, device, line)
+    return Components(data, task, model.to(device).eval(), trainer, device, line, file=path)
 
 
 def load(file: str | Path, *overrides: str) -> tuple[nn.Module, Task]:
@@ -122,8 +124,9 @@ def load(file: str | Path, *overrides: str) -> tuple[nn.Module, Task]:
         for batch in task.read("photo.jpg"):
             print(task.predict(model, batch))
 
-    `overrides` are config overrides as on the command line. A file of another program needs one that names its model
-    ("model=detr_r50"). Warns of weights that are not finite. Raises UserError for the
+    `file` may also be the name of published weights (load("detr_r50")). `overrides` are config overrides as on the
+    command line. A file of another program needs one that names its model ("model=detr_r50"). Warns of weights that are
+    not finite. Raises UserError for the
     same mistakes as predict.py.
 
     Weights ("weights=raw" instead of EMA) and preprocessing are those of predict.py. The precision is not: the model
@@ -143,13 +146,13 @@ def stored_config(path: Path) -> dict[str, Any]:
     return content["config"] if checkpoint.is_ours(content) else {}
 
 
-def load_initial_weights(model: nn.Module, task: Task, path: Path) -> str:
+def load_initial_weights(model: nn.Module, task: Task, path: Path, title: str | None = None) -> str:
     """Load a checkpoint's weights into a new run's model; tensors that do not match keep their initial values.
 
     A tensor does not match when its shape differs. If the task states of checkpoint and run differ, the tensors that
     the model lists in `decided_by_data` (such as a classifier) do not match either: two classifiers of 80 classes may
-    be for different classes. Returns a line for the log, followed by one for each note on the file. Raises UserError
-    when no weight matrix matches.
+    be for different classes. Returns a line for the log, which names the file by `title` or its path, followed by one
+    for each note on the file. Raises UserError when no weight matrix matches.
     """
     adopted = _read(path, task)
     values.refuse_other_kinds(model, adopted.weights, path)
@@ -164,7 +167,7 @@ def load_initial_weights(model: nn.Module, task: Task, path: Path) -> str:
         )
     model.load_state_dict(matching, strict=False)
     unused = sorted((tensors.keys() - matching.keys()) - set(missing)) + adopted.left_out
-    loaded = f"weights   {path}: {len(matching)} tensors"
+    loaded = f"weights   {title or path}: {len(matching)} tensors"
     loaded += _list_names("; re-initialised:", missing) + _list_names("; unused:", unused)
     return _with_notes(loaded, notes, values.non_finite_note(matching))
 

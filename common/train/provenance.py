@@ -27,7 +27,7 @@ def provenance(config: dict[str, Any], parts: Components, split: Split) -> dict[
     notes = [line.removeprefix("note").strip() for line in lines] + [*getattr(parts.task, "evaluation_notes", list)()]
     data_paths = {key: value for key, value in flatten({"data": config["data"]}).items() if is_path(key)}
     return {
-        "checkpoint": os.path.abspath(config["checkpoint"]),
+        "checkpoint": os.path.abspath(parts.file or config["checkpoint"]),
         "weights": weights,
         "notes": notes,
         "split": split,

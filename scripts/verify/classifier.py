@@ -6,13 +6,13 @@ the image size that the file's positions have.
 """
 
 from importlib import metadata
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from common.config.check import build
 from common.errors import UserError
+from common.weights import fetching
 from scripts.verify.classifier_peers import PEERS, ForeignFile, load_peer
 from scripts.verify.comparison import (
     TOLERANCE,
@@ -48,7 +48,7 @@ def verify(config: dict[str, Any]) -> tuple[str, bool]:
 
 def _read(config: dict[str, Any]) -> ForeignFile:
     """Read the file; raises UserError if it is ours, holds no plain ViT, or another model than the config describes."""
-    path, options = Path(config["checkpoint"]), config["model"]
+    path, options = fetching.locate(config).path, config["model"]
     content = load_foreign(path, config["weights"])
     image_size = config["data"].get("image_size")
     try:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from common.config.check import build
 from common.errors import UserError
+from common.weights import fetching
 from scripts.verify.comparison import TOLERANCE, check_options, load_foreign, relative_difference, report
 from seq2seq.importing import adopt as importing
 from seq2seq.importing import marian, marian_config
@@ -26,7 +27,7 @@ SENTENCES, LENGTH, SEED = 4, 20, 0
 
 def verify(config: dict[str, Any]) -> tuple[str, bool]:
     """Make a report, and tell whether outputs agree; raises UserError if nothing can be compared."""
-    path, model = Path(config["checkpoint"]), config["model"]
+    path, model = fetching.locate(config).path, config["model"]
     content = load_foreign(path)
     try:
         adopted = importing.adopt(content, path.parent)

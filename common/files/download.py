@@ -1,0 +1,185 @@
+"""Download a file: resumed after a cut, verified by its SHA-256, and renamed to its path only when it is complete."""
+
+import contextlib
+import hashlib
+import http.client
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from common.errors import UserError
+from common.files.lines import sync_folder
+from common.files.lock import InUseError, lock
+
+BLOCK = 1 << 20  # bytes that are read at once
+FAILURES = 3  # attempts in succession that bring nothing, after which the download ends
+PAUSE = 1.0  # seconds before the first repetition; doubled before each further one
+RETRIED = (408, 429, 500, 502, 503, 504)  # HTTP's codes of failures that may pass
+
+Report = Callable[[str], None]
+
+
+class DownloadError(UserError):
+    """A file could not be downloaded, or is not the published one."""
+
+
+class _NothingReceived(Exception):
+    """An attempt failed before its first byte, for a reason that may pass."""
+
+
+def fetch(address: str, path: Path, digits: str | None, *, report: Report, timeout: float = 30.0) -> None:
+    """Make `path` hold the file at `address`, which is downloaded unless `path` exists; `digits` begin its SHA-256.
+
+    A download that was interrupted, also in an earlier process, is resumed if the file at the address is still the
+    same. Of several processes, one downloads and the others wait. `report` receives lines for the user. The server may
+    be silent for `timeout` seconds. Raises DownloadError, with the address and where to put the file, when it cannot be
+    downloaded or has another SHA-256.
+    """
+    if not path.exists():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with _waiting_for_lock(path.parent, report):
+                if not path.exists():
+                    report(f"downloading {address} to {path}")
+                    _download(address, path, digits, report, timeout)
+                    return
+        except DownloadError:
+            raise
+        except OSError as error:
+            raise DownloadError(f"{path} cannot be written ({error.strerror}); {_by_hand(address, path)}.") from error
+    if digits and not (sha256 := _sha256(path)).startswith(digits):
+        raise DownloadError(
+            f"{path} has the SHA-256 {sha256}, and the published file has {digits}...; delete it to download it again "
+            f"from {address}."
+        )
+
+
+@contextlib.contextmanager
+def _waiting_for_lock(folder: Path, report: Report) -> Iterator[None]:
+    """A context in which no other process downloads into `folder`."""
+    waited = False
+    with contextlib.ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(lock(folder))
+                break
+            except InUseError:
+                if not waited:
+                    report(f"waiting for another process that downloads to {folder}")
+                waited = True
+                time.sleep(0.2)
+        yield
+
+
+def _download(address: str, path: Path, digits: str | None, report: Report, timeout: float) -> None:
+    """Download to a draft beside `path`, verify it, and rename it."""
+    draft, failures = path.with_name(f".{path.name}.part"), 0
+    while True:
+        before = _size(draft)
+        try:
+            complete = _receive(address, draft, timeout)
+        except _NothingReceived as error:
+            complete, reason = False, str(error)
+        except urllib.error.HTTPError as error:
+            raise _failure(address, path, f"the server answers {error.code} {error.reason}") from error
+        except urllib.error.URLError as error:
+            raise _failure(address, path, f"no connection: {error.reason}") from error
+        else:
+            reason = "the connection was cut"
+        if complete:
+            break
+        failures = 0 if _size(draft) > before else failures + 1
+        if failures == FAILURES:
+            part = f"; {_size(draft):,} bytes are kept, and the same command continues from there" * bool(_size(draft))
+            raise _failure(address, path, f"{reason}, {FAILURES} times in succession{part}")
+        if failures:
+            time.sleep(PAUSE * 2 ** (failures - 1))
+    sha256 = _sha256(draft)
+    if digits and not sha256.startswith(digits):
+        _discard(draft)
+        raise _failure(address, path, f"the file has the SHA-256 {sha256}, and the published file has {digits}...")
+    os.replace(draft, path)
+    sync_folder(path.parent)
+    _discard(draft)
+    report(f"received  {path.name}: {path.stat().st_size:,} bytes, SHA-256 {sha256}" + " as published" * bool(digits))
+
+
+def _receive(address: str, draft: Path, timeout: float) -> bool:
+    """Receive the rest of a file into `draft`; returns whether it is complete.
+
+    Beside the draft, a file holds what identifies the content at the address: its size, and the server's tag or date. A
+    draft of another content is begun again, and so is every draft if the server cannot send a part.
+    """
+    start = _size(draft)
+    if start and _content(draft).startswith(f"{start} "):
+        return True
+    request = urllib.request.Request(address, headers={"User-Agent": "triptych"})
+    if start:
+        request.add_header("Range", f"bytes={start}-")
+    try:
+        with urllib.request.urlopen(request, timeout=timeout) as response:
+            length = response.headers.get("Content-Length")
+            resumes = response.status == 206
+            size = None if length is None else int(length) + (start if resumes else 0)
+            content = f"{size} {response.headers.get('ETag') or response.headers.get('Last-Modified')}"
+            if resumes and content != _content(draft):
+                _discard(draft)
+                return False
+            _content_file(draft).write_text(content, encoding="utf-8")
+            with open(draft, "ab" if resumes else "wb") as file:
+                _copy(response, file)
+                os.fsync(file.fileno())
+            return size is None or _size(draft) == size
+    except urllib.error.HTTPError as error:
+        if error.code == 416:  # the draft is longer than the file at the address
+            _discard(draft)
+        elif error.code not in RETRIED:
+            raise
+        raise _NothingReceived(f"the server answers {error.code} {error.reason}") from error
+    except urllib.error.URLError as error:
+        if not isinstance(error.reason, TimeoutError | ConnectionResetError):
+            raise
+        raise _NothingReceived(f"the server is silent or closes the connection ({error.reason})") from error
+    except (TimeoutError, ConnectionError, http.client.HTTPException) as error:
+        raise _NothingReceived(f"the server is silent or closes the connection ({error})") from error
+
+
+def _copy(response: Any, file: Any) -> None:
+    while block := response.read1(BLOCK):  # what has come: a cut while `read` waits for more would lose it
+        file.write(block)
+
+
+def _content(draft: Path) -> str:
+    """What identifies the content of which `draft` is a part; empty if that is not known."""
+    file = _content_file(draft)
+    return file.read_text(encoding="utf-8") if file.exists() else ""
+
+
+def _content_file(draft: Path) -> Path:
+    return draft.with_name(f"{draft.name}.of")
+
+
+def _discard(draft: Path) -> None:
+    draft.unlink(missing_ok=True)
+    _content_file(draft).unlink(missing_ok=True)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _failure(address: str, path: Path, reason: str) -> DownloadError:
+    return DownloadError(f"{address} could not be downloaded ({reason}); {_by_hand(address, path)}.")
+
+
+def _by_hand(address: str, path: Path) -> str:
+    return f"try again later, or download {address} elsewhere and put it at {path}"
