@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from common.config import published
 from common.config.check import DOOR_KEYS, TARGET_SECTIONS, build, check, did_you_mean
+from common.config.choices import choices_with
 from common.config.describe import shorten
 from common.config.diff import flatten
 from common.config.flags import parse_flags
@@ -236,7 +237,13 @@ class Command:
         groups = [override for override in overrides if _key(override) in (*GROUPS, "hydra.searchpath")]
         if key is None or len(groups) == len(overrides):
             return f"{lines[0].rstrip('.')}."
-        known = [*flatten(self.compose(groups).config), *GROUPS]
+        composed = self.compose(groups)
+        group = key.partition(".")[0]
+        files = sorted((CONFIGS / group).glob("*.yaml")) if group in GROUPS else []
+        if owners := choices_with(key, composed.config, files):
+            choices = " or ".join(f"{group}={name}" for name in owners)
+            return f"{key} is not a key of {group}={composed.choices.get(group)}; it is one with {choices}."
+        known = [*flatten(composed.config), *GROUPS]
         if self.door == "predict":
             known += [name.rpartition(".")[2] for name in known if name.startswith("task.predict.")]
             key = key.removeprefix("task.predict.")

@@ -87,6 +87,16 @@ def test_help_needs_no_model(start: Callable[..., Outcome], door: str) -> None:
         (("model=detr", "optimizer.lrr=1"), "optimizer.lrr is not a key of this config; did you mean optimizer.lr?"),
         (("modl=detr", "model=detr"), "modl is not a key of this config; did you mean model?"),
         (("model=detr", "lr=1"), "lr is not a key of this config; did you mean optimizer.lr?"),
+        (("model=vit", "data.train=x"), "data.train is not a key of data=digits; it is one with data=imagefolder."),
+        (
+            ("model=detr", "data.train.images=x"),
+            "data.train.images is not a key of data=shapes; it is one with",
+        ),
+        (
+            ("model=vit", "data.root=x"),
+            "data.root is not a key of data=digits; it is one with data=cifar10 or",
+        ),
+        (("model=vit", "data.rot=x"), "data.rot is not a key of this config; did you mean data."),
         (("model=detr", "sed=1"), "sed is not a key of this config; did you mean seed?"),
         (("model=detr", "+foo=1"), "foo is not a key of train.py"),
         (("model=detr", "+optimizer.foo=1"), "optimizer.foo is not a key of common.train.optim.OptimizerOptions"),

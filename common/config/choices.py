@@ -1,0 +1,22 @@
+"""Which choice of a group has a key that the present choice lacks."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from common.config.diff import flatten
+from common.config.schema import WINGS
+
+
+def choices_with(key: str, config: dict[str, Any], files: Sequence[Path]) -> list[str]:
+    """The names of those files of a key's group that have the key, and a class of the same wing as in `config`."""
+    group, _, name = key.partition(".")
+    wing = _wing(config.get(group))
+    sections = {file.stem: OmegaConf.to_container(OmegaConf.load(file)) for file in files} if wing in WINGS else {}
+    return [choice for choice, section in sections.items() if _wing(section) == wing and name in flatten(section)]
+
+
+def _wing(section: Any) -> str:
+    return str(section.get("_target_")).partition(".")[0] if isinstance(section, dict) else ""
