@@ -62,7 +62,7 @@ def save(path: Path, content: dict[str, Any]) -> None:
 def load(path: Path | str, required: Sequence[str] = ()) -> dict[str, Any]:
     """Load and verify a checkpoint, ours or another program's, to the CPU, without executing anything in it.
 
-    The fields of a file of ours have the types of files/content.py, and it has those in `required`. A file of an
+    A file of ours has the fields in `required`, and all its fields have the types of files/content.py. A file of an
     earlier version is returned with the present keys and names (config/migrations.py). .npz and .safetensors give a
     dict of names and tensors. Files that are not a zip (.safetensors, and PyTorch's from before 2020) have no
     checksums: only their lengths are verified. Raises UserError for every file that cannot be read: missing, truncated,
@@ -165,9 +165,9 @@ def _read_arrays(file: BinaryIO) -> dict[str, Tensor]:
 
 
 def _read_array(member: IO[bytes], size: int) -> np.ndarray[Any, Any]:
-    """One array; `size` in bytes is that of the member. Raises ValueError if its header states another size.
+    """Read the array in `member`, a file of `size` bytes; raises ValueError if the array's header states another size.
 
-    NumPy would allocate what the header states before it reads.
+    NumPy would allocate the size in the header before it reads the array.
     """
     version = np.lib.format.read_magic(member)
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -188,7 +188,7 @@ def _tensor(array: np.ndarray[Any, Any]) -> Tensor:
 
 
 def _assert_plain(value: Any, where: str) -> None:
-    """Raise TypeError unless `value` would load with weights_only=True; np.float64, a kind of float, would not."""
+    """Raise TypeError unless `value` would load with weights_only=True; np.float64, a subclass of float, would not."""
     if type(value) in (dict, OrderedDict):
         for key, item in value.items():
             _assert_plain(key, f"a key of {where}")

@@ -1,6 +1,6 @@
-"""What a checkpoint of this program holds: the types of its fields, and the tensors with which nothing can be computed.
+"""Check the content of a checkpoint: the types of the fields of our files, and tensors that cannot be computed with.
 
-The task's state and the config are judged further by the task (`OptionalTask.state_schema`) and by config/check.py.
+The task's state is checked further by `OptionalTask.state_schema`, and the config by config/check.py.
 """
 
 from collections.abc import Sequence
@@ -104,7 +104,7 @@ def resume_mistake(content: dict[str, Any]) -> str | None:
 
 
 def unusable_tensor(content: Any) -> str | None:
-    """The first tensor in nested containers that is not a plain one, such as "model.head, a sparse tensor", or None."""
+    """The first tensor in nested containers that cannot be used, such as "model.head, a sparse tensor", or None."""
     pending, visited = [("", content)], set[int]()
     while pending:
         name, value = pending.pop()

@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """A context in which an OSError names `path` if it names no file; that of a full disk names none."""
+    """A context that adds `path` to an OSError without a file's name, such as the error of a full disk."""
     try:
         yield
     except OSError as error:
@@ -20,7 +20,7 @@ def naming(path: Path) -> Iterator[None]:
 def write_atomically(path: Path, text: str) -> None:
     """Replace a file: at any time, also after a power cut, `path` is either the complete old or the complete new file.
 
-    Half of a surrogate pair, as in a file's name that is not UTF-8, is written as the escape that JSON and YAML have.
+    Half of a surrogate pair, as in a file's name that is not UTF-8, is written as an escape that JSON and YAML read.
     Raises OSError, which names a file, if the disk is full or the folder cannot be written.
     """
     draft = path.with_name(f".{path.name}.tmp")
@@ -55,7 +55,7 @@ class LineFile:
         self._pending = b""
 
     def add(self, line: str) -> None:
-        """Write `line` and a newline; raises OSError, which names the file, and then keeps them for the next call."""
+        """Write `line` and a newline; if that fails, raises OSError and keeps the text for the next call."""
         self._pending += line.encode("utf-8", "backslashreplace") + b"\n"
         self._write()
 

@@ -204,7 +204,7 @@ class Log:
     def _write_events(self, write: Callable[[Any], Any]) -> None:
         """Call `write` with TensorBoard's writer. Events that cannot be written are dropped: no run reads them."""
         try:
-            retried = "events" not in self._failed  # after the next flush
+            retried = "events" not in self._failed  # `flush` clears `_failed`
             if self._tensorboard is None and self._events_possible and retried:
                 from torch.utils.tensorboard import SummaryWriter  # slow to import, and not needed without a folder
 
@@ -220,12 +220,12 @@ class Log:
             self.warning(f"TensorBoard cannot write to a path that is not UTF-8, so {self.folder} gets no events.")
 
     def _report_thread(self, failure: threading.ExceptHookArgs) -> None:
-        """Report an exception in a thread, except those of TensorBoard's writer, which its next call raises."""
+        """Report an exception in a thread, except an OSError of TensorBoard, which the writer's next call raises."""
         if not (isinstance(failure.exc_value, OSError) and type(failure.thread).__module__.startswith("tensorboard")):
             self._thread_hook(failure)
 
     def _report_dropped(self) -> None:
-        """Say in train.log, and on the stream that is left, which stream of the console could not be written."""
+        """Say in train.log and on standard error which stream of the console could not be written."""
         for stream, error in console.failures().items():
             if self.folder and stream not in self._dropped:
                 self._dropped.add(stream)

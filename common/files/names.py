@@ -1,4 +1,4 @@
-r"""File names that are not UTF-8, written as text that any program can read and from which a name can be restored.
+r"""File names that are not UTF-8, written as text that any program can read and from which the name can be restored.
 
 On Linux a name is bytes. Python represents a byte that is not UTF-8, such as Latin-1's e acute (0xE9), by half of a
 surrogate pair (U+DCE9), which no text file and no terminal takes.
@@ -23,7 +23,7 @@ def escape(name: str) -> str:
     r"""Escape the bytes of `name` that are not UTF-8, so that the name can be written: 0xE9 becomes \udce9, as in JSON.
 
     `unescape` restores the name, because backslashes before an escape, or before text that looks like an escape, are
-    doubled. A name without such bytes and such text is unchanged.
+    doubled. A name with neither such bytes nor such text is unchanged.
     """
 
     def replace(match: re.Match[str]) -> str:

@@ -44,7 +44,7 @@ def create_output(folder: Path) -> None:
 
 @contextmanager
 def writing_to(folder: Path) -> Iterator[None]:
-    """A context that raises UserError instead of an OSError about `folder`, a file in it, or a folder above it."""
+    """A context that turns an OSError into a UserError: of a full disk, or about `folder`, a file in it or a parent."""
     try:
         yield
     except OSError as error:
@@ -59,7 +59,7 @@ def writing_to(folder: Path) -> Iterator[None]:
 def write_answer(file: Path, source: Path, content: dict[str, Any]) -> None:
     """Write the answer for the input `source` as JSON, with the path of `source` as "file".
 
-    Warns on stderr when this replaces the answer for another input of the same name, which still exists.
+    Warns on stderr when this replaces the answer for another input that has the same name and still exists.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     with suppress(OSError, ValueError, TypeError, KeyError):  # no earlier answer, or none of this program

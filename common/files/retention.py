@@ -94,7 +94,7 @@ class CheckpointFolder:
         sync_folder(self.path)
 
     def latest(self, warn: Callable[[str], None] = warnings.warn, check: Check = _accept) -> LoadedCheckpoint | None:
-        """The newest undamaged checkpoint that `check` accepts, or None if there are no files; warns of each newer one.
+        """The newest undamaged checkpoint that `check` accepts, or None if there are no files; warns of files skipped.
 
         Raises the error of `check` if it refuses all undamaged checkpoints, and UserError if all are damaged.
         """
@@ -127,7 +127,7 @@ class CheckpointFolder:
     ) -> LoadedCheckpoint | None:
         """best.pt or, if that is damaged or refused by `check`, the first usable checkpoint of the steps `ranked`.
 
-        None if there is none.
+        Returns None if none of these files is usable; warns of each that was skipped.
         """
         files = [self.path / "best.pt", *(self._file(step) for step in ranked)]
         checkpoint, skipped = _first_usable([file for file in files if file.exists()], check)

@@ -34,8 +34,8 @@ def run_in(job: Job, config: dict[str, Any], folder: Path | None) -> float | Non
     """Run `job` in `folder`, which is locked against other processes; returns what the job returns.
 
     After a UserError before a new run's first checkpoint, its config.yaml is removed, so that a corrected command can
-    use the folder; without a logged step, so is everything that the run wrote.
-    Raises UserError when a file cannot be written, on a full disk for instance.
+    use the folder. If no step was logged either, everything else that the run wrote is removed, too. Raises UserError
+    when a file cannot be written, on a full disk for instance.
     """
     if folder is None:
         return job(config, None)
@@ -51,7 +51,7 @@ def run_in(job: Job, config: dict[str, Any], folder: Path | None) -> float | Non
         except UserError:
             if new and not any((folder / "checkpoints").glob("*")):
                 _release(folder)
-                if not config["run_dir"]:  # then `choose` made up the folders above, too
+                if not config["run_dir"]:  # `choose` also named the folders above
                     _remove_empty(folder.parent, folder.parent.parent)
             raise
         except Stopped:
@@ -114,7 +114,7 @@ def choose(composed: Composed) -> Path:
 
 
 def _kind(section: dict[str, Any]) -> str:
-    """A name for a section that does not come from a config group: that of the class detr.data.coco.Coco is coco."""
+    """Name a section that does not come from a config group by its class: coco for detr.data.coco.Coco."""
     return str(section["_target_"]).rpartition(".")[2].lower()
 
 

@@ -32,8 +32,8 @@ DESCRIPTIONS: dict[Any, str] = {
 def mistake(value: Any, expected: Any, field: str) -> str | None:
     """The first mistake in `value`, such as "task.classes is 5, expected a list (each text)", or None.
 
-    `field` names the value; it is empty for the whole content of a file. Neither text nor a boolean is a number. A
-    float may be an integer or NaN; with a range, it is not NaN. An integer has at most 64 bits.
+    `field` names the value; it is empty for the whole content of a file. Neither text nor a boolean is a number. Where
+    a float is expected, an integer and NaN are permitted, but NaN not with a range. An integer has at most 64 bits.
     """
     kind, inner = typing.get_origin(expected), typing.get_args(expected)
     prefix = f"{field}." if field else ""
@@ -78,7 +78,7 @@ def _first(parts: Iterable[tuple[Any, Any, str]]) -> str | None:
 
 
 def _fits(value: Any, expected: Any) -> bool:
-    """Whether a value without parts has the type."""
+    """Whether `value` has the type `expected`, without regard to its parts."""
     kind, inner = typing.get_origin(expected), typing.get_args(expected)
     if kind is Annotated:
         ranges = [part for part in inner[1:] if isinstance(part, Range)]
@@ -125,7 +125,7 @@ def _describe(expected: Any) -> str:
 
 
 def _show(value: Any) -> str:
-    """A plain value as JSON, shortened; of any other the type."""
+    """Show a plain value as shortened JSON, and any other value by its type."""
     if isinstance(value, dict | list | tuple):
         return f"a {type(value).__name__} of {len(value)}"
     if not isinstance(value, str | int | float | NoneType):

@@ -18,7 +18,7 @@ STREAMS = {"stdout": "standard output", "stderr": "standard error"}
 
 
 class _Output(io.FileIO):
-    """A stream's descriptor. After a failed write, it leads to the null device, also for others that write to it."""
+    """A stream's descriptor. After a failed write, it leads to the null device, also for other code that uses it."""
 
     failure: OSError | None = None
 
@@ -86,9 +86,9 @@ def is_read() -> bool:
 
 
 def exit_code(code: int) -> int:
-    """The exit code of a command that would end with `code`, but not with 0 if text that it printed is lost.
+    """The exit code of a command that would end with `code`: 2 instead of 0 if text that it printed is lost.
 
-    Then it is 2, after a sentence. A reader that has gone (`| head -1`) wants no more, so that nothing is lost.
+    In this case, a sentence is printed as well. If the reader has gone (`| head -1`), nothing counts as lost.
     """
     if sys.stdout is not None:
         sys.stdout.flush()

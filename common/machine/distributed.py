@@ -150,14 +150,14 @@ def data_parallel(module: nn.Module) -> nn.Module:
 
     Ranks may use different parameters; a parameter that no rank has used keeps `grad=None`, so that it gets no weight
     decay. Gradients are summed in the backward pass if the forward pass was outside `no_gradient_sync`; every rank must
-    make these passes. A module with sharded parameters is returned unchanged, because FSDP sums gradients itself.
+    take part in these passes. A module with sharded parameters is returned unchanged: FSDP sums gradients itself.
     """
     if world_size() == 1 or is_sharded(list(module.parameters())):
         return module
     from torch.nn.parallel import DistributedDataParallel
 
     replica = DistributedDataParallel(module, find_unused_parameters=True, gradient_as_bucket_view=True)
-    replica.broadcast_buffers = False  # done by the function below; the argument is deprecated in torch 2.15
+    replica.broadcast_buffers = False  # our `broadcast_buffers` does it; DDP's argument is deprecated in torch 2.15
     replica.register_comm_hook(None, lambda _, bucket: _sum_async(bucket.buffer()))  # the default is the mean
     return replica
 
@@ -225,7 +225,7 @@ def shard(model: nn.Module, device: torch.device) -> None:
 
 
 def is_sharded(tensors: list[nn.Parameter]) -> bool:
-    """Whether these tensors are sharded."""
+    """Whether any of these parameters is sharded."""
     return any(_is_part(tensor) for tensor in tensors)
 
 

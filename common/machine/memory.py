@@ -30,7 +30,7 @@ MAX_LISTED_SAMPLES = 4  # in an error message, which says how many more there ar
 
 @contextmanager
 def report_out_of_memory(what: str, batch: Batch, device: torch.device, advice: str) -> Iterator[None]:
-    """Turn an out-of-memory error inside into a UserError with the batch's shapes and samples, and `advice`.
+    """A context that turns an out-of-memory error into a UserError with the batch's shapes and samples, and `advice`.
 
     `what` begins the sentence, such as "Step 12". Other errors propagate.
     """

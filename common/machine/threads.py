@@ -1,4 +1,4 @@
-"""Settings of OpenMP's threads. OpenMP reads them when torch is imported, so every program makes them before that.
+"""Settings of OpenMP's threads. OpenMP reads them when torch is imported, so every program sets them first.
 
 A thread that waits for other threads usually spins, which keeps its core busy. If another process needs the machine's
 cores as well, the thread that is waited for may have no core, and training may take more than twenty times as long. A

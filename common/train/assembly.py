@@ -29,8 +29,8 @@ T = TypeVar("T")
 class Components(NamedTuple):
     """The objects built from a config.
 
-    `weights_line` is the log line on the origin of the model's weights; it may be followed by lines of notes. `file` is
-    the checkpoint that `restore` has read.
+    `weights_line` is the text for the log on the origin of the model's weights: one line, and one for each note. `file`
+    is the checkpoint that `restore` has read.
     """
 
     data: Data
@@ -50,8 +50,8 @@ def assemble(config: dict[str, Any], *, resumed_state: dict[str, Any] | None = N
     weights in the config's `checkpoint`; tensors that do not match are re-initialised and listed. If `checkpoint` is
     empty, the model may fetch weights itself (`OptionalModel.fetch_weights`, such as a backbone's). For a resumed run,
     `resumed_state` is the task state in its last checkpoint, and the trainer loads the weights later. Before the model
-    is built, the task may take over part of either checkpoint's task state (`OptionalTask.inherit`, such as
-    tokenizers).
+    is built, the task may take over part of the task state in `checkpoint` or of `resumed_state`, such as tokenizers
+    (`OptionalTask.inherit`).
     """
     trainer, device = _trainer(config)
     data: Data = build(config["data"])
@@ -59,7 +59,7 @@ def assemble(config: dict[str, Any], *, resumed_state: dict[str, Any] | None = N
     source = fetching.locate(config) if config["checkpoint"] and resumed_state is None else None
     inherited = resumed_state if source is None else _read(source.path, task).task_state
     if inherited is not None and hasattr(task, "inherit"):
-        file = source.path if source else Path("task.json")  # that of the run's folder
+        file = source.path if source else Path("task.json")  # in the run's folder
         _check_task_state(task, inherited, file)
         _with_path(file, task.inherit, inherited)
     footprint.refuse_oversize(config, task, device, training=True)
@@ -126,8 +126,7 @@ def load(file: str | Path, *overrides: str) -> tuple[nn.Module, Task]:
 
     `file` may also be the name of published weights (load("detr_r50")). `overrides` are config overrides as on the
     command line. A file of another program needs one that names its model ("model=detr_r50"). Warns of weights that are
-    not finite. Raises UserError for the
-    same mistakes as predict.py.
+    not finite. Raises UserError for the same mistakes as predict.py.
 
     Weights ("weights=raw" instead of EMA) and preprocessing are those of predict.py. The precision is not: the model
     computes in fp32, and predict.py in the run's trainer.precision, which `auto` resolves to bf16 on many machines.
@@ -216,7 +215,7 @@ def restore_task(task: Task, state: dict[str, Any], path: Path) -> None:
 def _check_task_state(task: Task, state: dict[str, Any], path: Path) -> None:
     """Raise UserError unless a task state has the types that the task declares (`OptionalTask.state_schema`).
 
-    A class that overrides `restore` without a declaration of its own has none: its state may differ from its parent's.
+    If a class overrides `restore` but not `state_schema`, nothing is checked: its state may differ from its parent's.
     """
     owner = next((base for base in type(task).__mro__ if {"state_schema", "restore"} & vars(base).keys()), type(task))
     declared = vars(owner).get("state_schema")
@@ -225,7 +224,7 @@ def _check_task_state(task: Task, state: dict[str, Any], path: Path) -> None:
 
 
 def _with_path(path: Path, function: Callable[..., T], *arguments: Any) -> T:
-    """The function's result; the file's name is put before the text of a UserError."""
+    """Return `function(*arguments)`; if it raises UserError, put the file's name before the text of the error."""
     try:
         return function(*arguments)
     except UserError as error:
@@ -257,7 +256,7 @@ def _match(model: nn.Module, tensors: dict[str, Tensor]) -> tuple[list[str], dic
 
 
 def _list_names(prefix: str, names: list[str]) -> str:
-    """`prefix` and the first twelve names; empty without names."""
+    """Return `prefix` followed by the first twelve of `names`, or an empty text if there are no names."""
     more = f" and {len(names) - 12} more" if len(names) > 12 else ""
     return f"{prefix} {', '.join(names[:12])}{more}" if names else ""
 

@@ -22,7 +22,7 @@ def average(files: Sequence[Path]) -> dict[str, Any]:
 
     Each file contributes the weights that its run evaluated: the EMA weights, or without EMA the raw weights. Floating-
     point tensors are summed in float64 and returned in their own type. Other tensors (counters), the optimizer's state
-    and everything else come from the file of the latest step. Memory holds that file, the sums, and one more file. The
+    and everything else come from the file of the latest step. Memory holds the sums and at most three files. The
     key `mean` marks an average. A new run may start from an average, but none can resume from it.
     Raises UserError for fewer than two files, for a file given twice, and for files of different runs.
     """
@@ -70,7 +70,7 @@ def _read_single_step(path: Path) -> dict[str, Any]:
 
 
 def _refuse_another_model(first: File, second: File) -> None:
-    """Raise UserError unless the two files hold the same weights of one model, for the same classes or tokens."""
+    """Raise UserError unless both files are of one model and its classes or tokens, and both or neither have EMA."""
     (path, content), (other_path, other_content) = first, second
     both = f"{path} and {other_path}"
     model, other_model = ({"model": file["config"].get("model")} for file in (content, other_content))

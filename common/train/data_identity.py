@@ -24,7 +24,7 @@ def fingerprints_of(data: Data) -> Fingerprints:
 
 
 def fingerprint_of(data: Data, split: Split) -> dict[str, str]:
-    """The digests of one split, which has samples; without the method `fingerprint`, one of the samples' costs."""
+    """The digests of a split with samples: the data's `fingerprint`, or if they lack this method a digest of costs."""
     if hasattr(data, "fingerprint"):
         return dict(data.fingerprint(split))
     return {"costs": digest([np.asarray(data.cost(split), dtype="<i8")])}

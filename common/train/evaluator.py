@@ -36,11 +36,11 @@ def evaluate(
     """Evaluate every sample of `split` once; returns the metric's numbers, equal on all ranks, and the metric.
 
     `batch_size` is in the unit of `data.batch_size` (samples or padded tokens). With `limit`, evaluation is only tried:
-    it stops after that many batches and returns no numbers. With `samples`, only that many samples of the split are
-    evaluated, the same in every call. `on_answers` receives each batch with its answers before the metric does.
-    `report` receives a line on the progress once a minute. A rank that received a signal (`stop`) skips its remaining
-    batches; all ranks then raise Stopped. All ranks evaluate with the model buffers of rank 0, since checkpoints hold
-    the buffers of rank 0.
+    it stops after `limit` batches (of all ranks together) and returns no numbers. With `samples`, only that many
+    samples of the split are evaluated, the same in every call. `on_answers` receives each batch with its answers before
+    the metric does. `report` receives a line on the progress once a minute. A rank that received a signal (`stop`)
+    skips its remaining batches; all ranks then raise Stopped. All ranks evaluate with the model buffers of rank 0,
+    since checkpoints hold the buffers of rank 0.
     """
     metric = task.metric(split)
     count = data.count(split)
@@ -88,7 +88,7 @@ def evaluate(
 
 
 def _restrict(metric: Metric, count: int) -> None:
-    """Tell the metric that only `count` samples of its split are evaluated; raises UserError if it cannot be told."""
+    """Tell the metric that only `count` samples are evaluated; raises UserError if it has no method `restrict`."""
     restrict = getattr(metric, "restrict", None)
     if restrict is None:
         raise UserError(

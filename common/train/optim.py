@@ -34,7 +34,7 @@ class OptimizerOptions:
     eps: PositiveFloat  # adamw, adam
     momentum: Fraction  # sgd
     rates: dict[str, NonNegativeFloat]  # prefix of parameter names -> factor on lr; the longest matching prefix counts
-    layer_decay: Fraction  # a layer's rate is this times that of the next layer towards the output; 1 = equal rates
+    layer_decay: Fraction  # a layer's rate divided by the rate of the next layer towards the output; 1 = equal rates
     reference_batch: Positive | None  # the batch size that lr is meant for; None = lr is not scaled
     scaling: Literal["linear", "sqrt"]  # how lr grows from reference_batch to data.batch_size
 
@@ -113,9 +113,10 @@ def state(optimizer: Optimizer) -> dict[str, dict[str, Any]]:
 def refuse_incomplete(
     optimizer: Optimizer, saved: dict[str, dict[str, Any]], path: Path, may_be_empty: bool = False
 ) -> None:
-    """Raise UserError when the state that the file `path` holds after an update lacks what `optimizer` continues from.
+    """Raise UserError when `saved`, the optimizer state in the file `path`, lacks entries that `optimizer` needs.
 
-    Without its moments an optimizer would begin anew, silently. Parameters that were not updated yet have no state.
+    Without its moments an optimizer would silently start anew. A parameter that was never updated has no state.
+    `may_be_empty`: whether the optimizer that wrote the file keeps no state.
     """
     keys = {"step", "exp_avg", "exp_avg_sq"}
     if isinstance(optimizer, torch.optim.SGD):
@@ -187,7 +188,7 @@ def _groups(model: nn.Module, options: OptimizerOptions) -> Groups:
 
 
 def _depths(model: nn.Module, options: OptimizerOptions) -> dict[str, int]:
-    """Map each layer's prefix of parameter names to the number of layers above it; empty without layer decay.
+    """Map each layer's prefix of parameter names to the number of layers after it; empty without layer decay.
 
     `OptionalModel.layers` lists the prefixes from the input to the output of the model.
     """
@@ -229,8 +230,8 @@ def _match_layouts(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
 def rate_factor(options: ScheduleOptions, step: int, steps: int) -> float:
     """The factor by which "base_lr" is multiplied in update `step` (counted from 0) of a run of `steps` updates.
 
-    The warm-up of all schedules but noam is linear: in update n (counted from 1) of `warmup`, the factor has risen
-    from `start` by n / warmup of the way to 1. The first update already uses more than `start`. Noam warms up from 0.
+    The warm-up of all schedules but noam is linear: in update n (counted from 1), the factor is
+    start + (1 - start) * n / warmup, so the first update already uses more than `start`. Noam warms up from 0.
     """
     warmup, number = warm_up(options, steps), step + 1
     if options.name == "noam":  # equation 3 of Vaswani et al. 2017, where updates count from 1

@@ -94,7 +94,7 @@ def _per_micro_batch(run: Run) -> list[str]:
 
 
 def select_weights(content: dict[str, Any], kind: str = "auto") -> dict[str, Tensor]:
-    """A checkpoint's weights: the EMA weights (ema), those of the last update (raw), or EMA if it holds them (auto).
+    """A checkpoint's weights: the EMA weights (ema), those of the last update (raw), or EMA if there are any (auto).
 
     Raises UserError for ema when the checkpoint holds no EMA weights.
     """

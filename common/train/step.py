@@ -70,7 +70,7 @@ class Stepper:
             with memory.report_out_of_memory(f"Step {number}", batch, self.device, memory.TRAINING_ADVICE), synchronise:
                 with autocast(self.device, self.precision):
                     loss, loss_parts = self._loss(next(on_device), normalisers)
-                if "dummy" in batch:  # takes part in collectives only
+                if "dummy" in batch:  # it only lets this rank take part in collectives
                     loss, loss_parts = loss * 0, {}
                 torch.autograd.backward(self.scaler.scale(loss))
             _unshare_gradients(self.parameters)

@@ -80,7 +80,7 @@ def group_by_set(layers: Sequence[Outputs]) -> dict[str, list[Outputs]]:
 
 
 def stack_layers(layers: Outputs | Sequence[Outputs]) -> Outputs:
-    """Stack each output that all L layers have to (L, B, R, ...), in fp32 or higher; `real`, if any, stays (B, R)."""
+    """Stack each output that all L layers have to (L, B, R, ...), in fp32 or higher; `real`, if there, stays (B, R)."""
     if isinstance(layers, dict):
         return {name: _upcast_half(value) for name, value in layers.items()}
     names = [name for name in layers[-1] if all(name in layer for layer in layers)]

@@ -52,7 +52,7 @@ class Criterion:
     def normalisers(self, name: str, counts: Sequence[int], rows: Sequence[int]) -> dict[str, float]:
         """The divisors of the terms for the answer set `name`, by "set.term".
 
-        `counts` are the numbers of objects of each image, `rows` the numbers of its output rows in one layer.
+        For each image, `counts` holds its number of objects and `rows` its number of output rows in one layer.
         """
         return {f"{name}.{term.name}": term.normaliser(counts, rows) for term in self.terms}
 
@@ -66,9 +66,9 @@ class Criterion:
     ) -> dict[str, Tensor]:
         """Compute the weighted terms, (L,) each, of the answer set `name`.
 
-        `layers` are the outputs of L layers, as a list or stacked.
-        `normalisers` are the sums over all batches of the step. Each layer is matched separately, unless `matches`
-        gives pairs that hold for every layer. Raises UserError when a term has no normaliser.
+        `layers` are the outputs of L layers, as a list or stacked. `normalisers` are the sums over all batches of the
+        step. Each layer is matched separately, unless `matches` gives pairs that hold for every layer. Raises UserError
+        when a term has no normaliser.
         """
         outputs = stack_layers(layers)
         depth = len(outputs["logits"])  # L
@@ -90,8 +90,8 @@ class Criterion:
 def sum_terms(sets: Mapping[str, Mapping[str, Tensor]]) -> tuple[Tensor, dict[str, Tensor]]:
     """Sum the weighted terms, (L,) each, of all answer sets; returns the total and its detached parts for the log.
 
-    The parts are, for the set "queries", each term of the last layer, and "auxiliary", the sum of all terms of the
-    earlier layers; for any other set, the sum of all its terms and layers under the set's name.
+    The set "queries" gives a part for each term of the last layer, and the part "auxiliary", the sum of all terms of
+    the earlier layers. Any other set gives one part under its name, the sum of all its terms and layers.
     """
     totals: list[Tensor] = []
     parts: dict[str, Tensor] = {}

@@ -61,7 +61,7 @@ class Term(ABC):
         """The unweighted sum over the rows and images of each layer, (L,)."""
 
     def normaliser(self, counts: Sequence[int], rows: Sequence[int]) -> float:
-        """A batch's summand of the divisor, by default sum(counts); images have `counts` objects and `rows` rows."""
+        """A batch's summand of the divisor, by default sum(counts); image i has counts[i] objects and rows[i] rows."""
         return float(sum(counts))
 
 
@@ -83,7 +83,7 @@ class CrossEntropy(Term):
         return comparison.sum_rows(nll * class_weights)
 
     def normaliser(self, counts: Sequence[int], rows: Sequence[int]) -> float:
-        """The sum of all rows' weights: with R rows and n objects, min(n, R) rows weigh 1, the others `no_object`."""
+        """The sum of all rows' weights: with R rows and n objects, min(n, R) rows weigh 1, the rest `no_object`."""
         matched = [(min(n, R), R) for n, R in zip(counts, rows, strict=True)]
         return float(sum(n + self.no_object * (R - n) for n, R in matched))
 

@@ -202,7 +202,7 @@ def normalize(text: str, options: TokenizerOptions) -> str:
 def _with_space(text: str) -> str:
     """Insert a space before a text's first word, so that this word gets the tokens it has inside a sentence.
 
-    `decode` removes one leading space. So a text that begins with a space gets another one, too.
+    `decode` removes one leading space. Therefore a text that already begins with a space gets a second one.
     """
     return f" {text}" if text[:1].isalpha() or text[:1] == " " else text
 
@@ -261,19 +261,19 @@ def _untrained_tokenizer(options: TokenizerOptions) -> tokenizers.Tokenizer:
 
 
 def _rebuild(stored: dict[str, Any], options: TokenizerOptions) -> tokenizers.Tokenizer:
-    """The tokenizer with the entries and merges of a stored one, which must be one that `options` give."""
+    """Rebuild a stored tokenizer; raises ValueError if more than its entries and merges is not as `options` give."""
     bpe = _untrained_tokenizer(options)
     ours = json.loads(bpe.to_str())
     changed = [key for key in ours if key not in ("version", "model") and stored.get(key) != ours[key]]
     model = stored["model"]
     changed += [key for key in model if model[key] and key not in ("type", "vocab", "merges")]
     if changed:
-        raise ValueError(f"its {changed[0]} is another")
+        raise ValueError(f"its {changed[0]} is not that of its options")
     ids = model["vocab"]
     if sorted(ids.values()) != [*range(len(ids))] or any(
         ids.get(symbol) != i for i, symbol in enumerate(SPECIAL_SYMBOLS)
     ):
-        raise ValueError("its ids are not those of special entries and others without gaps")
+        raise ValueError("its ids do not begin with the special entries, or have gaps")
     bpe.model = models.BPE(ids, [tuple(pair) for pair in model["merges"]])
     return bpe
 

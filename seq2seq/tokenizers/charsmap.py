@@ -1,9 +1,9 @@
-"""Check SentencePiece's compiled map of characters, which the library `tokenizers` trusts: its Rust code would panic.
+"""Check SentencePiece's compiled map of characters; the library `tokenizers` would panic on a malformed map.
 
-A map is a 4-byte little-endian length, a trie of so many bytes, and the replacements as UTF-8, each ended by a zero.
+A map is a 4-byte little-endian length, a trie of this length, and the replacements as UTF-8, each ended by a zero.
 The trie is a double array of 4-byte units (the library Darts-clone). In a unit, bit 31 marks a leaf, whose other bits
 are the index of a replacement. In other units, bit 8 marks a key that ends there, and bits 9 to 31 are the offset of
-the children: that of byte b is the unit at position xor offset xor b.
+the children: the child for byte b of the unit with index i is the unit with index i xor offset xor b.
 """
 
 import numpy as np

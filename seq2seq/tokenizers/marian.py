@@ -65,14 +65,14 @@ class SentencePiecesState(TypedDict):
 class SentencePieces:
     """Text to ids and back, with the interface of `TextTokenizer`.
 
-    `options` are only shown in summaries. A language code at the start of a text (">>fra<<") is
-    one token, as models for several target languages expect. Decoding returns the normalised text.
+    `options` are only shown in summaries. A language code at the start of a text (">>fra<<") is one token, as models
+    for several target languages expect. Decoding returns the normalised text.
     """
 
     special = SPECIAL
 
     def __init__(self, content: dict[str, Any]):
-        """Restore the tokenizer from `content`, one of the states of `tokenizer_states` as parsed JSON.
+        """Restore the tokenizer from `content`, a state that `tokenizer_states` made, parsed from JSON.
 
         Raises UserError for any other content.
         """

@@ -35,7 +35,7 @@ NUMBER = re.compile(r"\s*[-+]?[0-9.,]*\s*")
 
 @dataclass(frozen=True)
 class Ragged:
-    """Rows of different lengths in one flat array. Unlike lists, forked workers share its memory.
+    """Rows of different lengths in one flat array, whose memory forked workers share (that of lists they copy).
 
     flat (N,); row i is flat[starts[i]:ends[i]], with starts and ends int64 (n,). Rows may have gaps and any order.
     """
@@ -85,7 +85,7 @@ class Lines:
 
     @classmethod
     def of(cls, texts: list[str]) -> "Lines":
-        """Lines that are not from a file."""
+        """Make lines of texts that are not from a file."""
         parts = [text.encode() + b"\n" for text in texts]
         bounds = np.cumsum([0, *map(len, parts)], dtype=np.int64)
         return cls(Ragged(np.frombuffer(b"".join(parts), np.uint8), bounds[:-1], bounds[1:] - 1))

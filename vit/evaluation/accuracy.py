@@ -151,7 +151,7 @@ class ClassificationMetric:
 
 
 def check_labels(ids: Sequence[Any], labels: Tensor, classes: int, what: str = "sample") -> None:
-    """Raise UserError if any of the labels (B,) is no class; the message names `what` and the id of the first."""
+    """Raise UserError if any of the labels (B,) is no class; the message names `what` and the first such id."""
     wrong = ((labels < 0) | (labels >= classes)).nonzero()
     if len(wrong):
         first = int(wrong[0])
