@@ -171,7 +171,7 @@ def test_an_export_takes_a_name_and_names_the_folder_after_it(server: FileServer
 
 
 def test_a_name_without_a_cache_folder_is_refused(server: FileServer, run: Run) -> None:
-    assert "cache_dir= is empty" in run(*PREDICT, "cache_dir=''", code=2)[1]
+    assert "cache_dir has no value" in run(*PREDICT, "cache_dir=''", code=2)[1]
     run(*PREDICT, "cache_dir=elsewhere")
     assert Path("elsewhere/weights/detr_small/detr-small.pth").exists()
 

@@ -1,11 +1,13 @@
 """Load a backbone's weights: torchvision's download, or a file with torchvision's or official DETR's tensor names."""
 
+import sys
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from common.errors import UserError
-from common.files import checkpoint
+from common.files import checkpoint, download
 from common.nn.resnet import Backbone, BackboneOptions
 from common.weights import values
 from common.weights.unwrapping import unwrap
@@ -52,12 +54,15 @@ def _download(name: str) -> dict[str, Tensor]:
         )
     from torchvision.models import get_model_weights
 
-    entry = get_model_weights(name)["IMAGENET1K_V1"]
-    try:
-        return dict(entry.get_state_dict(progress=False, check_hash=True))
-    except (OSError, RuntimeError) as error:
-        raise UserError(
-            f"The ImageNet weights of {name} could not be fetched from {entry.url} ({error}); download that file "
-            "elsewhere and give its path as model.backbone.weights=FILE, or train without it by "
-            "model.backbone.weights=none."
-        ) from error
+    address = get_model_weights(name)["IMAGENET1K_V1"].url
+    path = Path(torch.hub.get_dir(), "checkpoints", address.rpartition("/")[2])  # where torchvision has them, too
+    if not path.exists():
+        digits = path.stem.rpartition("-")[2]  # resnet50-0676ba61.pth: of the SHA-256, as for torch.hub
+        try:
+            download.fetch(address, path, digits, report=lambda line: print(line, file=sys.stderr))
+        except download.DownloadError as error:
+            raise UserError(
+                f"The ImageNet weights of {name} are missing: {str(error).rstrip('.')}, give its path as "
+                "model.backbone.weights=FILE, or train without it by model.backbone.weights=none."
+            ) from error
+    return _read(path)

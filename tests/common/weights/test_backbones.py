@@ -1,6 +1,8 @@
 """A backbone's weights from files and from a download."""
 
+import hashlib
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.error import URLError
 
 import pytest
@@ -12,6 +14,7 @@ from common.errors import UserError
 from common.machine.seeds import generator
 from common.nn.resnet import Backbone, BackboneOptions
 from common.weights.backbones import load_weights
+from tests.file_server import serving
 
 
 def options(name: str = "resnet18", weights: str | Path = "none") -> BackboneOptions:
@@ -87,16 +90,33 @@ def test_imagenet_weights_without_a_network_are_refused_in_one_sentence(
         raise URLError("Name or service not known")
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))  # an empty cache
-    monkeypatch.setattr("torch.hub.urlopen", no_network)
-    with pytest.raises(UserError, match=r"resnet18 could not be fetched from https://.*model.backbone.weights=FILE"):
+    monkeypatch.setattr("urllib.request.urlopen", no_network)
+    with pytest.raises(UserError, match=r"of resnet18 are missing: https://.*Name or.*put it at .*weights=FILE"):
         load_weights(backbone(), options(weights="imagenet_v1"))
     with pytest.raises(UserError, match="not for small"):
         load_weights(backbone("small"), options("small", weights="imagenet_v1"))
 
 
+def test_imagenet_weights_are_downloaded_to_torchvisions_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, tensors = torchvision_file(tmp_path)
+    digits = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("no_proxy", "*")
+    with serving() as server:
+        server.files[f"/resnet18-{digits}.pth"] = path.read_bytes()
+        server.cut_after = [1_000_000]
+        entry = SimpleNamespace(url=f"{server.address}/resnet18-{digits}.pth")
+        monkeypatch.setattr("torchvision.models.get_model_weights", lambda name: {"IMAGENET1K_V1": entry})
+        for _ in range(2):
+            model = backbone()
+            load_weights(model, options(weights="imagenet_v1"))
+            assert_holds(model, tensors)
+        assert len(server.requests) == 2 and (tmp_path / "hub" / "checkpoints" / f"resnet18-{digits}.pth").exists()
+
+
 def test_downloaded_imagenet_weights_need_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr("torch.hub.urlopen", None)
+    monkeypatch.setattr("urllib.request.urlopen", None)
     cache = tmp_path / "hub" / "checkpoints"
     cache.mkdir(parents=True)
     path, tensors = torchvision_file(tmp_path)
