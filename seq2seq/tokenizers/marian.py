@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import tokenizers
@@ -52,7 +52,6 @@ class ForeignSpecialIds(NamedTuple):
 class SentencePiecesState(TypedDict):
     """The content of `SentencePieces.state`."""
 
-    kind: Literal["sentencepiece"]
     entries: list[str]  # by id
     joint: bool
     pieces: list[tuple[str, float]]  # of the unigram model, with their scores
