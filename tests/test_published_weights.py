@@ -21,6 +21,7 @@ from common.errors import UserError
 from common.files import download
 from common.files.run_folder import config_text
 from common.train import assembly
+from common.weights import fetching
 from detr.importing import official
 from tests.file_server import FileServer, serving
 
@@ -174,6 +175,22 @@ def test_a_name_without_a_cache_folder_is_refused(server: FileServer, run: Run) 
     assert "cache_dir has no value" in run(*PREDICT, "cache_dir=''", code=2)[1]
     run(*PREDICT, "cache_dir=elsewhere")
     assert Path("elsewhere/weights/detr_small/detr-small.pth").exists()
+
+
+def test_all_files_of_a_name_come_into_one_folder(server: FileServer, tmp_path: Path) -> None:
+    names = ("model.bin", "source.spm", "vocab.json")
+    files = [{"address": f"{server.address}/{name}", "hash": None} for name in names]
+    entry = {"publisher": "someone", "licence": "CC0", "files": files, "model": "transformer_opus", "constants": {}}
+    (tmp_path / "weights.yaml").write_text(yaml.safe_dump({"translator": entry}))
+    server.files |= {"/model.bin": b"weights", "/source.spm": b"pieces"}
+    config = {"checkpoint": "translator", "cache_dir": str(tmp_path / "cache")}
+    with pytest.raises(UserError, match=r"vocab\.json could not be downloaded .*404"):
+        fetching.locate(config)
+    server.files["/vocab.json"] = b"{}"
+    source = fetching.locate(config)
+    assert source.path.name == "model.bin" and source.title.startswith("translator of someone (CC0), ")
+    assert {file.name for file in source.path.parent.iterdir()} == {".lock", *names}
+    assert [path for path, _ in server.requests] == ["/model.bin", "/source.spm", "/vocab.json", "/vocab.json"]
 
 
 # The table.

@@ -18,6 +18,7 @@ from common.files.lock import InUseError, lock
 BLOCK = 1 << 20  # bytes that are read at once
 FAILURES = 3  # attempts in succession that bring nothing, after which the download ends
 PAUSE = 1.0  # seconds before the first repetition; doubled before each further one
+WAIT = 0.2  # seconds between looks whether another process has ended its download
 RETRIED = (408, 429, 500, 502, 503, 504)  # HTTP's codes of failures that may pass
 
 Report = Callable[[str], None]
@@ -50,7 +51,9 @@ def fetch(address: str, path: Path, digits: str | None, *, report: Report, timeo
         except DownloadError:
             raise
         except OSError as error:
-            raise DownloadError(f"{path} cannot be written ({error.strerror}); {_by_hand(address, path)}.") from error
+            raise DownloadError(
+                f"{path} cannot be written ({error.strerror}); make room, or name another folder."
+            ) from error
     if digits and not (sha256 := _sha256(path)).startswith(digits):
         raise DownloadError(
             f"{path} has the SHA-256 {sha256}, and the published file has {digits}...; delete it to download it again "
@@ -71,7 +74,7 @@ def _waiting_for_lock(folder: Path, report: Report) -> Iterator[None]:
                 if not waited:
                     report(f"waiting for another process that downloads to {folder}")
                 waited = True
-                time.sleep(0.2)
+                time.sleep(WAIT)
         yield
 
 
@@ -178,8 +181,5 @@ def _sha256(path: Path) -> str:
 
 
 def _failure(address: str, path: Path, reason: str) -> DownloadError:
-    return DownloadError(f"{address} could not be downloaded ({reason}); {_by_hand(address, path)}.")
-
-
-def _by_hand(address: str, path: Path) -> str:
-    return f"try again later, or download {address} elsewhere and put it at {path}"
+    remedy = f"try again later, or download that file elsewhere and put it at {path}"
+    return DownloadError(f"{address} could not be downloaded ({reason}); {remedy}.")

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from common.config import published
-from common.errors import UserError
 from common.files import download
 
 
@@ -25,8 +24,6 @@ def locate(config: dict[str, Any]) -> Source:
     weights = published.find(config["checkpoint"])
     if weights is None:
         return Source(Path(config["checkpoint"]), config["checkpoint"])
-    if not config["cache_dir"]:
-        raise UserError("cache_dir= is empty; give the folder for downloaded weights.")
     folder = Path(config["cache_dir"]) / "weights" / weights.name
     for file in weights.files:
         download.fetch(file.address, folder / file.name, file.hash, report=lambda line: print(line, file=sys.stderr))

@@ -3,12 +3,14 @@
 import hashlib
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from common.errors import UserError
 from common.files import download
+from common.files.lock import InUseError
 from tests.file_server import FileServer, serving
 
 CONTENT = bytes(range(256)) * 40
@@ -124,7 +126,7 @@ def test_a_missing_file_is_one_request_and_one_sentence(fetch: Fetch, server: Fi
     with pytest.raises(UserError) as error:
         fetch()
     address, path = f"{server.address}/a.pth", target(tmp_path)
-    remedy = f"try again later, or download {address} elsewhere and put it at {path}."
+    remedy = f"try again later, or download that file elsewhere and put it at {path}."
     assert str(error.value) == f"{address} could not be downloaded (the server answers 404 Not Found); {remedy}"
     assert len(server.requests) == 1
 
@@ -165,5 +167,24 @@ def test_without_a_network_one_sentence_names_address_and_path(tmp_path: Path, m
 
 def test_a_folder_that_cannot_be_written_is_one_sentence(server: FileServer, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("")
-    with pytest.raises(UserError, match=r"a\.pth cannot be written \(File exists\).* put it at"):
+    with pytest.raises(UserError, match=r"a\.pth cannot be written \(File exists\); make room"):
         download.fetch(f"{server.address}/a.pth", target(tmp_path), None, report=print)
+
+
+def test_while_another_process_downloads_the_file_is_awaited(
+    server: FileServer, fetch: Fetch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts: list[Path] = []
+
+    @contextmanager
+    def held_twice(folder: Path) -> Iterator[None]:
+        attempts.append(folder)
+        if len(attempts) < 3:
+            raise InUseError("held")
+        target(tmp_path).write_bytes(CONTENT)  # by the other process
+        yield
+
+    monkeypatch.setattr(download, "lock", held_twice)
+    monkeypatch.setattr(download, "WAIT", 0.0)
+    assert fetch() == [f"waiting for another process that downloads to {tmp_path / 'cache'}"]
+    assert not server.requests and len(attempts) == 3
