@@ -47,8 +47,9 @@ def signals_are_not_ignored() -> None:
 
 
 @pytest.fixture
-def without_privileges() -> Callable[[], AbstractContextManager[None]]:
-    """A function that returns a context in which root, too, may write only where permissions allow it."""
+def without_privileges(tmp_path: Path) -> Callable[[], AbstractContextManager[None]]:
+    """A function that returns a context in which root, too, may read and write only where permissions allow it."""
+    tmp_path.chmod(0o777)  # pytest creates it for its owner alone
 
     @contextmanager
     def dropped() -> Iterator[None]:

@@ -20,7 +20,7 @@ from common.config.plain_text import config_yaml
 from common.errors import Stopped, UserError
 from common.files import names, run_folder
 from common.files.run_folder import Job
-from common.machine import console, threads, torchrun
+from common.machine import console, system_errors, threads, torchrun
 
 REQUIRED_ARGUMENTS = {
     "train": "model=NAME",
@@ -76,6 +76,7 @@ def launch(job: Job, door: str, base: ConfigReader | None = None, arguments: Seq
         if command.flags.cfg:
             print(config_yaml(composed.config), end="")
             sys.exit(console.exit_code(0))
+        system_errors.ensure_open_files(composed.config["trainer"]["workers"])
         started = True
         if door != "train":
             job(composed.config)
@@ -86,6 +87,11 @@ def launch(job: Job, door: str, base: ConfigReader | None = None, arguments: Seq
         if started or process.is_local_main:  # before the start, all ranks have the same error
             sentence = names.printable(str(error))
             print(f"rank {process.rank}: {sentence}" if process.rank else sentence, file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if (reason := system_errors.describe(error)) is None:
+            raise
+        print(names.printable(reason), file=sys.stderr)
         sys.exit(2)
     except Stopped as stop:
         if process.rank == 0:

@@ -139,7 +139,9 @@ def _create(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / LOCK_FILE).touch()
     except OSError as error:
-        raise UserError(f"run_dir={folder}: cannot be written ({error.strerror}); name another folder.") from error
+        raise UserError(
+            f"run_dir={folder}: cannot be written ({error.strerror}); correct that, or name another."
+        ) from error
 
 
 def config_text(config: dict[str, Any]) -> str:
