@@ -123,7 +123,8 @@ class Command:
         """Replace, in place, a root that a checkpoint names if the data set would write into it; returns a notice."""
         if "data=checkpoint" not in self.overrides or "data.root" in self.keys:
             return []
-        has_files = getattr(build(section), "root_has_files", None)
+        data = build(section)
+        has_files = getattr(data, "root_has_files", None)
         if has_files is None or has_files():
             return []
         root = Path(section["root"])

@@ -218,7 +218,7 @@ def _check_task_state(task: Task, state: dict[str, Any], path: Path) -> None:
     If a class overrides `restore` but not `state_schema`, nothing is checked: its state may differ from its parent's.
     """
     owner = next((base for base in type(task).__mro__ if {"state_schema", "restore"} & vars(base).keys()), type(task))
-    declared = vars(owner).get("state_schema")
+    declared = getattr(task, "state_schema", None) if "state_schema" in vars(owner) else None
     if declared is not None and (mistake := schema.mistake(state, declared, "task")):
         raise UserError(f"{path} was altered, or not written by this program: {mistake}; give another file.")
 
