@@ -106,7 +106,15 @@ def valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.syspath_prepend(str(tmp_path))
     importlib.invalidate_caches()
     return {
-        **{"seed": 0, "run_dir": None, "resume": None, "checkpoint": None, "check_memory": True, "trust": ["toy"]},
+        **{
+            "seed": 0,
+            "run_dir": None,
+            "resume": None,
+            "checkpoint": None,
+            "check_memory": True,
+            "trust": ["toy"],
+            "cache_dir": "x",
+        },
         **{"sweep_dir": None, "allow_changes": []},
         "model": {
             **{"_target_": "toy.net.Net", "width": 64, "dropout": 0, "rate": 1e-4, "kind": "sine"},
