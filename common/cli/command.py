@@ -14,7 +14,7 @@ from common.config.compose import CONFIGS
 
 ROOT = CONFIGS.parent  # the folder of the doors, in a clone and in an installed wheel
 DOORS = ("train", "evaluate", "predict")
-PREFIX = "triptych "  # of sys.argv[0] in a process that this command started
+PREFIX = "triptych "  # of sys.argv[0] after `main` has replaced it
 
 
 def main() -> None:
@@ -41,7 +41,7 @@ def commands() -> dict[str, Path]:
 
 
 def own_name(door: str | None = None) -> list[str]:
-    """The command that started this process, as words without its arguments; of a door's path, only the file's name."""
+    """The command that started this process, as words, without arguments; with `door`, without the file's folder."""
     return sys.argv[0].split() if sys.argv[0].startswith(PREFIX) else ["python", f"{door}.py" if door else sys.argv[0]]
 
 

@@ -24,7 +24,7 @@ class DecodingOptions:
         "average" is n^alpha (used by fairseq, Marian and transformers), "none" is 1.
     alpha: the penalty's exponent; 0 means no penalty.
     stop: when the search ends for a sentence with `beam` finished hypotheses. "first": at once (fairseq's rule;
-        transformers: early_stopping=True). "bound": when the best unfinished hypothesis, scored at its length,
+        transformers: early_stopping=True). "bound": when the best unfinished hypothesis, scored at its present length,
         is not better than the worst finished one (early_stopping=False), though it might become better if continued.
         "never": when it would not be better even if it reached the maximum length without losing probability
         (early_stopping="never"), so that no better hypothesis is missed.

@@ -62,7 +62,7 @@ def save(path: Path, content: dict[str, Any]) -> None:
 def load(path: Path | str, required: Sequence[str] = ()) -> dict[str, Any]:
     """Load and verify a checkpoint, ours or another program's, to the CPU, without executing anything in it.
 
-    A file of ours has the fields in `required`, and all its fields have the types of files/content.py. A file of an
+    A file of ours must have the fields in `required`, and all its fields the types of files/content.py. A file of an
     earlier version is returned with the present keys and names (config/migrations.py). .npz and .safetensors give a
     dict of names and tensors. Files that are not a zip (.safetensors, and PyTorch's from before 2020) have no
     checksums: only their lengths are verified. Raises UserError for every file that cannot be read: missing, truncated,

@@ -51,7 +51,7 @@ def run_in(job: Job, config: dict[str, Any], folder: Path | None) -> float | Non
         except UserError:
             if new and not any((folder / "checkpoints").glob("*")):
                 _release(folder)
-                if not config["run_dir"]:  # `choose` also named the folders above
+                if not config["run_dir"]:  # then the folders above were made for the run, too
                     _remove_empty(folder.parent, folder.parent.parent)
             raise
         except Stopped:

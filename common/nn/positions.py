@@ -144,8 +144,8 @@ def _resample_with_offset(grid: Tensor, size: tuple[int, int], mode: str, dynami
     """
     if dynamic:
         raise UserError(
-            "model.positions.resample=bicubic_offset cannot be exported for any image size, as its factors differ "
-            "from 1 at the size of the table; give model.positions.resample=bicubic, which is equal at that size and "
+            "model.positions.resample=bicubic_offset cannot be exported with a variable image size, as its factors "
+            "differ from 1 at the size of the table; give model.positions.resample=bicubic, which is equal at that size and "
             "differs slightly at others."
         )
     table = F.interpolate(

@@ -29,12 +29,12 @@ def final_numbers(
     goal = f"val/{run.task.goal.name}"
     ranked = [step for _, step in run.ranking]
     average, best = _average(run, folder, log, evaluate, averaged)
-    # If the ranking is empty, best.pt was written by an earlier version, for an undefined score.
+    # With an empty ranking, a best.pt that exists is not used: an earlier version wrote it for an undefined score.
     best_of_run = folder.best(ranked, log.warning, partial(refuse_as_best, run)) if ranked else None
     chosen = average or best_of_run or folder.latest(log.warning)
     assert chosen is not None, "the last step always writes a checkpoint"
     path, content = chosen
-    if not average and ranked and ranked[0] not in (content["step"], 0):  # 0: a ranking from before 2026-11-21
+    if not average and ranked and ranked[0] not in (content["step"], 0):  # 0: unknown, see state._ranking
         log.warning(f"The best checkpoint on val, of step {ranked[0]}, is missing; {path.name} is tested instead.")
     if best is None and run.data.count("val"):
         log.warning(f"No evaluation gave a value of {goal}; the last checkpoint, {path.name}, is tested.")

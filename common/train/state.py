@@ -218,7 +218,7 @@ def refuse_as_best(run: Run, path: Path, content: dict[str, Any]) -> None:
         raise UserError(f"{path} cannot be tested: {missing[0]} is missing.")
     _refuse_other_weights(run, content, path)
     ranked = [step for _, step in run.ranking]
-    if not {content["step"], 0} & {*ranked}:  # 0: a ranking from before 2026-11-21
+    if not {content["step"], 0} & {*ranked}:  # 0: unknown, see _ranking
         raise UserError(f"{path} is of step {content['step']}, which is not among the best ({ranked}).")
 
 

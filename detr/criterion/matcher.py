@@ -47,7 +47,7 @@ class ClassCost(Cost):
 
 @dataclass(frozen=True)
 class FocalCost(Cost):
-    """The focal loss of the object's class if it is true, minus the focal loss of that class if it is false.
+    """The sigmoid focal loss of the object's class with target 1, minus that with target 0.
 
     Follows the official code of Deformable DETR (Zhu et al. 2020, arXiv 2010.04159), 1e-8 in the logarithms included.
     """

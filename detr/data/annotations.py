@@ -79,8 +79,9 @@ def select(coco_json: CocoJson, ids: Iterable[int]) -> CocoJson:
 def complete(coco_json: CocoJson) -> CocoJson:
     """Give each annotation the fields that evaluation needs: `iscrowd` as 0 or 1, and a usable `area`.
 
-    A missing area becomes the area of the box. An area that is not a positive number (text, NaN, zero) becomes that of
-    the segmentation or, if the segmentation is missing or unreadable, of the box. `coco_json` is not modified.
+    A missing area becomes the area of the box. An unusable area (text, NaN, zero, a negative number, more than
+    MAX_AREA) becomes that of the segmentation or, if the segmentation is missing or unreadable, of the box. `coco_json`
+    is not modified.
     """
     if "annotations" not in coco_json:
         return coco_json
@@ -100,7 +101,7 @@ def is_crowd(annotation: Annotation) -> bool:
 
 
 def has_usable_area(annotation: Annotation) -> bool:
-    """Whether an annotation states its area as a finite positive number."""
+    """Whether an annotation states its area as a positive number of at most MAX_AREA."""
     value = annotation.get("area")
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= MAX_AREA  # NaN fails
 
@@ -202,7 +203,10 @@ def _is_box(value: Any) -> bool:
 
 
 def _read_crowd(value: Any) -> bool | None:
-    """A value of `iscrowd` as a bool, False if it is missing; None if it is neither 0 nor 1 in any notation."""
+    """A value of `iscrowd` as a bool: None is False, a number other than 0 is True, a text is looked up in CROWD_TEXTS.
+
+    Returns None for a text that is not there, for NaN and for any other type.
+    """
     if value is None:
         return False
     if isinstance(value, str):
@@ -226,7 +230,7 @@ def _mask_area(segmentation: Any, height: int, width: int) -> float:
 
 
 def _outline(polygon: list[float]) -> float:
-    """The length of a polygon's outline x1, y1, x2, y2, ..., or its largest coordinate if that is more, in pixels."""
+    """The length of a polygon's outline (maximum norm) or, if larger, its largest absolute coordinate; in pixels."""
     points = np.array(polygon, dtype=np.float64).reshape(-1, 2)
     return float(max(np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum(), np.abs(points).max()))
 

@@ -20,8 +20,8 @@ from common.types import Side
 class Augmentation:
     """Resizing and augmentation; all lengths in pixels.
 
-    kind: "detr" flips, crops with probability 0.5 and resizes to a random size; "flip" flips and resizes to a random
-    size; "none" resizes training images as in evaluation.
+    kind: "detr" flips and crops, each with probability 0.5, and resizes to a random size; "flip" flips with probability
+        0.5 and resizes to a random size; "none" resizes training images as in evaluation.
     """
 
     kind: Literal["detr", "flip", "none"]

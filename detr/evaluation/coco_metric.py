@@ -26,7 +26,7 @@ class Detections(NamedTuple):
 
 
 class CocoMetric:
-    """COCO's numbers for the detections of one split, each evaluated image on exactly one rank.
+    """COCO's numbers for the detections of one split. Each image must be evaluated on exactly one rank.
 
     Args:
         ground_truth: the split's COCO JSON, with crowds and degenerate boxes.

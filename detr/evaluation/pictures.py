@@ -24,7 +24,7 @@ def draw(
 
     Args:
         image: uint8 (3, H, W).
-        boxes: (n, 4) xyxy in pixels of `image`, clipped to it.
+        boxes: (n, 4) xyxy in pixels of `image`; the drawn boxes are clipped to it.
         names: n class names.
         scores: (n,) in [0, 1]; None for ground truth.
         labels: (n,) class indices, by which a class has the same colour in all pictures; with None, the colours follow

@@ -27,9 +27,9 @@ class ParallelText(SentencePairs):
     """Parallel text, given by the paths of its files.
 
     A val or test without files is split off train: `val_count` (`test_count`) source sentences with one pair each.
-    Other pairs with these sentences are left out, and sentences in another split's files are not selected, so that a
-    selected sentence is in no other split. The selection depends on the sentences only, not on the run's seed, and the
-    selection of test does not depend on `val_count`.
+    Other pairs with these source sentences are left out of train, and sentences that the files of val or test hold are
+    not selected. So a selected sentence is in no other split. The selection depends on the sentences only, not on the
+    run's seed, and the selection of test does not depend on `val_count`.
 
     The constructor opens no file; a mistake in the files raises UserError at the first use of their split.
 

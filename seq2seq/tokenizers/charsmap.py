@@ -1,9 +1,10 @@
 """Check SentencePiece's compiled map of characters; the library `tokenizers` would panic on a malformed map.
 
-A map is a 4-byte little-endian length, a trie of this length, and the replacements as UTF-8, each ended by a zero.
-The trie is a double array of 4-byte units (the library Darts-clone). In a unit, bit 31 marks a leaf, whose other bits
-are the index of a replacement. In other units, bit 8 marks a key that ends there, and bits 9 to 31 are the offset of
-the children: the child for byte b of the unit with index i is the unit with index i xor offset xor b.
+A map is a 4-byte little-endian length, a trie of this length, and the replacements as UTF-8, each ended by a zero. The
+trie is a double array of 4-byte units (the library Darts-clone). In a unit, bit 31 marks a leaf, whose other bits are
+the byte offset of a replacement. In other units, bit 8 marks a key that ends there, and bits 10 to 30 are the offset of
+the children, times 256 if bit 9 is set: the child for byte b of the unit with index i is the unit with index i xor
+offset xor b.
 """
 
 import numpy as np

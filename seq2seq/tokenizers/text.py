@@ -35,7 +35,7 @@ NUMBER = re.compile(r"\s*[-+]?[0-9.,]*\s*")
 
 @dataclass(frozen=True)
 class Ragged:
-    """Rows of different lengths in one flat array, whose memory forked workers share (that of lists they copy).
+    """Rows of different lengths in one flat array. Forked workers share its memory; they would copy that of lists.
 
     flat (N,); row i is flat[starts[i]:ends[i]], with starts and ends int64 (n,). Rows may have gaps and any order.
     """

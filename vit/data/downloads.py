@@ -20,6 +20,7 @@ class PublishedSet(NamedTuple):
 
     dataset: Callable[..., Any]  # torchvision's class
     files: str  # which files `root` must hold when there is no network
+    any_file: str  # the pattern of all its files, packed or unpacked
     channels: int
     names: Sequence[str]  # of the classes, by index
 
@@ -27,12 +28,13 @@ class PublishedSet(NamedTuple):
 PUBLISHED_SETS = {
     # Xiao et al. 2017 (arXiv 1708.07747): clothing, 28 x 28, 60,000 for training
     "fashion_mnist": PublishedSet(
-        datasets.FashionMNIST, "FashionMNIST/raw/*-ubyte.gz", 1, datasets.FashionMNIST.classes
+        datasets.FashionMNIST, "FashionMNIST/raw/*-ubyte.gz", "FashionMNIST/raw/*", 1, datasets.FashionMNIST.classes
     ),
     # Krizhevsky 2009: animals and vehicles, 32 x 32, 50,000 for training
     "cifar10": PublishedSet(
         datasets.CIFAR10,
         "cifar-10-python.tar.gz",
+        "cifar-10-*",
         3,
         ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
     ),
@@ -63,8 +65,8 @@ class Downloaded(InMemory):
         self.root, self.val_count = root, val_count
 
     def root_has_files(self) -> bool:
-        """Whether `root` holds a file of the set, packed or unpacked."""
-        return any(any(Path(self.root).glob(pattern)) for pattern in ("FashionMNIST/raw/*", "cifar-10-*"))
+        """Whether `root` holds a file of this set, packed or unpacked."""
+        return any(Path(self.root).glob(self.published.any_file))
 
     def load(self) -> dict[Split, Images]:
         """Load the three splits.

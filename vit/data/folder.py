@@ -148,8 +148,9 @@ class ImageFolder:
         """One image, augmented by `generator`; with None, viewed as in evaluation.
 
         Returns `id` (the file's path within the split), `file`, `label` and `views`, a list of uint8 (3, H, W). With a
-        generator also `uniforms` (views, U), the random numbers of each view, and when the augmentation mixes, those of
-        a partner: `other_label`, `other_views`, `other_uniforms`. Raises UserError for a missing or broken image.
+        generator also `uniforms` (views, U), the random numbers of each view. When the augmentation mixes, also the
+        label, views and uniforms of a partner: `other_label`, `other_views`, `other_uniforms`. Raises UserError for a
+        missing or broken image.
         """
         sample = self._own_views(split, index, generator)
         if generator is not None and self.augmentation.mixes:

@@ -17,7 +17,7 @@ _ENDINGS = tuple(suffix.encode() for suffix in sorted(IMAGE_SUFFIXES))
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """The images of one split, in order of their classes and, within a class, of their names.
+    """The images of one split, in text order of the class folders' names and, within a folder, of their paths.
 
     Forked workers share the memory of arrays; they would copy that of Python objects, because reading an object changes
     its reference count.

@@ -117,6 +117,23 @@ def test_published_files_are_unpacked_without_a_network(unpacked: Path, tmp_path
     assert (tmp_path / "FashionMNIST/raw/t10k-images-idx3-ubyte").is_file()
 
 
+@pytest.mark.parametrize(
+    ("file", "name", "other"),
+    [
+        ("FashionMNIST/raw/t10k-images-idx3-ubyte", "fashion_mnist", "cifar10"),
+        ("FashionMNIST/raw/t10k-images-idx3-ubyte.gz", "fashion_mnist", "cifar10"),
+        ("cifar-10-python.tar.gz", "cifar10", "fashion_mnist"),
+        ("cifar-10-batches-py", "cifar10", "fashion_mnist"),
+    ],
+)
+def test_a_root_with_one_set_does_not_hold_the_other(file: str, name: str, other: str, tmp_path: Path) -> None:
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).touch()
+    data, other_data = built(name, tmp_path), built(other, tmp_path)
+    assert isinstance(data, Downloaded) and isinstance(other_data, Downloaded)
+    assert data.root_has_files() and not other_data.root_has_files()
+
+
 def test_without_files_and_network_the_message_names_the_files_and_their_folder(tmp_path: Path) -> None:
     sentence = error_message(built("fashion_mnist", tmp_path / "a b=c"))
     assert "no route to host" in sentence
