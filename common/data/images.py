@@ -133,7 +133,7 @@ def hides_orientation(path: Path) -> bool:
             return orientation in (2, 3, 4) or (orientation in (5, 6, 7, 8) and image.width == image.height)
     except MemoryError:
         raise  # the file is not at fault
-    except Exception:  # PIL raises nearly any type; the fault is reported when the image is decoded
+    except Exception:  # of nearly any type; the fault is reported when the image is decoded
         return False
 
 
@@ -201,9 +201,9 @@ def _range(values: NDArray[Any], path: Path) -> tuple[float, str]:
 
 
 def range_notes(count: int, file: Callable[[int], Path]) -> list[str]:
-    """A note on the images, of `count`, that are grey with more than 8 bits or with floats.
+    """A note on those of `count` images that are grey and have more than 8 bits or floats.
 
-    Without such images, or if all of them have values that need 16 bits (above 4095), there is no note.
+    Without such images, or if each of them has values that need 16 bits (above 4095), there is no note.
     `file` gives the path of an image by its index. At most `SAMPLED_FILES` are opened. Those that cannot be read are
     left to `read_image`, which names the fault.
     """
@@ -226,7 +226,7 @@ def _range_name(path: Path) -> str | None:
             return _range(np.asarray(image), path)[1] if _is_deep(image) else None
     except MemoryError:
         raise  # the file is not at fault
-    except Exception:  # PIL raises nearly any type; the fault is reported when the image is decoded
+    except Exception:  # of nearly any type; the fault is reported when the image is decoded
         return None
 
 

@@ -145,8 +145,8 @@ def _resample_with_offset(grid: Tensor, size: tuple[int, int], mode: str, dynami
     if dynamic:
         raise UserError(
             "model.positions.resample=bicubic_offset cannot be exported with a variable image size, as its factors "
-            "differ from 1 at the size of the table; give model.positions.resample=bicubic, which is equal at that size and "
-            "differs slightly at others."
+            "differ from 1 at the size of the table; give model.positions.resample=bicubic, which is equal at that "
+            "size and differs slightly at others."
         )
     table = F.interpolate(
         grid.to(torch.promote_types(grid.dtype, torch.float32)).permute(2, 0, 1)[None],  # (h, w, C) -> (1, C, h, w)
