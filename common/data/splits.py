@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from common.data.names import composed
 from common.errors import UserError
-from common.machine.seeds import generator
+from common.machine.seeds import generator, mix
 
 
 def random_parts(counts: Sequence[int], *seed: int | str) -> list[NDArray[np.int64]]:
@@ -28,3 +29,24 @@ def split_off_val(count: int, val_count: int, name: str, remedy: str) -> tuple[N
         )
     val, train = random_parts((val_count, count - val_count), "val of train", val_count)
     return train, val
+
+
+def cut_by_name(names: Sequence[str], shares: Sequence[float]) -> list[list[int]]:
+    """Cut one part of each share in `shares` off the samples `names`; returns the indices of each part and of the rest.
+
+    The samples are ordered by a hash of the last component of their name and cut in this order. So a part depends
+    neither on the order of `names` nor on their folders, and equal names give equal parts in every format. A part has
+    at least one sample; the rest may have none.
+    """
+
+    def order(index: int) -> tuple[int, str]:
+        name = composed(names[index].replace("\\", "/"))
+        return mix("parts of train", name.rpartition("/")[2]), name
+
+    indices = sorted(range(len(names)), key=order)
+    parts = []
+    for share in shares:
+        size = max(1, round(share * len(names)))
+        parts.append(sorted(indices[:size]))
+        indices = indices[size:]
+    return [*parts, sorted(indices)]

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,13 +13,19 @@ from torch import Tensor
 from common.data import fingerprints
 from common.data.images import Exif, range_notes, read_image
 from common.data.names import names_line
-from common.data.splits import split_off_val
 from common.errors import UserError
 from common.task import Batch, Split
 from common.types import SPLITS, Count, Positive, Range
 from detr.data import annotations, notes
 from detr.data.arrays import SplitArrays, build_arrays, decode, find_files
+from detr.data.cuts import cut_train
+from detr.data.layouts import LAYOUTS, Layout, find_layout
 from detr.data.transforms import Augmentation, as_bounding_boxes, augment
+
+Share = Annotated[float, Range(low=0.0, high=0.9)]
+
+COCO_2017_VAL_COUNT = 2000  # images of train2017 that select the checkpoint
+VAL_SHARE = 0.1  # of the images of train in any other set
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,20 +40,21 @@ class Files:
 class Coco:
     """A detection data set in COCO's format, with any set of category ids.
 
-    `root` has the official layout: train2017/, val2017/ and annotations/instances_{train,val}2017.json. No labelled
-    test set is published, so val2017 serves as `test`, and `val` is split off train2017 with a fixed seed. A split with
-    paths of its own does not use `root`. The classes are the categories of the train JSON, sorted by id.
+    `root` has one of the layouts of `detr.data.layouts`. Of COCO 2017 no labelled test set is published, so val2017
+    serves as `test`. A split with paths of its own does not use `root`. A val without files is cut from train, and so
+    is a test without files if train is that of `root`: neither depends on the run's seed. The classes are the
+    categories of the train JSON, sorted by id.
 
     Crowds and boxes without area are no targets, and targets are clipped to the image; `summary` counts both. The
     ground truth for evaluation keeps every annotation. The constructor opens no file; an invalid file raises UserError
     when its split is first used.
 
     Args:
-        root: folder in the official layout, or None.
+        root: folder in one of the layouts, or None.
         train: the split for training.
         val: the split that selects the checkpoint.
         test: the split for the reported numbers.
-        val_count: number of images to split off train as val if `val` has no paths; 0 = no val.
+        val_count: number of images to cut from train as val if val has no files; 0 = no val, None = by `val_share`.
         batch_size: images in one optimizer step.
         augmentation: sizes, flips and crops.
         pad_to: the height and width of a batch are padded to multiples of this, so that a compiled model meets fewer
@@ -56,18 +63,23 @@ class Coco:
         exif: whether images are turned upright by their EXIF tags: "apply", "ignore", or "auto", which turns an image
             only if the JSON has the size of the upright and not of the stored image; see
             `common.data.images.read_image`.
+        val_share: share of the images of train to cut as val, by a hash of their names, unless `val_count` is given;
+            None = 2,000 images of COCO 2017, and a tenth of any other set.
+        test_share: share of the images of `root`'s train to cut as test, in the same way, if test has no files.
     """
 
     root: str | None
     train: Files
     val: Files
     test: Files
-    val_count: Count
+    val_count: Count | None
     batch_size: Positive
     augmentation: Augmentation
     pad_to: Annotated[int, Range(low=1, high=4096)]
     cache: bool
-    exif: Exif = "auto"  # has a default, since users' yaml files and subclasses may be older than this key
+    exif: Exif = "auto"  # has a default, since users' yaml files and subclasses may be older than these keys
+    val_share: Share | None = None
+    test_share: Share = 0.0
 
     def __post_init__(self) -> None:
         """Raise UserError for a split with only one of its two keys."""
@@ -92,9 +104,8 @@ class Coco:
         if not self._categories:
             self.prepare()
             paths = [files[1] for files in map(self._split_files, SPLITS) if files is not None]
-            paths = paths or [self._required_files("train")[1]]
             # A machine for evaluation may hold only val2017; without the train JSON, that of another split is read.
-            path = next((path for path in paths if path.exists()), paths[0])
+            path = next((path for path in paths if path.exists()), None) or self._required_files("train")[1]
             self._categories = annotations.categories(annotations.load(path, labelled=False))
         return self._categories
 
@@ -196,13 +207,15 @@ class Coco:
         splits = filter(self._has_split, SPLITS)
         names = [category["name"] for category in self.categories()]
         of_splits = [line for split in splits for line in self.split_summary(split)]
-        return [f"{len(names)} classes", names_line(names), *of_splits]
+        root = [f"data.root={self.root}: the layout of {self._layout.name}"] if self._uses_root() else []
+        return [*root, f"{len(names)} classes", names_line(names), *of_splits]
 
     def split_summary(self, split: Split) -> list[str]:
         """The lines of `summary` on one split."""
         arrays = self._arrays(split)
         boxes = f"{len(arrays.labels)} boxes" if arrays.labelled else "no annotations (there will be no numbers)"
         lines = [f"{len(arrays.ids)} images, {boxes} of {self._required_files(split)[1]}", *arrays.notes]
+        lines += [self._describe_cut(split)] if self._is_cut(split) else []
         if split == "train":
             lines += notes.classes_without_boxes(arrays.labels, self.categories())
         file = partial(self._file, split)
@@ -232,12 +245,46 @@ class Coco:
         files = {"train": self.train, "val": self.val, "test": self.test}[split]
         if files.images is not None and files.annotations is not None:
             return Path(files.images), Path(files.annotations)
+        if self.root is not None and (paths := self._layout.files.get(split)):
+            return paths
+        return self._split_files("train") if self._is_cut(split) else None
+
+    @cached_property
+    def _layout(self) -> Layout:
+        assert self.root is not None
+        return find_layout(Path(self.root))
+
+    def _uses_root(self) -> bool:
+        """Whether train or test are those of `root`."""
+        return self.root is not None and (self.train.images is None or self.test.images is None)
+
+    def _is_cut(self, split: Split) -> bool:
+        """Whether `split` has no files and is cut from train."""
+        if split == "train" or {"val": self.val, "test": self.test}[split].images is not None:
+            return False
+        if self.root is not None and split in self._layout.files:
+            return False
         if split == "val":
-            return self._split_files("train") if self.val_count else None
-        if self.root is None:
-            return None
-        official = "train2017" if split == "train" else "val2017"
-        return Path(self.root) / official, Path(self.root) / "annotations" / f"instances_{official}.json"
+            return self._val_count() != 0
+        return self.test_share > 0 and self.root is not None and self.train.images is None
+
+    def _val_count(self) -> int | None:
+        """The number of images to cut from train as val; None if it follows from `_val_share`."""
+        if self.val_count is not None:
+            return self.val_count
+        if self.val_share is not None:
+            return None if self.val_share else 0
+        official = self.root is not None and self.train.images is None and self._layout.official
+        return COCO_2017_VAL_COUNT if official else None
+
+    def _val_share(self) -> float:
+        return VAL_SHARE if self.val_share is None else self.val_share
+
+    def _describe_cut(self, split: Split) -> str:
+        if split == "val" and (count := self._val_count()) is not None:
+            return f"cut from train at random (data.val_count={count})"
+        share = self._val_share() if split == "val" else self.test_share
+        return f"cut from train by a hash of the file names (data.{split}_share={share})"
 
     def _file(self, split: Split, index: int) -> Path:
         name: bytes = self._arrays(split).files[index]
@@ -248,9 +295,15 @@ class Coco:
 
     def _required_files(self, split: Split) -> tuple[Path, Path]:
         files = self._split_files(split)
+        if self.root is not None and files == self._layout.files.get(split) and not self._layout.recognised:
+            if Path(self.root).is_dir():
+                raise UserError(
+                    f"data.root={self.root} has none of the layouts {LAYOUTS}; give such a folder, or "
+                    f"data.{split}.images and data.{split}.annotations."
+                )
         if files is None:
             raise UserError(
-                f"There are no {split} images: give data.root (a folder in COCO's layout), or data.{split}.images and "
+                f"There are no {split} images: give data.root (a folder with {LAYOUTS}), or data.{split}.images and "
                 f"data.{split}.annotations."
             )
         return files
@@ -264,8 +317,11 @@ class Coco:
                 self._categories = annotations.categories(coco_json)
             ids = [image["id"] for image in coco_json["images"]]
             splits: dict[str, list[int]] = {split: ids}
-            if split != "test" and self.val.images is None and self.val_count:
-                splits = self._split_train_val(ids, path)
+            cut = [name for name in SPLITS if self._is_cut(name)]
+            if cut and split in ("train", *cut):
+                shares = {"test": self.test_share, "val": self._val_share()}
+                shares = {name: share for name, share in shares.items() if name in cut}
+                splits = cut_train(coco_json["images"], shares, self._val_count() if "val" in cut else None, path)
             for name, split_ids in splits.items():
                 selected = annotations.select(coco_json, split_ids)
                 self._arrays_by_split[name] = find_files(build_arrays(selected, self.categories(), path), folder)
@@ -273,11 +329,4 @@ class Coco:
 
     def _load(self, split: Split) -> annotations.CocoJson:
         """Read the JSON of `split`. That of `test` may lack annotations, since a server can evaluate the results."""
-        return annotations.load(self._required_files(split)[1], labelled=split != "test")
-
-    def _split_train_val(self, ids: list[int], path: Path) -> dict[str, list[int]]:
-        """Split one file into train and val, independently of the run's seed and of the file's order."""
-        alternative = "files of its own (data.val.images, data.val.annotations)"
-        train, val = split_off_val(len(ids), self.val_count, str(path), alternative)
-        ids = sorted(ids)
-        return {"train": [ids[i] for i in train], "val": [ids[i] for i in val]}
+        return annotations.load(self._required_files(split)[1], labelled=split != "test" or self._is_cut("test"))

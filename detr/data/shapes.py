@@ -119,7 +119,7 @@ class Shapes(Coco):
         temporary = self.folder.with_name(f"{self.folder.name}.draft-{secrets.token_hex(4)}")
         if is_main():
             print(f"Drawing {self.folder}, once; this takes some seconds.", file=sys.stderr)
-        counts: dict[Split, int] = {"train": self.train_count, "val": self.val_count, "test": self.test_count}
+        counts: dict[Split, int] = {"train": self.train_count, "val": self.val_count or 0, "test": self.test_count}
         try:
             for split, count in counts.items():
                 (temporary / split).mkdir(parents=True)

@@ -1,0 +1,57 @@
+"""The layouts of a folder that holds a data set in COCO's format, recognised by the names of its JSON files."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.types import Split
+
+SplitFiles = tuple[Path, Path]  # folder of images, COCO instances JSON
+
+LAYOUTS = (
+    "COCO 2017 (annotations/instances_train2017.json, train2017/, val2017/), Roboflow (train/_annotations.coco.json, "
+    "valid/, test/), or train.json, val.json and test.json beside images/"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """The files of the splits in one folder; a split without files is missing."""
+
+    name: str  # for the summary
+    official: bool  # COCO 2017
+    recognised: bool  # False if the folder has the files of no layout; `files` are then those of COCO 2017
+    files: dict[Split, SplitFiles]
+
+
+def find_layout(root: Path) -> Layout:
+    """Find the first layout of `LAYOUTS` that has a JSON file in `root`.
+
+    All files of COCO 2017 are listed, whether they exist or not, since a machine may hold only some; of the others,
+    only those that exist.
+    """
+    official = _official(root)
+    if any(annotations.exists() for _, annotations in official.values()):
+        return Layout(name="COCO 2017", official=True, recognised=True, files=official)
+    for name, files in (("Roboflow", _roboflow(root)), ("JSON files beside images/", _beside_images(root))):
+        existing = {split: paths for split, paths in files.items() if paths[1].exists()}
+        if existing:
+            return Layout(name=name, official=False, recognised=True, files=existing)
+    return Layout(name="COCO 2017", official=True, recognised=False, files=official)
+
+
+def _official(root: Path) -> dict[Split, SplitFiles]:
+    """COCO 2017; no labelled test set is published, so val2017 serves as test."""
+    folders: dict[Split, str] = {"train": "train2017", "test": "val2017"}
+    return {
+        split: (root / folder, root / "annotations" / f"instances_{folder}.json") for split, folder in folders.items()
+    }
+
+
+def _roboflow(root: Path) -> dict[Split, SplitFiles]:
+    folders: dict[Split, str] = {"train": "train", "val": "valid", "test": "test"}
+    return {split: (root / folder, root / folder / "_annotations.coco.json") for split, folder in folders.items()}
+
+
+def _beside_images(root: Path) -> dict[Split, SplitFiles]:
+    splits: tuple[Split, ...] = ("train", "val", "test")
+    return {split: (root / "images", root / f"{split}.json") for split in splits}
