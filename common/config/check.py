@@ -55,7 +55,7 @@ def check(config: dict[str, Any], trust: Sequence[str], door: str = "train") -> 
         if key not in config:
             raise UserError(f"{key} is missing from the config; {door}.py needs it.")
     for key, annotation in keys.items():
-        empty = config[key] == "" and annotation is str  # as input=$FILE without FILE: not the working folder
+        empty = config[key] == "" and annotation is str  # input=$FILE, FILE unset; Path("") is the working folder
         _raise_if(_mistake("???" if empty else config[key], annotation, key))
     targets = {key: _target(config[key], key, trust) for key in TARGET_SECTIONS}
     _refuse_mixed_wings(targets)
@@ -104,7 +104,7 @@ def construct(cls: type, section: Mapping[str, Any], **handed_in: Any) -> Any:
 
 
 def did_you_mean(word: str, words: Iterable[str]) -> str:
-    """The end of a sentence about an unknown word: the closest of `words`; if none is close, all, unless too many."""
+    """The end of a sentence about an unknown word: the closest of `words`, or all if none is close and they are few."""
     words = sorted(set(words))
     closest = difflib.get_close_matches(word, words, n=1) or [full for full in words if full.endswith(f".{word}")]
     if closest:
@@ -132,7 +132,7 @@ def _read(path: str, where: str) -> type[Options]:
 def _target(section: Any, key: str, trust: Sequence[str]) -> type[Options]:
     """Read the class that a section names; its definition must be in detr, vit, seq2seq or a package in `trust`.
 
-    A path that only begins with one of these is not enough: detr.models.detector.torch.os.system does.
+    It is not enough that the path begins with one of these, as detr.models.detector.torch.os.system does.
     """
     path = section.get("_target_") if isinstance(section, dict) else None
     if not isinstance(path, str) or "." not in path:
@@ -251,7 +251,7 @@ def _convert(value: Any, hint: Any) -> Any:
     if kind in (list, tuple):
         kinds = inner[:1] * len(value) if kind is list or inner[1:] == (Ellipsis,) else inner
         return kind(_convert(item, kinds[i]) for i, item in enumerate(value))
-    return float(value) if hint is float and type(value) is int else value  # PyTorch takes no betas (0, 0.99)
+    return float(value) if hint is float and type(value) is int else value  # PyTorch refuses betas such as (0, 0.99)
 
 
 def _hint_form(hint: Any) -> str:

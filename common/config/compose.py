@@ -216,7 +216,7 @@ class Command:
         return [resolved_text(str(getattr(item, "text", item))) for item in flat if item is not None]
 
     def _with_published(self, overrides: list[str]) -> tuple[list[str], list[str]]:
-        """Add what checkpoint=NAME implies before the overrides, unless there is a whole config; and notices on it."""
+        """`overrides` after those that checkpoint=NAME implies (none with a whole config); and notices on these."""
         paths, keys = self._checkpoints(overrides), set(map(_key, overrides))
         weights = published.find(paths[-1]) if paths else None
         if weights is None or self.flags.config_name:

@@ -1,4 +1,4 @@
-"""Keep Hydra from using plugins, Hydra's settings and `trust` in files that the user may not have written.
+"""Keep Hydra from plugins, settings and `trust` that stand in files which the user may not have written.
 
 Plugins are loaded from installed packages only. Hydra's settings and the packages to trust are read only from the
 command line.
@@ -19,7 +19,7 @@ from yaml import YAMLError
 
 from common.config.migrations import migrate_config
 
-# Keys that protect the user are read only from the command line: the key, and its value without it.
+# Keys that protect the user and so are read only from the command line; their values if it does not have them.
 TYPED_KEYS: dict[str, Any] = {"trust": [], "check_memory": True}
 # Keys of Hydra's section, and of its part `job`, where Hydra records the command line and the folder of --config-dir.
 _RECORDED = ("overrides", "runtime", "searchpath", "mode")
@@ -44,7 +44,7 @@ def load_installed_plugins() -> None:
 
 
 def whole_config(file: Path) -> tuple[dict[str, Any] | None, list[str]]:
-    """Read a whole config; returns it if it must be changed (None: Hydra reads the file) and notices on ignored parts.
+    """Read a whole config; returns the changed config (None: Hydra can read the file), and notices on ignored parts.
 
     The config of a run of an earlier version is migrated. A file with a defaults list was written by a user and is not
     migrated. If the file cannot be read, returns None, and Hydra reports the error later.

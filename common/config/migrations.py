@@ -26,7 +26,7 @@ ADDED_KEYS: dict[str, Any] = {
     "trainer.timeout": 600,  # NCCL's default; gloo's was 1800
     "trainer.keep_best": 1,
     # since bee73f8
-    "check_memory": True,  # what did not fit was tried
+    "check_memory": True,  # a model too large for the memory was tried
     # since 34a3be7
     "trainer.grace": None,  # after a signal, the step was always finished
     # since e600891

@@ -41,7 +41,7 @@ class Published(NamedTuple):
 
 
 def find(checkpoint: str) -> Published | None:
-    """The published weights that checkpoint=`checkpoint` names; None if it is a path, which wins over a name.
+    """The published weights that checkpoint=`checkpoint` names; None if it is a path, which takes precedence.
 
     Raises UserError for a bare word that is neither a name nor an existing path.
     """
@@ -59,8 +59,9 @@ def implied(
 ) -> tuple[list[str], list[str]]:
     """The overrides that `weights` imply beside the keys `typed` on the command line, and lines about them.
 
-    `compose` returns the flat config for additional overrides. A constant whose key the config lacks is left out, such
-    as one of other data. An experiment decides all constants itself; a line names those in which it differs.
+    `compose` returns the flat config for additional overrides. A constant whose key the config lacks is left out: a
+    data set of another kind, for instance, has other keys. An experiment decides all constants itself; a line names
+    those in which it differs.
     """
     model = [] if {"model", "experiment"} & typed else [f"model={weights.model}"]
     config = compose(model)

@@ -32,7 +32,7 @@ class Mean(TypedDict):
 
 
 class Scaler(TypedDict):
-    """The state of the scaler of an fp16 run."""
+    """The state of the gradient scaler of an fp16 run."""
 
     scale: float
     growth_factor: float
@@ -97,7 +97,7 @@ def resume_mistake(content: dict[str, Any]) -> str | None:
     """The first field that resuming a run needs and that is missing or of another type, or None."""
     if missing := [f"{name} is missing" for name in TO_RESUME if name not in content]:
         return missing[0]
-    if not content.get("windows") and "window" not in content:  # the former name
+    if not content.get("windows") and "window" not in content:  # the field of earlier versions
         return "windows is missing, or empty"
     scaler = schema.mistake(content["scaler"], Scaler, "scaler") if content["scaler"] else None  # empty without fp16
     return scaler or schema.mistake(content["optimizer"], dict[str, Moments], "optimizer")

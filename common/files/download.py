@@ -16,7 +16,7 @@ from common.files.lines import sync_folder
 from common.files.lock import InUseError, lock
 
 BLOCK = 1 << 20  # bytes that are read at once
-FAILURES = 3  # attempts in succession that bring nothing, after which the download ends
+FAILURES = 3  # consecutive attempts that receive nothing, after which the download fails
 PAUSE = 1.0  # seconds before the first repetition; doubled before each further one
 WAIT = 0.2  # seconds between looks whether another process has ended its download
 RETRIED = (408, 429, 500, 502, 503, 504)  # HTTP's codes of failures that may pass
@@ -37,8 +37,8 @@ def fetch(address: str, path: Path, digits: str | None, *, report: Report, timeo
 
     A download that was interrupted, also in an earlier process, is resumed if the file at the address is still the
     same. Of several processes, one downloads and the others wait. `report` receives lines for the user. The server may
-    be silent for `timeout` seconds. Raises DownloadError, with the address and where to put the file, when it cannot be
-    downloaded or has another SHA-256.
+    be silent for `timeout` seconds. Raises DownloadError, with the address and where to put the file, when the file
+    cannot be downloaded or has another SHA-256.
     """
     if not path.exists():
         try:
@@ -152,7 +152,7 @@ def _receive(address: str, draft: Path, timeout: float) -> bool:
 
 
 def _copy(response: Any, file: Any) -> None:
-    while block := response.read1(BLOCK):  # what has come: a cut while `read` waits for more would lose it
+    while block := response.read1(BLOCK):  # what has arrived; `read` waits for a whole block, and a cut loses it
         file.write(block)
 
 

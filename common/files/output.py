@@ -44,7 +44,7 @@ def create_output(folder: Path) -> None:
 
 @contextmanager
 def writing_to(folder: Path) -> Iterator[None]:
-    """A context that turns an OSError into a UserError: of a full disk, or about `folder`, a file in it or a parent."""
+    """A context that turns an OSError of a full disk, or about `folder`, a parent or a file in it, into a UserError."""
     try:
         yield
     except OSError as error:

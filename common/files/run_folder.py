@@ -62,7 +62,7 @@ def run_in(job: Job, config: dict[str, Any], folder: Path | None) -> float | Non
 
 @contextmanager
 def _unwritable_reported(folder: Path) -> Iterator[None]:
-    """A context in which a full disk, or a read-only one, is a UserError that names the file."""
+    """A context that turns the OSError of a full or read-only disk into a UserError, which names the file."""
     try:
         yield
     except OSError as error:
@@ -114,7 +114,7 @@ def choose(composed: Composed) -> Path:
 
 
 def _kind(section: dict[str, Any]) -> str:
-    """Name a section that does not come from a config group by its class: coco for detr.data.coco.Coco."""
+    """The name of a section that no choice of a group gave: its class in lower case (coco for detr.data.coco.Coco)."""
     return str(section["_target_"]).rpartition(".")[2].lower()
 
 
@@ -147,8 +147,8 @@ def _create(folder: Path) -> None:
 def config_text(config: dict[str, Any]) -> str:
     """The text of a run's config.yaml.
 
-    The text contains neither the run's folder nor that of downloads, so that `--config-dir FOLDER --config-name config`
-    repeats the run in another folder, and for another user.
+    The text contains neither the run's folder nor the folder of downloads, so that `--config-dir FOLDER --config-name
+    config` repeats the run in another folder, and for another user.
     """
     neutral: dict[str, Any] = {"run_dir": None, "sweep_dir": None, "resume": None, "allow_changes": []}
     return config_yaml({key: value for key, value in {**config, **neutral}.items() if key != "cache_dir"})

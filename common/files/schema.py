@@ -32,8 +32,8 @@ DESCRIPTIONS: dict[Any, str] = {
 def mistake(value: Any, expected: Any, field: str) -> str | None:
     """The first mistake in `value`, such as "task.classes is 5, expected a list (each text)", or None.
 
-    `field` names the value; it is empty for the whole content of a file. Neither text nor a boolean is a number. Where
-    a float is expected, an integer and NaN are permitted, but NaN not with a range. An integer has at most 64 bits.
+    `field` names the value; it is empty for the whole content of a file. Neither text nor a boolean is a number. An
+    integer and NaN count as floats, but a range excludes NaN. An integer has at most 64 bits.
     """
     kind, inner = typing.get_origin(expected), typing.get_args(expected)
     prefix = f"{field}." if field else ""

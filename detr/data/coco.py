@@ -45,7 +45,7 @@ class Coco:
     is a test without files if train is that of `root`: neither depends on the run's seed. The classes are the
     categories of the train JSON, sorted by id.
 
-    Crowds and boxes without area are no targets, and targets are clipped to the image; `summary` counts both. The
+    Crowds and boxes without area are no targets, and target boxes are clipped to the image; `summary` counts both. The
     ground truth for evaluation keeps every annotation. The constructor opens no file; an invalid file raises UserError
     when its split is first used.
 

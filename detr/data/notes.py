@@ -37,7 +37,7 @@ def classes_without_boxes(labels: NDArray[np.int64], categories: Sequence[dict[s
 
 
 def hidden_orientations(count: int, file: Callable[[int], Path]) -> list[str]:
-    """A note on images of equal size stored and upright: their boxes may belong to either of the two.
+    """A note on images that EXIF turns without changing their size, so that their boxes may fit either orientation.
 
     `file` returns the path of an image, given its index below `count`.
     """

@@ -36,9 +36,9 @@ class Shapes(Coco):
 
     The longer side of a shape is a sixth to a half of the image's. A shape has a random light colour and may hide up to
     a quarter of another; its box and mask cover its visible part. The background consists of specks of random colours,
-    and every pixel has noise, so that thresholding does not find the shapes. With `plain` it does: the background and
-    each shape have a single colour, and shapes do not overlap. The name of the set's folder contains a hash of the keys
-    that decide the pictures.
+    and every pixel has noise, so that thresholding does not find the shapes. With `plain` it finds them: the background
+    and each shape have a single colour, and shapes do not overlap. The name of the set's folder contains a hash of the
+    keys that decide the pictures.
     """
 
     drawn = True  # a detector learns these pictures without pretrained weights

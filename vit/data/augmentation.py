@@ -265,7 +265,7 @@ def _erased(images: Tensor, uniforms: np.ndarray, options: Augmentation) -> Tens
 def _mixing(uniforms: np.ndarray, options: Augmentation, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Each image's own share in a blend (B,), and the box pasted from its partner (B, 4) y0 x0 y1 x1 in pixels.
 
-    A blended image has an empty box, an image with a pasted box has the share 1, and an unmixed image has both.
+    A blended image has an empty box, an image with a pasted box the share 1, an unmixed image an empty box and 1.
     """
     whether, which, quantile, down, right = uniforms[:, _MIX_UNIFORMS].T
     mixed = whether < options.mix
@@ -277,7 +277,7 @@ def _mixing(uniforms: np.ndarray, options: Augmentation, size: tuple[int, int]) 
     if blends.any():
         share[blends] = betaincinv(options.mixup, options.mixup, quantile[blends])
     if pastes.any():
-        # The box has the partner's share of the area and a centre anywhere in the image, to which it is clipped.
+        # The box has the partner's share of the area and a centre anywhere in the image; it is clipped to the image.
         side = np.sqrt(1 - betaincinv(options.cutmix, options.cutmix, quantile[pastes])) / 2
         for axis, (centre, length) in enumerate(zip((down, right), size, strict=True)):
             ends = np.stack((centre[pastes] - side, centre[pastes] + side), axis=1).clip(0, 1) * length

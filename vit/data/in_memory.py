@@ -176,7 +176,7 @@ class InMemory(ABC):
 
 
 def split_images(images: Tensor, labels: Tensor, counts: Sequence[int], what: str) -> list[Images]:
-    """Split a set into the remaining images and then a part for each of `counts`, independently of the run's seed.
+    """Split off a part for each of `counts`, independently of the run's seed; returns the remaining images first.
 
     The last part does not depend on the other counts. `what` names the keys of `counts` in the UserError that is raised
     when no image remains.

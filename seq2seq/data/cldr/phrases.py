@@ -15,7 +15,7 @@ from seq2seq.data.cldr.tables import CATEGORY_SHARES, available_categories, form
 
 VALUE_PARTS = 20  # into which all values are divided by a hash
 HELD_OUT_PARTS: dict[int, Split] = {0: "test", 1: "val"}  # the other parts are for train
-MAX_IDLE_SAMPLES = 5000  # in a row, each of which adds no phrase
+MAX_IDLE_SAMPLES = 5000  # consecutive samples without a new phrase, after which `fill` gives up
 
 
 class Pair(NamedTuple):

@@ -28,7 +28,7 @@ CATEGORY_SHARES = {  # of every split
     **{"countries": 0.07, "languages": 0.08, "currencies": 0.05, "calendar": 0.03},
 }
 MIN_NAMES = 12  # in a list; fewer give hardly any combinations
-PROBE_COUNT = 60  # values of each kind, by which forms are tested: they must be printable and differ from the others
+PROBE_COUNT = 60  # values that test a form: it prints all, and clashes with earlier forms (Form.rivals) in under half
 ROOT, JANUARY_IN_ROOT = "root", "M01"  # the locale of untranslated texts, and its name of January
 
 
