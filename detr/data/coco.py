@@ -40,10 +40,10 @@ class Files:
 class Coco:
     """A detection data set in COCO's format, with any set of category ids.
 
-    `root` has one of the layouts of `detr.data.layouts`. Of COCO 2017 no labelled test set is published, so val2017
-    serves as `test`. A split with paths of its own does not use `root`. A val without files is cut from train, and so
-    is a test without files if train is that of `root`: neither depends on the run's seed. The classes are the
-    categories of the train JSON, sorted by id.
+    `root` has one of the layouts of `detr.data.layouts`. COCO 2017 has no published labelled test set, so val2017
+    serves as `test`. A split with paths of its own does not use `root`. A val without files is cut from train. With
+    `test_share`, a test without files is, too, if train is that of `root`. Neither cut depends on the run's seed. The
+    classes are the categories of the train JSON, sorted by id.
 
     Crowds and boxes without area are no targets, and target boxes are clipped to the image; `summary` counts both. The
     ground truth for evaluation keeps every annotation. The constructor opens no file; an invalid file raises UserError

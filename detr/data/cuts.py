@@ -14,8 +14,8 @@ def cut_train(
     """Cut the `images` of the JSON `path`; returns the image ids of each split in `shares` and of train.
 
     A split gets its share of the images by a hash of their names (`common.data.splits.cut_by_name`). If `val_count` is
-    given, val gets this number at random instead. Neither depends on the run's seed or on the order of the images.
-    Raises UserError if none are left for train.
+    given, val gets this number at random instead. Neither choice depends on the run's seed or on the order of the
+    images. Raises UserError if no image is left for train.
     """
     shares = {name: share for name, share in shares.items() if name != "val" or val_count is None}
     parts = cut_by_name([image["file_name"] for image in images], list(shares.values()))

@@ -15,7 +15,7 @@ LAYOUTS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """The files of the splits in one folder; a split without files is missing."""
+    """The files of the splits in one folder; `files` has no entry for a split without files."""
 
     name: str  # for the summary
     official: bool  # COCO 2017
@@ -26,8 +26,8 @@ class Layout:
 def find_layout(root: Path) -> Layout:
     """Find the first layout of `LAYOUTS` that has a JSON file in `root`.
 
-    All files of COCO 2017 are listed, whether they exist or not, since a machine may hold only some; of the others,
-    only those that exist.
+    For COCO 2017, `files` has both splits whether they exist or not, since a machine may hold only one of them; for the
+    other layouts, it has the splits whose JSON exists.
     """
     official = _official(root)
     if any(annotations.exists() for _, annotations in official.values()):

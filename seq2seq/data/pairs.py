@@ -69,7 +69,8 @@ class SentencePairs(ABC):
         tokenizer: options of the tokenizers.
         longest: maximum tokens, including EOS, of a side of a training pair.
         too_long: "truncate" a longer side, or "skip" its pair.
-        batch_size: maximum of pairs times tokens of the longest side, in the batch of an optimizer step.
+        batch_size: maximum, for the batch of one optimizer step, of the number of pairs times the number of tokens of
+            the longest side.
     """
 
     source: str
@@ -210,7 +211,7 @@ class SentencePairs(ABC):
         return self._corpora[split]
 
     def _used(self, split: Split) -> Corpus:
-        """The pairs of a split that are used. Train may omit pairs that are too long, which needs the tokenizers."""
+        """The pairs of a split that are used. In train, too long pairs may be left out; the tokenizers find them."""
         return self._encode(split).corpus if split == "train" else self._corpus(split)
 
     def _train_without_empty_sides(self) -> Corpus:

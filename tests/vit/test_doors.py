@@ -338,7 +338,7 @@ def test_values_out_of_range_are_refused(inside: Door) -> None:
         "data.val_count=1500": "nothing to train on",
         "model.heads=5": "must be divisible by model.heads=5",
         "data.augmentation.magnitude=31": "magnitude up to 30",
-        "data.augmentation.scale=[1.0,0.5]": "the least first",
+        "data.augmentation.scale=[1.0,0.5]": "the smaller limit first",
         "data.augmentation.policy=trivia": "did you mean trivial?",
     }.items():
         assert words in inside("train", "model=vit", "trainer.steps=1", key, code=2), key

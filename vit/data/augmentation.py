@@ -54,7 +54,7 @@ class Augmentation:
     padding: border of a padded crop in pixels.
     flip: probability of a horizontal flip.
     policy: "rand" (RandAugment), "trivial" (TrivialAugment) or "none".
-    operations, magnitude: RandAugment's N, and M of 30.
+    operations, magnitude: RandAugment's N, and its M on a scale from 0 to 30.
     erase: probability of erasing a rectangle.
     mixup, cutmix: alpha of each method's beta distribution; 0 = off.
     cutmix_share: probability of CutMix rather than mixup, where both are on.
@@ -81,7 +81,7 @@ class Augmentation:
         """Raise UserError for limits in the wrong order, and for too many operations or too high a magnitude."""
         for name, (low, high) in (("scale", self.scale), ("ratio", self.ratio)):
             if not 0 < low <= high:
-                raise UserError(f"data.augmentation.{name}=[{low}, {high}]: expected the least first, above 0.")
+                raise UserError(f"data.augmentation.{name}=[{low}, {high}]: expected the smaller limit first, above 0.")
         if self.operations > policies.MAX_OPERATIONS or self.magnitude >= policies.MAGNITUDE_LEVELS:
             raise UserError(
                 f"data.augmentation.operations={self.operations} and magnitude={self.magnitude}: expected at most "

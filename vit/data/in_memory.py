@@ -104,8 +104,9 @@ class InMemory(ABC):
         return {"file": str(file), "image": augmentation.evaluation_view(image, self.image_size, 1.0, "bilinear")}
 
     def collate(self, samples: list[dict[str, Any]]) -> Batch:
-        """A batch with ids, labels int64 (B,), and rows int64 (N,) of the split or, for a user's images, the images.
+        """A batch with ids, labels int64 (B,) and, as rows int64 (N,), the images' indices in the split.
 
+        A user's images have no rows: `images` holds them, and their labels are -1.
         In training it has `uniforms` (N, UNIFORMS_PER_VIEW), an array on the host. N is B without mixing. With mixing N
         is 2B: the views of the images, then those of their partners in the same order. `other_labels` (B,) are then the
         partners' labels, and `shares` (B,) the shares of the images' own labels in their targets.

@@ -555,9 +555,9 @@ def test_views_and_mixed_images_on_a_gpu_are_those_on_the_cpu() -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"scale": (0.9, 0.1)}, "data.augmentation.scale=[0.9, 0.1]: expected the least first, above 0."),
-        ({"scale": (0.0, 0.5)}, "data.augmentation.scale=[0.0, 0.5]: expected the least first, above 0."),
-        ({"ratio": (2.0, 1.0)}, "data.augmentation.ratio=[2.0, 1.0]: expected the least first, above 0."),
+        ({"scale": (0.9, 0.1)}, "data.augmentation.scale=[0.9, 0.1]: expected the smaller limit first, above 0."),
+        ({"scale": (0.0, 0.5)}, "data.augmentation.scale=[0.0, 0.5]: expected the smaller limit first, above 0."),
+        ({"ratio": (2.0, 1.0)}, "data.augmentation.ratio=[2.0, 1.0]: expected the smaller limit first, above 0."),
         (
             {"operations": 5},
             "data.augmentation.operations=5 and magnitude=9: expected at most 4 operations of a magnitude up to 30.",
