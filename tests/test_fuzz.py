@@ -120,7 +120,7 @@ def faults_of(name: str, folder: Path, door: str, arguments: list[str]) -> list[
     faults = [f"{name[:300]!r} runs code"] * (folder / "ran").exists()
     if code not in (0, 2) or "Traceback" in output:
         faults.append(f"{name[:300]!r} exits with {code}: {' | '.join(lines[-3:])[-600:]}")
-    elif code == 2 and not lines[-1].rstrip().endswith((".", ")")):
+    elif code == 2 and not lines[-1].rstrip().endswith((".", ")", "?")):
         faults.append(f"{name[:300]!r} ends without a sentence: {lines[-1][-300:]}")
     return faults
 
