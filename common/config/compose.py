@@ -30,6 +30,7 @@ from common.types import SPLITS
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 GROUPS = ("model", "data", "optimizer", "schedule", "trainer", "experiment")
+MAX_NAME_BYTES, MAX_PATH_BYTES = 255, 4095  # limits of Linux
 PATH_KEYS = ("run_dir", "checkpoint", "input", "output", "root", "images", "annotations", "weights")
 # Hydra 1.4 deprecates version_base, and replaces a stored config only with `replace`; 1.3 always replaces it.
 _HYDRA_1_3 = hydra.__version__.startswith("1.3.")
@@ -317,4 +318,14 @@ def _key(argument: str) -> str:
 def _expand_home(value: Any, key: str) -> Any:
     if isinstance(value, dict):
         return {name: _expand_home(item, f"{key}.{name}") for name, item in value.items()}
-    return os.path.expanduser(value) if isinstance(value, str) and is_path(key) else value
+    return _usable_path(value, key[1:]) if isinstance(value, str) and is_path(key) else value
+
+
+def _usable_path(path: str, key: str) -> str:
+    """Expand `~` in a path; raises UserError for one that no file system can have."""
+    if max(map(len, os.fsencode(path).split(b"/"))) > MAX_NAME_BYTES or len(os.fsencode(path)) > MAX_PATH_BYTES:
+        raise UserError(
+            f"{key}={shorten(path)}: no file system has such a path; a name in it has at most {MAX_NAME_BYTES} bytes, "
+            f"and the path {MAX_PATH_BYTES}."
+        )
+    return os.path.expanduser(path)

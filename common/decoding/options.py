@@ -45,7 +45,7 @@ class DecodingOptions:
     alpha: Annotated[float, Range(low=0.0, high=10.0)]
     stop: Literal["first", "bound", "never"]
     candidates: Hypotheses
-    longest_factor: Annotated[float, Range(low=0.0, high=1000.0)]
+    longest_factor: Annotated[float, Range(low=0.0, high=100.0)]
     longest_extra: Annotated[int, Range(low=0, high=100_000)]
     at_limit: Literal["end", "cut"]
     temperature: Annotated[float, Range(low=1e-6, high=1e6)]

@@ -505,6 +505,20 @@ def test_a_sweep_takes_experiments_ranges_and_lists(start: Callable[..., Outcome
     assert names == [f"detr_r50_coco_300-seed_{seed}" for seed in (0, 0, 1, 1)], "a list is left out of the name"
 
 
+@pytest.mark.parametrize("path", ["9" * 256, "a/" + "é" * 128, "a/" * 2048 + "b"])
+@pytest.mark.parametrize("key", ["data.root", "run_dir", "checkpoint"])
+def test_a_path_that_no_file_system_has_is_refused(key, path):
+    command = compose.Command("train", ["model=detr", f"{key}={path}"])
+    command.prepare()
+    with pytest.raises(
+        UserError, match=rf"^{key}=.*: no file system has such a path; .* 255 bytes, and the path 4095\.$"
+    ):
+        command.compose()
+    fits = compose.Command("train", ["model=detr", f"{key}={path[:100]}"])
+    fits.prepare()
+    assert fits.compose()
+
+
 @pytest.mark.parametrize(
     ("arguments", "steps", "epochs", "notice"),
     [
