@@ -22,9 +22,10 @@ from omegaconf import DictConfig, OmegaConf
 from common.cli.command import own_name
 from common.cli.jobs import StopFileContext, SweepJob, clear_status, signals_to_stop_file, status_of
 from common.config.check import check, did_you_mean
-from common.config.compose import CONFIGS, GROUPS, Command, Composed, quoted
+from common.config.compose import CONFIGS, GROUPS, Command, Composed
 from common.config.diff import fingerprint, flatten
 from common.config.foreign import hydra_settings
+from common.config.paths import quoted
 from common.errors import Stopped, UserError
 from common.files import run_folder
 from common.files.names import shell_command

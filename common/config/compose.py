@@ -24,14 +24,12 @@ from common.config.diff import flatten
 from common.config.flags import parse_flags
 from common.config.foreign import hydra_settings, load_installed_plugins, typed_only, whole_config
 from common.config.migrations import update_names
+from common.config.paths import expand_paths, quote_path
 from common.config.plain_text import as_plain_text, resolved_text
 from common.errors import UserError
-from common.types import SPLITS
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 GROUPS = ("model", "data", "optimizer", "schedule", "trainer", "experiment")
-MAX_NAME_BYTES, MAX_PATH_BYTES = 255, 4095  # limits of Linux
-PATH_KEYS = ("run_dir", "checkpoint", "input", "output", "root", "images", "annotations", "weights")
 # Hydra 1.4 deprecates version_base, and replaces a stored config only with `replace`; 1.3 always replaces it.
 _HYDRA_1_3 = hydra.__version__.startswith("1.3.")
 _VERSION: dict[str, Any] = {"version_base": "1.3"} if _HYDRA_1_3 else {}
@@ -184,7 +182,7 @@ class Command:
             if config is not None:
                 self.config_name += "_migrated"
                 ConfigStore.instance().store(self.config_name, config, **_REPLACE)
-        self.overrides.append(f"hydra.searchpath=[{_quoted(f'file://{folder}')}]")  # Hydra resolves nothing in it
+        self.overrides.append(f"hydra.searchpath=[{in_quotes(f'file://{folder}')}]")  # Hydra resolves nothing in it
 
     def _store_base(self) -> list[str]:
         """Register a checkpoint's config as a choice in each group, and return the overrides that choose it.
@@ -255,7 +253,7 @@ class Command:
 def plain_config(composed: DictConfig) -> dict[str, Any]:
     """Convert a config to plain types, without Hydra's part; interpolations are resolved, `~` in paths is expanded."""
     own = OmegaConf.masked_copy(composed, [str(name) for name in composed if name != "hydra"])
-    config = _expand_home(OmegaConf.to_container(own, resolve=True), "")
+    config = expand_paths(OmegaConf.to_container(own, resolve=True))
     assert isinstance(config, dict)
     return config
 
@@ -263,42 +261,6 @@ def plain_config(composed: DictConfig) -> dict[str, Any]:
 def choices_of(group: str) -> list[str]:
     """The choices in a group, which are the names of its yaml files."""
     return sorted(file.stem for file in (CONFIGS / group).glob("*.yaml"))
-
-
-def quote_path(argument: str, sweep: bool = False) -> str:
-    """Quote the value of key=value if it is a path, so that Hydra takes names such as `x=1, photo (2).jpg` as they are.
-
-    In a sweep, `a.pth,b.pth` is two paths. A value with commas is one path if a space follows them, if a file of that
-    name exists, or if the key is sweep_dir.
-    """
-    key, equals, value = argument.partition("=")
-    name = _key(key)
-    last = name.rpartition(".")[2]
-    is_hydra = value in ("", "null", "???") or re.fullmatch(r"'.*'|\".*\"|choice\(.*\)", value)
-    is_mapping = last in SPLITS and value.startswith("{")  # data.train={images:a,annotations:b}
-    is_number = last not in (*PATH_KEYS, *SPLITS) and re.fullmatch(r"[-+.,\deE]+", value)  # drop_path=0.1,0.2
-    needs_quotes = equals and is_path(name) and not (is_hydra or is_mapping or is_number)
-    if not needs_quotes:
-        return argument
-    is_one = not sweep or name == "sweep_dir" or value.startswith("[") or os.path.exists(os.path.expanduser(value))
-    return f"{key}={','.join(quoted(path) for path in ([value] if is_one else re.split(r',(?! )', value)))}"
-
-
-def quoted(text: str) -> str:
-    """Put text in Hydra's single quotes, so that it arrives as it is, without interpolation."""
-    return _quoted(as_plain_text(text))
-
-
-def _quoted(text: str) -> str:
-    """Put text in Hydra's single quotes, where a backslash is special only before a quote."""
-    return "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + (r"\'" if m[2] else ""), text) + "'"
-
-
-def is_path(key: str) -> bool:
-    """Whether the value of a full key is a path, by the key's name."""
-    *above, last = key.split(".")
-    in_split = bool(above) and above[-1] in SPLITS  # data.train.source=FILE is a path, data.source=en is not
-    return in_split or last in (*PATH_KEYS, *SPLITS) or last.endswith(("_dir", "_file", "_path", "_root", "_folder"))
 
 
 def _refuse_several(part: Override) -> None:
@@ -313,19 +275,3 @@ def _refuse_several(part: Override) -> None:
 
 def _key(argument: str) -> str:
     return argument.partition("=")[0].lstrip("+~")
-
-
-def _expand_home(value: Any, key: str) -> Any:
-    if isinstance(value, dict):
-        return {name: _expand_home(item, f"{key}.{name}") for name, item in value.items()}
-    return _usable_path(value, key[1:]) if isinstance(value, str) and is_path(key) else value
-
-
-def _usable_path(path: str, key: str) -> str:
-    """Expand `~` in a path; raises UserError for one that no file system can have."""
-    if max(map(len, os.fsencode(path).split(b"/"))) > MAX_NAME_BYTES or len(os.fsencode(path)) > MAX_PATH_BYTES:
-        raise UserError(
-            f"{key}={shorten(path)}: no file system has such a path; a name in it has at most {MAX_NAME_BYTES} bytes, "
-            f"and the path {MAX_PATH_BYTES}."
-        )
-    return os.path.expanduser(path)

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from common.config.compose import is_path
 from common.config.diff import flatten
+from common.config.paths import is_path
 from common.files import names
 from common.machine import distributed
 from common.task import Split

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from common.cli import main as cli
 from common.cli import sweep
 from common.cli.jobs import statuses_in
-from common.config import compose
+from common.config import compose, paths
 from common.config.check import build, check
 from common.errors import Stopped, UserError
 from common.files import run_folder
@@ -763,18 +763,18 @@ def test_a_checkpoint_does_not_choose_where_data_are_written(start: Callable[...
 
 
 def test_only_paths_are_quoted() -> None:
-    assert compose.quote_path("optimizer.lr=1e-3") == "optimizer.lr=1e-3"
-    assert compose.quote_path("data.root='a'") == "data.root='a'"
-    assert compose.quote_path("data.root=choice(a,b)") == "data.root=choice(a,b)"
-    assert compose.quote_path("+data.root=a b") == "+data.root='a b'"
-    assert compose.quote_path("my_dir=a b") == "my_dir='a b'"
-    assert compose.quote_path("model.blocks.drop_path=0.1,2e-1") == "model.blocks.drop_path=0.1,2e-1", "a number"
-    assert compose.quote_path("data.root=2024") == "data.root='2024'", "a folder"
-    assert compose.quote_path("data.train=a,b") == "data.train='a,b'"
-    assert compose.quote_path("data.train=a,b", sweep=True) == "data.train='a','b'"
-    assert compose.quote_path("data.train=a, b", sweep=True) == "data.train='a, b'"
-    assert compose.quote_path("data.train=a b") == "data.train='a b'"
-    assert compose.quote_path("data.train={images: a, annotations: b}") == "data.train={images: a, annotations: b}"
+    assert paths.quote_path("optimizer.lr=1e-3") == "optimizer.lr=1e-3"
+    assert paths.quote_path("data.root='a'") == "data.root='a'"
+    assert paths.quote_path("data.root=choice(a,b)") == "data.root=choice(a,b)"
+    assert paths.quote_path("+data.root=a b") == "+data.root='a b'"
+    assert paths.quote_path("my_dir=a b") == "my_dir='a b'"
+    assert paths.quote_path("model.blocks.drop_path=0.1,2e-1") == "model.blocks.drop_path=0.1,2e-1", "a number"
+    assert paths.quote_path("data.root=2024") == "data.root='2024'", "a folder"
+    assert paths.quote_path("data.train=a,b") == "data.train='a,b'"
+    assert paths.quote_path("data.train=a,b", sweep=True) == "data.train='a','b'"
+    assert paths.quote_path("data.train=a, b", sweep=True) == "data.train='a, b'"
+    assert paths.quote_path("data.train=a b") == "data.train='a b'"
+    assert paths.quote_path("data.train={images: a, annotations: b}") == "data.train={images: a, annotations: b}"
 
 
 # Files that the user did not write.

@@ -1,0 +1,67 @@
+"""Paths in a config: which keys hold one, and how it passes through Hydra's grammar as it was typed."""
+
+import os
+import re
+from typing import Any
+
+from common.config.describe import shorten
+from common.config.plain_text import as_plain_text
+from common.errors import UserError
+from common.types import SPLITS
+
+PATH_KEYS = ("run_dir", "checkpoint", "input", "output", "root", "images", "annotations", "weights")
+MAX_NAME_BYTES, MAX_PATH_BYTES = 255, 4095  # limits of Linux
+
+
+def is_path(key: str) -> bool:
+    """Whether the value of a full key is a path, by the key's name."""
+    *above, last = key.split(".")
+    in_split = bool(above) and above[-1] in SPLITS  # data.train.source=FILE is a path, data.source=en is not
+    return in_split or last in (*PATH_KEYS, *SPLITS) or last.endswith(("_dir", "_file", "_path", "_root", "_folder"))
+
+
+def quote_path(argument: str, sweep: bool = False) -> str:
+    """Quote the value of key=value if it is a path, so that Hydra takes names such as `x=1, photo (2).jpg` as they are.
+
+    In a sweep, `a.pth,b.pth` is two paths. A value with commas is one path if a space follows them, if a file of that
+    name exists, or if the key is sweep_dir. Raises UserError for a path that no file system can have.
+    """
+    key, equals, value = argument.partition("=")
+    name = key.lstrip("+~")
+    last = name.rpartition(".")[2]
+    is_hydra = value in ("", "null", "???") or re.fullmatch(r"'.*'|\".*\"|choice\(.*\)", value)
+    is_mapping = last in SPLITS and value.startswith("{")  # data.train={images:a,annotations:b}
+    is_number = last not in (*PATH_KEYS, *SPLITS) and re.fullmatch(r"[-+.,\deE]+", value)  # drop_path=0.1,0.2
+    needs_quotes = equals and is_path(name) and not (is_hydra or is_mapping or is_number)
+    if not needs_quotes:
+        return argument
+    is_one = not sweep or name == "sweep_dir" or value.startswith("[") or os.path.exists(os.path.expanduser(value))
+    paths = [value] if is_one else re.split(r",(?! )", value)
+    return f"{key}={','.join(quoted(_usable(path, name)) for path in paths)}"
+
+
+def quoted(text: str) -> str:
+    """Put text in Hydra's single quotes, so that it arrives as it is, without interpolation."""
+    return in_quotes(as_plain_text(text))
+
+
+def in_quotes(text: str) -> str:
+    """Put text in Hydra's single quotes, where a backslash is special only before a quote."""
+    return "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + (r"\'" if m[2] else ""), text) + "'"
+
+
+def expand_paths(value: Any, key: str = "") -> Any:
+    """Expand `~` in the paths of a nested config; raises UserError for a path that no file system can have."""
+    if isinstance(value, dict):
+        return {name: expand_paths(item, f"{key}.{name}") for name, item in value.items()}
+    return os.path.expanduser(_usable(value, key[1:])) if isinstance(value, str) and is_path(key) else value
+
+
+def _usable(path: str, key: str) -> str:
+    """Return `path`; raises UserError for one that no file system can have."""
+    if max(map(len, os.fsencode(path).split(b"/"))) > MAX_NAME_BYTES or len(os.fsencode(path)) > MAX_PATH_BYTES:
+        raise UserError(
+            f"{key}={shorten(path)}: no file system has such a path; a name in it has at most {MAX_NAME_BYTES} bytes, "
+            f"and the path {MAX_PATH_BYTES}."
+        )
+    return path
