@@ -24,7 +24,7 @@ from common.config.diff import flatten
 from common.config.flags import parse_flags
 from common.config.foreign import hydra_settings, load_installed_plugins, typed_only, whole_config
 from common.config.migrations import update_names
-from common.config.paths import expand_paths, quote_path
+from common.config.paths import expand_paths, in_quotes, quote_path
 from common.config.plain_text import as_plain_text, resolved_text
 from common.errors import UserError
 
