@@ -1,5 +1,6 @@
 """The table of published weights, configs/weights.yaml: what checkpoint=NAME reads, and the keys that NAME implies."""
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -45,7 +46,7 @@ def find(checkpoint: str) -> Published | None:
 
     Raises UserError for a bare word that is neither a name nor an existing path.
     """
-    if Path(checkpoint).expanduser().exists() or not _is_name(checkpoint):
+    if os.path.exists(os.path.expanduser(checkpoint)) or not _is_name(checkpoint):
         return None
     table = _table()
     if checkpoint not in table:
