@@ -31,7 +31,7 @@ class Log:
     """The log of one run, a context manager; on ranks other than the main one every method does nothing.
 
     metrics.jsonl holds no values that depend on the clock, so that two runs with the same seed write the same bytes;
-    values that do go to timing.jsonl.
+    values that depend on the clock go to timing.jsonl.
     """
 
     def __init__(self, folder: Path | None, main: bool):
@@ -65,7 +65,7 @@ class Log:
         Of a stop or a user's mistake, only the message is written; of any other exception, the traceback, too.
         """
         if isinstance(error, UserError | Stopped | SystemExit):
-            stopped = isinstance(error.__context__, Stopped)  # then a handler raised SystemExit, as submitit's does
+            stopped = isinstance(error.__context__, Stopped)  # a handler of the stop raised SystemExit, as submitit's
             self._append("train.log", printable(str(error.__context__ if stopped else error)))
         elif error is not None:
             self._append("train.log", "".join(traceback.format_exception(kind, error, trace)).rstrip())

@@ -60,7 +60,7 @@ class Cldr(SentencePairs):
 
 
 def find_locale(key: str, name: str) -> Locale:
-    """A locale by its name in CLDR (zh_Hant) or on the web (zh-Hant); raises UserError if Babel does not have it."""
+    """A locale by its name in CLDR (zh_Hant) or in BCP 47 (zh-Hant); raises UserError if Babel does not have it."""
     try:
         locale = Locale.parse(name.replace("-", "_"))
         if str(locale) != ROOT:

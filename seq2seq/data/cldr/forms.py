@@ -57,5 +57,5 @@ DIRECTION_MARKS = dict.fromkeys(map(ord, "\u200e\u200f\u061c"))  # invisible; th
 
 
 def visible_text(text: str) -> str:
-    """A text as it looks: in NFKC, without direction marks, and with one plain space for any white space."""
+    """A text as it looks: in NFKC, without direction marks, and with each run of white space as one space."""
     return " ".join(unicodedata.normalize("NFKC", text).translate(DIRECTION_MARKS).split())

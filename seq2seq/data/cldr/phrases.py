@@ -110,8 +110,8 @@ class _Registry:
     def add(self, phrase: _Phrase, phrases: dict[str, _Phrase]) -> bool:
         """Add a phrase to `phrases` unless its source is in use; returns whether it was added.
 
-        If the phrase that uses the source has another target, the source is ambiguous: no later phrase may have it, and
-        the phrase that uses it is removed unless it is a single name.
+        If the registered phrase with this source has another target, the source is ambiguous: no later phrase may have
+        it, and the registered phrase is removed unless it is a single name.
         """
         text = visible_text(phrase.pair.source)
         if text in self.ambiguous:

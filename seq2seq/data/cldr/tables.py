@@ -88,7 +88,7 @@ def independent_copy(locale: Locale) -> Locale:
     aliases): a plural form that equals "other", and a long unit that equals the short one. Without such an entry, Babel
     prints the unit's identifier instead of a phrase ("5 length-kilometer" in Chinese).
     """
-    locale.languages  # noqa: B018 - loads the tables; this one contains no alias
+    locale.languages  # noqa: B018 - loads all tables; `languages` itself contains no alias
     own = copy.deepcopy(locale)
     plurals = {*own.plural_form.tags, "other"}
     for lengths in own._data["unit_patterns"].values():
@@ -106,7 +106,7 @@ def _with_all_plurals(patterns: Mapping[str, str], plurals: Iterable[str]) -> di
 def printable_forms(forms: list[Form], locales: LocalePair) -> list[Form]:
     """The forms that both locales can print, with their rivals: earlier forms that print some values alike.
 
-    A form is left out if most of its values have the same source in an earlier form and another target:
+    A form is left out if earlier forms print at least half of its values with the same source and another target:
     "2021年1月3日" is both "January 3, 2021" and "Jan 3, 2021".
     """
     probes: dict[str, list[Any]] = {}  # values by kind

@@ -14,11 +14,11 @@ from babel import Locale, dates
 
 from seq2seq.data.cldr.forms import Form, Formatter, Words, no_words
 
-CENTURY = (date(1950, 1, 1), date(2049, 12, 31))  # two digits identify a year
+CENTURY = (date(1950, 1, 1), date(2049, 12, 31))  # 100 years, so that two digits identify one
 LEAP_YEAR = (date(2024, 1, 1), date(2024, 12, 31))  # contains every day of the year
 WEEKDAY_CYCLE = (date(2001, 1, 1), date(2028, 12, 31))  # contains every day of the year on every weekday
-MIDNIGHT = datetime(2024, 1, 1)  # the day is not printed
-UNIT_SECONDS = {  # Babel's lengths of units
+MIDNIGHT = datetime(2024, 1, 1)  # with a time of day added; its date is never printed
+UNIT_SECONDS = {  # what Babel counts for a unit
     **{"year": 31_536_000, "month": 2_592_000, "week": 604_800, "day": 86_400},
     **{"hour": 3600, "minute": 60, "second": 1},
 }
@@ -108,7 +108,7 @@ def relative_forms() -> list[Form]:
 
 
 def format_relative(length: Any, locale: Locale, value: tuple[str, int]) -> str:
-    """Print a number of units as a time from now, or ago if it is negative; it is not converted to a larger unit."""
+    """Print a number of units as a time from now, or ago if it is negative, without changing to a larger unit."""
     unit: Any = value[0]  # Babel types it, and the length, as literals
     seconds = value[1] * UNIT_SECONDS[unit]
     try:
@@ -139,12 +139,12 @@ def _sample_moment(rng: Random) -> datetime:
 
 
 def _clock_sampler(step: int) -> Callable[[Random], datetime]:
-    """Samples times of day that are multiples of `step` seconds."""
+    """A function that samples times of day at multiples of `step` seconds."""
     return lambda rng: MIDNIGHT + timedelta(seconds=step * rng.randrange(86_400 // step))
 
 
 def _sample_dates(rng: Random, between: tuple[date, date] = CENTURY) -> tuple[date, date]:
-    """Two days at most 20, 200 or 1,500 days apart, each equally often."""
+    """Two days that are at most 20, 200 or 1,500 days apart; each limit is used equally often."""
     while True:
         start = _sample_day(rng, between)
         end = start + timedelta(days=rng.randint(1, rng.choice((20, 200, 1500))))
