@@ -263,7 +263,7 @@ class SentencePairs(ABC):
         return EncodedCorpus(corpus, source, target, np.minimum(lengths, self.longest).tolist(), notes)
 
     def _encode_sides(self, corpus: Corpus) -> tuple[list[Ragged], list[str]]:
-        """Encode both sides; returns their ids, and the notes, with counts of the sentences that normalisation changes."""
+        """Encode both sides; returns their ids, and notes, with the number of sentences that normalisation changes."""
         notes, rows = list(corpus.notes), []
         sides = (self.source, corpus.source), (self.target, corpus.target)
         for tokenizer, (name, lines) in zip(self.tokenizers(), sides, strict=True):

@@ -144,7 +144,7 @@ def _clock_sampler(step: int) -> Callable[[Random], datetime]:
 
 
 def _sample_dates(rng: Random, between: tuple[date, date] = CENTURY) -> tuple[date, date]:
-    """Two days that are at most 20, 200 or 1,500 days apart; each limit is used equally often."""
+    """Two days that are at most 20, 200 or 1,500 days apart; each limit is chosen equally often."""
     while True:
         start = _sample_day(rng, between)
         end = start + timedelta(days=rng.randint(1, rng.choice((20, 200, 1500))))
