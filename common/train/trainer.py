@@ -267,7 +267,9 @@ class Trainer:
         with context.average.applied(run.model) if context.average else nullcontext():
             numbers, _ = self._evaluate(run, context, "val", on_answers=keep_first)
         score = numbers.get(run.task.goal.name, math.nan)
-        run.evaluations_since_best = 0 if self._rank(run, context, score) else run.evaluations_since_best + 1
+        improved = run.task.goal.better(score, run.best)  # even if the disk is full, and the checkpoint not written
+        run.evaluations_since_best = 0 if improved else run.evaluations_since_best + 1
+        self._rank(run, context, score)
         context.log.numbers(run.step, {f"val/{name}": number for name, number in numbers.items()})
         final.warn_of_undefined(run, context.log, "val", score, "this checkpoint is not ranked")
         for batch, answers in first:
@@ -277,19 +279,14 @@ class Trainer:
                 context.log.warning(alarm)
                 run.alarms.append(alarm)
 
-    def _rank(self, run: Run, context: _Context, score: float) -> bool:
-        """Insert this step's checkpoint into the ranking if it was written; if it is now the best, make it best.pt.
-
-        Returns whether it is the best.
-        """
+    def _rank(self, run: Run, context: _Context, score: float) -> None:
+        """Insert this step's checkpoint into the ranking if it was written; if it is now the best, make it best.pt."""
         written = distributed.broadcast(run.step in context.folder.steps())
-        is_best = bool(written and run.rank_in(score, self.keep_best))
-        if is_best:
+        if written and run.rank_in(score, self.keep_best):
             try:
                 context.folder.mark_best(run.step)
             except OSError as error:
                 context.log.warning(f"best.pt was not written ({error.strerror}); the best step is {run.step}.")
-        return is_best
 
     def _evaluates_part(self, run: Run) -> bool:
         """Whether evaluations of val while training leave samples out."""

@@ -644,6 +644,14 @@ def test_a_checkpoint_that_cannot_be_written_is_a_warning_and_training_is_the_sa
     )
 
 
+def test_a_full_disk_does_not_use_up_patience_while_the_goal_improves(tmp_path, monkeypatch):
+    values, real = iter([0.5, 0.4, 0.3, 0.2]), Error.compute
+    monkeypatch.setattr(Error, "compute", lambda self: {"error": next(values)} if self.count == 6 else real(self))
+    fill_disk(monkeypatch, 10, 15)
+    numbers = fit(tmp_path, keys={"patience": 2})
+    assert numbers["val/error"] == 0.2
+
+
 def test_a_run_whose_last_checkpoint_is_missing_gives_no_numbers(tmp_path, monkeypatch):
     fill_disk(monkeypatch, 20)
     with pytest.raises(
