@@ -5,7 +5,7 @@ An invalid file raises a UserError that names the file, the id of the invalid en
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -25,12 +25,13 @@ NO_NAME = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")  # \udc80 to \udcff stand
 CROWD_TEXTS = {"0": False, "false": False, "": False, "1": True, "true": True}  # iscrowd as text
 
 
-def load(path: Path, labelled: bool = True) -> CocoJson:
+def load(path: Path, labelled: bool = True, read_size: Callable[[str], tuple[int, int]] | None = None) -> CocoJson:
     """Read and validate a COCO JSON file; raises UserError.
 
     Ids, heights and widths that are written as 64.0 become integers. The ids of annotations occur only in messages, so
     they may be of any type, repeated or missing. With `labelled` False the file may lack "annotations", as COCO's
-    image_info_test-dev2017.json does.
+    image_info_test-dev2017.json does. `read_size` returns the (height, width) of an image, given its file_name; it is
+    called for each image whose height or width is missing or 0.
     """
     coco_json = read_json(path)
     unlabelled = not labelled and isinstance(coco_json, dict) and "annotations" not in coco_json
@@ -50,6 +51,8 @@ def load(path: Path, labelled: bool = True) -> CocoJson:
     for image in coco_json["images"]:
         if fault := _name_fault(image, "file_name"):
             raise UserError(f"Image {image['id']} of {path} {fault}.")
+        if read_size is not None and any(_lacks_number(image.get(key)) for key in ("height", "width")):
+            image["height"], image["width"] = read_size(image["file_name"])
         for key in ("height", "width"):
             image[key] = _whole(image.get(key))
             if not isinstance(image[key], int) or not 0 < image[key] < 2**31:
@@ -183,6 +186,10 @@ def _name_fault(entry: dict[str, Any], key: str) -> str | None:
 def _whole(value: Any) -> Any:
     """Convert a float without a fraction to an integer (64.0 to 64); any other value is returned unchanged."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _lacks_number(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool) and value == 0)
 
 
 def _is_id(value: Any) -> bool:

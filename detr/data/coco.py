@@ -19,6 +19,7 @@ from common.types import SPLITS, Count, Positive, Range
 from detr.data import annotations, notes
 from detr.data.arrays import SplitArrays, build_arrays, decode, find_files
 from detr.data.cuts import cut_train
+from detr.data.header_sizes import HeaderSizes
 from detr.data.layouts import LAYOUTS, Layout, find_layout
 from detr.data.transforms import Augmentation, as_bounding_boxes, augment
 
@@ -89,6 +90,7 @@ class Coco:
         self._arrays_by_split: dict[str, SplitArrays] = {}
         self._categories: list[dict[str, Any]] = []
         self._ground_truths: dict[str, bytes] = {}
+        self._size_notes: dict[Path, list[str]] = {}
         self._decoded: dict[tuple[str, int], Tensor] = {}
 
     def count(self, split: Split) -> int:
@@ -106,7 +108,9 @@ class Coco:
             paths = [files[1] for files in map(self._split_files, SPLITS) if files is not None]
             # A machine for evaluation may hold only val2017; without the train JSON, that of another split is read.
             path = next((path for path in paths if path.exists()), None) or self._required_files("train")[1]
-            self._categories = annotations.categories(annotations.load(path, labelled=False))
+            self._categories = annotations.categories(
+                annotations.load(path, labelled=False, read_size=lambda _: (1, 1))  # sizes are not used
+            )
         return self._categories
 
     def ground_truth(self, split: Split) -> dict[str, Any]:
@@ -215,6 +219,7 @@ class Coco:
         arrays = self._arrays(split)
         boxes = f"{len(arrays.labels)} boxes" if arrays.labelled else "no annotations (there will be no numbers)"
         lines = [f"{len(arrays.ids)} images, {boxes} of {self._required_files(split)[1]}", *arrays.notes]
+        lines += self._size_notes.get(self._required_files(split)[1], [])
         lines += [self._describe_cut(split)] if self._is_cut(split) else []
         if split == "train":
             lines += notes.classes_without_boxes(arrays.labels, self.categories())
@@ -329,4 +334,9 @@ class Coco:
 
     def _load(self, split: Split) -> annotations.CocoJson:
         """Read the JSON of `split`. That of `test` may lack annotations, since a server can evaluate the results."""
-        return annotations.load(self._required_files(split)[1], labelled=split != "test" or self._is_cut("test"))
+        folder, path = self._required_files(split)
+        sizes = HeaderSizes(annotations=path, folder=folder, exif=self.exif)
+        labelled = split != "test" or self._is_cut("test")
+        coco_json = annotations.load(path, labelled=labelled, read_size=sizes.read)
+        self._size_notes[path] = sizes.notes()
+        return coco_json

@@ -346,7 +346,10 @@ BAD_FILES = {
         coco_json(images=[{"id": 3, "width": 1, "height": 1}], annotations=[]),
         ["Image 3", "file_name"],
     ),
-    "image without size": (coco_json(images=[{"id": 3, "file_name": "a.png"}], annotations=[]), ["Image 3", "width"]),
+    "image without size": (
+        coco_json(images=[{"id": 3, "file_name": "gone.png"}], annotations=[]),
+        ["lacks the size of", "gone.png", "add the width and height"],
+    ),
     "missing image": (
         coco_json(images=[*COCO_JSON["images"], {"id": 1, "file_name": "x.png", "width": 1, "height": 1}]),
         ["1 of 4 images are missing", "x.png"],

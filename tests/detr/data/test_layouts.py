@@ -141,3 +141,38 @@ def test_blood_cells_are_the_same_as_roboflow_and_beside_images(tmp_path: Path, 
     assert boxes(coco(tmp_path / "beside")) == boxes(coco(tmp_path / "roboflow"))
     data = coco(folder)
     assert [data.count(split) for split in SPLITS] == [205, 87, 72]
+
+
+@pytest.mark.parametrize("missing", [{}, {"width": 0, "height": 0}, {"width": None, "height": 6}])
+def test_sizes_that_the_json_lacks_are_read_from_the_images(tmp_path: Path, missing: dict[str, Any]):
+    content = small_set(10)
+    write(tmp_path / "whole/train.json", tmp_path / "whole/images", content)
+    for image in content["images"]:
+        for key in ("width", "height"):
+            del image[key]
+        image.update(missing)
+    write(tmp_path / "lacking/train.json", tmp_path / "lacking/images", content)
+    whole, lacking = coco(tmp_path / "whole"), coco(tmp_path / "lacking")
+    assert boxes(lacking) == boxes(whole) and lacking.ground_truth("test") == whole.ground_truth("test")
+    note = "train: the JSON lacks the sizes of 10 images, which were read from the image files"
+    assert note in lacking.summary() and note not in whole.summary()
+    (tmp_path / "lacking/images/0003.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"lacks the size of .*0003.png, and it cannot be read from the image"):
+        coco(tmp_path / "lacking").count("train")
+
+
+@pytest.mark.parametrize(("exif", "size"), [("auto", (6, 8)), ("ignore", (6, 8)), ("apply", (8, 6))])
+def test_a_size_that_the_json_lacks_is_that_of_the_image_as_it_is_read(
+    tmp_path: Path, exif: str, size: tuple[int, int]
+):
+    content = small_set(4)
+    write(tmp_path / "train.json", tmp_path / "images", content)
+    tags = Image.Exif()
+    tags[274] = 6  # a quarter turn
+    for image in content["images"]:
+        image["width"] = 0
+        Image.new("RGB", (8, 6)).save(tmp_path / "images" / image["file_name"], exif=tags)
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    data = coco(tmp_path, exif=exif)
+    assert data.sample("train", 0, None)["original_size"] == size
+    assert any("are turned by EXIF and are read as stored" in line for line in data.summary()) is (exif != "apply")
