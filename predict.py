@@ -23,6 +23,7 @@ def predict(config: dict[str, Any]) -> None:
 
     folder = Path(config["output"])
     output.refuse_input_folder(folder, config["input"])
+    output.refuse_run_folder(folder)
     parts = assembly.restore(config)
     print(parts.weights_line, file=sys.stderr)
     with output.writing_to(folder):

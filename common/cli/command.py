@@ -11,6 +11,7 @@ from pathlib import Path
 
 from common.config.check import did_you_mean
 from common.config.compose import CONFIGS
+from common.machine import console
 
 ROOT = CONFIGS.parent  # the folder of the doors, in a clone and in an installed wheel
 DOORS = ("train", "evaluate", "predict")
@@ -19,11 +20,12 @@ PREFIX = "triptych "  # of sys.argv[0] after `main` has replaced it
 
 def main() -> None:
     """Run the door or script that the first argument names, as the main module, with the other arguments."""
+    console.guard()
     files = commands()
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help"):
         print(_usage(files), end="")
-        return
+        sys.exit(console.exit_code(0))
     if name not in files:
         sys.exit(_refuse(name, files))
     sys.argv = [PREFIX + name, *sys.argv[2:]]

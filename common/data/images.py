@@ -32,6 +32,7 @@ UNSUPPORTED_SUFFIXES = {".cr2", ".dng", ".heic", ".heif", ".jp2", ".jxl", ".nef"
 Sample = TypeVar("Sample")
 
 # Highest value and name of each range that grey images of more than 8 bits may have; the first that fits is taken.
+PHOTOMETRIC = 262  # TIFF's tag PhotometricInterpretation: 0 if black is the highest value
 RANGES = ((1.0, "from 0 to 1"), (255.0, "of 8 bits"), (4095.0, "of 12 bits"), (65535.0, "of 16 bits"))
 SAMPLED_FILES = 64  # of a split, opened to find their range
 MAX_PNG_TEXT = 64 * 2**20  # bytes of one text in a PNG (XMP of photo editors, say); Pillow's own limit is 1 MB
@@ -167,10 +168,16 @@ def _pixels(path: Path, upright: bool) -> NDArray[np.uint8]:
     """The pixels of an image file as (H, W, 3), RGB."""
     # PIL and not torchvision.io, which is deprecated (torchvision 0.29) and only 15 % faster on a JPEG.
     with open_image(path) as image:
+        has_16_bits = _has_16_bits(image)
         if upright:
             ImageOps.exif_transpose(image, in_place=True)
         if not _is_deep(image):
-            return np.array(image.convert("RGB"))
+            colours = np.array(image.convert("RGB"))
+            if has_16_bits and 0 < colours.max() <= 15:
+                raise UserError(f"The image {path} has 16 bits a channel and uses 12 of them; convert it to 8 bits.")
+            return colours
+        if getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == 0:
+            raise UserError(f"In the image {path}, 0 is white (PhotometricInterpretation); convert it to 8 bits.")
         values = np.asarray(image)  # (H, W); `convert` would clip at 255
         highest = _range(values, path)[0]
         if highest == 255 and image.mode == "F":
@@ -180,6 +187,12 @@ def _pixels(path: Path, upright: bool) -> NDArray[np.uint8]:
         else:
             grey = values // ((highest + 1) / 256)  # the highest 8 of 8, 12 or 16 bits
         return np.ascontiguousarray(grey.astype(np.uint8)[..., None].repeat(3, axis=2))  # (H, W) -> (H, W, 3)
+
+
+def _has_16_bits(image: Image.Image) -> bool:
+    """Whether an image that is not decoded yet has channels of 16 bits, which Pillow cuts to 8 unless it is grey."""
+    arguments = [tile.args for tile in getattr(image, "tile", [])]
+    return ";16" in str(arguments)
 
 
 def _is_deep(image: Image.Image) -> bool:

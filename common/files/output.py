@@ -26,14 +26,21 @@ def refuse_input_folder(folder: Path, input: str) -> None:
             )
 
 
+def refuse_run_folder(folder: Path) -> None:
+    """Raise UserError if `folder` is that of a run, or inside one."""
+    resolved = folder.resolve()
+    if run := next((path for path in (resolved, *resolved.parents) if holds_a_run(path)), None):
+        where = "the folder of a run" if run == resolved else f"inside the folder of a run, {run}"
+        raise UserError(f"output={folder} is {where}, whose results would be replaced; name another.")
+
+
 def create_output(folder: Path) -> None:
     """Create `folder` and test whether a file can be written in it.
 
-    Raises UserError if this fails, or if the folder is that of a run, whose results would be replaced.
+    Raises UserError if this fails, or if the folder is that of a run or inside one.
     """
     with writing_to(folder):
-        if holds_a_run(folder):
-            raise UserError(f"output={folder} is the folder of a run, whose results would be replaced; name another.")
+        refuse_run_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".output-{os.getpid()}"
         try:

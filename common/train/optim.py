@@ -124,6 +124,15 @@ def refuse_incomplete(
     missing = next((f"{key} of {name}" for name, values in saved.items() for key in keys if key not in values), None)
     if keys and not saved and not may_be_empty:
         missing = "everything"
+    other = next(
+        (f"{key} of {name} as {value.dtype}".replace("torch.", "")
+         for name, values in saved.items()
+         for key, value in values.items()
+         if isinstance(value, Tensor) and not value.is_floating_point()),
+        None,
+    )  # fmt: skip
+    if other:
+        raise UserError(f"{path} holds {other}, expected floats, which no training writes; give another checkpoint.")
     if missing:
         raise UserError(
             f"{path} holds an optimizer state without {missing}, from which no run can resume; start a new run from "

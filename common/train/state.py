@@ -202,6 +202,8 @@ def _refuse_other_run(run: Run, stepper: Stepper, path: Path, content: dict[str,
     """Raise UserError when a checkpoint has another config or other weights than the run, or lacks a run's state."""
     if mistake := resume_mistake(content):
         raise UserError(f"{path} cannot be resumed from: {mistake}; start a new run with checkpoint={path}.")
+    if int(path.stem.rpartition("_")[2]) != content["step"]:
+        raise UserError(f"{path} holds step {content['step']}, which its name denies; it was altered or renamed.")
     allowed = run.config.get("allow_changes") or []
     paths = data_identity.recognised_paths(run.data, content)
     refuse_changes(content["config"], run.config, f"{path}", [*allowed, *paths])

@@ -8,6 +8,7 @@ from PIL import ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
+MAX_NAME = 40  # characters of a class name in a label
 MIN_LONGER_SIDE = 400  # pixels; on a smaller picture, labels would hide the objects
 
 
@@ -44,9 +45,9 @@ def draw(
     corners[:, 0::2] = corners[:, 0::2].clamp(0, picture.width - 1)
     corners[:, 1::2] = corners[:, 1::2].clamp(0, picture.height - 1)
     classes = [sorted(set(names)).index(name) for name in names] if labels is None else labels.tolist()
-    texts = list(names)
+    texts = [name if len(name) <= MAX_NAME else f"{name[:MAX_NAME]}…" for name in names]
     if scores is not None:
-        texts = [f"{name} {score:.2f}" for name, score in zip(names, scores.tolist(), strict=True)]
+        texts = [f"{name} {score:.2f}" for name, score in zip(texts, scores.tolist(), strict=True)]
     order = range(len(texts)) if scores is None else scores.argsort().tolist()
     for i in order:
         x0, y0, x1, y1 = corners[i].tolist()

@@ -1,6 +1,8 @@
 """Image files of every mode, broken ones, ones with EXIF rotation, and the images of a folder."""
 
 import os
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -231,6 +233,44 @@ def test_values_without_a_known_range_are_refused_by_name(values: np.ndarray, tm
     Image.fromarray(values).save(tmp_path / "wild.tif")
     with pytest.raises(UserError, match=r"wild\.tif has values from .* to .*; expected 0 to 1 .* convert it to 8 bits"):
         read_image(tmp_path / "wild.tif")
+
+
+def test_a_deep_tiff_in_which_0_is_white_is_refused_by_name(tmp_path: Path):
+    """Pillow inverts such images of 8 bits, but not those of 16."""
+    path, values = tmp_path / "scan.tif", (np.arange(64).reshape(8, 8) * 1024).astype(np.uint16)
+    Image.fromarray(values).save(path)
+    assert read_image(path)[0, -1, -1] == 252
+    Image.fromarray(values).save(path, tiffinfo={image_files.PHOTOMETRIC: 0})
+    with pytest.raises(UserError, match=r"In the image .*scan\.tif, 0 is white .*; convert it to 8 bits\.$"):
+        read_image(path)
+
+
+def sixteen_bit_png(path: Path, values: np.ndarray) -> None:
+    """Write (H, W, 3) uint16 as a PNG, which Pillow cannot."""
+    height, width, _ = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(rows)),
+        (b"IEND", b""),
+    ]
+    parts = [
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
+    ]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+
+
+def test_colour_images_of_16_bits_of_which_12_are_used_are_refused_by_name(tmp_path: Path):
+    ramp = np.linspace(0, 1, 64).reshape(8, 8, 1).repeat(3, axis=2)
+    sixteen_bit_png(tmp_path / "deep.png", ramp * 65535)
+    assert read_image(tmp_path / "deep.png").max() == 255
+    sixteen_bit_png(tmp_path / "black.png", ramp * 0)
+    assert read_image(tmp_path / "black.png").max() == 0
+    sixteen_bit_png(tmp_path / "camera.png", ramp * 4095)
+    with pytest.raises(
+        UserError, match=r"camera\.png has 16 bits a channel and uses 12 of them; convert it to 8 bits\.$"
+    ):
+        read_image(tmp_path / "camera.png")
 
 
 def test_a_png_with_two_megabytes_of_metadata_is_read(tmp_path: Path):

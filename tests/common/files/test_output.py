@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from common.errors import UserError
-from common.files.output import create_output, refuse_input_folder, write_answer, writing_to
+from common.files.output import create_output, refuse_input_folder, refuse_run_folder, write_answer, writing_to
 
 
 @pytest.mark.parametrize(
@@ -69,6 +69,16 @@ def test_the_folder_of_the_input_is_refused_by_any_of_its_names(
     Path("photos/p.png").write_text("")
     for folder, input in (("photos/answers", "photos"), ("photos", "photos/p.png"), ("predictions", "-")):
         refuse_input_folder(Path(folder), input)
+
+
+def test_the_folder_of_a_run_is_refused_and_so_is_one_inside_it(tmp_path: Path) -> None:
+    (tmp_path / "runs/a/checkpoints").mkdir(parents=True)
+    (tmp_path / "runs/a/config.yaml").write_text("")
+    for folder in ("runs/a", "runs/a/predictions", "runs/a/new/folder"):
+        with pytest.raises(UserError, match=r"the folder of a run.*, whose results would be replaced; name another\.$"):
+            refuse_run_folder(tmp_path / folder)
+    for folder in ("runs", "runs/b", "predictions"):
+        refuse_run_folder(tmp_path / folder)
 
 
 def test_an_answer_that_replaces_that_for_another_file_of_the_same_name_is_warned_of(

@@ -941,6 +941,28 @@ def test_an_optimizer_state_of_nothing_is_refused(tmp_path, state):
         fit(tmp_path, resume=True)
 
 
+def test_optimizer_moments_that_are_no_floats_are_refused(tmp_path):
+    with pytest.raises(Stopped):
+        stop_at(tmp_path, 5, {})
+    file = tmp_path / "checkpoints/step_00000005.pt"
+    content = checkpoint.load(file)
+    for values in content["optimizer"].values():
+        values["exp_avg"] = values["exp_avg"].long()
+    checkpoint.save(file, content)
+    with pytest.raises(UserError, match=r"step_00000005.pt holds exp_avg of .* as int64, expected floats"):
+        fit(tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("step", [0, 7, 10**6])
+def test_a_checkpoint_whose_step_is_not_that_of_its_name_is_refused(tmp_path, step):
+    with pytest.raises(Stopped):
+        stop_at(tmp_path, 5, {})
+    file = tmp_path / "checkpoints/step_00000005.pt"
+    checkpoint.save(file, {**checkpoint.load(file), "step": step})
+    with pytest.raises(UserError, match=rf"step_00000005.pt holds step {step}, which its name denies"):
+        fit(tmp_path, resume=True)
+
+
 ALTERED_VALUES = ("deleted", None, 5, "text", [], {}, math.nan)
 
 
