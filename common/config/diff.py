@@ -28,6 +28,8 @@ CHANGEABLE_KEYS = (
 # that a run whose config was written with other defaults resumes.
 CUT_KEYS = ("data.val_count", "data.val_share", "data.test_share")
 DATA_PATHS = ("data.root", "data.train", "data.val", "data.test")
+# Defaults that were changed: key -> (present default, former default); the present one is hashed as the former one.
+CHANGED_DEFAULTS = {"data.val_count": (None, 2000), "data.test_share": (0.1, 0)}
 # Keys of migrations.ADDED_KEYS and ADDED_CLASS_KEYS that fingerprints have always included.
 ALWAYS_HASHED_KEYS = (
     *("optimizer.layer_decay", "optimizer.reference_batch", "optimizer.scaling"),
@@ -73,13 +75,17 @@ def fingerprint(config: dict[str, Any]) -> str:
     began, moved classes are hashed by their former names, and keys that were added later only if their values change
     the former behaviour.
     """
-    former = {new: old for old, new in MOVED_CLASSES.items()}
+    former_names = {new: old for old, new in MOVED_CLASSES.items()}
     sections = {name: part for name, part in config.items() if isinstance(part, dict)}
     added = {name: ADDED_CLASS_KEYS.get(str(part.get("_target_")), {}) for name, part in sections.items()}
     additions = {key: value for key, value in flatten({**ADDED_KEYS, **added}).items() if key not in ALWAYS_HASHED_KEYS}
-    hashed = {key: value for key, value in flatten(config).items() if key not in additions or additions[key] != value}
+    keys = flatten(config)
+    keys |= {key: former for key, (present, former) in CHANGED_DEFAULTS.items() if key in keys and keys[key] == present}
+    hashed = {key: value for key, value in keys.items() if key not in additions or additions[key] != value}
     hashed = {key: value for key, value in hashed.items() if key == "checkpoint" or not _is_under(key, CHANGEABLE_KEYS)}
-    hashed = {key: former.get(value, value) if key.endswith("_target_") else value for key, value in hashed.items()}
+    hashed = {
+        key: former_names.get(value, value) if key.endswith("_target_") else value for key, value in hashed.items()
+    }
     return hashlib.blake2b(json.dumps(hashed, sort_keys=True).encode(), digest_size=4).hexdigest()
 
 
