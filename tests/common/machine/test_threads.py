@@ -10,7 +10,7 @@ import pytest
 from common.machine import threads
 
 ROOT = Path(__file__).parents[3]
-SCRIPTS = sorted(f"scripts/{file.stem}" for file in (ROOT / "scripts").glob("*.py"))
+SCRIPTS = sorted(f"scripts/{file.stem}" for file in (ROOT / "scripts").glob("*.py") if file.stem != "__init__")
 COMMANDS = ("train", "evaluate", "predict", *SCRIPTS)
 WITHOUT_TORCH = ("scripts/compare", "scripts/search")  # the second starts train.py
 UNSET = ("scripts/benchmark",)  # it compares with other libraries, each in its own defaults

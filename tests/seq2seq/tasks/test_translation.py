@@ -383,7 +383,7 @@ def test_a_restored_task_translates_without_data(built: Built, joint: bool) -> N
     state = task.state()
     assert len(state["tokenizers"]) == 1 + (not joint)
     assert all(type(text) is str for text in state["tokenizers"]), "plain types"
-    config = configure("predict", ["model=seq2seq", "data=parallel_text", "checkpoint=x", "input=-", *keys])
+    config = configure("predict", ["model=seq2seq", "data=parallel_text", "checkpoint=x.pt", "input=-", *keys])
     restored: Translation = build(config["task"], data=build(config["data"]))  # without files
     restored.restore(state)
     assert restored.state() == state and restored.model_arguments() == task.model_arguments()

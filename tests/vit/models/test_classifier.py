@@ -322,6 +322,8 @@ COUNTS = {  # google-research/vision_transformer, models_test.py
     "vit_l16": 304_326_632,
     "vit_l32": 306_535_400,
     "vit_h14": 632_045_800,
+    # Not in that file: 384 x 3 x (16^2 - 14^2) weights of patches fewer and 384 x (257 - 197) positions more than S/16.
+    "vit_s14": 22_050_664 - 69_120 + 23_040,
 }
 
 
