@@ -1,6 +1,6 @@
 """Evaluate a run's checkpoint or an official one: `python evaluate.py checkpoint=runs/.../checkpoints/best.pt`."""
 
-import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ def evaluate(config: dict[str, Any]) -> float | None:
     If `output` is set, the metrics and the predictions are also written to this folder.
     """
     from common.errors import UserError
+    from common.files.lines import as_json
     from common.files.log import Log
     from common.files.output import create_output, writing_to
     from common.machine import device, distributed
@@ -44,7 +45,7 @@ def evaluate(config: dict[str, Any]) -> float | None:
         if folder:  # written first, since printing may fail
             record = {**results, **provenance(config, parts, split)}
             with writing_to(folder):
-                (folder / "results.json").write_text(json.dumps(record, indent=1))
+                (folder / "results.json").write_text(as_json(record, indent=1))
                 metric.write(folder)
         log = Log(None, distributed.is_main())
         log.info(parts.weights_line)
@@ -55,9 +56,11 @@ def evaluate(config: dict[str, Any]) -> float | None:
         else:
             unwritten = "" if config["output"] else "; output=FOLDER writes the predictions"
             log.warning(f"There are no numbers, because the {split} data have no annotations{unwritten}.")
+        if undefined := [name for name, value in results.items() if math.isnan(value)]:
+            log.warning(f"{', '.join(undefined)} is NaN: the model's outputs, or the truth, are not finite.")
         if config["details"] and numbers:
             log.table("details", metric.details())
-        log.info(json.dumps(results))
+        log.info(as_json(results))
         if config["output"]:
             log.info(f"The results and the predictions are in {config['output']}.")
         return numbers.get(parts.task.goal.name)

@@ -16,7 +16,7 @@ def train(config: dict[str, Any], run_dir: Path | None) -> float | None:
     import torch
 
     from common.config.check import construct
-    from common.files.lines import write_atomically
+    from common.files.lines import as_json, write_atomically
     from common.files.log import Log
     from common.files.records import goal_value, read_record
     from common.files.run_folder import config_text
@@ -66,7 +66,7 @@ def train(config: dict[str, Any], run_dir: Path | None) -> float | None:
             }
             log.flush()  # no line of a finished run is written later
             if distributed.is_main():
-                write_atomically(results, json.dumps({**numbers, **goal}, indent=1))  # marks the run as finished
+                write_atomically(results, as_json({**numbers, **goal}, indent=1))  # marks the run as finished
             log.table("results", [("number", "value"), *numbers.items()])
             files = [name for name in ("checkpoints/", "metrics.jsonl", "predictions/") if (folder / name).exists()]
             files += ["TensorBoard events"] * any(folder.glob("events.out.tfevents*"))

@@ -15,6 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # Python adds only the script's own folder
 
+from common.cli.command import to_run
 from common.machine import console, threads
 
 os.environ.update(threads.missing_settings(os.environ))  # before torch is imported
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{options.output} cannot be written ({error.strerror}); check its folder and the disk.", file=sys.stderr)
         return 2
     print("\n".join([*(f"read      {file}" for file in files), f"wrote     {describe(options.output, content)}"]))
-    print(f"evaluate  python evaluate.py {names.shell_command([f'checkpoint={options.output}'])}")
+    print(f"evaluate  {to_run('evaluate.py')} {names.shell_command([f'checkpoint={options.output}'])}")
     return 0
 
 

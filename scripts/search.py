@@ -28,6 +28,7 @@ from urllib.parse import quote
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # Python adds only the script's own folder
 
+from common.cli.command import to_run
 from common.cli.jobs import run_script
 from common.config.check import build
 from common.config.compose import Command, configure
@@ -74,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console.guard()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     options, train_arguments = _options(arguments)
-    advice = f"To resume: python scripts/search.py {names.shell_command(arguments)}"
+    advice = f"To resume: {to_run('scripts/search.py')} {names.shell_command(arguments)}"
     try:
         if options.trials < 1:
             raise UserError(f"--trials {options.trials}: expected a whole number from 1.")
@@ -311,8 +312,8 @@ def _report(study: optuna.Study, search: Plan, folder: Path) -> int:
     print(f"{len(trials)} trials, {len(trials) - len(done)} of them failed; the best is trial_{best.number:04d}:")
     print("\n".join(f"  {key}={value}" for key, value in best.params.items()))
     print(f"  {search.goal} {best.value:.4f}")
-    print(f"again     python train.py {names.shell_command(search.arguments(best.params))}")
-    print(f"compare   python scripts/compare.py {names.shell_command([str(folder)])}")
+    print(f"again     {to_run('train.py')} {names.shell_command(search.arguments(best.params))}")
+    print(f"compare   {to_run('scripts/compare.py')} {names.shell_command([str(folder)])}")
     return 0
 
 

@@ -47,6 +47,12 @@ def own_name(door: str | None = None) -> list[str]:
     return sys.argv[0].split() if sys.argv[0].startswith(PREFIX) else ["python", f"{door}.py" if door else sys.argv[0]]
 
 
+def to_run(file: str) -> str:
+    """How the user starts another door or script: "triptych train" if this command was, else "python train.py"."""
+    is_triptych = sys.argv[0].startswith(PREFIX)
+    return PREFIX + Path(file).stem.replace("_", "-") if is_triptych else f"python {file}"
+
+
 def _usage(files: dict[str, Path]) -> str:
     width = max(map(len, files))
     lines = [f"  {name:{width}}  {_summary(file)}\n" for name, file in files.items()]

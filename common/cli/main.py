@@ -115,7 +115,8 @@ def _resume_line(command: Command, folder: Path) -> str:
     added = {"run_dir": f"run_dir={folder}", "resume": "resume=auto"}
     arguments = [*command.arguments, *(argument for key, argument in added.items() if key not in command.keys)]
     distributed = torchrun.this_process(os.environ).world_size > 1
-    program = ["torchrun [its options]", sys.argv[0]] if distributed else own_name()
+    words = own_name()
+    program = ["torchrun [its options]", *(words[1:] if words[0] == "python" else words)] if distributed else words
     return f"To resume: {program[0]} {names.shell_command([*program[1:], *arguments])}"
 
 

@@ -1,10 +1,12 @@
 """Text files that are replaced atomically, and line files that lose no line while the disk is full."""
 
+import json
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 
 @contextmanager
@@ -83,3 +85,9 @@ class LineFile:
             with naming(self.path):
                 written = self._file.write(self._pending)  # unbuffered; on a nearly full disk, only a part
             self._pending = self._pending[written:]
+
+
+def as_json(values: Mapping[str, Any], indent: int | None = None) -> str:
+    """Write `values` as a JSON object, in which floats that are not finite are null: JSON has no NaN."""
+    undefined = {name for name, value in values.items() if isinstance(value, float) and not math.isfinite(value)}
+    return json.dumps({**values, **dict.fromkeys(undefined)}, indent=indent)

@@ -1,6 +1,5 @@
 """A run's log: console, train.log, metrics.jsonl, timing.jsonl and TensorBoard."""
 
-import json
 import math
 import os
 import sys
@@ -17,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common.errors import Stopped, UserError
-from common.files.lines import LineFile
+from common.files.lines import LineFile, as_json
 from common.files.names import printable
 from common.files.records import RECORD_FILES, Remainder, describe_lines, keep_records
 from common.files.table import table
@@ -276,7 +275,7 @@ def _short(value: float) -> str:
 
 def _json(numbers: Mapping[str, float]) -> str:
     converted = {name: value if isinstance(value, int) else float(value) for name, value in numbers.items()}
-    return json.dumps({name: value if math.isfinite(value) else None for name, value in converted.items()})
+    return as_json(converted)
 
 
 def _truncate(path: Path, step: int, evaluated: bool, is_timing: bool) -> Remainder:

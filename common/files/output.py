@@ -9,17 +9,20 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from common.data.images import IMAGE_SUFFIXES
 from common.errors import UserError
 from common.files.run_folder import holds_a_run
 
 
 def refuse_input_folder(folder: Path, input: str) -> None:
-    """Raise UserError if `folder` is also the folder `input`, where an answer could replace a file of the user.
+    """Raise UserError if `folder` is also the folder `input`, or that of the image `input`.
 
-    The next prediction would also read pictures among the answers as input.
+    An answer could replace a file of the user there, and the next prediction would read pictures among the answers.
     """
     with suppress(OSError):  # one of the folders does not exist, or cannot be read
-        if os.path.isdir(input) and os.path.samefile(folder, input):
+        is_image = Path(input).suffix.lower() in IMAGE_SUFFIXES and not os.path.isdir(input)
+        source = Path(input).parent if is_image else Path(input)
+        if source.is_dir() and os.path.samefile(folder, source):
             raise UserError(
                 f"output={folder} is the folder of the input, where answers could replace images and would be read as "
                 f"images the next time; name another folder, such as output={folder / 'predictions'}."

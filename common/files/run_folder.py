@@ -48,7 +48,7 @@ def run_in(job: Job, config: dict[str, Any], folder: Path | None) -> float | Non
                 result = job(config, folder)
                 write_atomically(folder / "config.yaml", config_text(config))  # with the changes that were allowed
                 return result
-        except UserError:
+        except (UserError, KeyboardInterrupt):  # Ctrl-C before the first step; later ones raise Stopped
             if new and not any((folder / "checkpoints").glob("*")):
                 _release(folder)
                 if not config["run_dir"]:  # then the folders above were made for the run, too
@@ -78,7 +78,7 @@ def holds_a_run(folder: Path) -> bool:
 
 
 def _release(folder: Path) -> None:
-    """Free the folder of a new run that ended with a UserError before its first checkpoint.
+    """Free the folder of a new run that ended with a UserError or by Ctrl-C before its first checkpoint.
 
     Unless a step was logged, all files that the run wrote are removed, and the folder too if it is then empty.
     """

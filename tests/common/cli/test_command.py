@@ -32,3 +32,14 @@ def test_a_door_that_python_started_is_repeated_with_python(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/clone/train.py", "model=vit"])
     assert command.own_name() == ["python", "/clone/train.py"]
     assert command.own_name("train") == ["python", "train.py"]
+
+
+def test_the_commands_to_go_on_with_are_those_of_the_program_that_was_started(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["scripts/search.py"])
+    assert [command.to_run(file) for file in ("train.py", "scripts/compare.py")] == [
+        "python train.py",
+        "python scripts/compare.py",
+    ]
+    monkeypatch.setattr(sys, "argv", ["triptych search"])
+    assert command.to_run("evaluate.py") == "triptych evaluate"
+    assert command.to_run("scripts/export_marian.py") == "triptych export-marian"

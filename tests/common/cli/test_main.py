@@ -407,18 +407,21 @@ def test_a_users_mistake_in_the_job_is_one_sentence_and_frees_the_folder(start: 
     assert outcome.code == 2 and Path("x/config.yaml").exists()
 
 
-def test_a_command_refused_before_its_first_step_leaves_nothing(start: Callable[..., Outcome]) -> None:
+@pytest.mark.parametrize(("error", "code"), [(UserError("There is no file y."), 2), (KeyboardInterrupt(), 130)])
+def test_a_command_that_ends_before_its_first_step_leaves_nothing(
+    start: Callable[..., Outcome], error: BaseException, code: int
+) -> None:
     def job(config: dict[str, Any], folder: Path) -> None:
         for name in ("task.json", "train.log", "metrics.jsonl", "events.out.tfevents.1"):
             (folder / name).write_text("" if name == "metrics.jsonl" else "text")
         (folder / "checkpoints").mkdir()
-        raise UserError("There is no file y.")
+        raise error
 
     for arguments in (["run_dir=x"], ["run_dir=x", "resume=auto"], []):
-        assert start("model=detr", *arguments, job=job).code == 2 and os.listdir() == []
+        assert start("model=detr", *arguments, job=job).code == code and os.listdir() == []
     Path("x").mkdir()
     Path("x/mine.txt").write_text("")
-    assert start("model=detr", "run_dir=x", job=job).code == 2 and os.listdir("x") == [".lock", "mine.txt"]
+    assert start("model=detr", "run_dir=x", job=job).code == code and os.listdir("x") == [".lock", "mine.txt"]
 
 
 def test_a_command_refused_after_logged_steps_leaves_their_records(start: Callable[..., Outcome]) -> None:

@@ -1,5 +1,6 @@
 """Lines stay in memory while the disk is full."""
 
+import json
 import os
 import resource
 import signal
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from common.files.lines import LineFile, write_atomically
+from common.files.lines import LineFile, as_json, write_atomically
 
 
 @contextmanager
@@ -67,3 +68,9 @@ def test_opening_a_file_is_retried(tmp_path: Path) -> None:
     os.mkdir(tmp_path / "folder")
     lines.add("two")
     assert (tmp_path / "folder/a.txt").read_text() == "one\ntwo\n"
+
+
+def test_json_has_null_for_what_is_not_finite() -> None:
+    values = {"loss": float("nan"), "rate": float("inf"), "AP": 0.5, "goal": "val/AP", "step": 3}
+    assert json.loads(as_json(values)) == {"loss": None, "rate": None, "AP": 0.5, "goal": "val/AP", "step": 3}
+    assert "NaN" not in as_json(values) and "Infinity" not in as_json(values, indent=1)

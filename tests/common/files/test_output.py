@@ -67,7 +67,10 @@ def test_the_folder_of_the_input_is_refused_by_any_of_its_names(
         with pytest.raises(UserError, match="is the folder of the input"):
             refuse_input_folder(Path(folder), "photos")
     Path("photos/p.png").write_text("")
-    for folder, input in (("photos/answers", "photos"), ("photos", "photos/p.png"), ("predictions", "-")):
+    with pytest.raises(UserError, match="is the folder of the input"):
+        refuse_input_folder(Path("photos"), "photos/p.png")
+    others = (("photos/answers", "photos"), ("photos/new", "photos/p.png"), (".", "-"), ("photos", "photos/lines.txt"))
+    for folder, input in others:
         refuse_input_folder(Path(folder), input)
 
 
