@@ -24,7 +24,8 @@ def quote_path(argument: str, sweep: bool = False) -> str:
     """Quote the value of key=value if it is a path, so that Hydra takes names such as `x=1, photo (2).jpg` as they are.
 
     In a sweep, `a.pth,b.pth` is two paths. A value with commas is one path if a space follows them, if a file of that
-    name exists, or if the key is sweep_dir. Raises UserError for a path that no file system can have.
+    name exists, or if the key is sweep_dir. A run's folder as checkpoint stands for its best.pt. Raises UserError for a
+    path that no file system can have, and for a checkpoint that is another folder.
     """
     key, equals, value = argument.partition("=")
     name = key.lstrip("+~")
@@ -37,6 +38,8 @@ def quote_path(argument: str, sweep: bool = False) -> str:
         return argument
     is_one = not sweep or name == "sweep_dir" or value.startswith("[") or os.path.exists(os.path.expanduser(value))
     paths = [value] if is_one else re.split(r",(?! )", value)
+    if name == "checkpoint":
+        paths = [_file_of_checkpoint(path) for path in paths]
     return f"{key}={','.join(quoted(_usable(path, name)) for path in paths)}"
 
 
@@ -55,6 +58,16 @@ def expand_paths(value: Any, key: str = "") -> Any:
     if isinstance(value, dict):
         return {name: expand_paths(item, f"{key}.{name}") for name, item in value.items()}
     return os.path.expanduser(_usable(value, key[1:])) if isinstance(value, str) and is_path(key) else value
+
+
+def _file_of_checkpoint(path: str) -> str:
+    """The best checkpoint of the run in the folder `path`; any other path as it is."""
+    if not os.path.isdir(os.path.expanduser(path)):
+        return path
+    best = os.path.join(path, "checkpoints", "best.pt")
+    if not os.path.isfile(os.path.expanduser(best)):
+        raise UserError(f"checkpoint={path}: the folder holds no checkpoints/best.pt; give a run's folder, or a file.")
+    return best
 
 
 def _usable(path: str, key: str) -> str:

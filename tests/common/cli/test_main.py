@@ -508,6 +508,21 @@ def test_a_sweep_takes_experiments_ranges_and_lists(start: Callable[..., Outcome
     assert names == [f"detr_r50_coco_300-seed_{seed}" for seed in (0, 0, 1, 1)], "a list is left out of the name"
 
 
+def test_a_runs_folder_as_checkpoint_is_its_best_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for run in ("a", "b, c"):
+        Path(run, "checkpoints").mkdir(parents=True)
+        Path(run, "checkpoints/best.pt").touch()
+    Path("empty").mkdir()
+    assert paths.quote_path("checkpoint=a") == "checkpoint='a/checkpoints/best.pt'"
+    assert paths.quote_path("checkpoint=b, c") == "checkpoint='b, c/checkpoints/best.pt'"
+    assert paths.quote_path("checkpoint=a,x.pth", sweep=True) == "checkpoint='a/checkpoints/best.pt','x.pth'"
+    assert paths.quote_path("checkpoint=a/checkpoints/best.pt") == "checkpoint='a/checkpoints/best.pt'"
+    assert paths.quote_path("data.root=a") == "data.root='a'"
+    with pytest.raises(UserError, match=r"^checkpoint=empty: the folder holds no checkpoints/best\.pt; give a run's"):
+        paths.quote_path("checkpoint=empty")
+
+
 @pytest.mark.parametrize("path", ["9" * 256, "a/" + "é" * 128, "a/" * 2048 + "b"])
 @pytest.mark.parametrize("key", ["data.root", "run_dir", "checkpoint"])
 def test_a_path_that_no_file_system_has_is_refused(key, path):
