@@ -23,10 +23,11 @@ task = types.SimpleNamespace(
 parts = types.SimpleNamespace(weights_line="weights   of step 3", task=task, model=None, device=None,
                               trainer=types.SimpleNamespace(precision="fp32"))
 sys.modules["common.train.assembly"] = types.SimpleNamespace(restore=lambda config: parts)
-sys.modules["common.machine.device"] = types.SimpleNamespace(autocast=lambda *_: contextlib.nullcontext())
 
 import predict
-from common.machine import console
+from common.machine import console, device
+
+device.autocast = lambda *_: contextlib.nullcontext()
 
 predict.send_utf8()
 console.guard()
@@ -36,7 +37,7 @@ predict.predict({"input": sys.argv[1], "output": "x"})
 
 @pytest.fixture
 def process(tmp_path: Path) -> list[str]:
-    """predict.py's command without torch or a model; its last argument is the number of answers."""
+    """predict.py's command without a model; its last argument is the number of answers."""
     (tmp_path / "script.py").write_text(SCRIPT, encoding="utf-8")
     return [sys.executable, str(tmp_path / "script.py")]
 

@@ -334,7 +334,7 @@ def test_values_out_of_range_are_refused(inside: Door) -> None:
     for key, words in {
         "data.mean=[0.1,0.2]": "expected a list of 1",
         "data.std=[0]": "data.std[0]=0: expected a number above 0",
-        "data.image_size=[8,8,8]": "expected a whole number from 1 or a list of 2",
+        "data.image_size=[8,8,8]": "expected a whole number from 1 up to 65535 or a list of 2",
         "data.val_count=1500": "nothing to train on",
         "model.heads=5": "must be divisible by model.heads=5",
         "data.augmentation.magnitude=31": "magnitude up to 30",
