@@ -49,7 +49,7 @@ def evaluate(config: dict[str, Any]) -> float | None:
                 metric.write(folder)
         log = Log(None, distributed.is_main())
         log.info(parts.weights_line)
-        if distributed.is_main():  # some files are opened again
+        if distributed.is_main():  # the description may open files again, which one process does for all
             describe_data(parts.data, parts.task, split, log)
         if numbers:
             log.table(f"{split}: {parts.data.count(split)} samples", [("number", "value"), *numbers.items()])
@@ -67,7 +67,7 @@ def evaluate(config: dict[str, Any]) -> float | None:
 
 
 def describe_data(data: Any, task: Any, split: str, log: Any) -> None:
-    """Log what training says about `split` at its start: counts, what was read otherwise than written, and doubts."""
+    """Log what training logs about `split` at its start: counts, notes on how the data were read, and warnings."""
     if hasattr(data, "split_summary"):
         log.info("\n".join(f"data      {line}" for line in data.split_summary(split)))
     for note in task.evaluation_notes() if hasattr(task, "evaluation_notes") else []:

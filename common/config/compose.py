@@ -58,7 +58,7 @@ class Command:
     """The command line of a door (train, evaluate or predict): flags, and overrides in the form that Hydra reads."""
 
     def __init__(self, door: str, arguments: Sequence[str], base: ConfigReader | None = None, sweep: bool = False):
-        """With `sweep` or -m, `a,b` stands for two values, even where the value is a path."""
+        """Parse the flags and quote paths. In a sweep (`sweep` or -m), a comma separates values, also paths."""
         self.door, self.base, self.arguments = door, base, arguments
         self.flags = parse_flags(arguments)
         self.config_name, self.folder = self.flags.config_name or door, CONFIGS
@@ -115,13 +115,20 @@ class Command:
             raise UserError(self._sentence(error, overrides)) from error
 
     def checked(self) -> Composed:
-        """Compose the config and check it; raises UserError. Data that do not exist yet get a folder under data/."""
+        """Compose the config and check it; raises UserError.
+
+        If the data.root of a checkpoint lacks the data, and the data set would write them there, it is replaced by a
+        folder under data/.
+        """
         composed = self.compose()
         check(composed.config, composed.config.get("trust") or [], self.door)
         return composed._replace(notices=[*composed.notices, *self._redirect_data(composed.config["data"])])
 
     def _redirect_data(self, section: dict[str, Any]) -> list[str]:
-        """Replace, in place, a root that a checkpoint names if the data set would write into it; returns a notice."""
+        """Replace `root` in the data section if it comes from a checkpoint and the data set would write files there.
+
+        Returns a list with a notice, which is empty if nothing is replaced.
+        """
         if "data=checkpoint" not in self.overrides or "data.root" in self.keys:
             return []
         data = build(section)
@@ -184,7 +191,8 @@ class Command:
             if config is not None:
                 self.config_name += "_migrated"
                 ConfigStore.instance().store(self.config_name, config, **_REPLACE)
-        self.overrides.append(f"hydra.searchpath=[{in_quotes(f'file://{folder}')}]")  # Hydra resolves nothing in it
+        # Hydra does not interpolate this key, so `${` in the path is not escaped.
+        self.overrides.append(f"hydra.searchpath=[{in_quotes(f'file://{folder}')}]")
 
     def _store_base(self) -> list[str]:
         """Register a checkpoint's config as a choice in each group, and return the overrides that choose it.
@@ -217,7 +225,10 @@ class Command:
         return [resolved_text(str(getattr(item, "text", item))) for item in flat if item is not None]
 
     def _with_published(self, overrides: list[str]) -> tuple[list[str], list[str]]:
-        """`overrides` after those that checkpoint=NAME implies (none with a whole config); and notices on these."""
+        """Put the overrides that checkpoint=NAME implies before `overrides`; returns them all, and notices.
+
+        With a whole config (--config-name), no overrides are implied.
+        """
         paths, keys = self._checkpoints(overrides), set(map(_key, overrides))
         weights = published.find(paths[-1]) if paths else None
         if weights is None or self.flags.config_name:
@@ -266,7 +277,7 @@ def choices_of(group: str) -> list[str]:
 
 
 def _refuse_several(part: Override) -> None:
-    """Raise UserError for an override with several values, and for a choice in a group that is not a single name."""
+    """Raise UserError for an override with several values, and for a group whose choice is not a single name."""
     key, line = part.key_or_group, str(part.input_line)
     if part.is_sweep_override():
         raise UserError(f"{line}: several values are a sweep, which needs -m; a list is written [a,b].")

@@ -14,7 +14,7 @@ MAX_LENGTH = 120  # characters of a value in a sentence
 def describe_type(annotation: Any, large: bool = False) -> str:
     """Describe a type in words, for the end of "expected ...".
 
-    With `large`, the words include upper limits of at least MAX_COUNT and the limit of 64 bits of whole numbers.
+    Very high upper limits (MAX_COUNT or more, and 64 bits for whole numbers) are left out unless `large` is True.
     """
     kind, inner = typing.get_origin(annotation), typing.get_args(annotation)
     if kind is Annotated:

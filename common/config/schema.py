@@ -21,7 +21,7 @@ _TYPING_NAMES = {"Literal": Literal, "Optional": Optional, "Union": Union, "Anno
 class Field(NamedTuple):
     """One argument of a constructor."""
 
-    annotation: Any  # its type; None: not a plain type, so the program passes the argument, and it is no config key
+    annotation: Any  # its type; None if this is no plain type: the program passes such arguments, not the config
     required: bool
     source: str  # the annotation as written
 
@@ -135,7 +135,10 @@ class ModuleSource:
         return source._resolve(original) if source else None
 
     def _imported_from(self, name: str) -> "tuple[ModuleSource | None, str]":
-        """The module from which `name` (or `module.name`) is imported, and its name there; None for other packages."""
+        """Find the module from which `name` (or `module.name`) is imported, and the name of the class in that module.
+
+        The module is None unless it is in this module's own package, `common`, detr, vit or seq2seq.
+        """
         prefix, _, last = name.rpartition(".")
         path = f"{self._imports.get(prefix)}.{last}" if prefix else self._imports.get(name, "")
         module, _, original = path.rpartition(".")

@@ -37,7 +37,7 @@ class DeadWorker(NamedTuple):
 
 
 class ActivityTable:
-    """A table in shared memory, in which each worker records what it is doing and the parent reads it."""
+    """A table in shared memory: each worker records what it is doing, and the parent reads the records."""
 
     def __init__(self, workers: int):
         self._parent = os.getpid()
@@ -128,7 +128,8 @@ def _react_only_to(parent: int) -> None:
     for name in signals.SIGNALS:
         if name != "SIGTERM" and hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-    if hasattr(signal, "sigtimedwait"):  # without it, SIGTERM kills, and PyTorch checks for the parent in idle workers
+    # Where sigtimedwait is missing, any SIGTERM kills the worker, and PyTorch's idle workers check for their parent.
+    if hasattr(signal, "sigtimedwait"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # inherited by all threads that start later
         threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
 

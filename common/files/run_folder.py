@@ -114,7 +114,7 @@ def choose(composed: Composed) -> Path:
 
 
 def _kind(section: dict[str, Any]) -> str:
-    """The name of a section that no choice of a group gave: its class in lower case (coco for detr.data.coco.Coco)."""
+    """Name a section that was not chosen from its group: its class in lower case (coco for detr.data.coco.Coco)."""
     return str(section["_target_"]).rpartition(".")[2].lower()
 
 

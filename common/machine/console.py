@@ -30,7 +30,7 @@ class _Output(io.FileIO):
             return count
         except OSError as error:
             self.failure = error
-            with suppress(OSError):  # without a free descriptor, the next write fails, too
+            with suppress(OSError):  # if no descriptor is free, the next write fails and redirection is tried again
                 _discard(self.fileno())
             return memoryview(data).nbytes
 
@@ -53,9 +53,9 @@ def escape_controls(text: str) -> str:
 
 
 def guard() -> None:
-    """Let no write to sys.stdout or sys.stderr raise or control a terminal.
+    """Guard sys.stdout and sys.stderr: no write raises an error, and none can control a terminal.
 
-    What the encoding lacks is escaped, and what cannot be written is discarded.
+    Characters that the encoding lacks are escaped, and text that cannot be written is discarded.
 
     A stream that was closed before the start (`>&-`) is opened on the null device; otherwise its descriptor would be
     given to the next file that is opened. Streams of other classes, such as a notebook's, are left as they are.
@@ -110,7 +110,7 @@ def notify(text: str) -> None:
 def _guarded(stream: io.TextIOWrapper) -> io.TextIOWrapper:
     """A guarded stream with the settings and the descriptor of `stream`.
 
-    Standard output that leads to a file or another program holds answers, which are written as they are.
+    If standard output leads to a file or another program, control characters in its text are not escaped.
     """
     output = _Output(stream.fileno(), "w", closefd=False)
     with suppress(OSError):

@@ -219,7 +219,7 @@ class Stack(nn.Module):
         return outputs
 
     def caches(self, memory: Memory | None = None) -> list[BlockCache]:
-        """A cache without tokens for each block; with `memory`, it holds the memory's keys and values."""
+        """Make an empty cache for each block; with `memory`, it holds the projected keys and values of the memory."""
         if memory is None:
             return [BlockCache(Cache()) for _ in self.blocks]
         attentions: list[Any] = [block.cross_attention for block in self.blocks]

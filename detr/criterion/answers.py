@@ -71,7 +71,10 @@ def unstack_layers(outputs: Outputs | list[Outputs]) -> list[Outputs]:
 
 
 def group_by_set(layers: Sequence[Outputs]) -> dict[str, list[Outputs]]:
-    """Group the outputs of layers by answer set: the entry "set" of a layer's outputs, or "queries" without one."""
+    """Group the outputs of layers by the name of their answer set.
+
+    The name is the entry "set" of a layer's outputs; if there is no such entry, it is "queries".
+    """
     sets: dict[str, list[Outputs]] = {}
     for layer in layers:
         outputs = {name: value for name, value in layer.items() if name != "set"}
@@ -80,7 +83,10 @@ def group_by_set(layers: Sequence[Outputs]) -> dict[str, list[Outputs]]:
 
 
 def stack_layers(layers: Outputs | Sequence[Outputs]) -> Outputs:
-    """Stack each output that all L layers have to (L, B, R, ...), in fp32 or higher; `real`, if there, stays (B, R)."""
+    """Stack the outputs that all L layers share into tensors (L, B, R, ...) in at least fp32.
+
+    The mask `real` (B, R) is the same for all layers, so it is not stacked.
+    """
     if isinstance(layers, dict):
         return {name: _upcast_half(value) for name, value in layers.items()}
     names = [name for name in layers[-1] if all(name in layer for layer in layers)]
@@ -101,7 +107,10 @@ def logit_count(classification: Classification, classes: int) -> int:
 
 
 def probabilities(classification: Classification, logits: Tensor) -> Tensor:
-    """The class probabilities (..., K), from logits (..., K + 1), "no object" last, or with sigmoid (..., K)."""
+    """Convert logits to class probabilities (..., K).
+
+    With softmax, the logits are (..., K + 1), of which the last is that of "no object"; with sigmoid, (..., K).
+    """
     return logits.softmax(-1)[..., :-1] if classification == "softmax" else logits.sigmoid()
 
 

@@ -1,7 +1,8 @@
 """Forward passes of DETR-R50 against transformers.
 
-As documented, transformers' model uses PyTorch's fused attention and, for bf16, weights converted to bf16. Two more
-contenders are transformers' model with eager attention, and with PyTorch's channels_last memory format.
+As its documentation advises, transformers' model uses PyTorch's fused attention and, for bf16, weights converted to
+bf16. The row `latency` has two more contenders: transformers' model with eager attention, and with PyTorch's
+channels_last memory format.
 """
 
 import copy
@@ -49,9 +50,10 @@ def row(
     size: tuple[int, int] | None = None,
     queries: int = 100,
 ) -> Row:
-    """Build a row: a forward pass of `batch` images of `size` (height, width; None: 800 x 1066), in evaluation mode.
+    """Build a row: a forward pass of `batch` images of `size` (height, width), in evaluation mode.
 
-    `names` are the contenders; the outputs of all others are compared with those of the first.
+    If `size` is None, images are 800 x 1066, or 96 x 128 if `setting.tiny`. `names` are the contenders; the outputs of
+    the first are the reference for the outputs of all others.
     """
     device, (height, width) = setting.device, size or ((96, 128) if setting.tiny else (800, 1066))
     model = detector(f"model.queries={queries}").to(device).eval()

@@ -26,7 +26,7 @@ Images = tuple[Tensor, Tensor]  # uint8 (n, C, h, w), int64 (n,)
 
 
 def height_and_width(size: int | tuple[int, int]) -> tuple[int, int]:
-    """The (height, width) of a size that is one number, the side of a square, or already both."""
+    """Convert a size to (height, width); a single number is the side of a square."""
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
@@ -77,7 +77,10 @@ class InMemory(ABC):
         return [self.augmentation.repeats if split == "train" else 1] * self.count(split)
 
     def sample(self, split: Split, index: int, generator: torch.Generator | None) -> dict[str, Any]:
-        """Row and label of an image and, with mixing, of its partner; in training also the uniforms (N, U) of views."""
+        """Row and label of an image and, with mixing, of its partner.
+
+        In training, `uniforms` (views, UNIFORMS_PER_VIEW) are the random numbers of the views of both.
+        """
         labels = self._split(split)[1]
         sample: dict[str, Any] = {"split": split, "rows": [index], "labels": [int(labels[index])]}
         if generator is None:
@@ -98,18 +101,18 @@ class InMemory(ABC):
         }
 
     def view(self, image: Tensor, file: Path) -> dict[str, Any]:
-        """A sample without a label from a user's image, uint8 (3, h, w) of any size, viewed as in evaluation."""
+        """Make a sample from a user's image, uint8 (3, h, w) of any size, as in evaluation; it has no label."""
         if self.channels == 1:
             image = functional.rgb_to_grayscale(image)
         return {"file": str(file), "image": augmentation.evaluation_view(image, self.image_size, 1.0, "bilinear")}
 
     def collate(self, samples: list[dict[str, Any]]) -> Batch:
-        """A batch with ids, labels int64 (B,) and, as rows int64 (N,), the images' indices in the split.
+        """Make a batch: `ids`, `labels` int64 (B,), and `rows` int64 (N,), which are the images' indices in the split.
 
         A user's images have no rows: `images` holds them, and their labels are -1.
-        In training it has `uniforms` (N, UNIFORMS_PER_VIEW), an array on the host. N is B without mixing. With mixing N
-        is 2B: the views of the images, then those of their partners in the same order. `other_labels` (B,) are then the
-        partners' labels, and `shares` (B,) the shares of the images' own labels in their targets.
+        In training, the batch also has `uniforms` (N, UNIFORMS_PER_VIEW), an array on the host. Without mixing, N is B.
+        With mixing, N is 2B: the views of the images, then those of their partners in the same order. `other_labels`
+        (B,) are then the partners' labels, and `shares` (B,) the shares of the images' own labels in their targets.
         """
         if "image" in samples[0]:
             files, images = [s["file"] for s in samples], torch.stack([s["image"] for s in samples])
@@ -154,7 +157,7 @@ class InMemory(ABC):
         return images.expand(-1, 3, -1, -1)
 
     def summary(self) -> list[str]:
-        """Two lines: the numbers of classes and of images in each split, with the images' size; the classes' names."""
+        """Two lines: the number of classes, the images' size and their number in each split; the classes' names."""
         counts = ", ".join(f"{split}: {self.count(split)}" for split in SPLITS)
         return [
             f"{len(self.names)} classes, images of {self.image_size[0]} x {self.image_size[1]}; {counts}",
