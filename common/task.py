@@ -81,9 +81,10 @@ class OptionalData(Protocol):
     """The order of classes read from folders: "string" or "natural"."""
 
     def root_has_files(self) -> bool:
-        """Whether the data lie under `root`; without them, the data set would draw or download them into it.
+        """Whether the files of the data are under `root`; if not, the data set draws or downloads them there.
 
-        A root that a checkpoint names is then replaced by a folder under data/, unless the command line gives one.
+        If a checkpoint's `root` lacks the files, it is replaced by a folder under data/, unless the command line sets
+        data.root.
         """
 
     def class_notes(self) -> list[str]:

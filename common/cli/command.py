@@ -43,7 +43,10 @@ def commands() -> dict[str, Path]:
 
 
 def own_name(door: str | None = None) -> list[str]:
-    """The command that started this process, as words, without arguments; with `door`, without the file's folder."""
+    """The words of the command that started this process, without arguments: ["python", FILE] or ["triptych", NAME].
+
+    FILE is the path as typed, or `door`.py if `door` is given.
+    """
     return sys.argv[0].split() if sys.argv[0].startswith(PREFIX) else ["python", f"{door}.py" if door else sys.argv[0]]
 
 

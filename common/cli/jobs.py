@@ -98,9 +98,10 @@ class SweepJob:
         stop_file: "StopFile | None" = None,
         working_folder: str | None = None,
     ):
-        """`in_sweep_process`: all runs take place in the sweep's own process. `stop_file`: for runs in its children.
+        """Store the job and where its runs take place.
 
-        `working_folder` holds a package that the user trusts; None without one.
+        `in_sweep_process`: all runs take place in the sweep's own process. `stop_file`: the file that asks runs in child
+        processes to stop. `working_folder`: the folder of a package that the user trusts; None without such a package.
         """
         self.job, self.in_sweep_process, self.stop_file = job, in_sweep_process, stop_file
         self.working_folder = working_folder
@@ -108,8 +109,8 @@ class SweepJob:
     def __call__(self, composed: DictConfig) -> float | None:
         """Run the job in the run's folder; a failure is written to the run's status file instead of raised.
 
-        In the sweep's own process, a signal ends the sweep. In another process, it ends only this run, without an
-        exception, at which the launcher would kill the other runs while they write checkpoints.
+        In the sweep's own process, a signal ends the sweep. In another process, it ends only this run, and no exception
+        is raised: the launcher would kill the other runs while they write checkpoints.
         """
         if self.working_folder and self.working_folder not in sys.path:
             sys.path.append(self.working_folder)

@@ -65,7 +65,8 @@ def sweep(job: Job, command: Command) -> int:
     resume_line = f"To resume: {shell_command(_line(command, folder))}"
     for _, run in todo:
         clear_status(run)
-    defaults = {"trust": "trust=[]", "check_memory": "++check_memory=true"}  # not those of a whole config
+    # Set for each run, because a whole config (--config-name) may hold other values, which are ignored.
+    defaults = {"trust": "trust=[]", "check_memory": "++check_memory=true"}
     added = ["resume=auto", *(line for key, line in defaults.items() if key not in command.keys)]
     lines = [[*combination.overrides, *added, f"run_dir={quoted(str(run))}"] for combination, run in todo]
     try:

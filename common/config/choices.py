@@ -11,7 +11,10 @@ from common.config.schema import WINGS
 
 
 def choices_with(key: str, config: dict[str, Any], files: Sequence[Path]) -> list[str]:
-    """The names of `files`, the choices of the key's group, that have the key and a class of the wing in `config`."""
+    """Which choices of the key's group have the key, and a class of the same wing as the section in `config`.
+
+    `files` are the yaml files of the group's choices; returns the names of those that fit.
+    """
     group, _, name = key.partition(".")
     wing = _wing(config.get(group))
     sections = {file.stem: OmegaConf.to_container(OmegaConf.load(file)) for file in files} if wing in WINGS else {}

@@ -19,7 +19,7 @@ from yaml import YAMLError
 
 from common.config.migrations import migrate_config
 
-# Keys that protect the user and so are read only from the command line; their values if it does not have them.
+# Keys that protect the user and so are read only from the command line, with the values that they have otherwise.
 TYPED_KEYS: dict[str, Any] = {"trust": [], "check_memory": True}
 # Keys of Hydra's section, and of its part `job`, where Hydra records the command line and the folder of --config-dir.
 _RECORDED = ("overrides", "runtime", "searchpath", "mode")
@@ -44,10 +44,11 @@ def load_installed_plugins() -> None:
 
 
 def whole_config(file: Path) -> tuple[dict[str, Any] | None, list[str]]:
-    """Read a whole config; returns the changed config (None: Hydra can read the file), and notices on ignored parts.
+    """Read a whole config; returns the config that Hydra is to use instead of the file, and notices on ignored parts.
 
-    The config of a run of an earlier version is migrated. A file with a defaults list was written by a user and is not
-    migrated. If the file cannot be read, returns None, and Hydra reports the error later.
+    The section hydra is ignored. The config of a run of an earlier version is migrated; a file with a defaults list was
+    written by a user and is not migrated. The returned config is None if Hydra can use the file itself, or if the file
+    cannot be read, which Hydra reports later.
     """
     try:
         content = OmegaConf.to_container(OmegaConf.load(file))
@@ -70,7 +71,10 @@ def hydra_settings(composed: DictConfig) -> dict[str, Any]:
 
 
 def typed_only(config: dict[str, Any], typed: Collection[str]) -> list[str]:
-    """Reset, in place, the keys of TYPED_KEYS that `typed`, the keys of the command line, lacks; returns notices."""
+    """Reset, in place, the keys of TYPED_KEYS that are not typed on the command line; returns notices.
+
+    `typed` are the keys of the command line.
+    """
     notices = []
     for key, default in TYPED_KEYS.items():
         if key in typed:

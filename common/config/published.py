@@ -15,7 +15,7 @@ TABLE = Path(__file__).resolve().parents[2] / "configs" / "weights.yaml"
 
 
 class PublishedFile(NamedTuple):
-    """A file's address, and the first hexadecimal digits of its SHA-256, or all of them; None if none are known."""
+    """A file's address and its SHA-256 in hexadecimal: all digits, the first ones, or None if it is unknown."""
 
     address: str
     hash: str | None
@@ -58,11 +58,11 @@ def find(checkpoint: str) -> Published | None:
 def implied(
     weights: Published, typed: set[str], compose: Callable[[list[str]], dict[str, Any]]
 ) -> tuple[list[str], list[str]]:
-    """The overrides that `weights` imply beside the keys `typed` on the command line, and lines about them.
+    """The overrides that `weights` imply, and lines for the log about them.
 
-    `compose` returns the flat config for additional overrides. A constant whose key the config lacks is left out: a
-    data set of another kind, for instance, has other keys. An experiment decides all constants itself; a line names
-    those in which it differs.
+    Keys that are `typed` on the command line are not overridden. `compose` returns the flat config for additional
+    overrides. A constant whose key the config lacks is left out: a data set of another kind, for instance, has other
+    keys. An experiment sets all constants itself, so none is overridden; a line names the constants that differ.
     """
     model = [] if {"model", "experiment"} & typed else [f"model={weights.model}"]
     config = compose(model)

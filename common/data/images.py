@@ -190,7 +190,7 @@ def _pixels(path: Path, upright: bool) -> NDArray[np.uint8]:
 
 
 def _has_16_bits(image: Image.Image) -> bool:
-    """Whether an image that is not decoded yet has channels of 16 bits, which Pillow cuts to 8 unless it is grey."""
+    """Whether an image that is not decoded yet has channels of 16 bits; Pillow cuts those of colour images to 8."""
     arguments = [tile.args for tile in getattr(image, "tile", [])]
     return ";16" in str(arguments)
 
@@ -201,10 +201,10 @@ def _is_deep(image: Image.Image) -> bool:
 
 
 def _range(values: NDArray[Any], path: Path) -> tuple[float, str]:
-    """The range of `RANGES` that the values (H, W) of a grey image have; raises UserError when they have none."""
+    """The first range of `RANGES` that holds the values (H, W) of a grey image; raises UserError if none does."""
     low, high = values.min(), values.max()
     ranges = RANGES if values.dtype.kind == "f" else RANGES[1:]
-    taken = next((entry for entry in ranges if high <= entry[0]), None)  # none for nan, too
+    taken = next((entry for entry in ranges if high <= entry[0]), None)  # None also if `high` is NaN
     if taken is None or low < 0:
         raise UserError(
             f"The image {path} has values from {low:g} to {high:g}; expected 0 to 1 (floats), 255, 4095 or 65535; "

@@ -17,7 +17,7 @@ from common.machine.seeds import generator, mix
 from common.task import Batch, Data, Split
 
 Key = tuple[int, tuple[int, ...]]  # identifies a micro-batch: the epoch, and the indices of its samples
-MAX_LISTED_SAMPLES = 8  # in an error message; of further samples it gives the number
+MAX_LISTED_SAMPLES = 8  # in an error message, which says how many more there are
 MEMORY_ADVICE = "lower trainer.workers, give smaller samples, or more memory"
 SHARED_MEMORY_ADVICE = "enlarge /dev/shm (docker run --shm-size), or lower trainer.workers or trainer.micro_batch"
 LIKELY_CAUSES = {

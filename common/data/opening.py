@@ -1,4 +1,4 @@
-"""Open files of users and of strangers: regular ones alone, since a named pipe blocks its reader for ever."""
+"""Open the files of users and of strangers. Only regular files are opened: a named pipe may block its reader for ever."""
 
 import errno
 import json

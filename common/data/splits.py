@@ -32,7 +32,7 @@ def split_off_val(count: int, val_count: int, name: str, remedy: str) -> tuple[N
 
 
 def cut_by_name(names: Sequence[str], shares: Sequence[float]) -> list[list[int]]:
-    """Cut one part of each share in `shares` off the samples `names`; returns the indices of each part and of the rest.
+    """Split off a part of the samples `names` for each of `shares`; returns the indices of each part and of the rest.
 
     The samples are ordered by a hash of the last component of their name and cut in this order. So a part depends
     neither on the order of `names` nor on their folders, and equal names give equal parts in every format. A part has

@@ -94,7 +94,7 @@ def first_mistake(content: dict[str, Any], required: Sequence[str] = ()) -> str 
 
 
 def resume_mistake(content: dict[str, Any]) -> str | None:
-    """The first field that resuming a run needs and that is missing or of another type, or None."""
+    """The first field that is needed to resume a run but is missing or has another type, or None."""
     if missing := [f"{name} is missing" for name in TO_RESUME if name not in content]:
         return missing[0]
     if not content.get("windows") and "window" not in content:  # the field of earlier versions

@@ -18,8 +18,8 @@ from common.files.lock import InUseError, lock
 BLOCK = 1 << 20  # bytes that are read at once
 FAILURES = 3  # consecutive attempts that receive nothing, after which the download fails
 PAUSE = 1.0  # seconds before the first repetition; doubled before each further one
-WAIT = 0.2  # seconds between looks whether another process has ended its download
-RETRIED = (408, 429, 500, 502, 503, 504)  # HTTP's codes of failures that may pass
+WAIT = 0.2  # seconds between two checks whether another process has finished its download
+RETRIED = (408, 429, 500, 502, 503, 504)  # HTTP status codes of temporary failures
 
 Report = Callable[[str], None]
 
@@ -29,11 +29,11 @@ class DownloadError(UserError):
 
 
 class _NothingReceived(Exception):
-    """An attempt failed before its first byte, for a reason that may pass."""
+    """An attempt failed before its first byte, for a reason that may be temporary."""
 
 
 def fetch(address: str, path: Path, digits: str | None, *, report: Report, timeout: float = 30.0) -> None:
-    """Make `path` hold the file at `address`, which is downloaded unless `path` exists; `digits` begin its SHA-256.
+    """Download the file at `address` to `path` unless `path` exists, and verify that `digits` begin its SHA-256.
 
     A download that was interrupted, also in an earlier process, is resumed if the file at the address is still the
     same. Of several processes, one downloads and the others wait. `report` receives lines for the user. The server may
@@ -114,8 +114,9 @@ def _download(address: str, path: Path, digits: str | None, report: Report, time
 def _receive(address: str, draft: Path, timeout: float) -> bool:
     """Receive the rest of a file into `draft`; returns whether it is complete.
 
-    Beside the draft, a file holds what identifies the content at the address: its size, and the server's tag or date. A
-    draft of another content is begun again, and so is every draft if the server cannot send a part.
+    A second file beside the draft identifies the content that is downloaded by its size and the server's tag or date.
+    The download starts again from the beginning if the content at the address has changed, or if the server cannot
+    send only the rest of a file.
     """
     start = _size(draft)
     if start and _content(draft).startswith(f"{start} "):
@@ -152,12 +153,13 @@ def _receive(address: str, draft: Path, timeout: float) -> bool:
 
 
 def _copy(response: Any, file: Any) -> None:
-    while block := response.read1(BLOCK):  # what has arrived; `read` waits for a whole block, and a cut loses it
+    # `read1` returns the bytes that have arrived; `read` would wait for a whole block, and a cut would lose its part.
+    while block := response.read1(BLOCK):
         file.write(block)
 
 
 def _content(draft: Path) -> str:
-    """What identifies the content of which `draft` is a part; empty if that is not known."""
+    """The size and the tag or date of the content of which `draft` is a part; empty if they are not known."""
     file = _content_file(draft)
     return file.read_text(encoding="utf-8") if file.exists() else ""
 

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """A context that adds `path` to an OSError without a file's name, such as the error of a full disk."""
+    """A context that adds `path` to an OSError that names no file, such as the error of a full disk."""
     try:
         yield
     except OSError as error:

@@ -55,7 +55,10 @@ def create_output(folder: Path) -> None:
 
 @contextmanager
 def writing_to(folder: Path) -> Iterator[None]:
-    """A context that turns an OSError of a full disk, or about `folder`, a parent or a file in it, into a UserError."""
+    """A context that turns an OSError into a UserError if the disk is full or the error concerns `folder`.
+
+    An error concerns `folder` if it names this folder, one of its parents, or a file in it.
+    """
     try:
         yield
     except OSError as error:

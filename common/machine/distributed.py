@@ -178,9 +178,9 @@ def no_gradient_sync(module: nn.Module) -> AbstractContextManager[None]:
 
 @torch.no_grad()
 def broadcast_buffers(model: nn.Module) -> None:
-    """Copy the buffers of rank 0, such as BatchNorm's running statistics, to all ranks, where they may differ.
+    """Copy the buffers of rank 0, such as BatchNorm's running statistics, which may differ between ranks, to all ranks.
 
-    Only persistent buffers are copied; others may differ even in shape. They are sent as bytes, whatever their types.
+    Only persistent buffers are copied, as bytes whatever their types; other buffers may differ even in shape.
     """
     persistent = model.state_dict().keys()
     buffers = [buffer for name, buffer in model.named_buffers() if name in persistent]

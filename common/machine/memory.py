@@ -58,7 +58,7 @@ def capacity(device: torch.device) -> int | None:
 
 
 def _container_limits(folder: Path) -> list[int]:
-    """The limit of memory.max of version 2 of Linux's control groups, or of version 1's file; empty without one."""
+    """The container's memory limit in bytes, by version 2 or 1 of Linux's control groups; empty without a limit."""
     for file in (folder / "memory.max", folder / "memory" / "memory.limit_in_bytes"):
         with suppress(OSError, ValueError):  # "max" instead of a number
             return [int(file.read_text("utf-8"))]

@@ -29,7 +29,7 @@ class StopSignals:
     """
 
     def __init__(self, grace: float | None = None) -> None:
-        """Let the process end `grace` seconds after SIGTERM if the context is still open; with None, it never does."""
+        """If the context is still open `grace` seconds after SIGTERM, the process is ended; with None, it may stay open."""
         self.received: list[str] = []
         self._grace = grace
         self._owner = os.getpid()

@@ -1,4 +1,4 @@
-"""What the operating system refuses, in one sentence: paths, permissions, a full disk, and too many open files."""
+"""Describe errors of the operating system in one sentence: paths, permissions, a full disk, and too many open files."""
 
 import errno
 import sys

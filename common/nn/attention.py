@@ -257,7 +257,7 @@ def _is_fully_masked(may_look: Tensor) -> Tensor:
 
 
 def _combined_mask(q: Tensor, k: Tensor, may_look: Tensor | None, causal: bool) -> Tensor | None:
-    """`may_look`; with `causal`, combined with a lower triangle (N, M), True in its whole last row."""
+    """Combine `may_look` with, if `causal`, a lower triangular mask (N, M) whose last row is all True."""
     queries, keys = q.shape[2], k.shape[2]
     if not causal or queries == 1:  # the last query sees all keys
         return may_look

@@ -167,7 +167,7 @@ def pack_convolution(weight: Tensor, conv: nn.Conv2d) -> Tensor:
     """Pack a convolution's weight into the layout that its kernel reads."""
     assert _PACK_CONVOLUTION is not None
     if weight.dtype == torch.float32 and conv.kernel_size != (3, 3):
-        return weight  # the best layout depends on the feature map's size; that of another is up to 10 times as slow
+        return weight  # a layout is chosen for one size of feature maps, and up to 10 times as slow for other sizes
     input_shape = [1, conv.in_channels, 32, 32]  # of any size: without a shape, oneDNN chooses a slow layout
     packed: Tensor = _PACK_CONVOLUTION(weight, conv.padding, conv.stride, conv.dilation, conv.groups, input_shape)
     return packed

@@ -1,4 +1,4 @@
-"""Stack pictures to a batch for the log, and write pictures to files."""
+"""Stack pictures into a batch for the log, and write pictures to files."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 
 def pad_and_stack(pictures: Sequence[Tensor]) -> Tensor:
-    """Stack pictures uint8 (3, H, W) of any size to (B, 3, Hmax, Wmax), with black padding at bottom and right."""
+    """Stack pictures uint8 (3, H, W) of any size into (B, 3, Hmax, Wmax), with black padding at bottom and right."""
     height = max(picture.shape[-2] for picture in pictures)
     width = max(picture.shape[-1] for picture in pictures)
     return torch.stack([pad(p, (0, width - p.shape[-1], 0, height - p.shape[-2])) for p in pictures])

@@ -47,8 +47,8 @@ def measure(section: Mapping[str, Any], task: Task) -> Footprint | None:
 def refuse_oversize(config: Mapping[str, Any], task: Task, device: torch.device, *, training: bool) -> None:
     """Raise UserError for a model that needs more memory than the machine has, unless check_memory is false.
 
-    Counted are the weights, on the CPU, where models are built; and in training the gradients, the optimizer's moments
-    and the moving average, on `device`. Activations, which depend on the batch, are not.
+    The weights count on the CPU, where models are built. In training, the gradients, the optimizer's moments and the
+    moving average count on `device`. Activations, which depend on the batch, are not counted.
     """
     footprint = measure(config["model"], task) if config.get("check_memory", True) else None
     if footprint is None:

@@ -20,8 +20,8 @@ from common.train.assembly import Components
 def provenance(config: dict[str, Any], parts: Components, split: Split) -> dict[str, Any]:
     """The entries of evaluate.py's results.json that are not numbers; paths are absolute.
 
-    `weights` describes the step and whether the weights are averaged, `files` are the paths in the config's section
-    `data`, and `digests` those of the content of `split`, by which the same data are recognised under other paths.
+    `weights` describes the step and whether the weights are averaged, and `files` are the paths in the config's section
+    `data`. `digests` are those of the content of `split`; they identify the same data under other paths.
     """
     weights, *lines = parts.weights_line.removeprefix("weights").strip().splitlines()
     notes = [line.removeprefix("note").strip() for line in lines] + [*getattr(parts.task, "evaluation_notes", list)()]

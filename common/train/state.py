@@ -199,7 +199,7 @@ def _restart(run: Run, folder: CheckpointFolder, log: Log) -> None:
 
 
 def _refuse_other_run(run: Run, stepper: Stepper, path: Path, content: dict[str, Any]) -> None:
-    """Raise UserError when a checkpoint has another config or other weights than the run, or lacks a run's state."""
+    """Raise UserError when a checkpoint has another config or other weights than the run, or cannot be resumed from."""
     if mistake := resume_mistake(content):
         raise UserError(f"{path} cannot be resumed from: {mistake}; start a new run with checkpoint={path}.")
     if int(path.stem.rpartition("_")[2]) != content["step"]:

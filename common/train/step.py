@@ -18,7 +18,7 @@ MAX_CONSECUTIVE_OVERFLOWS = 10  # the run stops at this many in a row; each fp16
 
 @dataclass(frozen=True)
 class _FiniteCheck:
-    """Whether a step's loss and gradient norm are finite, copied to the host, and the values for the error message."""
+    """Whether a step's loss and gradient norm are finite, and the values for the error message if they are not."""
 
     number: int  # of the step
     finite: Tensor  # (2,) boolean, on the host: loss, gradient norm

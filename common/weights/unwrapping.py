@@ -13,7 +13,8 @@ from common.errors import UserError
 EMA_KEYS = ("model_ema", "state_dict_ema", "ema_model", "ema_state_dict", "ema")
 # Keys that hold the weights in files of training programs: Lightning's state_dict, DeepSpeed's module, and others.
 COMMON_WRAPPERS = ("state_dict", "module", "model_state_dict")
-# Before the tensor names of a DataParallel or compiled model, also where it is model or net of a LightningModule.
+# The prefix of tensor names of a DataParallel or compiled model, which may be the attribute model or net of a
+# LightningModule.
 PREFIX = re.compile(r"^(?:(?:model|net)\.)?(?:module\.|_orig_mod\.)+")
 BESIDE_THE_MODEL = ("criterion",)  # first words of tensors that a LightningModule keeps beside its model
 
@@ -26,8 +27,8 @@ def unwrap(
     The weights are the values of `content` itself, or of one of its keys, or one level deeper. Of several keys that
     hold tensors, the first in `wrappers` and COMMON_WRAPPERS is used. Prefixes of DataParallel and torch.compile are
     removed from the names; so is the name of a LightningModule's attribute, one of `attributes`, if all names begin
-    with it. "model" is not one by default, because in some layouts all names begin with "model." without a
-    LightningModule. Raises UserError if there are no weights; its message asks for `expected`.
+    with it. By default, "model" is not among `attributes`, because in some layouts all names begin with "model."
+    although there is no LightningModule. Raises UserError if there are no weights; its message asks for `expected`.
     """
     keys = tuple(dict.fromkeys((*wrappers, *COMMON_WRAPPERS)))
     holders = [key for key in keys if _holds_tensors(content.get(key))]

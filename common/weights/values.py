@@ -12,9 +12,10 @@ MAX_NAMES = 3
 
 
 def refuse_other_kinds(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Raise UserError for a boolean, integer or complex tensor under the name of one of floats, or a complex counter.
+    """Raise UserError if the file holds another kind of numbers (boolean, integer, float, complex) than the model has.
 
-    Copying into the model would convert them silently. Floats may have any precision.
+    Copying into the model would convert, for example, integers to floats silently. Floats may have any precision, and
+    the model's integers, which are counters, may be stored as any real numbers.
     """
     for name, ours in model.state_dict().items():
         theirs = tensors.get(name)
