@@ -2,10 +2,10 @@
 
 All contenders do the same work on the same inputs with the same weights in one process. Their outputs are compared
 first; then each is timed once per round, in a random order. The report gives each contender's median time, throughput,
-FLOP rate, also as a fraction of the FLOP rate of a large matrix product (scripts/benchmarks/flops.py), and peak memory
-(scripts/benchmarks/peak.py). For each pair of a contender and a reference, it gives the ratio of their median times and
-the quartiles of the per-round ratios; a ratio below 1 means that the contender is faster. --scaling shows how time and
-memory grow with the input; --against compares the ratios with those of an earlier report.
+peak memory (scripts/benchmarks/peak.py) and FLOP rate, absolute and as a fraction of the FLOP rate of a large matrix
+product (scripts/benchmarks/flops.py). For each pair of a contender and a reference, it gives the ratio of their median
+times and the quartiles of the per-round ratios; a ratio below 1 means that the contender is faster. --scaling shows how
+time and memory grow with the input; --against compares the ratios with those of an earlier report.
 """
 
 import argparse
@@ -148,7 +148,7 @@ def _measure_scaling(
 def _measure_row(
     name: str, build: Callable[[Setting], Row], options: argparse.Namespace, device: torch.device
 ) -> dict[str, Any]:
-    """Measure a row's times and, on a newly built row, its peak memory, which depends on a contender's first call."""
+    """Measure a row's times, then its peak memory; the row is rebuilt for the peak, which depends on the first call."""
     print(f"{name} ...", file=sys.stderr, flush=True)
     with _setting(options, device) as setting:
         _release_memory(setting)

@@ -37,9 +37,9 @@ from scripts.exporting.plan import Comparison, Plan
 from seq2seq.tasks.translation import Translation
 from vit.tasks.classification import Classification
 
-# The largest accepted difference: of logits, relative to their largest deviation from the mean; of probabilities and
-# relative coordinates, absolute. Another order of fp32 sums gives about 1e-6; the tanh approximation of GELU or another
-# resampling of images gives more than 1e-4.
+# The largest accepted difference. That of logits is relative to their largest deviation from the mean; that of
+# probabilities and relative coordinates is absolute. Another order of fp32 sums gives about 1e-6; the approximation of
+# GELU by tanh or another resampling of images gives more than 1e-4.
 TOLERANCE = 1e-4
 PLANNERS = {Detection: detection.plan, Classification: classification.plan, Translation: translation.plan}
 

@@ -100,8 +100,9 @@ class SweepJob:
     ):
         """Store the job and where its runs take place.
 
-        `in_sweep_process`: all runs take place in the sweep's own process. `stop_file`: the file that asks runs in child
-        processes to stop. `working_folder`: the folder of a package that the user trusts; None without such a package.
+        `in_sweep_process`: all runs take place in the sweep's own process. `stop_file`: the file that asks runs in
+        child processes to stop. `working_folder`: the folder of a package that the user trusts; None without such a
+        package.
         """
         self.job, self.in_sweep_process, self.stop_file = job, in_sweep_process, stop_file
         self.working_folder = working_folder

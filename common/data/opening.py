@@ -1,4 +1,4 @@
-"""Open the files of users and of strangers. Only regular files are opened: a named pipe may block its reader for ever."""
+"""Open files of users and of strangers. Only regular files are opened: a named pipe may block its reader for ever."""
 
 import errno
 import json

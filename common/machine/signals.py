@@ -29,7 +29,7 @@ class StopSignals:
     """
 
     def __init__(self, grace: float | None = None) -> None:
-        """If the context is still open `grace` seconds after SIGTERM, the process is ended; with None, it may stay open."""
+        """End the process if the context is still open `grace` seconds after SIGTERM; None sets no such limit."""
         self.received: list[str] = []
         self._grace = grace
         self._owner = os.getpid()

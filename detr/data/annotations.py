@@ -212,7 +212,7 @@ def _is_box(value: Any) -> bool:
 def _read_crowd(value: Any) -> bool | None:
     """A value of `iscrowd` as a bool: None is False, a number other than 0 is True, a text is looked up in CROWD_TEXTS.
 
-    Returns None for a text that is not there, for NaN and for any other type.
+    Returns None for a text that is not in CROWD_TEXTS, for NaN and for any other type.
     """
     if value is None:
         return False

@@ -42,8 +42,8 @@ class Coco:
     """A detection data set in COCO's format, with any set of category ids.
 
     `root` has one of the layouts of `detr.data.layouts`. COCO 2017 has no published labelled test set, so val2017
-    serves as `test`. A split with paths of its own does not use `root`. A val without files is cut from train. With
-    `test_share`, a test without files is, too, if train is that of `root`. Neither cut depends on the run's seed. The
+    serves as `test`. A split with paths of its own does not use `root`. A val without files is cut from train. So is a
+    test without files if `test_share` is set and train is that of `root`. Neither cut depends on the run's seed. The
     classes are the categories of the train JSON, sorted by id.
 
     Crowds and boxes without area are no targets, and target boxes are clipped to the image; `summary` counts both. The

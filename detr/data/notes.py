@@ -25,7 +25,7 @@ NO_OBJECTS: dict[Split, str] = {  # warnings about a split without any target bo
 
 
 def classes_without_boxes(labels: NDArray[np.int64], categories: Sequence[dict[str, Any]]) -> list[str]:
-    """A note on the classes without any of the boxes that have `labels` (T,); nothing if there is no box at all."""
+    """A note on the classes that are missing among the boxes' `labels` (T,); nothing if there is no box at all."""
     used = set(labels.tolist())
     unused = [f"{c['name']} (id {c['id']})" for i, c in enumerate(categories) if i not in used]
     if not used or not unused:

@@ -76,9 +76,9 @@ def _add_to_divisors(precision: np.ndarray, halves: np.ndarray, objects: np.ndar
     """Change precisions of 1 to the values that pycocotools computes, in place.
 
     To avoid a division by zero, pycocotools adds 2^-52 to the number of detections before it divides by the number. If
-    there are 2 or more detections, rounding removes the addend. So a precision of 1 changes only where it is that of
-    the first detection alone: the first is correct, the second is not. For n objects, the second is correct exactly if
-    the precision is 1 at a recall in (1/n, 2/n], an interval that contains one power of two.
+    there are 2 or more detections, rounding removes the addend. So a precision of 1 changes only if the first detection
+    is correct and the second is not. For n objects, the second is correct exactly if the precision is 1 at a recall in
+    (1/n, 2/n], an interval that contains one power of two.
 
     Args:
         precision: (T, R, K, A, M) at COCO's recalls.

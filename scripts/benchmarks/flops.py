@@ -1,7 +1,7 @@
 """Floating-point operations of a model, and the rate of a large matrix product on this device.
 
-Counted are matrix products, convolutions and attention, by PyTorch's counter; not counted are recomputation, norms,
-softmax and the optimizer. A model's operations per second divided by those of a large matrix product are its
+PyTorch's counter counts matrix products, convolutions and attention; recomputation, norms, softmax and the optimizer
+are not counted. A model's operations per second divided by those of a large matrix product are its
 model-FLOPs utilisation (Chowdhery et al. 2022, arXiv 2204.02311, appendix B). Differs: the highest rate of the device
 is measured, not taken from a data sheet.
 """

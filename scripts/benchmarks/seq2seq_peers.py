@@ -75,8 +75,9 @@ def _vary_translations(model: Any, bias: Tensor) -> None:
 
     The embedding of BOS becomes zeros, as that of Marian's start token. The output bias excludes PAD, BOS and EOS.
     With random weights, the likeliest next word is often the previous word, since input and output embeddings are tied;
-    random signs in the last norm prevent this. It is also often the same word after all words; larger outputs of the
-    feed-forward layers, without a component common to all words, and smaller ones of attention prevent that.
+    random signs in the last norm prevent this. The likeliest next word is also often the same for all previous words.
+    To prevent this, the outputs of feed-forward layers are enlarged and lose the component that all words have in
+    common, and the outputs of attention are reduced.
     """
     model.embedding.weight[BOS] = 0
     bias[[PAD, BOS, EOS]] = EXCLUDED_LOGIT

@@ -83,7 +83,7 @@ def row(
 
 
 def pairs(contenders: Mapping[str, Any], peers: tuple[str, ...] = PEERS, *, compiled: bool) -> Pairs:
-    """Pair our model with each peer and with the fastest one, in the same precision, and ours in bf16 with fp32."""
+    """Pair our model with each peer and with the fastest: in the same precision, and ours in bf16 with fp32 peers."""
     pairs: Pairs = []
     for suffix in ("", " compiled") if compiled else ("",):
         for ours, theirs in (("fp32", "fp32"), ("bf16", "fp32"), ("bf16", "bf16")):

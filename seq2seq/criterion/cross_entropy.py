@@ -20,7 +20,7 @@ MASKED_LOG_PROBABILITY = -1e8
 class LossOptions:
     """smoothing: the fraction of the target probability that is distributed uniformly over all entries.
 
-    In a model that masks entries, it is distributed over the others only.
+    In a model that masks entries, it is distributed over the unmasked entries only.
     """
 
     smoothing: Fraction
@@ -50,7 +50,7 @@ def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def _mean_of_unmasked(log_probabilities: Tensor) -> Tensor:
-    """The mean over entries that are not masked, (B, T, V) -> (B, T); if none is masked, bit for bit `mean`."""
+    """The mean over unmasked entries, (B, T, V) -> (B, T); if no entry is masked, it equals `mean` bit for bit."""
     masked = log_probabilities < MASKED_LOG_PROBABILITY
     entries = log_probabilities.shape[-1]
     return log_probabilities.masked_fill(masked, 0).mean(-1) * (entries / (entries - masked.sum(-1)))

@@ -211,7 +211,7 @@ class SentencePairs(ABC):
         return self._corpora[split]
 
     def _used(self, split: Split) -> Corpus:
-        """The pairs of a split that are used. In train, too long pairs may be left out; the tokenizers find them."""
+        """The pairs of a split that are used. Which pairs of train are too long is known only once they are encoded."""
         return self._encode(split).corpus if split == "train" else self._corpus(split)
 
     def _train_without_empty_sides(self) -> Corpus:

@@ -36,7 +36,8 @@ FORMAT = "triptych-marian-1"
 MARIAN_EOS, MARIAN_UNK = marian_config.EOS, 1
 SHARED, LOGITS_BIAS, HEAD = "model.shared.weight", "final_logits_bias", "lm_head.weight"
 EMBEDDINGS = {stack: f"model.{stack}.embed_tokens.weight" for stack in ("encoder", "decoder")}
-# Half precision changes sines by at most 5e-4, rounding of large angles by less; another layout by more than 1.
+# Half precision changes sines by at most 5e-4, and rounding of large angles by less; another layout differs by more
+# than 1.
 SINE_TOLERANCE = 2e-3
 # The axis of our tensors that holds the channels of the residual stream.
 STREAM_AXES = (

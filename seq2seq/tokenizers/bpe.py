@@ -261,7 +261,7 @@ def _untrained_tokenizer(options: TokenizerOptions) -> tokenizers.Tokenizer:
 
 
 def _rebuild(stored: dict[str, Any], options: TokenizerOptions) -> tokenizers.Tokenizer:
-    """Rebuild a stored tokenizer; raises ValueError if more than its entries and merges is not as `options` give."""
+    """Rebuild a stored tokenizer; raises ValueError if it differs from `options` in more than entries and merges."""
     bpe = _untrained_tokenizer(options)
     ours = json.loads(bpe.to_str())
     changed = [key for key in ours if key not in ("version", "model") and stored.get(key) != ours[key]]
@@ -286,7 +286,7 @@ def _without_special_text(bpe: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
 
 
 def _byte_level() -> dict[str, int]:
-    """The byte of each of the library's symbols: printable Latin-1 for itself, then U+0100, ... for the other bytes."""
+    """Map the library's symbols to bytes: printable Latin-1 stands for itself, U+0100 and so on for the other bytes."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     unprintable = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(unprintable)}

@@ -265,7 +265,7 @@ def _erased(images: Tensor, uniforms: np.ndarray, options: Augmentation) -> Tens
 def _mixing(uniforms: np.ndarray, options: Augmentation, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Each image's own share in a blend (B,), and the box pasted from its partner (B, 4) y0 x0 y1 x1 in pixels.
 
-    A blended image has an empty box, an image with a pasted box the share 1, an unmixed image an empty box and 1.
+    The box is empty if the image is blended, and the share is 1 if a box is pasted. Without mixing, both hold.
     """
     whether, which, quantile, down, right = uniforms[:, _MIX_UNIFORMS].T
     mixed = whether < options.mix

@@ -173,7 +173,7 @@ class ImageFolder:
         return {"images": fingerprints.digest_files(listing.folder, listing.files)}
 
     def view(self, image: Tensor, file: Path) -> dict[str, Any]:
-        """A sample with label -1 from a user's image, uint8 (3, h, w) of any size, viewed as in evaluation."""
+        """Make a sample from a user's image, uint8 (3, h, w) of any size, as in evaluation; its label is -1."""
         return {"id": str(file), "file": str(file), "label": -1, "views": [self._evaluation_view(image)]}
 
     def _own_views(self, split: Split, index: int, generator: torch.Generator | None) -> dict[str, Any]:
@@ -246,7 +246,7 @@ class ImageFolder:
         return [names_line(self.classes()), *order_notes(self.classes())]
 
     def advice(self, split: Split) -> list[str]:
-        """Warnings about the folders of `split` and, for train, numbers as class names that are sorted as text."""
+        """Warnings about the folders of `split` and, for train, about numbered class names that are sorted as text."""
         warnings = [] if split in self._folders() else unread_folders(self.root, split)
         if split != "train":
             return warnings

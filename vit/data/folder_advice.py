@@ -18,7 +18,7 @@ MAX_NAMES = 5  # of classes in a note
 
 
 def refuse_split_names(classes: Sequence[str], folder: Path) -> None:
-    """Raise UserError when the class folders of `folder` are those of splits, so that it is one level too high."""
+    """Raise UserError when `folder` is one level too high, that is, its class folders are the folders of splits."""
     if len(classes) > 1 and SPLIT_NAMES.issuperset(name.lower() for name in classes):
         raise UserError(
             f"The class folders of {folder} are {', '.join(classes)}, which are names of splits and not of classes; "

@@ -32,4 +32,4 @@ class ImageData(Data, Protocol):
         """The first `count` images of a batch, not normalised, for display: uint8 (n, 3, H, W) on the CPU."""
 
     def view(self, image: Tensor, file: Path) -> dict[str, Any]:
-        """A sample without a label from a user's image, uint8 (3, h, w) of any size, viewed as in evaluation."""
+        """Make a sample from a user's image, uint8 (3, h, w) of any size, as in evaluation; it has no label."""

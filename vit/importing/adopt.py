@@ -110,7 +110,7 @@ def adopt(content: dict[str, Any], classes: list[str] | None, image_size: tuple[
     if missing:
         raise UserError(_refusal(tensors, f"it has {missing}"))
     first, second = (joined[f"encoder.blocks.0.feed_forward.{part}.weight"] for part in ("expand", "contract"))
-    if len(first) != second.shape[1]:  # the first matrix also holds the gate, under the name of a plain one
+    if len(first) != second.shape[1]:  # the first matrix also holds a gate, although its name is that of a plain ViT
         reason = f"its feed-forwards expand to {len(first)} channels and contract from {second.shape[1]}"
         raise UserError(_refusal(tensors, reason, GATED_VIT))
     weights, notes = _with_our_shapes(joined, grid)

@@ -100,9 +100,9 @@ def head_count(content: dict[str, Any]) -> int | None:
 def sine_positions(height: int, width: int, channels: int) -> Tensor:
     """Fixed positions of big_vision's models without learned positions: (height, width, channels).
 
-    `channels` is a multiple of four; a quarter each holds sin x, cos x, sin y and cos y, at frequencies from 1 to
-    1/10000 inclusive, as in MoCo v3 (Chen et al. 2021, arXiv 2104.02057). The sines of common/nn/positions.py exclude
-    the last frequency and interleave the channels.
+    `channels` is a multiple of four; its quarters hold sin x, cos x, sin y and cos y in this order, at frequencies from
+    1 to 1/10000 inclusive, as in MoCo v3 (Chen et al. 2021, arXiv 2104.02057). The sines of common/nn/positions.py
+    exclude the last frequency and interleave the channels.
     """
     quarter = channels // 4
     frequencies = 10000.0 ** -torch.linspace(0, 1, quarter, dtype=torch.float64)  # (C/4,)

@@ -2,8 +2,8 @@
 
 Recorded from models of torchvision 0.29, timm 1.0.31 and transformers 5.23. The files of DeiT III's and DINOv2's
 authors have variants of timm's names. Version 5 of transformers changed names in its models, but not in published
-files. Our names in these tables are those before the next steps of adopt.py, which separates the positions of tokens
-from those of patches, and joins the q, k and v of transformers.
+files. Some of our names in these tables are intermediate: adopt.py then separates the positions of tokens from those of
+patches, and joins the q, k and v of transformers.
 """
 
 from typing import NamedTuple

@@ -147,7 +147,7 @@ class Classification:
         return logits
 
     def _images(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The model's input, computed in fp32 at any precision: half types round the sampling positions of crops."""
+        """The model's input, computed without autocast: half precision would round the sampling positions of crops."""
         device = next(model.parameters()).device
         with torch.autocast(device.type, enabled=False):
             images: Tensor = self.data.inputs(batch, device)

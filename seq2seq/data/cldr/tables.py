@@ -28,7 +28,7 @@ CATEGORY_SHARES = {  # of every split
     **{"countries": 0.07, "languages": 0.08, "currencies": 0.05, "calendar": 0.03},
 }
 MIN_NAMES = 12  # in a list; fewer give hardly any combinations
-PROBE_COUNT = 60  # values that test a form: it prints all, and clashes with earlier forms (Form.rivals) in under half
+PROBE_COUNT = 60  # values that test each form; see `printable_forms`
 ROOT, JANUARY_IN_ROOT = "root", "M01"  # the locale of untranslated texts, and its name of January
 
 
@@ -104,10 +104,11 @@ def _with_all_plurals(patterns: Mapping[str, str], plurals: Iterable[str]) -> di
 
 
 def printable_forms(forms: list[Form], locales: LocalePair) -> list[Form]:
-    """The forms that both locales can print, with their rivals: earlier forms that print some values alike.
+    """The forms that both locales can print, with their rivals (Form.rivals).
 
-    A form is left out if earlier forms print at least half of its values with the same source and another target:
-    "2021年1月3日" is both "January 3, 2021" and "Jan 3, 2021".
+    Each form prints PROBE_COUNT values. It is left out if it cannot print one of them, or if earlier forms print at
+    least half of them with the same source and another target: "2021年1月3日" is both "January 3, 2021" and "Jan 3,
+    2021".
     """
     probes: dict[str, list[Any]] = {}  # values by kind
     earlier: dict[tuple[str, int, str], tuple[str, Form]] = {}  # by kind, number of the probe and source: target, form
