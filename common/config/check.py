@@ -104,7 +104,7 @@ def construct(cls: type, section: Mapping[str, Any], **handed_in: Any) -> Any:
 
 
 def did_you_mean(word: str, words: Iterable[str]) -> str:
-    """The end of a sentence about an unknown word: the closest of `words`, or all if none is close and they are few."""
+    """End a sentence about an unknown word: name the closest of `words`, or all if none is close and they are few."""
     words = sorted(set(words))
     closest = difflib.get_close_matches(word, words, n=1) or [full for full in words if full.endswith(f".{word}")]
     if closest:

@@ -115,7 +115,7 @@ class _MicroBatches(Dataset[Any]):
         return self.data.sample(self.split, index, random)
 
     def _describe_failure(self, error: Exception, operation: str, epoch: int, indices: Sequence[int]) -> Exception:
-        """Return the exception that the parent is to raise; raise it at once if this process is not a worker."""
+        """Return the exception that the parent is to raise; outside a worker, a RuntimeError is raised at once."""
         names = _names(self.data, self.split, indices)
         if "shared memory" in str(error) and "No space left" in str(error):
             return UserError(f"Shared memory is full, with no room to hand over {names}; {SHARED_MEMORY_ADVICE}.")

@@ -67,7 +67,7 @@ def next_logits(model: Decoder, state: Any, tokens: Tensor) -> tuple[Tensor, Ten
 
 
 def forbid_tokens(logits: Tensor, tokens: Sequence[int], end: int, must_end: Tensor) -> None:
-    """Set the logits (R, V) of `tokens` to minus infinity; where `must_end` (R,), also those of all tokens but `end`.
+    """Set the logits (R, V) of `tokens` to minus infinity, and in the rows `must_end` (R,) those of all but `end`.
 
     The remaining probabilities are not normalised again, so that a hypothesis has the log probability that
     `common.decoding.given.score` gives it.

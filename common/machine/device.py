@@ -102,7 +102,7 @@ class DeviceCopier:
         yield from (_synchronised(batch, self._stream, compute_stream) for batch in prefetched)
 
     def to_host(self, tensor: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
-        """Copy a tensor to the host; returns the copy, and an event at the end of copying (None if it is complete)."""
+        """Copy a tensor to the host; returns the copy, and an event that marks the copy's end (None for CPU tensors)."""
         if not tensor.is_cuda:
             return tensor.cpu(), None
         copy = tensor.to("cpu", non_blocking=True)

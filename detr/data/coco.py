@@ -230,7 +230,7 @@ class Coco:
         return [f"{split}: {line}" for line in lines]
 
     def advice(self, split: Split) -> list[str]:
-        """Warnings about the annotations of `split`, one sentence each; none without such a split."""
+        """Warnings about the annotations of `split`, one sentence each; none if there is no such split."""
         if not self._has_split(split) or not self._arrays(split).labelled:
             return []
         return [f"{split}: {doubt}." for doubt in notes.doubts(split, self._arrays(split))]

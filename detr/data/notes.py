@@ -12,7 +12,7 @@ from common.data.images import hides_orientation
 from common.types import Split
 from detr.data.arrays import SplitArrays
 
-MAX_ORIENTATION_FILES = 4000  # of a split, whose EXIF tags are read at the start; takes seconds on a slow drive
+MAX_ORIENTATION_FILES = 4000  # of a split; reading their EXIF tags at the start takes seconds on a slow drive
 
 NO_OBJECTS: dict[Split, str] = {  # warnings about a split without any target box
     "train": "there is no box to learn from (no annotations, or only crowds and boxes without area), so the model can "

@@ -70,7 +70,10 @@ class CocoMetric:
         self.count = count
 
     def gather(self) -> None:
-        """Gather the ranks' detections on rank 0; each image of the split, or `count` after `restrict`, occurs once."""
+        """Gather the ranks' detections on rank 0.
+
+        Each image of the split, or after `restrict` each of `count` images, must have been evaluated exactly once.
+        """
         gathered = gather_samples(self.detections, self.count)
         if self.count is not None:
             self.ground_truth = annotations.select(self.ground_truth, [image for image, _ in gathered])

@@ -84,7 +84,7 @@ def read_results(file: Path, iou_type: IouType) -> list[dict[str, Any]]:
 
 
 def write_results(file: Path, results: Iterable[dict[str, Any]]) -> None:
-    """Write a COCO results file, encoding entry by entry: COCO has half a million, too many to hold as objects."""
+    """Write a COCO results file, encoding entry by entry, since half a million objects would take too much memory."""
     file.write_text(f"[{', '.join(map(json.JSONEncoder().encode, results))}]")
 
 

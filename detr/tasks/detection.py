@@ -119,7 +119,7 @@ class Detection:
         return self.normalisers(batch)
 
     def answer_sets(self, batch: Batch) -> dict[str, tuple[list[int], list[int]]]:
-        """The answer sets that the loss reads; for each, every image's number of objects and number of output rows."""
+        """The answer sets that the loss reads: name -> each image's number of objects, and of output rows."""
         counts = batch["counts"]
         return {"queries": (counts, [self.queries] * len(counts))}
 
@@ -166,7 +166,7 @@ class Detection:
             raise UserError(f"The loss has the terms {missing}, for which the model has no outputs ({list(outputs)}).")
 
     def _check_classes(self, outputs: Outputs) -> None:
-        """Raise UserError when the number of logits is wrong, which happens if the model has no argument `logits`."""
+        """Raise UserError for a wrong number of sigmoid logits, as from a model that has no argument `logits`."""
         logits = outputs["logits"].shape[-1]
         if self.classification == "sigmoid" and logits != len(self.categories):
             raise UserError(
@@ -192,7 +192,7 @@ class Detection:
         return unstack_layers(model(*inputs) if hints is None else model(*inputs, hints))
 
     def read(self, input: str) -> Iterator[Batch]:
-        """Read an image file, or each in a folder, as a batch of one image, resized as in evaluation.
+        """Read an image file, or all image files of a folder, as batches of one image, resized as in evaluation.
 
         An unreadable image in a folder is skipped, and the reason is added to `unanswered`.
         """
@@ -276,7 +276,7 @@ class Detection:
     def advice(self, pretrained: bool) -> list[str]:
         """Warnings about the annotations, and about too few images to train without pretrained weights.
 
-        There is no second warning for generated pictures, which are meant to be learnt without pretrained weights.
+        Generated pictures are never too few, since they are meant to be learnt without pretrained weights.
         """
         lines = [warning for split in SPLITS for warning in self.split_advice(split)]
         count = self.data.count("train")

@@ -197,7 +197,7 @@ class SentencePairs(ABC):
         return [*lines, *(line for split in SPLITS for line in self.split_summary(split))]
 
     def split_summary(self, split: Split) -> list[str]:
-        """The lines of `summary` on one split; none without such a split."""
+        """The lines of `summary` on one split; none if there is no such split."""
         encoded = self._encode(split)
         if not len(encoded.corpus):
             return []

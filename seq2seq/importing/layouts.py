@@ -32,7 +32,7 @@ _DECODER_BLOCK = (
     ("{encoder_attn_layer_norm|layer_norms.1}.", "residuals.1.norm."),
     ("{final_layer_norm|layer_norms.2}.", "residuals.2.norm."),
 )
-# (theirs, ours), see common.weights.renaming; ours are the names before common.weights.projections.join.
+# (theirs, ours), see common.weights.renaming. Our names have q, k and v, which common.weights.projections.join joins.
 BLOCKS = (
     *with_prefixes("encoder.layers.{i}.", "encoder.blocks.{i}.", _ENCODER_BLOCK),
     *with_prefixes("decoder.layers.{i}.", "decoder.blocks.{i}.", _DECODER_BLOCK),

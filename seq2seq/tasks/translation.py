@@ -257,8 +257,8 @@ class Translation:
 def _problems(model: nn.Module, batch: Batch) -> dict[int, str]:
     """The rows of a user's lines that cannot be translated, with the reasons.
 
-    The reasons are the problems that `read` states, and more tokens than the model's `longest`. In a batch of a data
-    set, a longer source raises UserError, since scores without it would not be those of the whole split.
+    A line has a problem that `read` states, or more tokens than the model's `longest`. In a batch of a data set, a
+    source of more tokens raises UserError, since scores without it would not be those of the whole split.
     """
     lengths: list[int] = batch["source_lengths"].tolist()
     longest = getattr(model, "longest", max(lengths))

@@ -168,7 +168,7 @@ def _resampled(images: Tensor, uniforms: np.ndarray, options: Augmentation, size
     count, _, height, width = images.shape
     flips = uniforms[:, _FLIP_UNIFORM] < options.flip
     factor = max(length / n for length, n in zip(size, (height, width), strict=True))
-    h, w = size[0] / factor, size[1] / factor  # the part that `evaluation_view` shows
+    h, w = size[0] / factor, size[1] / factor  # of the part of an image that `evaluation_view` crops
     boxes = np.tile([(height - h) / 2, (width - w) / 2, h, w], (count, 1))  # (N, 4) top, left, height, width
     if options.crop == "resized":
         boxes = _random_boxes(uniforms[:, _CROP_UNIFORMS], height, width, options.scale, options.ratio)
@@ -188,7 +188,7 @@ def _resampled(images: Tensor, uniforms: np.ndarray, options: Augmentation, size
 def _random_boxes(
     numbers: np.ndarray, height: int, width: int, scale: Sequence[float], ratio: Sequence[float]
 ) -> np.ndarray:
-    """Random boxes (N, 4) top, left, height, width in pixels, by `numbers` (N, 22) uniform in [0, 1).
+    """Random boxes (N, 4) top, left, height, width in pixels, from uniform `numbers` (N, 22) in [0, 1).
 
     A box is the first of ten attempts, with a random area and ratio within the limits, that fits into the image. If
     none fits, it is the largest centred box with a ratio within the limits.
@@ -265,7 +265,8 @@ def _erased(images: Tensor, uniforms: np.ndarray, options: Augmentation) -> Tens
 def _mixing(uniforms: np.ndarray, options: Augmentation, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Each image's own share in a blend (B,), and the box pasted from its partner (B, 4) y0 x0 y1 x1 in pixels.
 
-    The box is empty if the image is blended, and the share is 1 if a box is pasted. Without mixing, both hold.
+    A blended image has an empty box. An image with a pasted box has the share 1. An image that is not mixed has an
+    empty box and the share 1.
     """
     whether, which, quantile, down, right = uniforms[:, _MIX_UNIFORMS].T
     mixed = whether < options.mix

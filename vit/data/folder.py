@@ -148,9 +148,9 @@ class ImageFolder:
         """One image, augmented by `generator`; with None, viewed as in evaluation.
 
         Returns `id` (the file's path within the split), `file`, `label` and `views`, a list of uint8 (3, H, W). With a
-        generator also `uniforms` (views, U), the random numbers of each view. When the augmentation mixes, also the
-        label, views and uniforms of a partner: `other_label`, `other_views`, `other_uniforms`. Raises UserError for a
-        missing or broken image.
+        generator, the sample also has `uniforms` (views, UNIFORMS_PER_VIEW), the random numbers of each view. When the
+        augmentation mixes, it also has the label, views and uniforms of a partner: `other_label`, `other_views`,
+        `other_uniforms`. Raises UserError for a missing or broken image.
         """
         sample = self._own_views(split, index, generator)
         if generator is not None and self.augmentation.mixes:
@@ -195,9 +195,9 @@ class ImageFolder:
         """A batch of B views, with the views of one image side by side.
 
         Returns `ids` and `files`, lists of B, `images` uint8 (N, 3, H, W) and `labels` int64 (B,), -1 where unknown. In
-        training it has `uniforms` (N, U), an array on the host. N is B unless the augmentation mixes. If it does, N is
-        2B, image B + b is the partner of image b, `other_labels` (B,) are the partners' labels, and `shares` (B,) are
-        the shares of the images' own labels in their targets.
+        training, the batch also has `uniforms` (N, UNIFORMS_PER_VIEW), an array on the host. N is B unless the
+        augmentation mixes. If it does, N is 2B, image B + b is the partner of image b, `other_labels` (B,) are the
+        partners' labels, and `shares` (B,) are the shares of the images' own labels in their targets.
         """
         views = [(sample, view) for sample in samples for view in sample["views"]]
         partners = [(sample, view) for sample in samples for view in sample.get("other_views", ())]

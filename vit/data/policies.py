@@ -59,7 +59,7 @@ OPERATIONS: tuple[Operation, ...] = (
 
 
 def apply(images: Tensor, numbers: np.ndarray, policy: Policy, operations: int, magnitude: int) -> Tensor:
-    """Apply a policy to images uint8 (N, C, H, W), by `numbers` (N, 3 * MAX_OPERATIONS) uniform in [0, 1).
+    """Apply a policy to images uint8 (N, C, H, W); `numbers` (N, 3 * MAX_OPERATIONS) are uniform in [0, 1).
 
     "rand" applies `operations` operations at level `magnitude`, "trivial" one operation at a random level.
 
