@@ -102,7 +102,7 @@ class DeviceCopier:
         yield from (_synchronised(batch, self._stream, compute_stream) for batch in prefetched)
 
     def to_host(self, tensor: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
-        """Copy a tensor to the host; returns the copy, and an event that marks the copy's end (None for CPU tensors)."""
+        """Copy a tensor to the host; returns the copy, and an event at the end of the copy (None for a CPU tensor)."""
         if not tensor.is_cuda:
             return tensor.cpu(), None
         copy = tensor.to("cpu", non_blocking=True)
