@@ -41,7 +41,7 @@ def predict(config: dict[str, Any]) -> None:
 
 
 def send_utf8() -> None:
-    """Write UTF-8 to files and pipes in every locale, as input is read as UTF-8; a terminal keeps its own encoding."""
+    """Write UTF-8 to files and pipes in every locale, since input is UTF-8, too; a terminal keeps its own encoding."""
     if sys.stdout and not sys.stdout.isatty():
         sys.stdout.reconfigure(encoding="utf-8")
 

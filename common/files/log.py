@@ -64,7 +64,7 @@ class Log:
         Of a stop or a user's mistake, only the message is written; of any other exception, the traceback, too.
         """
         if isinstance(error, UserError | Stopped | SystemExit):
-            stopped = isinstance(error.__context__, Stopped)  # a handler of the stop raised SystemExit, as submitit's
+            stopped = isinstance(error.__context__, Stopped)  # submitit's handler, say, raises SystemExit after a stop
             self._append("train.log", printable(str(error.__context__ if stopped else error)))
         elif error is not None:
             self._append("train.log", "".join(traceback.format_exception(kind, error, trace)).rstrip())

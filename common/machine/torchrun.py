@@ -22,7 +22,7 @@ class Process(NamedTuple):
 
 
 def this_process(environment: Mapping[str, str]) -> Process:
-    """Read RANK, LOCAL_RANK and WORLD_SIZE; a missing one is that of a single process.
+    """Read RANK, LOCAL_RANK and WORLD_SIZE; missing variables have their values for a single process: 0, 0 and 1.
 
     Raises UserError for a text that is no number, a rank outside the world, and a local rank above the rank.
     """

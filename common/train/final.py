@@ -22,9 +22,10 @@ def final_numbers(
 ) -> dict[str, float | str]:
     """Evaluate test once, with the weights that are best on val, and write its predictions.
 
-    Without a val, these are the average of the last `averaged` checkpoints if `averaged` is above 0, and otherwise the
-    last weights. If there is a val but the goal never had a value on it, they are the last weights. Returns the goal's
-    best value on val, all numbers of test, and, with `averaged`, the entry `weights`, which describes what was tested.
+    Without a val, the average of the last `averaged` checkpoints is tested if `averaged` is above 0, and otherwise the
+    last weights. The last weights are also tested if there is a val but the goal never had a value on it. Returns the
+    goal's best value on val, all numbers of test, and, with `averaged`, the entry `weights`, which describes what was
+    tested.
     """
     goal = f"val/{run.task.goal.name}"
     ranked = [step for _, step in run.ranking]

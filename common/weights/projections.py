@@ -11,7 +11,7 @@ from common.errors import UserError
 
 
 def join(tensors: Mapping[str, Tensor], *, zero_biases: bool = False) -> dict[str, Tensor]:
-    """Stack the rows of `attention.q`, `attention.k` and `attention.v` to `attention.in_proj`.
+    """Stack the rows of `attention.q`, `attention.k` and `attention.v` into `attention.in_proj`.
 
     Where one of the three is missing, the other two are dropped, so that `in_proj` is reported as missing. With
     `zero_biases`, attention without any of the three biases gets an `in_proj.bias` of zeros. Raises UserError for a
@@ -30,7 +30,7 @@ def join(tensors: Mapping[str, Tensor], *, zero_biases: bool = False) -> dict[st
     if zero_biases:
         for name in [name for name in joined if name.endswith("attention.in_proj.weight")]:
             bias = f"{name.removesuffix('weight')}bias"
-            if bias not in joined and bias not in groups:  # if only some exist, it is missing
+            if bias not in joined and bias not in groups:  # a bias in `groups` alone lacks one of q, k and v
                 joined[bias] = joined[name].new_zeros(len(joined[name]))
     return joined
 

@@ -153,7 +153,7 @@ def _load_npz(model: Any, file: ForeignFile, prefix: str) -> None:
 
 
 def _transformers(file: ForeignFile) -> Peer:
-    """Load the file with transformers, which renames older tensor names itself, and a config.json from our options."""
+    """Load the file, with a config.json made from our options, by transformers, which renames older tensors itself."""
     import transformers
     from transformers.utils import logging
 
