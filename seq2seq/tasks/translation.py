@@ -296,5 +296,5 @@ def _check_tab(line: Line) -> Line:
     tabs = line.text.count("\t")
     if line.problem or tabs == 1:
         return line
-    layout = "method=given expects a sentence, a tab, and its translation"
+    layout = "task.predict.method=given expects a sentence, a tab, and its translation"
     return Line(line.number, "", f"it has {tabs or 'no'} {'tabs' if tabs else 'tab'}; {layout}")

@@ -238,7 +238,9 @@ def _check_vocabulary(options: TokenizerOptions, alphabet_count: int, which: str
     minimum = len(SPECIAL_SYMBOLS) + alphabet_count
     if options.vocabulary >= minimum:
         return
-    alternatives = "" if options.pieces == "bytes" else ", or a lower data.tokenizer.coverage, or pieces=bytes"
+    alternatives = (
+        "" if options.pieces == "bytes" else ", or a lower data.tokenizer.coverage, or data.tokenizer.pieces=bytes"
+    )
     raise UserError(
         f"data.tokenizer.vocabulary={options.vocabulary}: expected at least {minimum:,}{which}, for the special "
         f"entries and every byte or character that merges start from; give more{alternatives}."

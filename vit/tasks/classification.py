@@ -158,7 +158,7 @@ class Classification:
         if not all(hasattr(model, name) for name in ("patches", "pooling", "before_patches")):
             raise UserError(
                 f"task.predict.attention={self.options.attention}: {type(model).__name__} lacks patches, pooling or "
-                "before_patches, which maps need to find the patches; use attention=none."
+                "before_patches, which maps need to find the patches; use task.predict.attention=none."
             )
         images = self._images(model, batch)
         attentions = attention_maps.attention_up_to_layer(model, images, self.options.layer)

@@ -288,7 +288,7 @@ def test_given_lines_without_exactly_one_tab_are_problems_and_blank_ones_are_ski
     assert batch["ids"] == [1, 2, 4] and [*task.show(batch, answers, tmp_path)] == [
         f"1\t{answers[0]['score']:.4f}\teins"
     ]
-    layout = "method=given expects a sentence, a tab, and its translation."
+    layout = "task.predict.method=given expects a sentence, a tab, and its translation."
     assert task.unanswered == [
         f"Line 2 was not translated: it has no tab; {layout}",
         f"Line 4 was not translated: it has 2 tabs; {layout}",

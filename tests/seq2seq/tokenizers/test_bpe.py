@@ -229,7 +229,7 @@ def test_fewer_entries_than_the_alphabet_are_refused_with_the_minimum() -> None:
         trained(vocabulary=259)
     with pytest.raises(UserError) as caught:
         trained(vocabulary=50, pieces="characters")
-    assert "or a lower data.tokenizer.coverage, or pieces=bytes" in str(caught.value)
+    assert "or a lower data.tokenizer.coverage, or data.tokenizer.pieces=bytes" in str(caught.value)
     minimum = int(str(caught.value).partition("at least ")[2].split(",")[0])
     assert minimum == 4 + 256 + len({*"".join(TRAINING_TEXTS), " "})
     assert trained(vocabulary=minimum, pieces="characters").size == minimum

@@ -206,7 +206,7 @@ def test_a_missing_layer_is_refused() -> None:
 def test_maps_of_a_model_without_patches_are_refused(attention: str) -> None:
     task, _ = built(f"task.predict.attention={attention}")
     with pytest.raises(
-        UserError, match=rf"attention={attention}: ConstantModel lacks patches, .*use attention=none\.$"
+        UserError, match=rf"attention={attention}: ConstantModel lacks patches, .*use task\.predict\.attention=none\.$"
     ):
         task.predict(ConstantModel(3), evaluation_batch(task))
 
