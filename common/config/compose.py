@@ -185,6 +185,11 @@ class Command:
         folder = Path(extra).expanduser().absolute()
         if not folder.is_dir():
             raise UserError(f"--config-dir {extra}: there is no such folder.")
+        if (folder / "hydra").exists():  # Hydra would take its own settings from there, such as hydra/launcher/basic
+            raise UserError(
+                f"--config-dir {extra}: its folder hydra would change Hydra's settings, which come from the command "
+                "line alone; remove it, or name another folder."
+            )
         if (folder / f"{self.config_name}.yaml").is_file():
             self.folder, folder = folder, self.folder  # Hydra finds the primary config only in its main folder
             config, self.notices = whole_config(self.folder / f"{self.config_name}.yaml")

@@ -860,6 +860,15 @@ def test_a_choice_of_a_group_does_not_set_hydra(start: Callable[..., Outcome], f
     assert error.startswith("--config-dir theirs: its files set hydra.") and not Path("ran").exists()
 
 
+@pytest.mark.parametrize("file", ["launcher/basic.yaml", "output/default.yaml", "config.yaml"])
+@pytest.mark.parametrize("flags", [(), ("-m", "seed=1,2")])
+def test_a_folder_of_configs_has_no_settings_of_hydra(start: Callable[..., Outcome], flags: Any, file: str) -> None:
+    (Path("theirs/hydra") / file).parent.mkdir(parents=True)
+    (Path("theirs/hydra") / file).write_text("_target_: os.mkdir\npath: ran\n")
+    error = sentence(start("--config-dir", "theirs", "model=vit", *flags))
+    assert error.startswith("--config-dir theirs: its folder hydra would change") and not Path("ran").exists()
+
+
 def test_plugins_in_the_working_folder_are_not_executed(start: Callable[..., Outcome], tmp_path: Path) -> None:
     (tmp_path / "hydra_plugins/evil").mkdir(parents=True)
     for file in ("hydra_plugins/__init__.py", "hydra_plugins/evil/__init__.py", "joblib.py", "sitecustomize.py"):
