@@ -99,6 +99,9 @@ def resume_mistake(content: dict[str, Any]) -> str | None:
         return missing[0]
     if not content.get("windows") and "window" not in content:  # the field of earlier versions
         return "windows is missing, or empty"
+    for sums in content.get("windows", []):
+        if names := [name for name, value in sums.items() if value.numel() != 1 or value.is_complex()]:
+            return f"windows.{names[0]} is a tensor of {tuple(sums[names[0]].shape)}, expected one number"
     scaler = schema.mistake(content["scaler"], Scaler, "scaler") if content["scaler"] else None  # empty without fp16
     return scaler or schema.mistake(content["optimizer"], dict[str, Moments], "optimizer")
 

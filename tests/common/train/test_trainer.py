@@ -953,6 +953,16 @@ def test_optimizer_moments_that_are_no_floats_are_refused(tmp_path):
         fit(tmp_path, resume=True)
 
 
+@pytest.mark.parametrize("value", [torch.zeros(2), torch.zeros(0), torch.zeros((), dtype=torch.complex64)], ids=str)
+def test_sums_of_the_loss_that_are_no_numbers_are_refused(tmp_path, value):
+    with pytest.raises(Stopped):
+        stop_at(tmp_path, 5, {})
+    file = tmp_path / "checkpoints/step_00000005.pt"
+    checkpoint.save(file, {**checkpoint.load(file), "windows": [{"loss": value}]})
+    with pytest.raises(UserError, match=r"step_00000005.pt cannot be resumed from: windows.loss is a tensor of .*; st"):
+        fit(tmp_path, resume=True)
+
+
 @pytest.mark.parametrize("step", [0, 7, 10**6])
 def test_a_checkpoint_whose_step_is_not_that_of_its_name_is_refused(tmp_path, step):
     with pytest.raises(Stopped):
