@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from common.cli import main as cli
-from common.cli.main import stored_config
+from common.cli import start
+from common.cli.start import stored_config
 
 
 def evaluate(config: dict[str, Any]) -> float | None:
@@ -77,4 +77,4 @@ def describe_data(data: Any, task: Any, split: str, log: Any) -> None:
 
 
 if __name__ == "__main__":
-    cli.launch(evaluate, door="evaluate", base=stored_config)
+    start.door(evaluate, "evaluate", stored_config)

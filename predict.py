@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from common.cli import main as cli
-from common.cli.main import stored_config
+from common.cli import start
+from common.cli.start import stored_config
 from common.machine import console
 
 
@@ -48,4 +48,4 @@ def send_utf8() -> None:
 
 if __name__ == "__main__":
     send_utf8()
-    cli.launch(predict, door="predict", base=stored_config)
+    start.door(predict, "predict", stored_config)

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from common.cli import main as cli
+from common.cli import start
 
 
 def train(config: dict[str, Any], run_dir: Path | None) -> float | None:
@@ -75,4 +75,4 @@ def train(config: dict[str, Any], run_dir: Path | None) -> float | None:
 
 
 if __name__ == "__main__":
-    cli.launch(train, door="train")
+    start.door(train, "train")

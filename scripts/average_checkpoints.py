@@ -15,6 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # Python adds only the script's own folder
 
+from common.cli import start
 from common.cli.command import to_run
 from common.machine import console, threads
 
@@ -22,6 +23,7 @@ os.environ.update(threads.missing_settings(os.environ))  # before torch is impor
 
 from common.errors import UserError
 from common.files import checkpoint, names
+from common.files.output import creating
 from common.files.retention import CheckpointFolder
 from common.train import averaging
 from common.train.state import describe
@@ -37,12 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         files = select_checkpoints(options.checkpoints, options.last)
         _check_output(options.output, files)
         content = averaging.average(files)
-        checkpoint.save(options.output, content)
+        with creating(options.output):
+            checkpoint.save(options.output, content)
     except UserError as error:
         print(error, file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"{options.output} cannot be written ({error.strerror}); check its folder and the disk.", file=sys.stderr)
         return 2
     print("\n".join([*(f"read      {file}" for file in files), f"wrote     {describe(options.output, content)}"]))
     print(f"evaluate  {to_run('evaluate.py')} {names.shell_command([f'checkpoint={options.output}'])}")
@@ -90,4 +90,4 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(console.exit_code(main()))
+    start.script(main)

@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # Python adds only
 
 import torch
 
+from common.cli import start
 from common.errors import UserError
 from common.machine import console
 from common.machine import device as devices
@@ -197,4 +198,4 @@ def _select(suite: str, available: Mapping[str, T], option: str | None) -> dict[
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start.script(main)

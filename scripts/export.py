@@ -22,12 +22,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # Python adds only the script's own folder
 
+from common.cli import start
 from common.machine import console, threads
 
 os.environ.update(threads.missing_settings(os.environ))  # before torch is imported
 
 from common.config.compose import configure
 from common.errors import UserError
+from common.files.output import creating
 from common.files.table import table
 from common.train.assembly import Components, restore, stored_config
 from detr.tasks.detection import Detection
@@ -61,16 +63,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         whole_folder.check_output(output)
         parts = restore(config)
         print(parts.weights_line)
-        with whole_folder.atomic_folder(output) as folder:
+        with creating(output), whole_folder.atomic_folder(output) as folder:
             export(parts, folder, options.format, checkpoint.name)
             files = sorted(folder.iterdir())
             summary = ", ".join(f"{file.name} ({file.stat().st_size / 1e6:,.1f} MB)" for file in files)
     except UserError as error:
         # The config is composed as for evaluate.py, and so messages name that program.
         print(str(error).replace("evaluate.py", "export.py"), file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"{output} cannot be written ({error.strerror}); check its folder and the disk.", file=sys.stderr)
         return 2
     except OutputMismatchError as error:
         print(f"OUTPUTS DIFFER: {error}; nothing was written")
@@ -179,4 +178,4 @@ def _options(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 if __name__ == "__main__":
-    sys.exit(console.exit_code(main()))
+    start.script(main)

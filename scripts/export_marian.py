@@ -17,6 +17,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # Python adds only the script's own folder
 
+from common.cli import start
 from common.machine import console, threads
 
 os.environ.update(threads.missing_settings(os.environ))  # before torch is imported
@@ -26,6 +27,7 @@ from torch import Tensor
 from common.errors import UserError
 from common.files import checkpoint
 from common.files.content import TO_RESTORE
+from common.files.output import creating
 from common.train import assembly
 from common.train.state import describe, select_weights
 from scripts.exporting.marian_folder import overrides_for, write
@@ -43,12 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = content["config"]
         tensors = select_weights(content, options.weights)
         exported = marian.export(config["model"], config["task"]["predict"], tensors, content["task"])
-        write(exported, options.output)
+        with creating(options.output):
+            write(exported, options.output)
     except UserError as error:
         print(error, file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"{options.output} cannot be written ({error.strerror}); check its folder and the disk.", file=sys.stderr)
         return 2
     print(f"read      {describe(options.checkpoint, content, options.weights)}")
     print(f"wrote     {options.output}: {len(exported.tensors)} tensors, {exported.metadata['entries']:,} entries")
@@ -105,4 +105,4 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(console.exit_code(main()))
+    start.script(main)

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from common.cli import start
 from common.machine import console, threads
 
 os.environ.update(threads.missing_settings(os.environ))  # before torch is imported
@@ -135,4 +136,4 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start.script(main)

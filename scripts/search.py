@@ -28,6 +28,7 @@ from urllib.parse import quote
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # Python adds only the script's own folder
 
+from common.cli import start
 from common.cli.command import to_run
 from common.cli.jobs import run_script
 from common.config.check import build
@@ -333,4 +334,4 @@ def _options(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 if __name__ == "__main__":
-    sys.exit(console.exit_code(main()))
+    start.script(main)

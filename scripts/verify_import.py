@@ -14,6 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # Python adds only the script's own folder
 
+from common.cli import start
 from common.machine import console, threads
 
 os.environ.update(threads.missing_settings(os.environ))  # before torch is imported
@@ -51,4 +52,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(console.exit_code(main()))
+    start.script(main)

@@ -33,6 +33,7 @@ import torch
 import common.train.trainer
 import train
 from common.cli import main as cli
+from common.cli import start
 from common.cli.jobs import run_script
 from common.config.compose import configure
 from common.errors import Stopped, UserError
@@ -254,4 +255,4 @@ def _as_method(patch: Callable[..., Any], original: Callable[..., Any]) -> Calla
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--kill-at"]:  # internal: how _train starts a run that kills itself
         _train_until(*sys.argv[2:])
-    sys.exit(main())
+    start.script(main)

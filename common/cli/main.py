@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from common.cli import sweep
 from common.cli.command import own_name
@@ -101,13 +101,6 @@ def launch(job: Job, door: str, base: ConfigReader | None = None, arguments: Seq
         print("Stopped by Ctrl-C.", file=sys.stderr)
         sys.exit(130)
     _exit(0)
-
-
-def stored_config(file: Path) -> dict[str, Any]:
-    """Read the config inside a checkpoint. This imports torch, and so takes place after the command line is parsed."""
-    from common.train import assembly
-
-    return assembly.stored_config(file)
 
 
 def _resume_line(command: Command, folder: Path) -> str:

@@ -70,6 +70,15 @@ def writing_to(folder: Path) -> Iterator[None]:
         raise UserError(f"output={folder}: {file} cannot be written ({error.strerror}); {remedy}.") from error
 
 
+@contextmanager
+def creating(path: Path) -> Iterator[None]:
+    """A context in which a script writes the file or folder `path`; turns an OSError into a UserError that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}); check its folder and the disk.") from error
+
+
 def write_answer(file: Path, source: Path, content: dict[str, Any]) -> None:
     """Write the answer for the input `source` as JSON, with the path of `source` as "file".
 
