@@ -1,4 +1,4 @@
-"""Predict for a user's own input: `python predict.py checkpoint=FILE input=FILE_OR_FOLDER_OR_-`.
+"""Predict for a user's own input: `python predict.py checkpoint=FILE input=INPUT`.
 
 Standard output holds the answers only, so that it can be piped; everything else goes to standard error.
 """
@@ -17,13 +17,15 @@ def predict(config: dict[str, Any]) -> None:
 
     Inputs that the task could not answer are listed at the end, and the exit code is then 1.
     """
-    from common.files import output
+    from common.files import inputs, output
     from common.machine import device
     from common.train import assembly
 
     folder = Path(config["output"])
     output.refuse_input_folder(folder, config["input"])
     output.refuse_run_folder(folder)
+    if note := inputs.reading_note(config["input"]):
+        print(note, file=sys.stderr)
     parts = assembly.restore(config)
     print(parts.weights_line, file=sys.stderr)
     with output.writing_to(folder):

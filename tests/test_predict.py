@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 import predict
+import train
 from common.cli import main as cli
 
 ROOT = Path(__file__).parents[1]
@@ -63,16 +64,54 @@ def test_a_reader_that_closes_the_pipe_ends_the_process_without_an_error(process
     assert stderr.strip() == "weights   of step 3" and running.returncode == 0
 
 
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """checkpoint=FILE of a classifier of digits after one step."""
+    folder = tmp_path_factory.mktemp("run")
+    with pytest.raises(SystemExit):
+        arguments = ["model=vit", f"run_dir={folder / 'run'}", "trainer.steps=1", "trainer.device=cpu"]
+        cli.launch(train.train, "train", arguments=arguments)
+    return f"checkpoint={folder}/run/checkpoints/best.pt"
+
+
+def test_answers_of_nested_folders_have_the_relative_paths_of_their_images(
+    classifier: str, inside: Callable[..., str]
+) -> None:
+    """The output lies in the input, and what is written there the first time is not read the second time."""
+    for name in ("a.png", "x/a.png", "x/y/a.png"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Image.new("L", (8, 8)).save(name)
+    for _ in range(2):
+        lines = inside("predict", classifier, "input=.", "attention=rollout").splitlines()
+        assert [line.partition(":")[0] for line in lines] == ["a.png", "x/a.png", "x/y/a.png"]
+    answers = {str(file.relative_to("predictions")) for file in Path("predictions").rglob("*.json")}
+    assert answers == {f"{name}.classes.json" for name in ("a.png", "x/a.png", "x/y/a.png")}
+    assert Path("predictions/x/y/a.png.attention.png").exists()
+    lines = inside("predict", classifier, "input=x/*/a.png").splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["y/a.png"]
+    assert "is the folder of the input" in inside("predict", classifier, "input=x/*.png", "output=x", code=2)
+
+
+def test_a_path_that_is_also_a_pattern_is_named(
+    classifier: str, inside: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a[1].png", "a1.png"):
+        Image.new("L", (8, 8)).save(name)
+    with pytest.raises(SystemExit):
+        cli.launch(predict.predict, "predict", predict.stored_config, [classifier, "input=a[1].png"])
+    stdout, stderr = capsys.readouterr()
+    assert stdout.startswith("a[1].png: ") and "input=a[1].png is the file of this name, and no pattern for" in stderr
+
+
 def test_all_images_of_a_folder_that_can_be_read_are_answered_and_the_others_listed(
-    inside: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    classifier: str, inside: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()
     for name in ("a.png", "c.jpe"):
         Image.new("RGB", (9, 9)).save(folder / name, "PNG")
     (folder / "b.png").write_text("broken")
-    inside("train", "model=vit", "run_dir=run", "trainer.steps=1", "trainer.device=cpu")
-    arguments = ["checkpoint=run/checkpoints/best.pt", f"input={folder}", "output=answers"]
+    arguments = [classifier, f"input={folder}", "output=answers"]
     with pytest.raises(SystemExit) as exit_info:
         cli.launch(predict.predict, "predict", predict.stored_config, arguments)
     stdout, stderr = capsys.readouterr()

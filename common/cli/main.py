@@ -25,7 +25,7 @@ from common.machine import console, system_errors, threads, torchrun
 REQUIRED_ARGUMENTS = {
     "train": "model=NAME",
     "evaluate": "checkpoint=FILE",
-    "predict": "checkpoint=FILE input=FILE_OR_FOLDER_OR_-",
+    "predict": "checkpoint=FILE input=INPUT",
 }
 USAGE = """\
 usage: {program} {required} [group=NAME ...] [key=value ...] [options]

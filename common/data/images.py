@@ -1,12 +1,13 @@
 """Read image files of any mode as uint8 RGB tensors, and normalise batches of such tensors for a backbone."""
 
+import io
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -27,9 +28,8 @@ IMAGE_SUFFIXES = {
     *(".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"),
 }
 
-# Other formats. `list_images` lists files of these, too, so that an error names them.
+# Other formats. Folders are searched for files of these, too, so that an error names them.
 UNSUPPORTED_SUFFIXES = {".cr2", ".dng", ".heic", ".heif", ".jp2", ".jxl", ".nef", ".psd", ".svg", ".tga"}
-Sample = TypeVar("Sample")
 
 # Highest value and name of each range that grey images of more than 8 bits may have; the first that fits is taken.
 PHOTOMETRIC = 262  # TIFF's tag PhotometricInterpretation: 0 if black is the highest value
@@ -46,52 +46,24 @@ STRIP_ROWS = 32  # rows normalised at once; in an image 1,333 pixels wide, they 
 
 
 @contextmanager
-def open_image(path: Path) -> Iterator[Image.Image]:
+def open_image(path: Path, content: bytes | None = None) -> Iterator[Image.Image]:
     """A context manager that opens an image file and closes it at the end; the pixels are read at first use.
 
+    `content` are the bytes of a file that has no path, such as standard input.
     Raises OSError for a file that cannot be read or is not a regular one, UnidentifiedImageError for content in none of
     `FORMATS`, and errors of nearly any type for broken content.
     """
     Image.init()  # otherwise Pillow knows only some of its formats
     formats = [name for name in FORMATS if name in Image.OPEN]  # AVIF needs a library that Pillow may lack
-    with open_regular(path) as file, Image.open(file, formats=formats) as image:
-        yield image
+    with open_regular(path) if content is None else io.BytesIO(content) as file:
+        with Image.open(file, formats=formats) as image:
+            yield image
 
 
-def list_images(path: Path) -> list[Path]:
-    """The image file `path`, or all entries of the folder `path` that are images by their names, sorted by name.
-
-    Raises UserError if `path` does not exist or the folder holds no image.
-    """
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise UserError(f"{path} is neither an image nor a folder of images; give the path of one.")
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES | UNSUPPORTED_SUFFIXES)
-    if not files:
-        raise UserError(f"The folder {path} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}); give another one.")
-    return files
-
-
-def read_each(path: Path, read: Callable[[Path], Sample], unanswered: list[str]) -> Iterator[Sample]:
-    """Yield `read(file)` for the image file `path`, or for each image in the folder `path`.
-
-    If an image of a folder raises UserError, the message is appended to `unanswered`, and reading continues with the
-    next image. If `path` is an image, the error is raised.
-    """
-    for file in list_images(path):
-        try:
-            sample = read(file)
-        except UserError as error:
-            if file == path:
-                raise
-            unanswered.append(str(error))
-        else:
-            yield sample
-
-
-def read_image(path: Path, size: tuple[int, int] | None = None, exif: Exif = "auto") -> Tensor:
-    """Read an image file as uint8 (3, H, W), RGB.
+def read_image(
+    path: Path, size: tuple[int, int] | None = None, exif: Exif = "auto", content: bytes | None = None
+) -> Tensor:
+    """Read an image file as uint8 (3, H, W), RGB; `content` are the bytes of one that has no path.
 
     Grey, palette and CMYK images become 8-bit RGB; transparency is dropped. Grey images with more than 8 bits or with
     floats are scaled to 8 bits from the smallest range that holds their values: [0, 1] (floats only), 8, 12 or 16 bits.
@@ -103,10 +75,10 @@ def read_image(path: Path, size: tuple[int, int] | None = None, exif: Exif = "au
     or the image has another size.
     """
     upright = exif == "apply" or (exif == "auto" and size is None)
-    image = _decode(path, upright)
+    image = _decode(path, upright, content)
     if size is None or tuple(image.shape[1:]) == size:
         return image
-    other_way = _decode(path, not upright)
+    other_way = _decode(path, not upright, content)
     fits = tuple(other_way.shape[1:]) == size
     if fits and exif == "auto":
         return other_way
@@ -138,15 +110,15 @@ def hides_orientation(path: Path) -> bool:
         return False
 
 
-def _decode(path: Path, upright: bool) -> Tensor:
+def _decode(path: Path, upright: bool, content: bytes | None) -> Tensor:
     try:
         try:
-            pixels = _pixels(path, upright)  # (H, W, 3)
+            pixels = _pixels(path, upright, content)  # (H, W, 3)
         except ValueError as error:
             if "MAX_TEXT_CHUNK" not in str(error):
                 raise
             with _long_png_texts():
-                pixels = _pixels(path, upright)
+                pixels = _pixels(path, upright, content)
     except FileNotFoundError:
         raise UserError(f"The image {path} is missing; put it there or correct its path.") from None
     except (MemoryError, UserError):
@@ -164,10 +136,10 @@ def _decode(path: Path, upright: bool) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1)  # (H, W, 3) -> (3, H, W), channels last in memory
 
 
-def _pixels(path: Path, upright: bool) -> NDArray[np.uint8]:
+def _pixels(path: Path, upright: bool, content: bytes | None) -> NDArray[np.uint8]:
     """The pixels of an image file as (H, W, 3), RGB."""
     # PIL and not torchvision.io, which is deprecated (torchvision 0.29) and only 15 % faster on a JPEG.
-    with open_image(path) as image:
+    with open_image(path, content) as image:
         has_16_bits = _has_16_bits(image)
         if upright:
             ImageOps.exif_transpose(image, in_place=True)

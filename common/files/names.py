@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterable
+from pathlib import Path
 
 from common.machine.console import escape_controls
 
@@ -70,3 +71,9 @@ def answer_name(name: str, ending: str) -> str:
         start = whole[: room - HASH_DIGITS - 1].decode("utf-8", "ignore")
         name = f"{start}-{digits}"
     return name + ending
+
+
+def answer_file(folder: Path, name: str, ending: str) -> Path:
+    """The file in `folder` for the answer to the input `name`, which may lie in folders: a/b.jpg in folder/a/."""
+    relative = Path(name)
+    return folder / relative.parent / answer_name(relative.name, ending)

@@ -11,22 +11,24 @@ from typing import Any
 
 from common.data.images import IMAGE_SUFFIXES
 from common.errors import UserError
+from common.files.inputs import is_pattern, matches
 from common.files.run_folder import holds_a_run
 
 
 def refuse_input_folder(folder: Path, input: str) -> None:
-    """Raise UserError if `folder` is also the folder `input`, or that of the image `input`.
+    """Raise UserError if `folder` is also the folder `input`, or that of an image which `input` names.
 
-    An answer could replace a file of the user there, and the next prediction would read pictures among the answers.
+    An answer could replace a file of the user there.
     """
-    with suppress(OSError):  # one of the folders does not exist, or cannot be read
-        is_image = Path(input).suffix.lower() in IMAGE_SUFFIXES and not os.path.isdir(input)
-        source = Path(input).parent if is_image else Path(input)
-        if source.is_dir() and os.path.samefile(folder, source):
-            raise UserError(
-                f"output={folder} is the folder of the input, where answers could replace images and would be read as "
-                f"images the next time; name another folder, such as output={folder / 'predictions'}."
-            )
+    paths = matches(input) if is_pattern(input) else [Path(input)]
+    sources = {path.parent if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir() else path for path in paths}
+    for source in sources:
+        with suppress(OSError):  # one of the folders does not exist, or cannot be read
+            if source.is_dir() and os.path.samefile(folder, source):
+                raise UserError(
+                    f"output={folder} is the folder of the input, where answers could replace images; name another "
+                    f"folder, such as output={folder / 'predictions'}."
+                )
 
 
 def refuse_run_folder(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """The detection task: set loss, detections in pixels of the original image, COCO's numbers."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +10,11 @@ from typing import Any, ClassVar, TypedDict
 import torch
 from torch import Tensor, nn
 
-from common.data.images import normalise, read_each, read_image
+from common.data.images import normalise, read_image
 from common.data.names import composed
 from common.errors import UserError
-from common.files.names import answer_name, printable
+from common.files.inputs import InputFile, read_each
+from common.files.names import answer_file, printable
 from common.files.output import write_answer
 from common.machine.device import compute_dtype, constant
 from common.report.pictures import pad_and_stack, write_picture
@@ -192,33 +194,35 @@ class Detection:
         return unstack_layers(model(*inputs) if hints is None else model(*inputs, hints))
 
     def read(self, input: str) -> Iterator[Batch]:
-        """Read an image file, or all image files of a folder, as batches of one image, resized as in evaluation.
+        """Read each image that `input` names as a batch of one image, resized as in evaluation.
 
-        An unreadable image in a folder is skipped, and the reason is added to `unanswered`.
+        The batch also holds `names`, by which `show` names the answers, and `originals`, the image before resizing.
+        Of several images, one that cannot be read is skipped, and the reason is added to `unanswered`.
         """
-        return read_each(Path(input), self._read_batch, self.unanswered)
+        return read_each(input, self._read_batch, self.unanswered)
 
-    def _read_batch(self, path: Path) -> Batch:
-        return self.data.collate([self.data.view(self._read_image(path), path)])
+    def _read_batch(self, file: InputFile) -> Batch:
+        image = self._read_image(file)
+        batch = self.data.collate([self.data.view(image, file.path)])
+        return batch | {"names": [file.name], "originals": [image]}
 
-    def _read_image(self, path: Path) -> Tensor:
-        return read_image(path, exif=getattr(self.data, "exif", "auto"))
+    def _read_image(self, file: InputFile) -> Tensor:
+        return read_image(file.path, exif=getattr(self.data, "exif", "auto"), content=file.content)
 
     def show(self, batch: Batch, answers: list[Answer], folder: Path) -> Iterator[str]:
         """Write each image with its boxes, and its objects {box (xyxy), name, score} as JSON; yield a line of text."""
-        for path, answer in zip(batch["files"], answers, strict=True):
+        files = [InputFile(Path(path), Path(path).name) for path in batch["files"]]
+        names = batch.get("names") or [file.name for file in files]  # a user's `read` may give neither
+        originals = batch.get("originals") or map(self._read_image, files)
+        for image, name, file, answer in zip(originals, names, files, answers, strict=True):
             objects = [
                 {"box": [round(v, 2) for v in box.tolist()], "name": self._name(label), "score": round(float(score), 4)}
                 for box, label, score in zip(*self._above_threshold(answer), strict=True)
             ]
-            source, name = Path(path), Path(path).name
-            picture = self._draw(self._read_image(source), answer)
-            write_picture(picture, folder / answer_name(name, ".boxes.jpg"))  # overwrites no image of the user
-            write_answer(folder / answer_name(name, ".boxes.json"), source, {"objects": objects})
-            names = [str(item["name"]) for item in objects]
-            summary = (
-                ", ".join(f"{names.count(name)} {printable(str(name))}" for name in dict.fromkeys(names)) or "nothing"
-            )
+            write_picture(self._draw(image, answer), answer_file(folder, name, ".boxes.jpg"))  # a name of its own
+            write_answer(answer_file(folder, name, ".boxes.json"), file.path, {"objects": objects})
+            counts = Counter(str(item["name"]) for item in objects)
+            summary = ", ".join(f"{count} {printable(label)}" for label, count in counts.items()) or "nothing"
             yield f"{printable(name)}: {summary} (score >= {self.options.threshold:g})"
 
     def pictures(self, batch: Batch, answers: list[Answer], count: int) -> Tensor:

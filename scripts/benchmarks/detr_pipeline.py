@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from common.config.check import build
-from common.data.images import list_images, normalise
+from common.data.images import normalise
 from common.machine.device import DTYPES, Precision
 from common.machine.seeds import generator
 from scripts.benchmarks import detr_input
@@ -18,7 +18,7 @@ def pipeline(setting: Setting) -> Row:
     if setting.images is None:
         shapes = [(48, 64), (64, 48)] if setting.tiny else [(480, 640), (640, 480), (427, 640), (640, 427)]
         detr_input.write_photos(folder, shapes)
-    files = [file for file in list_images(folder) if file.suffix.lower() in (".jpg", ".jpeg")]
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in (".jpg", ".jpeg"))
     annotations = setting.scratch / "annotations.json"
     detr_input.write_annotations(annotations, files, boxes=7)  # COCO's average per image
     tiny = ["data.augmentation.sizes=[64]", "data.augmentation.middle_sizes=[56]", "data.augmentation.crop=[40,48]"]

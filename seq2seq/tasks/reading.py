@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common.errors import UserError
+from common.files import inputs
 from seq2seq.tokenizers.text import (
     BYTE_ORDER_MARK,
     MAGIC_BYTES,
@@ -32,21 +33,23 @@ PROMPT = "> "
 class Line(NamedTuple):
     """A line without its line end."""
 
-    number: int  # from 1
+    number: int  # from 1, over all files of the input
     text: str
     problem: str = ""  # why the line cannot be translated; if it is set, `text` is empty
+    origin: str = ""  # the file and the number in it, if the input is several files
 
 
 def lines(input: str, group_size: int) -> Iterator[list[Line]]:
     """Yield groups of 1 to `group_size` consecutive lines of the text file `input`, or of standard input for "-".
 
+    If `input` is a pattern such as texts/*.txt, the lines are those of all matching files, one file after the other.
     From a pipe, a group contains the lines that have arrived: a single line is translated at once, a large file in
     large groups, and an empty pipe gives no group. A terminal shows a prompt for each line until Ctrl-D or Ctrl-C. A
     line that is not UTF-8 has a `problem`. Raises UserError for a file that is missing, broken, empty or no text, and
     for a pipe that begins as a compressed file or as UTF-16.
     """
-    if input != "-":
-        yield from _file_groups(Path(input), group_size)
+    if input != inputs.STANDARD_INPUT:
+        yield from _file_groups(_text_files(input), group_size)
     elif sys.stdin is None:  # the caller has closed it
         raise UserError("input=- reads standard input, which is closed; give a file, or a pipe.")
     elif sys.stdin.isatty():
@@ -55,10 +58,28 @@ def lines(input: str, group_size: int) -> Iterator[list[Line]]:
         yield from _pipe_groups(sys.stdin.fileno(), group_size)
 
 
-def _file_groups(path: Path, group_size: int) -> Iterator[list[Line]]:
-    rows = read_lines(path, check_lines=False).rows
-    for start in range(0, len(rows), group_size):
-        yield [_line(i + 1, rows[i].tobytes()) for i in range(start, min(start + group_size, len(rows)))]
+def _text_files(input: str) -> list[Path]:
+    """The text file `input`, or the files that match a pattern."""
+    if Path(input).is_dir():
+        raise UserError(f"input={input} is a folder; give a text file, or a pattern such as {Path(input, '*.txt')}.")
+    if not inputs.is_pattern(input):
+        return [Path(input)]
+    files = [path for path in inputs.matches(input) if not path.is_dir()]
+    if not files:
+        raise UserError(f"input={input}: no file matches this pattern; give a text file, or another pattern.")
+    return files
+
+
+def _file_groups(files: list[Path], group_size: int) -> Iterator[list[Line]]:
+    count = 0  # of lines in the files before
+    for file, rows in [(file, read_lines(file, check_lines=False).rows) for file in files]:  # all, before an answer
+        for start in range(0, len(rows), group_size):
+            numbers = range(start + 1, min(start + group_size, len(rows)) + 1)
+            group = [_line(number, rows[number - 1].tobytes()) for number in numbers]
+            if len(files) > 1:
+                group = [line._replace(number=count + line.number, origin=f"{file}:{line.number}") for line in group]
+            yield group
+        count += len(rows)
 
 
 def _terminal_groups() -> Iterator[list[Line]]:

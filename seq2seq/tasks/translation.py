@@ -123,7 +123,9 @@ class Translation:
         if not problems:
             return self._predict(model, batch)
         ids = batch["ids"]
-        self.unanswered += [f"Line {ids[i]} was not translated: {problem}." for i, problem in problems.items()]
+        origins = {id: f" ({origin})" for id, origin in batch.get("origins", {}).items()}
+        lines = {i: f"Line {ids[i]}{origins.get(ids[i], '')}" for i in problems}
+        self.unanswered += [f"{lines[i]} was not translated: {problem}." for i, problem in problems.items()]
         rows = [i for i in range(len(ids)) if i not in problems]
         answers = dict(zip(rows, self._predict(model, _take(batch, rows)) if rows else [], strict=True))
         empty: Answer = {"text": "", "score": 0.0, "tokens": []}
@@ -187,17 +189,21 @@ class Translation:
         return maps[names[-1]][0][0].float().cpu()
 
     def read(self, input: str) -> Iterator[Batch]:
-        """Yield batches of the lines of a text file or, for "-", of a pipe or a terminal as soon as lines arrive.
+        """Yield batches of the lines of text files or, for "-", of a pipe or a terminal as soon as lines arrive.
 
         With method=given each line contains a sentence, a tab, and its translation, and blank lines are skipped. A
-        batch also has `problems`, a dict: id of a line that cannot be translated -> the reason.
+        batch also has two dicts: `problems`, from the id of a line that cannot be translated to the reason, and
+        `origins`, from the ids of lines to the files and numbers in them, if there are several files.
         """
         for group in lines(input, LINES_PER_BATCH):
             if self.options.method == "given":
                 group = [_check_tab(line) for line in group if line.problem or line.text.strip(" ")]
             if group:
                 batch = self.data.collate([self._view(line.text, line.number) for line in group])
-                yield batch | {"problems": {line.number: line.problem for line in group if line.problem}}
+                yield batch | {
+                    "problems": {line.number: line.problem for line in group if line.problem},
+                    "origins": {line.number: line.origin for line in group if line.origin},
+                }
 
     def _view(self, text: str, number: int) -> dict[str, Any]:
         if self.options.method != "given":
@@ -297,4 +303,4 @@ def _check_tab(line: Line) -> Line:
     if line.problem or tabs == 1:
         return line
     layout = "task.predict.method=given expects a sentence, a tab, and its translation"
-    return Line(line.number, "", f"it has {tabs or 'no'} {'tabs' if tabs else 'tab'}; {layout}")
+    return line._replace(text="", problem=f"it has {tabs or 'no'} {'tabs' if tabs else 'tab'}; {layout}")

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from common.data import batching
-from common.data.images import read_each, read_image
+from common.data.images import read_image
 from common.data.names import composed
 from common.errors import UserError
-from common.files.names import answer_name, printable
+from common.files.inputs import InputFile, read_each
+from common.files.names import answer_file, printable
 from common.files.output import write_answer
 from common.report.pictures import pad_and_stack, write_picture
 from common.task import Adopted, Answer, Batch, Goal, Split
@@ -185,40 +186,41 @@ class Classification:
         return features.float()
 
     def read(self, input: str) -> Iterator[Batch]:
-        """Read an image file, or the images of a folder, as batches of one image, viewed as in evaluation.
+        """Read each image that `input` names as a batch of one image, viewed as in evaluation.
 
-        An unreadable image in a folder is skipped, and the reason is added to `unanswered`.
+        The batch also holds `names`, by which `show` names the answers. Of several images, one that cannot be read is
+        skipped, and the reason is added to `unanswered`.
         """
-        return read_each(Path(input), self._read_batch, self.unanswered)
+        return read_each(input, self._read_batch, self.unanswered)
 
-    def _read_batch(self, path: Path) -> Batch:
-        image = read_image(path, exif=getattr(self.data, "exif", "auto"))
-        return self.data.collate([self.data.view(image, path)])
+    def _read_batch(self, file: InputFile) -> Batch:
+        image = read_image(file.path, exif=getattr(self.data, "exif", "auto"), content=file.content)
+        return self.data.collate([self.data.view(image, file.path)]) | {"names": [file.name]}
 
     def show(self, batch: Batch, answers: list[Answer], folder: Path) -> Iterator[str]:
         """Write each image's classes as JSON and, if it has maps, a picture of attention; yield a line of text.
 
         `classes` is a list of {name, probability}, the most probable first; `nearest` is the class by neighbours.
         """
-        for i, (path, answer) in enumerate(zip(batch["files"], answers, strict=True)):
+        names = batch.get("names") or [Path(path).name for path in batch["files"]]  # a user's `read` may give none
+        for i, (name, path, answer) in enumerate(zip(names, batch["files"], answers, strict=True)):
             scores = answer["log_probabilities"]
             best = scores.argsort(descending=True, stable=True)[: self.options.top].tolist()
             classes = [{"name": self.classes[k], "probability": round(float(scores[k].exp()), 4)} for k in best]
-            name = Path(path).name
             content: dict[str, Any] = {"classes": classes}
             line = ", ".join(f"{printable(c['name'])} {c['probability']:.3f}" for c in classes)
             line = f"{printable(name)}: {line}"
             if "nearest" in answer:
                 content["nearest"] = self.classes[answer["nearest"]] if answer["nearest"] >= 0 else None
                 line += f"; nearest training images: {printable(str(content['nearest']))}"
-            write_answer(folder / answer_name(name, ".classes.json"), Path(path), content)  # overwrites no image
+            write_answer(answer_file(folder, name, ".classes.json"), Path(path), content)  # overwrites no image
             if "maps" in answer:
                 image, maps = self.data.thumbnails(batch, i + 1)[i], answer["maps"]
                 if len(maps) == 1:  # a rollout, or a single head
                     picture = pictures.draw_heat_map(image, maps[0])
                 else:
                     picture = pictures.draw_attention_sheet(image, maps)
-                write_picture(picture, folder / answer_name(name, ".attention.png"))
+                write_picture(picture, answer_file(folder, name, ".attention.png"))
             yield line
 
     def pictures(self, batch: Batch, answers: list[Answer], count: int) -> Tensor:

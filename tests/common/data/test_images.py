@@ -1,4 +1,4 @@
-"""Image files of every mode, broken ones, ones with EXIF rotation, and the images of a folder."""
+"""Image files of every mode, broken ones, and ones with EXIF rotation."""
 
 import os
 import struct
@@ -11,26 +11,10 @@ import torch
 from PIL import Image, PngImagePlugin, features
 
 from common.data import images as image_files
-from common.data.images import list_images, normalise, range_notes, read_image
+from common.data.images import normalise, range_notes, read_image
 from common.errors import UserError
+from common.files.inputs import find
 from common.machine.seeds import generator
-
-
-def test_the_images_of_a_folder_are_sorted_by_name(tmp_path: Path):
-    for name in ("b.png", "a.JPG", "notes.txt"):
-        (tmp_path / name).touch()
-    files = list_images(tmp_path)
-    assert [file.name for file in files] == ["a.JPG", "b.png"]
-    assert list_images(files[0]) == files[:1]
-
-
-def test_a_folder_without_images_and_a_missing_one_are_errors(tmp_path: Path):
-    for missing in (tmp_path / "nothing", tmp_path / "photos/notes"):
-        with pytest.raises(UserError, match=missing.name):
-            list_images(missing)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="holds no image"):
-        list_images(tmp_path / "empty")
 
 
 def test_the_error_for_a_truncated_file_or_another_format_names_the_file(tmp_path: Path):
@@ -302,15 +286,8 @@ def test_pillow_opens_images_in_one_place():
 
 
 @pytest.mark.timeout(60)
-def test_a_named_pipe_is_no_image(tmp_path: Path):
+def test_a_named_pipe_has_no_range(tmp_path: Path):
     os.mkfifo(tmp_path / "a.png")
-    Image.new("RGB", (6, 4)).save(tmp_path / "b.png")
-    unanswered: list[str] = []
-    assert len(list(image_files.read_each(tmp_path, read_image, unanswered))) == 1
-    reason = "it is a named pipe and no regular file"
-    assert unanswered == [f"The image {tmp_path / 'a.png'} cannot be read ({reason}); replace it or remove it."]
-    with pytest.raises(UserError, match=r"a.png is neither an image nor a folder"):
-        list(image_files.read_each(tmp_path / "a.png", read_image, unanswered))
     assert range_notes(1, lambda index: tmp_path / "a.png") == []
 
 
@@ -322,27 +299,5 @@ def test_images_with_rarer_endings_are_listed_and_read(suffix: str, form: str, t
     if form == "AVIF" and not features.check("avif"):
         pytest.skip("this Pillow was built without AVIF")
     Image.new("RGB", (6, 4), (90, 90, 90)).save(tmp_path / f"photo{suffix}", format=form)
-    (file,) = list_images(tmp_path)
-    assert (read_image(file).float() - 90).abs().max() < 5
-
-
-def test_each_image_of_a_folder_is_read_and_the_others_have_a_reason(tmp_path: Path):
-    for name in ("a.png", "d.jfif", "e.JPE", "f.avif", "g.ppm"):
-        Image.new("RGB", (5, 4)).save(tmp_path / name, "PNG")  # Pillow looks at the content
-    (tmp_path / "b.jpg").write_text("broken")
-    (tmp_path / "c.heic").write_text("of a telephone")
-    (tmp_path / "._a.png").write_bytes(b"\0\5\26\7")
-    (tmp_path / "x.jpg").mkdir()
-    (tmp_path / "notes.txt").touch()
-    reasons: list[str] = []
-    assert [tuple(image.shape) for image in image_files.read_each(tmp_path, read_image, reasons)] == [(3, 4, 5)] * 5
-    appledouble, broken, unsupported, folder = reasons
-    assert appledouble == f"{tmp_path / '._a.png'} holds metadata of macOS on a.png and is no image; remove it."
-    assert "b.jpg is broken or no image" in broken and "c.heic is broken or no image" in unsupported
-    assert folder == f"The image {tmp_path / 'x.jpg'} is a folder; remove it, or give it as the folder of images."
-
-
-def test_the_error_for_a_single_image_is_raised(tmp_path: Path):
-    (tmp_path / "b.jpg").write_text("broken")
-    with pytest.raises(UserError, match=r"b\.jpg is broken"):
-        next(image_files.read_each(tmp_path / "b.jpg", read_image, []))
+    (file,) = find(str(tmp_path), (), [])
+    assert (read_image(file.path).float() - 90).abs().max() < 5

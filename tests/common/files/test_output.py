@@ -69,7 +69,11 @@ def test_the_folder_of_the_input_is_refused_by_any_of_its_names(
     Path("photos/p.png").write_text("")
     with pytest.raises(UserError, match="is the folder of the input"):
         refuse_input_folder(Path("photos"), "photos/p.png")
+    for pattern in ("photos/*.png", "*/p.png", "photo?"):
+        with pytest.raises(UserError, match="is the folder of the input"):
+            refuse_input_folder(Path("photos"), pattern)
     others = (("photos/answers", "photos"), ("photos/new", "photos/p.png"), (".", "-"), ("photos", "photos/lines.txt"))
+    others += (("photos/answers", "photos/*.png"), (".", "photos/*.png"))
     for folder, input in others:
         refuse_input_folder(Path(folder), input)
 

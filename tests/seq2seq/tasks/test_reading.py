@@ -57,6 +57,32 @@ def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
             next(lines(str(tmp_path / name), 8))
 
 
+def test_a_pattern_stands_for_the_lines_of_all_matching_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines are numbered over all files, as by `cat`, but a last line without its line feed is not joined."""
+    monkeypatch.chdir(tmp_path)
+    Path("a.txt").write_text("eins\nzwei\ndrei")
+    Path("b.txt").write_text("vier\n")
+    Path("c.txt").mkdir()
+    assert [*lines("*.txt", 2)] == [
+        [Line(1, "eins", origin="a.txt:1"), Line(2, "zwei", origin="a.txt:2")],
+        [Line(3, "drei", origin="a.txt:3")],
+        [Line(4, "vier", origin="b.txt:1")],
+    ]
+    assert [*lines("[b]*", 2)] == [*lines("b.txt", 2)] == [[Line(1, "vier")]]
+    Path("*.txt").write_text("this very file\n")
+    assert texts(lines("*.txt", 2)) == ["this very file"]
+    Path("b.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match=r"b\.txt"):
+        next(lines("?.txt", 8))
+
+
+def test_a_folder_or_a_pattern_without_a_match_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"is a folder; give a text file, or a pattern such as .*/\*\.txt\.$"):
+        next(lines(str(tmp_path), 8))
+    with pytest.raises(UserError, match=r"input=.*/\*\.de: no file matches this pattern; give a text file"):
+        next(lines(str(tmp_path / "*.de"), 8))
+
+
 LATIN = "it is not valid UTF-8 (byte 0xf6); convert the text to UTF-8, or correct the line"
 
 

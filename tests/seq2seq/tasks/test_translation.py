@@ -248,6 +248,18 @@ def test_lines_that_cannot_be_translated_do_not_change_the_answers_to_others(
     assert [answer["text"] for answer in task.predict(model, batch)] == [""], "none can be translated"
 
 
+def test_a_line_of_several_files_that_cannot_be_translated_is_named_with_its_file(built: Built, tmp_path: Path) -> None:
+    task, model = built()
+    (tmp_path / "a.txt").write_text("one\ntwo\n")
+    (tmp_path / "b.txt").write_bytes(b"three\nsch\xf6n\n")
+    first, second = task.read(str(tmp_path / "*.txt"))
+    task.predict(model, first)
+    assert first["ids"] == [1, 2] and second["ids"] == [3, 4] and task.unanswered == []
+    task.predict(model, second)
+    (sentence,) = task.unanswered
+    assert sentence.startswith(f"Line 4 ({tmp_path}/b.txt:2) was not translated: it is not valid UTF-8")
+
+
 def test_a_users_lines_are_copied_to_the_models_device(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
     """predict.py and `load` pass batches of `read`, which are on the CPU, whatever the model's device."""
     task, model = built()

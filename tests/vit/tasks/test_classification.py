@@ -355,7 +355,7 @@ def test_a_users_images_of_any_size_and_mode_are_read_one_by_one(kind: str, phot
     for batch in batches:
         assert batch["labels"].tolist() == [-1] and len(task.predict(model, batch)) == 1
     assert len([*task.read(str(photos / "red.jpg"))]) == 1
-    with pytest.raises(UserError, match="neither an image nor a folder"):
+    with pytest.raises(UserError, match="neither an image nor a folder of images, nor a pattern"):
         [*task.read(str(photos / "nothing"))]
 
 
