@@ -3,13 +3,19 @@
 import colorsys
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from PIL import ImageDraw, ImageFont
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
+from common.files.names import printable
+from common.report.labels import place_labels
+
 MAX_NAME = 40  # characters of a class name in a label
 MIN_LONGER_SIDE = 400  # pixels; on a smaller picture, labels would hide the objects
+MIN_FONT_SIZE = 14
 
 
 def draw(
@@ -20,6 +26,9 @@ def draw(
     labels: Tensor | None = None,
 ) -> Tensor:
     """Draw boxes with their names on a copy of an image, in ascending order of score.
+
+    Labels lie outside their boxes and hide neither each other nor outlines, where there is room; see `place_labels`.
+    A label that has no room at all is left out.
 
     Pillow is used because torchvision's `draw_bounding_boxes` needs a font file for text of any other size than 10.
 
@@ -32,33 +41,83 @@ def draw(
             the alphabetical order of the names in this picture.
 
     Returns:
-        uint8 (3, fH, fW), where f is the smallest integer that makes the longer side at least `MIN_LONGER_SIDE`.
+        uint8 (3, fH, fW), where f is the smallest integer that makes the longer side at least `MIN_LONGER_SIDE`; with a
+        white margin if it is smaller than a label.
     """
-    height, width = image.shape[-2:]
-    factor = math.ceil(MIN_LONGER_SIDE / max(height, width))
-    enlarged = image.repeat_interleave(factor, dim=-2).repeat_interleave(factor, dim=-1)  # (3, fH, fW)
-    picture = to_pil_image(enlarged)
-    canvas = ImageDraw.Draw(picture)
-    longer_side = max(picture.size)
-    font = ImageFont.load_default(size=max(14, longer_side // 60))
-    corners = (boxes.detach().cpu() * factor).round()
+    picture, factor = _enlarged(image)
+    corners = (boxes.detach().cpu() * factor).round()  # (n, 4), both corners are part of the drawn box
     corners[:, 0::2] = corners[:, 0::2].clamp(0, picture.width - 1)
     corners[:, 1::2] = corners[:, 1::2].clamp(0, picture.height - 1)
     classes = [sorted(set(names)).index(name) for name in names] if labels is None else labels.tolist()
-    texts = [name if len(name) <= MAX_NAME else f"{name[:MAX_NAME]}…" for name in names]
+    texts = [printable(name if len(name) <= MAX_NAME else f"{name[:MAX_NAME]}…") for name in names]
     if scores is not None:
-        texts = [f"{name} {score:.2f}" for name, score in zip(texts, scores.tolist(), strict=True)]
-    order = range(len(texts)) if scores is None else scores.argsort().tolist()
-    for i in order:
-        x0, y0, x1, y1 = corners[i].tolist()
-        canvas.rectangle((x0, y0, x1, y1), outline=colour(classes[i]), width=max(2, longer_side // 400))
-        _, _, right, bottom = canvas.textbbox((0, 0), texts[i], font=font)
-        x = max(0, min(x0, picture.width - right - 4))
-        y = y0 - bottom - 4 if y0 >= bottom + 4 else y0  # above the box, or inside it at the picture's upper edge
-        canvas.rectangle((x, y, x + right + 4, y + bottom + 4), fill=colour(classes[i]))
-        canvas.text((x + 2, y + 2), texts[i], fill="black", font=font)
-    pixels: Tensor = pil_to_tensor(picture)
+        texts = [f"{text} {score:.2f}" for text, score in zip(texts, scores.tolist(), strict=True)]
+    order = list(range(len(texts))) if scores is None else scores.argsort().tolist()
+    items = [Item(corners[i].long().tolist(), texts[i], colour(classes[i])) for i in order]
+    pixels: Tensor = pil_to_tensor(_with_items(picture, items))
     return pixels
+
+
+class Item(NamedTuple):
+    """A box to draw: its corners in pixels of the picture, which are part of it, its label, and its colour."""
+
+    box: list[int]
+    text: str
+    colour: tuple[int, int, int]
+
+
+def _enlarged(image: Tensor) -> tuple[Image.Image, int]:
+    """The image enlarged by the least integer that makes its longer side at least `MIN_LONGER_SIDE`; this integer."""
+    factor = math.ceil(MIN_LONGER_SIDE / max(image.shape[-2:]))
+    picture: Image.Image = to_pil_image(image.repeat_interleave(factor, dim=-2).repeat_interleave(factor, dim=-1))
+    return picture, factor
+
+
+def _with_items(picture: Image.Image, items: list[Item]) -> Image.Image:
+    """Draw boxes and labels; the last lie on top, and get the best positions for their labels.
+
+    A label away from its box is joined to it by a line. A picture that is smaller than a label gets a white margin.
+    """
+    shorter, longer = sorted(picture.size)
+    font = ImageFont.load_default(size=max(MIN_FONT_SIZE, min(longer // 60, shorter // 16)))
+    outline = max(2, longer // 400)
+    sizes = [_label_size(item.text, font) for item in items]
+    picture = _with_margin(picture, sizes)
+    pen = ImageDraw.Draw(picture)
+    for item in items:
+        pen.rectangle(item.box, outline=item.colour, width=outline)
+    boxes = np.array([item.box for item in items], dtype=np.int64).reshape(-1, 4) + np.array([0, 0, 1, 1])
+    corners = place_labels(boxes[::-1], sizes[::-1], picture.size, outline)[::-1]
+    placed = [(item, *corner, *size) for item, corner, size in zip(items, corners, sizes, strict=True) if corner]
+    for item, x, y, width, height in placed:
+        ends = _nearest(x, x + width - 1, *item.box[0::2]), _nearest(y, y + height - 1, *item.box[1::2])
+        pen.line([*zip(*ends, strict=True)], fill=item.colour, width=max(1, outline // 2))
+    for item, x, y, width, height in placed:
+        pen.rectangle((x, y, x + width - 1, y + height - 1), fill=item.colour)
+        pen.text((x + 2, y + 2), item.text, fill="black", font=font)
+    return picture
+
+
+def _with_margin(picture: Image.Image, sizes: list[tuple[int, int]]) -> Image.Image:
+    """The picture with white margins at the right and at the bottom that make it as large as each label."""
+    width, height = (max([side, *(size[axis] for size in sizes)]) for axis, side in enumerate(picture.size))
+    extended = Image.new("RGB", (width, height), "white")
+    extended.paste(picture)
+    return extended
+
+
+def _nearest(label_start: int, label_end: int, box_start: int, box_end: int) -> tuple[int, int]:
+    """The coordinates, on one axis, at which a label and a box are nearest; equal if they overlap on this axis."""
+    start, end = max(label_start, box_start), min(label_end, box_end)
+    if start <= end:
+        return (start + end) // 2, (start + end) // 2
+    return (label_end, box_start) if label_end < box_start else (label_start, box_end)
+
+
+def _label_size(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> tuple[int, int]:
+    """Width and height of a label in pixels, with a border of two pixels."""
+    _, _, right, bottom = font.getbbox(text)
+    return math.ceil(right) + 4, math.ceil(bottom) + 4
 
 
 def colour(label: int) -> tuple[int, int, int]:

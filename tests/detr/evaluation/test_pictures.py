@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -25,10 +27,39 @@ def test_the_outline_lies_on_the_box_in_the_colour_of_its_class():
 def test_a_small_image_is_enlarged_by_an_integer_with_its_boxes(shape):
     height, width = shape
     picture = draw(torch.zeros(3, height, width, dtype=torch.uint8), torch.tensor([[0.0, 0.0, width, height]]), ["a"])
-    factor = picture.shape[-1] // width
-    assert picture.shape == (3, factor * height, factor * width)
-    assert MIN_LONGER_SIDE <= max(picture.shape) < MIN_LONGER_SIDE + max(shape)
-    assert pixel(picture, picture.shape[2] - 1, picture.shape[1] - 1) == colour(0)
+    factor = math.ceil(MIN_LONGER_SIDE / max(shape))
+    right, bottom = factor * width - 1, factor * height - 1  # there may be a white margin, see below
+    for x, y in ((right, bottom), (right, 0), (0, bottom)):
+        assert pixel(picture, x, y) == colour(0)
+
+
+def test_a_picture_smaller_than_a_label_gets_a_white_margin_for_it():
+    picture = draw(
+        torch.zeros(3, 400, 10, dtype=torch.uint8), torch.tensor([[2.0, 100.0, 8.0, 200.0]]), ["a long name"]
+    )
+    assert picture.shape[1] == 400 and 60 < picture.shape[2] < 120
+    assert (picture[:, 300:, 10:] == 255).all() and not picture[:, 300:, :10].any()
+    label = (picture == torch.tensor(colour(0))[:, None, None]).all(0)
+    assert label[:, 10:].sum() > 500, "the label is whole"
+    wide = draw(torch.zeros(3, 4, 400, dtype=torch.uint8), torch.tensor([[2.0, 0.0, 8.0, 4.0]]), ["a"])
+    assert wide.shape[2] == 400 and 10 < wide.shape[1] < 30
+
+
+def test_labels_hide_neither_each_other_nor_outlines():
+    """All boxes have one corner in common, so that labels at their upper left corners would all lie in one place."""
+    boxes = torch.tensor([[100.0, 100.0, 150.0 + 40 * i, 130.0 + 50 * i] for i in range(5)])
+    names, scores, image = [f"class {i}" for i in range(5)], torch.arange(5) / 10, torch.zeros(3, 480, 640)
+    picture = draw(image.byte(), boxes, names, scores, torch.arange(5))
+    for i, (x0, y0, x1, y1) in enumerate(boxes.long().tolist()):
+        alone = draw(image.byte(), boxes[[i]], [names[i]], scores[[i]], torch.tensor([i]))
+        counts = []
+        for drawn in (picture, alone):
+            pixels = (drawn == torch.tensor(colour(i))[:, None, None]).all(0)
+            assert pixels[y1, x0 + 20 : x1].all(), "the lower outline"
+            pixels[y0 : y1 + 1, x0 : x0 + 2] = pixels[y0 : y1 + 1, x1 - 1 : x1 + 1] = False
+            pixels[y0 : y0 + 2, x0 : x1 + 1] = pixels[y1 - 1 : y1 + 1, x0 : x1 + 1] = False
+            counts.append(int(pixels.sum()))
+        assert counts[0] >= counts[1] > 500, "the label"
 
 
 def test_an_image_without_detections_is_unchanged():
