@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from common.cli.command import own_name
 from common.cli.jobs import StopFileContext, SweepJob, clear_status, signals_to_stop_file, status_of
+from common.config import yaml_files
 from common.config.check import check, did_you_mean
 from common.config.compose import CONFIGS, GROUPS, Command, Composed
 from common.config.diff import fingerprint, flatten
@@ -188,9 +189,8 @@ def _compose_settings(command: Command, settings: list[str]) -> DictConfig:
         if launcher in OPTIONAL_LAUNCHERS and launcher not in available:
             raise UserError(f'hydra/launcher={launcher} is not installed: pip install -e ".[sweeps]".') from error
         raise UserError(f"{name} does not exist{did_you_mean(launcher, available)}") from error
-    except HydraException as error:
-        reason = str(error).partition("\n")[0].rstrip(".")
-        raise UserError(f"{reason}.") from error
+    except (HydraException, *yaml_files.ERRORS) as error:
+        raise UserError(f"{yaml_files.describe(error)}.") from error
 
 
 def _launch(job: Job, command: Command, folder: Path, lines: list[list[str]]) -> None:

@@ -14,9 +14,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from common.config import published
+from common.config import published, yaml_files
 from common.config.check import DOOR_KEYS, TARGET_SECTIONS, build, check, did_you_mean
 from common.config.choices import choices_with
 from common.config.describe import shorten
@@ -111,7 +110,7 @@ class Command:
                 config = plain_config(composed)
                 notices += [*self._replace_length(config), *typed_only(config, {*map(_key, overrides)})]
                 return Composed(config, choices, notices + update_names(config), hydra_settings(composed))
-        except (HydraException, OmegaConfBaseException, ValueError) as error:
+        except (HydraException, *yaml_files.ERRORS) as error:
             raise UserError(self._sentence(error, overrides)) from error
 
     def checked(self) -> Composed:
@@ -244,6 +243,8 @@ class Command:
 
     def _sentence(self, error: Exception, overrides: list[str]) -> str:
         """Turn Hydra's error into one sentence, which suggests the closest valid word for a misspelt one."""
+        if yaml_files.is_about_text(error):
+            return f"a file of --config-dir {self.flags.config_dir} cannot be read ({yaml_files.describe(error)})."
         if isinstance(error, MissingConfigException) and error.missing_cfg_file:
             group, _, name = error.missing_cfg_file.rpartition("/")
             reason = f"{group}={name}: there is no configs/{group}/{name}.yaml" if group else f"there is no {name}.yaml"

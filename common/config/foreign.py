@@ -14,10 +14,10 @@ from typing import Any
 
 from hydra.core.plugins import Plugins
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from common.config.migrations import migrate_config
+from common.config.yaml_files import read_yaml
+from common.errors import UserError
 
 # Keys that protect the user and so are read only from the command line, with the values that they have otherwise.
 TYPED_KEYS: dict[str, Any] = {"trust": [], "check_memory": True}
@@ -47,15 +47,12 @@ def whole_config(file: Path) -> tuple[dict[str, Any] | None, list[str]]:
     """Read a whole config; returns the config that Hydra is to use instead of the file, and notices on ignored parts.
 
     The section hydra is ignored. The config of a run of an earlier version is migrated; a file with a defaults list was
-    written by a user and is not migrated. The returned config is None if Hydra can use the file itself, or if the file
-    cannot be read, which Hydra reports later.
+    written by a user and is not migrated. The returned config is None if Hydra can use the file itself. Raises
+    UserError if the file holds no config.
     """
-    try:
-        content = OmegaConf.to_container(OmegaConf.load(file))
-    except (OSError, ValueError, YAMLError, OmegaConfBaseException):
-        return None, []
+    content = read_yaml(file, "correct it")
     if not isinstance(content, dict):
-        return None, []
+        raise UserError(f"{file} holds no config; write keys and values, such as seed: 1.")
     config = {str(key): value for key, value in content.items() if key != "hydra"}
     config = config if "defaults" in config else migrate_config(config)
     notice = f"{file}: its section hydra is ignored; Hydra's settings are given on the command line, with -m."

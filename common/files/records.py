@@ -1,11 +1,13 @@
 """Records are JSON objects: one in a file (results.json, task.json) or one on each line (metrics.jsonl)."""
 
+import io
 import json
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from common.data.opening import open_regular
 from common.errors import UserError
 from common.files.lines import write_atomically
 
@@ -24,7 +26,8 @@ class Remainder(NamedTuple):
 def read_record(path: Path, remedy: str = "delete it, and the same command writes it again") -> dict[str, Any]:
     """Read a file that holds one JSON object; raises UserError, ending with `remedy`, if it holds anything else."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        with open_regular(path) as file:
+            content = json.loads(file.read().decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}); {remedy}.") from error
     except OSError as error:
@@ -52,7 +55,11 @@ def step_record(line: str) -> dict[str, Any] | None:
 def keep_records(path: Path, keeps: Callable[[dict[str, Any]], bool]) -> Remainder:
     """Rewrite a file of lines with only those records for which `keeps` is true; lines without a record are removed."""
     kept, removed, invalid = [], [], []
-    with open(path, encoding="utf-8", errors="replace") as file:
+    try:
+        opened = open_regular(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); put the run's own file there.") from error
+    with io.TextIOWrapper(opened, encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, 1):
             record = step_record(line)
             if not line.endswith("\n"):

@@ -10,15 +10,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
-
 from common.config.check import did_you_mean
 from common.config.compose import Composed
 from common.config.diff import DATA_PATHS, PRECISION, flatten, refuse_changes
 from common.config.migrations import migrate_config
 from common.config.plain_text import config_yaml
+from common.config.yaml_files import read_yaml
 from common.errors import Stopped, UserError
 from common.files.lines import write_atomically
 from common.files.lock import NAME as LOCK_FILE
@@ -179,13 +176,10 @@ def _claim(folder: Path, config: dict[str, Any]) -> None:
 
 def read_config(file: Path) -> dict[str, Any]:
     """Read a run's config.yaml and update it to the present keys; raises UserError if the file is not a config."""
-    try:
-        config = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
-    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"{file} cannot be read ({reason}); put the run's own config there.") from error
+    remedy = "put the run's own config there"
+    config = read_yaml(file, remedy, resolve=True)
     if not isinstance(config, dict) or not config:
-        raise UserError(f"{file} holds no config; put the run's own config there.")
+        raise UserError(f"{file} holds no config; {remedy}.")
     return migrate_config({str(key): value for key, value in config.items()})
 
 

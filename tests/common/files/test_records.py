@@ -1,6 +1,7 @@
 """A file or a line that is JSON but no record is named, and never ends a command with a traceback."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,15 @@ def test_a_file_without_an_object_is_one_sentence_with_its_path(text: str, tmp_p
         read_record(tmp_path / "none.json", "look")
     file.write_text('{"test/AP": 0.5}')
     assert read_record(file) == {"test/AP": 0.5}
+
+
+@pytest.mark.timeout(60)
+def test_a_named_pipe_is_refused_and_nothing_waits_for_it(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="it is a named pipe and no regular file"):
+        read_record(tmp_path / "pipe")
+    with pytest.raises(UserError, match="it is a named pipe and no regular file"):
+        keep_records(tmp_path / "pipe", lambda record: True)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,64 @@
+"""Read YAML files that a user or a stranger wrote: a mistake in one is a sentence, and none fills the memory."""
+
+import errno
+import io
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from common.errors import UserError
+
+MAX_NODES = 100_000  # far more than any config has; aliases of aliases would give 10^9 in a file of a few lines
+ERRORS = (RecursionError, ValueError, yaml.YAMLError, OmegaConfBaseException)
+_TOO_MANY_DIGITS = "set_int_max_str_digits"  # in Python's own message
+
+
+def read_yaml(file: Path, remedy: str, *, resolve: bool = False) -> Any:
+    """The content of a file in plain types; raises UserError, which ends with `remedy`, if it cannot be read.
+
+    With `resolve`, interpolations are replaced by their values.
+    """
+    try:
+        if file.exists() and not file.is_file():
+            raise OSError(errno.EINVAL, "it is no regular file")
+        text = file.read_text(encoding="utf-8")
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        if _count(root, {}) > MAX_NODES:
+            raise UserError(f"{file} has more than {MAX_NODES:,} entries, repeated by aliases; {remedy}.")
+        return OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=resolve)
+    except (OSError, *ERRORS) as error:
+        raise UserError(f"{file} cannot be read ({describe(error)}); {remedy}.") from error
+
+
+def is_about_text(error: Exception) -> bool:
+    """Whether the text of a file cannot be read as YAML; other errors are about keys and values."""
+    return isinstance(error, RecursionError | UnicodeError | yaml.YAMLError) or _TOO_MANY_DIGITS in str(error)
+
+
+def describe(error: Exception) -> str:
+    """Why YAML cannot be read, in a few words without a full stop, with the file, the line and the column if known."""
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+        mark = error.problem_mark
+        where = "" if mark.name.startswith("<") else f"{mark.name}, "
+        return f"{where}line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if _TOO_MANY_DIGITS in str(error):
+        return "a number has too many digits"
+    return str(error).partition("\n")[0].rstrip(".")
+
+
+def _count(node: yaml.Node | None, counts: dict[int, int]) -> int:
+    """The number of nodes below and including `node`, each alias counted as a copy."""
+    if node is None or isinstance(node, yaml.ScalarNode):
+        return 1
+    if id(node) not in counts:
+        counts[id(node)] = MAX_NODES + 1  # if the node contains itself
+        children = [child for pair in node.value for child in (pair if isinstance(pair, tuple) else (pair,))]
+        counts[id(node)] = 1 + sum(_count(child, counts) for child in children)
+    return counts[id(node)]
