@@ -39,9 +39,10 @@ def train(config: dict[str, Any], run_dir: Path | None) -> float | None:
             state_file = folder / "task.json"  # what the data determine: names of classes, tokenizers
             resumes = config["resume"] == "auto" and any(folder.glob("checkpoints/st*_*.pt"))
             task_state = read_record(state_file) if state_file.exists() else {}  # the first version did not write it
-            # Rank 0 decides: a resumed run keeps the precision that `auto` resolved to, which only rank 0 has read.
+            # Rank 0 decides: a resumed run keeps the precision that `auto` resolved to and the cut of val and test with
+            # which it began, which only rank 0 has read.
             precision = device.resolve_precision(config["trainer"]["precision"], local_device)
-            config["trainer"]["precision"] = distributed.broadcast(precision)
+            config["trainer"]["precision"], config["data"] = distributed.broadcast((precision, config["data"]))
             parts = assembly.assemble(config, resumed_state=task_state if resumes else None)
             log.info(parts.weights_line)
             if distributed.is_main() and not resumes:

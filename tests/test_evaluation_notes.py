@@ -63,13 +63,13 @@ def test_a_split_without_objects_is_named_at_its_evaluation(tmp_path: Path, caps
 
 
 def test_absent_classes_and_odd_images_of_an_evaluated_folder_are_printed(tmp_path: Path, capsys: Any) -> None:
-    for split, name in (("train", "a"), ("train", "b"), ("valid", "a")):
+    for split, name in (("train", "a"), ("train", "b"), ("val", "a"), ("valid", "a")):
         write_image(tmp_path / split / name / "x.png")
     (tmp_path / "test/a").mkdir(parents=True)
     Image.fromarray(np.full((8, 8), 0.5, dtype=np.float32)).save(tmp_path / "test/a/y.tif")
     data, task = data_and_task("model=vit", "data=imagefolder", f"data.root={tmp_path}", "data.val_count=1")
-    first, absent, grey = lines(data, task, "test", capsys)
-    assert first == f"data      test: 1 images of {tmp_path / 'test'}"
+    first, by_class, absent, grey = lines(data, task, "test", capsys)
+    assert first == f"data      test: 1 images of {tmp_path / 'test'}" and by_class.endswith("test: by class: a 1, b 0")
     assert absent == "data      test: no image of 1 of 2 classes (b)" and "from 0 to 1" in grey
     assert lines(data, task, "val", capsys)[-1].startswith(f"Warning: data.root={tmp_path} holds valid/")
 

@@ -221,7 +221,9 @@ def test_every_added_key_exists():
             check(whole, [])
 
 
-@pytest.mark.parametrize("choices", [["model=detr", "data=coco"], ["model=vit", "data=imagefolder"]])
+@pytest.mark.parametrize(
+    "choices", [["model=detr", "data=coco"], ["model=vit", "data=imagefolder"], ["model=seq2seq", "data=parallel_text"]]
+)
 def test_every_added_key_of_a_class_exists(choices: list[str]):
     whole = configure("train", choices)
     assert any(whole[section]["_target_"] in ADDED_CLASS_KEYS for section in ("data", "task"))
@@ -238,6 +240,7 @@ def test_every_added_key_of_a_class_exists(choices: list[str]):
                 "class_order",
                 "val_share",
                 "test_share",
+                "root",
             )  # users' subclasses, and their yaml, were written before these keys
             with nullcontext() if optional else pytest.raises(UserError, match=rf"{section}\.{key} is missing"):
                 check(config, [])

@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from common.config.migrations import ADDED_CLASS_KEYS, ADDED_KEYS, MOVED_CLASSES
+from common.config.migrations import ADDED_CLASS_KEYS, ADDED_KEYS, CHANGED_CUTS, MOVED_CLASSES
 from common.errors import UserError
 
 PRECISION = "trainer.precision"
@@ -24,12 +24,10 @@ CHANGEABLE_KEYS = (
     *("trainer.keep_best", "trainer.average_last", "task.evaluator"),
 )
 # Keys for where the data are. A checkpoint holds digests of the data, which identify the same data under other paths.
+DATA_PATHS = ("data.root", "data.train", "data.val", "data.test")
 # Keys for how val and test are cut from train. The resulting splits are compared instead, by digests or by counts, so
 # that a run whose config was written with other defaults resumes.
-CUT_KEYS = ("data.val_count", "data.val_share", "data.test_share")
-DATA_PATHS = ("data.root", "data.train", "data.val", "data.test")
-# Defaults that were changed: key -> (present default, former default); the present one is hashed as the former one.
-CHANGED_DEFAULTS = {"data.val_count": (None, 2000), "data.test_share": (0.1, 0)}
+CUT_KEYS = ("data.val_count", "data.test_count", "data.val_share", "data.test_share")
 # Keys of migrations.ADDED_KEYS and ADDED_CLASS_KEYS that fingerprints have always included.
 ALWAYS_HASHED_KEYS = (
     *("optimizer.layer_decay", "optimizer.reference_batch", "optimizer.scaling"),
@@ -72,15 +70,18 @@ def fingerprint(config: dict[str, Any]) -> str:
     """Eight hexadecimal digits that are equal for configs of the same run.
 
     Of CHANGEABLE_KEYS, only `checkpoint` is hashed. So that a sweep finds the runs that an earlier version of Triptych
-    began, moved classes are hashed by their former names, and keys that were added later only if their values change
-    the former behaviour.
+    began, moved classes are hashed by their former names, present defaults of cuts as the former ones, and keys that
+    were added later only if their values change the former behaviour.
     """
     former_names = {new: old for old, new in MOVED_CLASSES.items()}
     sections = {name: part for name, part in config.items() if isinstance(part, dict)}
     added = {name: ADDED_CLASS_KEYS.get(str(part.get("_target_")), {}) for name, part in sections.items()}
     additions = {key: value for key, value in flatten({**ADDED_KEYS, **added}).items() if key not in ALWAYS_HASHED_KEYS}
     keys = flatten(config)
-    keys |= {key: former for key, (present, former) in CHANGED_DEFAULTS.items() if key in keys and keys[key] == present}
+    for name, part in sections.items():
+        for key, (present, former) in CHANGED_CUTS.get(str(part.get("_target_")), {}).items():
+            if part.get(key, former) == present:
+                keys[f"{name}.{key}"] = former
     hashed = {key: value for key, value in keys.items() if key not in additions or additions[key] != value}
     hashed = {key: value for key, value in hashed.items() if key == "checkpoint" or not _is_under(key, CHANGEABLE_KEYS)}
     hashed = {

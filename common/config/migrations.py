@@ -55,7 +55,17 @@ ADDED_CLASS_KEYS: dict[str, dict[str, Any]] = {
         **{f"loss.{key}": value for key, value in ADDED_NESTED_KEYS["loss"][1].items()},
     },
     "detr.data.coco.Coco": {"pad_to": 1, "exif": "auto", "val_share": None, "test_share": 0.0},
-    "vit.data.folder.ImageFolder": {"exif": "auto", "class_order": "string"},
+    "vit.data.folder.ImageFolder": {"exif": "auto", "class_order": "string", "val_share": None, "test_share": 0.0},
+    "seq2seq.data.parallel_text.ParallelText": {"root": None, "val_share": None, "test_share": None},
+}
+
+# Defaults of cuts of val and test that were changed: present path of the class -> key -> (present default, former one).
+CHANGED_CUTS: dict[str, dict[str, tuple[Any, Any]]] = {
+    # since 2120fd6
+    "detr.data.coco.Coco": {"val_count": (None, 2000), "test_share": (0.1, 0.0)},
+    # since bd0452c
+    "vit.data.folder.ImageFolder": {"val_count": (None, 10_000), "test_share": (0.1, 0.0)},
+    "seq2seq.data.parallel_text.ParallelText": {"val_count": (None, 1000), "test_count": (None, 1000)},
 }
 
 # Classes that were merged into another class: former path -> the keys that keep the former behaviour.

@@ -31,12 +31,12 @@ def split_off_val(count: int, val_count: int, name: str, remedy: str) -> tuple[N
     return train, val
 
 
-def cut_by_name(names: Sequence[str], shares: Sequence[float]) -> list[list[int]]:
+def cut_by_name(names: Sequence[str], shares: Sequence[float], rest: int = 0) -> list[list[int]]:
     """Split off a part of the samples `names` for each of `shares`; returns the indices of each part and of the rest.
 
     The samples are ordered by a hash of the last component of their name and cut in this order. So a part depends
     neither on the order of `names` nor on their folders, and equal names give equal parts in every format. A part has
-    at least one sample; the rest may have none.
+    at least one sample, unless fewer than `rest` samples would remain in the rest.
     """
 
     def order(index: int) -> tuple[int, str]:
@@ -46,7 +46,7 @@ def cut_by_name(names: Sequence[str], shares: Sequence[float]) -> list[list[int]
     indices = sorted(range(len(names)), key=order)
     parts = []
     for share in shares:
-        size = max(1, round(share * len(names)))
+        size = min(max(1, round(share * len(names))), max(0, len(indices) - rest))
         parts.append(sorted(indices[:size]))
         indices = indices[size:]
     return [*parts, sorted(indices)]

@@ -13,7 +13,7 @@ from typing import Any
 from common.config.check import did_you_mean
 from common.config.compose import Composed
 from common.config.diff import DATA_PATHS, PRECISION, flatten, refuse_changes
-from common.config.migrations import migrate_config
+from common.config.migrations import CHANGED_CUTS, migrate_config
 from common.config.plain_text import config_yaml
 from common.config.yaml_files import read_yaml
 from common.errors import Stopped, UserError
@@ -154,7 +154,8 @@ def config_text(config: dict[str, Any]) -> str:
 def _claim(folder: Path, config: dict[str, Any]) -> None:
     """Write config.yaml into a new run's folder. Raises UserError if the folder holds another run.
 
-    If a run is resumed with trainer.precision=auto, `config` gets the precision with which the run began.
+    If a run is resumed with trainer.precision=auto, `config` gets the precision with which the run began, and with a
+    default cut of val or test, the cut with which it began.
     """
     file, allowed = folder / "config.yaml", config["allow_changes"]
     _refuse_unknown(allowed, config)
@@ -170,8 +171,18 @@ def _claim(folder: Path, config: dict[str, Any]) -> None:
             if not isinstance(precision := flatten(stored).get(PRECISION), str):
                 raise UserError(f"{file} holds no {PRECISION}; put the run's own config there, or add that key.")
             config["trainer"]["precision"] = precision
+        _restore_cuts(config.get("data"), stored.get("data"))
     else:
         write_atomically(file, config_text(config))
+
+
+def _restore_cuts(section: Any, stored: Any) -> None:
+    """Take, in place, the stored cuts of val and test where the config's section of the data has the default."""
+    if not (isinstance(section, dict) and isinstance(stored, dict)):
+        return
+    for key, (default, _) in CHANGED_CUTS.get(str(section.get("_target_")), {}).items():
+        if section.get(key) == default and key in stored:
+            section[key] = stored[key]
 
 
 def read_config(file: Path) -> dict[str, Any]:

@@ -15,15 +15,13 @@ from common.data.images import Exif, range_notes, read_image
 from common.data.names import names_line
 from common.errors import UserError
 from common.task import Batch, Split
-from common.types import SPLITS, Count, Positive, Range
+from common.types import SPLITS, Count, Positive, Range, Share
 from detr.data import annotations, notes
 from detr.data.arrays import SplitArrays, build_arrays, decode, find_files
 from detr.data.cuts import cut_train
 from detr.data.header_sizes import HeaderSizes
 from detr.data.layouts import LAYOUTS, Layout, find_layout
 from detr.data.transforms import Augmentation, as_bounding_boxes, augment
-
-Share = Annotated[float, Range(low=0.0, high=0.9)]
 
 COCO_2017_VAL_COUNT = 2000  # images of train2017 that select the checkpoint
 VAL_SHARE = 0.1  # of the images of train in any other set

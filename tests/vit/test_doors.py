@@ -243,6 +243,37 @@ def test_a_run_without_val_and_test_names_its_last_checkpoint(inside: Door, phot
     assert output.startswith("split=test: the data set has no such split")
 
 
+def test_sixty_photos_in_class_folders_train_by_data_root_alone(inside: Door, tmp_path: Path) -> None:
+    """The batch is larger than the set; evaluating repeats the numbers of the run."""
+    draw_photos(tmp_path / "photos", count=20)
+    for name in ("val", "test"):
+        shutil.rmtree(tmp_path / "photos" / name)
+    root = tmp_path / "photos/train"
+    line = ["model=vit", "data=imagefolder", f"data.root={root}"]
+    small = [*SMALL, "model.patch_size=56", "trainer.steps=2", "trainer.workers=0"]
+    output = inside("train", *line, *small, f"run_dir={tmp_path / 'run'}")
+    for split, count in (("train", 48), ("val", 6), ("test", 6)):
+        assert f"data      {split}: {count} images of {root}" in output
+        assert f"{split}: by class: grün {count // 3}, red fox {count // 3}, ü, b=c (d) {count // 3}\n" in output
+    best = f"checkpoint={tmp_path / 'run/checkpoints/best.pt'}"
+    numbers = json.loads((tmp_path / "run/results.json").read_text())
+    assert numbers_of(inside("evaluate", best))["test/top1"] == numbers["test/top1"]
+
+
+def test_a_run_keeps_the_cut_with_which_an_earlier_version_began_it(inside: Door, tmp_path: Path) -> None:
+    """Its config.yaml has the former defaults: a number of images of val, and no test."""
+    draw_photos(tmp_path / "photos", count=20)
+    for name in ("val", "test"):
+        shutil.rmtree(tmp_path / "photos" / name)
+    run = ["model=vit", *SMALL, *PHOTO_KEYS, f"data.root={tmp_path / 'photos'}", f"run_dir={tmp_path / 'run'}"]
+    run += ["trainer.workers=0", "trainer.steps=2", "trainer.eval_every=1"]
+    inside("train", *run, "data.val_count=7", "data.test_share=0")
+    (tmp_path / "run/results.json").unlink()
+    output = inside("train", *run, "resume=auto")
+    assert "resuming at 2" in output and "train: 53 images" in output and "val: 7 images" in output
+    assert "test: " not in output
+
+
 # Bad input.
 
 

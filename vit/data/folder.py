@@ -1,24 +1,21 @@
-"""Image folders in ImageNet's layout, a folder for each class: root/train/<class>/<image>, likewise val and test."""
+"""Folders of images, with a folder for each class: root/train/<class>/<image> and so on, or root/<class>/<image>."""
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from common.data import fingerprints
 from common.data.images import IMAGE_SUFFIXES, Exif, range_notes, read_image
 from common.data.names import composed, names_line
-from common.data.splits import split_off_val
 from common.errors import UserError
 from common.task import Batch, Split
-from common.types import SPLITS, Count, Positive, PositiveFloat, Range, Side
+from common.types import SPLITS, Count, Positive, PositiveFloat, Range, Share, Side
 from vit.data.augmentation import (
     Augmentation,
     Interpolation,
@@ -29,19 +26,23 @@ from vit.data.augmentation import (
     view,
 )
 from vit.data.classes import ClassOrder, check_distinct, order_notes, sort_classes
-from vit.data.folder_advice import absent_classes, depth_advice, refuse_split_names, unread_folders
+from vit.data.cuts import Cuts
+from vit.data.folder_advice import absent_classes, class_counts, depth_advice, refuse_split_names
 from vit.data.in_memory import height_and_width
+from vit.data.layouts import SplitFolders, find_folders, missing_folder
 from vit.data.listing import Listing, class_folders, list_class_images
 
 
 class ImageFolder:
     """A classification data set of image files, each in the folder of its class.
 
-    `root` holds train/, val/ and test/, each with one folder for each class, which holds images at any depth. Hidden
-    files and files with other endings are ignored. The classes are the folders of train, sorted by name. Without
-    root/test, root/val is `test` (ImageNet publishes no labels of its test set). Without a val folder, val is split
-    off train with a fixed seed. The path of a split takes precedence over `root`. The constructor opens no file;
-    mistakes in the files raise UserError at the first use of their split.
+    `root` holds train/, val/ and test/, each with one folder for each class, which holds images at any depth; or the
+    class folders alone, which are then train (`vit.data.layouts` has other names, and the reading of doubtful folders).
+    Hidden files and files with other endings are ignored. The classes are the folders of train, sorted by name. Without
+    root/test, root/val is `test` (ImageNet publishes no labels of its test set). Without a val folder, val is cut from
+    train, and without a test folder test is, too, if train is that of `root` (`vit.data.cuts`). The path of a split
+    takes precedence over `root`. The constructor opens no file; mistakes in the files raise UserError at the first use
+    of their split.
 
     A sample of `train` is `augmentation.repeats` views of one image, each augmented independently (Hoffer et al. 2020,
     "Augment Your Batch", arXiv:1901.09335). When the augmentation mixes, the sample also holds as many views of a
@@ -61,7 +62,7 @@ class ImageFolder:
         train: str | None,
         val: str | None,
         test: str | None,
-        val_count: Count,
+        val_count: Count | None,
         batch_size: Positive,
         image_size: Side | tuple[Side, Side],
         crop_ratio: Annotated[float, Range(low=0.01, high=100.0)],
@@ -71,15 +72,18 @@ class ImageFolder:
         augmentation: Augmentation,
         exif: Exif = "auto",  # has a default, since users' files may be older than these keys
         class_order: ClassOrder = "string",
+        val_share: Share | None = None,
+        test_share: Share = 0.0,
     ):
         """Describe the data set.
 
         Args:
-            root: folder that holds the folders of all splits, or None.
+            root: folder that holds the folders of all splits or of all classes, or None.
             train: folder of the training split.
             val: folder of the split that chooses the checkpoint.
             test: folder of the split whose numbers are reported.
-            val_count: number of images to split off train if there is no val folder; 0 = no val.
+            val_count: number of random images to cut from train if there is no val folder; 0 = no val, None = by
+                `val_share`.
             batch_size: views in one optimizer step; partners for mixing are not counted.
             image_size: height and width of the model's input in pixels; one number for a square.
             crop_ratio: share of the resized image's shorter side that the centre crop of evaluation keeps.
@@ -89,6 +93,10 @@ class ImageFolder:
             augmentation: augmentation of training images.
             exif: whether images are turned upright by their EXIF tags: "apply" and "auto" do, "ignore" does not.
             class_order: order of the classes' names: "string" (1, 10, 2, as torchvision's) or "natural" (1, 2, 10).
+            val_share: share of each class of train to cut as val, by a hash of the file names, unless `val_count` is
+                given; None = 0.1, or 10,000 random images of at least 100,000.
+            test_share: share of each class of `root`'s train to cut as test, in the same way, if there is no test
+                folder.
 
         Raises UserError when `crop_ratio` is above 1, or when the views of one image exceed a batch.
         """
@@ -99,7 +107,7 @@ class ImageFolder:
         self.train = train
         self.val = val
         self.test = test
-        self.val_count = val_count
+        self.val_count, self.val_share, self.test_share = val_count, val_share, test_share
         self.batch_size = batch_size
         self.image_size = height_and_width(image_size)
         self.crop_ratio = crop_ratio
@@ -109,10 +117,11 @@ class ImageFolder:
         self.augmentation = augmentation
         self.exif = exif
         self.class_order = class_order
-        self._split_folders: dict[Split, Path] | None = None
         self._classes: list[str] = []
         self._learnt: list[str] = []
         self._listings: dict[Split, Listing] = {}
+        self._cuts = Cuts(val_count=val_count, val_share=val_share, test_share=test_share)
+        self._cut_notes: dict[Split, str] = {}
 
     def count(self, split: Split) -> int:
         """Number of images in `split`; 0 when val or test does not exist."""
@@ -128,12 +137,12 @@ class ImageFolder:
         They are the folders of train or, where train is missing (on a machine that only evaluates), of val and test.
         """
         if not self._classes:
-            folders = [folder for folder in self._folders().values() if folder.is_dir()]
-            if self._folders().get("train") in folders or not folders:
+            folders = [folder for folder in self._folders.values() if folder.is_dir()]
+            if self._folders.get("train") in folders or not folders:
                 folders = [self._required_folder("train")]
             by_text = {composed(name): name for folder in reversed(folders) for name in class_folders(folder)}
             self._classes = sort_classes(by_text.values(), self.class_order)
-            if "train" in self._folders():
+            if "train" in self._folders:
                 check_distinct(class_folders(folders[0]), str(folders[0]))
                 refuse_split_names(self._classes, folders[0])
             elif by_text.keys() <= {composed(name) for name in self._learnt}:
@@ -226,8 +235,8 @@ class ImageFolder:
         return images.cpu()
 
     def summary(self) -> list[str]:
-        """The number and names of the classes, and a line for each split, with notes."""
-        lines = [f"{len(self.classes())} classes", names_line(self.classes())]
+        """How `root` was read, the number and names of the classes, and for each split its images and notes."""
+        lines = [*self._layout.notes, f"{len(self.classes())} classes", names_line(self.classes())]
         if not all(name.isdecimal() for name in self.classes()):  # otherwise it is a warning, in `advice`
             lines += order_notes(self.classes())
         return [*lines, *(line for split in filter(self._has, SPLITS) for line in self.split_summary(split))]
@@ -236,10 +245,12 @@ class ImageFolder:
         """The lines of `summary` on one split."""
         listing = self._listing(split)
         ignored = f", {listing.other_files} other files ignored" if listing.other_files else ""
+        cut = f", cut from train {self._cut_notes[split]}" if split in self._cut_notes else ""
         counts = np.bincount(listing.labels, minlength=len(self.classes())).tolist()
-        notes = absent_classes(self.classes(), counts) if split in self._folders() else []
-        notes += range_notes(len(listing.files), partial(self._file, split))
-        return [f"{split}: {line}" for line in (f"{len(listing.files)} images of {listing.folder}{ignored}", *notes)]
+        lines = [f"{len(listing.files)} images of {listing.folder}{cut}{ignored}", class_counts(self.classes(), counts)]
+        lines += absent_classes(self.classes(), counts)
+        lines += range_notes(len(listing.files), partial(self._file, split))
+        return [f"{split}: {line}" for line in lines]
 
     def class_notes(self) -> list[str]:
         """The classes' names in order of index, and a note if this is not the order of the numbers in them."""
@@ -247,48 +258,39 @@ class ImageFolder:
 
     def advice(self, split: Split) -> list[str]:
         """Warnings about the folders of `split` and, for train, about numbered class names that are sorted as text."""
-        warnings = [] if split in self._folders() else unread_folders(self.root, split)
+        warnings = self._layout.warnings.get(split, [])
         if split != "train":
             return warnings
         order = order_notes(self.classes()) if all(name.isdecimal() for name in self.classes()) else []
         return [*warnings, *depth_advice(self.classes(), self._listing("train")), *order]
 
+    @cached_property
+    def _layout(self) -> SplitFolders:
+        arguments: dict[Split, str | None] = {"train": self.train, "val": self.val, "test": self.test}
+        by_path = {split: Path(path) for split, path in arguments.items() if path is not None}
+        return find_folders(self.root, by_path)
+
+    @property
     def _folders(self) -> dict[Split, Path]:
-        """The folder of each split that has one; val has none when it is split off train."""
-        if self._split_folders is None:
-            arguments = {"train": self.train, "val": self.val, "test": self.test}
-            by_path = {split: Path(path) for split in SPLITS if (path := arguments[split]) is not None}
-            in_root = self._folders_in_root(without={os.path.realpath(path) for path in by_path.values()})
-            if "val" in in_root and self.test is None and "test" not in in_root:
-                in_root["test"] = in_root.pop("val")
-            self._split_folders = {**in_root, **by_path}
-        return self._split_folders
+        """The folder of each split that has one."""
+        return self._layout.folders
 
-    def _folders_in_root(self, without: set[str]) -> dict[Split, Path]:
-        """The folders of splits in root, except the paths `without`, which another split already uses."""
-        if self.root is None:
-            return {}
-        if not os.path.isdir(self.root):
-            raise UserError(f"The folder data.root={self.root} does not exist; correct its path.")
-        folders = {split: Path(self.root, split) for split in SPLITS}
-        return {
-            s: folder for s, folder in folders.items() if folder.is_dir() and os.path.realpath(folder) not in without
-        }
-
-    def _splits_train(self) -> bool:
-        """Whether val is split off train."""
-        return "val" not in self._folders() and self.val_count > 0
+    def _is_cut(self, split: Split) -> bool:
+        """Whether `split` is cut from train."""
+        if split == "train" or split in self._folders:
+            return False
+        if split == "val":
+            return self._cuts.has_val
+        return self.test_share > 0 and self.root is not None and self.train is None
 
     def _has(self, split: Split) -> bool:
-        return split == "train" or split in self._folders() or (split == "val" and self._splits_train())
+        return split == "train" or split in self._folders or self._is_cut(split)
 
     def _required_folder(self, split: Split) -> Path:
         """The folder of a split; raises UserError when there is none."""
-        folder = self._folders().get(split)
+        folder = self._folders.get(split)
         if folder is None and self.root is not None:
-            expected = f"expected {split}/<class>/<image> there, or give the folder of these images as data.{split}"
-            missing = f"There is no folder {split} in data.root={self.root}; {expected}."
-            raise UserError(next(iter(unread_folders(self.root, split)), missing))
+            raise UserError(missing_folder(self.root, split, self._layout.unread))
         if folder is None:
             raise UserError(
                 f"There are no {split} images: give data.root (a folder with {split}/<class>/<image>), or data.{split}."
@@ -297,10 +299,12 @@ class ImageFolder:
 
     def _listing(self, split: Split) -> Listing:
         if split not in self._listings:
-            if split == "test" or not self._splits_train():
-                self._listings[split] = self._read(split)
+            cut = [name for name in SPLITS if self._is_cut(name)]
+            if cut and split in ("train", *cut):
+                listings, self._cut_notes = self._cuts.cut(self._read("train"), cut)
+                self._listings |= listings
             else:
-                self._listings |= self._split_off_val(self._read("train"))
+                self._listings[split] = self._read(split)
         return self._listings[split]
 
     def _read(self, split: Split) -> Listing:
@@ -327,10 +331,3 @@ class ImageFolder:
                 "images there, or remove the folder."
             )
         return listing
-
-    def _split_off_val(self, whole: Listing) -> dict[Split, Listing]:
-        """Split one folder into train and val, independent of the run's seed and the file system's order."""
-        own = "a folder of its own (data.val)"
-        train, val = split_off_val(len(whole.files), self.val_count, str(whole.folder), own)
-        parts: dict[Split, NDArray[np.int64]] = {"train": train, "val": val}
-        return {split: replace(whole, files=whole.files[i], labels=whole.labels[i]) for split, i in parts.items()}

@@ -1,20 +1,15 @@
-"""Checks of an image folder's layout: class folders one level too high or too low, and splits under other names."""
+"""Checks of an image folder's layout: class folders one level too high or too low, and classes without images."""
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from common.errors import UserError
-from common.types import Split
+from vit.data.layouts import SPLIT_NAMES
 from vit.data.listing import Listing
 
-OTHER_NAMES: dict[Split, tuple[str, ...]] = {
-    "train": ("training",),
-    "val": ("valid", "validation", "dev"),
-    "test": ("testing", "eval"),
-}
-SPLIT_NAMES = {*OTHER_NAMES, *(name for names in OTHER_NAMES.values() for name in names)}
 MAX_NAMES = 5  # of classes in a note
+MAX_COUNTS = 20  # of classes whose numbers of images are listed
 
 
 def refuse_split_names(classes: Sequence[str], folder: Path) -> None:
@@ -24,18 +19,6 @@ def refuse_split_names(classes: Sequence[str], folder: Path) -> None:
             f"The class folders of {folder} are {', '.join(classes)}, which are names of splits and not of classes; "
             f"give data.root={folder} instead."
         )
-
-
-def unread_folders(root: str | None, split: Split) -> list[str]:
-    """A warning if `root` has a folder that seems to hold `split` under another name, which is not read."""
-    folders = [] if root is None else sorted(path.name for path in Path(root).iterdir() if path.is_dir())
-    name = next((name for name in folders if name != split and name.lower() in (split, *OTHER_NAMES[split])), None)
-    if name is None:
-        return []
-    return [
-        f"data.root={root} holds {name}/, which is not read: the folder of {split} must have the name {split}; rename "
-        f"it, or give data.{split}={Path(str(root), name)}."
-    ]
 
 
 def depth_advice(classes: Sequence[str], listing: Listing) -> list[str]:
@@ -63,3 +46,11 @@ def absent_classes(classes: Sequence[str], counts: Sequence[int]) -> list[str]:
     return [f"no image of {len(absent)} of {len(classes)} classes ({', '.join(absent[:MAX_NAMES])}{more})"] * bool(
         absent
     )
+
+
+def class_counts(classes: Sequence[str], counts: Sequence[int]) -> str:
+    """A line with a split's number of images by class: of each class, or of many classes the least and the most."""
+    if len(classes) <= MAX_COUNTS:
+        return f"by class: {', '.join(f'{name} {count}' for name, count in zip(classes, counts, strict=True))}"
+    fewest, most = (pick(range(len(classes)), key=counts.__getitem__) for pick in (min, max))
+    return f"by class: {counts[fewest]} ({classes[fewest]}) to {counts[most]} ({classes[most]})"

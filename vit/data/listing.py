@@ -54,6 +54,17 @@ def class_folders(folder: Path) -> list[str]:
     return sorted(names)
 
 
+def folder_names(folder: Path) -> list[str]:
+    """Names of the visible folders in a folder, sorted."""
+    return sorted(os.fsdecode(name) for name, is_folder in _entries(os.fsencode(folder)) if is_folder)
+
+
+def holds_images(folder: Path) -> bool:
+    """Whether any file directly in a folder has an image's ending."""
+    entries = _entries(os.fsencode(folder))
+    return any(not is_folder and name.lower().endswith(_ENDINGS) for name, is_folder in entries)
+
+
 def list_class_images(folder: Path, names: list[str], labels: NDArray[np.int64]) -> Listing:
     """List all images of the class folders `names`, in order; `labels` are the indices of these classes.
 

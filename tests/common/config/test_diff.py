@@ -3,6 +3,7 @@
 import pytest
 
 from common.config.diff import differences, fingerprint, flatten, refuse_changes
+from common.config.migrations import CHANGED_CUTS
 from common.errors import UserError
 
 CONFIG = {
@@ -70,3 +71,15 @@ def test_auto_equals_every_precision() -> None:
     bf16, auto, fp32 = ({"trainer": {"precision": name}} for name in ("bf16", "auto", "fp32"))
     assert differences(bf16, auto) == differences(auto, bf16) == []
     assert differences(bf16, fp32) == ["trainer.precision was bf16 and is fp32"]
+
+
+@pytest.mark.parametrize("target", CHANGED_CUTS)
+def test_a_default_cut_has_the_fingerprint_of_the_former_default(target: str) -> None:
+    """So a sweep finds the runs that an earlier version began, whose configs lacked the shares."""
+    former = {key: value for key, (_, value) in CHANGED_CUTS[target].items() if not key.endswith("share")}
+    present = {"val_share": None, **{key: value for key, (value, _) in CHANGED_CUTS[target].items()}}
+    fingerprints = [fingerprint({"data": {"_target_": target, **keys}}) for keys in (former, present)]
+    assert fingerprints[0] == fingerprints[1] and former and set(present) > set(former)
+    assert fingerprint({"data": {"_target_": target, **present, "val_share": 0.2}}) != fingerprints[0]
+    other = {"_target_": "mypackage.data.Mine", **present}
+    assert fingerprint({"data": other}) != fingerprint({"data": {"_target_": "mypackage.data.Mine", **former}})

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from common.data.splits import random_parts, split_off_val
+from common.data.splits import cut_by_name, random_parts, split_off_val
 from common.errors import UserError
 from common.machine.seeds import generator
 
@@ -28,3 +28,11 @@ def test_a_val_that_leaves_nothing_to_train_on_is_refused() -> None:
     message = "data.val_count=50 leaves nothing of the 50 images of photos; give val a folder of its own, or a smaller"
     with pytest.raises(UserError, match=message):
         split_off_val(50, 50, "photos", "a folder of its own")
+
+
+def test_a_cut_by_name_keeps_samples_for_the_rest_where_it_is_to() -> None:
+    """The rest gives way to the parts otherwise, and the first part precedes the second."""
+    sizes = {count: [len(part) for part in cut_by_name([*"abcd"[:count]], [0.1, 0.5], rest=1)] for count in range(5)}
+    assert sizes == {0: [0, 0, 0], 1: [0, 0, 1], 2: [1, 0, 1], 3: [1, 1, 1], 4: [1, 2, 1]}
+    assert [len(part) for part in cut_by_name(["a", "b"], [0.1, 0.1])] == [1, 1, 0]
+    assert cut_by_name([*"abcdefgh"], [0.3], rest=1) == cut_by_name([*"abcdefgh"], [0.3])

@@ -1,0 +1,82 @@
+"""Cutting val and test from the images of train, where a data set has no folders for them."""
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.data.splits import cut_by_name, split_off_val
+from common.errors import UserError
+from common.types import Split
+from vit.data.listing import Listing
+
+VAL_SHARE = 0.1
+LARGE_SET, LARGE_VAL_COUNT = 100_000, 10_000  # of images; more of them would not choose a better checkpoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cuts:
+    """How many images of train become val and test.
+
+    val_count: number of images of val, chosen at random; None = by `val_share`.
+    val_share: share of val in train; None = 0.1, or 10,000 random images of at least 100,000.
+    test_share: share of test in train.
+    """
+
+    val_count: int | None
+    val_share: float | None
+    test_share: float
+
+    @property
+    def has_val(self) -> bool:
+        """Whether val gets any images."""
+        return self.val_count > 0 if self.val_count is not None else self.val_share != 0
+
+    def cut(self, whole: Listing, splits: Collection[Split]) -> tuple[dict[Split, Listing], dict[Split, str]]:
+        """Cut `splits` from the images of `whole`; returns their listings and that of train, and how each was cut.
+
+        Shares are cut from each class by a hash of the file names (`common.data.splits.cut_by_name`): at least one
+        image, as long as one is left for train. So the cut of a class depends on its file names alone, neither on the
+        run's seed nor on other classes, and that of test not on val. Raises UserError if no image is left for train.
+        """
+        count = self._val_count_of(len(whole.files)) if "val" in splits else None
+        shares: dict[Split, float] = {"test": self.test_share} if "test" in splits else {}
+        if "val" in splits and count is None:
+            shares["val"] = VAL_SHARE if self.val_share is None else self.val_share
+        if sum(shares.values()) >= 1:
+            keys = " and ".join(f"data.{split}_share={share}" for split, share in shares.items())
+            raise UserError(
+                f"{keys} leave nothing of the {len(whole.files)} images of {whole.folder}; give smaller shares, or 0."
+            )
+        rows = _cut_classes(whole, shares)
+        notes = {split: f"by a hash of the names (data.{split}_share={share})" for split, share in shares.items()}
+        if count is not None:
+            remedy = "a folder of its own (data.val)"
+            train, val = split_off_val(len(rows["train"]), count, str(whole.folder), remedy)
+            rows |= {"train": rows["train"][train], "val": rows["train"][val]}
+            notes["val"] = f"at random (data.val_count={count})"
+        listings = {split: replace(whole, files=whole.files[i], labels=whole.labels[i]) for split, i in rows.items()}
+        return listings, notes
+
+    def _val_count_of(self, count: int) -> int | None:
+        """The number of random images of val, of `count` images; None if its share is cut."""
+        if self.val_count is None and self.val_share is None and count >= LARGE_SET:
+            return LARGE_VAL_COUNT
+        return self.val_count
+
+
+def _cut_classes(whole: Listing, shares: dict[Split, float]) -> dict[Split, NDArray[np.int64]]:
+    """The sorted indices of each split in `shares` and of train."""
+    if not shares:
+        return {"train": np.arange(len(whole.labels))}
+    parts: dict[Split, list[int]] = {split: [] for split in (*shares, "train")}
+    ends: list[int] = (np.flatnonzero(np.diff(whole.labels)) + 1).tolist()
+    for start, end in pairwise((0, *ends, len(whole.labels))):
+        # A file's name need not be valid Unicode, as a hash requires.
+        names = [name.decode(errors="backslashreplace") for name in whole.files[start:end].tolist()]
+        rows = cut_by_name(names, list(shares.values()), rest=1)
+        for part, of_class in zip(parts.values(), rows, strict=True):
+            part += [start + row for row in of_class]
+    return {split: np.array(part, dtype=np.int64) for split, part in parts.items()}
