@@ -1,6 +1,7 @@
 """Translation data in text files: two files with the same number of lines, or one with tab-separated columns."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -8,28 +9,25 @@ import numpy as np
 from common.errors import UserError
 from common.machine.seeds import mix
 from common.task import Split
-from common.types import SPLITS, Count
+from common.types import MAX_COUNT, SPLITS, Count, Share
+from seq2seq.data.layouts import NO_FILES, TextFolder, find_files
+from seq2seq.data.layouts import Files as Files
 from seq2seq.data.pairs import EMPTY_CORPUS, Corpus, SentencePairs
 from seq2seq.tokenizers.text import read_tabbed, read_two_files
 
-
-@dataclass(frozen=True, kw_only=True)
-class Files:
-    """The files of one split: source and target, or pairs, or none; each plain, gzip, bzip2 or xz."""
-
-    source: str | None  # file with one sentence per line
-    target: str | None  # file with their translations, one per line
-    pairs: str | None  # file with source, tab, target in every line
+DEFAULT_SHARE, MAX_DEFAULT_COUNT = 0.1, 1000  # of the source sentences of train
 
 
 @dataclass(kw_only=True, eq=False)
 class ParallelText(SentencePairs):
-    """Parallel text, given by the paths of its files.
+    """Parallel text, given by the paths of its files or by their folder.
 
-    A val or test without files is split off train: `val_count` (`test_count`) source sentences with one pair each.
-    Other pairs with these source sentences are left out of train, and sentences that the files of val or test hold are
-    not selected. So a selected sentence is in no other split. The selection depends on the sentences only, not on the
-    run's seed, and the selection of test does not depend on `val_count`.
+    `root` is a folder with a file of each language for each split, or with a file of pairs
+    (`seq2seq.data.layouts.find_files`); the paths of a split take precedence. A val or test without files is cut from
+    train: `val_count` (`test_count`) source sentences with one pair each, or their share. Other pairs with these source
+    sentences are left out of train, and sentences that the files of val or test hold are not selected. So a selected
+    sentence is in no other split. The selection depends on the sentences only, not on the run's seed, and the selection
+    of test does not depend on that of val.
 
     The constructor opens no file; a mistake in the files raises UserError at the first use of their split.
 
@@ -37,21 +35,28 @@ class ParallelText(SentencePairs):
         train: files of the split to learn from.
         val: files of the split that selects the checkpoint.
         test: files of the split with the reported scores.
-        val_count: pairs to split off train for a val without files; 0 = no val.
-        test_count: pairs to split off train for a test without files; 0 = no test.
+        val_count: pairs to cut from train for a val without files; 0 = no val, None = by `val_share`.
+        test_count: pairs to cut from train for a test without files; 0 = no test, None = by `test_share`.
+        root: folder with the files of splits that have no paths, or None.
+        val_share: share of the source sentences of train to cut as val, unless `val_count` is given; None = 0.1, but at
+            most 1,000.
+        test_share: share to cut as test, in the same way.
     """
 
     train: Files
     val: Files
     test: Files
-    val_count: Count
-    test_count: Count
+    val_count: Count | None
+    test_count: Count | None
+    root: str | None = None  # has a default, since users' yaml files and subclasses may be older than these keys
+    val_share: Share | None = None
+    test_share: Share | None = None
 
     def __post_init__(self) -> None:
         """Raise UserError for a split with one file of two, or with both kinds of files."""
         super().__post_init__()
         for split in SPLITS:
-            files = self._files(split)
+            files = self._files_by_path(split)
             if (files.source is None) != (files.target is None) or (
                 files.pairs is not None and files.source is not None
             ):
@@ -61,23 +66,37 @@ class ParallelText(SentencePairs):
                 )
 
     def load(self, split: Split) -> dict[Split, Corpus]:
-        """Load `split`; train is loaded together with the splits that are taken from it."""
-        counts = self._counts_from_train()
-        if split != "train" and split not in counts:
-            return {split: self._read(split) if self._has_files(split) else EMPTY_CORPUS}
-        if not self._has_files("train"):
+        """Load `split`; train is loaded together with the splits that are cut from it."""
+        cut = [] if split != "train" and self._files_by_path(split).paths else self._cut_splits()
+        if split != "train" and split not in cut:
+            return {split: self._read(split) if self._files(split).paths else EMPTY_CORPUS}
+        if not self._files("train").paths and self.root is not None:
+            raise UserError(self._folder.no_train())
+        if not self._files("train").paths:
             raise UserError(
                 "There is no training text: give data.train.source and data.train.target, or data.train.pairs, a file "
-                "with a tab in every line."
+                "with a tab in every line, or data.root, a folder with such files."
             )
         corpus = self._read("train")
-        return self._split(corpus, counts) if counts else {"train": corpus}
+        return self._cut(corpus, cut) if cut else {"train": corpus}
 
-    def _files(self, split: Split) -> Files:
+    def summary(self) -> list[str]:
+        """The files of `root`, and the lines of SentencePairs."""
+        of_root = [split for split in SPLITS if not self._files_by_path(split).paths]
+        return [*([self._folder.note(of_root)] if of_root and self.root is not None else []), *super().summary()]
+
+    def _files_by_path(self, split: Split) -> Files:
         return {"train": self.train, "val": self.val, "test": self.test}[split]
 
-    def _has_files(self, split: Split) -> bool:
-        return any(path is not None for path in vars(self._files(split)).values())
+    def _files(self, split: Split) -> Files:
+        """The files of a split, by path or in `root`."""
+        files = self._files_by_path(split)
+        return files if files.paths or self.root is None else self._folder.files.get(split, NO_FILES)
+
+    @cached_property
+    def _folder(self) -> TextFolder:
+        assert self.root is not None
+        return find_files(self.root, self.source, self.target)
 
     def _read(self, split: Split) -> Corpus:
         files = self._files(split)
@@ -89,37 +108,52 @@ class ParallelText(SentencePairs):
         source, target, notes = read_two_files(*paths)
         return Corpus(source, target, f"{files.source} and {files.target}", notes=notes)
 
-    def _counts_from_train(self) -> dict[Split, int]:
-        """The numbers of pairs to split off train; test comes first, so that it does not depend on val_count."""
-        counts: dict[Split, int] = {"test": self.test_count, "val": self.val_count}
-        return {split: count for split, count in counts.items() if count and not self._has_files(split)}
+    def _cut_splits(self) -> list[Split]:
+        """The splits to cut from train; test comes first, so that it does not depend on val."""
+        splits: list[Split] = ["test", "val"]
+        return [split for split in splits if self._amount(split)[0] != 0 and not self._files(split).paths]
 
-    def _split(self, corpus: Corpus, counts: dict[Split, int]) -> dict[Split, Corpus]:
-        """Train and the splits that are taken from it; each pair is in at most one of them."""
+    def _amount(self, split: Split, available: int = MAX_COUNT) -> tuple[int, str]:
+        """How many of the `available` source sentences of train are cut for `split`, and the key that decides this."""
+        count, share = {"val": (self.val_count, self.val_share), "test": (self.test_count, self.test_share)}[split]
+        if count is None:
+            share, longest = (DEFAULT_SHARE, MAX_DEFAULT_COUNT) if share is None else (share, available)
+            count = round(share * available)
+            least = int(share > 0 and available > 2)  # so that each split has a sentence
+            if count <= longest:
+                return max(least, count), f"data.{split}_share={share}"
+            count = longest
+        return count, f"data.{split}_count={count}"
+
+    def _cut(self, corpus: Corpus, splits: list[Split]) -> dict[Split, Corpus]:
+        """Train and the `splits` that are cut from it; each pair is in at most one of them."""
         digests = np.fromiter((_digest(text) for text in corpus.source), np.int64)  # (n,)
-        splits_with_files: list[Split] = [split for split in ("val", "test") if self._has_files(split)]
+        splits_with_files: list[Split] = [split for split in ("val", "test") if self._files(split).paths]
         held_out = {_digest(text) for split in splits_with_files for text in self._read(split).source}
         first_rows: dict[int, int] = {}  # of each source sentence, by its digest
         for row, (source, target) in enumerate(zip(corpus.source, corpus.target, strict=True)):
             if source.strip() and target.strip() and digests[row] not in held_out:
                 first_rows.setdefault(int(digests[row]), row)
-        if sum(counts.values()) >= len(first_rows):
-            keys = " and ".join(f"data.{split}_count={count}" for split, count in counts.items())
+        amounts = {split: self._amount(split, len(first_rows)) for split in splits}
+        total = sum(count for count, _ in amounts.values())
+        if total and total >= len(first_rows):
+            keys = " and ".join(key for _, key in amounts.values())
             raise UserError(
-                f"{keys} leaves nothing of the {len(first_rows):,} sentences of {corpus.origin}; give lower counts, or "
-                f"separate files ({', '.join(f'data.{split}.source' for split in counts)}, ...)."
+                f"{keys} leaves nothing of the {len(first_rows):,} sentences of {corpus.origin}; give less, or "
+                f"separate files ({', '.join(f'data.{split}.source' for split in splits)}, ...)."
             )
         order, start = sorted(first_rows), 0
-        splits: dict[Split, Corpus] = {}
-        for split, count in counts.items():
-            rows = np.array(sorted(first_rows[digest] for digest in order[start : start + count]))
-            splits[split] = replace(corpus.take(rows), notes=[])
+        corpora: dict[Split, Corpus] = {}
+        for split, (count, key) in amounts.items():
+            rows = np.array(sorted(first_rows[digest] for digest in order[start : start + count]), dtype=np.int64)
+            note = f"cut from train by a hash of the source sentences ({key})"
+            corpora[split] = replace(corpus.take(rows), notes=[note] * bool(count))
             start += count
         train_rows = np.flatnonzero(~np.isin(digests, order[:start]))
         repeated = len(corpus) - len(train_rows) - start
         pairs = f"{repeated:,} more {'pair' if repeated == 1 else 'pairs'}"
-        note = f"{pairs} left out because their source sentences are in {' or '.join(counts)}"
-        return {"train": replace(corpus.take(train_rows), notes=[*corpus.notes, *[note] * bool(repeated)]), **splits}
+        note = f"{pairs} left out because their source sentences are in {' or '.join(splits)}"
+        return {"train": replace(corpus.take(train_rows), notes=[*corpus.notes, *[note] * bool(repeated)]), **corpora}
 
 
 def _digest(text: str) -> int:

@@ -299,6 +299,20 @@ def test_translating_does_not_need_the_training_file(inside: Door, best: str, tm
     )
 
 
+def test_a_folder_of_text_trains_by_data_root_alone(inside: Door, tmp_path: Path) -> None:
+    """A file of pairs with fewer than the 1,000 that a large file gives to val and test."""
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text/train.tsv").write_text(pairs(20, 720), encoding="utf-8")
+    line = ["model=seq2seq", "data=parallel_text", *SMALL, *TOKENIZER, f"data.root={tmp_path / 'text'}"]
+    line += ["trainer.steps=2", "task.predict.longest_extra=5"]
+    output = inside("train", *line, f"run_dir={tmp_path / 'run'}")
+    assert f"data      data.root={tmp_path / 'text'}: train.tsv is train\n" in output
+    for split, count in (("train", 80), ("val", 10), ("test", 10)):
+        assert f"data      {split}: {count} pairs, " in output
+    numbers = numbers_of(inside("evaluate", f"checkpoint={tmp_path / 'run/checkpoints/best.pt'}"))
+    assert numbers["test/bleu"] == results_of(tmp_path / "run")["test/bleu"]
+
+
 def test_files_and_folders_with_names_that_are_not_utf8_are_read_and_written(door: Door, tmp_path: Path) -> None:
     folder = tmp_path / os.fsdecode(b"caf\xe9")
     folder.mkdir()
