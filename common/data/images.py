@@ -85,7 +85,7 @@ def read_image(
     remedy = f"give data.exif={'ignore' if upright else 'apply'} or auto, or correct" if fits else "correct"
     raise UserError(
         f"The image {path} has {image.shape[2]} x {image.shape[1]} pixels, but its annotations say "
-        f"{size[1]} x {size[0]}; {remedy} its width and height in the JSON, or the image."
+        f"{size[1]} x {size[0]}; {remedy} its width and height there, or the image."
     )
 
 

@@ -29,13 +29,34 @@ def open_regular(path: Path | str) -> BinaryIO:
     return file
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file; raises UserError for a file that cannot be read, or that is not JSON."""
+def read_bytes(path: Path) -> bytes:
+    """The content of a regular file; raises UserError if it cannot be read."""
     try:
         with open_regular(path) as file:
-            return json.loads(file.read())
+            return file.read()
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); correct its path or its permissions.") from None
+
+
+def read_text(path: Path) -> str:
+    """The content of a text file in UTF-8; raises UserError if it cannot be read or is something else."""
+    try:
+        return read_bytes(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not text in UTF-8 ({error}); correct it, or copy it again.") from None
+
+
+def read_names(path: Path) -> list[str]:
+    """The lines of a list of file names, which need not be UTF-8, without empty ones; raises UserError as above."""
+    lines = read_bytes(path).removeprefix(b"\xef\xbb\xbf").splitlines()
+    return [os.fsdecode(line.strip()) for line in lines if line.strip()]
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; raises UserError for a file that cannot be read, or that is not JSON."""
+    content = read_bytes(path)
+    try:
+        return json.loads(content)
     except RecursionError:
         raise UserError(f"{path} is nested too deeply to be read; give a file with fewer levels of lists.") from None
     except ValueError as error:  # not JSON, or not text

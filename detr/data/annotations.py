@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as rle
 
-from common.data.opening import read_json
 from common.errors import UserError
 
 CocoJson = dict[str, Any]  # keys images, categories and, if the images are labelled, annotations
@@ -25,15 +24,16 @@ NO_NAME = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")  # \udc80 to \udcff stand
 CROWD_TEXTS = {"0": False, "false": False, "": False, "1": True, "true": True}  # iscrowd as text
 
 
-def load(path: Path, labelled: bool = True, read_size: Callable[[str], tuple[int, int]] | None = None) -> CocoJson:
-    """Read and validate a COCO JSON file; raises UserError.
+def check(
+    coco_json: Any, path: Path, labelled: bool = True, read_size: Callable[[str], tuple[int, int]] | None = None
+) -> CocoJson:
+    """Validate the content of a COCO JSON file, in place; raises UserError, which names the file `path`.
 
     Ids, heights and widths that are written as 64.0 become integers. The ids of annotations occur only in messages, so
     they may be of any type, repeated or missing. With `labelled` False the file may lack "annotations", as COCO's
     image_info_test-dev2017.json does. `read_size` returns the (height, width) of an image, given its file_name; it is
     called for each image whose height or width is missing or 0.
     """
-    coco_json = read_json(path)
     unlabelled = not labelled and isinstance(coco_json, dict) and "annotations" not in coco_json
     for key in ("images", "categories") if unlabelled else ("images", "annotations", "categories"):
         if not isinstance(coco_json, dict) or not isinstance(coco_json.get(key), list):

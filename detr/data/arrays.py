@@ -129,12 +129,12 @@ def _remedy(name: str, folder: Path) -> str:
     if re.match(r"\w+://", name):
         return f"its file_name is a URL: download the images to {folder} and give their names there"
     if base != name and os.path.exists(folder / base):
-        return f'{folder / base} exists: remove the folders from "file_name" in the JSON'
+        return f"{folder / base} exists: remove the folders from its name in the annotations"
     if os.path.exists(folder.parent / name):
         return f"{folder.parent / name} exists: give {folder.parent} as the folder of images"
     if same := [file for file in os.listdir(folder) if file.lower() == name.lower()]:
-        return f'{folder / same[0]} exists: write its capital letters as they are in "file_name" in the JSON'
-    return "add them, or remove them from the JSON"
+        return f"{folder / same[0]} exists: write its capital letters as they are in the annotations"
+    return "add them, or remove them from the annotations"
 
 
 def _check_categories(coco_json: CocoJson, classes: list[dict[str, Any]], path: Path) -> None:

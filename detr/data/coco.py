@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from common.data import fingerprints
 from common.data.images import Exif, range_notes, read_image
 from common.data.names import names_line
+from common.data.opening import read_json
 from common.errors import UserError
 from common.task import Batch, Split
 from common.types import SPLITS, Count, Positive, Range, Share
@@ -67,6 +68,8 @@ class Coco:
         test_share: share of the images of `root`'s train to cut as test, in the same way, if test has no files.
     """
 
+    layouts: ClassVar[str] = LAYOUTS  # of `root`, for messages
+
     root: str | None
     train: Files
     val: Files
@@ -88,7 +91,7 @@ class Coco:
         self._arrays_by_split: dict[str, SplitArrays] = {}
         self._categories: list[dict[str, Any]] = []
         self._ground_truths: dict[str, bytes] = {}
-        self._size_notes: dict[Path, list[str]] = {}
+        self._size_notes: dict[Split, list[str]] = {}  # by the split whose files were read
         self._decoded: dict[tuple[str, int], Tensor] = {}
 
     def count(self, split: Split) -> int:
@@ -103,12 +106,13 @@ class Coco:
         """The classes as {"id", "name"}, in the order of class indices."""
         if not self._categories:
             self.prepare()
-            paths = [files[1] for files in map(self._split_files, SPLITS) if files is not None]
             # A machine for evaluation may hold only val2017; without the train JSON, that of another split is read.
-            path = next((path for path in paths if path.exists()), None) or self._required_files("train")[1]
-            self._categories = annotations.categories(
-                annotations.load(path, labelled=False, read_size=lambda _: (1, 1))  # sizes are not used
+            split: Split = next(filter(self._has_labels, SPLITS), "train")
+            path = self._required_files(split)[1]
+            coco_json = annotations.check(
+                self.read_annotations(split), path, labelled=False, read_size=lambda _: (1, 1)
             )
+            self._categories = annotations.categories(coco_json)  # sizes are not used
         return self._categories
 
     def ground_truth(self, split: Split) -> dict[str, Any]:
@@ -148,9 +152,9 @@ class Coco:
 
     def fingerprint(self, split: Split) -> dict[str, str]:
         """Digests of the JSON's content, and of the names and lengths in bytes of the image files."""
-        folder, path = self._required_files(split)
+        folder = self._required_files(split)[0]
         images = fingerprints.digest_files(folder, self._arrays(split).files)
-        return {"annotations": fingerprints.digest_file(path), "images": images}
+        return {"annotations": self.digest_annotations(split), "images": images}
 
     def view(self, image: Tensor, file: Path) -> dict[str, Any]:
         """Make a sample without targets, with id 0, from a user's image uint8 (3, H, W), resized as in evaluation."""
@@ -208,16 +212,17 @@ class Coco:
         """Lines for the start of a run: the classes, and for each split its images, boxes and notes."""
         splits = filter(self._has_split, SPLITS)
         names = [category["name"] for category in self.categories()]
-        of_splits = [line for split in splits for line in self.split_summary(split)]
+        of_splits = [line for s in splits for line in self.split_summary(s, with_file_notes=not self._is_cut(s))]
         root = [f"data.root={self.root}: the layout of {self._layout.name}"] if self._uses_root() else []
         return [*root, f"{len(names)} classes", names_line(names), *of_splits]
 
-    def split_summary(self, split: Split) -> list[str]:
-        """The lines of `summary` on one split."""
+    def split_summary(self, split: Split, with_file_notes: bool = True) -> list[str]:
+        """The lines of `summary` on one split, with or without those on how its files were read."""
         arrays = self._arrays(split)
         boxes = f"{len(arrays.labels)} boxes" if arrays.labelled else "no annotations (there will be no numbers)"
         lines = [f"{len(arrays.ids)} images, {boxes} of {self._required_files(split)[1]}", *arrays.notes]
-        lines += self._size_notes.get(self._required_files(split)[1], [])
+        if with_file_notes:
+            lines += [*self.file_notes(split), *self._size_notes.get(self._owner(split), [])]
         lines += [self._describe_cut(split)] if self._is_cut(split) else []
         if split == "train":
             lines += notes.classes_without_boxes(arrays.labels, self.categories())
@@ -243,6 +248,22 @@ class Coco:
     def prepare(self) -> None:
         """Called before a file is opened; a subclass may generate the files here."""
 
+    def find_layout(self, root: Path) -> Layout:
+        """Find the files of the splits in `root`; a subclass with another format overrides this and the next three."""
+        return find_layout(root)
+
+    def read_annotations(self, split: Split) -> Any:
+        """Read the COCO JSON of the files of `split`, not checked yet."""
+        return read_json(self._required_files(split)[1])
+
+    def digest_annotations(self, split: Split) -> str:
+        """The digest of the annotations of `split`."""
+        return fingerprints.digest_file(self._required_files(split)[1])
+
+    def file_notes(self, split: Split) -> list[str]:
+        """How the files of `split` were read, and what was left out, for the summary."""
+        return []
+
     def _split_files(self, split: Split) -> tuple[Path, Path] | None:
         """The folder of images and the JSON of a split, or None."""
         files = {"train": self.train, "val": self.val, "test": self.test}[split]
@@ -255,7 +276,7 @@ class Coco:
     @cached_property
     def _layout(self) -> Layout:
         assert self.root is not None
-        return find_layout(Path(self.root))
+        return self.find_layout(Path(self.root))
 
     def _uses_root(self) -> bool:
         """Whether train or test are those of `root`."""
@@ -296,18 +317,26 @@ class Coco:
     def _has_split(self, split: Split) -> bool:
         return split == "train" or self._split_files(split) is not None
 
+    def _has_labels(self, split: Split) -> bool:
+        files = self._split_files(split)
+        return files is not None and files[1].exists()
+
+    def _owner(self, split: Split) -> Split:
+        """The split from whose files `split` is read."""
+        return "train" if self._is_cut(split) else split
+
     def _required_files(self, split: Split) -> tuple[Path, Path]:
         files = self._split_files(split)
         if self.root is not None and files == self._layout.files.get(split) and not self._layout.recognised:
             if Path(self.root).is_dir():
                 raise UserError(
-                    f"data.root={self.root} has none of the layouts {LAYOUTS}; give such a folder, or "
+                    f"data.root={self.root} has none of the layouts {self.layouts}; give such a folder, or "
                     f"data.{split}.images and data.{split}.annotations."
                 )
         if files is None:
             raise UserError(
-                f"There are no {split} images: give data.root (a folder with {LAYOUTS}), or data.{split}.images and "
-                f"data.{split}.annotations."
+                f"There are no {split} images: give data.root (a folder with {self.layouts}), or data.{split}.images "
+                f"and data.{split}.annotations."
             )
         return files
 
@@ -335,6 +364,6 @@ class Coco:
         folder, path = self._required_files(split)
         sizes = HeaderSizes(annotations=path, folder=folder, exif=self.exif)
         labelled = split != "test" or self._is_cut("test")
-        coco_json = annotations.load(path, labelled=labelled, read_size=sizes.read)
-        self._size_notes[path] = sizes.notes()
+        coco_json = annotations.check(self.read_annotations(split), path, labelled=labelled, read_size=sizes.read)
+        self._size_notes[self._owner(split)] = sizes.notes()
         return coco_json

@@ -154,7 +154,7 @@ def test_sizes_that_the_json_lacks_are_read_from_the_images(tmp_path: Path, miss
     write(tmp_path / "lacking/train.json", tmp_path / "lacking/images", content)
     whole, lacking = coco(tmp_path / "whole"), coco(tmp_path / "lacking")
     assert boxes(lacking) == boxes(whole) and lacking.ground_truth("test") == whole.ground_truth("test")
-    note = "train: the JSON lacks the sizes of 10 images, which were read from the image files"
+    note = "train: train.json lacks the sizes of 10 images, which were read from their files"
     assert note in lacking.summary() and note not in whole.summary()
     (tmp_path / "lacking/images/0003.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"lacks the size of .*0003.png, and it cannot be read from the image"):
@@ -175,4 +175,6 @@ def test_a_size_that_the_json_lacks_is_that_of_the_image_as_it_is_read(
     (tmp_path / "train.json").write_text(json.dumps(content))
     data = coco(tmp_path, exif=exif)
     assert data.sample("train", 0, None)["original_size"] == size
-    assert any("are turned by EXIF and are read as stored" in line for line in data.summary()) is (exif != "apply")
+    assert any("are turned by EXIF" in line and "read as stored" in line for line in data.summary()) is (
+        exif != "apply"
+    )

@@ -1,0 +1,184 @@
+"""Detection data in other formats than COCO's JSON, which are converted to it in memory."""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from common.data import fingerprints
+from common.data.images import IMAGE_SUFFIXES, UNSUPPORTED_SUFFIXES
+from common.data.names import composed
+from common.errors import UserError
+from common.types import SPLITS, Split
+from detr.data.annotations import CocoJson
+from detr.data.coco import Coco
+
+SPLIT_FOLDERS: dict[Split, tuple[str, ...]] = {  # the names that folders and files of a split have
+    "train": ("train",),
+    "val": ("valid", "val", "validation"),
+    "test": ("test",),
+}
+
+
+class Box(NamedTuple):
+    """One object of an image."""
+
+    image: int  # position in `Labels.images`
+    name: str  # of the class
+    xywh: Sequence[float]  # left, top, width, height in pixels
+    origin: str  # the file and the position in it, for messages
+    is_crowd: bool = False  # no target, and detections of it do not count
+
+
+@dataclass(kw_only=True)
+class Labels:
+    """The images and boxes of one split, as the files of a format state them."""
+
+    images: list[tuple[str, Any, Any]] = field(default_factory=list)  # file name, height, width (0 if not stated)
+    boxes: list[Box] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # for the summary: how the files were read, and what was left out
+    is_labelled: bool = True
+
+
+@dataclass(kw_only=True, eq=False)
+class Converted(Coco):
+    """Detection data whose files a subclass converts; all else is as in `Coco`.
+
+    The ids of the categories are the positions of the classes, from 1.
+
+    Args:
+        classes: the names of the classes in the order of their ids; None = as the files state them.
+    """
+
+    classes: list[str] | None
+
+    def __post_init__(self) -> None:
+        """Raise UserError for a split with only one of its two keys, and for names of classes that are not unique."""
+        super().__post_init__()
+        if self.classes is not None:
+            check_classes(self.classes, "data.classes")
+        self._converted: dict[Split, tuple[bytes, list[str]]] = {}  # JSON, as workers would copy small objects; notes
+
+    def convert(self, split: Split) -> dict[Split, tuple[Labels, Sequence[str]]]:
+        """Read the files of `split`, and of any splits that are read with it.
+
+        Returns for each split its labels and the names of all classes, in the order of their ids.
+        """
+        raise NotImplementedError
+
+    def read_annotations(self, split: Split) -> Any:
+        """The COCO JSON of the files of `split`, not checked yet."""
+        return json.loads(self._convert_once(split)[0])
+
+    def digest_annotations(self, split: Split) -> str:
+        """The digest of the converted annotations of `split`."""
+        return fingerprints.digest([self._convert_once(split)[0]])
+
+    def file_notes(self, split: Split) -> list[str]:
+        """How the files of `split` were read, and what was left out."""
+        return self._convert_once(split)[1]
+
+    def _convert_once(self, split: Split) -> tuple[bytes, list[str]]:
+        owner = self._owner(split)
+        if owner not in self._converted:
+            for name, (labels, classes) in self.convert(owner).items():
+                self._converted[name] = json.dumps(to_coco(labels, classes)).encode(), labels.notes
+        return self._converted[owner]
+
+    def splits_with_files(self) -> list[Split]:
+        """The splits whose files exist on this machine, without those that are cut from train."""
+        return [split for split in SPLITS if self._has_labels(split) and not self._is_cut(split)]
+
+
+def to_coco(labels: Labels, classes: Sequence[str]) -> CocoJson:
+    """Convert labels to COCO's JSON; raises UserError for a box whose class is not in `classes`."""
+    ids = {name: id for id, name in enumerate(classes, 1)}
+    coco_json: CocoJson = {
+        "images": [
+            {"id": id, "file_name": name, "height": height, "width": width}
+            for id, (name, height, width) in enumerate(labels.images, 1)
+        ],
+        "categories": [{"id": id, "name": name} for name, id in ids.items()],
+    }
+    if not labels.is_labelled:
+        return coco_json
+    if unknown := next((box for box in labels.boxes if box.name not in ids), None):
+        raise UserError(
+            f"{unknown.origin} has the class {unknown.name!r}, which is none of {', '.join(map(repr, ids))}; add it to "
+            "data.classes, or correct it."
+        )
+    coco_json["annotations"] = [
+        {
+            "id": box.origin,
+            "image_id": box.image + 1,
+            "category_id": ids[box.name],
+            "bbox": box.xywh,
+            "iscrowd": int(box.is_crowd),
+        }
+        for box in labels.boxes
+    ]
+    return coco_json
+
+
+def check_classes(names: Sequence[str], source: str) -> None:
+    """Raise UserError, which names the `source`, if there is no class, or if two have the same name."""
+    if not names:
+        raise UserError(f"{source} names no class; a detector needs at least one.")
+    if repeated := next((name for name in names if list(names).count(name) > 1), None):
+        raise UserError(f"{source} names the class {repeated!r} twice; names of classes must differ.")
+
+
+def class_names(parts: Sequence[Labels], classes: list[str] | None) -> list[str]:
+    """The names of the classes: `classes`, or else those of all boxes, sorted; raises UserError if there are none."""
+    if classes is not None:
+        return [composed(name) for name in classes]
+    names = sorted({box.name for labels in parts for box in labels.boxes})
+    if not names:
+        raise UserError("There is no box in any split, so there are no classes; give data.classes=[NAME, ...].")
+    return names
+
+
+def find_splits(root: Path, pattern: str) -> dict[Split, Path]:
+    """The existing path of each split under `root`; `pattern` has {} in place of the split's folder or file.
+
+    Raises UserError if two paths could be those of one split.
+    """
+    existing: dict[Split, Path] = {}
+    for split, names in SPLIT_FOLDERS.items():
+        paths = [path for name in names if (path := root / pattern.format(name)).exists()]
+        if len(paths) > 1:
+            raise UserError(f"{paths[0]} and {paths[1]} could both be the split {split}; rename or remove one of them.")
+        if paths:
+            existing[split] = paths[0]
+    return existing
+
+
+def image_names(folder: Path, is_recursive: bool = False) -> Iterator[str]:
+    """The names of the images in `folder` by their suffix, sorted; with those in its folders if `is_recursive`."""
+    for parent, folders, files in os.walk(folder):
+        folders[:] = sorted(folders) if is_recursive else []
+        for name in sorted(files):
+            if not name.startswith("._") and Path(name).suffix.lower() in IMAGE_SUFFIXES | UNSUPPORTED_SUFFIXES:
+                yield os.path.relpath(os.path.join(parent, name), folder)
+
+
+def xywh(corners: Sequence[float], first_pixel: int) -> tuple[float, float, float, float]:
+    """Convert corners xmin, ymin, xmax, ymax to left, top, width, height.
+
+    With `first_pixel` 1 they are the first and the last pixel of the object, counted from 1, as in Pascal VOC; with 0
+    they are positions between pixels, counted from 0, as in COCO.
+    """
+    left, top = corners[0] - first_pixel, corners[1] - first_pixel  # pixel n, counted from 1, ends at position n
+    return left, top, corners[2] - left, corners[3] - top
+
+
+def describe_corners(first_pixel: int) -> str:
+    """What corners are, for notes; see `xywh`."""
+    return "first and last pixels, counted from 1" if first_pixel else "positions between pixels, counted from 0"
+
+
+def count_note(action: str, subject: str, examples: Sequence[object]) -> list[str]:
+    """A note with the number of `examples` and the first of them; nothing if there are none."""
+    return [f"{action}: {len(examples)} x {subject} (the first is {examples[0]})"] if examples else []
