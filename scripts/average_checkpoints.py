@@ -26,7 +26,8 @@ from common.files import checkpoint, names
 from common.files.output import creating
 from common.files.retention import CheckpointFolder
 from common.train import averaging
-from common.train.state import describe
+from common.train.state import describe, select_weights
+from common.weights import values
 
 DEFAULT_COUNT = 5  # checkpoints averaged for the base model in the paper
 
@@ -45,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     print("\n".join([*(f"read      {file}" for file in files), f"wrote     {describe(options.output, content)}"]))
+    for warning in values.non_finite_note(select_weights(content)):
+        print(f"warning   {warning}")
     print(f"evaluate  {to_run('evaluate.py')} {names.shell_command([f'checkpoint={options.output}'])}")
     return 0
 

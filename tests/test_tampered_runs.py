@@ -1,5 +1,6 @@
 """A run's folder with files that were edited, exchanged or left by another run: one sentence, or the run goes on."""
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -63,3 +64,17 @@ def test_a_refused_command_leaves_no_folder(inside: Callable[..., str]) -> None:
             code=2,
         )
         assert not Path("runs").exists(), mistake
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", ["checkpoints", "predictions", "train.log", "metrics.jsonl", "task.json", "new"])
+def test_a_file_for_a_folder_and_a_pipe_for_a_file_are_one_sentence_before_the_first_step(
+    name: str, inside: Callable[..., str]
+) -> None:
+    Path("run").mkdir()
+    os.mkfifo(f"run/{name}")
+    assert inside("train", *LINE, code=2).startswith(f"run/{name} is n")
+    os.unlink(f"run/{name}")
+    if name in ("checkpoints", "predictions"):
+        Path("run", name).write_text("")
+        assert inside("train", *LINE, code=2).startswith(f"run/{name} is no folder")

@@ -23,6 +23,7 @@ from common.files.lock import lock
 from common.files.records import RECORD_FILES
 
 Job = Callable[..., float | None]
+FOLDERS = ("checkpoints", "predictions")
 WRITTEN_AT_START = ("task.json", "train.log", *RECORD_FILES)
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # full, a quota, a file's largest size, read-only
 
@@ -38,16 +39,18 @@ def run_in(job: Job, config: dict[str, Any], folder: Path | None) -> float | Non
         return job(config, None)
     _create(folder)
     with lock(folder):
-        new = not (folder / "config.yaml").exists()
+        before = {path.name for path in folder.iterdir()}
+        new = "config.yaml" not in before
         try:
             with _unwritable_reported(folder):
+                _refuse_odd_entries(folder)
                 _claim(folder, config)
                 result = job(config, folder)
                 write_atomically(folder / "config.yaml", config_text(config))  # with the changes that were allowed
                 return result
         except (UserError, KeyboardInterrupt):  # Ctrl-C before the first step; later ones raise Stopped
             if new and not any((folder / "checkpoints").glob("*")):
-                _release(folder)
+                _release(folder, before)
                 if not config["run_dir"]:  # then the folders above were made for the run, too
                     _remove_empty(folder.parent, folder.parent.parent)
             raise
@@ -74,16 +77,18 @@ def holds_a_run(folder: Path) -> bool:
     return (folder / "config.yaml").exists() and (folder / "checkpoints").exists()
 
 
-def _release(folder: Path) -> None:
+def _release(folder: Path, before: set[str]) -> None:
     """Free the folder of a new run that ended with a UserError or by Ctrl-C before its first checkpoint.
 
-    Unless a step was logged, all files that the run wrote are removed, and the folder too if it is then empty.
+    Unless a step was logged, all files that the run wrote are removed, and the folder too if it is then empty. The
+    names in `before` were there when the run started, and stay.
     """
     (folder / "config.yaml").unlink(missing_ok=True)
     if any((folder / name).is_file() and (folder / name).stat().st_size for name in RECORD_FILES):
         return
     for file in [*(folder / name for name in WRITTEN_AT_START), *folder.glob("events.out.tfevents.*")]:
-        file.unlink(missing_ok=True)
+        if file.name not in before:
+            file.unlink(missing_ok=True)
     _remove_empty(folder / "checkpoints")
     if not {path.name for path in folder.iterdir()} - {LOCK_FILE}:
         shutil.rmtree(folder)
@@ -149,6 +154,15 @@ def config_text(config: dict[str, Any]) -> str:
     """
     neutral: dict[str, Any] = {"run_dir": None, "sweep_dir": None, "resume": None, "allow_changes": []}
     return config_yaml({key: value for key, value in {**config, **neutral}.items() if key != "cache_dir"})
+
+
+def _refuse_odd_entries(folder: Path) -> None:
+    """Raise UserError for a file in place of a folder that runs write into, and for a named pipe, which might block."""
+    for path in folder.iterdir():
+        if path.name in FOLDERS and not path.is_dir():
+            raise UserError(f"{path} is no folder, but the run writes into one of this name; rename or remove it.")
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise UserError(f"{path} is neither a file nor a folder, but a pipe or a device, say; remove it.")
 
 
 def _claim(folder: Path, config: dict[str, Any]) -> None:

@@ -47,6 +47,14 @@ def test_named_files_are_averaged_and_an_average_may_be_overwritten(run, tmp_pat
         assert value(tmp_path / "mean.pt") == 25
 
 
+def test_weights_that_are_not_finite_are_named_in_a_warning(run, tmp_path, capsys):
+    arguments = [str(run), "--last", "2", "--output", str(tmp_path / "mean.pt")]
+    assert main(arguments) == 0 and "warning" not in capsys.readouterr().out
+    file = run / "checkpoints/step_00000030.pt"
+    checkpoint.save(file, {**checkpoint.load(file), "model": {"w": torch.tensor([float("nan")])}})
+    assert main(arguments) == 0 and "warning   NaN or infinite values are in w:" in capsys.readouterr().out
+
+
 REFUSED = {
     "too few": (["{run}"], "holds 4 step checkpoints .* but 5 are to be averaged; give --last 4, or train with"),
     "none": (["{run}/.."], "holds 0 step checkpoints .* but 5 are to be averaged; train with trainer.average_last"),

@@ -420,8 +420,10 @@ def test_a_command_that_ends_before_its_first_step_leaves_nothing(
     for arguments in (["run_dir=x"], ["run_dir=x", "resume=auto"], []):
         assert start("model=detr", *arguments, job=job).code == code and os.listdir() == []
     Path("x").mkdir()
-    Path("x/mine.txt").write_text("")
-    assert start("model=detr", "run_dir=x", job=job).code == code and os.listdir("x") == [".lock", "mine.txt"]
+    for name in ("mine.txt", "train.log"):
+        Path("x", name).write_text("of another program")
+    assert start("model=detr", "run_dir=x", job=job).code == code
+    assert sorted(os.listdir("x")) == [".lock", "mine.txt", "train.log"], "a file that was there stays"
 
 
 def test_a_command_refused_after_logged_steps_leaves_their_records(start: Callable[..., Outcome]) -> None:
