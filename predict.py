@@ -19,6 +19,7 @@ def predict(config: dict[str, Any]) -> None:
     """
     from common.files import inputs, output
     from common.machine import device
+    from common.task import answers_of
     from common.train import assembly
 
     folder = Path(config["output"])
@@ -31,7 +32,7 @@ def predict(config: dict[str, Any]) -> None:
     with output.writing_to(folder):
         for batch in parts.task.read(config["input"]):
             with device.autocast(parts.device, parts.trainer.precision):
-                answers = parts.task.predict(parts.model, batch)
+                answers = answers_of(parts.task, parts.model, batch)
             for line in parts.task.show(batch, answers, folder):
                 print(line, flush=True)
                 if not console.is_read():  # `| head -1`

@@ -177,8 +177,14 @@ class Task(Protocol):
         random choices of the task.
         """
 
-    def predict(self, model: nn.Module, batch: Batch) -> list[Answer]:
-        """One answer for each sample, in the user's units, on the CPU."""
+    def answers(self, model: nn.Module, batch: Batch) -> list[Answer]:
+        """One answer for each sample, in the user's units, on the CPU; they are for metrics and files."""
+
+    def predict(self, model: nn.Module, input: Any) -> Any:
+        """Records for a user's input (a path, an image, a sentence, or a list of these), for notebooks.
+
+        In a class of an earlier version, without `answers`, it is what `answers` is now; see `answers_of`.
+        """
 
     def read(self, input: str) -> Iterator[Batch]:
         """Yield batches of a user's file, folder or pipe, each as soon as its input is read."""
@@ -270,3 +276,15 @@ class OptionalModel(Protocol):
 
     def features(self, images: Tensor) -> Tensor:
         """The inputs of the model's head, (B, channels, H, W) -> (B, C), for a search of nearest training images."""
+
+
+def answers_of(task: Any, model: nn.Module, batch: Batch) -> list[Answer]:
+    """The task's answers to a batch, by `predict` if its class, or a parent of it, defines this one last.
+
+    That is a task, or a subclass of one, of an earlier version, in which `predict` had the place of `answers`.
+    """
+    members = next(
+        (vars(base) for base in type(task).__mro__ if {"answers", "predict"} & vars(base).keys()), vars(task)
+    )
+    answers: list[Answer] = (task.answers if "answers" in members else task.predict)(model, batch)
+    return answers

@@ -53,6 +53,7 @@ ADDED_CLASS_KEYS: dict[str, dict[str, Any]] = {
     "detr.tasks.detection.Detection": {
         "evaluator": "pycocotools",
         **{f"loss.{key}": value for key, value in ADDED_NESTED_KEYS["loss"][1].items()},
+        "predict.nms": None,  # no box was suppressed
     },
     "detr.data.coco.Coco": {"pad_to": 1, "exif": "auto", "val_share": None, "test_share": 0.0},
     "vit.data.folder.ImageFolder": {"exif": "auto", "class_order": "string", "val_share": None, "test_share": 0.0},

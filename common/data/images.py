@@ -46,13 +46,16 @@ STRIP_ROWS = 32  # rows normalised at once; in an image 1,333 pixels wide, they 
 
 
 @contextmanager
-def open_image(path: Path, content: bytes | None = None) -> Iterator[Image.Image]:
+def open_image(path: Path, content: bytes | Image.Image | None = None) -> Iterator[Image.Image]:
     """A context manager that opens an image file and closes it at the end; the pixels are read at first use.
 
-    `content` are the bytes of a file that has no path, such as standard input.
+    `content` are the bytes of a file that has no path, such as standard input, or an image that is open and stays open.
     Raises OSError for a file that cannot be read or is not a regular one, UnidentifiedImageError for content in none of
     `FORMATS`, and errors of nearly any type for broken content.
     """
+    if isinstance(content, Image.Image):
+        yield content
+        return
     Image.init()  # otherwise Pillow knows only some of its formats
     formats = [name for name in FORMATS if name in Image.OPEN]  # AVIF needs a library that Pillow may lack
     with open_regular(path) if content is None else io.BytesIO(content) as file:
@@ -61,9 +64,12 @@ def open_image(path: Path, content: bytes | None = None) -> Iterator[Image.Image
 
 
 def read_image(
-    path: Path, size: tuple[int, int] | None = None, exif: Exif = "auto", content: bytes | None = None
+    path: Path,
+    size: tuple[int, int] | None = None,
+    exif: Exif = "auto",
+    content: bytes | Image.Image | None = None,
 ) -> Tensor:
-    """Read an image file as uint8 (3, H, W), RGB; `content` are the bytes of one that has no path.
+    """Read an image file as uint8 (3, H, W), RGB; `content` are the bytes of one that has no path, or an open image.
 
     Grey, palette and CMYK images become 8-bit RGB; transparency is dropped. Grey images with more than 8 bits or with
     floats are scaled to 8 bits from the smallest range that holds their values: [0, 1] (floats only), 8, 12 or 16 bits.
@@ -110,7 +116,7 @@ def hides_orientation(path: Path) -> bool:
         return False
 
 
-def _decode(path: Path, upright: bool, content: bytes | None) -> Tensor:
+def _decode(path: Path, upright: bool, content: bytes | Image.Image | None) -> Tensor:
     try:
         try:
             pixels = _pixels(path, upright, content)  # (H, W, 3)
@@ -136,19 +142,21 @@ def _decode(path: Path, upright: bool, content: bytes | None) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1)  # (H, W, 3) -> (3, H, W), channels last in memory
 
 
-def _pixels(path: Path, upright: bool, content: bytes | None) -> NDArray[np.uint8]:
+def _pixels(path: Path, upright: bool, content: bytes | Image.Image | None) -> NDArray[np.uint8]:
     """The pixels of an image file as (H, W, 3), RGB."""
     # PIL and not torchvision.io, which is deprecated (torchvision 0.29) and only 15 % faster on a JPEG.
     with open_image(path, content) as image:
-        has_16_bits = _has_16_bits(image)
-        if upright:
+        has_16_bits, photometric = _has_16_bits(image), getattr(image, "tag_v2", {}).get(PHOTOMETRIC)
+        if upright and image is content:
+            image = ImageOps.exif_transpose(image)  # a copy
+        elif upright:
             ImageOps.exif_transpose(image, in_place=True)
         if not _is_deep(image):
             colours = np.array(image.convert("RGB"))
             if has_16_bits and 0 < colours.max() <= 15:
                 raise UserError(f"The image {path} has 16 bits a channel and uses 12 of them; convert it to 8 bits.")
             return colours
-        if getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == 0:
+        if photometric == 0:
             raise UserError(f"In the image {path}, 0 is white (PhotometricInterpretation); convert it to 8 bits.")
         values = np.asarray(image)  # (H, W); `convert` would clip at 255
         highest = _range(values, path)[0]

@@ -121,8 +121,7 @@ def load(file: str | Path, *overrides: str) -> tuple[nn.Module, Task]:
     """Load a checkpoint's task and its model, in evaluation mode on the best available device, for notebooks.
 
         model, task = load("runs/detr-shapes/.../checkpoints/best.pt")
-        for batch in task.read("photo.jpg"):
-            print(task.predict(model, batch))
+        task.predict(model, "photo.jpg")
 
     `file` may also be the name of published weights (load("detr_r50")). `overrides` are config overrides as on the
     command line. A file of another program needs one that names its model ("model=detr_r50"). Warns of weights that are

@@ -11,7 +11,7 @@ from common.errors import UserError
 from common.machine import device as devices
 from common.machine import distributed, memory
 from common.machine.signals import StopSignals
-from common.task import Answer, Batch, Data, Metric, Split, Task
+from common.task import Answer, Batch, Data, Metric, Split, Task, answers_of
 
 REPORT_SECONDS = 60  # between two lines on the progress of an evaluation
 
@@ -69,7 +69,7 @@ def evaluate(
                 with memory.report_out_of_memory(f"The evaluation of {split}", batch, device, memory.EVALUATION_ADVICE):
                     on_device = devices.to_device(batch, device)
                     with devices.autocast(device, precision):
-                        answers = task.predict(model, on_device)
+                        answers = answers_of(task, model, on_device)
                 if on_answers is not None:
                     on_answers(batch, answers)
                 metric.update(batch, answers)

@@ -4,13 +4,16 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypedDict
 
 import torch
 from torch import Tensor, nn
+from torchvision.ops import batched_nms
 
-from common.data.images import normalise, read_image
+from common.data.image_objects import to_image
+from common.data.images import Exif, normalise, read_image
 from common.data.names import composed
 from common.errors import UserError
 from common.files.inputs import InputFile, read_each
@@ -18,6 +21,7 @@ from common.files.names import answer_file, printable
 from common.files.output import write_answer
 from common.machine.device import compute_dtype, constant
 from common.report.pictures import pad_and_stack, write_picture
+from common.report.records import Records, draw_on, predict_each
 from common.task import Adopted, Answer, Batch, Goal, Split
 from common.types import SPLITS, Fraction, Positive
 from detr.criterion.answers import Matches, Outputs, Targets, detections, group_by_set, logit_count, unstack_layers
@@ -35,9 +39,14 @@ MIN_IMAGES_FROM_SCRATCH = 10_000  # the maintainers of the official repository s
 
 @dataclass(frozen=True, kw_only=True)
 class PredictOptions:
-    """threshold: minimum score of detections that are drawn and listed; evaluation keeps every query."""
+    """Options of prediction; evaluation keeps every query.
+
+    threshold: minimum score of detections that are drawn and listed.
+    nms: IoU above which the box with the lower score of two boxes of a class is dropped; None = keep all, as in DETR.
+    """
 
     threshold: Fraction
+    nms: Fraction | None = None  # has a default, since users' yaml files may be older
 
 
 class Category(TypedDict):
@@ -177,7 +186,7 @@ class Detection:
             )
 
     @torch.no_grad()
-    def predict(self, model: nn.Module, batch: Batch) -> list[Answer]:
+    def answers(self, model: nn.Module, batch: Batch) -> list[Answer]:
         """For each image, the queries' boxes (Q, 4) xyxy in pixels of the original image, scores (Q,), labels (Q,)."""
         last = self._forward(model, batch)[-1]
         self._check_classes(last)
@@ -185,6 +194,31 @@ class Detection:
         scale = batch["original_sizes"].to(scores.device).flip(1).repeat(1, 2)[:, None]  # (B, 1, 4) as w h w h
         answers = zip((boxes * scale).cpu(), scores.cpu(), labels.cpu(), strict=True)
         return [{"boxes": box, "scores": score, "labels": label} for box, score, label in answers]
+
+    def predict(self, model: nn.Module, input: Any) -> Any:
+        """The objects of an image as a list of {box (xyxy in its pixels), name, score}, the highest score first.
+
+        `input` is what `to_image` takes, or a list of such images, a folder or a pattern, which give a list of lists.
+        In Jupyter, the lists show themselves as pictures. For a batch, it returns `answers`.
+        """
+        if isinstance(input, dict):
+            return self.answers(model, input)
+        return predict_each(input, partial(self._records, model))
+
+    def _records(self, model: nn.Module, input: Any) -> Records:
+        image = to_image(input, self._exif)
+        (answer,) = self.answers(model, self.data.collate([self.data.view(image, Path("image"))]))
+        boxes, labels, scores = self._selected(answer)
+        objects = self._objects(boxes, labels, scores)
+        picture = partial(draw, boxes=boxes, names=[o["name"] for o in objects], scores=scores, labels=labels)
+        objects.sort(key=lambda record: -record["score"])
+        return Records(objects, draw=partial(draw_on, input, self._exif, picture))
+
+    @property
+    def _exif(self) -> Exif:
+        """Whether the user's images are turned by their EXIF tags."""
+        exif: Exif = getattr(self.data, "exif", "auto")
+        return exif
 
     def _forward(self, model: nn.Module, batch: Batch, hints: dict[str, Tensor] | None = None) -> list[Outputs]:
         device = next(model.parameters()).device
@@ -207,7 +241,7 @@ class Detection:
         return batch | {"names": [file.name], "originals": [image]}
 
     def _read_image(self, file: InputFile) -> Tensor:
-        return read_image(file.path, exif=getattr(self.data, "exif", "auto"), content=file.content)
+        return read_image(file.path, exif=self._exif, content=file.content)
 
     def show(self, batch: Batch, answers: list[Answer], folder: Path) -> Iterator[str]:
         """Write each image with its boxes, and its objects {box (xyxy), name, score} as JSON; yield a line of text."""
@@ -215,10 +249,9 @@ class Detection:
         names = batch.get("names") or [file.name for file in files]  # a user's `read` may give neither
         originals = batch.get("originals") or map(self._read_image, files)
         for image, name, file, answer in zip(originals, names, files, answers, strict=True):
-            objects = [
-                {"box": [round(v, 2) for v in box.tolist()], "name": self._name(label), "score": round(float(score), 4)}
-                for box, label, score in zip(*self._above_threshold(answer), strict=True)
-            ]
+            objects = self._objects(*self._selected(answer))
+            for item in objects:
+                item |= {"box": [round(side, 2) for side in item["box"]], "score": round(item["score"], 4)}
             write_picture(self._draw(image, answer), answer_file(folder, name, ".boxes.jpg"))  # a name of its own
             write_answer(answer_file(folder, name, ".boxes.json"), file.path, {"objects": objects})
             counts = Counter(str(item["name"]) for item in objects)
@@ -237,11 +270,22 @@ class Detection:
         return pad_and_stack(pictures)
 
     def _draw(self, image: Tensor, answer: Answer) -> Tensor:
-        boxes, labels, scores = self._above_threshold(answer)
+        boxes, labels, scores = self._selected(answer)
         return draw(image, boxes, [self._name(label) for label in labels], scores, labels)
 
-    def _above_threshold(self, answer: Answer) -> tuple[Tensor, Tensor, Tensor]:
-        keep = answer["scores"] >= self.options.threshold
+    def _objects(self, boxes: Tensor, labels: Tensor, scores: Tensor) -> list[dict[str, Any]]:
+        """The records {box, name, score} of the n detections that `_selected` returns."""
+        return [
+            {"box": box, "name": self._name(label), "score": score}
+            for box, label, score in zip(boxes.tolist(), labels, scores.tolist(), strict=True)
+        ]
+
+    def _selected(self, answer: Answer) -> tuple[Tensor, Tensor, Tensor]:
+        """The detections with at least the minimum score, after suppression if it is on: boxes, labels, scores."""
+        keep = (answer["scores"] >= self.options.threshold).nonzero()[:, 0]  # (n,)
+        if self.options.nms is not None:
+            boxes, scores, labels = (answer[key][keep] for key in ("boxes", "scores", "labels"))
+            keep = keep[batched_nms(boxes.float(), scores.float(), labels, self.options.nms).sort().values]
         return answer["boxes"][keep], answer["labels"][keep], answer["scores"][keep]
 
     def _name(self, label: Tensor) -> str:

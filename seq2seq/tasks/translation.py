@@ -1,7 +1,10 @@
 """The task of translation: smoothed cross-entropy, tokenizers, translated text, BLEU."""
 
+import os
 import re
+import warnings
 from collections.abc import Iterator
+from html import escape
 from pathlib import Path
 from typing import Any, ClassVar, TypedDict, cast
 
@@ -15,6 +18,7 @@ from common.decoding.options import DecodingOptions
 from common.errors import UserError
 from common.machine.device import to_device
 from common.nn.attention import record_attention
+from common.report.records import Records
 from common.task import Adopted, Answer, Batch, Goal, Split
 from seq2seq.criterion import cross_entropy as loss
 from seq2seq.criterion.cross_entropy import LossOptions
@@ -108,7 +112,7 @@ class Translation:
         return smoothed / normalisers["tokens"], {"nll": plain / normalisers["tokens"]}
 
     @torch.no_grad()
-    def predict(self, model: nn.Module, batch: Batch) -> list[Answer]:
+    def answers(self, model: nn.Module, batch: Batch) -> list[Answer]:
         """One answer per sentence: text, score, and tokens (ids without BOS and EOS) of its best translation.
 
         With task.predict.candidates > 1 also `candidates` (text and score of each, best first), with
@@ -121,18 +125,54 @@ class Translation:
         problems = _problems(model, batch)
         batch = to_device(batch, next((parameter.device for parameter in model.parameters()), CPU))
         if not problems:
-            return self._predict(model, batch)
+            return self._translations(model, batch)
         ids = batch["ids"]
         origins = {id: f" ({origin})" for id, origin in batch.get("origins", {}).items()}
         lines = {i: f"Line {ids[i]}{origins.get(ids[i], '')}" for i in problems}
         self.unanswered += [f"{lines[i]} was not translated: {problem}." for i, problem in problems.items()]
         rows = [i for i in range(len(ids)) if i not in problems]
-        answers = dict(zip(rows, self._predict(model, _take(batch, rows)) if rows else [], strict=True))
+        answers = dict(zip(rows, self._translations(model, _take(batch, rows)) if rows else [], strict=True))
         empty: Answer = {"text": "", "score": 0.0, "tokens": []}
         return [answers[i] if i in answers else {**empty, "problem": problems[i]} for i in range(len(ids))]
 
-    def _predict(self, model: nn.Module, batch: Batch) -> list[Answer]:
-        """`predict` for a batch on the model's device, without sentences that are too long."""
+    def predict(self, model: nn.Module, input: Any) -> Any:
+        """The translations of a sentence as a list of {text, score}, the best first: task.predict.candidates of them.
+
+        A list of sentences, or a pathlib.Path of a text file, gives a list of such lists. With method=given, a sentence
+        contains a tab and its translation, which is scored. In Jupyter, the lists show themselves as text. For a batch,
+        it returns `answers`. Raises UserError for a sentence that cannot be translated, and for any other input.
+        """
+        if isinstance(input, dict):
+            return self.answers(model, input)
+        if isinstance(input, str):
+            if os.path.isfile(input):
+                warnings.warn(f"{input!r} is translated as a sentence; Path({input!r}) reads the file.", stacklevel=2)
+            return self._records(model, [Line(1, input)])[0]
+        if isinstance(input, Path):
+            groups = lines(str(input), LINES_PER_BATCH)
+            return Records(records for group in groups for records in self._records(model, group))
+        if not isinstance(input, list | tuple) or not all(isinstance(sentence, str) for sentence in input):
+            raise UserError("A sentence (str), a list of sentences, or the pathlib.Path of a text file was expected.")
+        numbered = [Line(number, sentence) for number, sentence in enumerate(input, 1)]
+        groups = (numbered[i : i + LINES_PER_BATCH] for i in range(0, len(numbered), LINES_PER_BATCH))
+        return Records(records for group in groups for records in self._records(model, group))
+
+    def _records(self, model: nn.Module, group: list[Line]) -> list[Records]:
+        """The records of each of these lines; raises UserError for a line that cannot be translated."""
+        checked = [_check_tab(line) if self.options.method == "given" else line for line in group]
+        if problem := next((line for line in checked if line.problem), None):
+            raise UserError(f"Sentence {problem.number} was not translated: {problem.problem}.")
+        batch = self.data.collate([self._view(line.text, line.number) for line in checked])
+        return [self._record(batch, i, answer) for i, answer in enumerate(self.answers(model, batch))]
+
+    def _record(self, batch: Batch, i: int, answer: Answer) -> Records:
+        candidates = [{"text": c["text"], "score": float(c["score"])} for c in answer.get("candidates", [answer])]
+        rows = "<br>".join(f"{escape(c['text'])} <small>{c['score']:.4f}</small>" for c in candidates)
+        svg = self._picture(batch, i, answer) if "attention" in answer else ""
+        return Records(candidates, text=f"<p>{escape(batch['source_texts'][i])}<br>{rows}</p>{svg}")
+
+    def _translations(self, model: nn.Module, batch: Batch) -> list[Answer]:
+        """`answers` to a batch on the model's device, without sentences that are too long."""
         scores_given_targets = self.options.method == "given"
         rows = [i for i, text in enumerate(batch["source_texts"]) if scores_given_targets or text.strip()]
         hypotheses = dict(zip(rows, self._hypotheses(model, batch, rows), strict=True))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from common.task import OptionalData, OptionalMetric, OptionalModel, OptionalTask
+from common.task import OptionalData, OptionalMetric, OptionalModel, OptionalTask, answers_of
 from detr.models.detector import Detector
 from seq2seq.models.transformer import Transformer
 from seq2seq.tasks.translation import Translation
@@ -56,3 +56,40 @@ def test_our_classes_have_the_declared_signatures(cls: Any, protocol: Any) -> No
     for name in methods:
         declared, ours = (list(inspect.signature(getattr(owner, name)).parameters) for owner in (protocol, cls))
         assert ours == declared, name
+
+
+class Present:
+    """A task with both methods, as the wings have them."""
+
+    def answers(self, model: Any, batch: Any) -> list[Any]:
+        return [{"of": batch["name"]}]
+
+    def predict(self, model: Any, input: Any) -> list[Any]:
+        return self.answers(model, input) if isinstance(input, dict) else ["records"]
+
+
+class Former:
+    """A task of an earlier version."""
+
+    def predict(self, model: Any, batch: Any) -> list[Any]:
+        return [{"former": batch["name"]}]
+
+
+class FormerChild(Present):
+    """A subclass of a task as it was in an earlier version: it changes the answers to batches."""
+
+    def predict(self, model: Any, batch: Any) -> list[Any]:
+        return [answer | {"more": 1} for answer in super().predict(model, batch)]
+
+
+class Child(FormerChild):
+    """A subclass that defines `answers` as the last of the two."""
+
+    def answers(self, model: Any, batch: Any) -> list[Any]:
+        return [{"new": batch["name"]}]
+
+
+def test_answers_are_those_of_the_method_that_a_class_defines_last() -> None:
+    expected = {Present: {"of": 1}, Former: {"former": 1}, FormerChild: {"of": 1, "more": 1}, Child: {"new": 1}}
+    for kind, answer in expected.items():
+        assert answers_of(kind(), None, {"name": 1}) == [answer], kind

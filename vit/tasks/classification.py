@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypedDict
 
@@ -9,13 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from common.data import batching
-from common.data.images import read_image
+from common.data.image_objects import to_image
+from common.data.images import Exif, read_image
 from common.data.names import composed
 from common.errors import UserError
 from common.files.inputs import InputFile, read_each
 from common.files.names import answer_file, printable
 from common.files.output import write_answer
 from common.report.pictures import pad_and_stack, write_picture
+from common.report.records import Records, draw_on, predict_each
 from common.task import Adopted, Answer, Batch, Goal, Split
 from common.types import SPLITS, Count, Positive
 from vit.criterion import cross_entropy as loss
@@ -124,7 +127,7 @@ class Classification:
         return loss.cross_entropy(self.loss_options, logits, *targets) / normalisers["images"], {}
 
     @torch.no_grad()
-    def predict(self, model: nn.Module, batch: Batch) -> list[Answer]:
+    def answers(self, model: nn.Module, batch: Batch) -> list[Answer]:
         """One answer per image: log_probabilities (K,), and label, name and probability of the most probable class.
 
         With `attention` also maps (1 or heads, h, w); with `neighbours` also nearest, the class by nearest neighbours.
@@ -142,6 +145,39 @@ class Classification:
         if self.options.neighbours:
             extra["nearest"] = self._nearest_classes(model, batch).tolist()
         return [answer | {key: extra[key][i] for key in extra} for i, answer in enumerate(answers)]
+
+    def predict(self, model: nn.Module, input: Any) -> Any:
+        """The most probable classes of an image as a list of {name, share}, the most probable first.
+
+        `input` is what `to_image` takes, or a list of such images, a folder or a pattern, which give a list of lists.
+        In Jupyter, the lists show themselves as pictures. For a batch, it returns `answers`.
+        """
+        if isinstance(input, dict):
+            return self.answers(model, input)
+        return predict_each(input, partial(self._records, model))
+
+    def _records(self, model: nn.Module, input: Any) -> Records:
+        batch = self.data.collate([self.data.view(to_image(input, self._exif), Path("image"))])
+        (answer,) = self.answers(model, batch)
+        classes = self._top_classes(answer)
+        if "maps" in answer:
+            return Records(classes, draw=partial(_draw_attention, self.data.thumbnails(batch, 1)[0], answer["maps"]))
+        text = ", ".join(f"{record['name']} {record['share']:.2f}" for record in classes)
+        return Records(
+            classes, draw=partial(draw_on, input, self._exif, partial(pictures.add_caption, text=text, correct=None))
+        )
+
+    def _top_classes(self, answer: Answer) -> list[dict[str, Any]]:
+        """The records {name, share} of the most probable classes."""
+        scores = answer["log_probabilities"]
+        best = scores.argsort(descending=True, stable=True)[: self.options.top].tolist()
+        return [{"name": self.classes[k], "share": float(scores[k].exp())} for k in best]
+
+    @property
+    def _exif(self) -> Exif:
+        """Whether the user's images are turned by their EXIF tags."""
+        exif: Exif = getattr(self.data, "exif", "auto")
+        return exif
 
     def _forward(self, model: nn.Module, batch: Batch) -> Tensor:
         logits: Tensor = model(self._images(model, batch))
@@ -194,7 +230,7 @@ class Classification:
         return read_each(input, self._read_batch, self.unanswered)
 
     def _read_batch(self, file: InputFile) -> Batch:
-        image = read_image(file.path, exif=getattr(self.data, "exif", "auto"), content=file.content)
+        image = read_image(file.path, exif=self._exif, content=file.content)
         return self.data.collate([self.data.view(image, file.path)]) | {"names": [file.name]}
 
     def show(self, batch: Batch, answers: list[Answer], folder: Path) -> Iterator[str]:
@@ -204,9 +240,8 @@ class Classification:
         """
         names = batch.get("names") or [Path(path).name for path in batch["files"]]  # a user's `read` may give none
         for i, (name, path, answer) in enumerate(zip(names, batch["files"], answers, strict=True)):
-            scores = answer["log_probabilities"]
-            best = scores.argsort(descending=True, stable=True)[: self.options.top].tolist()
-            classes = [{"name": self.classes[k], "probability": round(float(scores[k].exp()), 4)} for k in best]
+            top = self._top_classes(answer)
+            classes = [{"name": record["name"], "probability": round(record["share"], 4)} for record in top]
             content: dict[str, Any] = {"classes": classes}
             line = ", ".join(f"{printable(c['name'])} {c['probability']:.3f}" for c in classes)
             line = f"{printable(name)}: {line}"
@@ -215,11 +250,7 @@ class Classification:
                 line += f"; nearest training images: {printable(str(content['nearest']))}"
             write_answer(answer_file(folder, name, ".classes.json"), Path(path), content)  # overwrites no image
             if "maps" in answer:
-                image, maps = self.data.thumbnails(batch, i + 1)[i], answer["maps"]
-                if len(maps) == 1:  # a rollout, or a single head
-                    picture = pictures.draw_heat_map(image, maps[0])
-                else:
-                    picture = pictures.draw_attention_sheet(image, maps)
+                picture = _draw_attention(self.data.thumbnails(batch, i + 1)[i], answer["maps"])
                 write_picture(picture, answer_file(folder, name, ".attention.png"))
             yield line
 
@@ -288,6 +319,11 @@ class Classification:
             f'all images are classified as "{answers[0]["name"]}": lower optimizer.lr, give schedule.warmup more '
             "steps, or start from checkpoint=FILE."
         ]
+
+
+def _draw_attention(image: Tensor, maps: Tensor) -> Tensor:
+    """The picture of the maps (1 or heads, h, w) of an image: a rollout, a single head, or all heads."""
+    return pictures.draw_heat_map(image, maps[0]) if len(maps) == 1 else pictures.draw_attention_sheet(image, maps)
 
 
 def _first_names(names: list[str]) -> str:

@@ -1,8 +1,12 @@
 """The detection task's predictions, messages and normalisers."""
 
+import io
 import json
+import pickle
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -10,6 +14,8 @@ from PIL import Image
 from common.config.check import build
 from common.config.compose import configure
 from common.errors import UserError
+from detr.evaluation.pictures import colour
+from detr.tasks.detection import PredictOptions
 
 
 @pytest.fixture
@@ -81,6 +87,105 @@ def test_a_users_image_is_turned_by_exif_as_data_exif_says(task, tmp_path, monke
         list(task.show(batch, task.predict(ConstantModel(3), batch), tmp_path))
         width, height = Image.open(tmp_path / "photo.jpg.boxes.jpg").size
         assert (height > width) == (shape == [60, 40])
+
+
+class RandomModel(ConstantModel):
+    """A model with many overlapping boxes, the same for every image."""
+
+    def forward(self, images, sizes):
+        random = torch.Generator().manual_seed(0)
+        logits = torch.randn(1, 1, self.queries, 5, generator=random).repeat(2, len(images), 1, 1)
+        boxes = torch.rand(1, 1, self.queries, 4, generator=random).repeat(2, len(images), 1, 1)
+        return {"logits": logits + self.weight, "boxes_cxcywh": 0.4 + 0.2 * boxes}
+
+
+def intersection_over_union(a, b):
+    width, height = (max(0.0, min(a[i + 2], b[i + 2]) - max(a[i], b[i])) for i in (0, 1))
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)]
+    return width * height / (sum(areas) - width * height)
+
+
+@pytest.mark.parametrize("limit", [0.0, 0.3, 0.6])
+def test_suppression_keeps_the_best_of_overlapping_boxes_of_a_class(task, limit):
+    """Boxes in descending order of score are kept unless they overlap with a kept box of their class."""
+    task.options = replace(task.options, threshold=0.1)
+    image = np.zeros((60, 80, 3), dtype=np.uint8)
+    every = task.predict(RandomModel(40), image)
+    kept = []
+    for record in every:  # the highest score first
+        others = [other["box"] for other in kept if other["name"] == record["name"]]
+        if all(intersection_over_union(record["box"], box) <= limit for box in others):
+            kept.append(record)
+    task.options = replace(task.options, nms=limit)
+    assert task.predict(RandomModel(40), image) == kept and len({r["name"] for r in kept}) == 4 <= len(kept) < len(
+        every
+    )
+
+
+def test_suppression_leaves_the_answers_for_metrics_as_they_are(task, tmp_path):
+    task.options = replace(task.options, threshold=0.0, nms=0.3)
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    (batch,) = task.read(str(tmp_path / "a.png"))
+    (answer,) = task.answers(RandomModel(40), batch)
+    list(task.show(batch, [answer], tmp_path / "out"))
+    objects = json.loads((tmp_path / "out/a.png.boxes.json").read_text())["objects"]
+    assert len(answer["boxes"]) == 40 > len(objects) > 0
+
+
+def test_options_of_a_users_yaml_without_suppression_keep_all_boxes():
+    assert PredictOptions(threshold=0.5).nms is None
+
+
+def test_predictions_of_an_image_are_named_records_in_any_of_its_forms(task, tmp_path):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 200, 3), dtype=np.uint8))
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    image.save(photos / "a.png")
+    array = np.array(image)
+    forms = [
+        str(photos / "a.png"),
+        photos / "a.png",
+        image,
+        array,
+        array / 255,
+        torch.tensor(array).permute(2, 0, 1),
+    ]
+    task.options = replace(task.options, threshold=0.2)
+    expected = task.predict(RandomModel(9), forms[0])
+    assert [{*record} for record in expected] == [{"box", "name", "score"}] * len(expected) and len(expected) > 2
+    assert sorted(expected, key=lambda record: -record["score"]) == expected
+    answer = task.answers(RandomModel(9), next(task.read(forms[0])))[0]
+    (best,) = (answer["scores"] == answer["scores"].max()).nonzero()[:, 0].tolist()
+    assert expected[0]["box"] == answer["boxes"][best].tolist()
+    assert expected[0]["name"] == task.categories[int(answer["labels"][best])]["name"]
+    for form in forms:
+        records = task.predict(RandomModel(9), form)
+        assert records == expected and isinstance(records, list)
+    assert task.predict(RandomModel(9), forms) == [expected] * len(forms)
+    for several in (photos, str(photos), f"{photos}/*.png"):
+        assert task.predict(RandomModel(9), several) == [expected]
+
+
+def test_predictions_show_themselves_as_the_picture_that_predict_writes(task, tmp_path):
+    Image.fromarray(np.full((480, 640, 3), 90, dtype=np.uint8)).save(tmp_path / "a.png")
+    (batch,) = task.read(str(tmp_path / "a.png"))
+    list(task.show(batch, task.answers(ConstantModel(3), batch), tmp_path / "out"))
+    records = pickle.loads(pickle.dumps(task.predict(ConstantModel(3), str(tmp_path / "a.png"))))
+    shown, written = Image.open(io.BytesIO(records._repr_png_())), Image.open(tmp_path / "out/a.png.boxes.jpg")
+    assert shown.size == written.size == (640, 480)
+    assert np.abs(np.asarray(shown).astype(int) - np.asarray(written)).mean() < 2, "JPEG"
+    assert shown.getpixel((320, 240)) == colour(2), "the box's lower edge"
+
+
+def test_a_photo_held_as_an_object_is_turned_by_exif_as_data_exif_says(task, tmp_path, monkeypatch):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (60, 40)).save(tmp_path / "photo.jpg", exif=exif)
+    for choice, width in (("auto", 40), ("apply", 40), ("ignore", 60)):
+        monkeypatch.setattr(task.data, "exif", choice)
+        with Image.open(tmp_path / "photo.jpg") as image:
+            (record,) = task.predict(ConstantModel(1), image)
+            assert record["box"][2] == pytest.approx(0.75 * width) and image.size == (60, 40), "unchanged"
 
 
 def test_training_from_scratch_on_few_images_is_warned_of_unless_the_set_is_drawn(task, monkeypatch):

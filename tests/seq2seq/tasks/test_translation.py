@@ -1,8 +1,10 @@
 """The task of translation: loss, answers, users' lines, state and scores."""
 
 import math
+import pickle
 import sys
 from collections.abc import Callable
+from html import escape
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -258,6 +260,49 @@ def test_a_line_of_several_files_that_cannot_be_translated_is_named_with_its_fil
     task.predict(model, second)
     (sentence,) = task.unanswered
     assert sentence.startswith(f"Line 4 ({tmp_path}/b.txt:2) was not translated: it is not valid UTF-8")
+
+
+def test_predictions_of_sentences_are_named_records(
+    built: Built, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    task, model = built()
+    sentences = ["one two", "", "three"]
+    answers = task.answers(model, users_batch(task, *sentences))
+    expected = [[{"text": answer["text"], "score": pytest.approx(answer["score"])}] for answer in answers]
+    assert task.predict(model, "one two") == expected[0] and isinstance(task.predict(model, "one two"), list)
+    assert task.predict(model, sentences) == task.predict(model, tuple(sentences)) == expected
+    (tmp_path / "a.txt").write_text("one two\n\nthree\n")
+    assert task.predict(model, tmp_path / "a.txt") == expected and not recwarn
+    assert task.predict(model, []) == [] and len(task.predict(model, ["one"] * 70)) == 70
+    with pytest.warns(UserWarning, match=r"is translated as a sentence; Path\('.*a.txt'\) reads the file"):
+        assert len(task.predict(model, str(tmp_path / "a.txt"))) == 1
+    for other in (3, ["one", 3], b"one"):
+        with pytest.raises(
+            UserError, match=r"^A sentence \(str\), a list of sentences, or the pathlib\.Path of a text"
+        ):
+            task.predict(model, other)
+
+
+def test_a_sentence_that_cannot_be_translated_is_named(built: Built) -> None:
+    task, model = built("model.longest=30")
+    with pytest.raises(UserError, match=r"^Sentence 2 has 47 tokens, more than model\.longest=30"):
+        task.predict(model, ["one", "nine " * 9])
+    task, model = built("task.predict.method=given")
+    (record,) = task.predict(model, "one\teins")
+    assert record["text"] == "eins" and record["score"] < 0
+    with pytest.raises(UserError, match=r"^Sentence 1 was not translated: it has no tab"):
+        task.predict(model, "one")
+
+
+def test_a_prediction_shows_itself_as_text_with_all_candidates(built: Built) -> None:
+    task, model = built("task.predict.candidates=3", "task.predict.attention=true")
+    records = pickle.loads(pickle.dumps(task.predict(model, "one <b>")))
+    assert len(records) == 3 and records[0]["score"] >= records[1]["score"] >= records[2]["score"]
+    shown = records._repr_html_()
+    assert shown.startswith("<p>one &lt;b&gt;<br>") and "<svg" in shown and records._repr_png_() is None
+    assert all(escape(record["text"]) in shown for record in records)
+    both = task.predict(model, ["one", "two"])._repr_html_()
+    assert both.index("<p>one<br>") < both.index("<p>two<br>")
 
 
 def test_a_users_lines_are_copied_to_the_models_device(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:

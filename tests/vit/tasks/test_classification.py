@@ -1,10 +1,13 @@
 """The task's loss, answers, metric and checkpoints, and the files and pictures that it writes for users."""
 
+import io
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -381,6 +384,39 @@ def test_the_class_by_neighbours_is_shown_beside_the_predicted_class(photos: Pat
     (line,) = task.show(batch, answers, photos)
     assert line.endswith(f"; nearest training images: {answers[0]['nearest']}")
     assert json.loads((photos / "red.jpg.classes.json").read_text())["nearest"] == str(answers[0]["nearest"])
+
+
+def test_predictions_of_an_image_are_named_records_in_any_of_its_forms(photos: Path) -> None:
+    task, model = built("task.predict.top=3")
+    (batch,) = task.read(str(photos / "red.jpg"))
+    shares = task.answers(model, batch)[0]["log_probabilities"].exp()
+    expected = [
+        {"name": str(label), "share": float(shares[label])} for label in shares.argsort(descending=True)[:3].tolist()
+    ]
+    with Image.open(photos / "red.jpg") as image:
+        array = np.array(image)
+        forms = [photos / "red.jpg", str(photos / "red.jpg"), image, array, torch.tensor(array).permute(2, 0, 1)]
+        for form in forms:
+            assert task.predict(model, form) == expected
+        several = task.predict(model, [image, str(photos)])
+    assert several[0] == expected and len(several[1]) == 2 and several[1][1] == expected
+    assert several[1][0] == task.predict(model, photos / "a=grey.png") != expected
+
+
+def test_a_prediction_shows_itself_as_the_image_with_its_classes_or_its_attention(photos: Path, tmp_path: Path) -> None:
+    image = Image.open(photos / "red.jpg")
+    task, model = built("task.predict.top=1")
+    records = pickle.loads(pickle.dumps(task.predict(ConstantModel(3), image)))
+    shown = np.array(Image.open(io.BytesIO(records._repr_png_())))
+    assert records == [{"name": "3", "share": pytest.approx(0.9989, abs=1e-4)}]
+    assert shown.shape[:2] > (300, 400) and np.abs(shown[100, 100] - (200.0, 30, 30)).max() < 5
+    assert (shown[-2, -2] == 225).all(), "the caption"
+    task, model = built("task.predict.attention=rollout")
+    (batch,) = task.read(str(photos / "red.jpg"))
+    list(task.show(batch, task.answers(model, batch), tmp_path / "out"))
+    png = task.predict(model, image)._repr_png_()
+    written = Image.open(tmp_path / "out/red.jpg.attention.png")
+    assert np.array_equal(np.array(Image.open(io.BytesIO(png))), np.array(written))
 
 
 def test_no_more_classes_are_shown_than_exist(photos: Path, tmp_path: Path) -> None:
