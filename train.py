@@ -16,6 +16,7 @@ def train(config: dict[str, Any], run_dir: Path | None) -> float | None:
     import torch
 
     from common.config.check import construct
+    from common.files import loggers
     from common.files.lines import as_json, write_atomically
     from common.files.log import Log
     from common.files.records import goal_value, read_record
@@ -27,6 +28,8 @@ def train(config: dict[str, Any], run_dir: Path | None) -> float | None:
 
     if config["trainer"]["deterministic"]:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at the first product
+    if "mlflow" in config["trainer"]["log"]:
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # statistics of use, sent to MLflow's makers
     torch.use_deterministic_algorithms(config["trainer"]["deterministic"])
     local_device = device.select(config["trainer"]["device"], distributed.local_rank())
     with distributed.process_group(local_device, config["trainer"]["timeout"]):
@@ -36,6 +39,8 @@ def train(config: dict[str, Any], run_dir: Path | None) -> float | None:
             if results.exists():
                 log.info(f"{folder} is finished; its results are in {results}.")
                 return goal_value(read_record(results))
+            if distributed.is_main():
+                loggers.refuse_missing(config["trainer"]["log"])
             state_file = folder / "task.json"  # what the data determine: names of classes, tokenizers
             resumes = config["resume"] == "auto" and any(folder.glob("checkpoints/st*_*.pt"))
             task_state = read_record(state_file) if state_file.exists() else {}  # the first version did not write it

@@ -84,7 +84,9 @@ class Command:
                 f"seed= is the seed of training, and without effect in {self.door}.py; what prediction samples depends "
                 "on task.predict.seed=."
             )
-        for key in sorted({"trainer.eval_samples", "trainer.patience"} & self.keys if self.door != "train" else ()):
+        for key in sorted(
+            {"trainer.eval_samples", "trainer.patience", "trainer.log"} & self.keys if self.door != "train" else ()
+        ):
             raise UserError(f"{key}= is for training, and without effect in {self.door}.py; leave it out.")
         if self.working_folder and self.working_folder not in sys.path:
             sys.path.append(self.working_folder)

@@ -17,6 +17,7 @@ CHANGEABLE_KEYS = (
         "trainer.strategy",
         "trainer.timeout",
         "trainer.grace",
+        "trainer.log",
         "trainer.log_every",
         "trainer.eval_every",
         "trainer.save_every",

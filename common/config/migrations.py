@@ -35,6 +35,8 @@ ADDED_KEYS: dict[str, Any] = {
     "trainer.eval_samples": None,  # every evaluation was of the whole split
     # since 32a6ea9
     "trainer.patience": None,  # every run took all its steps
+    # since fb95e29
+    "trainer.log": ["tensorboard"],  # no other program showed runs
 }
 
 # Keys that were added to nested options: name of the options -> (all their former keys, added keys with values). They

@@ -1,12 +1,10 @@
-"""A run's log: console, train.log, metrics.jsonl, timing.jsonl and TensorBoard."""
+"""A run's log: console, train.log, metrics.jsonl and timing.jsonl; dispatch.py sends the numbers to loggers."""
 
-import math
-import os
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -15,14 +13,19 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
+from common.config.diff import flatten
 from common.errors import Stopped, UserError
+from common.files.dispatch import Dispatch
 from common.files.lines import LineFile, as_json
+from common.files.loggers import Description, LoggerName
 from common.files.names import printable
+from common.files.progress import Progress, is_terminal
 from common.files.records import RECORD_FILES, Remainder, describe_lines, keep_records
 from common.files.table import table
 from common.machine import console
 from common.machine.console import escape_controls
 
+LOCAL_KEYS = ("run_dir", "sweep_dir", "resume", "allow_changes", "cache_dir")  # of a machine or a start
 MAX_CONSOLE_NUMBERS = 6  # in a line about training on the console; metrics.jsonl holds all
 
 
@@ -37,16 +40,16 @@ class Log:
         """Log to the console and to `folder`, which is created if missing; with None, only to the console."""
         self.main = main
         self.folder = folder if main else None
-        self.terminal = _is_terminal()
+        self.terminal = is_terminal()
         self.line_counts = dict.fromkeys(RECORD_FILES, 0)
         self._bar: Any = None
         self._progress: Progress | None = None
         self._files: dict[str, LineFile] = {}
         self._failed: set[str] = set()  # files that could not be written, to warn only once
         self._dropped: set[str] = set()  # streams of the console that could not be written, to warn only once
-        self._tensorboard: Any = None
-        self._purge_step: int | None = None
-        self._events_possible = True
+        self._loggers = Dispatch(self.warning)
+        self._step = 0  # after which everything was removed
+        self._removed: dict[tuple[int, str], float | None] = {}  # (step, name) -> number; None: a time
         if self.folder:
             self.folder.mkdir(parents=True, exist_ok=True)
 
@@ -68,7 +71,7 @@ class Log:
             self._append("train.log", printable(str(error.__context__ if stopped else error)))
         elif error is not None:
             self._append("train.log", "".join(traceback.format_exception(kind, error, trace)).rstrip())
-        self.close()
+        self.close(finished=error is None)
         threading.excepthook = self._thread_hook
 
     def truncate_after(self, step: int, evaluated: bool = True, expected: Mapping[str, int] | None = None) -> bool:
@@ -78,8 +81,8 @@ class Log:
         Returns whether there were lines of that evaluation. Warns of lines that hold no record, and of a file whose
         number of lines is not the one in `expected`: file name -> `line_counts` at the checkpoint of `step`.
         """
-        assert self._tensorboard is None and "metrics.jsonl" not in self._files
-        self._purge_step = step + 1
+        assert "metrics.jsonl" not in self._files
+        self._step = step
         evaluation_dropped, warnings = False, []
         for name in RECORD_FILES if self.folder else ():
             assert self.folder is not None
@@ -87,6 +90,7 @@ class Log:
             is_timing = name == "timing.jsonl"
             remainder = _truncate(path, step, evaluated, is_timing) if path.exists() else Remainder(0, [], [])
             self.line_counts[name] = remainder.kept
+            self._removed |= _numbers_of(remainder.removed, is_timing)
             evaluation_dropped |= not evaluated and any(
                 record["step"] == step and not _is_training(record, is_timing) for record in remainder.removed
             )
@@ -98,6 +102,18 @@ class Log:
         for warning in warnings:
             self.warning(warning)
         return evaluation_dropped
+
+    def open_loggers(self, names: Sequence[LoggerName], config: Mapping[str, Any]) -> None:
+        """Send numbers and pictures to these loggers from now on; call this before the first step.
+
+        The loggers get `config` without the keys for this machine and this start, as config.yaml. A logger that showed
+        the run before goes on with it; numbers that `truncate_after` removed are not sent again if they are the same.
+        """
+        if self.folder:
+            shown = {key: value for key, value in config.items() if key not in LOCAL_KEYS}
+            run = Description(self.folder, shown, flatten(shown), self._step)
+            for name, location in self._loggers.open(names, run, self._removed).items():
+                self.info(f"{name:<9} {location}")
 
     def info(self, text: str) -> None:
         """Print one or more lines to the console, and write them to train.log."""
@@ -144,17 +160,15 @@ class Log:
         if timing:
             self._append_record("timing.jsonl", {"step": step, "time": time.time(), **timing})
         if self.folder:
-            scalars = {**numbers, **{f"timing/{name}": value for name, value in timing.items()}}
-            finite = {name: value for name, value in scalars.items() if math.isfinite(value)}
-            self._write_events(lambda writer: [writer.add_scalar(name, value, step) for name, value in finite.items()])
+            self._loggers.numbers(step, {**numbers, **{f"timing/{name}": value for name, value in timing.items()}})
 
     def pictures(self, name: str, images: Tensor | None, step: int) -> None:
-        """Show uint8 (B, 3, H, W) images side by side in TensorBoard."""
+        """Show uint8 (B, 3, H, W) images in the loggers."""
         if self.folder and images is not None:
-            self._write_events(lambda writer: writer.add_images(name, images, step))
+            self._loggers.picture(step, name, images)
 
     @contextmanager
-    def progress(self, steps: int, start: int = 0) -> Iterator["Progress"]:
+    def progress(self, steps: int, start: int = 0) -> Iterator[Progress]:
         """A context with a progress bar in a terminal; elsewhere, lines about training show the remaining time."""
         if self.main and self.terminal:
             self._bar = tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True)
@@ -174,17 +188,18 @@ class Log:
         for lines in self._files.values():
             lines.flush()
         self._failed.clear()
-        if self._tensorboard is not None:
-            self._write_events(lambda writer: writer.flush())
+        self._loggers.flush()
 
-    def close(self) -> None:
-        """Close all files; further logging opens them again."""
+    def close(self, finished: bool = True) -> None:
+        """Close all files and loggers; `finished` is False if a signal or an error ended the run.
+
+        Further logging opens the files again, and of the loggers TensorBoard.
+        """
+        self._loggers.close(finished)
         for lines in self._files.values():
             with suppress(OSError):  # a warning was printed at the first failure
                 lines.close()
-        if self._tensorboard is not None:
-            self._write_events(lambda writer: writer.close())
-        self._files, self._tensorboard = {}, None
+        self._files = {}
 
     def _append_record(self, name: str, record: Mapping[str, float]) -> None:
         self.line_counts[name] += 1
@@ -199,24 +214,6 @@ class Log:
             lines.add(f"{stamp}{line}")
         except OSError as error:
             self._warn_once(name, f"{lines.path} cannot be written ({error.strerror}); its lines stay in memory.")
-
-    def _write_events(self, write: Callable[[Any], Any]) -> None:
-        """Call `write` with TensorBoard's writer. Events that cannot be written are dropped: no run reads them."""
-        try:
-            retried = "events" not in self._failed  # `flush` clears `_failed`
-            if self._tensorboard is None and self._events_possible and retried:
-                from torch.utils.tensorboard import SummaryWriter  # slow to import, and not needed without a folder
-
-                self._tensorboard = SummaryWriter(str(self.folder), purge_step=self._purge_step)
-                self._purge_step = None
-            if self._tensorboard is not None:
-                write(self._tensorboard)
-        except OSError as error:
-            self._tensorboard = None
-            self._warn_once("events", f"TensorBoard's events cannot be written ({error.strerror}) and are dropped.")
-        except UnicodeEncodeError:
-            self._events_possible = False
-            self.warning(f"TensorBoard cannot write to a path that is not UTF-8, so {self.folder} gets no events.")
 
     def _report_thread(self, failure: threading.ExceptHookArgs) -> None:
         """Report an exception in a thread, except an OSError of TensorBoard, which the writer's next call raises."""
@@ -236,37 +233,6 @@ class Log:
         if name not in self._failed:
             self._failed.add(name)
             print(f"Warning: {sentence}", file=sys.stderr, flush=True)
-
-
-class Progress:
-    """A run's progress. Remaining time is extrapolated from all steps but the first, which may include compilation."""
-
-    def __init__(self, steps: int, start: int, bar: Any):
-        """`start` of `steps` steps are already done; `bar` is tqdm's progress bar, or None."""
-        self.steps, self.step, self._bar = steps, start, bar
-        self._first: tuple[int, float] | None = None
-
-    def advance(self, step: int) -> None:
-        """Record that `step` steps are done."""
-        if self._bar is not None:
-            self._bar.update(step - self.step)
-        self.step = step
-        self._first = self._first or (step, time.monotonic())
-
-    def remaining(self) -> str:
-        """The number of steps and the remaining time: " of 1000 ([hours:]minutes:seconds left)"."""
-        timed_steps = self.step - self._first[0] if self._first else 0
-        if not self._first or not timed_steps:
-            return f" of {self.steps}"
-        seconds = (time.monotonic() - self._first[1]) / timed_steps * (self.steps - self.step)
-        return f" of {self.steps} ({tqdm.format_interval(seconds)} left)"
-
-
-def _is_terminal() -> bool:
-    """Whether a progress bar would be visible; tqdm draws none in terminals without columns, as in some containers."""
-    if not (sys.stdout.isatty() and sys.stderr.isatty()):
-        return False
-    return os.get_terminal_size(sys.stderr.fileno()).columns > 0
 
 
 def _short(value: float) -> str:
@@ -291,3 +257,14 @@ def _truncate(path: Path, step: int, evaluated: bool, is_timing: bool) -> Remain
 def _is_training(record: Mapping[str, Any], is_timing: bool) -> bool:
     """Whether a record was logged in training and not by an evaluation; timing.jsonl holds only such records."""
     return is_timing or any(name.startswith("train/") for name in record)
+
+
+def _numbers_of(records: Sequence[Mapping[str, Any]], is_timing: bool) -> dict[tuple[int, str], float | None]:
+    """The numbers of records by (step, name), as loggers got them; of times only that there were some."""
+    numbers: dict[tuple[int, str], float | None] = {}
+    for record in records:
+        for name, value in record.items():
+            key = (record["step"], f"timing/{name}" if is_timing else name)
+            if value is not None:  # which stands for a number that is not finite, and was not sent
+                numbers[key] = None if is_timing else value
+    return numbers

@@ -12,6 +12,7 @@ from common.errors import UserError
 from common.files.lines import write_atomically
 
 RECORD_FILES = ("metrics.jsonl", "timing.jsonl")  # of a run: one JSON object on each line
+LOGGERS_FILE = "loggers.json"  # of a run: name of a logger -> what identifies the run there
 MAX_LISTED = 5  # line numbers in a warning
 
 

@@ -20,11 +20,11 @@ from common.errors import Stopped, UserError
 from common.files.lines import write_atomically
 from common.files.lock import NAME as LOCK_FILE
 from common.files.lock import lock
-from common.files.records import RECORD_FILES
+from common.files.records import LOGGERS_FILE, RECORD_FILES
 
 Job = Callable[..., float | None]
 FOLDERS = ("checkpoints", "predictions")
-WRITTEN_AT_START = ("task.json", "train.log", *RECORD_FILES)
+WRITTEN_AT_START = ("task.json", "train.log", LOGGERS_FILE, *RECORD_FILES)
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # full, a quota, a file's largest size, read-only
 
 

@@ -13,6 +13,7 @@ import torch
 from common.data import batching
 from common.errors import UserError
 from common.files.log import Log
+from common.files.loggers import LoggerName
 from common.files.retention import CheckpointFolder
 from common.machine import device as devices
 from common.machine import distributed
@@ -37,7 +38,7 @@ from common.types import Count, Fraction, Positive, PositiveFloat, Range
 
 TRIAL_BATCHES = 2  # evaluated before the first step, so that errors in evaluation appear at once
 FIRST_ALARM_STEP = 300  # no alarm before this step, since every model's answers look broken early in training
-PICTURES = 8  # validation samples shown in TensorBoard
+PICTURES = 8  # validation samples shown in the loggers
 
 
 @dataclass
@@ -69,6 +70,7 @@ class Trainer:
     device: Literal["auto", "cpu", "cuda", "mps"]
     timeout: Positive
     grace: Annotated[float, Range(above=0.0, high=1e7)] | None
+    log: list[LoggerName]
     log_every: Positive
     eval_every: Positive | None
     eval_samples: Positive | None
@@ -126,6 +128,7 @@ class Trainer:
                 run.model.compile()  # in place: the state dict keeps its names
             if run.step == 0:
                 self._try_evaluation(run, context)
+            log.open_loggers(self.log, run.config)
             self._loop(run, context, order, options, total)
             distributed.barrier()  # rank 0 may still be writing
             evaluation = partial(self._evaluate, run, context)

@@ -713,7 +713,7 @@ def test_the_seed_of_training_is_not_taken_for_that_of_sampling(start: Callable[
     assert f"without effect in {door}.py" in outcome.err and "depends on task.predict.seed=." in outcome.err
 
 
-@pytest.mark.parametrize("key", ["trainer.eval_samples", "trainer.patience"])
+@pytest.mark.parametrize("key", ["trainer.eval_samples", "trainer.patience", "trainer.log"])
 def test_options_of_training_alone_are_refused_in_evaluation(start: Callable[..., Outcome], key: str) -> None:
     config = checkpoint_config(start)
     outcome = start("checkpoint=a file.pt", f"{key}=3", door="evaluate", base=lambda file: config)

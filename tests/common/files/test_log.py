@@ -154,11 +154,13 @@ def test_a_step_to_be_evaluated_again_keeps_only_its_training_line(tmp_path):
 
 def test_tensorboard_has_numbers_and_pictures_and_no_step_twice_after_resuming(tmp_path):
     with Log(tmp_path, True) as log:
+        log.open_loggers(["tensorboard"], {})
         run(log, range(5), evaluate_at=2)
         log.numbers(3, {"val/bad": float("nan")})
         log.pictures("val", torch.zeros(2, 3, 8, 8, dtype=torch.uint8), 2)
     with Log(tmp_path, True) as log:
         log.truncate_after(3)
+        log.open_loggers(["tensorboard"], {})
         run(log, range(3, 5))
         log.close()
         run(log, range(5, 6))  # opened again, with nothing to purge

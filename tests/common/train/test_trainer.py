@@ -125,6 +125,7 @@ def trainer(**keys) -> Trainer:
         "eval_samples": None,
         "workers": 0,
         "device": "cpu",
+        "log": [],
         "log_every": 4,
         "eval_every": 5,
         "save_every": None,

@@ -1,0 +1,157 @@
+"""Send a run's numbers and pictures to its loggers, none of which can stop the run or delay it for long."""
+
+import math
+import queue
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+
+from torch import Tensor
+
+from common.files.loggers import Description, Logger, LoggerName, MLflow, TensorBoard, Trackio, WandB
+
+CLASSES: dict[str, Callable[[Description], Logger]] = {"wandb": WandB, "trackio": Trackio, "mlflow": MLflow}
+START_SECONDS = 60  # until a logger counts as failed that does not start; an import alone may take some seconds
+PUT_SECONDS = 10  # until one counts as failed that takes no more calls
+END_SECONDS = 60  # until the process no longer waits for one that is closing
+MAX_WAITING = 100  # calls that a thread has not made yet
+
+Sent = Mapping[tuple[int, str], float | None]  # (step, name) -> the number; None stands for any
+
+
+class LoggerFailure(Exception):
+    """Why a logger in a thread does not work; no OSError, which would be tried again."""
+
+
+class Threaded:
+    """A logger in a thread of its own, which makes the calls in order while the run goes on."""
+
+    def __init__(self, logger: Callable[[Description], Logger], run: Description, sent: Sent):
+        """Construct `logger(run)` in the thread; raises LoggerFailure if that fails or takes too long.
+
+        `sent` are numbers that the logger holds although the run will log them again, as steps after a checkpoint.
+        """
+        self.location = ""  # where the user can look at the run
+        self._sent = sent
+        self._error: BaseException | None = None
+        self._started = threading.Event()
+        self._calls: queue.Queue[Callable[[Logger], None] | None] = queue.Queue(MAX_WAITING)
+        self._thread = threading.Thread(target=self._work, args=(logger, run), daemon=True)
+        self._thread.start()
+        in_time = self._started.wait(START_SECONDS)
+        self._raise_error()
+        if not in_time:
+            raise LoggerFailure(f"it did not start within {START_SECONDS} seconds")
+
+    def numbers(self, step: int, values: Mapping[str, float]) -> None:
+        """Send those numbers that the logger does not hold."""
+        unknown = math.nan  # which no number equals
+        new = {name: x for name, x in values.items() if self._sent.get((step, name), unknown) not in (x, None)}
+        if new:
+            self._put(lambda logger: logger.numbers(step, new))
+
+    def picture(self, step: int, name: str, images: Tensor) -> None:
+        """Send images, unless the logger holds numbers of the same evaluation."""
+        if not any(sent == step and number.startswith(f"{name}/") for sent, number in self._sent):
+            self._put(lambda logger: logger.picture(step, name, images))
+
+    def flush(self) -> None:
+        """Do nothing: the thread makes all calls as soon as it can."""
+
+    def reopen(self) -> None:
+        """Do nothing: a logger in a thread is not tried again."""
+
+    def close(self, finished: bool) -> None:
+        """Wait until the logger has made all calls and is closed; raises LoggerFailure if that takes too long."""
+        self._put(lambda logger: logger.close(finished))
+        self._put(None)
+        self._thread.join(END_SECONDS)
+        self._raise_error()
+        if self._thread.is_alive():
+            raise LoggerFailure(f"it did not end within {END_SECONDS} seconds")
+
+    def _put(self, call: Callable[[Logger], None] | None) -> None:
+        self._raise_error()
+        try:
+            self._calls.put(call, timeout=PUT_SECONDS)
+        except queue.Full:
+            raise LoggerFailure(f"{MAX_WAITING} calls are waiting") from None
+
+    def _work(self, open_logger: Callable[[Description], Logger], run: Description) -> None:
+        try:
+            logger = open_logger(run)
+            self.location = getattr(logger, "location", "")
+            self._started.set()
+            while (call := self._calls.get()) is not None:
+                call(logger)
+        except BaseException as error:  # libraries may also raise SystemExit
+            self._error = error
+            self._started.set()
+
+    def _raise_error(self) -> None:
+        if self._error is not None:
+            raise LoggerFailure(_describe(self._error))
+
+
+class Dispatch:
+    """The loggers of a run. A warning names one that fails, and the run goes on without it."""
+
+    def __init__(self, warn: Callable[[str], None]):
+        """`warn` prints and logs a sentence."""
+        self._warn = warn
+        self._loggers: dict[str, TensorBoard | Threaded] = {}
+        self._paused: set[str] = set()  # loggers whose file cannot be written; tried again after `flush`
+
+    def open(self, names: Sequence[LoggerName], run: Description, sent: Sent) -> dict[str, str]:
+        """Open the loggers; returns where the user can look at the run in each of them, if not in the run's folder."""
+        for name in dict.fromkeys(names):
+            try:
+                if name == "tensorboard":
+                    self._loggers[name] = TensorBoard(run)
+                else:
+                    self._loggers[name] = Threaded(CLASSES[name], run, sent if run.identity(name) else {})
+            except Exception as error:
+                self._leave_out(name, "at its start", error)
+        return {name: logger.location for name, logger in self._loggers.items() if isinstance(logger, Threaded)}
+
+    def numbers(self, step: int, values: Mapping[str, float]) -> None:
+        """Send the finite ones of these numbers to all loggers."""
+        finite = {name: float(value) for name, value in values.items() if math.isfinite(value)}
+        self._call_all(f"at step {step}", lambda logger: logger.numbers(step, finite))
+
+    def picture(self, step: int, name: str, images: Tensor) -> None:
+        """Send images uint8 (B, 3, H, W) to all loggers."""
+        self._call_all(f"at step {step}", lambda logger: logger.picture(step, name, images))
+
+    def flush(self) -> None:
+        """Write TensorBoard's events to the disk, and try again what failed because of the disk."""
+        self._paused.clear()
+        self._call_all("at a checkpoint", lambda logger: logger.flush())
+
+    def close(self, finished: bool) -> None:
+        """Close all loggers."""
+        self._paused.clear()
+        self._call_all("at its end", lambda logger: logger.close(finished))
+        self._loggers = {name: logger for name, logger in self._loggers.items() if name == "tensorboard"}
+
+    def _call_all(self, when: str, call: Callable[[TensorBoard | Threaded], None]) -> None:
+        for name in [name for name in self._loggers if name not in self._paused]:
+            try:
+                call(self._loggers[name])
+            except OSError as error:  # of TensorBoard; a thread raises LoggerFailure
+                self._paused.add(name)
+                self._loggers[name].reopen()
+                reason = f"{name}'s events cannot be written ({error.strerror}) and are dropped."
+                print(f"Warning: {reason}", file=sys.stderr, flush=True)  # the disk may have no room for train.log
+            except Exception as error:
+                del self._loggers[name]
+                self._leave_out(name, when, error)
+
+    def _leave_out(self, name: str, when: str, error: Exception) -> None:
+        reason = error if isinstance(error, LoggerFailure) else _describe(error)
+        self._warn(f"{name} failed {when} ({reason}); the run goes on without it, and metrics.jsonl holds all numbers.")
+
+
+def _describe(error: BaseException) -> str:
+    """The type of an error and the first line of its message."""
+    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
