@@ -98,6 +98,20 @@ def test_training_evaluating_and_predicting_need_no_network(
     assert not read_log("attempts")
 
 
+def test_loggers_without_an_account_or_a_server_use_no_network(
+    door: Door, read_log: ReadLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for package in ("wandb", "mlflow"):
+        pytest.importorskip(package)
+    monkeypatch.setenv("HOME", str(tmp_path))  # where wandb looks for an account
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "MLFLOW_TRACKING_URI", "MLFLOW_DISABLE_TELEMETRY"):
+        monkeypatch.delenv(name, raising=False)
+    loggers = "trainer.log=[tensorboard,wandb,mlflow]"
+    output = door("train", "model=vit", *TINY["vit"], *LENGTH, f"run_dir={tmp_path / 'run'}", loggers, cwd=tmp_path)
+    assert "wandb     offline; wandb sync" in output and "Warning" not in output
+    assert not read_log("attempts")
+
+
 def test_two_processes_connect_only_to_each_other(door: Door, read_log: ReadLog, tmp_path: Path) -> None:
     door("train", "model=vit", *TINY["vit"], *LENGTH, f"run_dir={tmp_path / 'run'}", processes=2)
     assert sum("train.py" in line for line in read_log("guarded")) == 3, "torchrun and two ranks"

@@ -81,6 +81,8 @@ class Threaded:
         try:
             logger = open_logger(run)
             self.location = getattr(logger, "location", "")
+            if getattr(logger, "lost_rows", False):
+                self._sent = {}
             self._started.set()
             while (call := self._calls.get()) is not None:
                 call(logger)

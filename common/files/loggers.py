@@ -6,6 +6,7 @@ dispatch.py calls them in threads. Their packages are imported when a run begins
 
 import importlib.util
 import inspect
+import json
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -51,12 +52,17 @@ class Description(NamedTuple):
         """The names of the run's folder and of the one above: vit-digits/2026-01-01_12-00-00."""
         return "/".join(filter(None, self.folder.absolute().parts[-2:]))
 
-    def identity(self, logger: str) -> dict[str, str]:
+    def records(self) -> list[dict[str, Any]]:
+        """The records in metrics.jsonl, up to the step from which the run resumes."""
+        file = self.folder / "metrics.jsonl"
+        return [json.loads(line) for line in file.read_text("utf-8").splitlines()] if file.exists() else []
+
+    def identity(self, logger: str) -> dict[str, Any]:
         """What identifies the run in that logger; empty if the logger has not shown it yet."""
         file = self.folder / LOGGERS_FILE
         return read_record(file).get(logger, {}) if file.exists() else {}
 
-    def identify(self, logger: str, **identity: str) -> None:
+    def identify(self, logger: str, **identity: Any) -> None:
         """Store what identifies the run in that logger, for resuming."""
         file = self.folder / LOGGERS_FILE
         stored = read_record(file) if file.exists() else {}
@@ -123,6 +129,8 @@ class WandB:
     """Weights & Biases. Each call is a row, whose column `step` is the x-axis of all others.
 
     The program's own counter of steps only increases, and would drop numbers of a step that was already logged.
+    Offline, the program writes blocks of 32 KB, so a file that was not closed (kill -9) lacks the last rows. On
+    resuming, such a file is set aside, and the next one gets all its numbers, read from metrics.jsonl.
     """
 
     def __init__(self, run: Description):
@@ -130,9 +138,12 @@ class WandB:
 
         settings = wandb.setup().settings  # of the user: environment variables and files
         offline = settings.mode in ("offline", "dryrun") or not _has_account(wandb)
-        identity = run.identity("wandb").get("run", uuid.uuid4().hex[:8])
+        stored = run.identity("wandb")
+        identity = stored.get("run", uuid.uuid4().hex[:8])
         run.identify("wandb", run=identity)
-        self._module = wandb
+        self._module, self._description = wandb, run
+        unclosed = stored.get("unclosed") if offline else None
+        self.lost_rows = unclosed is not None and _set_aside(run.folder / "wandb" / unclosed)
         self._run = wandb.init(
             project=settings.project or PROJECT,
             name=run.name,
@@ -145,10 +156,16 @@ class WandB:
         )
         self._run.define_metric("*", step_metric="step")
         self.location = f"offline; wandb sync {run.folder}/wandb/offline-*" if offline else str(self._run.url)
+        records = run.records()
+        first = stored["lines"] if self.lost_rows else len(records)
+        if offline:
+            run.identify("wandb", run=identity, unclosed=Path(self._run.settings.sync_dir).name, lines=first)
+        for record in records[first:]:
+            self.numbers(record["step"], {name: x for name, x in record.items() if x is not None})
 
     def numbers(self, step: int, values: Mapping[str, float]) -> None:
         """Add a row."""
-        self._run.log({"step": step, **values})
+        self._run.log({**values, "step": step})
 
     def picture(self, step: int, name: str, images: Tensor) -> None:
         """Add a row with the images."""
@@ -157,6 +174,15 @@ class WandB:
     def close(self, finished: bool) -> None:
         """Write or upload all rows."""
         self._run.finish(exit_code=0 if finished else 1)
+        self._description.identify("wandb", run=self._run.id)
+
+
+def _set_aside(folder: Path) -> bool:
+    """Rename a folder that the program did not close; returns False if it is gone, or was uploaded meanwhile."""
+    if not folder.is_dir() or any(folder.glob("*.synced")):
+        return False
+    folder.rename(folder.with_name(f"unclosed-{folder.name}"))
+    return True
 
 
 def _has_account(wandb: Any) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import sys
 import termios
 from pathlib import Path
@@ -79,9 +80,11 @@ def terminal_output(folder: Path, columns: int, monkeypatch) -> str:
         with Log(folder, True) as log:
             run(log, range(990, 1000), evaluate_at=995)
         terminal.flush()
-        output = os.read(reader, 100_000).decode()
+        output = b""
+        while select.select([reader], [], [], 0.2)[0]:  # the terminal passes on what was written bit by bit
+            output += os.read(reader, 100_000)
     os.close(reader)
-    return output
+    return output.decode()
 
 
 def test_a_terminal_shows_a_progress_bar_and_evaluations_as_lines_above_it(tmp_path, monkeypatch):
