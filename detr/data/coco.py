@@ -328,10 +328,11 @@ class Coco:
     def _required_files(self, split: Split) -> tuple[Path, Path]:
         files = self._split_files(split)
         if self.root is not None and files == self._layout.files.get(split) and not self._layout.recognised:
-            if Path(self.root).is_dir():
+            is_folder = Path(self.root).is_dir()
+            if is_folder or files is None:
                 raise UserError(
-                    f"data.root={self.root} has none of the layouts {self.layouts}; give such a folder, or "
-                    f"data.{split}.images and data.{split}.annotations."
+                    f"data.root={self.root} {'has none' if is_folder else 'is no folder with one'} of the layouts "
+                    f"{self.layouts}; give such a folder, or data.{split}.images and data.{split}.annotations."
                 )
         if files is None:
             raise UserError(

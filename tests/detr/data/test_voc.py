@@ -236,6 +236,8 @@ def test_an_image_of_another_size_than_stated_is_refused(tmp_path: Path):
 def test_a_set_without_files_or_without_a_root_is_refused_in_one_sentence(tmp_path: Path):
     with pytest.raises(UserError, match=r"There are no train images: give data.root \(a folder with VOCdevkit"):
         voc(None).count("train")
+    with pytest.raises(UserError, match=r"data.root=.*none is no folder with one of the layouts VOCdevkit"):
+        voc(tmp_path / "none").count("train")
     annotating.write_xml([picture("a.png")], tmp_path)
     with pytest.raises(UserError, match=r"has no XML file of an image in "):
         voc(tmp_path).count("train")
