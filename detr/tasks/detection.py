@@ -1,29 +1,18 @@
 """The detection task: set loss, detections in pixels of the original image, COCO's numbers."""
 
 import json
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypedDict
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import batched_nms
 
-from common.data.image_objects import to_image
-from common.data.images import Exif, normalise, read_image
+from common.data.images import normalise
 from common.data.names import composed
 from common.errors import UserError
-from common.files.inputs import InputFile, read_each
-from common.files.names import answer_file, printable
-from common.files.output import write_answer
 from common.machine.device import compute_dtype, constant
-from common.report.pictures import pad_and_stack, write_picture
-from common.report.records import Records, draw_on, predict_each
 from common.task import Adopted, Answer, Batch, Goal, Split
-from common.types import SPLITS, Fraction, Positive
+from common.types import SPLITS, Positive
 from detr.criterion.answers import Matches, Outputs, Targets, detections, group_by_set, logit_count, unstack_layers
 from detr.criterion.boxes import to_cxcywh
 from detr.criterion.matcher import MatcherOptions
@@ -31,22 +20,11 @@ from detr.criterion.set_loss import Criterion, LossOptions, sum_terms
 from detr.data.protocol import DetectionData
 from detr.evaluation.coco_evaluators import Evaluator
 from detr.evaluation.coco_metric import CocoMetric
-from detr.evaluation.pictures import draw
 from detr.importing import official
+from detr.tasks.prediction import DetectionPrediction
+from detr.tasks.prediction import PredictOptions as PredictOptions
 
 MIN_IMAGES_FROM_SCRATCH = 10_000  # the maintainers of the official repository say 10 to 15 thousand
-
-
-@dataclass(frozen=True, kw_only=True)
-class PredictOptions:
-    """Options of prediction; evaluation keeps every query.
-
-    threshold: minimum score of detections that are drawn and listed.
-    nms: IoU above which the box with the lower score of two boxes of a class is dropped; None = keep all, as in DETR.
-    """
-
-    threshold: Fraction
-    nms: Fraction | None = None  # has a default, since users' yaml files may be older
 
 
 class Category(TypedDict):
@@ -62,7 +40,7 @@ class DetectionState(TypedDict, total=False):
     categories: list[Category]
 
 
-class Detection:
+class Detection(DetectionPrediction):
     """The task of object detection: boxes with classes. Prediction reads no file of `data`.
 
     `evaluator` is the package that computes COCO's numbers; all packages give the same numbers. A subclass may add
@@ -195,101 +173,12 @@ class Detection:
         answers = zip((boxes * scale).cpu(), scores.cpu(), labels.cpu(), strict=True)
         return [{"boxes": box, "scores": score, "labels": label} for box, score, label in answers]
 
-    def predict(self, model: nn.Module, input: Any) -> Any:
-        """The objects of an image as a list of {box (xyxy in its pixels), name, score}, the highest score first.
-
-        `input` is what `to_image` takes, or a list of such images, a folder or a pattern, which give a list of lists.
-        In Jupyter, the lists show themselves as pictures. For a batch, it returns `answers`.
-        """
-        if isinstance(input, dict):
-            return self.answers(model, input)
-        return predict_each(input, partial(self._records, model))
-
-    def _records(self, model: nn.Module, input: Any) -> Records:
-        image = to_image(input, self._exif)
-        (answer,) = self.answers(model, self.data.collate([self.data.view(image, Path("image"))]))
-        boxes, labels, scores = self._selected(answer)
-        objects = self._objects(boxes, labels, scores)
-        picture = partial(draw, boxes=boxes, names=[o["name"] for o in objects], scores=scores, labels=labels)
-        objects.sort(key=lambda record: -record["score"])
-        return Records(objects, draw=partial(draw_on, input, self._exif, picture))
-
-    @property
-    def _exif(self) -> Exif:
-        """Whether the user's images are turned by their EXIF tags."""
-        exif: Exif = getattr(self.data, "exif", "auto")
-        return exif
-
     def _forward(self, model: nn.Module, batch: Batch, hints: dict[str, Tensor] | None = None) -> list[Outputs]:
         device = next(model.parameters()).device
         sizes = batch["sizes"].to(device)
         images = normalise(batch["images"].to(device), sizes, compute_dtype(device))
         inputs = (images, sizes if batch["padded"] else None)
         return unstack_layers(model(*inputs) if hints is None else model(*inputs, hints))
-
-    def read(self, input: str) -> Iterator[Batch]:
-        """Read each image that `input` names as a batch of one image, resized as in evaluation.
-
-        The batch also holds `names`, by which `show` names the answers, and `originals`, the image before resizing.
-        Of several images, one that cannot be read is skipped, and the reason is added to `unanswered`.
-        """
-        return read_each(input, self._read_batch, self.unanswered)
-
-    def _read_batch(self, file: InputFile) -> Batch:
-        image = self._read_image(file)
-        batch = self.data.collate([self.data.view(image, file.path)])
-        return batch | {"names": [file.name], "originals": [image]}
-
-    def _read_image(self, file: InputFile) -> Tensor:
-        return read_image(file.path, exif=self._exif, content=file.content)
-
-    def show(self, batch: Batch, answers: list[Answer], folder: Path) -> Iterator[str]:
-        """Write each image with its boxes, and its objects {box (xyxy), name, score} as JSON; yield a line of text."""
-        files = [InputFile(Path(path), Path(path).name) for path in batch["files"]]
-        names = batch.get("names") or [file.name for file in files]  # a user's `read` may give neither
-        originals = batch.get("originals") or map(self._read_image, files)
-        for image, name, file, answer in zip(originals, names, files, answers, strict=True):
-            objects = self._objects(*self._selected(answer))
-            for item in objects:
-                item |= {"box": [round(side, 2) for side in item["box"]], "score": round(item["score"], 4)}
-            write_picture(self._draw(image, answer), answer_file(folder, name, ".boxes.jpg"))  # a name of its own
-            write_answer(answer_file(folder, name, ".boxes.json"), file.path, {"objects": objects})
-            counts = Counter(str(item["name"]) for item in objects)
-            summary = ", ".join(f"{count} {printable(label)}" for label, count in counts.items()) or "nothing"
-            yield f"{printable(name)}: {summary} (score >= {self.options.threshold:g})"
-
-    def pictures(self, batch: Batch, answers: list[Answer], count: int) -> Tensor:
-        """Draw the first `count` images with their boxes for the log: uint8 (B, 3, H, W)."""
-        pictures = []
-        for image, size, original, answer in list(
-            zip(batch["images"], batch["sizes"], batch["original_sizes"], answers, strict=True)
-        )[:count]:
-            height, width = size.tolist()
-            scale = (size.float() / original).flip(0).repeat(2).cpu()  # to pixels of the resized image
-            pictures.append(self._draw(image[:, :height, :width].cpu(), {**answer, "boxes": answer["boxes"] * scale}))
-        return pad_and_stack(pictures)
-
-    def _draw(self, image: Tensor, answer: Answer) -> Tensor:
-        boxes, labels, scores = self._selected(answer)
-        return draw(image, boxes, [self._name(label) for label in labels], scores, labels)
-
-    def _objects(self, boxes: Tensor, labels: Tensor, scores: Tensor) -> list[dict[str, Any]]:
-        """The records {box, name, score} of the n detections that `_selected` returns."""
-        return [
-            {"box": box, "name": self._name(label), "score": score}
-            for box, label, score in zip(boxes.tolist(), labels, scores.tolist(), strict=True)
-        ]
-
-    def _selected(self, answer: Answer) -> tuple[Tensor, Tensor, Tensor]:
-        """The detections with at least the minimum score, after suppression if it is on: boxes, labels, scores."""
-        keep = (answer["scores"] >= self.options.threshold).nonzero()[:, 0]  # (n,)
-        if self.options.nms is not None:
-            boxes, scores, labels = (answer[key][keep] for key in ("boxes", "scores", "labels"))
-            keep = keep[batched_nms(boxes.float(), scores.float(), labels, self.options.nms).sort().values]
-        return answer["boxes"][keep], answer["labels"][keep], answer["scores"][keep]
-
-    def _name(self, label: Tensor) -> str:
-        return str(self.categories[int(label)]["name"])
 
     def metric(self, split: Split) -> CocoMetric:
         """An empty metric of COCO's numbers for `split`; its ground truth includes crowds and degenerate boxes.
