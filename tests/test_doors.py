@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 from argparse import Namespace
 from pathlib import Path
 
@@ -138,6 +139,24 @@ def test_predictions_are_pictures_and_json(door, trained, tmp_path, shapes):
     answer = json.loads((tmp_path / "out/grey=1.png.boxes.json").read_text())
     assert len(answer["objects"]) == 7 and {"box", "name", "score"} == set(answer["objects"][0])
     assert Image.open(tmp_path / "out/grey=1.png.boxes.jpg").size[0] >= 90
+
+
+def test_predictions_for_a_video_are_a_video_and_a_line_for_each_frame(door, trained, tmp_path):
+    video_files = pytest.importorskip("tests.video_files")
+    video_files.write_video(tmp_path / "clip.mp4", [0, 40, 500])
+    arguments = [f"checkpoint={trained[0]}/checkpoints/best.pt", f"output={tmp_path / 'out'}", "threshold=0"]
+    output = door("predict", *arguments, f"input={tmp_path / 'clip.mp4'}")
+    assert re.findall(r"clip\.mp4 frame (\d) at ([0-9.]+) s: ", output) == [
+        ("0", "0.000"),
+        ("1", "0.040"),
+        ("2", "0.500"),
+    ]
+    answers = [json.loads(line) for line in (tmp_path / "out/clip.mp4.boxes.jsonl").read_text().splitlines()]
+    assert [answer["time"] for answer in answers] == [0.0, 0.04, 0.5] and len(answers[2]["objects"]) == 7
+    with video_files.av.open(str(tmp_path / "out/clip.mp4.boxes.mp4")) as container:
+        assert len(list(container.decode(video=0))) == 3
+    (tmp_path / "clip.mp4").write_text("no video")
+    assert "is broken or no video" in door("predict", *arguments, f"input={tmp_path / 'clip.mp4'}", code=2)
 
 
 def test_a_notebook_needs_one_call(trained, tmp_path):

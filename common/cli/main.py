@@ -76,8 +76,7 @@ def launch(job: Job, door: str, base: ConfigReader | None = None, arguments: Seq
         if command.flags.cfg:
             print(config_yaml(composed.config), end="")
             sys.exit(console.exit_code(0))
-        workers = threads.worker_count(composed.config["trainer"]["workers"], process.local_world_size)
-        system_errors.ensure_open_files(workers)
+        system_errors.ensure_open_files(composed.config["trainer"]["workers"])
         started = True
         if door != "train":
             job(composed.config)

@@ -7,7 +7,7 @@ import glob
 import json
 import os
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -21,7 +21,7 @@ Sample = TypeVar("Sample")
 
 STANDARD_INPUT, STANDARD_INPUT_NAME = "-", "stdin"  # as an input, and in the names of its answers
 # The endings of the pictures that predict.py writes, and of the JSON files beside them.
-ANSWER_PICTURES = {".boxes.jpg": ".boxes.json", ".attention.png": ".classes.json"}
+ANSWER_PICTURES = {".boxes.jpg": ".boxes.json", ".boxes.mp4": ".boxes.jsonl", ".attention.png": ".classes.json"}
 
 
 class InputFile(NamedTuple):
@@ -33,9 +33,9 @@ class InputFile(NamedTuple):
 
 
 def read_each(
-    input: str, read: Callable[[InputFile], Sample], unanswered: list[str], suffixes: Collection[str] = ()
+    input: str, read: Callable[[InputFile], Iterable[Sample]], unanswered: list[str], suffixes: Collection[str] = ()
 ) -> Iterator[Sample]:
-    """Yield `read(file)` for each image that `input` names, and for each file that ends with one of `suffixes`.
+    """Yield from `read(file)` for each image that `input` names, and for each file that ends with one of `suffixes`.
 
     If `input` is one file, its UserError is raised. Otherwise the message is appended to `unanswered`, and reading
     continues with the next file. Raises UserError if `input` names no file.
@@ -44,13 +44,11 @@ def read_each(
     files = [_standard_input()] if input == STANDARD_INPUT else find(input, suffixes, unanswered)
     for file in files:
         try:
-            sample = read(file)
+            yield from read(file)
         except UserError as error:
             if is_one:
                 raise
             unanswered.append(str(error))
-        else:
-            yield sample
 
 
 def find(input: str, suffixes: Collection[str], unreadable: list[str]) -> list[InputFile]:
@@ -155,8 +153,14 @@ def _without_answers(files: list[Path]) -> list[Path]:
 def _written_pictures(folder: Path, ending: str) -> Iterator[str]:
     """The names with `ending` of the pictures whose answers in `folder` predict.py wrote."""
     for text in folder.glob(f"*{ANSWER_PICTURES[ending]}"):
-        with suppress(OSError, ValueError, TypeError, KeyError, RecursionError), open_regular(text) as file:
-            source = str(json.loads(file.readline() if text.suffix == ".jsonl" else file.read())["file"])
+        with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
+            source = answered_file(text)
             name = STANDARD_INPUT_NAME if source == STANDARD_INPUT else Path(source).name
             if text.name == answer_name(name, ANSWER_PICTURES[ending]):
                 yield answer_name(name, ending)
+
+
+def answered_file(answer: Path) -> str:
+    """The input that an answer, a JSON file or lines of JSON, states; raises any error of reading for another file."""
+    with open_regular(answer) as file:
+        return str(json.loads(file.readline() if answer.suffix == ".jsonl" else file.read())["file"])

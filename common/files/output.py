@@ -10,18 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from common.data.images import IMAGE_SUFFIXES
+from common.data.video import VIDEO_SUFFIXES
 from common.errors import UserError
-from common.files.inputs import is_pattern, matches
+from common.files.inputs import answered_file, is_pattern, matches
 from common.files.run_folder import holds_a_run
 
 
 def refuse_input_folder(folder: Path, input: str) -> None:
-    """Raise UserError if `folder` is also the folder `input`, or that of an image which `input` names.
+    """Raise UserError if `folder` is also the folder `input`, or that of an image or video which `input` names.
 
     An answer could replace a file of the user there.
     """
     paths = matches(input) if is_pattern(input) else [Path(input)]
-    sources = {path.parent if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir() else path for path in paths}
+    endings = {*IMAGE_SUFFIXES, *VIDEO_SUFFIXES}
+    sources = {path.parent if path.suffix.lower() in endings and not path.is_dir() else path for path in paths}
     for source in sources:
         with suppress(OSError):  # one of the folders does not exist, or cannot be read
             if source.is_dir() and os.path.samefile(folder, source):
@@ -82,14 +84,16 @@ def creating(path: Path) -> Iterator[None]:
 
 
 def write_answer(file: Path, source: Path, content: dict[str, Any]) -> None:
-    """Write the answer for the input `source` as JSON, with the path of `source` as "file".
-
-    Warns on stderr when this replaces the answer for another input that has the same name and still exists.
-    """
+    """Write the answer for the input `source` as JSON, with the path of `source` as "file"; see `note_replacement`."""
     file.parent.mkdir(parents=True, exist_ok=True)
+    note_replacement(file, source)
+    file.write_text(json.dumps({"file": str(source), **content}, indent=1), encoding="utf-8")
+
+
+def note_replacement(file: Path, source: Path) -> None:
+    """Warn on stderr if `file` is the answer for another input than `source` that still exists; it is replaced."""
     with suppress(OSError, ValueError, TypeError, KeyError):  # no earlier answer, or none of this program
-        former = json.loads(file.read_text(encoding="utf-8"))["file"]
+        former = answered_file(file)
         if not os.path.samefile(former, source):
             warning = f"{file} held the answer for {former}, which {source} of the same name now replaces"
             print(f"Warning: {warning}; output=FOLDER keeps them apart.", file=sys.stderr)
-    file.write_text(json.dumps({"file": str(source), **content}, indent=1), encoding="utf-8")

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,11 +14,13 @@ from torchvision.ops import batched_nms
 
 from common.data.image_objects import to_image
 from common.data.images import Exif, read_image
+from common.data.video import VIDEO_SUFFIXES, read_frames
 from common.files.inputs import InputFile, read_each
 from common.files.names import answer_file, printable
 from common.files.output import write_answer
 from common.report.pictures import pad_and_stack, write_picture
 from common.report.records import Records, draw_on, predict_each
+from common.report.video import VideoAnswers
 from common.task import Answer, Batch
 from common.types import Fraction
 from detr.data.protocol import DetectionData
@@ -78,15 +81,23 @@ class DetectionPrediction(ABC):
         return exif
 
     def read(self, input: str) -> Iterator[Batch]:
-        """Read each image that `input` names as a batch of one image, resized as in evaluation.
+        """Read each image that `input` names, and each frame of a video, as a batch of one image.
 
-        The batch also holds `names`, by which `show` names the answers, and `originals`, the image before resizing.
-        Of several images, one that cannot be read is skipped, and the reason is added to `unanswered`.
+        It is resized as in evaluation. The batch also holds `names`, by which `show` names the answers, `originals`,
+        the image before resizing, and for a frame `frames` and `videos`, the files of its video's answers. Of several
+        files, one that cannot be read is skipped, and the reason is added to `unanswered`.
         """
-        return read_each(input, self._read_batch, self.unanswered)
+        return read_each(input, self._read_batches, self.unanswered, VIDEO_SUFFIXES)
 
-    def _read_batch(self, file: InputFile) -> Batch:
-        image = self._read_image(file)
+    def _read_batches(self, file: InputFile) -> Iterator[Batch]:
+        if file.content is not None or file.path.suffix.lower() not in VIDEO_SUFFIXES:
+            yield self._view(self._read_image(file), file)
+            return
+        with closing(VideoAnswers()) as answers:
+            for frame in read_frames(file.path):
+                yield self._view(frame.image, file) | {"frames": [frame], "videos": [answers]}
+
+    def _view(self, image: Tensor, file: InputFile) -> Batch:
         batch = self.data.collate([self.data.view(image, file.path)])
         return batch | {"names": [file.name], "originals": [image]}
 
@@ -94,19 +105,28 @@ class DetectionPrediction(ABC):
         return read_image(file.path, exif=self._exif, content=file.content)
 
     def show(self, batch: Batch, answers: list[Answer], folder: Path) -> Iterator[str]:
-        """Write each image with its boxes, and its objects {box (xyxy), name, score} as JSON; yield a line of text."""
+        """Write each image with its boxes, and its objects {box (xyxy), name, score} as JSON; yield a line of text.
+
+        The frames of a video become a video and lines of JSON, which are complete when `read` has yielded all of them.
+        """
         files = [InputFile(Path(path), Path(path).name) for path in batch["files"]]
         names = batch.get("names") or [file.name for file in files]  # a user's `read` may give neither
         originals = batch.get("originals") or map(self._read_image, files)
-        for image, name, file, answer in zip(originals, names, files, answers, strict=True):
+        for i, (image, name, file, answer) in enumerate(zip(originals, names, files, answers, strict=True)):
             objects = self._objects(*self._selected(answer))
             for item in objects:
                 item |= {"box": [round(side, 2) for side in item["box"]], "score": round(item["score"], 4)}
-            write_picture(self._draw(image, answer), answer_file(folder, name, ".boxes.jpg"))  # a name of its own
-            write_answer(answer_file(folder, name, ".boxes.json"), file.path, {"objects": objects})
+            picture, what = self._draw(image, answer), printable(name)
+            if "frames" in batch:
+                frame, video = batch["frames"][i], answer_file(folder, name, ".boxes.mp4")
+                batch["videos"][i].add(video, file.path, frame, picture, {"objects": objects})
+                what += f" frame {frame.number}" + ("" if frame.time is None else f" at {frame.time:.3f} s")
+            else:
+                write_picture(picture, answer_file(folder, name, ".boxes.jpg"))  # overwrites no image of the user
+                write_answer(answer_file(folder, name, ".boxes.json"), file.path, {"objects": objects})
             counts = Counter(str(item["name"]) for item in objects)
             summary = ", ".join(f"{count} {printable(label)}" for label, count in counts.items()) or "nothing"
-            yield f"{printable(name)}: {summary} (score >= {self.options.threshold:g})"
+            yield f"{what}: {summary} (score >= {self.options.threshold:g})"
 
     def pictures(self, batch: Batch, answers: list[Answer], count: int) -> Tensor:
         """Draw the first `count` images with their boxes for the log: uint8 (B, 3, H, W)."""

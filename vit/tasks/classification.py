@@ -227,11 +227,11 @@ class Classification:
         The batch also holds `names`, by which `show` names the answers. Of several images, one that cannot be read is
         skipped, and the reason is added to `unanswered`.
         """
-        return read_each(input, self._read_batch, self.unanswered)
+        return read_each(input, self._read_batches, self.unanswered)
 
-    def _read_batch(self, file: InputFile) -> Batch:
+    def _read_batches(self, file: InputFile) -> Iterator[Batch]:
         image = read_image(file.path, exif=self._exif, content=file.content)
-        return self.data.collate([self.data.view(image, file.path)]) | {"names": [file.name]}
+        yield self.data.collate([self.data.view(image, file.path)]) | {"names": [file.name]}
 
     def show(self, batch: Batch, answers: list[Answer], folder: Path) -> Iterator[str]:
         """Write each image's classes as JSON and, if it has maps, a picture of attention; yield a line of text.

@@ -22,8 +22,8 @@ def names(input: str | Path, problems: list[str] | None = None) -> list[str]:
     return [file.name for file in find(str(input), (), [] if problems is None else problems)]
 
 
-def read(file: InputFile) -> tuple[int, ...]:
-    return tuple(read_image(file.path, content=file.content).shape)
+def read(file: InputFile) -> list[tuple[int, ...]]:
+    return [tuple(read_image(file.path, content=file.content).shape)]
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ def test_standard_input_is_an_image(monkeypatch: pytest.MonkeyPatch) -> None:
     image = io.BytesIO()
     Image.new("RGB", (5, 4)).save(image, "PNG")
     monkeypatch.setattr(sys, "stdin", Pipe(content=b"", buffer=io.BytesIO(image.getvalue())))
-    assert list(read_each("-", lambda file: (file.name, read(file)), [])) == [("stdin", (3, 4, 5))]
+    assert list(read_each("-", lambda file: [(file.name, *read(file))], [])) == [("stdin", (3, 4, 5))]
     monkeypatch.setattr(sys, "stdin", Pipe(content=b"", buffer=io.BytesIO(b"no image")))
     with pytest.raises(UserError, match="The image - is broken or no image"):
         list(read_each("-", read, []))

@@ -69,7 +69,8 @@ def test_the_folder_of_the_input_is_refused_by_any_of_its_names(
     Path("photos/p.png").write_text("")
     with pytest.raises(UserError, match="is the folder of the input"):
         refuse_input_folder(Path("photos"), "photos/p.png")
-    for pattern in ("photos/*.png", "*/p.png", "photo?"):
+    Path("photos/v.mp4").write_text("")
+    for pattern in ("photos/*.png", "*/p.png", "photo?", "photos/v.mp4"):
         with pytest.raises(UserError, match="is the folder of the input"):
             refuse_input_folder(Path("photos"), pattern)
     others = (("photos/answers", "photos"), ("photos/new", "photos/p.png"), (".", "-"), ("photos", "photos/lines.txt"))

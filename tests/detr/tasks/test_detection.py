@@ -13,6 +13,7 @@ from PIL import Image
 
 from common.config.check import build
 from common.config.compose import configure
+from common.data.video import read_frames
 from common.errors import UserError
 from detr.evaluation.pictures import colour
 from detr.tasks.detection import PredictOptions
@@ -74,6 +75,30 @@ def test_images_of_any_name_are_answered(task, name, tmp_path):
     line.encode()
     (answer,) = (tmp_path / "answers").glob("*.boxes.json")
     assert json.loads(answer.read_text("utf-8"))["file"] == str(tmp_path / name)
+
+
+def test_each_frame_of_a_video_is_answered_with_its_time(task, tmp_path):
+    from tests.video_files import write_video
+
+    clips = tmp_path / "clips"
+    (clips / "sub").mkdir(parents=True)
+    write_video(clips / "sub/a.mp4", [0, 40, 500])
+    (clips / "broken.mkv").write_text("no video")
+    Image.new("RGB", (64, 64)).save(clips / "z.png")
+    for _ in range(2):  # what was written the first time is not read the second time
+        lines = []
+        for batch in task.read(str(clips)):
+            lines += task.show(batch, task.answers(ConstantModel(3), batch), clips / "answers")
+        times = [f"sub/a.mp4 frame {i} at {time} s" for i, time in enumerate(("0.000", "0.040", "0.500"))]
+        assert lines == [f"{what}: 1 triangle (score >= 0.5)" for what in (*times, "z.png")]
+    assert len(task.unanswered) == 2 and "broken.mkv is broken or no video" in task.unanswered[0]
+    answers = [json.loads(line) for line in (clips / "answers/sub/a.mp4.boxes.jsonl").read_text().splitlines()]
+    assert [(answer["frame"], answer["time"]) for answer in answers] == [(0, 0.0), (1, 0.04), (2, 0.5)]
+    assert all(answer["file"] == str(clips / "sub/a.mp4") for answer in answers)
+    assert answers[0]["objects"] == [{"box": [16.0, 0.0, 48.0, 24.0], "name": "triangle", "score": 0.9995}]
+    frames = list(read_frames(clips / "answers/sub/a.mp4.boxes.mp4"))
+    assert [frame.time for frame in frames] == pytest.approx([0, 0.04, 0.5], abs=1e-3)
+    assert frames[0].image.shape == (3, 336, 448), "enlarged, so that labels are legible"
 
 
 def test_a_users_image_is_turned_by_exif_as_data_exif_says(task, tmp_path, monkeypatch):
