@@ -114,7 +114,7 @@ def test_detr_r50_has_the_papers_hyperparameters() -> None:
     assert (run["trainer"]["epochs"], run["trainer"]["clip_norm"]) == (300, 0.1)
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name.startswith("vit_")])
+@pytest.mark.parametrize("name", [name for name in MODELS if name.startswith("vit_") and name != "vit_photo"])
 def test_the_published_vits_select_photographs_and_the_recipe_for_them(name: str) -> None:
     """Dosovitskiy et al. 2021, table 1 and appendix B.1; Touvron et al. 2021, tables 1 and 9."""
     command = compose.Command("train", [f"model={name}"])
@@ -162,6 +162,16 @@ def test_the_small_vit_selects_digits() -> None:
     run = composed("model=vit")
     assert run["data"]["_target_"] == "vit.data.digits.Digits" and run["trainer"]["workers"] == 0
     assert run["data"]["image_size"] % run["model"]["patch_size"] == 0
+
+
+def test_the_vit_for_photographs_reads_class_folders_of_64_to_128_pixels() -> None:
+    run = composed("model=vit_photo")
+    assert run["data"] == composed("model=vit_photo", "data=photos")["data"]
+    assert run["data"]["_target_"] == composed("model=vit", "data=imagefolder")["data"]["_target_"]
+    assert run["data"]["image_size"] == [64, 64] and run["data"]["cache"] and run["trainer"]["workers"] == 0
+    assert not any(size % run["model"]["patch_size"] for size in (64, 96, 128))
+    larger = composed("model=vit_photo", "data=imagefolder")
+    assert larger["model"] == run["model"] and not any(size % 8 for size in larger["data"]["image_size"])
 
 
 def test_the_doors_share_their_groups() -> None:
@@ -237,7 +247,7 @@ def test_no_constructor_has_a_default(path: str) -> None:
         for key, field in options.fields.items():
             offered = key == "logits"  # by the task, so it is no config key
             # Users' subclasses and their yaml may be older than these.
-            added = key in ("exif", "class_order", "val_share", "test_share", "root", "nms")
+            added = key in ("exif", "class_order", "val_share", "test_share", "root", "nms", "cache")
             assert field.required or offered or added, f"{options.path}.{key} has a default"
             nested = (field.annotation, *typing.get_args(field.annotation))
             todo += [part for part in nested if isinstance(part, type) and issubclass(part, Options)]

@@ -12,7 +12,7 @@ from vit.data.protocol import ImageData
 
 SETS = {
     ("seq2seq", TextData): ("cldr", "multi30k data.root=folder", "parallel_text"),
-    ("vit", ImageData): ("digits", "fashion_mnist", "cifar10", "imagefolder"),
+    ("vit", ImageData): ("digits", "fashion_mnist", "cifar10", "imagefolder", "photos"),
 }
 
 

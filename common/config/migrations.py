@@ -58,7 +58,10 @@ ADDED_CLASS_KEYS: dict[str, dict[str, Any]] = {
         "predict.nms": None,  # no box was suppressed
     },
     "detr.data.coco.Coco": {"pad_to": 1, "exif": "auto", "val_share": None, "test_share": 0.0},
-    "vit.data.folder.ImageFolder": {"exif": "auto", "class_order": "string", "val_share": None, "test_share": 0.0},
+    "vit.data.folder.ImageFolder": {
+        **{"exif": "auto", "class_order": "string", "val_share": None, "test_share": 0.0},
+        "cache": False,
+    },
     "seq2seq.data.parallel_text.ParallelText": {"root": None, "val_share": None, "test_share": None},
 }
 

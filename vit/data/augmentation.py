@@ -127,7 +127,7 @@ def view(
         image = evaluation_view(image, size, 1.0, interpolation)
         if options.crop == "padded":
             top, left = (int(v) for v in _random_shifts(numbers, options.padding)[0])
-            image = functional.crop(functional.pad(image, [options.padding]), top, left, *size)
+            image = F.pad(image, [options.padding] * 4)[:, top : top + size[0], left : left + size[1]]
     if numbers[0, _FLIP_UNIFORM] < options.flip:
         image = functional.horizontal_flip(image)
     numbers = numbers[:, _POLICY_UNIFORMS]
@@ -150,6 +150,8 @@ def evaluation_view(image: Tensor, size: tuple[int, int], crop_ratio: float, int
     cropped to its centre.
     """
     height, width = image.shape[-2:]
+    if (height, width) == size and crop_ratio == 1:
+        return image
     tall, wide = (round(length / crop_ratio) for length in size)
     covering = (tall, tall * width // height) if tall * width >= wide * height else (wide * height // width, wide)
     cropped: Tensor = functional.center_crop(_resized(image, covering, interpolation), list(size))

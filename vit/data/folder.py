@@ -74,6 +74,7 @@ class ImageFolder:
         class_order: ClassOrder = "string",
         val_share: Share | None = None,
         test_share: Share = 0.0,
+        cache: bool = False,
     ):
         """Describe the data set.
 
@@ -97,10 +98,17 @@ class ImageFolder:
                 given; None = 0.1, or 10,000 random images of at least 100,000.
             test_share: share of each class of `root`'s train to cut as test, in the same way, if there is no test
                 folder.
+            cache: keep images in the memory of each worker, resized to `image_size`, so that a file is decoded once.
 
-        Raises UserError when `crop_ratio` is above 1, or when the views of one image exceed a batch.
+        Raises UserError when `crop_ratio` is above 1, when the views of one image exceed a batch, or when `cache` is
+        set and the augmentation crops from images of full size.
         """
         augmentation.check(batch_size)
+        if cache and augmentation.crop == "resized":
+            raise UserError(
+                "data.cache=true keeps images at data.image_size, but data.augmentation.crop=resized crops from images "
+                "of full size; give data.augmentation.crop=padded or none, or data.cache=false."
+            )
         if crop_ratio > 1:
             raise UserError(f"data.crop_ratio={crop_ratio}: expected at most 1, the whole image; 0.875 is ImageNet's.")
         self.root = root
@@ -119,7 +127,9 @@ class ImageFolder:
         self.class_order = class_order
         self._classes: list[str] = []
         self._learnt: list[str] = []
+        self.cache = cache
         self._listings: dict[Split, Listing] = {}
+        self._cached: dict[tuple[Split, int, float], Tensor] = {}
         self._cuts = Cuts(val_count=val_count, val_share=val_share, test_share=test_share)
         self._cut_notes: dict[Split, str] = {}
 
@@ -183,22 +193,32 @@ class ImageFolder:
 
     def view(self, image: Tensor, file: Path) -> dict[str, Any]:
         """Make a sample from a user's image, uint8 (3, h, w) of any size, as in evaluation; its label is -1."""
-        return {"id": str(file), "file": str(file), "label": -1, "views": [self._evaluation_view(image)]}
+        views = [evaluation_view(image, self.image_size, self.crop_ratio, self.interpolation)]
+        return {"id": str(file), "file": str(file), "label": -1, "views": views}
 
     def _own_views(self, split: Split, index: int, generator: torch.Generator | None) -> dict[str, Any]:
         listing = self._listing(split)
-        file = self._file(split, index)
-        image = read_image(file, exif=self.exif)
         name = os.fsdecode(listing.files[index])  # relative to the split, so that predictions are readable
+        file = self._file(split, index)
         sample: dict[str, Any] = {"id": name, "file": str(file), "label": int(listing.labels[index])}
         if generator is None:
-            return sample | {"views": [self._evaluation_view(image)]}
+            return sample | {"views": [self._resized(split, index, self.crop_ratio)]}
+        crops = self.augmentation.crop == "resized"
+        image = read_image(file, exif=self.exif) if crops else self._resized(split, index, 1.0)
         uniforms = sample_uniforms(self.augmentation.repeats, generator)  # (views, U)
         views = [view(image, row, self.augmentation, self.image_size, self.interpolation) for row in uniforms]
         return sample | {"views": views, "uniforms": uniforms.numpy()}
 
-    def _evaluation_view(self, image: Tensor) -> Tensor:
-        return evaluation_view(image, self.image_size, self.crop_ratio, self.interpolation)
+    def _resized(self, split: Split, index: int, crop_ratio: float) -> Tensor:
+        """The image of a file, resized and cropped as in evaluation; kept in memory if `cache` is set."""
+        key = (split, index, crop_ratio)
+        if key in self._cached:
+            return self._cached[key]
+        image = read_image(self._file(split, index), exif=self.exif)
+        image = evaluation_view(image, self.image_size, crop_ratio, self.interpolation)
+        if self.cache:
+            self._cached[key] = image.clone(memory_format=torch.contiguous_format)  # not a view of a larger image
+        return image
 
     def collate(self, samples: list[dict[str, Any]]) -> Batch:
         """A batch of B views, with the views of one image side by side.

@@ -185,7 +185,8 @@ class Classifier(nn.Module):
         return [
             f"an image has {self.tokens:,} tokens, and time and memory of attention grow with their square: a larger "
             f"model.patch_size than {self.patches.size} or a smaller data.image_size gives fewer; the models for "
-            "photographs are vit_ti16, vit_s16, vit_b16 and larger (model=vit is made for images of 8 x 8 pixels)."
+            "photographs are vit_photo (64 to 128 pixels), vit_ti16, vit_s16, vit_b16 and larger (224 pixels), and "
+            "model=vit is made for images of 8 x 8 pixels."
         ]
 
     def adapt(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -460,6 +460,35 @@ def test_images_of_other_modes_have_three_channels(mode: str, tmp_path: Path):
         assert torch.equal(image, v2.functional.pil_to_tensor(stored.convert("RGB")))
 
 
+@pytest.mark.parametrize("crop", ["none", "padded"])
+def test_images_in_memory_give_the_same_views_and_are_decoded_once(imagenet: Path, crop: Any):
+    """The images are larger than the views; evaluation crops them in another way than training."""
+    options = augmentation(crop=crop, padding=2, repeats=2, mixup=1.0, policy="rand")
+    keys: dict[str, Any] = {"root": str(imagenet), "crop_ratio": 0.8, "augmentation": options}
+    plain, cached = folder(**keys), folder(**keys, cache=True)
+
+    def views(data: ImageFolder, epoch: int) -> list[Tensor]:
+        samples = [data.sample("train", i, random) for i in range(10) for random in (None, generator(epoch, i))]
+        samples += [data.sample("test", i, None) for i in range(5)]
+        return [view for sample in samples for key in ("views", "other_views") for view in sample.get(key, ())]
+
+    expected = [views(plain, 0), views(plain, 1)]
+    assert all(map(torch.equal, views(cached, 0), expected[0])) and len(expected[0]) == 55
+    for _ in range(9):
+        views(cached, 2)  # until each image was a partner
+    for file in imagenet.glob("*/*/*.png"):
+        file.unlink()
+    assert all(map(torch.equal, views(cached, 1), expected[1]))
+    assert not all(map(torch.equal, expected[0], expected[1]))
+    with pytest.raises(UserError, match="is missing"):
+        views(plain, 0)
+
+
+def test_images_in_memory_cannot_be_cropped_from_the_whole_image():
+    with pytest.raises(UserError, match=r"data.cache=true keeps images at data.image_size, but .*crop=resized crops"):
+        folder(cache=True)
+
+
 def test_workers_give_the_same_images(imagenet: Path):
     data = folder(root=str(imagenet), augmentation=augmentation(repeats=2, mixup=1.0))
     order = batching.Order(data.cost("train"), data.batch_size, seed=0)
