@@ -84,6 +84,19 @@ def uninterrupted(line: Any, tmp_path_factory: pytest.TempPathFactory) -> Callab
     return trained
 
 
+@pytest.mark.parametrize("moment", ["after the update", "in a save"])
+def test_a_run_that_patience_ends_ends_at_the_same_step_after_a_kill(
+    moment: str, line: Any, uninterrupted: Any, tmp_path: Path
+) -> None:
+    """With a learning rate near 0 val never improves: of the evaluations at 6, 12 and 18, the third ends the run."""
+    more = ["trainer.patience=2", "trainer.steps=60", "optimizer.lr=1e-12"]
+    expected = uninterrupted("vit", *more)
+    assert "(trainer.patience=2)" in (expected / "train.log").read_text()
+    kill_by(tmp_path, *line("vit"), *more, fault=("at_step", 17, moment, "send", "SIGKILL"))
+    resume(tmp_path, *line("vit"), *more)
+    assert_same_end(expected, tmp_path / "run", length=18)
+
+
 def photos(line: Any) -> Path:
     """The folder of the images to classify."""
     return Path(next(argument for argument in line("vit") if argument.startswith("data.root=")).partition("=")[2])

@@ -573,6 +573,11 @@ def test_a_killed_run_with_patience_ends_at_the_same_step(tmp_path, monkeypatch,
     monkeypatch.setattr(owner, name, real)
     numbers = fit(tmp_path / "killed", keys=keys, resume=True)
     assert (tmp_path / "whole/metrics.jsonl").read_text() == (tmp_path / "killed/metrics.jsonl").read_text()
+    assert max(line["step"] for line in lines(tmp_path / "killed")) == 15
+    for name in ("step_00000015.pt", "best.pt"):
+        whole, killed = (checkpoint.load(tmp_path / run / "checkpoints" / name) for run in ("whole", "killed"))
+        assert whole["step"] == killed["step"] and whole["evaluations_since_best"] == killed["evaluations_since_best"]
+        assert all(torch.equal(whole["model"][key], killed["model"][key]) for key in whole["model"])
     assert numbers == fit(tmp_path / "killed", keys=keys, resume=True), "and again, after its end"
 
 
