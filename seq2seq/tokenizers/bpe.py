@@ -13,7 +13,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, TypedDict
+from typing import Annotated, Any, Literal, TypedDict
 
 import numpy as np
 import tokenizers
@@ -22,7 +22,7 @@ from tokenizers import models, pre_tokenizers, trainers
 from common.decoding.contract import SpecialIds
 from common.errors import UserError
 from common.files import schema
-from common.types import Fraction, Positive
+from common.types import Fraction, Range
 from seq2seq.tokenizers.text import Ragged
 
 PAD, BOS, EOS, UNK = range(4)
@@ -56,7 +56,7 @@ class TokenizerOptions:
 
     kind: Literal["bpe"]
     pieces: Literal["bytes", "characters"]
-    vocabulary: Positive
+    vocabulary: Annotated[int, Range(low=1, high=1_000_000)]  # the library reserves memory for all entries at once
     joint: bool
     single_digits: bool
     coverage: Fraction

@@ -118,6 +118,10 @@ def test_help_needs_no_model(start: Callable[..., Outcome], door: str) -> None:
             "task.predict.alpha=1e+308: expected a number from 0 up to 10.",
         ),
         (
+            ("model=seq2seq", "data.tokenizer.vocabulary=2000000000"),
+            "data.tokenizer.vocabulary=2000000000: expected a whole number from 1 up to 1000000.",
+        ),
+        (
             ("model=seq2seq", "task.predict.longest_factor=1e308"),
             "task.predict.longest_factor=1e+308: expected a number",
         ),
