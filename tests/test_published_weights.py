@@ -4,6 +4,7 @@ import hashlib
 import importlib
 import io
 import json
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,36 @@ def test_a_sentence_says_where_to_put_the_file(server: FileServer, run: Run, wei
     path.write_bytes(weights[:-1])
     _, err = run(*PREDICT, code=2)
     assert f"{path} has the SHA-256 " in err and "delete it to download it again" in err
+
+
+def test_a_cut_download_goes_on_and_each_failure_is_one_sentence(server: FileServer, run: Run, weights: bytes) -> None:
+    """Cut for good, busy, altered, and without a server; then the same line succeeds from where the cut one ended."""
+    server.cut_after = [len(weights) // 2, 0, 0, 0]
+    assert "the same command continues from there" in run(*PREDICT, code=2)[1]
+    server.codes = [503] * 3
+    assert "the server answers 503" in run(*PREDICT, code=2)[1]
+    server.cut_after = [10]
+    run(*PREDICT)
+    assert server.requests[-1][1] == f"bytes={len(weights) // 2 + 10}-"
+    Path("again").mkdir()
+    server.files["/detr-small.pth"] = weights[::-1]
+    _, err = run(*PREDICT, "cache_dir=again", code=2)
+    assert "could not be downloaded (the file has the SHA-256 " in err and not list(Path("again").rglob("*.pth"))
+
+
+def test_without_a_network_one_sentence_names_the_address_and_where_to_put_the_file(
+    server: FileServer, run: Run, weights: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_names(*_: object, **__: object) -> None:
+        raise socket.gaierror(-3, "Temporary failure in name resolution")
+
+    monkeypatch.setattr(socket, "getaddrinfo", no_names)
+    _, err = run(*PREDICT, code=2)
+    sentence = err.splitlines()[-1]
+    assert sentence.startswith(f"{server.address}/detr-small.pth could not be downloaded (no connection: ")
+    path = Path(sentence.rstrip(".").rpartition(" put it at ")[2])
+    path.write_bytes(weights)
+    run(*PREDICT)
 
 
 def test_without_a_stated_hash_another_layout_is_refused(server: FileServer, run: Run, tmp_path: Path) -> None:
