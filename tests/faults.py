@@ -41,17 +41,18 @@ def at_step(step: int, moment: str, action: str | Callable[..., None], *values: 
         return parts
 
     def evaluate(task: Any, *arguments: Any, _real: Any = common.train.trainer.evaluate, **options: Any) -> Any:
-        predict = task.predict
+        name = "answers" if hasattr(task, "answers") else "predict"  # as in common.task.answers_of
+        answer = getattr(task, name)
 
-        def reach_and_predict(*inputs: Any) -> Any:
+        def reach_and_answer(*inputs: Any) -> Any:
             reach("in an evaluation")
-            return predict(*inputs)
+            return answer(*inputs)
 
-        task.predict = reach_and_predict
+        setattr(task, name, reach_and_answer)
         try:
             return _real(task, *arguments, **options)
         finally:
-            del task.predict
+            delattr(task, name)
 
     def save(content: Any, file: Any, _real: Any = torch.save, **options: Any) -> None:
         _real(content, file, **options)

@@ -84,7 +84,7 @@ def uninterrupted(line: Any, tmp_path_factory: pytest.TempPathFactory) -> Callab
     return trained
 
 
-@pytest.mark.parametrize("moment", ["after the update", "in a save"])
+@pytest.mark.parametrize("moment", ["in an evaluation", "in a save"])
 def test_a_run_that_patience_ends_ends_at_the_same_step_after_a_kill(
     moment: str, line: Any, uninterrupted: Any, tmp_path: Path
 ) -> None:
