@@ -5,7 +5,7 @@ Nothing here uses the project's readers; boxes are left, top, width, height in p
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.sax.saxutils import escape
@@ -111,7 +111,7 @@ def voc_beside(pictures: Sequence[Picture], root: Path) -> None:
     copy_images(pictures, root)
 
 
-def write_list(lines: Sequence[str], path: Path) -> None:
+def write_list(lines: Iterable[str], path: Path) -> None:
     """Write one line for each."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(f"{line}\n" for line in lines))

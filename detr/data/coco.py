@@ -212,17 +212,23 @@ class Coco:
         """Lines for the start of a run: the classes, and for each split its images, boxes and notes."""
         splits = filter(self._has_split, SPLITS)
         names = [category["name"] for category in self.categories()]
-        of_splits = [line for s in splits for line in self.split_summary(s, with_file_notes=not self._is_cut(s))]
+        of_splits = [line for s in splits for line in self.split_summary(s) if line not in self._repeated_lines(s)]
         root = [f"data.root={self.root}: the layout of {self._layout.name}"] if self._uses_root() else []
         return [*root, f"{len(names)} classes", names_line(names), *of_splits]
 
-    def split_summary(self, split: Split, with_file_notes: bool = True) -> list[str]:
-        """The lines of `summary` on one split, with or without those on how its files were read."""
+    def _repeated_lines(self, split: Split) -> set[str]:
+        """The lines on how the files of train were read, if `split` is cut from it."""
+        return {f"{split}: {note}" for note in self._all_file_notes(split)} if self._is_cut(split) else set()
+
+    def _all_file_notes(self, split: Split) -> list[str]:
+        return [*self.file_notes(split), *self._size_notes.get(self._owner(split), [])]
+
+    def split_summary(self, split: Split) -> list[str]:
+        """The lines of `summary` on one split."""
         arrays = self._arrays(split)
         boxes = f"{len(arrays.labels)} boxes" if arrays.labelled else "no annotations (there will be no numbers)"
         lines = [f"{len(arrays.ids)} images, {boxes} of {self._required_files(split)[1]}", *arrays.notes]
-        if with_file_notes:
-            lines += [*self.file_notes(split), *self._size_notes.get(self._owner(split), [])]
+        lines += self._all_file_notes(split)
         lines += [self._describe_cut(split)] if self._is_cut(split) else []
         if split == "train":
             lines += notes.classes_without_boxes(arrays.labels, self.categories())
@@ -332,7 +338,8 @@ class Coco:
             if is_folder or files is None:
                 raise UserError(
                     f"data.root={self.root} {'has none' if is_folder else 'is no folder with one'} of the layouts "
-                    f"{self.layouts}; give such a folder, or data.{split}.images and data.{split}.annotations."
+                    f"{self.layouts}; give such a folder, or data.{split}.images and data.{split}.annotations, or the "
+                    "format that the data have (data=coco, voc, yolo or csv)."
                 )
         if files is None:
             raise UserError(

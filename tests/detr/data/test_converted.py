@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from time import process_time
 from typing import Any
 
 import annotating
@@ -14,7 +15,7 @@ from common.config.compose import configure
 from common.errors import UserError
 from common.types import SPLITS, Split
 from detr.data.coco import Coco
-from detr.data.converted import Box, Labels, class_names, find_splits, image_names, to_coco, xywh
+from detr.data.converted import Box, Converted, Labels, class_names, find_splits, image_names, to_coco, xywh
 
 UNCHANGED = ["data.augmentation.kind=none", "data.augmentation.eval_size=480"]
 OTHERS = [name for name in FORMATS if name != "coco"]
@@ -157,3 +158,30 @@ def test_boxes_outside_the_image_or_without_area_are_treated_as_in_coco(format: 
     assert len(ours.ground_truth("train")["annotations"]) == 5
     counts = [[line.split(" (")[0] for line in d.summary() if " x box" in line] for d in (ours, theirs)]
     assert counts[0] == counts[1] and len(counts[0]) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["yolo_classes", "csv_extents", "voc_beside"])
+def test_a_million_lines_are_read_within_a_minute(format: str, tmp_path: Path):
+    """Of processor time, which is five times what a processor of 2024 needs; time that grows as the square is hours."""
+    count = 1_000_000
+    annotating.draw([Picture(Path("a.png"), 640, 480, [])], tmp_path)
+    if format == "yolo_classes":
+        (tmp_path / "classes.txt").write_text("cat\n")
+        lines = (f"0 0.{i % 9}5 0.5 0.1 0.1" for i in range(count))
+        annotating.write_list(lines, tmp_path / "a.txt")
+    elif format == "csv_extents":
+        annotating.write_list((f"a.png,cat,{i % 600},5,20,10" for i in range(count)), tmp_path / "a.csv")
+        (tmp_path / "a.csv").write_text("image,class,x,y,width,height\n" + (tmp_path / "a.csv").read_text())
+    else:
+        count //= 5  # an object takes five lines
+        box = (
+            "<object>\n<name>cat</name>\n<bndbox><xmin>5</xmin><ymin>5</ymin>\n<xmax>9</xmax><ymax>9</ymax></bndbox>\n"
+        )
+        (tmp_path / "a.xml").write_text(f"<annotation>{f'{box}</object>' * count}</annotation>")
+    data = make(format, tmp_path, classes="null")
+    assert isinstance(data, Converted)
+    start = process_time()
+    labels, classes = data.convert("train")["train"]
+    assert process_time() - start < 60
+    assert len(labels.boxes) == count and [*classes] == ["cat"]
