@@ -163,7 +163,7 @@ def test_boxes_outside_the_image_or_without_area_are_treated_as_in_coco(format: 
 @pytest.mark.slow
 @pytest.mark.parametrize("format", ["yolo_classes", "csv_extents", "voc_beside"])
 def test_a_million_lines_are_read_within_a_minute(format: str, tmp_path: Path):
-    """Of processor time, which is five times what a processor of 2024 needs; time that grows as the square is hours."""
+    """Of processor time, several times what is needed; time that grows as the square of the lines would be hours."""
     count = 1_000_000
     annotating.draw([Picture(Path("a.png"), 640, 480, [])], tmp_path)
     if format == "yolo_classes":
