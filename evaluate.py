@@ -38,7 +38,7 @@ def evaluate(config: dict[str, Any]) -> float | None:
             device=parts.device,
             precision=parts.trainer.precision,
             batch_size=parts.trainer.micro_batch or parts.data.batch_size,
-            workers=parts.trainer.workers,
+            workers=parts.trainer.worker_count,
             report=lambda line: print(line, file=sys.stderr) if distributed.is_main() else None,
         )
         results = {f"{split}/{name}": value for name, value in numbers.items()}

@@ -1,4 +1,4 @@
-"""Compare runs in a table of differing config keys, progress and metrics, sorted by the goal, best first.
+"""Compare runs in tables of differing config keys, progress and metrics, sorted by the goal, best first.
 
     python scripts/compare.py runs/detr-shapes
     python scripts/compare.py runs/sweeps/2026-01-01_12-00-00 runs/detr-shapes/best_of_all --csv table.csv
@@ -7,13 +7,19 @@
 Each argument is a run's folder, or a folder that contains runs at any depth. The metrics of a finished run come from
 its results.json. For an unfinished run, the table shows the best value of the goal on val so far; if no finished run
 in the table tells which metric the goal is, it shows the metrics of the last evaluation. Only --csv writes a file.
+
+Runs of different tasks get a table each. Runs whose configs differ by the seed only are a group; a further table shows
+the mean of each group's finished runs, and their sample standard deviation (divided by n - 1). Tables that are wider
+than the terminal are divided; where the output is no terminal, lines have at most 120 characters (or COLUMNS).
 """
 
 import argparse
 import csv
 import math
 import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,8 +33,9 @@ from common.config.diff import flatten
 from common.errors import UserError
 from common.files.records import describe_lines, read_record, step_record
 from common.files.run_folder import read_config
-from common.files.table import table
+from common.files.table import tables
 from common.machine import console
+from scripts.comparing.seeds import Row, groups_of, means_table
 
 IGNORED_KEYS = (
     "run_dir",
@@ -37,7 +44,13 @@ IGNORED_KEYS = (
     "allow_changes",
     "trust",
     "check_memory",
+    "cache_dir",
+    "trainer.log",
+    "trainer.workers",
+    "trainer.timeout",
+    "trainer.grace",
 )  # they do not change a run's results
+WIDTH = 120  # of a line, where the output is no terminal
 FIXED_COLUMNS = ("run", "state")  # always shown, first
 TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  ")  # the start of each entry of train.log
 
@@ -52,6 +65,11 @@ class Run(NamedTuple):
     state: str
 
     @property
+    def task(self) -> str:
+        """The class of the task, such as detr.tasks.detection.Detection."""
+        return str(self.config.get("task._target_", "an unknown task"))
+
+    @property
     def goal(self) -> str | None:
         """The metric that picks the best checkpoint, such as val/AP; None until the run is finished."""
         return self.results.get("goal")
@@ -64,17 +82,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         folders, failures = find_runs(options.folders)
         runs = [read_run(folder) for folder in folders]
-        rows = _sort(runs, _rows(runs), options)
-        columns = _columns(rows, options.columns)
+        tasks = {task: [run for run in runs if run.task == task] for task in sorted({run.task for run in runs})}
+        rows = {task: _sort(runs_of_task, _rows(runs_of_task), options) for task, runs_of_task in tasks.items()}
+        _refuse_unknown_columns([row for part in rows.values() for row in part], options)
         if options.csv:
-            _write_csv(options.csv, columns, rows)
+            _write_csv(options.csv, rows, options)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
-    cells = [[_cell(row.get(column), column) for column in columns] for row in rows]
-    print(table(f"{len(runs)} runs", [columns, *cells]))
-    print("".join(f"\n{line}" for line in failures), end="\n" if failures else "")
+    width = shutil.get_terminal_size((WIDTH, 0)).columns
+    parts = [part for task in tasks for part in _tables(task, tasks[task], rows[task], options, width)]
+    notes = ["\n".join(part for line in failures for part in textwrap.wrap(line, width))]
+    print("\n\n".join(filter(None, parts + notes)))
     return 0
+
+
+def _tables(task: str, runs: list[Run], rows: list[Row], options: argparse.Namespace, width: int) -> list[str]:
+    """The table of the runs of one task, and that of means over seeds if any of them differ by their seed only."""
+    columns = _columns(rows, options.columns)
+    cells = [[_cell(row.get(column), column) for column in columns] for row in rows]
+    parts = [tables(f"{len(runs)} {'run' if len(runs) == 1 else 'runs'} of {task}", [columns, *cells], width)]
+    configs = {str(run.folder): {k: v for k, v in run.config.items() if k not in IGNORED_KEYS} for run in runs}
+    groups = groups_of(rows, [configs[row["run"]] for row in rows])
+    if any(len(group.rows) > 1 for group in groups):
+        goal, direction = next(((run.goal, run.results.get("direction")) for run in runs if run.goal), ("", None))
+        if goal and not options.sort:
+            sign = 1 if direction == "minimize" else -1
+            groups.sort(key=lambda group: math.inf if (mean := group.mean(goal)) is None else sign * mean)
+        parts.append(tables("mean ± standard deviation over seeds", means_table(groups, columns), width))
+    return parts
 
 
 def find_runs(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
@@ -143,7 +179,7 @@ def _end_of_log(file: Path) -> str:
     return f"failed: {message}" if entry and "Traceback (most recent call last)" in entry[0] else ""
 
 
-def _rows(runs: list[Run]) -> list[dict[str, Any]]:
+def _rows(runs: list[Run]) -> list[Row]:
     """Make a dict (column -> value) for each run, with its folder and state, the differing keys, and its metrics."""
     differing = _differing_keys(runs)
     directions = {run.goal: run.results.get("direction") for run in runs if run.goal}
@@ -187,7 +223,7 @@ def _results_so_far(run: Run, goal: str | None, directions: dict[str | None, Any
     return {goal: better(values)} if values else {}
 
 
-def _sort(runs: list[Run], rows: list[dict[str, Any]], options: argparse.Namespace) -> list[dict[str, Any]]:
+def _sort(runs: list[Run], rows: list[Row], options: argparse.Namespace) -> list[Row]:
     """Sort by the goal, best first, with the runs of one goal together; or by the column of --sort, ascending."""
     if not options.sort:
         directions = {run.goal: run.results["direction"] for run in runs if run.goal and "direction" in run.results}
@@ -201,9 +237,6 @@ def _sort(runs: list[Run], rows: list[dict[str, Any]], options: argparse.Namespa
 
         ordered = sorted(rows, key=rank)
     else:
-        known = {column for row in rows for column in row}
-        if options.sort not in known:
-            raise UserError(f"--sort {options.sort} is not a column of these runs{did_you_mean(options.sort, known)}")
         ordered = sorted(rows, key=lambda row: _sort_key(row.get(options.sort)))
     return ordered[::-1] if options.reverse else ordered
 
@@ -215,16 +248,25 @@ def _sort_key(value: Any) -> tuple[int, float, str]:
     return (2, 0.0, "") if value is None else (1, 0.0, str(value))
 
 
-def _columns(rows: list[dict[str, Any]], option: str | None) -> list[str]:
-    """Select the columns that `option` (--columns) names, or all; raises UserError for an unknown one."""
+def _refuse_unknown_columns(rows: list[Row], options: argparse.Namespace) -> None:
+    """Raise UserError if --sort or --columns names a column that no row has."""
+    known = {column for row in rows for column in row}
+    names = [("--columns", name) for name in _names(options.columns)] + [("--sort", options.sort)] * bool(options.sort)
+    for option, name in names:
+        if name not in known:
+            raise UserError(f"{option} {name} is not a column of these runs{did_you_mean(name, known)}")
+
+
+def _columns(rows: list[Row], option: str | None) -> list[str]:
+    """The columns that --columns names, as far as the rows have them, or all: config keys, then metrics."""
     known = list(dict.fromkeys(column for row in rows for column in row))
     if option is None:
-        return sorted(known, key=lambda column: "/" in column)  # config keys, then metrics
-    columns = [column.strip() for column in option.split(",")]
-    for column in columns:
-        if column not in known:
-            raise UserError(f"--columns {column} is not a column of these runs{did_you_mean(column, known)}")
-    return [*FIXED_COLUMNS, *(column for column in columns if column not in FIXED_COLUMNS)]
+        return sorted(known, key=lambda column: "/" in column)
+    return [*FIXED_COLUMNS, *(name for name in _names(option) if name in known and name not in FIXED_COLUMNS)]
+
+
+def _names(option: str | None) -> list[str]:
+    return [name.strip() for name in option.split(",")] if option else []
 
 
 def _cell(value: Any, column: str) -> Any:
@@ -234,10 +276,14 @@ def _cell(value: Any, column: str) -> Any:
     return "-" if value is None else str(value)
 
 
-def _write_csv(file: Path, columns: list[str], rows: list[dict[str, Any]]) -> None:
+def _write_csv(file: Path, rows: dict[str, list[Row]], options: argparse.Namespace) -> None:
+    """Write one table of the runs of all tasks; with several tasks, a column names them."""
+    task_of = [({"task._target_": task} if len(rows) > 1 else {}, row) for task in rows for row in rows[task]]
+    complete = [row | task for task, row in task_of]
+    columns = _columns(complete, options.columns)
     try:
         with open(file, "w", encoding="utf-8", newline="") as opened:
-            csv.writer(opened).writerows([columns, *([row.get(column, "") for column in columns] for row in rows)])
+            csv.writer(opened).writerows([columns, *([row.get(name, "") for name in columns] for row in complete)])
     except OSError as error:
         raise UserError(f"--csv {file} cannot be written ({error.strerror}); name another file.") from error
 

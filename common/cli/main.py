@@ -76,7 +76,8 @@ def launch(job: Job, door: str, base: ConfigReader | None = None, arguments: Seq
         if command.flags.cfg:
             print(config_yaml(composed.config), end="")
             sys.exit(console.exit_code(0))
-        system_errors.ensure_open_files(composed.config["trainer"]["workers"])
+        workers = threads.worker_count(composed.config["trainer"]["workers"], process.local_world_size)
+        system_errors.ensure_open_files(workers)
         started = True
         if door != "train":
             job(composed.config)

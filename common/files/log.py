@@ -44,6 +44,7 @@ class Log:
         self.line_counts = dict.fromkeys(RECORD_FILES, 0)
         self._bar: Any = None
         self._progress: Progress | None = None
+        self._best = ""
         self._files: dict[str, LineFile] = {}
         self._failed: set[str] = set()  # files that could not be written, to warn only once
         self._dropped: set[str] = set()  # streams of the console that could not be written, to warn only once
@@ -150,12 +151,13 @@ class Log:
         }
         text = ", ".join(f"{name} {_short(value)}" for name, value in (printed | timing).items())
         if is_training and self._bar is not None:
-            self._bar.set_postfix_str(text, refresh=False)
+            self._bar.set_postfix_str(", ".join(filter(None, (self._best, text))), refresh=False)
             self._append("train.log", f"step {step}: {text}")
             self._report_dropped()
         else:
             remaining = self._progress.remaining() if self._progress and is_training else ""
-            self.info(f"step {step}{remaining}: {text}")
+            best = f", {self._best}" if self._best and is_training else ""
+            self.info(f"step {step}{remaining}{best}: {text}")
         self._append_record("metrics.jsonl", {"step": step, **numbers})
         if timing:
             self._append_record("timing.jsonl", {"step": step, "time": time.time(), **timing})
@@ -166,6 +168,10 @@ class Log:
         """Show uint8 (B, 3, H, W) images in the loggers."""
         if self.folder and images is not None:
             self._loggers.picture(step, name, images)
+
+    def show_best(self, text: str) -> None:
+        """Add `text`, which states the goal's best value so far, to all later lines about training."""
+        self._best = text
 
     @contextmanager
     def progress(self, steps: int, start: int = 0) -> Iterator[Progress]:

@@ -27,3 +27,32 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4f}" if math.isfinite(value) else "-"
     return printable(str(value))
+
+
+def tables(title: str, rows: Sequence[Sequence[Any]], width: int) -> str:
+    """Format a table in lines of at most `width` characters (20 or more).
+
+    A wide table becomes several, which all begin with the first column. What is still too long, such as the path of a
+    run, is shortened in its middle.
+    """
+    first = min(max(len(_cell(row[0])) for row in rows), width // 2)
+    limits = [first, *[width - first - 2] * (len(rows[0]) - 1)]
+    cells = [[_shortened(value, limit) for value, limit in zip(row, limits, strict=True)] for row in rows]
+    widths = [max(len(_cell(row[column])) for row in cells) for column in range(len(limits))]
+    blocks = [[0]]
+    for column in range(1, len(widths)):
+        if sum(widths[i] + 2 for i in blocks[-1]) + widths[column] > width:
+            blocks.append([0])
+        blocks[-1].append(column)
+    titles = [title, *[f"{title} (continued)"] * (len(blocks) - 1)]
+    parts = [[[row[i] for i in block] for row in cells] for block in blocks]
+    return "\n\n".join(table(_shortened(title, width), part) for title, part in zip(titles, parts, strict=True))
+
+
+def _shortened(value: Any, length: int) -> Any:
+    """Replace the middle of a text that is longer than `length` by three dots; numbers stay as they are."""
+    text = _cell(value)
+    if isinstance(value, int | float) or len(text) <= length:
+        return value
+    tail = (length - 3) * 2 // 3  # the end of a path says more than its beginning
+    return f"{text[: length - 3 - tail]}...{text[len(text) - tail :]}"

@@ -44,6 +44,11 @@ def local_rank() -> int:
     return torchrun.this_process(os.environ).local_rank
 
 
+def local_world_size() -> int:
+    """The number of processes of this run on this machine."""
+    return torchrun.this_process(os.environ).local_world_size
+
+
 def is_main() -> bool:
     """Whether this process writes the run's folder."""
     return rank() == 0

@@ -1,4 +1,6 @@
-"""Settings of OpenMP's threads. OpenMP reads them when torch is imported, so every program sets them first.
+"""Settings of OpenMP's threads, and the number of workers that load data.
+
+OpenMP reads its settings when torch is imported, so every program makes them first.
 
 A thread that waits for other threads usually spins, which keeps its core busy. If another process needs the machine's
 cores as well, the thread that is waited for may have no core, and training may take more than twenty times as long. A
@@ -10,8 +12,10 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 SPINS = 8000  # rounds of GNU's OpenMP, that of torch on Linux, before a thread sleeps: about 0.15 to 0.4 ms
+MAX_AUTO_WORKERS = 16  # each one holds four batches in memory
 CGROUPS = Path("/sys/fs/cgroup")  # where Linux states the limits of a container
 
 
@@ -28,6 +32,18 @@ def missing_settings(environment: Mapping[str, str], count: bool = True) -> dict
     if count and share is not None and share < _cores():
         settings["OMP_NUM_THREADS"] = str(max(1, math.ceil(share)))
     return {name: value for name, value in settings.items() if name not in environment}
+
+
+def worker_count(workers: int | Literal["auto"], processes: int) -> int:
+    """The number of workers that load data for one of `processes` on this machine.
+
+    `auto` is the number of cores that this process may use, divided by `processes`, and at most MAX_AUTO_WORKERS.
+    """
+    if workers != "auto":
+        return workers
+    share = _processor_share(CGROUPS)
+    cores = _cores() if share is None else min(_cores(), max(1, int(share)))
+    return min(MAX_AUTO_WORKERS, cores // processes)
 
 
 def _cores() -> int:

@@ -9,11 +9,12 @@ REMEDY = "start several processes with torchrun, which sets RANK, LOCAL_RANK and
 
 
 class Process(NamedTuple):
-    """This process: its number in the run and on its machine, from 0, and the number of processes of the run."""
+    """This process: its number in the run and on its machine, from 0; the processes of the run and of its machine."""
 
     rank: int = 0
     local_rank: int = 0
     world_size: int = 1
+    local_world_size: int = 1
 
     @property
     def is_local_main(self) -> bool:
@@ -23,6 +24,8 @@ class Process(NamedTuple):
 
 def this_process(environment: Mapping[str, str]) -> Process:
     """Read RANK, LOCAL_RANK and WORLD_SIZE; missing variables have their values for a single process: 0, 0 and 1.
+
+    Without LOCAL_WORLD_SIZE, all processes may be on this machine.
 
     Raises UserError for a text that is no number, a rank outside the world, and a local rank above the rank.
     """
@@ -34,7 +37,8 @@ def this_process(environment: Mapping[str, str]) -> Process:
         raise UserError(f"RANK={rank} in the environment: expected less than WORLD_SIZE={world_size}; {REMEDY}.")
     if local_rank > rank:
         raise UserError(f"LOCAL_RANK={local_rank} in the environment: expected at most RANK={rank}; {REMEDY}.")
-    return Process(rank, local_rank, world_size)
+    local_world_size = _number(environment, "LOCAL_WORLD_SIZE", world_size)  # srun does not say how many are here
+    return Process(rank, local_rank, world_size, max(1, local_world_size))
 
 
 def _number(environment: Mapping[str, str], name: str, default: int) -> int:

@@ -16,7 +16,7 @@ from common.errors import UserError
 from common.files import checkpoint, schema
 from common.files.content import TO_RESTORE
 from common.machine import device as devices
-from common.machine import distributed, memory
+from common.machine import distributed, memory, threads
 from common.task import Adopted, Data, Task
 from common.train import footprint
 from common.train.state import describe, select_weights
@@ -263,4 +263,6 @@ def _list_names(prefix: str, names: list[str]) -> str:
 def _trainer(config: dict[str, Any]) -> tuple[Trainer, torch.device]:
     trainer: Trainer = construct(Trainer, config["trainer"])
     device = devices.select(trainer.device, distributed.local_rank())
-    return replace(trainer, precision=devices.resolve_precision(trainer.precision, device)), device
+    precision = devices.resolve_precision(trainer.precision, device)
+    workers = threads.worker_count(trainer.workers, distributed.local_world_size())
+    return replace(trainer, precision=precision, workers=workers), device

@@ -66,7 +66,7 @@ class Trainer:
     compile: bool
     deterministic: bool
     strategy: Literal["ddp", "fsdp"]
-    workers: Annotated[int, Range(low=0, high=1024)]
+    workers: Annotated[int, Range(low=0, high=1024)] | Literal["auto"]  # auto is resolved there, too
     device: Literal["auto", "cpu", "cuda", "mps"]
     timeout: Positive
     grace: Annotated[float, Range(above=0.0, high=1e7)] | None
@@ -86,6 +86,12 @@ class Trainer:
             raise UserError(
                 "trainer.strategy=fsdp does not support trainer.precision=fp16, as ranks share no loss scale; use bf16."
             )
+
+    @property
+    def worker_count(self) -> int:
+        """The number of processes that load data for this one."""
+        assert self.workers != "auto"
+        return self.workers
 
     def fit(self, run: Run, log: Log, *, on: torch.device, resume: bool) -> dict[str, float | str]:
         """Train `run` to its end. Returns the goal's best value on val, and all numbers of test.
@@ -119,7 +125,8 @@ class Trainer:
             else:
                 log.truncate_after(0)  # removes the lines of an earlier start that failed
             run.model.train()
-            log.info(start_summary(run, options, devices.describe(on), self.precision, total, order.steps(1)))
+            where = f"{devices.describe(on)}, {self.worker_count} workers"
+            log.info(start_summary(run, options, where, self.precision, total, order.steps(1)))
             if self._evaluates_part(run):
                 log.info(f"val       {self._evaluated_part(run)}")
             for advice in [*getattr(run.model, "input_advice", list)(), *run.task.advice(run.pretrained)]:
@@ -145,6 +152,7 @@ class Trainer:
             if self._ends_early(run, total):
                 log.info(self._early_end(run, total))
                 return
+        self._show_best(run, log)
         with log.progress(total, run.step) as progress:
             clock = time.monotonic()
             for epoch, micro_batches in self._steps(run, order, context.device, total):
@@ -230,7 +238,7 @@ class Trainer:
             micro_batch=self.micro_batch,
             rank=distributed.rank(),
             world=distributed.world_size(),
-            workers=self.workers,
+            workers=self.worker_count,
             pin=on.type == "cuda",
             equal=self.strategy == "fsdp",
         )
@@ -244,7 +252,7 @@ class Trainer:
             device=context.device,
             precision=self.precision,
             batch_size=self.micro_batch or run.data.batch_size,
-            workers=self.workers,
+            workers=self.worker_count,
             stop=context.stop,
             samples=self.eval_samples if split == "val" else None,
             report=context.log.info,
@@ -273,6 +281,7 @@ class Trainer:
         improved = run.task.goal.better(score, run.best)  # even if the disk is full, and the checkpoint not written
         run.evaluations_since_best = 0 if improved else run.evaluations_since_best + 1
         self._rank(run, context, score)
+        self._show_best(run, context.log)
         context.log.numbers(run.step, {f"val/{name}": number for name, number in numbers.items()})
         final.warn_of_undefined(run, context.log, "val", score, "this checkpoint is not ranked")
         for batch, answers in first:
@@ -281,6 +290,12 @@ class Trainer:
             for alarm in new if run.step >= FIRST_ALARM_STEP else []:
                 context.log.warning(alarm)
                 run.alarms.append(alarm)
+
+    def _show_best(self, run: Run, log: Log) -> None:
+        """Let the log show the goal's best value so far, and its step unless it is 0 (see `state._ranking`)."""
+        if run.ranking:
+            value, step = run.ranking[0]
+            log.show_best(f"best val/{run.task.goal.name} {value:.4g}" + (f" at step {step}" if step else ""))
 
     def _rank(self, run: Run, context: _Context, score: float) -> None:
         """Insert this step's checkpoint into the ranking if it was written; if it is now the best, make it best.pt."""

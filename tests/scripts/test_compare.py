@@ -39,9 +39,14 @@ def run(
 
 
 def printed_cells(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> list[list[str]]:
-    """The cells of the printed table, the header first."""
+    """The cells of the first printed table, the header first."""
     assert compare.main(arguments) == code
-    lines = capsys.readouterr().out.splitlines()
+    return cells(capsys.readouterr().out.split("\n\n")[0])
+
+
+def cells(table: str) -> list[list[str]]:
+    """The cells of a table without its title."""
+    lines = table.splitlines()
     widths = [len(dashes) for dashes in lines[2].split("  ")]
     starts = [sum(widths[:n]) + 2 * n for n in range(len(widths))]
     return [
@@ -113,13 +118,87 @@ def test_the_state_says_why_a_run_ended(capsys: pytest.CaptureFixture[str]) -> N
     assert out.endswith("\nx/gone: The file is not there.\n"), "a run without a folder is listed, too"
 
 
-def test_of_different_models_only_the_class_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    run("a", "model=detr", results={"val/AP": 0.3})
-    run("b", "model=vit", "seed=1", results={"val/top1": 0.9, "goal": "val/top1"})
+def test_of_different_data_sets_only_the_class_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    run("a", "model=vit", "data=imagefolder", "data.root=x", results={"val/AP": 0.3})
+    run("b", "model=vit", "optimizer.lr=0.1", results={"val/AP": 0.9})
+    head, *rows = printed_cells(capsys, "a", "b")
+    assert "optimizer.lr" in head and [column for column in head if column.startswith("data.")] == ["data._target_"]
+    assert [row[0] for row in rows] == ["b", "a"]
+
+
+def test_each_task_has_a_table_with_its_own_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    run("a", "model=detr", "model.dropout=0.3", results={"val/AP": 0.3})
+    run("b", "model=detr", "model.dropout=0.4", results={"val/AP": 0.4})
     run("c", "model=vit", results={"val/top1": 0.95, "goal": "val/top1"})
-    head, *rows = printed_cells(capsys, "a", "b", "c")
-    assert "seed" in head and [column for column in head if column.startswith("model.")] == ["model._target_"]
-    assert [row[0] for row in rows] == ["a", "c", "b"], "runs of one goal stand together"
+    assert compare.main(["a", "b", "c", "--csv", "t.csv"]) == 0
+    first, second = capsys.readouterr().out.split("\n\n")
+    assert first.startswith("2 runs of detr.tasks.detection.Detection\n")
+    assert cells(first)[0] == ["run", "state", "model.dropout", "val/AP"]
+    assert second.startswith("1 run of vit.tasks.classification.Classification\n")
+    assert cells(second) == [["run", "state", "val/top1"], ["c", "done", "0.9500"]]
+    assert compare.main(["a", "b", "c", "--columns", "val/top1,model.dropout", "--sort", "val/AP"]) == 0
+    first, second = capsys.readouterr().out.split("\n\n")
+    assert [cells(part)[0][2:] for part in (first, second)] == [["model.dropout"], ["val/top1"]]
+    with open("t.csv", newline="") as file:
+        rows = [*csv.DictReader(file)]
+    assert [row["task._target_"].partition(".")[0] for row in rows] == ["detr", "detr", "vit"]
+    assert [row["val/top1"] for row in rows] == ["", "", "0.95"]
+
+
+def test_runs_that_differ_by_their_seed_have_a_mean_and_a_sample_deviation(capsys: pytest.CaptureFixture[str]) -> None:
+    """0.1, 0.2 and 0.6: mean 0.3, squared deviations 0.04 + 0.01 + 0.09 = 0.14, divided by 2: 0.07, root 0.2646."""
+    for seed, value in ((0, 0.1), (1, 0.2), (2, 0.6)):
+        overrides = ["model=detr", f"seed={seed}", "optimizer.lr=0.1", f"trainer.workers={seed}"]
+        run(f"slow/{seed}", *overrides, results={"val/AP": value, "test/AP": None if seed else 0.5, "weights": "raw"})
+    for seed, value in ((0, 0.25), (1, 0.15), (3, float("nan"))):
+        run(f"fast/{seed}", "model=detr", f"seed={seed}", results={"val/AP": value, "test/AP": -value})
+    run("fast/4", "model=detr", "seed=4", "optimizer.lr=0.3", val=[0.9])
+    run("fast/5", "model=detr", "seed=5", val=[0.9])
+    run("single", "model=detr", "optimizer.lr=0.2", results={"val/AP": 0.1})
+    assert compare.main(["."]) == 0
+    runs, means = capsys.readouterr().out.split("\n\n")
+    assert len(cells(runs)) == 10 and means.startswith("mean ± standard deviation over seeds\n")
+    assert cells(means) == [
+        ["n", "seeds", "optimizer.lr", "val/AP", "test/AP"],
+        ["3", "0,1,2", "0.1", "0.3000 ± 0.2646", "0.5000 (1 of 3)"],
+        ["3 of 4", "0,1,3,5", "0.0005", "0.2000 ± 0.0707 (2 of 3)", "-0.2000 ± 0.0707 (2 of 3)"],
+        ["1", "0", "0.2", "0.1000", "-"],
+        ["0 of 1", "4", "0.3", "-", "-"],
+    ]
+
+
+def test_runs_with_different_seeds_and_configs_have_no_mean(capsys: pytest.CaptureFixture[str]) -> None:
+    run("a", "model=detr", "seed=0", "optimizer.lr=0.1", results={"val/AP": 0.1})
+    run("b", "model=detr", "seed=1", "optimizer.lr=0.2", results={"val/AP": 0.1})
+    assert compare.main(["a", "b"]) == 0
+    assert "mean" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("columns", [20, 40, 80, 200])
+def test_no_line_is_wider_than_the_terminal(columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    deep = f"{'a folder with a long name ' * 4}/deep"
+    for seed in (0, 1):
+        overrides = ["model=detr", f"seed={seed}", "model.backbone.name=resnet50", f"data.root={'long' * 30}"]
+        numbers = {f"test/AP of class {number}": number / 7 for number in range(30)}
+        run(f"{deep}/{seed}", *overrides, results={"val/AP": 0.5, **numbers})
+    run(f"{deep}/c", log=f"2026-01-01 10:00:00  Traceback (most recent call last):\nKeyError: {'oh ' * 60}\n")
+    Path(deep, STATUS_FOLDER).mkdir()
+    Path(deep, STATUS_FOLDER, "gone.json").write_text(json.dumps({"state": "refused", "why": "It is not there. " * 9}))
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert compare.main(["."]) == 0
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= columns
+    numbers_of_class_29 = [line for line in out.splitlines() if "4.1429" in line]  # 29 / 7
+    if columns >= 40:
+        assert len(numbers_of_class_29) == 3, "each run's, and the mean"
+
+
+def test_where_the_output_is_no_terminal_lines_have_120_characters(tmp_path: Path) -> None:
+    run("a", results={"val/AP": 0.5, **{f"test/AP{number}": 0.5 for number in range(50)}})
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    command = [sys.executable, str(ROOT / "scripts/compare.py"), "a"]
+    out = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+    assert 100 < max(map(len, out.splitlines())) <= 120
 
 
 def test_columns_and_order_are_options_and_a_file_holds_the_table(capsys: pytest.CaptureFixture[str]) -> None:

@@ -221,7 +221,7 @@ def test_a_valid_config_passes_without_an_import(valid: dict[str, Any]) -> None:
         ("model.depth", 10**30, f"model.depth=1{'0' * 30}: expected a whole number of at most 64 bits or null."),
         ("model.depth", -(10**130), f"model.depth=-1{'0' * 58}...{'0' * 30}: expected a whole number of at most"),
         ("model.rate", 10**310, f"model.rate=1{'0' * 59}...{'0' * 30}: expected a number above 0."),
-        ("trainer.workers", 10**7, "trainer.workers=10000000: expected a whole number from 0 up to 1024."),
+        ("trainer.workers", 10**7, "trainer.workers=10000000: expected a whole number from 0 up to 1024 or auto."),
         ("trainer.grace", 1e300, "trainer.grace=1e+300: expected a number above 0 up to 10000000 or null."),
         ("resume", "yes", "resume=yes: expected auto or null."),
         ("trust", "toy", "trust=toy: expected a list (each text)."),

@@ -89,3 +89,24 @@ def test_there_are_no_more_threads_than_a_container_may_run(
     assert threads.missing_settings({}).get("OMP_NUM_THREADS") == cores
     assert "OMP_NUM_THREADS" not in threads.missing_settings({"OMP_NUM_THREADS": "5"})
     assert "OMP_NUM_THREADS" not in threads.missing_settings({}, count=False)
+
+
+@pytest.mark.parametrize(
+    ("cores", "limit", "processes", "workers"),
+    [
+        (8, None, 1, 8),
+        (8, None, 2, 4),
+        (8, None, 3, 2),
+        (2, None, 4, 0),
+        (128, None, 1, 16),
+        (8, 2.5, 1, 2),
+        (8, 0.5, 1, 1),
+    ],
+)
+def test_auto_starts_no_more_workers_than_cores_for_all_processes_together(
+    cores: int, limit: float | None, processes: int, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threads, "_cores", lambda: cores)
+    monkeypatch.setattr(threads, "_processor_share", lambda folder: limit)
+    assert threads.worker_count("auto", processes) == workers
+    assert threads.worker_count(5, processes) == 5

@@ -15,7 +15,8 @@ from common.machine.torchrun import Process, this_process
 def test_a_single_process_and_a_rank_of_torchrun_are_read() -> None:
     assert this_process({}) == Process(0, 0, 1) and Process().is_local_main
     rank = this_process({"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8"})
-    assert rank == Process(5, 1, 8) and not rank.is_local_main
+    assert rank == Process(5, 1, 8, 8) and not rank.is_local_main
+    assert this_process({"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}).local_world_size == 4
 
 
 @pytest.mark.parametrize(

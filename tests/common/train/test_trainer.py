@@ -183,6 +183,23 @@ def test_a_run_learns_and_leaves_its_files(tmp_path):
     assert "this is a toy." in (tmp_path / "train.log").read_text()
 
 
+def test_lines_about_training_show_the_best_goal_so_far_also_after_resuming(tmp_path, monkeypatch):
+    values, real = iter([0.5, 0.6, 0.4321, 0.7]), Error.compute
+    monkeypatch.setattr(Error, "compute", lambda self: {"error": next(values)} if self.count == 6 else real(self))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(final, "final_numbers", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        fit(tmp_path, keys={"steps": 16, "log_every": 1, "eval_every": 4})
+    texts = [line[21:] for line in (tmp_path / "train.log").read_text().splitlines() if " of 16" in line]
+    shown = {int(text.split()[1]): text.partition(": ")[0].partition(", best ")[2] for text in texts if "loss" in text}
+    first, second = "val/error 0.5 at step 4", "val/error 0.4321 at step 12"
+    assert [shown[step] for step in (1, 4, 5, 8, 9, 12, 13, 16)] == ["", "", *[first] * 4, *[second] * 2]
+    (tmp_path / "checkpoints/step_00000016.pt").unlink()
+    monkeypatch.setattr(Error, "compute", real)
+    fit(tmp_path, keys={"steps": 16, "log_every": 1, "eval_every": 4}, resume=True)
+    lines_of_13 = [line for line in (tmp_path / "train.log").read_text().splitlines() if "step 13 of 16" in line]
+    assert len(lines_of_13) == 2 and "best val/error" in lines_of_13[1]
+
+
 def test_the_best_checkpoint_is_the_one_that_is_tested(tmp_path):
     numbers = fit(tmp_path, keys={"steps": 60, "eval_every": 3}, lr=0.5)
     scores = {line["step"]: line["val/error"] for line in lines(tmp_path) if "val/error" in line}
