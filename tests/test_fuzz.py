@@ -19,6 +19,7 @@ from PIL import Image
 
 from common.config.compose import configure
 from common.config.diff import flatten
+from common.train.assembly import stored_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 TASKS = ("detr", "vit", "seq2seq")
@@ -101,7 +102,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[st
 
 def clean(folder: Path) -> Path:
     """Remove what earlier commands wrote to the working folder; returns it."""
-    for name in ("run", "runs", "data"):
+    for name in ("run", "runs", "data", "out"):
         shutil.rmtree(folder / name, ignore_errors=True)
     return folder
 
@@ -149,15 +150,31 @@ def mutated_line(rng: random.Random, arguments: list[str], keys: list[str]) -> l
     return arguments
 
 
+def keys_of(door: str, arguments: list[str]) -> list[str]:
+    """The keys of a door's config, of its groups and of some options."""
+    base = stored_config if door != "train" else None
+    return [
+        *flatten(configure(door, arguments, base)),
+        *("model", "data", "experiment", "optimizer", "trust", "resume"),
+    ]
+
+
 @pytest.mark.parametrize("task", TASKS)
-def test_a_mutated_command_line_succeeds_or_is_refused_in_one_sentence(task, folder):
-    arguments = [*SMALL[task], *SHORT]
-    keys = [*flatten(configure("train", arguments)), "model", "data", "experiment", "optimizer", "trust", "resume"]
+def test_a_mutated_command_line_succeeds_or_is_refused_in_one_sentence(task, folder, trained, monkeypatch):
+    """60 lines of train.py, 20 of evaluate.py and 20 of predict.py for each task."""
+    monkeypatch.chdir(folder)
+    torch.save(trained(task), folder / "best.pt")
+    (folder / "images").mkdir()
+    Image.new("RGB", (40, 30), (200, 90, 30)).save(folder / "images/a.png")
+    inputs = ["checkpoint=best.pt", f"input={'train.tsv' if task == 'seq2seq' else 'images'}", "output=out"]
+    lines = {"train": [*SMALL[task], *SHORT], "evaluate": inputs[::2], "predict": inputs}
+    keys = {door: keys_of(door, arguments) for door, arguments in lines.items()}
     rng = random.Random(TASKS.index(task))
     faults = []
     for number in range(100):
-        line = mutated_line(rng, arguments, keys)
-        faults += faults_of(f"{number}: {line[len(arguments) - 1 :]}", clean(folder), "train", line)
+        door = ("train", "train", "train", "evaluate", "predict")[number % 5]
+        line = mutated_line(rng, lines[door], keys[door])
+        faults += faults_of(f"{number}: {door} {line[len(lines[door]) - 1 :]}", clean(folder), door, line)
     assert not faults, "\n".join(faults)
 
 
@@ -221,7 +238,8 @@ def test_an_altered_checkpoint_is_evaluated_or_refused_in_one_sentence(task, fol
     paths = {name: paths_of({name: value}) for name, value in content.items()}
     faults = []
     for number in range(67):
-        name, changed = altered(rng, content, rng.choice(paths[rng.choice(sorted(paths))]))
+        of_field = paths[sorted(paths)[number % len(paths)]]  # each field in turn
+        name, changed = altered(rng, content, rng.choice(of_field))
         torch.save(changed, folder / "altered.pt", pickle_module=pickle)
         door = rng.choice(["evaluate", "evaluate", "train"])
         arguments = ["checkpoint=altered.pt", *([*SMALL[task], *SHORT] if door == "train" else [])]
