@@ -67,7 +67,7 @@ def evaluate(config: dict[str, Any]) -> float | None:
 
 
 def describe_data(data: Any, task: Any, split: str, log: Any) -> None:
-    """Log what training logs about `split` at its start: counts, notes on how the data were read, and warnings."""
+    """Log what a training run first logs about `split`: counts, notes on how the data were read, and warnings."""
     if hasattr(data, "split_summary"):
         log.info("\n".join(f"data      {line}" for line in data.split_summary(split)))
     for note in task.evaluation_notes() if hasattr(task, "evaluation_notes") else []:

@@ -1,8 +1,8 @@
 """The command line of the doors train.py, evaluate.py and predict.py: help, config, run folder, sweeps and exit code.
 
-Exit codes: 0 success; 1 a defect, with its traceback, or inputs without an answer; 2 a user's mistake, in one sentence;
-130 Ctrl-C; 143 another signal that stops. The config is checked before a folder is made and before the job imports
-torch.
+Exit codes: 0 for success; 1 for a defect, with its traceback, or if some inputs got no answer; 2 for a user's mistake,
+in one sentence; 130 for Ctrl-C; 143 for any other signal that stops the process. The config is checked before a folder
+is created and before the job imports torch.
 """
 
 import os

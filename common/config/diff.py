@@ -1,4 +1,4 @@
-"""The differences between two configs, and whether they make it a different run."""
+"""List the differences between two configs, and decide whether both describe the same run."""
 
 import hashlib
 import json
@@ -9,7 +9,8 @@ from common.config.migrations import ADDED_CLASS_KEYS, ADDED_KEYS, CHANGED_CUTS,
 from common.errors import UserError
 
 PRECISION = "trainer.precision"
-# Keys for where and how a run is computed and what it writes. None of them changes what the model learns.
+# Keys for where and how a run is computed and what it writes. None of them changes what a resumed run learns; the
+# weights in `checkpoint` are read by a new run only.
 CHANGEABLE_KEYS = (
     *("run_dir", "sweep_dir", "resume", "allow_changes", "trust", "check_memory", "checkpoint", "cache_dir"),
     *("trainer.device", "trainer.workers", "trainer.compile", "trainer.micro_batch", "trainer.deterministic"),
@@ -26,8 +27,8 @@ CHANGEABLE_KEYS = (
 )
 # Keys for where the data are. A checkpoint holds digests of the data, which identify the same data under other paths.
 DATA_PATHS = ("data.root", "data.train", "data.val", "data.test")
-# Keys for how val and test are cut from train. The resulting splits are compared instead, by digests or by counts, so
-# that a run whose config was written with other defaults resumes.
+# Keys for how val and test are cut from train. Instead of these keys, the resulting splits are compared, by digests or
+# counts, so that a run can be resumed although the defaults have changed.
 CUT_KEYS = ("data.val_count", "data.test_count", "data.val_share", "data.test_share")
 # Keys of migrations.ADDED_KEYS and ADDED_CLASS_KEYS that fingerprints have always included.
 ALWAYS_HASHED_KEYS = (
@@ -39,7 +40,8 @@ ALWAYS_HASHED_KEYS = (
 def refuse_changes(before: dict[str, Any], after: dict[str, Any], where: str, allowed: Sequence[str] = ()) -> None:
     """Raise UserError with the list of differences if a run that resumes from `where` would not be the same run.
 
-    CHANGEABLE_KEYS may differ, and so may the keys in `allowed`: full keys (optimizer.lr) or sections (optimizer).
+    CHANGEABLE_KEYS and CUT_KEYS may differ, and so may those in `allowed`: full keys (optimizer.lr) or sections
+    (optimizer).
     """
     changes = differences(before, after, ignore=(*CHANGEABLE_KEYS, *CUT_KEYS, *allowed))
     if changes:
@@ -70,9 +72,9 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 def fingerprint(config: dict[str, Any]) -> str:
     """Eight hexadecimal digits that are equal for configs of the same run.
 
-    Of CHANGEABLE_KEYS, only `checkpoint` is hashed. So that a sweep finds the runs that an earlier version of Triptych
-    began, moved classes are hashed by their former names, present defaults of cuts as the former ones, and keys that
-    were added later only if their values change the former behaviour.
+    Of CHANGEABLE_KEYS, only `checkpoint` is hashed. A sweep also finds the runs that an earlier version of Triptych
+    began: moved classes are hashed by their former names; of the keys for cuts, a present default is hashed as the
+    former default; and keys that were added later are hashed only if their values change the former behaviour.
     """
     former_names = {new: old for old, new in MOVED_CLASSES.items()}
     sections = {name: part for name, part in config.items() if isinstance(part, dict)}

@@ -19,7 +19,7 @@ CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
 def to_image(input: Any, exif: Exif) -> Tensor:
     """An image as uint8 (3, H, W), RGB; grey is repeated and transparency is dropped, as in `read_image`.
 
-    Raises UserError for anything else than:
+    Raises UserError for anything other than:
 
     - the path of an image file;
     - a PIL image of any mode, which is turned by its EXIF tag unless `exif` is "ignore";
@@ -60,7 +60,7 @@ def _from_array(array: NDArray[Any]) -> Tensor:
         raise UserError(f"An image of {array.shape[1]} x {array.shape[0]} pixels is empty; give one with pixels.")
     if array.dtype.kind == "f":
         low, high = array.min(), array.max()
-        if not (low >= 0 and high <= 1):  # also of nan
+        if not (low >= 0 and high <= 1):  # NaN fails this test, too
             raise UserError(
                 f"An image of floats has values from {low:g} to {high:g}: expected 0 to 1, before any normalisation; "
                 "give uint8 for values from 0 to 255."

@@ -1,4 +1,4 @@
-"""Check the content of a checkpoint: the types of the fields of our files, and tensors that cannot be computed with.
+"""Check the content of a checkpoint: the types of the fields in our files, and the kinds of all tensors.
 
 The task's state is checked further by `OptionalTask.state_schema`, and the config by config/check.py.
 """
@@ -62,7 +62,11 @@ class Config(TypedDict, total=False):
 
 
 class Content(TypedDict, total=False):
-    """The fields of a checkpoint. `train.state.checkpoint_content` writes them; earlier versions lack some."""
+    """The fields of a checkpoint.
+
+    `train.state.checkpoint_content` writes all but `mean`, which averaging adds, and `window`, which only earlier
+    versions wrote. Files of earlier versions lack some fields.
+    """
 
     step: Count
     best: float | None
@@ -107,7 +111,7 @@ def resume_mistake(content: dict[str, Any]) -> str | None:
 
 
 def unusable_tensor(content: Any) -> str | None:
-    """The first tensor in nested containers that cannot be used, such as "model.head, a sparse tensor", or None."""
+    """Describe a tensor in nested containers that cannot be used, as "model.head, a sparse tensor"; None if all can."""
     pending, visited = [("", content)], set[int]()
     while pending:
         name, value = pending.pop()

@@ -25,7 +25,7 @@ from common.files.table import table
 from common.machine import console
 from common.machine.console import escape_controls
 
-LOCAL_KEYS = ("run_dir", "sweep_dir", "resume", "allow_changes", "cache_dir")  # of a machine or a start
+LOCAL_KEYS = ("run_dir", "sweep_dir", "resume", "allow_changes", "cache_dir")  # for one machine, or one start of a run
 MAX_CONSOLE_NUMBERS = 6  # in a line about training on the console; metrics.jsonl holds all
 
 
@@ -49,7 +49,7 @@ class Log:
         self._failed: set[str] = set()  # files that could not be written, to warn only once
         self._dropped: set[str] = set()  # streams of the console that could not be written, to warn only once
         self._loggers = Dispatch(self.warning)
-        self._step = 0  # after which everything was removed
+        self._step = 0  # the last step whose lines `truncate_after` retained
         self._removed: dict[tuple[int, str], float | None] = {}  # (step, name) -> number; None: a time
         if self.folder:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -79,8 +79,8 @@ class Log:
         """Drop what was logged after `step`, and an incomplete line left by a kill; call this before logging.
 
         With `evaluated=False`, the evaluation of `step` itself will be repeated, and its lines are dropped, too.
-        Returns whether there were lines of that evaluation. Warns of lines that hold no record, and of a file whose
-        number of lines is not the one in `expected`: file name -> `line_counts` at the checkpoint of `step`.
+        Returns whether lines of that evaluation were dropped. Warns of lines that hold no record, and of a file whose
+        number of lines differs from `expected`, which is `line_counts` as stored in the checkpoint of `step`.
         """
         assert "metrics.jsonl" not in self._files
         self._step = step
@@ -107,8 +107,8 @@ class Log:
     def open_loggers(self, names: Sequence[LoggerName], config: Mapping[str, Any]) -> None:
         """Send numbers and pictures to these loggers from now on; call this before the first step.
 
-        The loggers get `config` without the keys for this machine and this start, as config.yaml. A logger that showed
-        the run before goes on with it; numbers that `truncate_after` removed are not sent again if they are the same.
+        The loggers get `config` without LOCAL_KEYS. A logger that already shows the run continues it; numbers that
+        `truncate_after` removed are not sent again if they are the same.
         """
         if self.folder:
             shown = {key: value for key, value in config.items() if key not in LOCAL_KEYS}
@@ -138,8 +138,8 @@ class Log:
     def numbers(self, step: int, numbers: Mapping[str, float], timing: Mapping[str, float] | None = None) -> None:
         """Log numbers of `step` under keys such as train/loss or val/AP; values that are not finite become null.
 
-        `timing` holds values that depend on the clock, such as images/s. In a terminal training numbers are part of the
-        progress bar; all other numbers, and training numbers elsewhere, are printed as a line.
+        `timing` holds values that depend on the clock, such as images/s. In a terminal, the progress bar shows training
+        numbers; all other numbers, and training numbers elsewhere, are printed as a line.
         """
         if not self.main:
             return
@@ -199,7 +199,7 @@ class Log:
     def close(self, finished: bool = True) -> None:
         """Close all files and loggers; `finished` is False if a signal or an error ended the run.
 
-        Further logging opens the files again, and of the loggers TensorBoard.
+        Further logging reopens the files. Of the loggers, only TensorBoard is reopened.
         """
         self._loggers.close(finished)
         for lines in self._files.values():
@@ -266,7 +266,7 @@ def _is_training(record: Mapping[str, Any], is_timing: bool) -> bool:
 
 
 def _numbers_of(records: Sequence[Mapping[str, Any]], is_timing: bool) -> dict[tuple[int, str], float | None]:
-    """The numbers of records by (step, name), as loggers got them; of times only that there were some."""
+    """The numbers of records by (step, name), as sent to loggers; None for each value in timing.jsonl."""
     numbers: dict[tuple[int, str], float | None] = {}
     for record in records:
         for name, value in record.items():

@@ -1,4 +1,4 @@
-"""The folder `output` of evaluate.py and predict.py, for their answers; errors are reported in one sentence."""
+"""Create the folder `output` of evaluate.py and predict.py and write answers to it; errors become UserErrors."""
 
 import errno
 import json
@@ -17,9 +17,9 @@ from common.files.run_folder import holds_a_run
 
 
 def refuse_input_folder(folder: Path, input: str) -> None:
-    """Raise UserError if `folder` is also the folder `input`, or that of an image or video which `input` names.
+    """Raise UserError if `folder` is the folder `input`, or if an image or video that `input` names lies in it.
 
-    An answer could replace a file of the user there.
+    There, an answer could replace one of the user's files.
     """
     paths = matches(input) if is_pattern(input) else [Path(input)]
     endings = {*IMAGE_SUFFIXES, *VIDEO_SUFFIXES}
@@ -84,14 +84,17 @@ def creating(path: Path) -> Iterator[None]:
 
 
 def write_answer(file: Path, source: Path, content: dict[str, Any]) -> None:
-    """Write the answer for the input `source` as JSON, with the path of `source` as "file"; see `note_replacement`."""
+    """Write the answer for the input `source` as JSON, with the path of `source` under "file".
+
+    Warns if the answer replaces that for another input (`note_replacement`).
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     note_replacement(file, source)
     file.write_text(json.dumps({"file": str(source), **content}, indent=1), encoding="utf-8")
 
 
 def note_replacement(file: Path, source: Path) -> None:
-    """Warn on stderr if `file` is the answer for another input than `source` that still exists; it is replaced."""
+    """Warn on stderr if `file`, which is about to be replaced, is the answer for another input that still exists."""
     with suppress(OSError, ValueError, TypeError, KeyError):  # no earlier answer, or none of this program
         former = answered_file(file)
         if not os.path.samefile(former, source):

@@ -2,7 +2,7 @@
 
 For bf16 on the CPU, PyTorch samples 64 random bits for each element, sequentially, which takes a sixth of a DETR's
 training step. This file samples 16 bits for each element, which rounds the probability to a multiple of 1/65,536. On
-other devices and for other types it calls PyTorch's dropout, whose masks are thus unchanged.
+other devices, for other types and under torch.compile, it calls PyTorch's dropout, whose masks are thus unchanged.
 """
 
 import torch

@@ -28,7 +28,7 @@ def measure(section: Mapping[str, Any], task: Task) -> Footprint | None:
     """Count the elements of the model that a checked section describes, without allocating them.
 
     The model is built on the device `meta`, where tensors have shapes and no content. Returns None for a model that
-    cannot be built there, such as a user's that computes with values in its constructor.
+    cannot be built there, such as one whose constructor computes with the values of tensors.
     """
     try:
         with torch.device("meta"), warnings.catch_warnings(action="ignore"):
@@ -47,8 +47,9 @@ def measure(section: Mapping[str, Any], task: Task) -> Footprint | None:
 def refuse_oversize(config: Mapping[str, Any], task: Task, device: torch.device, *, training: bool) -> None:
     """Raise UserError for a model that needs more memory than the machine has, unless check_memory is false.
 
-    The weights count on the CPU, where models are built. In training, the gradients, the optimizer's moments and the
-    moving average count on `device`. Activations, which depend on the batch, are not counted.
+    The weights must fit on the CPU, where models are built. In training without FSDP, the weights, gradients, optimizer
+    moments and moving average must together fit on `device`. Activations are not counted, because they depend on the
+    batch.
     """
     footprint = measure(config["model"], task) if config.get("check_memory", True) else None
     if footprint is None:

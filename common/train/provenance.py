@@ -18,7 +18,7 @@ from common.train.assembly import Components
 
 
 def provenance(config: dict[str, Any], parts: Components, split: Split) -> dict[str, Any]:
-    """The entries of evaluate.py's results.json that are not numbers; paths are absolute.
+    """The entries of evaluate.py's results.json that are not metrics; paths are absolute.
 
     `weights` describes the step and whether the weights are averaged, and `files` are the paths in the config's section
     `data`. `digests` are those of the content of `split`; they identify the same data under other paths.

@@ -1,4 +1,4 @@
-"""Find the file that checkpoint= names, and download it if this is the name of published weights."""
+"""Find the file that checkpoint= names; the files of published weights are downloaded if they are missing."""
 
 import sys
 from pathlib import Path
@@ -9,7 +9,7 @@ from common.files import download
 
 
 class Source(NamedTuple):
-    """A checkpoint's file, and its description for the log: published weights have a name, a publisher and a path."""
+    """A checkpoint's file and its title for the log: the path, after name and publisher for published weights."""
 
     path: Path
     title: str
@@ -18,8 +18,8 @@ class Source(NamedTuple):
 def locate(config: dict[str, Any]) -> Source:
     """The file of the config's `checkpoint`. Files of published weights that are missing in `cache_dir` are downloaded.
 
-    Files that are there are verified, if their publisher states a hash. Raises UserError when a file cannot be
-    downloaded or is not the published one.
+    Every file whose publisher states a hash is verified. Raises UserError when a file cannot be downloaded or is not
+    the published one.
     """
     weights = published.find(config["checkpoint"])
     if weights is None:

@@ -41,7 +41,7 @@ def sample_photo(height: int, width: int, seed: int) -> Tensor:
 
 
 def sample_images(count: int, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Sample images: uint8 (count, 3, height, width) in channels_last, as from our loader, and normalised to floats."""
+    """Sample photos; returns (count, 3, height, width) tensors: uint8 in channels_last, and normalised to floats."""
     images = torch.stack([sample_photo(height, width, seed) for seed in range(count)])
     images = images.to(device).contiguous(memory_format=torch.channels_last)
     return images, normalise(images, torch.tensor([[height, width]] * count))

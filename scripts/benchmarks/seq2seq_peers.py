@@ -1,4 +1,4 @@
-"""Translators of transformers, CTranslate2 and PyTorch, with our weights (Vaswani et al. 2017, arXiv 1706.03762).
+"""The translator (Vaswani et al. 2017, arXiv 1706.03762) in transformers, CTranslate2 and PyTorch, with our weights.
 
 Benchmarks of decoding use Marian's variant of the model, whose start token has an embedding of zeros and whose logits
 have a bias.

@@ -53,7 +53,7 @@ def verify(config: dict[str, Any]) -> tuple[str, bool]:
 
 
 def required_options(config: Any) -> list[tuple[str, Any]]:
-    """The keys of the config's `model` whose values follow from a MarianConfig; the layout of positions does not."""
+    """The keys of `model` that a MarianConfig determines, with their values; `positions.layout` is not among them."""
     tied = "all" if config.share_encoder_decoder_embeddings else "target"
     activation = {"silu": "swish"}.get(config.activation_function, config.activation_function)
     return [

@@ -20,7 +20,7 @@ from seq2seq.importing import layouts
 from seq2seq.tokenizers.bpe import BOS
 
 NAMES = Table(*layouts.BLOCKS, *((f"{stack}.layer_norm.", f"{stack}.norm.") for stack in ("encoder", "decoder")))
-# Version numbers, and tables of sinusoidal positions, which our model computes.
+# Version numbers, and one-element tensors that record the dtype and device of sinusoidal positions.
 LEFT_OUT = r"(encoder|decoder)\.(version|embed_positions\._float_tensor)"
 SOURCE, TARGET = "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"
 OUTPUTS = ("decoder.output_projection.weight", "decoder.embed_out")  # the latter before 2020
@@ -30,7 +30,7 @@ SPECIAL_ENTRIES = 4
 def adopt(tensors: dict[str, Tensor]) -> Adopted:
     """The weights of a state dict under our names; fairseq's files hold no tokenizer.
 
-    Raises UserError for a tensor that our Transformer does not have.
+    Raises UserError if an embedding is missing, and for a tensor that our Transformer does not have.
     """
     matrices = {name: tensors[name] for name in (SOURCE, TARGET, *OUTPUTS) if name in tensors}
     renamed = rename({name: t for name, t in tensors.items() if name not in matrices}, NAMES.to_ours, LEFT_OUT)
@@ -49,7 +49,7 @@ def adopt(tensors: dict[str, Tensor]) -> Adopted:
 
 
 def row_order(entries: int) -> list[int]:
-    """For each of our entries (PAD, BOS, EOS, UNK, the dictionary, <s>), its row in fairseq's, which has `entries`."""
+    """The rows of fairseq's embedding, `entries` in number, in our order: PAD, BOS, EOS, UNK, the dictionary, <s>."""
     return [1, 2, 2, 3, *range(SPECIAL_ENTRIES, entries), 0]
 
 

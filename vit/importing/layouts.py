@@ -85,7 +85,7 @@ LAYOUTS = {
                     ("embeddings.register_tokens", "registers"),
                     ("embeddings.position_embeddings", "positions"),
                     ("layernorm.", "encoder.norm."),
-                    ("pooler.dense.", "representation."),  # with tanh, on the class token: pre_logits in Google's files
+                    ("pooler.dense.", "representation."),  # a layer with tanh; pre_logits in Google's files
                 ),
             ),
             *with_prefixes(
