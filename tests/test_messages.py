@@ -16,7 +16,7 @@ SOURCES = [
 ]
 IN_SECTION = re.compile(r"(?<![\w./])((?:data|model|task|trainer|optimizer|schedule)(?:\.[a-z_0-9]+)+)")
 ALONE = re.compile(r"(?<![\w./])([a-z_]+)=(?=[\w\[{])")
-FILES = re.compile(r"\.(json|pkl|safetensors|pt)$")
+FILES = re.compile(r"\.(json|pkl|safetensors|pt|yaml)$")
 PLACEHOLDERS = {"key", "group"}
 
 
@@ -38,7 +38,8 @@ def keys(config: dict[str, Any], prefix: str = "") -> set[str]:
 
 
 def test_every_key_that_a_message_names_is_a_key_of_a_config():
-    choices = [("detr_r50", "coco"), ("vit", "imagefolder"), ("seq2seq", "cldr"), ("seq2seq", "parallel_text")]
+    choices = [*(("detr_r50", data) for data in ("coco", "voc", "yolo", "csv")), ("vit", "imagefolder")]
+    choices += [("seq2seq", "cldr"), ("seq2seq", "parallel_text")]
     known = set().union(*(keys(configure("train", [f"model={model}", f"data={data}"])) for model, data in choices))
     alone = {*GROUPS, *PLACEHOLDERS}.union(*DOOR_KEYS.values())
     named, unknown = 0, []
