@@ -119,8 +119,8 @@ def test_ranks_resume_from_each_others_checkpoints_with_average_and_optimizer(ta
         if name.endswith("in_proj.bias"):  # the true gradient of the keys' bias is zero, so Adam's steps are rounding
             result["average"]["weights"][name][32:64] = value[32:64]
         if value.is_floating_point():
-            # Adam moves an element whose gradient is about the rounding error by up to the learning rate, 1e-4, in either
-            # direction. On some processors a few of 10,000 are such: at most 1 of 1,000 may differ by more than 1e-5.
+            # Adam moves an element whose gradient is about the rounding error by up to the learning rate, 1e-4, in
+            # either direction. At most one of 1,000 elements may be such; all others are equal up to 1e-5.
             difference = (result["average"]["weights"][name] - value).abs()
             assert difference.max() <= 1e-4 and (difference > 1e-5).sum() <= difference.numel() / 1000, name
     outputs = ends(start_ranks(tmp_path / "new", *ema, "trainer.strategy=fsdp", "trainer.steps=2",
