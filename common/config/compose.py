@@ -29,6 +29,7 @@ from common.errors import UserError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 GROUPS = ("model", "data", "optimizer", "schedule", "trainer", "experiment")
+TRAINING_ONLY = {"trainer.eval_samples", "trainer.patience", "trainer.log"}  # keys without effect in the other doors
 # Hydra 1.4 deprecates version_base, and replaces a stored config only with `replace`; 1.3 always replaces it.
 _HYDRA_1_3 = hydra.__version__.startswith("1.3.")
 _VERSION: dict[str, Any] = {"version_base": "1.3"} if _HYDRA_1_3 else {}
@@ -84,10 +85,8 @@ class Command:
                 f"seed= is the seed of training, and without effect in {self.door}.py; what prediction samples depends "
                 "on task.predict.seed=."
             )
-        for key in sorted(
-            {"trainer.eval_samples", "trainer.patience", "trainer.log"} & self.keys if self.door != "train" else ()
-        ):
-            raise UserError(f"{key}= is for training, and without effect in {self.door}.py; leave it out.")
+        if self.door != "train" and (keys := sorted(TRAINING_ONLY & self.keys)):
+            raise UserError(f"{keys[0]}= is for training, and without effect in {self.door}.py; leave it out.")
         if self.working_folder and self.working_folder not in sys.path:
             sys.path.append(self.working_folder)
         self._add_folder(self.flags.config_dir)

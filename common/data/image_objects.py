@@ -45,6 +45,12 @@ def to_image(input: Any, exif: Exif) -> Tensor:
     raise UserError(f"A {kind} is no image: expected a path, a PIL image, an array, a tensor, or a list of these.")
 
 
+def exif_of(data: object) -> Exif:
+    """How a data set, and so prediction from a model trained on it, treats EXIF tags; "auto" without such a key."""
+    exif: Exif = getattr(data, "exif", "auto")
+    return exif
+
+
 def _not_an_image(kind: str, shape: tuple[int, ...], expected: str, remedy: str) -> UserError:
     article = "An" if kind == "array" else "A"
     return UserError(f"{article} {kind} of shape {tuple(shape)} is no image: expected {expected}; give {remedy}.")

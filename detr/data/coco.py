@@ -109,10 +109,11 @@ class Coco:
             # A machine for evaluation may hold only val2017; without the train JSON, that of another split is read.
             split: Split = next(filter(self._has_labels, SPLITS), "train")
             path = self._required_files(split)[1]
+            unread = (1, 1)  # no size of an image is used here
             coco_json = annotations.check(
-                self.read_annotations(split), path, labelled=False, read_size=lambda _: (1, 1)
+                self.read_annotations(split), path, labelled=False, read_size=lambda _: unread
             )
-            self._categories = annotations.categories(coco_json)  # sizes are not used
+            self._categories = annotations.categories(coco_json)
         return self._categories
 
     def ground_truth(self, split: Split) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,7 +44,7 @@ class Labels:
 
 
 @dataclass(kw_only=True, eq=False)
-class Converted(Coco):
+class Converted(Coco, ABC):
     """Detection data whose files a subclass converts; all else is as in `Coco`.
 
     The ids of the categories are the positions of the classes, from 1.
@@ -61,12 +62,12 @@ class Converted(Coco):
             check_classes(self.classes, "data.classes")
         self._converted: dict[Split, tuple[bytes, list[str]]] = {}  # JSON, as workers would copy small objects; notes
 
+    @abstractmethod
     def convert(self, split: Split) -> dict[Split, tuple[Labels, Sequence[str]]]:
         """Read the files of `split`, and of any splits that are read with it.
 
         Returns for each split its labels and the names of all classes, in the order of their ids.
         """
-        raise NotImplementedError
 
     def read_annotations(self, split: Split) -> Any:
         """The COCO JSON of the files of `split`, not checked yet."""

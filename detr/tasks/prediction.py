@@ -12,8 +12,8 @@ from typing import Any
 from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
-from common.data.image_objects import to_image
-from common.data.images import Exif, read_image
+from common.data.image_objects import exif_of, to_image
+from common.data.images import read_image
 from common.data.video import VIDEO_SUFFIXES, read_frames
 from common.files.inputs import InputFile, read_each
 from common.files.names import answer_file, printable
@@ -66,19 +66,13 @@ class DetectionPrediction(ABC):
         return predict_each(input, partial(self._records, model))
 
     def _records(self, model: nn.Module, input: Any) -> Records:
-        image = to_image(input, self._exif)
+        image = to_image(input, exif_of(self.data))
         (answer,) = self.answers(model, self.data.collate([self.data.view(image, Path("image"))]))
         boxes, labels, scores = self._selected(answer)
         objects = self._objects(boxes, labels, scores)
         picture = partial(draw, boxes=boxes, names=[o["name"] for o in objects], scores=scores, labels=labels)
         objects.sort(key=lambda record: -record["score"])
-        return Records(objects, draw=partial(draw_on, input, self._exif, picture))
-
-    @property
-    def _exif(self) -> Exif:
-        """Whether the user's images are turned by their EXIF tags."""
-        exif: Exif = getattr(self.data, "exif", "auto")
-        return exif
+        return Records(objects, draw=partial(draw_on, input, exif_of(self.data), picture))
 
     def read(self, input: str) -> Iterator[Batch]:
         """Read each image that `input` names, and each frame of a video, as a batch of one image.
@@ -102,7 +96,7 @@ class DetectionPrediction(ABC):
         return batch | {"names": [file.name], "originals": [image]}
 
     def _read_image(self, file: InputFile) -> Tensor:
-        return read_image(file.path, exif=self._exif, content=file.content)
+        return read_image(file.path, exif=exif_of(self.data), content=file.content)
 
     def show(self, batch: Batch, answers: list[Answer], folder: Path) -> Iterator[str]:
         """Write each image with its boxes, and its objects {box (xyxy), name, score} as JSON; yield a line of text.

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from common.data import batching
-from common.data.image_objects import to_image
-from common.data.images import Exif, read_image
+from common.data.image_objects import exif_of, to_image
+from common.data.images import read_image
 from common.data.names import composed
 from common.errors import UserError
 from common.files.inputs import InputFile, read_each
@@ -157,14 +157,15 @@ class Classification:
         return predict_each(input, partial(self._records, model))
 
     def _records(self, model: nn.Module, input: Any) -> Records:
-        batch = self.data.collate([self.data.view(to_image(input, self._exif), Path("image"))])
+        batch = self.data.collate([self.data.view(to_image(input, exif_of(self.data)), Path("image"))])
         (answer,) = self.answers(model, batch)
         classes = self._top_classes(answer)
         if "maps" in answer:
             return Records(classes, draw=partial(_draw_attention, self.data.thumbnails(batch, 1)[0], answer["maps"]))
         text = ", ".join(f"{record['name']} {record['share']:.2f}" for record in classes)
         return Records(
-            classes, draw=partial(draw_on, input, self._exif, partial(pictures.add_caption, text=text, correct=None))
+            classes,
+            draw=partial(draw_on, input, exif_of(self.data), partial(pictures.add_caption, text=text, correct=None)),
         )
 
     def _top_classes(self, answer: Answer) -> list[dict[str, Any]]:
@@ -172,12 +173,6 @@ class Classification:
         scores = answer["log_probabilities"]
         best = scores.argsort(descending=True, stable=True)[: self.options.top].tolist()
         return [{"name": self.classes[k], "share": float(scores[k].exp())} for k in best]
-
-    @property
-    def _exif(self) -> Exif:
-        """Whether the user's images are turned by their EXIF tags."""
-        exif: Exif = getattr(self.data, "exif", "auto")
-        return exif
 
     def _forward(self, model: nn.Module, batch: Batch) -> Tensor:
         logits: Tensor = model(self._images(model, batch))
@@ -230,7 +225,7 @@ class Classification:
         return read_each(input, self._read_batches, self.unanswered)
 
     def _read_batches(self, file: InputFile) -> Iterator[Batch]:
-        image = read_image(file.path, exif=self._exif, content=file.content)
+        image = read_image(file.path, exif=exif_of(self.data), content=file.content)
         yield self.data.collate([self.data.view(image, file.path)]) | {"names": [file.name]}
 
     def show(self, batch: Batch, answers: list[Answer], folder: Path) -> Iterator[str]:
