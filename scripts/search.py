@@ -48,7 +48,8 @@ try:
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import OperationalError
 except ImportError:
-    sys.exit('Optuna is not installed: pip install -e ".[sweeps]".')
+    print("Optuna is not installed; install it (pip install optuna).", file=sys.stderr)
+    sys.exit(2)
 
 DATABASE = "study.db"  # in the folder of the search
 ROOT = Path(__file__).resolve().parents[1]  # the folder of train.py

@@ -306,3 +306,11 @@ def test_the_database_is_in_the_folder_of_the_search_whatever_its_name(
 def test_several_paths_are_a_choice() -> None:
     space = search.plan(["model=vit", "checkpoint=runs/a.pth,b.pth"]).space
     assert space == {"checkpoint": search.CategoricalDistribution(["'runs/a.pth'", "'b.pth'"])}
+
+
+def test_without_optuna_it_is_one_sentence_that_says_how_to_install_it() -> None:
+    code = "import runpy, sys; sys.modules['optuna'] = None; runpy.run_path(sys.argv[1], run_name='__main__')"
+    script = Path(__file__).parents[2] / "scripts/search.py"
+    process = subprocess.run([sys.executable, "-c", code, str(script)], capture_output=True, text=True)
+    assert process.returncode == 2 and process.stdout == ""
+    assert process.stderr == "Optuna is not installed; install it (pip install optuna).\n"
