@@ -1,4 +1,4 @@
-"""Detection data in other formats than COCO's JSON, which are converted to it in memory."""
+"""The base class of detection data sets in formats other than COCO's, which are converted to COCO's JSON in memory."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from common.types import SPLITS, Split
 from detr.data.annotations import CocoJson
 from detr.data.coco import Coco
 
-SPLIT_FOLDERS: dict[Split, tuple[str, ...]] = {  # the names that folders and files of a split have
+SPLIT_FOLDERS: dict[Split, tuple[str, ...]] = {  # names of a split's folder, file or YAML key
     "train": ("train",),
     "val": ("valid", "val", "validation"),
     "test": ("test",),
@@ -24,53 +24,54 @@ SPLIT_FOLDERS: dict[Split, tuple[str, ...]] = {  # the names that folders and fi
 
 
 class Box(NamedTuple):
-    """One object of an image."""
+    """One annotated object of an image."""
 
     image: int  # position in `Labels.images`
-    name: str  # of the class
+    name: str  # the name of its class
     xywh: Sequence[float]  # left, top, width, height in pixels
-    origin: str  # the file and the position in it, for messages
-    is_crowd: bool = False  # no target, and detections of it do not count
+    origin: str  # where it is annotated, for messages, such as "a.xml, object 2" or "line 7"
+    is_crowd: bool = False  # a crowd is no training target, and evaluation ignores detections that match it
 
 
 @dataclass(kw_only=True)
 class Labels:
-    """The images and boxes of one split, as the files of a format state them."""
+    """The images and boxes of one split as its files state them, before they are converted to COCO's JSON."""
 
-    images: list[tuple[str, Any, Any]] = field(default_factory=list)  # file name, height, width (0 if not stated)
+    images: list[tuple[str, Any, Any]] = field(default_factory=list)  # file name; height, width in pixels, 0 if unknown
     boxes: list[Box] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # for the summary: how the files were read, and what was left out
-    is_labelled: bool = True
+    is_labelled: bool = True  # False: a test split without annotations
 
 
 @dataclass(kw_only=True, eq=False)
 class Converted(Coco, ABC):
-    """Detection data whose files a subclass converts; all else is as in `Coco`.
+    """A detection data set whose annotation files a subclass converts to COCO's JSON; the rest is as in `Coco`.
 
-    The ids of the categories are the positions of the classes, from 1.
+    The category ids count from 1, in the order of the classes.
 
     Args:
-        classes: the names of the classes in the order of their ids; None = as the files state them.
+        classes: the names of the classes in the order of their ids; None = the names that the files state.
     """
 
     classes: list[str] | None
 
     def __post_init__(self) -> None:
-        """Raise UserError for a split with only one of its two keys, and for names of classes that are not unique."""
+        """Raise UserError if a split has only one of its two paths, or if `classes` is empty or repeats a name."""
         super().__post_init__()
         if self.classes is not None:
             check_classes(self.classes, "data.classes")
-        self._converted: dict[Split, tuple[bytes, list[str]]] = {}  # JSON, as workers would copy small objects; notes
+        # Each split's JSON and notes. The JSON stays bytes, because forked workers would copy many small objects.
+        self._converted: dict[Split, tuple[bytes, list[str]]] = {}
 
     @abstractmethod
     def convert(self, split: Split) -> dict[Split, tuple[Labels, Sequence[str]]]:
-        """Read the files of `split`, and of any splits that are read with it.
+        """Read the annotations of `split`; a subclass may read other splits at the same time.
 
-        Returns for each split its labels and the names of all classes, in the order of their ids.
+        Returns, for each split that was read, its labels and the names of all classes in the order of their ids.
         """
 
     def read_annotations(self, split: Split) -> Any:
-        """The COCO JSON of the files of `split`, not checked yet."""
+        """The annotations of `split`, converted to COCO's JSON but not validated."""
         return json.loads(self._convert_once(split)[0])
 
     def digest_annotations(self, split: Split) -> str:
@@ -78,7 +79,7 @@ class Converted(Coco, ABC):
         return fingerprints.digest([self._convert_once(split)[0]])
 
     def file_notes(self, split: Split) -> list[str]:
-        """How the files of `split` were read, and what was left out."""
+        """Notes for the start summary: how the files of `split` were read, and what was left out."""
         return self._convert_once(split)[1]
 
     def _convert_once(self, split: Split) -> tuple[bytes, list[str]]:
@@ -89,12 +90,15 @@ class Converted(Coco, ABC):
         return self._converted[owner]
 
     def splits_with_files(self) -> list[Split]:
-        """The splits whose files exist on this machine, without those that are cut from train."""
+        """The splits whose annotation files exist; splits that are cut from train are not among them."""
         return [split for split in SPLITS if self._has_labels(split) and not self._is_cut(split)]
 
 
 def to_coco(labels: Labels, classes: Sequence[str]) -> CocoJson:
-    """Convert labels to COCO's JSON; raises UserError for a box whose class is not in `classes`."""
+    """Convert labels to COCO's JSON, without the key "annotations" if they are not labelled.
+
+    Raises UserError for a box whose class is not in `classes`.
+    """
     ids = {name: id for id, name in enumerate(classes, 1)}
     coco_json: CocoJson = {
         "images": [
@@ -124,7 +128,7 @@ def to_coco(labels: Labels, classes: Sequence[str]) -> CocoJson:
 
 
 def check_classes(names: Sequence[str], source: str) -> None:
-    """Raise UserError, which names the `source`, if there is no class, or if two have the same name."""
+    """Raise UserError if `names` is empty or repeats a name; `source` is where they are given, for the message."""
     if not names:
         raise UserError(f"{source} names no class; a detector needs at least one.")
     if repeated := next((name for name in names if list(names).count(name) > 1), None):
@@ -132,7 +136,10 @@ def check_classes(names: Sequence[str], source: str) -> None:
 
 
 def class_names(parts: Sequence[Labels], classes: list[str] | None) -> list[str]:
-    """The names of the classes: `classes`, or else those of all boxes, sorted; raises UserError if there are none."""
+    """The names of the classes: `classes` or, if it is None, the names of all boxes in `parts`, sorted.
+
+    Raises UserError if `classes` is None and there is no box.
+    """
     if classes is not None:
         return [composed(name) for name in classes]
     names = sorted({box.name for labels in parts for box in labels.boxes})
@@ -142,9 +149,10 @@ def class_names(parts: Sequence[Labels], classes: list[str] | None) -> list[str]
 
 
 def find_splits(root: Path, pattern: str) -> dict[Split, Path]:
-    """The existing path of each split under `root`; `pattern` has {} in place of the split's folder or file.
+    """Find the folder or file of each split in `root`; splits without one are left out.
 
-    Raises UserError if two paths could be those of one split.
+    `pattern` is a path relative to `root`, such as "{}/images", in which {} stands for a name in `SPLIT_FOLDERS`.
+    Raises UserError if two paths exist for one split.
     """
     existing: dict[Split, Path] = {}
     for split, names in SPLIT_FOLDERS.items():
@@ -157,7 +165,11 @@ def find_splits(root: Path, pattern: str) -> dict[Split, Path]:
 
 
 def image_names(folder: Path, is_recursive: bool = False) -> Iterator[str]:
-    """The names of the images in `folder` by their suffix, sorted; with those in its folders if `is_recursive`."""
+    """Yield the paths of the images in `folder`, relative to it; if `is_recursive`, also of those in its subfolders.
+
+    Images are recognised by their suffixes, which include those of unsupported formats. The names in a folder are
+    sorted.
+    """
     for parent, folders, files in os.walk(folder):
         folders[:] = sorted(folders) if is_recursive else []
         for name in sorted(files):
@@ -166,20 +178,21 @@ def image_names(folder: Path, is_recursive: bool = False) -> Iterator[str]:
 
 
 def xywh(corners: Sequence[float], first_pixel: int) -> tuple[float, float, float, float]:
-    """Convert corners xmin, ymin, xmax, ymax to left, top, width, height.
+    """Convert corners xmin, ymin, xmax, ymax to left, top, width, height, all in pixels.
 
-    With `first_pixel` 1 they are the first and the last pixel of the object, counted from 1, as in Pascal VOC; with 0
-    they are positions between pixels, counted from 0, as in COCO.
+    If `first_pixel` is 1, the corners are the first and the last pixel of the object, counted from 1, as in Pascal VOC.
+    If it is 0, they are positions between pixels, counted from 0, as in COCO.
     """
-    left, top = corners[0] - first_pixel, corners[1] - first_pixel  # pixel n, counted from 1, ends at position n
+    # Pixel n, counted from 1, lies between the positions n - 1 and n.
+    left, top = corners[0] - first_pixel, corners[1] - first_pixel
     return left, top, corners[2] - left, corners[3] - top
 
 
 def describe_corners(first_pixel: int) -> str:
-    """What corners are, for notes; see `xywh`."""
+    """Describe, for a note, what corners are with this `first_pixel`; see `xywh`."""
     return "first and last pixels, counted from 1" if first_pixel else "positions between pixels, counted from 0"
 
 
 def count_note(action: str, subject: str, examples: Sequence[object]) -> list[str]:
-    """A note with the number of `examples` and the first of them; nothing if there are none."""
+    """A list with one note: the number of `examples`, and the first one; an empty list if there are no examples."""
     return [f"{action}: {len(examples)} x {subject} (the first is {examples[0]})"] if examples else []

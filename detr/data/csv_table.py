@@ -1,4 +1,4 @@
-"""Detection data in a CSV table with one row for each box: its image, its box and its class."""
+"""Detection data in CSV tables, in which each row states an image, a box in it, and the class of the box."""
 
 import csv
 import io
@@ -30,28 +30,29 @@ SIZE_COLUMNS = (("image_height", "image_width"), ("height", "width"))
 
 
 class Columns(NamedTuple):
-    """The columns that hold the image, its class, the numbers of the box, and the size of the image (or none)."""
+    """The names of the columns of a table, by what they hold."""
 
-    image: str
-    name: str
-    box: tuple[str, ...]
-    is_corners: bool
-    size: tuple[str, ...]
+    image: str  # the image's file name
+    name: str  # the name of the box's class
+    box: tuple[str, ...]  # the numbers of the box, in four columns or in one
+    is_corners: bool  # True: they are left, top, right, bottom; False: left, top, width, height
+    size: tuple[str, ...]  # the image's height and width; () if the table does not state them
 
 
 @dataclass(kw_only=True, eq=False)
 class CsvTable(Converted):
-    """A detection data set in CSV tables, in one of the layouts `layouts`.
+    """A detection data set in CSV tables; `layouts` lists the layouts of `root`.
 
-    A split given by paths has its table in the file `annotations`. The names of the columns say what they hold. A row
-    without the numbers of a box stands for an image without objects.
+    If a split is given by paths, its `annotations` is a table. Columns are recognised by their names. A row in which
+    the columns of the box are empty lists an image without objects.
 
     Args:
         classes: the names of the classes in the order of their ids; None = all names in the tables, sorted.
-        box: what the four numbers of a single column box or bbox are: "corners" (left, top, right, bottom) or "extent"
-            (left, top, width, height); None without such a column.
-        first_pixel: the coordinate of the leftmost and topmost pixel in columns of corners: 0, positions between
-            pixels as in COCO, or 1, the first and the last pixel of the object as in Pascal VOC.
+        box: what the four numbers in a single column box or bbox are: "corners" (left, top, right, bottom) or "extent"
+            (left, top, width, height). None = the tables have no such column.
+        first_pixel: how corners are counted. 0 = they are positions between pixels, counted from 0, as in COCO; 1 =
+            they are the first and the last pixel of the object, counted from 1, as in Pascal VOC. It has no effect on
+            left, top, width, height.
     """
 
     layouts: ClassVar[str] = (
@@ -63,13 +64,16 @@ class CsvTable(Converted):
     first_pixel: Literal[0, 1]
 
     def find_layout(self, root: Path) -> Layout:
-        """Find the tables in `root`, or `root` itself if it is a table; raises UserError if there are several."""
+        """Find the table of each split in `root`; `root` may itself be the only table.
+
+        Raises UserError if `root` holds several tables for one split, or several that are not named after splits.
+        """
         name, tables = _find_tables(root)
         files = {split: (_image_folder(path), path) for split, path in tables.items()}
         return Layout(name=f"CSV, {name}", official=False, recognised=bool(files), files=files)
 
     def convert(self, split: Split) -> dict[Split, tuple[Labels, Sequence[str]]]:
-        """Read the tables of all splits, since the classes are those of the whole set."""
+        """Read the tables of all splits, because the classes are the names in all of them."""
         splits = list(dict.fromkeys([split, *self.splits_with_files()]))
         parts = {name: self._read(self._required_files(name)[1]) for name in splits}
         classes = class_names(list(parts.values()), self.classes)
@@ -80,7 +84,7 @@ class CsvTable(Converted):
         columns = _choose_columns(header, path, self.box)
         first_pixel = self.first_pixel if columns.is_corners else None
         labels, empty = Labels(), list[str]()
-        positions: dict[str, int] = {}  # of the images in `labels.images`
+        positions: dict[str, int] = {}  # file name -> position in `labels.images`
         for line, cells in lines:
             if len(cells) != len(header):
                 raise UserError(f"{path}, line {line} has {len(cells)} columns, but the first line has {len(header)}.")
@@ -104,7 +108,7 @@ class Row(NamedTuple):
     """The content of one row."""
 
     image: str
-    size: tuple[float, float]  # height, width; 0 if they are missing
+    size: tuple[float, float]  # height, width in pixels; 0 if they are missing
     name: str  # of the class
     box: list[float] | None  # four numbers; None in a row without a box
 
@@ -137,9 +141,11 @@ def _find_tables(root: Path) -> tuple[str, dict[Split, Path]]:
 
 
 def _open(path: Path) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
-    """The names of the columns, in lower case with underscores, and the further rows that hold any text, with lines.
+    """Open a table; returns its header, and an iterator over the later rows as pairs (line number, cells).
 
-    The separator is the one of comma, semicolon and tab that the first line has most often.
+    The header has the names of the columns, in lower case and with underscores in place of spaces. Empty rows are
+    skipped. The separator is a comma, a semicolon or a tab, whichever is most frequent in the first line. Raises
+    UserError if the file cannot be read or is not CSV.
     """
     text = read_text(path)
     first = text.partition("\n")[0]
@@ -159,7 +165,11 @@ def _open(path: Path) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
 
 
 def _choose_columns(header: Sequence[str], path: Path, box: str | None) -> Columns:
-    """Choose the columns by their names; raises UserError if a column is missing or several could be meant."""
+    """Choose the columns by their names in `header`; `box` is the argument of `CsvTable`.
+
+    Raises UserError if a required column is missing, if several columns could be meant, or if `box` is None although
+    there is a single column box or bbox.
+    """
     corners = [names for names in CORNERS if set(names) <= set(header)]
     extents = [names for names in EXTENTS if set(names) <= set(header)]
     single = [(name,) for name in BOX_COLUMNS if name in header]
@@ -214,7 +224,7 @@ def _numbers(texts: Sequence[str], count: int, origin: str) -> list[float]:
 
 
 def _describe(columns: Columns, first_pixel: int | None) -> str:
-    """How the columns were read, for the summary; `first_pixel` is None if the box is left, top, width, height."""
+    """A note on how the columns were read; `first_pixel` is None if the box is left, top, width, height."""
     meaning = "left, top, width, height"
     if first_pixel is not None:
         meaning = f"corners, {describe_corners(first_pixel)} (data.first_pixel={first_pixel})"
@@ -223,7 +233,10 @@ def _describe(columns: Columns, first_pixel: int | None) -> str:
 
 
 def _image_folder(path: Path) -> Path:
-    """The folder of the images of a table: images/ beside it, or its own folder if the first image is only there."""
+    """The folder of a table's images: images/ beside the table, or else the folder of the table itself.
+
+    The folder of the table is also chosen if the first image is there and not in images/.
+    """
     images = path.parent / "images"
     if not images.is_dir():
         return path.parent

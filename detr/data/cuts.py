@@ -1,4 +1,4 @@
-"""Cutting val and test from the images of train, where a data set has no files for them."""
+"""Cut val and test from the images of train, for a data set that has no files for them."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,11 +11,19 @@ from common.errors import UserError
 def cut_train(
     images: list[dict[str, Any]], shares: Mapping[str, float], val_count: int | None, path: Path
 ) -> dict[str, list[int]]:
-    """Cut the `images` of the JSON `path`; returns the image ids of each split in `shares` and of train.
+    """Divide the images of train; returns the image ids that remain in train and those of each split cut from it.
 
-    A split gets its share of the images by a hash of their names (`common.data.splits.cut_by_name`). If `val_count` is
-    given, val gets this number at random instead. Neither choice depends on the run's seed or on the order of the
-    images. Raises UserError if no image is left for train.
+    Neither cut depends on the run's seed or on the order of the images.
+
+    Args:
+        images: the entries "images" of the train JSON.
+        shares: the fraction of the images that each split gets, selected by a hash of their file names
+            (`common.data.splits.cut_by_name`).
+        val_count: the number of images that val gets, selected at random; its share is then ignored. None = val gets
+            its share, if it has one.
+        path: the train JSON, for messages.
+
+    Raises UserError if no image is left for train.
     """
     shares = {name: share for name, share in shares.items() if name != "val" or val_count is None}
     parts = cut_by_name([image["file_name"] for image in images], list(shares.values()))

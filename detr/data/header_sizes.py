@@ -1,4 +1,4 @@
-"""Heights and widths of images that the annotations lack, read from the headers of the image files."""
+"""Read the heights and widths of images from the headers of their files, where the annotations do not state them."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,15 +11,16 @@ from common.errors import UserError
 
 @dataclass(kw_only=True)
 class HeaderSizes:
-    """Reads the sizes of the images in `folder`, also in several threads, and counts them for the summary.
+    """Reads the sizes of images in `folder`, and records their names for the start summary.
 
-    Sizes are those of the stored pixels; with `exif` "apply", those of the image turned by its EXIF orientation.
+    `read` may be called in several threads. A size is that of the stored pixels or, if `exif` is "apply", that of the
+    image after its EXIF orientation is applied.
     """
 
     annotations: Path  # the file or folder that lacks the sizes, for messages
     folder: Path
     exif: Exif
-    remedy: str = "add the width and height in pixels there, or correct the image"  # for an image that is unreadable
+    remedy: str = "add the width and height in pixels there, or correct the image"  # if a header cannot be read
     names: list[str] = field(default_factory=list)  # of the images whose sizes were read
     turned: list[str] = field(default_factory=list)  # of those whose EXIF orientation exchanges height and width
 
@@ -31,7 +32,7 @@ class HeaderSizes:
         try:
             with open_image(path) as image:
                 size = image.height, image.width
-                # Pillow applies the tag of a TIFF when it opens the file. The method of a PNG would decode its pixels.
+                # Pillow has already applied the tag of a TIFF. PngImageFile.getexif would decode the pixels of a PNG.
                 tags = Image.Exif() if image.format == "TIFF" else Image.Image.getexif(image)
                 turned = tags.get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
         except MemoryError:
@@ -48,14 +49,14 @@ class HeaderSizes:
         return size[::-1] if turned and self.exif == "apply" else size
 
     def notes(self) -> list[str]:
-        """A note on the sizes that were read; nothing if there were none."""
+        """Notes on the sizes that were read, and on images that EXIF turns; an empty list if no size was read."""
         if not self.names:
             return []
         note = f"{self.annotations.name} lacks the sizes of {len(self.names)} images, which were read from their files"
         return [note, *self.notes_on_turned()]
 
     def notes_on_turned(self) -> list[str]:
-        """A note on images that EXIF turns, unless they are read as turned."""
+        """A note on images whose EXIF orientation exchanges height and width but is not applied; else an empty list."""
         if not self.turned or self.exif == "apply":
             return []
         return [

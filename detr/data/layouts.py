@@ -5,7 +5,8 @@ from pathlib import Path
 
 from common.types import Split
 
-SplitFiles = tuple[Path, Path]  # folder of images, COCO instances JSON
+# The folder of images, and the annotations: COCO instances JSON or, in other formats, a file or a folder.
+SplitFiles = tuple[Path, Path]
 
 LAYOUTS = (
     "COCO 2017 (annotations/instances_train2017.json, train2017/, val2017/), Roboflow (train/_annotations.coco.json, "
@@ -18,16 +19,18 @@ class Layout:
     """The files of the splits in one folder; `files` has no entry for a split without files."""
 
     name: str  # for the summary
-    official: bool  # COCO 2017
-    recognised: bool  # False if the folder has the files of no layout; `files` are then those of COCO 2017
+    official: bool  # whether it is COCO 2017
+    recognised: bool  # False if the folder has no known layout; `files` are then {} or those of COCO 2017
     files: dict[Split, SplitFiles]
 
 
 def find_layout(root: Path) -> Layout:
     """Find the first layout of `LAYOUTS` that has a JSON file in `root`.
 
-    For COCO 2017, `files` has both splits whether they exist or not, since a machine may hold only one of them; for the
-    other layouts, it has the splits whose JSON exists.
+    Without any such file, returns the layout of COCO 2017 with `recognised` False.
+
+    For COCO 2017, `files` always has both train and test: evaluation needs only the files of test, so those of train
+    may be missing. For the other layouts, `files` has the splits whose JSON exists.
     """
     official = _official(root)
     if any(annotations.exists() for _, annotations in official.values()):
@@ -40,7 +43,7 @@ def find_layout(root: Path) -> Layout:
 
 
 def _official(root: Path) -> dict[Split, SplitFiles]:
-    """COCO 2017; no labelled test set is published, so val2017 serves as test."""
+    """The files of COCO 2017. Its test set is published without labels, so val2017 serves as test."""
     folders: dict[Split, str] = {"train": "train2017", "test": "val2017"}
     return {
         split: (root / folder, root / "annotations" / f"instances_{folder}.json") for split, folder in folders.items()

@@ -9,20 +9,21 @@ from common.task import Data, Split
 
 
 class DetectionData(Data, Protocol):
-    """Images with boxes. `collate` returns what `detr.data.coco.Coco.collate` does.
+    """A data set of images with boxes. `collate` returns a batch with the keys of `detr.data.coco.Coco.collate`.
 
-    Optional members, looked up by name: `query_advice(split, queries)`, a warning if images of `split` have more
-    objects than a detector has queries; `drawn`, True for generated pictures, which a detector learns without
-    pretrained weights; `augmentation` with `eval_size` and `max_size`, which an exported model records as its
-    preprocessing; and `exif`, how users' images are turned by their EXIF tags (`common.data.images.read_image`).
-    Further ones are listed in `common.task.OptionalData`.
+    These members are optional and looked up by name; `common.task.OptionalData` lists further ones.
+
+    query_advice(split, queries): a warning if images of `split` have more objects than a detector has queries.
+    drawn: True for generated pictures, which a detector learns without pretrained weights.
+    augmentation: has `eval_size` and `max_size`, which an exported model records as its preprocessing.
+    exif: how users' images are turned by their EXIF tags (`common.data.images.read_image`).
     """
 
     def categories(self) -> list[dict[str, Any]]:
         """The classes as {"id", "name"}, in the order of class indices."""
 
     def ground_truth(self, split: Split) -> dict[str, Any]:
-        """The COCO JSON of this split with crowds and degenerate boxes; without "annotations" if unlabelled."""
+        """The COCO JSON of this split, with crowds and boxes without area; it has no "annotations" if unlabelled."""
 
     def view(self, image: Tensor, file: Path) -> dict[str, Any]:
         """Make a sample without targets from a user's image uint8 (3, H, W), resized as in evaluation."""

@@ -1,4 +1,4 @@
-"""A small synthetic detection set: coloured shapes on noisy backgrounds, drawn locally in COCO's format."""
+"""A small synthetic detection data set: coloured shapes on noisy backgrounds, drawn at first use in COCO's format."""
 
 import json
 import secrets
@@ -22,23 +22,23 @@ from detr.data.coco import Coco, Files
 from detr.data.transforms import Augmentation
 
 NAMES = ("circle", "square", "triangle", "star")
-DRAWING_VERSION = 3  # to be increased when a change of the code changes the pictures
+DRAWING_VERSION = 3  # increase it when a change of the code changes the pictures
 SUBPIXELS = 4  # along each side of a pixel, for antialiasing
 MIN_VISIBLE_FRACTION = 0.75  # of a shape's pixels; shapes that are drawn later may hide the rest
-BACKGROUND_CONTRAST = 0.9  # below 0.7, thresholding begins to find the shapes (tests/detr/data/test_shapes.py)
-NOISE_STD = 22.0  # of every pixel, in levels
+BACKGROUND_CONTRAST = 0.9  # factor; below 0.7, thresholding begins to find the shapes (tests/detr/data/test_shapes.py)
+NOISE_STD = 22.0  # of the noise of each pixel and channel, in levels (0 to 255)
 MIN_COLOUR_LEVEL = 125.0  # of a shape in each channel; the background's mean is 90
 MIN_COLOUR_DISTANCE = 70.0  # between a shape and the mean colour that it covers, Euclidean in RGB levels
 
 
 class Shapes(Coco):
-    """Images of one to five circles, squares, triangles and stars, drawn once into `root`.
+    """Images of one to five shapes (circles, squares, triangles and stars), drawn once into a folder in `root`.
 
-    The longer side of a shape is a sixth to a half of the image's. A shape has a random light colour and may hide up to
-    a quarter of another; its box and mask cover its visible part. The background consists of specks of random colours,
-    and every pixel has noise, so that thresholding does not find the shapes. With `plain` it finds them: the background
-    and each shape have a single colour, and shapes do not overlap. The name of the set's folder contains a hash of the
-    keys that decide the pictures.
+    The longer side of a shape is a sixth to a half of the image's side. Each shape has a random light colour. Later
+    shapes may hide up to a quarter of it; its box and mask cover the visible part. The background consists of specks of
+    random colours, and every pixel has noise, so that thresholding does not find the shapes. With `plain`, thresholding
+    finds them: the background and each shape have a single colour, shapes do not overlap, and there is no noise. The
+    name of the folder contains a hash of the arguments on which the pictures depend.
     """
 
     drawn = True  # a detector learns these pictures without pretrained weights
@@ -57,16 +57,16 @@ class Shapes(Coco):
         batch_size: Positive,
         cache: bool,
     ):
-        """Store the keys; the set is drawn at first use.
+        """Store the arguments; the pictures are drawn at first use.
 
         Args:
-            root: folder that holds the folders of all generated sets.
+            root: folder in which each generated data set has a folder.
             image_size: height and width in pixels.
             train_count: images for training.
             val_count: images that select the checkpoint; 0 = no val.
             test_count: images for the reported numbers.
             seed: seed of the pictures, which do not depend on the run's seed.
-            plain: whether the background and each shape have a single colour, and shapes do not overlap.
+            plain: whether the background and each shape have a single colour, without noise and without overlap.
             flip: whether training images are flipped horizontally with probability 0.5.
             batch_size: images in one optimizer step.
             cache: keep decoded images in the memory of each worker.
@@ -106,11 +106,11 @@ class Shapes(Coco):
         )
 
     def root_has_files(self) -> bool:
-        """Whether the set has been drawn."""
+        """Whether the pictures have been drawn."""
         return self.folder.exists()
 
     def prepare(self) -> None:
-        """Draw the set unless it exists. It is drawn into a temporary folder, which is renamed once it is complete.
+        """Draw the pictures unless they exist, into a temporary folder that is renamed once all of them are drawn.
 
         Raises UserError when the files cannot be written.
         """
@@ -150,13 +150,16 @@ class Shapes(Coco):
 def draw(
     rng: np.random.Generator, size: int, plain: bool
 ) -> tuple[NDArray[np.uint8], list[NDArray[np.bool_]], list[int]]:
-    """Draw a picture: its pixels (size, size, 3), and each shape's visible mask (size, size) and index in NAMES."""
+    """Draw a picture; returns its pixels (size, size, 3) and, for each shape, the visible mask (size, size) and label.
+
+    A label is an index in NAMES.
+    """
     canvas = np.full((size, size, 3), rng.uniform(0, 255, 3)) if plain else _sample_background(rng, size)
     masks: list[NDArray[np.bool_]] = []
     areas: list[int] = []  # pixels of each shape before others covered it
     labels: list[int] = []
     count = int(rng.integers(1, 6))
-    for _ in range(20 * count):  # a limit of attempts; shapes that hide too much of another are rejected
+    for _ in range(20 * count):  # attempts; a shape that hides too much of an earlier one is rejected
         if len(masks) == count:
             break
         label = int(rng.integers(len(NAMES)))
@@ -190,7 +193,7 @@ def _sample_coverage(rng: np.random.Generator, size: int, label: int) -> NDArray
 
 
 def _corners(label: int) -> NDArray[np.float64]:
-    """The outline (n, 2) of the shape NAMES[label], centred at the origin."""
+    """The corners (n, 2) of the shape NAMES[label], centred at the origin, with radius 1."""
     name = NAMES[label]
     count = {"circle": 48, "square": 4, "triangle": 3, "star": 10}[name]
     angles = np.arange(count) * 2 * np.pi / count + (np.pi / 4 if name == "square" else -np.pi / 2)
@@ -216,9 +219,9 @@ def _sample_background(rng: np.random.Generator, size: int) -> NDArray[np.float6
 
 
 def _sample_ramp(rng: np.random.Generator, size: int, strength: float) -> NDArray[np.float64]:
-    """Sample a linear change of colour across the picture, (size, size, 3) in levels, zero at the centre.
+    """Sample a linear change of colour across the picture, (size, size, 3) in levels, which is zero at the centre.
 
-    Its absolute value is at most `strength` at the middle of a side, and sqrt(2) times that in a corner.
+    Its absolute value is at most `strength` at the middle of a side, and at most sqrt(2) * `strength` in a corner.
     """
     y, x = np.mgrid[:size, :size] / size * 2 - 1
     angle = rng.uniform(0, 2 * np.pi)

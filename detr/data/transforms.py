@@ -1,7 +1,8 @@
 """The augmentation of DETR's training (Carion et al. 2020, arXiv:2005.12872, appendix A.4), on uint8 tensors.
 
-Every random choice is sampled from the generator argument, so a sample is a function of (seed, epoch, index). Boxes
-are `tv_tensors.BoundingBoxes` (xyxy in pixels of their image) and are transformed with their image.
+Every random choice is sampled from the argument `generator`. The data loader seeds it with (seed, epoch, index), so an
+augmented sample depends on nothing else. Boxes are `tv_tensors.BoundingBoxes` (xyxy in pixels of their image) and are
+transformed with their image.
 """
 
 from dataclasses import dataclass
@@ -18,17 +19,17 @@ from common.types import Side
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """Resizing and augmentation; all lengths in pixels.
+    """The options of resizing and augmentation; all lengths are in pixels.
 
     kind: "detr" flips and crops, each with probability 0.5, and resizes to a random size; "flip" flips with probability
         0.5 and resizes to a random size; "none" resizes training images as in evaluation.
     """
 
     kind: Literal["detr", "flip", "none"]
-    sizes: list[Side]  # the shorter side in training, one of these at random
-    eval_size: Side  # the shorter side in evaluation
-    max_size: Side  # limit of the longer side
-    middle_sizes: list[Side]  # the shorter side before a crop, one of these at random
+    sizes: list[Side]  # lengths of the shorter side in training, of which one is chosen at random
+    eval_size: Side  # length of the shorter side in evaluation
+    max_size: Side  # limit of the longer side, in training and evaluation
+    middle_sizes: list[Side]  # lengths of the shorter side before a crop, of which one is chosen at random
     crop: tuple[Side, Side]  # smallest and largest side of a crop
 
     def __post_init__(self) -> None:
@@ -58,14 +59,17 @@ def augment(
     if torch.rand((), generator=generator) < 0.5:
         image, boxes = functional.horizontal_flip(image), functional.horizontal_flip(boxes)
     if options.kind == "detr" and torch.rand((), generator=generator) < 0.5:
-        # As in the reference, `max_size` does not apply before the crop.
+        # As in the official code, `max_size` does not apply before the crop.
         image, boxes = resize(image, boxes, _sample_choice(options.middle_sizes, generator), None)
         image, boxes, labels = random_size_crop(image, boxes, labels, options.crop, generator)
     return *resize(image, boxes, _sample_choice(options.sizes, generator), options.max_size), labels
 
 
 def resize(image: Tensor, boxes: BoundingBoxes, size: int, max_size: int | None) -> tuple[Tensor, BoundingBoxes]:
-    """Resize `image` (3, H, W): the shorter side to `size` pixels, or less if the longer would exceed `max_size`."""
+    """Resize `image` (3, H, W) and its boxes, so that the shorter side has `size` pixels.
+
+    The shorter side gets fewer pixels if the longer side would exceed `max_size`; None = no limit.
+    """
     height, width = image.shape[-2:]
     shape = list(resized_shape(height, width, size, max_size))
     if shape == [height, width]:
@@ -74,9 +78,11 @@ def resize(image: Tensor, boxes: BoundingBoxes, size: int, max_size: int | None)
 
 
 def resized_shape(height: int, width: int, size: int, max_size: int | None) -> tuple[int, int]:
-    """Height and width after `resize`, with the reference's rounding: 427 x 640 becomes 800 x 1199 for 800 and 1333.
+    """The height and width after `resize`, with the rounding of the official code.
 
-    Differs: a shorter side that would be rounded to 0 becomes one pixel; the reference raises an error.
+    For example, 427 x 640 becomes 800 x 1199 if `size` is 800 and `max_size` is 1333.
+
+    Differs: a shorter side that would be rounded to 0 becomes one pixel; the official code raises an error.
     """
     short, long = min(height, width), max(height, width)
     if max_size is not None and long / short * size > max_size:
@@ -88,9 +94,11 @@ def resized_shape(height: int, width: int, size: int, max_size: int | None) -> t
 def random_size_crop(
     image: Tensor, boxes: BoundingBoxes, labels: Tensor, limits: tuple[int, int], generator: torch.Generator
 ) -> tuple[Tensor, BoundingBoxes, Tensor]:
-    """Crop a random window with sides within `limits` pixels, clip the boxes and drop those that become empty.
+    """Crop a random window, clip the boxes to it, and drop boxes that become empty, with their labels.
 
-    Differs: a side that is shorter than the lower limit is not cropped; the reference raises an error.
+    `limits` are the smallest and the largest side of the window, in pixels.
+
+    Differs: a side that is shorter than the lower limit is not cropped; the official code raises an error.
     """
     full_height, full_width = image.shape[-2:]
     low, high = limits

@@ -28,26 +28,27 @@ from detr.data.layouts import Layout, SplitFiles
 from detr.data.voc_xml import VocImage
 
 FirstPixel = Literal["auto", 0, 1]
-Images = Mapping[str, Sequence[str]]  # the files of a folder by their names without suffix, in Unicode's composed form
+Images = Mapping[str, Sequence[str]]  # the image files of a folder, by file name without suffix in Unicode's form NFC
 
-XML_FOLDERS = ("Annotations", "annotations", "xml", "labels")  # inside a folder of a data set
-IMAGE_FOLDERS = ("JPEGImages", "images", "Images")  # beside one of them
+XML_FOLDERS = ("Annotations", "annotations", "xml", "labels")  # names of the folder of XML files
+IMAGE_FOLDERS = ("JPEGImages", "images", "Images")  # names of the folder of images beside it
 
 
 @dataclass(kw_only=True, eq=False)
 class Voc(Converted):
-    """A detection data set in Pascal VOC's format, in one of the layouts `layouts`.
+    """A detection data set in Pascal VOC's format; `layouts` lists the layouts of `root`.
 
-    A split given by paths has its XML files in the folder `annotations`; or `annotations` is a list such as
-    ImageSets/Main/trainval.txt, whose names stand for files in Annotations/. Images without an XML file and XML files
-    without an image are left out. An object marked as difficult is treated as a crowd: it is no target, and detections
-    of it do not count.
+    If a split is given by paths, its `annotations` is a folder of XML files, or a list such as
+    ImageSets/Main/trainval.txt, which names files in Annotations/ without their suffix. In a folder, images without an
+    XML file and XML files without an image are left out. If a list names a missing image or XML file,
+    UserError is raised; only a test split may lack all its XML files. An object marked as difficult is treated as a
+    crowd: it is no training target, and evaluation ignores detections that match it.
 
     Args:
         classes: the names of the classes in the order of their ids; None = all names in the files, sorted.
-        first_pixel: the coordinate of the leftmost and topmost pixel. 1 is VOC's: the corners are the first and the
-            last pixel of the object. With 0, corners are positions between pixels, as in COCO, so that xmax - xmin is
-            the width. "auto" is 0 if any corner of any split is below 1, otherwise 1.
+        first_pixel: how corners are counted. 1 = they are the first and the last pixel of the object, counted from 1,
+            as in the official files. 0 = they are positions between pixels, counted from 0, as in COCO, so that
+            xmax - xmin is the width. "auto" = 0 if any xmin or ymin of any split is below 1, otherwise 1.
     """
 
     layouts: ClassVar[str] = (
@@ -58,7 +59,10 @@ class Voc(Converted):
     first_pixel: FirstPixel
 
     def find_layout(self, root: Path) -> Layout:
-        """Find the splits in `root`, or in the only folder of VOCdevkit/; raises UserError if there are several."""
+        """Find the splits in `root` or, if there are none, in its only subfolder that holds Annotations/.
+
+        The subfolders of VOCdevkit/ in `root` are searched, too. Raises UserError if several hold Annotations/.
+        """
         for name, files in _layouts(root):
             if files:
                 return Layout(name=name, official=False, recognised=True, files=files)
@@ -70,7 +74,7 @@ class Voc(Converted):
         return Layout(name="Pascal VOC", official=False, recognised=False, files={})
 
     def convert(self, split: Split) -> dict[Split, tuple[Labels, Sequence[str]]]:
-        """Read the files of all splits, since classes and the first pixel are those of the whole set."""
+        """Read the files of all splits, because the classes and first_pixel="auto" depend on all of them."""
         splits = list(dict.fromkeys([split, *self.splits_with_files()]))
         files = {name: _read(*self._required_files(name), name) for name in splits}
         boxes = [thing for images, _ in files.values() for _, image in images for thing in image.objects]
@@ -86,7 +90,7 @@ Files = list[tuple[str, VocImage]]  # the name and the annotations of each image
 
 
 def _layouts(root: Path) -> Iterator[tuple[str, dict[Split, SplitFiles]]]:
-    """The names of the layouts, and the files that each has in `root`; none if `root` has another layout."""
+    """Yield the name of each layout and its files in `root`, which are {} if `root` does not have this layout."""
     lists = root / "ImageSets" / "Main"
     pair = _pair(root)
     yield "VOCdevkit", {split: (pair[0], path) for split, path in _lists(lists).items()} if pair else {}
@@ -100,7 +104,7 @@ def _layouts(root: Path) -> Iterator[tuple[str, dict[Split, SplitFiles]]]:
 
 
 def _lists(folder: Path) -> dict[Split, Path]:
-    """The lists of the splits; where train.txt is missing, trainval.txt takes its place, and that of val.txt."""
+    """The lists of the splits in `folder`; without train.txt, trainval.txt is train, and val.txt is not used."""
     lists = find_splits(folder, "{}.txt")
     if "train" in lists or not (folder / "trainval.txt").exists():
         return lists
@@ -108,7 +112,10 @@ def _lists(folder: Path) -> dict[Split, Path]:
 
 
 def _pair(folder: Path) -> SplitFiles | None:
-    """The folders of images and of XML files in `folder`, which may be `folder` itself; None without XML files."""
+    """The folder of images and the folder of XML files of the data set in `folder`; None without XML files.
+
+    Both are one folder if the XML files are in `folder` itself, or if there is no folder of images.
+    """
     for annotations in (*(folder / name for name in XML_FOLDERS), folder):
         if _xml_files(annotations):
             images = [folder / name for name in IMAGE_FOLDERS if (folder / name).is_dir()]
@@ -122,7 +129,7 @@ def _xml_files(folder: Path) -> list[Path]:
 
 
 def _read(folder: Path, annotations: Path, split: Split) -> tuple[Files, list[str] | None]:
-    """Read one split; returns its images with their annotations, and notes, or None without any annotations."""
+    """Read one split; returns its images with their annotations, and notes, which are None if it is not annotated."""
     images: defaultdict[str, list[str]] = defaultdict(list)
     for name in image_names(folder):
         images[composed(Path(name).stem)].append(name)
@@ -152,7 +159,11 @@ def _read_folder(folder: Path, annotations: Path, images: Images) -> tuple[Files
 
 
 def _read_list(path: Path, images: Images, split: Split) -> tuple[Files, list[str] | None]:
-    """Read the images that a list names; without an XML file for any of them, a test split has no annotations."""
+    """Read the images that a list names; returns what `_read` does.
+
+    If none of the images has an XML file, a test split counts as not annotated. Raises UserError if an XML file is
+    missing otherwise.
+    """
     parents = path.absolute().parents
     folders = [folder for name in XML_FOLDERS if len(parents) > 2 and (folder := parents[2] / name).is_dir()]
     if not folders:
@@ -174,7 +185,7 @@ def _read_list(path: Path, images: Images, split: Split) -> tuple[Files, list[st
 
 
 def _names_in(path: Path) -> list[str]:
-    """The names in a list, without suffixes of images; raises UserError if it cannot be read or is empty."""
+    """The names in a list, without image suffixes; raises UserError if the list cannot be read or is empty."""
     lines = dict.fromkeys(read_names(path))
     names = [line[: -len(end)] if (end := Path(line).suffix).lower() in IMAGE_SUFFIXES else line for line in lines]
     if not names:
@@ -183,7 +194,10 @@ def _names_in(path: Path) -> list[str]:
 
 
 def _image_of(path: Path, content: VocImage, images: Images) -> str | None:
-    """The image whose name is that of the XML file; raises UserError if <filename> does not choose among several."""
+    """The image with the name of the XML file, apart from the suffix; None if there is none.
+
+    Of several such images, it is the one that <filename> states. Raises UserError if <filename> states none of them.
+    """
     names = images.get(composed(path.stem), [])
     if len(names) < 2 or content.filename in names:
         return content.filename if content.filename in names else next(iter(names), None)

@@ -1,4 +1,4 @@
-"""The XML file of one image in Pascal VOC's format (Everingham et al., VOC2012 development kit, section 3.3)."""
+"""Read the XML file of one image in Pascal VOC's format (Everingham et al., VOC2012 development kit, section 3.3)."""
 
 import math
 from pathlib import Path
@@ -16,25 +16,25 @@ DIFFICULT = {"": False, "0": False, "false": False, "1": True, "true": True}
 
 
 class VocObject(NamedTuple):
-    """An object: its class, and its corners (xmin, ymin, xmax, ymax) as the file states them."""
+    """An object of an image, as the XML file states it."""
 
-    name: str
-    corners: tuple[float, float, float, float]
+    name: str  # the name of its class
+    corners: tuple[float, float, float, float]  # xmin, ymin, xmax, ymax in pixels, counted from 0 or 1
     is_difficult: bool
     origin: str  # the file's name and the object's number, from 1, for messages
 
 
 class VocImage(NamedTuple):
-    """What a file says of its image; height and width are 0 if they are missing."""
+    """The content of an XML file."""
 
-    filename: str
-    height: float
-    width: float
+    filename: str  # of the image; "" if missing
+    height: float  # pixels; 0 if missing
+    width: float  # pixels; 0 if missing
     objects: list[VocObject]
 
 
 def read(path: Path) -> VocImage:
-    """Read the XML file of an image; raises UserError, which names the file and the object, for anything invalid."""
+    """Read the XML file of an image; raises UserError for invalid content, and names the file and the object."""
     root = _parse(path)
     if root.tag != "annotation":
         raise UserError(
@@ -63,7 +63,10 @@ def _text(element: Element, tag: str) -> str:
 
 
 def _number(element: Element, tag: str, origin: str, optional: bool = False) -> float:
-    """The number in an element; a missing or empty one is 0 if `optional`. Raises UserError for anything else."""
+    """The number in the element `tag`; 0 if `optional` and the element is missing or empty.
+
+    Raises UserError if there is no finite number. `origin` names the place in its message.
+    """
     text = _text(element, tag)
     if optional and not text:
         return 0.0
@@ -80,7 +83,7 @@ def _number(element: Element, tag: str, origin: str, optional: bool = False) -> 
 def _parse(path: Path) -> Element:
     """Parse an XML file; raises UserError for a file that cannot be read, is not XML, or declares entities.
 
-    Entities of entities can expand to any amount of memory, and no program writes them into an annotation.
+    Nested entities can expand to any amount of memory, and annotations do not need entities.
     """
 
     def refuse_entities(*declaration: object) -> None:

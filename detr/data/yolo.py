@@ -1,4 +1,4 @@
-"""Detection data in YOLO's format: a text file for each image, with boxes relative to the image."""
+"""Detection data in YOLO's format: a text file for each image, with boxes relative to the image's size."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -16,23 +16,25 @@ from detr.data.converted import Box, Converted, Labels, check_classes, count_not
 from detr.data.header_sizes import HeaderSizes
 from detr.data.layouts import Layout, SplitFiles
 
-CLASS_FILE = "classes.txt"  # of labelImg and Label Studio: a name on each line
+CLASS_FILE = "classes.txt"  # written by labelImg and Label Studio: the name of a class on each line
 NO_LABELS = ("classes.txt", "notes.txt", "train.txt", "val.txt", "test.txt")  # text files that hold no labels
 READING_THREADS = 8  # a network drive serves several requests at once
 
-LabelFiles = list[tuple[str, Path]]  # the name of each image, relative to the folder, and the path of its label file
+# The name of each image, relative to the folder of images if it lies there, and the path of its label file.
+LabelFiles = list[tuple[str, Path]]
 
 
 @dataclass(kw_only=True, eq=False)
 class Yolo(Converted):
-    """A detection data set in YOLO's format, in one of the layouts `layouts`.
+    """A detection data set in YOLO's format; `layouts` lists the layouts of `root`.
 
-    A split given by paths has its label files in the folder `annotations`. An image without a label file, or with an
-    empty one, has no objects. The box of a polygon is the smallest that contains it. Of the images only the headers are
-    read, for their sizes.
+    If a split is given by paths, its `annotations` is the folder of its label files. An image without a label file, or
+    with an empty one, has no objects. A polygon becomes the smallest box that contains it. The sizes of the images,
+    which are needed to convert relative boxes to pixels, are read from the headers of the image files.
 
     Args:
-        classes: the names of the classes by their numbers; None = those of data.yaml or classes.txt.
+        classes: the names of the classes in the order of their numbers in the label files, from 0; None = the names
+            in data.yaml or classes.txt.
     """
 
     layouts: ClassVar[str] = (
@@ -41,7 +43,10 @@ class Yolo(Converted):
     )
 
     def find_layout(self, root: Path) -> Layout:
-        """Find the splits that data.yaml names, or the folders in `root`; `root` may be such a YAML file."""
+        """Find the splits that the YAML file of `root` names or, if there is none, the folders of the splits.
+
+        `root` is a folder or the YAML file itself.
+        """
         path = _find_yaml(root)
         if path is not None:
             data = yolo_yaml.read(path)
@@ -104,7 +109,11 @@ class Yolo(Converted):
         return labels
 
     def _class_file(self, annotations: Path) -> Path:
-        """The file with the names of the classes, in the folder of labels or above it, but not above `root`."""
+        """Find classes.txt in the folder of labels or in the nearest folder above it, up to `root`.
+
+        Without `root`, only the folder of labels and its parent are searched. If there is no classes.txt, returns the
+        folder of labels if `classes` is given, and raises UserError otherwise.
+        """
         root = annotations.parent if self.root is None else Path(self.root)
         folders = [annotations, *(folder for folder in annotations.parents if folder == root or root in folder.parents)]
         existing = next((folder / CLASS_FILE for folder in folders if (folder / CLASS_FILE).exists()), None)
@@ -117,7 +126,10 @@ class Yolo(Converted):
 
 
 def _find_yaml(root: Path) -> Path | None:
-    """The YAML file that describes a data set: `root`, data.yaml in it, or the only one in it that has names."""
+    """Find the YAML file of a data set: `root`, data.yaml in `root`, or the only YAML file in `root` with `names:`.
+
+    Returns None if there is none; raises UserError if several YAML files have `names:`.
+    """
     if root.is_file() and yolo_yaml.is_yaml(root):
         return root
     if (root / "data.yaml").exists():
@@ -129,7 +141,7 @@ def _find_yaml(root: Path) -> Path | None:
 
 
 def _folder_layouts(root: Path) -> Iterator[tuple[str, dict[Split, SplitFiles]]]:
-    """The names of the layouts without a YAML file, and the files that each has in `root`."""
+    """Yield the name of each layout without a YAML file, and its files in `root`; {} if `root` has another layout."""
     splits = find_splits(root / "images", "{}")
     files = {split: (images, root / "labels" / images.name) for split, images in splits.items()}
     yield "YOLO with labels/ beside images/, by splits", _with_labels(files)
@@ -143,7 +155,7 @@ def _folder_layouts(root: Path) -> Iterator[tuple[str, dict[Split, SplitFiles]]]
 
 
 def _with_labels(files: dict[Split, SplitFiles]) -> dict[Split, SplitFiles]:
-    """The splits whose folders hold an image and a text file."""
+    """Select the splits with at least one image and at least one text file that may hold labels."""
     return {
         split: (images, labels)
         for split, (images, labels) in files.items()
@@ -152,7 +164,7 @@ def _with_labels(files: dict[Split, SplitFiles]) -> dict[Split, SplitFiles]:
 
 
 def _texts(folder: Path, is_recursive: bool = False) -> Iterator[Path]:
-    """The text files in a folder that may hold labels."""
+    """Yield the text files in `folder` that may hold labels; if `is_recursive`, also those in its subfolders."""
     for parent, folders, names in os.walk(folder):
         folders[:] = folders if is_recursive else []
         texts = (name for name in names if name.endswith(".txt") and name not in NO_LABELS)
@@ -160,9 +172,10 @@ def _texts(folder: Path, is_recursive: bool = False) -> Iterator[Path]:
 
 
 def _files_of(data: yolo_yaml.DataYaml, split: Split, folder: Path) -> LabelFiles:
-    """The images of a split, by names relative to `folder` where they lie in it, and their label files.
+    """The images of a split and their label files; the name of an image in `folder` is relative to `folder`.
 
-    The last folder images/ of an image's path is replaced by labels/. Differs from Ultralytics: only inside `folder`.
+    The path of a label file is that of its image, with the last folder images/ replaced by labels/. Differs from
+    Ultralytics: for an image in `folder`, only folders inside `folder` are replaced.
     """
     images = [image for entry in data.entries.get(split, []) for image in yolo_yaml.images_of(entry, data.folder)]
     top = f"{os.path.abspath(folder)}/"
@@ -178,7 +191,7 @@ def _files_of(data: yolo_yaml.DataYaml, split: Split, folder: Path) -> LabelFile
 
 
 def _read_classes(path: Path) -> list[str]:
-    """The names in a file, one on each line; raises UserError for an empty line between names."""
+    """The names in a file, one on each line; raises UserError for an empty file, or an empty line between names."""
     names = [line.strip() for line in read_text(path).rstrip().split("\n")]
     if not all(names):
         raise UserError(f"{path}, line {names.index('') + 1} is empty; give the name of a class on each line.")
@@ -186,7 +199,7 @@ def _read_classes(path: Path) -> list[str]:
 
 
 def _without_image(files: LabelFiles) -> list[str]:
-    """A note on label files in the same folders that belong to no image."""
+    """A note on text files that lie beside the label files of `files` but belong to no image, or an empty list."""
     used = {path for _, path in files}
     texts = [path for folder in sorted({path.parent for path in used}) for path in sorted(_texts(folder))]
     return count_note("left out", "label file without an image", [path for path in texts if path not in used])

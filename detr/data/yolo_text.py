@@ -1,4 +1,4 @@
-"""One label file of YOLO's format (Ultralytics' documentation, "Detection" and "Segmentation datasets")."""
+"""Read one label file of YOLO's format (Ultralytics' documentation, "Detection" and "Segmentation datasets")."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -7,30 +7,32 @@ from common.config.describe import shorten
 from common.data.opening import read_text
 from common.errors import UserError
 
-LOWEST, HIGHEST = -1.0, 2.0  # of a relative coordinate; others are pixels, or a mistake
+LOWEST, HIGHEST = -1.0, 2.0  # limits of a relative coordinate; values beyond them are pixels, or a mistake
 
 
 class Rules(NamedTuple):
-    """What the files of a data set may contain."""
+    """What the label files of a data set may contain."""
 
     classes: int  # the number of classes
-    source: str  # what names them, for messages
-    keypoints: int  # numbers that follow the box of a pose; 0 without poses
+    source: str  # where the classes are named, for messages
+    keypoints: int  # how many numbers follow the box of a pose; 0 without poses
 
 
 class LabelFile(NamedTuple):
     """The content of a label file."""
 
     boxes: list[tuple[int, list[float]]]  # class; centre x, centre y, width, height, relative to the image
-    lines: list[int]  # of each box, from 1
-    polygons: int  # boxes that contain a polygon or a rotated box
-    poses: int  # boxes whose keypoints were left out
+    lines: list[int]  # the number of each box's line, from 1
+    polygons: int  # number of boxes around a polygon or a rotated box
+    poses: int  # number of boxes with keypoints, which were left out
 
 
 def read(path: Path, rules: Rules) -> LabelFile | None:
-    """Read a label file; None if it does not exist. Raises UserError, which names the file and the line.
+    """Read a label file; returns None if it does not exist.
 
-    A line is a class and 4 numbers (a box), 6 or more (the points of a polygon), or 4 and the keypoints of a pose.
+    A line holds the number of a class and then a box (4 numbers), the points of a polygon (6 or more numbers), or a
+    pose (a box, then `rules.keypoints` numbers). Raises UserError, which names the file and the line, for an invalid
+    line.
     """
     if not path.exists():
         return None
@@ -61,7 +63,7 @@ def read(path: Path, rules: Rules) -> LabelFile | None:
 
 
 def _fault(label: float, values: list[float], rules: Rules) -> str | None:
-    """The fault of a line, as the predicate of a sentence; None if it is valid."""
+    """The fault of a line, as the end of an error message; None if the line is valid."""
     count = len(values)
     is_pose = count == 4 + rules.keypoints
     if count != 4 and not is_pose and (count < 6 or count % 2):

@@ -1,4 +1,4 @@
-"""The file data.yaml of YOLO's format (Ultralytics' documentation, "Ultralytics YOLO format")."""
+"""Read the file data.yaml of YOLO's format (Ultralytics' documentation, "Ultralytics YOLO format")."""
 
 import os
 import re
@@ -22,9 +22,9 @@ class DataYaml:
     """The content of a data.yaml."""
 
     path: Path
-    folder: Path  # of the data set, to which the entries are relative
-    names: list[str]  # of the classes by their numbers
-    keypoints: int  # numbers of the keypoints of a pose; 0 without poses
+    folder: Path  # the data set's folder, to which the paths in the file are relative
+    names: list[str]  # of the classes, in the order of their numbers
+    keypoints: int  # how many numbers describe the keypoints of a pose; 0 without poses
     entries: dict[Split, list[Path]]  # the existing folders and lists of images of each split
     notes: list[str]
 
@@ -35,11 +35,12 @@ def is_yaml(path: Path) -> bool:
 
 
 def read(path: Path) -> DataYaml:
-    """Read a data.yaml; raises UserError, which names the file and the key.
+    """Read a data.yaml; raises UserError, which names the file and the key, for invalid content.
 
-    `path:` is the folder of the data set, relative to that of the file. If it holds no split, since the file was
-    written on another machine, the folder of the file takes its place. An entry that begins with ../ means a folder of
-    the data set if there is none outside it: Roboflow writes such entries.
+    The key `path:` is the folder of the data set, relative to the folder of data.yaml. If none of the splits exists
+    there, as when the file was written on another computer, the folder of data.yaml is used instead. If the path of a
+    split begins with ../ and does not exist, it is read without ../, because Roboflow writes such paths for folders
+    inside the data set.
     """
     content = load(path)
     keys = _split_keys(content, path)
@@ -76,7 +77,7 @@ def read(path: Path) -> DataYaml:
 
 
 def load(path: Path) -> Mapping[Any, Any]:
-    """The content of a YAML file that is a mapping; raises UserError for any other file."""
+    """Load a YAML file that holds a mapping; raises UserError for any other file."""
     text = read_bytes(path)
     try:
         content = yaml.safe_load(text)
@@ -89,9 +90,10 @@ def load(path: Path) -> Mapping[Any, Any]:
 
 
 def images_of(entry: Path, folder: Path) -> list[Path]:
-    """The images in a folder and its folders, or those that a list names; raises UserError for a missing one.
+    """The images that `entry` stands for: those in a folder and its subfolders, or those that a list names.
 
-    A line of a list is relative to the data set's `folder` or to that of the list.
+    A line of a list is relative to the data set's `folder` or to the folder of the list; a line that begins with ./ is
+    relative to the folder of the list. Raises UserError if an image that a list names is missing.
     """
     if entry.is_dir():
         return [entry / name for name in image_names(entry, is_recursive=True)]
@@ -124,7 +126,10 @@ def _split_keys(content: Mapping[Any, Any], path: Path) -> dict[Split, str]:
 
 
 def _existing(value: Any, folder: Path, origin: str) -> list[Path]:
-    """The paths of an entry, which is one path or a list of paths; none if nothing exists."""
+    """The paths of the entry `value`, a path or a list of paths, if all of them exist; an empty list if none exists.
+
+    Raises UserError if only some of them exist.
+    """
     texts = value if isinstance(value, list) else [value]
     if not all(isinstance(text, str) and text and "\0" not in text for text in texts):
         raise UserError(f"{origin} is {shorten(str(value))}; expected a folder, a list in a .txt, or several of them.")
@@ -146,7 +151,7 @@ def _resolve(text: str, folder: Path, origin: str) -> Path | None:
 
 
 def _names(content: Mapping[Any, Any], path: Path) -> list[str]:
-    """The names of the classes; where there are none, numbers up to nc:, as Ultralytics writes them."""
+    """The names of the classes; without `names:`, `nc:` names class_0, class_1 and so on, as in Ultralytics."""
     names, count = content.get("names"), content.get("nc")
     if names is None and isinstance(count, int) and not isinstance(count, bool) and 0 < count < 100_000:
         return [f"class_{number}" for number in range(count)]
@@ -166,7 +171,7 @@ def _names(content: Mapping[Any, Any], path: Path) -> list[str]:
 
 
 def _keypoints(content: Mapping[Any, Any], path: Path) -> int:
-    """The number of numbers that follow a box, by kpt_shape: [points, 2 or 3]."""
+    """How many numbers follow the box of a pose: the product of kpt_shape: [points, 2 or 3]; 0 without kpt_shape."""
     shape = content.get("kpt_shape")
     if shape is None:
         return 0
