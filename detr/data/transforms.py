@@ -1,8 +1,8 @@
 """The augmentation of DETR's training (Carion et al. 2020, arXiv:2005.12872, appendix A.4), on uint8 tensors.
 
-Every random choice is sampled from the argument `generator`. The data loader seeds it with (seed, epoch, index), so an
-augmented sample depends on nothing else. Boxes are `tv_tensors.BoundingBoxes` (xyxy in pixels of their image) and are
-transformed with their image.
+Every random choice is sampled from the argument `generator`. The data loader seeds it with (seed, epoch, index), so the
+augmentation of a sample depends on nothing else. Boxes are `tv_tensors.BoundingBoxes` (xyxy in pixels of their image)
+and are transformed with their image.
 """
 
 from dataclasses import dataclass

@@ -40,9 +40,9 @@ class Voc(Converted):
 
     If a split is given by paths, its `annotations` is a folder of XML files, or a list such as
     ImageSets/Main/trainval.txt, which names files in Annotations/ without their suffix. In a folder, images without an
-    XML file and XML files without an image are left out. If a list names a missing image or XML file,
-    UserError is raised; only a test split may lack all its XML files. An object marked as difficult is treated as a
-    crowd: it is no training target, and evaluation ignores detections that match it.
+    XML file and XML files without an image are left out. If a list names a missing image or XML file, UserError is
+    raised; only a test split may lack all its XML files. An object marked as difficult is treated as a crowd: it is no
+    training target, and evaluation ignores detections that match it.
 
     Args:
         classes: the names of the classes in the order of their ids; None = all names in the files, sorted.
@@ -112,7 +112,7 @@ def _lists(folder: Path) -> dict[Split, Path]:
 
 
 def _pair(folder: Path) -> SplitFiles | None:
-    """The folder of images and the folder of XML files of the data set in `folder`; None without XML files.
+    """The folder of images and the folder of XML files of the data set in `folder`; None if it has no XML file.
 
     Both are one folder if the XML files are in `folder` itself, or if there is no folder of images.
     """
@@ -129,7 +129,7 @@ def _xml_files(folder: Path) -> list[Path]:
 
 
 def _read(folder: Path, annotations: Path, split: Split) -> tuple[Files, list[str] | None]:
-    """Read one split; returns its images with their annotations, and notes, which are None if it is not annotated."""
+    """Read one split; returns its images with their annotations, and notes: None for a split without annotations."""
     images: defaultdict[str, list[str]] = defaultdict(list)
     for name in image_names(folder):
         images[composed(Path(name).stem)].append(name)
@@ -161,8 +161,8 @@ def _read_folder(folder: Path, annotations: Path, images: Images) -> tuple[Files
 def _read_list(path: Path, images: Images, split: Split) -> tuple[Files, list[str] | None]:
     """Read the images that a list names; returns what `_read` does.
 
-    If none of the images has an XML file, a test split counts as not annotated. Raises UserError if an XML file is
-    missing otherwise.
+    A test split may lack the XML files of all its images; it then has no annotations. Otherwise, a missing XML file
+    raises UserError.
     """
     parents = path.absolute().parents
     folders = [folder for name in XML_FOLDERS if len(parents) > 2 and (folder := parents[2] / name).is_dir()]

@@ -65,7 +65,7 @@ def _text(element: Element, tag: str) -> str:
 def _number(element: Element, tag: str, origin: str, optional: bool = False) -> float:
     """The number in the element `tag`; 0 if `optional` and the element is missing or empty.
 
-    Raises UserError if there is no finite number. `origin` names the place in its message.
+    Raises UserError if there is no finite number; its message names the place `origin`.
     """
     text = _text(element, tag)
     if optional and not text:

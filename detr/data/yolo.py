@@ -175,7 +175,7 @@ def _files_of(data: yolo_yaml.DataYaml, split: Split, folder: Path) -> LabelFile
     """The images of a split and their label files; the name of an image in `folder` is relative to `folder`.
 
     The path of a label file is that of its image, with the last folder images/ replaced by labels/. Differs from
-    Ultralytics: for an image in `folder`, only folders inside `folder` are replaced.
+    Ultralytics: for an image in `folder`, no folder above `folder` is replaced.
     """
     images = [image for entry in data.entries.get(split, []) for image in yolo_yaml.images_of(entry, data.folder)]
     top = f"{os.path.abspath(folder)}/"

@@ -1,7 +1,7 @@
-"""The packages that compute COCO's numbers: pycocotools, and faster-coco-eval for bit-identical numbers in less time.
+"""The packages that compute COCO's metrics: pycocotools, and faster-coco-eval for bit-identical results in less time.
 
-pycocotools is the reference. faster-coco-eval, an optional package, is written in C++; `_add_to_divisors` corrects the
-only respect in which its numbers differ from the reference.
+pycocotools is the reference. faster-coco-eval is an optional package, written in C++. `_add_to_divisors` corrects the
+only difference between its results and those of pycocotools.
 """
 
 import io
@@ -18,20 +18,23 @@ from common.errors import UserError
 
 Evaluator = Literal["auto", "pycocotools", "faster_coco_eval"]
 IouType = Literal["bbox", "segm"]
-Dataset = dict[str, Any]  # images, categories and annotations with ids from 1 and every key that evaluators read
+# A COCO JSON with images, categories and annotations. Ids count from 1, and every key that evaluators read is present.
+Dataset = dict[str, Any]
 
-LONE_MATCH_PRECISION = 1 - 2**-52  # pycocotools' precision of 1 correct detection of 1: 1 / (1 + 2^-52)
+LONE_MATCH_PRECISION = 1 - 2**-52  # pycocotools' precision after one detection, if it is correct: 1 / (1 + 2^-52)
 
 
 class CocoStatistics(NamedTuple):
     """The result of an evaluation, bit-identical for all evaluators."""
 
-    numbers: list[float]  # COCO's 12, in the order of COCOeval.stats
+    numbers: list[float]  # COCO's 12 metrics, in the order of COCOeval.stats
     precision: np.ndarray  # (10 IoUs, 101 recalls, K classes, 4 areas, 3 detection limits); -1 without objects
 
 
 def select_evaluator(name: Evaluator) -> Callable[[Dataset, Dataset, IouType], CocoStatistics]:
-    """The evaluator named `name`, a function of ground truth and detections; "auto" selects the fastest installed.
+    """Select a function that evaluates detections: (ground truth, detections, IoU type) -> `CocoStatistics`.
+
+    "auto" selects faster-coco-eval if it is installed, and pycocotools otherwise.
 
     Raises:
         UserError: the evaluator is not installed.
@@ -75,15 +78,15 @@ def _with_faster_coco_eval(truth: Dataset, detections: Dataset, iou_type: IouTyp
 def _add_to_divisors(precision: np.ndarray, halves: np.ndarray, objects: np.ndarray) -> None:
     """Change precisions of 1 to the values that pycocotools computes, in place.
 
-    To avoid a division by zero, pycocotools adds 2^-52 to the number of detections before it divides by the number. If
-    there are 2 or more detections, rounding removes the addend. So a precision of 1 changes only if the first detection
-    is correct and the second is not. For n objects, the second is correct exactly if the precision is 1 at a recall in
-    (1/n, 2/n], an interval that contains one power of two.
+    To avoid a division by zero, pycocotools adds 2^-52 to the number of detections and divides by the sum. For 2 or
+    more detections, the sum is rounded to their number. So a precision of 1 changes only if the first detection is
+    correct and the second is wrong or missing. With n objects, the second detection is correct exactly if the precision
+    is 1 at a recall in (1/n, 2/n]. This interval contains one power of two, at which `halves` has the precision.
 
     Args:
-        precision: (T, R, K, A, M) at COCO's recalls.
-        halves: (T, P, K, A, M) the precisions at the recalls 1, 1/2, 1/4, ...
-        objects: (K, A) number of objects of each class in each range of areas.
+        precision: (T IoUs, R recalls, K classes, A areas, M detection limits), at COCO's recalls.
+        halves: (T, P, K, A, M), the precisions at the recalls 1, 1/2, 1/4, ...
+        objects: (K, A), the number of objects of each class in each range of areas.
     """
     for (k, a), n in np.ndenumerate(objects):
         power = (int(n) - 1).bit_length() - 1  # 1/n < 2^-power <= 2/n
@@ -103,7 +106,7 @@ def _count_objects(truth: Dataset, areas: list[list[float]]) -> np.ndarray:
 
 
 def _index(coco_class: Any, dataset: Dataset) -> Any:
-    """The dataset as an indexed object of either package's COCO class."""
+    """Make an indexed COCO object from `dataset`; `coco_class` is the class COCO of one of the two packages."""
     coco = coco_class()
     coco.dataset = dataset
     coco.createIndex()

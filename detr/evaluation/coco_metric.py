@@ -1,4 +1,4 @@
-"""COCO's numbers of a detector: detections of a split are gathered from all ranks and evaluated together."""
+"""COCO's metrics of a detector: the detections of a split are gathered from all ranks and evaluated on rank 0."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,16 +22,16 @@ class Detections(NamedTuple):
     boxes: np.ndarray  # (n, 4) float64, x y width height in pixels of the original image
     scores: np.ndarray  # (n,)
     categories: list[int]  # (n,) category ids
-    masks: list[dict[str, Any]] | None  # n run-length codes
+    masks: list[dict[str, Any]] | None  # n run-length codes; None for a detector without masks
 
 
 class CocoMetric:
-    """COCO's numbers for the detections of one split. Each image must be evaluated on exactly one rank.
+    """COCO's metrics for the detections of one split. Each image must be evaluated exactly once, on any rank.
 
     Args:
         ground_truth: the split's COCO JSON, with crowds and degenerate boxes.
         categories: {"id", "name"} by class index.
-        evaluator: the package that computes the numbers; all packages give the same.
+        evaluator: the package that computes the metrics; all packages give identical values.
 
     Raises UserError when the evaluator is not installed.
     """
@@ -39,17 +39,21 @@ class CocoMetric:
     def __init__(
         self, ground_truth: dict[str, Any], categories: list[dict[str, Any]], evaluator: Evaluator = "pycocotools"
     ) -> None:
-        select_evaluator(evaluator)  # fails before the first image, not after the last
+        select_evaluator(evaluator)  # raises the error now and not after the last image
         self.ground_truth = ground_truth
         self.categories = categories
         self.evaluator = evaluator
         self.detections: list[tuple[int, Detections]] = []  # image ids and their detections
-        self.count: int | None = None  # number of images if only a part of the split is evaluated
+        self.count: int | None = None  # number of images to evaluate; None = the whole split
         self.gathered = False
         self.rows: list[ClassRow] = []
 
     def update(self, batch: Batch, answers: list[Answer]) -> None:
-        """Add each image's boxes (n, 4) xyxy in original pixels, scores (n,), labels (n,) and masks (n, H, W)."""
+        """Add the detections of a batch.
+
+        Each answer has boxes (n, 4) xyxy in pixels of the original image, scores (n,), labels (n,) and optionally
+        boolean masks (n, H, W). Raises UserError if a box or a score is not finite.
+        """
         for image, answer in zip(batch["ids"], answers, strict=True):
             boxes, scores = answer["boxes"].double().numpy(), answer["scores"].double().numpy()
             if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
@@ -66,7 +70,7 @@ class CocoMetric:
             self.detections.append((image, detections))
 
     def restrict(self, count: int) -> None:
-        """Expect only `count` images of the split; the numbers are then of these images."""
+        """Expect only `count` images of the split; the metrics are then computed on these images alone."""
         self.count = count
 
     def gather(self) -> None:
@@ -86,10 +90,10 @@ class CocoMetric:
         self.gathered = True
 
     def compute(self) -> dict[str, float]:
-        """Box numbers by COCO's names and, if the answers have masks, mask numbers with the prefix `mask_`.
+        """The box metrics by name (`coco_numbers.NAMES`) and, with masks, the mask metrics as mask_AP and so on.
 
-        Empty if the ground truth has no key "annotations". Rank 0 computes the numbers and broadcasts them to the other
-        ranks.
+        Returns {} if the ground truth has no key "annotations". Rank 0 computes the metrics and broadcasts them to the
+        other ranks.
         """
         assert self.gathered, "gather() comes before compute()"
         if "annotations" not in self.ground_truth:
@@ -105,11 +109,14 @@ class CocoMetric:
         return numbers
 
     def details(self) -> list[tuple[Any, ...]]:
-        """Name, box AP, AP50 and number of objects of each class by ascending category id, after `compute`."""
+        """A table of the box metrics of each class: a header, then a `ClassRow` for each class, by category id.
+
+        Before `compute` is called, the table has only the header.
+        """
         return [ClassRow._fields, *self.rows]
 
     def results(self, iou_type: IouType) -> Iterator[dict[str, Any]]:
-        """The entries of a COCO results file, unrounded, so that evaluating the file gives the same numbers."""
+        """Yield the entries of a COCO results file, unrounded, so that evaluating the file gives equal metrics."""
         for image, detections in self.detections:
             shapes = detections.boxes.tolist() if iou_type == "bbox" else detections.masks
             assert shapes is not None, f"the answer for image {image} has no masks"
@@ -117,9 +124,9 @@ class CocoMetric:
                 yield {"image_id": image, "category_id": category, SHAPE_KEY[iou_type]: shape, "score": score}
 
     def write(self, folder: Path) -> None:
-        """Write `boxes.json` and, if the answers have masks, `masks.json`: COCO results files.
+        """Write the COCO results files `boxes.json` and, if the answers have masks, `masks.json`, on rank 0.
 
-        COCO's server accepts such a file as a zip archive, under the name that it prescribes for the split.
+        To submit a file to COCO's server, zip it and give it the name that the server prescribes for the split.
         """
         assert self.gathered, "gather() comes before write()"
         if not is_main():

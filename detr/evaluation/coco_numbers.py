@@ -1,7 +1,7 @@
-"""COCO's 12 numbers for boxes or masks, computed from a ground truth and the entries of a results file.
+"""COCO's 12 metrics for boxes or masks, computed from a ground truth and the entries of a results file.
 
-Lin et al., "Microsoft COCO: Common Objects in Context", 2014, arXiv:1405.0312; the numbers are those of
-cocodataset.org/#detection-eval. A number is -1 if the ground truth has no object that counts for it.
+Lin et al., "Microsoft COCO: Common Objects in Context", 2014, arXiv:1405.0312; the metrics are defined at
+cocodataset.org/#detection-eval. A metric is -1 if the ground truth has no object that counts for it.
 """
 
 import gc
@@ -28,7 +28,7 @@ NAMES = tuple("AP AP50 AP75 AP_small AP_medium AP_large AR1 AR10 AR100 AR_small 
 
 
 class ClassRow(NamedTuple):
-    """A row of the table of numbers by class; crowds are not counted as objects."""
+    """The box or mask metrics of one class, and its number of objects without crowds."""
 
     name: str
     AP: float
@@ -37,7 +37,7 @@ class ClassRow(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """COCO's 12 numbers, with the names NAMES, and a row for each class of the ground truth, sorted by category id."""
+    """COCO's 12 metrics by name (`NAMES`), and a row for each class of the ground truth, sorted by category id."""
 
     numbers: dict[str, float]
     rows: list[ClassRow]
@@ -49,14 +49,14 @@ def evaluate_results(
     iou_type: IouType,
     evaluator: Evaluator = "pycocotools",
 ) -> Evaluation:
-    """Evaluate `results` on every image of `ground_truth`, also those without annotations.
+    """Evaluate `results` on all images of `ground_truth`, including images without annotations.
 
     Args:
-        ground_truth: a COCO JSON; it is not modified. `detr.data.annotations.complete` replaces a missing or unusable
-            area or iscrowd.
+        ground_truth: a COCO JSON, which is not modified. A missing or unusable area or iscrowd is replaced as in
+            `detr.data.annotations.complete`.
         results: entries of a COCO results file, in any order.
         iou_type: "bbox" compares boxes, "segm" masks.
-        evaluator: the package that computes the numbers; all packages give the same.
+        evaluator: the package that computes the metrics; all packages give identical values.
 
     Raises:
         UserError: a result's image is not in the ground truth, an annotation's segmentation cannot be read, or the
@@ -84,7 +84,7 @@ def read_results(file: Path, iou_type: IouType) -> list[dict[str, Any]]:
 
 
 def write_results(file: Path, results: Iterable[dict[str, Any]]) -> None:
-    """Write a COCO results file, encoding entry by entry, since half a million objects would take too much memory."""
+    """Write a COCO results file. Entries are encoded one by one: half a million dicts would take too much memory."""
     file.write_text(f"[{', '.join(map(json.JSONEncoder().encode, results))}]")
 
 
@@ -101,8 +101,9 @@ def _class_rows(truth: Dataset, precision: np.ndarray) -> list[ClassRow]:
 def _renumber(ground_truth: dict[str, Any], iou_type: IouType) -> tuple[Dataset, dict[Any, int], dict[Any, int]]:
     """Copy the ground truth with new ids, counted from 1; also returns the new ids of images and categories.
 
-    Evaluators modify the ground truth that they are given, and misread some ids: the annotation id 0 means "no match",
-    of annotations with equal ids only one counts, and faster-coco-eval stores ids as floats, exact up to 2^53.
+    Evaluators get a copy, because they modify the ground truth. The copy has new ids, because evaluators misread some:
+    an annotation with id 0 counts as not matched, only one of several annotations with equal ids counts, and
+    faster-coco-eval stores ids as floats, which are exact up to 2^53.
     """
     images = _new_ids(ground_truth["images"])
     classes = _new_ids(ground_truth["categories"])
@@ -114,7 +115,7 @@ def _renumber(ground_truth: dict[str, Any], iou_type: IouType) -> tuple[Dataset,
     annotations = complete(ground_truth)["annotations"]
     annotations = [a for a in annotations if a["image_id"] in images and a["category_id"] in classes]
     if iou_type == "segm" and not any(annotation.get("segmentation") for annotation in annotations):
-        annotations = []  # a ground truth of boxes only: every mask number is -1
+        annotations = []  # the ground truth has only boxes, so every mask metric is -1
     truth["annotations"] = [
         {
             "id": number,
@@ -136,7 +137,7 @@ def _new_ids(entries: list[dict[str, Any]]) -> dict[Any, int]:
 
 
 def _add_masks(truth: Dataset, originals: list[dict[str, Any]]) -> None:
-    """Add a run-length code to each annotation of `truth`, from the polygons or the code of its original."""
+    """Add a run-length code to each annotation of `truth`, from the polygons or the code in `originals`."""
     reader = COCO()
     reader.imgs = {image["id"]: image for image in truth["images"]}  # for the heights and widths, which polygons lack
     for annotation, original in zip(truth["annotations"], originals, strict=True):
@@ -154,8 +155,9 @@ def _to_annotations(
 ) -> list[dict[str, Any]]:
     """Convert results to annotations for the evaluators, with new ids.
 
-    pycocotools' loadRes fails on an empty list and modifies its argument. Results of classes that are not in the
-    ground truth are dropped, since they change no number.
+    pycocotools' loadRes is not used, because it fails on an empty list and modifies its argument. Results of classes
+    that are not in the ground truth are dropped, because they do not affect the metrics. Raises UserError for a result
+    of an image that is not in the ground truth.
     """
     key, annotations, unknown = SHAPE_KEY[iou_type], [], set()
     for number, result in enumerate(results, start=1):
@@ -182,7 +184,7 @@ def _to_annotations(
 
 @contextmanager
 def _gc_disabled() -> Iterator[None]:
-    """Disable garbage collection, which would repeatedly scan a million new objects that form no cycles."""
+    """Disable Python's cyclic garbage collection, which would repeatedly scan a million new objects without cycles."""
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -15,7 +15,7 @@ from common.report.labels import place_labels
 
 MAX_NAME = 40  # characters of a class name in a label
 MIN_LONGER_SIDE = 400  # pixels; on a smaller picture, labels would hide the objects
-MIN_FONT_SIZE = 14
+MIN_FONT_SIZE = 14  # pixels
 
 
 def draw(
@@ -27,22 +27,22 @@ def draw(
 ) -> Tensor:
     """Draw boxes with their names on a copy of an image, in ascending order of score.
 
-    Labels lie outside their boxes and hide neither each other nor outlines, where there is room; see `place_labels`.
-    A label that has no room at all is left out.
+    Labels do not hide each other. Where there is room, they lie outside their boxes and hide no outlines either; see
+    `place_labels`. A label for which there is no room is left out.
 
-    Pillow is used because torchvision's `draw_bounding_boxes` needs a font file for text of any other size than 10.
+    Pillow is used because torchvision's `draw_bounding_boxes` needs a font file for any text size other than 10.
 
     Args:
         image: uint8 (3, H, W).
         boxes: (n, 4) xyxy in pixels of `image`; the drawn boxes are clipped to it.
         names: n class names.
         scores: (n,) in [0, 1]; None for ground truth.
-        labels: (n,) class indices, by which a class has the same colour in all pictures; with None, the colours follow
-            the alphabetical order of the names in this picture.
+        labels: (n,) class indices, which give a class the same colour in all pictures; None = the colours follow the
+            alphabetical order of the names in this picture.
 
     Returns:
-        uint8 (3, fH, fW), where f is the smallest integer that makes the longer side at least `MIN_LONGER_SIDE`; with a
-        white margin if it is smaller than a label.
+        uint8 (3, fH, fW), where f is the smallest integer that makes the longer side at least `MIN_LONGER_SIDE`. If
+        that is smaller than a label, the picture has a white margin in addition.
     """
     picture, factor = _enlarged(image)
     corners = (boxes.detach().cpu() * factor).round()  # (n, 4), both corners are part of the drawn box
@@ -59,24 +59,27 @@ def draw(
 
 
 class Item(NamedTuple):
-    """A box to draw: its corners in pixels of the picture, which are part of it, its label, and its colour."""
+    """A box to draw, with its label and its colour."""
 
-    box: list[int]
+    box: list[int]  # xyxy in pixels of the picture; both corners are part of the box
     text: str
-    colour: tuple[int, int, int]
+    colour: tuple[int, int, int]  # RGB, 0 to 255
 
 
 def _enlarged(image: Tensor) -> tuple[Image.Image, int]:
-    """The image enlarged by the least integer that makes its longer side at least `MIN_LONGER_SIDE`; this integer."""
+    """Enlarge an image so that its longer side is at least `MIN_LONGER_SIDE`.
+
+    Returns the picture and the factor, which is the smallest integer that suffices.
+    """
     factor = math.ceil(MIN_LONGER_SIDE / max(image.shape[-2:]))
     picture: Image.Image = to_pil_image(image.repeat_interleave(factor, dim=-2).repeat_interleave(factor, dim=-1))
     return picture, factor
 
 
 def _with_items(picture: Image.Image, items: list[Item]) -> Image.Image:
-    """Draw boxes and labels; the last lie on top, and get the best positions for their labels.
+    """Draw boxes and labels. Later items cover earlier ones, and the positions of their labels are chosen first.
 
-    A label away from its box is joined to it by a line. A picture that is smaller than a label gets a white margin.
+    A line joins a label to its box if the two do not touch. A picture that is smaller than a label gets a white margin.
     """
     shorter, longer = sorted(picture.size)
     font = ImageFont.load_default(size=max(MIN_FONT_SIZE, min(longer // 60, shorter // 16)))
@@ -99,7 +102,7 @@ def _with_items(picture: Image.Image, items: list[Item]) -> Image.Image:
 
 
 def _with_margin(picture: Image.Image, sizes: list[tuple[int, int]]) -> Image.Image:
-    """The picture with white margins at the right and at the bottom that make it as large as each label."""
+    """Extend the picture with white at the right and at the bottom until it is at least as large as each label."""
     width, height = (max([side, *(size[axis] for size in sizes)]) for axis, side in enumerate(picture.size))
     extended = Image.new("RGB", (width, height), "white")
     extended.paste(picture)
@@ -107,7 +110,7 @@ def _with_margin(picture: Image.Image, sizes: list[tuple[int, int]]) -> Image.Im
 
 
 def _nearest(label_start: int, label_end: int, box_start: int, box_end: int) -> tuple[int, int]:
-    """The coordinates, on one axis, at which a label and a box are nearest; equal if they overlap on this axis."""
+    """The nearest coordinates of a label and a box on one axis, (label's, box's); equal if the two overlap there."""
     start, end = max(label_start, box_start), min(label_end, box_end)
     if start <= end:
         return (start + end) // 2, (start + end) // 2
@@ -121,6 +124,6 @@ def _label_size(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -
 
 
 def colour(label: int) -> tuple[int, int, int]:
-    """A bright colour for a class index, on which black text is legible; hues advance by the golden ratio."""
+    """A bright RGB colour for a class index, on which black text is legible; hues advance by the golden ratio."""
     red, green, blue = colorsys.hsv_to_rgb(label * 0.618034 % 1, 0.75, 1.0)
     return round(red * 255), round(green * 255), round(blue * 255)

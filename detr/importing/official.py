@@ -1,6 +1,6 @@
 """Import and export of official DETR files (facebookresearch/detr, Carion et al. 2020, arXiv 2005.12872).
 
-Only the names of tensors differ: each tensor has the same shape and meaning in both layouts.
+Official files and our checkpoints differ only in the names of tensors: shapes and meanings are equal.
 """
 
 from typing import Any
@@ -49,8 +49,8 @@ REQUIRED_PREFIXES = (
     *("backbone.0.body.", "transformer.encoder.layers.", "transformer.decoder.layers.", "transformer.decoder.norm."),
     *(*(f"bbox_embed.layers.{i}." for i in range(3)), "input_proj."),
 )
-# Tensors that a detector does not have: the mask head of panoptic files, the criterion's class weights, and counters
-# that the official loader drops.
+# Tensors of official files that our detector does not have: the mask head of panoptic files, the criterion's class
+# weights, and counters that the official loader drops.
 LEFT_OUT = (
     r"(detr\.)?(bbox_attention|mask_head)\..*|criterion\.empty_weight|.*(\.num_batches_tracked|total_ops|total_params)"
 )
@@ -66,13 +66,13 @@ OTHER_FORMATS = (
 
 
 def adopt(content: dict[str, Any]) -> Adopted:
-    """Rename the tensors of an official file to ours, and list its classes; the class index is the category id.
+    """Rename the tensors of an official file to our names, and list its classes; the class index is the category id.
 
     Accepts {"model": ...} or a bare state dict of R50, DC5 and R101, with sine or learned positions, post-norm or
-    pre-norm; the mask head of a panoptic file is left out. With COCO's 91 classes, index i is COCO's id i, and unused
+    pre-norm. The mask head of a panoptic file is left out. With COCO's 91 classes, index i is COCO's id i, and unused
     ids are named "N/A"; with any other number, classes are named "class 0", "class 1" and so on. A file for
-    fine-tuning, from which the class head or the queries were removed, has no classes in its task state. Raises
-    UserError for any other file, and names its format if it is recognised.
+    fine-tuning, from which the class head or the queries were removed, is also accepted; without the class head, the
+    task state has no classes. Raises UserError for any other file; the message names its format if it is recognised.
     """
     tensors, extra = unwrap(content, ("model",), "a facebookresearch/detr file as published", ("model", "net"))
     weights, sources, left_out, unknown = rename(tensors, NAMES.to_ours, LEFT_OUT)

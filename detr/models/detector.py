@@ -21,13 +21,16 @@ from detr.models.query_detector import Image, Outputs, Queries, QueryDetector
 
 @dataclass(frozen=True, kw_only=True)
 class PositionOptions:
-    """The position encodings of the feature map, which the encoder and the decoder use.
+    """The position encodings of the feature map.
 
-    kind: sines, or a learned vector for each row and each column; added to the queries and keys of each attention.
+    Every encoder layer adds them to its queries and keys, and every decoder layer to the keys of its cross-attention.
+
+    kind: sines, or a learned vector for each row and each column.
     temperature: temperature of the sines, 10,000 in the paper. With 20, the encodings of neighbours are less similar,
         which suits small feature maps (Liu et al. 2022, DAB-DETR, arXiv 2201.12329).
     at_input: also add the encodings to the encoder's input, so that attention values contain positions ("sine at
-        input" in table 3). Needed with a shallow backbone; a deep ResNet infers positions from the image's border.
+        input" in table 3). A shallow backbone needs this; the features of a deep ResNet already contain positions,
+        which it infers from the image's border.
     """
 
     kind: Literal["sine", "learned"]
@@ -38,7 +41,7 @@ class PositionOptions:
 class Detector(QueryDetector):
     """DETR: a backbone, an encoder, a decoder, and a class and a box head that all decoder layers share."""
 
-    decided_by_data = ("class_head",)  # useless for other classes, even if their number is the same
+    decided_by_data = ("class_head",)  # useless for other classes, even for an equal number of them
 
     def __init__(
         self,
@@ -58,7 +61,11 @@ class Detector(QueryDetector):
         official_padding: bool,
         logits: int | None = None,
     ):
-        """Build the network; the class head has `logits` outputs (None: one per class and one for "no object")."""
+        """Build the network.
+
+        `official_padding`: whether padding affects an image's features, as in the official code (common/nn/resnet.py).
+        `logits`: the number of outputs of the class head; None = one per class and one for "no object".
+        """
         super().__init__()
         if width % heads or width % 4:
             raise UserError(f"model.width={width} must be divisible by model.heads={heads} and by 4.")
@@ -72,7 +79,7 @@ class Detector(QueryDetector):
             feedforward=feedforward,
             pre_norm=pre_norm,
             dropout=dropout,
-            attention_dropout=dropout,  # this one and hidden_dropout are not in the paper but in the official code
+            attention_dropout=dropout,  # like hidden_dropout, in the official code but not in the paper
             hidden_dropout=dropout,
         )
         self.encoder = Stack(blocks, layers=encoder_layers, final_norm=pre_norm)
@@ -85,7 +92,10 @@ class Detector(QueryDetector):
                 nn.init.xavier_uniform_(parameter)
 
     def look(self, images: Tensor, sizes: Tensor | None) -> Image:
-        """Encode the backbone's last feature map: images (B, 3, H, W), sizes (B, 2) or None -> (B, M, C)."""
+        """Encode images (B, 3, H, W) with sizes (B, 2) or None to the memory (B, M, C) of M = H' W' positions.
+
+        H' and W' are the height and width of the backbone's last feature map.
+        """
         features, real = self.backbone(images, sizes)  # (B, C', H', W')
         features = self.project(features)  # (B, C, H', W')
         positions = self._positions(features, real).flatten(1, 2)  # (B, H', W', C) -> (B, M, C)
@@ -97,7 +107,7 @@ class Detector(QueryDetector):
         return Image(Memory(memory + positions, memory, may_look))
 
     def ask(self, image: Image, hints: dict[str, Tensor] | None) -> Queries:
-        """Make queries with x = 0 and learned positions as guide, both (B, Q, C); `hints` must be None."""
+        """Make queries with x = 0 and a learned table as guide, both (B, Q, C); `hints` must be None."""
         assert hints is None, "DETR takes no hints"
         values = image.memory.values
         assert values is not None
@@ -109,7 +119,10 @@ class Detector(QueryDetector):
         return {"logits": self.class_head(x), "boxes_cxcywh": self.box_head(x).sigmoid()}
 
     def fetch_weights(self) -> str | None:
-        """Load `model.backbone.weights` into the backbone in a run without a checkpoint; returns a log line."""
+        """Load the weights that `model.backbone.weights` names; returns lines for the log, or None if it is "none".
+
+        Called only for a run that does not start from a checkpoint.
+        """
         options = self.backbone.options
         if options.weights == "none":
             return None
@@ -118,7 +131,10 @@ class Detector(QueryDetector):
         return "\n".join([line, *(f"warning   {warning}" for warning in warnings)])
 
     def _positions(self, features: Tensor, real: Tensor | None) -> Tensor:
-        """Compute position encodings (1 or B, H', W', C) for features (B, C, H', W'), in their dtype."""
+        """Compute position encodings (1 or B, H', W', C) for features (B, C, H', W'), in the dtype of the features.
+
+        `real` (B, H', W') is False for padding; None = no padding.
+        """
         if real is None:
             height, width = features.shape[-2:]
             real = torch.ones(1, height, width, dtype=torch.bool, device=features.device)
@@ -128,7 +144,7 @@ class Detector(QueryDetector):
 
 
 class BoxHead(nn.Sequential):
-    """Three linear layers that predict four box coordinates before the sigmoid (section 3.2, FFN)."""
+    """Three linear layers that predict the four box coordinates, before the sigmoid (section 3.2, FFN)."""
 
     def __init__(self, width: int):
         super().__init__(Linear(width, width), nn.ReLU(), Linear(width, width), nn.ReLU(), Linear(width, 4))

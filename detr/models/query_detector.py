@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from common.machine.device import full_precision
 from common.nn.blocks import Memory
 
-# The outputs of one layer with R rows for each image, a tensor for each head: logits (B, R, K'), boxes_cxcywh (B, R, 4)
-# relative to each image, and those of further heads. Optional entries: "real" (B, R), False for padding rows; "set",
-# the answer set that the rows belong to ("queries" by default, "hints" or "proposals"). R may differ between sets.
+# The outputs of one layer: a tensor for each head, with R rows for each image. They are logits (B, R, K'), boxes_cxcywh
+# (B, R, 4) relative to each image, and the outputs of further heads. Optional entries: "real" (B, R), False for padding
+# rows; "set", the name of the answer set, the group of rows that the loss compares with the objects separately:
+# "queries" (the default), "hints" or "proposals". R may differ between sets.
 Outputs = dict[str, Any]
 
 
@@ -25,22 +26,22 @@ class Image(NamedTuple):
 
 
 class Queries(NamedTuple):
-    """The input of the first decoder layer: Q queries, of which the first `hints` are built from hints."""
+    """The input of the first decoder layer: Q queries. The first ones may be built from hints; see `QueryDetector`."""
 
     x: Tensor  # (B, Q, C)
     guide: Tensor  # where the queries look: positions (B, Q, C), reference boxes (B, Q, 4), ...
-    may_look: Tensor | None = None  # (B or 1, 1, Q, Q) for self-attention; False from an ordinary query to a hint
-    hints: int = 0
-    real: Tensor | None = None  # (B, hints), False for padding; None if there is none
-    proposals: Outputs | None = None  # outputs of proposals made from the memory
+    may_look: Tensor | None = None  # mask of self-attention (B or 1, 1, Q, Q); False from an ordinary query to a hint
+    hints: int = 0  # number of queries built from hints
+    real: Tensor | None = None  # (B, hints), False for padding; None without padding
+    proposals: Outputs | None = None  # outputs of proposals made from the memory; None without proposals
 
 
 class QueryDetector(nn.Module, ABC):
     """A detector with queries. A subclass defines the stages `look`, `ask` and `read`; `forward` runs them.
 
     A subclass defines a `decoder`, a stack of blocks with a final norm, and `auxiliary`: True if `forward` returns the
-    outputs of all decoder layers, False if only those of the last. In training, the task may pass `hints` built from
-    the targets, for denoising queries or prompts.
+    outputs of all decoder layers, False if only those of the last. In training, the task may pass `hints`: inputs built
+    from the targets, for denoising queries or prompts.
     """
 
     guided: ClassVar[bool] = False  # True: each layer's outputs give the next guide; False: one guide for all layers
@@ -53,18 +54,18 @@ class QueryDetector(nn.Module, ABC):
 
     @abstractmethod
     def ask(self, image: Image, hints: dict[str, Tensor] | None) -> Queries:
-        """Make the queries from the images and, in training, `hints`; evaluation and prediction pass None."""
+        """Make the queries from the images and, in training, from `hints`; evaluation and prediction pass None."""
 
     @abstractmethod
     def read(self, layer: int | None, x: Tensor, guide: Tensor, image: Image) -> Outputs:
         """Apply the heads to the output x (B, Q, C) of decoder layer `layer`, computed with `guide`.
 
-        Unless `guided`, `read` is called once for all layers, with `layer` None and x (L, B, Q, C), and returns
-        tensors (L, B, Q, ...).
+        If `guided` is False, `read` is instead called once for all L layers, with `layer` None and x (L, B, Q, C), and
+        returns tensors (L, B, Q, ...).
         """
 
     def follow(self, guide: Tensor, outputs: Outputs) -> Tensor:
-        """Compute the next layer's guide from this layer's guide and outputs; called only if `guided`."""
+        """Compute the next layer's guide from this layer's guide and outputs; called only if `guided` is True."""
         raise NotImplementedError(f"{type(self).__name__} is guided, so it must define follow")
 
     def decode(self, block: nn.Module, x: Tensor, guide: Tensor, queries: Queries, image: Image) -> Tensor:
@@ -75,8 +76,9 @@ class QueryDetector(nn.Module, ABC):
     def forward(self, images: Tensor, sizes: Tensor | None, hints: dict[str, Tensor] | None = None) -> list[Outputs]:
         """Detect objects in normalised images (B, 3, H, W), zero where padded; sizes (B, 2), or None without padding.
 
-        Returns a list: the outputs of the proposals, if any; those of the hints, if any, layer by layer; and those of
-        the ordinary queries, layer by layer. Unless `auxiliary`, the last decoder layer is the only one returned.
+        Returns a list in this order: the outputs of the proposals, if any; the outputs of the hints, if any, one entry
+        per decoder layer; the outputs of the ordinary queries, one entry per decoder layer. If `auxiliary` is False,
+        the only decoder layer is the last one.
         """
         image = self.look(images, sizes)
         queries = self.ask(image, hints)
@@ -102,7 +104,10 @@ class QueryDetector(nn.Module, ABC):
 
 
 def _split_hints(queries: Queries, outputs: list[Outputs]) -> list[Outputs]:
-    """Split the outputs of hints from those of ordinary queries, and list them first, as the answer set "hints"."""
+    """Split the outputs of each layer into those of hints and those of ordinary queries.
+
+    The outputs of hints come first in the list and form the answer set "hints".
+    """
     count = queries.hints
     if not count:
         return outputs

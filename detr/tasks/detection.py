@@ -1,4 +1,4 @@
-"""The detection task: set loss, detections in pixels of the original image, COCO's numbers."""
+"""The detection task: set loss, detections in pixels of the original image, COCO's metrics."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ from detr.importing import official
 from detr.tasks.prediction import DetectionPrediction
 from detr.tasks.prediction import PredictOptions as PredictOptions
 
-MIN_IMAGES_FROM_SCRATCH = 10_000  # the maintainers of the official repository say 10 to 15 thousand
+MIN_IMAGES_FROM_SCRATCH = 10_000  # the maintainers of official DETR recommend 10 to 15 thousand
 
 
 class Category(TypedDict):
@@ -35,15 +35,15 @@ class Category(TypedDict):
 
 
 class DetectionState(TypedDict, total=False):
-    """The task's part of a checkpoint; files for fine-tuning, without a class head, have no categories."""
+    """The task's part of a checkpoint; it has no categories if the class head was removed, for fine-tuning."""
 
     categories: list[Category]
 
 
 class Detection(DetectionPrediction):
-    """The task of object detection: boxes with classes. Prediction reads no file of `data`.
+    """The task of object detection: boxes with classes. Prediction opens no file of the data set `data`.
 
-    `evaluator` is the package that computes COCO's numbers; all packages give the same numbers. A subclass may add
+    `evaluator` is the package that computes COCO's metrics; all packages give identical values. A subclass may add
     terms and costs to `criterion`, build `hints`, and return further `answer_sets`.
     """
 
@@ -85,7 +85,7 @@ class Detection(DetectionPrediction):
         return {"categories": self.categories}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Restore the classes from a checkpoint; raises UserError if it has none, since its class head was removed."""
+        """Restore the classes from a checkpoint; raises UserError if it has none because its class head was removed."""
         if "categories" not in state:
             raise UserError(
                 "The checkpoint has no class head (it was removed, for fine-tuning), so it detects no class; start a "
@@ -98,7 +98,7 @@ class Detection(DetectionPrediction):
         return official.adopt(tensors)
 
     def normalisers(self, batch: Batch) -> dict[str, float]:
-        """The divisor of each term of each answer set; see Term.normaliser."""
+        """The divisor of each loss term of each answer set, by "set.term"; see detr/criterion/terms.py."""
         sets = self.answer_sets(batch).items()
         normalisers = [self.criterion.normalisers(name, counts, rows) for name, (counts, rows) in sets]
         return {key: value for of_set in normalisers for key, value in of_set.items()}
@@ -108,7 +108,7 @@ class Detection(DetectionPrediction):
         return self.normalisers(batch)
 
     def answer_sets(self, batch: Batch) -> dict[str, tuple[list[int], list[int]]]:
-        """The answer sets that the loss reads: name -> each image's number of objects, and of output rows."""
+        """For each answer set that the loss reads, by name: each image's number of objects and of output rows."""
         counts = batch["counts"]
         return {"queries": (counts, [self.queries] * len(counts))}
 
@@ -120,15 +120,15 @@ class Detection(DetectionPrediction):
         return Targets(batch["counts"], batch["labels"], to_cxcywh(batch["boxes"]) / scale)
 
     def hints(self, batch: Batch, targets: Targets) -> tuple[dict[str, Tensor], Matches] | None:
-        """Additional model inputs that training builds from the targets, and the matches of their outputs; or None.
+        """Additional model inputs that training builds from the targets, and the matches of their outputs with objects.
 
-        Their outputs form the answer set "hints". The hints of a sample may depend on its own targets and its seed
-        (`batch["seeds"]`), but not on the rest of the batch.
+        Returns None if there are no hints, as in this class. The outputs of hints form the answer set "hints". The
+        hints of a sample may depend on its own targets and its seed (`batch["seeds"]`), but not on other samples.
         """
         return None
 
     def loss(self, model: nn.Module, batch: Batch, normalisers: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The set loss over all layers and answer sets; see detr/criterion/set_loss.py.
+        """The set loss over all layers and answer sets, and its parts; see `detr.criterion.set_loss.sum_terms`.
 
         Raises UserError when the model's outputs do not fit the task's options.
         """
@@ -144,7 +144,7 @@ class Detection(DetectionPrediction):
         return sum_terms(terms)
 
     def _check_outputs(self, outputs: Outputs) -> None:
-        """Raise UserError when the model has another number of queries than the task, or no output for a loss term."""
+        """Raise UserError if the number of queries differs between model and task, or if a loss term has no output."""
         queries = outputs["logits"].shape[1]
         if queries != self.queries:
             raise UserError(
@@ -155,7 +155,10 @@ class Detection(DetectionPrediction):
             raise UserError(f"The loss has the terms {missing}, for which the model has no outputs ({list(outputs)}).")
 
     def _check_classes(self, outputs: Outputs) -> None:
-        """Raise UserError for a wrong number of sigmoid logits, as from a model that has no argument `logits`."""
+        """Raise UserError if the number of sigmoid logits is not that of the classes.
+
+        This happens if the model's constructor has no argument `logits`, which the task passes.
+        """
         logits = outputs["logits"].shape[-1]
         if self.classification == "sigmoid" and logits != len(self.categories):
             raise UserError(
@@ -165,7 +168,7 @@ class Detection(DetectionPrediction):
 
     @torch.no_grad()
     def answers(self, model: nn.Module, batch: Batch) -> list[Answer]:
-        """For each image, the queries' boxes (Q, 4) xyxy in pixels of the original image, scores (Q,), labels (Q,)."""
+        """A dict for each image: boxes (Q, 4) xyxy in pixels of the original image, scores (Q,) and labels (Q,)."""
         last = self._forward(model, batch)[-1]
         self._check_classes(last)
         scores, labels, boxes = detections(self.classification, last)
@@ -181,9 +184,10 @@ class Detection(DetectionPrediction):
         return unstack_layers(model(*inputs) if hints is None else model(*inputs, hints))
 
     def metric(self, split: Split) -> CocoMetric:
-        """An empty metric of COCO's numbers for `split`; its ground truth includes crowds and degenerate boxes.
+        """A new metric for `split`; its ground truth includes crowds and boxes without area.
 
-        Raises UserError when the data's classes are not those of the model, or `evaluator` is not installed.
+        Raises UserError if the category id of an object is missing from the model's classes or has another name there,
+        or if `evaluator` is not installed.
         """
         truth = self.data.ground_truth(split)
         names = {category["id"]: category["name"] for category in self.categories}
@@ -191,7 +195,7 @@ class Detection(DetectionPrediction):
         for category in truth["categories"]:
             id = category["id"]
             name = names.get(id)
-            unnamed = name is not None and name.startswith("class ")  # an imported file has no class names
+            unnamed = name is not None and name.startswith("class ")  # an imported file without class names
             same = name is not None and composed(name) == composed(category["name"])
             if id in used and not same and not unnamed:
                 ids = [model_id for model_id, model_name in names.items() if model_name == category["name"]]
@@ -213,7 +217,7 @@ class Detection(DetectionPrediction):
     def advice(self, pretrained: bool) -> list[str]:
         """Warnings about the annotations, and about too few images to train without pretrained weights.
 
-        Generated pictures are never too few, since they are meant to be learnt without pretrained weights.
+        There is no warning about too few generated pictures, which are meant to be learnt without pretrained weights.
         """
         lines = [warning for split in SPLITS for warning in self.split_advice(split)]
         count = self.data.count("train")
@@ -227,7 +231,7 @@ class Detection(DetectionPrediction):
         ]
 
     def alarms(self, answers: list[Answer]) -> list[str]:
-        """A warning if the model has collapsed: all queries of an image predict nearly the same box."""
+        """A warning if the model has collapsed: in every image, all queries predict nearly the same box."""
         spreads = [
             float(a["boxes"].std(0).mean() / (a["boxes"].abs().max() + 1e-6)) for a in answers if len(a["boxes"]) > 1
         ]

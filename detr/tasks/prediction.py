@@ -1,4 +1,4 @@
-"""What a user sees of detection: options, reading of images, records, pictures and files."""
+"""Prediction for users' images: its options, reading of images, and detections as records, pictures and files."""
 
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -29,18 +29,19 @@ from detr.evaluation.pictures import draw
 
 @dataclass(frozen=True, kw_only=True)
 class PredictOptions:
-    """Options of prediction; evaluation keeps every query.
+    """The options of prediction. Evaluation does not use them: it keeps the detections of all queries.
 
     threshold: minimum score of detections that are drawn and listed.
-    nms: IoU above which the box with the lower score of two boxes of a class is dropped; None = keep all, as in DETR.
+    nms: if two boxes of a class have a higher IoU than this, the one with the lower score is dropped; None = keep all,
+        as in DETR.
     """
 
     threshold: Fraction
-    nms: Fraction | None = None  # has a default, since users' yaml files may be older
+    nms: Fraction | None = None  # has a default, because older yaml files of users lack it
 
 
 class DetectionPrediction(ABC):
-    """The part of the task `Detection` that answers users' inputs."""
+    """The part of the task `Detection` that predicts for users' inputs."""
 
     data: DetectionData
     options: PredictOptions
@@ -53,13 +54,14 @@ class DetectionPrediction(ABC):
 
     @abstractmethod
     def answers(self, model: nn.Module, batch: Batch) -> list[Answer]:
-        """For each image, the queries' boxes (Q, 4) xyxy in pixels of the original image, scores (Q,), labels (Q,)."""
+        """A dict for each image: boxes (Q, 4) xyxy in pixels of the original image, scores (Q,) and labels (Q,)."""
 
     def predict(self, model: nn.Module, input: Any) -> Any:
         """The objects of an image as a list of {box (xyxy in its pixels), name, score}, the highest score first.
 
-        `input` is what `to_image` takes, or a list of such images, a folder or a pattern, which give a list of lists.
-        In Jupyter, the lists show themselves as pictures. For a batch, it returns `answers`.
+        `input` is an image that `common.data.image_objects.to_image` accepts. A list of images, a folder or a pattern
+        such as photos/*.jpg gives a list of such lists. Jupyter shows the result as pictures. If `input` is a batch
+        (a dict), the result is that of `answers`.
         """
         if isinstance(input, dict):
             return self.answers(model, input)
@@ -77,9 +79,13 @@ class DetectionPrediction(ABC):
     def read(self, input: str) -> Iterator[Batch]:
         """Read each image that `input` names, and each frame of a video, as a batch of one image.
 
-        It is resized as in evaluation. The batch also holds `names`, by which `show` names the answers, `originals`,
-        the image before resizing, and for a frame `frames` and `videos`, the files of its video's answers. Of several
-        files, one that cannot be read is skipped, and the reason is added to `unanswered`.
+        The image is resized as in evaluation. If `input` names several files, those that cannot be read are skipped,
+        and the reasons are added to `unanswered`. Besides the keys of `collate`, a batch has lists of one item:
+
+        names: the name of the input file, after which `show` names its files.
+        originals: the image before resizing.
+        frames: only for a video, the frame.
+        videos: only for a video, the `VideoAnswers` that writes the pictures of its frames.
         """
         return read_each(input, self._read_batches, self.unanswered, VIDEO_SUFFIXES)
 
@@ -101,10 +107,11 @@ class DetectionPrediction(ABC):
     def show(self, batch: Batch, answers: list[Answer], folder: Path) -> Iterator[str]:
         """Write each image with its boxes, and its objects {box (xyxy), name, score} as JSON; yield a line of text.
 
-        The frames of a video become a video and lines of JSON, which are complete when `read` has yielded all of them.
+        The frames of a video are written to one video and one file with a line of JSON for each. These two files are
+        complete when `read` has yielded all frames.
         """
         files = [InputFile(Path(path), Path(path).name) for path in batch["files"]]
-        names = batch.get("names") or [file.name for file in files]  # a user's `read` may give neither
+        names = batch.get("names") or [file.name for file in files]  # a user's `read` may omit both keys
         originals = batch.get("originals") or map(self._read_image, files)
         for i, (image, name, file, answer) in enumerate(zip(originals, names, files, answers, strict=True)):
             objects = self._objects(*self._selected(answer))
@@ -145,7 +152,7 @@ class DetectionPrediction(ABC):
         ]
 
     def _selected(self, answer: Answer) -> tuple[Tensor, Tensor, Tensor]:
-        """The detections with at least the minimum score, after suppression if it is on: boxes, labels, scores."""
+        """The boxes, labels and scores of the detections that reach the threshold, after `nms` unless it is None."""
         keep = (answer["scores"] >= self.options.threshold).nonzero()[:, 0]  # (n,)
         if self.options.nms is not None:
             boxes, scores, labels = (answer[key][keep] for key in ("boxes", "scores", "labels"))
