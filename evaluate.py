@@ -10,9 +10,10 @@ from common.cli.start import stored_config
 
 
 def evaluate(config: dict[str, Any]) -> float | None:
-    """Evaluate on one split: print the metrics as a table and as JSON; returns the goal's value.
+    """Evaluate on one split, and print the metrics as a table and as JSON.
 
-    If `output` is set, the metrics and the predictions are also written to this folder.
+    If `output` is set, the metrics and the predictions are also written to this folder. Returns the value of the task's
+    goal metric, or None if the split has no annotations.
     """
     from common.errors import UserError
     from common.files.lines import as_json
@@ -42,14 +43,14 @@ def evaluate(config: dict[str, Any]) -> float | None:
             report=lambda line: print(line, file=sys.stderr) if distributed.is_main() else None,
         )
         results = {f"{split}/{name}": value for name, value in numbers.items()}
-        if folder:  # written first, since printing may fail
+        if folder:  # written before anything is printed, since printing may fail
             record = {**results, **provenance(config, parts, split)}
             with writing_to(folder):
                 (folder / "results.json").write_text(as_json(record, indent=1))
                 metric.write(folder)
         log = Log(None, distributed.is_main())
         log.info(parts.weights_line)
-        if distributed.is_main():  # the description may open files again, which one process does for all
+        if distributed.is_main():  # the description may open files again, which rank 0 does alone
             describe_data(parts.data, parts.task, split, log)
         if numbers:
             log.table(f"{split}: {parts.data.count(split)} samples", [("number", "value"), *numbers.items()])
@@ -67,7 +68,7 @@ def evaluate(config: dict[str, Any]) -> float | None:
 
 
 def describe_data(data: Any, task: Any, split: str, log: Any) -> None:
-    """Log what a training run first logs about `split`: counts, notes on how the data were read, and warnings."""
+    """Log what a training run logs about `split` at its start: counts, notes on how the data were read, warnings."""
     if hasattr(data, "split_summary"):
         log.info("\n".join(f"data      {line}" for line in data.split_summary(split)))
     for note in task.evaluation_notes() if hasattr(task, "evaluation_notes") else []:

@@ -1,6 +1,6 @@
 """Predict for a user's own input: `python predict.py checkpoint=FILE input=INPUT`.
 
-Standard output holds the answers only, so that it can be piped; everything else goes to standard error.
+Only the answers go to standard output, so that it can be piped; everything else goes to standard error.
 """
 
 import sys
@@ -15,7 +15,7 @@ from common.machine import console
 def predict(config: dict[str, Any]) -> None:
     """Read the input batch by batch, print a line for each answer, and write the answers to the folder `output`.
 
-    Inputs that the task could not answer are listed at the end, and the exit code is then 1.
+    If the task could not answer some inputs, they are listed at the end, and the exit code is 1.
     """
     from common.files import inputs, output
     from common.machine import device
@@ -35,7 +35,7 @@ def predict(config: dict[str, Any]) -> None:
                 answers = answers_of(parts.task, parts.model, batch)
             for line in parts.task.show(batch, answers, folder):
                 print(line, flush=True)
-                if not console.is_read():  # `| head -1`
+                if not console.is_read():  # the reader of the pipe has exited, as in `| head -1`
                     return
     unanswered = getattr(parts.task, "unanswered", [])
     print("".join(f"{sentence}\n" for sentence in unanswered), end="", file=sys.stderr)
@@ -44,7 +44,7 @@ def predict(config: dict[str, Any]) -> None:
 
 
 def send_utf8() -> None:
-    """Write UTF-8 to files and pipes in every locale, since input is UTF-8, too; a terminal keeps its own encoding."""
+    """Encode standard output as UTF-8 in every locale, because input is UTF-8, too; a terminal keeps its encoding."""
     if sys.stdout and not sys.stdout.isatty():
         sys.stdout.reconfigure(encoding="utf-8")
 

@@ -29,7 +29,7 @@ from common.train import averaging
 from common.train.state import describe, select_weights
 from common.weights import values
 
-DEFAULT_COUNT = 5  # checkpoints averaged for the base model in the paper
+DEFAULT_COUNT = 5  # as for the base model in the paper
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,7 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def select_checkpoints(paths: Sequence[Path], last: int | None) -> list[Path]:
-    """Return `paths` if they are files, or the `last` newest checkpoints if they are one folder; raises UserError."""
+    """Return `paths` if they are files, or the `last` newest step checkpoints of the folder if they are one folder.
+
+    If `last` is None, it is `DEFAULT_COUNT`. Raises UserError for a folder among several paths, for a folder with fewer
+    checkpoints, and for `last` together with files.
+    """
     folders = [path for path in paths if path.is_dir()]
     if not folders:
         if last is not None:

@@ -1,11 +1,12 @@
 """Time our models against their peers in other libraries: `python scripts/benchmark.py detr`.
 
-All contenders do the same work on the same inputs with the same weights in one process. Their outputs are compared
-first; then each is timed once per round, in a random order. The report gives each contender's median time, throughput,
-peak memory (scripts/benchmarks/peak.py) and FLOP rate, absolute and as a fraction of the FLOP rate of a large matrix
-product (scripts/benchmarks/flops.py). For each pair of a contender and a reference, it gives the ratio of their median
-times and the quartiles of the per-round ratios; a ratio below 1 means that the contender is faster. --scaling shows how
-time and memory grow with the input; --against compares the ratios with those of an earlier report.
+A contender is one implementation, ours or a peer's. All contenders do the same work on the same inputs with the same
+weights in one process. Their outputs are compared first; then each is timed once per round, in a random order. The
+report gives each contender's median time, throughput, peak memory (scripts/benchmarks/peak.py) and FLOP rate, absolute
+and as a fraction of the FLOP rate of a large matrix product (scripts/benchmarks/flops.py). For each pair of a contender
+and a reference, it gives the ratio of their median times and the quartiles of the per-round ratios; a ratio below 1
+means that the contender is faster. --scaling shows how time and memory grow with the input; --against compares the
+ratios with those of an earlier report.
 """
 
 import argparse
@@ -135,7 +136,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
 def _measure_scaling(
     suite: str, scaling: scalings.Scaling, options: argparse.Namespace, device: torch.device
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Measure a scaling: returns a measured row for each value, and the table of how cost grows with the value."""
+    """Measure a row for each value of a scaling; returns the measured rows, and a table of how cost grows."""
     with _setting(options, device) as setting:
         values = scaling.values_for(setting)
     rows = []
@@ -149,7 +150,10 @@ def _measure_scaling(
 def _measure_row(
     name: str, build: Callable[[Setting], Row], options: argparse.Namespace, device: torch.device
 ) -> dict[str, Any]:
-    """Measure a row's times, then its peak memory; the row is rebuilt for the peak, which depends on the first call."""
+    """Measure a row's times, then its peak memory.
+
+    The row is built anew for the peak memory, which includes what the first call of a contender keeps in memory.
+    """
     print(f"{name} ...", file=sys.stderr, flush=True)
     with _setting(options, device) as setting:
         _release_memory(setting)
@@ -159,7 +163,7 @@ def _measure_row(
 
 
 def _release_memory(setting: Setting) -> None:
-    """Free the previous row's memory and reset torch.compile, which stops compiling after 8 models of one class."""
+    """Free the previous row's memory, and reset torch.compile, which stops compiling after 8 models of one class."""
     if setting.compile:
         torch.compiler.reset()
     gc.collect()

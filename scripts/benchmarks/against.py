@@ -1,7 +1,8 @@
-"""Compare a report with an earlier one: changed ratios, new and removed pairs, and differing conditions.
+"""Compare a benchmark's report with an earlier one: changed ratios, new and removed pairs, and differing conditions.
 
-Times depend on the machine and its load, so only ratios of contenders that were timed in turn are compared. A ratio
-counts as changed if its interquartile ranges in the two reports do not overlap.
+A pair is a contender and its reference. Times depend on the machine and its load, so they are not compared. Ratios are
+compared, because the contenders of a pair are timed in turn. A ratio counts as changed if its interquartile ranges in
+the two reports do not overlap.
 """
 
 import json
@@ -13,7 +14,7 @@ from common.errors import UserError
 from common.files.table import table
 
 Pair = tuple[str, str, str]  # the row, the contender, and the reference (or all references, joined by "or")
-MACHINE_FIELDS = ("cpu", "cores", "threads", "device", "system")  # all but the load, for which each report warns
+MACHINE_FIELDS = ("cpu", "cores", "threads", "device", "system")  # all but the load, about which each report warns
 IGNORED_OPTIONS = ("out", "against", "suite", "rows")  # options that do not change the numbers of a row
 
 
@@ -39,7 +40,7 @@ def read(path: Path) -> dict[str, Any]:
 def compare(earlier: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, Any]:
     """Compare two reports; returns the differences in plain types.
 
-    machine, versions, options: name -> [earlier, current] where they differ.
+    machine, versions, options: name -> [earlier, current] for each value that differs.
     pairs: the pairs in both reports, with ratio and quartiles in the earlier report (`then`) and in the current one
         (`now`), and the change of the contender against the reference: "faster", "slower" or "".
     new: the pairs that only the current report has.
@@ -62,7 +63,7 @@ def compare(earlier: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str,
 
 
 def text(comparison: Mapping[str, Any], path: Path) -> str:
-    """Format a comparison for printing."""
+    """Format a comparison for printing; `path` is the file of the earlier report."""
     lines = []
     for kind, sentence in (("machine", "Warning: another machine"), ("versions", "Warning: other versions")):
         if comparison[kind]:
@@ -82,7 +83,10 @@ def text(comparison: Mapping[str, Any], path: Path) -> str:
 
 
 def _unmatched(kind: str, comparison: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a line for each row with new (or gone) pairs; it lists them unless the whole row is new (or gone)."""
+    """Yield a line for each row with pairs of `kind`, "new" or "gone".
+
+    The line lists these pairs if other pairs of the row are in both reports; otherwise it names only the row.
+    """
     pairs, shared = comparison[kind], {pair["row"] for pair in comparison["pairs"]}
     for name in dict.fromkeys(row for row, _, _ in pairs):
         ratios = ", ".join(f"{contender} over {reference}" for row, contender, reference in pairs if row == name)

@@ -1,4 +1,4 @@
-"""The COCO metrics of a whole evaluation set, against pycocotools used as in its demo (Lin et al. 2014, 1405.0312)."""
+"""Our COCO metrics of a whole evaluation set against pycocotools as in its demo (Lin et al. 2014, arXiv 1405.0312)."""
 
 import io
 from contextlib import redirect_stdout
@@ -25,7 +25,8 @@ BATCH = 8
 def evaluation(setting: Setting) -> Row:
     """Build a row: compute the 12 box metrics of 5,000 images, as many as in val2017, with 100 detections each.
 
-    pycocotools starts from the entries of a results file, already in memory; our metric starts from the detections.
+    pycocotools starts from the entries of a results file, already in memory; our metric starts from the detector's
+    answers.
     """
     images = 20 if setting.tiny else 5000
     ground_truth, answers = sample_dataset(images)
@@ -79,7 +80,10 @@ def check_identical(name: str, numbers: list[float], expected: list[float]) -> N
 
 
 def sample_dataset(images: int) -> tuple[dict[str, Any], list[Answer]]:
-    """Sample a ground truth like COCO's in classes, image size and crowds, and detections of a fairly good detector."""
+    """Sample a ground truth, and detections as of a fairly good detector.
+
+    The ground truth is like COCO's in the numbers of classes and objects, the image size and the fraction of crowds.
+    """
     rng = np.random.default_rng(0)
     frequencies = 1 / np.arange(1, CLASSES + 1)  # by rank: few classes are common, many are rare
     image_records, annotations, answers = [], [], []
@@ -99,7 +103,7 @@ def sample_dataset(images: int) -> tuple[dict[str, Any], list[Answer]]:
 
 
 def _sample_boxes(count: int, rng: np.random.Generator) -> np.ndarray:
-    """Sample boxes (count, 4) xyxy within the image, with sides of 4 to 400 pixels, half of them below about 60."""
+    """Sample boxes (count, 4) xyxy with sides of 4 to 400 pixels, half of them below about 60, clipped to the image."""
     centres = rng.random((count, 2)) * [WIDTH, HEIGHT]
     half_extents = np.exp(rng.normal(4.1, 1.0, (count, 2))).clip(4, 400) / 2
     low = (centres - half_extents).clip(0, [WIDTH - 1, HEIGHT - 1])
@@ -107,7 +111,7 @@ def _sample_boxes(count: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _sample_answer(boxes: np.ndarray, labels: np.ndarray, classes: np.ndarray, rng: np.random.Generator) -> Answer:
-    """Sample 100 detections: one per object, with an inexact box and mostly the right class; the rest are false."""
+    """Sample 100 detections: one per object, with an inexact box and mostly the right class, and false positives."""
     true = min(len(boxes), QUERIES)
     extents = np.tile(boxes[:true, 2:] - boxes[:true, :2], 2)
     true_boxes = boxes[:true] + 0.08 * extents * rng.normal(size=(true, 4))
@@ -125,7 +129,7 @@ def _sample_answer(boxes: np.ndarray, labels: np.ndarray, classes: np.ndarray, r
 
 
 def _metric(ground_truth: dict[str, Any], answers: list[Answer], evaluator: Evaluator) -> CocoMetric:
-    """Our metric, updated with all batches."""
+    """Our metric, after `update` with all batches and `gather`."""
     metric = CocoMetric(ground_truth, ground_truth["categories"], evaluator)
     ids = [image["id"] for image in ground_truth["images"]]
     for start in range(0, len(ids), BATCH):

@@ -1,6 +1,7 @@
 """Benchmarks of DETR-R50 (`model=detr_r50`) against transformers, and of its input pipeline against PIL.
 
-A row of ROWS has fixed inputs; a scaling measures one row for several values of a property of the inputs.
+ROWS are comparisons on fixed inputs. Each of SCALINGS repeats a comparison for several values of a property, such as
+the number of queries.
 """
 
 from scripts.benchmarks import detr_forward, detr_pipeline, detr_train

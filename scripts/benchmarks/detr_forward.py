@@ -87,7 +87,7 @@ def row(
 
 
 def _contender(name: str, model: nn.Module, images: Tensor, compiled: bool) -> Callable[[], list[Tensor]]:
-    """The contender `name`, which returns the last layer's logits (B, Q, K + 1) and boxes (B, Q, 4)."""
+    """A function that runs a contender; it returns the last layer's logits (B, Q, K + 1) and boxes (B, Q, 4)."""
     if name.startswith("ours"):
         ours = copy.deepcopy(model)  # a copy, so that contenders do not share a cache of packed weights
         function = torch.compile(ours) if compiled else ours

@@ -1,7 +1,7 @@
 """JPEGs for benchmarks of DETR's input, and the paper's augmentation written with PIL, as in the official code.
 
 Carion et al. 2020, arXiv 2005.12872, appendix A.4. Random numbers are sampled in the order of detr/data/transforms.py,
-so our pipeline and PIL's make the same decisions from the same generator.
+so both pipelines flip, crop and resize equally if their generators have the same seed.
 """
 
 import json
@@ -22,7 +22,7 @@ Sample = tuple[Tensor, Tensor, Tensor]  # image float (3, h, w), boxes (n, 4) xy
 
 
 def sample_photo(height: int, width: int, seed: int) -> Tensor:
-    """Sample a photo, uint8 (3, height, width): noise with amplitudes that decrease with frequency, and edges.
+    """Sample an artificial photo, uint8 (3, height, width): edges, and noise that is weaker at higher frequencies.
 
     As a JPEG of quality 90, the photo takes about 4 bits per pixel, like COCO's.
     """
@@ -41,7 +41,7 @@ def sample_photo(height: int, width: int, seed: int) -> Tensor:
 
 
 def sample_images(count: int, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Sample photos; returns (count, 3, height, width) tensors: uint8 in channels_last, and normalised to floats."""
+    """Sample `count` photos; returns two tensors (count, 3, height, width): uint8 in channels_last, and normalised."""
     images = torch.stack([sample_photo(height, width, seed) for seed in range(count)])
     images = images.to(device).contiguous(memory_format=torch.channels_last)
     return images, normalise(images, torch.tensor([[height, width]] * count))
@@ -78,7 +78,7 @@ def targets(path: Path, number: int) -> tuple[Tensor, Tensor]:
 
 
 def pil_sample(file: Path, boxes: Tensor, labels: Tensor, options: Augmentation, rng: torch.Generator) -> Sample:
-    """Make a training sample: decode, flip and crop randomly, resize, and normalise to floats."""
+    """Make a training sample: decode the image, flip and crop it randomly, resize it, and normalise it to floats."""
     with open_image(file) as opened:
         image = opened.convert("RGB")
     if torch.rand((), generator=rng) < 0.5:

@@ -54,8 +54,8 @@ def config(*overrides: str) -> dict[str, Any]:
 def detector(*overrides: str, fresh: str | None = None) -> Detector:
     """Build our detector, with random values in place of initial zeros and ones, which would hide swapped tensors.
 
-    Tensors whose names match the pattern `fresh` keep their initial values. Some matrices are enlarged, as training
-    does; otherwise all queries would have nearly the same outputs.
+    Tensors with a name that matches the pattern `fresh` keep their initial values. Some matrices are scaled up, as by
+    training; otherwise all queries would have nearly the same outputs.
     """
     torch.manual_seed(0)
     model: Detector = build(config(*overrides)["model"], classes=CLASSES)
@@ -88,9 +88,10 @@ def to_transformers(ours: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def peer(model: Detector, *, attention: str = "sdpa", auxiliary_loss: bool = False) -> nn.Module:
-    """Build transformers' model offline from a config, with our weights, dropout rates and frozen parameters.
+    """Build transformers' model from a config, without a download, with our weights, dropout and frozen parameters.
 
-    In transformers 5.23, the model does not freeze the backbone's first stages, although its code tries to.
+    Parameters are frozen here, because transformers 5.23 does not freeze the backbone's first stages, although its code
+    tries to.
     """
     dropout = {"dropout": 0.1, "attention_dropout": 0.1, "activation_dropout": 0.1}
     queries = model.queries.num_embeddings
