@@ -29,7 +29,7 @@ from common.train import averaging
 from common.train.state import describe, select_weights
 from common.weights import values
 
-DEFAULT_COUNT = 5  # as for the base model in the paper
+DEFAULT_COUNT = 5  # checkpoints averaged for the base model in the paper
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -73,7 +73,7 @@ class CsvTable(Converted):
         return Layout(name=f"CSV, {name}", official=False, recognised=bool(files), files=files)
 
     def convert(self, split: Split) -> dict[Split, tuple[Labels, Sequence[str]]]:
-        """Read the tables of all splits, because the classes are the names in all of them."""
+        """Read the tables of all splits, because by default the classes are the names in all of them."""
         splits = list(dict.fromkeys([split, *self.splits_with_files()]))
         parts = {name: self._read(self._required_files(name)[1]) for name in splits}
         classes = class_names(list(parts.values()), self.classes)

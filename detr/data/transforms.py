@@ -21,8 +21,8 @@ from common.types import Side
 class Augmentation:
     """The options of resizing and augmentation; all lengths are in pixels.
 
-    kind: "detr" flips and crops, each with probability 0.5, and resizes to a random size; "flip" flips with probability
-        0.5 and resizes to a random size; "none" resizes training images as in evaluation.
+    kind: "detr" flips horizontally and crops, each with probability 0.5, and resizes to a random size; "flip" flips
+        with probability 0.5 and resizes to a random size; "none" resizes training images as in evaluation.
     """
 
     kind: Literal["detr", "flip", "none"]

@@ -107,7 +107,7 @@ class Detector(QueryDetector):
         return Image(Memory(memory + positions, memory, may_look))
 
     def ask(self, image: Image, hints: dict[str, Tensor] | None) -> Queries:
-        """Make queries with x = 0 and a learned table as guide, both (B, Q, C); `hints` must be None."""
+        """Make queries with x = 0 and learned positions as guide, both (B, Q, C); `hints` must be None."""
         assert hints is None, "DETR takes no hints"
         values = image.memory.values
         assert values is not None

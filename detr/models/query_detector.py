@@ -78,7 +78,7 @@ class QueryDetector(nn.Module, ABC):
 
         Returns a list in this order: the outputs of the proposals, if any; the outputs of the hints, if any, one entry
         per decoder layer; the outputs of the ordinary queries, one entry per decoder layer. If `auxiliary` is False,
-        the only decoder layer is the last one.
+        the entries of the earlier decoder layers are left out.
         """
         image = self.look(images, sizes)
         queries = self.ask(image, hints)
