@@ -70,7 +70,7 @@ def launch(job: Job, door: str, base: ConfigReader | None = None, arguments: Seq
     try:
         process = torchrun.this_process(os.environ)
         command = Command(door, sys.argv[1:] if arguments is None else arguments, base)
-        one_run = "hydra/launcher" not in command.keys  # for several at once, joblib divides the cores
+        one_run = "hydra/launcher" not in command.keys  # joblib itself divides the cores between its runs
         os.environ.update(threads.missing_settings(os.environ, count=one_run))  # before torch is imported
         if command.flags.help:
             print(_usage(door), end="")
