@@ -1,7 +1,7 @@
 """The console command `triptych`, which runs train.py, evaluate.py, predict.py and the scripts from any folder.
 
-After installation from a wheel, these files are in site-packages. `triptych train model=vit` runs train.py without its
-path there.
+After installation from a wheel, these files are in site-packages. With the command, the user does not need their paths:
+`triptych train model=vit` runs train.py.
 """
 
 import ast
@@ -15,7 +15,7 @@ from common.machine import console
 
 ROOT = CONFIGS.parent  # the folder of the doors: the clone's root, or site-packages
 DOORS = ("train", "evaluate", "predict")
-PREFIX = "triptych "  # `main` sets sys.argv[0] to this and the command's name
+PREFIX = "triptych "  # `main` sets sys.argv[0] to this plus the command's name
 
 
 def main() -> None:
@@ -49,7 +49,7 @@ def commands() -> dict[str, Path]:
 
 
 def own_name(door: str | None = None) -> list[str]:
-    """The command that started this process, in words and without arguments: ["python", FILE] or ["triptych", NAME].
+    """The words of the command that started this process, without arguments: ["python", FILE] or ["triptych", NAME].
 
     FILE is the path as typed, or `door`.py if `door` is given.
     """

@@ -179,8 +179,8 @@ StopFileContext = contextlib.AbstractContextManager[tuple[StopFile | None, list[
 def signals_to_stop_file(sweep: Path) -> Iterator[tuple[StopFile, list[str]]]:
     """A context in which a signal to the sweep's process creates the stop file, which its child processes poll.
 
-    Yields the stop file and the growing list of the received signals' names. Ctrl-C in a terminal and `kill` then have
-    the same effect: each run writes a checkpoint, and the sweep waits for all of them. A second Ctrl-C raises
+    Yields the stop file and the growing list of the received signals' names. Ctrl-C in a terminal and `kill` therefore
+    have the same effect: each run writes a checkpoint, and the sweep waits for all of them. A second Ctrl-C raises
     KeyboardInterrupt, which ends the sweep at once.
     """
     stop_file = StopFile(sweep / STOP_FILE, os.getpid())

@@ -62,7 +62,7 @@ def triptych() -> None:
 def stored_config(file: Path) -> dict[str, Any]:
     """Read the config stored in a checkpoint; empty for a file of another program.
 
-    The import of torch is slow. The doors therefore call it only after the command line is parsed.
+    This function imports torch, which is slow. So the doors call it only after the command line is parsed.
     """
     from common.train import assembly
 

@@ -46,8 +46,8 @@ RESERVED_KEYS = ("hydra.sweep.", "hydra.sweeper", "hydra/sweeper", "hydra.mode")
 class Combination(NamedTuple):
     """One run of a sweep.
 
-    It has its overrides, the fingerprint of its config, the readable part of its folder's name, and the value of
-    sweep_dir (None if it is not set).
+    It consists of the run's overrides, the fingerprint of its config, the readable part of its folder's name, and the
+    value of sweep_dir (None if it is not set).
     """
 
     overrides: list[str]
@@ -59,10 +59,10 @@ class Combination(NamedTuple):
 def sweep(job: Job, command: Command) -> int:
     """Run `job` for every combination of values whose run is not done; returns the exit code, as `_report` does.
 
-    All combinations are checked before the first run. Each has its own run folder in the sweep's folder. A run that is
-    done is skipped; one that was interrupted is resumed. So the same command with sweep_dir=FOLDER resumes the sweep. A
-    run that fails does not stop the others. Results are read from the disk, because runs may take place on other
-    machines.
+    All combinations are checked before the first run. Each run has a folder of its own in the sweep's folder. A run
+    that is done is skipped; one that was interrupted is resumed. So the same command with sweep_dir=FOLDER resumes the
+    sweep. A run that fails does not stop the others. Results are read from the disk, because runs may take place on
+    other machines.
     """
     _refuse_conflicting_options(command)
     combinations = _distinct(_combinations(command))
@@ -82,7 +82,7 @@ def sweep(job: Job, command: Command) -> int:
     try:
         if lines:
             _launch(job, command, folder, lines)
-    except Exception as error:  # of the launcher; `SweepJob` catches the errors of runs
+    except Exception as error:  # an error of the launcher; `SweepJob` catches those of runs
         reason = str(error).partition("\n")[0]  # submitit appends a whole log to its message
         print(f"The launcher failed: {type(error).__name__}: {reason}", file=sys.stderr)
     except BaseException:

@@ -14,8 +14,8 @@ def choices_with(key: str, config: dict[str, Any], files: Sequence[Path]) -> lis
     """The choices of a key's group that have this key and name a class of the same wing as the present choice.
 
     The group is the first part of the full `key`. `config` holds the section of the present choice. `files` are the
-    yaml files of all choices, which are named by their files. The list is empty if the present class belongs to no
-    wing.
+    yaml files of the group's choices; a choice has the name of its file. The list is empty if the class of the present
+    choice belongs to no wing.
     """
     group, _, name = key.partition(".")
     wing = _wing(config.get(group))

@@ -75,7 +75,7 @@ class Command:
         self.overrides = [quote_path(self._full(argument), sweep) for argument in self.flags.overrides]
         self.keys = {_key(argument) for argument in self.overrides}
         self.notices: list[str] = []  # on parts of --config-name's file that are ignored
-        self.working_folder = os.getcwd() if "trust" in self.keys else None  # to import trusted packages from
+        self.working_folder = os.getcwd() if "trust" in self.keys else None  # packages in trust= are imported from it
 
     def prepare(self) -> None:
         """Register the configs in --config-dir and in the checkpoint with Hydra.

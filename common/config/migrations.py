@@ -24,7 +24,7 @@ ADDED_KEYS: dict[str, Any] = {
     # since 45c9322
     "trainer.deterministic": False,
     "trainer.strategy": "ddp",  # gradients were summed over the processes, as DDP does
-    "trainer.timeout": 600,  # NCCL's default; gloo's was 1800
+    "trainer.timeout": 600,  # NCCL's default in seconds; with gloo, it was 1800
     "trainer.keep_best": 1,
     # since bee73f8
     "check_memory": True,  # an exception: a model too large for the memory was tried, and now it is refused
@@ -37,7 +37,7 @@ ADDED_KEYS: dict[str, Any] = {
     # since 32a6ea9
     "trainer.patience": None,  # every run took all its steps
     # since fb95e29
-    "trainer.log": ["tensorboard"],  # no other program showed runs
+    "trainer.log": ["tensorboard"],  # only TensorBoard showed runs
 }
 
 # Keys that were added to nested options: name of the options -> (all their former keys, added keys with values). Unlike

@@ -70,9 +70,9 @@ def implied(
     """Return the overrides that `weights` imply, and lines for the log about them.
 
     Keys in `typed`, which are on the command line, are not overridden. `compose` takes additional overrides, and
-    returns the config by full keys. A constant is left out if the config lacks its key, as with a data set of another
-    kind. If an experiment is chosen, nothing is overridden, because its file sets all constants; a line names those
-    that differ.
+    returns the config by full keys. A constant is left out if the config lacks its key, for instance because the data
+    set is of another kind. If an experiment is chosen, nothing is overridden, because its file sets all constants
+    itself; a line names the constants that differ.
     """
     model = [] if {"model", "experiment"} & typed else [f"model={weights.model}"]
     config = compose(model)

@@ -37,7 +37,7 @@ def read_yaml(file: Path, remedy: str, *, resolve: bool = False) -> Any:
 
 
 def is_about_text(error: Exception) -> bool:
-    """Whether an error says that the text is no YAML that can be read; other errors are about keys and values."""
+    """Whether an error means that a text cannot be parsed as YAML. Other errors are about its keys and values."""
     return isinstance(error, RecursionError | UnicodeError | yaml.YAMLError) or _TOO_MANY_DIGITS in str(error)
 
 

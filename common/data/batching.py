@@ -155,7 +155,7 @@ def evaluation(
 
 
 def _batch_ends(costs: list[int], limit: int) -> list[int]:
-    """The end of each batch, exclusive, if samples with these costs are split in this order as by `split_by_cost`."""
+    """The end (exclusive) of each batch into which `split_by_cost` splits samples with these costs, in this order."""
     ends: list[int] = []
     start = highest = 0
     for position, cost in enumerate(costs):

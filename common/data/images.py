@@ -35,7 +35,7 @@ PHOTOMETRIC = 262  # TIFF's tag PhotometricInterpretation: 0 if black is the hig
 # The ranges that the values of grey images with more than 8 bits may have: (highest value, name). An image has the
 # first range that holds its values.
 RANGES = ((1.0, "from 0 to 1"), (255.0, "of 8 bits"), (4095.0, "of 12 bits"), (65535.0, "of 16 bits"))
-SAMPLED_FILES = 64  # the most images of a split that are opened to find their ranges
+SAMPLED_FILES = 64  # the maximum number of a split's images that are opened to find their ranges
 MAX_PNG_TEXT = 64 * 2**20  # bytes of one text in a PNG (XMP of photo editors, say); Pillow's own limit is 1 MB
 _png_text_lock = threading.Lock()  # held while Pillow's limit, a global variable, is changed
 
@@ -73,7 +73,7 @@ def read_image(
 ) -> Tensor:
     """Read an image file as uint8 (3, H, W), RGB.
 
-    path: the file. It is only named in messages if `content` is given.
+    path: the file. If `content` is given, the path is used in messages only.
     size: the (height, width) in pixels that the annotations state; None without annotations.
     exif: whether the image is rotated and mirrored as its EXIF orientation tag says. "apply": always. "ignore": never.
         "auto": always if `size` is None. With a `size`, "auto" applies the tag only if the image has this size with the
@@ -184,7 +184,7 @@ def _has_16_bits(image: Image.Image) -> bool:
 
 
 def _is_deep(image: Image.Image) -> bool:
-    """Whether an image is grey with more than 8 bits, or with floats."""
+    """Whether an image is grey and its values are floats or have more than 8 bits."""
     return image.mode.startswith("I") or image.mode == "F"
 
 

@@ -73,7 +73,8 @@ class Loader:
                     if not dead_workers:
                         raise
                     batch = UserError(_describe_dead_workers(self.data, self.split, dead_workers))
-                if isinstance(batch, Exception):  # not raised above: PyTorch's frames would keep workers alive
+                # Errors of workers are raised here: a traceback with PyTorch's frames would keep the workers alive.
+                if isinstance(batch, Exception):
                     raise batch
                 yield batch
         finally:

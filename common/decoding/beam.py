@@ -1,6 +1,6 @@
 """Beam search as in Vaswani et al. 2017 (arXiv 1706.03762, section 6.1).
 
-Length penalties are those of Wu et al. 2016 (arXiv 1609.08144, equation 14).
+The length penalty "gnmt" is that of Wu et al. 2016 (arXiv 1609.08144, equation 14).
 """
 
 import math
@@ -31,7 +31,7 @@ def beam_search(
     """
     limits, beam = options.limits(lengths), options.beam
     pools: list[list[Hypothesis]] = [[] for _ in source]  # the finished hypotheses of each sentence
-    live = torch.arange(len(source))  # (G,): the unfinished sentences
+    live = torch.arange(len(source))  # (G,): the indices of the unfinished sentences
     totals = torch.zeros(len(source), 1, dtype=torch.float64)  # (G, W): log probabilities, decreasing along W
     tokens = torch.empty(len(source), 1, 0, dtype=torch.int64)  # (G, W, tokens after the prompt)
     # `latest`: the last token of each hypothesis (G * W,), at first the prompts

@@ -27,7 +27,7 @@ def score(
     scores: dict[int, tuple[float, int]] = {}
     for rows, latest in group_by_length(prompts or [[special.begin]] * len(source), source.device):
         totals = torch.zeros(len(rows), dtype=torch.float64)
-        counts, live = target_lengths[rows].cpu(), torch.arange(len(rows))  # (B,); (R,): indices of unfinished targets
+        counts, live = target_lengths[rows].cpu(), torch.arange(len(rows))  # counts (B,); live (R,): unfinished targets
         state, tokens = model.encode(source[rows], lengths[rows]), target[rows]
         for n in range(int(counts.max())):
             state, remaining = remove_finished(model, state, counts[live] > n, source.device)

@@ -26,8 +26,8 @@ class DecodingOptions:
     stop: when the search ends for a sentence that has `beam` finished hypotheses. "first": at once (fairseq's rule;
         early_stopping=True in transformers). "bound": when the best unfinished hypothesis, scored at its present
         length, is not better than the worst finished one (early_stopping=False in transformers); its score might still
-        have risen. "never": when it would not be better even if it reached the maximum length without losing
-        probability (early_stopping="never" in transformers), so that no better hypothesis is missed.
+        rise. "never": when it would not be better even if it reached the maximum length without losing probability
+        (early_stopping="never" in transformers), so that no better hypothesis is missed.
     candidates: the maximum number of answers to each sentence: the best ones of beam search, or this many samples.
     longest_factor, longest_extra: an answer to S source tokens has at most longest_factor * S + longest_extra tokens.
     at_limit: the last token of an answer that reaches the maximum length. "end": always EOS, with the probability that

@@ -1,4 +1,4 @@
-"""Greedy search and sampling, which extend a single hypothesis token by token.
+"""Greedy search and sampling, which extend each hypothesis by one token in every step, without a beam.
 
 Top-k sampling is that of Fan et al. 2018 (arXiv 1805.04833), top-p that of Holtzman et al. 2020 (arXiv 1904.09751).
 """
@@ -44,7 +44,7 @@ def greedy_or_sample(
     limits = options.limits(lengths)
     uniforms = _sample_uniforms(limits, options, keys) if options.method == "sample" else None
     hypotheses: dict[int, Hypothesis] = {}
-    live = torch.arange(len(source))  # (R,): the unfinished sentences
+    live = torch.arange(len(source))  # (R,): the indices of the unfinished hypotheses
     totals = torch.zeros(len(source), dtype=torch.float64)  # (R,): log probabilities
     tokens = torch.empty(len(source), 0, dtype=torch.int64)  # (R, tokens after the prompt)
     state, latest = model.encode(source, lengths), prompts  # `latest`: last tokens (R,), or the prompts at first
@@ -88,7 +88,7 @@ def sample_tokens(logits: Tensor, uniforms: Tensor, options: DecodingOptions) ->
 def _sample_uniforms(limits: Tensor, options: DecodingOptions, keys: list[SampleKey]) -> Tensor:
     """Uniform random numbers in [0, 1): one row for each of `keys`, and one column for each token, (R, longest limit).
 
-    A row holds as many numbers as its limit, and then zeros.
+    A row holds as many numbers as its limit; the rest of the row is zero.
     """
     generators = [generator(options.seed, "sample", *key) for key in keys]
     rows = [torch.rand(int(limit), generator=rng) for limit, rng in zip(limits, generators, strict=True)]
