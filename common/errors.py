@@ -1,4 +1,4 @@
-"""The exceptions whose text a user reads: for a user's mistake, and for a stop by a signal."""
+"""Exceptions with a message for the user: `UserError` for a mistake, and `Stopped` for a stop by a signal."""
 
 
 class UserError(Exception):
@@ -10,10 +10,16 @@ class UserError(Exception):
 
 
 class Stopped(BaseException):
-    """A signal stopped a run early. Not an Exception, so that no handler mistakes it for a failure."""
+    """A signal stopped a run before its end.
+
+    It is not an Exception, so that code that handles failures (`except Exception`) does not handle it.
+    """
 
     def __init__(self, signals: list[str], where: str):
-        """`signals` are the names of the signals that any rank received; `where` ends the sentence "Stopped by ..."."""
+        """Store the message "Stopped by SIGTERM after step 100 of 1000.", for example.
+
+        `signals` are the names of the signals that any rank received. `where` ends the message.
+        """
         names = list(dict.fromkeys(signals))
         super().__init__(f"Stopped by {' and '.join(names)} {where}.")
-        self.code = 130 if names == ["SIGINT"] else 143  # 128 + the signal's number, as in shells
+        self.code = 130 if names == ["SIGINT"] else 143  # 128 + the number of SIGINT or SIGTERM, as in shells

@@ -1,7 +1,7 @@
-"""The console command `triptych`, which runs train.py, evaluate.py, predict.py and scripts/ from any folder.
+"""The console command `triptych`, which runs train.py, evaluate.py, predict.py and the scripts from any folder.
 
-An installed wheel needs this command (`triptych train model=vit`), because these files lie among the installed
-packages.
+After installation from a wheel, these files are in site-packages. With the command, the user does not need their paths:
+`triptych train model=vit` runs train.py.
 """
 
 import ast
@@ -13,13 +13,16 @@ from common.config.check import did_you_mean
 from common.config.compose import CONFIGS
 from common.machine import console
 
-ROOT = CONFIGS.parent  # the folder of the doors, in a clone and in an installed wheel
+ROOT = CONFIGS.parent  # the folder of the doors: the clone's root, or site-packages
 DOORS = ("train", "evaluate", "predict")
-PREFIX = "triptych "  # of sys.argv[0] after `main` has replaced it
+PREFIX = "triptych "  # `main` sets sys.argv[0] to this plus the command's name
 
 
 def main() -> None:
-    """Run the door or script that the first argument names, as the main module, with the other arguments."""
+    """Run the door or script that the first argument names as `__main__`, and pass it the other arguments.
+
+    Without arguments, or with --help, the list of commands is printed. An unknown command ends with exit code 2.
+    """
     console.guard()
     files = commands()
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
@@ -32,12 +35,15 @@ def main() -> None:
     spec = importlib.util.spec_from_file_location("__main__", files[name])
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
-    sys.modules["__main__"] = module  # spawned worker processes look for it
+    sys.modules["__main__"] = module  # multiprocessing looks it up to start a spawned process
     spec.loader.exec_module(module)
 
 
 def commands() -> dict[str, Path]:
-    """The file of each command: the doors, and the scripts, with hyphens for underscores in their names."""
+    """Map the name of each command to its file. The commands are the doors and the files in scripts/.
+
+    In a script's name, hyphens replace underscores. readme_figure.py is no command.
+    """
     scripts = sorted(file for file in (ROOT / "scripts").glob("*.py") if file.stem not in ("__init__", "readme_figure"))
     return {file.stem.replace("_", "-"): file for file in (*(ROOT / f"{door}.py" for door in DOORS), *scripts)}
 
@@ -51,7 +57,10 @@ def own_name(door: str | None = None) -> list[str]:
 
 
 def to_run(file: str) -> str:
-    """How the user starts another door or script: "triptych train" if this command was, else "python train.py"."""
+    """The command that runs `file`, such as "train.py".
+
+    It is "triptych train" if the command `triptych` started this process, and "python train.py" otherwise.
+    """
     is_triptych = sys.argv[0].startswith(PREFIX)
     return PREFIX + Path(file).stem.replace("_", "-") if is_triptych else f"python {file}"
 
@@ -63,7 +72,7 @@ def _usage(files: dict[str, Path]) -> str:
 
 
 def _summary(file: Path) -> str:
-    """The first sentence of a file's docstring, read without running the file."""
+    """The first line of a file's docstring, up to an example in backticks. The file is parsed, but not executed."""
     text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
     return text.partition("\n")[0].partition(": `")[0].rstrip(".")
 

@@ -1,4 +1,4 @@
-"""Run a training script in a process of its own, with signals forwarded; and run one of the runs of a sweep."""
+"""Run a script in a child process and forward signals to it; run one of a sweep's runs and record its status."""
 
 import contextlib
 import json
@@ -25,9 +25,9 @@ from common.files.lock import InUseError
 from common.files.run_folder import Job
 from common.machine import console
 
-STATUS_FOLDER = ".notes"  # in a sweep's folder: a file for each run that is not done, with the reason
-STOP_FILE = ".halt"  # in a sweep's folder while its runs are asked to stop
-POLL_SECONDS = 0.5  # between two checks of the stop file
+STATUS_FOLDER = ".notes"  # in a sweep's folder: holds a file for each run that was refused, failed or was stopped
+STOP_FILE = ".halt"  # in a sweep's folder: exists while the sweep asks its runs to stop
+POLL_SECONDS = 0.5  # from one check of the stop file to the next
 
 
 class ProcessResult(NamedTuple):
@@ -38,9 +38,10 @@ class ProcessResult(NamedTuple):
 
 
 def run_script(script: Path, arguments: Sequence[str], output: Path) -> ProcessResult:
-    """Run a Python script until it exits and append what it prints to `output`.
+    """Run a Python script until it exits. Its standard output and standard error are appended to the file `output`.
 
-    The process gets its own session. Otherwise Ctrl-C would reach it twice, from the terminal and forwarded, and the
+    Signals are forwarded to the script's process (see `forwarded_signals`), which gets a session of its own. In the
+    session of this process, it would receive each Ctrl-C twice, once from the terminal and once forwarded, and the
     second Ctrl-C ends a run without a checkpoint.
     """
     with open(output, "ab") as file:
@@ -52,10 +53,11 @@ def run_script(script: Path, arguments: Sequence[str], output: Path) -> ProcessR
 
 @contextlib.contextmanager
 def forwarded_signals(send: Callable[[int], object]) -> Iterator[list[str]]:
-    """Pass SIGINT, SIGTERM and SIGHUP to `send` inside the context; yields the growing list of their names.
+    """A context in which SIGINT, SIGTERM and SIGHUP are passed to `send` instead of the former handlers.
 
-    Signals that the process ignores (nohup) stay ignored. Outside Python's main thread, which alone can set handlers,
-    no signal is forwarded.
+    Yields a list to which the name of each received signal is appended. A signal that the process ignores, such as
+    SIGHUP under nohup, stays ignored. Python can set signal handlers in its main thread only, so in any other thread no
+    signal is forwarded.
     """
     received: list[str] = []
 
@@ -75,9 +77,10 @@ def forwarded_signals(send: Callable[[int], object]) -> Iterator[list[str]]:
 
 
 class RunStatus(NamedTuple):
-    """The state of a run that is not done, and the reason.
+    """The state of a run that is not done, and the reason in a sentence.
 
-    The state is refused (a user's mistake), failed, stopped, or open (not begun, running or killed).
+    The state is "refused" (a user's mistake), "failed" (any other error), "stopped" (a signal or Ctrl-C), or "open"
+    (not begun, still running, or killed).
     """
 
     state: str
@@ -88,7 +91,7 @@ NO_STATUS = RunStatus("open", "it has not begun, still runs, or was killed.")
 
 
 class SweepJob:
-    """The function that a launcher calls for each run, in the sweep's process or, pickled, in another one."""
+    """The function that a Hydra launcher calls for each run, in the sweep's process or, after pickling, in another."""
 
     def __init__(
         self,
@@ -98,24 +101,28 @@ class SweepJob:
         stop_file: "StopFile | None" = None,
         working_folder: str | None = None,
     ):
-        """Store the job and where its runs take place.
+        """Store the arguments.
 
-        `in_sweep_process`: all runs take place in the sweep's own process. `stop_file`: the file that asks runs in
-        child processes to stop. `working_folder`: the folder of a package that the user trusts; None without such a
-        package.
+        `job`: the function that trains, called with (config, run_dir).
+        `in_sweep_process`: whether all runs take place in the sweep's own process.
+        `stop_file`: the file that asks runs to stop, if they take place in child processes that joblib starts;
+            otherwise None.
+        `working_folder`: the folder to append to sys.path, so that the packages in `trust` can be imported from it;
+            None if the command line has no trust=.
         """
         self.job, self.in_sweep_process, self.stop_file = job, in_sweep_process, stop_file
         self.working_folder = working_folder
 
     def __call__(self, composed: DictConfig) -> float | None:
-        """Run the job in the run's folder; a failure is written to the run's status file instead of raised.
+        """Run the job in the run's folder; returns the goal's value, or None if the run did not finish.
 
-        In the sweep's own process, a signal ends the sweep. In another process, it ends only this run, and no exception
-        is raised: the launcher would kill the other runs while they write checkpoints.
+        An error is not raised, but printed and written to the run's status file. In the sweep's own process, a signal
+        raises Stopped or KeyboardInterrupt, which ends the sweep. In another process, a signal ends only this run, and
+        nothing is raised: after an exception, the launcher would kill the other runs while they write checkpoints.
         """
         if self.working_folder and self.working_folder not in sys.path:
             sys.path.append(self.working_folder)
-        console.guard()  # of a process that a launcher started
+        console.guard()  # a process that a launcher started has unguarded streams
         config = plain_config(composed)
         update_names(config)
         folder = Path(config["run_dir"])
@@ -136,7 +143,7 @@ class SweepJob:
     def _run(self, config: dict[str, Any], folder: Path) -> float | None:
         try:
             return run_folder.run_in(self.job, config, folder)
-        except InUseError as error:  # by another sweep, which writes the run's status
+        except InUseError as error:  # another process holds the run's folder; if it is a sweep, it writes the status
             print(f"{folder}: {error}", file=sys.stderr, flush=True)
         except UserError as error:
             _write_status(folder, RunStatus("refused", str(error)))
@@ -148,13 +155,16 @@ class SweepJob:
 
 
 class StopFile(NamedTuple):
-    """Tells a sweep's child processes to stop, when the file exists or when the sweep's process is gone."""
+    """A request to a sweep's child processes to stop.
+
+    It is made when the file `path` appears, or when the sweep's process, whose id is `sweep_pid`, ends.
+    """
 
     path: Path
     sweep_pid: int
 
     def stop_requested(self) -> bool:
-        """Whether this process, a child of the sweep's, must stop."""
+        """Whether this process, a child of the sweep's process, must stop."""
         return self.path.exists() or self.is_orphaned()
 
     def is_orphaned(self) -> bool:
@@ -167,10 +177,11 @@ StopFileContext = contextlib.AbstractContextManager[tuple[StopFile | None, list[
 
 @contextlib.contextmanager
 def signals_to_stop_file(sweep: Path) -> Iterator[tuple[StopFile, list[str]]]:
-    """Turn signals to a sweep into a file that its child processes poll; yields the file and the names of signals.
+    """A context in which a signal to the sweep's process creates the stop file, which its child processes poll.
 
-    Ctrl-C in a terminal and `kill` then have the same effect: each run writes a checkpoint, and the sweep waits for all
-    of them. A second Ctrl-C stops everything at once.
+    Yields the stop file and the growing list of the received signals' names. Ctrl-C in a terminal and `kill` therefore
+    have the same effect: each run writes a checkpoint, and the sweep waits for all of them. A second Ctrl-C raises
+    KeyboardInterrupt, which ends the sweep at once.
     """
     stop_file = StopFile(sweep / STOP_FILE, os.getpid())
     stop_file.path.unlink(missing_ok=True)  # left by a sweep that was killed
@@ -196,17 +207,17 @@ def signals_to_stop_file(sweep: Path) -> Iterator[tuple[StopFile, list[str]]]:
 
 @contextlib.contextmanager
 def _stopped_by(stop_file: StopFile) -> Iterator[None]:
-    """Once `stop_file` requests a stop, interrupt the run inside the context as SIGTERM would.
+    """A context in which a request by `stop_file` interrupts the run, as SIGTERM would.
 
-    A terminal sends Ctrl-C to this process, too, perhaps before the run has set its handlers. Ctrl-C is therefore
-    ignored here; the sweep's process turns it into the stop file.
+    Ctrl-C is ignored in this context. A terminal sends it to this process as well as to the sweep's process, perhaps
+    before the run has set its handlers. The sweep's process turns it into the stop file.
     """
     finished = threading.Event()
 
     def watch() -> None:
         while not finished.wait(POLL_SECONDS):
             if stop_file.stop_requested():
-                interrupt_main(signal.SIGTERM)  # does nothing until the run has set its handler
+                interrupt_main(signal.SIGTERM)  # has no effect until the run has set its handler
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=watch, daemon=True).start()
@@ -222,12 +233,12 @@ def clear_status(folder: Path) -> None:
 
 
 def statuses_in(sweep: Path) -> dict[Path, RunStatus]:
-    """The statuses of a sweep's runs: folder of the run -> status."""
+    """Map the folder of each run that has a status file in the folder `sweep` to its status."""
     return {sweep / file.stem: status_of(sweep / file.stem) for file in sorted((sweep / STATUS_FOLDER).glob("*.json"))}
 
 
 def status_of(folder: Path) -> RunStatus:
-    """The status of an unfinished run in `folder`; NO_STATUS if there is no readable status file."""
+    """The status of the unfinished run in `folder`; NO_STATUS if it has no readable status file."""
     try:
         return RunStatus(**json.loads(_status_file(folder).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -236,7 +247,7 @@ def status_of(folder: Path) -> RunStatus:
 
 def _write_status(folder: Path, status: RunStatus) -> None:
     file = _status_file(folder)
-    with contextlib.suppress(OSError):  # a full disk; the reason is printed, too, and the other runs go on
+    with contextlib.suppress(OSError):  # a full disk, for instance, must not end the other runs
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, json.dumps(status._asdict(), ensure_ascii=False))
 

@@ -1,8 +1,15 @@
 """The command line of the doors train.py, evaluate.py and predict.py: help, config, run folder, sweeps and exit code.
 
-Exit codes: 0 for success; 1 for a defect, with its traceback, or if some inputs got no answer; 2 for a user's mistake,
-in one sentence; 130 for Ctrl-C; 143 for any other signal that stops the process. The config is checked before a folder
-is created and before the job imports torch.
+The exit codes are:
+
+- 0 for success;
+- 1 for a defect of the program, which prints a traceback; for inputs of predict.py that got no answer; and for a sweep
+  with failed or unfinished runs;
+- 2 for a user's mistake, which one sentence explains, and if standard output could not be written;
+- 130 for Ctrl-C;
+- 143 if training was stopped by any other signal.
+
+The config is checked before a folder is created and before the job is called, which imports torch.
 """
 
 import os
@@ -51,18 +58,19 @@ TRAIN_OPTIONS = """\
 
 
 def launch(job: Job, door: str, base: ConfigReader | None = None, arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run `job` with the command line's config and exit with its exit code.
+    """Run `job` with the config that the command line describes, then exit.
 
-    The job of train.py is called with (config, run_dir); run_dir is None on ranks above 0, to which rank 0 broadcasts
-    it later. The jobs of other doors are called with (config), which is composed on top of the config that `base` reads
-    from checkpoint=FILE.
+    The job of train.py is called with (config, run_dir). On ranks above 0, run_dir is None; rank 0 broadcasts it to
+    them later. The jobs of the other doors are called with (config). Their config is the one stored in checkpoint=FILE,
+    with the overrides of the command line; `base` reads it from the file. `arguments` is the command line, by default
+    sys.argv[1:].
     """
     console.guard()
     process, started, folder = torchrun.Process(), False, None
     try:
         process = torchrun.this_process(os.environ)
         command = Command(door, sys.argv[1:] if arguments is None else arguments, base)
-        one_run = "hydra/launcher" not in command.keys  # joblib divides the cores between runs itself
+        one_run = "hydra/launcher" not in command.keys  # joblib itself divides the cores between its runs
         os.environ.update(threads.missing_settings(os.environ, count=one_run))  # before torch is imported
         if command.flags.help:
             print(_usage(door), end="")
@@ -85,7 +93,7 @@ def launch(job: Job, door: str, base: ConfigReader | None = None, arguments: Seq
         folder = run_folder.choose(composed) if process.rank == 0 else None
         run_folder.run_in(job, composed.config, folder)
     except UserError as error:
-        if started or process.is_local_main:  # before the start, all ranks have the same error
+        if started or process.is_local_main:  # before the start, all ranks raise the same error
             sentence = names.printable(str(error))
             print(f"rank {process.rank}: {sentence}" if process.rank else sentence, file=sys.stderr)
         sys.exit(2)
@@ -105,7 +113,7 @@ def launch(job: Job, door: str, base: ConfigReader | None = None, arguments: Seq
 
 
 def _resume_line(command: Command, folder: Path) -> str:
-    """The command that resumes a run: the one that started it, with run_dir= and resume=auto."""
+    """A line with the command that resumes a run: the command that started it, plus run_dir= and resume=auto."""
     added = {"run_dir": f"run_dir={folder}", "resume": "resume=auto"}
     arguments = [*command.arguments, *(argument for key, argument in added.items() if key not in command.keys)]
     distributed = torchrun.this_process(os.environ).world_size > 1
@@ -125,7 +133,7 @@ def _exit(code: int) -> NoReturn:
 
 
 def _usage(door: str) -> str:
-    """The help text: the choices in each group, and the door's yaml file with its comments."""
+    """The help text of a door: the choices in each group, the keys in the door's yaml file, and the options."""
     keys = (CONFIGS / f"{door}.yaml").read_text(encoding="utf-8").partition("\n\n")[2]
     sections = {"groups": "\n".join(f"  {group}: {', '.join(choices_of(group))}" for group in GROUPS)}
     sections["keys"] = "\n".join(f"  {line}" for line in keys.splitlines())
@@ -134,9 +142,10 @@ def _usage(door: str) -> str:
 
 
 def _prediction_options() -> str:
-    """The section task.predict of each model's yaml file, if there is one, with its comments.
+    """The options of prediction: the section task.predict of each model's yaml file that has one, with its comments.
 
-    An option with the name of a key of predict.py (seed) is shown by its full name, because its short name is that key.
+    An option with the same name as a key of predict.py, such as seed, is shown by its full name, task.predict.seed,
+    because its short name means the key of predict.py.
     """
     section_pattern = re.compile(r"^task:\n(?:  .*\n)*?  predict:\n((?:    .*\n)+)", re.M)
     door_keys = "|".join(DOOR_KEYS["predict"])

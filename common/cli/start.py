@@ -1,6 +1,7 @@
-"""Start a door or a script. Ctrl-C ends it in one line, also while the modules that its work needs are being imported.
+"""Start a door or a script. Ctrl-C prints one line instead of a traceback, even while slow modules are being imported.
 
-This module imports nothing that takes time: the command line of the doors (Hydra) takes a third of a second.
+Modules that are slow to import are imported in the functions, inside their `try` blocks. Hydra, which the command line
+of the doors uses, takes a third of a second.
 """
 
 import sys
@@ -14,7 +15,10 @@ if TYPE_CHECKING:
 
 
 def door(job: "Job", name: str, base: "ConfigReader | None" = None, arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the door `name`, whose work is `job`, with the command line's config, and exit (`common.cli.main.launch`)."""
+    """Run `job`, which does the work of the door `name`, with the config that the command line describes, then exit.
+
+    `base` and `arguments` are those of `common.cli.main.launch`.
+    """
     try:
         from common.cli import main
 
@@ -24,9 +28,10 @@ def door(job: "Job", name: str, base: "ConfigReader | None" = None, arguments: S
 
 
 def script(main: Callable[[], int]) -> NoReturn:
-    """Run a script's `main` and exit with the code that it returns; 2 if what it printed could not be written.
+    """Call a script's function `main` and exit with the code that it returns.
 
-    A path or a limit that the operating system refuses is reported in one sentence, with exit code 2.
+    The exit code is 2 instead of 0 if standard output could not be written. An OSError about a path or a limit of the
+    operating system is reported in one sentence, with exit code 2.
     """
     try:
         from common.files import names
@@ -45,7 +50,7 @@ def script(main: Callable[[], int]) -> NoReturn:
 
 
 def triptych() -> None:
-    """Run the command `triptych`."""
+    """Run the command `triptych` (common/cli/command.py); this is the entry point of the installed package."""
     try:
         from common.cli import command
 
@@ -55,7 +60,10 @@ def triptych() -> None:
 
 
 def stored_config(file: Path) -> dict[str, Any]:
-    """Read the config inside a checkpoint. This imports torch, and so takes place after the command line is parsed."""
+    """Read the config stored in a checkpoint; empty for a file of another program.
+
+    This function imports torch, which is slow. So the doors call it only after the command line is parsed.
+    """
     from common.train import assembly
 
     return assembly.stored_config(file)

@@ -1,4 +1,7 @@
-"""Sweeps (`-m`): a run for each combination of values, started by any of Hydra's launchers; a sweep can be resumed."""
+"""Sweeps (`-m`): one run for each combination of values, started by one of Hydra's launchers.
+
+A sweep that was interrupted can be resumed.
+"""
 
 import contextlib
 import itertools
@@ -35,13 +38,17 @@ from common.files.run_folder import Job
 from common.files.table import table
 from common.machine import torchrun
 
-OPTIONAL_LAUNCHERS = ("joblib", "submitit_local", "submitit_slurm")  # in packages of their own
-MAX_NAME_LENGTH = 80  # characters of a folder's name before the hash
-RESERVED_KEYS = ("hydra.sweep.", "hydra.sweeper", "hydra/sweeper", "hydra.mode")  # Hydra's keys that this module sets
+OPTIONAL_LAUNCHERS = ("joblib", "submitit_local", "submitit_slurm")  # installed by the extra `sweeps`
+MAX_NAME_LENGTH = 80  # characters of a folder's name before the fingerprint
+RESERVED_KEYS = ("hydra.sweep.", "hydra.sweeper", "hydra/sweeper", "hydra.mode")  # Hydra's keys that a user may not set
 
 
 class Combination(NamedTuple):
-    """One run of a sweep: its overrides, its config's fingerprint, its folder's name, and the config's sweep_dir."""
+    """One run of a sweep.
+
+    It consists of the run's overrides, the fingerprint of its config, the readable part of its folder's name, and the
+    value of sweep_dir (None if it is not set).
+    """
 
     overrides: list[str]
     fingerprint: str
@@ -50,11 +57,12 @@ class Combination(NamedTuple):
 
 
 def sweep(job: Job, command: Command) -> int:
-    """Run `job` for every combination that is not done; returns the exit code.
+    """Run `job` for every combination of values whose run is not done; returns the exit code, as `_report` does.
 
-    All combinations are checked before the first run. Each run has its own folder in the sweep's folder, where it
-    starts or resumes unless it is already done; so the same command with sweep_dir=FOLDER resumes the sweep. A run that
-    fails does not stop the others. Results are read from the disk, since runs may be on other machines.
+    All combinations are checked before the first run. Each run has a folder of its own in the sweep's folder. A run
+    that is done is skipped; one that was interrupted is resumed. So the same command with sweep_dir=FOLDER resumes the
+    sweep. A run that fails does not stop the others. Results are read from the disk, because runs may take place on
+    other machines.
     """
     _refuse_conflicting_options(command)
     combinations = _distinct(_combinations(command))
@@ -66,15 +74,16 @@ def sweep(job: Job, command: Command) -> int:
     resume_line = f"To resume: {shell_command(_line(command, folder))}"
     for _, run in todo:
         clear_status(run)
-    # Set for each run, because a whole config (--config-name) may hold other values, which are ignored.
+    # The file of --config-name may hold other values of these two keys. They are ignored, because only the command line
+    # may set these keys. So each run gets the defaults as overrides.
     defaults = {"trust": "trust=[]", "check_memory": "++check_memory=true"}
     added = ["resume=auto", *(line for key, line in defaults.items() if key not in command.keys)]
     lines = [[*combination.overrides, *added, f"run_dir={quoted(str(run))}"] for combination, run in todo]
     try:
         if lines:
             _launch(job, command, folder, lines)
-    except Exception as error:  # from the launcher; errors of runs are caught in their processes
-        reason = str(error).partition("\n")[0]  # submitit appends a whole log
+    except Exception as error:  # an error of the launcher; `SweepJob` catches those of runs
+        reason = str(error).partition("\n")[0]  # submitit appends a whole log to its message
         print(f"The launcher failed: {type(error).__name__}: {reason}", file=sys.stderr)
     except BaseException:
         print(resume_line, file=sys.stderr)
@@ -103,9 +112,11 @@ def _refuse_conflicting_options(command: Command) -> None:
 
 
 def _combinations(command: Command) -> Iterator[Combination]:
-    """Compose and check every combination of values; raises UserError at the first mistake.
+    """Compose and check the config of every combination of values, and yield the combinations.
 
-    The name of a run's folder contains the swept values (detr-seed_1-lr_0.0002) that can stand in a file's name.
+    Raises UserError at the first mistake. A run folder is named by the swept keys and values, as in
+    detr-seed_1-lr_0.0002. A value that contains other characters than letters, digits and _ . + - is left out of the
+    name.
     """
     settings, values, swept = [], [], []
     for override in command.parse(command.overrides):
@@ -132,13 +143,17 @@ def _combinations(command: Command) -> Iterator[Combination]:
 
 
 def _own_settings(settings: list[str]) -> dict[str, Any]:
-    """Hydra's settings as composed from the command line alone, without the files of --config-dir."""
+    """Hydra's settings as composed from the overrides `settings` alone, without the files of --config-dir."""
     typed = [text for text in settings if not text.startswith("hydra.searchpath=")]
     return hydra_settings(_compose_settings(Command("train", []), typed))
 
 
 def _refuse_foreign_settings(settings: dict[str, Any], own: dict[str, Any], command: Command) -> None:
-    """Raise UserError if files of --config-dir change Hydra's settings, some of which Hydra executes."""
+    """Raise UserError if the files of --config-dir change Hydra's settings.
+
+    Some of these settings name classes that Hydra constructs. `settings` are composed with the files, `own` without
+    them.
+    """
     changed = sorted(key for key in {**settings, **own} if settings.get(key) != own.get(key))
     if changed:
         raise UserError(
@@ -148,7 +163,7 @@ def _refuse_foreign_settings(settings: dict[str, Any], own: dict[str, Any], comm
 
 
 def _distinct(combinations: Iterator[Combination]) -> list[Combination]:
-    """Keep the first combination with each fingerprint; prints a line for every other one."""
+    """Drop each combination that has the fingerprint of an earlier one; prints a line for each that is dropped."""
     distinct: dict[str, Combination] = {}
     for number, combination in enumerate(combinations, 1):
         first = distinct.setdefault(combination.fingerprint, combination)
@@ -159,7 +174,7 @@ def _distinct(combinations: Iterator[Combination]) -> list[Combination]:
 
 
 def _name(composed: Composed, swept: list[str]) -> str:
-    """The readable part of a folder's name: letters, digits and _ . + - only."""
+    """The readable part of a run folder's name, which consists of letters, digits and _ . + - only."""
     choices, values = composed.choices, flatten(composed.config)
     parts = [choices.get("experiment") or choices.get("model") or "run"]
     for key in swept:
@@ -171,13 +186,16 @@ def _name(composed: Composed, swept: list[str]) -> str:
 
 
 def _folder(sweep: Path, combination: Combination) -> Path:
-    """The folder of a combination: an existing folder whose name ends with its fingerprint, or else a new one."""
+    """The path of a combination's folder: an existing one whose name ends with the fingerprint, else a new one."""
     existing = sorted(sweep.glob(f"*-{combination.fingerprint}"))
     return existing[0] if existing else sweep / f"{combination.name}-{combination.fingerprint}"
 
 
 def _compose_settings(command: Command, settings: list[str]) -> DictConfig:
-    """Compose the config with `settings`, overrides of Hydra's own keys such as the launcher; raises UserError."""
+    """Compose the config with `settings`, which are overrides of Hydra's own keys, such as hydra/launcher.
+
+    Raises UserError for a setting that does not exist or has a wrong value, and for a launcher that is not installed.
+    """
     try:
         with command.initialised():
             engine = GlobalHydra.instance().hydra
@@ -194,9 +212,10 @@ def _compose_settings(command: Command, settings: list[str]) -> DictConfig:
 
 
 def _launch(job: Job, command: Command, folder: Path, lines: list[list[str]]) -> None:
-    """Hand the runs to the launcher that the command line chose and wait for it.
+    """Launch the runs with the launcher that the command line chose, and wait until it returns.
 
-    Hydra's launchers accept any list of runs. Hydra's sweeper is not used, since it would launch finished runs again.
+    `lines` holds the overrides of each run. Hydra's sweeper would launch finished runs again; it is bypassed by handing
+    the launcher this list. Raises Stopped if a signal arrived while joblib's runs took place.
     """
     sweep_settings = {"sweep.dir": quoted(str(folder)), "sweep.subdir": ".", "output_subdir": "null"}
     settings = ["hydra/job_logging=none", *(f"hydra.{key}={value}" for key, value in sweep_settings.items())]
@@ -219,7 +238,7 @@ def _launch(job: Job, command: Command, folder: Path, lines: list[list[str]]) ->
 
 
 class _Callbacks(Callback):
-    """The callbacks that the command line sets in hydra.callbacks, which are called for each run."""
+    """The callbacks in the command line's hydra.callbacks. Each is called at the start and at the end of each run."""
 
     def __init__(self, config: DictConfig):
         self.all = [instantiate(callback) for callback in (config.hydra.callbacks or {}).values()]
@@ -235,7 +254,10 @@ class _Callbacks(Callback):
 
 @contextlib.contextmanager
 def _importable_elsewhere() -> Iterator[None]:
-    """Let the processes that a launcher starts import the project, and nothing from the working folder."""
+    """A context whose environment lets processes of a launcher import the project, and nothing from the working folder.
+
+    In the child process, `SweepJob` adds the working folder again if the user trusts a package in it.
+    """
     names = ("PYTHONPATH", "PYTHONSAFEPATH")
     before = {name: os.environ[name] for name in names if name in os.environ}
     paths = [str(CONFIGS.parent), before.get("PYTHONPATH")]
@@ -254,7 +276,7 @@ def _line(command: Command, folder: Path) -> list[str]:
 
 
 def _report(sweep: Path, runs: list[Path]) -> int:
-    """Print the state of each run; returns 0 if all are done, 2 if all others were refused, else 1."""
+    """Print the state of each run; returns 0 if all are done, 2 if every unfinished run was refused, else 1."""
     rows, failures, codes = [], [], set()
     goals = {str(results.get("goal")) for run in runs if (results := _results(run))}
     for run in runs:

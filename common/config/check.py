@@ -1,6 +1,7 @@
 """Check a config against the constructors that it names, and construct objects from it.
 
-A constructor's signature is the schema of its config keys; their values stand in the yaml files of configs/.
+A constructor's parameters are the keys of its config section, and their annotations are the types of the values. The
+default values are in the yaml files of configs/.
 """
 
 import dataclasses
@@ -26,7 +27,7 @@ FIXED_CLASSES = {  # sections whose class is always the same
 }
 _ALL_DOORS: dict[str, Any] = {"seed": Seed, "trust": list[str], "check_memory": bool, "cache_dir": str}
 _WITH_CHECKPOINT = {**_ALL_DOORS, "checkpoint": str, "weights": Literal["auto", "ema", "raw"]}
-DOOR_KEYS: dict[str, dict[str, Any]] = {  # the keys of each program that belong to no section
+DOOR_KEYS: dict[str, dict[str, Any]] = {  # the top-level keys of each door that are no sections
     "train": {
         **_ALL_DOORS,
         "run_dir": str | None,
@@ -41,10 +42,11 @@ DOOR_KEYS: dict[str, dict[str, Any]] = {  # the keys of each program that belong
 
 
 def check(config: dict[str, Any], trust: Sequence[str], door: str = "train") -> None:
-    """Compare a resolved config with the constructors that it names; raises UserError at the first mistake.
+    """Check a resolved config against the constructors that it names; raises UserError at the first mistake.
 
-    `trust` lists packages of the user's own whose classes `_target_` may name. The list must come from the user, never
-    from a checkpoint.
+    `door` is train, evaluate or predict, and decides which top-level keys are expected. `trust` lists the user's own
+    packages: `_target_` may name classes of these as well as classes of the wings. The list must come from the user,
+    never from a checkpoint.
     """
     keys = DOOR_KEYS[door]
     expected = (*keys, *TARGET_SECTIONS, *FIXED_CLASSES)
@@ -55,7 +57,7 @@ def check(config: dict[str, Any], trust: Sequence[str], door: str = "train") -> 
         if key not in config:
             raise UserError(f"{key} is missing from the config; {door}.py needs it.")
     for key, annotation in keys.items():
-        empty = config[key] == "" and annotation is str  # input=$FILE, FILE unset; Path("") is the working folder
+        empty = config[key] == "" and annotation is str  # as with input=$FILE if FILE is unset; Path("") is "."
         _raise_if(_mistake("???" if empty else config[key], annotation, key))
     targets = {key: _target(config[key], key, trust) for key in TARGET_SECTIONS}
     _refuse_mixed_wings(targets)
@@ -72,15 +74,15 @@ def check(config: dict[str, Any], trust: Sequence[str], door: str = "train") -> 
 
 
 def build(section: Mapping[str, Any], **handed_in: Any) -> Any:
-    """Import the class that a checked section names as `_target_`, and construct it."""
+    """Import the class that a checked section names as `_target_`; construct it from the other keys and `handed_in`."""
     keys = {key: value for key, value in section.items() if key != "_target_"}
     return construct(_class(section["_target_"]), keys, **handed_in)
 
 
 def build_model(section: Mapping[str, Any], task: Any) -> Any:
-    """Build the model that a checked section names, with the arguments that the task has for a model.
+    """Build the model that a checked section names, from its keys and the arguments of `task.model_arguments()`.
 
-    An argument in the task's `offered` is passed only if the model's constructor has a parameter of that name.
+    An argument whose name is in `task.offered` is passed only if the model's constructor has a parameter of that name.
     """
     parameters = inspect.signature(_class(section["_target_"])).parameters
     arguments = task.model_arguments()
@@ -96,7 +98,10 @@ def _class(path: str) -> type:
 
 
 def construct(cls: type, section: Mapping[str, Any], **handed_in: Any) -> Any:
-    """Construct `cls` from a checked section; nested keys become the dataclasses that the annotations name."""
+    """Construct `cls` from the keys of a checked section and the arguments `handed_in`.
+
+    A nested section becomes an instance of the dataclass that the constructor's annotation names.
+    """
     owner = next(base for base in cls.__mro__ if "__init__" in vars(base))
     annotated = owner if "__dataclass_fields__" in vars(owner) else vars(owner)["__init__"]
     hints = typing.get_type_hints(annotated, include_extras=True)
@@ -104,7 +109,10 @@ def construct(cls: type, section: Mapping[str, Any], **handed_in: Any) -> Any:
 
 
 def did_you_mean(word: str, words: Iterable[str]) -> str:
-    """End a sentence about an unknown word: name the closest of `words`, or all if none is close and they are few."""
+    """Return the end of a sentence about an unknown word.
+
+    It suggests the closest of `words`. If none is close, it lists all of them, provided that there are at most 24.
+    """
     words = sorted(set(words))
     closest = difflib.get_close_matches(word, words, n=1) or [full for full in words if full.endswith(f".{word}")]
     if closest:
@@ -118,7 +126,10 @@ def _raise_if(mistake: str | None) -> None:
 
 
 def _read(path: str, where: str) -> type[Options]:
-    """Read the class at `path` from its source; if there is none, raises a UserError that begins with `where`."""
+    """Read the signature of the class `path` (package.module.Class) from its source.
+
+    Raises UserError, with a text that begins with `where`, if there is no such module or class.
+    """
     module, _, name = path.rpartition(".")
     file = module_file(module)
     if file is None:
@@ -130,9 +141,10 @@ def _read(path: str, where: str) -> type[Options]:
 
 
 def _target(section: Any, key: str, trust: Sequence[str]) -> type[Options]:
-    """Read the class that a section names; its definition must be in detr, vit, seq2seq or a package in `trust`.
+    """Read the signature of the class that a section's `_target_` names.
 
-    It is not enough that the path begins with one of these, as detr.models.detector.torch.os.system does.
+    Raises UserError unless the class is defined in a module of detr, vit, seq2seq or a package in `trust`. A path that
+    only begins with one of these names is refused: detr.models.detector.torch.os.system is `os.system`.
     """
     path = section.get("_target_") if isinstance(section, dict) else None
     if not isinstance(path, str) or "." not in path:
@@ -146,7 +158,7 @@ def _target(section: Any, key: str, trust: Sequence[str]) -> type[Options]:
 
 
 def _handed_in(task: type[Options], model: type[Options]) -> dict[str, str]:
-    """The names of arguments that the task passes to the model -> the reason why they are not config keys."""
+    """Map the name of each argument that the task passes to the model to the reason why it is no config key."""
     offered = [name for name in task.offered if name in model.fields]
     return dict.fromkeys([*task.handed_on, *offered], f"the data decide it, by {task.path}.model_arguments")
 
@@ -164,9 +176,10 @@ def _refuse_mixed_wings(targets: dict[str, type[Options]]) -> None:
 def _section_mistake(
     section: dict[str, Any], options: type[Options], where: str, handed_in: dict[str, str]
 ) -> str | None:
-    """The first mistake in a section's keys or values, or None.
+    """Describe the first mistake in a section's keys or values; None if there is none.
 
-    `handed_in`: arguments of a plain type that the program passes to the constructor -> why they are no config keys.
+    `handed_in` maps the names of arguments that the program passes to the constructor, although their types are plain,
+    to the reason why they are no config keys. `where` is the section's full key.
     """
     fields = options.fields
     names = [key for key, field in fields.items() if field.annotation is not None and key not in handed_in]
@@ -191,7 +204,7 @@ def _section_mistake(
 
 
 def _mistake(value: Any, annotation: Any, key: str) -> str | None:
-    """The mistake in `value`, as one sentence that begins with the full key, or None."""
+    """Describe the first mistake in `value` in a sentence that begins with its full key; None if there is none."""
     kind, inner = typing.get_origin(annotation), typing.get_args(annotation)
     parts: list[tuple[Any, Any, str]] | None = None  # (value, annotation, key) of each part of a container
     if value == "???":
@@ -223,7 +236,10 @@ def _mistake(value: Any, annotation: Any, key: str) -> str | None:
 
 
 def _fits(value: Any, annotation: Any) -> bool:
-    """Whether `value` has the plain type `annotation`: text and booleans are no numbers, and 64.0 is no integer."""
+    """Whether `value` has the type `annotation`, which is a plain type, a Literal or a type with a range.
+
+    Text and booleans are no numbers, and 64.0 is no integer. An integer is also a float.
+    """
     kind, inner = typing.get_origin(annotation), typing.get_args(annotation)
     if kind is Annotated:
         ranges = [part for part in inner[1:] if isinstance(part, Range)]
@@ -236,7 +252,10 @@ def _fits(value: Any, annotation: Any) -> bool:
 
 
 def _convert(value: Any, hint: Any) -> Any:
-    """Convert a checked value to the constructor's type: nested keys to dataclasses, and lists to tuples."""
+    """Convert a checked value to the type `hint` of the constructor's parameter.
+
+    A nested section becomes a dataclass. A list becomes a tuple and an integer a float if that is the parameter's type.
+    """
     kind, inner = typing.get_origin(hint), typing.get_args(hint)
     if kind is Annotated:
         return _convert(value, inner[0])
@@ -251,7 +270,8 @@ def _convert(value: Any, hint: Any) -> Any:
     if kind in (list, tuple):
         kinds = inner[:1] * len(value) if kind is list or inner[1:] == (Ellipsis,) else inner
         return kind(_convert(item, kinds[i]) for i, item in enumerate(value))
-    return float(value) if hint is float and type(value) is int else value  # PyTorch refuses betas such as (0, 0.99)
+    # PyTorch refuses betas of two types, such as (0, 0.99).
+    return float(value) if hint is float and type(value) is int else value
 
 
 def _hint_form(hint: Any) -> str:

@@ -1,4 +1,4 @@
-"""Which choice of a group has a key that the present choice lacks."""
+"""Find the choices of a config group that have a key which the chosen one lacks."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,9 +11,11 @@ from common.config.schema import WINGS
 
 
 def choices_with(key: str, config: dict[str, Any], files: Sequence[Path]) -> list[str]:
-    """Which choices of the key's group have the key, and a class of the same wing as the section in `config`.
+    """The choices of a key's group that have this key and name a class of the same wing as the present choice.
 
-    `files` are the yaml files of the group's choices; returns the names of those that fit.
+    The group is the first part of the full `key`. `config` holds the section of the present choice. `files` are the
+    yaml files of the group's choices; a choice has the name of its file. The list is empty if the class of the present
+    choice belongs to no wing.
     """
     group, _, name = key.partition(".")
     wing = _wing(config.get(group))

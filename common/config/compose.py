@@ -1,4 +1,7 @@
-"""Compose a config from a command line in Hydra's grammar. Paths need no quotes; errors are one sentence."""
+"""Compose a config from a command line in Hydra's grammar.
+
+Unlike in Hydra, paths need no quotes, and each error is reported in one sentence.
+"""
 
 import os
 import re
@@ -30,25 +33,26 @@ from common.errors import UserError
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 GROUPS = ("model", "data", "optimizer", "schedule", "trainer", "experiment")
 TRAINING_ONLY = {"trainer.eval_samples", "trainer.patience", "trainer.log"}  # keys without effect in the other doors
-# Hydra 1.4 deprecates version_base, and replaces a stored config only with `replace`; 1.3 always replaces it.
+# Hydra 1.4 deprecates `version_base`, and its ConfigStore replaces a stored config only with `replace=True`. That of
+# Hydra 1.3 always replaces it.
 _HYDRA_1_3 = hydra.__version__.startswith("1.3.")
 _VERSION: dict[str, Any] = {"version_base": "1.3"} if _HYDRA_1_3 else {}
 _REPLACE: dict[str, Any] = {} if _HYDRA_1_3 else {"replace": True}
 
-ConfigReader = Callable[[Path], dict[str, Any]]  # reads a checkpoint's config; {} when it has none
+ConfigReader = Callable[[Path], dict[str, Any]]  # reads a checkpoint's config; {} if it has none
 
 
 class Composed(NamedTuple):
-    """A config in plain types, the choice in each group, and notices on updated names and on what is ignored."""
+    """The config that a command line describes, and what the user should know about it."""
 
-    config: dict[str, Any]
-    choices: dict[str, str]
-    notices: list[str]
-    settings: dict[str, Any]  # Hydra's own, by foreign.hydra_settings
+    config: dict[str, Any]  # in plain types
+    choices: dict[str, str]  # group -> the name of its choice
+    notices: list[str]  # sentences on updated names and on parts that are ignored
+    settings: dict[str, Any]  # Hydra's own settings, as `foreign.hydra_settings` returns them
 
 
 def configure(door: str, arguments: Sequence[str], base: ConfigReader | None = None) -> dict[str, Any]:
-    """Return the checked config of a command line, for use from Python; raises UserError."""
+    """Compose the config of a command line, check it and return it, for use from Python; raises UserError."""
     command = Command(door, arguments, base)
     command.prepare()
     return command.checked().config
@@ -58,7 +62,11 @@ class Command:
     """The command line of a door (train, evaluate or predict): flags, and overrides in the form that Hydra reads."""
 
     def __init__(self, door: str, arguments: Sequence[str], base: ConfigReader | None = None, sweep: bool = False):
-        """Parse the flags and quote paths. In a sweep (`sweep` or -m), a comma separates values, also paths."""
+        """Parse the flags, and quote the paths in the overrides.
+
+        In a sweep (`sweep`, or -m among the `arguments`), a comma separates the values of a key, even if they are
+        paths. `base` reads the config of the file in checkpoint=; None for train.py.
+        """
         self.door, self.base, self.arguments = door, base, arguments
         self.flags = parse_flags(arguments)
         self.config_name, self.folder = self.flags.config_name or door, CONFIGS
@@ -66,11 +74,15 @@ class Command:
         sweep = sweep or self.flags.multirun
         self.overrides = [quote_path(self._full(argument), sweep) for argument in self.flags.overrides]
         self.keys = {_key(argument) for argument in self.overrides}
-        self.notices: list[str] = []  # on what is ignored in the whole config of --config-name
-        self.working_folder = os.getcwd() if "trust" in self.keys else None  # where a trusted package may be
+        self.notices: list[str] = []  # on parts of --config-name's file that are ignored
+        self.working_folder = os.getcwd() if "trust" in self.keys else None  # packages in trust= are imported from it
 
     def prepare(self) -> None:
-        """Let Hydra find the configs in --config-dir and in the checkpoint; raises UserError for a wrong command."""
+        """Register the configs in --config-dir and in the checkpoint with Hydra.
+
+        Raises UserError for keys that exclude each other, for a key that has no effect in this door, and if nothing
+        chooses a model.
+        """
         if {"model", "experiment"} <= self.keys:
             raise UserError("experiment= already chooses the model; give either experiment= or model=.")
         hydra_key = next((key for key in self.keys if key.startswith(("hydra.", "hydra/"))), None)
@@ -98,7 +110,7 @@ class Command:
         self.overrides = stored + self.overrides
 
     def compose(self, overrides: list[str] | None = None) -> Composed:
-        """Compose the config for `overrides`, by default the command line's; raises UserError."""
+        """Compose the config of `overrides`, by default those of the command line, unchecked; raises UserError."""
         overrides = self.overrides if overrides is None else overrides
         for part in self.parse(overrides):
             _refuse_several(part)
@@ -115,19 +127,19 @@ class Command:
             raise UserError(self._sentence(error, overrides)) from error
 
     def checked(self) -> Composed:
-        """Compose the config and check it; raises UserError.
+        """Compose the config of the command line and check it; raises UserError.
 
-        If the data.root of a checkpoint lacks the data, and the data set would write them there, it is replaced by a
-        folder under data/.
+        The `data.root` that is stored in a checkpoint may lack the data on this machine. If the data set would then
+        write them there, `data.root` is replaced by a folder under data/.
         """
         composed = self.compose()
         check(composed.config, composed.config.get("trust") or [], self.door)
         return composed._replace(notices=[*composed.notices, *self._redirect_data(composed.config["data"])])
 
     def _redirect_data(self, section: dict[str, Any]) -> list[str]:
-        """Replace `root` in the data section if it comes from a checkpoint and the data set would write files there.
+        """Replace the data section's `root`, in place, if a checkpoint set it and the data set would write files there.
 
-        Returns a list with a notice, which is empty if nothing is replaced.
+        Returns a list with one notice, or an empty list if nothing is replaced.
         """
         if "data=checkpoint" not in self.overrides or "data.root" in self.keys:
             return []
@@ -141,7 +153,11 @@ class Command:
         return [] if section["root"] == str(root) else [f"{notice}; data.root=FOLDER names another folder."]
 
     def _replace_length(self, config: dict[str, Any]) -> list[str]:
-        """Let trainer.steps= or trainer.epochs= on the command line replace the other one, which a preset may set."""
+        """Reset trainer.epochs to None if the command line sets trainer.steps, and the reverse.
+
+        A yaml file may set the other key, and only one of them may have a value. `config` is changed in place. Returns
+        a list with one notice, or an empty list if nothing is reset.
+        """
         trainer = config.get("trainer")
         for key, replaced in (("steps", "epochs"), ("epochs", "steps")):
             typed = f"trainer.{key}" in self.keys and f"trainer.{replaced}" not in self.keys
@@ -156,7 +172,7 @@ class Command:
         return hydra.initialize_config_dir(config_dir=str(self.folder), job_name=self.door, **_VERSION)
 
     def parse(self, overrides: Sequence[str]) -> list[Override]:
-        """Parse the overrides by Hydra's grammar, including glob() over configs; raises UserError."""
+        """Parse the overrides by Hydra's grammar, which includes glob() over the choices; raises UserError."""
         try:
             with self.initialised():
                 loader = GlobalHydra.instance().config_loader()
@@ -179,7 +195,11 @@ class Command:
         return f"task.predict.{argument}" if short else argument
 
     def _add_folder(self, extra: str | None) -> None:
-        """Let Hydra read the folder of --config-dir, which holds further configs of groups, or a run's whole config."""
+        """Let Hydra also read the configs in the folder `extra` (--config-dir); does nothing if it is None.
+
+        The folder holds further choices of groups, or a whole config, such as a run's config.yaml, which --config-name
+        names.
+        """
         if not extra:
             return
         folder = Path(extra).expanduser().absolute()
@@ -200,9 +220,10 @@ class Command:
         self.overrides.append(f"hydra.searchpath=[{in_quotes(f'file://{folder}')}]")
 
     def _store_base(self) -> list[str]:
-        """Register a checkpoint's config as a choice in each group, and return the overrides that choose it.
+        """Register the config in checkpoint=FILE as a choice of each group, and return the overrides that choose it.
 
-        Overrides of the command line are then applied on top of the checkpoint's config.
+        The command line's own overrides come after these, so they change the checkpoint's config. The list is empty for
+        train.py and for a checkpoint without a config.
         """
         if self.base is None:
             return []
@@ -224,15 +245,15 @@ class Command:
         return [f"{group}=checkpoint" for group in sections if group not in self.keys]
 
     def _checkpoints(self, overrides: list[str]) -> list[str]:
-        """The values of checkpoint= among the overrides; of a sweep, all of them."""
+        """The values of checkpoint= among the overrides. A sweep may give several, which are all returned."""
         values = [part.value() for part in self.parse(overrides) if part.key_or_group == "checkpoint"]
         flat = [item for value in values for item in (value.list if isinstance(value, ChoiceSweep) else [value])]
         return [resolved_text(str(getattr(item, "text", item))) for item in flat if item is not None]
 
     def _with_published(self, overrides: list[str]) -> tuple[list[str], list[str]]:
-        """Put the overrides that checkpoint=NAME implies before `overrides`; returns them all, and notices.
+        """Put the overrides that published weights imply before `overrides`, if checkpoint= names such weights.
 
-        With a whole config (--config-name), no overrides are implied.
+        Returns all overrides, and notices. With --config-name, published weights imply no overrides.
         """
         paths, keys = self._checkpoints(overrides), set(map(_key, overrides))
         weights = published.find(paths[-1]) if paths else None
@@ -243,7 +264,7 @@ class Command:
         return added + overrides, notices
 
     def _sentence(self, error: Exception, overrides: list[str]) -> str:
-        """Turn Hydra's error into one sentence, which suggests the closest valid word for a misspelt one."""
+        """Describe Hydra's error in one sentence, which suggests the closest valid word for a misspelt one."""
         if yaml_files.is_about_text(error):
             return f"a file of --config-dir {self.flags.config_dir} cannot be read ({yaml_files.describe(error)})."
         if isinstance(error, MissingConfigException) and error.missing_cfg_file:
@@ -271,7 +292,10 @@ class Command:
 
 
 def plain_config(composed: DictConfig) -> dict[str, Any]:
-    """Convert a config to plain types, without Hydra's part; interpolations are resolved, `~` in paths is expanded."""
+    """Convert a composed config to plain types, without Hydra's section.
+
+    Interpolations are resolved, and `~` in paths is expanded.
+    """
     own = OmegaConf.masked_copy(composed, [str(name) for name in composed if name != "hydra"])
     config = expand_paths(OmegaConf.to_container(own, resolve=True))
     assert isinstance(config, dict)
@@ -279,12 +303,12 @@ def plain_config(composed: DictConfig) -> dict[str, Any]:
 
 
 def choices_of(group: str) -> list[str]:
-    """The choices in a group, which are the names of its yaml files."""
+    """The names of the choices in a group, which are the names of its yaml files."""
     return sorted(file.stem for file in (CONFIGS / group).glob("*.yaml"))
 
 
 def _refuse_several(part: Override) -> None:
-    """Raise UserError for an override with several values, and for a group whose choice is not a single name."""
+    """Raise UserError for an override with several values, and for a group that is given no single name."""
     key, line = part.key_or_group, str(part.input_line)
     if part.is_sweep_override():
         raise UserError(f"{line}: several values are a sweep, which needs -m; a list is written [a,b].")

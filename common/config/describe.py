@@ -1,4 +1,4 @@
-"""Types and values of config keys in words, for sentences about mistakes."""
+"""Describe the types and values of config keys in words, for error messages."""
 
 import json
 import typing
@@ -8,13 +8,14 @@ from typing import Annotated, Any, Literal, Union
 from common.config.schema import Options
 from common.types import MAX_COUNT, Range
 
-MAX_LENGTH = 120  # characters of a value in a sentence
+MAX_LENGTH = 120  # characters of a value that a sentence shows in full
 
 
 def describe_type(annotation: Any, large: bool = False) -> str:
     """Describe a type in words, for the end of "expected ...".
 
-    Very high upper limits (MAX_COUNT or more, and 64 bits for whole numbers) are left out unless `large` is True.
+    Upper limits of MAX_COUNT or more, and the 64 bits of integers, are mentioned only if `large` is True, which callers
+    set for a very large value.
     """
     kind, inner = typing.get_origin(annotation), typing.get_args(annotation)
     if kind is Annotated:
@@ -49,11 +50,11 @@ def _plain(number: float) -> str:
 
 
 def show_value(value: Any) -> str:
-    """Write a value as the user would; text that would be read as another type is put in quotes."""
+    """Write a value as the user would type it. Text that would be read as another type is put in quotes."""
     looks_plain = isinstance(value, str) and not value[:1].isdigit() and value not in ("", "true", "false", "null")
     return value if looks_plain else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def shorten(text: str) -> str:
-    """Cut the middle out of a text that is too long for a sentence."""
+    """Replace the middle of a text by three dots if it has more than MAX_LENGTH characters."""
     return text if len(text) <= MAX_LENGTH else f"{text[: MAX_LENGTH // 2]}...{text[-MAX_LENGTH // 4 :]}"

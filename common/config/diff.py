@@ -9,8 +9,8 @@ from common.config.migrations import ADDED_CLASS_KEYS, ADDED_KEYS, CHANGED_CUTS,
 from common.errors import UserError
 
 PRECISION = "trainer.precision"
-# Keys for where and how a run is computed and what it writes. None of them changes what a resumed run learns; the
-# weights in `checkpoint` are read by a new run only.
+# Keys that say where and how a run is computed, and what it writes. They may change when a run is resumed, because they
+# do not change what it learns. `checkpoint` is among them, because only a new run reads its weights.
 CHANGEABLE_KEYS = (
     *("run_dir", "sweep_dir", "resume", "allow_changes", "trust", "check_memory", "checkpoint", "cache_dir"),
     *("trainer.device", "trainer.workers", "trainer.compile", "trainer.micro_batch", "trainer.deterministic"),
@@ -25,12 +25,13 @@ CHANGEABLE_KEYS = (
     ),
     *("trainer.keep_best", "trainer.average_last", "task.evaluator"),
 )
-# Keys for where the data are. A checkpoint holds digests of the data, which identify the same data under other paths.
+# Keys that hold paths of the data. The paths may change when a run is resumed: a checkpoint holds digests of the data,
+# which identify the same data under other paths.
 DATA_PATHS = ("data.root", "data.train", "data.val", "data.test")
-# Keys for how val and test are cut from train. Instead of these keys, the resulting splits are compared, by digests or
-# counts, so that a run can be resumed although the defaults have changed.
+# Keys that say how val and test are cut from train. When a run is resumed, not these keys but the resulting splits are
+# compared, by digests or counts. So a run can be resumed even if a later version has changed the keys' defaults.
 CUT_KEYS = ("data.val_count", "data.test_count", "data.val_share", "data.test_share")
-# Keys of migrations.ADDED_KEYS and ADDED_CLASS_KEYS that fingerprints have always included.
+# Keys of migrations.ADDED_KEYS and ADDED_CLASS_KEYS that `fingerprint` always hashes, as earlier versions did.
 ALWAYS_HASHED_KEYS = (
     *("optimizer.layer_decay", "optimizer.reference_batch", "optimizer.scaling"),
     *("schedule.start", "schedule.width", "data.pad_to"),
@@ -38,10 +39,10 @@ ALWAYS_HASHED_KEYS = (
 
 
 def refuse_changes(before: dict[str, Any], after: dict[str, Any], where: str, allowed: Sequence[str] = ()) -> None:
-    """Raise UserError with the list of differences if a run that resumes from `where` would not be the same run.
+    """Raise UserError, which lists the differences, if a run with the config `before` cannot resume with `after`.
 
-    CHANGEABLE_KEYS and CUT_KEYS may differ, and so may those in `allowed`: full keys (optimizer.lr) or sections
-    (optimizer).
+    `where` is the run's folder or checkpoint, for the message. CHANGEABLE_KEYS and CUT_KEYS may differ, and so may
+    those in `allowed`: full keys (optimizer.lr) or sections (optimizer).
     """
     changes = differences(before, after, ignore=(*CHANGEABLE_KEYS, *CUT_KEYS, *allowed))
     if changes:
@@ -52,7 +53,10 @@ def refuse_changes(before: dict[str, Any], after: dict[str, Any], where: str, al
 
 
 def differences(before: dict[str, Any], after: dict[str, Any], ignore: Sequence[str] = ()) -> list[str]:
-    """List the differences between two configs, without keys in `ignore`, as "model.heads was 4 and is 8"."""
+    """List the differences between two configs, each as "model.heads was 4 and is 8".
+
+    Keys in `ignore`, and keys of the sections in it, are left out. A precision of `auto` equals every other precision.
+    """
     old, new = flatten(before), flatten(after)
     changed = [key for key in {**old, **new} if old.get(key) != new.get(key) and not _is_under(key, ignore)]
     # A run stores the precision to which auto resolved; a command with auto resumes with the stored one.
@@ -70,11 +74,15 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def fingerprint(config: dict[str, Any]) -> str:
-    """Eight hexadecimal digits that are equal for configs of the same run.
+    """A hash of a config by which a sweep recognises a run's folder, as eight hexadecimal digits.
 
-    Of CHANGEABLE_KEYS, only `checkpoint` is hashed. A sweep also finds the runs that an earlier version of Triptych
-    began: moved classes are hashed by their former names; of the keys for cuts, a present default is hashed as the
-    former default; and keys that were added later are hashed only if their values change the former behaviour.
+    Configs of the same run have the same fingerprint: of CHANGEABLE_KEYS, only `checkpoint` is hashed. The fingerprint
+    also equals that of an earlier version of Triptych, so that a sweep finds the runs that were begun with it.
+    Therefore:
+
+    - a class that has moved is hashed by its former path;
+    - the present default of a key in CHANGED_CUTS is hashed as its former default;
+    - a key that was added later is hashed only if its value changes the former behaviour, except ALWAYS_HASHED_KEYS.
     """
     former_names = {new: old for old, new in MOVED_CLASSES.items()}
     sections = {name: part for name, part in config.items() if isinstance(part, dict)}

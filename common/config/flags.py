@@ -1,4 +1,4 @@
-"""The flags of a door's command line, such as --config-dir; everything else is an override."""
+"""The flags of a door's command line, such as --config-dir. All other arguments are overrides (key=value)."""
 
 import argparse
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from common.errors import UserError
 
 
 def parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
-    """The values of the flags, and the overrides as `overrides`; raises UserError."""
+    """Parse the flags. The result holds their values, and the other arguments as `overrides`; raises UserError."""
     parser = _Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("-h", "--help", action="store_true")
     parser.add_argument("-m", "--multirun", action="store_true")

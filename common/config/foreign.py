@@ -1,6 +1,6 @@
-"""Keep Hydra from plugins, settings and `trust` that stand in files which the user may not have written.
+"""Keep config files and folders that another person may have written from executing code through Hydra.
 
-Plugins are loaded from installed packages only. Hydra's settings and the packages to trust are read only from the
+Plugins are loaded from installed packages only. Hydra's settings and the packages to trust are taken only from the
 command line.
 """
 
@@ -19,17 +19,18 @@ from common.config.migrations import migrate_config
 from common.config.yaml_files import read_yaml
 from common.errors import UserError
 
-# Keys that protect the user and so are read only from the command line, with the values that they have otherwise.
+# Keys that protect the user, and their defaults. They are read only from the command line, never from a config file.
 TYPED_KEYS: dict[str, Any] = {"trust": [], "check_memory": True}
-# Keys of Hydra's section, and of its part `job`, where Hydra records the command line and the folder of --config-dir.
+# Keys of the sections `hydra` and `hydra.job` in which Hydra records the command line and the folder of --config-dir.
 _RECORDED = ("overrides", "runtime", "searchpath", "mode")
 _RECORDED_OF_JOB = ("name", "config_name", "override_dirname")
 
 
 def load_installed_plugins() -> None:
-    """Let Hydra load its plugins from installed packages alone; after the first call this does nothing.
+    """Let Hydra load its plugins, from installed packages only; further calls do nothing.
 
-    Hydra executes all modules of the package `hydra_plugins` in all folders of sys.path, such as the working folder.
+    By default, Hydra would execute all modules of the packages named `hydra_plugins` in all folders of sys.path, such
+    as the working folder.
     """
     folders = [sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), *site.getsitepackages()]
     installed = [Path(folder).resolve() for folder in [*folders, site.getusersitepackages()]]
@@ -44,11 +45,12 @@ def load_installed_plugins() -> None:
 
 
 def whole_config(file: Path) -> tuple[dict[str, Any] | None, list[str]]:
-    """Read a whole config; returns the config that Hydra is to use instead of the file, and notices on ignored parts.
+    """Read the file of a whole config (--config-name), such as a run's config.yaml.
 
-    The section hydra is ignored. The config of a run of an earlier version is migrated; a file with a defaults list was
-    written by a user and is not migrated. The returned config is None if Hydra can use the file itself. Raises
-    UserError if the file holds no config.
+    Returns the config that Hydra is to use instead of the file, or None if Hydra can use the file as it is; and a list
+    of notices. The section `hydra` is ignored, with a notice. A config that a run of an earlier version wrote is
+    migrated. A file with a defaults list was written by a user, and is not migrated. Raises UserError if the file
+    cannot be read or holds no config.
     """
     content = read_yaml(file, "correct it")
     if not isinstance(content, dict):
@@ -68,9 +70,9 @@ def hydra_settings(composed: DictConfig) -> dict[str, Any]:
 
 
 def typed_only(config: dict[str, Any], typed: Collection[str]) -> list[str]:
-    """Reset, in place, the keys of TYPED_KEYS that are not typed on the command line; returns notices.
+    """Reset the keys of TYPED_KEYS that are not on the command line to their defaults, in place.
 
-    `typed` are the keys of the command line.
+    `typed` are the keys of the command line. Returns a notice for each value of a config file that is ignored.
     """
     notices = []
     for key, default in TYPED_KEYS.items():

@@ -1,13 +1,14 @@
 """Migrate the configs and checkpoints of earlier versions to the present keys, classes and tensor names.
 
-Every key that is missing in a config and stands in one of these tables is added, with the value of the former
-behaviour. `check` reports any other missing key.
+A key that a config lacks is added if one of these tables lists it, with the value that keeps the former behaviour.
+`common.config.check.check` reports any other missing key.
 """
 
 from copy import deepcopy
 from typing import Any
 
-# Keys that were added, with the value that keeps the former behaviour; the present default may be another.
+# Keys that were added, with the value that keeps the former behaviour. The present default may differ. The comment
+# above a key names the commit that added it, and the comment beside a key describes the former behaviour.
 ADDED_KEYS: dict[str, Any] = {
     # since 815d244
     "optimizer.layer_decay": 1.0,  # every layer had the same learning rate
@@ -15,18 +16,18 @@ ADDED_KEYS: dict[str, Any] = {
     "optimizer.scaling": "linear",
     "schedule.start": 0.0,  # every warm-up began at 0
     # since c9a2c30
-    "schedule.width": None,  # only the schedule noam reads it; both were added together
+    "schedule.width": None,  # only the schedule noam, added in the same commit, reads it
     "trainer.average_last": 0,
     # since 29cf9d9
     "sweep_dir": None,
     "allow_changes": [],
     # since 45c9322
     "trainer.deterministic": False,
-    "trainer.strategy": "ddp",  # gradients were summed as ddp sums them
-    "trainer.timeout": 600,  # NCCL's default; gloo's was 1800
+    "trainer.strategy": "ddp",  # gradients were summed over the processes, as DDP does
+    "trainer.timeout": 600,  # NCCL's default in seconds; with gloo, it was 1800
     "trainer.keep_best": 1,
     # since bee73f8
-    "check_memory": True,  # a model too large for the memory was tried
+    "check_memory": True,  # an exception: a model too large for the memory was tried, and now it is refused
     # since 34a3be7
     "trainer.grace": None,  # after a signal, the step was always finished
     # since e600891
@@ -36,11 +37,11 @@ ADDED_KEYS: dict[str, Any] = {
     # since 32a6ea9
     "trainer.patience": None,  # every run took all its steps
     # since fb95e29
-    "trainer.log": ["tensorboard"],  # no other program showed runs
+    "trainer.log": ["tensorboard"],  # only TensorBoard showed runs
 }
 
-# Keys that were added to nested options: name of the options -> (all their former keys, added keys with values). They
-# are also added in sections of users' classes.
+# Keys that were added to nested options: name of the options -> (all their former keys, added keys with values). Unlike
+# ADDED_CLASS_KEYS, they are also added in the sections of a user's own classes.
 ADDED_NESTED_KEYS: dict[str, tuple[set[str], dict[str, Any]]] = {
     # after 4f99cde
     "loss": (
@@ -65,7 +66,8 @@ ADDED_CLASS_KEYS: dict[str, dict[str, Any]] = {
     "seq2seq.data.parallel_text.ParallelText": {"root": None, "val_share": None, "test_share": None},
 }
 
-# Defaults of cuts of val and test that were changed: present path of the class -> key -> (present default, former one).
+# Keys that say how val and test are cut from train, and whose defaults have changed:
+# present path of the class -> key -> (present default, former default).
 CHANGED_CUTS: dict[str, dict[str, tuple[Any, Any]]] = {
     # since 2120fd6
     "detr.data.coco.Coco": {"val_count": (None, 2000), "test_share": (0.1, 0.0)},
@@ -105,7 +107,11 @@ RENAMED_TENSORS: dict[str, dict[str, str]] = {}
 
 
 def update_names(config: dict[str, Any]) -> list[str]:
-    """Update moved classes, added nested keys and renamed tensors in optimizer.rates, all in place; returns notices."""
+    """Update a config in place: paths of moved classes, and names of renamed tensors in optimizer.rates.
+
+    Keys of ADDED_NESTED_KEYS are added, and in the section of a moved class also those of ADDED_CLASS_KEYS. Returns a
+    notice for each update of a name.
+    """
     notices = []
     for key, section in config.items():
         if isinstance(section, dict):
@@ -122,11 +128,14 @@ def update_names(config: dict[str, Any]) -> list[str]:
 
 
 def migrate_config(config: dict[str, Any]) -> dict[str, Any]:
-    """Copy a whole config, with present names, and with added keys at the values that keep the former behaviour."""
+    """Return a copy of a whole config of an earlier version with the present names and keys.
+
+    Added keys get the values that keep the former behaviour.
+    """
     config = deepcopy(config)
     for key, value in ADDED_KEYS.items():
         section, _, name = key.rpartition(".")
-        top = config if "resume" in config else None  # top-level keys were added for train.py only
+        top = config if "resume" in config else None  # these keys are of train.py only, as is `resume`
         keys = config.get(section) if section else top
         if isinstance(keys, dict):
             keys.setdefault(name, deepcopy(value))
@@ -141,7 +150,7 @@ def migrate_config(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _add_class_keys(section: dict[str, Any]) -> None:
-    """Add, in place, the keys of ADDED_CLASS_KEYS to a section."""
+    """Add the keys of ADDED_CLASS_KEYS that a section lacks, in place."""
     for key, value in ADDED_CLASS_KEYS.get(str(section.get("_target_")), {}).items():
         *parents, name = key.split(".")
         options: Any = section
@@ -152,14 +161,14 @@ def _add_class_keys(section: dict[str, Any]) -> None:
 
 
 def _add_nested_keys(section: dict[str, Any]) -> None:
-    """Add, in place, the keys of ADDED_NESTED_KEYS to nested options that have exactly the former keys."""
+    """Add the keys of ADDED_NESTED_KEYS, in place, to nested options that have exactly the former keys."""
     for name, (former, added) in ADDED_NESTED_KEYS.items():
         if isinstance(section.get(name), dict) and section[name].keys() == former:
             section[name].update(added)
 
 
 def migrate_checkpoint(content: dict[str, Any]) -> dict[str, Any]:
-    """Copy a checkpoint, with its config migrated and its tensors renamed to their present names.
+    """Return a copy of a checkpoint's content with the config migrated and the tensors renamed to their present names.
 
     Tensors are renamed in the weights, in the averaged weights and in the optimizer's state.
     """
@@ -179,12 +188,15 @@ def _renames(config: dict[str, Any]) -> dict[str, str]:
 
 
 def _mapping(value: Any) -> dict[str, Any]:
-    """`value` if it is a dict; an empty one for any other value, which is refused when the config is checked."""
+    """Return `value` if it is a dict, and otherwise an empty dict: `check` reports the mistake later."""
     return value if isinstance(value, dict) else {}
 
 
 def _renamed(values: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
-    """Rename the keys of `values` by `names`, which maps former prefixes, of whole words, to present ones."""
+    """Return a copy of `values` with renamed keys. `names` maps former prefixes of keys to present ones.
+
+    A prefix ends where the key ends or before a dot: "block" is a prefix of "block.weight", but not of "blocks.weight".
+    """
 
     def present_name(name: str) -> str:
         former = next((old for old in names if name == old or name.startswith(f"{old}.")), None)

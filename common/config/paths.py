@@ -1,4 +1,4 @@
-"""Paths in a config: which keys hold one, and how it passes through Hydra's grammar as it was typed."""
+"""Paths in a config: which keys hold a path, and how to quote it so that Hydra reads it exactly as typed."""
 
 import os
 import re
@@ -14,18 +14,20 @@ MAX_NAME_BYTES, MAX_PATH_BYTES = 255, 4095  # limits of Linux
 
 
 def is_path(key: str) -> bool:
-    """Whether the value of a full key is a path, by the key's name."""
+    """Whether a full key, such as data.root, holds a path. Only the key's name decides."""
     *above, last = key.split(".")
     in_split = bool(above) and above[-1] in SPLITS  # data.train.source=FILE is a path, data.source=en is not
     return in_split or last in (*PATH_KEYS, *SPLITS) or last.endswith(("_dir", "_file", "_path", "_root", "_folder"))
 
 
 def quote_path(argument: str, sweep: bool = False) -> str:
-    """Quote the value of key=value if it is a path, so that Hydra takes names such as `x=1, photo (2).jpg` as they are.
+    """Quote the value of key=value if it is a path, so that Hydra reads a name such as `x=1, photo (2).jpg` unchanged.
 
-    In a sweep, `a.pth,b.pth` is two paths. A value with commas is one path if a space follows them, if a file of that
-    name exists, or if the key is sweep_dir. A run's folder as checkpoint stands for its best.pt. Raises UserError for a
-    path that no file system can have, and for a checkpoint that is another folder.
+    In a sweep, a comma separates paths: `a.pth,b.pth` is two paths. But a comma before a space is part of a path. The
+    whole value is one path if a file of that name exists, if it begins with [, or if the key is sweep_dir.
+
+    If checkpoint= is a run's folder, the path becomes that of its checkpoints/best.pt. Raises UserError for any other
+    folder, and for a path that is longer than Linux permits.
     """
     key, equals, value = argument.partition("=")
     name = key.lstrip("+~")
@@ -44,24 +46,33 @@ def quote_path(argument: str, sweep: bool = False) -> str:
 
 
 def quoted(text: str) -> str:
-    """Put text in Hydra's single quotes, so that it arrives as it is, without interpolation."""
+    """Put text in Hydra's single quotes so that Hydra reads it unchanged, without interpolation."""
     return in_quotes(as_plain_text(text))
 
 
 def in_quotes(text: str) -> str:
-    """Put text in Hydra's single quotes, where a backslash is special only before a quote."""
+    """Put text in Hydra's single quotes; interpolations in it still work.
+
+    Hydra treats a backslash as special only before a quote, so backslashes are doubled only there and at the end.
+    """
     return "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + (r"\'" if m[2] else ""), text) + "'"
 
 
 def expand_paths(value: Any, key: str = "") -> Any:
-    """Expand `~` in the paths of a nested config; raises UserError for a path that no file system can have."""
+    """Expand `~` in all paths of a nested config; raises UserError for a path that is longer than Linux permits.
+
+    `key` is used for nested parts: the full key of `value`, with a dot before it.
+    """
     if isinstance(value, dict):
         return {name: expand_paths(item, f"{key}.{name}") for name, item in value.items()}
     return os.path.expanduser(_usable(value, key[1:])) if isinstance(value, str) and is_path(key) else value
 
 
 def _file_of_checkpoint(path: str) -> str:
-    """The best checkpoint of the run in the folder `path`; any other path as it is."""
+    """The file checkpoints/best.pt in the run's folder `path`; a `path` that is no folder is returned unchanged.
+
+    Raises UserError if the folder does not hold this file.
+    """
     if not os.path.isdir(os.path.expanduser(path)):
         return path
     best = os.path.join(path, "checkpoints", "best.pt")
@@ -71,7 +82,7 @@ def _file_of_checkpoint(path: str) -> str:
 
 
 def _usable(path: str, key: str) -> str:
-    """Return `path`; raises UserError for one that no file system can have."""
+    """Return `path`; raises UserError, which names `key`, if the path or a name in it is longer than Linux permits."""
     if max(map(len, os.fsencode(path).split(b"/"))) > MAX_NAME_BYTES or len(os.fsencode(path)) > MAX_PATH_BYTES:
         raise UserError(
             f"{key}={shorten(path)}: no file system has such a path; a name in it has at most {MAX_NAME_BYTES} bytes, "

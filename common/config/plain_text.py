@@ -1,4 +1,4 @@
-"""Text that OmegaConf takes as it is: `${` in a path or a checkpoint's config is no interpolation."""
+"""Escape `${` in paths and in configs of checkpoints, so that OmegaConf does not interpolate it."""
 
 import re
 from typing import Any
@@ -7,7 +7,10 @@ from omegaconf import OmegaConf
 
 
 def as_plain_text(value: Any) -> Any:
-    r"""Escape `${` in a text, or in all texts of a config, as `\${`; backslashes before it are doubled."""
+    r"""Escape `${` in a text, or in all texts of a config, as `\${`. Backslashes directly before it are doubled.
+
+    Other values are unchanged, except that a tuple becomes a list.
+    """
     if isinstance(value, dict):
         return {key: as_plain_text(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -16,10 +19,10 @@ def as_plain_text(value: Any) -> Any:
 
 
 def resolved_text(text: str) -> str:
-    """The text that OmegaConf makes of an override's value."""
+    """Resolve the interpolations and escapes in the text of an override's value, as OmegaConf does."""
     return str(OmegaConf.create({"text": text}).text)
 
 
 def config_yaml(config: dict[str, Any]) -> str:
-    """Write a resolved config as YAML, which OmegaConf reads as the same config."""
+    """Return a resolved config as YAML text, from which OmegaConf reads the same config."""
     return OmegaConf.to_yaml(OmegaConf.create(as_plain_text(config)))

@@ -1,4 +1,7 @@
-"""The table of published weights, configs/weights.yaml: what checkpoint=NAME reads, and the keys that NAME implies."""
+"""The table of published weights in configs/weights.yaml.
+
+It lists the files that checkpoint=NAME reads, and the keys that NAME implies.
+"""
 
 import os
 import re
@@ -15,19 +18,25 @@ TABLE = Path(__file__).resolve().parents[2] / "configs" / "weights.yaml"
 
 
 class PublishedFile(NamedTuple):
-    """A file's address and its SHA-256 in hexadecimal: all digits, the first ones, or None if it is unknown."""
+    """The URL of a file, and its SHA-256 in hexadecimal.
+
+    The hash may be all 64 digits or the first ones. It is None if the publisher states none.
+    """
 
     address: str
     hash: str | None
 
     @property
     def name(self) -> str:
-        """The last part of the address."""
+        """The file's name, which is the last part of its address."""
         return self.address.rpartition("/")[2]
 
 
 class Published(NamedTuple):
-    """One entry of the table. The first file holds the weights; the others are needed beside it, such as tokenizers."""
+    """One entry of the table.
+
+    The first of `files` holds the weights. The others, such as tokenizers, are needed in the same folder.
+    """
 
     name: str
     publisher: str
@@ -42,9 +51,9 @@ class Published(NamedTuple):
 
 
 def find(checkpoint: str) -> Published | None:
-    """The published weights that checkpoint=`checkpoint` names; None if it is a path, which takes precedence.
+    """The published weights named `checkpoint`; None if `checkpoint` is a path. An existing path takes precedence.
 
-    Raises UserError for a bare word that is neither a name nor an existing path.
+    Raises UserError for a word (letters, digits and _) that is neither a name in the table nor an existing path.
     """
     if os.path.exists(os.path.expanduser(checkpoint)) or not _is_name(checkpoint):
         return None
@@ -58,11 +67,12 @@ def find(checkpoint: str) -> Published | None:
 def implied(
     weights: Published, typed: set[str], compose: Callable[[list[str]], dict[str, Any]]
 ) -> tuple[list[str], list[str]]:
-    """The overrides that `weights` imply, and lines for the log about them.
+    """Return the overrides that `weights` imply, and lines for the log about them.
 
-    Keys that are `typed` on the command line are not overridden. `compose` returns the flat config for additional
-    overrides. A constant whose key the config lacks is left out: a data set of another kind, for instance, has other
-    keys. An experiment sets all constants itself, so none is overridden; a line names the constants that differ.
+    Keys in `typed`, which are on the command line, are not overridden. `compose` takes additional overrides, and
+    returns the config by full keys. A constant is left out if the config lacks its key, for instance because the data
+    set is of another kind. If an experiment is chosen, nothing is overridden, because its file sets all constants
+    itself; a line names the constants that differ.
     """
     model = [] if {"model", "experiment"} & typed else [f"model={weights.model}"]
     config = compose(model)

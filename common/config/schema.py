@@ -21,13 +21,16 @@ _TYPING_NAMES = {"Literal": Literal, "Optional": Optional, "Union": Union, "Anno
 class Field(NamedTuple):
     """One argument of a constructor."""
 
-    annotation: Any  # its type; None if this is no plain type: the program passes such arguments, not the config
+    annotation: Any  # its type; None if configs cannot hold this type, so that the program passes the argument
     required: bool
     source: str  # the annotation as written
 
 
 class Options:
-    """Base of types that stand for classes read from source; they are types so that `X | None` can be evaluated."""
+    """Base class of types that represent classes read from source.
+
+    A class is represented by a type, not by an instance, so that an annotation such as `X | None` can be evaluated.
+    """
 
     path: ClassVar[str]  # package.module.Class
     fields: ClassVar[dict[str, Field]]
@@ -69,7 +72,10 @@ class ModuleSource:
                 self._aliases[node.targets[0].id] = node.value
 
     def options(self, name: str) -> type[Options]:
-        """Read the class `name`: a dataclass's fields, or the keyword-only arguments of its `__init__`."""
+        """Return a type that describes the class `name` and its constructor.
+
+        Its `fields` are those of the dataclass, or the keyword-only arguments of `__init__`.
+        """
         lineage = self.lineage(name)
         offered = _names(lineage, "offered")
         handed_on = tuple(key for key in _names(lineage, "handed_on") if key not in offered)
@@ -119,7 +125,7 @@ class ModuleSource:
         return eval(compile(ast.Expression(node), self.module, "eval"), {"__builtins__": {}, **types})
 
     def _resolve(self, name: str) -> Any:
-        """The type that a name in this module stands for, or None."""
+        """The type that a name in this module stands for; None if configs cannot hold this type."""
         if name in self.classes:
             return self.options(name) if any(_is_dataclass(cls.node) for cls in self.lineage(name)) else None
         if name in self._aliases:
@@ -162,7 +168,10 @@ class ClassSource(NamedTuple):
 
 
 def _fields(lineage: list[ClassSource]) -> dict[str, Field]:
-    """The arguments of the constructor, which may be inherited: `lineage` is the class and its bases, nearest first."""
+    """The arguments of a class's constructor, which may be inherited.
+
+    `lineage` holds the class and its bases, nearest first. Raises UserError if none of them has a constructor.
+    """
     for i, (path, node, source) in enumerate(lineage):
         for item in node.body:
             if isinstance(item, ast.FunctionDef) and item.name == "__init__":
@@ -174,9 +183,10 @@ def _fields(lineage: list[ClassSource]) -> dict[str, Field]:
 
 
 def _names(lineage: list[ClassSource], attribute: str) -> tuple[str, ...]:
-    """The names in a class attribute, which may be inherited.
+    """The names in the tuple `attribute` of a class. A class without this tuple inherits that of its nearest base.
 
-    An element that is not a string (*Parent.handed_on, **super().model_arguments()) stands for the next base's names.
+    An element that is not a string (*Parent.handed_on, **super().model_arguments()) stands for the names of the next
+    base.
     """
     for i, (path, node, _) in enumerate(lineage):
         elements = _elements(node, attribute, path)

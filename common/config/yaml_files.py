@@ -1,4 +1,7 @@
-"""Read YAML files that a user or a stranger wrote: a mistake in one is a sentence, and none fills the memory."""
+"""Read YAML files that anyone may have written.
+
+A mistake in a file is reported in one sentence. A file that would fill the memory by nested aliases is refused.
+"""
 
 import errno
 import io
@@ -13,7 +16,7 @@ from common.errors import UserError
 
 MAX_NODES = 100_000  # far more than any config has; aliases of aliases would give 10^9 in a file of a few lines
 ERRORS = (RecursionError, ValueError, yaml.YAMLError, OmegaConfBaseException)
-_TOO_MANY_DIGITS = "set_int_max_str_digits"  # in Python's own message
+_TOO_MANY_DIGITS = "set_int_max_str_digits"  # in Python's message about an integer of too many digits
 
 
 def read_yaml(file: Path, remedy: str, *, resolve: bool = False) -> Any:
@@ -34,12 +37,15 @@ def read_yaml(file: Path, remedy: str, *, resolve: bool = False) -> Any:
 
 
 def is_about_text(error: Exception) -> bool:
-    """Whether the text of a file cannot be read as YAML; other errors are about keys and values."""
+    """Whether an error means that a text cannot be parsed as YAML. Other errors are about its keys and values."""
     return isinstance(error, RecursionError | UnicodeError | yaml.YAMLError) or _TOO_MANY_DIGITS in str(error)
 
 
 def describe(error: Exception) -> str:
-    """Why YAML cannot be read, in a few words without a full stop, with the file, the line and the column if known."""
+    """Say why YAML cannot be read, in a few words without a full stop.
+
+    The file, the line and the column are named if the error holds them.
+    """
     if isinstance(error, RecursionError):
         return "nested too deeply"
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
@@ -58,7 +64,7 @@ def _count(node: yaml.Node | None, counts: dict[int, int]) -> int:
     if node is None or isinstance(node, yaml.ScalarNode):
         return 1
     if id(node) not in counts:
-        counts[id(node)] = MAX_NODES + 1  # if the node contains itself
+        counts[id(node)] = MAX_NODES + 1  # a node that contains itself thus exceeds the limit
         children = [child for pair in node.value for child in (pair if isinstance(pair, tuple) else (pair,))]
         counts[id(node)] = 1 + sum(_count(child, counts) for child in children)
     return counts[id(node)]

@@ -1,7 +1,8 @@
 """Batches for training and evaluation: the order of samples, their division into batches, and the share of each rank.
 
-All results depend only on the seed, the epoch and the position in it. The number of workers and ranks does not change
-the global batches, and a run that resumes at step n needs only n to continue with the same batches.
+A global batch holds the samples of one optimizer step on all ranks. It depends only on the data, the seed, the epoch
+and its position in the epoch, not on the number of workers and ranks. A run that resumes at step n needs only n to
+continue with the same batches.
 """
 
 import itertools
@@ -17,10 +18,11 @@ from common.task import Batch, Data, Split
 
 
 def split_by_cost(order: Sequence[int], costs: Sequence[int] | NDArray[np.int64], limit: int) -> list[list[int]]:
-    """Split `order` into consecutive batches of cost at most `limit`.
+    """Split the sample indices `order` into consecutive batches, each of a cost of at most `limit`.
 
-    The cost of a batch is its number of samples times the highest cost of a sample; `costs[i]` is that of sample i. A
-    sample whose own cost exceeds the limit becomes a batch of its own.
+    `costs[i]` is the cost of sample i: 1 for an image, and for a pair of sentences the number of tokens of the longer
+    one. The cost of a batch is its number of samples times the highest cost of its samples. A sample whose own cost
+    exceeds the limit becomes a batch by itself.
     """
     costs_in_order = np.asarray(costs)[np.asarray(order, np.int64)]
     return _split_at(list(order), _batch_ends(costs_in_order.tolist(), limit))
@@ -29,12 +31,15 @@ def split_by_cost(order: Sequence[int], costs: Sequence[int] | NDArray[np.int64]
 class Order:
     """The global batches of every epoch, one for each optimizer step.
 
-    If all samples have equal cost (images), they are shuffled and split. An incomplete last batch is dropped unless it
-    is the only one; the dropped samples differ between epochs. If costs differ (sentences), the samples are shuffled,
-    sorted by cost and then split, so that a batch holds samples of similar cost and little padding; finally the batches
-    are shuffled. No batch is dropped in this case: before shuffling, the last batch always holds the most expensive
-    samples, which would otherwise never be used. In both cases all epochs have the same number of batches, and an
-    epoch's batches depend only on the seed and its number.
+    `batch_size` is the highest cost of a batch (see `split_by_cost`). All epochs have the same number of batches. The
+    batches of an epoch depend only on the seed and on the epoch's number.
+
+    If all samples have the same cost (images), they are shuffled and split. An incomplete last batch is dropped unless
+    it is the only batch; the dropped samples differ between epochs.
+
+    If costs differ (sentences), the samples are shuffled, sorted by cost, and then split. So a batch holds samples of
+    similar cost and needs little padding. Finally, the batches are shuffled. No batch is dropped: before the batches
+    are shuffled, the last one always holds the most expensive samples. If it were dropped, they would never be used.
     """
 
     def __init__(self, costs: Sequence[int] | NDArray[np.int64], batch_size: int, seed: int):
@@ -44,14 +49,14 @@ class Order:
         self.batch_size, self.seed = batch_size, seed
         sorted_costs = np.sort(self.costs)
         self._sorted_by_cost = bool(sorted_costs[0] < sorted_costs[-1])
-        self._ends = _batch_ends(sorted_costs.tolist(), batch_size)  # equal in all epochs, as the sorted costs are
+        self._ends = _batch_ends(sorted_costs.tolist(), batch_size)  # equal in all epochs, because the sorted costs are
         if not self._sorted_by_cost and len(self._ends) > 1:
             last_count = self._ends[-1] - self._ends[-2]
             if (last_count + 1) * int(sorted_costs[0]) <= batch_size:
                 self._ends.pop()
 
     def epoch(self, number: int) -> list[list[int]]:
-        """The batches of epoch `number`, counted from 0, in their order."""
+        """The global batches of epoch `number` (counted from 0), in the order of the steps."""
         rng = np.random.default_rng(mix(self.seed, "order", number))
         order = rng.permutation(len(self.costs))
         if not self._sorted_by_cost:
@@ -74,7 +79,10 @@ class Order:
 
 
 def rank_samples(batch: list[int], rank: int, world: int) -> list[int]:
-    """A rank's contiguous part of a global batch. The sizes of parts differ by at most one; a part may be empty."""
+    """The samples of a global batch that belong to `rank`, which are contiguous.
+
+    The numbers of samples of two ranks differ by at most one. A rank may have no samples.
+    """
     return batch[len(batch) * rank // world : len(batch) * (rank + 1) // world]
 
 
@@ -93,13 +101,14 @@ def steps(
 ) -> Iterator[tuple[int, list[Batch]]]:
     """Yield (epoch, this rank's micro-batches) of each step from `start` (counted from 0) to `stop` - 1.
 
-    If a global batch has fewer samples than there are ranks, a rank without samples gets a batch with a copy of one of
-    the step's samples, marked by the key "dummy". With `equal`, further dummy batches are added until all ranks have
-    the same number of micro-batches.
+    `micro_batch` is the highest cost of a micro-batch; None stands for the batch size of `order`. If a global batch has
+    fewer samples than there are ranks, a rank without samples gets a dummy batch: a copy of the step's first sample,
+    marked by the key "dummy". With `equal`, further dummy batches are added until all ranks have the same number of
+    micro-batches. `workers` is the number of processes that load data, and `pin` puts the batches into pinned memory.
     """
 
     def plan() -> Iterator[tuple[int, list[Key], int]]:
-        """Yield (epoch, this rank's keys, how many of these keys are not dummies) of each step."""
+        """Yield (epoch, keys of this rank's micro-batches, number of keys that are no dummies) for each step."""
         for epoch, batch in itertools.islice(order.after(start), max(0, stop - start)):
             ranks = range(world) if equal else [rank]
             per_rank = [
@@ -129,11 +138,13 @@ def evaluation(
     limit: int | None = None,
     samples: int | None = None,
 ) -> Iterator[Batch]:
-    """Yield this rank's batches of a split. Batch i goes to rank i % `world`; batches do not depend on `world`.
+    """Yield this rank's batches of a split. Batch i belongs to rank i % `world`.
 
-    Samples are sorted by decreasing cost, and those of equal cost by index, so that batches have little padding and a
-    batch that needs too much memory fails at the start. With `limit`, all ranks together use the first `limit` batches.
-    With `samples`, only that many samples are used: a random part of the split, the same in every call.
+    The batches do not depend on `world`. Samples are sorted by decreasing cost, and samples of equal cost by index. So
+    batches need little padding, and if memory is too small for the most expensive samples, the error comes at the
+    start. `batch_size` is the highest cost of a batch. With `limit`, only the first `limit` batches are used, by all
+    ranks together. With `samples`, only that many samples of the split are used. They are chosen at random, but every
+    call chooses the same ones.
     """
     costs = np.asarray(data.cost(split), np.int64)
     part = np.sort(np.random.default_rng(mix(0, "evaluated part")).permutation(len(costs))[:samples])
@@ -144,7 +155,7 @@ def evaluation(
 
 
 def _batch_ends(costs: list[int], limit: int) -> list[int]:
-    """Where `split_by_cost` ends each batch of samples of these costs: the position of its last sample plus 1."""
+    """The end (exclusive) of each batch into which `split_by_cost` splits samples with these costs, in this order."""
     ends: list[int] = []
     start = highest = 0
     for position, cost in enumerate(costs):

@@ -13,11 +13,11 @@ from common.data.opening import open_regular
 from common.errors import UserError
 
 THREADS = 16  # on a network drive, 16 simultaneous requests take little longer than one
-FILES_PER_TASK = 1000  # that a thread looks up in one go
+FILES_PER_TASK = 1000  # files whose lengths a thread reads in one task
 
 
 def digest(parts: Iterable[bytes | NDArray[np.generic]]) -> str:
-    """A hash of the concatenated bytes of `parts`, as 32 hexadecimal digits."""
+    """A hash (BLAKE2b) of the concatenated bytes of `parts`, as 32 hexadecimal digits."""
     hasher = hashlib.blake2b(digest_size=16)
     for part in parts:
         hasher.update(np.ascontiguousarray(part).data if isinstance(part, np.ndarray) else part)
@@ -25,7 +25,7 @@ def digest(parts: Iterable[bytes | NDArray[np.generic]]) -> str:
 
 
 def digest_file(path: Path) -> str:
-    """The digest of a file's bytes; raises UserError when it cannot be read."""
+    """The digest of a file's bytes; raises UserError if the file cannot be read."""
     try:
         with open_regular(path) as file:
             return digest(iter(lambda: file.read(1 << 20), b""))
@@ -34,7 +34,10 @@ def digest_file(path: Path) -> str:
 
 
 def digest_files(folder: Path, names: NDArray[np.bytes_]) -> str:
-    """The digest of the names (N,) of files, relative to their folder, and of their lengths in bytes; opens no file."""
+    """The digest of the names and the lengths in bytes of files; no file is opened.
+
+    `names` (N,) are the files' paths relative to `folder`.
+    """
     top = os.fsencode(folder)
     tasks = [names[start : start + FILES_PER_TASK] for start in range(0, len(names), FILES_PER_TASK)]
     with ThreadPoolExecutor(THREADS) as threads:
@@ -47,4 +50,4 @@ def _length(path: bytes) -> int:
     try:
         return os.stat(path).st_size
     except OSError:
-        return -1  # reading this file later raises an error that names it
+        return -1  # reading this file later will raise an error that names it

@@ -1,4 +1,4 @@
-"""Images that a program hands in instead of files: PIL images, arrays and tensors, as uint8 RGB tensors."""
+"""Convert images in memory (PIL images, arrays and tensors) to uint8 RGB tensors, for programs without image files."""
 
 import os
 from pathlib import Path
@@ -17,14 +17,14 @@ CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
 
 
 def to_image(input: Any, exif: Exif) -> Tensor:
-    """An image as uint8 (3, H, W), RGB; grey is repeated and transparency is dropped, as in `read_image`.
+    """Convert `input` to an image, uint8 (3, H, W), RGB. Grey is repeated, and transparency is dropped.
 
     Raises UserError for anything other than:
 
-    - the path of an image file;
-    - a PIL image of any mode, which is turned by its EXIF tag unless `exif` is "ignore";
+    - the path of an image file, which is read as by `read_image`;
+    - a PIL image of any mode, which is rotated and mirrored as its EXIF tag says, unless `exif` is "ignore";
     - a numpy array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), RGB, of uint8 or of floats from 0 to 1;
-    - a torch tensor (H, W), (1, H, W), (3, H, W) or (4, H, W), likewise, on any device.
+    - a torch tensor (H, W), (1, H, W), (3, H, W) or (4, H, W), RGB, of uint8 or of floats from 0 to 1, on any device.
     """
     if isinstance(input, str | os.PathLike):
         return read_image(Path(input), exif=exif)
@@ -46,7 +46,10 @@ def to_image(input: Any, exif: Exif) -> Tensor:
 
 
 def exif_of(data: object) -> Exif:
-    """How a data set, and so prediction from a model trained on it, treats EXIF tags; "auto" without such a key."""
+    """The attribute `exif` of a data set, or "auto" if it has none.
+
+    Prediction treats EXIF tags in the same way as the data set on which the model was trained.
+    """
     exif: Exif = getattr(data, "exif", "auto")
     return exif
 

@@ -21,37 +21,39 @@ from common.machine.device import constant
 
 Exif = Literal["auto", "apply", "ignore"]  # whether the EXIF orientation is applied; see `read_image`
 
-# Pillow's names of the formats that are read, whatever a file is called. Pillow knows more: for an EPS it would start
-# Ghostscript.
+# Pillow's names of the formats that are read. Files are recognised by their content, not by their names. Pillow's other
+# formats are excluded: for an EPS, for instance, Pillow would start Ghostscript.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP", "AVIF")
 IMAGE_SUFFIXES = {
     *(".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"),
 }
 
-# Other formats. Folders are searched for files of these, too, so that an error names them.
+# Formats that cannot be read. A search of a folder also finds these files, so that they are reported and not skipped.
 UNSUPPORTED_SUFFIXES = {".cr2", ".dng", ".heic", ".heif", ".jp2", ".jxl", ".nef", ".psd", ".svg", ".tga"}
 
-# Highest value and name of each range that grey images of more than 8 bits may have; the first that fits is taken.
 PHOTOMETRIC = 262  # TIFF's tag PhotometricInterpretation: 0 if black is the highest value
+# The ranges that the values of grey images with more than 8 bits may have: (highest value, name). An image has the
+# first range that holds its values.
 RANGES = ((1.0, "from 0 to 1"), (255.0, "of 8 bits"), (4095.0, "of 12 bits"), (65535.0, "of 16 bits"))
-SAMPLED_FILES = 64  # of a split, opened to find their range
+SAMPLED_FILES = 64  # the maximum number of a split's images that are opened to find their ranges
 MAX_PNG_TEXT = 64 * 2**20  # bytes of one text in a PNG (XMP of photo editors, say); Pillow's own limit is 1 MB
-_png_text_lock = threading.Lock()  # Pillow's limit is a global
+_png_text_lock = threading.Lock()  # held while Pillow's limit, a global variable, is changed
 
 # Mean and standard deviation of ImageNet's RGB values in [0, 1], with which the pretrained backbones were trained.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
-STRIP_ROWS = 32  # rows normalised at once; in an image 1,333 pixels wide, they take half a megabyte
+STRIP_ROWS = 32  # rows that are normalised at once: half a megabyte in fp32 for an image 1,333 pixels wide
 
 
 @contextmanager
 def open_image(path: Path, content: bytes | Image.Image | None = None) -> Iterator[Image.Image]:
-    """A context manager that opens an image file and closes it at the end; the pixels are read at first use.
+    """A context manager that opens an image file and closes it at the end. The pixels are read at first use.
 
-    `content` are the bytes of a file that has no path, such as standard input, or an image that is open and stays open.
-    Raises OSError for a file that cannot be read or is not a regular one, UnidentifiedImageError for content in none of
-    `FORMATS`, and errors of nearly any type for broken content.
+    `content` is None for a file with a path. Otherwise it holds the bytes of a file without a path, such as standard
+    input, or an open image, which is yielded and not closed. Raises OSError for a file that cannot be read or is not a
+    regular one, UnidentifiedImageError for content in none of `FORMATS`, and errors of nearly any type for broken
+    content.
     """
     if isinstance(content, Image.Image):
         yield content
@@ -69,16 +71,19 @@ def read_image(
     exif: Exif = "auto",
     content: bytes | Image.Image | None = None,
 ) -> Tensor:
-    """Read an image file as uint8 (3, H, W), RGB; `content` are the bytes of one that has no path, or an open image.
+    """Read an image file as uint8 (3, H, W), RGB.
+
+    path: the file. If `content` is given, the path is used in messages only.
+    size: the (height, width) in pixels that the annotations state; None without annotations.
+    exif: whether the image is rotated and mirrored as its EXIF orientation tag says. "apply": always. "ignore": never.
+        "auto": always if `size` is None. With a `size`, "auto" applies the tag only if the image has this size with the
+        tag applied and another size as stored. Pillow always applies the tag of a TIFF.
+    content: None, the bytes of a file without a path, or an open image.
 
     Grey, palette and CMYK images become 8-bit RGB; transparency is dropped. Grey images with more than 8 bits or with
     floats are scaled to 8 bits from the smallest range that holds their values: [0, 1] (floats only), 8, 12 or 16 bits.
-    Images that fit no range are refused. `size` is the (height, width) in the annotations. `exif` decides whether the
-    image is rotated and mirrored as its EXIF orientation tag says: "apply" always does it, "ignore" never. "auto" does
-    it if `size` is None; with a `size`, "auto" applies the tag only if the image has this size with the tag applied and
-    another size as stored.
-    Pillow always applies the tag of a TIFF. Raises UserError, which names the file, if the file is missing or broken,
-    or the image has another size.
+    An image whose values are in no range is refused. Raises UserError, which names the file, if the file is missing or
+    broken, or if the image has another size than `size`.
     """
     upright = exif == "apply" or (exif == "auto" and size is None)
     image = _decode(path, upright, content)
@@ -99,8 +104,8 @@ def hides_orientation(path: Path) -> bool:
     """Whether applying the EXIF orientation of an image changes its pixels but not its height and width.
 
     For such an image, the size in the annotations does not tell whether they refer to the stored or to the upright
-    pixels. Only the header is read. False for a file without the tag, for a TIFF (Pillow always applies the tag), and
-    for a file that cannot be read.
+    pixels. Only the image's header is read. The result is False for a file without the tag, for a TIFF (Pillow always
+    applies its tag), and for a file that cannot be read.
     """
     try:
         with open_image(path) as image:
@@ -112,7 +117,7 @@ def hides_orientation(path: Path) -> bool:
             return orientation in (2, 3, 4) or (orientation in (5, 6, 7, 8) and image.width == image.height)
     except MemoryError:
         raise  # the file is not at fault
-    except Exception:  # of nearly any type; the fault is reported when the image is decoded
+    except Exception:  # Pillow raises nearly any type; the fault is reported when the image is decoded
         return False
 
 
@@ -144,7 +149,7 @@ def _decode(path: Path, upright: bool, content: bytes | Image.Image | None) -> T
 
 def _pixels(path: Path, upright: bool, content: bytes | Image.Image | None) -> NDArray[np.uint8]:
     """The pixels of an image file as (H, W, 3), RGB."""
-    # PIL and not torchvision.io, which is deprecated (torchvision 0.29) and only 15 % faster on a JPEG.
+    # torchvision.io is not used: it is deprecated (torchvision 0.29), and only 15 % faster than PIL on a JPEG.
     with open_image(path, content) as image:
         has_16_bits, photometric = _has_16_bits(image), getattr(image, "tag_v2", {}).get(PHOTOMETRIC)
         if upright and image is content:
@@ -165,18 +170,21 @@ def _pixels(path: Path, upright: bool, content: bytes | Image.Image | None) -> N
         if highest == 1:
             grey = (values * 255.0).round()
         else:
-            grey = values // ((highest + 1) / 256)  # the highest 8 of 8, 12 or 16 bits
+            grey = values // ((highest + 1) / 256)  # the 8 highest bits of the range's 8, 12 or 16
         return np.ascontiguousarray(grey.astype(np.uint8)[..., None].repeat(3, axis=2))  # (H, W) -> (H, W, 3)
 
 
 def _has_16_bits(image: Image.Image) -> bool:
-    """Whether an image that is not decoded yet has channels of 16 bits; Pillow cuts those of colour images to 8."""
+    """Whether an image that is not decoded yet has channels of 16 bits.
+
+    Pillow reduces these to 8 bits when it decodes a colour image.
+    """
     arguments = [tile.args for tile in getattr(image, "tile", [])]
     return ";16" in str(arguments)
 
 
 def _is_deep(image: Image.Image) -> bool:
-    """Whether an image is grey with more than 8 bits, or with floats."""
+    """Whether an image is grey and its values are floats or have more than 8 bits."""
     return image.mode.startswith("I") or image.mode == "F"
 
 
@@ -194,11 +202,12 @@ def _range(values: NDArray[Any], path: Path) -> tuple[float, str]:
 
 
 def range_notes(count: int, file: Callable[[int], Path]) -> list[str]:
-    """A note on those of `count` images that are grey and have more than 8 bits or floats.
+    """A list with one note on grey images with more than 8 bits or floats, found in a sample of `count` images.
 
-    Without such images, or if each of them has values that need 16 bits (above 4095), there is no note.
-    `file` gives the path of an image by its index. At most `SAMPLED_FILES` are opened. Those that cannot be read are
-    left to `read_image`, which names the fault.
+    The note states the ranges from which `read_image` scales these images. The list is empty if there are no such
+    images, or if the values of all of them need 16 bits (above 4095). `file` returns the path of an image by its index.
+    At most SAMPLED_FILES images are opened. An image that cannot be read is skipped, because `read_image` reports it
+    later.
     """
     sampled = [file(index) for index in range(0, count, max(1, -(-count // SAMPLED_FILES)))]
     with ThreadPoolExecutor(8) as threads:  # a network drive serves several requests at once
@@ -219,13 +228,13 @@ def _range_name(path: Path) -> str | None:
             return _range(np.asarray(image), path)[1] if _is_deep(image) else None
     except MemoryError:
         raise  # the file is not at fault
-    except Exception:  # of nearly any type; the fault is reported when the image is decoded
+    except Exception:  # Pillow raises nearly any type; the fault is reported when the image is decoded
         return None
 
 
 @contextmanager
 def _long_png_texts() -> Iterator[None]:
-    """Inside this context, Pillow reads PNG files with long texts, which it would refuse as decompression bombs."""
+    """A context in which Pillow reads PNG files with long texts, instead of refusing them as decompression bombs."""
     with _png_text_lock:
         limit = PngImagePlugin.MAX_TEXT_CHUNK
         PngImagePlugin.MAX_TEXT_CHUNK = MAX_PNG_TEXT
@@ -238,13 +247,13 @@ def _long_png_texts() -> Iterator[None]:
 def normalise(images: Tensor, sizes: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Normalise a padded batch by ImageNet's mean and standard deviation, on the device of `images`.
 
-    images: uint8 (B, 3, H, W), zero padded at the bottom and right; sizes: (B, 2), true heights and widths in pixels.
-    Returns floats (B, 3, H, W), exactly zero in the padding. Memory is channels last in and out, the fastest layout for
-    decoding, resizing and convolution.
+    `images` is uint8 (B, 3, H, W), padded at the bottom and right; `sizes` (B, 2) holds the true heights and widths in
+    pixels. Returns a tensor (B, 3, H, W) of type `dtype`, which is exactly zero in the padding. Input and output are
+    channels last in memory, the fastest layout for decoding, resizing and convolution.
     """
     width, exact = images.shape[-1], torch.promote_types(dtype, torch.float32)
     mean, std = (constant(values, images, exact).repeat(width) for values in (MEAN, STD))  # (W * 3,)
-    pixels = images.permute(0, 2, 3, 1).flatten(2)  # (B, 3, H, W) -> (B, H, W * 3), as long rows are fast on a CPU
+    pixels = images.permute(0, 2, 3, 1).flatten(2)  # (B, 3, H, W) -> (B, H, W * 3); long rows are fast on a CPU
     scale, shift = 1 / (255 * std), mean / std
     scale_and_shift = _in_strips if images.device.type == "cpu" else _at_once
     floats = scale_and_shift(pixels, sizes.to(images.device), scale, shift, dtype)
@@ -252,9 +261,9 @@ def normalise(images: Tensor, sizes: Tensor, dtype: torch.dtype = torch.float32)
 
 
 def _in_strips(pixels: Tensor, sizes: Tensor, scale: Tensor, shift: Tensor, dtype: torch.dtype) -> Tensor:
-    """Compute pixels * scale - shift, (B, H, W * 3), and zero in the padding, a few rows at a time.
+    """Return pixels * scale - shift, (B, H, W * 3), with zeros in the padding; computed a few rows at a time, for CPUs.
 
-    A strip of rows stays in the processor's cache; applying each operation to the whole batch takes twice as long.
+    A strip of rows stays in the processor's cache. Applying each operation to the whole batch takes twice as long.
     """
     floats = pixels.new_empty(pixels.shape, dtype=dtype)
     for image_pixels, image_floats, (height, width) in zip(pixels, floats, sizes.tolist(), strict=True):
@@ -269,7 +278,10 @@ def _in_strips(pixels: Tensor, sizes: Tensor, scale: Tensor, shift: Tensor, dtyp
 
 
 def _at_once(pixels: Tensor, sizes: Tensor, scale: Tensor, shift: Tensor, dtype: torch.dtype) -> Tensor:
-    """The result of `_in_strips`, computed without copying `sizes` to the host, for GPUs."""
+    """Return the same as `_in_strips`, computed for the whole batch at once, for GPUs.
+
+    `sizes` is not copied to the host, because the copy would wait for the device.
+    """
     rows = torch.arange(pixels.shape[1], device=pixels.device) < sizes[:, :1]  # (B, H)
     columns = torch.arange(pixels.shape[2], device=pixels.device) < 3 * sizes[:, 1:]  # (B, W * 3)
     real = rows[:, :, None] & columns[:, None, :]  # (B, H, W * 3)

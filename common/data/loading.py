@@ -1,4 +1,4 @@
-"""Build micro-batches in this process or in workers; an error names the sample that caused it."""
+"""Build micro-batches in this process or in worker processes. An error names the sample that caused it."""
 
 import signal
 import sys
@@ -17,7 +17,7 @@ from common.machine.seeds import generator, mix
 from common.task import Batch, Data, Split
 
 Key = tuple[int, tuple[int, ...]]  # identifies a micro-batch: the epoch, and the indices of its samples
-MAX_LISTED_SAMPLES = 8  # in an error message, which says how many more there are
+MAX_LISTED_SAMPLES = 8  # in an error message; the message also counts the others
 MEMORY_ADVICE = "lower trainer.workers, give smaller samples, or more memory"
 SHARED_MEMORY_ADVICE = "enlarge /dev/shm (docker run --shm-size), or lower trainer.workers or trainer.micro_batch"
 LIKELY_CAUSES = {
@@ -28,7 +28,10 @@ CRASH_ADVICE = "as happens when a library crashes; look at that sample, and try 
 
 
 class Loader:
-    """Builds micro-batches of one split, in this process (0 workers) or in worker processes."""
+    """Builds micro-batches of one split, in this process (0 workers) or in worker processes.
+
+    `seed` seeds augmentation; if it is None, samples are not augmented. `pin` puts the batches into pinned memory.
+    """
 
     def __init__(self, data: Data, split: Split, *, seed: int | None, workers: int, pin: bool):
         self.data, self.split, self.seed = data, split, seed
@@ -37,8 +40,9 @@ class Loader:
     def __call__(self, keys: Iterable[Key]) -> Iterator[Batch]:
         """Yield the micro-batch of each key, in order. Workers stop after the last key or when the iterator is closed.
 
-        Raises UserError if a sample cannot be read, if memory runs out, or if a worker is killed. A defect of the data
-        set raises a RuntimeError that names the sample and holds the worker's traceback.
+        Raises UserError if a sample cannot be read, if memory runs out, or if a worker is killed. Any other error in
+        the data set's code becomes a RuntimeError that names the sample and, if a worker raised the error, holds the
+        worker's traceback.
         """
         activities = ActivityTable(self.workers)
         loader = DataLoader(
@@ -50,8 +54,8 @@ class Loader:
             pin_memory=self.pin,
             prefetch_factor=4 if self.workers else None,
             worker_init_fn=activities.start_worker,
-            # Python 3.14's default forks workers from a server process, which would unpickle the data set and be their
-            # parent.
+            # By default, Python 3.14 forks workers from a server process. The data set would have to be pickled for it,
+            # and the server, not this process, would be the workers' parent.
             multiprocessing_context="fork" if self.workers and sys.platform == "linux" else None,
         )
         pool = WorkerPool(loader, activities)
@@ -64,12 +68,13 @@ class Loader:
                 except Exception as error:
                     dead_workers = pool.dead_workers()
                     if not dead_workers and isinstance(error, (ConnectionError, EOFError)):
-                        time.sleep(1.0)  # the worker that was to hand over a tensor is ending at this moment
+                        time.sleep(1.0)  # the worker that should send a tensor may be about to exit
                         dead_workers = pool.dead_workers()
                     if not dead_workers:
                         raise
                     batch = UserError(_describe_dead_workers(self.data, self.split, dead_workers))
-                if isinstance(batch, Exception):  # a traceback with PyTorch's frames would keep the workers alive
+                # Errors of workers are raised here: a traceback with PyTorch's frames would keep the workers alive.
+                if isinstance(batch, Exception):
                     raise batch
                 yield batch
         finally:
@@ -82,7 +87,10 @@ def _identity(batch: Any) -> Any:
 
 
 class _MicroBatches(Dataset[Any]):
-    """Maps a key to a collated batch. An error is returned, not raised, so that the parent process can raise it."""
+    """Maps a key to a collated batch.
+
+    A worker returns an error instead of raising it, so that the parent process can raise it.
+    """
 
     def __init__(self, data: Data, split: Split, seed: int | None, activities: ActivityTable):
         self.data, self.split, self.seed = data, split, seed
@@ -115,7 +123,10 @@ class _MicroBatches(Dataset[Any]):
         return self.data.sample(self.split, index, random)
 
     def _describe_failure(self, error: Exception, operation: str, epoch: int, indices: Sequence[int]) -> Exception:
-        """Return the exception that the parent is to raise; outside a worker, a RuntimeError is raised at once."""
+        """Return the exception that the parent process is to raise.
+
+        Outside a worker, a RuntimeError is raised at once instead.
+        """
         names = _names(self.data, self.split, indices)
         if "shared memory" in str(error) and "No space left" in str(error):
             return UserError(f"Shared memory is full, with no room to hand over {names}; {SHARED_MEMORY_ADVICE}.")
@@ -130,7 +141,10 @@ class _MicroBatches(Dataset[Any]):
 
 
 def _move_to_shared_memory(batch: Batch) -> None:
-    """Move tensors to shared memory. PyTorch's queue would do it later, and on failure drop the batch silently."""
+    """Move a batch's tensors to shared memory here, where a failure raises an error.
+
+    PyTorch's queue would move them later, and would drop the batch without an error if that fails.
+    """
     tensors: list[Any] = [value for value in batch.values() if isinstance(value, torch.Tensor)]
     for tensor in tensors:
         tensor.share_memory_()
@@ -147,7 +161,10 @@ def _names(data: Data, split: Split, indices: Sequence[int]) -> str:
 
 
 def _describe_dead_workers(data: Data, split: Split, dead_workers: list[DeadWorker]) -> str:
-    """Describe a worker that ended; of several, one that was working on a sample, since that may be the cause."""
+    """Return a sentence about a worker that died.
+
+    Of several workers, it is about one that was working on a sample, because the sample may be the cause.
+    """
     code, activity, index = max(dead_workers, key=lambda worker: (worker.activity != Activity.IDLE, worker.code != 0))
     name = _names(data, split, [index])
     description = {

@@ -1,4 +1,7 @@
-"""Open files of users and of strangers. Only regular files are opened: a named pipe may block its reader for ever."""
+"""Open and read files whose paths come from users or from data sets. Only regular files are opened.
+
+Other kinds are refused: a named pipe, for instance, may block its reader for ever.
+"""
 
 import errno
 import json
@@ -15,8 +18,8 @@ _KINDS = {stat.S_IFIFO: "a named pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: 
 def open_regular(path: Path | str) -> BinaryIO:
     """Open a regular file for reading bytes.
 
-    Raises OSError with a `strerror` for everything else: a folder, a named pipe, a device, and a name that no file can
-    have (with a null character, or half of a surrogate pair).
+    Raises OSError, with a `strerror`, for everything else: a folder, a named pipe, a device, and a name that no file
+    can have because it contains a null character or half of a surrogate pair.
     """
     try:
         file = open(path, "rb", opener=_open_without_waiting)
@@ -39,7 +42,10 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_text(path: Path) -> str:
-    """The content of a text file in UTF-8; raises UserError if it cannot be read or is something else."""
+    """The content of a UTF-8 text file, without a byte order mark.
+
+    Raises UserError if the file cannot be read or is not UTF-8.
+    """
     try:
         return read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -47,7 +53,10 @@ def read_text(path: Path) -> str:
 
 
 def read_names(path: Path) -> list[str]:
-    """The lines of a list of file names, which need not be UTF-8, without empty ones; raises UserError as above."""
+    """The file names that a file lists, one on each line, without surrounding spaces; empty lines are skipped.
+
+    The names need not be UTF-8. Raises UserError if the file cannot be read.
+    """
     lines = read_bytes(path).removeprefix(b"\xef\xbb\xbf").splitlines()
     return [os.fsdecode(line.strip()) for line in lines if line.strip()]
 
@@ -65,5 +74,5 @@ def read_json(path: Path) -> Any:
 
 
 def _open_without_waiting(path: str, flags: int) -> int:
-    # Without O_NONBLOCK, opening a pipe waits for a writer. Reading a regular file is the same with it.
+    # Without O_NONBLOCK, opening a pipe waits for a writer. The flag has no effect on reading a regular file.
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))

@@ -1,4 +1,4 @@
-"""Random splits of a data set, independent of a run's seed."""
+"""Random splits of a data set, which do not depend on a run's seed."""
 
 from collections.abc import Sequence
 
@@ -12,15 +12,19 @@ from common.machine.seeds import generator, mix
 
 
 def random_parts(counts: Sequence[int], *seed: int | str) -> list[NDArray[np.int64]]:
-    """Split range(sum(counts)) at random into parts of the sizes `counts`; returns the sorted indices of each part."""
+    """Split range(sum(counts)) at random into parts of the sizes `counts`; returns the sorted indices of each part.
+
+    The parts are a function of `counts` and `seed`.
+    """
     order = torch.randperm(sum(counts), generator=generator(*seed)).numpy()
     return [np.sort(part) for part in np.split(order, np.cumsum(counts[:-1]))]
 
 
 def split_off_val(count: int, val_count: int, name: str, remedy: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Choose `val_count` of `count` samples at random for val; returns the indices of the train and the val samples.
+    """Choose `val_count` of `count` samples at random for val; returns the indices of the train and of the val samples.
 
-    Raises UserError if none are left for train. Its message names the data set `name` and advises "give val `remedy`".
+    Raises UserError if no sample is left for train. The message calls the data set `name` and advises "give val
+    `remedy`".
     """
     if val_count >= count:
         raise UserError(
@@ -32,11 +36,12 @@ def split_off_val(count: int, val_count: int, name: str, remedy: str) -> tuple[N
 
 
 def cut_by_name(names: Sequence[str], shares: Sequence[float], rest: int = 0) -> list[list[int]]:
-    """Split off a part of the samples `names` for each of `shares`; returns the indices of each part and of the rest.
+    """Cut a part of the samples `names` for each of `shares`; returns the indices of each part, and of the rest.
 
-    The samples are ordered by a hash of the last component of their name and cut in this order. So a part depends
-    neither on the order of `names` nor on their folders, and equal names give equal parts in every format. A part has
-    at least one sample, unless fewer than `rest` samples would remain in the rest.
+    A share is a fraction of all samples. The samples are ordered by a hash of the last component of their name, and
+    parts are cut from the start. So the parts depend neither on the order of `names` nor on the folders in them, and a
+    data set is cut in the same way in every format. A part has at least one sample. But it is smaller, or empty, if
+    otherwise fewer than `rest` samples would be left for the rest.
     """
 
     def order(index: int) -> tuple[int, str]:

@@ -15,23 +15,25 @@ from common.data.opening import open_regular
 from common.errors import UserError
 
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
-# FFmpeg's readers of these files. It has others, such as those of playlists, which read further files and addresses.
+# FFmpeg's demuxers of these files. Others are excluded: that of playlists, for instance, opens further files and URLs.
 CONTAINERS = "asf,avi,m4v,matroska,mov,mpeg,mpegts,mpegvideo"
 
 
 class Frame(NamedTuple):
-    """A frame of a video."""
+    """A frame of a video, with its position in the video."""
 
     image: Tensor  # uint8 (3, H, W), RGB, upright
-    number: int  # from 0
-    time: float | None  # in seconds after the first frame; None if the file states no time after those before
+    number: int  # of the frame, counted from 0
+    # In seconds after the first frame that has a time. None if the file states no time for this frame, or one that is
+    # not later than those of all frames before it.
+    time: float | None
 
 
 def read_frames(path: Path) -> Iterator[Frame]:
-    """Yield the frames of a video in the order in which they are shown, turned as the file says.
+    """Yield the frames of a video in the order in which they are shown, rotated as the file says.
 
-    Raises UserError if PyAV is not installed, and for a file that is missing, broken or no video, if need be after the
-    frames before the broken part.
+    Raises UserError if PyAV is not installed, and if the file is missing, broken or no video. If only a later part of
+    the file is broken, the frames before it are yielded first.
     """
     av, number = import_av(path), 0
     try:
@@ -51,7 +53,10 @@ def read_frames(path: Path) -> Iterator[Frame]:
 
 
 def _decode(av: Any, file: BinaryIO) -> Iterator[tuple[Tensor, float | None]]:
-    """The images and times of all frames, none for a file with sound alone."""
+    """Yield the image and the time of each frame, as in `Frame`.
+
+    Only the first video stream of the file is read. A file with only sound has no frames.
+    """
     with av.open(file, options={"format_whitelist": CONTAINERS}) as container:
         start: float | None = None
         latest = -math.inf
@@ -66,10 +71,11 @@ def _decode(av: Any, file: BinaryIO) -> Iterator[tuple[Tensor, float | None]]:
 
 
 def _timed_frames(container: Any, stream: Any) -> Iterator[tuple[Any, float | None]]:
-    """The frames in the order in which they are shown, and their times in seconds.
+    """Yield the frames in the order in which they are shown, and their times in seconds.
 
-    An AVI file states the times at which frames are decoded. They are those at which as many frames are shown, whose
-    order differs; what FFmpeg guesses for H.264 with frames that refer to later ones is wrong.
+    An AVI file states only the times at which frames are decoded. Frames are shown at the same times, but may be shown
+    in another order. So the n-th frame that is shown gets the n-th time. FFmpeg's own guess is wrong for H.264 with
+    frames that refer to later frames.
     """
     decoded: deque[int] = deque()
     for packet in container.demux(stream):
@@ -83,7 +89,7 @@ def _timed_frames(container: Any, stream: Any) -> Iterator[tuple[Any, float | No
 
 
 def import_av(path: Path) -> Any:
-    """PyAV; raises UserError if it is not installed."""
+    """Import PyAV and return the module; raises UserError, which names the video `path`, if it is not installed."""
     try:
         return importlib.import_module("av")
     except ImportError:
@@ -93,6 +99,9 @@ def import_av(path: Path) -> Any:
 
 
 def _upright(frame: Any) -> Tensor:
-    """The pixels of a frame, uint8 (3, H, W). `frame.rotation` is in degrees counterclockwise, as FFmpeg states it."""
+    """The pixels of a frame, rotated upright, uint8 (3, H, W).
+
+    `frame.rotation` is in degrees counterclockwise, as FFmpeg states it.
+    """
     pixels = torch.from_numpy(frame.to_ndarray(format="rgb24"))  # (H, W, 3)
     return pixels.rot90(round(frame.rotation / 90)).permute(2, 0, 1)

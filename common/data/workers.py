@@ -1,4 +1,7 @@
-"""Worker processes, which react only to signals of their parent, exit with it, and record what they are doing."""
+"""The worker processes of a DataLoader.
+
+They react only to signals of their parent, exit with it, and record what they are doing.
+"""
 
 import multiprocessing
 import os
@@ -17,11 +20,11 @@ from torch.utils.data import DataLoader, get_worker_info
 from common.machine import signals
 
 PARENT_CHECK_SECONDS = 1.0  # between a worker's checks that its parent is alive
-EXIT_SECONDS = 0.2  # between the moment when a dying process closes its files and its exit
+EXIT_SECONDS = 0.2  # how long a dying process may take from closing its files to its exit
 
 
 class Activity(IntEnum):
-    """What a worker is doing."""
+    """What a worker is doing: nothing, building a sample, or collating samples."""
 
     IDLE = 0
     SAMPLE = 1
@@ -41,34 +44,39 @@ class ActivityTable:
 
     def __init__(self, workers: int):
         self._parent = os.getpid()
-        self._rows = multiprocessing.RawArray("q", 3 * workers)  # process id, activity, index of a sample
+        # For each worker: process id, activity, index of a sample.
+        self._rows = multiprocessing.RawArray("q", 3 * workers)
 
     def start_worker(self, worker: int) -> None:
-        """Prepare worker number `worker` in its own process: a DataLoader's `worker_init_fn`."""
+        """Set up worker number `worker` in its own process, as the DataLoader's `worker_init_fn`."""
         self._rows[3 * worker] = os.getpid()
         _react_only_to(self._parent)
         sys.excepthook = _print_unless_disconnected
 
     def write(self, activity: Activity, index: int = 0) -> None:
-        """Record what this worker starts to do; a no-op in a process that is not a worker."""
+        """Record what this worker begins to do; does nothing in a process that is not a worker."""
         if (info := get_worker_info()) is not None:
             self._rows[3 * info.id + 1 : 3 * info.id + 3] = [activity, index]
 
     def read(self, process: int | None) -> tuple[Activity, int]:
-        """The activity and sample index that the worker with this process id recorded last."""
+        """The activity and the sample index that the worker with this process id recorded last.
+
+        They are (IDLE, 0) for a process that has recorded nothing.
+        """
         rows = [*self._rows]
         row = rows[::3].index(process) if process in rows[::3] else None
         return (Activity.IDLE, 0) if row is None else (Activity(rows[3 * row + 1]), rows[3 * row + 2])
 
 
 class WorkerPool:
-    """The workers of one DataLoader; empty if the loader has none and runs in this process."""
+    """The worker processes of one DataLoader, and its batches. Without workers, batches are built in this process."""
 
     def __init__(self, loader: DataLoader[Any], activities: ActivityTable):
         """Start the workers.
 
-        When a worker dies, PyTorch's SIGCHLD handler raises in the main thread at an arbitrary line, such as in the
-        middle of writing a checkpoint. So the previous handler is restored, and only `take` checks for dead workers.
+        When a worker dies, PyTorch's SIGCHLD handler raises an error in the main thread at an arbitrary line, such as
+        in the middle of writing a checkpoint. So the previous handler is restored after the start, and only `take`
+        checks whether a worker has died.
         """
         self._activities = activities
         earlier_children = multiprocessing.active_children()
@@ -79,22 +87,28 @@ class WorkerPool:
             signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
 
     def take(self) -> Any:
-        """Return the next batch. Raises StopIteration after the last; other errors may be due to `dead_workers`."""
+        """Return the next batch; raises StopIteration after the last.
+
+        Any other error may be the consequence of a worker's death; `dead_workers` says whether a worker has died.
+        """
         with self._raise_on_death():
             return next(self._batches)
 
     def dead_workers(self) -> list[DeadWorker]:
-        """The workers that ended although `close` was not called."""
+        """The workers that have ended before `close` was called."""
         if all(worker.is_alive() for worker in self._workers):
             wait([worker.sentinel for worker in self._workers], EXIT_SECONDS)
         ended = [(worker.exitcode, worker.pid) for worker in self._workers]
         return [DeadWorker(code, *self._activities.read(process)) for code, process in ended if code is not None]
 
     def close(self) -> None:
-        """Stop the workers: idle ones at once, busy ones after their batch or 5 s."""
+        """Stop the workers.
+
+        An idle worker stops at once, and a busy one after its present batch, or after 5 s at the latest.
+        """
         self._batches = iter(())  # PyTorch's iterator stops its workers, in the right order, when it is freed
         for worker in self._workers:
-            worker.terminate()  # in case an exception that is still propagating holds the iterator
+            worker.terminate()  # in case an exception still holds the iterator
 
     @contextmanager
     def _raise_on_death(self) -> Iterator[None]:
@@ -122,22 +136,24 @@ def _can_handle_sigchld() -> bool:
 def _react_only_to(parent: int) -> None:
     """Ignore the signals that ask a run to stop, except a SIGTERM from `parent`.
 
-    Workers receive these signals too, because torchrun and SLURM signal all processes of a run, and a terminal all its
-    foreground processes. They would kill the workers, and the run would end before the parent has handled its signal.
+    Workers receive these signals too, because torchrun and SLURM signal all processes of a run, and a terminal signals
+    all its foreground processes. Otherwise the signals would kill the workers, and the run would end before the parent
+    has handled its own signal.
     """
     for name in signals.SIGNALS:
         if name != "SIGTERM" and hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-    # Where sigtimedwait is missing, any SIGTERM kills the worker, and PyTorch's idle workers check for their parent.
+    # On systems without sigtimedwait, any SIGTERM kills the worker. Idle workers still notice the end of their parent,
+    # because PyTorch checks for it.
     if hasattr(signal, "sigtimedwait"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # inherited by all threads that start later
         threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
 
 
 def _print_unless_disconnected(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print an exception of the thread that sends tensors, unless the parent closed the connection.
+    """Print an exception of the thread that sends tensors to the parent, unless the parent closed the connection.
 
-    The parent closes the connections when another worker is killed, and reports only the killed worker.
+    When a worker is killed, the parent closes the connections of the others, and reports only the killed worker.
     """
     if not isinstance(error, (ConnectionError, EOFError)):
         sys.__excepthook__(kind, error, trace)

@@ -1,6 +1,6 @@
 """Beam search as in Vaswani et al. 2017 (arXiv 1706.03762, section 6.1).
 
-Length penalties are those of Wu et al. 2016 (arXiv 1609.08144, equation 14).
+The length penalty "gnmt" is that of Wu et al. 2016 (arXiv 1609.08144, equation 14).
 """
 
 import math
@@ -15,18 +15,23 @@ from common.decoding.options import DecodingOptions
 def beam_search(
     model: Decoder, source: Tensor, lengths: Tensor, prompts: Tensor, options: DecodingOptions, special: SpecialIds
 ) -> list[list[Hypothesis]]:
-    """The best finished hypotheses of each source (B, S) after its prompt (B, P), by decreasing score.
+    """Return the best finished hypotheses of each source (B, S), by decreasing score, at most `options.candidates`.
 
-    Each step takes the 2 * beam best continuations of a sentence's hypotheses, of which at least `beam` do not end with
-    EOS. Continuations that end with EOS become finished hypotheses if they are among the first `beam`. The first `beam`
-    that do not end are continued in the next step. All unfinished sentences have the same number of hypotheses W,
-    initially 1; if a sentence has fewer, the rest have a log probability of minus infinity.
+    `prompts` (B, P) are the first tokens of the answers; `lengths` (B,) are the lengths of the sources.
+
+    In each step, the 2 * beam best continuations of a sentence's hypotheses are considered. At least `beam` of them do
+    not end with EOS, because only one continuation of each hypothesis does. A continuation that ends with EOS becomes a
+    finished hypothesis if it is among the `beam` best. The `beam` best continuations that do not end with EOS are the
+    hypotheses of the next step. At the maximum length, all continuations are finished.
+
+    All unfinished sentences have the same number W of hypotheses, which is 1 in the first step. If a sentence has
+    fewer, its other hypotheses have a log probability of minus infinity.
 
     Differs: if a sentence has more than `beam` finished hypotheses, the best are kept; fairseq keeps the earliest.
     """
     limits, beam = options.limits(lengths), options.beam
     pools: list[list[Hypothesis]] = [[] for _ in source]  # the finished hypotheses of each sentence
-    live = torch.arange(len(source))  # (G,): the unfinished sentences
+    live = torch.arange(len(source))  # (G,): the indices of the unfinished sentences
     totals = torch.zeros(len(source), 1, dtype=torch.float64)  # (G, W): log probabilities, decreasing along W
     tokens = torch.empty(len(source), 1, 0, dtype=torch.int64)  # (G, W, tokens after the prompt)
     # `latest`: the last token of each hypothesis (G * W,), at first the prompts
@@ -61,17 +66,21 @@ def beam_search(
 
 
 def hypothesis(tokens: list[int], total: float, options: DecodingOptions, special: SpecialIds) -> Hypothesis:
-    """Make a hypothesis of `tokens`, which may include the end, with the log probability `total`."""
+    """Make a hypothesis from its tokens after the prompt, and the sum `total` of their log probabilities in nats.
+
+    The last token may be the end, which is then removed. It counts in the length penalty.
+    """
     ended = tokens[-1] == special.end
     return Hypothesis(tokens[:-1] if ended else tokens, total / options.divisor(len(tokens)), total, ended)
 
 
 def _continuations(logits: Tensor, normaliser: Tensor, totals: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The K best continuations of each sentence, (G, K) on the CPU, best first; K is at most `count`.
+    """The K best continuations of each sentence, best first; K is at most `count`.
 
-    Takes logits (G * W, V), their normaliser (G * W, 1) and the hypotheses' log probabilities (G, W). Returns the log
-    probability of each continuation, the index in its sentence of the hypothesis that it continues, and its new token.
-    Only the `count` best tokens of each row are considered, not all V.
+    G is the number of sentences, W that of hypotheses of each sentence, and V the size of the vocabulary. Takes logits
+    (G * W, V), their normaliser (G * W, 1) and the hypotheses' log probabilities `totals` (G, W). Returns three tensors
+    (G, K) on the CPU: the log probability of each continuation, the index in its sentence of the hypothesis that it
+    continues, and its new token. Only the `count` best tokens of each hypothesis are considered, not all V.
     """
     likeliest, tokens = logits.topk(min(count, logits.shape[1]))  # (G * W, k)
     log_probabilities = refuse_nan((likeliest - normaliser).cpu().double())
@@ -81,9 +90,11 @@ def _continuations(logits: Tensor, normaliser: Tensor, totals: Tensor, count: in
 
 
 def _is_complete(pool: list[Hypothesis], best: float, n: int, limit: int, options: DecodingOptions) -> bool:
-    """Whether `options.stop` ends the search for a sentence after n tokens.
+    """Whether the search for a sentence ends after n tokens.
 
-    `pool` are the best finished hypotheses, sorted; `best` is the highest log probability of an unfinished one.
+    It ends at the maximum length `limit`, if no unfinished hypothesis is left, and by the rule `options.stop`. `pool`
+    holds the best finished hypotheses, sorted by decreasing score; `best` is the highest log probability of an
+    unfinished one.
     """
     if n == limit or best == -math.inf:
         return True

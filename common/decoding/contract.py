@@ -11,7 +11,7 @@ from common.errors import UserError
 
 
 class SpecialIds(NamedTuple):
-    """The special entries of a vocabulary; `begin` and `end` may be equal."""
+    """The ids of a vocabulary's special entries; `begin` and `end` may be equal."""
 
     begin: int  # the default prompt
     end: int  # ends an answer, which does not contain it
@@ -19,10 +19,11 @@ class SpecialIds(NamedTuple):
 
 
 class Decoder(Protocol):
-    """A model that can be decoded. Its state is of any type, and is not used again once it was passed to `reorder`.
+    """A model whose answers can be decoded token by token.
 
-    A row of the batch is one hypothesis. All sentences have the same number of rows, and the rows of a sentence are
-    adjacent, before and after `reorder`, so that a model can store once per sentence what depends on the source only.
+    The decoding state may be of any type. After a state was passed to `reorder`, only the returned state is used. A row
+    of the batch is one hypothesis. All sentences have the same number of rows, and the rows of a sentence are adjacent,
+    before and after `reorder`. So a model can store what depends only on the source once per sentence.
     """
 
     def encode(self, source: Tensor, lengths: Tensor) -> Any:
@@ -39,7 +40,10 @@ class Decoder(Protocol):
         """
 
     def reorder(self, state: Any, rows: Tensor) -> Any:
-        """Return the state of the rows with the indices `rows` (R',) int64, which may repeat and omit indices."""
+        """Return a state whose row i is the row rows[i] of `state`.
+
+        `rows` (R',) int64 may repeat and omit indices.
+        """
 
 
 class Hypothesis(NamedTuple):
@@ -60,19 +64,22 @@ def group_by_length(prompts: Sequence[Sequence[int]], device: torch.device) -> I
 
 
 def next_logits(model: Decoder, state: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Append tokens (R,) or (R, N); returns logits of the next token (R, V), at least fp32, and their logsumexp."""
+    """Append tokens (R,) or (R, N) to the rows of `state`, in place.
+
+    Returns the logits of the next token (R, V), at least fp32, and their logsumexp (R, 1).
+    """
     logits = model.step(state, tokens.squeeze(1) if tokens.ndim == 2 and tokens.shape[1] == 1 else tokens)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return logits, logits.logsumexp(-1, keepdim=True)
 
 
 def forbid_tokens(logits: Tensor, tokens: Sequence[int], end: int, must_end: Tensor) -> None:
-    """Set the logits (R, V) of `tokens` to minus infinity, and in the rows `must_end` (R,) those of all but `end`.
+    """Forbid `tokens`, and in the rows `must_end` (R,) all tokens but `end`, by setting their logits to minus infinity.
 
-    The remaining probabilities are not normalised again, so that a hypothesis has the log probability that
-    `common.decoding.given.score` gives it.
+    `logits` (R, V) is changed in place. The remaining probabilities are not normalised again, so that a hypothesis has
+    the log probability that `common.decoding.given.score` computes for it.
     """
-    for token in tokens:  # one by one, since an index that is a list would be copied to the device
+    for token in tokens:  # one by one, because a list of indices would be copied to the device
         logits[:, token] = -math.inf
     if must_end.any():
         not_end = torch.arange(logits.shape[1], device=logits.device) != end
@@ -90,7 +97,11 @@ def refuse_nan(log_probabilities: Tensor) -> Tensor:
 
 
 def remove_finished(model: Decoder, state: Any, unfinished: Tensor, device: torch.device) -> tuple[Any, Tensor]:
-    """Keep only the `unfinished` rows (R,) boolean; returns the new state and the rows' indices (R',) on the CPU."""
+    """Remove the finished rows from `state`; `unfinished` (R,) is boolean.
+
+    Returns the new state and the indices of the remaining rows (R',) on the CPU. If none remains, the state is
+    unchanged.
+    """
     rows = unfinished.nonzero()[:, 0]
     if 0 < len(rows) < len(unfinished):
         state = model.reorder(state, rows.to(device))

@@ -21,21 +21,21 @@ def decode(
     ids: Sequence[int | str] | None = None,
     prompts: Sequence[Sequence[int]] | None = None,
 ) -> list[list[Hypothesis]]:
-    """Find one to `options.candidates` answers to each source (B, S) int64, best first.
+    """Decode one to `options.candidates` answers to each source (B, S) int64, best first.
 
-    With method "sample", answers are in the order of sampling instead, and may be equal. Raises UserError if the
+    With method "sample", the answers are in the order of sampling instead, and may be equal. Raises UserError if the
     model's probabilities are NaN.
 
     Args:
         model: the model to decode.
         source: right-padded; (B, 0) for a model without a source.
         lengths: lengths of the sources (B,), from which `options` compute the maximum lengths of answers.
-        options: the method and its settings; for the method "given" see `common.decoding.given.score`.
+        options: the method and its settings. The method "given" is not supported; see `common.decoding.given.score`.
         special: the vocabulary's special ids.
-        ids: ids of the sentences, by default 0 to B - 1; with `options.seed` they seed sampling.
-        prompts: the first tokens of each sentence's answer, at least one, by default `special.begin`. Answers, limits,
-            penalties and scores do not include these tokens. Prompts of different lengths are decoded in separate
-            groups, because models do not support padded prompts.
+        ids: ids of the sentences, by default 0 to B - 1. Sampling is seeded by `options.seed` and these ids.
+        prompts: the first tokens of each sentence's answer, at least one; by default, `special.begin`. Answers,
+            limits, penalties and scores do not include these tokens. Prompts of different lengths are decoded in
+            separate groups, because models do not support padded prompts.
     """
     assert options.method != "given", "given answers are scored, not decoded"
     sentence_ids = range(len(source)) if ids is None else ids

@@ -1,4 +1,4 @@
-"""Scores of given answers: the log probability that a model assigns to them."""
+"""The scores of given answers, which are the log probabilities that a model assigns to them."""
 
 from collections.abc import Sequence
 
@@ -18,15 +18,16 @@ def score(
     special: SpecialIds,
     prompts: Sequence[Sequence[int]] | None = None,
 ) -> list[tuple[float, int]]:
-    """Return the log probability in nats, including the end, and the length of each target (B, T).
+    """Return for each target its log probability in nats and its length in tokens; both include the end.
 
-    The end counts in `target_lengths` (B,), too. The tokens of `prompts` precede the targets and are not scored; see
-    `common.decoding.decode.decode`. Raises UserError if the model's probabilities are NaN.
+    `source` (B, S) and `target` (B, T) are right-padded; `lengths` (B,) and `target_lengths` (B,) are their lengths.
+    The targets end with `special.end`, which `target_lengths` count. The tokens of `prompts`, by default
+    `special.begin`, precede the targets and are not scored. Raises UserError if the model's probabilities are NaN.
     """
     scores: dict[int, tuple[float, int]] = {}
     for rows, latest in group_by_length(prompts or [[special.begin]] * len(source), source.device):
         totals = torch.zeros(len(rows), dtype=torch.float64)
-        counts, live = target_lengths[rows].cpu(), torch.arange(len(rows))  # (B,); (R,), the unfinished targets
+        counts, live = target_lengths[rows].cpu(), torch.arange(len(rows))  # counts (B,); live (R,): unfinished targets
         state, tokens = model.encode(source[rows], lengths[rows]), target[rows]
         for n in range(int(counts.max())):
             state, remaining = remove_finished(model, state, counts[live] > n, source.device)

@@ -1,6 +1,6 @@
-"""Greedy search and sampling, which extend each hypothesis token by token, without a beam.
+"""Greedy search and sampling, which extend each hypothesis by one token in every step, without a beam.
 
-Top-k is Fan et al. 2018 (arXiv 1805.04833), top-p Holtzman et al. 2020 (arXiv 1904.09751).
+Top-k sampling is that of Fan et al. 2018 (arXiv 1805.04833), top-p that of Holtzman et al. 2020 (arXiv 1904.09751).
 """
 
 from collections.abc import Sequence
@@ -34,17 +34,20 @@ def greedy_or_sample(
     special: SpecialIds,
     ids: Sequence[int | str],
 ) -> list[list[Hypothesis]]:
-    """For each source (B, S) and prompt (B, P), find the greedy hypothesis or `options.candidates` samples."""
+    """For each source (B, S) and prompt (B, P), find the greedy hypothesis or `options.candidates` samples.
+
+    `lengths` (B,) are the lengths of the sources. `ids` are the ids of the sentences, with which samples are seeded.
+    """
     count = options.candidates
     keys = [(sentence_id, index) for sentence_id in ids for index in range(count)]
     source, lengths, prompts = (x.repeat_interleave(count, 0) for x in (source, lengths, prompts))
     limits = options.limits(lengths)
     uniforms = _sample_uniforms(limits, options, keys) if options.method == "sample" else None
     hypotheses: dict[int, Hypothesis] = {}
-    live = torch.arange(len(source))  # (R,): the unfinished sentences
+    live = torch.arange(len(source))  # (R,): the indices of the unfinished hypotheses
     totals = torch.zeros(len(source), dtype=torch.float64)  # (R,): log probabilities
     tokens = torch.empty(len(source), 0, dtype=torch.int64)  # (R, tokens after the prompt)
-    state, latest = model.encode(source, lengths), prompts  # `latest`: last tokens (R,), at first the prompts
+    state, latest = model.encode(source, lengths), prompts  # `latest`: last tokens (R,), or the prompts at first
     while len(live):
         n = tokens.shape[1] + 1  # tokens of each hypothesis after this step
         at_limit = limits[live] == n
@@ -64,10 +67,10 @@ def greedy_or_sample(
 
 
 def sample_tokens(logits: Tensor, uniforms: Tensor, options: DecodingOptions) -> Tensor:
-    """Sample a token (R,) for each row of logits (R, V), by uniform random numbers (R,) in [0, 1).
+    """Sample a token (R,) for each row of logits (R, V), with one uniform random number in [0, 1) for each row: (R,).
 
-    Tokens are restricted by top-k and top-p and sorted by decreasing probability. The sample is the first token
-    at which the cumulative probability exceeds the random number.
+    Tokens are restricted by top-k and top-p, and sorted by decreasing probability. The sample is the first token at
+    which the cumulative probability, relative to the total of the remaining tokens, exceeds the random number.
     """
     count = min(options.top_k or logits.shape[1], logits.shape[1])
     likeliest, tokens = (logits / options.temperature).topk(count)  # (R, k), decreasing
@@ -83,7 +86,10 @@ def sample_tokens(logits: Tensor, uniforms: Tensor, options: DecodingOptions) ->
 
 
 def _sample_uniforms(limits: Tensor, options: DecodingOptions, keys: list[SampleKey]) -> Tensor:
-    """Uniform random numbers in [0, 1), one for each token up to the limit of a row: (B, longest limit)."""
+    """Uniform random numbers in [0, 1): one row for each of `keys`, and one column for each token, (R, longest limit).
+
+    A row holds as many numbers as its limit; the rest of the row is zero.
+    """
     generators = [generator(options.seed, "sample", *key) for key in keys]
     rows = [torch.rand(int(limit), generator=rng) for limit, rng in zip(limits, generators, strict=True)]
     return pad_sequence(rows, batch_first=True)

@@ -1,8 +1,8 @@
-"""Checkpoint files: plain types and tensors, written atomically, verified and loaded with weights_only=True.
+"""Checkpoint files. They hold plain types and tensors, are written atomically, and are verified when they are loaded.
 
-A checkpoint is a zip file. PyTorch writes a CRC for each record but does not check it; this module does, on every load.
-Files of other programs may also be NumPy's .npz, which are zip files, too, or .safetensors. The format is recognised by
-the content, not by the name.
+A checkpoint is a zip file, which is loaded with weights_only=True. PyTorch writes a CRC of each record but does not
+check it; this module checks it at every load. Checkpoints of other programs may also be .npz files of NumPy, which are
+zip files, too, or .safetensors files. The format is recognised by the content, not by the file's name.
 """
 
 import argparse
@@ -33,14 +33,15 @@ _COPY_AGAIN = "copy or download it again"
 
 
 class NewerFormatError(UserError):
-    """A checkpoint was written by a newer version of this program."""
+    """A checkpoint is in the format of a newer version of this program."""
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
-    """Write `content` and the key "format"; at any moment, `path` is either the old file or the complete new one.
+    """Write a checkpoint that holds `content` and the key "format".
 
-    Raises TypeError if a value is neither a tensor nor of a plain type, since it could not be loaded, and OSError if
-    the disk is full or the folder cannot be written. After an error, the old file is untouched.
+    At any moment, `path` is either the old file or the complete new one. After an error, the old file is unchanged.
+    Raises TypeError if a value is neither a tensor nor of a plain type, because such a file could not be loaded. Raises
+    OSError if the disk is full or the folder cannot be written.
     """
     _assert_plain(content, "content")
     temporary = path.with_name(f".{path.name}.tmp")
@@ -51,7 +52,7 @@ def save(path: Path, content: dict[str, Any]) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except RuntimeError as error:
-        if isinstance(error.__context__, OSError):  # a full disk; torch's own message is about positions in the file
+        if isinstance(error.__context__, OSError):  # a full disk, for instance; torch's message does not say so
             raise error.__context__ from None
         raise
     finally:
@@ -60,14 +61,16 @@ def save(path: Path, content: dict[str, Any]) -> None:
 
 
 def load(path: Path | str, required: Sequence[str] = ()) -> dict[str, Any]:
-    """Load and verify a checkpoint, ours or another program's, to the CPU, without executing anything in it.
+    """Load a checkpoint of this or another program to the CPU and verify it, without executing anything in it.
 
-    A file of ours must have the fields in `required`, and all its fields the types of files/content.py. A file of an
-    earlier version is returned with the present keys and names (config/migrations.py). .npz and .safetensors give a
-    dict of names and tensors. Files that are not a zip (.safetensors, and PyTorch's from before 2020) have no
-    checksums: only their lengths are verified. Raises UserError for every file that cannot be read: missing, truncated,
-    altered, of another format, with objects that could run code, with tensors that are sparse, quantised or without
-    content, or with a field of another type.
+    A file that Triptych wrote must have the fields in `required`, and its fields must have the types in
+    files/content.py. If an earlier version wrote it, its content is returned with the present keys and names
+    (config/migrations.py). For .npz and .safetensors, the result maps names to tensors. Files that are no zip
+    (.safetensors, and PyTorch's from before 2020) have no checksums, so only their lengths are verified.
+
+    Raises UserError if the file is missing, truncated, altered or of another format, and if a field is missing or has a
+    wrong type. Also raises UserError if the file holds an object that could run code, or a tensor that is sparse,
+    nested, quantised or without content.
     """
     path = Path(path)
     if not path.is_file():
@@ -97,7 +100,7 @@ def load(path: Path | str, required: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def is_ours(content: dict[str, Any]) -> bool:
-    """Whether a loaded file was written by `save`; other files go to `Task.adopt`."""
+    """Whether `save` wrote the loaded file. The content of any other file is converted by `Task.adopt`."""
     return content.get("format") == FORMAT
 
 
@@ -147,7 +150,10 @@ def _is_safetensors(head: bytes) -> bool:
 
 
 def _read_arrays(file: BinaryIO) -> dict[str, Tensor]:
-    """Read the arrays of an .npz. Raises UserError, with a text as in `_read`, if an array does not hold numbers."""
+    """Read the arrays of an .npz file.
+
+    Raises UserError if an array does not hold numbers. Its text continues a sentence, as in `_read`.
+    """
     tensors = {}
     with zipfile.ZipFile(file) as archive:
         for entry in archive.infolist():
@@ -165,9 +171,10 @@ def _read_arrays(file: BinaryIO) -> dict[str, Tensor]:
 
 
 def _read_array(member: IO[bytes], size: int) -> np.ndarray[Any, Any]:
-    """Read the array in `member`, a file of `size` bytes; raises ValueError if the array's header states another size.
+    """Read the array in `member`, a file of `size` bytes.
 
-    NumPy would allocate the size in the header before it reads the array.
+    Raises ValueError if the array's header states another size. NumPy would allocate memory of the stated size before
+    it reads the array.
     """
     version = np.lib.format.read_magic(member)
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -181,14 +188,20 @@ def _read_array(member: IO[bytes], size: int) -> np.ndarray[Any, Any]:
 
 
 def _tensor(array: np.ndarray[Any, Any]) -> Tensor:
-    """Convert a NumPy array to a tensor; bfloat16, which NumPy lacks, is stored as two opaque bytes ("V2")."""
+    """Convert a NumPy array to a tensor.
+
+    NumPy has no bfloat16; an .npz file holds such an array as two opaque bytes per element ("V2").
+    """
     if array.dtype.str[1:] == "V2":
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
 
 
 def _assert_plain(value: Any, where: str) -> None:
-    """Raise TypeError unless `value` would load with weights_only=True; np.float64, a subclass of float, would not."""
+    """Raise TypeError unless `value` can be loaded with weights_only=True; `where` names it in the message.
+
+    A value whose type is a subclass of a plain type cannot be loaded, such as np.float64, a subclass of float.
+    """
     if type(value) in (dict, OrderedDict):
         for key, item in value.items():
             _assert_plain(key, f"a key of {where}")

@@ -1,6 +1,6 @@
-"""Check the content of a checkpoint: the types of the fields in our files, and the kinds of all tensors.
+"""Check a checkpoint's content: the types of the fields in Triptych's files, and the kind of each tensor in any file.
 
-The task's state is checked further by `OptionalTask.state_schema`, and the config by config/check.py.
+`OptionalTask.state_schema` is the schema of the task's state, and config/check.py checks the config.
 """
 
 from collections.abc import Sequence
@@ -13,19 +13,20 @@ from common.files import schema
 from common.types import Count
 
 Weights = dict[str, Tensor]
-TO_RESTORE = ("step", "model", "average", "task", "config")  # the fields with which a model can be restored
+# The fields that a checkpoint needs to restore a model, and to resume a run.
+TO_RESTORE = ("step", "model", "average", "task", "config")
 TO_RESUME = (*TO_RESTORE, "best", "optimizer", "scaler", "overflows", "window_steps")
 
 
 class MovingAverage(TypedDict):
-    """The result of `Average.state_dict`."""
+    """The moving average of the weights, as `Average.state_dict` returns it (train/ema.py)."""
 
     updates: Count
     weights: Weights
 
 
 class Mean(TypedDict):
-    """Which checkpoints an average was made of (train/averaging.py)."""
+    """The steps of the checkpoints that were averaged, and whether EMA weights were averaged (train/averaging.py)."""
 
     steps: list[int]
     ema: bool
@@ -42,7 +43,7 @@ class Scaler(TypedDict):
 
 
 class Moments(TypedDict, total=False):
-    """The optimizer's state of one parameter."""
+    """The optimizer's state of one parameter. Each optimizer has only some of these keys."""
 
     step: Tensor
     exp_avg: Tensor
@@ -64,8 +65,8 @@ class Config(TypedDict, total=False):
 class Content(TypedDict, total=False):
     """The fields of a checkpoint.
 
-    `train.state.checkpoint_content` writes all but `mean`, which averaging adds, and `window`, which only earlier
-    versions wrote. Files of earlier versions lack some fields.
+    `train.state.checkpoint_content` writes all of them except `mean`, which train/averaging.py adds, and `window`,
+    which only earlier versions wrote. Files of earlier versions lack some fields.
     """
 
     step: Count
@@ -90,7 +91,10 @@ class Content(TypedDict, total=False):
 
 
 def first_mistake(content: dict[str, Any], required: Sequence[str] = ()) -> str | None:
-    """The first field that is missing or of another type, such as "step is null, expected a whole number", or None."""
+    """Describe the first field that is missing or has a wrong type, as "step is null, expected a whole number".
+
+    The result is None if there is no mistake. Fields in `required` must not be missing.
+    """
     missing = [f"{name} is missing" for name in required if name not in content]
     if mistake := missing[0] if missing else schema.mistake(content, Content, ""):
         return mistake
@@ -98,10 +102,13 @@ def first_mistake(content: dict[str, Any], required: Sequence[str] = ()) -> str 
 
 
 def resume_mistake(content: dict[str, Any]) -> str | None:
-    """The first field that is needed to resume a run but is missing or has another type, or None."""
+    """Describe the first field that is needed to resume a run, but is missing or has a wrong type.
+
+    The result is None if there is no mistake.
+    """
     if missing := [f"{name} is missing" for name in TO_RESUME if name not in content]:
         return missing[0]
-    if not content.get("windows") and "window" not in content:  # the field of earlier versions
+    if not content.get("windows") and "window" not in content:  # `window` is the field of earlier versions
         return "windows is missing, or empty"
     for sums in content.get("windows", []):
         if names := [name for name, value in sums.items() if value.numel() != 1 or value.is_complex()]:
@@ -111,7 +118,10 @@ def resume_mistake(content: dict[str, Any]) -> str | None:
 
 
 def unusable_tensor(content: Any) -> str | None:
-    """Describe a tensor in nested containers that cannot be used, as "model.head, a sparse tensor"; None if all can."""
+    """Describe the first tensor in nested containers that cannot be used, as "model.head, a sparse tensor".
+
+    The result is None if all tensors can be used.
+    """
     pending, visited = [("", content)], set[int]()
     while pending:
         name, value = pending.pop()

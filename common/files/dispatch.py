@@ -1,4 +1,7 @@
-"""Send a run's numbers and pictures to its loggers, none of which can stop the run or delay it for long."""
+"""Send a run's numbers and pictures to its loggers.
+
+No logger can stop the run or delay it for long.
+"""
 
 import math
 import queue
@@ -11,25 +14,29 @@ from torch import Tensor
 from common.files.loggers import Description, Logger, LoggerName, MLflow, TensorBoard, Trackio, WandB
 
 CLASSES: dict[str, Callable[[Description], Logger]] = {"wandb": WandB, "trackio": Trackio, "mlflow": MLflow}
-START_SECONDS = 60  # until a logger counts as failed that does not start; an import alone may take some seconds
-PUT_SECONDS = 10  # until one counts as failed that takes no more calls
-END_SECONDS = 60  # until the process no longer waits for one that is closing
-MAX_WAITING = 100  # calls that a thread has not made yet
+START_SECONDS = 60  # the longest wait for a logger to start; its import alone may take some seconds
+PUT_SECONDS = 10  # the longest wait for a place in the queue of a logger's calls
+END_SECONDS = 60  # the longest wait for a logger to close
+MAX_WAITING = 100  # the most calls in this queue
 
-Sent = Mapping[tuple[int, str], float | None]  # (step, name) -> the number; None stands for any
+Sent = Mapping[tuple[int, str], float | None]  # (step, name) -> the number; None stands for any number
 
 
 class LoggerFailure(Exception):
-    """Why a logger in a thread does not work; no OSError, which would be tried again."""
+    """The reason why a logger in a thread does not work.
+
+    It is no OSError, because a logger is tried again after an OSError.
+    """
 
 
 class Threaded:
-    """A logger in a thread of its own, which makes the calls in order while the run goes on."""
+    """A logger whose calls are made in order by a thread, while the run goes on."""
 
     def __init__(self, logger: Callable[[Description], Logger], run: Description, sent: Sent):
         """Construct `logger(run)` in the thread; raises LoggerFailure if that fails or takes too long.
 
-        `sent` are numbers that the logger holds although the run will log them again, as steps after a checkpoint.
+        `sent` holds numbers that the logger already has. They are of steps after the checkpoint from which the run
+        resumes, so the run will log them again.
         """
         self.location = ""  # where the user can look at the run
         self._sent = sent
@@ -44,14 +51,14 @@ class Threaded:
             raise LoggerFailure(f"it did not start within {START_SECONDS} seconds")
 
     def numbers(self, step: int, values: Mapping[str, float]) -> None:
-        """Send those numbers that the logger does not hold."""
+        """Send the numbers that the logger does not have yet."""
         unknown = math.nan  # which no number equals
         new = {name: x for name, x in values.items() if self._sent.get((step, name), unknown) not in (x, None)}
         if new:
             self._put(lambda logger: logger.numbers(step, new))
 
     def picture(self, step: int, name: str, images: Tensor) -> None:
-        """Send images, unless the logger holds numbers of the same evaluation."""
+        """Send images, unless the logger already has numbers of the same evaluation."""
         if not any(sent == step and number.startswith(f"{name}/") for sent, number in self._sent):
             self._put(lambda logger: logger.picture(step, name, images))
 
@@ -62,7 +69,10 @@ class Threaded:
         """Do nothing: a logger in a thread is not tried again."""
 
     def close(self, finished: bool) -> None:
-        """Wait until the logger has made all calls and is closed; raises LoggerFailure if that takes too long."""
+        """Wait until the logger has made all calls and is closed; raises LoggerFailure if that takes too long.
+
+        `finished` is False if a signal or an error ended the run.
+        """
         self._put(lambda logger: logger.close(finished))
         self._put(None)
         self._thread.join(END_SECONDS)
@@ -96,16 +106,20 @@ class Threaded:
 
 
 class Dispatch:
-    """The loggers of a run. A warning names one that fails, and the run goes on without it."""
+    """The loggers of a run. If one fails, a warning names it, and the run goes on without it."""
 
     def __init__(self, warn: Callable[[str], None]):
-        """`warn` prints and logs a sentence."""
+        """Start without loggers. `warn` is a function that prints and logs a sentence."""
         self._warn = warn
         self._loggers: dict[str, TensorBoard | Threaded] = {}
-        self._paused: set[str] = set()  # loggers whose file cannot be written; tried again after `flush`
+        self._paused: set[str] = set()  # loggers whose file could not be written; `flush` resumes them
 
     def open(self, names: Sequence[LoggerName], run: Description, sent: Sent) -> dict[str, str]:
-        """Open the loggers; returns where the user can look at the run in each of them, if not in the run's folder."""
+        """Open the loggers `names`.
+
+        Returns the place where the user can look at the run, by logger. TensorBoard is left out: it writes into the
+        run's folder. `sent` is explained in `Threaded`.
+        """
         for name in dict.fromkeys(names):
             try:
                 if name == "tensorboard":
@@ -117,7 +131,7 @@ class Dispatch:
         return {name: logger.location for name, logger in self._loggers.items() if isinstance(logger, Threaded)}
 
     def numbers(self, step: int, values: Mapping[str, float]) -> None:
-        """Send the finite ones of these numbers to all loggers."""
+        """Send those of the numbers that are finite to all loggers."""
         finite = {name: float(value) for name, value in values.items() if math.isfinite(value)}
         self._call_all(f"at step {step}", lambda logger: logger.numbers(step, finite))
 
@@ -126,12 +140,15 @@ class Dispatch:
         self._call_all(f"at step {step}", lambda logger: logger.picture(step, name, images))
 
     def flush(self) -> None:
-        """Write TensorBoard's events to the disk, and try again what failed because of the disk."""
+        """Write TensorBoard's events to the disk; a logger that was paused because of the disk is used again."""
         self._paused.clear()
         self._call_all("at a checkpoint", lambda logger: logger.flush())
 
     def close(self, finished: bool) -> None:
-        """Close all loggers."""
+        """Close all loggers; `finished` is False if a signal or an error ended the run.
+
+        Only TensorBoard can be used afterwards, and opens another file.
+        """
         self._paused.clear()
         self._call_all("at its end", lambda logger: logger.close(finished))
         self._loggers = {name: logger for name, logger in self._loggers.items() if name == "tensorboard"}
@@ -144,7 +161,8 @@ class Dispatch:
                 self._paused.add(name)
                 self._loggers[name].reopen()
                 reason = f"{name}'s events cannot be written ({error.strerror}) and are dropped."
-                print(f"Warning: {reason}", file=sys.stderr, flush=True)  # the disk may have no room for train.log
+                # Not by `warn`: the disk may have no room for train.log, either.
+                print(f"Warning: {reason}", file=sys.stderr, flush=True)
             except Exception as error:
                 del self._loggers[name]
                 self._leave_out(name, when, error)
