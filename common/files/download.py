@@ -37,10 +37,9 @@ def fetch(address: str, path: Path, digits: str | None, *, report: Report, timeo
 
     `digits` are the first hexadecimal digits of the published SHA-256; None skips the verification. A `path` that
     exists is verified, too. A download that was interrupted, even in an earlier process, is resumed if the file at the
-    address has not changed and the server can send only the rest of it. One process at a time downloads to a folder,
-    and the others wait. `report` is called with lines of text for the user. An attempt fails if the server sends
-    nothing for `timeout` seconds. Raises DownloadError if the file cannot be downloaded or written, or if it has
-    another SHA-256.
+    address has not changed and the server supports range requests. One process at a time downloads to a folder, and the
+    others wait. `report` is called with lines of text for the user. An attempt fails if the server sends nothing for
+    `timeout` seconds. Raises DownloadError if the file cannot be downloaded or written, or if it has another SHA-256.
     """
     if not path.exists():
         try:
@@ -116,10 +115,10 @@ def _download(address: str, path: Path, digits: str | None, report: Report, time
 def _receive(address: str, draft: Path, timeout: float) -> bool:
     """Receive the rest of the file at `address` into `draft`; returns whether `draft` is then complete.
 
-    A second file beside the draft stores the size of the complete file, and the ETag or the date that the server sent
-    with it. If the server now sends another size, ETag or date, the content at the address has changed, and the draft
-    is deleted. If the server cannot send only the rest of a file, the draft is overwritten from its beginning. Raises
-    _NothingReceived after an error that may be temporary.
+    A second file beside the draft stores the size of the complete file, and the server's ETag or Last-Modified header.
+    If the server now sends other values, the content at the address has changed, and the draft is deleted. If the
+    server does not support range requests, the draft is overwritten from its beginning. Raises _NothingReceived after
+    an error that may be temporary.
     """
     start = _size(draft)
     if start and _content(draft).startswith(f"{start} "):

@@ -201,8 +201,8 @@ class Log:
     def flush(self) -> None:
         """Write everything logged so far to the disk; call this before writing a checkpoint.
 
-        Lines of the steps before a checkpoint are then not lost by a power cut. Raises OSError if a file cannot be
-        written; its lines then stay in memory.
+        A power cut then loses no line of a step before the checkpoint. Raises OSError if a file cannot be written; its
+        lines then stay in memory.
         """
         for lines in self._files.values():
             lines.flush()
@@ -277,7 +277,7 @@ def _truncate(path: Path, step: int, evaluated: bool, is_timing: bool) -> Remain
 
 
 def _is_training(record: Mapping[str, Any], is_timing: bool) -> bool:
-    """Whether training logged a record, and not an evaluation; only training writes to timing.jsonl."""
+    """Whether training, not an evaluation, has logged a record; only training writes to timing.jsonl."""
     return is_timing or any(name.startswith("train/") for name in record)
 
 

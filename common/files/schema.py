@@ -59,9 +59,9 @@ def mistake(value: Any, expected: Any, field: str) -> str | None:
 
 
 def plain_mistake(value: Any, field: str, depth: int = 0) -> str | None:
-    """The first mistake in a `value` that JSON must be able to hold, such as a key that is a number.
+    """Describe the first part of `value` that JSON cannot hold, such as a key that is a number.
 
-    Returns None if there is no mistake. Containers nested more than MAX_PLAIN_DEPTH levels deep are a mistake, too.
+    Returns None if there is no such part. More than MAX_PLAIN_DEPTH levels of containers are a mistake, too.
     """
     if depth > MAX_PLAIN_DEPTH:
         return f"{field} is nested more than {MAX_PLAIN_DEPTH} levels deep"

@@ -52,7 +52,7 @@ class _Text(io.TextIOWrapper):
 
 
 def escape_controls(text: str) -> str:
-    r"""Escape characters that control a terminal or turn the direction of text, except tab and newline: ESC to \x1b."""
+    r"""Escape characters that control a terminal or override text direction, except tab and newline: ESC is \x1b."""
     return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
 
 

@@ -21,7 +21,7 @@ class Process(NamedTuple):
 
     @property
     def is_local_main(self) -> bool:
-        """Whether this process is the first one of its machine."""
+        """Whether this process is the first one on its machine."""
         return self.local_rank == 0
 
 

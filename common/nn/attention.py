@@ -148,7 +148,8 @@ class Cache:
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Append k and v (B, h, N, D); returns all keys and values in the cache, (B, h, M, D) each."""
         if self.buffers is None:
-            # k and v can be strided views of a projection's output; every later product would have to copy them.
+            # k and v can be strided views of a projection's output. Without `contiguous`, each later product would copy
+            # them.
             self.length, self.buffers = k.shape[2], (k.contiguous(), v.contiguous())
             return self.buffers
         start, self.length = self.length, self.length + k.shape[2]

@@ -42,7 +42,7 @@ class Patches(nn.Module):
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """The numbers of rows and columns of patches in an image of `height` by `width` pixels.
 
-        Raises UserError if `size` does not divide both sides.
+        Raises UserError if `size` does not divide `height` and `width`.
         """
         p = self.size
         if height % p or width % p:
