@@ -1,4 +1,4 @@
-"""Download a file: resumed after a cut, verified by its SHA-256, and renamed to its path only when it is complete."""
+"""Download a file: resume after an interruption, verify the SHA-256, and rename the file once it is complete."""
 
 import contextlib
 import hashlib
@@ -15,30 +15,31 @@ from common.errors import UserError
 from common.files.lines import sync_folder
 from common.files.lock import InUseError, lock
 
-BLOCK = 1 << 20  # bytes that are read at once
-FAILURES = 3  # consecutive attempts that receive nothing, after which the download fails
-PAUSE = 1.0  # seconds before the first repetition; doubled before each further one
-WAIT = 0.2  # seconds between two checks whether another process has finished its download
+BLOCK = 1 << 20  # maximum number of bytes per read
+FAILURES = 3  # the download fails after this many attempts in a row that receive nothing
+PAUSE = 1.0  # seconds to wait after a first attempt that receives nothing; doubled after each further one in a row
+WAIT = 0.2  # seconds between two attempts to take the lock that another process holds
 RETRIED = (408, 429, 500, 502, 503, 504)  # HTTP status codes of temporary failures
 
 Report = Callable[[str], None]
 
 
 class DownloadError(UserError):
-    """A file could not be downloaded, or is not the published one."""
+    """A file could not be downloaded or written, or its SHA-256 is not the published one."""
 
 
 class _NothingReceived(Exception):
-    """An attempt failed before its first byte, for a reason that may be temporary."""
+    """An attempt ended with an error that may be temporary, before or after its first byte was received."""
 
 
 def fetch(address: str, path: Path, digits: str | None, *, report: Report, timeout: float = 30.0) -> None:
-    """Download the file at `address` to `path` unless `path` exists, and verify that `digits` begin its SHA-256.
+    """Download the file at `address` to `path` unless `path` exists, and verify its SHA-256.
 
-    A download that was interrupted, also in an earlier process, is resumed if the file at the address is still the
-    same. Of several processes, one downloads and the others wait. `report` receives lines for the user. The server may
-    be silent for `timeout` seconds. Raises DownloadError, with the address and where to put the file, when the file
-    cannot be downloaded or has another SHA-256.
+    `digits` are the first hexadecimal digits of the published SHA-256; None skips the verification. A `path` that
+    exists is verified, too. A download that was interrupted, even in an earlier process, is resumed if the file at the
+    address has not changed and the server supports range requests. One process at a time downloads to a folder, and the
+    others wait. `report` is called with lines of text for the user. An attempt fails if the server sends nothing for
+    `timeout` seconds. Raises DownloadError if the file cannot be downloaded or written, or if it has another SHA-256.
     """
     if not path.exists():
         try:
@@ -63,7 +64,7 @@ def fetch(address: str, path: Path, digits: str | None, *, report: Report, timeo
 
 @contextlib.contextmanager
 def _waiting_for_lock(folder: Path, report: Report) -> Iterator[None]:
-    """A context in which no other process downloads into `folder`."""
+    """Wait until no other process downloads to `folder`, then lock it until the context ends."""
     waited = False
     with contextlib.ExitStack() as stack:
         while True:
@@ -79,7 +80,7 @@ def _waiting_for_lock(folder: Path, report: Report) -> Iterator[None]:
 
 
 def _download(address: str, path: Path, digits: str | None, report: Report, timeout: float) -> None:
-    """Download to a draft beside `path`, verify it, and rename it."""
+    """Download to a draft file beside `path`, verify its SHA-256, and rename the draft to `path`."""
     draft, failures = path.with_name(f".{path.name}.part"), 0
     while True:
         before = _size(draft)
@@ -112,11 +113,12 @@ def _download(address: str, path: Path, digits: str | None, report: Report, time
 
 
 def _receive(address: str, draft: Path, timeout: float) -> bool:
-    """Receive the rest of a file into `draft`; returns whether it is complete.
+    """Receive the rest of the file at `address` into `draft`; returns whether `draft` is then complete.
 
-    A second file beside the draft identifies the content that is downloaded by its size and the server's tag or date.
-    The download starts again from the beginning if the content at the address has changed, or if the server cannot
-    send only the rest of a file.
+    A second file beside the draft stores the size of the complete file, and the server's ETag or Last-Modified header.
+    If the server now sends other values, the content at the address has changed, and the draft is deleted. If the
+    server does not support range requests, the draft is overwritten from its beginning. Raises _NothingReceived after
+    an error that may be temporary.
     """
     start = _size(draft)
     if start and _content(draft).startswith(f"{start} "):
@@ -139,7 +141,7 @@ def _receive(address: str, draft: Path, timeout: float) -> bool:
                 os.fsync(file.fileno())
             return size is None or _size(draft) == size
     except urllib.error.HTTPError as error:
-        if error.code == 416:  # the draft is longer than the file at the address
+        if error.code == 416:  # the draft is at least as long as the file at the address
             _discard(draft)
         elif error.code not in RETRIED:
             raise
@@ -153,13 +155,14 @@ def _receive(address: str, draft: Path, timeout: float) -> bool:
 
 
 def _copy(response: Any, file: Any) -> None:
-    # `read1` returns the bytes that have arrived; `read` would wait for a whole block, and a cut would lose its part.
+    # `read1` returns the bytes that have arrived. `read` would wait for a whole block, and if the connection was cut
+    # meanwhile, the part that had arrived would be lost.
     while block := response.read1(BLOCK):
         file.write(block)
 
 
 def _content(draft: Path) -> str:
-    """The size and the tag or date of the content of which `draft` is a part; empty if they are not known."""
+    """The content of the second file beside `draft` (see `_receive`); empty if there is no such file."""
     file = _content_file(draft)
     return file.read_text(encoding="utf-8") if file.exists() else ""
 

@@ -1,6 +1,7 @@
-"""The files that a user's input names: a file, a folder with all folders in it, a pattern such as photos/*.jpg, or "-".
+"""Find the files that the key `input` names: a file, a folder, a pattern such as photos/*.jpg, or "-" (stdin).
 
-A path that exists takes precedence over its reading as a pattern.
+A folder stands for all files in it, at any depth. If a path with the characters of a pattern exists, it is taken as
+this path and not as a pattern.
 """
 
 import glob
@@ -19,26 +20,27 @@ from common.files.names import answer_name
 
 Sample = TypeVar("Sample")
 
-STANDARD_INPUT, STANDARD_INPUT_NAME = "-", "stdin"  # as an input, and in the names of its answers
-# The endings of the pictures that predict.py writes, and of the JSON files beside them.
+STANDARD_INPUT, STANDARD_INPUT_NAME = "-", "stdin"  # the value of `input`; the name in its answers' file names
+# Ending of a picture or video that predict.py writes -> ending of the JSON file beside it with the same answers.
 ANSWER_PICTURES = {".boxes.jpg": ".boxes.json", ".boxes.mp4": ".boxes.jsonl", ".attention.png": ".classes.json"}
 
 
 class InputFile(NamedTuple):
-    """A file of a user's input, and the name of its answer."""
+    """An input file, and the name from which the file names of its answers are made."""
 
-    path: Path
-    name: str  # the path relative to the folder of the input, with "/" between its parts
-    content: bytes | None = None  # of standard input, which has no path
+    path: Path  # "-" for standard input
+    name: str  # the path relative to the input's folder, with "/" between its parts; "stdin" for standard input
+    content: bytes | None = None  # the bytes of standard input; None for a file, which is read from `path`
 
 
 def read_each(
     input: str, read: Callable[[InputFile], Iterable[Sample]], unanswered: list[str], suffixes: Collection[str] = ()
 ) -> Iterator[Sample]:
-    """Yield from `read(file)` for each image that `input` names, and for each file that ends with one of `suffixes`.
+    """Call `read` on each file that `input` names, and yield the samples that it returns.
 
-    If `input` is one file, its UserError is raised. Otherwise the message is appended to `unanswered`, and reading
-    continues with the next file. Raises UserError if `input` names no file.
+    The files are those of `find`, or standard input. If `input` is one file or standard input, a UserError of `read` is
+    raised. Otherwise its message is appended to `unanswered`, and reading continues with the next file. A sentence for
+    each folder that cannot be read is appended, too. Raises UserError if `input` names no file.
     """
     is_one = input == STANDARD_INPUT or os.path.isfile(input)
     files = [_standard_input()] if input == STANDARD_INPUT else find(input, suffixes, unanswered)
@@ -54,8 +56,11 @@ def read_each(
 def find(input: str, suffixes: Collection[str], unreadable: list[str]) -> list[InputFile]:
     """The files that a path or a pattern names, sorted; raises UserError if there are none.
 
-    In a folder, and among the matches of a pattern, they are those with an ending of an image or of `suffixes`, except
-    pictures that predict.py has written. `unreadable` gets a sentence for each folder in it that cannot be read.
+    If `input` is the path of a file, only this file is returned, whatever its ending. A folder is searched at any depth
+    for files with the ending of an image format, or with an ending in `suffixes` (lower case, with the dot). Formats
+    that cannot be read are included, so that an error can name them. For a pattern, the files and folders that match it
+    are searched in the same way. Pictures that predict.py has written are left out. For each folder that cannot be
+    read, a sentence is appended to `unreadable`.
     """
     path = Path(input)
     if path.is_file():
@@ -78,17 +83,23 @@ def find(input: str, suffixes: Collection[str], unreadable: list[str]) -> list[I
 
 
 def is_pattern(input: str) -> bool:
-    """Whether `input` is no existing path and contains *, ? or [...], and so stands for the paths that match it."""
+    """Whether `input` is a pattern: it contains *, ? or [, and it is not an existing path."""
     return glob.has_magic(input) and not os.path.lexists(input)
 
 
 def matches(pattern: str) -> list[Path]:
-    """The paths that match a pattern, sorted, without hidden ones; ** stands for folders at any depth."""
+    """The paths that match `pattern`, sorted and without duplicates.
+
+    The rules are those of `glob.glob`: ** matches folders at any depth, and wildcards do not match hidden files.
+    """
     return sorted({os.path.normpath(path): Path(path) for path in glob.glob(pattern, recursive=True)}.values())
 
 
 def reading_note(input: str) -> str | None:
-    """A note on an existing path that, as a pattern, would match others; None for any other input."""
+    """A note that `input` is taken as an existing path, although as a pattern it would match other paths.
+
+    Returns None if `input` does not exist, is no pattern, or matches no other path.
+    """
     if not glob.has_magic(input) or not os.path.lexists(input):
         return None
     others = [path for path in matches(input) if path != Path(input)]
@@ -98,7 +109,7 @@ def reading_note(input: str) -> str | None:
 
 
 def _standard_input() -> InputFile:
-    """An image from standard input; raises UserError if there is none."""
+    """Read the bytes of an image from standard input; raises UserError if there are none."""
     content, state = b"", "empty"
     if sys.stdin is None or sys.stdin.isatty():
         state = "closed" if sys.stdin is None else "a terminal"
@@ -110,21 +121,22 @@ def _standard_input() -> InputFile:
 
 
 def _folder_of(pattern: Path) -> Path:
-    """The folder that a pattern names before its first part with *, ? or [."""
+    """The part of a pattern's path before the first component that contains *, ? or [."""
     first = next(i for i, part in enumerate(pattern.parts) if glob.has_magic(part))
     return Path(*pattern.parts[:first])
 
 
 def _name(file: Path, folder: Path) -> str:
-    """The path of `file` relative to `folder`, or its last part if it is not in `folder`."""
+    """The path of `file` relative to `folder`; only the file's own name if the file is not in `folder`."""
     relative = Path(os.path.relpath(file, folder))
     return file.name if ".." in relative.parts else relative.as_posix()
 
 
 def _files(path: Path, problems: list[str]) -> Iterator[Path]:
-    """The file `path`, or all files at any depth in the folder `path`, except in hidden folders.
+    """Yield `path` if it is a file, or all files in the folder `path` at any depth, except in hidden folders.
 
-    Links to folders are followed, and each folder is read once.
+    Links to folders are followed. A folder that was reached before from another folder is skipped, so a cycle of links
+    ends. For each folder that cannot be read, a sentence is appended to `problems`.
     """
     if not path.is_dir():
         yield path
@@ -143,7 +155,7 @@ def _files(path: Path, problems: list[str]) -> Iterator[Path]:
 
 
 def _without_answers(files: list[Path]) -> list[Path]:
-    """The files without the pictures that predict.py wrote, beside which lie the JSON files of their answers."""
+    """The `files` without pictures that predict.py wrote, which are recognised by the JSON files beside them."""
     candidates = {file: ending for file in files for ending in ANSWER_PICTURES if file.name.endswith(ending)}
     folders = {(file.parent, ending) for file, ending in candidates.items()}
     written = {folder / name for folder, ending in folders for name in _written_pictures(folder, ending)}
@@ -151,7 +163,11 @@ def _without_answers(files: list[Path]) -> list[Path]:
 
 
 def _written_pictures(folder: Path, ending: str) -> Iterator[str]:
-    """The names with `ending` of the pictures whose answers in `folder` predict.py wrote."""
+    """The names of the pictures with `ending` that predict.py wrote to `folder`.
+
+    predict.py writes a JSON file beside each picture. A picture is recognised if such a file states an input, and if
+    its name is the one that predict.py gives to the answer to this input.
+    """
     for text in folder.glob(f"*{ANSWER_PICTURES[ending]}"):
         with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
             source = answered_file(text)
@@ -161,6 +177,9 @@ def _written_pictures(folder: Path, ending: str) -> Iterator[str]:
 
 
 def answered_file(answer: Path) -> str:
-    """The input that an answer, a JSON file or lines of JSON, states; raises any error of reading for another file."""
+    """Read from the JSON or JSON Lines file `answer` which input file it answers.
+
+    Raises OSError, ValueError, TypeError, KeyError or RecursionError if `answer` cannot be read or states no input.
+    """
     with open_regular(answer) as file:
         return str(json.loads(file.readline() if answer.suffix == ".jsonl" else file.read())["file"])

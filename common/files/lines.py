@@ -1,4 +1,4 @@
-"""Text files that are replaced atomically, and line files that lose no line while the disk is full."""
+"""Replace text files atomically, and append lines to files without losing any while the disk is full."""
 
 import json
 import math
@@ -20,10 +20,11 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a file: at any time, also after a power cut, `path` is either the complete old or the complete new file.
+    r"""Replace the file `path`: at any time, even after a power cut, it has its old content or all of `text`.
 
-    Half of a surrogate pair, as in a file's name that is not UTF-8, is written as an escape that JSON and YAML read.
-    Raises OSError, which names a file, if the disk is full or the folder cannot be written.
+    Python represents a byte of a file name that is not UTF-8 by half of a surrogate pair. Such a character is written
+    as an escape (\udce9) that JSON and YAML can read. Raises OSError, which names a file, if the disk is full or the
+    folder cannot be written.
     """
     draft = path.with_name(f".{path.name}.tmp")
     try:
@@ -48,10 +49,10 @@ def sync_folder(folder: Path) -> None:
 
 
 class LineFile:
-    """A text file to which lines are only appended. Lines that could not be written are written in the next call."""
+    """A text file to which lines are appended. Lines that cannot be written are kept for the next call."""
 
     def __init__(self, path: Path):
-        """Prepare to append to `path`, which is opened, and created if missing, when the first line is written."""
+        """Append to `path`. The file is opened, and created if missing, when the first line is written."""
         self.path = path
         self._file: BinaryIO | None = None
         self._pending = b""
@@ -69,7 +70,7 @@ class LineFile:
                 os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Close the file, after a last attempt to write."""
+        """Try to write the lines that are still pending, then close the file; raises OSError if writing fails."""
         try:
             self._write()
         finally:
@@ -83,11 +84,11 @@ class LineFile:
         while self._pending:
             assert self._file is not None
             with naming(self.path):
-                written = self._file.write(self._pending)  # unbuffered; on a nearly full disk, only a part
+                written = self._file.write(self._pending)  # unbuffered; a nearly full disk takes only a part
             self._pending = self._pending[written:]
 
 
 def as_json(values: Mapping[str, Any], indent: int | None = None) -> str:
-    """Write `values` as a JSON object, in which floats that are not finite are null: JSON has no NaN."""
+    """Format `values` as a JSON object; floats that are not finite become null, since JSON has no NaN."""
     undefined = {name for name, value in values.items() if isinstance(value, float) and not math.isfinite(value)}
     return json.dumps({**values, **dict.fromkeys(undefined)}, indent=indent)

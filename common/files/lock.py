@@ -29,9 +29,9 @@ class InUseError(UserError):
 def lock(folder: Path) -> Iterator[None]:
     """A context that locks an existing folder; raises InUseError if another process holds the lock.
 
-    The lock is a POSIX record lock, which network file systems support, too. Forked workers do not inherit it, so it is
-    released as soon as the process that took it is gone, even if its workers remain. On a file system without locks, a
-    warning is printed.
+    On Linux and macOS, the lock is a POSIX record lock, which network file systems support, too. Forked workers do not
+    inherit the lock. It is therefore released as soon as the process that took it ends, even if its workers are still
+    running. On a file system without locks, a warning is printed, and the folder is not locked.
     """
     with open(folder / NAME, "ab+", buffering=0) as file:
         try:
@@ -41,7 +41,7 @@ def lock(folder: Path) -> Iterator[None]:
                 raise InUseError(f"{folder} is in use by {_holder(folder)}; wait until it ends, or stop it.") from None
             print(f"Warning: {folder} cannot be locked ({error.strerror}); start one process in it.", file=sys.stderr)
         holder = f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}"
-        with contextlib.suppress(OSError):  # the disk is full; the folder is locked all the same
+        with contextlib.suppress(OSError):  # on a full disk, only the holder's name is missing
             file.truncate(0)
             file.write(holder.encode())
         yield

@@ -1,4 +1,4 @@
-"""A run's log: console, train.log, metrics.jsonl and timing.jsonl; dispatch.py sends the numbers to loggers."""
+"""A run's log: the console, train.log, metrics.jsonl and timing.jsonl; dispatch.py sends numbers to loggers."""
 
 import sys
 import threading
@@ -25,19 +25,23 @@ from common.files.table import table
 from common.machine import console
 from common.machine.console import escape_controls
 
-LOCAL_KEYS = ("run_dir", "sweep_dir", "resume", "allow_changes", "cache_dir")  # for one machine, or one start of a run
-MAX_CONSOLE_NUMBERS = 6  # in a line about training on the console; metrics.jsonl holds all
+# Keys that differ between machines, or between several starts of one run; loggers do not get them.
+LOCAL_KEYS = ("run_dir", "sweep_dir", "resume", "allow_changes", "cache_dir")
+MAX_CONSOLE_NUMBERS = 6  # in a console line about training; metrics.jsonl holds all numbers
 
 
 class Log:
-    """The log of one run, a context manager; on ranks other than the main one every method does nothing.
+    """The log of one run, a context manager; on ranks other than 0, nothing is printed or written.
 
-    metrics.jsonl holds no values that depend on the clock, so that two runs with the same seed write the same bytes;
-    values that depend on the clock go to timing.jsonl.
+    metrics.jsonl holds no values that depend on the clock, so that two runs with the same seed write the same bytes.
+    Values that depend on the clock go to timing.jsonl.
     """
 
     def __init__(self, folder: Path | None, main: bool):
-        """Log to the console and to `folder`, which is created if missing; with None, only to the console."""
+        """Log to the console, and to files in `folder` unless it is None; the folder is created if missing.
+
+        `main` is whether this process is rank 0.
+        """
         self.main = main
         self.folder = folder if main else None
         self.terminal = is_terminal()
@@ -50,12 +54,13 @@ class Log:
         self._dropped: set[str] = set()  # streams of the console that could not be written, to warn only once
         self._loggers = Dispatch(self.warning)
         self._step = 0  # the last step whose lines `truncate_after` retained
-        self._removed: dict[tuple[int, str], float | None] = {}  # (step, name) -> number; None: a time
+        # (step, name) -> a number that `truncate_after` removed; None for each value of timing.jsonl
+        self._removed: dict[tuple[int, str], float | None] = {}
         if self.folder:
             self.folder.mkdir(parents=True, exist_ok=True)
 
     def __enter__(self) -> "Log":
-        """Log until the block ends."""
+        """Install a hook for exceptions in threads (see `_report_thread`), and return this log."""
         self._thread_hook = threading.excepthook
         threading.excepthook = self._report_thread
         return self
@@ -65,10 +70,11 @@ class Log:
     ) -> None:
         """Write the exception that ended the block, if any, to train.log, and close all files.
 
-        Of a stop or a user's mistake, only the message is written; of any other exception, the traceback, too.
+        For a stop by a signal, a UserError or a SystemExit, only the message is written; for other exceptions, the
+        traceback.
         """
         if isinstance(error, UserError | Stopped | SystemExit):
-            stopped = isinstance(error.__context__, Stopped)  # submitit's handler, say, raises SystemExit after a stop
+            stopped = isinstance(error.__context__, Stopped)  # submitit's handler raises SystemExit after a stop
             self._append("train.log", printable(str(error.__context__ if stopped else error)))
         elif error is not None:
             self._append("train.log", "".join(traceback.format_exception(kind, error, trace)).rstrip())
@@ -76,11 +82,13 @@ class Log:
         threading.excepthook = self._thread_hook
 
     def truncate_after(self, step: int, evaluated: bool = True, expected: Mapping[str, int] | None = None) -> bool:
-        """Drop what was logged after `step`, and an incomplete line left by a kill; call this before logging.
+        """Remove the lines after `step` from metrics.jsonl and timing.jsonl; call this before numbers are logged.
 
-        With `evaluated=False`, the evaluation of `step` itself will be repeated, and its lines are dropped, too.
-        Returns whether lines of that evaluation were dropped. Warns of lines that hold no record, and of a file whose
-        number of lines differs from `expected`, which is `line_counts` as stored in the checkpoint of `step`.
+        An incomplete last line, left by a kill, and lines that hold no record are removed, too. With `evaluated=False`,
+        the evaluation of `step` will be repeated, and its lines are removed as well. Returns whether lines of that
+        evaluation were removed. `expected` is the number of lines of each file, as stored in the checkpoint of `step`
+        (`line_counts`); None skips the comparison. Warns of lines that held no record, and of a file whose number of
+        remaining lines is not the expected one.
         """
         assert "metrics.jsonl" not in self._files
         self._step = step
@@ -105,10 +113,10 @@ class Log:
         return evaluation_dropped
 
     def open_loggers(self, names: Sequence[LoggerName], config: Mapping[str, Any]) -> None:
-        """Send numbers and pictures to these loggers from now on; call this before the first step.
+        """Send numbers and pictures to the loggers `names` from now on; call this before the first step.
 
-        The loggers get `config` without LOCAL_KEYS. A logger that already shows the run continues it; numbers that
-        `truncate_after` removed are not sent again if they are the same.
+        The loggers get `config` without LOCAL_KEYS. A logger that already shows the run continues it. Of the numbers
+        that `truncate_after` removed, TensorBoard gets all again; the other loggers get only those that have changed.
         """
         if self.folder:
             shown = {key: value for key, value in config.items() if key not in LOCAL_KEYS}
@@ -119,7 +127,7 @@ class Log:
     def info(self, text: str) -> None:
         """Print one or more lines to the console, and write them to train.log."""
         if self.main:
-            text = escape_controls(text)  # names of classes and files
+            text = escape_controls(text)  # names of classes and files may hold control characters
             if self._bar is not None:
                 tqdm.write(text, file=sys.stdout)
             else:
@@ -138,8 +146,8 @@ class Log:
     def numbers(self, step: int, numbers: Mapping[str, float], timing: Mapping[str, float] | None = None) -> None:
         """Log numbers of `step` under keys such as train/loss or val/AP; values that are not finite become null.
 
-        `timing` holds values that depend on the clock, such as images/s. In a terminal, the progress bar shows training
-        numbers; all other numbers, and training numbers elsewhere, are printed as a line.
+        `timing` holds values that depend on the clock, such as samples per second. A progress bar shows the numbers of
+        training. Without a bar, and for all other numbers, a line is printed.
         """
         if not self.main:
             return
@@ -165,7 +173,7 @@ class Log:
             self._loggers.numbers(step, {**numbers, **{f"timing/{name}": value for name, value in timing.items()}})
 
     def pictures(self, name: str, images: Tensor | None, step: int) -> None:
-        """Show uint8 (B, 3, H, W) images in the loggers."""
+        """Show uint8 images (B, 3, H, W) in the loggers; does nothing if `images` is None."""
         if self.folder and images is not None:
             self._loggers.picture(step, name, images)
 
@@ -175,7 +183,11 @@ class Log:
 
     @contextmanager
     def progress(self, steps: int, start: int = 0) -> Iterator[Progress]:
-        """A context with a progress bar in a terminal; elsewhere, lines about training show the remaining time."""
+        """A context with a progress bar in a terminal; `start` of `steps` steps are already done.
+
+        Yields the `Progress`, which the caller advances. Without a terminal, lines about training show the remaining
+        time.
+        """
         if self.main and self.terminal:
             self._bar = tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True)
         self._progress = Progress(steps, start, self._bar)
@@ -187,9 +199,10 @@ class Log:
             self._bar = self._progress = None
 
     def flush(self) -> None:
-        """Write everything logged so far to the disk; call this before a checkpoint, to lose no line up to its step.
+        """Write everything logged so far to the disk; call this before writing a checkpoint.
 
-        Raises OSError if a file cannot be written; its lines then stay in memory.
+        A power cut then loses no line of a step before the checkpoint. Raises OSError if a file cannot be written; its
+        lines then stay in memory.
         """
         for lines in self._files.values():
             lines.flush()
@@ -222,12 +235,15 @@ class Log:
             self._warn_once(name, f"{lines.path} cannot be written ({error.strerror}); its lines stay in memory.")
 
     def _report_thread(self, failure: threading.ExceptHookArgs) -> None:
-        """Report an exception in a thread, except an OSError of TensorBoard, which the writer's next call raises."""
+        """Report an exception in a thread, except an OSError in a thread of TensorBoard.
+
+        The next call of TensorBoard's writer raises that OSError again.
+        """
         if not (isinstance(failure.exc_value, OSError) and type(failure.thread).__module__.startswith("tensorboard")):
             self._thread_hook(failure)
 
     def _report_dropped(self) -> None:
-        """Say in train.log and on standard error which stream of the console could not be written."""
+        """Warn once of each console stream that cannot be written, in train.log and on standard error."""
         for stream, error in console.failures().items():
             if self.folder and stream not in self._dropped:
                 self._dropped.add(stream)
@@ -251,7 +267,7 @@ def _json(numbers: Mapping[str, float]) -> str:
 
 
 def _truncate(path: Path, step: int, evaluated: bool, is_timing: bool) -> Remainder:
-    """Drop the lines after `step`, and those of the evaluation at `step` itself unless it is `evaluated`."""
+    """Remove lines after `step` from a file, and unless `evaluated` is True, those of the evaluation at `step`."""
     return keep_records(
         path,
         lambda record: (
@@ -261,16 +277,16 @@ def _truncate(path: Path, step: int, evaluated: bool, is_timing: bool) -> Remain
 
 
 def _is_training(record: Mapping[str, Any], is_timing: bool) -> bool:
-    """Whether a record was logged in training and not by an evaluation; timing.jsonl holds only such records."""
+    """Whether training, not an evaluation, has logged a record; only training writes to timing.jsonl."""
     return is_timing or any(name.startswith("train/") for name in record)
 
 
 def _numbers_of(records: Sequence[Mapping[str, Any]], is_timing: bool) -> dict[tuple[int, str], float | None]:
-    """The numbers of records by (step, name), as sent to loggers; None for each value in timing.jsonl."""
+    """The numbers of records by (step, name), as sent to loggers; values of timing.jsonl become None."""
     numbers: dict[tuple[int, str], float | None] = {}
     for record in records:
         for name, value in record.items():
             key = (record["step"], f"timing/{name}" if is_timing else name)
-            if value is not None:  # which stands for a number that is not finite, and was not sent
+            if value is not None:  # None is a number that is not finite, which was not sent
                 numbers[key] = None if is_timing else value
     return numbers

@@ -1,7 +1,7 @@
-"""Programs that show a run's numbers, config and pictures: TensorBoard, Weights & Biases, trackio and MLflow.
+"""Loggers, which show a run's numbers, config and pictures: TensorBoard, Weights & Biases, trackio and MLflow.
 
-All have the methods of `Logger`. TensorBoard writes into the run's folder; the other programs may wait for a server, so
-dispatch.py calls them in threads. Their packages are imported when a run begins.
+Each class has the methods of `Logger`. TensorBoard writes into the run's folder. The other programs may wait for a
+server, so dispatch.py calls them in threads. A logger's package is imported only when a run uses it.
 """
 
 import importlib.util
@@ -21,59 +21,64 @@ from common.files.lines import as_json, write_atomically
 from common.files.records import LOGGERS_FILE, read_record
 
 LoggerName = Literal["tensorboard", "wandb", "trackio", "mlflow"]
-PROJECT = "triptych"  # in which the programs list the runs, unless the user's environment names another
-WAIT_SECONDS = 40  # for the server of Weights & Biases, at the start and at the end
-MAX_PARAMETER = 6000  # characters of a value; a limit of MLflow
+# The project in Weights & Biases and trackio, and the experiment in MLflow. The user's settings of Weights & Biases and
+# of MLflow can name another.
+PROJECT = "triptych"
+WAIT_SECONDS = 40  # how long Weights & Biases waits for its server, at the start and at the end
+MAX_PARAMETER = 6000  # characters of a parameter's value; MLflow's limit
 
 
 class Logger(Protocol):
-    """A program that shows runs. Its methods may raise anything, which ends its part in the run, but not the run."""
+    """A program that shows runs. If one of its methods raises an exception, the run continues without this logger.
+
+    Only TensorBoard is tried again, after an OSError.
+    """
 
     def numbers(self, step: int, values: Mapping[str, float]) -> None:
-        """Show finite numbers by their names, such as train/loss."""
+        """Show the finite numbers `values` of `step`, by their names, such as train/loss."""
 
     def picture(self, step: int, name: str, images: Tensor) -> None:
-        """Show images uint8 (B, 3, H, W)."""
+        """Show the uint8 images (B, 3, H, W) of `step` under `name`."""
 
     def close(self, finished: bool) -> None:
-        """Write what is buffered; `finished` is False if a signal or an error ended the run."""
+        """Write what is buffered, and end; `finished` is False if a signal or an error ended the run."""
 
 
 class Description(NamedTuple):
-    """What a logger learns of a run when it opens."""
+    """The information about a run with which a logger is opened."""
 
     folder: Path
     config: dict[str, Any]
-    parameters: dict[str, Any]  # the config by full keys, such as optimizer.lr
-    step: int  # of the checkpoint from which the run resumes, or 0
+    parameters: dict[str, Any]  # the config as a flat dict of full keys, such as optimizer.lr
+    step: int  # of the checkpoint from which the run resumes; 0 for a new run
 
     @property
     def name(self) -> str:
-        """The names of the run's folder and of the one above: vit-digits/2026-01-01_12-00-00."""
+        """The names of the run's folder and its parent, such as vit-digits/2026-01-01_12-00-00."""
         return "/".join(filter(None, self.folder.absolute().parts[-2:]))
 
     def records(self) -> list[dict[str, Any]]:
-        """The records in metrics.jsonl, up to the step from which the run resumes."""
+        """The records in metrics.jsonl, which end at the step from which the run resumes."""
         file = self.folder / "metrics.jsonl"
         return [json.loads(line) for line in file.read_text("utf-8").splitlines()] if file.exists() else []
 
     def identity(self, logger: str) -> dict[str, Any]:
-        """What identifies the run in that logger; empty if the logger has not shown it yet."""
+        """The values that `identify` has stored for `logger`; empty if there are none yet."""
         file = self.folder / LOGGERS_FILE
         return read_record(file).get(logger, {}) if file.exists() else {}
 
     def identify(self, logger: str, **identity: Any) -> None:
-        """Store what identifies the run in that logger, for resuming."""
+        """Store the values by which `logger` identifies the run, so that a resumed run continues there."""
         file = self.folder / LOGGERS_FILE
         stored = read_record(file) if file.exists() else {}
         write_atomically(file, as_json({**stored, logger: identity}, indent=1))
 
 
 def refuse_missing(names: Sequence[str]) -> None:
-    """Raise UserError if the package of a logger is not installed."""
+    """Raise UserError if the package of one of the loggers `names` is not installed."""
     for name in names:
         spec = importlib.util.find_spec(name)
-        if spec is None or spec.origin is None:  # a mere folder, such as the one that wandb makes
+        if spec is None or spec.origin is None:  # no origin: a plain folder, such as one that wandb made
             listed = ",".join(names)
             raise UserError(
                 f"trainer.log=[{listed}]: {name} is not installed; install it (pip install {name}), or leave it out."
@@ -81,12 +86,12 @@ def refuse_missing(names: Sequence[str]) -> None:
 
 
 class TensorBoard:
-    """TensorBoard's events in the run's folder; on resuming, the steps after the checkpoint are purged."""
+    """TensorBoard's events in the run's folder; on resuming, events after the checkpoint are purged."""
 
     def __init__(self, run: Description):
         self._folder = run.folder
         self._purge_step: int | None = run.step + 1
-        self._config = None if run.step else run.config  # still to be shown
+        self._config = None if run.step else run.config  # shown when the file is first opened
         self._writer: Any = None
 
     def numbers(self, step: int, values: Mapping[str, float]) -> None:
@@ -104,13 +109,13 @@ class TensorBoard:
             self._writer.flush()
 
     def close(self, finished: bool) -> None:
-        """Close the file; a later call opens another."""
+        """Close the file; a later call opens a new one."""
         writer, self._writer = self._writer, None
         if writer is not None:
             writer.close()
 
     def reopen(self) -> None:
-        """Let the next call open another file, because a writer that failed once fails at every call."""
+        """Let the next call open a new file, because a writer that failed once fails at every call."""
         self._writer = None
 
     def _open(self) -> Any:
@@ -126,17 +131,18 @@ class TensorBoard:
 
 
 class WandB:
-    """Weights & Biases. Each call is a row, whose column `step` is the x-axis of all others.
+    """Weights & Biases. Each call adds a row, and its column `step` is the x-axis of all other columns.
 
-    The program's own counter of steps only increases, and would drop numbers of a step that was already logged.
-    Offline, the program writes blocks of 32 KB, so a file that was not closed (kill -9) lacks the last rows. On
-    resuming, such a file is set aside, and the next one gets all its numbers, read from metrics.jsonl.
+    The program's own counter of steps is not used: it only increases, so rows of steps that were already logged would
+    be dropped. Offline, the program writes blocks of 32 KB, so a file that was not closed (after kill -9) lacks the
+    last rows. When the run resumes, the folder of such a file is renamed, and the next file gets the numbers again,
+    from metrics.jsonl.
     """
 
     def __init__(self, run: Description):
         import wandb
 
-        settings = wandb.setup().settings  # of the user: environment variables and files
+        settings = wandb.setup().settings  # the user's, from environment variables and files
         offline = settings.mode in ("offline", "dryrun") or not _has_account(wandb)
         stored = run.identity("wandb")
         identity = stored.get("run", uuid.uuid4().hex[:8])
@@ -148,7 +154,7 @@ class WandB:
             project=settings.project or PROJECT,
             name=run.name,
             id=identity,
-            resume=None if offline else "allow",  # it has no meaning offline, and a warning says so
+            resume=None if offline else "allow",  # offline, wandb ignores it with a warning
             dir=str(run.folder),
             config=run.config,
             mode="offline" if offline else None,
@@ -178,7 +184,7 @@ class WandB:
 
 
 def _set_aside(folder: Path) -> bool:
-    """Rename a folder that the program did not close; returns False if it is gone, or was uploaded meanwhile."""
+    """Rename an offline run's folder that was not closed; returns False if it is gone or was uploaded."""
     if not folder.is_dir() or any(folder.glob("*.synced")):
         return False
     folder.rename(folder.with_name(f"unclosed-{folder.name}"))
@@ -186,14 +192,17 @@ def _set_aside(folder: Path) -> bool:
 
 
 def _has_account(wandb: Any) -> bool:
-    """Whether the user is logged in; never asks for it, as `wandb.init` does."""
+    """Whether the user is logged in; unlike `wandb.init`, this never asks the user to log in."""
     if "prompt" in inspect.signature(wandb.login).parameters:  # since wandb 0.31
         return bool(wandb.login(prompt=False))
     return wandb.api.api_key is not None
 
 
 class Trackio:
-    """Trackio: a database under the user's home, or the server or Space that the user's environment names."""
+    """Trackio, which stores runs in a database, by default under the user's home.
+
+    The user's environment can name another folder, a server, or a Space of Hugging Face instead.
+    """
 
     def __init__(self, run: Description):
         import trackio
@@ -219,7 +228,10 @@ class Trackio:
 
 
 class MLflow:
-    """MLflow: the store that MLFLOW_TRACKING_URI names, by default a database in the working folder."""
+    """MLflow, which stores runs where MLFLOW_TRACKING_URI says, by default in a database in the working folder.
+
+    A resumed run continues in the store where it began.
+    """
 
     def __init__(self, run: Description):
         import mlflow
@@ -251,24 +263,24 @@ class MLflow:
             self._client.log_image(self._id, pixels, key=f"{name}/{number}", step=step)
 
     def close(self, finished: bool) -> None:
-        """Set the run's status."""
+        """Set the run's status to FINISHED, or to KILLED if a signal or an error ended the run."""
         self._client.set_terminated(self._id, "FINISHED" if finished else "KILLED")
 
     def _log_parameters(self, parameters: Mapping[str, Any]) -> None:
         from mlflow.entities import Param
 
         entries = [Param(key, str(value)[:MAX_PARAMETER]) for key, value in parameters.items()]
-        for start in range(0, len(entries), 100):  # the most in one call
+        for start in range(0, len(entries), 100):  # MLflow's limit for one call
             self._client.log_batch(self._id, params=entries[start : start + 100])
 
 
 def _pixels(images: Tensor) -> list[np.ndarray[Any, Any]]:
-    """Each image of (B, 3, H, W) as an array (H, W, 3)."""
+    """Convert images (B, 3, H, W) to a list of B arrays (H, W, 3)."""
     return [image.permute(1, 2, 0).cpu().numpy() for image in images]
 
 
 def _as_markdown(config: Mapping[str, Any]) -> str:
-    """A config as a block of code."""
+    """Format a config as YAML, in a code block of Markdown."""
     from common.config.plain_text import config_yaml
 
     return "".join(f"    {line}\n" for line in config_yaml(dict(config)).splitlines())

@@ -1,7 +1,8 @@
-r"""File names that are not UTF-8, written as text that any program can read and from which the name can be restored.
+r"""Write file names that are not UTF-8 as text that any program can read and that can be converted back.
 
 On Linux a name is bytes. Python represents a byte that is not UTF-8, such as Latin-1's e acute (0xE9), by half of a
-surrogate pair (U+DCE9), which no text file and no terminal takes.
+surrogate pair (U+DCE9). This character cannot be encoded as UTF-8, so it can be neither printed nor written to a text
+file. `escape` replaces it by the text \udce9.
 """
 
 import hashlib
@@ -21,10 +22,10 @@ _ESCAPES = re.compile(r"(\\+)(ud[89a-f][0-9a-f]{2})")
 
 
 def escape(name: str) -> str:
-    r"""Escape the bytes of `name` that are not UTF-8, so that the name can be written: 0xE9 becomes \udce9, as in JSON.
+    r"""Escape the bytes of `name` that are not UTF-8, so that it can be written: 0xE9 becomes \udce9, as in JSON.
 
-    `unescape` restores the name, because backslashes before an escape, or before text that looks like an escape, are
-    doubled. A name with neither such bytes nor such text is unchanged.
+    Backslashes before such an escape are doubled, and so are backslashes before text that already looks like an escape.
+    `unescape` can therefore restore the name. Any other name is unchanged.
     """
 
     def replace(match: re.Match[str]) -> str:
@@ -46,7 +47,7 @@ def unescape(text: str) -> str:
 
 
 def printable(name: str) -> str:
-    r"""`name` for a line of a console or a log: escaped as by `escape`, and control characters as \x1b, \n or \t."""
+    r"""Escape `name` for a line of a console or a log: as in `escape`, and control characters as \x1b, \n or \t."""
     return escape_controls(escape(name)).replace("\n", r"\n").replace("\t", r"\t")
 
 
@@ -63,7 +64,7 @@ def _byte_quoted(word: str) -> str:
 def answer_name(name: str, ending: str) -> str:
     """The name of the file for the answer to the input file `name`: `name`, followed by `ending`.
 
-    If the result is longer than a file's name may be, `name` is cut, and a hash of the whole `name` is inserted.
+    If that is longer than MAX_NAME_BYTES, `name` is cut, and a hash of the whole `name` is added before `ending`.
     """
     whole, room = name.encode("utf-8", "surrogateescape"), MAX_NAME_BYTES - len(ending.encode())
     if len(whole) > room:
@@ -74,6 +75,9 @@ def answer_name(name: str, ending: str) -> str:
 
 
 def answer_file(folder: Path, name: str, ending: str) -> Path:
-    """The file in `folder` for the answer to the input `name`, which may lie in folders: a/b.jpg in folder/a/."""
+    """The path of the file in `folder` for the answer to the input file `name`.
+
+    `name` may contain folders: the answer to a/b.jpg lies in the folder a/ of `folder`.
+    """
     relative = Path(name)
     return folder / relative.parent / answer_name(relative.name, ending)

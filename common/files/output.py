@@ -1,4 +1,4 @@
-"""Create the folder `output` of evaluate.py and predict.py and write answers to it; errors become UserErrors."""
+"""Create the folder `output` of evaluate.py and predict.py and write answers to it; disk errors become UserErrors."""
 
 import errno
 import json
@@ -17,9 +17,9 @@ from common.files.run_folder import holds_a_run
 
 
 def refuse_input_folder(folder: Path, input: str) -> None:
-    """Raise UserError if `folder` is the folder `input`, or if an image or video that `input` names lies in it.
+    """Raise UserError if `folder` is a folder that `input` names, or holds an image or video that `input` names.
 
-    There, an answer could replace one of the user's files.
+    An answer in such a folder could replace one of the user's files.
     """
     paths = matches(input) if is_pattern(input) else [Path(input)]
     endings = {*IMAGE_SUFFIXES, *VIDEO_SUFFIXES}
@@ -34,8 +34,8 @@ def refuse_input_folder(folder: Path, input: str) -> None:
 
 
 def refuse_run_folder(folder: Path) -> None:
-    """Raise UserError if `folder` is that of a run, or inside one."""
-    with suppress(OSError):  # a folder that cannot be read, which `writing_to` reports
+    """Raise UserError if `folder` is the folder of a run, or lies inside one."""
+    with suppress(OSError):  # `writing_to` reports a folder that cannot be read
         resolved = folder.resolve()
         if run := next((path for path in (resolved, *resolved.parents) if holds_a_run(path)), None):
             where = "the folder of a run" if run == resolved else f"inside the folder of a run, {run}"
@@ -45,7 +45,7 @@ def refuse_run_folder(folder: Path) -> None:
 def create_output(folder: Path) -> None:
     """Create `folder` and test whether a file can be written in it.
 
-    Raises UserError if this fails, or if the folder is that of a run or inside one.
+    Raises UserError if this fails, or if `folder` is the folder of a run or lies inside one.
     """
     with writing_to(folder):
         refuse_run_folder(folder)
@@ -61,7 +61,7 @@ def create_output(folder: Path) -> None:
 def writing_to(folder: Path) -> Iterator[None]:
     """A context that turns an OSError into a UserError if the disk is full or the error concerns `folder`.
 
-    An error concerns `folder` if it names this folder, one of its parents, or a file in it.
+    An error concerns `folder` if it names this folder, one of its parents, or a file in it. Other errors propagate.
     """
     try:
         yield
@@ -84,9 +84,9 @@ def creating(path: Path) -> Iterator[None]:
 
 
 def write_answer(file: Path, source: Path, content: dict[str, Any]) -> None:
-    """Write the answer for the input `source` as JSON, with the path of `source` under "file".
+    """Write the answer to the input `source` to `file` as JSON, with the path of `source` under the key "file".
 
-    Warns if the answer replaces that for another input (`note_replacement`).
+    Warns if this replaces the answer to another input (see `note_replacement`).
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     note_replacement(file, source)
@@ -94,8 +94,8 @@ def write_answer(file: Path, source: Path, content: dict[str, Any]) -> None:
 
 
 def note_replacement(file: Path, source: Path) -> None:
-    """Warn on stderr if `file`, which is about to be replaced, is the answer for another input that still exists."""
-    with suppress(OSError, ValueError, TypeError, KeyError):  # no earlier answer, or none of this program
+    """Warn on stderr if `file`, which is about to be replaced, answers another input that still exists."""
+    with suppress(OSError, ValueError, TypeError, KeyError):  # there is no earlier answer, or another program wrote it
         former = answered_file(file)
         if not os.path.samefile(former, source):
             warning = f"{file} held the answer for {former}, which {source} of the same name now replaces"

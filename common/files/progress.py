@@ -9,10 +9,10 @@ from tqdm import tqdm
 
 
 class Progress:
-    """A run's progress. Remaining time is extrapolated from all steps but the first, which may include compilation."""
+    """A run's progress. The first step is left out of the timing, because it may include compilation."""
 
     def __init__(self, steps: int, start: int, bar: Any):
-        """`start` of `steps` steps are already done; `bar` is tqdm's progress bar, or None."""
+        """`start` of `steps` steps are already done; `bar` is tqdm's progress bar, or None without a terminal."""
         self.steps, self.step, self._bar = steps, start, bar
         self._first: tuple[int, float] | None = None
 
@@ -24,7 +24,10 @@ class Progress:
         self._first = self._first or (step, time.monotonic())
 
     def remaining(self) -> str:
-        """The number of steps and the remaining time: " of 1000 ([hours:]minutes:seconds left)"."""
+        """The total number of steps and the remaining time: " of 1000 ([hours:]minutes:seconds left)".
+
+        The time is extrapolated from the steps after the first one. Until the second step is done, it is left out.
+        """
         timed_steps = self.step - self._first[0] if self._first else 0
         if not self._first or not timed_steps:
             return f" of {self.steps}"
@@ -33,7 +36,10 @@ class Progress:
 
 
 def is_terminal() -> bool:
-    """Whether a progress bar would be visible; tqdm draws none in terminals without columns, as in some containers."""
+    """Whether standard output and standard error are terminals in which tqdm draws a progress bar.
+
+    tqdm draws none in a terminal that states zero columns, as in some containers.
+    """
     if not (sys.stdout.isatty() and sys.stderr.isatty()):
         return False
     return os.get_terminal_size(sys.stderr.fileno()).columns > 0

@@ -1,4 +1,4 @@
-"""Records are JSON objects: one in a file (results.json, task.json) or one on each line (metrics.jsonl)."""
+"""Read and filter records, which are JSON objects: one per file (results.json) or per line (metrics.jsonl)."""
 
 import io
 import json
@@ -11,21 +11,24 @@ from common.data.opening import open_regular
 from common.errors import UserError
 from common.files.lines import write_atomically
 
-RECORD_FILES = ("metrics.jsonl", "timing.jsonl")  # of a run: one JSON object on each line
-LOGGERS_FILE = "loggers.json"  # of a run: name of a logger -> what identifies the run there
-MAX_LISTED = 5  # line numbers in a warning
+RECORD_FILES = ("metrics.jsonl", "timing.jsonl")  # files of a run with one JSON object on each line
+LOGGERS_FILE = "loggers.json"  # file of a run: name of a logger -> what identifies the run in it
+MAX_LISTED = 5  # maximum number of line numbers in a warning
 
 
 class Remainder(NamedTuple):
-    """What `keep_records` kept in a file, and what it removed from it."""
+    """The result of `keep_records`: what remains in the file, and what was removed."""
 
-    kept: int  # number of lines
-    removed: list[dict[str, Any]]  # records
-    invalid: list[int]  # numbers of removed lines without a record, except an incomplete last line (after a kill)
+    kept: int  # number of lines that remain
+    removed: list[dict[str, Any]]  # the records for which `keeps` was false
+    invalid: list[int]  # numbers (from 1) of complete lines that held no record; they are removed, too
 
 
 def read_record(path: Path, remedy: str = "delete it, and the same command writes it again") -> dict[str, Any]:
-    """Read a file that holds one JSON object; raises UserError, ending with `remedy`, if it holds anything else."""
+    """Read a file that holds one JSON object; raises UserError if it cannot be read or holds anything else.
+
+    `remedy` says what the user can do, and ends the error's sentence.
+    """
     try:
         with open_regular(path) as file:
             content = json.loads(file.read().decode("utf-8"))
@@ -40,7 +43,7 @@ def read_record(path: Path, remedy: str = "delete it, and the same command write
 
 
 def goal_value(results: dict[str, Any]) -> float | None:
-    """The goal's best value on val in the content of a results.json; None if that is no number."""
+    """The goal's best value on val in the content of a results.json; None if it is missing or no number."""
     value = results.get(str(results.get("goal")))
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
@@ -54,7 +57,11 @@ def step_record(line: str) -> dict[str, Any] | None:
 
 
 def keep_records(path: Path, keeps: Callable[[dict[str, Any]], bool]) -> Remainder:
-    """Rewrite a file of lines with only those records for which `keeps` is true; lines without a record are removed."""
+    """Rewrite a file of lines with only the records for which `keeps` is true.
+
+    Lines without a record are removed, and so is an incomplete last line, which a kill can leave. Raises UserError if
+    the file cannot be read.
+    """
     kept, removed, invalid = [], [], []
     try:
         opened = open_regular(path)
@@ -76,7 +83,7 @@ def keep_records(path: Path, keeps: Callable[[dict[str, Any]], bool]) -> Remaind
 
 
 def describe_lines(numbers: list[int]) -> str:
-    """Line numbers for a sentence: "line 3", or "lines 1, 2, 3, 4, 5 and 7 more"."""
+    """Format line numbers for a sentence: "line 3", or "lines 1, 2, 3, 4, 5 and 7 more"."""
     listed = ", ".join(map(str, numbers[:MAX_LISTED]))
     more = f" and {len(numbers) - MAX_LISTED} more" if len(numbers) > MAX_LISTED else ""
     return f"line{'s' if len(numbers) > 1 else ''} {listed}{more}"

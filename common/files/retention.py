@@ -13,13 +13,13 @@ from common.errors import UserError
 from common.files.checkpoint import NewerFormatError, is_ours, load, save
 from common.files.lines import sync_folder
 
-MIN_CHECKPOINTS = 2  # the fewest that a run keeps; with one, a single damaged file would lose the run
-LoadedCheckpoint = tuple[Path, dict[str, Any]]  # its file and its content
-Check = Callable[[Path, dict[str, Any]], None]  # raises UserError if a file's content does not suit the run
+MIN_CHECKPOINTS = 2  # a run keeps at least this many, since with one, a single damaged file would lose the run
+LoadedCheckpoint = tuple[Path, dict[str, Any]]  # the checkpoint's file and content
+Check = Callable[[Path, dict[str, Any]], None]  # raises UserError if a file's content does not belong to the run
 
 
 class _Skipped(NamedTuple):
-    """A file that cannot be used, and why; `undamaged` if only the run's check refused it."""
+    """A file that cannot be used, and why; `undamaged` is True if only the run's check refused the file."""
 
     file: Path
     error: UserError
@@ -27,22 +27,24 @@ class _Skipped(NamedTuple):
 
 
 def _accept(path: Path, content: dict[str, Any]) -> None:
-    """The check that refuses nothing."""
+    """The default check, which accepts every checkpoint."""
 
 
 class CheckpointFolder:
-    """A folder of step_00001000.pt and so on, best.pt, perhaps average.pt, and stop_00001037.pt after a signal.
+    """The folder of a run's checkpoints: step_00001000.pt and so on, best.pt, average.pt, and stop_00001037.pt.
 
-    The checkpoint of a stop has a name of its own, so that the other files do not depend on whether a run was stopped.
+    average.pt exists only if the last checkpoints were averaged. stop_00001037.pt is written when a signal stops the
+    run. It has a name of its own so that the other files are those of a run that was not stopped.
     """
 
     def __init__(self, path: Path, writes: bool = True, keep: int = MIN_CHECKPOINTS):
-        """Create the folder and remove what a killed save has left; with `writes=False` (ranks above 0), only read.
+        """Create the folder, and remove temporary files that were left when a process was killed while saving.
 
-        `keep` is the number of latest checkpoints to keep, at least two.
+        With `writes=False` (on ranks above 0), nothing in the folder is changed. `keep` is the number of latest
+        checkpoints to keep; values below MIN_CHECKPOINTS are raised to it.
         """
         self.path, self.writes, self.keep = Path(path), writes, max(keep, MIN_CHECKPOINTS)
-        self._of_other_runs: list[Path] = []  # files that `latest` skipped
+        self._of_other_runs: list[Path] = []  # undamaged files that `latest` skipped
         if writes:
             self.path.mkdir(parents=True, exist_ok=True)
             for leftover in self.path.glob(".*.tmp"):
@@ -51,13 +53,13 @@ class CheckpointFolder:
     def save(self, step: int, content: dict[str, Any], keep_steps: Collection[int] = ()) -> Path:
         """Write the checkpoint of `step` and, once it is on the disk, remove checkpoints that are no longer kept.
 
-        `keep_steps` are steps whose checkpoints are kept besides the latest ones. Raises OSError if the checkpoint
-        cannot be written; older checkpoints are then untouched.
+        Checkpoints of the steps in `keep_steps` are kept besides the latest ones; checkpoints of stops are all removed.
+        Raises OSError if the checkpoint cannot be written; older checkpoints are then untouched.
         """
         path = self._file(step)
         if self.writes:
             self._write(path, content)
-            # Files of later steps are not counted: they are damaged, and resuming has skipped them.
+            # Files of later steps do not count among the latest: resuming skipped them because they are damaged.
             last = [saved for saved in self.steps() if saved <= step][-self.keep :]
             with suppress(OSError):  # the checkpoint itself is written; the next save tries to remove files again
                 for obsolete in set(self.steps()) - {*last, *keep_steps}:
@@ -77,7 +79,7 @@ class CheckpointFolder:
     def mark_best(self, step: int) -> None:
         """Make the checkpoint of `step` best.pt, by a hard link, or by a copy on file systems without links.
 
-        Raises OSError if that fails; best.pt is then removed, because it would not be the best.
+        Raises OSError if that fails. An earlier best.pt is then removed, because it is no longer the best checkpoint.
         """
         if not self.writes:
             return
@@ -90,13 +92,15 @@ class CheckpointFolder:
             best.unlink(missing_ok=True)
             raise
         finally:
-            temporary.unlink(missing_ok=True)  # os.replace leaves it if both were links to one file
+            temporary.unlink(missing_ok=True)  # os.replace leaves it if both are links to one file already
         sync_folder(self.path)
 
     def latest(self, warn: Callable[[str], None] = warnings.warn, check: Check = _accept) -> LoadedCheckpoint | None:
-        """The newest undamaged checkpoint that `check` accepts, or None if there are no files; warns of files skipped.
+        """The newest undamaged checkpoint that `check` accepts, or None if there are no checkpoints.
 
-        Raises the error of `check` if it refuses all undamaged checkpoints, and UserError if all are damaged.
+        Newer files are skipped, with a warning for each. If no checkpoint can be used, raises the error of `check` for
+        the newest undamaged one, or UserError if all are damaged. Raises NewerFormatError at once for a file that a
+        newer version of this program has written.
         """
         files = [(step, kind) for kind in ("step", "stop") for step in self.steps(kind)]
         newest_first = [self._file(step, kind) for step, kind in sorted(files, reverse=True)]
@@ -112,7 +116,10 @@ class CheckpointFolder:
         return checkpoint
 
     def set_aside(self) -> list[Path]:
-        """Rename the undamaged files that `latest` skipped, which later saves would delete; returns their new paths."""
+        """Rename the undamaged files that `latest` skipped; returns their new paths.
+
+        Without this, later saves would delete these files.
+        """
         renamed = [file.with_name(f"other_run_{file.name}") for file in self._of_other_runs if self.writes]
         for file, new in zip(self._of_other_runs, renamed, strict=False):
             os.replace(file, new)
@@ -125,9 +132,10 @@ class CheckpointFolder:
         warn: Callable[[str], None] = warnings.warn,
         check: Check = _accept,
     ) -> LoadedCheckpoint | None:
-        """best.pt or, if that is damaged or refused by `check`, the first usable checkpoint of the steps `ranked`.
+        """best.pt or, if it cannot be used, the first usable checkpoint of the steps `ranked`.
 
-        Returns None if none of these files is usable; warns of each that was skipped.
+        A checkpoint is usable if it is undamaged and `check` accepts it. Returns None if no file is usable; warns of
+        each file that is skipped.
         """
         files = [self.path / "best.pt", *(self._file(step) for step in ranked)]
         checkpoint, skipped = _first_usable([file for file in files if file.exists()], check)
@@ -144,15 +152,21 @@ class CheckpointFolder:
         return self._marker().exists()
 
     def average(self) -> Path:
-        """The path of the average of the last checkpoints, which need not exist."""
+        """The path of average.pt, the average of the last checkpoints; the file may not exist."""
         return self.path / "average.pt"
 
     def last(self, count: int) -> list[Path]:
-        """The files of the last `count` steps, or of all if there are fewer, the newest last; they may be damaged."""
+        """The files of the last `count` steps, in ascending order; they may be damaged.
+
+        If there are fewer than `count` files, all are returned.
+        """
         return [self._file(step) for step in self.steps()[-count:]]
 
     def steps(self, kind: str = "step") -> list[int]:
-        """The steps that have a file, damaged or not, in ascending order; with kind="stop", the steps of stops."""
+        """The steps that have a file, damaged or not, in ascending order.
+
+        With kind="stop", the steps at which a signal stopped the run.
+        """
         matches = (re.fullmatch(rf"{kind}_(\d{{8,}})\.pt", path.name) for path in self.path.glob(f"{kind}_*.pt"))
         return sorted(int(match[1]) for match in matches if match)
 
@@ -165,7 +179,7 @@ class CheckpointFolder:
             self._marker().touch()
 
     def _marker(self) -> Path:
-        return self.path.parent / ".saved"  # outside this folder, whose files may all be lost
+        return self.path.parent / ".saved"  # not in the folder of checkpoints, whose files may all be lost
 
     def _remove_stops(self, except_file: Path | None = None) -> None:
         for step in self.steps("stop"):
@@ -183,7 +197,7 @@ def _link_or_copy(source: Path, target: Path) -> None:
 
 
 def _first_usable(files: Sequence[Path], check: Check) -> tuple[LoadedCheckpoint | None, list[_Skipped]]:
-    """The first of `files` that is an undamaged checkpoint which `check` accepts, and the files before that one."""
+    """The first of `files` that is an undamaged checkpoint and passes `check`, and the files skipped before it."""
     skipped: list[_Skipped] = []
     for file in files:
         content = None
@@ -195,7 +209,7 @@ def _first_usable(files: Sequence[Path], check: Check) -> tuple[LoadedCheckpoint
             check(file, content)
             return (file, content), skipped
         except NewerFormatError:
-            raise  # undamaged; resuming from an older checkpoint would delete it
+            raise  # it is undamaged, and a run resumed from an older checkpoint would delete it
         except UserError as error:
             skipped.append(_Skipped(file, error, undamaged=content is not None))
     return None, skipped

@@ -1,4 +1,4 @@
-"""A run's folder: choose it, reserve it for one run, and run a job in it."""
+"""A run's folder: choose it, lock it, write the run's config into it, and run a job in it."""
 
 import errno
 import itertools
@@ -25,15 +25,16 @@ from common.files.records import LOGGERS_FILE, RECORD_FILES
 Job = Callable[..., float | None]
 FOLDERS = ("checkpoints", "predictions")
 WRITTEN_AT_START = ("task.json", "train.log", LOGGERS_FILE, *RECORD_FILES)
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # full, a quota, a file's largest size, read-only
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # full, over a quota, file too large, read-only
 
 
 def run_in(job: Job, config: dict[str, Any], folder: Path | None) -> float | None:
     """Run `job` in `folder`, which is locked against other processes; returns what the job returns.
 
-    After a UserError before a new run's first checkpoint, its config.yaml is removed, so that a corrected command can
-    use the folder. If no step was logged either, everything else that the run wrote is removed, too. Raises UserError
-    when a file cannot be written, on a full disk for instance.
+    `folder` is None on ranks other than 0, which write no files. If a UserError or Ctrl-C ends a new run before its
+    first checkpoint, its config.yaml is removed, so that a corrected command can use the folder. If no step was logged
+    either, the other files of the run are removed, too (see `_release`). Raises UserError if the folder belongs to
+    another run or process, or if a file cannot be written because the disk is full or read-only.
     """
     if folder is None:
         return job(config, None)
@@ -48,14 +49,14 @@ def run_in(job: Job, config: dict[str, Any], folder: Path | None) -> float | Non
                 result = job(config, folder)
                 write_atomically(folder / "config.yaml", config_text(config))  # with the changes that were allowed
                 return result
-        except (UserError, KeyboardInterrupt):  # Ctrl-C before the first step; later ones raise Stopped
+        except (UserError, KeyboardInterrupt):  # Ctrl-C before the first step; later, it raises Stopped
             if new and not any((folder / "checkpoints").glob("*")):
                 _release(folder, before)
-                if not config["run_dir"]:  # then the folders above were made for the run, too
+                if not config["run_dir"]:  # if it is not set, the folders above may be new, too
                     _remove_empty(folder.parent, folder.parent.parent)
             raise
         except Stopped:
-            with suppress(OSError):  # a full disk; the checkpoint holds the config, too
+            with suppress(OSError):  # on a full disk; the checkpoint holds the config, too
                 write_atomically(folder / "config.yaml", config_text(config))
             raise
 
@@ -73,15 +74,16 @@ def _unwritable_reported(folder: Path) -> Iterator[None]:
 
 
 def holds_a_run(folder: Path) -> bool:
-    """Whether `folder` is that of a run, finished or not."""
+    """Whether `folder` is the folder of a run, finished or not."""
     return (folder / "config.yaml").exists() and (folder / "checkpoints").exists()
 
 
 def _release(folder: Path, before: set[str]) -> None:
     """Free the folder of a new run that ended with a UserError or by Ctrl-C before its first checkpoint.
 
-    Unless a step was logged, all files that the run wrote are removed, and the folder too if it is then empty. The
-    names in `before` were there when the run started, and stay.
+    config.yaml is removed. Unless a step was logged, the files in WRITTEN_AT_START, TensorBoard's events and an empty
+    folder of checkpoints are removed, too, and the folder itself if nothing is left in it. Files with a name in
+    `before` were there when the run started, and stay.
     """
     (folder / "config.yaml").unlink(missing_ok=True)
     if any((folder / name).is_file() and (folder / name).stat().st_size for name in RECORD_FILES):
@@ -95,16 +97,16 @@ def _release(folder: Path, before: set[str]) -> None:
 
 
 def _remove_empty(*folders: Path) -> None:
-    """Remove each of `folders` that exists and holds nothing."""
+    """Remove each of `folders` that exists and is empty."""
     for folder in folders:
         with suppress(OSError):
             folder.rmdir()
 
 
 def choose(composed: Composed) -> Path:
-    """The folder of the key run_dir if it is set, or else a new folder, named by model, data and time.
+    """The folder that the key run_dir names or, if it is not set, a new folder named by model, data and time.
 
-    Raises UserError for resume=auto without run_dir.
+    The new folder is created. Raises UserError if it cannot be created, and for resume=auto without run_dir.
     """
     config = composed.config
     if config["run_dir"]:
@@ -116,12 +118,15 @@ def choose(composed: Composed) -> Path:
 
 
 def _kind(section: dict[str, Any]) -> str:
-    """Name a section that was not chosen from its group: its class in lower case (coco for detr.data.coco.Coco)."""
+    """The name of a section that the user did not choose by name: its class in lower case (coco for Coco)."""
     return str(section["_target_"]).rpartition(".")[2].lower()
 
 
 def create_timestamped(parent: Path) -> Path:
-    """Create a folder named by the time; jobs that start in the same second get different folders."""
+    """Create a folder in `parent` that is named by the time; jobs of the same second get different folders.
+
+    Raises UserError if the folder cannot be created.
+    """
     timestamp = time.strftime("%Y-%m-%d_%H-%M-%S")
     for number in itertools.count(1):
         folder = parent / (timestamp if number == 1 else f"{timestamp}_{number}")
@@ -149,15 +154,18 @@ def _create(folder: Path) -> None:
 def config_text(config: dict[str, Any]) -> str:
     """The text of a run's config.yaml.
 
-    The text contains neither the run's folder nor the folder of downloads, so that `--config-dir FOLDER --config-name
-    config` repeats the run in another folder, and for another user.
+    The keys for the run's folder, for resuming and for the folder of downloads are reset or left out. `--config-dir
+    FOLDER --config-name config` therefore repeats the run in another folder, and for another user.
     """
     neutral: dict[str, Any] = {"run_dir": None, "sweep_dir": None, "resume": None, "allow_changes": []}
     return config_yaml({key: value for key, value in {**config, **neutral}.items() if key != "cache_dir"})
 
 
 def _refuse_odd_entries(folder: Path) -> None:
-    """Raise UserError for a file in place of a folder that runs write into, and for a named pipe, which might block."""
+    """Raise UserError if `folder` holds a file in place of a folder that runs write into, or a special file.
+
+    Opening a special file, such as a named pipe, might block.
+    """
     for path in folder.iterdir():
         if path.name in FOLDERS and not path.is_dir():
             raise UserError(f"{path} is no folder, but the run writes into one of this name; rename or remove it.")
@@ -166,10 +174,11 @@ def _refuse_odd_entries(folder: Path) -> None:
 
 
 def _claim(folder: Path, config: dict[str, Any]) -> None:
-    """Write config.yaml into a new run's folder. Raises UserError if the folder holds another run.
+    """Write config.yaml into a new run's folder, or check that `config` may resume the run in the folder.
 
-    If a run is resumed with trainer.precision=auto, `config` gets the precision with which the run began, and with a
-    default cut of val or test, the cut with which it began.
+    Raises UserError if the folder holds a run and resume=auto is not set, or if the run's config differs in a key that
+    may not change. When a run is resumed, `config` is changed in two places: trainer.precision=auto becomes the
+    precision with which the run began, and defaults for the size of val and test become the sizes with which it began.
     """
     file, allowed = folder / "config.yaml", config["allow_changes"]
     _refuse_unknown(allowed, config)
@@ -178,7 +187,7 @@ def _claim(folder: Path, config: dict[str, Any]) -> None:
     if file.exists():
         finished = (folder / "results.json").exists()
         stored = read_config(file)
-        # Paths of the data may differ if there is a checkpoint, whose digests of the data are compared later.
+        # With a checkpoint, paths of the data may differ: the checkpoint's digests of the data are compared later.
         paths = DATA_PATHS if any((folder / "checkpoints").glob("*.pt")) and not finished else ()
         refuse_changes(stored, config, f"{folder}", [*paths, *([] if finished else allowed)])
         if config["trainer"]["precision"] == "auto":
@@ -191,7 +200,10 @@ def _claim(folder: Path, config: dict[str, Any]) -> None:
 
 
 def _restore_cuts(section: Any, stored: Any) -> None:
-    """Take, in place, the stored cuts of val and test where the config's section of the data has the default."""
+    """Replace default sizes of val and test in the config's data `section` by those that are `stored`, in place.
+
+    Only defaults that differ from those of earlier versions (CHANGED_CUTS) are replaced.
+    """
     if not (isinstance(section, dict) and isinstance(stored, dict)):
         return
     for key, (default, _) in CHANGED_CUTS.get(str(section.get("_target_")), {}).items():
@@ -200,7 +212,7 @@ def _restore_cuts(section: Any, stored: Any) -> None:
 
 
 def read_config(file: Path) -> dict[str, Any]:
-    """Read a run's config.yaml and update it to the present keys; raises UserError if the file is not a config."""
+    """Read a run's config.yaml and update it to this version's keys; raises UserError if it is no config."""
     remedy = "put the run's own config there"
     config = read_yaml(file, remedy, resolve=True)
     if not isinstance(config, dict) or not config:
@@ -209,7 +221,7 @@ def read_config(file: Path) -> dict[str, Any]:
 
 
 def _refuse_unknown(allowed: list[str], config: dict[str, Any]) -> None:
-    """Raise UserError for an entry of allow_changes that is neither a key nor a section."""
+    """Raise UserError for an entry of allow_changes that is neither a key nor a section of the config."""
     keys = flatten(config)
     known = {".".join(key.split(".")[:length]) for key in keys for length in range(1, key.count(".") + 2)}
     for key in allowed:

@@ -1,7 +1,7 @@
-"""Compare what a stored file holds with types before it is used; a TypedDict or a dataclass is the schema of a dict.
+"""Check the content of a stored file against types before the content is used.
 
-Other types are list, tuple, dict, unions, Literal, ranges (common/types.py), tensors, plain types, and Any. Keys that a
-schema does not name are permitted.
+A TypedDict or a dataclass describes the keys of a dict; keys that it does not name are permitted. Other types are list,
+tuple, dict, unions, Literal, ranges (common/types.py), tensors, plain types, and Any.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from common.config.describe import describe_type
 from common.types import MAX_INTEGER, Range
 
 MAX_SHOWN_CHARACTERS = 60
-MAX_PLAIN_DEPTH = 50  # a config has about five levels; a pickle may hold a cycle
+MAX_PLAIN_DEPTH = 50  # levels; a config has about five, and a pickle with a cycle has no last one
 PLAIN = (NoneType, bool, int, float, str)
 DESCRIPTIONS: dict[Any, str] = {
     int: "a whole number",
@@ -30,10 +30,11 @@ DESCRIPTIONS: dict[Any, str] = {
 
 
 def mistake(value: Any, expected: Any, field: str) -> str | None:
-    """The first mistake in `value`, such as "task.classes is 5, expected a list (each text)", or None.
+    """The first mistake in `value`, such as "task.classes is 5, expected a list (each text)"; None without a mistake.
 
-    `field` names the value; it is empty for the whole content of a file. Neither text nor a boolean is a number. An
-    integer and NaN count as floats, but a range excludes NaN. An integer has at most 64 bits.
+    `field` names the value in the sentence; it is empty for the whole content of a file. Text and booleans do not count
+    as numbers. Integers and NaN count as floats, but no range contains NaN. A list may stand for a tuple, and a tuple
+    for a list. The absolute value of an integer may be at most MAX_INTEGER.
     """
     kind, inner = typing.get_origin(expected), typing.get_args(expected)
     prefix = f"{field}." if field else ""
@@ -58,7 +59,10 @@ def mistake(value: Any, expected: Any, field: str) -> str | None:
 
 
 def plain_mistake(value: Any, field: str, depth: int = 0) -> str | None:
-    """The first part of `value` that JSON could not hold, such as a number as a key, or None."""
+    """Describe the first part of `value` that JSON cannot hold, such as a key that is a number.
+
+    Returns None if there is no such part. More than MAX_PLAIN_DEPTH levels of containers are a mistake, too.
+    """
     if depth > MAX_PLAIN_DEPTH:
         return f"{field} is nested more than {MAX_PLAIN_DEPTH} levels deep"
     if isinstance(value, dict):
@@ -73,12 +77,15 @@ def plain_mistake(value: Any, field: str, depth: int = 0) -> str | None:
 
 
 def _first(parts: Iterable[tuple[Any, Any, str]]) -> str | None:
-    """The first mistake in parts of (value, expected type, field)."""
+    """The first mistake in parts of (value, expected type, field), or None."""
     return next(filter(None, (mistake(*part) for part in parts)), None)
 
 
 def _fits(value: Any, expected: Any) -> bool:
-    """Whether `value` has the type `expected`, without regard to its parts."""
+    """Whether `value` has the type `expected`, which may be a range, a Literal, Any, Tensor or a plain type.
+
+    The result is False for any other type, such as list[int]; `mistake` checks containers itself.
+    """
     kind, inner = typing.get_origin(expected), typing.get_args(expected)
     if kind is Annotated:
         ranges = [part for part in inner[1:] if isinstance(part, Range)]
@@ -93,7 +100,7 @@ def _fits(value: Any, expected: Any) -> bool:
 
 
 def _fields(expected: Any) -> dict[str, Any]:
-    """The types of the keys that a TypedDict or a dataclass names; empty for another type."""
+    """The keys of a TypedDict or a dataclass and their types; empty for any other type."""
     if typing.is_typeddict(expected) or dataclasses.is_dataclass(expected):
         return typing.get_type_hints(expected, include_extras=True)
     return {}
@@ -109,7 +116,7 @@ def _sentence(value: Any, expected: Any, field: str) -> str:
 
 
 def _describe(expected: Any) -> str:
-    """A type in words, for the end of "expected ..."."""
+    """A type in words that can follow "expected"."""
     kind, inner = typing.get_origin(expected), typing.get_args(expected)
     if kind in (Annotated, Literal):
         return describe_type(expected)
@@ -125,12 +132,12 @@ def _describe(expected: Any) -> str:
 
 
 def _show(value: Any) -> str:
-    """Show a plain value as shortened JSON, and any other value by its type."""
+    """Show a plain value as shortened JSON, a container by type and length, and any other value by its type."""
     if isinstance(value, dict | list | tuple):
         return f"a {type(value).__name__} of {len(value)}"
     if not isinstance(value, str | int | float | NoneType):
         return f"a {type(value).__name__}"
-    if isinstance(value, int) and abs(value) > MAX_INTEGER:  # Python converts no number of 4,300 digits to text
+    if isinstance(value, int) and abs(value) > MAX_INTEGER:  # Python cannot print more than 4,300 digits
         return f"an integer of {value.bit_length()} bits"
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= MAX_SHOWN_CHARACTERS else f"{text[:MAX_SHOWN_CHARACTERS]}..."

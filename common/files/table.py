@@ -8,9 +8,10 @@ from common.files.names import printable
 
 
 def table(title: str, rows: Sequence[Sequence[Any]]) -> str:
-    """Format a table with text aligned left and numbers right; floats have four decimals, NaN and infinity are a dash.
+    """Format a table: columns of numbers are aligned right, all others left.
 
-    The first of `rows` is the header; without further rows the text is "`title`: none".
+    Floats have four decimals; NaN and infinity are a dash. The first of `rows` is the header. Without further rows, the
+    text is "`title`: none".
     """
     if len(rows) < 2:
         return f"{title}: none"
@@ -30,10 +31,10 @@ def _cell(value: Any) -> str:
 
 
 def tables(title: str, rows: Sequence[Sequence[Any]], width: int) -> str:
-    """Format a table in lines of at most `width` characters (20 or more).
+    """Format a table in lines of at most `width` characters (`width` is 20 or more).
 
-    A wide table becomes several, which all begin with the first column. What is still too long, such as the path of a
-    run, is shortened in its middle.
+    A table that is too wide is split into several tables, which all begin with the first column. A text that is still
+    too long, such as the path of a run, is shortened in its middle.
     """
     first = min(max(len(_cell(row[0])) for row in rows), width // 2)
     limits = [first, *[width - first - 2] * (len(rows[0]) - 1)]
@@ -50,7 +51,7 @@ def tables(title: str, rows: Sequence[Sequence[Any]], width: int) -> str:
 
 
 def _shortened(value: Any, length: int) -> Any:
-    """Replace the middle of a text that is longer than `length` by three dots; numbers stay as they are."""
+    """Replace the middle of a text longer than `length` by three dots; numbers are returned unchanged."""
     text = _cell(value)
     if isinstance(value, int | float) or len(text) <= length:
         return value

@@ -1,6 +1,7 @@
-"""Guard standard output and standard error, so that no failure to write to them ends a process.
+"""Guard standard output and standard error, so that a failed write to them does not end the process.
 
-A terminal may be closed, the reader of a pipe may be gone (`| head -3`, `| tee log` after Ctrl-C), a disk may be full.
+Writing fails when the terminal is closed, when the reader of a pipe has ended (`| head -3`, or `| tee log` after
+Ctrl-C), or when a disk is full.
 """
 
 import errno
@@ -12,20 +13,20 @@ import sys
 from contextlib import suppress
 from typing import Any
 
-# C0 without tab and newline, DEL, C1, line and paragraph separators, and marks that override the direction of text.
+# C0 except tab and newline, DEL, C1, line and paragraph separators, and marks that override the direction of text.
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 STREAMS = {"stdout": "standard output", "stderr": "standard error"}
 
 
 class _Output(io.FileIO):
-    """A stream's descriptor. After a failed write, it leads to the null device, also for other code that uses it."""
+    """A stream's descriptor. After a failed write, it is redirected to the null device for all code that uses it."""
 
     failure: OSError | None = None
 
     def write(self, data: Any) -> int:
-        """Write some of `data`, or discard all of it after a failure; returns the number of bytes."""
+        """Write some of `data`, or after a failure discard it; returns the number of bytes written or discarded."""
         try:
-            while (count := super().write(data)) is None:  # a full pipe that another program made non-blocking
+            while (count := super().write(data)) is None:  # another program made a full pipe non-blocking
                 select.select([], [self], [])
             return count
         except OSError as error:
@@ -36,7 +37,10 @@ class _Output(io.FileIO):
 
 
 class _Text(io.TextIOWrapper):
-    """A guarded stream of text. What could control a terminal is escaped, except what tqdm writes to move its bar."""
+    """A guarded text stream. If `escapes` is True, characters that could control a terminal are escaped.
+
+    A carriage return at the start of a text is not escaped, because tqdm redraws its bar with it.
+    """
 
     escapes = True
 
@@ -48,14 +52,14 @@ class _Text(io.TextIOWrapper):
 
 
 def escape_controls(text: str) -> str:
-    r"""Escape what controls a terminal or turns the direction of text, except tab and newline: ESC becomes \x1b."""
+    r"""Escape characters that control a terminal or override text direction, except tab and newline: ESC is \x1b."""
     return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def guard() -> None:
-    """Guard sys.stdout and sys.stderr: no write raises an error, and none can control a terminal.
+    """Guard sys.stdout and sys.stderr: no write raises an error, and no text can control a terminal.
 
-    Characters that the encoding lacks are escaped, and text that cannot be written is discarded.
+    Characters that a stream's encoding lacks are escaped, and text that cannot be written is discarded.
 
     A stream that was closed before the start (`>&-`) is opened on the null device; otherwise its descriptor would be
     given to the next file that is opened. Streams of other classes, such as a notebook's, are left as they are.
@@ -74,13 +78,13 @@ def guard() -> None:
 
 
 def failures() -> dict[str, OSError]:
-    """The streams that could not be written since the start, by name, and why."""
+    """The streams that could not be written since the start: name of the stream -> error of the write."""
     outputs = {text: _output(getattr(sys, name)) for name, text in STREAMS.items()}
     return {text: output.failure for text, output in outputs.items() if output is not None and output.failure}
 
 
 def is_read() -> bool:
-    """Whether anything can still read standard output: False once the reader of the pipe is gone."""
+    """Whether standard output may still be read: False after a write failed because the pipe's reader had ended."""
     failure = failures().get(STREAMS["stdout"])
     return failure is None or failure.errno != errno.EPIPE
 
@@ -88,7 +92,8 @@ def is_read() -> bool:
 def exit_code(code: int) -> int:
     """The exit code of a command that would end with `code`: 2 instead of 0 if text that it printed is lost.
 
-    In this case, a sentence is printed as well. If the reader has gone (`| head -1`), nothing counts as lost.
+    In that case, a sentence is printed to standard error. If the reader of a pipe has ended (`| head -1`), nothing
+    counts as lost.
     """
     if sys.stdout is not None:
         sys.stdout.flush()
@@ -101,7 +106,7 @@ def exit_code(code: int) -> int:
 
 
 def notify(text: str) -> None:
-    """Write `text` to standard error if that is possible at once; for signal handlers, which must not raise or wait."""
+    """Write `text` to standard error if this needs no waiting; for signal handlers, which must not raise or wait."""
     with suppress(OSError):
         if select.select([], [2], [], 0)[1]:
             os.write(2, text.encode())
@@ -110,7 +115,7 @@ def notify(text: str) -> None:
 def _guarded(stream: io.TextIOWrapper) -> io.TextIOWrapper:
     """A guarded stream with the settings and the descriptor of `stream`.
 
-    If standard output leads to a file or another program, control characters in its text are not escaped.
+    If `stream` is standard output and leads to a file or another program, control characters are not escaped.
     """
     output = _Output(stream.fileno(), "w", closefd=False)
     with suppress(OSError):
@@ -131,7 +136,7 @@ def _output(stream: object) -> _Output | None:
 
 
 def _discard(descriptor: int) -> None:
-    """Let `descriptor` lead to the null device."""
+    """Redirect `descriptor` to the null device."""
     null = os.open(os.devnull, os.O_WRONLY)
     if null != descriptor:
         os.dup2(null, descriptor)

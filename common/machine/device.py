@@ -14,9 +14,10 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def select(name: str, local_rank: int = 0) -> torch.device:
-    """The device for `trainer.device`: "auto" is CUDA if available, else the CPU; Apple's GPU is used only for "mps".
+    """The device for `trainer.device`: "auto" is CUDA if available, else the CPU; only "mps" selects Apple's GPU.
 
-    Raises UserError if the requested device is not available.
+    Of several CUDA GPUs, the one with the number `local_rank` is selected. Raises UserError if the requested device is
+    not available.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -36,16 +37,17 @@ def select(name: str, local_rank: int = 0) -> torch.device:
 
 
 def describe(device: torch.device) -> str:
-    """The device's name for the summary at the start of a run."""
+    """The device's name (for a CPU, with its number of threads) for the summary at the start of a run."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type}, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
 
 
 def resolve_precision(name: Precision, device: torch.device) -> Precision:
-    """Resolve `trainer.precision`: auto is bf16 if the device has instructions for it, else fp32.
+    """Resolve `trainer.precision`: auto is bf16 if the CPU or CUDA GPU has instructions for it, else fp32.
 
-    Without such instructions PyTorch emulates bf16 in fp32, which is slower than fp32 itself.
+    Without such instructions, PyTorch emulates bf16 in fp32, which is slower than fp32 itself. Any other name is
+    returned unchanged.
     """
     if name != "auto":
         return name
@@ -55,14 +57,14 @@ def resolve_precision(name: Precision, device: torch.device) -> Precision:
 
 
 def _cpu_has_bf16() -> bool:
-    """Whether this processor has instructions that multiply in bf16."""
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # only in newer versions
+    """Whether this CPU has instructions that multiply in bf16: AVX-512 BF16 or AMX."""
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # in newer versions of torch
     checks = (getattr(torch.cpu, f"_is_{name}_supported", bool) for name in ("avx512_bf16", "amx_tile"))
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")) or any(check() for check in checks)
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    """The precision context of training, evaluation and prediction: autocast, disabled for fp32."""
+    """A context in which training, evaluation and prediction run: autocast to `precision`, disabled for fp32."""
     return torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
 
 
@@ -73,22 +75,26 @@ def compute_dtype(device: torch.device) -> torch.dtype:
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[Any]:
-    """A context without autocast, for computations that would be too inexact in half precision."""
+    """A context without autocast, for computations that would be too inexact in bf16 or fp16."""
     available = torch.amp.is_autocast_available(device.type)
     return torch.autocast(device.type, enabled=False) if available else nullcontext()
 
 
 class DeviceCopier:
-    """Copies batches to the device and tensors to the host; a GPU copies batches in a stream of their own."""
+    """Copies batches to the device and tensors to the host.
+
+    Batches are copied to a CUDA GPU in a stream of their own, so that the GPU computes meanwhile.
+    """
 
     def __init__(self, device: torch.device):
         self.device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def __call__(self, batches: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """Yield the batches on the device, in order; each is copied while the previous one is in use.
+        """Yield the batches on the device, in order.
 
-        If the first batch is in pinned memory, it is copied while the device still computes the previous step.
+        On a CUDA GPU, each batch is copied while the previous one is in use. If the first batch is in pinned memory, it
+        is copied while the GPU still computes the previous step.
         """
         if self._stream is None:
             yield from (to_device(batch, self.device) for batch in batches)
@@ -102,7 +108,11 @@ class DeviceCopier:
         yield from (_synchronised(batch, self._stream, compute_stream) for batch in prefetched)
 
     def to_host(self, tensor: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
-        """Copy a tensor to the host; returns the copy, and an event at the end of the copy (None for a CPU tensor)."""
+        """Copy a tensor to the host; returns the copy, and a CUDA event that is reached when the copy is complete.
+
+        The caller waits for the event before it reads the copy. For a tensor that is not on a CUDA GPU, the copy is
+        complete already, and the event is None.
+        """
         if not tensor.is_cuda:
             return tensor.cpu(), None
         copy = tensor.to("cpu", non_blocking=True)
@@ -112,7 +122,7 @@ class DeviceCopier:
 
 
 def _synchronised(batch: dict[str, Any], copy: torch.cuda.Stream, compute: torch.cuda.Stream) -> dict[str, Any]:
-    """Let the stream `compute` wait until the stream `copy` has copied the batch; returns the batch."""
+    """Make the stream `compute` wait until the stream `copy` has copied the batch; returns the batch."""
     compute.wait_stream(copy)
     for tensor in batch.values():
         if isinstance(tensor, torch.Tensor) and tensor.is_cuda:
@@ -121,7 +131,10 @@ def _synchronised(batch: dict[str, Any], copy: torch.cuda.Stream, compute: torch
 
 
 def constant(values: Any, like: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """`values` as a tensor on the device of `like`, copied without blocking the host; torch.tensor would block."""
+    """Copy `values` as a tensor to the device of `like`, without blocking the host.
+
+    `torch.tensor(values, device=like.device)` would block.
+    """
     return torch.tensor(values, dtype=dtype).to(like.device, non_blocking=True)
 
 

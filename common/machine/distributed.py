@@ -1,8 +1,9 @@
-"""Several processes under torchrun: the only file that uses torch.distributed.
+"""Several processes under torchrun; this is the only file that uses torch.distributed.
 
-A single process runs the same code with world size 1; the functions of this file then communicate nothing. With `ddp`,
-each rank holds the whole model and `data_parallel` sums the gradients; with `fsdp`, each holds a part of every tensor,
-a DTensor (`shard`). Files always hold full tensors, so that a run resumes with any strategy and number of processes.
+A single process runs the same code with world size 1, and the functions of this file then communicate nothing. With the
+strategy `ddp`, each rank holds the whole model, and `data_parallel` sums the gradients over ranks. With `fsdp`, each
+rank holds a part of every parameter, a DTensor (`shard`). Files always hold full tensors, so that a run can be resumed
+with any strategy and any number of processes.
 """
 
 import os
@@ -20,8 +21,8 @@ from torch import Tensor, nn
 from common.errors import UserError
 from common.machine import torchrun
 
-# If a process fails, the others lose their connection to it. They delay their errors by this many seconds, because
-# torchrun reports the earliest error (in whole seconds), which should be that of the process that failed.
+# If a process fails, the others lose their connection to it and raise errors, too. They wait this many seconds before,
+# because torchrun reports the earliest error (in whole seconds), which should be that of the process that failed.
 PEER_ERROR_DELAY = 3.0
 
 MEETING_REMEDY = "start them with torchrun, or set MASTER_ADDR to the machine of rank 0 and MASTER_PORT to a free port"
@@ -35,12 +36,12 @@ def world_size() -> int:
 
 
 def rank() -> int:
-    """This process's number, from 0."""
+    """The number of this process in the run, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def local_rank() -> int:
-    """This process's number on its machine, which is also the number of its GPU."""
+    """The number of this process on its machine, from 0, which is also the number of its GPU."""
     return torchrun.this_process(os.environ).local_rank
 
 
@@ -50,15 +51,16 @@ def local_world_size() -> int:
 
 
 def is_main() -> bool:
-    """Whether this process writes the run's folder."""
+    """Whether this process is rank 0, which writes the run's folder."""
     return rank() == 0
 
 
 def init_process_group(device: torch.device, timeout: float) -> None:
-    """Join the group that torchrun describes in the environment; a no-op for a single process.
+    """Join the group that torchrun describes in the environment; does nothing for a single process.
 
-    `timeout`: seconds after which a process that waits for another one raises an error. Tensors on the CPU and objects
-    are sent by gloo even with GPUs, so that agreeing on a flag does not wait for the GPU.
+    `timeout` is the number of seconds after which a process that waits for another one raises an error. Tensors on the
+    CPU and Python objects are sent by gloo, even if there are GPUs, so that agreeing on a flag does not wait for the
+    GPU. Raises UserError if the processes cannot connect.
     """
     if _is_under_torchrun() and not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
@@ -70,17 +72,18 @@ def init_process_group(device: torch.device, timeout: float) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """Why processes cannot meet, without PyTorch's details."""
+    """Why the processes cannot connect, without PyTorch's details."""
     text = str(error).partition("\n")[0].rstrip(".")
     return "this port is in use by another process" if "EADDRINUSE" in text else text
 
 
 @contextmanager
 def process_group(device: torch.device, timeout: float) -> Iterator[None]:
-    """A context inside which this process belongs to the group; see `init_process_group`.
+    """A context inside which this process belongs to the group of all processes; see `init_process_group`.
 
-    An exception inside is recorded in torchrun's error file, for torchrun to show its traceback, before the group
-    breaks and other processes fail in turn. A UserError is not recorded: the process prints it, without a traceback.
+    If an exception is raised inside, the context writes it to torchrun's error file, so that torchrun shows its
+    traceback. It does so before it destroys the group, because the other processes then fail, too. A UserError is not
+    written: the process prints it without a traceback.
     """
     init_process_group(device, timeout)
     try:
@@ -107,7 +110,7 @@ def _is_under_torchrun() -> bool:
 
 
 def gather(value: Any) -> list[Any]:
-    """The `value` of every rank, in order of rank, on all ranks."""
+    """Collect the `value` of every rank on all ranks; returns the values in order of rank."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
@@ -116,10 +119,10 @@ def gather(value: Any) -> list[Any]:
 
 
 def gather_samples(rows: list[Row], expected: int | None) -> list[Row]:
-    """The rows of all ranks, on all ranks, in ascending order of their sample ids.
+    """The rows of all ranks, in ascending order of their sample ids; every rank gets all of them.
 
-    A row belongs to one sample and begins with its id; no id may occur twice. `expected` is the number of samples over
-    all ranks, or None if unknown.
+    A row belongs to one sample and begins with the sample's id; no id may occur twice. `expected` is the number of
+    samples over all ranks, or None if it is unknown.
     """
     all_rows = [row for rank_rows in gather(rows) for row in rank_rows]
     counts = Counter(row[0] for row in all_rows)
@@ -130,7 +133,7 @@ def gather_samples(rows: list[Row], expected: int | None) -> list[Row]:
 
 
 def broadcast(value: Any) -> Any:
-    """Rank 0's value on all ranks."""
+    """Return the `value` of rank 0 on all ranks."""
     if world_size() == 1:
         return value
     values = [value]
@@ -144,7 +147,7 @@ def any_rank(flag: bool) -> bool:
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:
-    """`tensor` summed over ranks, in place."""
+    """Sum `tensor` over ranks in place, and return it."""
     if world_size() > 1:
         dist.all_reduce(tensor)
     return tensor
@@ -153,16 +156,17 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
 def data_parallel(module: nn.Module) -> nn.Module:
     """Wrap `module` so that its backward pass also sums gradients over ranks (PyTorch's DDP).
 
-    Ranks may use different parameters; a parameter that no rank has used keeps `grad=None`, so that it gets no weight
-    decay. Gradients are summed in the backward pass if the forward pass was outside `no_gradient_sync`; every rank must
-    take part in these passes. A module with sharded parameters is returned unchanged: FSDP sums gradients itself.
+    Ranks may use different parameters. A parameter that no rank has used keeps `grad=None`, so that the optimizer
+    applies no weight decay to it. A backward pass sums the gradients if its forward pass was outside
+    `no_gradient_sync`; every rank must take part in such a pass. A module with sharded parameters is returned
+    unchanged, because FSDP sums gradients itself. With a single process, every module is returned unchanged.
     """
     if world_size() == 1 or is_sharded(list(module.parameters())):
         return module
     from torch.nn.parallel import DistributedDataParallel
 
     replica = DistributedDataParallel(module, find_unused_parameters=True, gradient_as_bucket_view=True)
-    replica.broadcast_buffers = False  # our `broadcast_buffers` does it; DDP's argument is deprecated in torch 2.15
+    replica.broadcast_buffers = False  # `broadcast_buffers` below does it; DDP's argument is deprecated (torch 2.15)
     replica.register_comm_hook(None, lambda _, bucket: _sum_async(bucket.buffer()))  # the default is the mean
     return replica
 
@@ -175,7 +179,8 @@ def _sum_async(gradients: Tensor) -> torch.futures.Future[Tensor]:
 def no_gradient_sync(module: nn.Module) -> AbstractContextManager[None]:
     """A context inside which a `data_parallel` module accumulates gradients on each rank without summing over ranks.
 
-    The next backward pass after the context sums the accumulated gradients over ranks.
+    The next backward pass after the context sums the accumulated gradients over ranks. For a module that is not wrapped
+    in DDP, the context changes nothing.
     """
     context: AbstractContextManager[None] = getattr(module, "no_sync", nullcontext)()
     return context
@@ -183,9 +188,10 @@ def no_gradient_sync(module: nn.Module) -> AbstractContextManager[None]:
 
 @torch.no_grad()
 def broadcast_buffers(model: nn.Module) -> None:
-    """Copy the buffers of rank 0, such as BatchNorm's running statistics, which may differ between ranks, to all ranks.
+    """Copy the buffers of rank 0 to all ranks. Buffers such as BatchNorm's statistics may differ between ranks.
 
-    Only persistent buffers are copied, as bytes whatever their types; other buffers may differ even in shape.
+    Only persistent buffers are copied; other buffers may differ even in shape. Buffers of any type are sent together,
+    as bytes.
     """
     persistent = model.state_dict().keys()
     buffers = [buffer for name, buffer in model.named_buffers() if name in persistent]
@@ -195,11 +201,11 @@ def broadcast_buffers(model: nn.Module) -> None:
     flat = torch.cat(pieces)
     dist.broadcast(flat, src=0)
     for buffer, piece in zip(buffers, torch.split(flat, [p.numel() for p in pieces]), strict=True):
-        buffer.copy_(piece.clone().view(buffer.dtype).view_as(buffer))  # a clone is aligned for every type
+        buffer.copy_(piece.clone().view(buffer.dtype).view_as(buffer))  # the clone is aligned for any type
 
 
 def barrier() -> None:
-    """Wait until every rank calls this."""
+    """Wait until every rank has called this."""
     if world_size() > 1:
         dist.barrier()
 
@@ -208,10 +214,11 @@ def barrier() -> None:
 
 
 def shard(model: nn.Module, device: torch.device) -> None:
-    """Shard every parameter over the ranks; a layer's parameters are gathered only while it computes.
+    """Shard every parameter over the ranks; a layer's parameters are gathered only while the layer computes.
 
-    Zhao et al. 2023, "PyTorch FSDP" (arXiv:2304.11277), in its second version, `fully_shard`. Each element of a
-    ModuleList (a block, a layer) is gathered by itself, the rest of the model together. Gradients are sums over ranks.
+    The method is FSDP (Zhao et al. 2023, "PyTorch FSDP", arXiv:2304.11277) in PyTorch's second version, `fully_shard`.
+    Each element of a ModuleList (such as a block) is gathered separately, and the rest of the model together. Gradients
+    are summed over ranks, not averaged.
     """
     if world_size() == 1:
         return
@@ -219,7 +226,7 @@ def shard(model: nn.Module, device: torch.device) -> None:
     from torch.distributed.fsdp import fully_shard
 
     for parameter in model.parameters():
-        parameter.data = parameter.data.contiguous()  # FSDP2 requires it (torch 2.15)
+        parameter.data = parameter.data.contiguous()  # required by FSDP2 (torch 2.15)
     mesh = init_device_mesh(device.type, (world_size(),))
     for layer in _layers(model):
         fully_shard(layer, mesh=mesh)
@@ -235,15 +242,16 @@ def is_sharded(tensors: list[nn.Parameter]) -> bool:
 
 
 def local_part(tensor: Any) -> Tensor:
-    """This rank's part of a tensor, in the same memory; an unsharded tensor is returned unchanged."""
+    """This rank's part of a sharded tensor, in the same memory; an unsharded tensor is returned unchanged."""
     part: Tensor = tensor.to_local() if _is_part(tensor) else tensor
     return part
 
 
 def full_tensors(value: Any) -> Any:
-    """Gather a sharded tensor, or all in a dict, from all ranks (a collective); other values are returned unchanged.
+    """Gather a sharded tensor, or all sharded tensors in a dict; other values are returned unchanged.
 
-    Gathered tensors of a dict are moved to the CPU one by one, because a GPU may have no room for the whole model.
+    All ranks must call this together. Gathered tensors of a dict are moved to the CPU one by one, because a GPU may
+    have no room for the whole model.
     """
     if isinstance(value, dict):
         return {name: full_tensors(item).cpu() if _is_part(item) else item for name, item in value.items()}
@@ -252,7 +260,7 @@ def full_tensors(value: Any) -> Any:
 
 @torch.no_grad()
 def copy_full(target: Any, value: Tensor) -> None:
-    """Copy the full tensor `value` into `target`, which may be sharded."""
+    """Copy the full tensor `value`, which every rank holds, into `target`, which may be sharded."""
     if _is_part(target):
         from torch.distributed.tensor import distribute_tensor
 
@@ -262,7 +270,7 @@ def copy_full(target: Any, value: Tensor) -> None:
 
 
 def load_state_dict(model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """`model.load_state_dict` with full tensors, also for a sharded model."""
+    """Load full tensors into `model` as `model.load_state_dict` does, even if the model is sharded."""
     if not is_sharded(list(model.parameters())):
         model.load_state_dict(tensors)
         return
@@ -274,7 +282,7 @@ def load_state_dict(model: nn.Module, tensors: dict[str, Tensor]) -> None:
 
 @contextmanager
 def unsharded(model: nn.Module) -> Iterator[None]:
-    """A context in which every rank holds the full model, whose methods ranks may call independently of each other."""
+    """A context in which every rank holds the full model, so that ranks can call it independently of each other."""
     units = _units(model) if is_sharded(list(model.parameters())) else []
     if units:
         units[0]._get_fsdp_state()._lazy_init()  # otherwise, the first layer to be called would become FSDP's root

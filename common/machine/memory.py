@@ -25,14 +25,15 @@ OUT_OF_MEMORY_MESSAGES = (  # torch 2.15 has an exception class only for CUDA's 
     "out of memory",  # the CUDA driver, and MPS
     "STATUS_ALLOC_FAILED",  # cuBLAS and cuDNN
 )
-MAX_LISTED_SAMPLES = 4  # in an error message, which says how many more there are
+MAX_LISTED_SAMPLES = 4  # in an error message, which then states how many more there are
 
 
 @contextmanager
 def report_out_of_memory(what: str, batch: Batch, device: torch.device, advice: str) -> Iterator[None]:
     """A context that turns an out-of-memory error into a UserError with the batch's shapes and samples, and `advice`.
 
-    `what` begins the sentence, such as "Step 12". Other errors propagate.
+    `what` begins the error's sentence, such as "Step 12". For a batch of one sample, SINGLE_SAMPLE_ADVICE replaces any
+    advice except UPDATE_ADVICE. Other errors propagate.
     """
     try:
         yield
@@ -44,9 +45,9 @@ def report_out_of_memory(what: str, batch: Batch, device: torch.device, advice: 
 
 
 def capacity(device: torch.device) -> int | None:
-    """The memory of a device in bytes, whether it is in use or not; None if the system does not say.
+    """The total memory of a device in bytes, used or not; None if the operating system does not state it.
 
-    For a processor it is the machine's memory, or the limit of the container if that is lower.
+    For a device other than a CUDA GPU, it is the machine's memory, or the container's limit if that is lower.
     """
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
@@ -58,7 +59,10 @@ def capacity(device: torch.device) -> int | None:
 
 
 def _container_limits(folder: Path) -> list[int]:
-    """The container's memory limit in bytes, by version 2 or 1 of Linux's control groups; empty without a limit."""
+    """The container's memory limit in bytes, from version 2 or 1 of Linux's control groups.
+
+    The list is empty if no limit is stated. Version 1 states the lack of a limit by a very large number.
+    """
     for file in (folder / "memory.max", folder / "memory" / "memory.limit_in_bytes"):
         with suppress(OSError, ValueError):  # "max" instead of a number
             return [int(file.read_text("utf-8"))]
@@ -86,7 +90,7 @@ def describe(batch: Batch) -> str:
 
 
 def _usage(device: torch.device) -> str:
-    """The device's name and, for a GPU, its memory in use by all processes."""
+    """The device's name and, for a CUDA GPU, the amount of its memory that all processes together use."""
     if device.type != "cuda":
         return f"the {device.type}"
     name = torch.cuda.get_device_name(device)

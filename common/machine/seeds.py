@@ -1,4 +1,4 @@
-"""Seeds as a pure function of their purpose, so that resuming has no generator state to restore."""
+"""Compute seeds from numbers and names, such as (seed, "order", epoch), so that no generator state is stored."""
 
 import hashlib
 
@@ -6,9 +6,9 @@ import torch
 
 
 def mix(*parts: int | str) -> int:
-    """Make one 63-bit seed from any number of integers and strings.
+    """Hash any number of integers and strings to one 63-bit seed.
 
-    The seed is a hash, because with `seed + epoch`, seed 0 in epoch 1 would equal seed 1 in epoch 0.
+    With the sum `seed + epoch` instead of a hash, seed 0 in epoch 1 would equal seed 1 in epoch 0.
     """
     text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1

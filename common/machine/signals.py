@@ -1,4 +1,4 @@
-"""Signals that stop a run: recorded by the handler, agreed on by all ranks at the end of a step."""
+"""Record signals that stop a run, and let all ranks agree at the end of a step whether to stop."""
 
 import math
 import os
@@ -13,23 +13,24 @@ from typing import Any
 from common.errors import Stopped
 from common.machine import console, distributed
 
-SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")  # SLURM is commonly set to send the last two
+SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")  # SLURM is often configured to send the last two
 CTRL_C_MESSAGE = "\nCtrl-C: stopping after this step, with a checkpoint; once more stops at once.\n"
 END = b"\0"  # ends the watchdog's thread; no signal has this number
-SECOND_CTRL_C_DELAY = 2.0  # seconds in which the main thread can close its files before the process is ended
+SECOND_CTRL_C_DELAY = 2.0  # seconds for the main thread to close its files, after which the process is ended
 
 
 class StopSignals:
     """A context manager inside which signals that would end the process are only recorded.
 
-    The handler does nothing else: if it wrote a checkpoint or called a collective, it could interrupt another one that
-    is under way. A second Ctrl-C raises KeyboardInterrupt at once. Signals that the process ignores (nohup) stay
-    ignored. Handlers that were set before are called when the run has stopped and its checkpoint is written; that of
-    submitit puts the job back into SLURM's queue.
+    The handler records a signal and, for Ctrl-C, prints a message. It does not write a checkpoint or call a collective,
+    because it could interrupt another checkpoint or collective that is under way. A second Ctrl-C raises
+    KeyboardInterrupt at once. Signals that the process ignores (nohup) stay ignored. When the run has stopped and its
+    checkpoint is written, the handlers that other code had installed before are called for the signals that were
+    received; the handler of submitit puts the job back into SLURM's queue.
     """
 
     def __init__(self, grace: float | None = None) -> None:
-        """End the process if the context is still open `grace` seconds after SIGTERM; None sets no such limit."""
+        """End the process if the context is still open `grace` seconds after SIGTERM; None sets no limit."""
         self.received: list[str] = []
         self._grace = grace
         self._owner = os.getpid()
@@ -37,7 +38,7 @@ class StopSignals:
         self._watchdog: _Watchdog | None = None
 
     def __enter__(self) -> "StopSignals":
-        """Install the handler; does nothing outside the main thread, since Python allows handlers only there."""
+        """Install the handler; outside the main thread, where Python allows no handlers, this does nothing."""
         if threading.current_thread() is threading.main_thread():
             for name in SIGNALS:
                 number = getattr(signal, name, None)  # Windows has only SIGINT and SIGTERM
@@ -49,7 +50,7 @@ class StopSignals:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Restore the earlier handlers; after a stop, call those for the signals that were received."""
+        """Restore the earlier handlers; after a stop, also call them for the signals that were received."""
         if self._watchdog is not None:
             self._watchdog.close()
         for name, handler in self._earlier_handlers.items():
@@ -60,11 +61,14 @@ class StopSignals:
                     self._earlier_handlers[name](getattr(signal, name), None)
 
     def requested(self) -> bool:
-        """Whether any rank received a signal (a collective: all ranks call it at the same step)."""
+        """Whether any rank received a signal. This is a collective: all ranks call it at the same step."""
         return distributed.any_rank(bool(self.received))
 
     def stopped_error(self, where: str) -> Stopped:
-        """The exception that all ranks raise after a signal (a collective); `where` says how far the run is."""
+        """The exception that all ranks raise after a signal; this is a collective, which all ranks call.
+
+        `where` says how far the run is, such as "after step 3 of 9".
+        """
         names = sorted({name for names in distributed.gather(self.received) for name in names})
         return Stopped(names, where)
 
@@ -81,10 +85,10 @@ class StopSignals:
 
 
 class _Watchdog:
-    """A thread that ends the process after a second Ctrl-C, or some time after SIGTERM.
+    """A thread that ends the process shortly after a second Ctrl-C, or `grace` seconds after SIGTERM.
 
-    Python calls a handler only between two instructions of the main thread, which may compute one operation for hours.
-    The number of a signal, however, is written to a pipe at once (`signal.set_wakeup_fd`), which this thread reads.
+    Python calls a handler only between two instructions of the main thread, and a single operation can take hours. The
+    number of a signal, however, is written to a pipe at once (`signal.set_wakeup_fd`). This thread reads the pipe.
     """
 
     def __init__(self, grace: float | None):
@@ -98,7 +102,7 @@ class _Watchdog:
         self._thread.start()
 
     def close(self) -> None:
-        """End the thread."""
+        """End the thread, and stop writing signals to its pipe."""
         signal.set_wakeup_fd(self._earlier)
         os.write(self._write, END)  # closing the pipe would not end the thread: forked workers hold it open, too
         self._thread.join()
@@ -107,7 +111,10 @@ class _Watchdog:
         self._write = -1
 
     def _leave_to_parent(self) -> None:
-        """Stop writing to the pipe in a forked worker; Ctrl-C reaches parent and workers, and would count twice."""
+        """Keep a forked worker from writing signals to the pipe.
+
+        Ctrl-C reaches the parent and its workers, and would otherwise be counted several times.
+        """
         if self._write >= 0:
             signal.set_wakeup_fd(-1)
 

@@ -1,4 +1,4 @@
-"""Describe errors of the operating system in one sentence: paths, permissions, a full disk, and too many open files."""
+"""Describe errors of the operating system in one sentence: paths, permissions, full disks, too many open files."""
 
 import errno
 import sys
@@ -9,8 +9,8 @@ from common.errors import UserError
 if sys.platform != "win32":
     import resource
 
-MIN_OPEN_FILES = 32  # of one process; measured with torch 2.15: 16 are too few for some runs
-OPEN_FILES_PER_WORKER = 8  # measured: with 4 workers 48 are too few and 64 suffice
+MIN_OPEN_FILES = 32  # for a process without workers; with torch 2.15, 16 are too few for some runs
+OPEN_FILES_PER_WORKER = 8  # measured: for a process with 4 workers, 48 are too few and 64 suffice
 MAX_SHOWN_NAME = 60  # characters of a name that is too long
 
 _TOO_MANY = (errno.EMFILE, errno.ENFILE)
@@ -27,9 +27,10 @@ _REMEDIES = {
 
 
 def ensure_open_files(workers: int) -> None:
-    """Raise this process's limit on open files (ulimit -n) if it is too low for that many worker processes.
+    """Raise this process's limit on open files (ulimit -n) if it is too low for `workers` worker processes.
 
-    Raises UserError if the system permits no more: worker processes would wait for each other for ever.
+    Raises UserError if the system does not permit the higher limit, because with too few open files, workers would wait
+    for each other for ever.
     """
     if sys.platform == "win32":
         return
@@ -44,7 +45,7 @@ def ensure_open_files(workers: int) -> None:
 
 
 def describe(error: OSError) -> str | None:
-    """A sentence for an error whose cause is a path or the system; None for any other, which may be a defect."""
+    """Describe an error that a path or the system caused; None for any other error, which may be a bug."""
     if error.errno in _TOO_MANY:
         return f"{error.strerror}: more than the limit (ulimit -n) permits; raise it, or lower trainer.workers."
     if error.filename is None:

@@ -1,11 +1,11 @@
 """Settings of OpenMP's threads, and the number of workers that load data.
 
-OpenMP reads its settings when torch is imported, so every program makes them first.
+OpenMP reads its settings when torch is imported, so the doors and most scripts set them before.
 
 A thread that waits for other threads usually spins, which keeps its core busy. If another process needs the machine's
 cores as well, the thread that is waited for may have no core, and training may take more than twenty times as long. A
-thread that sleeps while it waits leaves its core to others, but waking it takes longer than most waits. Here threads
-spin for a fraction of a millisecond, which is longer than most waits, and then sleep.
+thread that sleeps while it waits leaves its core to others, but waking it takes longer than most waits. Therefore,
+threads here spin for a fraction of a millisecond, which is longer than most waits, and then sleep.
 """
 
 import math
@@ -14,18 +14,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-SPINS = 8000  # rounds of GNU's OpenMP, that of torch on Linux, before a thread sleeps: about 0.15 to 0.4 ms
-MAX_AUTO_WORKERS = 16  # each one holds four batches in memory
+# Iterations of the loop in which a waiting thread of GNU's OpenMP (which torch uses on Linux) spins before it sleeps.
+# They take about 0.15 to 0.4 ms.
+SPINS = 8000
+MAX_AUTO_WORKERS = 16  # each worker holds up to four batches in memory
 CGROUPS = Path("/sys/fs/cgroup")  # where Linux states the limits of a container
 
 
 def missing_settings(environment: Mapping[str, str], count: bool = True) -> dict[str, str]:
-    """The variables to add to `environment`, except those that the user has already set in it.
+    """The OpenMP variables to add to `environment`, without those that the user has set in it.
 
-    With the variables, threads sleep after a short wait, unless the user has chosen a policy. By default, OpenMP starts
-    one thread for each core that this process may use. If a container limits processor time to fewer cores, which
-    OpenMP does not know, the variables set the number of threads to this limit, rounded up; with `count=False`, they
-    never set the number.
+    OMP_WAIT_POLICY and GOMP_SPINCOUNT make threads sleep after a short wait; both are left out if the user has set
+    OMP_WAIT_POLICY. OMP_NUM_THREADS is the number of threads. By default, OpenMP starts one thread for each core that
+    this process may use. It does not know of a container's limit on processor time. If this limit is lower than the
+    number of cores, OMP_NUM_THREADS is set to the limit, rounded up; with `count=False`, it is never set.
     """
     settings = {} if "OMP_WAIT_POLICY" in environment else {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": str(SPINS)}
     share = _processor_share(CGROUPS)
@@ -35,9 +37,11 @@ def missing_settings(environment: Mapping[str, str], count: bool = True) -> dict
 
 
 def worker_count(workers: int | Literal["auto"], processes: int) -> int:
-    """The number of workers that load data for one of `processes` on this machine.
+    """The number of workers that load data for each of the `processes` processes on this machine.
 
-    `auto` is the number of cores that this process may use, divided by `processes`, and at most MAX_AUTO_WORKERS.
+    `workers` is a number or "auto". For "auto", the number of cores that this process may use, or a container's limit
+    on processor time if that is lower, is divided by `processes` and rounded down; the result is at most
+    MAX_AUTO_WORKERS. With 0 workers, each process loads its data itself.
     """
     if workers != "auto":
         return workers
@@ -56,7 +60,7 @@ def _cores() -> int:
 def _processor_share(folder: Path) -> float | None:
     """The processor time that a container may use, in cores: 1.5 for `docker run --cpus 1.5`; None if unlimited.
 
-    Reads cpu.max of version 2 of Linux's control groups, or the two files of version 1.
+    It is read from cpu.max in version 2 of Linux's control groups, or from two files in version 1.
     """
     try:
         if (folder / "cpu.max").exists():

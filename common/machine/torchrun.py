@@ -1,4 +1,4 @@
-"""The environment in which torchrun starts each process of a run; read without importing torch."""
+"""Read the environment variables that torchrun sets for each process of a run, without importing torch."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -9,7 +9,10 @@ REMEDY = "start several processes with torchrun, which sets RANK, LOCAL_RANK and
 
 
 class Process(NamedTuple):
-    """This process: its number in the run and on its machine, from 0; the processes of the run and of its machine."""
+    """The numbers of this process in the run and on its machine, both from 0, and how many processes there are.
+
+    `rank` and `world_size` refer to the whole run, `local_rank` and `local_world_size` to this machine.
+    """
 
     rank: int = 0
     local_rank: int = 0
@@ -18,16 +21,17 @@ class Process(NamedTuple):
 
     @property
     def is_local_main(self) -> bool:
-        """Whether this process is the first one of its machine."""
+        """Whether this process is the first one on its machine."""
         return self.local_rank == 0
 
 
 def this_process(environment: Mapping[str, str]) -> Process:
-    """Read RANK, LOCAL_RANK and WORLD_SIZE; missing variables have their values for a single process: 0, 0 and 1.
+    """Read RANK, LOCAL_RANK and WORLD_SIZE; missing variables default to those of a single process: 0, 0 and 1.
 
-    Without LOCAL_WORLD_SIZE, all processes may be on this machine.
+    LOCAL_WORLD_SIZE defaults to WORLD_SIZE, because all processes may be on this machine.
 
-    Raises UserError for a text that is no number, a rank outside the world, and a local rank above the rank.
+    Raises UserError if a variable is not a whole number, WORLD_SIZE is 0, RANK is not below WORLD_SIZE, or LOCAL_RANK
+    is above RANK.
     """
     world_size = _number(environment, "WORLD_SIZE", 1)
     rank, local_rank = _number(environment, "RANK", 0), _number(environment, "LOCAL_RANK", 0)
@@ -37,7 +41,7 @@ def this_process(environment: Mapping[str, str]) -> Process:
         raise UserError(f"RANK={rank} in the environment: expected less than WORLD_SIZE={world_size}; {REMEDY}.")
     if local_rank > rank:
         raise UserError(f"LOCAL_RANK={local_rank} in the environment: expected at most RANK={rank}; {REMEDY}.")
-    local_world_size = _number(environment, "LOCAL_WORLD_SIZE", world_size)  # srun does not say how many are here
+    local_world_size = _number(environment, "LOCAL_WORLD_SIZE", world_size)  # srun does not set it
     return Process(rank, local_rank, world_size, max(1, local_world_size))
 
 

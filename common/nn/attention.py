@@ -12,25 +12,27 @@ from common.nn.linear import Linear, Projections
 from common.nn.norms import Norm
 from common.nn.norms import norm as normalisation
 
-# `_masked_softmax` subtracts the mean key in bf16 only if there are more queries than this. For fewer, as in decoding,
-# the subtraction takes longer than the product of queries and keys.
+# In bf16, `_masked_softmax` subtracts the mean key only if there are more queries than this. With fewer queries, as in
+# decoding, the subtraction takes longer than the product of queries and keys.
 MAX_UNCENTRED_QUERIES = 8
-# In fp32 inference on the CPU, `_fused_attention` is faster than `materialised_attention` if a head
-# has more query-key pairs than this.
+# In fp32 inference on the CPU, `_fused_attention` is faster than `materialised_attention` if a head has more pairs of a
+# query and a key (N M) than this.
 MAX_FP32_INFERENCE_PAIRS = 2**18
-# `materialised_attention` is used for at most this many attention probabilities (B h N M) per call. They take 64 MiB in
-# fp32; with gradients, a call takes three times that.
+# `materialised_attention` is used for at most this many attention probabilities (B h N M) per call. In fp32 they take
+# 64 MiB; with gradients, a call takes three times as much memory.
 MAX_MATERIALISED_WEIGHTS = 2**24
 
 
 class Attention(nn.Module):
     """Scaled dot-product attention in `heads` subspaces.
 
-    The query, key and value projections are stacked in this order as the rows of one matrix, so that a tensor that
-    serves as query, key and value is projected by one multiplication. Each head has width D = `inner_width` / `heads`;
-    `inner_width` is `width` C by default. `projection_bias` applies to the query, key, value and output projections.
-    `qk_norm` normalises the queries and keys of each head, which keeps the scores from growing (Dehghani et al. 2023,
-    arXiv 2302.05442, section 2). Raises ValueError if `heads` does not divide `inner_width`.
+    `width` is the number of channels C of inputs and outputs. `inner_width` is the total width of the heads, and None
+    means `width`; each head has the width D = `inner_width` / `heads`. The query, key and value projections are stacked
+    in this order as the rows of one matrix, so that a tensor that serves as query, key and value is projected by one
+    multiplication. `projection_bias` adds a bias to the query, key, value and output projections. `dropout` is applied
+    to the attention probabilities. `qk_norm` normalises the queries and keys of each head by `norm` with `norm_eps`,
+    which keeps the scores from growing (Dehghani et al. 2023, arXiv 2302.05442, section 2). Raises ValueError if
+    `heads` does not divide `inner_width`.
     """
 
     def __init__(
@@ -73,9 +75,10 @@ class Attention(nn.Module):
         `may_look` is boolean, True where a query may attend to a key. `bias` is a float tensor that is added to the
         scores. `may_look` and `bias` have at least two dimensions and are broadcastable to (B, heads, N, M). With
         `causal`, the last query attends to all M keys, the query before it to all but the last key, and so on. `bias`,
-        `may_look` and `causal` can be combined. For a query whose keys are all masked, attention returns zeros (not
-        NaN) to the output projection. With a `cache`, the new keys and values are appended to it, and the queries
-        attend to everything in the cache; if k or v is None, nothing is appended (see `cache_memory`).
+        `may_look` and `causal` can be combined. For a query whose keys are all masked, the input of the output
+        projection is zero (not NaN). With a `cache`, the new keys and values are appended to it, and M counts all keys
+        in the cache. If k or v is None, nothing is appended, and the queries attend to the keys that the cache already
+        holds (see `cache_memory`).
         """
         if k is None or v is None:
             assert cache is not None, "attention needs keys and values, or a cache"
@@ -97,7 +100,10 @@ class Attention(nn.Module):
         return out
 
     def cache_memory(self, k: Tensor, v: Tensor) -> "Cache":
-        """Project k and v (B, M, C), an encoder's output, once; give `forward` the returned cache, not k and v."""
+        """Project k and v (B, M, C), such as an encoder's output, and return a cache that holds the projections.
+
+        `forward` is then called with this cache and without k and v, so that they are projected only once.
+        """
         k, v = (
             self._project_part(k, 1, 3).chunk(2, dim=-1)
             if k is v
@@ -118,7 +124,7 @@ class Attention(nn.Module):
         return self._project_part(q, 0, 1), self._project_part(k, 1, 2), self._project_part(v, 2, 3)
 
     def _project_part(self, x: Tensor, first: int, end: int) -> Tensor:
-        """Apply projections `first` to `end` (exclusive) to x; the order is query 0, key 1, value 2."""
+        """Apply the projections `first` to `end` (exclusive) to x; query is 0, key is 1, value is 2."""
         part: Tensor = self.in_proj(x, rows=slice(first * self.inner_width, end * self.inner_width))
         return part
 
@@ -127,7 +133,7 @@ class Attention(nn.Module):
 
 
 class Cache:
-    """The keys and values (B, h, M, D) of all previous calls. A buffer that is full is replaced by a longer one."""
+    """The keys and values (B, h, M, D) of all calls so far. A buffer that is full is replaced by a longer one."""
 
     def __init__(self) -> None:
         self.length = 0  # M
@@ -140,9 +146,10 @@ class Cache:
         return keys[:, :, : self.length], values[:, :, : self.length]
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Append k and v (B, h, N, D); return all keys and values in the cache, (B, h, M, D) each."""
+        """Append k and v (B, h, N, D); returns all keys and values in the cache, (B, h, M, D) each."""
         if self.buffers is None:
-            # k and v can be strided views of one projection's output, which each later product would have to copy.
+            # k and v can be strided views of a projection's output. Without `contiguous`, each later product would copy
+            # them.
             self.length, self.buffers = k.shape[2], (k.contiguous(), v.contiguous())
             return self.buffers
         start, self.length = self.length, self.length + k.shape[2]
@@ -154,17 +161,17 @@ class Cache:
         return self.content()
 
     def select(self, rows: Tensor) -> None:
-        """Replace the batch by its entries with the indices `rows` (B',) int64, in this order."""
+        """Replace the batch by its entries with the indices `rows` (B',) int64, in this order; they may repeat."""
         if self.buffers is not None:
             keys, values = self.content()
             self.buffers = keys[rows], values[rows]
 
 
 def attention_probabilities(q: Tensor, k: Tensor, may_look: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-    """Softmax(q k^T / sqrt(D) + bias): (B, h, N, D), (B, h, M, D) -> (B, h, N, M).
+    """Softmax(q k^T / sqrt(D) + bias) over unmasked keys: (B, h, N, D), (B, h, M, D) -> (B, h, N, M).
 
-    A row sums to one, or is all zeros if all keys of its query are masked. Fused kernels never store this matrix, so
-    `record_attention` uses this function to compute the matrix separately, whichever kernel computes the output.
+    A row sums to one; it is all zeros if all keys of its query are masked. Fused kernels never store this matrix, so
+    `record_attention` computes it separately, by this function, whichever kernel computes the output.
     """
     attention = _masked_softmax(q, k, may_look, bias)
     return attention if may_look is None else attention.masked_fill(_is_fully_masked(may_look), 0)
@@ -198,7 +205,8 @@ def _fused_attention(
 ) -> Tensor:
     """The output of `materialised_attention`, computed by `F.scaled_dot_product_attention`.
 
-    Its option `is_causal` lets the first query attend to the first key only, which is our mask only if N equals M.
+    PyTorch's option `is_causal` lets the first query attend to the first key only. With `causal`, this module lets the
+    last query attend to all keys. The two masks are equal only if N equals M.
     """
     is_causal = causal and may_look is None and bias is None and q.shape[2] == k.shape[2]
     if not is_causal:
@@ -211,10 +219,14 @@ def _fused_attention(
 
 
 def _is_materialised(q: Tensor, k: Tensor) -> bool:
-    """Whether to use `materialised_attention`: on the CPU, for at most `MAX_MATERIALISED_WEIGHTS` probabilities."""
+    """Whether to use `materialised_attention` instead of `_fused_attention`.
+
+    It is used on the CPU for at most `MAX_MATERIALISED_WEIGHTS` probabilities. It is not used in exported graphs, in
+    fp16, and in fp32 inference with more than `MAX_FP32_INFERENCE_PAIRS` pairs of a query and a key.
+    """
     if q.device.type != "cpu" or torch.compiler.is_exporting():  # an exported graph must fit all shapes
         return False
-    if q.dtype == torch.float16:  # fp16 scores may overflow; `_fused_attention` uses fp32
+    if q.dtype == torch.float16:  # scores may overflow in fp16; `_fused_attention` computes them in fp32
         return False
     pairs = q.shape[2] * k.shape[2]
     if q.dtype == torch.float32 and not q.requires_grad and pairs > MAX_FP32_INFERENCE_PAIRS:
@@ -225,13 +237,13 @@ def _is_materialised(q: Tensor, k: Tensor) -> bool:
 def _masked_softmax(q: Tensor, k: Tensor, may_look: Tensor | None, bias: Tensor | None = None) -> Tensor:
     """Attention probabilities (B, h, N, M); callers overwrite the rows of queries whose keys are all masked.
 
-    A masked score has the lowest finite number added to it, in the same pass that multiplies queries and keys. With
+    To mask a score, the lowest finite number is added to it, in the operation that multiplies queries and keys. With
     minus infinity instead, the row and the gradient of a query whose keys are all masked would be NaN.
     """
     batch, heads = q.shape[:2]
     if q.dtype == torch.bfloat16 and q.shape[2] > MAX_UNCENTRED_QUERIES:
-        # Subtracting the mean key shifts all scores of a query by the same amount, which does not change the softmax;
-        # the smaller scores lose less precision in bf16.
+        # Subtracting the mean key shifts all scores of a query by the same amount, which does not change the softmax.
+        # The scores become smaller, and bf16 rounds smaller numbers by less.
         k = k - k.mean(2, keepdim=True)
     if bias is None and may_look is not None:
         bias = q.new_zeros(may_look.shape)
@@ -247,17 +259,20 @@ def _masked_softmax(q: Tensor, k: Tensor, may_look: Tensor | None, bias: Tensor 
 
 
 def _masked_bias(bias: Tensor, may_look: Tensor | None) -> Tensor:
-    """`bias`, replaced by the lowest finite number where `may_look` is False."""
+    """`bias` with the lowest finite number in the places where `may_look` is False."""
     return bias if may_look is None else bias.masked_fill(~may_look, torch.finfo(bias.dtype).min)
 
 
 def _is_fully_masked(may_look: Tensor) -> Tensor:
-    """Which queries have all their keys masked, (..., N or 1, 1) boolean."""
+    """Whether all keys of a query are masked: (..., N or 1, M) -> (..., N or 1, 1) boolean."""
     return ~may_look.any(-1, keepdim=True)
 
 
 def _combined_mask(q: Tensor, k: Tensor, may_look: Tensor | None, causal: bool) -> Tensor | None:
-    """Combine `may_look` with, if `causal`, a lower triangular mask (N, M) whose last row is all True."""
+    """Combine `may_look` with the mask of `causal`, a lower triangle (N, M) whose last row is all True.
+
+    Returns None if nothing is masked.
+    """
     queries, keys = q.shape[2], k.shape[2]
     if not causal or queries == 1:  # the last query sees all keys
         return may_look

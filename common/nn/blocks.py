@@ -17,11 +17,11 @@ from common.nn.norms import Norm, norm
 class BlockOptions:
     """The options that all blocks of a stack share."""
 
-    width: int
+    width: int  # C
     heads: int
-    feedforward: int
-    pre_norm: bool
-    dropout: float = 0.0  # on the output of each sub-layer, before it is added
+    feedforward: int  # hidden width of the feed-forward
+    pre_norm: bool  # True: a norm before each sub-layer; False: after each residual addition
+    dropout: float = 0.0  # on the output of each sub-layer, before the residual addition
     attention_dropout: float = 0.0  # on the attention probabilities
     hidden_dropout: float = 0.0  # inside the feed-forward, after the activation
     activation: Callable[[], nn.Module] = nn.ReLU
@@ -29,17 +29,18 @@ class BlockOptions:
     norm_eps: float = 1e-5
     attention_width: int | None = None  # total width of the heads; None means `width`
     attention_bias: bool = True  # whether the attention's projections have a bias
-    qk_norm: bool = False  # see Attention
+    qk_norm: bool = False  # whether to normalise queries and keys; see `Attention`
     layer_scale: float | None = None  # initial value of a learned factor for each output channel of a sub-layer
-    drop_path: float = 0.0  # probability that a sample skips a sub-layer; `Stack` scales it for each block
+    drop_path: float = 0.0  # probability that a sample skips a sub-layer in training; `Stack` scales it per block
 
 
 class Residual(nn.Module):
     """A sub-layer with its residual connection, norm, dropout, layer scale and stochastic depth.
 
-    post-norm: norm(x + drop(f(x))), section 3.1; pre-norm: x + drop(f(norm(x))), Xiong et al. 2020, arXiv 2002.04745.
-    Layer scale is Touvron et al. 2021, arXiv 2103.17239, section 2.1; stochastic depth Huang et al. 2016, arXiv
-    1603.09382.
+    Post-norm is norm(x + drop(f(x))) (Vaswani et al., section 3.1), and pre-norm is x + drop(f(norm(x))) (Xiong et al.
+    2020, arXiv 2002.04745). f is the sub-layer, and drop applies dropout, layer scale and stochastic depth. Layer scale
+    is from Touvron et al. 2021 (arXiv 2103.17239, section 2.1), stochastic depth from Huang et al. 2016 (arXiv
+    1603.09382).
     """
 
     def __init__(self, options: BlockOptions):
@@ -52,7 +53,7 @@ class Residual(nn.Module):
         self.drop_path = options.drop_path
 
     def forward(self, x: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
-        """x (B, N, C) -> (B, N, C)."""
+        """x (B, N, C) -> (B, N, C); `sublayer` maps (B, N, C) to (B, N, C)."""
         if self.pre_norm:
             return x + self._branch(sublayer(self.norm(x)))
         y: Tensor = self.norm(x + self._branch(sublayer(x)))
@@ -66,12 +67,12 @@ class Residual(nn.Module):
         if self.drop_path and self.training:
             probability = 1 - self.drop_path
             keep = x.new_empty(len(x), 1, 1).bernoulli_(probability)  # (B, 1, 1), independent for each sample
-            x = x * keep / (probability or 1.0)  # at probability 0, `keep` is all zeros
+            x = x * keep / (probability or 1.0)  # at probability 0, `keep` is all zeros: no 0 / 0
         return x
 
 
 class FeedForward(nn.Sequential):
-    """Two linear maps with an activation between them, applied at every position (section 3.3)."""
+    """Two linear maps with an activation and dropout between them, applied at every position (section 3.3)."""
 
     def __init__(self, options: BlockOptions):
         super().__init__()
@@ -89,18 +90,18 @@ class Memory(NamedTuple):
 
     keys: Tensor | None  # (B, M, C)
     values: Tensor | None  # (B, M, C)
-    may_look: Tensor | None = None  # broadcastable to (B, heads, N, M), see Attention
+    may_look: Tensor | None = None  # boolean, broadcastable to (B, heads, N, M); see `Attention.forward`
 
 
 class BlockCache(NamedTuple):
-    """The keys and values of one block in decoding."""
+    """The cached keys and values of one block in decoding."""
 
-    own: Cache  # of the self-attention: the preceding tokens; grows in each call
-    memory: Cache | None = None  # of the cross-attention: the memory; constant
+    own: Cache  # of the preceding tokens, for self-attention; grows in each call
+    memory: Cache | None = None  # of the memory, for cross-attention; constant; None if there is no memory
 
 
 class Context(TypedDict, total=False):
-    """The arguments that all blocks of a stack are called with; see Block."""
+    """The arguments with which a stack calls all its blocks; see `Block.forward`."""
 
     positions: Tensor | None
     may_look: Tensor | None
@@ -111,10 +112,10 @@ class Context(TypedDict, total=False):
 
 
 class Block(nn.Module):
-    """Self-attention, cross-attention to a memory if `cross`, and feed-forward.
+    """Self-attention, cross-attention to a memory if `cross` is True, and a feed-forward, each in a `Residual`.
 
-    `attention` and `cross_attention` replace the default `Attention`. They are called with the keywords of
-    `Attention.forward` and with `guide`, any object that the block receives and passes on to them.
+    If `attention` or `cross_attention` is given, it replaces the default `Attention`. It is called with the keywords of
+    `Attention.forward` and with `guide`, any object that the block receives and passes on.
     """
 
     def __init__(
@@ -148,8 +149,8 @@ class Block(nn.Module):
 
         As in DETR, `positions` (broadcastable to x) are added to the queries of self- and cross-attention and to the
         keys of self-attention, but not to values. They are None in models that add positions at the input. `may_look`,
-        `bias` and `causal` apply to self-attention. With a `cache` of this block, x holds the tokens that follow those
-        in the cache.
+        `bias` and `causal` apply to self-attention. With a `cache` of this block, x holds only the tokens that follow
+        those in the cache.
         """
 
         def attend(x: Tensor) -> Tensor:
@@ -174,11 +175,12 @@ class Block(nn.Module):
 
 
 class Stack(nn.Module):
-    """A sequence of blocks with an optional final norm. Pre-norm stacks need it: block outputs are not normalised.
+    """A sequence of blocks with an optional final norm; pre-norm stacks need it to normalise the last block's output.
 
-    The functions `attention` and `cross_attention` are called with a block's index (from 0) and return its attention
-    module. `drop_path` grows linearly from 0 in the first block to `options.drop_path` in the last (Huang et al. 2016,
-    section 3).
+    The functions `attention` and `cross_attention` are called with a block's index (from 0) and return the attention
+    module of this block. `drop_path` grows linearly from 0 in the first block to `options.drop_path` in the last.
+
+    Differs: in Huang et al. 2016 (section 3), `drop_path` grows from `options.drop_path` / `layers` in the first block.
     """
 
     def __init__(
@@ -204,7 +206,7 @@ class Stack(nn.Module):
         self.norm = norm(options.norm, options.width, options.norm_eps) if final_norm else nn.Identity()
 
     def forward(self, x: Tensor, *, caches: list[BlockCache] | None = None, **context: Unpack[Context]) -> Tensor:
-        """x (B, N, C) -> (B, N, C). With `caches`, x holds the tokens that follow those in the caches."""
+        """x (B, N, C) -> (B, N, C). With `caches`, x holds only the tokens that follow those in the caches."""
         for i, block in enumerate(self.blocks):
             x = block(x, cache=caches[i] if caches else None, **context)
         x = self.norm(x)
@@ -219,7 +221,10 @@ class Stack(nn.Module):
         return outputs
 
     def caches(self, memory: Memory | None = None) -> list[BlockCache]:
-        """Make an empty cache for each block; with `memory`, it holds the projected keys and values of the memory."""
+        """Make a cache for each block, with no keys and values of self-attention yet.
+
+        With a `memory`, the caches hold its keys and values, projected for cross-attention.
+        """
         if memory is None:
             return [BlockCache(Cache()) for _ in self.blocks]
         attentions: list[Any] = [block.cross_attention for block in self.blocks]

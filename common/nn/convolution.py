@@ -1,6 +1,7 @@
 """Convolutions followed by a frozen batch norm, which is folded into the weight and bias of the convolution.
 
-If no gradient is needed and oneDNN has a kernel, convolution, shortcut and ReLU are one pass over the feature map.
+If no gradient is needed and oneDNN has a kernel, the convolution, the addition of a shortcut and ReLU are computed in
+one pass over the feature map.
 """
 
 import torch
@@ -12,10 +13,10 @@ from common.nn import kernels
 
 
 class FrozenBatchNorm(nn.Module):
-    """Batch norm with constant statistics and affine parameters: four buffers, one scale and shift per channel.
+    """Batch norm with constant statistics and affine parameters: four buffers with one value per channel each.
 
-    It is nearly the identity until a checkpoint is loaded. Unlike with batch statistics, a training step does not
-    depend on its split into micro-batches.
+    It is nearly the identity until a checkpoint is loaded. It uses no statistics of the batch, so a training step does
+    not depend on how the batch is split into micro-batches.
     """
 
     weight: Tensor
@@ -34,8 +35,10 @@ class FrozenBatchNorm(nn.Module):
     def folded_into(self, conv: nn.Conv2d, *, packed: bool) -> tuple[Tensor, Tensor]:
         """The weight (C, ...) and bias (C,) of a convolution that equals `conv` followed by this norm.
 
-        If the weight is being trained, they are computed in each call. Otherwise they are cached until the weight or
-        this norm changes, in autocast's type, and if `packed`, in the layout of `kernels.convolution_relu`.
+        If the weight is being trained, or the model is being compiled, they are computed in each call, in the weight's
+        type. Otherwise they have autocast's type, and if `packed`, the weight has the layout that
+        `kernels.convolution_relu` reads. They are then cached until the weight or this norm changes, unless the weight
+        does not count its changes (`kernels.counts_changes`).
         """
         weight = conv.weight
         trains = torch.is_grad_enabled() and weight.requires_grad
@@ -57,13 +60,13 @@ class FrozenBatchNorm(nn.Module):
         return weight * scale[:, None, None, None], shift
 
     def scale_and_shift(self) -> tuple[Tensor, Tensor]:
-        """Scale and shift, (C,) each: the norm is x * scale + shift."""
+        """The scale and the shift of this norm, (C,) each: the norm is x * scale + shift."""
         scale = self.weight * (self.running_var + 1e-5).rsqrt()
         return scale, self.bias - self.running_mean * scale
 
 
 def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
-    """A convolution that divides the map's size by `stride`, initialised by He et al. 2015 (arXiv 1502.01852)."""
+    """A convolution that divides the sides of a map by `stride`, initialised by He et al. 2015 (arXiv 1502.01852)."""
     padding = dilation * (kernel // 2)
     conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
@@ -72,7 +75,7 @@ def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1, dilatio
 
 
 def conv_norm(conv: nn.Conv2d, norm: FrozenBatchNorm, x: Tensor) -> Tensor:
-    """norm(conv(x)), with the norm folded into the convolution, which saves a pass over the feature map."""
+    """norm(conv(x)). The norm is folded into the convolution, which saves a pass over the feature map."""
     weight, bias = norm.folded_into(conv, packed=False)
     return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation)
 
@@ -82,10 +85,10 @@ def conv_norm_relu(
 ) -> Tensor:
     """relu(norm(conv(x)) + shortcut), set to zero where `real` (B, 1, H, W) is False.
 
-    None for `shortcut` or `real` omits the sum or the mask.
+    If `shortcut` is None, nothing is added; if `real` is None, nothing is set to zero.
 
-    To save memory allocations, which for a map of 50 MB take longer than computing it, operations overwrite the
-    convolution's output, and `shortcut` if no gradient is needed.
+    The addition, the mask and ReLU overwrite the convolution's output, because allocating a map of 50 MB takes longer
+    than computing it. If no gradient is needed, `shortcut` may be overwritten, too.
     """
     if kernels.can_fuse(x, conv.weight, shortcut):
         weight, bias = norm.folded_into(conv, packed=True)
@@ -100,7 +103,7 @@ def conv_norm_relu(
 
 
 def mask_padding(x: Tensor, real: Tensor | None) -> Tensor:
-    """x (B, C, H, W), set to zero where `real` (B, 1, H, W) is False; None means that nothing is padding."""
+    """x (B, C, H, W), set to zero where `real` (B, 1, H, W) is False; x itself if `real` is None."""
     return x if real is None else x * real
 
 

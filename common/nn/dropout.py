@@ -1,8 +1,8 @@
-"""Dropout (Srivastava et al. 2014) with masks that are sampled seven times as fast in bf16 on the CPU.
+"""Dropout (Srivastava et al. 2014) whose masks are sampled seven times as fast as PyTorch's, in bf16 on the CPU.
 
 For bf16 on the CPU, PyTorch samples 64 random bits for each element, sequentially, which takes a sixth of a DETR's
 training step. This file samples 16 bits for each element, which rounds the probability to a multiple of 1/65,536. On
-other devices, for other types and under torch.compile, it calls PyTorch's dropout, whose masks are thus unchanged.
+other devices, for other types and under torch.compile, it calls PyTorch's dropout, so the masks are PyTorch's there.
 """
 
 import torch
@@ -13,7 +13,7 @@ RANDOM_VALUES = 2**16  # the number of values of 16 random bits
 
 
 class Dropout(nn.Dropout):
-    """torch.nn.Dropout, computed by `dropout`."""
+    """torch.nn.Dropout, computed by the function `dropout`."""
 
     def forward(self, x: Tensor) -> Tensor:
         """x (...) -> (...)."""
@@ -30,6 +30,6 @@ def dropout(x: Tensor, p: float) -> Tensor:
     # Four elements share the 64 random bits of one integer; an upper bound of None includes the highest integer.
     bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
     keep = bits.view(torch.int16)[: x.numel()] >= dropped_values - RANDOM_VALUES // 2
-    # A product instead of `torch.where`, whose branch for each element is often mispredicted.
+    # A product is faster than `torch.where`, which branches for each element and is often mispredicted.
     factors = keep.view(torch.uint8).to(x.dtype).mul_(RANDOM_VALUES / (RANDOM_VALUES - dropped_values))
     return x * factors.view(x.shape)

@@ -1,10 +1,10 @@
 """oneDNN's CPU kernels: linear maps, fused convolutions, and weights packed into the layout that these kernels read.
 
 For fp32 products on the CPU, PyTorch calls MKL, which does not use AVX-512 on AMD's processors (96 GFLOP/s on one Zen 5
-core, torch 2.15). oneDNN, which is part of PyTorch, too, uses AVX-512 there (214 GFLOP/s). On a CPU with AVX2 only, MKL
+core, torch 2.15). oneDNN, which is also part of PyTorch, uses AVX-512 there (214 GFLOP/s). On a CPU with AVX2 only, MKL
 is faster (45 GFLOP/s against oneDNN's 39 on one Zen 3 core), except if the input has few rows and the weight is packed.
-Only this file calls oneDNN. On other devices, while tracing, for tensor subclasses, and under
-`torch.backends.mkldnn.flags(enabled=False)`, its functions call PyTorch's instead.
+Only this file calls oneDNN directly. On other devices, while tracing, for tensor subclasses, and under
+`torch.backends.mkldnn.flags(enabled=False)`, `linear` calls PyTorch's function instead, and `can_fuse` is False.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-MAX_PACKED_ROWS = 32  # in fp32, packed weights are faster (up to twice as fast) only for 2 to 32 input rows
+MAX_PACKED_ROWS = 32  # packed fp32 weights are faster (up to twice as fast) only for 2 to 32 input rows
 
 _ONEDNN = torch.ops.mkldnn if torch.backends.mkldnn.is_available() else None
 _PRODUCT = getattr(_ONEDNN, "_linear_pointwise", None)
@@ -23,7 +23,7 @@ _PACK = getattr(_ONEDNN, "_reorder_linear_weight", None)
 _CONVOLUTION = getattr(_ONEDNN, "_convolution_pointwise", None)
 _CONVOLUTION_ADD = getattr(_ONEDNN, "_convolution_pointwise_", None)
 _PACK_CONVOLUTION = getattr(_ONEDNN, "_reorder_convolution_weight", None)
-_IS_FASTER_THAN_MKL = torch.backends.cpu.get_cpu_capability() != "AVX2"  # in fp32, without packed weights
+_IS_FASTER_THAN_MKL = torch.backends.cpu.get_cpu_capability() != "AVX2"  # oneDNN, in fp32 with unpacked weights
 _HAS_BF16 = _PRODUCT is not None and bool(getattr(_ONEDNN, "_is_mkldnn_bf16_supported", bool)())
 
 
@@ -35,16 +35,16 @@ class Parameter(nn.Parameter):
     """A parameter that counts its changes, so that a `WeightCache` knows when to recompute.
 
     A tensor's `_version` counts writes, but not those through `data` or by fused optimizers (torch 2.15). Therefore
-    each access to `data` counts as a change, and so does each read of `grad`, since every optimizer reads the gradient
-    before it writes the parameter. Not counted are later writes through an alias (`d = p.data`), and writes by
-    collectives.
+    each access to `data` counts as a change. Each read of `grad` counts, too, because every optimizer reads the
+    gradient before it writes the parameter. Later writes through an alias (`d = p.data`) and writes by collectives are
+    not counted.
     """
 
     changes = 0
 
     @property
     def data(self) -> Tensor:
-        """The values without autograd history, in the same memory."""
+        """The values without autograd history, in the same memory; each access counts as a change."""
         self.changes += 1
         values: Tensor = _DATA.__get__(self)
         return values
@@ -56,7 +56,7 @@ class Parameter(nn.Parameter):
 
     @property
     def grad(self) -> Tensor | None:
-        """The gradient, or None."""
+        """The gradient, or None if there is none; each read counts as a change."""
         self.changes += 1
         gradient: Tensor | None = _GRAD.__get__(self)
         return gradient
@@ -74,7 +74,10 @@ _SUPPORTED_TYPES = (Tensor, nn.Parameter, Parameter)  # not DTensor, FakeTensor 
 
 
 class WeightCache:
-    """Tensors computed from a weight for a kernel, valid until the weight changes; a copied cache is empty."""
+    """Tensors that a kernel needs and that are computed from a weight; they are valid until the weight changes.
+
+    A copy of a cache is empty.
+    """
 
     def __init__(self) -> None:
         self._entries: dict[Any, tuple[Tensor, tuple[Any, ...], list[Tensor], Any]] = {}
@@ -87,18 +90,18 @@ class WeightCache:
         self._entries.clear()
 
     def get(self, name: Any, weight: Tensor, make: Callable[[], Any], statistics: tuple[Tensor, ...] = ()) -> Any:
-        """The result of `make`, which is called only if `weight` or `statistics` have changed since the last call.
+        """The result of `make`, stored under `name`; `make` is called again if `weight` or `statistics` have changed.
 
-        `weight` must count its changes (`counts_changes`). `statistics` are plain vectors, whose values are compared on
-        the CPU, in a microsecond each. On other devices the host would have to wait for their values; there, changes of
-        statistics through `data` are missed.
+        `weight` must count its changes (`counts_changes`). `statistics` are vectors, which need not count their
+        changes. On the CPU, their values are compared with stored ones, in a microsecond for each. On other devices,
+        the host would have to wait for the values. There, they are not compared, and changes through `data` are missed.
         """
         assert isinstance(weight, Parameter)
         state = weight.changes, *((tensor.data_ptr(), tensor._version) for tensor in (weight, *statistics))
         entry = self._entries.get(name)
         if entry and entry[0] is weight and entry[1] == state and all(map(torch.equal, entry[2], statistics)):
             return entry[3]
-        # Not in inference mode, because autograd may save the result for a convolution's backward pass.
+        # The result is not made in inference mode, because autograd may save it for a convolution's backward pass.
         with torch.inference_mode(False), torch.no_grad():
             snapshot = [tensor.clone() for tensor in statistics if tensor.device.type == "cpu"]
             self._entries[name] = weight, state, snapshot, (result := make())
@@ -106,7 +109,7 @@ class WeightCache:
 
 
 def counts_changes(weight: Tensor) -> bool:
-    """Whether a weight counts all its changes, so that a `WeightCache` may hold tensors computed from it."""
+    """Whether `weight` counts its changes (see `Parameter`), so that a `WeightCache` may hold tensors made from it."""
     return type(weight) is Parameter and not weight.is_inference()
 
 
@@ -120,7 +123,7 @@ def linear(
 ) -> Tensor:
     """x W^T + b: (..., in), (out, in), (out,) -> (..., out), or only the outputs in `rows`.
 
-    `cache` is kept by the module of `weight`; without a cache, weights are not packed.
+    `cache` belongs to the module that holds `weight`. Without a cache, weights are not packed.
     """
     dtype, needs_gradient = _product_dtype(x, weight), _needs_gradient(x, weight, bias)
     if needs_gradient and cache is not None:
@@ -139,7 +142,7 @@ def linear(
 
 
 def can_fuse(x: Tensor, weight: Tensor, shortcut: Tensor | None) -> bool:
-    """Whether `convolution_relu` can compute a convolution with these tensors."""
+    """Whether `convolution_relu` can compute a convolution with these tensors; False if a gradient is needed."""
     if None in (_CONVOLUTION, _CONVOLUTION_ADD, _PACK_CONVOLUTION) or not _supports(x, weight, shortcut):
         return False
     if _needs_gradient(x, weight, shortcut) or not x.numel():
@@ -151,7 +154,10 @@ def can_fuse(x: Tensor, weight: Tensor, shortcut: Tensor | None) -> bool:
 def convolution_relu(
     conv: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None, shortcut: Tensor | None
 ) -> Tensor:
-    """relu(conv(x) + shortcut) in one pass, with a weight from `pack_convolution`; `shortcut` may be overwritten."""
+    """relu(conv(x) + shortcut) in one pass; nothing is added if `shortcut` is None.
+
+    `weight`, packed by `pack_convolution`, and `bias` replace those of `conv`. `shortcut` may be overwritten.
+    """
     assert _CONVOLUTION is not None and _CONVOLUTION_ADD is not None
     x = x.to(weight.dtype)
     geometry = conv.padding, conv.stride, conv.dilation, conv.groups
@@ -164,17 +170,23 @@ def convolution_relu(
 
 
 def pack_convolution(weight: Tensor, conv: nn.Conv2d) -> Tensor:
-    """Pack a convolution's weight into the layout that its kernel reads."""
+    """Convert a convolution's weight to the layout that its kernel reads.
+
+    fp32 weights are converted only if the kernel size is 3 x 3, and are returned unchanged otherwise.
+    """
     assert _PACK_CONVOLUTION is not None
     if weight.dtype == torch.float32 and conv.kernel_size != (3, 3):
-        return weight  # a layout is chosen for one size of feature maps, and up to 10 times as slow for other sizes
-    input_shape = [1, conv.in_channels, 32, 32]  # of any size: without a shape, oneDNN chooses a slow layout
+        return weight  # a layout is chosen for one map size, and for others it is up to 10 times as slow
+    input_shape = [1, conv.in_channels, 32, 32]  # an arbitrary size; without a shape, oneDNN chooses a slow layout
     packed: Tensor = _PACK_CONVOLUTION(weight, conv.padding, conv.stride, conv.dilation, conv.groups, input_shape)
     return packed
 
 
 def _supports(*tensors: Tensor | None) -> bool:
-    """Whether oneDNN is enabled and supports these tensors; False while tracing, since the compiler chooses kernels."""
+    """Whether oneDNN is enabled and supports these tensors.
+
+    It is False while tracing, because the compiler chooses the kernels itself.
+    """
     if torch.compiler.is_compiling() or not torch.backends.mkldnn.enabled:
         return False
     for tensor in tensors:  # a loop, because the generator of all(...) is slower
@@ -184,7 +196,7 @@ def _supports(*tensors: Tensor | None) -> bool:
 
 
 def _product_dtype(x: Tensor, weight: Tensor) -> torch.dtype | None:
-    """The type in which oneDNN computes a product, or None if PyTorch computes it."""
+    """The type in which oneDNN computes the product of x and `weight`, or None if PyTorch computes it."""
     if _PRODUCT is None or not _supports(x, weight) or weight.dtype != torch.float32 or not x.numel():
         return None
     if torch.is_autocast_enabled("cpu"):
@@ -205,14 +217,17 @@ def _is_packed(weight: Tensor, dtype: torch.dtype, count: int, cache: WeightCach
 
 
 def _packed_weight(weight: Tensor, rows: slice, dtype: torch.dtype, cache: WeightCache | None) -> Tensor:
-    """Rows of a weight in `dtype`, in the layout that the kernel reads."""
+    """The `rows` of a weight in `dtype`, in the layout that the kernel reads; stored in `cache`."""
     assert cache is not None and _PACK is not None
     packed: Tensor = cache.get((rows.start, rows.stop, dtype), weight, lambda: _PACK(weight[rows].to(dtype)))
     return packed
 
 
 def _select_rows(tensor: Tensor, rows: slice) -> Tensor:
-    """Select rows of a tensor. All rows are returned without a view, which takes a tenth of a small product's time."""
+    """Select rows of a tensor; if all rows are selected, return the tensor itself.
+
+    Making a view would take a tenth of a small product's time.
+    """
     return tensor if rows.start is None and rows.stop is None else tensor[rows]
 
 
@@ -227,7 +242,7 @@ def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 class _Linear(torch.autograd.Function):
-    """A product whose gradients are computed by the same kernel."""
+    """A linear map whose gradients oneDNN computes, too."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -248,7 +263,11 @@ class _Linear(torch.autograd.Function):
 
 
 def _outer(a: Tensor, b: Tensor) -> Tensor:
-    """a^T b: (n, p), (n, q) -> (p, q), computed with min(p, q) rows, which the kernel distributes over threads."""
+    """a^T b: (n, p), (n, q) -> (p, q).
+
+    oneDNN distributes the rows of a product over threads. Of a^T b and its transpose, the one with fewer rows is
+    computed.
+    """
     if a.shape[1] <= b.shape[1]:
         return _multiply(a.t(), b.t())
     return _multiply(b.t(), a.t()).t()

@@ -1,4 +1,7 @@
-"""Linear maps: plain, three projections in one, and tied to another module's weight; `opened` copies to `nn.Linear`."""
+"""Linear maps: plain, query, key and value in one, and with another module's weight.
+
+`opened` replaces them by plain `nn.Linear` in a copy of a model.
+"""
 
 import copy
 from typing import Any
@@ -22,14 +25,15 @@ class Linear(nn.Linear):
         return kernels.linear(x, self.weight, self.bias, cache=self.weight_cache)
 
     def opened(self) -> nn.Module:
-        """See the function `opened`."""
+        """A plain `nn.Linear` with copies of the weight and bias; see the function `opened`."""
         return _plain_linear(self.weight, self.bias)
 
 
 class Projections(Linear):
     """The query, key and value projections of an attention, as the rows of one matrix in this order.
 
-    Checkpoints hold them as one matrix, too. Three separate linear maps would double the time of a small decoding step.
+    Checkpoints hold them as one matrix, too. With three separate linear maps, a small decoding step would take twice as
+    long.
     """
 
     def forward(self, x: Tensor, rows: slice = slice(None)) -> Tensor:
@@ -37,12 +41,12 @@ class Projections(Linear):
         return kernels.linear(x, self.weight, self.bias, rows=rows, cache=self.weight_cache)
 
     def opened(self) -> nn.Module:
-        """See the function `opened`."""
+        """Three plain `nn.Linear` with copies of the weight and bias; see the function `opened`."""
         return SeparateProjections(self)
 
 
 class SeparateProjections(nn.Module):
-    """The maps of `Projections` as three `nn.Linear`."""
+    """The query, key and value projections of `joint` as three plain `nn.Linear`: q, k and v."""
 
     def __init__(self, joint: Projections):
         super().__init__()
@@ -59,7 +63,10 @@ class SeparateProjections(nn.Module):
 
 
 class Tied(nn.Module):
-    """A linear map whose weight is another module's, flattened to a matrix; it adds no key to the state dict."""
+    """A linear map with the weight of the module `owner`, flattened to a matrix, and with its bias if it has one.
+
+    It adds no key to the state dict. The owner's weight is replaced by a `kernels.Parameter` with the same values.
+    """
 
     def __init__(self, owner: Any):
         super().__init__()
@@ -72,7 +79,10 @@ class Tied(nn.Module):
         return kernels.linear(x, *self._matrix(), cache=self.weight_cache)
 
     def opened(self) -> nn.Module:
-        """See the function `opened`. The weight stays shared if it is a matrix."""
+        """A plain `nn.Linear`; see the function `opened`.
+
+        It shares the owner's weight if that is a matrix, and otherwise has a copy. The bias is copied.
+        """
         plain = _plain_linear(*self._matrix())
         weight = self._owner[0].weight
         if isinstance(weight, nn.Parameter) and weight.ndim == 2:
@@ -87,8 +97,9 @@ class Tied(nn.Module):
 def opened(model: nn.Module) -> nn.Module:
     """A copy of a model in which every linear map is a plain `nn.Linear`, for tools that replace linear maps.
 
-    Examples of such tools are the quantisation of torch.ao and torchao, pruning, and low-rank adapters. A replacement
-    of an `nn.Linear` only needs forward(x). The query, key and value projections become three maps named q, k and v.
+    Examples of such tools are the quantisation of torch.ao and torchao, pruning, and low-rank adapters. The module that
+    a tool puts in place of an `nn.Linear` only needs forward(x). The query, key and value projections become three maps
+    named q, k and v.
     """
     model = copy.deepcopy(model)
     for module in [*model.modules()]:

@@ -40,7 +40,10 @@ class Patches(nn.Module):
         return tokens
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of patches in an image of `height` by `width` pixels; UserError if they do not fit."""
+        """The numbers of rows and columns of patches in an image of `height` by `width` pixels.
+
+        Raises UserError if `size` does not divide `height` and `width`.
+        """
         p = self.size
         if height % p or width % p:
             suitable = " or ".join(f"{rows} x {columns}" for rows, columns in _nearest_multiples(height, width, p))
@@ -54,7 +57,8 @@ class Patches(nn.Module):
 def lecun_normal_(weight: Tensor) -> None:
     """Fill a weight (outputs, inputs...) from LeCun's normal distribution, truncated at two standard deviations.
 
-    The authors' code uses this default of flax. Dividing by 0.8796 compensates for the effect of the truncation.
+    The variance is one over the number of inputs. The authors' code uses this distribution, flax's default. Dividing by
+    0.8796 compensates for the smaller variance of a truncated distribution.
     """
     deviation = math.sqrt(1 / weight[0].numel()) / 0.87962566103423978
     nn.init.trunc_normal_(weight, std=deviation, a=-2 * deviation, b=2 * deviation)

@@ -1,7 +1,7 @@
 """Position encodings: fixed sines in one and two dimensions, and learned tables with their resampling.
 
-Sines are Vaswani et al. 2017 (arXiv 1706.03762, section 3.5), in two dimensions Carion et al. 2020 (arXiv 2005.12872,
-section A.4).
+Sine encodings are from Vaswani et al. 2017 (arXiv 1706.03762, section 3.5), and in two dimensions from Carion et al.
+2020 (arXiv 2005.12872, section A.4).
 """
 
 import math
@@ -16,8 +16,8 @@ from common.errors import UserError
 # Three layouts of sine encodings are in use. A model works only with the layout that it was trained with.
 Layout = Literal[
     "interleaved",  # the paper's
-    "halves",  # Marian's (and transformers' for Marian models): the paper's values, all sines first
-    "halves_t2t",  # tensor2tensor's and fairseq's: all sines first, with exponents up to 1
+    "halves",  # Marian's (and transformers' for Marian models): the paper's values, sines before cosines
+    "halves_t2t",  # tensor2tensor's and fairseq's: sines before cosines, with exponents up to 1
 ]
 
 
@@ -40,8 +40,9 @@ def sine(positions: Tensor, width: int, temperature: float = 10000.0, layout: La
 def sine_2d(real: Tensor, width: int, temperature: float = 10000.0) -> Tensor:
     """Sine encodings of a padded map: real (B, H, W) boolean -> (B, H, W, width), `width` a multiple of four.
 
-    The first half of the channels encodes the row, the second half the column. Row r (from 1) of an image of R rows has
-    the coordinate 2 pi r / R, and columns likewise, so that coordinates do not depend on padding.
+    `real` is False at padding. The first half of the channels encodes the row, the second half the column. Row r (from
+    1) of an image of R rows has the coordinate 2 pi r / R, and columns likewise, so that coordinates do not depend on
+    padding.
     """
     rows, columns = real.cumsum(1, dtype=torch.float32), real.cumsum(2, dtype=torch.float32)  # (B, H, W)
     rows = rows / (rows[:, -1:, :] + 1e-6) * 2 * math.pi
@@ -60,8 +61,9 @@ class Learned1d(nn.Module):
     def forward(self, count: int, start: int = 0, padding: Tensor | None = None) -> Tensor:
         """Encodings of `count` tokens at the positions from `start` on: (count, C).
 
-        With left padding, `padding` (B,) int64 is the number of padding tokens of each sequence; its positions count
-        from the first real token, and the result is (B, count, C). Raises UserError for a position beyond the table.
+        With left padding, `padding` (B,) int64 is the number of padding tokens of each sequence. Positions then count
+        from the first real token of each sequence, and the result is (B, count, C). Raises UserError for a position
+        beyond the table.
         """
         if start + count > self.table.num_embeddings:
             raise UserError(
@@ -86,9 +88,9 @@ class Learned2d(nn.Module):
         nn.init.uniform_(self.columns.weight)
 
     def forward(self, real: Tensor) -> Tensor:
-        """real (B, H, W) -> (B, H, W, width); the first half of the channels encodes the column.
+        """real (B, H, W) -> (B, H, W, width); the first half of the channels encodes the column, the second the row.
 
-        Raises UserError if the map is larger than the tables.
+        Only the shape of `real` is used. Raises UserError if the map is larger than the tables.
         """
         batch, height, width = real.shape
         side = self.rows.num_embeddings
@@ -107,7 +109,7 @@ Resampling = Literal[
     "bicubic_antialias",  # timm
     "bilinear_antialias",  # timm, for Google's .npz files
     "bicubic",  # transformers
-    "bicubic_offset",  # DINO's and DINOv2's own code (without registers): a side m is scaled to n by (n + 0.1) / m
+    "bicubic_offset",  # the code of DINO, and of DINOv2 without registers: scales a side m to n by (n + 0.1) / m
     "bicubic_corners",  # torchvision: the corners of both grids coincide
     "bilinear_corners",  # Google's vit_jax
 ]
@@ -116,10 +118,10 @@ Resampling = Literal[
 def resample(grid: Tensor, size: tuple[int, int], resampling: Resampling) -> Tensor:
     """Resample a learned table to another grid: (h, w, C) -> (*size, C).
 
-    Returns `grid` itself if it has this size. Only the two sizes count, not the numbers of tokens: a grid of 4 x 9 is
+    Returns `grid` itself if it already has this size. Both sides are compared, not their product: a grid of 4 x 9 is
     resampled to 6 x 6. Raises UserError when "bicubic_offset" is exported with a dynamic size.
     """
-    # A graph exported with a dynamic size always resamples; at the table's own size this changes no value.
+    # A graph that is exported with a dynamic size always resamples; at the table's own size, no value changes.
     dynamic = torch.compiler.is_exporting() and not all(isinstance(side, int) for side in size)
     if not dynamic and tuple(grid.shape[:2]) == tuple(size):
         return grid
@@ -137,7 +139,7 @@ def resample(grid: Tensor, size: tuple[int, int], resampling: Resampling) -> Ten
 
 
 def _resample_with_offset(grid: Tensor, size: tuple[int, int], mode: str, dynamic: bool) -> Tensor:
-    """Resample by the factors (n + 0.1) / m: (h, w, C) -> (*size, C).
+    """Resample by the factors (n + 0.1) / m, from sides m to sides n: (h, w, C) -> (*size, C).
 
     DINO (Caron et al. 2021, arXiv 2104.14294) added 0.1 so that rounding cannot make the output too small. PyTorch also
     divides coordinates by these factors, so the values differ from those of resampling by n / m.
@@ -159,8 +161,8 @@ def _resample_with_offset(grid: Tensor, size: tuple[int, int], mode: str, dynami
 class LearnedGrid(nn.Module):
     """A learned vector for each position of a grid of patches, and with `on_token` one for the class token.
 
-    The table is resampled for grids of another size. It is stored with two spatial axes, so that the size of the grid
-    can be read from a checkpoint.
+    For a grid of another size, the table is resampled. It is stored with two spatial axes, (h, w, C), so that the size
+    of the grid can be read from a checkpoint. The model that uses this module initialises the vectors.
     """
 
     def __init__(self, width: int, size: tuple[int, int], *, on_token: bool, resampling: Resampling):
@@ -170,5 +172,8 @@ class LearnedGrid(nn.Module):
         self.token = nn.Parameter(torch.empty(width)) if on_token else None
 
     def forward(self, size: tuple[int, int]) -> Tensor:
-        """Encodings of the positions of a grid of patches: size (h, w) -> (h * w, C), row by row."""
+        """Encodings of the positions of a grid of patches: size (h, w) -> (h * w, C), row by row.
+
+        The class token is not included; its encoding is `token`.
+        """
         return resample(self.grid, size, self.resampling).flatten(0, 1)
