@@ -11,8 +11,8 @@ from the finished runs in the table; if none of these has a goal that the run me
 the run's last evaluation. No file is written without --csv.
 
 Each task has its own table. Runs whose configs differ only in the seed form a group. If a group has several runs,
-another table shows the mean and the sample standard deviation (divisor n - 1) over the finished runs of each group.
-A table that is wider than the terminal is split into several. If the output is not a terminal, lines have at most 120
+another table shows the mean and the sample standard deviation (divisor n - 1) over the finished runs of each group. A
+table that is wider than the terminal is split into several. If the output is not a terminal, lines have at most 120
 characters, or as many as the environment variable COLUMNS says.
 """
 
@@ -177,10 +177,10 @@ def _state(folder: Path, config: dict[str, Any], lines: list[dict[str, Any]]) ->
 
 
 def _end_of_log(file: Path) -> str:
-    """Return why a run ended, by the last entry of its log.
+    """Return the reason why a run ended, from the last entry of its log.
 
-    This is the last line of the entry if the entry is a traceback, or says that a signal stopped the run. Otherwise, it
-    is an empty string.
+    The reason is the last line of the entry if the entry is a traceback, or if it says that a signal stopped the run.
+    Otherwise, the reason is an empty string.
     """
     lines = file.read_text("utf-8", "replace").splitlines() if file.is_file() else []
     start = next((number for number in reversed(range(len(lines))) if TIMESTAMP.match(lines[number])), len(lines))
@@ -210,8 +210,8 @@ def _rows(runs: list[Run]) -> list[Row]:
 def _differing_keys(runs: list[Run]) -> list[str]:
     """Return the config keys whose values differ between runs.
 
-    If the class of a top-level section differs (as in model._target_), its other keys are left out, except those that
-    name a class.
+    If the class of a top-level section differs (model._target_, for example), the other keys of this section are left
+    out, except those that also name a class.
     """
     missing = object()
 
@@ -225,7 +225,7 @@ def _differing_keys(runs: list[Run]) -> list[str]:
 
 
 def _goal_of(run: Run, goals: dict[str | None, Any]) -> str | None:
-    """Return the goal of an unfinished run: the first of `goals` that its evaluations contain, or None without one.
+    """Return the goal of an unfinished run: the first of `goals` that its evaluations contain, or None.
 
     `goals` are those of the finished runs.
     """

@@ -2,8 +2,8 @@
 
 FORMAT is voc, yolo or csv. Further arguments are the data keys of train.py, such as data.classes=[cat,dog] or
 data.first_pixel=0. Each split is written to its own file: train.json, val.json or test.json. A val or test split that
-the data set lacks is cut from train, as in training (data.val_count=0 data.test_share=0 cuts none). The images are not
-copied.
+the data set lacks is cut from train, as in training; data.val_count=0 data.test_share=0 prevents this. The images are
+not copied.
 
 A report says how the files were read and what was left out. Its last line is the command that trains on the result.
 Existing files are overwritten only with --overwrite. The exit code is 0, or 2 after an error.
@@ -115,9 +115,10 @@ def training_command(data: Converted, folders: dict[Split, Path], files: dict[Sp
 
 
 def _check_output(output: Path, splits: Sequence[Split], overwrite: bool) -> None:
-    """Raise UserError if `output` contains a JSON file of one of `splits`, unless `overwrite`, or of another split.
+    """Raise UserError if `output` contains JSON files that would be overwritten, or read by mistake.
 
-    The data set lacks the other splits, but training would read their files.
+    The files of `splits` would be overwritten; `overwrite` permits this. The files of other splits would be read in
+    training, although the data set lacks these splits.
     """
     existing = [split for split in SPLITS if (output / f"{split}.json").exists()]
     if stale := [split for split in existing if split not in splits]:

@@ -1,17 +1,18 @@
 """Export a model: `python scripts/export.py checkpoint=FILE [--output FOLDER] [--format torch,onnx]`.
 
-FILE is any checkpoint that predict.py accepts, or the name of published weights. A file that another program wrote also
-needs model=NAME. Further keys override the checkpoint's config (weights=raw, data.image_size=384).
+FILE is any checkpoint that predict.py accepts, or the name of published weights (configs/weights.yaml). A file that
+another program wrote also needs model=NAME. Further keys override the checkpoint's config (weights=raw,
+data.image_size=384).
 
-FOLDER (default: the checkpoint's path with the suffix .export) then contains the model's graphs, a file model.json that
+FOLDER (default: the checkpoint's path with the suffix .export) receives the model's graphs, a file model.json that
 describes inputs, outputs and preprocessing, and the tokenizers of a translator. Each graph is written in the format of
 torch.export (.pt2) and as ONNX (.onnx), unless --format names one of them. Graphs compute in fp32. They accept any
 batch size, image size and sentence length within the limits that model.json states. Using the files does not require
 Triptych.
 
 Each graph is read back from its file, and its outputs are compared with the model's, for input shapes that were not
-used in tracing. If outputs differ by more than 1e-4, nothing is written. The exit code is 0, or 1 if outputs
-differ, or 2 if nothing can be exported.
+used in tracing. If outputs differ by more than 1e-4, nothing is written. The exit code is 0, or 1 if outputs differ, or
+2 if nothing can be exported.
 """
 
 import argparse

@@ -1,10 +1,10 @@
 """Export a translator to transformers: `python scripts/export_marian.py FILE --output FOLDER`.
 
-FILE is a checkpoint of a seq2seq run. `MarianMTModel.from_pretrained(FOLDER)` reads config.json, generation_config.json
-and model.safetensors, which are written to FOLDER. Triptych reads FOLDER, too (`python predict.py
-checkpoint=FOLDER/model.safetensors model=transformer_opus ...`; the exact command is printed). It restores the exact
-weights and the tokenizers with the help of triptych.json, which is also written there. transformers' MarianTokenizer
-cannot read our tokenizers.
+FILE is a checkpoint of a seq2seq run. FOLDER receives config.json, generation_config.json and model.safetensors, which
+`MarianMTModel.from_pretrained(FOLDER)` reads, and triptych.json. With triptych.json, Triptych restores the exact
+weights and the tokenizers from FOLDER; the command that does this (`python predict.py
+checkpoint=FOLDER/model.safetensors model=transformer_opus ...`) is printed. transformers' MarianTokenizer cannot read
+our tokenizers.
 
 If transformers is installed, the logits of its model and of ours are compared. The exit code is 0, or 1 if the logits
 differ, or 2 if nothing can be exported.

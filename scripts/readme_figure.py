@@ -3,8 +3,8 @@
 python scripts/readme_figure.py DETECTOR CLASSIFIER TRANSLATOR --output FILE.svg
 
 Each argument is a checkpoint (`runs/.../checkpoints/best.pt`). The three panels show test images of shapes with
-predicted boxes, test digits with their attention rollout, and a phrase with its cross-attention. The pictures are
-drawn by the code that draws those of predict.py, then resized and placed side by side.
+predicted boxes, test digits with their attention rollout, and a phrase with its cross-attention. The pictures are drawn
+by the code that draws those of predict.py, then resized and placed side by side.
 """
 
 import argparse

@@ -55,7 +55,7 @@ except ImportError:
 DATABASE = "study.db"  # in the folder of the search
 ROOT = Path(__file__).resolve().parents[1]  # the folder of train.py
 LOG_SCALE_RATIO = 10  # a range of floats is logarithmic if its end is at least this many times its start
-MAX_INITIAL_FAILURES = 3  # a search stops if this many trials fail before the first one since its start succeeds
+MAX_INITIAL_FAILURES = 3  # a search stops if, since its start or resumption, this many trials failed and none succeeded
 POLL_SECONDS = 2.0  # between two checks of whether another process still uses a run's folder
 RESERVED_KEYS = ("run_dir", "resume", "sweep_dir", "allow_changes")  # users may not give these keys
 
@@ -322,7 +322,7 @@ def _last_line(folder: Path) -> str:
 
 
 def _report(study: optuna.Study, search: Plan, folder: Path) -> int:
-    """Print the best trial and the command that repeats it; returns the exit code, which is 1 without any result."""
+    """Print the best trial and the command that repeats it; returns the exit code, 1 if no trial has a result."""
     trials = study.get_trials(deepcopy=False)
     done = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     if not done:

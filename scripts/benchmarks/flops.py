@@ -24,7 +24,7 @@ from common.machine.device import DTYPES, autocast
 from common.nn.linear import Linear
 
 MATRIX_SIDES = {"cpu": (512, 1024, 2048, 4096), "cuda": (4096, 8192, 16384)}  # of square matrices, tried in this order
-MAX_PRODUCT_SECONDS = 1.0  # a product that takes longer is the last one tried; emulated bf16 would take minutes
+MAX_PRODUCT_SECONDS = 1.0  # no larger product is tried after a slower one: with emulated bf16, it would take minutes
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Describe the machine on which a benchmark runs, and list the versions of the packages that it uses."""
+"""Describe the machine on which a benchmark runs, and list the versions of the packages that benchmarks use."""
 
 import os
 import platform

@@ -82,7 +82,7 @@ def _on_cpu(work: Callable[[], object]) -> int:
 
 
 def _is_measurable() -> bool:
-    """Whether Linux can reset and report this process's peak memory, and glibc can return freed memory."""
+    """Whether the system can reset and report this process's peak memory (Linux) and take back freed memory (glibc)."""
     try:
         (PROC_SELF / "clear_refs").write_text("5")
         return hasattr(ctypes.CDLL(None), "malloc_trim") and _status_bytes("RssAnon") > 0

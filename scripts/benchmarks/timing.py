@@ -30,7 +30,7 @@ class Setting:
     tiny: bool  # whether models and inputs have toy sizes, to check that everything runs
     compile: bool  # whether the models are also timed under torch.compile
     images: Path | None  # a folder of JPEGs for the input pipeline; None: synthetic ones
-    scratch: Path  # a temporary folder for a row's files
+    scratch: Path  # a temporary folder for a benchmark's files
     batch: int | None = None  # images or sentences per batch, where a benchmark fixes no size; None: its default
 
     def batch_size(self, cpu: int, cuda: int) -> int:
@@ -93,8 +93,8 @@ def measure(row: Row, *, rounds: int, warm_up: int, device: torch.device) -> dic
     row, agreement, threads: the name of the benchmark, the text that its check returned, and its number of CPU threads.
     seconds: the times of the counted rounds.
     times: median and quartiles in ms.
-    ratios: a list with a dict for each pair: the ratio of the medians, the quartiles of the ratios in each round, and
-        the references (`among`), the fastest of which is `other`.
+    ratios: a list with a dict for each pair. It names the contender (`one`), the references (`among`) and the fastest
+        of these (`other`), and holds the ratio of the two medians and the quartiles of the per-round ratios.
     amounts: throughput per second, with its unit.
     rates: operations per second, and their fraction of those of the large matrix product.
     """
@@ -124,8 +124,8 @@ def measure(row: Row, *, rounds: int, warm_up: int, device: torch.device) -> dic
 def add_peaks(measurement: dict[str, Any], peaks: Mapping[str, int]) -> dict[str, Any]:
     """Add the contenders' peak memory to the result of `measure`; returns the extended result.
 
-    `peaks` are in bytes, and may lack contenders. They are added as `peak_mib`, in MiB. Each dict in `ratios` gets the
-    ratio of the peaks as `memory`, which is None if one of the peaks is unknown or zero.
+    `peaks` holds the bytes of each contender, and may lack some. They are added as `peak_mib`, in MiB. Each dict in
+    `ratios` gets the ratio of the peaks as `memory`, which is None if one of the peaks is unknown or zero.
     """
     for ratio in measurement["ratios"]:
         contender, reference = (peaks.get(ratio[side]) for side in ("one", "other"))

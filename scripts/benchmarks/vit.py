@@ -1,7 +1,7 @@
 """Benchmarks of ViT against torchvision, timm and transformers, which all use PyTorch's fused attention.
 
-ROWS names the benchmarks. SCALINGS names the scalings: each repeats one benchmark for several values of a property of
-the inputs.
+ROWS maps the names of the benchmarks to the functions that build them. Each scaling in SCALINGS repeats one benchmark
+for several values of a property of the inputs.
 """
 
 from scripts.benchmarks import vit_forward, vit_input, vit_train

@@ -39,8 +39,8 @@ def row(
 ) -> Row:
     """Build a benchmark that times a forward pass in evaluation mode.
 
-    The input is `batch` images of side x side pixels; None is the image size of the config. `peers` are the libraries
-    whose models are timed, and all models are timed in `precisions`.
+    The input is `batch` images of side x side pixels, or of the config's image size if `side` is None. `peers` are the
+    libraries whose models are timed. All models are timed in each of `precisions`.
     """
     recipe = config("vit_b16", tiny=setting.tiny, side=side)
     model, side = classifier(recipe).to(setting.device).eval(), recipe["data"]["image_size"][0]
@@ -94,8 +94,8 @@ def pairs(contenders: Mapping[str, Any], peers: tuple[str, ...] = PEERS, *, comp
 
     Our model is paired with each peer, and with the tuple of all peers, of which the fastest counts. Paired models have
     the same precision; our model in bf16 is also paired with peers in fp32. If `compiled`, compiled models are paired
-    in the same way, and our compiled model in bf16 is also paired with the eager peers in fp32. Precisions that
-    `contenders` lack are left out.
+    in the same way, and our compiled model in bf16 is also paired with the eager peers in fp32. Pairs in a precision
+    that `contenders` lack are left out.
     """
     pairs: Pairs = []
     for suffix in ("", " compiled") if compiled else ("",):

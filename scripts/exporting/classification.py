@@ -31,8 +31,8 @@ class NamedLogits(nn.Module):
 def plan(model: nn.Module, task: Classification) -> Plan:
     """Plan the export of a classifier for any batch size, and for images of 2 to 4,096 patches in each direction.
 
-    Heights and widths must be multiples of the patch size. A model whose class is not Classifier, or with a single row
-    or column of patches, is exported only for the image size of its data.
+    Heights and widths must be multiples of the patch size. If the model's class is not Classifier, or if images of its
+    data set's size have a single row or column of patches, the model is exported only for images of this size.
     """
     data = task.data
     height, width = data.image_size

@@ -42,7 +42,7 @@ class Detections(nn.Module):
 
 
 def plan(model: nn.Module, task: Detection) -> Plan:
-    """Plan the export of a detector for any batch size, and for the image sizes of `_image_dimensions`."""
+    """Plan the export of a detector for any batch size, and for the image sizes that `_image_dimensions` returns."""
     dimensions = {"batch": Dimension(Dim("batch", min=1), "1 or more"), **_image_dimensions(model)}
     images, sizes = _sample_batch([(70, 60), (64, 61), (50, 33)])
     graph = Graph(
@@ -99,7 +99,7 @@ def _image_dimensions(model: nn.Module) -> dict[str, Dimension]:
 
 
 def _sample_batch(shapes: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-    """Sample images of these (height, width), zero-padded to (B, 3, H, W); returns them and their sizes (B, 2)."""
+    """Sample images with the (height, width) in `shapes`, zero-padded to (B, 3, H, W); also returns sizes (B, 2)."""
     sizes = torch.tensor(shapes)
     height, width = sizes.amax(0).tolist()
     images = torch.randn(len(shapes), 3, height, width, generator=torch.Generator().manual_seed(SEED))

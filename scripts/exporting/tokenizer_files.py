@@ -1,4 +1,4 @@
-"""Export our tokenizers to files of the library `tokenizers`, with which it produces the same ids without Triptych.
+"""Export our tokenizers to files from which the library `tokenizers` produces the same ids, without Triptych.
 
 The parts of seq2seq/tokenizers/bpe.py that are written in Python are replaced by normalizers and decoders of the
 library. The ids and the decoded texts of both implementations are compared on sample texts.

@@ -35,7 +35,7 @@ class Encoder(nn.Module):
     def forward(self, source: Tensor, lengths: Tensor) -> tuple[Tensor]:
         """Source ids (B, S) int64, right-padded, and lengths of sources (B,) -> memory (L, 2, B, h, S, C/h).
 
-        `memory` holds the keys and values that the source has in each of the L decoder layers, in h heads.
+        `memory` holds the keys and values of the source for the cross-attention of the L decoder layers, with h heads.
         """
         return (_stack([cache.memory for cache in self.model.encode(source, lengths).caches if cache.memory]),)
 

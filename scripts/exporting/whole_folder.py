@@ -23,7 +23,7 @@ def check_output(output: Path) -> None:
 @contextmanager
 def atomic_folder(output: Path) -> Iterator[Path]:
     """Yield a draft folder. It replaces `output` when the block ends, or is removed when the block raises."""
-    output = output.resolve()  # the path "." has no name, from which the draft's name could be made
+    output = output.resolve()  # the path "." has no name, which the next line needs
     draft, old = (output.with_name(f".{output.name}.{suffix}") for suffix in ("draft", "old"))
     _restore(old, output)
     for leftover in (draft, old):

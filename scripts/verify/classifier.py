@@ -2,8 +2,7 @@
 
 scripts/verify_import.py calls this module. The file is loaded into our model and into its peer: the model of
 torchvision, timm or transformers, by the layout of the file (Google's .npz files are loaded by timm). The features and
-logits of both models are compared for random images of the size for which the file's position embeddings were
-trained.
+logits of both models are compared for random images of the size for which the file's position embeddings were trained.
 """
 
 from importlib import metadata
