@@ -1,16 +1,19 @@
-"""Compare runs in tables of differing config keys, progress and metrics, sorted by the goal, best first.
+"""Compare runs in tables of the config keys in which they differ, their progress and their metrics, best run first.
 
     python scripts/compare.py runs/detr-shapes
     python scripts/compare.py runs/sweeps/2026-01-01_12-00-00 runs/detr-shapes/best_of_all --csv table.csv
     python scripts/compare.py runs --columns optimizer.lr,val/AP,test/AP --sort test/AP --reverse
 
-Each argument is a run's folder, or a folder that contains runs at any depth. The metrics of a finished run come from
-its results.json. For an unfinished run, the table shows the best value of the goal on val so far; if no finished run
-in the table tells which metric the goal is, it shows the metrics of the last evaluation. Only --csv writes a file.
+Each argument is a run's folder, or a folder that contains runs at any depth. Runs are sorted by their goal, the metric
+that selects the best checkpoint, such as val/AP, unless --sort names a column. The metrics of a finished run come from
+its results.json. For an unfinished run, the table shows the best value of the goal on val so far. Its goal is taken
+from the finished runs in the table; if none of these has a goal that the run measures, the table shows the metrics of
+the run's last evaluation. No file is written without --csv.
 
-Runs of different tasks get a table each. Runs whose configs differ by the seed only are a group; a further table shows
-the mean of each group's finished runs, and their sample standard deviation (divided by n - 1). Tables that are wider
-than the terminal are divided; where the output is no terminal, lines have at most 120 characters (or COLUMNS).
+Each task has its own table. Runs whose configs differ only in the seed form a group. If a group has several runs,
+another table shows the mean and the sample standard deviation (divisor n - 1) over the finished runs of each group. A
+table that is wider than the terminal is split into several. If the output is not a terminal, lines have at most 120
+characters, or as many as the environment variable COLUMNS says.
 """
 
 import argparse
@@ -49,8 +52,8 @@ IGNORED_KEYS = (
     "trainer.workers",
     "trainer.timeout",
     "trainer.grace",
-)  # they do not change a run's results
-WIDTH = 120  # of a line, where the output is no terminal
+)  # these keys do not change a run's results
+WIDTH = 120  # characters in a line, if the output is not a terminal
 FIXED_COLUMNS = ("run", "state")  # always shown, first
 TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  ")  # the start of each entry of train.log
 
@@ -60,23 +63,23 @@ class Run(NamedTuple):
 
     folder: Path
     config: dict[str, Any]  # dotted keys -> values
-    results: dict[str, Any]  # empty until the run is finished
+    results: dict[str, Any]  # the content of results.json; empty until the run is finished
     evaluations: list[dict[str, Any]]  # the lines of metrics.jsonl that hold val metrics
-    state: str
+    state: str  # "done", or the progress of an unfinished run and why it ended
 
     @property
     def task(self) -> str:
-        """The class of the task, such as detr.tasks.detection.Detection."""
+        """The name of the task's class, such as detr.tasks.detection.Detection."""
         return str(self.config.get("task._target_", "an unknown task"))
 
     @property
     def goal(self) -> str | None:
-        """The metric that picks the best checkpoint, such as val/AP; None until the run is finished."""
+        """The name of the metric that selects the best checkpoint, such as val/AP; None until the run is finished."""
         return self.results.get("goal")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table of the runs that the command line names; returns the exit code."""
+    """Print the tables of the runs that the command line names; returns the exit code."""
     console.guard()
     options = _options(arguments)
     try:
@@ -98,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _tables(task: str, runs: list[Run], rows: list[Row], options: argparse.Namespace, width: int) -> list[str]:
-    """The table of the runs of one task, and that of means over seeds if any of them differ by their seed only."""
+    """Format the table of one task's runs and, if some differ only in the seed, the table of means over seeds."""
     columns = _columns(rows, options.columns)
     cells = [[_cell(row.get(column), column) for column in columns] for row in rows]
     parts = [tables(f"{len(runs)} {'run' if len(runs) == 1 else 'runs'} of {task}", [columns, *cells], width)]
@@ -114,9 +117,10 @@ def _tables(task: str, runs: list[Run], rows: list[Row], options: argparse.Names
 
 
 def find_runs(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
-    """Find the run folders under `paths`; also returns a line for each run of a sweep that failed without a config.
+    """Find the folders of runs under `paths`, and the runs of sweeps that failed before they wrote a config.yaml.
 
-    Raises UserError for a path without any run.
+    Returns the folders, and a line of text for each failed run. Raises UserError for a path that is not a folder or
+    contains no run.
     """
     folders: dict[Path, None] = {}
     failures: list[str] = []
@@ -148,7 +152,11 @@ def _is_finished(folder: Path) -> bool:
 
 
 def _read_metrics(file: Path) -> list[dict[str, Any]]:
-    """The complete lines of metrics.jsonl; the last line may be incomplete, after a kill or while it is written."""
+    """Read the records in a metrics.jsonl; none if there is no such file.
+
+    The last line is ignored if it is incomplete, as after a kill or while it is being written. Raises UserError if a
+    complete line is not a record.
+    """
     text = file.read_text("utf-8", "replace") if file.is_file() else ""
     records = [step_record(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
     if invalid := [number for number, record in enumerate(records, 1) if record is None]:
@@ -157,7 +165,7 @@ def _read_metrics(file: Path) -> list[dict[str, Any]]:
 
 
 def _state(folder: Path, config: dict[str, Any], lines: list[dict[str, Any]]) -> str:
-    """Describe a run: `done`, or its last logged step and, if known, why it ended."""
+    """Describe a run's state: "done", or the last logged step and, if it is known, why the run ended."""
     if _is_finished(folder):
         return "done"
     steps = config.get("trainer.steps")
@@ -169,7 +177,11 @@ def _state(folder: Path, config: dict[str, Any], lines: list[dict[str, Any]]) ->
 
 
 def _end_of_log(file: Path) -> str:
-    """Why a run ended: the last line of its log if the last entry is a traceback or a stop; else an empty string."""
+    """Return the reason why a run ended, from the last entry of its log.
+
+    The reason is the last line of the entry if the entry is a traceback, or if it says that a signal stopped the run.
+    Otherwise, the reason is an empty string.
+    """
     lines = file.read_text("utf-8", "replace").splitlines() if file.is_file() else []
     start = next((number for number in reversed(range(len(lines))) if TIMESTAMP.match(lines[number])), len(lines))
     entry = [line for line in lines[start:] if line.strip()]
@@ -180,7 +192,7 @@ def _end_of_log(file: Path) -> str:
 
 
 def _rows(runs: list[Run]) -> list[Row]:
-    """Make a dict (column -> value) for each run, with its folder and state, the differing keys, and its metrics."""
+    """Make a dict (column -> value) for each run: its folder, its state, the keys in which runs differ, its metrics."""
     differing = _differing_keys(runs)
     directions = {run.goal: run.results.get("direction") for run in runs if run.goal}
     rows = []
@@ -196,7 +208,11 @@ def _rows(runs: list[Run]) -> list[Row]:
 
 
 def _differing_keys(runs: list[Run]) -> list[str]:
-    """The keys whose values differ between runs; if a section's class (`_target_`) differs, only that key of it."""
+    """Return the config keys whose values differ between runs.
+
+    If the class of a top-level section differs (model._target_, for example), the other keys of this section are left
+    out, except those that also name a class.
+    """
     missing = object()
 
     def differs(key: str) -> bool:
@@ -209,13 +225,20 @@ def _differing_keys(runs: list[Run]) -> list[str]:
 
 
 def _goal_of(run: Run, goals: dict[str | None, Any]) -> str | None:
-    """The goal of an unfinished run: the first of the finished runs' `goals` that it has measured, or None."""
+    """Return the goal of an unfinished run: the first of `goals` that its evaluations contain, or None.
+
+    `goals` are those of the finished runs.
+    """
     measured = {name for line in run.evaluations for name in line}
     return next((goal for goal in goals if goal in measured), None)
 
 
 def _results_so_far(run: Run, goal: str | None, directions: dict[str | None, Any]) -> dict[str, Any]:
-    """The results of an unfinished run: the goal's best value or, if `goal` is None, the last evaluation's metrics."""
+    """Return the results of an unfinished run so far: metric -> value.
+
+    They are the best value of `goal` or, if `goal` is None, all val metrics of the last evaluation. `directions` says
+    for each goal whether it is minimised.
+    """
     if goal is None:
         return {name: value for name, value in (run.evaluations or [{}])[-1].items() if name.startswith("val/")}
     values = [line[goal] for line in run.evaluations if line.get(goal) is not None]
@@ -224,7 +247,10 @@ def _results_so_far(run: Run, goal: str | None, directions: dict[str | None, Any
 
 
 def _sort(runs: list[Run], rows: list[Row], options: argparse.Namespace) -> list[Row]:
-    """Sort by the goal, best first, with the runs of one goal together; or by the column of --sort, ascending."""
+    """Sort by the goal, best first or, with --sort, by that column in ascending order; --reverse reverses the order.
+
+    Without --sort, runs with the same goal stand together, and runs without a value of their goal come last.
+    """
     if not options.sort:
         directions = {run.goal: run.results["direction"] for run in runs if run.goal and "direction" in run.results}
 
@@ -242,7 +268,7 @@ def _sort(runs: list[Run], rows: list[Row], options: argparse.Namespace) -> list
 
 
 def _sort_key(value: Any) -> tuple[int, float, str]:
-    """A key that sorts numbers in ascending order, then text, then None."""
+    """Return a key that sorts numbers first, in ascending order, then text, then None."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return 0, value, ""
     return (2, 0.0, "") if value is None else (1, 0.0, str(value))
@@ -258,7 +284,11 @@ def _refuse_unknown_columns(rows: list[Row], options: argparse.Namespace) -> Non
 
 
 def _columns(rows: list[Row], option: str | None) -> list[str]:
-    """The columns that --columns names, as far as the rows have them, or all: config keys, then metrics."""
+    """Return the columns of a table.
+
+    These are FIXED_COLUMNS and those columns of `option` (--columns) that occur in `rows`. If `option` is None, these
+    are all columns: FIXED_COLUMNS, then config keys, then metrics.
+    """
     known = list(dict.fromkeys(column for row in rows for column in row))
     if option is None:
         return sorted(known, key=lambda column: "/" in column)
@@ -277,7 +307,7 @@ def _cell(value: Any, column: str) -> Any:
 
 
 def _write_csv(file: Path, rows: dict[str, list[Row]], options: argparse.Namespace) -> None:
-    """Write one table of the runs of all tasks; with several tasks, a column names them."""
+    """Write one table of the runs of all tasks; if there are several tasks, the column `task._target_` names them."""
     task_of = [({"task._target_": task} if len(rows) > 1 else {}, row) for task in rows for row in rows[task]]
     complete = [row | task for task, row in task_of]
     columns = _columns(complete, options.columns)

@@ -1,11 +1,12 @@
 """Convert a detection data set to COCO JSON: `python scripts/convert.py data=FORMAT data.root=FOLDER --output FOLDER`.
 
-FORMAT is voc, yolo or csv; further keys are those of train.py, such as data.classes=[cat,dog] or data.first_pixel=0.
-Each split is written to a file of its own, train.json, val.json or test.json. Splits that the data set lacks are cut as
-in training (data.val_count=0 data.test_share=0 cuts none). The images stay where they are.
+FORMAT is voc, yolo or csv. Further arguments are the data keys of train.py, such as data.classes=[cat,dog] or
+data.first_pixel=0. Each split is written to its own file: train.json, val.json or test.json. A val or test split that
+the data set lacks is cut from train, as in training; data.val_count=0 data.test_share=0 prevents this. The images are
+not copied.
 
-A report says how the files were read and what was left out, and ends with the command that trains on the result.
-Existing files are overwritten only with --overwrite. The exit code is 0, or 2 if nothing was written.
+A report says how the files were read and what was left out. Its last line is the command that trains on the result.
+Existing files are overwritten only with --overwrite. The exit code is 0, or 2 after an error.
 """
 
 import argparse
@@ -61,7 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def make_data(overrides: Sequence[str]) -> Converted:
-    """Build the data set of train.py's keys; raises UserError for other keys and for data in another format."""
+    """Build the data set that the arguments data=... and data.KEY=... describe.
+
+    Raises UserError for any other argument, if the format is missing, and for a format that is not converted.
+    """
     if other := next((word for word in overrides if not word.startswith(("data=", "data."))), None):
         raise UserError(f"{other} is no key of the data; give data=voc, yolo or csv, data.root=FOLDER and so on.")
     if not any(word.startswith("data=") for word in overrides):
@@ -74,9 +78,10 @@ def make_data(overrides: Sequence[str]) -> Converted:
 
 
 def image_folders(images: dict[Split, list[Path]], output: Path) -> dict[Split, Path]:
-    """The folder to which the names in each file are relative: images/ beside the files if it holds all the images.
+    """Return for each split the folder to which the image names in its JSON file are relative.
 
-    Otherwise it is the deepest folder that holds the images of the split.
+    If the folder images/ in `output` contains all images of all splits, it is that folder for each split. Otherwise, it
+    is the deepest folder that contains all images of the split.
     """
     beside = Path(os.path.abspath(output / "images"))
     parents = {split: [os.path.abspath(path.parent) for path in paths] for split, paths in images.items()}
@@ -86,7 +91,10 @@ def image_folders(images: dict[Split, list[Path]], output: Path) -> dict[Split, 
 
 
 def coco_json(truth: dict[str, Any], images: Sequence[Path], folder: Path) -> dict[str, Any]:
-    """The content of a file: a split's ground truth with the names of its images relative to `folder`, and new ids."""
+    """Make the content of a split's JSON file.
+
+    This is the ground truth `truth`, but file names are relative to `folder`, and the ids of annotations count from 1.
+    """
     files = [os.path.relpath(os.path.abspath(path), folder) for path in images]
     content = {**truth, "images": [{**image, "file_name": f} for image, f in zip(truth["images"], files, strict=True)]}
     if "annotations" in truth:
@@ -95,7 +103,7 @@ def coco_json(truth: dict[str, Any], images: Sequence[Path], folder: Path) -> di
 
 
 def training_command(data: Converted, folders: dict[Split, Path], files: dict[Split, Path], output: Path) -> str:
-    """The command that trains on the files."""
+    """Return the command line that trains on the converted files."""
     keys = [f"data.root={output}"]
     if {*folders.values()} != {Path(os.path.abspath(output / "images"))}:
         keys = [f"data.{split}.images={folder}" for split, folder in folders.items()]
@@ -107,7 +115,11 @@ def training_command(data: Converted, folders: dict[Split, Path], files: dict[Sp
 
 
 def _check_output(output: Path, splits: Sequence[Split], overwrite: bool) -> None:
-    """Raise UserError if a file exists that would be replaced, unless `overwrite`, or be read as a missing split."""
+    """Raise UserError if `output` contains JSON files that would be overwritten, or read by mistake.
+
+    The files of `splits` would be overwritten; `overwrite` permits this. The files of other splits would be read in
+    training, although the data set lacks these splits.
+    """
     existing = [split for split in SPLITS if (output / f"{split}.json").exists()]
     if stale := [split for split in existing if split not in splits]:
         raise UserError(f"--output holds {output / stale[0]}.json, but the data have no {stale[0]}; remove that file.")

@@ -1,14 +1,18 @@
 """Export a model: `python scripts/export.py checkpoint=FILE [--output FOLDER] [--format torch,onnx]`.
 
-FILE is any checkpoint that predict.py accepts (an official one needs model=NAME as well). Further keys override the
-checkpoint's config (weights=raw, data.image_size=384). FOLDER (default: the checkpoint's name with the suffix .export)
-receives each graph both by torch.export (.pt2) and as ONNX (.onnx), in fp32, for any batch size, image size and
-sentence length; model.json, which describes inputs, outputs and preprocessing; and a translator's tokenizers. Using
-these files does not require Triptych.
+FILE is any checkpoint that predict.py accepts, or the name of published weights (configs/weights.yaml). A file that
+another program wrote also needs model=NAME. Further keys override the checkpoint's config (weights=raw,
+data.image_size=384).
 
-Every exported graph is read back from its file and compared with the model on input shapes other than the traced one.
-If outputs differ by more than 1e-4, nothing is written. The exit code is 0, 1 if outputs differ, or 2 if nothing can be
-exported.
+FOLDER (default: the checkpoint's path with the suffix .export) receives the model's graphs, a file model.json that
+describes inputs, outputs and preprocessing, and the tokenizers of a translator. Each graph is written in the format of
+torch.export (.pt2) and as ONNX (.onnx), unless --format names one of them. Graphs compute in fp32. They accept any
+batch size, image size and sentence length within the limits that model.json states. Using the files does not require
+Triptych.
+
+Each graph is read back from its file, and its outputs are compared with the model's, for input shapes that were not
+used in tracing. If outputs differ by more than 1e-4, nothing is written. The exit code is 0, or 1 if outputs differ, or
+2 if nothing can be exported.
 """
 
 import argparse
@@ -39,9 +43,9 @@ from scripts.exporting.plan import Comparison, Plan
 from seq2seq.tasks.translation import Translation
 from vit.tasks.classification import Classification
 
-# The largest accepted difference. That of logits is relative to their largest deviation from the mean; that of
-# probabilities and relative coordinates is absolute. Another order of fp32 sums gives about 1e-6; the approximation of
-# GELU by tanh or another resampling of images gives more than 1e-4.
+# The largest accepted difference between outputs. For logits, it is relative to their largest deviation from the mean;
+# for probabilities and relative coordinates, it is absolute. Adding fp32 numbers in another order gives differences of
+# about 1e-6. Approximating GELU by tanh, or resampling positions by another method, gives more than 1e-4.
 TOLERANCE = 1e-4
 PLANNERS = {Detection: detection.plan, Classification: classification.plan, Translation: translation.plan}
 
@@ -68,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             files = sorted(folder.iterdir())
             summary = ", ".join(f"{file.name} ({file.stat().st_size / 1e6:,.1f} MB)" for file in files)
     except UserError as error:
-        # The config is composed as for evaluate.py, and so messages name that program.
+        # The config is composed as for evaluate.py, so error messages name evaluate.py.
         print(str(error).replace("evaluate.py", "export.py"), file=sys.stderr)
         return 2
     except OutputMismatchError as error:
@@ -80,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def export(parts: Components, folder: Path, formats: Sequence[Format], checkpoint: str) -> None:
-    """Write a model's graphs, its tokenizer files, if any, and model.json into `folder`.
+    """Write a model's graphs, the tokenizer files of a translator, and model.json into `folder`.
 
     Prints a table of the differences between the files' outputs and the model's. Raises OutputMismatchError if a
     difference is above TOLERANCE, and UserError for a task that cannot be exported.
@@ -119,7 +123,7 @@ def make_plan(parts: Components) -> Plan:
 
 
 def description(plan: Plan, formats: Sequence[Format], comparisons: Sequence[tuple[str, Comparison]]) -> dict[str, Any]:
-    """Make the content of model.json: metadata, graphs, comparisons and versions of packages."""
+    """Make the content of model.json: metadata, sizes, graphs, comparisons and the versions of packages."""
     content: dict[str, Any] = {"format": whole_folder.FORMAT, **plan.metadata}
     content["sizes"] = {name: dimension.description for name, dimension in plan.dimensions.items()}
     content["graphs"] = {

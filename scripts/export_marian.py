@@ -1,10 +1,13 @@
 """Export a translator to transformers: `python scripts/export_marian.py FILE --output FOLDER`.
 
 FILE is a checkpoint of a seq2seq run. FOLDER receives config.json, generation_config.json and model.safetensors, which
-`MarianMTModel.from_pretrained(FOLDER)` reads, and triptych.json, from which Triptych restores the exact checkpoint and
-its tokenizers (`python predict.py checkpoint=FOLDER/model.safetensors`). transformers' MarianTokenizer cannot read our
-tokenizers. If transformers is installed, the logits of its model and of ours are compared. The exit code is 0, 1 if
-the logits differ, or 2 if nothing can be exported.
+`MarianMTModel.from_pretrained(FOLDER)` reads, and triptych.json. With triptych.json, Triptych restores the exact
+weights and the tokenizers from FOLDER; the command that does this (`python predict.py
+checkpoint=FOLDER/model.safetensors model=transformer_opus ...`) is printed. transformers' MarianTokenizer cannot read
+our tokenizers.
+
+If transformers is installed, the logits of its model and of ours are compared. The exit code is 0, or 1 if the logits
+differ, or 2 if nothing can be exported.
 """
 
 import argparse
@@ -59,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _compare(model: dict[str, Any], tensors: dict[str, Tensor], folder: Path) -> int:
-    """Compare logits with those of the exported model in transformers; returns the exit code."""
+    """Compare the logits of our model with those of the exported model in transformers; returns the exit code."""
     try:
         peer = _peer(folder)
     except ModuleNotFoundError:
@@ -88,7 +91,7 @@ def _load(path: Path) -> dict[str, Any]:
     if not checkpoint.is_ours(content):
         raise UserError(f"{path} was not written by this program; give a checkpoint of a seq2seq run.")
     target = content["config"]["model"].get("_target_")
-    if target != MODEL:  # also for safety: an untrusted file must not choose the class to build
+    if target != MODEL:  # this also keeps an untrusted file from choosing the class that is built
         raise UserError(f"{path} holds a {target}; only {MODEL} can be exported.")
     assembly.load(path)  # raises UserError if config, tokenizers and weights do not belong together
     return content

@@ -3,8 +3,8 @@
 python scripts/readme_figure.py DETECTOR CLASSIFIER TRANSLATOR --output FILE.svg
 
 Each argument is a checkpoint (`runs/.../checkpoints/best.pt`). The three panels show test images of shapes with
-predicted boxes, test digits with their attention rollout, and a phrase with its cross-attention. The pictures are those
-that predict.py writes, resized and placed side by side.
+predicted boxes, test digits with their attention rollout, and a phrase with its cross-attention. The pictures are drawn
+by the code that draws those of predict.py, then resized and placed side by side.
 """
 
 import argparse
@@ -31,12 +31,12 @@ from common.train.assembly import load
 
 PHRASE = "January 30, 2021"
 SHAPES, DIGITS = (0, 1, 2, 3), (0, 1, 2)  # indices of test images
-PANEL, GAP, TITLE = 330, 30, 36  # height of a panel, distance between panels, height of the titles, in pixels
+PANEL, GAP, TITLE = 330, 30, 36  # in pixels: height of a panel, gap between panels, height of the titles above them
 TITLES = ("detr: shapes and predicted boxes", "vit: digits and attention", "seq2seq: cross-attention")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the figure; returns the exit code, 2 if a checkpoint cannot be read."""
+    """Write the figure; returns the exit code, which is 2 if a checkpoint cannot be read."""
     console.guard()
     options = _options(arguments)
     try:
@@ -62,12 +62,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _load(checkpoint: Path, *overrides: str) -> tuple[nn.Module, Any]:
-    """Load a model and its task. The task's type is Any, since the protocol of tasks does not contain `data`."""
+    """Load a model and its task. The type of the task is Any, since the protocol `Task` has no attribute `data`."""
     return load(checkpoint, *overrides)
 
 
 def _picture_grid(model: nn.Module, task: Any, images: Iterable[Tensor], folder: Path, *, columns: int) -> str:
-    """Draw images uint8 (3, H, W) with their predictions, as predict.py does; returns an SVG grid PANEL pixels high."""
+    """Draw images, uint8 (3, H, W), with their predictions, as predict.py does.
+
+    Returns an SVG of height PANEL that shows the pictures in a grid of `columns`. Intermediate files are written to
+    `folder`.
+    """
     originals, predictions = folder / "images", folder / "predictions"
     originals.mkdir(parents=True)
     for i, image in enumerate(images):
@@ -97,7 +101,7 @@ def _read_resized(file: Path, height: int) -> Tensor:
 
 
 def _attention_picture(model: nn.Module, task: Any, folder: Path) -> str:
-    """The SVG picture that predict.py writes for PHRASE, resized to PANEL pixels high."""
+    """Draw PHRASE with its cross-attention, as predict.py does; returns an SVG of height PANEL."""
     folder.mkdir()
     text = folder / "phrase.txt"
     text.write_text(f"{PHRASE}\n", encoding="utf-8")
@@ -113,7 +117,7 @@ def _attention_picture(model: nn.Module, task: Any, folder: Path) -> str:
 
 
 def _side_by_side(panels: Sequence[str]) -> str:
-    """Join the panels to one SVG, each below its title."""
+    """Join the panels into one SVG, each below its title."""
     parts, x = [], 0.0
     for title, panel in zip(TITLES, panels, strict=True):
         width = float(re.search(r'width="([\d.]+)"', panel).group(1))

@@ -1,18 +1,19 @@
-r"""Search for good values of keys with Optuna: each trial is a run of train.py in a folder of its own.
+r"""Search for good values of config keys with Optuna; each trial is a run of train.py in its own folder.
 
     python scripts/search.py model=vit optimizer.lr=1e-4..1e-2 model.layers=2..6 optimizer.name=adamw,adam \
         trainer.steps=200 --trials 20 --study searches/vit
 
-The arguments are those of train.py, but a value may be a range or a choice. key=a..b is a range: of integers if both
-ends are written as integers, else of floats. Floats are sampled on a logarithmic scale if the start of the range is
-above 0 and its end is at least 10 times the start. key=a,b is a choice of values. All other arguments are passed to
-every trial unchanged.
+The arguments are those of train.py, but a value may be a range or a choice. key=a..b is a range. It is a range of
+integers if both ends are written as integers, otherwise of floats. Floats are sampled on a logarithmic scale if the
+start of the range is above 0 and its end is at least 10 times the start. key=a,b is a choice of values. All other
+arguments are passed to every trial unchanged.
 
-The objective is the task's goal on val (AP, top1, bleu). After a signal or a kill, the same command resumes the search:
-first the interrupted trial, from its last checkpoint, then further trials with the values that an uninterrupted search
-would have given them. A larger --trials extends a search. FOLDER/study.db is an Optuna study in SQLite,
-FOLDER/trial_0003 is the run of trial 3 and FOLDER/trial_0003.txt its output. `scripts/compare.py FOLDER` shows all
-trials.
+The objective is the metric on val by which the task selects its best checkpoint (AP, top1, bleu). After a signal or a
+kill, the same command resumes the search. It first resumes the interrupted trial from its last checkpoint. Further
+trials then get the values that they would have got in an uninterrupted search. A larger --trials extends a search.
+
+--study names FOLDER. FOLDER/study.db is an Optuna study in SQLite, FOLDER/trial_0003 is the folder of the run of trial
+3, and FOLDER/trial_0003.txt is what this run printed. `scripts/compare.py FOLDER` shows all trials.
 """
 
 import argparse
@@ -54,21 +55,21 @@ except ImportError:
 DATABASE = "study.db"  # in the folder of the search
 ROOT = Path(__file__).resolve().parents[1]  # the folder of train.py
 LOG_SCALE_RATIO = 10  # a range of floats is logarithmic if its end is at least this many times its start
-MAX_INITIAL_FAILURES = 3  # the search stops when this many trials have failed and none has succeeded
-POLL_SECONDS = 2.0  # between checks whether another process still uses a run's folder
-RESERVED_KEYS = ("run_dir", "resume", "sweep_dir", "allow_changes")  # not for users: this script decides on them
+MAX_INITIAL_FAILURES = 3  # a search stops if, since its start or resumption, this many trials failed and none succeeded
+POLL_SECONDS = 2.0  # between two checks of whether another process still uses a run's folder
+RESERVED_KEYS = ("run_dir", "resume", "sweep_dir", "allow_changes")  # users may not give these keys
 
 
 class Plan(NamedTuple):
     """A search: the arguments that all trials share, the search space, and the objective."""
 
-    fixed: list[str]
-    space: dict[str, BaseDistribution]
-    goal: str
+    fixed: list[str]  # arguments of train.py
+    space: dict[str, BaseDistribution]  # by config key
+    goal: str  # the name of the metric that is the objective, such as val/AP
     direction: str  # maximize or minimize
 
     def arguments(self, values: dict[str, Any]) -> list[str]:
-        """The arguments of train.py for a trial with these values."""
+        """Return the arguments of train.py for a trial with these values."""
         return [*self.fixed, *(f"{key}={values[key]}" for key in self.space)]
 
 
@@ -106,16 +107,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _first_cause(error: BaseException) -> BaseException:
-    """The exception that led to `error`: SQLite's own, in one line."""
+    """Follow the causes of `error` to the first exception, which is SQLite's own and has a message of one line."""
     while error.__cause__ is not None:
         error = error.__cause__
     return error
 
 
 def plan(arguments: Sequence[str]) -> Plan:
-    """Parse arguments of train.py with ranges and choices; raises UserError.
+    """Parse arguments of train.py that contain ranges and choices.
 
-    Every choice and both ends of every range are checked as far as this is possible without training.
+    Raises UserError for invalid arguments. All choices and both ends of each range are checked as far as this is
+    possible without training.
     """
     ranges = {word: pair for word in arguments if (pair := _range(word))}
     space: dict[str, BaseDistribution] = dict(ranges.values())
@@ -141,7 +143,10 @@ def plan(arguments: Sequence[str]) -> Plan:
 
 
 def _range(word: str) -> tuple[str, BaseDistribution] | None:
-    """Parse `word`, key=a..b, into the key and its range; returns None for any other argument."""
+    """Parse an argument key=a..b into the key and its range; returns None for an argument of another form.
+
+    Raises UserError if a is not smaller than b, or if b - a is not finite.
+    """
     key, _, value = word.partition("=")
     ends = value.split("..", 1)
     try:
@@ -156,13 +161,17 @@ def _range(word: str) -> tuple[str, BaseDistribution] | None:
 
 
 def _goal(fixed: list[str], space: dict[str, BaseDistribution]) -> tuple[str, str]:
-    """The name and direction of the objective; raises UserError if a choice or an end of a range is no valid config."""
+    """Return the name and the direction of the objective.
+
+    Raises UserError if the config is invalid with a choice or with an end of a range, or if these lead to different
+    objectives.
+    """
     candidates = {key: _values_to_check(distribution) for key, distribution in space.items()}
     first = {key: values[0] for key, values in candidates.items()}
     goals = set()
     for key, value in [(key, value) for key, values in candidates.items() for value in values]:
         config = configure("train", [*fixed, *(f"{name}={setting}" for name, setting in {**first, key: value}.items())])
-        goal = build(config["task"], data=build(config["data"])).goal  # which a task's constructor may choose
+        goal = build(config["task"], data=build(config["data"])).goal  # the task's constructor may choose it
         goals.add((f"val/{goal.name}", "maximize" if goal.higher_is_better else "minimize"))
     if len(goals) > 1:
         raise UserError(
@@ -173,7 +182,7 @@ def _goal(fixed: list[str], space: dict[str, BaseDistribution]) -> tuple[str, st
 
 
 def _values_to_check(distribution: BaseDistribution) -> Sequence[Any]:
-    """The values of a distribution to check before training: all choices, or both ends of a range."""
+    """Return the values of a distribution that are checked before training: all choices, or both ends of a range."""
     if isinstance(distribution, CategoricalDistribution):
         return distribution.choices
     assert isinstance(distribution, IntDistribution | FloatDistribution)
@@ -181,7 +190,10 @@ def _values_to_check(distribution: BaseDistribution) -> Sequence[Any]:
 
 
 def _open_study(folder: Path, search: Plan, seed: int) -> optuna.Study:
-    """Open or create the study in a folder; raises UserError if it belongs to another search."""
+    """Open or create the study in a folder.
+
+    Raises UserError if the study belongs to another search, or if Optuna does not accept the name of the folder.
+    """
     if {*str(folder)} & {*"?{}"}:
         raise UserError(f"--study {folder}: Optuna accepts no folder with ?, {{ or }} in its name; name another.")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -203,11 +215,12 @@ def _open_study(folder: Path, search: Plan, seed: int) -> optuna.Study:
 
 
 def _database_url(file: Path) -> str:
-    """The URL by which SQLAlchemy opens a SQLite file; raises UserError if there is none.
+    """Return the URL with which SQLAlchemy opens a SQLite file; raises UserError if there is no such URL.
 
-    Since version 2.1, SQLAlchemy decodes escapes such as %41 in URLs, so a name that contains them must be quoted.
+    From version 2.1 on, SQLAlchemy decodes escapes such as %41 in URLs, so a file's name that contains them must be
+    quoted.
     """
-    if names.escape(str(file)) == str(file):  # SQLite takes UTF-8 only
+    if names.escape(str(file)) == str(file):  # SQLite accepts only names in UTF-8
         for path in (str(file), quote(str(file))):
             if make_url(url := f"sqlite:///{path}").database == str(file):
                 return url
@@ -215,7 +228,11 @@ def _database_url(file: Path) -> str:
 
 
 def _run_trials(study: optuna.Study, search: Plan, options: argparse.Namespace) -> None:
-    """Run trials until there are `options.trials`; raises Stopped, or UserError if the first trials all fail."""
+    """Run trials until the study has `options.trials` of them.
+
+    Raises Stopped if a signal stopped a trial, and UserError if MAX_INITIAL_FAILURES trials of this call have failed
+    before one has succeeded.
+    """
     failures, succeeded = 0, False
     while (trial := _next_trial(study, options.trials)) is not None:
         values = _suggest(study, trial, search, options.seed)
@@ -243,7 +260,7 @@ def _run_trials(study: optuna.Study, search: Plan, options: argparse.Namespace) 
 
 
 def _next_trial(study: optuna.Study, count: int) -> optuna.Trial | None:
-    """An interrupted trial if there is one, else a new trial; None if there are already `count` trials."""
+    """Return an interrupted trial if there is one, otherwise a new one, or None if there are `count` trials."""
     trials = study.get_trials(deepcopy=False)
     interrupted = [trial for trial in trials if trial.state == TrialState.RUNNING]
     if interrupted:
@@ -265,9 +282,10 @@ def _suggest(study: optuna.Study, trial: optuna.Trial, search: Plan, seed: int) 
 
 
 def _train(arguments: list[str], folder: Path) -> Stopped | None:
-    """Run train.py until it ends; returns a Stopped if a signal ended it, else None.
+    """Run train.py until it ends; returns a Stopped if a signal ended it, otherwise None.
 
-    If a run that a killed search left behind still uses `folder`, waits for its end first.
+    A run that a killed search started may still use `folder`. In this case, this function waits until that run ends,
+    then runs train.py.
     """
     while True:
         code, signals = run_script(ROOT / "train.py", arguments, folder.with_suffix(".txt"))
@@ -289,7 +307,7 @@ def _in_use(folder: Path) -> bool:
 
 
 def _result(folder: Path, goal: str) -> float | None:
-    """The goal's best value on val; None if the run is unfinished or the value is not a finite number."""
+    """Return the best value of `goal` on val, or None if the run is unfinished or the value is not finite."""
     try:
         value = read_record(folder / "results.json").get(goal)
     except UserError:
@@ -298,13 +316,13 @@ def _result(folder: Path, goal: str) -> float | None:
 
 
 def _last_line(folder: Path) -> str:
-    """The last line of a run's output, which says why it has no result."""
+    """Return the last line that a run printed, which says why the run has no result."""
     lines = folder.with_suffix(".txt").read_text("utf-8", "replace").splitlines()
     return next((line.strip() for line in reversed(lines) if line.strip()), "it was killed before it printed anything")
 
 
 def _report(study: optuna.Study, search: Plan, folder: Path) -> int:
-    """Print the best trial and the command that repeats it; returns the exit code."""
+    """Print the best trial and the command that repeats it; returns the exit code, 1 if no trial has a result."""
     trials = study.get_trials(deepcopy=False)
     done = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     if not done:

@@ -1,4 +1,7 @@
-"""DETR's input pipeline against PIL: from JPEGs on disk to a batch on the device."""
+"""Benchmark DETR's input pipeline, from JPEGs on disk to a batch on the device.
+
+The reference is the same pipeline written with PIL (scripts/benchmarks/detr_input.py).
+"""
 
 import torch
 from torch import Tensor
@@ -13,7 +16,11 @@ from scripts.benchmarks.timing import Row, Setting, compare_tensors
 
 
 def pipeline(setting: Setting) -> Row:
-    """Build a row: from JPEGs on disk to a normalised batch on the device, with the paper's augmentation, on a core."""
+    """Build a benchmark that times the input pipeline on one CPU core.
+
+    Each call reads all JPEGs from disk, applies the paper's augmentation, and returns a normalised batch on the device.
+    The JPEGs are those in the folder `setting.images`. If it is None, synthetic photos are used.
+    """
     folder = setting.images or setting.scratch
     if setting.images is None:
         shapes = [(48, 64), (64, 48)] if setting.tiny else [(480, 640), (640, 480), (427, 640), (640, 427)]
@@ -25,7 +32,8 @@ def pipeline(setting: Setting) -> Row:
     keys = [f"data.train.images={folder}", f"data.train.annotations={annotations}", "data.val_count=0"]
     data = build(config(*keys, *(tiny if setting.tiny else []))["data"])
     targets = [detr_input.targets(annotations, number) for number in range(len(files))]
-    # Each round samples a new augmentation, which is the same for all contenders.
+    # The number of calls of each contender so far. It seeds the augmentation, so that all contenders apply the same
+    # augmentation in a round, and another one in the next round.
     epochs = {"ours fp32": 0, "ours bf16": 0, "PIL": 0}
 
     def generators(contender: str) -> list[torch.Generator]:
@@ -52,7 +60,8 @@ def pipeline(setting: Setting) -> Row:
             pil_images, pil_boxes = run_pil()
             for name in ("ours fp32", "ours bf16"):
                 images, boxes = contenders[name]()
-                # PIL and our resizing round to integers differently, so pixels at edges differ by one or two levels.
+                # PIL's resizing and ours round to integers differently. At edges in the image, pixels therefore differ
+                # by one or two of 255 levels.
                 differences[name] = compare_tensors(f"{name} pixels", images, pil_images, 0.05)
                 differences[name] += "; " + compare_tensors(f"{name} boxes", boxes, pil_boxes, 1e-3)
         return "; ".join(differences.values())

@@ -1,8 +1,10 @@
-"""Training steps of DETR-R50, and matching and loss alone, against transformers.
+"""Benchmark training steps of DETR-R50, and matching and loss alone, against transformers.
 
-With `auxiliary_loss`, transformers passes the output of each decoder layer through the decoder's final norm before the
-next layer reads it; in the official code, the next layer reads the output itself. Both do the same amount of work. The
-results agree, too, while the norms involved have their initial values, which they keep in this benchmark.
+In the official code and in ours, each decoder layer reads the output of the previous layer. With `auxiliary_loss`,
+transformers first passes that output through the decoder's final norm. The amount of work is the same. The results
+agree, too, as long as INITIAL_NORMS have their initial weights (1) and biases (0), because a decoder layer ends with a
+norm, and normalising twice then has the same result as normalising once. Loss and gradient norm are therefore compared
+in the first training step, which starts from these values.
 """
 
 import copy
@@ -27,11 +29,15 @@ from scripts.benchmarks.detr_peer import CLASSES, config, detector, peer
 from scripts.benchmarks.learning import stepper
 from scripts.benchmarks.timing import Row, Setting, compare_numbers
 
+# The decoder's final norm, and the last norm of each decoder layer.
 INITIAL_NORMS = r"decoder\.norm\.|decoder\.blocks\.\d+\.residuals\.2\.norm\."
 
 
 def step(setting: Setting) -> Row:
-    """Build a row: a training step with the loss of all layers, clipping and AdamW; stem and first stage are frozen."""
+    """Build a benchmark that times a training step: the loss of all decoder layers, gradient clipping and AdamW.
+
+    The backbone's stem and first stage are frozen, as in the official code.
+    """
     device, side, counts = setting.device, 96 if setting.tiny else 512, [10, 10]
     images, floats = sample_images(len(counts), side, side, device)
     boxes, labels = _sample_objects(counts, device)
@@ -42,7 +48,7 @@ def step(setting: Setting) -> Row:
     model = detector(fresh=INITIAL_NORMS)
 
     def our_step(precision: str, training: bool = True, compiled: bool = False) -> Callable[[], list[Tensor]]:
-        """Make a function that does the trainer's step."""
+        """Make a function that takes our trainer's optimizer step; it returns the loss and the gradient norm."""
         trainer_step = stepper(copy.deepcopy(model).train(training), recipe, None, device, precision, compiled=compiled)
 
         def step() -> list[Tensor]:
@@ -52,7 +58,10 @@ def step(setting: Setting) -> Row:
         return step
 
     def their_step(precision: str, training: bool = True, compiled: bool = False) -> Callable[[], list[Tensor]]:
-        """Make a function that does a step of a plain loop, with the default optimizer of transformers' trainer."""
+        """Make a function that takes one step of a plain training loop; it returns the loss and the gradient norm.
+
+        The optimizer is fused AdamW, the default of transformers' Trainer.
+        """
         theirs = peer(model, auxiliary_loss=True).to(device).train(training)
         if compiled:
             theirs.compile()
@@ -96,12 +105,16 @@ def step(setting: Setting) -> Row:
 
 
 def matching(setting: Setting) -> Row:
-    """Build a row: matching and loss alone, for images with many objects (20 each)."""
+    """Build a benchmark that times matching and loss alone, for two images with 20 objects each."""
     return matching_row(setting, objects=20, queries=100)
 
 
 def matching_row(setting: Setting, *, objects: int, queries: int) -> Row:
-    """Build a row: matching and loss of six decoder layers' outputs, for two images with `objects` objects each."""
+    """Build a benchmark that times matching and loss for the outputs of six decoder layers.
+
+    The batch has two images with `objects` objects each. Each layer has random outputs for `queries` queries per image.
+    Only the forward pass is timed.
+    """
     device, (layer_count, counts) = setting.device, (6, [objects] * 2)
     rng = generator("outputs")
     logits = torch.randn(layer_count, len(counts), queries, CLASSES + 1, generator=rng).to(device).requires_grad_()
@@ -114,7 +127,7 @@ def matching_row(setting: Setting, *, objects: int, queries: int) -> Row:
     def our_loss() -> Tensor:
         outputs = {"logits": logits, "boxes_cxcywh": predicted_boxes}
         normalisers = task.criterion.normalisers("queries", counts, [queries] * len(counts))
-        normalisers = {name: value or 1.0 for name, value in normalisers.items()}  # 1, as in the trainer, instead of 0
+        normalisers = {name: value or 1.0 for name, value in normalisers.items()}  # the trainer, too, replaces 0 by 1
         targets = Targets(counts, labels, boxes_cxcywh)
         return sum_terms({"queries": task.criterion("queries", outputs, targets, normalisers)})[0]
 
@@ -133,13 +146,19 @@ def matching_row(setting: Setting, *, objects: int, queries: int) -> Row:
 
 
 def _sample_objects(counts: list[int], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Sample boxes (T, 4) xyxy within the unit square, and labels (T,), for images with `counts` objects."""
+    """Sample boxes (T, 4) xyxy within the unit square, and labels (T,).
+
+    `counts` holds the number of objects in each image, and T is their sum.
+    """
     rng = generator("objects", *counts)
     boxes = torch.rand(sum(counts), 2, 2, generator=rng).sort(1).values.flatten(1)  # (T, 2 corners, 2) -> (T, 4)
     return boxes.to(device), torch.randint(0, CLASSES, (sum(counts),), generator=rng).to(device)
 
 
 def _as_transformers(boxes: Tensor, labels: Tensor, counts: list[int]) -> list[dict[str, Tensor]]:
-    """Convert targets to transformers' form, a dict for each image."""
+    """Convert boxes (T, 4) xyxy and labels (T,) of a batch to transformers' targets, a dict for each image.
+
+    The dict of an image with n objects holds "boxes" (n, 4) cxcywh and "class_labels" (n,).
+    """
     per_image = zip(to_cxcywh(boxes).split(counts), labels.split(counts), strict=True)
     return [{"boxes": image_boxes, "class_labels": classes} for image_boxes, classes in per_image]

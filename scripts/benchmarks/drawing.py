@@ -1,4 +1,4 @@
-"""Random weights for comparisons with a peer."""
+"""Random weights for comparing our models with those of other libraries."""
 
 import torch
 from torch import nn
@@ -8,10 +8,11 @@ from common.machine.seeds import generator
 
 @torch.no_grad()
 def randomise_parameters(model: nn.Module) -> None:
-    """Set every parameter of `model` to random values, since initial zeros and ones would hide swapped tensors.
+    """Set every parameter of `model` to random values.
 
-    The projections to queries and keys are large enough for non-uniform attention. Class token and position embeddings
-    are large enough to change the outputs.
+    With initial values of zero and one, a comparison would not notice that two tensors are swapped. The query and key
+    projections are large enough that attention is not uniform. The class token and the position embeddings are large
+    enough to change the outputs.
     """
     rng = generator("benchmark")
     for name, tensor in model.named_parameters():

@@ -1,9 +1,11 @@
-"""Floating-point operations of a model, and the rate of a large matrix product on this device.
+"""Count the floating-point operations of a model, and measure the operations per second of a large matrix product.
 
-PyTorch's counter counts matrix products, convolutions and attention; recomputation, norms, softmax and the optimizer
-are not counted. A model's operations per second divided by those of a large matrix product are its
-model-FLOPs utilisation (Chowdhery et al. 2022, arXiv 2204.02311, appendix B). Differs: the highest rate of the device
-is measured, not taken from a data sheet.
+PyTorch's FlopCounterMode counts matrix products, convolutions and attention. It does not count norms, softmax or the
+optimizer. A model's operations per second, divided by the device's peak operations per second, are its model-FLOPs
+utilisation (Chowdhery et al. 2022, arXiv 2204.02311, appendix B).
+
+Differs: the peak is measured with a large matrix product, not taken from a data sheet. The attention scores that the
+backward pass of fused attention recomputes are counted.
 """
 
 import time
@@ -22,28 +24,29 @@ from common.machine.device import DTYPES, autocast
 from common.nn.linear import Linear
 
 MATRIX_SIDES = {"cpu": (512, 1024, 2048, 4096), "cuda": (4096, 8192, 16384)}  # of square matrices, tried in this order
-MAX_PRODUCT_SECONDS = 1.0  # no larger product is tried after a slower one; emulated bf16 would take minutes
+MAX_PRODUCT_SECONDS = 1.0  # no larger product is tried after a slower one: with emulated bf16, it would take minutes
 
 
 @dataclass(frozen=True, kw_only=True)
 class MatrixProduct:
-    """A large matrix product and its number of operations."""
+    """A function that computes a large matrix product, and the number of floating-point operations in one call."""
 
     work: Callable[[], Tensor]
     operations: float
 
 
 def operations(model: nn.Module, *inputs: Any, training: bool) -> float:
-    """Count the operations of a forward pass or, with `training`, of a forward and a backward pass.
+    """Count the floating-point operations of `model(*inputs)` or, with `training`, of its forward and backward pass.
 
-    Frozen parameters get no gradients. Fake tensors are used, so nothing is computed and no memory is allocated.
+    Gradients of frozen parameters are not counted. The model runs on PyTorch's fake tensors, which have shapes but no
+    values. Therefore nothing is computed, and no memory is allocated.
     """
-    # The ignored warnings are about other GPUs than this one.
+    # The ignored warnings concern other GPUs than the one in use.
     with FakeTensorMode(allow_non_fake_inputs=True), warnings.catch_warnings(action="ignore"):
         tensors = {name: _without_values(p).requires_grad_(p.requires_grad) for name, p in model.named_parameters()}
         tensors |= {name: _without_values(buffer) for name, buffer in model.named_buffers()}
         arguments = tuple(_without_values(value) if isinstance(value, Tensor) else value for value in inputs)
-        with FlopCounterMode(display=False) as counter, torch.enable_grad():  # the counter fails without gradients
+        with FlopCounterMode(display=False) as counter, torch.enable_grad():  # the counter fails in no_grad mode
             outputs = functional_call(model, tensors, arguments)
             if training:
                 per_layer = outputs if isinstance(outputs, list) else [outputs]
@@ -53,20 +56,28 @@ def operations(model: nn.Module, *inputs: Any, training: bool) -> float:
 
 
 def _without_values(tensor: Tensor) -> Tensor:
-    """A CPU tensor of the same shape and type; the CPU always exists and, unlike "meta", supports autocast."""
+    """Make a CPU tensor with the shape and dtype of `tensor`, but not its values.
+
+    The device is "cpu" because every machine has it and because it supports autocast, which "meta" does not.
+    """
     return torch.empty(tensor.shape, dtype=tensor.dtype)
 
 
 def per_contender(contenders: Iterable[str], operations: float) -> dict[str, tuple[float, str]]:
-    """Make `Row.flops`: the same number of operations for all contenders, with the precision that each name holds."""
+    """Make the value of `Row.flops` for contenders that all take the same number of operations.
+
+    Returns contender -> (operations, precision). The precision is "bf16" if the contender's name contains "bf16", and
+    "fp32" otherwise.
+    """
     return {name: (operations, "bf16" if "bf16" in name else "fp32") for name in contenders}
 
 
 def fastest_product(precision: str, device: torch.device) -> MatrixProduct:
-    """Find the square matrix product with the most operations per second on this device.
+    """Find the product of square matrices that reaches the most operations per second on `device`.
 
-    On the CPU, common/nn/linear.py computes it, since torch's `@` is half as fast on some processors. On CUDA, fp32
-    products do not use TF32 while convolutions do, so a convolutional model may exceed this rate.
+    On the CPU, the product is computed by common/nn/linear.py, since torch's `@` is half as fast on some processors. On
+    CUDA, convolutions in fp32 use TF32, but these products do not. A convolutional model may therefore reach more
+    operations per second than the product.
     """
     sides = MATRIX_SIDES.get(device.type, MATRIX_SIDES["cpu"])
     fastest, highest_rate = _product(sides[0], precision, device), 0.0
@@ -75,7 +86,7 @@ def fastest_product(precision: str, device: torch.device) -> MatrixProduct:
         seconds = _seconds(candidate.work)
         rate = candidate.operations / seconds
         if rate < highest_rate:
-            break  # larger matrices exceed the caches
+            break  # larger matrices exceed the caches and are slower
         fastest, highest_rate = candidate, rate
         if seconds > MAX_PRODUCT_SECONDS:
             break
@@ -97,7 +108,10 @@ def _product(side: int, precision: str, device: torch.device) -> MatrixProduct:
 
 
 def _seconds(work: Callable[[], Tensor], calls: int = 3) -> float:
-    """The time of the first call if it exceeds MAX_PRODUCT_SECONDS, else of the fastest of `calls` further calls."""
+    """Call `work` once to warm up, then `calls` times; returns the seconds of the fastest of these calls.
+
+    If the first call takes more than MAX_PRODUCT_SECONDS, its time is returned, and there are no further calls.
+    """
     seconds = []
     for _ in range(1 + calls):
         start = time.perf_counter()

@@ -1,4 +1,7 @@
-"""The contenders of training benchmarks, and a comparison of their first steps."""
+"""The contenders of training benchmarks, and a comparison of their first training steps.
+
+A contender is a model of ours, or the same model in another library, in one precision.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,8 +23,8 @@ Tensors = dict[str, Tensor]
 class TrainingContender:
     """A model and its training step.
 
-    step: trains for one step and returns the loss.
-    from_ours: converts tensors (parameters, gradients) from our names and shapes to those of `model`.
+    step: takes one training step and returns the loss.
+    from_ours: converts a dict of parameters or gradients from the names and shapes of our model to those of `model`.
     """
 
     model: nn.Module
@@ -32,7 +35,11 @@ class TrainingContender:
 def stepper(
     model: nn.Module, recipe: dict[str, Any], data: Any, device: torch.device, precision: str, *, compiled: bool = False
 ) -> Stepper:
-    """Build the trainer's step for our model, with the recipe's task and optimizer; moves `model` to the device."""
+    """Build the trainer's optimizer step for our model, and move the model to `device`.
+
+    `recipe` is a config of train.py; its task, optimizer and `trainer.clip_norm` are used. `data` is passed to the
+    constructor of the task. With `compiled`, the model is compiled by torch.compile.
+    """
     model.to(device)
     optimizer = optim.build(model, construct(OptimizerOptions, recipe["optimizer"]))
     if compiled:
@@ -49,11 +56,15 @@ def compare_first_steps(
     update_tolerance: float,
     compares_update: Callable[[Tensor], bool] = lambda tensor: True,
 ) -> str:
-    """Take the first step of all contenders and compare losses, gradients and updates with those of "ours fp32".
+    """Take each contender's first training step; compare loss, gradients and updates with those of "ours fp32".
 
-    `initial` holds our initial weights. The tolerances are for fp32; in bf16, other, fixed ones apply, and updates are
-    not compared. The update of a parameter is compared only if `compares_update`, called with its initial values,
-    returns true. Returns a text with the differences; raises MismatchError if one exceeds its tolerance.
+    An update is the change of a parameter by the step. Returns a text with the differences. Raises MismatchError if a
+    difference exceeds its tolerance. For contenders in bf16, the tolerances are fixed, and updates are not compared.
+
+    initial: the weights of our model before the step.
+    gradient_tolerance: the largest accepted difference of the gradients in fp32, relative to their norm.
+    update_tolerance: the largest accepted difference of the updates in fp32, relative to their norm.
+    compares_update: is called with the initial values of a parameter, and returns whether its update is compared.
     """
     losses = {name: contender.step() for name, contender in contenders.items()}
     reference, differences = contenders["ours fp32"], []
@@ -66,7 +77,9 @@ def compare_first_steps(
         expected = _flat(contender.from_ours(gradients))
         tolerance = 0.2 if bf16 else gradient_tolerance
         differences.append(compare_tensors(f"{name} gradient", _flat(_gradients(contender)), expected, tolerance))
-        if not bf16:  # Adam's first update depends on the gradient's sign, which bf16 changes for small gradients
+        # Adam's first update depends on little but the sign of the gradient. Rounding to bf16 changes this sign where
+        # the gradient is small.
+        if not bf16:
             before, ours, theirs = contender.from_ours(initial), contender.from_ours(weights), _weights(contender)
             names = [key for key in before if compares_update(before[key])]
             update, expected = (

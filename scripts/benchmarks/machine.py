@@ -1,4 +1,4 @@
-"""Describe the machine and the package versions of a benchmark."""
+"""Describe the machine on which a benchmark runs, and list the versions of the packages that benchmarks use."""
 
 import os
 import platform
@@ -21,11 +21,16 @@ PACKAGES = (
     "numpy",
 )
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
-MAX_IDLE_LOAD = 0.5  # a load average (running or waiting processes) of the last minute; above it, the machine is busy
+# The machine counts as busy if its load average of the last minute (the mean number of running or waiting processes) is
+# above this.
+MAX_IDLE_LOAD = 0.5
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """Describe processors, threads, device, system, and the present load (None: unknown)."""
+    """Describe the CPU with its instruction sets and cores, PyTorch's threads, the device, the load, and the system.
+
+    The load is the load average of the last minute; it is None if the system does not report it.
+    """
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     fields = {line.partition(":")[0].strip(): line.partition(":")[2].strip() for line in lines}
@@ -41,7 +46,10 @@ def describe(device: torch.device) -> dict[str, Any]:
 
 
 def warnings(machine: dict[str, Any]) -> list[str]:
-    """Sentences for the reader about conditions that make the times unreliable."""
+    """List warnings for the reader of a report about conditions that make the times unreliable.
+
+    `machine` is the result of `describe`. The only such condition is that the machine was busy at the start.
+    """
     load = machine["load"]
     if load is None or load <= MAX_IDLE_LOAD:
         return []
@@ -49,7 +57,7 @@ def warnings(machine: dict[str, Any]) -> list[str]:
 
 
 def versions() -> dict[str, str]:
-    """The versions of Python and of those PACKAGES that are installed."""
+    """Return the versions of Python and of the installed packages among PACKAGES: name -> version."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:

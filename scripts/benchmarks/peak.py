@@ -1,11 +1,13 @@
-"""Peak memory that a contender needs in addition to its weights and inputs, which exist before the contender is called.
+"""Measure the peak memory that a contender needs in addition to its weights and inputs.
 
-The peak memory is the highest memory use during the contender's second call minus the memory in use before the first.
-It includes temporary memory and what the first call keeps for later calls (an optimizer's moments, gradients, packed
-weights), but not what only the first call needs. On CUDA, the memory that PyTorch's allocator has given out is
-measured. On the CPU under Linux, the process's anonymous memory is measured: memory from PyTorch, CTranslate2, NumPy,
-PIL and compilers alike, but no libraries or mapped files; differences below about 10 MiB are noise. On other systems
-nothing is measured.
+Weights and inputs exist before the contender is called. The peak memory is the highest memory use during the
+contender's second call, minus the memory in use before its first call. It includes temporary memory, and what the first
+call keeps for later calls: an optimizer's moments, gradients, packed weights. It excludes what only the first call
+needs.
+
+On CUDA, the memory that PyTorch's allocator has allocated is measured. On the CPU under Linux with glibc, the process's
+anonymous memory is measured. This includes the memory of PyTorch, CTranslate2, NumPy, PIL and compilers, and excludes
+libraries and mapped files. Differences below about 10 MiB are noise. On other systems and devices, nothing is measured.
 """
 
 import ctypes
@@ -22,15 +24,17 @@ import torch
 from scripts.benchmarks.timing import Row, Setting
 
 PROC_SELF = Path("/proc/self")
-# With this setting, glibc returns every freed block of 1 MB or more to the system. By default it keeps more and more
-# freed blocks, which count as memory in use although the next allocation may not fit into them.
+# With this setting, glibc returns every freed block of 1 MB or more to the system at once. By default, it raises this
+# threshold while the program runs, and keeps larger and larger freed blocks. They count as memory in use, although the
+# next allocation may not fit into them.
 MALLOC_SETTING = ("MALLOC_MMAP_THRESHOLD_", "1000000")
 
 
 def measure_peaks(build: Callable[[Setting], Row], setting: Setting) -> dict[str, int]:
-    """Build a row and measure its contenders' peak memory in bytes; returns {} where it cannot be measured.
+    """Build a benchmark and measure the peak memory of each contender; returns contender -> bytes.
 
-    On the CPU, building and measuring take place in a separate process, to which `build` is pickled.
+    Returns {} where peak memory cannot be measured. On the CPU, the benchmark is built and measured in a separate
+    process, to which `build` is pickled.
     """
     if setting.device.type == "cuda":
         return _row_peaks(build(setting), setting.device)
@@ -46,13 +50,13 @@ def _in_process(build: Callable[[Setting], Row], setting: Setting, threads: int)
 
 
 def _row_peaks(row: Row, device: torch.device) -> dict[str, int]:
-    """The peak memory in bytes of each contender of a row; none of them has been called yet."""
+    """Measure the peak memory of each contender in bytes. No contender may have been called before."""
     with row.use_threads():
         return {name: peak_bytes(work, device) for name, work in row.contenders.items()}
 
 
 def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
-    """The peak memory during the second call of `work` minus the memory before its first call."""
+    """Return the peak memory during the second call of `work` minus the memory before its first call, in bytes."""
     return _on_cuda(work, device) if device.type == "cuda" else _on_cpu(work)
 
 
@@ -70,14 +74,15 @@ def _on_cpu(work: Callable[[], object]) -> int:
     initial = _status_bytes("RssAnon")
     work()
     _trim_heap()
-    (PROC_SELF / "clear_refs").write_text("5")  # resets the high-water mark (man 5 proc)
+    (PROC_SELF / "clear_refs").write_text("5")  # resets VmHWM, the peak memory (man 5 proc)
     work()
-    # VmHWM includes mapped files. The first call has mapped all of them, so their present size can be subtracted.
+    # VmHWM also counts mapped files and shared memory. The first call has mapped all of them, so their present size is
+    # that at the peak, and can be subtracted.
     return max(_status_bytes("VmHWM") - _status_bytes("RssFile") - _status_bytes("RssShmem") - initial, 0)
 
 
 def _is_measurable() -> bool:
-    """Whether this is a Linux that can reset and report the peak, with a glibc that can return freed memory."""
+    """Whether the system can reset and report this process's peak memory (Linux) and take back freed memory (glibc)."""
     try:
         (PROC_SELF / "clear_refs").write_text("5")
         return hasattr(ctypes.CDLL(None), "malloc_trim") and _status_bytes("RssAnon") > 0
@@ -86,7 +91,10 @@ def _is_measurable() -> bool:
 
 
 def _trim_heap() -> None:
-    """Return freed memory to the system; if a later call reused it, the peak would not show what that call needs."""
+    """Return freed memory to the system.
+
+    Otherwise the next call could reuse freed memory that still counts as in use, and its peak would be too low.
+    """
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
 
@@ -99,7 +107,7 @@ def _status_bytes(name: str) -> int:
 
 @contextmanager
 def _environment(name: str, value: str) -> Iterator[None]:
-    """Set an environment variable for processes that start inside the block."""
+    """Set an environment variable inside the block, for processes that are started there."""
     previous = os.environ.get(name)
     os.environ[name] = value
     try:

@@ -10,7 +10,10 @@ PEAK_COLUMN = "peak MiB beside weights"
 
 
 def text(report: Mapping[str, Any]) -> str:
-    """Format the machine, the differences between outputs, and the tables of contenders, ratios and scalings."""
+    """Format a report: the machine, the differences between outputs, and tables of contenders, ratios and scalings.
+
+    `report` is the dict that scripts/benchmark.py writes to the file `--out`.
+    """
     header = [f"{name}: {value}" for name, value in report["machine"].items()]
     header.append("versions: " + ", ".join(f"{name} {version}" for name, version in report["versions"].items()))
     header += [f"Warning: {sentence}" for sentence in report.get("warnings", [])]

@@ -1,4 +1,4 @@
-"""How time and memory grow with one property of the input, from measurements at several values of this property."""
+"""Scalings: how time and memory grow with one property of the input, measured at several values of this property."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -12,14 +12,15 @@ from scripts.benchmarks.timing import Row, Setting
 
 @dataclass(frozen=True, kw_only=True)
 class Scaling:
-    """A property of the input, and a function that builds a row for each of its values.
+    """A property of the input, its values, and a function that builds a benchmark for each value.
 
     name: the property, with its unit.
-    build: makes the row of a value. Must be a top-level function of a module, since it is pickled. All its rows must
-        have the same contenders, with an amount for each contender.
+    build: builds the benchmark for a value. It must be a top-level function of a module, since it is pickled for the
+        process that measures peak memory. The benchmarks of all values must have the same contenders, and `Row.amounts`
+        must have an entry for each of them.
     values: the values in ascending order.
-    tiny: the values under --tiny.
-    cuda: the values on CUDA; None: `values`.
+    tiny: the values with --tiny, on all devices.
+    cuda: the values on CUDA; None means `values`.
     """
 
     name: str
@@ -29,22 +30,24 @@ class Scaling:
     cuda: Sequence[int] | None = None
 
     def values_for(self, setting: Setting) -> Sequence[int]:
-        """The values to measure with this setting."""
+        """Return the values to measure with `setting`."""
         if setting.tiny:
             return self.tiny
         return self.cuda if self.cuda and setting.device.type == "cuda" else self.values
 
 
 def precision(device: torch.device) -> str:
-    """The precision in which scalings are measured: fp32 on the CPU, bf16 on CUDA."""
+    """Return the precision of the models in scalings: bf16 on CUDA, fp32 on other devices."""
     return "bf16" if device.type == "cuda" else "fp32"
 
 
 def lines(rows: Sequence[tuple[int, dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Tabulate time and peak memory of each contender at each value, and the growth of time with the value.
+    """Tabulate the time and the peak memory of each contender at each value, and how the time grows with the value.
 
-    `rows` are pairs (value, measured row) in ascending order of value. `growth` is the exponent e of time ~ value^e
-    between the previous value and this one; None for the first value and if the previous one is 0.
+    `rows` are pairs of a value and the result of `timing.add_peaks`, in ascending order of value. Returns a dict for
+    each contender and value. Its "ms" is the median time, "ms_per_unit" the time per image or other `unit`, and
+    "peak_mib" the peak memory (None if it was not measured). Its "growth" is the exponent e in time ~ value^e between
+    the previous value and this one. It is None for the first value, and if the previous value is 0.
     """
     lines = []
     for contender in rows[0][1]["amounts"]:
@@ -59,5 +62,5 @@ def lines(rows: Sequence[tuple[int, dict[str, Any]]]) -> list[dict[str, Any]]:
 
 
 def growth(value: float, ms: float, larger_value: float, larger_ms: float) -> float | None:
-    """The exponent e of ms ~ value^e between two values; None if one of the values is 0."""
+    """Return the exponent e in ms ~ value^e between two values, or None if one of the values is 0."""
     return math.log(larger_ms / ms) / math.log(larger_value / value) if value and larger_value else None

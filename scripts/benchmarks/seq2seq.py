@@ -1,6 +1,7 @@
 """Benchmarks of the base-size translator against CTranslate2, torch.nn.Transformer and transformers.
 
-A row of ROWS has fixed inputs; a scaling measures one row for several values of a property of the inputs.
+ROWS maps the names of the benchmarks to the functions that build them. Each scaling in SCALINGS repeats one benchmark
+for several values of a property of the inputs.
 """
 
 from scripts.benchmarks import seq2seq_decode, seq2seq_train

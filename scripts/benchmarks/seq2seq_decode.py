@@ -1,9 +1,9 @@
-"""Decoding with the base translator against transformers' Marian and CTranslate2.
+"""Benchmark decoding with the base-size translator against transformers' Marian and CTranslate2.
 
-All contenders run Marian's variant of the model. All translations have the maximum length, since the output bias
-excludes the end token. transformers uses PyTorch's fused attention, its own key-value cache and, for bf16, weights
-converted to bf16. CTranslate2 runs a converted copy of transformers' model, here on the CPU only, in fp32 and in int8,
-for which it is optimised.
+All contenders run Marian's variant of the Transformer (scripts/benchmarks/seq2seq_peers.py). All translations have the
+maximum length, since a bias on the logits excludes the end token. transformers uses PyTorch's fused attention and its
+own key-value cache; for bf16, its weights are converted to bf16. CTranslate2 runs a converted copy of transformers'
+model, on the CPU only. It is timed in fp32 and in int8, the type for which it is optimised.
 """
 
 import copy
@@ -31,8 +31,8 @@ BEAM = 4
 def compiled(model: Transformer) -> Transformer:
     """Copy a model and compile its decoder's feed-forward layers, with their weights as constants.
 
-    To compile other parts, change this function. No other part is known to be faster compiled than in eager mode, where
-    linear maps pack their weights, too (common/nn/linear.py).
+    The other parts run in eager mode, where linear maps pack their weights (common/nn/kernels.py). None of these parts
+    is known to be faster if compiled. To compile other parts, change this function.
     """
     model = copy.deepcopy(model)
     blocks: list[Any] = [*model.decoder.blocks]
@@ -42,23 +42,27 @@ def compiled(model: Transformer) -> Transformer:
 
 
 def greedy(setting: Setting) -> Row:
-    """Build a row: greedy decoding."""
+    """Build a benchmark that times greedy decoding."""
     return search(setting, beam=1)
 
 
 def beam(setting: Setting) -> Row:
-    """Build a row: beam search with four hypotheses."""
+    """Build a benchmark that times beam search with four hypotheses."""
     return search(setting, beam=BEAM)
 
 
 def decoding(setting: Setting) -> Row:
-    """Build a row: beam search in bf16 on a batch that keeps a GPU busy."""
+    """Build a benchmark that times beam search in bf16 on a batch that keeps a GPU busy."""
     row = search(setting, beam=BEAM, count=4 if setting.tiny else setting.batch_size(32, 512))
     return replace(row.select([name for name in row.contenders if "bf16" in name]), name=f"decoding, {row.name}")
 
 
 def search(setting: Setting, *, beam: int, count: int | None = None) -> Row:
-    """Build a row: decode `count` sentences of 20 tokens to 32 new tokens each, by beam search (`beam` 1: greedily)."""
+    """Build a benchmark that times the translation of `count` sentences (None: 32).
+
+    Each source has 20 tokens, and each translation has 32. If `beam` is 1, decoding is greedy; otherwise it is beam
+    search with `beam` hypotheses.
+    """
     recipe, entries = peers.marian_config(tiny=setting.tiny), peers.vocabulary_size(tiny=setting.tiny)
     count, length, tokens = (4, 6, 8) if setting.tiny else (count or 32, 20, 32)
     model = peers.translator(recipe, entries).eval()
@@ -95,7 +99,10 @@ def search(setting: Setting, *, beam: int, count: int | None = None) -> Row:
 def _torch_contenders(
     setting: Setting, model: Transformer, marian: Any, batch: dict[str, Any], beam: int, tokens: int, entries: int
 ) -> dict[str, Callable[[], Translations]]:
-    """Make the contenders of our model and transformers'; each returns the tokens of all translations as our ids."""
+    """Make the contenders that run in PyTorch: our model and transformers' model.
+
+    Each returns the token ids of all translations; transformers' ids are converted to ours.
+    """
     device = setting.device
     order = torch.tensor(peers.marian_order(entries))
     source, lengths = batch["source"].to(device), batch["source_lengths"].to(device)
@@ -125,7 +132,7 @@ def _torch_contenders(
         return translations
 
     theirs_fp32, theirs_bf16 = marian.to(device), copy.deepcopy(marian).bfloat16()
-    ours_fp32, ours_bf16 = model.to(device), copy.deepcopy(model)  # so that they share no cache of packed weights
+    ours_fp32, ours_bf16 = model.to(device), copy.deepcopy(model)  # a copy, to share no cache of packed weights
     contenders = {
         "transformers fp32": lambda: run_theirs(theirs_fp32),
         "transformers bf16": lambda: run_theirs(theirs_bf16),
@@ -162,7 +169,10 @@ def _ctranslate2_contender(engine: Any, words: list[list[str]], beam: int, token
 def _compare_probabilities(
     device: torch.device, model: Transformer, marian: Any, engines: dict[str, Any], batch: dict[str, Any], entries: int
 ) -> list[str]:
-    """Compare logits or, for CTranslate2, log probabilities of target tokens; translations could agree by chance."""
+    """Compare the logits or, for CTranslate2, the log probabilities of target tokens; returns the differences as texts.
+
+    This check is needed because translations could agree by chance. Raises MismatchError if a difference is too large.
+    """
     tolerance = 1e-3 if device.type == "cuda" else 1e-4
     order, marian_ids = peers.marian_order(entries), peers.marian_ids(entries)
     on_device = to_device(batch, device)
@@ -171,7 +181,7 @@ def _compare_probabilities(
         input_ids=marian_ids[batch["source"]].to(device),
         decoder_input_ids=marian_ids[batch["target_in"]].to(device),
     ).logits.cpu()
-    # Compare without the excluded entries: relative to their large negative logits, other differences would look small.
+    # The excluded entries are not compared. Relative to their large negative logits, all differences would look small.
     columns = [i for i, word in enumerate(order) if word not in (PAD, BOS, EOS)]
     our_columns = [order[i] for i in columns]
     ours = our_logits[..., our_columns]
@@ -194,7 +204,12 @@ def _compare_probabilities(
 
 
 def _compare_translations(contenders: Mapping[str, Callable[[], Translations]], tokens: int) -> list[str]:
-    """Compare all tokens. In fp32, one translation in sixteen may differ, since some scores are nearly equal."""
+    """Compare the translations of all contenders with those of transformers fp32 (bf16 if there is no fp32).
+
+    Returns a text with the number of equal translations for each contender. Raises MismatchError if a translation does
+    not have `tokens` tokens, or if more than one in sixteen of an fp32 contender's translations differ. Some
+    translations differ because the scores of two tokens are nearly equal.
+    """
     agreements = []
     reference = "transformers fp32" if "transformers fp32" in contenders else "transformers bf16"
     expected = contenders[reference]()

@@ -1,7 +1,7 @@
 """The translator (Vaswani et al. 2017, arXiv 1706.03762) in transformers, CTranslate2 and PyTorch, with our weights.
 
-Benchmarks of decoding use Marian's variant of the model, whose start token has an embedding of zeros and whose logits
-have a bias.
+Benchmarks of decoding use Marian's variant of the model. In this variant, the embedding of the start token is zero, the
+logits have a bias, and all sines of a position embedding come before the cosines.
 """
 
 import importlib.util
@@ -26,7 +26,7 @@ from seq2seq.importing.marian import NAMES
 from seq2seq.models.transformer import Transformer
 from seq2seq.tokenizers.bpe import BOS, EOS, PAD, UNK
 
-WORD_COUNT = 8000  # entries of the vocabulary without the four special ones
+WORD_COUNT = 8000  # vocabulary entries other than the four special ones
 MAX_LENGTH = 256
 EXCLUDED_LOGIT = -1e4  # the output bias of entries that must not be chosen
 
@@ -38,10 +38,11 @@ TORCH_NAMES = Table(
 
 
 def config(*overrides: str, tiny: bool) -> dict[str, Any]:
-    """Compose the config of `train.py model=transformer_base`, with another learning rate and without dropout.
+    """Compose the config of `train.py model=transformer_base` with a learning rate of 7e-4 and without dropout.
 
-    The preset's learning rate is only a factor of its schedule, which is not used here. Without dropout, the outputs of
-    the very steps that are timed can be compared. With `tiny`, encoder and decoder have two narrow layers each.
+    The preset's learning rate of 1.0 is a factor of its schedule, which benchmarks do not use. Dropout is off so that
+    the outputs of the functions that are timed can be compared. With `tiny`, encoder and decoder have two layers of
+    width 64 each. `overrides` are further config keys, key=value.
     """
     keys = [f"model.longest={MAX_LENGTH}", "model.blocks.dropout=0.0", "optimizer.lr=7e-4"]
     if tiny:
@@ -51,17 +52,20 @@ def config(*overrides: str, tiny: bool) -> dict[str, Any]:
 
 
 def marian_config(*, tiny: bool) -> dict[str, Any]:
-    """Compose `config` with Marian's layout of position embeddings and its output bias."""
+    """Compose the config of Marian's variant: `config`, with sines before cosines and with a bias on the logits."""
     return config("model.positions.layout=halves", "model.output_bias=true", tiny=tiny)
 
 
 def vocabulary_size(*, tiny: bool) -> int:
-    """The number of entries of the joint vocabulary, including the special ones."""
+    """Return the number of entries of the vocabulary, which both languages share, including the four special ones."""
     return 4 + (96 if tiny else WORD_COUNT)
 
 
 def translator(recipe: dict[str, Any], entries: int) -> Transformer:
-    """Build our translator, with random values in every parameter."""
+    """Build our translator, with random values in every parameter and `entries` vocabulary entries.
+
+    If the model has an output bias, as in benchmarks of decoding, `_vary_translations` changes its weights.
+    """
     model: Transformer = build(recipe["model"], vocabularies=(entries, entries), joint=True)
     randomise_parameters(model)
     if model.output_bias is not None:
@@ -71,13 +75,14 @@ def translator(recipe: dict[str, Any], entries: int) -> Transformer:
 
 @torch.no_grad()
 def _vary_translations(model: Any, bias: Tensor) -> None:
-    """Change random weights so that translations hold many different words and have the maximum length.
+    """Change random weights so that translations have many different words and the maximum length.
 
-    The embedding of BOS becomes zeros, as that of Marian's start token. The output bias excludes PAD, BOS and EOS.
-    With random weights, the likeliest next word is often the previous word, since input and output embeddings are tied;
-    random signs in the last norm prevent this. The likeliest next word is also often the same for all previous words.
-    To prevent this, the outputs of feed-forward layers are enlarged and lose the component that all words have in
-    common, and the outputs of attention are reduced.
+    The embedding of BOS is set to zero, like that of Marian's start token. The output bias excludes PAD, BOS and EOS.
+
+    With random weights, the likeliest next word is often the previous word, since input and output embeddings are tied.
+    Random signs in the last norm prevent this. The likeliest next word is also often the same for all previous words.
+    Three changes prevent this: the outputs of feed-forward layers are enlarged, the part of them that is the same for
+    all words is removed, and the outputs of the decoder's attention layers are reduced.
     """
     model.embedding.weight[BOS] = 0
     bias[[PAD, BOS, EOS]] = EXCLUDED_LOGIT
@@ -94,7 +99,10 @@ def _vary_translations(model: Any, bias: Tensor) -> None:
 
 
 def sample_pairs(count: int, source: int, target: int, entries: int) -> dict[str, Any]:
-    """Sample a batch of `count` sentence pairs with `source` and `target` tokens each, including EOS."""
+    """Sample a batch of `count` sentence pairs: `source` source tokens and `target` target tokens each, with EOS.
+
+    `entries` is the size of the vocabulary. The batch has the form that our translation task takes.
+    """
     rng = generator("sentences", count)
     words = torch.randint(UNK + 1, entries, (count, source + target), generator=rng)
     words[:, source - 1] = EOS
@@ -114,12 +122,15 @@ def sample_pairs(count: int, source: int, target: int, entries: int) -> dict[str
 
 
 def marian_order(entries: int) -> list[int]:
-    """Our ids in the order of Marian's vocabulary: end, unknown, words, and a last entry for both start and padding."""
+    """List our ids in the order of Marian's vocabulary: EOS, UNK, the words, and BOS.
+
+    Marian's last entry is both the start token and the padding; it is listed as our BOS.
+    """
     return [EOS, UNK, *range(UNK + 1, entries), BOS]
 
 
 def marian_ids(entries: int) -> Tensor:
-    """Marian's id for each of our ids, (V,); BOS and PAD have the same Marian id."""
+    """Return Marian's id for each of our V ids, (V,) int64; BOS and PAD have the same Marian id."""
     ids = torch.empty(entries, dtype=torch.int64)
     ids[marian_order(entries)] = torch.arange(entries - 1)
     ids[PAD] = ids[BOS]
@@ -154,7 +165,7 @@ def marian(model: Transformer, recipe: dict[str, Any], entries: int) -> nn.Modul
 
 
 def to_transformers(ours: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Convert our parameters to the names of MarianMTModel and the order of its vocabulary."""
+    """Convert our parameters to those of MarianMTModel, with its names and the order of its vocabulary."""
     order = marian_order(len(ours["embedding.weight"]))
     words = ours["embedding.weight"][order]
     blocks = {name: tensor for name, tensor in ours.items() if ".blocks." in name}
@@ -165,7 +176,10 @@ def to_transformers(ours: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def generation(beam: int, tokens: int, entries: int) -> GenerationConfig:
-    """Options of transformers' `generate`: greedy or beam search for up to `tokens` new tokens, with a cache."""
+    """Make the options of transformers' `generate` for up to `tokens` new tokens, with a key-value cache.
+
+    `beam` is the number of hypotheses; with 1, decoding is greedy.
+    """
     return GenerationConfig(
         num_beams=beam,
         do_sample=False,
@@ -187,7 +201,10 @@ def has_ctranslate2() -> bool:
 
 
 class _TokenizerStub:
-    """The members of a tokenizer that CTranslate2's converter needs; each word is our id, as text."""
+    """A substitute for a tokenizer, with the members that CTranslate2's converter needs.
+
+    Each of its words is one of our ids, written as text.
+    """
 
     eos_token, unk_token = "</s>", "<unk>"
 
@@ -200,24 +217,28 @@ class _TokenizerStub:
 
 
 def to_words(sentences: Tensor) -> list[list[str]]:
-    """Convert sentences (B, N) of our ids to CTranslate2's words."""
+    """Convert sentences (B, N) of our ids to the words of `_TokenizerStub`."""
     special = {EOS: _TokenizerStub.eos_token, UNK: _TokenizerStub.unk_token}
     return [[special.get(word, str(word)) for word in sentence] for sentence in sentences.tolist()]
 
 
 def to_ids(words: list[str]) -> list[int]:
-    """Convert CTranslate2's words to our ids."""
+    """Convert words of `_TokenizerStub` to our ids."""
     special = {_TokenizerStub.eos_token: EOS, _TokenizerStub.unk_token: UNK}
     return [special[word] if word in special else int(word) for word in words]
 
 
 def ctranslate2_model(theirs: Any, entries: int, folder: Path, *, compute: str, threads: int) -> Any:
-    """Convert transformers' model with CTranslate2's converter, through files in `folder`; returns a Translator."""
+    """Convert transformers' model with CTranslate2's converter; returns a `ctranslate2.Translator` for the CPU.
+
+    The converter reads and writes files in `folder`. `compute` is CTranslate2's compute type, such as "int8", and
+    `threads` the number of CPU threads.
+    """
     import ctranslate2
     from ctranslate2.converters import TransformersConverter
 
     class Converter(TransformersConverter):
-        """Converts a model from memory, instead of loading one, and without a tokenizer."""
+        """Converts the model `theirs`, which is in memory, instead of loading a model and its tokenizer."""
 
         def load_model(self, *arguments: Any, **options: Any) -> Any:
             return theirs
@@ -235,10 +256,10 @@ def ctranslate2_model(theirs: Any, entries: int, folder: Path, *, compute: str, 
 
 
 class TorchTranslator(nn.Module):
-    """torch.nn.Transformer with tied, scaled embeddings and sinusoidal positions, as in PyTorch's tutorials.
+    """torch.nn.Transformer with scaled embeddings and sinusoidal positions, as in PyTorch's tutorials.
 
-    Encoder and decoder are built here without the norm after the last layer that nn.Transformer adds by default, since
-    the paper's have none.
+    As in the paper, source embedding, target embedding and output share one matrix, and neither encoder nor decoder has
+    a norm after its last layer. nn.Transformer would add this norm, so encoder and decoder are built here instead.
     """
 
     positions: Tensor
@@ -270,7 +291,7 @@ class TorchTranslator(nn.Module):
         self.register_buffer("positions", sine(torch.arange(options["longest"]).float(), width), persistent=False)
 
     def forward(self, source: Tensor, target_in: Tensor) -> Tensor:
-        """Sources (B, S) and targets (B, T), both without padding -> logits (B, T, V)."""
+        """Token ids of sources (B, S) and targets (B, T), both without padding -> logits (B, T, V)."""
         causal = nn.Transformer.generate_square_subsequent_mask(target_in.shape[1], device=source.device)
         x = self.transformer(self._embed(source), self._embed(target_in), tgt_mask=causal, tgt_is_causal=True)
         return F.linear(x, self.embedding.weight)
@@ -281,7 +302,7 @@ class TorchTranslator(nn.Module):
 
 
 def to_torch(ours: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Convert our parameters, or a tensor for each of them (such as gradients), to the names of TorchTranslator."""
+    """Rename our parameters, or a dict of their gradients, to the names of TorchTranslator."""
     return rename(ours, TORCH_NAMES.to_theirs).tensors
 
 

@@ -1,7 +1,8 @@
-"""Forward passes and training steps of the base translator against torch.nn.Transformer.
+"""Benchmark forward passes and training steps of the base-size translator against torch.nn.Transformer.
 
-In evaluation mode, PyTorch's encoder layers take their fast path, which for bf16 requires weights converted to bf16.
-PyTorch's model is trained in a plain loop with fused Adam and without padding masks, which our model always computes.
+In evaluation mode, PyTorch's encoder layers take their fast path. In bf16, this path requires weights converted to
+bf16. PyTorch's model is trained in a plain loop with fused Adam. It gets no padding masks, while our model always
+computes them.
 """
 
 import copy
@@ -27,11 +28,11 @@ COMPARED_PRECISIONS = (("fp32", "fp32"), ("bf16", "fp32"), ("bf16", "bf16"))
 
 
 def forward(setting: Setting) -> Row:
-    """Build a row: a forward pass of sentence pairs (teacher forcing), in evaluation mode."""
+    """Build a benchmark that times a forward pass on sentence pairs (teacher forcing), in evaluation mode."""
     recipe, batch, model = _setup(setting, setting.batch_size(32, 512))
     model.to(setting.device).eval()
     theirs = peers.torch_peer(model, recipe).to(setting.device).eval()
-    theirs_bf16 = copy.deepcopy(theirs).bfloat16()  # faster than autocast
+    theirs_bf16 = copy.deepcopy(theirs).bfloat16()  # converted weights are faster than autocast
 
     def forward_pass(model: Callable[..., Tensor], *inputs: Tensor, precision: str = "fp32") -> Callable[[], Tensor]:
         def work() -> Tensor:
@@ -73,7 +74,10 @@ def forward(setting: Setting) -> Row:
 
 
 def train(setting: Setting) -> Row:
-    """Build a row: a training step on 32 sentence pairs of 25 tokens per side, with smoothed cross-entropy and Adam."""
+    """Build a benchmark that times a training step on 32 sentence pairs of 25 tokens per side.
+
+    The loss is cross-entropy with label smoothing, and the optimizer is Adam.
+    """
     recipe, batch, model = _setup(setting, 32)
     contenders: dict[str, TrainingContender] = {}
     for compiled in (False, True)[: 1 + setting.compile]:
@@ -81,8 +85,8 @@ def train(setting: Setting) -> Row:
             name = f"{precision} compiled" if compiled else precision
             contenders[f"{PEER} {name}"] = _theirs(recipe, batch, model, precision, compiled=compiled)
             contenders[f"ours {name}"] = _ours(recipe, batch, copy.deepcopy(model), precision, compiled=compiled)
-    # If two tensors were swapped, updates would differ by at least 0.3. Only updates of matrices are compared, because
-    # the gradients of key biases are only rounding errors.
+    # If two tensors were swapped, updates would differ by at least 0.3. The updates of vectors are not compared: the
+    # gradients of key biases are rounding errors, which Adam scales up to updates of the usual size.
     check = partial(
         compare_first_steps,
         gradient_tolerance=1e-3,
@@ -100,12 +104,12 @@ def train(setting: Setting) -> Row:
 
 
 def throughput(setting: Setting) -> Row:
-    """Build a row: a training step in bf16 on a batch that keeps a GPU busy."""
+    """Build a benchmark that times a training step in bf16 on a batch that keeps a GPU busy."""
     return throughput_row(setting, count=setting.batch_size(32, 1024), precision="bf16")
 
 
 def throughput_row(setting: Setting, *, count: int, precision: str, length: int | None = None) -> Row:
-    """Build a row: a training step on `count` sentence pairs of `length` tokens (None: 25) per side."""
+    """Build a benchmark that times a training step on `count` sentence pairs of `length` (None: 25) tokens per side."""
     recipe, batch, model = _setup(setting, count, length)
     contenders = {
         f"ours {precision}": _ours(recipe, batch, copy.deepcopy(model), precision, compiled=setting.compile),
@@ -125,7 +129,7 @@ def throughput_row(setting: Setting, *, count: int, precision: str, length: int 
 
 
 def operations(model: Transformer, length: int, *, training: bool) -> float:
-    """Count the operations for one sentence pair of `length` tokens per side."""
+    """Count the operations for one sentence pair of `length` tokens per side; see `flops.operations`."""
     tokens, lengths = torch.full((1, length), UNK), torch.full((1,), length)
     return flops.operations(model, tokens, lengths, tokens, training=training)
 
@@ -150,7 +154,11 @@ def _row(
 
 
 def _pairs(compiled: bool) -> list[tuple[str, str]]:
-    """Pair our model with PyTorch's and, if `compiled`, our compiled model with PyTorch's eager and compiled ones."""
+    """List the pairs (contender, reference) whose times are compared, in COMPARED_PRECISIONS.
+
+    Our model is paired with PyTorch's. If `compiled`, our compiled model is also paired with PyTorch's, both eager and
+    compiled.
+    """
     pairs = [(f"ours {ours}", f"{PEER} {theirs}") for ours, theirs in COMPARED_PRECISIONS]
     for ours, theirs in COMPARED_PRECISIONS if compiled else ():
         pairs += [(f"ours {ours} compiled", f"{PEER} {theirs}{suffix}") for suffix in ("", " compiled")]
@@ -160,7 +168,7 @@ def _pairs(compiled: bool) -> list[tuple[str, str]]:
 def _setup(
     setting: Setting, count: int, length: int | None = None
 ) -> tuple[dict[str, Any], dict[str, Any], Transformer]:
-    """Make the recipe, a batch on the device, and our initial model."""
+    """Return the config, a batch of `count` sentence pairs on the device, and our model with its initial weights."""
     recipe, entries = peers.config(tiny=setting.tiny), peers.vocabulary_size(tiny=setting.tiny)
     count, length = (min(count, 4), min(length or 6, 8)) if setting.tiny else (count, length or 25)
     batch = to_device(peers.sample_pairs(count, length, length, entries), setting.device)
@@ -170,7 +178,7 @@ def _setup(
 def _ours(
     recipe: dict[str, Any], batch: dict[str, Any], model: Transformer, precision: str, *, compiled: bool
 ) -> TrainingContender:
-    """Make our contender, which does the trainer's step."""
+    """Make our contender, which takes our trainer's optimizer step."""
     step = stepper(model.train(), recipe, None, batch["source"].device, precision, compiled=compiled)
     return TrainingContender(model=model, step=lambda: step([batch], 0)["loss"])
 
@@ -178,7 +186,7 @@ def _ours(
 def _theirs(
     recipe: dict[str, Any], batch: dict[str, Any], ours: Transformer, precision: str, *, compiled: bool
 ) -> TrainingContender:
-    """Make PyTorch's contender, a plain training loop; like our recipe, it does not clip gradients."""
+    """Make PyTorch's contender, which takes a step of a plain training loop. Like our recipe, it clips no gradients."""
     device, adam = batch["source"].device, recipe["optimizer"]
     model = peers.torch_peer(ours, recipe).to(device).train()
     smoothing, targets = recipe["task"]["loss"]["smoothing"], batch["target_out"].flatten()

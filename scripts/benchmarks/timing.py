@@ -1,4 +1,7 @@
-"""Compare the outputs of several contenders that do the same work, and time them in turn."""
+"""Compare the outputs of several contenders that do the same work, and time them in turn.
+
+A contender is one implementation in one precision, such as "ours fp32" or "transformers bf16".
+"""
 
 import random
 import statistics
@@ -21,31 +24,33 @@ class MismatchError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """The options that all rows of a run share."""
+    """The options that apply to all benchmarks in a run of scripts/benchmark.py."""
 
     device: torch.device
-    tiny: bool  # toy sizes, to check that everything runs
-    compile: bool  # also time the models under torch.compile
+    tiny: bool  # whether models and inputs have toy sizes, to check that everything runs
+    compile: bool  # whether the models are also timed under torch.compile
     images: Path | None  # a folder of JPEGs for the input pipeline; None: synthetic ones
-    scratch: Path  # a temporary folder for a row's files
-    batch: int | None = None  # batch size in images or sentences of rows that do not fix it; None: the row's default
+    scratch: Path  # a temporary folder for a benchmark's files
+    batch: int | None = None  # images or sentences per batch, where a benchmark fixes no size; None: its default
 
     def batch_size(self, cpu: int, cuda: int) -> int:
-        """The batch size of a row that does not fix it: `batch` or, if that is None, the device's default."""
+        """Return `batch`; if it is None, return the default for the device: `cuda` on CUDA, otherwise `cpu`."""
         return self.batch or (cuda if self.device.type == "cuda" else cpu)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A piece of work that several contenders do.
+    """One benchmark: a piece of work that several contenders do.
 
+    name: describes the work and its size.
     contenders: name -> function that does the work once.
-    pairs: (contender, reference), whose ratio of times is reported. Of a tuple of references, the fastest is used.
-    check: compares the contenders' outputs before any of them is timed; returns a text with the differences, and raises
-        MismatchError if one is too large.
+    pairs: (contender, reference), two names. The ratio of their times is reported. If the reference is a tuple of
+        names, the fastest of these is used.
+    check: compares the contenders' outputs before any of them is timed. It returns a text with the differences, and
+        raises MismatchError if one is too large.
     amounts: name -> (amount, unit) of what the contender processes in one call, such as (8, "images").
-    flops: name -> (operations, precision) of the matrix products in one call.
-    threads: number of CPU threads; None: that of the whole benchmark.
+    flops: name -> (number of floating-point operations in one call, precision).
+    threads: number of CPU threads; None means that of the whole run.
     """
 
     name: str
@@ -57,7 +62,7 @@ class Row:
     threads: int | None = None
 
     def select(self, names: Sequence[str]) -> "Row":
-        """A copy of the row with only the contenders `names`; its check still compares all contenders."""
+        """Return a copy with only the contenders `names`; its check still compares all contenders."""
         return replace(
             self,
             contenders={name: self.contenders[name] for name in names},
@@ -68,7 +73,7 @@ class Row:
 
     @contextmanager
     def use_threads(self) -> Iterator[None]:
-        """Set the row's number of CPU threads inside the block."""
+        """Set PyTorch's number of CPU threads to `threads` inside the block; None changes nothing."""
         previous = torch.get_num_threads()
         torch.set_num_threads(self.threads or previous)
         try:
@@ -78,17 +83,20 @@ class Row:
 
 
 def measure(row: Row, *, rounds: int, warm_up: int, device: torch.device) -> dict[str, Any]:
-    """Check a row, then time each contender once per round, in random order.
+    """Call the check of a benchmark, then time each contender once per round, in random order.
 
-    Returns plain types, keyed by contender unless stated otherwise:
+    The first `warm_up` rounds are not counted; the next `rounds` are. If the benchmark has `flops`, large matrix
+    products in the same precisions are timed in the same rounds, under names such as "matrix product fp32".
 
-    row, agreement, threads: the row's name, the text of its check, and its CPU threads.
-    seconds: the time of each round.
+    Returns plain types. `seconds`, `times`, `amounts` and `rates` are dicts by contender:
+
+    row, agreement, threads: the name of the benchmark, the text that its check returned, and its number of CPU threads.
+    seconds: the times of the counted rounds.
     times: median and quartiles in ms.
-    ratios: a list with, for each pair, the ratio of the medians, the quartiles of the per-round ratios, and the
-        references (`among`) of which `other` is the fastest.
+    ratios: a list with a dict for each pair. It names the contender (`one`), the references (`among`) and the fastest
+        of these (`other`), and holds the ratio of the two medians and the quartiles of the per-round ratios.
     amounts: throughput per second, with its unit.
-    rates: operations per second, and their fraction of the rate of a large matrix product timed in the same rounds.
+    rates: operations per second, and their fraction of those of the large matrix product.
     """
     with row.use_threads():
         agreement = row.check()
@@ -114,7 +122,11 @@ def measure(row: Row, *, rounds: int, warm_up: int, device: torch.device) -> dic
 
 
 def add_peaks(measurement: dict[str, Any], peaks: Mapping[str, int]) -> dict[str, Any]:
-    """Add the contenders' peak memory (`peaks`, in bytes, where known) as `peak_mib`, and the ratios of peaks."""
+    """Add the contenders' peak memory to the result of `measure`; returns the extended result.
+
+    `peaks` holds the bytes of each contender, and may lack some. They are added as `peak_mib`, in MiB. Each dict in
+    `ratios` gets the ratio of the peaks as `memory`, which is None if one of the peaks is unknown or zero.
+    """
     for ratio in measurement["ratios"]:
         contender, reference = (peaks.get(ratio[side]) for side in ("one", "other"))
         ratio["memory"] = contender / reference if contender and reference else None
@@ -122,7 +134,10 @@ def add_peaks(measurement: dict[str, Any], peaks: Mapping[str, int]) -> dict[str
 
 
 def rates(flops: Mapping[str, tuple[float, str]], seconds: Mapping[str, list[float]]) -> dict[str, dict[str, float]]:
-    """Operations per second, and the fraction of the matrix product's operations per second in the same precision."""
+    """Return operations per second, and their fraction of those of the matrix product in the same precision.
+
+    `flops` are those of `Row`, with the matrix products added. `seconds` holds the times of all rounds.
+    """
     per_second = {name: operations / statistics.median(seconds[name]) for name, (operations, _) in flops.items()}
     return {
         name: {"flops_per_s": rate, "of_matrix_rate": rate / per_second[f"matrix product {flops[name][1]}"]}
@@ -166,7 +181,10 @@ def _amounts(amounts: Mapping[str, tuple[float, str]], seconds: dict[str, list[f
 
 
 def _ratio(seconds: dict[str, list[float]], contender: str, reference: str | tuple[str, ...]) -> dict[str, Any]:
-    """The times of contender and reference and their ratio; the keys `one` and `other` are those of earlier reports."""
+    """Return the names of contender and reference, their median times in ms, and the ratio of these times.
+
+    The keys `one` (the contender) and `other` (the reference) are those of earlier reports.
+    """
     references = [reference] if isinstance(reference, str) else [*reference]
     fastest = min(references, key=lambda name: statistics.median(seconds[name]))
     medians = [statistics.median(seconds[name]) for name in (contender, fastest)]
@@ -183,16 +201,17 @@ def _ratio(seconds: dict[str, list[float]], contender: str, reference: str | tup
 
 
 def _spread(values: list[float]) -> dict[str, Any]:
-    """Median and quartiles."""
+    """Return the median of `values`, and their lower and upper quartile."""
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
     return {"median": middle, "quartiles": [low, high]}
 
 
 def compare_tensors(name: str, tensor: Tensor, expected: Tensor, tolerance: float, *, along: int | None = None) -> str:
-    """Describe the distance of two tensors, relative to the norm of `expected`; raises MismatchError above `tolerance`.
+    """Describe the norm of `tensor - expected`, relative to the norm of `expected`.
 
-    With `along`, the distance is relative to the norm of `expected` minus its mean along that axis. Use it for outputs
-    with a large constant in common, which would make relative distances small.
+    With `along`, the mean of `expected` along this axis is subtracted from `expected` before its norm is taken. Use it
+    for outputs that share a large offset, which would make relative differences small. Raises MismatchError if the
+    relative difference is above `tolerance`, or if the shapes differ. `name` starts the text.
     """
     if tensor.shape != expected.shape:
         raise MismatchError(f"{name}: the shapes are {tuple(tensor.shape)} and {tuple(expected.shape)}.")
@@ -202,11 +221,11 @@ def compare_tensors(name: str, tensor: Tensor, expected: Tensor, tolerance: floa
 
 
 def compare_numbers(name: str, number: Tensor, expected: Tensor, tolerance: float) -> str:
-    """Describe the distance of two scalar tensors, relative to `expected`; raises MismatchError above `tolerance`."""
+    """Describe the relative difference of two scalar tensors; raises MismatchError if it is above `tolerance`."""
     return _check_distance(name, abs(number.item() / expected.item() - 1), tolerance)
 
 
 def _check_distance(name: str, distance: float, tolerance: float) -> str:
-    if not distance <= tolerance:  # NaN, too
+    if not distance <= tolerance:  # this is also true for NaN
         raise MismatchError(f"{name}: {distance:.2g} apart, but the limit is {tolerance:g}: this is not the same work.")
     return f"{name} {distance:.0e} apart"

@@ -1,6 +1,7 @@
 """Benchmarks of ViT against torchvision, timm and transformers, which all use PyTorch's fused attention.
 
-A row of ROWS has fixed inputs; a scaling measures one row for several values of a property of the inputs.
+ROWS maps the names of the benchmarks to the functions that build them. Each scaling in SCALINGS repeats one benchmark
+for several values of a property of the inputs.
 """
 
 from scripts.benchmarks import vit_forward, vit_input, vit_train
@@ -25,7 +26,7 @@ def _by_batch(batch: int, setting: Setting) -> Row:
 
 
 def _forward(setting: Setting, *, batch: int, side: int | None = None) -> Row:
-    """Build a row: a forward pass of our model and of timm's, the fastest of the peers."""
+    """Build a benchmark that times a forward pass of our model and of timm's, the fastest of the other three."""
     precisions = (precision(setting.device),)
     return vit_forward.row(setting, batch=batch, side=side, peers=("timm",), precisions=precisions)
 

@@ -1,4 +1,7 @@
-"""Forward passes of ViT-B/16 against torchvision, timm and transformers; for bf16, the peers' weights are converted."""
+"""Benchmark forward passes of ViT-B/16 against its peers: the models of torchvision, timm and transformers.
+
+For bf16, the weights of the peers are converted to bf16, and our model runs under autocast.
+"""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -17,12 +20,12 @@ Pairs = list[tuple[str, str | tuple[str, ...]]]
 
 
 def latency(setting: Setting) -> Row:
-    """Build a row: a forward pass of one image."""
+    """Build a benchmark that times a forward pass of one image."""
     return row(setting, batch=1)
 
 
 def forward(setting: Setting) -> Row:
-    """Build a row: a forward pass of a batch that keeps the device busy."""
+    """Build a benchmark that times a forward pass of a batch that keeps the device busy."""
     return row(setting, batch=setting.batch_size(8, 128))
 
 
@@ -34,7 +37,11 @@ def row(
     peers: tuple[str, ...] = PEERS,
     precisions: tuple[str, ...] = ("fp32", "bf16"),
 ) -> Row:
-    """Build a row: a forward pass of `batch` images of side x side pixels (None: the preset's), in evaluation mode."""
+    """Build a benchmark that times a forward pass in evaluation mode.
+
+    The input is `batch` images of side x side pixels, or of the config's image size if `side` is None. `peers` are the
+    libraries whose models are timed. All models are timed in each of `precisions`.
+    """
     recipe = config("vit_b16", tiny=setting.tiny, side=side)
     model, side = classifier(recipe).to(setting.device).eval(), recipe["data"]["image_size"][0]
     images = sample_images(batch, side).to(setting.device)
@@ -53,7 +60,7 @@ def row(
         if "bf16" in precisions:
             add(f"{name} bf16", copy.deepcopy(theirs).bfloat16(), images.bfloat16())  # faster than autocast
     for precision in precisions:
-        ours = copy.deepcopy(model)  # a copy for each precision, so that they share no cache of packed weights
+        ours = copy.deepcopy(model)  # each precision gets a copy, since copies share no cache of packed weights
         add(f"ours {precision}", ours, images, precision)
 
     def check() -> str:
@@ -83,7 +90,13 @@ def row(
 
 
 def pairs(contenders: Mapping[str, Any], peers: tuple[str, ...] = PEERS, *, compiled: bool) -> Pairs:
-    """Pair our model with each peer and with the fastest: in the same precision, and ours in bf16 with fp32 peers."""
+    """List the pairs (contender, reference) whose times are compared.
+
+    Our model is paired with each peer, and with the tuple of all peers, of which the fastest counts. Paired models have
+    the same precision; our model in bf16 is also paired with peers in fp32. If `compiled`, compiled models are paired
+    in the same way, and our compiled model in bf16 is also paired with the eager peers in fp32. Pairs in a precision
+    that `contenders` lack are left out.
+    """
     pairs: Pairs = []
     for suffix in ("", " compiled") if compiled else ("",):
         for ours, theirs in (("fp32", "fp32"), ("bf16", "fp32"), ("bf16", "bf16")):
@@ -98,7 +111,7 @@ def pairs(contenders: Mapping[str, Any], peers: tuple[str, ...] = PEERS, *, comp
 
 
 def logits(model: Callable[[Tensor], Any], images: Tensor) -> Tensor:
-    """Images (B, 3, H, W) -> logits (B, K), for models that return a tensor or an object with `logits`."""
+    """Run a model that returns logits or an object with the attribute `logits`: images (B, 3, H, W) -> (B, K)."""
     outputs = model(images)
     tensor: Tensor = outputs if isinstance(outputs, Tensor) else outputs.logits
     return tensor

@@ -1,4 +1,7 @@
-"""Our augmentation of a batch of small images on the device, against torchvision.transforms.v2 image by image."""
+"""Benchmark our augmentation of a batch of small images against torchvision.transforms.v2.
+
+Ours augments the whole batch at once, on the device. torchvision's augments one image after the other, on the CPU.
+"""
 
 import itertools
 import math
@@ -18,14 +21,17 @@ from vit.data.augmentation import Augmentation
 
 
 def sample_images(count: int, side: int) -> Tensor:
-    """Sample different images (count, 3, side, side): smooth random colours with noise, of about unit variance."""
+    """Sample float images (count, 3, side, side): smooth random colours plus noise, with a variance of about 1."""
     rng = generator("pictures", count)
     colours = F.interpolate(torch.randn(count, 3, 4, 4, generator=rng), size=side, mode="bicubic")
     return colours + 0.1 * torch.randn(colours.shape, generator=rng)
 
 
 def augment(setting: Setting) -> Row:
-    """Random crop, flip and RandAugment of small colour images: torchvision's on one core, ours on the device."""
+    """Build a benchmark that times random crop, flip and RandAugment of small colour images.
+
+    torchvision's transforms use one CPU core. Ours run on the device; if that is the CPU, they use one core, too.
+    """
     count, rounds = (64, 4) if setting.tiny else (256, 4)
     keys = ["crop=resized", "scale=[0.3,1.0]", "flip=0.5", "policy=rand"]
     data = configure("train", ["model=vit", "data=cifar10", *(f"data.augmentation.{key}" for key in keys)])["data"]
@@ -77,10 +83,11 @@ STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {  # (N, C, H, W), 0..255 ->
 
 
 def _compare_distributions(ours: Tensor, theirs: Tensor) -> str:
-    """Compare two sets of random views, uint8 (N, C, H, W), by statistics that the operations change.
+    """Compare two sets of augmented images, uint8 (N, C, H, W), by the statistics in STATISTICS.
 
-    Each statistic maps a view to a number. Raises MismatchError if the means of the two sets differ by more than five
-    standard errors, which happens by chance once in two million times.
+    A statistic maps an image to a number that the augmentation changes. Returns a text with the mean of each statistic
+    in both sets. Raises MismatchError if the two means differ by more than five standard errors, which happens by
+    chance about once in two million comparisons.
     """
     if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
         raise MismatchError(
@@ -91,7 +98,7 @@ def _compare_distributions(ours: Tensor, theirs: Tensor) -> str:
         a, b = (statistic(views.cpu().float()) for views in (ours, theirs))
         error = math.sqrt((a.var() + b.var()) / len(a))
         distance = abs(float(a.mean() - b.mean())) / error
-        if not distance <= 5:  # NaN, too
+        if not distance <= 5:  # this is also true for NaN
             raise MismatchError(
                 f"{name}: {a.mean():.3g} and {b.mean():.3g} on average, {distance:.1f} standard errors apart."
             )

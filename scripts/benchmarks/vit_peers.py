@@ -1,7 +1,7 @@
 """ViT in torchvision, timm and transformers, with our model's weights (Dosovitskiy et al. 2021, arXiv 2010.11929).
 
-The libraries' presets (`vit_b_16`, `vit_base_patch16_224`, `ViTForImageClassification`) are not used: they consist only
-of hyperparameters, which are taken here from our config.
+The libraries' presets (`vit_b_16`, `vit_base_patch16_224`) are not used: they consist only of hyperparameters, and
+these are taken from our config here.
 """
 
 from typing import Any
@@ -27,9 +27,10 @@ PEERS = tuple(LAYOUTS)
 
 
 def config(model: str, *, tiny: bool, side: int | None = None) -> dict[str, Any]:
-    """Compose the config of `train.py model=MODEL`.
+    """Compose the config of `train.py model=MODEL`, where MODEL is `model`.
 
-    With `tiny`, the model has two narrow layers and takes images of 32 x 32 pixels; with `side`, of side x side pixels.
+    With `tiny`, the model has two layers of width 64 and takes images of 32 x 32 pixels. With `side`, it takes images
+    of side x side pixels.
     """
     tiny_keys = [
         "model.width=64",
@@ -51,7 +52,7 @@ def classifier(recipe: dict[str, Any]) -> Classifier:
 
 
 def to_layout(ours: dict[str, Tensor], layout: str) -> dict[str, Tensor]:
-    """Convert our parameters, or a tensor for each of them (such as gradients), to a peer's names and shapes."""
+    """Convert our parameters, or a dict of their gradients, to the names and shapes of the library `layout`."""
     token, grid = ours["positions.token"], ours["positions.grid"]
     tensors = {name: tensor for name, tensor in ours.items() if not name.startswith("positions.")}
     tensors["positions"] = torch.cat((token[None], grid.flatten(0, 1)))[None]  # (C,), (h, w, C) -> (1, 1 + hw, C)
@@ -61,7 +62,7 @@ def to_layout(ours: dict[str, Tensor], layout: str) -> dict[str, Tensor]:
 
 
 def peer(layout: str, model: Classifier, recipe: dict[str, Any]) -> nn.Module:
-    """Build the peer's model with our weights and PyTorch's fused attention, which all three libraries document."""
+    """Build the model of the library `layout` with our weights and with PyTorch's fused attention."""
     options, side = recipe["model"], recipe["data"]["image_size"][0]
     width, depth, heads, hidden = (options[key] for key in ("width", "layers", "heads", "feedforward"))
     theirs: nn.Module

@@ -1,8 +1,8 @@
-"""Training steps of ViT against torchvision, timm and transformers.
+"""Benchmark training steps of ViT against its peers: the models of torchvision, timm and transformers.
 
-In bf16, the peers train under autocast, as they document. Their AdamW is fused, as by default in transformers' trainer.
-One more contender is timm with its own default, an AdamW that is not fused. Weight decay and gradient clipping are
-those of our recipe.
+In bf16, the peers train under autocast, as their documentation describes. Their AdamW is fused, which is the default of
+transformers' Trainer. One more contender is timm with its own default, an AdamW that is not fused. Weight decay and
+gradient clipping are those of our config.
 """
 
 import copy
@@ -28,7 +28,7 @@ BATCH = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """Our recipe and a batch, on which all contenders train."""
+    """The config and the batch of all contenders: images (B, 3, H, W) and labels (B,)."""
 
     recipe: dict[str, Any]
     images: Tensor
@@ -36,7 +36,10 @@ class Workload:
 
 
 def train(setting: Setting) -> Row:
-    """Build a row: a training step of ViT-S/16 with smoothed cross-entropy, clipping and AdamW."""
+    """Build a benchmark that times a training step of ViT-S/16.
+
+    The loss is cross-entropy with label smoothing. Gradients are clipped, and the optimizer is AdamW.
+    """
     workload = _workload("vit_s16", BATCH, setting)
     model = classifier(workload.recipe)
     contenders: dict[str, TrainingContender] = {}
@@ -49,12 +52,12 @@ def train(setting: Setting) -> Row:
                 contenders[f"{layout} {name}"] = _theirs(workload, theirs, layout, precision, compiled)
     unfused = _theirs(workload, peer("timm", model, workload.recipe), "timm", "fp32", compiled=False, fused=None)
     contenders["timm fp32 plain AdamW"] = unfused
-    cuda = setting.device.type == "cuda"  # where the convolution of patches uses TF32
+    cuda = setting.device.type == "cuda"  # on CUDA, the convolution of patches uses TF32
     return Row(
         name=f"training step {_shape(workload)}",
         contenders={name: contender.step for name, contender in contenders.items()},
         pairs=[*pairs(contenders, compiled=setting.compile), ("timm fp32", "timm fp32 plain AdamW")],
-        # Updates need a wide tolerance: Adam scales up the gradients of key biases, which are only rounding errors.
+        # Updates need a wide tolerance: the gradients of key biases are rounding errors, which Adam scales up.
         check=lambda: compare_first_steps(
             contenders,
             dict(model.named_parameters()),
@@ -67,7 +70,7 @@ def train(setting: Setting) -> Row:
 
 
 def throughput(setting: Setting) -> Row:
-    """Build a row: a training step of ViT-B/16 in bf16 on a batch that keeps a GPU busy."""
+    """Build a benchmark that times a training step of ViT-B/16 in bf16 on a batch that keeps a GPU busy."""
     workload = _workload("vit_b16", setting.batch_size(2, 128), setting)
     model = classifier(workload.recipe)
     contenders = {
@@ -85,7 +88,7 @@ def throughput(setting: Setting) -> Row:
 
 
 class _FixedImages:
-    """The methods of a data set that a step needs, for images that are already on the device."""
+    """A substitute for a data set whose images are on the device, with the methods that a training step calls."""
 
     def classes(self) -> list[str]:
         return [str(number) for number in range(CLASSES)]
@@ -111,7 +114,7 @@ def _operations(model: nn.Module, workload: Workload) -> float:
 
 
 def _ours(workload: Workload, model: nn.Module, precision: str, compiled: bool) -> TrainingContender:
-    """Make our contender, which does the trainer's step."""
+    """Make our contender, which takes our trainer's optimizer step."""
     step = stepper(model.train(), workload.recipe, _FixedImages(), workload.images.device, precision, compiled=compiled)
     batch = {"ids": [*range(len(workload.labels))], "images": workload.images, "labels": workload.labels.cpu()}
     return TrainingContender(model=model, step=lambda: step([batch], 0)["loss"])
@@ -120,7 +123,11 @@ def _ours(workload: Workload, model: nn.Module, precision: str, compiled: bool) 
 def _theirs(
     workload: Workload, model: nn.Module, layout: str, precision: str, compiled: bool, fused: bool | None = True
 ) -> TrainingContender:
-    """Make a peer's contender, a plain training loop."""
+    """Make a peer's contender, which takes a step of a plain training loop.
+
+    `fused` is the option of torch.optim.AdamW; None is PyTorch's default. As in our config, vectors and position
+    embeddings have no weight decay.
+    """
     device, adamw = workload.images.device, workload.recipe["optimizer"]
     smoothing, clip_norm = workload.recipe["task"]["loss"]["smoothing"], workload.recipe["trainer"]["clip_norm"]
     model.to(device).train()

@@ -1,4 +1,4 @@
-"""Mean and standard deviation of runs that differ by their seed only."""
+"""Mean and standard deviation of the metrics of runs that differ only in their seed."""
 
 import math
 import statistics
@@ -9,28 +9,32 @@ Row = dict[str, Any]  # column -> value, for one run
 
 
 class Group(NamedTuple):
-    """Runs whose configs differ by the seed only."""
+    """Runs whose configs differ only in the seed."""
 
-    config: dict[str, Any]  # of the first run
-    seeds: list[Any]
-    rows: list[Row]
+    config: dict[str, Any]  # the first run's
+    seeds: list[Any]  # one for each run
+    rows: list[Row]  # one for each run
 
     def finished(self) -> list[Row]:
-        """The rows of finished runs; only these are averaged."""
+        """Return the rows of finished runs; only these are averaged."""
         return [row for row in self.rows if row["state"] == "done"]
 
     def values(self, metric: str) -> list[float]:
-        """The metric's values in the finished runs, without missing ones and NaN."""
+        """Return the metric's finite values in the finished runs. Missing values, NaN and infinity are left out."""
         values = [row.get(metric) for row in self.finished()]
         return [float(value) for value in values if _is_number(value)]
 
     def mean(self, metric: str) -> float | None:
-        """The metric's mean, or None without a value."""
+        """Return the mean of the metric's finite values, or None if there is none."""
         values = self.values(metric)
         return statistics.fmean(values) if values else None
 
     def cell(self, metric: str) -> str:
-        """The metric as "mean ± standard deviation", with its own number of values if some runs have none."""
+        """Format a metric as "mean ± standard deviation".
+
+        The standard deviation is left out if there is a single value. If only some of the finished runs have a value,
+        the text ends with their number, as in "(2 of 3)". If none has, the text is "-".
+        """
         values, count = self.values(metric), len(self.finished())
         if not values:
             return "-"
@@ -40,7 +44,10 @@ class Group(NamedTuple):
 
 
 def groups_of(rows: Sequence[Row], configs: Sequence[Row]) -> list[Group]:
-    """Group rows by their configs (full key -> value), in which keys that change no result are left out."""
+    """Group the rows of runs whose configs are equal except for the seed.
+
+    `configs` holds the config of each row, full key -> value. The caller leaves out keys that do not change results.
+    """
     groups: dict[str, Group] = {}
     for row, config in zip(rows, configs, strict=True):
         key = repr(sorted((name, value) for name, value in config.items() if name != "seed"))
@@ -51,7 +58,10 @@ def groups_of(rows: Sequence[Row], configs: Sequence[Row]) -> list[Group]:
 
 
 def means_table(groups: Sequence[Group], columns: Sequence[str]) -> list[list[str]]:
-    """The rows of a table of the groups, the header first: n, seeds, differing keys, and each metric in `columns`."""
+    """Make the rows of a table with a line for each group; the first row is the header.
+
+    The columns are n (the number of finished runs), the seeds, and the config keys and metrics among `columns`.
+    """
     metrics = [column for column in columns if "/" in column]
     keys = [column for column in columns if column != "seed" and any(column in group.config for group in groups)]
     table = [["n", "seeds", *keys, *metrics]]

@@ -1,4 +1,4 @@
-"""The export of a classifier: images to logits."""
+"""Plan the export of a classifier as one graph, from images to logits."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +17,7 @@ BATCH_SIZES = (1, 2, 3)
 
 
 class NamedLogits(nn.Module):
-    """A classifier whose output is a tuple, since exported outputs are named by position."""
+    """A classifier that returns its logits in a tuple, because the outputs of a graph are named by their position."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -29,10 +29,10 @@ class NamedLogits(nn.Module):
 
 
 def plan(model: nn.Module, task: Classification) -> Plan:
-    """Plan the export of a classifier for any batch size, and any height and width divisible by its patch size.
+    """Plan the export of a classifier for any batch size, and for images of 2 to 4,096 patches in each direction.
 
-    A model of a class other than Classifier, or with a single row or column of patches, is exported only for the image
-    size of its data.
+    Heights and widths must be multiples of the patch size. If the model's class is not Classifier, or if images of its
+    data set's size have a single row or column of patches, the model is exported only for images of this size.
     """
     data = task.data
     height, width = data.image_size
@@ -42,7 +42,7 @@ def plan(model: nn.Module, task: Classification) -> Plan:
     if isinstance(model, Classifier) and min(model.patches.grid(height, width)) > 1:
         p = model.patches.size
         for name, count in (("height", "rows"), ("width", "columns")):
-            # Tracing treats a length of 1 as a constant, and a multiple of a symbolic length needs an upper bound.
+            # torch.export treats a length of 1 as a constant, and a multiple of a symbolic length needs an upper bound.
             dimensions[name] = Dimension(p * Dim(count, min=2, max=4096), f"multiples of {p} pixels, {2 * p} or more")
         shape = ["batch", data.channels, "height", "width"]
         sizes += [(2 * p, 3 * p), (height + p, width), (height, 2 * width), (5 * p, 2 * p)]
@@ -69,7 +69,7 @@ def plan(model: nn.Module, task: Classification) -> Plan:
 
 
 def preprocessing(data: Any) -> dict[str, Any]:
-    """Describe the preprocessing of an image, so that it can be re-implemented."""
+    """Describe the preprocessing of images for model.json, so that a user of the graph can re-implement it."""
     return {
         "colours": "RGB" if data.channels == 3 else "grey",
         "image_size": list(data.image_size),

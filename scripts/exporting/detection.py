@@ -1,4 +1,4 @@
-"""The export of a detector: images and their sizes to scores, labels and boxes."""
+"""Plan the export of a detector as one graph, from images and their sizes to scores, labels and boxes."""
 
 from collections.abc import Mapping
 from itertools import pairwise
@@ -15,11 +15,12 @@ from detr.tasks.detection import Detection
 from scripts.exporting.plan import Comparison, Dimension, Graph, GraphFunction, Plan
 from scripts.verify.comparison import absolute_difference
 
-# The largest stride of the backbones. An image of up to 32 pixels has a feature map of one row or column, a length that
-# tracing treats as a constant.
+# The largest stride of the backbones. A side of up to 32 pixels gives a feature map of one row or column, and
+# torch.export treats a length of 1 as a constant.
 STRIDE = 32
 SEED = 0
-# Batches to compare: the (height, width) of each image. A batch is padded to its largest height and width.
+# The batches on which outputs are compared, as the (height, width) of each image. Each batch is padded to its largest
+# height and width.
 BATCHES = ([(64, 64)], [(97, 70), (60, 41)], [(50, 129), (33, 100), (50, 40)], [(33, 33), (33, 33)])
 
 
@@ -33,13 +34,15 @@ class Detections(nn.Module):
     def forward(self, images: Tensor, sizes: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Normalised images (B, 3, H, W), sizes (B, 2) -> scores (B, Q), labels (B, Q), boxes (B, Q, 4).
 
-        Boxes are xyxy, relative to each image's own width and height; `detections` defines scores and labels.
+        `sizes` are the height and width of each image without padding; None means that no image is padded. A label is
+        the most probable class of a query other than "no object", and its score is the probability of this class. Boxes
+        are xyxy, relative to each image's own width and height.
         """
         return detections(self.classification, unstack_layers(self.model(images, sizes))[-1])
 
 
 def plan(model: nn.Module, task: Detection) -> Plan:
-    """Plan the export of a detector for any batch size, height and width."""
+    """Plan the export of a detector for any batch size, and for the image sizes that `_image_dimensions` returns."""
     dimensions = {"batch": Dimension(Dim("batch", min=1), "1 or more"), **_image_dimensions(model)}
     images, sizes = _sample_batch([(70, 60), (64, 61), (50, 33)])
     graph = Graph(
@@ -68,7 +71,7 @@ def plan(model: nn.Module, task: Detection) -> Plan:
 
 
 def preprocessing(data: Any) -> dict[str, Any]:
-    """Describe the preprocessing of an image, so that it can be re-implemented."""
+    """Describe the preprocessing of images for model.json, so that a user of the graph can re-implement it."""
     augmentation = getattr(data, "augmentation", None)
     return {
         "colours": "RGB",
@@ -83,7 +86,10 @@ def preprocessing(data: Any) -> dict[str, Any]:
 
 
 def _image_dimensions(model: nn.Module) -> dict[str, Dimension]:
-    """The heights and widths of images that a detector accepts."""
+    """Return the free dimensions "height" and "width" of an exported detector's images.
+
+    Both have at least STRIDE + 1 pixels. A model with learned position embeddings also has a largest height and width.
+    """
     shortest, longest, description = STRIDE + 1, None, f"{STRIDE + 1} pixels or more"
     positions, stages = getattr(model, "positions", None), getattr(getattr(model, "backbone", None), "stages", None)
     if isinstance(positions, Learned2d) and stages:
@@ -93,7 +99,7 @@ def _image_dimensions(model: nn.Module) -> dict[str, Dimension]:
 
 
 def _sample_batch(shapes: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-    """Sample images with these heights and widths, zero-padded to (B, 3, H, W), and return their sizes (B, 2), too."""
+    """Sample images with the (height, width) in `shapes`, zero-padded to (B, 3, H, W); also returns sizes (B, 2)."""
     sizes = torch.tensor(shapes)
     height, width = sizes.amax(0).tolist()
     images = torch.randn(len(shapes), 3, height, width, generator=torch.Generator().manual_seed(SEED))
@@ -106,9 +112,9 @@ def _sample_batch(shapes: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
 def _compare(
     model: nn.Module, classification: Classification, function: GraphFunction, shapes: list[tuple[int, int]]
 ) -> list[Comparison]:
-    """Compare outputs on one batch.
+    """Compare the outputs of an exported graph, `function`, with the model's on one batch of images with `shapes`.
 
-    The difference of labels is the model's highest class probability minus its probability of the exported label.
+    For labels, the difference is the model's highest class probability minus its probability for the exported label.
     """
     images, sizes = _sample_batch(shapes)
     padded = any(shape != following for shape, following in pairwise(shapes))

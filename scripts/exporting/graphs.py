@@ -17,12 +17,15 @@ from scripts.exporting.plan import Dimension, Graph, GraphFunction
 Format = Literal["torch", "onnx"]
 ENDINGS: dict[Format, str] = {"torch": ".pt2", "onnx": ".onnx"}
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")  # needed for the export to ONNX
-MAX_EMBEDDED_BYTES = 1_900_000_000  # larger weights go to a file beside the .onnx, whose limit is 2 GiB
+MAX_EMBEDDED_BYTES = 1_900_000_000  # an .onnx file holds at most 2 GiB; larger weights go to a file beside it
 
 
 @torch.no_grad()
 def trace(graph: Graph, dimensions: Mapping[str, Dimension]) -> ExportedProgram:
-    """Trace a graph for all lengths of its free dimensions; raises UserError if the code branches on such a length."""
+    """Trace a graph for all lengths of its free dimensions (see plan.py).
+
+    `dimensions` are the free dimensions by name. Raises UserError if the model's code branches on one of their lengths.
+    """
     dynamic = {
         name: {i: dimensions[length].symbol for i, length in enumerate(shape) if isinstance(length, str)}
         for name, shape in graph.shapes.items()
@@ -33,10 +36,10 @@ def trace(graph: Graph, dimensions: Mapping[str, Dimension]) -> ExportedProgram:
                 graph.module,
                 tuple(graph.inputs.values()),
                 dynamic_shapes=tuple(dynamic[name] for name in graph.inputs),
-                # Conditions that the tracer cannot prove for all lengths are asserted in the graph.
+                # Conditions that the tracer cannot prove for all lengths are checked when the graph runs.
                 prefer_deferred_runtime_asserts_over_guards=True,
             )
-    except (torch._dynamo.exc.UserError, ValueError) as error:  # a free dimension turned out to be constant
+    except (torch._dynamo.exc.UserError, ValueError) as error:  # tracing made a free dimension constant
         lines = [line.strip(" -") for line in str(error).splitlines() if line.startswith("  - ")] or [str(error)]
         raise UserError(
             f"the model cannot be traced for every {', '.join(dimensions)} ({lines[0][:200]}); it must not branch on "
@@ -45,7 +48,7 @@ def trace(graph: Graph, dimensions: Mapping[str, Dimension]) -> ExportedProgram:
 
 
 def write(program: ExportedProgram, graph: Graph, path: Path, format: Format) -> None:
-    """Write a traced graph to `path` in the format `format`."""
+    """Write a traced graph to the file `path` in `format`."""
     with _silenced():
         if format == "torch":
             torch.export.save(program, path)

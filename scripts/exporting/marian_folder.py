@@ -1,4 +1,4 @@
-"""The folder of a translator exported to transformers, and the arguments with which our programs read it."""
+"""Write the folder of a translator that is exported to transformers, and list the arguments that predict.py needs."""
 
 import json
 from pathlib import Path
@@ -12,12 +12,15 @@ from common.errors import UserError
 from scripts.verify.comparison import override
 from seq2seq.importing import marian
 
-PRESET = "transformer_opus"  # the config that the overrides change
+PRESET = "transformer_opus"  # the model= with which predict.py reads an export
 WEIGHTS = "model.safetensors"
 
 
 def write(exported: marian.Export, folder: Path) -> None:
-    """Write the four files of an export; raises UserError if the folder has other content."""
+    """Write the four files of an export to `folder`.
+
+    Raises UserError if `folder` is a file, or has content that does not belong to an earlier export.
+    """
     if folder.is_file() or (
         folder.is_dir() and any(folder.iterdir()) and not (folder / marian.METADATA_FILE).is_file()
     ):
@@ -35,7 +38,11 @@ def write(exported: marian.Export, folder: Path) -> None:
 
 
 def overrides_for(config: dict[str, Any], folder: Path) -> list[str]:
-    """The arguments of predict.py that read an export: checkpoint, preset, and the keys that differ from the preset."""
+    """Return the arguments with which predict.py reads an export in `folder`.
+
+    These are checkpoint=, model=, and the keys of the model, of decoding and of the languages that differ from the
+    preset.
+    """
     file = f"checkpoint={folder / WEIGHTS}"
     preset = flatten(configure("evaluate", [file, f"model={PRESET}"], lambda path: {}))
     sections = ("model.", "task.predict.", "data.source", "data.target")

@@ -11,26 +11,26 @@ GraphFunction = Callable[..., dict[str, Tensor]]  # runs an exported graph: inpu
 class Dimension(NamedTuple):
     """A free dimension: an input's dimension whose length the caller may choose."""
 
-    symbol: Any  # a torch.export.Dim, or a product of one
+    symbol: Any  # a torch.export.Dim, or a multiple of one
     description: str  # the permitted lengths, for model.json
 
 
 class Graph(NamedTuple):
     """A function of tensors that is exported to one file in each format."""
 
-    name: str  # the files' name without its suffix
+    name: str  # the name of its files, without suffix
     module: nn.Module
-    inputs: dict[str, Tensor]  # examples; all free dimensions have different lengths of at least 2
-    shapes: dict[str, list[str | int]]  # of the inputs; a string is the name of a free dimension
-    outputs: dict[str, str]  # names -> descriptions
+    inputs: dict[str, Tensor]  # examples for tracing; all free dimensions have different lengths of at least 2
+    shapes: dict[str, list[str | int]]  # the shapes of the inputs; a string is the name of a free dimension
+    outputs: dict[str, str]  # name -> description, in the order in which the module returns them
 
 
 class Comparison(NamedTuple):
-    """The difference between an exported output and the model's own."""
+    """The difference between an output of an exported file and the model's output, for the same inputs."""
 
     inputs: str  # describes the shape of the inputs
-    output: str
-    difference: float
+    output: str  # the name of the output
+    difference: float  # the largest difference; for a tokenizer, the fraction of texts that differ
 
 
 class Plan(NamedTuple):
@@ -39,6 +39,6 @@ class Plan(NamedTuple):
     graphs: list[Graph]
     dimensions: dict[str, Dimension]  # the free dimensions of all graphs
     metadata: dict[str, Any]  # plain types, for model.json
-    files: dict[str, str]  # text files, such as tokenizers: names -> contents
+    files: dict[str, str]  # text files, such as tokenizers: name -> content
     comparisons: list[Comparison]  # of the tokenizers in `files` with ours
-    compare: Callable[[Mapping[str, GraphFunction]], list[Comparison]]  # of graphs (by name) with the model
+    compare: Callable[[Mapping[str, GraphFunction]], list[Comparison]]  # compares graphs (by name) with the model

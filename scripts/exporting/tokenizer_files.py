@@ -1,7 +1,7 @@
-"""Export our tokenizers to files of the `tokenizers` library, which give the same ids without Triptych.
+"""Export our tokenizers to files from which the library `tokenizers` produces the same ids, without Triptych.
 
-What seq2seq/tokenizers/bpe.py does in Python is expressed by the library's normalizers and decoders. The ids and the
-decoded texts of both implementations are compared on sample texts.
+The parts of seq2seq/tokenizers/bpe.py that are written in Python are replaced by normalizers and decoders of the
+library. The ids and the decoded texts of both implementations are compared on sample texts.
 """
 
 import json
@@ -20,7 +20,10 @@ TEXTS = ("", " ", "a", " a", "2", "A b  c", "naïve café", "3.14 €", "\t\n x"
 
 
 def export(source: Any, target: Any) -> tuple[dict[str, str], dict[str, Any], list[Comparison]]:
-    """Export the tokenizers of both languages; returns the files by name, metadata for model.json, and comparisons."""
+    """Export the tokenizers of both languages, to one file if they share a tokenizer of bpe.py, otherwise to two.
+
+    Returns the files (name -> content), the metadata for model.json, and the comparisons with our tokenizers.
+    """
     if isinstance(source, SentencePieces):
         return _export_pieces(source, target)
     by_file = {"tokenizer.json": source} if source is target else {}
@@ -41,7 +44,8 @@ def export(source: Any, target: Any) -> tuple[dict[str, str], dict[str, Any], li
 def library_json(tokenizer: Tokenizer) -> str:
     """Convert one of our tokenizers to the library's JSON.
 
-    Differs: a run of byte tokens that is not valid UTF-8 is decoded to U+FFFD as a whole, not only its invalid bytes.
+    Differs: if a run of byte tokens is not valid UTF-8, the library decodes every byte of the run to U+FFFD. Our
+    tokenizer replaces only the invalid bytes.
     """
     content = json.loads(tokenizer.state())
     options, bpe = content["options"], content["bpe"]
@@ -62,7 +66,7 @@ def library_json(tokenizer: Tokenizer) -> str:
 
 
 def mismatch_rate(tokenizer: Tokenizer, exported_json: str) -> float:
-    """The fraction of sample texts that the exported tokenizer encodes or decodes differently."""
+    """Return the fraction of the sample texts that the exported tokenizer encodes or decodes differently from ours."""
     exported = tokenizers.Tokenizer.from_str(exported_json)
     mismatches = 0
     for text in (texts := _sample_texts(tokenizer)):
@@ -72,7 +76,7 @@ def mismatch_rate(tokenizer: Tokenizer, exported_json: str) -> float:
 
 
 def _sample_texts(tokenizer: Tokenizer) -> list[str]:
-    """The corner cases TEXTS, and texts decoded from random ids."""
+    """Return the corner cases TEXTS, and texts that `tokenizer` decodes from random ids."""
     rng = torch.Generator().manual_seed(SEED)
     rows = torch.randint(UNK + 1, tokenizer.size, (COUNT, LENGTH), generator=rng).tolist()
     return [*TEXTS, *map(tokenizer.decode, rows)]
@@ -84,8 +88,8 @@ def _normalizers(options: dict[str, Any]) -> list[Any]:
         steps.append(normalizers.NFC() if options["normalization"] == "nfc" else normalizers.NFKC())
     if options["lowercase"]:
         steps.append(normalizers.Lowercase())
-    # bpe.py prepends a space to a text that begins with a letter or a space. Prepend one to all texts, then remove it
-    # from all others.
+    # bpe.py prepends a space to a text that begins with a letter or a space. Here, a space is prepended to every text,
+    # then removed if the text begins with anything else.
     return [*steps, normalizers.Prepend(" "), normalizers.Replace(tokenizers.Regex(r"\A (?![\p{L} ])"), "")]
 
 
@@ -97,7 +101,10 @@ def _decoders(*, by_characters: bool) -> list[Any]:
 
 
 def _export_pieces(source: SentencePieces, target: Any) -> tuple[dict[str, str], dict[str, Any], list[Comparison]]:
-    """Export each language's pieces in the order of their ids; the SentencePiece models themselves are not exported."""
+    """Export the pieces of both languages in the order of their ids; the SentencePiece models are not exported.
+
+    Returns the same as `export`, without comparisons.
+    """
     files = {
         f"{name}_pieces.json": json.dumps(tokenizer.entries, ensure_ascii=False, indent=0) + "\n"
         for name, tokenizer in (("source", source), ("target", target))

@@ -1,4 +1,7 @@
-"""The export of a translator: an encoder, and a decoder step with its key-value cache as input and output."""
+"""Plan the export of a translator as two graphs: the encoder, and a decoder step.
+
+The key-value cache is an input and an output of the decoder step.
+"""
 
 import copy
 from collections.abc import Mapping
@@ -32,13 +35,13 @@ class Encoder(nn.Module):
     def forward(self, source: Tensor, lengths: Tensor) -> tuple[Tensor]:
         """Source ids (B, S) int64, right-padded, and lengths of sources (B,) -> memory (L, 2, B, h, S, C/h).
 
-        `memory` holds the source's keys and values for each of the L decoder layers.
+        `memory` holds the keys and values of the source for the cross-attention of the L decoder layers, with h heads.
         """
         return (_stack([cache.memory for cache in self.model.encode(source, lengths).caches if cache.memory]),)
 
 
 class DecoderStep(nn.Module):
-    """One step of the decoder."""
+    """One step of the decoder: from the last token of each sentence to the logits of the next one."""
 
     def __init__(self, model: Transformer):
         super().__init__()
@@ -47,8 +50,8 @@ class DecoderStep(nn.Module):
     def forward(self, tokens: Tensor, past: Tensor, memory: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens (B,) at position T -> logits of the next token (B, V) and the new past (L, 2, B, h, T + 1, C/h).
 
-        `past` (L, 2, B, h, T, C/h) holds the keys and values of previous tokens, `memory` (L, 2, B, h, S, C/h) those of
-        the source; `lengths` (B,) are the lengths of sources.
+        `past` (L, 2, B, h, T, C/h) holds the keys and values of the T previous tokens in each of the L layers. `memory`
+        (L, 2, B, h, S, C/h) is the output of `Encoder`. `lengths` (B,) are the lengths of the sources.
         """
         batch, before, length = tokens.shape[0], past.shape[4], memory.shape[4]
         real = torch.arange(length, device=lengths.device) < lengths[:, None]  # (B, S)
@@ -63,10 +66,10 @@ class DecoderStep(nn.Module):
 
 
 class ConcatenatedCache(Cache):
-    """A cache that grows by concatenation, without the spare capacity of its base class."""
+    """A cache that grows by concatenation. Unlike its base class, it has no spare capacity."""
 
     def __init__(self, pair: Tensor):
-        """`pair`: initial keys and values (2, B, h, M, C/h)."""
+        """Start with the keys and values in `pair` (2, B, h, M, C/h)."""
         super().__init__()
         self.length, self.buffers = pair.shape[3], (pair[0], pair[1])
 
@@ -78,9 +81,9 @@ class ConcatenatedCache(Cache):
 
 
 def plan(model: nn.Module, task: Translation) -> Plan:
-    """Plan the export of a translator for any batch size, source length and target length.
+    """Plan the export of a translator for any batch size and target length, and sources of up to `longest` tokens.
 
-    Raises UserError for a model of a class other than Transformer, since the layout of its decoding state is unknown.
+    Raises UserError if the model's class is not Transformer, since the layout of its decoding state is then unknown.
     """
     if not isinstance(model, Transformer):
         raise UserError(f"{type(model).__name__} cannot be exported: only seq2seq.models.transformer.Transformer can.")
@@ -146,7 +149,7 @@ def _metadata(task: Translation) -> dict[str, Any]:
 
 @torch.no_grad()
 def _compare(model: Transformer, functions: Mapping[str, GraphFunction]) -> list[Comparison]:
-    """Compare logits on random sentences: the exported decoder runs token by token, the model is teacher-forced."""
+    """Compare logits on random sentences. The exported decoder runs token by token, the model with teacher forcing."""
     comparisons = []
     for count, length, steps in COMPARED_LENGTHS:
         source, lengths, target = _sample_sentences(model, count, min(length, model.longest), steps)
@@ -164,7 +167,10 @@ def _compare(model: Transformer, functions: Mapping[str, GraphFunction]) -> list
 
 
 def _sample_sentences(model: Transformer, count: int, source: int, target: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Sample sources (B, S) of decreasing lengths (B,), and targets (B, T) that start with BOS."""
+    """Sample `count` sources of up to `source` tokens, and `count` targets of `target` tokens.
+
+    Returns sources (B, S), right-padded, their decreasing lengths (B,), and targets (B, T), which start with BOS.
+    """
     rng = torch.Generator().manual_seed(SEED)
     embedding = model.embedding if model.source_embedding is None else model.source_embedding
     words = torch.randint(UNK + 1, embedding.num_embeddings, (count, source), generator=rng)
@@ -176,7 +182,7 @@ def _sample_sentences(model: Transformer, count: int, source: int, target: int) 
 
 
 def _encoder_part(model: Transformer) -> Transformer:
-    """A copy of the model with only the weights that encoding needs; all weights of a module would be exported."""
+    """Copy the model without the weights that encoding does not need, which a graph would otherwise contain."""
     copied = copy.deepcopy(model)
     copied.output = copied.output_bias = None
     if copied.source_embedding is not None:
@@ -187,12 +193,12 @@ def _encoder_part(model: Transformer) -> Transformer:
 
 
 def _decoder_part(model: Transformer) -> Transformer:
-    """A copy of the model with only the weights that a decoder step needs."""
+    """Copy the model without the weights that a decoder step does not need."""
     copied = copy.deepcopy(model)
     copied.encoder = copied.source_embedding = None
     return copied
 
 
 def _stack(caches: list[Cache]) -> Tensor:
-    """Stack the keys and values of all layers, (L, 2, B, h, M, C/h)."""
+    """Stack the keys and values of all layers; returns (L, 2, B, h, M, C/h)."""
     return torch.stack([torch.stack(cache.content()) for cache in caches])

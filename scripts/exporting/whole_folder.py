@@ -1,4 +1,4 @@
-"""An export folder that is written completely or not at all."""
+"""Write the folder of an export completely or not at all."""
 
 import json
 import os
@@ -10,19 +10,20 @@ from pathlib import Path
 from common.errors import UserError
 from common.files.lines import sync_folder
 
-DESCRIPTION_FILE, FORMAT = "model.json", "triptych-export-1"  # a folder with this file and format is an export of ours
+# A folder is recognised as an earlier export by this file, whose "format" has this value.
+DESCRIPTION_FILE, FORMAT = "model.json", "triptych-export-1"
 
 
 def check_output(output: Path) -> None:
-    """Raise UserError if `output` holds anything but an earlier export."""
+    """Raise UserError if `output` is a file, or a folder with content other than an earlier export."""
     if output.is_file() or (output.is_dir() and any(output.iterdir()) and not _is_export(output)):
         raise UserError(f"--output {output} is a file, or a folder with other content; give a new folder.")
 
 
 @contextmanager
 def atomic_folder(output: Path) -> Iterator[Path]:
-    """Yield a draft folder, which replaces `output` when the block ends and is removed when the block raises."""
-    output = output.resolve()  # `.` has no name
+    """Yield a draft folder. It replaces `output` when the block ends, or is removed when the block raises."""
+    output = output.resolve()  # the path "." has no name, which the next line needs
     draft, old = (output.with_name(f".{output.name}.{suffix}") for suffix in ("draft", "old"))
     _restore(old, output)
     for leftover in (draft, old):
@@ -45,7 +46,10 @@ def atomic_folder(output: Path) -> Iterator[Path]:
 
 
 def _restore(old: Path, output: Path) -> None:
-    """Move an earlier export back to `output` if an error or a kill has kept the new one from replacing it."""
+    """Move an earlier export from `old` back to `output` if there is no export at `output`.
+
+    This is the case if the process failed, or was killed, before it could move the new export there.
+    """
     if old.exists() and not output.exists():
         old.rename(output)
 

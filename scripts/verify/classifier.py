@@ -1,8 +1,8 @@
-"""Compare our ViT with another program's on weights from a file of that program; used by scripts/verify_import.py.
+"""Compare our ViT with that of another program, on weights from a file of that program.
 
-The file is loaded twice, into our model and into the model of the program that has the file's layout (torchvision, timm
-or transformers; Google's .npz is loaded by timm). Features and logits of both models are compared for random images of
-the image size that the file's positions have.
+scripts/verify_import.py calls this module. The file is loaded into our model and into its peer: the model of
+torchvision, timm or transformers, by the layout of the file (Google's .npz files are loaded by timm). The features and
+logits of both models are compared for random images of the size for which the file's position embeddings were trained.
 """
 
 from importlib import metadata
@@ -31,15 +31,18 @@ IMAGES, SEED = 4, 0
 
 
 class Difference(NamedTuple):
-    """The largest difference of an output, absolute and relative to the largest deviation from the mean."""
+    """The largest difference between the two models in one of their outputs."""
 
-    output: str
+    output: str  # "features" or "logits"
     absolute: float
-    relative: float
+    relative: float  # to the largest deviation of the peer's output from its mean
 
 
 def verify(config: dict[str, Any]) -> tuple[str, bool]:
-    """Make a report, and tell whether outputs agree; raises UserError if nothing can be compared."""
+    """Compare the models; returns a report, and whether the outputs agree.
+
+    Raises UserError if nothing can be compared.
+    """
     file = _read(config)
     differences = compare(file)
     agree = all(difference.relative <= TOLERANCE for difference in differences)
@@ -47,7 +50,11 @@ def verify(config: dict[str, Any]) -> tuple[str, bool]:
 
 
 def _read(config: dict[str, Any]) -> ForeignFile:
-    """Read the file; raises UserError if it is ours, holds no plain ViT, or another model than the config describes."""
+    """Read the file that the config names.
+
+    Raises UserError if the file was written by this project, if it does not hold a plain ViT, or if it holds another
+    model than the config describes.
+    """
     path, options = fetching.locate(config).path, config["model"]
     content = load_foreign(path, config["weights"])
     image_size = config["data"].get("image_size")
@@ -64,10 +71,11 @@ def _read(config: dict[str, Any]) -> ForeignFile:
 
 
 def required_options(file: ForeignFile) -> dict[str, Any]:
-    """The keys of the config's `model` whose values follow from the file: from its tensors or its program.
+    """Return the options of the config's `model` that are known from the file: key -> required value.
 
-    The number of heads and the activation follow only from Google's files: their tensors have a dimension of heads, and
-    all of Google's models have the same activation.
+    They are known from the file's tensors or from the program that wrote it. The number of heads and the activation are
+    known only for Google's files: their tensors have a dimension for the heads, and all of Google's models have the
+    same activation.
     """
     weights, first = file.weights, "encoder.blocks.0."
     width = len(weights["patches.weight"])
@@ -89,7 +97,7 @@ def required_options(file: ForeignFile) -> dict[str, Any]:
         )
     scaled = f"{first}residuals.0.scale" in weights
     if scaled != (option(file.options, "blocks.layer_scale") is not None):
-        required["blocks.layer_scale"] = 1e-5 if scaled else None  # the initial value, on which outputs do not depend
+        required["blocks.layer_scale"] = 1e-5 if scaled else None  # an initial value, which loading overwrites
     if file.layout == importing.GOOGLE:
         required["heads"] = google.head_count(file.tensors)
         required["blocks.activation"] = "gelu_tanh"
@@ -98,7 +106,7 @@ def required_options(file: ForeignFile) -> dict[str, Any]:
 
 @torch.no_grad()
 def compare(file: ForeignFile) -> list[Difference]:
-    """Compare features and logits of our model and its peer; raises UserError if the peer cannot be loaded."""
+    """Compare the features and logits of our model and its peer; raises UserError if the peer cannot be loaded."""
     height, width = file.image_size
     channels = file.weights["patches.weight"].shape[1]
     images = torch.randn(IMAGES, channels, height, width, generator=torch.Generator().manual_seed(SEED))
@@ -134,14 +142,17 @@ def text(file: ForeignFile, differences: list[Difference], *, agree: bool) -> st
 
 
 def assumptions(file: ForeignFile) -> dict[str, Any]:
-    """Options that do not follow from the file, so that our model and its peer both have them from the config."""
+    """Return the options that are not known from the file: key -> value.
+
+    Both our model and its peer get them from the config, so the comparison does not notice if they are wrong.
+    """
     required = required_options(file)
     values = {key: option(file.options, key) for key in ("heads", "blocks.activation", "blocks.norm_eps")}
     return {key: f"{value:g}" if key.endswith("eps") else value for key, value in values.items() if key not in required}
 
 
 def notes(file: ForeignFile) -> list[str]:
-    """Sentences about what the comparison does not cover."""
+    """Return sentences for the report about what the comparison does not cover."""
     lines = [
         "our model and its peer both have the options in the last line from the config, so a wrong value of these is "
         "not noticed; nor is a wrong data.mean or data.std, which the file does not hold"
