@@ -148,7 +148,7 @@ class _CategorySampler:
         self.category, self.locales, self.seed, self.registry = category, locales, seed, registry
         self.rng = Random(mix(seed, "phrases", category.name))
         self.cumulative_frequencies = list(itertools.accumulate(form.frequency for form in category.forms))
-        self.phrases: dict[Split, dict[str, _Phrase]] = {"train": {}, "val": {}, "test": {}}  # by visible source
+        self.phrases: dict[Split, dict[str, _Phrase]] = {"train": {}, "val": {}, "test": {}}  # by visible_text(source)
         self.quotas: dict[Split, int] = {}
         for name, (source, target) in category.names.items():
             self._add("train", Pair(category.name, source, target, is_name=True), (name,))
