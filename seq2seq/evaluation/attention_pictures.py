@@ -60,7 +60,8 @@ def picture(attention: Tensor, source: Sequence[str], target: Sequence[str], tit
 def visible(text: str) -> str:
     """Replace characters that are invisible, or invalid in XML.
 
-    Spaces become U+2423, ASCII control characters Unicode's pictures of them (U+2400 to U+2421), and others U+FFFD.
+    Spaces become U+2423, ASCII control characters become Unicode's pictures of them (U+2400 to U+2421), and other such
+    characters become U+FFFD. JOINERS are kept.
     """
     return "".join(_visible_character(c) for c in text)
 

@@ -1,8 +1,8 @@
 """Import of translators of other programs: Marian in transformers' layout, and fairseq.
 
-Import renames the tensors, joins the query, key and value projections, reorders the rows of the vocabularies and adds
-one entry to each (see seq2seq/importing/marian.py and seq2seq/importing/fairseq.py). The model computes the same
-function.
+Import renames the tensors, joins the query, key and value projections, and reorders the rows of the vocabularies.
+Except in exports of ours, it adds one entry to each vocabulary (see seq2seq/importing/marian.py and
+seq2seq/importing/fairseq.py). The model computes the same function as the original.
 
 Differs: the config must give the options that a file does not contain: the number of heads, the activation, the eps of
 the norms, and whether embeddings are scaled. `model=transformer_opus` has the values of the published OPUS-MT models.
