@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         text, agree = VERIFIERS[target](config)
     except UserError as error:
-        # Messages about the config name evaluate.py, since it is composed as for evaluate.py.
+        # Messages about the config name evaluate.py, since the config is composed as for evaluate.py.
         print(str(error).replace("evaluate.py", "verify_import.py"), file=sys.stderr)
         return 2
     print(text)

@@ -5,7 +5,7 @@
 
 The arguments are those of train.py (except run_dir= and resume=) and the options of this script. One run trains without
 interruption. A second run kills itself (SIGKILL) at random steps: before or after an update, in an evaluation, or while
-it writes a checkpoint. After each kill, it is resumed with the same arguments. Then all values in the checkpoints
+it writes a checkpoint. After each kill, the run is resumed with the same arguments. Then all values in the checkpoints
 (except the config), every line of metrics.jsonl, and results.json are compared. The exit code is 0 if all are equal, 1
 if not, 2 if nothing can be compared, and 130 or 143 after a signal.
 """
@@ -55,7 +55,7 @@ class Kill(NamedTuple):
 
 
 def main() -> int:
-    """Train twice and compare; returns the exit code."""
+    """Train the two runs and compare them; returns the exit code."""
     console.guard()
     options = _options()
     folder = Path(options.folder or tempfile.mkdtemp(prefix="verify_resume_"))
@@ -187,7 +187,7 @@ def _sample_kills(count: int, steps: int, seed: int) -> list[Kill]:
 def _train_and_kill(overrides: list[str], folder: Path, kill: Kill) -> bool:
     """Start or resume the run until it kills itself; returns False if the run ended before `kill` occurred.
 
-    Raises UserError if the run ended with any other exit code.
+    Raises UserError if the run failed for another reason.
     """
     code = _train(overrides, folder / "killed", kill)
     if code == 0:

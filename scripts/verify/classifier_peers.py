@@ -16,7 +16,7 @@ from common.errors import UserError
 from vit.importing import adopt as importing
 from vit.importing import google
 
-# The layout of a file, and the package that loads it for the comparison.
+# For each layout of a file, the package that loads the file for the comparison.
 PEERS = {"torchvision": "torchvision", "timm": "timm", "transformers": "transformers", "google": "timm"}
 
 # "features" (B, C), and "logits" (B, K) for K classes if the file has a head and the package can apply it.

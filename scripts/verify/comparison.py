@@ -14,9 +14,8 @@ from common.weights.unwrapping import select_kind
 
 # The largest `relative_difference` at which outputs agree. In ViT-B/16, another order of fp32 sums changes logits by
 # 7e-7 of the largest logit, and a misplaced tensor changes them by more than 1e-4. The tanh approximation of GELU
-# changes
-# them by 2e-4, and an eps of 1e-5 instead of 1e-6 by 2e-5. Such a wrong option is not noticed if both models take it
-# from the config.
+# changes them by 2e-4, and an eps of 1e-5 instead of 1e-6 by 2e-5. Such a wrong option is not noticed if both models
+# take it from the config.
 TOLERANCE = 1e-4
 
 

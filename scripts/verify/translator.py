@@ -98,7 +98,7 @@ def compare(model: dict[str, Any], weights: dict[str, Tensor], peer: Any, folder
     """The `relative_difference` between the logits of our model and of `peer` on random token ids.
 
     `model` is the section of the config, and `weights` are those of our model. `peer` is the MarianMTModel of the files
-    in `folder`. These files also determine the order of its vocabulary.
+    in `folder`. These files also determine the order of the peer's vocabulary.
     """
     size = len(weights["embedding.weight"])
     ours = build(model, vocabularies=(size, size), joint=model["tied"] == "all").eval()

@@ -47,7 +47,7 @@ class TextFolder:
     root: Path
     source: str  # the language to translate from
     target: str  # the language to translate to
-    names: list[str]  # of all visible files, sorted
+    names: list[str]  # of all files that are not hidden, sorted
     files: dict[Split, Files]  # of each split that has files
 
     def note(self, splits: Sequence[Split]) -> str:

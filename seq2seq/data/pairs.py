@@ -141,7 +141,7 @@ class SentencePairs(ABC):
     def sample(self, split: Split, index: int, generator: torch.Generator | None) -> dict[str, Any]:
         """One pair: id (its index), source and target (token ids that end with EOS), source_text and target_text.
 
-        Without augmentation, `generator` is not used.
+        There is no augmentation, so `generator` is not used.
         """
         encoded = self._encode(split)
         return {
@@ -164,7 +164,7 @@ class SentencePairs(ABC):
         return {name: fingerprints.digest(f"{line}\n".encode() for line in lines) for name, lines in sides.items()}
 
     def view(self, line: str, target: str | None = None, id: int = 0) -> dict[str, Any]:
-        """Make a sample, as `sample` does, of a user's sentence of any length and optionally its translation."""
+        """Make a sample (see `sample`) of a user's sentence of any length and, optionally, its translation."""
         source_tokenizer, target_tokenizer = self.tokenizers()
         sample = {"id": id, "source": [*source_tokenizer.encode(line), EOS], "source_text": line}
         if target is not None:

@@ -15,7 +15,7 @@ from seq2seq.data.layouts import Files as Files
 from seq2seq.data.pairs import EMPTY_CORPUS, Corpus, SentencePairs
 from seq2seq.tokenizers.text import read_tabbed, read_two_files
 
-DEFAULT_SHARE, MAX_DEFAULT_COUNT = 0.1, 1000  # cut from train as val or test; the count is in sentences
+DEFAULT_SHARE, MAX_DEFAULT_COUNT = 0.1, 1000  # of train's sentences, to cut as val or test
 
 
 @dataclass(kw_only=True, eq=False)

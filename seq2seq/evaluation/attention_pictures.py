@@ -1,4 +1,4 @@
-"""A picture of the cross-attention between two sentences, as an SVG file: its viewer can render any writing system."""
+"""Draw the cross-attention between two sentences as an SVG file, whose viewer can render any writing system."""
 
 import math
 import unicodedata
@@ -67,7 +67,7 @@ def visible(text: str) -> str:
 
 
 def hex_colours(values: Tensor) -> list[str]:
-    """The colours of values (n,) in 0..1, from white for 0 to dark blue for 1, written as #1e5fa5."""
+    """The colours of values (n,) in 0..1, from white for 0 to dark blue for 1, in the form #1e5fa5."""
     return [f"#{bytes(colour).hex()}" for colour in ramp(values, BLUES).T.tolist()]
 
 

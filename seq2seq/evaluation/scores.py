@@ -185,10 +185,10 @@ class TranslationMetric:
         return {"loss": loss, "perplexity": math.exp(loss) if loss < 700 else math.inf}
 
     def details(self) -> list[tuple[Any, ...]]:
-        """A table with a row for each score, with its bootstrap interval and signature, and for each category.
+        """A table of each score with its bootstrap interval and signature, and of the exact match of each category.
 
         The interval is `mean` plus or minus `plus_minus`; for more than MAX_BOOTSTRAP_SENTENCES sentences, these two
-        are empty. The row of a category has its exact match.
+        are empty.
         """
         assert self.gathered, "gather() comes before details()"
         rows: list[tuple[Any, ...]] = [("score", "value", "mean", "plus_minus", "sentences", "signature")]

@@ -52,8 +52,8 @@ def embeddings(
     """The embedding matrices of a file by our names, with their rows in our order.
 
     `matrices` are those of source (V', C), target (V, C) and output (V, C); `orders` are the orders of the rows of
-    source and target. If all three matrices are equal, one is returned, and if only target and output are equal, they
-    are returned as one (see `tied` of the model).
+    source and target. If all three matrices are equal, one is returned, as a model with tied="all" has it. If only
+    target and output are equal, these two are returned as one, as with tied="target".
     """
     source, target, output = matrices
     weights = {"embedding.weight": reorder_rows(target, orders[1])}

@@ -78,9 +78,9 @@ def is_marian(tensors: dict[str, Any]) -> bool:
 def adopt(tensors: dict[str, Tensor], folder: Path | None) -> Adopted:
     """Convert a MarianMTModel's weights to our names, and read the tokenizers in `folder`, if there are any.
 
-    The weights of an export of ours become exactly those of the exported model. Raises UserError for a tensor that our
-    Transformer does not have, for other positions than Marian's, and for a tokenizer with another number of entries
-    than the weights.
+    If the file is an export of ours, the weights are exactly those of the exported model. Raises UserError for a tensor
+    that our Transformer does not have, for positions other than Marian's, and for a tokenizer whose number of entries
+    differs from that of the weights.
     """
     config, metadata = _json(folder, "config.json"), _metadata(folder)
     if config.get("model_type", "marian") != "marian":
@@ -214,7 +214,7 @@ def _check_sines(name: str, table: Tensor) -> None:
 def _special(config: dict[str, Any], entries: int, names: dict[str, int]) -> ForeignSpecialIds:
     """The ids of </s>, <unk> and <pad> in a vocabulary of `entries` entries.
 
-    They are taken from the vocabulary `names`, if it has them, otherwise from config.json (except <unk>), otherwise
+    They are taken from `names` (entry -> id), if it has them, otherwise from config.json (except <unk>), otherwise
     they are Marian's defaults. Raises UserError if translations do not start with <pad>, and for impossible ids.
     """
     pad = config.get("pad_token_id", entries - 1)

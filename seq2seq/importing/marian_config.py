@@ -45,8 +45,8 @@ def config(model: dict[str, Any], predict: dict[str, Any], entries: int) -> dict
 def generation(model: dict[str, Any], predict: dict[str, Any], entries: int) -> dict[str, Any]:
     """The content of generation_config.json: our decoding options, as far as transformers can express them.
 
-    Of our length penalties, transformers has only "average", n^alpha. It replaces "gnmt", with the same alpha. The
-    maximum length of a translation is a constant in transformers and does not depend on the source.
+    Of our length penalties, transformers has only "average", n^alpha. "gnmt" is exported as "average" with the same
+    alpha. In transformers, the maximum length of a translation does not depend on the source.
     """
     beams = predict["beam"] if predict["method"] == "beam" else 1
     beam_options = {

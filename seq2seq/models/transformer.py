@@ -74,7 +74,7 @@ class Transformer(nn.Module):
     value projections, and N(0, 1/width) for embeddings.
     """
 
-    decided_by_data = ("embedding", "source_embedding", "output", "output_bias")  # a row per vocabulary entry
+    decided_by_data = ("embedding", "source_embedding", "output", "output_bias")  # with a row per vocabulary entry
 
     def __init__(
         self,
@@ -117,7 +117,9 @@ class Transformer(nn.Module):
         self.width, self.longest, self.positions = width, longest, positions
         self.scale = math.sqrt(width) if scaled else 1.0
         source, target = vocabularies
-        self.embedding = nn.Embedding(target, width)  # also the output's if tied, and the source's with tied="all"
+        # The embedding of the target. Its matrix is also that of the output with tied="target", and that of the output
+        # and of the source embedding with tied="all".
+        self.embedding = nn.Embedding(target, width)
         self.source_embedding = None if tied == "all" else nn.Embedding(source, width)
         self.output = Linear(width, target, bias=False) if tied == "none" else Tied(self.embedding)
         self.output_bias = nn.Parameter(torch.zeros(target)) if output_bias else None

@@ -44,8 +44,8 @@ def lines(input: str, group_size: int) -> Iterator[list[Line]]:
 
     If `input` is a pattern such as texts/*.txt, the lines are those of all matching files, one file after the other.
     From a pipe, a group contains the lines that have arrived, at most `group_size`: a line that arrives alone is a
-    group of one, and nothing waits for a group to be full. An empty pipe gives no group. At a terminal, each line is a
-    group, and a prompt asks for the next one until Ctrl-D or Ctrl-C. A line that is not UTF-8 has a `problem`. Raises
+    group of one, since no group is delayed until it is full. An empty pipe gives no group. At a terminal, each line is
+    a group, and a prompt asks for the next one until Ctrl-D or Ctrl-C. A line that is not UTF-8 has a `problem`. Raises
     UserError for a file that is missing, broken, empty or not text, for a pattern that no file matches, and for a pipe
     whose content is compressed or UTF-16.
     """
@@ -131,7 +131,7 @@ def _pipe_groups(pipe: int, group_size: int) -> Iterator[list[Line]]:
                 partial = bytearray(rest[-1])
             if not chunk:
                 is_open = False
-                if number == 1 and not complete:  # there was no line feed
+                if number == 1 and not complete:  # no line feed has arrived
                     refuse_carriage_returns(bytes(partial), "Standard input")
                 complete += [bytes(partial)] if partial else []  # a last line without a line end
         group = [complete.popleft() for _ in range(min(group_size, len(complete)))]

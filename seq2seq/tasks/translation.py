@@ -99,7 +99,7 @@ class Translation:
         return importing.adopt(tensors, folder)
 
     def normalisers(self, batch: Batch) -> dict[str, float]:
-        """The number of target tokens, including EOS and without padding, as `tokens`."""
+        """The number of target tokens, including EOS and without padding, under the key "tokens"."""
         return {"tokens": float(batch["target_lengths"].sum())}
 
     def sizes(self, batch: Batch) -> dict[str, float]:
@@ -341,7 +341,7 @@ def _problems(model: nn.Module, batch: Batch) -> dict[int, str]:
 
 
 def _take(batch: Batch, rows: list[int]) -> Batch:
-    """The batch of these rows only, at least one, padded to the longest of them; lists and tensors per row are kept."""
+    """The batch of these rows only, at least one, padded to the longest; values that are not per row are dropped."""
     count = len(batch["ids"])
     taken: Batch = {
         name: value[rows] if isinstance(value, Tensor) else [value[i] for i in rows]

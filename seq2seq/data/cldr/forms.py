@@ -10,7 +10,7 @@ from babel import Locale
 
 Formatter = Callable[[Locale, Any], str]  # prints a value in a locale
 Words = tuple[Hashable, ...]  # identifiers of the names and word forms in a text; see Form.words
-Name = tuple[str, Any]  # a list of names ("countries") and a code in it ("DE")
+Name = tuple[str, Any]  # a list of names ("countries") and a code in this list ("DE")
 TextPair = tuple[str, str]  # a text in the source locale and its translation in the target locale
 LocalePair = tuple[Locale, Locale]  # source and target
 

@@ -19,7 +19,7 @@ def shared_names(locales: LocalePair) -> tuple[dict[str, dict[Name, TextPair]], 
 
     A name is ambiguous if an earlier name, of any category, has the same source text but another target text.
     """
-    targets: dict[str, str] = {}  # by source
+    targets: dict[str, str] = {}  # by visible text of the source
     names: dict[str, dict[Name, TextPair]] = {}
     ambiguous = 0
     for category, read in _LISTS.items():

@@ -68,7 +68,7 @@ def sample_splits(source: Locale, target: Locale, *, seed: int, counts: Mapping[
 
 
 def category_quotas(split: Split, count: int, minimums: Mapping[str, int]) -> dict[str, int]:
-    """Divide `count` phrases of a split among categories in proportion to CATEGORY_SHARES; returns their numbers.
+    """The number of phrases of each category, in proportion to CATEGORY_SHARES, so that the sum is `count`.
 
     `minimums` holds the smallest number allowed for each category. With shares of 0.12 and 0.03 and minimums of 0 and
     4, a count of 10 gives 6 and 4, and a count of 100 gives 80 and 20. Raises UserError when `count` is less than the

@@ -22,7 +22,7 @@ from seq2seq.data.cldr.times import (
     time_forms,
 )
 
-CATEGORY_SHARES = {  # of every split
+CATEGORY_SHARES = {  # the fraction of every split that each category has
     **{"dates": 0.12, "times": 0.05, "datetimes": 0.07, "ranges": 0.08, "relative": 0.05},
     **{"money": 0.10, "rates": 0.05, "units": 0.11, "percentages": 0.04, "numbers": 0.05, "compact": 0.05},
     **{"countries": 0.07, "languages": 0.08, "currencies": 0.05, "calendar": 0.03},
@@ -111,8 +111,8 @@ def printable_forms(forms: list[Form], locales: LocalePair) -> list[Form]:
     """The forms of a category that both locales can print, with their rivals (Form.rivals) set.
 
     Each form prints PROBE_COUNT values. It is left out if it fails for any of them. It is also left out if, for at
-    least half of them, an earlier form prints the same source with another target: in Japanese, "2021年1月3日" is both
-    "January 3, 2021" and "Jan 3, 2021".
+    least half of them, an earlier form prints the same source with another target: the Japanese source "2021年1月3日" has
+    the targets "January 3, 2021" and "Jan 3, 2021".
     """
     probes: dict[str, list[Any]] = {}  # values by kind
     earlier: dict[tuple[str, int, str], tuple[str, Form]] = {}  # (kind, number of the probe, source): (target, form)

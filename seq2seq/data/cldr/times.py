@@ -23,7 +23,7 @@ UNIT_SECONDS = {  # the number of seconds that Babel counts for each unit
     **{"hour": 3600, "minute": 60, "second": 1},
 }
 NEXT_LONGER = {"narrow": "short", "short": "long"}  # the length that replaces a missing one in relative times
-MAX_DISTANCE = 400  # of a relative time, in any unit
+MAX_DISTANCE = 400  # of a relative time, counted in its unit
 
 
 def date_forms() -> list[Form]:
@@ -204,7 +204,7 @@ def _skeleton_formatter(skeleton: str) -> Formatter:
 def _interval_formatter(skeleton: str) -> Formatter:
     def format(locale: Locale, value: tuple[date, date]) -> str:
         if skeleton not in locale.interval_formats:
-            raise LookupError(skeleton)  # Babel would print two whole dates or times
+            raise LookupError(skeleton)  # Babel would print both dates or times in full
         return dates.format_interval(*value, skeleton, fuzzy=False, locale=locale)
 
     return format
@@ -234,7 +234,7 @@ def _clock_key(value: datetime) -> str:
 
 
 def _clock_words(form: str) -> Callable[[Locale, Any], Words]:
-    """Return `Form.words`: the part of the day (noon, afternoon), which some locales print in some forms."""
+    """A function for `Form.words`; it returns the part of the day (noon, afternoon), which some locales print."""
     return lambda locale, value: ((str(locale), form, dates.get_period_id(value, locale=locale)),)
 
 
