@@ -1,10 +1,10 @@
-"""Compare an imported file with its original program: `python scripts/verify_import.py checkpoint=FILE model=NAME`.
+"""Compare our import of a file with another program: `python scripts/verify_import.py checkpoint=FILE model=NAME`.
 
-The weights are loaded twice, into our model and into that of the program that wrote the file, and the outputs of both
-models for random inputs are compared; see scripts/verify/classifier.py for a ViT and scripts/verify/translator.py for a
-translator (such as model=transformer_opus). Further arguments are config keys of evaluate.py, such as
-`model.blocks.activation=gelu_tanh`. The exit code is 0 if outputs agree, 1 if they differ, or 2 if nothing can be
-compared.
+The weights are loaded twice, into our model and into the model of a program that reads the file's layout (torchvision,
+timm or transformers). Then the outputs of the two models for random inputs are compared. scripts/verify/classifier.py
+does this for a ViT, and scripts/verify/translator.py for a translator (such as model=transformer_opus). Further
+arguments are config keys as for evaluate.py, such as `model.blocks.activation=gelu_tanh`. The exit code is 0 if outputs
+agree, 1 if they differ, or 2 if nothing can be compared.
 """
 
 import os
@@ -28,7 +28,7 @@ VERIFIERS = {module.MODEL: module.verify for module in (classifier, translator)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Compare the file and print the result; returns the exit code."""
+    """Compare the two models and print the report; returns the exit code."""
     console.guard()
     overrides = sys.argv[1:] if arguments is None else list(arguments)
     if not overrides or {"-h", "--help"} & {*overrides}:
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         text, agree = VERIFIERS[target](config)
     except UserError as error:
-        # The config is composed as for evaluate.py, and so messages name that program.
+        # Messages about the config name evaluate.py, since the config is composed as for evaluate.py.
         print(str(error).replace("evaluate.py", "verify_import.py"), file=sys.stderr)
         return 2
     print(text)

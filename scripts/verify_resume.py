@@ -1,12 +1,13 @@
-"""Prove that a run of your config that is killed and resumed ends bit-equal to an uninterrupted run.
+"""Train your config twice, the second time with kills and resumes, and check that both runs end bit for bit the same.
 
     python scripts/verify_resume.py model=detr
     python scripts/verify_resume.py model=vit_b16 data.root=photos --steps 200 --kills 10
 
-The arguments are those of train.py. One run trains without interruption. A second run kills itself (SIGKILL) at random
-steps: before or after an update, in an evaluation, or while it writes a checkpoint; each time, it is resumed with the
-same command. Then every tensor of all checkpoints and every line of metrics.jsonl are compared. The exit code is 0 if
-all are equal, 1 if not, or 2 if nothing can be compared.
+The arguments are those of train.py (except run_dir= and resume=) and the options of this script. One run trains without
+interruption. A second run kills itself (SIGKILL) at random steps: before or after an update, in an evaluation, or while
+it writes a checkpoint. After each kill, the run is resumed with the same arguments. Then all values in the checkpoints
+(except the config), every line of metrics.jsonl, and results.json are compared. The exit code is 0 if all are equal, 1
+if not, 2 if nothing can be compared, and 130 or 143 after a signal.
 """
 
 import argparse
@@ -42,18 +43,19 @@ from common.files.retention import CheckpointFolder
 from common.train.step import Stepper
 
 ROOT = Path(__file__).resolve().parents[1]  # the folder of train.py
+# The points of a run at which it can kill itself.
 MOMENTS = ("before the update", "after the update", "in an evaluation", "while it wrote a checkpoint")
 
 
 class Kill(NamedTuple):
-    """When a run kills itself: the first time that `moment` (one of MOMENTS) occurs in `step` or a later step."""
+    """The time at which a run kills itself: when `moment` (one of MOMENTS) first occurs in step `step` or later."""
 
     step: int
     moment: str
 
 
 def main() -> int:
-    """Train twice and compare; returns the exit code."""
+    """Train the two runs and compare them; returns the exit code."""
     console.guard()
     options = _options()
     folder = Path(options.folder or tempfile.mkdtemp(prefix="verify_resume_"))
@@ -83,7 +85,7 @@ def main() -> int:
 
 
 class Report(NamedTuple):
-    """The differences between two runs, and a summary of what was compared."""
+    """The differences between two runs, one text each, and a summary of what was compared."""
 
     differences: list[str]
     summary: str
@@ -99,7 +101,7 @@ def compare(first: Path, second: Path) -> Report:
         if missing:
             differences.append(f"only one run has {next(file for file in files if file.exists())}")
             continue
-        contents = [{**checkpoint.load(file), "config": None} for file in files]  # the config names the folder
+        contents = [{**checkpoint.load(file), "config": None} for file in files]  # the config contains the folder
         differences += [f"{name}{path}" for path in unequal_paths(*contents)]
         tensors += count_tensors(contents[0])
     lines = [(run / "metrics.jsonl").read_text(encoding="utf-8").splitlines() for run in (first, second)]
@@ -118,7 +120,10 @@ def compare(first: Path, second: Path) -> Report:
 
 
 def unequal_paths(a: Any, b: Any, path: str = "") -> list[str]:
-    """The paths (`/optimizer/3`) of the values in which two nested contents differ in any bit."""
+    """The paths, such as `/optimizer/3`, at which two nested dicts, lists and tuples differ; `path` is their prefix.
+
+    Tensors are compared bit by bit, other values by type and `==`.
+    """
     if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
         return [inner for key in a for inner in unequal_paths(a[key], b[key], f"{path}/{key}")]
     if isinstance(a, list | tuple) and type(a) is type(b) and len(a) == len(b):
@@ -131,7 +136,7 @@ def unequal_paths(a: Any, b: Any, path: str = "") -> list[str]:
 
 
 def count_tensors(content: Any) -> int:
-    """The number of tensors in a checkpoint."""
+    """The number of tensors in a checkpoint's nested content."""
     if isinstance(content, dict | list | tuple):
         return sum(map(count_tensors, content.values() if isinstance(content, dict) else content))
     return int(isinstance(content, torch.Tensor))
@@ -149,9 +154,10 @@ def _options() -> argparse.Namespace:
 
 
 def _run_overrides(options: argparse.Namespace) -> tuple[list[str], int]:
-    """The arguments of train.py, all but run_dir and resume, and the number of steps.
+    """The arguments of train.py without run_dir and resume, and the number of steps in which kills are sampled.
 
-    With --steps, runs save and evaluate several times, unless the command line sets save_every or eval_every.
+    Unless --steps is 0, arguments are added that let runs train for --steps steps and save, evaluate and log several
+    times. On a GPU, trainer.deterministic=true is added. A key that the command line sets keeps its value.
     """
     overrides, keys = list(options.overrides), {word.partition("=")[0] for word in options.overrides}
     for key in ("run_dir", "resume"):
@@ -171,7 +177,7 @@ def _run_overrides(options: argparse.Namespace) -> tuple[list[str], int]:
 
 
 def _sample_kills(count: int, steps: int, seed: int) -> list[Kill]:
-    """Sample kills at random steps, in ascending order, each at the next of MOMENTS, which are shuffled."""
+    """Sample `count` kills at random steps, in ascending order; their moments cycle through the shuffled MOMENTS."""
     rng = random.Random(seed)
     kill_steps = sorted(rng.randrange(steps) for _ in range(count))
     moments = rng.sample(MOMENTS, len(MOMENTS))
@@ -179,7 +185,10 @@ def _sample_kills(count: int, steps: int, seed: int) -> list[Kill]:
 
 
 def _train_and_kill(overrides: list[str], folder: Path, kill: Kill) -> bool:
-    """Start or resume the run until it is killed; returns False if it ended before the moment of the kill occurred."""
+    """Start or resume the run until it kills itself; returns False if the run ended before `kill` occurred.
+
+    Raises UserError if the run failed for another reason.
+    """
     code = _train(overrides, folder / "killed", kill)
     if code == 0:
         print(f"not killed {kill.moment}, after {kill.step} steps: the run ended first", flush=True)
@@ -196,7 +205,10 @@ def _train_and_kill(overrides: list[str], folder: Path, kill: Kill) -> bool:
 
 
 def _train(overrides: list[str], run: Path, kill: Kill | None = None) -> int:
-    """Train in a separate process, with its output in a file beside the run's folder; returns its exit code."""
+    """Train in a separate process, which kills itself at `kill` if this is given; returns the process's exit code.
+
+    What the process prints goes to a file beside the run's folder: RUN.txt for the folder RUN.
+    """
     run.parent.mkdir(parents=True, exist_ok=True)
     arguments = [*overrides, f"run_dir={run}", "resume=auto"]
     if kill:
@@ -208,14 +220,14 @@ def _train(overrides: list[str], run: Path, kill: Kill | None = None) -> int:
 
 
 def _train_until(step: str, moment: str, *arguments: str) -> NoReturn:
-    """Run train.py in this process, which kills itself at the moment `moment` in step `step` or later."""
+    """Run train.py in this process, which kills itself when `moment` first occurs in step `step` or later."""
     _install(Kill(int(step), moment))
     sys.argv[0] = "train.py"
     cli.launch(train.train, "train", None, arguments)
 
 
 def _install(kill: Kill) -> None:
-    """Patch the trainer of this process so that it kills itself."""
+    """Patch the trainer and torch.save so that this process kills itself at `kill`."""
     current = -1
 
     def die_at(moment: str) -> None:
@@ -236,7 +248,7 @@ def _install(kill: Kill) -> None:
 
     def save(original: Callable[..., Any], *arguments: Any, **options: Any) -> None:
         original(*arguments, **options)
-        die_at("while it wrote a checkpoint")  # the draft is written but not yet renamed
+        die_at("while it wrote a checkpoint")  # its temporary file is written, but not yet renamed
 
     Stepper.__call__ = _as_method(step, Stepper.__call__)  # type: ignore[method-assign]
     common.train.trainer.evaluate = partial(evaluate, common.train.trainer.evaluate)
@@ -244,7 +256,10 @@ def _install(kill: Kill) -> None:
 
 
 def _as_method(patch: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that calls `patch(original, ...)`; as a class attribute it becomes a method, unlike a `partial`."""
+    """A function that calls `patch(original, ...)`.
+
+    It can replace a method: Python passes `self` to a function that is a class attribute, but not to a `partial`.
+    """
 
     def call(*arguments: Any) -> Any:
         return patch(original, *arguments)

@@ -1,4 +1,4 @@
-"""Load ViT files of other programs into the models of these programs, with the programs' own readers."""
+"""Load another program's ViT file into a model of torchvision, timm or transformers, to compare it with our model."""
 
 import tempfile
 from collections.abc import Callable
@@ -16,25 +16,27 @@ from common.errors import UserError
 from vit.importing import adopt as importing
 from vit.importing import google
 
+# For each layout of a file, the package that loads the file for the comparison.
 PEERS = {"torchvision": "torchvision", "timm": "timm", "transformers": "transformers", "google": "timm"}
 
-Outputs = dict[str, Tensor]  # "features" (B, C), and "logits" (B, K) where both sides have a head
-Peer = Callable[[Tensor], Outputs]
+# "features" (B, C), and "logits" (B, K) for K classes if the file has a head and the package can apply it.
+Outputs = dict[str, Tensor]
+Peer = Callable[[Tensor], Outputs]  # takes images (B, channels, H, W)
 
 
 class ForeignFile(NamedTuple):
-    """A file of another program: its tensors, and the weights that our code makes of them."""
+    """A ViT file of another program: its tensors, and the weights to which our import converts them."""
 
     path: Path
-    layout: str
-    tensors: dict[str, Tensor]  # under the file's names
-    weights: dict[str, Tensor]  # under our names
-    left_out: list[str]
-    options: dict[str, Any]  # the config's `model`
+    layout: str  # a key of PEERS
+    tensors: dict[str, Tensor]  # by the file's names
+    weights: dict[str, Tensor]  # by our names
+    left_out: list[str]  # names of tensors and keys that the import does not use
+    options: dict[str, Any]  # the section `model` of the config
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """Height and width in pixels of the images for which the positions were trained."""
+        """The image size (height, width) in pixels at which the patches fill the grid of positions exactly."""
         rows, columns, _ = self.weights["positions.grid"].shape
         side = self.weights["patches.weight"].shape[-1]
         return rows * side, columns * side
@@ -46,7 +48,10 @@ class ForeignFile(NamedTuple):
 
 
 def load_peer(file: ForeignFile) -> Peer:
-    """Load the file with its layout's program; raises UserError if that is not installed or cannot read the file."""
+    """Load the file with the package for its layout, and return the model as a function from images to outputs.
+
+    Raises UserError if the package is not installed or cannot read the file.
+    """
     package = PEERS[file.layout]
     try:
         import_module(package)
@@ -89,7 +94,10 @@ def _torchvision(file: ForeignFile) -> Peer:
 
 
 def _timm(file: ForeignFile) -> Peer:
-    """timm's model with the options that the file's names imply; no logits if the file has a representation layer."""
+    """Load the file into timm's model, built from the config's options and the names and shapes of the file's tensors.
+
+    The outputs have no logits if the config has a representation layer, which timm's model lacks.
+    """
     from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 
     options, tensors = file.options, file.tensors
@@ -110,12 +118,13 @@ def _timm(file: ForeignFile) -> Peer:
         fc_norm=options["pooling"] == "mean_then_norm",
         class_token=token,
         reg_tokens=registers,
-        # On loading, timm adds the position of DINOv2's class token to the token, since registers have no positions.
+        # For a DINOv2 file with registers, timm adds the class token's position to the token itself while loading.
+        # Then, as in files whose positions are those of the patches only, no token has a position in the table.
         no_embed_class="register_tokens" in tensors or positions in (0, patches),
         embed_dim=options["width"],
         depth=options["layers"],
         num_heads=options["heads"],
-        mlp_ratio=(options["feedforward"] + 0.5) / options["width"],  # timm multiplies by the width and rounds down
+        mlp_ratio=(options["feedforward"] + 0.5) / options["width"],  # timm computes int(width * ratio)
         qkv_bias=google_file or "blocks.0.attn.qkv.bias" in tensors,
         qk_norm=options["blocks"]["qk_norm"],
         init_values=options["blocks"]["layer_scale"],
@@ -138,7 +147,11 @@ def _timm(file: ForeignFile) -> Peer:
 
 
 def _load_npz(model: Any, file: ForeignFile, prefix: str) -> None:
-    """Let timm read the .npz or, if this is in bfloat16 or lacks positions, an fp32 copy with positions."""
+    """Load the .npz into timm's model.
+
+    timm's loader needs fp32 and a table of positions. If the file is in bfloat16, or lacks positions because they are
+    fixed sines, the loader gets an fp32 copy of the file with positions.
+    """
     has_positions = any(name.endswith("pos_embedding") for name in file.tensors)
     if has_positions and not any(tensor.dtype == torch.bfloat16 for tensor in file.tensors.values()):
         model.load_pretrained(str(file.path))
@@ -153,7 +166,10 @@ def _load_npz(model: Any, file: ForeignFile, prefix: str) -> None:
 
 
 def _transformers(file: ForeignFile) -> Peer:
-    """Load the file, with a config.json made from our options, by transformers, which renames older tensors itself."""
+    """Write the file's tensors and a config.json made from our options to a temporary folder that transformers loads.
+
+    transformers itself renames tensors that have the names of its older versions.
+    """
     import transformers
     from transformers.utils import logging
 

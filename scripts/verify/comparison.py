@@ -1,4 +1,4 @@
-"""Shared parts of comparisons with another program: reading its file, checking config keys, differences, the report."""
+"""Functions for comparisons with another program: load its file, check config keys, measure differences, report."""
 
 import json
 from collections.abc import Iterable
@@ -12,31 +12,36 @@ from common.errors import UserError
 from common.files import checkpoint
 from common.weights.unwrapping import select_kind
 
-# The largest accepted relative difference. In ViT-B/16, another order of fp32 sums gives 7e-7 of the largest logit, and
-# a misplaced tensor more than 1e-4. The tanh approximation of GELU would give 2e-4, and an eps of 1e-5 instead of 1e-6
-# would give 2e-5, but both models have activation and eps from the config.
+# The largest `relative_difference` at which outputs agree. In ViT-B/16, another order of fp32 sums changes logits by
+# 7e-7 of the largest logit, and a misplaced tensor changes them by more than 1e-4. The tanh approximation of GELU
+# changes them by 2e-4, and an eps of 1e-5 instead of 1e-6 by 2e-5. Such a wrong option is not noticed if both models
+# take it from the config.
 TOLERANCE = 1e-4
 
 
 def absolute_difference(ours: Tensor, expected: Tensor) -> float:
-    """The largest absolute difference; infinite if shapes differ or `ours` is not finite."""
+    """The largest absolute difference of two elements; infinite if shapes differ or `ours` is not finite everywhere."""
     if ours.shape != expected.shape or not torch.isfinite(ours).all():
         return float("inf")
     return float((ours - expected).abs().max())
 
 
 def relative_difference(ours: Tensor, expected: Tensor) -> float:
-    """The largest difference divided by the largest deviation of `expected` from its mean.
+    """The largest absolute difference, divided by the largest deviation of `expected` from its mean.
 
     An offset common to all expected values does not change this divisor. The result is infinite if shapes differ or
-    `ours` is not finite.
+    `ours` is not finite everywhere.
     """
     scale = float((expected - expected.mean()).abs().max())
     return absolute_difference(ours, expected) / (scale or 1.0)
 
 
 def load_foreign(path: Path, weights: str = "auto") -> dict[str, Any]:
-    """Load another program's file and select raw or averaged `weights`; raises UserError for a file of ours."""
+    """Load another program's file and select its raw or averaged weights.
+
+    `weights` is "raw", "ema" (averaged) or "auto" (whichever the file has; see common/weights/unwrapping.py). Raises
+    UserError for a file that this program wrote, and for a file without the requested weights.
+    """
     content = checkpoint.load(path)
     if checkpoint.is_ours(content):
         raise UserError(
@@ -49,7 +54,10 @@ def load_foreign(path: Path, weights: str = "auto") -> dict[str, Any]:
 
 
 def check_options(path: Path, options: dict[str, Any], required: Iterable[tuple[str, Any]]) -> None:
-    """Raise UserError with the missing overrides if `options` (the config's `model`) differ from `required`."""
+    """Raise UserError if `options`, the section `model` of the config, differ from `required`.
+
+    `required` holds pairs of a dotted key and its value. The message lists the overrides that correct the config.
+    """
     overrides = [override(f"model.{key}", value) for key, value in required if value != option(options, key)]
     if overrides:
         raise UserError(f"{path} holds another model than the config describes; give {' '.join(overrides)}.")
@@ -64,11 +72,11 @@ def option(options: dict[str, Any], key: str) -> Any:
 
 
 def override(key: str, value: Any) -> str:
-    """Write an override as on the command line, key=value."""
+    """Format a key and its value as an override on the command line, key=value."""
     return f"{key}={value if isinstance(value, str) else json.dumps(value)}"
 
 
 def report(rows: Iterable[tuple[str, str]], *, agree: bool) -> str:
-    """Format a line for each (name, text) of `rows`, and a last line that says whether outputs agree."""
+    """Format a line for each (name, text) of `rows`, and a last line with the verdict `agree` and the limit."""
     lines = [f"{name:12}{text}" for name, text in rows]
     return "\n".join([*lines, f"{'outputs agree' if agree else 'OUTPUTS DIFFER'}: the limit is {TOLERANCE:g}"])

@@ -1,8 +1,8 @@
 """Compare our translator with transformers' Marian on weights from a file of Marian; used by scripts/verify_import.py.
 
-The file is loaded twice, into our model and into transformers', and the logits of both on random sentences are
-compared. The config.json beside the file holds what does not follow from its tensors: the number of heads, the
-activation, and whether embeddings are scaled.
+The file is loaded twice, into our model and into transformers' model. Then the logits of the two models on random token
+ids are compared. The file must have its config.json beside it, from which transformers reads what the tensors do not
+show: the number of heads, the activation, and whether embeddings are scaled.
 """
 
 from importlib import metadata
@@ -26,7 +26,10 @@ SENTENCES, LENGTH, SEED = 4, 20, 0
 
 
 def verify(config: dict[str, Any]) -> tuple[str, bool]:
-    """Make a report, and tell whether outputs agree; raises UserError if nothing can be compared."""
+    """Compare the models on the checkpoint that `config` names; returns the report, and whether outputs agree.
+
+    Raises UserError if nothing can be compared.
+    """
     path, model = fetching.locate(config).path, config["model"]
     content = load_foreign(path)
     try:
@@ -53,7 +56,10 @@ def verify(config: dict[str, Any]) -> tuple[str, bool]:
 
 
 def required_options(config: Any) -> list[tuple[str, Any]]:
-    """The keys of `model` that a MarianConfig determines, with their values; `positions.layout` is not among them."""
+    """The keys of the config's `model` that a MarianConfig determines, with the values that they must have.
+
+    `positions.layout` is not among them, because a MarianConfig does not contain it. A wrong layout changes the logits.
+    """
     tied = "all" if config.share_encoder_decoder_embeddings else "target"
     activation = {"silu": "swish"}.get(config.activation_function, config.activation_function)
     return [
@@ -71,7 +77,7 @@ def required_options(config: Any) -> list[tuple[str, Any]]:
 
 
 def _load_peer(tensors: dict[str, Tensor], path: Path) -> Any:
-    """Load the tensors into transformers' model; raises UserError if config.json or transformers is missing."""
+    """Load the tensors into transformers' model; raises UserError without config.json or without transformers."""
     if not (path.parent / "config.json").is_file():
         raise UserError(f"{path} has no config.json beside it, which transformers needs.")
     try:
@@ -89,9 +95,10 @@ def _load_peer(tensors: dict[str, Tensor], path: Path) -> Any:
 
 @torch.no_grad()
 def compare(model: dict[str, Any], weights: dict[str, Tensor], peer: Any, folder: Path) -> float:
-    """The largest difference of logits on random sentences, relative to the logits' largest deviation from the mean.
+    """The `relative_difference` between the logits of our model and of `peer` on random token ids.
 
-    `peer` is the MarianMTModel of the files in `folder`, from which the order of its vocabulary is read.
+    `model` is the section of the config, and `weights` are those of our model. `peer` is the MarianMTModel of the files
+    in `folder`. These files also determine the order of the peer's vocabulary.
     """
     size = len(weights["embedding.weight"])
     ours = build(model, vocabularies=(size, size), joint=model["tied"] == "all").eval()

@@ -12,15 +12,17 @@ from torch import Tensor
 from common.types import Fraction
 from seq2seq.tokenizers.bpe import PAD
 
-# An entry with a lower log probability is masked; imports mask by logits of -1e9 (seq2seq/importing/layouts.py).
+# A vocabulary entry with a lower log probability counts as masked. Imported models mask entries by logits of -1e9
+# (seq2seq/importing/layouts.py).
 MASKED_LOG_PROBABILITY = -1e8
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossOptions:
-    """smoothing: the fraction of the target probability that is distributed uniformly over all entries.
+    """Options of the loss.
 
-    In a model that masks entries, it is distributed over the unmasked entries only.
+    smoothing: the fraction of the target probability that is distributed uniformly over all vocabulary entries, or over
+        the unmasked ones if the model masks entries.
     """
 
     smoothing: Fraction
@@ -29,11 +31,11 @@ class LossOptions:
 def cross_entropy(
     options: LossOptions, logits: Tensor, targets: Tensor, *, masked_entries: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """The smoothed loss, and the loss without smoothing (detached, for perplexity): sums over real tokens, in nats.
+    """Return the loss with smoothing, and without it (detached, for perplexity), in nats.
 
-    Logits (B, T, V), targets (B, T) int64 padded with 0 -> two scalars, at least fp32. `masked_entries`: whether the
-    model masks entries by logits of -1e9 or less; smoothing then leaves them out, and finding them costs time and
-    memory.
+    Logits (B, T, V), targets (B, T) int64 padded with 0 -> two scalars, at least fp32: sums over the tokens that are
+    not padding. `masked_entries`: whether the model masks vocabulary entries by logits of -1e9 or less. Smoothing then
+    omits these entries; finding them takes time and memory.
     """
     log_probabilities = _log_probabilities(logits)  # (B, T, V)
     plain = _negative_log_likelihoods(log_probabilities, targets).sum()
@@ -50,7 +52,7 @@ def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def _mean_of_unmasked(log_probabilities: Tensor) -> Tensor:
-    """The mean over unmasked entries, (B, T, V) -> (B, T); if no entry is masked, it equals `mean` bit for bit."""
+    """The mean over unmasked entries, (B, T, V) -> (B, T); without masked entries, it equals `mean(-1)` bit for bit."""
     masked = log_probabilities < MASKED_LOG_PROBABILITY
     entries = log_probabilities.shape[-1]
     return log_probabilities.masked_fill(masked, 0).mean(-1) * (entries / (entries - masked.sum(-1)))
@@ -61,5 +63,6 @@ def _log_probabilities(logits: Tensor) -> Tensor:
 
 
 def _negative_log_likelihoods(log_probabilities: Tensor, targets: Tensor) -> Tensor:
-    # Not a product with 0, which would be NaN where PAD is masked in fp16 (-inf).
+    # Losses at padding are replaced by 0 and not multiplied by 0: if PAD is masked, its fp16 logit overflows to -inf,
+    # and the product would be NaN.
     return -log_probabilities.gather(-1, targets[..., None])[..., 0].masked_fill(targets == PAD, 0)

@@ -1,4 +1,4 @@
-"""The files of parallel text in a folder: for each split a file of each language, or one file of pairs."""
+"""Find parallel text in a folder: each split has one file per language, or one file of sentence pairs."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -7,30 +7,33 @@ from pathlib import Path
 from common.errors import UserError
 from common.types import SPLITS, Split
 
-# The names of each split, in any case of letters; of several, the first is read. The languages may follow the name, as
-# in train.de-en.de (Moses, fairseq).
+# The file names of each split, without endings and in upper or lower case. If a folder has files with several of these
+# names, the first name in this list is read. The languages may follow the name, as in train.de-en.de (Moses, fairseq).
 SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation", "dev"),
     "test": ("test", "eval"),
 }
-HELD_OUT = ("dev", "val", "test")  # in a file's name: not for training
+HELD_OUT = ("dev", "val", "test")  # a file with one of these in its name is not guessed to be train
 COMPRESSIONS = ("", ".gz", ".bz2", ".xz")
-PAIRS = "tsv"
-MAX_NAMES = 5  # of files in a message
+PAIRS = "tsv"  # the ending of a file of sentence pairs
+MAX_NAMES = 5  # of files that a message lists
 
 
 @dataclass(frozen=True, kw_only=True)
 class Files:
-    """The files of one split: source and target, or pairs, or none; each plain, gzip, bzip2 or xz."""
+    """The paths of one split's files: `source` and `target`, or `pairs`, or none. Paths that are not given are None.
 
-    source: str | None  # file with one sentence per line
-    target: str | None  # file with their translations, one per line
+    A file is plain text or compressed by gzip, bzip2 or xz.
+    """
+
+    source: str | None  # file with one source sentence per line
+    target: str | None  # file with one translation per line
     pairs: str | None  # file with source, tab, target in every line
 
     @property
     def paths(self) -> list[str]:
-        """The paths of the files; none for a split without files."""
+        """The paths that are given; empty for a split without files."""
         return [path for path in (self.source, self.target, self.pairs) if path is not None]
 
 
@@ -39,16 +42,16 @@ NO_FILES = Files(source=None, target=None, pairs=None)
 
 @dataclass(frozen=True, kw_only=True)
 class TextFolder:
-    """The files of a folder."""
+    """A folder of parallel text, and which of its files belong to which split."""
 
     root: Path
-    source: str
-    target: str
-    names: list[str]  # of all visible files, sorted
+    source: str  # the language to translate from
+    target: str  # the language to translate to
+    names: list[str]  # of all files that are not hidden, sorted
     files: dict[Split, Files]  # of each split that has files
 
     def note(self, splits: Sequence[Split]) -> str:
-        """A line for the summary: the files of each of `splits`, and the other files of the folder."""
+        """A line for the summary: the files of each of `splits`, and the files of the folder that are not read."""
         read = {split: [Path(path).name for path in self.files[split].paths] for split in splits if split in self.files}
         roles = [f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} {split}" for split, names in read.items()]
         unread = [name for name in self.names if not any(name in names for names in read.values())]
@@ -56,7 +59,7 @@ class TextFolder:
         return f"data.root={self.root}: {'; '.join(roles)}"
 
     def no_train(self) -> str:
-        """The sentence of the error that there is no training text."""
+        """The error message for a folder without training text."""
         return (
             f"data.root={self.root} holds no training text from {self.source} to {self.target}: expected "
             f"train.{self.source} and train.{self.target}, or train.{PAIRS} with a tab in every line, but it holds "
@@ -67,8 +70,10 @@ class TextFolder:
 def find_files(root: str, source: str, target: str) -> TextFolder:
     """Find the files of each split in the folder `root`, for translation from `source` to `target`.
 
-    Without files that are named for train, the only other pair of files, or .tsv file, is train. Raises UserError when
-    `root` is no folder, when a split has the file of one language alone, and when several other files may be train.
+    If no file has a name of train, train is guessed: it is the only pair of files, or .tsv file, without dev, val or
+    test in its name. Raises UserError if `root` is not a folder, if `source` equals `target`, if a split has the file
+    of one language alone, if the name of a .tsv file has the languages in reverse order, and if several files could be
+    train.
     """
     folder = Path(root).expanduser()
     if not folder.is_dir():
@@ -88,7 +93,10 @@ def find_files(root: str, source: str, target: str) -> TextFolder:
 
 
 def _by_stem(names: Sequence[str], endings: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Names as {stem: {ending: name}}, for a name stem.ending, compressed or not; a plain file comes first."""
+    """Group file names that end in one of `endings`, such as train.en or train.en.gz: {stem: {ending: name}}.
+
+    If a file exists both uncompressed and compressed, the uncompressed one is taken.
+    """
     stems: dict[str, dict[str, str]] = {}
     for compression in COMPRESSIONS:
         for name in names:
@@ -99,14 +107,17 @@ def _by_stem(names: Sequence[str], endings: Sequence[str]) -> dict[str, dict[str
 
 
 def _stems_of(split: Split, stems: Iterable[str], source: str, target: str) -> Iterator[str]:
-    """The stems that stand for `split`; the one to read comes first."""
+    """Yield the stems that are names of `split`; the first is the one to read."""
     for name in SPLIT_NAMES[split]:
         for form in (name, f"{name}.{source}-{target}", f"{name}.{target}-{source}"):
             yield from (stem for stem in stems if stem.lower() == form.lower())
 
 
 def _files_of(folder: Path, stem: str, names: dict[str, str], source: str, target: str) -> Files:
-    """The files of a stem; raises UserError for one language without the other."""
+    """The files with a stem: those of both languages or, if one is missing, the .tsv file.
+
+    Raises UserError if neither exists, or if the stem ends with the languages in reverse order (train.de-en.tsv).
+    """
     paths = {ending: str(folder / name) for ending, name in names.items()}
     if source in paths and target in paths:
         return Files(source=paths[source], target=paths[target], pairs=None)
@@ -126,7 +137,7 @@ def _files_of(folder: Path, stem: str, names: dict[str, str], source: str, targe
 
 
 def _only_pair(folder: Path, stems: dict[str, dict[str, str]], source: str, target: str) -> dict[Split, Files]:
-    """The files of train if a single pair of files, or file of pairs, may be that; raises UserError for several."""
+    """The files of train if exactly one pair of files or .tsv file could be train; raises UserError for several."""
     complete = [stem for stem, names in stems.items() if {source, target} <= names.keys() or PAIRS in names]
     complete = [stem for stem in complete if not any(name in stem.lower() for name in HELD_OUT)]
     if len(complete) > 1:

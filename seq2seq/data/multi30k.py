@@ -11,12 +11,12 @@ from seq2seq.tokenizers.text import read_two_files
 
 @dataclass(kw_only=True, eq=False)
 class Multi30k(SentencePairs):
-    """Task 1 of Multi30k as published: 29,000 pairs of train, 1,014 of val, 1,000 of test_2016_flickr.
+    """Task 1 of Multi30k as published: 29,000 pairs in train, 1,014 in val and 1,000 in test_2016_flickr.
 
     Args, in addition to those of SentencePairs:
-        root: folder of the files: train.en.gz, val.en.gz, test_2016_flickr.en.gz and those of the other languages,
+        root: folder of the files train.en.gz, val.en.gz, test_2016_flickr.en.gz and the same for the other languages,
             gzipped or not.
-        test: file stem of the test split: test_2016_flickr, test_2017_flickr, ...
+        test: name of the test split's files without endings: test_2016_flickr, test_2017_flickr, ...
     """
 
     root: str

@@ -1,4 +1,4 @@
-"""A data set of sentence pairs: cleans the training pairs, encodes each split once and pads batches."""
+"""The base class of data sets of sentence pairs: filters training pairs, encodes each split once and pads batches."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -26,9 +26,9 @@ class Corpus:
 
     source: Lines
     target: Lines
-    origin: str  # the files or tables that it was read from, for messages
+    origin: str  # the files or tables from which the split was read, for messages
     categories: Sequence[str] | None = None  # the category of each pair; None without categories
-    notes: list[str] = field(default_factory=list)  # which pairs loading left out, and why
+    notes: list[str] = field(default_factory=list)  # summary lines: which pairs loading left out, and why
 
     def __len__(self) -> int:
         return len(self.source)
@@ -47,10 +47,10 @@ class EncodedCorpus:
     """One split, tokenized."""
 
     corpus: Corpus
-    source: Ragged  # ids; each sentence ends with EOS
-    target: Ragged
-    costs: list[int]  # tokens of each pair's longer side, after truncation
-    notes: list[str]
+    source: Ragged  # token ids before truncation; each sentence ends with EOS
+    target: Ragged  # likewise
+    costs: list[int]  # number of tokens of each pair's longer side, after truncation
+    notes: list[str]  # lines for the summary
 
 
 @dataclass(kw_only=True, eq=False)
@@ -58,19 +58,19 @@ class SentencePairs(ABC):
     """Pairs of sentences in two languages. A subclass defines how its splits are loaded.
 
     Tokenizers are trained on the split train only, or taken from a checkpoint by `use`. In train, pairs with an empty
-    side are left out, and pairs with a side of more than `longest` tokens are truncated or left out (`too_long`). Val
-    and test are used in full.
+    side are left out, and pairs with a side of more than `longest` tokens are truncated or left out (`too_long`). In
+    val and test, no pair is left out or truncated.
 
     A subclass is a dataclass whose fields are further config keys; it checks them in `__post_init__`.
 
     Args:
-        source: the language to translate from (en, de, zh ...), for messages and scores.
-        target: the language to translate to.
+        source: the language to translate from: en, de, zh ...
+        target: the language to translate to. The scores depend on it.
         tokenizer: options of the tokenizers.
-        longest: maximum tokens, including EOS, of a side of a training pair.
+        longest: maximum number of tokens, including EOS, of a side of a training pair.
         too_long: "truncate" a longer side, or "skip" its pair.
-        batch_size: maximum, for the batch of one optimizer step, of the number of pairs times the number of tokens of
-            the longest side.
+        batch_size: maximum size of the batch of one optimizer step, in padded tokens: the number of pairs times the
+            number of tokens of the longest side.
     """
 
     source: str
@@ -100,7 +100,10 @@ class SentencePairs(ABC):
         """
 
     def tokenizers(self) -> tuple[TextTokenizer, TextTokenizer]:
-        """The tokenizers of source and target (one object if joint); the first call trains them on the split train."""
+        """The tokenizers of source and target; a joint tokenizer is returned twice.
+
+        Without tokenizers from `use`, the first call trains them on the split train.
+        """
         if self._tokenizers is None:
             corpus, options = self._train_without_empty_sides(), self.tokenizer
             if options.joint:
@@ -122,11 +125,11 @@ class SentencePairs(ABC):
         return len(self._used(split))
 
     def cost(self, split: Split) -> Sequence[int]:
-        """Number of tokens of each pair's longer side, including EOS."""
+        """Number of tokens of each pair's longer side, including EOS and after truncation."""
         return self._encode(split).costs
 
     def pairs(self, split: Split) -> list[tuple[str, str]]:
-        """The original text of each pair: source and target."""
+        """The text of each pair, (source, target), before tokenization."""
         corpus = self._used(split)
         return list(zip(corpus.source, corpus.target, strict=True))
 
@@ -136,7 +139,10 @@ class SentencePairs(ABC):
         return None if categories is None else list(categories)
 
     def sample(self, split: Split, index: int, generator: torch.Generator | None) -> dict[str, Any]:
-        """One pair: id (its index), source and target (ids that end with EOS), source_text and target_text."""
+        """One pair: id (its index), source and target (token ids that end with EOS), source_text and target_text.
+
+        There is no augmentation, so `generator` is not used.
+        """
         encoded = self._encode(split)
         return {
             "id": index,
@@ -147,18 +153,18 @@ class SentencePairs(ABC):
         }
 
     def where(self, split: Split, index: int) -> str:
-        """The line of a pair in its file, for messages."""
+        """The number of a pair's line, and the file or files with this line, for messages."""
         corpus = self._used(split)
         return f"line {corpus.source.number(index)} of {corpus.origin}"
 
     def fingerprint(self, split: Split) -> dict[str, str]:
-        """Digests of the sentences of each language, in their order."""
+        """A digest of all sentences of each language in the order of the split, before any are left out."""
         corpus = self._corpus(split)
         sides = {f"{self.source} sentences": corpus.source, f"{self.target} sentences": corpus.target}
         return {name: fingerprints.digest(f"{line}\n".encode() for line in lines) for name, lines in sides.items()}
 
     def view(self, line: str, target: str | None = None, id: int = 0) -> dict[str, Any]:
-        """A user's sentence of any length, and optionally its translation, as a sample."""
+        """Make a sample (see `sample`) of a user's sentence of any length and, optionally, its translation."""
         source_tokenizer, target_tokenizer = self.tokenizers()
         sample = {"id": id, "source": [*source_tokenizer.encode(line), EOS], "source_text": line}
         if target is not None:
@@ -166,11 +172,11 @@ class SentencePairs(ABC):
         return sample
 
     def collate(self, samples: list[dict[str, Any]]) -> Batch:
-        """Make a batch, padded with 0 on the right to the longest source (S) and target (T).
+        """Make a batch. Token ids are padded with 0 on the right to the longest source (S) and target (T).
 
-        Returns ids, source int64 (B, S), source_lengths (B,) and source_texts. If the samples have targets, also
-        target_in (B, T), which begins with BOS, target_out (B, T), which ends with EOS, target_lengths (B,) and
-        target_texts.
+        The batch has ids, source int64 (B, S), source_lengths (B,) and source_texts. If the samples have targets, it
+        also has target_in (B, T), whose rows begin with BOS and lack EOS, target_out (B, T), whose rows end with EOS,
+        target_lengths (B,) and target_texts.
         """
         source, lengths = _padded([sample["source"] for sample in samples])
         batch: Batch = {
@@ -189,7 +195,7 @@ class SentencePairs(ABC):
         return batch
 
     def summary(self) -> list[str]:
-        """Lines on languages and vocabulary, and for each split on its pairs and what was left out or changed."""
+        """Lines for the start summary: languages, vocabulary, pairs of each split, and what was left out or changed."""
         counts = [f"{tokenizer.size:,}" for tokenizer in self.tokenizers()]
         options = self.tokenizers()[0].options
         entries = f"{counts[0]} entries for both" if options.joint else f"{' + '.join(counts)} entries"
@@ -211,7 +217,7 @@ class SentencePairs(ABC):
         return self._corpora[split]
 
     def _used(self, split: Split) -> Corpus:
-        """The pairs of a split that are used. Which pairs of train are too long is known only once they are encoded."""
+        """The pairs of a split that are used. Train is encoded for this, to find the pairs that are too long."""
         return self._encode(split).corpus if split == "train" else self._corpus(split)
 
     def _train_without_empty_sides(self) -> Corpus:
@@ -239,7 +245,11 @@ class SentencePairs(ABC):
         return EncodedCorpus(corpus, source, target, np.maximum(source.lengths, target.lengths).tolist(), notes)
 
     def _encode_train(self) -> EncodedCorpus:
-        """Encode train, except pairs with an empty or (if too_long=skip) too long side; costs are after truncation."""
+        """Encode the pairs of train that are used.
+
+        Pairs with an empty side and, with too_long=skip, pairs with a side of more than `longest` tokens are left out.
+        Ids are not truncated here but in `sample`; costs count the tokens after truncation.
+        """
         corpus = self._train_without_empty_sides()
         (source, target), notes = self._encode_sides(corpus)
         empty = len(self._corpus("train")) - len(corpus)
@@ -263,7 +273,10 @@ class SentencePairs(ABC):
         return EncodedCorpus(corpus, source, target, np.minimum(lengths, self.longest).tolist(), notes)
 
     def _encode_sides(self, corpus: Corpus) -> tuple[list[Ragged], list[str]]:
-        """Encode both sides; returns their ids, and notes, with the number of sentences that normalisation changes."""
+        """Encode both sides of all pairs; returns the ids of each side, and notes.
+
+        The notes are those of `corpus` and, for each side, the number of sentences that normalisation changes.
+        """
         notes, rows = list(corpus.notes), []
         sides = (self.source, corpus.source), (self.target, corpus.target)
         for tokenizer, (name, lines) in zip(self.tokenizers(), sides, strict=True):
@@ -279,12 +292,12 @@ class SentencePairs(ABC):
         return rows, notes
 
     def _truncate(self, split: Split, ids: list[int]) -> list[int]:
-        """Truncate ids of train to at most `longest`, of which the last is EOS; others are unchanged."""
+        """Truncate ids of train to `longest`, including EOS at the end; ids of other splits are unchanged."""
         return ids if split != "train" or len(ids) <= self.longest else [*ids[: self.longest - 1], EOS]
 
 
 def _padded(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
-    """Ids (B, N), padded on the right, and their lengths (B,)."""
+    """Pad rows of ids on the right; returns ids (B, N) and the lengths of the rows (B,), int64."""
     lengths = [len(row) for row in rows]
     padded = np.full((len(rows), max(lengths)), PAD, np.int64)
     for i, row in enumerate(rows):

@@ -15,32 +15,32 @@ from seq2seq.data.layouts import Files as Files
 from seq2seq.data.pairs import EMPTY_CORPUS, Corpus, SentencePairs
 from seq2seq.tokenizers.text import read_tabbed, read_two_files
 
-DEFAULT_SHARE, MAX_DEFAULT_COUNT = 0.1, 1000  # of the source sentences of train
+DEFAULT_SHARE, MAX_DEFAULT_COUNT = 0.1, 1000  # of train's sentences, to cut as val or test
 
 
 @dataclass(kw_only=True, eq=False)
 class ParallelText(SentencePairs):
-    """Parallel text, given by the paths of its files or by their folder.
+    """Parallel text, given by the paths of its files or by the folder that contains them.
 
-    `root` is a folder with a file of each language for each split, or with a file of pairs
-    (`seq2seq.data.layouts.find_files`); the paths of a split take precedence. A val or test without files is cut from
-    train: `val_count` (`test_count`) source sentences with one pair each, or their share. Other pairs with these source
-    sentences are left out of train, and sentences that the files of val or test hold are not selected. So a selected
-    sentence is in no other split. The selection depends on the sentences only, not on the run's seed, and the selection
-    of test does not depend on that of val.
+    In the folder `root`, each split has a file of each language or a file of pairs (see `layouts.find_files`). If paths
+    are given for a split, they take precedence over the folder. A val or test split without files is cut from train:
+    `val_count` (`test_count`) different source sentences are selected, with one pair each. Other pairs with these
+    source sentences are left out of train. Source sentences that also occur in the files of val or test are not
+    selected. Therefore, a selected sentence is in one split only. The selection depends only on the sentences and not
+    on the run's seed, and the selection of test does not depend on that of val.
 
-    The constructor opens no file; a mistake in the files raises UserError at the first use of their split.
+    The constructor opens no file. A mistake in a file raises UserError when its split is first used.
 
     Args, in addition to those of SentencePairs:
         train: files of the split to learn from.
         val: files of the split that selects the checkpoint.
         test: files of the split with the reported scores.
-        val_count: pairs to cut from train for a val without files; 0 = no val, None = by `val_share`.
-        test_count: pairs to cut from train for a test without files; 0 = no test, None = by `test_share`.
-        root: folder with the files of splits that have no paths, or None.
-        val_share: share of the source sentences of train to cut as val, unless `val_count` is given; None = 0.1, but at
-            most 1,000.
-        test_share: share to cut as test, in the same way.
+        val_count: number of pairs to cut from train if val has no files; 0 = no val, None = `val_share` decides.
+        test_count: number of pairs to cut from train if test has no files; 0 = no test, None = `test_share` decides.
+        root: folder with the files of the splits for which no paths are given; None if there is no folder.
+        val_share: the fraction of the different source sentences of train to cut as val if `val_count` is None; None =
+            0.1, but at most 1,000 sentences.
+        test_share: the same for test if `test_count` is None.
     """
 
     train: Files
@@ -48,12 +48,12 @@ class ParallelText(SentencePairs):
     test: Files
     val_count: Count | None
     test_count: Count | None
-    root: str | None = None  # has a default, since users' yaml files and subclasses may be older than these keys
+    root: str | None = None  # these keys have defaults, since users' yaml files and subclasses may be older
     val_share: Share | None = None
     test_share: Share | None = None
 
     def __post_init__(self) -> None:
-        """Raise UserError for a split with one file of two, or with both kinds of files."""
+        """Raise UserError for a split with only one of source and target, or with source, target and pairs."""
         super().__post_init__()
         for split in SPLITS:
             files = self._files_by_path(split)
@@ -66,7 +66,7 @@ class ParallelText(SentencePairs):
                 )
 
     def load(self, split: Split) -> dict[Split, Corpus]:
-        """Load `split`; train is loaded together with the splits that are cut from it."""
+        """Load `split`. Train and the splits that are cut from it are loaded together."""
         cut = [] if split != "train" and self._files_by_path(split).paths else self._cut_splits()
         if split != "train" and split not in cut:
             return {split: self._read(split) if self._files(split).paths else EMPTY_CORPUS}
@@ -81,7 +81,7 @@ class ParallelText(SentencePairs):
         return self._cut(corpus, cut) if cut else {"train": corpus}
 
     def summary(self) -> list[str]:
-        """The files of `root`, and the lines of SentencePairs."""
+        """A line on the files of `root`, if it is used, and the lines of SentencePairs."""
         of_root = [split for split in SPLITS if not self._files_by_path(split).paths]
         return [*([self._folder.note(of_root)] if of_root and self.root is not None else []), *super().summary()]
 
@@ -89,7 +89,7 @@ class ParallelText(SentencePairs):
         return {"train": self.train, "val": self.val, "test": self.test}[split]
 
     def _files(self, split: Split) -> Files:
-        """The files of a split, by path or in `root`."""
+        """The files of a split: those given by path, otherwise those found in `root`."""
         files = self._files_by_path(split)
         return files if files.paths or self.root is None else self._folder.files.get(split, NO_FILES)
 
@@ -114,23 +114,23 @@ class ParallelText(SentencePairs):
         return [split for split in splits if self._amount(split)[0] != 0 and not self._files(split).paths]
 
     def _amount(self, split: Split, available: int = MAX_COUNT) -> tuple[int, str]:
-        """How many of the `available` source sentences of train are cut for `split`, and the key that decides this."""
+        """The number of train's `available` source sentences to cut for `split`, and the key=value that decides it."""
         count, share = {"val": (self.val_count, self.val_share), "test": (self.test_count, self.test_share)}[split]
         if count is None:
             share, longest = (DEFAULT_SHARE, MAX_DEFAULT_COUNT) if share is None else (share, available)
             count = round(share * available)
-            least = int(share > 0 and available > 2)  # so that each split has a sentence
+            least = int(share > 0 and available > 2)  # so that `split` gets a sentence
             if count <= longest:
                 return max(least, count), f"data.{split}_share={share}"
             count = longest
         return count, f"data.{split}_count={count}"
 
     def _cut(self, corpus: Corpus, splits: list[Split]) -> dict[Split, Corpus]:
-        """Train and the `splits` that are cut from it; each pair is in at most one of them."""
+        """Divide `corpus` into train and the `splits` that are cut from it; each pair is in at most one of them."""
         digests = np.fromiter((_digest(text) for text in corpus.source), np.int64)  # (n,)
         splits_with_files: list[Split] = [split for split in ("val", "test") if self._files(split).paths]
         held_out = {_digest(text) for split in splits_with_files for text in self._read(split).source}
-        first_rows: dict[int, int] = {}  # of each source sentence, by its digest
+        first_rows: dict[int, int] = {}  # digest of a source sentence -> row of its first pair that can be cut
         for row, (source, target) in enumerate(zip(corpus.source, corpus.target, strict=True)):
             if source.strip() and target.strip() and digests[row] not in held_out:
                 first_rows.setdefault(int(digests[row]), row)
@@ -157,5 +157,5 @@ class ParallelText(SentencePairs):
 
 
 def _digest(text: str) -> int:
-    """A hash of 63 bits; sentences are selected in the order of their hashes, independently of the file."""
+    """A 63-bit hash. Sentences are selected by ascending hash, so the order of the file does not matter."""
     return mix("parts of train", text)

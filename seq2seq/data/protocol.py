@@ -8,13 +8,16 @@ from seq2seq.tokenizers.protocol import TextTokenizer
 
 
 class TextData(Data, Protocol):
-    """Pairs of sentences in two languages, and the tokenizers of both."""
+    """Pairs of sentences in two languages, and the tokenizers of both languages."""
 
     source: str  # the language to translate from: en, zh_Hant ...
-    target: str
+    target: str  # the language to translate to
 
     def tokenizers(self) -> tuple[TextTokenizer, TextTokenizer]:
-        """The tokenizers of source and target (one object if joint); the first call trains them on the split train."""
+        """The tokenizers of source and target; a joint tokenizer is returned twice.
+
+        Without tokenizers from `use`, the first call trains them on the split train.
+        """
 
     def use(self, source: TextTokenizer, target: TextTokenizer) -> None:
         """Use a checkpoint's tokenizers instead of training them."""
@@ -23,4 +26,4 @@ class TextData(Data, Protocol):
         """The category of each pair, or None if the data have no categories."""
 
     def view(self, line: str, target: str | None = None, id: int = 0) -> dict[str, Any]:
-        """A user's sentence of any length, and optionally its translation, as a sample."""
+        """Make a sample (see `sample`) of a user's sentence of any length and, optionally, its translation."""

@@ -1,4 +1,4 @@
-"""A picture of the cross-attention between two sentences, as an SVG file, to render any writing system."""
+"""Draw the cross-attention between two sentences as an SVG file, whose viewer can render any writing system."""
 
 import math
 import unicodedata
@@ -11,9 +11,9 @@ from torch import Tensor
 from common.report.colours import BLUES, ramp
 
 CELL, HEAD_CELL = 28, 8  # pixels of a cell's side, in the mean over heads and in a single head
-GAP, MARGIN = 18, 24  # pixels between maps, and around all of them
-FONT = 14  # pixels
-MAX_LABEL_WIDTH = 220  # pixels of a token's label; longer ones are cut
+GAP, MARGIN = 18, 24  # pixels between two maps, and between the maps and the edge of the picture
+FONT = 14  # pixels of the font's size
+MAX_LABEL_WIDTH = 220  # pixels; a wider label of a token is cut
 SCALE_WIDTH, SCALE_HEIGHT = 160, 12  # pixels of the colour scale
 GRID, DARK, PALE = "#e2e7ee", "#1c2733", "#66727f"
 JOINERS = "\u200c\u200d"  # invisible, but part of the spelling in many writing systems
@@ -28,11 +28,12 @@ rect:hover {{ stroke: #d9480f; stroke-width: 1.5; }}"""
 
 
 def picture(attention: Tensor, source: Sequence[str], target: Sequence[str], title: str) -> str:
-    """Draw the attention of each target token to the source, as the text of an SVG file.
+    """Draw the attention of each target token to the source tokens; returns the text of an SVG file.
 
-    attention (h, T, S) in 0..1; source and target are the S and T tokens. A large map shows the mean over heads, with
-    target tokens as rows and source tokens as columns; small maps beside it show each head. In all maps white is 0 and
-    dark blue is 1. The tooltip of a cell gives its tokens and its value. Small maps omit white cells.
+    attention (h, T, S) in 0..1; `source` holds the S source tokens, `target` the T target tokens. A large map shows the
+    mean over heads, with target tokens as rows and source tokens as columns. If there are several heads, small maps
+    beside it show each of them. In all maps, white is 0 and dark blue is 1. The tooltip of a cell gives its two tokens
+    and its value. Small maps omit white cells.
     """
     heads = attention.detach().double().cpu().clamp(0, 1)
     assert heads.shape == (len(heads), len(target), len(source)) and heads.numel()
@@ -42,7 +43,7 @@ def picture(attention: Tensor, source: Sequence[str], target: Sequence[str], tit
     above = max(label_widths) * math.sin(LABEL_ANGLE) + FONT + 6
     reach = max(i * CELL + n * math.cos(LABEL_ANGLE) for i, n in enumerate(label_widths, start=1))
     overhang = max(reach - CELL * len(columns), 0)
-    x, y = MARGIN + left, MARGIN + 2 * FONT + max(above, 2.5 * FONT)  # corner of the map of the mean
+    x, y = MARGIN + left, MARGIN + 2 * FONT + max(above, 2.5 * FONT)  # upper left corner of the large map
     width, height = CELL * len(columns), CELL * len(rows)
     parts = [
         *_axes(x, y, rows, columns),
@@ -57,12 +58,16 @@ def picture(attention: Tensor, source: Sequence[str], target: Sequence[str], tit
 
 
 def visible(text: str) -> str:
-    """Replace what is invisible or invalid in XML: spaces by U+2423, control characters by their pictures."""
+    """Replace characters that are invisible, or invalid in XML.
+
+    Spaces become U+2423, ASCII control characters become Unicode's pictures of them (U+2400 to U+2421), and other such
+    characters become U+FFFD. JOINERS are kept.
+    """
     return "".join(_visible_character(c) for c in text)
 
 
 def hex_colours(values: Tensor) -> list[str]:
-    """The colours of values (n,) in 0..1, from white to dark blue, as in #1e5fa5."""
+    """The colours of values (n,) in 0..1, from white for 0 to dark blue for 1, in the form #1e5fa5."""
     return [f"#{bytes(colour).hex()}" for colour in ramp(values, BLUES).T.tolist()]
 
 
@@ -72,14 +77,18 @@ def _visible_character(c: str) -> str:
         return "␣"
     if ord(c) < 32 or c == "\x7f":
         return "␡" if c == "\x7f" else chr(0x2400 + ord(c))
-    invalid = category in ("Cc", "Cf", "Cs", "Zl", "Zp") or ord(c) & 0xFFFE == 0xFFFE  # U+xFFFE, U+xFFFF
+    invalid = category in ("Cc", "Cf", "Cs", "Zl", "Zp") or ord(c) & 0xFFFE == 0xFFFE  # U+xFFFE, U+xFFFF: no characters
     return "\ufffd" if invalid and c not in JOINERS else c
 
 
 def _heads(
     heads: Tensor, x: float, y: float, height: float, rows: Sequence[str], columns: Sequence[str]
 ) -> tuple[list[str], float, float]:
-    """The map of each head under its name, in rows beside the mean's map, and the right and lower end of the maps."""
+    """Draw the map of each head under its name, in rows beside the large map.
+
+    `x` and `y` are the upper left corner, and `height` is that of the large map. Returns the SVG elements, the right
+    edge of the maps and their lower edge, in pixels.
+    """
     step_x = max(HEAD_CELL * len(columns), _width("head 10")) + GAP
     step_y = HEAD_CELL * len(rows) + FONT + GAP
     maps_per_column = max(1, int((height + GAP) // step_y))
@@ -101,7 +110,7 @@ def _map(
     columns: Sequence[str],
     skip_white: bool = False,
 ) -> list[str]:
-    """A heat map of attention (T, S) with its upper left corner at (x, y), and cells of `cell` pixels."""
+    """Draw a heat map of attention (T, S): its upper left corner is at (x, y), the side of a cell is `cell` pixels."""
     stroke = f' stroke="{GRID}"' if cell == CELL else ""
     parts = [f'<g class="{"mean" if cell == CELL else "head"}" transform="translate({x:.1f} {y:.1f})"{stroke}>']
     for i, (row, values) in enumerate(zip(rows, attention, strict=True)):
@@ -116,7 +125,7 @@ def _map(
 
 
 def _axes(x: float, y: float, rows: Sequence[str], columns: Sequence[str]) -> list[str]:
-    """The labels of a map with its corner at (x, y): target tokens at its left, source tokens at an angle above it."""
+    """The labels of the large map with its corner at (x, y): target tokens at its left, slanted source tokens above."""
     parts = [_text("source →", x - 10, y - FONT - 14, "end", "pale"), _text("target ↓", x - 10, y - 10, "end", "pale")]
     for i, row in enumerate(rows):
         parts.append(_text(_label(row), x - 8, y + (i + 0.5) * CELL + FONT / 3, "end", "row"))
@@ -128,7 +137,7 @@ def _axes(x: float, y: float, rows: Sequence[str], columns: Sequence[str]) -> li
 
 
 def _scale(x: float, y: float) -> list[str]:
-    """The colour scale, with its upper left corner at (x, y)."""
+    """The colour scale from 0 to 1, with its upper left corner at (x, y)."""
     colours = enumerate(hex_colours(torch.linspace(0, 1, 5)))
     stops = [f'<stop offset="{i / 4}" stop-color="{colour}"/>' for i, colour in colours]
     geometry = f'x="{x:.1f}" y="{y:.1f}" width="{SCALE_WIDTH}" height="{SCALE_HEIGHT}"'
@@ -154,7 +163,7 @@ def _document(parts: list[str], width: int, height: int, title: str) -> str:
 
 
 def _text(text: str, x: float, y: float, anchor: str = "start", style: str = "", more: str = "") -> str:
-    """A text element of class `style`; `more` are further attributes."""
+    """An SVG text element of the CSS class `style`; `more` holds further attributes."""
     alignment = "" if anchor == "start" else f' text-anchor="{anchor}"'
     return f'<text class="{style}" x="{x:.1f}" y="{y:.1f}"{alignment}{more}>{escape(text)}</text>'
 
@@ -171,12 +180,12 @@ def _cut(text: str, width: float, font: float) -> str:
 
 
 def _width(text: str, font: float = FONT) -> int:
-    """An upper estimate of a text's width in pixels; the exact width depends on the viewer's font."""
+    """A generous estimate of a text's width in pixels; the exact width depends on the viewer's font."""
     return math.ceil(sum(_relative_width(c) for c in text) * font)
 
 
 def _relative_width(c: str) -> float:
-    """A character's width in multiples of the font's size."""
+    """A character's estimated width in multiples of the font's size."""
     if unicodedata.category(c) in ("Mn", "Me", "Cf"):
         return 0.0
     return 1.05 if unicodedata.east_asian_width(c) in "WF" else 0.9 if c in "MWmw@%—…␣" else 0.62

@@ -1,7 +1,7 @@
 """Corpus scores of translations: BLEU (Papineni et al. 2002), chrF (Popović 2015), exact match, perplexity.
 
-BLEU and chrF are sacreBLEU's (Post 2018, arXiv 1804.08771), on raw text, so that they are comparable with published
-numbers of the same signature.
+sacreBLEU (Post 2018, arXiv 1804.08771) computes BLEU and chrF on raw text, so that they can be compared with published
+scores of the same signature. Only `bleu_lc_tok` is computed on preprocessed text.
 """
 
 import csv
@@ -26,8 +26,8 @@ from common.machine.distributed import broadcast, gather_samples, is_main
 from common.task import Answer, Batch
 
 CHINESE = {"zh", "zho", "cmn", "yue"}
-UNSPACED = {"ja", "jpn", "ko", "kor", "th", "tha", "lo", "lao", "km", "khm", "my", "mya"}  # tokens are characters
-RESAMPLES = 1000  # of the bootstrap; sacreBLEU's default
+UNSPACED = {"ja", "jpn", "ko", "kor", "th", "tha", "lo", "lao", "km", "khm", "my", "mya"}  # scored by characters
+RESAMPLES = 1000  # number of bootstrap resamples; sacreBLEU's default
 MAX_BOOTSTRAP_SENTENCES = 10_000  # sacreBLEU holds all resamples in memory, each with 10 to 18 floats per sentence
 
 
@@ -38,9 +38,9 @@ class TranslatedSample(NamedTuple):
     source: str
     reference: str
     translation: str
-    score: float | None  # the model's score of the translation
-    log_probability: float | None  # of the reference, in nats
-    tokens: int | None  # of the reference, including EOS
+    score: float | None  # the model's score of the translation; None if the answer has none
+    log_probability: float | None  # of the reference, in nats; None if the reference was not scored
+    tokens: int | None  # of the reference, including EOS; None if the reference was not scored
 
 
 class Scorer(NamedTuple):
@@ -52,21 +52,23 @@ class Scorer(NamedTuple):
 
 
 class CorpusScore(NamedTuple):
-    """A score of a whole split; `mean` and `plus_minus` are those of its bootstrap, or None."""
+    """A score of a whole split; `mean` and `plus_minus` are those of its bootstrap interval, None without bootstrap."""
 
     value: float
     mean: float | None
     plus_minus: float | None
     signature: str
-    line: str  # sacreBLEU's format, with precisions and lengths
+    line: str  # the score as sacreBLEU prints it; for BLEU with n-gram precisions and lengths
 
 
 def scorers(target: str, lowercase: bool = False) -> dict[str, Scorer]:
-    """The scorers for translations into `target`, by the name of their score; `lowercase` ignores case.
+    """The scorers for translations into the language `target`, by the name of the score.
 
-    `bleu` uses sacreBLEU's default tokenizer 13a; for Chinese its tokenizer zh, beside `bleu_char` on characters; and
-    for Japanese, Korean, Thai and others, which need further packages, characters. `bleu_lc_tok` is the score reported
-    on Multi30k, of lowercased, normalised, Moses-tokenised lines; it needs sacremoses and a language with spaces.
+    `bleu` uses sacreBLEU's default tokenizer 13a, and for Chinese its tokenizer zh. For the languages in UNSPACED
+    (Japanese, Korean, Thai, ...), whose tokenizers need further packages, it compares characters. Chinese also has
+    `bleu_char`, which compares characters. `chrf` is chrF. `bleu_lc_tok` is the score reported on Multi30k: the BLEU of
+    lowercased, normalised, Moses-tokenised lines. It requires the package sacremoses and a language for which `bleu`
+    uses 13a. With `lowercase`, all scores ignore case.
     """
     language = re.split("[-_]", target.lower())[0]
     tokenizer = "zh" if language in CHINESE else "char" if language in UNSPACED else "13a"
@@ -75,14 +77,14 @@ def scorers(target: str, lowercase: bool = False) -> dict[str, Scorer]:
         by_name["bleu_char"] = Scorer(BLEU(tokenize="char", lowercase=lowercase))
     by_name["chrf"] = Scorer(CHRF(lowercase=lowercase))
     if tokenizer == "13a" and importlib.util.find_spec("sacremoses"):
-        # `force` silences sacreBLEU's warning about tokenised lines
+        # `force` silences sacreBLEU's warning that the lines are tokenised
         preprocessing = f"|input:lc.norm.tok by sacremoses {importlib.metadata.version('sacremoses')}"
         by_name["bleu_lc_tok"] = Scorer(BLEU(tokenize="none", force=True), moses(language), preprocessing)
     return by_name
 
 
 def moses(language: str) -> Callable[[str], str]:
-    """The preprocessing of a line in Multi30k's published `lc.norm.tok` files."""
+    """A function that preprocesses a line as in Multi30k's files `lc.norm.tok`: lowercased, normalised, tokenised."""
     from sacremoses import MosesPunctNormalizer, MosesTokenizer
 
     normalizer, tokenizer = MosesPunctNormalizer(language), MosesTokenizer(language)
@@ -95,14 +97,14 @@ def moses(language: str) -> Callable[[str], str]:
 
 
 class TranslationMetric:
-    """Corpus scores of the translations of one split; each sample is counted once, on one of the ranks.
+    """Corpus scores of the translations of one split. Each sample must be added once, on one of the ranks.
 
     Args:
         source: the code of the source language: en, zh_Hant ...
         target: the code of the target language, which decides the tokenizers of the scores.
         expected: the number of samples in the split, to detect missing ones; None if it is unknown.
-        categories: the category of each sample, by id; None without categories.
-        lowercase: whether scores ignore case, which their signatures record.
+        categories: the category of each sample, by the sample's id; None without categories.
+        lowercase: whether BLEU and chrF ignore case. Their signatures record this.
     """
 
     def __init__(
@@ -119,10 +121,11 @@ class TranslationMetric:
         self.gathered = False
 
     def update(self, batch: Batch, answers: list[Answer]) -> None:
-        """Add the answers to a batch with "ids" and raw "source_texts" and "target_texts".
+        """Add the answers to a batch, which holds "ids" and untokenised "source_texts" and "target_texts".
 
-        An answer holds "text", and optionally "score", and "reference_log_probability" (nats) with "reference_tokens"
-        (the number of the reference's tokens, including EOS).
+        An answer holds "text" and optionally "score". If references are scored, it also holds
+        "reference_log_probability" (in nats) and "reference_tokens" (the number of tokens of the reference, including
+        EOS).
         """
         rows = zip(batch["ids"], batch["source_texts"], batch["target_texts"], answers, strict=True)
         for id, source, reference, answer in rows:
@@ -139,13 +142,14 @@ class TranslationMetric:
         self.gathered = True
 
     def compute(self) -> dict[str, float]:
-        """`bleu`, `chrf` and the other `scorers` (0 to 100), and `exact_match` (0 to 1), computed by rank 0.
+        """The values of all `scorers` (0 to 100) and `exact_match` (0 to 1), computed by rank 0 and sent to all ranks.
 
-        Where the references were scored, also their `loss`, in nats per token without smoothing, and `perplexity`.
+        If the references were scored, the values also include their `loss`, in nats per token and without smoothing,
+        and `perplexity`.
 
         Example: translations "a b c d e" and "a b" of references "a b c d e" and "a b c". All 7 words, 5 bigrams, 3
-        trigrams and 2 4-grams are correct, and 7 words against 8 give a `bleu` of 100 exp(1 - 8 / 7) = 86.69;
-        `exact_match` is 0.5.
+        trigrams and 2 4-grams are correct. The 7 words are fewer than the reference's 8, which gives a brevity penalty
+        of exp(1 - 8 / 7) and a `bleu` of 86.69. `exact_match` is 0.5.
         """
         assert self.gathered, "gather() comes before compute()"
         assert self.samples, "a split without samples has no scores"
@@ -166,7 +170,10 @@ class TranslationMetric:
         return CorpusScore(score.score, mean, plus_minus, signature, score.format(signature=signature))
 
     def _likelihood(self) -> dict[str, float]:
-        """The mean negative log probability of the references' tokens in nats, and the perplexity, its exponential."""
+        """`loss`, the references' mean negative log probability per token in nats, and its exponential, `perplexity`.
+
+        The result is empty if no references were scored.
+        """
         logs = [sample.log_probability for sample in self.samples if sample.log_probability is not None]
         tokens = [sample.tokens for sample in self.samples if sample.tokens is not None]
         assert len(logs) == len(tokens) and len(logs) in (0, len(self.samples)), (
@@ -180,7 +187,8 @@ class TranslationMetric:
     def details(self) -> list[tuple[Any, ...]]:
         """A table of each score with its bootstrap interval and signature, and of the exact match of each category.
 
-        The interval is `mean` plus or minus `plus_minus`, and is empty above `MAX_BOOTSTRAP_SENTENCES` sentences.
+        The interval is `mean` plus or minus `plus_minus`; for more than MAX_BOOTSTRAP_SENTENCES sentences, these two
+        are empty.
         """
         assert self.gathered, "gather() comes before details()"
         rows: list[tuple[Any, ...]] = [("score", "value", "mean", "plus_minus", "sentences", "signature")]
@@ -197,7 +205,7 @@ class TranslationMetric:
         return {name: self._score(scorer, bootstrap) for name, scorer in self.scorers.items()}
 
     def _by_category(self) -> dict[str, list[TranslatedSample]]:
-        """The samples of each category, in alphabetical order."""
+        """The samples of each category; the categories are in alphabetical order."""
         groups: dict[str, list[TranslatedSample]] = defaultdict(list)
         if self.categories is not None:
             for sample in self.samples:
@@ -205,11 +213,11 @@ class TranslationMetric:
         return dict(sorted(groups.items()))
 
     def write(self, folder: Path) -> None:
-        """Write `translations.tsv`, a line for each sample sorted by id, and `scores.json`, with signatures.
+        """On rank 0, write `translations.tsv`, a line for each sample sorted by id, and `scores.json`, with signatures.
 
-        Columns: id, source, reference, translation, score (the model's, or empty). A text with a tab, a quote, a line
-        feed or a carriage return is quoted, and its quotes are doubled; Python's csv and pandas read it back. Bytes
-        that are not UTF-8 are escaped (common/files/names.py).
+        The columns are id, source, reference, translation, and the model's score of the translation (empty if there is
+        none). A text with a tab, a quote, a line feed or a carriage return is quoted, and its quotes are doubled, so
+        that Python's csv and pandas read it back. Bytes that are not UTF-8 are escaped (common/files/names.py).
         """
         assert self.gathered, "gather() comes before write()"
         if not is_main():
@@ -232,7 +240,8 @@ class TranslationMetric:
 def _tabbed_row(fields: Sequence[Any]) -> str:
     """A line of a tab-separated file, with a line feed at its end."""
     line = io.StringIO(newline="")
-    # With "\n" as its line end, Python's writer before 3.13 leaves carriage returns unquoted, where readers end a row.
+    # Before Python 3.13, a csv.writer with lineterminator="\n" does not quote carriage returns, at which readers would
+    # end a row. With "\r\n" it quotes them.
     csv.writer(line, "excel-tab", lineterminator="\r\n").writerow(escape(str(field)) for field in fields)
     return line.getvalue().removesuffix("\r\n") + "\n"
 
@@ -245,11 +254,11 @@ def _exact(samples: Sequence[TranslatedSample]) -> float:
 def _bootstrap(metric: BLEU | CHRF, hypotheses: list[str], references: list[str]) -> tuple[float, float]:
     """sacreBLEU's interval: the mean of the resamples' scores, and half the width of their central 95 %.
 
-    Composed of sacreBLEU's functions, because sacreBLEU's `corpus_score(n_bootstrap=...)` fails in 2.6 (TypeError:
-    don't know how to coerce float and float32) when one of several resamples scores exactly zero.
+    This calls sacreBLEU's internal functions, because `corpus_score(n_bootstrap=...)` of sacreBLEU 2.6 fails if one of
+    several resamples scores exactly zero (TypeError: don't know how to coerce float and float32).
     """
     statistics = metric._extract_corpus_statistics(hypotheses, [references])
-    metric.n_bootstrap = RESAMPLES  # `n_bootstrap` and `seed` are in the signature
+    metric.n_bootstrap = RESAMPLES  # the signature contains `n_bootstrap` and `seed`
     metric.seed, scores = _bootstrap_resample(statistics, metric, RESAMPLES)
     mean, plus_minus = estimate_ci(np.array([float(score.score) for score in scores]))
     return float(mean), float(plus_minus)

@@ -1,10 +1,11 @@
 """Import of translators of other programs: Marian in transformers' layout, and fairseq.
 
-Tensors keep their meaning. Their names and the order of the rows of a vocabulary change, and our vocabulary has one
-additional entry (see seq2seq/importing/marian.py and seq2seq/importing/fairseq.py).
+Import renames the tensors, joins the query, key and value projections, and reorders the rows of the vocabularies.
+Except in exports of ours, it adds one entry to each vocabulary (see seq2seq/importing/marian.py and
+seq2seq/importing/fairseq.py). The model computes the same function as the original.
 
-Differs: the config must give what a file does not hold: heads, the activation, the norms' eps, whether embeddings are
-scaled. `model=transformer_opus` has the values of the published OPUS-MT models.
+Differs: the config must give the options that a file does not contain: the number of heads, the activation, the eps of
+the norms, and whether embeddings are scaled. `model=transformer_opus` has the values of the published OPUS-MT models.
 """
 
 import re
@@ -19,7 +20,7 @@ from common.weights import unwrapping
 from common.weights.renaming import identify_format
 from seq2seq.importing import fairseq, marian
 
-WRAPPERS = ("model", "state_dict")  # keys that may hold the weights
+WRAPPERS = ("model", "state_dict")  # keys of a file that may hold the weights
 SUPPORTED = "a Marian of transformers or a fairseq Transformer"
 
 # Patterns of tensor names, each with the unsupported format that it identifies; the first that matches decides.
@@ -36,9 +37,10 @@ UNSUPPORTED = (
 
 
 def adopt(content: dict[str, Any], folder: Path | None) -> Adopted:
-    """A foreign file's weights under our names, and the tokenizers in its `folder`, if there are any.
+    """Convert another program's file: weights by our names, and the tokenizers in its `folder`, if there are any.
 
-    Weights are bare or under "model" or "state_dict". Raises UserError for an unsupported file and names its format.
+    `content` is the file's content: the weights, or a dict with the weights under a key such as "model" or
+    "state_dict". Raises UserError for an unsupported file; the message names its format if that is recognised.
     """
     tensors, left_out = unwrap(content)
     if marian.is_marian(tensors):
@@ -56,6 +58,9 @@ def adopt(content: dict[str, Any], folder: Path | None) -> Adopted:
 
 
 def unwrap(content: dict[str, Any]) -> tuple[dict[str, Tensor], list[str]]:
-    """A file's weights without prefixes, half types in fp32, and the keys left out; see common.weights.unwrapping."""
+    """Extract a file's weights, with fp16 and bf16 converted to fp32, and the keys that are left out.
+
+    Prefixes of names such as "module." are removed; see common.weights.unwrapping.
+    """
     tensors, left_out = unwrapping.unwrap(content, WRAPPERS, SUPPORTED)
     return unwrapping.floats(tensors), left_out

@@ -1,10 +1,10 @@
 """Import of fairseq's TransformerModel (Ott et al. 2019, arXiv 1904.01038).
 
-fairseq's vocabulary begins with <s>, <pad>, </s>, <unk>; a translation starts with </s>, and the softmax is over all
-entries. In our vocabulary PAD, EOS and UNK are fairseq's <pad>, </s> and <unk>, BOS is a copy of </s>, and <s>, which
-fairseq never uses, comes last. Because of the copy, </s> would count twice in the softmax, so an output bias masks BOS.
-With `model.output_bias=true`, `model.positions.layout=halves_t2t` and `model.positions.first=2`, logits and log
-probabilities are those of fairseq.
+fairseq's vocabulary begins with <s>, <pad>, </s>, <unk>. Its decoder input starts with </s>, and its softmax is over
+all entries. In our vocabulary, PAD, EOS and UNK are fairseq's <pad>, </s> and <unk>. BOS is a copy of </s>. The entry
+<s>, which fairseq never uses, comes last. Since BOS is a copy, </s> would count twice in the softmax; an output bias
+that masks BOS prevents this. With `model.output_bias=true`, `model.positions.layout=halves_t2t` and
+`model.positions.first=2`, log probabilities and all logits but that of BOS are those of fairseq.
 """
 
 import re
@@ -20,15 +20,16 @@ from seq2seq.importing import layouts
 from seq2seq.tokenizers.bpe import BOS
 
 NAMES = Table(*layouts.BLOCKS, *((f"{stack}.layer_norm.", f"{stack}.norm.") for stack in ("encoder", "decoder")))
-# Version numbers, and one-element tensors that record the dtype and device of sinusoidal positions.
+# Names of tensors that the import leaves out: version numbers, and one-element tensors that record the dtype and device
+# of sinusoidal positions.
 LEFT_OUT = r"(encoder|decoder)\.(version|embed_positions\._float_tensor)"
 SOURCE, TARGET = "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"
-OUTPUTS = ("decoder.output_projection.weight", "decoder.embed_out")  # the latter before 2020
-SPECIAL_ENTRIES = 4
+OUTPUTS = ("decoder.output_projection.weight", "decoder.embed_out")  # embed_out is the name before 2020
+SPECIAL_ENTRIES = 4  # <s>, <pad>, </s>, <unk>
 
 
 def adopt(tensors: dict[str, Tensor]) -> Adopted:
-    """The weights of a state dict under our names; fairseq's files hold no tokenizer.
+    """Convert a state dict of fairseq to our names. The task state is empty, since fairseq's files hold no tokenizer.
 
     Raises UserError if an embedding is missing, and for a tensor that our Transformer does not have.
     """
@@ -49,7 +50,7 @@ def adopt(tensors: dict[str, Tensor]) -> Adopted:
 
 
 def row_order(entries: int) -> list[int]:
-    """The rows of fairseq's embedding, `entries` in number, in our order: PAD, BOS, EOS, UNK, the dictionary, <s>."""
+    """For each of our entries (PAD, BOS, EOS, UNK, dictionary, <s>), its row in fairseq's embedding (`entries`, C)."""
     return [1, 2, 2, 3, *range(SPECIAL_ENTRIES, entries), 0]
 
 
@@ -61,5 +62,5 @@ def _refusal(reason: str) -> str:
 
 
 def is_fairseq(tensors: dict[str, Any]) -> bool:
-    """Whether the names are those of fairseq's TransformerModel."""
+    """Whether the names of the tensors are those of fairseq's TransformerModel."""
     return any(re.match(layouts.BLOCK + r"(self_attn|encoder_attn|fc1)\.", name) for name in tensors)

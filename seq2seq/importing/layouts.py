@@ -1,6 +1,6 @@
-"""Rename tables and vocabulary rows that the imports of transformers' Marian and of fairseq share.
+"""The table of tensor names, and functions on vocabulary rows, for the imports of transformers' Marian and of fairseq.
 
-transformers' Marian layout derives from fairseq's, so one table serves both; it includes fairseq's names before 2019.
+transformers' Marian layout derives from fairseq's, so one table serves both. It includes fairseq's names before 2019.
 """
 
 from collections.abc import Sequence
@@ -11,8 +11,9 @@ from torch import Tensor
 from common.weights.renaming import with_prefixes
 
 BLOCK = r"(encoder|decoder)\.layers\.\d+\."
-ZERO_ROW = -1  # in a row order: a row of zeros
-# The exponential of this logit is zero even in double precision; the logit is finite, so that no NaN arises.
+ZERO_ROW = -1  # in an order of rows, this index stands for a row of zeros
+# The exponential of this logit is zero even in double precision. The logit is finite, because infinite logits can lead
+# to NaN.
 MASKED_LOGIT = -1e9
 
 _BLOCK = (
@@ -32,7 +33,8 @@ _DECODER_BLOCK = (
     ("{encoder_attn_layer_norm|layer_norms.1}.", "residuals.1.norm."),
     ("{final_layer_norm|layer_norms.2}.", "residuals.2.norm."),
 )
-# (theirs, ours), see common.weights.renaming. Our names have q, k and v, which common.weights.projections.join joins.
+# Rows of (their name, our name), see common.weights.renaming. Our names have q, k and v apart;
+# common.weights.projections.join joins the tensors.
 BLOCKS = (
     *with_prefixes("encoder.layers.{i}.", "encoder.blocks.{i}.", _ENCODER_BLOCK),
     *with_prefixes("decoder.layers.{i}.", "decoder.blocks.{i}.", _DECODER_BLOCK),
@@ -47,10 +49,11 @@ def reorder_rows(matrix: Tensor, order: Sequence[int]) -> Tensor:
 def embeddings(
     matrices: tuple[Tensor, Tensor, Tensor], orders: tuple[Sequence[int], Sequence[int]]
 ) -> dict[str, Tensor]:
-    """A file's matrices of source (V', C), target and output (V, C) under our names, with the rows in our order.
+    """The embedding matrices of a file by our names, with their rows in our order.
 
-    `orders` are the row orders of source and target. Equal matrices become one where `model.tied` allows it: all
-    three, or target and output.
+    `matrices` are those of source (V', C), target (V, C) and output (V, C); `orders` are the orders of the rows of
+    source and target. If all three matrices are equal, one is returned, as a model with tied="all" has it. If only
+    target and output are equal, these two are returned as one, as with tied="target".
     """
     source, target, output = matrices
     weights = {"embedding.weight": reorder_rows(target, orders[1])}

@@ -1,14 +1,18 @@
 """Import and export of Marian's Transformer (Junczys-Dowmunt et al. 2018, arXiv 1804.00344) in transformers' layout.
 
-Marian's vocabulary holds </s>, <unk>, the pieces, and <pad>, which also starts a translation; sources end with </s>.
+Marian's vocabulary holds </s>, <unk>, the pieces, and <pad>. Sources end with </s>, and the decoder's input starts with
+<pad>.
+
 Import: our BOS, EOS and UNK are Marian's <pad>, </s> and <unk>, and the pieces follow in Marian's order. Our PAD is an
-additional entry, a row of zeros that an output bias masks in the softmax (`model.output_bias=true`), so that all log
-probabilities are Marian's. Export: no entry is added. Our PAD becomes the last entry but one, and our BOS becomes
-<pad>, the last; `bad_words_ids` keeps both from being generated.
+additional entry. Its embedding is zero, and an output bias masks it in the softmax (`model.output_bias=true`), so that
+all log probabilities are Marian's.
+
+Export: no entry is added. Our PAD becomes the last entry but one, and our BOS becomes the last, <pad>. `bad_words_ids`
+keeps both from being generated.
 
 Marian's positions are sines in the layout "halves". A model with the interleaved layout is exported with its channels
-permuted, so that sines come first. It computes the same function, since norms, attention and feed-forwards do not
-depend on the order of channels.
+permuted, so that all sines come first. The permuted model computes the same function, since the weights of norms,
+attention and feed-forwards are permuted alike.
 """
 
 import re
@@ -31,15 +35,15 @@ from seq2seq.tokenizers import marian as foreign_tokenizers
 from seq2seq.tokenizers.bpe import BOS, EOS, PAD, UNK
 from seq2seq.tokenizers.marian import ForeignSpecialIds
 
-METADATA_FILE = "triptych.json"  # in the folder of an export: what an exact re-import needs
-FORMAT = "triptych-marian-1"
+METADATA_FILE = "triptych.json"  # a file in the folder of an export; import restores the exact model from it
+FORMAT = "triptych-marian-1"  # the value of "format" in this file
 MARIAN_EOS, MARIAN_UNK = marian_config.EOS, 1
 SHARED, LOGITS_BIAS, HEAD = "model.shared.weight", "final_logits_bias", "lm_head.weight"
 EMBEDDINGS = {stack: f"model.{stack}.embed_tokens.weight" for stack in ("encoder", "decoder")}
-# Half precision changes sines by at most 5e-4, and rounding of large angles by less; another layout differs by more
-# than 1.
+# The largest accepted difference of a file's sines from ours. Rounding to fp16 changes a sine by at most 5e-4, and the
+# rounding of large angles by less. Sines in another layout differ by more than 1.
 SINE_TOLERANCE = 2e-3
-# The axis of our tensors that holds the channels of the residual stream.
+# By pattern of a tensor's name: the axis with the channels of the residual stream. Other tensors have no such axis.
 STREAM_AXES = (
     (r"(.*embedding|output|.*in_proj|.*expand)\.weight", 1),
     (r".*(out_proj|contract|norm)\.(weight|bias)", 0),
@@ -51,14 +55,14 @@ POSITIONS = r"model\.(encoder|decoder)\.embed_positions\.weight"
 class Metadata(TypedDict):
     """The content of triptych.json."""
 
-    entries: Count  # of the vocabulary
-    layout: Literal["halves", "interleaved"]  # of the positions before the export
-    output_bias: bool  # whether the exported model had one
+    entries: Count  # size of the vocabulary
+    layout: Literal["halves", "interleaved"]  # of the model's positions before the export
+    output_bias: bool  # whether the model had an output bias before the export
     task: dict[str, Any]  # the task's state
 
 
 class Export(NamedTuple):
-    """The contents of the files of a model in transformers' layout."""
+    """The contents of the files of an exported model."""
 
     tensors: dict[str, Tensor]  # model.safetensors
     config: dict[str, Any]  # config.json
@@ -67,14 +71,16 @@ class Export(NamedTuple):
 
 
 def is_marian(tensors: dict[str, Any]) -> bool:
-    """Whether the names are those of transformers' MarianMTModel, or of a related model."""
+    """Whether the names of the tensors are those of transformers' MarianMTModel, or of a related model such as BART."""
     return any(re.match(rf"model\.{layouts.BLOCK}", name) for name in tensors)
 
 
 def adopt(tensors: dict[str, Tensor], folder: Path | None) -> Adopted:
-    """A MarianMTModel's weights under our names, and the tokenizers in `folder`, if there are any.
+    """Convert a MarianMTModel's weights to our names, and read the tokenizers in `folder`, if there are any.
 
-    Raises UserError for a tensor that our Transformer does not have, and for a tokenizer of another number of entries.
+    If the file is an export of ours, the weights are exactly those of the exported model. Raises UserError for a tensor
+    that our Transformer does not have, for positions other than Marian's, and for a tokenizer whose number of entries
+    differs from that of the weights.
     """
     config, metadata = _json(folder, "config.json"), _metadata(folder)
     if config.get("model_type", "marian") != "marian":
@@ -99,13 +105,19 @@ def adopt(tensors: dict[str, Tensor], folder: Path | None) -> Adopted:
 
 
 def row_order(entries: int, special: ForeignSpecialIds) -> list[int]:
-    """For each of our entries (PAD, BOS, EOS, UNK, the rest), its row in Marian's, of `entries`; PAD has none."""
+    """For each of our entries, its row in Marian's vocabulary of `entries` entries; ZERO_ROW for PAD.
+
+    Our entries are PAD, BOS, EOS, UNK, and the other ones in Marian's order.
+    """
     rest = [row for row in range(entries) if row not in special]
     return [layouts.ZERO_ROW, special.pad, special.eos, special.unk, *rest]
 
 
 def target_row_order(entries: int, folder: Path) -> list[int]:
-    """For each of our entries, its row in the target vocabulary of a file in `folder`, exported or foreign."""
+    """For each of our entries, its row in the target vocabulary of the model in `folder`.
+
+    The model is an export of ours, or one of Marian.
+    """
     metadata = _metadata(folder)
     if metadata and metadata["entries"] == entries:
         return torch.tensor(exported_row_order(entries)).argsort().tolist()
@@ -113,15 +125,15 @@ def target_row_order(entries: int, folder: Path) -> list[int]:
 
 
 def exported_row_order(entries: int) -> list[int]:
-    """For each entry of an exported vocabulary, its row in our vocabulary."""
+    """For each entry of an exported vocabulary of `entries` entries, its row in our vocabulary."""
     return [EOS, UNK, *range(4, entries), PAD, BOS]
 
 
 def export(model: dict[str, Any], predict: dict[str, Any], weights: dict[str, Tensor], state: dict[str, Any]) -> Export:
-    """Our model as a MarianMTModel of transformers.
+    """Convert our model to a MarianMTModel of transformers.
 
-    `model` and `predict` are sections of a checkpoint's config, `state` is its task's state. Raises UserError for a
-    config key that Marian cannot express.
+    `model` and `predict` are the sections `model` and `task.predict` of a checkpoint's config, `weights` is its model's
+    state dict, and `state` its task's state. Raises UserError for a model that MarianMTModel cannot express.
     """
     marian_config.check_exportable(model, weights)
     entries = len(weights["embedding.weight"])
@@ -162,12 +174,15 @@ def permute_channels(weights: dict[str, Tensor], channels: Tensor) -> dict[str, 
 
 
 def _sines_first(width: int) -> Tensor:
-    """The channels of the interleaved layout in the order of the layout "halves", (C,) int64."""
+    """For each channel of the layout "halves", the channel of the interleaved layout with its values: (C,) int64."""
     return torch.cat([torch.arange(0, width, 2), torch.arange(1, width, 2)])
 
 
 def _blocks(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """The blocks' tensors under our names, and the names of the tables of positions, which are left out."""
+    """The blocks' tensors by our names, and the names of the position tables, which are left out.
+
+    Raises UserError for unknown tensors, and for positions that differ from our sines.
+    """
     vocabulary = (SHARED, *EMBEDDINGS.values(), HEAD, LOGITS_BIAS)
     renamed = rename({name: t for name, t in tensors.items() if name not in vocabulary}, NAMES.to_ours, POSITIONS)
     for name in renamed.left_out:
@@ -179,7 +194,7 @@ def _blocks(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
 
 
 def _matrices(tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """The matrices of source, target and output; a file may hold one matrix under up to four names."""
+    """The matrices of source, target and output, each (V, C); a file may hold a shared one under any of its names."""
     head = tensors.get(HEAD)
     shared = tensors.get(SHARED, head)
     source, target = (tensors.get(EMBEDDINGS[stack], shared) for stack in ("encoder", "decoder"))
@@ -189,7 +204,7 @@ def _matrices(tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _check_sines(name: str, table: Tensor) -> None:
-    """Raise UserError unless `table` holds the positions that our model computes."""
+    """Raise UserError unless `table` (N, C) holds the sines that our model computes for positions 0 to N - 1."""
     expected = sine(torch.arange(len(table), dtype=torch.float32), table.shape[1], layout="halves")
     difference = float((table - expected).abs().max())
     if difference > SINE_TOLERANCE:
@@ -197,7 +212,11 @@ def _check_sines(name: str, table: Tensor) -> None:
 
 
 def _special(config: dict[str, Any], entries: int, names: dict[str, int]) -> ForeignSpecialIds:
-    """The ids of </s>, <unk> and <pad>: from the vocabulary, or from config.json, or else Marian's default."""
+    """The ids of </s>, <unk> and <pad> in a vocabulary of `entries` entries.
+
+    They are taken from `names` (entry -> id), if it has them, otherwise from config.json (except <unk>), otherwise
+    they are Marian's defaults. Raises UserError if translations do not start with <pad>, and for impossible ids.
+    """
     pad = config.get("pad_token_id", entries - 1)
     special = ForeignSpecialIds(
         names.get("</s>", config.get("eos_token_id", MARIAN_EOS)),
@@ -214,7 +233,7 @@ def _special(config: dict[str, Any], entries: int, names: dict[str, int]) -> For
 def _restore_export(
     blocks: dict[str, Tensor], matrices: tuple[Tensor, Tensor, Tensor], bias: Tensor, metadata: dict[str, Any]
 ) -> dict[str, Tensor]:
-    """The weights of a model before its export: rows and channels in our order, an output bias if the model had one."""
+    """The weights that a model had before its export: rows and channels in our order, an output bias if it had one."""
     order = torch.tensor(exported_row_order(len(bias))).argsort()
     weights = {**blocks, **layouts.embeddings(matrices, (order.tolist(), order.tolist()))}
     if metadata["layout"] != "halves":
@@ -223,7 +242,7 @@ def _restore_export(
 
 
 def _metadata(folder: Path | None) -> dict[str, Any]:
-    """The content of triptych.json; empty if `folder` is no export of ours. Raises UserError when it was altered."""
+    """The content of triptych.json; empty if `folder` is no export of ours. Raises UserError if it was altered."""
     content = _json(folder, METADATA_FILE)
     if content.get("format") != FORMAT:
         return {}
@@ -233,7 +252,7 @@ def _metadata(folder: Path | None) -> dict[str, Any]:
 
 
 def _json(folder: Path | None, name: str) -> dict[str, Any]:
-    """The content of a JSON file in `folder`; empty without such a file. Raises UserError when it is not JSON."""
+    """The object in a JSON file in `folder`; empty without such a file. Raises UserError if the file is not JSON."""
     path = None if folder is None else folder / name
     if path is None or not path.is_file():
         return {}

@@ -1,4 +1,4 @@
-"""config.json and generation_config.json of our models exported as Marian in transformers' layout."""
+"""The contents of config.json and generation_config.json for exports of our models to transformers' Marian."""
 
 from typing import Any
 
@@ -6,12 +6,15 @@ from torch import Tensor
 
 from common.errors import UserError
 
-EOS = 0  # the id of </s>
+EOS = 0  # the id of </s> in Marian's vocabularies
 NORM_EPS = 1e-5  # fixed in transformers' Marian
 
 
 def config(model: dict[str, Any], predict: dict[str, Any], entries: int) -> dict[str, Any]:
-    """The content of config.json, with the keys of MarianConfig."""
+    """The content of config.json, with the keys of MarianConfig.
+
+    `model` and `predict` are the sections `model` and `task.predict` of our config; `entries` is the vocabulary's size.
+    """
     blocks = model["blocks"]
     sides = {f"{side}_{key}": model[ours] for side in ("encoder", "decoder")
              for key, ours in (("attention_heads", "heads"), ("ffn_dim", "feedforward"))}  # fmt: skip
@@ -40,10 +43,10 @@ def config(model: dict[str, Any], predict: dict[str, Any], entries: int) -> dict
 
 
 def generation(model: dict[str, Any], predict: dict[str, Any], entries: int) -> dict[str, Any]:
-    """The content of generation_config.json: our search, as far as transformers can express it.
+    """The content of generation_config.json: our decoding options, as far as transformers can express them.
 
-    Of our length penalties, transformers has only n^alpha ("average"); its maximum length does not depend on the
-    source.
+    Of our length penalties, transformers has only "average", n^alpha. "gnmt" is exported as "average" with the same
+    alpha. In transformers, the maximum length of a translation does not depend on the source.
     """
     beams = predict["beam"] if predict["method"] == "beam" else 1
     beam_options = {
@@ -91,6 +94,6 @@ def _ids(entries: int) -> dict[str, int]:
 
 
 def _max_length(model: dict[str, Any], predict: dict[str, Any]) -> int:
-    """The maximum number of tokens in a translation of the longest source, including its start."""
+    """The maximum length of a translation of the longest source, with its start token; at least `model.longest`."""
     limit = int(predict["longest_factor"] * model["longest"]) + int(predict["longest_extra"]) + 1
     return max(int(model["longest"]), limit)

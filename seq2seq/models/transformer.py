@@ -1,6 +1,6 @@
 """The Transformer of Vaswani et al. 2017 (arXiv 1706.03762, section 3), an encoder and a decoder.
 
-The option pre-norm is that of Xiong et al. 2020 (arXiv 2002.04745).
+Pre-norm blocks, an option, are those of Xiong et al. 2020 (arXiv 2002.04745).
 """
 
 import math
@@ -23,7 +23,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "swish": nn.
 
 @dataclass(frozen=True, kw_only=True)
 class PositionOptions:
-    """Sine positions, which are added to the embeddings.
+    """Options of the sine positions, which are added to the embeddings.
 
     layout: see common/nn/positions.py.
     first: the position of the first token: 0, or 2 in fairseq.
@@ -35,10 +35,10 @@ class PositionOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class TranslatorBlockOptions:
-    """Options in which published Transformers differ; see common.nn.blocks.BlockOptions."""
+    """The options of blocks in which published Transformers differ; see common.nn.blocks.BlockOptions."""
 
     pre_norm: bool
-    dropout: Fraction  # on every sub-layer's output, and on the sums of embeddings and positions (section 5.4)
+    dropout: Fraction  # of each sub-layer's output, and of the sums of embeddings and positions (section 5.4)
     attention_dropout: Fraction
     hidden_dropout: Fraction
     norm_eps: PositiveFloat
@@ -47,27 +47,34 @@ class TranslatorBlockOptions:
 
 @dataclass
 class State:
-    """The state of decoding: B sentences with W hypotheses each, all of the same length.
+    """The state of decoding B sentences with W hypotheses each, all of the same length.
 
-    The tokens of all hypotheses of a sentence form one sequence, in which each token attends only to its ancestors. So
-    reordering a beam copies no keys and values, and those of the memory are stored once for each sentence.
+    The cache of a sentence holds the keys and values of all K tokens that were decoded for it, in one sequence. A token
+    attends only to its ancestors: itself and the tokens before it in its hypothesis. Reordering hypotheses changes only
+    `ancestors`; keys and values are copied only when sentences are removed. The keys and values of the encoder's output
+    are stored once for each sentence.
     """
 
-    caches: list[BlockCache]
-    real: Tensor  # (B, 1, 1, S): which source tokens are not padding
-    ancestors: Tensor  # (B, W, K): which of the sentence's K tokens so far belong to a hypothesis
-    tokens: int = 0  # the length of each hypothesis
+    caches: list[BlockCache]  # one for each block of the decoder
+    real: Tensor  # (B, 1, 1, S) boolean: which source tokens are not padding
+    ancestors: Tensor  # (B, W, K) boolean: which of its sentence's K tokens belong to a hypothesis
+    tokens: int = 0  # the number of tokens of each hypothesis, including the prompt
 
 
 class Transformer(nn.Module):
-    """Token ids to logits of the next token, by teacher forcing (`forward`) or token by token (common/decoding/).
+    """Map token ids to logits of the next token.
 
-    Differs: nothing from the paper with pre_norm=false, output_bias=false and the interleaved layout. The paper states
-    no initialisation; it is that of the authors' code: Xavier for matrices, separately for the query, key and value
-    projections, and N(0, 1/width) for embeddings.
+    `forward` computes the logits at all positions of a known target (teacher forcing). `encode`, `step` and `reorder`
+    decode token by token; they are called by common/decoding/.
+
+    Differs: the attention projections have biases, those of the paper have none. Otherwise, the architecture is the
+    paper's if blocks.pre_norm is false, blocks.activation is "relu", blocks.attention_dropout and blocks.hidden_dropout
+    are 0, tied is "all", scaled is true, output_bias is false, and positions are interleaved and start at 0. The paper
+    states no initialisation. Ours is that of the authors' code: Xavier for matrices, separately for the query, key and
+    value projections, and N(0, 1/width) for embeddings.
     """
 
-    decided_by_data = ("embedding", "source_embedding", "output", "output_bias")  # by the vocabularies
+    decided_by_data = ("embedding", "source_embedding", "output", "output_bias")  # with a row per vocabulary entry
 
     def __init__(
         self,
@@ -90,8 +97,8 @@ class Transformer(nn.Module):
 
         Args:
             vocabularies: number of entries of the source and of the target vocabulary, decided by the data.
-            joint: whether both are the same vocabulary, decided by the data.
-            width: C, even.
+            joint: whether source and target have the same vocabulary, decided by the data.
+            width: C, the width of embeddings and blocks; even and divisible by `heads`.
             heads: number of heads of each attention.
             feedforward: hidden width of each feed-forward.
             encoder_layers: number of encoder blocks.
@@ -100,7 +107,8 @@ class Transformer(nn.Module):
                 (needs a joint vocabulary), "target" (target and output), or "none".
             scaled: whether embeddings are multiplied by sqrt(C) (section 3.4).
             output_bias: whether each entry's logit has a bias, as in Marian.
-            longest: maximum number of source tokens; sines have no limit, so it can be raised at any time.
+            longest: maximum number of source tokens. Since sine positions have no limit, it can be raised for a trained
+                model.
             positions: see PositionOptions.
             blocks: see TranslatorBlockOptions.
         """
@@ -109,7 +117,9 @@ class Transformer(nn.Module):
         self.width, self.longest, self.positions = width, longest, positions
         self.scale = math.sqrt(width) if scaled else 1.0
         source, target = vocabularies
-        self.embedding = nn.Embedding(target, width)  # of the target; if tied, also of the output, or of both others
+        # The embedding of the target. Its matrix is also that of the output with tied="target", and that of the output
+        # and of the source embedding with tied="all".
+        self.embedding = nn.Embedding(target, width)
         self.source_embedding = None if tied == "all" else nn.Embedding(source, width)
         self.output = Linear(width, target, bias=False) if tied == "none" else Tied(self.embedding)
         self.output_bias = nn.Parameter(torch.zeros(target)) if output_bias else None
@@ -131,13 +141,14 @@ class Transformer(nn.Module):
 
     @property
     def masks_entries(self) -> bool:
-        """Whether the logits of entries that are never predicted may be masked, by a bias of -1e9 as in imports."""
+        """Whether the output bias may mask entries: imports give entries that must not be predicted a bias of -1e9."""
         return self.output_bias is not None
 
     def forward(self, source: Tensor, source_lengths: Tensor, target_in: Tensor) -> Tensor:
-        """Logits of each next token, given all tokens before it.
+        """The logits of the next token at each position of the targets, given the tokens up to this position.
 
-        Right-padded sources (B, S) int64 with their lengths (B,), targets (B, T) int64 from BOS on -> (B, T, V).
+        Right-padded sources (B, S) int64, their lengths (B,), targets (B, T) int64 that begin with BOS -> (B, T, V).
+        Raises UserError for a source of more than `longest` tokens.
         """
         memory, real = self._encode(source, source_lengths)
         x = self._embed(target_in, self.embedding)  # (B, T, C)
@@ -145,13 +156,19 @@ class Transformer(nn.Module):
         return self._logits(x)
 
     def encode(self, source: Tensor, lengths: Tensor) -> State:
-        """See common.decoding.contract. Raises UserError for a source of more than `longest` tokens."""
+        """Encode sources (B, S) with lengths (B,) into the initial state of decoding; see common.decoding.contract.
+
+        Raises UserError for a source of more than `longest` tokens.
+        """
         memory, real = self._encode(source, lengths)
         ancestors = torch.ones(source.shape[0], 1, 0, dtype=torch.bool, device=source.device)
         return State(self.decoder.caches(Memory(memory, memory)), real, ancestors)
 
     def step(self, state: State, tokens: Tensor) -> Tensor:
-        """See common.decoding.contract: tokens (B * W,), or in the first call prompts (B, N) -> logits (B * W, V)."""
+        """Append a token to each hypothesis: tokens (B * W,) -> logits of the next token (B * W, V).
+
+        In the first call, `tokens` may be prompts (B, N); see common.decoding.contract.
+        """
         if tokens.ndim == 2:
             return self._step_prompts(state, tokens)
         tokens = tokens.view(state.real.shape[0], -1)  # (B * W,) -> (B, W)
@@ -160,13 +177,13 @@ class Transformer(nn.Module):
         state.ancestors = torch.cat([state.ancestors, itself], dim=2)  # (B, W, K + W)
         x = self._embed(tokens.flatten()[:, None], self.embedding, state.tokens).view(*tokens.shape, -1)  # (B, W, C)
         state.tokens += 1
-        sees_all = count == 1 and state.ancestors.shape[2] == state.tokens  # a single hypothesis
+        sees_all = count == 1 and state.ancestors.shape[2] == state.tokens  # there was never a second hypothesis
         may_look = None if sees_all else state.ancestors[:, None]
         x = self.decoder(x, may_look=may_look, memory=Memory(None, None, state.real), caches=state.caches)
         return self._logits(x).flatten(0, 1)  # (B, W, V) -> (B * W, V)
 
     def _step_prompts(self, state: State, prompts: Tensor) -> Tensor:
-        """Prompts (B, N), the first tokens of each sentence -> logits of the next token (B, V)."""
+        """Start each sentence's only hypothesis with its prompt: prompts (B, N) -> logits of the next token (B, V)."""
         assert not state.tokens, "prompts are only for the first step"
         state.tokens = prompts.shape[1]
         state.ancestors = state.ancestors.new_ones(len(prompts), 1, state.tokens)
@@ -175,7 +192,7 @@ class Transformer(nn.Module):
         return self._logits(x[:, -1])
 
     def reorder(self, state: State, rows: Tensor) -> State:
-        """See common.decoding.contract: rows (B' * W',) are indices of hypotheses, in 0 .. B * W - 1."""
+        """Select hypotheses by their indices `rows` (B' * W',) in 0 .. B * W - 1; see common.decoding.contract."""
         sentences = (rows // state.ancestors.shape[1]).unique_consecutive()  # (B',)
         ancestors = state.ancestors.flatten(0, 1)[rows].unflatten(0, (len(sentences), -1))  # (B', W', K)
         real = state.real
@@ -187,7 +204,7 @@ class Transformer(nn.Module):
         return State(state.caches, real, ancestors, state.tokens)
 
     def _encode(self, source: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """The encoder's output (B, S, C), and which source tokens are not padding, (B, 1, 1, S) boolean."""
+        """Return the encoder's output (B, S, C), and which source tokens are not padding, (B, 1, 1, S) boolean."""
         if source.shape[1] > self.longest:
             raise UserError(
                 f"a source sentence has {source.shape[1]:,} tokens, more than model.longest={self.longest:,}; split "
@@ -207,7 +224,7 @@ class Transformer(nn.Module):
         return x
 
     def _logits(self, x: Tensor) -> Tensor:
-        """(B, N, C) -> (B, N, V)."""
+        """The decoder's output (..., C) -> logits (..., V)."""
         logits: Tensor = self.output(x)
         return logits if self.output_bias is None else logits + self.output_bias.to(logits.dtype)
 

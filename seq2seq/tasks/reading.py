@@ -1,7 +1,7 @@
-"""The lines that a user wants translated, from a file, a pipe or a terminal.
+"""Read the lines that a user wants translated, from files, a pipe or a terminal.
 
-A line ends with a line feed, with or without a carriage return before it, as in tokenizers/text.py. Empty lines
-count, so that the output has as many lines as the input.
+A line ends with a line feed, with or without a carriage return before it, as in seq2seq/tokenizers/text.py. Empty lines
+are not skipped, so that the output has as many lines as the input.
 """
 
 import importlib
@@ -26,27 +26,28 @@ from seq2seq.tokenizers.text import (
     refuse_carriage_returns,
 )
 
-READ_BYTES = 1 << 16  # of one read; the capacity of a pipe on Linux
+READ_BYTES = 1 << 16  # maximum number of bytes of one read; the capacity of a pipe on Linux
 PROMPT = "> "
 
 
 class Line(NamedTuple):
     """A line without its line end."""
 
-    number: int  # from 1, over all files of the input
+    number: int  # counted from 1 over all files of the input
     text: str
     problem: str = ""  # why the line cannot be translated; if it is set, `text` is empty
-    origin: str = ""  # the file and the number in it, if the input is several files
+    origin: str = ""  # FILE:NUMBER, counted within the file, if the input is several files
 
 
 def lines(input: str, group_size: int) -> Iterator[list[Line]]:
     """Yield groups of 1 to `group_size` consecutive lines of the text file `input`, or of standard input for "-".
 
     If `input` is a pattern such as texts/*.txt, the lines are those of all matching files, one file after the other.
-    From a pipe, a group contains the lines that have arrived: a single line is translated at once, a large file in
-    large groups, and an empty pipe gives no group. A terminal shows a prompt for each line until Ctrl-D or Ctrl-C. A
-    line that is not UTF-8 has a `problem`. Raises UserError for a file that is missing, broken, empty or no text, and
-    for a pipe that begins as a compressed file or as UTF-16.
+    From a pipe, a group contains the lines that have arrived, at most `group_size`: a line that arrives alone is a
+    group of one, since no group is delayed until it is full. An empty pipe gives no group. At a terminal, each line is
+    a group, and a prompt asks for the next one until Ctrl-D or Ctrl-C. A line that is not UTF-8 has a `problem`. Raises
+    UserError for a file that is missing, broken, empty or not text, for a pattern that no file matches, and for a pipe
+    whose content is compressed or UTF-16.
     """
     if input != inputs.STANDARD_INPUT:
         yield from _file_groups(_text_files(input), group_size)
@@ -59,7 +60,7 @@ def lines(input: str, group_size: int) -> Iterator[list[Line]]:
 
 
 def _text_files(input: str) -> list[Path]:
-    """The text file `input`, or the files that match a pattern."""
+    """The text file `input`, or the files that match it if it is a pattern; raises UserError if there are none."""
     if Path(input).is_dir():
         raise UserError(f"input={input} is a folder; give a text file, or a pattern such as {Path(input, '*.txt')}.")
     if not inputs.is_pattern(input):
@@ -71,8 +72,9 @@ def _text_files(input: str) -> list[Path]:
 
 
 def _file_groups(files: list[Path], group_size: int) -> Iterator[list[Line]]:
-    count = 0  # of lines in the files before
-    for file, rows in [(file, read_lines(file, check_lines=False).rows) for file in files]:  # all, before an answer
+    count = 0  # of lines in the preceding files
+    # All files are read before the first group, so that a broken file is reported before any answer.
+    for file, rows in [(file, read_lines(file, check_lines=False).rows) for file in files]:
         for start in range(0, len(rows), group_size):
             numbers = range(start + 1, min(start + group_size, len(rows)) + 1)
             group = [_line(number, rows[number - 1].tobytes()) for number in numbers]
@@ -83,7 +85,7 @@ def _file_groups(files: list[Path], group_size: int) -> Iterator[list[Line]]:
 
 
 def _terminal_groups() -> Iterator[list[Line]]:
-    """One line at a time until Ctrl-D or Ctrl-C, with line editing if the output is also a terminal."""
+    """Yield one line at a time until Ctrl-D or Ctrl-C, with line editing if standard output is also a terminal."""
     read_line: Callable[[str], str] = _input_with_prompt_on_stderr
     if sys.stdout.isatty():  # otherwise input() would write its prompt into the translations
         read_line = input
@@ -91,10 +93,10 @@ def _terminal_groups() -> Iterator[list[Line]]:
             importlib.import_module("readline")  # importing it gives input() line editing
     for number in itertools.count(1):
         try:
-            # With the C locale, Python decodes invalid bytes to surrogates; this restores the bytes.
+            # In the C locale, input() decodes invalid bytes to surrogates; encoding restores the bytes.
             raw = read_line(PROMPT).encode("utf-8", "surrogateescape")
         except (EOFError, KeyboardInterrupt):
-            print(file=sys.stderr)  # so that the shell's prompt begins on a line of its own
+            print(file=sys.stderr)  # so that the shell's prompt begins on a new line
             return
         yield [_line(number, raw)]
 
@@ -109,9 +111,12 @@ def _input_with_prompt_on_stderr(prompt: str) -> str:
 
 
 def _pipe_groups(pipe: int, group_size: int) -> Iterator[list[Line]]:
-    """Groups of lines from a file descriptor; Python's buffered reading would wait until the buffer is full."""
-    complete: deque[bytes] = deque()  # lines that are not in a group yet
-    partial = bytearray()  # the beginning of the next line
+    """Yield groups of the lines that have arrived on the file descriptor `pipe`.
+
+    The descriptor is read directly, because Python's buffered reading would wait until its buffer is full.
+    """
+    complete: deque[bytes] = deque()  # lines that have arrived but are not in a group yet
+    partial = bytearray()  # a line whose end has not arrived yet
     number, is_start, is_open = 1, True, True
     while is_open or complete:
         while is_open and len(complete) < group_size and _is_readable(pipe, wait=not complete):
@@ -126,7 +131,7 @@ def _pipe_groups(pipe: int, group_size: int) -> Iterator[list[Line]]:
                 partial = bytearray(rest[-1])
             if not chunk:
                 is_open = False
-                if number == 1 and not complete:  # there was no line feed
+                if number == 1 and not complete:  # no line feed has arrived
                     refuse_carriage_returns(bytes(partial), "Standard input")
                 complete += [bytes(partial)] if partial else []  # a last line without a line end
         group = [complete.popleft() for _ in range(min(group_size, len(complete)))]
@@ -146,14 +151,14 @@ def _refuse_binary(start: bytes) -> None:
 
 
 def _is_readable(pipe: int, wait: bool) -> bool:
-    """Whether a read would return at once (bytes, or the end of the stream); with `wait`, wait until it would."""
-    if sys.platform == "win32":  # its select accepts only sockets; without it, groups are smaller
+    """Whether a read would return bytes or the end of the stream at once; with `wait`, wait until it would."""
+    if sys.platform == "win32":  # its select takes no pipes; a group ends with the read that completes a line
         return wait
     return bool(select.select([pipe], [], [], None if wait else 0)[0])
 
 
 def _read(pipe: int) -> bytes:
-    """The next bytes, at least one; empty at the end of the stream."""
+    """Wait for the next bytes, at least one; empty at the end of the stream. Raises UserError if reading fails."""
     try:
         return os.read(pipe, READ_BYTES)
     except OSError as error:
@@ -161,7 +166,7 @@ def _read(pipe: int) -> bytes:
 
 
 def _line(number: int, raw: bytes) -> Line:
-    """Decode the line `number`; line 1 loses a byte order mark at its start."""
+    """Decode the line `number`, without the byte order mark if line 1 has one; invalid UTF-8 is stated in `problem`."""
     raw = raw.removeprefix(BYTE_ORDER_MARK) if number == 1 else raw
     try:
         return Line(number, raw.decode())

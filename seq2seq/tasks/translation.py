@@ -1,4 +1,4 @@
-"""The task of translation: smoothed cross-entropy, tokenizers, translated text, BLEU."""
+"""The task of translation: the loss, the tokenizers, decoding, and translations as text, scores and pictures."""
 
 import os
 import re
@@ -31,17 +31,17 @@ from seq2seq.tokenizers import marian as foreign_tokenizers
 from seq2seq.tokenizers.bpe import BOS, EOS, SPECIAL_NAMES
 
 CPU = torch.device("cpu")
-LINES_PER_BATCH = 64  # of a user's input
+LINES_PER_BATCH = 64  # the most lines of a user's input in one batch
 
 
 class TranslationState(TypedDict, total=False):
-    """The task's part of a checkpoint; files of other programs may have no tokenizers."""
+    """The task's part of a checkpoint; the imported weights of another program may have no tokenizers."""
 
-    tokenizers: list[str]
+    tokenizers: list[str]  # as JSON: one if joint, otherwise those of source and target
 
 
 class Translation:
-    """The task of translating sentences. Prediction reads no file of `data`."""
+    """The task of translating sentences. Prediction uses the tokenizers of `data`, but reads no file of `data`."""
 
     goal = Goal("bleu", higher_is_better=True)
     handed_on: ClassVar[tuple[str, ...]] = ("vocabularies", "joint")
@@ -54,15 +54,16 @@ class Translation:
             data: pairs of sentences.
             loss: see LossOptions.
             predict: how translations are decoded.
-            keep_tokenizers: whether a run that starts from a checkpoint uses the checkpoint's tokenizers, so that the
-                embeddings keep their meaning; otherwise it trains tokenizers on its own data.
+            keep_tokenizers: whether a run that starts from a checkpoint uses the checkpoint's tokenizers. With them,
+                each embedding stands for the same token as before. Without them, the run trains tokenizers on its own
+                data.
         """
         self.data, self.loss_options, self.options = data, loss, predict
         self.keep_tokenizers = keep_tokenizers
         self.unanswered: list[str] = []  # see OptionalTask
 
     def model_arguments(self) -> dict[str, Any]:
-        """Numbers of entries of both vocabularies, and whether they are the same vocabulary."""
+        """The sizes of the vocabularies of source and target, and whether they are one and the same vocabulary."""
         source, target = self.data.tokenizers()
         return {
             "vocabularies": (source.size, target.size),
@@ -75,7 +76,7 @@ class Translation:
         return {"tokenizers": [source.state()] if source is target else [source.state(), target.state()]}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Use the tokenizers of a checkpoint; raises UserError if it has none, like many files of other programs."""
+        """Use the tokenizers of a checkpoint; raises UserError if it has none, which is common in imported files."""
         states = state.get("tokenizers", [])
         if len(states) not in (1, 2):
             raise UserError(
@@ -86,16 +87,19 @@ class Translation:
         self.data.use(tokenizers[0], tokenizers[-1])
 
     def inherit(self, state: dict[str, Any]) -> None:
-        """Use the tokenizers of the checkpoint that a new run starts from; called before the model is built."""
+        """With `keep_tokenizers`, use the tokenizers, if any, of the checkpoint from which a new run starts.
+
+        This is called before the model is built.
+        """
         if self.keep_tokenizers and state.get("tokenizers"):
             self.restore(state)
 
     def adopt(self, tensors: dict[str, Any], folder: Path | None = None) -> Adopted:
-        """Import files of Marian (in transformers' layout) and fairseq; see seq2seq/importing/adopt.py."""
+        """Convert a file of Marian (in transformers' layout) or fairseq; see seq2seq/importing/adopt.py."""
         return importing.adopt(tensors, folder)
 
     def normalisers(self, batch: Batch) -> dict[str, float]:
-        """Number of target tokens, including EOS and without padding."""
+        """The number of target tokens, including EOS and without padding, under the key "tokens"."""
         return {"tokens": float(batch["target_lengths"].sum())}
 
     def sizes(self, batch: Batch) -> dict[str, float]:
@@ -103,7 +107,11 @@ class Translation:
         return self.normalisers(batch)
 
     def loss(self, model: nn.Module, batch: Batch, normalisers: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean smoothed cross-entropy of the step's target tokens, and `nll`, the same without smoothing, in nats."""
+        """The smoothed cross-entropy in nats, and its part `nll`, the cross-entropy without smoothing.
+
+        Each is summed over the target tokens of the batch and divided by the number of target tokens of the whole step,
+        so that the values of micro-batches sum to the mean of the step.
+        """
         logits = model(batch["source"], batch["source_lengths"], batch["target_in"])
         masked_entries = bool(getattr(model, "masks_entries", False))
         smoothed, plain = loss.cross_entropy(
@@ -113,14 +121,16 @@ class Translation:
 
     @torch.no_grad()
     def answers(self, model: nn.Module, batch: Batch) -> list[Answer]:
-        """One answer per sentence: text, score, and tokens (ids without BOS and EOS) of its best translation.
+        """One answer per sentence, with text, score and tokens (ids without BOS and EOS) of its first translation.
 
-        With task.predict.candidates > 1 also `candidates` (text and score of each, best first), with
-        task.predict.attention `attention` (h, T, S), and for a batch with targets reference_log_probability (nats) and
-        reference_tokens (their number). The translation of an empty sentence, or one of white space only, is empty.
+        The first translation is the best one, or with method=sample the first sample. If task.predict.candidates is
+        above 1, `candidates` holds the text and score of each translation. If task.predict.attention is true, sentences
+        with text have `attention` (h, T, S), see `_attention`. If the batch has targets, `reference_log_probability` is
+        the log probability of the target in nats, and `reference_tokens` its number of tokens. A sentence that is
+        empty, or only white space, has an empty translation (except with method=given).
 
         A line of a user that cannot be translated (too long, not UTF-8) has an empty answer with `problem`, the reason.
-        Raises UserError for a sentence of a data set that is too long.
+        In a batch that is not from `read`, a sentence that is too long raises UserError.
         """
         problems = _problems(model, batch)
         batch = to_device(batch, next((parameter.device for parameter in model.parameters()), CPU))
@@ -136,11 +146,12 @@ class Translation:
         return [answers[i] if i in answers else {**empty, "problem": problems[i]} for i in range(len(ids))]
 
     def predict(self, model: nn.Module, input: Any) -> Any:
-        """The translations of a sentence as a list of {text, score}, the best first: task.predict.candidates of them.
+        """The translations of a sentence as a list of dicts with text and score, best first (or in order of sampling).
 
-        A list of sentences, or a pathlib.Path of a text file, gives a list of such lists. With method=given, a sentence
-        contains a tab and its translation, which is scored. In Jupyter, the lists show themselves as text. For a batch,
-        it returns `answers`. Raises UserError for a sentence that cannot be translated, and for any other input.
+        There are at most task.predict.candidates translations. A list of sentences, or a pathlib.Path of a text file,
+        gives a list of such lists. With method=given, the input is a sentence, a tab and its translation, which is
+        scored. In Jupyter, the lists are shown as text. For a batch (a dict), the result is that of `answers`. Raises
+        UserError for a sentence that cannot be translated, and for any other input.
         """
         if isinstance(input, dict):
             return self.answers(model, input)
@@ -158,7 +169,7 @@ class Translation:
         return Records(records for group in groups for records in self._records(model, group))
 
     def _records(self, model: nn.Module, group: list[Line]) -> list[Records]:
-        """The records of each of these lines; raises UserError for a line that cannot be translated."""
+        """The records of each line of `group`, see `predict`; raises UserError for a line that cannot be translated."""
         checked = [_check_tab(line) if self.options.method == "given" else line for line in group]
         if problem := next((line for line in checked if line.problem), None):
             raise UserError(f"Sentence {problem.number} was not translated: {problem.problem}.")
@@ -172,7 +183,7 @@ class Translation:
         return Records(candidates, text=f"<p>{escape(batch['source_texts'][i])}<br>{rows}</p>{svg}")
 
     def _translations(self, model: nn.Module, batch: Batch) -> list[Answer]:
-        """`answers` to a batch on the model's device, without sentences that are too long."""
+        """The `answers` to a batch that is on the model's device and in which every sentence can be translated."""
         scores_given_targets = self.options.method == "given"
         rows = [i for i, text in enumerate(batch["source_texts"]) if scores_given_targets or text.strip()]
         hypotheses = dict(zip(rows, self._hypotheses(model, batch, rows), strict=True))
@@ -187,7 +198,7 @@ class Translation:
         return answers
 
     def _hypotheses(self, model: nn.Module, batch: Batch, rows: list[int]) -> list[list[Hypothesis]]:
-        """The decoded translations of these rows of the batch or, with method=given, their targets and scores."""
+        """The decoded translations of these rows of the batch or, with method=given, their targets with scores."""
         source, lengths = batch["source"][rows], batch["source_lengths"][rows]
         decoder, special = cast(Decoder, model), self.data.tokenizers()[1].special
         if self.options.method != "given":
@@ -209,13 +220,17 @@ class Translation:
         return answer
 
     def _references(self, model: nn.Module, batch: Batch) -> list[tuple[float, int]]:
-        """Log probability of each target in nats, without smoothing, and its number of tokens."""
+        """For each target, its log probability in nats and its number of tokens, including EOS."""
         logits = model(batch["source"], batch["source_lengths"], batch["target_in"])  # (B, T, V)
         losses = loss.token_losses(logits, batch["target_out"])  # (B, T)
         return list(zip((-losses.double().sum(1)).tolist(), batch["target_lengths"].tolist(), strict=True))
 
     def _attention(self, model: nn.Module, batch: Batch, i: int, tokens: list[int]) -> Tensor:
-        """Attention of the last layer from each token of a translation, and EOS, to its source: (h, T, S)."""
+        """The last layer's cross-attention when it predicts each token of row `i`'s translation, and EOS: (h, T, S).
+
+        T is the number of `tokens` plus 1, and S the number of source tokens, including EOS. Raises UserError for a
+        model without cross-attention.
+        """
         length = int(batch["source_lengths"][i])
         source = batch["source"][i : i + 1, :length]
         target_in = source.new_tensor([[BOS, *tokens]])
@@ -231,9 +246,10 @@ class Translation:
     def read(self, input: str) -> Iterator[Batch]:
         """Yield batches of the lines of text files or, for "-", of a pipe or a terminal as soon as lines arrive.
 
-        With method=given each line contains a sentence, a tab, and its translation, and blank lines are skipped. A
-        batch also has two dicts: `problems`, from the id of a line that cannot be translated to the reason, and
-        `origins`, from the ids of lines to the files and numbers in them, if there are several files.
+        With method=given, each line contains a sentence, a tab and its translation, and blank lines are skipped. The id
+        of a line is its number. A batch also has two dicts. `problems` maps the id of each line that cannot be
+        translated to the reason. `origins` maps the id of each line to its file and its number in this file; it is
+        empty unless there are several files.
         """
         for group in lines(input, LINES_PER_BATCH):
             if self.options.method == "given":
@@ -254,9 +270,9 @@ class Translation:
     def show(self, batch: Batch, answers: list[Answer], folder: Path) -> Iterator[str]:
         """Yield a line of text for each translation, and write pictures of attention as SVG files into `folder`.
 
-        A line is the translation's text or, with candidates > 1 or method=given, the number of its sentence, its score
-        and its text, separated by tabs. A sentence that has no translation gives an empty line, or none if lines are
-        numbered.
+        The line is the translation's text or, with candidates > 1 or method=given, the number of its sentence, its
+        score and its text, separated by tabs. A sentence that could not be translated gives an empty line, or no line
+        if lines are numbered.
         """
         numbered = self.options.candidates > 1 or self.options.method == "given"
         for i, (number, answer) in enumerate(zip(batch["ids"], answers, strict=True)):
@@ -277,20 +293,20 @@ class Translation:
         return picture(answer["attention"], *pieces, f"{batch['source_texts'][i]} -> {answer['text']}")
 
     def pictures(self, batch: Batch, answers: list[Answer], count: int) -> None:
-        """None, because translations have no pictures."""
+        """Return None, because the log shows no pictures of translations."""
 
     def metric(self, split: Split) -> TranslationMetric:
-        """BLEU and the other scores of `split`, case-insensitive if the tokenizer converts text to lower case."""
+        """A metric for BLEU and other scores of `split`. BLEU and chrF ignore case if the tokenizer lowercases text."""
         lowercase = self.data.tokenizers()[1].options.lowercase
         categories = self.data.categories(split)
         return TranslationMetric(self.data.source, self.data.target, self.data.count(split), categories, lowercase)
 
     def advice(self, pretrained: bool) -> list[str]:
-        """Advice before the first step: none."""
+        """Warnings before the first step; this task has none."""
         return []
 
     def alarms(self, answers: list[Answer]) -> list[str]:
-        """A warning if all of the newest answers are the same."""
+        """A warning if at least ten answers are given and all have the same text."""
         texts = {answer["text"] for answer in answers}
         if len(answers) < 10 or len(texts) > 1:
             return []
@@ -301,10 +317,11 @@ class Translation:
 
 
 def _problems(model: nn.Module, batch: Batch) -> dict[int, str]:
-    """The rows of a user's lines that cannot be translated, with the reasons.
+    """The rows of a batch that cannot be translated, with the reasons.
 
-    A line has a problem that `read` states, or more tokens than the model's `longest`. In a batch of a data set, a
-    source of more tokens raises UserError, since scores without it would not be those of the whole split.
+    In a batch from `read`, these are lines for which `read` states a problem, and lines of more tokens than the model's
+    `longest`. In any other batch, a source of more tokens raises UserError: without it, scores would not be those of
+    the whole split.
     """
     lengths: list[int] = batch["source_lengths"].tolist()
     longest = getattr(model, "longest", max(lengths))
@@ -324,7 +341,7 @@ def _problems(model: nn.Module, batch: Batch) -> dict[int, str]:
 
 
 def _take(batch: Batch, rows: list[int]) -> Batch:
-    """These rows of a batch, at least one, padded to the longest of them."""
+    """The batch of these rows only, at least one, padded to the longest; values that are not per row are dropped."""
     count = len(batch["ids"])
     taken: Batch = {
         name: value[rows] if isinstance(value, Tensor) else [value[i] for i in rows]
@@ -338,7 +355,7 @@ def _take(batch: Batch, rows: list[int]) -> Batch:
 
 
 def _check_tab(line: Line) -> Line:
-    """The line, with a `problem` if it is not a sentence, a tab and its translation."""
+    """Return the line, with a `problem` and no text if it is not a sentence, one tab and a translation."""
     tabs = line.text.count("\t")
     if line.problem or tabs == 1:
         return line

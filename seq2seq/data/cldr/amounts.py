@@ -1,4 +1,7 @@
-"""Forms of numbers, percentages, money and measures in any locale (Unicode Technical Standard 35, parts 2 and 3)."""
+"""Forms (ways to print values, see forms.py) of numbers, percentages, money and measures in any locale.
+
+The formats are those of Unicode Technical Standard 35, parts 2 and 3, as Babel implements them.
+"""
 
 from collections.abc import Callable, Sequence
 from decimal import Decimal
@@ -10,7 +13,7 @@ from babel import Locale, lists, numbers, units
 
 from seq2seq.data.cldr.forms import Form, Words, visible_text
 
-Length = Any  # "long" or "short"; Babel types them as literals
+Length = Any  # "long" or "short"; Any, because Babel annotates it as a Literal
 Price = tuple[str, Decimal]  # a currency's code and an amount
 
 MEASURES = {
@@ -30,14 +33,14 @@ MEASURES = {
     "angle": "degree",
 }
 UNITS = [f"{quantity}-{name}" for quantity, names in MEASURES.items() for name in names.split()]
-MIXED_UNITS = (  # of amounts in two units: the larger, the smaller, and their ratio
+MIXED_UNITS = (  # for amounts such as 5 feet 3 inches: the larger unit, the smaller unit, and their ratio
     *(("duration-day", "duration-hour", 24), ("duration-hour", "duration-minute", 60)),
     *(("duration-minute", "duration-second", 60), ("duration-year", "duration-month", 12)),
     *(("length-foot", "length-inch", 12), ("mass-pound", "mass-ounce", 16)),
     *(("length-kilometer", "length-meter", 1000), ("mass-kilogram", "mass-gram", 1000)),
 )
 PRICED_UNITS = ("mass-kilogram", "volume-liter", "duration-hour", "duration-day", "duration-month", "area-square-meter")
-UNIT_RATES = (
+UNIT_RATES = (  # of rates such as liters per minute: numerator and denominator
     *(("volume-liter", "duration-minute"), ("volume-liter", "duration-hour"), ("mass-gram", "volume-liter")),
     *(("digital-megabyte", "duration-second"), ("energy-kilowatt-hour", "duration-day")),
     *(("length-meter", "duration-minute"), ("mass-kilogram", "area-square-meter")),
@@ -45,7 +48,7 @@ UNIT_RATES = (
 
 
 def number_forms() -> list[Form]:
-    """Whole and decimal numbers, some of them negative."""
+    """Forms of whole numbers and of decimal numbers, which are negative with a probability of 1/4."""
     format = lambda locale, value: numbers.format_decimal(value, locale=locale)  # noqa: E731
     return [
         Form(name="whole", kind="whole", sample=_sample_whole, format=format, key=_key("number")),
@@ -54,7 +57,7 @@ def number_forms() -> list[Form]:
 
 
 def percent_forms() -> list[Form]:
-    """Percentages with up to two decimals."""
+    """Forms of percentages with up to two decimals."""
 
     def format(locale: Locale, value: Decimal) -> str:
         return numbers.format_percent(value, locale=locale, decimal_quantization=False)  # keeps all decimals
@@ -63,10 +66,13 @@ def percent_forms() -> list[Form]:
 
 
 def compact_forms() -> list[Form]:
-    """Thousands to billions in words and abbreviated, with at most three significant digits, which are all printed."""
+    """Forms of numbers from thousands to billions in words ("1.2 million") and abbreviated ("1.2M").
+
+    Values have at most three significant digits, all of which are printed.
+    """
 
     def format(length: Length, locale: Locale, value: int) -> str:
-        length = length if length in locale.compact_decimal_formats else "short"  # "long" may be an alias of it
+        length = length if length in locale.compact_decimal_formats else "short"  # "long" may be an alias of "short"
         return numbers.format_compact_decimal(value, format_type=length, locale=locale, fraction_digits=2)
 
     def words(length: str, locale: Locale, value: int) -> Words:
@@ -88,7 +94,10 @@ def compact_forms() -> list[Form]:
 
 
 def money_forms(currencies: Sequence[str], source: Locale) -> list[Form]:
-    """Amounts of money with the currency's symbol, with its name, and in compact form."""
+    """Forms of amounts of money: with the currency's symbol, with its name, and compact ("$1.2M").
+
+    `currencies` are codes (EUR). Only those with a unique symbol in the locale `source` are printed by symbol.
+    """
     distinct = with_unique_symbols(currencies, source)
     return [
         Form(
@@ -121,7 +130,7 @@ def money_forms(currencies: Sequence[str], source: Locale) -> list[Form]:
 
 
 def rate_forms(currencies: Sequence[str], source: Locale) -> list[Form]:
-    """Prices and measures per unit: per hour, per liter."""
+    """Forms of prices per unit ("$5 per hour") and of measures per unit ("3 grams per liter"); see `money_forms`."""
     distinct = with_unique_symbols(currencies, source)
     forms = [
         Form(
@@ -151,7 +160,7 @@ def rate_forms(currencies: Sequence[str], source: Locale) -> list[Form]:
 
 
 def unit_forms() -> list[Form]:
-    """Measures with the unit's name, its abbreviation, and in two units at once ("5 hours and 3 minutes")."""
+    """Forms of measures: with the unit's name, with its abbreviation, and in two units ("5 hours and 3 minutes")."""
     single = [
         Form(
             name=f"{length} {unit}",
@@ -181,7 +190,7 @@ def unit_forms() -> list[Form]:
 
 
 def with_unique_symbols(currencies: Sequence[str], locale: Locale) -> list[str]:
-    """The currencies that share their symbol in this locale with no other of `currencies`."""
+    """Those of `currencies` with a symbol in this locale that differs from the symbols of all others."""
     symbols = [visible_text(numbers.get_currency_symbol(code, locale)) for code in currencies]
     return [code for code, symbol in zip(currencies, symbols, strict=True) if symbols.count(symbol) == 1]
 
@@ -194,27 +203,33 @@ def _sample_whole(rng: Random) -> int:
 
 
 def _sample_decimal(rng: Random) -> Decimal:
-    """A number with one to three decimals, the last of which is not zero."""
+    """A positive or negative number with one to three decimals, the last of which is not zero."""
     places = rng.randint(1, 3)
     digits = int(10 ** rng.uniform(places, places + 5))
     return rng.choice((1, 1, 1, -1)) * Decimal(digits + (digits % 10 == 0)).scaleb(-places)
 
 
 def _sample_share(rng: Random) -> Decimal:
-    """A percentage, equally often a whole one up to 1,000 and one up to 100 with one or two decimals."""
+    """A percentage as a fraction of 1 (0.05 is 5 %).
+
+    Half of the values are whole percentages up to 1,000; the others are percentages up to 100 with up to two decimals.
+    """
     places = rng.choice((0, 0, 1, 2))
     digits = rng.randint(1, 10 ** (3 if places == 0 else 2 + places))
     return Decimal(digits).scaleb(-places - 2).normalize()
 
 
 def _sample_round(rng: Random) -> int:
-    """One to three digits followed by zeros, from a thousand to below a trillion."""
+    """A whole number of one to three digits followed by zeros, from a thousand to below a trillion."""
     digits = rng.randint(1, 10 ** rng.choice((1, 2, 3, 3)) - 1)
     return digits * int(10 ** rng.randint(4 - len(str(digits)), 12 - len(str(digits))))
 
 
 def _amount_sampler(currencies: Sequence[str], max_exponent: int = 6) -> Callable[[Random], Price]:
-    """A function that samples a currency, and an amount up to 10 ** max_exponent, whole or with its usual decimals."""
+    """A function that samples a currency and an amount from 1 to 10 ** max_exponent.
+
+    The amount is whole or has the currency's usual number of decimals.
+    """
 
     def sample(rng: Random) -> Price:
         code = rng.choice(currencies)
@@ -226,7 +241,7 @@ def _amount_sampler(currencies: Sequence[str], max_exponent: int = 6) -> Callabl
 
 
 def _sample_quantity(rng: Random) -> int | Decimal:
-    """A number of units: mostly whole and small, sometimes with one decimal."""
+    """A number of units: mostly whole, sometimes with one decimal; small numbers are more frequent."""
     if rng.random() < 0.35:
         digits = int(10 ** rng.uniform(0, 3))
         return Decimal(digits + (digits % 10 == 0)).scaleb(-1)
@@ -234,7 +249,7 @@ def _sample_quantity(rng: Random) -> int | Decimal:
 
 
 def _sample_parts(ratio: int, rng: Random) -> tuple[int, int]:
-    """Counts of a larger and a smaller unit; the larger one has `ratio` of the smaller one."""
+    """Counts of a larger and a smaller unit; a larger unit contains `ratio` smaller units."""
     return rng.randint(1, 99), rng.randrange(1, ratio)
 
 
@@ -261,7 +276,7 @@ def _format_unit_rate(unit: str, per: str, length: Length, locale: Locale, value
 
 
 def _require_translation(unit: str, text: str | None) -> str:
-    """The text; raises LookupError if Babel returned none or one with the unit's identifier."""
+    """Return `text`; raises LookupError if it is empty or contains the unit's identifier instead of a translation."""
     if not text or unit in text:
         raise LookupError(unit)
     return text
@@ -271,7 +286,7 @@ def _format_compact_currency(locale: Locale, value: tuple[str, int]) -> str:
     return numbers.format_compact_currency(value[1], value[0], locale=locale, fraction_digits=2)
 
 
-# Keys and words.
+# Keys and words of values; see Form.
 
 
 def _key(name: str) -> Callable[[Any], tuple[str, str]]:

@@ -19,17 +19,17 @@ from seq2seq.tokenizers.text import Lines
 
 @dataclass(kw_only=True, eq=False)
 class Cldr(SentencePairs):
-    """Phrases of dates, times, money, units, numbers, and names of countries, languages, currencies and months.
+    """Phrases with dates, times, money, units, numbers, and names of countries, languages, currencies and months.
 
-    Every phrase is what Babel prints for a locale; `source` and `target` are locales (en, de_CH, zh_Hant ...). The
-    splits are a function of the locales, `seed` and the counts, and independent of the run's seed; their properties are
-    documented in seq2seq/data/cldr/phrases.py. They are generated at first use.
+    Babel prints each phrase in two locales, `source` and `target` (en, de_CH, zh_Hant ...). The splits depend on the
+    locales, `seed`, the counts and Babel's tables, but not on the run's seed. They are generated at first use.
+    `phrases.sample_splits` documents their properties.
 
     Args, in addition to those of SentencePairs:
-        train_count: phrases of train.
-        val_count: phrases of val, which selects the checkpoint; 0 = no val.
-        test_count: phrases of test, for the reported scores.
-        seed: seed of the phrases, which do not depend on the run's seed.
+        train_count: number of pairs in train.
+        val_count: number of pairs in val, which selects the checkpoint; 0 = no val.
+        test_count: number of pairs in test, for the reported scores.
+        seed: seed for sampling the phrases.
     """
 
     train_count: Annotated[int, Range(low=1, high=10_000_000)]
@@ -47,7 +47,7 @@ class Cldr(SentencePairs):
         super().__post_init__()
 
     def load(self, split: Split) -> dict[Split, Corpus]:
-        """Generate all three splits."""
+        """Generate all three splits, whichever `split` is."""
         counts: dict[Split, int] = {"train": self.train_count, "val": self.val_count, "test": self.test_count}
         locales = find_locale("source", self.source), find_locale("target", self.target)
         sampled = phrases.sample_splits(*locales, seed=self.seed, counts=counts)
@@ -55,12 +55,16 @@ class Cldr(SentencePairs):
         return {name: _corpus(pairs, notes.get(name, [])) for name, pairs in sampled.splits.items()}
 
     def where(self, split: Split, index: int) -> str:
-        """The phrase itself, for messages, since there is no file to name."""
+        """The source phrase in quotes, for messages; there is no file to name."""
         return repr(self._used(split).source[index])
 
 
 def find_locale(key: str, name: str) -> Locale:
-    """A locale by its name in CLDR (zh_Hant) or in BCP 47 (zh-Hant); raises UserError if Babel does not have it."""
+    """Find a locale by its name in CLDR (zh_Hant) or in BCP 47 (zh-Hant).
+
+    Raises UserError if Babel does not have it, or if it is the root locale; `key` ("source" or "target") names the
+    config key in the message.
+    """
     try:
         locale = Locale.parse(name.replace("-", "_"))
         if str(locale) != ROOT:
@@ -86,7 +90,7 @@ def _corpus(pairs: list[phrases.Pair], notes: list[str]) -> Corpus:
 
 
 def _notes(sampled: phrases.SampledSplits) -> list[str]:
-    """Notes on the number of train's phrases by category, and on what is left out."""
+    """Notes for the summary: the number of train's phrases in each category, and what was left out."""
     train = sampled.splits["train"]
     counts = Counter(pair.category for pair in train)
     notes = [", ".join(f"{name} {counts[name]:,}" for name in CATEGORY_SHARES if name in counts)]

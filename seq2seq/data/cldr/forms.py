@@ -1,4 +1,4 @@
-"""What a phrase is made of: a value, such as a date, and a form that prints it in any locale."""
+"""The two parts of a phrase: a value, such as a date, and a form, which is a way to print the value in any locale."""
 
 import unicodedata
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -8,30 +8,32 @@ from typing import Any
 
 from babel import Locale
 
-Formatter = Callable[[Locale, Any], str]
-Words = tuple[Hashable, ...]
-Name = tuple[str, Any]  # a list of names ("countries") and a code in it ("DE")
-TextPair = tuple[str, str]  # in the source and the target locale
+Formatter = Callable[[Locale, Any], str]  # prints a value in a locale
+Words = tuple[Hashable, ...]  # identifiers of the names and word forms in a text; see Form.words
+Name = tuple[str, Any]  # a list of names ("countries") and a code in this list ("DE")
+TextPair = tuple[str, str]  # a text in the source locale and its translation in the target locale
 LocalePair = tuple[Locale, Locale]  # source and target
 
 
 def no_words(locale: Locale, value: Any) -> Words:
-    """The words of a form that prints nothing but digits and signs."""
+    """Return no words: the default `Form.words`, for forms that print only digits and signs."""
     return ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """One way to print the values of a kind.
+    """One way to print values of one kind.
 
-    name: unique within its category and kind.
-    kind: forms of one kind print the same values.
+    name: unique among the forms of the same category and kind.
+    kind: the kind of value that the form prints, such as "date"; several forms may print the same kind.
     sample: returns a random value.
-    format: returns the value's text in a locale; raises LookupError where the locale's tables lack an entry.
-    key: identifies a value; all phrases of values with one key are in one split.
-    words: the names and word forms in a locale's text; training must contain each of them.
+    format: returns a value's text in a locale; raises LookupError if the locale's tables lack an entry for it.
+    key: returns a value's key. All values with the same key are in the same split.
+    words: returns the names and word forms in a value's text in a locale. A value is in val or test only if train
+        contains all of them.
     frequency: how often the form is sampled, relative to the other forms of its category.
-    rivals: earlier forms that, for some values, print the same source with another target.
+    rivals: forms before this one in the category that, for some values, print the same source text but another target
+        text. This form does not print these values.
     """
 
     name: str
@@ -46,7 +48,11 @@ class Form:
 
 @dataclass(frozen=True, kw_only=True)
 class Category:
-    """Forms that share a quota of phrases; `names` are the names that they combine, in both locales."""
+    """A category of phrases: forms that share one quota of phrases in each split.
+
+    `names` are the names that the forms combine, such as those of countries, in both locales. A single name is a
+    phrase, too.
+    """
 
     name: str
     forms: Sequence[Form]
@@ -57,5 +63,8 @@ DIRECTION_MARKS = dict.fromkeys(map(ord, "\u200e\u200f\u061c"))  # invisible; th
 
 
 def visible_text(text: str) -> str:
-    """A text as it looks: in NFKC, without direction marks, and with each run of white space as one space."""
+    """Reduce a text to what a reader sees: NFKC, no direction marks, and each run of white space as one space.
+
+    White space at both ends is removed.
+    """
     return " ".join(unicodedata.normalize("NFKC", text).translate(DIRECTION_MARKS).split())

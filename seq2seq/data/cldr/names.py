@@ -9,16 +9,17 @@ from babel import Locale, lists, localedata, numbers
 
 from seq2seq.data.cldr.forms import Form, Formatter, LocalePair, Name, TextPair, visible_text
 
-CURRENCY_DATE = date(2020, 1, 1)  # fixed, because the currencies in use today would change the data over time
+CURRENCY_DATE = date(2020, 1, 1)  # fixed: with the currencies of today, the data would change over time
+# The numbers of names in an enumeration, and their relative frequencies.
 LIST_LENGTHS, LIST_LENGTH_FREQUENCIES = (2, 3, 4), (5, 3, 1)
 
 
 def shared_names(locales: LocalePair) -> tuple[dict[str, dict[Name, TextPair]], int]:
     """The names that both locales have, by category, and the number of ambiguous names, which are left out.
 
-    A name is ambiguous if an earlier one, in any list, has the same source and another target.
+    A name is ambiguous if an earlier name, of any category, has the same source text but another target text.
     """
-    targets: dict[str, str] = {}  # by source
+    targets: dict[str, str] = {}  # by visible text of the source
     names: dict[str, dict[Name, TextPair]] = {}
     ambiguous = 0
     for category, read in _LISTS.items():
@@ -34,7 +35,7 @@ def shared_names(locales: LocalePair) -> tuple[dict[str, dict[Name, TextPair]], 
 
 
 def _calendar(locale: Locale) -> dict[Name, str]:
-    """Months, weekdays and quarters in their stand-alone forms, the wide ones first."""
+    """Months, weekdays and quarters in their stand-alone forms: first the full names ("wide"), then abbreviations."""
     names: dict[Name, str] = {}
     for width in ("wide", "abbreviated"):
         for unit, table in (("months", locale.months), ("weekdays", locale.days), ("quarters", locale.quarters)):
@@ -48,7 +49,7 @@ def _countries(locale: Locale) -> dict[Name, str]:
 
 
 def _currencies(locale: Locale) -> dict[Name, str]:
-    """The currencies that were legal tender somewhere on CURRENCY_DATE."""
+    """The currencies that were legal tender in some country on CURRENCY_DATE."""
     territories = filter(_is_country, Locale("en").territories)
     in_use = {code for territory in territories for code in numbers.get_territory_currencies(territory, CURRENCY_DATE)}
     return _names_by_code("currencies", locale.currencies, in_use.__contains__)
@@ -66,17 +67,24 @@ def _names_by_code(list_name: str, table: Any, is_included: Callable[[str], bool
 
 
 def _is_country(code: str) -> bool:
-    """Whether this is a country's code in ISO 3166: not a union, outlying Oceania, a pseudo-accent or "unknown"."""
+    """Whether a territory code of CLDR stands for a country or a territory of one.
+
+    Other codes are numbers (continents and regions), unions (EU, EZ, UN), outlying Oceania (QO), pseudo-locales (XA,
+    XB) and "unknown" (ZZ).
+    """
     return len(code) == 2 and code.isalpha() and code not in ("EU", "EZ", "QO", "UN", "XA", "XB", "ZZ")
 
 
 def _is_language(code: str) -> bool:
-    """Whether this is a language's code in ISO 639; `dialects` has the variants by country or script."""
+    """Whether a code of CLDR stands for one language, without a country or script; see `dialects` for those.
+
+    mis, mul, und and zxx stand for uncoded, several, an undetermined and no language.
+    """
     return len(code) in (2, 3) and code.isalpha() and code not in ("mis", "mul", "und", "zxx")
 
 
 def enumerations(names: Mapping[Name, TextPair], locales: LocalePair) -> list[Form]:
-    """Two to four names of one list, joined by "and" or "or"."""
+    """Forms of enumerations: two to four names of one list (countries, say), joined by "and" or by "or"."""
     names_by_list: dict[str, list[Name]] = {}
     for name in names:
         names_by_list.setdefault(name[0], []).append(name)
@@ -97,7 +105,7 @@ def enumerations(names: Mapping[Name, TextPair], locales: LocalePair) -> list[Fo
             kind="list",
             sample=sample,
             format=format,
-            key=lambda value: tuple(sorted(value)),  # another order of the same names is not a new value
+            key=lambda value: tuple(sorted(value)),  # the same names in another order have the same key
             words=lambda locale, value: value,
             frequency=frequency,
         )
@@ -106,7 +114,11 @@ def enumerations(names: Mapping[Name, TextPair], locales: LocalePair) -> list[Fo
 
 
 def dialects(names: Mapping[Name, TextPair], locales: LocalePair) -> list[Form]:
-    """Languages with a country, a script or both, for which CLDR has a locale: "German (Austria)"."""
+    """The form of languages with a country, a script or both: "German (Austria)".
+
+    It prints the combinations for which CLDR has a locale and both locales have the names. If there are none, the list
+    of forms is empty.
+    """
     parts_by_dialect: dict[Locale, tuple[Name, ...]] = {}
     for locale in map(Locale.parse, sorted(localedata.locale_identifiers())):
         codes = {"languages": locale.language, "countries": locale.territory, "scripts": locale.script}

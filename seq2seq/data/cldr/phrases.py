@@ -13,35 +13,36 @@ from common.task import Split
 from seq2seq.data.cldr.forms import Category, LocalePair, Words, visible_text
 from seq2seq.data.cldr.tables import CATEGORY_SHARES, available_categories, format_pair, independent_copy
 
-VALUE_PARTS = 20  # into which all values are divided by a hash
+VALUE_PARTS = 20  # the number of parts into which a hash divides all values
 HELD_OUT_PARTS: dict[int, Split] = {0: "test", 1: "val"}  # the other parts are for train
-MAX_IDLE_SAMPLES = 5000  # consecutive samples without a new phrase, after which `fill` gives up
+MAX_IDLE_SAMPLES = 5000  # after so many consecutive samples without a new phrase, `fill` raises an error
 
 
 class Pair(NamedTuple):
-    """One phrase in both languages; `is_name` for a single name, such as a country's, which is always in train."""
+    """One phrase in both languages."""
 
     category: str
-    source: str
+    source: str  # the text in the source locale
     target: str
-    is_name: bool
+    is_name: bool  # whether it is a single name, such as that of a country; single names are only in train
 
 
 class SampledSplits(NamedTuple):
     """The phrases of each split, and what was left out."""
 
     splits: dict[Split, list[Pair]]
-    missing: list[str]  # categories that a locale's tables lack
-    ambiguous: int  # phrases and names left out because their source would have two targets
+    missing: list[str]  # categories that are left out because a locale's tables lack them
+    ambiguous: int  # number of phrases and names left out because their source would have two targets
 
 
 def sample_splits(source: Locale, target: Locale, *, seed: int, counts: Mapping[Split, int]) -> SampledSplits:
-    """Phrases of every category that both locales have: a function of the arguments and Babel's tables alone.
+    """Sample phrases of every category that both locales have.
 
-    No two sources look alike (`visible_text`), and each has one target. A value (a date, an amount, a set of names)
-    is in one split only, and in the same one for any `counts`. Val and test contain only names and word forms that are
-    in train. Each category has its share of every split, unless train is small: then single names take more of it.
-    Raises UserError when the counts cannot be met.
+    The result depends only on the arguments and Babel's tables. No two phrases have sources that look alike
+    (`visible_text`). A value (a date, an amount, a set of names) is in one split only, and in the same split for any
+    `counts`. Val and test contain only names and word forms that are in train. Each category has its share
+    (CATEGORY_SHARES) of every split. But train contains all single names, so if train is small, categories with many
+    names have more than their share of it. Raises UserError when a split cannot have its count.
     """
     locales = (independent_copy(source), independent_copy(target))
     categories, missing, ambiguous = available_categories(locales)
@@ -54,7 +55,7 @@ def sample_splits(source: Locale, target: Locale, *, seed: int, counts: Mapping[
         )
         for sampler in samplers:
             sampler.quotas[split] = quotas[sampler.category.name]
-    while any(sampler.incomplete_splits() for sampler in samplers):  # repeated if two categories share a source
+    while any(sampler.incomplete_splits() for sampler in samplers):  # repeated if phrases were removed
         for sampler in samplers:
             sampler.fill()
         registry.remove_untrained_words(samplers)
@@ -67,10 +68,11 @@ def sample_splits(source: Locale, target: Locale, *, seed: int, counts: Mapping[
 
 
 def category_quotas(split: Split, count: int, minimums: Mapping[str, int]) -> dict[str, int]:
-    """The number of phrases of each category, `count` in all: in proportion to CATEGORY_SHARES, at least its minimum.
+    """The number of phrases of each category, in proportion to CATEGORY_SHARES, so that the sum is `count`.
 
-    With shares of 0.12 and 0.03 and minimums of 0 and 4, a count of 10 gives 6 and 4, and a count of 100 gives 80 and
-    20. Raises UserError when `count` is less than the sum of the minimums.
+    `minimums` holds the smallest number allowed for each category. With shares of 0.12 and 0.03 and minimums of 0 and
+    4, a count of 10 gives 6 and 4, and a count of 100 gives 80 and 20. Raises UserError when `count` is less than the
+    sum of the minimums.
     """
     if sum(minimums.values()) > count:
         raise UserError(
@@ -98,20 +100,20 @@ class _Phrase(NamedTuple):
 
 
 class _Registry:
-    """What all categories share: the sources in use, and the words in train."""
+    """The sources in use and the words in train, over all categories."""
 
     def __init__(self) -> None:
-        # By source: its phrase, and the dict of a sampler that holds it.
+        # By visible text of a source: its phrase, and the sampler's dict that holds the phrase.
         self.entries: dict[str, tuple[_Phrase, dict[str, _Phrase]]] = {}
-        self.ambiguous: set[str] = set()  # sources with different targets in two categories
-        self.rivalled: set[str] = set()  # sources that a rival form (see Form.rivals) prints with another target
-        self.words: set[Hashable] = set()
+        self.ambiguous: set[str] = set()  # sources of phrases with different targets
+        self.rivalled: set[str] = set()  # sources that a rival (see Form.rivals) prints with another target
+        self.words: set[Hashable] = set()  # of all phrases in train
 
     def add(self, phrase: _Phrase, phrases: dict[str, _Phrase]) -> bool:
         """Add a phrase to `phrases` unless its source is in use; returns whether it was added.
 
-        If the registered phrase with this source has another target, the source is ambiguous: no later phrase may have
-        it, and the registered phrase is removed unless it is a single name.
+        If the phrase that already has this source has another target, the source is ambiguous: no later phrase with
+        this source is added, and the phrase that has it is removed unless it is a single name.
         """
         text = visible_text(phrase.pair.source)
         if text in self.ambiguous:
@@ -128,9 +130,9 @@ class _Registry:
         return False
 
     def remove_untrained_words(self, samplers: "list[_CategorySampler]") -> None:
-        """Remove phrases of val and test with words that train has lost, because `add` removed phrases from train.
+        """Remove the phrases of val and test with words that are no longer in train.
 
-        Usually there are no such phrases.
+        Train loses words when `add` removes an ambiguous phrase from it. Usually no phrase has to be removed here.
         """
         train = [phrase for sampler in samplers for phrase in sampler.phrases["train"].values()]
         self.words = {word for phrase in train for word in phrase.words}
@@ -146,7 +148,7 @@ class _CategorySampler:
         self.category, self.locales, self.seed, self.registry = category, locales, seed, registry
         self.rng = Random(mix(seed, "phrases", category.name))
         self.cumulative_frequencies = list(itertools.accumulate(form.frequency for form in category.forms))
-        self.phrases: dict[Split, dict[str, _Phrase]] = {"train": {}, "val": {}, "test": {}}  # by source
+        self.phrases: dict[Split, dict[str, _Phrase]] = {"train": {}, "val": {}, "test": {}}  # by visible_text(source)
         self.quotas: dict[Split, int] = {}
         for name, (source, target) in category.names.items():
             self._add("train", Pair(category.name, source, target, is_name=True), (name,))
@@ -177,7 +179,7 @@ class _CategorySampler:
         try:
             source, target = format_pair(self.locales, form, value)
             rivals = [format_pair(self.locales, rival, value) for rival in form.rivals]
-        except LookupError:  # the tables lack an entry for this value only
+        except LookupError:  # the tables lack an entry for this value
             return False
         text = visible_text(source)
         if any(visible_text(rival_source) == text and rival_target != target for rival_source, rival_target in rivals):

@@ -1,4 +1,4 @@
-"""The categories of phrases that two locales can both print, determined by printing sampled values."""
+"""The categories of phrases that two locales can both print. Sampled values are printed to find them."""
 
 import copy
 from collections.abc import Iterable, Mapping
@@ -22,18 +22,18 @@ from seq2seq.data.cldr.times import (
     time_forms,
 )
 
-CATEGORY_SHARES = {  # of every split
+CATEGORY_SHARES = {  # the fraction of every split that each category has
     **{"dates": 0.12, "times": 0.05, "datetimes": 0.07, "ranges": 0.08, "relative": 0.05},
     **{"money": 0.10, "rates": 0.05, "units": 0.11, "percentages": 0.04, "numbers": 0.05, "compact": 0.05},
     **{"countries": 0.07, "languages": 0.08, "currencies": 0.05, "calendar": 0.03},
 }
-MIN_NAMES = 12  # in a list; fewer give hardly any combinations
-PROBE_COUNT = 60  # values that test each form; see `printable_forms`
-ROOT, JANUARY_IN_ROOT = "root", "M01"  # the locale of untranslated texts, and its name of January
+MIN_NAMES = 12  # of a category; fewer names give hardly any combinations
+PROBE_COUNT = 60  # sampled values with which each form is tested; see `printable_forms`
+ROOT, JANUARY_IN_ROOT = "root", "M01"  # CLDR's root locale has no language; "M01" is its January
 
 
 def available_categories(locales: LocalePair) -> tuple[list[Category], list[str], int]:
-    """The categories in both locales' tables, the names of the missing ones, and the number of ambiguous names."""
+    """The categories that both locales can print, the names of the other ones, and the number of ambiguous names."""
     names, ambiguous = shared_names(locales)
     if not _have_months(locales):
         names["calendar"] = {}
@@ -54,12 +54,16 @@ def available_categories(locales: LocalePair) -> tuple[list[Category], list[str]
 
 
 def _date_and_time_forms(locales: LocalePair) -> dict[str, list[Form]]:
-    """Forms with months only if both locales name months; relative times only if both have words for them."""
+    """The forms of each category of dates and times that both locales have.
+
+    Times are always included. Dates, datetimes and ranges are included if both locales have names of months, and
+    relative times if both have words for them.
+    """
     root = independent_copy(Locale(ROOT))
     forms = {"times": time_forms()}
     if _have_months(locales):
         forms |= {"dates": date_forms(), "datetimes": datetime_forms(), "ranges": range_forms()}
-    probe = ("day", 3)  # "+3 d" in the root
+    probe = ("day", 3)  # the root prints "+3 d"
     if all(format_relative("long", locale, probe) != format_relative("long", root, probe) for locale in locales):
         forms["relative"] = relative_forms()
     return forms
@@ -78,15 +82,15 @@ def _amount_forms(locales: LocalePair, currencies: list[Any]) -> dict[str, list[
 
 
 def independent_copy(locale: Locale) -> Locale:
-    """The same locale with tables of its own, in which inherited units are filled in.
+    """A copy of the locale that shares no tables with other locales and in which omitted forms of units are filled in.
 
-    Babel's locales share the tables that they inherit from the root. The first locale that looks up an alias in them
-    (stand-alone months are an alias of months in a date) stores its words for all others: after `he`, `th` has Hebrew
-    months.
+    In Babel, locales share the tables that they inherit from the root. Some entries of these tables are aliases:
+    stand-alone months are an alias of months in a date. When a locale looks up an alias, Babel stores the locale's own
+    words in the shared table. If `he` is used before `th`, `th` has Hebrew months.
 
-    CLDR leaves out what can be inferred (Unicode Technical Standard 35, part 1, "Lateral Inheritance" and the root's
-    aliases): a plural form that equals "other", and a long unit that equals the short one. Without such an entry, Babel
-    prints the unit's identifier instead of a phrase ("5 length-kilometer" in Chinese).
+    CLDR omits entries that can be inferred: a plural form that equals "other", and a long unit that equals the short
+    one (Unicode Technical Standard 35, part 1, "Lateral Inheritance", and the root's aliases). Babel does not infer
+    them: it prints the unit's identifier ("5 length-kilometer" in Chinese).
     """
     locale.languages  # noqa: B018 - loads all tables; `languages` itself contains no alias
     own = copy.deepcopy(locale)
@@ -99,19 +103,19 @@ def independent_copy(locale: Locale) -> Locale:
 
 
 def _with_all_plurals(patterns: Mapping[str, str], plurals: Iterable[str]) -> dict[str, str]:
-    """A unit's patterns by plural form; the pattern of "other" replaces missing ones."""
+    """A unit's patterns by plural form; a missing pattern is that of "other", if there is one."""
     return dict.fromkeys(plurals, patterns["other"]) | dict(patterns) if "other" in patterns else dict(patterns)
 
 
 def printable_forms(forms: list[Form], locales: LocalePair) -> list[Form]:
-    """The forms that both locales can print, with their rivals (Form.rivals).
+    """The forms of a category that both locales can print, with their rivals (Form.rivals) set.
 
-    Each form prints PROBE_COUNT values. It is left out if it cannot print one of them, or if earlier forms print at
-    least half of them with the same source and another target: "2021年1月3日" is both "January 3, 2021" and "Jan 3,
-    2021".
+    Each form prints PROBE_COUNT values. It is left out if it fails for any of them. It is also left out if, for at
+    least half of them, an earlier form prints the same source with another target: the Japanese source "2021年1月3日" has
+    the targets "January 3, 2021" and "Jan 3, 2021".
     """
     probes: dict[str, list[Any]] = {}  # values by kind
-    earlier: dict[tuple[str, int, str], tuple[str, Form]] = {}  # by kind, number of the probe and source: target, form
+    earlier: dict[tuple[str, int, str], tuple[str, Form]] = {}  # (kind, number of the probe, source): (target, form)
     printable = []
     for form in forms:
         rng = Random(mix("probes", form.kind))
@@ -133,7 +137,7 @@ def printable_forms(forms: list[Form], locales: LocalePair) -> list[Form]:
 
 
 def format_pair(locales: LocalePair, form: Form, value: Any) -> TextPair:
-    """The value's source and target; raises LookupError where Babel or a locale's tables do not cover it."""
+    """The value's text in both locales; raises LookupError if Babel or a locale's tables cannot print it."""
     try:
         source, target = (form.format(locale, value) for locale in locales)
     except (UnknownUnitError, NotImplementedError) as error:

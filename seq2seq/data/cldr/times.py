@@ -1,7 +1,7 @@
 """Forms of dates, times of day, both together, their ranges, and relative times in any locale.
 
-The forms are CLDR's four lengths, its skeletons (Unicode Technical Standard 35, part 4, "Available Formats") and its
-interval formats.
+A form (see forms.py) is a format of CLDR: one of its four lengths, a skeleton (a list of fields such as yMMMd, Unicode
+Technical Standard 35, part 4, "Available Formats"), or an interval format.
 """
 
 from collections.abc import Callable
@@ -14,20 +14,23 @@ from babel import Locale, dates
 
 from seq2seq.data.cldr.forms import Form, Formatter, Words, no_words
 
-CENTURY = (date(1950, 1, 1), date(2049, 12, 31))  # 100 years, so that two digits identify one
+CENTURY = (date(1950, 1, 1), date(2049, 12, 31))  # 100 years, each identified by its last two digits
 LEAP_YEAR = (date(2024, 1, 1), date(2024, 12, 31))  # contains every day of the year
 WEEKDAY_CYCLE = (date(2001, 1, 1), date(2028, 12, 31))  # contains every day of the year on every weekday
-MIDNIGHT = datetime(2024, 1, 1)  # with a time of day added; its date is never printed
-UNIT_SECONDS = {  # what Babel counts for a unit
+MIDNIGHT = datetime(2024, 1, 1)  # times of day are added to it; its date is never printed
+UNIT_SECONDS = {  # the number of seconds that Babel counts for each unit
     **{"year": 31_536_000, "month": 2_592_000, "week": 604_800, "day": 86_400},
     **{"hour": 3600, "minute": 60, "second": 1},
 }
-NEXT_LONGER = {"narrow": "short", "short": "long"}
-MAX_DISTANCE = 400  # from now, in any unit
+NEXT_LONGER = {"narrow": "short", "short": "long"}  # the length that replaces a missing one in relative times
+MAX_DISTANCE = 400  # of a relative time, counted in its unit
 
 
 def date_forms() -> list[Form]:
-    """Dates with and without weekday, year and era; forms with full words come before abbreviated ones."""
+    """Forms of dates, days without a year, months and quarters, with and without weekday and era.
+
+    Forms with full words come before abbreviated ones, so that `printable_forms` prefers them.
+    """
     lengths = {"long": 2.0, "full": 2.0, "short": 1.5, "medium": 1.0}
     forms = [
         _date_form(name, "date", _sample_day, _date_formatter(name), frequency) for name, frequency in lengths.items()
@@ -47,7 +50,10 @@ def date_forms() -> list[Form]:
 
 
 def time_forms() -> list[Form]:
-    """Times of day to the minute or second, on 24 or 12 hours or with a part of the day ("3:05 in the afternoon")."""
+    """Forms of times of day to the hour, minute or second.
+
+    The clock has 24 or 12 hours; some forms print the part of the day ("3:05 in the afternoon").
+    """
     forms = []
     for kind, step, frequencies in (
         ("minute", 60, {"short": 3.0, "Hm": 1.0, "hm": 1.0, "Bhm": 0.6}),
@@ -66,7 +72,7 @@ def time_forms() -> list[Form]:
 
 
 def datetime_forms() -> list[Form]:
-    """A date and a time in CLDR's four lengths; a zone is printed as UTC."""
+    """Forms of a date with a time of day in CLDR's four lengths; lengths with a time zone print UTC."""
     return [
         _date_form(name, "moment", _sample_moment, _datetime_formatter(name), 1.0)
         for name in ("long", "full", "medium", "short")
@@ -74,7 +80,7 @@ def datetime_forms() -> list[Form]:
 
 
 def range_forms() -> list[Form]:
-    """Ranges from one date or time to another."""
+    """Forms of ranges from one date, day, month or time of day to another."""
     forms = []
     for kind, sample, skeletons in (
         ("dates", _sample_dates, {"yMMMd": 2.0, "yMMMEd": 1.0, "yMd": 1.0}),
@@ -92,7 +98,7 @@ def range_forms() -> list[Form]:
 
 
 def relative_forms() -> list[Form]:
-    """Relative times, "in 3 hours" or "2 days ago", in long, short and narrow form."""
+    """Forms of relative times ("in 3 hours", "2 days ago") in CLDR's lengths long, short and narrow."""
     return [
         Form(
             name=length,
@@ -108,8 +114,11 @@ def relative_forms() -> list[Form]:
 
 
 def format_relative(length: Any, locale: Locale, value: tuple[str, int]) -> str:
-    """Print a number of units as a time from now, or ago if it is negative, without changing to a larger unit."""
-    unit: Any = value[0]  # Babel types it, and the length, as literals
+    """Print a relative time, such as "in 3 hours"; `value` is a unit and a count, which is negative for the past.
+
+    The unit is never replaced by a larger one: 48 hours are not printed as 2 days.
+    """
+    unit: Any = value[0]  # Any, like `length`, because Babel annotates both as Literals
     seconds = value[1] * UNIT_SECONDS[unit]
     try:
         return dates.format_timedelta(seconds, unit, 1e9, add_direction=True, format=length, locale=locale)
@@ -144,7 +153,10 @@ def _clock_sampler(step: int) -> Callable[[Random], datetime]:
 
 
 def _sample_dates(rng: Random, between: tuple[date, date] = CENTURY) -> tuple[date, date]:
-    """Two days that are at most 20, 200 or 1,500 days apart; each limit is chosen equally often."""
+    """Two days in `between` that are at most 20, 200 or 1,500 days apart.
+
+    The limit is chosen at random for each trial; a trial that ends after `between` is repeated.
+    """
     while True:
         start = _sample_day(rng, between)
         end = start + timedelta(days=rng.randint(1, rng.choice((20, 200, 1500))))
@@ -165,7 +177,7 @@ def _sample_times(rng: Random) -> tuple[datetime, datetime]:
 
 
 def _sample_distance(rng: Random) -> tuple[str, int]:
-    """A unit and a count, small counts more often; half are negative (in the past)."""
+    """A unit and a count up to MAX_DISTANCE, small counts more often; half of the counts are negative (the past)."""
     unit = rng.choice([*UNIT_SECONDS])
     return unit, rng.choice((-1, 1)) * (1 + int((MAX_DISTANCE - 1) * rng.random() ** 2))
 
@@ -192,17 +204,17 @@ def _skeleton_formatter(skeleton: str) -> Formatter:
 def _interval_formatter(skeleton: str) -> Formatter:
     def format(locale: Locale, value: tuple[date, date]) -> str:
         if skeleton not in locale.interval_formats:
-            raise LookupError(skeleton)  # Babel would fall back on whole dates
+            raise LookupError(skeleton)  # Babel would print both dates or times in full
         return dates.format_interval(*value, skeleton, fuzzy=False, locale=locale)
 
     return format
 
 
-# Keys and words.
+# Keys and words of values; see Form.
 
 
 def _date_form(name: str, kind: str, sample: Callable[[Random], Any], format: Formatter, frequency: float) -> Form:
-    # The date of a held-out moment is held out, too.
+    # A moment has the key of its date, so that both are in the same split.
     key = partial(_date_key, "date" if kind == "moment" else kind)
     return Form(
         name=name, kind=kind, sample=sample, format=format, key=key, words=_date_words(name), frequency=frequency
@@ -222,7 +234,7 @@ def _clock_key(value: datetime) -> str:
 
 
 def _clock_words(form: str) -> Callable[[Locale, Any], Words]:
-    """The part of the day, which some locales print in some forms: noon, in the afternoon."""
+    """A function for `Form.words`; it returns the part of the day (noon, afternoon), which some locales print."""
     return lambda locale, value: ((str(locale), form, dates.get_period_id(value, locale=locale)),)
 
 
