@@ -1,7 +1,7 @@
 """The protocols `Data`, `Task` and `Metric`: what the trainer and the evaluator require of a data set and of a problem.
 
 A class satisfies a protocol by having its members; it need not inherit from it. `OptionalData`, `OptionalTask`,
-`OptionalModel` and `OptionalMetric` list members that a class may lack. Their callers first check that they exist.
+`OptionalModel` and `OptionalMetric` list members that a class may lack, so callers check whether they exist.
 """
 
 import math
@@ -115,9 +115,9 @@ class OptionalData(Protocol):
     def fingerprint(self, split: Split) -> dict[str, str]:
         """Return digests of the content of `split` by name, such as "annotations", which do not depend on paths.
 
-        A run can only be resumed with data that have the same digests. common/data/fingerprints.py has functions that
-        compute digests. This method is called on rank 0 only, after `count`. If a data set lacks it, a digest of the
-        samples' costs is compared instead.
+        A run can only be resumed with data that have the same digests, unless allow_changes permits other data.
+        common/data/fingerprints.py has functions that compute digests. This method is called on rank 0 only, after
+        `count`. If a data set lacks it, a digest of the samples' costs is compared instead.
         """
 
 
@@ -203,7 +203,7 @@ class Task(Protocol):
         """Yield batches of a user's file, folder or pipe, each as soon as its input is read."""
 
     def show(self, batch: Batch, answers: list[Answer], folder: Path) -> Iterable[str]:
-        """Write the answers to a batch as pictures or text under `folder`; yield a line for the console for each."""
+        """Write a batch's answers as pictures or text under `folder`; yield a line for the console for each answer."""
 
     def pictures(self, batch: Batch, answers: list[Answer], count: int) -> Tensor | None:
         """Draw the first `count` answers for the log: uint8 (B, 3, H, W); None for a task without pictures."""
@@ -293,14 +293,14 @@ class OptionalModel(Protocol):
     def features(self, images: Tensor) -> Tensor:
         """Compute the inputs of the model's head: images (B, channels, H, W) -> (B, C).
 
-        They are the feature space in which nearest training images are searched.
+        Nearest training images are searched in this feature space.
         """
 
 
 def answers_of(task: Any, model: nn.Module, batch: Batch) -> list[Answer]:
     """Return the task's answers to a batch, from its method `answers` or, for a task of an earlier version, `predict`.
 
-    In earlier versions, `predict` did what `answers` does now. The first class of the method resolution order that
+    In earlier versions, `predict` did what `answers` does now. The first class in the method resolution order that
     defines `answers` or `predict` decides: `answers` is called if this class defines it, otherwise `predict`.
     """
     members = next(

@@ -1,5 +1,6 @@
-"""Names of splits, and number types with a range, by which a constructor's signature is the schema of its config keys.
+"""Names of splits, and number types with a range.
 
+With these types, the signature of a constructor is the schema of its config keys.
 Nothing slow is imported here, because every program imports this file before it checks the config.
 """
 

@@ -16,7 +16,7 @@ from common.errors import UserError
 from common.files import inputs
 
 MAX_SIDE = 1000  # maximum width and height in pixels of a picture in a notebook
-MAX_SHOWN = 16  # inputs whose predictions one cell of a notebook displays; of the others it displays the number
+MAX_SHOWN = 16  # maximum number of inputs that a cell of a notebook displays; the others are only counted
 
 
 class Records(list[Any]):
@@ -26,10 +26,10 @@ class Records(list[Any]):
     """
 
     def __init__(self, records: Iterable[Any] = (), draw: Callable[[], Tensor] | None = None, text: str | None = None):
-        """Create the list from its items and from what Jupyter displays.
+        """Create the list, and set what Jupyter displays.
 
         Args:
-            records: the items: dicts for one input, or the Records of several inputs.
+            records: the items, which are dicts for one input, or the Records of several inputs.
             draw: returns a picture uint8 (3, H, W) of the input with its predictions; None if there is no picture.
             text: HTML of the input with its predictions; None if there is no text.
         """

@@ -68,7 +68,7 @@ class VideoAnswers:
         self._lines = open(lines, "w", encoding="utf-8")
         self._container = av.open(str(file), "w")
         encoder = next(name for name in ENCODERS if name in av.codecs_available)
-        self._stream = self._container.add_stream(encoder, rate=25)  # nominal: pictures have times, see `_add`
+        self._stream = self._container.add_stream(encoder, rate=25)  # nominal rate; each picture has its own time
         self._stream.width, self._stream.height = (side + side % 2 for side in (picture.shape[-1], picture.shape[-2]))
         self._stream.pix_fmt = "yuv420p"
         self._stream.codec_context.time_base = TIME_BASE

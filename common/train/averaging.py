@@ -21,15 +21,15 @@ File = tuple[Path, dict[str, Any]]
 
 
 def average(files: Sequence[Path]) -> dict[str, Any]:
-    """Return the content of a checkpoint whose weights are the mean of those in `files`.
+    """Return the content of a checkpoint with the mean of the weights in `files`.
 
     Each file contributes the weights that its run evaluated: the EMA weights or, without EMA, the raw weights. Floats
     are summed in float64, and their mean is converted back to their own type. Other tensors (counters), the optimizer's
     state and everything else come from the file of the latest step. At most three files and the sums are in memory at
     once. The key `mean` marks an average. A new run may start from an average, but no run can resume from it.
 
-    Raises UserError for fewer than two files, for a file given twice, and for files of different models, classes or
-    tokens.
+    Raises UserError for fewer than two files, for a file given twice, for a file that is not a checkpoint of a run, and
+    for files of different models, classes or tokens.
     """
     _check_count(files)
     sums: dict[str, Tensor] = {}

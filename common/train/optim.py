@@ -31,11 +31,11 @@ class OptimizerOptions:
     lr: PositiveFloat
     weight_decay: NonNegativeFloat  # decoupled in adamw; in adam and sgd, added to the gradient
     decay_norms: bool  # whether weight decay also applies to vectors (norms, biases) and to OptionalModel.undecayed
-    betas: tuple[Fraction, Fraction]  # adamw, adam
-    eps: PositiveFloat  # adamw, adam
-    momentum: Fraction  # sgd
+    betas: tuple[Fraction, Fraction]  # of adamw and adam
+    eps: PositiveFloat  # of adamw and adam
+    momentum: Fraction  # of sgd
     rates: dict[str, NonNegativeFloat]  # prefix of parameter names -> factor on lr; the longest matching prefix applies
-    layer_decay: Fraction  # a layer's rate relative to the next layer's, towards the output; 1 = equal rates
+    layer_decay: Fraction  # a layer's rate divided by that of the layer after it; 1 = equal rates
     reference_batch: Positive | None  # the batch size for which lr is given; None = lr is not scaled
     scaling: Literal["linear", "sqrt"]  # how lr is scaled from reference_batch to data.batch_size
 

@@ -1,4 +1,4 @@
-"""Load a backbone's weights: torchvision's download, or a file with torchvision's or official DETR's tensor names."""
+"""Load a backbone's weights: those that torchvision publishes, or a file of torchvision or of official DETR."""
 
 import sys
 from pathlib import Path
@@ -58,7 +58,7 @@ def _download(name: str) -> dict[str, Tensor]:
     address = get_model_weights(name)["IMAGENET1K_V1"].url
     path = Path(torch.hub.get_dir(), "checkpoints", address.rpartition("/")[2])  # torchvision's own cache
     if not path.exists():
-        digits = path.stem.rpartition("-")[2]  # of the SHA-256: resnet50-0676ba61.pth
+        digits = path.stem.rpartition("-")[2]  # first digits of the SHA-256: 0676ba61 in resnet50-0676ba61.pth
         try:
             download.fetch(address, path, digits, report=lambda line: print(line, file=sys.stderr))
         except download.DownloadError as error:

@@ -1,4 +1,4 @@
-"""Rename tables: rows with another program's tensor name and ours, by which names are translated in both directions."""
+"""Rename tables, which translate tensor names from another program's to ours and back."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping

@@ -64,7 +64,7 @@ class Matches(NamedTuple):
 def unstack_layers(outputs: Outputs | list[Outputs]) -> list[Outputs]:
     """Split a detector's outputs by layer: one dict of tensors (L, B, Q, ...) becomes L dicts of (B, Q, ...).
 
-    A list is returned unchanged. Entries of the dict whose first three dimensions differ from those of `logits` are
+    A list is returned unchanged. Entries of the dict that do not have the first three dimensions of `logits` are
     dropped.
     """
     if isinstance(outputs, list):

@@ -1,4 +1,4 @@
-"""Box formats, and the generalised IoU of aligned boxes or of all pairs (Rezatofighi et al. 2019, arXiv 1902.09630)."""
+"""Box formats, and generalised IoU (Rezatofighi et al. 2019, arXiv 1902.09630) of corresponding boxes or all pairs."""
 
 import torch
 from torch import Tensor

@@ -18,8 +18,7 @@ from detr.criterion.terms import L1, Comparison, CrossEntropy, Focal, Giou, Term
 class LossOptions:
     """The weights of the terms, and the choice of the classification loss.
 
-    classification: "softmax" for a cross-entropy over the classes and "no object", "sigmoid" for a focal loss for each
-        class.
+    classification: "softmax" is a cross-entropy over the classes and "no object"; "sigmoid" is a focal loss per class.
     no_object: weight of unmatched queries in the cross-entropy (0.1 in appendix A.4); matched ones have weight 1.
     focal_alpha, focal_gamma: alpha and gamma of the focal loss (0.25 and 2 in Lin et al. 2017, arXiv 1708.02002).
     """

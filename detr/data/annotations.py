@@ -81,10 +81,11 @@ def select(coco_json: CocoJson, ids: Iterable[int]) -> CocoJson:
 
 
 def complete(coco_json: CocoJson) -> CocoJson:
-    """Return a copy in which each annotation has what evaluation needs: `iscrowd` as 0 or 1, and a usable `area`.
+    """Return a copy in which each annotation has what evaluation needs: `iscrowd` as 0 or 1, and `area` as a number.
 
     A missing area is replaced by the area of the box. An unusable area (text, NaN, zero, a negative number, more than
     MAX_AREA) is replaced by the area of the segmentation or, if the segmentation is missing or unreadable, of the box.
+    The area of a box with a side of 0 or less is 0.
     """
     if "annotations" not in coco_json:
         return coco_json

@@ -65,7 +65,7 @@ class Coco:
             "auto", an image is turned only if the JSON has the size of the upright image and the stored image has
             another size; see `common.data.images.read_image`.
         val_share: share of train's images to cut as val, by a hash of their names, if val has no files and `val_count`
-            is None. With None, val gets 2,000 images of COCO 2017 at random, or a tenth of any other data set.
+            is None. If both are None, val gets 2,000 images of COCO 2017 at random, or a tenth of any other set.
         test_share: share of train's images to cut as test, by a hash of their names, if test has no files and train is
             in `root`.
     """
@@ -93,7 +93,7 @@ class Coco:
         self._arrays_by_split: dict[str, SplitArrays] = {}
         self._categories: list[dict[str, Any]] = []
         self._ground_truths: dict[str, bytes] = {}
-        self._size_notes: dict[Split, list[str]] = {}  # keys: splits whose files were read
+        self._size_notes: dict[Split, list[str]] = {}  # by the split that has the files
         self._decoded: dict[tuple[str, int], Tensor] = {}
 
     def count(self, split: Split) -> int:
@@ -121,8 +121,8 @@ class Coco:
     def ground_truth(self, split: Split) -> dict[str, Any]:
         """Return the COCO JSON of this split's images, including crowds and degenerate boxes.
 
-        Each annotation has a usable `area` and `iscrowd`. The key "annotations" is missing if the JSON of `test` has
-        none.
+        Each annotation has `iscrowd` and `area` as set by `annotations.complete`. The key "annotations" is missing if
+        the JSON of `test` lacks it.
         """
         if split not in self._ground_truths:
             ids = self._arrays(split).ids.tolist()
@@ -135,9 +135,9 @@ class Coco:
     def sample(self, split: Split, index: int, generator: torch.Generator | None) -> dict[str, Any]:
         """Return one image with its targets, augmented at random by `generator`; if that is None, only resized.
 
-        The dict has the keys id, file, image uint8 (3, h, w), original_size (H, W) of the image in the file, boxes
-        float32 (n, 4) xyxy in pixels of the returned image, and labels int64 (n,), which are class indices. Raises
-        UserError when the image cannot be decoded or its size differs from that in the JSON.
+        The dict has the keys id; file; image, uint8 (3, h, w); original_size, (H, W) before resizing; boxes, float32
+        (n, 4) xyxy in pixels of the returned image; and labels, int64 (n,) class indices. Raises UserError when the
+        image cannot be decoded or its size differs from that in the JSON.
         """
         arrays, file = self._arrays(split), self._file(split, index)
         height, width = arrays.sizes[index].tolist()
@@ -189,10 +189,10 @@ class Coco:
     def collate(self, samples: list[dict[str, Any]]) -> Batch:
         """Collate samples; images are padded with zeros at the bottom and right to a common size.
 
-        Their height H and width W are multiples of `pad_to`. Returns a dict with the keys ids, files, images uint8
-        (B, 3, H, W), sizes (B, 2), the heights and widths without padding, original_sizes (B, 2), boxes (T, 4) xyxy in
-        pixels and labels (T,) of all images concatenated, counts, a list with each image's number of boxes, and padded,
-        a bool: whether any image has padding.
+        The common height H and width W are multiples of `pad_to`. The dict has the keys ids; files; images, uint8
+        (B, 3, H, W); sizes, (B, 2) heights and widths without padding; original_sizes, (B, 2) before resizing; boxes,
+        (T, 4) xyxy in pixels, and labels, (T,), of all images concatenated; counts, the number of boxes of each image;
+        and padded, whether any image has padding.
         """
         sizes = torch.tensor([sample["image"].shape[1:] for sample in samples])  # (B, 2)
         height, width = (-(-length // self.pad_to) * self.pad_to for length in sizes.amax(dim=0).tolist())
