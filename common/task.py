@@ -1,7 +1,7 @@
-"""The protocols `Data` and `Task`: what the trainer and the evaluator require of a data set and of a problem.
+"""The protocols `Data`, `Task` and `Metric`: what the trainer and the evaluator require of a data set and of a problem.
 
-A class satisfies a protocol by having its members, without inheriting from it. `OptionalData`, `OptionalTask`,
-`OptionalModel` and `OptionalMetric` list members that may be missing; the trainer looks them up by name.
+A class satisfies a protocol by having its members; it need not inherit from it. `OptionalData`, `OptionalTask`,
+`OptionalModel` and `OptionalMetric` list members that a class may lack, so callers check whether they exist.
 """
 
 import math
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from common.types import Split as Split
 
-Batch = dict[str, Any]  # tensors and lists; "ids" names its samples
-Answer = dict[str, Any]  # one sample's prediction in the user's units
+Batch = dict[str, Any]  # tensors, lists and flags by name; the key "ids" holds the samples' ids
+Answer = dict[str, Any]  # the prediction for one sample, in the units of the user's input, such as its pixels
 
 
 class Goal(NamedTuple):
@@ -23,14 +23,17 @@ class Goal(NamedTuple):
 
     name: str
     higher_is_better: bool
-    undefined: float | None = -1.0  # the number that means "no value", as in COCO, or None
+    undefined: float | None = -1.0  # a number that means "no value", such as COCO's -1; None if there is none
 
     def is_defined(self, value: float) -> bool:
         """Whether `value` is a number that can be compared: neither nan nor `undefined`."""
         return not math.isnan(value) and value != self.undefined
 
     def better(self, new: float, old: float | None) -> bool:
-        """Whether `new` beats `old`: never if `new` is undefined; otherwise always if `old` is None or undefined."""
+        """Whether `new` is better than `old`.
+
+        An undefined `new` is never better. Every other `new` is better than an `old` that is None or undefined.
+        """
         if not self.is_defined(new):
             return False
         if old is None or not self.is_defined(old):
@@ -41,31 +44,35 @@ class Goal(NamedTuple):
 class Adopted(NamedTuple):
     """The weights and task state of another program's checkpoint, converted for this program."""
 
-    weights: dict[str, Tensor]  # by the names in our model's state dict
+    weights: dict[str, Tensor]  # tensors by their names in our model's state dict
     task_state: dict[str, Any]  # for `Task.restore`; empty if the file holds no task state
     left_out: list[str]  # the file's keys that were not used
-    notes: tuple[str, ...] = ()  # sentences for the log, on how an ambiguous file was interpreted
+    notes: tuple[str, ...] = ()  # sentences for the log: how an ambiguous file was interpreted
 
 
 class Data(Protocol):
     """A data set with its splits. The constructor opens no file."""
 
-    batch_size: int  # samples, or padded tokens, of one optimizer step over all ranks
+    batch_size: int  # samples (or tokens, padding included) of one optimizer step, over all ranks
 
     def count(self, split: Split) -> int:
-        """The number of samples in `split`."""
+        """Return the number of samples in `split`; 0 if there is no such split."""
 
     def cost(self, split: Split) -> Sequence[int]:
-        """The cost of each sample. The cost of a batch is its number of samples times the highest cost of a sample."""
+        """Return the cost of each sample in the unit of `batch_size`, such as 1 for an image.
+
+        The cost of a batch is its number of samples times the highest cost among these samples. It is at most
+        `batch_size`, unless the batch holds a single sample.
+        """
 
     def sample(self, split: Split, index: int, generator: torch.Generator | None) -> dict[str, Any]:
-        """One sample, augmented at random with `generator`, or without augmentation if `generator` is None."""
+        """Return one sample, augmented at random with `generator`, or not augmented if `generator` is None."""
 
     def collate(self, samples: list[dict[str, Any]]) -> Batch:
-        """Collate samples into a batch of padded CPU tensors; its key "ids" holds the samples' ids."""
+        """Collate samples into a batch of padded CPU tensors; the batch's key "ids" holds the samples' ids."""
 
     def summary(self) -> list[str]:
-        """Lines for the start summary: counts of samples, and what was left out and why."""
+        """Return lines on the data that a run prints at its start: counts of samples, what was left out, and why."""
 
 
 class OptionalData(Protocol):
@@ -81,64 +88,65 @@ class OptionalData(Protocol):
     """The order of classes read from folders: "string" or "natural"."""
 
     def root_has_files(self) -> bool:
-        """Whether the files of the data are under `root`; if not, the data set draws or downloads them there.
+        """Whether the data's files are under `root`; if they are missing, the data set draws or downloads them there.
 
-        If a checkpoint's `root` lacks the files, it is replaced by a folder under data/, unless the command line sets
-        data.root.
+        If they are missing under the `root` in a checkpoint's config, evaluate.py and predict.py use a folder under
+        data/ instead, unless the command line sets data.root.
         """
 
     def class_notes(self) -> list[str]:
-        """The names of the classes in order of index, and a note on their order where it may surprise."""
+        """Return the names of the classes by index and, if their order may be unexpected, a note on it."""
 
     def set_learnt_classes(self, classes: Sequence[str]) -> None:
-        """Take the classes that the model was trained on, in the order of its outputs."""
+        """Receive the names of the classes that the model was trained on, in the order of the model's outputs."""
 
     def split_summary(self, split: Split) -> list[str]:
-        """The lines of `summary` on one split, which evaluate.py prints; opens no file of another split."""
+        """Return the lines of `summary` on one split, for evaluate.py; the files of other splits may be missing."""
 
     def advice(self, split: Split) -> list[str]:
-        """Warnings about the files of one split, one sentence each; also called for a split without samples."""
+        """Return warnings about the files of one split, one sentence each; also called for a split without samples."""
 
     def query_advice(self, split: Split, queries: int) -> list[str]:
-        """A warning if images of `split` have more objects than a detector has queries."""
+        """Return a warning if images of `split` have more objects than a detector has queries; otherwise nothing."""
 
     def where(self, split: Split, index: int) -> str:
-        """The origin of a sample (its file, its line), for messages; opens no file."""
+        """Return where a sample comes from, such as its file and line, for messages; opens no file."""
 
     def fingerprint(self, split: Split) -> dict[str, str]:
-        """Digests of the content of `split`, by name (such as "annotations"), independent of the files' paths.
+        """Return digests of the content of `split` by name, such as "annotations", which do not depend on paths.
 
-        Resuming a run refuses data with other digests; common/data/fingerprints.py has functions to compute them.
-        Called on rank 0 only, after `count`. Without this method, a digest of the samples' costs is compared.
+        A run can only be resumed with data that have the same digests, unless allow_changes permits other data.
+        common/data/fingerprints.py has functions that compute digests. This method is called on rank 0 only, after
+        `count`. If a data set lacks it, a digest of the samples' costs is compared instead.
         """
 
 
 class Metric(Protocol):
-    """Accumulates the answers on one split: `update` for each batch, then `gather` once, then `compute`."""
+    """A task's metrics on one split. The evaluator calls `update` for each batch, then `gather`, then `compute`."""
 
     def update(self, batch: Batch, answers: list[Answer]) -> None:
-        """Add the answers to one batch."""
+        """Add the answers to a batch of this rank."""
 
     def gather(self) -> None:
-        """Gather the answers of all ranks by sample id (a collective: all ranks call it)."""
+        """Gather the answers of all ranks by sample id. This is a collective: all ranks must call it."""
 
     def compute(self) -> dict[str, float]:
-        """The metric's values by name, equal on all ranks; none for a split without annotations."""
+        """Return the metric's values by name, equal on all ranks; empty for a split without annotations."""
 
     def details(self) -> Sequence[Sequence[Any]]:
-        """A table of more detailed values, such as those of each class; its first row is the header."""
+        """Return a table of more detailed values, such as those of each class; the first row is the header."""
 
     def write(self, folder: Path) -> None:
-        """Write the predictions in the usual format of the task, on rank 0."""
+        """Write the predictions to `folder` in the task's usual file format; called on rank 0 only."""
 
 
 class OptionalMetric(Protocol):
     """Optional members of a metric."""
 
     def restrict(self, count: int) -> None:
-        """Expect only `count` samples of the split.
+        """Expect the answers to only `count` samples of the split.
 
-        Called before `update` if `trainer.eval_samples` is below the number of samples of the split; a metric without
+        Called before `update` if `trainer.eval_samples` is below the number of samples of the split. A metric without
         this method supports only whole splits.
         """
 
@@ -146,66 +154,71 @@ class OptionalMetric(Protocol):
 class Task(Protocol):
     """A problem: its loss, predictions and metrics, independent of the model and the data set."""
 
-    goal: Goal  # of the class, or of an instance
-    # The keys of `model_arguments` that every model must accept, as a literal tuple or (*Parent.handed_on, "key"): the
-    # check of the config reads them from the source code, without importing it.
+    goal: Goal  # an attribute of the class, or set by its constructor
+    # The keys of `model_arguments` that every model must accept, as a literal tuple or (*Parent.handed_on, "key"). The
+    # check of the config reads this tuple from the source code, without importing the class.
     handed_on: ClassVar[tuple[str, ...]]
 
     def model_arguments(self) -> dict[str, Any]:
-        """Arguments of the model's constructor that the data decide (number of classes, vocabulary size)."""
+        """Return the arguments of the model's constructor that the data determine, such as the number of classes."""
 
     def state(self) -> dict[str, Any]:
-        """What prediction needs besides the model (class names, tokenizers), in plain types, for the checkpoint."""
+        """Return what prediction needs besides the model, such as class names, in plain types; checkpoints store it."""
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Load the result of `state` from a checkpoint."""
+        """Load the result of `state` that a checkpoint stored."""
 
     def adopt(self, tensors: dict[str, Any], folder: Path) -> Adopted:
         """Convert the content of another program's checkpoint; raises UserError when its layout is unsupported.
 
-        `folder` is the folder of the checkpoint, which may also hold a vocabulary.
+        `folder` is the folder of the checkpoint's file. It may hold other files that are needed, such as a vocabulary.
         """
 
     def normalisers(self, batch: Batch) -> dict[str, float]:
-        """The divisor of each loss term, computed from the targets and constants but not from the model's outputs."""
+        """Return a batch's summand of the divisor of each loss term, by name.
+
+        It is computed from the targets and constants, not from the model's outputs. The sum over a step's batches on
+        all ranks is what `loss` receives.
+        """
 
     def loss(self, model: nn.Module, batch: Batch, normalisers: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The total loss (scalar, at least fp32) and its parts by name (detached scalars).
+        """Return the total loss (scalar, at least fp32) and its parts by name (detached scalars).
 
-        The total and the parts are sums over the batch, divided by the `normalisers` of the whole step, so that adding
-        them up over micro-batches and ranks gives those of the step. `batch["seeds"]` holds a seed for each sample, for
-        random choices of the task.
+        The total and the parts are sums over the batch, divided by the `normalisers` of the whole step. Their sums over
+        micro-batches and ranks are therefore the loss of the step and its parts. `batch["seeds"]` holds a seed for each
+        sample, for random choices of the task.
         """
 
     def answers(self, model: nn.Module, batch: Batch) -> list[Answer]:
-        """One answer for each sample, in the user's units, on the CPU; they are for metrics and files."""
+        """Return one answer for each sample, with tensors on the CPU, for metrics and for files."""
 
     def predict(self, model: nn.Module, input: Any) -> Any:
-        """Records for a user's input (a path, an image, a sentence, or a list of these), for notebooks.
+        """Return the predictions for a user's input (a path, an image, a sentence, or a list of these), for notebooks.
 
-        In a class of an earlier version, without `answers`, it is what `answers` is now; see `answers_of`.
+        A task that was written for an earlier version has no `answers`; its `predict` does what `answers` does now (see
+        `answers_of`).
         """
 
     def read(self, input: str) -> Iterator[Batch]:
         """Yield batches of a user's file, folder or pipe, each as soon as its input is read."""
 
     def show(self, batch: Batch, answers: list[Answer], folder: Path) -> Iterable[str]:
-        """Write answers as pictures or text under `folder`; yields a line for the console for each answer."""
+        """Write a batch's answers as pictures or text under `folder`; yield a line for the console for each answer."""
 
     def pictures(self, batch: Batch, answers: list[Answer], count: int) -> Tensor | None:
-        """Pictures of the first `count` answers for the log, uint8 (B, 3, H, W); None for a task without pictures."""
+        """Draw the first `count` answers for the log: uint8 (B, 3, H, W); None for a task without pictures."""
 
     def metric(self, split: Split) -> Metric:
-        """A new, empty metric for `split`."""
+        """Create an empty metric for `split`."""
 
     def advice(self, pretrained: bool) -> list[str]:
-        """Warnings about the data before the first step, one sentence each.
+        """Return warnings about the data, one sentence each, which are logged before the first step.
 
         `pretrained`: whether any part of the model starts from trained weights.
         """
 
     def alarms(self, answers: list[Answer]) -> list[str]:
-        """Warnings about the latest answers on val, one sentence each."""
+        """Return warnings about the answers to the first val batch of an evaluation, one sentence each."""
 
 
 class OptionalTask(Protocol):
@@ -228,13 +241,13 @@ class OptionalTask(Protocol):
         """The former name of `normalisers`, still accepted in this version."""
 
     def split_advice(self, split: Split) -> list[str]:
-        """The warnings of `advice` about the data of one split, which evaluate.py prints."""
+        """Return the warnings of `advice` about the data of one split, for evaluate.py."""
 
     def evaluation_notes(self) -> Sequence[str]:
-        """Sentences for the log of evaluate.py: what was assumed about an imported model's classes, say."""
+        """Return sentences for the log of evaluate.py, such as what was assumed about an imported model's classes."""
 
     def inherit(self, state: dict[str, Any]) -> None:
-        """Take over part of the task state of the checkpoint that a run starts from, before the model is built."""
+        """Take over part of the task state with which a run starts or resumes; called before the model is built."""
 
 
 class OptionalModel(Protocol):
@@ -257,31 +270,38 @@ class OptionalModel(Protocol):
     """The maximum number of input tokens; for longer inputs, a task raises an error that names them."""
 
     def fetch_weights(self) -> str | None:
-        """Load pretrained weights if no `checkpoint` is configured; returns a line for the log, or None."""
+        """Load pretrained weights; called for a new run without a `checkpoint`.
+
+        Returns a line for the log, or None if nothing was loaded.
+        """
 
     def adapt(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Convert a checkpoint's weights to this model's shapes, such as positions to another grid."""
+        """Convert a checkpoint's weights to this model's shapes, such as position embeddings to another grid."""
 
     def adaptations(self, tensors: dict[str, Tensor]) -> Sequence[str]:
-        """Sentences for the log on what `adapt` changes, such as the resampling of positions."""
+        """Return sentences for the log on what `adapt` changes in these tensors, such as a resampling of positions."""
 
     def input_summary(self) -> Sequence[str]:
-        """Lines for the start summary: the number of tokens of an image, say."""
+        """Return lines on the model that a run prints at its start, such as the number of tokens of an image."""
 
     def input_advice(self) -> Sequence[str]:
-        """Warnings before the first step: an input that is far longer than intended, say."""
+        """Return warnings that are logged before the first step, such as one about a far too large input."""
 
     def layers(self) -> Sequence[tuple[str, ...]]:
-        """Prefixes of parameter names for each layer, from input to output, for `optimizer.layer_decay`."""
+        """Return the prefixes of each layer's parameter names, from input to output, for `optimizer.layer_decay`."""
 
     def features(self, images: Tensor) -> Tensor:
-        """The inputs of the model's head, (B, channels, H, W) -> (B, C), for a search of nearest training images."""
+        """Compute the inputs of the model's head: images (B, channels, H, W) -> (B, C).
+
+        Nearest training images are searched in this feature space.
+        """
 
 
 def answers_of(task: Any, model: nn.Module, batch: Batch) -> list[Answer]:
-    """The task's answers to a batch, by `predict` if its class, or a parent of it, defines this one last.
+    """Return the task's answers to a batch, from its method `answers` or, for a task of an earlier version, `predict`.
 
-    That is a task, or a subclass of one, of an earlier version, in which `predict` had the place of `answers`.
+    In earlier versions, `predict` did what `answers` does now. The first class in the method resolution order that
+    defines `answers` or `predict` decides: `answers` is called if this class defines it, otherwise `predict`.
     """
     members = next(
         (vars(base) for base in type(task).__mro__ if {"answers", "predict"} & vars(base).keys()), vars(task)

@@ -1,6 +1,7 @@
-"""Names of splits, and number types with a range, so that a constructor's signature is the schema of its config keys.
+"""Names of splits, and number types with a range.
 
-Nothing slow is imported here, since every program imports this file before it checks the config.
+With these types, the signature of a constructor is the schema of its config keys.
+Nothing slow is imported here, because every program imports this file before it checks the config.
 """
 
 from dataclasses import dataclass
@@ -9,14 +10,14 @@ from typing import Annotated, Literal
 
 @dataclass(frozen=True)
 class Range:
-    """The interval in which a number must lie; a bound that is None does not apply."""
+    """The interval in which a number must lie. A bound that is None does not apply."""
 
     low: float | None = None  # value >= low
     high: float | None = None  # value <= high
     above: float | None = None  # value > above
 
     def contains(self, value: float) -> bool:
-        """Whether `value` lies in the interval; NaN never does, unless the interval is unbounded."""
+        """Whether `value` lies in the interval. False for NaN if the interval has a bound."""
         low, high, above = self.low, self.high, self.above
         return (low is None or value >= low) and (high is None or value <= high) and (above is None or value > above)
 
@@ -24,15 +25,15 @@ class Range:
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
-MAX_COUNT = 2**31 - 1  # more than any file, step, token or channel count in use
-MAX_INTEGER = 2**63 - 1  # of an int64
+MAX_COUNT = 2**31 - 1  # more than any number of files, steps, tokens or channels in use
+MAX_INTEGER = 2**63 - 1  # the largest int64
 
 Positive = Annotated[int, Range(low=1, high=MAX_COUNT)]
 Count = Annotated[int, Range(low=0, high=MAX_COUNT)]
 Seed = Annotated[int, Range(low=0, high=MAX_INTEGER)]
 Layers = Annotated[int, Range(low=1, high=1000)]
-Side = Annotated[int, Range(low=1, high=65_535)]  # of an image, in pixels; the limit of JPEG
+Side = Annotated[int, Range(low=1, high=65_535)]  # of an image, in pixels; JPEG's limit
 Fraction = Annotated[float, Range(low=0.0, high=1.0)]
-Share = Annotated[float, Range(low=0.0, high=0.9)]  # of the samples of train, to cut as val or test
+Share = Annotated[float, Range(low=0.0, high=0.9)]  # of train's samples, to be cut as val or test
 PositiveFloat = Annotated[float, Range(above=0.0)]
 NonNegativeFloat = Annotated[float, Range(low=0.0)]

@@ -1,11 +1,14 @@
-"""DETR's backbone: a ResNet (He et al. 2015, arXiv 1512.03385) whose features do not depend on padding.
+"""A ResNet (He et al. 2015, arXiv 1512.03385) as the backbone of DETR.
 
-Parameters have torchvision's names (conv1, bn1, layer1.0.conv1, ...), so that files of
-torchvision and of official DETR load unchanged.
+An image's features do not depend on how much the image is padded in its batch.
 
-Differs: in official DETR, a convolution near an image's border sees what earlier layers computed in the padding, so
-detections depend on the other images of the batch. This file sets padding to zero before every convolution with a
-kernel larger than 1x1; `official_padding` restores the behaviour of official DETR.
+Tensors have torchvision's names (conv1.weight, bn1.weight, layer1.0.conv1.weight, ...). `common.weights.backbones`
+loads files of torchvision and of official DETR (facebookresearch/detr), which adds a prefix to these names.
+
+Differs: In official DETR, a convolution near an image's border also reads values that earlier layers computed in the
+padding. Detections then depend on the amount of padding, and so on the other images of the batch. This file sets the
+padding to zero before every convolution with a kernel larger than 1x1. `official_padding` restores the behaviour of
+official DETR.
 """
 
 from collections.abc import Sequence
@@ -20,7 +23,7 @@ from common.errors import UserError
 from common.nn.convolution import FrozenBatchNorm, conv_norm, conv_norm_relu, convolution, mask_padding
 from common.types import Count
 
-ARCHITECTURES = {  # name: (block, blocks per stage, channels of the stages before expansion)
+ARCHITECTURES = {  # name: (kind of block, blocks in each stage, channels of each stage before expansion)
     "small": ("basic", (1, 1), (64, 128)),
     "resnet18": ("basic", (2, 2, 2, 2), (64, 128, 256, 512)),
     "resnet34": ("basic", (3, 4, 6, 3), (64, 128, 256, 512)),
@@ -31,12 +34,13 @@ ARCHITECTURES = {  # name: (block, blocks per stage, channels of the stages befo
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneOptions:
-    """Which ResNet, and the source of its weights.
+    """The choice of a ResNet, the source of its weights, and the parts that are not trained.
 
-    name: `small` has stride 8 and suits 64-pixel images; the others are torchvision's.
-    weights: none, imagenet_v1 (torchvision's download), or a file in torchvision's or DETR's layout.
-    dilation: whether the last stage has stride 1 and dilated convolutions instead of stride 2 (DC5).
-    frozen: how many parts, counted from the input (stem, layer1, ...), are not trained; DETR freezes two.
+    name: "small" has stride 8 and suits 64-pixel images; the others are torchvision's ResNets and have stride 32.
+    weights: "none" (initialised at random), "imagenet_v1" (ImageNet weights that torchvision publishes), or the path of
+        a file with the tensor names of torchvision or of official DETR.
+    dilation: whether the last stage has stride 1 and dilated convolutions instead of stride 2 (DETR-DC5).
+    frozen: number of parts that are not trained, counted from the input: the stem, layer1, layer2, ... DETR freezes 2.
     """
 
     name: Literal["small", "resnet18", "resnet34", "resnet50", "resnet101"]
@@ -57,13 +61,20 @@ class BasicBlock(nn.Module):
         self.downsample = _shortcut(inputs, channels, stride)
 
     def forward(self, x: Tensor, real_in: Tensor | None, real_out: Tensor | None) -> Tensor:
-        """(B, C, H, W) -> (B, channels, H/stride, W/stride); `real_in` and `real_out` (B, 1, ...) mask padding."""
+        """Compute (B, C, H, W) -> (B, channels, H', W'), with H' = ceil(H / stride) and W' = ceil(W / stride).
+
+        `real_in` (B, 1, H, W) and `real_out` (B, 1, H', W') are boolean masks, False in padding. They set the padding
+        to zero in the inputs of the first and of the second convolution. A mask that is None sets nothing to zero.
+        """
         y = conv_norm_relu(self.conv1, self.bn1, mask_padding(x, real_in), real=real_out)
         return conv_norm_relu(self.conv2, self.bn2, y, shortcut=_apply_shortcut(self.downsample, x))
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 (with the stride, as in torchvision) and 1x1 convolutions with a shortcut (figure 5 right)."""
+    """A 1x1, a 3x3 and a 1x1 convolution with a shortcut (He et al., figure 5 right).
+
+    The 3x3 convolution has the stride, as in torchvision.
+    """
 
     expansion = 4
 
@@ -76,7 +87,11 @@ class Bottleneck(nn.Module):
         self.downsample = _shortcut(inputs, outputs, stride)
 
     def forward(self, x: Tensor, real_in: Tensor | None, real_out: Tensor | None) -> Tensor:
-        """(B, C, H, W) -> (B, 4 channels, H/stride, W/stride); only the 3x3's input is masked (`real_in`)."""
+        """Compute (B, C, H, W) -> (B, 4 * channels, ceil(H / stride), ceil(W / stride)).
+
+        `real_in` (B, 1, H, W) is a boolean mask, False in padding. It sets the padding to zero in the input of the 3x3
+        convolution; None sets nothing to zero. `real_out` is unused, because a 1x1 convolution does not mix positions.
+        """
         y = conv_norm_relu(self.conv1, self.bn1, x, real=real_in)
         y = conv_norm_relu(self.conv2, self.bn2, y)
         return conv_norm_relu(self.conv3, self.bn3, y, shortcut=_apply_shortcut(self.downsample, x))
@@ -97,7 +112,11 @@ def _apply_shortcut(downsample: nn.Sequential | None, x: Tensor) -> Tensor:
 
 
 class Backbone(nn.Module):
-    """Computes the last stage's feature map of images, and which positions of this map are no padding."""
+    """A ResNet that returns the feature map of its last stage, and a mask of the positions that are not padding.
+
+    `official_padding` leaves the padding unmasked, as official DETR does. Raises UserError for `dilation` with basic
+    blocks ("small", "resnet18" and "resnet34").
+    """
 
     def __init__(self, options: BackboneOptions, *, official_padding: bool):
         super().__init__()
@@ -111,7 +130,7 @@ class Backbone(nn.Module):
         self.conv1 = convolution(3, channels[0], 3, 2) if small else convolution(3, 64, 7, 2)
         self.bn1 = FrozenBatchNorm(channels[0])
         self.pool = nn.Identity() if small else nn.MaxPool2d(3, 2, 1)
-        self.stages: list[tuple[str, int, int]] = []  # name, and the map's stride before and after the stage
+        self.stages: list[tuple[str, int, int]] = []  # (name, stride before the stage, stride after it)
         inputs, stride = channels[0], 2 if small else 4
         for i, block_count in enumerate(block_counts):
             dilate = options.dilation and i == len(block_counts) - 1
@@ -127,14 +146,15 @@ class Backbone(nn.Module):
         parts = [nn.ModuleList([self.conv1, self.bn1]), *(getattr(self, name) for name, _, _ in self.stages)]
         for part in parts[: options.frozen]:
             part.requires_grad_(False)
-        self.to(memory_format=torch.channels_last)  # the fastest format for convolutions
+        self.to(memory_format=torch.channels_last)  # the fastest memory layout for convolutions
 
     def forward(self, images: Tensor, sizes: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Normalised images (B, 3, H, W), zero where padded -> features (B, C, H', W'), real (B, H', W') boolean.
+        """Compute the features (B, C, H', W') of images (B, 3, H, W), and the mask `real` (B, H', W').
 
-        `sizes` (B, 2) are the images' heights and widths in pixels. If no image is padded, `sizes` may be None, and
-        `real` is then None. H' = ceil(H / 32), or ceil(H / 16) with dilation, or ceil(H / 8) for the ResNet "small".
-        Without gradients, blocks overwrite their inputs, so a hook that stores an input must copy it.
+        The images are normalised, and zero where padded. `sizes` (B, 2) are their heights and widths in pixels, without
+        padding. `real` is boolean, False in padding. If no image is padded, `sizes` may be None; `real` is then None.
+        H' = ceil(H / 32), or ceil(H / 16) with dilation, or ceil(H / 8) for the ResNet "small"; likewise for W'.
+        When no gradients are computed, a block may overwrite its input, so a hook that stores an input must copy it.
         """
         shape = images.shape[-2:]
         real: dict[int, Tensor | None] = dict.fromkeys((2, 4, 8, 16, 32))
@@ -155,10 +175,12 @@ class Backbone(nn.Module):
 
 
 def real_positions(shape: Sequence[int], sizes: Tensor, stride: int) -> Tensor:
-    """Which positions of a map with this stride are no padding: shape (H, W), sizes (B, 2) -> (B, H', W') boolean.
+    """Return a boolean mask (B, H', W') of the positions of a feature map with this stride that are not padding.
 
-    A layer of stride 2 maps H to ceil(H / 2), and several such layers map H to ceil(H / stride). The code writes ceil
-    as (H - 1) // stride + 1, as convolutions do, so that symbolic tracing recognises the two sizes as equal.
+    `shape` is the padded (H, W) of the images in pixels, and `sizes` (B, 2) are their heights and widths without
+    padding. H' = ceil(H / stride), because each layer of stride 2 maps H to ceil(H / 2). The code computes this as
+    (H - 1) // stride + 1, the formula of a convolution's output size. Symbolic tracing then recognises that the mask
+    and the feature map have equal sizes.
     """
     height, width = ((side - 1) // stride + 1 for side in shape)
     rows, columns = ((sizes + stride - 1) // stride).unbind(1)  # (B,) each

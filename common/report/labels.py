@@ -1,4 +1,7 @@
-"""Place the labels of boxes on a picture so that they hide neither each other nor, where there is room, an outline."""
+"""Place the labels of boxes on a picture.
+
+No label hides another one. Where there is room, no label hides the outline of a box either.
+"""
 
 import math
 from collections.abc import Sequence
@@ -6,25 +9,27 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-Rectangles = NDArray[np.int64]  # (n, 4) x0, y0, x1, y1 in pixels; x1 and y1 are not part of the rectangle
+Rectangles = NDArray[np.int64]  # (n, 4) x0, y0, x1, y1 in pixels; column x1 and row y1 lie just outside the rectangle
 
-CROSSING = 10.0  # a label crosses an outline rather than lie further from its box than this number of its heights
-CHECKED_AT_ONCE = 64  # positions
+CROSSING = 10.0  # cost of a hidden length of outline, relative to the same distance between a label and its box
+CHECKED_AT_ONCE = 64  # positions that are compared with the placed labels in one operation
 
 
 def place_labels(
     boxes: Rectangles, sizes: Sequence[tuple[int, int]], picture: tuple[int, int], outline: int
 ) -> list[tuple[int, int] | None]:
-    """The upper left corners of labels; those that come first get the better positions.
+    """Return the upper left corner (x, y) of each label in pixels; the first labels get the best positions.
 
-    A label lies at an edge of its box or, if it would hide a label or outlines there, in the nearest free position. It
-    has none (None) if every position in the picture overlaps with labels that come before it.
+    A position is free if a label there overlaps no label that was placed before. A label is placed at an edge of its
+    box if a position there is free and hides no outline. Otherwise it gets the free position with the lowest cost: the
+    distance from its box plus `CROSSING` times the length of the outlines that it hides, both in heights of the label.
+    The corner is None if no position is free.
 
     Args:
-        boxes: the boxes (n, 4), with their outlines, within the picture.
+        boxes: boxes (n, 4), which include their outlines and lie within the picture.
         sizes: width and height of each label in pixels.
-        picture: width and height of the picture.
-        outline: thickness in pixels of the outlines, which lie within the boxes.
+        picture: width and height of the picture in pixels.
+        outline: thickness of an outline in pixels; the outline of a box lies inside the box.
     """
     sums = _sums_of_outlines(boxes, picture, outline)
     placed: list[NDArray[np.int64]] = []
@@ -48,7 +53,10 @@ def place_labels(
 
 
 def _at_edges(box: NDArray[np.int64], width: int, height: int, outline: int) -> NDArray[np.int64]:
-    """Positions (P, 2) of a label's corner: above the box, below it, beside it, and inside at its upper corners."""
+    """Return positions (P, 2) for a label's upper left corner.
+
+    They are above, below and beside the box, and inside it at the top.
+    """
     x0, y0, x1, y1 = box.tolist()
     outside = [(x, y) for y in (y0 - height, y1) for x in (x0, x1 - width)]
     beside = [(x, y) for x in (x1, x0 - width) for y in (y0, y1 - height)]
@@ -56,14 +64,18 @@ def _at_edges(box: NDArray[np.int64], width: int, height: int, outline: int) -> 
 
 
 def _everywhere(width: int, height: int, picture: tuple[int, int]) -> NDArray[np.int64]:
-    """A grid of positions (P, 2) over the whole picture, at distances of half a label's height."""
+    """Return a grid of positions (P, 2) for a label's upper left corner, spaced by half the label's height."""
     step = max(1, height // 2)
     x, y = (np.unique([*range(0, room + 1, step), max(0, room)]) for room in (picture[0] - width, picture[1] - height))
     return np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
 
 
 def _sums_of_outlines(boxes: Rectangles, picture: tuple[int, int], outline: int) -> NDArray[np.int32]:
-    """The number of pixels of outlines above and to the left of each corner of a pixel (H + 1, W + 1)."""
+    """Return the integral image (H + 1, W + 1) of the outlines, from which `_within` counts the pixels in a rectangle.
+
+    The entry [y, x] is the number of outline pixels in the rows above y and the columns left of x. A pixel that is part
+    of two outlines counts twice.
+    """
     sums = np.zeros((picture[1] + 1, picture[0] + 1), dtype=np.int32)
     pixels = sums[1:, 1:]
     for x0, y0, x1, y1 in boxes.tolist():
@@ -73,14 +85,14 @@ def _sums_of_outlines(boxes: Rectangles, picture: tuple[int, int], outline: int)
 
 
 def _within(sums: NDArray[np.int32], rectangles: Rectangles) -> NDArray[np.int32]:
-    """The number of pixels of outlines in each rectangle (P,), from the result of `_sums_of_outlines`."""
+    """Return the number of outline pixels in each rectangle (P,); `sums` is the result of `_sums_of_outlines`."""
     x0, y0, x1, y1 = rectangles.T
     counts: NDArray[np.int32] = sums[y1, x1] - sums[y0, x1] - sums[y1, x0] + sums[y0, x0]
     return counts
 
 
 def _first_free(labels: Rectangles, placed: Rectangles) -> int | None:
-    """The index of the first of `labels` that overlaps with none of `placed`, or None."""
+    """Return the index of the first of `labels` that overlaps none of `placed`; None if there is no such label."""
     for start in range(0, len(labels), CHECKED_AT_ONCE):
         part = labels[start : start + CHECKED_AT_ONCE, None]  # (p, 1, 4)
         starts, ends = np.maximum(part[..., :2], placed[:, :2]), np.minimum(part[..., 2:], placed[:, 2:])
@@ -91,7 +103,7 @@ def _first_free(labels: Rectangles, placed: Rectangles) -> int | None:
 
 
 def _distances(rectangles: Rectangles, box: NDArray[np.int64]) -> NDArray[np.float64]:
-    """The distance of each rectangle to a box (n,), 0 if they touch."""
+    """Return the distance (n,) between each rectangle and a box in pixels; 0 if they touch or overlap."""
     gaps = np.maximum(np.maximum(box[:2] - rectangles[:, 2:], rectangles[:, :2] - box[2:]), 0)  # (n, 2)
     distances: NDArray[np.float64] = np.hypot(gaps[:, 0], gaps[:, 1])
     return distances

@@ -17,6 +17,6 @@ def pad_and_stack(pictures: Sequence[Tensor]) -> Tensor:
 
 
 def write_picture(picture: Tensor, file: Path) -> None:
-    """Write a picture uint8 (3, H, W) in the format of the file's suffix; its folder is created if missing."""
+    """Write a picture uint8 (3, H, W) in the format that the suffix of `file` names; creates the folder of `file`."""
     file.parent.mkdir(parents=True, exist_ok=True)
     to_pil_image(picture).save(file, quality=95)

@@ -1,4 +1,4 @@
-"""The predictions for a user's inputs as lists of records, which show themselves in a notebook."""
+"""Predictions for a user's inputs as lists of records, which Jupyter displays as pictures or text."""
 
 import base64
 import html
@@ -15,29 +15,29 @@ from common.data.images import Exif
 from common.errors import UserError
 from common.files import inputs
 
-MAX_SIDE = 1000  # pixels of a picture in a notebook
-MAX_SHOWN = 16  # inputs in one output of a notebook
+MAX_SIDE = 1000  # maximum width and height in pixels of a picture in a notebook
+MAX_SHOWN = 16  # maximum number of inputs that a cell of a notebook displays; the others are only counted
 
 
 class Records(list[Any]):
-    """The predictions for one input, each a dict, or the Records of several inputs.
+    """A list of the predictions for one input, which are dicts, or a list of the Records of several inputs.
 
-    It behaves as the list that it is. In Jupyter, it shows itself as a picture or as text.
+    It can be used like any list. Jupyter displays it as a picture or as text.
     """
 
     def __init__(self, records: Iterable[Any] = (), draw: Callable[[], Tensor] | None = None, text: str | None = None):
-        """Make the list.
+        """Create the list, and set what Jupyter displays.
 
         Args:
-            records: dicts, or Records.
-            draw: returns the picture uint8 (3, H, W) of an image with its predictions.
-            text: HTML of predictions without a picture.
+            records: the items, which are dicts for one input, or the Records of several inputs.
+            draw: returns a picture uint8 (3, H, W) of the input with its predictions; None if there is no picture.
+            text: HTML of the input with its predictions; None if there is no text.
         """
         super().__init__(records)
         self.draw, self.text = draw, text
 
     def _repr_png_(self) -> bytes | None:
-        """The picture as PNG, at most `MAX_SIDE` pixels wide and high, or None."""
+        """Return the picture as PNG, at most `MAX_SIDE` pixels wide and high; None if there is no picture."""
         if self.draw is None:
             return None
         picture, buffer = self.draw(), io.BytesIO()
@@ -49,7 +49,10 @@ class Records(list[Any]):
         return buffer.getvalue()
 
     def _repr_html_(self) -> str | None:
-        """The text, or the pictures and texts of several inputs; None for a single picture, and for neither."""
+        """Return the HTML of one input, or the pictures and texts of the first `MAX_SHOWN` of several inputs as HTML.
+
+        Returns None for one input without text; Jupyter then displays its picture, or else the plain list.
+        """
         if self.draw is not None or self.text is not None:
             return self.text
         parts = [item for item in self if isinstance(item, Records)]
@@ -60,9 +63,10 @@ class Records(list[Any]):
 
 
 def predict_each(input: Any, predict: Callable[[Any], Records]) -> Records:
-    """`predict(image)` for one image, or the list of these for a list, a folder or a pattern such as photos/*.jpg.
+    """Return `predict(input)` for one image, or a list with the result for each of several images.
 
-    Raises UserError for a path that names no image, and for the first image that cannot be read.
+    Several images are given as a list, a folder or a pattern such as photos/*.jpg. Raises UserError if a path names no
+    image, or if an image cannot be read.
     """
     if isinstance(input, list | tuple):
         return Records(predict_each(item, predict) for item in input)
@@ -76,7 +80,11 @@ def predict_each(input: Any, predict: Callable[[Any], Records]) -> Records:
 
 
 def draw_on(input: Any, exif: Exif, draw: Callable[[Tensor], Tensor]) -> Tensor:
-    """`draw(image)` for the image of an input; Records refer to their input rather than hold a copy of its pixels."""
+    """Return `draw(image)`, where `image` is the input as a tensor uint8 (3, H, W).
+
+    Records call this function when Jupyter displays them. They hold a reference to their input instead of a copy of
+    its pixels, so an image file is read again.
+    """
     return draw(to_image(input, exif))
 
 

@@ -1,4 +1,4 @@
-"""Write the answers to the frames of a video as a video with pictures of them, and as lines of JSON."""
+"""Write the predictions for the frames of a video, as a video that shows them and as one line of JSON per frame."""
 
 import json
 from contextlib import suppress
@@ -12,36 +12,37 @@ from torch.nn.functional import pad
 from common.data.video import Frame, import_av
 from common.files.output import note_replacement
 
-TIME_BASE = Fraction(1, 10_000)  # seconds; some encoders allow no denominator above 65,535
-STEP = 400  # of TIME_BASE after the picture before, for a frame without a time
-ENCODERS = ("libx264", "mpeg4")  # the first that FFmpeg has is taken
+TIME_BASE = Fraction(1, 10_000)  # unit of times, in seconds; some encoders allow no denominator above 65,535
+STEP = 400  # units of TIME_BASE between a frame without a time and the frame before it
+ENCODERS = ("libx264", "mpeg4")  # the first one that the installed FFmpeg has is used
 
 
 class VideoAnswers:
-    """The answers to the frames of one video, one after the other; `close` completes their files."""
+    """Writes the predictions for the frames of one video, frame after frame; `close` completes the files."""
 
     def __init__(self) -> None:
-        """Nothing is written before the first answer."""
+        """Start without files; the first call of `add` creates them."""
         self._container: Any = None
         self._stream: Any = None
         self._lines: Any = None
-        self._last = -1  # the time of the last picture in TIME_BASE
+        self._last = -1  # the time of the last picture in units of TIME_BASE
 
     def add(self, file: Path, source: Path, frame: Frame, picture: Tensor, content: dict[str, Any]) -> None:
-        """Append a picture uint8 (3, H, W) to the video `file`, and `content` to the lines of JSON beside it.
+        """Append a picture uint8 (3, H, W) to the video `file`, and a line of JSON to the file beside it (.jsonl).
 
-        A line begins with the path `source` as "file", the number of the frame, and its time in seconds or null. All
-        pictures get the size of the first one, which is made even.
+        The line is an object with the keys "file" (the path `source` of the user's video), "frame" (the number of the
+        frame), "time" (in seconds, or null if the frame has no time) and those of `content`. The first picture sets the
+        size of the video, with odd sides rounded up to even ones; later pictures are padded or cropped to this size.
         """
         try:
             self._add(file, source, frame, picture, content)
         except BaseException:
-            with suppress(Exception):  # the first error counts
+            with suppress(Exception):  # the error above is raised, not one of closing
                 self.close()
             raise
 
     def close(self) -> None:
-        """Complete the files, if there were answers."""
+        """Complete and close the files; does nothing if no frame was added."""
         container, self._container = self._container, None
         if container is not None:
             with self._lines, container:
@@ -67,7 +68,7 @@ class VideoAnswers:
         self._lines = open(lines, "w", encoding="utf-8")
         self._container = av.open(str(file), "w")
         encoder = next(name for name in ENCODERS if name in av.codecs_available)
-        self._stream = self._container.add_stream(encoder, rate=25)  # the times count, not this rate
+        self._stream = self._container.add_stream(encoder, rate=25)  # nominal rate; each picture has its own time
         self._stream.width, self._stream.height = (side + side % 2 for side in (picture.shape[-1], picture.shape[-2]))
         self._stream.pix_fmt = "yuv420p"
         self._stream.codec_context.time_base = TIME_BASE

@@ -29,8 +29,9 @@ T = TypeVar("T")
 class Components(NamedTuple):
     """The objects built from a config.
 
-    `weights_line` is the text for the log on the origin of the model's weights: one line, and one for each note. `file`
-    is the checkpoint that `restore` has read.
+    `weights_line` is the text for the log on the origin of the model's weights: one line, followed by a line for each
+    note or warning. `pretrained` is False if all weights are initialised at random. `file` is the path of the
+    checkpoint that `restore` has read; None after `assemble`.
     """
 
     data: Data
@@ -46,12 +47,14 @@ class Components(NamedTuple):
 def assemble(config: dict[str, Any], *, resumed_state: dict[str, Any] | None = None) -> Components:
     """Build data, task and model for the start of a run, on the CPU.
 
-    Data and task are built before the model, because they determine some of its arguments. A new run starts from the
-    weights in the config's `checkpoint`; tensors that do not match are re-initialised and listed. If `checkpoint` is
-    empty, the model may fetch weights itself (`OptionalModel.fetch_weights`, such as a backbone's). For a resumed run,
-    `resumed_state` is the task state in its last checkpoint, and the trainer loads the weights later. Before the model
-    is built, the task may take over part of the task state in `checkpoint` or of `resumed_state`, such as tokenizers
-    (`OptionalTask.inherit`).
+    Data and task are built before the model, because they determine some of the model's arguments. A new run starts
+    from the weights in the config's `checkpoint`; tensors that do not match are re-initialised and listed. If
+    `checkpoint` is empty, the model may load weights itself, such as those of a backbone
+    (`OptionalModel.fetch_weights`).
+
+    For a resumed run, `resumed_state` is the task state from task.json in the run's folder, and the trainer loads the
+    weights later. For a new run it is None. Before the model is built, the task may take over a part of `resumed_state`
+    or of the task state in `checkpoint`, such as tokenizers (`OptionalTask.inherit`).
     """
     trainer, device = _trainer(config)
     data: Data = build(config["data"])
@@ -77,10 +80,11 @@ def assemble(config: dict[str, Any], *, resumed_state: dict[str, Any] | None = N
 
 
 def restore(config: dict[str, Any]) -> Components:
-    """Load task and model from a checkpoint, on the device, in evaluation mode; no file of the data is opened.
+    """Load task and model from the config's `checkpoint`, with the model on the device and in evaluation mode.
 
-    The file is a checkpoint of this program, or of another one whose layout the task can convert (`Task.adopt`). Raises
-    UserError when its weights do not match the model that the config describes.
+    The file is a checkpoint of this program, or a file of another program that the task can convert (`Task.adopt`). No
+    file of the data is opened. Raises UserError when the file's weights do not match the model that the config
+    describes.
     """
     trainer, device = _trainer(config)
     path, title = fetching.locate(config)
@@ -118,18 +122,20 @@ def restore(config: dict[str, Any]) -> Components:
 
 
 def load(file: str | Path, *overrides: str) -> tuple[nn.Module, Task]:
-    """Load a checkpoint's task and its model, in evaluation mode on the best available device, for notebooks.
+    """Load a checkpoint's model and task for a notebook; the model is in evaluation mode.
 
         model, task = load("runs/detr-shapes/.../checkpoints/best.pt")
         task.predict(model, "photo.jpg")
 
     `file` may also be the name of published weights (load("detr_r50")). `overrides` are config overrides as on the
-    command line. A file of another program needs one that names its model ("model=detr_r50"). Warns of weights that are
-    not finite. Raises UserError for the same mistakes as predict.py.
+    command line, such as "trainer.device=cpu". For a file of another program, one of them must name the model
+    ("model=detr_r50"). The device is `trainer.device` of the checkpoint's config, by default CUDA if available, and
+    otherwise the CPU. Warns of weights that are not finite. Raises UserError for the same mistakes as predict.py.
 
-    Weights ("weights=raw" instead of EMA) and preprocessing are those of predict.py. The precision is not: the model
-    computes in fp32, and predict.py in the run's trainer.precision, which `auto` resolves to bf16 on many machines.
-    `with torch.autocast("cpu", torch.bfloat16):` (or "cuda") around `task.predict` gives the numbers of predict.py.
+    The weights and the preprocessing are the same as in predict.py: EMA weights if there are any, or those of the last
+    update with the override "weights=raw". The precision differs: `task.predict` computes in fp32, and predict.py in
+    `trainer.precision`, which is bf16 on many machines. For the same numbers as predict.py in bf16, call `task.predict`
+    inside `with torch.autocast("cpu", torch.bfloat16):` (or "cuda").
     """
     config = configure("evaluate", [f"checkpoint={file}", *overrides], stored_config)
     parts = restore(config)
@@ -139,7 +145,7 @@ def load(file: str | Path, *overrides: str) -> tuple[nn.Module, Task]:
 
 
 def stored_config(path: Path) -> dict[str, Any]:
-    """The config inside a checkpoint of this program; empty for a file of another program."""
+    """Return the config that a checkpoint of this program holds; empty for a file of another program."""
     content = checkpoint.load(path, ("config",))
     return content["config"] if checkpoint.is_ours(content) else {}
 
@@ -147,10 +153,10 @@ def stored_config(path: Path) -> dict[str, Any]:
 def load_initial_weights(model: nn.Module, task: Task, path: Path, title: str | None = None) -> str:
     """Load a checkpoint's weights into a new run's model; tensors that do not match keep their initial values.
 
-    A tensor does not match when its shape differs. If the task states of checkpoint and run differ, the tensors that
-    the model lists in `decided_by_data` (such as a classifier) do not match either: two classifiers of 80 classes may
-    be for different classes. Returns a line for the log, which names the file by `title` or its path, followed by one
-    for each note on the file. Raises UserError when no weight matrix matches.
+    A tensor does not match when its shape differs. The tensors that the model lists in `decided_by_data`, such as a
+    classifier, do not match either if the task states of checkpoint and run differ: two classifiers of 80 classes may
+    be for different classes. Returns a line for the log, followed by a line for each note or warning. The first line
+    names the file by `title`, or by its path if `title` is None. Raises UserError when no weight matrix matches.
     """
     adopted = _read(path, task)
     values.refuse_other_kinds(model, adopted.weights, path)
@@ -197,7 +203,7 @@ def _adopt(task: Task, content: dict[str, Any], path: Path) -> Adopted:
     except (ArithmeticError, IndexError, RuntimeError, TypeError, ValueError) as error:
         if memory.is_out_of_memory(error):
             raise
-        # Torch's and Python's own errors about shapes say more than a check of each tensor before its use would.
+        # These errors of PyTorch and Python describe a wrong shape well, so `adopt` need not check each tensor itself.
         reason = str(error).partition("\n")[0][:160]
         raise UserError(
             f"{path} has tensors whose shapes or types are not those of a supported model ({reason}); give a file as "
@@ -206,7 +212,7 @@ def _adopt(task: Task, content: dict[str, Any], path: Path) -> Adopted:
 
 
 def restore_task(task: Task, state: dict[str, Any], path: Path) -> None:
-    """Restore a task from the state in a checkpoint; raises UserError with the file's name."""
+    """Restore a task from the state in a checkpoint; raises UserError that names the file."""
     _check_task_state(task, state, path)
     _with_path(path, task.restore, state)
 
@@ -214,7 +220,8 @@ def restore_task(task: Task, state: dict[str, Any], path: Path) -> None:
 def _check_task_state(task: Task, state: dict[str, Any], path: Path) -> None:
     """Raise UserError unless a task state has the types that the task declares (`OptionalTask.state_schema`).
 
-    If a class overrides `restore` but not `state_schema`, nothing is checked: its state may differ from its parent's.
+    If a class overrides `restore` but not `state_schema`, nothing is checked, because its state may have other types
+    than the inherited `state_schema` declares.
     """
     owner = next((base for base in type(task).__mro__ if {"state_schema", "restore"} & vars(base).keys()), type(task))
     declared = getattr(task, "state_schema", None) if "state_schema" in vars(owner) else None
@@ -237,7 +244,7 @@ def _adapt(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _adaptations(model: nn.Module, tensors: dict[str, Tensor]) -> list[str]:
-    """Describe the changes that `_adapt` makes, by `model.adaptations` if the model has this method."""
+    """Return sentences on the changes that `_adapt` makes; none if the model has no method `adaptations`."""
     adaptations = getattr(model, "adaptations", None)
     return list(adaptations(tensors)) if adaptations else []
 
@@ -248,7 +255,10 @@ def _with_notes(line: str, notes: list[str], warnings: list[str]) -> str:
 
 
 def _match(model: nn.Module, tensors: dict[str, Tensor]) -> tuple[list[str], dict[str, Tensor]]:
-    """Return the names in the model's state dict that no tensor matches in name and shape, and the matching tensors."""
+    """Match `tensors` with the model's state dict by name and shape.
+
+    Returns the names in the state dict that have no match, and the matching tensors.
+    """
     state = model.state_dict()
     matching = {name: t for name, t in tensors.items() if name in state and state[name].shape == t.shape}
     return [name for name in state if name not in matching], matching

@@ -1,4 +1,7 @@
-"""The mean of the weights of several checkpoints, often better than any of them (Vaswani et al. 2017, section 6.1)."""
+"""Average the weights of several checkpoints (Vaswani et al. 2017, section 6.1).
+
+The average often has a better metric than each of the checkpoints.
+"""
 
 from collections.abc import Sequence
 from itertools import combinations
@@ -18,13 +21,15 @@ File = tuple[Path, dict[str, Any]]
 
 
 def average(files: Sequence[Path]) -> dict[str, Any]:
-    """Return the content of a checkpoint whose weights are the mean of those in `files`.
+    """Return the content of a checkpoint with the mean of the weights in `files`.
 
-    Each file contributes the weights that its run evaluated: the EMA weights, or without EMA the raw weights. Floating-
-    point tensors are summed in float64 and returned in their own type. Other tensors (counters), the optimizer's state
-    and everything else come from the file of the latest step. Memory holds the sums and at most three files. The
-    key `mean` marks an average. A new run may start from an average, but none can resume from it.
-    Raises UserError for fewer than two files, for a file given twice, and for files of different runs.
+    Each file contributes the weights that its run evaluated: the EMA weights or, without EMA, the raw weights. Floats
+    are summed in float64, and their mean is converted back to their own type. Other tensors (counters), the optimizer's
+    state and everything else come from the file of the latest step. At most three files and the sums are in memory at
+    once. The key `mean` marks an average. A new run may start from an average, but no run can resume from it.
+
+    Raises UserError for fewer than two files, for a file given twice, for a file that is not a checkpoint of a run, and
+    for files of different models, classes or tokens.
     """
     _check_count(files)
     sums: dict[str, Tensor] = {}
@@ -60,7 +65,7 @@ def _check_count(files: Sequence[Path]) -> None:
 
 
 def _read_single_step(path: Path) -> dict[str, Any]:
-    """Read a checkpoint that a run wrote; raises UserError for any other file, including an average."""
+    """Read a checkpoint that a run wrote; raises UserError for any other file, also for an average."""
     content = checkpoint.load(path, TO_RESTORE)
     if not checkpoint.is_ours(content):
         raise UserError(f"{path} was not written by this program; give checkpoints of its runs.")
@@ -70,7 +75,7 @@ def _read_single_step(path: Path) -> dict[str, Any]:
 
 
 def _refuse_another_model(first: File, second: File) -> None:
-    """Raise UserError unless both files are of one model and its classes or tokens, and both or neither have EMA."""
+    """Raise UserError if two files differ in the model, in its classes or tokens, or in having EMA weights."""
     (path, content), (other_path, other_content) = first, second
     both = f"{path} and {other_path}"
     model, other_model = ({"model": file["config"].get("model")} for file in (content, other_content))
@@ -81,7 +86,7 @@ def _refuse_another_model(first: File, second: File) -> None:
         if shapes.get(name) != other_shapes.get(name):
             pair = " and ".join(str(each.get(name, "missing")) for each in (shapes, other_shapes))
             raise UserError(f"{both} differ in {name}, which is {pair}; give checkpoints of one run.")
-    if content["task"] != other_content["task"]:  # a row of the classifier would then be of different classes or tokens
+    if content["task"] != other_content["task"]:  # a classifier's row is then for different classes or tokens
         raise UserError(f"{both} were trained for different classes or tokens; give checkpoints of one run.")
     if _has_ema(content) != _has_ema(other_content):
         raise UserError(f"only one of {both} holds EMA weights (trainer.ema_decay); give checkpoints of one run.")

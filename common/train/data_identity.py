@@ -1,4 +1,4 @@
-"""Check that a resumed run reads the data that it was trained on, by digests of each split in its checkpoints."""
+"""Check that a resumed run reads the same data as before, by the digests of each split that its checkpoints hold."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,12 +11,12 @@ from common.machine import distributed
 from common.task import Data, Split
 from common.types import SPLITS
 
-Fingerprints = dict[str, dict[str, str]]  # split -> content ("images") -> digest; a split without samples has none
+Fingerprints = dict[str, dict[str, str]]  # {split: {"images": digest, ...}}; {} for a split without samples
 
 
 def fingerprints_of(data: Data) -> Fingerprints:
-    """The digests of every split. Rank 0 computes them and all ranks receive them, so all ranks must call this."""
-    counts = {split: data.count(split) for split in SPLITS}  # on all ranks: loading a split may be a collective
+    """Return the digests of every split. This is a collective: rank 0 computes them, and all ranks receive them."""
+    counts = {split: data.count(split) for split in SPLITS}  # called on all ranks, because it may be a collective
     digests = None
     if distributed.is_main():
         digests = {split: fingerprint_of(data, split) if count else {} for split, count in counts.items()}
@@ -24,7 +24,10 @@ def fingerprints_of(data: Data) -> Fingerprints:
 
 
 def fingerprint_of(data: Data, split: Split) -> dict[str, str]:
-    """The digests of a split with samples: the data's `fingerprint`, or if they lack this method a digest of costs."""
+    """Return the digests of a split that has samples.
+
+    They are those of `data.fingerprint`. If `data` has no such method, there is one digest, of the samples' costs.
+    """
     if hasattr(data, "fingerprint"):
         return dict(data.fingerprint(split))
     return {"costs": digest([np.asarray(data.cost(split), dtype="<i8")])}
@@ -33,7 +36,8 @@ def fingerprint_of(data: Data, split: Split) -> dict[str, str]:
 def changes(before: Fingerprints, now: Fingerprints) -> list[str]:
     """Describe the differences between two fingerprints, such as "the images of train differ".
 
-    Only digests that are in both fingerprints are compared; those of earlier versions' checkpoints may be empty.
+    A digest is compared only if it is in both fingerprints, because checkpoints of earlier versions may lack some. A
+    split that has samples in only one of them is a difference, too.
     """
     lines = []
     for split in [split for split in SPLITS if split in before]:
@@ -45,7 +49,10 @@ def changes(before: Fingerprints, now: Fingerprints) -> list[str]:
 
 
 def recognised_paths(data: Data, content: dict[str, Any]) -> Sequence[str]:
-    """Config keys of paths that may change on resuming. There are none if the data cannot be compared by digests."""
+    """Return the config keys of the data paths, which may change on resuming if digests identify the data.
+
+    Returns no keys if the checkpoint's `content` holds no digests, or if `data` has no method `fingerprint`.
+    """
     return DATA_PATHS if content.get("fingerprints") and hasattr(data, "fingerprint") else ()
 
 

@@ -1,4 +1,4 @@
-"""An exponential moving average (EMA) of a model's weights, with which the model is evaluated.
+"""An exponential moving average (EMA) of a model's weights, which is evaluated instead of the raw weights.
 
 Polyak and Juditsky 1992; the warm-up of the decay is that of TensorFlow's ExponentialMovingAverage.
 """
@@ -19,7 +19,7 @@ class Average:
     """The moving average of all parameters by name, with a copy of the model's latest buffers."""
 
     def __init__(self, model: nn.Module, decay: float):
-        """Start with the model's weights. An update is average = decay * average + (1 - decay) * weights."""
+        """Start from a copy of the model's weights. An update is average = decay * average + (1 - decay) * weights."""
         self.decay = decay
         self.updates = 0
         self.weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
@@ -28,8 +28,8 @@ class Average:
     def update(self, model: nn.Module) -> None:
         """Update the average after an optimizer step.
 
-        The decay of update n (counted from 0) is at most (1 + n) / (10 + n), so that the initial weights soon lose
-        their influence, also in a short run.
+        The decay of update n (counted from 0) is min(decay, (1 + n) / (10 + n)). The initial weights therefore lose
+        their influence quickly, also in a short run.
         """
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         current = model.state_dict()
@@ -44,8 +44,8 @@ class Average:
     def applied(self, model: nn.Module) -> Iterator[None]:
         """Give `model` the averaged weights within the context; on exit, restore its own weights bit for bit.
 
-        Values are copied into the model's tensors, so that a compiled model is not compiled again. Within the context
-        no checkpoint may be written: it would hold the averaged weights as those of the last update.
+        Values are copied into the model's own tensors, so that a compiled model is not compiled again. No checkpoint
+        may be written within the context: it would store the averaged weights in place of the raw ones.
         """
         own = {name: value.detach().clone() for name, value in model.state_dict().items()}
         try:
@@ -55,7 +55,10 @@ class Average:
             _copy(own, model)
 
     def state_dict(self) -> dict[str, Any]:
-        """`updates`, and `weights` for the model's load_state_dict; unsharded tensors are not copied."""
+        """Return the number of `updates`, and `weights` in the form of the model's state dict.
+
+        Sharded tensors are gathered; other tensors are returned without a copy.
+        """
         return {"updates": self.updates, "weights": distributed.full_tensors(self.weights)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Evaluation of a model on a split, for train.py and evaluate.py; the result is equal for any number of ranks."""
+"""Evaluate a model on a split, for train.py and evaluate.py; the result is the same for any number of ranks."""
 
 import time
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from common.machine import distributed, memory
 from common.machine.signals import StopSignals
 from common.task import Answer, Batch, Data, Metric, Split, Task, answers_of
 
-REPORT_SECONDS = 60  # between two lines on the progress of an evaluation
+REPORT_SECONDS = 60  # between two progress lines of an evaluation
 
 
 @torch.no_grad()
@@ -35,12 +35,12 @@ def evaluate(
 ) -> tuple[dict[str, float], Metric]:
     """Evaluate every sample of `split` once; returns the metric's numbers, equal on all ranks, and the metric.
 
-    `batch_size` is in the unit of `data.batch_size` (samples or padded tokens). With `limit`, evaluation is only tried:
-    it stops after `limit` batches (of all ranks together) and returns no numbers. With `samples`, only that many
-    samples of the split are evaluated, the same in every call. `on_answers` receives each batch with its answers before
-    the metric does. `report` receives a line on the progress once a minute. A rank that received a signal (`stop`)
-    skips its remaining batches; all ranks then raise Stopped. All ranks evaluate with the model buffers of rank 0,
-    since checkpoints hold the buffers of rank 0.
+    `batch_size` is in the unit of `data.batch_size` (samples, or tokens with padding). `limit` is for a trial that only
+    finds errors: evaluation stops after `limit` batches (of all ranks together) and returns no numbers. With `samples`,
+    only that many samples of the split are evaluated, the same ones in every call. `on_answers` receives each batch of
+    this rank with its answers before the metric does. `report` receives a line on the progress once a minute. A rank
+    that received a signal (`stop`) skips its remaining batches; all ranks then raise Stopped. All ranks evaluate with
+    the model buffers of rank 0, because checkpoints hold those.
     """
     metric = task.metric(split)
     count = data.count(split)

@@ -1,4 +1,4 @@
-"""The numbers at the end of a run: test once, with the best checkpoint or the average of the last ones."""
+"""Compute the final numbers of a run: evaluate test once, with the best checkpoint or the average of the last ones."""
 
 import math
 from collections.abc import Callable
@@ -14,28 +14,31 @@ from common.task import Metric, Split
 from common.train import averaging
 from common.train.state import Run, describe, refuse_as_best, select_weights
 
-Evaluation = Callable[[Split], tuple[dict[str, float], Metric]]  # of the run's model in its present state
+Evaluation = Callable[[Split], tuple[dict[str, float], Metric]]  # evaluates the run's model with its current weights
 
 
 def final_numbers(
     run: Run, folder: CheckpointFolder, log: Log, evaluate: Evaluation, averaged: int
 ) -> dict[str, float | str]:
-    """Evaluate test once, with the weights that are best on val, and write its predictions.
+    """Evaluate test once, with the weights that are best on val, and write the predictions on test.
 
-    Without a val, the average of the last `averaged` checkpoints is tested if `averaged` is above 0, and otherwise the
-    last weights. The last weights are also tested if there is a val but the goal never had a value on it. Returns the
-    goal's best value on val, all numbers of test, and, with `averaged`, the entry `weights`, which describes what was
-    tested.
+    These are the weights of the best checkpoint on val. If `averaged` is above 0, the average of the last `averaged`
+    checkpoints is tested instead if it is at least as good on val. Without a val split, the average is tested or, if
+    `averaged` is 0, the last checkpoint. The last checkpoint is also tested if there is a val split on which the goal
+    never had a value.
+
+    Returns the goal's best value on val (if it has one) and all metrics of test (if there is a test split), by name. If
+    `averaged` is above 0, the entry "weights" describes the weights that were tested.
     """
     goal = f"val/{run.task.goal.name}"
     ranked = [step for _, step in run.ranking]
     average, best = _average(run, folder, log, evaluate, averaged)
-    # With an empty ranking, a best.pt that exists is not used: an earlier version wrote it for an undefined score.
+    # If the ranking is empty, best.pt is not used even if it exists: an earlier version wrote it for undefined scores.
     best_of_run = folder.best(ranked, log.warning, partial(refuse_as_best, run)) if ranked else None
     chosen = average or best_of_run or folder.latest(log.warning)
     assert chosen is not None, "the last step always writes a checkpoint"
     path, content = chosen
-    if not average and ranked and ranked[0] not in (content["step"], 0):  # 0: unknown, see state._ranking
+    if not average and ranked and ranked[0] not in (content["step"], 0):  # 0 is an unknown step, see state._ranking
         log.warning(f"The best checkpoint on val, of step {ranked[0]}, is missing; {path.name} is tested instead.")
     if best is None and run.data.count("val"):
         log.warning(f"No evaluation gave a value of {goal}; the last checkpoint, {path.name}, is tested.")
@@ -54,14 +57,17 @@ def final_numbers(
 
 
 def warn_of_undefined(run: Run, log: Log, split: Split, score: float, effect: str) -> None:
-    """Warn when the goal has no value on `split`; `effect` ends the warning with the consequence."""
+    """Warn if the goal has no value on `split`; `effect` is the end of the warning, which states the consequence."""
     goal = run.task.goal
     if not goal.is_defined(score):
         log.warning(f"{split}/{goal.name} is {score:g} at step {run.step}, which is no value; {effect}.")
 
 
 def _log_test_numbers(run: Run, log: Log, scores: dict[str, float]) -> dict[str, float]:
-    """Log the numbers of test by full names and return them; warn when there are none, or the goal has no value."""
+    """Log the metrics of test and return them by full names ("test/AP").
+
+    Warns if there are no metrics, or if the goal has no value.
+    """
     numbers = {f"test/{name}": number for name, number in scores.items()}
     if not numbers:
         log.warning("There are no test numbers, because the test data have no annotations.")
@@ -74,9 +80,10 @@ def _log_test_numbers(run: Run, log: Log, scores: dict[str, float]) -> dict[str,
 def _average(
     run: Run, folder: CheckpointFolder, log: Log, evaluate: Evaluation, averaged: int
 ) -> tuple[LoadedCheckpoint | None, float | None]:
-    """Average the last checkpoints into average.pt, and compare its score on val with the best checkpoint's.
+    """Average the last checkpoints into average.pt, and compare its score on val with that of the best checkpoint.
 
-    Returns average.pt with its content if it is to be tested (else None), and the goal's best value on val.
+    Returns the path and content of average.pt if it is to be tested, otherwise None; and the goal's best value on val,
+    or None if it has none.
     """
     if not averaged or not _write_average(folder, log, averaged):
         return None, run.best
@@ -93,7 +100,7 @@ def _average(
 
 
 def _write_average(folder: CheckpointFolder, log: Log, averaged: int) -> bool:
-    """Write average.pt; returns False, with a warning, when a file cannot be read or written."""
+    """Write average.pt; returns whether that succeeded. Warns if a file cannot be read, averaged or written."""
     written = False
     if distributed.is_main():
         try:
@@ -101,4 +108,4 @@ def _write_average(folder: CheckpointFolder, log: Log, averaged: int) -> bool:
             written = True
         except (UserError, OSError) as error:
             log.warning(f"The last checkpoints were not averaged: {error}")
-    return bool(distributed.broadcast(written))  # after the file is complete
+    return bool(distributed.broadcast(written))  # other ranks wait until the file is complete

@@ -12,23 +12,23 @@ from common.errors import UserError
 from common.machine import memory
 from common.task import Task
 
-BYTES = 4  # of a parameter, a gradient or a moment, which are fp32
+BYTES = 4  # of one element of a parameter, gradient or moment, all of them fp32
 GIB = 2**30
 
 
 class Footprint(NamedTuple):
-    """The numbers of elements of a model, and its largest parameter."""
+    """The numbers of elements in a model's tensors, and its largest parameter."""
 
-    all: int  # parameters and buffers
-    trained: int  # parameters that get gradients
-    largest: str  # name and shape
+    all: int  # elements of parameters and buffers
+    trained: int  # elements of parameters that get gradients
+    largest: str  # the largest parameter's name and shape, for messages
 
 
 def measure(section: Mapping[str, Any], task: Task) -> Footprint | None:
-    """Count the elements of the model that a checked section describes, without allocating them.
+    """Count the elements of the model that the checked config `section` describes, without allocating their memory.
 
-    The model is built on the device `meta`, where tensors have shapes and no content. Returns None for a model that
-    cannot be built there, such as one whose constructor computes with the values of tensors.
+    The model is built on PyTorch's device `meta`, where tensors have a shape but no data. Returns None if the model
+    cannot be built there, for example because its constructor reads the values of a tensor.
     """
     try:
         with torch.device("meta"), warnings.catch_warnings(action="ignore"):
@@ -38,7 +38,7 @@ def measure(section: Mapping[str, Any], task: Task) -> Footprint | None:
         name = max(parameters, key=lambda key: parameters[key].numel())
         trained = sum(parameter.numel() for parameter in parameters.values() if parameter.requires_grad)
         return Footprint(sum(tensor.numel() for tensor in tensors), trained, f"{name} {tuple(parameters[name].shape)}")
-    except Exception as error:  # a mistake in the config is reported when the model is built
+    except Exception as error:  # a mistake in the config raises again, when the model is built
         if "overflow" in str(error):  # "Storage size calculation overflowed": more than 2^63 bytes
             return Footprint(2**63, 2**63, "one of more than 2^63 bytes")
         return None
@@ -47,15 +47,15 @@ def measure(section: Mapping[str, Any], task: Task) -> Footprint | None:
 def refuse_oversize(config: Mapping[str, Any], task: Task, device: torch.device, *, training: bool) -> None:
     """Raise UserError for a model that needs more memory than the machine has, unless check_memory is false.
 
-    The weights must fit on the CPU, where models are built. In training without FSDP, the weights, gradients, optimizer
-    moments and moving average must together fit on `device`. Activations are not counted, because they depend on the
-    batch.
+    Models are built on the CPU, so the weights must fit into its memory. In training without FSDP, the weights,
+    gradients, optimizer moments and moving average must together fit into the memory of `device`. Activations are not
+    counted, because they depend on the batch.
     """
     footprint = measure(config["model"], task) if config.get("check_memory", True) else None
     if footprint is None:
         return
     needs = [("to hold the weights", footprint.all * BYTES, torch.device("cpu"))]
-    if training and config["trainer"]["strategy"] != "fsdp":  # which divides them among the processes
+    if training and config["trainer"]["strategy"] != "fsdp":  # fsdp divides them among the processes
         optimizer = config["optimizer"]
         moments = 2 if optimizer["name"] in ("adamw", "adam") else int(optimizer["momentum"] > 0)
         copies = 1 + moments + (config["trainer"]["ema_decay"] > 0)

@@ -1,7 +1,8 @@
 """Optimizers and learning-rate schedules by name, and the parameter groups of a model.
 
-AdamW is Loshchilov and Hutter 2019 (arXiv:1711.05101), Adam is Kingma and Ba 2015 (arXiv:1412.6980), the cosine is
-Loshchilov and Hutter 2017 (arXiv:1608.03983) without restarts; noam is Vaswani et al. 2017 (arXiv:1706.03762).
+Sources: AdamW is Loshchilov and Hutter 2019 (arXiv:1711.05101), and Adam is Kingma and Ba 2015 (arXiv:1412.6980). The
+schedule "cosine" is Loshchilov and Hutter 2017 (arXiv:1608.03983) without restarts, and "noam" is Vaswani et al. 2017
+(arXiv:1706.03762).
 """
 
 import math
@@ -28,30 +29,30 @@ class OptimizerOptions:
 
     name: Literal["adamw", "adam", "sgd"]
     lr: PositiveFloat
-    weight_decay: NonNegativeFloat  # decoupled in adamw, added to the gradient in adam and sgd
-    decay_norms: bool  # whether weight decay also applies to norms, biases, tokens and positions
-    betas: tuple[Fraction, Fraction]  # adamw, adam
-    eps: PositiveFloat  # adamw, adam
-    momentum: Fraction  # sgd
-    rates: dict[str, NonNegativeFloat]  # prefix of parameter names -> factor on lr; the longest matching prefix counts
-    layer_decay: Fraction  # a layer's rate divided by the rate of the next layer towards the output; 1 = equal rates
-    reference_batch: Positive | None  # the batch size that lr is meant for; None = lr is not scaled
-    scaling: Literal["linear", "sqrt"]  # how lr grows from reference_batch to data.batch_size
+    weight_decay: NonNegativeFloat  # decoupled in adamw; in adam and sgd, added to the gradient
+    decay_norms: bool  # whether weight decay also applies to vectors (norms, biases) and to OptionalModel.undecayed
+    betas: tuple[Fraction, Fraction]  # of adamw and adam
+    eps: PositiveFloat  # of adamw and adam
+    momentum: Fraction  # of sgd
+    rates: dict[str, NonNegativeFloat]  # prefix of parameter names -> factor on lr; the longest matching prefix applies
+    layer_decay: Fraction  # a layer's rate divided by that of the layer after it; 1 = equal rates
+    reference_batch: Positive | None  # the batch size for which lr is given; None = lr is not scaled
+    scaling: Literal["linear", "sqrt"]  # how lr is scaled from reference_batch to data.batch_size
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleOptions:
-    """How the learning rate changes over a run.
+    """How the learning rate changes over a run, as a factor on each group's rate.
 
     Raises UserError for noam without a width or without warm-up.
     """
 
     name: Literal["constant", "step", "cosine", "inverse_sqrt", "noam"]
-    warmup: Count | Fraction  # length of the linear warm-up: an integer = steps, a float = a fraction of the run
-    start: Fraction  # the rate factor from which the warm-up rises (noam: always 0)
-    drops: list[Fraction]  # step: where the rate drops, as fractions of the run
-    factor: Fraction  # step: what each drop multiplies the rate by
-    final: Fraction  # cosine: the rate factor at the end of the run
+    warmup: Count | Fraction  # length of the linear warm-up: an integer is steps, a float is a fraction of the run
+    start: Fraction  # the factor from which the warm-up rises; noam rises from 0
+    drops: list[Fraction]  # step: the positions of the drops, as fractions of the run
+    factor: Fraction  # step: the number by which each drop multiplies the rate
+    final: Fraction  # cosine: the factor at the end of the run
     width: Positive | None  # noam: the model's width; the rate is divided by its square root
 
     def __post_init__(self) -> None:
@@ -72,8 +73,9 @@ class ScheduleOptions:
 def build(model: nn.Module, options: OptimizerOptions) -> Optimizer:
     """Build the optimizer over all parameters of `model` that require a gradient.
 
-    Every group has a readable "name", its learning rate before the schedule as "base_lr", and "param_names".
-    Raises UserError when a prefix in `rates` matches no parameter, or no parameter is trainable.
+    Each parameter group has a readable "name", the learning rate before the schedule as "base_lr", and "param_names".
+    Raises UserError when a prefix in `rates` matches no parameter, when no parameter is trainable, or for a
+    `layer_decay` other than 1 if the model has no method `layers`.
     """
     groups = _groups(model, options)
     # A fused update is 2.4 times as fast on a CPU core. On devices other than CPU and CUDA, None lets PyTorch choose.
@@ -89,9 +91,10 @@ def build(model: nn.Module, options: OptimizerOptions) -> Optimizer:
 
 
 def scale_to_batch(options: OptimizerOptions, batch_size: int) -> OptimizerOptions:
-    """Return `options` with `lr` scaled from `reference_batch` to `batch_size`, and `reference_batch` None.
+    """Return `options` with `lr` scaled from `reference_batch` to `batch_size`, and `reference_batch` set to None.
 
-    Linear scaling is Goyal et al. 2017 (arXiv:1706.02677); square-root scaling suits Adam better for large factors.
+    If `reference_batch` is None, `lr` stays as it is. Linear scaling is Goyal et al. 2017 (arXiv:1706.02677).
+    Square-root scaling suits Adam better when the two batch sizes differ by a large factor.
     """
     factor = batch_size / (options.reference_batch or batch_size)
     lr = options.lr * (factor if options.scaling == "linear" else math.sqrt(factor))
@@ -105,7 +108,10 @@ def set_rate(optimizer: Optimizer, factor: float) -> None:
 
 
 def state(optimizer: Optimizer) -> dict[str, dict[str, Any]]:
-    """The optimizer's state by parameter name; it can be restored with other groups, devices and kernels."""
+    """Return the optimizer's state by parameter name.
+
+    It can be restored into an optimizer with other parameter groups, on another device, fused or not.
+    """
     named = _named_parameters(optimizer)
     return {name: distributed.full_tensors(dict(optimizer.state[p])) for name, p in named if p in optimizer.state}
 
@@ -113,10 +119,11 @@ def state(optimizer: Optimizer) -> dict[str, dict[str, Any]]:
 def refuse_incomplete(
     optimizer: Optimizer, saved: dict[str, dict[str, Any]], path: Path, may_be_empty: bool = False
 ) -> None:
-    """Raise UserError when `saved`, the optimizer state in the file `path`, lacks entries that `optimizer` needs.
+    """Raise UserError when `saved`, the optimizer state in the file `path`, lacks entries or has non-float tensors.
 
-    Without its moments an optimizer would silently start anew. A parameter that was never updated has no state.
-    `may_be_empty`: whether the optimizer that wrote the file keeps no state.
+    An optimizer without its moments would silently start again from zero. `saved` may lack parameters, because a
+    parameter that was never updated has no state. `may_be_empty`: whether `saved` may be empty, because it was written
+    by an optimizer that keeps no state (SGD without momentum).
     """
     keys = {"step", "exp_avg", "exp_avg_sq"}
     if isinstance(optimizer, torch.optim.SGD):
@@ -141,9 +148,10 @@ def refuse_incomplete(
 
 
 def restore(optimizer: Optimizer, saved: dict[str, dict[str, Any]]) -> None:
-    """Load the result of `state`. Learning rates, weight decay and the other options are not loaded.
+    """Load the result of `state` into `optimizer`, which keeps its own learning rates, weight decay and other options.
 
-    Raises UserError when the state is of parameters that `optimizer` lacks or that have another shape.
+    Raises UserError when `saved` has a parameter that `optimizer` lacks, or moments with another shape than their
+    parameter.
     """
     named = _named_parameters(optimizer)
     shapes = {name: p.shape for name, p in named}
@@ -156,7 +164,7 @@ def restore(optimizer: Optimizer, saved: dict[str, dict[str, Any]]) -> None:
             )
     by_number = {number: dict(saved[name]) for number, (name, _) in enumerate(named) if name in saved}
     optimizer.load_state_dict({"state": by_number, "param_groups": optimizer.state_dict()["param_groups"]})
-    for p, values in optimizer.state.items():  # moments get the parameter's memory layout: see _match_layouts
+    for p, values in optimizer.state.items():  # moments need the parameter's memory layout, see _match_layouts
         moments_of_p = {key: v for key, v in values.items() if isinstance(v, Tensor) and v.shape == p.shape}
         values.update({key: torch.empty_like(p, dtype=v.dtype) for key, v in moments_of_p.items()})
         for key, value in moments_of_p.items():
@@ -164,7 +172,7 @@ def restore(optimizer: Optimizer, saved: dict[str, dict[str, Any]]) -> None:
 
 
 def _groups(model: nn.Module, options: OptimizerOptions) -> Groups:
-    """Groups of parameters with equal learning rate and weight decay, in the model's order."""
+    """Return groups of parameters with equal learning rate and weight decay, in the order of the model's parameters."""
     parameters = dict(model.named_parameters())
     for prefix in options.rates:
         if not any(_has_prefix(name, prefix) for name in parameters):
@@ -197,9 +205,9 @@ def _groups(model: nn.Module, options: OptimizerOptions) -> Groups:
 
 
 def _depths(model: nn.Module, options: OptimizerOptions) -> dict[str, int]:
-    """Map each layer's prefix of parameter names to the number of layers after it; empty without layer decay.
+    """Map the prefixes of each layer's parameter names to the number of layers after it; empty without layer decay.
 
-    `OptionalModel.layers` lists the prefixes from the input to the output of the model.
+    `OptionalModel.layers` lists the prefixes of each layer, from the input to the output of the model.
     """
     if options.layer_decay == 1:
         return {}
@@ -213,7 +221,10 @@ def _depths(model: nn.Module, options: OptimizerOptions) -> dict[str, int]:
 
 
 def _has_prefix(name: str, prefix: str) -> bool:
-    """Whether the dotted `name` begins with the parts of `prefix`: backbone.conv1 with backbone, backbone2.x not."""
+    """Whether a dotted `name` begins with the words of `prefix`: "backbone" is a prefix of "backbone.conv1.weight".
+
+    "backbone" is not a prefix of "backbone2.weight".
+    """
     return name == prefix or name.startswith(f"{prefix}.")
 
 
@@ -224,7 +235,7 @@ def _named_parameters(optimizer: Optimizer) -> list[tuple[str, nn.Parameter]]:
 def _match_layouts(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     """Give every gradient its parameter's memory layout.
 
-    The fused kernels iterate over memory and do not compare strides. They would silently add the elements of a
+    The fused kernels iterate over memory and do not compare strides. They would silently apply the elements of a
     contiguous gradient to the wrong elements of a channels_last weight (observed with torch 2.15 on the CPU).
     """
     for group in optimizer.param_groups:
@@ -237,33 +248,37 @@ def _match_layouts(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
 
 
 def rate_factor(options: ScheduleOptions, step: int, steps: int) -> float:
-    """The factor by which "base_lr" is multiplied in update `step` (counted from 0) of a run of `steps` updates.
+    """Return the factor by which "base_lr" is multiplied in update `step` (counted from 0) of a run of `steps` updates.
 
-    The warm-up of all schedules but noam is linear: in update n (counted from 1), the factor is
-    start + (1 - start) * n / warmup, so the first update already uses more than `start`. Noam warms up from 0.
+    The warm-up is linear. In its update n (counted from 1), the factor is start + (1 - start) * n / warmup, so already
+    the first update uses more than `start`. The factor of noam rises from 0 to its peak, which is not 1 but
+    1 / sqrt(width * warmup).
     """
     warmup, number = warm_up(options, steps), step + 1
-    if options.name == "noam":  # equation 3 of Vaswani et al. 2017, where updates count from 1
+    if options.name == "noam":  # equation 3 of Vaswani et al. 2017, with updates counted from 1
         assert options.width is not None, "ScheduleOptions refuses noam without a width"
         warmup = max(1, warmup)  # a small fraction of a short run may round to 0
         return math.sqrt(1 / options.width) * min(math.sqrt(1 / number), number * math.pow(warmup, -1.5))
     if step < warmup:
         return options.start + (1 - options.start) * number / warmup
-    if options.name == "step":  # rounded: 2/3 of a run is rarely a whole number of steps
+    if options.name == "step":  # rounded, because 2/3 of a run is rarely a whole number of steps
         return options.factor ** sum(step >= round(drop * steps) for drop in options.drops)
     if options.name == "cosine":
         progress = (step - warmup) / max(1, steps - warmup)
         return options.final + (1 - options.final) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
-    if options.name == "inverse_sqrt":  # continuous: it is 1 at the end of the warm-up
+    if options.name == "inverse_sqrt":  # 1 at the end of the warm-up, so that the rate is continuous
         return math.sqrt(max(1, warmup) / number)
     return 1.0
 
 
 def warm_up(options: ScheduleOptions, steps: int) -> int:
-    """The number of warm-up steps in a run of `steps`."""
+    """Return the number of warm-up steps in a run of `steps` steps."""
     return options.warmup if isinstance(options.warmup, int) else round(options.warmup * steps)
 
 
 def peak_rate_factor(options: ScheduleOptions, steps: int) -> float:
-    """The largest `rate_factor` in a run of `steps`: at the last warm-up update, or at the first without warm-up."""
+    """Return the largest `rate_factor` of a run of `steps` steps.
+
+    It is that of the last update of the warm-up or, if there is no warm-up, of the first update.
+    """
     return rate_factor(options, min(max(1, warm_up(options, steps)), steps) - 1, steps)

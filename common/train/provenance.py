@@ -1,4 +1,4 @@
-"""What an evaluation's numbers were computed from: checkpoint, data, versions and command."""
+"""Describe what an evaluation's numbers were computed from: checkpoint, data, versions and command."""
 
 import os
 import platform
@@ -18,10 +18,11 @@ from common.train.assembly import Components
 
 
 def provenance(config: dict[str, Any], parts: Components, split: Split) -> dict[str, Any]:
-    """The entries of evaluate.py's results.json that are not metrics; paths are absolute.
+    """Return the entries of evaluate.py's results.json that are not metrics; paths are absolute.
 
-    `weights` describes the step and whether the weights are averaged, and `files` are the paths in the config's section
-    `data`. `digests` are those of the content of `split`; they identify the same data under other paths.
+    "weights" describes the step of the checkpoint and whether its weights are averaged. "files" holds the paths in the
+    config's section `data`. "digests" holds digests of the content of `split`, which identify the same data under other
+    paths.
     """
     weights, *lines = parts.weights_line.removeprefix("weights").strip().splitlines()
     notes = [line.removeprefix("note").strip() for line in lines] + [*getattr(parts.task, "evaluation_notes", list)()]
@@ -43,7 +44,7 @@ def provenance(config: dict[str, Any], parts: Components, split: Split) -> dict[
 
 
 def _own_version() -> str | None:
-    """The installed version of this program; None in a folder that was not installed."""
+    """Return the installed version of this program; None if it runs without being installed."""
     try:
         return metadata.version("triptych")
     except metadata.PackageNotFoundError:

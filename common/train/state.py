@@ -25,35 +25,35 @@ from common.weights import values
 
 @dataclass(kw_only=True)
 class Run:
-    """The parts of a run, and its progress."""
+    """The objects of a training run (task, data, model and options), and its progress."""
 
     task: Task
     data: Data
     model: nn.Module
     optimizer: OptimizerOptions
     schedule: ScheduleOptions
-    config: dict[str, Any]  # stored in each checkpoint, so that task and model can be rebuilt
+    config: dict[str, Any]  # stored in each checkpoint, to rebuild task and model from it
     seed: int
     folder: Path
     pretrained: bool = False  # whether any part of the model starts from trained weights
-    fingerprints: Fingerprints = field(default_factory=dict)  # of the data, for resuming
-    step: int = 0  # steps taken
+    fingerprints: Fingerprints = field(default_factory=dict)  # digests of the data, compared on resuming
+    step: int = 0  # optimizer steps taken so far
     ranking: list[tuple[float, int]] = field(default_factory=list)  # (goal's value on val, step), best first
-    evaluations_since_best: int = 0  # evaluations on val since the last one that gave a better goal
-    sums: dict[str, Tensor] = field(default_factory=dict)  # of the loss's parts, over the steps since the last log line
-    summed_steps: int = 0
+    evaluations_since_best: int = 0  # evaluations on val since the goal last improved
+    sums: dict[str, Tensor] = field(default_factory=dict)  # loss, its parts and gradient norm since the last log line
+    summed_steps: int = 0  # number of steps in `sums`
     alarms: list[str] = field(default_factory=list)  # texts of the alarms raised so far; each alarm is raised once
     evaluation_lost: bool = False  # whether resuming removed this step's evaluation from the log
 
     @property
     def best(self) -> float | None:
-        """The goal's best value on val so far."""
+        """The goal's best value on val so far; None before the first value."""
         return self.ranking[0][0] if self.ranking else None
 
     def rank_in(self, score: float, keep: int) -> bool:
-        """Insert this step's `score` into the ranking of the best `keep`; returns whether it is the best.
+        """Insert the `score` of this step into the ranking of the best `keep` steps; returns whether it is the best.
 
-        Of equal scores, that of the earlier step ranks higher. An undefined score (`Goal.is_defined`) is not inserted.
+        If two scores are equal, the earlier step ranks higher. An undefined score (`Goal.is_defined`) is not inserted.
         """
         if not self.task.goal.is_defined(score):
             return False
@@ -65,7 +65,11 @@ class Run:
 
 
 def start_summary(run: Run, options: OptimizerOptions, device: str, precision: str, total: int, per_epoch: int) -> str:
-    """The lines that a run prints at its start; `options.lr` is the rate scaled to the batch size."""
+    """Return the lines that a run prints at its start.
+
+    `options.lr` is the learning rate after scaling to the batch size. `total` is the number of optimizer steps of the
+    run, and `per_epoch` that of an epoch.
+    """
     count = sum(p.numel() for p in run.model.parameters())
     trained = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
     ranks, batch = distributed.world_size(), run.optimizer.reference_batch
@@ -85,7 +89,7 @@ def start_summary(run: Run, options: OptimizerOptions, device: str, precision: s
 
 
 def _per_micro_batch(run: Run) -> list[str]:
-    """A line that names the parts whose result depends on the size of micro-batches; no line without such parts."""
+    """Return a line that names the parts of model and task that depend on the size of micro-batches; else no line."""
     layers = sum(isinstance(module, _BatchNorm) and module.training for module in run.model.modules())
     names = [f"BatchNorm ({layers} {'layer' if layers == 1 else 'layers'})"] if layers else []
     names += [name for part in (run.model, run.task) for name in getattr(part, "per_micro_batch", ())]
@@ -94,9 +98,11 @@ def _per_micro_batch(run: Run) -> list[str]:
 
 
 def select_weights(content: dict[str, Any], kind: str = "auto") -> dict[str, Tensor]:
-    """A checkpoint's weights: the EMA weights (ema), those of the last update (raw), or EMA if there are any (auto).
+    """Return a checkpoint's weights of the given `kind`.
 
-    Raises UserError for ema when the checkpoint holds no EMA weights.
+    "ema" selects the EMA weights, "raw" the weights of the last update, and "auto" the EMA weights if there are any,
+    otherwise the raw ones. Raises UserError for "ema" when the checkpoint holds no EMA weights, or is an average of
+    checkpoints.
     """
     if kind == "ema" and content.get("mean"):
         raise UserError("weights=ema, but this file holds one set of weights, a mean of steps; leave weights= out.")
@@ -107,10 +113,10 @@ def select_weights(content: dict[str, Any], kind: str = "auto") -> dict[str, Ten
 
 
 def describe(path: Path, content: dict[str, Any], kind: str = "auto") -> str:
-    """Describe the file, the step, and whether its weights are averaged; shown beside every number."""
+    """Describe a checkpoint for the log: its file, its step, and whether the weights are averaged (EMA) or raw."""
     averaged = kind != "raw" and content["average"] is not None
     step = f"step {content['step']}"
-    if mean := content.get("mean"):  # see averaging.py; no other file has this key
+    if mean := content.get("mean"):  # only files of averaging.py have this key
         step, averaged = f"average of steps {', '.join(map(str, mean['steps']))}", mean["ema"]
     return f"{path}: {step}, {'averaged (EMA)' if averaged else 'raw'}"
 
@@ -118,9 +124,10 @@ def describe(path: Path, content: dict[str, Any], kind: str = "auto") -> str:
 def checkpoint_content(
     run: Run, stepper: Stepper, average: Average | None, line_counts: dict[str, int]
 ) -> dict[str, Any]:
-    """The content of a checkpoint, in plain types. First copies the model buffers of rank 0 to all ranks.
+    """Return the content of a checkpoint, in plain types and tensors. This is a collective: all ranks must call it.
 
-    `line_counts` are the numbers of lines in the log's files (`Log.line_counts`).
+    First copies the model's buffers from rank 0 to all ranks. `line_counts` are the numbers of lines in the log's files
+    (`Log.line_counts`).
     """
     distributed.broadcast_buffers(run.model)
     return {
@@ -148,8 +155,8 @@ def resume_run(run: Run, stepper: Stepper, average: Average | None, folder: Chec
     """Load the newest undamaged checkpoint of this run, and remove the log's lines after its step.
 
     A run without a checkpoint starts at step 0. All checks come before the first change to the run or its log. Raises
-    UserError when the checkpoint is of another run or other data, when ranks see different checkpoints, and when
-    checkpoints were written but all are missing.
+    UserError when the checkpoint is of another run or other data, when ranks find different checkpoints, or when
+    checkpoints were written but none is left.
     """
     latest = folder.latest(log.warning, lambda path, content: _refuse_other_run(run, stepper, path, content))
     step = latest[1]["step"] if latest else 0
@@ -182,12 +189,12 @@ def resume_run(run: Run, stepper: Stepper, average: Average | None, folder: Chec
     if content["scaler"]:  # empty unless the precision is fp16
         stepper.scaler.load_state_dict(content["scaler"])
     stepper.overflows = content["overflows"]
-    if average is not None:  # a run that kept no average starts one at the present weights
+    if average is not None:  # if the file has no average, one starts from its weights
         average.load_state_dict(content["average"] or {"updates": 0, "weights": content["model"]})
 
 
 def _restart(run: Run, folder: CheckpointFolder, log: Log) -> None:
-    """Start a run without a checkpoint at step 0; raises UserError when a checkpoint was written but is missing."""
+    """Start a run that has no checkpoint at step 0; raises UserError if checkpoints were written but are missing."""
     if folder.was_written():
         raise UserError(
             f"{folder.path} holds no checkpoint, although some were written; put one there, or start a new run in "
@@ -199,7 +206,7 @@ def _restart(run: Run, folder: CheckpointFolder, log: Log) -> None:
 
 
 def _refuse_other_run(run: Run, stepper: Stepper, path: Path, content: dict[str, Any]) -> None:
-    """Raise UserError when a checkpoint has another config or other weights than the run, or cannot be resumed from."""
+    """Raise UserError when a checkpoint is of another config or model than the run, or lacks what resuming needs."""
     if mistake := resume_mistake(content):
         raise UserError(f"{path} cannot be resumed from: {mistake}; start a new run with checkpoint={path}.")
     if int(path.stem.rpartition("_")[2]) != content["step"]:
@@ -215,17 +222,17 @@ def _refuse_other_run(run: Run, stepper: Stepper, path: Path, content: dict[str,
 
 
 def refuse_as_best(run: Run, path: Path, content: dict[str, Any]) -> None:
-    """Raise UserError when a checkpoint holds other weights than the run, or its step is not among the best."""
+    """Raise UserError when a checkpoint is of another model than the run, or of a step that is not among the best."""
     if missing := [name for name in TO_RESTORE if name not in content]:
         raise UserError(f"{path} cannot be tested: {missing[0]} is missing.")
     _refuse_other_weights(run, content, path)
     ranked = [step for _, step in run.ranking]
-    if not {content["step"], 0} & {*ranked}:  # 0: unknown, see _ranking
+    if not {content["step"], 0} & {*ranked}:  # 0 is an unknown step, see _ranking
         raise UserError(f"{path} is of step {content['step']}, which is not among the best ({ranked}).")
 
 
 def _refuse_other_weights(run: Run, content: dict[str, Any], path: Path) -> None:
-    """Raise UserError when names, shapes or kinds of the model's weights are not those of the checkpoint."""
+    """Raise UserError when a checkpoint's weights differ from the model's in names, shapes or kinds of numbers."""
     stored = {name: tuple(tensor.shape) for name, tensor in content["model"].items()}
     ours = {name: tuple(tensor.shape) for name, tensor in run.model.state_dict().items()}
     if name := next((name for name in {**stored, **ours} if stored.get(name) != ours.get(name)), None):
@@ -238,9 +245,9 @@ def _refuse_other_weights(run: Run, content: dict[str, Any], path: Path) -> None
 
 
 def _refuse_other_data(run: Run, content: dict[str, Any], path: Path, allowed: list[str]) -> list[str]:
-    """Raise UserError when the run's data are not those of the checkpoint, unless `allowed` permits the change.
+    """Raise UserError when the run's data differ from those of the checkpoint, unless `allowed` permits the change.
 
-    Returns a description of each change that is permitted.
+    `allowed` are the keys of allow_changes. Returns a description of each permitted change.
     """
     sections = {key.split(".")[0] for key in allowed}
     changed = data_identity.changes(content.get("fingerprints") or {}, run.fingerprints)
@@ -260,16 +267,20 @@ def _refuse_other_data(run: Run, content: dict[str, Any], path: Path, allowed: l
 
 
 def _ranking(content: dict[str, Any]) -> list[tuple[float, int]]:
-    """The best scores with their steps, which may include undefined scores in files of earlier versions.
+    """Return the best scores and their steps, best first.
 
-    Files from before 2026-11-21 hold only the best score, without its step; it gets step 0.
+    Files of earlier versions may hold undefined scores. Files from before 2026-11-21 hold only the best score, without
+    its step; step 0 then stands for the unknown step.
     """
     entries = content.get("ranking", [] if content["best"] is None else [[content["best"], 0]])
     return [(score, step) for score, step in entries]
 
 
 def _sums_of_this_rank(content: dict[str, Any]) -> dict[str, Tensor]:
-    """This rank's sums since the last log line. If the number of ranks has changed, rank 0 takes the sums of all."""
+    """Return this rank's sums since the last log line.
+
+    If the number of ranks has changed, rank 0 gets the sums of all former ranks, and the other ranks get none.
+    """
     sums = content.get("windows") or [{name: torch.as_tensor(value) for name, value in content["window"].items()}]
     if len(sums) == distributed.world_size():
         return dict(sums[distributed.rank()])
@@ -277,14 +288,20 @@ def _sums_of_this_rank(content: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def accumulate(run: Run, parts: dict[str, Tensor]) -> None:
-    """Add a step's `parts` to the run's sums, on the device: reading a value would wait for the step to finish."""
+    """Add a step's `parts` to the run's sums.
+
+    The sums stay on the device, because reading a value would wait for the step to finish.
+    """
     for name, value in parts.items():
         run.sums[name] = run.sums[name] + value if name in run.sums else value
     run.summed_steps += 1
 
 
 def take_means(run: Run) -> dict[str, float]:
-    """The mean of each part over the steps since the last log line, summed over ranks; resets the sums."""
+    """Return the mean of each part over the steps since the last log line, and reset the sums.
+
+    The value of a step is the sum of the parts of all ranks, so this is a collective.
+    """
     shares = distributed.gather({name: value.cpu() for name, value in run.sums.items()})
     means = {f"train/{name}": value / run.summed_steps for name, value in _total(shares).items()}
     run.sums, run.summed_steps = {}, 0
@@ -292,6 +309,6 @@ def take_means(run: Run) -> dict[str, float]:
 
 
 def _total(shares: list[dict[str, Tensor]]) -> dict[str, float]:
-    """The sum over ranks, by name."""
+    """Return the sum of each value over the ranks."""
     names = dict.fromkeys(name for share in shares for name in share)
     return {name: sum(float(share[name]) for share in shares if name in share) for name in names}

@@ -1,4 +1,4 @@
-"""One optimizer step; its result does not depend on how the batch is split into micro-batches and over ranks."""
+"""Take one optimizer step. The result does not depend on how the batch is split into micro-batches and over ranks."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -13,15 +13,15 @@ from common.machine import distributed, memory
 from common.machine.device import DeviceCopier, autocast
 from common.task import Batch, Task
 
-MAX_CONSECUTIVE_OVERFLOWS = 10  # the run stops at this many in a row; each fp16 overflow halves the loss scale
+MAX_CONSECUTIVE_OVERFLOWS = 10  # fp16 overflows in a row at which the run stops; each one halves the loss scale
 
 
 @dataclass(frozen=True)
 class _FiniteCheck:
     """Whether a step's loss and gradient norm are finite, and the values for the error message if they are not."""
 
-    number: int  # of the step
-    finite: Tensor  # (2,) boolean, on the host: loss, gradient norm
+    number: int  # number of the step
+    finite: Tensor  # (2,) boolean, on the host: whether the loss and the gradient norm are finite
     copied: torch.cuda.Event | None  # reached when the copy to `finite` is complete; None if it is complete already
     parts: dict[str, Tensor]
     norm: Tensor
@@ -39,7 +39,7 @@ class Stepper:
     precision: str
     clip_norm: float | None
     overflows: int = 0  # fp16 steps skipped in a row
-    deferred: bool = field(init=False)  # whether step n is checked during step n + 1, to keep the GPU busy meanwhile
+    deferred: bool = field(init=False)  # whether step n is checked during step n + 1, so that the GPU need not wait
     scaler: torch.amp.GradScaler = field(init=False)
 
     def __post_init__(self) -> None:
@@ -52,12 +52,14 @@ class Stepper:
         self._loss = distributed.data_parallel(_Loss(self.model, lambda *arguments: self.task.loss(*arguments)))
 
     def __call__(self, micro_batches: list[Batch], number: int) -> dict[str, Tensor]:
-        """Take optimizer step `number`; returns this rank's summands of the loss, its parts and the gradient norm.
+        """Take optimizer step `number`; returns this rank's share of the loss, of its parts and of the gradient norm.
 
-        Normalisers are summed over micro-batches and ranks before the first backward pass, so that the gradients of
-        micro-batches and ranks only have to be summed. If the loss or the gradient norm is not finite, the weights are
-        not updated and all ranks raise UserError; an fp16 overflow halves the loss scale instead of raising. If
-        `deferred`, the GPU itself skips the update, and the next step or `check_last_step` raises the error.
+        The values of the step are the sums of these shares over ranks. Normalisers are summed over micro-batches and
+        ranks before the first backward pass, so the gradients of micro-batches and ranks only have to be summed.
+
+        If the loss or the gradient norm is not finite, the weights are not updated and all ranks raise UserError. An
+        fp16 overflow of the gradient halves the loss scale instead, until `MAX_CONSECUTIVE_OVERFLOWS` occur in a row.
+        If `deferred`, the GPU itself skips the update, and the next step or `check_last_step` raises the error.
         """
         real = [batch for batch in micro_batches if "dummy" not in batch]
         normalisers = step_normalisers(self.task, real)
@@ -70,7 +72,7 @@ class Stepper:
             with memory.report_out_of_memory(f"Step {number}", batch, self.device, memory.TRAINING_ADVICE), synchronise:
                 with autocast(self.device, self.precision):
                     loss, loss_parts = self._loss(next(on_device), normalisers)
-                if "dummy" in batch:  # it only lets this rank take part in collectives
+                if "dummy" in batch:  # this rank only takes part in collectives
                     loss, loss_parts = loss * 0, {}
                 torch.autograd.backward(self.scaler.scale(loss))
             _unshare_gradients(self.parameters)
@@ -110,7 +112,10 @@ class Stepper:
         return norm
 
     def _apply_if(self, finite: Tensor) -> None:
-        """Update the weights if `finite` () is true; PyTorch's fused optimizers read it on the device."""
+        """Update the weights if the boolean scalar `finite` is true, without copying it to the host.
+
+        PyTorch's fused optimizers read `found_inf` on the device, and skip the update if it is 1.
+        """
         self.optimizer.grad_scale, self.optimizer.found_inf = None, (~finite).float()  # type: ignore[attr-defined]
         try:
             self.optimizer.step()
@@ -123,7 +128,11 @@ class Stepper:
         return bool(check.finite.all())
 
     def _refuse(self, check: _FiniteCheck) -> None:
-        """Count an fp16 overflow of the gradient. Raise UserError if there are too many, or for any other cause."""
+        """Count an fp16 overflow of the gradient, or raise UserError for a step that is not finite.
+
+        The error is raised if the precision is not fp16, if the loss itself is not finite, and at the last of
+        `MAX_CONSECUTIVE_OVERFLOWS` overflows in a row.
+        """
         self.overflows += 1
         if self.scaler.is_enabled() and bool(check.finite[0]) and self.overflows < MAX_CONSECUTIVE_OVERFLOWS:
             return
@@ -140,7 +149,7 @@ class Stepper:
 
 
 class _Loss(nn.Module):
-    """A module whose forward pass is the task's loss, so that the loss may call any method of the model under DDP."""
+    """A module that computes the task's loss in `forward`, so that the loss may call any model method under DDP."""
 
     def __init__(self, model: nn.Module, loss: Callable[..., tuple[Tensor, dict[str, Tensor]]]):
         super().__init__()

@@ -1,4 +1,4 @@
-"""The training loop, for any task: steps, logs, checkpoints, evaluations, and the final numbers."""
+"""The training loop for any task: it takes steps, logs, writes checkpoints, evaluates, and computes final numbers."""
 
 import math
 import time
@@ -89,18 +89,19 @@ class Trainer:
 
     @property
     def worker_count(self) -> int:
-        """The number of processes that load data for this one."""
+        """The number of worker processes that load data for this process."""
         assert self.workers != "auto"
         return self.workers
 
     def fit(self, run: Run, log: Log, *, on: torch.device, resume: bool) -> dict[str, float | str]:
-        """Train `run` to its end. Returns the goal's best value on val, and all numbers of test.
+        """Train `run` to its end; returns the goal's best value on val and all metrics of test, by name.
 
-        With `average_last`, the entry `weights` describes the weights that were tested.
+        If `average_last` is above 0, the entry "weights" describes the weights that were tested.
 
-        Raises UserError when a loss or gradient is not finite, or a sample cannot be read. On a signal, writes a
-        checkpoint and raises Stopped. With `resume` the run continues from its last checkpoint; its result is bit for
-        bit that of an uninterrupted run, because data and dropout depend only on the seed and the step.
+        Raises UserError when a loss or gradient is not finite, or a sample cannot be read. After a signal, writes a
+        checkpoint and raises Stopped. With `resume`, the run continues from its last checkpoint. The result is then bit
+        for bit that of an uninterrupted run (on a GPU, if `deterministic`), because data and dropout depend only on the
+        seed, the step and the rank.
         """
         order = batching.Order(run.data.cost("train"), run.data.batch_size, run.seed)
         total = self.steps or order.steps(self.epochs or 1)
@@ -145,7 +146,7 @@ class Trainer:
             return numbers
 
     def _loop(self, run: Run, context: _Context, order: batching.Order, options: OptimizerOptions, total: int) -> None:
-        """Take the remaining steps. After each step, log, save, stop and evaluate, each if it is due."""
+        """Take the remaining steps. After a step, log, save or evaluate if it is due, and stop after a signal."""
         log, eval_every = context.log, self.eval_every or order.steps(1)
         if run.step and (run.evaluation_lost or run.step % eval_every == 0 or run.step == total):
             self._validate(run, context)  # the run may have been killed before or during this evaluation
@@ -192,7 +193,7 @@ class Trainer:
                         return
 
     def _ends_early(self, run: Run, total: int) -> bool:
-        """Whether the last `patience` evaluations gave no better goal; at step `total` the run ends anyway."""
+        """Whether the run ends before step `total`, because the last `patience` evaluations gave no better goal."""
         return self.patience is not None and run.evaluations_since_best >= self.patience and run.step < total
 
     def _early_end(self, run: Run, total: int) -> str:
@@ -209,20 +210,23 @@ class Trainer:
         )
 
     def _save(self, run: Run, context: _Context, regular: bool) -> str | None:
-        """Write a checkpoint; returns why it was not written, after a warning, on a full or read-only disk."""
+        """Write a checkpoint. If the disk is full or read-only, warn and return the reason; otherwise return None.
+
+        `regular` is False for a checkpoint that is written only because the run stops.
+        """
         content = checkpoint_content(run, context.stepper, context.average, context.log.line_counts)
         problem: str | None = None
         try:
             context.log.flush()  # the log on disk must reach as far as the checkpoint
             if regular:
-                only_best = self.keep_best == 1 and context.folder.has_best()  # best.pt is the best step's file
+                only_best = self.keep_best == 1 and context.folder.has_best()  # best.pt keeps the best step
                 ranked = [] if only_best else [step for _, step in run.ranking]
                 context.folder.save(run.step, content, ranked)
             else:
                 context.folder.save_stop(run.step, content)
         except OSError as error:
             problem = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
-        problem = distributed.broadcast(problem)  # rank 0 writes
+        problem = distributed.broadcast(problem)  # only rank 0 writes
         if problem is not None:
             context.log.warning(f"The checkpoint of step {run.step} was not written ({problem}); older ones are kept.")
         return problem
@@ -266,7 +270,7 @@ class Trainer:
                 return
 
     def _validate(self, run: Run, context: _Context) -> None:
-        """Evaluate val, rank the checkpoint of this step, log pictures of some answers, and raise new alarms."""
+        """Evaluate val, rank the checkpoint of this step, and log metrics, pictures of some answers and new alarms."""
         if not run.data.count("val"):
             return
         first: list[tuple[Batch, list[Answer]]] = []
@@ -278,7 +282,7 @@ class Trainer:
         with context.average.applied(run.model) if context.average else nullcontext():
             numbers, _ = self._evaluate(run, context, "val", on_answers=keep_first)
         score = numbers.get(run.task.goal.name, math.nan)
-        improved = run.task.goal.better(score, run.best)  # even if the disk is full, and the checkpoint not written
+        improved = run.task.goal.better(score, run.best)  # also if a full disk kept the checkpoint from being written
         run.evaluations_since_best = 0 if improved else run.evaluations_since_best + 1
         self._rank(run, context, score)
         self._show_best(run, context.log)
@@ -292,13 +296,13 @@ class Trainer:
                 run.alarms.append(alarm)
 
     def _show_best(self, run: Run, log: Log) -> None:
-        """Let the log show the goal's best value so far, and its step unless it is 0 (see `state._ranking`)."""
+        """Show the goal's best value so far in the log, with its step unless that is unknown (0, see `_ranking`)."""
         if run.ranking:
             value, step = run.ranking[0]
             log.show_best(f"best val/{run.task.goal.name} {value:.4g}" + (f" at step {step}" if step else ""))
 
     def _rank(self, run: Run, context: _Context, score: float) -> None:
-        """Insert this step's checkpoint into the ranking if it was written; if it is now the best, make it best.pt."""
+        """Insert this step's checkpoint, if it was written, into the ranking; if it is the best, make it best.pt."""
         written = distributed.broadcast(run.step in context.folder.steps())
         if written and run.rank_in(score, self.keep_best):
             try:
@@ -307,7 +311,7 @@ class Trainer:
                 context.log.warning(f"best.pt was not written ({error.strerror}); the best step is {run.step}.")
 
     def _evaluates_part(self, run: Run) -> bool:
-        """Whether evaluations of val while training leave samples out."""
+        """Whether evaluations during training use only a part of val (`eval_samples`)."""
         return self.eval_samples is not None and self.eval_samples < run.data.count("val")
 
     def _evaluated_part(self, run: Run) -> str:

@@ -1,4 +1,4 @@
-"""Load a backbone's weights: torchvision's download, or a file with torchvision's or official DETR's tensor names."""
+"""Load a backbone's weights: those that torchvision publishes, or a file of torchvision or of official DETR."""
 
 import sys
 from pathlib import Path
@@ -14,10 +14,11 @@ from common.weights.unwrapping import unwrap
 
 
 def load_weights(backbone: Backbone, options: BackboneOptions) -> list[str]:
-    """Load torchvision's ImageNet weights, or a file in torchvision's or official DETR's layout, into `backbone`.
+    """Load weights into `backbone`: torchvision's ImageNet weights, or a file that `options.weights` names.
 
-    Returns a warning if they are not finite. Raises UserError when the weights cannot be downloaded, or when a tensor
-    is missing or has another shape or kind of numbers.
+    The file has the tensor names of torchvision, of official DETR or of our detectors. Returns a list with a warning if
+    some values are not finite; otherwise it is empty. Raises UserError when the weights cannot be downloaded, or when a
+    tensor is missing or has another shape or kind of numbers.
     """
     if options.weights == "imagenet_v1":
         tensors = _download(options.name)
@@ -55,9 +56,9 @@ def _download(name: str) -> dict[str, Tensor]:
     from torchvision.models import get_model_weights
 
     address = get_model_weights(name)["IMAGENET1K_V1"].url
-    path = Path(torch.hub.get_dir(), "checkpoints", address.rpartition("/")[2])  # where torchvision has them, too
+    path = Path(torch.hub.get_dir(), "checkpoints", address.rpartition("/")[2])  # torchvision's own cache
     if not path.exists():
-        digits = path.stem.rpartition("-")[2]  # resnet50-0676ba61.pth: of the SHA-256, as for torch.hub
+        digits = path.stem.rpartition("-")[2]  # first digits of the SHA-256: 0676ba61 in resnet50-0676ba61.pth
         try:
             download.fetch(address, path, digits, report=lambda line: print(line, file=sys.stderr))
         except download.DownloadError as error:

@@ -1,4 +1,4 @@
-"""Find the file that checkpoint= names; the files of published weights are downloaded if they are missing."""
+"""Find the file that checkpoint= names, and download the files of published weights if they are missing."""
 
 import sys
 from pathlib import Path
@@ -9,17 +9,21 @@ from common.files import download
 
 
 class Source(NamedTuple):
-    """A checkpoint's file and its title for the log: the path, after name and publisher for published weights."""
+    """A checkpoint's file, and its title for the log.
+
+    The title is the path. For published weights, it begins with their name, publisher and licence.
+    """
 
     path: Path
     title: str
 
 
 def locate(config: dict[str, Any]) -> Source:
-    """The file of the config's `checkpoint`. Files of published weights that are missing in `cache_dir` are downloaded.
+    """Return the file that the config's `checkpoint` names, by its path or by the name of published weights.
 
-    Every file whose publisher states a hash is verified. Raises UserError when a file cannot be downloaded or is not
-    the published one.
+    Files of published weights are downloaded to the config's `cache_dir` unless they are there already. A file is
+    verified if configs/weights.yaml states its hash. Raises UserError when a file cannot be downloaded or has another
+    hash, or when `checkpoint` is a word that is neither a file nor a name in configs/weights.yaml.
     """
     weights = published.find(config["checkpoint"])
     if weights is None:

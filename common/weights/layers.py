@@ -1,6 +1,6 @@
-"""Rows of rename tables that several programs share: torch.nn's Transformer layers, and ResNets."""
+"""Rows of rename tables (see renaming.py) that several programs share: torch.nn's Transformer layers, and ResNets."""
 
-# torch.nn.TransformerEncoderLayer and TransformerDecoderLayer; the official DETR has the same names.
+# The tensor names of torch.nn.TransformerEncoderLayer and TransformerDecoderLayer, which official DETR uses, too.
 TORCH_ENCODER_LAYER = (
     ("self_attn.in_proj_", "attention.in_proj."),
     ("self_attn.out_proj.", "attention.out_proj."),
@@ -15,5 +15,5 @@ TORCH_DECODER_LAYER = (
     ("multihead_attn.out_proj.", "cross_attention.out_proj."),
     ("norm3.", "residuals.2.norm."),
 )
-# Our ResNets have torchvision's tensor names, but no num_batches_tracked, since their batch norms are frozen.
+# Our ResNets have torchvision's tensor names, except num_batches_tracked, which frozen batch norms do not need.
 RESNET = (("{path}.", "{path}."), ("{path}.running_{statistic}", "{path}.running_{statistic}"))

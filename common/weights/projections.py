@@ -1,4 +1,7 @@
-"""Query, key and value projections: three matrices in other programs, stacked as the rows of one matrix in ours."""
+"""Convert query, key and value projections between three matrices (other programs) and one matrix (ours).
+
+Our attention modules stack the rows of the three matrices in one, `in_proj`.
+"""
 
 import re
 from collections import defaultdict
@@ -13,9 +16,9 @@ from common.errors import UserError
 def join(tensors: Mapping[str, Tensor], *, zero_biases: bool = False) -> dict[str, Tensor]:
     """Stack the rows of `attention.q`, `attention.k` and `attention.v` into `attention.in_proj`.
 
-    Where one of the three is missing, the other two are dropped, so that `in_proj` is reported as missing. With
-    `zero_biases`, attention without any of the three biases gets an `in_proj.bias` of zeros. Raises UserError for a
-    part that is not of floats, which concatenation would convert.
+    If any of the three is missing, the others are dropped, so that `in_proj` is later reported as missing. With
+    `zero_biases`, an attention layer that has none of the three biases gets an `in_proj.bias` of zeros. Raises
+    UserError if one of the three is not floating-point, because concatenation could convert it to floats silently.
     """
     joined: dict[str, Tensor] = {}
     groups: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
@@ -30,13 +33,16 @@ def join(tensors: Mapping[str, Tensor], *, zero_biases: bool = False) -> dict[st
     if zero_biases:
         for name in [name for name in joined if name.endswith("attention.in_proj.weight")]:
             bias = f"{name.removesuffix('weight')}bias"
-            if bias not in joined and bias not in groups:  # a bias in `groups` alone lacks one of q, k and v
+            if bias not in joined and bias not in groups:  # in `groups` alone, it lacks q, k or v
                 joined[bias] = joined[name].new_zeros(len(joined[name]))
     return joined
 
 
 def split(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Split the rows of each `attention.in_proj` into the views `attention.q`, `attention.k` and `attention.v`."""
+    """Split the rows of each `attention.in_proj` into the views `attention.q`, `attention.k` and `attention.v`.
+
+    Tensors with other names are returned unchanged.
+    """
     parts: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         attention, joint, leaf = name.rpartition("in_proj.")

@@ -1,4 +1,4 @@
-"""Rename tables: pairs of another program's tensor name and ours, which translate names in both directions."""
+"""Rename tables, which translate tensor names from another program's to ours and back."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -23,11 +23,14 @@ class RenameResult(NamedTuple):
 
 
 class Table:
-    """Rows of two name templates (theirs, ours); the first row that matches a name applies.
+    """Rows of two name templates: another program's ("theirs") and ours. The first row that matches a name applies.
 
-    Both templates of a row have the same fields: `{i}` is a number, `{qkv}` q, k or v, `{leaf}` "weight" or "bias",
-    `{statistic}` "mean" or "var", and `{path}` any text. If our template ends in ".", `{leaf}` is appended to both. In
-    their template, `{a|b}` lists alternative spellings, in which `*` is any word; `to_theirs` writes the first of them.
+    A template contains fields: `{i}` stands for a number, `{qkv}` for q, k or v, `{leaf}` for "weight" or "bias",
+    `{statistic}` for "mean" or "var", and `{path}` for any text. The two templates of a row have the same fields. If
+    our template ends with ".", `{leaf}` is appended to both.
+
+    In their template, `{a|b}` lists alternative spellings. `to_ours` accepts each of them, and `*` in a spelling
+    matches any word. `to_theirs` writes the first one.
     """
 
     def __init__(self, *rows: Row):
@@ -35,11 +38,11 @@ class Table:
                           for theirs, ours in rows)  # fmt: skip
 
     def to_ours(self, name: str) -> str | None:
-        """Our name for a tensor of theirs; None if no row matches."""
+        """Translate their name of a tensor to ours; None if no row matches."""
         return _translate(self._from_theirs, name)
 
     def to_theirs(self, name: str) -> str | None:
-        """Their name for a tensor of ours; None if no row matches."""
+        """Translate our name of a tensor to theirs; None if no row matches."""
         return _translate(self._from_ours, name)
 
     @cached_property
@@ -75,7 +78,11 @@ def rename(
 
 
 def identify_format(names: Iterable[str], patterns: Iterable[tuple[str, str]]) -> str | None:
-    """The format in the first pair (regular expression, format) whose expression occurs in any of `names`, or None."""
+    """Identify a file's format by its tensor names.
+
+    `patterns` are pairs (regular expression, format). Returns the format of the first pair with an expression that
+    occurs in a name; None if there is no such pair.
+    """
     names = list(names)
     return next((format for pattern, format in patterns if any(re.search(pattern, name) for name in names)), None)
 
@@ -88,7 +95,7 @@ def _translate(rows: list[tuple[re.Pattern[str], str]], name: str) -> str | None
 
 
 def _pattern(template: str) -> re.Pattern[str]:
-    """The regular expression that matches the names of a template, with a group for each field."""
+    """Return a regular expression that matches the names of a template, with a named group for each field."""
     expression = ""
     for literal, braces in re.findall(r"([^{}]*)(\{[^{}]*\})?", template):
         expression += re.escape(literal)

@@ -11,12 +11,12 @@ from common.errors import UserError
 
 # Keys under which training programs store the moving average of the weights.
 EMA_KEYS = ("model_ema", "state_dict_ema", "ema_model", "ema_state_dict", "ema")
-# Keys that hold the weights in files of training programs: Lightning's state_dict, DeepSpeed's module, and others.
+# Keys under which training programs store the weights, such as Lightning's state_dict and DeepSpeed's module.
 COMMON_WRAPPERS = ("state_dict", "module", "model_state_dict")
-# The prefix of tensor names of a DataParallel or compiled model, which may be the attribute model or net of a
-# LightningModule.
+# The prefix that DataParallel ("module.") and torch.compile ("_orig_mod.") add to tensor names. It may follow the name
+# of the attribute ("model." or "net.") in which a LightningModule keeps the model.
 PREFIX = re.compile(r"^(?:(?:model|net)\.)?(?:module\.|_orig_mod\.)+")
-BESIDE_THE_MODEL = ("criterion",)  # first words of tensors that a LightningModule keeps beside its model
+BESIDE_THE_MODEL = ("criterion",)  # first words of the names of tensors that a LightningModule keeps beside its model
 
 
 def unwrap(
@@ -24,11 +24,15 @@ def unwrap(
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Return a file's tensors, and the keys that are left out: other sets of weights, and values that are no tensors.
 
-    The weights are the values of `content` itself, or of one of its keys, or one level deeper. Of several keys that
-    hold tensors, the first in `wrappers` and COMMON_WRAPPERS is used. Prefixes of DataParallel and torch.compile are
-    removed from the names; so is the name of a LightningModule's attribute, one of `attributes`, if all names begin
-    with it. By default, "model" is not among `attributes`, because in some layouts all names begin with "model."
-    although there is no LightningModule. Raises UserError if there are no weights; its message asks for `expected`.
+    The tensors are looked up under the keys `wrappers` and COMMON_WRAPPERS of `content`; the first of these keys that
+    holds tensors is used. If none does, the tensors in `content` itself are used or, if there are none either, those
+    one level deeper: content[key][key2], where both keys are among the ones above.
+
+    Prefixes of DataParallel and torch.compile are removed from the names. If all names of the model begin with one and
+    the same word of `attributes`, the attribute of a LightningModule, this word is removed, too. By default, "model" is
+    not among `attributes`, because in some layouts all names begin with "model." without a LightningModule.
+
+    Raises UserError if there are no weights; its message asks for `expected`.
     """
     keys = tuple(dict.fromkeys((*wrappers, *COMMON_WRAPPERS)))
     holders = [key for key in keys if _holds_tensors(content.get(key))]
@@ -49,7 +53,7 @@ def unwrap(
 
 
 def _without_attribute(tensors: dict[str, Tensor], attributes: Sequence[str]) -> dict[str, Tensor]:
-    """Remove the first word of all names if it is the same for the whole model and one of `attributes`."""
+    """Remove the first word of all names if it is the same in all names of the model and is one of `attributes`."""
     words = {name.split(".")[0] for name in tensors} - set(BESIDE_THE_MODEL)
     if len(words) != 1 or not words <= set(attributes):
         return tensors
@@ -58,12 +62,12 @@ def _without_attribute(tensors: dict[str, Tensor], attributes: Sequence[str]) ->
 
 
 def select_kind(content: dict[str, Any], kind: str) -> tuple[dict[str, Any], list[str]]:
-    """Select raw or averaged weights (`kind`, the value of weights=) in the content of another program's file.
+    """Select raw or averaged weights in the content of another program's file; `kind` is the value of weights=.
 
     Returns the content and notes for the user. With "ema", the moving average becomes the key "model", and all other
-    weights are removed. With "raw", the average is removed. With "auto", the content stays as it is, so that `unwrap`
-    chooses; a note tells if the file holds both an average and other weights. Raises UserError if the file does not
-    hold the requested kind.
+    weights are removed. With "raw", the average is removed. With "auto", the content stays as it is, and `unwrap`
+    chooses later; if the file holds both an average and other weights, a note says so. Raises UserError if the file
+    does not hold the requested kind.
     """
     averages = [key for key in EMA_KEYS if _holds_tensors(content.get(key))]
     rest = {key: value for key, value in content.items() if key not in averages}
@@ -85,7 +89,7 @@ def select_kind(content: dict[str, Any], kind: str) -> tuple[dict[str, Any], lis
 
 
 def floats(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Convert tensors in fp16 and bf16 to fp32."""
+    """Convert tensors in fp16 and bf16 to fp32; other tensors are returned unchanged."""
     half = (torch.float16, torch.bfloat16)
     return {name: tensor.float() if tensor.dtype in half else tensor for name, tensor in tensors.items()}
 

@@ -1,4 +1,4 @@
-"""Check the values of a checkpoint's weights against the model: kinds of numbers that no training writes, and NaN."""
+"""Check the values of a checkpoint's weights: refuse kinds of numbers that the model does not have, and report NaN."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,10 +12,10 @@ MAX_NAMES = 3
 
 
 def refuse_other_kinds(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Raise UserError if the file holds another kind of numbers (boolean, integer, float, complex) than the model has.
+    """Raise UserError if a tensor has another kind of numbers (boolean, integer, float, complex) than in the model.
 
-    Copying into the model would convert, for example, integers to floats silently. Floats may have any precision, and
-    the model's integers, which are counters, may be stored as any real numbers.
+    Without this check, copying the tensors into the model would silently convert integers to floats, for example.
+    Floats may have any precision. The model's integers are counters; in the file they may be any real numbers.
     """
     for name, ours in model.state_dict().items():
         theirs = tensors.get(name)
@@ -28,7 +28,7 @@ def refuse_other_kinds(model: nn.Module, tensors: Mapping[str, Tensor], path: Pa
 
 
 def non_finite_note(tensors: Mapping[str, Tensor]) -> list[str]:
-    """A sentence with the first names of tensors that hold NaN or infinite values; empty if there are none."""
+    """Return a list with one sentence that names tensors with NaN or infinite values; empty if all are finite."""
     names = [name for name, t in tensors.items() if t.is_floating_point() and not torch.isfinite(t).all()]
     if not names:
         return []

@@ -1,4 +1,8 @@
-"""What a detection loss compares: the outputs of a detector's layers, the objects of a batch, and the matched pairs."""
+"""What a detection loss compares: the outputs of a detector's layers, the objects of a batch, and the matched pairs.
+
+In shapes, L is the number of layers, B of images, R of output rows of an image (Q for queries), K of classes, and T of
+objects in the batch. An output row is one prediction of a layer: logits and a box.
+"""
 
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
@@ -9,21 +13,21 @@ from torch import Tensor
 
 from detr.criterion.boxes import to_xyxy
 
-Classification = Literal["softmax", "sigmoid"]  # softmax over classes and "no object"; sigmoid per class
+Classification = Literal["softmax", "sigmoid"]  # softmax over classes and "no object", or a sigmoid for each class
 Outputs = dict[str, Any]  # one layer's outputs, or those of L layers stacked; see detr/models/query_detector.py
 
 
 class Targets(NamedTuple):
-    """The T objects of a batch, image after image; masks and curves are None if the data have none."""
+    """The T objects of a batch, image after image; `masks` and `curves` are None if the data have none."""
 
     counts: list[int]  # number of objects in each image
     labels: Tensor  # (T,) class indices
     boxes: Tensor  # (T, 4) cxcywh, relative to the width and height of the object's image
     masks: Tensor | None = None  # (T, H, W)
-    curves: Tensor | None = None  # (T, P, 2) x and y, relative to the image
+    curves: Tensor | None = None  # (T, P, 2) x and y of P points, relative to width and height of the image
 
     def padded(self) -> "Targets":
-        """Convert the tensors (T, ...) to (B, N, ...), zero padded; N is the largest number of objects in an image."""
+        """Convert the tensors (T, ...) to zero-padded (B, N, ...); N is the largest number of objects in an image."""
         image = np.repeat(np.arange(len(self.counts)), self.counts)
         position = np.concatenate([np.arange(count) for count in self.counts])
         indices = torch.from_numpy(np.stack((image, position))).to(self.labels.device, non_blocking=True)
@@ -36,7 +40,7 @@ class Targets(NamedTuple):
 
 
 class Matches(NamedTuple):
-    """The M matched pairs of an output row and an object: (M,) int64 tensors on the outputs' device.
+    """The M matched pairs of an output row and an object, as int64 tensors (M,) on the outputs' device.
 
     Pairs are ordered by layer. Every layer has the same number of pairs.
     """
@@ -47,7 +51,7 @@ class Matches(NamedTuple):
     targets: Tensor  # index of the object among the batch's T objects
 
     def repeat(self, layers: int) -> "Matches":
-        """Copy the pairs, which must be those of one layer, to each of `layers` layers."""
+        """Repeat the pairs for each of `layers` layers; the pairs must be those of a single layer."""
         number = torch.arange(layers, device=self.layers.device).repeat_interleave(len(self.layers))
         return Matches(number, *(part.repeat(layers) for part in self[1:]))
 
@@ -60,7 +64,7 @@ class Matches(NamedTuple):
 def unstack_layers(outputs: Outputs | list[Outputs]) -> list[Outputs]:
     """Split a detector's outputs by layer: one dict of tensors (L, B, Q, ...) becomes L dicts of (B, Q, ...).
 
-    A list is returned unchanged. Entries of the dict whose first three dimensions differ from those of `logits` are
+    A list is returned unchanged. Entries of the dict that do not have the first three dimensions of `logits` are
     dropped.
     """
     if isinstance(outputs, list):
@@ -73,7 +77,8 @@ def unstack_layers(outputs: Outputs | list[Outputs]) -> list[Outputs]:
 def group_by_set(layers: Sequence[Outputs]) -> dict[str, list[Outputs]]:
     """Group the outputs of layers by the name of their answer set.
 
-    The name is the entry "set" of a layer's outputs; if there is no such entry, it is "queries".
+    An answer set is a group of output rows that has its own matching and loss, such as "queries" or "hints". Its name
+    is the entry "set" of a layer's outputs, or "queries" if there is no such entry.
     """
     sets: dict[str, list[Outputs]] = {}
     for layer in layers:
@@ -83,9 +88,10 @@ def group_by_set(layers: Sequence[Outputs]) -> dict[str, list[Outputs]]:
 
 
 def stack_layers(layers: Outputs | Sequence[Outputs]) -> Outputs:
-    """Stack the outputs that all L layers share into tensors (L, B, R, ...) in at least fp32.
+    """Stack those outputs that every one of the L layers has into tensors (L, B, R, ...) in at least fp32.
 
-    The mask `real` (B, R) is the same for all layers, so it is not stacked.
+    The mask `real` (B, R), False for padding rows, is the same for all layers, so it is not stacked. Outputs that are
+    stacked already (a dict) are only converted to at least fp32.
     """
     if isinstance(layers, dict):
         return {name: _upcast_half(value) for name, value in layers.items()}
@@ -95,21 +101,21 @@ def stack_layers(layers: Outputs | Sequence[Outputs]) -> Outputs:
 
 
 def stack_last_layer(layers: Outputs | Sequence[Outputs]) -> Outputs:
-    """Return what `stack_layers` returns for the last layer alone, with L = 1."""
+    """Return the result of `stack_layers` for the last layer alone, with L = 1."""
     if isinstance(layers, dict):
         return stack_layers({name: value if name == "real" else value[-1:] for name, value in layers.items()})
     return stack_layers(layers[-1:])
 
 
 def logit_count(classification: Classification, classes: int) -> int:
-    """The number of logits of a query: `classes`, plus one for "no object" with softmax."""
+    """Return the number of logits of a query: `classes` with sigmoid, one more for "no object" with softmax."""
     return classes + 1 if classification == "softmax" else classes
 
 
 def probabilities(classification: Classification, logits: Tensor) -> Tensor:
-    """Convert logits to class probabilities (..., K).
+    """Convert logits to the probabilities (..., K) of the K classes.
 
-    With softmax, the logits are (..., K + 1), of which the last is that of "no object"; with sigmoid, (..., K).
+    With softmax, the logits are (..., K + 1), and the last one is that of "no object". With sigmoid, they are (..., K).
     """
     return logits.softmax(-1)[..., :-1] if classification == "softmax" else logits.sigmoid()
 
@@ -117,8 +123,8 @@ def probabilities(classification: Classification, logits: Tensor) -> Tensor:
 def detections(classification: Classification, outputs: Outputs) -> tuple[Tensor, Tensor, Tensor]:
     """Convert one layer's outputs (B, Q, ...) to detections: scores (B, Q), labels (B, Q) and boxes (B, Q, 4).
 
-    Every query gives one detection, of its most probable class other than "no object", as in the official code.
-    Boxes are xyxy, relative to each image's width and height.
+    Every query gives one detection. Its label is the most probable class other than "no object", as in official DETR,
+    and its score is the probability of this class. Boxes are xyxy, relative to each image's width and height.
     """
     scores, labels = probabilities(classification, outputs["logits"].float()).max(-1)
     return scores, labels, to_xyxy(outputs["boxes_cxcywh"].float())

@@ -1,10 +1,10 @@
-"""Box formats, and the generalised IoU of aligned boxes or of all pairs (Rezatofighi et al. 2019, arXiv 1902.09630)."""
+"""Box formats, and generalised IoU (Rezatofighi et al. 2019, arXiv 1902.09630) of corresponding boxes or all pairs."""
 
 import torch
 from torch import Tensor
 
 # An area of at most this value counts as empty, so that 1 / area and its gradient stay finite in fp32. In relative
-# units it is the area of a box whose sides are a millionth of the image's sides.
+# units, it is the area of a box with sides of a millionth of the image's sides.
 SMALLEST_AREA = 1e-12
 
 
@@ -21,13 +21,13 @@ def to_xyxy(boxes_cxcywh: Tensor) -> Tensor:
 
 
 def giou(a: Tensor, b: Tensor) -> Tensor:
-    """Generalised IoU of aligned boxes, in [-1, 1].
+    """Compute the generalised IoU, in [-1, 1], of each box in `a` with the box at the same index in `b`.
 
     `a` and `b` are (..., 4) xyxy in the same unit and broadcast against each other; the result is (...). NaN inputs
     give NaN, which the trainer's check of the loss reports.
 
-    Differs: both fractions of the formula are 0 when their divisor is an empty area. Two identical boxes without area
-    therefore score 0 with finite gradients, where the reference gives NaN.
+    Differs: A fraction of the formula counts as 0 if its divisor is an empty area. Two identical boxes without area
+    therefore have a generalised IoU of 0 with finite gradients, where official DETR gives NaN.
     """
     ax0, ay0, ax1, ay1 = a.unbind(-1)
     bx0, by0, bx1, by1 = b.unbind(-1)
@@ -40,8 +40,8 @@ def giou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def pairwise_giou(a: Tensor, b: Tensor) -> Tensor:
-    """Generalised IoU of all pairs: (..., N, 4) and (..., M, 4) xyxy -> (..., N, M); see `giou`."""
-    # Store each coordinate contiguously; otherwise every later operation would read memory with a stride of four.
+    """Compute the generalised IoU of all pairs: (..., N, 4) and (..., M, 4) xyxy -> (..., N, M); see `giou`."""
+    # Each coordinate is stored contiguously, because later operations would otherwise read with a stride of four.
     a, b = (boxes.movedim(-1, 0).contiguous().movedim(0, -1) for boxes in (a, b))
     return giou(a[..., :, None, :], b[..., None, :, :])
 

@@ -14,12 +14,12 @@ from detr.criterion.answers import Matches, Outputs, Targets
 from detr.criterion.boxes import pairwise_giou, to_xyxy
 
 NON_FINITE_COST = 1e8  # replaces NaN and infinity; its negative replaces minus infinity
-PADDING_COST = 1e12  # cost of a padding row; higher than every other cost
+PADDING_COST = 1e12  # cost of a padding row, higher than every other cost
 
 
 @dataclass(frozen=True, kw_only=True)
 class MatcherOptions:
-    """Weights of the three matching costs; in the paper they equal the weights of the loss (appendix A.2)."""
+    """Weights of the three matching costs, which in the paper equal the weights of the loss terms (appendix A.2)."""
 
     class_cost: NonNegativeFloat
     box_cost: NonNegativeFloat
@@ -28,13 +28,13 @@ class MatcherOptions:
 
 @dataclass(frozen=True)
 class Cost(ABC):
-    """The cost of matching each query with each object of its image, and its weight in the total."""
+    """One of the costs of matching each query with each object of its image; `weight` is its weight in the total."""
 
     weight: float
 
     @abstractmethod
     def __call__(self, outputs: Outputs, targets: Targets) -> Tensor:
-        """Outputs (L, B, R, ...) and padded targets (B, N, ...) -> unweighted cost (L, B, R, N)."""
+        """Compute the unweighted cost (L, B, R, N) of outputs (L, B, R, ...) and padded targets (B, N, ...)."""
 
 
 class ClassCost(Cost):
@@ -47,9 +47,9 @@ class ClassCost(Cost):
 
 @dataclass(frozen=True)
 class FocalCost(Cost):
-    """The sigmoid focal loss of the object's class with target 1, minus that with target 0.
+    """The sigmoid focal loss of the object's class for the target 1, minus the loss for the target 0.
 
-    Follows the official code of Deformable DETR (Zhu et al. 2020, arXiv 2010.04159), 1e-8 in the logarithms included.
+    Follows the official code of Deformable DETR (Zhu et al. 2020, arXiv 2010.04159), including 1e-8 in the logarithms.
     """
 
     alpha: float
@@ -63,7 +63,7 @@ class FocalCost(Cost):
 
 
 class L1Cost(Cost):
-    """The L1 distance between the predicted box and the object's, both cxcywh relative to the image."""
+    """The L1 distance between the predicted box and the object's box, both cxcywh relative to the image."""
 
     def __call__(self, outputs: Outputs, targets: Targets) -> Tensor:
         """See Cost."""
@@ -72,7 +72,7 @@ class L1Cost(Cost):
 
 
 class GiouCost(Cost):
-    """The negative generalised IoU of the predicted box and the object's."""
+    """The negative generalised IoU of the predicted box and the object's box."""
 
     def __call__(self, outputs: Outputs, targets: Targets) -> Tensor:
         """See Cost."""
@@ -81,7 +81,10 @@ class GiouCost(Cost):
 
 @torch.no_grad()
 def total_cost(costs: Sequence[Cost], outputs: Outputs, targets: Targets) -> Tensor:
-    """The weighted sum of all costs: outputs (L, B, R, ...) and padded targets (B, N, ...) -> (L, B, R, N)."""
+    """Sum the weighted costs: outputs (L, B, R, ...) and padded targets (B, N, ...) -> (L, B, R, N).
+
+    The total cost of a padding row (`real` False in `outputs`) is PADDING_COST.
+    """
     first, *rest = costs
     cost = first.weight * first(outputs, targets)
     for term in rest:
@@ -93,10 +96,10 @@ def total_cost(costs: Sequence[Cost], outputs: Outputs, targets: Targets) -> Ten
 
 @torch.no_grad()
 def match(costs: Sequence[Cost], outputs: Outputs, targets: Targets) -> Matches:
-    """Find the one-to-one assignment of minimum cost for each layer and image.
+    """Find the one-to-one assignment of output rows to objects with the minimum cost, for each layer and image.
 
-    `outputs` are (L, B, R, ...), `targets` (T, ...) with the images concatenated. If an image has more objects than
-    rows, only R of its objects are matched. Costs are copied to the host once, and pairs to the device once.
+    `outputs` are (L, B, R, ...), and `targets` (T, ...) with the images concatenated. If an image has more than R
+    objects, only R of them are matched. Costs are copied to the host once, and pairs to the device once.
     """
     pairs: np.ndarray = np.zeros((4, 0), dtype=np.int64)
     if max(targets.counts, default=0):
@@ -108,12 +111,15 @@ def match(costs: Sequence[Cost], outputs: Outputs, targets: Targets) -> Matches:
 
 
 def _gather_class(values: Tensor, targets: Targets) -> Tensor:
-    """Select the values of each object's class: (L, B, R, K) -> (L, B, R, N)."""
+    """Select from `values` the class of each of the N padded objects of an image: (L, B, R, K) -> (L, B, R, N)."""
     return values.gather(-1, targets.labels[None, :, None].expand(*values.shape[:3], -1))
 
 
 def _assign(cost: np.ndarray, counts: list[int], padded: bool) -> np.ndarray:
-    """Costs (L, B, R, N) -> (4, M): layer, image, query, target of each pair; if `padded`, without padding rows."""
+    """Match by costs (L, B, R, N); returns the layer, image, row and object of each matched pair, (4, M).
+
+    Image i has counts[i] objects. If `padded`, pairs with a padding row are dropped.
+    """
     starts = np.cumsum([0, *counts[:-1]])
     pairs = []
     for layer, layer_cost in enumerate(cost):

@@ -18,9 +18,9 @@ from detr.criterion.terms import L1, Comparison, CrossEntropy, Focal, Giou, Term
 class LossOptions:
     """The weights of the terms, and the choice of the classification loss.
 
-    classification: "softmax": cross-entropy over the classes and "no object"; "sigmoid": a focal loss for each class.
-    no_object: weight of unmatched queries in the cross-entropy, where matched ones have weight 1 (A.4: 0.1).
-    focal_alpha, focal_gamma: alpha and gamma of the focal loss (Lin et al. 2017, arXiv 1708.02002: 0.25 and 2).
+    classification: "softmax" is a cross-entropy over the classes and "no object"; "sigmoid" is a focal loss per class.
+    no_object: weight of unmatched queries in the cross-entropy (0.1 in appendix A.4); matched ones have weight 1.
+    focal_alpha, focal_gamma: alpha and gamma of the focal loss (0.25 and 2 in Lin et al. 2017, arXiv 1708.02002).
     """
 
     class_weight: NonNegativeFloat
@@ -50,9 +50,9 @@ class Criterion:
         ]
 
     def normalisers(self, name: str, counts: Sequence[int], rows: Sequence[int]) -> dict[str, float]:
-        """The divisors of the terms for the answer set `name`, by "set.term".
+        """Return a batch's summand of each term's divisor for the answer set `name`, by keys such as "queries.class".
 
-        For each image, `counts` holds its number of objects and `rows` its number of output rows in one layer.
+        For each image, `counts` holds the number of objects, and `rows` the number of output rows in one layer.
         """
         return {f"{name}.{term.name}": term.normaliser(counts, rows) for term in self.terms}
 
@@ -64,11 +64,12 @@ class Criterion:
         normalisers: Mapping[str, float],
         matches: Matches | None = None,
     ) -> dict[str, Tensor]:
-        """Compute the weighted terms, (L,) each, of the answer set `name`.
+        """Compute the weighted terms of the answer set `name`, each of them (L,).
 
-        `layers` are the outputs of L layers, as a list or stacked. `normalisers` are the sums over all batches of the
-        step. Each layer is matched separately, unless `matches` gives pairs that hold for every layer. Raises UserError
-        when a term has no normaliser.
+        `layers` are the outputs of L layers, as a list or stacked. `normalisers` are the divisors, summed over all
+        batches of the step. Each layer is matched separately; if `matches` is given, its pairs (of one layer) are used
+        for every layer instead. A term is omitted if the outputs lack the entry that it reads. A term of the last layer
+        alone is 0 in the other layers. Raises UserError when a term has no normaliser.
         """
         outputs = stack_layers(layers)
         depth = len(outputs["logits"])  # L
@@ -90,8 +91,8 @@ class Criterion:
 def sum_terms(sets: Mapping[str, Mapping[str, Tensor]]) -> tuple[Tensor, dict[str, Tensor]]:
     """Sum the weighted terms, (L,) each, of all answer sets; returns the total and its detached parts for the log.
 
-    The set "queries" gives a part for each term of the last layer, and the part "auxiliary", the sum of all terms of
-    the earlier layers. Any other set gives one part under its name, the sum of all its terms and layers.
+    The set "queries" gives a part for each term of the last layer. If there are earlier layers, the part "auxiliary" is
+    the sum of their terms. Any other set gives one part under its name, the sum of all its terms and layers.
     """
     totals: list[Tensor] = []
     parts: dict[str, Tensor] = {}

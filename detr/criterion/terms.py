@@ -1,4 +1,7 @@
-"""The terms of a detector's loss: each is a sum over the output rows of a layer, divided by a normaliser."""
+"""The terms of a detector's loss. Each term is a sum over the output rows of a layer, divided by a normaliser.
+
+See answers.py for output rows, and for the letters in shapes.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -14,9 +17,9 @@ from detr.criterion.boxes import giou, to_xyxy
 
 
 class Comparison:
-    """The inputs of a term: the outputs of L layers, the objects, and the M matched pairs.
+    """The inputs of a term: the outputs of L layers, the T objects, and the M matched pairs.
 
-    `answers` caches what it gathers, since several terms read the same output.
+    `answers` caches its results, because several terms read the same output.
     """
 
     def __init__(self, outputs: Outputs, targets: Targets, matches: Matches):
@@ -25,7 +28,7 @@ class Comparison:
 
     @property
     def rows(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The layer, the image and the output row of each pair, (M,) each."""
+        """The indices of layer, image and output row of each pair, (M,) each."""
         return self.matches[:3]
 
     def answers(self, name: str) -> Tensor:
@@ -39,11 +42,11 @@ class Comparison:
         return values[self.matches.targets]
 
     def per_layer(self, values: Tensor) -> Tensor:
-        """Sum the pairs' values layer by layer: (M,) -> (L,)."""
+        """Sum the values of the pairs of each layer: (M,) -> (L,)."""
         return values.new_zeros(len(self.outputs["logits"])).index_add(0, self.matches.layers, values)
 
     def sum_rows(self, values: Tensor) -> Tensor:
-        """Sum the values of all rows of a layer except padding rows: (L, B, R) -> (L,)."""
+        """Sum the values of all rows of each layer, except padding rows: (L, B, R) -> (L,)."""
         return (values if "real" not in self.outputs else values * self.outputs["real"]).sum((1, 2))
 
 
@@ -58,10 +61,13 @@ class Term(ABC):
 
     @abstractmethod
     def __call__(self, comparison: Comparison) -> Tensor:
-        """The unweighted sum over the rows and images of each layer, (L,)."""
+        """Compute the unweighted sum over the rows and images of each layer, (L,)."""
 
     def normaliser(self, counts: Sequence[int], rows: Sequence[int]) -> float:
-        """A batch's summand of the divisor, by default sum(counts); image i has counts[i] objects and rows[i] rows."""
+        """Return a batch's summand of the divisor, by default its number of objects.
+
+        Image i has counts[i] objects and rows[i] output rows in one layer.
+        """
         return float(sum(counts))
 
 
@@ -83,7 +89,10 @@ class CrossEntropy(Term):
         return comparison.sum_rows(nll * class_weights)
 
     def normaliser(self, counts: Sequence[int], rows: Sequence[int]) -> float:
-        """The sum of all rows' weights: with R rows and n objects, min(n, R) rows weigh 1, the rest `no_object`."""
+        """Return the sum of the weights of all rows.
+
+        In an image with R rows and n objects, min(n, R) rows have weight 1, and the others have weight `no_object`.
+        """
         matched = [(min(n, R), R) for n, R in zip(counts, rows, strict=True)]
         return float(sum(n + self.no_object * (R - n) for n, R in matched))
 
@@ -111,7 +120,7 @@ class Focal(Term):
 
 @dataclass(frozen=True)
 class L1(Term):
-    """The L1 distance between the boxes of each pair, cxcywh relative to the image."""
+    """The L1 distance between the predicted box and the object's box of each pair, cxcywh relative to the image."""
 
     name = "box"
     reads = "boxes_cxcywh"
@@ -124,7 +133,7 @@ class L1(Term):
 
 @dataclass(frozen=True)
 class Giou(Term):
-    """One minus the generalised IoU of the boxes of each pair."""
+    """One minus the generalised IoU of the predicted box and the object's box of each pair."""
 
     name = "giou"
     reads = "boxes_cxcywh"

@@ -14,25 +14,26 @@ from pycocotools import mask as rle
 
 from common.errors import UserError
 
-CocoJson = dict[str, Any]  # keys images, categories and, if the images are labelled, annotations
+CocoJson = dict[str, Any]  # has the keys images, categories and, if labelled, annotations
 Annotation = dict[str, Any]
 
-MAX_AREA = 1e10  # square pixels; COCOeval ignores objects above it, the upper bound of its range "all"
-MAX_OUTLINE = 1e6  # length in pixels, and largest coordinate, of a polygon; pycocotools crashes on much larger ones
+MAX_AREA = 1e10  # square pixels; COCOeval's range "all" ends here, so it ignores larger objects
+MAX_OUTLINE = 1e6  # pixels, for a polygon's length and coordinates; pycocotools crashes on much larger ones
 RLE_CODE = re.compile("[0-o]*[0-O]")  # a complete run-length code; pycocotools reads past the end of an incomplete one
-NO_NAME = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")  # \udc80 to \udcff stand for bytes that are not UTF-8
-CROWD_TEXTS = {"0": False, "false": False, "": False, "1": True, "true": True}  # iscrowd as text
+NO_NAME = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")  # \udc80 to \udcff, allowed, stand for bytes that are not UTF-8
+CROWD_TEXTS = {"0": False, "false": False, "": False, "1": True, "true": True}  # values of iscrowd as text
 
 
 def check(
     coco_json: Any, path: Path, labelled: bool = True, read_size: Callable[[str], tuple[int, int]] | None = None
 ) -> CocoJson:
-    """Validate the content of a COCO JSON file, in place; raises UserError, which names the file `path`.
+    """Validate the content of a COCO JSON file and return it; raises UserError that names the file `path`.
 
-    Ids, heights and widths that are written as 64.0 become integers. The ids of annotations occur only in messages, so
-    they may be of any type, repeated or missing. With `labelled` False the file may lack "annotations", as COCO's
-    image_info_test-dev2017.json does. `read_size` returns the (height, width) of an image, given its file_name; it is
-    called for each image whose height or width is missing or 0.
+    The content is modified in place: ids, heights and widths that are written as 64.0 become integers. If the height or
+    width of an image is missing or 0, `read_size` is called with its file_name and returns its (height, width). Without
+    `read_size`, a missing size is an error. The ids of annotations occur only in messages, so they may be of any type,
+    repeated or missing. If `labelled` is False, the file may lack "annotations", as COCO's
+    image_info_test-dev2017.json does.
     """
     unlabelled = not labelled and isinstance(coco_json, dict) and "annotations" not in coco_json
     for key in ("images", "categories") if unlabelled else ("images", "annotations", "categories"):
@@ -66,12 +67,12 @@ def check(
 
 
 def categories(coco_json: CocoJson) -> list[dict[str, Any]]:
-    """The classes of a file as a list of {"id", "name"}, sorted by id; the class index is the position in this list."""
+    """Return the classes of a file as a list of {"id", "name"}, sorted by id; a class's index is its position there."""
     return sorted(({"id": c["id"], "name": c["name"]} for c in coco_json["categories"]), key=lambda c: c["id"])
 
 
 def select(coco_json: CocoJson, ids: Iterable[int]) -> CocoJson:
-    """Select the images `ids` with all their annotations, including crowds and degenerate boxes."""
+    """Return the JSON of the images `ids` alone, with all their annotations, including crowds and degenerate boxes."""
     chosen = set(ids)
     selected = {**coco_json, "images": [image for image in coco_json["images"] if image["id"] in chosen]}
     if "annotations" in coco_json:
@@ -80,11 +81,11 @@ def select(coco_json: CocoJson, ids: Iterable[int]) -> CocoJson:
 
 
 def complete(coco_json: CocoJson) -> CocoJson:
-    """Give each annotation the fields that evaluation needs: `iscrowd` as 0 or 1, and a usable `area`.
+    """Return a copy in which each annotation has what evaluation needs: `iscrowd` as 0 or 1, and `area` as a number.
 
-    A missing area becomes the area of the box. An unusable area (text, NaN, zero, a negative number, more than
-    MAX_AREA) becomes that of the segmentation or, if the segmentation is missing or unreadable, of the box. `coco_json`
-    is not modified.
+    A missing area is replaced by the area of the box. An unusable area (text, NaN, zero, a negative number, more than
+    MAX_AREA) is replaced by the area of the segmentation or, if the segmentation is missing or unreadable, of the box.
+    The area of a box with a side of 0 or less is 0.
     """
     if "annotations" not in coco_json:
         return coco_json
@@ -110,7 +111,10 @@ def has_usable_area(annotation: Annotation) -> bool:
 
 
 def area(annotation: Annotation, height: int | None, width: int | None) -> float:
-    """The area of an annotation's object in square pixels; see `complete`. `height` and `width` are its image's."""
+    """Return the area of an annotation in square pixels, replaced as in `complete`.
+
+    `height` and `width` are those of its image in pixels; if they are None, the segmentation is not used.
+    """
     if has_usable_area(annotation):
         usable: float = annotation["area"]
         return usable
@@ -123,12 +127,12 @@ def area(annotation: Annotation, height: int | None, width: int | None) -> float
 
 
 def name_annotation(annotation: Annotation, position: int) -> str:
-    """The name of an annotation in messages: its id or, if it has none, its position in the file's list."""
+    """Return an annotation's name for messages: its id or, if it has none, its `position` in the file's list."""
     return _show(annotation["id"]) if "id" in annotation else f"at position {position}"
 
 
 def find_id(name: str, categories: Iterable[dict[str, Any]]) -> int | None:
-    """The id of the first category with this name; None if there is none."""
+    """Return the id of the first category with this name; None if there is none."""
     return next((category["id"] for category in categories if category["name"] == name), None)
 
 
@@ -159,7 +163,10 @@ def _check_annotations(coco_json: CocoJson, path: Path) -> None:
 
 
 def _find_fault(annotation: Annotation, listed: dict[str, set[int]]) -> str | None:
-    """The first fault of an annotation, as the predicate of a sentence about it; None if it is valid."""
+    """Return the first fault of an annotation, as the predicate of a sentence about it; None if it is valid.
+
+    `listed` holds the ids that "image_id" and "category_id" may have.
+    """
     for key, verb in (("image_id", "belongs to image"), ("category_id", "has category")):
         id = annotation[key]
         if not _is_id(id):
@@ -174,7 +181,7 @@ def _find_fault(annotation: Annotation, listed: dict[str, set[int]]) -> str | No
 
 
 def _name_fault(entry: dict[str, Any], key: str) -> str | None:
-    """The fault of the name under `key`, as the predicate of a sentence about the entry; None if it is valid."""
+    """Return the fault of the name under `key`, as the predicate of a sentence about the entry; None if it is valid."""
     name = entry.get(key)
     if name is None:
         return f'has no "{key}"; add it'
@@ -210,9 +217,10 @@ def _is_box(value: Any) -> bool:
 
 
 def _read_crowd(value: Any) -> bool | None:
-    """A value of `iscrowd` as a bool: None is False, a number other than 0 is True, a text is looked up in CROWD_TEXTS.
+    """Convert a value of `iscrowd` to a bool.
 
-    Returns None for a text that is not in CROWD_TEXTS, for NaN and for any other type.
+    None is False, a number other than 0 is True, and a text is looked up in CROWD_TEXTS. Returns None for a value that
+    cannot be read: a text that is not in CROWD_TEXTS, NaN, or another type.
     """
     if value is None:
         return False
@@ -222,7 +230,7 @@ def _read_crowd(value: Any) -> bool | None:
 
 
 def _mask_area(segmentation: Any, height: int, width: int) -> float:
-    """The area of a segmentation (polygons or a run-length code) in pixels; 0 if it is missing or unreadable."""
+    """Return the area of a segmentation (polygons or a run-length code) in pixels; 0 if it is missing or unreadable."""
     try:
         if isinstance(segmentation, list):
             polygons = [p for p in segmentation if len(p) >= 6 and _outline(p) < MAX_OUTLINE]  # NaN fails
@@ -232,17 +240,17 @@ def _mask_area(segmentation: Any, height: int, width: int) -> float:
         else:
             code = segmentation if RLE_CODE.fullmatch(segmentation["counts"]) else None
         return float(rle.area(code)) if code else 0.0
-    except Exception:  # pycocotools raises nothing more specific; `area` then uses the box
+    except Exception:  # pycocotools raises no specific type; `area` then uses the box
         return 0.0
 
 
 def _outline(polygon: list[float]) -> float:
-    """The length of a polygon's outline (maximum norm) or, if larger, its largest absolute coordinate; in pixels."""
+    """Return the larger of a polygon's length (in the maximum norm) and its largest absolute coordinate, in pixels."""
     points = np.array(polygon, dtype=np.float64).reshape(-1, 2)
     return float(max(np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum(), np.abs(points).max()))
 
 
 def _show(value: Any) -> str:
-    """A value as JSON, shortened to 60 characters."""
+    """Return a value as JSON, shortened to 60 characters."""
     text = json.dumps(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,4 +1,4 @@
-"""One split of a COCO JSON: its boxes as arrays for training, and the paths of its images."""
+"""Convert one split of a COCO JSON to arrays: its boxes for training, and the file names of its images."""
 
 import os
 import re
@@ -21,19 +21,19 @@ MAX_NAME = 200  # characters of a file name in a message
 class SplitArrays:
     """One split as arrays, with the images in the order of the JSON.
 
-    `boxes` are the training targets: clipped to their image, without crowds and boxes without area. Forked workers
-    share the memory of arrays; they would copy that of Python objects, because reading an object changes its reference
-    count.
+    `boxes` are the training targets: they are clipped to their image, and crowds and boxes without area are left out.
+    Forked workers share the memory of arrays with their parent. Python objects would be copied in each worker, because
+    reading an object changes its reference count.
     """
 
     ids: NDArray[np.int64]  # (N,) image ids
     files: NDArray[np.bytes_]  # (N,) file names in UTF-8, relative to the folder of images
     sizes: NDArray[np.int64]  # (N, 2) height, width
-    starts: NDArray[np.int64]  # (N + 1,) boxes[starts[i] : starts[i + 1]] belong to image i
+    starts: NDArray[np.int64]  # (N + 1,) boxes[starts[i] : starts[i + 1]] are those of image i
     boxes: NDArray[np.float32]  # (T, 4) xyxy in pixels
     labels: NDArray[np.int64]  # (T,) class index
     labelled: bool  # whether the JSON has the key "annotations", even with an empty list
-    notes: list[str]  # on boxes that were clipped or left out, and on fields that were repaired
+    notes: list[str]  # about boxes that were clipped or left out, and fields that were repaired
     doubts: list[str]  # reasons to doubt that the boxes are in COCO's format x, y, width, height
 
 
@@ -58,7 +58,7 @@ def build_arrays(coco_json: CocoJson, classes: list[dict[str, Any]], path: Path)
     clipped = boxes.clip(0, limits).astype(np.float32)
     empty = (clipped[:, 2:] <= clipped[:, :2]).any(axis=1) | (xywh[:, 2:] <= 0).any(axis=1)
     usable = ~crowd & ~empty
-    # COCO's files round coordinates to 0.01 pixels; a box that exceeds its image by no more is not reported.
+    # COCO's files round coordinates to 0.01 pixels, so a box that exceeds its image by this much is not reported.
     exceeds = usable & (np.abs(clipped - boxes) > 0.011).any(axis=1)
     notes = [
         _describe("left out of the targets", "crowd", annotations, crowd),
@@ -81,20 +81,20 @@ def build_arrays(coco_json: CocoJson, classes: list[dict[str, Any]], path: Path)
 
 
 def find_files(arrays: SplitArrays, folder: Path) -> SplitArrays:
-    """Check that the images exist in `folder`, and return the arrays with the names under which they exist.
+    """Check that the images exist in `folder`, and return the arrays with the names that the files have there.
 
-    A name that does not exist is replaced by one that does: with "/" for its backslashes, or in the composed or the
-    decomposed form of Unicode. Raises UserError when an image is missing; the message suggests a remedy.
+    If there is no file of a name, it is looked up with "/" instead of backslashes, and in the composed and decomposed
+    forms of Unicode. Raises UserError when an image is missing; the message suggests a remedy.
     """
     if not folder.is_dir():
         raise UserError(f"The folder of images {folder} does not exist; correct its path.")
     names = [decode(name) for name in arrays.files]
-    # Listing each folder once is fast; on a network drive, 100,000 calls of `exists` are slow.
+    # Each folder is listed once, because 100,000 calls of `exists` are slow on a network drive.
     parents = {os.path.dirname(name) for name in names}
     present = {os.path.join(p, f) for p in parents if os.path.isdir(folder / p) for f in os.listdir(folder / p)}
     missing, renamed = [], {}
     for index, name in enumerate(names):
-        if name in present or os.path.exists(folder / name):  # False for a name that is too long
+        if name in present or os.path.exists(folder / name):  # `exists` is False for a name that is too long
             continue
         alike = (name.replace("\\", "/"), *(unicodedata.normalize(form, name) for form in ("NFC", "NFD")))
         existing = next((other for other in alike if other != name and os.path.exists(folder / other)), None)
@@ -119,12 +119,13 @@ def decode(name: bytes) -> str:
 
 
 def _encode(name: str) -> bytes:
-    # In Python's file names and in JSON written by Python, lone surrogates stand for bytes that are not UTF-8.
+    # In file names as Python reads them, and so in JSON written by Python, lone surrogates stand for bytes that are not
+    # UTF-8.
     return name.encode("utf-8", "surrogateescape")
 
 
 def _remedy(name: str, folder: Path) -> str:
-    """A remedy for the missing image `name`, as the end of a sentence."""
+    """Return a remedy for the missing image `name`, as the end of a sentence."""
     base = re.split(r"[\\/]", name)[-1]
     if re.match(r"\w+://", name):
         return f"its file_name is a URL: download the images to {folder} and give their names there"
@@ -153,7 +154,7 @@ def _check_categories(coco_json: CocoJson, classes: list[dict[str, Any]], path: 
 
 
 def _describe_repairs(annotations: list[Annotation], sizes: NDArray[np.int64]) -> list[str]:
-    """Notes on fields that were repaired; sizes: (T, 2), height and width of each annotation's image."""
+    """Return notes on fields that were repaired; `sizes` (T, 2) holds height and width of each annotation's image."""
     text = np.array([isinstance(a.get("iscrowd"), str) for a in annotations], dtype=bool)
     stated = np.array([has_usable_area(a) or a.get("area") is None for a in annotations], dtype=bool)
     computed = np.zeros(len(annotations), dtype=bool)
@@ -168,11 +169,11 @@ def _describe_repairs(annotations: list[Annotation], sizes: NDArray[np.int64]) -
 
 
 def _doubt_format(xywh: NDArray[np.float64], limits: NDArray[np.int64]) -> list[str]:
-    """A warning if boxes (T, 4), which are read as x, y, width, height, look normalised or like corners (xyxy).
+    """Return a warning if boxes (T, 4), read as x, y, width, height in pixels, look relative or like corners (xyxy).
 
-    limits: (T, 4), width, height, width, height of each box's image. The boxes look like corners if all of them, read
-    as corners, have an area and lie in their image, while a tenth of them, read as x, y, width, height, extend beyond
-    it by more than a pixel.
+    `limits` (T, 4) holds width, height, width, height of each box's image. The boxes look relative to the image size if
+    no coordinate exceeds 1. They look like corners if two conditions hold: read as corners, all boxes have an area and
+    lie in their image; read as x, y, width, height, at least a tenth of them extend beyond it by more than a pixel.
     """
     if not len(xywh):
         return []
@@ -188,7 +189,7 @@ def _doubt_format(xywh: NDArray[np.float64], limits: NDArray[np.int64]) -> list[
 
 
 def _describe(action: str, subject: str, annotations: list[Annotation], chosen: NDArray[np.bool_]) -> str:
-    """A note with the number of annotations that are `chosen`, and the first three; empty if none is chosen."""
+    """Return a note with the number of annotations that are `chosen`, and the first three; empty if none is chosen."""
     positions = np.flatnonzero(chosen).tolist()
     if not positions:
         return ""

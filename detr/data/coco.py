@@ -1,4 +1,4 @@
-"""Detection data in COCO's format (Lin et al. 2014, arXiv:1405.0312), in the official layout or with any paths."""
+"""Detection data in COCO's format (Lin et al. 2014, arXiv:1405.0312), in a known folder layout or with any paths."""
 
 import json
 from collections.abc import Sequence
@@ -24,13 +24,13 @@ from detr.data.header_sizes import HeaderSizes
 from detr.data.layouts import LAYOUTS, Layout, find_layout
 from detr.data.transforms import Augmentation, as_bounding_boxes, augment
 
-COCO_2017_VAL_COUNT = 2000  # images of train2017 that select the checkpoint
-VAL_SHARE = 0.1  # of the images of train in any other set
+COCO_2017_VAL_COUNT = 2000  # images of train2017 that are cut as val, which selects the best checkpoint
+VAL_SHARE = 0.1  # share of train's images that is cut as val in any other data set
 
 
 @dataclass(frozen=True, kw_only=True)
 class Files:
-    """The paths of one split; give both or neither."""
+    """The paths of one split. Both are given, or both are None."""
 
     images: str | None  # folder that holds the files named by "file_name" in the JSON
     annotations: str | None  # COCO instances JSON
@@ -40,32 +40,34 @@ class Files:
 class Coco:
     """A detection data set in COCO's format, with any set of category ids.
 
-    `root` has one of the layouts of `detr.data.layouts`. COCO 2017 has no published labelled test set, so val2017
-    serves as `test`. A split with paths of its own does not use `root`. A val without files is cut from train. So is a
-    test without files if `test_share` is set and train is that of `root`. Neither cut depends on the run's seed. The
-    classes are the categories of the train JSON, sorted by id.
+    The files of a split are those at the split's own paths if they are given, and otherwise those in `root`. For COCO
+    2017, val2017 serves as `test`, because no labelled test set is published. If val has no files, it is cut from
+    train. If test has no files, it is cut from train if `test_share` is above 0 and the files of train are in `root`.
+    Neither cut depends on the run's seed. The classes are the categories of the train JSON, sorted by id.
 
-    Crowds and boxes without area are no targets, and target boxes are clipped to the image; `summary` counts both. The
-    ground truth for evaluation keeps every annotation. The constructor opens no file; an invalid file raises UserError
-    when its split is first used.
+    Training targets are the boxes clipped to their image, without crowds and boxes without area; `summary` counts what
+    was clipped or left out. The ground truth for evaluation keeps every annotation. The constructor opens no file. An
+    invalid file raises UserError when its split is first used.
 
     Args:
-        root: folder in one of the layouts, or None.
-        train: the split for training.
-        val: the split that selects the checkpoint.
-        test: the split for the reported numbers.
-        val_count: number of images to cut from train as val if val has no files; 0 = no val, None = by `val_share`.
+        root: folder in one of the layouts of `detr.data.layouts`; None if the splits have paths of their own.
+        train: paths of the split for training.
+        val: paths of the split that selects the best checkpoint.
+        test: paths of the split for the reported metrics.
+        val_count: number of images to cut from train as val, at random, if val has no files. 0 means no val; with None,
+            `val_share` decides.
         batch_size: images in one optimizer step.
-        augmentation: sizes, flips and crops.
-        pad_to: the height and width of a batch are padded to multiples of this, so that a compiled model meets fewer
-            shapes and is recompiled less often; padding changes outputs only with model.official_padding.
-        cache: keep decoded images in the memory of each worker, for small sets.
-        exif: whether images are turned upright by their EXIF tags: "apply", "ignore", or "auto", which turns an image
-            only if the JSON has the size of the upright and not of the stored image; see
-            `common.data.images.read_image`.
-        val_share: share of the images of train to cut as val, by a hash of their names, unless `val_count` is given;
-            None = 2,000 images of COCO 2017, and a tenth of any other set.
-        test_share: share of the images of `root`'s train to cut as test, in the same way, if test has no files.
+        augmentation: options of resizing, flips and crops.
+        pad_to: the height and width of a batch are padded to multiples of this number of pixels. A compiled model then
+            sees fewer shapes and is recompiled less often. Padding changes outputs only with model.official_padding.
+        cache: whether each worker keeps decoded images in memory, for small data sets.
+        exif: whether images are turned upright by their EXIF tags: "apply" (always), "ignore" (never) or "auto". With
+            "auto", an image is turned only if the JSON has the size of the upright image and the stored image has
+            another size; see `common.data.images.read_image`.
+        val_share: share of train's images to cut as val, by a hash of their names, if val has no files and `val_count`
+            is None. If both are None, val gets 2,000 images of COCO 2017 at random, or a tenth of any other set.
+        test_share: share of train's images to cut as test, by a hash of their names, if test has no files and train is
+            in `root`.
     """
 
     layouts: ClassVar[str] = LAYOUTS  # of `root`, for messages
@@ -79,7 +81,7 @@ class Coco:
     augmentation: Augmentation
     pad_to: Annotated[int, Range(low=1, high=4096)]
     cache: bool
-    exif: Exif = "auto"  # has a default, since users' yaml files and subclasses may be older than these keys
+    exif: Exif = "auto"  # this and the next keys have defaults, because users' older files lack them
     val_share: Share | None = None
     test_share: Share = 0.0
 
@@ -91,25 +93,25 @@ class Coco:
         self._arrays_by_split: dict[str, SplitArrays] = {}
         self._categories: list[dict[str, Any]] = []
         self._ground_truths: dict[str, bytes] = {}
-        self._size_notes: dict[Split, list[str]] = {}  # by the split whose files were read
+        self._size_notes: dict[Split, list[str]] = {}  # by the split that has the files
         self._decoded: dict[tuple[str, int], Tensor] = {}
 
     def count(self, split: Split) -> int:
-        """Number of images in `split`; 0 if there is no such split."""
+        """Return the number of images in `split`; 0 if there is no such split."""
         return len(self._arrays(split).ids) if self._has_split(split) else 0
 
     def cost(self, split: Split) -> Sequence[int]:
-        """The cost of each image, always 1."""
+        """Return the cost of each image, which is 1."""
         return [1] * self.count(split)
 
     def categories(self) -> list[dict[str, Any]]:
-        """The classes as {"id", "name"}, in the order of class indices."""
+        """Return the classes as {"id", "name"}, in the order of class indices."""
         if not self._categories:
             self.prepare()
-            # A machine for evaluation may hold only val2017; without the train JSON, that of another split is read.
+            # A machine for evaluation may hold only val2017. If the train JSON is missing, another split's is read.
             split: Split = next(filter(self._has_labels, SPLITS), "train")
             path = self._required_files(split)[1]
-            unread = (1, 1)  # no size of an image is used here
+            unread = (1, 1)  # stands for sizes, which are not used here
             coco_json = annotations.check(
                 self.read_annotations(split), path, labelled=False, read_size=lambda _: unread
             )
@@ -117,9 +119,10 @@ class Coco:
         return self._categories
 
     def ground_truth(self, split: Split) -> dict[str, Any]:
-        """The COCO JSON of this split's images, with crowds and degenerate boxes.
+        """Return the COCO JSON of this split's images, including crowds and degenerate boxes.
 
-        Each annotation has a usable `area` and `iscrowd`. There is no key "annotations" if the JSON of `test` has none.
+        Each annotation has `iscrowd` and `area` as set by `annotations.complete`. The key "annotations" is missing if
+        the JSON of `test` lacks it.
         """
         if split not in self._ground_truths:
             ids = self._arrays(split).ids.tolist()
@@ -130,11 +133,11 @@ class Coco:
         return truth
 
     def sample(self, split: Split, index: int, generator: torch.Generator | None) -> dict[str, Any]:
-        """One image with its targets, augmented at random by `generator`; with None, only resized as in evaluation.
+        """Return one image with its targets, augmented at random by `generator`; if that is None, only resized.
 
-        Returns id, file, image uint8 (3, h, w), original_size (H, W) of the file, boxes float32 (n, 4) xyxy in pixels
-        of the returned image, labels int64 (n,) class indices. Raises UserError when the image cannot be decoded or
-        its size differs from that in the JSON.
+        The dict has the keys id; file; image, uint8 (3, h, w); original_size, (H, W) before resizing; boxes, float32
+        (n, 4) xyxy in pixels of the returned image; and labels, int64 (n,) class indices. Raises UserError when the
+        image cannot be decoded or its size differs from that in the JSON.
         """
         arrays, file = self._arrays(split), self._file(split, index)
         height, width = arrays.sizes[index].tolist()
@@ -148,17 +151,17 @@ class Coco:
         return self._make_sample(int(arrays.ids[index]), file, image, boxes, labels, generator)
 
     def where(self, split: Split, index: int) -> str:
-        """The path of an image, for messages."""
+        """Return the path of an image, for messages."""
         return str(self._file(split, index))
 
     def fingerprint(self, split: Split) -> dict[str, str]:
-        """Digests of the JSON's content, and of the names and lengths in bytes of the image files."""
+        """Return two digests: of the bytes of the JSON file, and of the image files' names and lengths in bytes."""
         folder = self._required_files(split)[0]
         images = fingerprints.digest_files(folder, self._arrays(split).files)
         return {"annotations": self.digest_annotations(split), "images": images}
 
     def view(self, image: Tensor, file: Path) -> dict[str, Any]:
-        """Make a sample without targets, with id 0, from a user's image uint8 (3, H, W), resized as in evaluation."""
+        """Make a sample from a user's image uint8 (3, H, W), resized as in evaluation, with id 0 and no targets."""
         return self._make_sample(0, file, image, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), None)
 
     def _make_sample(
@@ -184,11 +187,12 @@ class Coco:
         }
 
     def collate(self, samples: list[dict[str, Any]]) -> Batch:
-        """Collate samples; images are padded with zeros at the bottom and right to one size, multiples of `pad_to`.
+        """Collate samples; images are padded with zeros at the bottom and right to a common size.
 
-        Returns ids, files, images uint8 (B, 3, H, W), sizes (B, 2) without padding, original_sizes (B, 2), boxes
-        (T, 4) and labels (T,) of all images concatenated, counts (the number of boxes of each image), and padded, a
-        bool: whether any image has padding.
+        The common height H and width W are multiples of `pad_to`. The dict has the keys ids; files; images, uint8
+        (B, 3, H, W); sizes, (B, 2) heights and widths without padding; original_sizes, (B, 2) before resizing; boxes,
+        (T, 4) xyxy in pixels, and labels, (T,), of all images concatenated; counts, the number of boxes of each image;
+        and padded, whether any image has padding.
         """
         sizes = torch.tensor([sample["image"].shape[1:] for sample in samples])  # (B, 2)
         height, width = (-(-length // self.pad_to) * self.pad_to for length in sizes.amax(dim=0).tolist())
@@ -210,7 +214,7 @@ class Coco:
         }
 
     def summary(self) -> list[str]:
-        """Lines for the start of a run: the classes, and for each split its images, boxes and notes."""
+        """Return lines for the start of a run: the classes, and the images, boxes and notes of each split."""
         splits = filter(self._has_split, SPLITS)
         names = [category["name"] for category in self.categories()]
         of_splits = [line for s in splits for line in self.split_summary(s) if line not in self._repeated_lines(s)]
@@ -218,14 +222,14 @@ class Coco:
         return [*root, f"{len(names)} classes", names_line(names), *of_splits]
 
     def _repeated_lines(self, split: Split) -> set[str]:
-        """The lines on how the files of train were read, if `split` is cut from it."""
+        """Return the lines on `split` that `summary` omits: if it is cut from train, train has the same file notes."""
         return {f"{split}: {note}" for note in self._all_file_notes(split)} if self._is_cut(split) else set()
 
     def _all_file_notes(self, split: Split) -> list[str]:
         return [*self.file_notes(split), *self._size_notes.get(self._owner(split), [])]
 
     def split_summary(self, split: Split) -> list[str]:
-        """The lines of `summary` on one split."""
+        """Return the lines of `summary` on one split."""
         arrays = self._arrays(split)
         boxes = f"{len(arrays.labels)} boxes" if arrays.labelled else "no annotations (there will be no numbers)"
         lines = [f"{len(arrays.ids)} images, {boxes} of {self._required_files(split)[1]}", *arrays.notes]
@@ -240,39 +244,42 @@ class Coco:
         return [f"{split}: {line}" for line in lines]
 
     def advice(self, split: Split) -> list[str]:
-        """Warnings about the annotations of `split`, one sentence each; none if there is no such split."""
+        """Return warnings about the annotations of `split`, one sentence each; none if there is no such split."""
         if not self._has_split(split) or not self._arrays(split).labelled:
             return []
         return [f"{split}: {doubt}." for doubt in notes.doubts(split, self._arrays(split))]
 
     def query_advice(self, split: Split, queries: int) -> list[str]:
-        """A warning if images of `split` have more objects than a detector has queries."""
+        """Return a warning if images of `split` have more objects than a detector has queries; otherwise nothing."""
         if not self._has_split(split):
             return []
         warnings = notes.more_objects_than_queries(self._arrays(split), queries, partial(self._file, split))
         return [f"{split}: {warning}." for warning in warnings]
 
     def prepare(self) -> None:
-        """Called before a file is opened; a subclass may generate the files here."""
+        """Do nothing; a subclass may generate its files here. This is called before a file is opened."""
 
     def find_layout(self, root: Path) -> Layout:
-        """Find the files of the splits in `root`; a subclass with another format overrides this and the next three."""
+        """Find the files of the splits in `root`.
+
+        A subclass for another format overrides this method, `read_annotations`, `digest_annotations` and `file_notes`.
+        """
         return find_layout(root)
 
     def read_annotations(self, split: Split) -> Any:
-        """Read the COCO JSON of the files of `split`, not checked yet."""
+        """Read the COCO JSON of `split` without checking it."""
         return read_json(self._required_files(split)[1])
 
     def digest_annotations(self, split: Split) -> str:
-        """The digest of the annotations of `split`."""
+        """Return the digest of the annotations of `split`."""
         return fingerprints.digest_file(self._required_files(split)[1])
 
     def file_notes(self, split: Split) -> list[str]:
-        """How the files of `split` were read, and what was left out, for the summary."""
+        """Return lines for the summary on how the files of `split` were read and what was left out; none for COCO."""
         return []
 
     def _split_files(self, split: Split) -> tuple[Path, Path] | None:
-        """The folder of images and the JSON of a split, or None."""
+        """Return the folder of images and the JSON of a split, which are train's if it is cut; None without files."""
         files = {"train": self.train, "val": self.val, "test": self.test}[split]
         if files.images is not None and files.annotations is not None:
             return Path(files.images), Path(files.annotations)
@@ -286,7 +293,7 @@ class Coco:
         return self.find_layout(Path(self.root))
 
     def _uses_root(self) -> bool:
-        """Whether train or test are those of `root`."""
+        """Whether train or test is looked up in `root`, because it has no paths of its own."""
         return self.root is not None and (self.train.images is None or self.test.images is None)
 
     def _is_cut(self, split: Split) -> bool:
@@ -300,7 +307,7 @@ class Coco:
         return self.test_share > 0 and self.root is not None and self.train.images is None
 
     def _val_count(self) -> int | None:
-        """The number of images to cut from train as val; None if it follows from `_val_share`."""
+        """Return the number of images to cut from train as val; None if `_val_share` decides."""
         if self.val_count is not None:
             return self.val_count
         if self.val_share is not None:
@@ -329,7 +336,7 @@ class Coco:
         return files is not None and files[1].exists()
 
     def _owner(self, split: Split) -> Split:
-        """The split from whose files `split` is read."""
+        """Return the split that has the files of `split`: train if `split` is cut from it."""
         return "train" if self._is_cut(split) else split
 
     def _required_files(self, split: Split) -> tuple[Path, Path]:
@@ -369,7 +376,7 @@ class Coco:
         return self._arrays_by_split[split]
 
     def _load(self, split: Split) -> annotations.CocoJson:
-        """Read the JSON of `split`. That of `test` may lack annotations, since a server can evaluate the results."""
+        """Read and check the JSON of `split`. That of `test` may lack annotations, for evaluation on a server."""
         folder, path = self._required_files(split)
         sizes = HeaderSizes(annotations=path, folder=folder, exif=self.exif)
         labelled = split != "test" or self._is_cut("test")
