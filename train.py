@@ -46,8 +46,8 @@ def train(config: dict[str, Any], run_dir: Path | None) -> float | None:
             state_file = folder / "task.json"  # the task's state, such as class names or tokenizers
             resumes = config["resume"] == "auto" and any(folder.glob("checkpoints/st*_*.pt"))
             task_state = read_record(state_file) if state_file.exists() else {}  # runs of the first version lack it
-            # Rank 0 decides for all ranks. In a resumed run, only rank 0 has read from the run's folder the precision
-            # that `auto` resolved to at the start, and how val and test were cut from train; both are kept.
+            # Rank 0 decides for all ranks. A resumed run keeps the precision that trainer.precision=auto resolved to at
+            # its start, and the way in which val and test were cut. Only rank 0 has read these from the run's folder.
             precision = device.resolve_precision(config["trainer"]["precision"], local_device)
             config["trainer"]["precision"], config["data"] = distributed.broadcast((precision, config["data"]))
             parts = assembly.assemble(config, resumed_state=task_state if resumes else None)

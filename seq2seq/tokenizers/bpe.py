@@ -1,11 +1,11 @@
-"""Byte-pair encoding (Sennrich et al. 2016, arXiv:1508.07909), learned from the training text by package `tokenizers`.
+"""Byte-pair encoding (Sennrich et al. 2016, arXiv:1508.07909), computed by the package `tokenizers`.
 
-Merges start from bytes (Radford et al. 2019, GPT-2) or from characters including the space, as in SentencePiece (Kudo
-and Richardson 2018, arXiv:1808.06226). With either, `decode(encode(text)) == text`, unless an option makes encoding
-lossy (see `Tokenizer`).
+A tokenizer is trained on a run's training text. Merges start from bytes (Radford et al. 2019, GPT-2) or from characters
+including the space, as in SentencePiece (Kudo and Richardson 2018, arXiv:1808.06226). In both cases,
+`decode(encode(text)) == text`, unless an option makes encoding lossy (see `Tokenizer`).
 
-Differs: SentencePiece replaces each space by U+2581, so a U+2581 in the text is decoded as a space. This file keeps
-spaces.
+Differs: SentencePiece replaces each space by U+2581, so that a U+2581 in the text is decoded as a space. This file
+keeps spaces.
 """
 
 import itertools
@@ -48,11 +48,11 @@ class TokenizerOptions:
     pieces: the units from which merges start: "bytes" (all 256, so that no text is unknown) or "characters" (those of
         the training text).
     vocabulary: number of entries, including the 4 special ones and all single bytes or characters. If `joint` is false,
-        each language has this number.
+        each language has a vocabulary of this size.
     joint: whether both languages share one vocabulary; tied embeddings require it.
     single_digits: whether each digit is a separate token, which contains no other digit and no space.
-    coverage: used with pieces=characters: the fraction of the training text, counted in characters, whose characters
-        get an entry each. The rarest characters get none. 1.0 = every character of the training text has an entry.
+    coverage: used with pieces=characters: the fraction of the training text that must consist of characters with an
+        entry. The rarest characters get none. 1.0 = every character of the training text has an entry.
     byte_fallback: used with pieces=characters: whether a character without an entry is encoded as its UTF-8 bytes,
         which take 256 entries. Otherwise, it is encoded as <unk>.
     normalization: Unicode form to which text is converted first: "nfc" composes letters with their marks, "nfkc" also
@@ -184,7 +184,7 @@ class Tokenizer:
     def restore(cls, state: str) -> "Tokenizer":
         """Rebuild a tokenizer from a text that `state` returned.
 
-        Raises UserError for any other text, such as a state in which the regular expression was altered.
+        Raises UserError for any other text, such as a state whose regular expression for splitting was altered.
         """
         try:
             content = json.loads(state)
@@ -266,9 +266,9 @@ def _check_vocabulary(options: TokenizerOptions, alphabet_count: int, which: str
 def _untrained_tokenizer(options: TokenizerOptions) -> tokenizers.Tokenizer:
     """Make a tokenizer without entries. It splits text into parts, and merges never cross the border of two parts.
 
-    A part is a run of letters with their marks, of digits, of other signs, or of spaces. The first three kinds include
-    one space before the run. Each private-use symbol is a separate part. With `single_digits`, each digit is a separate
-    part without a space.
+    A part is a run of letters with their marks, of digits, of other signs, or of spaces. A part of the first three
+    kinds includes one preceding space. Each private-use symbol is a separate part. With `single_digits`, each digit is
+    a separate part without a space.
     """
     number = r"\p{N}" if options.single_digits else r" ?\p{N}+"
     words = rf" ?[\p{{L}}\p{{M}}]+|{number}|[{PRIVATE_USE}]| ?[^\s\p{{L}}\p{{M}}\p{{N}}{PRIVATE_USE}]+|\s+(?!\S)|\s+"
@@ -283,8 +283,8 @@ def _untrained_tokenizer(options: TokenizerOptions) -> tokenizers.Tokenizer:
 def _rebuild(stored: dict[str, Any], options: TokenizerOptions) -> tokenizers.Tokenizer:
     """Rebuild a stored tokenizer of the library from its entries and merges.
 
-    Raises ValueError if another stored setting differs from that of a tokenizer with these `options`, or if the ids
-    have gaps or do not begin with the special entries.
+    Raises ValueError if any other stored setting is not the one that follows from `options`, or if the ids have gaps or
+    do not begin with the special entries.
     """
     bpe = _untrained_tokenizer(options)
     ours = json.loads(bpe.to_str())
@@ -310,7 +310,7 @@ def _without_special_text(bpe: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
 
 
 def _byte_level() -> dict[str, int]:
-    """Map each character that stands for a byte in the library's byte-level entries to this byte.
+    """Return the byte that each character in the library's byte-level entries stands for.
 
     A printable Latin-1 character stands for its own code. U+0100, U+0101 and so on stand for the other bytes, in order.
     """

@@ -1,4 +1,4 @@
-"""The tokenizers of Marian's published translation models: SentencePiece unigram models, and tables of their ids.
+"""The tokenizers of Marian's published models: SentencePiece unigram models, and tables with the ids of their pieces.
 
 SentencePiece: Kudo and Richardson 2018 (arXiv 1808.06226). Unigram model: Kudo 2018 (arXiv 1804.10959). The package
 `sentencepiece` is needed only to read .spm files when a model is imported. After that, the checkpoint contains

@@ -1,8 +1,8 @@
 """Read parallel text from two files line by line, or from one file with tab-separated columns.
 
 Files are in UTF-8, plain or compressed. A line ends with a line feed, with or without a carriage return before it.
-Unicode's other separators of lines (U+2028, U+0085, ...) are part of the sentence. `wc -l` counts lines in the same
-way, and so do corpora that are aligned line by line.
+Unicode's other line separators (U+2028, U+0085, ...) are part of the sentence, as they are for `wc -l` and in corpora
+that are aligned line by line.
 """
 
 import importlib
@@ -125,9 +125,9 @@ def read_tabbed(path: Path) -> tuple[Lines, Lines, list[str]]:
     Returns the source lines, the target lines, and notes on what was not read. Blank lines at the end are left out. If
     every line has the same number of columns, three or more, the first two columns are read.
 
-    Raises UserError for a file that cannot be read, for a line without a tab or with more or fewer columns than the
-    first line, and if one of the first two of several columns has only numbers, since the sentences are then in other
-    columns.
+    Raises UserError for a file that cannot be read, and for a line without a tab or with another number of columns than
+    the first line. It is also raised if there are three or more columns and one of the first two has only numbers,
+    since the sentences are then in other columns.
     """
     lines = read_lines(path)
     count = len(lines)

@@ -60,8 +60,8 @@ class Augmentation:
     operations: number of operations that "rand" applies to a view, from 0 to 4 (N in the paper).
     magnitude: strength of these operations, from 0 to 30 (M in the paper).
     erase: probability of erasing a random rectangle, that is, setting it to the mean colour.
-    mixup: alpha of the distribution Beta(alpha, alpha) of mixup's shares; 0 = no mixup.
-    cutmix: alpha of the distribution Beta(alpha, alpha) of CutMix's shares; 0 = no CutMix.
+    mixup: alpha of Beta(alpha, alpha), from which mixup samples the share of the image (against its partner); 0 = off.
+    cutmix: alpha of Beta(alpha, alpha), from which CutMix samples the share of the image; 0 = off.
     cutmix_share: probability that an image to be mixed is mixed by CutMix; used if neither `mixup` nor `cutmix` is 0.
     mix: probability that an image is mixed with a partner, by either method.
     repeats: number of views of each image in an optimizer step.
@@ -246,7 +246,7 @@ def model_inputs(
     """Normalise views, and in training also erase and mix them: uint8 (N, C, H, W) -> fp32 (B, C, H, W).
 
     `uniforms` (N, UNIFORMS_PER_VIEW) are the random numbers of the views; None = evaluation, without erasing and
-    mixing. N is B unless the augmentation mixes. If it does, N is 2B, and view B + b is the partner of view b.
+    mixing. N is B unless the augmentation mixes images. If it does, N is 2B, and view B + b is the partner of view b.
     """
     images = normalise(images, mean, std)
     if uniforms is None:

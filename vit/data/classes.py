@@ -1,4 +1,4 @@
-"""Sort the classes of an image folder, whose names are those of its sub-folders."""
+"""Sort the classes of an image folder, which has one sub-folder for each class with the class's name."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -45,9 +45,10 @@ def order_notes(names: Sequence[str]) -> list[str]:
 
 
 def _natural_key(name: str) -> tuple[list[tuple[int, str]], str]:
-    """Return the key for natural order: the parts of a name, of which numbers are compared by value, then the name.
+    """Return a key for sorting names by the numbers in them.
 
-    The name itself decides if all parts are equal, as for 1 and 01.
+    The key has the parts of the name, with numbers compared by value, and then the name itself, which decides between
+    names such as 1 and 01.
     """
     parts = re.split(r"([0-9]+)", name)  # text and numbers alternate
     return [(int(part), "") if i % 2 else (-1, part) for i, part in enumerate(parts)], name

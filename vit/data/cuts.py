@@ -13,7 +13,7 @@ from common.types import Split
 from vit.data.listing import Listing
 
 VAL_SHARE = 0.1
-LARGE_SET, LARGE_VAL_COUNT = 100_000, 10_000  # images; a larger val would not select a better checkpoint
+LARGE_SET, LARGE_VAL_COUNT = 100_000, 10_000  # numbers of images; a larger val would not select a better checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,7 +37,7 @@ class ImageFolder:
     """A classification data set of image files, each in the folder of its class.
 
     The folder `root` holds train/, val/ and test/, and each of these holds one folder for each class. Or `root` holds
-    the class folders directly, and all images belong to train. `vit.data.layouts` lists other names of the split
+    the class folders directly and is then itself the folder of train. `vit.data.layouts` lists other names of the split
     folders and explains how ambiguous folders are read. A class folder holds images at any depth. Hidden files and
     files without an image's ending are ignored. The classes are the folders of train, sorted by name.
 
@@ -148,8 +148,9 @@ class ImageFolder:
     def classes(self) -> list[str]:
         """Return the names of the classes, by index.
 
-        They are the names of train's folders. If train is missing, as on a machine that only evaluates, they are the
-        names of the folders of val and test, or the names passed to `set_learnt_classes` if those include them all.
+        They are the names of the class folders of train. If train is missing, as on a machine that only evaluates, they
+        are those of val and test. But if all of these are among the names passed to `set_learnt_classes`, the latter
+        are returned.
         """
         if not self._classes:
             folders = [folder for folder in self._folders.values() if folder.is_dir()]
@@ -172,7 +173,7 @@ class ImageFolder:
         self._learnt, self._classes, self._listings = list(names), [], {}
 
     def sample(self, split: Split, index: int, generator: torch.Generator | None) -> dict[str, Any]:
-        """Read one image and augment it with `generator`. If this is None, the image is viewed as in evaluation.
+        """Read one image. It is augmented at random with `generator`; with None, it is viewed as in evaluation.
 
         Returns `id` (the file's path within the split), `file`, `label` and `views`, a list of uint8 (3, H, W). With a
         generator, the sample also has `uniforms` (views, UNIFORMS_PER_VIEW), the random numbers of each view. If the
@@ -265,7 +266,7 @@ class ImageFolder:
     def summary(self) -> list[str]:
         """Return lines on how `root` was read, on the number and names of classes, and on the images of each split."""
         lines = [*self._layout.notes, f"{len(self.classes())} classes", names_line(self.classes())]
-        if not all(name.isdecimal() for name in self.classes()):  # if all are numbers, `advice` warns
+        if not all(name.isdecimal() for name in self.classes()):  # for numbers, `advice` warns instead
             lines += order_notes(self.classes())
         return [*lines, *(line for split in filter(self._has, SPLITS) for line in self.split_summary(split))]
 
@@ -281,7 +282,7 @@ class ImageFolder:
         return [f"{split}: {line}" for line in lines]
 
     def class_notes(self) -> list[str]:
-        """Return a line with the classes' names by index, and a note if the numbers in them are in another order."""
+        """Return the classes' names by index, and a note if sorting by the numbers in them would give another order."""
         return [names_line(self.classes()), *order_notes(self.classes())]
 
     def advice(self, split: Split) -> list[str]:

@@ -63,7 +63,8 @@ def apply(images: Tensor, numbers: np.ndarray, policy: Policy, operations: int, 
     """Apply a policy to images uint8 (N, C, H, W); `numbers` (N, 3 * MAX_OPERATIONS) are uniform in [0, 1).
 
     "rand" applies `operations` random operations with the strength `magnitude`, from 0 to 30. "trivial" applies one
-    random operation with a random strength. Three of the numbers choose each operation, its strength and its sign.
+    random operation with a random strength. For each operation, three of the numbers choose the operation, its strength
+    (with "trivial") and its sign.
 
     Differs: TrivialAugment shifts images by up to 32 pixels. Here the greatest shift is 32/224 of the image's side,
     which is 32 pixels in an image of 224 pixels.

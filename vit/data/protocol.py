@@ -13,10 +13,10 @@ from common.task import Batch, Data
 class ImageData(Data, Protocol):
     """A data set of images with one label each.
 
-    The members of `common.task.OptionalData` are optional; the task looks them up by name. Three of them matter most
-    here. `exif` tells whether users' images are turned upright by their EXIF tags (`common.data.images.read_image`).
-    `class_notes()` returns the classes' names and a note on their order. `set_learnt_classes(names)` is called with the
-    classes of a checkpoint when its state is restored.
+    It may also have members of `common.task.OptionalData`, which the task looks up by name. Among them, `exif` tells
+    whether users' images are turned upright by their EXIF tags (`common.data.images.read_image`), `class_notes()`
+    returns the classes' names and a note on their order, and `set_learnt_classes(names)` is called with the classes of
+    a checkpoint when the task's state is restored.
     """
 
     channels: int  # 1 (grey) or 3 (RGB)

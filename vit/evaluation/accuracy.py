@@ -17,7 +17,7 @@ from common.report.pictures import write_picture
 from common.task import Answer, Batch
 from vit.evaluation import pictures
 
-MAX_DRAWN_CLASSES = 2000  # the confusion matrix of more classes is not drawn; a cell has at least 2 x 2 pixels
+MAX_DRAWN_CLASSES = 2000  # the confusion matrix of more classes is not drawn, since a cell has at least 2 x 2 pixels
 
 
 class ScoredSample(NamedTuple):

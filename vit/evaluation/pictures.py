@@ -29,7 +29,8 @@ def draw_confusion_matrix(counts: Tensor, names: Sequence[str]) -> Tensor:
     instead of names.
     """
     classes = len(names)
-    font = ImageFont.load_default(size=15 if classes <= 20 else 12 if classes <= 500 else 22)  # for a larger picture
+    # The names of more than 20 classes need smaller text. The large picture of more than 500 classes needs larger text.
+    font = ImageFont.load_default(size=15 if classes <= 20 else 12 if classes <= 500 else 22)
     shares = counts / counts.sum(1, keepdim=True).clamp(min=1)  # a class without images has a white row
     if classes <= MAX_NAMED_CLASSES:
         cell = max(30, 240 // classes, _width(str(int(counts.max())), font) + 10)
@@ -107,7 +108,7 @@ def _enlarged(image: Tensor, factor: int) -> Tensor:
 def _overlaid(image: Tensor, map: Tensor) -> Tensor:
     """Blend a grey copy of an image with the colours of a map (gh, gw) stretched to the image's size.
 
-    uint8 (3, H, W) -> uint8 (3, H, W). NaN and negative values of the map count as 0, and so does infinity.
+    uint8 (3, H, W) -> uint8 (3, H, W). NaN, infinite and negative values of the map count as 0.
     """
     map = map.float().cpu().nan_to_num(0, posinf=0).clamp(min=0)
     height, width = image.shape[-2:]

@@ -12,7 +12,7 @@ must be set in the config.
 - Normalisation (`data.mean`, `data.std`): Google's models and their copies take images scaled to [-1, 1], that is, with
   mean and std 0.5. torchvision, DeiT and DINOv2 normalise by ImageNet's statistics.
 - Epsilon of the norms (`model.blocks.norm_eps`): 1e-12 by default in transformers, and 1e-6 in the other programs.
-- The number of heads (`model.heads`): a head usually has 64 channels, but 80 in H/14, and others in test models.
+- The number of heads (`model.heads`): a head usually has 64 channels, but 80 in H/14, and any number in test models.
 - Pooling by class token or by mean (`model.pooling`), for a file with a class token and a final norm.
 - The method of resampling positions to another grid (`model.positions.resample`): a note tells which method the other
   program uses.

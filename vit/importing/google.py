@@ -98,7 +98,7 @@ def find_prefix(content: dict[str, Any]) -> str:
 
 
 def head_count(content: dict[str, Any]) -> int | None:
-    """Return the number of heads, read from the shape (C, heads, C/heads) of a query kernel; None without a kernel."""
+    """Read the number of heads from the shape (C, heads, C/heads) of a query kernel; None without such a kernel."""
     kernels = (t for name, t in content.items() if name.endswith("query/kernel") and "Transformer/" in name)
     return next((int(kernel.shape[-2]) for kernel in kernels), None)
 

@@ -89,7 +89,7 @@ LAYOUTS = {
                 ),
             ),
             *with_prefixes(
-                "{vit.|*.|}{layers|encoder.layer}.{i}.",  # the latter in published files
+                "{vit.|*.|}{layers|encoder.layer}.{i}.",  # encoder.layer: in published files
                 BLOCK,
                 (
                     ("{layernorm_before|norm1}.", "residuals.0.norm."),  # norm1 and norm2 in DINOv2

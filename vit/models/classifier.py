@@ -45,7 +45,7 @@ class VitBlockOptions:
 
     dropout: Fraction
     attention_dropout: Fraction
-    drop_path: Fraction  # of the last block; the rate increases linearly from 0 in the first block
+    drop_path: Fraction  # rate in the last block; rates increase linearly from 0 in the first block
     layer_scale: PositiveFloat | None  # initial value; None = no layer scale
     qk_norm: bool
     norm_eps: PositiveFloat

@@ -29,10 +29,10 @@ from vit.evaluation.accuracy import ClassificationMetric, check_labels
 from vit.evaluation.neighbours import NeighbourClassifier
 from vit.importing import adopt as importing
 
-# With fewer photographs and no pretrained weights, a warning is printed. In figure 4 of the ViT paper, training from
-# scratch needs millions of images; later recipes need the 1.3 million of ImageNet.
+# With fewer photographs and no pretrained weights, a warning is printed. In figure 4 of the ViT paper, training needs
+# millions of images; later recipes need the 1.3 million of ImageNet.
 MIN_IMAGES_FROM_SCRATCH = 100_000
-MIN_PHOTOGRAPH_SIDE = 96  # pixels; without the warning for smaller images, which small models learn from scratch
+MIN_PHOTOGRAPH_SIDE = 96  # pixels; no warning for smaller images, since small models learn them from scratch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +40,9 @@ class PredictOptions:
     """Options of prediction.
 
     top: number of most probable classes to list.
-    attention: pictures of attention: "none", "maps" (of each head in one layer) or "rollout" (of the layers from the
-        first to one layer).
-    layer: this layer, from 0; negative numbers count from the last layer, -1.
+    attention: pictures of attention: "none", "maps" (of each head in the layer `layer`) or "rollout" (over the layers
+        from the first to `layer`).
+    layer: number of a layer, from 0; negative numbers count from the last layer, -1.
     neighbours: k of an additional classification by the k nearest training images in feature space; 0 = none.
     """
 
@@ -94,7 +94,10 @@ class Classification:
         return {"classes": self.classes}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Restore the classes of a checkpoint. Raises UserError for none, as from an imported file without a head."""
+        """Restore the classes of a checkpoint.
+
+        Raises UserError if there are none, as in an imported file without a head.
+        """
         self._classes = list(state["classes"])
         if not self._classes:
             raise UserError(
@@ -137,10 +140,11 @@ class Classification:
 
     @torch.no_grad()
     def answers(self, model: nn.Module, batch: Batch) -> list[Answer]:
-        """Return one answer per image: log_probabilities (K,), and label, name and probability of the best class.
+        """Return one answer (a dict) for each image.
 
-        With the option `attention`, an answer also has maps (1 or heads, h, w). With `neighbours`, it also has nearest,
-        the index of the class that the nearest neighbours predict.
+        An answer has log_probabilities (K,), and label (index), name and probability of the most probable class. With
+        the option `attention`, it also has maps (1 or heads, h, w). With `neighbours`, it also has nearest, the index
+        of the class that the nearest neighbours predict.
         """
         logits = self._forward(model, batch)
         scores = logits.float().log_softmax(dim=-1).cpu()  # (B, K)
