@@ -1,4 +1,4 @@
-"""Train a model: `python train.py model=detr`; `python train.py --help` lists the choices."""
+"""Train a model: `python train.py model=detr`. `python train.py --help` lists the models, data sets and keys."""
 
 import json
 import os
@@ -9,9 +9,11 @@ from common.cli import start
 
 
 def train(config: dict[str, Any], run_dir: Path | None) -> float | None:
-    """Start or resume a training run and finish it; returns the goal's best value on val.
+    """Start or resume a training run and complete it.
 
-    Slow imports are inside this function, so that a mistake in the config is reported at once.
+    Returns the best value on val of the task's goal (the metric that selects the checkpoint), or None if there is no
+    such value. `run_dir` is the run's folder; it is None on ranks above 0. Slow imports are inside this function, so
+    that a mistake in the config is reported before torch is imported.
     """
     import torch
 
@@ -27,9 +29,9 @@ def train(config: dict[str, Any], run_dir: Path | None) -> float | None:
     from common.train.state import Run
 
     if config["trainer"]["deterministic"]:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at the first product
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS at the first product
     if "mlflow" in config["trainer"]["log"]:
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # statistics of use, sent to MLflow's makers
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # do not send statistics of use to MLflow
     torch.use_deterministic_algorithms(config["trainer"]["deterministic"])
     local_device = device.select(config["trainer"]["device"], distributed.local_rank())
     with distributed.process_group(local_device, config["trainer"]["timeout"]):
@@ -41,11 +43,11 @@ def train(config: dict[str, Any], run_dir: Path | None) -> float | None:
                 return goal_value(read_record(results))
             if distributed.is_main():
                 loggers.refuse_missing(config["trainer"]["log"])
-            state_file = folder / "task.json"  # what the data determine: names of classes, tokenizers
+            state_file = folder / "task.json"  # the task's state, such as class names or tokenizers
             resumes = config["resume"] == "auto" and any(folder.glob("checkpoints/st*_*.pt"))
-            task_state = read_record(state_file) if state_file.exists() else {}  # the first version did not write it
-            # Rank 0 decides: a resumed run keeps the precision that `auto` resolved to and the cut of val and test with
-            # which it began, which only rank 0 has read.
+            task_state = read_record(state_file) if state_file.exists() else {}  # runs of the first version lack it
+            # Rank 0 decides for all ranks. A resumed run keeps the precision that trainer.precision=auto resolved to at
+            # its start, and the way in which val and test were cut. Only rank 0 has read these from the run's folder.
             precision = device.resolve_precision(config["trainer"]["precision"], local_device)
             config["trainer"]["precision"], config["data"] = distributed.broadcast((precision, config["data"]))
             parts = assembly.assemble(config, resumed_state=task_state if resumes else None)
@@ -70,7 +72,7 @@ def train(config: dict[str, Any], run_dir: Path | None) -> float | None:
                 "goal": f"val/{parts.task.goal.name}",
                 "direction": "maximize" if parts.task.goal.higher_is_better else "minimize",
             }
-            log.flush()  # no line of a finished run is written later
+            log.flush()  # metrics.jsonl must be complete before results.json marks the run as finished
             if distributed.is_main():
                 write_atomically(results, as_json({**numbers, **goal}, indent=1))  # marks the run as finished
             log.table("results", [("number", "value"), *numbers.items()])

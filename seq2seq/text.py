@@ -1,3 +1,3 @@
-"""Moved to seq2seq.tokenizers.text; importable here for one version."""
+"""Former import path of `seq2seq.tokenizers.text`, which still works in this version."""
 
 from seq2seq.tokenizers.text import Lines, Ragged, read_pair  # noqa: F401

@@ -1,3 +1,3 @@
-"""Moved to seq2seq.tokenizers.bpe; importable here for one version."""
+"""Former import path of `seq2seq.tokenizers.bpe`, which still works in this version."""
 
 from seq2seq.tokenizers.bpe import BOS, EOS, PAD, UNK, Tokenizer, TokenizerOptions  # noqa: F401

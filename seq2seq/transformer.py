@@ -1,3 +1,3 @@
-"""Moved to seq2seq.models.transformer; importable here for one version."""
+"""Former import path of `seq2seq.models.transformer`, which still works in this version."""
 
 from seq2seq.models.transformer import PositionOptions, Transformer, TranslatorBlockOptions  # noqa: F401

@@ -1,3 +1,3 @@
-"""Moved to vit.data.augmentation; importable here for one version."""
+"""Former import path of `vit.data.augmentation`, which still works in this version."""
 
 from vit.data.augmentation import Augmentation  # noqa: F401

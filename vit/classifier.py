@@ -1,3 +1,3 @@
-"""Moved to vit.models.classifier; importable here for one version."""
+"""Former import path of `vit.models.classifier`, which still works in this version."""
 
 from vit.models.classifier import Classifier, PositionOptions, VitBlockOptions  # noqa: F401

@@ -1,3 +1,3 @@
-"""Moved to vit.data.digits; importable here for one version."""
+"""Former import path of `vit.data.digits`, which still works in this version."""
 
 from vit.data.digits import Digits  # noqa: F401

@@ -1,3 +1,3 @@
-"""Moved to vit.data.folder; importable here for one version."""
+"""Former import path of `vit.data.folder`, which still works in this version."""
 
 from vit.data.folder import ImageFolder  # noqa: F401

@@ -1,3 +1,3 @@
-"""Moved to vit.criterion.cross_entropy; importable here for one version."""
+"""Former import path of `vit.criterion.cross_entropy`, which still works in this version."""
 
 from vit.criterion.cross_entropy import LossOptions  # noqa: F401

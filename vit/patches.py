@@ -1,3 +1,3 @@
-"""Moved to common.nn.patches; importable here for one version."""
+"""Former import path of `common.nn.patches`, which still works in this version."""
 
 from common.nn.patches import Form, Patches, lecun_normal_  # noqa: F401

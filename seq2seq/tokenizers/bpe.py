@@ -1,9 +1,11 @@
-"""Byte-pair encoding (Sennrich et al. 2016, arXiv:1508.07909), trained in the run by the library `tokenizers`.
+"""Byte-pair encoding (Sennrich et al. 2016, arXiv:1508.07909), computed by the package `tokenizers`.
 
-Merges start from bytes (Radford et al. 2019, GPT-2) or from characters including the space, as in SentencePiece (Kudo
-and Richardson 2018, arXiv:1808.06226). In both cases `decode(encode(text)) == text` for any text.
+A tokenizer is trained on a run's training text. Merges start from bytes (Radford et al. 2019, GPT-2) or from characters
+including the space, as in SentencePiece (Kudo and Richardson 2018, arXiv:1808.06226). In both cases,
+`decode(encode(text)) == text`, unless an option makes encoding lossy (see `Tokenizer`).
 
-Differs: SentencePiece replaces a space by U+2581, so that decoding cannot distinguish the two; this file keeps spaces.
+Differs: SentencePiece replaces each space by U+2581, so that a U+2581 in the text is decoded as a space. This file
+keeps spaces.
 """
 
 import itertools
@@ -27,31 +29,36 @@ from seq2seq.tokenizers.text import Ragged
 
 PAD, BOS, EOS, UNK = range(4)
 SPECIAL = SpecialIds(begin=BOS, end=EOS, never=(PAD, BOS))
-# Bytes and special entries are represented by symbols from Unicode's last private-use plane. Such symbols in a text are
-# encoded in bytes, so that no text produces a special entry. (Entries like "<s>" could result from merges.)
+# Characters of Unicode's last private-use plane represent the special entries and, with pieces=characters, single
+# bytes. Where a text contains such a character, its UTF-8 bytes are encoded instead (or <unk>, without byte_fallback).
+# So no text is encoded to <pad>, <s> or </s>.
 BYTE_SYMBOLS = tuple(chr(0x100000 + byte) for byte in range(256))
 SPECIAL_SYMBOLS = tuple(chr(0x100100 + special) for special in range(4))
-PRIVATE_USE = r"\x{100000}-\x{100103}"  # the symbols above, as a range in regular expressions
+PRIVATE_USE = r"\x{100000}-\x{100103}"  # the symbols above, as a character range of a regular expression
 SPECIAL_NAMES = ("<pad>", "<s>", "</s>", "<unk>")
-MIN_PAIR_COUNT = 2  # a pair becomes an entry only if it occurs at least this often
-ENCODING_CHUNK = 10_000  # sentences encoded at once; bounds the memory of their Python objects
+MIN_PAIR_COUNT = 2  # two entries are merged into a new one only if they are adjacent at least this often
+ENCODING_CHUNK = 10_000  # sentences per call of the library; limits the memory of their Python objects
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerOptions:
-    """Options of tokenization.
+    """Options of a tokenizer.
 
-    kind: "bpe".
-    pieces: what merges start from: "bytes" (all 256, so that nothing is unknown) or "characters".
-    vocabulary: number of entries, including the 4 special ones and all bytes or characters; per language if not joint.
-    joint: whether both languages share one vocabulary, which tied embeddings require.
-    single_digits: whether every digit is a token of its own, without other digits or a space.
-    coverage: characters only: the fraction of the training text covered by characters with entries of their own; the
-        rarest characters are encoded in bytes. 1.0 = all characters of the training text have entries.
-    byte_fallback: characters only: encode other characters in bytes, which takes 256 entries; otherwise as <unk>.
-    normalization: Unicode form applied to text first: "nfc" composes letters with their marks, "nfkc" also replaces
-        compatibility characters (full width, ligatures, superscripts). Decoding returns the normalised text.
-    lowercase: convert text to lower case first; decoding returns lower case.
+    kind: the method; "bpe" (byte-pair encoding) is the only choice.
+    pieces: the units from which merges start: "bytes" (all 256, so that no text is unknown) or "characters" (those of
+        the training text).
+    vocabulary: number of entries, including the 4 special ones and all single bytes or characters. If `joint` is false,
+        each language has a vocabulary of this size.
+    joint: whether both languages share one vocabulary; tied embeddings require it.
+    single_digits: whether each digit is a separate token, which contains no other digit and no space.
+    coverage: used with pieces=characters: the fraction of the training text that must consist of characters with an
+        entry. The rarest characters get none. 1.0 = every character of the training text has an entry.
+    byte_fallback: used with pieces=characters: whether a character without an entry is encoded as its UTF-8 bytes,
+        which take 256 entries. Otherwise, it is encoded as <unk>.
+    normalization: Unicode form to which text is converted first: "nfc" composes letters with their marks, "nfkc" also
+        replaces compatibility characters (full width, ligatures, superscripts), "none" changes nothing. Decoding
+        returns the normalised text.
+    lowercase: whether text is converted to lower case first. Decoding then returns lower case.
     """
 
     kind: Literal["bpe"]
@@ -75,17 +82,17 @@ class _Bpe(TypedDict):
 
 
 class TokenizerState(TypedDict):
-    """The content of `Tokenizer.state`."""
+    """The content of the JSON text that `Tokenizer.state` returns."""
 
     options: TokenizerOptions
-    bpe: _Bpe
+    bpe: _Bpe  # the library's JSON; it has further keys, which `_rebuild` checks
 
 
 class Tokenizer:
-    """Text to ids and back. Ids 0 to 3 are padding, begin, end and unknown; no text can produce the first three.
+    """Converts text to ids and back.
 
-    Decoding restores the text, except with `normalization`, with `lowercase`, or with pieces=characters without
-    `byte_fallback`.
+    Ids 0 to 3 are padding, begin, end and unknown. No text is encoded to the first three. Decoding restores the text
+    exactly, with three exceptions: `normalization`, `lowercase`, and pieces=characters without `byte_fallback`.
     """
 
     pad, bos, eos, unk = PAD, BOS, EOS, UNK
@@ -100,21 +107,22 @@ class Tokenizer:
         self._uncovered = _uncovered_by(alphabet) if options.pieces == "characters" else None
         byte_of = _byte_level() if options.pieces == "bytes" else {symbol: i for i, symbol in enumerate(BYTE_SYMBOLS)}
         content_of = {symbol: bytes([byte]) for symbol, byte in byte_of.items()}
-        # The UTF-8 bytes of each entry; those of a byte symbol may be a part of a character.
+        # The bytes of each entry, in order of ids. They may begin or end inside a UTF-8 character.
         self._contents = [b"".join(content_of.get(c) or c.encode() for c in entry) for entry in entries]
         self._contents[:4] = [b"", b"", b"", "\ufffd".encode()]
 
     @property
     def size(self) -> int:
-        """Number of entries, including special ones."""
+        """Number of entries, including the 4 special ones."""
         return len(self._contents)
 
     @classmethod
     def train(cls, texts: Iterable[str], options: TokenizerOptions, which: str = "") -> "Tokenizer":
-        """Learn merges from `texts`; equal texts in equal order give equal entries.
+        """Train a tokenizer on `texts`. The same texts in the same order give the same entries.
 
-        `which` describes the texts in errors: " in German".
-        Raises UserError when `options.vocabulary` is too small for the alphabet or too large for the texts.
+        `which` tells in error messages which texts these are, such as " in German". Raises UserError when
+        `options.vocabulary` is too small for the special entries and all single bytes or characters, or larger than the
+        number of entries that the texts give.
         """
         prepared = [_with_space(normalize(text, options)) for text in texts]
         if options.pieces == "bytes":
@@ -126,7 +134,8 @@ class Tokenizer:
             alphabet += BYTE_SYMBOLS if options.byte_fallback else ()
         _check_vocabulary(options, len(alphabet), which)
         bpe = _untrained_tokenizer(options)
-        # `limit_alphabet` stays off: among equally rare characters, it drops different ones in each run.
+        # The trainer's argument `limit_alphabet` is not used: among equally rare characters, the ones that it drops
+        # differ from run to run.
         trainer = trainers.BpeTrainer(
             vocab_size=options.vocabulary,
             min_frequency=MIN_PAIR_COUNT,
@@ -143,12 +152,12 @@ class Tokenizer:
         return cls(options, _without_special_text(bpe))
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, without special ones; none for an empty text."""
+        """Return the ids of a text, without BOS and EOS; an empty list for an empty text."""
         ids: list[int] = self._bpe.encode(self._prepare(text), add_special_tokens=False).ids
         return ids
 
     def encode_all(self, texts: Iterable[str]) -> Ragged:
-        """Ids of many texts as int32 rows, each of which ends with EOS."""
+        """Return the ids of each text as an int32 row that ends with EOS."""
         parts, lengths = [np.empty(0, np.int32)], [0]
         remaining = iter(texts)
         while chunk := [self._prepare(text) for text in itertools.islice(remaining, ENCODING_CHUNK)]:
@@ -159,35 +168,38 @@ class Tokenizer:
         return Ragged(np.concatenate(parts), bounds[:-1], bounds[1:])
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids, without PAD, BOS and EOS; UNK and invalid UTF-8 give U+FFFD."""
+        """Return the text of `ids`. PAD, BOS and EOS are left out; UNK and invalid UTF-8 become U+FFFD."""
         text = b"".join(self._contents[i] for i in ids).decode("utf-8", "replace")
         return text.removeprefix(" ")  # the space that `_with_space` inserted
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
-        """A readable form of each id's entry: a space as U+2581, a part of a character as <0xE4>."""
+        """Return each id's entry in readable form: a space as U+2581, a byte of an incomplete character as <0xE4>."""
         return [SPECIAL_NAMES[i] if i < len(SPECIAL_NAMES) else _readable(self._contents[i]) for i in ids]
 
     def state(self) -> str:
-        """The tokenizer as JSON, which `restore` reads without data."""
+        """Return the tokenizer as JSON text, from which `restore` rebuilds it without the training text."""
         return json.dumps({"options": asdict(self.options), "bpe": json.loads(self._bpe.to_str())})
 
     @classmethod
     def restore(cls, state: str) -> "Tokenizer":
-        """The tokenizer of a `state`; raises UserError for any other text, such as one with regular expressions."""
+        """Rebuild a tokenizer from a text that `state` returned.
+
+        Raises UserError for any other text, such as a state whose regular expression for splitting was altered.
+        """
         try:
             content = json.loads(state)
             if mistake := schema.mistake(content, TokenizerState, "tokenizer"):
                 raise ValueError(mistake)
             options = TokenizerOptions(**content["options"])
             return cls(options, _rebuild(content["bpe"], options))
-        except Exception as error:  # the library raises no narrower type
+        except Exception as error:  # the library's errors have no narrower type
             raise UserError(
                 "The checkpoint's tokenizer was not written by this program "
                 f"({str(error)[:160] or type(error).__name__}); give a checkpoint of a seq2seq run."
             ) from error
 
     def _prepare(self, text: str) -> str:
-        """Normalise a text and replace characters that have no entry."""
+        """Normalise a text, insert the leading space and replace characters that have no entry."""
         text = _with_space(normalize(text, self.options))
         return text if self._uncovered is None else _replace_uncovered(text, self._uncovered, self.options)
 
@@ -200,15 +212,19 @@ def normalize(text: str, options: TokenizerOptions) -> str:
 
 
 def _with_space(text: str) -> str:
-    """Insert a space before a text's first word, so that this word gets the tokens it has inside a sentence.
+    """Insert a space before a text that begins with a letter or a space.
 
-    `decode` removes one leading space. Therefore a text that already begins with a space gets a second one.
+    With the space, a first word gets the same tokens as inside a sentence. Because `decode` removes one leading space,
+    a text that already begins with a space gets a second one.
     """
     return f" {text}" if text[:1].isalpha() or text[:1] == " " else text
 
 
 def _characters(texts: Iterable[str], coverage: float) -> list[str]:
-    """The most frequent characters that make up a fraction `coverage` of the texts, and the space, sorted."""
+    """Return the space and the most frequent characters, sorted; together they cover at least `coverage` of the texts.
+
+    Characters that represent bytes or special entries are left out.
+    """
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(text)
@@ -223,12 +239,12 @@ def _characters(texts: Iterable[str], coverage: float) -> list[str]:
 
 
 def _uncovered_by(alphabet: Iterable[str]) -> re.Pattern[str]:
-    """A pattern that matches any character outside the alphabet."""
+    """Compile a pattern that matches any one character outside the alphabet."""
     return re.compile(f"[^{''.join(map(re.escape, alphabet))}]")
 
 
 def _replace_uncovered(text: str, uncovered: re.Pattern[str], options: TokenizerOptions) -> str:
-    """The text with its uncovered characters as byte symbols, or as the symbol of UNK without byte fallback."""
+    """Replace each uncovered character by the symbols of its UTF-8 bytes, or by UNK's symbol without byte fallback."""
     if not options.byte_fallback:
         return uncovered.sub(SPECIAL_SYMBOLS[UNK], text)
     return uncovered.sub(lambda match: "".join(BYTE_SYMBOLS[byte] for byte in match[0].encode()), text)
@@ -248,9 +264,11 @@ def _check_vocabulary(options: TokenizerOptions, alphabet_count: int, which: str
 
 
 def _untrained_tokenizer(options: TokenizerOptions) -> tokenizers.Tokenizer:
-    """A tokenizer that splits text into runs of letters with their marks, numbers, signs or spaces; merges stay inside.
+    """Make a tokenizer without entries. It splits text into parts, and merges never cross the border of two parts.
 
-    A word includes the space before it. Private-use symbols are separate, as are digits with `single_digits`.
+    A part is a run of letters with their marks, of digits, of other signs, or of spaces. A part of the first three
+    kinds includes one preceding space. Each private-use symbol is a separate part. With `single_digits`, each digit is
+    a separate part without a space.
     """
     number = r"\p{N}" if options.single_digits else r" ?\p{N}+"
     words = rf" ?[\p{{L}}\p{{M}}]+|{number}|[{PRIVATE_USE}]| ?[^\s\p{{L}}\p{{M}}\p{{N}}{PRIVATE_USE}]+|\s+(?!\S)|\s+"
@@ -263,7 +281,11 @@ def _untrained_tokenizer(options: TokenizerOptions) -> tokenizers.Tokenizer:
 
 
 def _rebuild(stored: dict[str, Any], options: TokenizerOptions) -> tokenizers.Tokenizer:
-    """Rebuild a stored tokenizer; raises ValueError if it differs from `options` in more than entries and merges."""
+    """Rebuild a stored tokenizer of the library from its entries and merges.
+
+    Raises ValueError if any other stored setting is not the one that follows from `options`, or if the ids have gaps or
+    do not begin with the special entries.
+    """
     bpe = _untrained_tokenizer(options)
     ours = json.loads(bpe.to_str())
     changed = [key for key in ours if key not in ("version", "model") and stored.get(key) != ours[key]]
@@ -288,7 +310,10 @@ def _without_special_text(bpe: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
 
 
 def _byte_level() -> dict[str, int]:
-    """Map the library's symbols to bytes: printable Latin-1 stands for itself, U+0100 and so on for the other bytes."""
+    """Return the byte that each character in the library's byte-level entries stands for.
+
+    A printable Latin-1 character stands for its own code. U+0100, U+0101 and so on stand for the other bytes, in order.
+    """
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     unprintable = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(unprintable)}

@@ -1,19 +1,20 @@
-"""Check SentencePiece's compiled map of characters; the library `tokenizers` would panic on a malformed map.
+"""Check the compiled character map of a SentencePiece model. The package `tokenizers` panics on a malformed map.
 
-A map is a 4-byte little-endian length, a trie of this length, and the replacements as UTF-8, each ended by a zero. The
-trie is a double array of 4-byte units (the library Darts-clone). In a unit, bit 31 marks a leaf, whose other bits are
-the byte offset of a replacement. In other units, bits 10 to 30 are the offset of the children; it is multiplied by 256
-if bit 9 is set. The child for byte b of the unit with index i has the index i xor offset xor b. Bit 8 is set if a key
-ends at the unit; the child for byte 0 is then a leaf.
+The map tells which characters normalisation replaces, and by which text. It consists of the trie's length in bytes (4
+bytes, little-endian), the trie, and the replacements in UTF-8, each terminated by a zero byte. The trie is a double
+array of 4-byte units, as in the library Darts-clone. Bit 31 of a unit marks a leaf. The other bits of a leaf are the
+byte offset of its replacement. In any other unit, bits 10 to 30 are the offset of its children, to be multiplied by 256
+if bit 9 is set. The child of unit i for byte b has the index (i xor offset xor b). Bit 8 is set if a key ends at the
+unit; its child for byte 0 is then a leaf.
 """
 
 import numpy as np
 
 
 def mistake(charsmap: bytes) -> str | None:
-    """Say why a map is unsafe, such as "its replacements are not valid UTF-8"; None if it is safe.
+    """Return the reason why a map is unsafe, such as "its replacements are not valid UTF-8", or None if it is safe.
 
-    All units of the trie are checked, also those that no key reaches.
+    All units of the trie are checked, including units that no key reaches.
     """
     length = int.from_bytes(charsmap[:4], "little")
     if len(charsmap) < 4 + length or length % 4 or not length:
@@ -25,7 +26,7 @@ def mistake(charsmap: bytes) -> str | None:
     except UnicodeDecodeError:
         return "its replacements are not valid UTF-8"
     offsets = (units >> 10) << ((units >> 6) & 8)
-    children = np.arange(len(units)) ^ offsets  # for byte 0; for other bytes, they are in the same block of 256 units
+    children = np.arange(len(units)) ^ offsets  # for byte 0; other bytes have children in the same block of 256 units
     inner = units >> 31 == 0
     if (children[inner] | 255 >= len(units)).any():
         return "its trie refers to units beyond its end"

@@ -1,9 +1,10 @@
-"""The tokenizers of Marian's published models: SentencePiece's unigram models and a table of ids.
+"""The tokenizers of Marian's published models: SentencePiece unigram models, and tables with the ids of their pieces.
 
-SentencePiece is Kudo and Richardson 2018 (arXiv 1808.06226), the unigram model Kudo 2018 (arXiv 1804.10959). The
-package `sentencepiece` is only needed to read the .spm files when a model is imported: checkpoints contain all that the
-package `tokenizers` needs to encode and decode. vocab.json has the ids of the pieces of source.spm, and those of
-target.spm if there is no target_vocab.json.
+SentencePiece: Kudo and Richardson 2018 (arXiv 1808.06226). Unigram model: Kudo 2018 (arXiv 1804.10959). The package
+`sentencepiece` is needed only to read .spm files when a model is imported. After that, the checkpoint contains
+everything that the package `tokenizers` needs to encode and decode. vocab.json has the ids of the pieces of source.spm.
+The ids of the pieces of target.spm are in the same file if the model has one vocabulary for both languages, and
+otherwise in target_vocab.json.
 """
 
 import base64
@@ -37,12 +38,12 @@ from seq2seq.tokenizers.protocol import TextTokenizer
 from seq2seq.tokenizers.text import Ragged
 
 STATE_KIND = "sentencepiece"  # distinguishes the states of `SentencePieces` from those of `Tokenizer`
-SPACE_SYMBOL = "\u2581"  # SentencePiece's replacement of a space
+SPACE_SYMBOL = "\u2581"  # the character by which SentencePiece replaces a space
 MODEL_FILES = ("source.spm", "target.spm")
 
 
 class ForeignSpecialIds(NamedTuple):
-    """The ids of an imported vocabulary's special entries."""
+    """The ids of the special entries in the vocabulary of a Marian model."""
 
     eos: int
     unk: int
@@ -50,28 +51,28 @@ class ForeignSpecialIds(NamedTuple):
 
 
 class SentencePiecesState(TypedDict):
-    """The content of `SentencePieces.state`."""
+    """The content of the JSON text that `SentencePieces.state` returns."""
 
-    entries: list[str]  # by id
-    joint: bool
-    pieces: list[tuple[str, float]]  # of the unigram model, with their scores
-    unknown: Count  # index of the unknown piece
-    charsmap: str  # base64 of the normalizer's map of characters; see charsmap.py
-    space_before: bool
-    single_spaces: bool
+    entries: list[str]  # the entry of each id
+    joint: bool  # whether source and target have one vocabulary
+    pieces: list[tuple[str, float]]  # the pieces of the unigram model with their scores
+    unknown: Count  # index of the unknown piece in `pieces`
+    charsmap: str  # base64 of the normalizer's character map (see charsmap.py); empty if there is none
+    space_before: bool  # whether a space is inserted before the text
+    single_spaces: bool  # whether several spaces become one, and spaces at both ends are removed
 
 
 class SentencePieces:
-    """Text to ids and back, with the interface of `TextTokenizer`.
+    """Converts text to ids and back with an imported vocabulary; implements `TextTokenizer`.
 
-    `options` are only shown in summaries. A language code at the start of a text (">>fra<<") is one token, as models
-    for several target languages expect. Decoding returns the normalised text.
+    `options` are only shown in summaries. Models with several target languages expect a language code at the start of a
+    text, such as ">>fra<<", which is encoded as one token. Decoding returns the normalised text.
     """
 
     special = SPECIAL
 
     def __init__(self, content: dict[str, Any]):
-        """Restore the tokenizer from `content`, a state that `tokenizer_states` made, parsed from JSON.
+        """Restore a tokenizer from `content`, the parsed JSON of a state that `tokenizer_states` returned.
 
         Raises UserError for any other content.
         """
@@ -106,20 +107,20 @@ class SentencePieces:
 
     @property
     def size(self) -> int:
-        """Number of entries, including special ones."""
+        """Number of entries, including the 4 special ones."""
         return len(self._entries)
 
     @property
     def entries(self) -> list[str]:
-        """The entry of each id."""
+        """The entries, in order of their ids."""
         return self._entries
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, without special ones; none for an empty text."""
+        """Return the ids of a text, without BOS and EOS; an empty list for an empty text."""
         return self._encode([text])[0]
 
     def encode_all(self, texts: Iterable[str]) -> Ragged:
-        """Ids of many texts as int32 rows, each of which ends with EOS."""
+        """Return the ids of each text as an int32 row that ends with EOS."""
         rows: list[list[int]] = []
         remaining = iter(texts)
         while chunk := list(itertools.islice(remaining, ENCODING_CHUNK)):
@@ -128,16 +129,16 @@ class SentencePieces:
         return Ragged(np.fromiter(itertools.chain.from_iterable(rows), np.int32), bounds[:-1], bounds[1:])
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids, without PAD, BOS and EOS; UNK gives U+FFFD."""
+        """Return the text of `ids`. PAD, BOS and EOS are left out; UNK becomes U+FFFD."""
         text = "".join("\ufffd" if i == UNK else self._entries[i] for i in ids if i == UNK or i >= len(SPECIAL_NAMES))
         return text.replace(SPACE_SYMBOL, " ").strip(" ")
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
-        """A readable form of each id's entry: spaces as U+2581."""
+        """Return each id's entry in readable form: a space as U+2581."""
         return [SPECIAL_NAMES[i] if i < len(SPECIAL_NAMES) else self._entries[i] for i in ids]
 
     def state(self) -> str:
-        """The tokenizer as JSON, which `restore` reads without other files."""
+        """Return the tokenizer as JSON text, from which `restore` rebuilds it without other files."""
         return json.dumps(self._content)
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
@@ -151,18 +152,24 @@ class SentencePieces:
 
 
 def restore(state: str) -> "Tokenizer | SentencePieces":
-    """The tokenizer of a `state`, trained here or imported; raises UserError for any other text."""
+    """Rebuild a tokenizer, trained by this program or imported, from a text that its method `state` returned.
+
+    Raises UserError for any other text.
+    """
     try:
         content = json.loads(state)
     except (ValueError, RecursionError):
-        content = None  # Tokenizer.restore raises its UserError
+        content = None  # `Tokenizer.restore` raises the UserError
     if isinstance(content, dict) and content.get("kind") == STATE_KIND:
         return SentencePieces(content)
     return Tokenizer.restore(state)
 
 
 def _mistake(content: dict[str, Any]) -> str | None:
-    """The first mistake in a state, or None. The library panics on malformed content."""
+    """Return the first mistake in a state's content, or None if it is valid.
+
+    The check is needed because the package `tokenizers` panics on malformed content.
+    """
     if mistake := schema.mistake(content, SentencePiecesState, "tokenizer"):
         return mistake
     pieces, unknown = content["pieces"], content["unknown"]
@@ -175,24 +182,25 @@ def _mistake(content: dict[str, Any]) -> str | None:
     try:
         json.dumps(content, ensure_ascii=False).encode()
         charsmap = base64.b64decode(content["charsmap"], validate=True)
-    except ValueError as error:  # half of a surrogate pair, or a text that is not base64
+    except ValueError as error:  # the content has half of a surrogate pair, or the character map is not base64
         return str(error)
     reason = charsmaps.mistake(charsmap) if charsmap else None
     return f"its charsmap cannot be used: {reason}" if reason else None
 
 
 def share_vocabulary(source: TextTokenizer, target: TextTokenizer) -> bool:
-    """Whether the two tokenizers are one object, or are Marian's with equal vocabularies."""
+    """Whether source and target have one vocabulary: one tokenizer object, or two of Marian's with equal entries."""
     if isinstance(source, SentencePieces) and isinstance(target, SentencePieces):
         return source.entries == target.entries
     return source is target
 
 
 def vocabularies(folder: Path | None, joint: bool, size: int) -> tuple[dict[str, int], dict[str, int]] | None:
-    """The ids of the pieces of source and target in a folder, or None if one of the files is missing.
+    """Read the ids of the source pieces and of the target pieces from a folder with Marian's tokenizer files.
 
-    `joint`: whether the model has one vocabulary; otherwise target_vocab.json has that of the target. Raises UserError
-    for ids other than 0 to `size` - 1, where `size` is the number of rows of the model's embeddings.
+    Returns None if `folder` is None or one of the files is missing. `joint` tells whether the model has one vocabulary
+    for both languages; otherwise, the ids of the target are read from target_vocab.json. `size` is the number of rows
+    of the model's embeddings. Raises UserError if the ids of a vocabulary are not 0 to `size` - 1.
     """
     names = ["vocab.json", "vocab.json" if joint else "target_vocab.json"]
     if folder is None or not all((folder / name).is_file() for name in (*MODEL_FILES, *names)):
@@ -211,10 +219,10 @@ def vocabularies(folder: Path | None, joint: bool, size: int) -> tuple[dict[str,
 def tokenizer_states(
     folder: Path, vocabularies: tuple[dict[str, int], dict[str, int]], row_orders: tuple[Sequence[int], Sequence[int]]
 ) -> list[str]:
-    """The states of a folder's tokenizers of source and target.
+    """Return the states of the source tokenizer and of the target tokenizer in `folder`, as JSON texts.
 
-    `vocabularies`: the ids of their pieces; `row_orders`: for each row of our embeddings, its id in the imported
-    vocabulary. The entries of a state have the order of our rows.
+    `vocabularies` are the ids of their pieces in Marian's numbering. `row_orders` has, for each row of our embeddings,
+    its id in Marian's numbering. The entries of a state are in the order of our rows.
     """
     states = []
     for name, ids, order in zip(MODEL_FILES, vocabularies, row_orders, strict=True):
@@ -227,10 +235,10 @@ def tokenizer_states(
 
 
 def read_unigram_model(path: Path) -> dict[str, Any]:
-    """A SentencePiece unigram model: pieces [text, score], index of the unknown one, charsmap and flags.
+    """Read a SentencePiece unigram model. Returns those fields of `SentencePiecesState` that describe it.
 
     Pieces that SentencePiece never outputs (control, unused) are left out. Raises UserError for any other file or kind
-    of model, and without the package `sentencepiece`.
+    of model, for pieces of other types (user-defined, byte), and if the package `sentencepiece` is missing.
     """
     model = _parsed(path)
     types = model.SentencePiece
@@ -243,7 +251,7 @@ def read_unigram_model(path: Path) -> dict[str, Any]:
                 f"{path} has the piece {text!r} of an unsupported type (user-defined, or a byte); "
                 "only plain unigram models can be imported."
             )
-        if piece.type == types.UNKNOWN:  # renamed, since a text may contain "<unk>"
+        if piece.type == types.UNKNOWN:  # renamed, so that the characters "<unk>" in a text do not match it
             unknown, text = len(pieces), SPECIAL_SYMBOLS[UNK]
         if piece.type in (types.NORMAL, types.UNKNOWN):
             pieces.append([text, piece.score])
@@ -262,7 +270,7 @@ def read_unigram_model(path: Path) -> dict[str, Any]:
 
 
 def _parsed(path: Path) -> Any:
-    """Parse the file as the package sentencepiece's ModelProto."""
+    """Parse a file as a `ModelProto` of the package `sentencepiece`; raises UserError without the package."""
     try:
         from google.protobuf.message import DecodeError
         from sentencepiece import sentencepiece_model_pb2 as format
@@ -280,7 +288,7 @@ def _parsed(path: Path) -> Any:
 
 
 def _split_language_code(text: str) -> tuple[str, str]:
-    """Split a text into the language code at its start (or "") and the rest."""
+    """Split a text into the language code at its start ("" if there is none) and the rest."""
     end = text.find("<<") if text.startswith(">>") else -1
     return (text[: end + 2], text[end + 2 :]) if end >= 0 else ("", text)
 

@@ -1,4 +1,4 @@
-"""The interface of tokenizers, trained here or imported, for data, task and scores."""
+"""The interface of a tokenizer, whether it was trained by this program or imported."""
 
 from collections.abc import Iterable
 from typing import Protocol
@@ -9,26 +9,26 @@ from seq2seq.tokenizers.text import Ragged
 
 
 class TextTokenizer(Protocol):
-    """Text to ids and back."""
+    """Converts text to ids and back."""
 
     options: TokenizerOptions
     special: SpecialIds
 
     @property
     def size(self) -> int:
-        """Number of entries, including special ones."""
+        """Number of entries, including the 4 special ones."""
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, without special ones; none for an empty text."""
+        """Return the ids of a text, without BOS and EOS; an empty list for an empty text."""
 
     def encode_all(self, texts: Iterable[str]) -> Ragged:
-        """Ids of many texts as int32 rows, each of which ends with EOS."""
+        """Return the ids of each text as an int32 row that ends with EOS."""
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids; special ones are left out."""
+        """Return the text of `ids`. PAD, BOS and EOS are left out; UNK becomes U+FFFD."""
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
-        """A readable form of each id's entry."""
+        """Return each id's entry in readable form."""
 
     def state(self) -> str:
-        """The tokenizer as JSON, which restores it without data."""
+        """Return the tokenizer as JSON text, from which it can be rebuilt without data or other files."""

@@ -1,7 +1,8 @@
-"""Parallel text from files: two files line by line, or one with tab-separated columns; UTF-8, compressed or not.
+"""Read parallel text from two files line by line, or from one file with tab-separated columns.
 
-A line ends with a line feed, with or without a carriage return before it. Unicode's other separators (U+2028, U+0085,
-...) are part of the sentence, as they are for `wc -l` and in every aligned corpus.
+Files are in UTF-8, plain or compressed. A line ends with a line feed, with or without a carriage return before it.
+Unicode's other line separators (U+2028, U+0085, ...) are part of the sentence, as they are for `wc -l` and in corpora
+that are aligned line by line.
 """
 
 import importlib
@@ -18,12 +19,12 @@ from numpy.typing import NDArray
 from common.data.opening import open_regular
 from common.errors import UserError
 
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # U+FEFF, which Windows writes at the start of a file
-# The first bytes of compressed files, and the module of Python's library that decompresses them.
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # U+FEFF in UTF-8, which programs on Windows write at the start of a file
+# The first bytes of compressed files, and the module of Python's standard library that decompresses such a file.
 MAGIC_BYTES = {
     b"\x1f\x8b": "gzip",  # RFC 1952
-    **{b"BZh%d1AY&SY" % level: "bz2" for level in range(1, 10)},  # a text may begin with BZh
-    **{b"BZh%d\x17rE8P\x90" % level: "bz2" for level in range(1, 10)},  # of an empty file
+    **{b"BZh%d1AY&SY" % level: "bz2" for level in range(1, 10)},  # ten bytes, since a text may begin with "BZh"
+    **{b"BZh%d\x17rE8P\x90" % level: "bz2" for level in range(1, 10)},  # a compressed empty file
     b"\xfd7zXZ\x00": "lzma",
 }
 # The first bytes of other compressed files, and the command that decompresses such a file.
@@ -35,9 +36,11 @@ NUMBER = re.compile(r"\s*[-+]?[0-9.,]*\s*")
 
 @dataclass(frozen=True)
 class Ragged:
-    """Rows of different lengths in one flat array. Forked workers share its memory; they would copy that of lists.
+    """Rows of different lengths in one flat array.
 
-    flat (N,); row i is flat[starts[i]:ends[i]], with starts and ends int64 (n,). Rows may have gaps and any order.
+    Row i is flat[starts[i]:ends[i]]. `flat` has shape (N,); `starts` and `ends` are int64 (n,). Rows may be in any
+    order, with gaps between them. Forked workers share the memory of an array. They would copy that of lists, because
+    reading a Python object changes its reference count.
     """
 
     flat: NDArray[Any]
@@ -56,15 +59,15 @@ class Ragged:
         return self.ends - self.starts
 
     def take(self, indices: NDArray[np.int64]) -> "Ragged":
-        """The rows with these indices, in this order, without copying them."""
+        """Return the rows with these `indices`, in this order, without copying `flat`."""
         return Ragged(self.flat, self.starts[indices], self.ends[indices])
 
 
 @dataclass(frozen=True)
 class Lines:
-    """Sentences as UTF-8 in one array: `lines[i]` is a str, and iterating, any number of times, gives all of them."""
+    """A sequence of sentences, stored as UTF-8 in one array; `lines[i]` is a str."""
 
-    rows: Ragged  # of uint8
+    rows: Ragged  # the bytes of each line, uint8
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -76,31 +79,32 @@ class Lines:
         return (self[i] for i in range(len(self)))
 
     def take(self, indices: NDArray[np.int64]) -> "Lines":
-        """The lines with these indices, in this order, without copying the text."""
+        """Return the lines with these `indices`, in this order, without copying the text."""
         return Lines(self.rows.take(indices))
 
     def number(self, index: int) -> int:
-        """The number of `lines[index]` in its file, counted from 1 over all lines of the file."""
+        """Return the line number of `lines[index]` in its file, from 1; lines that `take` left out are counted, too."""
         return int(np.count_nonzero(self.rows.flat[: self.rows.starts[index]] == LINE_FEED)) + 1
 
     @classmethod
     def of(cls, texts: list[str]) -> "Lines":
-        """Make lines of texts that are not from a file."""
+        """Make `Lines` from texts that were not read from a file."""
         parts = [text.encode() + b"\n" for text in texts]
         bounds = np.cumsum([0, *map(len, parts)], dtype=np.int64)
         return cls(Ragged(np.frombuffer(b"".join(parts), np.uint8), bounds[:-1], bounds[1:] - 1))
 
 
 def read_pair(source: Path, target: Path) -> tuple[Lines, Lines]:
-    """`read_two_files` without its notes."""
+    """Read two files with `read_two_files`; returns the source lines and the target lines without the notes."""
     return read_two_files(source, target)[:2]
 
 
 def read_two_files(source: Path, target: Path) -> tuple[Lines, Lines, list[str]]:
-    """Two files with sentences and their translations, and notes on what was left out.
+    """Read a file with sentences and a file with their translations, one per line.
 
-    If one of the files has additional blank lines at its end, they are left out. Raises UserError for a broken file or
-    different numbers of lines.
+    Returns the source lines, the target lines, and notes on what was left out. If one file is longer only by blank
+    lines at its end, these are left out. Raises UserError for a file that cannot be read, and for any other difference
+    between the numbers of lines.
     """
     sides = read_lines(source), read_lines(target)
     counts = [len(side) for side in sides]
@@ -116,11 +120,14 @@ def read_two_files(source: Path, target: Path) -> tuple[Lines, Lines, list[str]]
 
 
 def read_tabbed(path: Path) -> tuple[Lines, Lines, list[str]]:
-    """One file with source, tab, target in every line, and notes on what was not read.
+    """Read a file with source, tab, target in every line.
 
-    Blank lines at the end are left out. If all lines have the same number of columns, three or more, the first two are
-    read; but if one of these two has only numbers, the sentences are in other columns, and UserError is raised. For a
-    line with another layout than the first, the UserError names this line.
+    Returns the source lines, the target lines, and notes on what was not read. Blank lines at the end are left out. If
+    every line has the same number of columns, three or more, the first two columns are read.
+
+    Raises UserError for a file that cannot be read, and for a line without a tab or with another number of columns than
+    the first line. It is also raised if there are three or more columns and one of the first two has only numbers,
+    since the sentences are then in other columns.
     """
     lines = read_lines(path)
     count = len(lines)
@@ -149,7 +156,7 @@ def _blank_lines_note(count: int, path: Path) -> str:
 
 
 def _layout_message(path: Path, line: int, tabs: int, expected: int) -> str:
-    """The message for the first line of a file with another number of tabs than `expected`."""
+    """Return the error message for a line that has `tabs` tabs instead of `expected`."""
     number = f"{tabs or 'no'} {'tab' if tabs < 2 else 'tabs'}"
     if expected > 1:
         return (
@@ -163,7 +170,7 @@ def _layout_message(path: Path, line: int, tabs: int, expected: int) -> str:
 
 
 def _refuse_numbers(path: Path, sides: tuple[Lines, Lines]) -> None:
-    """Raise UserError if one side consists of numbers (ids, scores), as can happen in a file with more columns."""
+    """Raise UserError if the source or the target has only numbers (ids, scores) and so is not the right column."""
     for column, side in enumerate(sides, start=1):
         if all(NUMBER.fullmatch(text) for text in side):
             raise UserError(
@@ -175,7 +182,8 @@ def _refuse_numbers(path: Path, sides: tuple[Lines, Lines]) -> None:
 def read_lines(path: Path, *, check_lines: bool = True) -> Lines:
     """Read a file's lines without line ends; raises UserError if it is missing, broken, empty or not UTF-8.
 
-    With check_lines=False, single lines may be invalid UTF-8; the caller must handle them when decoding.
+    With check_lines=False, a file with invalid UTF-8 raises no error unless it also has a null byte. The caller must
+    then handle invalid lines when decoding them.
     """
     content = _content(path).removeprefix(BYTE_ORDER_MARK)
     if not content:
@@ -185,7 +193,7 @@ def read_lines(path: Path, *, check_lines: bool = True) -> Lines:
         content.decode()
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        if check_lines or b"\0" in content:  # UTF-16, or no text at all
+        if check_lines or b"\0" in content:  # a null byte occurs in UTF-16, and in files that are not text
             raise UserError(
                 f"{path}: line {line} is not valid UTF-8 (byte 0x{content[error.start]:02x}); convert the file to "
                 "UTF-8, or correct the line."
@@ -200,7 +208,10 @@ def read_lines(path: Path, *, check_lines: bool = True) -> Lines:
 
 
 def refuse_carriage_returns(content: bytes, name: str) -> None:
-    """Raise UserError if carriage returns without any line feed separate the lines, as once on the Macintosh."""
+    """Raise UserError if `content` has carriage returns and no line feed, as files of the classic Mac OS do.
+
+    `name` names the file in the message.
+    """
     if b"\n" not in content and b"\r" in content[:-1]:
         raise UserError(
             f"{name} has carriage returns and no line feed, so that all of it would be one line; convert the line ends "
@@ -209,7 +220,10 @@ def refuse_carriage_returns(content: bytes, name: str) -> None:
 
 
 def _content(path: Path) -> bytes:
-    """The file's bytes, decompressed if they are those of gzip, bzip2 or xz, whatever the file's name."""
+    """Read a file's bytes and decompress them if they begin like those of gzip, bzip2 or xz.
+
+    The file's name plays no role. Raises UserError for a file that cannot be read, or is compressed in another format.
+    """
     try:
         with open_regular(path) as file:
             content = file.read()
@@ -232,7 +246,7 @@ def _decompressed(content: bytes, module: str, path: Path) -> bytes:
     name = {"gzip": "gzip", "bz2": "bzip2", "lzma": "xz"}[module]
     try:
         library = importlib.import_module(module)
-    except ImportError as error:  # a Python that was built without it
+    except ImportError as error:  # this Python was built without the module
         raise UserError(f"{path} is compressed by {name}, which this Python lacks; decompress it first.") from error
     broken = (OSError, EOFError, ValueError, zlib.error, *([library.LZMAError] if module == "lzma" else []))
     try:

@@ -1,4 +1,4 @@
-"""Cross-entropy with label smoothing (Szegedy et al. 2016, arXiv 1512.00567, section 7) and with mixed labels."""
+"""Cross-entropy with label smoothing (Szegedy et al. 2016, arXiv 1512.00567, section 7) and mixed labels (mixup)."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,10 @@ from common.types import Fraction
 
 @dataclass(frozen=True, kw_only=True)
 class LossOptions:
-    """smoothing: share of a target that is spread evenly over all classes."""
+    """Options of the loss.
+
+    smoothing: the fraction of each target's probability that is spread evenly over all classes.
+    """
 
     smoothing: Fraction
 
@@ -23,10 +26,12 @@ def cross_entropy(
     other_labels: Tensor | None = None,
     shares: Tensor | None = None,
 ) -> Tensor:
-    """Cross-entropy summed over the batch, in nats and at least fp32: logits (B, K), labels (B,) -> ().
+    """Compute cross-entropy summed over the batch, in nats, in fp32 or higher: logits (B, K), labels (B,) -> ().
 
-    With `other_labels` (B,) and `shares` (B,), as from mixup and CutMix, a target holds `shares` of the label and the
-    rest of the other label. Smoothing a mixed target equals mixing smoothed targets: both are linear.
+    For images mixed by mixup or CutMix, `other_labels` (B,) are the labels of the partners, and `shares` (B,) in [0, 1]
+    are the weights of `labels`. The loss is shares * CE(labels) + (1 - shares) * CE(other_labels), where CE uses
+    smoothed targets. This equals the cross-entropy with the mixed and smoothed target, since cross-entropy is linear in
+    the target.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     own = F.cross_entropy(logits, labels, reduction="none", label_smoothing=options.smoothing)  # (B,)

@@ -1,8 +1,8 @@
-"""Augmentation of training images: of one image of any size, or of a stack of small images on the device.
+"""Augment training images: `view` augments one image of any size, `views` a stack of small images on the device.
 
-All random choices of a view are read from one vector of uniform numbers, a function of (seed, epoch, index of the
-image, number of the view) that is sampled before the image is processed. The options decide what each number means. So
-each image of a stack has its own parameters, and a view depends neither on the device nor on the other images of the
+A view is an augmented copy of an image. All its random choices are computed from one vector of uniform numbers, which
+is sampled before the image is processed and depends only on (seed, epoch, index of the image, index of the view). So
+each image of a stack has its own random choices, which depend neither on the device nor on the other images of the
 stack.
 
 Random resized crop: Szegedy et al. 2015 (arXiv 1409.4842, section 6); mixup: Zhang et al. 2018 (arXiv 1710.09412);
@@ -31,35 +31,40 @@ from vit.data.policies import Policy
 
 Interpolation = Literal["bilinear", "bicubic"]
 BOX_ATTEMPTS = 10  # attempts to find a box that fits into the image, as in torchvision
-ERASED_AREA = (0.02, 0.33)  # share of the image; Zhong et al. 2020, section 4.2
-ERASED_RATIO = (0.3, 3.3)  # of width to height; section 4.2
+ERASED_AREA = (0.02, 0.33)  # least and greatest share of the image's area, as in torchvision's RandomErasing
+ERASED_RATIO = (0.3, 3.3)  # least and greatest ratio of width to height, as in torchvision's RandomErasing
 
-# Indices of each step's numbers in the vector of a view.
+# Where in a view's vector of uniform numbers each step of augmentation finds its numbers.
 _CROP_UNIFORMS = slice(0, 2 * BOX_ATTEMPTS + 2)
 _FLIP_UNIFORM = _CROP_UNIFORMS.stop
 _ERASES_UNIFORM = _FLIP_UNIFORM + 1  # decides whether to erase
 _ERASE_UNIFORMS = slice(_ERASES_UNIFORM + 1, _ERASES_UNIFORM + 1 + 2 * BOX_ATTEMPTS + 2)
-_MIX_UNIFORMS = slice(_ERASE_UNIFORMS.stop, _ERASE_UNIFORMS.stop + 5)  # whether, which method, share, centre y and x
+# Five numbers: whether to mix, by which method, the share, and the y and x of the centre of CutMix's box.
+_MIX_UNIFORMS = slice(_ERASE_UNIFORMS.stop, _ERASE_UNIFORMS.stop + 5)
 _POLICY_UNIFORMS = slice(_MIX_UNIFORMS.stop, _MIX_UNIFORMS.stop + 3 * policies.MAX_OPERATIONS)
 UNIFORMS_PER_VIEW = _POLICY_UNIFORMS.stop
 
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """The steps of augmentation, in this order. Probabilities and ranges are those of one view.
+    """Options of augmentation, in the order in which its steps are applied. Each view makes its own random choices.
 
-    crop: resize a random box ("resized"), shift the image over a border of zeros ("padded"), or "none".
-    scale: least and greatest area of a resized box, as a share of the image.
-    ratio: least and greatest ratio of a resized box's width to its height.
-    padding: border of a padded crop in pixels.
+    crop: "resized" crops a random box and resizes it to the size of the model's input. "none" resizes the image to
+        cover this size and crops its centre. "padded" does the same, adds a border of zeros and crops at a random
+        position.
+    scale: least and greatest area of a "resized" box, as a share of the image's area.
+    ratio: least and greatest ratio of a "resized" box's width to its height.
+    padding: width of the border of a "padded" crop in pixels.
     flip: probability of a horizontal flip.
     policy: "rand" (RandAugment), "trivial" (TrivialAugment) or "none".
-    operations, magnitude: RandAugment's N, and its M on a scale from 0 to 30.
-    erase: probability of erasing a rectangle.
-    mixup, cutmix: alpha of each method's beta distribution; 0 = off.
-    cutmix_share: probability of CutMix rather than mixup, where both are on.
-    mix: probability of mixing by either method.
-    repeats: views of each image in a step.
+    operations: number of operations that "rand" applies to a view, from 0 to 4 (N in the paper).
+    magnitude: strength of these operations, from 0 to 30 (M in the paper).
+    erase: probability of erasing a random rectangle, that is, setting it to the mean colour.
+    mixup: alpha of Beta(alpha, alpha), from which mixup samples the share of the image (against its partner); 0 = off.
+    cutmix: alpha of Beta(alpha, alpha), from which CutMix samples the share of the image; 0 = off.
+    cutmix_share: probability that an image to be mixed is mixed by CutMix; used if neither `mixup` nor `cutmix` is 0.
+    mix: probability that an image is mixed with a partner, by either method.
+    repeats: number of views of each image in an optimizer step.
     """
 
     crop: Literal["resized", "padded", "none"]
@@ -78,7 +83,11 @@ class Augmentation:
     repeats: Annotated[int, Range(low=1, high=1000)]
 
     def __post_init__(self) -> None:
-        """Raise UserError for limits in the wrong order, and for too many operations or too high a magnitude."""
+        """Check the options.
+
+        Raises UserError if `scale` or `ratio` is not positive and in ascending order, or if `operations` or `magnitude`
+        is too high.
+        """
         for name, (low, high) in (("scale", self.scale), ("ratio", self.ratio)):
             if not 0 < low <= high:
                 raise UserError(f"data.augmentation.{name}=[{low}, {high}]: expected the smaller limit first, above 0.")
@@ -89,7 +98,7 @@ class Augmentation:
             )
 
     def check(self, batch_size: int) -> None:
-        """Raise UserError when the views of one image exceed a batch."""
+        """Raise UserError when `repeats` is greater than `batch_size`, the number of views in a batch."""
         if self.repeats > batch_size:
             raise UserError(
                 f"data.augmentation.repeats={self.repeats} makes more views of one image than "
@@ -98,22 +107,25 @@ class Augmentation:
 
     @property
     def mixes(self) -> bool:
-        """Whether images are mixed with partners."""
+        """Whether images are mixed with a partner, a second image from train."""
         return self.mix > 0 and self.mixup + self.cutmix > 0
 
 
 def sample_uniforms(count: int, generator: torch.Generator) -> Tensor:
-    """Sample all random numbers of `count` views: (count, UNIFORMS_PER_VIEW), float64 in [0, 1)."""
+    """Sample the uniform numbers of `count` views: (count, UNIFORMS_PER_VIEW), float64 in [0, 1)."""
     return torch.rand(count, UNIFORMS_PER_VIEW, generator=generator, dtype=torch.float64)
 
 
-# From an image, or a stack of images, to views.
+# The first steps: from an image, or a stack of images, to views.
 
 
 def view(
     image: Tensor, uniforms: Tensor, options: Augmentation, size: tuple[int, int], interpolation: Interpolation
 ) -> Tensor:
-    """A training view of one image of any size: uint8 (C, h, w), uniforms (UNIFORMS_PER_VIEW,) -> (C, *size)."""
+    """Crop, resize and flip one image of any size, and apply the policy; erasing and mixing follow in `model_inputs`.
+
+    image uint8 (C, h, w), uniforms (UNIFORMS_PER_VIEW,) -> uint8 (C, *size).
+    """
     height, width = image.shape[-2:]
     numbers = uniforms.numpy()[None]
     if options.crop == "resized":
@@ -135,19 +147,20 @@ def view(
 
 
 def views(images: Tensor, uniforms: np.ndarray, options: Augmentation, size: tuple[int, int]) -> Tensor:
-    """A training view of each image of a stack: uint8 (N, C, h, w) -> (N, C, *size), on the stack's device.
+    """Make a training view of each image of a stack, as `view` does, on the stack's device.
 
-    Crop, resize and flip are one bilinear sampling without antialiasing, meant for images about as large as `size`.
+    images uint8 (N, C, h, w), uniforms (N, UNIFORMS_PER_VIEW) -> uint8 (N, C, *size). Crop, resize and flip are one
+    bilinear sampling without antialiasing, which suits images about as large as `size`.
     """
     images = _resampled(images, uniforms, options, size)
     return policies.apply(images, uniforms[:, _POLICY_UNIFORMS], options.policy, options.operations, options.magnitude)
 
 
 def evaluation_view(image: Tensor, size: tuple[int, int], crop_ratio: float, interpolation: Interpolation) -> Tensor:
-    """Images without augmentation, as in evaluation: uint8 (..., C, h, w) -> (..., C, *size).
+    """Resize images and crop their centre, as in evaluation: uint8 (..., C, h, w) -> uint8 (..., C, *size).
 
-    An image is resized to cover `size` / `crop_ratio` with its aspect ratio kept (rounded as in torchvision), then
-    cropped to its centre.
+    An image keeps its aspect ratio and is resized to the smallest size that covers `size` / `crop_ratio`. Its centre of
+    the given `size` is then cropped. Sizes are rounded as in torchvision.
     """
     height, width = image.shape[-2:]
     if (height, width) == size and crop_ratio == 1:
@@ -166,11 +179,11 @@ def _resized(image: Tensor, size: tuple[int, int], interpolation: Interpolation)
 
 
 def _resampled(images: Tensor, uniforms: np.ndarray, options: Augmentation, size: tuple[int, int]) -> Tensor:
-    """Crop, resize and flip each image in one sampling."""
+    """Crop, resize and flip each image by one bilinear sampling: uint8 (N, C, h, w) -> uint8 (N, C, *size)."""
     count, _, height, width = images.shape
     flips = uniforms[:, _FLIP_UNIFORM] < options.flip
     factor = max(length / n for length, n in zip(size, (height, width), strict=True))
-    h, w = size[0] / factor, size[1] / factor  # of the part of an image that `evaluation_view` crops
+    h, w = size[0] / factor, size[1] / factor  # of the centre that `evaluation_view` keeps, in pixels of the image
     boxes = np.tile([(height - h) / 2, (width - w) / 2, h, w], (count, 1))  # (N, 4) top, left, height, width
     if options.crop == "resized":
         boxes = _random_boxes(uniforms[:, _CROP_UNIFORMS], height, width, options.scale, options.ratio)
@@ -179,7 +192,7 @@ def _resampled(images: Tensor, uniforms: np.ndarray, options: Augmentation, size
     if options.crop == "none" and not flips.any() and size == (height, width):
         return images
     top, left, h, w = boxes.T
-    theta = np.zeros((count, 2, 3), dtype=np.float32)  # maps output to input coordinates, both in -1..1
+    theta = np.zeros((count, 2, 3), dtype=np.float32)  # maps output coordinates to input coordinates, both in -1..1
     theta[:, 0, 0], theta[:, 0, 2] = np.where(flips, -w, w) / width, (2 * left + w) / width - 1
     theta[:, 1, 1], theta[:, 1, 2] = h / height, (2 * top + h) / height - 1
     grid = F.affine_grid(torch.from_numpy(theta).to(images.device), [count, 1, *size], align_corners=False)
@@ -190,10 +203,11 @@ def _resampled(images: Tensor, uniforms: np.ndarray, options: Augmentation, size
 def _random_boxes(
     numbers: np.ndarray, height: int, width: int, scale: Sequence[float], ratio: Sequence[float]
 ) -> np.ndarray:
-    """Random boxes (N, 4) top, left, height, width in pixels, from uniform `numbers` (N, 22) in [0, 1).
+    """Choose random boxes (N, 4) top, left, height, width in pixels, from uniform `numbers` (N, 22) in [0, 1).
 
-    A box is the first of ten attempts, with a random area and ratio within the limits, that fits into the image. If
-    none fits, it is the largest centred box with a ratio within the limits.
+    Each of ten attempts has a random area and a random ratio of width to height within the limits. The first attempt
+    that fits into the image becomes the box. If none fits, the box is the largest centred one with a ratio within the
+    limits.
     """
     share = scale[0] + (scale[1] - scale[0]) * numbers[:, :BOX_ATTEMPTS]
     low, high = np.log(ratio)
@@ -207,17 +221,17 @@ def _random_boxes(
     any_fits = fits.any(axis=1)
     h = np.where(any_fits, h[rows, first], largest[0])
     w = np.where(any_fits, w[rows, first], largest[1])
-    corner = np.where(any_fits[:, None], numbers[:, 2 * BOX_ATTEMPTS :], 0.5)  # as shares of the free space
+    corner = np.where(any_fits[:, None], numbers[:, 2 * BOX_ATTEMPTS :], 0.5)  # y and x, as shares of the free space
     return np.stack((corner[:, 0] * (height - h), corner[:, 1] * (width - w), h, w), axis=1)
 
 
 def _random_shifts(numbers: NDArray[Any], padding: int) -> NDArray[Any]:
-    """Shifts down and right in whole pixels, from 0 to twice the padding: (N, 2)."""
+    """Choose each crop's top and left in the padded image, in whole pixels from 0 to 2 `padding`: (N, 2)."""
     pixels: NDArray[Any] = np.floor(numbers[:, _CROP_UNIFORMS][:, -2:] * (2 * padding + 1))
     return pixels
 
 
-# From views to the network's input.
+# The last steps: from views to the model's input.
 
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -229,9 +243,10 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 def model_inputs(
     images: Tensor, uniforms: np.ndarray | None, options: Augmentation, mean: Sequence[float], std: Sequence[float]
 ) -> Tensor:
-    """The network's input from views uint8 (N, C, H, W): normalised, and with `uniforms` also erased and mixed.
+    """Normalise views, and in training also erase and mix them: uint8 (N, C, H, W) -> fp32 (B, C, H, W).
 
-    With mixing N is 2B: row B + b is the partner of row b, and B images are returned.
+    `uniforms` (N, UNIFORMS_PER_VIEW) are the random numbers of the views; None = evaluation, without erasing and
+    mixing. N is B unless the augmentation mixes images. If it does, N is 2B, and view B + b is the partner of view b.
     """
     images = normalise(images, mean, std)
     if uniforms is None:
@@ -242,21 +257,24 @@ def model_inputs(
         return images
     own, partners = images.chunk(2)
     size = (images.shape[-2], images.shape[-1])
-    # fp32 on the host: Apple's GPU has no float64
+    # Converted to fp32 on the host, since Apple's GPUs have no float64.
     share, box = (torch.from_numpy(v).float().to(images.device) for v in _mixing(uniforms[: len(own)], options, size))
     mixed = torch.lerp(partners, own, share[:, None, None, None])  # (B, C, H, W)
     return torch.where(_box_masks(box, size)[:, None], partners, mixed)
 
 
 def label_shares(uniforms: np.ndarray, options: Augmentation, size: tuple[int, int]) -> Tensor:
-    """The share of each mixed image's own label in its target, 0..1: (2B, UNIFORMS_PER_VIEW) -> float32 (B,)."""
+    """Compute the share, 0 to 1, of each mixed image's own label in its target.
+
+    uniforms (2B, UNIFORMS_PER_VIEW), those of the partners last -> float32 (B,). `size` is (height, width) in pixels.
+    """
     share, box = _mixing(uniforms[: len(uniforms) // 2], options, size)
     box_share = (box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1]) / (size[0] * size[1])
     return torch.from_numpy(share - box_share).float()
 
 
 def _erased(images: Tensor, uniforms: np.ndarray, options: Augmentation) -> Tensor:
-    """Masks of the pixels to erase, that is, to set to the mean: (N, C, H, W) -> bool (N, 1, H, W)."""
+    """Compute masks of the pixels to erase (to set to the mean colour): (N, C, H, W) -> bool (N, 1, H, W)."""
     height, width = images.shape[-2:]
     boxes = _random_boxes(uniforms[:, _ERASE_UNIFORMS], height, width, ERASED_AREA, ERASED_RATIO).round()
     corners = np.concatenate((boxes[:, :2], boxes[:, :2] + boxes[:, 2:]), axis=1)
@@ -265,10 +283,10 @@ def _erased(images: Tensor, uniforms: np.ndarray, options: Augmentation) -> Tens
 
 
 def _mixing(uniforms: np.ndarray, options: Augmentation, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Each image's own share in a blend (B,), and the box pasted from its partner (B, 4) y0 x0 y1 x1 in pixels.
+    """Choose how each image is mixed with its partner: uniforms (B, UNIFORMS_PER_VIEW) -> (B,), (B, 4).
 
-    A blended image has an empty box. An image with a pasted box has the share 1. An image that is not mixed has an
-    empty box and the share 1.
+    The first result is the image's own weight in mixup's weighted mean with the partner. It is 1 without mixup. The
+    second is the box that CutMix pastes from the partner, y0 x0 y1 x1 in whole pixels. It is empty without CutMix.
     """
     whether, which, quantile, down, right = uniforms[:, _MIX_UNIFORMS].T
     mixed = whether < options.mix
@@ -280,7 +298,8 @@ def _mixing(uniforms: np.ndarray, options: Augmentation, size: tuple[int, int]) 
     if blends.any():
         share[blends] = betaincinv(options.mixup, options.mixup, quantile[blends])
     if pastes.any():
-        # The box has the partner's share of the area and a centre anywhere in the image; it is clipped to the image.
+        # The box's share of the image's area is the partner's share. Its centre may be anywhere in the image; parts of
+        # the box outside the image are cut off.
         side = np.sqrt(1 - betaincinv(options.cutmix, options.cutmix, quantile[pastes])) / 2
         for axis, (centre, length) in enumerate(zip((down, right), size, strict=True)):
             ends = np.stack((centre[pastes] - side, centre[pastes] + side), axis=1).clip(0, 1) * length
@@ -289,7 +308,7 @@ def _mixing(uniforms: np.ndarray, options: Augmentation, size: tuple[int, int]) 
 
 
 def _box_masks(corners: Tensor, size: tuple[int, int]) -> Tensor:
-    """Masks of the pixels in each box: (N, 4) y0 x0 y1 x1 in whole pixels -> bool (N, H, W)."""
+    """Compute masks of the pixels in each box: (N, 4) y0 x0 y1 x1 in whole pixels -> bool (N, H, W)."""
     rows, columns = (torch.arange(length, device=corners.device) for length in size)
     y0, x0, y1, x1 = corners.T[..., None]  # (N, 1) each
     in_rows, in_columns = (rows >= y0) & (rows < y1), (columns >= x0) & (columns < x1)

@@ -1,4 +1,4 @@
-"""The order of classes that are named by folders."""
+"""Sort the classes of an image folder, which has one sub-folder for each class with the class's name."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -11,12 +11,15 @@ ClassOrder = Literal["string", "natural"]
 
 
 def sort_classes(names: Iterable[str], order: ClassOrder) -> list[str]:
-    """Sort names as text (1, 10, 2), or naturally, by the numbers in them (1, 2, 10)."""
+    """Sort names as text ("string": 1, 10, 2) or by the numbers in them ("natural": 1, 2, 10)."""
     return sorted(names) if order == "string" else sorted(names, key=_natural_key)
 
 
 def check_distinct(names: Sequence[str], folder: str) -> None:
-    """Raise UserError when the names of two class folders differ only in their Unicode form, and so look alike."""
+    """Raise UserError when the names of two class folders differ only in their Unicode form (NFC or NFD).
+
+    Such names look alike. `folder` is the path that the message names.
+    """
     first: dict[str, str] = {}
     for name in names:
         if first.setdefault(composed(name), name) != name:
@@ -27,7 +30,10 @@ def check_distinct(names: Sequence[str], folder: str) -> None:
 
 
 def order_notes(names: Sequence[str]) -> list[str]:
-    """A note when names are sorted as text, and would be in another order if sorted by the numbers in them."""
+    """Return a note if names are sorted as text and sorting by the numbers in them would give another order.
+
+    Otherwise, the list is empty.
+    """
     natural = sort_classes(names, "natural")
     if list(names) == natural or list(names) != sorted(names):
         return []
@@ -39,6 +45,10 @@ def order_notes(names: Sequence[str]) -> list[str]:
 
 
 def _natural_key(name: str) -> tuple[list[tuple[int, str]], str]:
-    """A sort key: parts of a name, with numbers compared by value, then the name as text (for 1 and 01)."""
+    """Return a key for sorting names by the numbers in them.
+
+    The key has the parts of the name, with numbers compared by value, and then the name itself, which decides between
+    names such as 1 and 01.
+    """
     parts = re.split(r"([0-9]+)", name)  # text and numbers alternate
     return [(int(part), "") if i % 2 else (-1, part) for i, part in enumerate(parts)], name

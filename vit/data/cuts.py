@@ -1,4 +1,4 @@
-"""Cutting val and test from the images of train, where a data set has no folders for them."""
+"""Cut val and test from the images of train in a data set without folders for these splits."""
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
@@ -13,16 +13,17 @@ from common.types import Split
 from vit.data.listing import Listing
 
 VAL_SHARE = 0.1
-LARGE_SET, LARGE_VAL_COUNT = 100_000, 10_000  # of images; more of them would not choose a better checkpoint
+LARGE_SET, LARGE_VAL_COUNT = 100_000, 10_000  # numbers of images; a larger val would not select a better checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cuts:
     """How many images of train become val and test.
 
-    val_count: number of images of val, chosen at random; None = by `val_share`.
-    val_share: share of val in train; None = 0.1, or 10,000 random images of at least 100,000.
-    test_share: share of test in train.
+    val_count: number of images to cut as val, chosen at random; None = cut by `val_share`.
+    val_share: share of each class to cut as val, used if `val_count` is None; None = 0.1, or 10,000 images chosen at
+        random if train has at least 100,000 images.
+    test_share: share of each class to cut as test.
     """
 
     val_count: int | None
@@ -31,15 +32,19 @@ class Cuts:
 
     @property
     def has_val(self) -> bool:
-        """Whether val gets any images."""
+        """Whether any images are cut as val."""
         return self.val_count > 0 if self.val_count is not None else self.val_share != 0
 
     def cut(self, whole: Listing, splits: Collection[Split]) -> tuple[dict[Split, Listing], dict[Split, str]]:
-        """Cut `splits` from the images of `whole`; returns their listings and that of train, and how each was cut.
+        """Cut `splits` (val, test or both) from the images of `whole`.
 
-        Shares are cut from each class by a hash of the file names (`common.data.splits.cut_by_name`): at least one
-        image, as long as one is left for train. So the cut of a class depends on its file names alone, neither on the
-        run's seed nor on other classes, and that of test not on val. Raises UserError if no image is left for train.
+        Returns the listing of each of these splits and of train (the remaining images), and for each of the splits a
+        phrase for the log that tells how it was cut.
+
+        A share is cut from each class by a hash of the file names (`common.data.splits.cut_by_name`). Each class gives
+        each split at least one image, unless no image would remain for train. The cut of a class depends only on its
+        file names, and not on the run's seed or on other classes. Test is cut first, so that it does not depend on val.
+        Raises UserError if no image is left for train.
         """
         count = self._val_count_of(len(whole.files)) if "val" in splits else None
         shares: dict[Split, float] = {"test": self.test_share} if "test" in splits else {}
@@ -61,20 +66,20 @@ class Cuts:
         return listings, notes
 
     def _val_count_of(self, count: int) -> int | None:
-        """The number of random images of val, of `count` images; None if its share is cut."""
+        """Return how many of `count` images to choose at random as val; None if val is cut by a share."""
         if self.val_count is None and self.val_share is None and count >= LARGE_SET:
             return LARGE_VAL_COUNT
         return self.val_count
 
 
 def _cut_classes(whole: Listing, shares: dict[Split, float]) -> dict[Split, NDArray[np.int64]]:
-    """The sorted indices of each split in `shares` and of train."""
+    """Cut each class; returns the indices in `whole`, sorted, of each split in `shares` and of train."""
     if not shares:
         return {"train": np.arange(len(whole.labels))}
     parts: dict[Split, list[int]] = {split: [] for split in (*shares, "train")}
     ends: list[int] = (np.flatnonzero(np.diff(whole.labels)) + 1).tolist()
     for start, end in pairwise((0, *ends, len(whole.labels))):
-        # A file's name need not be valid Unicode, as a hash requires.
+        # The hash requires valid Unicode, which the name of a file need not be.
         names = [name.decode(errors="backslashreplace") for name in whole.files[start:end].tolist()]
         rows = cut_by_name(names, list(shares.values()), rest=1)
         for part, of_class in zip(parts.values(), rows, strict=True):

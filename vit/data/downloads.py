@@ -1,4 +1,4 @@
-"""Fashion-MNIST and CIFAR-10, read by torchvision, which verifies their files and downloads missing ones."""
+"""Fashion-MNIST and CIFAR-10, which torchvision downloads, verifies and reads."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,21 +16,21 @@ from vit.data.in_memory import Images, InMemory, split_images
 
 
 class PublishedSet(NamedTuple):
-    """A published data set, and the facts that must be known before its files are read."""
+    """What must be known about a published data set before its files are read."""
 
     dataset: Callable[..., Any]  # torchvision's class
-    files: str  # which files `root` must hold when there is no network
-    any_file: str  # the pattern of all its files, packed or unpacked
+    files: str  # for messages: the files to put into `root` when they cannot be downloaded
+    any_file: str  # a glob pattern below `root` that matches all files of the set, packed or unpacked
     channels: int
-    names: Sequence[str]  # of the classes, by index
+    names: Sequence[str]  # names of the classes, by index
 
 
 PUBLISHED_SETS = {
-    # Xiao et al. 2017 (arXiv 1708.07747): clothing, 28 x 28, 60,000 for training
+    # Xiao et al. 2017 (arXiv 1708.07747): clothing, 28 x 28 pixels, 60,000 training images
     "fashion_mnist": PublishedSet(
         datasets.FashionMNIST, "FashionMNIST/raw/*-ubyte.gz", "FashionMNIST/raw/*", 1, datasets.FashionMNIST.classes
     ),
-    # Krizhevsky 2009: animals and vehicles, 32 x 32, 50,000 for training
+    # Krizhevsky 2009: animals and vehicles, 32 x 32 pixels, 50,000 training images
     "cifar10": PublishedSet(
         datasets.CIFAR10,
         "cifar-10-python.tar.gz",
@@ -42,9 +42,11 @@ PUBLISHED_SETS = {
 
 
 class Downloaded(InMemory):
-    """A data set of ten classes. The 10,000 published test images are `test`; `val` is split off the training images.
+    """A published data set of ten classes.
 
-    `root` holds the published files, packed or unpacked; missing files are downloaded into it.
+    `test` is the published test set of 10,000 images. `val` is `val_count` of the published training images, and
+    `train` is the rest. The folder `root` holds the published files, packed or unpacked. Missing files are downloaded
+    into it.
     """
 
     def __init__(
@@ -65,14 +67,15 @@ class Downloaded(InMemory):
         self.root, self.val_count = root, val_count
 
     def root_has_files(self) -> bool:
-        """Whether `root` holds a file of this set, packed or unpacked."""
+        """Whether `root` holds any file of this data set, packed or unpacked."""
         return any(Path(self.root).glob(self.published.any_file))
 
     def load(self) -> dict[Split, Images]:
-        """Load the three splits.
+        """Load train, val and test.
 
-        Rank 0 lets torchvision check MD5 sums and download or unpack missing files; the other ranks wait for it. Raises
-        UserError when files are missing, damaged or cannot be downloaded.
+        On rank 0, torchvision first downloads and unpacks missing files, while the other ranks wait. It checks the MD5
+        sums of the archives that it unpacks and of CIFAR-10's unpacked files. Raises UserError when files are damaged,
+        or are missing and cannot be downloaded.
         """
         if distributed.is_main():
             self._torchvision_dataset(download=True)
@@ -83,7 +86,7 @@ class Downloaded(InMemory):
     def _torchvision_dataset(self, **options: bool) -> Any:
         try:
             return self.published.dataset(self.root, **options)
-        except Exception as error:  # the type differs between file systems, networks and proxies
+        except Exception as error:  # the type depends on the file system, the network and the proxy
             reason = " ".join(str(error).split()) or type(error).__name__  # torchvision's message may have many lines
             raise UserError(
                 f"data.root={self.root}: the files are missing, or not as published, and could not be downloaded or "

@@ -1,4 +1,4 @@
-"""Folders of images, with a folder for each class: root/train/<class>/<image> and so on, or root/<class>/<image>."""
+"""A data set of images in one folder for each class: root/train/<class>/<image> and so on, or root/<class>/<image>."""
 
 import os
 from collections.abc import Sequence
@@ -36,21 +36,23 @@ from vit.data.listing import Listing, class_folders, list_class_images
 class ImageFolder:
     """A classification data set of image files, each in the folder of its class.
 
-    `root` holds train/, val/ and test/, each with one folder for each class, which holds images at any depth; or the
-    class folders alone, which are then train (`vit.data.layouts` has other names, and the reading of doubtful folders).
-    Hidden files and files with other endings are ignored. The classes are the folders of train, sorted by name. Without
-    root/test, root/val is `test` (ImageNet publishes no labels of its test set). Without a val folder, val is cut from
-    train, and without a test folder test is, too, if train is that of `root` (`vit.data.cuts`). The path of a split
-    takes precedence over `root`. The constructor opens no file; mistakes in the files raise UserError at the first use
-    of their split.
+    The folder `root` holds train/, val/ and test/, and each of these holds one folder for each class. Or `root` holds
+    the class folders directly and is then itself the folder of train. `vit.data.layouts` lists other names of the split
+    folders and explains how ambiguous folders are read. A class folder holds images at any depth. Hidden files and
+    files without an image's ending are ignored. The classes are the folders of train, sorted by name.
 
-    A sample of `train` is `augmentation.repeats` views of one image, each augmented independently (Hoffer et al. 2020,
-    "Augment Your Batch", arXiv:1901.09335). When the augmentation mixes, the sample also holds as many views of a
-    partner. Partners come from all of train and not from the batch, so that a step does not depend on its
-    micro-batches.
+    If root/test is missing, root/val is used as test (ImageNet publishes no labels of its test set). If there is no
+    folder for val, val is cut from train (`vit.data.cuts`). If there is no folder for test, `test_share` of train is
+    cut as test, provided that train is read from `root`. A folder that is given for a split takes precedence over
+    `root`. The constructor opens no file. Mistakes in the files raise UserError when their split is first used.
 
-    Differs: images are turned as their EXIF tag says, unless `exif` is "ignore"; torchvision's ImageFolder reads them
-    as stored.
+    A sample of train is `augmentation.repeats` views of one image, each augmented independently (Hoffer et al. 2020,
+    "Augment Your Batch", arXiv:1901.09335). If the augmentation mixes images, the sample also holds the same number of
+    views of a partner, the image to mix with. The partner is drawn from all of train and not from the batch, so that a
+    step does not depend on how it is split into micro-batches.
+
+    Differs: images are rotated and mirrored as their EXIF tag says, unless `exif` is "ignore". torchvision's
+    ImageFolder reads them as stored.
     """
 
     channels = 3
@@ -70,38 +72,40 @@ class ImageFolder:
         mean: tuple[float, float, float],
         std: tuple[PositiveFloat, PositiveFloat, PositiveFloat],
         augmentation: Augmentation,
-        exif: Exif = "auto",  # has a default, since users' files may be older than these keys
+        exif: Exif = "auto",  # this and the next keys have defaults, since users' configs may be older than the keys
         class_order: ClassOrder = "string",
         val_share: Share | None = None,
         test_share: Share = 0.0,
         cache: bool = False,
     ):
-        """Describe the data set.
+        """Store the options; no file is opened.
 
         Args:
-            root: folder that holds the folders of all splits or of all classes, or None.
-            train: folder of the training split.
-            val: folder of the split that chooses the checkpoint.
-            test: folder of the split whose numbers are reported.
-            val_count: number of random images to cut from train if there is no val folder; 0 = no val, None = by
-                `val_share`.
-            batch_size: views in one optimizer step; partners for mixing are not counted.
+            root: folder that holds the folders of all splits or of all classes; None = only the folders below are read.
+            train: folder of the training split; None = in `root`.
+            val: folder of the split that selects the checkpoint; None = in `root`, or cut from train.
+            test: folder of the split on which the final metrics are reported; None = in `root`, or cut from train.
+            val_count: number of images to cut from train as val, chosen at random, if there is no val folder; 0 = no
+                val, None = cut by `val_share`.
+            batch_size: number of views in one optimizer step, over all ranks; views of partners are not counted.
             image_size: height and width of the model's input in pixels; one number for a square.
-            crop_ratio: share of the resized image's shorter side that the centre crop of evaluation keeps.
-            interpolation: method of every resize.
+            crop_ratio: in evaluation, images are resized to cover `image_size` / `crop_ratio`, and their centre of
+                `image_size` is cropped; at most 1.
+            interpolation: method of every resize, "bilinear" or "bicubic".
             mean: means of red, green and blue in [0, 1], for normalisation.
-            std: standard deviations of red, green and blue in [0, 1].
+            std: standard deviations of red, green and blue in [0, 1], for normalisation.
             augmentation: augmentation of training images.
             exif: whether images are turned upright by their EXIF tags: "apply" and "auto" do, "ignore" does not.
-            class_order: order of the classes' names: "string" (1, 10, 2, as torchvision's) or "natural" (1, 2, 10).
-            val_share: share of each class of train to cut as val, by a hash of the file names, unless `val_count` is
-                given; None = 0.1, or 10,000 random images of at least 100,000.
-            test_share: share of each class of `root`'s train to cut as test, in the same way, if there is no test
-                folder.
-            cache: keep images in the memory of each worker, resized to `image_size`, so that a file is decoded once.
+            class_order: order of the classes' names: "string" (1, 10, 2, as in torchvision) or "natural" (1, 2, 10).
+            val_share: share of each class of train to cut as val, by a hash of the file names, if there is no val
+                folder and `val_count` is None; None = 0.1, or 10,000 images chosen at random if train has at least
+                100,000 images.
+            test_share: share of each class of train to cut as test, by a hash of the file names, if `root` holds train
+                and there is no test folder; 0 = no test.
+            cache: whether each worker keeps images in memory, resized to `image_size`, so that it decodes a file once.
 
-        Raises UserError when `crop_ratio` is above 1, when the views of one image exceed a batch, or when `cache` is
-        set and the augmentation crops from images of full size.
+        Raises UserError when `crop_ratio` is above 1, when `augmentation.repeats` is above `batch_size`, or when
+        `cache` is set and the augmentation crops from images of full size (crop=resized).
         """
         augmentation.check(batch_size)
         if cache and augmentation.crop == "resized":
@@ -134,17 +138,19 @@ class ImageFolder:
         self._cut_notes: dict[Split, str] = {}
 
     def count(self, split: Split) -> int:
-        """Number of images in `split`; 0 when val or test does not exist."""
+        """Return the number of images in `split`; 0 if there is no such val or test."""
         return len(self._listing(split).files) if self._has(split) else 0
 
     def cost(self, split: Split) -> Sequence[int]:
-        """The cost of each sample: its number of views in `train`, 1 in other splits."""
+        """Return the cost of each sample: its number of views in train, and 1 in other splits."""
         return [self.augmentation.repeats if split == "train" else 1] * self.count(split)
 
     def classes(self) -> list[str]:
-        """Names of the classes by index.
+        """Return the names of the classes, by index.
 
-        They are the folders of train or, where train is missing (on a machine that only evaluates), of val and test.
+        They are the names of the class folders of train. If train is missing, as on a machine that only evaluates, they
+        are those of val and test. But if all of these are among the names passed to `set_learnt_classes`, the latter
+        are returned.
         """
         if not self._classes:
             folders = [folder for folder in self._folders.values() if folder.is_dir()]
@@ -156,20 +162,23 @@ class ImageFolder:
                 check_distinct(class_folders(folders[0]), str(folders[0]))
                 refuse_split_names(self._classes, folders[0])
             elif by_text.keys() <= {composed(name) for name in self._learnt}:
-                self._classes = self._learnt  # val and test need not have images of all classes
+                self._classes = self._learnt  # val and test may lack folders of some classes
         return self._classes
 
     def set_learnt_classes(self, names: Sequence[str]) -> None:
-        """Use the classes of a trained model if train is missing and no other folder has further classes."""
+        """Set the classes of a trained model.
+
+        `classes` returns them if train is missing and the folders of val and test have no other classes.
+        """
         self._learnt, self._classes, self._listings = list(names), [], {}
 
     def sample(self, split: Split, index: int, generator: torch.Generator | None) -> dict[str, Any]:
-        """One image, augmented by `generator`; with None, viewed as in evaluation.
+        """Read one image. It is augmented at random with `generator`; with None, it is viewed as in evaluation.
 
         Returns `id` (the file's path within the split), `file`, `label` and `views`, a list of uint8 (3, H, W). With a
-        generator, the sample also has `uniforms` (views, UNIFORMS_PER_VIEW), the random numbers of each view. When the
-        augmentation mixes, it also has the label, views and uniforms of a partner: `other_label`, `other_views`,
-        `other_uniforms`. Raises UserError for a missing or broken image.
+        generator, the sample also has `uniforms` (views, UNIFORMS_PER_VIEW), the random numbers of each view. If the
+        augmentation mixes images, the sample also has the label, views and random numbers of a partner: `other_label`,
+        `other_views`, `other_uniforms`. Raises UserError for a missing or broken image.
         """
         sample = self._own_views(split, index, generator)
         if generator is not None and self.augmentation.mixes:
@@ -179,7 +188,7 @@ class ImageFolder:
         return sample
 
     def where(self, split: Split, index: int) -> str:
-        """Path of an image's file, for messages."""
+        """Return the path of an image's file, for messages."""
         return str(self._file(split, index))
 
     def _file(self, split: Split, index: int) -> Path:
@@ -187,18 +196,18 @@ class ImageFolder:
         return listing.folder / os.fsdecode(listing.files[index])
 
     def fingerprint(self, split: Split) -> dict[str, str]:
-        """The digest of the images' paths below the split's folder, and of their lengths in bytes."""
+        """Return one digest of the images' paths relative to the split's folder and of the files' lengths in bytes."""
         listing = self._listing(split)
         return {"images": fingerprints.digest_files(listing.folder, listing.files)}
 
     def view(self, image: Tensor, file: Path) -> dict[str, Any]:
-        """Make a sample from a user's image, uint8 (3, h, w) of any size, as in evaluation; its label is -1."""
+        """Make a sample from a user's image, uint8 (3, h, w) of any size, viewed as in evaluation; its label is -1."""
         views = [evaluation_view(image, self.image_size, self.crop_ratio, self.interpolation)]
         return {"id": str(file), "file": str(file), "label": -1, "views": views}
 
     def _own_views(self, split: Split, index: int, generator: torch.Generator | None) -> dict[str, Any]:
         listing = self._listing(split)
-        name = os.fsdecode(listing.files[index])  # relative to the split, so that predictions are readable
+        name = os.fsdecode(listing.files[index])  # relative to the split's folder; a full path would be hard to read
         file = self._file(split, index)
         sample: dict[str, Any] = {"id": name, "file": str(file), "label": int(listing.labels[index])}
         if generator is None:
@@ -210,23 +219,23 @@ class ImageFolder:
         return sample | {"views": views, "uniforms": uniforms.numpy()}
 
     def _resized(self, split: Split, index: int, crop_ratio: float) -> Tensor:
-        """The image of a file, resized and cropped as in evaluation; kept in memory if `cache` is set."""
+        """Read an image, resized and cropped as in evaluation; it is kept in memory if `cache` is set."""
         key = (split, index, crop_ratio)
         if key in self._cached:
             return self._cached[key]
         image = read_image(self._file(split, index), exif=self.exif)
         image = evaluation_view(image, self.image_size, crop_ratio, self.interpolation)
         if self.cache:
-            self._cached[key] = image.clone(memory_format=torch.contiguous_format)  # not a view of a larger image
+            self._cached[key] = image.clone(memory_format=torch.contiguous_format)  # a view would keep the larger image
         return image
 
     def collate(self, samples: list[dict[str, Any]]) -> Batch:
-        """A batch of B views, with the views of one image side by side.
+        """Collate samples into a batch of B views, in which the views of one image are adjacent.
 
-        Returns `ids` and `files`, lists of B, `images` uint8 (N, 3, H, W) and `labels` int64 (B,), -1 where unknown. In
-        training, the batch also has `uniforms` (N, UNIFORMS_PER_VIEW), an array on the host. N is B unless the
-        augmentation mixes. If it does, N is 2B, image B + b is the partner of image b, `other_labels` (B,) are the
-        partners' labels, and `shares` (B,) are the shares of the images' own labels in their targets.
+        Returns `ids` and `files`, lists of length B, `images` uint8 (N, 3, H, W) and `labels` int64 (B,), -1 for a
+        user's image. In training, the batch also has `uniforms` (N, UNIFORMS_PER_VIEW), a NumPy array. N is B unless
+        the augmentation mixes images. If it does, N is 2B, image B + b is the partner of image b, `other_labels` (B,)
+        are the partners' labels, and `shares` (B,) are the shares of the images' own labels in their targets.
         """
         views = [(sample, view) for sample in samples for view in sample["views"]]
         partners = [(sample, view) for sample in samples for view in sample.get("other_views", ())]
@@ -238,7 +247,7 @@ class ImageFolder:
         }
         if "uniforms" in samples[0]:
             keys = ("uniforms", "other_uniforms")
-            # Not a tensor, which would be moved to the device: random choices are made on the host.
+            # An array and not a tensor, since tensors are moved to the device and these numbers are used on the host.
             batch["uniforms"] = np.concatenate([sample[key] for key in keys for sample in samples if key in sample])
         if partners:
             batch["other_labels"] = torch.tensor([sample["other_label"] for sample, _ in partners])
@@ -246,23 +255,23 @@ class ImageFolder:
         return batch
 
     def inputs(self, batch: Batch, device: torch.device) -> Tensor:
-        """The model's input, computed on `device`: fp32 (B, 3, H, W), normalised, and in training erased and mixed."""
+        """Compute the model's input on `device`: fp32 (B, 3, H, W), normalised, and in training erased and mixed."""
         return model_inputs(batch["images"].to(device), batch.get("uniforms"), self.augmentation, self.mean, self.std)
 
     def thumbnails(self, batch: Batch, count: int) -> Tensor:
-        """The first `count` images of a batch, not normalised, for display: uint8 (n, 3, H, W) on the CPU."""
+        """Return the first `count` images of a batch for display, not normalised: uint8 (n, 3, H, W) on the CPU."""
         images: Tensor = batch["images"][: min(count, len(batch["ids"]))]
         return images.cpu()
 
     def summary(self) -> list[str]:
-        """How `root` was read, the number and names of the classes, and for each split its images and notes."""
+        """Return lines on how `root` was read, on the number and names of classes, and on the images of each split."""
         lines = [*self._layout.notes, f"{len(self.classes())} classes", names_line(self.classes())]
-        if not all(name.isdecimal() for name in self.classes()):  # otherwise it is a warning, in `advice`
+        if not all(name.isdecimal() for name in self.classes()):  # for numbers, `advice` warns instead
             lines += order_notes(self.classes())
         return [*lines, *(line for split in filter(self._has, SPLITS) for line in self.split_summary(split))]
 
     def split_summary(self, split: Split) -> list[str]:
-        """The lines of `summary` on one split."""
+        """Return the lines of `summary` that are about one split."""
         listing = self._listing(split)
         ignored = f", {listing.other_files} other files ignored" if listing.other_files else ""
         cut = f", cut from train {self._cut_notes[split]}" if split in self._cut_notes else ""
@@ -273,11 +282,15 @@ class ImageFolder:
         return [f"{split}: {line}" for line in lines]
 
     def class_notes(self) -> list[str]:
-        """The classes' names in order of index, and a note if this is not the order of the numbers in them."""
+        """Return the classes' names by index, and a note if sorting by the numbers in them would give another order."""
         return [names_line(self.classes()), *order_notes(self.classes())]
 
     def advice(self, split: Split) -> list[str]:
-        """Warnings about the folders of `split` and, for train, about numbered class names that are sorted as text."""
+        """Return warnings about the folders of `split`.
+
+        For train, they include class folders that seem one level too high or too low, and numbers as class names that
+        are sorted as text.
+        """
         warnings = self._layout.warnings.get(split, [])
         if split != "train":
             return warnings
@@ -292,7 +305,7 @@ class ImageFolder:
 
     @property
     def _folders(self) -> dict[Split, Path]:
-        """The folder of each split that has one."""
+        """The folder of each split that has a folder."""
         return self._layout.folders
 
     def _is_cut(self, split: Split) -> bool:
@@ -307,7 +320,7 @@ class ImageFolder:
         return split == "train" or split in self._folders or self._is_cut(split)
 
     def _required_folder(self, split: Split) -> Path:
-        """The folder of a split; raises UserError when there is none."""
+        """Return the folder of a split; raises UserError if it has none."""
         folder = self._folders.get(split)
         if folder is None and self.root is not None:
             raise UserError(missing_folder(self.root, split, self._layout.unread))

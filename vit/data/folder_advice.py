@@ -8,12 +8,12 @@ from common.errors import UserError
 from vit.data.layouts import SPLIT_NAMES
 from vit.data.listing import Listing
 
-MAX_NAMES = 5  # of classes in a note
-MAX_COUNTS = 20  # of classes whose numbers of images are listed
+MAX_NAMES = 5  # names of classes in a note
+MAX_COUNTS = 20  # with more classes, `class_counts` does not list the count of each
 
 
 def refuse_split_names(classes: Sequence[str], folder: Path) -> None:
-    """Raise UserError when `folder` is one level too high, that is, its class folders are the folders of splits."""
+    """Raise UserError when all class folders of `folder` have names of splits, so that it is one level too high."""
     if len(classes) > 1 and SPLIT_NAMES.issuperset(name.lower() for name in classes):
         raise UserError(
             f"The class folders of {folder} are {', '.join(classes)}, which are names of splits and not of classes; "
@@ -22,7 +22,7 @@ def refuse_split_names(classes: Sequence[str], folder: Path) -> None:
 
 
 def depth_advice(classes: Sequence[str], listing: Listing) -> list[str]:
-    """A warning when train has a single class, or when no class folder holds images directly."""
+    """Return a warning when train has a single class, or when no class folder holds images directly."""
     deepest = os.fsdecode(listing.files[0])
     if len(classes) == 1:
         remedy = f"; if {Path(deepest).parts[1]} is a class, give data.train={listing.folder / classes[0]}"
@@ -40,7 +40,10 @@ def depth_advice(classes: Sequence[str], listing: Listing) -> list[str]:
 
 
 def absent_classes(classes: Sequence[str], counts: Sequence[int]) -> list[str]:
-    """A note on the classes without an image in a split; `counts` are the split's numbers of images by class."""
+    """Return a note on the classes of which a split has no image; `counts` are the split's numbers of images by class.
+
+    If there are no such classes, the list is empty.
+    """
     absent = [name for name, count in zip(classes, counts, strict=True) if not count]
     more = ", ..." if len(absent) > MAX_NAMES else ""
     return [f"no image of {len(absent)} of {len(classes)} classes ({', '.join(absent[:MAX_NAMES])}{more})"] * bool(
@@ -49,7 +52,10 @@ def absent_classes(classes: Sequence[str], counts: Sequence[int]) -> list[str]:
 
 
 def class_counts(classes: Sequence[str], counts: Sequence[int]) -> str:
-    """A line with a split's number of images by class: of each class, or of many classes the least and the most."""
+    """Return a line with a split's number of images of each class.
+
+    With more than `MAX_COUNTS` classes, it has only the smallest and the largest number, with their classes.
+    """
     if len(classes) <= MAX_COUNTS:
         return f"by class: {', '.join(f'{name} {count}' for name, count in zip(classes, counts, strict=True))}"
     fewest, most = (pick(range(len(classes)), key=counts.__getitem__) for pick in (min, max))

@@ -1,6 +1,7 @@
-"""Small image sets held in memory as uint8 on the device, where training images are augmented.
+"""Small image sets that are held as uint8 in the device's memory and augmented there.
 
-A batch carries row indices and random numbers instead of pixels, so no step waits for a decoder or a copy.
+A batch holds row indices and random numbers instead of pixels, so no training step waits for images to be decoded or
+copied to the device.
 """
 
 from abc import ABC, abstractmethod
@@ -26,19 +27,20 @@ Images = tuple[Tensor, Tensor]  # uint8 (n, C, h, w), int64 (n,)
 
 
 def height_and_width(size: int | tuple[int, int]) -> tuple[int, int]:
-    """Convert a size to (height, width); a single number is the side of a square."""
+    """Return a size as (height, width); a single number is the side of a square."""
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 class InMemory(ABC):
-    """Images of one size with labels. A subclass states `names`, `channels` and `load`.
+    """A data set of images of one size with one label each. A subclass defines `names`, `channels` and `load`.
 
-    A sample of `train` holds `augmentation.repeats` views of one image; its cost is this number of views. With mixing
-    it also holds as many views of a partner, which is sampled from all of `train`.
+    A sample of train stands for `augmentation.repeats` views of one image; its cost is this number of views. If the
+    augmentation mixes images, the sample also stands for the same number of views of a partner, the image to mix with,
+    which is drawn from all of train.
     """
 
-    names: Sequence[str]  # of the classes, by index
-    channels: int
+    names: Sequence[str]  # names of the classes, by index
+    channels: int  # 1 (grey) or 3 (RGB)
 
     def __init__(
         self,
@@ -62,24 +64,26 @@ class InMemory(ABC):
 
     @abstractmethod
     def load(self) -> dict[Split, Images]:
-        """Load train, val and test; called once. Raises UserError when the files are missing."""
+        """Load the images and labels of train, val and test; called once. Raises UserError when files are missing."""
 
     def classes(self) -> list[str]:
-        """The classes' names in order of index."""
+        """Return the names of the classes, by index."""
         return list(self.names)
 
     def count(self, split: Split) -> int:
-        """Number of images in `split`."""
+        """Return the number of images in `split`."""
         return len(self._split(split)[1])
 
     def cost(self, split: Split) -> Sequence[int]:
-        """The cost of each sample: its number of views in `train`, 1 in other splits."""
+        """Return the cost of each sample: its number of views in train, and 1 in other splits."""
         return [self.augmentation.repeats if split == "train" else 1] * self.count(split)
 
     def sample(self, split: Split, index: int, generator: torch.Generator | None) -> dict[str, Any]:
-        """Row and label of an image and, with mixing, of its partner.
+        """Return the index ("rows") and label ("labels") of an image, each in a list, and its split.
 
-        In training, `uniforms` (views, UNIFORMS_PER_VIEW) are the random numbers of the views of both.
+        With a generator, the sample also has `uniforms` (views, UNIFORMS_PER_VIEW), the random numbers of each view. If
+        the augmentation then mixes images, a random partner is the second item of `rows` and of `labels`, and
+        `uniforms` has the image's views first and the partner's views after them.
         """
         labels = self._split(split)[1]
         sample: dict[str, Any] = {"split": split, "rows": [index], "labels": [int(labels[index])]}
@@ -92,7 +96,7 @@ class InMemory(ABC):
         return sample
 
     def fingerprint(self, split: Split) -> dict[str, str]:
-        """Digests of the pixels, with the images' shape, and of the labels."""
+        """Return two digests: "images", of the images' shape and pixels, and "labels", of the labels."""
         images, labels = self._split(split)
         shape = str(tuple(images.shape)).encode()
         return {
@@ -101,18 +105,21 @@ class InMemory(ABC):
         }
 
     def view(self, image: Tensor, file: Path) -> dict[str, Any]:
-        """Make a sample from a user's image, uint8 (3, h, w) of any size, as in evaluation; it has no label."""
+        """Make a sample from a user's image, uint8 (3, h, w) of any size, viewed as in evaluation; it has no label."""
         if self.channels == 1:
             image = functional.rgb_to_grayscale(image)
         return {"file": str(file), "image": augmentation.evaluation_view(image, self.image_size, 1.0, "bilinear")}
 
     def collate(self, samples: list[dict[str, Any]]) -> Batch:
-        """Make a batch: `ids`, `labels` int64 (B,), and `rows` int64 (N,), which are the images' indices in the split.
+        """Collate samples into a batch of B views: `ids`, `split`, `labels` int64 (B,) and `rows` int64 (N,).
 
-        A user's images have no rows: `images` holds them, and their labels are -1.
-        In training, the batch also has `uniforms` (N, UNIFORMS_PER_VIEW), an array on the host. Without mixing, N is B.
-        With mixing, N is 2B: the views of the images, then those of their partners in the same order. `other_labels`
-        (B,) are then the partners' labels, and `shares` (B,) the shares of the images' own labels in their targets.
+        `rows` are the images' indices in the split. In training, the batch also has `uniforms` (N, UNIFORMS_PER_VIEW),
+        a NumPy array. N is B unless the augmentation mixes images. If it does, N is 2B: first the views of the images,
+        then those of their partners in the same order. `other_labels` (B,) are the partners' labels, and `shares` (B,)
+        are the shares of the images' own labels in their targets.
+
+        For a user's images, the batch has `images` uint8 (B, C, H, W) and `files` instead of `rows` and `split`; the
+        labels are -1.
         """
         if "image" in samples[0]:
             files, images = [s["file"] for s in samples], torch.stack([s["image"] for s in samples])
@@ -141,7 +148,7 @@ class InMemory(ABC):
         return batch
 
     def inputs(self, batch: Batch, device: torch.device) -> Tensor:
-        """The model's input, computed on `device`: fp32 (B, C, H, W), normalised, and in training erased and mixed."""
+        """Compute the model's input on `device`: fp32 (B, C, H, W), normalised, and in training erased and mixed."""
         images = batch["images"].to(device) if "images" in batch else self._stored_images(batch, device)
         uniforms = batch.get("uniforms")
         if uniforms is None:
@@ -151,13 +158,13 @@ class InMemory(ABC):
         return augmentation.model_inputs(images, uniforms, self.augmentation, self.mean, self.std)
 
     def thumbnails(self, batch: Batch, count: int) -> Tensor:
-        """The first `count` images of a batch, not normalised, for display: uint8 (n, 3, H, W) on the CPU."""
+        """Return the first `count` images of a batch for display, not normalised: uint8 (n, 3, H, W) on the CPU."""
         images = batch["images"] if "images" in batch else self._stored_images(batch, batch["rows"].device)
         images = augmentation.evaluation_view(images[:count].cpu(), self.image_size, 1.0, "bilinear")
         return images.expand(-1, 3, -1, -1)
 
     def summary(self) -> list[str]:
-        """Two lines: the number of classes, the images' size and their number in each split; the classes' names."""
+        """Return two lines: first the numbers of classes and of images, and the image size; then the classes' names."""
         counts = ", ".join(f"{split}: {self.count(split)}" for split in SPLITS)
         return [
             f"{len(self.names)} classes, images of {self.image_size[0]} x {self.image_size[1]}; {counts}",
@@ -180,10 +187,10 @@ class InMemory(ABC):
 
 
 def split_images(images: Tensor, labels: Tensor, counts: Sequence[int], what: str) -> list[Images]:
-    """Split off a part for each of `counts`, independently of the run's seed; returns the remaining images first.
+    """Split off a random part for each of `counts`. Returns the remaining images first, and then the parts.
 
-    The last part does not depend on the other counts. `what` names the keys of `counts` in the UserError that is raised
-    when no image remains.
+    The split does not depend on the run's seed, and the last part does not depend on the other counts. Raises UserError
+    when no image remains; `what` is the text by which the message names the config keys of `counts`.
     """
     if sum(counts) >= len(labels):
         raise UserError(f"{what} would leave nothing to train on: the set has {len(labels)} images; give less.")

@@ -1,4 +1,4 @@
-"""The layouts of a folder of images: a folder for each split, or the class folders alone (a flat folder)."""
+"""Recognise the layout of a folder of images: a folder for each split, or class folders only (a flat folder)."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -9,31 +9,34 @@ from common.errors import UserError
 from common.types import Split
 from vit.data.listing import folder_names, holds_images
 
-FOLDER_NAMES: dict[Split, tuple[str, ...]] = {  # of each split, in any case of letters; the first one is read
+# The names that the folder of each split may have, in any case of letters. If several exist, the first of them is read.
+FOLDER_NAMES: dict[Split, tuple[str, ...]] = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation", "dev"),
     "test": ("test", "testing", "eval"),
 }
 SPLIT_NAMES = {name for names in FOLDER_NAMES.values() for name in names}
-MAX_NAMES = 5  # of folders in a message
+MAX_NAMES = 5  # names of folders in a message
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitFolders:
-    """The folder of each split that has one, and how `root` was read."""
+    """The folders of the splits, and how `root` was read."""
 
-    folders: dict[Split, Path]
-    notes: list[str] = field(default_factory=list)  # for the summary
+    folders: dict[Split, Path]  # without splits that have no folder
+    notes: list[str] = field(default_factory=list)  # lines for the summary
     warnings: dict[Split, list[str]] = field(default_factory=dict)
-    unread: Sequence[str] = ()  # names of folders in `root` that belong to no split
+    unread: Sequence[str] = ()  # names of the folders in `root` that belong to no split
 
 
 def find_folders(root: str | None, by_path: Mapping[Split, Path]) -> SplitFolders:
-    """Find the folders of the splits in `root`; those in `by_path` take precedence, and belong to no other split.
+    """Find the folders of the splits in `root`.
 
-    A folder of `root` with the name of a split is a class if it holds images and no folders, and if folders with other
-    names lie beside it. A root whose folders are all classes is flat, and is the folder of train. Raises UserError when
-    `root` does not exist, when a flat root holds a folder of `by_path`, or when it holds a data set in its only folder.
+    `by_path` has the folders that are given for single splits. They take precedence, and are used for no other split.
+    A folder of `root` with the name of a split is nevertheless a class if it holds images and no folders, and if
+    folders with other names lie beside it. If all folders of `root` are classes, `root` is flat and is itself the
+    folder of train. Raises UserError when `root` does not exist, when a flat `root` contains a folder of `by_path`, or
+    when its only folder holds folders and no images (the data set is then one level lower).
     """
     if root is None:
         return SplitFolders(folders=dict(by_path))
@@ -52,7 +55,7 @@ def find_folders(root: str | None, by_path: Mapping[Split, Path]) -> SplitFolder
 
 
 def missing_folder(root: str, split: Split, unread: Sequence[str]) -> str:
-    """The sentence for a split without a folder in `root`, which holds the folders `unread`."""
+    """Return the error message for a split without a folder in `root`, in which the folders `unread` are not read."""
     others = f" ({_listed(unread)} beside the folders of other splits cannot be read)" if unread else ""
     return (
         f"There is no folder {split} in data.root={root}{others}; expected {split}/<class>/<image> there, or give the "
@@ -61,14 +64,14 @@ def missing_folder(root: str, split: Split, unread: Sequence[str]) -> str:
 
 
 def _matching(names: Sequence[str], split: Split) -> list[str]:
-    """The names that stand for `split`; the one to read comes first."""
+    """Return those of `names` that are names of `split`; the first of them is the one to read."""
     return [name for known in FOLDER_NAMES[split] for name in reversed(names) if name.lower() == known]
 
 
 def _folders_of_splits(
     top: Path, named: Mapping[Split, list[str]], others: list[str], by_path: Mapping[Split, Path]
 ) -> SplitFolders:
-    """The folders of a root with a folder for each split. Without a test, val is test, as in ImageNet."""
+    """Return the folders of a root that holds folders of splits. Without a test folder, val is test, as in ImageNet."""
     folders: dict[Split, Path] = {split: top / matches[0] for split, matches in named.items() if matches}
     val_is_test = "val" in folders and "test" not in {*folders, *by_path}
     if val_is_test:
@@ -99,7 +102,7 @@ def _folders_of_splits(
 
 
 def _flat_folder(top: Path, names: list[str], classes: list[str], by_path: Mapping[Split, Path]) -> SplitFolders:
-    """The folders of a flat root; `classes` are those of its folders that have the name of a split."""
+    """Return the folders of a flat root; `classes` are the class folders that have the name of a split."""
     if "train" in by_path:
         return SplitFolders(folders=dict(by_path), notes=[f"data.root={top} is not read, since data.train is given"])
     for split, path in by_path.items():

@@ -1,4 +1,4 @@
-"""Listing of an image folder with one folder for each class, quickly and in little memory."""
+"""List the images of a folder that has one folder for each class, fast and with little memory."""
 
 import os
 from collections.abc import Iterator
@@ -17,22 +17,22 @@ _ENDINGS = tuple(suffix.encode() for suffix in sorted(IMAGE_SUFFIXES))
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """The images of one split, in text order of the class folders' names and, within a folder, of their paths.
+    """The images of one split, sorted by the name of the class folder and then by path.
 
-    Forked workers share the memory of arrays; they would copy that of Python objects, because reading an object changes
+    Forked workers share the memory of arrays. They would copy that of Python objects, because reading an object changes
     its reference count.
     """
 
     folder: Path
-    files: NDArray[np.bytes_]  # (N,) relative to the folder, in the file system's encoding
-    labels: NDArray[np.int64]  # (N,) class index
-    other_files: int  # number of files without an image's ending
+    files: NDArray[np.bytes_]  # (N,) paths relative to `folder`, in the file system's encoding
+    labels: NDArray[np.int64]  # (N,) class indices
+    other_files: int  # number of visible files without an image's ending
 
 
 def class_folders(folder: Path) -> list[str]:
-    """Names of a split's class folders, sorted.
+    """Return the names of a split's class folders, sorted as text.
 
-    Raises UserError when the folder is missing, holds no class, or holds images beside the class folders.
+    Raises UserError when `folder` is missing, holds no folder, or directly holds images.
     """
     if not folder.is_dir():
         raise UserError(f"The folder of images {folder} does not exist; correct its path.")
@@ -55,7 +55,7 @@ def class_folders(folder: Path) -> list[str]:
 
 
 def folder_names(folder: Path) -> list[str]:
-    """Names of the visible folders in a folder, sorted."""
+    """Return the names of the visible folders in a folder, sorted as text."""
     return sorted(os.fsdecode(name) for name, is_folder in _entries(os.fsencode(folder)) if is_folder)
 
 
@@ -66,10 +66,10 @@ def holds_images(folder: Path) -> bool:
 
 
 def list_class_images(folder: Path, names: list[str], labels: NDArray[np.int64]) -> Listing:
-    """List all images of the class folders `names`, in order; `labels` are the indices of these classes.
+    """List the images in the class folders `names`, in this order; `labels` are the class indices of these folders.
 
-    The file names of each class become an array before the next class is listed, since a million names as Python
-    objects take some 80 MB more.
+    The file names of each class are stored in an array before the next class is listed, since a million names take
+    about 80 MB more as Python objects.
     """
     files: list[NDArray[np.bytes_]] = []
     other_files = 0
@@ -88,7 +88,7 @@ def list_class_images(folder: Path, names: list[str], labels: NDArray[np.int64])
 
 
 def _files(folder: bytes, prefix: bytes) -> Iterator[bytes]:
-    """Paths of all files at any depth in a folder, with `prefix` in place of the folder's own path."""
+    """Yield the paths of all visible files at any depth in a folder, with `prefix` in place of the folder's path."""
     for name, is_folder in _entries(folder):
         path = prefix + b"/" + name
         if is_folder:
@@ -98,7 +98,10 @@ def _files(folder: bytes, prefix: bytes) -> Iterator[bytes]:
 
 
 def _entries(folder: bytes) -> Iterator[tuple[bytes, bool]]:
-    """Each visible entry of a folder: its name, and whether it is a folder or a link to one."""
+    """Yield the name of each visible entry of a folder, and whether it is a folder or a link to one.
+
+    Raises UserError when the folder cannot be read.
+    """
     try:
         with os.scandir(folder) as entries:
             for entry in entries:

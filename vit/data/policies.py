@@ -1,7 +1,8 @@
-"""RandAugment and TrivialAugment on a stack of images, each image with its own operations.
+"""RandAugment and TrivialAugment on a stack of images; each image gets its own random operations.
 
-Cubuk et al. 2020 (arXiv 1909.13719) and Müller and Hutter 2021 (arXiv 2103.10158), with torchvision's fourteen
-operations and their ranges. Images with the same operation and strength share one call of torchvision's function.
+RandAugment: Cubuk et al. 2020 (arXiv 1909.13719). TrivialAugment: Müller and Hutter 2021 (arXiv 2103.10158). The
+fourteen operations and their ranges are torchvision's. Images with the same operation and strength share one call of
+torchvision's function.
 """
 
 import math
@@ -15,20 +16,20 @@ from torchvision.transforms.v2 import functional
 
 Policy = Literal["none", "rand", "trivial"]
 MAGNITUDE_LEVELS = 31  # 0 to 30, as in both papers' code
-MAX_OPERATIONS = 4  # of RandAugment on one image
+MAX_OPERATIONS = 4  # operations of RandAugment on one image
 
 
 class Operation(NamedTuple):
-    """A function of images and a strength, and the range of the strength in each policy."""
+    """An operation on images, and its greatest strength in each policy."""
 
-    run: Callable[[Tensor, float], Tensor]
+    run: Callable[[Tensor, float], Tensor]  # images uint8 (n, C, H, W) and a strength -> images of the same shape
     rand: float  # greatest strength in RandAugment
     trivial: float  # greatest strength in TrivialAugment
     signed: bool  # whether the strength gets a random sign
 
 
 def _shear(images: Tensor, across: float, down: float) -> Tensor:
-    # The first row and column stay fixed, as in the papers' code.
+    # The centre is the top left corner, so the first row or column stays in place, as in the papers' code.
     degrees = [math.degrees(math.atan(v)) for v in (across, down)]
     sheared: Tensor = functional.affine(images, 0.0, [0, 0], 1.0, degrees, center=[0, 0])
     return sheared
@@ -61,9 +62,12 @@ OPERATIONS: tuple[Operation, ...] = (
 def apply(images: Tensor, numbers: np.ndarray, policy: Policy, operations: int, magnitude: int) -> Tensor:
     """Apply a policy to images uint8 (N, C, H, W); `numbers` (N, 3 * MAX_OPERATIONS) are uniform in [0, 1).
 
-    "rand" applies `operations` operations at level `magnitude`, "trivial" one operation at a random level.
+    "rand" applies `operations` random operations with the strength `magnitude`, from 0 to 30. "trivial" applies one
+    random operation with a random strength. For each operation, three of the numbers choose the operation, its strength
+    (with "trivial") and its sign.
 
-    Differs: TrivialAugment's shift of up to 32 pixels, in images of 224 pixels, is scaled to the size of the images.
+    Differs: TrivialAugment shifts images by up to 32 pixels. Here the greatest shift is 32/224 of the image's side,
+    which is 32 pixels in an image of 224 pixels.
     """
     if policy == "none":
         return images
@@ -79,7 +83,10 @@ def apply(images: Tensor, numbers: np.ndarray, policy: Policy, operations: int, 
 
 
 def _apply_operations(images: Tensor, chosen: np.ndarray, strengths: np.ndarray) -> Tensor:
-    """Apply to each image its operation (N,) at its strength (N,), in one call for all images where both are equal."""
+    """Apply to each image (N, C, H, W) its operation `chosen` (N,), an index into OPERATIONS, at its strength (N,).
+
+    Images with the same operation and strength share one call.
+    """
     result = images.clone()
     pairs, group = np.unique(np.stack((chosen, strengths), axis=1), axis=0, return_inverse=True)
     for number, (operation, strength) in enumerate(pairs.tolist()):

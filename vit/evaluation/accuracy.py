@@ -1,4 +1,4 @@
-"""The accuracies of a classifier on one split; over all ranks, each sample counts once."""
+"""Top-1 and top-5 accuracy and the loss of a classifier on one split, over the samples of all ranks."""
 
 import csv
 import math
@@ -17,23 +17,23 @@ from common.report.pictures import write_picture
 from common.task import Answer, Batch
 from vit.evaluation import pictures
 
-MAX_DRAWN_CLASSES = 2000  # no picture of a larger confusion matrix; a cell has at least 2 x 2 pixels
+MAX_DRAWN_CLASSES = 2000  # the confusion matrix of more classes is not drawn, since a cell has at least 2 x 2 pixels
 
 
 class ScoredSample(NamedTuple):
-    """What the metric stores for each sample, instead of the probabilities of all classes."""
+    """The values that the metric stores for each sample, instead of the probabilities of all classes."""
 
     id: Any
     truth: int
     predicted: int  # -1 if a log probability is NaN
-    classes_ahead: int  # number of classes ranked before the truth; all classes if a log probability is NaN
-    loss: float  # negative log probability of the truth in nats
-    probability: float  # of the predicted class
-    nearest: int | None  # class by nearest neighbours; -1 if features are not finite, None if not computed
+    classes_ahead: int  # number of classes ranked before the true one; K (all) if a log probability is NaN
+    loss: float  # negative log probability of the true class in nats
+    probability: float  # probability of the predicted class
+    nearest: int | None  # class predicted by nearest neighbours; -1 if features are not finite, None if not computed
 
 
 class ClassificationMetric:
-    """The accuracies and the loss on one split, from class probabilities; over all ranks, each sample counts once.
+    """The accuracies and the loss on one split, over the samples of all ranks, computed from class probabilities.
 
     Classes of equal probability are ranked by index: if two classes share the highest probability, the one with the
     lower index is predicted. A sample with a NaN among its log probabilities has no predicted class: it counts as wrong
@@ -42,7 +42,7 @@ class ClassificationMetric:
 
     Args:
         classes: names of the classes, by index.
-        expected: number of samples in the split, to check that none is missing; None if unknown.
+        expected: number of samples in the split, by which `gather` checks that none is missing; None = no check.
     """
 
     def __init__(self, classes: list[str], expected: int | None = None) -> None:
@@ -52,7 +52,7 @@ class ClassificationMetric:
         self.gathered = False
 
     def update(self, batch: Batch, answers: list[Answer]) -> None:
-        """Add answers, each with "log_probabilities" (K,) in nats and, optionally, "nearest", a class index.
+        """Add the answers to a batch: each has "log_probabilities" (K,) in nats and may have "nearest", a class index.
 
         `batch` holds "ids" and the true "labels" (B,) int64. Raises UserError for a label outside the classes.
         """
@@ -62,7 +62,7 @@ class ClassificationMetric:
         assert logs.shape == (len(truth), len(self.classes)), (logs.shape, len(self.classes))
         of_truth = logs.gather(1, truth[:, None])  # (B, 1)
         has_nan = logs.isnan().any(1)
-        predicted = logs.argmax(1).masked_fill(has_nan, -1)  # if several are equal, the first
+        predicted = logs.argmax(1).masked_fill(has_nan, -1)  # of equal ones, the first
         ahead = _classes_ahead(logs, truth).masked_fill(has_nan, len(self.classes))
         columns = (truth, predicted, ahead, 0 - of_truth[:, 0], logs.amax(1).exp())
         nearest = [answer.get("nearest") for answer in answers]
@@ -70,7 +70,7 @@ class ClassificationMetric:
         self.samples.extend(ScoredSample(*row) for row in rows)
 
     def restrict(self, count: int) -> None:
-        """Expect only `count` samples of the split."""
+        """Expect only `count` samples of the split, for evaluation on a part of it."""
         self.expected = count
 
     def gather(self) -> None:
@@ -81,8 +81,9 @@ class ClassificationMetric:
     def compute(self) -> dict[str, float]:
         """Compute `top1`, `top5` (for more than 5 classes), `loss` in nats, and `knn_top1` if answers have "nearest".
 
-        Example: three samples of three classes with probabilities 0.5 0.25 0.25 and truth 0 (correct), 0.25 0.5 0.25
-        and truth 2 (wrong), 0.25 0.25 0.5 and truth 2 (correct): top1 = 2/3 and loss = (ln 2 + ln 4 + ln 2) / 3.
+        All are means over the samples. Example with three classes and three samples: probabilities 0.5 0.25 0.25 with
+        true class 0 (correct), 0.25 0.5 0.25 with true class 2 (wrong), and 0.25 0.25 0.5 with true class 2 (correct).
+        Then top1 = 2/3 and loss = (ln 2 + ln 4 + ln 2) / 3.
         """
         assert self.gathered, "call gather() before compute()"
         assert self.samples, "a split without samples has no accuracy"
@@ -105,10 +106,11 @@ class ClassificationMetric:
         return counts
 
     def details(self) -> list[tuple[Any, ...]]:
-        """A table with a row for each class: name, number of images, accuracy, most frequent mistake, its count.
+        """Return a table with a header and a row for each class.
 
-        The accuracy of a class without images is NaN. Of equally frequent wrong predictions, that with the lowest class
-        index is listed.
+        A row has the class's name, its number of images, its accuracy, the class that is most often predicted by
+        mistake, and the number of these mistakes. The accuracy of a class without images is NaN. Of equally frequent
+        mistakes, the one with the lowest class index is listed.
         """
         pairs = self._pairs()
         images = Counter(sample.truth for sample in self.samples)
@@ -130,8 +132,9 @@ class ClassificationMetric:
     def write(self, folder: Path) -> None:
         """Write `predictions.csv`, with a row for each sample, and `confusion.png` for up to MAX_DRAWN_CLASSES classes.
 
-        Columns: id; truth and predicted (names of classes; empty without a predicted class); probability (that of the
-        predicted class); probability_of_truth. Names that are not UTF-8 are escaped (common/files/names.py).
+        The table has five columns: id; truth and predicted (names of classes, the latter empty if no class is
+        predicted); probability (that of the predicted class); and probability_of_truth. Names that are not UTF-8 are
+        escaped (common/files/names.py). Only rank 0 writes.
         """
         assert self.gathered, "call gather() before write()"
         if not is_main():
@@ -151,7 +154,10 @@ class ClassificationMetric:
 
 
 def check_labels(ids: Sequence[Any], labels: Tensor, classes: int, what: str = "sample") -> None:
-    """Raise UserError if any of the labels (B,) is no class; the message names `what` and the first such id."""
+    """Raise UserError if any of the labels (B,) is not from 0 to `classes` - 1.
+
+    The message names the first such sample by `what` and its id.
+    """
     wrong = ((labels < 0) | (labels >= classes)).nonzero()
     if len(wrong):
         first = int(wrong[0])
@@ -162,7 +168,10 @@ def check_labels(ids: Sequence[Any], labels: Tensor, classes: int, what: str = "
 
 
 def _classes_ahead(logs: Tensor, truth: Tensor) -> Tensor:
-    """Count the classes ranked before truth (B,) by log probability (B, K), equal ones by index: int64 (B,)."""
+    """Count the classes that are ranked before the true class: logs (B, K), truth (B,) -> int64 (B,).
+
+    Classes are ranked by log probability, and by index where log probabilities are equal.
+    """
     of_truth = logs.gather(1, truth[:, None])  # (B, 1)
     earlier = torch.arange(logs.shape[1]) < truth[:, None]  # (B, K)
     return ((logs > of_truth) | ((logs == of_truth) & earlier)).sum(1)

@@ -1,7 +1,7 @@
 """Classification by nearest neighbours among frozen features (Wu et al. 2018, arXiv 1805.01978, section 3.4).
 
-The k samples of highest cosine similarity each vote for their own class with weight exp(similarity / 0.07). DINO is
-evaluated in the same way, with k = 20 (Caron et al. 2021, arXiv 2104.14294).
+The k known samples with the highest cosine similarity vote. The vote of each is for its own class and has the weight
+exp(similarity / 0.07). DINO is evaluated in this way, with k = 20 (Caron et al. 2021, arXiv 2104.14294).
 """
 
 import torch
@@ -11,16 +11,16 @@ from torch.nn.functional import normalize
 from common.errors import UserError
 
 TEMPERATURE = 0.07  # in both papers
-MAX_MATRIX_ENTRIES = 2**24  # in a matrix of similarities or of votes: 64 MiB in fp32
+MAX_MATRIX_ENTRIES = 2**24  # entries of a matrix of similarities or of votes: 64 MiB in fp32
 
 
 class NeighbourClassifier:
-    """A classifier by the k nearest samples, among samples of known class.
+    """Classifies samples by the k nearest of N samples with known classes.
 
     Args:
-        features: (N, C) of any float type; their device computes the similarities.
-        labels: (N,) class indices.
-        classes: number of classes.
+        features: features of the known samples, (N, C) of any float type; similarities are computed on their device.
+        labels: class indices of the known samples, (N,).
+        classes: number of classes K.
 
     Raises UserError when a feature is not finite, since one NaN would make the neighbours of every sample wrong.
     """
@@ -39,10 +39,10 @@ class NeighbourClassifier:
 
     @torch.no_grad()
     def classify(self, features: Tensor, k: int) -> Tensor:
-        """Predict the class with the most votes of the k nearest samples: (B, C) -> (B,) int64, on the same device.
+        """Predict the class with the largest sum of votes: features (B, C) -> int64 (B,), on the device of `features`.
 
-        A sample whose features are not finite gets -1. With fewer than k known samples, all of them vote. Of classes
-        with equal votes, that with the lowest index is predicted.
+        The prediction for a sample with features that are not finite is -1. If there are fewer than k known samples,
+        all of them vote. Of classes with equal sums, the one with the lowest index is predicted.
         """
         chunk = max(1, MAX_MATRIX_ENTRIES // max(len(self.labels), self.classes))
         classes = [self._classify_chunk(part, min(k, len(self.labels))) for part in features.split(chunk)]
@@ -56,6 +56,6 @@ class NeighbourClassifier:
         votes = (nearest.values / TEMPERATURE).exp()  # (b, k)
         labels = self.labels[nearest.indices]  # (b, k)
         totals = votes.new_zeros(len(features), self.classes)  # (b, K)
-        for i in range(k):  # one neighbour at a time, so that a GPU also sums a class's votes in a fixed order
+        for i in range(k):  # one neighbour at a time, so that the order of summation is fixed on a GPU, too
             totals.scatter_add_(1, labels[:, i : i + 1], votes[:, i : i + 1])
         return totals.argmax(1).masked_fill(~features.isfinite().all(1), -1)

@@ -14,7 +14,7 @@ from common.report.colours import BLUES, HEAT, ramp
 
 MIN_SIDE = 400  # pixels of an image's longer side; smaller images are enlarged, so that a caption fits
 MAX_SIDE = 480  # pixels of an image's longer side in a sheet; larger images are downscaled
-MAX_NAMED_CLASSES = 40  # a confusion matrix of more classes has no names and counts
+MAX_NAMED_CLASSES = 40  # a confusion matrix of more classes is drawn without names and counts
 SPACING = 8  # pixels between images
 CAPTION_COLOURS = {True: (185, 235, 190), False: (250, 190, 185), None: (225, 225, 225)}  # correct, wrong, unknown
 
@@ -22,13 +22,15 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def draw_confusion_matrix(counts: Tensor, names: Sequence[str]) -> Tensor:
-    """Draw a confusion matrix int (K, K), with rows of true and columns of predicted classes: uint8 (3, H, W).
+    """Draw a confusion matrix, int (K, K) with a row per true class and a column per predicted class: uint8 (3, H, W).
 
-    A cell shows its count. Its shade is the square root of the count's share of the row, so that rare mistakes are
-    visible. With more than `MAX_NAMED_CLASSES` classes, counts are omitted and the axes show indices, not names.
+    A cell shows its count. Its colour darkens with the square root of the count's share of the row, so that rare
+    mistakes are visible. With more than `MAX_NAMED_CLASSES` classes, counts are omitted and the axes show indices
+    instead of names.
     """
     classes = len(names)
-    font = ImageFont.load_default(size=15 if classes <= 20 else 12 if classes <= 500 else 22)  # grows with the picture
+    # The names of more than 20 classes need smaller text. The large picture of more than 500 classes needs larger text.
+    font = ImageFont.load_default(size=15 if classes <= 20 else 12 if classes <= 500 else 22)
     shares = counts / counts.sum(1, keepdim=True).clamp(min=1)  # a class without images has a white row
     if classes <= MAX_NAMED_CLASSES:
         cell = max(30, 240 // classes, _width(str(int(counts.max())), font) + 10)
@@ -45,10 +47,10 @@ def draw_confusion_matrix(counts: Tensor, names: Sequence[str]) -> Tensor:
 
 
 def draw_heat_map(image: Tensor, map: Tensor) -> Tensor:
-    """Draw an image beside a grey copy overlaid with the colours of a non-negative map (gh, gw).
+    """Draw an image, and beside it a grey copy overlaid with the colours of a non-negative map (gh, gw).
 
-    uint8 (3, H, W) -> uint8 (3, fH, 2 fW + SPACING), where f is the least integer with which the longer side has at
-    least `MIN_SIDE` pixels. The map's maximum gets the brightest colour, and its cells are not smoothed.
+    uint8 (3, H, W) -> uint8 (3, fH, 2 fW + SPACING), where f is the smallest integer factor that makes the longer side
+    at least `MIN_SIDE` pixels. The map's maximum gets the brightest colour. Cells of the map are not smoothed.
     """
     enlarged = _enlarged(image, math.ceil(MIN_SIDE / max(image.shape[-2:])))
     gap = enlarged.new_full((3, enlarged.shape[-2], SPACING), 255)
@@ -56,10 +58,11 @@ def draw_heat_map(image: Tensor, map: Tensor) -> Tensor:
 
 
 def draw_attention_sheet(image: Tensor, maps: Tensor) -> Tensor:
-    """Draw an image uint8 (3, H, W), the mean of the heads' maps (heads, gh, gw) over it, and the map of each head.
+    """Draw an image uint8 (3, H, W) and, over grey copies of it, the maps (heads, gh, gw) and their mean over heads.
 
-    Each map is divided by its own maximum. An image with a side above `MAX_SIDE` is downscaled. Returns the tiles as
-    one picture, uint8 (3, H', W').
+    Each map is divided by its own maximum. An image with a side above `MAX_SIDE` pixels is downscaled; an image with a
+    longer side below `MIN_SIDE` pixels is enlarged by an integer factor. Returns the tiles in rows as one picture,
+    uint8 (3, H', W').
     """
     longer = max(image.shape[-2:])
     if longer > MAX_SIDE:
@@ -77,10 +80,11 @@ def draw_attention_sheet(image: Tensor, maps: Tensor) -> Tensor:
 
 
 def add_caption(image: Tensor, text: str, correct: bool | None) -> Tensor:
-    """Write a text under an image, on green if `correct`, on red if not, on grey if None: (3, H, W) -> (3, H', W').
+    """Write a text under an image: uint8 (3, H, W) -> uint8 (3, H', W').
 
-    Images are uint8. A small image is enlarged by the least integer factor that makes its longer side at least
-    `MIN_SIDE` pixels. A narrow image gets white margins, and a long text is broken into lines.
+    The text's background is green if `correct` is True, red if it is False, and grey if it is None. A small image is
+    enlarged by the smallest integer factor that makes its longer side at least `MIN_SIDE` pixels. A narrow image gets
+    white margins, and a long text is broken into lines.
     """
     enlarged = to_pil_image(_enlarged(image, math.ceil(MIN_SIDE / max(image.shape[-2:]))))
     font = ImageFont.load_default(size=max(16, max(enlarged.size) // 24))
@@ -102,10 +106,13 @@ def _enlarged(image: Tensor, factor: int) -> Tensor:
 
 
 def _overlaid(image: Tensor, map: Tensor) -> Tensor:
-    """Blend a grey copy of the image, uint8 (3, H, W), with the colours of a map (gh, gw) stretched to its size."""
+    """Blend a grey copy of an image with the colours of a map (gh, gw) stretched to the image's size.
+
+    uint8 (3, H, W) -> uint8 (3, H, W). NaN, infinite and negative values of the map count as 0.
+    """
     map = map.float().cpu().nan_to_num(0, posinf=0).clamp(min=0)
     height, width = image.shape[-2:]
-    rows = torch.arange(height) * map.shape[0] // height  # the row of the map under each row of pixels
+    rows = torch.arange(height) * map.shape[0] // height  # the row of the map for each row of pixels
     columns = torch.arange(width) * map.shape[1] // width
     colours = ramp(map / map.max().clamp(min=1e-30), HEAT)[:, rows][:, :, columns]  # (3, H, W)
     grey: Tensor = rgb_to_grayscale(image, num_output_channels=3)
@@ -113,7 +120,7 @@ def _overlaid(image: Tensor, map: Tensor) -> Tensor:
 
 
 def _write_counts(matrix: Image.Image, counts: Tensor, shares: Tensor, cell: int, font: Font) -> None:
-    """Draw thin lines between the cells, and the counts that are not zero, in white on dark cells."""
+    """Draw thin lines between the cells, and the counts that are not zero: white on dark cells, else black."""
     pen = ImageDraw.Draw(matrix)
     for i in range(1, len(counts)):
         pen.line((i * cell, 0, i * cell, matrix.height), fill=(225, 225, 225))
@@ -125,9 +132,9 @@ def _write_counts(matrix: Image.Image, counts: Tensor, shares: Tensor, cell: int
 
 
 def _name_margins(names: Sequence[str], cell: int, font: Font) -> tuple[Image.Image, Image.Image]:
-    """Draw the margins with the names of classes: above the matrix, rotated, and to its left.
+    """Draw the margins with the names of the classes; returns the upper margin, with rotated names, and the left one.
 
-    If the font cannot write a name, the index of the class replaces it.
+    A name that the font cannot write is replaced by the index of its class. A long name is shortened.
     """
     ascii_names = [_ascii(name) for name in names]
     texts = [
@@ -146,7 +153,7 @@ def _name_margins(names: Sequence[str], cell: int, font: Font) -> tuple[Image.Im
 
 
 def _index_margins(classes: int, cell: int, font: Font) -> tuple[Image.Image, Image.Image]:
-    """Draw the margins with the index of every 10th (or 20th, 50th, ...) class, above the matrix and to its left."""
+    """Draw the margins with the index of every 10th (or 20th, 50th, ...) class; returns the upper and the left one."""
     width = _width(str(classes), font) + 16
     steps = (10, 20, 50, 100, 200, 500, 1000)
     step = next((step for step in steps if step * cell >= 3 * width), classes)
@@ -155,7 +162,7 @@ def _index_margins(classes: int, cell: int, font: Font) -> tuple[Image.Image, Im
     at_side, above = ImageDraw.Draw(side), ImageDraw.Draw(upper)
     for label in range(0, classes, step):
         centre = label * cell + cell // 2
-        # Index 0 is aligned with the edge of its cell; if centred, it would be clipped at the corner.
+        # Index 0 is aligned with the edge of its cell, since centred text would be clipped at the corner.
         side_anchor, upper_anchor = ("rt", "ld") if centre < upper.height / 4 else ("rm", "md")
         at_side.line((width - 6, centre, width, centre), fill="black")
         at_side.text((width - 8, centre), str(label), fill="black", font=font, anchor=side_anchor)
@@ -165,7 +172,7 @@ def _index_margins(classes: int, cell: int, font: Font) -> tuple[Image.Image, Im
 
 
 def _framed(matrix: Image.Image, upper: Image.Image, left: Image.Image, font: Font) -> Image.Image:
-    """Draw the matrix with a thin frame, margins and axis titles, and below it the key to its shades."""
+    """Draw the matrix with a thin frame, margins and axis titles, and below it the legend of its colours."""
     line = _height(font) + 12
     key = _key(font)
     x, y = line + left.width, line + upper.height  # the matrix's corner
@@ -186,7 +193,7 @@ def _framed(matrix: Image.Image, upper: Image.Image, left: Image.Image, font: Fo
 
 
 def _key(font: Font) -> Image.Image:
-    """Draw the key to the shades of a confusion matrix."""
+    """Draw the legend of a confusion matrix's colours: the shares 0, 1, 10, 50 and 100 %."""
     caption = "share of the true class"
     box, height = _width("100%", font) + 10, _height(font) + 8
     shares = (0.0, 0.01, 0.1, 0.5, 1.0)
@@ -202,7 +209,7 @@ def _key(font: Font) -> Image.Image:
 
 
 def _lines(text: str, font: Font, width: int) -> list[str]:
-    """Break the text into lines of at most `width` pixels; a word that is wider is shortened."""
+    """Break a text at spaces into lines of at most `width` pixels; a word that is wider is shortened."""
     lines: list[str] = []
     for word in _ascii(text).split():
         extended = f"{lines[-1]} {word}" if lines else word
@@ -214,13 +221,13 @@ def _lines(text: str, font: Font, width: int) -> list[str]:
 
 
 def _ascii(text: str) -> str:
-    """Convert to one line of ASCII for Pillow's own font: accents are dropped, other characters become "?"."""
+    """Convert a text to one line of ASCII for Pillow's own font: accents are dropped, other characters become "?"."""
     letters = unicodedata.normalize("NFKD", " ".join(text.split()))
     return "".join(c for c in letters if not unicodedata.combining(c)).encode("ascii", "replace").decode()
 
 
 def _shortened(text: str, font: Font, width: int) -> str:
-    """Replace the end of the text by an ellipsis if the text is wider than `width` pixels."""
+    """Replace the end of a text by an ellipsis if the text is wider than `width` pixels."""
     if _width(text, font) <= width:
         return text
     return next((f"{text[:n]}…" for n in range(len(text), 0, -1) if _width(f"{text[:n]}…", font) <= width), "…")
@@ -231,5 +238,5 @@ def _width(text: str, font: Font) -> int:
 
 
 def _height(font: Font) -> int:
-    """The height in pixels of a line with capitals and descenders."""
+    """Return the height in pixels of a line of text, including descenders."""
     return math.ceil(font.getbbox("Ag")[3])

@@ -1,21 +1,27 @@
-"""Import of ViT files of torchvision, timm (with DeiT, MAE and DINOv2), transformers and Google (.npz).
+"""Import ViT checkpoints of torchvision, timm (with DeiT, MAE and DINOv2), transformers and Google (.npz).
 
-Tensors get this project's names and shapes; the model computes the same function. The projections of queries, keys and
-values are joined into one matrix, with zeros for missing biases. The positions of registers are added to the registers.
-A model with a class token and mean pooling (MAE's fine-tuned files, by their `fc_norm`) pools without the class token,
-so this token becomes a register.
+Tensors get this project's names and shapes, and the model computes the same function. The projections of queries, keys
+and values are joined into one matrix, with zeros for missing biases. The positions of registers are added to the
+registers. MAE's fine-tuned models, which are recognised by `fc_norm`, have a class token but pool the mean of the
+patches without it. In the imported model, this token becomes a register.
 
-Differs: a file does not contain the following options, in which the programs differ. They must be set in the config.
-- Google's models approximate GELU by tanh (`model.blocks.activation=gelu_tanh`) and take images scaled to [-1, 1], with
-  mean and std 0.5. Most copies of these models in timm and transformers take such images, too, but compute exact GELU.
-  torchvision, DeiT and DINOv2 normalise by ImageNet's statistics.
-- transformers' default config has eps 1e-12 in its norms, all others have 1e-6 (`model.blocks.norm_eps`).
-- The number of heads: usually 64 channels to a head, but not in H/14 (80) or in test models.
-- Pooling by class token or by mean (`model.pooling`), if a file has a class token and a final norm.
-- Post-norm: in timm's `rpn` models, norms after the sub-layers have the same names as norms before them elsewhere.
-- The height and width of the grid of positions: files hold a table of rows. If the grid of the config's image size has
-  as many positions as the file, it is taken, and a square grid otherwise; if both fit, a note says which was taken.
-- The method of resampling positions to another grid (`model.positions.resample`); a note names the other program's.
+Differs: the programs differ in the following points, which the import does not read from a file. All but the last three
+must be set in the config.
+- GELU: Google's models approximate it by tanh (`model.blocks.activation=gelu_tanh`). Most copies of them in timm and
+  transformers compute it exactly.
+- Normalisation (`data.mean`, `data.std`): Google's models and their copies take images scaled to [-1, 1], that is, with
+  mean and std 0.5. torchvision, DeiT and DINOv2 normalise by ImageNet's statistics.
+- Epsilon of the norms (`model.blocks.norm_eps`): 1e-12 by default in transformers, and 1e-6 in the other programs.
+- The number of heads (`model.heads`): a head usually has 64 channels, but 80 in H/14, and any number in test models.
+- Pooling by class token or by mean (`model.pooling`), for a file with a class token and a final norm.
+- The method of resampling positions to another grid (`model.positions.resample`): a note tells which method the other
+  program uses.
+- The height and width of the grid of positions: a file holds a table of rows without them. If the grid of the config's
+  image size has as many positions as the table, it is assumed, and otherwise a square grid. If both are possible, a
+  note tells which was assumed.
+- The place of the norms: a file does not tell whether they are before or after the sub-layers. They are assumed to be
+  before them, which is wrong for timm's `rpn` models.
+- The order of the classes: it is assumed to be that of the data, and a note says so.
 
 `scripts/verify_import.py` compares the logits of an imported model with those of the other program.
 """
@@ -39,7 +45,7 @@ LAYOUT_PATTERNS = (
     (r"(^|/)embedding/kernel$", GOOGLE),
 )
 
-# Keys under which training programs store weights. The first that holds weights is used, the others are left out.
+# Keys under which training programs store weights. The first key that holds weights is used; the others are left out.
 WRAPPERS = ("model", "state_dict", "model_ema", "state_dict_ema")
 SUPPORTED_FILES = "a ViT of torchvision, timm, transformers or Google as published"
 REQUIRED_IN_EACH_BLOCK = tuple(
@@ -64,7 +70,7 @@ GOOGLE_NOTE = (
 )
 GATED_VIT = "a ViT with gated feed-forwards (SwiGLU)"
 
-# Patterns of tensor names, each with the unsupported model that it identifies; the first that matches decides.
+# Patterns of tensor names, each with the unsupported model that it identifies; the first pattern that matches decides.
 UNSUPPORTED_PATTERNS = (
     (r"dist_token|distillation_token", "a distilled DeiT, with a token and a head of its own for the teacher"),
     (r"sampling_offsets|query_embed|query_position_embeddings|^queries\.|class_labels_classifier", "a DETR"),
@@ -86,12 +92,17 @@ UNSUPPORTED_PATTERNS = (
 
 
 def adopt(content: dict[str, Any], classes: list[str] | None, image_size: tuple[int, int] | None = None) -> Adopted:
-    """Import a file's weights, and its classes: `classes` if the head has as many, else "class 0", "class 1", ...
+    """Convert the content of another program's file to weights and class names of this project.
 
-    Weights are bare or under one of the keys `WRAPPERS`. If a file has no head, the weights have none, and the classes
-    are `classes`, or none. `image_size` is that of the config, (H, W) in pixels. It decides the grid of positions if
-    their number fits, and the grid of the fixed positions that big_vision's files omit. Raises UserError for an
-    unsupported file, and names its format if it is recognised.
+    Args:
+        content: the file's tensors by name, or a dict that holds them under a key such as those in `WRAPPERS`.
+        classes: names of the data's classes; None if unknown. If the file's head has as many outputs, or if the file
+            has no head, they become the model's classes. Otherwise, these are named "class 0", "class 1", ...
+        image_size: (H, W) of the config in pixels, or None. If the number of positions permits, the grid of patches of
+            this size is taken for the file's grid. For big_vision's files without positions, fixed positions are
+            computed for this grid.
+
+    Raises UserError for an unsupported file; the message names the format if it is recognised.
     """
     tensors, left_out = unwrap(content)
     layout = recognise(tensors)
@@ -127,7 +138,7 @@ def adopt(content: dict[str, Any], classes: list[str] | None, image_size: tuple[
 
 
 def recognise(tensors: dict[str, Any]) -> str:
-    """The layout of a file's unwrapped tensors: torchvision, timm, transformers or google.
+    """Return the layout of a file's unwrapped tensors: "torchvision", "timm", "transformers" or "google".
 
     Raises UserError for any other layout.
     """
@@ -138,7 +149,10 @@ def recognise(tensors: dict[str, Any]) -> str:
 
 
 def unwrap(content: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """A file's tensors without wrappers and prefixes, and the names of its other content; see common/weights."""
+    """Return a file's tensors without wrappers and prefixes, and the names of its other content.
+
+    See `common.weights.unwrapping.unwrap`.
+    """
     return unwrapping.unwrap(content, WRAPPERS, SUPPORTED_FILES)
 
 
@@ -147,7 +161,7 @@ def _width(parts: dict[str, Tensor]) -> int:
 
 
 def _missing(parts: dict[str, Tensor]) -> str | None:
-    """A description of the first tensor that a complete ViT needs and `parts` lacks; None when none is missing."""
+    """Describe the first tensor that a complete ViT needs and `parts` lacks; returns None if none is missing."""
     numbers = [int(name.split(".")[2]) for name in parts if name.startswith("encoder.blocks.")]
     blocks = [f"encoder.blocks.{i}." for i in range(max(numbers, default=0) + 1)]
     in_block = [*REQUIRED_IN_EACH_BLOCK]
@@ -163,7 +177,10 @@ def _missing(parts: dict[str, Tensor]) -> str | None:
 
 
 def _configured_grid(parts: dict[str, Tensor], image_size: tuple[int, int] | None) -> tuple[int, int] | None:
-    """Rows and columns of patches in an image of the config's size; None without a size, or without patches."""
+    """Return the rows and columns of patches in an image of the config's size.
+
+    Returns None if `image_size` is None or `parts` has no patch embedding.
+    """
     if image_size is None or "patches.weight" not in parts:
         return None
     side = parts["patches.weight"].shape[-1]
@@ -173,9 +190,10 @@ def _configured_grid(parts: dict[str, Tensor], image_size: tuple[int, int] | Non
 def _with_our_shapes(
     parts: dict[str, Tensor], configured: tuple[int, int] | None
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Tokens and positions in this project's shapes, and notes on how the positions were read.
+    """Convert tokens and positions to this project's shapes; returns all weights, and notes on the positions.
 
-    The shapes are: class token (C,), registers (R, C), positions (h, w, C). `configured`: the config's grid of patches.
+    The shapes are (C,) for the class token, (R, C) for registers, and (h, w, C) for positions. `configured` is the grid
+    of patches for the config's image size, or None. The notes tell how an ambiguous table of positions was read.
     """
     weights, notes = dict(parts), list[str]()
     token = weights.pop("class_token").flatten() if "class_token" in weights else None  # (1, 1, C) -> (C,)
@@ -188,7 +206,7 @@ def _with_our_shapes(
             weights["positions.token"] = rows[0]
         if len(registers) and before == (token is not None) + len(registers):
             registers = registers + rows[before - len(registers) : before]
-    if token is not None and "pooled_norm.weight" in weights:  # mean pooling, which omits the class token
+    if token is not None and "pooled_norm.weight" in weights:  # the model pools the mean of the patches
         token = token + weights.pop("positions.token", torch.zeros(()))
         registers, token = torch.cat([token[None], registers]), None
     if token is not None:
@@ -199,10 +217,10 @@ def _with_our_shapes(
 
 
 def _unused_tensors(weights: dict[str, Tensor], layout: str) -> list[str]:
-    """Names of renamed tensors that the model does not use.
+    """Return the names of renamed tensors that the model does not use.
 
-    A classifier of transformers does not use the pooler. A head with another width than the pooled features does not
-    fit, such as DINOv2's, which reads the concatenation of class token and mean.
+    transformers' classifiers do not use the pooler ("representation"). A head whose input width differs from that of
+    the pooled features cannot be used. DINOv2's head, for example, takes the concatenation of class token and mean.
     """
     names = []
     if layout == "transformers" and "head.weight" in weights:
@@ -222,7 +240,10 @@ def _class_names(weights: dict[str, Tensor], classes: list[str] | None) -> list[
 
 
 def _order_note(count: int, classes: list[str] | None) -> list[str]:
-    """A note on the order of classes that is assumed for a file's head; none if the data have another number."""
+    """Return a note on the order that is assumed for the classes of a file's head.
+
+    If the data have another number of classes, nothing is assumed, and the list is empty.
+    """
     if classes and len(classes) != count:
         return []
     names = (

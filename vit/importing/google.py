@@ -1,10 +1,11 @@
-"""Names and axes of Google's .npz files (vit_jax and big_vision; Dosovitskiy et al. 2021, arXiv 2010.11929).
+"""Convert names and axes of Google's .npz files (vit_jax and big_vision; Dosovitskiy et al. 2021, arXiv 2010.11929).
 
-Both programs store the parameters of the same Flax modules, with "/" between the levels of a name, but under different
-names. Positions are in Transformer/posembed_input (vit_jax), in Transformer (big_vision until 2022) or at the top.
-Older versions of Flax number the modules of a block consecutively (LayerNorm_0, MultiHeadDotProductAttention_1,
-LayerNorm_2, MlpBlock_3), newer versions number each class of modules separately (LayerNorm_1, MlpBlock_0). A big_vision
-model that scans over its blocks stacks their tensors along axis 0 under Transformer/encoderblock.
+Both programs store the parameters of the same Flax modules, but some names differ. The levels of a name are separated
+by "/". The table of positions is under Transformer/posembed_input (vit_jax), under Transformer (big_vision until 2022)
+or at the top level. Older versions of Flax number the modules of a block consecutively (LayerNorm_0,
+MultiHeadDotProductAttention_1, LayerNorm_2, MlpBlock_3). Newer versions number each class of modules separately
+(LayerNorm_1, MlpBlock_0). big_vision's models that scan over their blocks have, under Transformer/encoderblock, one
+tensor for all blocks, stacked along axis 0.
 """
 
 import re
@@ -15,12 +16,15 @@ from torch import Tensor
 
 from common.weights.renaming import RenameResult, Row, Table, rename, with_prefixes
 
-# Prefixes of the model's tensors in files that also hold an optimizer's state or a second tower for text.
+# Prefixes of the image model's tensors. A file may also hold an optimizer's state, or a second model (tower) for text.
 PREFIXES = ("opt/target/", "params/img/", "params/", "")
 
 
 def _module_rows(leaf: str, *rows: Row) -> list[Row]:
-    """Rename rows of modules with two tensors: `leaf` (the kernel of a Dense layer, the scale of a norm) and bias."""
+    """Return rows of a rename table for modules with two tensors, `leaf` and bias.
+
+    `leaf` is "kernel" for Dense layers and "scale" for norms. `rows` are the modules' prefixes (theirs, ours).
+    """
     pairs = (with_prefixes(theirs, ours, ((leaf, "weight"), ("bias", "bias"))) for theirs, ours in rows)
     return [row for pair in pairs for row in pair]
 
@@ -48,7 +52,7 @@ NAMES = Table(
     ),
 )
 SCANNED_BLOCKS = "Transformer/encoderblock/"
-# The number of axes of a tensor in a file, by a pattern of the end of our name; the first that matches decides.
+# Patterns for the end of our name of a tensor, and the tensor's number of axes in a file; the first match decides.
 AXIS_COUNTS = (
     (r"patches\.weight", 4),
     (r"class_token|positions|attention\.(q|k|v|out_proj)\.weight", 3),
@@ -59,9 +63,11 @@ AXIS_COUNTS = (
 
 
 def rename_tensors(content: dict[str, Tensor]) -> RenameResult:
-    """Tensors of an .npz with this project's names and axes: channels first, (out, in), heads joined.
+    """Convert the tensors of an .npz file to this project's names and axes.
 
-    The head of an image tower (`params/img/`) maps to a space shared with texts and not to classes, so it is left out.
+    The converted patch embedding is (C, channels, p, p). Other matrices are (out, in), and the axes of heads and of
+    channels in a head are joined. The head of an image tower (`params/img/`) is left out, since it maps to a space
+    shared with texts and not to classes.
     """
     parts = RenameResult({}, {}, [], [])
     prefix = find_prefix(content)
@@ -80,29 +86,29 @@ def rename_tensors(content: dict[str, Tensor]) -> RenameResult:
 
 
 def _unstacked(name: str, tensor: Tensor) -> dict[str, Tensor]:
-    """A tensor of scanned blocks as one tensor for each block; any other tensor unchanged."""
+    """Split a tensor of scanned blocks into one tensor for each block; any other tensor is returned unchanged."""
     if not name.startswith(SCANNED_BLOCKS) or not tensor.ndim:
         return {name: tensor}
     return {name.replace(SCANNED_BLOCKS, f"Transformer/encoderblock_{i}/"): block for i, block in enumerate(tensor)}
 
 
 def find_prefix(content: dict[str, Any]) -> str:
-    """The prefix of the names of the image model's tensors."""
+    """Return the one of `PREFIXES` that the names of the image model's tensors have; "" if there is none."""
     return next((prefix for prefix in PREFIXES if f"{prefix}embedding/kernel" in content), "")
 
 
 def head_count(content: dict[str, Any]) -> int | None:
-    """The number of heads, from the shape (C, heads, C/heads) of a query kernel; None without such a kernel."""
+    """Read the number of heads from the shape (C, heads, C/heads) of a query kernel; None without such a kernel."""
     kernels = (t for name, t in content.items() if name.endswith("query/kernel") and "Transformer/" in name)
     return next((int(kernel.shape[-2]) for kernel in kernels), None)
 
 
 def sine_positions(height: int, width: int, channels: int) -> Tensor:
-    """Fixed positions of big_vision's models without learned positions: (height, width, channels).
+    """Compute the fixed positions of big_vision's models without learned positions: (height, width, channels).
 
-    `channels` is a multiple of four; its quarters hold sin x, cos x, sin y and cos y in this order, at frequencies from
-    1 to 1/10000 inclusive, as in MoCo v3 (Chen et al. 2021, arXiv 2104.02057). The sines of common/nn/positions.py
-    exclude the last frequency and interleave the channels.
+    `channels` is a multiple of four. Its quarters hold sin x, cos x, sin y and cos y in this order, at frequencies from
+    1 down to 1/10000, as in MoCo v3 (Chen et al. 2021, arXiv 2104.02057). `sine_2d` in common/nn/positions.py differs:
+    its frequencies do not reach 1/10000, and its sines and cosines alternate.
     """
     quarter = channels // 4
     frequencies = 10000.0 ** -torch.linspace(0, 1, quarter, dtype=torch.float64)  # (C/4,)

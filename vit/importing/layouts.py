@@ -1,9 +1,9 @@
 """Names of a ViT's tensors in torchvision, timm and transformers, and this project's names for them.
 
-Recorded from models of torchvision 0.29, timm 1.0.31 and transformers 5.23. The files of DeiT III's and DINOv2's
-authors have variants of timm's names. Version 5 of transformers changed names in its models, but not in published
-files. Some of our names in these tables are intermediate: adopt.py then separates the positions of tokens from those of
-patches, and joins the q, k and v of transformers.
+The names are those of torchvision 0.29, timm 1.0.31 and transformers 5.23. The files that the authors of DeiT III and
+DINOv2 published have variants of timm's names. Version 5 of transformers uses new names in its models, while published
+files keep the old ones. Some of our names in these tables are intermediate: adopt.py then separates the positions of
+tokens from those of patches ("positions"), and joins the q, k and v of transformers ("attention.q").
 """
 
 from typing import NamedTuple
@@ -14,8 +14,8 @@ from common.weights.renaming import Table, with_prefixes
 class Layout(NamedTuple):
     """The names of one program's tensors."""
 
-    pattern: str  # regular expression of the beginning of the patch embedding's name, unique to this layout
-    names: Table
+    pattern: str  # regular expression for the start of the patch embedding's name, which identifies the layout
+    names: Table  # (theirs, ours)
 
 
 BLOCK = "encoder.blocks.{i}."
@@ -37,7 +37,7 @@ LAYOUTS = {
                     ("self_attention.in_proj_", "attention.in_proj."),
                     ("self_attention.out_proj.", "attention.out_proj."),
                     ("ln_2.", "residuals.1.norm."),
-                    ("mlp.{0|linear_1}.", "feed_forward.expand."),  # linear_1, _2: before vision#6053, of 2022
+                    ("mlp.{0|linear_1}.", "feed_forward.expand."),  # linear_1: before torchvision's #6053 (2022)
                     ("mlp.{3|linear_2}.", "feed_forward.contract."),
                 ),
             ),
@@ -48,14 +48,14 @@ LAYOUTS = {
         names=Table(
             ("patch_embed.proj.", "patches."),
             ("cls_token", "class_token"),
-            ("{reg_token|register_tokens}", "registers"),  # the latter in DINOv2's own files
+            ("{reg_token|register_tokens}", "registers"),  # the latter in files of DINOv2's authors
             ("pos_embed", "positions"),
             ("norm.", "encoder.norm."),
             ("fc_norm.", "pooled_norm."),
             ("pre_logits.fc.", "representation."),
             ("head.", "head."),
             *with_prefixes(
-                "blocks.{|*.}{i}.",  # DINOv2's large files also number chunks of blocks
+                "blocks.{|*.}{i}.",  # the larger files of DINOv2's authors also number chunks of blocks
                 BLOCK,
                 (
                     ("norm1.", "residuals.0.norm."),
@@ -63,7 +63,7 @@ LAYOUTS = {
                     ("attn.q_norm.", "attention.q_norm."),
                     ("attn.k_norm.", "attention.k_norm."),
                     ("attn.proj.", "attention.out_proj."),
-                    ("{ls1.gamma|gamma_1}", "residuals.0.scale"),  # the latter in DeiT III's own files
+                    ("{ls1.gamma|gamma_1}", "residuals.0.scale"),  # the latter in files of DeiT III's authors
                     ("norm2.", "residuals.1.norm."),
                     ("mlp.fc1.", "feed_forward.expand."),
                     ("mlp.fc2.", "feed_forward.contract."),
@@ -85,14 +85,14 @@ LAYOUTS = {
                     ("embeddings.register_tokens", "registers"),
                     ("embeddings.position_embeddings", "positions"),
                     ("layernorm.", "encoder.norm."),
-                    ("pooler.dense.", "representation."),  # a layer with tanh; pre_logits in Google's files
+                    ("pooler.dense.", "representation."),  # a hidden layer with tanh
                 ),
             ),
             *with_prefixes(
-                "{vit.|*.|}{layers|encoder.layer}.{i}.",  # the models of version 5, and the hub's files
+                "{vit.|*.|}{layers|encoder.layer}.{i}.",  # encoder.layer: in published files
                 BLOCK,
                 (
-                    ("{layernorm_before|norm1}.", "residuals.0.norm."),  # norm1 and norm2: DINOv2
+                    ("{layernorm_before|norm1}.", "residuals.0.norm."),  # norm1 and norm2 in DINOv2
                     ("attention.{q_proj|attention.query}.", "attention.q."),
                     ("attention.{k_proj|attention.key}.", "attention.k."),
                     ("attention.{v_proj|attention.value}.", "attention.v."),
@@ -108,5 +108,5 @@ LAYOUTS = {
     ),
 }
 
-# Tensors that a classifier does not use: counters, mask tokens of masked training, and other kinds of heads.
+# Tensors that a classifier does not use: a counter of averaged models, the token of masked training, other heads.
 LEFT_OUT = r"n_averaged|(\w+\.)?(embeddings\.)?mask_token|(head|heads|linear_head|dino_head|ibot_head)\..*"

@@ -1,6 +1,6 @@
-"""The grid of the positions in a foreign file, and the method by which the file's program resamples them.
+"""Find the grid of the positions in another program's file, and tell how that program resamples positions.
 
-Files hold positions as one table of rows, without the sides of the grid and without the method.
+A file holds positions as one table of rows. It contains neither the sides of the grid nor the method of resampling.
 """
 
 import math
@@ -12,6 +12,7 @@ from common.nn.positions import Resampling
 
 Grid = tuple[int, int]  # rows and columns of patches
 
+# Each program's own method of resampling.
 METHODS: dict[str, Resampling] = {
     "torchvision": "bicubic_corners",
     "timm": "bicubic_antialias",
@@ -21,20 +22,26 @@ METHODS: dict[str, Resampling] = {
 
 
 class GridReading(NamedTuple):
-    """One reading of a table of positions, with notes on it."""
+    """How a table of positions is read."""
 
-    before: int  # rows of the class token and registers, which precede those of the patches
+    before: int  # number of rows of the class token and registers, which precede the rows of the patches
     grid: Grid
-    notes: list[str]
+    notes: list[str]  # sentences for the log if another reading is possible
 
 
 def read_grid(rows: int, token: bool, registers: int, configured: Grid | None) -> GridReading:
-    """Decide which of `rows` positions are those of patches, and their grid.
+    """Decide which rows of a table of positions belong to patches, and which grid these form.
 
-    The file may have a class token (`token`) and has `registers` registers. Either none of these tokens has a row, or
-    only the class token, or each of them. If the remaining rows fit the `configured` grid, it is taken; otherwise they
-    must be a square number. A note states the reading if it may be wrong. Raises UserError when the configured grid
-    does not fit, and there is no square or more than one.
+    Args:
+        rows: number of rows of the table.
+        token: whether the file has a class token.
+        registers: number of registers in the file.
+        configured: grid of patches for the config's image size; None if unknown.
+
+    The class token and the registers have rows in one of three ways: none of them, only the class token, or all. If the
+    number of remaining rows is that of the configured grid in one of these ways, this grid is taken. Otherwise, the
+    remaining rows must form a square. A note tells the reading if it may be wrong. Raises UserError when the configured
+    grid does not fit and no square, or more than one, is possible.
     """
     patches = {before: rows - before for before in (0, int(token), token + registers) if rows > before}
     squares = [(before, (math.isqrt(n), math.isqrt(n))) for before, n in patches.items() if math.isqrt(n) ** 2 == n]
@@ -59,11 +66,11 @@ def read_grid(rows: int, token: bool, registers: int, configured: Grid | None) -
 
 
 def method_note(names: Iterable[str], layout: str) -> str:
-    """A note on how the programs that use a layout resample positions; `names` are those of the file's tensors."""
+    """Return a note on how the programs with this layout resample positions; `names` are the file's tensor names."""
     leaves = {name.rpartition("blocks.")[2].split(".", 1)[-1] for name in names} | {*names}
     if layout != "timm":
         return f"{layout} itself resamples positions by model.positions.resample={METHODS[layout]}"
-    if "register_tokens" in leaves:  # torch.hub builds these models with antialias and without the offset
+    if "register_tokens" in leaves:  # for these, torch.hub sets antialias and no offset
         return "DINOv2's own code resamples positions of models with registers by bicubic_antialias"
     dino = "DINO's and DINOv2's own code resamples by model.positions.resample=bicubic_offset"
     if {"mask_token", "ls1.gamma"} <= leaves:

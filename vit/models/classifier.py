@@ -1,4 +1,4 @@
-"""ViT: a Transformer encoder over the patches of an image, and a linear head on its pooled output.
+"""ViT: a Transformer encoder over the patches of an image, and a linear head on the encoder's pooled output.
 
 Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words", arXiv 2010.11929, section 3.1 and figure 1.
 """
@@ -20,10 +20,10 @@ from common.nn.patches import Form, Patches, lecun_normal_
 from common.nn.positions import LearnedGrid, Resampling, resample
 from common.types import Count, Fraction, Layers, Positive, PositiveFloat, Side
 
-MAX_TOKENS = 2048  # published models have at most 1,370 (518 pixels, patches of 14); above this a warning is printed
+MAX_TOKENS = 2048  # with more, a warning is printed; published models have at most 1,370 (518 pixels, patches of 14)
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
-    "gelu_tanh": partial(nn.GELU, approximate="tanh"),  # as in the authors' JAX code and Google's published models
+    "gelu_tanh": partial(nn.GELU, approximate="tanh"),  # in the authors' JAX code and Google's published models
 }
 
 
@@ -31,8 +31,8 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 class PositionOptions:
     """Options of the learned position embeddings.
 
-    resample: how the positions are resampled to another grid of patches; see common/nn/positions.py.
-    on_token: whether the class token has a position of its own (not in DeiT III).
+    resample: how the positions are resampled to another grid of patches; see `Resampling` in common/nn/positions.py.
+    on_token: whether the class token has a position embedding, too (it has none in DeiT III).
     """
 
     resample: Resampling
@@ -41,11 +41,11 @@ class PositionOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class VitBlockOptions:
-    """The options in which the encoders of published ViTs differ; see common.nn.blocks.BlockOptions."""
+    """The options of the encoder's blocks in which published ViTs differ; see common.nn.blocks.BlockOptions."""
 
     dropout: Fraction
     attention_dropout: Fraction
-    drop_path: Fraction  # rate of the last block; rates increase linearly from 0 in the first block
+    drop_path: Fraction  # rate in the last block; rates increase linearly from 0 in the first block
     layer_scale: PositiveFloat | None  # initial value; None = no layer scale
     qk_norm: bool
     norm_eps: PositiveFloat
@@ -59,8 +59,8 @@ class Classifier(nn.Module):
     values follow the authors' code, since the paper does not give them.
     """
 
-    decided_by_data = ("head",)  # useless for other classes, even if their number is the same
-    undecayed = ("positions", "registers")  # tables of vectors, not matrices
+    decided_by_data = ("head",)  # not loaded from a checkpoint with other classes, even if their number is the same
+    undecayed = ("positions", "registers")  # without weight decay, since they are tables of vectors, not linear maps
 
     def __init__(
         self,
@@ -80,15 +80,15 @@ class Classifier(nn.Module):
         representation: Positive | None,
         blocks: VitBlockOptions,
     ):
-        """Build the classifier; `classes`, `channels` and `image_size` are decided by the data.
+        """Build the classifier. The data determine `classes`, `channels` and `image_size`.
 
         Args:
             classes: number of classes K.
-            channels: 1 or 3.
-            image_size: (H, W) in pixels of the images for which positions are learned; see `positions`.
+            channels: number of image channels: 1 (grey) or 3 (RGB).
+            image_size: (H, W) in pixels; one position is learned for each patch of an image of this size.
             patch_size: side of a patch in pixels.
-            embedding: how a patch is projected to a token, by "convolution" or "multiply"; see common/nn/patches.py.
-            width: C, the width of tokens.
+            embedding: how a patch is projected to a token: "convolution" or "multiply"; see common/nn/patches.py.
+            width: C, the width of a token.
             heads: number of heads of each attention.
             layers: number of encoder blocks.
             feedforward: hidden width of each feed-forward network (in the paper, "MLP size").
@@ -96,10 +96,11 @@ class Classifier(nn.Module):
                 ("mean"), or the norm of the mean over the patches, without a final norm ("mean_then_norm").
             registers: number of extra tokens without a position (Darcet et al. 2024, arXiv 2309.16588).
             positions: see PositionOptions.
-            representation: width of the hidden tanh layer that the head has in pre-training (section 3.1), or None.
+            representation: width of the hidden layer with tanh that the paper's head has in pre-training (section 3.1);
+                None = no such layer.
             blocks: see VitBlockOptions.
 
-        Raises UserError when `width` is not divisible by `heads`, or the image cannot be divided into patches.
+        Raises UserError when `width` is not divisible by `heads`, or `image_size` not by `patch_size`.
         """
         super().__init__()
         if width % heads:
@@ -133,24 +134,24 @@ class Classifier(nn.Module):
         self._initialise()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images (B, channels, H, W), H and W multiples of the patch size -> logits (B, K)."""
+        """Normalised images (B, channels, H, W), with H and W multiples of the patch size -> logits (B, K)."""
         x = self.features(images)
         if self.representation is not None:
             x = self.representation(x).tanh()
-        # The head is computed in full precision: in bf16 (8 significant bits) the two best logits are often equal.
+        # The head is computed in full precision: in bf16 (8 significant bits), the two best logits are often equal.
         with full_precision(images.device):
             logits: Tensor = self.head(x.to(images.dtype))
         return logits
 
     def features(self, images: Tensor) -> Tensor:
-        """Compute the pooled output of the encoder: images (B, channels, H, W) -> (B, C)."""
+        """Compute the encoder's pooled output: images (B, channels, H, W) -> (B, C)."""
         x: Tensor = self.encoder(self.embed(images))  # (B, N, C)
         x = x[:, 0] if self.pooling == "token" else x[:, self.before_patches :].mean(dim=1)  # (B, N, C) -> (B, C)
         x = self.pooled_norm(x)
         return x
 
     def embed(self, images: Tensor) -> Tensor:
-        """Embed images (B, channels, H, W) -> (B, N, C): class token and registers, if any, then patches."""
+        """Embed images (B, channels, H, W) -> tokens (B, N, C): class token and registers, if any, then patches."""
         grid = self.patches.grid(images.shape[-2], images.shape[-1])
         tokens = [self.patches(images) + self.positions(grid)]
         if self.registers is not None:
@@ -168,18 +169,18 @@ class Classifier(nn.Module):
 
     @property
     def tokens(self) -> int:
-        """Number of tokens of an image of the configured size."""
+        """The number of tokens of an image of the configured size."""
         rows, columns, _ = self.positions.grid.shape
         return self.before_patches + rows * columns
 
     def input_summary(self) -> list[str]:
-        """A line with the number of tokens of an image."""
+        """Return a line for the start summary with the number of tokens of an image."""
         rows, columns, _ = self.positions.grid.shape
         size = self.patches.size
         return [f"{self.tokens:,} tokens an image: {rows} x {columns} patches of {size} x {size} pixels"]
 
     def input_advice(self) -> list[str]:
-        """A warning when an image has more than `MAX_TOKENS` tokens."""
+        """Return a warning if an image has more than `MAX_TOKENS` tokens; otherwise an empty list."""
         if self.tokens <= MAX_TOKENS:
             return []
         return [
@@ -190,7 +191,7 @@ class Classifier(nn.Module):
         ]
 
     def adapt(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Resample the positions among a checkpoint's tensors to this model's grid of patches."""
+        """Return a checkpoint's tensors with the positions resampled to this model's grid of patches."""
         table = tensors.get("positions.grid")
         if table is None or table.ndim != 3:
             return tensors
@@ -198,7 +199,7 @@ class Classifier(nn.Module):
         return {**tensors, "positions.grid": resample(table, (height, width), self.positions.resampling)}
 
     def adaptations(self, tensors: dict[str, Tensor]) -> list[str]:
-        """Describe in a sentence what `adapt` resamples in a checkpoint's tensors; an empty list if nothing."""
+        """Return a sentence on the resampling that `adapt` does for these tensors; an empty list if it does none."""
         table = tensors.get("positions.grid")
         if table is None or table.ndim != 3 or table.shape[:2] == self.positions.grid.shape[:2]:
             return []
@@ -209,10 +210,10 @@ class Classifier(nn.Module):
         ]
 
     def layers(self) -> list[tuple[str, ...]]:
-        """List the prefixes of each layer's parameters, from input to output, for layer-wise learning rates.
+        """List the name prefixes of each layer's parameters, from input to output, for layer-wise learning rates.
 
-        As in BEiT (Bao et al. 2022, arXiv 2106.08254, appendix), embeddings form the lowest layer; the last norm and
-        the head form the highest.
+        As in BEiT (Bao et al. 2022, arXiv 2106.08254, appendix), the embeddings are the first layer. The last norm and
+        the head are the last layer.
         """
         stem = ("patches", "class_token", "registers", "positions")
         blocks = [(f"encoder.blocks.{i}",) for i in range(self.depth)]
@@ -225,7 +226,7 @@ class Classifier(nn.Module):
                 nn.init.normal_(table, std=0.02)
         for name, parameter in self.encoder.named_parameters():
             if name.endswith("in_proj.weight"):
-                for matrix in parameter.chunk(3):  # Xavier's bound is that of q, k and v each, not of the joint matrix
+                for matrix in parameter.chunk(3):  # Xavier's bound depends on the shape, here of each of q, k and v
                     nn.init.xavier_uniform_(matrix)
             elif "feed_forward" in name and name.endswith("bias"):
                 nn.init.normal_(parameter, std=1e-6)

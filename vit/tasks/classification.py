@@ -1,4 +1,4 @@
-"""The task of image classification: its loss, class names, answers and accuracy."""
+"""The task of image classification: loss, class names, predictions, metrics, and import of other programs' files."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,18 +29,21 @@ from vit.evaluation.accuracy import ClassificationMetric, check_labels
 from vit.evaluation.neighbours import NeighbourClassifier
 from vit.importing import adopt as importing
 
-MIN_IMAGES_FROM_SCRATCH = 100_000  # photographs; ViT's figure 4 needs millions, later recipes ImageNet's 1.3 million
-MIN_PHOTOGRAPH_SIDE = 96  # pixels; small models learn sets of smaller images from scratch
+# With fewer photographs and no pretrained weights, a warning is printed. In figure 4 of the ViT paper, training needs
+# millions of images; later recipes need the 1.3 million of ImageNet.
+MIN_IMAGES_FROM_SCRATCH = 100_000
+MIN_PHOTOGRAPH_SIDE = 96  # pixels; no warning for smaller images, since small models learn them from scratch
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictOptions:
     """Options of prediction.
 
-    top: number of listed classes.
-    attention: pictures of attention: "none", "maps" (each head of one layer) or "rollout" (up to a layer).
-    layer: layer of the pictures, from 0; negative numbers count from the last layer, -1.
-    neighbours: k of the additional classification by the k nearest training images in feature space; 0 = none.
+    top: number of most probable classes to list.
+    attention: pictures of attention: "none", "maps" (of each head in the layer `layer`) or "rollout" (over the layers
+        from the first to `layer`).
+    layer: number of a layer, from 0; negative numbers count from the last layer, -1.
+    neighbours: k of an additional classification by the k nearest training images in feature space; 0 = none.
     """
 
     top: Positive
@@ -50,13 +53,16 @@ class PredictOptions:
 
 
 class ClassificationState(TypedDict):
-    """The task's part of a checkpoint."""
+    """The content of `Classification.state`, which is stored in a checkpoint."""
 
-    classes: list[str]
+    classes: list[str]  # names, by index
 
 
 class Classification:
-    """Classification of images, with one class for each. Prediction from a checkpoint opens no file of `data`."""
+    """Classification of images that belong to one class each.
+
+    Prediction from a checkpoint opens no file of `data`, unless `predict.neighbours` is above 0.
+    """
 
     goal = Goal("top1", higher_is_better=True)
     handed_on: ClassVar[tuple[str, ...]] = ("classes", "channels", "image_size")
@@ -70,13 +76,13 @@ class Classification:
 
     @property
     def classes(self) -> list[str]:
-        """The data set's classes in order of index, or the checkpoint's once `restore` has been called."""
+        """The names of the classes, by index: those of the data or, after `restore`, those of the checkpoint."""
         if self._classes is None:
             self._classes = list(self.data.classes())
         return self._classes
 
     def model_arguments(self) -> dict[str, Any]:
-        """The number of classes, and the images' channels and (height, width)."""
+        """Return the model's arguments that the data determine: number of classes, channels, (height, width)."""
         return {
             "classes": len(self.classes),
             "channels": self.data.channels,
@@ -84,11 +90,14 @@ class Classification:
         }
 
     def state(self) -> dict[str, Any]:
-        """The classes' names, by index."""
+        """Return the names of the classes, by index."""
         return {"classes": self.classes}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Restore the classes of a checkpoint; raises UserError when it has none (an imported file without a head)."""
+        """Restore the classes of a checkpoint.
+
+        Raises UserError if there are none, as in an imported file without a head.
+        """
         self._classes = list(state["classes"])
         if not self._classes:
             raise UserError(
@@ -99,17 +108,17 @@ class Classification:
             self.data.set_learnt_classes(self._classes)
 
     def adopt(self, tensors: dict[str, Any], folder: Path | None = None) -> Adopted:
-        """Import a file of Google, torchvision, timm or transformers; see vit/importing/adopt.py.
+        """Convert the weights in a file of Google, torchvision, timm or transformers; see vit/importing/adopt.py.
 
-        If the file's head has as many classes as the task, they are taken to be the task's classes in the same order.
+        If the file's head has as many classes as the task, they are assumed to be the task's classes in the same order.
         """
         height, width = self.data.image_size
         return importing.adopt(tensors, self._classes, (height, width))
 
     def normalisers(self, batch: Batch) -> dict[str, float]:
-        """The number of images.
+        """Return the number of images, by which the loss is divided.
 
-        Raises UserError for a label that is no class: on a GPU the loss would fail without naming the sample.
+        Raises UserError for a label outside the classes, since on a GPU the loss would fail without naming the sample.
         """
         check_labels(batch["ids"], batch["labels"], len(self.classes))
         if "other_labels" in batch:
@@ -117,20 +126,25 @@ class Classification:
         return {"images": float(len(batch["labels"]))}
 
     def sizes(self, batch: Batch) -> dict[str, float]:
-        """The former name of `normalisers`, which users' tasks may call for one version."""
+        """Return `normalisers(batch)`: this is its former name, which users' tasks may still call in this version."""
         return self.normalisers(batch)
 
     def loss(self, model: nn.Module, batch: Batch, normalisers: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The batch's part of the step's mean cross-entropy; see vit/criterion/cross_entropy.py."""
+        """Return the batch's part of the step's mean cross-entropy, in nats; see vit/criterion/cross_entropy.py.
+
+        The part is the sum over the batch divided by the number of images of the whole step. There are no other terms.
+        """
         logits = self._forward(model, batch)
         targets = (batch["labels"], batch.get("other_labels"), batch.get("shares"))
         return loss.cross_entropy(self.loss_options, logits, *targets) / normalisers["images"], {}
 
     @torch.no_grad()
     def answers(self, model: nn.Module, batch: Batch) -> list[Answer]:
-        """One answer per image: log_probabilities (K,), and label, name and probability of the most probable class.
+        """Return one answer (a dict) for each image.
 
-        With `attention` also maps (1 or heads, h, w); with `neighbours` also nearest, the class by nearest neighbours.
+        An answer has log_probabilities (K,), and label (index), name and probability of the most probable class. With
+        the option `attention`, it also has maps (1 or heads, h, w). With `neighbours`, it also has nearest, the index
+        of the class that the nearest neighbours predict.
         """
         logits = self._forward(model, batch)
         scores = logits.float().log_softmax(dim=-1).cpu()  # (B, K)
@@ -147,10 +161,11 @@ class Classification:
         return [answer | {key: extra[key][i] for key in extra} for i, answer in enumerate(answers)]
 
     def predict(self, model: nn.Module, input: Any) -> Any:
-        """The most probable classes of an image as a list of {name, share}, the most probable first.
+        """Return an image's most probable classes as a list of {name, share}, the most probable first.
 
-        `input` is what `to_image` takes, or a list of such images, a folder or a pattern, which give a list of lists.
-        In Jupyter, the lists show themselves as pictures. For a batch, it returns `answers`.
+        `share` is the probability of the class. `input` is an image that `common.data.image_objects.to_image` accepts.
+        For several images (a list, a folder, or a pattern such as photos/*.jpg), the result is a list of such lists.
+        Jupyter shows a list as a picture. For a batch (a dict), the result is `answers(model, input)`.
         """
         if isinstance(input, dict):
             return self.answers(model, input)
@@ -169,7 +184,7 @@ class Classification:
         )
 
     def _top_classes(self, answer: Answer) -> list[dict[str, Any]]:
-        """The records {name, share} of the most probable classes."""
+        """Return the records {name, share} of the `top` most probable classes, the most probable first."""
         scores = answer["log_probabilities"]
         best = scores.argsort(descending=True, stable=True)[: self.options.top].tolist()
         return [{"name": self.classes[k], "share": float(scores[k].exp())} for k in best]
@@ -179,14 +194,17 @@ class Classification:
         return logits
 
     def _images(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The model's input, computed without autocast: half precision would round the sampling positions of crops."""
+        """Compute the model's input without autocast, since half precision would round the sampling points of crops."""
         device = next(model.parameters()).device
         with torch.autocast(device.type, enabled=False):
             images: Tensor = self.data.inputs(batch, device)
         return images
 
     def _maps(self, model: Any, batch: Batch) -> Tensor:
-        """Attention to each patch: (B, heads, h, w) in one layer, or (B, 1, h, w) for the rollout up to it."""
+        """Compute the attention to each patch: (B, heads, h, w) in one layer, or (B, 1, h, w) for the rollout up to it.
+
+        Raises UserError for a model of another kind, or without this layer.
+        """
         if not all(hasattr(model, name) for name in ("patches", "pooling", "before_patches")):
             raise UserError(
                 f"task.predict.attention={self.options.attention}: {type(model).__name__} lacks patches, pooling or "
@@ -201,7 +219,10 @@ class Classification:
         return attention_maps.attention_map(attentions[-1], *tokens).cpu()
 
     def _nearest_classes(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The class of each image by its nearest training images in feature space: (B,)."""
+        """Predict the class of each image from its nearest training images in feature space: int64 (B,).
+
+        The first call computes the features of all training images.
+        """
         if self._neighbours is None:
             size = self.data.batch_size
             batches = batching.evaluation(self.data, "train", batch_size=size, rank=0, world=1, workers=0)
@@ -217,10 +238,11 @@ class Classification:
         return features.float()
 
     def read(self, input: str) -> Iterator[Batch]:
-        """Read each image that `input` names as a batch of one image, viewed as in evaluation.
+        """Yield a batch of one image, viewed as in evaluation, for each image that `input` names.
 
-        The batch also holds `names`, by which `show` names the answers. Of several images, one that cannot be read is
-        skipped, and the reason is added to `unanswered`.
+        The batch also has `names`, from which `show` derives the names of its files. If `input` names several images,
+        those that cannot be read are skipped, and the reasons are added to `unanswered`. A single image that cannot be
+        read raises UserError.
         """
         return read_each(input, self._read_batches, self.unanswered)
 
@@ -229,11 +251,13 @@ class Classification:
         yield self.data.collate([self.data.view(image, file.path)]) | {"names": [file.name]}
 
     def show(self, batch: Batch, answers: list[Answer], folder: Path) -> Iterator[str]:
-        """Write each image's classes as JSON and, if it has maps, a picture of attention; yield a line of text.
+        """Write each answer under `folder` and yield a line of text for it.
 
-        `classes` is a list of {name, probability}, the most probable first; `nearest` is the class by neighbours.
+        The JSON file has `classes`, a list of {name, probability} with the most probable first. With nearest neighbours
+        it also has `nearest`, the name of the class that they predict, or null if there is none. An answer with maps is
+        also drawn as a picture of attention.
         """
-        names = batch.get("names") or [Path(path).name for path in batch["files"]]  # a user's `read` may give none
+        names = batch.get("names") or [Path(path).name for path in batch["files"]]  # a user's own `read` may omit them
         for i, (name, path, answer) in enumerate(zip(names, batch["files"], answers, strict=True)):
             top = self._top_classes(answer)
             classes = [{"name": record["name"], "probability": round(record["share"], 4)} for record in top]
@@ -250,7 +274,7 @@ class Classification:
             yield line
 
     def pictures(self, batch: Batch, answers: list[Answer], count: int) -> Tensor:
-        """The first `count` images with their predicted classes, for the log: uint8 (B, 3, H, W)."""
+        """Draw the first `count` images with their predicted classes, for the log: uint8 (n, 3, H, W)."""
         images, labels = self.data.thumbnails(batch, count), batch["labels"].tolist()
         captioned = []
         for image, label, answer in zip(images, labels, answers, strict=False):
@@ -259,11 +283,12 @@ class Classification:
         return pad_and_stack(captioned)
 
     def metric(self, split: Split) -> ClassificationMetric:
-        """An empty metric of accuracy, loss and confusion matrix for `split`.
+        """Return an empty metric of accuracy, loss and confusion matrix for `split`.
 
-        Raises UserError when the data's classes are not those that the model has learnt.
+        Raises UserError when the data's classes are not those of the model, in the same order. An imported model
+        without class names is accepted if the number of classes is the same.
         """
-        self._neighbours = None  # the weights, and so the features, may have changed
+        self._neighbours = None  # the stored features are out of date if the weights have changed
         classes = list(self.data.classes())
         names, learnt = ([composed(name) for name in part] for part in (classes, self.classes))
         same = names == learnt
@@ -282,7 +307,10 @@ class Classification:
         return ClassificationMetric(classes, self.data.count(split))
 
     def evaluation_notes(self) -> list[str]:
-        """For an imported model without class names, those of the data, which are taken to be the model's."""
+        """Return notes on the classes of an imported model without class names; otherwise an empty list.
+
+        The notes list the class names of the data, which are assumed to be those of the model.
+        """
         notes: list[str] = getattr(self.data, "class_notes", list)() if self._is_nameless() else []
         return notes
 
@@ -290,11 +318,11 @@ class Classification:
         return all(name == f"class {i}" for i, name in enumerate(self.classes))  # as in an imported file
 
     def split_advice(self, split: Split) -> list[str]:
-        """Warnings of the data about `split`."""
+        """Return the data's warnings about `split`."""
         return list(self.data.advice(split)) if hasattr(self.data, "advice") else []
 
     def advice(self, pretrained: bool) -> list[str]:
-        """Warnings about the data, and about too few photographs when the model has no pretrained weights."""
+        """Return warnings about the data, and about too few photographs if the model has no pretrained weights."""
         warnings = [warning for split in SPLITS for warning in self.split_advice(split)]
         count = self.data.count("train")
         if pretrained or count >= MIN_IMAGES_FROM_SCRATCH or max(self.data.image_size) < MIN_PHOTOGRAPH_SIDE:
@@ -307,7 +335,7 @@ class Classification:
         ]
 
     def alarms(self, answers: list[Answer]) -> list[str]:
-        """A warning when all of the newest answers are one class."""
+        """Return a warning if all of the latest answers (at least 10) are the same class; otherwise an empty list."""
         if len(answers) < 10 or len({answer["label"] for answer in answers}) > 1:
             return []
         return [
@@ -317,7 +345,7 @@ class Classification:
 
 
 def _draw_attention(image: Tensor, maps: Tensor) -> Tensor:
-    """The picture of the maps (1 or heads, h, w) of an image: a rollout, a single head, or all heads."""
+    """Draw the attention maps (1 or heads, h, w) of an image: one map beside the image, or a sheet of all heads."""
     return pictures.draw_heat_map(image, maps[0]) if len(maps) == 1 else pictures.draw_attention_sheet(image, maps)
 
 
