@@ -1,3 +1,3 @@
-"""Moved to common.nn.linear; importable here for one version."""
+"""Former path of common.nn.linear. Importing from here still works in this version, but not in the next."""
 
 from common.nn.linear import Linear  # noqa: F401

@@ -1,3 +1,3 @@
-"""Moved to detr.data.coco; importable here for one version."""
+"""Former path of detr.data.coco. Importing from here still works in this version, but not in the next."""
 
 from detr.data.coco import Coco  # noqa: F401

@@ -1,3 +1,3 @@
-"""Moved to detr.models.detector; importable here for one version."""
+"""Former path of detr.models.detector. Importing from here still works in this version, but not in the next."""
 
 from detr.models.detector import BoxHead, Detector, PositionOptions  # noqa: F401

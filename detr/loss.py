@@ -1,3 +1,3 @@
-"""Moved to detr.criterion.set_loss; importable here for one version."""
+"""Former path of detr.criterion.set_loss. Importing from here still works in this version, but not in the next."""
 
 from detr.criterion.set_loss import LossOptions  # noqa: F401

@@ -1,3 +1,3 @@
-"""Moved to seq2seq.data.multi30k; importable here for one version."""
+"""Former path of seq2seq.data.multi30k. Importing from here still works in this version, but not in the next."""
 
 from seq2seq.data.multi30k import Multi30k  # noqa: F401

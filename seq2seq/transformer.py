@@ -1,3 +1,3 @@
-"""Former import path of `seq2seq.models.transformer`, which still works in this version."""
+"""Former path of seq2seq.models.transformer. Importing from here still works in this version, but not in the next."""
 
 from seq2seq.models.transformer import PositionOptions, Transformer, TranslatorBlockOptions  # noqa: F401

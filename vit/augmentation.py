@@ -1,3 +1,3 @@
-"""Former import path of `vit.data.augmentation`, which still works in this version."""
+"""Former path of vit.data.augmentation. Importing from here still works in this version, but not in the next."""
 
 from vit.data.augmentation import Augmentation  # noqa: F401

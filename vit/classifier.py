@@ -1,3 +1,3 @@
-"""Former import path of `vit.models.classifier`, which still works in this version."""
+"""Former path of vit.models.classifier. Importing from here still works in this version, but not in the next."""
 
 from vit.models.classifier import Classifier, PositionOptions, VitBlockOptions  # noqa: F401

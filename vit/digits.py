@@ -1,3 +1,3 @@
-"""Former import path of `vit.data.digits`, which still works in this version."""
+"""Former path of vit.data.digits. Importing from here still works in this version, but not in the next."""
 
 from vit.data.digits import Digits  # noqa: F401

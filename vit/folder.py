@@ -1,3 +1,3 @@
-"""Former import path of `vit.data.folder`, which still works in this version."""
+"""Former path of vit.data.folder. Importing from here still works in this version, but not in the next."""
 
 from vit.data.folder import ImageFolder  # noqa: F401

@@ -1,4 +1,4 @@
-"""Former import path of `vit.data.in_memory`, which still works in this version."""
+"""Former path of vit.data.in_memory. Importing from here still works in this version, but not in the next."""
 
 from vit.data.in_memory import Images, InMemory  # noqa: F401
 from vit.data.in_memory import split_images as cut  # noqa: F401
