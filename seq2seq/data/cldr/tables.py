@@ -111,8 +111,8 @@ def printable_forms(forms: list[Form], locales: LocalePair) -> list[Form]:
     """The forms of a category that both locales can print, with their rivals (Form.rivals) set.
 
     Each form prints PROBE_COUNT values. It is left out if it fails for any of them. It is also left out if, for at
-    least half of them, an earlier form prints the same source with another target: the Japanese source "2021年1月3日" has
-    the targets "January 3, 2021" and "Jan 3, 2021".
+    least half of them, an earlier form prints the same source with another target: the Japanese source "2021年1月3日"
+    has the targets "January 3, 2021" and "Jan 3, 2021".
     """
     probes: dict[str, list[Any]] = {}  # values by kind
     earlier: dict[tuple[str, int, str], tuple[str, Form]] = {}  # (kind, number of the probe, source): (target, form)
