@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from common.config.check import did_you_mean
 from common.errors import UserError
 from common.machine import distributed
+from common.train.muon import MuonWithAdamW, block_matrices
 from common.types import Count, Fraction, NonNegativeFloat, Positive, PositiveFloat
 
 Groups = list[dict[str, Any]]
@@ -27,13 +28,13 @@ Groups = list[dict[str, Any]]
 class OptimizerOptions:
     """The optimizer and the learning rate of each part of the model."""
 
-    name: Literal["adamw", "adam", "sgd"]
+    name: Literal["adamw", "adam", "sgd", "muon"]  # muon: Muon for the matrices of blocks, AdamW for the rest
     lr: PositiveFloat
-    weight_decay: NonNegativeFloat  # decoupled in adamw; in adam and sgd, added to the gradient
+    weight_decay: NonNegativeFloat  # decoupled in adamw and muon; in adam and sgd, added to the gradient
     decay_norms: bool  # whether weight decay also applies to vectors (norms, biases) and to OptionalModel.undecayed
-    betas: tuple[Fraction, Fraction]  # of adamw and adam
-    eps: PositiveFloat  # of adamw and adam
-    momentum: Fraction  # of sgd
+    betas: tuple[Fraction, Fraction]  # of adamw and adam, and of AdamW in muon
+    eps: PositiveFloat  # likewise
+    momentum: Fraction  # of sgd and muon
     rates: dict[str, NonNegativeFloat]  # prefix of parameter names -> factor on lr; the longest matching prefix applies
     layer_decay: Fraction  # a layer's rate divided by that of the layer after it; 1 = equal rates
     reference_batch: Positive | None  # the batch size for which lr is given; None = lr is not scaled
@@ -75,7 +76,8 @@ def build(model: nn.Module, options: OptimizerOptions) -> Optimizer:
 
     Each parameter group has a readable "name", the learning rate before the schedule as "base_lr", and "param_names".
     Raises UserError when a prefix in `rates` matches no parameter, when no parameter is trainable, or for a
-    `layer_decay` other than 1 if the model has no method `layers`.
+    `layer_decay` other than 1 if the model has no method `layers`. For muon, it is also raised when the model has no
+    blocks, or is sharded over processes.
     """
     groups = _groups(model, options)
     # A fused update is 2.4 times as fast on a CPU core. On devices other than CPU and CUDA, None lets PyTorch choose.
@@ -83,6 +85,8 @@ def build(model: nn.Module, options: OptimizerOptions) -> Optimizer:
     optimizer: Optimizer
     if options.name == "sgd":
         optimizer = torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum, fused=fused)
+    elif options.name == "muon":
+        optimizer = MuonWithAdamW(groups, options.momentum, options.betas, options.eps, fused)
     else:
         adam = torch.optim.AdamW if options.name == "adamw" else torch.optim.Adam
         optimizer = adam(groups, lr=options.lr, betas=options.betas, eps=options.eps, fused=fused)
@@ -125,11 +129,9 @@ def refuse_incomplete(
     parameter that was never updated has no state. `may_be_empty`: whether `saved` may be empty, because it was written
     by an optimizer that keeps no state (SGD without momentum).
     """
-    keys = {"step", "exp_avg", "exp_avg_sq"}
-    if isinstance(optimizer, torch.optim.SGD):
-        keys = {"momentum_buffer"} if optimizer.defaults["momentum"] else set()
-    missing = next((f"{key} of {name}" for name, values in saved.items() for key in keys if key not in values), None)
-    if keys and not saved and not may_be_empty:
+    keys = {name: _state_keys(group) for group in optimizer.param_groups for name in group["param_names"]}
+    missing = next((f"{k} of {name}" for name, v in saved.items() for k in keys.get(name, ()) if k not in v), None)
+    if any(keys.values()) and not saved and not may_be_empty:
         missing = "everything"
     other = next(
         (f"{key} of {name} as {value.dtype}".replace("torch.", "")
@@ -145,6 +147,13 @@ def refuse_incomplete(
             f"{path} holds an optimizer state without {missing}, from which no run can resume; start a new run from "
             f"its weights with another run_dir and checkpoint={path}."
         )
+
+
+def _state_keys(group: dict[str, Any]) -> tuple[str, ...]:
+    """The entries that an update adds to the state of each parameter in a group."""
+    if "momentum" in group:  # of SGD or Muon
+        return ("momentum_buffer",) if group["momentum"] else ()
+    return ("step", "exp_avg", "exp_avg_sq")
 
 
 def restore(optimizer: Optimizer, saved: dict[str, dict[str, Any]]) -> None:
@@ -180,7 +189,8 @@ def _groups(model: nn.Module, options: OptimizerOptions) -> Groups:
             raise UserError(f"optimizer.rates.{prefix} matches no parameter of the model{did_you_mean(prefix, parts)}")
     undecayed: Sequence[str] = getattr(model, "undecayed", ())
     depths = _depths(model, options)
-    groups: dict[tuple[str, int, bool], dict[str, Any]] = {}
+    matrices = block_matrices(model) if options.name == "muon" else set()
+    groups: dict[tuple[str, int, bool, bool], dict[str, Any]] = {}
     for name, parameter in parameters.items():
         if not parameter.requires_grad:
             continue
@@ -188,16 +198,19 @@ def _groups(model: nn.Module, options: OptimizerOptions) -> Groups:
         depth = next((depth for part, depth in depths.items() if _has_prefix(name, part)), 0)
         decays = options.decay_norms or (parameter.ndim >= 2 and not any(_has_prefix(name, part) for part in undecayed))
         layer = f", {depth} below the output" if depths else ""
+        muon = name in matrices and decays
         group = groups.setdefault(
-            (prefix, depth, decays),
+            (prefix, depth, decays, muon),
             {
                 "params": [],
-                "name": f"{prefix or 'rest'}{layer}, {'decay' if decays else 'no decay'}",
+                "name": f"{prefix or 'rest'}{layer}, {'decay' if decays else 'no decay'}{', muon' if muon else ''}",
                 "base_lr": options.lr * options.rates.get(prefix, 1.0) * options.layer_decay**depth,
                 "weight_decay": options.weight_decay if decays else 0.0,
             },
         )
         group["lr"] = group["base_lr"]
+        if options.name == "muon":
+            group["muon"] = muon
         group["params"].append((name, parameter))
     if not groups:
         raise UserError("the model has no parameter to train: all of them are frozen; unfreeze some.")

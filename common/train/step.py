@@ -46,7 +46,8 @@ class Stepper:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         sharded = distributed.is_sharded(self.parameters)
-        self.deferred = self.device.type == "cuda" and self.precision != "fp16" and not sharded
+        fused = all(group.get("fused") for group in self.optimizer.param_groups)  # see _apply_if
+        self.deferred = self.device.type == "cuda" and self.precision != "fp16" and fused and not sharded
         self._copies = DeviceCopier(self.device)
         self._last: _FiniteCheck | None = None
         self._loss = distributed.data_parallel(_Loss(self.model, lambda *arguments: self.task.loss(*arguments)))

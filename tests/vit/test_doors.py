@@ -259,6 +259,23 @@ def test_sixty_photos_in_class_folders_train_by_data_root_alone(inside: Door, tm
     assert numbers_of(inside("evaluate", best))["test/top1"] == numbers["test/top1"]
 
 
+def test_a_run_of_vit_photo_resumes_bit_for_bit(inside: Door, photos: Path, tmp_path: Path) -> None:
+    """Its optimizer is Muon with AdamW."""
+    line = ["model=vit_photo", "data.image_size=16", "data.batch_size=4", f"data.root={photos}", "trainer.steps=4"]
+    line += ["trainer.save_every=2", "trainer.eval_every=4"]
+    inside("train", *line, f"run_dir={tmp_path / 'whole'}")
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    for name in ("results.json", "checkpoints/best.pt", "checkpoints/step_00000004.pt"):
+        (tmp_path / "cut" / name).unlink()
+    output = inside("train", *line, f"run_dir={tmp_path / 'cut'}", "resume=auto")
+    assert "resuming at 2" in output
+    whole, cut = (checkpoint.load(tmp_path / run / "checkpoints/step_00000004.pt") for run in ("whole", "cut"))
+    for part in ("model", "average"):
+        torch.testing.assert_close(cut[part], whole[part], rtol=0, atol=0)
+    matrix = "encoder.blocks.0.feed_forward.expand.weight"
+    assert torch.equal(*(run["optimizer"][matrix]["momentum_buffer"] for run in (whole, cut)))
+
+
 def test_a_run_keeps_the_cut_with_which_an_earlier_version_began_it(inside: Door, tmp_path: Path) -> None:
     """Its config.yaml has the former defaults: a number of images of val, and no test."""
     draw_photos(tmp_path / "photos", count=20)

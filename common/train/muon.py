@@ -1,0 +1,91 @@
+"""Muon for the matrices of Transformer blocks, with AdamW for all other parameters, as one optimizer.
+
+Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) orthogonalises the momentum of each matrix before
+it is added to the matrix. The update is scaled by 0.2 sqrt(max(rows, columns)), so that learning rate and weight decay
+have the magnitudes of AdamW's (Liu et al. 2025, "Muon is Scalable for LLM Training", arXiv:2502.16982, section 2.2).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from common.errors import UserError
+from common.machine import distributed
+from common.nn.blocks import Stack
+
+
+def block_matrices(model: nn.Module) -> set[str]:
+    """Return the names of the parameters that Muon updates: all matrices in the model's stacks of blocks.
+
+    Embeddings, heads, norms, biases and convolutions are left to AdamW, as in section 2.2 of Liu et al. 2025. Raises
+    UserError if the model has no stack of blocks, or if its parameters are sharded over processes.
+    """
+    if distributed.is_sharded(list(model.parameters())):
+        raise UserError("optimizer.name=muon needs whole matrices; use trainer.strategy=ddp, or optimizer.name=adamw.")
+    stacks = [(name, module) for name, module in model.named_modules() if isinstance(module, Stack)]
+    if not stacks:
+        raise UserError(
+            "optimizer.name=muon updates the matrices of attention and feed-forward blocks, which "
+            f"{type(model).__name__} does not have; use optimizer.name=adamw."
+        )
+    return {
+        f"{stack}.{name}" if stack else name
+        for stack, module in stacks
+        for name, parameter in module.named_parameters()
+        if parameter.ndim == 2
+    }
+
+
+class MuonWithAdamW(Optimizer):
+    """torch.optim.Muon over the groups with `muon` true and torch.optim.AdamW over the other groups.
+
+    Both use the groups and the state of this optimizer, so that its learning rates, its state dict and its hooks are
+    those of any optimizer. A group of Muon's has the key "momentum" and one of AdamW's has "betas".
+
+    Differs: the query, key and value projections of an attention are orthogonalised as one matrix (3C, C), in which the
+    attention stores them; Jordan et al. recommend to separate them.
+    """
+
+    def __init__(
+        self,
+        groups: list[dict[str, Any]],
+        momentum: float,
+        betas: tuple[float, float],
+        eps: float,
+        fused: bool | None,
+    ):
+        """Build both optimizers.
+
+        Args:
+            groups: parameter groups as in PyTorch's optimizers, with the keys "lr", "weight_decay" and "muon". The last
+                is whether Muon updates the group's parameters, which must then be matrices.
+            momentum: Muon's momentum, applied as Nesterov momentum.
+            betas: AdamW's decay rates of the averages of the gradient and of its square.
+            eps: AdamW's epsilon.
+            fused: whether AdamW updates all parameters in one kernel; None lets PyTorch decide.
+        """
+        matrices, others = ([group for group in groups if group["muon"] == muon] for muon in (True, False))
+        self._optimizers: dict[bool, Optimizer] = {}  # by the `muon` of their groups; absent if there is no such group
+        # Both constructors add their options to the dicts in `groups`.
+        if matrices:
+            self._optimizers[True] = torch.optim.Muon(matrices, momentum=momentum, adjust_lr_fn="match_rms_adamw")
+        if others:
+            self._optimizers[False] = torch.optim.AdamW(others, betas=betas, eps=eps, fused=fused)
+        super().__init__(groups, {})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update all parameters that have a gradient; `closure`, if given, is called first and its result returned."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for is_muon, optimizer in self._optimizers.items():
+            # Assigned in each step, since load_state_dict replaces the groups and the state.
+            optimizer.param_groups = [group for group in self.param_groups if group["muon"] == is_muon]
+            optimizer.state = self.state
+            optimizer.step()
+        return loss
