@@ -1,6 +1,7 @@
 """The table of published weights in configs/weights.yaml.
 
-It lists the files that checkpoint=NAME reads, and the keys that NAME implies.
+Each entry has a name, which checkpoint=NAME selects. An entry states the files to download, and the values of config
+keys that the weights need.
 """
 
 import os
@@ -20,7 +21,7 @@ TABLE = Path(__file__).resolve().parents[2] / "configs" / "weights.yaml"
 class PublishedFile(NamedTuple):
     """The URL of a file, and its SHA-256 in hexadecimal.
 
-    The hash may be all 64 digits or the first ones. It is None if the publisher states none.
+    `hash` holds all 64 digits or only the first few. It is None if the publisher states no SHA-256.
     """
 
     address: str
@@ -35,15 +36,15 @@ class PublishedFile(NamedTuple):
 class Published(NamedTuple):
     """One entry of the table.
 
-    The first of `files` holds the weights. The others, such as tokenizers, are needed in the same folder.
+    The first of `files` holds the weights. The other files, such as a tokenizer, must lie in the same folder.
     """
 
     name: str
     publisher: str
     licence: str
     files: list[PublishedFile]
-    model: str  # a choice of the group model
-    constants: dict[str, Any]  # full keys and values that the weights need and the files do not hold
+    model: str  # the name of the model's config in configs/model/
+    constants: dict[str, Any]  # full config key (data.mean) -> the value that the weights need; not stated in the files
 
     def __str__(self) -> str:
         """The name, the publisher and the licence, for the log."""
@@ -51,8 +52,9 @@ class Published(NamedTuple):
 
 
 def find(checkpoint: str) -> Published | None:
-    """The published weights named `checkpoint`; None if `checkpoint` is a path. An existing path takes precedence.
+    """The published weights named `checkpoint`; None if `checkpoint` is a path.
 
+    A name that is also an existing path counts as a path.
     Raises UserError for a word (letters, digits and _) that is neither a name in the table nor an existing path.
     """
     if os.path.exists(os.path.expanduser(checkpoint)) or not _is_name(checkpoint):
@@ -67,12 +69,14 @@ def find(checkpoint: str) -> Published | None:
 def implied(
     weights: Published, typed: set[str], compose: Callable[[list[str]], dict[str, Any]]
 ) -> tuple[list[str], list[str]]:
-    """Return the overrides that `weights` imply, and lines for the log about them.
+    """Return the overrides of config keys that `weights` imply, and a list of at most one line for the log about them.
 
-    Keys in `typed`, which are on the command line, are not overridden. `compose` takes additional overrides, and
-    returns the config by full keys. A constant is left out if the config lacks its key, for instance because the data
-    set is of another kind. If an experiment is chosen, nothing is overridden, because its file sets all constants
-    itself; a line names the constants that differ.
+    The overrides choose the model and set the constants of `weights`. `typed` are the keys on the command line, which
+    are not overridden. `compose` takes additional overrides, and returns the resulting config by full keys. A constant
+    is left out if the config lacks its key, for instance because the data set is of another kind.
+
+    With experiment= on the command line, nothing is overridden, because the experiment's file sets all constants
+    itself. The line then names the constants that have another value in the experiment.
     """
     model = [] if {"model", "experiment"} & typed else [f"model={weights.model}"]
     config = compose(model)

@@ -21,8 +21,8 @@ _TYPING_NAMES = {"Literal": Literal, "Optional": Optional, "Union": Union, "Anno
 class Field(NamedTuple):
     """One argument of a constructor."""
 
-    annotation: Any  # its type; None if configs cannot hold this type, so that the program passes the argument
-    required: bool
+    annotation: Any  # its type; None if a config cannot hold such values: the program then passes the argument itself
+    required: bool  # whether the argument has no default
     source: str  # the annotation as written
 
 
@@ -39,7 +39,10 @@ class Options:
 
 
 def module_file(module: str) -> Path | None:
-    """Find the file of a module on sys.path without importing it or its packages; None if there is none."""
+    """Find the file of a module on sys.path without importing the module or its parent packages.
+
+    Returns None if there is no such file.
+    """
     top, *rest = module.split(".")
     spec = importlib.util.find_spec(top) if all(part.isidentifier() for part in (top, *rest)) else None
     if spec is None:
@@ -61,7 +64,7 @@ class ModuleSource:
         self.module, self.is_package = module, file.name == "__init__.py"
         self.classes: dict[str, ast.ClassDef] = {}
         self._imports: dict[str, str] = {}  # an imported name -> its full path
-        self._aliases: dict[str, ast.expr] = {}
+        self._aliases: dict[str, ast.expr] = {}  # an assigned name -> the expression
         for node in ast.parse(file.read_text(encoding="utf-8"), str(file)).body:
             if isinstance(node, ast.ClassDef):
                 self.classes[node.name] = node
@@ -85,7 +88,8 @@ class ModuleSource:
     def lineage(self, name: str) -> "list[ClassSource]":
         """The class `name`, defined or imported in this module, and its bases in method resolution order.
 
-        Bases are left out unless they are in the module's own package, `common`, detr, vit or seq2seq.
+        Only classes in this module's top-level package, or in common, detr, vit or seq2seq, are read; others are left
+        out.
         """
         if name in self.classes:
             node = self.classes[name]
@@ -114,7 +118,11 @@ class ModuleSource:
         return Field(self._evaluate(node), required, ast.unparse(node) if node else "an argument without a type")
 
     def _evaluate(self, node: ast.expr | None) -> Any:
-        """Evaluate an annotation of plain types and dataclasses of options; returns None if it names anything else."""
+        """Evaluate an annotation.
+
+        It may consist of plain types, dataclasses, types of common/types.py, and Literal, Optional, Union and Annotated
+        of `typing`. Returns None if it contains anything else.
+        """
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             node = ast.parse(node.value, mode="eval").body
         if node is None or any(isinstance(part, ast.Attribute) for part in ast.walk(node)):
@@ -125,7 +133,7 @@ class ModuleSource:
         return eval(compile(ast.Expression(node), self.module, "eval"), {"__builtins__": {}, **types})
 
     def _resolve(self, name: str) -> Any:
-        """The type that a name in this module stands for; None if configs cannot hold this type."""
+        """The type that a name in this module stands for; None if a config cannot hold values of this type."""
         if name in self.classes:
             return self.options(name) if any(_is_dataclass(cls.node) for cls in self.lineage(name)) else None
         if name in self._aliases:
@@ -141,9 +149,10 @@ class ModuleSource:
         return source._resolve(original) if source else None
 
     def _imported_from(self, name: str) -> "tuple[ModuleSource | None, str]":
-        """Find the module from which `name` (or `module.name`) is imported, and the name of the class in that module.
+        """Find the module from which `name` is imported, and the name of the class in that module.
 
-        The module is None unless it is in this module's own package, `common`, detr, vit or seq2seq.
+        `name` may be dotted, such as `blocks.Block` after `from common.nn import blocks`. The module is None if it has
+        no source file, or is outside this module's top-level package, common, detr, vit and seq2seq.
         """
         prefix, _, last = name.rpartition(".")
         path = f"{self._imports.get(prefix)}.{last}" if prefix else self._imports.get(name, "")
@@ -168,9 +177,10 @@ class ClassSource(NamedTuple):
 
 
 def _fields(lineage: list[ClassSource]) -> dict[str, Field]:
-    """The arguments of a class's constructor, which may be inherited.
+    """The arguments of a class's own or inherited constructor.
 
-    `lineage` holds the class and its bases, nearest first. Raises UserError if none of them has a constructor.
+    `lineage` holds the class and its bases, nearest first. Raises UserError if none of them has an `__init__` or is a
+    dataclass.
     """
     for i, (path, node, source) in enumerate(lineage):
         for item in node.body:
@@ -185,8 +195,8 @@ def _fields(lineage: list[ClassSource]) -> dict[str, Field]:
 def _names(lineage: list[ClassSource], attribute: str) -> tuple[str, ...]:
     """The names in the tuple `attribute` of a class. A class without this tuple inherits that of its nearest base.
 
-    An element that is not a string (*Parent.handed_on, **super().model_arguments()) stands for the names of the next
-    base.
+    An element that is not a string (*Parent.handed_on, **super().model_arguments()) stands for all names that the class
+    would inherit.
     """
     for i, (path, node, _) in enumerate(lineage):
         elements = _elements(node, attribute, path)
@@ -200,8 +210,8 @@ def _names(lineage: list[ClassSource], attribute: str) -> tuple[str, ...]:
 def _elements(node: ast.ClassDef, attribute: str, path: str) -> Sequence[ast.expr | None] | None:
     """The elements of the tuple `attribute` that this class itself defines; None if it does not define one.
 
-    A task written for an earlier version has no `handed_on`; the keys of the dict that its `model_arguments` returns
-    take its place.
+    A task that was written for an earlier version has no `handed_on`. The keys of the dict that its `model_arguments`
+    returns are used instead. Raises UserError if `attribute` is not a tuple.
     """
     for item in node.body:
         target = item.targets[0] if isinstance(item, ast.Assign) else getattr(item, "target", item)

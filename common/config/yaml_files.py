@@ -1,4 +1,4 @@
-"""Read YAML files that anyone may have written.
+"""Read YAML files, including those of untrusted origin.
 
 A mistake in a file is reported in one sentence. A file that would fill the memory by nested aliases is refused.
 """
@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from common.errors import UserError
 
-MAX_NODES = 100_000  # far more than any config has; aliases of aliases would give 10^9 in a file of a few lines
+MAX_NODES = 100_000  # far more than any config has; with aliases of aliases, a file of a few lines can have 10^9 nodes
 ERRORS = (RecursionError, ValueError, yaml.YAMLError, OmegaConfBaseException)
 _TOO_MANY_DIGITS = "set_int_max_str_digits"  # in Python's message about an integer of too many digits
 
@@ -42,9 +42,9 @@ def is_about_text(error: Exception) -> bool:
 
 
 def describe(error: Exception) -> str:
-    """Say why YAML cannot be read, in a few words without a full stop.
+    """Describe why YAML cannot be read, in a few words without a full stop.
 
-    The file, the line and the column are named if the error holds them.
+    The description names the file, the line and the column if the error states them.
     """
     if isinstance(error, RecursionError):
         return "nested too deeply"
@@ -60,7 +60,10 @@ def describe(error: Exception) -> str:
 
 
 def _count(node: yaml.Node | None, counts: dict[int, int]) -> int:
-    """The number of nodes below and including `node`, each alias counted as a copy."""
+    """The number of nodes in the tree whose root is `node`. An alias counts as a copy of the tree that it refers to.
+
+    `counts` holds the numbers of the trees that were counted before, by the id of their root.
+    """
     if node is None or isinstance(node, yaml.ScalarNode):
         return 1
     if id(node) not in counts:

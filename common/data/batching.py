@@ -1,8 +1,8 @@
 """Batches for training and evaluation: the order of samples, their division into batches, and the share of each rank.
 
-A global batch holds the samples of one optimizer step on all ranks. It depends only on the data, the seed, the epoch
-and its position in the epoch, not on the number of workers and ranks. A run that resumes at step n needs only n to
-continue with the same batches.
+A global batch holds the samples of one optimizer step on all ranks. It depends only on the data, the batch size, the
+seed, the epoch and its position in the epoch, and not on the number of workers and ranks. A run that resumes at step n
+needs only n to continue with the same batches.
 """
 
 import itertools
@@ -20,9 +20,9 @@ from common.task import Batch, Data, Split
 def split_by_cost(order: Sequence[int], costs: Sequence[int] | NDArray[np.int64], limit: int) -> list[list[int]]:
     """Split the sample indices `order` into consecutive batches, each of a cost of at most `limit`.
 
-    `costs[i]` is the cost of sample i: 1 for an image, and for a pair of sentences the number of tokens of the longer
-    one. The cost of a batch is its number of samples times the highest cost of its samples. A sample whose own cost
-    exceeds the limit becomes a batch by itself.
+    `costs[i]` is the cost of sample i (`Data.cost`): for an image 1, or its number of augmented views; for a pair of
+    sentences, the number of tokens of the longer one. The cost of a batch is its number of samples times the highest
+    cost of its samples. A sample whose own cost exceeds the limit becomes a batch by itself.
     """
     costs_in_order = np.asarray(costs)[np.asarray(order, np.int64)]
     return _split_at(list(order), _batch_ends(costs_in_order.tolist(), limit))
@@ -31,8 +31,8 @@ def split_by_cost(order: Sequence[int], costs: Sequence[int] | NDArray[np.int64]
 class Order:
     """The global batches of every epoch, one for each optimizer step.
 
-    `batch_size` is the highest cost of a batch (see `split_by_cost`). All epochs have the same number of batches. The
-    batches of an epoch depend only on the seed and on the epoch's number.
+    `batch_size` is the maximum cost of a batch (see `split_by_cost`). All epochs have the same number of batches. For
+    given costs and a given batch size, the batches of an epoch depend only on the seed and on the epoch's number.
 
     If all samples have the same cost (images), they are shuffled and split. An incomplete last batch is dropped unless
     it is the only batch; the dropped samples differ between epochs.
@@ -49,7 +49,7 @@ class Order:
         self.batch_size, self.seed = batch_size, seed
         sorted_costs = np.sort(self.costs)
         self._sorted_by_cost = bool(sorted_costs[0] < sorted_costs[-1])
-        self._ends = _batch_ends(sorted_costs.tolist(), batch_size)  # equal in all epochs, because the sorted costs are
+        self._ends = _batch_ends(sorted_costs.tolist(), batch_size)  # the same in all epochs, like sorted_costs
         if not self._sorted_by_cost and len(self._ends) > 1:
             last_count = self._ends[-1] - self._ends[-2]
             if (last_count + 1) * int(sorted_costs[0]) <= batch_size:
@@ -61,7 +61,7 @@ class Order:
         order = rng.permutation(len(self.costs))
         if not self._sorted_by_cost:
             return _split_at(order.tolist(), self._ends)
-        order = order[np.argsort(self.costs[order], kind="stable")]  # stable: equal costs stay in random order
+        order = order[np.argsort(self.costs[order], kind="stable")]  # stable: ties stay in random order
         batches = _split_at(order.tolist(), self._ends)
         return [batches[i] for i in rng.permutation(len(batches)).tolist()]
 
@@ -79,7 +79,7 @@ class Order:
 
 
 def rank_samples(batch: list[int], rank: int, world: int) -> list[int]:
-    """The samples of a global batch that belong to `rank`, which are contiguous.
+    """The samples of a global batch that belong to `rank`; they are contiguous in the batch.
 
     The numbers of samples of two ranks differ by at most one. A rank may have no samples.
     """
@@ -101,14 +101,20 @@ def steps(
 ) -> Iterator[tuple[int, list[Batch]]]:
     """Yield (epoch, this rank's micro-batches) of each step from `start` (counted from 0) to `stop` - 1.
 
-    `micro_batch` is the highest cost of a micro-batch; None stands for the batch size of `order`. If a global batch has
-    fewer samples than there are ranks, a rank without samples gets a dummy batch: a copy of the step's first sample,
-    marked by the key "dummy". With `equal`, further dummy batches are added until all ranks have the same number of
-    micro-batches. `workers` is the number of processes that load data, and `pin` puts the batches into pinned memory.
+    `micro_batch` is the maximum cost of a micro-batch; None stands for the batch size of `order`. `world` is the number
+    of ranks. `workers` is the number of processes that load data for this rank; with 0, this process loads them. `pin`
+    puts the batches into pinned memory.
+
+    If a global batch has fewer samples than there are ranks, a rank without samples gets a dummy batch: the first
+    sample of the global batch, marked by the key "dummy". With `equal`, further dummy batches are added until all ranks
+    have the same number of micro-batches.
     """
 
     def plan() -> Iterator[tuple[int, list[Key], int]]:
-        """Yield (epoch, keys of this rank's micro-batches, number of keys that are no dummies) for each step."""
+        """Yield (epoch, keys of this rank's micro-batches, number of micro-batches before the dummies) for each step.
+
+        The keys of the dummy batches come last.
+        """
         for epoch, batch in itertools.islice(order.after(start), max(0, stop - start)):
             ranks = range(world) if equal else [rank]
             per_rank = [
@@ -140,11 +146,13 @@ def evaluation(
 ) -> Iterator[Batch]:
     """Yield this rank's batches of a split. Batch i belongs to rank i % `world`.
 
-    The batches do not depend on `world`. Samples are sorted by decreasing cost, and samples of equal cost by index. So
-    batches need little padding, and if memory is too small for the most expensive samples, the error comes at the
-    start. `batch_size` is the highest cost of a batch. With `limit`, only the first `limit` batches are used, by all
-    ranks together. With `samples`, only that many samples of the split are used. They are chosen at random, but every
-    call chooses the same ones.
+    The batches do not depend on `world`, the number of ranks. Samples are sorted by decreasing cost, and samples of
+    equal cost by index. So batches need little padding, and if memory is too small for the most expensive samples, the
+    error comes at the start.
+
+    `batch_size` is the maximum cost of a batch. `workers` is as in `steps`. `limit` is the maximum number of batches of
+    all ranks together; None sets no limit. `samples` is the number of samples of the split that are used; None stands
+    for all. They are chosen at random, but every call chooses the same ones.
     """
     costs = np.asarray(data.cost(split), np.int64)
     part = np.sort(np.random.default_rng(mix(0, "evaluated part")).permutation(len(costs))[:samples])

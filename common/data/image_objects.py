@@ -1,4 +1,4 @@
-"""Convert images in memory (PIL images, arrays and tensors) to uint8 RGB tensors, for programs without image files."""
+"""Convert an image that is passed in Python (a path, a PIL image, an array or a tensor) to a uint8 RGB tensor."""
 
 import os
 from pathlib import Path
@@ -17,11 +17,13 @@ CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
 
 
 def to_image(input: Any, exif: Exif) -> Tensor:
-    """Convert `input` to an image, uint8 (3, H, W), RGB. Grey is repeated, and transparency is dropped.
+    """Convert `input` to an image, uint8 (3, H, W), RGB.
+
+    A single grey channel is repeated three times. An alpha channel is dropped.
 
     Raises UserError for anything other than:
 
-    - the path of an image file, which is read as by `read_image`;
+    - the path of an image file, which `read_image` reads;
     - a PIL image of any mode, which is rotated and mirrored as its EXIF tag says, unless `exif` is "ignore";
     - a numpy array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), RGB, of uint8 or of floats from 0 to 1;
     - a torch tensor (H, W), (1, H, W), (3, H, W) or (4, H, W), RGB, of uint8 or of floats from 0 to 1, on any device.

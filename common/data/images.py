@@ -28,22 +28,23 @@ IMAGE_SUFFIXES = {
     *(".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"),
 }
 
-# Formats that cannot be read. A search of a folder also finds these files, so that they are reported and not skipped.
+# Suffixes of formats that cannot be read. A search of a folder also finds files with these suffixes, so that they are
+# reported and not skipped.
 UNSUPPORTED_SUFFIXES = {".cr2", ".dng", ".heic", ".heif", ".jp2", ".jxl", ".nef", ".psd", ".svg", ".tga"}
 
 PHOTOMETRIC = 262  # TIFF's tag PhotometricInterpretation: 0 if black is the highest value
-# The ranges that the values of grey images with more than 8 bits may have: (highest value, name). An image has the
-# first range that holds its values.
+# The ranges that the values of grey images with floats or more than 8 bits may have, as (highest value, name). The
+# range of an image is the first one that contains all its values; [0, 1] is for floats only.
 RANGES = ((1.0, "from 0 to 1"), (255.0, "of 8 bits"), (4095.0, "of 12 bits"), (65535.0, "of 16 bits"))
 SAMPLED_FILES = 64  # the maximum number of a split's images that are opened to find their ranges
-MAX_PNG_TEXT = 64 * 2**20  # bytes of one text in a PNG (XMP of photo editors, say); Pillow's own limit is 1 MB
-_png_text_lock = threading.Lock()  # held while Pillow's limit, a global variable, is changed
+MAX_PNG_TEXT = 64 * 2**20  # maximum bytes of a text in a PNG, such as a photo editor's XMP; Pillow's own limit is 1 MB
+_png_text_lock = threading.Lock()  # held while Pillow's own limit, a global variable, is replaced
 
 # Mean and standard deviation of ImageNet's RGB values in [0, 1], with which the pretrained backbones were trained.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
-STRIP_ROWS = 32  # rows that are normalised at once: half a megabyte in fp32 for an image 1,333 pixels wide
+STRIP_ROWS = 32  # number of rows normalised at once: half a megabyte in fp32 for an image 1,333 pixels wide
 
 
 @contextmanager
@@ -74,7 +75,7 @@ def read_image(
     """Read an image file as uint8 (3, H, W), RGB.
 
     path: the file. If `content` is given, the path is used in messages only.
-    size: the (height, width) in pixels that the annotations state; None without annotations.
+    size: the (height, width) in pixels that the annotations state; None if no size is stated.
     exif: whether the image is rotated and mirrored as its EXIF orientation tag says. "apply": always. "ignore": never.
         "auto": always if `size` is None. With a `size`, "auto" applies the tag only if the image has this size with the
         tag applied and another size as stored. Pillow always applies the tag of a TIFF.
@@ -82,8 +83,9 @@ def read_image(
 
     Grey, palette and CMYK images become 8-bit RGB; transparency is dropped. Grey images with more than 8 bits or with
     floats are scaled to 8 bits from the smallest range that holds their values: [0, 1] (floats only), 8, 12 or 16 bits.
-    An image whose values are in no range is refused. Raises UserError, which names the file, if the file is missing or
-    broken, or if the image has another size than `size`.
+
+    Raises UserError, which names the file, if the file is missing or broken, if the values of a grey image are in none
+    of these ranges, or if the image has another size than `size`.
     """
     upright = exif == "apply" or (exif == "auto" and size is None)
     image = _decode(path, upright, content)
@@ -103,9 +105,9 @@ def read_image(
 def hides_orientation(path: Path) -> bool:
     """Whether applying the EXIF orientation of an image changes its pixels but not its height and width.
 
-    For such an image, the size in the annotations does not tell whether they refer to the stored or to the upright
-    pixels. Only the image's header is read. The result is False for a file without the tag, for a TIFF (Pillow always
-    applies its tag), and for a file that cannot be read.
+    For such an image, the size in the annotations does not tell whether the annotations refer to the stored or to the
+    upright pixels. Only the image's header is read. The result is False for a file without the tag, for a TIFF (Pillow
+    always applies its tag), and for a file that cannot be read.
     """
     try:
         with open_image(path) as image:
@@ -117,7 +119,7 @@ def hides_orientation(path: Path) -> bool:
             return orientation in (2, 3, 4) or (orientation in (5, 6, 7, 8) and image.width == image.height)
     except MemoryError:
         raise  # the file is not at fault
-    except Exception:  # Pillow raises nearly any type; the fault is reported when the image is decoded
+    except Exception:  # Pillow raises errors of nearly any type; the fault is reported when the image is decoded
         return False
 
 
@@ -148,12 +150,12 @@ def _decode(path: Path, upright: bool, content: bytes | Image.Image | None) -> T
 
 
 def _pixels(path: Path, upright: bool, content: bytes | Image.Image | None) -> NDArray[np.uint8]:
-    """The pixels of an image file as (H, W, 3), RGB."""
+    """The pixels of an image file as uint8 (H, W, 3), RGB."""
     # torchvision.io is not used: it is deprecated (torchvision 0.29), and only 15 % faster than PIL on a JPEG.
     with open_image(path, content) as image:
         has_16_bits, photometric = _has_16_bits(image), getattr(image, "tag_v2", {}).get(PHOTOMETRIC)
         if upright and image is content:
-            image = ImageOps.exif_transpose(image)  # a copy
+            image = ImageOps.exif_transpose(image)  # a copy, because `content` belongs to the caller
         elif upright:
             ImageOps.exif_transpose(image, in_place=True)
         if not _is_deep(image):
@@ -163,14 +165,14 @@ def _pixels(path: Path, upright: bool, content: bytes | Image.Image | None) -> N
             return colours
         if photometric == 0:
             raise UserError(f"In the image {path}, 0 is white (PhotometricInterpretation); convert it to 8 bits.")
-        values = np.asarray(image)  # (H, W); `convert` would clip at 255
+        values = np.asarray(image)  # (H, W); `convert` would clip the values at 255
         highest = _range(values, path)[0]
         if highest == 255 and image.mode == "F":
             return np.array(image.convert("RGB"))
         if highest == 1:
             grey = (values * 255.0).round()
         else:
-            grey = values // ((highest + 1) / 256)  # the 8 highest bits of the range's 8, 12 or 16
+            grey = values // ((highest + 1) / 256)  # keeps the 8 highest of the range's 8, 12 or 16 bits
         return np.ascontiguousarray(grey.astype(np.uint8)[..., None].repeat(3, axis=2))  # (H, W) -> (H, W, 3)
 
 
@@ -189,7 +191,10 @@ def _is_deep(image: Image.Image) -> bool:
 
 
 def _range(values: NDArray[Any], path: Path) -> tuple[float, str]:
-    """The first range of `RANGES` that holds the values (H, W) of a grey image; raises UserError if none does."""
+    """The first range of `RANGES` that contains the values (H, W) of a grey image; raises UserError if none does.
+
+    For integers, the range [0, 1] is not considered.
+    """
     low, high = values.min(), values.max()
     ranges = RANGES if values.dtype.kind == "f" else RANGES[1:]
     taken = next((entry for entry in ranges if high <= entry[0]), None)  # None also if `high` is NaN
@@ -202,12 +207,13 @@ def _range(values: NDArray[Any], path: Path) -> tuple[float, str]:
 
 
 def range_notes(count: int, file: Callable[[int], Path]) -> list[str]:
-    """A list with one note on grey images with more than 8 bits or floats, found in a sample of `count` images.
+    """Search some of a split's `count` images for grey ones with more than 8 bits or floats; returns notes on them.
 
-    The note states the ranges from which `read_image` scales these images. The list is empty if there are no such
-    images, or if the values of all of them need 16 bits (above 4095). `file` returns the path of an image by its index.
-    At most SAMPLED_FILES images are opened. An image that cannot be read is skipped, because `read_image` reports it
-    later.
+    `file` returns the path of an image by its index. At most SAMPLED_FILES images, at equal distances, are opened. An
+    image that cannot be read is skipped, because `read_image` reports it later.
+
+    The result is a list with one note, which states the ranges from which `read_image` scales these grey images. The
+    list is empty if there are no such images, or if the values of all of them need 16 bits (above 4095).
     """
     sampled = [file(index) for index in range(0, count, max(1, -(-count // SAMPLED_FILES)))]
     with ThreadPoolExecutor(8) as threads:  # a network drive serves several requests at once
@@ -228,7 +234,7 @@ def _range_name(path: Path) -> str | None:
             return _range(np.asarray(image), path)[1] if _is_deep(image) else None
     except MemoryError:
         raise  # the file is not at fault
-    except Exception:  # Pillow raises nearly any type; the fault is reported when the image is decoded
+    except Exception:  # Pillow raises errors of nearly any type; the fault is reported when the image is decoded
         return None
 
 
@@ -248,8 +254,8 @@ def normalise(images: Tensor, sizes: Tensor, dtype: torch.dtype = torch.float32)
     """Normalise a padded batch by ImageNet's mean and standard deviation, on the device of `images`.
 
     `images` is uint8 (B, 3, H, W), padded at the bottom and right; `sizes` (B, 2) holds the true heights and widths in
-    pixels. Returns a tensor (B, 3, H, W) of type `dtype`, which is exactly zero in the padding. Input and output are
-    channels last in memory, the fastest layout for decoding, resizing and convolution.
+    pixels. Returns a tensor (B, 3, H, W) of type `dtype`, which is exactly zero in the padding. The result is channels
+    last in memory, and so should `images` be: this layout is the fastest for decoding, resizing and convolution.
     """
     width, exact = images.shape[-1], torch.promote_types(dtype, torch.float32)
     mean, std = (constant(values, images, exact).repeat(width) for values in (MEAN, STD))  # (W * 3,)

@@ -40,9 +40,9 @@ class Loader:
     def __call__(self, keys: Iterable[Key]) -> Iterator[Batch]:
         """Yield the micro-batch of each key, in order. Workers stop after the last key or when the iterator is closed.
 
-        Raises UserError if a sample cannot be read, if memory runs out, or if a worker is killed. Any other error in
-        the data set's code becomes a RuntimeError that names the sample and, if a worker raised the error, holds the
-        worker's traceback.
+        Raises UserError if a sample cannot be read, if memory runs out, or if a worker is killed or crashes. Any other
+        error in the data set's code becomes a RuntimeError that names the sample. If a worker raised the error, the
+        RuntimeError also contains the worker's traceback.
         """
         activities = ActivityTable(self.workers)
         loader = DataLoader(
@@ -73,7 +73,8 @@ class Loader:
                     if not dead_workers:
                         raise
                     batch = UserError(_describe_dead_workers(self.data, self.split, dead_workers))
-                # Errors of workers are raised here: a traceback with PyTorch's frames would keep the workers alive.
+                # A worker's error is raised here and not in PyTorch's iterator: the traceback would then hold the
+                # iterator's frames, which keep the workers alive.
                 if isinstance(batch, Exception):
                     raise batch
                 yield batch
@@ -82,7 +83,7 @@ class Loader:
 
 
 def _identity(batch: Any) -> Any:
-    """Return the batch of `Data.collate` unchanged; PyTorch's default would turn NumPy arrays into tensors."""
+    """Return a batch unchanged. PyTorch's default `collate_fn` would convert NumPy arrays in it to tensors."""
     return batch
 
 
@@ -105,7 +106,7 @@ class _MicroBatches(Dataset[Any]):
                 samples.append(self._sample(epoch, index))
             self.activities.write(Activity.COLLATING, indices[0])
             batch = self.data.collate(samples)
-            if self.seed is not None:  # for a task's random choices, which must not depend on the batch
+            if self.seed is not None:  # for a task's random choices, which must not depend on the rest of the batch
                 batch["seeds"] = [mix(self.seed, "task", epoch, index) for index in indices]
             if get_worker_info() is not None:
                 _move_to_shared_memory(batch)
@@ -141,9 +142,9 @@ class _MicroBatches(Dataset[Any]):
 
 
 def _move_to_shared_memory(batch: Batch) -> None:
-    """Move a batch's tensors to shared memory here, where a failure raises an error.
+    """Move a batch's tensors to shared memory; raises RuntimeError if shared memory is full.
 
-    PyTorch's queue would move them later, and would drop the batch without an error if that fails.
+    Without this, PyTorch's queue would move them later. If that failed, it would drop the batch without an error.
     """
     tensors: list[Any] = [value for value in batch.values() if isinstance(value, torch.Tensor)]
     for tensor in tensors:
@@ -161,9 +162,9 @@ def _names(data: Data, split: Split, indices: Sequence[int]) -> str:
 
 
 def _describe_dead_workers(data: Data, split: Split, dead_workers: list[DeadWorker]) -> str:
-    """Return a sentence about a worker that died.
+    """Return a sentence about one of the workers that died.
 
-    Of several workers, it is about one that was working on a sample, because the sample may be the cause.
+    A worker that was working on a sample is preferred, because the sample may be the cause of its death.
     """
     code, activity, index = max(dead_workers, key=lambda worker: (worker.activity != Activity.IDLE, worker.code != 0))
     name = _names(data, split, [index])

@@ -1,9 +1,9 @@
-"""Names of classes and files: the form of Unicode in which they are compared, and a line that lists class names."""
+"""Names of classes and files: convert them to one Unicode form for comparison, and list class names in a line."""
 
 import unicodedata
 from collections.abc import Sequence
 
-MAX_NAMES = 20  # listed in a line of the start summary
+MAX_NAMES = 20  # maximum number of names that `names_line` lists before the last one
 
 
 def composed(name: str) -> str:
@@ -15,9 +15,9 @@ def composed(name: str) -> str:
 
 
 def names_line(names: Sequence[str]) -> str:
-    """A line for the start summary with the class names in the order of their index.
+    """A line with the class names in the order of their index, for the lines that a run prints at its start.
 
-    Of more than MAX_NAMES names, only the first MAX_NAMES and the last are listed.
+    If there are more than MAX_NAMES names, only the first MAX_NAMES and the last are listed.
     """
     more = f", ... (the last is {names[-1]})" if len(names) > MAX_NAMES else ""
     return f"classes: {', '.join(names[:MAX_NAMES])}{more}"

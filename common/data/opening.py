@@ -18,8 +18,9 @@ _KINDS = {stat.S_IFIFO: "a named pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: 
 def open_regular(path: Path | str) -> BinaryIO:
     """Open a regular file for reading bytes.
 
-    Raises OSError, with a `strerror`, for everything else: a folder, a named pipe, a device, and a name that no file
-    can have because it contains a null character or half of a surrogate pair.
+    Raises OSError, with a `strerror`, if the file is missing or cannot be read, or if `path` is a folder, a named pipe
+    or a device. Also raises OSError for a name that no file can have, because it contains a null character or a
+    character that cannot be encoded.
     """
     try:
         file = open(path, "rb", opener=_open_without_waiting)
@@ -62,7 +63,7 @@ def read_names(path: Path) -> list[str]:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file; raises UserError for a file that cannot be read, or that is not JSON."""
+    """The content of a JSON file; raises UserError if the file cannot be read or is not JSON."""
     content = read_bytes(path)
     try:
         return json.loads(content)

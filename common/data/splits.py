@@ -14,7 +14,7 @@ from common.machine.seeds import generator, mix
 def random_parts(counts: Sequence[int], *seed: int | str) -> list[NDArray[np.int64]]:
     """Split range(sum(counts)) at random into parts of the sizes `counts`; returns the sorted indices of each part.
 
-    The parts are a function of `counts` and `seed`.
+    `seed` is one or more integers or strings. The parts depend only on `counts` and `seed`.
     """
     order = torch.randperm(sum(counts), generator=generator(*seed)).numpy()
     return [np.sort(part) for part in np.split(order, np.cumsum(counts[:-1]))]
@@ -36,12 +36,15 @@ def split_off_val(count: int, val_count: int, name: str, remedy: str) -> tuple[N
 
 
 def cut_by_name(names: Sequence[str], shares: Sequence[float], rest: int = 0) -> list[list[int]]:
-    """Cut a part of the samples `names` for each of `shares`; returns the indices of each part, and of the rest.
+    """Split the samples `names` into a part for each of `shares`, and the rest.
 
-    A share is a fraction of all samples. The samples are ordered by a hash of the last component of their name, and
-    parts are cut from the start. So the parts depend neither on the order of `names` nor on the folders in them, and a
-    data set is cut in the same way in every format. A part has at least one sample. But it is smaller, or empty, if
-    otherwise fewer than `rest` samples would be left for the rest.
+    Returns a sorted list of indices for each part, and a last one for the rest. A share is a fraction of all samples,
+    and its part has at least one sample. But a part is made smaller, even empty, if this is necessary to leave at least
+    `rest` samples for the rest.
+
+    The samples are ordered by a hash of the last component of their name, and the parts are taken in this order. So the
+    parts depend neither on the order of `names` nor on the folders in them. A data set that is stored in several
+    formats is therefore split in the same way in each.
     """
 
     def order(index: int) -> tuple[int, str]:

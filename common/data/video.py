@@ -15,7 +15,8 @@ from common.data.opening import open_regular
 from common.errors import UserError
 
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
-# FFmpeg's demuxers of these files. Others are excluded: that of playlists, for instance, opens further files and URLs.
+# FFmpeg's demuxers of these files. Other demuxers are excluded: the one of playlists, for instance, would open further
+# files and URLs.
 CONTAINERS = "asf,avi,m4v,matroska,mov,mpeg,mpegts,mpegvideo"
 
 
@@ -24,16 +25,16 @@ class Frame(NamedTuple):
 
     image: Tensor  # uint8 (3, H, W), RGB, upright
     number: int  # of the frame, counted from 0
-    # In seconds after the first frame that has a time. None if the file states no time for this frame, or one that is
-    # not later than those of all frames before it.
+    # Seconds since the first frame that has a time. None if the file states no time for this frame, or a time that is
+    # not after the times of all earlier frames.
     time: float | None
 
 
 def read_frames(path: Path) -> Iterator[Frame]:
     """Yield the frames of a video in the order in which they are shown, rotated as the file says.
 
-    Raises UserError if PyAV is not installed, and if the file is missing, broken or no video. If only a later part of
-    the file is broken, the frames before it are yielded first.
+    Raises UserError if PyAV is not installed, or if the file is missing, empty, broken or not a video. If only a later
+    part of the file is broken, the frames before it are yielded first.
     """
     av, number = import_av(path), 0
     try:
@@ -73,9 +74,9 @@ def _decode(av: Any, file: BinaryIO) -> Iterator[tuple[Tensor, float | None]]:
 def _timed_frames(container: Any, stream: Any) -> Iterator[tuple[Any, float | None]]:
     """Yield the frames in the order in which they are shown, and their times in seconds.
 
-    An AVI file states only the times at which frames are decoded. Frames are shown at the same times, but may be shown
-    in another order. So the n-th frame that is shown gets the n-th time. FFmpeg's own guess is wrong for H.264 with
-    frames that refer to later frames.
+    An AVI file states only the times at which frames are decoded. Frames are shown at the same times, but maybe in
+    another order than they are decoded. So the n-th frame that is shown gets the n-th time. FFmpeg's own guess is wrong
+    for H.264 with B-frames (frames that refer to later frames).
     """
     decoded: deque[int] = deque()
     for packet in container.demux(stream):

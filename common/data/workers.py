@@ -1,6 +1,6 @@
 """The worker processes of a DataLoader.
 
-They react only to signals of their parent, exit with it, and record what they are doing.
+Workers react only to signals of their parent, exit when the parent ends, and record what they are doing.
 """
 
 import multiprocessing
@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader, get_worker_info
 
 from common.machine import signals
 
-PARENT_CHECK_SECONDS = 1.0  # between a worker's checks that its parent is alive
-EXIT_SECONDS = 0.2  # how long a dying process may take from closing its files to its exit
+PARENT_CHECK_SECONDS = 1.0  # interval at which a worker checks that its parent is alive
+EXIT_SECONDS = 0.2  # the longest wait for the exit of a process that has already closed its connections
 
 
 class Activity(IntEnum):
@@ -104,15 +104,19 @@ class WorkerPool:
     def close(self) -> None:
         """Stop the workers.
 
-        An idle worker stops at once, and a busy one after its present batch, or after 5 s at the latest.
+        An idle worker stops at once, and a busy one after its current batch. PyTorch waits for each worker for at most
+        5 s, and then terminates it.
         """
         self._batches = iter(())  # PyTorch's iterator stops its workers, in the right order, when it is freed
         for worker in self._workers:
-            worker.terminate()  # in case an exception still holds the iterator
+            worker.terminate()  # in case the traceback of an exception still holds the iterator
 
     @contextmanager
     def _raise_on_death(self) -> Iterator[None]:
-        """Raise ChildProcessError if a worker has died or dies within the context; PyTorch checks only every 5 s."""
+        """A context that raises ChildProcessError if a worker has died or dies inside it.
+
+        PyTorch itself checks only every 5 s.
+        """
         if not self._workers or not _can_handle_sigchld():
             yield
             return
@@ -137,8 +141,8 @@ def _react_only_to(parent: int) -> None:
     """Ignore the signals that ask a run to stop, except a SIGTERM from `parent`.
 
     Workers receive these signals too, because torchrun and SLURM signal all processes of a run, and a terminal signals
-    all its foreground processes. Otherwise the signals would kill the workers, and the run would end before the parent
-    has handled its own signal.
+    all its foreground processes. If workers did not ignore the signals, they would be killed, and the run would end
+    before the parent has handled its own signal.
     """
     for name in signals.SIGNALS:
         if name != "SIGTERM" and hasattr(signal, name):
@@ -146,14 +150,15 @@ def _react_only_to(parent: int) -> None:
     # On systems without sigtimedwait, any SIGTERM kills the worker. Idle workers still notice the end of their parent,
     # because PyTorch checks for it.
     if hasattr(signal, "sigtimedwait"):
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # inherited by all threads that start later
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # threads that start later inherit the mask
         threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
 
 
 def _print_unless_disconnected(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Print an exception of the thread that sends tensors to the parent, unless the parent closed the connection.
 
-    When a worker is killed, the parent closes the connections of the others, and reports only the killed worker.
+    When a worker is killed, the parent closes the connections of the other workers. The resulting errors of those
+    workers are not printed, because only the killed worker should be reported.
     """
     if not isinstance(error, (ConnectionError, EOFError)):
         sys.__excepthook__(kind, error, trace)
