@@ -16,10 +16,11 @@ class Stopped(BaseException):
     """
 
     def __init__(self, signals: list[str], where: str):
-        """Store the message "Stopped by SIGTERM after step 100 of 1000.", for example.
+        """Store a message such as "Stopped by SIGTERM after step 100 of 1000."
 
-        `signals` are the names of the signals that any rank received. `where` ends the message.
+        `signals` are the names of the signals that the ranks received. `where` is the end of the message, here "after
+        step 100 of 1000".
         """
         names = list(dict.fromkeys(signals))
         super().__init__(f"Stopped by {' and '.join(names)} {where}.")
-        self.code = 130 if names == ["SIGINT"] else 143  # 128 + the number of SIGINT or SIGTERM, as in shells
+        self.code = 130 if names == ["SIGINT"] else 143  # exit codes of shells: 128 + SIGINT (2) or SIGTERM (15)

@@ -22,19 +22,21 @@ def beam_search(
     In each step, the 2 * beam best continuations of a sentence's hypotheses are considered. At least `beam` of them do
     not end with EOS, because only one continuation of each hypothesis does. A continuation that ends with EOS becomes a
     finished hypothesis if it is among the `beam` best. The `beam` best continuations that do not end with EOS are the
-    hypotheses of the next step. At the maximum length, all continuations are finished.
+    hypotheses of the next step. At the maximum length, the `beam` best continuations become finished hypotheses, with
+    or without EOS.
 
-    All unfinished sentences have the same number W of hypotheses, which is 1 in the first step. If a sentence has
-    fewer, its other hypotheses have a log probability of minus infinity.
+    The tensors hold W hypotheses for each unfinished sentence; W is 1 in the first step. If a sentence has fewer than W
+    hypotheses, its last ones are placeholders with a log probability of minus infinity.
 
-    Differs: if a sentence has more than `beam` finished hypotheses, the best are kept; fairseq keeps the earliest.
+    Differs: if a sentence has more than `beam` finished hypotheses, the `beam` best are kept; fairseq keeps the
+    earliest.
     """
     limits, beam = options.limits(lengths), options.beam
     pools: list[list[Hypothesis]] = [[] for _ in source]  # the finished hypotheses of each sentence
     live = torch.arange(len(source))  # (G,): the indices of the unfinished sentences
     totals = torch.zeros(len(source), 1, dtype=torch.float64)  # (G, W): log probabilities, decreasing along W
     tokens = torch.empty(len(source), 1, 0, dtype=torch.int64)  # (G, W, tokens after the prompt)
-    # `latest`: the last token of each hypothesis (G * W,), at first the prompts
+    # `latest`: the last token of each hypothesis (G * W,); in the first step, the prompts (B, P)
     state, latest = model.encode(source, lengths), prompts
     while True:
         n, width = tokens.shape[2] + 1, tokens.shape[1]  # n: length of a hypothesis after this step; width: W
@@ -68,7 +70,7 @@ def beam_search(
 def hypothesis(tokens: list[int], total: float, options: DecodingOptions, special: SpecialIds) -> Hypothesis:
     """Make a hypothesis from its tokens after the prompt, and the sum `total` of their log probabilities in nats.
 
-    The last token may be the end, which is then removed. It counts in the length penalty.
+    If the last token is the end, it is removed, but it still counts in the length penalty.
     """
     ended = tokens[-1] == special.end
     return Hypothesis(tokens[:-1] if ended else tokens, total / options.divisor(len(tokens)), total, ended)
@@ -77,10 +79,10 @@ def hypothesis(tokens: list[int], total: float, options: DecodingOptions, specia
 def _continuations(logits: Tensor, normaliser: Tensor, totals: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """The K best continuations of each sentence, best first; K is at most `count`.
 
-    G is the number of sentences, W that of hypotheses of each sentence, and V the size of the vocabulary. Takes logits
-    (G * W, V), their normaliser (G * W, 1) and the hypotheses' log probabilities `totals` (G, W). Returns three tensors
-    (G, K) on the CPU: the log probability of each continuation, the index in its sentence of the hypothesis that it
-    continues, and its new token. Only the `count` best tokens of each hypothesis are considered, not all V.
+    G is the number of sentences, W the number of hypotheses of each sentence, and V the size of the vocabulary. Takes
+    logits (G * W, V), their normaliser (G * W, 1) and the hypotheses' log probabilities `totals` (G, W). Returns three
+    tensors (G, K) on the CPU: the log probability of each continuation, the index (0 to W - 1) of the hypothesis that
+    it continues, and its new token. Only the `count` likeliest tokens of each hypothesis are considered, not all V.
     """
     likeliest, tokens = logits.topk(min(count, logits.shape[1]))  # (G * W, k)
     log_probabilities = refuse_nan((likeliest - normaliser).cpu().double())
@@ -92,9 +94,9 @@ def _continuations(logits: Tensor, normaliser: Tensor, totals: Tensor, count: in
 def _is_complete(pool: list[Hypothesis], best: float, n: int, limit: int, options: DecodingOptions) -> bool:
     """Whether the search for a sentence ends after n tokens.
 
-    It ends at the maximum length `limit`, if no unfinished hypothesis is left, and by the rule `options.stop`. `pool`
-    holds the best finished hypotheses, sorted by decreasing score; `best` is the highest log probability of an
-    unfinished one.
+    It ends if n is the maximum length `limit`, if no unfinished hypothesis is left, or if the rule `options.stop` is
+    met. `pool` holds the best finished hypotheses, sorted by decreasing score. `best` is the highest log probability of
+    an unfinished hypothesis.
     """
     if n == limit or best == -math.inf:
         return True

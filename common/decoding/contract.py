@@ -13,7 +13,7 @@ from common.errors import UserError
 class SpecialIds(NamedTuple):
     """The ids of a vocabulary's special entries; `begin` and `end` may be equal."""
 
-    begin: int  # the default prompt
+    begin: int  # the only token of the default prompt
     end: int  # ends an answer, which does not contain it
     never: tuple[int, ...]  # ids that no answer may contain, such as padding
 
@@ -66,7 +66,7 @@ def group_by_length(prompts: Sequence[Sequence[int]], device: torch.device) -> I
 def next_logits(model: Decoder, state: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """Append tokens (R,) or (R, N) to the rows of `state`, in place.
 
-    Returns the logits of the next token (R, V), at least fp32, and their logsumexp (R, 1).
+    Returns the logits of the next token (R, V), in fp32 or fp64, and their logsumexp (R, 1).
     """
     logits = model.step(state, tokens.squeeze(1) if tokens.ndim == 2 and tokens.shape[1] == 1 else tokens)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -74,10 +74,11 @@ def next_logits(model: Decoder, state: Any, tokens: Tensor) -> tuple[Tensor, Ten
 
 
 def forbid_tokens(logits: Tensor, tokens: Sequence[int], end: int, must_end: Tensor) -> None:
-    """Forbid `tokens`, and in the rows `must_end` (R,) all tokens but `end`, by setting their logits to minus infinity.
+    """Set the logits (R, V) of forbidden tokens to minus infinity, in place.
 
-    `logits` (R, V) is changed in place. The remaining probabilities are not normalised again, so that a hypothesis has
-    the log probability that `common.decoding.given.score` computes for it.
+    `tokens` are forbidden in all rows. In the rows where `must_end` (R,) is true, all tokens except `end` are
+    forbidden. The probabilities of the permitted tokens are not normalised again, so that a hypothesis has the log
+    probability that `common.decoding.given.score` computes for it.
     """
     for token in tokens:  # one by one, because a list of indices would be copied to the device
         logits[:, token] = -math.inf

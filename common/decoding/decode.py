@@ -29,7 +29,7 @@ def decode(
     Args:
         model: the model to decode.
         source: right-padded; (B, 0) for a model without a source.
-        lengths: lengths of the sources (B,), from which `options` compute the maximum lengths of answers.
+        lengths: lengths of the sources (B,), which determine the maximum lengths of answers (`options.limits`).
         options: the method and its settings. The method "given" is not supported; see `common.decoding.given.score`.
         special: the vocabulary's special ids.
         ids: ids of the sentences, by default 0 to B - 1. Sampling is seeded by `options.seed` and these ids.

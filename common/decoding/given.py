@@ -21,7 +21,7 @@ def score(
     """Return for each target its log probability in nats and its length in tokens; both include the end.
 
     `source` (B, S) and `target` (B, T) are right-padded; `lengths` (B,) and `target_lengths` (B,) are their lengths.
-    The targets end with `special.end`, which `target_lengths` count. The tokens of `prompts`, by default
+    Every target ends with `special.end`, which its length includes. The tokens of `prompts`, by default
     `special.begin`, precede the targets and are not scored. Raises UserError if the model's probabilities are NaN.
     """
     scores: dict[int, tuple[float, int]] = {}

@@ -23,21 +23,25 @@ class DecodingOptions:
     penalty: the length penalty, by which the log probability of an answer of n tokens is divided. "gnmt" is
         ((5 + n) / 6)^alpha; "average" is n^alpha (used by fairseq, Marian and transformers); "none" is 1.
     alpha: the penalty's exponent; 0 means no penalty.
-    stop: when the search ends for a sentence that has `beam` finished hypotheses. "first": at once (fairseq's rule;
-        early_stopping=True in transformers). "bound": when the best unfinished hypothesis, scored at its present
-        length, is not better than the worst finished one (early_stopping=False in transformers); its score might still
-        rise. "never": when it would not be better even if it reached the maximum length without losing probability
-        (early_stopping="never" in transformers), so that no better hypothesis is missed.
+    stop: when beam search ends for a sentence that has `beam` finished hypotheses.
+        "first": at once (fairseq's rule; early_stopping=True in transformers).
+        "bound": when the score of the best unfinished hypothesis at its current length is at most that of the worst
+        finished one (early_stopping=False in transformers). A better hypothesis may be missed, because the score of an
+        unfinished hypothesis can still rise with its length.
+        "never": when even the highest score that the best unfinished hypothesis can reach is at most that of the worst
+        finished one (early_stopping="never" in transformers). It is reached at the maximum length if the remaining
+        tokens have probability 1. No better hypothesis is missed.
     candidates: the maximum number of answers to each sentence: the best ones of beam search, or this many samples.
-    longest_factor, longest_extra: an answer to S source tokens has at most longest_factor * S + longest_extra tokens.
+    longest_factor, longest_extra: an answer to S source tokens has at most floor(longest_factor * S) + longest_extra
+        tokens, but this limit is at least 1.
     at_limit: the last token of an answer that reaches the maximum length. "end": always EOS, with the probability that
         the model gives it, as in fairseq. "cut": any token, so that the answer may lack its end, as in transformers.
     temperature: the logits are divided by this number before sampling.
     top_k: sample only from the `top_k` likeliest tokens; 0 means from all.
     top_p: sample only from the fewest likeliest tokens whose total probability reaches `top_p`; 1 means from all.
-    seed: the seed of sampling. A sample depends only on the seed, the sentence's id and the sample's number, and not on
-        the other sentences in the batch.
-    attention: whether answers contain the last layer's cross-attention of the best translation, for pictures.
+    seed: the seed of sampling. The random numbers of a sample depend only on the seed, the sentence's id and the
+        sample's number, and not on the other sentences in the batch.
+    attention: whether an answer contains the last layer's cross-attention of the best translation, for pictures.
     """
 
     method: Literal["greedy", "beam", "sample", "given"]
@@ -56,7 +60,7 @@ class DecodingOptions:
     attention: bool
 
     def __post_init__(self) -> None:
-        """Raise UserError if `candidates` is higher than the number of answers that the method finds."""
+        """Raise UserError if `candidates` is higher than the number of answers that the method can find."""
         maximum = {"greedy": 1, "given": 1, "beam": self.beam, "sample": self.candidates}[self.method]
         if self.candidates > maximum:
             advice = "raise task.predict.beam" if self.method == "beam" else "use task.predict.method=beam or sample"
@@ -71,6 +75,9 @@ class DecodingOptions:
         return float(base**self.alpha)
 
     def limits(self, lengths: Tensor) -> Tensor:
-        """The maximum lengths of answers to sources of the lengths (B,), as (B,) int64 on the CPU; at least 1."""
+        """The maximum length of the answer to each source: (B,) int64 on the CPU, at least 1.
+
+        `lengths` (B,) are the lengths of the sources.
+        """
         limits = [int(self.longest_factor * length) + self.longest_extra for length in lengths.tolist()]
         return torch.tensor(limits, dtype=torch.int64).clamp(min=1)

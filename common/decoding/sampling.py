@@ -36,7 +36,8 @@ def greedy_or_sample(
 ) -> list[list[Hypothesis]]:
     """For each source (B, S) and prompt (B, P), find the greedy hypothesis or `options.candidates` samples.
 
-    `lengths` (B,) are the lengths of the sources. `ids` are the ids of the sentences, with which samples are seeded.
+    `lengths` (B,) are the lengths of the sources. `ids` are the ids of the B sentences. Each sample is seeded by
+    `options.seed`, the sentence's id and the index of the sample.
     """
     count = options.candidates
     keys = [(sentence_id, index) for sentence_id in ids for index in range(count)]
@@ -69,8 +70,9 @@ def greedy_or_sample(
 def sample_tokens(logits: Tensor, uniforms: Tensor, options: DecodingOptions) -> Tensor:
     """Sample a token (R,) for each row of logits (R, V), with one uniform random number in [0, 1) for each row: (R,).
 
-    Tokens are restricted by top-k and top-p, and sorted by decreasing probability. The sample is the first token at
-    which the cumulative probability, relative to the total of the remaining tokens, exceeds the random number.
+    The candidates are the tokens that top-k and top-p retain, sorted by decreasing probability. Their probabilities are
+    divided by their sum. The sample is the first candidate at which the cumulative probability exceeds the random
+    number.
     """
     count = min(options.top_k or logits.shape[1], logits.shape[1])
     likeliest, tokens = (logits / options.temperature).topk(count)  # (R, k), decreasing
@@ -80,15 +82,16 @@ def sample_tokens(logits: Tensor, uniforms: Tensor, options: DecodingOptions) ->
         probabilities = probabilities.masked_fill(preceding >= options.top_p, 0)
     sums = probabilities.cumsum(-1)
     columns = torch.searchsorted(sums, uniforms.to(sums)[:, None] * sums[:, -1:], right=True)  # (R, 1)
-    possible = (probabilities > 0).sum(-1, keepdim=True).clamp(min=1)  # 0 if the probabilities are NaN
+    possible = (probabilities > 0).sum(-1, keepdim=True).clamp(min=1)  # the sum is 0 if the probabilities are NaN
     columns = columns.minimum(possible - 1)  # rounding may move a number near 1 beyond the last token
     return tokens.gather(1, columns)[:, 0]
 
 
 def _sample_uniforms(limits: Tensor, options: DecodingOptions, keys: list[SampleKey]) -> Tensor:
-    """Uniform random numbers in [0, 1): one row for each of `keys`, and one column for each token, (R, longest limit).
+    """Draw uniform random numbers in [0, 1): one row for each of `keys`, one column for each token (R, longest limit).
 
-    A row holds as many numbers as its limit; the rest of the row is zero.
+    `limits` (R,) are the maximum lengths of the samples. A row holds as many random numbers as its limit, followed by
+    zeros.
     """
     generators = [generator(options.seed, "sample", *key) for key in keys]
     rows = [torch.rand(int(limit), generator=rng) for limit, rng in zip(limits, generators, strict=True)]

@@ -1,8 +1,8 @@
 """Checkpoint files. They hold plain types and tensors, are written atomically, and are verified when they are loaded.
 
 A checkpoint is a zip file, which is loaded with weights_only=True. PyTorch writes a CRC of each record but does not
-check it; this module checks it at every load. Checkpoints of other programs may also be .npz files of NumPy, which are
-zip files, too, or .safetensors files. The format is recognised by the content, not by the file's name.
+check it; this module checks it at every load. Checkpoints of other programs may also be NumPy's .npz files, which are
+zip files as well, or .safetensors files. The format is recognised by the file's content, not by its name.
 """
 
 import argparse
@@ -37,7 +37,7 @@ class NewerFormatError(UserError):
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint that holds `content` and the key "format".
+    """Write a checkpoint that holds `content` and, under the key "format", FORMAT.
 
     At any moment, `path` is either the old file or the complete new one. After an error, the old file is unchanged.
     Raises TypeError if a value is neither a tensor nor of a plain type, because such a file could not be loaded. Raises
@@ -64,9 +64,9 @@ def load(path: Path | str, required: Sequence[str] = ()) -> dict[str, Any]:
     """Load a checkpoint of this or another program to the CPU and verify it, without executing anything in it.
 
     A file that Triptych wrote must have the fields in `required`, and its fields must have the types in
-    files/content.py. If an earlier version wrote it, its content is returned with the present keys and names
-    (config/migrations.py). For .npz and .safetensors, the result maps names to tensors. Files that are no zip
-    (.safetensors, and PyTorch's from before 2020) have no checksums, so only their lengths are verified.
+    files/content.py. If an earlier version of Triptych wrote the file, its content is converted to the current keys and
+    names (config/migrations.py). For .npz and .safetensors, the result maps names to tensors. Files that are not zip
+    files (.safetensors, and PyTorch's format before 1.6) have no checksums, so only their lengths are verified.
 
     Raises UserError if the file is missing, truncated, altered or of another format, and if a field is missing or has a
     wrong type. Also raises UserError if the file holds an object that could run code, or a tensor that is sparse,
@@ -126,7 +126,7 @@ def _read(file: BinaryIO) -> Any:
                 raise UserError("is a zip file but no PyTorch checkpoint; give another file.")
         if _is_safetensors(head):
             return safetensors.torch.load(file.read())
-        # Checkpoints of the official DETR hold their `args` as a Namespace.
+        # Namespace is permitted, because checkpoints of the official DETR hold their `args` as one.
         with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
             warnings.simplefilter("ignore")
             return torch.load(file, map_location="cpu", weights_only=True)
@@ -145,14 +145,17 @@ def _read(file: BinaryIO) -> Any:
 
 
 def _is_safetensors(head: bytes) -> bool:
-    """Whether a file begins with the length of a JSON header, as an 8-byte little-endian integer, and that header."""
+    """Whether a file with these first bytes is a .safetensors file.
+
+    Such a file begins with the length of a JSON header, as an 8-byte little-endian integer, and the header itself.
+    """
     return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= 100_000_000  # the format's limit for headers
 
 
 def _read_arrays(file: BinaryIO) -> dict[str, Tensor]:
-    """Read the arrays of an .npz file.
+    """Read the arrays of an .npz file; returns a dict from the arrays' names to tensors.
 
-    Raises UserError if an array does not hold numbers. Its text continues a sentence, as in `_read`.
+    Raises UserError if an array does not hold numbers. The text of the error continues a sentence, as in `_read`.
     """
     tensors = {}
     with zipfile.ZipFile(file) as archive:
@@ -173,8 +176,8 @@ def _read_arrays(file: BinaryIO) -> dict[str, Tensor]:
 def _read_array(member: IO[bytes], size: int) -> np.ndarray[Any, Any]:
     """Read the array in `member`, a file of `size` bytes.
 
-    Raises ValueError if the array's header states another size. NumPy would allocate memory of the stated size before
-    it reads the array.
+    Raises ValueError if the array's header states another size. This is checked first, because NumPy would allocate
+    memory of the stated size before it reads the array. Also raises ValueError for an array of Python objects.
     """
     version = np.lib.format.read_magic(member)
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -190,7 +193,7 @@ def _read_array(member: IO[bytes], size: int) -> np.ndarray[Any, Any]:
 def _tensor(array: np.ndarray[Any, Any]) -> Tensor:
     """Convert a NumPy array to a tensor.
 
-    NumPy has no bfloat16; an .npz file holds such an array as two opaque bytes per element ("V2").
+    NumPy has no bfloat16. An .npz file stores a bfloat16 array as two opaque bytes per element (type "V2").
     """
     if array.dtype.str[1:] == "V2":
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
@@ -200,7 +203,7 @@ def _tensor(array: np.ndarray[Any, Any]) -> Tensor:
 def _assert_plain(value: Any, where: str) -> None:
     """Raise TypeError unless `value` can be loaded with weights_only=True; `where` names it in the message.
 
-    A value whose type is a subclass of a plain type cannot be loaded, such as np.float64, a subclass of float.
+    A value of a subclass of a plain type cannot be loaded. An example is np.float64, which is a subclass of float.
     """
     if type(value) in (dict, OrderedDict):
         for key, item in value.items():

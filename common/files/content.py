@@ -1,6 +1,7 @@
 """Check a checkpoint's content: the types of the fields in Triptych's files, and the kind of each tensor in any file.
 
-`OptionalTask.state_schema` is the schema of the task's state, and config/check.py checks the config.
+Two fields are checked more closely elsewhere: the task's state against `OptionalTask.state_schema`, and the config by
+config/check.py.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from common.files import schema
 from common.types import Count
 
 Weights = dict[str, Tensor]
-# The fields that a checkpoint needs to restore a model, and to resume a run.
+# TO_RESTORE: the fields that are needed to restore a model. TO_RESUME: those that are needed to resume a run.
 TO_RESTORE = ("step", "model", "average", "task", "config")
 TO_RESUME = (*TO_RESTORE, "best", "optimizer", "scaler", "overflows", "window_steps")
 

@@ -17,15 +17,15 @@ CLASSES: dict[str, Callable[[Description], Logger]] = {"wandb": WandB, "trackio"
 START_SECONDS = 60  # the longest wait for a logger to start; its import alone may take some seconds
 PUT_SECONDS = 10  # the longest wait for a place in the queue of a logger's calls
 END_SECONDS = 60  # the longest wait for a logger to close
-MAX_WAITING = 100  # the most calls in this queue
+MAX_WAITING = 100  # maximum number of calls in the queue of a logger's calls
 
 Sent = Mapping[tuple[int, str], float | None]  # (step, name) -> the number; None stands for any number
 
 
 class LoggerFailure(Exception):
-    """The reason why a logger in a thread does not work.
+    """A logger in a thread does not work; the message says why.
 
-    It is no OSError, because a logger is tried again after an OSError.
+    The class is not derived from OSError, because `Dispatch` tries a logger again after an OSError.
     """
 
 
@@ -35,8 +35,8 @@ class Threaded:
     def __init__(self, logger: Callable[[Description], Logger], run: Description, sent: Sent):
         """Construct `logger(run)` in the thread; raises LoggerFailure if that fails or takes too long.
 
-        `sent` holds numbers that the logger already has. They are of steps after the checkpoint from which the run
-        resumes, so the run will log them again.
+        `sent` holds the numbers that an earlier start of the run sent to the logger for steps after the checkpoint from
+        which the run now resumes. The run will log these steps again.
         """
         self.location = ""  # where the user can look at the run
         self._sent = sent
@@ -51,7 +51,7 @@ class Threaded:
             raise LoggerFailure(f"it did not start within {START_SECONDS} seconds")
 
     def numbers(self, step: int, values: Mapping[str, float]) -> None:
-        """Send the numbers that the logger does not have yet."""
+        """Send the numbers that the logger does not have yet, or has with another value."""
         unknown = math.nan  # which no number equals
         new = {name: x for name, x in values.items() if self._sent.get((step, name), unknown) not in (x, None)}
         if new:
@@ -66,7 +66,7 @@ class Threaded:
         """Do nothing: the thread makes all calls as soon as it can."""
 
     def reopen(self) -> None:
-        """Do nothing: a logger in a thread is not tried again."""
+        """Do nothing: a logger in a thread is not tried again after a failure."""
 
     def close(self, finished: bool) -> None:
         """Wait until the logger has made all calls and is closed; raises LoggerFailure if that takes too long.
@@ -106,7 +106,7 @@ class Threaded:
 
 
 class Dispatch:
-    """The loggers of a run. If one fails, a warning names it, and the run goes on without it."""
+    """The loggers of a run. If a logger fails, a warning names it, and the run goes on without this logger."""
 
     def __init__(self, warn: Callable[[str], None]):
         """Start without loggers. `warn` is a function that prints and logs a sentence."""
@@ -115,10 +115,10 @@ class Dispatch:
         self._paused: set[str] = set()  # loggers whose file could not be written; `flush` resumes them
 
     def open(self, names: Sequence[LoggerName], run: Description, sent: Sent) -> dict[str, str]:
-        """Open the loggers `names`.
+        """Open the loggers `names`. `sent` is explained in `Threaded`.
 
-        Returns the place where the user can look at the run, by logger. TensorBoard is left out: it writes into the
-        run's folder. `sent` is explained in `Threaded`.
+        Returns a dict from each opened logger, except TensorBoard, to the place where the user can look at the run.
+        TensorBoard reads the run's own folder.
         """
         for name in dict.fromkeys(names):
             try:
@@ -131,7 +131,7 @@ class Dispatch:
         return {name: logger.location for name, logger in self._loggers.items() if isinstance(logger, Threaded)}
 
     def numbers(self, step: int, values: Mapping[str, float]) -> None:
-        """Send those of the numbers that are finite to all loggers."""
+        """Send the finite numbers among `values` to all loggers."""
         finite = {name: float(value) for name, value in values.items() if math.isfinite(value)}
         self._call_all(f"at step {step}", lambda logger: logger.numbers(step, finite))
 
@@ -140,14 +140,14 @@ class Dispatch:
         self._call_all(f"at step {step}", lambda logger: logger.picture(step, name, images))
 
     def flush(self) -> None:
-        """Write TensorBoard's events to the disk; a logger that was paused because of the disk is used again."""
+        """Write TensorBoard's events to the disk, and use loggers again that were paused after a failed write."""
         self._paused.clear()
         self._call_all("at a checkpoint", lambda logger: logger.flush())
 
     def close(self, finished: bool) -> None:
         """Close all loggers; `finished` is False if a signal or an error ended the run.
 
-        Only TensorBoard can be used afterwards, and opens another file.
+        Only TensorBoard can be used afterwards; it then opens a new file.
         """
         self._paused.clear()
         self._call_all("at its end", lambda logger: logger.close(finished))
@@ -157,7 +157,7 @@ class Dispatch:
         for name in [name for name in self._loggers if name not in self._paused]:
             try:
                 call(self._loggers[name])
-            except OSError as error:  # of TensorBoard; a thread raises LoggerFailure
+            except OSError as error:  # only TensorBoard raises it; `Threaded` raises LoggerFailure instead
                 self._paused.add(name)
                 self._loggers[name].reopen()
                 reason = f"{name}'s events cannot be written ({error.strerror}) and are dropped."

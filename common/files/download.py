@@ -1,4 +1,4 @@
-"""Download a file: resume after an interruption, verify the SHA-256, and rename the file once it is complete."""
+"""Download files. Interrupted downloads are resumed, and the SHA-256 of each file is verified."""
 
 import contextlib
 import hashlib
@@ -16,8 +16,8 @@ from common.files.lines import sync_folder
 from common.files.lock import InUseError, lock
 
 BLOCK = 1 << 20  # maximum number of bytes per read
-FAILURES = 3  # the download fails after this many attempts in a row that receive nothing
-PAUSE = 1.0  # seconds to wait after a first attempt that receives nothing; doubled after each further one in a row
+FAILURES = 3  # a download fails after this many successive attempts that receive no bytes
+PAUSE = 1.0  # seconds to wait after an attempt that receives no bytes; doubled after each successive one
 WAIT = 0.2  # seconds between two attempts to take the lock that another process holds
 RETRIED = (408, 429, 500, 502, 503, 504)  # HTTP status codes of temporary failures
 
@@ -29,17 +29,19 @@ class DownloadError(UserError):
 
 
 class _NothingReceived(Exception):
-    """An attempt ended with an error that may be temporary, before or after its first byte was received."""
+    """An attempt to download ended with an error that may be temporary; some bytes may have been received before it."""
 
 
 def fetch(address: str, path: Path, digits: str | None, *, report: Report, timeout: float = 30.0) -> None:
     """Download the file at `address` to `path` unless `path` exists, and verify its SHA-256.
 
-    `digits` are the first hexadecimal digits of the published SHA-256; None skips the verification. A `path` that
-    exists is verified, too. A download that was interrupted, even in an earlier process, is resumed if the file at the
-    address has not changed and the server supports range requests. One process at a time downloads to a folder, and the
-    others wait. `report` is called with lines of text for the user. An attempt fails if the server sends nothing for
-    `timeout` seconds. Raises DownloadError if the file cannot be downloaded or written, or if it has another SHA-256.
+    `digits` are the first hexadecimal digits of the published SHA-256; None skips the verification. A file that already
+    exists at `path` is verified, too. `report` is called with lines of text for the user. An attempt fails if the
+    server sends nothing for `timeout` seconds.
+
+    A download that was interrupted, even in an earlier process, is resumed if the file at the address has not changed
+    and the server supports range requests. Only one process at a time downloads to a folder; other processes wait.
+    Raises DownloadError if the file cannot be downloaded or written, or if it has another SHA-256.
     """
     if not path.exists():
         try:
@@ -116,9 +118,9 @@ def _receive(address: str, draft: Path, timeout: float) -> bool:
     """Receive the rest of the file at `address` into `draft`; returns whether `draft` is then complete.
 
     A second file beside the draft stores the size of the complete file, and the server's ETag or Last-Modified header.
-    If the server now sends other values, the content at the address has changed, and the draft is deleted. If the
-    server does not support range requests, the draft is overwritten from its beginning. Raises _NothingReceived after
-    an error that may be temporary.
+    If the server sends other values when a download is resumed, the file at the address has changed, and the draft is
+    deleted. If the server does not support range requests, the draft is overwritten from its beginning. Raises
+    _NothingReceived after an error that may be temporary.
     """
     start = _size(draft)
     if start and _content(draft).startswith(f"{start} "):

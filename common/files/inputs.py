@@ -1,7 +1,7 @@
 """Find the files that the key `input` names: a file, a folder, a pattern such as photos/*.jpg, or "-" (stdin).
 
-A folder stands for all files in it, at any depth. If a path with the characters of a pattern exists, it is taken as
-this path and not as a pattern.
+A folder stands for the images in it, at any depth. A value that contains *, ? or [ is a pattern only if no file or
+folder has exactly this name.
 """
 
 import glob
@@ -20,7 +20,8 @@ from common.files.names import answer_name
 
 Sample = TypeVar("Sample")
 
-STANDARD_INPUT, STANDARD_INPUT_NAME = "-", "stdin"  # the value of `input`; the name in its answers' file names
+# The value of `input` for standard input, and the name from which the file names of its answers are made.
+STANDARD_INPUT, STANDARD_INPUT_NAME = "-", "stdin"
 # Ending of a picture or video that predict.py writes -> ending of the JSON file beside it with the same answers.
 ANSWER_PICTURES = {".boxes.jpg": ".boxes.json", ".boxes.mp4": ".boxes.jsonl", ".attention.png": ".classes.json"}
 
@@ -38,9 +39,10 @@ def read_each(
 ) -> Iterator[Sample]:
     """Call `read` on each file that `input` names, and yield the samples that it returns.
 
-    The files are those of `find`, or standard input. If `input` is one file or standard input, a UserError of `read` is
-    raised. Otherwise its message is appended to `unanswered`, and reading continues with the next file. A sentence for
-    each folder that cannot be read is appended, too. Raises UserError if `input` names no file.
+    The files are those that `find` returns, or standard input. If `input` is one file or standard input, a UserError
+    that `read` raises is propagated. Otherwise its message is appended to `unanswered`, and reading continues with the
+    next file. For each folder that cannot be read, a sentence is appended to `unanswered`, too. Raises UserError if
+    `input` names no file.
     """
     is_one = input == STANDARD_INPUT or os.path.isfile(input)
     files = [_standard_input()] if input == STANDARD_INPUT else find(input, suffixes, unanswered)
@@ -57,10 +59,10 @@ def find(input: str, suffixes: Collection[str], unreadable: list[str]) -> list[I
     """The files that a path or a pattern names, sorted; raises UserError if there are none.
 
     If `input` is the path of a file, only this file is returned, whatever its ending. A folder is searched at any depth
-    for files with the ending of an image format, or with an ending in `suffixes` (lower case, with the dot). Formats
-    that cannot be read are included, so that an error can name them. For a pattern, the files and folders that match it
-    are searched in the same way. Pictures that predict.py has written are left out. For each folder that cannot be
-    read, a sentence is appended to `unreadable`.
+    for files with the ending of an image format, or with an ending in `suffixes` (lower case, with the dot). Image
+    formats that cannot be read are included, so that reading such a file raises an error that names it. For a pattern,
+    each folder that matches is searched, and each file that matches must have one of these endings. Pictures that
+    predict.py has written are left out. For each folder that cannot be read, a sentence is appended to `unreadable`.
     """
     path = Path(input)
     if path.is_file():
@@ -83,7 +85,7 @@ def find(input: str, suffixes: Collection[str], unreadable: list[str]) -> list[I
 
 
 def is_pattern(input: str) -> bool:
-    """Whether `input` is a pattern: it contains *, ? or [, and it is not an existing path."""
+    """Whether `input` is a pattern: it contains *, ? or [, and is not an existing path."""
     return glob.has_magic(input) and not os.path.lexists(input)
 
 
@@ -96,9 +98,9 @@ def matches(pattern: str) -> list[Path]:
 
 
 def reading_note(input: str) -> str | None:
-    """A note that `input` is taken as an existing path, although as a pattern it would match other paths.
+    """A note for the log if `input` is an existing path, but as a pattern would also match other paths.
 
-    Returns None if `input` does not exist, is no pattern, or matches no other path.
+    Returns None if `input` does not exist, contains none of *, ? and [, or matches no other path.
     """
     if not glob.has_magic(input) or not os.path.lexists(input):
         return None
@@ -135,8 +137,8 @@ def _name(file: Path, folder: Path) -> str:
 def _files(path: Path, problems: list[str]) -> Iterator[Path]:
     """Yield `path` if it is a file, or all files in the folder `path` at any depth, except in hidden folders.
 
-    Links to folders are followed. A folder that was reached before from another folder is skipped, so a cycle of links
-    ends. For each folder that cannot be read, a sentence is appended to `problems`.
+    Links to folders are followed. A folder that was already reached by another path is skipped, so that a cycle of
+    links ends. For each folder that cannot be read, a sentence is appended to `problems`.
     """
     if not path.is_dir():
         yield path
@@ -165,8 +167,8 @@ def _without_answers(files: list[Path]) -> list[Path]:
 def _written_pictures(folder: Path, ending: str) -> Iterator[str]:
     """The names of the pictures with `ending` that predict.py wrote to `folder`.
 
-    predict.py writes a JSON file beside each picture. A picture is recognised if such a file states an input, and if
-    its name is the one that predict.py gives to the answer to this input.
+    predict.py writes a JSON file beside each picture. A picture is recognised if its JSON file states an input, and if
+    the JSON file has the name that predict.py gives to an answer to this input.
     """
     for text in folder.glob(f"*{ANSWER_PICTURES[ending]}"):
         with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
@@ -177,7 +179,7 @@ def _written_pictures(folder: Path, ending: str) -> Iterator[str]:
 
 
 def answered_file(answer: Path) -> str:
-    """Read from the JSON or JSON Lines file `answer` which input file it answers.
+    """Read which input file the JSON or JSON Lines file `answer` belongs to: its key "file", in JSON Lines of line 1.
 
     Raises OSError, ValueError, TypeError, KeyError or RecursionError if `answer` cannot be read or states no input.
     """

@@ -20,7 +20,9 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    r"""Replace the file `path`: at any time, even after a power cut, it has its old content or all of `text`.
+    r"""Replace the content of the file `path` by `text`.
+
+    At any time, even after a power cut, the file has either its old content or all of `text`.
 
     Python represents a byte of a file name that is not UTF-8 by half of a surrogate pair. Such a character is written
     as an escape (\udce9) that JSON and YAML can read. Raises OSError, which names a file, if the disk is full or the
@@ -84,7 +86,7 @@ class LineFile:
         while self._pending:
             assert self._file is not None
             with naming(self.path):
-                written = self._file.write(self._pending)  # unbuffered; a nearly full disk takes only a part
+                written = self._file.write(self._pending)  # unbuffered; a nearly full disk may take only a part
             self._pending = self._pending[written:]
 
 

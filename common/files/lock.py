@@ -41,7 +41,7 @@ def lock(folder: Path) -> Iterator[None]:
                 raise InUseError(f"{folder} is in use by {_holder(folder)}; wait until it ends, or stop it.") from None
             print(f"Warning: {folder} cannot be locked ({error.strerror}); start one process in it.", file=sys.stderr)
         holder = f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}"
-        with contextlib.suppress(OSError):  # on a full disk, only the holder's name is missing
+        with contextlib.suppress(OSError):  # on a full disk, the folder is locked, but the holder's name is missing
             file.truncate(0)
             file.write(holder.encode())
         yield
