@@ -25,13 +25,13 @@ from common.files.table import table
 from common.machine import console
 from common.machine.console import escape_controls
 
-# Keys that differ between machines, or between several starts of one run; loggers do not get them.
+# Config keys that differ between machines, or between several starts of one run. They are not sent to loggers.
 LOCAL_KEYS = ("run_dir", "sweep_dir", "resume", "allow_changes", "cache_dir")
-MAX_CONSOLE_NUMBERS = 6  # in a console line about training; metrics.jsonl holds all numbers
+MAX_CONSOLE_NUMBERS = 6  # maximum in a console line about training; metrics.jsonl holds all numbers
 
 
 class Log:
-    """The log of one run, a context manager; on ranks other than 0, nothing is printed or written.
+    """The log of one run, to be used as a context manager. On ranks other than 0, nothing is printed or written.
 
     metrics.jsonl holds no values that depend on the clock, so that two runs with the same seed write the same bytes.
     Values that depend on the clock go to timing.jsonl.
@@ -70,8 +70,7 @@ class Log:
     ) -> None:
         """Write the exception that ended the block, if any, to train.log, and close all files.
 
-        For a stop by a signal, a UserError or a SystemExit, only the message is written; for other exceptions, the
-        traceback.
+        For Stopped, UserError and SystemExit, only the message is written; for any other exception, the traceback.
         """
         if isinstance(error, UserError | Stopped | SystemExit):
             stopped = isinstance(error.__context__, Stopped)  # submitit's handler raises SystemExit after a stop
@@ -115,8 +114,9 @@ class Log:
     def open_loggers(self, names: Sequence[LoggerName], config: Mapping[str, Any]) -> None:
         """Send numbers and pictures to the loggers `names` from now on; call this before the first step.
 
-        The loggers get `config` without LOCAL_KEYS. A logger that already shows the run continues it. Of the numbers
-        that `truncate_after` removed, TensorBoard gets all again; the other loggers get only those that have changed.
+        The loggers get `config` without LOCAL_KEYS. A logger that already shows the run continues it. When the run logs
+        the numbers again that `truncate_after` removed, TensorBoard gets all of them, and the other loggers get only
+        those that have changed.
         """
         if self.folder:
             shown = {key: value for key, value in config.items() if key not in LOCAL_KEYS}
@@ -178,7 +178,7 @@ class Log:
             self._loggers.picture(step, name, images)
 
     def show_best(self, text: str) -> None:
-        """Add `text`, which states the goal's best value so far, to all later lines about training."""
+        """Add `text` to all later lines about training; it states the best value so far of the task's goal on val."""
         self._best = text
 
     @contextmanager
@@ -201,8 +201,8 @@ class Log:
     def flush(self) -> None:
         """Write everything logged so far to the disk; call this before writing a checkpoint.
 
-        A power cut then loses no line of a step before the checkpoint. Raises OSError if a file cannot be written; its
-        lines then stay in memory.
+        A power cut then loses no line of a step up to the checkpoint. Raises OSError if a file cannot be written; the
+        lines of this file then stay in memory.
         """
         for lines in self._files.values():
             lines.flush()
@@ -267,7 +267,7 @@ def _json(numbers: Mapping[str, float]) -> str:
 
 
 def _truncate(path: Path, step: int, evaluated: bool, is_timing: bool) -> Remainder:
-    """Remove lines after `step` from a file, and unless `evaluated` is True, those of the evaluation at `step`."""
+    """Remove the lines after `step` from a file; if `evaluated` is False, also those of the evaluation at `step`."""
     return keep_records(
         path,
         lambda record: (
@@ -282,11 +282,11 @@ def _is_training(record: Mapping[str, Any], is_timing: bool) -> bool:
 
 
 def _numbers_of(records: Sequence[Mapping[str, Any]], is_timing: bool) -> dict[tuple[int, str], float | None]:
-    """The numbers of records by (step, name), as sent to loggers; values of timing.jsonl become None."""
+    """The numbers in `records` by (step, name), with the names that loggers get; values of timing.jsonl become None."""
     numbers: dict[tuple[int, str], float | None] = {}
     for record in records:
         for name, value in record.items():
             key = (record["step"], f"timing/{name}" if is_timing else name)
-            if value is not None:  # None is a number that is not finite, which was not sent
+            if value is not None:  # None stands for a number that is not finite, which was not sent to loggers
                 numbers[key] = None if is_timing else value
     return numbers

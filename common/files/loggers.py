@@ -31,7 +31,7 @@ MAX_PARAMETER = 6000  # characters of a parameter's value; MLflow's limit
 class Logger(Protocol):
     """A program that shows runs. If one of its methods raises an exception, the run continues without this logger.
 
-    Only TensorBoard is tried again, after an OSError.
+    TensorBoard differs in one case: after an OSError, it is tried again.
     """
 
     def numbers(self, step: int, values: Mapping[str, float]) -> None:
@@ -41,7 +41,7 @@ class Logger(Protocol):
         """Show the uint8 images (B, 3, H, W) of `step` under `name`."""
 
     def close(self, finished: bool) -> None:
-        """Write what is buffered, and end; `finished` is False if a signal or an error ended the run."""
+        """Write all buffered data and end the logger; `finished` is False if a signal or an error ended the run."""
 
 
 class Description(NamedTuple):
@@ -54,11 +54,11 @@ class Description(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The names of the run's folder and its parent, such as vit-digits/2026-01-01_12-00-00."""
+        """The name of the parent folder and that of the run's folder: vit-digits/2026-01-01_12-00-00, for example."""
         return "/".join(filter(None, self.folder.absolute().parts[-2:]))
 
     def records(self) -> list[dict[str, Any]]:
-        """The records in metrics.jsonl, which end at the step from which the run resumes."""
+        """The records in metrics.jsonl, up to the step from which the run resumes."""
         file = self.folder / "metrics.jsonl"
         return [json.loads(line) for line in file.read_text("utf-8").splitlines()] if file.exists() else []
 
@@ -68,7 +68,7 @@ class Description(NamedTuple):
         return read_record(file).get(logger, {}) if file.exists() else {}
 
     def identify(self, logger: str, **identity: Any) -> None:
-        """Store the values by which `logger` identifies the run, so that a resumed run continues there."""
+        """Store the values by which `logger` identifies the run, so that a resumed run continues in the same place."""
         file = self.folder / LOGGERS_FILE
         stored = read_record(file) if file.exists() else {}
         write_atomically(file, as_json({**stored, logger: identity}, indent=1))
@@ -78,7 +78,7 @@ def refuse_missing(names: Sequence[str]) -> None:
     """Raise UserError if the package of one of the loggers `names` is not installed."""
     for name in names:
         spec = importlib.util.find_spec(name)
-        if spec is None or spec.origin is None:  # no origin: a plain folder, such as one that wandb made
+        if spec is None or spec.origin is None:  # a folder without a package has no origin, such as wandb's own folder
             listed = ",".join(names)
             raise UserError(
                 f"trainer.log=[{listed}]: {name} is not installed; install it (pip install {name}), or leave it out."
@@ -131,12 +131,14 @@ class TensorBoard:
 
 
 class WandB:
-    """Weights & Biases. Each call adds a row, and its column `step` is the x-axis of all other columns.
+    """Weights & Biases. Each call adds a row to a table, whose column `step` is the x-axis of all other columns.
 
-    The program's own counter of steps is not used: it only increases, so rows of steps that were already logged would
-    be dropped. Offline, the program writes blocks of 32 KB, so a file that was not closed (after kill -9) lacks the
-    last rows. When the run resumes, the folder of such a file is renamed, and the next file gets the numbers again,
-    from metrics.jsonl.
+    wandb's own counter of steps is not used: it only increases, so rows of steps that were already logged would be
+    dropped.
+
+    Offline, wandb writes its file in blocks of 32 KB. A file that was not closed (after kill -9) therefore lacks the
+    last rows. When the run resumes, the folder of this file is renamed, and its numbers are read from metrics.jsonl and
+    written to a new file.
     """
 
     def __init__(self, run: Description):
@@ -184,7 +186,10 @@ class WandB:
 
 
 def _set_aside(folder: Path) -> bool:
-    """Rename an offline run's folder that was not closed; returns False if it is gone or was uploaded."""
+    """Rename wandb's `folder` of an offline run that was not closed.
+
+    Returns False, without renaming, if the folder no longer exists or its content was uploaded.
+    """
     if not folder.is_dir() or any(folder.glob("*.synced")):
         return False
     folder.rename(folder.with_name(f"unclosed-{folder.name}"))

@@ -1,8 +1,8 @@
-r"""Write file names that are not UTF-8 as text that any program can read and that can be converted back.
+r"""Convert file names that are not UTF-8 to text that can be printed, and back; make the names of answers' files.
 
-On Linux a name is bytes. Python represents a byte that is not UTF-8, such as Latin-1's e acute (0xE9), by half of a
-surrogate pair (U+DCE9). This character cannot be encoded as UTF-8, so it can be neither printed nor written to a text
-file. `escape` replaces it by the text \udce9.
+On Linux, a file name is a sequence of bytes. Python represents a byte that is not UTF-8, such as Latin-1's e acute
+(0xE9), by half of a surrogate pair (U+DCE9). This character cannot be encoded as UTF-8, so it can be neither printed
+nor written to a text file. `escape` replaces it by the text \udce9.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ _ESCAPES = re.compile(r"(\\+)(ud[89a-f][0-9a-f]{2})")
 
 
 def escape(name: str) -> str:
-    r"""Escape the bytes of `name` that are not UTF-8, so that it can be written: 0xE9 becomes \udce9, as in JSON.
+    r"""Escape the bytes of `name` that are not UTF-8, so that it can be printed: 0xE9 becomes \udce9, as in JSON.
 
     Backslashes before such an escape are doubled, and so are backslashes before text that already looks like an escape.
     `unescape` can therefore restore the name. Any other name is unchanged.
@@ -47,12 +47,12 @@ def unescape(text: str) -> str:
 
 
 def printable(name: str) -> str:
-    r"""Escape `name` for a line of a console or a log: as in `escape`, and control characters as \x1b, \n or \t."""
+    r"""Escape `name` for a line of a console or a log: as `escape` does, and also control characters (\x1b, \n, \t)."""
     return escape_controls(escape(name)).replace("\n", r"\n").replace("\t", r"\t")
 
 
 def shell_command(words: Iterable[str]) -> str:
-    r"""Quote and join words for a shell; words with bytes that are not UTF-8 are quoted for bash: $'runs/\xe9'."""
+    r"""Quote words for a shell and join them. A word with bytes that are not UTF-8 is quoted for bash: $'runs/\xe9'."""
     return " ".join(_byte_quoted(word) if _BYTE.search(word) else shlex.quote(word) for word in words)
 
 

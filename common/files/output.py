@@ -1,4 +1,7 @@
-"""Create the folder `output` of evaluate.py and predict.py and write answers to it; disk errors become UserErrors."""
+"""Create the folder that the key `output` of evaluate.py and predict.py names, and write answers to it.
+
+Disk errors become UserErrors.
+"""
 
 import errno
 import json
@@ -25,7 +28,7 @@ def refuse_input_folder(folder: Path, input: str) -> None:
     endings = {*IMAGE_SUFFIXES, *VIDEO_SUFFIXES}
     sources = {path.parent if path.suffix.lower() in endings and not path.is_dir() else path for path in paths}
     for source in sources:
-        with suppress(OSError):  # one of the folders does not exist, or cannot be read
+        with suppress(OSError):  # `folder` or `source` does not exist, or cannot be read
             if source.is_dir() and os.path.samefile(folder, source):
                 raise UserError(
                     f"output={folder} is the folder of the input, where answers could replace images; name another "
@@ -76,7 +79,7 @@ def writing_to(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def creating(path: Path) -> Iterator[None]:
-    """A context in which a script writes the file or folder `path`; turns an OSError into a UserError that names it."""
+    """A context in which a script writes the file or folder `path`; turns an OSError into a UserError with the path."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,7 @@
-"""Read and filter records, which are JSON objects: one per file (results.json) or per line (metrics.jsonl)."""
+"""Read and filter the records of a run, which are JSON objects.
+
+A file holds one record (results.json), or one on each line (metrics.jsonl).
+"""
 
 import io
 import json
@@ -17,7 +20,7 @@ MAX_LISTED = 5  # maximum number of line numbers in a warning
 
 
 class Remainder(NamedTuple):
-    """The result of `keep_records`: what remains in the file, and what was removed."""
+    """The result of `keep_records`: the number of lines that remain in the file, and the lines that were removed."""
 
     kept: int  # number of lines that remain
     removed: list[dict[str, Any]]  # the records for which `keeps` was false
@@ -27,7 +30,7 @@ class Remainder(NamedTuple):
 def read_record(path: Path, remedy: str = "delete it, and the same command writes it again") -> dict[str, Any]:
     """Read a file that holds one JSON object; raises UserError if it cannot be read or holds anything else.
 
-    `remedy` says what the user can do, and ends the error's sentence.
+    `remedy` says what the user can do; it is the end of the error's sentence.
     """
     try:
         with open_regular(path) as file:
@@ -43,13 +46,16 @@ def read_record(path: Path, remedy: str = "delete it, and the same command write
 
 
 def goal_value(results: dict[str, Any]) -> float | None:
-    """The goal's best value on val in the content of a results.json; None if it is missing or no number."""
+    """The best value on val of the run's goal, the metric that selects the best checkpoint.
+
+    `results` is the content of a results.json. Returns None if the value is missing or is not a number.
+    """
     value = results.get(str(results.get("goal")))
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def step_record(line: str) -> dict[str, Any] | None:
-    """The record on a line: a JSON object whose `step` is an integer. None for any other text."""
+    """The record on a line, which is a JSON object with an integer under the key "step"; None for any other text."""
     record = None
     with suppress(ValueError, RecursionError):
         record = json.loads(line)

@@ -13,7 +13,7 @@ from common.errors import UserError
 from common.files.checkpoint import NewerFormatError, is_ours, load, save
 from common.files.lines import sync_folder
 
-MIN_CHECKPOINTS = 2  # a run keeps at least this many, since with one, a single damaged file would lose the run
+MIN_CHECKPOINTS = 2  # a run keeps at least this many, so that one damaged file does not lose the run
 LoadedCheckpoint = tuple[Path, dict[str, Any]]  # the checkpoint's file and content
 Check = Callable[[Path, dict[str, Any]], None]  # raises UserError if a file's content does not belong to the run
 
@@ -34,7 +34,8 @@ class CheckpointFolder:
     """The folder of a run's checkpoints: step_00001000.pt and so on, best.pt, average.pt, and stop_00001037.pt.
 
     average.pt exists only if the last checkpoints were averaged. stop_00001037.pt is written when a signal stops the
-    run. It has a name of its own so that the other files are those of a run that was not stopped.
+    run at step 1037. Its name differs from the others, so that a run which was stopped and resumed has the same files
+    step_*.pt as a run which was not stopped.
     """
 
     def __init__(self, path: Path, writes: bool = True, keep: int = MIN_CHECKPOINTS):
@@ -53,13 +54,13 @@ class CheckpointFolder:
     def save(self, step: int, content: dict[str, Any], keep_steps: Collection[int] = ()) -> Path:
         """Write the checkpoint of `step` and, once it is on the disk, remove checkpoints that are no longer kept.
 
-        Checkpoints of the steps in `keep_steps` are kept besides the latest ones; checkpoints of stops are all removed.
+        The latest `keep` checkpoints and those of the steps in `keep_steps` are kept. All files stop_*.pt are removed.
         Raises OSError if the checkpoint cannot be written; older checkpoints are then untouched.
         """
         path = self._file(step)
         if self.writes:
             self._write(path, content)
-            # Files of later steps do not count among the latest: resuming skipped them because they are damaged.
+            # Files of later steps do not count as latest: they are damaged, and resuming skipped them.
             last = [saved for saved in self.steps() if saved <= step][-self.keep :]
             with suppress(OSError):  # the checkpoint itself is written; the next save tries to remove files again
                 for obsolete in set(self.steps()) - {*last, *keep_steps}:
@@ -77,9 +78,9 @@ class CheckpointFolder:
         return path
 
     def mark_best(self, step: int) -> None:
-        """Make the checkpoint of `step` best.pt, by a hard link, or by a copy on file systems without links.
+        """Replace best.pt by a hard link to the checkpoint of `step`, or by a copy on file systems without links.
 
-        Raises OSError if that fails. An earlier best.pt is then removed, because it is no longer the best checkpoint.
+        Raises OSError if that fails. The earlier best.pt is then removed, because it is no longer the best checkpoint.
         """
         if not self.writes:
             return
@@ -98,9 +99,9 @@ class CheckpointFolder:
     def latest(self, warn: Callable[[str], None] = warnings.warn, check: Check = _accept) -> LoadedCheckpoint | None:
         """The newest undamaged checkpoint that `check` accepts, or None if there are no checkpoints.
 
-        Newer files are skipped, with a warning for each. If no checkpoint can be used, raises the error of `check` for
-        the newest undamaged one, or UserError if all are damaged. Raises NewerFormatError at once for a file that a
-        newer version of this program has written.
+        Newer files are skipped, with a warning for each. If there are files but none can be used, raises the error of
+        `check` for the newest undamaged one, or UserError if all are damaged. A file that a newer version of this
+        program wrote is not skipped: it raises NewerFormatError.
         """
         files = [(step, kind) for kind in ("step", "stop") for step in self.steps(kind)]
         newest_first = [self._file(step, kind) for step, kind in sorted(files, reverse=True)]
@@ -118,7 +119,7 @@ class CheckpointFolder:
     def set_aside(self) -> list[Path]:
         """Rename the undamaged files that `latest` skipped; returns their new paths.
 
-        Without this, later saves would delete these files.
+        Otherwise `save` would later delete these files.
         """
         renamed = [file.with_name(f"other_run_{file.name}") for file in self._of_other_runs if self.writes]
         for file, new in zip(self._of_other_runs, renamed, strict=False):
@@ -132,9 +133,9 @@ class CheckpointFolder:
         warn: Callable[[str], None] = warnings.warn,
         check: Check = _accept,
     ) -> LoadedCheckpoint | None:
-        """best.pt or, if it cannot be used, the first usable checkpoint of the steps `ranked`.
+        """The path and content of best.pt, or of the first usable checkpoint of the steps `ranked` if it is not usable.
 
-        A checkpoint is usable if it is undamaged and `check` accepts it. Returns None if no file is usable; warns of
+        A checkpoint is usable if it is undamaged and `check` accepts it. Returns None if no file is usable. Warns of
         each file that is skipped.
         """
         files = [self.path / "best.pt", *(self._file(step) for step in ranked)]
@@ -209,7 +210,7 @@ def _first_usable(files: Sequence[Path], check: Check) -> tuple[LoadedCheckpoint
             check(file, content)
             return (file, content), skipped
         except NewerFormatError:
-            raise  # it is undamaged, and a run resumed from an older checkpoint would delete it
+            raise  # the file is undamaged, but a run that resumes from an older checkpoint would delete it
         except UserError as error:
             skipped.append(_Skipped(file, error, undamaged=content is not None))
     return None, skipped
