@@ -31,10 +31,13 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # full, ov
 def run_in(job: Job, config: dict[str, Any], folder: Path | None) -> float | None:
     """Run `job` in `folder`, which is locked against other processes; returns what the job returns.
 
-    `folder` is None on ranks other than 0, which write no files. If a UserError or Ctrl-C ends a new run before its
-    first checkpoint, its config.yaml is removed, so that a corrected command can use the folder. If no step was logged
-    either, the other files of the run are removed, too (see `_release`). Raises UserError if the folder belongs to
-    another run or process, or if a file cannot be written because the disk is full or read-only.
+    `folder` is None on ranks other than 0, which write no files. The job is called with `config` and `folder`. Raises
+    UserError if the folder belongs to another run or is in use by another process, or if a file cannot be written
+    because the disk is full or read-only.
+
+    If a UserError or Ctrl-C ends a new run before its first checkpoint, its config.yaml is removed, so that a corrected
+    command can use the folder. If the run has not logged any step either, its other files are removed, too (see
+    `_release`).
     """
     if folder is None:
         return job(config, None)
@@ -47,16 +50,16 @@ def run_in(job: Job, config: dict[str, Any], folder: Path | None) -> float | Non
                 _refuse_odd_entries(folder)
                 _claim(folder, config)
                 result = job(config, folder)
-                write_atomically(folder / "config.yaml", config_text(config))  # with the changes that were allowed
+                write_atomically(folder / "config.yaml", config_text(config))  # allow_changes may have changed keys
                 return result
         except (UserError, KeyboardInterrupt):  # Ctrl-C before the first step; later, it raises Stopped
             if new and not any((folder / "checkpoints").glob("*")):
                 _release(folder, before)
-                if not config["run_dir"]:  # if it is not set, the folders above may be new, too
+                if not config["run_dir"]:  # without run_dir, the parent folders may be new, too
                     _remove_empty(folder.parent, folder.parent.parent)
             raise
         except Stopped:
-            with suppress(OSError):  # on a full disk; the checkpoint holds the config, too
+            with suppress(OSError):  # such as a full disk; the checkpoint also holds the config
                 write_atomically(folder / "config.yaml", config_text(config))
             raise
 
@@ -104,9 +107,9 @@ def _remove_empty(*folders: Path) -> None:
 
 
 def choose(composed: Composed) -> Path:
-    """The folder that the key run_dir names or, if it is not set, a new folder named by model, data and time.
+    """The folder that the key run_dir names or, if run_dir is not set, a new folder named by model, data and time.
 
-    The new folder is created. Raises UserError if it cannot be created, and for resume=auto without run_dir.
+    A new folder is created here. Raises UserError if that fails, or for resume=auto without run_dir.
     """
     config = composed.config
     if config["run_dir"]:
@@ -118,12 +121,12 @@ def choose(composed: Composed) -> Path:
 
 
 def _kind(section: dict[str, Any]) -> str:
-    """The name of a section that the user did not choose by name: its class in lower case (coco for Coco)."""
+    """The name of a config section that was not chosen by name: that of its class, in lower case (coco for Coco)."""
     return str(section["_target_"]).rpartition(".")[2].lower()
 
 
 def create_timestamped(parent: Path) -> Path:
-    """Create a folder in `parent` that is named by the time; jobs of the same second get different folders.
+    """Create a folder in `parent` that is named by the time. Jobs that start in the same second get different folders.
 
     Raises UserError if the folder cannot be created.
     """
@@ -154,8 +157,8 @@ def _create(folder: Path) -> None:
 def config_text(config: dict[str, Any]) -> str:
     """The text of a run's config.yaml.
 
-    The keys for the run's folder, for resuming and for the folder of downloads are reset or left out. `--config-dir
-    FOLDER --config-name config` therefore repeats the run in another folder, and for another user.
+    The keys for the run's folder and for resuming are reset, and cache_dir, the folder of downloads, is left out. With
+    `--config-dir FOLDER --config-name config`, the run can therefore be repeated in another folder and by another user.
     """
     neutral: dict[str, Any] = {"run_dir": None, "sweep_dir": None, "resume": None, "allow_changes": []}
     return config_yaml({key: value for key, value in {**config, **neutral}.items() if key != "cache_dir"})
@@ -176,9 +179,10 @@ def _refuse_odd_entries(folder: Path) -> None:
 def _claim(folder: Path, config: dict[str, Any]) -> None:
     """Write config.yaml into a new run's folder, or check that `config` may resume the run in the folder.
 
-    Raises UserError if the folder holds a run and resume=auto is not set, or if the run's config differs in a key that
-    may not change. When a run is resumed, `config` is changed in two places: trainer.precision=auto becomes the
-    precision with which the run began, and defaults for the size of val and test become the sizes with which it began.
+    Raises UserError if the folder holds a run and resume=auto is not set, or if `config` differs from the stored config
+    of the run in a key that may not change. When a run is resumed, `config` is changed in two places. A precision of
+    `auto` becomes the precision with which the run began, and default sizes of val and test become those with which the
+    run began (`_restore_cuts`).
     """
     file, allowed = folder / "config.yaml", config["allow_changes"]
     _refuse_unknown(allowed, config)
@@ -187,7 +191,7 @@ def _claim(folder: Path, config: dict[str, Any]) -> None:
     if file.exists():
         finished = (folder / "results.json").exists()
         stored = read_config(file)
-        # With a checkpoint, paths of the data may differ: the checkpoint's digests of the data are compared later.
+        # If there is a checkpoint, paths of the data may differ: the digests of the data in it are compared later.
         paths = DATA_PATHS if any((folder / "checkpoints").glob("*.pt")) and not finished else ()
         refuse_changes(stored, config, f"{folder}", [*paths, *([] if finished else allowed)])
         if config["trainer"]["precision"] == "auto":
@@ -200,9 +204,10 @@ def _claim(folder: Path, config: dict[str, Any]) -> None:
 
 
 def _restore_cuts(section: Any, stored: Any) -> None:
-    """Replace default sizes of val and test in the config's data `section` by those that are `stored`, in place.
+    """Replace default sizes of val and test in `section` by the values in `stored`, in place.
 
-    Only defaults that differ from those of earlier versions (CHANGED_CUTS) are replaced.
+    `section` is the section data of the config, and `stored` that of the run's stored config. A value is replaced only
+    if it is a default that differs from the default of earlier versions (CHANGED_CUTS).
     """
     if not (isinstance(section, dict) and isinstance(stored, dict)):
         return
@@ -212,7 +217,7 @@ def _restore_cuts(section: Any, stored: Any) -> None:
 
 
 def read_config(file: Path) -> dict[str, Any]:
-    """Read a run's config.yaml and update it to this version's keys; raises UserError if it is no config."""
+    """Read a run's config.yaml and update it to this version's keys; raises UserError if the file holds no config."""
     remedy = "put the run's own config there"
     config = read_yaml(file, remedy, resolve=True)
     if not isinstance(config, dict) or not config:

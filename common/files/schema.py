@@ -17,7 +17,7 @@ from common.config.describe import describe_type
 from common.types import MAX_INTEGER, Range
 
 MAX_SHOWN_CHARACTERS = 60
-MAX_PLAIN_DEPTH = 50  # levels; a config has about five, and a pickle with a cycle has no last one
+MAX_PLAIN_DEPTH = 50  # maximum levels of containers; a config has about five, and a cycle has infinitely many
 PLAIN = (NoneType, bool, int, float, str)
 DESCRIPTIONS: dict[Any, str] = {
     int: "a whole number",
@@ -32,9 +32,11 @@ DESCRIPTIONS: dict[Any, str] = {
 def mistake(value: Any, expected: Any, field: str) -> str | None:
     """The first mistake in `value`, such as "task.classes is 5, expected a list (each text)"; None without a mistake.
 
-    `field` names the value in the sentence; it is empty for the whole content of a file. Text and booleans do not count
-    as numbers. Integers and NaN count as floats, but no range contains NaN. A list may stand for a tuple, and a tuple
-    for a list. The absolute value of an integer may be at most MAX_INTEGER.
+    `expected` is the type. `field` names the value in the sentence; it is empty for the whole content of a file.
+
+    Text and booleans do not count as numbers. Integers and NaN count as floats, but no range contains NaN. A list may
+    stand for a tuple, and a tuple for a list. Where an integer is expected, its absolute value may be at most
+    MAX_INTEGER.
     """
     kind, inner = typing.get_origin(expected), typing.get_args(expected)
     prefix = f"{field}." if field else ""
@@ -61,7 +63,8 @@ def mistake(value: Any, expected: Any, field: str) -> str | None:
 def plain_mistake(value: Any, field: str, depth: int = 0) -> str | None:
     """Describe the first part of `value` that JSON cannot hold, such as a key that is a number.
 
-    Returns None if there is no such part. More than MAX_PLAIN_DEPTH levels of containers are a mistake, too.
+    `field` names `value` in the sentence. Returns None if there is no such part. More than MAX_PLAIN_DEPTH levels of
+    containers are a mistake, too. `depth` is the number of containers around `value`.
     """
     if depth > MAX_PLAIN_DEPTH:
         return f"{field} is nested more than {MAX_PLAIN_DEPTH} levels deep"
@@ -77,14 +80,14 @@ def plain_mistake(value: Any, field: str, depth: int = 0) -> str | None:
 
 
 def _first(parts: Iterable[tuple[Any, Any, str]]) -> str | None:
-    """The first mistake in parts of (value, expected type, field), or None."""
+    """The first mistake in `parts`, each (value, expected type, field); None if there is no mistake."""
     return next(filter(None, (mistake(*part) for part in parts)), None)
 
 
 def _fits(value: Any, expected: Any) -> bool:
     """Whether `value` has the type `expected`, which may be a range, a Literal, Any, Tensor or a plain type.
 
-    The result is False for any other type, such as list[int]; `mistake` checks containers itself.
+    The result is False for other types, such as list[int], because `mistake` checks containers itself.
     """
     kind, inner = typing.get_origin(expected), typing.get_args(expected)
     if kind is Annotated:
@@ -116,7 +119,7 @@ def _sentence(value: Any, expected: Any, field: str) -> str:
 
 
 def _describe(expected: Any) -> str:
-    """A type in words that can follow "expected"."""
+    """Describe a type in words that can follow "expected", such as "a whole number"."""
     kind, inner = typing.get_origin(expected), typing.get_args(expected)
     if kind in (Annotated, Literal):
         return describe_type(expected)
@@ -137,7 +140,7 @@ def _show(value: Any) -> str:
         return f"a {type(value).__name__} of {len(value)}"
     if not isinstance(value, str | int | float | NoneType):
         return f"a {type(value).__name__}"
-    if isinstance(value, int) and abs(value) > MAX_INTEGER:  # Python cannot print more than 4,300 digits
+    if isinstance(value, int) and abs(value) > MAX_INTEGER:  # Python refuses to print more than 4,300 digits
         return f"an integer of {value.bit_length()} bits"
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= MAX_SHOWN_CHARACTERS else f"{text[:MAX_SHOWN_CHARACTERS]}..."

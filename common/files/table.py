@@ -10,8 +10,8 @@ from common.files.names import printable
 def table(title: str, rows: Sequence[Sequence[Any]]) -> str:
     """Format a table: columns of numbers are aligned right, all others left.
 
-    Floats have four decimals; NaN and infinity are a dash. The first of `rows` is the header. Without further rows, the
-    text is "`title`: none".
+    Floats are shown with four decimals, and NaN and infinity as a dash. The first of `rows` is the header. Without
+    further rows, the text is "`title`: none".
     """
     if len(rows) < 2:
         return f"{title}: none"
@@ -31,9 +31,9 @@ def _cell(value: Any) -> str:
 
 
 def tables(title: str, rows: Sequence[Sequence[Any]], width: int) -> str:
-    """Format a table in lines of at most `width` characters (`width` is 20 or more).
+    """Format a table in lines of at most `width` characters; `width` must be at least 20.
 
-    A table that is too wide is split into several tables, which all begin with the first column. A text that is still
+    A table that is too wide is split into several tables, which all begin with the first column. A single text that is
     too long, such as the path of a run, is shortened in its middle.
     """
     first = min(max(len(_cell(row[0])) for row in rows), width // 2)

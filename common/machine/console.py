@@ -19,14 +19,20 @@ STREAMS = {"stdout": "standard output", "stderr": "standard error"}
 
 
 class _Output(io.FileIO):
-    """A stream's descriptor. After a failed write, it is redirected to the null device for all code that uses it."""
+    """Unbuffered output to a descriptor. After a failed write, the descriptor is redirected to the null device.
+
+    The redirection also affects other code that writes to the descriptor.
+    """
 
     failure: OSError | None = None
 
     def write(self, data: Any) -> int:
-        """Write some of `data`, or after a failure discard it; returns the number of bytes written or discarded."""
+        """Write some or all of `data`; returns the number of bytes written.
+
+        If writing fails, `data` is discarded, and its size is returned.
+        """
         try:
-            while (count := super().write(data)) is None:  # another program made a full pipe non-blocking
+            while (count := super().write(data)) is None:  # the pipe is full, and another program made it non-blocking
                 select.select([], [self], [])
             return count
         except OSError as error:
@@ -39,7 +45,7 @@ class _Output(io.FileIO):
 class _Text(io.TextIOWrapper):
     """A guarded text stream. If `escapes` is True, characters that could control a terminal are escaped.
 
-    A carriage return at the start of a text is not escaped, because tqdm redraws its bar with it.
+    A carriage return at the start of a text is not escaped, because tqdm writes it to redraw its bar.
     """
 
     escapes = True
@@ -61,8 +67,9 @@ def guard() -> None:
 
     Characters that a stream's encoding lacks are escaped, and text that cannot be written is discarded.
 
-    A stream that was closed before the start (`>&-`) is opened on the null device; otherwise its descriptor would be
-    given to the next file that is opened. Streams of other classes, such as a notebook's, are left as they are.
+    A stream that was closed before the start (`>&-`) is opened on the null device; otherwise the next file that is
+    opened would get its descriptor. A stream that is not an `io.TextIOWrapper`, such as a notebook's, is left
+    unchanged.
     """
     for descriptor, name in enumerate(STREAMS, 1):
         stream = getattr(sys, name)
@@ -78,7 +85,7 @@ def guard() -> None:
 
 
 def failures() -> dict[str, OSError]:
-    """The streams that could not be written since the start: name of the stream -> error of the write."""
+    """The streams to which a write has failed, as a dict: name such as "standard output" -> error of the write."""
     outputs = {text: _output(getattr(sys, name)) for name, text in STREAMS.items()}
     return {text: output.failure for text, output in outputs.items() if output is not None and output.failure}
 
@@ -90,10 +97,10 @@ def is_read() -> bool:
 
 
 def exit_code(code: int) -> int:
-    """The exit code of a command that would end with `code`: 2 instead of 0 if text that it printed is lost.
+    """The exit code of a command that would otherwise exit with `code`.
 
-    In that case, a sentence is printed to standard error. If the reader of a pipe has ended (`| head -1`), nothing
-    counts as lost.
+    It is 2 instead of 0 if a write to standard output failed, so that text is lost. A sentence on standard error then
+    says so. Text that is not written because the reader of a pipe has ended (`| head -1`) does not count as lost.
     """
     if sys.stdout is not None:
         sys.stdout.flush()
@@ -106,7 +113,7 @@ def exit_code(code: int) -> int:
 
 
 def notify(text: str) -> None:
-    """Write `text` to standard error if this needs no waiting; for signal handlers, which must not raise or wait."""
+    """Write `text` to standard error if this does not block. For signal handlers, which must not raise or block."""
     with suppress(OSError):
         if select.select([], [2], [], 0)[1]:
             os.write(2, text.encode())

@@ -37,7 +37,7 @@ def select(name: str, local_rank: int = 0) -> torch.device:
 
 
 def describe(device: torch.device) -> str:
-    """The device's name (for a CPU, with its number of threads) for the summary at the start of a run."""
+    """The device's name, and for a CPU its number of threads, for the lines that a run prints at its start."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type}, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
@@ -57,7 +57,7 @@ def resolve_precision(name: Precision, device: torch.device) -> Precision:
 
 
 def _cpu_has_bf16() -> bool:
-    """Whether this CPU has instructions that multiply in bf16: AVX-512 BF16 or AMX."""
+    """Whether this CPU has instructions for matrix products in bf16: AVX-512 BF16 or AMX."""
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # in newer versions of torch
     checks = (getattr(torch.cpu, f"_is_{name}_supported", bool) for name in ("avx512_bf16", "amx_tile"))
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")) or any(check() for check in checks)
@@ -69,7 +69,7 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
-    """The type of matrix products on `device` at this point: autocast's type if enabled, else fp32."""
+    """The dtype in which matrix products on `device` are now computed: autocast's if it is enabled, else fp32."""
     enabled = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
     return torch.get_autocast_dtype(device.type) if enabled else torch.float32
 
@@ -83,7 +83,7 @@ def full_precision(device: torch.device) -> AbstractContextManager[Any]:
 class DeviceCopier:
     """Copies batches to the device and tensors to the host.
 
-    Batches are copied to a CUDA GPU in a stream of their own, so that the GPU computes meanwhile.
+    Batches are copied to a CUDA GPU in a separate CUDA stream, so that the GPU can compute during the copy.
     """
 
     def __init__(self, device: torch.device):
@@ -93,8 +93,9 @@ class DeviceCopier:
     def __call__(self, batches: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """Yield the batches on the device, in order.
 
-        On a CUDA GPU, each batch is copied while the previous one is in use. If the first batch is in pinned memory, it
-        is copied while the GPU still computes the previous step.
+        On a CUDA GPU, the copy of a batch is started before the previous batch is yielded, so that it is copied while
+        that batch is in use. If the first batch is in pinned memory, it is copied while the GPU still computes what was
+        queued before this call.
         """
         if self._stream is None:
             yield from (to_device(batch, self.device) for batch in batches)
@@ -108,10 +109,10 @@ class DeviceCopier:
         yield from (_synchronised(batch, self._stream, compute_stream) for batch in prefetched)
 
     def to_host(self, tensor: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
-        """Copy a tensor to the host; returns the copy, and a CUDA event that is reached when the copy is complete.
+        """Copy a tensor to the host; returns the copy, and a CUDA event that marks the completion of the copy.
 
-        The caller waits for the event before it reads the copy. For a tensor that is not on a CUDA GPU, the copy is
-        complete already, and the event is None.
+        The caller must synchronise with the event before it reads the copy. For a tensor that is not on a CUDA GPU, the
+        copy is already complete, and the event is None.
         """
         if not tensor.is_cuda:
             return tensor.cpu(), None
@@ -126,7 +127,7 @@ def _synchronised(batch: dict[str, Any], copy: torch.cuda.Stream, compute: torch
     compute.wait_stream(copy)
     for tensor in batch.values():
         if isinstance(tensor, torch.Tensor) and tensor.is_cuda:
-            tensor.record_stream(compute)  # otherwise its memory could be reused before `compute` has read it
+            tensor.record_stream(compute)  # otherwise the tensor's memory could be reused before `compute` reads it
     return batch
 
 

@@ -1,9 +1,9 @@
-"""Several processes under torchrun; this is the only file that uses torch.distributed.
+"""Communication between the processes of a run, and data-parallel training with DDP and FSDP.
 
-A single process runs the same code with world size 1, and the functions of this file then communicate nothing. With the
-strategy `ddp`, each rank holds the whole model, and `data_parallel` sums the gradients over ranks. With `fsdp`, each
-rank holds a part of every parameter, a DTensor (`shard`). Files always hold full tensors, so that a run can be resumed
-with any strategy and any number of processes.
+This is the only file that uses torch.distributed. A single process runs the same code with world size 1; the functions
+of this file then do not communicate. With the strategy `ddp`, each rank holds the whole model, and `data_parallel` sums
+the gradients over ranks. With `fsdp`, every parameter is a DTensor, of which each rank holds a part (`shard`).
+Checkpoints always hold full tensors, so that a run can be resumed with any strategy and any number of processes.
 """
 
 import os
@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from common.errors import UserError
 from common.machine import torchrun
 
-# If a process fails, the others lose their connection to it and raise errors, too. They wait this many seconds before,
-# because torchrun reports the earliest error (in whole seconds), which should be that of the process that failed.
+# If a process fails, the other processes lose their connection to it and fail, too. They wait this many seconds before
+# they record their error: torchrun reports the earliest error, by a time in whole seconds, and that should be the error
+# of the process that failed first.
 PEER_ERROR_DELAY = 3.0
 
 MEETING_REMEDY = "start them with torchrun, or set MASTER_ADDR to the machine of rank 0 and MASTER_PORT to a free port"
@@ -59,7 +60,7 @@ def init_process_group(device: torch.device, timeout: float) -> None:
     """Join the group that torchrun describes in the environment; does nothing for a single process.
 
     `timeout` is the number of seconds after which a process that waits for another one raises an error. Tensors on the
-    CPU and Python objects are sent by gloo, even if there are GPUs, so that agreeing on a flag does not wait for the
+    CPU and Python objects are sent by gloo, even if there are GPUs, so that a collective on them does not wait for the
     GPU. Raises UserError if the processes cannot connect.
     """
     if _is_under_torchrun() and not dist.is_initialized():
@@ -82,8 +83,8 @@ def process_group(device: torch.device, timeout: float) -> Iterator[None]:
     """A context inside which this process belongs to the group of all processes; see `init_process_group`.
 
     If an exception is raised inside, the context writes it to torchrun's error file, so that torchrun shows its
-    traceback. It does so before it destroys the group, because the other processes then fail, too. A UserError is not
-    written: the process prints it without a traceback.
+    traceback. The context then destroys the group, which makes the other processes fail, too; their errors are
+    therefore later. A UserError is not written: the process prints it without a traceback.
     """
     init_process_group(device, timeout)
     try:
@@ -119,10 +120,10 @@ def gather(value: Any) -> list[Any]:
 
 
 def gather_samples(rows: list[Row], expected: int | None) -> list[Row]:
-    """The rows of all ranks, in ascending order of their sample ids; every rank gets all of them.
+    """Collect the rows of all ranks on every rank; returns them in ascending order of their sample ids.
 
     A row belongs to one sample and begins with the sample's id; no id may occur twice. `expected` is the number of
-    samples over all ranks, or None if it is unknown.
+    samples over all ranks, which is checked; None if it is unknown.
     """
     all_rows = [row for rank_rows in gather(rows) for row in rank_rows]
     counts = Counter(row[0] for row in all_rows)
@@ -156,10 +157,12 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
 def data_parallel(module: nn.Module) -> nn.Module:
     """Wrap `module` so that its backward pass also sums gradients over ranks (PyTorch's DDP).
 
-    Ranks may use different parameters. A parameter that no rank has used keeps `grad=None`, so that the optimizer
-    applies no weight decay to it. A backward pass sums the gradients if its forward pass was outside
-    `no_gradient_sync`; every rank must take part in such a pass. A module with sharded parameters is returned
-    unchanged, because FSDP sums gradients itself. With a single process, every module is returned unchanged.
+    A forward pass may use different parameters on different ranks. A parameter that no rank has used keeps `grad=None`,
+    so that the optimizer applies no weight decay to it. A backward pass sums the gradients if its forward pass was
+    outside `no_gradient_sync`; every rank must then make this forward and backward pass.
+
+    A module with sharded parameters is returned unchanged, because FSDP sums gradients itself. With a single process,
+    every module is returned unchanged.
     """
     if world_size() == 1 or is_sharded(list(module.parameters())):
         return module
@@ -179,8 +182,8 @@ def _sum_async(gradients: Tensor) -> torch.futures.Future[Tensor]:
 def no_gradient_sync(module: nn.Module) -> AbstractContextManager[None]:
     """A context inside which a `data_parallel` module accumulates gradients on each rank without summing over ranks.
 
-    The next backward pass after the context sums the accumulated gradients over ranks. For a module that is not wrapped
-    in DDP, the context changes nothing.
+    The first backward pass whose forward pass is outside the context sums the accumulated gradients over ranks. For a
+    module that is not wrapped in DDP, the context has no effect.
     """
     context: AbstractContextManager[None] = getattr(module, "no_sync", nullcontext)()
     return context
@@ -188,10 +191,10 @@ def no_gradient_sync(module: nn.Module) -> AbstractContextManager[None]:
 
 @torch.no_grad()
 def broadcast_buffers(model: nn.Module) -> None:
-    """Copy the buffers of rank 0 to all ranks. Buffers such as BatchNorm's statistics may differ between ranks.
+    """Copy the buffers of rank 0 to all ranks, because buffers such as BatchNorm's statistics may differ between ranks.
 
-    Only persistent buffers are copied; other buffers may differ even in shape. Buffers of any type are sent together,
-    as bytes.
+    Only persistent buffers are copied, because other buffers may differ even in shape between ranks. Buffers of all
+    types are sent together, as bytes.
     """
     persistent = model.state_dict().keys()
     buffers = [buffer for name, buffer in model.named_buffers() if name in persistent]
@@ -201,7 +204,7 @@ def broadcast_buffers(model: nn.Module) -> None:
     flat = torch.cat(pieces)
     dist.broadcast(flat, src=0)
     for buffer, piece in zip(buffers, torch.split(flat, [p.numel() for p in pieces]), strict=True):
-        buffer.copy_(piece.clone().view(buffer.dtype).view_as(buffer))  # the clone is aligned for any type
+        buffer.copy_(piece.clone().view(buffer.dtype).view_as(buffer))  # the clone's memory is aligned for any type
 
 
 def barrier() -> None:
@@ -242,7 +245,7 @@ def is_sharded(tensors: list[nn.Parameter]) -> bool:
 
 
 def local_part(tensor: Any) -> Tensor:
-    """This rank's part of a sharded tensor, in the same memory; an unsharded tensor is returned unchanged."""
+    """This rank's part of a sharded tensor, without a copy; an unsharded tensor is returned unchanged."""
     part: Tensor = tensor.to_local() if _is_part(tensor) else tensor
     return part
 
@@ -250,8 +253,8 @@ def local_part(tensor: Any) -> Tensor:
 def full_tensors(value: Any) -> Any:
     """Gather a sharded tensor, or all sharded tensors in a dict; other values are returned unchanged.
 
-    All ranks must call this together. Gathered tensors of a dict are moved to the CPU one by one, because a GPU may
-    have no room for the whole model.
+    This is a collective: all ranks must call it. The gathered tensors of a dict are moved to the CPU one by one,
+    because the memory of a GPU may be too small for the whole model.
     """
     if isinstance(value, dict):
         return {name: full_tensors(item).cpu() if _is_part(item) else item for name, item in value.items()}
@@ -285,7 +288,7 @@ def unsharded(model: nn.Module) -> Iterator[None]:
     """A context in which every rank holds the full model, so that ranks can call it independently of each other."""
     units = _units(model) if is_sharded(list(model.parameters())) else []
     if units:
-        units[0]._get_fsdp_state()._lazy_init()  # otherwise, the first layer to be called would become FSDP's root
+        units[0]._get_fsdp_state()._lazy_init()  # otherwise, FSDP would take the first layer that is called as its root
     for unit in units:
         unit.set_reshard_after_forward(False, recurse=False)
         unit.unshard()

@@ -20,20 +20,21 @@ UPDATE_ADVICE = (
 SINGLE_SAMPLE_ADVICE = (
     "one sample alone is too much, so give smaller images or shorter texts, a smaller model, or more memory"
 )
-OUT_OF_MEMORY_MESSAGES = (  # torch 2.15 has an exception class only for CUDA's caching allocator
+OUT_OF_MEMORY_MESSAGES = (  # texts of other errors; torch 2.15 has a class only for those of CUDA's caching allocator
     "DefaultCPUAllocator",  # "can't allocate memory", or "not enough memory" on Windows and macOS
     "out of memory",  # the CUDA driver, and MPS
     "STATUS_ALLOC_FAILED",  # cuBLAS and cuDNN
 )
-MAX_LISTED_SAMPLES = 4  # in an error message, which then states how many more there are
+MAX_LISTED_SAMPLES = 4  # in an error message; the message also counts the others
 
 
 @contextmanager
 def report_out_of_memory(what: str, batch: Batch, device: torch.device, advice: str) -> Iterator[None]:
-    """A context that turns an out-of-memory error into a UserError with the batch's shapes and samples, and `advice`.
+    """A context that turns an out-of-memory error into a UserError.
 
-    `what` begins the error's sentence, such as "Step 12". For a batch of one sample, SINGLE_SAMPLE_ADVICE replaces any
-    advice except UPDATE_ADVICE. Other errors propagate.
+    The error's sentence begins with `what`, such as "Step 12", states the shapes and sample ids of the batch, and ends
+    with `advice`. For a batch of one sample, SINGLE_SAMPLE_ADVICE replaces any advice except UPDATE_ADVICE. Other
+    errors propagate.
     """
     try:
         yield
@@ -59,9 +60,9 @@ def capacity(device: torch.device) -> int | None:
 
 
 def _container_limits(folder: Path) -> list[int]:
-    """The container's memory limit in bytes, from version 2 or 1 of Linux's control groups.
+    """A list with the container's memory limit in bytes, from version 2 or 1 of Linux's control groups.
 
-    The list is empty if no limit is stated. Version 1 states the lack of a limit by a very large number.
+    The list is empty if no limit is stated. Where there is no limit, version 1 states a very large number.
     """
     for file in (folder / "memory.max", folder / "memory" / "memory.limit_in_bytes"):
         with suppress(OSError, ValueError):  # "max" instead of a number
