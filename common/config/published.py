@@ -54,8 +54,8 @@ class Published(NamedTuple):
 def find(checkpoint: str) -> Published | None:
     """The published weights named `checkpoint`; None if `checkpoint` is a path.
 
-    A name that is also an existing path counts as a path.
-    Raises UserError for a word (letters, digits and _) that is neither a name in the table nor an existing path.
+    A name that is also an existing path counts as a path. Raises UserError for a word (letters, digits and _) that is
+    neither a name in the table nor an existing path.
     """
     if os.path.exists(os.path.expanduser(checkpoint)) or not _is_name(checkpoint):
         return None

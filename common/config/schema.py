@@ -34,8 +34,8 @@ class Options:
 
     path: ClassVar[str]  # package.module.Class
     fields: ClassVar[dict[str, Field]]
-    handed_on: ClassVar[tuple[str, ...]]  # of a task: the arguments that every model must take
-    offered: ClassVar[tuple[str, ...]]  # of a task: the arguments that a model may take
+    handed_on: ClassVar[tuple[str, ...]]  # of a task: names of arguments that every model's constructor must accept
+    offered: ClassVar[tuple[str, ...]]  # of a task: names of arguments that are passed to a model if it accepts them
 
 
 def module_file(module: str) -> Path | None:

@@ -13,7 +13,7 @@ from common.data.opening import open_regular
 from common.errors import UserError
 
 THREADS = 16  # on a network drive, 16 simultaneous requests take little longer than one
-FILES_PER_TASK = 1000  # number of files of which a thread reads the lengths in one task
+FILES_PER_TASK = 1000  # number of files per task of a thread, which reads the length of each file
 
 
 def digest(parts: Iterable[bytes | NDArray[np.generic]]) -> str:

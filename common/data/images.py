@@ -207,7 +207,7 @@ def _range(values: NDArray[Any], path: Path) -> tuple[float, str]:
 
 
 def range_notes(count: int, file: Callable[[int], Path]) -> list[str]:
-    """Search some of a split's `count` images for grey ones with more than 8 bits or floats; returns notes on them.
+    """Open a sample of a split's `count` images; returns a note on grey images with more than 8 bits or floats.
 
     `file` returns the path of an image by its index. At most SAMPLED_FILES images, at equal distances, are opened. An
     image that cannot be read is skipped, because `read_image` reports it later.

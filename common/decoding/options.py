@@ -29,8 +29,8 @@ class DecodingOptions:
         finished one (early_stopping=False in transformers). A better hypothesis may be missed, because the score of an
         unfinished hypothesis can still rise with its length.
         "never": when even the highest score that the best unfinished hypothesis can reach is at most that of the worst
-        finished one (early_stopping="never" in transformers). It is reached at the maximum length if the remaining
-        tokens have probability 1. No better hypothesis is missed.
+        finished one (early_stopping="never" in transformers). This highest score is the one at the maximum length if
+        all further tokens have probability 1. No better hypothesis is missed.
     candidates: the maximum number of answers to each sentence: the best ones of beam search, or this many samples.
     longest_factor, longest_extra: an answer to S source tokens has at most floor(longest_factor * S) + longest_extra
         tokens, but this limit is at least 1.

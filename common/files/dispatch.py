@@ -17,7 +17,7 @@ CLASSES: dict[str, Callable[[Description], Logger]] = {"wandb": WandB, "trackio"
 START_SECONDS = 60  # the longest wait for a logger to start; its import alone may take some seconds
 PUT_SECONDS = 10  # the longest wait for a place in the queue of a logger's calls
 END_SECONDS = 60  # the longest wait for a logger to close
-MAX_WAITING = 100  # maximum number of calls in the queue of a logger's calls
+MAX_WAITING = 100  # maximum number of calls that wait in the queue of a logger
 
 Sent = Mapping[tuple[int, str], float | None]  # (step, name) -> the number; None stands for any number
 
@@ -161,7 +161,7 @@ class Dispatch:
                 self._paused.add(name)
                 self._loggers[name].reopen()
                 reason = f"{name}'s events cannot be written ({error.strerror}) and are dropped."
-                # Not by `warn`: the disk may have no room for train.log, either.
+                # `warn` is not used, because it writes to train.log, for which the disk may have no room either.
                 print(f"Warning: {reason}", file=sys.stderr, flush=True)
             except Exception as error:
                 del self._loggers[name]

@@ -179,7 +179,9 @@ def _written_pictures(folder: Path, ending: str) -> Iterator[str]:
 
 
 def answered_file(answer: Path) -> str:
-    """Read which input file the JSON or JSON Lines file `answer` belongs to: its key "file", in JSON Lines of line 1.
+    """Return the path of the input to which the JSON or JSON Lines file `answer` belongs.
+
+    It is stored under the key "file"; in JSON Lines, in the first line.
 
     Raises OSError, ValueError, TypeError, KeyError or RecursionError if `answer` cannot be read or states no input.
     """

@@ -25,7 +25,7 @@ LoggerName = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 # of MLflow can name another.
 PROJECT = "triptych"
 WAIT_SECONDS = 40  # how long Weights & Biases waits for its server, at the start and at the end
-MAX_PARAMETER = 6000  # characters of a parameter's value; MLflow's limit
+MAX_PARAMETER = 6000  # maximum number of characters of a parameter's value in MLflow
 
 
 class Logger(Protocol):
@@ -206,7 +206,7 @@ def _has_account(wandb: Any) -> bool:
 class Trackio:
     """Trackio, which stores runs in a database, by default under the user's home.
 
-    The user's environment can name another folder, a server, or a Space of Hugging Face instead.
+    The user's environment variables can name another folder, a server, or a Space of Hugging Face instead.
     """
 
     def __init__(self, run: Description):
