@@ -20,7 +20,7 @@ _TOO_MANY_DIGITS = "set_int_max_str_digits"  # in Python's message about an inte
 
 
 def read_yaml(file: Path, remedy: str, *, resolve: bool = False) -> Any:
-    """The content of a file in plain types; raises UserError, which ends with `remedy`, if it cannot be read.
+    """The content of a file in plain types; raises UserError, which ends with `remedy`, if the file cannot be read.
 
     With `resolve`, interpolations are replaced by their values.
     """
@@ -37,7 +37,7 @@ def read_yaml(file: Path, remedy: str, *, resolve: bool = False) -> Any:
 
 
 def is_about_text(error: Exception) -> bool:
-    """Whether an error means that a text cannot be parsed as YAML. Other errors are about its keys and values."""
+    """Whether an error means that a text cannot be parsed as YAML. Other errors concern keys or values in the text."""
     return isinstance(error, RecursionError | UnicodeError | yaml.YAMLError) or _TOO_MANY_DIGITS in str(error)
 
 

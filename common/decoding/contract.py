@@ -23,7 +23,7 @@ class Decoder(Protocol):
 
     The decoding state may be of any type. After a state was passed to `reorder`, only the returned state is used. A row
     of the batch is one hypothesis. All sentences have the same number of rows, and the rows of a sentence are adjacent,
-    before and after `reorder`. So a model can store what depends only on the source once per sentence.
+    before and after `reorder`. So a model can store values that depend only on the source once for each sentence.
     """
 
     def encode(self, source: Tensor, lengths: Tensor) -> Any:

@@ -38,7 +38,8 @@ class DecodingOptions:
         the model gives it, as in fairseq. "cut": any token, so that the answer may lack its end, as in transformers.
     temperature: the logits are divided by this number before sampling.
     top_k: sample only from the `top_k` likeliest tokens; 0 means from all.
-    top_p: sample only from the fewest likeliest tokens whose total probability reaches `top_p`; 1 means from all.
+    top_p: sample only from the smallest set of likeliest tokens whose total probability is at least `top_p`; 1 means
+        from all.
     seed: the seed of sampling. The random numbers of a sample depend only on the seed, the sentence's id and the
         sample's number, and not on the other sentences in the batch.
     attention: whether an answer contains the last layer's cross-attention of the best translation, for pictures.

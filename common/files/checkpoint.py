@@ -37,7 +37,7 @@ class NewerFormatError(UserError):
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint that holds `content` and, under the key "format", FORMAT.
+    """Write a checkpoint that holds `content` and, under the key "format", the version of the file format.
 
     At any moment, `path` is either the old file or the complete new one. After an error, the old file is unchanged.
     Raises TypeError if a value is neither a tensor nor of a plain type, because such a file could not be loaded. Raises

@@ -58,7 +58,7 @@ class Threaded:
             self._put(lambda logger: logger.numbers(step, new))
 
     def picture(self, step: int, name: str, images: Tensor) -> None:
-        """Send images, unless the logger already has numbers of the same evaluation."""
+        """Send images, unless the logger already has numbers of the same evaluation (the same `step` and `name`)."""
         if not any(sent == step and number.startswith(f"{name}/") for sent, number in self._sent):
             self._put(lambda logger: logger.picture(step, name, images))
 

@@ -97,7 +97,7 @@ class CheckpointFolder:
         sync_folder(self.path)
 
     def latest(self, warn: Callable[[str], None] = warnings.warn, check: Check = _accept) -> LoadedCheckpoint | None:
-        """The newest undamaged checkpoint that `check` accepts, or None if there are no checkpoints.
+        """The path and content of the newest undamaged checkpoint that `check` accepts; None if there is no checkpoint.
 
         Newer files are skipped, with a warning for each. If there are files but none can be used, raises the error of
         `check` for the newest undamaged one, or UserError if all are damaged. A file that a newer version of this

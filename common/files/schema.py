@@ -1,7 +1,7 @@
 """Check the content of a stored file against types before the content is used.
 
-A TypedDict or a dataclass describes the keys of a dict; keys that it does not name are permitted. Other types are list,
-tuple, dict, unions, Literal, ranges (common/types.py), tensors, plain types, and Any.
+A TypedDict or a dataclass describes the keys of a dict; keys that it does not name are permitted. The other supported
+types are list, tuple, dict, unions, Literal, ranges (common/types.py), tensors, plain types, and Any.
 """
 
 import dataclasses
