@@ -30,8 +30,9 @@ class Records(list[Any]):
 
         Args:
             records: the items, which are dicts for one input, or the Records of several inputs.
-            draw: returns a picture uint8 (3, H, W) of the input with its predictions; None if there is no picture.
-            text: HTML of the input with its predictions; None if there is no text.
+            draw: a function that returns a picture uint8 (3, H, W) of the input with its predictions; None means that
+                there is no picture.
+            text: HTML of the input with its predictions; None means that there is no text.
         """
         super().__init__(records)
         self.draw, self.text = draw, text
@@ -49,7 +50,7 @@ class Records(list[Any]):
         return buffer.getvalue()
 
     def _repr_html_(self) -> str | None:
-        """Return the HTML of one input, or the pictures and texts of the first `MAX_SHOWN` of several inputs as HTML.
+        """Return the text of one input, or HTML with the pictures and texts of the first `MAX_SHOWN` of several inputs.
 
         Returns None for one input without text; Jupyter then displays its picture, or else the plain list.
         """
