@@ -175,10 +175,10 @@ class Task(Protocol):
         """
 
     def normalisers(self, batch: Batch) -> dict[str, float]:
-        """Return a batch's summand of the divisor of each loss term, by name.
+        """Return the number that a batch contributes to the divisor of each loss term, by name.
 
-        It is computed from the targets and constants, not from the model's outputs. The sum over a step's batches on
-        all ranks is what `loss` receives.
+        The numbers are computed from the targets and constants, not from the model's outputs. `loss` receives their
+        sums over a step's batches on all ranks.
         """
 
     def loss(self, model: nn.Module, batch: Batch, normalisers: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:

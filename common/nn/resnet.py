@@ -180,7 +180,7 @@ def real_positions(shape: Sequence[int], sizes: Tensor, stride: int) -> Tensor:
 
     `shape` is the padded (H, W) of the images in pixels, and `sizes` (B, 2) are their heights and widths without
     padding. H' = ceil(H / stride), because each layer of stride 2 maps H to ceil(H / 2). The code uses the formula of a
-    convolution's output size, (H - 1) // stride + 1, which is the same number. Symbolic tracing then recognises that
+    convolution's output size, (H - 1) // stride + 1, which gives the same number. Symbolic tracing then recognises that
     the mask and the feature map have equal sizes.
     """
     height, width = ((side - 1) // stride + 1 for side in shape)

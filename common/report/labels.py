@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 Rectangles = NDArray[np.int64]  # (n, 4) x0, y0, x1, y1 in pixels; column x1 and row y1 lie just outside the rectangle
 
-CROSSING = 10.0  # hiding 1 pixel of an outline's length costs as much as 10 pixels between a label and its box
+CROSSING = 10.0  # cost of 1 pixel of hidden outline length, in pixels of distance between a label and its box
 CHECKED_AT_ONCE = 64  # positions that are compared with the placed labels in one operation
 
 

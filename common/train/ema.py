@@ -1,6 +1,7 @@
 """An exponential moving average (EMA) of a model's weights, which is evaluated instead of the raw weights.
 
-Polyak and Juditsky 1992; the warm-up of the decay is that of TensorFlow's ExponentialMovingAverage.
+The method is from Polyak and Juditsky 1992. The decay grows during the first updates, as in TensorFlow's
+ExponentialMovingAverage.
 """
 
 from collections.abc import Iterator

@@ -146,7 +146,7 @@ class Trainer:
             return numbers
 
     def _loop(self, run: Run, context: _Context, order: batching.Order, options: OptimizerOptions, total: int) -> None:
-        """Take the remaining steps. After a step, log, save or evaluate if it is due, and stop after a signal."""
+        """Take the remaining steps. After each step, log, save and evaluate if due, and stop after a signal."""
         log, eval_every = context.log, self.eval_every or order.steps(1)
         if run.step and (run.evaluation_lost or run.step % eval_every == 0 or run.step == total):
             self._validate(run, context)  # the run may have been killed before or during this evaluation
@@ -193,7 +193,7 @@ class Trainer:
                         return
 
     def _ends_early(self, run: Run, total: int) -> bool:
-        """Whether the run ends before step `total`, because the last `patience` evaluations gave no better goal."""
+        """Whether the run ends before step `total`, since the last `patience` evaluations did not improve the goal."""
         return self.patience is not None and run.evaluations_since_best >= self.patience and run.step < total
 
     def _early_end(self, run: Run, total: int) -> str:
@@ -282,7 +282,7 @@ class Trainer:
         with context.average.applied(run.model) if context.average else nullcontext():
             numbers, _ = self._evaluate(run, context, "val", on_answers=keep_first)
         score = numbers.get(run.task.goal.name, math.nan)
-        improved = run.task.goal.better(score, run.best)  # also if a full disk kept the checkpoint from being written
+        improved = run.task.goal.better(score, run.best)  # counts even if this checkpoint could not be written
         run.evaluations_since_best = 0 if improved else run.evaluations_since_best + 1
         self._rank(run, context, score)
         self._show_best(run, context.log)
@@ -296,7 +296,7 @@ class Trainer:
                 run.alarms.append(alarm)
 
     def _show_best(self, run: Run, log: Log) -> None:
-        """Show the goal's best value so far in the log, with its step unless that is unknown (0, see `_ranking`)."""
+        """Show the goal's best value so far in the log, with its step if that is known (step 0 means unknown)."""
         if run.ranking:
             value, step = run.ranking[0]
             log.show_best(f"best val/{run.task.goal.name} {value:.4g}" + (f" at step {step}" if step else ""))

@@ -19,7 +19,7 @@ PADDING_COST = 1e12  # cost of a padding row, higher than every other cost
 
 @dataclass(frozen=True, kw_only=True)
 class MatcherOptions:
-    """Weights of the three matching costs, which in the paper equal the weights of the loss terms (appendix A.2)."""
+    """Weights of the three matching costs; in the paper, they equal the weights of the loss terms (appendix A.2)."""
 
     class_cost: NonNegativeFloat
     box_cost: NonNegativeFloat
