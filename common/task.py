@@ -117,7 +117,7 @@ class OptionalData(Protocol):
 
         A run can only be resumed with data that have the same digests, unless allow_changes permits other data.
         common/data/fingerprints.py has functions that compute digests. This method is called on rank 0 only, after
-        `count`. If a data set lacks it, a digest of the samples' costs is compared instead.
+        `count`. If a data set lacks this method, a digest of the samples' costs is compared instead.
         """
 
 
@@ -155,8 +155,8 @@ class Task(Protocol):
     """A problem: its loss, predictions and metrics, independent of the model and the data set."""
 
     goal: Goal  # an attribute of the class, or set by its constructor
-    # The keys of `model_arguments` that every model must accept, as a literal tuple or (*Parent.handed_on, "key"). The
-    # check of the config reads this tuple from the source code, without importing the class.
+    # The keys of `model_arguments` that every model must accept: a tuple of string literals, which may begin with
+    # *Parent.handed_on. The check of the config reads this tuple from the source code, without importing the class.
     handed_on: ClassVar[tuple[str, ...]]
 
     def model_arguments(self) -> dict[str, Any]:

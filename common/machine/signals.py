@@ -16,7 +16,7 @@ from common.machine import console, distributed
 SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")  # SLURM is often configured to send the last two
 CTRL_C_MESSAGE = "\nCtrl-C: stopping after this step, with a checkpoint; once more stops at once.\n"
 END = b"\0"  # this byte ends the watchdog's thread; no signal has the number 0
-SECOND_CTRL_C_DELAY = 2.0  # seconds from the second Ctrl-C to the end of the process; the main thread closes its files
+SECOND_CTRL_C_DELAY = 2.0  # seconds until a second Ctrl-C ends the process; until then, the main thread closes files
 
 
 class StopSignals:

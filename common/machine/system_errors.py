@@ -1,4 +1,4 @@
-"""Describe an error of the operating system, such as a full disk, in one sentence, and allow enough open files."""
+"""Describe an error of the operating system, such as a full disk, in one sentence; raise the limit on open files."""
 
 import errno
 import sys

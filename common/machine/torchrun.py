@@ -9,7 +9,7 @@ REMEDY = "start several processes with torchrun, which sets RANK, LOCAL_RANK and
 
 
 class Process(NamedTuple):
-    """The numbers of this process in the run and on its machine, both from 0, and how many processes there are.
+    """The index of this process in the run and on its machine, both counted from 0, and the numbers of processes.
 
     `rank` and `world_size` refer to the whole run, `local_rank` and `local_world_size` to this machine.
     """

@@ -102,7 +102,7 @@ class Attention(nn.Module):
     def cache_memory(self, k: Tensor, v: Tensor) -> "Cache":
         """Project k and v (B, M, C), such as an encoder's output, and return a cache that holds the projections.
 
-        `forward` is then called with this cache and without k and v, so that they are projected only once.
+        `forward` is then called with this cache and without k and v, so that k and v are projected only once.
         """
         k, v = (
             self._project_part(k, 1, 3).chunk(2, dim=-1)
@@ -161,7 +161,7 @@ class Cache:
         return self.content()
 
     def select(self, rows: Tensor) -> None:
-        """Replace the batch by its entries with the indices `rows` (B',) int64, in this order; they may repeat."""
+        """Keep the batch entries with the indices `rows` (B',) int64, in this order; an index may repeat."""
         if self.buffers is not None:
             keys, values = self.content()
             self.buffers = keys[rows], values[rows]

@@ -96,8 +96,8 @@ class Memory(NamedTuple):
 class BlockCache(NamedTuple):
     """The cached keys and values of one block in decoding."""
 
-    own: Cache  # of the preceding tokens, for self-attention; grows in each call
-    memory: Cache | None = None  # of the memory, for cross-attention; constant; None if there is no memory
+    own: Cache  # keys and values of the preceding tokens, for self-attention; grows in each call
+    memory: Cache | None = None  # keys and values of the memory, for cross-attention; None without a memory
 
 
 class Context(TypedDict, total=False):

@@ -20,7 +20,7 @@ MAX_SHOWN = 16  # maximum number of inputs that a cell of a notebook displays; t
 
 
 class Records(list[Any]):
-    """A list of the predictions for one input, which are dicts, or a list of the Records of several inputs.
+    """A list of dicts, the predictions for one input, or a list of Records, one for each of several inputs.
 
     It can be used like any list. Jupyter displays it as a picture or as text.
     """
@@ -29,7 +29,7 @@ class Records(list[Any]):
         """Create the list, and set what Jupyter displays.
 
         Args:
-            records: the items, which are dicts for one input, or the Records of several inputs.
+            records: the items: dicts for one input, or Records for several inputs.
             draw: a function that returns a picture uint8 (3, H, W) of the input with its predictions; None means that
                 there is no picture.
             text: HTML of the input with its predictions; None means that there is no text.

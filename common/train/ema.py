@@ -30,7 +30,7 @@ class Average:
         """Update the average after an optimizer step.
 
         The decay of update n (counted from 0) is min(decay, (1 + n) / (10 + n)). The initial weights therefore lose
-        their influence quickly, also in a short run.
+        their influence quickly, even in a short run.
         """
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         current = model.state_dict()

@@ -23,8 +23,8 @@ def block_matrices(model: nn.Module) -> set[str]:
 
     Muon updates them, except those that are frozen or that weight decay skips (`OptionalModel.undecayed`).
 
-    Embeddings, heads, norms, biases and convolutions are left to AdamW, as in section 2.2 of Liu et al. 2025. Raises
-    UserError if the model has no stack of blocks, or if its parameters are sharded over processes.
+    Embeddings, output heads, norms, biases and convolutions are left to AdamW, as in section 2.2 of Liu et al. 2025.
+    Raises UserError if the model has no stack of blocks, or if its parameters are sharded over processes.
     """
     if distributed.is_sharded(list(model.parameters())):
         raise UserError("optimizer.name=muon needs whole matrices; use trainer.strategy=ddp, or optimizer.name=adamw.")
@@ -71,7 +71,7 @@ class MuonWithAdamW(Optimizer):
             fused: whether AdamW updates all parameters in one kernel; None lets PyTorch decide.
         """
         matrices, others = ([group for group in groups if group["muon"] == muon] for muon in (True, False))
-        self._optimizers: dict[bool, Optimizer] = {}  # key: whether it is Muon; absent without groups for it
+        self._optimizers: dict[bool, Optimizer] = {}  # True: Muon, False: AdamW; only those that have groups
         # Both constructors add their options to the dicts in `groups`.
         if matrices:
             self._optimizers[True] = torch.optim.Muon(matrices, momentum=momentum, adjust_lr_fn="match_rms_adamw")

@@ -51,10 +51,10 @@ class ScheduleOptions:
     name: Literal["constant", "step", "cosine", "inverse_sqrt", "noam"]
     warmup: Count | Fraction  # length of the linear warm-up: an integer is steps, a float is a fraction of the run
     start: Fraction  # the factor from which the warm-up rises; noam rises from 0
-    drops: list[Fraction]  # step: the positions of the drops, as fractions of the run
-    factor: Fraction  # step: the number by which each drop multiplies the rate
-    final: Fraction  # cosine: the factor at the end of the run
-    width: Positive | None  # noam: the model's width; the rate is divided by its square root
+    drops: list[Fraction]  # for "step": the positions of the drops, as fractions of the run
+    factor: Fraction  # for "step": the number by which each drop multiplies the rate
+    final: Fraction  # for "cosine": the factor at the end of the run
+    width: Positive | None  # for "noam": the model's width; the rate is divided by its square root
 
     def __post_init__(self) -> None:
         if self.name == "noam" and self.width is None:

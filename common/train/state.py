@@ -40,7 +40,8 @@ class Run:
     step: int = 0  # optimizer steps taken so far
     ranking: list[tuple[float, int]] = field(default_factory=list)  # (goal's value on val, step), best first
     evaluations_since_best: int = 0  # evaluations on val since the goal last improved
-    sums: dict[str, Tensor] = field(default_factory=dict)  # loss, its parts and gradient norm since the last log line
+    # This rank's sums of the loss, its parts and the gradient norm over the steps since the last log line.
+    sums: dict[str, Tensor] = field(default_factory=dict)
     summed_steps: int = 0  # number of steps in `sums`
     alarms: list[str] = field(default_factory=list)  # texts of the alarms raised so far; each alarm is raised once
     evaluation_lost: bool = False  # whether resuming removed the evaluation after step `step` from the log

@@ -55,7 +55,7 @@ class _Context:
 
 @dataclass(kw_only=True)
 class Trainer:
-    """The options of the training loop, and the loop itself; configs/trainer/default.yaml explains every option."""
+    """The options of the training loop, and the loop itself; configs/trainer/default.yaml explains the options."""
 
     steps: Positive | None
     epochs: Positive | None
@@ -66,7 +66,7 @@ class Trainer:
     compile: bool
     deterministic: bool
     strategy: Literal["ddp", "fsdp"]
-    workers: Annotated[int, Range(low=0, high=1024)] | Literal["auto"]  # auto is resolved there, too
+    workers: Annotated[int, Range(low=0, high=1024)] | Literal["auto"]  # auto is resolved in the same file
     device: Literal["auto", "cpu", "cuda", "mps"]
     timeout: Positive
     grace: Annotated[float, Range(above=0.0, high=1e7)] | None
@@ -98,10 +98,13 @@ class Trainer:
 
         If `average_last` is above 0, the entry "weights" describes the weights that were tested.
 
-        Raises UserError when a loss or gradient is not finite, or a sample cannot be read. After a signal, writes a
-        checkpoint and raises Stopped. With `resume`, the run continues from its last checkpoint. The result is then bit
-        for bit that of an uninterrupted run (on a GPU, if `deterministic`), because data and dropout depend only on the
-        seed, the step and the rank.
+        Raises UserError when a loss or gradient is not finite, a sample cannot be read, the last checkpoint cannot be
+        written, or `patience` is set without a val split. After a signal during a step, writes a checkpoint and raises
+        Stopped; a signal during an evaluation raises Stopped without another checkpoint.
+
+        With `resume`, the run continues from its last checkpoint. The result is then bit for bit that of an
+        uninterrupted run (on a GPU, if `deterministic`), because data and dropout depend only on the seed, the step and
+        the rank.
         """
         order = batching.Order(run.data.cost("train"), run.data.batch_size, run.seed)
         total = self.steps or order.steps(self.epochs or 1)
