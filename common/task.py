@@ -117,7 +117,7 @@ class OptionalData(Protocol):
 
         A run can only be resumed with data that have the same digests, unless allow_changes permits other data.
         common/data/fingerprints.py has functions that compute digests. This method is called on rank 0 only, after
-        `count`. If a data set lacks it, a digest of the samples' costs is compared instead.
+        `count`. If a data set lacks this method, a digest of the samples' costs is compared instead.
         """
 
 
@@ -155,8 +155,8 @@ class Task(Protocol):
     """A problem: its loss, predictions and metrics, independent of the model and the data set."""
 
     goal: Goal  # an attribute of the class, or set by its constructor
-    # The keys of `model_arguments` that every model must accept, as a literal tuple or (*Parent.handed_on, "key"). The
-    # check of the config reads this tuple from the source code, without importing the class.
+    # The keys of `model_arguments` that every model must accept: a tuple of string literals, which may begin with
+    # *Parent.handed_on. The check of the config reads this tuple from the source code, without importing the class.
     handed_on: ClassVar[tuple[str, ...]]
 
     def model_arguments(self) -> dict[str, Any]:
@@ -175,10 +175,10 @@ class Task(Protocol):
         """
 
     def normalisers(self, batch: Batch) -> dict[str, float]:
-        """Return a batch's summand of the divisor of each loss term, by name.
+        """Return the number that a batch contributes to the divisor of each loss term, by name.
 
-        It is computed from the targets and constants, not from the model's outputs. The sum over a step's batches on
-        all ranks is what `loss` receives.
+        The numbers are computed from the targets and constants, not from the model's outputs. `loss` receives their
+        sums over a step's batches on all ranks.
         """
 
     def loss(self, model: nn.Module, batch: Batch, normalisers: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:

@@ -34,6 +34,6 @@ Seed = Annotated[int, Range(low=0, high=MAX_INTEGER)]
 Layers = Annotated[int, Range(low=1, high=1000)]
 Side = Annotated[int, Range(low=1, high=65_535)]  # of an image, in pixels; JPEG's limit
 Fraction = Annotated[float, Range(low=0.0, high=1.0)]
-Share = Annotated[float, Range(low=0.0, high=0.9)]  # of train's samples, to be cut as val or test
+Share = Annotated[float, Range(low=0.0, high=0.9)]  # the fraction of train's samples that becomes val or test
 PositiveFloat = Annotated[float, Range(above=0.0)]
 NonNegativeFloat = Annotated[float, Range(low=0.0)]

@@ -1,4 +1,4 @@
-"""Record signals that stop a run, and let all ranks agree at the end of a step whether to stop."""
+"""Record signals that stop a run, and let all ranks agree after a step or an evaluation whether to stop."""
 
 import math
 import os
@@ -15,22 +15,27 @@ from common.machine import console, distributed
 
 SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")  # SLURM is often configured to send the last two
 CTRL_C_MESSAGE = "\nCtrl-C: stopping after this step, with a checkpoint; once more stops at once.\n"
-END = b"\0"  # ends the watchdog's thread; no signal has this number
-SECOND_CTRL_C_DELAY = 2.0  # seconds for the main thread to close its files, after which the process is ended
+END = b"\0"  # this byte ends the watchdog's thread; no signal has the number 0
+SECOND_CTRL_C_DELAY = 2.0  # seconds until a second Ctrl-C ends the process; until then, the main thread closes files
 
 
 class StopSignals:
     """A context manager inside which signals that would end the process are only recorded.
 
     The handler records a signal and, for Ctrl-C, prints a message. It does not write a checkpoint or call a collective,
-    because it could interrupt another checkpoint or collective that is under way. A second Ctrl-C raises
-    KeyboardInterrupt at once. Signals that the process ignores (nohup) stay ignored. When the run has stopped and its
-    checkpoint is written, the handlers that other code had installed before are called for the signals that were
-    received; the handler of submitit puts the job back into SLURM's queue.
+    because the signal may arrive while another checkpoint is being written or another collective is running. A second
+    Ctrl-C raises KeyboardInterrupt at once. Signals that the process ignores (nohup) stay ignored.
+
+    If the context ends with the exception Stopped, the Python handlers that other code had installed before are called
+    for the signals that were received. For example, submitit's handler puts the job back into SLURM's queue.
     """
 
     def __init__(self, grace: float | None = None) -> None:
-        """End the process if the context is still open `grace` seconds after SIGTERM; None sets no limit."""
+        """Create the context manager, without installing handlers.
+
+        If the context is still open `grace` seconds after SIGTERM, the process is ended. If `grace` is None, there is
+        no time limit.
+        """
         self.received: list[str] = []
         self._grace = grace
         self._owner = os.getpid()
@@ -38,7 +43,10 @@ class StopSignals:
         self._watchdog: _Watchdog | None = None
 
     def __enter__(self) -> "StopSignals":
-        """Install the handler; outside the main thread, where Python allows no handlers, this does nothing."""
+        """Install the handler and start the watchdog.
+
+        Does nothing outside the main thread, because Python allows handlers to be installed in the main thread only.
+        """
         if threading.current_thread() is threading.main_thread():
             for name in SIGNALS:
                 number = getattr(signal, name, None)  # Windows has only SIGINT and SIGTERM
@@ -50,7 +58,7 @@ class StopSignals:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Restore the earlier handlers; after a stop, also call them for the signals that were received."""
+        """Restore the earlier handlers; if `error` is Stopped, also call them for the signals that were received."""
         if self._watchdog is not None:
             self._watchdog.close()
         for name, handler in self._earlier_handlers.items():
@@ -61,11 +69,11 @@ class StopSignals:
                     self._earlier_handlers[name](getattr(signal, name), None)
 
     def requested(self) -> bool:
-        """Whether any rank received a signal. This is a collective: all ranks call it at the same step."""
+        """Whether any rank received a signal. This is a collective: all ranks must call it at the same point."""
         return distributed.any_rank(bool(self.received))
 
     def stopped_error(self, where: str) -> Stopped:
-        """The exception that all ranks raise after a signal; this is a collective, which all ranks call.
+        """Return the exception that all ranks raise after a signal. This is a collective: all ranks must call it.
 
         `where` says how far the run is, such as "after step 3 of 9".
         """
@@ -87,8 +95,9 @@ class StopSignals:
 class _Watchdog:
     """A thread that ends the process shortly after a second Ctrl-C, or `grace` seconds after SIGTERM.
 
-    Python calls a handler only between two instructions of the main thread, and a single operation can take hours. The
-    number of a signal, however, is written to a pipe at once (`signal.set_wakeup_fd`). This thread reads the pipe.
+    A signal handler could run too late: Python calls it only between two instructions of the main thread, and one
+    instruction can take hours. In contrast, Python writes the number of each signal to a pipe at once
+    (`signal.set_wakeup_fd`). This thread reads the pipe.
     """
 
     def __init__(self, grace: float | None):
@@ -113,7 +122,8 @@ class _Watchdog:
     def _leave_to_parent(self) -> None:
         """Keep a forked worker from writing signals to the pipe.
 
-        Ctrl-C reaches the parent and its workers, and would otherwise be counted several times.
+        Ctrl-C reaches the parent and its workers. If the workers wrote it to the pipe as well, one Ctrl-C would count
+        as several.
         """
         if self._write >= 0:
             signal.set_wakeup_fd(-1)

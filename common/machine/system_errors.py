@@ -1,4 +1,4 @@
-"""Describe errors of the operating system in one sentence: paths, permissions, full disks, too many open files."""
+"""Describe an error of the operating system, such as a full disk, in one sentence; raise the limit on open files."""
 
 import errno
 import sys
@@ -11,7 +11,7 @@ if sys.platform != "win32":
 
 MIN_OPEN_FILES = 32  # for a process without workers; with torch 2.15, 16 are too few for some runs
 OPEN_FILES_PER_WORKER = 8  # measured: for a process with 4 workers, 48 are too few and 64 suffice
-MAX_SHOWN_NAME = 60  # characters of a name that is too long
+MAX_SHOWN_NAME = 60  # of a file name that is too long, this many characters are shown
 
 _TOO_MANY = (errno.EMFILE, errno.ENFILE)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -29,8 +29,8 @@ _REMEDIES = {
 def ensure_open_files(workers: int) -> None:
     """Raise this process's limit on open files (ulimit -n) if it is too low for `workers` worker processes.
 
-    Raises UserError if the system does not permit the higher limit, because with too few open files, workers would wait
-    for each other for ever.
+    Raises UserError if the system does not permit the higher limit. With too few open files, the workers would wait for
+    each other for ever. On Windows, nothing is checked.
     """
     if sys.platform == "win32":
         return
@@ -45,7 +45,10 @@ def ensure_open_files(workers: int) -> None:
 
 
 def describe(error: OSError) -> str | None:
-    """Describe an error that a path or the system caused; None for any other error, which may be a bug."""
+    """Return a sentence with the cause of an error and its remedy; None for an error that may be a bug.
+
+    For an error without a path, the result is None, unless the error is that too many files are open.
+    """
     if error.errno in _TOO_MANY:
         return f"{error.strerror}: more than the limit (ulimit -n) permits; raise it, or lower trainer.workers."
     if error.filename is None:

@@ -1,11 +1,11 @@
 """Settings of OpenMP's threads, and the number of workers that load data.
 
-OpenMP reads its settings when torch is imported, so the doors and most scripts set them before.
+OpenMP reads its settings when torch is imported, so the doors and most scripts set them before that import.
 
-A thread that waits for other threads usually spins, which keeps its core busy. If another process needs the machine's
-cores as well, the thread that is waited for may have no core, and training may take more than twenty times as long. A
-thread that sleeps while it waits leaves its core to others, but waking it takes longer than most waits. Therefore,
-threads here spin for a fraction of a millisecond, which is longer than most waits, and then sleep.
+A thread that waits for another thread usually spins, which keeps its core busy. If other processes need cores as well,
+there may be no core left for the other thread, and training may take more than twenty times as long. A thread that
+sleeps while it waits leaves its core to others, but waking it takes longer than most waits. Therefore, threads here
+spin for a fraction of a millisecond, which is longer than most waits, and then sleep.
 """
 
 import math
@@ -22,7 +22,7 @@ CGROUPS = Path("/sys/fs/cgroup")  # where Linux states the limits of a container
 
 
 def missing_settings(environment: Mapping[str, str], count: bool = True) -> dict[str, str]:
-    """The OpenMP variables to add to `environment`, without those that the user has set in it.
+    """Return the OpenMP variables to add to `environment`; variables that it already holds are left out.
 
     OMP_WAIT_POLICY and GOMP_SPINCOUNT make threads sleep after a short wait; both are left out if the user has set
     OMP_WAIT_POLICY. OMP_NUM_THREADS is the number of threads. By default, OpenMP starts one thread for each core that

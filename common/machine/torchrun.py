@@ -9,7 +9,7 @@ REMEDY = "start several processes with torchrun, which sets RANK, LOCAL_RANK and
 
 
 class Process(NamedTuple):
-    """The numbers of this process in the run and on its machine, both from 0, and how many processes there are.
+    """The index of this process in the run and on its machine, both counted from 0, and the numbers of processes.
 
     `rank` and `world_size` refer to the whole run, `local_rank` and `local_world_size` to this machine.
     """
@@ -28,7 +28,8 @@ class Process(NamedTuple):
 def this_process(environment: Mapping[str, str]) -> Process:
     """Read RANK, LOCAL_RANK and WORLD_SIZE; missing variables default to those of a single process: 0, 0 and 1.
 
-    LOCAL_WORLD_SIZE defaults to WORLD_SIZE, because all processes may be on this machine.
+    LOCAL_WORLD_SIZE is read as well. If it is missing, all processes are assumed to be on this machine, so it defaults
+    to WORLD_SIZE.
 
     Raises UserError if a variable is not a whole number, WORLD_SIZE is 0, RANK is not below WORLD_SIZE, or LOCAL_RANK
     is above RANK.

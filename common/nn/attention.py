@@ -12,8 +12,8 @@ from common.nn.linear import Linear, Projections
 from common.nn.norms import Norm
 from common.nn.norms import norm as normalisation
 
-# In bf16, `_masked_softmax` subtracts the mean key only if there are more queries than this. With fewer queries, as in
-# decoding, the subtraction takes longer than the product of queries and keys.
+# In bf16, `_masked_softmax` subtracts the mean key from all keys, but only if there are more queries than this. With
+# fewer queries, as in decoding, the subtraction takes longer than the product of queries and keys.
 MAX_UNCENTRED_QUERIES = 8
 # In fp32 inference on the CPU, `_fused_attention` is faster than `materialised_attention` if a head has more pairs of a
 # query and a key (N M) than this.
@@ -102,7 +102,7 @@ class Attention(nn.Module):
     def cache_memory(self, k: Tensor, v: Tensor) -> "Cache":
         """Project k and v (B, M, C), such as an encoder's output, and return a cache that holds the projections.
 
-        `forward` is then called with this cache and without k and v, so that they are projected only once.
+        `forward` is then called with this cache and without k and v, so that k and v are projected only once.
         """
         k, v = (
             self._project_part(k, 1, 3).chunk(2, dim=-1)
@@ -161,7 +161,7 @@ class Cache:
         return self.content()
 
     def select(self, rows: Tensor) -> None:
-        """Replace the batch by its entries with the indices `rows` (B',) int64, in this order; they may repeat."""
+        """Keep the batch entries with the indices `rows` (B',) int64, in this order; an index may repeat."""
         if self.buffers is not None:
             keys, values = self.content()
             self.buffers = keys[rows], values[rows]
@@ -189,10 +189,11 @@ def materialised_attention(
 ) -> Tensor:
     """Attention as two matrix products, with all probabilities in memory.
 
-    (B, h, N, D), (B, h, M, D), (B, h, M, D) -> (B, h, N, D). On the CPU this is faster than `_fused_attention`:
-    in bf16, by a factor of two to three without gradients and of four to seven with gradients; in fp32, by up to a
-    third (Zen 5, torch 2.15). For bf16 inputs, this function computes scores in bf16, while `_fused_attention` computes
-    them in fp32; the error of the output is 0.4 % (1 to 2 % for scores above 50), against 0.2 % for `_fused_attention`.
+    (B, h, N, D), (B, h, M, D), (B, h, M, D) -> (B, h, N, D). On the CPU, this function is faster than
+    `_fused_attention`: in bf16, by a factor of two to three without gradients and of four to seven with gradients; in
+    fp32, by up to a third (Zen 5, torch 2.15). fp32 inference with more than `MAX_FP32_INFERENCE_PAIRS` pairs is an
+    exception. For bf16 inputs, this function computes scores in bf16, while `_fused_attention` computes them in fp32;
+    the error of the output is 0.4 % (1 to 2 % for scores above 50), against 0.2 % for `_fused_attention`.
     """
     may_look = _combined_mask(q, k, may_look, causal)
     attention = _masked_softmax(q, k, may_look, bias)
@@ -206,7 +207,7 @@ def _fused_attention(
     """The output of `materialised_attention`, computed by `F.scaled_dot_product_attention`.
 
     PyTorch's option `is_causal` lets the first query attend to the first key only. With `causal`, this module lets the
-    last query attend to all keys. The two masks are equal only if N equals M.
+    last query attend to all keys. The two masks are equal only if N equals M; otherwise an explicit mask is passed.
     """
     is_causal = causal and may_look is None and bias is None and q.shape[2] == k.shape[2]
     if not is_causal:
@@ -221,8 +222,8 @@ def _fused_attention(
 def _is_materialised(q: Tensor, k: Tensor) -> bool:
     """Whether to use `materialised_attention` instead of `_fused_attention`.
 
-    It is used on the CPU for at most `MAX_MATERIALISED_WEIGHTS` probabilities. It is not used in exported graphs, in
-    fp16, and in fp32 inference with more than `MAX_FP32_INFERENCE_PAIRS` pairs of a query and a key.
+    It is used on the CPU for at most `MAX_MATERIALISED_WEIGHTS` probabilities, with three exceptions: exported graphs,
+    fp16, and fp32 inference with more than `MAX_FP32_INFERENCE_PAIRS` pairs of a query and a key.
     """
     if q.device.type != "cpu" or torch.compiler.is_exporting():  # an exported graph must fit all shapes
         return False
@@ -274,7 +275,7 @@ def _combined_mask(q: Tensor, k: Tensor, may_look: Tensor | None, causal: bool) 
     Returns None if nothing is masked.
     """
     queries, keys = q.shape[2], k.shape[2]
-    if not causal or queries == 1:  # the last query sees all keys
+    if not causal or queries == 1:  # a single query is the last query, which attends to all keys
         return may_look
     triangle = q.new_ones(queries, keys, dtype=torch.bool).tril(keys - queries)
     return triangle if may_look is None else triangle & may_look
@@ -284,9 +285,9 @@ def _combined_mask(q: Tensor, k: Tensor, may_look: Tensor | None, causal: bool) 
 def record_attention(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
     """Record attention probabilities in a dict: name of an `Attention` module -> one (B, h, N, M) tensor per call.
 
-    with record_attention(model) as maps:
-        model(images)
-    maps["decoder.blocks.5.cross_attention"][0]
+        with record_attention(model) as maps:
+            model(images)
+        maps["decoder.blocks.5.cross_attention"][0]
     """
     modules = {name: module for name, module in model.named_modules() if isinstance(module, Attention)}
     maps: dict[str, list[Tensor]] = {name: [] for name in modules}

@@ -30,7 +30,7 @@ class BlockOptions:
     attention_width: int | None = None  # total width of the heads; None means `width`
     attention_bias: bool = True  # whether the attention's projections have a bias
     qk_norm: bool = False  # whether to normalise queries and keys; see `Attention`
-    layer_scale: float | None = None  # initial value of a learned factor for each output channel of a sub-layer
+    layer_scale: float | None = None  # initial value of the learned factor of each output channel; None: no factors
     drop_path: float = 0.0  # probability that a sample skips a sub-layer in training; `Stack` scales it per block
 
 
@@ -72,7 +72,7 @@ class Residual(nn.Module):
 
 
 class FeedForward(nn.Sequential):
-    """Two linear maps with an activation and dropout between them, applied at every position (section 3.3)."""
+    """Two linear maps with activation and dropout between them, applied at every position (Vaswani et al., 3.3)."""
 
     def __init__(self, options: BlockOptions):
         super().__init__()
@@ -96,12 +96,12 @@ class Memory(NamedTuple):
 class BlockCache(NamedTuple):
     """The cached keys and values of one block in decoding."""
 
-    own: Cache  # of the preceding tokens, for self-attention; grows in each call
-    memory: Cache | None = None  # of the memory, for cross-attention; constant; None if there is no memory
+    own: Cache  # keys and values of the preceding tokens, for self-attention; grows in each call
+    memory: Cache | None = None  # keys and values of the memory, for cross-attention; None without a memory
 
 
 class Context(TypedDict, total=False):
-    """The arguments with which a stack calls all its blocks; see `Block.forward`."""
+    """The keyword arguments that a stack passes to each of its blocks; see `Block.forward`."""
 
     positions: Tensor | None
     may_look: Tensor | None
@@ -114,8 +114,8 @@ class Context(TypedDict, total=False):
 class Block(nn.Module):
     """Self-attention, cross-attention to a memory if `cross` is True, and a feed-forward, each in a `Residual`.
 
-    If `attention` or `cross_attention` is given, it replaces the default `Attention`. It is called with the keywords of
-    `Attention.forward` and with `guide`, any object that the block receives and passes on.
+    A module given as `attention` or `cross_attention` replaces the default `Attention`. It is called with keyword
+    arguments of `Attention.forward` and with `guide`, an object of any type that the block receives and passes on.
     """
 
     def __init__(
@@ -149,8 +149,8 @@ class Block(nn.Module):
 
         As in DETR, `positions` (broadcastable to x) are added to the queries of self- and cross-attention and to the
         keys of self-attention, but not to values. They are None in models that add positions at the input. `may_look`,
-        `bias` and `causal` apply to self-attention. With a `cache` of this block, x holds only the tokens that follow
-        those in the cache.
+        `bias` and `causal` apply to self-attention; the mask of cross-attention is `memory.may_look`. With a `cache` of
+        this block, x holds only the tokens that follow those in the cache.
         """
 
         def attend(x: Tensor) -> Tensor:
@@ -178,7 +178,8 @@ class Stack(nn.Module):
     """A sequence of blocks with an optional final norm; pre-norm stacks need it to normalise the last block's output.
 
     The functions `attention` and `cross_attention` are called with a block's index (from 0) and return the attention
-    module of this block. `drop_path` grows linearly from 0 in the first block to `options.drop_path` in the last.
+    module of this block. `drop_path` grows linearly from 0 in the first block to `options.drop_path` in the last; a
+    single block has 0.
 
     Differs: in Huang et al. 2016 (section 3), `drop_path` grows from `options.drop_path` / `layers` in the first block.
     """
@@ -221,7 +222,7 @@ class Stack(nn.Module):
         return outputs
 
     def caches(self, memory: Memory | None = None) -> list[BlockCache]:
-        """Make a cache for each block, with no keys and values of self-attention yet.
+        """Make a cache for each block, which holds no keys and values of self-attention yet.
 
         With a `memory`, the caches hold its keys and values, projected for cross-attention.
         """

@@ -35,10 +35,11 @@ class FrozenBatchNorm(nn.Module):
     def folded_into(self, conv: nn.Conv2d, *, packed: bool) -> tuple[Tensor, Tensor]:
         """The weight (C, ...) and bias (C,) of a convolution that equals `conv` followed by this norm.
 
-        If the weight is being trained, or the model is being compiled, they are computed in each call, in the weight's
-        type. Otherwise they have autocast's type, and if `packed`, the weight has the layout that
-        `kernels.convolution_relu` reads. They are then cached until the weight or this norm changes, unless the weight
-        does not count its changes (`kernels.counts_changes`).
+        If a gradient of the weight is needed, or the model is being compiled, both are computed in each call, in the
+        weight's type. Otherwise they have the type in which autocast computes convolutions, or the weight's type
+        without autocast. If `packed`, the weight then has the layout that `kernels.convolution_relu` reads. Both are
+        cached until the weight or this norm changes, provided that the weight counts its changes
+        (`kernels.counts_changes`).
         """
         weight = conv.weight
         trains = torch.is_grad_enabled() and weight.requires_grad
@@ -66,7 +67,10 @@ class FrozenBatchNorm(nn.Module):
 
 
 def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
-    """A convolution that divides the sides of a map by `stride`, initialised by He et al. 2015 (arXiv 1502.01852)."""
+    """Make a convolution without bias that divides the sides of a feature map by `stride`, rounding up.
+
+    The weight is initialised as in He et al. 2015 (arXiv 1502.01852).
+    """
     padding = dilation * (kernel // 2)
     conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
@@ -87,8 +91,8 @@ def conv_norm_relu(
 
     If `shortcut` is None, nothing is added; if `real` is None, nothing is set to zero.
 
-    The addition, the mask and ReLU overwrite the convolution's output, because allocating a map of 50 MB takes longer
-    than computing it. If no gradient is needed, `shortcut` may be overwritten, too.
+    The addition, the mask and ReLU overwrite the convolution's output, because allocating another map (of 50 MB, for
+    example) takes longer than these operations. If no gradient is needed, `shortcut` may be overwritten, too.
     """
     if kernels.can_fuse(x, conv.weight, shortcut):
         weight, bias = norm.folded_into(conv, packed=True)

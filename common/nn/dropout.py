@@ -1,8 +1,8 @@
-"""Dropout (Srivastava et al. 2014) whose masks are sampled seven times as fast as PyTorch's, in bf16 on the CPU.
+"""Dropout (Srivastava et al. 2014) that samples its masks seven times as fast as PyTorch does in bf16 on the CPU.
 
 For bf16 on the CPU, PyTorch samples 64 random bits for each element, sequentially, which takes a sixth of a DETR's
 training step. This file samples 16 bits for each element, which rounds the probability to a multiple of 1/65,536. On
-other devices, for other types and under torch.compile, it calls PyTorch's dropout, so the masks are PyTorch's there.
+other devices, for other types and under torch.compile, it calls PyTorch's dropout.
 """
 
 import torch

@@ -3,8 +3,9 @@
 For fp32 products on the CPU, PyTorch calls MKL, which does not use AVX-512 on AMD's processors (96 GFLOP/s on one Zen 5
 core, torch 2.15). oneDNN, which is also part of PyTorch, uses AVX-512 there (214 GFLOP/s). On a CPU with AVX2 only, MKL
 is faster (45 GFLOP/s against oneDNN's 39 on one Zen 3 core), except if the input has few rows and the weight is packed.
-Only this file calls oneDNN directly. On other devices, while tracing, for tensor subclasses, and under
-`torch.backends.mkldnn.flags(enabled=False)`, `linear` calls PyTorch's function instead, and `can_fuse` is False.
+Only this file calls oneDNN directly. On other devices, under torch.compile and torch.export, for tensor subclasses, and
+under `torch.backends.mkldnn.flags(enabled=False)`, `linear` calls PyTorch's function instead, and `can_fuse` returns
+False.
 """
 
 from collections.abc import Callable
@@ -23,7 +24,8 @@ _PACK = getattr(_ONEDNN, "_reorder_linear_weight", None)
 _CONVOLUTION = getattr(_ONEDNN, "_convolution_pointwise", None)
 _CONVOLUTION_ADD = getattr(_ONEDNN, "_convolution_pointwise_", None)
 _PACK_CONVOLUTION = getattr(_ONEDNN, "_reorder_convolution_weight", None)
-_IS_FASTER_THAN_MKL = torch.backends.cpu.get_cpu_capability() != "AVX2"  # oneDNN, in fp32 with unpacked weights
+# Whether oneDNN is faster than MKL in fp32 with unpacked weights.
+_IS_FASTER_THAN_MKL = torch.backends.cpu.get_cpu_capability() != "AVX2"
 _HAS_BF16 = _PRODUCT is not None and bool(getattr(_ONEDNN, "_is_mkldnn_bf16_supported", bool)())
 
 
@@ -94,7 +96,8 @@ class WeightCache:
 
         `weight` must count its changes (`counts_changes`). `statistics` are vectors, which need not count their
         changes. On the CPU, their values are compared with stored ones, in a microsecond for each. On other devices,
-        the host would have to wait for the values. There, they are not compared, and changes through `data` are missed.
+        the host would have to wait for the values, so they are not compared, and changes of `statistics` through `data`
+        are missed.
         """
         assert isinstance(weight, Parameter)
         state = weight.changes, *((tensor.data_ptr(), tensor._version) for tensor in (weight, *statistics))
@@ -176,7 +179,7 @@ def pack_convolution(weight: Tensor, conv: nn.Conv2d) -> Tensor:
     """
     assert _PACK_CONVOLUTION is not None
     if weight.dtype == torch.float32 and conv.kernel_size != (3, 3):
-        return weight  # a layout is chosen for one map size, and for others it is up to 10 times as slow
+        return weight  # the layout is chosen for one map size; for other sizes, it can be 10 times slower
     input_shape = [1, conv.in_channels, 32, 32]  # an arbitrary size; without a shape, oneDNN chooses a slow layout
     packed: Tensor = _PACK_CONVOLUTION(weight, conv.padding, conv.stride, conv.dilation, conv.groups, input_shape)
     return packed
@@ -185,7 +188,7 @@ def pack_convolution(weight: Tensor, conv: nn.Conv2d) -> Tensor:
 def _supports(*tensors: Tensor | None) -> bool:
     """Whether oneDNN is enabled and supports these tensors.
 
-    It is False while tracing, because the compiler chooses the kernels itself.
+    Returns False under torch.compile and torch.export, because the compiler chooses the kernels itself.
     """
     if torch.compiler.is_compiling() or not torch.backends.mkldnn.enabled:
         return False
@@ -242,7 +245,7 @@ def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 class _Linear(torch.autograd.Function):
-    """A linear map whose gradients oneDNN computes, too."""
+    """A linear map with both the output and the gradients computed by oneDNN."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -265,8 +268,8 @@ class _Linear(torch.autograd.Function):
 def _outer(a: Tensor, b: Tensor) -> Tensor:
     """a^T b: (n, p), (n, q) -> (p, q).
 
-    oneDNN distributes the rows of a product over threads. Of a^T b and its transpose, the one with fewer rows is
-    computed.
+    oneDNN distributes the rows of a product over threads. Therefore the function computes either a^T b or its
+    transpose, whichever has fewer and thus longer rows.
     """
     if a.shape[1] <= b.shape[1]:
         return _multiply(a.t(), b.t())

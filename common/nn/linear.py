@@ -1,6 +1,6 @@
-"""Linear maps: plain, query, key and value in one, and with another module's weight.
+"""Linear maps: `Linear`, `Projections` (query, key and value in one matrix), and `Tied` (another module's weight).
 
-`opened` replaces them by plain `nn.Linear` in a copy of a model.
+The function `opened` copies a model and replaces all of them in the copy by plain `nn.Linear`.
 """
 
 import copy
@@ -41,7 +41,7 @@ class Projections(Linear):
         return kernels.linear(x, self.weight, self.bias, rows=rows, cache=self.weight_cache)
 
     def opened(self) -> nn.Module:
-        """Three plain `nn.Linear` with copies of the weight and bias; see the function `opened`."""
+        """Three plain `nn.Linear` with copies of their parts of the weight and bias; see the function `opened`."""
         return SeparateProjections(self)
 
 
@@ -63,7 +63,7 @@ class SeparateProjections(nn.Module):
 
 
 class Tied(nn.Module):
-    """A linear map with the weight of the module `owner`, flattened to a matrix, and with its bias if it has one.
+    """A linear map with the weight of the module `owner`, flattened to a matrix, and with the owner's bias, if any.
 
     It adds no key to the state dict. The owner's weight is replaced by a `kernels.Parameter` with the same values.
     """
@@ -81,7 +81,8 @@ class Tied(nn.Module):
     def opened(self) -> nn.Module:
         """A plain `nn.Linear`; see the function `opened`.
 
-        It shares the owner's weight if that is a matrix, and otherwise has a copy. The bias is copied.
+        If the owner's weight is a matrix, the `nn.Linear` shares it; otherwise the weight is copied. The bias is
+        copied.
         """
         plain = _plain_linear(*self._matrix())
         weight = self._owner[0].weight
@@ -97,9 +98,9 @@ class Tied(nn.Module):
 def opened(model: nn.Module) -> nn.Module:
     """A copy of a model in which every linear map is a plain `nn.Linear`, for tools that replace linear maps.
 
-    Examples of such tools are the quantisation of torch.ao and torchao, pruning, and low-rank adapters. The module that
-    a tool puts in place of an `nn.Linear` only needs forward(x). The query, key and value projections become three maps
-    named q, k and v.
+    Examples of such tools are the quantisation of torch.ao and torchao, pruning, and low-rank adapters. A module that a
+    tool puts in place of an `nn.Linear` needs only the method forward(x). The query, key and value projections become
+    three maps named q, k and v.
     """
     model = copy.deepcopy(model)
     for module in [*model.modules()]:

@@ -29,7 +29,10 @@ class Patches(nn.Module):
         self.multiply = Tied(self) if form == "multiply" else None
 
     def forward(self, images: Tensor) -> Tensor:
-        """images (B, channels, H, W) -> (B, HW / size^2, C); raises UserError if `size` does not divide H and W."""
+        """images (B, channels, H, W) -> (B, HW / size^2, width).
+
+        Raises UserError if `size` does not divide H and W.
+        """
         self.grid(images.shape[-2], images.shape[-1])
         if self.multiply is None:
             x = F.conv2d(images, self.weight, self.bias, stride=self.size)  # (B, C, h, w)
@@ -57,8 +60,8 @@ class Patches(nn.Module):
 def lecun_normal_(weight: Tensor) -> None:
     """Fill a weight (outputs, inputs...) from LeCun's normal distribution, truncated at two standard deviations.
 
-    The variance is one over the number of inputs. The authors' code uses this distribution, flax's default. Dividing by
-    0.8796 compensates for the smaller variance of a truncated distribution.
+    The variance is one over the number of inputs. The code of Dosovitskiy et al. uses this distribution, which is
+    flax's default. Dividing by 0.8796 compensates for the smaller variance of a truncated distribution.
     """
     deviation = math.sqrt(1 / weight[0].numel()) / 0.87962566103423978
     nn.init.trunc_normal_(weight, std=deviation, a=-2 * deviation, b=2 * deviation)

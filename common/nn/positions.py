@@ -40,9 +40,9 @@ def sine(positions: Tensor, width: int, temperature: float = 10000.0, layout: La
 def sine_2d(real: Tensor, width: int, temperature: float = 10000.0) -> Tensor:
     """Sine encodings of a padded map: real (B, H, W) boolean -> (B, H, W, width), `width` a multiple of four.
 
-    `real` is False at padding. The first half of the channels encodes the row, the second half the column. Row r (from
-    1) of an image of R rows has the coordinate 2 pi r / R, and columns likewise, so that coordinates do not depend on
-    padding.
+    `real` is False at padding. The first half of the channels encodes the row, the second half the column. Row r
+    (counted from 1) of an image of R rows has the coordinate 2 pi r / R, and columns likewise. R counts no padding, so
+    coordinates do not depend on it.
     """
     rows, columns = real.cumsum(1, dtype=torch.float32), real.cumsum(2, dtype=torch.float32)  # (B, H, W)
     rows = rows / (rows[:, -1:, :] + 1e-6) * 2 * math.pi
@@ -159,7 +159,7 @@ def _resample_with_offset(grid: Tensor, size: tuple[int, int], mode: str, dynami
 
 
 class LearnedGrid(nn.Module):
-    """A learned vector for each position of a grid of patches, and with `on_token` one for the class token.
+    """A learned vector for each position of a grid of patches and, with `on_token`, one for the class token.
 
     For a grid of another size, the table is resampled. It is stored with two spatial axes, (h, w, C), so that the size
     of the grid can be read from a checkpoint. The model that uses this module initialises the vectors.

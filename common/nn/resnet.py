@@ -38,7 +38,7 @@ class BackboneOptions:
 
     name: "small" has stride 8 and suits 64-pixel images; the others are torchvision's ResNets and have stride 32.
     weights: "none" (initialised at random), "imagenet_v1" (ImageNet weights that torchvision publishes), or the path of
-        a file with the tensor names of torchvision or of official DETR.
+        a file with the tensor names of torchvision, of official DETR or of this program's detectors.
     dilation: whether the last stage has stride 1 and dilated convolutions instead of stride 2 (DETR-DC5).
     frozen: number of parts that are not trained, counted from the input: the stem, layer1, layer2, ... DETR freezes 2.
     """
@@ -63,8 +63,9 @@ class BasicBlock(nn.Module):
     def forward(self, x: Tensor, real_in: Tensor | None, real_out: Tensor | None) -> Tensor:
         """Compute (B, C, H, W) -> (B, channels, H', W'), with H' = ceil(H / stride) and W' = ceil(W / stride).
 
-        `real_in` (B, 1, H, W) and `real_out` (B, 1, H', W') are boolean masks, False in padding. They set the padding
-        to zero in the inputs of the first and of the second convolution. A mask that is None sets nothing to zero.
+        `real_in` (B, 1, H, W) and `real_out` (B, 1, H', W') are boolean masks, False in padding. `real_in` sets the
+        padding to zero in the input of the first convolution, and `real_out` in that of the second. A mask that is None
+        sets nothing to zero.
         """
         y = conv_norm_relu(self.conv1, self.bn1, mask_padding(x, real_in), real=real_out)
         return conv_norm_relu(self.conv2, self.bn2, y, shortcut=_apply_shortcut(self.downsample, x))
@@ -151,9 +152,9 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor, sizes: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Compute the features (B, C, H', W') of images (B, 3, H, W), and the mask `real` (B, H', W').
 
-        The images are normalised, and zero where padded. `sizes` (B, 2) are their heights and widths in pixels, without
-        padding. `real` is boolean, False in padding. If no image is padded, `sizes` may be None; `real` is then None.
-        H' = ceil(H / 32), or ceil(H / 16) with dilation, or ceil(H / 8) for the ResNet "small"; likewise for W'.
+        The images must be normalised, and zero in the padding. `sizes` (B, 2) are their heights and widths in pixels,
+        without padding. `real` is boolean, False in padding. If no image is padded, `sizes` may be None; `real` is then
+        None. H' = ceil(H / 32), or ceil(H / 16) with dilation, or ceil(H / 8) for the ResNet "small"; likewise for W'.
         When no gradients are computed, a block may overwrite its input, so a hook that stores an input must copy it.
         """
         shape = images.shape[-2:]
@@ -175,12 +176,12 @@ class Backbone(nn.Module):
 
 
 def real_positions(shape: Sequence[int], sizes: Tensor, stride: int) -> Tensor:
-    """Return a boolean mask (B, H', W') of the positions of a feature map with this stride that are not padding.
+    """Return a boolean mask (B, H', W') of the positions that are not padding in a feature map with stride `stride`.
 
     `shape` is the padded (H, W) of the images in pixels, and `sizes` (B, 2) are their heights and widths without
-    padding. H' = ceil(H / stride), because each layer of stride 2 maps H to ceil(H / 2). The code computes this as
-    (H - 1) // stride + 1, the formula of a convolution's output size. Symbolic tracing then recognises that the mask
-    and the feature map have equal sizes.
+    padding. H' = ceil(H / stride), because each layer of stride 2 maps H to ceil(H / 2). The code uses the formula of a
+    convolution's output size, (H - 1) // stride + 1, which gives the same number. Symbolic tracing then recognises that
+    the mask and the feature map have equal sizes.
     """
     height, width = ((side - 1) // stride + 1 for side in shape)
     rows, columns = ((sizes + stride - 1) // stride).unbind(1)  # (B,) each

@@ -1,6 +1,6 @@
 """Place the labels of boxes on a picture.
 
-No label hides another one. Where there is room, no label hides the outline of a box either.
+No label hides another label. If there is enough space near its box, a label hides no outline of a box either.
 """
 
 import math
@@ -11,14 +11,16 @@ from numpy.typing import NDArray
 
 Rectangles = NDArray[np.int64]  # (n, 4) x0, y0, x1, y1 in pixels; column x1 and row y1 lie just outside the rectangle
 
-CROSSING = 10.0  # cost of a hidden length of outline, relative to the same distance between a label and its box
+CROSSING = 10.0  # cost of 1 pixel of hidden outline length, in pixels of distance between a label and its box
 CHECKED_AT_ONCE = 64  # positions that are compared with the placed labels in one operation
 
 
 def place_labels(
     boxes: Rectangles, sizes: Sequence[tuple[int, int]], picture: tuple[int, int], outline: int
 ) -> list[tuple[int, int] | None]:
-    """Return the upper left corner (x, y) of each label in pixels; the first labels get the best positions.
+    """Return the upper left corner (x, y) of each label in pixels.
+
+    Labels are placed in order, so the first ones get the best positions.
 
     A position is free if a label there overlaps no label that was placed before. A label is placed at an edge of its
     box if a position there is free and hides no outline. Otherwise it gets the free position with the lowest cost: the

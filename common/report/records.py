@@ -20,7 +20,7 @@ MAX_SHOWN = 16  # maximum number of inputs that a cell of a notebook displays; t
 
 
 class Records(list[Any]):
-    """A list of the predictions for one input, which are dicts, or a list of the Records of several inputs.
+    """A list of dicts, the predictions for one input, or a list of Records, one for each of several inputs.
 
     It can be used like any list. Jupyter displays it as a picture or as text.
     """
@@ -29,9 +29,10 @@ class Records(list[Any]):
         """Create the list, and set what Jupyter displays.
 
         Args:
-            records: the items, which are dicts for one input, or the Records of several inputs.
-            draw: returns a picture uint8 (3, H, W) of the input with its predictions; None if there is no picture.
-            text: HTML of the input with its predictions; None if there is no text.
+            records: the items: dicts for one input, or Records for several inputs.
+            draw: a function that returns a picture uint8 (3, H, W) of the input with its predictions; None means that
+                there is no picture.
+            text: HTML of the input with its predictions; None means that there is no text.
         """
         super().__init__(records)
         self.draw, self.text = draw, text
@@ -49,7 +50,7 @@ class Records(list[Any]):
         return buffer.getvalue()
 
     def _repr_html_(self) -> str | None:
-        """Return the HTML of one input, or the pictures and texts of the first `MAX_SHOWN` of several inputs as HTML.
+        """Return the text of one input, or HTML with the pictures and texts of the first `MAX_SHOWN` of several inputs.
 
         Returns None for one input without text; Jupyter then displays its picture, or else the plain list.
         """

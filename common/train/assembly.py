@@ -80,7 +80,9 @@ def assemble(config: dict[str, Any], *, resumed_state: dict[str, Any] | None = N
 
 
 def restore(config: dict[str, Any]) -> Components:
-    """Load task and model from the config's `checkpoint`, with the model on the device and in evaluation mode.
+    """Load the task and the model from the config's `checkpoint`.
+
+    The model is moved to the config's device and set to evaluation mode.
 
     The file is a checkpoint of this program, or a file of another program that the task can convert (`Task.adopt`). No
     file of the data is opened. Raises UserError when the file's weights do not match the model that the config
@@ -154,9 +156,10 @@ def load_initial_weights(model: nn.Module, task: Task, path: Path, title: str | 
     """Load a checkpoint's weights into a new run's model; tensors that do not match keep their initial values.
 
     A tensor does not match when its shape differs. The tensors that the model lists in `decided_by_data`, such as a
-    classifier, do not match either if the task states of checkpoint and run differ: two classifiers of 80 classes may
-    be for different classes. Returns a line for the log, followed by a line for each note or warning. The first line
-    names the file by `title`, or by its path if `title` is None. Raises UserError when no weight matrix matches.
+    classifier, do not match either if the task states of the checkpoint and of the run differ: two classifiers of 80
+    classes may be for different classes. Returns a line for the log, followed by a line for each note or warning. The
+    first line names the file by `title`, or by its path if `title` is None. Raises UserError when no weight matrix
+    matches.
     """
     adopted = _read(path, task)
     values.refuse_other_kinds(model, adopted.weights, path)
@@ -212,7 +215,10 @@ def _adopt(task: Task, content: dict[str, Any], path: Path) -> Adopted:
 
 
 def restore_task(task: Task, state: dict[str, Any], path: Path) -> None:
-    """Restore a task from the state in a checkpoint; raises UserError that names the file."""
+    """Restore a task from the state in a checkpoint.
+
+    Raises UserError, which names the file `path`, if the state does not suit the task.
+    """
     _check_task_state(task, state, path)
     _with_path(path, task.restore, state)
 

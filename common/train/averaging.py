@@ -26,10 +26,11 @@ def average(files: Sequence[Path]) -> dict[str, Any]:
     Each file contributes the weights that its run evaluated: the EMA weights or, without EMA, the raw weights. Floats
     are summed in float64, and their mean is converted back to their own type. Other tensors (counters), the optimizer's
     state and everything else come from the file of the latest step. At most three files and the sums are in memory at
-    once. The key `mean` marks an average. A new run may start from an average, but no run can resume from it.
+    once. The key `mean` marks an average. A new run may start from an average. A run never resumes from its average.pt,
+    because resuming reads only the checkpoints of single steps.
 
-    Raises UserError for fewer than two files, for a file given twice, for a file that is not a checkpoint of a run, and
-    for files of different models, classes or tokens.
+    Raises UserError for fewer than two files, for a file given twice, for a file that is not a checkpoint of a run, for
+    files of different models, classes or tokens, and if only some of the files hold EMA weights.
     """
     _check_count(files)
     sums: dict[str, Tensor] = {}

@@ -34,10 +34,10 @@ def fingerprint_of(data: Data, split: Split) -> dict[str, str]:
 
 
 def changes(before: Fingerprints, now: Fingerprints) -> list[str]:
-    """Describe the differences between two fingerprints, such as "the images of train differ".
+    """Describe the differences between the digests `before` and `now`, such as "the images of train differ".
 
-    A digest is compared only if it is in both fingerprints, because checkpoints of earlier versions may lack some. A
-    split that has samples in only one of them is a difference, too.
+    A digest is compared only if it is in both, because checkpoints of earlier versions may lack some. If a split has
+    samples in only one of the two, this is a difference, too.
     """
     lines = []
     for split in [split for split in SPLITS if split in before]:

@@ -1,6 +1,7 @@
 """An exponential moving average (EMA) of a model's weights, which is evaluated instead of the raw weights.
 
-Polyak and Juditsky 1992; the warm-up of the decay is that of TensorFlow's ExponentialMovingAverage.
+The method is from Polyak and Juditsky 1992. The decay grows during the first updates, as in TensorFlow's
+ExponentialMovingAverage.
 """
 
 from collections.abc import Iterator
@@ -29,7 +30,7 @@ class Average:
         """Update the average after an optimizer step.
 
         The decay of update n (counted from 0) is min(decay, (1 + n) / (10 + n)). The initial weights therefore lose
-        their influence quickly, also in a short run.
+        their influence quickly, even in a short run.
         """
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         current = model.state_dict()

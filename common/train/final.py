@@ -22,10 +22,10 @@ def final_numbers(
 ) -> dict[str, float | str]:
     """Evaluate test once, with the weights that are best on val, and write the predictions on test.
 
-    These are the weights of the best checkpoint on val. If `averaged` is above 0, the average of the last `averaged`
+    By default, the best checkpoint on val is tested. If `averaged` is above 0, the average of the last `averaged`
     checkpoints is tested instead if it is at least as good on val. Without a val split, the average is tested or, if
-    `averaged` is 0, the last checkpoint. The last checkpoint is also tested if there is a val split on which the goal
-    never had a value.
+    `averaged` is 0, the last checkpoint. With a val split on which the goal never had a value, the last checkpoint is
+    tested.
 
     Returns the goal's best value on val (if it has one) and all metrics of test (if there is a test split), by name. If
     `averaged` is above 0, the entry "weights" describes the weights that were tested.

@@ -1,8 +1,9 @@
 """Muon for the matrices of Transformer blocks, with AdamW for all other parameters, as one optimizer.
 
-Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) orthogonalises the momentum of each matrix before
-it is added to the matrix. The update is scaled by 0.2 sqrt(max(rows, columns)), so that learning rate and weight decay
-have the magnitudes of AdamW's (Liu et al. 2025, "Muon is Scalable for LLM Training", arXiv:2502.16982, section 2.2).
+Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) orthogonalises the momentum of each matrix and
+updates the matrix with the result. The update is scaled by 0.2 sqrt(max(rows, columns)), so that learning rates and
+weight decays for AdamW also suit Muon (Liu et al. 2025, "Muon is Scalable for LLM Training", arXiv:2502.16982, section
+2.2).
 """
 
 from collections.abc import Callable
@@ -18,10 +19,12 @@ from common.nn.blocks import Stack
 
 
 def block_matrices(model: nn.Module) -> set[str]:
-    """Return the names of the parameters that Muon updates: all matrices in the model's stacks of blocks.
+    """Return the names of all matrices in the model's stacks of blocks.
 
-    Embeddings, heads, norms, biases and convolutions are left to AdamW, as in section 2.2 of Liu et al. 2025. Raises
-    UserError if the model has no stack of blocks, or if its parameters are sharded over processes.
+    Muon updates them, except those that are frozen or that weight decay skips (`OptionalModel.undecayed`).
+
+    Embeddings, output heads, norms, biases and convolutions are left to AdamW, as in section 2.2 of Liu et al. 2025.
+    Raises UserError if the model has no stack of blocks, or if its parameters are sharded over processes.
     """
     if distributed.is_sharded(list(model.parameters())):
         raise UserError("optimizer.name=muon needs whole matrices; use trainer.strategy=ddp, or optimizer.name=adamw.")
@@ -42,11 +45,11 @@ def block_matrices(model: nn.Module) -> set[str]:
 class MuonWithAdamW(Optimizer):
     """torch.optim.Muon over the groups with `muon` true and torch.optim.AdamW over the other groups.
 
-    Both use the groups and the state of this optimizer, so that its learning rates, its state dict and its hooks are
-    those of any optimizer. A group of Muon's has the key "momentum" and one of AdamW's has "betas".
+    Both use the groups and the state of this optimizer, so its learning rates, its state dict and its hooks work as in
+    any optimizer. A group that Muon updates has the key "momentum", and a group that AdamW updates has the key "betas".
 
-    Differs: the query, key and value projections of an attention are orthogonalised as one matrix (3C, C), in which the
-    attention stores them; Jordan et al. recommend to separate them.
+    Differs: the query, key and value projections of an attention are orthogonalised as one matrix (3C, C), as the
+    attention stores them; Jordan et al. recommend orthogonalising them separately.
     """
 
     def __init__(
@@ -60,15 +63,15 @@ class MuonWithAdamW(Optimizer):
         """Build both optimizers.
 
         Args:
-            groups: parameter groups as in PyTorch's optimizers, with the keys "lr", "weight_decay" and "muon". The last
-                is whether Muon updates the group's parameters, which must then be matrices.
+            groups: parameter groups as in PyTorch's optimizers, with the keys "lr", "weight_decay" and "muon". If
+                "muon" is true, Muon updates the group's parameters, which must be matrices; otherwise AdamW does.
             momentum: Muon's momentum, applied as Nesterov momentum.
             betas: AdamW's decay rates of the averages of the gradient and of its square.
             eps: AdamW's epsilon.
             fused: whether AdamW updates all parameters in one kernel; None lets PyTorch decide.
         """
         matrices, others = ([group for group in groups if group["muon"] == muon] for muon in (True, False))
-        self._optimizers: dict[bool, Optimizer] = {}  # by the `muon` of their groups; absent if there is no such group
+        self._optimizers: dict[bool, Optimizer] = {}  # True: Muon, False: AdamW; only those that have groups
         # Both constructors add their options to the dicts in `groups`.
         if matrices:
             self._optimizers[True] = torch.optim.Muon(matrices, momentum=momentum, adjust_lr_fn="match_rms_adamw")
@@ -78,7 +81,10 @@ class MuonWithAdamW(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Update all parameters that have a gradient; `closure`, if given, is called first and its result returned."""
+        """Update all parameters that have a gradient.
+
+        A `closure` is called first, and its result is returned; without one, the result is None.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():

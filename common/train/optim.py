@@ -33,7 +33,7 @@ class OptimizerOptions:
     weight_decay: NonNegativeFloat  # decoupled in adamw and muon; in adam and sgd, added to the gradient
     decay_norms: bool  # whether weight decay also applies to vectors (norms, biases) and to OptionalModel.undecayed
     betas: tuple[Fraction, Fraction]  # of adamw and adam, and of AdamW in muon
-    eps: PositiveFloat  # likewise
+    eps: PositiveFloat  # of the same optimizers
     momentum: Fraction  # of sgd and muon
     rates: dict[str, NonNegativeFloat]  # prefix of parameter names -> factor on lr; the longest matching prefix applies
     layer_decay: Fraction  # a layer's rate divided by that of the layer after it; 1 = equal rates
@@ -51,10 +51,10 @@ class ScheduleOptions:
     name: Literal["constant", "step", "cosine", "inverse_sqrt", "noam"]
     warmup: Count | Fraction  # length of the linear warm-up: an integer is steps, a float is a fraction of the run
     start: Fraction  # the factor from which the warm-up rises; noam rises from 0
-    drops: list[Fraction]  # step: the positions of the drops, as fractions of the run
-    factor: Fraction  # step: the number by which each drop multiplies the rate
-    final: Fraction  # cosine: the factor at the end of the run
-    width: Positive | None  # noam: the model's width; the rate is divided by its square root
+    drops: list[Fraction]  # for "step": the positions of the drops, as fractions of the run
+    factor: Fraction  # for "step": the number by which each drop multiplies the rate
+    final: Fraction  # for "cosine": the factor at the end of the run
+    width: Positive | None  # for "noam": the model's width; the rate is divided by its square root
 
     def __post_init__(self) -> None:
         if self.name == "noam" and self.width is None:
@@ -125,9 +125,9 @@ def refuse_incomplete(
 ) -> None:
     """Raise UserError when `saved`, the optimizer state in the file `path`, lacks entries or has non-float tensors.
 
-    An optimizer without its moments would silently start again from zero. `saved` may lack parameters, because a
-    parameter that was never updated has no state. `may_be_empty`: whether `saved` may be empty, because it was written
-    by an optimizer that keeps no state (SGD without momentum).
+    Without this check, missing moments would silently start again from zero. `saved` may lack parameters, because a
+    parameter that was never updated has no state. `may_be_empty` is whether `saved` may be empty, which it is for an
+    optimizer that keeps no state (SGD without momentum).
     """
     keys = {name: _state_keys(group) for group in optimizer.param_groups for name in group["param_names"]}
     missing = next((f"{k} of {name}" for name, v in saved.items() for k in keys.get(name, ()) if k not in v), None)
@@ -263,9 +263,8 @@ def _match_layouts(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
 def rate_factor(options: ScheduleOptions, step: int, steps: int) -> float:
     """Return the factor by which "base_lr" is multiplied in update `step` (counted from 0) of a run of `steps` updates.
 
-    The warm-up is linear. In its update n (counted from 1), the factor is start + (1 - start) * n / warmup, so already
-    the first update uses more than `start`. The factor of noam rises from 0 to its peak, which is not 1 but
-    1 / sqrt(width * warmup).
+    The warm-up is linear. In its update n (counted from 1), the factor is start + (1 - start) * n / warmup, so it is
+    above `start` in the first update and 1 in the last. With noam, it rises from 0 to 1 / sqrt(width * warmup).
     """
     warmup, number = warm_up(options, steps), step + 1
     if options.name == "noam":  # equation 3 of Vaswani et al. 2017, with updates counted from 1

@@ -1,4 +1,4 @@
-"""The state of a run, what its checkpoints contain, and resuming a run from a checkpoint."""
+"""The state of a run, the content of its checkpoints, and resuming a run from a checkpoint."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,10 +40,11 @@ class Run:
     step: int = 0  # optimizer steps taken so far
     ranking: list[tuple[float, int]] = field(default_factory=list)  # (goal's value on val, step), best first
     evaluations_since_best: int = 0  # evaluations on val since the goal last improved
-    sums: dict[str, Tensor] = field(default_factory=dict)  # loss, its parts and gradient norm since the last log line
+    # This rank's sums of the loss, its parts and the gradient norm over the steps since the last log line.
+    sums: dict[str, Tensor] = field(default_factory=dict)
     summed_steps: int = 0  # number of steps in `sums`
     alarms: list[str] = field(default_factory=list)  # texts of the alarms raised so far; each alarm is raised once
-    evaluation_lost: bool = False  # whether resuming removed this step's evaluation from the log
+    evaluation_lost: bool = False  # whether resuming removed the evaluation after step `step` from the log
 
     @property
     def best(self) -> float | None:
@@ -51,7 +52,7 @@ class Run:
         return self.ranking[0][0] if self.ranking else None
 
     def rank_in(self, score: float, keep: int) -> bool:
-        """Insert the `score` of this step into the ranking of the best `keep` steps; returns whether it is the best.
+        """Insert the current step's `score` into the ranking of the best `keep` steps; returns whether it is the best.
 
         If two scores are equal, the earlier step ranks higher. An undefined score (`Goal.is_defined`) is not inserted.
         """
@@ -89,7 +90,7 @@ def start_summary(run: Run, options: OptimizerOptions, device: str, precision: s
 
 
 def _per_micro_batch(run: Run) -> list[str]:
-    """Return a line that names the parts of model and task that depend on the size of micro-batches; else no line."""
+    """Return a line that names the parts of model and task that depend on micro-batches; no line if there are none."""
     layers = sum(isinstance(module, _BatchNorm) and module.training for module in run.model.modules())
     names = [f"BatchNorm ({layers} {'layer' if layers == 1 else 'layers'})"] if layers else []
     names += [name for part in (run.model, run.task) for name in getattr(part, "per_micro_batch", ())]
@@ -154,9 +155,9 @@ def checkpoint_content(
 def resume_run(run: Run, stepper: Stepper, average: Average | None, folder: CheckpointFolder, log: Log) -> None:
     """Load the newest undamaged checkpoint of this run, and remove the log's lines after its step.
 
-    A run without a checkpoint starts at step 0. All checks come before the first change to the run or its log. Raises
-    UserError when the checkpoint is of another run or other data, when ranks find different checkpoints, or when
-    checkpoints were written but none is left.
+    A run without a checkpoint starts at step 0. Config, model and data are checked before the run or its log is
+    changed. Raises UserError when the checkpoint is of another run or other data, when ranks find different
+    checkpoints, or when checkpoints were written but none is left.
     """
     latest = folder.latest(log.warning, lambda path, content: _refuse_other_run(run, stepper, path, content))
     step = latest[1]["step"] if latest else 0
@@ -222,7 +223,7 @@ def _refuse_other_run(run: Run, stepper: Stepper, path: Path, content: dict[str,
 
 
 def refuse_as_best(run: Run, path: Path, content: dict[str, Any]) -> None:
-    """Raise UserError when a checkpoint is of another model than the run, or of a step that is not among the best."""
+    """Raise UserError when a checkpoint is incomplete, of another model, or of a step that is not among the best."""
     if missing := [name for name in TO_RESTORE if name not in content]:
         raise UserError(f"{path} cannot be tested: {missing[0]} is missing.")
     _refuse_other_weights(run, content, path)
@@ -290,7 +291,7 @@ def _sums_of_this_rank(content: dict[str, Any]) -> dict[str, Tensor]:
 def accumulate(run: Run, parts: dict[str, Tensor]) -> None:
     """Add a step's `parts` to the run's sums.
 
-    The sums stay on the device, because reading a value would wait for the step to finish.
+    The sums stay on the device, because copying a value to the host would wait until the device has finished the step.
     """
     for name, value in parts.items():
         run.sums[name] = run.sums[name] + value if name in run.sums else value
@@ -300,7 +301,7 @@ def accumulate(run: Run, parts: dict[str, Tensor]) -> None:
 def take_means(run: Run) -> dict[str, float]:
     """Return the mean of each part over the steps since the last log line, and reset the sums.
 
-    The value of a step is the sum of the parts of all ranks, so this is a collective.
+    The value of a step is the sum over all ranks, so this is a collective: all ranks must call it.
     """
     shares = distributed.gather({name: value.cpu() for name, value in run.sums.items()})
     means = {f"train/{name}": value / run.summed_steps for name, value in _total(shares).items()}
@@ -309,6 +310,6 @@ def take_means(run: Run) -> dict[str, float]:
 
 
 def _total(shares: list[dict[str, Tensor]]) -> dict[str, float]:
-    """Return the sum of each value over the ranks."""
+    """Return the sum of each value over the ranks, by name."""
     names = dict.fromkeys(name for share in shares for name in share)
     return {name: sum(float(share[name]) for share in shares if name in share) for name in names}

@@ -1,4 +1,8 @@
-"""Take one optimizer step. The result does not depend on how the batch is split into micro-batches and over ranks."""
+"""Take one optimizer step.
+
+Without dropout, its result does not depend, up to rounding, on how the batch is split into micro-batches and over
+ranks.
+"""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -59,8 +63,9 @@ class Stepper:
         ranks before the first backward pass, so the gradients of micro-batches and ranks only have to be summed.
 
         If the loss or the gradient norm is not finite, the weights are not updated and all ranks raise UserError. An
-        fp16 overflow of the gradient halves the loss scale instead, until `MAX_CONSECUTIVE_OVERFLOWS` occur in a row.
-        If `deferred`, the GPU itself skips the update, and the next step or `check_last_step` raises the error.
+        fp16 overflow of the gradient instead skips the update and halves the loss scale; the error is raised when
+        `MAX_CONSECUTIVE_OVERFLOWS` steps in a row overflow. If `deferred`, the GPU itself skips the update, and the
+        next step or `check_last_step` raises the error.
         """
         real = [batch for batch in micro_batches if "dummy" not in batch]
         normalisers = step_normalisers(self.task, real)
@@ -131,7 +136,7 @@ class Stepper:
     def _refuse(self, check: _FiniteCheck) -> None:
         """Count an fp16 overflow of the gradient, or raise UserError for a step that is not finite.
 
-        The error is raised if the precision is not fp16, if the loss itself is not finite, and at the last of
+        The error is raised if the precision is not fp16, if the loss itself is not finite, or at the last of
         `MAX_CONSECUTIVE_OVERFLOWS` overflows in a row.
         """
         self.overflows += 1
@@ -150,7 +155,11 @@ class Stepper:
 
 
 class _Loss(nn.Module):
-    """A module that computes the task's loss in `forward`, so that the loss may call any model method under DDP."""
+    """A module that computes the task's loss in `forward`.
+
+    DDP synchronises gradients only if its `forward` is called. DDP wraps this module instead of the model, so the loss
+    may call any method of the model.
+    """
 
     def __init__(self, model: nn.Module, loss: Callable[..., tuple[Tensor, dict[str, Tensor]]]):
         super().__init__()
@@ -165,7 +174,8 @@ def _unshare_gradients(parameters: list[nn.Parameter]) -> None:
     """Clone each gradient that shares its memory with the gradient of another parameter.
 
     If the forward pass only adds two parameters, such as a token and its position, a compiled backward pass returns one
-    buffer as the gradient of both (torch 2.15). Adding the next micro-batch, or clipping, would change it twice.
+    buffer as the gradient of both (torch 2.15). Without the clone, adding the next micro-batch, or clipping, would
+    change this buffer twice.
     """
     addresses: set[int] = set()
     for parameter in parameters:

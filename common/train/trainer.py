@@ -55,7 +55,7 @@ class _Context:
 
 @dataclass(kw_only=True)
 class Trainer:
-    """The options of the training loop, and the loop itself; configs/trainer/default.yaml explains every option."""
+    """The options of the training loop, and the loop itself; configs/trainer/default.yaml explains the options."""
 
     steps: Positive | None
     epochs: Positive | None
@@ -66,7 +66,7 @@ class Trainer:
     compile: bool
     deterministic: bool
     strategy: Literal["ddp", "fsdp"]
-    workers: Annotated[int, Range(low=0, high=1024)] | Literal["auto"]  # auto is resolved there, too
+    workers: Annotated[int, Range(low=0, high=1024)] | Literal["auto"]  # auto is resolved in the same file
     device: Literal["auto", "cpu", "cuda", "mps"]
     timeout: Positive
     grace: Annotated[float, Range(above=0.0, high=1e7)] | None
@@ -98,10 +98,13 @@ class Trainer:
 
         If `average_last` is above 0, the entry "weights" describes the weights that were tested.
 
-        Raises UserError when a loss or gradient is not finite, or a sample cannot be read. After a signal, writes a
-        checkpoint and raises Stopped. With `resume`, the run continues from its last checkpoint. The result is then bit
-        for bit that of an uninterrupted run (on a GPU, if `deterministic`), because data and dropout depend only on the
-        seed, the step and the rank.
+        Raises UserError when a loss or gradient is not finite, a sample cannot be read, the last checkpoint cannot be
+        written, or `patience` is set without a val split. After a signal during a step, writes a checkpoint and raises
+        Stopped; a signal during an evaluation raises Stopped without another checkpoint.
+
+        With `resume`, the run continues from its last checkpoint. The result is then bit for bit that of an
+        uninterrupted run (on a GPU, if `deterministic`), because data and dropout depend only on the seed, the step and
+        the rank.
         """
         order = batching.Order(run.data.cost("train"), run.data.batch_size, run.seed)
         total = self.steps or order.steps(self.epochs or 1)
@@ -146,7 +149,7 @@ class Trainer:
             return numbers
 
     def _loop(self, run: Run, context: _Context, order: batching.Order, options: OptimizerOptions, total: int) -> None:
-        """Take the remaining steps. After a step, log, save or evaluate if it is due, and stop after a signal."""
+        """Take the remaining steps. After each step, log, save and evaluate if due, and stop after a signal."""
         log, eval_every = context.log, self.eval_every or order.steps(1)
         if run.step and (run.evaluation_lost or run.step % eval_every == 0 or run.step == total):
             self._validate(run, context)  # the run may have been killed before or during this evaluation
@@ -193,7 +196,7 @@ class Trainer:
                         return
 
     def _ends_early(self, run: Run, total: int) -> bool:
-        """Whether the run ends before step `total`, because the last `patience` evaluations gave no better goal."""
+        """Whether the run ends before step `total`, since the last `patience` evaluations did not improve the goal."""
         return self.patience is not None and run.evaluations_since_best >= self.patience and run.step < total
 
     def _early_end(self, run: Run, total: int) -> str:
@@ -282,7 +285,7 @@ class Trainer:
         with context.average.applied(run.model) if context.average else nullcontext():
             numbers, _ = self._evaluate(run, context, "val", on_answers=keep_first)
         score = numbers.get(run.task.goal.name, math.nan)
-        improved = run.task.goal.better(score, run.best)  # also if a full disk kept the checkpoint from being written
+        improved = run.task.goal.better(score, run.best)  # counts even if this checkpoint could not be written
         run.evaluations_since_best = 0 if improved else run.evaluations_since_best + 1
         self._rank(run, context, score)
         self._show_best(run, context.log)
@@ -296,7 +299,7 @@ class Trainer:
                 run.alarms.append(alarm)
 
     def _show_best(self, run: Run, log: Log) -> None:
-        """Show the goal's best value so far in the log, with its step unless that is unknown (0, see `_ranking`)."""
+        """Show the goal's best value so far in the log, with its step if that is known (step 0 means unknown)."""
         if run.ranking:
             value, step = run.ranking[0]
             log.show_best(f"best val/{run.task.goal.name} {value:.4g}" + (f" at step {step}" if step else ""))

@@ -11,7 +11,7 @@ from common.files import download
 class Source(NamedTuple):
     """A checkpoint's file, and its title for the log.
 
-    The title is the path. For published weights, it begins with their name, publisher and licence.
+    The title is the path. For published weights, their name, publisher and licence come before the path.
     """
 
     path: Path

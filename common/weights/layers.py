@@ -1,4 +1,4 @@
-"""Rows of rename tables (see renaming.py) that several programs share: torch.nn's Transformer layers, and ResNets."""
+"""Rows that several rename tables (see renaming.py) share: for torch.nn's Transformer layers and for ResNets."""
 
 # The tensor names of torch.nn.TransformerEncoderLayer and TransformerDecoderLayer, which official DETR uses, too.
 TORCH_ENCODER_LAYER = (

@@ -33,7 +33,7 @@ def join(tensors: Mapping[str, Tensor], *, zero_biases: bool = False) -> dict[st
     if zero_biases:
         for name in [name for name in joined if name.endswith("attention.in_proj.weight")]:
             bias = f"{name.removesuffix('weight')}bias"
-            if bias not in joined and bias not in groups:  # in `groups` alone, it lacks q, k or v
+            if bias not in joined and bias not in groups:  # a bias in `groups` but not in `joined` lacks q, k or v
                 joined[bias] = joined[name].new_zeros(len(joined[name]))
     return joined
 

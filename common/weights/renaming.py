@@ -30,7 +30,7 @@ class Table:
     our template ends with ".", `{leaf}` is appended to both.
 
     In their template, `{a|b}` lists alternative spellings. `to_ours` accepts each of them, and `*` in a spelling
-    matches any word. `to_theirs` writes the first one.
+    matches any word. `to_theirs` writes the first spelling.
     """
 
     def __init__(self, *rows: Row):
@@ -65,7 +65,7 @@ def rename(
     """Rename tensors by the function `new_name`, such as `Table.to_ours`.
 
     A name for which `new_name` returns None is listed in the result's `left_out` if it matches the regular expression
-    `left_out`, and otherwise in `unknown`, which callers report as an error.
+    `left_out`, and otherwise in `unknown`. Imports refuse a file with unknown names.
     """
     renamed = RenameResult({}, {}, [], [])
     for name, tensor in tensors.items():

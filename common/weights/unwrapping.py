@@ -22,17 +22,20 @@ BESIDE_THE_MODEL = ("criterion",)  # first words of the names of tensors that a 
 def unwrap(
     content: dict[str, Any], wrappers: Sequence[str], expected: str, attributes: Sequence[str] = ("net",)
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Return a file's tensors, and the keys that are left out: other sets of weights, and values that are no tensors.
+    """Return a file's tensors, and the keys of what is left out.
+
+    Other sets of weights are left out, and so are entries among the tensors that are not tensors.
 
     The tensors are looked up under the keys `wrappers` and COMMON_WRAPPERS of `content`; the first of these keys that
     holds tensors is used. If none does, the tensors in `content` itself are used or, if there are none either, those
     one level deeper: content[key][key2], where both keys are among the ones above.
 
-    Prefixes of DataParallel and torch.compile are removed from the names. If all names of the model begin with one and
-    the same word of `attributes`, the attribute of a LightningModule, this word is removed, too. By default, "model" is
-    not among `attributes`, because in some layouts all names begin with "model." without a LightningModule.
+    Prefixes of DataParallel and torch.compile are removed from the names. A LightningModule keeps the model in an
+    attribute, so all names of the model begin with the attribute's name. If this name is one of `attributes`, it is
+    removed, too. By default, "model" is not among `attributes`, because in some layouts all names begin with "model."
+    without a LightningModule.
 
-    Raises UserError if there are no weights; its message asks for `expected`.
+    Raises UserError if there are no weights, or if a tensor's key is not a string. The message asks for `expected`.
     """
     keys = tuple(dict.fromkeys((*wrappers, *COMMON_WRAPPERS)))
     holders = [key for key in keys if _holds_tensors(content.get(key))]
@@ -64,10 +67,10 @@ def _without_attribute(tensors: dict[str, Tensor], attributes: Sequence[str]) ->
 def select_kind(content: dict[str, Any], kind: str) -> tuple[dict[str, Any], list[str]]:
     """Select raw or averaged weights in the content of another program's file; `kind` is the value of weights=.
 
-    Returns the content and notes for the user. With "ema", the moving average becomes the key "model", and all other
-    weights are removed. With "raw", the average is removed. With "auto", the content stays as it is, and `unwrap`
-    chooses later; if the file holds both an average and other weights, a note says so. Raises UserError if the file
-    does not hold the requested kind.
+    Returns the content and notes for the user. With "ema", the moving average is returned under the key "model", and
+    all other weights are removed. With "raw", the average is removed. With "auto", the content stays as it is, and
+    `unwrap` chooses later; if the file holds both an average and other weights, a note says so. Raises UserError if the
+    file does not hold the requested kind.
     """
     averages = [key for key in EMA_KEYS if _holds_tensors(content.get(key))]
     rest = {key: value for key, value in content.items() if key not in averages}

@@ -64,8 +64,8 @@ class Matches(NamedTuple):
 def unstack_layers(outputs: Outputs | list[Outputs]) -> list[Outputs]:
     """Split a detector's outputs by layer: one dict of tensors (L, B, Q, ...) becomes L dicts of (B, Q, ...).
 
-    A list is returned unchanged. Entries of the dict that do not have the first three dimensions of `logits` are
-    dropped.
+    A list is returned unchanged. Entries of the dict are dropped if their first three dimensions differ from those of
+    `logits`.
     """
     if isinstance(outputs, list):
         return outputs
@@ -88,10 +88,10 @@ def group_by_set(layers: Sequence[Outputs]) -> dict[str, list[Outputs]]:
 
 
 def stack_layers(layers: Outputs | Sequence[Outputs]) -> Outputs:
-    """Stack those outputs that every one of the L layers has into tensors (L, B, R, ...) in at least fp32.
+    """Stack the outputs that all L layers have into tensors (L, B, R, ...), converting fp16 and bf16 to fp32.
 
-    The mask `real` (B, R), False for padding rows, is the same for all layers, so it is not stacked. Outputs that are
-    stacked already (a dict) are only converted to at least fp32.
+    The mask `real` (B, R), False for padding rows, is the same for all layers, so it is not stacked. If `layers` is a
+    dict, its outputs are stacked already, and only fp16 and bf16 are converted.
     """
     if isinstance(layers, dict):
         return {name: _upcast_half(value) for name, value in layers.items()}

@@ -19,7 +19,7 @@ PADDING_COST = 1e12  # cost of a padding row, higher than every other cost
 
 @dataclass(frozen=True, kw_only=True)
 class MatcherOptions:
-    """Weights of the three matching costs, which in the paper equal the weights of the loss terms (appendix A.2)."""
+    """Weights of the three matching costs; in the paper, they equal the weights of the loss terms (appendix A.2)."""
 
     class_cost: NonNegativeFloat
     box_cost: NonNegativeFloat
@@ -96,7 +96,7 @@ def total_cost(costs: Sequence[Cost], outputs: Outputs, targets: Targets) -> Ten
 
 @torch.no_grad()
 def match(costs: Sequence[Cost], outputs: Outputs, targets: Targets) -> Matches:
-    """Find the one-to-one assignment of output rows to objects with the minimum cost, for each layer and image.
+    """Find the one-to-one assignment of output rows to objects with minimum total cost, for each layer and image.
 
     `outputs` are (L, B, R, ...), and `targets` (T, ...) with the images concatenated. If an image has more than R
     objects, only R of them are matched. Costs are copied to the host once, and pairs to the device once.
