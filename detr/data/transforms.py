@@ -1,8 +1,8 @@
 """The augmentation of DETR's training, on uint8 tensors (Carion et al. 2020, arXiv:2005.12872, section 4).
 
-The horizontal flip is only in the official code. Every random choice is sampled from the argument `generator`. The data
-loader seeds the generator with (seed, epoch, index), so the augmentation of a sample depends on nothing else. Boxes are
-`tv_tensors.BoundingBoxes` (xyxy in pixels of their image) and are transformed with their image.
+The horizontal flip is taken from the official code. Every random choice is sampled from the argument `generator`. The
+data loader seeds the generator with (seed, epoch, index), so the augmentation of a sample depends on nothing else.
+Boxes are `tv_tensors.BoundingBoxes` (xyxy in pixels of their image) and are transformed with their image.
 """
 
 from dataclasses import dataclass

@@ -153,7 +153,7 @@ def _resolve(text: str, folder: Path, origin: str) -> Path | None:
 def _names(content: Mapping[Any, Any], path: Path) -> list[str]:
     """Return the names of the classes.
 
-    If `names:` is missing, the names are class_0, class_1 and so on up to the number `nc:`, as in Ultralytics.
+    If `names:` is missing, the names are class_0, class_1 and so on, as in Ultralytics; `nc:` is their number.
     """
     names, count = content.get("names"), content.get("nc")
     if names is None and isinstance(count, int) and not isinstance(count, bool) and 0 < count < 100_000:
