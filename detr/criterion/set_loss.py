@@ -40,7 +40,7 @@ class LossOptions:
 class Criterion:
     """Matches output rows to objects by `costs`, and computes the `terms` of the loss.
 
-    Both are lists, to which a task may append.
+    A task may append to both lists.
     """
 
     def __init__(self, loss: LossOptions, matcher: MatcherOptions):

@@ -121,8 +121,10 @@ class Focal(Term):
 
 @dataclass(frozen=True)
 class L1(Term):
-    """The L1 distance between the predicted box and the object's box of each pair, both cxcywh relative to the
-    image."""
+    """The L1 distance between the predicted box and the object's box of each pair.
+
+    Both boxes are cxcywh, relative to the image.
+    """
 
     name = "box"
     reads = "boxes_cxcywh"

@@ -232,8 +232,10 @@ def _read_crowd(value: Any) -> bool | None:
 
 
 def _mask_area(segmentation: Any, height: int, width: int) -> float:
-    """Return the area of a segmentation (polygons or a run-length code) in square pixels; 0 if missing or
-    unreadable."""
+    """Return the area of a segmentation (polygons or a run-length code) in square pixels.
+
+    The result is 0 if the segmentation is missing or unreadable.
+    """
     try:
         if isinstance(segmentation, list):
             polygons = [p for p in segmentation if len(p) >= 6 and _outline(p) < MAX_OUTLINE]  # NaN fails

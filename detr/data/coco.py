@@ -136,7 +136,7 @@ class Coco:
         return truth
 
     def sample(self, split: Split, index: int, generator: torch.Generator | None) -> dict[str, Any]:
-        """Return one image with its targets, augmented at random with `generator`, or only resized if it is None.
+        """Return one image with its targets, augmented at random; if `generator` is None, it is only resized.
 
         The returned dict has these keys:
 
@@ -165,14 +165,20 @@ class Coco:
         return str(self._file(split, index))
 
     def fingerprint(self, split: Split) -> dict[str, str]:
-        """Return two digests: "annotations", and "images" (of the names and lengths in bytes of the image files)."""
+        """Return two digests by name.
+
+        "annotations" is the digest of the annotations. "images" is the digest of the names and lengths in bytes of the
+        image files, which are not opened.
+        """
         folder = self._required_files(split)[0]
         images = fingerprints.digest_files(folder, self._arrays(split).files)
         return {"annotations": self.digest_annotations(split), "images": images}
 
     def view(self, image: Tensor, file: Path) -> dict[str, Any]:
-        """Make a sample from a user's image uint8 (3, H, W): resized as in evaluation, with id 0 and without
-        targets."""
+        """Make a sample from a user's image uint8 (3, H, W), with id 0 and without targets.
+
+        The image is resized as in evaluation.
+        """
         return self._make_sample(0, file, image, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), None)
 
     def _make_sample(

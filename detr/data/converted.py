@@ -130,8 +130,10 @@ def to_coco(labels: Labels, classes: Sequence[str]) -> CocoJson:
 
 
 def check_classes(names: Sequence[str], source: str) -> None:
-    """Raise UserError if `names` is empty or repeats a name; `source` is the file or key of the names, for the
-    message."""
+    """Raise UserError if `names` is empty or repeats a name.
+
+    `source` is the file or key that states the names, for the message.
+    """
     if not names:
         raise UserError(f"{source} names no class; a detector needs at least one.")
     if repeated := next((name for name in names if list(names).count(name) > 1), None):

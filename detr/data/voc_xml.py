@@ -34,8 +34,10 @@ class VocImage(NamedTuple):
 
 
 def read(path: Path) -> VocImage:
-    """Read the XML file of an image; raises a UserError that names the file and the object if the content is
-    invalid."""
+    """Read the XML file of an image.
+
+    Invalid content raises a UserError that names the file and, if it concerns an object, the object.
+    """
     root = _parse(path)
     if root.tag != "annotation":
         raise UserError(

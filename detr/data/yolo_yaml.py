@@ -26,7 +26,7 @@ class DataYaml:
     names: list[str]  # of the classes, in the order of their numbers
     keypoints: int  # how many numbers describe the keypoints of an object; 0 if there are no keypoints
     entries: dict[Split, list[Path]]  # the existing folders and lists of images of each split
-    notes: list[str]  # for the start summary: splits that were left out, and how paths were read
+    notes: list[str]  # for the start summary: how paths were read, and which splits are missing or equal to train
 
 
 def is_yaml(path: Path) -> bool:

@@ -109,8 +109,7 @@ class CocoMetric:
         return numbers
 
     def details(self) -> list[tuple[Any, ...]]:
-        """Return a table of the box metrics of each class: a header, then a `ClassRow` per class, sorted by category
-        id.
+        """Return a table of the box metrics of each class: a header, then one `ClassRow` per class, by category id.
 
         Before `compute` is called, the table has only the header.
         """

@@ -36,7 +36,7 @@ def draw(
         image: uint8 (3, H, W).
         boxes: (n, 4) xyxy in pixels of `image`; the drawn boxes are clipped to it.
         names: n class names.
-        scores: (n,) in [0, 1]; None for ground truth, whose boxes are drawn in the order given.
+        scores: (n,) in [0, 1]; None for ground truth. Boxes without scores are drawn in their given order.
         labels: (n,) class indices, which give a class the same colour in all pictures; None = the colours follow the
             alphabetical order of the names in this picture.
 

@@ -116,7 +116,10 @@ class Detector(QueryDetector):
         return Queries(torch.zeros_like(queries), queries)
 
     def read(self, layer: int | None, x: Tensor, guide: Tensor, image: Image) -> Outputs:
-        """Apply the heads: x (L, B, Q, C) -> logits (L, B, Q, K') and boxes_cxcywh (L, B, Q, 4)."""
+        """Apply the heads: x (L, B, Q, C) -> logits (L, B, Q, K') and boxes_cxcywh (L, B, Q, 4).
+
+        K' is the number of logits of a query. Boxes are relative to the width and height of the image.
+        """
         return {"logits": self.class_head(x), "boxes_cxcywh": self.box_head(x).sigmoid()}
 
     def fetch_weights(self) -> str | None:
