@@ -1,4 +1,4 @@
-"""Evaluate a run's checkpoint or an official one: `python evaluate.py checkpoint=runs/.../checkpoints/best.pt`."""
+"""Evaluate a run's checkpoint or published weights: `python evaluate.py checkpoint=runs/.../checkpoints/best.pt`."""
 
 import math
 import sys
@@ -43,7 +43,7 @@ def evaluate(config: dict[str, Any]) -> float | None:
             report=lambda line: print(line, file=sys.stderr) if distributed.is_main() else None,
         )
         results = {f"{split}/{name}": value for name, value in numbers.items()}
-        if folder:  # written before anything is printed, since printing may fail
+        if folder:  # the files are written before anything is printed, since printing may fail
             record = {**results, **provenance(config, parts, split)}
             with writing_to(folder):
                 (folder / "results.json").write_text(as_json(record, indent=1))
@@ -68,7 +68,10 @@ def evaluate(config: dict[str, Any]) -> float | None:
 
 
 def describe_data(data: Any, task: Any, split: str, log: Any) -> None:
-    """Log what a training run logs about `split` at its start: counts, notes on how the data were read, warnings."""
+    """Log what a training run logs about `split` at its start: counts, notes on how the data were read, warnings.
+
+    Also log the notes of `task` on the evaluation, such as assumptions about an imported model's classes.
+    """
     if hasattr(data, "split_summary"):
         log.info("\n".join(f"data      {line}" for line in data.split_summary(split)))
     for note in task.evaluation_notes() if hasattr(task, "evaluation_notes") else []:

@@ -44,7 +44,7 @@ def predict(config: dict[str, Any]) -> None:
 
 
 def send_utf8() -> None:
-    """Encode standard output as UTF-8 in every locale, because input is UTF-8, too; a terminal keeps its encoding."""
+    """Encode standard output as UTF-8 in every locale, because input is UTF-8, too. A terminal keeps its encoding."""
     if sys.stdout and not sys.stdout.isatty():
         sys.stdout.reconfigure(encoding="utf-8")
 

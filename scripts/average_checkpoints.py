@@ -53,10 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def select_checkpoints(paths: Sequence[Path], last: int | None) -> list[Path]:
-    """Return `paths` if they are files, or the `last` newest step checkpoints of the folder if they are one folder.
+    """Return `paths` if they are files; if `paths` is one folder, return its `last` newest step checkpoints.
 
-    If `last` is None, it is `DEFAULT_COUNT`. Raises UserError for a folder among several paths, for a folder with fewer
-    checkpoints, and for `last` together with files.
+    If `last` is None, `DEFAULT_COUNT` checkpoints are returned. Raises UserError for a folder among several paths, for
+    a folder with fewer checkpoints, and for `last` together with files.
     """
     folders = [path for path in paths if path.is_dir()]
     if not folders:

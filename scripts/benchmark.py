@@ -136,7 +136,10 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
 def _measure_scaling(
     suite: str, scaling: scalings.Scaling, options: argparse.Namespace, device: torch.device
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Measure a row for each value of a scaling; returns the measured rows, and a table of how cost grows."""
+    """Measure a benchmark for each value of a scaling; returns the measurements, and a table of how cost grows.
+
+    A scaling is one property of the input with several values, such as the image side. Cost is time and memory.
+    """
     with _setting(options, device) as setting:
         values = scaling.values_for(setting)
     rows = []
@@ -150,9 +153,10 @@ def _measure_scaling(
 def _measure_row(
     name: str, build: Callable[[Setting], Row], options: argparse.Namespace, device: torch.device
 ) -> dict[str, Any]:
-    """Measure a row's times, then its peak memory.
+    """Measure the times and the peak memory of the benchmark that `build` returns.
 
-    The row is built anew for the peak memory, which includes what the first call of a contender keeps in memory.
+    The benchmark is built again to measure peak memory. The peak includes what a contender's first call keeps in
+    memory, so no contender may have been called before.
     """
     print(f"{name} ...", file=sys.stderr, flush=True)
     with _setting(options, device) as setting:
@@ -163,7 +167,10 @@ def _measure_row(
 
 
 def _release_memory(setting: Setting) -> None:
-    """Free the previous row's memory, and reset torch.compile, which stops compiling after 8 models of one class."""
+    """Free the previous benchmark's memory, and reset torch.compile.
+
+    Without the reset, torch.compile stops compiling after 8 models of one class.
+    """
     if setting.compile:
         torch.compiler.reset()
     gc.collect()
@@ -194,7 +201,10 @@ def _import_suite(suite: str) -> ModuleType:
 
 
 def _select(suite: str, available: Mapping[str, T], option: str | None) -> dict[str, T]:
-    """Select the rows or scalings that `option` (--rows) names, or all; raises UserError for an unknown name."""
+    """Select the rows or scalings that `option` (--rows) names, or all if it is None.
+
+    Raises UserError for an unknown name.
+    """
     names = option.split(",") if option else [*available]
     if unknown := [name for name in names if name not in available]:
         raise UserError(f"--rows {','.join(unknown)}: {suite} has only {', '.join(available)}; name some of these.")

@@ -1,4 +1,8 @@
-"""The set prediction loss (Carion et al. 2020, arXiv 2005.12872, section 3.1 and appendix A.2), as a list of terms."""
+"""The set prediction loss (Carion et al. 2020, arXiv 2005.12872, section 3.1 and appendix A.2), as a list of terms.
+
+An answer set is a group of output rows that has its own matching and loss, such as "queries". answers.py defines output
+rows and the letters in shapes.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,8 +22,9 @@ from detr.criterion.terms import L1, Comparison, CrossEntropy, Focal, Giou, Term
 class LossOptions:
     """The weights of the terms, and the choice of the classification loss.
 
+    class_weight, box_weight, giou_weight: weights of the classification, L1 and GIoU terms in the loss.
     classification: "softmax" is a cross-entropy over the classes and "no object"; "sigmoid" is a focal loss per class.
-    no_object: weight of unmatched queries in the cross-entropy (0.1 in appendix A.4); matched ones have weight 1.
+    no_object: weight of unmatched queries in the cross-entropy (0.1 in section 3.1); matched queries have weight 1.
     focal_alpha, focal_gamma: alpha and gamma of the focal loss (0.25 and 2 in Lin et al. 2017, arXiv 1708.02002).
     """
 
@@ -33,7 +38,10 @@ class LossOptions:
 
 
 class Criterion:
-    """The `terms` of the loss and the `costs` of the matching; a task may append to both lists."""
+    """Matches output rows to objects by `costs`, and computes the `terms` of the loss.
+
+    A task may append to both lists.
+    """
 
     def __init__(self, loss: LossOptions, matcher: MatcherOptions):
         focal = (loss.focal_alpha, loss.focal_gamma)
@@ -50,9 +58,9 @@ class Criterion:
         ]
 
     def normalisers(self, name: str, counts: Sequence[int], rows: Sequence[int]) -> dict[str, float]:
-        """Return a batch's summand of each term's divisor for the answer set `name`, by keys such as "queries.class".
+        """Return what a batch adds to the divisor of each term of the answer set `name`, by keys like "queries.class".
 
-        For each image, `counts` holds the number of objects, and `rows` the number of output rows in one layer.
+        Image i has counts[i] objects and rows[i] output rows in one layer.
         """
         return {f"{name}.{term.name}": term.normaliser(counts, rows) for term in self.terms}
 
@@ -64,12 +72,14 @@ class Criterion:
         normalisers: Mapping[str, float],
         matches: Matches | None = None,
     ) -> dict[str, Tensor]:
-        """Compute the weighted terms of the answer set `name`, each of them (L,).
+        """Compute the weighted terms of the answer set `name`; returns the values (L,) of each term by its name.
 
-        `layers` are the outputs of L layers, as a list or stacked. `normalisers` are the divisors, summed over all
-        batches of the step. Each layer is matched separately; if `matches` is given, its pairs (of one layer) are used
-        for every layer instead. A term is omitted if the outputs lack the entry that it reads. A term of the last layer
-        alone is 0 in the other layers. Raises UserError when a term has no normaliser.
+        `layers` are the outputs of L layers: a list of dicts, or one dict of tensors (L, B, R, ...). `normalisers`
+        holds the divisor of each term, summed over all batches of the step, by the keys of the method `normalisers`.
+        Each layer is matched separately. But if `matches` is given, nothing is matched: the pairs in `matches`, which
+        are those of one layer, are used for every layer. A term is omitted if the outputs lack the entry that it reads.
+        A term that is computed for the last layer only is 0 for all other layers. Raises UserError when a term has no
+        normaliser.
         """
         outputs = stack_layers(layers)
         depth = len(outputs["logits"])  # L
@@ -89,10 +99,12 @@ class Criterion:
 
 
 def sum_terms(sets: Mapping[str, Mapping[str, Tensor]]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Sum the weighted terms, (L,) each, of all answer sets; returns the total and its detached parts for the log.
+    """Sum the weighted terms of all answer sets; returns the total, and its detached parts for the log by name.
 
-    The set "queries" gives a part for each term of the last layer. If there are earlier layers, the part "auxiliary" is
-    the sum of their terms. Any other set gives one part under its name, the sum of all its terms and layers.
+    `sets` holds the result of `Criterion` for each answer set. The total and the parts are scalars. The set "queries"
+    gives one part per term: its value for the last layer. If there are earlier layers, the sum of all terms over these
+    layers is the part "auxiliary". Any other set gives one part with the name of the set: the sum of all its terms over
+    all layers.
     """
     totals: list[Tensor] = []
     parts: dict[str, Tensor] = {}

@@ -1,6 +1,6 @@
 """The terms of a detector's loss. Each term is a sum over the output rows of a layer, divided by a normaliser.
 
-See answers.py for output rows, and for the letters in shapes.
+An output row is one prediction of a layer: logits and a box. answers.py defines the letters in shapes.
 """
 
 from abc import ABC, abstractmethod
@@ -57,14 +57,14 @@ class Term(ABC):
     weight: float
     name: ClassVar[str]  # the term's name in the log and in the key of its normaliser
     reads: ClassVar[str]  # the output that the term reads; answer sets without this output skip the term
-    layers: ClassVar[Literal["all", "last"]] = "all"  # the decoder layers that have this term
+    layers: ClassVar[Literal["all", "last"]] = "all"  # the decoder layers for which the term is computed
 
     @abstractmethod
     def __call__(self, comparison: Comparison) -> Tensor:
         """Compute the unweighted sum over the rows and images of each layer, (L,)."""
 
     def normaliser(self, counts: Sequence[int], rows: Sequence[int]) -> float:
-        """Return a batch's summand of the divisor, by default its number of objects.
+        """Return what a batch adds to the term's divisor; by default, this is the number of objects in the batch.
 
         Image i has counts[i] objects and rows[i] output rows in one layer.
         """
@@ -73,7 +73,7 @@ class Term(ABC):
 
 @dataclass(frozen=True)
 class CrossEntropy(Term):
-    """Cross-entropy over classes and "no object" (Carion et al. 2020, arXiv 2005.12872, equation 2 and A.4)."""
+    """Cross-entropy over the classes and "no object" (Carion et al. 2020, arXiv 2005.12872, equation 2)."""
 
     no_object: float  # weight of unmatched rows
     name = "class"
@@ -89,9 +89,10 @@ class CrossEntropy(Term):
         return comparison.sum_rows(nll * class_weights)
 
     def normaliser(self, counts: Sequence[int], rows: Sequence[int]) -> float:
-        """Return the sum of the weights of all rows.
+        """Return the sum of the weights of all output rows in one layer of the batch.
 
-        In an image with R rows and n objects, min(n, R) rows have weight 1, and the others have weight `no_object`.
+        In an image with R rows and n objects, min(n, R) rows are matched and have weight 1. The other rows have weight
+        `no_object`.
         """
         matched = [(min(n, R), R) for n, R in zip(counts, rows, strict=True)]
         return float(sum(n + self.no_object * (R - n) for n, R in matched))
@@ -102,7 +103,7 @@ class Focal(Term):
     """The sigmoid focal loss, summed over the classes (Lin et al. 2017, arXiv 1708.02002, equation 5)."""
 
     alpha: float  # weight of the true class; every other class has weight 1 - alpha
-    gamma: float
+    gamma: float  # exponent of (1 - p)^gamma, where p is the predicted probability of the correct answer
     name = "class"
     reads = "logits"
 
@@ -120,7 +121,10 @@ class Focal(Term):
 
 @dataclass(frozen=True)
 class L1(Term):
-    """The L1 distance between the predicted box and the object's box of each pair, cxcywh relative to the image."""
+    """The L1 distance between the predicted box and the object's box of each pair.
+
+    Both boxes are cxcywh, relative to the image.
+    """
 
     name = "box"
     reads = "boxes_cxcywh"

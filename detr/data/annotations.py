@@ -1,6 +1,6 @@
-"""Reading, validation and repair of COCO instances JSON (cocodataset.org, "Data format").
+"""Validation and repair of COCO instances JSON (cocodataset.org, "Data format").
 
-An invalid file raises a UserError that names the file, the id of the invalid entry and the remedy.
+An invalid file raises a UserError that names the file, the invalid entry and the remedy.
 """
 
 import json
@@ -18,22 +18,24 @@ CocoJson = dict[str, Any]  # has the keys images, categories and, if labelled, a
 Annotation = dict[str, Any]
 
 MAX_AREA = 1e10  # square pixels; COCOeval's range "all" ends here, so it ignores larger objects
-MAX_OUTLINE = 1e6  # pixels, for a polygon's length and coordinates; pycocotools crashes on much larger ones
+MAX_OUTLINE = 1e6  # pixels, for a polygon's perimeter and coordinates; pycocotools crashes on much larger polygons
 RLE_CODE = re.compile("[0-o]*[0-O]")  # a complete run-length code; pycocotools reads past the end of an incomplete one
-NO_NAME = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")  # \udc80 to \udcff, allowed, stand for bytes that are not UTF-8
+# Characters that no name may contain: null and lone surrogates. \udc80 to \udcff are allowed, because they stand for
+# bytes that are not UTF-8.
+NO_NAME = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")
 CROWD_TEXTS = {"0": False, "false": False, "": False, "1": True, "true": True}  # values of iscrowd as text
 
 
 def check(
     coco_json: Any, path: Path, labelled: bool = True, read_size: Callable[[str], tuple[int, int]] | None = None
 ) -> CocoJson:
-    """Validate the content of a COCO JSON file and return it; raises UserError that names the file `path`.
+    """Validate the content of a COCO JSON file and return it; raises a UserError that names `path` if it is invalid.
 
     The content is modified in place: ids, heights and widths that are written as 64.0 become integers. If the height or
-    width of an image is missing or 0, `read_size` is called with its file_name and returns its (height, width). Without
-    `read_size`, a missing size is an error. The ids of annotations occur only in messages, so they may be of any type,
-    repeated or missing. If `labelled` is False, the file may lack "annotations", as COCO's
-    image_info_test-dev2017.json does.
+    width of an image is missing or 0, both are set to the (height, width) that `read_size` returns for the image's
+    file_name. Without `read_size`, a missing height or width is an error. The ids of annotations occur only in
+    messages, so they may be of any type, repeated or missing. If `labelled` is False, the file may lack "annotations",
+    as COCO's image_info_test-dev2017.json does.
     """
     unlabelled = not labelled and isinstance(coco_json, dict) and "annotations" not in coco_json
     for key in ("images", "categories") if unlabelled else ("images", "annotations", "categories"):
@@ -72,7 +74,7 @@ def categories(coco_json: CocoJson) -> list[dict[str, Any]]:
 
 
 def select(coco_json: CocoJson, ids: Iterable[int]) -> CocoJson:
-    """Return the JSON of the images `ids` alone, with all their annotations, including crowds and degenerate boxes."""
+    """Return a JSON with only the images `ids` and all their annotations, including crowds and boxes without area."""
     chosen = set(ids)
     selected = {**coco_json, "images": [image for image in coco_json["images"] if image["id"] in chosen]}
     if "annotations" in coco_json:
@@ -85,7 +87,7 @@ def complete(coco_json: CocoJson) -> CocoJson:
 
     A missing area is replaced by the area of the box. An unusable area (text, NaN, zero, a negative number, more than
     MAX_AREA) is replaced by the area of the segmentation or, if the segmentation is missing or unreadable, of the box.
-    The area of a box with a side of 0 or less is 0.
+    The area of a box with a side of 0 or less is 0. A JSON without "annotations" is returned unchanged.
     """
     if "annotations" not in coco_json:
         return coco_json
@@ -113,7 +115,7 @@ def has_usable_area(annotation: Annotation) -> bool:
 def area(annotation: Annotation, height: int | None, width: int | None) -> float:
     """Return the area of an annotation in square pixels, replaced as in `complete`.
 
-    `height` and `width` are those of its image in pixels; if they are None, the segmentation is not used.
+    `height` and `width` are those of its image in pixels; if one of them is None, the segmentation is not used.
     """
     if has_usable_area(annotation):
         usable: float = annotation["area"]
@@ -219,8 +221,8 @@ def _is_box(value: Any) -> bool:
 def _read_crowd(value: Any) -> bool | None:
     """Convert a value of `iscrowd` to a bool.
 
-    None is False, a number other than 0 is True, and a text is looked up in CROWD_TEXTS. Returns None for a value that
-    cannot be read: a text that is not in CROWD_TEXTS, NaN, or another type.
+    None and 0 are converted to False, and other numbers to True. A text is looked up in CROWD_TEXTS. Returns None for a
+    value that cannot be read: a text that is not in CROWD_TEXTS, NaN, or a value of another type.
     """
     if value is None:
         return False
@@ -230,7 +232,10 @@ def _read_crowd(value: Any) -> bool | None:
 
 
 def _mask_area(segmentation: Any, height: int, width: int) -> float:
-    """Return the area of a segmentation (polygons or a run-length code) in pixels; 0 if it is missing or unreadable."""
+    """Return the area of a segmentation (polygons or a run-length code) in square pixels.
+
+    The result is 0 if the segmentation is missing or unreadable.
+    """
     try:
         if isinstance(segmentation, list):
             polygons = [p for p in segmentation if len(p) >= 6 and _outline(p) < MAX_OUTLINE]  # NaN fails
@@ -245,7 +250,10 @@ def _mask_area(segmentation: Any, height: int, width: int) -> float:
 
 
 def _outline(polygon: list[float]) -> float:
-    """Return the larger of a polygon's length (in the maximum norm) and its largest absolute coordinate, in pixels."""
+    """Return the larger of a polygon's perimeter and its largest absolute coordinate, in pixels.
+
+    The length of an edge is taken in the maximum norm.
+    """
     points = np.array(polygon, dtype=np.float64).reshape(-1, 2)
     return float(max(np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum(), np.abs(points).max()))
 

@@ -14,7 +14,7 @@ from common.data.names import composed
 from common.errors import UserError
 from detr.data.annotations import Annotation, CocoJson, area, find_id, has_usable_area, is_crowd, name_annotation
 
-MAX_NAME = 200  # characters of a file name in a message
+MAX_NAME = 200  # maximum number of characters of a file name in a message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +22,8 @@ class SplitArrays:
     """One split as arrays, with the images in the order of the JSON.
 
     `boxes` are the training targets: they are clipped to their image, and crowds and boxes without area are left out.
-    Forked workers share the memory of arrays with their parent. Python objects would be copied in each worker, because
-    reading an object changes its reference count.
+    Forked workers of the data loader share the memory of arrays with their parent process. Python objects would be
+    copied in each worker, because reading an object changes its reference count.
     """
 
     ids: NDArray[np.int64]  # (N,) image ids
@@ -40,8 +40,9 @@ class SplitArrays:
 def build_arrays(coco_json: CocoJson, classes: list[dict[str, Any]], path: Path) -> SplitArrays:
     """Convert a validated JSON, which was read from `path`, to arrays.
 
-    `classes` are the `categories` of the train JSON; the position in this list is the class index. Raises UserError
-    when the category of an annotation is missing from `classes` or has another name in `classes`.
+    `classes` is the result of `annotations.categories` for the train JSON; the position in this list is the class
+    index. Raises UserError when the category of an annotation is missing from `classes` or has another name in
+    `classes`.
     """
     _check_categories(coco_json, classes, path)
     images, annotations = coco_json["images"], coco_json.get("annotations", [])
@@ -83,8 +84,8 @@ def build_arrays(coco_json: CocoJson, classes: list[dict[str, Any]], path: Path)
 def find_files(arrays: SplitArrays, folder: Path) -> SplitArrays:
     """Check that the images exist in `folder`, and return the arrays with the names that the files have there.
 
-    If there is no file of a name, it is looked up with "/" instead of backslashes, and in the composed and decomposed
-    forms of Unicode. Raises UserError when an image is missing; the message suggests a remedy.
+    If no file has the name of an image, two changes of the name are tried: "/" instead of backslashes, and the composed
+    or decomposed form of Unicode. Raises UserError when `folder` or an image is missing; the message suggests a remedy.
     """
     if not folder.is_dir():
         raise UserError(f"The folder of images {folder} does not exist; correct its path.")
@@ -119,8 +120,8 @@ def decode(name: bytes) -> str:
 
 
 def _encode(name: str) -> bytes:
-    # In file names as Python reads them, and so in JSON written by Python, lone surrogates stand for bytes that are not
-    # UTF-8.
+    # When Python reads a file name, bytes that are not UTF-8 become lone surrogates. JSON that Python writes contains
+    # these surrogates.
     return name.encode("utf-8", "surrogateescape")
 
 
@@ -172,8 +173,10 @@ def _doubt_format(xywh: NDArray[np.float64], limits: NDArray[np.int64]) -> list[
     """Return a warning if boxes (T, 4), read as x, y, width, height in pixels, look relative or like corners (xyxy).
 
     `limits` (T, 4) holds width, height, width, height of each box's image. The boxes look relative to the image size if
-    no coordinate exceeds 1. They look like corners if two conditions hold: read as corners, all boxes have an area and
-    lie in their image; read as x, y, width, height, at least a tenth of them extend beyond it by more than a pixel.
+    no coordinate exceeds 1 although all sides of the images are longer than 4 pixels. The boxes look like corners if
+    two conditions hold. Read as corners, all boxes have an area and lie in their images. Read as x, y, width, height,
+    at least a tenth of the boxes extend beyond their images by more than a pixel. If the boxes look like neither, the
+    list is empty.
     """
     if not len(xywh):
         return []
@@ -189,7 +192,10 @@ def _doubt_format(xywh: NDArray[np.float64], limits: NDArray[np.int64]) -> list[
 
 
 def _describe(action: str, subject: str, annotations: list[Annotation], chosen: NDArray[np.bool_]) -> str:
-    """Return a note with the number of annotations that are `chosen`, and the first three; empty if none is chosen."""
+    """Return a note with the number of annotations for which `chosen` (T,) is True, and the first three of them.
+
+    The note is empty if there are no such annotations.
+    """
     positions = np.flatnonzero(chosen).tolist()
     if not positions:
         return ""

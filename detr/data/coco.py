@@ -1,4 +1,4 @@
-"""Detection data in COCO's format (Lin et al. 2014, arXiv:1405.0312), in a known folder layout or with any paths."""
+"""Detection data in COCO's format (Lin et al. 2014, arXiv:1405.0312), in a folder of a known layout or at any paths."""
 
 import json
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ VAL_SHARE = 0.1  # share of train's images that is cut as val in any other data 
 
 @dataclass(frozen=True, kw_only=True)
 class Files:
-    """The paths of one split. Both are given, or both are None."""
+    """The paths of one split: both are given, or both are None."""
 
     images: str | None  # folder that holds the files named by "file_name" in the JSON
     annotations: str | None  # COCO instances JSON
@@ -41,9 +41,10 @@ class Coco:
     """A detection data set in COCO's format, with any set of category ids.
 
     The files of a split are those at the split's own paths if they are given, and otherwise those in `root`. For COCO
-    2017, val2017 serves as `test`, because no labelled test set is published. If val has no files, it is cut from
-    train. If test has no files, it is cut from train if `test_share` is above 0 and the files of train are in `root`.
-    Neither cut depends on the run's seed. The classes are the categories of the train JSON, sorted by id.
+    2017, val2017 serves as `test`, because no labelled test set is published. If val has no files, its images are taken
+    from train (see `val_count` and `val_share`). If test has no files, its images are taken from train, provided that
+    `test_share` is above 0 and the files of train are in `root`. Which images are taken does not depend on the run's
+    seed. The classes are the categories of the train JSON, sorted by id.
 
     Training targets are the boxes clipped to their image, without crowds and boxes without area; `summary` counts what
     was clipped or left out. The ground truth for evaluation keeps every annotation. The constructor opens no file. An
@@ -54,7 +55,7 @@ class Coco:
         train: paths of the split for training.
         val: paths of the split that selects the best checkpoint.
         test: paths of the split for the reported metrics.
-        val_count: number of images to cut from train as val, at random, if val has no files. 0 means no val; with None,
+        val_count: number of images to cut from train as val, at random, if val has no files. 0 = no val; None =
             `val_share` decides.
         batch_size: images in one optimizer step.
         augmentation: options of resizing, flips and crops.
@@ -65,9 +66,10 @@ class Coco:
             "auto", an image is turned only if the JSON has the size of the upright image and the stored image has
             another size; see `common.data.images.read_image`.
         val_share: share of train's images to cut as val, by a hash of their names, if val has no files and `val_count`
-            is None. If both are None, val gets 2,000 images of COCO 2017 at random, or a tenth of any other set.
+            is None. 0 = no val. If `val_count` and `val_share` are None, val gets 2,000 random images of COCO 2017, or
+            a tenth of the images of any other data set.
         test_share: share of train's images to cut as test, by a hash of their names, if test has no files and train is
-            in `root`.
+            in `root`. 0 = no test.
     """
 
     layouts: ClassVar[str] = LAYOUTS  # of `root`, for messages
@@ -81,19 +83,19 @@ class Coco:
     augmentation: Augmentation
     pad_to: Annotated[int, Range(low=1, high=4096)]
     cache: bool
-    exif: Exif = "auto"  # this and the next keys have defaults, because users' older files lack them
+    exif: Exif = "auto"  # this and the next keys have defaults, because users' older config files lack them
     val_share: Share | None = None
     test_share: Share = 0.0
 
     def __post_init__(self) -> None:
-        """Raise UserError for a split with only one of its two keys."""
+        """Raise UserError for a split that has only one of its two paths."""
         for name, files in (("train", self.train), ("val", self.val), ("test", self.test)):
             if (files.images is None) != (files.annotations is None):
                 raise UserError(f"data.{name}.images and data.{name}.annotations go together; give both or neither.")
         self._arrays_by_split: dict[str, SplitArrays] = {}
         self._categories: list[dict[str, Any]] = []
         self._ground_truths: dict[str, bytes] = {}
-        self._size_notes: dict[Split, list[str]] = {}  # by the split that has the files
+        self._size_notes: dict[Split, list[str]] = {}  # notes on sizes that were missing, by the split with the files
         self._decoded: dict[tuple[str, int], Tensor] = {}
 
     def count(self, split: Split) -> int:
@@ -111,7 +113,7 @@ class Coco:
             # A machine for evaluation may hold only val2017. If the train JSON is missing, another split's is read.
             split: Split = next(filter(self._has_labels, SPLITS), "train")
             path = self._required_files(split)[1]
-            unread = (1, 1)  # stands for sizes, which are not used here
+            unread = (1, 1)  # replaces missing sizes, because sizes are not used here
             coco_json = annotations.check(
                 self.read_annotations(split), path, labelled=False, read_size=lambda _: unread
             )
@@ -121,23 +123,31 @@ class Coco:
     def ground_truth(self, split: Split) -> dict[str, Any]:
         """Return the COCO JSON of this split's images, including crowds and degenerate boxes.
 
-        Each annotation has `iscrowd` and `area` as set by `annotations.complete`. The key "annotations" is missing if
-        the JSON of `test` lacks it.
+        Each annotation has `iscrowd` and `area` as set by `annotations.complete`. For `test`, the key "annotations" is
+        missing if the JSON file lacks it.
         """
         if split not in self._ground_truths:
             ids = self._arrays(split).ids.tolist()
             coco_json = annotations.select(self._load(split), ids)
             coco_json = annotations.complete(coco_json)
-            self._ground_truths[split] = json.dumps(coco_json).encode()  # workers would copy a million small objects
+            # Stored as bytes, because forked workers would copy a million small objects.
+            self._ground_truths[split] = json.dumps(coco_json).encode()
         truth: dict[str, Any] = json.loads(self._ground_truths[split])
         return truth
 
     def sample(self, split: Split, index: int, generator: torch.Generator | None) -> dict[str, Any]:
-        """Return one image with its targets, augmented at random by `generator`; if that is None, only resized.
+        """Return one image with its targets, augmented at random; if `generator` is None, it is only resized.
 
-        The dict has the keys id; file; image, uint8 (3, h, w); original_size, (H, W) before resizing; boxes, float32
-        (n, 4) xyxy in pixels of the returned image; and labels, int64 (n,) class indices. Raises UserError when the
-        image cannot be decoded or its size differs from that in the JSON.
+        The returned dict has these keys:
+
+        id: the id of the image in the JSON.
+        file: the path of the image.
+        image: uint8 (3, h, w).
+        original_size: height and width (H, W) of the image in the file.
+        boxes: float32 (n, 4) xyxy in pixels of `image`.
+        labels: int64 (n,) class indices.
+
+        Raises UserError when the image cannot be decoded or its size differs from that in the JSON.
         """
         arrays, file = self._arrays(split), self._file(split, index)
         height, width = arrays.sizes[index].tolist()
@@ -155,13 +165,20 @@ class Coco:
         return str(self._file(split, index))
 
     def fingerprint(self, split: Split) -> dict[str, str]:
-        """Return two digests: of the bytes of the JSON file, and of the image files' names and lengths in bytes."""
+        """Return two digests by name.
+
+        "annotations" is the digest of the annotations. "images" is the digest of the names and lengths in bytes of the
+        image files, which are not opened.
+        """
         folder = self._required_files(split)[0]
         images = fingerprints.digest_files(folder, self._arrays(split).files)
         return {"annotations": self.digest_annotations(split), "images": images}
 
     def view(self, image: Tensor, file: Path) -> dict[str, Any]:
-        """Make a sample from a user's image uint8 (3, H, W), resized as in evaluation, with id 0 and no targets."""
+        """Make a sample from a user's image uint8 (3, H, W), with id 0 and without targets.
+
+        The image is resized as in evaluation.
+        """
         return self._make_sample(0, file, image, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), None)
 
     def _make_sample(
@@ -189,10 +206,16 @@ class Coco:
     def collate(self, samples: list[dict[str, Any]]) -> Batch:
         """Collate samples; images are padded with zeros at the bottom and right to a common size.
 
-        The common height H and width W are multiples of `pad_to`. The dict has the keys ids; files; images, uint8
-        (B, 3, H, W); sizes, (B, 2) heights and widths without padding; original_sizes, (B, 2) before resizing; boxes,
-        (T, 4) xyxy in pixels, and labels, (T,), of all images concatenated; counts, the number of boxes of each image;
-        and padded, whether any image has padding.
+        The common height H and width W are multiples of `pad_to`. The returned dict has these keys:
+
+        ids, files: lists of the images' ids and paths.
+        images: uint8 (B, 3, H, W).
+        sizes: (B, 2) heights and widths without padding.
+        original_sizes: (B, 2) heights and widths before resizing.
+        boxes: (T, 4) xyxy in pixels of the resized images; the boxes of all images, concatenated.
+        labels: (T,) class indices of the boxes.
+        counts: a list of the number of boxes of each image.
+        padded: whether any image has padding.
         """
         sizes = torch.tensor([sample["image"].shape[1:] for sample in samples])  # (B, 2)
         height, width = (-(-length // self.pad_to) * self.pad_to for length in sizes.amax(dim=0).tolist())
@@ -222,7 +245,10 @@ class Coco:
         return [*root, f"{len(names)} classes", names_line(names), *of_splits]
 
     def _repeated_lines(self, split: Split) -> set[str]:
-        """Return the lines on `split` that `summary` omits: if it is cut from train, train has the same file notes."""
+        """Return the lines on `split` that `summary` omits, because they repeat lines on train.
+
+        These are the notes on the files, if `split` is cut from train. Otherwise there are no such lines.
+        """
         return {f"{split}: {note}" for note in self._all_file_notes(split)} if self._is_cut(split) else set()
 
     def _all_file_notes(self, split: Split) -> list[str]:
@@ -244,7 +270,10 @@ class Coco:
         return [f"{split}: {line}" for line in lines]
 
     def advice(self, split: Split) -> list[str]:
-        """Return warnings about the annotations of `split`, one sentence each; none if there is no such split."""
+        """Return warnings about the annotations of `split`, one sentence each.
+
+        The list is empty if there is no such split, or if its JSON has no annotations.
+        """
         if not self._has_split(split) or not self._arrays(split).labelled:
             return []
         return [f"{split}: {doubt}." for doubt in notes.doubts(split, self._arrays(split))]
@@ -257,7 +286,7 @@ class Coco:
         return [f"{split}: {warning}." for warning in warnings]
 
     def prepare(self) -> None:
-        """Do nothing; a subclass may generate its files here. This is called before a file is opened."""
+        """Do nothing; a subclass may generate its files here. This method is called before any file is opened."""
 
     def find_layout(self, root: Path) -> Layout:
         """Find the files of the splits in `root`.
@@ -275,11 +304,17 @@ class Coco:
         return fingerprints.digest_file(self._required_files(split)[1])
 
     def file_notes(self, split: Split) -> list[str]:
-        """Return lines for the summary on how the files of `split` were read and what was left out; none for COCO."""
+        """Return lines for the summary: how the files of `split` were read, and what was left out.
+
+        The list is empty in this class. Subclasses for other formats override this method.
+        """
         return []
 
     def _split_files(self, split: Split) -> tuple[Path, Path] | None:
-        """Return the folder of images and the JSON of a split, which are train's if it is cut; None without files."""
+        """Return the folder of images and the JSON of a split; None if there are no files.
+
+        A split that is cut from train has the folder and the JSON of train.
+        """
         files = {"train": self.train, "val": self.val, "test": self.test}[split]
         if files.images is not None and files.annotations is not None:
             return Path(files.images), Path(files.annotations)
@@ -307,7 +342,7 @@ class Coco:
         return self.test_share > 0 and self.root is not None and self.train.images is None
 
     def _val_count(self) -> int | None:
-        """Return the number of images to cut from train as val; None if `_val_share` decides."""
+        """Return the number of images to cut from train as val; None if `_val_share` determines this number."""
         if self.val_count is not None:
             return self.val_count
         if self.val_share is not None:
@@ -376,7 +411,11 @@ class Coco:
         return self._arrays_by_split[split]
 
     def _load(self, split: Split) -> annotations.CocoJson:
-        """Read and check the JSON of `split`. That of `test` may lack annotations, for evaluation on a server."""
+        """Read and check the JSON of `split`.
+
+        The JSON of `test` may lack "annotations", because predictions can be evaluated on a server. But if test is cut
+        from train, "annotations" is required.
+        """
         folder, path = self._required_files(split)
         sizes = HeaderSizes(annotations=path, folder=folder, exif=self.exif)
         labelled = split != "test" or self._is_cut("test")

@@ -1,4 +1,4 @@
-"""The base class of detection data sets in formats other than COCO's, which are converted to COCO's JSON in memory."""
+"""The base class of detection data sets in other formats than COCO's. Annotations are converted to COCO's JSON."""
 
 import json
 import os
@@ -45,12 +45,13 @@ class Labels:
 
 @dataclass(kw_only=True, eq=False)
 class Converted(Coco, ABC):
-    """A detection data set whose annotation files a subclass converts to COCO's JSON; the rest is as in `Coco`.
+    """A detection data set in another format than COCO's.
 
-    The category ids count from 1, in the order of the classes.
+    A subclass converts the annotations to COCO's JSON, in memory. Everything else is inherited from `Coco`. Category
+    ids count from 1, in the order of the classes.
 
     Args:
-        classes: the names of the classes in the order of their ids; None = the names that the files state.
+        classes: the names of the classes in the order of their ids; None = the names in the annotation files.
     """
 
     classes: list[str] | None
@@ -60,26 +61,27 @@ class Converted(Coco, ABC):
         super().__post_init__()
         if self.classes is not None:
             check_classes(self.classes, "data.classes")
-        # Each split's JSON and notes. The JSON stays bytes, because forked workers would copy many small objects.
+        # Each split's JSON and notes. The JSON is stored as bytes, because forked workers would copy many small
+        # objects.
         self._converted: dict[Split, tuple[bytes, list[str]]] = {}
 
     @abstractmethod
     def convert(self, split: Split) -> dict[Split, tuple[Labels, Sequence[str]]]:
-        """Read the annotations of `split`; a subclass may read other splits at the same time.
+        """Read the annotations of `split`, and optionally of other splits.
 
         Returns, for each split that was read, its labels and the names of all classes in the order of their ids.
         """
 
     def read_annotations(self, split: Split) -> Any:
-        """The annotations of `split`, converted to COCO's JSON but not validated."""
+        """Return the annotations of `split`, converted to COCO's JSON but not validated."""
         return json.loads(self._convert_once(split)[0])
 
     def digest_annotations(self, split: Split) -> str:
-        """The digest of the converted annotations of `split`."""
+        """Return the digest of the converted annotations of `split`."""
         return fingerprints.digest([self._convert_once(split)[0]])
 
     def file_notes(self, split: Split) -> list[str]:
-        """Notes for the start summary: how the files of `split` were read, and what was left out."""
+        """Return notes for the start summary: how the files of `split` were read, and what was left out."""
         return self._convert_once(split)[1]
 
     def _convert_once(self, split: Split) -> tuple[bytes, list[str]]:
@@ -90,14 +92,14 @@ class Converted(Coco, ABC):
         return self._converted[owner]
 
     def splits_with_files(self) -> list[Split]:
-        """The splits whose annotation files exist; splits that are cut from train are not among them."""
+        """Return the splits that have annotation files of their own and are not cut from train."""
         return [split for split in SPLITS if self._has_labels(split) and not self._is_cut(split)]
 
 
 def to_coco(labels: Labels, classes: Sequence[str]) -> CocoJson:
-    """Convert labels to COCO's JSON, without the key "annotations" if they are not labelled.
+    """Convert labels to COCO's JSON; the key "annotations" is left out if `labels.is_labelled` is False.
 
-    Raises UserError for a box whose class is not in `classes`.
+    Raises UserError if the class of a box is not in `classes`.
     """
     ids = {name: id for id, name in enumerate(classes, 1)}
     coco_json: CocoJson = {
@@ -128,7 +130,10 @@ def to_coco(labels: Labels, classes: Sequence[str]) -> CocoJson:
 
 
 def check_classes(names: Sequence[str], source: str) -> None:
-    """Raise UserError if `names` is empty or repeats a name; `source` is where they are given, for the message."""
+    """Raise UserError if `names` is empty or repeats a name.
+
+    `source` is the file or key that states the names, for the message.
+    """
     if not names:
         raise UserError(f"{source} names no class; a detector needs at least one.")
     if repeated := next((name for name in names if list(names).count(name) > 1), None):
@@ -136,7 +141,7 @@ def check_classes(names: Sequence[str], source: str) -> None:
 
 
 def class_names(parts: Sequence[Labels], classes: list[str] | None) -> list[str]:
-    """The names of the classes: `classes` or, if it is None, the names of all boxes in `parts`, sorted.
+    """Return the names of the classes: `classes` or, if it is None, the class names of all boxes in `parts`, sorted.
 
     Raises UserError if `classes` is None and there is no box.
     """
@@ -149,7 +154,7 @@ def class_names(parts: Sequence[Labels], classes: list[str] | None) -> list[str]
 
 
 def find_splits(root: Path, pattern: str) -> dict[Split, Path]:
-    """Find the folder or file of each split in `root`; splits without one are left out.
+    """Find the folder or file of each split in `root`; splits that have none are left out.
 
     `pattern` is a path relative to `root`, such as "{}/images", in which {} stands for a name in `SPLIT_FOLDERS`.
     Raises UserError if two paths exist for one split.
@@ -189,10 +194,10 @@ def xywh(corners: Sequence[float], first_pixel: int) -> tuple[float, float, floa
 
 
 def describe_corners(first_pixel: int) -> str:
-    """Describe, for a note, what corners are with this `first_pixel`; see `xywh`."""
+    """Return, as part of a note, what the corners of a box are if `first_pixel` has this value; see `xywh`."""
     return "first and last pixels, counted from 1" if first_pixel else "positions between pixels, counted from 0"
 
 
 def count_note(action: str, subject: str, examples: Sequence[object]) -> list[str]:
-    """A list with one note: the number of `examples`, and the first one; an empty list if there are no examples."""
+    """Return a list with one note: the number of `examples`, and the first one. Without examples, the list is empty."""
     return [f"{action}: {len(examples)} x {subject} (the first is {examples[0]})"] if examples else []

@@ -35,7 +35,7 @@ class Columns(NamedTuple):
     image: str  # the image's file name
     name: str  # the name of the box's class
     box: tuple[str, ...]  # the numbers of the box, in four columns or in one
-    is_corners: bool  # True: they are left, top, right, bottom; False: left, top, width, height
+    is_corners: bool  # True: the numbers are left, top, right, bottom; False: left, top, width, height
     size: tuple[str, ...]  # the image's height and width; () if the table does not state them
 
 
@@ -51,8 +51,8 @@ class CsvTable(Converted):
         box: what the four numbers in a single column box or bbox are: "corners" (left, top, right, bottom) or "extent"
             (left, top, width, height). None = the tables have no such column.
         first_pixel: how corners are counted. 0 = they are positions between pixels, counted from 0, as in COCO; 1 =
-            they are the first and the last pixel of the object, counted from 1, as in Pascal VOC. It has no effect on
-            left, top, width, height.
+            they are the first and the last pixel of the object, counted from 1, as in Pascal VOC. Boxes that are given
+            as left, top, width, height do not depend on `first_pixel`.
     """
 
     layouts: ClassVar[str] = (
@@ -129,7 +129,10 @@ def _read_row(cells: Mapping[str, str], columns: Columns, origin: str) -> Row:
 
 
 def _find_tables(root: Path) -> tuple[str, dict[Split, Path]]:
-    """The name of the layout of `root`, and the tables of its splits."""
+    """Return the name of the layout of `root`, and the table of each split; {} if `root` holds no table.
+
+    Raises UserError if `root` holds several tables for one split, or several that are not named after splits.
+    """
     if roboflow := find_splits(root, "{}/_annotations.csv"):
         return "Roboflow", roboflow
     if beside := find_splits(root, "{}.csv"):
@@ -167,8 +170,8 @@ def _open(path: Path) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
 def _choose_columns(header: Sequence[str], path: Path, box: str | None) -> Columns:
     """Choose the columns by their names in `header`; `box` is the argument of `CsvTable`.
 
-    Raises UserError if a required column is missing, if several columns could be meant, or if `box` is None although
-    there is a single column box or bbox.
+    Raises UserError if a required column is missing, or if several columns could be meant. Also raises UserError if the
+    four numbers of a box are in a single column (box or bbox) and `box` is None.
     """
     corners = [names for names in CORNERS if set(names) <= set(header)]
     extents = [names for names in EXTENTS if set(names) <= set(header)]
@@ -224,7 +227,7 @@ def _numbers(texts: Sequence[str], count: int, origin: str) -> list[float]:
 
 
 def _describe(columns: Columns, first_pixel: int | None) -> str:
-    """A note on how the columns were read; `first_pixel` is None if the box is left, top, width, height."""
+    """Return a note on how the columns were read; `first_pixel` is None if the box is left, top, width, height."""
     meaning = "left, top, width, height"
     if first_pixel is not None:
         meaning = f"corners, {describe_corners(first_pixel)} (data.first_pixel={first_pixel})"
@@ -233,9 +236,9 @@ def _describe(columns: Columns, first_pixel: int | None) -> str:
 
 
 def _image_folder(path: Path) -> Path:
-    """The folder of a table's images: images/ beside the table, or else the folder of the table itself.
+    """Return the folder of a table's images: images/ beside the table or, if there is none, the folder of the table.
 
-    The folder of the table is also chosen if the first image is there and not in images/.
+    The folder of the table is also returned if the first image of the table is in this folder and not in images/.
     """
     images = path.parent / "images"
     if not images.is_dir():

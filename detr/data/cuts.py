@@ -11,16 +11,16 @@ from common.errors import UserError
 def cut_train(
     images: list[dict[str, Any]], shares: Mapping[str, float], val_count: int | None, path: Path
 ) -> dict[str, list[int]]:
-    """Divide the images of train; returns the image ids that remain in train and those of each split cut from it.
+    """Divide the images of train; returns the image ids of train and of each split that is cut from it.
 
-    Neither cut depends on the run's seed or on the order of the images.
+    The division depends neither on the run's seed nor on the order of the images.
 
     Args:
         images: the entries "images" of the train JSON.
         shares: the fraction of the images that each split gets, selected by a hash of their file names
             (`common.data.splits.cut_by_name`).
-        val_count: the number of images that val gets, selected at random; its share is then ignored. None = val gets
-            its share, if it has one.
+        val_count: the number of images that val gets, selected at random; val's share is then ignored. None = val gets
+            its share, if `shares` has one.
         path: the train JSON, for messages.
 
     Raises UserError if no image is left for train.

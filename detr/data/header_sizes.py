@@ -11,7 +11,7 @@ from common.errors import UserError
 
 @dataclass(kw_only=True)
 class HeaderSizes:
-    """Reads the sizes of images in `folder`, and records their names for the start summary.
+    """Reads the sizes of images in `folder`, and records the images' names for the start summary.
 
     `read` may be called in several threads. A size is that of the stored pixels or, if `exif` is "apply", that of the
     image after its EXIF orientation is applied.
@@ -20,19 +20,24 @@ class HeaderSizes:
     annotations: Path  # the file or folder that lacks the sizes, for messages
     folder: Path
     exif: Exif
-    remedy: str = "add the width and height in pixels there, or correct the image"  # if a header cannot be read
+    # The end of the error message if a header cannot be read.
+    remedy: str = "add the width and height in pixels there, or correct the image"
     names: list[str] = field(default_factory=list)  # of the images whose sizes were read
     turned: list[str] = field(default_factory=list)  # of those whose EXIF orientation exchanges height and width
 
     def read(self, name: str) -> tuple[int, int]:
-        """The (height, width) of the image file `name` in pixels; raises UserError if its header cannot be read."""
+        """Return the (height, width) of the image file `name` in pixels.
+
+        Raises UserError if the header of the file cannot be read.
+        """
         path = self.folder / name
         if not path.exists():
             path = self.folder / name.replace("\\", "/")
         try:
             with open_image(path) as image:
                 size = image.height, image.width
-                # Pillow has already applied the tag of a TIFF. PngImageFile.getexif would decode the pixels of a PNG.
+                # Pillow has already applied the tag of a TIFF. The method of the base class `Image` is called, because
+                # that of PngImageFile would decode the pixels of a PNG.
                 tags = Image.Exif() if image.format == "TIFF" else Image.Image.getexif(image)
                 turned = tags.get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
         except MemoryError:
@@ -49,14 +54,17 @@ class HeaderSizes:
         return size[::-1] if turned and self.exif == "apply" else size
 
     def notes(self) -> list[str]:
-        """Notes on the sizes that were read, and on images that EXIF turns; an empty list if no size was read."""
+        """Return notes on the sizes that were read, and on images that EXIF turns; empty if no size was read."""
         if not self.names:
             return []
         note = f"{self.annotations.name} lacks the sizes of {len(self.names)} images, which were read from their files"
         return [note, *self.notes_on_turned()]
 
     def notes_on_turned(self) -> list[str]:
-        """A note on images whose EXIF orientation exchanges height and width but is not applied; else an empty list."""
+        """Return a note on images whose EXIF orientation would exchange height and width but is not applied.
+
+        The list is empty if there are no such images.
+        """
         if not self.turned or self.exif == "apply":
             return []
         return [

@@ -27,10 +27,10 @@ class Layout:
 def find_layout(root: Path) -> Layout:
     """Find the first layout of `LAYOUTS` that has a JSON file in `root`.
 
-    Without any such file, returns the layout of COCO 2017 with `recognised` False.
+    If there is none, the result is the layout of COCO 2017 with `recognised` False.
 
-    For COCO 2017, `files` always has both train and test: evaluation needs only the files of test, so those of train
-    may be missing. For the other layouts, `files` has the splits whose JSON exists.
+    For COCO 2017, `files` always has train and test, even if the files of one of them do not exist: evaluation, for
+    example, needs only those of test. For the other layouts, `files` has only splits whose JSON exists.
     """
     official = _official(root)
     if any(annotations.exists() for _, annotations in official.values()):
@@ -43,7 +43,7 @@ def find_layout(root: Path) -> Layout:
 
 
 def _official(root: Path) -> dict[Split, SplitFiles]:
-    """The files of COCO 2017. Its test set is published without labels, so val2017 serves as test."""
+    """Return the files of COCO 2017. Its test set is published without labels, so val2017 serves as test."""
     folders: dict[Split, str] = {"train": "train2017", "test": "val2017"}
     return {
         split: (root / folder, root / "annotations" / f"instances_{folder}.json") for split, folder in folders.items()

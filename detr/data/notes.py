@@ -12,7 +12,7 @@ from common.data.images import hides_orientation
 from common.types import Split
 from detr.data.arrays import SplitArrays
 
-MAX_ORIENTATION_FILES = 4000  # files of a split whose EXIF tags are read; on a slow drive, these take seconds
+MAX_ORIENTATION_FILES = 4000  # maximum number of a split's images that are opened; a slow drive takes seconds for them
 
 NO_OBJECTS: dict[Split, str] = {  # warnings about a split without any target box
     "train": "there is no box to learn from (no annotations, or only crowds and boxes without area), so the model can "
@@ -25,9 +25,10 @@ NO_OBJECTS: dict[Split, str] = {  # warnings about a split without any target bo
 
 
 def classes_without_boxes(labels: NDArray[np.int64], categories: Sequence[dict[str, Any]]) -> list[str]:
-    """A note on the classes that have no box; an empty list if every class has one, or if there is no box at all.
+    """Return a note on the classes that have no box.
 
-    `labels` (T,) are the class indices of the boxes.
+    The list is empty if every class has a box, or if there is no box at all. `labels` (T,) are the class indices of the
+    boxes.
     """
     used = set(labels.tolist())
     unused = [f"{c['name']} (id {c['id']})" for i, c in enumerate(categories) if i not in used]
@@ -40,10 +41,11 @@ def classes_without_boxes(labels: NDArray[np.int64], categories: Sequence[dict[s
 
 
 def hidden_orientations(count: int, file: Callable[[int], Path]) -> list[str]:
-    """A note on images that EXIF turns or mirrors without changing their size; an empty list if there are none.
+    """Return a note on images that EXIF turns or mirrors without changing their size; empty if there are none.
 
-    Their size does not tell whether their boxes refer to the stored or to the upright image. `file` returns the path of
-    an image, given its index below `count`.
+    The size of such an image does not tell whether its boxes refer to the stored or to the upright image. `file`
+    returns the path of an image, given its index below `count`. Of more than MAX_ORIENTATION_FILES images, only a
+    sample is opened.
     """
     files = [file(index) for index in range(0, count, -(-count // MAX_ORIENTATION_FILES))]
     with ThreadPoolExecutor(8) as threads:  # a network drive serves several requests at once
@@ -59,12 +61,12 @@ def hidden_orientations(count: int, file: Callable[[int], Path]) -> list[str]:
 
 
 def doubts(split: Split, arrays: SplitArrays) -> list[str]:
-    """Reasons to doubt the annotations of a labelled split: an unexpected format of the boxes, or no boxes at all."""
+    """Return reasons to doubt the annotations of a labelled split: boxes in an unexpected format, or no box at all."""
     return [*arrays.doubts, *([] if len(arrays.labels) else [NO_OBJECTS[split]])]
 
 
 def more_objects_than_queries(arrays: SplitArrays, queries: int, file: Callable[[int], Path]) -> list[str]:
-    """A warning about images with more objects than `queries`; an empty list if there are none.
+    """Return a warning about images with more objects than `queries`; an empty list if there are no such images.
 
     `file` returns the path of an image, given its index.
     """

@@ -11,19 +11,22 @@ from common.task import Data, Split
 class DetectionData(Data, Protocol):
     """A data set of images with boxes. `collate` returns a batch with the keys of `detr.data.coco.Coco.collate`.
 
-    These members are optional and looked up by name; `common.task.OptionalData` lists further ones.
+    The following members are optional and looked up by name; `common.task.OptionalData` lists further ones.
 
-    query_advice(split, queries): a warning if images of `split` have more objects than a detector has queries.
+    query_advice(split, queries): returns a warning if images of `split` have more objects than a detector has queries.
     drawn: True for generated pictures, which a detector learns without pretrained weights.
     augmentation: has `eval_size` and `max_size`, which an exported model records as its preprocessing.
-    exif: how users' images are turned by their EXIF tags (`common.data.images.read_image`).
+    exif: whether users' images are turned by their EXIF tags; see `common.data.images.read_image`.
     """
 
     def categories(self) -> list[dict[str, Any]]:
-        """The classes as {"id", "name"}, in the order of class indices."""
+        """Return the classes as {"id", "name"}, in the order of class indices."""
 
     def ground_truth(self, split: Split) -> dict[str, Any]:
-        """The COCO JSON of this split, with crowds and boxes without area; it has no "annotations" if unlabelled."""
+        """Return the COCO JSON of this split, including crowds and boxes without area.
+
+        The key "annotations" is missing if the split is not labelled.
+        """
 
     def view(self, image: Tensor, file: Path) -> dict[str, Any]:
         """Make a sample without targets from a user's image uint8 (3, H, W), resized as in evaluation."""

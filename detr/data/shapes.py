@@ -25,7 +25,9 @@ NAMES = ("circle", "square", "triangle", "star")
 DRAWING_VERSION = 3  # increase it when a change of the code changes the pictures
 SUBPIXELS = 4  # along each side of a pixel, for antialiasing
 MIN_VISIBLE_FRACTION = 0.75  # of a shape's pixels; shapes that are drawn later may hide the rest
-BACKGROUND_CONTRAST = 0.9  # factor; below 0.7, thresholding begins to find the shapes (tests/detr/data/test_shapes.py)
+# Factor on the contrast of the background. Below 0.7, thresholding begins to find the shapes
+# (tests/detr/data/test_shapes.py).
+BACKGROUND_CONTRAST = 0.9
 NOISE_STD = 22.0  # of the noise of each pixel and channel, in levels (0 to 255)
 MIN_COLOUR_LEVEL = 125.0  # of a shape in each channel; the background's mean is 90
 MIN_COLOUR_DISTANCE = 70.0  # between a shape and the mean colour that it covers, Euclidean in RGB levels
@@ -34,11 +36,12 @@ MIN_COLOUR_DISTANCE = 70.0  # between a shape and the mean colour that it covers
 class Shapes(Coco):
     """Images of one to five shapes (circles, squares, triangles and stars), drawn once into a folder in `root`.
 
-    The longer side of a shape is a sixth to a half of the image's side. Each shape has a random light colour. Later
-    shapes may hide up to a quarter of it; its box and mask cover the visible part. The background consists of specks of
-    random colours, and every pixel has noise, so that thresholding does not find the shapes. With `plain`, thresholding
-    finds them: the background and each shape have a single colour, shapes do not overlap, and there is no noise. The
-    name of the folder contains a hash of the arguments on which the pictures depend.
+    The longer side of a shape is a sixth to a half of the image's side. Each shape has a random light colour. Shapes
+    that are drawn later may hide up to a quarter of a shape; the box and the mask of a shape cover its visible part.
+    The background consists of specks of random colours, and every pixel has noise, so that thresholding does not find
+    the shapes. With `plain`, thresholding finds the shapes: the background and each shape have a single colour, shapes
+    do not overlap, and there is no noise. The name of the folder contains a hash of the arguments on which the pictures
+    depend.
     """
 
     drawn = True  # a detector learns these pictures without pretrained weights
@@ -60,16 +63,16 @@ class Shapes(Coco):
         """Store the arguments; the pictures are drawn at first use.
 
         Args:
-            root: folder in which each generated data set has a folder.
-            image_size: height and width in pixels.
-            train_count: images for training.
-            val_count: images that select the checkpoint; 0 = no val.
-            test_count: images for the reported numbers.
+            root: folder that holds a folder for each generated data set.
+            image_size: height and width of the images in pixels.
+            train_count: number of images for training.
+            val_count: number of images that select the best checkpoint; 0 = no val.
+            test_count: number of images for the reported metrics.
             seed: seed of the pictures, which do not depend on the run's seed.
             plain: whether the background and each shape have a single colour, without noise and without overlap.
             flip: whether training images are flipped horizontally with probability 0.5.
             batch_size: images in one optimizer step.
-            cache: keep decoded images in the memory of each worker.
+            cache: whether each worker keeps decoded images in memory.
         """
         self.image_size = image_size
         self.train_count = train_count
@@ -150,9 +153,9 @@ class Shapes(Coco):
 def draw(
     rng: np.random.Generator, size: int, plain: bool
 ) -> tuple[NDArray[np.uint8], list[NDArray[np.bool_]], list[int]]:
-    """Draw a picture; returns its pixels (size, size, 3) and, for each shape, the visible mask (size, size) and label.
+    """Draw a picture; returns its pixels (size, size, 3), and the masks (size, size) and labels of its shapes.
 
-    A label is an index in NAMES.
+    A mask is True where its shape is visible. A label is an index in NAMES.
     """
     canvas = np.full((size, size, 3), rng.uniform(0, 255, 3)) if plain else _sample_background(rng, size)
     masks: list[NDArray[np.bool_]] = []
@@ -182,7 +185,7 @@ def draw(
 
 
 def _sample_coverage(rng: np.random.Generator, size: int, label: int) -> NDArray[np.float64]:
-    """Sample a shape's scale and position; returns the fraction of each pixel (size, size) that it covers."""
+    """Sample a shape's scale and position; returns the fraction of each pixel (size, size) that the shape covers."""
     corners = _corners(label) - _corners(label).min(axis=0)
     corners *= rng.uniform(size / 6 + 1, size / 2) / corners.max()
     corners += rng.uniform(0, size - corners.max(axis=0))
@@ -193,7 +196,7 @@ def _sample_coverage(rng: np.random.Generator, size: int, label: int) -> NDArray
 
 
 def _corners(label: int) -> NDArray[np.float64]:
-    """The corners (n, 2) of the shape NAMES[label], centred at the origin, with radius 1."""
+    """Return the corners (n, 2) of the shape NAMES[label], centred at the origin, with radius 1."""
     name = NAMES[label]
     count = {"circle": 48, "square": 4, "triangle": 3, "star": 10}[name]
     angles = np.arange(count) * 2 * np.pi / count + (np.pi / 4 if name == "square" else -np.pi / 2)
@@ -211,7 +214,10 @@ def _sample_colour(rng: np.random.Generator, background: NDArray[np.float64]) ->
 
 
 def _sample_background(rng: np.random.Generator, size: int) -> NDArray[np.float64]:
-    """Sample a background (size, size, 3): coloured specks, a 10th to a 20th of the side long, dark on average."""
+    """Sample a background (size, size, 3) of coloured specks, dark on average.
+
+    A speck is a 20th to a 10th of the image's side long.
+    """
     cells = int(rng.integers(10, 21))
     coarse = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8))
     canvas = np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC)).astype(np.float64)

@@ -1,8 +1,8 @@
-"""The augmentation of DETR's training (Carion et al. 2020, arXiv:2005.12872, appendix A.4), on uint8 tensors.
+"""The augmentation of DETR's training, on uint8 tensors (Carion et al. 2020, arXiv:2005.12872, section 4).
 
-Every random choice is sampled from the argument `generator`. The data loader seeds it with (seed, epoch, index), so the
-augmentation of a sample depends on nothing else. Boxes are `tv_tensors.BoundingBoxes` (xyxy in pixels of their image)
-and are transformed with their image.
+The horizontal flip is taken from the official code. Every random choice is sampled from the argument `generator`. The
+data loader seeds the generator with (seed, epoch, index), so the augmentation of a sample depends on nothing else.
+Boxes are `tv_tensors.BoundingBoxes` (xyxy in pixels of their image) and are transformed with their image.
 """
 
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ class Augmentation:
 
 
 def as_bounding_boxes(image: Tensor, boxes: Tensor) -> BoundingBoxes:
-    """Wrap boxes (n, 4) xyxy in pixels, with the height and width of `image` (3, H, W) as their canvas."""
+    """Convert boxes (n, 4) xyxy in pixels to `BoundingBoxes` with the height and width of `image` (3, H, W)."""
     size = (image.shape[-2], image.shape[-1])
     return BoundingBoxes(boxes.reshape(-1, 4), format=BoundingBoxFormat.XYXY, canvas_size=size)
 
@@ -68,7 +68,7 @@ def augment(
 def resize(image: Tensor, boxes: BoundingBoxes, size: int, max_size: int | None) -> tuple[Tensor, BoundingBoxes]:
     """Resize `image` (3, H, W) and its boxes, so that the shorter side has `size` pixels.
 
-    The shorter side gets fewer pixels if the longer side would exceed `max_size`; None = no limit.
+    If the longer side would then exceed `max_size` pixels, the image is resized to this limit instead; None = no limit.
     """
     height, width = image.shape[-2:]
     shape = list(resized_shape(height, width, size, max_size))
@@ -78,7 +78,7 @@ def resize(image: Tensor, boxes: BoundingBoxes, size: int, max_size: int | None)
 
 
 def resized_shape(height: int, width: int, size: int, max_size: int | None) -> tuple[int, int]:
-    """The height and width after `resize`, with the rounding of the official code.
+    """Return the height and width after `resize`, with the rounding of the official code.
 
     For example, 427 x 640 becomes 800 x 1199 if `size` is 800 and `max_size` is 1333.
 

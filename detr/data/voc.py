@@ -41,8 +41,8 @@ class Voc(Converted):
     If a split is given by paths, its `annotations` is a folder of XML files, or a list such as
     ImageSets/Main/trainval.txt, which names files in Annotations/ without their suffix. In a folder, images without an
     XML file and XML files without an image are left out. If a list names a missing image or XML file, UserError is
-    raised; only a test split may lack all its XML files. An object marked as difficult is treated as a crowd: it is no
-    training target, and evaluation ignores detections that match it.
+    raised. A test split may lack all its XML files; it then has no annotations. An object marked as difficult is
+    treated as a crowd: it is no training target, and evaluation ignores detections that match it.
 
     Args:
         classes: the names of the classes in the order of their ids; None = all names in the files, sorted.
@@ -61,7 +61,8 @@ class Voc(Converted):
     def find_layout(self, root: Path) -> Layout:
         """Find the splits in `root` or, if there are none, in its only subfolder that holds Annotations/.
 
-        The subfolders of VOCdevkit/ in `root` are searched, too. Raises UserError if several hold Annotations/.
+        The subfolders of VOCdevkit/ in `root` are searched, too. Raises UserError if several subfolders hold
+        Annotations/.
         """
         for name, files in _layouts(root):
             if files:
@@ -104,7 +105,11 @@ def _layouts(root: Path) -> Iterator[tuple[str, dict[Split, SplitFiles]]]:
 
 
 def _lists(folder: Path) -> dict[Split, Path]:
-    """The lists of the splits in `folder`; without train.txt, trainval.txt is train, and val.txt is not used."""
+    """Return the lists of the splits in `folder`.
+
+    If there is trainval.txt but no train.txt, trainval.txt is the list of train. The list of val is then not used,
+    because trainval.txt contains it.
+    """
     lists = find_splits(folder, "{}.txt")
     if "train" in lists or not (folder / "trainval.txt").exists():
         return lists
@@ -112,9 +117,9 @@ def _lists(folder: Path) -> dict[Split, Path]:
 
 
 def _pair(folder: Path) -> SplitFiles | None:
-    """The folder of images and the folder of XML files of the data set in `folder`; None if it has no XML file.
+    """Return the folder of images and the folder of XML files of the data set in `folder`; None without XML files.
 
-    Both are one folder if the XML files are in `folder` itself, or if there is no folder of images.
+    The folder of XML files is returned twice if it is `folder` itself, or if there is no folder of images beside it.
     """
     for annotations in (*(folder / name for name in XML_FOLDERS), folder):
         if _xml_files(annotations):
@@ -129,7 +134,10 @@ def _xml_files(folder: Path) -> list[Path]:
 
 
 def _read(folder: Path, annotations: Path, split: Split) -> tuple[Files, list[str] | None]:
-    """Read one split; returns its images with their annotations, and notes: None for a split without annotations."""
+    """Read one split; returns its images with their annotations, and notes on what was left out.
+
+    The notes are None for a split without annotations.
+    """
     images: defaultdict[str, list[str]] = defaultdict(list)
     for name in image_names(folder):
         images[composed(Path(name).stem)].append(name)
@@ -159,10 +167,10 @@ def _read_folder(folder: Path, annotations: Path, images: Images) -> tuple[Files
 
 
 def _read_list(path: Path, images: Images, split: Split) -> tuple[Files, list[str] | None]:
-    """Read the images that a list names; returns what `_read` does.
+    """Read the images that a list names; the result is that of `_read`.
 
-    A test split may lack the XML files of all its images; it then has no annotations. Otherwise, a missing XML file
-    raises UserError.
+    A test split may lack the XML files of all its images; it then has no annotations. In every other case, a missing
+    XML file raises UserError.
     """
     parents = path.absolute().parents
     folders = [folder for name in XML_FOLDERS if len(parents) > 2 and (folder := parents[2] / name).is_dir()]
@@ -185,7 +193,7 @@ def _read_list(path: Path, images: Images, split: Split) -> tuple[Files, list[st
 
 
 def _names_in(path: Path) -> list[str]:
-    """The names in a list, without image suffixes; raises UserError if the list cannot be read or is empty."""
+    """Return the names in a list, without image suffixes; raises UserError if the list cannot be read or is empty."""
     lines = dict.fromkeys(read_names(path))
     names = [line[: -len(end)] if (end := Path(line).suffix).lower() in IMAGE_SUFFIXES else line for line in lines]
     if not names:
@@ -194,9 +202,10 @@ def _names_in(path: Path) -> list[str]:
 
 
 def _image_of(path: Path, content: VocImage, images: Images) -> str | None:
-    """The image with the name of the XML file, apart from the suffix; None if there is none.
+    """Return the image that has the name of the XML file, apart from the suffix; None if there is no such image.
 
-    Of several such images, it is the one that <filename> states. Raises UserError if <filename> states none of them.
+    If there are several such images, the one that <filename> states is returned. Raises UserError if <filename> states
+    none of them.
     """
     names = images.get(composed(path.stem), [])
     if len(names) < 2 or content.filename in names:

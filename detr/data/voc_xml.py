@@ -1,4 +1,4 @@
-"""Read the XML file of one image in Pascal VOC's format (Everingham et al., VOC2012 development kit, section 3.3)."""
+"""Read the XML file of one image in Pascal VOC's format (Everingham et al., VOC2012 development kit, section 2.5)."""
 
 import math
 from pathlib import Path
@@ -19,7 +19,7 @@ class VocObject(NamedTuple):
     """An object of an image, as the XML file states it."""
 
     name: str  # the name of its class
-    corners: tuple[float, float, float, float]  # xmin, ymin, xmax, ymax in pixels, counted from 0 or 1
+    corners: tuple[float, float, float, float]  # xmin, ymin, xmax, ymax in pixels, as in the file
     is_difficult: bool
     origin: str  # the file's name and the object's number, from 1, for messages
 
@@ -34,7 +34,10 @@ class VocImage(NamedTuple):
 
 
 def read(path: Path) -> VocImage:
-    """Read the XML file of an image; raises UserError for invalid content, and names the file and the object."""
+    """Read the XML file of an image.
+
+    Invalid content raises a UserError that names the file and, if it concerns an object, the object.
+    """
     root = _parse(path)
     if root.tag != "annotation":
         raise UserError(
@@ -63,9 +66,9 @@ def _text(element: Element, tag: str) -> str:
 
 
 def _number(element: Element, tag: str, origin: str, optional: bool = False) -> float:
-    """The number in the element `tag`; 0 if `optional` and the element is missing or empty.
+    """Return the number in the element `tag`; 0 if `optional` is True and the element is missing or empty.
 
-    Raises UserError if there is no finite number; its message names the place `origin`.
+    Raises UserError if there is no finite number. `origin`, the file or the object, is named in the message.
     """
     text = _text(element, tag)
     if optional and not text:
@@ -83,7 +86,7 @@ def _number(element: Element, tag: str, origin: str, optional: bool = False) -> 
 def _parse(path: Path) -> Element:
     """Parse an XML file; raises UserError for a file that cannot be read, is not XML, or declares entities.
 
-    Nested entities can expand to any amount of memory, and annotations do not need entities.
+    Entities are refused because nested ones can expand to any amount of memory. Annotations do not need entities.
     """
 
     def refuse_entities(*declaration: object) -> None:

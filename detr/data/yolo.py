@@ -20,7 +20,7 @@ CLASS_FILE = "classes.txt"  # written by labelImg and Label Studio: the name of 
 NO_LABELS = ("classes.txt", "notes.txt", "train.txt", "val.txt", "test.txt")  # text files that hold no labels
 READING_THREADS = 8  # a network drive serves several requests at once
 
-# The name of each image, relative to the folder of images if it lies there, and the path of its label file.
+# The path of each image, relative to the folder of images if the image lies in it, and the path of its label file.
 LabelFiles = list[tuple[str, Path]]
 
 
@@ -111,8 +111,8 @@ class Yolo(Converted):
     def _class_file(self, annotations: Path) -> Path:
         """Find classes.txt in the folder of labels or in the nearest folder above it, up to `root`.
 
-        Without `root`, only the folder of labels and its parent are searched. If there is no classes.txt, returns the
-        folder of labels if `classes` is given, and raises UserError otherwise.
+        If `root` is None, only the folder of labels and its parent are searched. If there is no classes.txt but
+        `classes` is given, the folder of labels is returned. Raises UserError if there is neither.
         """
         root = annotations.parent if self.root is None else Path(self.root)
         folders = [annotations, *(folder for folder in annotations.parents if folder == root or root in folder.parents)]
@@ -141,7 +141,10 @@ def _find_yaml(root: Path) -> Path | None:
 
 
 def _folder_layouts(root: Path) -> Iterator[tuple[str, dict[Split, SplitFiles]]]:
-    """Yield the name of each layout without a YAML file, and its files in `root`; {} if `root` has another layout."""
+    """Yield the name of each layout without a YAML file, and its files in `root`.
+
+    The files are {} if `root` does not have this layout.
+    """
     splits = find_splits(root / "images", "{}")
     files = {split: (images, root / "labels" / images.name) for split, images in splits.items()}
     yield "YOLO with labels/ beside images/, by splits", _with_labels(files)
@@ -172,10 +175,12 @@ def _texts(folder: Path, is_recursive: bool = False) -> Iterator[Path]:
 
 
 def _files_of(data: yolo_yaml.DataYaml, split: Split, folder: Path) -> LabelFiles:
-    """The images of a split and their label files; the name of an image in `folder` is relative to `folder`.
+    """Return the images of a split and their label files; the path of an image in `folder` is relative to `folder`.
 
-    The path of a label file is that of its image, with the last folder images/ replaced by labels/. Differs from
-    Ultralytics: for an image in `folder`, no folder above `folder` is replaced.
+    The path of a label file is that of its image, with the last folder images/ replaced by labels/ and the suffix by
+    .txt.
+
+    Differs from Ultralytics: for an image in `folder`, only a folder images/ inside `folder` is replaced.
     """
     images = [image for entry in data.entries.get(split, []) for image in yolo_yaml.images_of(entry, data.folder)]
     top = f"{os.path.abspath(folder)}/"
@@ -191,7 +196,7 @@ def _files_of(data: yolo_yaml.DataYaml, split: Split, folder: Path) -> LabelFile
 
 
 def _read_classes(path: Path) -> list[str]:
-    """The names in a file, one on each line; raises UserError for an empty file, or an empty line between names."""
+    """Read the names in a file, one on each line; raises UserError for an empty file or an empty line before a name."""
     names = [line.strip() for line in read_text(path).rstrip().split("\n")]
     if not all(names):
         raise UserError(f"{path}, line {names.index('') + 1} is empty; give the name of a class on each line.")
@@ -199,7 +204,10 @@ def _read_classes(path: Path) -> list[str]:
 
 
 def _without_image(files: LabelFiles) -> list[str]:
-    """A note on text files that lie beside the label files of `files` but belong to no image, or an empty list."""
+    """Return a note on label files without an image, in the folders of the label files of `files`.
+
+    The list is empty if there are none.
+    """
     used = {path for _, path in files}
     texts = [path for folder in sorted({path.parent for path in used}) for path in sorted(_texts(folder))]
     return count_note("left out", "label file without an image", [path for path in texts if path not in used])

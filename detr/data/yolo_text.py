@@ -7,7 +7,7 @@ from common.config.describe import shorten
 from common.data.opening import read_text
 from common.errors import UserError
 
-LOWEST, HIGHEST = -1.0, 2.0  # limits of a relative coordinate; values beyond them are pixels, or a mistake
+LOWEST, HIGHEST = -1.0, 2.0  # limits of a relative coordinate; a value beyond them is in pixels, or a mistake
 
 
 class Rules(NamedTuple):
@@ -15,7 +15,7 @@ class Rules(NamedTuple):
 
     classes: int  # the number of classes
     source: str  # where the classes are named, for messages
-    keypoints: int  # how many numbers follow the box of a pose; 0 without poses
+    keypoints: int  # how many numbers follow the box on a line with keypoints; 0 if lines have no keypoints
 
 
 class LabelFile(NamedTuple):
@@ -24,15 +24,15 @@ class LabelFile(NamedTuple):
     boxes: list[tuple[int, list[float]]]  # class; centre x, centre y, width, height, relative to the image
     lines: list[int]  # the number of each box's line, from 1
     polygons: int  # number of boxes around a polygon or a rotated box
-    poses: int  # number of boxes with keypoints, which were left out
+    poses: int  # number of boxes with keypoints; the keypoints were left out
 
 
 def read(path: Path, rules: Rules) -> LabelFile | None:
     """Read a label file; returns None if it does not exist.
 
     A line holds the number of a class and then a box (4 numbers), the points of a polygon (6 or more numbers), or a
-    pose (a box, then `rules.keypoints` numbers). Raises UserError, which names the file and the line, for an invalid
-    line.
+    pose (a box, then `rules.keypoints` numbers for its keypoints). An invalid line raises a UserError that names the
+    file and the line.
     """
     if not path.exists():
         return None
@@ -63,7 +63,7 @@ def read(path: Path, rules: Rules) -> LabelFile | None:
 
 
 def _fault(label: float, values: list[float], rules: Rules) -> str | None:
-    """The fault of a line, as the end of an error message; None if the line is valid."""
+    """Return the fault of a line, as the end of an error message; None if the line is valid."""
     count = len(values)
     is_pose = count == 4 + rules.keypoints
     if count != 4 and not is_pose and (count < 6 or count % 2):
@@ -78,7 +78,7 @@ def _fault(label: float, values: list[float], rules: Rules) -> str | None:
 
 
 def _around(points: list[float]) -> list[float]:
-    """The smallest box that contains the points x1, y1, x2, y2, ..., as centre x, centre y, width, height."""
+    """Return the smallest box that contains the points x1, y1, x2, y2, ..., as centre x, centre y, width, height."""
     left, right, top, bottom = min(points[::2]), max(points[::2]), min(points[1::2]), max(points[1::2])
     return [(left + right) / 2, (top + bottom) / 2, right - left, bottom - top]
 

@@ -24,9 +24,9 @@ class DataYaml:
     path: Path
     folder: Path  # the data set's folder, to which the paths in the file are relative
     names: list[str]  # of the classes, in the order of their numbers
-    keypoints: int  # how many numbers describe the keypoints of a pose; 0 without poses
+    keypoints: int  # how many numbers describe the keypoints of an object; 0 if there are no keypoints
     entries: dict[Split, list[Path]]  # the existing folders and lists of images of each split
-    notes: list[str]
+    notes: list[str]  # for the start summary: how paths were read, and which splits are missing or equal to train
 
 
 def is_yaml(path: Path) -> bool:
@@ -38,9 +38,9 @@ def read(path: Path) -> DataYaml:
     """Read a data.yaml; raises UserError, which names the file and the key, for invalid content.
 
     The key `path:` is the folder of the data set, relative to the folder of data.yaml. If none of the splits exists
-    there, as when the file was written on another computer, the folder of data.yaml is used instead. If the path of a
-    split begins with ../ and does not exist, it is read without ../, because Roboflow writes such paths for folders
-    inside the data set.
+    there, for example because the file was written on another computer, the folder of data.yaml is used instead. If the
+    path of a split begins with ../ and does not exist, it is read without ../, because Roboflow writes such paths for
+    folders inside the data set.
     """
     content = load(path)
     keys = _split_keys(content, path)
@@ -90,7 +90,7 @@ def load(path: Path) -> Mapping[Any, Any]:
 
 
 def images_of(entry: Path, folder: Path) -> list[Path]:
-    """The images that `entry` stands for: those in a folder and its subfolders, or those that a list names.
+    """Return the images of `entry`: those in a folder and its subfolders, or those that a list names.
 
     A line of a list is relative to the data set's `folder` or to the folder of the list; a line that begins with ./ is
     relative to the folder of the list. Raises UserError if an image that a list names is missing.
@@ -126,7 +126,7 @@ def _split_keys(content: Mapping[Any, Any], path: Path) -> dict[Split, str]:
 
 
 def _existing(value: Any, folder: Path, origin: str) -> list[Path]:
-    """The paths of the entry `value`, a path or a list of paths, if all of them exist; an empty list if none exists.
+    """Return the paths in `value`, a path or a list of paths, if all of them exist; an empty list if none exists.
 
     Raises UserError if only some of them exist.
     """
@@ -151,7 +151,10 @@ def _resolve(text: str, folder: Path, origin: str) -> Path | None:
 
 
 def _names(content: Mapping[Any, Any], path: Path) -> list[str]:
-    """The names of the classes; without `names:`, `nc:` names class_0, class_1 and so on, as in Ultralytics."""
+    """Return the names of the classes.
+
+    If `names:` is missing, the names are class_0, class_1 and so on, as in Ultralytics; `nc:` is their number.
+    """
     names, count = content.get("names"), content.get("nc")
     if names is None and isinstance(count, int) and not isinstance(count, bool) and 0 < count < 100_000:
         return [f"class_{number}" for number in range(count)]
@@ -171,7 +174,10 @@ def _names(content: Mapping[Any, Any], path: Path) -> list[str]:
 
 
 def _keypoints(content: Mapping[Any, Any], path: Path) -> int:
-    """How many numbers follow the box of a pose: the product of kpt_shape: [points, 2 or 3]; 0 without kpt_shape."""
+    """Return how many numbers follow a box for its keypoints: the product of kpt_shape: [points, 2 or 3].
+
+    The result is 0 if there is no kpt_shape.
+    """
     shape = content.get("kpt_shape")
     if shape is None:
         return 0

@@ -1,7 +1,7 @@
 """The packages that compute COCO's metrics: pycocotools, and faster-coco-eval for bit-identical results in less time.
 
-pycocotools is the reference. faster-coco-eval is an optional package, written in C++. `_add_to_divisors` corrects the
-only difference between its results and those of pycocotools.
+pycocotools is the reference. faster-coco-eval is an optional package, written in C++. Its results differ from those of
+pycocotools in one point, which `_add_to_divisors` corrects.
 """
 
 import io
@@ -28,7 +28,7 @@ class CocoStatistics(NamedTuple):
     """The result of an evaluation, bit-identical for all evaluators."""
 
     numbers: list[float]  # COCO's 12 metrics, in the order of COCOeval.stats
-    precision: np.ndarray  # (10 IoUs, 101 recalls, K classes, 4 areas, 3 detection limits); -1 without objects
+    precision: np.ndarray  # (10 IoUs, 101 recalls, K classes, 4 areas, 3 detection limits); -1 if there is no object
 
 
 def select_evaluator(name: Evaluator) -> Callable[[Dataset, Dataset, IouType], CocoStatistics]:
@@ -80,8 +80,9 @@ def _add_to_divisors(precision: np.ndarray, halves: np.ndarray, objects: np.ndar
 
     To avoid a division by zero, pycocotools adds 2^-52 to the number of detections and divides by the sum. For 2 or
     more detections, the sum is rounded to their number. So a precision of 1 changes only if the first detection is
-    correct and the second is wrong or missing. With n objects, the second detection is correct exactly if the precision
-    is 1 at a recall in (1/n, 2/n]. This interval contains one power of two, at which `halves` has the precision.
+    correct and the second is wrong or missing. With n objects, the first two detections are correct exactly if the
+    precision is 1 at a recall in (1/n, 2/n]. This interval contains one power of two, and `halves` holds the precision
+    at this recall.
 
     Args:
         precision: (T IoUs, R recalls, K classes, A areas, M detection limits), at COCO's recalls.
@@ -106,7 +107,7 @@ def _count_objects(truth: Dataset, areas: list[list[float]]) -> np.ndarray:
 
 
 def _index(coco_class: Any, dataset: Dataset) -> Any:
-    """Make an indexed COCO object from `dataset`; `coco_class` is the class COCO of one of the two packages."""
+    """Create an indexed COCO object from `dataset`; `coco_class` is the class COCO of one of the two packages."""
     coco = coco_class()
     coco.dataset = dataset
     coco.createIndex()

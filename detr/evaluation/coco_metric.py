@@ -29,7 +29,7 @@ class CocoMetric:
     """COCO's metrics for the detections of one split. Each image must be evaluated exactly once, on any rank.
 
     Args:
-        ground_truth: the split's COCO JSON, with crowds and degenerate boxes.
+        ground_truth: the split's COCO JSON, including crowds and boxes without area.
         categories: {"id", "name"} by class index.
         evaluator: the package that computes the metrics; all packages give identical values.
 
@@ -39,7 +39,7 @@ class CocoMetric:
     def __init__(
         self, ground_truth: dict[str, Any], categories: list[dict[str, Any]], evaluator: Evaluator = "pycocotools"
     ) -> None:
-        select_evaluator(evaluator)  # raises the error now and not after the last image
+        select_evaluator(evaluator)  # a missing package raises its error now, not after the last image
         self.ground_truth = ground_truth
         self.categories = categories
         self.evaluator = evaluator
@@ -70,7 +70,7 @@ class CocoMetric:
             self.detections.append((image, detections))
 
     def restrict(self, count: int) -> None:
-        """Expect only `count` images of the split; the metrics are then computed on these images alone."""
+        """Expect only `count` images of the split; the metrics are then computed on the evaluated images alone."""
         self.count = count
 
     def gather(self) -> None:
@@ -90,10 +90,10 @@ class CocoMetric:
         self.gathered = True
 
     def compute(self) -> dict[str, float]:
-        """The box metrics by name (`coco_numbers.NAMES`) and, with masks, the mask metrics as mask_AP and so on.
+        """Return the box metrics by name (`coco_numbers.NAMES`) and, with masks, the mask metrics as mask_AP and so on.
 
-        Returns {} if the ground truth has no key "annotations". Rank 0 computes the metrics and broadcasts them to the
-        other ranks.
+        The result is {} if the ground truth has no key "annotations". Rank 0 computes the metrics and broadcasts them
+        to the other ranks.
         """
         assert self.gathered, "gather() comes before compute()"
         if "annotations" not in self.ground_truth:
@@ -109,7 +109,7 @@ class CocoMetric:
         return numbers
 
     def details(self) -> list[tuple[Any, ...]]:
-        """A table of the box metrics of each class: a header, then a `ClassRow` for each class, by category id.
+        """Return a table of the box metrics of each class: a header, then one `ClassRow` per class, by category id.
 
         Before `compute` is called, the table has only the header.
         """

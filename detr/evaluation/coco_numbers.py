@@ -84,7 +84,10 @@ def read_results(file: Path, iou_type: IouType) -> list[dict[str, Any]]:
 
 
 def write_results(file: Path, results: Iterable[dict[str, Any]]) -> None:
-    """Write a COCO results file. Entries are encoded one by one: half a million dicts would take too much memory."""
+    """Write a COCO results file.
+
+    Entries are encoded one by one, because a list of half a million dicts would take too much memory.
+    """
     file.write_text(f"[{', '.join(map(json.JSONEncoder().encode, results))}]")
 
 
@@ -99,10 +102,10 @@ def _class_rows(truth: Dataset, precision: np.ndarray) -> list[ClassRow]:
 
 
 def _renumber(ground_truth: dict[str, Any], iou_type: IouType) -> tuple[Dataset, dict[Any, int], dict[Any, int]]:
-    """Copy the ground truth with new ids, counted from 1; also returns the new ids of images and categories.
+    """Copy the ground truth with new ids, counted from 1; also returns the new ids of images and categories by old id.
 
-    Evaluators get a copy, because they modify the ground truth. The copy has new ids, because evaluators misread some:
-    an annotation with id 0 counts as not matched, only one of several annotations with equal ids counts, and
+    Evaluators get a copy, because they modify the ground truth. The copy has new ids, because evaluators misread some
+    ids: an annotation with id 0 counts as not matched, only one of several annotations with equal ids counts, and
     faster-coco-eval stores ids as floats, which are exact up to 2^53.
     """
     images = _new_ids(ground_truth["images"])
@@ -184,7 +187,10 @@ def _to_annotations(
 
 @contextmanager
 def _gc_disabled() -> Iterator[None]:
-    """Disable Python's cyclic garbage collection, which would repeatedly scan a million new objects without cycles."""
+    """Disable Python's cyclic garbage collection inside the block.
+
+    It would repeatedly scan a million new objects, none of which is part of a cycle.
+    """
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -36,13 +36,13 @@ def draw(
         image: uint8 (3, H, W).
         boxes: (n, 4) xyxy in pixels of `image`; the drawn boxes are clipped to it.
         names: n class names.
-        scores: (n,) in [0, 1]; None for ground truth.
+        scores: (n,) in [0, 1]; None for ground truth. Boxes without scores are drawn in their given order.
         labels: (n,) class indices, which give a class the same colour in all pictures; None = the colours follow the
             alphabetical order of the names in this picture.
 
     Returns:
-        uint8 (3, fH, fW), where f is the smallest integer that makes the longer side at least `MIN_LONGER_SIDE`. If
-        that is smaller than a label, the picture has a white margin in addition.
+        uint8 (3, fH, fW), where f is the smallest integer that makes the longer side at least `MIN_LONGER_SIDE`. If a
+        label is wider or higher than this picture, a white margin is added at the right or at the bottom.
     """
     picture, factor = _enlarged(image)
     corners = (boxes.detach().cpu() * factor).round()  # (n, 4), both corners are part of the drawn box
@@ -110,7 +110,7 @@ def _with_margin(picture: Image.Image, sizes: list[tuple[int, int]]) -> Image.Im
 
 
 def _nearest(label_start: int, label_end: int, box_start: int, box_end: int) -> tuple[int, int]:
-    """The nearest coordinates of a label and a box on one axis, (label's, box's); equal if the two overlap there."""
+    """Return the nearest coordinates of a label and a box on one axis, (label's, box's); equal if the two overlap."""
     start, end = max(label_start, box_start), min(label_end, box_end)
     if start <= end:
         return (start + end) // 2, (start + end) // 2
@@ -118,12 +118,15 @@ def _nearest(label_start: int, label_end: int, box_start: int, box_end: int) -> 
 
 
 def _label_size(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> tuple[int, int]:
-    """Width and height of a label in pixels, with a border of two pixels."""
+    """Return the width and height of a label in pixels, including a border of two pixels on each side."""
     _, _, right, bottom = font.getbbox(text)
     return math.ceil(right) + 4, math.ceil(bottom) + 4
 
 
 def colour(label: int) -> tuple[int, int, int]:
-    """A bright RGB colour for a class index, on which black text is legible; hues advance by the golden ratio."""
+    """Return a bright RGB colour for a class index, on which black text is legible.
+
+    From one index to the next, the hue advances by 0.618 of the colour circle (the golden ratio).
+    """
     red, green, blue = colorsys.hsv_to_rgb(label * 0.618034 % 1, 0.75, 1.0)
     return round(red * 255), round(green * 255), round(blue * 255)

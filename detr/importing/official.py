@@ -68,11 +68,12 @@ OTHER_FORMATS = (
 def adopt(content: dict[str, Any]) -> Adopted:
     """Rename the tensors of an official file to our names, and list its classes; the class index is the category id.
 
-    Accepts {"model": ...} or a bare state dict of R50, DC5 and R101, with sine or learned positions, post-norm or
-    pre-norm. The mask head of a panoptic file is left out. With COCO's 91 classes, index i is COCO's id i, and unused
-    ids are named "N/A"; with any other number, classes are named "class 0", "class 1" and so on. A file for
-    fine-tuning, from which the class head or the queries were removed, is also accepted; without the class head, the
-    task state has no classes. Raises UserError for any other file; the message names its format if it is recognised.
+    Accepts {"model": ...} or a bare state dict of a model with ResNet-50 or ResNet-101, with or without dilation (DC5),
+    with sine or learned positions, post-norm or pre-norm. The mask head of a panoptic file is left out. With COCO's 91
+    classes, index i is COCO's id i, and unused ids are named "N/A". With any other number of classes, they are named
+    "class 0", "class 1" and so on. A file for fine-tuning, from which the class head or the queries were removed, is
+    also accepted. Without the class head, the task state is empty. Raises UserError for any other file; the message
+    names the format of the file if it is recognised.
     """
     tensors, extra = unwrap(content, ("model",), "a facebookresearch/detr file as published", ("model", "net"))
     weights, sources, left_out, unknown = rename(tensors, NAMES.to_ours, LEFT_OUT)

@@ -25,12 +25,12 @@ class PositionOptions:
 
     Every encoder layer adds them to its queries and keys, and every decoder layer to the keys of its cross-attention.
 
-    kind: sines, or a learned vector for each row and each column.
+    kind: "sine" for fixed sines and cosines; "learned" for a learned vector for each row and each column.
     temperature: temperature of the sines, 10,000 in the paper. With 20, the encodings of neighbours are less similar,
         which suits small feature maps (Liu et al. 2022, DAB-DETR, arXiv 2201.12329).
-    at_input: also add the encodings to the encoder's input, so that attention values contain positions ("sine at
-        input" in table 3). A shallow backbone needs this; the features of a deep ResNet already contain positions,
-        which it infers from the image's border.
+    at_input: whether the encodings are also added to the encoder's input, so that attention values contain positions
+        ("sine at input" in table 3). A shallow backbone needs this. A deep ResNet does not: it infers positions from
+        the image's border, so its features already contain them.
     """
 
     kind: Literal["sine", "learned"]
@@ -41,7 +41,7 @@ class PositionOptions:
 class Detector(QueryDetector):
     """DETR: a backbone, an encoder, a decoder, and a class and a box head that all decoder layers share."""
 
-    decided_by_data = ("class_head",)  # useless for other classes, even for an equal number of them
+    decided_by_data = ("class_head",)  # not loaded from a checkpoint with other classes, even if their number is equal
 
     def __init__(
         self,
@@ -63,8 +63,8 @@ class Detector(QueryDetector):
     ):
         """Build the network.
 
-        `official_padding`: whether padding affects an image's features, as in the official code (common/nn/resnet.py).
-        `logits`: the number of outputs of the class head; None = one per class and one for "no object".
+        official_padding: whether padding affects an image's features, as in the official code (common/nn/resnet.py).
+        logits: the number K' of logits of each query; None = one for each class and one for "no object".
         """
         super().__init__()
         if width % heads or width % 4:
@@ -92,9 +92,10 @@ class Detector(QueryDetector):
                 nn.init.xavier_uniform_(parameter)
 
     def look(self, images: Tensor, sizes: Tensor | None) -> Image:
-        """Encode images (B, 3, H, W) with sizes (B, 2) or None to the memory (B, M, C) of M = H' W' positions.
+        """Encode images (B, 3, H, W) to the memory (B, M, C) of M = H' W' positions.
 
-        H' and W' are the height and width of the backbone's last feature map.
+        H' and W' are the height and width of the backbone's last feature map. `sizes` (B, 2) holds the images' heights
+        and widths without padding; None = no padding.
         """
         features, real = self.backbone(images, sizes)  # (B, C', H', W')
         features = self.project(features)  # (B, C, H', W')
@@ -107,7 +108,7 @@ class Detector(QueryDetector):
         return Image(Memory(memory + positions, memory, may_look))
 
     def ask(self, image: Image, hints: dict[str, Tensor] | None) -> Queries:
-        """Make queries with x = 0 and learned positions as guide, both (B, Q, C); `hints` must be None."""
+        """Create queries with x = 0 and learned query positions as `guide`, both (B, Q, C); `hints` must be None."""
         assert hints is None, "DETR takes no hints"
         values = image.memory.values
         assert values is not None
@@ -115,13 +116,17 @@ class Detector(QueryDetector):
         return Queries(torch.zeros_like(queries), queries)
 
     def read(self, layer: int | None, x: Tensor, guide: Tensor, image: Image) -> Outputs:
-        """Apply the heads: x (L, B, Q, C) -> logits (L, B, Q, K') and boxes_cxcywh (L, B, Q, 4)."""
+        """Apply the heads: x (L, B, Q, C) -> logits (L, B, Q, K') and boxes_cxcywh (L, B, Q, 4).
+
+        K' is the number of logits of a query. Boxes are relative to the width and height of the image.
+        """
         return {"logits": self.class_head(x), "boxes_cxcywh": self.box_head(x).sigmoid()}
 
     def fetch_weights(self) -> str | None:
-        """Load the weights that `model.backbone.weights` names; returns lines for the log, or None if it is "none".
+        """Load the backbone's weights that `model.backbone.weights` names; returns lines for the log.
 
-        Called only for a run that does not start from a checkpoint.
+        Returns None, and loads nothing, if `model.backbone.weights` is "none". This method is called only for a run
+        that does not start from a checkpoint.
         """
         options = self.backbone.options
         if options.weights == "none":
@@ -144,7 +149,7 @@ class Detector(QueryDetector):
 
 
 class BoxHead(nn.Sequential):
-    """Three linear layers that predict the four box coordinates, before the sigmoid (section 3.2, FFN)."""
+    """Three linear layers that predict a box; the sigmoid of their outputs is the box in cxcywh (section 3.2, FFN)."""
 
     def __init__(self, width: int):
         super().__init__(Linear(width, width), nn.ReLU(), Linear(width, width), nn.ReLU(), Linear(width, 4))

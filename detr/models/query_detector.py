@@ -1,4 +1,4 @@
-"""The forward pass of all detectors with queries: encode images, make queries, decode them layer by layer."""
+"""The forward pass of all detectors with queries: encode images, create queries, decode them layer by layer."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from common.machine.device import full_precision
 from common.nn.blocks import Memory
 
-# The outputs of one layer: a tensor for each head, with R rows for each image. They are logits (B, R, K'), boxes_cxcywh
-# (B, R, 4) relative to each image, and the outputs of further heads. Optional entries: "real" (B, R), False for padding
-# rows; "set", the name of the answer set, the group of rows that the loss compares with the objects separately:
-# "queries" (the default), "hints" or "proposals". R may differ between sets.
+# The outputs of one layer: a tensor for each head, with R rows for each image. They are logits (B, R, K') with K'
+# logits per row, boxes_cxcywh (B, R, 4) relative to each image, and the outputs of further heads. There are two
+# optional entries. "real" (B, R) is False for padding rows. "set" is the name of the rows' answer set: "queries" (the
+# default), "hints" or "proposals". An answer set is a group of rows that has its own matching and loss. R may differ
+# between sets.
 Outputs = dict[str, Any]
 
 
@@ -26,42 +27,54 @@ class Image(NamedTuple):
 
 
 class Queries(NamedTuple):
-    """The input of the first decoder layer: Q queries. The first ones may be built from hints; see `QueryDetector`."""
+    """The input of the first decoder layer: Q queries.
+
+    The first `hints` queries are built from hints (see `QueryDetector`); the others are ordinary queries.
+    """
 
     x: Tensor  # (B, Q, C)
-    guide: Tensor  # where the queries look: positions (B, Q, C), reference boxes (B, Q, 4), ...
-    may_look: Tensor | None = None  # mask of self-attention (B or 1, 1, Q, Q); False from an ordinary query to a hint
+    guide: Tensor  # the queries' positions in any form: embeddings (B, Q, C), reference boxes (B, Q, 4), ...
+    # Mask of self-attention (B or 1, 1, Q, Q), True where a query may attend to a query; None = everywhere. An ordinary
+    # query must not attend to a query built from hints.
+    may_look: Tensor | None = None
     hints: int = 0  # number of queries built from hints
-    real: Tensor | None = None  # (B, hints), False for padding; None without padding
-    proposals: Outputs | None = None  # outputs of proposals made from the memory; None without proposals
+    real: Tensor | None = None  # (B, hints), False for padding among the queries built from hints; None = no padding
+    proposals: Outputs | None = None  # outputs of proposals computed from the memory; None = no proposals
 
 
 class QueryDetector(nn.Module, ABC):
     """A detector with queries. A subclass defines the stages `look`, `ask` and `read`; `forward` runs them.
 
-    A subclass defines a `decoder`, a stack of blocks with a final norm, and `auxiliary`: True if `forward` returns the
-    outputs of all decoder layers, False if only those of the last. In training, the task may pass `hints`: inputs built
-    from the targets, for denoising queries or prompts.
+    A subclass also sets `decoder`, a stack of blocks with a final norm, and `auxiliary`, which is True if `forward`
+    returns the outputs of all decoder layers, and False if it returns only those of the last layer. In training, the
+    task may pass `hints`: inputs built from the targets, for denoising queries or prompts.
     """
 
-    guided: ClassVar[bool] = False  # True: each layer's outputs give the next guide; False: one guide for all layers
+    # True: the guide of a layer is computed from the outputs of the layer before. False: all layers have one guide.
+    guided: ClassVar[bool] = False
     decoder: nn.Module
     auxiliary: bool
 
     @abstractmethod
     def look(self, images: Tensor, sizes: Tensor | None) -> Image:
-        """Encode normalised images (B, 3, H, W), zero where padded; `sizes` (B, 2), or None without padding."""
+        """Encode normalised images (B, 3, H, W), which are zero in the padding.
+
+        `sizes` (B, 2) holds the images' heights and widths without padding; None = no padding.
+        """
 
     @abstractmethod
     def ask(self, image: Image, hints: dict[str, Tensor] | None) -> Queries:
-        """Make the queries from the images and, in training, from `hints`; evaluation and prediction pass None."""
+        """Create the queries for the encoded images and, in training, for `hints`.
+
+        `hints` is None in evaluation and prediction, and in training without hints.
+        """
 
     @abstractmethod
     def read(self, layer: int | None, x: Tensor, guide: Tensor, image: Image) -> Outputs:
-        """Apply the heads to the output x (B, Q, C) of decoder layer `layer`, computed with `guide`.
+        """Apply the heads to the output x (B, Q, C) of decoder layer `layer`, which was computed with `guide`.
 
-        If `guided` is False, `read` is instead called once for all L layers, with `layer` None and x (L, B, Q, C), and
-        returns tensors (L, B, Q, ...).
+        If `guided` is False, `read` is instead called once for all L layers. Then `layer` is None, x is (L, B, Q, C),
+        and the returned tensors are (L, B, Q, ...). If `auxiliary` is also False, L is 1: only the last layer is read.
         """
 
     def follow(self, guide: Tensor, outputs: Outputs) -> Tensor:
@@ -74,11 +87,12 @@ class QueryDetector(nn.Module, ABC):
         return decoded
 
     def forward(self, images: Tensor, sizes: Tensor | None, hints: dict[str, Tensor] | None = None) -> list[Outputs]:
-        """Detect objects in normalised images (B, 3, H, W), zero where padded; sizes (B, 2), or None without padding.
+        """Detect objects in normalised images (B, 3, H, W), which are zero in the padding.
 
-        Returns a list in this order: the outputs of the proposals, if any; the outputs of the hints, if any, one entry
-        per decoder layer; the outputs of the ordinary queries, one entry per decoder layer. If `auxiliary` is False,
-        the entries of the earlier decoder layers are left out.
+        `sizes` (B, 2) holds the images' heights and widths without padding; None = no padding. Returns a list in this
+        order: the outputs of the proposals, if any (one entry); the outputs of the queries built from hints, if any
+        (one entry per decoder layer); the outputs of the ordinary queries (one entry per decoder layer). If `auxiliary`
+        is False, only the entries of the last decoder layer are returned.
         """
         image = self.look(images, sizes)
         queries = self.ask(image, hints)
@@ -98,15 +112,15 @@ class QueryDetector(nn.Module, ABC):
         return outputs if queries.proposals is None else [{**queries.proposals, "set": "proposals"}, *outputs]
 
     def _read(self, layer: int | None, x: Tensor, guide: Tensor, image: Image) -> Outputs:
-        # In bf16, coordinates would have 8 significant bits, and be wrong by pixels.
+        # The heads compute in full precision: with the 8 significant bits of bf16, boxes would be wrong by pixels.
         with full_precision(x.device):
             return self.read(layer, x.to(next(self.parameters()).dtype), guide, image)
 
 
 def _split_hints(queries: Queries, outputs: list[Outputs]) -> list[Outputs]:
-    """Split the outputs of each layer into those of hints and those of ordinary queries.
+    """Split the outputs of each layer into those of queries built from hints and those of ordinary queries.
 
-    The outputs of hints come first in the list and form the answer set "hints".
+    The outputs of the former come first in the list and form the answer set "hints".
     """
     count = queries.hints
     if not count:

@@ -35,16 +35,17 @@ class Category(TypedDict):
 
 
 class DetectionState(TypedDict, total=False):
-    """The task's part of a checkpoint; it has no categories if the class head was removed, for fine-tuning."""
+    """The task's part of a checkpoint; empty if the class head was removed from the checkpoint, for fine-tuning."""
 
     categories: list[Category]
 
 
 class Detection(DetectionPrediction):
-    """The task of object detection: boxes with classes. Prediction opens no file of the data set `data`.
+    """The task of object detection: boxes with classes.
 
-    `evaluator` is the package that computes COCO's metrics; all packages give identical values. A subclass may add
-    terms and costs to `criterion`, build `hints`, and return further `answer_sets`.
+    After `restore`, prediction opens no file of the data set `data`. `evaluator` is the package that computes COCO's
+    metrics; all packages give identical values. A subclass may add terms and costs to `criterion`, and override `hints`
+    and `answer_sets`.
     """
 
     goal = Goal("AP", higher_is_better=True)
@@ -76,12 +77,12 @@ class Detection(DetectionPrediction):
         return self._categories
 
     def model_arguments(self) -> dict[str, Any]:
-        """The number of classes, without "no object", and the number of logits of each query."""
+        """Return the number of classes, without "no object", and the number of logits of each query."""
         classes = len(self.categories)
         return {"classes": classes, "logits": logit_count(self.classification, classes)}
 
     def state(self) -> dict[str, Any]:
-        """The classes, in the order of class indices."""
+        """Return the classes, in the order of class indices."""
         return {"categories": self.categories}
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -98,7 +99,10 @@ class Detection(DetectionPrediction):
         return official.adopt(tensors)
 
     def normalisers(self, batch: Batch) -> dict[str, float]:
-        """The divisor of each loss term of each answer set, by "set.term"; see detr/criterion/terms.py."""
+        """Return what a batch adds to the divisor of each loss term of each answer set.
+
+        The keys are "set.term", such as "queries.class"; see detr/criterion/set_loss.py.
+        """
         sets = self.answer_sets(batch).items()
         normalisers = [self.criterion.normalisers(name, counts, rows) for name, (counts, rows) in sets]
         return {key: value for of_set in normalisers for key, value in of_set.items()}
@@ -108,27 +112,34 @@ class Detection(DetectionPrediction):
         return self.normalisers(batch)
 
     def answer_sets(self, batch: Batch) -> dict[str, tuple[list[int], list[int]]]:
-        """For each answer set that the loss reads, by name: each image's number of objects and of output rows."""
+        """Return, for each answer set that the loss reads, the numbers of objects and of output rows of each image.
+
+        An answer set is a group of output rows that has its own matching and loss. The result maps the set's name to
+        two lists with one number per image.
+        """
         counts = batch["counts"]
         return {"queries": (counts, [self.queries] * len(counts))}
 
     def targets(self, batch: Batch) -> Targets:
-        """The batch's objects, with boxes relative to their images."""
+        """Return the batch's objects, with boxes relative to their images."""
         counts = constant(batch["counts"], like=batch["boxes"])
         image = torch.repeat_interleave(counts, output_size=len(batch["boxes"]))  # (T,) image of each object
         scale = batch["sizes"].flip(1).repeat(1, 2)[image]  # (T, 4) as w h w h
         return Targets(batch["counts"], batch["labels"], to_cxcywh(batch["boxes"]) / scale)
 
     def hints(self, batch: Batch, targets: Targets) -> tuple[dict[str, Tensor], Matches] | None:
-        """Additional model inputs that training builds from the targets, and the matches of their outputs with objects.
+        """Return additional model inputs, which training builds from the targets, and the matches of their outputs.
 
-        Returns None if there are no hints, as in this class. The outputs of hints form the answer set "hints". The
-        hints of a sample may depend on its own targets and its seed (`batch["seeds"]`), but not on other samples.
+        Returns None if there are no hints, as in this class. The model's outputs for the hints form the answer set
+        "hints"; the matches pair these outputs with objects. The hints of a sample may depend on its own targets and
+        its seed (`batch["seeds"]`), but not on other samples.
         """
         return None
 
     def loss(self, model: nn.Module, batch: Batch, normalisers: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The set loss over all layers and answer sets, and its parts; see `detr.criterion.set_loss.sum_terms`.
+        """Compute the set loss over all layers and answer sets, and its parts for the log.
+
+        See `detr.criterion.set_loss.sum_terms` for the parts.
 
         Raises UserError when the model's outputs do not fit the task's options.
         """
@@ -168,7 +179,7 @@ class Detection(DetectionPrediction):
 
     @torch.no_grad()
     def answers(self, model: nn.Module, batch: Batch) -> list[Answer]:
-        """A dict for each image: boxes (Q, 4) xyxy in pixels of the original image, scores (Q,) and labels (Q,)."""
+        """Return a dict for each image: boxes (Q, 4) xyxy in pixels of the original image, scores (Q,), labels (Q,)."""
         last = self._forward(model, batch)[-1]
         self._check_classes(last)
         scores, labels, boxes = detections(self.classification, last)
@@ -184,10 +195,10 @@ class Detection(DetectionPrediction):
         return unstack_layers(model(*inputs) if hints is None else model(*inputs, hints))
 
     def metric(self, split: Split) -> CocoMetric:
-        """A new metric for `split`; its ground truth includes crowds and boxes without area.
+        """Create a metric for `split`; its ground truth includes crowds and boxes without area.
 
         Raises UserError if the category id of an object is missing from the model's classes or has another name there,
-        or if `evaluator` is not installed.
+        or if `evaluator` is not installed. If an imported model has no class names, any name is accepted.
         """
         truth = self.data.ground_truth(split)
         names = {category["id"]: category["name"] for category in self.categories}
@@ -208,16 +219,16 @@ class Detection(DetectionPrediction):
         return CocoMetric(truth, self.categories, self.evaluator)
 
     def split_advice(self, split: Split) -> list[str]:
-        """Warnings about the annotations of `split`, and about images with more objects than queries."""
+        """Return warnings about the annotations of `split`, and about images with more objects than queries."""
         warnings = list(self.data.advice(split)) if hasattr(self.data, "advice") else []
         if hasattr(self.data, "query_advice"):
             warnings += self.data.query_advice(split, self.queries)
         return warnings
 
     def advice(self, pretrained: bool) -> list[str]:
-        """Warnings about the annotations, and about too few images to train without pretrained weights.
+        """Return warnings about the annotations, and about too few images to train without pretrained weights.
 
-        There is no warning about too few generated pictures, which are meant to be learnt without pretrained weights.
+        The number of generated pictures causes no warning, because they can be learnt without pretrained weights.
         """
         lines = [warning for split in SPLITS for warning in self.split_advice(split)]
         count = self.data.count("train")
@@ -231,7 +242,7 @@ class Detection(DetectionPrediction):
         ]
 
     def alarms(self, answers: list[Answer]) -> list[str]:
-        """A warning if the model has collapsed: in every image, all queries predict nearly the same box."""
+        """Return a warning if the model has collapsed: in every image, all queries predict nearly the same box."""
         spreads = [
             float(a["boxes"].std(0).mean() / (a["boxes"].abs().max() + 1e-6)) for a in answers if len(a["boxes"]) > 1
         ]

@@ -1,4 +1,4 @@
-"""Prediction for users' images: its options, reading of images, and detections as records, pictures and files."""
+"""Prediction for users' images: options, reading of images, and detections as records, pictures and files."""
 
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -32,12 +32,12 @@ class PredictOptions:
     """The options of prediction. Evaluation does not use them: it keeps the detections of all queries.
 
     threshold: minimum score of detections that are drawn and listed.
-    nms: if two boxes of a class have a higher IoU than this, the one with the lower score is dropped; None = keep all,
-        as in DETR.
+    nms: if two boxes of a class have a higher IoU than `nms`, the one with the lower score is dropped; None = no box is
+        dropped, as in DETR.
     """
 
     threshold: Fraction
-    nms: Fraction | None = None  # has a default, because older yaml files of users lack it
+    nms: Fraction | None = None  # has a default, because users' older config files lack it
 
 
 class DetectionPrediction(ABC):
@@ -54,14 +54,15 @@ class DetectionPrediction(ABC):
 
     @abstractmethod
     def answers(self, model: nn.Module, batch: Batch) -> list[Answer]:
-        """A dict for each image: boxes (Q, 4) xyxy in pixels of the original image, scores (Q,) and labels (Q,)."""
+        """Return a dict for each image: boxes (Q, 4) xyxy in pixels of the original image, scores (Q,), labels (Q,)."""
 
     def predict(self, model: nn.Module, input: Any) -> Any:
-        """The objects of an image as a list of {box (xyxy in its pixels), name, score}, the highest score first.
+        """Detect the objects of an image; returns a list of {box, name, score}, the highest score first.
 
-        `input` is an image that `common.data.image_objects.to_image` accepts. A list of images, a folder or a pattern
-        such as photos/*.jpg gives a list of such lists. Jupyter shows the result as pictures. If `input` is a batch
-        (a dict), the result is that of `answers`.
+        A box is xyxy in pixels of the image. `input` is an image that `common.data.image_objects.to_image` accepts. For
+        several images, which are given as a list, a folder or a pattern such as photos/*.jpg, the result is a list with
+        one such list per image. Jupyter shows the result as pictures. If `input` is a batch (a dict), the result is
+        that of `answers`.
         """
         if isinstance(input, dict):
             return self.answers(model, input)
@@ -82,10 +83,10 @@ class DetectionPrediction(ABC):
         The image is resized as in evaluation. If `input` names several files, those that cannot be read are skipped,
         and the reasons are added to `unanswered`. Besides the keys of `collate`, a batch has lists of one item:
 
-        names: the name of the input file, after which `show` names its files.
-        originals: the image before resizing.
-        frames: only for a video, the frame.
-        videos: only for a video, the `VideoAnswers` that writes the pictures of its frames.
+        names: the name of the input file, from which `show` makes the names of the files that it writes.
+        originals: the image before resizing, uint8 (3, H, W).
+        frames: the `Frame` of a video; this key is missing for an image.
+        videos: the `VideoAnswers` that writes the pictures of the video's frames; this key is missing for an image.
         """
         return read_each(input, self._read_batches, self.unanswered, VIDEO_SUFFIXES)
 
@@ -105,13 +106,14 @@ class DetectionPrediction(ABC):
         return read_image(file.path, exif=exif_of(self.data), content=file.content)
 
     def show(self, batch: Batch, answers: list[Answer], folder: Path) -> Iterator[str]:
-        """Write each image with its boxes, and its objects {box (xyxy), name, score} as JSON; yield a line of text.
+        """Write each image with its boxes, and its objects {box (xyxy), name, score} as JSON; yield a line per image.
 
-        The frames of a video are written to one video and one file with a line of JSON for each. These two files are
-        complete when `read` has yielded all frames.
+        The frames of a video are written to one video, and their objects to one file with a line of JSON per frame.
+        These two files are complete when the iterator of `read` is exhausted.
         """
         files = [InputFile(Path(path), Path(path).name) for path in batch["files"]]
-        names = batch.get("names") or [file.name for file in files]  # a user's `read` may omit both keys
+        # The method `read` of a user's task may omit the keys "names" and "originals".
+        names = batch.get("names") or [file.name for file in files]
         originals = batch.get("originals") or map(self._read_image, files)
         for i, (image, name, file, answer) in enumerate(zip(originals, names, files, answers, strict=True)):
             objects = self._objects(*self._selected(answer))
@@ -145,14 +147,17 @@ class DetectionPrediction(ABC):
         return draw(image, boxes, [self._name(label) for label in labels], scores, labels)
 
     def _objects(self, boxes: Tensor, labels: Tensor, scores: Tensor) -> list[dict[str, Any]]:
-        """The records {box, name, score} of the n detections that `_selected` returns."""
+        """Return the records {box, name, score} of the n detections that `_selected` returns."""
         return [
             {"box": box, "name": self._name(label), "score": score}
             for box, label, score in zip(boxes.tolist(), labels, scores.tolist(), strict=True)
         ]
 
     def _selected(self, answer: Answer) -> tuple[Tensor, Tensor, Tensor]:
-        """The boxes, labels and scores of the detections that reach the threshold, after `nms` unless it is None."""
+        """Return the boxes (n, 4), labels (n,) and scores (n,) of the detections that are drawn and listed.
+
+        Their scores are at least `threshold`. If `nms` is not None, it is applied to these detections.
+        """
         keep = (answer["scores"] >= self.options.threshold).nonzero()[:, 0]  # (n,)
         if self.options.nms is not None:
             boxes, scores, labels = (answer[key][keep] for key in ("boxes", "scores", "labels"))

@@ -1,8 +1,8 @@
 """Compare a benchmark's report with an earlier one: changed ratios, new and removed pairs, and differing conditions.
 
-A pair is a contender and its reference. Times depend on the machine and its load, so they are not compared. Ratios are
-compared, because the contenders of a pair are timed in turn. A ratio counts as changed if its interquartile ranges in
-the two reports do not overlap.
+A pair is a contender and its reference; its ratio is that of their median times. Times are not compared, because they
+depend on the machine and its load. Ratios are compared, because contender and reference are timed in turn, so the load
+affects both. A ratio counts as changed if its interquartile ranges in the two reports do not overlap.
 """
 
 import json
@@ -14,7 +14,7 @@ from common.errors import UserError
 from common.files.table import table
 
 Pair = tuple[str, str, str]  # the row, the contender, and the reference (or all references, joined by "or")
-MACHINE_FIELDS = ("cpu", "cores", "threads", "device", "system")  # all but the load, about which each report warns
+MACHINE_FIELDS = ("cpu", "cores", "threads", "device", "system")  # without the load, about which each report warns
 IGNORED_OPTIONS = ("out", "against", "suite", "rows")  # options that do not change the numbers of a row
 
 
@@ -41,8 +41,9 @@ def compare(earlier: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str,
     """Compare two reports; returns the differences in plain types.
 
     machine, versions, options: name -> [earlier, current] for each value that differs.
-    pairs: the pairs in both reports, with ratio and quartiles in the earlier report (`then`) and in the current one
-        (`now`), and the change of the contender against the reference: "faster", "slower" or "".
+    pairs: a dict for each pair in both reports. It holds the ratio and its quartiles in the earlier report (`then`) and
+        in the current one (`now`), and the `change` of the contender against the reference: "faster", "slower", or ""
+        for a ratio that did not change.
     new: the pairs that only the current report has.
     gone: the pairs that only the earlier report has.
     """

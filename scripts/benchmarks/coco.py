@@ -1,4 +1,7 @@
-"""Our COCO metrics of a whole evaluation set against pycocotools as in its demo (Lin et al. 2014, arXiv 1405.0312)."""
+"""Benchmark our COCO metrics (Lin et al. 2014, arXiv 1405.0312) on a whole evaluation set against pycocotools.
+
+pycocotools is called as in its demo.
+"""
 
 import io
 from contextlib import redirect_stdout
@@ -23,10 +26,10 @@ BATCH = 8
 
 
 def evaluation(setting: Setting) -> Row:
-    """Build a row: compute the 12 box metrics of 5,000 images, as many as in val2017, with 100 detections each.
+    """Build a benchmark that times the 12 box metrics of 5,000 images, as many as in val2017, with 100 detections each.
 
-    pycocotools starts from the entries of a results file, already in memory; our metric starts from the detector's
-    answers.
+    pycocotools starts from the entries of a results file, which are already in memory. Our metric starts from the
+    detector's answers.
     """
     images = 20 if setting.tiny else 5000
     ground_truth, answers = sample_dataset(images)
@@ -80,7 +83,7 @@ def check_identical(name: str, numbers: list[float], expected: list[float]) -> N
 
 
 def sample_dataset(images: int) -> tuple[dict[str, Any], list[Answer]]:
-    """Sample a ground truth, and detections as of a fairly good detector.
+    """Sample a ground truth as COCO JSON, and the answers of a fairly good detector.
 
     The ground truth is like COCO's in the numbers of classes and objects, the image size and the fraction of crowds.
     """
@@ -111,7 +114,10 @@ def _sample_boxes(count: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _sample_answer(boxes: np.ndarray, labels: np.ndarray, classes: np.ndarray, rng: np.random.Generator) -> Answer:
-    """Sample 100 detections: one per object, with an inexact box and mostly the right class, and false positives."""
+    """Sample 100 detections of one image: one per object, and false positives.
+
+    The detection of an object has an inexact box and, in about nine of ten cases, the right class.
+    """
     true = min(len(boxes), QUERIES)
     extents = np.tile(boxes[:true, 2:] - boxes[:true, :2], 2)
     true_boxes = boxes[:true] + 0.08 * extents * rng.normal(size=(true, 4))
@@ -129,7 +135,7 @@ def _sample_answer(boxes: np.ndarray, labels: np.ndarray, classes: np.ndarray, r
 
 
 def _metric(ground_truth: dict[str, Any], answers: list[Answer], evaluator: Evaluator) -> CocoMetric:
-    """Our metric, after `update` with all batches and `gather`."""
+    """Return our metric, after `update` with all batches and `gather`."""
     metric = CocoMetric(ground_truth, ground_truth["categories"], evaluator)
     ids = [image["id"] for image in ground_truth["images"]]
     for start in range(0, len(ids), BATCH):

@@ -1,8 +1,8 @@
-"""Forward passes of DETR-R50 against transformers.
+"""Benchmark forward passes of DETR-R50 against transformers.
 
-As its documentation advises, transformers' model uses PyTorch's fused attention and, for bf16, weights converted to
-bf16. The row `latency` has two more contenders: transformers' model with eager attention, and with PyTorch's
-channels_last memory format.
+The model of transformers uses PyTorch's fused attention and, for bf16, weights converted to bf16, as the documentation
+of transformers advises. The benchmark `latency` has two more contenders: the model of transformers with eager
+attention, and with PyTorch's channels_last memory format.
 """
 
 import copy
@@ -33,12 +33,12 @@ PAIRS: list[tuple[str, str | tuple[str, ...]]] = [
 
 
 def latency(setting: Setting) -> Row:
-    """Build a row: a forward pass of one image."""
+    """Build a benchmark that times a forward pass of one image."""
     return row(setting, batch=1, names=(*CONTENDERS, EAGER, CHANNELS_LAST))
 
 
 def forward(setting: Setting) -> Row:
-    """Build a row: a forward pass of a batch that keeps the device busy."""
+    """Build a benchmark that times a forward pass of a batch, large enough to keep the device busy."""
     return row(setting, batch=setting.batch_size(2 if setting.tiny else 8, 32))
 
 
@@ -50,10 +50,10 @@ def row(
     size: tuple[int, int] | None = None,
     queries: int = 100,
 ) -> Row:
-    """Build a row: a forward pass of `batch` images of `size` (height, width), in evaluation mode.
+    """Build a benchmark that times a forward pass of `batch` images of `size` (height, width), in evaluation mode.
 
-    If `size` is None, images are 800 x 1066, or 96 x 128 if `setting.tiny`. `names` are the contenders; the outputs of
-    the first are the reference for the outputs of all others.
+    If `size` is None, images are 800 x 1066 pixels, or 96 x 128 if `setting.tiny`. `names` are the contenders; the
+    outputs of all others are compared with those of the first.
     """
     device, (height, width) = setting.device, size or ((96, 128) if setting.tiny else (800, 1066))
     model = detector(f"model.queries={queries}").to(device).eval()
@@ -87,7 +87,7 @@ def row(
 
 
 def _contender(name: str, model: nn.Module, images: Tensor, compiled: bool) -> Callable[[], list[Tensor]]:
-    """A function that runs a contender; it returns the last layer's logits (B, Q, K + 1) and boxes (B, Q, 4)."""
+    """Make a function that runs a contender; it returns the last layer's logits (B, Q, K + 1) and boxes (B, Q, 4)."""
     if name.startswith("ours"):
         ours = copy.deepcopy(model)  # a copy, so that contenders do not share a cache of packed weights
         function = torch.compile(ours) if compiled else ours

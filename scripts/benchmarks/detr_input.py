@@ -1,7 +1,7 @@
 """JPEGs for benchmarks of DETR's input, and the paper's augmentation written with PIL, as in the official code.
 
-Carion et al. 2020, arXiv 2005.12872, appendix A.4. Random numbers are sampled in the order of detr/data/transforms.py,
-so both pipelines flip, crop and resize equally if their generators have the same seed.
+The paper is Carion et al. 2020, arXiv 2005.12872, section 4. Random numbers are sampled in the same order as in
+detr/data/transforms.py, so both pipelines flip, crop and resize equally if their generators have the same seed.
 """
 
 import json
@@ -41,7 +41,10 @@ def sample_photo(height: int, width: int, seed: int) -> Tensor:
 
 
 def sample_images(count: int, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Sample `count` photos; returns two tensors (count, 3, height, width): uint8 in channels_last, and normalised."""
+    """Sample `count` photos; returns two tensors (count, 3, height, width): the uint8 images, and normalised images.
+
+    Both are in PyTorch's channels_last memory format.
+    """
     images = torch.stack([sample_photo(height, width, seed) for seed in range(count)])
     images = images.to(device).contiguous(memory_format=torch.channels_last)
     return images, normalise(images, torch.tensor([[height, width]] * count))
@@ -56,7 +59,7 @@ def write_photos(folder: Path, sizes: list[tuple[int, int]]) -> list[Path]:
 
 
 def write_annotations(path: Path, files: list[Path], boxes: int) -> None:
-    """Write COCO JSON with `boxes` random boxes for each image file."""
+    """Write the COCO JSON file `path` with `boxes` random boxes for each image file."""
     images, annotations = [], []
     for number, file in enumerate(files):
         height, width = read_image(file).shape[1:]
@@ -70,7 +73,7 @@ def write_annotations(path: Path, files: list[Path], boxes: int) -> None:
 
 
 def targets(path: Path, number: int) -> tuple[Tensor, Tensor]:
-    """Read the boxes (n, 4) xyxy in pixels and labels (n,) of one image from a file of `write_annotations`."""
+    """Read the boxes (n, 4) xyxy in pixels and labels (n,) of image `number` from a file of `write_annotations`."""
     annotations = json.loads(path.read_text(encoding="utf-8"))["annotations"]
     boxes = [annotation["bbox"] for annotation in annotations if annotation["image_id"] == number]
     x, y, width, height = torch.tensor(boxes).unbind(1)
@@ -121,7 +124,7 @@ def _crop(
 
 
 def _sample_int(low: int, high: int, rng: torch.Generator) -> int:
-    """A random integer from `low` to `high`, inclusive."""
+    """Sample a random integer from `low` to `high`, inclusive."""
     return int(torch.randint(low, high + 1, (), generator=rng))
 
 
