@@ -92,7 +92,7 @@ def throughput(setting: Setting) -> Row:
 
 
 class _FixedImages:
-    """A substitute for a data set, with only the methods that a training step calls."""
+    """A substitute for a data set, with only the methods that the task calls."""
 
     def classes(self) -> list[str]:
         return [str(number) for number in range(CLASSES)]
