@@ -117,7 +117,7 @@ def _tables(task: str, runs: list[Run], rows: list[Row], options: argparse.Names
 
 
 def find_runs(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
-    """Find the folders of runs under `paths`, and the runs of sweeps that failed before they wrote a config.yaml.
+    """Find the folders of runs under `paths`, and the runs of sweeps that failed and left no config.yaml.
 
     Returns the folders, and a line of text for each failed run. Raises UserError for a path that is not a folder, or
     that contains neither a run nor a failed run.
@@ -179,8 +179,9 @@ def _state(folder: Path, config: dict[str, Any], lines: list[dict[str, Any]]) ->
 def _end_of_log(file: Path) -> str:
     """Return the reason why a run ended, from the last entry of its log.
 
-    If the last line of the entry says that a signal stopped the run, this line is the reason. For any other traceback,
-    the reason is "failed: " and its last line. Otherwise, the reason is an empty string.
+    If the last line of the entry says that a signal stopped the run, this line is the reason. Otherwise, if the entry
+    is a traceback, the reason is "failed: " followed by the last line. In all other cases, the reason is an empty
+    string.
     """
     lines = file.read_text("utf-8", "replace").splitlines() if file.is_file() else []
     start = next((number for number in reversed(range(len(lines))) if TIMESTAMP.match(lines[number])), len(lines))

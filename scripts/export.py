@@ -1,8 +1,8 @@
 """Export a model: `python scripts/export.py checkpoint=FILE [--output FOLDER] [--format torch,onnx]`.
 
 FILE is any checkpoint that predict.py accepts, or the name of published weights (configs/weights.yaml). A file that
-another program wrote also needs model=NAME. Further keys override the checkpoint's config (weights=raw,
-data.image_size=384).
+another program wrote also needs model=NAME. Further keys override the checkpoint's config, such as weights=raw or
+data.image_size=384.
 
 FOLDER (default: the checkpoint's path with the suffix .export) receives the model's graphs, a file model.json that
 describes inputs, outputs and preprocessing, and the tokenizers of a translator. Each graph is written in the format of
@@ -125,7 +125,10 @@ def make_plan(parts: Components) -> Plan:
 
 
 def description(plan: Plan, formats: Sequence[Format], comparisons: Sequence[tuple[str, Comparison]]) -> dict[str, Any]:
-    """Make the content of model.json: metadata, sizes, graphs, comparisons and the versions of packages."""
+    """Make the content of model.json: metadata, sizes, graphs, comparisons and the versions of packages.
+
+    The keys "checkpoint" and "weights" are added by `export`.
+    """
     content: dict[str, Any] = {"format": whole_folder.FORMAT, **plan.metadata}
     content["sizes"] = {name: dimension.description for name, dimension in plan.dimensions.items()}
     content["graphs"] = {

@@ -90,7 +90,7 @@ def _peer(folder: Path) -> Any:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    """Load a checkpoint of a seq2seq run; raises UserError for any other file."""
+    """Load a checkpoint of a seq2seq run with a model of the class MODEL; raises UserError for any other file."""
     content = checkpoint.load(path, TO_RESTORE)
     if not checkpoint.is_ours(content):
         raise UserError(f"{path} was not written by this program; give a checkpoint of a seq2seq run.")

@@ -65,7 +65,7 @@ class Plan(NamedTuple):
     """A search: the arguments that all trials share, the search space, and the objective."""
 
     fixed: list[str]  # arguments of train.py
-    space: dict[str, BaseDistribution]  # by config key
+    space: dict[str, BaseDistribution]  # config key -> choice or range
     goal: str  # the name of the metric that is the objective, such as val/AP
     direction: str  # maximize or minimize
 
@@ -108,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _first_cause(error: BaseException) -> BaseException:
-    """Return the first cause of `error`. It is SQLite's own exception, and its message is one line."""
+    """Return the exception at the start of the chain of causes of `error`: SQLite's own, with a message of one line."""
     while error.__cause__ is not None:
         error = error.__cause__
     return error
@@ -118,7 +118,7 @@ def plan(arguments: Sequence[str]) -> Plan:
     """Parse arguments of train.py that contain ranges and choices.
 
     Raises UserError for invalid arguments. A config is composed for each value of a choice and for both ends of each
-    range, and the data and the task are built from it.
+    range, and the data and the task are built from each config.
     """
     ranges = {word: pair for word in arguments if (pair := _range(word))}
     space: dict[str, BaseDistribution] = dict(ranges.values())

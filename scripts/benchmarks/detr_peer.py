@@ -73,7 +73,7 @@ def detector(*overrides: str, fresh: str | None = None) -> Detector:
             if name.endswith("running_var"):
                 tensor.uniform_(0.5, 1.5, generator=rng)
             elif tensor.dim() == 1 and name.endswith("weight"):
-                low = 0.3 if name.startswith("backbone.") else 0.7  # smaller, as residual sums grow with depth
+                low = 0.3 if name.startswith("backbone.") else 0.7  # small in the backbone: its residual sums grow
                 tensor.uniform_(low, low + 0.6, generator=rng)
             elif tensor.dim() == 1:
                 tensor.normal_(std=0.1, generator=rng)

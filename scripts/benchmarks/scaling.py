@@ -1,4 +1,4 @@
-"""Scalings: how time and memory grow with one property of a benchmark, such as image side, at several values."""
+"""Scalings: measurements of how time and memory grow with one property of a benchmark, such as the image side."""
 
 import math
 from collections.abc import Callable, Sequence

@@ -213,9 +213,10 @@ def _compare_probabilities(
 def _compare_translations(contenders: Mapping[str, Callable[[], Translations]], tokens: int) -> list[str]:
     """Compare the translations of all contenders with those of transformers in fp32, or in bf16 if fp32 is not timed.
 
-    Returns a text for each contender, with the number of its translations that are equal to the expected ones. Raises
-    MismatchError if a translation does not have `tokens` tokens, or if more than one in sixteen of an fp32 contender's
-    translations differ. A few may differ, because rounding decides between two tokens with nearly equal scores.
+    Returns a text for each contender, with the number of its translations that are equal to those of transformers.
+    Raises MismatchError if a translation does not have `tokens` tokens, or if more than one in sixteen of an fp32
+    contender's translations differ. A few may differ, because rounding decides between two tokens with nearly equal
+    scores.
     """
     agreements = []
     reference = "transformers fp32" if "transformers fp32" in contenders else "transformers bf16"

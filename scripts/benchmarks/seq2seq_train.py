@@ -88,8 +88,9 @@ def train(setting: Setting) -> Row:
             name = f"{precision} compiled" if compiled else precision
             contenders[f"{PEER} {name}"] = _theirs(recipe, batch, model, precision, compiled=compiled)
             contenders[f"ours {name}"] = _ours(recipe, batch, copy.deepcopy(model), precision, compiled=compiled)
-    # If two tensors were swapped, updates would differ by at least 0.3. The updates of vectors are not compared: the
-    # gradients of key biases are rounding errors, which Adam scales up to updates of the usual size.
+    # If two tensors were swapped, the relative difference of the updates would be at least 0.3. The updates of vectors
+    # are not compared: the gradients of key biases are rounding errors, which Adam scales up to updates of the usual
+    # size.
     check = partial(
         compare_first_steps,
         gradient_tolerance=1e-3,

@@ -31,7 +31,7 @@ class Setting:
     compile: bool  # whether the models are also timed under torch.compile
     images: Path | None  # a folder of JPEGs for the input pipeline; None: synthetic ones
     scratch: Path  # a temporary folder for a benchmark's files
-    batch: int | None = None  # images or sentences per batch, where a benchmark fixes no size; None: its default
+    batch: int | None = None  # images or sentences per batch, where a benchmark does not fix it; None: the default
 
     def batch_size(self, cpu: int, cuda: int) -> int:
         """Return `batch`; if it is None, return the default for the device: `cuda` on CUDA, otherwise `cpu`."""

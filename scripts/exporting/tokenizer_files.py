@@ -23,8 +23,8 @@ TEXTS = ("", " ", "a", " a", "2", "A b  c", "naïve café", "3.14 €", "\t\n x"
 def export(source: Any, target: Any) -> tuple[dict[str, str], dict[str, Any], list[Comparison]]:
     """Export the tokenizers of the source and the target language.
 
-    If `source` and `target` are one and the same tokenizer of bpe.py, there is one file, otherwise two. Returns the
-    files (name -> content), the metadata for model.json, and the comparisons with our tokenizers.
+    There is one file if the languages share one tokenizer of bpe.py, otherwise there are two. Returns the files (name
+    -> content), the metadata for model.json, and the comparisons with our tokenizers.
     """
     if isinstance(source, SentencePieces):
         return _export_pieces(source, target)

@@ -57,7 +57,7 @@ def verify(config: dict[str, Any]) -> tuple[str, bool]:
 
 
 def required_options(config: Any) -> list[tuple[str, Any]]:
-    """Return the keys of the config's `model` that a MarianConfig determines, with the values that they must have.
+    """Return the keys of the config's `model` that a MarianConfig determines, each with its required value.
 
     `positions.layout` is not one of these keys, because a MarianConfig does not contain it. A wrong layout is noticed
     when logits are compared.
