@@ -1,19 +1,19 @@
-"""Compare runs in tables of the config keys in which they differ, their progress and their metrics, best run first.
+"""Print tables that compare runs: the config keys in which the runs differ, their states and metrics, best run first.
 
     python scripts/compare.py runs/detr-shapes
     python scripts/compare.py runs/sweeps/2026-01-01_12-00-00 runs/detr-shapes/best_of_all --csv table.csv
     python scripts/compare.py runs --columns optimizer.lr,val/AP,test/AP --sort test/AP --reverse
 
-Each argument is a run's folder, or a folder that contains runs at any depth. Runs are sorted by their goal, the metric
-that selects the best checkpoint, such as val/AP, unless --sort names a column. The metrics of a finished run come from
-its results.json. For an unfinished run, the table shows the best value of the goal on val so far. Its goal is taken
-from the finished runs in the table; if none of these has a goal that the run measures, the table shows the metrics of
-the run's last evaluation. No file is written without --csv.
+Each argument is a run's folder, or a folder that contains runs at any depth. Runs are sorted by their goal, unless
+--sort names a column. The goal is the metric that selects the best checkpoint, such as val/AP. The metrics of a
+finished run come from its results.json. For an unfinished run, the table shows the best value so far of the goal of the
+finished runs. If no finished run has a goal that the unfinished run measures, the table shows the val metrics of its
+last evaluation. --csv also writes the table to a file.
 
 Each task has its own table. Runs whose configs differ only in the seed form a group. If a group has several runs,
 another table shows the mean and the sample standard deviation (divisor n - 1) over the finished runs of each group. A
-table that is wider than the terminal is split into several. If the output is not a terminal, lines have at most 120
-characters, or as many as the environment variable COLUMNS says.
+table that is wider than the terminal is split into several tables. The environment variable COLUMNS overrides the width
+of the terminal. If there is neither a terminal nor COLUMNS, lines have at most 120 characters.
 """
 
 import argparse
@@ -53,8 +53,8 @@ IGNORED_KEYS = (
     "trainer.timeout",
     "trainer.grace",
 )  # these keys do not change a run's results
-WIDTH = 120  # characters in a line, if the output is not a terminal
-FIXED_COLUMNS = ("run", "state")  # always shown, first
+WIDTH = 120  # characters in a line, if there is neither a terminal nor COLUMNS
+FIXED_COLUMNS = ("run", "state")  # the first columns, which are always shown
 TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  ")  # the start of each entry of train.log
 
 
@@ -65,7 +65,7 @@ class Run(NamedTuple):
     config: dict[str, Any]  # dotted keys -> values
     results: dict[str, Any]  # the content of results.json; empty until the run is finished
     evaluations: list[dict[str, Any]]  # the lines of metrics.jsonl that hold val metrics
-    state: str  # "done", or the progress of an unfinished run and why it ended
+    state: str  # "done", or the progress of an unfinished run and, if it is known, why the run ended
 
     @property
     def task(self) -> str:
@@ -101,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _tables(task: str, runs: list[Run], rows: list[Row], options: argparse.Namespace, width: int) -> list[str]:
-    """Format the table of one task's runs and, if some differ only in the seed, the table of means over seeds."""
+    """Format the table of one task's runs and, if some runs differ only in the seed, the table of means over seeds."""
     columns = _columns(rows, options.columns)
     cells = [[_cell(row.get(column), column) for column in columns] for row in rows]
     parts = [tables(f"{len(runs)} {'run' if len(runs) == 1 else 'runs'} of {task}", [columns, *cells], width)]
@@ -117,10 +117,10 @@ def _tables(task: str, runs: list[Run], rows: list[Row], options: argparse.Names
 
 
 def find_runs(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
-    """Find the folders of runs under `paths`, and the runs of sweeps that failed before they wrote a config.yaml.
+    """Find the folders of runs under `paths`, and the runs of sweeps that failed and left no config.yaml.
 
-    Returns the folders, and a line of text for each failed run. Raises UserError for a path that is not a folder or
-    contains no run.
+    Returns the folders, and a line of text for each failed run. Raises UserError for a path that is not a folder, or
+    that contains neither a run nor a failed run.
     """
     folders: dict[Path, None] = {}
     failures: list[str] = []
@@ -152,10 +152,10 @@ def _is_finished(folder: Path) -> bool:
 
 
 def _read_metrics(file: Path) -> list[dict[str, Any]]:
-    """Read the records in a metrics.jsonl; none if there is no such file.
+    """Read the records in a metrics.jsonl; returns an empty list if there is no such file.
 
-    The last line is ignored if it is incomplete, as after a kill or while it is being written. Raises UserError if a
-    complete line is not a record.
+    The last line is ignored if it is incomplete because the run was killed or is still writing it. Raises UserError if
+    a complete line is not a record.
     """
     text = file.read_text("utf-8", "replace") if file.is_file() else ""
     records = [step_record(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
@@ -179,8 +179,9 @@ def _state(folder: Path, config: dict[str, Any], lines: list[dict[str, Any]]) ->
 def _end_of_log(file: Path) -> str:
     """Return the reason why a run ended, from the last entry of its log.
 
-    The reason is the last line of the entry if the entry is a traceback, or if it says that a signal stopped the run.
-    Otherwise, the reason is an empty string.
+    If the last line of the entry says that a signal stopped the run, this line is the reason. Otherwise, if the entry
+    is a traceback, the reason is "failed: " followed by the last line. In all other cases, the reason is an empty
+    string.
     """
     lines = file.read_text("utf-8", "replace").splitlines() if file.is_file() else []
     start = next((number for number in reversed(range(len(lines))) if TIMESTAMP.match(lines[number])), len(lines))
@@ -192,7 +193,7 @@ def _end_of_log(file: Path) -> str:
 
 
 def _rows(runs: list[Run]) -> list[Row]:
-    """Make a dict (column -> value) for each run: its folder, its state, the keys in which runs differ, its metrics."""
+    """Make a dict (column -> value) for each run: folder, state, the config keys in which runs differ, and metrics."""
     differing = _differing_keys(runs)
     directions = {run.goal: run.results.get("direction") for run in runs if run.goal}
     rows = []
@@ -210,8 +211,8 @@ def _rows(runs: list[Run]) -> list[Row]:
 def _differing_keys(runs: list[Run]) -> list[str]:
     """Return the config keys whose values differ between runs.
 
-    If the class of a top-level section differs (model._target_, for example), the other keys of this section are left
-    out, except those that also name a class.
+    If the class of a top-level section differs (for example model._target_), the other keys of this section are left
+    out, except keys that name a class.
     """
     missing = object()
 
@@ -225,9 +226,9 @@ def _differing_keys(runs: list[Run]) -> list[str]:
 
 
 def _goal_of(run: Run, goals: dict[str | None, Any]) -> str | None:
-    """Return the goal of an unfinished run: the first of `goals` that its evaluations contain, or None.
+    """Return the goal of an unfinished run: the first of `goals` that its evaluations contain.
 
-    `goals` are those of the finished runs.
+    The keys of `goals` are the goals of the finished runs. Returns None if the evaluations contain none of them.
     """
     measured = {name for line in run.evaluations for name in line}
     return next((goal for goal in goals if goal in measured), None)
@@ -236,8 +237,8 @@ def _goal_of(run: Run, goals: dict[str | None, Any]) -> str | None:
 def _results_so_far(run: Run, goal: str | None, directions: dict[str | None, Any]) -> dict[str, Any]:
     """Return the results of an unfinished run so far: metric -> value.
 
-    They are the best value of `goal` or, if `goal` is None, all val metrics of the last evaluation. `directions` says
-    for each goal whether it is minimised.
+    The result holds the best value of `goal` or, if `goal` is None, all val metrics of the last evaluation.
+    `directions` maps each goal to "minimize" or "maximize". The result is empty if there is no value yet.
     """
     if goal is None:
         return {name: value for name, value in (run.evaluations or [{}])[-1].items() if name.startswith("val/")}
@@ -247,9 +248,10 @@ def _results_so_far(run: Run, goal: str | None, directions: dict[str | None, Any
 
 
 def _sort(runs: list[Run], rows: list[Row], options: argparse.Namespace) -> list[Row]:
-    """Sort by the goal, best first or, with --sort, by that column in ascending order; --reverse reverses the order.
+    """Sort the rows by the goal, best first; with --sort, sort them by the named column in ascending order.
 
-    Without --sort, runs with the same goal stand together, and runs without a value of their goal come last.
+    --reverse reverses the order. Without --sort, runs with the same goal stand together, and runs without a finite
+    value of their goal come last.
     """
     if not options.sort:
         directions = {run.goal: run.results["direction"] for run in runs if run.goal and "direction" in run.results}
@@ -286,8 +288,8 @@ def _refuse_unknown_columns(rows: list[Row], options: argparse.Namespace) -> Non
 def _columns(rows: list[Row], option: str | None) -> list[str]:
     """Return the columns of a table.
 
-    These are FIXED_COLUMNS and those columns of `option` (--columns) that occur in `rows`. If `option` is None, these
-    are all columns: FIXED_COLUMNS, then config keys, then metrics.
+    With `option` (--columns), these are FIXED_COLUMNS and the columns of `option` that occur in `rows`. If `option` is
+    None, these are all columns: FIXED_COLUMNS, then config keys, then metrics.
     """
     known = list(dict.fromkeys(column for row in rows for column in row))
     if option is None:
@@ -300,14 +302,17 @@ def _names(option: str | None) -> list[str]:
 
 
 def _cell(value: Any, column: str) -> Any:
-    """Convert a value for the printed table: a metric to a float, any other value to text."""
+    """Convert a value for the printed table: a metric to a float (NaN for None), any other value to text."""
     if "/" in column and (value is None or isinstance(value, int | float)):
         return float("nan") if value is None else float(value)
     return "-" if value is None else str(value)
 
 
 def _write_csv(file: Path, rows: dict[str, list[Row]], options: argparse.Namespace) -> None:
-    """Write one table of the runs of all tasks; if there are several tasks, the column `task._target_` names them."""
+    """Write one table with the runs of all tasks to `file`.
+
+    If there are several tasks, the column `task._target_` names the task of each run.
+    """
     task_of = [({"task._target_": task} if len(rows) > 1 else {}, row) for task in rows for row in rows[task]]
     complete = [row | task for task, row in task_of]
     columns = _columns(complete, options.columns)

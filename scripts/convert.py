@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def make_data(overrides: Sequence[str]) -> Converted:
     """Build the data set that the arguments data=... and data.KEY=... describe.
 
-    Raises UserError for any other argument, if the format is missing, and for a format that is not converted.
+    Raises UserError if there is another argument, if the format is missing, or if the format needs no conversion.
     """
     if other := next((word for word in overrides if not word.startswith(("data=", "data."))), None):
         raise UserError(f"{other} is no key of the data; give data=voc, yolo or csv, data.root=FOLDER and so on.")
@@ -80,8 +80,8 @@ def make_data(overrides: Sequence[str]) -> Converted:
 def image_folders(images: dict[Split, list[Path]], output: Path) -> dict[Split, Path]:
     """Return for each split the folder to which the image names in its JSON file are relative.
 
-    If the folder images/ in `output` contains all images of all splits, it is that folder for each split. Otherwise, it
-    is the deepest folder that contains all images of the split.
+    For each split, this is the folder images/ in `output`, if that folder contains all images of all splits. Otherwise,
+    this is the deepest folder that contains all images of the split.
     """
     beside = Path(os.path.abspath(output / "images"))
     parents = {split: [os.path.abspath(path.parent) for path in paths] for split, paths in images.items()}
@@ -93,7 +93,8 @@ def image_folders(images: dict[Split, list[Path]], output: Path) -> dict[Split, 
 def coco_json(truth: dict[str, Any], images: Sequence[Path], folder: Path) -> dict[str, Any]:
     """Make the content of a split's JSON file.
 
-    This is the ground truth `truth`, but file names are relative to `folder`, and the ids of annotations count from 1.
+    The content is that of the ground truth `truth`, except that the paths `images` become file names relative to
+    `folder`, and that the ids of annotations count from 1.
     """
     files = [os.path.relpath(os.path.abspath(path), folder) for path in images]
     content = {**truth, "images": [{**image, "file_name": f} for image, f in zip(truth["images"], files, strict=True)]}

@@ -1,14 +1,14 @@
 """Export a model: `python scripts/export.py checkpoint=FILE [--output FOLDER] [--format torch,onnx]`.
 
 FILE is any checkpoint that predict.py accepts, or the name of published weights (configs/weights.yaml). A file that
-another program wrote also needs model=NAME. Further keys override the checkpoint's config (weights=raw,
-data.image_size=384).
+another program wrote also needs model=NAME. Further keys override the checkpoint's config, such as weights=raw or
+data.image_size=384.
 
 FOLDER (default: the checkpoint's path with the suffix .export) receives the model's graphs, a file model.json that
 describes inputs, outputs and preprocessing, and the tokenizers of a translator. Each graph is written in the format of
-torch.export (.pt2) and as ONNX (.onnx), unless --format names one of them. Graphs compute in fp32. They accept any
-batch size, image size and sentence length within the limits that model.json states. Using the files does not require
-Triptych.
+torch.export (.pt2) and as ONNX (.onnx), unless --format selects one of these formats. Graphs compute in fp32. They
+accept any batch size, image size and sentence length within the limits that model.json states. Using the files does not
+require Triptych.
 
 Each graph is read back from its file, and its outputs are compared with the model's, for input shapes that were not
 used in tracing. If outputs differ by more than 1e-4, nothing is written. The exit code is 0, or 1 if outputs differ, or
@@ -43,15 +43,16 @@ from scripts.exporting.plan import Comparison, Plan
 from seq2seq.tasks.translation import Translation
 from vit.tasks.classification import Classification
 
-# The largest accepted difference between outputs. For logits, it is relative to their largest deviation from the mean;
-# for probabilities and relative coordinates, it is absolute. Adding fp32 numbers in another order gives differences of
-# about 1e-6. Approximating GELU by tanh, or resampling positions by another method, gives more than 1e-4.
+# The largest accepted difference between outputs. For logits, the difference is relative to their largest deviation
+# from the mean. For probabilities and relative coordinates, it is absolute. For tokenizers, it is the fraction of texts
+# that differ. Adding fp32 numbers in another order gives differences of about 1e-6. Approximating GELU by tanh, or
+# resampling positions by another method, gives more than 1e-4.
 TOLERANCE = 1e-4
 PLANNERS = {Detection: detection.plan, Classification: classification.plan, Translation: translation.plan}
 
 
 class OutputMismatchError(Exception):
-    """The outputs of an exported file differ from the model's."""
+    """The outputs of an exported file differ from the model's by more than TOLERANCE."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             files = sorted(folder.iterdir())
             summary = ", ".join(f"{file.name} ({file.stat().st_size / 1e6:,.1f} MB)" for file in files)
     except UserError as error:
-        # The config is composed as for evaluate.py, so error messages name evaluate.py.
+        # The config is composed as for evaluate.py, so the error messages name evaluate.py, which is replaced here.
         print(str(error).replace("evaluate.py", "export.py"), file=sys.stderr)
         return 2
     except OutputMismatchError as error:
@@ -86,8 +87,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def export(parts: Components, folder: Path, formats: Sequence[Format], checkpoint: str) -> None:
     """Write a model's graphs, the tokenizer files of a translator, and model.json into `folder`.
 
-    Prints a table of the differences between the files' outputs and the model's. Raises OutputMismatchError if a
-    difference is above TOLERANCE, and UserError for a task that cannot be exported.
+    `checkpoint` is the name of the checkpoint's file, for model.json. Prints a table of the differences between the
+    files' outputs and the model's. Raises OutputMismatchError if a difference is above TOLERANCE, and UserError for a
+    task that cannot be exported.
     """
     plan = make_plan(parts)
     programs = {graph.name: graphs.trace(graph, plan.dimensions) for graph in plan.graphs}
@@ -123,7 +125,10 @@ def make_plan(parts: Components) -> Plan:
 
 
 def description(plan: Plan, formats: Sequence[Format], comparisons: Sequence[tuple[str, Comparison]]) -> dict[str, Any]:
-    """Make the content of model.json: metadata, sizes, graphs, comparisons and the versions of packages."""
+    """Make the content of model.json: metadata, sizes, graphs, comparisons and the versions of packages.
+
+    The keys "checkpoint" and "weights" are added by `export`.
+    """
     content: dict[str, Any] = {"format": whole_folder.FORMAT, **plan.metadata}
     content["sizes"] = {name: dimension.description for name, dimension in plan.dimensions.items()}
     content["graphs"] = {

@@ -2,9 +2,9 @@
 
 FILE is a checkpoint of a seq2seq run. FOLDER receives config.json, generation_config.json and model.safetensors, which
 `MarianMTModel.from_pretrained(FOLDER)` reads, and triptych.json. With triptych.json, Triptych restores the exact
-weights and the tokenizers from FOLDER; the command that does this (`python predict.py
-checkpoint=FOLDER/model.safetensors model=transformer_opus ...`) is printed. transformers' MarianTokenizer cannot read
-our tokenizers.
+weights and the tokenizers from FOLDER. The command that does this is printed: `python predict.py
+checkpoint=FOLDER/model.safetensors model=transformer_opus ...`. transformers' MarianTokenizer cannot read our
+tokenizers.
 
 If transformers is installed, the logits of its model and of ours are compared. The exit code is 0, or 1 if the logits
 differ, or 2 if nothing can be exported.
@@ -62,7 +62,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _compare(model: dict[str, Any], tensors: dict[str, Tensor], folder: Path) -> int:
-    """Compare the logits of our model with those of the exported model in transformers; returns the exit code."""
+    """Compare the logits of our model with those of the exported model in transformers; returns the exit code.
+
+    `model` is the section of the config, and `tensors` is the model's state dict. Returns 0 if the logits agree or if
+    transformers is not installed, and 1 if they differ.
+    """
     try:
         peer = _peer(folder)
     except ModuleNotFoundError:
@@ -86,7 +90,7 @@ def _peer(folder: Path) -> Any:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    """Load a checkpoint of a seq2seq run; raises UserError for any other file."""
+    """Load a checkpoint of a seq2seq run with a model of the class MODEL; raises UserError for any other file."""
     content = checkpoint.load(path, TO_RESTORE)
     if not checkpoint.is_ours(content):
         raise UserError(f"{path} was not written by this program; give a checkpoint of a seq2seq run.")

@@ -4,7 +4,7 @@ python scripts/readme_figure.py DETECTOR CLASSIFIER TRANSLATOR --output FILE.svg
 
 Each argument is a checkpoint (`runs/.../checkpoints/best.pt`). The three panels show test images of shapes with
 predicted boxes, test digits with their attention rollout, and a phrase with its cross-attention. The pictures are drawn
-by the code that draws those of predict.py, then resized and placed side by side.
+by the same code as in predict.py, then resized and placed side by side.
 """
 
 import argparse
@@ -69,8 +69,8 @@ def _load(checkpoint: Path, *overrides: str) -> tuple[nn.Module, Any]:
 def _picture_grid(model: nn.Module, task: Any, images: Iterable[Tensor], folder: Path, *, columns: int) -> str:
     """Draw images, uint8 (3, H, W), with their predictions, as predict.py does.
 
-    Returns an SVG of height PANEL that shows the pictures in a grid of `columns`. Intermediate files are written to
-    `folder`.
+    Returns an SVG of height PANEL that shows the pictures in a grid of `columns` columns. Intermediate files are
+    written to `folder`.
     """
     originals, predictions = folder / "images", folder / "predictions"
     originals.mkdir(parents=True)
@@ -101,7 +101,10 @@ def _read_resized(file: Path, height: int) -> Tensor:
 
 
 def _attention_picture(model: nn.Module, task: Any, folder: Path) -> str:
-    """Draw PHRASE with its cross-attention, as predict.py does; returns an SVG of height PANEL."""
+    """Translate PHRASE and draw its cross-attention, as predict.py does; returns an SVG of height PANEL.
+
+    Intermediate files are written to `folder`.
+    """
     folder.mkdir()
     text = folder / "phrase.txt"
     text.write_text(f"{PHRASE}\n", encoding="utf-8")
@@ -117,7 +120,7 @@ def _attention_picture(model: nn.Module, task: Any, folder: Path) -> str:
 
 
 def _side_by_side(panels: Sequence[str]) -> str:
-    """Join the panels into one SVG, each below its title."""
+    """Join the panels into one SVG, from left to right, each panel below its title."""
     parts, x = [], 0.0
     for title, panel in zip(TITLES, panels, strict=True):
         width = float(re.search(r'width="([\d.]+)"', panel).group(1))

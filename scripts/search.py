@@ -3,17 +3,18 @@ r"""Search for good values of config keys with Optuna; each trial is a run of tr
     python scripts/search.py model=vit optimizer.lr=1e-4..1e-2 model.layers=2..6 optimizer.name=adamw,adam \
         trainer.steps=200 --trials 20 --study searches/vit
 
-The arguments are those of train.py, but a value may be a range or a choice. key=a..b is a range. It is a range of
-integers if both ends are written as integers, otherwise of floats. Floats are sampled on a logarithmic scale if the
-start of the range is above 0 and its end is at least 10 times the start. key=a,b is a choice of values. All other
-arguments are passed to every trial unchanged.
+The arguments are those of train.py, but a value may be a range or a choice. key=a..b is a range. If both ends are
+written as integers, it is a range of integers, otherwise a range of floats. Floats are sampled on a logarithmic scale
+if the start of the range is above 0 and its end is at least 10 times the start. key=a,b is a choice of values. All
+other arguments are passed to every trial unchanged.
 
 The objective is the metric on val by which the task selects its best checkpoint (AP, top1, bleu). After a signal or a
 kill, the same command resumes the search. It first resumes the interrupted trial from its last checkpoint. Further
 trials then get the values that they would have got in an uninterrupted search. A larger --trials extends a search.
 
---study names FOLDER. FOLDER/study.db is an Optuna study in SQLite, FOLDER/trial_0003 is the folder of the run of trial
-3, and FOLDER/trial_0003.txt is what this run printed. `scripts/compare.py FOLDER` shows all trials.
+--study is the folder of the search. In it, study.db is an Optuna study in SQLite, trial_0003 is the folder of the run
+of trial 3, and trial_0003.txt holds what this run printed. `scripts/compare.py FOLDER` shows the trials in this folder,
+except trials that an error in their config or data ended before the first checkpoint.
 """
 
 import argparse
@@ -54,9 +55,9 @@ except ImportError:
 
 DATABASE = "study.db"  # in the folder of the search
 ROOT = Path(__file__).resolve().parents[1]  # the folder of train.py
-LOG_SCALE_RATIO = 10  # a range of floats is logarithmic if its end is at least this many times its start
+LOG_SCALE_RATIO = 10  # a range of floats above 0 is logarithmic if its end is at least this many times its start
 MAX_INITIAL_FAILURES = 3  # a search stops if, since its start or resumption, this many trials failed and none succeeded
-POLL_SECONDS = 2.0  # between two checks of whether another process still uses a run's folder
+POLL_SECONDS = 2.0  # time between two checks of whether another process still uses a run's folder
 RESERVED_KEYS = ("run_dir", "resume", "sweep_dir", "allow_changes")  # users may not give these keys
 
 
@@ -64,7 +65,7 @@ class Plan(NamedTuple):
     """A search: the arguments that all trials share, the search space, and the objective."""
 
     fixed: list[str]  # arguments of train.py
-    space: dict[str, BaseDistribution]  # by config key
+    space: dict[str, BaseDistribution]  # config key -> choice or range
     goal: str  # the name of the metric that is the objective, such as val/AP
     direction: str  # maximize or minimize
 
@@ -107,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _first_cause(error: BaseException) -> BaseException:
-    """Follow the causes of `error` to the first exception, which is SQLite's own and has a message of one line."""
+    """Return the exception at the start of the chain of causes of `error`: SQLite's own, with a message of one line."""
     while error.__cause__ is not None:
         error = error.__cause__
     return error
@@ -116,8 +117,8 @@ def _first_cause(error: BaseException) -> BaseException:
 def plan(arguments: Sequence[str]) -> Plan:
     """Parse arguments of train.py that contain ranges and choices.
 
-    Raises UserError for invalid arguments. All choices and both ends of each range are checked as far as this is
-    possible without training.
+    Raises UserError for invalid arguments. A config is composed for each value of a choice and for both ends of each
+    range, and the data and the task are built from each config.
     """
     ranges = {word: pair for word in arguments if (pair := _range(word))}
     space: dict[str, BaseDistribution] = dict(ranges.values())
@@ -163,15 +164,15 @@ def _range(word: str) -> tuple[str, BaseDistribution] | None:
 def _goal(fixed: list[str], space: dict[str, BaseDistribution]) -> tuple[str, str]:
     """Return the name and the direction of the objective.
 
-    Raises UserError if the config is invalid with a choice or with an end of a range, or if these lead to different
-    objectives.
+    Raises UserError if the config is invalid with one of the values of `_values_to_check`, or if these values lead to
+    different objectives.
     """
     candidates = {key: _values_to_check(distribution) for key, distribution in space.items()}
     first = {key: values[0] for key, values in candidates.items()}
     goals = set()
     for key, value in [(key, value) for key, values in candidates.items() for value in values]:
         config = configure("train", [*fixed, *(f"{name}={setting}" for name, setting in {**first, key: value}.items())])
-        goal = build(config["task"], data=build(config["data"])).goal  # the task's constructor may choose it
+        goal = build(config["task"], data=build(config["data"])).goal  # the task's constructor may choose the goal
         goals.add((f"val/{goal.name}", "maximize" if goal.higher_is_better else "minimize"))
     if len(goals) > 1:
         raise UserError(
@@ -217,8 +218,8 @@ def _open_study(folder: Path, search: Plan, seed: int) -> optuna.Study:
 def _database_url(file: Path) -> str:
     """Return the URL with which SQLAlchemy opens a SQLite file; raises UserError if there is no such URL.
 
-    From version 2.1 on, SQLAlchemy decodes escapes such as %41 in URLs, so a file's name that contains them must be
-    quoted.
+    From version 2.1 on, SQLAlchemy decodes escapes such as %41 in URLs. The % of such an escape in the file's name must
+    therefore be quoted.
     """
     if names.escape(str(file)) == str(file):  # SQLite accepts only names in UTF-8
         for path in (str(file), quote(str(file))):
@@ -260,7 +261,7 @@ def _run_trials(study: optuna.Study, search: Plan, options: argparse.Namespace) 
 
 
 def _next_trial(study: optuna.Study, count: int) -> optuna.Trial | None:
-    """Return an interrupted trial if there is one, otherwise a new one, or None if there are `count` trials."""
+    """Return an interrupted trial if there is one, otherwise a new trial; None if there are already `count` trials."""
     trials = study.get_trials(deepcopy=False)
     interrupted = [trial for trial in trials if trial.state == TrialState.RUNNING]
     if interrupted:
@@ -272,20 +273,21 @@ def _suggest(study: optuna.Study, trial: optuna.Trial, search: Plan, seed: int) 
     """Sample the trial's values; an interrupted trial keeps the values that it already has.
 
     Each value has its own seed, so a search that is killed at any point samples the same values when it is resumed.
-    Keys are sampled independently (Bergstra et al. 2011, section 4); `multivariate` would sample them jointly.
+    Keys are sampled independently (Bergstra et al. 2011, section 4). With `multivariate=True`, they would be sampled
+    jointly.
     """
     for key, distribution in search.space.items():
         digest = hashlib.blake2b(f"{seed} {trial.number} {key}".encode(), digest_size=4).digest()
         study.sampler = optuna.samplers.TPESampler(seed=int.from_bytes(digest, "big"), multivariate=False)
-        trial._suggest(key, distribution)  # which Optuna's public suggest_ methods call
+        trial._suggest(key, distribution)  # Optuna's public suggest_ methods call this one
     return {key: trial.params[key] for key in search.space}
 
 
 def _train(arguments: list[str], folder: Path) -> Stopped | None:
     """Run train.py until it ends; returns a Stopped if a signal ended it, otherwise None.
 
-    A run that a killed search started may still use `folder`. In this case, this function waits until that run ends,
-    then runs train.py.
+    If the run of an earlier, killed search still uses `folder`, this function waits until that run ends, and then runs
+    train.py.
     """
     while True:
         code, signals = run_script(ROOT / "train.py", arguments, folder.with_suffix(".txt"))
@@ -316,7 +318,7 @@ def _result(folder: Path, goal: str) -> float | None:
 
 
 def _last_line(folder: Path) -> str:
-    """Return the last line that a run printed, which says why the run has no result."""
+    """Return the last line that a run printed. If the run has no result, this line says why."""
     lines = folder.with_suffix(".txt").read_text("utf-8", "replace").splitlines()
     return next((line.strip() for line in reversed(lines) if line.strip()), "it was killed before it printed anything")
 

@@ -1,10 +1,10 @@
 """Compare our import of a file with another program: `python scripts/verify_import.py checkpoint=FILE model=NAME`.
 
 The weights are loaded twice, into our model and into the model of a program that reads the file's layout (torchvision,
-timm or transformers). Then the outputs of the two models for random inputs are compared. scripts/verify/classifier.py
-does this for a ViT, and scripts/verify/translator.py for a translator (such as model=transformer_opus). Further
-arguments are config keys as for evaluate.py, such as `model.blocks.activation=gelu_tanh`. The exit code is 0 if outputs
-agree, 1 if they differ, or 2 if nothing can be compared.
+timm or transformers). Then the outputs of the two models for random inputs are compared. The file can hold a ViT (see
+scripts/verify/classifier.py) or a translator (such as model=transformer_opus; see scripts/verify/translator.py).
+Further arguments are config keys as for evaluate.py, such as `model.blocks.activation=gelu_tanh`. The exit code is 0 if
+the outputs agree, 1 if they differ, or 2 if nothing can be compared.
 """
 
 import os
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         text, agree = VERIFIERS[target](config)
     except UserError as error:
-        # Messages about the config name evaluate.py, since the config is composed as for evaluate.py.
+        # The config is composed as for evaluate.py, so the error messages name evaluate.py, which is replaced here.
         print(str(error).replace("evaluate.py", "verify_import.py"), file=sys.stderr)
         return 2
     print(text)

@@ -47,15 +47,20 @@ NAMES = Table(  # (transformers 5, ours)
 
 
 def config(*overrides: str) -> dict[str, Any]:
-    """Compose the config of `train.py model=detr_r50`, the paper's model and recipe, without pretrained weights."""
+    """Compose the config of `train.py model=detr_r50`, the paper's model and recipe, without pretrained weights.
+
+    `overrides` are further config keys, key=value.
+    """
     return configure("train", ["model=detr_r50", "model.backbone.weights=none", *overrides])
 
 
 def detector(*overrides: str, fresh: str | None = None) -> Detector:
-    """Build our detector, with random values in place of initial zeros and ones, which would hide swapped tensors.
+    """Build our detector with random weights, for a comparison with transformers' model.
 
-    Tensors with a name that matches the pattern `fresh` keep their initial values. Some matrices are scaled up, as by
-    training; otherwise all queries would have nearly the same outputs.
+    Random values replace initial values of zero and one, which would make tensors equal and hide a swap of two tensors.
+    Tensors with a name that begins with a match of the regular expression `fresh` keep their initial values; None means
+    that there are no such tensors. Some matrices are scaled up, because training enlarges them. Without this scaling,
+    all queries would have nearly the same outputs. `overrides` are further config keys, key=value.
     """
     torch.manual_seed(0)
     model: Detector = build(config(*overrides)["model"], classes=CLASSES)
@@ -68,12 +73,12 @@ def detector(*overrides: str, fresh: str | None = None) -> Detector:
             if name.endswith("running_var"):
                 tensor.uniform_(0.5, 1.5, generator=rng)
             elif tensor.dim() == 1 and name.endswith("weight"):
-                low = 0.3 if name.startswith("backbone.") else 0.7  # sums of residuals grow with depth
+                low = 0.3 if name.startswith("backbone.") else 0.7  # small in the backbone: its residual sums grow
                 tensor.uniform_(low, low + 0.6, generator=rng)
             elif tensor.dim() == 1:
                 tensor.normal_(std=0.1, generator=rng)
             elif name.endswith("in_proj.weight"):
-                tensor[: 2 * len(tensor) // 3] *= 2  # queries and keys: sharper attention
+                tensor[: 2 * len(tensor) // 3] *= 2  # the rows of queries and keys, for sharper attention
             else:
                 tensor *= scales.get(name, 1)
         # The features of a deep random network are nearly the same at all positions; subtract their mean.
@@ -83,15 +88,16 @@ def detector(*overrides: str, fresh: str | None = None) -> Detector:
 
 
 def to_transformers(ours: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Convert our state dict to transformers' names."""
+    """Convert our state dict to transformers' names, with separate query, key and value projections."""
     return rename(projections.split(ours), NAMES.to_theirs).tensors
 
 
 def peer(model: Detector, *, attention: str = "sdpa", auxiliary_loss: bool = False) -> nn.Module:
-    """Build transformers' model from a config, without a download, with our weights, dropout and frozen parameters.
+    """Build transformers' model with the weights, dropout rates and frozen parameters of our model `model`.
 
-    Parameters are frozen here, because transformers 5.23 does not freeze the backbone's first stages, although its code
-    tries to.
+    It is built from a config, so nothing is downloaded. `attention` is transformers' option attn_implementation; "sdpa"
+    is PyTorch's fused attention. With `auxiliary_loss`, its loss is that of all decoder layers. Parameters are frozen
+    here, because transformers 5.23 does not freeze the backbone's first stages, although its code tries to.
     """
     dropout = {"dropout": 0.1, "attention_dropout": 0.1, "activation_dropout": 0.1}
     queries = model.queries.num_embeddings

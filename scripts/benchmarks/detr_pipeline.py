@@ -19,7 +19,7 @@ def pipeline(setting: Setting) -> Row:
     """Build a benchmark that times the input pipeline on one CPU core.
 
     Each call reads all JPEGs from disk, applies the paper's augmentation, and returns a normalised batch on the device.
-    The JPEGs are those in the folder `setting.images`. If it is None, synthetic photos are used.
+    The JPEGs are those in the folder `setting.images`. If `setting.images` is None, synthetic photos are used.
     """
     folder = setting.images or setting.scratch
     if setting.images is None:
@@ -32,8 +32,8 @@ def pipeline(setting: Setting) -> Row:
     keys = [f"data.train.images={folder}", f"data.train.annotations={annotations}", "data.val_count=0"]
     data = build(config(*keys, *(tiny if setting.tiny else []))["data"])
     targets = [detr_input.targets(annotations, number) for number in range(len(files))]
-    # The number of calls of each contender so far. It seeds the augmentation, so that all contenders apply the same
-    # augmentation in a round, and another one in the next round.
+    # The number of calls of each contender so far. It seeds the augmentation: all contenders apply the same
+    # augmentation in a round, and the augmentation changes from round to round.
     epochs = {"ours fp32": 0, "ours bf16": 0, "PIL": 0}
 
     def generators(contender: str) -> list[torch.Generator]:

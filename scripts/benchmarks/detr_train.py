@@ -1,10 +1,10 @@
 """Benchmark training steps of DETR-R50, and matching and loss alone, against transformers.
 
 In the official code and in ours, each decoder layer reads the output of the previous layer. With `auxiliary_loss`,
-transformers first passes that output through the decoder's final norm. The amount of work is the same. The results
-agree, too, as long as INITIAL_NORMS have their initial weights (1) and biases (0), because a decoder layer ends with a
-norm, and normalising twice then has the same result as normalising once. Loss and gradient norm are therefore compared
-in the first training step, which starts from these values.
+transformers first passes that output through the decoder's final norm. The amount of work is the same. The results are
+the same only while the norms in INITIAL_NORMS have their initial weights (1) and biases (0). A decoder layer ends with
+one of these norms, and with the initial values, normalising its output again does not change it. Therefore loss and
+gradient norm are compared in the first training step, which starts from these values.
 """
 
 import copy
@@ -34,9 +34,10 @@ INITIAL_NORMS = r"decoder\.norm\.|decoder\.blocks\.\d+\.residuals\.2\.norm\."
 
 
 def step(setting: Setting) -> Row:
-    """Build a benchmark that times a training step: the loss of all decoder layers, gradient clipping and AdamW.
+    """Build a benchmark that times a training step: forward and backward pass, gradient clipping and AdamW.
 
-    The backbone's stem and first stage are frozen, as in the official code.
+    The loss is that of all decoder layers. The batch has two images with 10 objects each. The backbone's stem and first
+    stage are frozen, as in the official code.
     """
     device, side, counts = setting.device, 96 if setting.tiny else 512, [10, 10]
     images, floats = sample_images(len(counts), side, side, device)
@@ -48,7 +49,7 @@ def step(setting: Setting) -> Row:
     model = detector(fresh=INITIAL_NORMS)
 
     def our_step(precision: str, training: bool = True, compiled: bool = False) -> Callable[[], list[Tensor]]:
-        """Make a function that takes our trainer's optimizer step; it returns the loss and the gradient norm."""
+        """Make a function that runs one optimizer step of our trainer and returns the loss and the gradient norm."""
         trainer_step = stepper(copy.deepcopy(model).train(training), recipe, None, device, precision, compiled=compiled)
 
         def step() -> list[Tensor]:
@@ -58,7 +59,7 @@ def step(setting: Setting) -> Row:
         return step
 
     def their_step(precision: str, training: bool = True, compiled: bool = False) -> Callable[[], list[Tensor]]:
-        """Make a function that takes one step of a plain training loop; it returns the loss and the gradient norm.
+        """Make a function that runs one step of a plain training loop and returns the loss and the gradient norm.
 
         The optimizer is fused AdamW, the default of transformers' Trainer.
         """
@@ -105,7 +106,7 @@ def step(setting: Setting) -> Row:
 
 
 def matching(setting: Setting) -> Row:
-    """Build a benchmark that times matching and loss alone, for two images with 20 objects each."""
+    """Build a benchmark that times matching and loss alone, for two images with 20 objects and 100 queries each."""
     return matching_row(setting, objects=20, queries=100)
 
 
@@ -127,7 +128,7 @@ def matching_row(setting: Setting, *, objects: int, queries: int) -> Row:
     def our_loss() -> Tensor:
         outputs = {"logits": logits, "boxes_cxcywh": predicted_boxes}
         normalisers = task.criterion.normalisers("queries", counts, [queries] * len(counts))
-        normalisers = {name: value or 1.0 for name, value in normalisers.items()}  # the trainer, too, replaces 0 by 1
+        normalisers = {name: value or 1.0 for name, value in normalisers.items()}  # 0 becomes 1, as in the trainer
         targets = Targets(counts, labels, boxes_cxcywh)
         return sum_terms({"queries": task.criterion("queries", outputs, targets, normalisers)})[0]
 

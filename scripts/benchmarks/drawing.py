@@ -10,9 +10,9 @@ from common.machine.seeds import generator
 def randomise_parameters(model: nn.Module) -> None:
     """Set every parameter of `model` to random values.
 
-    With initial values of zero and one, a comparison would not notice that two tensors are swapped. The query and key
-    projections are large enough that attention is not uniform. The class token and the position embeddings are large
-    enough to change the outputs.
+    Many initial values are zero or one. With these, a comparison of two models would not notice if two tensors of the
+    same shape were swapped. The query and key projections are large enough that attention is not uniform. The class
+    token and the position embeddings are large enough to change the outputs.
     """
     rng = generator("benchmark")
     for name, tensor in model.named_parameters():

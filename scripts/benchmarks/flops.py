@@ -24,7 +24,8 @@ from common.machine.device import DTYPES, autocast
 from common.nn.linear import Linear
 
 MATRIX_SIDES = {"cpu": (512, 1024, 2048, 4096), "cuda": (4096, 8192, 16384)}  # of square matrices, tried in this order
-MAX_PRODUCT_SECONDS = 1.0  # no larger product is tried after a slower one: with emulated bf16, it would take minutes
+# No larger product is tried after one that takes longer than this. With emulated bf16, a larger product takes minutes.
+MAX_PRODUCT_SECONDS = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +65,7 @@ def _without_values(tensor: Tensor) -> Tensor:
 
 
 def per_contender(contenders: Iterable[str], operations: float) -> dict[str, tuple[float, str]]:
-    """Make the value of `Row.flops` for contenders that all take the same number of operations.
+    """Make the value of `Row.flops` for contenders that all need the same number of operations.
 
     Returns contender -> (operations, precision). The precision is "bf16" if the contender's name contains "bf16", and
     "fp32" otherwise.
@@ -73,11 +74,12 @@ def per_contender(contenders: Iterable[str], operations: float) -> dict[str, tup
 
 
 def fastest_product(precision: str, device: torch.device) -> MatrixProduct:
-    """Find the product of square matrices that reaches the most operations per second on `device`.
+    """Find the product of two square matrices that reaches the most operations per second on `device`.
 
-    On the CPU, the product is computed by common/nn/linear.py, since torch's `@` is half as fast on some processors. On
-    CUDA, convolutions in fp32 use TF32, but these products do not. A convolutional model may therefore reach more
-    operations per second than the product.
+    The sides in MATRIX_SIDES are tried in ascending order, until the rate falls or a product takes more than
+    MAX_PRODUCT_SECONDS. On the CPU, the product is computed by common/nn/linear.py, since torch's `@` is half as fast
+    on some processors. On CUDA, convolutions in fp32 use TF32, but these products do not. A convolutional model may
+    therefore reach more operations per second than the product.
     """
     sides = MATRIX_SIDES.get(device.type, MATRIX_SIDES["cpu"])
     fastest, highest_rate = _product(sides[0], precision, device), 0.0
@@ -108,9 +110,9 @@ def _product(side: int, precision: str, device: torch.device) -> MatrixProduct:
 
 
 def _seconds(work: Callable[[], Tensor], calls: int = 3) -> float:
-    """Call `work` once to warm up, then `calls` times; returns the seconds of the fastest of these calls.
+    """Call `work` once to warm up, then `calls` times; returns the shortest time of these `calls` calls in seconds.
 
-    If the first call takes more than MAX_PRODUCT_SECONDS, its time is returned, and there are no further calls.
+    If the warm-up call takes more than MAX_PRODUCT_SECONDS, its time is returned, and there are no further calls.
     """
     seconds = []
     for _ in range(1 + calls):

@@ -21,15 +21,20 @@ PACKAGES = (
     "numpy",
 )
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
-# The machine counts as busy if its load average of the last minute (the mean number of running or waiting processes) is
-# above this.
+# The machine counts as busy if its load average of the last minute is above this value. The load average is the mean
+# number of running or waiting processes.
 MAX_IDLE_LOAD = 0.5
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """Describe the CPU with its instruction sets and cores, PyTorch's threads, the device, the load, and the system.
+    """Return a dict that describes the machine.
 
-    The load is the load average of the last minute; it is None if the system does not report it.
+    cpu: the model name and those of the instruction sets INSTRUCTIONS that the CPU has.
+    cores: the number of logical cores.
+    threads: PyTorch's number of CPU threads.
+    device: the name of `device`.
+    load: the load average of the last minute; None if the system does not report it.
+    system: the operating system and its version.
     """
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
@@ -46,9 +51,9 @@ def describe(device: torch.device) -> dict[str, Any]:
 
 
 def warnings(machine: dict[str, Any]) -> list[str]:
-    """List warnings for the reader of a report about conditions that make the times unreliable.
+    """Return warnings about conditions that make the times in a report unreliable.
 
-    `machine` is the result of `describe`. The only such condition is that the machine was busy at the start.
+    `machine` is the result of `describe`. There is one warning if the machine was busy then, otherwise none.
     """
     load = machine["load"]
     if load is None or load <= MAX_IDLE_LOAD:

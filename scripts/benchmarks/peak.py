@@ -24,9 +24,9 @@ import torch
 from scripts.benchmarks.timing import Row, Setting
 
 PROC_SELF = Path("/proc/self")
-# With this setting, glibc returns every freed block of 1 MB or more to the system at once. By default, it raises this
-# threshold while the program runs, and keeps larger and larger freed blocks. They count as memory in use, although the
-# next allocation may not fit into them.
+# With this setting, glibc returns every freed block of 1 MB or more to the system at once. By default, glibc raises
+# this threshold while the program runs, and keeps freed blocks that are smaller. Blocks that are kept count as memory
+# in use, although the next allocation may not fit into them.
 MALLOC_SETTING = ("MALLOC_MMAP_THRESHOLD_", "1000000")
 
 
@@ -34,7 +34,7 @@ def measure_peaks(build: Callable[[Setting], Row], setting: Setting) -> dict[str
     """Build a benchmark and measure the peak memory of each contender; returns contender -> bytes.
 
     Returns {} where peak memory cannot be measured. On the CPU, the benchmark is built and measured in a separate
-    process, to which `build` is pickled.
+    process, so `build` must be picklable.
     """
     if setting.device.type == "cuda":
         return _row_peaks(build(setting), setting.device)
@@ -76,8 +76,8 @@ def _on_cpu(work: Callable[[], object]) -> int:
     _trim_heap()
     (PROC_SELF / "clear_refs").write_text("5")  # resets VmHWM, the peak memory (man 5 proc)
     work()
-    # VmHWM also counts mapped files and shared memory. The first call has mapped all of them, so their present size is
-    # that at the peak, and can be subtracted.
+    # VmHWM also counts mapped files and shared memory. The first call has mapped all of them, so their present size
+    # equals their size at the peak, and it is subtracted.
     return max(_status_bytes("VmHWM") - _status_bytes("RssFile") - _status_bytes("RssShmem") - initial, 0)
 
 
@@ -93,7 +93,8 @@ def _is_measurable() -> bool:
 def _trim_heap() -> None:
     """Return freed memory to the system.
 
-    Otherwise the next call could reuse freed memory that still counts as in use, and its peak would be too low.
+    Without this, the next call could reuse freed memory that counts as in use before the call, and the measured peak
+    would be too low.
     """
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)

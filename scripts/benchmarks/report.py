@@ -12,7 +12,7 @@ PEAK_COLUMN = "peak MiB beside weights"
 def text(report: Mapping[str, Any]) -> str:
     """Format a report: the machine, the differences between outputs, and tables of contenders, ratios and scalings.
 
-    `report` is the dict that scripts/benchmark.py writes to the file `--out`.
+    `report` is the dict that scripts/benchmark.py writes to the file that --out names.
     """
     header = [f"{name}: {value}" for name, value in report["machine"].items()]
     header.append("versions: " + ", ".join(f"{name} {version}" for name, version in report["versions"].items()))

@@ -1,4 +1,4 @@
-"""Scalings: how time and memory grow with one property of the input, measured at several values of this property."""
+"""Scalings: measurements of how time and memory grow with one property of a benchmark, such as the image side."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -12,12 +12,12 @@ from scripts.benchmarks.timing import Row, Setting
 
 @dataclass(frozen=True, kw_only=True)
 class Scaling:
-    """A property of the input, its values, and a function that builds a benchmark for each value.
+    """A property of a benchmark, its values, and a function that builds the benchmark for each value.
 
-    name: the property, with its unit.
+    name: the property and its unit, such as "image side in pixels".
     build: builds the benchmark for a value. It must be a top-level function of a module, since it is pickled for the
         process that measures peak memory. The benchmarks of all values must have the same contenders, and `Row.amounts`
-        must have an entry for each of them.
+        must have an entry for each contender.
     values: the values in ascending order.
     tiny: the values with --tiny, on all devices.
     cuda: the values on CUDA; None means `values`.
@@ -45,9 +45,14 @@ def lines(rows: Sequence[tuple[int, dict[str, Any]]]) -> list[dict[str, Any]]:
     """Tabulate the time and the peak memory of each contender at each value, and how the time grows with the value.
 
     `rows` are pairs of a value and the result of `timing.add_peaks`, in ascending order of value. Returns a dict for
-    each contender and value. Its "ms" is the median time, "ms_per_unit" the time per image or other `unit`, and
-    "peak_mib" the peak memory (None if it was not measured). Its "growth" is the exponent e in time ~ value^e between
-    the previous value and this one. It is None for the first value, and if the previous value is 0.
+    each contender and value:
+
+    contender, size: the name of the contender, and the value.
+    ms: the median time of a call.
+    unit, ms_per_unit: what the contender processes, such as "image", and the time for one of these.
+    peak_mib: the peak memory in MiB; None if it was not measured.
+    growth: the exponent e in time ~ value^e between the previous value and this one. It is None for the first value,
+        and if one of the two values is 0.
     """
     lines = []
     for contender in rows[0][1]["amounts"]:

@@ -1,7 +1,7 @@
 """Benchmarks of the base-size translator against CTranslate2, torch.nn.Transformer and transformers.
 
 ROWS maps the names of the benchmarks to the functions that build them. Each scaling in SCALINGS repeats one benchmark
-for several values of a property of the inputs.
+for several values of a property, such as the number of tokens per sentence.
 """
 
 from scripts.benchmarks import seq2seq_decode, seq2seq_train

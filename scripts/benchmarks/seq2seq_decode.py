@@ -1,9 +1,10 @@
 """Benchmark decoding with the base-size translator against transformers' Marian and CTranslate2.
 
 All contenders run Marian's variant of the Transformer (scripts/benchmarks/seq2seq_peers.py). All translations have the
-maximum length, since a bias on the logits excludes the end token. transformers uses PyTorch's fused attention and its
-own key-value cache; for bf16, its weights are converted to bf16. CTranslate2 runs a converted copy of transformers'
-model, on the CPU only. It is timed in fp32 and in int8, the type for which it is optimised.
+maximum length, since a bias on the logits excludes the end token. transformers uses PyTorch's fused attention and
+transformers' own key-value cache. For bf16, the weights of transformers' model are converted to bf16. CTranslate2 runs
+a converted copy of transformers' model, on the CPU only. It is timed in fp32 and in int8, the type for which it is
+optimised.
 """
 
 import copy
@@ -29,10 +30,10 @@ BEAM = 4
 
 
 def compiled(model: Transformer) -> Transformer:
-    """Copy a model and compile its decoder's feed-forward layers, with their weights as constants.
+    """Copy a model, and compile the feed-forward layers of the copy's decoder, with their weights as constants.
 
-    The other parts run in eager mode, where linear maps pack their weights (common/nn/kernels.py). None of these parts
-    is known to be faster if compiled. To compile other parts, change this function.
+    The other parts run in eager mode, where linear layers use packed weights on the CPU (common/nn/kernels.py). They
+    are not known to be faster when compiled. To compile other parts, change this function.
     """
     model = copy.deepcopy(model)
     blocks: list[Any] = [*model.decoder.blocks]
@@ -52,7 +53,11 @@ def beam(setting: Setting) -> Row:
 
 
 def decoding(setting: Setting) -> Row:
-    """Build a benchmark that times beam search in bf16 on a batch that keeps a GPU busy."""
+    """Build a benchmark that times beam search in bf16 on a large batch.
+
+    The batch has `setting.batch` sentences; the default is 512 on CUDA, which keeps the GPU busy, and 32 on other
+    devices.
+    """
     row = search(setting, beam=BEAM, count=4 if setting.tiny else setting.batch_size(32, 512))
     return replace(row.select([name for name in row.contenders if "bf16" in name]), name=f"decoding, {row.name}")
 
@@ -60,8 +65,8 @@ def decoding(setting: Setting) -> Row:
 def search(setting: Setting, *, beam: int, count: int | None = None) -> Row:
     """Build a benchmark that times the translation of `count` sentences (None: 32).
 
-    Each source has 20 tokens, and each translation has 32. If `beam` is 1, decoding is greedy; otherwise it is beam
-    search with `beam` hypotheses.
+    Each source has 20 tokens, and each translation has 32. With `setting.tiny`, there are 4 sources of 6 tokens, and
+    each translation has 8. If `beam` is 1, decoding is greedy; otherwise it is beam search with `beam` hypotheses.
     """
     recipe, entries = peers.marian_config(tiny=setting.tiny), peers.vocabulary_size(tiny=setting.tiny)
     count, length, tokens = (4, 6, 8) if setting.tiny else (count or 32, 20, 32)
@@ -101,7 +106,7 @@ def _torch_contenders(
 ) -> dict[str, Callable[[], Translations]]:
     """Make the contenders that run in PyTorch: our model and transformers' model.
 
-    Each returns the token ids of all translations; transformers' ids are converted to ours.
+    Each contender returns the token ids of all translations. transformers' ids are converted to ours.
     """
     device = setting.device
     order = torch.tensor(peers.marian_order(entries))
@@ -132,7 +137,7 @@ def _torch_contenders(
         return translations
 
     theirs_fp32, theirs_bf16 = marian.to(device), copy.deepcopy(marian).bfloat16()
-    ours_fp32, ours_bf16 = model.to(device), copy.deepcopy(model)  # a copy, to share no cache of packed weights
+    ours_fp32, ours_bf16 = model.to(device), copy.deepcopy(model)  # the copy has its own cache of packed weights
     contenders = {
         "transformers fp32": lambda: run_theirs(theirs_fp32),
         "transformers bf16": lambda: run_theirs(theirs_bf16),
@@ -169,9 +174,11 @@ def _ctranslate2_contender(engine: Any, words: list[list[str]], beam: int, token
 def _compare_probabilities(
     device: torch.device, model: Transformer, marian: Any, engines: dict[str, Any], batch: dict[str, Any], entries: int
 ) -> list[str]:
-    """Compare the logits or, for CTranslate2, the log probabilities of target tokens; returns the differences as texts.
+    """Compare the models' outputs for given targets; returns a text for each difference.
 
-    This check is needed because translations could agree by chance. Raises MismatchError if a difference is too large.
+    Our logits in fp32 are compared with transformers' in fp32 and with ours in bf16. Our log probabilities of the
+    target tokens are compared with those of each of the CTranslate2 `engines`. This check is needed because
+    translations could agree by chance. Raises MismatchError if a difference is too large.
     """
     tolerance = 1e-3 if device.type == "cuda" else 1e-4
     order, marian_ids = peers.marian_order(entries), peers.marian_ids(entries)
@@ -181,7 +188,7 @@ def _compare_probabilities(
         input_ids=marian_ids[batch["source"]].to(device),
         decoder_input_ids=marian_ids[batch["target_in"]].to(device),
     ).logits.cpu()
-    # The excluded entries are not compared. Relative to their large negative logits, all differences would look small.
+    # PAD, BOS and EOS are not compared. Relative to their large negative logits, all differences would look small.
     columns = [i for i, word in enumerate(order) if word not in (PAD, BOS, EOS)]
     our_columns = [order[i] for i in columns]
     ours = our_logits[..., our_columns]
@@ -204,11 +211,12 @@ def _compare_probabilities(
 
 
 def _compare_translations(contenders: Mapping[str, Callable[[], Translations]], tokens: int) -> list[str]:
-    """Compare the translations of all contenders with those of transformers fp32 (bf16 if there is no fp32).
+    """Compare the translations of all contenders with those of transformers in fp32, or in bf16 if fp32 is not timed.
 
-    Returns a text with the number of equal translations for each contender. Raises MismatchError if a translation does
-    not have `tokens` tokens, or if more than one in sixteen of an fp32 contender's translations differ. Some
-    translations differ because the scores of two tokens are nearly equal.
+    Returns a text for each contender, with the number of its translations that are equal to those of transformers.
+    Raises MismatchError if a translation does not have `tokens` tokens, or if more than one in sixteen of an fp32
+    contender's translations differ. A few may differ, because rounding decides between two tokens with nearly equal
+    scores.
     """
     agreements = []
     reference = "transformers fp32" if "transformers fp32" in contenders else "transformers bf16"

@@ -40,9 +40,9 @@ TORCH_NAMES = Table(
 def config(*overrides: str, tiny: bool) -> dict[str, Any]:
     """Compose the config of `train.py model=transformer_base` with a learning rate of 7e-4 and without dropout.
 
-    The preset's learning rate of 1.0 is a factor of its schedule, which benchmarks do not use. Dropout is off so that
-    the outputs of the functions that are timed can be compared. With `tiny`, encoder and decoder have two layers of
-    width 64 each. `overrides` are further config keys, key=value.
+    The preset's learning rate of 1.0 is a factor on its schedule, and benchmarks do not use a schedule. Dropout is off,
+    because the outputs of the timed functions are compared. With `tiny`, encoder and decoder have two layers of width
+    64 each. `overrides` are further config keys, key=value.
     """
     keys = [f"model.longest={MAX_LENGTH}", "model.blocks.dropout=0.0", "optimizer.lr=7e-4"]
     if tiny:
@@ -52,7 +52,7 @@ def config(*overrides: str, tiny: bool) -> dict[str, Any]:
 
 
 def marian_config(*, tiny: bool) -> dict[str, Any]:
-    """Compose the config of Marian's variant: `config`, with sines before cosines and with a bias on the logits."""
+    """Compose the config of Marian's variant: that of `config`, with sines before cosines and a bias on the logits."""
     return config("model.positions.layout=halves", "model.output_bias=true", tiny=tiny)
 
 
@@ -62,9 +62,10 @@ def vocabulary_size(*, tiny: bool) -> int:
 
 
 def translator(recipe: dict[str, Any], entries: int) -> Transformer:
-    """Build our translator, with random values in every parameter and `entries` vocabulary entries.
+    """Build our translator for a vocabulary of `entries` entries, with random values in every parameter.
 
-    If the model has an output bias, as in benchmarks of decoding, `_vary_translations` changes its weights.
+    `recipe` is a result of `config` or `marian_config`. If the model has an output bias, as in benchmarks of decoding,
+    `_vary_translations` changes the weights.
     """
     model: Transformer = build(recipe["model"], vocabularies=(entries, entries), joint=True)
     randomise_parameters(model)
@@ -80,9 +81,10 @@ def _vary_translations(model: Any, bias: Tensor) -> None:
     The embedding of BOS is set to zero, like that of Marian's start token. The output bias excludes PAD, BOS and EOS.
 
     With random weights, the likeliest next word is often the previous word, since input and output embeddings are tied.
-    Random signs in the last norm prevent this. The likeliest next word is also often the same for all previous words.
-    Three changes prevent this: the outputs of feed-forward layers are enlarged, the part of them that is the same for
-    all words is removed, and the outputs of the decoder's attention layers are reduced.
+    Random signs in the last norm prevent this repetition. The likeliest next word is also often the same for all
+    previous words. Three changes make it depend on the previous word. The outputs of feed-forward layers are enlarged.
+    The part of these outputs that is the same for all words is removed. The outputs of the decoder's attention layers
+    are reduced.
     """
     model.embedding.weight[BOS] = 0
     bias[[PAD, BOS, EOS]] = EXCLUDED_LOGIT
@@ -99,9 +101,10 @@ def _vary_translations(model: Any, bias: Tensor) -> None:
 
 
 def sample_pairs(count: int, source: int, target: int, entries: int) -> dict[str, Any]:
-    """Sample a batch of `count` sentence pairs: `source` source tokens and `target` target tokens each, with EOS.
+    """Sample a batch of `count` sentence pairs, each with `source` source tokens and `target` target tokens.
 
-    `entries` is the size of the vocabulary. The batch has the form that our translation task takes.
+    These numbers include EOS. `entries` is the size of the vocabulary. The batch has the keys that our translation task
+    expects.
     """
     rng = generator("sentences", count)
     words = torch.randint(UNK + 1, entries, (count, source + target), generator=rng)
@@ -138,7 +141,10 @@ def marian_ids(entries: int) -> Tensor:
 
 
 def marian(model: Transformer, recipe: dict[str, Any], entries: int) -> nn.Module:
-    """Build transformers' MarianMTModel with our weights and PyTorch's fused attention."""
+    """Build transformers' MarianMTModel with the weights of our `model` and PyTorch's fused attention.
+
+    `recipe` is the config of `model`, and `entries` the size of our vocabulary.
+    """
     options, start = recipe["model"], entries - 2
     sides: dict[str, Any] = {}
     for side in ("encoder", "decoder"):
@@ -178,7 +184,7 @@ def to_transformers(ours: dict[str, Tensor]) -> dict[str, Tensor]:
 def generation(beam: int, tokens: int, entries: int) -> GenerationConfig:
     """Make the options of transformers' `generate` for up to `tokens` new tokens, with a key-value cache.
 
-    `beam` is the number of hypotheses; with 1, decoding is greedy.
+    `beam` is the number of hypotheses; with 1, decoding is greedy. `entries` is the size of our vocabulary.
     """
     return GenerationConfig(
         num_beams=beam,
@@ -231,8 +237,8 @@ def to_ids(words: list[str]) -> list[int]:
 def ctranslate2_model(theirs: Any, entries: int, folder: Path, *, compute: str, threads: int) -> Any:
     """Convert transformers' model with CTranslate2's converter; returns a `ctranslate2.Translator` for the CPU.
 
-    The converter reads and writes files in `folder`. `compute` is CTranslate2's compute type, such as "int8", and
-    `threads` the number of CPU threads.
+    `theirs` is the model, and `entries` the size of our vocabulary. The converter reads and writes files in `folder`.
+    `compute` is CTranslate2's compute type, such as "int8", and `threads` the number of CPU threads.
     """
     import ctranslate2
     from ctranslate2.converters import TransformersConverter
@@ -259,7 +265,7 @@ class TorchTranslator(nn.Module):
     """torch.nn.Transformer with scaled embeddings and sinusoidal positions, as in PyTorch's tutorials.
 
     As in the paper, source embedding, target embedding and output share one matrix, and neither encoder nor decoder has
-    a norm after its last layer. nn.Transformer would add this norm, so encoder and decoder are built here instead.
+    a norm after its last layer. By default, nn.Transformer adds this norm, so encoder and decoder are built separately.
     """
 
     positions: Tensor

@@ -1,8 +1,8 @@
 """Benchmark forward passes and training steps of the base-size translator against torch.nn.Transformer.
 
 In evaluation mode, PyTorch's encoder layers take their fast path. In bf16, this path requires weights converted to
-bf16. PyTorch's model is trained in a plain loop with fused Adam. It gets no padding masks, while our model always
-computes them.
+bf16. PyTorch's model is trained in a plain loop with fused Adam. The sentences have no padding, so PyTorch's model gets
+no padding masks, while our model always computes them.
 """
 
 import copy
@@ -28,11 +28,14 @@ COMPARED_PRECISIONS = (("fp32", "fp32"), ("bf16", "fp32"), ("bf16", "bf16"))
 
 
 def forward(setting: Setting) -> Row:
-    """Build a benchmark that times a forward pass on sentence pairs (teacher forcing), in evaluation mode."""
+    """Build a benchmark that times a forward pass on sentence pairs (teacher forcing), in evaluation mode.
+
+    The batch has `setting.batch` pairs of 25 tokens per side; the default is 512 pairs on CUDA and 32 on other devices.
+    """
     recipe, batch, model = _setup(setting, setting.batch_size(32, 512))
     model.to(setting.device).eval()
     theirs = peers.torch_peer(model, recipe).to(setting.device).eval()
-    theirs_bf16 = copy.deepcopy(theirs).bfloat16()  # converted weights are faster than autocast
+    theirs_bf16 = copy.deepcopy(theirs).bfloat16()  # faster than autocast
 
     def forward_pass(model: Callable[..., Tensor], *inputs: Tensor, precision: str = "fp32") -> Callable[[], Tensor]:
         def work() -> Tensor:
@@ -85,8 +88,9 @@ def train(setting: Setting) -> Row:
             name = f"{precision} compiled" if compiled else precision
             contenders[f"{PEER} {name}"] = _theirs(recipe, batch, model, precision, compiled=compiled)
             contenders[f"ours {name}"] = _ours(recipe, batch, copy.deepcopy(model), precision, compiled=compiled)
-    # If two tensors were swapped, updates would differ by at least 0.3. The updates of vectors are not compared: the
-    # gradients of key biases are rounding errors, which Adam scales up to updates of the usual size.
+    # If two tensors were swapped, the relative difference of the updates would be at least 0.3. The updates of vectors
+    # are not compared: the gradients of key biases are rounding errors, which Adam scales up to updates of the usual
+    # size.
     check = partial(
         compare_first_steps,
         gradient_tolerance=1e-3,
@@ -104,12 +108,19 @@ def train(setting: Setting) -> Row:
 
 
 def throughput(setting: Setting) -> Row:
-    """Build a benchmark that times a training step in bf16 on a batch that keeps a GPU busy."""
+    """Build a benchmark that times a training step in bf16 on a large batch.
+
+    The batch has `setting.batch` sentence pairs; the default is 1,024 on CUDA, which keeps the GPU busy, and 32 on
+    other devices.
+    """
     return throughput_row(setting, count=setting.batch_size(32, 1024), precision="bf16")
 
 
 def throughput_row(setting: Setting, *, count: int, precision: str, length: int | None = None) -> Row:
-    """Build a benchmark that times a training step on `count` sentence pairs of `length` (None: 25) tokens per side."""
+    """Build a benchmark that times a training step on `count` sentence pairs of `length` (None: 25) tokens per side.
+
+    With `setting.compile`, only compiled models are timed.
+    """
     recipe, batch, model = _setup(setting, count, length)
     contenders = {
         f"ours {precision}": _ours(recipe, batch, copy.deepcopy(model), precision, compiled=setting.compile),
@@ -154,10 +165,10 @@ def _row(
 
 
 def _pairs(compiled: bool) -> list[tuple[str, str]]:
-    """List the pairs (contender, reference) whose times are compared, in COMPARED_PRECISIONS.
+    """List the pairs (contender, reference) whose times are compared, for each pair of COMPARED_PRECISIONS.
 
-    Our model is paired with PyTorch's. If `compiled`, our compiled model is also paired with PyTorch's, both eager and
-    compiled.
+    Our eager model is paired with PyTorch's eager model. If `compiled`, our compiled model is also paired with
+    PyTorch's eager model and with PyTorch's compiled model.
     """
     pairs = [(f"ours {ours}", f"{PEER} {theirs}") for ours, theirs in COMPARED_PRECISIONS]
     for ours, theirs in COMPARED_PRECISIONS if compiled else ():
@@ -168,7 +179,10 @@ def _pairs(compiled: bool) -> list[tuple[str, str]]:
 def _setup(
     setting: Setting, count: int, length: int | None = None
 ) -> tuple[dict[str, Any], dict[str, Any], Transformer]:
-    """Return the config, a batch of `count` sentence pairs on the device, and our model with its initial weights."""
+    """Return the config, a batch of `count` sentence pairs on the device, and our model with random weights.
+
+    Sentences have `length` tokens; None means 25. With `setting.tiny`, there are at most 4 pairs of at most 8 tokens.
+    """
     recipe, entries = peers.config(tiny=setting.tiny), peers.vocabulary_size(tiny=setting.tiny)
     count, length = (min(count, 4), min(length or 6, 8)) if setting.tiny else (count, length or 25)
     batch = to_device(peers.sample_pairs(count, length, length, entries), setting.device)
@@ -178,7 +192,7 @@ def _setup(
 def _ours(
     recipe: dict[str, Any], batch: dict[str, Any], model: Transformer, precision: str, *, compiled: bool
 ) -> TrainingContender:
-    """Make our contender, which takes our trainer's optimizer step."""
+    """Make our contender, which runs an optimizer step of our trainer."""
     step = stepper(model.train(), recipe, None, batch["source"].device, precision, compiled=compiled)
     return TrainingContender(model=model, step=lambda: step([batch], 0)["loss"])
 
@@ -186,7 +200,10 @@ def _ours(
 def _theirs(
     recipe: dict[str, Any], batch: dict[str, Any], ours: Transformer, precision: str, *, compiled: bool
 ) -> TrainingContender:
-    """Make PyTorch's contender, which takes a step of a plain training loop. Like our recipe, it clips no gradients."""
+    """Make PyTorch's contender, which runs a step of a plain training loop.
+
+    `ours` is the model with the initial weights. Gradients are not clipped, as in our config `recipe`.
+    """
     device, adam = batch["source"].device, recipe["optimizer"]
     model = peers.torch_peer(ours, recipe).to(device).train()
     smoothing, targets = recipe["task"]["loss"]["smoothing"], batch["target_out"].flatten()

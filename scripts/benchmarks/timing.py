@@ -31,7 +31,7 @@ class Setting:
     compile: bool  # whether the models are also timed under torch.compile
     images: Path | None  # a folder of JPEGs for the input pipeline; None: synthetic ones
     scratch: Path  # a temporary folder for a benchmark's files
-    batch: int | None = None  # images or sentences per batch, where a benchmark fixes no size; None: its default
+    batch: int | None = None  # images or sentences per batch, where a benchmark does not fix it; None: the default
 
     def batch_size(self, cpu: int, cuda: int) -> int:
         """Return `batch`; if it is None, return the default for the device: `cuda` on CUDA, otherwise `cpu`."""
@@ -44,13 +44,13 @@ class Row:
 
     name: describes the work and its size.
     contenders: name -> function that does the work once.
-    pairs: (contender, reference), two names. The ratio of their times is reported. If the reference is a tuple of
-        names, the fastest of these is used.
+    pairs: pairs (contender, reference) of names. The ratio of the contender's time to the reference's is reported. If
+        the reference is a tuple of names, the fastest of these contenders is the reference.
     check: compares the contenders' outputs before any of them is timed. It returns a text with the differences, and
         raises MismatchError if one is too large.
-    amounts: name -> (amount, unit) of what the contender processes in one call, such as (8, "images").
+    amounts: name -> (amount, unit), what the contender processes in one call, such as (8, "images").
     flops: name -> (number of floating-point operations in one call, precision).
-    threads: number of CPU threads; None means that of the whole run.
+    threads: PyTorch's number of CPU threads; None means that the number is not changed.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Row:
     threads: int | None = None
 
     def select(self, names: Sequence[str]) -> "Row":
-        """Return a copy with only the contenders `names`; its check still compares all contenders."""
+        """Return a copy with only the contenders `names` and their pairs; `check` still compares all contenders."""
         return replace(
             self,
             contenders={name: self.contenders[name] for name in names},
@@ -88,15 +88,14 @@ def measure(row: Row, *, rounds: int, warm_up: int, device: torch.device) -> dic
     The first `warm_up` rounds are not counted; the next `rounds` are. If the benchmark has `flops`, large matrix
     products in the same precisions are timed in the same rounds, under names such as "matrix product fp32".
 
-    Returns plain types. `seconds`, `times`, `amounts` and `rates` are dicts by contender:
+    Returns a dict of plain Python types. `seconds`, `times`, `amounts` and `rates` are dicts by contender.
 
     row, agreement, threads: the name of the benchmark, the text that its check returned, and its number of CPU threads.
     seconds: the times of the counted rounds.
     times: median and quartiles in ms.
-    ratios: a list with a dict for each pair. It names the contender (`one`), the references (`among`) and the fastest
-        of these (`other`), and holds the ratio of the two medians and the quartiles of the per-round ratios.
-    amounts: throughput per second, with its unit.
-    rates: operations per second, and their fraction of those of the large matrix product.
+    ratios: a list with the result of `_ratio` for each pair.
+    amounts: throughput per second (`a_second`), with its unit, and the amount that one call processes (`at_once`).
+    rates: the result of the function `rates`.
     """
     with row.use_threads():
         agreement = row.check()
@@ -124,8 +123,8 @@ def measure(row: Row, *, rounds: int, warm_up: int, device: torch.device) -> dic
 def add_peaks(measurement: dict[str, Any], peaks: Mapping[str, int]) -> dict[str, Any]:
     """Add the contenders' peak memory to the result of `measure`; returns the extended result.
 
-    `peaks` holds the bytes of each contender, and may lack some. They are added as `peak_mib`, in MiB. Each dict in
-    `ratios` gets the ratio of the peaks as `memory`, which is None if one of the peaks is unknown or zero.
+    `peaks` holds the bytes of each contender whose peak was measured. The peaks are added as `peak_mib`, in MiB. Each
+    dict in `ratios` gets the ratio of the two peaks as `memory`, which is None if one of them is unknown or zero.
     """
     for ratio in measurement["ratios"]:
         contender, reference = (peaks.get(ratio[side]) for side in ("one", "other"))
@@ -134,9 +133,11 @@ def add_peaks(measurement: dict[str, Any], peaks: Mapping[str, int]) -> dict[str
 
 
 def rates(flops: Mapping[str, tuple[float, str]], seconds: Mapping[str, list[float]]) -> dict[str, dict[str, float]]:
-    """Return operations per second, and their fraction of those of the matrix product in the same precision.
+    """Return the operations per second of each contender and matrix product.
 
-    `flops` are those of `Row`, with the matrix products added. `seconds` holds the times of all rounds.
+    `flops` is `Row.flops` with the matrix products added. `seconds` holds the times of the counted rounds. Returns name
+    -> dict: `flops_per_s` is the number of operations per second, and `of_matrix_rate` is this number divided by that
+    of the matrix product in the same precision.
     """
     per_second = {name: operations / statistics.median(seconds[name]) for name, (operations, _) in flops.items()}
     return {
@@ -148,7 +149,7 @@ def rates(flops: Mapping[str, tuple[float, str]], seconds: Mapping[str, list[flo
 def _time_in_turn(
     functions: Mapping[str, Callable[[], object]], rounds: int, warm_up: int, device: torch.device
 ) -> dict[str, list[float]]:
-    """Call the functions once per round in random order; returns each function's seconds in each timed round."""
+    """Call each function once per round, in random order; returns name -> its seconds in each round after warm-up."""
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for number in range(warm_up + rounds):
         for name in random.Random(number).sample(list(functions), len(functions)):
@@ -183,7 +184,9 @@ def _amounts(amounts: Mapping[str, tuple[float, str]], seconds: dict[str, list[f
 def _ratio(seconds: dict[str, list[float]], contender: str, reference: str | tuple[str, ...]) -> dict[str, Any]:
     """Return the names of contender and reference, their median times in ms, and the ratio of these times.
 
-    The keys `one` (the contender) and `other` (the reference) are those of earlier reports.
+    The contender has the key `one`, and the reference has the key `other`. Earlier reports, which --against reads, have
+    the same keys. `among` lists the references of which `other` is the fastest. `quartiles` are those of the ratios in
+    each round.
     """
     references = [reference] if isinstance(reference, str) else [*reference]
     fastest = min(references, key=lambda name: statistics.median(seconds[name]))
@@ -207,11 +210,11 @@ def _spread(values: list[float]) -> dict[str, Any]:
 
 
 def compare_tensors(name: str, tensor: Tensor, expected: Tensor, tolerance: float, *, along: int | None = None) -> str:
-    """Describe the norm of `tensor - expected`, relative to the norm of `expected`.
+    """Return a text with the relative difference: the norm of `tensor - expected` divided by that of `expected`.
 
-    With `along`, the mean of `expected` along this axis is subtracted from `expected` before its norm is taken. Use it
-    for outputs that share a large offset, which would make relative differences small. Raises MismatchError if the
-    relative difference is above `tolerance`, or if the shapes differ. `name` starts the text.
+    With `along`, the mean of `expected` along this axis is subtracted from `expected` before the second norm is taken.
+    Use `along` for outputs that share a large offset, because the offset would make relative differences small. Raises
+    MismatchError if the relative difference is above `tolerance`, or if the shapes differ. The text begins with `name`.
     """
     if tensor.shape != expected.shape:
         raise MismatchError(f"{name}: the shapes are {tuple(tensor.shape)} and {tuple(expected.shape)}.")
@@ -221,7 +224,7 @@ def compare_tensors(name: str, tensor: Tensor, expected: Tensor, tolerance: floa
 
 
 def compare_numbers(name: str, number: Tensor, expected: Tensor, tolerance: float) -> str:
-    """Describe the relative difference of two scalar tensors; raises MismatchError if it is above `tolerance`."""
+    """Return a text with the relative difference of two scalars; raises MismatchError if it is above `tolerance`."""
     return _check_distance(name, abs(number.item() / expected.item() - 1), tolerance)
 
 

@@ -1,7 +1,7 @@
 """Benchmarks of ViT against torchvision, timm and transformers, which all use PyTorch's fused attention.
 
 ROWS maps the names of the benchmarks to the functions that build them. Each scaling in SCALINGS repeats one benchmark
-for several values of a property of the inputs.
+for several values of a property, such as the image side.
 """
 
 from scripts.benchmarks import vit_forward, vit_input, vit_train
@@ -26,7 +26,7 @@ def _by_batch(batch: int, setting: Setting) -> Row:
 
 
 def _forward(setting: Setting, *, batch: int, side: int | None = None) -> Row:
-    """Build a benchmark that times a forward pass of our model and of timm's, the fastest of the other three."""
+    """Build a benchmark that times a forward pass of our model and of timm's, the fastest of the three libraries."""
     precisions = (precision(setting.device),)
     return vit_forward.row(setting, batch=batch, side=side, peers=("timm",), precisions=precisions)
 

@@ -25,7 +25,7 @@ def latency(setting: Setting) -> Row:
 
 
 def forward(setting: Setting) -> Row:
-    """Build a benchmark that times a forward pass of a batch that keeps the device busy."""
+    """Build a benchmark that times a forward pass of `setting.batch` images (default: 128 on CUDA, otherwise 8)."""
     return row(setting, batch=setting.batch_size(8, 128))
 
 
@@ -39,8 +39,8 @@ def row(
 ) -> Row:
     """Build a benchmark that times a forward pass in evaluation mode.
 
-    The input is `batch` images of side x side pixels, or of the config's image size if `side` is None. `peers` are the
-    libraries whose models are timed. All models are timed in each of `precisions`.
+    The input is `batch` images of `side` x `side` pixels. If `side` is None, their size is that of the config. `peers`
+    are the libraries of the other models. All models are timed in each of `precisions`.
     """
     recipe = config("vit_b16", tiny=setting.tiny, side=side)
     model, side = classifier(recipe).to(setting.device).eval(), recipe["data"]["image_size"][0]
@@ -60,7 +60,7 @@ def row(
         if "bf16" in precisions:
             add(f"{name} bf16", copy.deepcopy(theirs).bfloat16(), images.bfloat16())  # faster than autocast
     for precision in precisions:
-        ours = copy.deepcopy(model)  # each precision gets a copy, since copies share no cache of packed weights
+        ours = copy.deepcopy(model)  # each copy has its own cache of packed weights
         add(f"ours {precision}", ours, images, precision)
 
     def check() -> str:
@@ -92,10 +92,10 @@ def row(
 def pairs(contenders: Mapping[str, Any], peers: tuple[str, ...] = PEERS, *, compiled: bool) -> Pairs:
     """List the pairs (contender, reference) whose times are compared.
 
-    Our model is paired with each peer, and with the tuple of all peers, of which the fastest counts. Paired models have
-    the same precision; our model in bf16 is also paired with peers in fp32. If `compiled`, compiled models are paired
-    in the same way, and our compiled model in bf16 is also paired with the eager peers in fp32. Pairs in a precision
-    that `contenders` lack are left out.
+    Our model is paired with each peer and, if there are several, with the tuple of all peers, of which the fastest is
+    the reference. Our model is paired with peers in the same precision; in bf16, it is also paired with peers in fp32.
+    If `compiled`, our compiled model is paired with compiled peers in the same way, and in bf16 also with the tuple of
+    the eager peers in fp32. A pair is left out if `contenders` do not have its precisions.
     """
     pairs: Pairs = []
     for suffix in ("", " compiled") if compiled else ("",):
@@ -111,7 +111,10 @@ def pairs(contenders: Mapping[str, Any], peers: tuple[str, ...] = PEERS, *, comp
 
 
 def logits(model: Callable[[Tensor], Any], images: Tensor) -> Tensor:
-    """Run a model that returns logits or an object with the attribute `logits`: images (B, 3, H, W) -> (B, K)."""
+    """Return the logits (B, K) of K classes for images (B, 3, H, W).
+
+    `model` returns the logits, or an object with the attribute `logits`.
+    """
     outputs = model(images)
     tensor: Tensor = outputs if isinstance(outputs, Tensor) else outputs.logits
     return tensor

@@ -1,6 +1,7 @@
 """Benchmark our augmentation of a batch of small images against torchvision.transforms.v2.
 
-Ours augments the whole batch at once, on the device. torchvision's augments one image after the other, on the CPU.
+Our code augments the whole batch at once, on the device. torchvision's transforms are applied to one image after the
+other, on the CPU.
 """
 
 import itertools
@@ -30,7 +31,8 @@ def sample_images(count: int, side: int) -> Tensor:
 def augment(setting: Setting) -> Row:
     """Build a benchmark that times random crop, flip and RandAugment of small colour images.
 
-    torchvision's transforms use one CPU core. Ours run on the device; if that is the CPU, they use one core, too.
+    torchvision's transforms use one CPU core. Our augmentation runs on the device. If the device is the CPU, it also
+    uses one core.
     """
     count, rounds = (64, 4) if setting.tiny else (256, 4)
     keys = ["crop=resized", "scale=[0.3,1.0]", "flip=0.5", "policy=rand"]
@@ -86,8 +88,8 @@ def _compare_distributions(ours: Tensor, theirs: Tensor) -> str:
     """Compare two sets of augmented images, uint8 (N, C, H, W), by the statistics in STATISTICS.
 
     A statistic maps an image to a number that the augmentation changes. Returns a text with the mean of each statistic
-    in both sets. Raises MismatchError if the two means differ by more than five standard errors, which happens by
-    chance about once in two million comparisons.
+    in both sets. Raises MismatchError if the shapes or dtypes differ, or if the two means of a statistic differ by more
+    than five standard errors. Means differ this much by chance about once in two million comparisons.
     """
     if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
         raise MismatchError(

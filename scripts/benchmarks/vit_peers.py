@@ -1,7 +1,7 @@
 """ViT in torchvision, timm and transformers, with our model's weights (Dosovitskiy et al. 2021, arXiv 2010.11929).
 
-The libraries' presets (`vit_b_16`, `vit_base_patch16_224`) are not used: they consist only of hyperparameters, and
-these are taken from our config here.
+The hyperparameters of the models are those of our config. The libraries' presets (`vit_b_16`, `vit_base_patch16_224`)
+are not used, since they consist only of hyperparameters.
 """
 
 from typing import Any
@@ -23,14 +23,14 @@ from vit.models.classifier import Classifier
 
 CLASSES = 1000  # ImageNet's
 
-PEERS = tuple(LAYOUTS)
+PEERS = tuple(LAYOUTS)  # "torchvision", "timm" and "transformers"
 
 
 def config(model: str, *, tiny: bool, side: int | None = None) -> dict[str, Any]:
     """Compose the config of `train.py model=MODEL`, where MODEL is `model`.
 
     With `tiny`, the model has two layers of width 64 and takes images of 32 x 32 pixels. With `side`, it takes images
-    of side x side pixels.
+    of `side` x `side` pixels, with or without `tiny`.
     """
     tiny_keys = [
         "model.width=64",
@@ -52,7 +52,7 @@ def classifier(recipe: dict[str, Any]) -> Classifier:
 
 
 def to_layout(ours: dict[str, Tensor], layout: str) -> dict[str, Tensor]:
-    """Convert our parameters, or a dict of their gradients, to the names and shapes of the library `layout`."""
+    """Convert our parameters, or a dict of their gradients, to names and shapes of the library `layout` (see PEERS)."""
     token, grid = ours["positions.token"], ours["positions.grid"]
     tensors = {name: tensor for name, tensor in ours.items() if not name.startswith("positions.")}
     tensors["positions"] = torch.cat((token[None], grid.flatten(0, 1)))[None]  # (C,), (h, w, C) -> (1, 1 + hw, C)
@@ -62,7 +62,10 @@ def to_layout(ours: dict[str, Tensor], layout: str) -> dict[str, Tensor]:
 
 
 def peer(layout: str, model: Classifier, recipe: dict[str, Any]) -> nn.Module:
-    """Build the model of the library `layout` with our weights and with PyTorch's fused attention."""
+    """Build the model of the library `layout` with the weights of our `model` and PyTorch's fused attention.
+
+    `layout` is one of PEERS, and `recipe` is the config of `model`.
+    """
     options, side = recipe["model"], recipe["data"]["image_size"][0]
     width, depth, heads, hidden = (options[key] for key in ("width", "layers", "heads", "feedforward"))
     theirs: nn.Module

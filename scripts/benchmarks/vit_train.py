@@ -1,8 +1,8 @@
 """Benchmark training steps of ViT against its peers: the models of torchvision, timm and transformers.
 
-In bf16, the peers train under autocast, as their documentation describes. Their AdamW is fused, which is the default of
-transformers' Trainer. One more contender is timm with its own default, an AdamW that is not fused. Weight decay and
-gradient clipping are those of our config.
+In bf16, the peers train under autocast, as their documentation describes. The peers' AdamW is fused, which is the
+default of transformers' Trainer. One more contender is timm's model with timm's default, an AdamW that is not fused.
+Weight decay and gradient clipping are those of our config.
 """
 
 import copy
@@ -36,7 +36,7 @@ class Workload:
 
 
 def train(setting: Setting) -> Row:
-    """Build a benchmark that times a training step of ViT-S/16.
+    """Build a benchmark that times a training step of ViT-S/16 on a batch of BATCH images.
 
     The loss is cross-entropy with label smoothing. Gradients are clipped, and the optimizer is AdamW.
     """
@@ -70,7 +70,11 @@ def train(setting: Setting) -> Row:
 
 
 def throughput(setting: Setting) -> Row:
-    """Build a benchmark that times a training step of ViT-B/16 in bf16 on a batch that keeps a GPU busy."""
+    """Build a benchmark that times a training step of ViT-B/16 in bf16 on a large batch.
+
+    The batch has `setting.batch` images; the default is 128 on CUDA, which keeps the GPU busy, and 2 on other devices.
+    With `setting.compile`, only compiled models are timed.
+    """
     workload = _workload("vit_b16", setting.batch_size(2, 128), setting)
     model = classifier(workload.recipe)
     contenders = {
@@ -88,7 +92,7 @@ def throughput(setting: Setting) -> Row:
 
 
 class _FixedImages:
-    """A substitute for a data set whose images are on the device, with the methods that a training step calls."""
+    """A substitute for a data set, with only the methods that the task calls."""
 
     def classes(self) -> list[str]:
         return [str(number) for number in range(CLASSES)]
@@ -114,7 +118,7 @@ def _operations(model: nn.Module, workload: Workload) -> float:
 
 
 def _ours(workload: Workload, model: nn.Module, precision: str, compiled: bool) -> TrainingContender:
-    """Make our contender, which takes our trainer's optimizer step."""
+    """Make our contender, which runs an optimizer step of our trainer."""
     step = stepper(model.train(), workload.recipe, _FixedImages(), workload.images.device, precision, compiled=compiled)
     batch = {"ids": [*range(len(workload.labels))], "images": workload.images, "labels": workload.labels.cpu()}
     return TrainingContender(model=model, step=lambda: step([batch], 0)["loss"])
@@ -123,10 +127,10 @@ def _ours(workload: Workload, model: nn.Module, precision: str, compiled: bool) 
 def _theirs(
     workload: Workload, model: nn.Module, layout: str, precision: str, compiled: bool, fused: bool | None = True
 ) -> TrainingContender:
-    """Make a peer's contender, which takes a step of a plain training loop.
+    """Make a peer's contender, which runs a step of a plain training loop.
 
-    `fused` is the option of torch.optim.AdamW; None is PyTorch's default. As in our config, vectors and position
-    embeddings have no weight decay.
+    `layout` is the peer's library (see PEERS). `fused` is the option of torch.optim.AdamW; None is PyTorch's default.
+    As in our config, vectors and position embeddings have no weight decay.
     """
     device, adamw = workload.images.device, workload.recipe["optimizer"]
     smoothing, clip_norm = workload.recipe["task"]["loss"]["smoothing"], workload.recipe["trainer"]["clip_norm"]

@@ -11,9 +11,9 @@ Row = dict[str, Any]  # column -> value, for one run
 class Group(NamedTuple):
     """Runs whose configs differ only in the seed."""
 
-    config: dict[str, Any]  # the first run's
-    seeds: list[Any]  # one for each run
-    rows: list[Row]  # one for each run
+    config: dict[str, Any]  # the config of the first run: dotted key -> value
+    seeds: list[Any]  # the seed of each run
+    rows: list[Row]  # the row of each run in the table of runs
 
     def finished(self) -> list[Row]:
         """Return the rows of finished runs; only these are averaged."""
@@ -33,7 +33,7 @@ class Group(NamedTuple):
         """Format a metric as "mean ± standard deviation".
 
         The standard deviation is left out if there is a single value. If only some of the finished runs have a value,
-        the text ends with their number, as in "(2 of 3)". If none has, the text is "-".
+        the text ends with their number, as in "(2 of 3)". If no finished run has a value, the text is "-".
         """
         values, count = self.values(metric), len(self.finished())
         if not values:
@@ -46,7 +46,7 @@ class Group(NamedTuple):
 def groups_of(rows: Sequence[Row], configs: Sequence[Row]) -> list[Group]:
     """Group the rows of runs whose configs are equal except for the seed.
 
-    `configs` holds the config of each row, full key -> value. The caller leaves out keys that do not change results.
+    `configs` holds the config of each row: dotted key -> value. The caller leaves out keys that do not change results.
     """
     groups: dict[str, Group] = {}
     for row, config in zip(rows, configs, strict=True):
@@ -60,7 +60,8 @@ def groups_of(rows: Sequence[Row], configs: Sequence[Row]) -> list[Group]:
 def means_table(groups: Sequence[Group], columns: Sequence[str]) -> list[list[str]]:
     """Make the rows of a table with a line for each group; the first row is the header.
 
-    The columns are n (the number of finished runs), the seeds, and the config keys and metrics among `columns`.
+    The columns are n (the number of finished runs, such as "2 of 3" if a run is unfinished), the seeds of all runs, and
+    the config keys and metrics among `columns`.
     """
     metrics = [column for column in columns if "/" in column]
     keys = [column for column in columns if column != "seed" and any(column in group.config for group in groups)]

@@ -17,7 +17,7 @@ BATCH_SIZES = (1, 2, 3)
 
 
 class NamedLogits(nn.Module):
-    """A classifier that returns its logits in a tuple, because the outputs of a graph are named by their position."""
+    """A classifier that returns its logits in a tuple, since names are given to a graph's outputs by position."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -31,8 +31,8 @@ class NamedLogits(nn.Module):
 def plan(model: nn.Module, task: Classification) -> Plan:
     """Plan the export of a classifier for any batch size, and for images of 2 to 4,096 patches in each direction.
 
-    Heights and widths must be multiples of the patch size. If the model's class is not Classifier, or if images of its
-    data set's size have a single row or column of patches, the model is exported only for images of this size.
+    Heights and widths must be multiples of the patch size. The model is exported only for the image size of its data
+    set if its class is not Classifier, or if images of this size have a single row or column of patches.
     """
     data = task.data
     height, width = data.image_size
@@ -42,7 +42,8 @@ def plan(model: nn.Module, task: Classification) -> Plan:
     if isinstance(model, Classifier) and min(model.patches.grid(height, width)) > 1:
         p = model.patches.size
         for name, count in (("height", "rows"), ("width", "columns")):
-            # torch.export treats a length of 1 as a constant, and a multiple of a symbolic length needs an upper bound.
+            # torch.export treats a length of 1 as a constant, so the minimum is 2. A multiple of a symbolic length
+            # needs an upper bound.
             dimensions[name] = Dimension(p * Dim(count, min=2, max=4096), f"multiples of {p} pixels, {2 * p} or more")
         shape = ["batch", data.channels, "height", "width"]
         sizes += [(2 * p, 3 * p), (height + p, width), (height, 2 * width), (5 * p, 2 * p)]

@@ -15,8 +15,8 @@ from detr.tasks.detection import Detection
 from scripts.exporting.plan import Comparison, Dimension, Graph, GraphFunction, Plan
 from scripts.verify.comparison import absolute_difference
 
-# The largest stride of the backbones. A side of up to 32 pixels gives a feature map of one row or column, and
-# torch.export treats a length of 1 as a constant.
+# The largest stride of the backbones. An image side of up to 32 pixels gives a feature map of one row or column. Such
+# images are not supported, because torch.export treats a length of 1 as a constant.
 STRIDE = 32
 SEED = 0
 # The batches on which outputs are compared, as the (height, width) of each image. Each batch is padded to its largest
@@ -34,9 +34,9 @@ class Detections(nn.Module):
     def forward(self, images: Tensor, sizes: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Normalised images (B, 3, H, W), sizes (B, 2) -> scores (B, Q), labels (B, Q), boxes (B, Q, 4).
 
-        `sizes` are the height and width of each image without padding; None means that no image is padded. A label is
-        the most probable class of a query other than "no object", and its score is the probability of this class. Boxes
-        are xyxy, relative to each image's own width and height.
+        Q is the number of queries. `sizes` are the height and width of each image without padding; None means that no
+        image is padded. A label is the most probable class of a query other than "no object", and its score is the
+        probability of this class. Boxes are xyxy, relative to the width and height of their image without padding.
         """
         return detections(self.classification, unstack_layers(self.model(images, sizes))[-1])
 
@@ -88,7 +88,7 @@ def preprocessing(data: Any) -> dict[str, Any]:
 def _image_dimensions(model: nn.Module) -> dict[str, Dimension]:
     """Return the free dimensions "height" and "width" of an exported detector's images.
 
-    Both have at least STRIDE + 1 pixels. A model with learned position embeddings also has a largest height and width.
+    Both are at least STRIDE + 1 pixels. A model with learned position embeddings also limits them from above.
     """
     shortest, longest, description = STRIDE + 1, None, f"{STRIDE + 1} pixels or more"
     positions, stages = getattr(model, "positions", None), getattr(getattr(model, "backbone", None), "stages", None)
@@ -114,7 +114,8 @@ def _compare(
 ) -> list[Comparison]:
     """Compare the outputs of an exported graph, `function`, with the model's on one batch of images with `shapes`.
 
-    For labels, the difference is the model's highest class probability minus its probability for the exported label.
+    For labels, the difference is the model's highest class probability minus the model's probability of the exported
+    label.
     """
     images, sizes = _sample_batch(shapes)
     padded = any(shape != following for shape, following in pairwise(shapes))

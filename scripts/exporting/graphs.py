@@ -17,14 +17,15 @@ from scripts.exporting.plan import Dimension, Graph, GraphFunction
 Format = Literal["torch", "onnx"]
 ENDINGS: dict[Format, str] = {"torch": ".pt2", "onnx": ".onnx"}
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")  # needed for the export to ONNX
-MAX_EMBEDDED_BYTES = 1_900_000_000  # an .onnx file holds at most 2 GiB; larger weights go to a file beside it
+MAX_EMBEDDED_BYTES = 1_900_000_000  # an .onnx file holds at most 2 GiB; larger weights are written to a file beside it
 
 
 @torch.no_grad()
 def trace(graph: Graph, dimensions: Mapping[str, Dimension]) -> ExportedProgram:
     """Trace a graph for all lengths of its free dimensions (see plan.py).
 
-    `dimensions` are the free dimensions by name. Raises UserError if the model's code branches on one of their lengths.
+    `dimensions` are the free dimensions by name. Raises UserError if tracing makes the length of a free dimension
+    constant, as when the model's code branches on this length.
     """
     dynamic = {
         name: {i: dimensions[length].symbol for i, length in enumerate(shape) if isinstance(length, str)}
@@ -39,7 +40,7 @@ def trace(graph: Graph, dimensions: Mapping[str, Dimension]) -> ExportedProgram:
                 # Conditions that the tracer cannot prove for all lengths are checked when the graph runs.
                 prefer_deferred_runtime_asserts_over_guards=True,
             )
-    except (torch._dynamo.exc.UserError, ValueError) as error:  # tracing made a free dimension constant
+    except (torch._dynamo.exc.UserError, ValueError) as error:  # tracing made a length constant
         lines = [line.strip(" -") for line in str(error).splitlines() if line.startswith("  - ")] or [str(error)]
         raise UserError(
             f"the model cannot be traced for every {', '.join(dimensions)} ({lines[0][:200]}); it must not branch on "

@@ -1,4 +1,4 @@
-"""Write the folder of a translator that is exported to transformers, and list the arguments that predict.py needs."""
+"""Write the folder of a translator exported to transformers, and list the arguments with which predict.py reads it."""
 
 import json
 from pathlib import Path
@@ -12,14 +12,14 @@ from common.errors import UserError
 from scripts.verify.comparison import override
 from seq2seq.importing import marian
 
-PRESET = "transformer_opus"  # the model= with which predict.py reads an export
+PRESET = "transformer_opus"  # predict.py reads an export with model=PRESET
 WEIGHTS = "model.safetensors"
 
 
 def write(exported: marian.Export, folder: Path) -> None:
     """Write the four files of an export to `folder`.
 
-    Raises UserError if `folder` is a file, or has content that does not belong to an earlier export.
+    Raises UserError if `folder` is a file, or is not empty and does not hold an earlier export.
     """
     if folder.is_file() or (
         folder.is_dir() and any(folder.iterdir()) and not (folder / marian.METADATA_FILE).is_file()
@@ -40,8 +40,8 @@ def write(exported: marian.Export, folder: Path) -> None:
 def overrides_for(config: dict[str, Any], folder: Path) -> list[str]:
     """Return the arguments with which predict.py reads an export in `folder`.
 
-    These are checkpoint=, model=, and the keys of the model, of decoding and of the languages that differ from the
-    preset.
+    `config` is the config of the exported checkpoint. The arguments are checkpoint=, model=PRESET, and the keys of the
+    model, of decoding and of the languages whose values differ from those of the preset.
     """
     file = f"checkpoint={folder / WEIGHTS}"
     preset = flatten(configure("evaluate", [file, f"model={PRESET}"], lambda path: {}))

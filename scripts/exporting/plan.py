@@ -20,7 +20,7 @@ class Graph(NamedTuple):
 
     name: str  # the name of its files, without suffix
     module: nn.Module
-    inputs: dict[str, Tensor]  # examples for tracing; all free dimensions have different lengths of at least 2
+    inputs: dict[str, Tensor]  # examples for tracing; their free dimensions have different lengths of at least 2
     shapes: dict[str, list[str | int]]  # the shapes of the inputs; a string is the name of a free dimension
     outputs: dict[str, str]  # name -> description, in the order in which the module returns them
 
@@ -30,7 +30,7 @@ class Comparison(NamedTuple):
 
     inputs: str  # describes the shape of the inputs
     output: str  # the name of the output
-    difference: float  # the largest difference; for a tokenizer, the fraction of texts that differ
+    difference: float  # the largest difference, relative for logits; for a tokenizer, the fraction of texts that differ
 
 
 class Plan(NamedTuple):
@@ -40,5 +40,5 @@ class Plan(NamedTuple):
     dimensions: dict[str, Dimension]  # the free dimensions of all graphs
     metadata: dict[str, Any]  # plain types, for model.json
     files: dict[str, str]  # text files, such as tokenizers: name -> content
-    comparisons: list[Comparison]  # of the tokenizers in `files` with ours
+    comparisons: list[Comparison]  # comparisons of the tokenizers in `files` with ours
     compare: Callable[[Mapping[str, GraphFunction]], list[Comparison]]  # compares graphs (by name) with the model

@@ -1,7 +1,8 @@
 """Export our tokenizers to files from which the library `tokenizers` produces the same ids, without Triptych.
 
 The parts of seq2seq/tokenizers/bpe.py that are written in Python are replaced by normalizers and decoders of the
-library. The ids and the decoded texts of both implementations are compared on sample texts.
+library. The ids and the decoded texts of the two implementations are compared on sample texts. For the imported
+tokenizers of Marian (seq2seq/tokenizers/marian.py), only the lists of pieces are exported, and nothing is compared.
 """
 
 import json
@@ -20,9 +21,10 @@ TEXTS = ("", " ", "a", " a", "2", "A b  c", "naïve café", "3.14 €", "\t\n x"
 
 
 def export(source: Any, target: Any) -> tuple[dict[str, str], dict[str, Any], list[Comparison]]:
-    """Export the tokenizers of both languages, to one file if they share a tokenizer of bpe.py, otherwise to two.
+    """Export the tokenizers of the source and the target language.
 
-    Returns the files (name -> content), the metadata for model.json, and the comparisons with our tokenizers.
+    There is one file if the languages share one tokenizer of bpe.py, otherwise there are two. Returns the files (name
+    -> content), the metadata for model.json, and the comparisons with our tokenizers.
     """
     if isinstance(source, SentencePieces):
         return _export_pieces(source, target)
@@ -89,7 +91,7 @@ def _normalizers(options: dict[str, Any]) -> list[Any]:
     if options["lowercase"]:
         steps.append(normalizers.Lowercase())
     # bpe.py prepends a space to a text that begins with a letter or a space. Here, a space is prepended to every text,
-    # then removed if the text begins with anything else.
+    # then removed if the text is empty or begins with another character.
     return [*steps, normalizers.Prepend(" "), normalizers.Replace(tokenizers.Regex(r"\A (?![\p{L} ])"), "")]
 
 
@@ -101,9 +103,9 @@ def _decoders(*, by_characters: bool) -> list[Any]:
 
 
 def _export_pieces(source: SentencePieces, target: Any) -> tuple[dict[str, str], dict[str, Any], list[Comparison]]:
-    """Export the pieces of both languages in the order of their ids; the SentencePiece models are not exported.
+    """Export the pieces of both languages in the order of their ids, but not the SentencePiece models.
 
-    Returns the same as `export`, without comparisons.
+    Returns the files and the metadata as `export` does, and an empty list of comparisons.
     """
     files = {
         f"{name}_pieces.json": json.dumps(tokenizer.entries, ensure_ascii=False, indent=0) + "\n"

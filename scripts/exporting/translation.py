@@ -35,13 +35,14 @@ class Encoder(nn.Module):
     def forward(self, source: Tensor, lengths: Tensor) -> tuple[Tensor]:
         """Source ids (B, S) int64, right-padded, and lengths of sources (B,) -> memory (L, 2, B, h, S, C/h).
 
-        `memory` holds the keys and values of the source for the cross-attention of the L decoder layers, with h heads.
+        `memory` holds the keys and values of the source for the cross-attention of the L decoder layers. C is the
+        model's width, and h is the number of heads.
         """
         return (_stack([cache.memory for cache in self.model.encode(source, lengths).caches if cache.memory]),)
 
 
 class DecoderStep(nn.Module):
-    """One step of the decoder: from the last token of each sentence to the logits of the next one."""
+    """One step of the decoder, from the last token of each sentence to the logits of the next token."""
 
     def __init__(self, model: Transformer):
         super().__init__()
@@ -66,7 +67,7 @@ class DecoderStep(nn.Module):
 
 
 class ConcatenatedCache(Cache):
-    """A cache that grows by concatenation. Unlike its base class, it has no spare capacity."""
+    """A cache that grows by concatenation, without the spare capacity of its base class."""
 
     def __init__(self, pair: Tensor):
         """Start with the keys and values in `pair` (2, B, h, M, C/h)."""
@@ -81,7 +82,7 @@ class ConcatenatedCache(Cache):
 
 
 def plan(model: nn.Module, task: Translation) -> Plan:
-    """Plan the export of a translator for any batch size and target length, and sources of up to `longest` tokens.
+    """Plan the export of a translator for any batch size and target length, and sources of 1 to `model.longest` tokens.
 
     Raises UserError if the model's class is not Transformer, since the layout of its decoding state is then unknown.
     """
@@ -149,7 +150,11 @@ def _metadata(task: Translation) -> dict[str, Any]:
 
 @torch.no_grad()
 def _compare(model: Transformer, functions: Mapping[str, GraphFunction]) -> list[Comparison]:
-    """Compare logits on random sentences. The exported decoder runs token by token, the model with teacher forcing."""
+    """Compare the logits of the exported graphs with those of the model on random sentences.
+
+    The exported decoder runs token by token, while the model computes the logits of all target tokens in one forward
+    pass.
+    """
     comparisons = []
     for count, length, steps in COMPARED_LENGTHS:
         source, lengths, target = _sample_sentences(model, count, min(length, model.longest), steps)
@@ -169,7 +174,7 @@ def _compare(model: Transformer, functions: Mapping[str, GraphFunction]) -> list
 def _sample_sentences(model: Transformer, count: int, source: int, target: int) -> tuple[Tensor, Tensor, Tensor]:
     """Sample `count` sources of up to `source` tokens, and `count` targets of `target` tokens.
 
-    Returns sources (B, S), right-padded, their decreasing lengths (B,), and targets (B, T), which start with BOS.
+    Returns sources (B, S), right-padded, their lengths (B,), which decrease, and targets (B, T), which start with BOS.
     """
     rng = torch.Generator().manual_seed(SEED)
     embedding = model.embedding if model.source_embedding is None else model.source_embedding
@@ -182,7 +187,10 @@ def _sample_sentences(model: Transformer, count: int, source: int, target: int) 
 
 
 def _encoder_part(model: Transformer) -> Transformer:
-    """Copy the model without the weights that encoding does not need, which a graph would otherwise contain."""
+    """Copy the model without the weights that encoding does not need.
+
+    A graph contains all weights of the module that is traced, including those that the module does not use.
+    """
     copied = copy.deepcopy(model)
     copied.output = copied.output_bias = None
     if copied.source_embedding is not None:
@@ -193,7 +201,7 @@ def _encoder_part(model: Transformer) -> Transformer:
 
 
 def _decoder_part(model: Transformer) -> Transformer:
-    """Copy the model without the weights that a decoder step does not need."""
+    """Copy the model without the weights that a decoder step does not need (see `_encoder_part`)."""
     copied = copy.deepcopy(model)
     copied.encoder = copied.source_embedding = None
     return copied

@@ -10,19 +10,19 @@ from pathlib import Path
 from common.errors import UserError
 from common.files.lines import sync_folder
 
-# A folder is recognised as an earlier export by this file, whose "format" has this value.
+# A folder is recognised as an earlier export if it has the file DESCRIPTION_FILE with the value FORMAT for "format".
 DESCRIPTION_FILE, FORMAT = "model.json", "triptych-export-1"
 
 
 def check_output(output: Path) -> None:
-    """Raise UserError if `output` is a file, or a folder with content other than an earlier export."""
+    """Raise UserError if `output` is a file, or a folder that is not empty and does not hold an earlier export."""
     if output.is_file() or (output.is_dir() and any(output.iterdir()) and not _is_export(output)):
         raise UserError(f"--output {output} is a file, or a folder with other content; give a new folder.")
 
 
 @contextmanager
 def atomic_folder(output: Path) -> Iterator[Path]:
-    """Yield a draft folder. It replaces `output` when the block ends, or is removed when the block raises."""
+    """Yield a draft folder. It replaces `output` when the block ends, or is removed if the block raises an error."""
     output = output.resolve()  # the path "." has no name, which the next line needs
     draft, old = (output.with_name(f".{output.name}.{suffix}") for suffix in ("draft", "old"))
     _restore(old, output)
@@ -46,9 +46,10 @@ def atomic_folder(output: Path) -> Iterator[Path]:
 
 
 def _restore(old: Path, output: Path) -> None:
-    """Move an earlier export from `old` back to `output` if there is no export at `output`.
+    """Move an earlier export from `old` back to `output` if nothing is at `output`.
 
-    This is the case if the process failed, or was killed, before it could move the new export there.
+    Nothing is at `output` if a process moved the earlier export to `old`, and then failed or was killed before it moved
+    the new export to `output`.
     """
     if old.exists() and not output.exists():
         old.rename(output)

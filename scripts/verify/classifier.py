@@ -1,8 +1,10 @@
 """Compare our ViT with that of another program, on weights from a file of that program.
 
-scripts/verify_import.py calls this module. The file is loaded into our model and into its peer: the model of
-torchvision, timm or transformers, by the layout of the file (Google's .npz files are loaded by timm). The features and
-logits of both models are compared for random images of the size for which the file's position embeddings were trained.
+scripts/verify_import.py calls this module. The file is loaded into our model and into its peer, which is the model of
+torchvision, timm or transformers. The layout of the file decides which of these three models is used; for Google's .npz
+files, it is timm's. The features and logits of the two models are compared for random images. The images have the size
+at which each patch has one of the file's position embeddings. If the file has no position embeddings, the images have
+the config's size.
 """
 
 from importlib import metadata
@@ -35,11 +37,11 @@ class Difference(NamedTuple):
 
     output: str  # "features" or "logits"
     absolute: float
-    relative: float  # to the largest deviation of the peer's output from its mean
+    relative: float  # the absolute difference divided by the largest deviation of the peer's output from its mean
 
 
 def verify(config: dict[str, Any]) -> tuple[str, bool]:
-    """Compare the models; returns a report, and whether the outputs agree.
+    """Compare the models on the file that `config` names; returns a report, and whether the outputs agree.
 
     Raises UserError if nothing can be compared.
     """
@@ -73,9 +75,9 @@ def _read(config: dict[str, Any]) -> ForeignFile:
 def required_options(file: ForeignFile) -> dict[str, Any]:
     """Return the options of the config's `model` that are known from the file: key -> required value.
 
-    They are known from the file's tensors or from the program that wrote it. The number of heads and the activation are
-    known only for Google's files: their tensors have a dimension for the heads, and all of Google's models have the
-    same activation.
+    An option is known if it follows from the file's tensors or from the program that wrote the file. The number of
+    heads and the activation are known only for Google's files: their tensors have a dimension for the heads, and all of
+    Google's models have the same activation.
     """
     weights, first = file.weights, "encoder.blocks.0."
     width = len(weights["patches.weight"])
@@ -142,9 +144,9 @@ def text(file: ForeignFile, differences: list[Difference], *, agree: bool) -> st
 
 
 def assumptions(file: ForeignFile) -> dict[str, Any]:
-    """Return the options that are not known from the file: key -> value.
+    """Return heads, activation and norm_eps as key -> value, without the options that are known from the file.
 
-    Both our model and its peer get them from the config, so the comparison does not notice if they are wrong.
+    Our model and its peer both get these options from the config, so the comparison does not notice wrong values.
     """
     required = required_options(file)
     values = {key: option(file.options, key) for key in ("heads", "blocks.activation", "blocks.norm_eps")}

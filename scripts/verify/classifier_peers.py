@@ -19,7 +19,8 @@ from vit.importing import google
 # For each layout of a file, the package that loads the file for the comparison.
 PEERS = {"torchvision": "torchvision", "timm": "timm", "transformers": "transformers", "google": "timm"}
 
-# "features" (B, C), and "logits" (B, K) for K classes if the file has a head and the package can apply it.
+# "features" (B, C) of the model's width C, and "logits" (B, K) for K classes if the file has a head that the package
+# can apply.
 Outputs = dict[str, Tensor]
 Peer = Callable[[Tensor], Outputs]  # takes images (B, channels, H, W)
 
@@ -31,12 +32,12 @@ class ForeignFile(NamedTuple):
     layout: str  # a key of PEERS
     tensors: dict[str, Tensor]  # by the file's names
     weights: dict[str, Tensor]  # by our names
-    left_out: list[str]  # names of tensors and keys that the import does not use
+    left_out: list[str]  # names of the file's tensors and other content that the import does not use
     options: dict[str, Any]  # the section `model` of the config
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """The image size (height, width) in pixels at which the patches fill the grid of positions exactly."""
+        """The image size (height, width) in pixels at which each patch has one of the positions in `weights`."""
         rows, columns, _ = self.weights["positions.grid"].shape
         side = self.weights["patches.weight"].shape[-1]
         return rows * side, columns * side
@@ -96,7 +97,8 @@ def _torchvision(file: ForeignFile) -> Peer:
 def _timm(file: ForeignFile) -> Peer:
     """Load the file into timm's model, built from the config's options and the names and shapes of the file's tensors.
 
-    The outputs have no logits if the config has a representation layer, which timm's model lacks.
+    The outputs have no logits if the file has no head, or if the config has a representation layer, which timm's model
+    does not have.
     """
     from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 
@@ -118,8 +120,9 @@ def _timm(file: ForeignFile) -> Peer:
         fc_norm=options["pooling"] == "mean_then_norm",
         class_token=token,
         reg_tokens=registers,
-        # For a DINOv2 file with registers, timm adds the class token's position to the token itself while loading.
-        # Then, as in files whose positions are those of the patches only, no token has a position in the table.
+        # True if the model's table has positions of patches only. This holds for files with such a table or without
+        # positions. It also holds for DINOv2's files with registers: while loading, timm adds the class token's
+        # position to the token.
         no_embed_class="register_tokens" in tensors or positions in (0, patches),
         embed_dim=options["width"],
         depth=options["layers"],
@@ -147,10 +150,10 @@ def _timm(file: ForeignFile) -> Peer:
 
 
 def _load_npz(model: Any, file: ForeignFile, prefix: str) -> None:
-    """Load the .npz into timm's model.
+    """Load the .npz file into timm's model.
 
-    timm's loader needs fp32 and a table of positions. If the file is in bfloat16, or lacks positions because they are
-    fixed sines, the loader gets an fp32 copy of the file with positions.
+    timm's loader needs fp32 and a table of positions. If the file is in bfloat16, or has no positions because they are
+    fixed sines, the loader gets an fp32 copy of the file with positions. `prefix` is that of the file's tensor names.
     """
     has_positions = any(name.endswith("pos_embedding") for name in file.tensors)
     if has_positions and not any(tensor.dtype == torch.bfloat16 for tensor in file.tensors.values()):
@@ -166,9 +169,9 @@ def _load_npz(model: Any, file: ForeignFile, prefix: str) -> None:
 
 
 def _transformers(file: ForeignFile) -> Peer:
-    """Write the file's tensors and a config.json made from our options to a temporary folder that transformers loads.
+    """Load the file's tensors with transformers, from a temporary folder with a config.json for our options.
 
-    transformers itself renames tensors that have the names of its older versions.
+    Tensors keep the file's names. transformers itself renames those that have the names of its older versions.
     """
     import transformers
     from transformers.utils import logging

@@ -14,32 +14,35 @@ from common.weights.unwrapping import select_kind
 
 # The largest `relative_difference` at which outputs agree. In ViT-B/16, another order of fp32 sums changes logits by
 # 7e-7 of the largest logit, and a misplaced tensor changes them by more than 1e-4. The tanh approximation of GELU
-# changes them by 2e-4, and an eps of 1e-5 instead of 1e-6 by 2e-5. Such a wrong option is not noticed if both models
-# take it from the config.
+# changes them by 2e-4 (above the limit), and an eps of 1e-5 instead of 1e-6 by 2e-5 (below it). A wrong option is not
+# noticed if both models take it from the config.
 TOLERANCE = 1e-4
 
 
 def absolute_difference(ours: Tensor, expected: Tensor) -> float:
-    """The largest absolute difference of two elements; infinite if shapes differ or `ours` is not finite everywhere."""
+    """Return the largest absolute difference of two corresponding elements.
+
+    The result is infinite if the shapes differ or if `ours` is not finite everywhere.
+    """
     if ours.shape != expected.shape or not torch.isfinite(ours).all():
         return float("inf")
     return float((ours - expected).abs().max())
 
 
 def relative_difference(ours: Tensor, expected: Tensor) -> float:
-    """The largest absolute difference, divided by the largest deviation of `expected` from its mean.
+    """Return the largest absolute difference, divided by the largest deviation of `expected` from its mean.
 
-    An offset common to all expected values does not change this divisor. The result is infinite if shapes differ or
-    `ours` is not finite everywhere.
+    An offset common to all expected values does not change this divisor. If the divisor is zero, the difference is not
+    divided. The result is infinite if the shapes differ or if `ours` is not finite everywhere.
     """
     scale = float((expected - expected.mean()).abs().max())
     return absolute_difference(ours, expected) / (scale or 1.0)
 
 
 def load_foreign(path: Path, weights: str = "auto") -> dict[str, Any]:
-    """Load another program's file and select its raw or averaged weights.
+    """Load another program's file, select its raw or averaged weights, and return its content.
 
-    `weights` is "raw", "ema" (averaged) or "auto" (whichever the file has; see common/weights/unwrapping.py). Raises
+    `weights` is "raw", "ema" (averaged), or "auto", which leaves the content as it is (see `select_kind`). Raises
     UserError for a file that this program wrote, and for a file without the requested weights.
     """
     content = checkpoint.load(path)
@@ -64,7 +67,7 @@ def check_options(path: Path, options: dict[str, Any], required: Iterable[tuple[
 
 
 def option(options: dict[str, Any], key: str) -> Any:
-    """The value of a dotted key in nested options."""
+    """Return the value of the dotted key `key` in nested options."""
     value: Any = options
     for part in key.split("."):
         value = value[part]
@@ -77,6 +80,6 @@ def override(key: str, value: Any) -> str:
 
 
 def report(rows: Iterable[tuple[str, str]], *, agree: bool) -> str:
-    """Format a line for each (name, text) of `rows`, and a last line with the verdict `agree` and the limit."""
+    """Format a line for each (name, text) of `rows`, and a last line that says whether outputs agree, and the limit."""
     lines = [f"{name:12}{text}" for name, text in rows]
     return "\n".join([*lines, f"{'outputs agree' if agree else 'OUTPUTS DIFFER'}: the limit is {TOLERANCE:g}"])

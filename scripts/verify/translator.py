@@ -1,8 +1,9 @@
-"""Compare our translator with transformers' Marian on weights from a file of Marian; used by scripts/verify_import.py.
+"""Compare our translator with transformers' Marian on the weights in a file of Marian.
 
-The file is loaded twice, into our model and into transformers' model. Then the logits of the two models on random token
-ids are compared. The file must have its config.json beside it, from which transformers reads what the tensors do not
-show: the number of heads, the activation, and whether embeddings are scaled.
+scripts/verify_import.py calls `verify`, and scripts/export_marian.py calls `compare`. The file is loaded twice, into
+our model and into transformers' model. Then the logits of the two models on random token ids are compared. The file
+must have its config.json beside it. transformers reads from it what the tensors do not show: the number of heads, the
+activation, and whether embeddings are scaled.
 """
 
 from importlib import metadata
@@ -26,7 +27,7 @@ SENTENCES, LENGTH, SEED = 4, 20, 0
 
 
 def verify(config: dict[str, Any]) -> tuple[str, bool]:
-    """Compare the models on the checkpoint that `config` names; returns the report, and whether outputs agree.
+    """Compare the models on the file that `config` names; returns a report, and whether the outputs agree.
 
     Raises UserError if nothing can be compared.
     """
@@ -56,9 +57,10 @@ def verify(config: dict[str, Any]) -> tuple[str, bool]:
 
 
 def required_options(config: Any) -> list[tuple[str, Any]]:
-    """The keys of the config's `model` that a MarianConfig determines, with the values that they must have.
+    """Return the keys of the config's `model` that a MarianConfig determines, each with its required value.
 
-    `positions.layout` is not among them, because a MarianConfig does not contain it. A wrong layout changes the logits.
+    `positions.layout` is not one of these keys, because a MarianConfig does not contain it. A wrong layout is noticed
+    when logits are compared.
     """
     tied = "all" if config.share_encoder_decoder_embeddings else "target"
     activation = {"silu": "swish"}.get(config.activation_function, config.activation_function)
@@ -77,7 +79,7 @@ def required_options(config: Any) -> list[tuple[str, Any]]:
 
 
 def _load_peer(tensors: dict[str, Tensor], path: Path) -> Any:
-    """Load the tensors into transformers' model; raises UserError without config.json or without transformers."""
+    """Load the tensors into transformers' model; raises UserError if config.json or transformers is missing."""
     if not (path.parent / "config.json").is_file():
         raise UserError(f"{path} has no config.json beside it, which transformers needs.")
     try:
@@ -95,10 +97,11 @@ def _load_peer(tensors: dict[str, Tensor], path: Path) -> Any:
 
 @torch.no_grad()
 def compare(model: dict[str, Any], weights: dict[str, Tensor], peer: Any, folder: Path) -> float:
-    """The `relative_difference` between the logits of our model and of `peer` on random token ids.
+    """Return the `relative_difference` between the logits of our model and of `peer` on random token ids.
 
-    `model` is the section of the config, and `weights` are those of our model. `peer` is the MarianMTModel of the files
-    in `folder`. These files also determine the order of the peer's vocabulary.
+    `model` is the section of the config, and `weights` is the state dict of our model. `peer` is the MarianMTModel of
+    the files in `folder`. These files also determine the order of the peer's vocabulary. Entries that the peer does not
+    have are not compared. Raises UserError if the weights do not fit the config's model.
     """
     size = len(weights["embedding.weight"])
     ours = build(model, vocabularies=(size, size), joint=model["tied"] == "all").eval()
@@ -109,7 +112,7 @@ def compare(model: dict[str, Any], weights: dict[str, Tensor], peer: Any, folder
         raise UserError(
             f"The file's weights do not fit the config's model ({reason}); override further keys of model."
         ) from error
-    order = torch.tensor(marian.target_row_order(peer.final_logits_bias.shape[1], folder))  # (V,): our id -> peer's
+    order = torch.tensor(marian.target_row_order(peer.final_logits_bias.shape[1], folder))  # (V,): our id -> peer's id
     rng = torch.Generator().manual_seed(SEED)
     length = min(LENGTH, model["longest"])
     source, target = torch.randint(4, size, (2, SENTENCES, length), generator=rng)
