@@ -157,6 +157,5 @@ class ParallelText(SentencePairs):
 
 
 def _digest(text: str) -> int:
-    """A 63-bit hash. Sentences are selected in ascending order of hashes, so their order in the file does not matter.
-    """
+    """A 63-bit hash. Sentences are selected in ascending order of hashes, whatever their order in the file."""
     return mix("parts of train", text)
