@@ -7,7 +7,7 @@ The arguments are those of train.py (except run_dir= and resume=) and the option
 interruption. A second run kills itself (SIGKILL) at random steps: before or after an update, in an evaluation, or while
 it writes a checkpoint. After each kill, the run is resumed with the same arguments. Then all values in the checkpoints
 (except the config), every line of metrics.jsonl, and results.json are compared. The exit code is 0 if all are equal, 1
-if not, 2 if nothing can be compared, and 130 or 143 after a signal.
+if not, 2 if nothing can be compared, 130 after Ctrl-C, and 143 after another signal.
 """
 
 import argparse
@@ -101,7 +101,7 @@ def compare(first: Path, second: Path) -> Report:
         if missing:
             differences.append(f"only one run has {next(file for file in files if file.exists())}")
             continue
-        contents = [{**checkpoint.load(file), "config": None} for file in files]  # the config contains `run_dir`
+        contents = [{**checkpoint.load(file), "config": None} for file in files]  # its run_dir differs
         differences += [f"{name}{path}" for path in unequal_paths(*contents)]
         tensors += count_tensors(contents[0])
     lines = [(run / "metrics.jsonl").read_text(encoding="utf-8").splitlines() for run in (first, second)]

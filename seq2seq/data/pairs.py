@@ -27,7 +27,7 @@ class Corpus:
     source: Lines
     target: Lines
     origin: str  # the files or tables from which the split was read, for messages
-    categories: Sequence[str] | None = None  # the category of each pair; None without categories
+    categories: Sequence[str] | None = None  # the category of each pair; None if the data have none
     notes: list[str] = field(default_factory=list)  # lines for the summary, such as which pairs loading left out
 
     def __len__(self) -> int:
@@ -178,8 +178,8 @@ class SentencePairs(ABC):
         """Make a batch. Token ids are padded with 0 on the right to the longest source (S) and target (T).
 
         The batch has ids, source int64 (B, S), source_lengths (B,) and source_texts. If the samples have targets, it
-        also has target_in (B, T), whose rows begin with BOS and lack EOS, target_out (B, T), whose rows end with EOS,
-        target_lengths (B,) and target_texts.
+        also has target_in and target_out, int64 (B, T), target_lengths (B,) and target_texts. A row of target_out is a
+        target that ends with EOS. A row of target_in begins with BOS instead, and lacks EOS.
         """
         source, lengths = _padded([sample["source"] for sample in samples])
         batch: Batch = {

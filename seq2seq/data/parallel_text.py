@@ -109,7 +109,7 @@ class ParallelText(SentencePairs):
         return Corpus(source, target, f"{files.source} and {files.target}", notes=notes)
 
     def _cut_splits(self) -> list[Split]:
-        """The splits to cut from train; test comes first, so that it does not depend on val."""
+        """The splits to cut from train; test comes first, so that its sentences do not depend on val's."""
         splits: list[Split] = ["test", "val"]
         return [split for split in splits if self._amount(split)[0] != 0 and not self._files(split).paths]
 

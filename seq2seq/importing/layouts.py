@@ -52,9 +52,9 @@ def embeddings(
 ) -> dict[str, Tensor]:
     """The embedding matrices of a file by our names, with their rows in our order.
 
-    `matrices` are those of source (V', C), target (V, C) and output (V, C); `orders` are the orders of the rows of
-    source and target. If all three matrices are equal, one is returned, for a model with tied="all". If only target and
-    output are equal, they are returned as one, for a model with tied="target".
+    `matrices` are those of source (V', C), target (V, C) and output (V, C); `orders` hold, for source and for target,
+    the file's row for each of our rows. If all three matrices are equal, one is returned, for a model with tied="all".
+    If only target and output are equal, they are returned as one, for a model with tied="target".
     """
     source, target, output = matrices
     weights = {"embedding.weight": reorder_rows(target, orders[1])}

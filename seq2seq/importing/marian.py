@@ -208,7 +208,7 @@ def _matrices(tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _check_sines(name: str, table: Tensor) -> None:
-    """Raise UserError unless `table` (N, C) holds the sines that our model computes for positions 0 to N - 1."""
+    """Raise UserError if `table` (N, C) differs from the sines that our model computes for positions 0 to N - 1."""
     expected = sine(torch.arange(len(table), dtype=torch.float32), table.shape[1], layout="halves")
     difference = float((table - expected).abs().max())
     if difference > SINE_TOLERANCE:

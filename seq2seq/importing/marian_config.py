@@ -95,6 +95,6 @@ def _ids(entries: int) -> dict[str, int]:
 
 
 def _max_length(model: dict[str, Any], predict: dict[str, Any]) -> int:
-    """The maximum length of a translation of the longest source, with its start token; at least `model.longest`."""
+    """The maximum length of a translation of the longest source, with the start token; at least `model.longest`."""
     limit = int(predict["longest_factor"] * model["longest"]) + int(predict["longest_extra"]) + 1
     return max(int(model["longest"]), limit)

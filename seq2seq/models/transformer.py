@@ -141,7 +141,7 @@ class Transformer(nn.Module):
 
     @property
     def masks_entries(self) -> bool:
-        """Whether the output bias may mask entries: imports give entries that must not be predicted a bias of -1e9."""
+        """Whether the output bias may mask entries: imports set it to -1e9 for entries that must not be predicted."""
         return self.output_bias is not None
 
     def forward(self, source: Tensor, source_lengths: Tensor, target_in: Tensor) -> Tensor:

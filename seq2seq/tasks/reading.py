@@ -152,7 +152,7 @@ def _refuse_binary(start: bytes) -> None:
 
 def _is_readable(pipe: int, wait: bool) -> bool:
     """Whether a read would return bytes or the end of the stream at once; with `wait`, wait until it would."""
-    if sys.platform == "win32":  # select takes no pipes there; a group ends with the read that completes a line
+    if sys.platform == "win32":  # Windows' select takes no pipes; a group ends with the read that completes a line
         return wait
     return bool(select.select([pipe], [], [], None if wait else 0)[0])
 

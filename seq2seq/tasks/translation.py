@@ -103,7 +103,7 @@ class Translation:
         return {"tokens": float(batch["target_lengths"].sum())}
 
     def sizes(self, batch: Batch) -> dict[str, float]:
-        """The former name of `normalisers`, which subclasses may call for one version."""
+        """The former name of `normalisers`, kept in this version for subclasses that call it."""
         return self.normalisers(batch)
 
     def loss(self, model: nn.Module, batch: Batch, normalisers: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:

@@ -48,7 +48,7 @@ UNIT_RATES = (  # of rates such as liters per minute: numerator and denominator
 
 
 def number_forms() -> list[Form]:
-    """Forms of whole numbers and of decimal numbers, which are negative with a probability of 1/4."""
+    """Forms of whole numbers and of decimal numbers; both are negative with a probability of 1/4."""
     format = lambda locale, value: numbers.format_decimal(value, locale=locale)  # noqa: E731
     return [
         Form(name="whole", kind="whole", sample=_sample_whole, format=format, key=_key("number")),

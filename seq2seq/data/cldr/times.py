@@ -218,7 +218,7 @@ def _interval_formatter(skeleton: str) -> Formatter:
 
 
 def _date_form(name: str, kind: str, sample: Callable[[Random], Any], format: Formatter, frequency: float) -> Form:
-    # A moment has the key of its date, so that both are in the same split.
+    # A date with a time (kind "moment") has the key of the date, so that both are in the same split.
     key = partial(_date_key, "date" if kind == "moment" else kind)
     return Form(
         name=name, kind=kind, sample=sample, format=format, key=key, words=_date_words(name), frequency=frequency
