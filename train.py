@@ -29,9 +29,9 @@ def train(config: dict[str, Any], run_dir: Path | None) -> float | None:
     from common.train.state import Run
 
     if config["trainer"]["deterministic"]:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS at the first product
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS at the first matrix product
     if "mlflow" in config["trainer"]["log"]:
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # do not send statistics of use to MLflow
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # do not send usage statistics to MLflow
     torch.use_deterministic_algorithms(config["trainer"]["deterministic"])
     local_device = device.select(config["trainer"]["device"], distributed.local_rank())
     with distributed.process_group(local_device, config["trainer"]["timeout"]):
@@ -46,8 +46,9 @@ def train(config: dict[str, Any], run_dir: Path | None) -> float | None:
             state_file = folder / "task.json"  # the task's state, such as class names or tokenizers
             resumes = config["resume"] == "auto" and any(folder.glob("checkpoints/st*_*.pt"))
             task_state = read_record(state_file) if state_file.exists() else {}  # runs of the first version lack it
-            # Rank 0 decides for all ranks. A resumed run keeps the precision that trainer.precision=auto resolved to at
-            # its start, and the way in which val and test were cut. Only rank 0 has read these from the run's folder.
+            # All ranks take the precision and the data's config of rank 0. A resumed run keeps the precision that
+            # trainer.precision=auto resolved to at its start, and the sizes of val and test that were cut from train.
+            # Only rank 0 has read these from the run's folder.
             precision = device.resolve_precision(config["trainer"]["precision"], local_device)
             config["trainer"]["precision"], config["data"] = distributed.broadcast((precision, config["data"]))
             parts = assembly.assemble(config, resumed_state=task_state if resumes else None)

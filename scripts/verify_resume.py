@@ -1,4 +1,4 @@
-"""Train your config twice, the second time with kills and resumes, and check that both runs end bit for bit the same.
+"""Train a config twice, kill and resume the second run, and check that both runs end bit for bit the same.
 
     python scripts/verify_resume.py model=detr
     python scripts/verify_resume.py model=vit_b16 data.root=photos --steps 200 --kills 10
@@ -7,7 +7,7 @@ The arguments are those of train.py (except run_dir= and resume=) and the option
 interruption. A second run kills itself (SIGKILL) at random steps: before or after an update, in an evaluation, or while
 it writes a checkpoint. After each kill, the run is resumed with the same arguments. Then all values in the checkpoints
 (except the config), every line of metrics.jsonl, and results.json are compared. The exit code is 0 if all are equal, 1
-if not, 2 if nothing can be compared, and 130 or 143 after a signal.
+if not, 2 if nothing can be compared, 130 after Ctrl-C, and 143 after another signal.
 """
 
 import argparse
@@ -50,7 +50,7 @@ MOMENTS = ("before the update", "after the update", "in an evaluation", "while i
 class Kill(NamedTuple):
     """The time at which a run kills itself: when `moment` (one of MOMENTS) first occurs in step `step` or later."""
 
-    step: int
+    step: int  # counted from 0
     moment: str
 
 
@@ -85,7 +85,7 @@ def main() -> int:
 
 
 class Report(NamedTuple):
-    """The differences between two runs, one text each, and a summary of what was compared."""
+    """A text for each difference between two runs, and a summary of what was compared."""
 
     differences: list[str]
     summary: str
@@ -101,7 +101,7 @@ def compare(first: Path, second: Path) -> Report:
         if missing:
             differences.append(f"only one run has {next(file for file in files if file.exists())}")
             continue
-        contents = [{**checkpoint.load(file), "config": None} for file in files]  # the config contains the folder
+        contents = [{**checkpoint.load(file), "config": None} for file in files]  # its run_dir differs
         differences += [f"{name}{path}" for path in unequal_paths(*contents)]
         tensors += count_tensors(contents[0])
     lines = [(run / "metrics.jsonl").read_text(encoding="utf-8").splitlines() for run in (first, second)]
@@ -120,9 +120,10 @@ def compare(first: Path, second: Path) -> Report:
 
 
 def unequal_paths(a: Any, b: Any, path: str = "") -> list[str]:
-    """The paths, such as `/optimizer/3`, at which two nested dicts, lists and tuples differ; `path` is their prefix.
+    """The paths, such as `/optimizer/3`, at which two nested structures of dicts, lists and tuples differ.
 
-    Tensors are compared bit by bit, other values by type and `==`.
+    `path`, the path of `a` and `b` themselves, is the prefix of all results. Tensors are compared by dtype, shape and
+    bits, other values by type and `==`. Two NaNs are equal.
     """
     if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
         return [inner for key in a for inner in unequal_paths(a[key], b[key], f"{path}/{key}")]
@@ -154,10 +155,12 @@ def _options() -> argparse.Namespace:
 
 
 def _run_overrides(options: argparse.Namespace) -> tuple[list[str], int]:
-    """The arguments of train.py without run_dir and resume, and the number of steps in which kills are sampled.
+    """Complete the arguments for train.py, except run_dir and resume; returns them and a number of steps.
 
-    Unless --steps is 0, arguments are added that let runs train for --steps steps and save, evaluate and log several
-    times. On a GPU, trainer.deterministic=true is added. A key that the command line sets keeps its value.
+    Kills are sampled from the steps below this number. Unless --steps is 0, arguments are added that make both runs
+    train for --steps steps, and save, evaluate and log several times. On a GPU, trainer.deterministic=true is added. A
+    key that the command line sets keeps its value. Raises UserError if the command line sets run_dir or resume, or if
+    --steps is 0 and the config has no trainer.steps.
     """
     overrides, keys = list(options.overrides), {word.partition("=")[0] for word in options.overrides}
     for key in ("run_dir", "resume"):
@@ -185,9 +188,9 @@ def _sample_kills(count: int, steps: int, seed: int) -> list[Kill]:
 
 
 def _train_and_kill(overrides: list[str], folder: Path, kill: Kill) -> bool:
-    """Start or resume the run until it kills itself; returns False if the run ended before `kill` occurred.
+    """Start or resume the second run, which kills itself at `kill`; returns False if it ended before, otherwise True.
 
-    Raises UserError if the run failed for another reason.
+    Raises UserError if the run's process neither succeeded nor was killed by SIGKILL.
     """
     code = _train(overrides, folder / "killed", kill)
     if code == 0:
@@ -205,9 +208,10 @@ def _train_and_kill(overrides: list[str], folder: Path, kill: Kill) -> bool:
 
 
 def _train(overrides: list[str], run: Path, kill: Kill | None = None) -> int:
-    """Train in a separate process, which kills itself at `kill` if this is given; returns the process's exit code.
+    """Train in a separate process, which kills itself at `kill` if `kill` is given; returns the process's exit code.
 
-    What the process prints goes to a file beside the run's folder: RUN.txt for the folder RUN.
+    The process's output is appended to a file beside the run's folder: RUN.txt for the folder RUN. Raises Stopped if a
+    signal was forwarded to the process.
     """
     run.parent.mkdir(parents=True, exist_ok=True)
     arguments = [*overrides, f"run_dir={run}", "resume=auto"]
@@ -248,7 +252,7 @@ def _install(kill: Kill) -> None:
 
     def save(original: Callable[..., Any], *arguments: Any, **options: Any) -> None:
         original(*arguments, **options)
-        die_at("while it wrote a checkpoint")  # its temporary file is written, but not yet renamed
+        die_at("while it wrote a checkpoint")  # the temporary file is written, but not yet renamed
 
     Stepper.__call__ = _as_method(step, Stepper.__call__)  # type: ignore[method-assign]
     common.train.trainer.evaluate = partial(evaluate, common.train.trainer.evaluate)

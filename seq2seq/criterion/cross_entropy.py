@@ -12,8 +12,8 @@ from torch import Tensor
 from common.types import Fraction
 from seq2seq.tokenizers.bpe import PAD
 
-# A vocabulary entry with a lower log probability counts as masked. Imported models mask entries by logits of -1e9
-# (seq2seq/importing/layouts.py).
+# A vocabulary entry whose log probability is below this value counts as masked. Imported models mask entries by logits
+# of -1e9 (seq2seq/importing/layouts.py).
 MASKED_LOG_PROBABILITY = -1e8
 
 
@@ -34,8 +34,8 @@ def cross_entropy(
     """Return the loss with smoothing, and without it (detached, for perplexity), in nats.
 
     Logits (B, T, V), targets (B, T) int64 padded with 0 -> two scalars, at least fp32: sums over the tokens that are
-    not padding. `masked_entries`: whether the model masks vocabulary entries by logits of -1e9 or less. Smoothing then
-    omits these entries; finding them takes time and memory.
+    not padding. `masked_entries`: whether the model masks vocabulary entries by logits of about -1e9. Smoothing then
+    omits these entries. False saves the time and memory of looking for them.
     """
     log_probabilities = _log_probabilities(logits)  # (B, T, V)
     plain = _negative_log_likelihoods(log_probabilities, targets).sum()
@@ -47,7 +47,7 @@ def cross_entropy(
 
 
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """The loss of each target token in nats, without smoothing, 0 for padding: (B, T, V), (B, T) -> (B, T)."""
+    """Each target token's loss in nats, without smoothing; 0 for padding: (B, T, V), (B, T) int64 -> (B, T)."""
     return _negative_log_likelihoods(_log_probabilities(logits), targets)
 
 
@@ -63,6 +63,6 @@ def _log_probabilities(logits: Tensor) -> Tensor:
 
 
 def _negative_log_likelihoods(log_probabilities: Tensor, targets: Tensor) -> Tensor:
-    # Losses at padding are replaced by 0 and not multiplied by 0: if PAD is masked, its fp16 logit overflows to -inf,
-    # and the product would be NaN.
+    # Losses at padding are set to 0 and not multiplied by 0. If PAD is masked, its logit is -inf in fp16 and its loss
+    # infinite, and infinity times 0 would be NaN.
     return -log_probabilities.gather(-1, targets[..., None])[..., 0].masked_fill(targets == PAD, 0)

@@ -7,14 +7,15 @@ from pathlib import Path
 from common.errors import UserError
 from common.types import SPLITS, Split
 
-# The file names of each split, without endings and in upper or lower case. If a folder has files with several of these
-# names, the first name in this list is read. The languages may follow the name, as in train.de-en.de (Moses, fairseq).
+# The file names of each split, without endings, in upper or lower case. If a folder has files with several names of one
+# split, only those with the first of these names are read. The languages may follow the name, as in train.de-en.de
+# (Moses, fairseq).
 SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation", "dev"),
     "test": ("test", "eval"),
 }
-HELD_OUT = ("dev", "val", "test")  # a file with one of these in its name is not guessed to be train
+HELD_OUT = ("dev", "val", "test")  # a file with one of these words in its name is not guessed to be train
 COMPRESSIONS = ("", ".gz", ".bz2", ".xz")
 PAIRS = "tsv"  # the ending of a file of sentence pairs
 MAX_NAMES = 5  # of files that a message lists
@@ -72,8 +73,8 @@ def find_files(root: str, source: str, target: str) -> TextFolder:
 
     If no file has a name of train, train is guessed: it is the only pair of files, or .tsv file, without dev, val or
     test in its name. Raises UserError if `root` is not a folder, if `source` equals `target`, if a split has the file
-    of one language alone, if the name of a .tsv file has the languages in reverse order, and if several files could be
-    train.
+    of only one language and no .tsv file, if the name of a .tsv file has the languages in reverse order, or if train
+    has to be guessed and several files could be train.
     """
     folder = Path(root).expanduser()
     if not folder.is_dir():
@@ -116,7 +117,8 @@ def _stems_of(split: Split, stems: Iterable[str], source: str, target: str) -> I
 def _files_of(folder: Path, stem: str, names: dict[str, str], source: str, target: str) -> Files:
     """The files with a stem: those of both languages or, if one is missing, the .tsv file.
 
-    Raises UserError if neither exists, or if the stem ends with the languages in reverse order (train.de-en.tsv).
+    Raises UserError if there is neither, or if the name of the .tsv file has the languages in reverse order
+    (train.de-en.tsv for `source` en and `target` de).
     """
     paths = {ending: str(folder / name) for ending, name in names.items()}
     if source in paths and target in paths:
@@ -137,7 +139,10 @@ def _files_of(folder: Path, stem: str, names: dict[str, str], source: str, targe
 
 
 def _only_pair(folder: Path, stems: dict[str, dict[str, str]], source: str, target: str) -> dict[Split, Files]:
-    """The files of train if exactly one pair of files or .tsv file could be train; raises UserError for several."""
+    """Guess train: the only pair of files, or .tsv file, without dev, val or test in its name; empty if there is none.
+
+    Raises UserError if there are several.
+    """
     complete = [stem for stem, names in stems.items() if {source, target} <= names.keys() or PAIRS in names]
     complete = [stem for stem in complete if not any(name in stem.lower() for name in HELD_OUT)]
     if len(complete) > 1:

@@ -14,8 +14,8 @@ class Multi30k(SentencePairs):
     """Task 1 of Multi30k as published: 29,000 pairs in train, 1,014 in val and 1,000 in test_2016_flickr.
 
     Args, in addition to those of SentencePairs:
-        root: folder of the files train.en.gz, val.en.gz, test_2016_flickr.en.gz and the same for the other languages,
-            gzipped or not.
+        root: folder of the files train.en.gz, val.en.gz and test_2016_flickr.en.gz, and of the same files of the other
+            language. Each file may also be uncompressed (train.en).
         test: name of the test split's files without endings: test_2016_flickr, test_2017_flickr, ...
     """
 

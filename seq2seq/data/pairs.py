@@ -27,8 +27,8 @@ class Corpus:
     source: Lines
     target: Lines
     origin: str  # the files or tables from which the split was read, for messages
-    categories: Sequence[str] | None = None  # the category of each pair; None without categories
-    notes: list[str] = field(default_factory=list)  # summary lines: which pairs loading left out, and why
+    categories: Sequence[str] | None = None  # the category of each pair; None if the data have none
+    notes: list[str] = field(default_factory=list)  # lines for the summary, such as which pairs loading left out
 
     def __len__(self) -> int:
         return len(self.source)
@@ -57,15 +57,15 @@ class EncodedCorpus:
 class SentencePairs(ABC):
     """Pairs of sentences in two languages. A subclass defines how its splits are loaded.
 
-    Tokenizers are trained on the split train only, or taken from a checkpoint by `use`. In train, pairs with an empty
-    side are left out, and pairs with a side of more than `longest` tokens are truncated or left out (`too_long`). In
-    val and test, no pair is left out or truncated.
+    Tokenizers are trained on the split train only, unless `use` sets those of a checkpoint. In train, pairs with an
+    empty side are left out, and pairs with a side of more than `longest` tokens are truncated or left out (`too_long`).
+    In val and test, no pair is left out or truncated.
 
     A subclass is a dataclass whose fields are further config keys; it checks them in `__post_init__`.
 
     Args:
         source: the language to translate from: en, de, zh ...
-        target: the language to translate to. The scores depend on it.
+        target: the language to translate to. It also decides how BLEU divides translations into tokens.
         tokenizer: options of the tokenizers.
         longest: maximum number of tokens, including EOS, of a side of a training pair.
         too_long: "truncate" a longer side, or "skip" its pair.
@@ -95,8 +95,8 @@ class SentencePairs(ABC):
     def load(self, split: Split) -> dict[Split, Corpus]:
         """Load `split`. Returns a dict with at least this split, and any others that were read with it.
 
-        A missing val or test split is EMPTY_CORPUS. Called at most once per split. Raises UserError when a file is
-        missing or broken.
+        The corpus of a missing val or test split is empty (EMPTY_CORPUS). This method is called at most once per split.
+        Raises UserError when a file is missing or broken.
         """
 
     def tokenizers(self) -> tuple[TextTokenizer, TextTokenizer]:
@@ -158,13 +158,16 @@ class SentencePairs(ABC):
         return f"line {corpus.source.number(index)} of {corpus.origin}"
 
     def fingerprint(self, split: Split) -> dict[str, str]:
-        """A digest of all sentences of each language in the order of the split, before any are left out."""
+        """A digest of all sentences of each language, in the split's order, including those that train leaves out."""
         corpus = self._corpus(split)
         sides = {f"{self.source} sentences": corpus.source, f"{self.target} sentences": corpus.target}
         return {name: fingerprints.digest(f"{line}\n".encode() for line in lines) for name, lines in sides.items()}
 
     def view(self, line: str, target: str | None = None, id: int = 0) -> dict[str, Any]:
-        """Make a sample (see `sample`) of a user's sentence of any length and, optionally, its translation."""
+        """Make a sample (see `sample`) of a user's sentence of any length and, optionally, its translation.
+
+        Without a translation, the sample has no `target` and no `target_text`.
+        """
         source_tokenizer, target_tokenizer = self.tokenizers()
         sample = {"id": id, "source": [*source_tokenizer.encode(line), EOS], "source_text": line}
         if target is not None:
@@ -175,8 +178,8 @@ class SentencePairs(ABC):
         """Make a batch. Token ids are padded with 0 on the right to the longest source (S) and target (T).
 
         The batch has ids, source int64 (B, S), source_lengths (B,) and source_texts. If the samples have targets, it
-        also has target_in (B, T), whose rows begin with BOS and lack EOS, target_out (B, T), whose rows end with EOS,
-        target_lengths (B,) and target_texts.
+        also has target_in and target_out, int64 (B, T), target_lengths (B,) and target_texts. A row of target_out is a
+        target that ends with EOS. A row of target_in begins with BOS instead, and lacks EOS.
         """
         source, lengths = _padded([sample["source"] for sample in samples])
         batch: Batch = {
@@ -203,7 +206,7 @@ class SentencePairs(ABC):
         return [*lines, *(line for split in SPLITS for line in self.split_summary(split))]
 
     def split_summary(self, split: Split) -> list[str]:
-        """The lines of `summary` on one split; none if there is no such split."""
+        """The lines of `summary` on one split; empty if there is no such split."""
         encoded = self._encode(split)
         if not len(encoded.corpus):
             return []

@@ -15,19 +15,19 @@ from seq2seq.data.layouts import Files as Files
 from seq2seq.data.pairs import EMPTY_CORPUS, Corpus, SentencePairs
 from seq2seq.tokenizers.text import read_tabbed, read_two_files
 
-DEFAULT_SHARE, MAX_DEFAULT_COUNT = 0.1, 1000  # of train's sentences, to cut as val or test
+DEFAULT_SHARE, MAX_DEFAULT_COUNT = 0.1, 1000  # of train's different source sentences, to cut as val or test
 
 
 @dataclass(kw_only=True, eq=False)
 class ParallelText(SentencePairs):
     """Parallel text, given by the paths of its files or by the folder that contains them.
 
-    In the folder `root`, each split has a file of each language or a file of pairs (see `layouts.find_files`). If paths
+    In the folder `root`, each split has one file per language or one file of pairs (see `layouts.find_files`). If paths
     are given for a split, they take precedence over the folder. A val or test split without files is cut from train:
-    `val_count` (`test_count`) different source sentences are selected, with one pair each. Other pairs with these
-    source sentences are left out of train. Source sentences that also occur in the files of val or test are not
-    selected. Therefore, a selected sentence is in one split only. The selection depends only on the sentences and not
-    on the run's seed, and the selection of test does not depend on that of val.
+    `val_count` (`test_count`) different source sentences are selected, each with its first pair that has no empty side.
+    Further pairs with these source sentences are left out of train. Source sentences that also occur in the files of
+    val or test are not selected. Therefore, a selected sentence is in one split only. The selection depends only on the
+    sentences and on how many are selected, not on the run's seed. The selection of test does not depend on that of val.
 
     The constructor opens no file. A mistake in a file raises UserError when its split is first used.
 
@@ -40,7 +40,7 @@ class ParallelText(SentencePairs):
         root: folder with the files of the splits for which no paths are given; None if there is no folder.
         val_share: the fraction of the different source sentences of train to cut as val if `val_count` is None; None =
             0.1, but at most 1,000 sentences.
-        test_share: the same for test if `test_count` is None.
+        test_share: like `val_share`, for test if `test_count` is None.
     """
 
     train: Files
@@ -48,7 +48,7 @@ class ParallelText(SentencePairs):
     test: Files
     val_count: Count | None
     test_count: Count | None
-    root: str | None = None  # these keys have defaults, since users' yaml files and subclasses may be older
+    root: str | None = None  # with defaults, because older yaml files and subclasses lack these keys
     val_share: Share | None = None
     test_share: Share | None = None
 
@@ -109,7 +109,7 @@ class ParallelText(SentencePairs):
         return Corpus(source, target, f"{files.source} and {files.target}", notes=notes)
 
     def _cut_splits(self) -> list[Split]:
-        """The splits to cut from train; test comes first, so that it does not depend on val."""
+        """The splits to cut from train; test comes first, so that its sentences do not depend on val's."""
         splits: list[Split] = ["test", "val"]
         return [split for split in splits if self._amount(split)[0] != 0 and not self._files(split).paths]
 
@@ -119,7 +119,7 @@ class ParallelText(SentencePairs):
         if count is None:
             share, longest = (DEFAULT_SHARE, MAX_DEFAULT_COUNT) if share is None else (share, available)
             count = round(share * available)
-            least = int(share > 0 and available > 2)  # so that `split` gets a sentence
+            least = int(share > 0 and available > 2)  # so that `split` is not empty
             if count <= longest:
                 return max(least, count), f"data.{split}_share={share}"
             count = longest
@@ -157,5 +157,5 @@ class ParallelText(SentencePairs):
 
 
 def _digest(text: str) -> int:
-    """A 63-bit hash. Sentences are selected by ascending hash, so the order of the file does not matter."""
+    """A 63-bit hash. Sentences are selected in ascending order of hashes, whatever their order in the file."""
     return mix("parts of train", text)

@@ -1,4 +1,4 @@
-"""Draw the cross-attention between two sentences as an SVG file, whose viewer can render any writing system."""
+"""Draw the cross-attention between two sentences as an SVG file, with labels as text in any writing system."""
 
 import math
 import unicodedata
@@ -10,9 +10,9 @@ from torch import Tensor
 
 from common.report.colours import BLUES, ramp
 
-CELL, HEAD_CELL = 28, 8  # pixels of a cell's side, in the mean over heads and in a single head
+CELL, HEAD_CELL = 28, 8  # pixels of a cell's side, in the map of the mean over heads and in the map of one head
 GAP, MARGIN = 18, 24  # pixels between two maps, and between the maps and the edge of the picture
-FONT = 14  # pixels of the font's size
+FONT = 14  # font size in pixels
 MAX_LABEL_WIDTH = 220  # pixels; a wider label of a token is cut
 SCALE_WIDTH, SCALE_HEIGHT = 160, 12  # pixels of the colour scale
 GRID, DARK, PALE = "#e2e7ee", "#1c2733", "#66727f"
@@ -31,9 +31,9 @@ def picture(attention: Tensor, source: Sequence[str], target: Sequence[str], tit
     """Draw the attention of each target token to the source tokens; returns the text of an SVG file.
 
     attention (h, T, S) in 0..1; `source` holds the S source tokens, `target` the T target tokens. A large map shows the
-    mean over heads, with target tokens as rows and source tokens as columns. If there are several heads, small maps
-    beside it show each of them. In all maps, white is 0 and dark blue is 1. The tooltip of a cell gives its two tokens
-    and its value. Small maps omit white cells.
+    mean over heads, with target tokens as rows and source tokens as columns. If there are several heads, there is a
+    small map of each head beside the large one. In all maps, white is 0 and dark blue is 1. The tooltip of a cell gives
+    its two tokens and its value. Small maps omit white cells.
     """
     heads = attention.detach().double().cpu().clamp(0, 1)
     assert heads.shape == (len(heads), len(target), len(source)) and heads.numel()
@@ -60,8 +60,8 @@ def picture(attention: Tensor, source: Sequence[str], target: Sequence[str], tit
 def visible(text: str) -> str:
     """Replace characters that are invisible, or invalid in XML.
 
-    Spaces become U+2423, ASCII control characters become Unicode's pictures of them (U+2400 to U+2421), and other such
-    characters become U+FFFD. JOINERS are kept.
+    Spaces become U+2423, ASCII control characters become Unicode's pictures of them (U+2400 to U+2421), and all other
+    invisible or invalid characters become U+FFFD. JOINERS are kept.
     """
     return "".join(_visible_character(c) for c in text)
 
@@ -77,7 +77,7 @@ def _visible_character(c: str) -> str:
         return "␣"
     if ord(c) < 32 or c == "\x7f":
         return "␡" if c == "\x7f" else chr(0x2400 + ord(c))
-    invalid = category in ("Cc", "Cf", "Cs", "Zl", "Zp") or ord(c) & 0xFFFE == 0xFFFE  # U+xFFFE, U+xFFFF: no characters
+    invalid = category in ("Cc", "Cf", "Cs", "Zl", "Zp") or ord(c) & 0xFFFE == 0xFFFE  # U+xFFFE, U+xFFFF: noncharacters
     return "\ufffd" if invalid and c not in JOINERS else c
 
 
@@ -86,8 +86,8 @@ def _heads(
 ) -> tuple[list[str], float, float]:
     """Draw the map of each head under its name, in rows beside the large map.
 
-    `x` and `y` are the upper left corner, and `height` is that of the large map. Returns the SVG elements, the right
-    edge of the maps and their lower edge, in pixels.
+    `x` and `y` are the upper left corner, and `height` is the height of the large map. Returns the SVG elements, the
+    right edge of the maps and their lower edge, in pixels.
     """
     step_x = max(HEAD_CELL * len(columns), _width("head 10")) + GAP
     step_y = HEAD_CELL * len(rows) + FONT + GAP
@@ -110,7 +110,10 @@ def _map(
     columns: Sequence[str],
     skip_white: bool = False,
 ) -> list[str]:
-    """Draw a heat map of attention (T, S): its upper left corner is at (x, y), the side of a cell is `cell` pixels."""
+    """Draw a heat map of attention (T, S): its upper left corner is at (x, y), the side of a cell is `cell` pixels.
+
+    With `skip_white`, white cells are omitted.
+    """
     stroke = f' stroke="{GRID}"' if cell == CELL else ""
     parts = [f'<g class="{"mean" if cell == CELL else "head"}" transform="translate({x:.1f} {y:.1f})"{stroke}>']
     for i, (row, values) in enumerate(zip(rows, attention, strict=True)):
@@ -173,7 +176,7 @@ def _label(token: str) -> str:
 
 
 def _cut(text: str, width: float, font: float) -> str:
-    """The text, cut with an ellipsis if it is wider than `width` pixels."""
+    """The text, cut with an ellipsis if it is wider than `width` pixels at the font size `font`."""
     if _width(text, font) <= width:
         return text
     return next((f"{text[:n]}…" for n in range(len(text), 0, -1) if _width(f"{text[:n]}…", font) <= width), "…")

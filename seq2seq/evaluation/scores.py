@@ -52,7 +52,7 @@ class Scorer(NamedTuple):
 
 
 class CorpusScore(NamedTuple):
-    """A score of a whole split; `mean` and `plus_minus` are those of its bootstrap interval, None without bootstrap."""
+    """A score of a whole split. `mean` and `plus_minus` describe its bootstrap interval; both are None without one."""
 
     value: float
     mean: float | None
@@ -65,10 +65,10 @@ def scorers(target: str, lowercase: bool = False) -> dict[str, Scorer]:
     """The scorers for translations into the language `target`, by the name of the score.
 
     `bleu` uses sacreBLEU's default tokenizer 13a, and for Chinese its tokenizer zh. For the languages in UNSPACED
-    (Japanese, Korean, Thai, ...), whose tokenizers need further packages, it compares characters. Chinese also has
-    `bleu_char`, which compares characters. `chrf` is chrF. `bleu_lc_tok` is the score reported on Multi30k: the BLEU of
-    lowercased, normalised, Moses-tokenised lines. It requires the package sacremoses and a language for which `bleu`
-    uses 13a. With `lowercase`, all scores ignore case.
+    (Japanese, Korean, Thai, ...), it compares characters, because their tokenizers need further packages. `bleu_char`,
+    which compares characters, exists only for Chinese. `chrf` is chrF. `bleu_lc_tok` is the score reported on Multi30k:
+    the BLEU of lowercased, normalised, Moses-tokenised lines. It requires the package sacremoses and a language for
+    which `bleu` uses 13a. With `lowercase`, all scores ignore case.
     """
     language = re.split("[-_]", target.lower())[0]
     tokenizer = "zh" if language in CHINESE else "char" if language in UNSPACED else "13a"
@@ -103,7 +103,7 @@ class TranslationMetric:
         source: the code of the source language: en, zh_Hant ...
         target: the code of the target language, which decides the tokenizers of the scores.
         expected: the number of samples in the split, to detect missing ones; None if it is unknown.
-        categories: the category of each sample, by the sample's id; None without categories.
+        categories: the category of each sample, by the sample's id; None if the data have no categories.
         lowercase: whether BLEU and chrF ignore case. Their signatures record this.
     """
 
@@ -213,11 +213,12 @@ class TranslationMetric:
         return dict(sorted(groups.items()))
 
     def write(self, folder: Path) -> None:
-        """On rank 0, write `translations.tsv`, a line for each sample sorted by id, and `scores.json`, with signatures.
+        """Write `translations.tsv`, a table of the samples sorted by id, and `scores.json`, scores with signatures.
 
-        The columns are id, source, reference, translation, and the model's score of the translation (empty if there is
-        none). A text with a tab, a quote, a line feed or a carriage return is quoted, and its quotes are doubled, so
-        that Python's csv and pandas read it back. Bytes that are not UTF-8 are escaped (common/files/names.py).
+        Only rank 0 writes. The columns are id, source, reference, translation, and the model's score of the translation
+        (empty if there is none). A text with a tab, a quote, a line feed or a carriage return is quoted, and its quotes
+        are doubled, so that Python's csv and pandas read it back. Bytes that are not UTF-8 are escaped
+        (common/files/names.py).
         """
         assert self.gathered, "gather() comes before write()"
         if not is_main():

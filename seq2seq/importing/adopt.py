@@ -1,8 +1,8 @@
 """Import of translators of other programs: Marian in transformers' layout, and fairseq.
 
-Import renames the tensors, joins the query, key and value projections, and reorders the rows of the vocabularies.
-Except in exports of ours, it adds one entry to each vocabulary (see seq2seq/importing/marian.py and
-seq2seq/importing/fairseq.py). The model computes the same function as the original.
+Import renames the tensors, joins the query, key and value projections, and reorders the rows of the vocabularies. It
+also adds one entry to each vocabulary (see seq2seq/importing/marian.py and seq2seq/importing/fairseq.py), unless this
+program exported the file. The model computes the same function as the original.
 
 Differs: the config must give the options that a file does not contain: the number of heads, the activation, the eps of
 the norms, and whether embeddings are scaled. `model=transformer_opus` has the values of the published OPUS-MT models.
@@ -40,7 +40,7 @@ def adopt(content: dict[str, Any], folder: Path | None) -> Adopted:
     """Convert another program's file: weights by our names, and the tokenizers in its `folder`, if there are any.
 
     `content` is the file's content: the weights, or a dict with the weights under a key such as "model" or
-    "state_dict". Raises UserError for an unsupported file; the message names its format if that is recognised.
+    "state_dict". Raises UserError for an unsupported file; the message names the file's format if it is recognised.
     """
     tensors, left_out = unwrap(content)
     if marian.is_marian(tensors):

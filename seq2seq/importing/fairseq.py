@@ -62,5 +62,5 @@ def _refusal(reason: str) -> str:
 
 
 def is_fairseq(tensors: dict[str, Any]) -> bool:
-    """Whether the names of the tensors are those of fairseq's TransformerModel."""
+    """Whether a tensor has a name that fairseq's TransformerModel uses; torch.nn.Transformer uses such names, too."""
     return any(re.match(layouts.BLOCK + r"(self_attn|encoder_attn|fc1)\.", name) for name in tensors)

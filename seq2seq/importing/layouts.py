@@ -1,6 +1,7 @@
 """The table of tensor names, and functions on vocabulary rows, for the imports of transformers' Marian and of fairseq.
 
-transformers' Marian layout derives from fairseq's, so one table serves both. It includes fairseq's names before 2019.
+transformers' Marian layout derives from fairseq's, so one table serves both. The table includes the names that fairseq
+used before 2019.
 """
 
 from collections.abc import Sequence
@@ -33,8 +34,8 @@ _DECODER_BLOCK = (
     ("{encoder_attn_layer_norm|layer_norms.1}.", "residuals.1.norm."),
     ("{final_layer_norm|layer_norms.2}.", "residuals.2.norm."),
 )
-# Rows of (their name, our name), see common.weights.renaming. Our names have q, k and v apart;
-# common.weights.projections.join joins the tensors.
+# Rows of (their name, our name), see common.weights.renaming. After renaming, the query, key and value projections are
+# still separate tensors, which common.weights.projections.join joins.
 BLOCKS = (
     *with_prefixes("encoder.layers.{i}.", "encoder.blocks.{i}.", _ENCODER_BLOCK),
     *with_prefixes("decoder.layers.{i}.", "decoder.blocks.{i}.", _DECODER_BLOCK),
@@ -51,9 +52,9 @@ def embeddings(
 ) -> dict[str, Tensor]:
     """The embedding matrices of a file by our names, with their rows in our order.
 
-    `matrices` are those of source (V', C), target (V, C) and output (V, C); `orders` are the orders of the rows of
-    source and target. If all three matrices are equal, one is returned, as a model with tied="all" has it. If only
-    target and output are equal, these two are returned as one, as with tied="target".
+    `matrices` are those of source (V', C), target (V, C) and output (V, C); `orders` hold, for source and for target,
+    the file's row for each of our rows. If all three matrices are equal, one is returned, for a model with tied="all".
+    If only target and output are equal, they are returned as one, for a model with tied="target".
     """
     source, target, output = matrices
     weights = {"embedding.weight": reorder_rows(target, orders[1])}

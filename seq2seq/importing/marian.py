@@ -8,11 +8,11 @@ additional entry. Its embedding is zero, and an output bias masks it in the soft
 all log probabilities are Marian's.
 
 Export: no entry is added. Our PAD becomes the last entry but one, and our BOS becomes the last, <pad>. `bad_words_ids`
-keeps both from being generated.
+in generation_config.json keeps both from being generated.
 
 Marian's positions are sines in the layout "halves". A model with the interleaved layout is exported with its channels
-permuted, so that all sines come first. The permuted model computes the same function, since the weights of norms,
-attention and feed-forwards are permuted alike.
+permuted, so that all sines come first. The permuted model computes the same function, since the weights of embeddings,
+norms, attention and feed-forwards are permuted alike.
 """
 
 import re
@@ -40,8 +40,8 @@ FORMAT = "triptych-marian-1"  # the value of "format" in this file
 MARIAN_EOS, MARIAN_UNK = marian_config.EOS, 1
 SHARED, LOGITS_BIAS, HEAD = "model.shared.weight", "final_logits_bias", "lm_head.weight"
 EMBEDDINGS = {stack: f"model.{stack}.embed_tokens.weight" for stack in ("encoder", "decoder")}
-# The largest accepted difference of a file's sines from ours. Rounding to fp16 changes a sine by at most 5e-4, and the
-# rounding of large angles by less. Sines in another layout differ by more than 1.
+# The largest accepted difference of a file's sines from ours. Rounding a sine to fp16 changes it by at most 5e-4, and
+# rounding a large angle changes its sine by less. Sines in another layout differ by more than 1.
 SINE_TOLERANCE = 2e-3
 # By pattern of a tensor's name: the axis with the channels of the residual stream. Other tensors have no such axis.
 STREAM_AXES = (
@@ -78,9 +78,9 @@ def is_marian(tensors: dict[str, Any]) -> bool:
 def adopt(tensors: dict[str, Tensor], folder: Path | None) -> Adopted:
     """Convert a MarianMTModel's weights to our names, and read the tokenizers in `folder`, if there are any.
 
-    If the file is an export of ours, the weights are exactly those of the exported model. Raises UserError for a tensor
-    that our Transformer does not have, for positions other than Marian's, and for a tokenizer whose number of entries
-    differs from that of the weights.
+    If this program exported the file, the weights are exactly those of the exported model. Raises UserError for a
+    tensor that our Transformer does not have, for positions other than Marian's, and for a tokenizer whose number of
+    entries differs from that of the weights.
     """
     config, metadata = _json(folder, "config.json"), _metadata(folder)
     if config.get("model_type", "marian") != "marian":
@@ -116,7 +116,7 @@ def row_order(entries: int, special: ForeignSpecialIds) -> list[int]:
 def target_row_order(entries: int, folder: Path) -> list[int]:
     """For each of our entries, its row in the target vocabulary of the model in `folder`.
 
-    The model is an export of ours, or one of Marian.
+    The model may be an export of this program or any other Marian model.
     """
     metadata = _metadata(folder)
     if metadata and metadata["entries"] == entries:
@@ -132,8 +132,8 @@ def exported_row_order(entries: int) -> list[int]:
 def export(model: dict[str, Any], predict: dict[str, Any], weights: dict[str, Tensor], state: dict[str, Any]) -> Export:
     """Convert our model to a MarianMTModel of transformers.
 
-    `model` and `predict` are the sections `model` and `task.predict` of a checkpoint's config, `weights` is its model's
-    state dict, and `state` its task's state. Raises UserError for a model that MarianMTModel cannot express.
+    `model` and `predict` are the sections `model` and `task.predict` of a checkpoint's config, `weights` is the state
+    dict of its model, and `state` is its task state. Raises UserError for a model that MarianMTModel cannot express.
     """
     marian_config.check_exportable(model, weights)
     entries = len(weights["embedding.weight"])
@@ -174,7 +174,7 @@ def permute_channels(weights: dict[str, Tensor], channels: Tensor) -> dict[str, 
 
 
 def _sines_first(width: int) -> Tensor:
-    """For each channel of the layout "halves", the channel of the interleaved layout with its values: (C,) int64."""
+    """For each channel of the layout "halves", its channel in the interleaved layout: (C,) int64."""
     return torch.cat([torch.arange(0, width, 2), torch.arange(1, width, 2)])
 
 
@@ -194,7 +194,11 @@ def _blocks(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
 
 
 def _matrices(tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """The matrices of source, target and output, each (V, C); a file may hold a shared one under any of its names."""
+    """The matrices of source, target and output, each (V, C).
+
+    A missing embedding of source or target is replaced by SHARED or, without SHARED, by HEAD. A missing HEAD is
+    replaced by the target's embedding. Raises UserError if an embedding is missing and cannot be replaced.
+    """
     head = tensors.get(HEAD)
     shared = tensors.get(SHARED, head)
     source, target = (tensors.get(EMBEDDINGS[stack], shared) for stack in ("encoder", "decoder"))
@@ -204,7 +208,7 @@ def _matrices(tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _check_sines(name: str, table: Tensor) -> None:
-    """Raise UserError unless `table` (N, C) holds the sines that our model computes for positions 0 to N - 1."""
+    """Raise UserError if `table` (N, C) differs from the sines that our model computes for positions 0 to N - 1."""
     expected = sine(torch.arange(len(table), dtype=torch.float32), table.shape[1], layout="halves")
     difference = float((table - expected).abs().max())
     if difference > SINE_TOLERANCE:
@@ -214,8 +218,9 @@ def _check_sines(name: str, table: Tensor) -> None:
 def _special(config: dict[str, Any], entries: int, names: dict[str, int]) -> ForeignSpecialIds:
     """The ids of </s>, <unk> and <pad> in a vocabulary of `entries` entries.
 
-    They are taken from `names` (entry -> id), if it has them, otherwise from config.json (except <unk>), otherwise
-    they are Marian's defaults. Raises UserError if translations do not start with <pad>, and for impossible ids.
+    They are taken from `names` (entry -> id). Ids that `names` lacks are taken from `config`, the content of
+    config.json, which has no id of <unk>. Ids that both lack are Marian's defaults. Raises UserError if translations do
+    not start with <pad>, or if the ids are not three different numbers from 0 to `entries` - 1.
     """
     pad = config.get("pad_token_id", entries - 1)
     special = ForeignSpecialIds(
@@ -242,7 +247,10 @@ def _restore_export(
 
 
 def _metadata(folder: Path | None) -> dict[str, Any]:
-    """The content of triptych.json; empty if `folder` is no export of ours. Raises UserError if it was altered."""
+    """The content of triptych.json; empty without such a file, or if its "format" is not FORMAT.
+
+    Raises UserError if its content does not match `Metadata`, so that it must have been altered.
+    """
     content = _json(folder, METADATA_FILE)
     if content.get("format") != FORMAT:
         return {}
@@ -252,7 +260,10 @@ def _metadata(folder: Path | None) -> dict[str, Any]:
 
 
 def _json(folder: Path | None, name: str) -> dict[str, Any]:
-    """The object in a JSON file in `folder`; empty without such a file. Raises UserError if the file is not JSON."""
+    """The object in a JSON file in `folder`; empty without such a file, or if the file holds no object.
+
+    Raises UserError if the file is not JSON.
+    """
     path = None if folder is None else folder / name
     if path is None or not path.is_file():
         return {}

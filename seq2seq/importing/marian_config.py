@@ -7,7 +7,7 @@ from torch import Tensor
 from common.errors import UserError
 
 EOS = 0  # the id of </s> in Marian's vocabularies
-NORM_EPS = 1e-5  # fixed in transformers' Marian
+NORM_EPS = 1e-5  # of the norms; fixed in transformers' Marian
 
 
 def config(model: dict[str, Any], predict: dict[str, Any], entries: int) -> dict[str, Any]:
@@ -46,7 +46,8 @@ def generation(model: dict[str, Any], predict: dict[str, Any], entries: int) -> 
     """The content of generation_config.json: our decoding options, as far as transformers can express them.
 
     Of our length penalties, transformers has only "average", n^alpha. "gnmt" is exported as "average" with the same
-    alpha. In transformers, the maximum length of a translation does not depend on the source.
+    alpha. In transformers, the maximum length of a translation does not depend on the source, so the maximum for the
+    longest source is exported.
     """
     beams = predict["beam"] if predict["method"] == "beam" else 1
     beam_options = {
@@ -94,6 +95,6 @@ def _ids(entries: int) -> dict[str, int]:
 
 
 def _max_length(model: dict[str, Any], predict: dict[str, Any]) -> int:
-    """The maximum length of a translation of the longest source, with its start token; at least `model.longest`."""
+    """The maximum length of a translation of the longest source, with the start token; at least `model.longest`."""
     limit = int(predict["longest_factor"] * model["longest"]) + int(predict["longest_extra"]) + 1
     return max(int(model["longest"]), limit)

@@ -25,8 +25,8 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "swish": nn.
 class PositionOptions:
     """Options of the sine positions, which are added to the embeddings.
 
-    layout: see common/nn/positions.py.
-    first: the position of the first token: 0, or 2 in fairseq.
+    layout: the order of sines and cosines in a position's vector; see common/nn/positions.py.
+    first: the number of the first token's position: 0, or 2 in fairseq.
     """
 
     layout: Layout
@@ -57,12 +57,12 @@ class State:
 
     caches: list[BlockCache]  # one for each block of the decoder
     real: Tensor  # (B, 1, 1, S) boolean: which source tokens are not padding
-    ancestors: Tensor  # (B, W, K) boolean: which of its sentence's K tokens belong to a hypothesis
+    ancestors: Tensor  # (B, W, K) boolean: which of its sentence's K tokens belong to each hypothesis
     tokens: int = 0  # the number of tokens of each hypothesis, including the prompt
 
 
 class Transformer(nn.Module):
-    """Map token ids to logits of the next token.
+    """Map token ids of the source and the target to logits of the target's next token.
 
     `forward` computes the logits at all positions of a known target (teacher forcing). `encode`, `step` and `reorder`
     decode token by token; they are called by common/decoding/.
@@ -107,8 +107,8 @@ class Transformer(nn.Module):
                 (needs a joint vocabulary), "target" (target and output), or "none".
             scaled: whether embeddings are multiplied by sqrt(C) (section 3.4).
             output_bias: whether each entry's logit has a bias, as in Marian.
-            longest: maximum number of source tokens. Since sine positions have no limit, it can be raised for a trained
-                model.
+            longest: maximum number of source tokens, including EOS. Since sine positions have no limit, it can be
+                raised for a trained model.
             positions: see PositionOptions.
             blocks: see TranslatorBlockOptions.
         """
@@ -141,7 +141,7 @@ class Transformer(nn.Module):
 
     @property
     def masks_entries(self) -> bool:
-        """Whether the output bias may mask entries: imports give entries that must not be predicted a bias of -1e9."""
+        """Whether the output bias may mask entries: imports set it to -1e9 for entries that must not be predicted."""
         return self.output_bias is not None
 
     def forward(self, source: Tensor, source_lengths: Tensor, target_in: Tensor) -> Tensor:
@@ -167,7 +167,7 @@ class Transformer(nn.Module):
     def step(self, state: State, tokens: Tensor) -> Tensor:
         """Append a token to each hypothesis: tokens (B * W,) -> logits of the next token (B * W, V).
 
-        In the first call, `tokens` may be prompts (B, N); see common.decoding.contract.
+        `state` is extended in place. In the first call, `tokens` may be prompts (B, N); see common.decoding.contract.
         """
         if tokens.ndim == 2:
             return self._step_prompts(state, tokens)

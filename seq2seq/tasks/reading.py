@@ -36,18 +36,18 @@ class Line(NamedTuple):
     number: int  # counted from 1 over all files of the input
     text: str
     problem: str = ""  # why the line cannot be translated; if it is set, `text` is empty
-    origin: str = ""  # FILE:NUMBER, counted within the file, if the input is several files
+    origin: str = ""  # FILE:NUMBER, counted within the file; empty if there is only one file
 
 
 def lines(input: str, group_size: int) -> Iterator[list[Line]]:
     """Yield groups of 1 to `group_size` consecutive lines of the text file `input`, or of standard input for "-".
 
     If `input` is a pattern such as texts/*.txt, the lines are those of all matching files, one file after the other.
-    From a pipe, a group contains the lines that have arrived, at most `group_size`: a line that arrives alone is a
-    group of one, since no group is delayed until it is full. An empty pipe gives no group. At a terminal, each line is
-    a group, and a prompt asks for the next one until Ctrl-D or Ctrl-C. A line that is not UTF-8 has a `problem`. Raises
-    UserError for a file that is missing, broken, empty or not text, for a pattern that no file matches, and for a pipe
-    whose content is compressed or UTF-16.
+    From a pipe, a group contains the lines that have arrived, at most `group_size`. No group is delayed until it is
+    full, so a line that arrives alone is a group of one. An empty pipe gives no group. At a terminal, each line is a
+    group, and a prompt asks for the next one until Ctrl-D or Ctrl-C. A line that is not UTF-8 has a `problem`. Raises
+    UserError for a folder, for a file that is missing, broken, empty or not text, for a pattern that no file matches,
+    and for a pipe whose content is compressed or UTF-16.
     """
     if input != inputs.STANDARD_INPUT:
         yield from _file_groups(_text_files(input), group_size)
@@ -152,13 +152,13 @@ def _refuse_binary(start: bytes) -> None:
 
 def _is_readable(pipe: int, wait: bool) -> bool:
     """Whether a read would return bytes or the end of the stream at once; with `wait`, wait until it would."""
-    if sys.platform == "win32":  # its select takes no pipes; a group ends with the read that completes a line
+    if sys.platform == "win32":  # Windows' select takes no pipes; a group ends with the read that completes a line
         return wait
     return bool(select.select([pipe], [], [], None if wait else 0)[0])
 
 
 def _read(pipe: int) -> bytes:
-    """Wait for the next bytes, at least one; empty at the end of the stream. Raises UserError if reading fails."""
+    """Wait for and return the next bytes; empty only at the end of the stream. Raises UserError if reading fails."""
     try:
         return os.read(pipe, READ_BYTES)
     except OSError as error:

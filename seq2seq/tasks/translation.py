@@ -31,11 +31,11 @@ from seq2seq.tokenizers import marian as foreign_tokenizers
 from seq2seq.tokenizers.bpe import BOS, EOS, SPECIAL_NAMES
 
 CPU = torch.device("cpu")
-LINES_PER_BATCH = 64  # the most lines of a user's input in one batch
+LINES_PER_BATCH = 64  # maximum number of lines of a user's input in one batch
 
 
 class TranslationState(TypedDict, total=False):
-    """The task's part of a checkpoint; the imported weights of another program may have no tokenizers."""
+    """The task's part of a checkpoint; `tokenizers` may be missing if the weights were imported."""
 
     tokenizers: list[str]  # as JSON: one if joint, otherwise those of source and target
 
@@ -76,7 +76,7 @@ class Translation:
         return {"tokenizers": [source.state()] if source is target else [source.state(), target.state()]}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Use the tokenizers of a checkpoint; raises UserError if it has none, which is common in imported files."""
+        """Use the tokenizers of a checkpoint; raises UserError if it has none, as is common in imported files."""
         states = state.get("tokenizers", [])
         if len(states) not in (1, 2):
             raise UserError(
@@ -87,9 +87,9 @@ class Translation:
         self.data.use(tokenizers[0], tokenizers[-1])
 
     def inherit(self, state: dict[str, Any]) -> None:
-        """With `keep_tokenizers`, use the tokenizers, if any, of the checkpoint from which a new run starts.
+        """With `keep_tokenizers`, use the tokenizers in `state`, if any, before the model is built.
 
-        This is called before the model is built.
+        `state` is the task state of the checkpoint from which a new run starts, or of the run that is resumed.
         """
         if self.keep_tokenizers and state.get("tokenizers"):
             self.restore(state)
@@ -103,14 +103,14 @@ class Translation:
         return {"tokens": float(batch["target_lengths"].sum())}
 
     def sizes(self, batch: Batch) -> dict[str, float]:
-        """The former name of `normalisers`, which subclasses may call for one version."""
+        """The former name of `normalisers`, kept in this version for subclasses that call it."""
         return self.normalisers(batch)
 
     def loss(self, model: nn.Module, batch: Batch, normalisers: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The smoothed cross-entropy in nats, and its part `nll`, the cross-entropy without smoothing.
+        """The cross-entropy with smoothing, and under the key "nll" the cross-entropy without smoothing, in nats.
 
-        Each is summed over the target tokens of the batch and divided by the number of target tokens of the whole step,
-        so that the values of micro-batches sum to the mean of the step.
+        Both are summed over the target tokens of the batch, and divided by the number of target tokens of the whole
+        step, so that the values of micro-batches sum to the mean of the step.
         """
         logits = model(batch["source"], batch["source_lengths"], batch["target_in"])
         masked_entries = bool(getattr(model, "masks_entries", False))
@@ -129,8 +129,8 @@ class Translation:
         the log probability of the target in nats, and `reference_tokens` its number of tokens. A sentence that is
         empty, or only white space, has an empty translation (except with method=given).
 
-        A line of a user that cannot be translated (too long, not UTF-8) has an empty answer with `problem`, the reason.
-        In a batch that is not from `read`, a sentence that is too long raises UserError.
+        A line of a user that cannot be translated, such as one that is too long or not UTF-8, has an empty answer with
+        `problem`, the reason. In a batch that is not from `read`, a sentence that is too long raises UserError.
         """
         problems = _problems(model, batch)
         batch = to_device(batch, next((parameter.device for parameter in model.parameters()), CPU))
@@ -226,7 +226,7 @@ class Translation:
         return list(zip((-losses.double().sum(1)).tolist(), batch["target_lengths"].tolist(), strict=True))
 
     def _attention(self, model: nn.Module, batch: Batch, i: int, tokens: list[int]) -> Tensor:
-        """The last layer's cross-attention when it predicts each token of row `i`'s translation, and EOS: (h, T, S).
+        """The last layer's cross-attention in predicting each token of row `i`'s translation, and EOS: (h, T, S).
 
         T is the number of `tokens` plus 1, and S the number of source tokens, including EOS. Raises UserError for a
         model without cross-attention.
@@ -246,10 +246,10 @@ class Translation:
     def read(self, input: str) -> Iterator[Batch]:
         """Yield batches of the lines of text files or, for "-", of a pipe or a terminal as soon as lines arrive.
 
-        With method=given, each line contains a sentence, a tab and its translation, and blank lines are skipped. The id
-        of a line is its number. A batch also has two dicts. `problems` maps the id of each line that cannot be
-        translated to the reason. `origins` maps the id of each line to its file and its number in this file; it is
-        empty unless there are several files.
+        With method=given, each line contains a sentence, a tab and its translation, and lines that are empty or only
+        spaces are skipped. The id of a line is its number. A batch also has two dicts. `problems` maps the id of each
+        line that cannot be translated to the reason. `origins` maps the id of each line to its file and its number in
+        this file; it is empty if there is only one file.
         """
         for group in lines(input, LINES_PER_BATCH):
             if self.options.method == "given":
@@ -320,8 +320,8 @@ def _problems(model: nn.Module, batch: Batch) -> dict[int, str]:
     """The rows of a batch that cannot be translated, with the reasons.
 
     In a batch from `read`, these are lines for which `read` states a problem, and lines of more tokens than the model's
-    `longest`. In any other batch, a source of more tokens raises UserError: without it, scores would not be those of
-    the whole split.
+    `longest`. In any other batch, a source of more tokens raises UserError: if the sentence were skipped, scores would
+    not be those of the whole split.
     """
     lengths: list[int] = batch["source_lengths"].tolist()
     longest = getattr(model, "longest", max(lengths))
@@ -341,7 +341,10 @@ def _problems(model: nn.Module, batch: Batch) -> dict[int, str]:
 
 
 def _take(batch: Batch, rows: list[int]) -> Batch:
-    """The batch of these rows only, at least one, padded to the longest; values that are not per row are dropped."""
+    """The batch of only these `rows`, at least one, with padding cut to their longest sentences.
+
+    Values that are not tensors or lists with one entry per row are dropped.
+    """
     count = len(batch["ids"])
     taken: Batch = {
         name: value[rows] if isinstance(value, Tensor) else [value[i] for i in rows]

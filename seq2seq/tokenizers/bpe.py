@@ -37,7 +37,7 @@ SPECIAL_SYMBOLS = tuple(chr(0x100100 + special) for special in range(4))
 PRIVATE_USE = r"\x{100000}-\x{100103}"  # the symbols above, as a character range of a regular expression
 SPECIAL_NAMES = ("<pad>", "<s>", "</s>", "<unk>")
 MIN_PAIR_COUNT = 2  # two entries are merged into a new one only if they are adjacent at least this often
-ENCODING_CHUNK = 10_000  # sentences per call of the library; limits the memory of their Python objects
+ENCODING_CHUNK = 10_000  # sentences per call of the library; limits the memory of its Python objects
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +107,7 @@ class Tokenizer:
         self._uncovered = _uncovered_by(alphabet) if options.pieces == "characters" else None
         byte_of = _byte_level() if options.pieces == "bytes" else {symbol: i for i, symbol in enumerate(BYTE_SYMBOLS)}
         content_of = {symbol: bytes([byte]) for symbol, byte in byte_of.items()}
-        # The bytes of each entry, in order of ids. They may begin or end inside a UTF-8 character.
+        # The bytes of each entry, in order of ids. An entry may begin or end inside a UTF-8 character.
         self._contents = [b"".join(content_of.get(c) or c.encode() for c in entry) for entry in entries]
         self._contents[:4] = [b"", b"", b"", "\ufffd".encode()]
 
@@ -120,7 +120,7 @@ class Tokenizer:
     def train(cls, texts: Iterable[str], options: TokenizerOptions, which: str = "") -> "Tokenizer":
         """Train a tokenizer on `texts`. The same texts in the same order give the same entries.
 
-        `which` tells in error messages which texts these are, such as " in German". Raises UserError when
+        `which` is inserted into error messages to name the texts, such as " in German". Raises UserError when
         `options.vocabulary` is too small for the special entries and all single bytes or characters, or larger than the
         number of entries that the texts give.
         """
@@ -266,9 +266,9 @@ def _check_vocabulary(options: TokenizerOptions, alphabet_count: int, which: str
 def _untrained_tokenizer(options: TokenizerOptions) -> tokenizers.Tokenizer:
     """Make a tokenizer without entries. It splits text into parts, and merges never cross the border of two parts.
 
-    A part is a run of letters with their marks, of digits, of other signs, or of spaces. A part of the first three
-    kinds includes one preceding space. Each private-use symbol is a separate part. With `single_digits`, each digit is
-    a separate part without a space.
+    A part is a run of letters with their marks, of digits, of other signs, or of white space. A part of the first three
+    kinds includes the space before it, if there is one. Each private-use symbol is a separate part. With
+    `single_digits`, each digit is a separate part without a space.
     """
     number = r"\p{N}" if options.single_digits else r" ?\p{N}+"
     words = rf" ?[\p{{L}}\p{{M}}]+|{number}|[{PRIVATE_USE}]| ?[^\s\p{{L}}\p{{M}}\p{{N}}{PRIVATE_USE}]+|\s+(?!\S)|\s+"

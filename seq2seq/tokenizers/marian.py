@@ -65,8 +65,9 @@ class SentencePiecesState(TypedDict):
 class SentencePieces:
     """Converts text to ids and back with an imported vocabulary; implements `TextTokenizer`.
 
-    `options` are only shown in summaries. Models with several target languages expect a language code at the start of a
-    text, such as ">>fra<<", which is encoded as one token. Decoding returns the normalised text.
+    `options` describe the tokenizer to callers; encoding and decoding do not use them. Models with several target
+    languages expect a language code at the start of a text, such as ">>fra<<", which is encoded as one token. Decoding
+    returns the normalised text.
     """
 
     special = SPECIAL
@@ -221,8 +222,8 @@ def tokenizer_states(
 ) -> list[str]:
     """Return the states of the source tokenizer and of the target tokenizer in `folder`, as JSON texts.
 
-    `vocabularies` are the ids of their pieces in Marian's numbering. `row_orders` has, for each row of our embeddings,
-    its id in Marian's numbering. The entries of a state are in the order of our rows.
+    `vocabularies` are the ids of their pieces in Marian's numbering. `row_orders` are, for source and target, the id in
+    Marian's numbering of each row of our embeddings. The entries of a state are in the order of our rows.
     """
     states = []
     for name, ids, order in zip(MODEL_FILES, vocabularies, row_orders, strict=True):
@@ -235,7 +236,7 @@ def tokenizer_states(
 
 
 def read_unigram_model(path: Path) -> dict[str, Any]:
-    """Read a SentencePiece unigram model. Returns those fields of `SentencePiecesState` that describe it.
+    """Read a SentencePiece unigram model. Returns all fields of `SentencePiecesState` except `entries` and `joint`.
 
     Pieces that SentencePiece never outputs (control, unused) are left out. Raises UserError for any other file or kind
     of model, for pieces of other types (user-defined, byte), and if the package `sentencepiece` is missing.
@@ -270,7 +271,10 @@ def read_unigram_model(path: Path) -> dict[str, Any]:
 
 
 def _parsed(path: Path) -> Any:
-    """Parse a file as a `ModelProto` of the package `sentencepiece`; raises UserError without the package."""
+    """Parse a file as a `ModelProto` of the package `sentencepiece`.
+
+    Raises UserError if the package is missing, or if the file is not a SentencePiece model.
+    """
     try:
         from google.protobuf.message import DecodeError
         from sentencepiece import sentencepiece_model_pb2 as format

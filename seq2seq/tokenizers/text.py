@@ -39,8 +39,8 @@ class Ragged:
     """Rows of different lengths in one flat array.
 
     Row i is flat[starts[i]:ends[i]]. `flat` has shape (N,); `starts` and `ends` are int64 (n,). Rows may be in any
-    order, with gaps between them. Forked workers share the memory of an array. They would copy that of lists, because
-    reading a Python object changes its reference count.
+    order, with gaps between them. Forked workers share the memory of an array. They would copy the memory of lists,
+    because reading a Python object changes its reference count.
     """
 
     flat: NDArray[Any]
@@ -122,12 +122,12 @@ def read_two_files(source: Path, target: Path) -> tuple[Lines, Lines, list[str]]
 def read_tabbed(path: Path) -> tuple[Lines, Lines, list[str]]:
     """Read a file with source, tab, target in every line.
 
-    Returns the source lines, the target lines, and notes on what was not read. Blank lines at the end are left out. If
-    every line has the same number of columns, three or more, the first two columns are read.
+    Returns the source lines, the target lines, and notes on what was not read. Lines at the end that are empty or only
+    spaces are left out. If every line has the same number of columns, three or more, the first two columns are read.
 
     Raises UserError for a file that cannot be read, and for a line without a tab or with another number of columns than
-    the first line. It is also raised if there are three or more columns and one of the first two has only numbers,
-    since the sentences are then in other columns.
+    the first line. Also raises UserError if there are three or more columns and one of the first two has only numbers,
+    because then the sentences must be in other columns.
     """
     lines = read_lines(path)
     count = len(lines)
@@ -182,7 +182,7 @@ def _refuse_numbers(path: Path, sides: tuple[Lines, Lines]) -> None:
 def read_lines(path: Path, *, check_lines: bool = True) -> Lines:
     """Read a file's lines without line ends; raises UserError if it is missing, broken, empty or not UTF-8.
 
-    With check_lines=False, a file with invalid UTF-8 raises no error unless it also has a null byte. The caller must
+    With check_lines=False, a file with invalid UTF-8 raises an error only if it also has a null byte. The caller must
     then handle invalid lines when decoding them.
     """
     content = _content(path).removeprefix(BYTE_ORDER_MARK)
@@ -222,7 +222,8 @@ def refuse_carriage_returns(content: bytes, name: str) -> None:
 def _content(path: Path) -> bytes:
     """Read a file's bytes and decompress them if they begin like those of gzip, bzip2 or xz.
 
-    The file's name plays no role. Raises UserError for a file that cannot be read, or is compressed in another format.
+    The ending of the file's name is not considered. Raises UserError for a file that cannot be read, or that is
+    compressed in another format.
     """
     try:
         with open_regular(path) as file:

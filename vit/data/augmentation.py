@@ -1,7 +1,7 @@
 """Augment training images: `view` augments one image of any size, `views` a stack of small images on the device.
 
 A view is an augmented copy of an image. All its random choices are computed from one vector of uniform numbers, which
-is sampled before the image is processed and depends only on (seed, epoch, index of the image, index of the view). So
+is sampled before the image is processed and depends only on (seed, epoch, index of the sample, index of the view). So
 each image of a stack has its own random choices, which depend neither on the device nor on the other images of the
 stack.
 
@@ -32,9 +32,11 @@ from vit.data.policies import Policy
 Interpolation = Literal["bilinear", "bicubic"]
 BOX_ATTEMPTS = 10  # attempts to find a box that fits into the image, as in torchvision
 ERASED_AREA = (0.02, 0.33)  # least and greatest share of the image's area, as in torchvision's RandomErasing
-ERASED_RATIO = (0.3, 3.3)  # least and greatest ratio of width to height, as in torchvision's RandomErasing
+# Least and greatest ratio of an erased box's width to its height. torchvision's RandomErasing has the same limits for
+# the ratio of height to width.
+ERASED_RATIO = (0.3, 3.3)
 
-# Where in a view's vector of uniform numbers each step of augmentation finds its numbers.
+# The indices, in a view's vector of uniform numbers, of the numbers that each step of augmentation uses.
 _CROP_UNIFORMS = slice(0, 2 * BOX_ATTEMPTS + 2)
 _FLIP_UNIFORM = _CROP_UNIFORMS.stop
 _ERASES_UNIFORM = _FLIP_UNIFORM + 1  # decides whether to erase
@@ -50,8 +52,8 @@ class Augmentation:
     """Options of augmentation, in the order in which its steps are applied. Each view makes its own random choices.
 
     crop: "resized" crops a random box and resizes it to the size of the model's input. "none" resizes the image to
-        cover this size and crops its centre. "padded" does the same, adds a border of zeros and crops at a random
-        position.
+        cover this size and crops its centre. "padded" does the same as "none", then adds a border of zeros and crops
+        this size at a random position.
     scale: least and greatest area of a "resized" box, as a share of the image's area.
     ratio: least and greatest ratio of a "resized" box's width to its height.
     padding: width of the border of a "padded" crop in pixels.
@@ -205,9 +207,9 @@ def _random_boxes(
 ) -> np.ndarray:
     """Choose random boxes (N, 4) top, left, height, width in pixels, from uniform `numbers` (N, 22) in [0, 1).
 
-    Each of ten attempts has a random area and a random ratio of width to height within the limits. The first attempt
-    that fits into the image becomes the box. If none fits, the box is the largest centred one with a ratio within the
-    limits.
+    Each of ten attempts has a random area (`scale` limits its share of the image's area) and a random ratio of width to
+    height (limited by `ratio`). The first attempt that fits into the image becomes the box. If none fits, the box is
+    the largest centred one with a ratio within the limits.
     """
     share = scale[0] + (scale[1] - scale[0]) * numbers[:, :BOX_ATTEMPTS]
     low, high = np.log(ratio)

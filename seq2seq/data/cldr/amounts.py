@@ -48,7 +48,7 @@ UNIT_RATES = (  # of rates such as liters per minute: numerator and denominator
 
 
 def number_forms() -> list[Form]:
-    """Forms of whole numbers and of decimal numbers, which are negative with a probability of 1/4."""
+    """Forms of whole numbers and of decimal numbers; both are negative with a probability of 1/4."""
     format = lambda locale, value: numbers.format_decimal(value, locale=locale)  # noqa: E731
     return [
         Form(name="whole", kind="whole", sample=_sample_whole, format=format, key=_key("number")),
@@ -130,7 +130,10 @@ def money_forms(currencies: Sequence[str], source: Locale) -> list[Form]:
 
 
 def rate_forms(currencies: Sequence[str], source: Locale) -> list[Form]:
-    """Forms of prices per unit ("$5 per hour") and of measures per unit ("3 grams per liter"); see `money_forms`."""
+    """Forms of prices per unit ("$5 per hour") and of measures per unit ("3 grams per liter").
+
+    The arguments are those of `money_forms`.
+    """
     distinct = with_unique_symbols(currencies, source)
     forms = [
         Form(
@@ -190,7 +193,7 @@ def unit_forms() -> list[Form]:
 
 
 def with_unique_symbols(currencies: Sequence[str], locale: Locale) -> list[str]:
-    """Those of `currencies` with a symbol in this locale that differs from the symbols of all others."""
+    """The currencies whose symbol in this locale differs from the symbols of all other `currencies`."""
     symbols = [visible_text(numbers.get_currency_symbol(code, locale)) for code in currencies]
     return [code for code, symbol in zip(currencies, symbols, strict=True) if symbols.count(symbol) == 1]
 

@@ -47,7 +47,7 @@ class Cldr(SentencePairs):
         super().__post_init__()
 
     def load(self, split: Split) -> dict[Split, Corpus]:
-        """Generate all three splits, whichever `split` is."""
+        """Generate all three splits, regardless of `split`."""
         counts: dict[Split, int] = {"train": self.train_count, "val": self.val_count, "test": self.test_count}
         locales = find_locale("source", self.source), find_locale("target", self.target)
         sampled = phrases.sample_splits(*locales, seed=self.seed, counts=counts)
@@ -90,7 +90,7 @@ def _corpus(pairs: list[phrases.Pair], notes: list[str]) -> Corpus:
 
 
 def _notes(sampled: phrases.SampledSplits) -> list[str]:
-    """Notes for the summary: the number of train's phrases in each category, and what was left out."""
+    """Notes for the summary: the number of train's phrases by category and of single names, and what was left out."""
     train = sampled.splits["train"]
     counts = Counter(pair.category for pair in train)
     notes = [", ".join(f"{name} {counts[name]:,}" for name in CATEGORY_SHARES if name in counts)]

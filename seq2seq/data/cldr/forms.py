@@ -1,4 +1,4 @@
-"""The two parts of a phrase: a value, such as a date, and a form, which is a way to print the value in any locale."""
+"""Forms and categories of phrases. A form is a way to print values of one kind, such as dates, in any locale."""
 
 import unicodedata
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -10,13 +10,13 @@ from babel import Locale
 
 Formatter = Callable[[Locale, Any], str]  # prints a value in a locale
 Words = tuple[Hashable, ...]  # identifiers of the names and word forms in a text; see Form.words
-Name = tuple[str, Any]  # a list of names ("countries") and a code in this list ("DE")
+Name = tuple[str, Any]  # the name of a list ("countries") and a code in this list ("DE")
 TextPair = tuple[str, str]  # a text in the source locale and its translation in the target locale
 LocalePair = tuple[Locale, Locale]  # source and target
 
 
 def no_words(locale: Locale, value: Any) -> Words:
-    """Return no words: the default `Form.words`, for forms that print only digits and signs."""
+    """Return no words. With this default of `Form.words`, values may be in val and test whatever train contains."""
     return ()
 
 
@@ -26,14 +26,14 @@ class Form:
 
     name: unique among the forms of the same category and kind.
     kind: the kind of value that the form prints, such as "date"; several forms may print the same kind.
-    sample: returns a random value.
+    sample: returns a value sampled with the given random generator.
     format: returns a value's text in a locale; raises LookupError if the locale's tables lack an entry for it.
     key: returns a value's key. All values with the same key are in the same split.
-    words: returns the names and word forms in a value's text in a locale. A value is in val or test only if train
-        contains all of them.
+    words: returns the names and word forms in a value's text in a locale. A phrase is in val or test only if train
+        contains all its words of both locales.
     frequency: how often the form is sampled, relative to the other forms of its category.
-    rivals: forms before this one in the category that, for some values, print the same source text but another target
-        text. This form does not print these values.
+    rivals: earlier forms of the category that print, for some values, the same source text as this form but another
+        target text. This form does not print these values.
     """
 
     name: str
@@ -50,8 +50,8 @@ class Form:
 class Category:
     """A category of phrases: forms that share one quota of phrases in each split.
 
-    `names` are the names that the forms combine, such as those of countries, in both locales. A single name is a
-    phrase, too.
+    `names` are the names that the forms combine, such as those of countries, with their texts in both locales. Each
+    name alone is a phrase, too.
     """
 
     name: str

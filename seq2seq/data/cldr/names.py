@@ -67,7 +67,7 @@ def _names_by_code(list_name: str, table: Any, is_included: Callable[[str], bool
 
 
 def _is_country(code: str) -> bool:
-    """Whether a territory code of CLDR stands for a country or a territory of one.
+    """Whether a territory code of CLDR stands for a country or for a territory of a country.
 
     Other codes are numbers (continents and regions), unions (EU, EZ, UN), outlying Oceania (QO), pseudo-locales (XA,
     XB) and "unknown" (ZZ).
@@ -76,9 +76,10 @@ def _is_country(code: str) -> bool:
 
 
 def _is_language(code: str) -> bool:
-    """Whether a code of CLDR stands for one language, without a country or script; see `dialects` for those.
+    """Whether a code of CLDR stands for one language without a country or script: de, but not de_AT.
 
-    mis, mul, und and zxx stand for uncoded, several, an undetermined and no language.
+    The codes mis, mul, und and zxx are excluded. They stand for an uncoded language, several languages, an undetermined
+    language and no language.
     """
     return len(code) in (2, 3) and code.isalpha() and code not in ("mis", "mul", "und", "zxx")
 
@@ -116,8 +117,8 @@ def enumerations(names: Mapping[Name, TextPair], locales: LocalePair) -> list[Fo
 def dialects(names: Mapping[Name, TextPair], locales: LocalePair) -> list[Form]:
     """The form of languages with a country, a script or both: "German (Austria)".
 
-    It prints the combinations for which CLDR has a locale and both locales have the names. If there are none, the list
-    of forms is empty.
+    It prints the combinations for which CLDR has a locale without a variant, and for which both `locales` have the
+    names of all parts. If there are no such combinations, the list of forms is empty.
     """
     parts_by_dialect: dict[Locale, tuple[Name, ...]] = {}
     for locale in map(Locale.parse, sorted(localedata.locale_identifiers())):

@@ -19,7 +19,7 @@ MAX_IDLE_SAMPLES = 5000  # after so many consecutive samples without a new phras
 
 
 class Pair(NamedTuple):
-    """One phrase in both languages."""
+    """One phrase in both locales."""
 
     category: str
     source: str  # the text in the source locale
@@ -38,11 +38,12 @@ class SampledSplits(NamedTuple):
 def sample_splits(source: Locale, target: Locale, *, seed: int, counts: Mapping[Split, int]) -> SampledSplits:
     """Sample phrases of every category that both locales have.
 
-    The result depends only on the arguments and Babel's tables. No two phrases have sources that look alike
-    (`visible_text`). A value (a date, an amount, a set of names) is in one split only, and in the same split for any
-    `counts`. Val and test contain only names and word forms that are in train. Each category has its share
-    (CATEGORY_SHARES) of every split. But train contains all single names, so if train is small, categories with many
-    names have more than their share of it. Raises UserError when a split cannot have its count.
+    The result depends only on the arguments and Babel's tables. No two phrases have sources with the same
+    `visible_text`. A value (a date, an amount, a set of names) is in one split only, and in the same split for any
+    `counts`. Val and test contain only names and word forms that are in train. The sizes of the categories in a split
+    are in proportion to CATEGORY_SHARES, with one exception: train contains all single names, so if train is small,
+    categories with many names exceed their share of it. Raises UserError if the locales have too few phrases for one of
+    `counts`, or if train's count is below the number of single names.
     """
     locales = (independent_copy(source), independent_copy(target))
     categories, missing, ambiguous = available_categories(locales)
@@ -130,7 +131,7 @@ class _Registry:
         return False
 
     def remove_untrained_words(self, samplers: "list[_CategorySampler]") -> None:
-        """Remove the phrases of val and test with words that are no longer in train.
+        """Remove the phrases of val and test that contain words which are no longer in train.
 
         Train loses words when `add` removes an ambiguous phrase from it. Usually no phrase has to be removed here.
         """
@@ -158,7 +159,7 @@ class _CategorySampler:
         return [split for split, quota in self.quotas.items() if len(self.phrases[split]) < quota]
 
     def fill(self) -> None:
-        """Sample until every split is complete; raises UserError when MAX_IDLE_SAMPLES in a row add no phrase."""
+        """Sample until every split is complete; raises UserError if MAX_IDLE_SAMPLES samples in a row add no phrase."""
         idle = 0
         while incomplete := self.incomplete_splits():
             idle = 0 if self._sample() else idle + 1

@@ -1,4 +1,4 @@
-"""The categories of phrases that two locales can both print. Sampled values are printed to find them."""
+"""Find the categories of phrases that two locales can both print, by printing sampled values."""
 
 import copy
 from collections.abc import Iterable, Mapping
@@ -27,13 +27,16 @@ CATEGORY_SHARES = {  # the fraction of every split that each category has
     **{"money": 0.10, "rates": 0.05, "units": 0.11, "percentages": 0.04, "numbers": 0.05, "compact": 0.05},
     **{"countries": 0.07, "languages": 0.08, "currencies": 0.05, "calendar": 0.03},
 }
-MIN_NAMES = 12  # of a category; fewer names give hardly any combinations
+MIN_NAMES = 12  # categories with fewer names are left out: they give hardly any combinations
 PROBE_COUNT = 60  # sampled values with which each form is tested; see `printable_forms`
-ROOT, JANUARY_IN_ROOT = "root", "M01"  # CLDR's root locale has no language; "M01" is its January
+ROOT, JANUARY_IN_ROOT = "root", "M01"  # CLDR's root locale has no language; "M01" is its name of January
 
 
 def available_categories(locales: LocalePair) -> tuple[list[Category], list[str], int]:
-    """The categories that both locales can print, the names of the other ones, and the number of ambiguous names."""
+    """The categories that both locales can print, the names of all other categories, and the number of ambiguous names.
+
+    Ambiguous names are left out of the categories; see `shared_names`.
+    """
     names, ambiguous = shared_names(locales)
     if not _have_months(locales):
         names["calendar"] = {}
@@ -63,7 +66,7 @@ def _date_and_time_forms(locales: LocalePair) -> dict[str, list[Form]]:
     forms = {"times": time_forms()}
     if _have_months(locales):
         forms |= {"dates": date_forms(), "datetimes": datetime_forms(), "ranges": range_forms()}
-    probe = ("day", 3)  # the root prints "+3 d"
+    probe = ("day", 3)  # the root and locales without words for it print "+3 d"
     if all(format_relative("long", locale, probe) != format_relative("long", root, probe) for locale in locales):
         forms["relative"] = relative_forms()
     return forms
@@ -103,7 +106,7 @@ def independent_copy(locale: Locale) -> Locale:
 
 
 def _with_all_plurals(patterns: Mapping[str, str], plurals: Iterable[str]) -> dict[str, str]:
-    """A unit's patterns by plural form; a missing pattern is that of "other", if there is one."""
+    """A unit's patterns by plural form; a missing pattern is replaced by that of "other", if "other" is present."""
     return dict.fromkeys(plurals, patterns["other"]) | dict(patterns) if "other" in patterns else dict(patterns)
 
 
@@ -111,8 +114,8 @@ def printable_forms(forms: list[Form], locales: LocalePair) -> list[Form]:
     """The forms of a category that both locales can print, with their rivals (Form.rivals) set.
 
     Each form prints PROBE_COUNT values. It is left out if it fails for any of them. It is also left out if, for at
-    least half of them, an earlier form prints the same source with another target: the Japanese source "2021年1月3日"
-    has the targets "January 3, 2021" and "Jan 3, 2021".
+    least half of them, an earlier form prints the same source with another target. For example, two forms print the
+    Japanese source "2021年1月3日", one with the target "January 3, 2021" and the other with "Jan 3, 2021".
     """
     probes: dict[str, list[Any]] = {}  # values by kind
     earlier: dict[tuple[str, int, str], tuple[str, Form]] = {}  # (kind, number of the probe, source): (target, form)
@@ -137,7 +140,7 @@ def printable_forms(forms: list[Form], locales: LocalePair) -> list[Form]:
 
 
 def format_pair(locales: LocalePair, form: Form, value: Any) -> TextPair:
-    """The value's text in both locales; raises LookupError if Babel or a locale's tables cannot print it."""
+    """The value's text in both locales; raises LookupError if a locale cannot print it or prints only white space."""
     try:
         source, target = (form.format(locale, value) for locale in locales)
     except (UnknownUnitError, NotImplementedError) as error:

@@ -1,7 +1,8 @@
-"""Forms of dates, times of day, both together, their ranges, and relative times in any locale.
+"""Forms of dates, times of day, dates with a time of day, ranges, and relative times, in any locale.
 
-A form (see forms.py) is a format of CLDR: one of its four lengths, a skeleton (a list of fields such as yMMMd, Unicode
-Technical Standard 35, part 4, "Available Formats"), or an interval format.
+Each form (see forms.py) prints one format of CLDR: one of the four lengths of dates and times (full, long, medium,
+short), a skeleton (a list of fields such as yMMMd, Unicode Technical Standard 35, part 4, "Available Formats"), an
+interval format, or one of the three lengths of relative times (long, short, narrow).
 """
 
 from collections.abc import Callable
@@ -23,7 +24,7 @@ UNIT_SECONDS = {  # the number of seconds that Babel counts for each unit
     **{"hour": 3600, "minute": 60, "second": 1},
 }
 NEXT_LONGER = {"narrow": "short", "short": "long"}  # the length that replaces a missing one in relative times
-MAX_DISTANCE = 400  # of a relative time, counted in its unit
+MAX_DISTANCE = 400  # counts of relative times, in any unit, are below this number
 
 
 def date_forms() -> list[Form]:
@@ -72,7 +73,7 @@ def time_forms() -> list[Form]:
 
 
 def datetime_forms() -> list[Form]:
-    """Forms of a date with a time of day in CLDR's four lengths; lengths with a time zone print UTC."""
+    """Forms of a date with a time of day in CLDR's four lengths; if a length has a time zone, it is UTC."""
     return [
         _date_form(name, "moment", _sample_moment, _datetime_formatter(name), 1.0)
         for name in ("long", "full", "medium", "short")
@@ -177,7 +178,10 @@ def _sample_times(rng: Random) -> tuple[datetime, datetime]:
 
 
 def _sample_distance(rng: Random) -> tuple[str, int]:
-    """A unit and a count up to MAX_DISTANCE, small counts more often; half of the counts are negative (the past)."""
+    """A unit and a count from 1 to MAX_DISTANCE - 1, with a random sign; a negative count is in the past.
+
+    Small counts are more frequent.
+    """
     unit = rng.choice([*UNIT_SECONDS])
     return unit, rng.choice((-1, 1)) * (1 + int((MAX_DISTANCE - 1) * rng.random() ** 2))
 
@@ -214,7 +218,7 @@ def _interval_formatter(skeleton: str) -> Formatter:
 
 
 def _date_form(name: str, kind: str, sample: Callable[[Random], Any], format: Formatter, frequency: float) -> Form:
-    # A moment has the key of its date, so that both are in the same split.
+    # A date with a time (kind "moment") has the key of the date, so that both are in the same split.
     key = partial(_date_key, "date" if kind == "moment" else kind)
     return Form(
         name=name, kind=kind, sample=sample, format=format, key=key, words=_date_words(name), frequency=frequency
