@@ -158,8 +158,8 @@ class SweepJob:
 class StopFile(NamedTuple):
     """A request to a sweep's child processes to stop.
 
-    The request is made when the file `path` appears, or when the sweep's process ends. `sweep_pid` is the id of this
-    process.
+    The request is made when the file `path` appears, or when the sweep's process ends. `sweep_pid` is the id of the
+    sweep's process.
     """
 
     path: Path

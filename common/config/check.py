@@ -146,8 +146,9 @@ def _read(path: str, where: str) -> type[Options]:
 def _target(section: Any, key: str, trust: Sequence[str]) -> type[Options]:
     """Read the signature of the class that a section's `_target_` names.
 
-    Raises UserError unless the class is defined in a module of detr, vit, seq2seq or a package in `trust`. A path that
-    only begins with one of these names is refused: detr.models.detector.torch.os.system is `os.system`.
+    Raises UserError unless the class is defined in a module of detr, vit, seq2seq or a package in `trust`. It is not
+    sufficient that a path begins with one of these names: detr.models.detector.torch.os.system, for example, is
+    `os.system`.
     """
     path = section.get("_target_") if isinstance(section, dict) else None
     if not isinstance(path, str) or "." not in path:

@@ -176,7 +176,8 @@ class ImageFolder:
     def set_learnt_classes(self, names: Sequence[str]) -> None:
         """Set the classes of a trained model.
 
-        `classes` returns them if train is missing and the folders of val and test have no other classes.
+        `classes` returns them if no folder of train is configured or found, and the folders of val and test have no
+        other classes.
         """
         self._learnt, self._classes, self._listings = list(names), [], {}
 
@@ -325,7 +326,7 @@ class ImageFolder:
 
     @property
     def _folders(self) -> dict[Split, Path]:
-        """The folders of the splits that have one, by split."""
+        """The folder of each split, by split. Splits without a folder are absent."""
         return self._layout.folders
 
     def _is_cut(self, split: Split) -> bool:

@@ -79,12 +79,12 @@ class InMemory(ABC):
         return [self.augmentation.repeats if split == "train" else 1] * self.count(split)
 
     def sample(self, split: Split, index: int, generator: torch.Generator | None) -> dict[str, Any]:
-        """Return `split`, `rows`, a list with the image's index in the split, and `labels`, a list with its label.
+        """Return a dict with `split`, `rows` (a list with the image's index) and `labels` (a list with its label).
 
         With a generator, the sample also has `uniforms` (views, UNIFORMS_PER_VIEW), the random numbers of each view. If
         the augmentation then mixes images, the index and the label of a random partner are the second items of `rows`
-        and `labels`, and `uniforms` holds the numbers of the image's views first and those of the partner's views after
-        them.
+        and `labels`. `uniforms` then holds the numbers of the image's views first and those of the partner's views
+        after them.
         """
         labels = self._split(split)[1]
         sample: dict[str, Any] = {"split": split, "rows": [index], "labels": [int(labels[index])]}

@@ -97,8 +97,8 @@ def adopt(content: dict[str, Any], classes: list[str] | None, image_size: tuple[
 
     Args:
         content: the file's tensors by name, or a dict that holds them under a key such as those in `WRAPPERS`.
-        classes: names of the data's classes; None if unknown. If there are as many as the file's head has outputs, or
-            if the file has no head, these names become the model's classes. Otherwise, the model's classes are named
+        classes: names of the data's classes; None if unknown. If the file's head has this number of outputs, or if
+            the file has no head, these names become the model's classes. Otherwise, the model's classes are named
             "class 0", "class 1", ...
         image_size: (H, W) of the config in pixels; None if unknown. If an image of this size has as many patches as the
             file has positions, its grid of patches is assumed to be the file's grid. For big_vision's files without

@@ -90,7 +90,7 @@ class Classification:
         }
 
     def state(self) -> dict[str, Any]:
-        """Return the names of the classes, by index."""
+        """Return {"classes": the names of the classes, by index}."""
         return {"classes": self.classes}
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -209,7 +209,8 @@ class Classification:
         """Compute the attention to each patch.
 
         Returns (B, heads, h, w), the attention in the layer `layer`, or (B, 1, h, w), the rollout over the layers up to
-        it. Raises UserError if the model lacks an attribute by which patches are located, or if it has no such layer.
+        this one. Raises UserError if the model lacks an attribute by which patches are located, or if it has no such
+        layer.
         """
         if not all(hasattr(model, name) for name in ("patches", "pooling", "before_patches")):
             raise UserError(
@@ -341,7 +342,7 @@ class Classification:
         ]
 
     def alarms(self, answers: list[Answer]) -> list[str]:
-        """Return a warning if all of the latest answers are of the same class; otherwise an empty list.
+        """Return a warning if all `answers` are of the same class; otherwise an empty list.
 
         There is no warning for fewer than 10 answers.
         """
