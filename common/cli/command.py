@@ -19,7 +19,7 @@ PREFIX = "triptych "  # `main` sets sys.argv[0] to this plus the command's name
 
 
 def main() -> None:
-    """Run the door or script that the first argument names as `__main__`, and pass it the other arguments.
+    """Run the door or script that the first argument names, as `__main__`, and pass it the other arguments.
 
     Without arguments, or with --help, the list of commands is printed. An unknown command ends with exit code 2.
     """
@@ -42,24 +42,25 @@ def main() -> None:
 def commands() -> dict[str, Path]:
     """Map the name of each command to its file. The commands are the doors and the files in scripts/.
 
-    In a script's name, hyphens replace underscores. readme_figure.py is no command.
+    A command has the name of its file without .py, with hyphens instead of underscores. readme_figure.py is not a
+    command.
     """
     scripts = sorted(file for file in (ROOT / "scripts").glob("*.py") if file.stem not in ("__init__", "readme_figure"))
     return {file.stem.replace("_", "-"): file for file in (*(ROOT / f"{door}.py" for door in DOORS), *scripts)}
 
 
 def own_name(door: str | None = None) -> list[str]:
-    """The words of the command that started this process, without arguments: ["python", FILE] or ["triptych", NAME].
+    """Return the words of the command that started this process, without its arguments.
 
-    FILE is the path as typed, or `door`.py if `door` is given.
+    They are ["python", FILE] or ["triptych", NAME]. FILE is the path as typed, or `door`.py if `door` is given.
     """
     return sys.argv[0].split() if sys.argv[0].startswith(PREFIX) else ["python", f"{door}.py" if door else sys.argv[0]]
 
 
 def to_run(file: str) -> str:
-    """The command that runs `file`, such as "train.py".
+    """Return the command that runs the door or script `file`, a path such as "train.py".
 
-    It is "triptych train" if the command `triptych` started this process, and "python train.py" otherwise.
+    The command is "triptych train" if the command `triptych` started this process, and "python train.py" otherwise.
     """
     is_triptych = sys.argv[0].startswith(PREFIX)
     return PREFIX + Path(file).stem.replace("_", "-") if is_triptych else f"python {file}"
@@ -72,7 +73,10 @@ def _usage(files: dict[str, Path]) -> str:
 
 
 def _summary(file: Path) -> str:
-    """The first line of a file's docstring, up to an example in backticks. The file is parsed, but not executed."""
+    """Return the first line of a file's docstring, without the example in backticks that may follow a colon.
+
+    The file is parsed, but not executed.
+    """
     text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
     return text.partition("\n")[0].partition(": `")[0].rstrip(".")
 

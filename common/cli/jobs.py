@@ -1,4 +1,4 @@
-"""Run a script in a child process and forward signals to it; run one of a sweep's runs and record its status."""
+"""Run a script in a child process and forward signals to it; execute one run of a sweep and record its status."""
 
 import contextlib
 import json
@@ -27,7 +27,7 @@ from common.machine import console
 
 STATUS_FOLDER = ".notes"  # in a sweep's folder: holds a file for each run that was refused, failed or was stopped
 STOP_FILE = ".halt"  # in a sweep's folder: exists while the sweep asks its runs to stop
-POLL_SECONDS = 0.5  # from one check of the stop file to the next
+POLL_SECONDS = 0.5  # time between two checks of the stop file
 
 
 class ProcessResult(NamedTuple):
@@ -40,9 +40,9 @@ class ProcessResult(NamedTuple):
 def run_script(script: Path, arguments: Sequence[str], output: Path) -> ProcessResult:
     """Run a Python script until it exits. Its standard output and standard error are appended to the file `output`.
 
-    Signals are forwarded to the script's process (see `forwarded_signals`), which gets a session of its own. In the
-    session of this process, it would receive each Ctrl-C twice, once from the terminal and once forwarded, and the
-    second Ctrl-C ends a run without a checkpoint.
+    Signals to this process are forwarded to the script's process (see `forwarded_signals`). The script's process is
+    started in a new session of the operating system. In this process's session, it would receive each Ctrl-C twice,
+    once from the terminal and once forwarded, and a second Ctrl-C ends a run without a checkpoint.
     """
     with open(output, "ab") as file:
         command = [sys.executable, str(script), *arguments]
@@ -53,11 +53,11 @@ def run_script(script: Path, arguments: Sequence[str], output: Path) -> ProcessR
 
 @contextlib.contextmanager
 def forwarded_signals(send: Callable[[int], object]) -> Iterator[list[str]]:
-    """A context in which SIGINT, SIGTERM and SIGHUP are passed to `send` instead of the former handlers.
+    """Create a context in which SIGINT, SIGTERM and SIGHUP are passed to `send` instead of the former handlers.
 
-    Yields a list to which the name of each received signal is appended. A signal that the process ignores, such as
-    SIGHUP under nohup, stays ignored. Python can set signal handlers in its main thread only, so in any other thread no
-    signal is forwarded.
+    `send` is called with the number of the signal. The context manager yields a list to which the name of each received
+    signal is appended. A signal that the process ignores, such as SIGHUP under nohup, stays ignored. Python can set
+    signal handlers only in its main thread, so in any other thread no signal is forwarded.
     """
     received: list[str] = []
 
@@ -91,7 +91,7 @@ NO_STATUS = RunStatus("open", "it has not begun, still runs, or was killed.")
 
 
 class SweepJob:
-    """The function that a Hydra launcher calls for each run, in the sweep's process or, after pickling, in another."""
+    """A callable that a Hydra launcher calls for each run, in the sweep's process or, after pickling, in another."""
 
     def __init__(
         self,
@@ -114,11 +114,12 @@ class SweepJob:
         self.working_folder = working_folder
 
     def __call__(self, composed: DictConfig) -> float | None:
-        """Run the job in the run's folder; returns the goal's value, or None if the run did not finish.
+        """Run the job in the run's folder; returns the value that the job returns, or None if the run did not finish.
 
-        An error is not raised, but printed and written to the run's status file. In the sweep's own process, a signal
-        raises Stopped or KeyboardInterrupt, which ends the sweep. In another process, a signal ends only this run, and
-        nothing is raised: after an exception, the launcher would kill the other runs while they write checkpoints.
+        An error is not raised, but printed and written to the run's status file; if the folder is in use by another
+        process, the error is only printed. In the sweep's own process, a signal raises Stopped or KeyboardInterrupt,
+        which ends the sweep. In another process, a signal ends only this run, and nothing is raised: after an
+        exception, the launcher would kill the other runs while they write checkpoints.
         """
         if self.working_folder and self.working_folder not in sys.path:
             sys.path.append(self.working_folder)
@@ -157,7 +158,8 @@ class SweepJob:
 class StopFile(NamedTuple):
     """A request to a sweep's child processes to stop.
 
-    It is made when the file `path` appears, or when the sweep's process, whose id is `sweep_pid`, ends.
+    The request is made when the file `path` appears, or when the sweep's process ends. `sweep_pid` is the id of the
+    sweep's process.
     """
 
     path: Path
@@ -168,7 +170,7 @@ class StopFile(NamedTuple):
         return self.path.exists() or self.is_orphaned()
 
     def is_orphaned(self) -> bool:
-        """Whether the sweep's process, the parent of this one, is gone."""
+        """Whether the sweep's process, the parent of this one, has ended."""
         return os.getppid() != self.sweep_pid
 
 
@@ -177,11 +179,11 @@ StopFileContext = contextlib.AbstractContextManager[tuple[StopFile | None, list[
 
 @contextlib.contextmanager
 def signals_to_stop_file(sweep: Path) -> Iterator[tuple[StopFile, list[str]]]:
-    """A context in which a signal to the sweep's process creates the stop file, which its child processes poll.
+    """Create a context in which a signal to the sweep's process creates the stop file, which its child processes poll.
 
-    Yields the stop file and the growing list of the received signals' names. Ctrl-C in a terminal and `kill` therefore
-    have the same effect: each run writes a checkpoint, and the sweep waits for all of them. A second Ctrl-C raises
-    KeyboardInterrupt, which ends the sweep at once.
+    Ctrl-C in a terminal and `kill` have the same effect: each run writes a checkpoint, and the sweep waits for all
+    runs. A second Ctrl-C raises KeyboardInterrupt, which ends the sweep at once. The context manager yields the stop
+    file and a list to which the name of each received signal is appended.
     """
     stop_file = StopFile(sweep / STOP_FILE, os.getpid())
     stop_file.path.unlink(missing_ok=True)  # left by a sweep that was killed
@@ -207,17 +209,17 @@ def signals_to_stop_file(sweep: Path) -> Iterator[tuple[StopFile, list[str]]]:
 
 @contextlib.contextmanager
 def _stopped_by(stop_file: StopFile) -> Iterator[None]:
-    """A context in which a request by `stop_file` interrupts the run, as SIGTERM would.
+    """Create a context in which a request by `stop_file` interrupts the run in the same way as SIGTERM.
 
-    Ctrl-C is ignored in this context. A terminal sends it to this process as well as to the sweep's process, perhaps
-    before the run has set its handlers. The sweep's process turns it into the stop file.
+    Ctrl-C is ignored in this process, because the sweep's process turns it into the stop file. A terminal sends Ctrl-C
+    to both processes, and it may arrive here before the run has set its signal handlers.
     """
     finished = threading.Event()
 
     def watch() -> None:
         while not finished.wait(POLL_SECONDS):
             if stop_file.stop_requested():
-                interrupt_main(signal.SIGTERM)  # has no effect until the run has set its handler
+                interrupt_main(signal.SIGTERM)  # has no effect before the run has set its handler
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=watch, daemon=True).start()
@@ -233,12 +235,12 @@ def clear_status(folder: Path) -> None:
 
 
 def statuses_in(sweep: Path) -> dict[Path, RunStatus]:
-    """Map the folder of each run that has a status file in the folder `sweep` to its status."""
+    """Map the folder of each run that has a status file in the sweep's folder `sweep` to the run's status."""
     return {sweep / file.stem: status_of(sweep / file.stem) for file in sorted((sweep / STATUS_FOLDER).glob("*.json"))}
 
 
 def status_of(folder: Path) -> RunStatus:
-    """The status of the unfinished run in `folder`; NO_STATUS if it has no readable status file."""
+    """Return the status of the unfinished run in `folder`; NO_STATUS if it has no readable status file."""
     try:
         return RunStatus(**json.loads(_status_file(folder).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):

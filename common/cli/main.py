@@ -5,11 +5,12 @@ The exit codes are:
 - 0 for success;
 - 1 for a defect of the program, which prints a traceback; for inputs of predict.py that got no answer; and for a sweep
   with failed or unfinished runs;
-- 2 for a user's mistake, which one sentence explains, and if standard output could not be written;
+- 2 for a user's mistake, which one sentence explains (for a sweep, if all its unfinished runs were refused for such
+  mistakes); and if --help, --cfg, evaluate.py or predict.py could not write to standard output;
 - 130 for Ctrl-C;
 - 143 if training was stopped by any other signal.
 
-The config is checked before a folder is created and before the job is called, which imports torch.
+The config is checked before a folder is created and before the job is called. train.py imports torch only in its job.
 """
 
 import os
@@ -60,10 +61,10 @@ TRAIN_OPTIONS = """\
 def launch(job: Job, door: str, base: ConfigReader | None = None, arguments: Sequence[str] | None = None) -> NoReturn:
     """Run `job` with the config that the command line describes, then exit.
 
-    The job of train.py is called with (config, run_dir). On ranks above 0, run_dir is None; rank 0 broadcasts it to
-    them later. The jobs of the other doors are called with (config). Their config is the one stored in checkpoint=FILE,
-    with the overrides of the command line; `base` reads it from the file. `arguments` is the command line, by default
-    sys.argv[1:].
+    The job of train.py is called with (config, run_dir). On ranks above 0, run_dir is None; rank 0 broadcasts the
+    folder to them later. The jobs of the other doors are called with (config). Their config is the one stored in
+    checkpoint=FILE, changed by the overrides of the command line; `base` reads the stored config from the file.
+    `arguments` is the command line, by default sys.argv[1:].
     """
     console.guard()
     process, started, folder = torchrun.Process(), False, None
@@ -93,7 +94,7 @@ def launch(job: Job, door: str, base: ConfigReader | None = None, arguments: Seq
         folder = run_folder.choose(composed) if process.rank == 0 else None
         run_folder.run_in(job, composed.config, folder)
     except UserError as error:
-        if started or process.is_local_main:  # before the start, all ranks raise the same error
+        if started or process.is_local_main:  # before the start, all raise the same error; one per machine prints it
             sentence = names.printable(str(error))
             print(f"rank {process.rank}: {sentence}" if process.rank else sentence, file=sys.stderr)
         sys.exit(2)
@@ -113,7 +114,7 @@ def launch(job: Job, door: str, base: ConfigReader | None = None, arguments: Seq
 
 
 def _resume_line(command: Command, folder: Path) -> str:
-    """A line with the command that resumes a run: the command that started it, plus run_dir= and resume=auto."""
+    """Return a line with the command that resumes a run: the command that started it, plus run_dir= and resume=auto."""
     added = {"run_dir": f"run_dir={folder}", "resume": "resume=auto"}
     arguments = [*command.arguments, *(argument for key, argument in added.items() if key not in command.keys)]
     distributed = torchrun.this_process(os.environ).world_size > 1
@@ -133,7 +134,7 @@ def _exit(code: int) -> NoReturn:
 
 
 def _usage(door: str) -> str:
-    """The help text of a door: the choices in each group, the keys in the door's yaml file, and the options."""
+    """Return the help text of a door: the choices in each group, the keys in the door's yaml file, and the options."""
     keys = (CONFIGS / f"{door}.yaml").read_text(encoding="utf-8").partition("\n\n")[2]
     sections = {"groups": "\n".join(f"  {group}: {', '.join(choices_of(group))}" for group in GROUPS)}
     sections["keys"] = "\n".join(f"  {line}" for line in keys.splitlines())
@@ -142,10 +143,11 @@ def _usage(door: str) -> str:
 
 
 def _prediction_options() -> str:
-    """The options of prediction: the section task.predict of each model's yaml file that has one, with its comments.
+    """Return the help text of the options of prediction.
 
-    An option with the same name as a key of predict.py, such as seed, is shown by its full name, task.predict.seed,
-    because its short name means the key of predict.py.
+    It consists of the section task.predict of each model's yaml file that has one, with its comments. An option with
+    the same name as a key of predict.py, such as seed, is shown by its full name, task.predict.seed, because its short
+    name means the key of predict.py.
     """
     section_pattern = re.compile(r"^task:\n(?:  .*\n)*?  predict:\n((?:    .*\n)+)", re.M)
     door_keys = "|".join(DOOR_KEYS["predict"])

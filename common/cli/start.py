@@ -1,7 +1,7 @@
 """Start a door or a script. Ctrl-C prints one line instead of a traceback, even while slow modules are being imported.
 
-Modules that are slow to import are imported in the functions, inside their `try` blocks. Hydra, which the command line
-of the doors uses, takes a third of a second.
+Therefore, slow modules are imported in the functions, inside their `try` blocks. Importing Hydra, which the command
+line of the doors uses, takes a third of a second.
 """
 
 import sys
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def door(job: "Job", name: str, base: "ConfigReader | None" = None, arguments: Sequence[str] | None = None) -> NoReturn:
     """Run `job`, which does the work of the door `name`, with the config that the command line describes, then exit.
 
-    `base` and `arguments` are those of `common.cli.main.launch`.
+    `base` and `arguments` are passed to `common.cli.main.launch`.
     """
     try:
         from common.cli import main
@@ -30,7 +30,7 @@ def door(job: "Job", name: str, base: "ConfigReader | None" = None, arguments: S
 def script(main: Callable[[], int]) -> NoReturn:
     """Call a script's function `main` and exit with the code that it returns.
 
-    The exit code is 2 instead of 0 if standard output could not be written. An OSError about a path or a limit of the
+    If standard output could not be written, the exit code is 2 instead of 0. An OSError about a path or a limit of the
     operating system is reported in one sentence, with exit code 2.
     """
     try:
@@ -62,7 +62,7 @@ def triptych() -> None:
 def stored_config(file: Path) -> dict[str, Any]:
     """Read the config stored in a checkpoint; empty for a file of another program.
 
-    This function imports torch, which is slow. So the doors call it only after the command line is parsed.
+    This function imports torch, which is slow. So the doors call this function only after the command line is parsed.
     """
     from common.train import assembly
 

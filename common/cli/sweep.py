@@ -39,15 +39,15 @@ from common.files.table import table
 from common.machine import torchrun
 
 OPTIONAL_LAUNCHERS = ("joblib", "submitit_local", "submitit_slurm")  # installed by the extra `sweeps`
-MAX_NAME_LENGTH = 80  # characters of a folder's name before the fingerprint
+MAX_NAME_LENGTH = 80  # maximum number of characters in a folder's name before the fingerprint
 RESERVED_KEYS = ("hydra.sweep.", "hydra.sweeper", "hydra/sweeper", "hydra.mode")  # Hydra's keys that a user may not set
 
 
 class Combination(NamedTuple):
-    """One run of a sweep.
+    """One run of a sweep: its overrides, the fingerprint of its config, and the names of its folders.
 
-    It consists of the run's overrides, the fingerprint of its config, the readable part of its folder's name, and the
-    value of sweep_dir (None if it is not set).
+    `name` is the readable part of the name of its folder. `sweep_dir` is the value of the key sweep_dir; None if it is
+    not set.
     """
 
     overrides: list[str]
@@ -57,12 +57,12 @@ class Combination(NamedTuple):
 
 
 def sweep(job: Job, command: Command) -> int:
-    """Run `job` for every combination of values whose run is not done; returns the exit code, as `_report` does.
+    """Run `job` for every combination of values, except for combinations that are done; returns the exit code.
 
     All combinations are checked before the first run. Each run has a folder of its own in the sweep's folder. A run
-    that is done is skipped; one that was interrupted is resumed. So the same command with sweep_dir=FOLDER resumes the
-    sweep. A run that fails does not stop the others. Results are read from the disk, because runs may take place on
-    other machines.
+    that is done is skipped; a run that was interrupted is resumed. So the same command with sweep_dir=FOLDER resumes
+    the sweep. A run that fails does not stop the others. Results are read from the disk, because runs may take place on
+    other machines. `_report` describes the exit code.
     """
     _refuse_conflicting_options(command)
     combinations = _distinct(_combinations(command))
@@ -114,9 +114,9 @@ def _refuse_conflicting_options(command: Command) -> None:
 def _combinations(command: Command) -> Iterator[Combination]:
     """Compose and check the config of every combination of values, and yield the combinations.
 
-    Raises UserError at the first mistake. A run folder is named by the swept keys and values, as in
-    detr-seed_1-lr_0.0002. A value that contains other characters than letters, digits and _ . + - is left out of the
-    name.
+    Raises UserError at the first mistake. The name of a run's folder consists of the swept keys and values, as in
+    detr-seed_1-lr_0.0002. If a value contains other characters than letters, digits and _ . + -, its key and value are
+    left out of the name.
     """
     settings, values, swept = [], [], []
     for override in command.parse(command.overrides):
@@ -143,7 +143,7 @@ def _combinations(command: Command) -> Iterator[Combination]:
 
 
 def _own_settings(settings: list[str]) -> dict[str, Any]:
-    """Hydra's settings as composed from the overrides `settings` alone, without the files of --config-dir."""
+    """Compose Hydra's settings from the overrides `settings` alone, without the files of --config-dir."""
     typed = [text for text in settings if not text.startswith("hydra.searchpath=")]
     return hydra_settings(_compose_settings(Command("train", []), typed))
 
@@ -151,8 +151,8 @@ def _own_settings(settings: list[str]) -> dict[str, Any]:
 def _refuse_foreign_settings(settings: dict[str, Any], own: dict[str, Any], command: Command) -> None:
     """Raise UserError if the files of --config-dir change Hydra's settings.
 
-    Some of these settings name classes that Hydra constructs. `settings` are composed with the files, `own` without
-    them.
+    Some of these settings name classes that Hydra constructs, so a file of another person could execute code.
+    `settings` are composed with the files, `own` without them.
     """
     changed = sorted(key for key in {**settings, **own} if settings.get(key) != own.get(key))
     if changed:
@@ -163,7 +163,10 @@ def _refuse_foreign_settings(settings: dict[str, Any], own: dict[str, Any], comm
 
 
 def _distinct(combinations: Iterator[Combination]) -> list[Combination]:
-    """Drop each combination that has the fingerprint of an earlier one; prints a line for each that is dropped."""
+    """Return the combinations without those that have the fingerprint of an earlier one.
+
+    A line is printed for each combination that is left out.
+    """
     distinct: dict[str, Combination] = {}
     for number, combination in enumerate(combinations, 1):
         first = distinct.setdefault(combination.fingerprint, combination)
@@ -174,7 +177,7 @@ def _distinct(combinations: Iterator[Combination]) -> list[Combination]:
 
 
 def _name(composed: Composed, swept: list[str]) -> str:
-    """The readable part of a run folder's name, which consists of letters, digits and _ . + - only."""
+    """Return the readable part of the name of a run's folder. It contains only letters, digits and _ . + -."""
     choices, values = composed.choices, flatten(composed.config)
     parts = [choices.get("experiment") or choices.get("model") or "run"]
     for key in swept:
@@ -186,7 +189,10 @@ def _name(composed: Composed, swept: list[str]) -> str:
 
 
 def _folder(sweep: Path, combination: Combination) -> Path:
-    """The path of a combination's folder: an existing one whose name ends with the fingerprint, else a new one."""
+    """Return the path of a combination's folder.
+
+    It is an existing folder whose name ends with the combination's fingerprint, or else a new path.
+    """
     existing = sorted(sweep.glob(f"*-{combination.fingerprint}"))
     return existing[0] if existing else sweep / f"{combination.name}-{combination.fingerprint}"
 
@@ -214,8 +220,8 @@ def _compose_settings(command: Command, settings: list[str]) -> DictConfig:
 def _launch(job: Job, command: Command, folder: Path, lines: list[list[str]]) -> None:
     """Launch the runs with the launcher that the command line chose, and wait until it returns.
 
-    `lines` holds the overrides of each run. Hydra's sweeper would launch finished runs again; it is bypassed by handing
-    the launcher this list. Raises Stopped if a signal arrived while joblib's runs took place.
+    `lines` holds the overrides of each run, and is handed directly to the launcher. Hydra's sweeper is not used,
+    because it would launch finished runs again. Raises Stopped if a signal arrived while joblib's runs took place.
     """
     sweep_settings = {"sweep.dir": quoted(str(folder)), "sweep.subdir": ".", "output_subdir": "null"}
     settings = ["hydra/job_logging=none", *(f"hydra.{key}={value}" for key, value in sweep_settings.items())]
@@ -238,7 +244,10 @@ def _launch(job: Job, command: Command, folder: Path, lines: list[list[str]]) ->
 
 
 class _Callbacks(Callback):
-    """The callbacks in the command line's hydra.callbacks. Each is called at the start and at the end of each run."""
+    """The callbacks that the command line sets by hydra.callbacks.
+
+    Each is called at the start and at the end of each run.
+    """
 
     def __init__(self, config: DictConfig):
         self.all = [instantiate(callback) for callback in (config.hydra.callbacks or {}).values()]
@@ -254,9 +263,10 @@ class _Callbacks(Callback):
 
 @contextlib.contextmanager
 def _importable_elsewhere() -> Iterator[None]:
-    """A context whose environment lets processes of a launcher import the project, and nothing from the working folder.
+    """Create a context in which a launcher's processes can import the project, but nothing from the working folder.
 
-    In the child process, `SweepJob` adds the working folder again if the user trusts a package in it.
+    It sets environment variables, which these processes inherit. In these processes, `SweepJob` makes the working
+    folder importable again if the command line has trust=.
     """
     names = ("PYTHONPATH", "PYTHONSAFEPATH")
     before = {name: os.environ[name] for name in names if name in os.environ}
@@ -295,7 +305,7 @@ def _report(sweep: Path, runs: list[Path]) -> int:
 
 
 def _results(run: Path) -> dict[str, Any]:
-    """The results of a finished run; {} if results.json is missing or damaged."""
+    """Return the results of a finished run; {} if results.json is missing or damaged."""
     with contextlib.suppress(UserError):  # the run itself reports a damaged file
         return read_record(run / "results.json")
     return {}

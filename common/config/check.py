@@ -27,7 +27,7 @@ FIXED_CLASSES = {  # sections whose class is always the same
 }
 _ALL_DOORS: dict[str, Any] = {"seed": Seed, "trust": list[str], "check_memory": bool, "cache_dir": str}
 _WITH_CHECKPOINT = {**_ALL_DOORS, "checkpoint": str, "weights": Literal["auto", "ema", "raw"]}
-DOOR_KEYS: dict[str, dict[str, Any]] = {  # the top-level keys of each door that are no sections
+DOOR_KEYS: dict[str, dict[str, Any]] = {  # the top-level keys of each door that are not sections
     "train": {
         **_ALL_DOORS,
         "run_dir": str | None,
@@ -74,7 +74,10 @@ def check(config: dict[str, Any], trust: Sequence[str], door: str = "train") -> 
 
 
 def build(section: Mapping[str, Any], **handed_in: Any) -> Any:
-    """Import the class that a checked section names as `_target_`; construct it from the other keys and `handed_in`."""
+    """Construct an object of the class that a checked section names as `_target_`.
+
+    The class is imported and called with the other keys of the section and with the arguments `handed_in`.
+    """
     keys = {key: value for key, value in section.items() if key != "_target_"}
     return construct(_class(section["_target_"]), keys, **handed_in)
 
@@ -143,8 +146,9 @@ def _read(path: str, where: str) -> type[Options]:
 def _target(section: Any, key: str, trust: Sequence[str]) -> type[Options]:
     """Read the signature of the class that a section's `_target_` names.
 
-    Raises UserError unless the class is defined in a module of detr, vit, seq2seq or a package in `trust`. A path that
-    only begins with one of these names is refused: detr.models.detector.torch.os.system is `os.system`.
+    Raises UserError unless the class is defined in a module of detr, vit, seq2seq or a package in `trust`. It is not
+    sufficient that a path begins with one of these names: detr.models.detector.torch.os.system, for example, is
+    `os.system`.
     """
     path = section.get("_target_") if isinstance(section, dict) else None
     if not isinstance(path, str) or "." not in path:
@@ -158,7 +162,7 @@ def _target(section: Any, key: str, trust: Sequence[str]) -> type[Options]:
 
 
 def _handed_in(task: type[Options], model: type[Options]) -> dict[str, str]:
-    """Map the name of each argument that the task passes to the model to the reason why it is no config key."""
+    """Map the name of each argument that the task passes to the model to the reason why it is not a config key."""
     offered = [name for name in task.offered if name in model.fields]
     return dict.fromkeys([*task.handed_on, *offered], f"the data decide it, by {task.path}.model_arguments")
 
@@ -178,8 +182,9 @@ def _section_mistake(
 ) -> str | None:
     """Describe the first mistake in a section's keys or values; None if there is none.
 
-    `handed_in` maps the names of arguments that the program passes to the constructor, although their types are plain,
-    to the reason why they are no config keys. `where` is the section's full key.
+    `where` is the section's full key. `handed_in` maps the name of each argument that the task passes to the
+    constructor to the reason why it is not a config key. An argument with a type that a config cannot hold, such as a
+    data set, is recognised by its annotation and need not be in `handed_in`.
     """
     fields = options.fields
     names = [key for key, field in fields.items() if field.annotation is not None and key not in handed_in]
@@ -204,7 +209,7 @@ def _section_mistake(
 
 
 def _mistake(value: Any, annotation: Any, key: str) -> str | None:
-    """Describe the first mistake in `value` in a sentence that begins with its full key; None if there is none."""
+    """Describe the first mistake in `value` in a sentence that begins with the full `key`; None if there is none."""
     kind, inner = typing.get_origin(annotation), typing.get_args(annotation)
     parts: list[tuple[Any, Any, str]] | None = None  # (value, annotation, key) of each part of a container
     if value == "???":
@@ -238,7 +243,7 @@ def _mistake(value: Any, annotation: Any, key: str) -> str | None:
 def _fits(value: Any, annotation: Any) -> bool:
     """Whether `value` has the type `annotation`, which is a plain type, a Literal or a type with a range.
 
-    Text and booleans are no numbers, and 64.0 is no integer. An integer is also a float.
+    Text and booleans do not count as numbers, and 64.0 does not count as an integer. An integer also counts as a float.
     """
     kind, inner = typing.get_origin(annotation), typing.get_args(annotation)
     if kind is Annotated:
@@ -254,7 +259,8 @@ def _fits(value: Any, annotation: Any) -> bool:
 def _convert(value: Any, hint: Any) -> Any:
     """Convert a checked value to the type `hint` of the constructor's parameter.
 
-    A nested section becomes a dataclass. A list becomes a tuple and an integer a float if that is the parameter's type.
+    A nested section becomes a dataclass. If the parameter's type requires it, a list becomes a tuple, and an integer a
+    float.
     """
     kind, inner = typing.get_origin(hint), typing.get_args(hint)
     if kind is Annotated:

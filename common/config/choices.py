@@ -1,4 +1,4 @@
-"""Find the choices of a config group that have a key which the chosen one lacks."""
+"""Find the choices of a config group that have a key which the present choice lacks."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from common.config.schema import WINGS
 
 
 def choices_with(key: str, config: dict[str, Any], files: Sequence[Path]) -> list[str]:
-    """The choices of a key's group that have this key and name a class of the same wing as the present choice.
+    """Return the choices of a key's group that have this key and name a class of the same wing as the present choice.
 
     The group is the first part of the full `key`. `config` holds the section of the present choice. `files` are the
     yaml files of the group's choices; a choice has the name of its file. The list is empty if the class of the present

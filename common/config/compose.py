@@ -33,8 +33,8 @@ from common.errors import UserError
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 GROUPS = ("model", "data", "optimizer", "schedule", "trainer", "experiment")
 TRAINING_ONLY = {"trainer.eval_samples", "trainer.patience", "trainer.log"}  # keys without effect in the other doors
-# Hydra 1.4 deprecates `version_base`, and its ConfigStore replaces a stored config only with `replace=True`. That of
-# Hydra 1.3 always replaces it.
+# Hydra 1.4 deprecates `version_base`, and its ConfigStore replaces a stored config only with `replace=True`. Hydra 1.3
+# always replaces it.
 _HYDRA_1_3 = hydra.__version__.startswith("1.3.")
 _VERSION: dict[str, Any] = {"version_base": "1.3"} if _HYDRA_1_3 else {}
 _REPLACE: dict[str, Any] = {} if _HYDRA_1_3 else {"replace": True}
@@ -52,7 +52,10 @@ class Composed(NamedTuple):
 
 
 def configure(door: str, arguments: Sequence[str], base: ConfigReader | None = None) -> dict[str, Any]:
-    """Compose the config of a command line, check it and return it, for use from Python; raises UserError."""
+    """Compose the config of a command line, check it and return it; for use from Python.
+
+    Raises UserError for a mistake in the command line or in the config.
+    """
     command = Command(door, arguments, base)
     command.prepare()
     return command.checked().config
@@ -110,7 +113,10 @@ class Command:
         self.overrides = stored + self.overrides
 
     def compose(self, overrides: list[str] | None = None) -> Composed:
-        """Compose the config of `overrides`, by default those of the command line, unchecked; raises UserError."""
+        """Compose the config of `overrides`, by default those of the command line, without checking it.
+
+        Raises UserError if Hydra cannot compose it.
+        """
         overrides = self.overrides if overrides is None else overrides
         for part in self.parse(overrides):
             _refuse_several(part)
@@ -127,10 +133,10 @@ class Command:
             raise UserError(self._sentence(error, overrides)) from error
 
     def checked(self) -> Composed:
-        """Compose the config of the command line and check it; raises UserError.
+        """Compose the config of the command line and check it; raises UserError for a mistake.
 
-        The `data.root` that is stored in a checkpoint may lack the data on this machine. If the data set would then
-        write them there, `data.root` is replaced by a folder under data/.
+        A checkpoint stores `data.root`, but on this machine the data may be missing in this folder. If the data set
+        would then draw or download them there, `data.root` is replaced by a folder under data/.
         """
         composed = self.compose()
         check(composed.config, composed.config.get("trust") or [], self.door)
@@ -153,7 +159,7 @@ class Command:
         return [] if section["root"] == str(root) else [f"{notice}; data.root=FOLDER names another folder."]
 
     def _replace_length(self, config: dict[str, Any]) -> list[str]:
-        """Reset trainer.epochs to None if the command line sets trainer.steps, and the reverse.
+        """Reset trainer.epochs to None if the command line sets only trainer.steps, and vice versa.
 
         A yaml file may set the other key, and only one of them may have a value. `config` is changed in place. Returns
         a list with one notice, or an empty list if nothing is reset.
@@ -167,12 +173,12 @@ class Command:
         return []
 
     def initialised(self) -> hydra.initialize_config_dir:
-        """A context in which Hydra reads configs from `self.folder`."""
+        """Return a context manager that lets Hydra read configs from `self.folder`."""
         load_installed_plugins()
         return hydra.initialize_config_dir(config_dir=str(self.folder), job_name=self.door, **_VERSION)
 
     def parse(self, overrides: Sequence[str]) -> list[Override]:
-        """Parse the overrides by Hydra's grammar, which includes glob() over the choices; raises UserError."""
+        """Parse the overrides by Hydra's grammar, in which glob() selects choices; raises UserError if this fails."""
         try:
             with self.initialised():
                 loader = GlobalHydra.instance().config_loader()
@@ -197,8 +203,8 @@ class Command:
     def _add_folder(self, extra: str | None) -> None:
         """Let Hydra also read the configs in the folder `extra` (--config-dir); does nothing if it is None.
 
-        The folder holds further choices of groups, or a whole config, such as a run's config.yaml, which --config-name
-        names.
+        The folder holds further choices of groups. It may also hold the whole config that --config-name names, such as
+        a run's config.yaml.
         """
         if not extra:
             return
@@ -245,15 +251,16 @@ class Command:
         return [f"{group}=checkpoint" for group in sections if group not in self.keys]
 
     def _checkpoints(self, overrides: list[str]) -> list[str]:
-        """The values of checkpoint= among the overrides. A sweep may give several, which are all returned."""
+        """Return the values of checkpoint= among the overrides. A sweep may give several; all are returned."""
         values = [part.value() for part in self.parse(overrides) if part.key_or_group == "checkpoint"]
         flat = [item for value in values for item in (value.list if isinstance(value, ChoiceSweep) else [value])]
         return [resolved_text(str(getattr(item, "text", item))) for item in flat if item is not None]
 
     def _with_published(self, overrides: list[str]) -> tuple[list[str], list[str]]:
-        """Put the overrides that published weights imply before `overrides`, if checkpoint= names such weights.
+        """Add the overrides that published weights imply, if checkpoint= names such weights.
 
-        Returns all overrides, and notices. With --config-name, published weights imply no overrides.
+        Returns all overrides, with the implied ones first, and a list of notices. With --config-name, published weights
+        imply no overrides.
         """
         paths, keys = self._checkpoints(overrides), set(map(_key, overrides))
         weights = published.find(paths[-1]) if paths else None
@@ -303,12 +310,12 @@ def plain_config(composed: DictConfig) -> dict[str, Any]:
 
 
 def choices_of(group: str) -> list[str]:
-    """The names of the choices in a group, which are the names of its yaml files."""
+    """Return the names of the choices in a group, which are the names of its yaml files without .yaml."""
     return sorted(file.stem for file in (CONFIGS / group).glob("*.yaml"))
 
 
 def _refuse_several(part: Override) -> None:
-    """Raise UserError for an override with several values, and for a group that is given no single name."""
+    """Raise UserError for an override with several values, and for a group whose value is not a single name."""
     key, line = part.key_or_group, str(part.input_line)
     if part.is_sweep_override():
         raise UserError(f"{line}: several values are a sweep, which needs -m; a list is written [a,b].")

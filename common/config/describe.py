@@ -8,14 +8,14 @@ from typing import Annotated, Any, Literal, Union
 from common.config.schema import Options
 from common.types import MAX_COUNT, Range
 
-MAX_LENGTH = 120  # characters of a value that a sentence shows in full
+MAX_LENGTH = 120  # maximum number of characters of a value that a sentence shows in full
 
 
 def describe_type(annotation: Any, large: bool = False) -> str:
     """Describe a type in words, for the end of "expected ...".
 
-    Upper limits of MAX_COUNT or more, and the 64 bits of integers, are mentioned only if `large` is True, which callers
-    set for a very large value.
+    Upper limits of MAX_COUNT or more, and the limit of integers to 64 bits, are mentioned only if `large` is True.
+    Callers set `large` if the user's value is an integer beyond MAX_COUNT.
     """
     kind, inner = typing.get_origin(annotation), typing.get_args(annotation)
     if kind is Annotated:

@@ -10,7 +10,7 @@ from common.errors import UserError
 
 PRECISION = "trainer.precision"
 # Keys that say where and how a run is computed, and what it writes. They may change when a run is resumed, because they
-# do not change what it learns. `checkpoint` is among them, because only a new run reads its weights.
+# do not change what the model learns. `checkpoint` is among them, because only a new run reads the file that it names.
 CHANGEABLE_KEYS = (
     *("run_dir", "sweep_dir", "resume", "allow_changes", "trust", "check_memory", "checkpoint", "cache_dir"),
     *("trainer.device", "trainer.workers", "trainer.compile", "trainer.micro_batch", "trainer.deterministic"),
@@ -28,8 +28,9 @@ CHANGEABLE_KEYS = (
 # Keys that hold paths of the data. The paths may change when a run is resumed: a checkpoint holds digests of the data,
 # which identify the same data under other paths.
 DATA_PATHS = ("data.root", "data.train", "data.val", "data.test")
-# Keys that say how val and test are cut from train. When a run is resumed, not these keys but the resulting splits are
-# compared, by digests or counts. So a run can be resumed even if a later version has changed the keys' defaults.
+# Keys that say how val and test are cut from train. When a run is resumed, these keys are not compared. Instead, the
+# resulting splits are compared, by digests or counts. So a run can be resumed even if a later version has changed the
+# keys' defaults.
 CUT_KEYS = ("data.val_count", "data.test_count", "data.val_share", "data.test_share")
 # Keys of migrations.ADDED_KEYS and ADDED_CLASS_KEYS that `fingerprint` always hashes, as earlier versions did.
 ALWAYS_HASHED_KEYS = (
@@ -41,8 +42,8 @@ ALWAYS_HASHED_KEYS = (
 def refuse_changes(before: dict[str, Any], after: dict[str, Any], where: str, allowed: Sequence[str] = ()) -> None:
     """Raise UserError, which lists the differences, if a run with the config `before` cannot resume with `after`.
 
-    `where` is the run's folder or checkpoint, for the message. CHANGEABLE_KEYS and CUT_KEYS may differ, and so may
-    those in `allowed`: full keys (optimizer.lr) or sections (optimizer).
+    `where` is the run's folder or checkpoint, for the message. The keys in CHANGEABLE_KEYS, CUT_KEYS and `allowed` may
+    differ. `allowed` holds full keys (optimizer.lr) or sections (optimizer).
     """
     changes = differences(before, after, ignore=(*CHANGEABLE_KEYS, *CUT_KEYS, *allowed))
     if changes:
@@ -55,7 +56,8 @@ def refuse_changes(before: dict[str, Any], after: dict[str, Any], where: str, al
 def differences(before: dict[str, Any], after: dict[str, Any], ignore: Sequence[str] = ()) -> list[str]:
     """List the differences between two configs, each as "model.heads was 4 and is 8".
 
-    Keys in `ignore`, and keys of the sections in it, are left out. A precision of `auto` equals every other precision.
+    Keys in `ignore`, and keys of the sections in `ignore`, are left out. The precision `auto` counts as equal to every
+    other precision.
     """
     old, new = flatten(before), flatten(after)
     changed = [key for key in {**old, **new} if old.get(key) != new.get(key) and not _is_under(key, ignore)]
@@ -74,15 +76,16 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def fingerprint(config: dict[str, Any]) -> str:
-    """A hash of a config by which a sweep recognises a run's folder, as eight hexadecimal digits.
+    """Return a hash of a config by which a sweep recognises a run's folder, as eight hexadecimal digits.
 
-    Configs of the same run have the same fingerprint: of CHANGEABLE_KEYS, only `checkpoint` is hashed. The fingerprint
-    also equals that of an earlier version of Triptych, so that a sweep finds the runs that were begun with it.
-    Therefore:
+    Configs of the same run have the same fingerprint: the keys in CHANGEABLE_KEYS, except `checkpoint`, are not hashed.
+    The fingerprint also equals the one that an earlier version of Triptych computed, so that a sweep finds the runs
+    that were begun with that version. Therefore:
 
     - a class that has moved is hashed by its former path;
     - the present default of a key in CHANGED_CUTS is hashed as its former default;
-    - a key that was added later is hashed only if its value changes the former behaviour, except ALWAYS_HASHED_KEYS.
+    - a key that was added later is hashed only if its value changes the former behaviour; those in ALWAYS_HASHED_KEYS
+      are always hashed.
     """
     former_names = {new: old for old, new in MOVED_CLASSES.items()}
     sections = {name: part for name, part in config.items() if isinstance(part, dict)}

@@ -8,7 +8,11 @@ from common.errors import UserError
 
 
 def parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
-    """Parse the flags. The result holds their values, and the other arguments as `overrides`; raises UserError."""
+    """Parse the flags.
+
+    The result holds the values of the flags, and the other arguments as `overrides`. Raises UserError for an unknown
+    flag and for a flag without a value or with a wrong one.
+    """
     parser = _Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("-h", "--help", action="store_true")
     parser.add_argument("-m", "--multirun", action="store_true")

@@ -1,6 +1,6 @@
-"""Keep config files and folders that another person may have written from executing code through Hydra.
+"""Prevent config files and folders of another person from executing code through Hydra.
 
-Plugins are loaded from installed packages only. Hydra's settings and the packages to trust are taken only from the
+Hydra loads plugins from installed packages only. Hydra's settings and the packages to trust are taken only from the
 command line.
 """
 
@@ -27,7 +27,7 @@ _RECORDED_OF_JOB = ("name", "config_name", "override_dirname")
 
 
 def load_installed_plugins() -> None:
-    """Let Hydra load its plugins, from installed packages only; further calls do nothing.
+    """Let Hydra load its plugins from installed packages only; further calls do nothing.
 
     By default, Hydra would execute all modules of the packages named `hydra_plugins` in all folders of sys.path, such
     as the working folder.
@@ -47,10 +47,10 @@ def load_installed_plugins() -> None:
 def whole_config(file: Path) -> tuple[dict[str, Any] | None, list[str]]:
     """Read the file of a whole config (--config-name), such as a run's config.yaml.
 
-    Returns the config that Hydra is to use instead of the file, or None if Hydra can use the file as it is; and a list
-    of notices. The section `hydra` is ignored, with a notice. A config that a run of an earlier version wrote is
-    migrated. A file with a defaults list was written by a user, and is not migrated. Raises UserError if the file
-    cannot be read or holds no config.
+    Returns two items: the config that Hydra is to use instead of the file, or None if Hydra can use the file as it is;
+    and a list of notices. The section `hydra` is ignored, with a notice. A config that a run of an earlier version
+    wrote is migrated. A file with a defaults list was written by a user, and is not migrated. Raises UserError if the
+    file cannot be read or holds no config.
     """
     content = read_yaml(file, "correct it")
     if not isinstance(content, dict):
@@ -62,7 +62,7 @@ def whole_config(file: Path) -> tuple[dict[str, Any] | None, list[str]]:
 
 
 def hydra_settings(composed: DictConfig) -> dict[str, Any]:
-    """Hydra's own section of a composed config, without the keys in which Hydra records the command line."""
+    """Return Hydra's own section of a composed config, without the keys in which Hydra records the command line."""
     section = OmegaConf.to_container(OmegaConf.masked_copy(composed, ["hydra"]))
     assert isinstance(section, dict)
     job = {key: value for key, value in section["hydra"]["job"].items() if key not in _RECORDED_OF_JOB}
@@ -72,7 +72,8 @@ def hydra_settings(composed: DictConfig) -> dict[str, Any]:
 def typed_only(config: dict[str, Any], typed: Collection[str]) -> list[str]:
     """Reset the keys of TYPED_KEYS that are not on the command line to their defaults, in place.
 
-    `typed` are the keys of the command line. Returns a notice for each value of a config file that is ignored.
+    `typed` are the keys of the command line. Returns a notice for each ignored value, that is, for each value in a
+    config file that differs from the default.
     """
     notices = []
     for key, default in TYPED_KEYS.items():

@@ -1,14 +1,14 @@
 """Migrate the configs and checkpoints of earlier versions to the present keys, classes and tensor names.
 
-A key that a config lacks is added if one of these tables lists it, with the value that keeps the former behaviour.
-`common.config.check.check` reports any other missing key.
+If a config lacks a key that one of the tables below lists, the key is added with the value that keeps the former
+behaviour. `common.config.check.check` reports any other missing key.
 """
 
 from copy import deepcopy
 from typing import Any
 
 # Keys that were added, with the value that keeps the former behaviour. The present default may differ. The comment
-# above a key names the commit that added it, and the comment beside a key describes the former behaviour.
+# above a group of keys names the commit that added them, and the comment beside a key describes the former behaviour.
 ADDED_KEYS: dict[str, Any] = {
     # since 815d244
     "optimizer.layer_decay": 1.0,  # every layer had the same learning rate
@@ -27,13 +27,13 @@ ADDED_KEYS: dict[str, Any] = {
     "trainer.timeout": 600,  # NCCL's default in seconds; with gloo, it was 1800
     "trainer.keep_best": 1,
     # since bee73f8
-    "check_memory": True,  # an exception: a model too large for the memory was tried, and now it is refused
+    "check_memory": True,  # an exception: earlier versions built models too large for the memory; now they are refused
     # since 34a3be7
     "trainer.grace": None,  # after a signal, the step was always finished
     # since e600891
     "cache_dir": "${oc.env:TRIPTYCH_CACHE,${oc.env:XDG_CACHE_HOME,'~/.cache'}/triptych}",
     # since febf8c0
-    "trainer.eval_samples": None,  # every evaluation was of the whole split
+    "trainer.eval_samples": None,  # every evaluation used the whole split
     # since 32a6ea9
     "trainer.patience": None,  # every run took all its steps
     # since fb95e29
@@ -135,7 +135,7 @@ def migrate_config(config: dict[str, Any]) -> dict[str, Any]:
     config = deepcopy(config)
     for key, value in ADDED_KEYS.items():
         section, _, name = key.rpartition(".")
-        top = config if "resume" in config else None  # these keys are of train.py only, as is `resume`
+        top = config if "resume" in config else None  # only configs of train.py, which have `resume`, get these keys
         keys = config.get(section) if section else top
         if isinstance(keys, dict):
             keys.setdefault(name, deepcopy(value))
@@ -188,7 +188,7 @@ def _renames(config: dict[str, Any]) -> dict[str, str]:
 
 
 def _mapping(value: Any) -> dict[str, Any]:
-    """Return `value` if it is a dict, and otherwise an empty dict: `check` reports the mistake later."""
+    """Return `value` if it is a dict, and otherwise an empty dict, because `check` reports the mistake later."""
     return value if isinstance(value, dict) else {}
 
 

@@ -1,4 +1,4 @@
-"""Paths in a config: which keys hold a path, and how to quote it so that Hydra reads it exactly as typed."""
+"""Paths in a config: which keys hold a path, and how to quote a path so that Hydra reads it exactly as typed."""
 
 import os
 import re
@@ -26,8 +26,8 @@ def quote_path(argument: str, sweep: bool = False) -> str:
     In a sweep, a comma separates paths: `a.pth,b.pth` is two paths. But a comma before a space is part of a path. The
     whole value is one path if a file of that name exists, if it begins with [, or if the key is sweep_dir.
 
-    If checkpoint= is a run's folder, the path becomes that of its checkpoints/best.pt. Raises UserError for any other
-    folder, and for a path that is longer than Linux permits.
+    If the value of checkpoint= is a run's folder, it is replaced by the path of checkpoints/best.pt in this folder.
+    Raises UserError if it is any other folder, and for a path that is longer than Linux permits.
     """
     key, equals, value = argument.partition("=")
     name = key.lstrip("+~")
@@ -61,7 +61,7 @@ def in_quotes(text: str) -> str:
 def expand_paths(value: Any, key: str = "") -> Any:
     """Expand `~` in all paths of a nested config; raises UserError for a path that is longer than Linux permits.
 
-    `key` is used for nested parts: the full key of `value`, with a dot before it.
+    `key` is for recursive calls only. It is the full key of `value`, with a dot before it.
     """
     if isinstance(value, dict):
         return {name: expand_paths(item, f"{key}.{name}") for name, item in value.items()}
@@ -69,9 +69,9 @@ def expand_paths(value: Any, key: str = "") -> Any:
 
 
 def _file_of_checkpoint(path: str) -> str:
-    """The file checkpoints/best.pt in the run's folder `path`; a `path` that is no folder is returned unchanged.
+    """Return the path of checkpoints/best.pt in the run's folder `path`.
 
-    Raises UserError if the folder does not hold this file.
+    If `path` is not a folder, it is returned unchanged. Raises UserError if the folder does not hold this file.
     """
     if not os.path.isdir(os.path.expanduser(path)):
         return path

@@ -1,4 +1,4 @@
-"""Sort the classes of an image folder, which has one sub-folder for each class with the class's name."""
+"""Sort and check the names of an image folder's classes, which are the names of its sub-folders."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -30,7 +30,7 @@ def check_distinct(names: Sequence[str], folder: str) -> None:
 
 
 def order_notes(names: Sequence[str]) -> list[str]:
-    """Return a note if names are sorted as text and sorting by the numbers in them would give another order.
+    """Return a list with one note if names are sorted as text and sorting by the numbers in them gives another order.
 
     Otherwise, the list is empty.
     """
@@ -47,8 +47,8 @@ def order_notes(names: Sequence[str]) -> list[str]:
 def _natural_key(name: str) -> tuple[list[tuple[int, str]], str]:
     """Return a key for sorting names by the numbers in them.
 
-    The key has the parts of the name, with numbers compared by value, and then the name itself, which decides between
-    names such as 1 and 01.
+    The first item of the key is the list of the name's parts, in which numbers are compared by value. The second item
+    is the name itself. It orders names with equal parts, such as 1 and 01.
     """
-    parts = re.split(r"([0-9]+)", name)  # text and numbers alternate
+    parts = re.split(r"([0-9]+)", name)  # text and numbers alternate, text first
     return [(int(part), "") if i % 2 else (-1, part) for i, part in enumerate(parts)], name

@@ -1,4 +1,4 @@
-"""Cut val and test from the images of train in a data set without folders for these splits."""
+"""Cut val and test from the images of train, for a data set that has no folder for val or no folder for test."""
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
@@ -18,11 +18,11 @@ LARGE_SET, LARGE_VAL_COUNT = 100_000, 10_000  # numbers of images; a larger val 
 
 @dataclass(frozen=True, kw_only=True)
 class Cuts:
-    """How many images of train become val and test.
+    """The number or share of train's images that become val and test.
 
-    val_count: number of images to cut as val, chosen at random; None = cut by `val_share`.
-    val_share: share of each class to cut as val, used if `val_count` is None; None = 0.1, or 10,000 images chosen at
-        random if train has at least 100,000 images.
+    val_count: number of images to cut as val, chosen at random; 0 = no val, None = `val_share` decides.
+    val_share: share of each class to cut as val, used if `val_count` is None; 0 = no val, None = 0.1, or 10,000 images
+        chosen at random if train has at least 100,000 images.
     test_share: share of each class to cut as test.
     """
 
@@ -38,13 +38,14 @@ class Cuts:
     def cut(self, whole: Listing, splits: Collection[Split]) -> tuple[dict[Split, Listing], dict[Split, str]]:
         """Cut `splits` (val, test or both) from the images of `whole`.
 
-        Returns the listing of each of these splits and of train (the remaining images), and for each of the splits a
-        phrase for the log that tells how it was cut.
+        Returns two dicts. The first holds the listing of each of `splits` and of train, which gets the remaining
+        images. The second holds a phrase for the log on how each of `splits` was cut.
 
-        A share is cut from each class by a hash of the file names (`common.data.splits.cut_by_name`). Each class gives
-        each split at least one image, unless no image would remain for train. The cut of a class depends only on its
-        file names, and not on the run's seed or on other classes. Test is cut first, so that it does not depend on val.
-        Raises UserError if no image is left for train.
+        The images of a share are chosen within each class by a hash of the file names
+        (`common.data.splits.cut_by_name`). Each class gives each split at least one image, as long as at least one
+        image remains for train. The cut of a class depends only on the shares and on its file names, and not on the
+        run's seed or on other classes. Test is cut first, so that its images do not depend on the size of val. Raises
+        UserError if no image would be left for train.
         """
         count = self._val_count_of(len(whole.files)) if "val" in splits else None
         shares: dict[Split, float] = {"test": self.test_share} if "test" in splits else {}
@@ -73,13 +74,16 @@ class Cuts:
 
 
 def _cut_classes(whole: Listing, shares: dict[Split, float]) -> dict[Split, NDArray[np.int64]]:
-    """Cut each class; returns the indices in `whole`, sorted, of each split in `shares` and of train."""
+    """Cut `shares` from each class of `whole`.
+
+    Returns the indices of the images of each split in `shares` and of train, in ascending order.
+    """
     if not shares:
         return {"train": np.arange(len(whole.labels))}
     parts: dict[Split, list[int]] = {split: [] for split in (*shares, "train")}
     ends: list[int] = (np.flatnonzero(np.diff(whole.labels)) + 1).tolist()
     for start, end in pairwise((0, *ends, len(whole.labels))):
-        # The hash requires valid Unicode, which the name of a file need not be.
+        # The hash requires valid Unicode, but the name of a file may contain any bytes.
         names = [name.decode(errors="backslashreplace") for name in whole.files[start:end].tolist()]
         rows = cut_by_name(names, list(shares.values()), rest=1)
         for part, of_class in zip(parts.values(), rows, strict=True):

@@ -10,7 +10,7 @@ from vit.data.in_memory import Images, InMemory, split_images
 
 
 class Digits(InMemory):
-    """Grey images of the digits 0 to 9 with 8 x 8 pixels. The splits do not depend on the run's seed."""
+    """Grey images of 8 x 8 pixels that show the digits 0 to 9. The splits do not depend on the run's seed."""
 
     names = tuple("0123456789")
     channels = 1
@@ -30,7 +30,7 @@ class Digits(InMemory):
         self.val_count, self.test_count = val_count, test_count
 
     def load(self) -> dict[Split, Images]:
-        """Load train, val and test; values are scaled from 0..16 to 0..255."""
+        """Load the images and labels of train, val and test. Pixel values are scaled from 0..16 to 0..255."""
         pixels, labels = load_digits(return_X_y=True)  # (1797, 64), values from 0 to 16
         images = torch.from_numpy(pixels).mul(255 / 16).round().to(torch.uint8).view(-1, 1, 8, 8)
         counts = (self.val_count, self.test_count)

@@ -16,11 +16,11 @@ from vit.data.in_memory import Images, InMemory, split_images
 
 
 class PublishedSet(NamedTuple):
-    """What must be known about a published data set before its files are read."""
+    """A published data set: torchvision's class for it, the names of its files, its channels and its classes."""
 
     dataset: Callable[..., Any]  # torchvision's class
     files: str  # for messages: the files to put into `root` when they cannot be downloaded
-    any_file: str  # a glob pattern below `root` that matches all files of the set, packed or unpacked
+    any_file: str  # glob pattern, relative to `root`, that matches the set's archives and unpacked files
     channels: int
     names: Sequence[str]  # names of the classes, by index
 
@@ -44,9 +44,9 @@ PUBLISHED_SETS = {
 class Downloaded(InMemory):
     """A published data set of ten classes.
 
-    `test` is the published test set of 10,000 images. `val` is `val_count` of the published training images, and
-    `train` is the rest. The folder `root` holds the published files, packed or unpacked. Missing files are downloaded
-    into it.
+    `test` is the published test set of 10,000 images. `val` consists of `val_count` of the published training images,
+    chosen at random, and `train` of the others. The folder `root` holds the published files, packed or unpacked.
+    Missing files are downloaded into it.
     """
 
     def __init__(
@@ -71,11 +71,11 @@ class Downloaded(InMemory):
         return any(Path(self.root).glob(self.published.any_file))
 
     def load(self) -> dict[Split, Images]:
-        """Load train, val and test.
+        """Load the images and labels of train, val and test.
 
-        On rank 0, torchvision first downloads and unpacks missing files, while the other ranks wait. It checks the MD5
-        sums of the archives that it unpacks and of CIFAR-10's unpacked files. Raises UserError when files are damaged,
-        or are missing and cannot be downloaded.
+        On rank 0, torchvision first downloads and unpacks missing files, while the other ranks wait. torchvision checks
+        the MD5 sums of the archives that it unpacks and of CIFAR-10's unpacked files. Raises UserError when files are
+        damaged, or are missing and cannot be downloaded.
         """
         if distributed.is_main():
             self._torchvision_dataset(download=True)

@@ -1,4 +1,4 @@
-"""A data set of images in one folder for each class: root/train/<class>/<image> and so on, or root/<class>/<image>."""
+"""A data set of images with one folder for each class: root/<split>/<class>/<image>, or root/<class>/<image>."""
 
 import os
 from collections.abc import Sequence
@@ -36,20 +36,24 @@ from vit.data.listing import Listing, class_folders, list_class_images
 class ImageFolder:
     """A classification data set of image files, each in the folder of its class.
 
-    The folder `root` holds train/, val/ and test/, and each of these holds one folder for each class. Or `root` holds
-    the class folders directly and is then itself the folder of train. `vit.data.layouts` lists other names of the split
-    folders and explains how ambiguous folders are read. A class folder holds images at any depth. Hidden files and
-    files without an image's ending are ignored. The classes are the folders of train, sorted by name.
+    The folder `root` holds train/, val/ and test/, and each of these holds one folder for each class. Alternatively,
+    `root` holds the class folders directly and is itself the folder of train. `vit.data.layouts` lists other names of
+    the split folders and explains how ambiguous folders are read. A class folder holds images at any depth. Hidden
+    files and folders, and files without an image's extension, are ignored. The classes are the class folders of train,
+    sorted by name.
 
-    If root/test is missing, root/val is used as test (ImageNet publishes no labels of its test set). If there is no
-    folder for val, val is cut from train (`vit.data.cuts`). If there is no folder for test, `test_share` of train is
-    cut as test, provided that train is read from `root`. A folder that is given for a split takes precedence over
-    `root`. The constructor opens no file. Mistakes in the files raise UserError when their split is first used.
+    A folder given by `train`, `val` or `test` takes precedence over `root`. If there is no folder for test, root/val is
+    used as test, because ImageNet publishes no labels of its test set. If there is then no folder for val, val is cut
+    from train (`vit.data.cuts`). If `test` is not given and `root` has neither a test nor a val folder, the share
+    `test_share` of each class of train is cut as test, provided that train is read from `root`.
 
-    A sample of train is `augmentation.repeats` views of one image, each augmented independently (Hoffer et al. 2020,
-    "Augment Your Batch", arXiv:1901.09335). If the augmentation mixes images, the sample also holds the same number of
-    views of a partner, the image to mix with. The partner is drawn from all of train and not from the batch, so that a
-    step does not depend on how it is split into micro-batches.
+    The constructor opens no file. Mistakes in the folders of a split raise UserError when the split is first used. A
+    broken image raises UserError when it is read.
+
+    A sample of train is `augmentation.repeats` views of one image. Each view is an augmented copy with its own random
+    choices (Hoffer et al. 2020, "Augment Your Batch", arXiv:1901.09335). If the augmentation mixes images, the sample
+    also holds the same number of views of a partner, the image to mix with. The partner is drawn from all of train and
+    not from the batch, so that a step does not depend on how it is split into micro-batches.
 
     Differs: images are rotated and mirrored as their EXIF tag says, unless `exif` is "ignore". torchvision's
     ImageFolder reads them as stored.
@@ -72,7 +76,7 @@ class ImageFolder:
         mean: tuple[float, float, float],
         std: tuple[PositiveFloat, PositiveFloat, PositiveFloat],
         augmentation: Augmentation,
-        exif: Exif = "auto",  # this and the next keys have defaults, since users' configs may be older than the keys
+        exif: Exif = "auto",  # keys from here on have defaults, since older configs of users lack them
         class_order: ClassOrder = "string",
         val_share: Share | None = None,
         test_share: Share = 0.0,
@@ -81,28 +85,31 @@ class ImageFolder:
         """Store the options; no file is opened.
 
         Args:
-            root: folder that holds the folders of all splits or of all classes; None = only the folders below are read.
-            train: folder of the training split; None = in `root`.
-            val: folder of the split that selects the checkpoint; None = in `root`, or cut from train.
-            test: folder of the split on which the final metrics are reported; None = in `root`, or cut from train.
+            root: folder that holds the folders of all splits or of all classes; None = only the folders `train`, `val`
+                and `test` are read.
+            train: folder of the training split; None = found in `root`.
+            val: folder of the split that selects the checkpoint; None = found in `root`, or cut from train.
+            test: folder of the split on which the final metrics are reported; None = found in `root`, or cut from
+                train.
             val_count: number of images to cut from train as val, chosen at random, if there is no val folder; 0 = no
-                val, None = cut by `val_share`.
+                val, None = `val_share` decides.
             batch_size: number of views in one optimizer step, over all ranks; views of partners are not counted.
             image_size: height and width of the model's input in pixels; one number for a square.
-            crop_ratio: in evaluation, images are resized to cover `image_size` / `crop_ratio`, and their centre of
-                `image_size` is cropped; at most 1.
+            crop_ratio: in evaluation, an image is resized to cover `image_size` / `crop_ratio`, and a centre crop of
+                `image_size` is taken; from 0.01 to 1.
             interpolation: method of every resize, "bilinear" or "bicubic".
             mean: means of red, green and blue in [0, 1], for normalisation.
             std: standard deviations of red, green and blue in [0, 1], for normalisation.
             augmentation: augmentation of training images.
-            exif: whether images are turned upright by their EXIF tags: "apply" and "auto" do, "ignore" does not.
+            exif: whether images are turned upright by their EXIF tags: "apply" and "auto" turn them, "ignore" does not.
             class_order: order of the classes' names: "string" (1, 10, 2, as in torchvision) or "natural" (1, 2, 10).
             val_share: share of each class of train to cut as val, by a hash of the file names, if there is no val
-                folder and `val_count` is None; None = 0.1, or 10,000 images chosen at random if train has at least
-                100,000 images.
+                folder and `val_count` is None; 0 = no val, None = 0.1, or 10,000 images chosen at random if train has
+                at least 100,000 images.
             test_share: share of each class of train to cut as test, by a hash of the file names, if `root` holds train
                 and there is no test folder; 0 = no test.
-            cache: whether each worker keeps images in memory, resized to `image_size`, so that it decodes a file once.
+            cache: whether each worker keeps images in memory, resized to `image_size`, so that it decodes each file
+                only once.
 
         Raises UserError when `crop_ratio` is above 1, when `augmentation.repeats` is above `batch_size`, or when
         `cache` is set and the augmentation crops from images of full size (crop=resized).
@@ -138,7 +145,7 @@ class ImageFolder:
         self._cut_notes: dict[Split, str] = {}
 
     def count(self, split: Split) -> int:
-        """Return the number of images in `split`; 0 if there is no such val or test."""
+        """Return the number of images in `split`; 0 for a val or test split that does not exist."""
         return len(self._listing(split).files) if self._has(split) else 0
 
     def cost(self, split: Split) -> Sequence[int]:
@@ -149,8 +156,9 @@ class ImageFolder:
         """Return the names of the classes, by index.
 
         They are the names of the class folders of train. If train is missing, as on a machine that only evaluates, they
-        are those of val and test. But if all of these are among the names passed to `set_learnt_classes`, the latter
-        are returned.
+        are the names of the class folders of val and test. These may lack some classes of the trained model. Therefore,
+        if no folder of train is configured or found, and if all of these names are among those passed to
+        `set_learnt_classes`, the names passed there are returned.
         """
         if not self._classes:
             folders = [folder for folder in self._folders.values() if folder.is_dir()]
@@ -168,17 +176,19 @@ class ImageFolder:
     def set_learnt_classes(self, names: Sequence[str]) -> None:
         """Set the classes of a trained model.
 
-        `classes` returns them if train is missing and the folders of val and test have no other classes.
+        `classes` returns them if no folder of train is configured or found, and the folders of val and test have no
+        other classes.
         """
         self._learnt, self._classes, self._listings = list(names), [], {}
 
     def sample(self, split: Split, index: int, generator: torch.Generator | None) -> dict[str, Any]:
-        """Read one image. It is augmented at random with `generator`; with None, it is viewed as in evaluation.
+        """Read one image, and augment it at random with `generator`; with None, resize and crop it as in evaluation.
 
-        Returns `id` (the file's path within the split), `file`, `label` and `views`, a list of uint8 (3, H, W). With a
-        generator, the sample also has `uniforms` (views, UNIFORMS_PER_VIEW), the random numbers of each view. If the
-        augmentation mixes images, the sample also has the label, views and random numbers of a partner: `other_label`,
-        `other_views`, `other_uniforms`. Raises UserError for a missing or broken image.
+        Returns `id` (the file's path relative to the split's folder), `file` (its full path), `label` (the class index)
+        and `views`, a list of uint8 (3, H, W). With a generator, the sample also has `uniforms` (views,
+        UNIFORMS_PER_VIEW), the random numbers of each view. If the augmentation mixes images, it then also has the
+        label, views and random numbers of a partner: `other_label`, `other_views`, `other_uniforms`. Raises UserError
+        for a missing or broken image.
         """
         sample = self._own_views(split, index, generator)
         if generator is not None and self.augmentation.mixes:
@@ -196,12 +206,18 @@ class ImageFolder:
         return listing.folder / os.fsdecode(listing.files[index])
 
     def fingerprint(self, split: Split) -> dict[str, str]:
-        """Return one digest of the images' paths relative to the split's folder and of the files' lengths in bytes."""
+        """Return one digest, "images".
+
+        It is computed from the images' paths relative to the split's folder and from the lengths of the files in bytes.
+        """
         listing = self._listing(split)
         return {"images": fingerprints.digest_files(listing.folder, listing.files)}
 
     def view(self, image: Tensor, file: Path) -> dict[str, Any]:
-        """Make a sample from a user's image, uint8 (3, h, w) of any size, viewed as in evaluation; its label is -1."""
+        """Make a sample from a user's image, uint8 (3, h, w) of any size, resized and cropped as in evaluation.
+
+        `file` becomes the sample's id. The label is -1, since the true class is unknown.
+        """
         views = [evaluation_view(image, self.image_size, self.crop_ratio, self.interpolation)]
         return {"id": str(file), "file": str(file), "label": -1, "views": views}
 
@@ -219,23 +235,25 @@ class ImageFolder:
         return sample | {"views": views, "uniforms": uniforms.numpy()}
 
     def _resized(self, split: Split, index: int, crop_ratio: float) -> Tensor:
-        """Read an image, resized and cropped as in evaluation; it is kept in memory if `cache` is set."""
+        """Read an image, resize and crop it as in evaluation, and keep it in memory if `cache` is set."""
         key = (split, index, crop_ratio)
         if key in self._cached:
             return self._cached[key]
         image = read_image(self._file(split, index), exif=self.exif)
         image = evaluation_view(image, self.image_size, crop_ratio, self.interpolation)
         if self.cache:
-            self._cached[key] = image.clone(memory_format=torch.contiguous_format)  # a view would keep the larger image
+            self._cached[key] = image.clone(memory_format=torch.contiguous_format)  # a slice would keep the whole image
         return image
 
     def collate(self, samples: list[dict[str, Any]]) -> Batch:
         """Collate samples into a batch of B views, in which the views of one image are adjacent.
 
         Returns `ids` and `files`, lists of length B, `images` uint8 (N, 3, H, W) and `labels` int64 (B,), -1 for a
-        user's image. In training, the batch also has `uniforms` (N, UNIFORMS_PER_VIEW), a NumPy array. N is B unless
-        the augmentation mixes images. If it does, N is 2B, image B + b is the partner of image b, `other_labels` (B,)
-        are the partners' labels, and `shares` (B,) are the shares of the images' own labels in their targets.
+        user's image. In training, the batch also has `uniforms` (N, UNIFORMS_PER_VIEW), a NumPy array.
+
+        N is 2B in training if the augmentation mixes images, and otherwise B. If N is 2B, image B + b is the partner of
+        image b. The batch then also has `other_labels` (B,), the partners' labels, and `shares` (B,), from 0 to 1, the
+        weights of the images' own labels in the targets.
         """
         views = [(sample, view) for sample in samples for view in sample["views"]]
         partners = [(sample, view) for sample in samples for view in sample.get("other_views", ())]
@@ -247,7 +265,7 @@ class ImageFolder:
         }
         if "uniforms" in samples[0]:
             keys = ("uniforms", "other_uniforms")
-            # An array and not a tensor, since tensors are moved to the device and these numbers are used on the host.
+            # A NumPy array, since a tensor would be moved to the device; the numbers are used on the host.
             batch["uniforms"] = np.concatenate([sample[key] for key in keys for sample in samples if key in sample])
         if partners:
             batch["other_labels"] = torch.tensor([sample["other_label"] for sample, _ in partners])
@@ -255,7 +273,10 @@ class ImageFolder:
         return batch
 
     def inputs(self, batch: Batch, device: torch.device) -> Tensor:
-        """Compute the model's input on `device`: fp32 (B, 3, H, W), normalised, and in training erased and mixed."""
+        """Compute the model's input on `device`: fp32 (B, 3, H, W), normalised.
+
+        In training, random erasing and mixing are also applied.
+        """
         return model_inputs(batch["images"].to(device), batch.get("uniforms"), self.augmentation, self.mean, self.std)
 
     def thumbnails(self, batch: Batch, count: int) -> Tensor:
@@ -266,7 +287,7 @@ class ImageFolder:
     def summary(self) -> list[str]:
         """Return lines on how `root` was read, on the number and names of classes, and on the images of each split."""
         lines = [*self._layout.notes, f"{len(self.classes())} classes", names_line(self.classes())]
-        if not all(name.isdecimal() for name in self.classes()):  # for numbers, `advice` warns instead
+        if not all(name.isdecimal() for name in self.classes()):  # if all are numbers, `advice` warns
             lines += order_notes(self.classes())
         return [*lines, *(line for split in filter(self._has, SPLITS) for line in self.split_summary(split))]
 
@@ -288,8 +309,8 @@ class ImageFolder:
     def advice(self, split: Split) -> list[str]:
         """Return warnings about the folders of `split`.
 
-        For train, they include class folders that seem one level too high or too low, and numbers as class names that
-        are sorted as text.
+        For train, there are also warnings if class folders seem to be one level too high or too low, and if all class
+        names are numbers but are not sorted by value.
         """
         warnings = self._layout.warnings.get(split, [])
         if split != "train":
@@ -305,7 +326,7 @@ class ImageFolder:
 
     @property
     def _folders(self) -> dict[Split, Path]:
-        """The folder of each split that has a folder."""
+        """The folder of each split, by split. Splits without a folder are absent."""
         return self._layout.folders
 
     def _is_cut(self, split: Split) -> bool:

@@ -8,12 +8,15 @@ from common.errors import UserError
 from vit.data.layouts import SPLIT_NAMES
 from vit.data.listing import Listing
 
-MAX_NAMES = 5  # names of classes in a note
-MAX_COUNTS = 20  # with more classes, `class_counts` does not list the count of each
+MAX_NAMES = 5  # maximum number of class names in a note
+MAX_COUNTS = 20  # with more classes, `class_counts` gives only the smallest and the largest count
 
 
 def refuse_split_names(classes: Sequence[str], folder: Path) -> None:
-    """Raise UserError when all class folders of `folder` have names of splits, so that it is one level too high."""
+    """Raise UserError when `folder` has several class folders and all of them have names of splits.
+
+    In this case, `folder` is the root of the data set and not the folder of a split.
+    """
     if len(classes) > 1 and SPLIT_NAMES.issuperset(name.lower() for name in classes):
         raise UserError(
             f"The class folders of {folder} are {', '.join(classes)}, which are names of splits and not of classes; "
@@ -22,7 +25,10 @@ def refuse_split_names(classes: Sequence[str], folder: Path) -> None:
 
 
 def depth_advice(classes: Sequence[str], listing: Listing) -> list[str]:
-    """Return a warning when train has a single class, or when no class folder holds images directly."""
+    """Return a list with one warning when train has a single class, or when no class folder holds images directly.
+
+    Otherwise, the list is empty. `classes` and `listing` are those of train.
+    """
     deepest = os.fsdecode(listing.files[0])
     if len(classes) == 1:
         remedy = f"; if {Path(deepest).parts[1]} is a class, give data.train={listing.folder / classes[0]}"
@@ -40,9 +46,9 @@ def depth_advice(classes: Sequence[str], listing: Listing) -> list[str]:
 
 
 def absent_classes(classes: Sequence[str], counts: Sequence[int]) -> list[str]:
-    """Return a note on the classes of which a split has no image; `counts` are the split's numbers of images by class.
+    """Return a list with one note on the classes of which a split has no image; empty if there are none.
 
-    If there are no such classes, the list is empty.
+    `counts` holds the split's number of images of each class.
     """
     absent = [name for name, count in zip(classes, counts, strict=True) if not count]
     more = ", ..." if len(absent) > MAX_NAMES else ""
@@ -54,7 +60,7 @@ def absent_classes(classes: Sequence[str], counts: Sequence[int]) -> list[str]:
 def class_counts(classes: Sequence[str], counts: Sequence[int]) -> str:
     """Return a line with a split's number of images of each class.
 
-    With more than `MAX_COUNTS` classes, it has only the smallest and the largest number, with their classes.
+    With more than `MAX_COUNTS` classes, the line has only the smallest and the largest number, with their classes.
     """
     if len(classes) <= MAX_COUNTS:
         return f"by class: {', '.join(f'{name} {count}' for name, count in zip(classes, counts, strict=True))}"

@@ -1,7 +1,7 @@
 """Small image sets that are held as uint8 in the device's memory and augmented there.
 
-A batch holds row indices and random numbers instead of pixels, so no training step waits for images to be decoded or
-copied to the device.
+A batch holds the indices of its images and the random numbers of their augmentation instead of pixels, so no training
+step waits for images to be decoded or copied to the device.
 """
 
 from abc import ABC, abstractmethod
@@ -23,7 +23,7 @@ from common.types import SPLITS
 from vit.data import augmentation
 from vit.data.augmentation import Augmentation
 
-Images = tuple[Tensor, Tensor]  # uint8 (n, C, h, w), int64 (n,)
+Images = tuple[Tensor, Tensor]  # images uint8 (n, C, h, w), labels int64 (n,)
 
 
 def height_and_width(size: int | tuple[int, int]) -> tuple[int, int]:
@@ -34,9 +34,9 @@ def height_and_width(size: int | tuple[int, int]) -> tuple[int, int]:
 class InMemory(ABC):
     """A data set of images of one size with one label each. A subclass defines `names`, `channels` and `load`.
 
-    A sample of train stands for `augmentation.repeats` views of one image; its cost is this number of views. If the
-    augmentation mixes images, the sample also stands for the same number of views of a partner, the image to mix with,
-    which is drawn from all of train.
+    A sample of train stands for `augmentation.repeats` views (augmented copies) of one image; its cost is this number
+    of views. If the augmentation mixes images, the sample also stands for the same number of views of a partner, the
+    image to mix with. The partner is drawn from all of train.
     """
 
     names: Sequence[str]  # names of the classes, by index
@@ -79,11 +79,12 @@ class InMemory(ABC):
         return [self.augmentation.repeats if split == "train" else 1] * self.count(split)
 
     def sample(self, split: Split, index: int, generator: torch.Generator | None) -> dict[str, Any]:
-        """Return the index ("rows") and label ("labels") of an image, each in a list, and its split.
+        """Return a dict with `split`, `rows` (a list with the image's index) and `labels` (a list with its label).
 
         With a generator, the sample also has `uniforms` (views, UNIFORMS_PER_VIEW), the random numbers of each view. If
-        the augmentation then mixes images, a random partner is the second item of `rows` and of `labels`, and
-        `uniforms` has the image's views first and the partner's views after them.
+        the augmentation then mixes images, the index and the label of a random partner are the second items of `rows`
+        and `labels`. `uniforms` then holds the numbers of the image's views first and those of the partner's views
+        after them.
         """
         labels = self._split(split)[1]
         sample: dict[str, Any] = {"split": split, "rows": [index], "labels": [int(labels[index])]}
@@ -105,7 +106,10 @@ class InMemory(ABC):
         }
 
     def view(self, image: Tensor, file: Path) -> dict[str, Any]:
-        """Make a sample from a user's image, uint8 (3, h, w) of any size, viewed as in evaluation; it has no label."""
+        """Make a sample from a user's image, uint8 (3, h, w) of any size, resized and cropped as in evaluation.
+
+        The sample has no label. The image becomes grey if the data set has one channel.
+        """
         if self.channels == 1:
             image = functional.rgb_to_grayscale(image)
         return {"file": str(file), "image": augmentation.evaluation_view(image, self.image_size, 1.0, "bilinear")}
@@ -114,9 +118,11 @@ class InMemory(ABC):
         """Collate samples into a batch of B views: `ids`, `split`, `labels` int64 (B,) and `rows` int64 (N,).
 
         `rows` are the images' indices in the split. In training, the batch also has `uniforms` (N, UNIFORMS_PER_VIEW),
-        a NumPy array. N is B unless the augmentation mixes images. If it does, N is 2B: first the views of the images,
-        then those of their partners in the same order. `other_labels` (B,) are the partners' labels, and `shares` (B,)
-        are the shares of the images' own labels in their targets.
+        a NumPy array.
+
+        N is 2B in training if the augmentation mixes images, and otherwise B. If N is 2B, the views of the images come
+        first, and those of their partners follow in the same order. The batch then also has `other_labels` (B,), the
+        partners' labels, and `shares` (B,), from 0 to 1, the weights of the images' own labels in the targets.
 
         For a user's images, the batch has `images` uint8 (B, C, H, W) and `files` instead of `rows` and `split`; the
         labels are -1.
@@ -148,7 +154,10 @@ class InMemory(ABC):
         return batch
 
     def inputs(self, batch: Batch, device: torch.device) -> Tensor:
-        """Compute the model's input on `device`: fp32 (B, C, H, W), normalised, and in training erased and mixed."""
+        """Compute the model's input on `device`: fp32 (B, C, H, W), normalised.
+
+        In training, random erasing and mixing are also applied.
+        """
         images = batch["images"].to(device) if "images" in batch else self._stored_images(batch, device)
         uniforms = batch.get("uniforms")
         if uniforms is None:
@@ -187,10 +196,11 @@ class InMemory(ABC):
 
 
 def split_images(images: Tensor, labels: Tensor, counts: Sequence[int], what: str) -> list[Images]:
-    """Split off a random part for each of `counts`. Returns the remaining images first, and then the parts.
+    """Split off a random part of the images for each of `counts`, the parts' numbers of images.
 
-    The split does not depend on the run's seed, and the last part does not depend on the other counts. Raises UserError
-    when no image remains; `what` is the text by which the message names the config keys of `counts`.
+    Returns the images and labels of the remainder first, and then those of each part. The split does not depend on the
+    run's seed, and the last part does not depend on the other counts. Raises UserError when no image remains; `what`
+    names the config keys of `counts` in the message.
     """
     if sum(counts) >= len(labels):
         raise UserError(f"{what} would leave nothing to train on: the set has {len(labels)} images; give less.")

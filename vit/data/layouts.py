@@ -9,34 +9,39 @@ from common.errors import UserError
 from common.types import Split
 from vit.data.listing import folder_names, holds_images
 
-# The names that the folder of each split may have, in any case of letters. If several exist, the first of them is read.
+# The names that the folder of each split may have, in any case. If several exist, the first one in this list is read.
 FOLDER_NAMES: dict[Split, tuple[str, ...]] = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation", "dev"),
     "test": ("test", "testing", "eval"),
 }
 SPLIT_NAMES = {name for names in FOLDER_NAMES.values() for name in names}
-MAX_NAMES = 5  # names of folders in a message
+MAX_NAMES = 5  # maximum number of folder names in a message
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitFolders:
-    """The folders of the splits, and how `root` was read."""
+    """The folders of the splits, with notes and warnings on how `root` was read."""
 
-    folders: dict[Split, Path]  # without splits that have no folder
+    folders: dict[Split, Path]  # only of the splits that have a folder
     notes: list[str] = field(default_factory=list)  # lines for the summary
     warnings: dict[Split, list[str]] = field(default_factory=dict)
     unread: Sequence[str] = ()  # names of the folders in `root` that belong to no split
 
 
 def find_folders(root: str | None, by_path: Mapping[Split, Path]) -> SplitFolders:
-    """Find the folders of the splits in `root`.
+    """Find the folders of the splits in `root`; if `root` is None, only those in `by_path` are returned.
 
-    `by_path` has the folders that are given for single splits. They take precedence, and are used for no other split.
-    A folder of `root` with the name of a split is nevertheless a class if it holds images and no folders, and if
-    folders with other names lie beside it. If all folders of `root` are classes, `root` is flat and is itself the
-    folder of train. Raises UserError when `root` does not exist, when a flat `root` contains a folder of `by_path`, or
-    when its only folder holds folders and no images (the data set is then one level lower).
+    `by_path` holds the folders that the config gives for single splits (data.train, data.val, data.test). They take
+    precedence over the folders in `root`, and no other split reads them.
+
+    The folders of `root` that have the name of a split are the folders of the splits. However, they are classes if each
+    of them holds images and no folders, and if folders with other names lie beside them. If all folders of `root` are
+    classes, `root` is flat and is itself the folder of train.
+
+    Raises UserError when `root` does not exist. If `by_path` lacks train, also raises UserError when a flat `root`
+    contains a folder of `by_path`, or when the only folder of a flat `root` holds folders and no images (this folder is
+    then the root of the data set).
     """
     if root is None:
         return SplitFolders(folders=dict(by_path))
@@ -55,7 +60,10 @@ def find_folders(root: str | None, by_path: Mapping[Split, Path]) -> SplitFolder
 
 
 def missing_folder(root: str, split: Split, unread: Sequence[str]) -> str:
-    """Return the error message for a split without a folder in `root`, in which the folders `unread` are not read."""
+    """Return the error message for a split that has no folder in `root`.
+
+    `unread` are the names of the folders in `root` that belong to no split.
+    """
     others = f" ({_listed(unread)} beside the folders of other splits cannot be read)" if unread else ""
     return (
         f"There is no folder {split} in data.root={root}{others}; expected {split}/<class>/<image> there, or give the "
@@ -64,14 +72,17 @@ def missing_folder(root: str, split: Split, unread: Sequence[str]) -> str:
 
 
 def _matching(names: Sequence[str], split: Split) -> list[str]:
-    """Return those of `names` that are names of `split`; the first of them is the one to read."""
+    """Return those of `names` that are names of `split`, in the order of `FOLDER_NAMES`; the first of them is read."""
     return [name for known in FOLDER_NAMES[split] for name in reversed(names) if name.lower() == known]
 
 
 def _folders_of_splits(
     top: Path, named: Mapping[Split, list[str]], others: list[str], by_path: Mapping[Split, Path]
 ) -> SplitFolders:
-    """Return the folders of a root that holds folders of splits. Without a test folder, val is test, as in ImageNet."""
+    """Return the folders of a root that holds folders of splits. Without a test folder, val is test, as in ImageNet.
+
+    `named` holds the folders of `top` with a name of each split, and `others` the remaining folders of `top`.
+    """
     folders: dict[Split, Path] = {split: top / matches[0] for split, matches in named.items() if matches}
     val_is_test = "val" in folders and "test" not in {*folders, *by_path}
     if val_is_test:
@@ -102,7 +113,10 @@ def _folders_of_splits(
 
 
 def _flat_folder(top: Path, names: list[str], classes: list[str], by_path: Mapping[Split, Path]) -> SplitFolders:
-    """Return the folders of a flat root; `classes` are the class folders that have the name of a split."""
+    """Return the folders of a flat root.
+
+    `names` are its class folders, and `classes` are those of them that have the name of a split.
+    """
     if "train" in by_path:
         return SplitFolders(folders=dict(by_path), notes=[f"data.root={top} is not read, since data.train is given"])
     for split, path in by_path.items():

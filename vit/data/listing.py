@@ -1,4 +1,7 @@
-"""List the images of a folder that has one folder for each class, fast and with little memory."""
+"""List the images of a folder with one sub-folder for each class, quickly and with little memory.
+
+Hidden files and folders, whose names begin with a dot, are ignored.
+"""
 
 import os
 from collections.abc import Iterator
@@ -11,7 +14,7 @@ from numpy.typing import NDArray
 from common.data.images import IMAGE_SUFFIXES
 from common.errors import UserError
 
-# File names are kept as bytes, which takes less time and memory than text.
+# File names are kept as bytes, because this takes less time and memory than text.
 _ENDINGS = tuple(suffix.encode() for suffix in sorted(IMAGE_SUFFIXES))
 
 
@@ -19,14 +22,14 @@ _ENDINGS = tuple(suffix.encode() for suffix in sorted(IMAGE_SUFFIXES))
 class Listing:
     """The images of one split, sorted by the name of the class folder and then by path.
 
-    Forked workers share the memory of arrays. They would copy that of Python objects, because reading an object changes
-    its reference count.
+    Files and labels are arrays, because forked workers share the memory of arrays. Python objects would be copied in
+    each worker, because reading an object changes its reference count.
     """
 
     folder: Path
     files: NDArray[np.bytes_]  # (N,) paths relative to `folder`, in the file system's encoding
     labels: NDArray[np.int64]  # (N,) class indices
-    other_files: int  # number of visible files without an image's ending
+    other_files: int  # number of files without an image's extension, hidden files excluded
 
 
 def class_folders(folder: Path) -> list[str]:
@@ -55,12 +58,12 @@ def class_folders(folder: Path) -> list[str]:
 
 
 def folder_names(folder: Path) -> list[str]:
-    """Return the names of the visible folders in a folder, sorted as text."""
+    """Return the names of the folders in `folder`, without hidden ones, sorted as text."""
     return sorted(os.fsdecode(name) for name, is_folder in _entries(os.fsencode(folder)) if is_folder)
 
 
 def holds_images(folder: Path) -> bool:
-    """Whether any file directly in a folder has an image's ending."""
+    """Whether any file directly in `folder` has an image's extension."""
     entries = _entries(os.fsencode(folder))
     return any(not is_folder and name.lower().endswith(_ENDINGS) for name, is_folder in entries)
 
@@ -88,7 +91,7 @@ def list_class_images(folder: Path, names: list[str], labels: NDArray[np.int64])
 
 
 def _files(folder: bytes, prefix: bytes) -> Iterator[bytes]:
-    """Yield the paths of all visible files at any depth in a folder, with `prefix` in place of the folder's path."""
+    """Yield the paths of all files at any depth in `folder`; `prefix` replaces the path of `folder` itself."""
     for name, is_folder in _entries(folder):
         path = prefix + b"/" + name
         if is_folder:
@@ -98,7 +101,7 @@ def _files(folder: bytes, prefix: bytes) -> Iterator[bytes]:
 
 
 def _entries(folder: bytes) -> Iterator[tuple[bytes, bool]]:
-    """Yield the name of each visible entry of a folder, and whether it is a folder or a link to one.
+    """Yield the name of each entry of a folder that is not hidden, and whether it is a folder or a link to a folder.
 
     Raises UserError when the folder cannot be read.
     """

@@ -15,8 +15,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional
 
 Policy = Literal["none", "rand", "trivial"]
-MAGNITUDE_LEVELS = 31  # 0 to 30, as in both papers' code
-MAX_OPERATIONS = 4  # operations of RandAugment on one image
+MAGNITUDE_LEVELS = 31  # levels 0 to 30, as in both papers' code
+MAX_OPERATIONS = 4  # maximum number of RandAugment's operations on one image
 
 
 class Operation(NamedTuple):
@@ -29,7 +29,7 @@ class Operation(NamedTuple):
 
 
 def _shear(images: Tensor, across: float, down: float) -> Tensor:
-    # The centre is the top left corner, so the first row or column stays in place, as in the papers' code.
+    # The centre of the shear is the top left corner, so the first row or column stays in place, as in the papers' code.
     degrees = [math.degrees(math.atan(v)) for v in (across, down)]
     sheared: Tensor = functional.affine(images, 0.0, [0, 0], 1.0, degrees, center=[0, 0])
     return sheared
@@ -62,9 +62,10 @@ OPERATIONS: tuple[Operation, ...] = (
 def apply(images: Tensor, numbers: np.ndarray, policy: Policy, operations: int, magnitude: int) -> Tensor:
     """Apply a policy to images uint8 (N, C, H, W); `numbers` (N, 3 * MAX_OPERATIONS) are uniform in [0, 1).
 
-    "rand" applies `operations` random operations with the strength `magnitude`, from 0 to 30. "trivial" applies one
-    random operation with a random strength. For each operation, three of the numbers choose the operation, its strength
-    (with "trivial") and its sign.
+    "rand" applies `operations` random operations at the level `magnitude`, an integer from 0 to 30. "trivial" applies
+    one random operation at a random level. "none" returns the images unchanged. The strength of an operation is its
+    greatest strength times level / 30. Three of the numbers belong to each operation: they choose which operation it
+    is, its level (only with "trivial") and its sign.
 
     Differs: TrivialAugment shifts images by up to 32 pixels. Here the greatest shift is 32/224 of the image's side,
     which is 32 pixels in an image of 224 pixels.
@@ -83,9 +84,10 @@ def apply(images: Tensor, numbers: np.ndarray, policy: Policy, operations: int, 
 
 
 def _apply_operations(images: Tensor, chosen: np.ndarray, strengths: np.ndarray) -> Tensor:
-    """Apply to each image (N, C, H, W) its operation `chosen` (N,), an index into OPERATIONS, at its strength (N,).
+    """Apply one operation to each of the images (N, C, H, W).
 
-    Images with the same operation and strength share one call.
+    `chosen` (N,) holds the index in OPERATIONS of each image's operation, and `strengths` (N,) its strength. Images
+    with the same operation and strength share one call.
     """
     result = images.clone()
     pairs, group = np.unique(np.stack((chosen, strengths), axis=1), axis=0, return_inverse=True)

@@ -17,23 +17,23 @@ from common.report.pictures import write_picture
 from common.task import Answer, Batch
 from vit.evaluation import pictures
 
-MAX_DRAWN_CLASSES = 2000  # the confusion matrix of more classes is not drawn, since a cell has at least 2 x 2 pixels
+MAX_DRAWN_CLASSES = 2000  # a confusion matrix of more classes, with 2 x 2 pixels per cell, would be too large a picture
 
 
 class ScoredSample(NamedTuple):
     """The values that the metric stores for each sample, instead of the probabilities of all classes."""
 
     id: Any
-    truth: int
-    predicted: int  # -1 if a log probability is NaN
-    classes_ahead: int  # number of classes ranked before the true one; K (all) if a log probability is NaN
+    truth: int  # index of the true class
+    predicted: int  # index of the predicted class; -1 if a log probability is NaN
+    classes_ahead: int  # number of classes ranked before the true one; all K if a log probability is NaN
     loss: float  # negative log probability of the true class in nats
     probability: float  # probability of the predicted class
-    nearest: int | None  # class predicted by nearest neighbours; -1 if features are not finite, None if not computed
+    nearest: int | None  # class that nearest neighbours predict; -1 if features are not finite, None if not computed
 
 
 class ClassificationMetric:
-    """The accuracies and the loss on one split, over the samples of all ranks, computed from class probabilities.
+    """The accuracies and the loss on one split, computed from class probabilities over the samples of all ranks.
 
     Classes of equal probability are ranked by index: if two classes share the highest probability, the one with the
     lower index is predicted. A sample with a NaN among its log probabilities has no predicted class: it counts as wrong
@@ -42,7 +42,7 @@ class ClassificationMetric:
 
     Args:
         classes: names of the classes, by index.
-        expected: number of samples in the split, by which `gather` checks that none is missing; None = no check.
+        expected: number of samples in the split; `gather` checks that none is missing. None = no check.
     """
 
     def __init__(self, classes: list[str], expected: int | None = None) -> None:
@@ -62,7 +62,7 @@ class ClassificationMetric:
         assert logs.shape == (len(truth), len(self.classes)), (logs.shape, len(self.classes))
         of_truth = logs.gather(1, truth[:, None])  # (B, 1)
         has_nan = logs.isnan().any(1)
-        predicted = logs.argmax(1).masked_fill(has_nan, -1)  # of equal ones, the first
+        predicted = logs.argmax(1).masked_fill(has_nan, -1)  # argmax returns the first of equal values
         ahead = _classes_ahead(logs, truth).masked_fill(has_nan, len(self.classes))
         columns = (truth, predicted, ahead, 0 - of_truth[:, 0], logs.amax(1).exp())
         nearest = [answer.get("nearest") for answer in answers]
@@ -74,7 +74,7 @@ class ClassificationMetric:
         self.expected = count
 
     def gather(self) -> None:
-        """Gather all ranks' samples on every rank, sorted by id; each sample must occur exactly once."""
+        """Gather the samples of all ranks on every rank, sorted by id; each sample must occur exactly once."""
         self.samples = gather_samples(self.samples, self.expected)
         self.gathered = True
 
@@ -132,9 +132,9 @@ class ClassificationMetric:
     def write(self, folder: Path) -> None:
         """Write `predictions.csv`, with a row for each sample, and `confusion.png` for up to MAX_DRAWN_CLASSES classes.
 
-        The table has five columns: id; truth and predicted (names of classes, the latter empty if no class is
-        predicted); probability (that of the predicted class); and probability_of_truth. Names that are not UTF-8 are
-        escaped (common/files/names.py). Only rank 0 writes.
+        The table has five columns: id; truth and predicted, which are names of classes; probability, that of the
+        predicted class; and probability_of_truth. If no class is predicted, `predicted` is empty. Names that are not
+        UTF-8 are escaped (common/files/names.py). Only rank 0 writes.
         """
         assert self.gathered, "call gather() before write()"
         if not is_main():

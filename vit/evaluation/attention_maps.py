@@ -1,8 +1,11 @@
 """Attention maps and attention rollout of a vision transformer (Abnar and Zuidema 2020, arXiv 2005.00928).
 
-`common.nn.attention.record_attention` records the attention probabilities, whichever kernel the model uses. Of the N
-tokens of an image, the first `prefix` are the class token, if any, and the registers. The others are the patches of a
-grid (gh, gw), row by row.
+`common.nn.attention.record_attention` records the attention probabilities, whichever kernel the model uses.
+
+Of the N tokens of an image, the first `prefix` are the class token, if any, and the registers. The others are the
+patches of a grid (gh, gw), row by row. Maps show the attention from the pooled query to the patches. If the model pools
+by the class token (`pooled_by_token`), the pooled query is this token. With mean pooling, the attention of all patches
+is averaged.
 """
 
 import re
@@ -20,8 +23,8 @@ def attention_up_to_layer(model: nn.Module, images: Tensor, layer: int) -> list[
     """Record the attention probabilities (B, h, N, N) of each encoder layer from the first to `layer`, inclusive.
 
     `images` (B, channels, H, W) is the model's input. Layers are numbered from 0; negative numbers count from the last
-    layer, -1. The model stays in its current mode, so call `eval()` first to disable dropout. Raises UserError when
-    there is no such layer.
+    layer, which is -1. The model stays in its current mode, so call `eval()` first to disable dropout. Raises UserError
+    when the model has no layer of this number.
     """
     names = encoder_attentions(model)
     if not -len(names) <= layer < len(names):
@@ -45,9 +48,8 @@ def encoder_attentions(model: nn.Module) -> list[str]:
 def attention_map(attention: Tensor, prefix: int, pooled_by_token: bool, grid: tuple[int, int]) -> Tensor:
     """Select one layer's attention from the pooled query to each patch: (B, h, N, N) -> (B, h, gh, gw) in fp32.
 
-    If the model pools by the class token (`pooled_by_token`), the pooled query is this token. With mean pooling, the
-    map is the mean of the attention from all patches. A map sums to one minus the attention to the class token and the
-    registers.
+    With mean pooling, the map is the mean of the attention from all patches. A map sums to one minus the attention to
+    the class token and the registers.
     """
     _check(attention, prefix, pooled_by_token, grid)
     rows = attention.float()[:, :, 0] if pooled_by_token else attention.float()[:, :, prefix:].mean(2)  # (B, h, N)
@@ -59,9 +61,11 @@ def rollout(attentions: Sequence[Tensor], prefix: int, pooled_by_token: bool, gr
     """Compute attention rollout from the pooled query to each patch, in fp32: L tensors (B, h, N, N) -> (B, gh, gw).
 
     `attentions` are the attention probabilities of L layers, from the first to the last. In section 3 of the paper,
-    A = 0.5 W + 0.5 I for each layer, where W is the mean over heads. The rows of A are normalised to sum to one. The
-    rollout is the matrix A_L ... A_2 A_1. Only one row is needed: that of the class token, or with mean pooling the
-    mean of the patches' rows. Therefore a row vector is multiplied by A_L first, then by A_{L-1}, and so on to A_1.
+    each layer has a matrix A = 0.5 W + 0.5 I, where W is its attention averaged over heads and I is the identity. The
+    rows of A are normalised to sum to one. The rollout is the matrix A_L ... A_2 A_1.
+
+    Only one row of the rollout is needed: that of the class token or, with mean pooling, the mean of the patches' rows.
+    Therefore a row vector is multiplied by A_L first, then by A_{L-1}, and so on to A_1.
     """
     for attention in attentions:
         _check(attention, prefix, pooled_by_token, grid)
@@ -76,7 +80,10 @@ def rollout(attentions: Sequence[Tensor], prefix: int, pooled_by_token: bool, gr
 
 
 def _with_residual(attention: Tensor) -> Tensor:
-    """Average over heads, and then with the identity for the residual connection: (B, h, N, N) -> (B, N, N)."""
+    """Average attention over heads, and average the result with the identity: (B, h, N, N) -> (B, N, N).
+
+    The identity stands for the residual connection. The rows are normalised to sum to one.
+    """
     mean = attention.float().mean(1)  # (B, h, N, N) -> (B, N, N)
     mixed = 0.5 * mean + 0.5 * torch.eye(mean.shape[-1], device=mean.device)
     return mixed / mixed.sum(-1, keepdim=True)

@@ -1,7 +1,7 @@
 """Classification by nearest neighbours among frozen features (Wu et al. 2018, arXiv 1805.01978, section 3.4).
 
-The k known samples with the highest cosine similarity vote. The vote of each is for its own class and has the weight
-exp(similarity / 0.07). DINO is evaluated in this way, with k = 20 (Caron et al. 2021, arXiv 2104.14294).
+Of the samples with known classes, the k with the highest cosine similarity vote. Each votes for its own class, with the
+weight exp(similarity / 0.07). DINO is evaluated in this way, with k = 20 (Caron et al. 2021, arXiv 2104.14294).
 """
 
 import torch
@@ -11,15 +11,16 @@ from torch.nn.functional import normalize
 from common.errors import UserError
 
 TEMPERATURE = 0.07  # in both papers
-MAX_MATRIX_ENTRIES = 2**24  # entries of a matrix of similarities or of votes: 64 MiB in fp32
+MAX_MATRIX_ENTRIES = 2**24  # maximum size of a matrix of similarities or of votes: 64 MiB in fp32
 
 
 class NeighbourClassifier:
     """Classifies samples by the k nearest of N samples with known classes.
 
     Args:
-        features: features of the known samples, (N, C) of any float type; similarities are computed on their device.
-        labels: class indices of the known samples, (N,).
+        features: features of the samples with known classes, (N, C) of any float type; similarities are computed on the
+            device of `features`.
+        labels: class indices of these samples, (N,).
         classes: number of classes K.
 
     Raises UserError when a feature is not finite, since one NaN would make the neighbours of every sample wrong.
@@ -41,8 +42,8 @@ class NeighbourClassifier:
     def classify(self, features: Tensor, k: int) -> Tensor:
         """Predict the class with the largest sum of votes: features (B, C) -> int64 (B,), on the device of `features`.
 
-        The prediction for a sample with features that are not finite is -1. If there are fewer than k known samples,
-        all of them vote. Of classes with equal sums, the one with the lowest index is predicted.
+        The prediction is -1 for a sample whose features are not all finite. If k is above N, all N samples vote. Of
+        classes with equal sums, the one with the lowest index is predicted.
         """
         chunk = max(1, MAX_MATRIX_ENTRIES // max(len(self.labels), self.classes))
         classes = [self._classify_chunk(part, min(k, len(self.labels))) for part in features.split(chunk)]

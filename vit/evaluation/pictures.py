@@ -24,9 +24,9 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 def draw_confusion_matrix(counts: Tensor, names: Sequence[str]) -> Tensor:
     """Draw a confusion matrix, int (K, K) with a row per true class and a column per predicted class: uint8 (3, H, W).
 
-    A cell shows its count. Its colour darkens with the square root of the count's share of the row, so that rare
-    mistakes are visible. With more than `MAX_NAMED_CLASSES` classes, counts are omitted and the axes show indices
-    instead of names.
+    Each cell shows its count. The colour of a cell darkens with the square root of the count's share of the row, so
+    that rare mistakes are visible. With more than `MAX_NAMED_CLASSES` classes, counts are omitted and the axes show
+    indices instead of names.
     """
     classes = len(names)
     # The names of more than 20 classes need smaller text. The large picture of more than 500 classes needs larger text.
@@ -60,9 +60,9 @@ def draw_heat_map(image: Tensor, map: Tensor) -> Tensor:
 def draw_attention_sheet(image: Tensor, maps: Tensor) -> Tensor:
     """Draw an image uint8 (3, H, W) and, over grey copies of it, the maps (heads, gh, gw) and their mean over heads.
 
-    Each map is divided by its own maximum. An image with a side above `MAX_SIDE` pixels is downscaled; an image with a
-    longer side below `MIN_SIDE` pixels is enlarged by an integer factor. Returns the tiles in rows as one picture,
-    uint8 (3, H', W').
+    Each map is divided by its own maximum. If the image's longer side is above `MAX_SIDE` pixels, the image is
+    downscaled; if it is below `MIN_SIDE` pixels, the image is enlarged by an integer factor. Returns the image and the
+    overlaid maps as tiles in rows of one picture, uint8 (3, H', W').
     """
     longer = max(image.shape[-2:])
     if longer > MAX_SIDE:
@@ -120,7 +120,7 @@ def _overlaid(image: Tensor, map: Tensor) -> Tensor:
 
 
 def _write_counts(matrix: Image.Image, counts: Tensor, shares: Tensor, cell: int, font: Font) -> None:
-    """Draw thin lines between the cells, and the counts that are not zero: white on dark cells, else black."""
+    """Draw thin lines between the cells, and the counts above zero: white on dark cells, black on the others."""
     pen = ImageDraw.Draw(matrix)
     for i in range(1, len(counts)):
         pen.line((i * cell, 0, i * cell, matrix.height), fill=(225, 225, 225))
@@ -145,7 +145,7 @@ def _name_margins(names: Sequence[str], cell: int, font: Font) -> tuple[Image.Im
     pen = ImageDraw.Draw(side)
     for number, text in enumerate(texts):
         pen.text((side.width - 8, number * cell + cell / 2), text, fill="black", font=font, anchor="rm")
-    upper = Image.new("RGB", side.size, "white")  # when rotated below, its last row becomes the last column
+    upper = Image.new("RGB", side.size, "white")  # rotated below, so that its last row becomes the last column
     pen = ImageDraw.Draw(upper)
     for number, text in enumerate(texts):
         pen.text((8, number * cell + cell / 2), text, fill="black", font=font, anchor="lm")
@@ -162,7 +162,7 @@ def _index_margins(classes: int, cell: int, font: Font) -> tuple[Image.Image, Im
     at_side, above = ImageDraw.Draw(side), ImageDraw.Draw(upper)
     for label in range(0, classes, step):
         centre = label * cell + cell // 2
-        # Index 0 is aligned with the edge of its cell, since centred text would be clipped at the corner.
+        # In small cells, the text of index 0 starts at the cell's centre: text centred there would be clipped.
         side_anchor, upper_anchor = ("rt", "ld") if centre < upper.height / 4 else ("rm", "md")
         at_side.line((width - 6, centre, width, centre), fill="black")
         at_side.text((width - 8, centre), str(label), fill="black", font=font, anchor=side_anchor)
@@ -221,7 +221,10 @@ def _lines(text: str, font: Font, width: int) -> list[str]:
 
 
 def _ascii(text: str) -> str:
-    """Convert a text to one line of ASCII for Pillow's own font: accents are dropped, other characters become "?"."""
+    """Convert a text to one line of ASCII for Pillow's own font.
+
+    Accents are dropped. Characters that have no ASCII form become "?".
+    """
     letters = unicodedata.normalize("NFKD", " ".join(text.split()))
     return "".join(c for c in letters if not unicodedata.combining(c)).encode("ascii", "replace").decode()
 

@@ -1,26 +1,27 @@
 """Import ViT checkpoints of torchvision, timm (with DeiT, MAE and DINOv2), transformers and Google (.npz).
 
 Tensors get this project's names and shapes, and the model computes the same function. The projections of queries, keys
-and values are joined into one matrix, with zeros for missing biases. The positions of registers are added to the
-registers. MAE's fine-tuned models, which are recognised by `fc_norm`, have a class token but pool the mean of the
-patches without it. In the imported model, this token becomes a register.
+and values are joined into one matrix, with zeros for missing biases. If a file has position embeddings for registers,
+they are added to the registers. MAE's fine-tuned models, which are recognised by `fc_norm`, have a class token but pool
+the mean of the patches without it. In the imported model, the class token becomes a register.
 
-Differs: the programs differ in the following points, which the import does not read from a file. All but the last three
-must be set in the config.
+Differs: the programs differ in the following points, which the import does not read from a file. The first six must be
+set in the config. For the last three, the import makes an assumption.
 - GELU: Google's models approximate it by tanh (`model.blocks.activation=gelu_tanh`). Most copies of them in timm and
   transformers compute it exactly.
 - Normalisation (`data.mean`, `data.std`): Google's models and their copies take images scaled to [-1, 1], that is, with
   mean and std 0.5. torchvision, DeiT and DINOv2 normalise by ImageNet's statistics.
 - Epsilon of the norms (`model.blocks.norm_eps`): 1e-12 by default in transformers, and 1e-6 in the other programs.
-- The number of heads (`model.heads`): a head usually has 64 channels, but 80 in H/14, and any number in test models.
+- The number of heads (`model.heads`): a head usually has 64 channels, but 80 in H/14, and any number in small models
+  made for tests.
 - Pooling by class token or by mean (`model.pooling`), for a file with a class token and a final norm.
 - The method of resampling positions to another grid (`model.positions.resample`): a note tells which method the other
   program uses.
-- The height and width of the grid of positions: a file holds a table of rows without them. If the grid of the config's
-  image size has as many positions as the table, it is assumed, and otherwise a square grid. If both are possible, a
-  note tells which was assumed.
-- The place of the norms: a file does not tell whether they are before or after the sub-layers. They are assumed to be
-  before them, which is wrong for timm's `rpn` models.
+- The height and width of the grid of positions: a file holds a table with a row per position, but not these two
+  numbers. If the grid of the config's image size has as many positions as the table, this grid is assumed, and
+  otherwise a square grid. If both are possible, a note tells which was assumed.
+- The place of the norms: a file does not tell whether norms are before or after the sub-layers. They are assumed to be
+  before the sub-layers, which is wrong for timm's `rpn` models.
 - The order of the classes: it is assumed to be that of the data, and a note says so.
 
 `scripts/verify_import.py` compares the logits of an imported model with those of the other program.
@@ -96,17 +97,18 @@ def adopt(content: dict[str, Any], classes: list[str] | None, image_size: tuple[
 
     Args:
         content: the file's tensors by name, or a dict that holds them under a key such as those in `WRAPPERS`.
-        classes: names of the data's classes; None if unknown. If the file's head has as many outputs, or if the file
-            has no head, they become the model's classes. Otherwise, these are named "class 0", "class 1", ...
-        image_size: (H, W) of the config in pixels, or None. If the number of positions permits, the grid of patches of
-            this size is taken for the file's grid. For big_vision's files without positions, fixed positions are
-            computed for this grid.
+        classes: names of the data's classes; None if unknown. If the file's head has this number of outputs, or if
+            the file has no head, these names become the model's classes. Otherwise, the model's classes are named
+            "class 0", "class 1", ...
+        image_size: (H, W) of the config in pixels; None if unknown. If an image of this size has as many patches as the
+            file has positions, its grid of patches is assumed to be the file's grid. For big_vision's files without
+            positions, fixed positions are computed for this grid.
 
     Raises UserError for an unsupported file; the message names the format if it is recognised.
     """
     tensors, left_out = unwrap(content)
     layout = recognise(tensors)
-    in_fp32 = floats(tensors)  # before positions are added to tokens, since half types would round the sums
+    in_fp32 = floats(tensors)  # before positions are added to tokens, since fp16 and bf16 would round the sums
     parts = (
         google.rename_tensors(in_fp32) if layout == GOOGLE else rename(in_fp32, LAYOUTS[layout].names.to_ours, LEFT_OUT)
     )
@@ -121,7 +123,7 @@ def adopt(content: dict[str, Any], classes: list[str] | None, image_size: tuple[
     if missing:
         raise UserError(_refusal(tensors, f"it has {missing}"))
     first, second = (joined[f"encoder.blocks.0.feed_forward.{part}.weight"] for part in ("expand", "contract"))
-    if len(first) != second.shape[1]:  # the first matrix also holds a gate, although its name is that of a plain ViT
+    if len(first) != second.shape[1]:  # the first matrix also holds a gate, although it has the name of a plain ViT's
         reason = f"its feed-forwards expand to {len(first)} channels and contract from {second.shape[1]}"
         raise UserError(_refusal(tensors, reason, GATED_VIT))
     weights, notes = _with_our_shapes(joined, grid)
@@ -149,7 +151,7 @@ def recognise(tensors: dict[str, Any]) -> str:
 
 
 def unwrap(content: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Return a file's tensors without wrappers and prefixes, and the names of its other content.
+    """Return a file's tensors without wrappers and prefixes, and the keys of the content that is left out.
 
     See `common.weights.unwrapping.unwrap`.
     """
@@ -192,8 +194,9 @@ def _with_our_shapes(
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Convert tokens and positions to this project's shapes; returns all weights, and notes on the positions.
 
-    The shapes are (C,) for the class token, (R, C) for registers, and (h, w, C) for positions. `configured` is the grid
-    of patches for the config's image size, or None. The notes tell how an ambiguous table of positions was read.
+    The shapes are (C,) for the class token and its position, (R, C) for registers, and (h, w, C) for the positions of
+    patches. `configured` is the grid of patches for the config's image size, or None if unknown. The notes tell how an
+    ambiguous table of positions was read.
     """
     weights, notes = dict(parts), list[str]()
     token = weights.pop("class_token").flatten() if "class_token" in weights else None  # (1, 1, C) -> (C,)
@@ -217,10 +220,10 @@ def _with_our_shapes(
 
 
 def _unused_tensors(weights: dict[str, Tensor], layout: str) -> list[str]:
-    """Return the names of renamed tensors that the model does not use.
+    """Return the names in `weights` of the tensors that the model does not use.
 
-    transformers' classifiers do not use the pooler ("representation"). A head whose input width differs from that of
-    the pooled features cannot be used. DINOv2's head, for example, takes the concatenation of class token and mean.
+    transformers' classifiers do not use the pooler ("representation"). A head cannot be used if its input width differs
+    from the width of the pooled features. DINOv2's head, for example, takes the concatenation of class token and mean.
     """
     names = []
     if layout == "transformers" and "head.weight" in weights:
@@ -240,7 +243,7 @@ def _class_names(weights: dict[str, Tensor], classes: list[str] | None) -> list[
 
 
 def _order_note(count: int, classes: list[str] | None) -> list[str]:
-    """Return a note on the order that is assumed for the classes of a file's head.
+    """Return a list with a note on the order that is assumed for the classes of a file's head.
 
     If the data have another number of classes, nothing is assumed, and the list is empty.
     """

@@ -2,10 +2,10 @@
 
 Both programs store the parameters of the same Flax modules, but some names differ. The levels of a name are separated
 by "/". The table of positions is under Transformer/posembed_input (vit_jax), under Transformer (big_vision until 2022)
-or at the top level. Older versions of Flax number the modules of a block consecutively (LayerNorm_0,
-MultiHeadDotProductAttention_1, LayerNorm_2, MlpBlock_3). Newer versions number each class of modules separately
-(LayerNorm_1, MlpBlock_0). big_vision's models that scan over their blocks have, under Transformer/encoderblock, one
-tensor for all blocks, stacked along axis 0.
+or at the top level (big_vision since then). Older versions of Flax number the modules of a block consecutively
+(LayerNorm_0, MultiHeadDotProductAttention_1, LayerNorm_2, MlpBlock_3). Newer versions number each class of modules
+separately (LayerNorm_1, MlpBlock_0). If a model of big_vision scans over its blocks, each tensor under
+Transformer/encoderblock holds the parameters of all blocks, stacked along axis 0.
 """
 
 import re
@@ -16,14 +16,15 @@ from torch import Tensor
 
 from common.weights.renaming import RenameResult, Row, Table, rename, with_prefixes
 
-# Prefixes of the image model's tensors. A file may also hold an optimizer's state, or a second model (tower) for text.
+# Prefixes of the image model's tensors. A file may also hold an optimizer's state, or a second model for text.
 PREFIXES = ("opt/target/", "params/img/", "params/", "")
 
 
 def _module_rows(leaf: str, *rows: Row) -> list[Row]:
     """Return rows of a rename table for modules with two tensors, `leaf` and bias.
 
-    `leaf` is "kernel" for Dense layers and "scale" for norms. `rows` are the modules' prefixes (theirs, ours).
+    `leaf` is "kernel" for linear maps and convolutions, and "scale" for norms. `rows` are the modules' prefixes
+    (theirs, ours).
     """
     pairs = (with_prefixes(theirs, ours, ((leaf, "weight"), ("bias", "bias"))) for theirs, ours in rows)
     return [row for pair in pairs for row in pair]
@@ -52,7 +53,8 @@ NAMES = Table(
     ),
 )
 SCANNED_BLOCKS = "Transformer/encoderblock/"
-# Patterns for the end of our name of a tensor, and the tensor's number of axes in a file; the first match decides.
+# A pattern for the end of a tensor's name in our model, and the tensor's number of axes in a file. The first match
+# decides.
 AXIS_COUNTS = (
     (r"patches\.weight", 4),
     (r"class_token|positions|attention\.(q|k|v|out_proj)\.weight", 3),
@@ -65,9 +67,9 @@ AXIS_COUNTS = (
 def rename_tensors(content: dict[str, Tensor]) -> RenameResult:
     """Convert the tensors of an .npz file to this project's names and axes.
 
-    The converted patch embedding is (C, channels, p, p). Other matrices are (out, in), and the axes of heads and of
-    channels in a head are joined. The head of an image tower (`params/img/`) is left out, since it maps to a space
-    shared with texts and not to classes.
+    The converted patch embedding is (C, channels, p, p). Other matrices are (out, in), where the axes of heads and of
+    channels in a head are joined into one. The head of a model of images and texts (`params/img/`) is left out, since
+    it maps to a space shared with texts and not to classes.
     """
     parts = RenameResult({}, {}, [], [])
     prefix = find_prefix(content)
@@ -93,12 +95,12 @@ def _unstacked(name: str, tensor: Tensor) -> dict[str, Tensor]:
 
 
 def find_prefix(content: dict[str, Any]) -> str:
-    """Return the one of `PREFIXES` that the names of the image model's tensors have; "" if there is none."""
+    """Return the one of `PREFIXES` with which the names of the image model's tensors begin; "" if there is none."""
     return next((prefix for prefix in PREFIXES if f"{prefix}embedding/kernel" in content), "")
 
 
 def head_count(content: dict[str, Any]) -> int | None:
-    """Read the number of heads from the shape (C, heads, C/heads) of a query kernel; None without such a kernel."""
+    """Read the number of heads from the shape (C, heads, C/heads) of a query kernel; None if there is none."""
     kernels = (t for name, t in content.items() if name.endswith("query/kernel") and "Transformer/" in name)
     return next((int(kernel.shape[-2]) for kernel in kernels), None)
 
@@ -106,9 +108,10 @@ def head_count(content: dict[str, Any]) -> int | None:
 def sine_positions(height: int, width: int, channels: int) -> Tensor:
     """Compute the fixed positions of big_vision's models without learned positions: (height, width, channels).
 
-    `channels` is a multiple of four. Its quarters hold sin x, cos x, sin y and cos y in this order, at frequencies from
-    1 down to 1/10000, as in MoCo v3 (Chen et al. 2021, arXiv 2104.02057). `sine_2d` in common/nn/positions.py differs:
-    its frequencies do not reach 1/10000, and its sines and cosines alternate.
+    `channels` is a multiple of four. The four quarters of the channels hold sin x, cos x, sin y and cos y in this
+    order, as in MoCo v3 (Chen et al. 2021, arXiv 2104.02057). The frequencies are a geometric sequence from 1 to
+    1/10000, both included. `sine_2d` in common/nn/positions.py differs: its frequencies do not reach 1/10000, and its
+    sines and cosines alternate.
     """
     quarter = channels // 4
     frequencies = 10000.0 ** -torch.linspace(0, 1, quarter, dtype=torch.float64)  # (C/4,)

@@ -2,8 +2,11 @@
 
 The names are those of torchvision 0.29, timm 1.0.31 and transformers 5.23. The files that the authors of DeiT III and
 DINOv2 published have variants of timm's names. Version 5 of transformers uses new names in its models, while published
-files keep the old ones. Some of our names in these tables are intermediate: adopt.py then separates the positions of
-tokens from those of patches ("positions"), and joins the q, k and v of transformers ("attention.q").
+files keep the old ones.
+
+Some of our names in these tables are intermediate, and adopt.py converts the tensors further. It splits "positions"
+into the positions of tokens and those of patches. It joins "attention.q", "attention.k" and "attention.v" of
+transformers into one matrix.
 """
 
 from typing import NamedTuple
@@ -37,7 +40,7 @@ LAYOUTS = {
                     ("self_attention.in_proj_", "attention.in_proj."),
                     ("self_attention.out_proj.", "attention.out_proj."),
                     ("ln_2.", "residuals.1.norm."),
-                    ("mlp.{0|linear_1}.", "feed_forward.expand."),  # linear_1: before torchvision's #6053 (2022)
+                    ("mlp.{0|linear_1}.", "feed_forward.expand."),  # linear_1: before torchvision's pull request 6053
                     ("mlp.{3|linear_2}.", "feed_forward.contract."),
                 ),
             ),
@@ -108,5 +111,6 @@ LAYOUTS = {
     ),
 }
 
-# Tensors that a classifier does not use: a counter of averaged models, the token of masked training, other heads.
+# Tensors that a classifier does not use: the counter of averaged models, the mask token of masked image modelling, and
+# heads for other purposes.
 LEFT_OUT = r"n_averaged|(\w+\.)?(embeddings\.)?mask_token|(head|heads|linear_head|dino_head|ibot_head)\..*"

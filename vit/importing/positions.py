@@ -1,6 +1,7 @@
 """Find the grid of the positions in another program's file, and tell how that program resamples positions.
 
-A file holds positions as one table of rows. It contains neither the sides of the grid nor the method of resampling.
+A file holds positions as a table with one row for each position. It contains neither the height and width of the grid
+nor the method of resampling.
 """
 
 import math
@@ -12,7 +13,7 @@ from common.nn.positions import Resampling
 
 Grid = tuple[int, int]  # rows and columns of patches
 
-# Each program's own method of resampling.
+# The method by which each program resamples positions.
 METHODS: dict[str, Resampling] = {
     "torchvision": "bicubic_corners",
     "timm": "bicubic_antialias",
@@ -22,11 +23,11 @@ METHODS: dict[str, Resampling] = {
 
 
 class GridReading(NamedTuple):
-    """How a table of positions is read."""
+    """An interpretation of a table of positions."""
 
     before: int  # number of rows of the class token and registers, which precede the rows of the patches
-    grid: Grid
-    notes: list[str]  # sentences for the log if another reading is possible
+    grid: Grid  # formed by the rows of the patches
+    notes: list[str]  # sentences for the log if the interpretation may be wrong
 
 
 def read_grid(rows: int, token: bool, registers: int, configured: Grid | None) -> GridReading:
@@ -38,10 +39,10 @@ def read_grid(rows: int, token: bool, registers: int, configured: Grid | None) -
         registers: number of registers in the file.
         configured: grid of patches for the config's image size; None if unknown.
 
-    The class token and the registers have rows in one of three ways: none of them, only the class token, or all. If the
-    number of remaining rows is that of the configured grid in one of these ways, this grid is taken. Otherwise, the
-    remaining rows must form a square. A note tells the reading if it may be wrong. Raises UserError when the configured
-    grid does not fit and no square, or more than one, is possible.
+    The table may begin with rows for no token, for the class token only, or for the class token and the registers. If
+    in one of these cases the number of remaining rows equals the number of patches of the configured grid, this grid is
+    taken. Otherwise, the remaining rows must form a square. A note states the interpretation if it may be wrong. Raises
+    UserError when the configured grid does not fit and there is not exactly one possible square.
     """
     patches = {before: rows - before for before in (0, int(token), token + registers) if rows > before}
     squares = [(before, (math.isqrt(n), math.isqrt(n))) for before, n in patches.items() if math.isqrt(n) ** 2 == n]
@@ -70,7 +71,7 @@ def method_note(names: Iterable[str], layout: str) -> str:
     leaves = {name.rpartition("blocks.")[2].split(".", 1)[-1] for name in names} | {*names}
     if layout != "timm":
         return f"{layout} itself resamples positions by model.positions.resample={METHODS[layout]}"
-    if "register_tokens" in leaves:  # for these, torch.hub sets antialias and no offset
+    if "register_tokens" in leaves:  # DINOv2's models with registers; its torch.hub entries set antialias, no offset
         return "DINOv2's own code resamples positions of models with registers by bicubic_antialias"
     dino = "DINO's and DINOv2's own code resamples by model.positions.resample=bicubic_offset"
     if {"mask_token", "ls1.gamma"} <= leaves:

@@ -23,7 +23,7 @@ from common.types import Count, Fraction, Layers, Positive, PositiveFloat, Side
 MAX_TOKENS = 2048  # with more, a warning is printed; published models have at most 1,370 (518 pixels, patches of 14)
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
-    "gelu_tanh": partial(nn.GELU, approximate="tanh"),  # in the authors' JAX code and Google's published models
+    "gelu_tanh": partial(nn.GELU, approximate="tanh"),  # used in the authors' JAX code and Google's published models
 }
 
 
@@ -92,9 +92,10 @@ class Classifier(nn.Module):
             heads: number of heads of each attention.
             layers: number of encoder blocks.
             feedforward: hidden width of each feed-forward network (in the paper, "MLP size").
-            pooling: the head's input: the class token ("token"), the mean over the patches after the final norm
-                ("mean"), or the norm of the mean over the patches, without a final norm ("mean_then_norm").
-            registers: number of extra tokens without a position (Darcet et al. 2024, arXiv 2309.16588).
+            pooling: the head's input: "token" is the class token; "mean" is the mean over the patches after the
+                encoder's final norm; "mean_then_norm" is the mean over the patches, to which a LayerNorm is then
+                applied instead of a final norm.
+            registers: number of extra tokens without a position (Darcet et al. 2024, arXiv 2309.16588); 0 = none.
             positions: see PositionOptions.
             representation: width of the hidden layer with tanh that the paper's head has in pre-training (section 3.1);
                 None = no such layer.
@@ -138,7 +139,7 @@ class Classifier(nn.Module):
         x = self.features(images)
         if self.representation is not None:
             x = self.representation(x).tanh()
-        # The head is computed in full precision: in bf16 (8 significant bits), the two best logits are often equal.
+        # The head is computed in full precision: in bf16 (8 significant bits), the two highest logits are often equal.
         with full_precision(images.device):
             logits: Tensor = self.head(x.to(images.dtype))
         return logits
@@ -226,7 +227,7 @@ class Classifier(nn.Module):
                 nn.init.normal_(table, std=0.02)
         for name, parameter in self.encoder.named_parameters():
             if name.endswith("in_proj.weight"):
-                for matrix in parameter.chunk(3):  # Xavier's bound depends on the shape, here of each of q, k and v
+                for matrix in parameter.chunk(3):  # q, k and v separately: Xavier's bound depends on the shape
                     nn.init.xavier_uniform_(matrix)
             elif "feed_forward" in name and name.endswith("bias"):
                 nn.init.normal_(parameter, std=1e-6)

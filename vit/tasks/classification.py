@@ -29,8 +29,8 @@ from vit.evaluation.accuracy import ClassificationMetric, check_labels
 from vit.evaluation.neighbours import NeighbourClassifier
 from vit.importing import adopt as importing
 
-# With fewer photographs and no pretrained weights, a warning is printed. In figure 4 of the ViT paper, training needs
-# millions of images; later recipes need the 1.3 million of ImageNet.
+# With fewer photographs and no pretrained weights, a warning is printed. In figure 4 of the ViT paper, training from
+# scratch needs millions of images; later recipes use the 1.3 million of ImageNet.
 MIN_IMAGES_FROM_SCRATCH = 100_000
 MIN_PHOTOGRAPH_SIDE = 96  # pixels; no warning for smaller images, since small models learn them from scratch
 
@@ -90,7 +90,7 @@ class Classification:
         }
 
     def state(self) -> dict[str, Any]:
-        """Return the names of the classes, by index."""
+        """Return {"classes": the names of the classes, by index}."""
         return {"classes": self.classes}
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -110,15 +110,17 @@ class Classification:
     def adopt(self, tensors: dict[str, Any], folder: Path | None = None) -> Adopted:
         """Convert the weights in a file of Google, torchvision, timm or transformers; see vit/importing/adopt.py.
 
-        If the file's head has as many classes as the task, they are assumed to be the task's classes in the same order.
+        If the task's classes are known and the file's head has as many outputs, the outputs are assumed to be these
+        classes in the same order.
         """
         height, width = self.data.image_size
         return importing.adopt(tensors, self._classes, (height, width))
 
     def normalisers(self, batch: Batch) -> dict[str, float]:
-        """Return the number of images, by which the loss is divided.
+        """Return {"images": the number of images in the batch}.
 
-        Raises UserError for a label outside the classes, since on a GPU the loss would fail without naming the sample.
+        The loss is divided by the sum of this number over all batches of a step. Raises UserError for a label outside
+        the classes, since on a GPU the loss would fail without naming the sample.
         """
         check_labels(batch["ids"], batch["labels"], len(self.classes))
         if "other_labels" in batch:
@@ -126,13 +128,14 @@ class Classification:
         return {"images": float(len(batch["labels"]))}
 
     def sizes(self, batch: Batch) -> dict[str, float]:
-        """Return `normalisers(batch)`: this is its former name, which users' tasks may still call in this version."""
+        """Return `normalisers(batch)`. This is its former name, which users' tasks may still call in this version."""
         return self.normalisers(batch)
 
     def loss(self, model: nn.Module, batch: Batch, normalisers: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the batch's part of the step's mean cross-entropy, in nats; see vit/criterion/cross_entropy.py.
 
-        The part is the sum over the batch divided by the number of images of the whole step. There are no other terms.
+        This part is the sum over the batch divided by the number of images of the whole step. The returned dict is
+        empty, because the loss has no other terms.
         """
         logits = self._forward(model, batch)
         targets = (batch["labels"], batch.get("other_labels"), batch.get("shares"))
@@ -142,9 +145,10 @@ class Classification:
     def answers(self, model: nn.Module, batch: Batch) -> list[Answer]:
         """Return one answer (a dict) for each image.
 
-        An answer has log_probabilities (K,), and label (index), name and probability of the most probable class. With
-        the option `attention`, it also has maps (1 or heads, h, w). With `neighbours`, it also has nearest, the index
-        of the class that the nearest neighbours predict.
+        An answer has log_probabilities (K,) in nats, and label (index), name and probability of the most probable
+        class. If the option `attention` is not "none", it also has maps (1 or heads, h, w). If `neighbours` is not 0,
+        it also has nearest, the index of the class that the nearest neighbours predict, or -1 if the image's features
+        are not finite.
         """
         logits = self._forward(model, batch)
         scores = logits.float().log_softmax(dim=-1).cpu()  # (B, K)
@@ -165,7 +169,8 @@ class Classification:
 
         `share` is the probability of the class. `input` is an image that `common.data.image_objects.to_image` accepts.
         For several images (a list, a folder, or a pattern such as photos/*.jpg), the result is a list of such lists.
-        Jupyter shows a list as a picture. For a batch (a dict), the result is `answers(model, input)`.
+        Jupyter displays the result for one image as a picture. For a batch (a dict), the result is `answers(model,
+        input)`.
         """
         if isinstance(input, dict):
             return self.answers(model, input)
@@ -201,9 +206,11 @@ class Classification:
         return images
 
     def _maps(self, model: Any, batch: Batch) -> Tensor:
-        """Compute the attention to each patch: (B, heads, h, w) in one layer, or (B, 1, h, w) for the rollout up to it.
+        """Compute the attention to each patch.
 
-        Raises UserError for a model of another kind, or without this layer.
+        Returns (B, heads, h, w), the attention in the layer `layer`, or (B, 1, h, w), the rollout over the layers up to
+        this one. Raises UserError if the model lacks an attribute by which patches are located, or if it has no such
+        layer.
         """
         if not all(hasattr(model, name) for name in ("patches", "pooling", "before_patches")):
             raise UserError(
@@ -221,7 +228,7 @@ class Classification:
     def _nearest_classes(self, model: nn.Module, batch: Batch) -> Tensor:
         """Predict the class of each image from its nearest training images in feature space: int64 (B,).
 
-        The first call computes the features of all training images.
+        The features of all training images are computed at the first call and stored until `metric` is called.
         """
         if self._neighbours is None:
             size = self.data.batch_size
@@ -238,11 +245,11 @@ class Classification:
         return features.float()
 
     def read(self, input: str) -> Iterator[Batch]:
-        """Yield a batch of one image, viewed as in evaluation, for each image that `input` names.
+        """Yield a batch of one image, resized and cropped as in evaluation, for each image that `input` names.
 
-        The batch also has `names`, from which `show` derives the names of its files. If `input` names several images,
-        those that cannot be read are skipped, and the reasons are added to `unanswered`. A single image that cannot be
-        read raises UserError.
+        The batch also has `names`, from which `show` derives the names of the files that it writes. If `input` is a
+        single file or standard input, UserError is raised if it cannot be read. If `input` is a folder or a pattern,
+        images that cannot be read are skipped, and the reasons are added to `unanswered`.
         """
         return read_each(input, self._read_batches, self.unanswered)
 
@@ -253,11 +260,11 @@ class Classification:
     def show(self, batch: Batch, answers: list[Answer], folder: Path) -> Iterator[str]:
         """Write each answer under `folder` and yield a line of text for it.
 
-        The JSON file has `classes`, a list of {name, probability} with the most probable first. With nearest neighbours
-        it also has `nearest`, the name of the class that they predict, or null if there is none. An answer with maps is
-        also drawn as a picture of attention.
+        An answer is written as a JSON file. It has `classes`, a list of {name, probability} with the most probable
+        first. With nearest neighbours, it also has `nearest`, the name of the class that they predict, or null if the
+        image's features are not finite. An answer with maps is also drawn as a picture of attention.
         """
-        names = batch.get("names") or [Path(path).name for path in batch["files"]]  # a user's own `read` may omit them
+        names = batch.get("names") or [Path(path).name for path in batch["files"]]  # a user's `read` may omit `names`
         for i, (name, path, answer) in enumerate(zip(names, batch["files"], answers, strict=True)):
             top = self._top_classes(answer)
             classes = [{"name": record["name"], "probability": round(record["share"], 4)} for record in top]
@@ -267,7 +274,7 @@ class Classification:
             if "nearest" in answer:
                 content["nearest"] = self.classes[answer["nearest"]] if answer["nearest"] >= 0 else None
                 line += f"; nearest training images: {printable(str(content['nearest']))}"
-            write_answer(answer_file(folder, name, ".classes.json"), Path(path), content)  # overwrites no image
+            write_answer(answer_file(folder, name, ".classes.json"), Path(path), content)  # an ending that no image has
             if "maps" in answer:
                 picture = _draw_attention(self.data.thumbnails(batch, i + 1)[i], answer["maps"])
                 write_picture(picture, answer_file(folder, name, ".attention.png"))
@@ -285,8 +292,8 @@ class Classification:
     def metric(self, split: Split) -> ClassificationMetric:
         """Return an empty metric of accuracy, loss and confusion matrix for `split`.
 
-        Raises UserError when the data's classes are not those of the model, in the same order. An imported model
-        without class names is accepted if the number of classes is the same.
+        Raises UserError unless the data have the classes of the model in the same order. If an imported model has no
+        class names, it is sufficient that the number of classes is the same.
         """
         self._neighbours = None  # the stored features are out of date if the weights have changed
         classes = list(self.data.classes())
@@ -315,14 +322,14 @@ class Classification:
         return notes
 
     def _is_nameless(self) -> bool:
-        return all(name == f"class {i}" for i, name in enumerate(self.classes))  # as in an imported file
+        return all(name == f"class {i}" for i, name in enumerate(self.classes))  # importing.adopt gives these names
 
     def split_advice(self, split: Split) -> list[str]:
         """Return the data's warnings about `split`."""
         return list(self.data.advice(split)) if hasattr(self.data, "advice") else []
 
     def advice(self, pretrained: bool) -> list[str]:
-        """Return warnings about the data, and about too few photographs if the model has no pretrained weights."""
+        """Return the data's warnings, and one about too few photographs if the model has no pretrained weights."""
         warnings = [warning for split in SPLITS for warning in self.split_advice(split)]
         count = self.data.count("train")
         if pretrained or count >= MIN_IMAGES_FROM_SCRATCH or max(self.data.image_size) < MIN_PHOTOGRAPH_SIDE:
@@ -335,7 +342,10 @@ class Classification:
         ]
 
     def alarms(self, answers: list[Answer]) -> list[str]:
-        """Return a warning if all of the latest answers (at least 10) are the same class; otherwise an empty list."""
+        """Return a warning if all `answers` are of the same class; otherwise an empty list.
+
+        There is no warning for fewer than 10 answers.
+        """
         if len(answers) < 10 or len({answer["label"] for answer in answers}) > 1:
             return []
         return [
