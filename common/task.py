@@ -82,10 +82,10 @@ class OptionalData(Protocol):
     """Whether the data are synthetic and need no pretrained weights; `Task.advice` then recommends none."""
 
     exif: str
-    """Whether a user's images are turned by their EXIF tags: "auto", "apply" or "ignore"."""
+    """Whether a user's images are turned upright by their EXIF tags: "apply" and "auto" do, "ignore" does not."""
 
     class_order: str
-    """The order of classes read from folders: "string" or "natural"."""
+    """The order of classes that are read from folders: "string" (1, 10, 2) or "natural" (1, 2, 10)."""
 
     def root_has_files(self) -> bool:
         """Whether the data's files are under `root`; if they are missing, the data set draws or downloads them there.
@@ -225,8 +225,8 @@ class OptionalTask(Protocol):
     """Optional members of a task."""
 
     per_micro_batch: Sequence[str]
-    """Names, for the start summary, of loss terms that `loss` also divides by a function of the model's outputs. These
-    terms depend on how a step is split into micro-batches and processes."""
+    """Names of loss terms that depend on how a step is split into micro-batches and processes, because `loss` divides
+    them by a function of the model's outputs. The summary at the start lists them."""
 
     offered: Sequence[str]
     """Keys of `model_arguments` that are passed only to models whose constructor accepts them."""
@@ -254,20 +254,23 @@ class OptionalModel(Protocol):
     """Optional members of a model."""
 
     decided_by_data: Sequence[str]
-    """Names or prefixes of tensors with a row per class or word; not loaded from a checkpoint of another task state."""
+    """Names or prefixes of tensors with a row for each class or word. They are not loaded from a checkpoint whose task
+    has another state, for example other classes."""
 
     undecayed: Sequence[str]
     """Names or prefixes of matrices that weight decay skips, such as tables of positions."""
 
     per_micro_batch: Sequence[str]
-    """For the start summary: names of parts that depend on the split into micro-batches, other than BatchNorm."""
+    """Names of modules, other than BatchNorm, whose output depends on how a step is split into micro-batches. The summary
+    at the start lists them."""
 
     masks_entries: bool
     """Whether the model may give vocabulary entries a logit of about -1e9 to never predict them. Label smoothing omits
     these entries."""
 
     longest: int
-    """The maximum number of input tokens; for longer inputs, a task raises an error that names them."""
+    """The maximum number of input tokens. For a longer input, the task raises an error that names the input, but
+    predict.py skips it and reports it."""
 
     def fetch_weights(self) -> str | None:
         """Load pretrained weights; called for a new run without a `checkpoint`.

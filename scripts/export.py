@@ -110,6 +110,7 @@ def export(parts: Components, folder: Path, formats: Sequence[Format], checkpoin
         "checkpoint": checkpoint,
         "weights": parts.weights_line.partition("\n")[0].partition(": ")[2],
     }
+    content["files"] = sorted({*(file.name for file in folder.iterdir()), *plan.files, whole_folder.DESCRIPTION_FILE})
     texts = {**plan.files, whole_folder.DESCRIPTION_FILE: json.dumps(content, indent=2, ensure_ascii=False)}
     for name, text in texts.items():
         (folder / name).write_text(text.rstrip("\n") + "\n", encoding="utf-8")
@@ -127,7 +128,7 @@ def make_plan(parts: Components) -> Plan:
 def description(plan: Plan, formats: Sequence[Format], comparisons: Sequence[tuple[str, Comparison]]) -> dict[str, Any]:
     """Make the content of model.json: metadata, sizes, graphs, comparisons and the versions of packages.
 
-    The keys "checkpoint" and "weights" are added by `export`.
+    The keys "checkpoint", "weights" and "files" are added by `export`.
     """
     content: dict[str, Any] = {"format": whole_folder.FORMAT, **plan.metadata}
     content["sizes"] = {name: dimension.description for name, dimension in plan.dimensions.items()}

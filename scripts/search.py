@@ -232,9 +232,10 @@ def _run_trials(study: optuna.Study, search: Plan, options: argparse.Namespace) 
     """Run trials until the study has `options.trials` of them.
 
     Raises Stopped if a signal stopped a trial, and UserError if MAX_INITIAL_FAILURES trials of this call have failed
-    before one has succeeded.
+    and no trial of the study has succeeded.
     """
-    failures, succeeded = 0, False
+    failures = 0
+    succeeded = any(trial.state == TrialState.COMPLETE for trial in study.get_trials(deepcopy=False))
     while (trial := _next_trial(study, options.trials)) is not None:
         values = _suggest(study, trial, search, options.seed)
         folder = options.study / f"trial_{trial.number:04d}"
@@ -256,7 +257,7 @@ def _run_trials(study: optuna.Study, search: Plan, options: argparse.Namespace) 
             raise stopped
         if failures >= MAX_INITIAL_FAILURES and not succeeded:
             raise UserError(
-                f"The first {MAX_INITIAL_FAILURES} trials failed; fix their errors, or search other values."
+                f"{failures} trials failed, and none has succeeded; fix their errors, or search other values."
             )
 
 

@@ -98,7 +98,8 @@ def write_answer(file: Path, source: Path, content: dict[str, Any]) -> None:
 
 def note_replacement(file: Path, source: Path) -> None:
     """Warn on stderr if `file`, which is about to be replaced, answers another input that still exists."""
-    with suppress(OSError, ValueError, TypeError, KeyError):  # there is no earlier answer, or another program wrote it
+    # These errors mean that there is no earlier answer, or that another program wrote the file.
+    with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
         former = answered_file(file)
         if not os.path.samefile(former, source):
             warning = f"{file} held the answer for {former}, which {source} of the same name now replaces"

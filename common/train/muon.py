@@ -22,7 +22,6 @@ def block_matrices(model: nn.Module) -> set[str]:
     """Return the names of all matrices in the model's stacks of blocks.
 
     Muon updates them, except those that are frozen or that weight decay skips (`OptionalModel.undecayed`).
-
     Embeddings, output heads, norms, biases and convolutions are left to AdamW, as in section 2.2 of Liu et al. 2025.
     Raises UserError if the model has no stack of blocks, or if its parameters are sharded over processes.
     """

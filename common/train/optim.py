@@ -94,6 +94,11 @@ def build(model: nn.Module, options: OptimizerOptions) -> Optimizer:
     return optimizer
 
 
+def can_skip_update(optimizer: Optimizer) -> bool:
+    """Whether `optimizer` skips an update if its attribute `found_inf` is 1: all fused ones do, except for Muon's."""
+    return all(group.get("fused") and "muon" not in group for group in optimizer.param_groups)
+
+
 def scale_to_batch(options: OptimizerOptions, batch_size: int) -> OptimizerOptions:
     """Return `options` with `lr` scaled from `reference_batch` to `batch_size`, and `reference_batch` set to None.
 

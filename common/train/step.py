@@ -16,6 +16,7 @@ from common.errors import UserError
 from common.machine import distributed, memory
 from common.machine.device import DeviceCopier, autocast
 from common.task import Batch, Task
+from common.train import optim
 
 MAX_CONSECUTIVE_OVERFLOWS = 10  # fp16 overflows in a row at which the run stops; each one halves the loss scale
 
@@ -50,8 +51,8 @@ class Stepper:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         sharded = distributed.is_sharded(self.parameters)
-        fused = all(group.get("fused") for group in self.optimizer.param_groups)  # see _apply_if
-        self.deferred = self.device.type == "cuda" and self.precision != "fp16" and fused and not sharded
+        can_skip = optim.can_skip_update(self.optimizer) and not sharded
+        self.deferred = self.device.type == "cuda" and self.precision != "fp16" and can_skip
         self._copies = DeviceCopier(self.device)
         self._last: _FiniteCheck | None = None
         self._loss = distributed.data_parallel(_Loss(self.model, lambda *arguments: self.task.loss(*arguments)))
@@ -120,7 +121,8 @@ class Stepper:
     def _apply_if(self, finite: Tensor) -> None:
         """Update the weights if the boolean scalar `finite` is true, without copying it to the host.
 
-        PyTorch's fused optimizers read `found_inf` on the device, and skip the update if it is 1.
+        PyTorch's fused optimizers read `found_inf` on the device, and skip the update if it is 1. See
+        `optim.can_skip_update`.
         """
         self.optimizer.grad_scale, self.optimizer.found_inf = None, (~finite).float()  # type: ignore[attr-defined]
         try:

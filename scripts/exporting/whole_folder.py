@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from common.errors import UserError
 from common.files.lines import sync_folder
@@ -15,9 +16,22 @@ DESCRIPTION_FILE, FORMAT = "model.json", "triptych-export-1"
 
 
 def check_output(output: Path) -> None:
-    """Raise UserError if `output` is a file, or a folder that is not empty and does not hold an earlier export."""
-    if output.is_file() or (output.is_dir() and any(output.iterdir()) and not _is_export(output)):
+    """Raise UserError if `output` is a file, or a folder with other files than those of an earlier export.
+
+    The earlier export's description lists its files under "files". In a folder without this list, which an older
+    version has written, all files are taken for those of the export.
+    """
+    names = [file.name for file in output.iterdir()] if output.is_dir() else []
+    earlier = _earlier_export(output) if names else {}
+    if output.is_file() or earlier is None:
         raise UserError(f"--output {output} is a file, or a folder with other content; give a new folder.")
+    files = earlier.get("files")
+    others = sorted(set(names) - set(map(str, files))) if isinstance(files, list) else []
+    if others:
+        raise UserError(
+            f"--output {output} holds {others[0]} beside an earlier export, which the new one replaces; move this file, "
+            "or give a new folder."
+        )
 
 
 @contextmanager
@@ -55,9 +69,10 @@ def _restore(old: Path, output: Path) -> None:
         old.rename(output)
 
 
-def _is_export(folder: Path) -> bool:
+def _earlier_export(folder: Path) -> dict[str, Any] | None:
+    """Return the description of the export in `folder`, or None if there is none."""
     try:
         content = json.loads((folder / DESCRIPTION_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
-    return isinstance(content, dict) and content.get("format") == FORMAT
+        return None
+    return content if isinstance(content, dict) and content.get("format") == FORMAT else None

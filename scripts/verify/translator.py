@@ -32,7 +32,7 @@ def verify(config: dict[str, Any]) -> tuple[str, bool]:
     Raises UserError if nothing can be compared.
     """
     path, model = fetching.locate(config).path, config["model"]
-    content = load_foreign(path)
+    content = load_foreign(path, config["weights"])
     try:
         adopted = importing.adopt(content, path.parent)
         tensors, _ = importing.unwrap(content)

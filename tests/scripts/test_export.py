@@ -320,6 +320,19 @@ def test_an_export_may_be_overwritten_and_a_failed_one_leaves_the_old(tmp_path, 
     assert {path.name for path in tmp_path.iterdir()} == {"best.pt", "an export"}
 
 
+def test_a_users_file_beside_an_export_is_never_deleted(tmp_path, capsys):
+    file, folder = save_checkpoint(tmp_path / "best.pt", "vit"), tmp_path / "export"
+    line = (f"checkpoint={file}", "--output", folder, "--format=torch")
+    assert run(*line) == 0
+    (folder / "notes.txt").write_text("mine")
+    capsys.readouterr()
+    assert run(*line) == 2
+    assert "holds notes.txt beside an earlier export" in capsys.readouterr().err
+    assert (folder / "notes.txt").read_text() == "mine"
+    (folder / "notes.txt").unlink()
+    assert run(*line) == 0
+
+
 def test_without_the_onnx_packages_only_the_torch_format_is_written(tmp_path, capsys, monkeypatch):
     file = save_checkpoint(tmp_path / "best.pt", "vit")
     find_spec = export.util.find_spec

@@ -203,7 +203,14 @@ def test_a_search_whose_first_trials_all_fail_stops_early(capsys: pytest.Capture
     Path("plan.json").write_text(json.dumps({f"trial_000{n}": "refuse" for n in range(9)}))
     assert search.main([*LINE, "--study", "s", "--trials", "9"]) == 2
     out, err = capsys.readouterr()
-    assert out.count("failed: These values") == 3 and err.startswith("The first 3 trials failed")
+    assert out.count("failed: These values") == 3 and err.startswith("3 trials failed, and none has succeeded")
+
+
+def test_failures_after_a_success_do_not_stop_a_resumed_search(capsys: pytest.CaptureFixture[str]) -> None:
+    assert search.main([*LINE, "--study", "s", "--trials", "1"]) == 0
+    Path("plan.json").write_text(json.dumps({f"trial_000{n}": "refuse" for n in range(1, 5)}))
+    assert search.main([*LINE, "--study", "s", "--trials", "6"]) == 0
+    assert "6 trials, 4 of them failed" in capsys.readouterr().out
 
 
 def test_a_full_disk_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:

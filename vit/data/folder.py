@@ -157,8 +157,7 @@ class ImageFolder:
 
         They are the names of the class folders of train. If train is missing, as on a machine that only evaluates, they
         are the names of the class folders of val and test. These may lack some classes of the trained model. Therefore,
-        if no folder of train is configured or found, and if all of these names are among those passed to
-        `set_learnt_classes`, the names passed there are returned.
+        if all of these names are among those passed to `set_learnt_classes`, the names passed there are returned.
         """
         if not self._classes:
             folders = [folder for folder in self._folders.values() if folder.is_dir()]
@@ -166,7 +165,7 @@ class ImageFolder:
                 folders = [self._required_folder("train")]
             by_text = {composed(name): name for folder in reversed(folders) for name in class_folders(folder)}
             self._classes = sort_classes(by_text.values(), self.class_order)
-            if "train" in self._folders:
+            if self._folders.get("train") in folders:
                 check_distinct(class_folders(folders[0]), str(folders[0]))
                 refuse_split_names(self._classes, folders[0])
             elif by_text.keys() <= {composed(name) for name in self._learnt}:
@@ -176,8 +175,7 @@ class ImageFolder:
     def set_learnt_classes(self, names: Sequence[str]) -> None:
         """Set the classes of a trained model.
 
-        `classes` returns them if no folder of train is configured or found, and the folders of val and test have no
-        other classes.
+        `classes` returns them if the folder of train is missing, and the folders of val and test have no other classes.
         """
         self._learnt, self._classes, self._listings = list(names), [], {}
 

@@ -186,3 +186,11 @@ def test_the_trained_part_may_have_no_matrix_of_a_block_or_nothing_else(frozen):
     optimizer.step()
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, before[name]) != parameter.requires_grad
+
+
+def test_a_step_is_never_deferred_with_muon_which_cannot_skip_an_update_on_the_device():
+    model = Network(0)
+    assert optim.can_skip_update(optim.build(model, replace(OPTIONS, name="adamw")))
+    assert not optim.can_skip_update(optim.build(model, OPTIONS))
+    model.encoder.requires_grad_(False)
+    assert not optim.can_skip_update(optim.build(model, OPTIONS)), "AdamW's groups alone"

@@ -13,7 +13,7 @@ from detr.criterion import matcher
 from detr.criterion.answers import Matches, Targets
 from detr.criterion.matcher import ClassCost, Cost, GiouCost, L1Cost
 
-OPTIONS: list[Cost] = [L1Cost(5.0), ClassCost(1.0), GiouCost(2.0)]  # appendix A.2
+OPTIONS: list[Cost] = [L1Cost(5.0), ClassCost(1.0), GiouCost(2.0)]  # appendix A.4
 LAYERS, QUERIES, CLASSES = 2, 4, 3
 
 

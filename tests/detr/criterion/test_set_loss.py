@@ -15,7 +15,7 @@ from detr.criterion.matcher import MatcherOptions
 from detr.criterion.set_loss import Criterion, LossOptions, sum_terms
 
 SOFTMAX: dict[str, Any] = {"classification": "softmax", "focal_alpha": 0.25, "focal_gamma": 2.0}
-OPTIONS = LossOptions(class_weight=1.0, box_weight=5.0, giou_weight=2.0, no_object=0.1, **SOFTMAX)  # appendix A.4
+OPTIONS = LossOptions(class_weight=1.0, box_weight=5.0, giou_weight=2.0, no_object=0.1, **SOFTMAX)  # A.4, 3.1
 MATCHER = MatcherOptions(class_cost=1.0, box_cost=5.0, giou_cost=2.0)
 LAYERS, QUERIES, CLASSES = 3, 5, 4
 EVERY_KIND = pytest.mark.parametrize(
