@@ -16,7 +16,7 @@ class Stopped(BaseException):
     """
 
     def __init__(self, signals: list[str], where: str):
-        """Store a message such as "Stopped by SIGTERM after step 100 of 1000."
+        """Store the message, such as "Stopped by SIGTERM after step 100 of 1000.", and the exit code.
 
         `signals` are the names of the signals that the ranks received. `where` is the end of the message, here "after
         step 100 of 1000".

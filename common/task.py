@@ -261,8 +261,8 @@ class OptionalModel(Protocol):
     """Names or prefixes of matrices that weight decay skips, such as tables of positions."""
 
     per_micro_batch: Sequence[str]
-    """Names of modules, other than BatchNorm, whose output depends on how a step is split into micro-batches. The summary
-    at the start lists them."""
+    """Names of modules, other than BatchNorm, whose output depends on how a step is split into micro-batches. The
+    summary at the start lists them."""
 
     masks_entries: bool
     """Whether the model may give vocabulary entries a logit of about -1e9 to never predict them. Label smoothing omits

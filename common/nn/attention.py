@@ -288,6 +288,8 @@ def record_attention(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
         with record_attention(model) as maps:
             model(images)
         maps["decoder.blocks.5.cross_attention"][0]
+
+    Calls inside the context are recorded. The dict may also be read after it.
     """
     modules = {name: module for name, module in model.named_modules() if isinstance(module, Attention)}
     maps: dict[str, list[Tensor]] = {name: [] for name in modules}

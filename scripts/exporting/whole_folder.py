@@ -29,8 +29,8 @@ def check_output(output: Path) -> None:
     others = sorted(set(names) - set(map(str, files))) if isinstance(files, list) else []
     if others:
         raise UserError(
-            f"--output {output} holds {others[0]} beside an earlier export, which the new one replaces; move this file, "
-            "or give a new folder."
+            f"--output {output} holds {others[0]} beside an earlier export, which the new one replaces; move it, or "
+            "give a new folder."
         )
 
 
