@@ -10,7 +10,7 @@ from common.cli.start import stored_config
 
 
 def evaluate(config: dict[str, Any]) -> float | None:
-    """Evaluate on one split, and print the metrics as a table and as JSON.
+    """Evaluate the checkpoint on one split, and print the metrics as a table and as JSON.
 
     If `output` is set, the metrics and the predictions are also written to this folder. Returns the value of the task's
     goal metric, or None if the split has no annotations.
@@ -43,14 +43,14 @@ def evaluate(config: dict[str, Any]) -> float | None:
             report=lambda line: print(line, file=sys.stderr) if distributed.is_main() else None,
         )
         results = {f"{split}/{name}": value for name, value in numbers.items()}
-        if folder:  # the files are written before anything is printed, since printing may fail
+        if folder:  # the files are written before the results are printed, because printing may fail
             record = {**results, **provenance(config, parts, split)}
             with writing_to(folder):
                 (folder / "results.json").write_text(as_json(record, indent=1))
                 metric.write(folder)
         log = Log(None, distributed.is_main())
         log.info(parts.weights_line)
-        if distributed.is_main():  # the description may open files again, which rank 0 does alone
+        if distributed.is_main():  # only rank 0 logs, and `describe_data` may open files again
             describe_data(parts.data, parts.task, split, log)
         if numbers:
             log.table(f"{split}: {parts.data.count(split)} samples", [("number", "value"), *numbers.items()])

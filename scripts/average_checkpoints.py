@@ -2,8 +2,8 @@
 
 The input is one run's folder (or the checkpoints/ in it) or several checkpoint files; the output is one checkpoint.
 Vaswani et al. (2017, section 6.1) average the last 5 checkpoints of the base model and the last 20 of the big one. A
-run with `trainer.average_last=N` keeps its last N checkpoints and writes their average when it ends; without this key,
-a run keeps its last two. The exit code is 0, or 2 if no average was written.
+run with `trainer.average_last=N` keeps its last N checkpoints and writes their average when it ends; with N = 0, it
+keeps its last two. The exit code is 0, or 2 if no average was written.
 """
 
 import argparse
@@ -55,8 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def select_checkpoints(paths: Sequence[Path], last: int | None) -> list[Path]:
     """Return `paths` if they are files; if `paths` is one folder, return its `last` newest step checkpoints.
 
-    If `last` is None, `DEFAULT_COUNT` checkpoints are returned. Raises UserError for a folder among several paths, for
-    a folder with fewer checkpoints, and for `last` together with files.
+    If `last` is None, the `DEFAULT_COUNT` newest are returned. Raises UserError for a folder among several paths, for a
+    folder with too few step checkpoints, and for `last` together with files.
     """
     folders = [path for path in paths if path.is_dir()]
     if not folders:
@@ -78,7 +78,7 @@ def select_checkpoints(paths: Sequence[Path], last: int | None) -> list[Path]:
 
 
 def _check_output(output: Path, files: Sequence[Path]) -> None:
-    """Raise UserError if `output` is a folder, has the name of a run's checkpoint, or is one of the input files."""
+    """Raise UserError if `output` is a folder, is named best.pt or step_NUMBER.pt, or is one of the input files."""
     if output.is_dir():
         raise UserError(f"--output {output} is a folder; give a file in it, such as {output / 'average.pt'}.")
     if re.fullmatch(r"best\.pt|step_\d+\.pt", output.name) or output.resolve() in {file.resolve() for file in files}:

@@ -41,7 +41,7 @@ SUITES = {
     "coco": "scripts.benchmarks.coco",
 }
 ROUNDS, WARM_UP = 20, 3
-SCALING_ROUNDS, SCALING_WARM_UP = 5, 1  # fewer, since times differ more between sizes than between rounds
+SCALING_ROUNDS, SCALING_WARM_UP = 5, 1  # fewer suffice: times differ more between sizes than between rounds
 T = TypeVar("T")
 
 
@@ -105,7 +105,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _run(options: argparse.Namespace) -> dict[str, Any]:
-    """Run the benchmarks and return the report as plain Python types."""
+    """Run the benchmarks that `options` selects, and return the report as plain Python types."""
     device = devices.select(options.device)
     torch.set_num_threads(options.threads or torch.get_num_threads())
     description = machine.describe(device)
@@ -155,8 +155,8 @@ def _measure_row(
 ) -> dict[str, Any]:
     """Measure the times and the peak memory of the benchmark that `build` returns.
 
-    The benchmark is built again to measure peak memory. The peak includes what a contender's first call keeps in
-    memory, so no contender may have been called before.
+    To measure peak memory, the benchmark is built again: the peak includes what a contender's first call keeps in
+    memory, and the contenders that were timed have already been called.
     """
     print(f"{name} ...", file=sys.stderr, flush=True)
     with _setting(options, device) as setting:
@@ -167,7 +167,7 @@ def _measure_row(
 
 
 def _release_memory(setting: Setting) -> None:
-    """Free the previous benchmark's memory, and reset torch.compile.
+    """Free the previous benchmark's memory and, if models are compiled, reset torch.compile.
 
     Without the reset, torch.compile stops compiling after 8 models of one class.
     """

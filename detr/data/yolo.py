@@ -20,13 +20,14 @@ CLASS_FILE = "classes.txt"  # written by labelImg and Label Studio: the name of 
 NO_LABELS = ("classes.txt", "notes.txt", "train.txt", "val.txt", "test.txt")  # text files that hold no labels
 READING_THREADS = 8  # a network drive serves several requests at once
 
-# The path of each image, relative to the folder of images if the image lies in it, and the path of its label file.
+# Pairs of an image's path and the path of its label file. The path of an image inside the folder of images is relative
+# to this folder; the paths of other images are absolute.
 LabelFiles = list[tuple[str, Path]]
 
 
 @dataclass(kw_only=True, eq=False)
 class Yolo(Converted):
-    """A detection data set in YOLO's format; `layouts` lists the layouts of `root`.
+    """A detection data set in YOLO's format; `layouts` describes the supported layouts of `root`.
 
     If a split is given by paths, its `annotations` is the folder of its label files. An image without a label file, or
     with an empty one, has no objects. A polygon becomes the smallest box that contains it. The sizes of the images,
@@ -43,9 +44,10 @@ class Yolo(Converted):
     )
 
     def find_layout(self, root: Path) -> Layout:
-        """Find the splits that the YAML file of `root` names or, if there is none, the folders of the splits.
+        """Find the files of each split, by the YAML file of `root` or, without one, by the names of folders.
 
-        `root` is a folder or the YAML file itself.
+        `root` is a folder or the YAML file itself. Without a YAML file, the first layout of `_folder_layouts` that has
+        files is used. If none has files, `recognised` is False in the result.
         """
         path = _find_yaml(root)
         if path is not None:
@@ -109,10 +111,10 @@ class Yolo(Converted):
         return labels
 
     def _class_file(self, annotations: Path) -> Path:
-        """Find classes.txt in the folder of labels or in the nearest folder above it, up to `root`.
+        """Find classes.txt in the folder of labels, `annotations`, or in the nearest folder above it, up to `root`.
 
         If `root` is None, only the folder of labels and its parent are searched. If there is no classes.txt but
-        `classes` is given, the folder of labels is returned. Raises UserError if there is neither.
+        `classes` is given, `annotations` is returned. Raises UserError if there is neither.
         """
         root = annotations.parent if self.root is None else Path(self.root)
         folders = [annotations, *(folder for folder in annotations.parents if folder == root or root in folder.parents)]
@@ -128,7 +130,8 @@ class Yolo(Converted):
 def _find_yaml(root: Path) -> Path | None:
     """Find the YAML file of a data set: `root`, data.yaml in `root`, or the only YAML file in `root` with `names:`.
 
-    Returns None if there is none; raises UserError if several YAML files have `names:`.
+    Returns None if there is none of these. If `root` has no data.yaml, all its YAML files are read. Raises UserError if
+    one of them is invalid or does not hold a mapping, or if several of them have `names:`.
     """
     if root.is_file() and yolo_yaml.is_yaml(root):
         return root
@@ -167,7 +170,10 @@ def _with_labels(files: dict[Split, SplitFiles]) -> dict[Split, SplitFiles]:
 
 
 def _texts(folder: Path, is_recursive: bool = False) -> Iterator[Path]:
-    """Yield the text files in `folder` that may hold labels; if `is_recursive`, also those in its subfolders."""
+    """Yield the text files in `folder` that may hold labels; if `is_recursive`, also those in its subfolders.
+
+    Files with a name in NO_LABELS, or with a name that begins with "readme", are skipped.
+    """
     for parent, folders, names in os.walk(folder):
         folders[:] = folders if is_recursive else []
         texts = (name for name in names if name.endswith(".txt") and name not in NO_LABELS)
@@ -177,8 +183,8 @@ def _texts(folder: Path, is_recursive: bool = False) -> Iterator[Path]:
 def _files_of(data: yolo_yaml.DataYaml, split: Split, folder: Path) -> LabelFiles:
     """Return the images of a split and their label files; the path of an image in `folder` is relative to `folder`.
 
-    The path of a label file is that of its image, with the last folder images/ replaced by labels/ and the suffix by
-    .txt.
+    The path of a label file is that of its image, with the suffix replaced by .txt. If the image lies in a folder
+    images/, the last such folder in the path is replaced by labels/.
 
     Differs from Ultralytics: for an image in `folder`, only a folder images/ inside `folder` is replaced.
     """
@@ -196,7 +202,10 @@ def _files_of(data: yolo_yaml.DataYaml, split: Split, folder: Path) -> LabelFile
 
 
 def _read_classes(path: Path) -> list[str]:
-    """Read the names in a file, one on each line; raises UserError for an empty file or an empty line before a name."""
+    """Read the names of classes from a file with one name on each line.
+
+    Raises UserError for an empty file, or for an empty line before a name.
+    """
     names = [line.strip() for line in read_text(path).rstrip().split("\n")]
     if not all(names):
         raise UserError(f"{path}, line {names.index('') + 1} is empty; give the name of a class on each line.")
@@ -204,9 +213,9 @@ def _read_classes(path: Path) -> list[str]:
 
 
 def _without_image(files: LabelFiles) -> list[str]:
-    """Return a note on label files without an image, in the folders of the label files of `files`.
+    """Return a list with one note on the label files that belong to no image; the list is empty if there are none.
 
-    The list is empty if there are none.
+    Only the folders that hold the label files in `files` are searched.
     """
     used = {path for _, path in files}
     texts = [path for folder in sorted({path.parent for path in used}) for path in sorted(_texts(folder))]

@@ -21,7 +21,7 @@ class Rules(NamedTuple):
 class LabelFile(NamedTuple):
     """The content of a label file."""
 
-    boxes: list[tuple[int, list[float]]]  # class; centre x, centre y, width, height, relative to the image
+    boxes: list[tuple[int, list[float]]]  # class; centre x, centre y, width, height, relative to the image's size
     lines: list[int]  # the number of each box's line, from 1
     polygons: int  # number of boxes around a polygon or a rotated box
     poses: int  # number of boxes with keypoints; the keypoints were left out
@@ -30,9 +30,9 @@ class LabelFile(NamedTuple):
 def read(path: Path, rules: Rules) -> LabelFile | None:
     """Read a label file; returns None if it does not exist.
 
-    A line holds the number of a class and then a box (4 numbers), the points of a polygon (6 or more numbers), or a
-    pose (a box, then `rules.keypoints` numbers for its keypoints). An invalid line raises a UserError that names the
-    file and the line.
+    A line holds the number of a class and then a box (4 numbers), the points of a polygon (x and y of at least 3
+    points), or a pose (a box, then `rules.keypoints` numbers for its keypoints). Empty lines are skipped. An invalid
+    line raises a UserError that names the file and the line.
     """
     if not path.exists():
         return None

@@ -25,7 +25,7 @@ class DataYaml:
     folder: Path  # the data set's folder, to which the paths in the file are relative
     names: list[str]  # of the classes, in the order of their numbers
     keypoints: int  # how many numbers describe the keypoints of an object; 0 if there are no keypoints
-    entries: dict[Split, list[Path]]  # the existing folders and lists of images of each split
+    entries: dict[Split, list[Path]]  # the existing paths of a split: folders of images, or text files that list images
     notes: list[str]  # for the start summary: how paths were read, and which splits are missing or equal to train
 
 
@@ -35,12 +35,14 @@ def is_yaml(path: Path) -> bool:
 
 
 def read(path: Path) -> DataYaml:
-    """Read a data.yaml; raises UserError, which names the file and the key, for invalid content.
+    """Read a data.yaml. Raises UserError for invalid content; the message names the file and, if possible, the key.
 
-    The key `path:` is the folder of the data set, relative to the folder of data.yaml. If none of the splits exists
-    there, for example because the file was written on another computer, the folder of data.yaml is used instead. If the
-    path of a split begins with ../ and does not exist, it is read without ../, because Roboflow writes such paths for
-    folders inside the data set.
+    The key `path:` names the folder of the data set, relative to the folder of data.yaml. The folder of data.yaml is
+    used if this key is missing, or if none of the splits exists in the folder that it names, for example because the
+    file was written on another computer.
+
+    If the path of a split begins with ../ and does not exist, it is read without ../, because Roboflow writes such
+    paths for folders inside the data set. If both paths exist and are different folders or files, UserError is raised.
     """
     content = load(path)
     keys = _split_keys(content, path)
@@ -90,10 +92,11 @@ def load(path: Path) -> Mapping[Any, Any]:
 
 
 def images_of(entry: Path, folder: Path) -> list[Path]:
-    """Return the images of `entry`: those in a folder and its subfolders, or those that a list names.
+    """Return the paths of the images that are in the folder `entry` at any depth, or that the text file `entry` lists.
 
-    A line of a list is relative to the data set's `folder` or to the folder of the list; a line that begins with ./ is
-    relative to the folder of the list. Raises UserError if an image that a list names is missing.
+    A line of the text file is a path relative to the data set's `folder` or, if there is no such file, to the folder of
+    the text file. A line that begins with ./ is always relative to the folder of the text file. Raises UserError if an
+    image that the text file lists is missing.
     """
     if entry.is_dir():
         return [entry / name for name in image_names(entry, is_recursive=True)]
@@ -126,9 +129,10 @@ def _split_keys(content: Mapping[Any, Any], path: Path) -> dict[Split, str]:
 
 
 def _existing(value: Any, folder: Path, origin: str) -> list[Path]:
-    """Return the paths in `value`, a path or a list of paths, if all of them exist; an empty list if none exists.
+    """Return the paths that `value` names, if all of them exist; an empty list if none exists.
 
-    Raises UserError if only some of them exist.
+    `value` is a path or a list of paths, relative to `folder`. Raises UserError for any other value, and if only some
+    of the paths exist. `origin` names the key and the file, for messages.
     """
     texts = value if isinstance(value, list) else [value]
     if not all(isinstance(text, str) and text and "\0" not in text for text in texts):
@@ -174,9 +178,10 @@ def _names(content: Mapping[Any, Any], path: Path) -> list[str]:
 
 
 def _keypoints(content: Mapping[Any, Any], path: Path) -> int:
-    """Return how many numbers follow a box for its keypoints: the product of kpt_shape: [points, 2 or 3].
+    """Return how many numbers follow a box for its keypoints; 0 if there is no key `kpt_shape:`.
 
-    The result is 0 if there is no kpt_shape.
+    The value of `kpt_shape:` is a list of two numbers: the number of keypoints, and the numbers per keypoint (2 or 3).
+    Their product is returned.
     """
     shape = content.get("kpt_shape")
     if shape is None:

@@ -1,7 +1,7 @@
 """The packages that compute COCO's metrics: pycocotools, and faster-coco-eval for bit-identical results in less time.
 
-pycocotools is the reference. faster-coco-eval is an optional package, written in C++. Its results differ from those of
-pycocotools in one point, which `_add_to_divisors` corrects.
+pycocotools is the reference. faster-coco-eval is an optional package, written in C++. Its own results differ slightly
+from those of pycocotools; `_add_to_divisors` removes the difference.
 """
 
 import io
@@ -21,7 +21,7 @@ IouType = Literal["bbox", "segm"]
 # A COCO JSON with images, categories and annotations. Ids count from 1, and every key that evaluators read is present.
 Dataset = dict[str, Any]
 
-LONE_MATCH_PRECISION = 1 - 2**-52  # pycocotools' precision after one detection, if it is correct: 1 / (1 + 2^-52)
+LONE_MATCH_PRECISION = 1 - 2**-52  # pycocotools' precision of a single, correct detection: 1 / (1 + 2^-52)
 
 
 class CocoStatistics(NamedTuple):
@@ -79,14 +79,16 @@ def _add_to_divisors(precision: np.ndarray, halves: np.ndarray, objects: np.ndar
     """Change precisions of 1 to the values that pycocotools computes, in place.
 
     To avoid a division by zero, pycocotools adds 2^-52 to the number of detections and divides by the sum. For 2 or
-    more detections, the sum is rounded to their number. So a precision of 1 changes only if the first detection is
-    correct and the second is wrong or missing. With n objects, the first two detections are correct exactly if the
-    precision is 1 at a recall in (1/n, 2/n]. This interval contains one power of two, and `halves` holds the precision
-    at this recall.
+    more detections, the sum is rounded to their number, so only the precision after the first detection changes. The
+    precision at a recall is the highest precision at this or any higher recall. Therefore a precision of 1 changes only
+    if the first detection is correct and the second is wrong or missing.
+
+    With n >= 2 objects, the first two detections are correct exactly if the precision is 1 at a recall in (1/n, 2/n].
+    This interval contains one power of two, and `halves` holds the precision at this recall.
 
     Args:
         precision: (T IoUs, R recalls, K classes, A areas, M detection limits), at COCO's recalls.
-        halves: (T, P, K, A, M), the precisions at the recalls 1, 1/2, 1/4, ...
+        halves: (T, P, K, A, M), the precisions at the P recalls 1, 1/2, 1/4, ...
         objects: (K, A), the number of objects of each class in each range of areas.
     """
     for (k, a), n in np.ndenumerate(objects):

@@ -28,6 +28,8 @@ class Detections(NamedTuple):
 class CocoMetric:
     """COCO's metrics for the detections of one split. Each image must be evaluated exactly once, on any rank.
 
+    After a call of `restrict`, fewer images are evaluated.
+
     Args:
         ground_truth: the split's COCO JSON, including crowds and boxes without area.
         categories: {"id", "name"} by class index.
@@ -111,12 +113,15 @@ class CocoMetric:
     def details(self) -> list[tuple[Any, ...]]:
         """Return a table of the box metrics of each class: a header, then one `ClassRow` per class, by category id.
 
-        Before `compute` is called, the table has only the header.
+        The table has only the header before `compute` is called, and if the ground truth has no key "annotations".
         """
         return [ClassRow._fields, *self.rows]
 
     def results(self, iou_type: IouType) -> Iterator[dict[str, Any]]:
-        """Yield the entries of a COCO results file, unrounded, so that evaluating the file gives equal metrics."""
+        """Yield the entries of a COCO results file for boxes or masks.
+
+        The entries are not rounded, so evaluating the file gives the same metrics as `compute`.
+        """
         for image, detections in self.detections:
             shapes = detections.boxes.tolist() if iou_type == "bbox" else detections.masks
             assert shapes is not None, f"the answer for image {image} has no masks"

@@ -72,7 +72,10 @@ def evaluate_results(
 
 
 def read_results(file: Path, iou_type: IouType) -> list[dict[str, Any]]:
-    """Read the entries of a COCO results file for boxes or masks; raises UserError for any other file."""
+    """Read the entries of a COCO results file for boxes or masks.
+
+    Raises UserError if the file is not a JSON list of objects with the keys of such entries. Values are not checked.
+    """
     try:
         results = json.loads(file.read_text())
     except (OSError, ValueError) as error:
@@ -106,7 +109,7 @@ def _renumber(ground_truth: dict[str, Any], iou_type: IouType) -> tuple[Dataset,
 
     Evaluators get a copy, because they modify the ground truth. The copy has new ids, because evaluators misread some
     ids: an annotation with id 0 counts as not matched, only one of several annotations with equal ids counts, and
-    faster-coco-eval stores ids as floats, which are exact up to 2^53.
+    faster-coco-eval stores ids as floats, which are exact only up to 2^53.
     """
     images = _new_ids(ground_truth["images"])
     classes = _new_ids(ground_truth["categories"])
@@ -189,7 +192,7 @@ def _to_annotations(
 def _gc_disabled() -> Iterator[None]:
     """Disable Python's cyclic garbage collection inside the block.
 
-    It would repeatedly scan a million new objects, none of which is part of a cycle.
+    The collector would repeatedly scan a million new objects, none of which is part of a cycle.
     """
     enabled = gc.isenabled()
     gc.disable()

@@ -77,9 +77,11 @@ def _enlarged(image: Tensor) -> tuple[Image.Image, int]:
 
 
 def _with_items(picture: Image.Image, items: list[Item]) -> Image.Image:
-    """Draw boxes and labels. Later items cover earlier ones, and the positions of their labels are chosen first.
+    """Draw all boxes, then the lines from labels to boxes, then all labels.
 
-    A line joins a label to its box if the two do not touch. A picture that is smaller than a label gets a white margin.
+    In each of these steps, later items cover earlier ones. The positions of the labels are chosen in reverse order, so
+    the label of the last item gets the best position. A line joins a label to its box if the two do not touch. A
+    picture that is smaller than a label gets a white margin.
     """
     shorter, longer = sorted(picture.size)
     font = ImageFont.load_default(size=max(MIN_FONT_SIZE, min(longer // 60, shorter // 16)))
@@ -110,7 +112,10 @@ def _with_margin(picture: Image.Image, sizes: list[tuple[int, int]]) -> Image.Im
 
 
 def _nearest(label_start: int, label_end: int, box_start: int, box_end: int) -> tuple[int, int]:
-    """Return the nearest coordinates of a label and a box on one axis, (label's, box's); equal if the two overlap."""
+    """Return the coordinates, on one axis, at which a label and a box are nearest to each other: (label's, box's).
+
+    If the two overlap on this axis, both coordinates are the middle of the overlap.
+    """
     start, end = max(label_start, box_start), min(label_end, box_end)
     if start <= end:
         return (start + end) // 2, (start + end) // 2
@@ -124,7 +129,7 @@ def _label_size(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -
 
 
 def colour(label: int) -> tuple[int, int, int]:
-    """Return a bright RGB colour for a class index, on which black text is legible.
+    """Return a bright RGB colour for a class index; black text is legible on it.
 
     From one index to the next, the hue advances by 0.618 of the colour circle (the golden ratio).
     """

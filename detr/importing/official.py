@@ -1,6 +1,7 @@
 """Import and export of official DETR files (facebookresearch/detr, Carion et al. 2020, arXiv 2005.12872).
 
-Official files and our checkpoints differ only in the names of tensors: shapes and meanings are equal.
+The tensors of the detector have the same shapes and meanings in official files and in our checkpoints; only their names
+differ.
 """
 
 from typing import Any
@@ -72,8 +73,10 @@ def adopt(content: dict[str, Any]) -> Adopted:
     with sine or learned positions, post-norm or pre-norm. The mask head of a panoptic file is left out. With COCO's 91
     classes, index i is COCO's id i, and unused ids are named "N/A". With any other number of classes, they are named
     "class 0", "class 1" and so on. A file for fine-tuning, from which the class head or the queries were removed, is
-    also accepted. Without the class head, the task state is empty. Raises UserError for any other file; the message
-    names the format of the file if it is recognised.
+    also accepted. Without the class head, the task state is empty.
+
+    Raises UserError if the file has a tensor that official DETR does not have, or no weight under one of
+    REQUIRED_PREFIXES; the message names the format of the file if it is recognised.
     """
     tensors, extra = unwrap(content, ("model",), "a facebookresearch/detr file as published", ("model", "net"))
     weights, sources, left_out, unknown = rename(tensors, NAMES.to_ours, LEFT_OUT)

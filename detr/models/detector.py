@@ -125,7 +125,7 @@ class Detector(QueryDetector):
     def fetch_weights(self) -> str | None:
         """Load the backbone's weights that `model.backbone.weights` names; returns lines for the log.
 
-        Returns None, and loads nothing, if `model.backbone.weights` is "none". This method is called only for a run
+        Returns None, and loads nothing, if `model.backbone.weights` is "none". This method is called only for a new run
         that does not start from a checkpoint.
         """
         options = self.backbone.options

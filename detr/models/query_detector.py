@@ -34,12 +34,12 @@ class Queries(NamedTuple):
 
     x: Tensor  # (B, Q, C)
     guide: Tensor  # the queries' positions in any form: embeddings (B, Q, C), reference boxes (B, Q, 4), ...
-    # Mask of self-attention (B or 1, 1, Q, Q), True where a query may attend to a query; None = everywhere. An ordinary
-    # query must not attend to a query built from hints.
+    # Mask of self-attention (B or 1, 1, Q, Q): the entry [..., i, j] is True if query i may attend to query j. None =
+    # every query may attend to every query. An ordinary query must not attend to a query built from hints.
     may_look: Tensor | None = None
     hints: int = 0  # number of queries built from hints
     real: Tensor | None = None  # (B, hints), False for padding among the queries built from hints; None = no padding
-    proposals: Outputs | None = None  # outputs of proposals computed from the memory; None = no proposals
+    proposals: Outputs | None = None  # outputs predicted from the memory tokens, without queries; None = no proposals
 
 
 class QueryDetector(nn.Module, ABC):
@@ -50,7 +50,7 @@ class QueryDetector(nn.Module, ABC):
     task may pass `hints`: inputs built from the targets, for denoising queries or prompts.
     """
 
-    # True: the guide of a layer is computed from the outputs of the layer before. False: all layers have one guide.
+    # True: the guide of a layer is computed from the outputs of the layer before. False: all layers get the same guide.
     guided: ClassVar[bool] = False
     decoder: nn.Module
     auxiliary: bool
@@ -71,7 +71,9 @@ class QueryDetector(nn.Module, ABC):
 
     @abstractmethod
     def read(self, layer: int | None, x: Tensor, guide: Tensor, image: Image) -> Outputs:
-        """Apply the heads to the output x (B, Q, C) of decoder layer `layer`, which was computed with `guide`.
+        """Apply the heads to x (B, Q, C), the output of decoder layer `layer` after the final norm.
+
+        `guide` is the one with which this layer was computed.
 
         If `guided` is False, `read` is instead called once for all L layers. Then `layer` is None, x is (L, B, Q, C),
         and the returned tensors are (L, B, Q, ...). If `auxiliary` is also False, L is 1: only the last layer is read.
@@ -92,7 +94,7 @@ class QueryDetector(nn.Module, ABC):
         `sizes` (B, 2) holds the images' heights and widths without padding; None = no padding. Returns a list in this
         order: the outputs of the proposals, if any (one entry); the outputs of the queries built from hints, if any
         (one entry per decoder layer); the outputs of the ordinary queries (one entry per decoder layer). If `auxiliary`
-        is False, only the entries of the last decoder layer are returned.
+        is False, the list has no entries for decoder layers before the last.
         """
         image = self.look(images, sizes)
         queries = self.ask(image, hints)

@@ -24,7 +24,7 @@ from detr.importing import official
 from detr.tasks.prediction import DetectionPrediction
 from detr.tasks.prediction import PredictOptions as PredictOptions
 
-MIN_IMAGES_FROM_SCRATCH = 10_000  # the maintainers of official DETR recommend 10 to 15 thousand
+MIN_IMAGES_FROM_SCRATCH = 10_000  # the maintainers of official DETR recommend at least 10 to 15 thousand images
 
 
 class Category(TypedDict):
@@ -121,7 +121,7 @@ class Detection(DetectionPrediction):
         return {"queries": (counts, [self.queries] * len(counts))}
 
     def targets(self, batch: Batch) -> Targets:
-        """Return the batch's objects, with boxes relative to their images."""
+        """Return the batch's objects, with boxes relative to the width and height of their images."""
         counts = constant(batch["counts"], like=batch["boxes"])
         image = torch.repeat_interleave(counts, output_size=len(batch["boxes"]))  # (T,) image of each object
         scale = batch["sizes"].flip(1).repeat(1, 2)[image]  # (T, 4) as w h w h
@@ -155,7 +155,7 @@ class Detection(DetectionPrediction):
         return sum_terms(terms)
 
     def _check_outputs(self, outputs: Outputs) -> None:
-        """Raise UserError if the number of queries differs between model and task, or if a loss term has no output."""
+        """Raise UserError if model and task differ in the number of queries, or if a loss term lacks its output."""
         queries = outputs["logits"].shape[1]
         if queries != self.queries:
             raise UserError(
@@ -166,7 +166,7 @@ class Detection(DetectionPrediction):
             raise UserError(f"The loss has the terms {missing}, for which the model has no outputs ({list(outputs)}).")
 
     def _check_classes(self, outputs: Outputs) -> None:
-        """Raise UserError if the number of sigmoid logits is not that of the classes.
+        """Raise UserError if the classification is "sigmoid" and the number of logits is not that of the classes.
 
         This happens if the model's constructor has no argument `logits`, which the task passes.
         """
@@ -198,7 +198,8 @@ class Detection(DetectionPrediction):
         """Create a metric for `split`; its ground truth includes crowds and boxes without area.
 
         Raises UserError if the category id of an object is missing from the model's classes or has another name there,
-        or if `evaluator` is not installed. If an imported model has no class names, any name is accepted.
+        or if `evaluator` is not installed. The name is not compared if the model's name of the class begins with
+        "class ", because the classes of imported files without names are called "class 0", "class 1" and so on.
         """
         truth = self.data.ground_truth(split)
         names = {category["id"]: category["name"] for category in self.categories}
@@ -228,7 +229,8 @@ class Detection(DetectionPrediction):
     def advice(self, pretrained: bool) -> list[str]:
         """Return warnings about the annotations, and about too few images to train without pretrained weights.
 
-        The number of generated pictures causes no warning, because they can be learnt without pretrained weights.
+        For synthetic images (`data.drawn`), the number of images causes no warning, because they can be learnt without
+        pretrained weights.
         """
         lines = [warning for split in SPLITS for warning in self.split_advice(split)]
         count = self.data.count("train")

@@ -32,7 +32,7 @@ class PredictOptions:
     """The options of prediction. Evaluation does not use them: it keeps the detections of all queries.
 
     threshold: minimum score of detections that are drawn and listed.
-    nms: if two boxes of a class have a higher IoU than `nms`, the one with the lower score is dropped; None = no box is
+    nms: if two boxes of a class have an IoU above `nms`, the one with the lower score is dropped; None = no box is
         dropped, as in DETR.
     """
 
@@ -80,8 +80,9 @@ class DetectionPrediction(ABC):
     def read(self, input: str) -> Iterator[Batch]:
         """Read each image that `input` names, and each frame of a video, as a batch of one image.
 
-        The image is resized as in evaluation. If `input` names several files, those that cannot be read are skipped,
-        and the reasons are added to `unanswered`. Besides the keys of `collate`, a batch has lists of one item:
+        The image is resized as in evaluation. If `input` is a folder or a pattern, files that cannot be read are
+        skipped, and the reasons are added to `unanswered`. If `input` is one file that cannot be read, UserError is
+        raised. Besides the keys of `collate`, a batch has these keys, each with a list of one item:
 
         names: the name of the input file, from which `show` makes the names of the files that it writes.
         originals: the image before resizing, uint8 (3, H, W).
@@ -132,7 +133,10 @@ class DetectionPrediction(ABC):
             yield f"{what}: {summary} (score >= {self.options.threshold:g})"
 
     def pictures(self, batch: Batch, answers: list[Answer], count: int) -> Tensor:
-        """Draw the first `count` images with their boxes for the log: uint8 (B, 3, H, W)."""
+        """Draw the first `count` images of the batch with their boxes, for the log.
+
+        Returns uint8 (n, 3, H, W); n is `count`, or the number of images if there are fewer.
+        """
         pictures = []
         for image, size, original, answer in list(
             zip(batch["images"], batch["sizes"], batch["original_sizes"], answers, strict=True)
@@ -156,7 +160,8 @@ class DetectionPrediction(ABC):
     def _selected(self, answer: Answer) -> tuple[Tensor, Tensor, Tensor]:
         """Return the boxes (n, 4), labels (n,) and scores (n,) of the detections that are drawn and listed.
 
-        Their scores are at least `threshold`. If `nms` is not None, it is applied to these detections.
+        Their scores are at least `threshold`. If `nms` is not None, non-maximum suppression within each class, with the
+        IoU limit `nms`, is applied to these detections.
         """
         keep = (answer["scores"] >= self.options.threshold).nonzero()[:, 0]  # (n,)
         if self.options.nms is not None:

@@ -14,12 +14,12 @@ from common.errors import UserError
 from common.files.table import table
 
 Pair = tuple[str, str, str]  # the row, the contender, and the reference (or all references, joined by "or")
-MACHINE_FIELDS = ("cpu", "cores", "threads", "device", "system")  # without the load, about which each report warns
+MACHINE_FIELDS = ("cpu", "cores", "threads", "device", "system")  # not the load: each report warns of a high load
 IGNORED_OPTIONS = ("out", "against", "suite", "rows")  # options that do not change the numbers of a row
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Read a report that --out wrote; raises UserError for any other file."""
+    """Read a report that --out wrote; raises UserError if `path` cannot be read or lacks values that are compared."""
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
         for name in ("machine", "versions", "options"):

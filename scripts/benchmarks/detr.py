@@ -1,7 +1,7 @@
 """Benchmarks of DETR-R50 (`model=detr_r50`) against transformers, and of its input pipeline against one with PIL.
 
-ROWS are benchmarks with inputs of a fixed size. Each of SCALINGS repeats a benchmark for several values of a property,
-such as the number of queries.
+ROWS maps the names of the benchmarks to the functions that build them. Each scaling in SCALINGS repeats one benchmark
+for several values of a property, such as the number of queries.
 """
 
 from scripts.benchmarks import detr_forward, detr_pipeline, detr_train

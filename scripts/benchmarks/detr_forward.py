@@ -38,7 +38,11 @@ def latency(setting: Setting) -> Row:
 
 
 def forward(setting: Setting) -> Row:
-    """Build a benchmark that times a forward pass of a batch, large enough to keep the device busy."""
+    """Build a benchmark that times a forward pass of a batch.
+
+    The batch has `setting.batch` images; the default is 32 on CUDA, which keeps the GPU busy, and 8 on other devices (2
+    with `setting.tiny`).
+    """
     return row(setting, batch=setting.batch_size(2 if setting.tiny else 8, 32))
 
 
@@ -52,8 +56,9 @@ def row(
 ) -> Row:
     """Build a benchmark that times a forward pass of `batch` images of `size` (height, width), in evaluation mode.
 
-    If `size` is None, images are 800 x 1066 pixels, or 96 x 128 if `setting.tiny`. `names` are the contenders; the
-    outputs of all others are compared with those of the first.
+    If `size` is None, images are 800 x 1066 pixels, or 96 x 128 if `setting.tiny`. `names` are the contenders. With
+    `setting.compile`, those in CONTENDERS are also timed under torch.compile. The outputs of all other contenders are
+    compared with those of the first.
     """
     device, (height, width) = setting.device, size or ((96, 128) if setting.tiny else (800, 1066))
     model = detector(f"model.queries={queries}").to(device).eval()
@@ -87,7 +92,11 @@ def row(
 
 
 def _contender(name: str, model: nn.Module, images: Tensor, compiled: bool) -> Callable[[], list[Tensor]]:
-    """Make a function that runs a contender; it returns the last layer's logits (B, Q, K + 1) and boxes (B, Q, 4)."""
+    """Make a function that runs a contender.
+
+    The function returns the last layer's logits (B, Q, K + 1) for K classes, and its boxes (B, Q, 4), cxcywh relative
+    to the image.
+    """
     if name.startswith("ours"):
         ours = copy.deepcopy(model)  # a copy, so that contenders do not share a cache of packed weights
         function = torch.compile(ours) if compiled else ours

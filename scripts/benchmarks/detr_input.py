@@ -73,7 +73,10 @@ def write_annotations(path: Path, files: list[Path], boxes: int) -> None:
 
 
 def targets(path: Path, number: int) -> tuple[Tensor, Tensor]:
-    """Read the boxes (n, 4) xyxy in pixels and labels (n,) of image `number` from a file of `write_annotations`."""
+    """Read the objects of image `number` from the file `path`, which `write_annotations` wrote.
+
+    Returns boxes (n, 4) xyxy in pixels, and labels (n,), which are all 0.
+    """
     annotations = json.loads(path.read_text(encoding="utf-8"))["annotations"]
     boxes = [annotation["bbox"] for annotation in annotations if annotation["image_id"] == number]
     x, y, width, height = torch.tensor(boxes).unbind(1)
@@ -81,7 +84,7 @@ def targets(path: Path, number: int) -> tuple[Tensor, Tensor]:
 
 
 def pil_sample(file: Path, boxes: Tensor, labels: Tensor, options: Augmentation, rng: torch.Generator) -> Sample:
-    """Make a training sample: decode the image, flip and crop it randomly, resize it, and normalise it to floats."""
+    """Make a training sample: decode the image, flip and crop it randomly, resize it, and normalise its pixels."""
     with open_image(file) as opened:
         image = opened.convert("RGB")
     if torch.rand((), generator=rng) < 0.5:

@@ -73,7 +73,8 @@ def detector(*overrides: str, fresh: str | None = None) -> Detector:
             if name.endswith("running_var"):
                 tensor.uniform_(0.5, 1.5, generator=rng)
             elif tensor.dim() == 1 and name.endswith("weight"):
-                low = 0.3 if name.startswith("backbone.") else 0.7  # small in the backbone: its residual sums grow
+                # Smaller in the backbone, because features grow with each residual block that is added to them.
+                low = 0.3 if name.startswith("backbone.") else 0.7
                 tensor.uniform_(low, low + 0.6, generator=rng)
             elif tensor.dim() == 1:
                 tensor.normal_(std=0.1, generator=rng)
@@ -93,11 +94,12 @@ def to_transformers(ours: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def peer(model: Detector, *, attention: str = "sdpa", auxiliary_loss: bool = False) -> nn.Module:
-    """Build transformers' model with the weights, dropout rates and frozen parameters of our model `model`.
+    """Build transformers' model with the weights and the frozen parameters of our model `model`.
 
-    It is built from a config, so nothing is downloaded. `attention` is transformers' option attn_implementation; "sdpa"
-    is PyTorch's fused attention. With `auxiliary_loss`, its loss is that of all decoder layers. Parameters are frozen
-    here, because transformers 5.23 does not freeze the backbone's first stages, although its code tries to.
+    All dropout rates are 0.1, as in `model=detr_r50`. The model is built from a config, so nothing is downloaded.
+    `attention` is transformers' option attn_implementation; "sdpa" is PyTorch's fused attention. With `auxiliary_loss`,
+    the loss is that of all decoder layers. Parameters are frozen here, because transformers 5.23 does not freeze the
+    backbone's first stages, although its code tries to.
     """
     dropout = {"dropout": 0.1, "attention_dropout": 0.1, "activation_dropout": 0.1}
     queries = model.queries.num_embeddings

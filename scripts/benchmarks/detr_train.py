@@ -128,7 +128,8 @@ def matching_row(setting: Setting, *, objects: int, queries: int) -> Row:
     def our_loss() -> Tensor:
         outputs = {"logits": logits, "boxes_cxcywh": predicted_boxes}
         normalisers = task.criterion.normalisers("queries", counts, [queries] * len(counts))
-        normalisers = {name: value or 1.0 for name, value in normalisers.items()}  # 0 becomes 1, as in the trainer
+        # As in the trainer, a divisor of 0 is replaced by 1.
+        normalisers = {name: value or 1.0 for name, value in normalisers.items()}
         targets = Targets(counts, labels, boxes_cxcywh)
         return sum_terms({"queries": task.criterion("queries", outputs, targets, normalisers)})[0]
 

@@ -24,7 +24,8 @@ from common.machine.device import DTYPES, autocast
 from common.nn.linear import Linear
 
 MATRIX_SIDES = {"cpu": (512, 1024, 2048, 4096), "cuda": (4096, 8192, 16384)}  # of square matrices, tried in this order
-# No larger product is tried after one that takes longer than this. With emulated bf16, a larger product takes minutes.
+# No larger product is tried after one that takes longer than this. On a CPU that emulates bf16, larger products take
+# minutes.
 MAX_PRODUCT_SECONDS = 1.0
 
 

@@ -53,7 +53,8 @@ def describe(device: torch.device) -> dict[str, Any]:
 def warnings(machine: dict[str, Any]) -> list[str]:
     """Return warnings about conditions that make the times in a report unreliable.
 
-    `machine` is the result of `describe`. There is one warning if the machine was busy then, otherwise none.
+    `machine` is the result of `describe`. The list has one warning if the machine was busy when `describe` was called;
+    otherwise it is empty.
     """
     load = machine["load"]
     if load is None or load <= MAX_IDLE_LOAD:

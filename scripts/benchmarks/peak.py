@@ -7,7 +7,8 @@ needs.
 
 On CUDA, the memory that PyTorch's allocator has allocated is measured. On the CPU under Linux with glibc, the process's
 anonymous memory is measured. This includes the memory of PyTorch, CTranslate2, NumPy, PIL and compilers, and excludes
-libraries and mapped files. Differences below about 10 MiB are noise. On other systems and devices, nothing is measured.
+the code of libraries and mapped files. Differences below about 10 MiB are noise. On other systems and devices, nothing
+is measured.
 """
 
 import ctypes

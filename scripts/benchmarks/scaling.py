@@ -49,7 +49,7 @@ def lines(rows: Sequence[tuple[int, dict[str, Any]]]) -> list[dict[str, Any]]:
 
     contender, size: the name of the contender, and the value.
     ms: the median time of a call.
-    unit, ms_per_unit: what the contender processes, such as "image", and the time for one of these.
+    unit, ms_per_unit: what the contender processes, such as "image", and the time in ms for one such unit.
     peak_mib: the peak memory in MiB; None if it was not measured.
     growth: the exponent e in time ~ value^e between the previous value and this one. It is None for the first value,
         and if one of the two values is 0.

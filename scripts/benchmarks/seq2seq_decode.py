@@ -32,8 +32,8 @@ BEAM = 4
 def compiled(model: Transformer) -> Transformer:
     """Copy a model, and compile the feed-forward layers of the copy's decoder, with their weights as constants.
 
-    The other parts run in eager mode, where linear layers use packed weights on the CPU (common/nn/kernels.py). They
-    are not known to be faster when compiled. To compile other parts, change this function.
+    The other parts run in eager mode, where linear layers use packed weights on the CPU (common/nn/kernels.py). These
+    parts are not known to be faster when compiled. To compile some of them, change this function.
     """
     model = copy.deepcopy(model)
     blocks: list[Any] = [*model.decoder.blocks]

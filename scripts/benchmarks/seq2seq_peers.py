@@ -41,8 +41,8 @@ def config(*overrides: str, tiny: bool) -> dict[str, Any]:
     """Compose the config of `train.py model=transformer_base` with a learning rate of 7e-4 and without dropout.
 
     The preset's learning rate of 1.0 is a factor on its schedule, and benchmarks do not use a schedule. Dropout is off,
-    because the outputs of the timed functions are compared. With `tiny`, encoder and decoder have two layers of width
-    64 each. `overrides` are further config keys, key=value.
+    because the outputs of the timed functions are compared. The model accepts at most MAX_LENGTH tokens. With `tiny`,
+    encoder and decoder have two layers each, of width 64. `overrides` are further config keys, key=value.
     """
     keys = [f"model.longest={MAX_LENGTH}", "model.blocks.dropout=0.0", "optimizer.lr=7e-4"]
     if tiny:
@@ -209,7 +209,7 @@ def has_ctranslate2() -> bool:
 class _TokenizerStub:
     """A substitute for a tokenizer, with the members that CTranslate2's converter needs.
 
-    Each of its words is one of our ids, written as text.
+    Its words are "</s>", "<unk>", "<pad>" and our ids of the ordinary words, written as text.
     """
 
     eos_token, unk_token = "</s>", "<unk>"
@@ -297,7 +297,7 @@ class TorchTranslator(nn.Module):
         self.register_buffer("positions", sine(torch.arange(options["longest"]).float(), width), persistent=False)
 
     def forward(self, source: Tensor, target_in: Tensor) -> Tensor:
-        """Token ids of sources (B, S) and targets (B, T), both without padding -> logits (B, T, V)."""
+        """Compute the logits (B, T, V) from token ids of sources (B, S) and targets (B, T), both without padding."""
         causal = nn.Transformer.generate_square_subsequent_mask(target_in.shape[1], device=source.device)
         x = self.transformer(self._embed(source), self._embed(target_in), tgt_mask=causal, tgt_is_causal=True)
         return F.linear(x, self.embedding.weight)

@@ -181,7 +181,8 @@ def _setup(
 ) -> tuple[dict[str, Any], dict[str, Any], Transformer]:
     """Return the config, a batch of `count` sentence pairs on the device, and our model with random weights.
 
-    Sentences have `length` tokens; None means 25. With `setting.tiny`, there are at most 4 pairs of at most 8 tokens.
+    Sentences have `length` tokens; None means 25. With `setting.tiny`, there are at most 4 pairs, the sentences have at
+    most 8 tokens, and None means 6.
     """
     recipe, entries = peers.config(tiny=setting.tiny), peers.vocabulary_size(tiny=setting.tiny)
     count, length = (min(count, 4), min(length or 6, 8)) if setting.tiny else (count, length or 25)
