@@ -21,7 +21,7 @@ IouType = Literal["bbox", "segm"]
 # A COCO JSON with images, categories and annotations. Ids count from 1, and every key that evaluators read is present.
 Dataset = dict[str, Any]
 
-LONE_MATCH_PRECISION = 1 - 2**-52  # pycocotools' precision of a single, correct detection: 1 / (1 + 2^-52)
+LONE_MATCH_PRECISION = 1 - 2**-52  # pycocotools' precision after a correct first detection: 1 / (1 + 2^-52)
 
 
 class CocoStatistics(NamedTuple):

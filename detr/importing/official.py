@@ -75,8 +75,8 @@ def adopt(content: dict[str, Any]) -> Adopted:
     "class 0", "class 1" and so on. A file for fine-tuning, from which the class head or the queries were removed, is
     also accepted. Without the class head, the task state is empty.
 
-    Raises UserError if the file has a tensor that official DETR does not have, or no weight under one of
-    REQUIRED_PREFIXES; the message names the format of the file if it is recognised.
+    Raises UserError if the file has an entry that official DETR does not have, or if it lacks the weights of a part in
+    REQUIRED_PREFIXES. The message names the format of the file if it is recognised.
     """
     tensors, extra = unwrap(content, ("model",), "a facebookresearch/detr file as published", ("model", "net"))
     weights, sources, left_out, unknown = rename(tensors, NAMES.to_ours, LEFT_OUT)

@@ -73,7 +73,7 @@ class QueryDetector(nn.Module, ABC):
     def read(self, layer: int | None, x: Tensor, guide: Tensor, image: Image) -> Outputs:
         """Apply the heads to x (B, Q, C), the output of decoder layer `layer` after the final norm.
 
-        `guide` is the one with which this layer was computed.
+        `guide` is the guide that was passed to this layer.
 
         If `guided` is False, `read` is instead called once for all L layers. Then `layer` is None, x is (L, B, Q, C),
         and the returned tensors are (L, B, Q, ...). If `auxiliary` is also False, L is 1: only the last layer is read.

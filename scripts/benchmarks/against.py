@@ -14,7 +14,8 @@ from common.errors import UserError
 from common.files.table import table
 
 Pair = tuple[str, str, str]  # the row, the contender, and the reference (or all references, joined by "or")
-MACHINE_FIELDS = ("cpu", "cores", "threads", "device", "system")  # not the load: each report warns of a high load
+# The load is left out, because each report warns of a high load.
+MACHINE_FIELDS = ("cpu", "cores", "threads", "device", "system")
 IGNORED_OPTIONS = ("out", "against", "suite", "rows")  # options that do not change the numbers of a row
 
 
