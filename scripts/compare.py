@@ -10,10 +10,11 @@ finished run come from its results.json. For an unfinished run, the table shows 
 finished runs. If no finished run has a goal that the unfinished run measures, the table shows the val metrics of its
 last evaluation. --csv also writes the table to a file.
 
-Each task has its own table. Runs whose configs differ only in the seed form a group. If a group has several runs,
-another table shows the mean and the sample standard deviation (divisor n - 1) over the finished runs of each group. A
-table that is wider than the terminal is split into several tables. The environment variable COLUMNS overrides the width
-of the terminal. If there is neither a terminal nor COLUMNS, lines have at most 120 characters.
+Each task has its own table. Runs whose configs differ only in the seed form a group; keys that do not change results,
+such as run_dir, are not compared. If a group has several runs, another table shows the mean and the sample standard
+deviation (divisor n - 1) over the finished runs of each group. A table that is wider than the terminal is split into
+several tables. The environment variable COLUMNS overrides the width of the terminal. If there is neither a terminal nor
+COLUMNS, lines have at most 120 characters.
 """
 
 import argparse
@@ -117,10 +118,11 @@ def _tables(task: str, runs: list[Run], rows: list[Row], options: argparse.Names
 
 
 def find_runs(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
-    """Find the folders of runs under `paths`, and the runs of sweeps that failed and left no config.yaml.
+    """Find the folders of runs under `paths`, and the runs of sweeps that ended without a config.yaml.
 
-    Returns the folders, and a line of text for each failed run. Raises UserError for a path that is not a folder, or
-    that contains neither a run nor a failed run.
+    Runs without a config.yaml are found by their status files in the sweep's folder. Returns the folders of the runs
+    with a config.yaml, and, for each run without one, a line of text that says why it ended. Raises UserError for a
+    path that is not a folder, or that contains no run of these two kinds.
     """
     folders: dict[Path, None] = {}
     failures: list[str] = []
@@ -250,8 +252,8 @@ def _results_so_far(run: Run, goal: str | None, directions: dict[str | None, Any
 def _sort(runs: list[Run], rows: list[Row], options: argparse.Namespace) -> list[Row]:
     """Sort the rows by the goal, best first; with --sort, sort them by the named column in ascending order.
 
-    --reverse reverses the order. Without --sort, runs with the same goal stand together, and runs without a finite
-    value of their goal come last.
+    Without --sort, runs with the same goal stand together, and runs without a finite value of their goal come last.
+    --reverse then reverses the whole order.
     """
     if not options.sort:
         directions = {run.goal: run.results["direction"] for run in runs if run.goal and "direction" in run.results}
@@ -302,7 +304,11 @@ def _names(option: str | None) -> list[str]:
 
 
 def _cell(value: Any, column: str) -> Any:
-    """Convert a value for the printed table: a metric to a float (NaN for None), any other value to text."""
+    """Convert a value for the printed table.
+
+    A metric, which is a number or None in a column whose name contains a slash, becomes a float (NaN for None). Any
+    other value becomes text ("-" for None).
+    """
     if "/" in column and (value is None or isinstance(value, int | float)):
         return float("nan") if value is None else float(value)
     return "-" if value is None else str(value)
@@ -311,7 +317,7 @@ def _cell(value: Any, column: str) -> Any:
 def _write_csv(file: Path, rows: dict[str, list[Row]], options: argparse.Namespace) -> None:
     """Write one table with the runs of all tasks to `file`.
 
-    If there are several tasks, the column `task._target_` names the task of each run.
+    If there are several tasks and --columns is not given, the column `task._target_` names the task of each run.
     """
     task_of = [({"task._target_": task} if len(rows) > 1 else {}, row) for task in rows for row in rows[task]]
     complete = [row | task for task, row in task_of]

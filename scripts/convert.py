@@ -93,8 +93,8 @@ def image_folders(images: dict[Split, list[Path]], output: Path) -> dict[Split, 
 def coco_json(truth: dict[str, Any], images: Sequence[Path], folder: Path) -> dict[str, Any]:
     """Make the content of a split's JSON file.
 
-    The content is that of the ground truth `truth`, except that the paths `images` become file names relative to
-    `folder`, and that the ids of annotations count from 1.
+    The content is the ground truth `truth` in COCO's JSON with two changes. The file names of the images are replaced
+    by the paths in `images`, relative to `folder`. The ids of the annotations are replaced by 1, 2, 3 and so on.
     """
     files = [os.path.relpath(os.path.abspath(path), folder) for path in images]
     content = {**truth, "images": [{**image, "file_name": f} for image, f in zip(truth["images"], files, strict=True)]}

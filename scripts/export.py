@@ -43,10 +43,10 @@ from scripts.exporting.plan import Comparison, Plan
 from seq2seq.tasks.translation import Translation
 from vit.tasks.classification import Classification
 
-# The largest accepted difference between outputs. For logits, the difference is relative to their largest deviation
-# from the mean. For probabilities and relative coordinates, it is absolute. For tokenizers, it is the fraction of texts
-# that differ. Adding fp32 numbers in another order gives differences of about 1e-6. Approximating GELU by tanh, or
-# resampling positions by another method, gives more than 1e-4.
+# The largest accepted difference between outputs. For logits, the difference is divided by the logits' largest
+# deviation from their mean. For probabilities and relative coordinates, it is absolute. For tokenizers, it is the
+# fraction of texts with different results. Adding fp32 numbers in another order gives differences of about 1e-6.
+# Approximating GELU by tanh, or resampling position embeddings by another method, gives more than 1e-4.
 TOLERANCE = 1e-4
 PLANNERS = {Detection: detection.plan, Classification: classification.plan, Translation: translation.plan}
 
@@ -89,7 +89,7 @@ def export(parts: Components, folder: Path, formats: Sequence[Format], checkpoin
 
     `checkpoint` is the name of the checkpoint's file, for model.json. Prints a table of the differences between the
     files' outputs and the model's. Raises OutputMismatchError if a difference is above TOLERANCE, and UserError for a
-    task that cannot be exported.
+    task or a model that cannot be exported.
     """
     plan = make_plan(parts)
     programs = {graph.name: graphs.trace(graph, plan.dimensions) for graph in plan.graphs}
@@ -117,7 +117,7 @@ def export(parts: Components, folder: Path, formats: Sequence[Format], checkpoin
 
 
 def make_plan(parts: Components) -> Plan:
-    """Plan the export of a checkpoint's model; raises UserError for a task that cannot be exported."""
+    """Plan the export of a checkpoint's model; raises UserError for a task or a model that cannot be exported."""
     for task_class, planner in PLANNERS.items():
         if isinstance(parts.task, task_class):
             return planner(parts.model.float().eval().requires_grad_(False), parts.task)
@@ -126,7 +126,7 @@ def make_plan(parts: Components) -> Plan:
 
 
 def description(plan: Plan, formats: Sequence[Format], comparisons: Sequence[tuple[str, Comparison]]) -> dict[str, Any]:
-    """Make the content of model.json: metadata, sizes, graphs, comparisons and the versions of packages.
+    """Make the content of model.json: metadata, permitted sizes, graphs, comparisons and the versions of packages.
 
     The keys "checkpoint", "weights" and "files" are added by `export`.
     """

@@ -1,8 +1,8 @@
 """Export a translator to transformers: `python scripts/export_marian.py FILE --output FOLDER`.
 
-FILE is a checkpoint of a seq2seq run. FOLDER receives config.json, generation_config.json and model.safetensors, which
-`MarianMTModel.from_pretrained(FOLDER)` reads, and triptych.json. With triptych.json, Triptych restores the exact
-weights and the tokenizers from FOLDER. The command that does this is printed: `python predict.py
+FILE is a checkpoint of a seq2seq run. FOLDER receives config.json, generation_config.json, model.safetensors and
+triptych.json. `MarianMTModel.from_pretrained(FOLDER)` reads the first three files. With triptych.json, Triptych
+restores the exact weights and the tokenizers from FOLDER. The command that does this is printed: `python predict.py
 checkpoint=FOLDER/model.safetensors model=transformer_opus ...`. transformers' MarianTokenizer cannot read our
 tokenizers.
 
@@ -64,8 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _compare(model: dict[str, Any], tensors: dict[str, Tensor], folder: Path) -> int:
     """Compare the logits of our model with those of the exported model in transformers; returns the exit code.
 
-    `model` is the section of the config, and `tensors` is the model's state dict. Returns 0 if the logits agree or if
-    transformers is not installed, and 1 if they differ.
+    `model` is the section `model` of the config, and `tensors` is our model's state dict. Returns 0 if the logits agree
+    or if transformers is not installed, and 1 if they differ.
     """
     try:
         peer = _peer(folder)

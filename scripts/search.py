@@ -9,12 +9,12 @@ if the start of the range is above 0 and its end is at least 10 times the start.
 other arguments are passed to every trial unchanged.
 
 The objective is the metric on val by which the task selects its best checkpoint (AP, top1, bleu). After a signal or a
-kill, the same command resumes the search. It first resumes the interrupted trial from its last checkpoint. Further
+kill, the same command resumes the search. The interrupted trial is resumed first, from its last checkpoint. Further
 trials then get the values that they would have got in an uninterrupted search. A larger --trials extends a search.
 
 --study is the folder of the search. In it, study.db is an Optuna study in SQLite, trial_0003 is the folder of the run
-of trial 3, and trial_0003.txt holds what this run printed. `scripts/compare.py FOLDER` shows the trials in this folder,
-except trials that an error in their config or data ended before the first checkpoint.
+of trial 3, and trial_0003.txt holds what this run printed. `scripts/compare.py FOLDER` shows the trials in this folder.
+Trials that ended with an error in their config or data before their first checkpoint are not shown.
 """
 
 import argparse
@@ -56,7 +56,9 @@ except ImportError:
 DATABASE = "study.db"  # in the folder of the search
 ROOT = Path(__file__).resolve().parents[1]  # the folder of train.py
 LOG_SCALE_RATIO = 10  # a range of floats above 0 is logarithmic if its end is at least this many times its start
-MAX_INITIAL_FAILURES = 3  # a search stops if, since its start or resumption, this many trials failed and none succeeded
+# A search stops when this many trials have failed since its last start or resumption, if no trial of the study has ever
+# succeeded.
+MAX_INITIAL_FAILURES = 3
 POLL_SECONDS = 2.0  # time between two checks of whether another process still uses a run's folder
 RESERVED_KEYS = ("run_dir", "resume", "sweep_dir", "allow_changes")  # users may not give these keys
 
@@ -108,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _first_cause(error: BaseException) -> BaseException:
-    """Return the exception at the start of the chain of causes of `error`: SQLite's own, with a message of one line."""
+    """Return the first exception in the chain of causes of `error`: SQLite's own error, whose message has one line."""
     while error.__cause__ is not None:
         error = error.__cause__
     return error
@@ -117,8 +119,8 @@ def _first_cause(error: BaseException) -> BaseException:
 def plan(arguments: Sequence[str]) -> Plan:
     """Parse arguments of train.py that contain ranges and choices.
 
-    Raises UserError for invalid arguments. A config is composed for each value of a choice and for both ends of each
-    range, and the data and the task are built from each config.
+    Raises UserError for invalid arguments. To check the arguments, a config is composed for each value of a choice and
+    for both ends of each range, and the data and the task are built from each config.
     """
     ranges = {word: pair for word in arguments if (pair := _range(word))}
     space: dict[str, BaseDistribution] = dict(ranges.values())
@@ -319,7 +321,10 @@ def _result(folder: Path, goal: str) -> float | None:
 
 
 def _last_line(folder: Path) -> str:
-    """Return the last line that a run printed. If the run has no result, this line says why."""
+    """Return the last line that a run printed. If the run failed, this line says why.
+
+    If the run printed nothing, a text that says so is returned.
+    """
     lines = folder.with_suffix(".txt").read_text("utf-8", "replace").splitlines()
     return next((line.strip() for line in reversed(lines) if line.strip()), "it was killed before it printed anything")
 

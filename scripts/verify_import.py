@@ -1,10 +1,11 @@
-"""Compare our import of a file with another program: `python scripts/verify_import.py checkpoint=FILE model=NAME`.
+"""Check an imported model against another program: `python scripts/verify_import.py checkpoint=FILE model=NAME`.
 
-The weights are loaded twice, into our model and into the model of a program that reads the file's layout (torchvision,
-timm or transformers). Then the outputs of the two models for random inputs are compared. The file can hold a ViT (see
-scripts/verify/classifier.py) or a translator (such as model=transformer_opus; see scripts/verify/translator.py).
-Further arguments are config keys as for evaluate.py, such as `model.blocks.activation=gelu_tanh`. The exit code is 0 if
-the outputs agree, 1 if they differ, or 2 if nothing can be compared.
+The weights in FILE are loaded twice, into our model and into the model of a program that reads the file's layout
+(torchvision, timm or transformers). Then the outputs of the two models for random inputs are compared. FILE can hold a
+ViT (see scripts/verify/classifier.py) or a translator (such as model=transformer_opus; see
+scripts/verify/translator.py). Further arguments are config keys as for evaluate.py, such as
+`model.blocks.activation=gelu_tanh`. The exit code is 0 if the outputs agree, 1 if they differ, or 2 if nothing can be
+compared.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Train a config twice, kill and resume the second run, and check that both runs end bit for bit the same.
+"""Train a config twice, kill and resume the second run, and check that both runs have bit-identical results.
 
     python scripts/verify_resume.py model=detr
     python scripts/verify_resume.py model=vit_b16 data.root=photos --steps 200 --kills 10
@@ -101,7 +101,7 @@ def compare(first: Path, second: Path) -> Report:
         if missing:
             differences.append(f"only one run has {next(file for file in files if file.exists())}")
             continue
-        contents = [{**checkpoint.load(file), "config": None} for file in files]  # its run_dir differs
+        contents = [{**checkpoint.load(file), "config": None} for file in files]  # the runs' run_dir differs
         differences += [f"{name}{path}" for path in unequal_paths(*contents)]
         tensors += count_tensors(contents[0])
     lines = [(run / "metrics.jsonl").read_text(encoding="utf-8").splitlines() for run in (first, second)]
@@ -120,9 +120,9 @@ def compare(first: Path, second: Path) -> Report:
 
 
 def unequal_paths(a: Any, b: Any, path: str = "") -> list[str]:
-    """The paths, such as `/optimizer/3`, at which two nested structures of dicts, lists and tuples differ.
+    """Return the paths, such as `/optimizer/3`, at which the nested dicts, lists and tuples `a` and `b` differ.
 
-    `path`, the path of `a` and `b` themselves, is the prefix of all results. Tensors are compared by dtype, shape and
+    `path` is the path of `a` and `b` themselves, with which all results begin. Tensors are compared by dtype, shape and
     bits, other values by type and `==`. Two NaNs are equal.
     """
     if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
@@ -137,7 +137,7 @@ def unequal_paths(a: Any, b: Any, path: str = "") -> list[str]:
 
 
 def count_tensors(content: Any) -> int:
-    """The number of tensors in a checkpoint's nested content."""
+    """Return the number of tensors in a checkpoint's nested content."""
     if isinstance(content, dict | list | tuple):
         return sum(map(count_tensors, content.values() if isinstance(content, dict) else content))
     return int(isinstance(content, torch.Tensor))
@@ -155,12 +155,12 @@ def _options() -> argparse.Namespace:
 
 
 def _run_overrides(options: argparse.Namespace) -> tuple[list[str], int]:
-    """Complete the arguments for train.py, except run_dir and resume; returns them and a number of steps.
+    """Return the arguments for train.py, except run_dir and resume, and a number of steps.
 
-    Kills are sampled from the steps below this number. Unless --steps is 0, arguments are added that make both runs
-    train for --steps steps, and save, evaluate and log several times. On a GPU, trainer.deterministic=true is added. A
-    key that the command line sets keeps its value. Raises UserError if the command line sets run_dir or resume, or if
-    --steps is 0 and the config has no trainer.steps.
+    Kills are sampled from the steps below this number, which is --steps, or the config's trainer.steps if --steps is 0.
+    If --steps is not 0, arguments are added that make both runs train for --steps steps, and save, evaluate and log
+    several times. On a GPU, trainer.deterministic=true is added. A key that the command line sets keeps its value.
+    Raises UserError if the command line sets run_dir or resume, or if --steps is 0 and the config has no trainer.steps.
     """
     overrides, keys = list(options.overrides), {word.partition("=")[0] for word in options.overrides}
     for key in ("run_dir", "resume"):
@@ -188,9 +188,10 @@ def _sample_kills(count: int, steps: int, seed: int) -> list[Kill]:
 
 
 def _train_and_kill(overrides: list[str], folder: Path, kill: Kill) -> bool:
-    """Start or resume the second run, which kills itself at `kill`; returns False if it ended before, otherwise True.
+    """Start or resume the second run, which kills itself at `kill`; returns whether it was killed.
 
-    Raises UserError if the run's process neither succeeded nor was killed by SIGKILL.
+    The run is not killed if it finishes before `kill`. Raises UserError if the run's process fails without being killed
+    by SIGKILL.
     """
     code = _train(overrides, folder / "killed", kill)
     if code == 0:
@@ -260,9 +261,9 @@ def _install(kill: Kill) -> None:
 
 
 def _as_method(patch: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that calls `patch(original, ...)`.
+    """Make a function that calls `patch(original, ...)` and can replace a method.
 
-    It can replace a method: Python passes `self` to a function that is a class attribute, but not to a `partial`.
+    Python passes `self` to a function that is a class attribute, but not to a `partial`.
     """
 
     def call(*arguments: Any) -> Any:

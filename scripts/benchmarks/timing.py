@@ -28,10 +28,10 @@ class Setting:
 
     device: torch.device
     tiny: bool  # whether models and inputs have toy sizes, to check that everything runs
-    compile: bool  # whether the models are also timed under torch.compile
+    compile: bool  # whether models are timed under torch.compile; most benchmarks then time eager models, too
     images: Path | None  # a folder of JPEGs for the input pipeline; None: synthetic ones
     scratch: Path  # a temporary folder for a benchmark's files
-    batch: int | None = None  # images or sentences per batch, where a benchmark does not fix it; None: the default
+    batch: int | None = None  # images or sentences per batch, for benchmarks that do not fix it; None: their default
 
     def batch_size(self, cpu: int, cuda: int) -> int:
         """Return `batch`; if it is None, return the default for the device: `cuda` on CUDA, otherwise `cpu`."""
@@ -62,7 +62,11 @@ class Row:
     threads: int | None = None
 
     def select(self, names: Sequence[str]) -> "Row":
-        """Return a copy with only the contenders `names` and their pairs; `check` still compares all contenders."""
+        """Return a copy with only the contenders `names`; `check` still compares all contenders.
+
+        The copy has the pairs in which both the contender and the reference are in `names`. Pairs whose reference is a
+        tuple of names are left out.
+        """
         return replace(
             self,
             contenders={name: self.contenders[name] for name in names},
@@ -85,16 +89,17 @@ class Row:
 def measure(row: Row, *, rounds: int, warm_up: int, device: torch.device) -> dict[str, Any]:
     """Call the check of a benchmark, then time each contender once per round, in random order.
 
-    The first `warm_up` rounds are not counted; the next `rounds` are. If the benchmark has `flops`, large matrix
-    products in the same precisions are timed in the same rounds, under names such as "matrix product fp32".
+    The first `warm_up` rounds are not counted; the next `rounds` are. If the benchmark has `flops`, a large matrix
+    product is timed in the same rounds for each precision in `flops`, under a name such as "matrix product fp32".
 
-    Returns a dict of plain Python types. `seconds`, `times`, `amounts` and `rates` are dicts by contender.
+    Returns a dict of plain Python types:
 
     row, agreement, threads: the name of the benchmark, the text that its check returned, and its number of CPU threads.
-    seconds: the times of the counted rounds.
-    times: median and quartiles in ms.
+    seconds: name of a contender or matrix product -> list of its times in seconds, one for each counted round.
+    times: name as in `seconds` -> median and quartiles of these times in ms.
     ratios: a list with the result of `_ratio` for each pair.
-    amounts: throughput per second (`a_second`), with its unit, and the amount that one call processes (`at_once`).
+    amounts: name of each contender in `Row.amounts` -> the amount processed per second (`a_second`) and per call
+        (`at_once`), and its unit (`unit`).
     rates: the result of the function `rates`.
     """
     with row.use_threads():
@@ -123,8 +128,9 @@ def measure(row: Row, *, rounds: int, warm_up: int, device: torch.device) -> dic
 def add_peaks(measurement: dict[str, Any], peaks: Mapping[str, int]) -> dict[str, Any]:
     """Add the contenders' peak memory to the result of `measure`; returns the extended result.
 
-    `peaks` holds the bytes of each contender whose peak was measured. The peaks are added as `peak_mib`, in MiB. Each
-    dict in `ratios` gets the ratio of the two peaks as `memory`, which is None if one of them is unknown or zero.
+    `peaks` holds the peak in bytes of each contender whose peak was measured. The peaks are added as `peak_mib`, in
+    MiB. Each dict in `ratios` gets the key `memory`: the contender's peak divided by the reference's, or None if one of
+    these two peaks is unknown or zero.
     """
     for ratio in measurement["ratios"]:
         contender, reference = (peaks.get(ratio[side]) for side in ("one", "other"))
@@ -184,9 +190,9 @@ def _amounts(amounts: Mapping[str, tuple[float, str]], seconds: dict[str, list[f
 def _ratio(seconds: dict[str, list[float]], contender: str, reference: str | tuple[str, ...]) -> dict[str, Any]:
     """Return the names of contender and reference, their median times in ms, and the ratio of these times.
 
-    The contender has the key `one`, and the reference has the key `other`. Earlier reports, which --against reads, have
-    the same keys. `among` lists the references of which `other` is the fastest. `quartiles` are those of the ratios in
-    each round.
+    The contender's name has the key `one`, and the reference's name has the key `other`. These keys must not change,
+    because --against reads them in earlier reports. `among` lists the references of which `other` is the fastest.
+    `quartiles` holds the lower and the upper quartile of the per-round ratios.
     """
     references = [reference] if isinstance(reference, str) else [*reference]
     fastest = min(references, key=lambda name: statistics.median(seconds[name]))

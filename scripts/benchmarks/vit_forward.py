@@ -95,7 +95,7 @@ def pairs(contenders: Mapping[str, Any], peers: tuple[str, ...] = PEERS, *, comp
     Our model is paired with each peer and, if there are several, with the tuple of all peers, of which the fastest is
     the reference. Our model is paired with peers in the same precision; in bf16, it is also paired with peers in fp32.
     If `compiled`, our compiled model is paired with compiled peers in the same way, and in bf16 also with the tuple of
-    the eager peers in fp32. A pair is left out if `contenders` do not have its precisions.
+    the eager peers in fp32. A pair is left out if `contenders` lacks one of its models in the precision of the pair.
     """
     pairs: Pairs = []
     for suffix in ("", " compiled") if compiled else ("",):

@@ -1,7 +1,7 @@
 """Benchmark our augmentation of a batch of small images against torchvision.transforms.v2.
 
-Our code augments the whole batch at once, on the device. torchvision's transforms are applied to one image after the
-other, on the CPU.
+Our code augments the whole batch at once, on the device. torchvision's transforms are applied to one image after
+another, on the CPU.
 """
 
 import itertools

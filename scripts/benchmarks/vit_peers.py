@@ -1,7 +1,7 @@
 """ViT in torchvision, timm and transformers, with our model's weights (Dosovitskiy et al. 2021, arXiv 2010.11929).
 
-The hyperparameters of the models are those of our config. The libraries' presets (`vit_b_16`, `vit_base_patch16_224`)
-are not used, since they consist only of hyperparameters.
+The models are built with the hyperparameters of our config. The libraries' presets (`vit_b_16`, `vit_base_patch16_224`)
+are not needed, because they only set hyperparameters.
 """
 
 from typing import Any
@@ -44,7 +44,7 @@ def config(model: str, *, tiny: bool, side: int | None = None) -> dict[str, Any]
 
 
 def classifier(recipe: dict[str, Any]) -> Classifier:
-    """Build our classifier, with random values in every parameter."""
+    """Build our classifier from the config `recipe` (see `config`), with random values in every parameter."""
     size = tuple(recipe["data"]["image_size"])
     model: Classifier = build(recipe["model"], classes=CLASSES, channels=3, image_size=size)
     randomise_parameters(model)

@@ -28,7 +28,7 @@ BATCH = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """The config and the batch of all contenders: images (B, 3, H, W) and labels (B,)."""
+    """The config and the batch that all contenders share: images (B, 3, H, W) and labels (B,) int64."""
 
     recipe: dict[str, Any]
     images: Tensor

@@ -9,7 +9,7 @@ Row = dict[str, Any]  # column -> value, for one run
 
 
 class Group(NamedTuple):
-    """Runs whose configs differ only in the seed."""
+    """Runs whose configs differ only in the seed. Keys that do not change results are not in these configs."""
 
     config: dict[str, Any]  # the config of the first run: dotted key -> value
     seeds: list[Any]  # the seed of each run
@@ -33,7 +33,7 @@ class Group(NamedTuple):
         """Format a metric as "mean ± standard deviation".
 
         The standard deviation is left out if there is a single value. If only some of the finished runs have a value,
-        the text ends with their number, as in "(2 of 3)". If no finished run has a value, the text is "-".
+        the text ends with the number of values, as in "(2 of 3)". If no finished run has a value, the text is "-".
         """
         values, count = self.values(metric), len(self.finished())
         if not values:

@@ -17,22 +17,22 @@ BATCH_SIZES = (1, 2, 3)
 
 
 class NamedLogits(nn.Module):
-    """A classifier that returns its logits in a tuple, since names are given to a graph's outputs by position."""
+    """A classifier that returns its logits as a tuple of one tensor, to which `Graph.outputs` gives a name."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
 
     def forward(self, images: Tensor) -> tuple[Tensor]:
-        """Normalised images (B, channels, H, W) -> logits (B, K)."""
+        """Normalised images (B, channels, H, W) -> logits (B, K) of K classes."""
         return (self.model(images),)
 
 
 def plan(model: nn.Module, task: Classification) -> Plan:
     """Plan the export of a classifier for any batch size, and for images of 2 to 4,096 patches in each direction.
 
-    Heights and widths must be multiples of the patch size. The model is exported only for the image size of its data
-    set if its class is not Classifier, or if images of this size have a single row or column of patches.
+    Heights and widths must be multiples of the patch size. The graph accepts only the image size of the data set if the
+    model's class is not Classifier, or if images of this size have a single row or column of patches.
     """
     data = task.data
     height, width = data.image_size

@@ -35,8 +35,9 @@ class Detections(nn.Module):
         """Normalised images (B, 3, H, W), sizes (B, 2) -> scores (B, Q), labels (B, Q), boxes (B, Q, 4).
 
         Q is the number of queries. `sizes` are the height and width of each image without padding; None means that no
-        image is padded. A label is the most probable class of a query other than "no object", and its score is the
-        probability of this class. Boxes are xyxy, relative to the width and height of their image without padding.
+        image is padded. A query's label is its most probable class, where "no object" does not count as a class. Its
+        score is the probability of this class. Boxes are xyxy, relative to the width and height of their image without
+        padding.
         """
         return detections(self.classification, unstack_layers(self.model(images, sizes))[-1])
 
@@ -88,7 +89,7 @@ def preprocessing(data: Any) -> dict[str, Any]:
 def _image_dimensions(model: nn.Module) -> dict[str, Dimension]:
     """Return the free dimensions "height" and "width" of an exported detector's images.
 
-    Both are at least STRIDE + 1 pixels. A model with learned position embeddings also limits them from above.
+    Both are at least STRIDE + 1 pixels. For a model with learned position embeddings, they also have a maximum.
     """
     shortest, longest, description = STRIDE + 1, None, f"{STRIDE + 1} pixels or more"
     positions, stages = getattr(model, "positions", None), getattr(getattr(model, "backbone", None), "stages", None)
@@ -112,10 +113,10 @@ def _sample_batch(shapes: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
 def _compare(
     model: nn.Module, classification: Classification, function: GraphFunction, shapes: list[tuple[int, int]]
 ) -> list[Comparison]:
-    """Compare the outputs of an exported graph, `function`, with the model's on one batch of images with `shapes`.
+    """Compare the outputs of the exported graph `function` with the model's on one batch of images.
 
-    For labels, the difference is the model's highest class probability minus the model's probability of the exported
-    label.
+    `shapes` holds the (height, width) of each image. For labels, the difference of a query is the model's highest class
+    probability minus the model's probability of the exported label.
     """
     images, sizes = _sample_batch(shapes)
     padded = any(shape != following for shape, following in pairwise(shapes))

@@ -25,7 +25,7 @@ def trace(graph: Graph, dimensions: Mapping[str, Dimension]) -> ExportedProgram:
     """Trace a graph for all lengths of its free dimensions (see plan.py).
 
     `dimensions` are the free dimensions by name. Raises UserError if tracing makes the length of a free dimension
-    constant, as when the model's code branches on this length.
+    constant. This happens, for example, if the model's code branches on this length.
     """
     dynamic = {
         name: {i: dimensions[length].symbol for i, length in enumerate(shape) if isinstance(length, str)}

@@ -40,8 +40,8 @@ def write(exported: marian.Export, folder: Path) -> None:
 def overrides_for(config: dict[str, Any], folder: Path) -> list[str]:
     """Return the arguments with which predict.py reads an export in `folder`.
 
-    `config` is the config of the exported checkpoint. The arguments are checkpoint=, model=PRESET, and the keys of the
-    model, of decoding and of the languages whose values differ from those of the preset.
+    `config` is the config of the exported checkpoint. The arguments are checkpoint=FILE and model=PRESET, and KEY=VALUE
+    for each key of the model, of decoding and of the languages whose value in `config` differs from the preset's value.
     """
     file = f"checkpoint={folder / WEIGHTS}"
     preset = flatten(configure("evaluate", [file, f"model={PRESET}"], lambda path: {}))

@@ -1,4 +1,4 @@
-"""Export our tokenizers to files from which the library `tokenizers` produces the same ids, without Triptych.
+"""Export our tokenizers to files for the library `tokenizers`, which then produces the same ids without Triptych.
 
 The parts of seq2seq/tokenizers/bpe.py that are written in Python are replaced by normalizers and decoders of the
 library. The ids and the decoded texts of the two implementations are compared on sample texts. For the imported
@@ -91,7 +91,7 @@ def _normalizers(options: dict[str, Any]) -> list[Any]:
     if options["lowercase"]:
         steps.append(normalizers.Lowercase())
     # bpe.py prepends a space to a text that begins with a letter or a space. Here, a space is prepended to every text,
-    # then removed if the text is empty or begins with another character.
+    # then removed from a text that is empty or begins with any other character.
     return [*steps, normalizers.Prepend(" "), normalizers.Replace(tokenizers.Regex(r"\A (?![\p{L} ])"), "")]
 
 

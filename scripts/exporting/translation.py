@@ -51,8 +51,9 @@ class DecoderStep(nn.Module):
     def forward(self, tokens: Tensor, past: Tensor, memory: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens (B,) at position T -> logits of the next token (B, V) and the new past (L, 2, B, h, T + 1, C/h).
 
-        `past` (L, 2, B, h, T, C/h) holds the keys and values of the T previous tokens in each of the L layers. `memory`
-        (L, 2, B, h, S, C/h) is the output of `Encoder`. `lengths` (B,) are the lengths of the sources.
+        V is the size of the target vocabulary. `past` (L, 2, B, h, T, C/h) holds the keys and values of the T previous
+        tokens in each of the L layers. `memory` (L, 2, B, h, S, C/h) is the output of `Encoder`. `lengths` (B,) are the
+        lengths of the sources.
         """
         batch, before, length = tokens.shape[0], past.shape[4], memory.shape[4]
         real = torch.arange(length, device=lengths.device) < lengths[:, None]  # (B, S)
@@ -70,12 +71,12 @@ class ConcatenatedCache(Cache):
     """A cache that grows by concatenation, without the spare capacity of its base class."""
 
     def __init__(self, pair: Tensor):
-        """Start with the keys and values in `pair` (2, B, h, M, C/h)."""
+        """Start with the keys and values of M tokens, given as `pair` (2, B, h, M, C/h)."""
         super().__init__()
         self.length, self.buffers = pair.shape[3], (pair[0], pair[1])
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Append k and v (B, h, N, C/h) -> all keys and values (B, h, M + N, C/h)."""
+        """Append k and v (B, h, N, C/h) of N tokens -> all keys and values, (B, h, M + N, C/h) each."""
         keys, values = self.content()
         self.length, self.buffers = self.length + k.shape[2], (torch.cat([keys, k], 2), torch.cat([values, v], 2))
         return self.buffers
@@ -174,7 +175,8 @@ def _compare(model: Transformer, functions: Mapping[str, GraphFunction]) -> list
 def _sample_sentences(model: Transformer, count: int, source: int, target: int) -> tuple[Tensor, Tensor, Tensor]:
     """Sample `count` sources of up to `source` tokens, and `count` targets of `target` tokens.
 
-    Returns sources (B, S), right-padded, their lengths (B,), which decrease, and targets (B, T), which start with BOS.
+    Returns the right-padded sources (B, S), their lengths (B,) in descending order, and the targets (B, T), which start
+    with BOS.
     """
     rng = torch.Generator().manual_seed(SEED)
     embedding = model.embedding if model.source_embedding is None else model.source_embedding
@@ -187,7 +189,7 @@ def _sample_sentences(model: Transformer, count: int, source: int, target: int) 
 
 
 def _encoder_part(model: Transformer) -> Transformer:
-    """Copy the model without the weights that encoding does not need.
+    """Copy the model and remove weights that encoding does not need.
 
     A graph contains all weights of the module that is traced, including those that the module does not use.
     """
@@ -201,7 +203,7 @@ def _encoder_part(model: Transformer) -> Transformer:
 
 
 def _decoder_part(model: Transformer) -> Transformer:
-    """Copy the model without the weights that a decoder step does not need (see `_encoder_part`)."""
+    """Copy the model and remove weights that a decoder step does not need (see `_encoder_part`)."""
     copied = copy.deepcopy(model)
     copied.encoder = copied.source_embedding = None
     return copied

@@ -18,8 +18,8 @@ DESCRIPTION_FILE, FORMAT = "model.json", "triptych-export-1"
 def check_output(output: Path) -> None:
     """Raise UserError if `output` is a file, or a folder with other files than those of an earlier export.
 
-    The earlier export's description lists its files under "files". In a folder without this list, which an older
-    version has written, all files are taken for those of the export.
+    The model.json of an export lists the export's files under "files". Older versions wrote no such list. In a folder
+    without the list, all files count as files of the earlier export.
     """
     names = [file.name for file in output.iterdir()] if output.is_dir() else []
     earlier = _earlier_export(output) if names else {}
@@ -70,7 +70,7 @@ def _restore(old: Path, output: Path) -> None:
 
 
 def _earlier_export(folder: Path) -> dict[str, Any] | None:
-    """Return the description of the export in `folder`, or None if there is none."""
+    """Return the content of the model.json of an export in `folder`, or None if `folder` holds no export."""
     try:
         content = json.loads((folder / DESCRIPTION_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -2,9 +2,9 @@
 
 scripts/verify_import.py calls this module. The file is loaded into our model and into its peer, which is the model of
 torchvision, timm or transformers. The layout of the file decides which of these three models is used; for Google's .npz
-files, it is timm's. The features and logits of the two models are compared for random images. The images have the size
-at which each patch has one of the file's position embeddings. If the file has no position embeddings, the images have
-the config's size.
+files, it is timm's. The features and logits of the two models are compared for random images. The images have as many
+patches as the file has position embeddings for patches. If the file has no position embeddings, the images have the
+config's size.
 """
 
 from importlib import metadata

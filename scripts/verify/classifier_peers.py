@@ -37,7 +37,7 @@ class ForeignFile(NamedTuple):
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """The image size (height, width) in pixels at which each patch has one of the positions in `weights`."""
+        """The (height, width) in pixels of images with the same grid of patches as the positions in `weights`."""
         rows, columns, _ = self.weights["positions.grid"].shape
         side = self.weights["patches.weight"].shape[-1]
         return rows * side, columns * side
@@ -120,9 +120,9 @@ def _timm(file: ForeignFile) -> Peer:
         fc_norm=options["pooling"] == "mean_then_norm",
         class_token=token,
         reg_tokens=registers,
-        # True if the model's table has positions of patches only. This holds for files with such a table or without
-        # positions. It also holds for DINOv2's files with registers: while loading, timm adds the class token's
-        # position to the token.
+        # True if the position table of timm's model has a row for each patch and no row for the class token. This is so
+        # if the file has such a table or no positions, and for DINOv2's files with registers. While loading the latter,
+        # timm adds the class token's position to the class token.
         no_embed_class="register_tokens" in tensors or positions in (0, patches),
         embed_dim=options["width"],
         depth=options["layers"],
@@ -171,7 +171,7 @@ def _load_npz(model: Any, file: ForeignFile, prefix: str) -> None:
 def _transformers(file: ForeignFile) -> Peer:
     """Load the file's tensors with transformers, from a temporary folder with a config.json for our options.
 
-    Tensors keep the file's names. transformers itself renames those that have the names of its older versions.
+    Tensors keep the file's names. If these are names of an older version of transformers, transformers renames them.
     """
     import transformers
     from transformers.utils import logging

@@ -1,9 +1,9 @@
-"""Compare our translator with transformers' Marian on the weights in a file of Marian.
+"""Compare our translator with transformers' Marian, with the weights of a Marian file in both models.
 
 scripts/verify_import.py calls `verify`, and scripts/export_marian.py calls `compare`. The file is loaded twice, into
 our model and into transformers' model. Then the logits of the two models on random token ids are compared. The file
-must have its config.json beside it. transformers reads from it what the tensors do not show: the number of heads, the
-activation, and whether embeddings are scaled.
+must have its config.json beside it. From config.json, transformers reads what the tensors do not show: the number of
+heads, the activation, and whether embeddings are scaled.
 """
 
 from importlib import metadata
@@ -99,9 +99,9 @@ def _load_peer(tensors: dict[str, Tensor], path: Path) -> Any:
 def compare(model: dict[str, Any], weights: dict[str, Tensor], peer: Any, folder: Path) -> float:
     """Return the `relative_difference` between the logits of our model and of `peer` on random token ids.
 
-    `model` is the section of the config, and `weights` is the state dict of our model. `peer` is the MarianMTModel of
-    the files in `folder`. These files also determine the order of the peer's vocabulary. Entries that the peer does not
-    have are not compared. Raises UserError if the weights do not fit the config's model.
+    `model` is the section `model` of the config, and `weights` is the state dict of our model. `peer` is the
+    MarianMTModel of the files in `folder`. These files also determine the order of the peer's vocabulary. Vocabulary
+    entries that the peer does not have are not compared. Raises UserError if the weights do not fit the config's model.
     """
     size = len(weights["embedding.weight"])
     ours = build(model, vocabularies=(size, size), joint=model["tied"] == "all").eval()

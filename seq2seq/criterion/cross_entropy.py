@@ -34,8 +34,8 @@ def cross_entropy(
     """Return the loss with smoothing, and without it (detached, for perplexity), in nats.
 
     Logits (B, T, V), targets (B, T) int64 padded with 0 -> two scalars, at least fp32: sums over the tokens that are
-    not padding. `masked_entries`: whether the model masks vocabulary entries by logits of about -1e9. Smoothing then
-    omits these entries. False saves the time and memory of looking for them.
+    not padding. `masked_entries` is whether the model masks vocabulary entries by logits of about -1e9. If it is true,
+    smoothing omits these entries. False saves the time and memory of looking for them.
     """
     log_probabilities = _log_probabilities(logits)  # (B, T, V)
     plain = _negative_log_likelihoods(log_probabilities, targets).sum()
@@ -64,5 +64,5 @@ def _log_probabilities(logits: Tensor) -> Tensor:
 
 def _negative_log_likelihoods(log_probabilities: Tensor, targets: Tensor) -> Tensor:
     # Losses at padding are set to 0 and not multiplied by 0. If PAD is masked, its logit is -inf in fp16 and its loss
-    # infinite, and infinity times 0 would be NaN.
+    # is infinite. Infinity times 0 would be NaN.
     return -log_probabilities.gather(-1, targets[..., None])[..., 0].masked_fill(targets == PAD, 0)

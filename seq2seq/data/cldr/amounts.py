@@ -40,7 +40,7 @@ MIXED_UNITS = (  # for amounts such as 5 feet 3 inches: the larger unit, the sma
     *(("length-kilometer", "length-meter", 1000), ("mass-kilogram", "mass-gram", 1000)),
 )
 PRICED_UNITS = ("mass-kilogram", "volume-liter", "duration-hour", "duration-day", "duration-month", "area-square-meter")
-UNIT_RATES = (  # of rates such as liters per minute: numerator and denominator
+UNIT_RATES = (  # units of rates such as liters per minute: numerator and denominator
     *(("volume-liter", "duration-minute"), ("volume-liter", "duration-hour"), ("mass-gram", "volume-liter")),
     *(("digital-megabyte", "duration-second"), ("energy-kilowatt-hour", "duration-day")),
     *(("length-meter", "duration-minute"), ("mass-kilogram", "area-square-meter")),
@@ -96,7 +96,8 @@ def compact_forms() -> list[Form]:
 def money_forms(currencies: Sequence[str], source: Locale) -> list[Form]:
     """Forms of amounts of money: with the currency's symbol, with its name, and compact ("$1.2M").
 
-    `currencies` are codes (EUR). Only those with a unique symbol in the locale `source` are printed by symbol.
+    `currencies` are codes (EUR). Only currencies with a unique symbol in the locale `source` are printed by symbol or
+    in compact form.
     """
     distinct = with_unique_symbols(currencies, source)
     return [
@@ -252,7 +253,7 @@ def _sample_quantity(rng: Random) -> int | Decimal:
 
 
 def _sample_parts(ratio: int, rng: Random) -> tuple[int, int]:
-    """Counts of a larger and a smaller unit; a larger unit contains `ratio` smaller units."""
+    """Counts of a larger and a smaller unit; one larger unit equals `ratio` smaller units."""
     return rng.randint(1, 99), rng.randrange(1, ratio)
 
 

@@ -22,13 +22,13 @@ class Cldr(SentencePairs):
     """Phrases with dates, times, money, units, numbers, and names of countries, languages, currencies and months.
 
     Babel prints each phrase in two locales, `source` and `target` (en, de_CH, zh_Hant ...). The splits depend on the
-    locales, `seed`, the counts and Babel's tables, but not on the run's seed. They are generated at first use.
+    locales, `seed`, the counts and Babel's tables, but not on the run's seed. The splits are generated at first use.
     `phrases.sample_splits` documents their properties.
 
     Args, in addition to those of SentencePairs:
         train_count: number of pairs in train.
-        val_count: number of pairs in val, which selects the checkpoint; 0 = no val.
-        test_count: number of pairs in test, for the reported scores.
+        val_count: number of pairs in val, on which the best checkpoint is selected; 0 = no val.
+        test_count: number of pairs in test, on which the reported scores are computed.
         seed: seed for sampling the phrases.
     """
 
@@ -62,7 +62,7 @@ class Cldr(SentencePairs):
 def find_locale(key: str, name: str) -> Locale:
     """Find a locale by its name in CLDR (zh_Hant) or in BCP 47 (zh-Hant).
 
-    Raises UserError if Babel does not have it, or if it is the root locale; `key` ("source" or "target") names the
+    Raises UserError if Babel has no such locale, or if it is the root locale. `key` ("source" or "target") names the
     config key in the message.
     """
     try:
@@ -90,7 +90,7 @@ def _corpus(pairs: list[phrases.Pair], notes: list[str]) -> Corpus:
 
 
 def _notes(sampled: phrases.SampledSplits) -> list[str]:
-    """Notes for the summary: the number of train's phrases by category and of single names, and what was left out."""
+    """Notes for the start summary: train's phrases per category, its number of single names, and what was left out."""
     train = sampled.splits["train"]
     counts = Counter(pair.category for pair in train)
     notes = [", ".join(f"{name} {counts[name]:,}" for name in CATEGORY_SHARES if name in counts)]

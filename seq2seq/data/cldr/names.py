@@ -117,8 +117,8 @@ def enumerations(names: Mapping[Name, TextPair], locales: LocalePair) -> list[Fo
 def dialects(names: Mapping[Name, TextPair], locales: LocalePair) -> list[Form]:
     """The form of languages with a country, a script or both: "German (Austria)".
 
-    It prints the combinations for which CLDR has a locale without a variant, and for which both `locales` have the
-    names of all parts. If there are no such combinations, the list of forms is empty.
+    The form prints the combinations for which CLDR has a locale without a variant, and for which both `locales` have
+    the names of all parts. If there are no such combinations, the list of forms is empty.
     """
     parts_by_dialect: dict[Locale, tuple[Name, ...]] = {}
     for locale in map(Locale.parse, sorted(localedata.locale_identifiers())):
