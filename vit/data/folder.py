@@ -156,8 +156,9 @@ class ImageFolder:
         """Return the names of the classes, by index.
 
         They are the names of the class folders of train. If train is missing, as on a machine that only evaluates, they
-        are the names of the class folders of val and test. These may lack some classes of the trained model. Therefore,
-        if all of these names are among those passed to `set_learnt_classes`, the names passed there are returned.
+        are the names of the class folders of val and test. Val and test may lack some classes of the trained model.
+        Therefore, if all of their names are among those passed to `set_learnt_classes`, the names passed there are
+        returned.
         """
         if not self._classes:
             folders = [folder for folder in self._folders.values() if folder.is_dir()]
@@ -175,7 +176,7 @@ class ImageFolder:
     def set_learnt_classes(self, names: Sequence[str]) -> None:
         """Set the classes of a trained model.
 
-        `classes` returns them if the folder of train is missing, and the folders of val and test have no other classes.
+        `classes` returns them if the folder of train is missing and the folders of val and test have no other classes.
         """
         self._learnt, self._classes, self._listings = list(names), [], {}
 
@@ -240,7 +241,8 @@ class ImageFolder:
         image = read_image(self._file(split, index), exif=self.exif)
         image = evaluation_view(image, self.image_size, crop_ratio, self.interpolation)
         if self.cache:
-            self._cached[key] = image.clone(memory_format=torch.contiguous_format)  # a slice would keep the whole image
+            # Without the copy, the cropped image would be a view that keeps the whole resized image in memory.
+            self._cached[key] = image.clone(memory_format=torch.contiguous_format)
         return image
 
     def collate(self, samples: list[dict[str, Any]]) -> Batch:
