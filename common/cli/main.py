@@ -5,8 +5,9 @@ The exit codes are:
 - 0 for success;
 - 1 for a defect of the program, which prints a traceback; for inputs of predict.py that got no answer; and for a sweep
   with failed or unfinished runs;
-- 2 for a user's mistake, which one sentence explains (for a sweep, if all its unfinished runs were refused for such
-  mistakes); and if --help, --cfg, evaluate.py or predict.py could not write to standard output;
+- 2 for a user's mistake or an error of the operating system (such as a full disk), if one sentence explains it; for a
+  sweep, if all its unfinished runs were refused because of a user's mistake; and if --help, --cfg, evaluate.py or
+  predict.py could not write to standard output;
 - 130 for Ctrl-C;
 - 143 if training was stopped by any other signal.
 
@@ -62,9 +63,9 @@ def launch(job: Job, door: str, base: ConfigReader | None = None, arguments: Seq
     """Run `job` with the config that the command line describes, then exit.
 
     The job of train.py is called with (config, run_dir). On ranks above 0, run_dir is None; rank 0 broadcasts the
-    folder to them later. The jobs of the other doors are called with (config). Their config is the one stored in
-    checkpoint=FILE, changed by the overrides of the command line; `base` reads the stored config from the file.
-    `arguments` is the command line, by default sys.argv[1:].
+    folder to them later. The jobs of the other doors are called with (config). `base` reads the config that is stored
+    in checkpoint=FILE, if there is one; the overrides of the command line change it. `arguments` is the command line,
+    by default sys.argv[1:].
     """
     console.guard()
     process, started, folder = torchrun.Process(), False, None
@@ -94,7 +95,8 @@ def launch(job: Job, door: str, base: ConfigReader | None = None, arguments: Seq
         folder = run_folder.choose(composed) if process.rank == 0 else None
         run_folder.run_in(job, composed.config, folder)
     except UserError as error:
-        if started or process.is_local_main:  # before the start, all raise the same error; one per machine prints it
+        # Before the job starts, all ranks raise the same error, and one rank on each machine prints it.
+        if started or process.is_local_main:
             sentence = names.printable(str(error))
             print(f"rank {process.rank}: {sentence}" if process.rank else sentence, file=sys.stderr)
         sys.exit(2)

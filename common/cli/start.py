@@ -30,8 +30,8 @@ def door(job: "Job", name: str, base: "ConfigReader | None" = None, arguments: S
 def script(main: Callable[[], int]) -> NoReturn:
     """Call a script's function `main` and exit with the code that it returns.
 
-    If standard output could not be written, the exit code is 2 instead of 0. An OSError about a path or a limit of the
-    operating system is reported in one sentence, with exit code 2.
+    If standard output could not be written, the exit code is 2 instead of 0. An OSError that `system_errors.describe`
+    can explain, such as a full disk, is reported in one sentence, with exit code 2.
     """
     try:
         from common.files import names
@@ -62,7 +62,7 @@ def triptych() -> None:
 def stored_config(file: Path) -> dict[str, Any]:
     """Read the config stored in a checkpoint; empty for a file of another program.
 
-    This function imports torch, which is slow. So the doors call this function only after the command line is parsed.
+    This function imports torch, which is slow, so the doors call it only after the command line is parsed.
     """
     from common.train import assembly
 

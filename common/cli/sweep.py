@@ -44,10 +44,10 @@ RESERVED_KEYS = ("hydra.sweep.", "hydra.sweeper", "hydra/sweeper", "hydra.mode")
 
 
 class Combination(NamedTuple):
-    """One run of a sweep: its overrides, the fingerprint of its config, and the names of its folders.
+    """One run of a sweep: a combination of values.
 
-    `name` is the readable part of the name of its folder. `sweep_dir` is the value of the key sweep_dir; None if it is
-    not set.
+    `overrides` sets these values. `fingerprint` is a hash of the run's config (common/config/diff.py). `name` is the
+    readable part of the name of the run's folder. `sweep_dir` is the value of the key sweep_dir; None if it is not set.
     """
 
     overrides: list[str]
@@ -114,9 +114,9 @@ def _refuse_conflicting_options(command: Command) -> None:
 def _combinations(command: Command) -> Iterator[Combination]:
     """Compose and check the config of every combination of values, and yield the combinations.
 
-    Raises UserError at the first mistake. The name of a run's folder consists of the swept keys and values, as in
-    detr-seed_1-lr_0.0002. If a value contains other characters than letters, digits and _ . + -, its key and value are
-    left out of the name.
+    Raises UserError at the first mistake. The readable part of the name of a run's folder consists of the
+    experiment or model and the swept keys and values, as in detr-seed_1-lr_0.0002. If a value contains other characters
+    than letters, digits and _ . + -, its key and value are left out of the name.
     """
     settings, values, swept = [], [], []
     for override in command.parse(command.overrides):
@@ -263,10 +263,11 @@ class _Callbacks(Callback):
 
 @contextlib.contextmanager
 def _importable_elsewhere() -> Iterator[None]:
-    """Create a context in which a launcher's processes can import the project, but nothing from the working folder.
+    """Create a context in which a launcher's processes can import the project without the working folder in sys.path.
 
-    It sets environment variables, which these processes inherit. In these processes, `SweepJob` makes the working
-    folder importable again if the command line has trust=.
+    It sets environment variables, which these processes inherit: PYTHONPATH contains the project's folder, and
+    PYTHONSAFEPATH prevents Python from adding the working folder to sys.path. `SweepJob` adds the working folder in
+    these processes if the command line has trust=.
     """
     names = ("PYTHONPATH", "PYTHONSAFEPATH")
     before = {name: os.environ[name] for name in names if name in os.environ}

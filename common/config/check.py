@@ -162,7 +162,7 @@ def _target(section: Any, key: str, trust: Sequence[str]) -> type[Options]:
 
 
 def _handed_in(task: type[Options], model: type[Options]) -> dict[str, str]:
-    """Map the name of each argument that the task passes to the model to the reason why it is not a config key."""
+    """Return the arguments that the task passes to the model, as a dict: name -> reason why it is not a config key."""
     offered = [name for name in task.offered if name in model.fields]
     return dict.fromkeys([*task.handed_on, *offered], f"the data decide it, by {task.path}.model_arguments")
 
@@ -182,9 +182,9 @@ def _section_mistake(
 ) -> str | None:
     """Describe the first mistake in a section's keys or values; None if there is none.
 
-    `where` is the section's full key. `handed_in` maps the name of each argument that the task passes to the
-    constructor to the reason why it is not a config key. An argument with a type that a config cannot hold, such as a
-    data set, is recognised by its annotation and need not be in `handed_in`.
+    `where` is the section's full key. `handed_in` holds the arguments that the task passes to the constructor, as a
+    dict: name of an argument -> reason why it is not a config key. An argument with a type that a config cannot hold,
+    such as a data set, is recognised by its annotation and need not be in `handed_in`.
     """
     fields = options.fields
     names = [key for key, field in fields.items() if field.annotation is not None and key not in handed_in]
@@ -259,8 +259,8 @@ def _fits(value: Any, annotation: Any) -> bool:
 def _convert(value: Any, hint: Any) -> Any:
     """Convert a checked value to the type `hint` of the constructor's parameter.
 
-    A nested section becomes a dataclass. If the parameter's type requires it, a list becomes a tuple, and an integer a
-    float.
+    A nested section becomes an instance of a dataclass. If the parameter's type requires it, a list becomes a tuple,
+    and an integer a float.
     """
     kind, inner = typing.get_origin(hint), typing.get_args(hint)
     if kind is Annotated:

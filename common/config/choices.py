@@ -1,4 +1,7 @@
-"""Find the choices of a config group that have a key which the present choice lacks."""
+"""Find the choices of a config group that have a key which the present choice lacks.
+
+A choice of a group is one of its yaml files, such as configs/model/vit.yaml.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path

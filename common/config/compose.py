@@ -83,8 +83,8 @@ class Command:
     def prepare(self) -> None:
         """Register the configs in --config-dir and in the checkpoint with Hydra.
 
-        Raises UserError for keys that exclude each other, for a key that has no effect in this door, and if nothing
-        chooses a model.
+        Raises UserError for keys that exclude each other, for a key that has no effect in this door, for a --config-dir
+        or checkpoint that does not exist, and if nothing chooses a model.
         """
         if {"model", "experiment"} <= self.keys:
             raise UserError("experiment= already chooses the model; give either experiment= or model=.")
@@ -115,7 +115,7 @@ class Command:
     def compose(self, overrides: list[str] | None = None) -> Composed:
         """Compose the config of `overrides`, by default those of the command line, without checking it.
 
-        Raises UserError if Hydra cannot compose it.
+        Raises UserError if Hydra cannot compose it, or if an override has several values.
         """
         overrides = self.overrides if overrides is None else overrides
         for part in self.parse(overrides):
@@ -135,8 +135,9 @@ class Command:
     def checked(self) -> Composed:
         """Compose the config of the command line and check it; raises UserError for a mistake.
 
-        A checkpoint stores `data.root`, but on this machine the data may be missing in this folder. If the data set
-        would then draw or download them there, `data.root` is replaced by a folder under data/.
+        The config of a checkpoint contains `data.root`, but on this machine the data may be missing in this folder. If
+        the data set would then generate synthetic data or download data there, `data.root` is replaced by a folder
+        under data/.
         """
         composed = self.compose()
         check(composed.config, composed.config.get("trust") or [], self.door)
@@ -178,7 +179,10 @@ class Command:
         return hydra.initialize_config_dir(config_dir=str(self.folder), job_name=self.door, **_VERSION)
 
     def parse(self, overrides: Sequence[str]) -> list[Override]:
-        """Parse the overrides by Hydra's grammar, in which glob() selects choices; raises UserError if this fails."""
+        """Parse the overrides by Hydra's grammar; raises UserError for an override that does not follow it.
+
+        The parser needs Hydra's config loader, because glob() in an override stands for choices of a group.
+        """
         try:
             with self.initialised():
                 loader = GlobalHydra.instance().config_loader()
@@ -226,10 +230,11 @@ class Command:
         self.overrides.append(f"hydra.searchpath=[{in_quotes(f'file://{folder}')}]")
 
     def _store_base(self) -> list[str]:
-        """Register the config in checkpoint=FILE as a choice of each group, and return the overrides that choose it.
+        """Register the config in checkpoint=FILE as the choice "checkpoint" of each group except `experiment`.
 
-        The command line's own overrides come after these, so they change the checkpoint's config. The list is empty for
-        train.py and for a checkpoint without a config.
+        Returns the overrides that select this choice in all groups that the command line does not set. The command
+        line's own overrides come after these, so they change the checkpoint's config. The list is empty for train.py
+        and for a checkpoint without a config.
         """
         if self.base is None:
             return []
@@ -315,7 +320,11 @@ def choices_of(group: str) -> list[str]:
 
 
 def _refuse_several(part: Override) -> None:
-    """Raise UserError for an override with several values, and for a group whose value is not a single name."""
+    """Raise UserError for an override with several values, and for a group with a value of a wrong type.
+
+    The value of a group may be a name, which selects a choice, or a dict, which sets keys. A deletion (~group) may have
+    no value, and the value of `experiment` may be null.
+    """
     key, line = part.key_or_group, str(part.input_line)
     if part.is_sweep_override():
         raise UserError(f"{line}: several values are a sweep, which needs -m; a list is written [a,b].")

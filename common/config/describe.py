@@ -50,7 +50,10 @@ def _plain(number: float) -> str:
 
 
 def show_value(value: Any) -> str:
-    """Write a value as the user would type it. Text that would be read as another type is put in quotes."""
+    """Write a value as the user would type it.
+
+    Text is put in quotes if it is empty, begins with a digit, or is the word true, false or null.
+    """
     looks_plain = isinstance(value, str) and not value[:1].isdigit() and value not in ("", "true", "false", "null")
     return value if looks_plain else json.dumps(value, ensure_ascii=False, default=str)
 

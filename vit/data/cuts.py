@@ -13,7 +13,9 @@ from common.types import Split
 from vit.data.listing import Listing
 
 VAL_SHARE = 0.1
-LARGE_SET, LARGE_VAL_COUNT = 100_000, 10_000  # numbers of images; a larger val would not select a better checkpoint
+# If train has at least LARGE_SET images, LARGE_VAL_COUNT of them become val by default. A larger val would not select a
+# better checkpoint.
+LARGE_SET, LARGE_VAL_COUNT = 100_000, 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +25,7 @@ class Cuts:
     val_count: number of images to cut as val, chosen at random; 0 = no val, None = `val_share` decides.
     val_share: share of each class to cut as val, used if `val_count` is None; 0 = no val, None = 0.1, or 10,000 images
         chosen at random if train has at least 100,000 images.
-    test_share: share of each class to cut as test.
+    test_share: share of each class to cut as test; 0 = no test.
     """
 
     val_count: int | None
@@ -42,10 +44,12 @@ class Cuts:
         images. The second holds a phrase for the log on how each of `splits` was cut.
 
         The images of a share are chosen within each class by a hash of the file names
-        (`common.data.splits.cut_by_name`). Each class gives each split at least one image, as long as at least one
-        image remains for train. The cut of a class depends only on the shares and on its file names, and not on the
-        run's seed or on other classes. Test is cut first, so that its images do not depend on the size of val. Raises
-        UserError if no image would be left for train.
+        (`common.data.splits.cut_by_name`). Each class gives at least one image to each split that is cut by a share, as
+        long as at least one image remains for train. The cut of a class depends only on the shares and on its file
+        names, and not on the run's seed or on other classes. Test is cut first, so that its images do not depend on the
+        size of val.
+
+        Raises UserError if the sum of the shares is 1 or more, or if `val_count` leaves no image for train.
         """
         count = self._val_count_of(len(whole.files)) if "val" in splits else None
         shares: dict[Split, float] = {"test": self.test_share} if "test" in splits else {}

@@ -45,8 +45,8 @@ class Downloaded(InMemory):
     """A published data set of ten classes.
 
     `test` is the published test set of 10,000 images. `val` consists of `val_count` of the published training images,
-    chosen at random, and `train` of the others. The folder `root` holds the published files, packed or unpacked.
-    Missing files are downloaded into it.
+    chosen at random. `train` consists of the other training images. The folder `root` holds the published files, packed
+    or unpacked. Missing files are downloaded into it.
     """
 
     def __init__(
@@ -74,8 +74,8 @@ class Downloaded(InMemory):
         """Load the images and labels of train, val and test.
 
         On rank 0, torchvision first downloads and unpacks missing files, while the other ranks wait. torchvision checks
-        the MD5 sums of the archives that it unpacks and of CIFAR-10's unpacked files. Raises UserError when files are
-        damaged, or are missing and cannot be downloaded.
+        the MD5 sums of the archives that it unpacks and of CIFAR-10's unpacked files, and replaces a file with a wrong
+        sum. Raises UserError when a file cannot be downloaded, unpacked or read.
         """
         if distributed.is_main():
             self._torchvision_dataset(download=True)

@@ -91,7 +91,7 @@ class ImageFolder:
             val: folder of the split that selects the checkpoint; None = found in `root`, or cut from train.
             test: folder of the split on which the final metrics are reported; None = found in `root`, or cut from
                 train.
-            val_count: number of images to cut from train as val, chosen at random, if there is no val folder; 0 = no
+            val_count: number of images to cut from train as val, chosen at random, if no folder is used as val; 0 = no
                 val, None = `val_share` decides.
             batch_size: number of views in one optimizer step, over all ranks; views of partners are not counted.
             image_size: height and width of the model's input in pixels; one number for a square.
@@ -103,11 +103,11 @@ class ImageFolder:
             augmentation: augmentation of training images.
             exif: whether images are turned upright by their EXIF tags: "apply" and "auto" turn them, "ignore" does not.
             class_order: order of the classes' names: "string" (1, 10, 2, as in torchvision) or "natural" (1, 2, 10).
-            val_share: share of each class of train to cut as val, by a hash of the file names, if there is no val
-                folder and `val_count` is None; 0 = no val, None = 0.1, or 10,000 images chosen at random if train has
-                at least 100,000 images.
-            test_share: share of each class of train to cut as test, by a hash of the file names, if `root` holds train
-                and there is no test folder; 0 = no test.
+            val_share: share of each class of train to cut as val, by a hash of the file names, if no folder is used as
+                val and `val_count` is None; 0 = no val, None = 0.1, or 10,000 images chosen at random if train has at
+                least 100,000 images.
+            test_share: share of each class of train to cut as test, by a hash of the file names, if train is read from
+                `root` and no folder is used as test; 0 = no test.
             cache: whether each worker keeps images in memory, resized to `image_size`, so that it decodes each file
                 only once.
 
@@ -156,8 +156,9 @@ class ImageFolder:
         """Return the names of the classes, by index.
 
         They are the names of the class folders of train. If train is missing, as on a machine that only evaluates, they
-        are the names of the class folders of val and test. These may lack some classes of the trained model. Therefore,
-        if all of these names are among those passed to `set_learnt_classes`, the names passed there are returned.
+        are the names of the class folders of val and test. Val and test may lack some classes of the trained model.
+        Therefore, if all of their names are among those passed to `set_learnt_classes`, the names passed there are
+        returned.
         """
         if not self._classes:
             folders = [folder for folder in self._folders.values() if folder.is_dir()]
@@ -175,7 +176,7 @@ class ImageFolder:
     def set_learnt_classes(self, names: Sequence[str]) -> None:
         """Set the classes of a trained model.
 
-        `classes` returns them if the folder of train is missing, and the folders of val and test have no other classes.
+        `classes` returns them if the folder of train is missing and the folders of val and test have no other classes.
         """
         self._learnt, self._classes, self._listings = list(names), [], {}
 
@@ -240,7 +241,8 @@ class ImageFolder:
         image = read_image(self._file(split, index), exif=self.exif)
         image = evaluation_view(image, self.image_size, crop_ratio, self.interpolation)
         if self.cache:
-            self._cached[key] = image.clone(memory_format=torch.contiguous_format)  # a slice would keep the whole image
+            # Without the copy, the cropped image would be a view that keeps the whole resized image in memory.
+            self._cached[key] = image.clone(memory_format=torch.contiguous_format)
         return image
 
     def collate(self, samples: list[dict[str, Any]]) -> Batch:

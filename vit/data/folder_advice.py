@@ -46,7 +46,7 @@ def depth_advice(classes: Sequence[str], listing: Listing) -> list[str]:
 
 
 def absent_classes(classes: Sequence[str], counts: Sequence[int]) -> list[str]:
-    """Return a list with one note on the classes of which a split has no image; empty if there are none.
+    """Return a list with one note on the classes without images in a split; empty if there are no such classes.
 
     `counts` holds the split's number of images of each class.
     """

@@ -1,7 +1,7 @@
 """Small image sets that are held as uint8 in the device's memory and augmented there.
 
-A batch holds the indices of its images and the random numbers of their augmentation instead of pixels, so no training
-step waits for images to be decoded or copied to the device.
+The images are copied to the device once, at their first use. A batch holds the indices of its images and the random
+numbers of their augmentation instead of pixels, so later training steps neither decode nor copy images.
 """
 
 from abc import ABC, abstractmethod
@@ -81,10 +81,10 @@ class InMemory(ABC):
     def sample(self, split: Split, index: int, generator: torch.Generator | None) -> dict[str, Any]:
         """Return a dict with `split`, `rows` (a list with the image's index) and `labels` (a list with its label).
 
-        With a generator, the sample also has `uniforms` (views, UNIFORMS_PER_VIEW), the random numbers of each view. If
-        the augmentation then mixes images, the index and the label of a random partner are the second items of `rows`
-        and `labels`. `uniforms` then holds the numbers of the image's views first and those of the partner's views
-        after them.
+        With a generator, the sample also has `uniforms` (views, UNIFORMS_PER_VIEW), the random numbers of each view.
+        With a generator and an augmentation that mixes images, the index and the label of a random partner are the
+        second items of `rows` and `labels`. `uniforms` then holds the numbers of the image's views first and those of
+        the partner's views after them.
         """
         labels = self._split(split)[1]
         sample: dict[str, Any] = {"split": split, "rows": [index], "labels": [int(labels[index])]}
@@ -196,7 +196,7 @@ class InMemory(ABC):
 
 
 def split_images(images: Tensor, labels: Tensor, counts: Sequence[int], what: str) -> list[Images]:
-    """Split off a random part of the images for each of `counts`, the parts' numbers of images.
+    """Split off random parts of the images; each entry of `counts` is the number of images of one part.
 
     Returns the images and labels of the remainder first, and then those of each part. The split does not depend on the
     run's seed, and the last part does not depend on the other counts. Raises UserError when no image remains; `what`

@@ -9,7 +9,8 @@ from common.errors import UserError
 from common.types import Split
 from vit.data.listing import folder_names, holds_images
 
-# The names that the folder of each split may have, in any case. If several exist, the first one in this list is read.
+# The names that the folder of each split may have, in upper or lower case. If several folders exist, the first one in
+# this order is read.
 FOLDER_NAMES: dict[Split, tuple[str, ...]] = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation", "dev"),
@@ -79,9 +80,11 @@ def _matching(names: Sequence[str], split: Split) -> list[str]:
 def _folders_of_splits(
     top: Path, named: Mapping[Split, list[str]], others: list[str], by_path: Mapping[Split, Path]
 ) -> SplitFolders:
-    """Return the folders of a root that holds folders of splits. Without a test folder, val is test, as in ImageNet.
+    """Return the folders of the splits, for a root `top` that holds folders of splits.
 
-    `named` holds the folders of `top` with a name of each split, and `others` the remaining folders of `top`.
+    If there is no test folder, the val folder is used as test, as for ImageNet. `named` maps each split to the names of
+    the folders in `top` that have one of this split's names. `others` holds the names of the remaining folders in
+    `top`.
     """
     folders: dict[Split, Path] = {split: top / matches[0] for split, matches in named.items() if matches}
     val_is_test = "val" in folders and "test" not in {*folders, *by_path}
@@ -113,9 +116,9 @@ def _folders_of_splits(
 
 
 def _flat_folder(top: Path, names: list[str], classes: list[str], by_path: Mapping[Split, Path]) -> SplitFolders:
-    """Return the folders of a flat root.
+    """Return the folders of the splits, for a flat root `top`: `top` is train, unless `by_path` has a folder of train.
 
-    `names` are its class folders, and `classes` are those of them that have the name of a split.
+    `names` are the class folders in `top`, and `classes` are those of them that have the name of a split.
     """
     if "train" in by_path:
         return SplitFolders(folders=dict(by_path), notes=[f"data.root={top} is not read, since data.train is given"])

@@ -91,7 +91,10 @@ def list_class_images(folder: Path, names: list[str], labels: NDArray[np.int64])
 
 
 def _files(folder: bytes, prefix: bytes) -> Iterator[bytes]:
-    """Yield the paths of all files at any depth in `folder`; `prefix` replaces the path of `folder` itself."""
+    """Yield the paths of the files at any depth in `folder`, hidden ones excluded.
+
+    Each path begins with `prefix` instead of `folder`.
+    """
     for name, is_folder in _entries(folder):
         path = prefix + b"/" + name
         if is_folder:
@@ -101,9 +104,9 @@ def _files(folder: bytes, prefix: bytes) -> Iterator[bytes]:
 
 
 def _entries(folder: bytes) -> Iterator[tuple[bytes, bool]]:
-    """Yield the name of each entry of a folder that is not hidden, and whether it is a folder or a link to a folder.
+    """Yield the name of each entry of a folder, and whether the entry is a folder or a link to a folder.
 
-    Raises UserError when the folder cannot be read.
+    Hidden entries are left out. Raises UserError when the folder cannot be read.
     """
     try:
         with os.scandir(folder) as entries:

@@ -64,8 +64,8 @@ def apply(images: Tensor, numbers: np.ndarray, policy: Policy, operations: int, 
 
     "rand" applies `operations` random operations at the level `magnitude`, an integer from 0 to 30. "trivial" applies
     one random operation at a random level. "none" returns the images unchanged. The strength of an operation is its
-    greatest strength times level / 30. Three of the numbers belong to each operation: they choose which operation it
-    is, its level (only with "trivial") and its sign.
+    greatest strength times level / 30. Three of the numbers belong to each operation: they choose the operation
+    itself, its level (only with "trivial") and its sign.
 
     Differs: TrivialAugment shifts images by up to 32 pixels. Here the greatest shift is 32/224 of the image's side,
     which is 32 pixels in an image of 224 pixels.

@@ -37,5 +37,6 @@ class ImageData(Data, Protocol):
     def view(self, image: Tensor, file: Path) -> dict[str, Any]:
         """Make a sample from a user's image, uint8 (3, h, w) of any size, resized and cropped as in evaluation.
 
-        Its true class is unknown; its label in a batch is -1.
+        The true class is unknown, so the label in a batch is -1. `file` is the image's path, which the batch holds in
+        `files`.
         """

@@ -26,7 +26,7 @@ class ScoredSample(NamedTuple):
     id: Any
     truth: int  # index of the true class
     predicted: int  # index of the predicted class; -1 if a log probability is NaN
-    classes_ahead: int  # number of classes ranked before the true one; all K if a log probability is NaN
+    classes_ahead: int  # number of classes ranked before the true one; K (all) if a log probability is NaN
     loss: float  # negative log probability of the true class in nats
     probability: float  # probability of the predicted class
     nearest: int | None  # class that nearest neighbours predict; -1 if features are not finite, None if not computed
@@ -52,9 +52,10 @@ class ClassificationMetric:
         self.gathered = False
 
     def update(self, batch: Batch, answers: list[Answer]) -> None:
-        """Add the answers to a batch: each has "log_probabilities" (K,) in nats and may have "nearest", a class index.
+        """Add the samples of a batch.
 
-        `batch` holds "ids" and the true "labels" (B,) int64. Raises UserError for a label outside the classes.
+        Each answer has "log_probabilities" (K,) in nats, and may have "nearest", a class index. `batch` holds "ids" and
+        the true "labels" (B,) int64. Raises UserError for a label outside the classes.
         """
         truth = batch["labels"].cpu()  # (B,)
         check_labels(batch["ids"], truth, len(self.classes))
@@ -132,9 +133,9 @@ class ClassificationMetric:
     def write(self, folder: Path) -> None:
         """Write `predictions.csv`, with a row for each sample, and `confusion.png` for up to MAX_DRAWN_CLASSES classes.
 
-        The table has five columns: id; truth and predicted, which are names of classes; probability, that of the
-        predicted class; and probability_of_truth. If no class is predicted, `predicted` is empty. Names that are not
-        UTF-8 are escaped (common/files/names.py). Only rank 0 writes.
+        The columns of the table are id, truth and predicted (names of classes), probability (of the predicted class),
+        and probability_of_truth. If no class is predicted, `predicted` is empty. Names that are not UTF-8 are escaped
+        (common/files/names.py). Only rank 0 writes.
         """
         assert self.gathered, "call gather() before write()"
         if not is_main():

@@ -1,7 +1,8 @@
 """Classification by nearest neighbours among frozen features (Wu et al. 2018, arXiv 1805.01978, section 3.4).
 
-Of the samples with known classes, the k with the highest cosine similarity vote. Each votes for its own class, with the
-weight exp(similarity / 0.07). DINO is evaluated in this way, with k = 20 (Caron et al. 2021, arXiv 2104.14294).
+A sample is classified by the votes of its k nearest neighbours: the samples with known classes whose features have the
+highest cosine similarity to its features. Each neighbour votes for its own class, with the weight
+exp(similarity / 0.07). DINO is evaluated in this way, with k = 20 (Caron et al. 2021, arXiv 2104.14294).
 """
 
 import torch
@@ -11,7 +12,7 @@ from torch.nn.functional import normalize
 from common.errors import UserError
 
 TEMPERATURE = 0.07  # in both papers
-MAX_MATRIX_ENTRIES = 2**24  # maximum size of a matrix of similarities or of votes: 64 MiB in fp32
+MAX_MATRIX_ENTRIES = 2**24  # maximum number of entries of a matrix of similarities or of votes: 64 MiB in fp32
 
 
 class NeighbourClassifier:

@@ -24,9 +24,9 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 def draw_confusion_matrix(counts: Tensor, names: Sequence[str]) -> Tensor:
     """Draw a confusion matrix, int (K, K) with a row per true class and a column per predicted class: uint8 (3, H, W).
 
-    Each cell shows its count. The colour of a cell darkens with the square root of the count's share of the row, so
-    that rare mistakes are visible. With more than `MAX_NAMED_CLASSES` classes, counts are omitted and the axes show
-    indices instead of names.
+    Counts above zero are written into their cells. The colour of a cell darkens with the square root of the count's
+    share of the row, so that rare mistakes are visible. With more than `MAX_NAMED_CLASSES` classes, counts are omitted
+    and the axes show indices instead of names.
     """
     classes = len(names)
     # The names of more than 20 classes need smaller text. The large picture of more than 500 classes needs larger text.

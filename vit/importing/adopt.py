@@ -1,4 +1,4 @@
-"""Import ViT checkpoints of torchvision, timm (with DeiT, MAE and DINOv2), transformers and Google (.npz).
+"""Import ViT checkpoints of torchvision, timm (including DeiT, MAE and DINOv2), transformers and Google (.npz).
 
 Tensors get this project's names and shapes, and the model computes the same function. The projections of queries, keys
 and values are joined into one matrix, with zeros for missing biases. If a file has position embeddings for registers,
@@ -14,7 +14,7 @@ set in the config. For the last three, the import makes an assumption.
 - Epsilon of the norms (`model.blocks.norm_eps`): 1e-12 by default in transformers, and 1e-6 in the other programs.
 - The number of heads (`model.heads`): a head usually has 64 channels, but 80 in H/14, and any number in small models
   made for tests.
-- Pooling by class token or by mean (`model.pooling`), for a file with a class token and a final norm.
+- Pooling by class token or by mean (`model.pooling`), if the file has a class token and a final norm.
 - The method of resampling positions to another grid (`model.positions.resample`): a note tells which method the other
   program uses.
 - The height and width of the grid of positions: a file holds a table with a row per position, but not these two
@@ -93,13 +93,13 @@ UNSUPPORTED_PATTERNS = (
 
 
 def adopt(content: dict[str, Any], classes: list[str] | None, image_size: tuple[int, int] | None = None) -> Adopted:
-    """Convert the content of another program's file to weights and class names of this project.
+    """Convert the content of another program's file to the weights and class names of our model.
 
     Args:
         content: the file's tensors by name, or a dict that holds them under a key such as those in `WRAPPERS`.
-        classes: names of the data's classes; None if unknown. If the file's head has this number of outputs, or if
-            the file has no head, these names become the model's classes. Otherwise, the model's classes are named
-            "class 0", "class 1", ...
+        classes: names of the data's classes; None if unknown. If the file's head has as many outputs as there are
+            names, or if the file has no head, these names become the model's classes. The classes of any other head are
+            named "class 0", "class 1", ... Without a head and without names, the list of classes is empty.
         image_size: (H, W) of the config in pixels; None if unknown. If an image of this size has as many patches as the
             file has positions, its grid of patches is assumed to be the file's grid. For big_vision's files without
             positions, fixed positions are computed for this grid.
@@ -223,7 +223,8 @@ def _unused_tensors(weights: dict[str, Tensor], layout: str) -> list[str]:
     """Return the names in `weights` of the tensors that the model does not use.
 
     transformers' classifiers do not use the pooler ("representation"). A head cannot be used if its input width differs
-    from the width of the pooled features. DINOv2's head, for example, takes the concatenation of class token and mean.
+    from the width of the features that our model passes to it. DINOv2's head, for example, takes the concatenation of
+    class token and mean.
     """
     names = []
     if layout == "transformers" and "head.weight" in weights:

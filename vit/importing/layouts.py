@@ -5,8 +5,8 @@ DINOv2 published have variants of timm's names. Version 5 of transformers uses n
 files keep the old ones.
 
 Some of our names in these tables are intermediate, and adopt.py converts the tensors further. It splits "positions"
-into the positions of tokens and those of patches. It joins "attention.q", "attention.k" and "attention.v" of
-transformers into one matrix.
+into the positions of the class token, of registers and of patches. It joins "attention.q", "attention.k" and
+"attention.v" of transformers into one matrix.
 """
 
 from typing import NamedTuple

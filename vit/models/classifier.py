@@ -41,7 +41,7 @@ class PositionOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class VitBlockOptions:
-    """The options of the encoder's blocks in which published ViTs differ; see common.nn.blocks.BlockOptions."""
+    """Options of the encoder's blocks whose values vary between published ViTs; see common.nn.blocks.BlockOptions."""
 
     dropout: Fraction
     attention_dropout: Fraction

@@ -206,11 +206,11 @@ class Classification:
         return images
 
     def _maps(self, model: Any, batch: Batch) -> Tensor:
-        """Compute the attention to each patch.
+        """Compute the attention from the pooled query to each patch; see vit/evaluation/attention_maps.py.
 
         Returns (B, heads, h, w), the attention in the layer `layer`, or (B, 1, h, w), the rollout over the layers up to
-        this one. Raises UserError if the model lacks an attribute by which patches are located, or if it has no such
-        layer.
+        this one. Raises UserError if the model lacks an attribute by which patches are located, or if it has no layer
+        of this number.
         """
         if not all(hasattr(model, name) for name in ("patches", "pooling", "before_patches")):
             raise UserError(
@@ -342,7 +342,7 @@ class Classification:
         ]
 
     def alarms(self, answers: list[Answer]) -> list[str]:
-        """Return a warning if all `answers` are of the same class; otherwise an empty list.
+        """Return a warning if all `answers` predict the same class; otherwise an empty list.
 
         There is no warning for fewer than 10 answers.
         """
