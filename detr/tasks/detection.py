@@ -198,18 +198,18 @@ class Detection(DetectionPrediction):
         """Create a metric for `split`; its ground truth includes crowds and boxes without area.
 
         Raises UserError if the category id of an object is missing from the model's classes or has another name there,
-        or if `evaluator` is not installed. The name is not compared if the model's name of the class begins with
-        "class ", because the classes of imported files without names are called "class 0", "class 1" and so on.
+        or if `evaluator` is not installed. Names are not compared if the model's are those that an imported file
+        without names gets: "class 0", "class 1" and so on.
         """
         truth = self.data.ground_truth(split)
         names = {category["id"]: category["name"] for category in self.categories}
+        unnamed = all(name == f"class {number}" for number, name in enumerate(names.values()))
         used = {annotation["category_id"] for annotation in truth.get("annotations", [])}
         for category in truth["categories"]:
             id = category["id"]
             name = names.get(id)
-            unnamed = name is not None and name.startswith("class ")  # an imported file without class names
-            same = name is not None and composed(name) == composed(category["name"])
-            if id in used and not same and not unnamed:
+            same = name is not None and (unnamed or composed(name) == composed(category["name"]))
+            if id in used and not same:
                 ids = [model_id for model_id, model_name in names.items() if model_name == category["name"]]
                 there = f' and "{category["name"]}" under id {ids[0]}' if ids else ""
                 raise UserError(

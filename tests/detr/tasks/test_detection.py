@@ -251,6 +251,14 @@ def test_data_with_other_classes_are_not_evaluated(task):
         task.metric("test")
 
 
+def test_only_the_names_that_imported_files_without_names_get_fit_any_data(task):
+    task.restore({"categories": [{"id": i, "name": f"class {i}"} for i in range(5)]})
+    assert task.metric("test").categories[1]["name"] == "class 1"
+    task.restore({"categories": [{"id": i, "name": f"class {name}"} for i, name in enumerate("abcde")]})
+    with pytest.raises(UserError, match='the model has "class b" with that id'):
+        task.metric("test")
+
+
 def test_classes_of_model_and_data_are_compared_in_either_form_of_unicode(task, monkeypatch):
     truth = task.data.ground_truth("test")
     monkeypatch.setattr(task.data, "ground_truth", lambda split: truth)
