@@ -88,14 +88,15 @@ class OptionalData(Protocol):
     """The order of classes that are read from folders: "string" (1, 10, 2) or "natural" (1, 2, 10)."""
 
     def root_has_files(self) -> bool:
-        """Whether the data's files are under `root`; if they are missing, the data set draws or downloads them there.
+        """Whether the data's files are under `root`.
 
-        If they are missing under the `root` in a checkpoint's config, evaluate.py and predict.py use a folder under
-        data/ instead, unless the command line sets data.root.
+        Missing files are generated (synthetic images) or downloaded by the data set. If they are missing under the
+        `root` in a checkpoint's config, evaluate.py and predict.py use a folder under data/ instead, unless the command
+        line sets data.root.
         """
 
     def class_notes(self) -> list[str]:
-        """Return the names of the classes by index and, if their order may be unexpected, a note on it."""
+        """Return a line with the classes' names by index and, if their order may be unexpected, a note on the order."""
 
     def set_learnt_classes(self, classes: Sequence[str]) -> None:
         """Receive the names of the classes that the model was trained on, in the order of the model's outputs."""
@@ -107,7 +108,7 @@ class OptionalData(Protocol):
         """Return warnings about the files of one split, one sentence each; also called for a split without samples."""
 
     def query_advice(self, split: Split, queries: int) -> list[str]:
-        """Return a warning if images of `split` have more objects than a detector has queries; otherwise nothing."""
+        """Return a warning if images of `split` have more objects than a detector has queries, else an empty list."""
 
     def where(self, split: Split, index: int) -> str:
         """Return where a sample comes from, such as its file and line, for messages; opens no file."""
@@ -125,7 +126,7 @@ class Metric(Protocol):
     """A task's metrics on one split. The evaluator calls `update` for each batch, then `gather`, then `compute`."""
 
     def update(self, batch: Batch, answers: list[Answer]) -> None:
-        """Add the answers to a batch of this rank."""
+        """Add one batch of this rank, with one answer for each of its samples."""
 
     def gather(self) -> None:
         """Gather the answers of all ranks by sample id. This is a collective: all ranks must call it."""

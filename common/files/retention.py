@@ -13,13 +13,13 @@ from common.errors import UserError
 from common.files.checkpoint import NewerFormatError, is_ours, load, save
 from common.files.lines import sync_folder
 
-MIN_CHECKPOINTS = 2  # a run keeps at least this many, so that one damaged file does not lose the run
+MIN_CHECKPOINTS = 2  # a run keeps at least this many, so that it can be resumed if one file is damaged
 LoadedCheckpoint = tuple[Path, dict[str, Any]]  # the checkpoint's file and content
 Check = Callable[[Path, dict[str, Any]], None]  # raises UserError if a file's content does not belong to the run
 
 
 class _Skipped(NamedTuple):
-    """A file that cannot be used, and why; `undamaged` is True if only the run's check refused the file."""
+    """A file that cannot be used, and the reason; `undamaged` is True if the file was loaded and `check` refused it."""
 
     file: Path
     error: UserError
@@ -34,8 +34,8 @@ class CheckpointFolder:
     """The folder of a run's checkpoints: step_00001000.pt and so on, best.pt, average.pt, and stop_00001037.pt.
 
     average.pt exists only if the last checkpoints were averaged. stop_00001037.pt is written when a signal stops the
-    run at step 1037. Its name differs from the others, so that a run which was stopped and resumed has the same files
-    step_*.pt as a run which was not stopped.
+    run at step 1037 and no regular checkpoint is due at this step. Its name differs from the others, so that a run
+    which was stopped and resumed has the same files step_*.pt as a run which was not stopped.
     """
 
     def __init__(self, path: Path, writes: bool = True, keep: int = MIN_CHECKPOINTS):
@@ -55,7 +55,8 @@ class CheckpointFolder:
         """Write the checkpoint of `step` and, once it is on the disk, remove checkpoints that are no longer kept.
 
         The latest `keep` checkpoints and those of the steps in `keep_steps` are kept. All files stop_*.pt are removed.
-        Raises OSError if the checkpoint cannot be written; older checkpoints are then untouched.
+        Returns the checkpoint's path. Raises OSError if the checkpoint cannot be written; older checkpoints are then
+        untouched.
         """
         path = self._file(step)
         if self.writes:
@@ -69,7 +70,10 @@ class CheckpointFolder:
         return path
 
     def save_stop(self, step: int, content: dict[str, Any]) -> Path:
-        """Write the checkpoint of a run that stops at `step`, and remove only the checkpoints of earlier stops."""
+        """Write the checkpoint of a run that stops at `step`, and remove only the checkpoints of earlier stops.
+
+        Returns the checkpoint's path. Raises OSError if the checkpoint cannot be written.
+        """
         path = self._file(step, "stop")
         if self.writes:
             self._write(path, content)
@@ -99,9 +103,9 @@ class CheckpointFolder:
     def latest(self, warn: Callable[[str], None] = warnings.warn, check: Check = _accept) -> LoadedCheckpoint | None:
         """The path and content of the newest undamaged checkpoint that `check` accepts; None if there is no checkpoint.
 
-        Newer files are skipped, with a warning for each. If there are files but none can be used, raises the error of
-        `check` for the newest undamaged one, or UserError if all are damaged. A file that a newer version of this
-        program wrote is not skipped: it raises NewerFormatError.
+        Later files that cannot be used are skipped, with a warning for each. If there are files but none can be used,
+        raises the error of `check` for the newest undamaged one, or UserError if all are damaged. A file in the format
+        of a newer version of this program is not skipped; NewerFormatError is raised.
         """
         files = [(step, kind) for kind in ("step", "stop") for step in self.steps(kind)]
         newest_first = [self._file(step, kind) for step, kind in sorted(files, reverse=True)]
@@ -119,7 +123,7 @@ class CheckpointFolder:
     def set_aside(self) -> list[Path]:
         """Rename the undamaged files that `latest` skipped; returns their new paths.
 
-        Otherwise `save` would later delete these files.
+        NAME becomes other_run_NAME. Without the new names, `save` would later delete these files.
         """
         renamed = [file.with_name(f"other_run_{file.name}") for file in self._of_other_runs if self.writes]
         for file, new in zip(self._of_other_runs, renamed, strict=False):
@@ -133,10 +137,10 @@ class CheckpointFolder:
         warn: Callable[[str], None] = warnings.warn,
         check: Check = _accept,
     ) -> LoadedCheckpoint | None:
-        """The path and content of best.pt, or of the first usable checkpoint of the steps `ranked` if it is not usable.
+        """The path and content of best.pt or, if best.pt is not usable, of the first usable checkpoint of `ranked`.
 
-        A checkpoint is usable if it is undamaged and `check` accepts it. Returns None if no file is usable. Warns of
-        each file that is skipped.
+        `ranked` are steps, best first. A checkpoint is usable if it is undamaged and `check` accepts it. Returns None
+        if no file is usable. Warns of each file that is skipped. Raises NewerFormatError as `latest` does.
         """
         files = [self.path / "best.pt", *(self._file(step) for step in ranked)]
         checkpoint, skipped = _first_usable([file for file in files if file.exists()], check)
@@ -157,16 +161,16 @@ class CheckpointFolder:
         return self.path / "average.pt"
 
     def last(self, count: int) -> list[Path]:
-        """The files of the last `count` steps, in ascending order; they may be damaged.
+        """The `count` latest files step_*.pt, in ascending order of their steps; the files may be damaged.
 
         If there are fewer than `count` files, all are returned.
         """
         return [self._file(step) for step in self.steps()[-count:]]
 
     def steps(self, kind: str = "step") -> list[int]:
-        """The steps that have a file, damaged or not, in ascending order.
+        """The steps that have a file step_*.pt, damaged or not, in ascending order.
 
-        With kind="stop", the steps at which a signal stopped the run.
+        With kind="stop", the steps that have a file stop_*.pt.
         """
         matches = (re.fullmatch(rf"{kind}_(\d{{8,}})\.pt", path.name) for path in self.path.glob(f"{kind}_*.pt"))
         return sorted(int(match[1]) for match in matches if match)
@@ -210,7 +214,9 @@ def _first_usable(files: Sequence[Path], check: Check) -> tuple[LoadedCheckpoint
             check(file, content)
             return (file, content), skipped
         except NewerFormatError:
-            raise  # the file is undamaged, but a run that resumes from an older checkpoint would delete it
+            # The file is undamaged. If it were skipped, the run would resume from an earlier step, and its next `save`
+            # would delete the file.
+            raise
         except UserError as error:
             skipped.append(_Skipped(file, error, undamaged=content is not None))
     return None, skipped

@@ -32,12 +32,12 @@ def run_in(job: Job, config: dict[str, Any], folder: Path | None) -> float | Non
     """Run `job` in `folder`, which is locked against other processes; returns what the job returns.
 
     `folder` is None on ranks other than 0, which write no files. The job is called with `config` and `folder`. Raises
-    UserError if the folder belongs to another run or is in use by another process, or if a file cannot be written
-    because the disk is full or read-only.
+    UserError if the folder holds a run that `config` may not resume (see `_claim`), if another process uses the folder,
+    or if a file cannot be written because the disk is full or read-only.
 
-    If a UserError or Ctrl-C ends a new run before its first checkpoint, its config.yaml is removed, so that a corrected
-    command can use the folder. If the run has not logged any step either, its other files are removed, too (see
-    `_release`).
+    If a UserError or KeyboardInterrupt ends a new run before its first checkpoint, its config.yaml is removed, so that
+    a corrected command can use the folder. If the run has not logged any step either, its other files are removed, too
+    (see `_release`).
     """
     if folder is None:
         return job(config, None)
@@ -52,7 +52,7 @@ def run_in(job: Job, config: dict[str, Any], folder: Path | None) -> float | Non
                 result = job(config, folder)
                 write_atomically(folder / "config.yaml", config_text(config))  # allow_changes may have changed keys
                 return result
-        except (UserError, KeyboardInterrupt):  # Ctrl-C before the first step; later, it raises Stopped
+        except (UserError, KeyboardInterrupt):  # inside `StopSignals`, the first Ctrl-C raises Stopped instead
             if new and not any((folder / "checkpoints").glob("*")):
                 _release(folder, before)
                 if not config["run_dir"]:  # without run_dir, the parent folders may be new, too
@@ -82,11 +82,11 @@ def holds_a_run(folder: Path) -> bool:
 
 
 def _release(folder: Path, before: set[str]) -> None:
-    """Free the folder of a new run that ended with a UserError or by Ctrl-C before its first checkpoint.
+    """Make the folder of a new run usable again, after a UserError or KeyboardInterrupt before its first checkpoint.
 
-    config.yaml is removed. Unless a step was logged, the files in WRITTEN_AT_START, TensorBoard's events and an empty
-    folder of checkpoints are removed, too, and the folder itself if nothing is left in it. Files with a name in
-    `before` were there when the run started, and stay.
+    config.yaml is removed. If no step was logged, the files in WRITTEN_AT_START, TensorBoard's events and an empty
+    folder of checkpoints are removed, too. The folder itself is then removed if only the lock file is left in it.
+    Files with a name in `before` were there when the run started, and stay.
     """
     (folder / "config.yaml").unlink(missing_ok=True)
     if any((folder / name).is_file() and (folder / name).stat().st_size for name in RECORD_FILES):
@@ -109,7 +109,8 @@ def _remove_empty(*folders: Path) -> None:
 def choose(composed: Composed) -> Path:
     """The folder that the key run_dir names or, if run_dir is not set, a new folder named by model, data and time.
 
-    A new folder is created here. Raises UserError if that fails, or for resume=auto without run_dir.
+    The new folder is created here; the folder of run_dir is created later. Raises UserError if the new folder cannot be
+    created, or for resume=auto without run_dir.
     """
     config = composed.config
     if config["run_dir"]:
@@ -121,7 +122,7 @@ def choose(composed: Composed) -> Path:
 
 
 def _kind(section: dict[str, Any]) -> str:
-    """The name of a config section that was not chosen by name: that of its class, in lower case (coco for Coco)."""
+    """The name for a config section that was not chosen by name: its class's name in lower case (coco for Coco)."""
     return str(section["_target_"]).rpartition(".")[2].lower()
 
 
@@ -180,9 +181,9 @@ def _claim(folder: Path, config: dict[str, Any]) -> None:
     """Write config.yaml into a new run's folder, or check that `config` may resume the run in the folder.
 
     Raises UserError if the folder holds a run and resume=auto is not set, or if `config` differs from the stored config
-    of the run in a key that may not change. When a run is resumed, `config` is changed in two places. A precision of
-    `auto` becomes the precision with which the run began, and default sizes of val and test become those with which the
-    run began (`_restore_cuts`).
+    of the run in a key that may not change. Also raises UserError if allow_changes names an unknown key. When a run is
+    resumed, `config` is changed in two places: a precision of `auto` becomes the stored precision, and `_restore_cuts`
+    replaces some default sizes of val and test by the stored ones.
     """
     file, allowed = folder / "config.yaml", config["allow_changes"]
     _refuse_unknown(allowed, config)
@@ -191,7 +192,7 @@ def _claim(folder: Path, config: dict[str, Any]) -> None:
     if file.exists():
         finished = (folder / "results.json").exists()
         stored = read_config(file)
-        # If there is a checkpoint, paths of the data may differ: the digests of the data in it are compared later.
+        # If there is a checkpoint, paths of the data may differ: the digests that it holds are compared later.
         paths = DATA_PATHS if any((folder / "checkpoints").glob("*.pt")) and not finished else ()
         refuse_changes(stored, config, f"{folder}", [*paths, *([] if finished else allowed)])
         if config["trainer"]["precision"] == "auto":

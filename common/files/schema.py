@@ -34,9 +34,9 @@ def mistake(value: Any, expected: Any, field: str) -> str | None:
 
     `expected` is the type. `field` names the value in the sentence; it is empty for the whole content of a file.
 
-    Text and booleans do not count as numbers. Integers and NaN count as floats, but no range contains NaN. A list may
-    stand for a tuple, and a tuple for a list. Where an integer is expected, its absolute value may be at most
-    MAX_INTEGER.
+    Text and booleans do not count as numbers. Integers and NaN count as floats, but NaN lies outside every range that
+    has a bound. A list may stand for a tuple, and a tuple for a list. Where an integer is expected, its absolute value
+    may be at most MAX_INTEGER.
     """
     kind, inner = typing.get_origin(expected), typing.get_args(expected)
     prefix = f"{field}." if field else ""
@@ -61,10 +61,11 @@ def mistake(value: Any, expected: Any, field: str) -> str | None:
 
 
 def plain_mistake(value: Any, field: str, depth: int = 0) -> str | None:
-    """Describe the first part of `value` that JSON cannot hold, such as a key that is a number.
+    """Describe the first part of `value` that JSON cannot hold, such as a tensor or a key that is a number.
 
     `field` names `value` in the sentence. Returns None if there is no such part. More than MAX_PLAIN_DEPTH levels of
-    containers are a mistake, too. `depth` is the number of containers around `value`.
+    containers, and integers with an absolute value above MAX_INTEGER, are mistakes, too. `depth` is the number of
+    containers around `value`.
     """
     if depth > MAX_PLAIN_DEPTH:
         return f"{field} is nested more than {MAX_PLAIN_DEPTH} levels deep"

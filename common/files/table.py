@@ -34,7 +34,8 @@ def tables(title: str, rows: Sequence[Sequence[Any]], width: int) -> str:
     """Format a table in lines of at most `width` characters; `width` must be at least 20.
 
     A table that is too wide is split into several tables, which all begin with the first column. A single text that is
-    too long, such as the path of a run, is shortened in its middle.
+    too long, such as the path of a run, is shortened in its middle. Numbers are not shortened, so a line with a very
+    long number may be wider.
     """
     first = min(max(len(_cell(row[0])) for row in rows), width // 2)
     limits = [first, *[width - first - 2] * (len(rows[0]) - 1)]

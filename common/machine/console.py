@@ -13,7 +13,8 @@ import sys
 from contextlib import suppress
 from typing import Any
 
-# C0 except tab and newline, DEL, C1, line and paragraph separators, and marks that override the direction of text.
+# The control codes C0 (except tab and newline), DEL and C1, the line and paragraph separators, and the marks that
+# override the direction of text.
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 STREAMS = {"stdout": "standard output", "stderr": "standard error"}
 
@@ -58,7 +59,10 @@ class _Text(io.TextIOWrapper):
 
 
 def escape_controls(text: str) -> str:
-    r"""Escape characters that control a terminal or override text direction, except tab and newline: ESC is \x1b."""
+    r"""Escape characters that control a terminal or override text direction. For example, ESC becomes \x1b.
+
+    Tab and newline are not escaped.
+    """
     return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
 
 
@@ -99,8 +103,8 @@ def is_read() -> bool:
 def exit_code(code: int) -> int:
     """The exit code of a command that would otherwise exit with `code`.
 
-    It is 2 instead of 0 if a write to standard output failed, so that text is lost. A sentence on standard error then
-    says so. Text that is not written because the reader of a pipe has ended (`| head -1`) does not count as lost.
+    If a write to standard output failed, text is lost. A sentence on standard error then says so, and a code of 0
+    becomes 2. Text that is not written because the reader of a pipe has ended (`| head -1`) does not count as lost.
     """
     if sys.stdout is not None:
         sys.stdout.flush()
@@ -113,14 +117,14 @@ def exit_code(code: int) -> int:
 
 
 def notify(text: str) -> None:
-    """Write `text` to standard error if this does not block. For signal handlers, which must not raise or block."""
+    """Write `text` to standard error if this does not block. Signal handlers use it: they must not raise or block."""
     with suppress(OSError):
         if select.select([], [2], [], 0)[1]:
             os.write(2, text.encode())
 
 
 def _guarded(stream: io.TextIOWrapper) -> io.TextIOWrapper:
-    """A guarded stream with the settings and the descriptor of `stream`.
+    """A guarded stream with the descriptor, the encoding and the line buffering of `stream`.
 
     If `stream` is standard output and leads to a file or another program, control characters are not escaped.
     """

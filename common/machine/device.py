@@ -46,8 +46,8 @@ def describe(device: torch.device) -> str:
 def resolve_precision(name: Precision, device: torch.device) -> Precision:
     """Resolve `trainer.precision`: auto is bf16 if the CPU or CUDA GPU has instructions for it, else fp32.
 
-    Without such instructions, PyTorch emulates bf16 in fp32, which is slower than fp32 itself. Any other name is
-    returned unchanged.
+    Without such instructions, PyTorch emulates bf16 in fp32, which is slower than fp32 itself. A name other than auto
+    is returned unchanged.
     """
     if name != "auto":
         return name
@@ -93,9 +93,9 @@ class DeviceCopier:
     def __call__(self, batches: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """Yield the batches on the device, in order.
 
-        On a CUDA GPU, the copy of a batch is started before the previous batch is yielded, so that it is copied while
-        that batch is in use. If the first batch is in pinned memory, it is copied while the GPU still computes what was
-        queued before this call.
+        On a CUDA GPU, the copy of a batch is started before the previous batch is yielded, so that a batch is copied
+        while the previous one is in use. If the first batch is in pinned memory, it is copied while the GPU still
+        computes what was queued before this call.
         """
         if self._stream is None:
             yield from (to_device(batch, self.device) for batch in batches)

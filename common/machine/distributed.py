@@ -22,8 +22,8 @@ from common.errors import UserError
 from common.machine import torchrun
 
 # If a process fails, the other processes lose their connection to it and fail, too. They wait this many seconds before
-# they record their error: torchrun reports the earliest error, by a time in whole seconds, and that should be the error
-# of the process that failed first.
+# they record their error. torchrun compares the times of errors in whole seconds and reports the earliest error, which
+# should be that of the process that failed first.
 PEER_ERROR_DELAY = 3.0
 
 MEETING_REMEDY = "start them with torchrun, or set MASTER_ADDR to the machine of rank 0 and MASTER_PORT to a free port"
@@ -83,8 +83,9 @@ def process_group(device: torch.device, timeout: float) -> Iterator[None]:
     """A context inside which this process belongs to the group of all processes; see `init_process_group`.
 
     If an exception is raised inside, the context writes it to torchrun's error file, so that torchrun shows its
-    traceback. The context then destroys the group, which makes the other processes fail, too; their errors are
-    therefore later. A UserError is not written: the process prints it without a traceback.
+    traceback. The context destroys the group afterwards, because this makes the other processes fail, too, and torchrun
+    takes the earliest error for the cause. A UserError is not written: the process prints it without a traceback.
+    Stopped and KeyboardInterrupt are not written either.
     """
     init_process_group(device, timeout)
     try:
@@ -220,8 +221,8 @@ def shard(model: nn.Module, device: torch.device) -> None:
     """Shard every parameter over the ranks; a layer's parameters are gathered only while the layer computes.
 
     The method is FSDP (Zhao et al. 2023, "PyTorch FSDP", arXiv:2304.11277) in PyTorch's second version, `fully_shard`.
-    Each element of a ModuleList (such as a block) is gathered separately, and the rest of the model together. Gradients
-    are summed over ranks, not averaged.
+    Each element of an outermost ModuleList (such as a block of a stack) is gathered separately, with all modules inside
+    the element. The rest of the model is gathered together. Gradients are summed over ranks, not averaged.
     """
     if world_size() == 1:
         return
@@ -285,7 +286,7 @@ def load_state_dict(model: nn.Module, tensors: dict[str, Tensor]) -> None:
 
 @contextmanager
 def unsharded(model: nn.Module) -> Iterator[None]:
-    """A context in which every rank holds the full model, so that ranks can call it independently of each other."""
+    """A context in which every rank holds the full model, so that each rank can call the model without the others."""
     units = _units(model) if is_sharded(list(model.parameters())) else []
     if units:
         units[0]._get_fsdp_state()._lazy_init()  # otherwise, FSDP would take the first layer that is called as its root

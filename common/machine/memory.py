@@ -20,7 +20,9 @@ UPDATE_ADVICE = (
 SINGLE_SAMPLE_ADVICE = (
     "one sample alone is too much, so give smaller images or shorter texts, a smaller model, or more memory"
 )
-OUT_OF_MEMORY_MESSAGES = (  # texts of other errors; torch 2.15 has a class only for those of CUDA's caching allocator
+# torch 2.15 has a class only for the errors of CUDA's caching allocator. The texts of other out-of-memory errors
+# contain one of these.
+OUT_OF_MEMORY_MESSAGES = (
     "DefaultCPUAllocator",  # "can't allocate memory", or "not enough memory" on Windows and macOS
     "out of memory",  # the CUDA driver, and MPS
     "STATUS_ALLOC_FAILED",  # cuBLAS and cuDNN
@@ -34,7 +36,7 @@ def report_out_of_memory(what: str, batch: Batch, device: torch.device, advice: 
 
     The error's sentence begins with `what`, such as "Step 12", states the shapes and sample ids of the batch, and ends
     with `advice`. For a batch of one sample, SINGLE_SAMPLE_ADVICE replaces any advice except UPDATE_ADVICE. Other
-    errors propagate.
+    errors propagate unchanged.
     """
     try:
         yield

@@ -43,7 +43,7 @@ class StopSignals:
         self._watchdog: _Watchdog | None = None
 
     def __enter__(self) -> "StopSignals":
-        """Install the handler and start the watchdog.
+        """Install the handler, and start the watchdog thread (`_Watchdog`).
 
         Does nothing outside the main thread, because Python allows handlers to be installed in the main thread only.
         """

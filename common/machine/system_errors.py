@@ -47,7 +47,7 @@ def ensure_open_files(workers: int) -> None:
 def describe(error: OSError) -> str | None:
     """Return a sentence with the cause of an error and its remedy; None for an error that may be a bug.
 
-    For an error without a path, the result is None, unless the error is that too many files are open.
+    Too many open files are described even if the error has no path. Every other error without a path gives None.
     """
     if error.errno in _TOO_MANY:
         return f"{error.strerror}: more than the limit (ulimit -n) permits; raise it, or lower trainer.workers."

@@ -39,9 +39,9 @@ def missing_settings(environment: Mapping[str, str], count: bool = True) -> dict
 def worker_count(workers: int | Literal["auto"], processes: int) -> int:
     """The number of workers that load data for each of the `processes` processes on this machine.
 
-    `workers` is a number or "auto". For "auto", the number of cores that this process may use, or a container's limit
-    on processor time if that is lower, is divided by `processes` and rounded down; the result is at most
-    MAX_AUTO_WORKERS. With 0 workers, each process loads its data itself.
+    `workers` is a number or "auto". For "auto", the number of cores that this process may use is divided by `processes`
+    and rounded down. If a container's limit on processor time is lower than this number of cores, the limit is divided
+    instead. The result is at most MAX_AUTO_WORKERS. With 0 workers, each process loads its data itself.
     """
     if workers != "auto":
         return workers

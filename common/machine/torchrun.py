@@ -31,8 +31,8 @@ def this_process(environment: Mapping[str, str]) -> Process:
     LOCAL_WORLD_SIZE is read as well. If it is missing, all processes are assumed to be on this machine, so it defaults
     to WORLD_SIZE.
 
-    Raises UserError if a variable is not a whole number, WORLD_SIZE is 0, RANK is not below WORLD_SIZE, or LOCAL_RANK
-    is above RANK.
+    Raises UserError if a variable does not consist of one to nine digits, WORLD_SIZE is 0, RANK is not below
+    WORLD_SIZE, or LOCAL_RANK is above RANK.
     """
     world_size = _number(environment, "WORLD_SIZE", 1)
     rank, local_rank = _number(environment, "RANK", 0), _number(environment, "LOCAL_RANK", 0)

@@ -29,10 +29,10 @@ class Attention(nn.Module):
     `width` is the number of channels C of inputs and outputs. `inner_width` is the total width of the heads, and None
     means `width`; each head has the width D = `inner_width` / `heads`. The query, key and value projections are stacked
     in this order as the rows of one matrix, so that a tensor that serves as query, key and value is projected by one
-    multiplication. `projection_bias` adds a bias to the query, key, value and output projections. `dropout` is applied
-    to the attention probabilities. `qk_norm` normalises the queries and keys of each head by `norm` with `norm_eps`,
-    which keeps the scores from growing (Dehghani et al. 2023, arXiv 2302.05442, section 2). Raises ValueError if
-    `heads` does not divide `inner_width`.
+    multiplication. `projection_bias` adds a bias to the query, key, value and output projections. `dropout` is the rate
+    of dropout on the attention probabilities. `qk_norm` normalises the queries and keys of each head by `norm` with
+    `norm_eps`, which keeps the scores from growing (Dehghani et al. 2023, arXiv 2302.05442, section 2). Raises
+    ValueError if `heads` does not divide `inner_width`.
     """
 
     def __init__(
@@ -133,7 +133,10 @@ class Attention(nn.Module):
 
 
 class Cache:
-    """The keys and values (B, h, M, D) of all calls so far. A buffer that is full is replaced by a longer one."""
+    """The keys and values (B, h, M, D) that `extend` has appended so far.
+
+    A buffer that is full is replaced by a longer one.
+    """
 
     def __init__(self) -> None:
         self.length = 0  # M
@@ -170,8 +173,8 @@ class Cache:
 def attention_probabilities(q: Tensor, k: Tensor, may_look: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
     """Softmax(q k^T / sqrt(D) + bias) over unmasked keys: (B, h, N, D), (B, h, M, D) -> (B, h, N, M).
 
-    A row sums to one; it is all zeros if all keys of its query are masked. Fused kernels never store this matrix, so
-    `record_attention` computes it separately, by this function, whichever kernel computes the output.
+    A row sums to one; it is all zeros if all keys of its query are masked. Fused kernels never store this matrix.
+    Inside `record_attention`, this function therefore computes it separately, whichever kernel computes the output.
     """
     attention = _masked_softmax(q, k, may_look, bias)
     return attention if may_look is None else attention.masked_fill(_is_fully_masked(may_look), 0)
@@ -192,8 +195,8 @@ def materialised_attention(
     (B, h, N, D), (B, h, M, D), (B, h, M, D) -> (B, h, N, D). On the CPU, this function is faster than
     `_fused_attention`: in bf16, by a factor of two to three without gradients and of four to seven with gradients; in
     fp32, by up to a third (Zen 5, torch 2.15). fp32 inference with more than `MAX_FP32_INFERENCE_PAIRS` pairs is an
-    exception. For bf16 inputs, this function computes scores in bf16, while `_fused_attention` computes them in fp32;
-    the error of the output is 0.4 % (1 to 2 % for scores above 50), against 0.2 % for `_fused_attention`.
+    exception. For bf16 inputs, this function computes scores in bf16, while `_fused_attention` computes them in fp32.
+    The error of the output is then 0.4 % (1 to 2 % for scores above 50), against 0.2 % for `_fused_attention`.
     """
     may_look = _combined_mask(q, k, may_look, causal)
     attention = _masked_softmax(q, k, may_look, bias)
@@ -222,8 +225,9 @@ def _fused_attention(
 def _is_materialised(q: Tensor, k: Tensor) -> bool:
     """Whether to use `materialised_attention` instead of `_fused_attention`.
 
-    It is used on the CPU for at most `MAX_MATERIALISED_WEIGHTS` probabilities, with three exceptions: exported graphs,
-    fp16, and fp32 inference with more than `MAX_FP32_INFERENCE_PAIRS` pairs of a query and a key.
+    `materialised_attention` is used on the CPU for at most `MAX_MATERIALISED_WEIGHTS` probabilities, with three
+    exceptions: exported graphs, fp16, and fp32 inference with more than `MAX_FP32_INFERENCE_PAIRS` pairs of a query and
+    a key.
     """
     if q.device.type != "cpu" or torch.compiler.is_exporting():  # an exported graph must fit all shapes
         return False
@@ -236,15 +240,16 @@ def _is_materialised(q: Tensor, k: Tensor) -> bool:
 
 
 def _masked_softmax(q: Tensor, k: Tensor, may_look: Tensor | None, bias: Tensor | None = None) -> Tensor:
-    """Attention probabilities (B, h, N, M); callers overwrite the rows of queries whose keys are all masked.
+    """Attention probabilities (B, h, N, M). The row of a query whose keys are all masked has no meaning.
 
-    To mask a score, the lowest finite number is added to it, in the operation that multiplies queries and keys. With
-    minus infinity instead, the row and the gradient of a query whose keys are all masked would be NaN.
+    Callers set their results for such a query to zero. To mask a score, the lowest finite number is added to it, in the
+    operation that multiplies queries and keys. With minus infinity instead, the row and the gradient of a query whose
+    keys are all masked would be NaN.
     """
     batch, heads = q.shape[:2]
     if q.dtype == torch.bfloat16 and q.shape[2] > MAX_UNCENTRED_QUERIES:
         # Subtracting the mean key shifts all scores of a query by the same amount, which does not change the softmax.
-        # The scores become smaller, and bf16 rounds smaller numbers by less.
+        # The scores become smaller, and so do their rounding errors in bf16.
         k = k - k.mean(2, keepdim=True)
     if bias is None and may_look is not None:
         bias = q.new_zeros(may_look.shape)
@@ -252,7 +257,7 @@ def _masked_softmax(q: Tensor, k: Tensor, may_look: Tensor | None, bias: Tensor 
         offsets, beta = q.new_zeros(1, 1, 1), 0
     else:
         offsets, beta = _masked_bias(bias.to(q.dtype), may_look), 1
-        # (1 or B h, 1 or N, M)
+        # (1 or B h, 1 or N, 1 or M)
         offsets = offsets[None] if offsets.ndim == 2 else offsets.expand(batch, heads, -1, -1).flatten(0, 1)
     factors, scale = (q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2)), q.shape[-1] ** -0.5
     scores = torch.baddbmm(offsets, *factors, beta=beta, alpha=scale)  # (B h, N, M)
@@ -265,14 +270,14 @@ def _masked_bias(bias: Tensor, may_look: Tensor | None) -> Tensor:
 
 
 def _is_fully_masked(may_look: Tensor) -> Tensor:
-    """Whether all keys of a query are masked: (..., N or 1, M) -> (..., N or 1, 1) boolean."""
+    """Whether all keys of a query are masked: (..., 1 or N, 1 or M) -> (..., 1 or N, 1) boolean."""
     return ~may_look.any(-1, keepdim=True)
 
 
 def _combined_mask(q: Tensor, k: Tensor, may_look: Tensor | None, causal: bool) -> Tensor | None:
     """Combine `may_look` with the mask of `causal`, a lower triangle (N, M) whose last row is all True.
 
-    Returns None if nothing is masked.
+    Returns None if `may_look` is None and `causal` masks no key.
     """
     queries, keys = q.shape[2], k.shape[2]
     if not causal or queries == 1:  # a single query is the last query, which attends to all keys
@@ -289,7 +294,7 @@ def record_attention(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
             model(images)
         maps["decoder.blocks.5.cross_attention"][0]
 
-    Calls inside the context are recorded. The dict may also be read after it.
+    Calls inside the context are recorded. The dict may also be read after the context has ended.
     """
     modules = {name: module for name, module in model.named_modules() if isinstance(module, Attention)}
     maps: dict[str, list[Tensor]] = {name: [] for name in modules}

@@ -67,7 +67,7 @@ class Residual(nn.Module):
         if self.drop_path and self.training:
             probability = 1 - self.drop_path
             keep = x.new_empty(len(x), 1, 1).bernoulli_(probability)  # (B, 1, 1), independent for each sample
-            x = x * keep / (probability or 1.0)  # at probability 0, `keep` is all zeros: no 0 / 0
+            x = x * keep / (probability or 1.0)  # at probability 0, divide by 1 and not by 0
         return x
 
 
@@ -222,9 +222,9 @@ class Stack(nn.Module):
         return outputs
 
     def caches(self, memory: Memory | None = None) -> list[BlockCache]:
-        """Make a cache for each block, which holds no keys and values of self-attention yet.
+        """Make a cache for each block. The cache holds no keys and values of self-attention yet.
 
-        With a `memory`, the caches hold its keys and values, projected for cross-attention.
+        With a `memory`, each block's cache holds the memory's keys and values, projected for cross-attention.
         """
         if memory is None:
             return [BlockCache(Cache()) for _ in self.blocks]

@@ -36,9 +36,11 @@ class FrozenBatchNorm(nn.Module):
         """The weight (C, ...) and bias (C,) of a convolution that equals `conv` followed by this norm.
 
         If a gradient of the weight is needed, or the model is being compiled, both are computed in each call, in the
-        weight's type. Otherwise they have the type in which autocast computes convolutions, or the weight's type
-        without autocast. If `packed`, the weight then has the layout that `kernels.convolution_relu` reads. Both are
-        cached until the weight or this norm changes, provided that the weight counts its changes
+        type of `conv.weight`.
+
+        Otherwise, both have the type in which autocast computes convolutions or, without autocast, the type of
+        `conv.weight`. If `packed`, the returned weight has the layout that `kernels.convolution_relu` reads. Both are
+        cached until `conv.weight` or this norm changes, provided that `conv.weight` counts its changes
         (`kernels.counts_changes`).
         """
         weight = conv.weight
@@ -69,7 +71,8 @@ class FrozenBatchNorm(nn.Module):
 def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
     """Make a convolution without bias that divides the sides of a feature map by `stride`, rounding up.
 
-    The weight is initialised as in He et al. 2015 (arXiv 1502.01852).
+    `kernel` is the side of the kernel, an odd number. The weight is initialised as in He et al. 2015 (arXiv
+    1502.01852).
     """
     padding = dilation * (kernel // 2)
     conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, bias=False)

@@ -30,6 +30,6 @@ def dropout(x: Tensor, p: float) -> Tensor:
     # Four elements share the 64 random bits of one integer; an upper bound of None includes the highest integer.
     bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
     keep = bits.view(torch.int16)[: x.numel()] >= dropped_values - RANDOM_VALUES // 2
-    # A product is faster than `torch.where`, which branches for each element and is often mispredicted.
+    # A product is faster than `torch.where`, whose branch for each element is often mispredicted.
     factors = keep.view(torch.uint8).to(x.dtype).mul_(RANDOM_VALUES / (RANDOM_VALUES - dropped_values))
     return x * factors.view(x.shape)

@@ -3,9 +3,9 @@
 For fp32 products on the CPU, PyTorch calls MKL, which does not use AVX-512 on AMD's processors (96 GFLOP/s on one Zen 5
 core, torch 2.15). oneDNN, which is also part of PyTorch, uses AVX-512 there (214 GFLOP/s). On a CPU with AVX2 only, MKL
 is faster (45 GFLOP/s against oneDNN's 39 on one Zen 3 core), except if the input has few rows and the weight is packed.
-Only this file calls oneDNN directly. On other devices, under torch.compile and torch.export, for tensor subclasses, and
-under `torch.backends.mkldnn.flags(enabled=False)`, `linear` calls PyTorch's function instead, and `can_fuse` returns
-False.
+Only this file calls oneDNN directly. On other devices, under torch.compile and torch.export, for tensor subclasses
+other than parameters, and under `torch.backends.mkldnn.flags(enabled=False)`, `linear` calls PyTorch's function
+instead, and `can_fuse` returns False.
 """
 
 from collections.abc import Callable
@@ -95,9 +95,9 @@ class WeightCache:
         """The result of `make`, stored under `name`; `make` is called again if `weight` or `statistics` have changed.
 
         `weight` must count its changes (`counts_changes`). `statistics` are vectors, which need not count their
-        changes. On the CPU, their values are compared with stored ones, in a microsecond for each. On other devices,
-        the host would have to wait for the values, so they are not compared, and changes of `statistics` through `data`
-        are missed.
+        changes. On the CPU, their values are compared with stored ones, which takes a microsecond for each vector. On
+        other devices, the host would have to wait for the values, so they are not compared, and changes of `statistics`
+        through `data` are missed.
         """
         assert isinstance(weight, Parameter)
         state = weight.changes, *((tensor.data_ptr(), tensor._version) for tensor in (weight, *statistics))
@@ -268,8 +268,8 @@ class _Linear(torch.autograd.Function):
 def _outer(a: Tensor, b: Tensor) -> Tensor:
     """a^T b: (n, p), (n, q) -> (p, q).
 
-    oneDNN distributes the rows of a product over threads. Therefore the function computes either a^T b or its
-    transpose, whichever has fewer and thus longer rows.
+    oneDNN distributes the rows of a product over threads. A product with few long rows suits this better than one with
+    many short rows. Therefore, if p <= q, a^T b is computed directly, and otherwise as the transpose of b^T a.
     """
     if a.shape[1] <= b.shape[1]:
         return _multiply(a.t(), b.t())

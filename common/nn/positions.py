@@ -41,8 +41,8 @@ def sine_2d(real: Tensor, width: int, temperature: float = 10000.0) -> Tensor:
     """Sine encodings of a padded map: real (B, H, W) boolean -> (B, H, W, width), `width` a multiple of four.
 
     `real` is False at padding. The first half of the channels encodes the row, the second half the column. Row r
-    (counted from 1) of an image of R rows has the coordinate 2 pi r / R, and columns likewise. R counts no padding, so
-    coordinates do not depend on it.
+    (counted from 1) has the coordinate 2 pi r / R, where R is the image's number of rows on the map, without padding.
+    The same holds for columns. Coordinates therefore do not depend on the amount of padding.
     """
     rows, columns = real.cumsum(1, dtype=torch.float32), real.cumsum(2, dtype=torch.float32)  # (B, H, W)
     rows = rows / (rows[:, -1:, :] + 1e-6) * 2 * math.pi
@@ -62,8 +62,8 @@ class Learned1d(nn.Module):
         """Encodings of `count` tokens at the positions from `start` on: (count, C).
 
         With left padding, `padding` (B,) int64 is the number of padding tokens of each sequence. Positions then count
-        from the first real token of each sequence, and the result is (B, count, C). Raises UserError for a position
-        beyond the table.
+        from the first real token of each sequence, and the result is (B, count, C). Raises UserError if `start`
+        + `count` exceeds `longest`.
         """
         if start + count > self.table.num_embeddings:
             raise UserError(

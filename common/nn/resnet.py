@@ -6,9 +6,9 @@ Tensors have torchvision's names (conv1.weight, bn1.weight, layer1.0.conv1.weigh
 loads files of torchvision and of official DETR (facebookresearch/detr), which adds a prefix to these names.
 
 Differs: In official DETR, a convolution near an image's border also reads values that earlier layers computed in the
-padding. Detections then depend on the amount of padding, and so on the other images of the batch. This file sets the
-padding to zero before every convolution with a kernel larger than 1x1. `official_padding` restores the behaviour of
-official DETR.
+padding. Detections then depend on the amount of padding, and therefore on the other images of the batch. This file
+sets the padding to zero before every convolution with a kernel larger than 1x1. `official_padding` restores the
+behaviour of official DETR.
 """
 
 from collections.abc import Sequence
@@ -115,8 +115,8 @@ def _apply_shortcut(downsample: nn.Sequential | None, x: Tensor) -> Tensor:
 class Backbone(nn.Module):
     """A ResNet that returns the feature map of its last stage, and a mask of the positions that are not padding.
 
-    `official_padding` leaves the padding unmasked, as official DETR does. Raises UserError for `dilation` with basic
-    blocks ("small", "resnet18" and "resnet34").
+    With `official_padding`, the padding is not set to zero before convolutions, as in official DETR. Raises UserError
+    for `dilation` with basic blocks ("small", "resnet18" and "resnet34").
     """
 
     def __init__(self, options: BackboneOptions, *, official_padding: bool):

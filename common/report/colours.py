@@ -1,4 +1,4 @@
-"""Colour maps for pictures of attention."""
+"""Colour maps for pictures of attention and of confusion matrices."""
 
 from collections.abc import Sequence
 

@@ -22,10 +22,11 @@ def place_labels(
 
     Labels are placed in order, so the first ones get the best positions.
 
-    A position is free if a label there overlaps no label that was placed before. A label is placed at an edge of its
-    box if a position there is free and hides no outline. Otherwise it gets the free position with the lowest cost: the
-    distance from its box plus `CROSSING` times the length of the outlines that it hides, both in heights of the label.
-    The corner is None if no position is free.
+    A position is free if a label there lies within the picture and overlaps no label that was placed before. A label is
+    placed at an edge of its box if a position there is free and hides no outline. Otherwise, the positions of a grid
+    over the picture are tried, too. The label then gets the free position with the lowest cost: the distance from its
+    box plus `CROSSING` times the length of the outlines that it hides, both in heights of the label. The corner is None
+    if none of these positions is free.
 
     Args:
         boxes: boxes (n, 4), which include their outlines and lie within the picture.
@@ -105,7 +106,7 @@ def _first_free(labels: Rectangles, placed: Rectangles) -> int | None:
 
 
 def _distances(rectangles: Rectangles, box: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the distance (n,) between each rectangle and a box in pixels; 0 if they touch or overlap."""
+    """Return the distance in pixels (n,) between each rectangle and a box; 0 if they touch or overlap."""
     gaps = np.maximum(np.maximum(box[:2] - rectangles[:, 2:], rectangles[:, :2] - box[2:]), 0)  # (n, 2)
     distances: NDArray[np.float64] = np.hypot(gaps[:, 0], gaps[:, 1])
     return distances

@@ -20,7 +20,7 @@ MAX_SHOWN = 16  # maximum number of inputs that a cell of a notebook displays; t
 
 
 class Records(list[Any]):
-    """A list of dicts, the predictions for one input, or a list of Records, one for each of several inputs.
+    """A list of predictions: for one input, the items are dicts; for several inputs, one Records for each input.
 
     It can be used like any list. Jupyter displays it as a picture or as text.
     """
@@ -52,7 +52,8 @@ class Records(list[Any]):
     def _repr_html_(self) -> str | None:
         """Return the text of one input, or HTML with the pictures and texts of the first `MAX_SHOWN` of several inputs.
 
-        Returns None for one input without text; Jupyter then displays its picture, or else the plain list.
+        Returns None for one input without text, or for an empty list. Jupyter then displays the picture if there is
+        one, otherwise the plain list.
         """
         if self.draw is not None or self.text is not None:
             return self.text

@@ -134,10 +134,11 @@ def load(file: str | Path, *overrides: str) -> tuple[nn.Module, Task]:
     ("model=detr_r50"). The device is `trainer.device` of the checkpoint's config, by default CUDA if available, and
     otherwise the CPU. Warns of weights that are not finite. Raises UserError for the same mistakes as predict.py.
 
-    The weights and the preprocessing are the same as in predict.py: EMA weights if there are any, or those of the last
-    update with the override "weights=raw". The precision differs: `task.predict` computes in fp32, and predict.py in
-    `trainer.precision`, which is bf16 on many machines. For the same numbers as predict.py in bf16, call `task.predict`
-    inside `with torch.autocast("cpu", torch.bfloat16):` (or "cuda").
+    The weights and the preprocessing are the same as in predict.py: the EMA weights if there are any, otherwise those
+    of the last update. The override "weights=raw" selects those of the last update even if there are EMA weights. The
+    precision differs: `task.predict` computes in fp32, and predict.py in `trainer.precision`, which is bf16 on many
+    machines. For the same numbers as predict.py in bf16, call `task.predict` inside
+    `with torch.autocast("cpu", torch.bfloat16):` (or "cuda").
     """
     config = configure("evaluate", [f"checkpoint={file}", *overrides], stored_config)
     parts = restore(config)

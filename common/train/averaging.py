@@ -29,8 +29,8 @@ def average(files: Sequence[Path]) -> dict[str, Any]:
     once. The key `mean` marks an average. A new run may start from an average. A run never resumes from its average.pt,
     because resuming reads only the checkpoints of single steps.
 
-    Raises UserError for fewer than two files, for a file given twice, for a file that is not a checkpoint of a run, for
-    files of different models, classes or tokens, and if only some of the files hold EMA weights.
+    Raises UserError for fewer than two files, for a file given twice, for a file that is not a checkpoint of a single
+    step, for files of different models, classes or tokens, and if only some of the files hold EMA weights.
     """
     _check_count(files)
     sums: dict[str, Tensor] = {}
@@ -66,7 +66,7 @@ def _check_count(files: Sequence[Path]) -> None:
 
 
 def _read_single_step(path: Path) -> dict[str, Any]:
-    """Read a checkpoint that a run wrote; raises UserError for any other file, also for an average."""
+    """Read a checkpoint of a single step; raises UserError for any other file, such as an average."""
     content = checkpoint.load(path, TO_RESTORE)
     if not checkpoint.is_ours(content):
         raise UserError(f"{path} was not written by this program; give checkpoints of its runs.")

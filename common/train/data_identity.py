@@ -1,4 +1,4 @@
-"""Check that a resumed run reads the same data as before, by the digests of each split that its checkpoints hold."""
+"""Check that a resumed run reads the same data as before: its checkpoints hold digests of each split."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -36,8 +36,8 @@ def fingerprint_of(data: Data, split: Split) -> dict[str, str]:
 def changes(before: Fingerprints, now: Fingerprints) -> list[str]:
     """Describe the differences between the digests `before` and `now`, such as "the images of train differ".
 
-    A digest is compared only if it is in both, because checkpoints of earlier versions may lack some. If a split has
-    samples in only one of the two, this is a difference, too.
+    A digest is compared only if it is in both, because checkpoints of earlier versions may lack some. It is also a
+    difference if a split has samples in only one of the two.
     """
     lines = []
     for split in [split for split in SPLITS if split in before]:

@@ -1,7 +1,7 @@
 """An exponential moving average (EMA) of a model's weights, which is evaluated instead of the raw weights.
 
-The method is from Polyak and Juditsky 1992. The decay grows during the first updates, as in TensorFlow's
-ExponentialMovingAverage.
+Averaging weights over updates goes back to Polyak and Juditsky 1992, whose average is uniform and not exponential. The
+decay grows during the first updates, as in TensorFlow's ExponentialMovingAverage.
 """
 
 from collections.abc import Iterator

@@ -36,11 +36,11 @@ def evaluate(
     """Evaluate every sample of `split` once; returns the metric's numbers, equal on all ranks, and the metric.
 
     `batch_size` is in the unit of `data.batch_size` (samples, or tokens with padding). `limit` is for a trial that only
-    looks for errors: evaluation stops after `limit` batches (of all ranks together) and returns no numbers. With
-    `samples`, only that many samples of the split are evaluated, the same ones in every call. `on_answers` receives
-    each batch of this rank with its answers before the metric does. `report` receives a line on the progress once a
-    minute. A rank that received a signal (`stop`) skips its remaining batches; all ranks then raise Stopped. All ranks
-    evaluate with the model buffers of rank 0, because checkpoints hold those.
+    looks for errors: evaluation stops after `limit` batches (of all ranks together), and the dict of numbers is empty.
+    With `samples`, only that many samples of the split are evaluated, the same ones in every call. `on_answers`
+    receives each batch of this rank with its answers before the metric does. `report` receives a line on the progress
+    once a minute. A rank that received a signal (`stop`) skips its remaining batches; all ranks then raise Stopped. All
+    ranks evaluate with the model buffers of rank 0, because checkpoints hold those.
     """
     metric = task.metric(split)
     count = data.count(split)

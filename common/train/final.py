@@ -24,8 +24,8 @@ def final_numbers(
 
     By default, the best checkpoint on val is tested. If `averaged` is above 0, the average of the last `averaged`
     checkpoints is tested instead if it is at least as good on val. Without a val split, the average is tested or, if
-    `averaged` is 0, the last checkpoint. With a val split on which the goal never had a value, the last checkpoint is
-    tested.
+    there is none, the last checkpoint. If there is a val split but the goal never had a value on it, the last
+    checkpoint is tested.
 
     Returns the goal's best value on val (if it has one) and all metrics of test (if there is a test split), by name. If
     `averaged` is above 0, the entry "weights" describes the weights that were tested.
@@ -82,8 +82,8 @@ def _average(
 ) -> tuple[LoadedCheckpoint | None, float | None]:
     """Average the last checkpoints into average.pt, and compare its score on val with that of the best checkpoint.
 
-    Returns the path and content of average.pt if it is to be tested, otherwise None; and the goal's best value on val,
-    or None if it has none.
+    Returns two values: the path and content of average.pt, or None if another checkpoint is to be tested; and the
+    goal's best value on val, or None if there is no value.
     """
     if not averaged or not _write_average(folder, log, averaged):
         return None, run.best
