@@ -236,7 +236,8 @@ class OptionalTask(Protocol):
     """The types of `state`: a TypedDict, by which a checkpoint's state is checked before `restore` and `inherit`."""
 
     unanswered: list[str]
-    """A sentence for each input that `read` or `predict` skipped, with the reason; predict.py lists them at its end."""
+    """A sentence for each input that `read` or `answers` left without an answer, with the reason. predict.py prints the
+    sentences at its end."""
 
     def sizes(self, batch: Batch) -> dict[str, float]:
         """The former name of `normalisers`, still accepted in this version."""
@@ -266,12 +267,12 @@ class OptionalModel(Protocol):
     summary at the start lists them."""
 
     masks_entries: bool
-    """Whether the model may give vocabulary entries a logit of about -1e9 to never predict them. Label smoothing omits
-    these entries."""
+    """Whether the model may give vocabulary entries a logit of about -1e9, so that they are never predicted. Label
+    smoothing omits these entries."""
 
     longest: int
-    """The maximum number of input tokens. For a longer input, the task raises an error that names the input, but
-    predict.py skips it and reports it."""
+    """The maximum number of input tokens. In evaluation, the task raises an error that names a longer input. predict.py
+    skips and reports a longer input."""
 
     def fetch_weights(self) -> str | None:
         """Load pretrained weights; called for a new run without a `checkpoint`.
